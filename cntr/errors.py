@@ -1,0 +1,64 @@
+"""The errors a user can meet: what failed, on what, why, and what to do.
+
+``cli.main`` is the one place that prints them: ``cntr: MESSAGE`` and, below it, ``hint: HINT``.
+"""
+
+from __future__ import annotations
+
+EXIT_FAILED = 125
+EXIT_NOT_EXECUTABLE = 126
+EXIT_NOT_FOUND = 127
+EXIT_USAGE = 125
+
+
+class CntrError(Exception):
+    """A failure the user can act on.
+
+    message: one line, what failed, on what and why; hint: one line, what to do; exit_code: see docs/cntr.1.md.
+    """
+
+    exit_code = EXIT_FAILED
+
+    def __init__(self, message: str, hint: str = "", exit_code: int | None = None) -> None:
+        """Keep the two lines; exit_code overrides the class's own."""
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        if exit_code is not None:
+            self.exit_code = exit_code
+
+
+class UsageError(CntrError):
+    """The command line itself is wrong."""
+
+    exit_code = EXIT_USAGE
+
+
+class TargetNotFound(CntrError):
+    """No engine knows the name, or the process is gone."""
+
+
+class AmbiguousTarget(CntrError):
+    """More than one running container answers to the name."""
+
+
+class StepFailed(CntrError):
+    """One step of the walk failed: carries the step's name and the kernel's errno."""
+
+    def __init__(self, step: str, error_number: int, path: str, hint: str = "") -> None:
+        """step: e.g. ``mount /proc``; error_number: errno; path: what it was done on."""
+        import os
+
+        where = f" {path}" if path else ""
+        super().__init__(f"{step}{where}: {os.strerror(error_number)}", hint)
+        self.step = step
+        self.errno = error_number
+        self.path = path
+
+
+def printable(text: str) -> str:
+    """TEXT fit for a terminal: control characters, escape sequences and lone surrogates escaped.
+
+    Names, images and paths come from containers, which may be hostile.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)

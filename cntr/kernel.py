@@ -1,0 +1,251 @@
+"""The attach core's kernel room: constants, structs, and one small function per system call.
+
+The only module of the attach core that holds ctypes (the filesystem's own calls are in ``kernel_fs``). Every function
+raises OSError(errno, "call: reason", path), so that an error always names the call and what it was made on.
+Constants keep the kernel's names (include/uapi/linux/{mount,sched,openat2,prctl,capability,nsfs}.h).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+# linux/sched.h
+CLONE_NEWTIME = 0x00000080
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+# linux/mount.h
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+MNT_DETACH = 2
+OPEN_TREE_CLONE = 1
+OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+MOVE_MOUNT_F_EMPTY_PATH = 0x04
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+MOUNT_ATTR_RDONLY = 0x01
+MOUNT_ATTR_NOSUID = 0x02
+MOUNT_ATTR_NODEV = 0x04
+MOUNT_ATTR_NOEXEC = 0x08
+MOUNT_ATTR_IDMAP = 0x00100000
+FSOPEN_CLOEXEC = 1
+FSMOUNT_CLOEXEC = 1
+FSCONFIG_SET_FLAG = 0
+FSCONFIG_SET_STRING = 1
+FSCONFIG_SET_FD = 5
+FSCONFIG_CMD_CREATE = 6
+
+# linux/fcntl.h, linux/openat2.h
+AT_FDCWD = -100
+AT_SYMLINK_NOFOLLOW = 0x100
+AT_NO_AUTOMOUNT = 0x800
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+RESOLVE_NO_XDEV = 0x01
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+
+# linux/prctl.h, linux/capability.h
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
+PR_SET_NAME = 15
+PR_CAPBSET_READ = 23
+PR_CAPBSET_DROP = 24
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_RAISE = 2
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+LINUX_CAPABILITY_VERSION_3 = 0x20080522
+
+CLOSE_RANGE_CLOEXEC = 4
+
+# linux/nsfs.h
+NS_GET_USERNS = 0xB701
+NS_GET_PARENT = 0xB702
+
+# linux/magic.h
+PROC_SUPER_MAGIC = 0x9FA0
+SYSFS_MAGIC = 0x62656572
+DEVPTS_SUPER_MAGIC = 0x1CD1
+CGROUP2_SUPER_MAGIC = 0x63677270
+
+# asm-generic/ioctls.h
+TIOCGPTPEER = 0x5441
+
+# System call numbers from 424 on are the same on every architecture but alpha.
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 428, 429, 430, 431, 432
+_SYS_CLOSE_RANGE, _SYS_OPENAT2, _SYS_MOUNT_SETATTR = 436, 437, 442
+_SYS_PIVOT_ROOT = {"x86_64": 155, "i686": 217, "s390x": 217, "ppc64le": 203}.get(os.uname().machine, 41)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+_long, _voidp, _charp, _ulong = ctypes.c_long, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_ulong
+
+Path = str | bytes
+
+
+def _check(result: int, call: str, path: object = None) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{call}: {os.strerror(number)}", None if path is None else str(path))
+    return result
+
+
+def _fd_path(fd: int, path: Path) -> str:
+    """What an error shows for a (dirfd, path) pair."""
+    text = os.fsdecode(path)
+    return text if fd == AT_FDCWD or text.startswith("/") else f"fd {fd}/{text}".rstrip("/")
+
+
+def setns(fd: int, nstype: int = 0) -> None:
+    """setns(2): fd is a namespace file, or a pidfd with several CLONE_NEW* flags at once."""
+    _check(_libc.setns(fd, nstype), f"setns(0x{nstype:x})")
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    _check(_libc.unshare(_long(flags)), f"unshare(0x{flags:x})")
+
+
+def open_tree(dirfd: int, path: Path, flags: int) -> int:
+    """open_tree(2): with OPEN_TREE_CLONE a detached mount tree; returns a fd (close-on-exec)."""
+    result = _syscall(_long(_SYS_OPEN_TREE), dirfd, os.fsencode(path), flags | OPEN_TREE_CLOEXEC)
+    return _check(result, "open_tree", _fd_path(dirfd, path))
+
+
+def move_mount(tree_fd: int, dirfd: int, path: Path, flags: int = 0) -> None:
+    """move_mount(2) of the tree behind tree_fd to (dirfd, path), never following a final symbolic link."""
+    flags |= MOVE_MOUNT_F_EMPTY_PATH | (0 if path else MOVE_MOUNT_T_EMPTY_PATH)
+    result = _syscall(_long(_SYS_MOVE_MOUNT), tree_fd, b"", dirfd, os.fsencode(path), flags)
+    _check(result, "move_mount", _fd_path(dirfd, path))
+
+
+class MountAttr(ctypes.Structure):
+    """struct mount_attr of mount_setattr(2)."""
+
+    _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]  # noqa: RUF012
+
+
+def mount_setattr(
+    dirfd: int, path: Path, *, recursive: bool, attr_set: int = 0, propagation: int = 0, userns_fd: int = 0
+) -> None:
+    """mount_setattr(2), kernel 5.12."""
+    attr = MountAttr(attr_set, 0, propagation, userns_fd)
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    result = _syscall(
+        _long(_SYS_MOUNT_SETATTR), dirfd, os.fsencode(path), flags, ctypes.byref(attr), _ulong(ctypes.sizeof(attr))
+    )
+    _check(result, "mount_setattr", _fd_path(dirfd, path))
+
+
+def new_filesystem(fstype: str, options: dict[str, str | None], attrs: int = 0) -> int:
+    """fsopen, fsconfig, fsmount: a detached mount of a new superblock; an option without a value is a flag.
+
+    Returns the mount's fd (close-on-exec).
+    """
+    fs = _check(_syscall(_long(_SYS_FSOPEN), fstype.encode(), FSOPEN_CLOEXEC), "fsopen", fstype)
+    try:
+        for key, value in options.items():
+            command = FSCONFIG_SET_FLAG if value is None else FSCONFIG_SET_STRING
+            data = None if value is None else value.encode()
+            result = _syscall(_long(_SYS_FSCONFIG), fs, command, key.encode(), data, 0)
+            _check(result, "fsconfig", f"{fstype} {key}={value}")
+        result = _syscall(_long(_SYS_FSCONFIG), fs, FSCONFIG_CMD_CREATE, None, None, 0)
+        _check(result, "fsconfig(create)", fstype)
+        return _check(_syscall(_long(_SYS_FSMOUNT), fs, FSMOUNT_CLOEXEC, attrs), "fsmount", fstype)
+    finally:
+        os.close(fs)
+
+
+def mount(source: str | None, target: str, fstype: str | None, flags: int, data: str | None = None) -> None:
+    """mount(2)."""
+    encoded = [None if text is None else os.fsencode(text) for text in (source, target, fstype, data)]
+    result = _libc.mount(encoded[0], encoded[1], encoded[2], _ulong(flags), encoded[3])
+    _check(result, "mount", target)
+
+
+def umount(target: str, flags: int = 0) -> None:
+    """umount2(2)."""
+    _check(_libc.umount2(os.fsencode(target), flags), "umount2", target)
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """pivot_root(2)."""
+    result = _syscall(_long(_SYS_PIVOT_ROOT), os.fsencode(new_root), os.fsencode(put_old))
+    _check(result, "pivot_root", new_root)
+
+
+class OpenHow(ctypes.Structure):
+    """struct open_how of openat2(2)."""
+
+    _fields_ = [(name, ctypes.c_uint64) for name in ("flags", "mode", "resolve")]  # noqa: RUF012
+
+
+def openat2(dirfd: int, path: Path, flags: int, resolve: int, mode: int = 0) -> int:
+    """openat2(2), kernel 5.6: open PATH with the RESOLVE_* limits; returns a close-on-exec fd."""
+    how = OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    result = _syscall(
+        _long(_SYS_OPENAT2), dirfd, os.fsencode(path), ctypes.byref(how), _ulong(ctypes.sizeof(how))
+    )
+    return _check(result, "openat2", _fd_path(dirfd, path))
+
+
+def close_range(first: int, flags: int) -> None:
+    """close_range(2) from FIRST to the last fd; CLOSE_RANGE_CLOEXEC only marks them."""
+    result = _syscall(_long(_SYS_CLOSE_RANGE), ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), flags)
+    _check(result, "close_range")
+
+
+def prctl(option: int, arg2: int = 0, arg3: int = 0) -> int:
+    """prctl(2) with number arguments."""
+    return _check(_libc.prctl(option, _ulong(arg2), _ulong(arg3), _ulong(0), _ulong(0)), f"prctl({option})")
+
+
+def set_process_name(name: str) -> None:
+    """The name that ps shows (15 bytes at most)."""
+    _check(_libc.prctl(PR_SET_NAME, _charp(name.encode()[:15]), _ulong(0), _ulong(0), _ulong(0)), "prctl(name)")
+
+
+class CapHeader(ctypes.Structure):
+    """struct __user_cap_header_struct."""
+
+    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]  # noqa: RUF012
+
+
+def capset(effective: int, permitted: int, inheritable: int) -> None:
+    """capset(2) on the calling thread; each argument is a 64-bit capability mask."""
+    header = CapHeader(LINUX_CAPABILITY_VERSION_3, 0)
+    low = [mask & 0xFFFFFFFF for mask in (effective, permitted, inheritable)]
+    high = [mask >> 32 for mask in (effective, permitted, inheritable)]
+    data = (ctypes.c_uint32 * 6)(*low, *high)
+    _check(_libc.capset(ctypes.byref(header), ctypes.byref(data)), "capset")
+
+
+def filesystem_magic(fd: int) -> int:
+    """statfs(2)'s f_type (linux/magic.h) of the filesystem behind fd."""
+    buffer = (ctypes.c_long * 32)()  # struct statfs: 120 bytes on 64-bit machines, f_type first
+    _check(_libc.fstatfs(fd, ctypes.byref(buffer)), "fstatfs", f"fd {fd}")
+    return int(buffer[0])
+
+
+def signalfd(signals: tuple[int, ...]) -> int:
+    """signalfd(2) over SIGNALS, which the caller has blocked; each read gives 128-byte records (signalfd_siginfo)."""
+    mask = ctypes.create_string_buffer(128)
+    for number in signals:
+        mask[(number - 1) // 8] = bytes([mask[(number - 1) // 8][0] | 1 << (number - 1) % 8])
+    return _check(_libc.signalfd(-1, mask, os.O_CLOEXEC | os.O_NONBLOCK), "signalfd")
