@@ -23,6 +23,10 @@ SUBUID_START = 300000  # first host id of the user namespace's range
 USERNS_RANGE = 1000
 
 
+class Unsupported(Exception):
+    """The backing filesystem or the kernel lacks what a check is about; the text names it."""
+
+
 class ActorFailed(AssertionError):
     """The child failed by something other than an OSError; carries its traceback."""
 
@@ -145,5 +149,7 @@ def _answer(actor: Actor, function: Callable[..., Any], args: tuple[Any, ...]) -
         return pickle.dumps(("result", function(*args)))
     except OSError as error:
         return pickle.dumps(("error", OSError(error.errno, error.strerror, error.filename)))
+    except Unsupported as reason:
+        return pickle.dumps(("error", reason))
     except BaseException:
         return pickle.dumps(("failed", traceback.format_exc()))

@@ -13,13 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..actors import Unsupported
+
 # Far from now in both directions, with odd nanoseconds: no clock sets these by itself.
 PAST_NS = 1_000_000_007_123_456_789
 FUTURE_NS = 2_000_000_011_987_654_321
-
-
-class Unsupported(Exception):
-    """The backing filesystem or the kernel lacks what the check is about; the text names it."""
 
 
 def raises(numbers: int | tuple[int, ...], function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
