@@ -55,7 +55,7 @@ def mount_flags(words: list[str]) -> int:
 def choose_binding(binding: str | None) -> str:
     """The binding to use: the one asked for, or the best that works here. CntrError when pyfuse3 is missing."""
     if binding is None:
-        binding = "pyfuse3"
+        return "devfuse"
     if binding == "pyfuse3":
         try:
             import pyfuse3  # noqa: F401
@@ -204,7 +204,9 @@ class _Manager:
             kernel.mount(self.options.fsname or self.source, self.mountpoint, FSTYPE, flags, mount_data(fuse_fd))
         except OSError as error:
             hint = "mounting takes root (CAP_SYS_ADMIN)" if error.errno == errno.EPERM else ""
-            raise CntrError(f"cannot mount CntrFS on {self.mountpoint}: {os.strerror(error.errno or 0)}", hint) from None
+            raise CntrError(
+                f"cannot mount CntrFS on {self.mountpoint}: {os.strerror(error.errno or 0)}", hint
+            ) from None
 
     def _serve(self, fuse_fd: int, root_fd: int, ready_writer: int) -> None:
         """The server process; never returns."""

@@ -134,9 +134,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         return self._entry(*self.core.mknod(parent, name, mode, rdev, _caller(ctx)))
 
     @_answered
-    async def mkdir(
-        self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
+    async def mkdir(self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         return self._entry(*self.core.mkdir(parent, name, mode, _caller(ctx)))
 
     @_answered
@@ -166,14 +164,12 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         return self._entry(*self.core.link(inode, new_parent, new_name))
 
     def _info(self, fh: int) -> pyfuse3.FileInfo:
-        return pyfuse3.FileInfo(
-            fh=fh, keep_cache=self._options.keep_cache, direct_io=self._options.cache == "none"
-        )
+        return pyfuse3.FileInfo(fh=fh, keep_cache=self._options.keep_cache, direct_io=self._options.cache == "none")
 
     @_answered
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         # libfuse leaves O_TRUNC to us, so nobody else clears the set-id bits of a file that another user truncates.
-        return self._info(self.core.open(inode, flags, kill_suidgid=ctx.uid != 0))
+        return self._info(self.core.open(inode, flags, killer=_caller(ctx)))
 
     @_answered
     async def create(
@@ -262,7 +258,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
 
     @_answered
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
-        return self.core.listxattr(inode)
+        return self.core.listxattr(inode, _caller(ctx))
 
     @_answered
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
