@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -29,7 +30,7 @@ def _open_flags(c: Connection, node: Node, fd: int, flags: int, fh: int) -> tupl
     if backing_id:
         handle.passthrough = True
         answer = wire.FOPEN_PASSTHROUGH
-    elif c.direct_io:
+    elif c.direct_io or node.slot.is_pseudo:  # there, a size of 0 would be taken for the end
         answer = wire.FOPEN_DIRECT_IO
     else:
         answer = wire.FOPEN_KEEP_CACHE if c.keep_cache else 0
@@ -162,10 +163,9 @@ def _readdirplus(c: Connection, nodeid: int, body: memoryview) -> bytes:
             break
         node = None
         if name not in (b".", b".."):
-            try:
+            # Removed since the directory was read: the name alone is listed, not looked up.
+            with contextlib.suppress(OSError):
                 node, attributes = core.look_at_entry(fh, name)
-            except OSError:
-                pass  # removed since the directory was read: the name alone is listed, not looked up
         if node is None:
             parts.append(_NO_ENTRY)
         else:
