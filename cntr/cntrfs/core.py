@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import stat
+import struct
 
 from cntr import kernel_fs
 from cntr.cntrfs.backing import Caller, Credentials, proc_path
@@ -33,6 +34,8 @@ def errno_of(error: BaseException) -> int:
     """The errno to answer with; what is not an OSError is a mistake of ours, logged with its traceback."""
     if isinstance(error, OSError) and error.errno:
         return error.errno
+    if isinstance(error, OverflowError | struct.error):
+        return errno.EINVAL  # a number that no system call takes
     if isinstance(error, MemoryError):
         return errno.ENOMEM
     log.error("an operation failed unexpectedly", exc_info=error)
