@@ -99,7 +99,7 @@ def test_a_replaced_file_is_stale(table: NodeTable, tmp_path: Path) -> None:
     node = see(table, "a")
     (tmp_path / "other").write_text("second")
     os.replace(tmp_path / "other", tmp_path / "a")
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError, match=r"\[Errno") as caught:
         table.fd(node)
     assert caught.value.errno == errno.ESTALE
 
