@@ -149,6 +149,8 @@ class Core(FileOperations):
             os.chmod(path, changes.mode & 0o7777)
         if changes.atime is not None or changes.mtime is not None:
             kernel_fs.utimens(path, changes.atime or _OMIT, changes.mtime or _OMIT)
+        elif changes.size is None and changes.uid is None and changes.gid is None and changes.mode is None:
+            kernel_fs.chown(fd, _UNCHANGED, _UNCHANGED)  # a client's chown(-1, -1), which moves ctime
         return node, kernel_fs.statx(fd)
 
     def _truncate(self, fd: int | None, path: bytes, changes: Changes, node_fd: int) -> None:
