@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import stat
+import struct
 
 from cntr import kernel_fs
 from cntr.cntrfs.backing import Caller, Credentials, proc_path
@@ -33,6 +34,8 @@ def errno_of(error: BaseException) -> int:
     """The errno to answer with; what is not an OSError is a mistake of ours, logged with its traceback."""
     if isinstance(error, OSError) and error.errno:
         return error.errno
+    if isinstance(error, OverflowError | struct.error):
+        return errno.EINVAL  # a number that no system call takes
     if isinstance(error, MemoryError):
         return errno.ENOMEM
     log.error("an operation failed unexpectedly", exc_info=error)
@@ -53,6 +56,10 @@ class Changes:
         self.atime: tuple[int, int] | None = None
         self.mtime: tuple[int, int] | None = None
         self.killer: Caller | None = None  # truncating kills set-id bits: this caller has no CAP_FSETID
+
+    def is_nothing(self) -> bool:
+        """Is there nothing to change?"""
+        return (self.mode, self.uid, self.gid, self.size, self.atime, self.mtime) == (None,) * 6
 
 
 class Core(FileOperations):
@@ -134,7 +141,8 @@ class Core(FileOperations):
             # Through the open file where there is one: ftruncate(2) sets mtime even when the size stays.
             writable = handle is not None and handle.writable
             self._truncate(self.file_fd(handle) if handle is not None and writable else None, path, changes, fd)
-        if changes.uid is not None or changes.gid is not None:
+        if changes.uid is not None or changes.gid is not None or changes.is_nothing():
+            # Nothing to change: the client's chown(-1, -1), which sets ctime and clears set-id bits all the same.
             uid = _UNCHANGED if changes.uid is None else changes.uid
             kernel_fs.chown(fd, uid, _UNCHANGED if changes.gid is None else changes.gid)
         if changes.mode is not None:
