@@ -27,6 +27,10 @@ class Refused(Exception):
     """The engine is there but did not answer: why, in the engine-free words of one line."""
 
 
+class NotRunning(Refused):
+    """The engine has a container of that name, but no process of it runs: one line that says so."""
+
+
 class Container:
     """A running container as its engine knows it.
 
@@ -94,7 +98,13 @@ if TYPE_CHECKING:
             """All running containers."""
 
 
-REGISTRY: tuple[Entry, ...] = ()
+# In the order in which `cntr ps` names a process that several know: Docker's containers are runc's too.
+REGISTRY: tuple[Entry, ...] = (
+    Entry("docker", "cntr.engines.docker", "Docker", "$DOCKER_HOST", "/run/docker.sock", "/run/user/*/docker.sock"),
+    Entry("podman", "cntr.engines.podman", "Podman", "$CONTAINERS_STORAGE_CONF", "/usr/bin/podman", "/var/lib/containers"),
+    Entry("runc", "cntr.engines.runc", "runc", "$CNTR_RUNC_ROOT", "/run/runc", "/run/user/*/runc"),
+    Entry("crun", "cntr.engines.crun", "crun", "$CNTR_CRUN_ROOT", "/run/crun", "/run/user/*/crun"),
+)
 
 PREFIXES_WITHOUT_ENGINE = ("pid", "unit", "command")
 
@@ -105,26 +115,31 @@ def _trace_exists(trace: str) -> bool:
     if "*" not in trace:
         return os.path.exists(trace)
     head, _, tail = trace.partition("/*")  # one star per trace: a directory per user or namespace
-    try:
-        return any(os.path.exists(f"{head}/{name}{tail}") for name in os.listdir(head))
-    except OSError:
-        return False
+    return any(os.path.exists(f"{head}/{name}{tail}") for name in _listed(head))
 
 
 def entries() -> tuple[Entry, ...]:
     """The registry, and what third parties added by entry point."""
-    import glob
-
     extra = []
-    # importlib.metadata costs 30 ms: only asked where an installed package declares the group at all.
-    for path in sys.path:
-        for file in glob.glob(os.path.join(glob.escape(path), "*.dist-info", "entry_points.txt")):
-            try:
-                with open(file, encoding="utf-8") as stream:
-                    extra += _declared(stream.read())
-            except OSError:
-                continue
+    # importlib.metadata costs 30 ms, glob 10: listing the directories and reading what declares anything, 1 ms at most.
+    for path in dict.fromkeys([*sys.path, os.path.dirname(os.path.dirname(os.path.dirname(__file__)))]):
+        for directory in _listed(path):
+            if directory.endswith(".dist-info"):
+                try:
+                    with open(f"{path}/{directory}/entry_points.txt", "rb") as stream:
+                        text = stream.read()
+                except OSError:
+                    continue
+                if b"[cntr.engines]" in text:
+                    extra += _declared(text.decode("utf-8", "replace"))
     return REGISTRY + tuple(extra)
+
+
+def _listed(path: str) -> list[str]:
+    try:
+        return os.listdir(path or ".")
+    except OSError:
+        return []
 
 
 def _declared(text: str) -> list[Entry]:
@@ -208,7 +223,8 @@ def _only(target: str, name: str, asked: list[Entry], known: tuple[Entry, ...], 
     answers = ask(asked, name, deadline)
     found = [container for answer in answers for container in answer.containers]
     exact = [container for container in found if name in (container.name, container.id)]
-    found = list({(c.pid, c.rootfs): c for c in reversed(exact or found)}.values())[::-1]  # two engines, one process: one
+    # Two engines, one process: one container, the first engine's.
+    found = list({(c.pid, c.rootfs): c for c in reversed(exact or found)}.values())[::-1]
     if len(found) == 1:
         return found[0]
     shown = printable(target[:200])
