@@ -7,10 +7,10 @@ import os
 from cntr import cgroup, engines, kernel, nest, procfs, pty
 from cntr.channel import Channel
 from cntr.errors import CntrError, printable
-from cntr.identity import CAP_SYS_PTRACE, Identity, user_of, withheld
+from cntr.identity import Identity, user_of, withheld
 from cntr.session import Command, Session
 from cntr.supervise import Supervisor, Watch, hint_for
-from cntr.target import Target
+from cntr.target import CAP_SYS_PTRACE, Target
 from cntr.tools import DEFAULT_PATH, Tools, open_tools
 
 
@@ -104,9 +104,16 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
         if terminal:
             fds.closers.append(terminal.close)
         # 4. the session's processes
-        entrance = OwnRoot(target) if tools is None else nest.Nest(target, tools, base_dir(), request.read_only, own_mnt_fd, devpts_fd)
+        entrance = (
+            OwnRoot(target)
+            if tools is None
+            else nest.Nest(target, tools, base_dir(), request.read_only, own_mnt_fd, devpts_fd)
+        )
         command = Command(
-            request.argv or default_command(request, tools), environment(request, target, tools, user.name, user.home), request.directory, terminal.slave if terminal else -1
+            request.argv or default_command(request, tools),
+            environment(request, target, tools, user.name, user.home),
+            request.directory,
+            terminal.slave if terminal else -1,
         )
         channel = Channel()
         fds.fd(channel.reports_read)
@@ -118,7 +125,7 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
         if terminal:
             terminal.hand_over()
         # 5. until it ends
-        supervisor = Supervisor(target, monitor, channel, watch, terminal)
+        supervisor = Supervisor(target, monitor, channel, watch, terminal, say)
         status = supervisor.run()
         if request.verbose:
             for note in supervisor.outcome.notes:
@@ -149,7 +156,9 @@ def base_dir() -> str:
     """Where the container's tree is in a session: /var/lib/cntr, or CNTR_BASE_DIR. Raises CntrError."""
     base = os.environ.get("CNTR_BASE_DIR") or nest.BASE_DIR
     if not base.startswith("/") or os.path.normpath(base) != base or base == "/":
-        raise CntrError(f"CNTR_BASE_DIR={printable(base)}: not a clean absolute path below /", f"for example {nest.BASE_DIR}")
+        raise CntrError(
+            f"CNTR_BASE_DIR={printable(base)}: not a clean absolute path below /", f"for example {nest.BASE_DIR}"
+        )
     return base
 
 
@@ -208,7 +217,9 @@ def environment(request: Request, target: Target, tools: Tools | None, user: str
         result["HOME"] = home if home and _is_directory(tools, home) else "/"
         result["SHELL"] = shell_of(tools)
         result["CNTR_TARGET"] = request.target
-        result["CNTR_TARGET_PID"] = procfs.status(procfs.read("status", target.proc_fd)).get("NSpid", str(target.pid)).split()[-1]
+        result["CNTR_TARGET_PID"] = (
+            procfs.status(procfs.read("status", target.proc_fd)).get("NSpid", str(target.pid)).split()[-1]
+        )
         result["CNTR_BASE_DIR"] = base_dir()
         label = "".join(c if c.isascii() and (c.isalnum() or c in "._:/@-") else "?" for c in request.target)[:40]
         result["PS1"] = f"[cntr {label}] # "
@@ -220,7 +231,10 @@ def environment(request: Request, target: Target, tools: Tools | None, user: str
     for setting in request.environment:
         key, equals, value = setting.partition("=")
         if not key or "\0" in setting:
-            raise CntrError(f"-e {printable(setting)!r}: not NAME=VALUE", "for example -e DEBUG=1; -e NAME alone passes the caller's on")
+            raise CntrError(
+                f"-e {printable(setting)!r}: not NAME=VALUE",
+                "for example -e DEBUG=1; -e NAME alone passes the caller's on",
+            )
         if equals:
             result[key] = value
         elif key in os.environ:
@@ -235,7 +249,9 @@ def default_command(request: Request, tools: Tools | None) -> list[str]:
 
 def _is_directory(tools: Tools, path: str) -> bool:
     try:
-        os.close(kernel.openat2(tools.root_fd, path.lstrip("/") or ".", os.O_PATH | os.O_DIRECTORY, kernel.RESOLVE_IN_ROOT))
+        os.close(
+            kernel.openat2(tools.root_fd, path.lstrip("/") or ".", os.O_PATH | os.O_DIRECTORY, kernel.RESOLVE_IN_ROOT)
+        )
     except OSError:
         return False
     return True

@@ -47,7 +47,11 @@ def _run(argv: list[str]) -> int:
     if argv[0] in ("-h", "--help", "help"):
         from cntr import manual
 
-        print(manual.overview() if len(argv) == 1 or argv[0] != "help" else manual.usage(parse([argv[1], "--help"]).command))
+        print(
+            manual.overview()
+            if len(argv) == 1 or argv[0] != "help"
+            else manual.usage(parse([argv[1], "--help"]).command)
+        )
         return 0
     if argv[0] in ("-V", "--version"):
         from cntr import __version__
@@ -78,7 +82,9 @@ def _exec(parsed: Parsed) -> int:
 
     if not parsed.words or ("CNTR_TARGET" in os.environ and parsed.words == [os.environ["CNTR_TARGET"]]):
         if "CNTR_TARGET" not in os.environ:
-            raise UsageError("cntr exec: TARGET is missing", "`cntr ps` lists running containers; in a session it can be left out")
+            raise UsageError(
+                "cntr exec: TARGET is missing", "`cntr ps` lists running containers; in a session it can be left out"
+            )
         from cntr import inside
 
         return inside.run(parsed.argv or ["/bin/sh"], parsed.texts("env"), parsed.text("workdir", "/"))

@@ -17,11 +17,14 @@ RLIM_NLIMITS = 16  # asm-generic/resource.h
 # Variables by which a process makes its children load code or read files of its choosing. They mean paths of the container and would
 # be obeyed by the tools: the container could write them into its own environment to reach the tools' side.
 WITHHELD = frozenset(
-    "BASH_ENV BASHOPTS CDPATH DEBUGINFOD_URLS EDITOR ENV FPATH GCONV_PATH GDBHISTFILE GETCONF_DIR GLIBC_TUNABLES HISTFILE "
-    "HOSTALIASES IFS INPUTRC JAVA_TOOL_OPTIONS JDK_JAVA_OPTIONS LESSCLOSE LESSOPEN LOCALDOMAIN LOCPATH MAGIC MALLOC_TRACE MANPATH "
-    "MANPAGER NIS_PATH NLSPATH OPENSSL_CONF OPENSSL_ENGINES OPENSSL_MODULES OLDPWD PAGER PATH PROMPT_COMMAND PS0 PS1 PS2 PS4 PWD "
-    "READNULLCMD RESOLV_HOST_CONF RES_OPTIONS SHELL SHELLOPTS SHLVL SSL_CERT_FILE SSL_CERT_DIR TERMCAP TERMINFO TERMINFO_DIRS "
-    "TMPDIR TZDIR VISUAL VIMINIT EXINIT NVIM_LOG_FILE ZDOTDIR".split()
+    (
+        "BASH_ENV BASHOPTS CDPATH DEBUGINFOD_URLS EDITOR ENV FPATH GCONV_PATH GDBHISTFILE GETCONF_DIR GLIBC_TUNABLES "
+        "HISTFILE HOSTALIASES IFS INPUTRC JAVA_TOOL_OPTIONS JDK_JAVA_OPTIONS LESSCLOSE LESSOPEN LOCALDOMAIN LOCPATH "
+        "MAGIC MALLOC_TRACE MANPATH MANPAGER NIS_PATH NLSPATH OPENSSL_CONF OPENSSL_ENGINES OPENSSL_MODULES OLDPWD "
+        "PAGER PATH PROMPT_COMMAND PS0 PS1 PS2 PS4 PWD READNULLCMD RESOLV_HOST_CONF RES_OPTIONS SHELL SHELLOPTS SHLVL "
+        "SSL_CERT_FILE SSL_CERT_DIR TERMCAP TERMINFO TERMINFO_DIRS TMPDIR TZDIR VISUAL VIMINIT EXINIT NVIM_LOG_FILE "
+        "ZDOTDIR"
+    ).split()
 )
 WITHHELD_PREFIXES = (
     "LD_", "DYLD_", "PYTHON", "PERL", "RUBY", "GEM_", "BUNDLE_", "NODE_", "NPM_", "npm_", "GIT_", "BASH_FUNC_", "GTK_", "QT_",
@@ -50,24 +53,38 @@ def user_of(target: Target, wanted: str | None) -> User:
     if wanted is None:
         uid, gid = target.inside(target.uids[1], target.uid_map), target.inside(target.gids[1], target.gid_map)
         if uid is None or gid is None:
-            raise CntrError(f"{target.label}: its uid {target.uids[1]} has no name in its own user namespace", "try --user 0")
+            raise CntrError(
+                f"{target.label}: its uid {target.uids[1]} has no name in its own user namespace", "try --user 0"
+            )
         groups = [inside for outside in target.groups if (inside := target.inside(outside, target.gid_map)) is not None]
         entry = procfs.passwd_entry(passwd, str(uid))
         return User(uid, gid, groups, entry[0] if entry else "", entry[3] if entry else "")
     name, _, group_name = wanted.partition(":")
     entry = procfs.passwd_entry(passwd, name)
     if entry is None and not (name.isascii() and name.isdecimal()):
-        raise CntrError(f"--user {printable(name)}: the container's /etc/passwd has no such user", "give a numeric uid[:gid]")
+        raise CntrError(
+            f"--user {printable(name)}: the container's /etc/passwd has no such user", "give a numeric uid[:gid]"
+        )
     uid, gid = (entry[1], entry[2]) if entry else (int(name), int(name) if int(name) == 0 else 0)
     if group_name:
         found = int(group_name) if group_name.isdecimal() else procfs.group_id(group, group_name)
         if found is None:
-            raise CntrError(f"--user {printable(wanted)}: the container's /etc/group has no such group", "give a numeric gid")
+            raise CntrError(
+                f"--user {printable(wanted)}: the container's /etc/group has no such group", "give a numeric gid"
+            )
         gid = found
     for kind, number, rows in (("uid", uid, target.uid_map), ("gid", gid, target.gid_map)):
         if "user" in target.namespaces and procfs.map_id(number, rows) is None:
-            raise CntrError(f"--user {printable(wanted)}: {kind} {number} is not mapped in the container's user namespace")
-    return User(uid, gid, procfs.groups_of(group, entry[0]) if entry else [], entry[0] if entry else "", entry[3] if entry else "")
+            raise CntrError(
+                f"--user {printable(wanted)}: {kind} {number} is not mapped in the container's user namespace"
+            )
+    return User(
+        uid,
+        gid,
+        procfs.groups_of(group, entry[0]) if entry else [],
+        entry[0] if entry else "",
+        entry[3] if entry else "",
+    )
 
 
 class Identity:

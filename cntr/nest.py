@@ -38,7 +38,9 @@ class Nest:
 
     __slots__ = ("base", "devpts_fd", "own_mnt_fd", "read_only", "steps", "target", "tools", "tree_fd")
 
-    def __init__(self, target: Target, tools: Tools, base: str, read_only: bool, own_mnt_fd: int, devpts_fd: int) -> None:
+    def __init__(
+        self, target: Target, tools: Tools, base: str, read_only: bool, own_mnt_fd: int, devpts_fd: int
+    ) -> None:
         """Keep the parts."""
         self.target, self.tools, self.base, self.read_only = target, tools, base, read_only
         self.own_mnt_fd, self.devpts_fd, self.tree_fd = own_mnt_fd, devpts_fd, -1
@@ -126,7 +128,7 @@ class Nest:
         try:
             if magic is not None and kernel.filesystem_magic(fd) != magic:
                 return False
-            if magic is None and not _has_null_device(fd):
+            if magic is None and not has_null_device(fd):
                 return False
             place(kernel.open_tree(fd, "", CLONE_TREE), f"/{name}", is_dir=True)
             return True
@@ -149,7 +151,7 @@ class Nest:
                 os.close(fd)
 
 
-def _has_null_device(dev_fd: int) -> bool:
+def has_null_device(dev_fd: int) -> bool:
     """Whether a /dev is one that programs can live with."""
     try:
         return stat.S_ISCHR(os.stat("null", dir_fd=dev_fd, follow_symlinks=False).st_mode)

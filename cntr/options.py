@@ -25,7 +25,16 @@ class Command:
 
     __slots__ = ("examples", "help", "name", "options", "positional", "takes_command")
 
-    def __init__(self, name: str, positional: str, help: str, options: tuple[Option, ...], examples: str, *, takes_command: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        positional: str,
+        help: str,
+        options: tuple[Option, ...],
+        examples: str,
+        *,
+        takes_command: bool = False,
+    ) -> None:
         """positional: names of the words it needs, ``[NAME]`` for one it can do without; takes_command: ``-- CMD…`` follows."""
         self.name, self.positional, self.help, self.options = name, positional.split(), help, options
         self.examples, self.takes_command = examples, takes_command
@@ -62,10 +71,15 @@ HELP = Option("-h --help", "", "show this help")
 DEBUG = Option("--debug", "", "show a traceback with an error")
 JSON = Option("--json", "", "machine-readable output")
 TRANSPORT = Option(
-    "--transport", "KIND", "how the tools' tree comes in: mount (native speed, kernel ≥ 5.2), fuse (CntrFS)", choices="auto mount fuse"
+    "--transport",
+    "KIND",
+    "how the tools' tree comes in: mount (native speed, kernel ≥ 5.2), fuse (CntrFS)",
+    choices="auto mount fuse",
 )
 BINDING = Option("--binding", "NAME", "who speaks FUSE: devfuse (our own) or pyfuse3", choices="auto devfuse pyfuse3")
-USER = Option("-u --user", "USER", "run as USER[:GROUP], by the container's names or by number (default: the container's)")
+USER = Option(
+    "-u --user", "USER", "run as USER[:GROUP], by the container's names or by number (default: the container's)"
+)
 ENV = Option("-e --env", "K=V", "set a variable; K alone passes the caller's on", repeat=True)
 WORKDIR = Option("-w --workdir", "DIR", "start in DIR (default: /)")
 NO_CGROUP = Option("--no-cgroup", "", "stay in the caller's cgroup")
@@ -78,7 +92,11 @@ COMMANDS = (
         "TARGET",
         "a shell with your tools in a container's namespaces; the container is at /var/lib/cntr",
         (
-            Option("--tools", "SRC", "where the tools come from: host (default), another container, or the directory of a root filesystem"),
+            Option(
+                "--tools",
+                "SRC",
+                "where the tools come from: host (default), another container, or the directory of a root filesystem",
+            ),
             TRANSPORT,
             BINDING,
             Option("--read-only", "", "mount the whole tools' tree read-only"),
@@ -129,7 +147,9 @@ def parse(argv: list[str]) -> Parsed:
     command = BY_NAME.get(name)
     if command is None:
         near = next((known for known in BY_NAME if known.startswith(name[:2])), "attach")
-        raise UsageError(f"{printable(name)}: no such command", f"did you mean `cntr {near}`? `cntr --help` lists them all")
+        raise UsageError(
+            f"{printable(name)}: no such command", f"did you mean `cntr {near}`? `cntr --help` lists them all"
+        )
     parsed = Parsed(command)
     rest = argv[1:]
     known = {name: option for option in (*command.options, HELP, DEBUG) for name in option.names}
@@ -152,7 +172,9 @@ def parse(argv: list[str]) -> Parsed:
 
 def _take_command(parsed: Parsed, words: list[str]) -> None:
     if not parsed.command.takes_command:
-        raise UsageError(f"cntr {parsed.command.name} takes no command after --", f"see `cntr {parsed.command.name} --help`")
+        raise UsageError(
+            f"cntr {parsed.command.name} takes no command after --", f"see `cntr {parsed.command.name} --help`"
+        )
     if not words:
         raise UsageError("no command after --", "leave -- out for a shell")
     parsed.argv = words
@@ -193,4 +215,6 @@ def _check_words(parsed: Parsed) -> None:
         hint = "`cntr ps` lists running containers" if missing == "TARGET" else f"see `cntr {command.name} --help`"
         raise UsageError(f"cntr {command.name}: {missing} is missing", hint)
     if len(parsed.words) > len(command.positional):
-        raise UsageError(f"cntr {command.name}: unexpected word: {printable(parsed.words[-1])}", f"see `cntr {command.name} --help`")
+        raise UsageError(
+            f"cntr {command.name}: unexpected word: {printable(parsed.words[-1])}", f"see `cntr {command.name} --help`"
+        )

@@ -63,7 +63,9 @@ class Pty:
 
 def new_devpts() -> int:
     """A detached devpts mount of its own instance; returns its fd. Raises OSError."""
-    return kernel.new_filesystem("devpts", {"ptmxmode": "0666", "mode": "0620"}, kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NOEXEC)
+    return kernel.new_filesystem(
+        "devpts", {"ptmxmode": "0666", "mode": "0620"}, kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NOEXEC
+    )
 
 
 class RawTerminal:
@@ -79,7 +81,14 @@ class RawTerminal:
         """Every key goes to the session, Ctrl-C and Ctrl-Z too (termios(3), cfmakeraw)."""
         mode = [*self.saved[:6], list(self.saved[6])]
         mode[0] &= ~(
-            termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.INLCR | termios.IGNCR | termios.ICRNL | termios.IXON
+            termios.IGNBRK
+            | termios.BRKINT
+            | termios.PARMRK
+            | termios.ISTRIP
+            | termios.INLCR
+            | termios.IGNCR
+            | termios.ICRNL
+            | termios.IXON
         )
         mode[1] &= ~termios.OPOST
         mode[2] = mode[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
@@ -108,7 +117,10 @@ class Pump:
 
     def interests(self) -> dict[int, int]:
         """{fd: poll events}; a full buffer stops reading from the other side."""
-        wanted = {self.master: (select.POLLIN if len(self.to_user) < CHUNK else 0) | (select.POLLOUT if self.to_session else 0)}
+        wanted = {
+            self.master: (select.POLLIN if len(self.to_user) < CHUNK else 0)
+            | (select.POLLOUT if self.to_session else 0)
+        }
         if self.input_open and len(self.to_session) < CHUNK:
             wanted[self.stdin] = select.POLLIN
         if self.to_user:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import _signal as signal  # the module behind signal, without its import of enum (5 ms)
 import os
 import select
-import sys
 import time
 
 from cntr import kernel
@@ -79,8 +78,11 @@ class Outcome:
 class Supervisor:
     """Runs one session from the fork to its exit status."""
 
-    def __init__(self, target: Target, monitor: int, channel: Channel, watch: Watch, pty: Pty | None) -> None:
+    def __init__(
+        self, target: Target, monitor: int, channel: Channel, watch: Watch, pty: Pty | None, say: Callable[[str], None]
+    ) -> None:
         """monitor: the pid of the process just forked; pty: None where the caller's stdio is the session's."""
+        self.say = say
         self.target, self.monitor, self.channel, self.watch, self.pty = target, monitor, channel, watch, pty
         self.monitor_fd = os.pidfd_open(monitor)
         self.reader, self.outcome = Reader(channel.reports_read), Outcome()
@@ -191,21 +193,29 @@ class Supervisor:
         if outcome.failed:
             step, number, path = outcome.failed
             if int(number) == 0:
-                raise CntrError(f"{self.target.label}: {step}: {printable(path)}", "this is a bug in cntr: please report it")
-            error = StepFailed(f"{self.target.label}: {step}", int(number), printable(path), hint_for(step, int(number)))
+                raise CntrError(
+                    f"{self.target.label}: {step}: {printable(path)}", "this is a bug in cntr: please report it"
+                )
+            error = StepFailed(
+                f"{self.target.label}: {step}", int(number), printable(path), hint_for(step, int(number))
+            )
             if step == "run":
                 error.exit_code = EXIT_NOT_FOUND if int(number) == 2 else EXIT_NOT_EXECUTABLE
             raise error
         if outcome.status is None or (outcome.status == 128 + signal.SIGKILL and not self.target.alive()):
-            print(f"cntr: {self.target.label} stopped: the session ended with it", file=sys.stderr)
-            return 128 + signal.SIGKILL
+            self.say(f"{self.target.label} stopped: the session ended with it")
+            return 128 + int(signal.SIGKILL)
         return outcome.status
 
 
 def hint_for(step: str, number: int) -> str:
     """What to do about a failed step, by its name and errno."""
     if step == "run":
-        return "is it installed on the tools' side, and in PATH?" if number == 2 else "is it an executable of this machine's kind?"
+        return (
+            "is it installed on the tools' side, and in PATH?"
+            if number == 2
+            else "is it an executable of this machine's kind?"
+        )
     if "cgroup" in step:
         return "--no-cgroup attaches without joining it"
     if "directory" in step:
@@ -217,3 +227,8 @@ def hint_for(step: str, number: int) -> str:
     if number == 38:
         return "the kernel lacks this call (mount API: 5.2, mount_setattr: 5.12)"
     return "`cntr --debug attach …` shows the whole story"
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable

@@ -13,18 +13,16 @@ from cntr.errors import CntrError, TargetNotFound
 # linux/capability.h, by number
 CAPABILITIES = (
     "chown dac_override dac_read_search fowner fsetid kill setgid setuid setpcap linux_immutable net_bind_service "
-    "net_broadcast net_admin net_raw ipc_lock ipc_owner sys_module sys_rawio sys_chroot sys_ptrace sys_pacct sys_admin "
-    "sys_boot sys_nice sys_resource sys_time sys_tty_config mknod lease audit_write audit_control setfcap mac_override "
-    "mac_admin syslog wake_alarm block_suspend audit_read perfmon bpf checkpoint_restore"
+    "net_broadcast net_admin net_raw ipc_lock ipc_owner sys_module sys_rawio sys_chroot sys_ptrace sys_pacct "
+    "sys_admin sys_boot sys_nice sys_resource sys_time sys_tty_config mknod lease audit_write audit_control "
+    "setfcap mac_override mac_admin syslog wake_alarm block_suspend audit_read perfmon bpf checkpoint_restore"
 ).split()
 CAP_SYS_PTRACE = 1 << 19
 
 
 def capability_names(mask: int) -> list[str]:
     """CAP_* names of a mask, lowest first; a bit newer than this table is ``cap_N``."""
-    return [
-        CAPABILITIES[bit] if bit < len(CAPABILITIES) else f"cap_{bit}" for bit in range(64) if mask >> bit & 1
-    ]
+    return [CAPABILITIES[bit] if bit < len(CAPABILITIES) else f"cap_{bit}" for bit in range(64) if mask >> bit & 1]
 
 
 class Target:
@@ -39,8 +37,8 @@ class Target:
         "container",
         "effective",
         "environment",
-        "gids",
         "gid_map",
+        "gids",
         "groups",
         "inheritable",
         "label",
@@ -82,7 +80,9 @@ class Target:
         self.proc_fd = os.open(f"/proc/{self.pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.start_time = procfs.start_time(procfs.read("stat", self.proc_fd))
         if self.container.start_time and self.start_time != self.container.start_time:
-            raise TargetNotFound(f"{self.label}: pid {self.pid} belongs to another process now", "the container has stopped")
+            raise TargetNotFound(
+                f"{self.label}: pid {self.pid} belongs to another process now", "the container has stopped"
+            )
         self._read_status(procfs.status(procfs.read("status", self.proc_fd)))
         own = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -103,14 +103,9 @@ class Target:
         self.uids = tuple(int(word) for word in status["Uid"].split())
         self.gids = tuple(int(word) for word in status["Gid"].split())
         self.groups = tuple(int(word) for word in status["Groups"].split())
-        for name, field in (
-            ("inheritable", "CapInh"),
-            ("permitted", "CapPrm"),
-            ("effective", "CapEff"),
-            ("bounding", "CapBnd"),
-            ("ambient", "CapAmb"),
-        ):
-            setattr(self, name, int(status[field], 16))
+        self.inheritable, self.permitted, self.effective, self.bounding, self.ambient = (
+            int(status[field], 16) for field in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+        )
         self.no_new_privs = status.get("NoNewPrivs") == "1"
         self.seccomp = int(status.get("Seccomp", "0"))
 
@@ -160,6 +155,17 @@ class Target:
                 os.close(fd)
         except OSError:
             return ""
+        finally:
+            os.close(handle)
+
+    def odd_file(self, path: str) -> str:
+        """Why a file of the target cannot be shown over the tools' own, "" where it can."""
+        try:
+            handle = self.open_in_root(path, os.O_PATH)
+        except OSError as error:
+            return (error.strerror or str(error)).lower()
+        try:
+            return "" if stat.S_ISREG(os.fstat(handle).st_mode) else "not a regular file"
         finally:
             os.close(handle)
 

@@ -59,6 +59,7 @@ def _directory(path: str) -> Tools:
         root_fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise CntrError(
-            f"--tools {printable(path)}: {error.strerror}", "give `host`, a running container, or the directory of a root filesystem"
+            f"--tools {printable(path)}: {error.strerror}",
+            "give `host`, a running container, or the directory of a root filesystem",
         ) from None
     return Tools(printable(os.path.abspath(path)), root_fd, -1, DEFAULT_PATH)

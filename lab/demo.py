@@ -27,7 +27,9 @@ def main() -> int:
     with SlimContainer("demo") as container:
         took = (time.perf_counter() - begun) * 1000
         print(f"A container with one static binary runs as pid {container.pid} (made in {took:.0f} ms):")
-        print(f"  find ROOT -xdev -type f: {[str(p.relative_to(container.root)) for p in container.root.iterdir() if p.is_file()]}\n")
+        print(
+            f"  find ROOT -xdev -type f: {[str(p.relative_to(container.root)) for p in container.root.iterdir() if p.is_file()]}\n"
+        )
         if os.isatty(0) and os.isatty(1):
             print(f"$ cntr attach {container.pid}        (its files are at /var/lib/cntr; leave with Ctrl-D)")
             return subprocess.run([cntr, "attach", str(container.pid)], check=False).returncode
@@ -35,7 +37,10 @@ def main() -> int:
             print(f"# {what}\n$ cntr attach {container.pid} -- sh -c '{command}'", flush=True)
             # The demo's container holds every capability: cntr warns of it each time, and once is enough to read.
             done = subprocess.run(
-                [cntr, "attach", str(container.pid), "--", "sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False
+                [cntr, "attach", str(container.pid), "--", "sh", "-c", command],
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
             )
             if done.returncode:
                 print(done.stderr, file=sys.stderr)

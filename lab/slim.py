@@ -7,19 +7,25 @@ container is nothing but a few system calls, and those are written once.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import socket
 import stat
 import struct
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from cntr import kernel
+from cntr import kernel, procfs
 
 # pause() in a loop; as the init of a pid namespace it leaves its zombies to the kernel (SIGCHLD ignored by the parent's choice).
 _CODE = {
     "x86_64": (62, bytes.fromhex("b8220000000f05ebf7")),  # mov eax,34; syscall; jmp -9
-    "aarch64": (183, bytes.fromhex("000080d2 010080d2 020080d2 030080d2 040080d2 280980d2 010000d4 f9ffff17")),  # ppoll(0…)
+    "aarch64": (
+        183,
+        bytes.fromhex("000080d2 010080d2 020080d2 030080d2 040080d2 280980d2 010000d4 f9ffff17"),
+    ),  # ppoll(0…)
 }
 
 
@@ -33,38 +39,55 @@ def static_binary() -> bytes:
     return ident + ehdr + phdr + code
 
 
+# chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw sys_chroot mknod audit_write setfcap
+DOCKER_DEFAULT = 0xA80425FB
+
+
+NAMESPACES = kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
+
+
+@dataclass
 class SlimContainer:
     """A running container: its own mnt, pid, net, ipc and uts namespaces, a root with /app, /proc, /dev and /sys.
 
-    A context manager: leaving it kills the container and removes its files. pid: on the host; root: its directory there.
+    A context manager: leaving it kills the container and removes its files. files: {path: text} put into the root; programs: {path:
+    a static binary of this machine} likewise; argv: the command; capabilities: the mask it keeps; propagation: of its mounts; root:
+    its directory on the host, a temporary one by default. Once started, pid is its init's on the host.
     """
 
-    def __init__(self, name: str = "demo", *, root: Path | None = None, files: dict[str, str] | None = None, environment: dict[str, str] | None = None,
-                 argv: list[str] | None = None, namespaces: int | None = None, mount_proc: bool = True, propagation: int = kernel.MS_PRIVATE) -> None:  # fmt: skip
-        """files: {path: text} put into the root; argv: the command, /app by default; propagation: of the container's mounts."""
-        self.name, self.argv = name, argv or ["/app"]
-        self.environment = environment if environment is not None else {"PATH": "/bin", "HOME": "/", "APP_MODE": "production"}
-        self.namespaces = namespaces if namespaces is not None else (
-            kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
-        )  # fmt: skip
-        self.mount_proc, self.propagation = mount_proc, propagation
-        self._own = tempfile.TemporaryDirectory(prefix=f"cntr-{name}-") if root is None else None
-        self.root = root or Path(self._own.name if self._own else "")
-        self.files = files or {}
-        self.pid = 0
-        self._starter = 0
+    name: str = "demo"
+    argv: list[str] = field(default_factory=lambda: ["/app"])
+    environment: dict[str, str] = field(default_factory=lambda: {"PATH": "/bin", "HOME": "/", "APP_MODE": "production"})
+    files: dict[str, str] = field(default_factory=dict)
+    programs: dict[str, str] = field(default_factory=dict)
+    namespaces: int = NAMESPACES
+    capabilities: int = DOCKER_DEFAULT
+    uid: int = 0
+    mount_proc: bool = True
+    propagation: int = kernel.MS_PRIVATE
+    root: Path = field(default_factory=Path)
+    pid: int = 0
+    _starter: int = 0
+    _own: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Self:
         """Start it. Raises OSError."""
+        if self.root == Path():
+            self._own = tempfile.TemporaryDirectory(prefix=f"cntr-{self.name}-")
+            self.root = Path(self._own.name)
         os.chmod(self.root, 0o755)
         for directory in ("proc", "dev", "sys"):
             (self.root / directory).mkdir(exist_ok=True)
         app = self.root / "app"
         app.write_bytes(static_binary())
         app.chmod(0o755)
-        for path, text in self.files.items():
-            (self.root / path.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
-            (self.root / path.lstrip("/")).write_text(text)
+        for path, content in (*self.files.items(), *self.programs.items()):
+            file = self.root / path.lstrip("/")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if path in self.programs:
+                shutil.copy(content, file)
+            else:
+                file.write_text(content)
         read, write = os.pipe()
         self._starter = os.fork()
         if self._starter == 0:
@@ -95,7 +118,7 @@ class SlimContainer:
                 os._exit(0)
             kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
             self._init()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  the starter tells it on
             os.write(write, repr(error).encode())
         finally:
             os._exit(1)
@@ -106,15 +129,27 @@ class SlimContainer:
         for fd in (0, 1, 2):
             os.dup2(null, fd)
         if self.namespaces & kernel.CLONE_NEWUTS:
-            import socket
-
             socket.sethostname(self.name)
         if self.namespaces & kernel.CLONE_NEWNS:
             self._pivot()
         else:
             os.chroot(self.root)
             os.chdir("/")
+        self._drop()
         os.execve(self.argv[0], self.argv, self.environment)
+
+    def _drop(self) -> None:
+        """Keep only the capabilities asked for, as an engine does for its containers."""
+        for capability in range(int(Path("/proc/sys/kernel/cap_last_cap").read_text()) + 1):
+            if not self.capabilities >> capability & 1:
+                kernel.prctl(kernel.PR_CAPBSET_DROP, capability)
+        os.setgroups([])
+        if self.uid:
+            os.setresgid(self.uid, self.uid, self.uid)
+            os.setresuid(self.uid, self.uid, self.uid)
+        else:
+            kept = self.capabilities & int(procfs.status(Path("/proc/self/status").read_text())["CapPrm"], 16)
+            kernel.capset(kept, kept, 0)
 
     def _pivot(self) -> None:
         root = str(self.root)
@@ -128,7 +163,13 @@ class SlimContainer:
             os.mknod(f"{root}/dev/{device}", stat.S_IFCHR | 0o666, number)
             os.chmod(f"{root}/dev/{device}", 0o666)
         os.mkdir(f"{root}/dev/pts")
-        kernel.mount("devpts", f"{root}/dev/pts", "devpts", kernel.MS_NOSUID | kernel.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620")
+        kernel.mount(
+            "devpts",
+            f"{root}/dev/pts",
+            "devpts",
+            kernel.MS_NOSUID | kernel.MS_NOEXEC,
+            "newinstance,ptmxmode=0666,mode=0620",
+        )
         os.symlink("pts/ptmx", f"{root}/dev/ptmx")
         if self.namespaces & kernel.CLONE_NEWNET:
             kernel.mount("sysfs", f"{root}/sys", "sysfs", kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV)

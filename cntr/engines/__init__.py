@@ -81,7 +81,7 @@ class Entry:
     def load(self) -> EngineModule:
         """Import the module."""
         __import__(self.module)
-        return sys.modules[self.module]  # type: ignore[return-value]
+        return sys.modules[self.module]
 
 
 TYPE_CHECKING = False
@@ -101,7 +101,9 @@ if TYPE_CHECKING:
 # In the order in which `cntr ps` names a process that several know: Docker's containers are runc's too.
 REGISTRY: tuple[Entry, ...] = (
     Entry("docker", "cntr.engines.docker", "Docker", "$DOCKER_HOST", "/run/docker.sock", "/run/user/*/docker.sock"),
-    Entry("podman", "cntr.engines.podman", "Podman", "$CONTAINERS_STORAGE_CONF", "/usr/bin/podman", "/var/lib/containers"),
+    Entry(
+        "podman", "cntr.engines.podman", "Podman", "$CONTAINERS_STORAGE_CONF", "/usr/bin/podman", "/var/lib/containers"
+    ),
     Entry("runc", "cntr.engines.runc", "runc", "$CNTR_RUNC_ROOT", "/run/runc", "/run/user/*/runc"),
     Entry("crun", "cntr.engines.crun", "crun", "$CNTR_CRUN_ROOT", "/run/crun", "/run/user/*/crun"),
 )
@@ -204,7 +206,9 @@ def _ask_one(answer: Answer, name: str | None, deadline: float, done: object = N
 def resolve(target: str) -> Container:
     """TARGET (see the CLI contract) → the one running container. Raises TargetNotFound, AmbiguousTarget, CntrError."""
     if not target or "\0" in target or len(target) > 4096:
-        raise TargetNotFound(f"not a container name: {printable(target[:60])!r}", "name a container, a pid, or engine:name")
+        raise TargetNotFound(
+            f"not a container name: {printable(target[:60])!r}", "name a container, a pid, or engine:name"
+        )
     prefix, colon, rest = target.partition(":")
     if target.isascii() and target.isdecimal():
         prefix, colon, rest = "pid", ":", target
@@ -230,7 +234,9 @@ def _only(target: str, name: str, asked: list[Entry], known: tuple[Entry, ...], 
     shown = printable(target[:200])
     if found:
         listed = ", ".join(f"{c.label()} (pid {c.pid}, {printable(c.id[:12])})" for c in found[:8])
-        raise AmbiguousTarget(f"{shown}: {len(found)} containers answer to this name: {listed}", "say engine:name, or a longer id")
+        raise AmbiguousTarget(
+            f"{shown}: {len(found)} containers answer to this name: {listed}", "say engine:name, or a longer id"
+        )
     refused = [f"{a.entry.name} ({printable(a.refused)})" for a in answers if a.refused]
     no = [a.entry.name for a in answers if not a.refused]
     absent = [entry.name for entry in known if entry not in asked] if len(asked) != 1 or not known else []
@@ -256,7 +262,9 @@ def verify(container: Container) -> None:
         try:
             now = procfs.start_time(procfs.read(f"/proc/{container.pid}/stat"))
         except OSError:
-            raise TargetNotFound(f"{container.label()}: its process {container.pid} is gone", "is it still running?") from None
+            raise TargetNotFound(
+                f"{container.label()}: its process {container.pid} is gone", "is it still running?"
+            ) from None
         if now != container.start_time:
             raise TargetNotFound(
                 f"{container.label()}: pid {container.pid} belongs to another process now", "the container has stopped"

@@ -120,7 +120,9 @@ def _same_pids(path: str, peer: int) -> None:
         return  # an unprivileged user may not look at the daemon; evidence.marked decides
     except OSError:
         pass
-    raise Refused(f"{path}: its daemon runs in another pid namespace, so its pids are not this machine's: run cntr there")
+    raise Refused(
+        f"{path}: its daemon runs in another pid namespace, so its pids are not this machine's: run cntr there"
+    )
 
 
 def _inspect(path: str, name: str, owner: int, deadline: float) -> list[Container]:

@@ -57,7 +57,9 @@ def parse_metadata(text: str) -> dict[str, object]:
 def find(name: str, deadline: float) -> list[Container]:
     """The running containers of that name or id prefix, of root and of each user."""
     found, stopped = [], ""
-    for known in _known(lambda row: name in row.names or row.id == name or (store.is_id_prefix(name) and row.id.startswith(name))):
+    for known in _known(
+        lambda row: name in row.names or row.id == name or (store.is_id_prefix(name) and row.id.startswith(name))
+    ):
         container = _running(known)
         if container:
             found.append(container)
@@ -65,7 +67,11 @@ def find(name: str, deadline: float) -> list[Container]:
             stopped = known.names[0] if known.names else known.id[:12]
     if found:
         return found
-    found = [c for c in by_monitor("podman") if name in (c.name, c.id) or (store.is_id_prefix(name) and c.id.startswith(name))]
+    found = [
+        c
+        for c in by_monitor("podman")
+        if name in (c.name, c.id) or (store.is_id_prefix(name) and c.id.startswith(name))
+    ]
     if not found and stopped:
         raise NotRunning(f"podman has {stopped}, but it is not running")
     return found
@@ -107,7 +113,9 @@ def _store(conf: str, graphroot: str, runroots: list[str], owner: int) -> Store:
         text = ""
     configured = store.setting(text, "storage", "runroot")
     return Store(
-        store.setting(text, "storage", "graphroot") or graphroot, [configured, *runroots] if configured else runroots, owner
+        store.setting(text, "storage", "graphroot") or graphroot,
+        [configured, *runroots] if configured else runroots,
+        owner,
     )
 
 
@@ -144,7 +152,9 @@ INDEXES = ("containers.json", "volatile-containers.json")
 def _running(known: Known) -> Container | None:
     for runroot in known.store.runroots:
         try:
-            text = store.read(f"{runroot}/{known.directory}/{known.id}/userdata/pidfile", owner=known.store.owner, limit=32)
+            text = store.read(
+                f"{runroot}/{known.directory}/{known.id}/userdata/pidfile", owner=known.store.owner, limit=32
+            )
             pid = int(text)
         except (OSError, ValueError):
             continue

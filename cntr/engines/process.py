@@ -20,7 +20,9 @@ def _pid(name: str) -> Container:
     try:
         start = procfs.start_time(procfs.read(f"/proc/{int(name)}/stat"))
     except OSError:
-        raise TargetNotFound(f"pid {int(name)}: no such process", "`cntr ps` lists containers with their pids") from None
+        raise TargetNotFound(
+            f"pid {int(name)}: no such process", "`cntr ps` lists containers with their pids"
+        ) from None
     return Container("pid", str(int(name)), int(name), start_time=start)
 
 
@@ -39,7 +41,9 @@ def _unit(name: str) -> Container:
         if f"/{unit}" in path and unit in path.split("/"):
             pids.append(pid)
     if not pids:
-        raise TargetNotFound(f"unit:{printable(unit)}: no process in such a unit", "is it active? systemctl status shows it")
+        raise TargetNotFound(
+            f"unit:{printable(unit)}: no process in such a unit", "is it active? systemctl status shows it"
+        )
     inside = set(pids)
     heads = [pid for pid in pids if _parent(pid) not in inside]
     return _started("unit", unit, min(heads or pids, key=lambda pid: _start(pid)))
@@ -57,10 +61,14 @@ def _command(pattern: str) -> Container:
         if pattern and pattern in command and pid not in own and f"command:{pattern}" not in command:
             found.append((pid, command))
     if not found:
-        raise TargetNotFound(f"command:{printable(pattern[:60])}: no process has that in its command line", "see `ps axww`")
+        raise TargetNotFound(
+            f"command:{printable(pattern[:60])}: no process has that in its command line", "see `ps axww`"
+        )
     if len(found) > 1:
         listed = ", ".join(f"{pid} ({printable(command[:40])})" for pid, command in found[:6])
-        raise AmbiguousTarget(f"command:{printable(pattern[:60])}: {len(found)} processes match: {listed}", "attach by pid")
+        raise AmbiguousTarget(
+            f"command:{printable(pattern[:60])}: {len(found)} processes match: {listed}", "attach by pid"
+        )
     return _started("command", pattern, found[0][0])
 
 

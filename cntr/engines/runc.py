@@ -12,7 +12,9 @@ ENGINE = "runc"
 def roots() -> list[tuple[str, int]]:
     """(state directory, owner's uid): root's, and each user's rootless ones."""
     usual = [(path, 0) for path in store.roots(ENGINE, f"/run/{ENGINE}")]
-    return usual + [(f"{path}/{ENGINE}", uid) for uid, path in store.runtime_dirs() if os.path.isdir(f"{path}/{ENGINE}")]
+    return usual + [
+        (f"{path}/{ENGINE}", uid) for uid, path in store.runtime_dirs() if os.path.isdir(f"{path}/{ENGINE}")
+    ]
 
 
 def find(name: str, deadline: float) -> list[Container]:
@@ -39,7 +41,11 @@ def search(where: list[tuple[str, int]], name: str | None, reader: Reader) -> li
         try:
             ids = [name] if name is not None and store.is_component(name) and os.path.isdir(f"{root}/{name}") else None
             if ids is None:
-                ids = [id for id in store.listdir(root) if name is None or (store.is_id_prefix(name) and id.startswith(name))]
+                ids = [
+                    id
+                    for id in store.listdir(root)
+                    if name is None or (store.is_id_prefix(name) and id.startswith(name))
+                ]
         except OSError as error:
             refused = Refused(f"{root}: {error.strerror}")
             continue

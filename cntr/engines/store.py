@@ -97,7 +97,9 @@ def listdir(path: str) -> list[str]:
 
 def is_component(name: str) -> bool:
     """Whether NAME can be one component of a path, and nothing else: no slash, no dot-dot, not empty, not over NAME_MAX."""
-    return bool(name) and name not in (".", "..") and "/" not in name and "\0" not in name and len(os.fsencode(name)) < 256
+    return (
+        bool(name) and name not in (".", "..") and "/" not in name and "\0" not in name and len(os.fsencode(name)) < 256
+    )
 
 
 def is_id_prefix(name: str) -> bool:
