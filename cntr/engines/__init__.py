@@ -81,7 +81,7 @@ class Entry:
     def load(self) -> EngineModule:
         """Import the module."""
         __import__(self.module)
-        return sys.modules[self.module]  # type: ignore[return-value]
+        return sys.modules[self.module]
 
 
 TYPE_CHECKING = False
