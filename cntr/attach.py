@@ -7,7 +7,7 @@ import os
 from cntr import cgroup, engines, kernel, nest, procfs, pty
 from cntr.channel import Channel
 from cntr.errors import CntrError, printable
-from cntr.identity import Identity, user_of, withheld
+from cntr.identity import Identity, User, user_of, withheld
 from cntr.session import Command, Session
 from cntr.supervise import Supervisor, Watch, hint_for
 from cntr.target import CAP_SYS_PTRACE, Target
@@ -98,9 +98,10 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
             fds.fd(fd)
         for line in warnings(request, target, container):
             say(line)
+        enter_as_owner(target, user)
         own_mnt_fd = fds.fd(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
         devpts_fd = fds.fd(pty.new_devpts())
-        terminal = _open_terminal(devpts_fd, target)
+        terminal = _open_terminal(devpts_fd, target, user)
         if terminal:
             fds.closers.append(terminal.close)
         # 4. the session's processes
@@ -184,12 +185,37 @@ def _open_cgroups(request: Request, target: Target, say: Callable[[str], None]) 
         return []
 
 
-def _open_terminal(devpts_fd: int, target: Target) -> pty.Pty | None:
+def enter_as_owner(target: Target, user: User) -> None:
+    """Without root: enter the user namespace of one's own rootless container before all else, with all capabilities in it.
+
+    The owner of a user namespace may enter it (user_namespaces(7)), and what follows is then the same walk as root's: in a private
+    copy of the mount namespace, since mounts can be made only in one that belongs to the user namespace. Raises CntrError.
+    """
+    if os.geteuid() == 0:
+        return
+    if "user" not in target.namespaces:
+        raise CntrError(f"{target.label}: joining it needs root", "try with sudo")
+    try:
+        kernel.setns(target.namespaces["user"], kernel.CLONE_NEWUSER)
+        os.close(target.namespaces.pop("user"))
+        kernel.unshare(kernel.CLONE_NEWNS)
+        kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+    except OSError as error:
+        raise CntrError(
+            f"{target.label}: enter its user namespace: {error.strerror}",
+            "is it your own container? else try with sudo",
+        ) from None
+
+
+def _open_terminal(devpts_fd: int, target: Target, user: User) -> pty.Pty | None:
     """A pty like the user's terminal, when stdin and stdout are one; else the session's stdio is the caller's own."""
     if not (os.isatty(0) and os.isatty(1)):
         return None
     terminal = pty.Pty(devpts_fd)
-    terminal.like(0, target.uids[1])
+    terminal.like(
+        0,
+        user.uid if os.geteuid() != 0 or "user" not in target.namespaces else target.outside(user.uid, target.uid_map),
+    )
     return terminal
 
 

@@ -133,6 +133,11 @@ class Target:
                 return first + outside - mapped
         return None
 
+    def outside(self, inside: int, rows: tuple[tuple[int, int, int], ...]) -> int:
+        """The caller's id of what the target's user namespace calls INSIDE; -1 where it is not mapped."""
+        mapped = procfs.map_id(inside, rows) if "user" in self.namespaces else inside
+        return -1 if mapped is None else mapped
+
     def open_in_root(self, path: str, flags: int) -> int:
         """Open PATH as the target would, never leaving its root (openat2(2), RESOLVE_IN_ROOT). Raises OSError."""
         resolve = kernel.RESOLVE_IN_ROOT | kernel.RESOLVE_NO_MAGICLINKS
