@@ -141,11 +141,11 @@ class Target:
                 raise
             return ""
 
-    def alive(self) -> bool:
-        """Whether the process still runs: a pidfd turns readable when it ends."""
+    def alive(self, seconds: float = 0) -> bool:
+        """Whether the process still runs after at most SECONDS: a pidfd turns readable when it ends."""
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
-        return not poll.poll(0)
+        return not poll.poll(seconds * 1000)
 
     def inside(self, outside: int, rows: tuple[tuple[int, int, int], ...]) -> int | None:
         """The id that the target's user namespace calls OUTSIDE; rows: uid_map or gid_map."""
