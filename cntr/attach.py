@@ -7,7 +7,7 @@ import os
 from cntr import cgroup, engines, kernel, nest, procfs, pty
 from cntr.channel import Channel
 from cntr.errors import CntrError, printable
-from cntr.identity import Identity, user_of, withheld
+from cntr.identity import Identity, User, user_of, withheld
 from cntr.session import Command, Session
 from cntr.supervise import Supervisor, Watch, hint_for
 from cntr.target import CAP_SYS_PTRACE, Target
@@ -100,7 +100,7 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
             say(line)
         own_mnt_fd = fds.fd(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
         devpts_fd = fds.fd(pty.new_devpts())
-        terminal = _open_terminal(devpts_fd, target)
+        terminal = _open_terminal(devpts_fd, target, user)
         if terminal:
             fds.closers.append(terminal.close)
         # 4. the session's processes
@@ -134,22 +134,17 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
 
 
 def _fork(session: Session, target: Target) -> int:
-    """Fork the monitor; the pid namespace takes effect for children only, so it is joined here, and left again."""
-    own_pid_fd = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    """Fork the monitor. The pid namespace takes effect for children only, so this process joins it: it forks no more."""
     try:
         if "pid" in target.namespaces:
             kernel.setns(target.namespaces["pid"], kernel.CLONE_NEWPID)
         pid = os.fork()
-        if pid == 0:
-            session.run()
-        if "pid" in target.namespaces:
-            kernel.setns(own_pid_fd, kernel.CLONE_NEWPID)
-        return pid
     except OSError as error:
         hint = hint_for("pid namespace", error.errno or 0)
         raise CntrError(f"{target.label}: enter the container's pid namespace: {error.strerror}", hint) from None
-    finally:
-        os.close(own_pid_fd)
+    if pid == 0:
+        session.run()
+    return pid
 
 
 def base_dir() -> str:
@@ -177,19 +172,19 @@ def _open_cgroups(request: Request, target: Target, say: Callable[[str], None]) 
     try:
         return cgroup.open_procs(found)
     except PermissionError as error:
-        if os.geteuid() == 0:
+        if not target.as_owner:
             raise CntrError(f"{error.filename}: {error.strerror}", hint_for("cgroup", 0)) from None
         # A user may move processes only below a cgroup delegated to them (cgroups(7)); the engine of a rootless container may.
         say(f"note: the session stays outside the container's cgroup: {error.strerror}: {error.filename}")
         return []
 
 
-def _open_terminal(devpts_fd: int, target: Target) -> pty.Pty | None:
+def _open_terminal(devpts_fd: int, target: Target, user: User) -> pty.Pty | None:
     """A pty like the user's terminal, when stdin and stdout are one; else the session's stdio is the caller's own."""
     if not (os.isatty(0) and os.isatty(1)):
         return None
     terminal = pty.Pty(devpts_fd)
-    terminal.like(0, target.uids[1])
+    terminal.like(0, target.outside(user.uid, target.uid_map))
     return terminal
 
 
