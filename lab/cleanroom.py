@@ -1,8 +1,8 @@
 """A clean room: the README's commands in a root that has only what a fresh Debian has, ``nox -s cleanroom -- bookworm trixie``.
 
 A machine that has been worked on holds what was once installed by hand; this root holds Debian's minimal base, python3, git and
-ca-certificates. It is entered in mount, pid, ipc and uts namespaces of its own (pivot_root(2)), so that all that ran in it ends and every mount
-goes with its first process, however that ends. Network, /dev, /sys and the cgroups are this machine's: engines start in there. So
+ca-certificates. It is entered in mount, pid, ipc and uts namespaces of its own (pivot_root(2)), so that all that ran in it ends and
+every mount goes with its first process, however that ends. Network, /dev, /sys and the cgroups are this machine's: engines start in there. So
 are the package mirrors: apt's sources and network settings, pip's configuration, and additional certificate authorities.
 """
 
@@ -80,7 +80,9 @@ def local_directories(settings: dict[str, str]) -> Iterator[str]:
     """The directories of this machine that pip's settings name (find-links, file: indexes)."""
     for word in " ".join(settings.values()).replace("file://", " ").split():
         if word.startswith("/") and os.path.isdir(word):
-            yield os.path.normpath(word)
+            path = Path(os.path.normpath(word))
+            # The pages of an index (PEP 503) refer to files beside it.
+            yield str(path.parent if path.name == "simple" else path)
 
 
 # --- the room ---------------------------------------------------------------------------------------------------------
