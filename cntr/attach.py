@@ -98,7 +98,6 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
             fds.fd(fd)
         for line in warnings(request, target, container):
             say(line)
-        enter_as_owner(target, user)
         own_mnt_fd = fds.fd(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
         devpts_fd = fds.fd(pty.new_devpts())
         terminal = _open_terminal(devpts_fd, target, user)
@@ -135,22 +134,17 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
 
 
 def _fork(session: Session, target: Target) -> int:
-    """Fork the monitor; the pid namespace takes effect for children only, so it is joined here, and left again."""
-    own_pid_fd = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    """Fork the monitor. The pid namespace takes effect for children only, so this process joins it: it forks no more."""
     try:
         if "pid" in target.namespaces:
             kernel.setns(target.namespaces["pid"], kernel.CLONE_NEWPID)
         pid = os.fork()
-        if pid == 0:
-            session.run()
-        if "pid" in target.namespaces:
-            kernel.setns(own_pid_fd, kernel.CLONE_NEWPID)
-        return pid
     except OSError as error:
         hint = hint_for("pid namespace", error.errno or 0)
         raise CntrError(f"{target.label}: enter the container's pid namespace: {error.strerror}", hint) from None
-    finally:
-        os.close(own_pid_fd)
+    if pid == 0:
+        session.run()
+    return pid
 
 
 def base_dir() -> str:
@@ -178,33 +172,11 @@ def _open_cgroups(request: Request, target: Target, say: Callable[[str], None]) 
     try:
         return cgroup.open_procs(found)
     except PermissionError as error:
-        if os.geteuid() == 0:
+        if not target.as_owner:
             raise CntrError(f"{error.filename}: {error.strerror}", hint_for("cgroup", 0)) from None
         # A user may move processes only below a cgroup delegated to them (cgroups(7)); the engine of a rootless container may.
         say(f"note: the session stays outside the container's cgroup: {error.strerror}: {error.filename}")
         return []
-
-
-def enter_as_owner(target: Target, user: User) -> None:
-    """Without root: enter the user namespace of one's own rootless container before all else, with all capabilities in it.
-
-    The owner of a user namespace may enter it (user_namespaces(7)), and what follows is then the same walk as root's: in a private
-    copy of the mount namespace, since mounts can be made only in one that belongs to the user namespace. Raises CntrError.
-    """
-    if os.geteuid() == 0:
-        return
-    if "user" not in target.namespaces:
-        raise CntrError(f"{target.label}: joining it needs root", "try with sudo")
-    try:
-        kernel.setns(target.namespaces["user"], kernel.CLONE_NEWUSER)
-        os.close(target.namespaces.pop("user"))
-        kernel.unshare(kernel.CLONE_NEWNS)
-        kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
-    except OSError as error:
-        raise CntrError(
-            f"{target.label}: enter its user namespace: {error.strerror}",
-            "is it your own container? else try with sudo",
-        ) from None
 
 
 def _open_terminal(devpts_fd: int, target: Target, user: User) -> pty.Pty | None:
@@ -212,10 +184,7 @@ def _open_terminal(devpts_fd: int, target: Target, user: User) -> pty.Pty | None
     if not (os.isatty(0) and os.isatty(1)):
         return None
     terminal = pty.Pty(devpts_fd)
-    terminal.like(
-        0,
-        user.uid if os.geteuid() != 0 or "user" not in target.namespaces else target.outside(user.uid, target.uid_map),
-    )
+    terminal.like(0, target.outside(user.uid, target.uid_map))
     return terminal
 
 

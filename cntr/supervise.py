@@ -187,6 +187,8 @@ class Supervisor:
         _, status = os.waitpid(self.monitor, 0)
         if os.WIFSIGNALED(status) and self.outcome.status is None:
             self.outcome.status = 128 + os.WTERMSIG(status)
+            # An init's death kills its namespace first, the monitor with it, and shows only once all that is reaped.
+            self.outcome.target_gone = not self.target.alive(GRACE_SECONDS / 4)
 
     def _verdict(self) -> int:
         outcome = self.outcome
@@ -202,7 +204,7 @@ class Supervisor:
             if step == "run":
                 error.exit_code = EXIT_NOT_FOUND if int(number) == 2 else EXIT_NOT_EXECUTABLE
             raise error
-        if outcome.status is None or (outcome.status == 128 + signal.SIGKILL and not self.target.alive()):
+        if outcome.status is None or outcome.target_gone:
             self.say(f"{self.target.label} stopped: the session ended with it")
             return 128 + int(signal.SIGKILL)
         return outcome.status
