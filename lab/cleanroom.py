@@ -1,9 +1,10 @@
 """A clean room: the README's commands in a root that has only what a fresh Debian has, ``nox -s cleanroom -- bookworm trixie``.
 
-A machine that has been worked on holds what was once installed by hand; this root holds Debian's minimal base, python3, git and
-ca-certificates. It is entered in mount, pid, ipc and uts namespaces of its own (pivot_root(2)), so that all that ran in it ends and
-every mount goes with its first process, however that ends. Network, /dev, /sys and the cgroups are this machine's: engines start in there. So
-are the package mirrors: apt's sources and network settings, pip's configuration, and additional certificate authorities.
+A machine that has been worked on holds what was once installed by hand; this root holds Debian's minimal base, python3,
+git and ca-certificates. It is entered in mount, pid, ipc and uts namespaces of its own (pivot_root(2)), so that all that ran
+in it ends and every mount goes with its first process, however that ends. Network, /dev, /sys and the cgroups are this
+machine's, so that engines start in there, and so are the package mirrors: apt's sources and network settings, pip's
+configuration, and additional certificate authorities.
 """
 
 from __future__ import annotations
