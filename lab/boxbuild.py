@@ -22,13 +22,8 @@ from . import initrd, paths, sources
 from .errors import LabError
 from .table import Box
 
-INPUTS = ("box/customize.sh", "box/pack.sh", "box/init", "box/Vagrantfile.box", "provision/slim-app.c", "initrd.py")
+INPUTS = ("box/customize.sh", "box/pack.sh", "box/init", "box/cmdline", "box/Vagrantfile.box", "provision/slim-app.c", "initrd.py")
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-
-KERNEL_ARGS = (
-    "root=/dev/vda rw console=ttyS0 quiet net.ifnames=0 mitigations=off audit=0 systemd.show_status=0 "
-    "systemd.unified_cgroup_hierarchy=1"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +47,11 @@ class BuiltBox:
     def initrd(self) -> Path:
         """The mini initrd."""
         return self.directory / "initrd"
+
+    @property
+    def kernel_args(self) -> str:
+        """The kernel's command line."""
+        return (self.directory / "cmdline").read_text().strip()
 
     @property
     def vagrant_box(self) -> Path:
@@ -82,8 +82,7 @@ def private_key() -> Path:
             raise LabError("making the lab's key needs ssh-keygen, which is not installed", "apt-get install openssh-client")
         with tempfile.TemporaryDirectory(dir=key.parent) as work:
             _run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "cntr-lab", "-f", f"{work}/key"])
-            Path(work, "key.pub").rename(public := key.with_suffix(".pub"))
-            assert public.exists()
+            Path(work, "key.pub").rename(key.with_suffix(".pub"))
             Path(work, "key").rename(key)
     return key
 
@@ -131,12 +130,13 @@ def _build(box: Box, directory: Path, mirror: str | None) -> BuiltBox:
         out = Path(work, "out")
         out.mkdir()
         os.chmod(out, 0o777)
-        _bootstrap(box, out, Path(work), mirror)
+        _bootstrap(box, out, mirror)
         staging = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", dir=directory.parent))
         try:
             _say(started, "packing the disk")
             _run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(out / "box.raw"), str(staging / "box.img")])
             shutil.copy(out / "vmlinuz", staging / "vmlinuz")
+            shutil.copy(paths.LAB / "box/cmdline", staging / "cmdline")
             (staging / "initrd").write_bytes(initrd.build(out / "busybox", out / "modules", paths.LAB / "box/init"))
             about = {"kernel": (out / "release").read_text().strip(), "seconds": round(time.monotonic() - started, 1)}
             (staging / "about.json").write_text(json.dumps(about, indent=1) + "\n")
@@ -150,9 +150,9 @@ def _build(box: Box, directory: Path, mirror: str | None) -> BuiltBox:
     return BuiltBox(box, directory)
 
 
-def _bootstrap(box: Box, out: Path, work: Path, mirror: str | None) -> None:
+def _bootstrap(box: Box, out: Path, mirror: str | None) -> None:
     """Run mmdebstrap; its own output goes to a log, progress to the terminal."""
-    log = work / "mmdebstrap.log"
+    log = location(box).parent / f"{box.name}.log"
     packages = [box.kernel, *box.packages, *box.peers]
     command = [
         "mmdebstrap", "--variant=minbase", "--format=null", "--components=main",
@@ -173,9 +173,9 @@ def _bootstrap(box: Box, out: Path, work: Path, mirror: str | None) -> None:
     command += [box.suite, "/dev/null", *sources.lines(box.suite, mirror)]
     for step in _followed(command, log):
         print(f"lab:   {step}", flush=True)
-    if not (out / "box.raw").exists():
+    if not (out / "done").exists():
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
-        raise LabError(f"building box {box.name} failed; mmdebstrap's last words:\n{tail}", "is the Debian mirror reachable?")
+        raise LabError(f"building box {box.name} failed; mmdebstrap's last words:\n{tail}", f"the whole log: {log}")
 
 
 def _followed(command: list[str], log: Path) -> Iterator[str]:
@@ -208,7 +208,7 @@ def ensure_vagrant_box(built: BuiltBox) -> Path:
         text.write_text(json.dumps(metadata))
         archive.add(text, "metadata.json")
         archive.add(paths.LAB / "box/Vagrantfile.box", "Vagrantfile")
-        for name in ("vmlinuz", "initrd", "box.img"):
+        for name in ("vmlinuz", "initrd", "cmdline", "box.img"):
             archive.add(built.directory / name, name)
     partial.rename(built.vagrant_box)
     return built.vagrant_box

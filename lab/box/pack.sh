@@ -13,6 +13,12 @@ cp "$root/lib/modules/$kernel/modules.dep" "$root/lib/modules/$kernel/modules.bu
     kernel/lib kernel/crypto kernel/arch/x86/crypto 2>/dev/null || true) | tar xf - -C "$out/modules"
 rm -rf "$root/boot/"* "$root/tmp/"* "$root/run/"*
 truncate -s "${gib}G" "$out/box.raw"
-# No journal checksum or lazy initialisation: the image is made once and thrown away often.
-mke2fs -q -t ext4 -F -L cntr-lab -m 0 -E lazy_itable_init=1,lazy_journal_init=1,nodiscard -O ^metadata_csum_seed -d "$root" "$out/box.raw"
+# mmdebstrap's /proc, /sys and /dev are mounted in the root: a non-recursive bind, in a mount namespace of its own, is free of them.
+mkdir -p "$out/bare"
+unshare --mount --propagation private sh -euc '
+    mount --bind "$1" "$2/bare"
+    mke2fs -q -t ext4 -F -L cntr-lab -m 0 -E lazy_itable_init=1,lazy_journal_init=1,nodiscard -d "$2/bare" "$2/box.raw"
+' pack "$root" "$out"
+rmdir "$out/bare"
 chmod -R a+rX "$out"
+: >"$out/done"
