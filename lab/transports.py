@@ -129,8 +129,12 @@ class SshCarrier:
         self._testinfra: Any = None
 
     def _connection(self, user: str) -> Any:
+        import logging
+
         from fabric import Config, Connection
 
+        # A machine that boots resets connections; paramiko logs a traceback for each, beside the exception it raises.
+        logging.getLogger("paramiko").setLevel(logging.CRITICAL)
         known = self._connections.get(user)
         if known is not None and known.is_connected:
             return known
