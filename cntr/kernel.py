@@ -138,7 +138,7 @@ def move_mount(tree_fd: int, dirfd: int, path: Path, flags: int = 0) -> None:
 class MountAttr(ctypes.Structure):
     """struct mount_attr of mount_setattr(2)."""
 
-    _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
 
 
 def mount_setattr(
@@ -193,15 +193,13 @@ def pivot_root(new_root: str, put_old: str) -> None:
 class OpenHow(ctypes.Structure):
     """struct open_how of openat2(2)."""
 
-    _fields_ = [(name, ctypes.c_uint64) for name in ("flags", "mode", "resolve")]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_uint64) for name in ("flags", "mode", "resolve")]
 
 
 def openat2(dirfd: int, path: Path, flags: int, resolve: int, mode: int = 0) -> int:
     """openat2(2), kernel 5.6: open PATH with the RESOLVE_* limits; returns a close-on-exec fd."""
     how = OpenHow(flags | os.O_CLOEXEC, mode, resolve)
-    result = _syscall(
-        _long(_SYS_OPENAT2), dirfd, os.fsencode(path), ctypes.byref(how), _ulong(ctypes.sizeof(how))
-    )
+    result = _syscall(_long(_SYS_OPENAT2), dirfd, os.fsencode(path), ctypes.byref(how), _ulong(ctypes.sizeof(how)))
     return _check(result, "openat2", _fd_path(dirfd, path))
 
 
@@ -224,7 +222,7 @@ def set_process_name(name: str) -> None:
 class CapHeader(ctypes.Structure):
     """struct __user_cap_header_struct."""
 
-    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]  # noqa: RUF012
+    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
 
 
 def capset(effective: int, permitted: int, inheritable: int) -> None:

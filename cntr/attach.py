@@ -1,0 +1,269 @@
+"""The walk of one attach, readable as the paper's list of steps (section 3.2). ``exec`` is the same walk into the container's own root."""
+
+from __future__ import annotations
+
+import os
+
+from cntr import cgroup, engines, kernel, nest, procfs, pty
+from cntr.channel import Channel
+from cntr.errors import CntrError, printable
+from cntr.identity import Identity, User, user_of, withheld
+from cntr.session import Command, Session
+from cntr.supervise import Supervisor, Watch, hint_for
+from cntr.target import CAP_SYS_PTRACE, Target
+from cntr.tools import DEFAULT_PATH, Tools, open_tools
+
+
+class Request:
+    """What the user asked for; see the CLI contract for each option's meaning."""
+
+    def __init__(self, target: str, argv: list[str]) -> None:
+        """The defaults of ``cntr attach``."""
+        self.target, self.argv = target, argv
+        self.tools = "host"
+        self.transport = "auto"
+        self.read_only = self.privileged = self.verbose = False
+        self.join_cgroup = True
+        self.user: str | None = None
+        self.environment: list[str] = []
+        self.directory = "/"
+        self.own_root = False  # exec: the container's own command in its own root
+
+
+class OwnRoot:
+    """The entrance of ``exec``: the container's own mount namespace and root."""
+
+    __slots__ = ("steps", "target")
+
+    def __init__(self, target: Target) -> None:
+        """Nothing entered yet."""
+        self.target, self.steps = target, nest.Steps()
+
+    def assemble(self) -> None:
+        """Enter it. Raises OSError."""
+        self.steps.now = "enter the container's root"
+        if "mnt" in self.target.namespaces:
+            kernel.setns(self.target.namespaces["mnt"], kernel.CLONE_NEWNS)
+        os.fchdir(self.target.root_fd)
+        os.chroot(".")
+
+
+class Fds:
+    """Everything to be closed on the way out, last first."""
+
+    __slots__ = ("closers",)
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.closers: list[Callable[[], object]] = []
+
+    def __enter__(self) -> Fds:
+        """A scope."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close all."""
+        while self.closers:
+            self.closers.pop()()
+
+    def fd(self, fd: int) -> int:
+        """Own FD."""
+        self.closers.append(lambda: os.close(fd))
+        return fd
+
+
+def attach(request: Request, say: Callable[[str], None]) -> int:
+    """Run one session; the exit status of its command. say: prints one line to the user. Raises CntrError."""
+    with Fds() as fds:
+        # 1. name → pid → everything /proc says about it
+        container = engines.resolve(request.target)
+        engines.verify(container)
+        target = Target(container)
+        fds.closers.append(target.close)
+        # 2. the fat side
+        tools = None if request.own_root else open_tools(request.tools)
+        if tools:
+            fds.closers.append(tools.close)
+        # 3. what needs the host's view: ids, cgroups, terminal
+        user = user_of(target, request.user)
+        identity = Identity(
+            target,
+            user,
+            own_root=request.own_root,
+            privileged=request.privileged,
+            cgroup_procs=_open_cgroups(request, target, say),
+        )
+        fds.fd(identity.proc_fd)
+        for fd, _ in identity.cgroup_procs:
+            fds.fd(fd)
+        for line in warnings(request, target, container):
+            say(line)
+        own_mnt_fd = fds.fd(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
+        devpts_fd = fds.fd(pty.new_devpts())
+        terminal = _open_terminal(devpts_fd, target, user)
+        if terminal:
+            fds.closers.append(terminal.close)
+        # 4. the session's processes
+        entrance = (
+            OwnRoot(target)
+            if tools is None
+            else nest.Nest(target, tools, base_dir(), request.read_only, own_mnt_fd, devpts_fd)
+        )
+        command = Command(
+            request.argv or default_command(request, tools),
+            environment(request, target, tools, user.name, user.home),
+            request.directory,
+            terminal.slave if terminal else -1,
+        )
+        channel = Channel()
+        fds.fd(channel.reports_read)
+        session = Session(entrance, identity, command, channel)
+        watch = Watch()
+        fds.closers.append(watch.close)
+        monitor = _fork(session, target)
+        channel.keep_supervisor()
+        if terminal:
+            terminal.hand_over()
+        # 5. until it ends
+        supervisor = Supervisor(target, monitor, channel, watch, terminal, say)
+        status = supervisor.run()
+        if request.verbose:
+            for note in supervisor.outcome.notes:
+                say(f"note: {printable(note)}")
+        return status
+
+
+def _fork(session: Session, target: Target) -> int:
+    """Fork the monitor. The pid namespace takes effect for children only, so this process joins it: it forks no more."""
+    try:
+        if "pid" in target.namespaces:
+            kernel.setns(target.namespaces["pid"], kernel.CLONE_NEWPID)
+        pid = os.fork()
+    except OSError as error:
+        hint = hint_for("pid namespace", error.errno or 0)
+        raise CntrError(f"{target.label}: enter the container's pid namespace: {error.strerror}", hint) from None
+    if pid == 0:
+        session.run()
+    return pid
+
+
+def base_dir() -> str:
+    """Where the container's tree is in a session: /var/lib/cntr, or CNTR_BASE_DIR. Raises CntrError."""
+    base = os.environ.get("CNTR_BASE_DIR") or nest.BASE_DIR
+    if not base.startswith("/") or os.path.normpath(base) != base or base == "/":
+        raise CntrError(
+            f"CNTR_BASE_DIR={printable(base)}: not a clean absolute path below /", f"for example {nest.BASE_DIR}"
+        )
+    return base
+
+
+def _open_cgroups(request: Request, target: Target, say: Callable[[str], None]) -> list[tuple[int, str]]:
+    """The cgroup.procs files to join; none when frozen: joining a frozen cgroup freezes the joiner."""
+    if not request.join_cgroup:
+        return []
+    found, unreachable = cgroup.memberships(
+        procfs.read("cgroup", target.proc_fd), procfs.read("/proc/self/cgroup"), procfs.read("/proc/self/mountinfo")
+    )
+    if any(membership.frozen for membership in found):
+        say(f"note: {target.label} is paused: the session stays outside its cgroup")
+        return []
+    if unreachable and request.verbose:
+        say(f"note: cgroup not reachable from here: {', '.join(unreachable)}")
+    try:
+        return cgroup.open_procs(found)
+    except PermissionError as error:
+        if not target.as_owner:
+            raise CntrError(f"{error.filename}: {error.strerror}", hint_for("cgroup", 0)) from None
+        # A user may move processes only below a cgroup delegated to them (cgroups(7)); the engine of a rootless container may.
+        say(f"note: the session stays outside the container's cgroup: {error.strerror}: {error.filename}")
+        return []
+
+
+def _open_terminal(devpts_fd: int, target: Target, user: User) -> pty.Pty | None:
+    """A pty like the user's terminal, when stdin and stdout are one; else the session's stdio is the caller's own."""
+    if not (os.isatty(0) and os.isatty(1)):
+        return None
+    terminal = pty.Pty(devpts_fd)
+    terminal.like(0, target.outside(user.uid, target.uid_map))
+    return terminal
+
+
+def warnings(request: Request, target: Target, container: engines.Container) -> list[str]:
+    """What the user must know before: one line each."""
+    found = []
+    reach = target.permitted | target.bounding
+    if not request.own_root and not request.privileged and reach & CAP_SYS_PTRACE:
+        found.append(
+            f"warning: {target.label} may hold CAP_SYS_PTRACE: its processes can reach the tools' tree through this session"
+            + ("" if request.read_only else "; --read-only keeps them from writing there")
+        )
+    return found
+
+
+def environment(request: Request, target: Target, tools: Tools | None, user: str, home: str) -> dict[str, str]:
+    """The session's: the container's, its PATH and SHELL the tools', without what would steer the tools (identity.WITHHELD)."""
+    if tools is None:
+        result = dict(target.environment)
+        result.setdefault("PATH", DEFAULT_PATH)
+        result.setdefault("HOME", home or "/")
+    else:
+        result = {key: value for key, value in target.environment.items() if not withheld(key)}
+        result["PATH"] = tools.path
+        result["HOME"] = home if home and _is_directory(tools, home) else "/"
+        result["SHELL"] = shell_of(tools)
+        result["CNTR_TARGET"] = request.target
+        result["CNTR_TARGET_PID"] = (
+            procfs.status(procfs.read("status", target.proc_fd)).get("NSpid", str(target.pid)).split()[-1]
+        )
+        result["CNTR_BASE_DIR"] = base_dir()
+        label = "".join(c if c.isascii() and (c.isalnum() or c in "._:/@-") else "?" for c in request.target)[:40]
+        result["PS1"] = f"[cntr {label}] # "
+        result["debian_chroot"] = f"cntr {label}"
+    if user:
+        result["USER"] = result["LOGNAME"] = user
+    if "TERM" in os.environ:
+        result["TERM"] = os.environ["TERM"]
+    for setting in request.environment:
+        key, equals, value = setting.partition("=")
+        if not key or "\0" in setting:
+            raise CntrError(
+                f"-e {printable(setting)!r}: not NAME=VALUE",
+                "for example -e DEBUG=1; -e NAME alone passes the caller's on",
+            )
+        if equals:
+            result[key] = value
+        elif key in os.environ:
+            result[key] = os.environ[key]
+    return result
+
+
+def default_command(request: Request, tools: Tools | None) -> list[str]:
+    """A shell: the tools' own, or for ``exec`` the container's /bin/sh."""
+    return ["/bin/sh"] if tools is None else [shell_of(tools)]
+
+
+def _is_directory(tools: Tools, path: str) -> bool:
+    try:
+        os.close(
+            kernel.openat2(tools.root_fd, path.lstrip("/") or ".", os.O_PATH | os.O_DIRECTORY, kernel.RESOLVE_IN_ROOT)
+        )
+    except OSError:
+        return False
+    return True
+
+
+def shell_of(tools: Tools) -> str:
+    """The caller's $SHELL where the tools have it, else bash or sh, whichever they have."""
+    for shell in (os.environ.get("SHELL", ""), "/bin/bash", "/bin/sh", "/usr/bin/bash", "/usr/bin/sh", "/bin/busybox"):
+        if shell.startswith("/"):
+            try:
+                os.close(kernel.openat2(tools.root_fd, shell.lstrip("/"), os.O_PATH, kernel.RESOLVE_IN_ROOT))
+            except OSError:
+                continue
+            return shell
+    return "/bin/sh"
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
