@@ -210,7 +210,9 @@ def check_waiting_process_can_be_killed(here: Path) -> None:
     finished(waiter, -signal.SIGKILL)
     holder.release()
     with opened(here / "f", os.O_RDWR) as fd:
-        within(5, lambda: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB) is None, "the dead waiter's lock is not granted")
+        within(
+            5, lambda: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB) is None, "the dead waiter's lock is not granted"
+        )
 
 
 def check_dead_process_leaves_no_lock(here: Path) -> None:
