@@ -95,7 +95,7 @@ class FileServer:
                 return False
             from cntr.cntrfs.watchdog import Watchdog
 
-            self.watchdog = Watchdog(device, self.heartbeat, HANG_SECONDS)
+            self.watchdog = Watchdog("", self.heartbeat, HANG_SECONDS, device)
         return self.watchdog.hangs(self.pid)
 
     def end_connection(self) -> None:
