@@ -24,7 +24,19 @@ class FileServer:
     device_fd: /dev/fuse, for the session to mount; pidfd: readable when the server has ended.
     """
 
-    __slots__ = ("binding", "device_fd", "heartbeat", "pid", "pidfd", "root_fd", "stop_read", "stop_write", "watchdog")
+    __slots__ = (
+        "binding",
+        "device_fd",
+        "heartbeat",
+        "mounted_read",
+        "mounted_write",
+        "pid",
+        "pidfd",
+        "root_fd",
+        "stop_read",
+        "stop_write",
+        "watchdog",
+    )
 
     def __init__(self, root_fd: int, binding: str) -> None:
         """Start serving ROOT_FD's tree by BINDING (auto, devfuse, pyfuse3). Raises CntrError, OSError."""
@@ -36,10 +48,12 @@ class FileServer:
         self.watchdog: Watchdog | None = None
         self.device_fd = mounting.open_device()
         self.stop_read, self.stop_write = os.pipe2(os.O_CLOEXEC)
+        self.mounted_read, self.mounted_write = os.pipe2(os.O_CLOEXEC)
         self.pid = os.fork()
         if self.pid == 0:
             self._serve()
         os.close(self.stop_read)
+        os.close(self.mounted_read)
         self.pidfd = os.pidfd_open(self.pid)
 
     def _serve(self) -> None:
@@ -81,10 +95,16 @@ class FileServer:
             "allow_other": None,
         }
 
+    def mounted(self) -> None:
+        """In the session: have the server begin."""
+        os.write(self.mounted_write, b"m")
+        self.handed_over()
+
     def handed_over(self) -> None:
-        """The session has its copy of the connection: close ours, or the server's death would not end it."""
+        """Close our copy of the connection: it must end with the server."""
         if self.device_fd >= 0:
             os.close(self.device_fd)
+            os.close(self.mounted_write)
         self.device_fd = -1
 
     def hangs(self, session_pid: int) -> bool:

@@ -110,7 +110,7 @@ class Nest:
         kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
         self.steps.now = "mount CntrFS"
         tree_fd = kernel.new_filesystem("fuse", server.mount_options())
-        server.handed_over()
+        server.mounted()
         self._make_root(tree_fd)
 
     def _make_root(self, tree_fd: int) -> None:

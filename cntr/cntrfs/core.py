@@ -187,9 +187,7 @@ class Core(FileOperations):
         try:
             kernel_fs.linkat(fd, b"", parent_fd, name, kernel_fs.AT_EMPTY_PATH)
         except FileNotFoundError:  # AT_EMPTY_PATH takes CAP_DAC_READ_SEARCH, and refuses a file made by O_TMPFILE
-            kernel_fs.linkat(
-                kernel_fs.AT_FDCWD, proc_path(fd), parent_fd, name, kernel_fs.AT_SYMLINK_FOLLOW
-            )
+            kernel_fs.linkat(kernel_fs.AT_FDCWD, proc_path(fd), parent_fd, name, kernel_fs.AT_SYMLINK_FOLLOW)
         self.nodes.unpin(node)
         self.nodes.moved(node, parent, name)
         node.lookups += 1
@@ -230,7 +228,9 @@ class Core(FileOperations):
         self.nodes.pin(node)
         return node
 
-    def rename(self, parent_id: int, name: bytes, new_parent_id: int, new_name: bytes, flags: int, caller: Caller) -> None:
+    def rename(
+        self, parent_id: int, name: bytes, new_parent_id: int, new_name: bytes, flags: int, caller: Caller
+    ) -> None:
         """RENAME with the flags of renameat2(2); a whiteout belongs to the caller."""
         old_parent, new_parent = self.nodes.get(parent_id), self.nodes.get(new_parent_id)
         old_fd, new_fd = self.nodes.fd(old_parent), self.nodes.fd(new_parent)

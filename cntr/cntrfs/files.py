@@ -152,9 +152,7 @@ class FileOperations:
         """COPY_FILE_RANGE: bytes copied."""
         return os.copy_file_range(self.handle(fh_in).fd, self.handle(fh_out).fd, length, offset_in, offset_out)
 
-    def tmpfile(
-        self, parent_id: int, flags: int, mode: int, caller: Caller
-    ) -> tuple[Node, kernel_fs.Attributes, int]:
+    def tmpfile(self, parent_id: int, flags: int, mode: int, caller: Caller) -> tuple[Node, kernel_fs.Attributes, int]:
         """TMPFILE: open(2) with O_TMPFILE; the file has no name, so its fd is kept until it is forgotten."""
         parent_fd = self.nodes.fd(self.nodes.get(parent_id))
         wanted = self.backing_flags(flags) | os.O_TMPFILE | flags & os.O_EXCL

@@ -203,7 +203,9 @@ class _Manager:
             kernel.mount(self.options.fsname or self.source, self.mountpoint, FSTYPE, flags, mount_data(fuse_fd))
         except OSError as error:
             hint = "mounting takes root (CAP_SYS_ADMIN)" if error.errno == errno.EPERM else ""
-            raise CntrError(f"cannot mount CntrFS on {self.mountpoint}: {os.strerror(error.errno or 0)}", hint) from None
+            raise CntrError(
+                f"cannot mount CntrFS on {self.mountpoint}: {os.strerror(error.errno or 0)}", hint
+            ) from None
 
     def _serve(self, fuse_fd: int, root_fd: int, ready_writer: int) -> None:
         """The server process; never returns."""

@@ -134,9 +134,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         return self._entry(*self.core.mknod(parent, name, mode, rdev, _caller(ctx)))
 
     @_answered
-    async def mkdir(
-        self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
+    async def mkdir(self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         return self._entry(*self.core.mkdir(parent, name, mode, _caller(ctx)))
 
     @_answered
@@ -166,9 +164,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         return self._entry(*self.core.link(inode, new_parent, new_name))
 
     def _info(self, fh: int) -> pyfuse3.FileInfo:
-        return pyfuse3.FileInfo(
-            fh=fh, keep_cache=self._options.keep_cache, direct_io=self._options.cache == "none"
-        )
+        return pyfuse3.FileInfo(fh=fh, keep_cache=self._options.keep_cache, direct_io=self._options.cache == "none")
 
     @_answered
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
