@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cntr import cgroup, engines, kernel, nest, procfs, pty
+from cntr import cgroup, engines, kernel, nest, procfs
 from cntr.channel import Channel
 from cntr.errors import CntrError, printable
 from cntr.identity import Identity, User, user_of, withheld
@@ -99,7 +99,7 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
         for line in warnings(request, target, container):
             say(line)
         own_mnt_fd = fds.fd(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
-        devpts_fd = fds.fd(pty.new_devpts())
+        devpts_fd = fds.fd(nest.new_devpts())
         terminal = _open_terminal(devpts_fd, target, user)
         if terminal:
             fds.closers.append(terminal.close)
@@ -183,6 +183,8 @@ def _open_terminal(devpts_fd: int, target: Target, user: User) -> pty.Pty | None
     """A pty like the user's terminal, when stdin and stdout are one; else the session's stdio is the caller's own."""
     if not (os.isatty(0) and os.isatty(1)):
         return None
+    from cntr import pty  # without a terminal its imports would be for nothing
+
     terminal = pty.Pty(devpts_fd)
     terminal.like(0, target.outside(user.uid, target.uid_map))
     return terminal
@@ -267,3 +269,5 @@ def shell_of(tools: Tools) -> str:
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from cntr import pty
