@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cntr import cgroup, engines, kernel, nest, procfs, pty
+from cntr import cgroup, engines, kernel, nest, procfs
 from cntr.channel import Channel
 from cntr.errors import CntrError, printable
 from cntr.identity import Identity, User, user_of, withheld
@@ -96,7 +96,7 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
             target, user, own_root=request.own_root, privileged=request.privileged, cgroup_procs=cgroup_procs
         )
         fds.closers.append(identity.close)
-        devpts_fd = fds.fd(pty.new_devpts())
+        devpts_fd = fds.fd(nest.new_devpts())
         terminal = _open_terminal(devpts_fd, target, user)
         if terminal:
             fds.closers.append(terminal.close)
@@ -200,6 +200,8 @@ def _open_terminal(devpts_fd: int, target: Target, user: User) -> pty.Pty | None
     """A pty like the user's terminal, when stdin and stdout are one; else the session's stdio is the caller's own."""
     if not (os.isatty(0) and os.isatty(1)):
         return None
+    from cntr import pty  # without a terminal its imports would be for nothing
+
     terminal = pty.Pty(devpts_fd)
     terminal.like(0, target.outside(user.uid, target.uid_map))
     return terminal
@@ -285,4 +287,5 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cntr import pty
     from cntr.fileserver import FileServer

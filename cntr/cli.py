@@ -15,7 +15,9 @@ def run(argv: list[str]) -> int:
     while argv and argv[0] == "--debug":
         argv = argv[1:]
     try:
-        return _run(argv)
+        status = _run(argv)
+        sys.stdout.flush()  # here, where a reader that has gone away is no error
+        return status
     except CntrError as error:
         if debug:
             raise

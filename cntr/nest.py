@@ -176,6 +176,13 @@ class Nest:
                 os.close(fd)
 
 
+def new_devpts() -> int:
+    """A detached devpts mount of its own instance; returns its fd. Raises OSError."""
+    return kernel.new_filesystem(
+        "devpts", {"ptmxmode": "0666", "mode": "0620"}, kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NOEXEC
+    )
+
+
 def has_null_device(dev_fd: int) -> bool:
     """Whether a /dev is one that programs can live with."""
     try:

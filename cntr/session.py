@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import _signal as signal  # the module behind signal, without its import of enum (5 ms)
 import errno
-import fcntl
 import os
 import select
-import termios
 
 from cntr import kernel, namespaces
 from cntr.channel import EXITED, FAILED, KILLED, NOTE, Channel
@@ -90,7 +88,7 @@ class Session:
         self.steps.now = "set up the terminal"
         if command.tty_fd >= 0:
             os.setsid()
-            fcntl.ioctl(command.tty_fd, termios.TIOCSCTTY, 0)
+            kernel.take_terminal(command.tty_fd)
             for fd in (0, 1, 2):
                 os.dup2(command.tty_fd, fd)
         self.steps.now = "change to directory"

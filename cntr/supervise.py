@@ -10,7 +10,6 @@ import time
 from cntr import kernel
 from cntr.channel import EXITED, FAILED, KILLED, NOTE, Channel, Reader
 from cntr.errors import EXIT_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CntrError, StepFailed, printable
-from cntr.pty import Pty, Pump, RawTerminal
 from cntr.target import Target
 
 FORWARDED = (
@@ -94,8 +93,12 @@ class Supervisor:
         self.target, self.monitor, self.channel, self.watch, self.pty = target, monitor, channel, watch, pty
         self.monitor_fd = os.pidfd_open(monitor)
         self.reader, self.outcome = Reader(channel.reports_read), Outcome()
-        self.terminal = RawTerminal(0) if pty else None
-        self.pump = Pump(0, 1, pty.master) if pty else None
+        self.terminal: RawTerminal | None = None
+        self.pump: Pump | None = None
+        if pty:
+            from cntr.pty import Pump, RawTerminal
+
+            self.terminal, self.pump = RawTerminal(0), Pump(0, 1, pty.master)
         self.deadline = 0.0  # monotonic seconds; when the session is ended by force
         self.orders_open = True
 
@@ -274,3 +277,4 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cntr.fileserver import FileServer
+    from cntr.pty import Pty, Pump, RawTerminal
