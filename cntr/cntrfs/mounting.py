@@ -118,7 +118,8 @@ def run(source: str, mountpoint: str, options: Options, *, binding: str | None, 
     reader, writer = os.pipe2(os.O_CLOEXEC)
     if pid := os.fork():
         os.close(writer)
-        message = b"".join(iter(lambda: os.read(reader, 4096), b""))
+        message = os.read(reader, 4096)  # one write, or nothing when the daemon died: not until its end, the server
+        os.close(reader)  # has a copy of the writing end
         if message == b"ready":
             return 0
         os.waitpid(pid, 0)
