@@ -7,7 +7,7 @@ import os
 from cntr import cgroup, engines, kernel, nest, procfs, pty
 from cntr.channel import Channel
 from cntr.errors import CntrError, printable
-from cntr.identity import Identity, user_of, withheld
+from cntr.identity import Identity, User, user_of, withheld
 from cntr.session import Command, Session
 from cntr.supervise import Supervisor, Watch, hint_for
 from cntr.target import CAP_SYS_PTRACE, Target
@@ -21,7 +21,7 @@ class Request:
         """The defaults of ``cntr attach``."""
         self.target, self.argv = target, argv
         self.tools = "host"
-        self.transport = "auto"
+        self.transport = self.binding = "auto"
         self.read_only = self.privileged = self.verbose = False
         self.join_cgroup = True
         self.user: str | None = None
@@ -80,52 +80,46 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
         engines.verify(container)
         target = Target(container)
         fds.closers.append(target.close)
-        # 2. the fat side
+        # 2. the fat side, and who serves it
         tools = None if request.own_root else open_tools(request.tools)
         if tools:
             fds.closers.append(tools.close)
+        server = _serve(request, tools)
+        if server:
+            fds.closers.append(server.stop)
+        for line in warnings(request, target):
+            say(line)
         # 3. what needs the host's view: ids, cgroups, terminal
         user = user_of(target, request.user)
+        cgroup_procs = _open_cgroups(request, target, say)
         identity = Identity(
-            target,
-            user,
-            own_root=request.own_root,
-            privileged=request.privileged,
-            cgroup_procs=_open_cgroups(request, target, say),
+            target, user, own_root=request.own_root, privileged=request.privileged, cgroup_procs=cgroup_procs
         )
-        fds.fd(identity.proc_fd)
-        for fd, _ in identity.cgroup_procs:
-            fds.fd(fd)
-        for line in warnings(request, target, container):
-            say(line)
-        own_mnt_fd = fds.fd(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
+        fds.closers.append(identity.close)
         devpts_fd = fds.fd(pty.new_devpts())
-        terminal = _open_terminal(devpts_fd, target)
+        terminal = _open_terminal(devpts_fd, target, user)
         if terminal:
             fds.closers.append(terminal.close)
         # 4. the session's processes
-        entrance = (
-            OwnRoot(target)
-            if tools is None
-            else nest.Nest(target, tools, base_dir(), request.read_only, own_mnt_fd, devpts_fd)
-        )
         command = Command(
-            request.argv or default_command(request, tools),
-            environment(request, target, tools, user.name, user.home),
+            request.argv or default_command(tools),
+            environment(request, target, tools, user),
             request.directory,
             terminal.slave if terminal else -1,
         )
         channel = Channel()
         fds.fd(channel.reports_read)
-        session = Session(entrance, identity, command, channel)
+        session = Session(_entrance(request, target, tools, server, devpts_fd, fds), identity, command, channel)
         watch = Watch()
         fds.closers.append(watch.close)
         monitor = _fork(session, target)
         channel.keep_supervisor()
         if terminal:
             terminal.hand_over()
+        if server:
+            server.handed_over()
         # 5. until it ends
-        supervisor = Supervisor(target, monitor, channel, watch, terminal, say)
+        supervisor = Supervisor(target, monitor, channel, watch, terminal, server, say)
         status = supervisor.run()
         if request.verbose:
             for note in supervisor.outcome.notes:
@@ -133,23 +127,41 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
         return status
 
 
+def _serve(request: Request, tools: Tools | None) -> FileServer | None:
+    """The file server of the fuse transport. ``auto`` is the mount transport: it needs what both need (Linux 5.2), and is faster."""
+    if tools is None or request.transport != "fuse":
+        if request.binding != "auto":
+            raise CntrError("--binding chooses who speaks FUSE", "it goes with --transport fuse")
+        return None
+    from cntr.fileserver import FileServer
+
+    return FileServer(tools.root_fd, request.binding)
+
+
+def _entrance(
+    request: Request, target: Target, tools: Tools | None, server: FileServer | None, devpts_fd: int, fds: Fds
+) -> nest.Nest | OwnRoot:
+    """The nest, or for ``exec`` the container's own root."""
+    if tools is None:
+        return OwnRoot(target)
+    own_mnt_fd = fds.fd(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
+    return nest.Nest(
+        target, tools, server, base=base_dir(), read_only=request.read_only, own_mnt_fd=own_mnt_fd, devpts_fd=devpts_fd
+    )
+
+
 def _fork(session: Session, target: Target) -> int:
-    """Fork the monitor; the pid namespace takes effect for children only, so it is joined here, and left again."""
-    own_pid_fd = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    """Fork the monitor. The pid namespace takes effect for children only, so this process joins it: it forks no more."""
     try:
         if "pid" in target.namespaces:
             kernel.setns(target.namespaces["pid"], kernel.CLONE_NEWPID)
         pid = os.fork()
-        if pid == 0:
-            session.run()
-        if "pid" in target.namespaces:
-            kernel.setns(own_pid_fd, kernel.CLONE_NEWPID)
-        return pid
     except OSError as error:
         hint = hint_for("pid namespace", error.errno or 0)
         raise CntrError(f"{target.label}: enter the container's pid namespace: {error.strerror}", hint) from None
-    finally:
-        os.close(own_pid_fd)
+    if pid == 0:
+        session.run()
+    return pid
 
 
 def base_dir() -> str:
@@ -177,23 +189,23 @@ def _open_cgroups(request: Request, target: Target, say: Callable[[str], None]) 
     try:
         return cgroup.open_procs(found)
     except PermissionError as error:
-        if os.geteuid() == 0:
+        if not target.as_owner:
             raise CntrError(f"{error.filename}: {error.strerror}", hint_for("cgroup", 0)) from None
         # A user may move processes only below a cgroup delegated to them (cgroups(7)); the engine of a rootless container may.
         say(f"note: the session stays outside the container's cgroup: {error.strerror}: {error.filename}")
         return []
 
 
-def _open_terminal(devpts_fd: int, target: Target) -> pty.Pty | None:
+def _open_terminal(devpts_fd: int, target: Target, user: User) -> pty.Pty | None:
     """A pty like the user's terminal, when stdin and stdout are one; else the session's stdio is the caller's own."""
     if not (os.isatty(0) and os.isatty(1)):
         return None
     terminal = pty.Pty(devpts_fd)
-    terminal.like(0, target.uids[1])
+    terminal.like(0, target.outside(user.uid, target.uid_map))
     return terminal
 
 
-def warnings(request: Request, target: Target, container: engines.Container) -> list[str]:
+def warnings(request: Request, target: Target) -> list[str]:
     """What the user must know before: one line each."""
     found = []
     reach = target.permitted | target.bounding
@@ -205,16 +217,16 @@ def warnings(request: Request, target: Target, container: engines.Container) -> 
     return found
 
 
-def environment(request: Request, target: Target, tools: Tools | None, user: str, home: str) -> dict[str, str]:
+def environment(request: Request, target: Target, tools: Tools | None, user: User) -> dict[str, str]:
     """The session's: the container's, its PATH and SHELL the tools', without what would steer the tools (identity.WITHHELD)."""
     if tools is None:
         result = dict(target.environment)
         result.setdefault("PATH", DEFAULT_PATH)
-        result.setdefault("HOME", home or "/")
+        result.setdefault("HOME", user.home or "/")
     else:
         result = {key: value for key, value in target.environment.items() if not withheld(key)}
         result["PATH"] = tools.path
-        result["HOME"] = home if home and _is_directory(tools, home) else "/"
+        result["HOME"] = user.home if user.home and _is_directory(tools, user.home) else "/"
         result["SHELL"] = shell_of(tools)
         result["CNTR_TARGET"] = request.target
         result["CNTR_TARGET_PID"] = (
@@ -224,8 +236,8 @@ def environment(request: Request, target: Target, tools: Tools | None, user: str
         label = "".join(c if c.isascii() and (c.isalnum() or c in "._:/@-") else "?" for c in request.target)[:40]
         result["PS1"] = f"[cntr {label}] # "
         result["debian_chroot"] = f"cntr {label}"
-    if user:
-        result["USER"] = result["LOGNAME"] = user
+    if user.name:
+        result["USER"] = result["LOGNAME"] = user.name
     if "TERM" in os.environ:
         result["TERM"] = os.environ["TERM"]
     for setting in request.environment:
@@ -242,7 +254,7 @@ def environment(request: Request, target: Target, tools: Tools | None, user: str
     return result
 
 
-def default_command(request: Request, tools: Tools | None) -> list[str]:
+def default_command(tools: Tools | None) -> list[str]:
     """A shell: the tools' own, or for ``exec`` the container's /bin/sh."""
     return ["/bin/sh"] if tools is None else [shell_of(tools)]
 
@@ -272,3 +284,5 @@ def shell_of(tools: Tools) -> str:
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from cntr.fileserver import FileServer

@@ -12,8 +12,6 @@ from cntr import cgroup, kernel, namespaces, procfs
 from cntr.errors import CntrError, printable
 from cntr.target import CAP_SYS_PTRACE, Target
 
-RLIM_NLIMITS = 16  # asm-generic/resource.h
-
 # Variables by which a process makes its children load code or read files of its choosing. They mean paths of the container and would
 # be obeyed by the tools: the container could write them into its own environment to reach the tools' side.
 WITHHELD = frozenset(
@@ -111,9 +109,15 @@ class Identity:
         self.inheritable = (target.inheritable if same_user else 0) | self.ambient
         self.lsm = target.lsm if target.lsm != _own_label() else ""
         self.oom_score_adj = _oom_score_adj(target)
-        self.limits = [(limit, resource.prlimit(target.pid, limit)) for limit in range(RLIM_NLIMITS)]
+        self.limits = list(enumerate(procfs.limits(procfs.read("limits", target.proc_fd))))
         with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as stream:
             self.last_capability = int(stream.read())
+
+    def close(self) -> None:
+        """Close what was opened for it."""
+        for fd, _ in self.cgroup_procs:
+            os.close(fd)
+        os.close(self.proc_fd)
 
     def _ambient(self) -> int:
         same_user = self.user.uid == self.target.inside(self.target.uids[1], self.target.uid_map)

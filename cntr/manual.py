@@ -13,6 +13,11 @@ TARGETS = """TARGET   a container's name, id or unique id prefix, a pid, or engi
 STATUS = """Exit status: the command's own; 125 cntr failed, 126 the command is not executable, 127 it was not found,
 128+N it was killed by signal N."""
 
+DESCRIPTION = """A slim container holds the application; the fat side holds the tools. In a session the fat side's tree is /,
+the container's is at /var/lib/cntr, and /proc, /dev, /sys and the files passwd, group, hosts, hostname, resolv.conf and
+localtime of /etc are the container's. The container, its engine and the kernel are not changed. When the session's command
+ends, all that it started ends too."""
+
 
 def overview() -> str:
     """``cntr --help``."""
@@ -40,7 +45,8 @@ def usage(command: Command) -> str:
     options = "\n".join(f"  {names.ljust(width)}  {help}" for names, help in rows)
     target = f"\n\n{TARGETS}" if any("TARGET" in word for word in command.positional) else ""
     examples = "\n".join(f"  {example}" for example in command.examples.splitlines())
-    return f"{line.rstrip()}\n\n{command.help[0].upper()}{command.help[1:]}.{target}\n\nOptions:\n{options}\n\nExamples:\n{examples}\n\n{STATUS}"
+    what = f"{command.help[0].upper()}{command.help[1:]}."
+    return f"{line.rstrip()}\n\n{what}{target}\n\nOptions:\n{options}\n\nExamples:\n{examples}\n\n{STATUS}"
 
 
 def _names(option: Option) -> str:
@@ -58,9 +64,7 @@ def man_page() -> str:
             f".B cntr {c.name}\n[OPTION…] {' '.join(c.positional)}{trailing if c.takes_command else ''}\n.br"
             for c in COMMANDS
         ),
-        ".SH DESCRIPTION\nA slim container holds the application; the fat side holds the tools. In a session the fat side's tree is /, the "
-        "container's is at /var/lib/cntr, and /proc, /dev, /sys and the files passwd, group, hosts, hostname, resolv.conf and localtime of /etc are the "
-        "container's. The container, its engine and the kernel are not changed. When the session's command ends, all that it started ends too.",
+        f".SH DESCRIPTION\n{DESCRIPTION}",
         f".SH TARGETS\n.nf\n{TARGETS}\n.fi",
     ]
     for command in COMMANDS:

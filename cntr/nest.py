@@ -32,24 +32,35 @@ class Steps:
 class Nest:
     """What the nested mount namespace is made of; everything opened before the fork.
 
-    own_mnt_fd: the caller's mount namespace; base: where the target's tree goes; devpts_fd: a detached devpts of the session's own, or
-    -1; a terminal the container cannot open.
+    server: serves the tools' tree by FUSE, None on the mount transport. own_mnt_fd: the caller's mount namespace; base: where the
+    target's tree goes; devpts_fd: a detached devpts of the session's own, whose terminals the container cannot open.
     """
 
-    __slots__ = ("base", "devpts_fd", "own_mnt_fd", "read_only", "steps", "target", "tools", "tree_fd")
+    __slots__ = ("base", "devpts_fd", "own_mnt_fd", "read_only", "server", "steps", "target", "tools", "tree_fd")
 
     def __init__(
-        self, target: Target, tools: Tools, base: str, read_only: bool, own_mnt_fd: int, devpts_fd: int
+        self,
+        target: Target,
+        tools: Tools,
+        server: FileServer | None,
+        *,
+        base: str,
+        read_only: bool,
+        own_mnt_fd: int,
+        devpts_fd: int,
     ) -> None:
         """Keep the parts."""
-        self.target, self.tools, self.base, self.read_only = target, tools, base, read_only
+        self.target, self.tools, self.server, self.base, self.read_only = target, tools, server, base, read_only
         self.own_mnt_fd, self.devpts_fd, self.tree_fd = own_mnt_fd, devpts_fd, -1
         self.steps = Steps()
 
     def assemble(self) -> None:
         """Make it the calling process's mount namespace and root. Raises OSError; ``steps.now`` says where."""
         self.clone_target()
-        self.enter_tools()
+        if self.server:
+            self.mount_served_tools(self.server)
+        else:
+            self.enter_tools()
         if self.read_only:
             self.steps.now = "make the tools' tree read-only"
             kernel.mount_setattr(kernel.AT_FDCWD, "/", recursive=True, attr_set=kernel.MOUNT_ATTR_RDONLY)
@@ -89,14 +100,28 @@ class Nest:
         # Before anything is mounted: a shared mount would carry it into the namespace we came from.
         kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
         if tree_fd >= 0:
-            self.steps.now = "make the tools' tree the root"
-            kernel.move_mount(tree_fd, kernel.AT_FDCWD, "/")
-            os.fchdir(tree_fd)
-            kernel.pivot_root(".", ".")
-            kernel.umount(".", kernel.MNT_DETACH)
-            os.close(tree_fd)
-            os.chdir("/")
+            self._make_root(tree_fd)
             kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+
+    def mount_served_tools(self, server: FileServer) -> None:
+        """The paper's way: a private copy of the target's mount namespace, with CntrFS as its root."""
+        self.steps.now = "copy the container's mount namespace"
+        kernel.unshare(kernel.CLONE_NEWNS)
+        kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+        self.steps.now = "mount CntrFS"
+        tree_fd = kernel.new_filesystem("fuse", server.mount_options())
+        server.mounted()
+        self._make_root(tree_fd)
+
+    def _make_root(self, tree_fd: int) -> None:
+        """Make a detached tree the root; nothing of the old one stays mounted, to be found by a privileged session."""
+        self.steps.now = "make the tools' tree the root"
+        kernel.move_mount(tree_fd, kernel.AT_FDCWD, "/")
+        os.fchdir(tree_fd)
+        kernel.pivot_root(".", ".")
+        kernel.umount(".", kernel.MNT_DETACH)
+        os.close(tree_fd)
+        os.chdir("/")
 
     def graft_target(self) -> None:
         """The target's tree at the base directory."""
@@ -215,3 +240,8 @@ def _make(dir_fd: int, name: str, *, is_dir: bool) -> None:
         os.mkdir(name, 0o755, dir_fd=dir_fd)
     else:
         os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=dir_fd))
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cntr.fileserver import FileServer

@@ -98,6 +98,15 @@ def environ(text: str) -> dict[str, str]:
     return result
 
 
+def limits(text: str) -> list[tuple[int, int]]:
+    """/proc/PID/limits as [(soft, hard)], indexed by resource number (getrlimit(2)); unlimited is -1, RLIM_INFINITY.
+
+    Read here and not by prlimit(2), which needs CAP_SYS_RESOURCE for a process of another user.
+    """
+    rows = (line[26:].split() for line in text.splitlines()[1:])
+    return [tuple(-1 if word == "unlimited" else int(word) for word in row[:2]) for row in rows]  # type: ignore[misc]
+
+
 def passwd_entry(text: str, user: str) -> tuple[str, int, int, str, str] | None:
     """(name, uid, gid, home, shell) of USER, a name or a number, in the text of a passwd(5) file."""
     for line in text.split("\n"):

@@ -233,6 +233,13 @@ def _inspect_files(report: Report, target: Target) -> None:
     report.add("root, volumes", attach.base_dir(), "yes", "with all that is mounted below")
 
 
+NEEDED_CAPABILITIES = (
+    (21, "sys_admin", "needed to enter namespaces"),
+    (19, "sys_ptrace", "needed to look at other users' processes"),
+    (24, "sys_resource", "optional: without it a container's higher resource limits are not taken over"),
+)
+
+
 def doctor() -> Report:
     """What this machine has, feature by feature."""
     report = Report("feature", "state", "fix")
@@ -247,8 +254,7 @@ def doctor() -> Report:
         ("private terminals (devpts)", lambda: os.close(pty.new_devpts()), "CAP_SYS_ADMIN, and devpts in the kernel"),
     ):
         _feature(report, feature, probe, fix)
-    for number, name, fix in ((21, "sys_admin", "needed to enter namespaces"), (19, "sys_ptrace", "needed to look at other users' processes"),
-                              (24, "sys_resource", "optional: without it a container's higher resource limits are not taken over")):  # fmt: skip
+    for number, name, fix in NEEDED_CAPABILITIES:
         held = int(procfs.status(procfs.read("/proc/self/status"))["CapEff"], 16) >> number & 1
         report.add(f"CAP_{name.upper()}", "yes" if held else "no", "" if held else fix)
     report.add("cgroups", _cgroup_mode(), "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import stat
@@ -28,11 +29,13 @@ def capability_names(mask: int) -> list[str]:
 class Target:
     """A running process: everything a session takes from it.
 
-    Ids are those of the caller's user namespace; ``inside`` translates them to the target's own.
+    Ids are those of the caller's user namespace; ``inside`` translates them to the target's own. as_owner: the caller is no root but the
+    owner of a rootless container, and this process is in its user namespace by now.
     """
 
     __slots__ = (
         "ambient",
+        "as_owner",
         "bounding",
         "container",
         "effective",
@@ -60,6 +63,7 @@ class Target:
         """Open and read it; raises TargetNotFound when it is gone, CntrError when the caller may not look at it."""
         self.container, self.pid = container, container.pid
         self.label = container.label()
+        self.as_owner = False
         self.pidfd = self.proc_fd = self.root_fd = -1
         self.namespaces: dict[str, int] = {}
         try:
@@ -83,12 +87,14 @@ class Target:
             raise TargetNotFound(
                 f"{self.label}: pid {self.pid} belongs to another process now", "the container has stopped"
             )
-        self._read_status(procfs.status(procfs.read("status", self.proc_fd)))
         own = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self.namespaces = namespaces.open_differing(self.proc_fd, own)
         finally:
             os.close(own)
+        if os.geteuid() != 0:
+            self._enter_as_owner()
+        self._read_status(procfs.status(procfs.read("status", self.proc_fd)))
         self.root_fd = os.open("root", os.O_PATH | os.O_CLOEXEC, dir_fd=self.proc_fd)
         self.uid_map = procfs.id_map(procfs.read("uid_map", self.proc_fd))
         self.gid_map = procfs.id_map(procfs.read("gid_map", self.proc_fd))
@@ -96,6 +102,23 @@ class Target:
         self.lsm = self._read_lsm()
         if not self.alive():
             raise ProcessLookupError
+
+    def _enter_as_owner(self) -> None:
+        """Without root: enter the user namespace of one's own rootless container before all else, with all capabilities in it.
+
+        The owner of a user namespace may enter it (user_namespaces(7)); there the ids below are the container's own, and what follows is
+        the same walk as root's, in a private copy of the mount namespace: mounts can be made only where the user namespace owns it.
+        """
+        if "user" not in self.namespaces:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        fd = self.namespaces.pop("user")
+        try:
+            kernel.setns(fd, kernel.CLONE_NEWUSER)
+        finally:
+            os.close(fd)
+        kernel.unshare(kernel.CLONE_NEWNS)
+        kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+        self.as_owner = True
 
     def _read_status(self, status: dict[str, str]) -> None:
         if "zombie" in status["State"]:
@@ -118,11 +141,11 @@ class Target:
                 raise
             return ""
 
-    def alive(self) -> bool:
-        """Whether the process still runs: a pidfd turns readable when it ends."""
+    def alive(self, seconds: float = 0) -> bool:
+        """Whether the process still runs after at most SECONDS: a pidfd turns readable when it ends."""
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
-        return not poll.poll(0)
+        return not poll.poll(seconds * 1000)
 
     def inside(self, outside: int, rows: tuple[tuple[int, int, int], ...]) -> int | None:
         """The id that the target's user namespace calls OUTSIDE; rows: uid_map or gid_map."""
@@ -132,6 +155,11 @@ class Target:
             if mapped <= outside < mapped + count:
                 return first + outside - mapped
         return None
+
+    def outside(self, inside: int, rows: tuple[tuple[int, int, int], ...]) -> int:
+        """The caller's id of what the target's user namespace calls INSIDE; -1 where it is not mapped."""
+        mapped = procfs.map_id(inside, rows) if "user" in self.namespaces else inside
+        return -1 if mapped is None else mapped
 
     def open_in_root(self, path: str, flags: int) -> int:
         """Open PATH as the target would, never leaving its root (openat2(2), RESOLVE_IN_ROOT). Raises OSError."""
