@@ -38,6 +38,7 @@ class OwnRoot:
     def __init__(self, target: Target) -> None:
         """Nothing entered yet."""
         self.target, self.steps = target, nest.Steps()
+        self.steps.run = "run in the container"
 
     def assemble(self) -> None:
         """Enter it. Raises OSError."""

@@ -100,7 +100,7 @@ class Session:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         kernel.close_range(3, kernel.CLOSE_RANGE_CLOEXEC)
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-        self.steps.now = "run"
+        self.steps.now = self.steps.run
         self._exec()
 
     def _exec(self) -> None:
