@@ -98,6 +98,8 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
             fds.fd(fd)
         for line in warnings(request, target, container):
             say(line)
+        if tools and request.tools == "host" and not request.read_only and "mnt" in target.namespaces:
+            _make_base_dir()
         own_mnt_fd = fds.fd(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
         devpts_fd = fds.fd(nest.new_devpts())
         terminal = _open_terminal(devpts_fd, target, user)
@@ -155,6 +157,18 @@ def base_dir() -> str:
             f"CNTR_BASE_DIR={printable(base)}: not a clean absolute path below /", f"for example {nest.BASE_DIR}"
         )
     return base
+
+
+def _make_base_dir() -> None:
+    """The host's /var/lib/cntr, as a package would ship it: root makes it once, empty.
+
+    Without it each session covers /var/lib with a stand-in (nest.make_mountpoint), 3 ms of mounts on a machine with 35 packages there.
+    """
+    if os.geteuid() == 0 and "CNTR_BASE_DIR" not in os.environ:
+        try:
+            os.mkdir(nest.BASE_DIR, 0o755)
+        except OSError:
+            pass  # it exists, or the root is read-only: then the stand-in it is
 
 
 def _open_cgroups(request: Request, target: Target, say: Callable[[str], None]) -> list[tuple[int, str]]:

@@ -110,8 +110,7 @@ class Identity:
         self.lsm = target.lsm if target.lsm != _own_label() else ""
         self.oom_score_adj = _oom_score_adj(target)
         self.limits = list(enumerate(procfs.limits(procfs.read("limits", target.proc_fd))))
-        with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as stream:
-            self.last_capability = int(stream.read())
+        self.last_capability = int(procfs.read("/proc/sys/kernel/cap_last_cap"))
 
     def _ambient(self) -> int:
         same_user = self.user.uid == self.target.inside(self.target.uids[1], self.target.uid_map)
