@@ -21,7 +21,7 @@ class Request:
         """The defaults of ``cntr attach``."""
         self.target, self.argv = target, argv
         self.tools = "host"
-        self.transport = "auto"
+        self.transport = self.binding = "auto"
         self.read_only = self.privileged = self.verbose = False
         self.join_cgroup = True
         self.user: str | None = None
@@ -80,59 +80,76 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
         engines.verify(container)
         target = Target(container)
         fds.closers.append(target.close)
-        # 2. the fat side
+        # 2. the fat side, and who serves it
         tools = None if request.own_root else open_tools(request.tools)
         if tools:
             fds.closers.append(tools.close)
+        server = _serve(request, tools)
+        if server:
+            fds.closers.append(server.stop)
+        for line in warnings(request, target):
+            say(line)
         # 3. what needs the host's view: ids, cgroups, terminal
         user = user_of(target, request.user)
+        cgroup_procs = _open_cgroups(request, target, say)
         identity = Identity(
-            target,
-            user,
-            own_root=request.own_root,
-            privileged=request.privileged,
-            cgroup_procs=_open_cgroups(request, target, say),
+            target, user, own_root=request.own_root, privileged=request.privileged, cgroup_procs=cgroup_procs
         )
-        fds.fd(identity.proc_fd)
-        for fd, _ in identity.cgroup_procs:
-            fds.fd(fd)
-        for line in warnings(request, target, container):
-            say(line)
-        if tools and request.tools == "host" and not request.read_only and "mnt" in target.namespaces:
-            _make_base_dir()
-        own_mnt_fd = fds.fd(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
+        fds.closers.append(identity.close)
         devpts_fd = fds.fd(nest.new_devpts())
         terminal = _open_terminal(devpts_fd, target, user)
         if terminal:
             fds.closers.append(terminal.close)
         # 4. the session's processes
-        entrance = (
-            OwnRoot(target)
-            if tools is None
-            else nest.Nest(target, tools, base_dir(), request.read_only, own_mnt_fd, devpts_fd)
-        )
         command = Command(
-            request.argv or default_command(request, tools),
-            environment(request, target, tools, user.name, user.home),
+            request.argv or default_command(tools),
+            environment(request, target, tools, user),
             request.directory,
             terminal.slave if terminal else -1,
         )
         channel = Channel()
         fds.fd(channel.reports_read)
-        session = Session(entrance, identity, command, channel)
+        session = Session(_entrance(request, target, tools, server, devpts_fd, fds), identity, command, channel)
         watch = Watch()
         fds.closers.append(watch.close)
         monitor = _fork(session, target)
         channel.keep_supervisor()
         if terminal:
             terminal.hand_over()
+        if server:
+            server.handed_over()
         # 5. until it ends
-        supervisor = Supervisor(target, monitor, channel, watch, terminal, say)
+        supervisor = Supervisor(target, monitor, channel, watch, terminal, server, say)
         status = supervisor.run()
         if request.verbose:
             for note in supervisor.outcome.notes:
                 say(f"note: {printable(note)}")
         return status
+
+
+def _serve(request: Request, tools: Tools | None) -> FileServer | None:
+    """The file server of the fuse transport. ``auto`` is the mount transport: it needs what both need (Linux 5.2), and is faster."""
+    if tools is None or request.transport != "fuse":
+        if request.binding != "auto":
+            raise CntrError("--binding chooses who speaks FUSE", "it goes with --transport fuse")
+        return None
+    from cntr.fileserver import FileServer
+
+    return FileServer(tools.root_fd, request.binding)
+
+
+def _entrance(
+    request: Request, target: Target, tools: Tools | None, server: FileServer | None, devpts_fd: int, fds: Fds
+) -> nest.Nest | OwnRoot:
+    """The nest, or for ``exec`` the container's own root."""
+    if tools is None:
+        return OwnRoot(target)
+    if request.tools == "host" and not request.read_only and "mnt" in target.namespaces:
+        _make_base_dir()
+    own_mnt_fd = fds.fd(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
+    return nest.Nest(
+        target, tools, server, base=base_dir(), read_only=request.read_only, own_mnt_fd=own_mnt_fd, devpts_fd=devpts_fd
+    )
 
 
 def _fork(session: Session, target: Target) -> int:
@@ -204,7 +221,7 @@ def _open_terminal(devpts_fd: int, target: Target, user: User) -> pty.Pty | None
     return terminal
 
 
-def warnings(request: Request, target: Target, container: engines.Container) -> list[str]:
+def warnings(request: Request, target: Target) -> list[str]:
     """What the user must know before: one line each."""
     found = []
     reach = target.permitted | target.bounding
@@ -216,16 +233,16 @@ def warnings(request: Request, target: Target, container: engines.Container) -> 
     return found
 
 
-def environment(request: Request, target: Target, tools: Tools | None, user: str, home: str) -> dict[str, str]:
+def environment(request: Request, target: Target, tools: Tools | None, user: User) -> dict[str, str]:
     """The session's: the container's, its PATH and SHELL the tools', without what would steer the tools (identity.WITHHELD)."""
     if tools is None:
         result = dict(target.environment)
         result.setdefault("PATH", DEFAULT_PATH)
-        result.setdefault("HOME", home or "/")
+        result.setdefault("HOME", user.home or "/")
     else:
         result = {key: value for key, value in target.environment.items() if not withheld(key)}
         result["PATH"] = tools.path
-        result["HOME"] = home if home and _is_directory(tools, home) else "/"
+        result["HOME"] = user.home if user.home and _is_directory(tools, user.home) else "/"
         result["SHELL"] = shell_of(tools)
         result["CNTR_TARGET"] = request.target
         result["CNTR_TARGET_PID"] = (
@@ -235,8 +252,8 @@ def environment(request: Request, target: Target, tools: Tools | None, user: str
         label = "".join(c if c.isascii() and (c.isalnum() or c in "._:/@-") else "?" for c in request.target)[:40]
         result["PS1"] = f"[cntr {label}] # "
         result["debian_chroot"] = f"cntr {label}"
-    if user:
-        result["USER"] = result["LOGNAME"] = user
+    if user.name:
+        result["USER"] = result["LOGNAME"] = user.name
     if "TERM" in os.environ:
         result["TERM"] = os.environ["TERM"]
     for setting in request.environment:
@@ -253,7 +270,7 @@ def environment(request: Request, target: Target, tools: Tools | None, user: str
     return result
 
 
-def default_command(request: Request, tools: Tools | None) -> list[str]:
+def default_command(tools: Tools | None) -> list[str]:
     """A shell: the tools' own, or for ``exec`` the container's /bin/sh."""
     return ["/bin/sh"] if tools is None else [shell_of(tools)]
 
@@ -285,3 +302,4 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cntr import pty
+    from cntr.fileserver import FileServer

@@ -75,6 +75,7 @@ def _attach(parsed: Parsed) -> int:
     request = _request(parsed)
     request.tools = parsed.text("tools", "host")
     request.transport = parsed.text("transport", "auto")
+    request.binding = parsed.text("binding", "auto")
     request.read_only = parsed.flag("read_only")
     return attach.attach(request, _say)
 

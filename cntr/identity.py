@@ -112,6 +112,12 @@ class Identity:
         self.limits = list(enumerate(procfs.limits(procfs.read("limits", target.proc_fd))))
         self.last_capability = int(procfs.read("/proc/sys/kernel/cap_last_cap"))
 
+    def close(self) -> None:
+        """Close what was opened for it."""
+        for fd, _ in self.cgroup_procs:
+            os.close(fd)
+        os.close(self.proc_fd)
+
     def _ambient(self) -> int:
         same_user = self.user.uid == self.target.inside(self.target.uids[1], self.target.uid_map)
         return self.target.ambient if same_user and self.user.uid else 0
