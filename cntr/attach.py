@@ -91,10 +91,8 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
             say(line)
         # 3. what needs the host's view: ids, cgroups, terminal
         user = user_of(target, request.user)
-        cgroup_procs = _open_cgroups(request, target, say)
-        identity = Identity(
-            target, user, own_root=request.own_root, privileged=request.privileged, cgroup_procs=cgroup_procs
-        )
+        doors = _open_cgroups(request, target, say)
+        identity = Identity(target, user, own_root=request.own_root, privileged=request.privileged, doors=doors)
         fds.closers.append(identity.close)
         devpts_fd = fds.fd(nest.new_devpts())
         terminal = _open_terminal(devpts_fd, target, user)
@@ -188,26 +186,26 @@ def _make_base_dir() -> None:
             pass  # it exists, or the root is read-only: then the stand-in it is
 
 
-def _open_cgroups(request: Request, target: Target, say: Callable[[str], None]) -> list[tuple[int, str]]:
-    """The cgroup.procs files to join; none when frozen: joining a frozen cgroup freezes the joiner."""
+def _open_cgroups(request: Request, target: Target, say: Callable[[str], None]) -> cgroup.Doors:
+    """The cgroups to join; none when frozen: joining a frozen cgroup freezes the joiner."""
     if not request.join_cgroup:
-        return []
+        return cgroup.Doors([])
     found, unreachable = cgroup.memberships(
         procfs.read("cgroup", target.proc_fd), procfs.read("/proc/self/cgroup"), procfs.read("/proc/self/mountinfo")
     )
     if any(membership.frozen for membership in found):
         say(f"note: {target.label} is paused: the session stays outside its cgroup")
-        return []
+        return cgroup.Doors([])
     if unreachable and request.verbose:
         say(f"note: cgroup not reachable from here: {', '.join(unreachable)}")
     try:
-        return cgroup.open_procs(found)
+        return cgroup.Doors(found)
     except PermissionError as error:
         if not target.as_owner:
             raise CntrError(f"{error.filename}: {error.strerror}", hint_for("cgroup", 0)) from None
         # A user may move processes only below a cgroup delegated to them (cgroups(7)); the engine of a rootless container may.
         say(f"note: the session stays outside the container's cgroup: {error.strerror}: {error.filename}")
-        return []
+        return cgroup.Doors([])
 
 
 def _open_terminal(devpts_fd: int, target: Target, user: User) -> pty.Pty | None:
