@@ -67,7 +67,7 @@ class Session:
         """Fork the command; returns its pid."""
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         self.signal_fd = kernel.signalfd((signal.SIGCHLD,))
-        pid = os.fork()
+        pid = self.identity.doors.fork()
         if pid == 0:
             try:
                 self._become_command()
