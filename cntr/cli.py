@@ -86,7 +86,7 @@ def _exec(parsed: Parsed) -> int:
     if not parsed.words or ("CNTR_TARGET" in os.environ and parsed.words == [os.environ["CNTR_TARGET"]]):
         if "CNTR_TARGET" not in os.environ:
             raise UsageError(
-                "cntr exec: TARGET is missing", "`cntr ps` lists running containers; in a session it can be left out"
+                "exec: TARGET is missing", "`cntr ps` lists running containers; in a session it can be left out"
             )
         from cntr import inside
 

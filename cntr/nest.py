@@ -22,11 +22,12 @@ IN_TARGET = kernel.RESOLVE_IN_ROOT | kernel.RESOLVE_NO_MAGICLINKS
 class Steps:
     """The step under way, for the error of a failing one."""
 
-    __slots__ = ("now",)
+    __slots__ = ("now", "run")
 
     def __init__(self) -> None:
         """Before the first step."""
         self.now = "start"
+        self.run = "run"  # what the last step, execve(2), is called
 
 
 class Nest:

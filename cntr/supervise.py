@@ -240,7 +240,7 @@ class Supervisor:
             error = StepFailed(
                 f"{self.target.label}: {step}", int(number), printable(path), hint_for(step, int(number))
             )
-            if step == "run":
+            if step.startswith("run"):
                 error.exit_code = EXIT_NOT_FOUND if int(number) == 2 else EXIT_NOT_EXECUTABLE
             raise error
         if outcome.server_gone:
@@ -253,7 +253,9 @@ class Supervisor:
 
 def hint_for(step: str, number: int) -> str:
     """What to do about a failed step, by its name and errno."""
-    if step == "run":
+    if step == "run in the container" and number == 2:
+        return "the container has no such program: `cntr attach` brings your own tools"
+    if step.startswith("run"):
         return (
             "is it installed on the tools' side, and in PATH?"
             if number == 2
