@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cntr import cgroup, engines, kernel, nest, procfs, pty
+from cntr import cgroup, engines, kernel, nest, procfs
 from cntr.channel import Channel
 from cntr.errors import CntrError, printable
 from cntr.identity import Identity, User, user_of, withheld
@@ -21,7 +21,7 @@ class Request:
         """The defaults of ``cntr attach``."""
         self.target, self.argv = target, argv
         self.tools = "host"
-        self.transport = "auto"
+        self.transport = self.binding = "auto"
         self.read_only = self.privileged = self.verbose = False
         self.join_cgroup = True
         self.user: str | None = None
@@ -38,6 +38,7 @@ class OwnRoot:
     def __init__(self, target: Target) -> None:
         """Nothing entered yet."""
         self.target, self.steps = target, nest.Steps()
+        self.steps.run = "run in the container"
 
     def assemble(self) -> None:
         """Enter it. Raises OSError."""
@@ -80,57 +81,74 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
         engines.verify(container)
         target = Target(container)
         fds.closers.append(target.close)
-        # 2. the fat side
+        # 2. the fat side, and who serves it
         tools = None if request.own_root else open_tools(request.tools)
         if tools:
             fds.closers.append(tools.close)
+        server = _serve(request, tools)
+        if server:
+            fds.closers.append(server.stop)
+        for line in warnings(request, target):
+            say(line)
         # 3. what needs the host's view: ids, cgroups, terminal
         user = user_of(target, request.user)
-        identity = Identity(
-            target,
-            user,
-            own_root=request.own_root,
-            privileged=request.privileged,
-            cgroup_procs=_open_cgroups(request, target, say),
-        )
-        fds.fd(identity.proc_fd)
-        for fd, _ in identity.cgroup_procs:
-            fds.fd(fd)
-        for line in warnings(request, target, container):
-            say(line)
-        own_mnt_fd = fds.fd(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
-        devpts_fd = fds.fd(pty.new_devpts())
+        doors = _open_cgroups(request, target, say)
+        identity = Identity(target, user, own_root=request.own_root, privileged=request.privileged, doors=doors)
+        fds.closers.append(identity.close)
+        devpts_fd = fds.fd(nest.new_devpts())
         terminal = _open_terminal(devpts_fd, target, user)
         if terminal:
             fds.closers.append(terminal.close)
         # 4. the session's processes
-        entrance = (
-            OwnRoot(target)
-            if tools is None
-            else nest.Nest(target, tools, base_dir(), request.read_only, own_mnt_fd, devpts_fd)
-        )
         command = Command(
-            request.argv or default_command(request, tools),
-            environment(request, target, tools, user.name, user.home),
+            request.argv or default_command(tools),
+            environment(request, target, tools, user),
             request.directory,
             terminal.slave if terminal else -1,
         )
         channel = Channel()
         fds.fd(channel.reports_read)
-        session = Session(entrance, identity, command, channel)
+        session = Session(_entrance(request, target, tools, server, devpts_fd, fds), identity, command, channel)
         watch = Watch()
         fds.closers.append(watch.close)
         monitor = _fork(session, target)
         channel.keep_supervisor()
         if terminal:
             terminal.hand_over()
+        if server:
+            server.handed_over()
         # 5. until it ends
-        supervisor = Supervisor(target, monitor, channel, watch, terminal, say)
+        supervisor = Supervisor(target, monitor, channel, watch, terminal, server, say)
         status = supervisor.run()
         if request.verbose:
             for note in supervisor.outcome.notes:
                 say(f"note: {printable(note)}")
         return status
+
+
+def _serve(request: Request, tools: Tools | None) -> FileServer | None:
+    """The file server of the fuse transport. ``auto`` is the mount transport: it needs what both need (Linux 5.2), and is faster."""
+    if tools is None or request.transport != "fuse":
+        if request.binding != "auto":
+            raise CntrError("--binding chooses who speaks FUSE", "it goes with --transport fuse")
+        return None
+    from cntr.fileserver import FileServer
+
+    return FileServer(tools.root_fd, request.binding)
+
+
+def _entrance(
+    request: Request, target: Target, tools: Tools | None, server: FileServer | None, devpts_fd: int, fds: Fds
+) -> nest.Nest | OwnRoot:
+    """The nest, or for ``exec`` the container's own root."""
+    if tools is None:
+        return OwnRoot(target)
+    if request.tools == "host" and not request.read_only and "mnt" in target.namespaces:
+        _make_base_dir()
+    own_mnt_fd = fds.fd(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
+    return nest.Nest(
+        target, tools, server, base=base_dir(), read_only=request.read_only, own_mnt_fd=own_mnt_fd, devpts_fd=devpts_fd
+    )
 
 
 def _fork(session: Session, target: Target) -> int:
@@ -157,38 +175,52 @@ def base_dir() -> str:
     return base
 
 
-def _open_cgroups(request: Request, target: Target, say: Callable[[str], None]) -> list[tuple[int, str]]:
-    """The cgroup.procs files to join; none when frozen: joining a frozen cgroup freezes the joiner."""
+def _make_base_dir() -> None:
+    """The host's /var/lib/cntr, as a package would ship it: root makes it once, empty.
+
+    Without it each session covers /var/lib with a stand-in (nest.make_mountpoint), 3 ms of mounts on a machine with 35 packages there.
+    """
+    if os.geteuid() == 0 and "CNTR_BASE_DIR" not in os.environ:
+        try:
+            os.mkdir(nest.BASE_DIR, 0o755)
+        except OSError:
+            pass  # it exists, or the root is read-only: then the stand-in it is
+
+
+def _open_cgroups(request: Request, target: Target, say: Callable[[str], None]) -> cgroup.Doors:
+    """The cgroups to join; none when frozen: joining a frozen cgroup freezes the joiner."""
     if not request.join_cgroup:
-        return []
+        return cgroup.Doors([])
     found, unreachable = cgroup.memberships(
         procfs.read("cgroup", target.proc_fd), procfs.read("/proc/self/cgroup"), procfs.read("/proc/self/mountinfo")
     )
     if any(membership.frozen for membership in found):
         say(f"note: {target.label} is paused: the session stays outside its cgroup")
-        return []
+        return cgroup.Doors([])
     if unreachable and request.verbose:
         say(f"note: cgroup not reachable from here: {', '.join(unreachable)}")
     try:
-        return cgroup.open_procs(found)
+        return cgroup.Doors(found)
     except PermissionError as error:
         if not target.as_owner:
             raise CntrError(f"{error.filename}: {error.strerror}", hint_for("cgroup", 0)) from None
         # A user may move processes only below a cgroup delegated to them (cgroups(7)); the engine of a rootless container may.
         say(f"note: the session stays outside the container's cgroup: {error.strerror}: {error.filename}")
-        return []
+        return cgroup.Doors([])
 
 
 def _open_terminal(devpts_fd: int, target: Target, user: User) -> pty.Pty | None:
     """A pty like the user's terminal, when stdin and stdout are one; else the session's stdio is the caller's own."""
     if not (os.isatty(0) and os.isatty(1)):
         return None
+    from cntr import pty  # without a terminal its imports would be for nothing
+
     terminal = pty.Pty(devpts_fd)
     terminal.like(0, target.outside(user.uid, target.uid_map))
     return terminal
 
 
-def warnings(request: Request, target: Target, container: engines.Container) -> list[str]:
+def warnings(request: Request, target: Target) -> list[str]:
     """What the user must know before: one line each."""
     found = []
     reach = target.permitted | target.bounding
@@ -200,16 +232,16 @@ def warnings(request: Request, target: Target, container: engines.Container) -> 
     return found
 
 
-def environment(request: Request, target: Target, tools: Tools | None, user: str, home: str) -> dict[str, str]:
+def environment(request: Request, target: Target, tools: Tools | None, user: User) -> dict[str, str]:
     """The session's: the container's, its PATH and SHELL the tools', without what would steer the tools (identity.WITHHELD)."""
     if tools is None:
         result = dict(target.environment)
         result.setdefault("PATH", DEFAULT_PATH)
-        result.setdefault("HOME", home or "/")
+        result.setdefault("HOME", user.home or "/")
     else:
         result = {key: value for key, value in target.environment.items() if not withheld(key)}
         result["PATH"] = tools.path
-        result["HOME"] = home if home and _is_directory(tools, home) else "/"
+        result["HOME"] = user.home if user.home and _is_directory(tools, user.home) else "/"
         result["SHELL"] = shell_of(tools)
         result["CNTR_TARGET"] = request.target
         result["CNTR_TARGET_PID"] = (
@@ -219,8 +251,8 @@ def environment(request: Request, target: Target, tools: Tools | None, user: str
         label = "".join(c if c.isascii() and (c.isalnum() or c in "._:/@-") else "?" for c in request.target)[:40]
         result["PS1"] = f"[cntr {label}] # "
         result["debian_chroot"] = f"cntr {label}"
-    if user:
-        result["USER"] = result["LOGNAME"] = user
+    if user.name:
+        result["USER"] = result["LOGNAME"] = user.name
     if "TERM" in os.environ:
         result["TERM"] = os.environ["TERM"]
     for setting in request.environment:
@@ -237,7 +269,7 @@ def environment(request: Request, target: Target, tools: Tools | None, user: str
     return result
 
 
-def default_command(request: Request, tools: Tools | None) -> list[str]:
+def default_command(tools: Tools | None) -> list[str]:
     """A shell: the tools' own, or for ``exec`` the container's /bin/sh."""
     return ["/bin/sh"] if tools is None else [shell_of(tools)]
 
@@ -267,3 +299,6 @@ def shell_of(tools: Tools) -> str:
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from cntr import pty
+    from cntr.fileserver import FileServer

@@ -15,7 +15,9 @@ def run(argv: list[str]) -> int:
     while argv and argv[0] == "--debug":
         argv = argv[1:]
     try:
-        return _run(argv)
+        status = _run(argv)
+        sys.stdout.flush()  # here, where a reader that has gone away is no error
+        return status
     except CntrError as error:
         if debug:
             raise
@@ -73,6 +75,7 @@ def _attach(parsed: Parsed) -> int:
     request = _request(parsed)
     request.tools = parsed.text("tools", "host")
     request.transport = parsed.text("transport", "auto")
+    request.binding = parsed.text("binding", "auto")
     request.read_only = parsed.flag("read_only")
     return attach.attach(request, _say)
 
@@ -83,7 +86,7 @@ def _exec(parsed: Parsed) -> int:
     if not parsed.words or ("CNTR_TARGET" in os.environ and parsed.words == [os.environ["CNTR_TARGET"]]):
         if "CNTR_TARGET" not in os.environ:
             raise UsageError(
-                "cntr exec: TARGET is missing", "`cntr ps` lists running containers; in a session it can be left out"
+                "exec: TARGET is missing", "`cntr ps` lists running containers; in a session it can be left out"
             )
         from cntr import inside
 

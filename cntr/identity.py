@@ -92,11 +92,9 @@ class Identity:
     privileged: stay the host's root, with its capabilities and label.
     """
 
-    def __init__(
-        self, target: Target, user: User, *, own_root: bool, privileged: bool, cgroup_procs: list[tuple[int, str]]
-    ) -> None:
+    def __init__(self, target: Target, user: User, *, own_root: bool, privileged: bool, doors: cgroup.Doors) -> None:
         """own_root: the session's root is the container's own (``exec``): there is nothing of the host's to read in it."""
-        self.target, self.user, self.privileged, self.cgroup_procs = target, user, privileged, cgroup_procs
+        self.target, self.user, self.privileged, self.doors = target, user, privileged, doors
         self.proc_fd = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         extra = 0 if own_root else CAP_SYS_PTRACE
         self.bounding = target.bounding | extra
@@ -110,8 +108,12 @@ class Identity:
         self.lsm = target.lsm if target.lsm != _own_label() else ""
         self.oom_score_adj = _oom_score_adj(target)
         self.limits = list(enumerate(procfs.limits(procfs.read("limits", target.proc_fd))))
-        with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as stream:
-            self.last_capability = int(stream.read())
+        self.last_capability = int(procfs.read("/proc/sys/kernel/cap_last_cap"))
+
+    def close(self) -> None:
+        """Close what was opened for it."""
+        self.doors.close()
+        os.close(self.proc_fd)
 
     def _ambient(self) -> int:
         same_user = self.user.uid == self.target.inside(self.target.uids[1], self.target.uid_map)
@@ -123,7 +125,7 @@ class Identity:
         note: called for what the kernel refuses and a session can do without (resource limits, the oom score).
         """
         steps.now = "join the container's cgroup"
-        cgroup.join(self.cgroup_procs)
+        self.doors.join()
         if self.privileged:
             steps.now = "join the container's"
             namespaces.join(self.target.namespaces, "cgroup")

@@ -172,9 +172,7 @@ def parse(argv: list[str]) -> Parsed:
 
 def _take_command(parsed: Parsed, words: list[str]) -> None:
     if not parsed.command.takes_command:
-        raise UsageError(
-            f"cntr {parsed.command.name} takes no command after --", f"see `cntr {parsed.command.name} --help`"
-        )
+        raise UsageError(f"{parsed.command.name} takes no command after --", f"see `cntr {parsed.command.name} --help`")
     if not words:
         raise UsageError("no command after --", "leave -- out for a shell")
     parsed.argv = words
@@ -185,7 +183,7 @@ def _take_option(parsed: Parsed, known: dict[str, Option], word: str, rest: list
     option = known.get(name)
     see = f"`cntr {parsed.command.name} --help` lists them"
     if option is None:
-        raise UsageError(f"cntr {parsed.command.name}: no such option: {printable(name)}", see)
+        raise UsageError(f"{parsed.command.name}: no such option: {printable(name)}", see)
     if not option.value:
         if equals:
             raise UsageError(f"{name} takes no value", see)
@@ -213,8 +211,8 @@ def _check_words(parsed: Parsed) -> None:
     if len(parsed.words) < len(needed):
         missing = needed[len(parsed.words)]
         hint = "`cntr ps` lists running containers" if missing == "TARGET" else f"see `cntr {command.name} --help`"
-        raise UsageError(f"cntr {command.name}: {missing} is missing", hint)
+        raise UsageError(f"{command.name}: {missing} is missing", hint)
     if len(parsed.words) > len(command.positional):
         raise UsageError(
-            f"cntr {command.name}: unexpected word: {printable(parsed.words[-1])}", f"see `cntr {command.name} --help`"
+            f"{command.name}: unexpected word: {printable(parsed.words[-1])}", f"see `cntr {command.name} --help`"
         )

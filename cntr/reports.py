@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from cntr import attach, cgroup, engines, identity, kernel, nest, procfs, pty
+from cntr import attach, cgroup, engines, identity, kernel, nest, procfs
 from cntr.errors import EXIT_FAILED, CntrError, printable
 from cntr.namespaces import KINDS
 from cntr.target import CAP_SYS_PTRACE, Target, capability_names
@@ -251,7 +251,7 @@ def doctor() -> Report:
         ("mount API (open_tree, move_mount)", _probe_mount_api, "kernel 5.2 or newer, CAP_SYS_ADMIN"),
         ("mount_setattr (--read-only)", _probe_mount_setattr, "kernel 5.12 or newer"),
         ("openat2 (paths never leave the container)", _probe_openat2, "kernel 5.6 or newer"),
-        ("private terminals (devpts)", lambda: os.close(pty.new_devpts()), "CAP_SYS_ADMIN, and devpts in the kernel"),
+        ("private terminals (devpts)", lambda: os.close(nest.new_devpts()), "CAP_SYS_ADMIN, and devpts in the kernel"),
     ):
         _feature(report, feature, probe, fix)
     for number, name, fix in NEEDED_CAPABILITIES:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import _signal as signal  # the module behind signal, without its import of enum (5 ms)
 import errno
-import fcntl
 import os
 import select
-import termios
 
 from cntr import kernel, namespaces
 from cntr.channel import EXITED, FAILED, KILLED, NOTE, Channel
@@ -69,7 +67,7 @@ class Session:
         """Fork the command; returns its pid."""
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         self.signal_fd = kernel.signalfd((signal.SIGCHLD,))
-        pid = os.fork()
+        pid = self.identity.doors.fork()
         if pid == 0:
             try:
                 self._become_command()
@@ -90,7 +88,7 @@ class Session:
         self.steps.now = "set up the terminal"
         if command.tty_fd >= 0:
             os.setsid()
-            fcntl.ioctl(command.tty_fd, termios.TIOCSCTTY, 0)
+            kernel.take_terminal(command.tty_fd)
             for fd in (0, 1, 2):
                 os.dup2(command.tty_fd, fd)
         self.steps.now = "change to directory"
@@ -102,7 +100,7 @@ class Session:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         kernel.close_range(3, kernel.CLOSE_RANGE_CLOEXEC)
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-        self.steps.now = "run"
+        self.steps.now = self.steps.run
         self._exec()
 
     def _exec(self) -> None:

@@ -9,8 +9,7 @@ import time
 
 from cntr import kernel
 from cntr.channel import EXITED, FAILED, KILLED, NOTE, Channel, Reader
-from cntr.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CntrError, StepFailed, printable
-from cntr.pty import Pty, Pump, RawTerminal
+from cntr.errors import EXIT_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CntrError, StepFailed, printable
 from cntr.target import Target
 
 FORWARDED = (
@@ -53,14 +52,14 @@ class Watch:
 class Outcome:
     """How it ended: the wait status' parts, and the failure that kept it from beginning."""
 
-    __slots__ = ("failed", "notes", "status", "target_gone")
+    __slots__ = ("failed", "notes", "server_gone", "status", "target_gone")
 
     def __init__(self) -> None:
         """Not ended yet."""
         self.status: int | None = None
         self.failed: list[str] | None = None
         self.notes: list[str] = []
-        self.target_gone = False
+        self.target_gone = self.server_gone = False
 
     def take(self, frame: list[str]) -> None:
         """Take one report in; the first failure is the one that counts."""
@@ -79,15 +78,27 @@ class Supervisor:
     """Runs one session from the fork to its exit status."""
 
     def __init__(
-        self, target: Target, monitor: int, channel: Channel, watch: Watch, pty: Pty | None, say: Callable[[str], None]
+        self,
+        target: Target,
+        monitor: int,
+        channel: Channel,
+        watch: Watch,
+        pty: Pty | None,
+        server: FileServer | None,
+        say: Callable[[str], None],
     ) -> None:
-        """monitor: the pid of the process just forked; pty: None where the caller's stdio is the session's."""
+        """monitor: the process just forked; pty: None where the caller's stdio is the session's; server: the fuse transport's."""
+        self.server, self.server_ended = server, False
         self.say = say
         self.target, self.monitor, self.channel, self.watch, self.pty = target, monitor, channel, watch, pty
         self.monitor_fd = os.pidfd_open(monitor)
         self.reader, self.outcome = Reader(channel.reports_read), Outcome()
-        self.terminal = RawTerminal(0) if pty else None
-        self.pump = Pump(0, 1, pty.master) if pty else None
+        self.terminal: RawTerminal | None = None
+        self.pump: Pump | None = None
+        if pty:
+            from cntr.pty import Pump, RawTerminal
+
+            self.terminal, self.pump = RawTerminal(0), Pump(0, 1, pty.master)
         self.deadline = 0.0  # monotonic seconds; when the session is ended by force
         self.orders_open = True
 
@@ -115,16 +126,19 @@ class Supervisor:
         fds = {self.monitor_fd: select.POLLIN, self.watch.fd: select.POLLIN, self.channel.reports_read: select.POLLIN}
         if not self.outcome.target_gone:
             fds[self.target.pidfd] = select.POLLIN
+        if self.server and not self.server_ended:
+            fds[self.server.pidfd] = select.POLLIN
         if self.pump:
             for fd, events in self.pump.interests().items():
                 fds[fd] = events
         for fd, events in fds.items():
             poll.register(fd, events)
-        timeout = max(0.0, self.deadline - time.monotonic()) * 1000 if self.deadline else None
-        ready = poll.poll(timeout)
-        if not ready and self.deadline:
+        ready = poll.poll(self._patience())
+        if self.deadline and time.monotonic() >= self.deadline:
             self._close_orders()
             self.deadline = 0.0
+        if self.server and not ready and not self.server_ended and self.server.hangs(self.monitor):
+            self._lose_server("does not answer")
         ended = False
         for fd, events in ready:
             if fd == self.monitor_fd:
@@ -138,9 +152,34 @@ class Supervisor:
                 # The kernel ends the whole pid namespace with its init; a session beside another process ends here.
                 self.outcome.target_gone = True
                 self._close_orders()
+            elif self.server and fd == self.server.pidfd:
+                self._server_ended()
             elif self.pump and not self.pump.ready(fd, events):
                 self._hang_up()
         return ended
+
+    def _patience(self) -> float | None:
+        """Milliseconds to wait for events: until the deadline, or the next look at the file server."""
+        limits = [1000.0] if self.server else []
+        if self.deadline:
+            limits.append(max(0.0, self.deadline - time.monotonic()) * 1000)
+        return min(limits, default=None)
+
+    def _server_ended(self) -> None:
+        """Right when the session has ended before: its last mount went, and was reported by then."""
+        self.server_ended = True
+        for frame in self.reader.frames():
+            self.outcome.take(frame)
+        if self.outcome.status is None and not self.outcome.failed:
+            self._lose_server("died")
+
+    def _lose_server(self, how: str) -> None:
+        """Without its file server the session has no tools, and every call of it would fail: it ends, and nobody waits."""
+        assert self.server
+        self.outcome.server_gone = True
+        self.say(f"{self.target.label}: the file server {how}: the session ended with it")
+        self.server.end_connection()
+        self._close_orders()
 
     def _signals(self) -> None:
         for number, code in self.watch.read():
@@ -201,9 +240,11 @@ class Supervisor:
             error = StepFailed(
                 f"{self.target.label}: {step}", int(number), printable(path), hint_for(step, int(number))
             )
-            if step == "run":
+            if step.startswith("run"):
                 error.exit_code = EXIT_NOT_FOUND if int(number) == 2 else EXIT_NOT_EXECUTABLE
             raise error
+        if outcome.server_gone:
+            return EXIT_FAILED
         if outcome.status is None or outcome.target_gone:
             self.say(f"{self.target.label} stopped: the session ended with it")
             return 128 + int(signal.SIGKILL)
@@ -212,7 +253,9 @@ class Supervisor:
 
 def hint_for(step: str, number: int) -> str:
     """What to do about a failed step, by its name and errno."""
-    if step == "run":
+    if step == "run in the container" and number == 2:
+        return "the container has no such program: `cntr attach` brings your own tools"
+    if step.startswith("run"):
         return (
             "is it installed on the tools' side, and in PATH?"
             if number == 2
@@ -234,3 +277,6 @@ def hint_for(step: str, number: int) -> str:
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from cntr.fileserver import FileServer
+    from cntr.pty import Pty, Pump, RawTerminal

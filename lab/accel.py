@@ -61,7 +61,9 @@ def choose(built: BuiltBox, told: str = "auto") -> Accelerator:
         answer = probe(built)
         note.write_text(json.dumps({"key": key, "name": answer.name, "why": answer.why}) + "\n")
     if told == "kvm" and answer.name != "kvm":
-        raise LabError(f"KVM was asked for, but {answer.why}", "leave --accel out: TCG works everywhere, six times slower")
+        raise LabError(
+            f"KVM was asked for, but {answer.why}", "leave --accel out: TCG works everywhere, six times slower"
+        )
     return answer
 
 
@@ -88,7 +90,9 @@ def probe(built: BuiltBox, seconds: float = PROBE_SECONDS) -> Accelerator:
                     return Accelerator("kvm", f"it booted the kernel in {time.monotonic() - started:.1f} s")
                 if ended:
                     said = process.stderr.read().decode(errors="replace").strip()[-200:] if process.stderr else ""
-                    return Accelerator("tcg", f"QEMU with KVM ended before the kernel spoke ({said or process.returncode})")
+                    return Accelerator(
+                        "tcg", f"QEMU with KVM ended before the kernel spoke ({said or process.returncode})"
+                    )
                 time.sleep(0.1)
         finally:
             process.kill()

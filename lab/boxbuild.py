@@ -22,7 +22,15 @@ from . import initrd, paths, sources
 from .errors import LabError
 from .table import Box
 
-INPUTS = ("box/customize.sh", "box/pack.sh", "box/init", "box/cmdline", "box/Vagrantfile.box", "provision/slim-app.c", "initrd.py")
+INPUTS = (
+    "box/customize.sh",
+    "box/pack.sh",
+    "box/init",
+    "box/cmdline",
+    "box/Vagrantfile.box",
+    "provision/slim-app.c",
+    "initrd.py",
+)
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
@@ -79,7 +87,9 @@ def private_key() -> Path:
     if not key.exists():
         key.parent.mkdir(parents=True, exist_ok=True)
         if not shutil.which("ssh-keygen"):
-            raise LabError("making the lab's key needs ssh-keygen, which is not installed", "apt-get install openssh-client")
+            raise LabError(
+                "making the lab's key needs ssh-keygen, which is not installed", "apt-get install openssh-client"
+            )
         with tempfile.TemporaryDirectory(dir=key.parent) as work:
             _run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "cntr-lab", "-f", f"{work}/key"])
             Path(work, "key.pub").rename(key.with_suffix(".pub"))
@@ -121,9 +131,13 @@ def ensure(box: Box, mirror: str | None = None) -> BuiltBox:
 def _build(box: Box, directory: Path, mirror: str | None) -> BuiltBox:
     for tool in ("mmdebstrap", "mke2fs", "qemu-img"):
         if not shutil.which(tool):
-            raise LabError(f"building box {box.name} needs {tool}, which is not installed", "python -m lab doctor says how")
+            raise LabError(
+                f"building box {box.name} needs {tool}, which is not installed", "python -m lab doctor says how"
+            )
     started = time.monotonic()
-    print(f"lab: box {box.name} is not cached ({directory.name}); building it from {box.suite}, some minutes", flush=True)
+    print(
+        f"lab: box {box.name} is not cached ({directory.name}); building it from {box.suite}, some minutes", flush=True
+    )
     # /var/tmp: the raw image needs room; 0777: in mmdebstrap's user namespace root is another uid of ours.
     with tempfile.TemporaryDirectory(prefix="cntr-lab-", dir="/var/tmp") as work:
         os.chmod(work, 0o777)
@@ -155,11 +169,17 @@ def _bootstrap(box: Box, out: Path, mirror: str | None) -> None:
     log = location(box).parent / f"{box.name}.log"
     packages = [box.kernel, *box.packages, *box.peers]
     command = [
-        "mmdebstrap", "--variant=minbase", "--format=null", "--components=main",
-        "--skip=check/empty", f"--include={','.join(packages)}",
+        "mmdebstrap",
+        "--variant=minbase",
+        "--format=null",
+        "--components=main",
+        "--skip=check/empty",
+        f"--include={','.join(packages)}",
         '--aptopt=APT::Install-Recommends "false"',
-        '--dpkgopt=path-exclude=/usr/share/doc/*', '--dpkgopt=path-exclude=/usr/share/man/*',
-        '--dpkgopt=path-exclude=/usr/share/locale/*', '--dpkgopt=force-unsafe-io',
+        "--dpkgopt=path-exclude=/usr/share/doc/*",
+        "--dpkgopt=path-exclude=/usr/share/man/*",
+        "--dpkgopt=path-exclude=/usr/share/locale/*",
+        "--dpkgopt=force-unsafe-io",
         # No initramfs, no bootloader: the lab brings its own initrd. Debian's hook scripts would spend a minute here.
         '--essential-hook=mkdir -p "$1/etc/initramfs-tools" "$1/etc/kernel" && echo do_initrd=no >"$1/etc/kernel-img.conf"',
         '--essential-hook=mkdir -p "$1/usr/sbin" && printf "#!/bin/sh\\nexit 101\\n" >"$1/usr/sbin/policy-rc.d" && chmod 755 "$1/usr/sbin/policy-rc.d"',
@@ -182,7 +202,9 @@ def _followed(command: list[str], log: Path) -> Iterator[str]:
     """Run `command` into `log`; give each of mmdebstrap's own steps as it comes, with the time since the start."""
     started = time.monotonic()
     with log.open("w") as sink:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        )
         assert process.stdout is not None
         try:
             for line in process.stdout:

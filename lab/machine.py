@@ -212,7 +212,9 @@ class Machine:
         return self._lost
 
 
-def wait_for_ssh(spec: MachineSpec, driver: Driver, endpoint: Endpoint, slowness: float, seconds: float = 30) -> Machine:
+def wait_for_ssh(
+    spec: MachineSpec, driver: Driver, endpoint: Endpoint, slowness: float, seconds: float = 30
+) -> Machine:
     """Wait until a started machine answers; then it is a Machine.
 
     Raises:

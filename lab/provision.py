@@ -31,11 +31,23 @@ def build_wheel() -> Path:
     found = list(place.glob("cntr-*.whl"))
     if found:
         return found[0]
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", str(place), str(paths.REPOSITORY)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--wheel-dir",
+        str(place),
+        str(paths.REPOSITORY),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = list(place.glob("cntr-*.whl"))
     if done.returncode != 0 or not found:
-        raise LabError(f"building cntr's wheel failed: {done.stderr.strip()[-600:]}", "does `pip wheel .` work in the checkout?")
+        raise LabError(
+            f"building cntr's wheel failed: {done.stderr.strip()[-600:]}", "does `pip wheel .` work in the checkout?"
+        )
     return found[0]
 
 
@@ -49,8 +61,12 @@ def install_cntr(machine: Machine, wheel: Path) -> str:
     pip = "/opt/cntr/bin/python -m pip install -q --no-index --no-deps --no-compile --force-reinstall --disable-pip-version-check"
     machine.succeed(f"{pip} {GUEST_LIB}/{wheel.name}", timeout=60)
     # Byte code now, not at the first attach, which a scenario may be timing.
-    machine.succeed("/opt/cntr/bin/python -m compileall -q /opt/cntr/lib/python3*/site-packages/cntr; cntr --help >/dev/null")
-    return machine.succeed("cntr --version 2>/dev/null || /opt/cntr/bin/python -m pip list --format=freeze 2>/dev/null | grep '^cntr'")
+    machine.succeed(
+        "/opt/cntr/bin/python -m compileall -q /opt/cntr/lib/python3*/site-packages/cntr; cntr --help >/dev/null"
+    )
+    return machine.succeed(
+        "cntr --version 2>/dev/null || /opt/cntr/bin/python -m pip list --format=freeze 2>/dev/null | grep '^cntr'"
+    )
 
 
 def engine_user(engine: str) -> str:

@@ -282,7 +282,9 @@ class LocalCarrier:
             )
         except subprocess.TimeoutExpired:
             raise TimeoutError from None
-        return Result(_shell_status(done.returncode), done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+        return Result(
+            _shell_status(done.returncode), done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+        )
 
     def start(self, command: str, user: str) -> Background:
         """See Carrier."""

@@ -8,7 +8,9 @@ from cntr.engines import Container, NotRunning, Refused, evidence, store, unixht
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+
+    from cntr.engines.store import Json
 
 BLOCKING = True
 NAME = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
@@ -31,7 +33,7 @@ def containers(deadline: float) -> list[Container]:
     return _each(lambda path, owner: _list(path, owner, deadline))
 
 
-def _each(ask: Any) -> list[Container]:
+def _each(ask: Callable[[str, int], list[Container]]) -> list[Container]:
     """The answers of all sockets; a refusal counts only where no other daemon had anything to say."""
     found: list[Container] = []
     refused: Refused | None = None
@@ -96,10 +98,10 @@ def _context_host() -> str:
         raise Refused(f"the docker context in {directory} can not be read ({error})") from None
 
 
-def _get(path: str, request: str, deadline: float) -> tuple[int, Any]:
+def _get(path: str, request: str, deadline: float) -> tuple[int, Json]:
     stream = unixhttp.connect(path, deadline)
     try:
-        _same_pids(path, unixhttp.peer_pid(stream))
+        _same_pids(path, unixhttp.peer(stream)[0])
         status, body = unixhttp.get(stream, request, deadline)
     except ValueError as error:
         raise Refused(f"{path}: {error}") from None
@@ -134,7 +136,7 @@ def _inspect(path: str, name: str, owner: int, deadline: float) -> list[Containe
     return [_container(answer, owner)]
 
 
-def _container(answer: Any, owner: int) -> Container:
+def _container(answer: Json, owner: int) -> Container:
     """A Container from the answer of /containers/NAME/json. Raises NotRunning, Refused."""
     state, pid, id = answer["State"], int(answer["State"]["Pid"]), str(answer["Id"])
     name = str(answer["Name"]).lstrip("/")

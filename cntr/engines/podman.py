@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 
-from cntr import procfs
 from cntr.engines import Container, NotRunning, Refused, evidence, store
 
 TYPE_CHECKING = False
@@ -32,7 +31,7 @@ class Store:
 class Known:
     """A container as the store's index has it: its id, names, image, and the driver's directory it was in."""
 
-    __slots__ = ("directory", "id", "image", "names", "store")
+    __slots__ = ("directory", "id", "image", "layer", "names", "store")
 
     def __init__(self, store: Store, directory: str, row: dict[str, object]) -> None:
         """Take over a row of containers.json. Raises KeyError, ValueError, TypeError for what is not one."""
@@ -41,8 +40,25 @@ class Known:
         self.names = [str(name) for name in names] if isinstance(names, list) else []
         metadata = str(row.get("metadata") or "")
         self.image = str(parse_metadata(metadata).get("image-name") or "")
-        if not self.id.isalnum():
+        self.layer = str(row.get("layer") or "")
+        if not self.id.isalnum() or (self.layer and not self.layer.isalnum()):
             raise ValueError("an id that is no id")
+
+    def is_foreign(self) -> bool:
+        """Whether the row is CRI-O's or Buildah's: they keep theirs in the same store."""
+        if any(name.startswith("k8s_") for name in self.names):
+            return True
+        return os.path.exists(f"{self.store.graphroot}/{self.directory}/{self.id}/userdata/buildah.json")
+
+    def pid(self) -> int:
+        """The pid in the container's pidfile, 0 where there is none."""
+        for runroot in self.store.runroots:
+            path = f"{runroot}/{self.directory}/{self.id}/userdata/pidfile"
+            try:
+                return int(store.read(path, owner=self.store.owner, limit=32))
+            except (OSError, ValueError):
+                continue
+        return 0
 
 
 def parse_metadata(text: str) -> dict[str, object]:
@@ -54,32 +70,36 @@ def parse_metadata(text: str) -> dict[str, object]:
     return value if isinstance(value, dict) else {}
 
 
+def answers_to(name: str, id: str, names: list[str]) -> bool:
+    """Whether NAME is one of NAMES, the ID, or a beginning of it."""
+    return name in names or name == id or (store.is_id_prefix(name) and id.startswith(name))
+
+
 def find(name: str, deadline: float) -> list[Container]:
     """The running containers of that name or id prefix, of root and of each user."""
     found, stopped = [], ""
-    for known in _known(
-        lambda row: name in row.names or row.id == name or (store.is_id_prefix(name) and row.id.startswith(name))
-    ):
+    for known in known_containers(lambda row: answers_to(name, row.id, row.names)):
+        if known.is_foreign():
+            continue
         container = _running(known)
         if container:
             found.append(container)
         else:
             stopped = known.names[0] if known.names else known.id[:12]
-    if found:
-        return found
-    found = [
-        c
-        for c in by_monitor("podman")
-        if name in (c.name, c.id) or (store.is_id_prefix(name) and c.id.startswith(name))
-    ]
     if not found and stopped:
         raise NotRunning(f"podman has {stopped}, but it is not running")
     return found
 
 
+def find_by_process(name: str, deadline: float) -> list[Container]:
+    """The containers of that name or id prefix whose store is not where stores usually are."""
+    return [found for found in by_monitor("podman") if answers_to(name, found.id, [found.name])]
+
+
 def containers(deadline: float) -> list[Container]:
     """All running containers of root and of each user."""
-    found = [container for known in _known(lambda row: True) if (container := _running(known))]
+    rows = known_containers(lambda row: not row.is_foreign())
+    found = [container for known in rows if (container := _running(known))]
     ids = {container.id for container in found}
     return found + [container for container in by_monitor("podman") if container.id not in ids]
 
@@ -119,7 +139,7 @@ def _store(conf: str, graphroot: str, runroots: list[str], owner: int) -> Store:
     )
 
 
-def _known(wanted: Callable[[Known], bool]) -> list[Known]:
+def known_containers(wanted: Callable[[Known], bool]) -> list[Known]:
     """The rows of all stores' indexes that are WANTED. Raises Refused if the only store there is can't be read."""
     found, refused = [], ""
     for one in stores():
@@ -150,18 +170,9 @@ INDEXES = ("containers.json", "volatile-containers.json")
 
 
 def _running(known: Known) -> Container | None:
-    for runroot in known.store.runroots:
-        try:
-            text = store.read(
-                f"{runroot}/{known.directory}/{known.id}/userdata/pidfile", owner=known.store.owner, limit=32
-            )
-            pid = int(text)
-        except (OSError, ValueError):
-            continue
-        return checked(
-            "podman", known.names[0] if known.names else known.id[:12], pid, known.id, known.image, known.store.owner
-        )
-    return None
+    name = known.names[0] if known.names else known.id[:12]
+    pid = known.pid()
+    return checked("podman", name, pid, known.id, known.image, known.store.owner) if pid else None
 
 
 def checked(engine: str, name: str, pid: int, id: str, image: str, owner: int) -> Container | None:
@@ -179,27 +190,21 @@ def by_monitor(engine: str) -> list[Container]:
     CRI-O's monitors are conmons too; theirs are known by the name, k8s_CONTAINER_POD_NAMESPACE_UID_ATTEMPT.
     """
     found = []
-    for pid in os.listdir("/proc"):
-        if not pid.isdecimal():
+    for monitor, arguments in evidence.processes_named("conmon"):
+        owner, id, name = evidence.owner_of(monitor), evidence.option(arguments, "-c"), evidence.option(arguments, "-n")
+        if name.startswith("k8s_") != (engine == "cri-o") or owner < 0:
             continue
         try:
-            arguments = procfs.read(f"/proc/{pid}/cmdline", limit=1 << 16).split("\0")
-            if arguments[0].rpartition("/")[2] != "conmon":
-                continue
-            options = dict(zip(arguments[1:], arguments[2:], strict=False))
-            owner = os.stat(f"/proc/{pid}").st_uid
-            id, name = options["-c"], options.get("-n", "")
-            if name.startswith("k8s_") != (engine == "cri-o"):
-                continue
-            container = checked(engine, name or id[:12], int(_pid_of(options["-p"], owner, pid)), id, "", owner)
-        except (OSError, ValueError, KeyError):
+            pid = int(_pid_of(evidence.option(arguments, "-p"), owner, monitor))
+        except (OSError, ValueError):
             continue  # gone meanwhile, or not one of them
+        container = checked(engine, name or id[:12], pid, id, "", owner)
         if container:
             found.append(container)
     return found
 
 
-def _pid_of(pidfile: str, owner: int, monitor: str) -> str:
+def _pid_of(pidfile: str, owner: int, monitor: int) -> str:
     """The text of the pid file, as the monitor sees its path: it may live in a mount namespace of its own."""
     try:
         return store.read(pidfile, owner=owner, limit=32)

@@ -8,8 +8,10 @@ from cntr import procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
+
+    Json = Any  # what a JSON text may hold; who looks inside expects KeyError and TypeError
 
 MEGABYTE = 1 << 20
 LIMIT = 64 * MEGABYTE  # the list of ten thousand containers fits; a 10 GB "state file" does not
@@ -27,20 +29,20 @@ class _Strict:
     memo: dict[str, str] = {}  # noqa: RUF012  the scanner's own, cleared by it after each text
 
 
-def _scanner() -> Any:
+def _scanner() -> Callable[[str, int], tuple[Json, int]] | None:
     # `import json` drags in re, enum and functools: 8-13 ms on top of a bare start-up, against 0.2 ms for the C
     # scanner that does all of json.loads' work. It is CPython's own, so other interpreters take the documented road.
     try:
-        from _json import make_scanner  # type: ignore[import-not-found]
+        from _json import make_scanner
     except ImportError:
         return None
-    return make_scanner(_Strict)
+    return make_scanner(_Strict)  # type: ignore[arg-type]  # typeshed wants a JSONDecoder; these attributes are all it reads
 
 
 _SCAN = _scanner()
 
 
-def parse(text: str) -> Any:
+def parse(text: str) -> Json:
     """The value of a JSON text. Raises ValueError."""
     if _SCAN is None:
         import json
@@ -82,7 +84,7 @@ def read(path: str, *, owner: int = 0, limit: int = LIMIT) -> str:
         os.close(fd)
 
 
-def load(path: str, *, owner: int = 0) -> Any:
+def load(path: str, *, owner: int = 0) -> Json:
     """The JSON value of a state file. Raises OSError, ValueError."""
     return parse(read(path, owner=owner))
 

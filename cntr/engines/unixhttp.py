@@ -7,25 +7,32 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    import socket
+    from types import ModuleType
 
+    Stream = socket.socket
+
+SOL_SOCKET = 1  # asm-generic/socket.h, as are the two below; SPARC, MIPS and PA-RISC differ and have no such engines
+SO_PEERCRED = 17
 LIMIT = 64 << 20  # bytes of one answer
 
 
-def _socket_class() -> Any:
+def _module() -> ModuleType:
     # `import socket` costs 8-13 ms (selectors, enum, re by way of them); the C module under it 0.3 ms, and has
     # everything one request needs.
     try:
-        import _socket  # type: ignore[import-not-found]
+        import _socket
     except ImportError:
-        import socket as _socket
+        import socket
+
+        return socket
     return _socket
 
 
-def connect(path: str, deadline: float) -> Any:
-    """A connected stream socket. Raises OSError (TimeoutError after DEADLINE, a time.monotonic() value)."""
-    module = _socket_class()
-    stream = module.socket(module.AF_UNIX, module.SOCK_STREAM)
+def connect(path: str, deadline: float) -> Stream:
+    """A connected stream socket; PATH may be abstract. Raises OSError (TimeoutError after DEADLINE, time.monotonic())."""
+    module = _module()
+    stream: Stream = module.socket(module.AF_UNIX, module.SOCK_STREAM)
     try:
         stream.settimeout(max(0.01, deadline - time.monotonic()))
         stream.connect(path)
@@ -35,13 +42,13 @@ def connect(path: str, deadline: float) -> Any:
     return stream
 
 
-def peer_pid(stream: Any) -> int:
-    """The pid of who listens (SO_PEERCRED, unix(7)); 0 for a process in a pid namespace that is not ours or below it."""
-    module = _socket_class()
-    return int.from_bytes(stream.getsockopt(module.SOL_SOCKET, module.SO_PEERCRED, 12)[:4], "little")
+def peer(stream: Stream) -> tuple[int, int]:
+    """(pid, uid) of who listens (SO_PEERCRED, unix(7)); pid 0 for one in a pid namespace that is not ours or below it."""
+    credentials = stream.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)
+    return int.from_bytes(credentials[:4], "little"), int.from_bytes(credentials[4:8], "little")
 
 
-def get(stream: Any, path: str, deadline: float) -> tuple[int, str]:
+def get(stream: Stream, path: str, deadline: float) -> tuple[int, str]:
     """(status, body) of ``GET path``; the connection is used up. Raises OSError, ValueError.
 
     HTTP/1.0 on purpose: the server neither chunks nor keeps the connection, so the answer ends where the stream ends.

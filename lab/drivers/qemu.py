@@ -43,7 +43,18 @@ class QemuDriver:
                 raise LabError(f"the qemu driver needs {tool}, which is not installed", "python -m lab doctor says how")
         if not self._disk.exists():
             subprocess.run(
-                ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(self._built.disk), str(self._disk)],
+                [
+                    "qemu-img",
+                    "create",
+                    "-q",
+                    "-f",
+                    "qcow2",
+                    "-F",
+                    "qcow2",
+                    "-b",
+                    str(self._built.disk),
+                    str(self._disk),
+                ],
                 check=True,
             )
         said = ""
@@ -105,7 +116,10 @@ class QemuDriver:
                 link.connect(self._qmp_path)
                 stream = link.makefile("rw", encoding="utf-8", newline="\n")
                 stream.readline()  # the greeting
-                for execute, arguments in (("qmp_capabilities", {}), ("human-monitor-command", {"command-line": command})):
+                for execute, arguments in (
+                    ("qmp_capabilities", {}),
+                    ("human-monitor-command", {"command-line": command}),
+                ):
                     stream.write(json.dumps({"execute": execute, "arguments": arguments}) + "\n")
                     stream.flush()
                     answer: dict[str, object] = {}

@@ -14,15 +14,24 @@ from lab.slim import SlimContainer
 from tests.nest.tty import CNTR
 
 
-@pytest.fixture
-def container():
+@pytest.fixture(params=["mount", "fuse"])
+def container(request):
+    """A container and the transport to attach to it by."""
+    if request.param == "fuse":
+        pytest.importorskip("pyfuse3", reason="the fuse transport needs cntr[pyfuse3]")
     with SlimContainer("life") as running:
+        running.transport = request.param
         yield running
+
+
+def transport(container: SlimContainer) -> list[str]:
+    return ["--transport", getattr(container, "transport", "mount")]
 
 
 def attach(container: SlimContainer, *words: str, **options) -> subprocess.CompletedProcess:
     options.setdefault("stdin", subprocess.DEVNULL) if "input" not in options else None
-    return subprocess.run([*CNTR, "attach", str(container.pid), *words], capture_output=True, timeout=60, **options)
+    command = [*CNTR, "attach", *transport(container), str(container.pid), *words]
+    return subprocess.run(command, capture_output=True, timeout=60, **options)
 
 
 @pytest.fixture
@@ -32,7 +41,7 @@ def start():
 
     def starter(container: SlimContainer, *words: str, **options) -> subprocess.Popen:
         options.setdefault("stdin", subprocess.DEVNULL)
-        command = [*CNTR, "attach", str(container.pid), *words]
+        command = [*CNTR, "attach", *transport(container), str(container.pid), *words]
         started.append(subprocess.Popen(command, stdout=subprocess.PIPE, **options))
         return started[-1]
 
@@ -149,7 +158,8 @@ def test_the_monitor_killed_by_sigkill_ends_the_command(container, start):
     process = start(container, "--", "sh", "-c", "echo ready; exec sleep 998.75", stderr=subprocess.PIPE)
     assert process.stdout.readline() == b"ready\n"
     session = descendants(process.pid)
-    monitor = int(pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
+    children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    monitor = next(int(pid) for pid in children if pathlib.Path(f"/proc/{pid}/comm").read_text() == "cntr-monitor\n")
     os.kill(monitor, signal.SIGKILL)
     process.communicate(timeout=20)
     assert process.returncode == 137
@@ -197,6 +207,23 @@ def test_nohup_stays_in_force(container, start):
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(signal.SIGHUP)
     assert process.communicate(timeout=20)[0] == b"survived\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_file_server_that_dies_or_hangs_ends_the_session_and_hangs_nobody(number, start):
+    pytest.importorskip("pyfuse3", reason="the fuse transport needs cntr[pyfuse3]")
+    with SlimContainer("served") as container:
+        container.transport = "fuse"
+        busy = "echo ready; while :; do find /usr/share/doc; done >/dev/null 2>&1"
+        process = start(container, "--", "sh", "-c", busy, stderr=subprocess.PIPE)
+        assert process.stdout.readline() == b"ready\n"
+        session = descendants(process.pid)
+        server = next(pid for pid in session if pathlib.Path(f"/proc/{pid}/comm").read_text() == "cntrfs\n")
+        os.kill(server, number)
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == 125
+        assert b"the file server" in said
+        assert not any(alive(pid) for pid in session)
 
 
 def test_many_sessions_at_once(container, start):

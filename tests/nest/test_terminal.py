@@ -21,9 +21,12 @@ def container():
         yield running
 
 
-@pytest.fixture
-def terminal(container):
-    with Terminal(*CNTR, "attach", str(container.pid), "--", "/bin/bash", "--norc") as opened:
+@pytest.fixture(params=["mount", "fuse"])
+def terminal(container, request):
+    if request.param == "fuse":
+        pytest.importorskip("pyfuse3", reason="the fuse transport needs cntr[pyfuse3]")
+    words = ("attach", "--transport", request.param, str(container.pid), "--", "/bin/bash", "--norc")
+    with Terminal(*CNTR, *words) as opened:
         opened.type("PS1='(s)# '\n")
         opened.wait_for(r"\(s\)# '\r?\n")
         opened.wait_for(r"\(s\)# ")

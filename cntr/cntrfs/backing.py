@@ -1,0 +1,132 @@
+"""Acting on backing files: as whom, and with which flags.
+
+The mount has ``default_permissions``: the kernel checks every access of a client against the attributes and ACLs that
+the server gave it. What is left to the server is *ownership*: a new file belongs to the caller. So the caller's ids
+are taken for the calls that create, while the server's capabilities stay, but for CAP_FSETID: what the kernel allowed
+(a caller with CAP_DAC_OVERRIDE, say) is not refused a second time, and set-id bits fall as they would for the caller.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from cntr import kernel_fs
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+#: Flags of open(2) that don't reach the backing file: creation was done, O_DIRECT would demand aligned buffers of
+#: the server (EINVAL), and appending is done per write, because F_SETFL changes it without telling the server.
+STRIPPED = os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_DIRECT | os.O_APPEND | os.O_NOFOLLOW | 0o20000  # FASYNC
+O_TMPFILE = os.O_TMPFILE
+_FSETID = 1 << kernel_fs.CAP_FSETID
+
+
+class Caller:
+    """Who asks: ids in the server's user namespace, the process, and the umask where the kernel left it to us."""
+
+    __slots__ = ("gid", "pid", "uid", "umask")
+
+    def __init__(self, uid: int, gid: int, pid: int, umask: int = 0) -> None:
+        """pid: of the calling thread, 0 when it has none in the server's pid namespace."""
+        self.uid = uid
+        self.gid = gid
+        self.pid = pid
+        self.umask = umask
+
+    def groups(self) -> tuple[int, ...]:
+        """The supplementary groups, from /proc/PID/status; none when the process is gone or not to be seen.
+
+        /proc shows them in the reader's user namespace, which is the server's: a caller inside a user namespace
+        comes out translated.
+        """
+        if not self.pid:
+            return ()
+        try:
+            with open(f"/proc/{self.pid}/status", "rb") as status:
+                for line in status:
+                    if line.startswith(b"Groups:"):
+                        return tuple(int(group) for group in line.split()[1:])
+        except OSError:
+            pass
+        return ()
+
+
+SERVER = Caller(0, 0, 0)
+
+
+class Credentials:
+    """The scope in which the calling thread acts as a caller. Not reentrant, and nothing may be awaited inside."""
+
+    def __init__(self) -> None:
+        """Take the server's own capabilities as what to come back to."""
+        self._effective, self._permitted, self._inheritable = kernel_fs.capget()
+        self.uid = os.geteuid()
+        self.gid = os.getegid()
+        self._caller = SERVER
+        self._groups = False
+        self._unprivileged = False
+
+    def as_caller(self, caller: Caller, groups: bool = False, unprivileged: bool = False) -> Credentials:
+        """``with credentials.as_caller(caller):``; groups: with the caller's supplementary groups, too.
+
+        unprivileged: without the server's capabilities over files, so that the backing filesystem checks permission.
+        """
+        self._caller = caller
+        self._groups = groups and caller.uid != self.uid
+        self._unprivileged = unprivileged
+        return self
+
+    def __enter__(self) -> None:
+        """Take the caller's ids."""
+        caller = self._caller
+        if self._groups:
+            kernel_fs.setgroups(caller.groups())
+        if caller.umask:
+            os.umask(caller.umask)
+        if caller.gid != self.gid:
+            kernel_fs.setfsgid(caller.gid)
+        if caller.uid != self.uid:
+            kernel_fs.setfsuid(caller.uid)
+            if not self._unprivileged:
+                kernel_fs.capset(self._effective & ~_FSETID, self._permitted, self._inheritable)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Go back to the server's own."""
+        caller = self._caller
+        if caller.uid != self.uid:
+            kernel_fs.setfsuid(self.uid)
+            kernel_fs.capset(self._effective, self._permitted, self._inheritable)
+        if caller.gid != self.gid:
+            kernel_fs.setfsgid(self.gid)
+        if caller.umask:
+            os.umask(0)
+        if self._groups:
+            kernel_fs.setgroups(())
+
+    def without_fsetid(self) -> Credentials:
+        """A scope in which writing kills set-id bits, as it does for an unprivileged writer."""
+        return _WithoutFsetid(self)
+
+
+class _WithoutFsetid(Credentials):
+    """The scope of ``without_fsetid``: same ids, CAP_FSETID lowered."""
+
+    def __init__(self, own: Credentials) -> None:
+        self._own = own
+
+    def __enter__(self) -> None:
+        kernel_fs.capset(self._own._effective & ~_FSETID, self._own._permitted, self._own._inheritable)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        kernel_fs.capset(self._own._effective, self._own._permitted, self._own._inheritable)
+
+
+def proc_path(fd: int) -> bytes:
+    """A path that leads to the inode behind fd, an O_PATH fd of a symbolic link included."""
+    return b"/proc/self/fd/%d" % fd

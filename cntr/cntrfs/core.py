@@ -1,0 +1,344 @@
+"""The filesystem's operations, synchronous and binding-free: one method per operation of the kernel.
+
+A binding hands in node ids, names as bytes and a ``Caller``, and gets nodes, ``Attributes`` (struct statx) or plain
+values back. Every failure is an OSError whose errno is the answer; ``errno_of`` turns anything else into EIO and logs
+it, because a mistake in one operation must never end the mount. A binding calls ``nodes.trim()`` between operations.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+
+from cntr import kernel_fs
+from cntr.cntrfs.backing import Caller, Credentials, proc_path
+from cntr.cntrfs.files import FileOperations
+from cntr.cntrfs.nodes import Node, NodeTable, stale
+from cntr.cntrfs.options import Options
+from cntr.kernel_fs import Attributes
+
+log = logging.getLogger("cntr.cntrfs")
+
+NOW = kernel_fs.UTIME_NOW
+_OMIT = (0, kernel_fs.UTIME_OMIT)
+_UNCHANGED = 0xFFFFFFFF
+_ACL_PREFIX = b"system.posix_acl_"
+_NOBODYS_GROUP = 0xFFFFFFFE  # a group that no file has
+
+
+def errno_of(error: BaseException) -> int:
+    """The errno to answer with; what is not an OSError is a mistake of ours, logged with its traceback."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
+    log.error("an operation failed unexpectedly", exc_info=error)
+    return errno.EIO
+
+
+class Changes:
+    """What SETATTR is to change; None leaves a value alone. Times are (seconds, nanoseconds or NOW)."""
+
+    __slots__ = ("atime", "gid", "kill_suidgid", "mode", "mtime", "size", "uid")
+
+    def __init__(self) -> None:
+        """Nothing changes."""
+        self.mode: int | None = None
+        self.uid: int | None = None
+        self.gid: int | None = None
+        self.size: int | None = None  # bytes
+        self.atime: tuple[int, int] | None = None
+        self.mtime: tuple[int, int] | None = None
+        self.kill_suidgid = False  # truncating kills set-id bits: the caller has no CAP_FSETID
+
+
+class Core(FileOperations):
+    """One served tree."""
+
+    def __init__(self, root_fd: int, options: Options) -> None:
+        """root_fd: a directory fd of the tree's root; the core owns it. Sets the process's umask to 0."""
+        self.options = options
+        self.credentials = Credentials()
+        self.nodes = NodeTable(root_fd, options.max_fds)
+        self.handles = {}
+        os.umask(0)
+
+    def close(self) -> None:
+        """Close every fd of the tree."""
+        for handle in self.handles.values():
+            os.close(handle.fd)
+        self.handles.clear()
+        self.nodes.close()
+
+    # looking up
+
+    def lookup(self, parent_id: int, name: bytes) -> tuple[Node, Attributes]:
+        """LOOKUP: the node of a name, one lookup counted. ``.`` and ``..`` come from exported file handles."""
+        if name in (b".", b".."):
+            node = self._lookup_dots(parent_id, name)
+            attributes = kernel_fs.statx(self.nodes.fd(node))
+        else:
+            parent = self.nodes.get(parent_id)
+            parent_fd = self.nodes.fd(parent)
+            attributes = kernel_fs.statx(parent_fd, name)
+            node = self.nodes.see(attributes, parent, parent_fd, name)
+        node.lookups += 1
+        return node, attributes
+
+    def _lookup_dots(self, nodeid: int, name: bytes) -> Node:
+        node = self.nodes.nodes.get(nodeid) or self.nodes.revive(nodeid)
+        if name == b"." or node is self.nodes.root:
+            return node
+        fd = self.nodes.fd(node)
+        attributes = kernel_fs.statx(fd, b"..")
+        return self.nodes.see(attributes, node, fd, b"..")
+
+    def forget(self, nodeid: int, count: int) -> None:
+        """FORGET: COUNT lookups of the node are not referred to any more."""
+        self.nodes.forget(nodeid, count)
+
+    def discard(self, node: Node) -> None:
+        """An entry that was looked at did not fit into the answer: the kernel will not forget what it never got."""
+        self.nodes.forget(node.nodeid, 0)
+
+    def getattr(self, nodeid: int, fh: int | None = None) -> tuple[Node, Attributes]:
+        """GETATTR, on the open file where one is given."""
+        handle = self.handles.get(fh) if fh is not None else None
+        if handle is not None:
+            return handle.node, kernel_fs.statx(handle.fd)
+        node = self.nodes.get(nodeid)
+        return node, kernel_fs.statx(self.nodes.fd(node))
+
+    def readlink(self, nodeid: int) -> bytes:
+        """READLINK."""
+        return os.readlink(b"", dir_fd=self.nodes.fd(self.nodes.get(nodeid)))
+
+    def statfs(self, nodeid: int) -> os.statvfs_result:
+        """STATFS of the filesystem that the node is on."""
+        return os.fstatvfs(self.nodes.fd(self.nodes.get(nodeid)))
+
+    # changing attributes
+
+    def setattr(self, nodeid: int, changes: Changes, fh: int | None = None) -> tuple[Node, Attributes]:
+        """SETATTR: size, then owner, then mode (a change of owner clears set-id bits), then times."""
+        node = self.nodes.get(nodeid)
+        handle = self.handles.get(fh) if fh is not None else None
+        fd = handle.fd if handle is not None else self.nodes.fd(node)
+        path = proc_path(fd)
+        if changes.size is not None:
+            self._truncate(handle.fd if handle is not None and handle.writable else None, path, changes)
+        if changes.uid is not None or changes.gid is not None:
+            uid = _UNCHANGED if changes.uid is None else changes.uid
+            kernel_fs.chown(fd, uid, _UNCHANGED if changes.gid is None else changes.gid)
+        if changes.mode is not None:
+            os.chmod(path, changes.mode & 0o7777)
+        if changes.atime is not None or changes.mtime is not None:
+            kernel_fs.utimens(path, changes.atime or _OMIT, changes.mtime or _OMIT)
+        return node, kernel_fs.statx(fd)
+
+    def _truncate(self, fd: int | None, path: bytes, changes: Changes) -> None:
+        size = changes.size or 0
+        if changes.kill_suidgid:
+            with self.credentials.without_fsetid():
+                os.truncate(path if fd is None else fd, size)
+        else:
+            os.truncate(path if fd is None else fd, size)
+
+    # creating
+
+    def _made(self, parent: Node, parent_fd: int, name: bytes) -> tuple[Node, Attributes]:
+        attributes = kernel_fs.statx(parent_fd, name)
+        node = self.nodes.see(attributes, parent, parent_fd, name)
+        node.lookups += 1
+        return node, attributes
+
+    def mknod(self, parent_id: int, name: bytes, mode: int, device: int, caller: Caller) -> tuple[Node, Attributes]:
+        """MKNOD: a regular file, FIFO, socket or device; device as makedev(3) makes it."""
+        parent = self.nodes.get(parent_id)
+        parent_fd = self.nodes.fd(parent)
+        with self.credentials.as_caller(caller, groups=bool(mode & stat.S_ISGID)):
+            kernel_fs.mknodat(parent_fd, name, mode, device)
+        return self._made(parent, parent_fd, name)
+
+    def mkdir(self, parent_id: int, name: bytes, mode: int, caller: Caller) -> tuple[Node, Attributes]:
+        """MKDIR."""
+        parent = self.nodes.get(parent_id)
+        parent_fd = self.nodes.fd(parent)
+        with self.credentials.as_caller(caller):
+            os.mkdir(name, mode, dir_fd=parent_fd)
+        return self._made(parent, parent_fd, name)
+
+    def symlink(self, parent_id: int, name: bytes, target: bytes, caller: Caller) -> tuple[Node, Attributes]:
+        """SYMLINK: NAME leads to TARGET."""
+        parent = self.nodes.get(parent_id)
+        parent_fd = self.nodes.fd(parent)
+        with self.credentials.as_caller(caller):
+            os.symlink(target, name, dir_fd=parent_fd)
+        return self._made(parent, parent_fd, name)
+
+    def link(self, nodeid: int, parent_id: int, name: bytes) -> tuple[Node, Attributes]:
+        """LINK: one more name for the node's file."""
+        node = self.nodes.get(nodeid)
+        parent = self.nodes.get(parent_id)
+        parent_fd = self.nodes.fd(parent)
+        fd = self.nodes.fd(node)
+        try:
+            kernel_fs.linkat(fd, b"", parent_fd, name, kernel_fs.AT_EMPTY_PATH)
+        except FileNotFoundError:  # AT_EMPTY_PATH takes CAP_DAC_READ_SEARCH, and refuses a file made by O_TMPFILE
+            kernel_fs.linkat(kernel_fs.AT_FDCWD, proc_path(fd), parent_fd, name, kernel_fs.AT_SYMLINK_FOLLOW)
+        self.nodes.unpin(node)
+        self.nodes.moved(node, parent, name)
+        node.lookups += 1
+        return node, kernel_fs.statx(fd)
+
+    # removing and renaming
+
+    def unlink(self, parent_id: int, name: bytes) -> None:
+        """UNLINK; a file that is still open stays reachable."""
+        parent_fd = self.nodes.fd(self.nodes.get(parent_id))
+        victim = self._keep_reachable(parent_fd, name)
+        try:
+            os.unlink(name, dir_fd=parent_fd)
+        except OSError:
+            if victim is not None:
+                self.nodes.unpin(victim)
+            raise
+
+    def rmdir(self, parent_id: int, name: bytes) -> None:
+        """RMDIR; someone's working directory stays reachable."""
+        parent_fd = self.nodes.fd(self.nodes.get(parent_id))
+        victim = self._keep_reachable(parent_fd, name)
+        try:
+            os.rmdir(name, dir_fd=parent_fd)
+        except OSError:
+            if victim is not None:
+                self.nodes.unpin(victim)
+            raise
+
+    def _keep_reachable(self, parent_fd: int, name: bytes) -> Node | None:
+        """NAME goes away: when it may be the only way to a file the kernel knows, keep a fd of it instead."""
+        attributes = kernel_fs.statx(parent_fd, name)
+        node = self.nodes.find(attributes)
+        if node is None or node.pinned or (node.handle is not None and attributes.nlink > 1 and not node.is_directory):
+            return None
+        if node.fd < 0:
+            self.nodes.adopt(node, os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd))
+        self.nodes.pin(node)
+        return node
+
+    def rename(
+        self, parent_id: int, name: bytes, new_parent_id: int, new_name: bytes, flags: int, caller: Caller
+    ) -> None:
+        """RENAME with the flags of renameat2(2); a whiteout belongs to the caller."""
+        old_parent, new_parent = self.nodes.get(parent_id), self.nodes.get(new_parent_id)
+        old_fd, new_fd = self.nodes.fd(old_parent), self.nodes.fd(new_parent)
+        if old_parent.fd < 0:  # opening the second gave the first up: fds were that scarce
+            old_fd = self.nodes.fd(old_parent)
+        victim = None
+        if not flags & (kernel_fs.RENAME_EXCHANGE | kernel_fs.RENAME_NOREPLACE):
+            try:
+                victim = self._keep_reachable(new_fd, new_name)
+            except FileNotFoundError:
+                pass
+        try:
+            if flags & kernel_fs.RENAME_WHITEOUT:
+                with self.credentials.as_caller(caller):
+                    kernel_fs.renameat2(old_fd, name, new_fd, new_name, flags)
+            else:
+                kernel_fs.renameat2(old_fd, name, new_fd, new_name, flags)
+        except OSError:
+            if victim is not None:
+                self.nodes.unpin(victim)
+            raise
+        self._renamed(new_parent, new_fd, new_name, victim)
+        if flags & kernel_fs.RENAME_EXCHANGE:
+            self._renamed(old_parent, old_fd, name, None)
+
+    def _renamed(self, parent: Node, parent_fd: int, name: bytes, victim: Node | None) -> None:
+        """Note the new name, where nodes are reopened by name."""
+        try:
+            node = self.nodes.find(kernel_fs.statx(parent_fd, name))
+        except OSError:
+            return  # gone again already
+        if node is not None:
+            self.nodes.moved(node, parent, name)
+            if node is victim:
+                self.nodes.unpin(node)  # two names of one file: renaming does nothing then
+
+    # extended attributes
+
+    def _path(self, nodeid: int) -> bytes:
+        return proc_path(self.nodes.fd(self.nodes.get(nodeid)))
+
+    def getxattr(self, nodeid: int, name: bytes) -> bytes:
+        """GETXATTR."""
+        return os.getxattr(self._path(nodeid), name)
+
+    def listxattr(self, nodeid: int) -> list[bytes]:
+        """LISTXATTR."""
+        return [os.fsencode(name) for name in os.listxattr(self._path(nodeid))]
+
+    def setxattr(
+        self, nodeid: int, name: bytes, value: bytes, flags: int, caller: Caller | None, kill_sgid: bool = False
+    ) -> None:
+        """SETXATTR with XATTR_CREATE or XATTR_REPLACE.
+
+        Setting an ACL clears S_ISGID unless the caller is in the file's group or has CAP_FSETID. Either the kernel
+        said so (kill_sgid), or the caller is given and the backing filesystem decides as for them.
+        """
+        path = self._path(nodeid)
+        if kill_sgid:
+            caller = Caller(65534, _NOBODYS_GROUP, 0)
+        if name.startswith(_ACL_PREFIX) and caller is not None and caller.uid != 0:
+            with self.credentials.as_caller(caller, groups=True):
+                os.setxattr(path, name, value, flags)
+        else:
+            os.setxattr(path, name, value, flags)
+
+    def removexattr(self, nodeid: int, name: bytes) -> None:
+        """REMOVEXATTR."""
+        os.removexattr(self._path(nodeid), name)
+
+    # files: creating and opening in one
+
+    def create(
+        self, parent_id: int, name: bytes, flags: int, mode: int, caller: Caller
+    ) -> tuple[Node, Attributes, int]:
+        """CREATE: node, attributes and the open file's handle."""
+        parent = self.nodes.get(parent_id)
+        parent_fd = self.nodes.fd(parent)
+        backing_flags = self.backing_flags(flags) & ~os.O_TRUNC
+        try:
+            with self.credentials.as_caller(caller, groups=bool(mode & stat.S_ISGID)):
+                fd = self.nodes.retrying(
+                    lambda: os.open(name, backing_flags | os.O_CREAT | os.O_EXCL, mode, dir_fd=parent_fd)
+                )
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+            return self._open_appeared(parent, parent_fd, name, flags, caller)
+        try:
+            attributes = kernel_fs.statx(fd)
+            node = self.nodes.see(attributes, parent, parent_fd, name)
+        except BaseException:
+            os.close(fd)
+            raise
+        node.lookups += 1
+        return node, attributes, self.add_file(node, fd, flags)
+
+    def _open_appeared(
+        self, parent: Node, parent_fd: int, name: bytes, flags: int, caller: Caller
+    ) -> tuple[Node, Attributes, int]:
+        """The file appeared behind the mount, so the kernel checked no permission: check as the caller."""
+        attributes = kernel_fs.statx(parent_fd, name)
+        if not stat.S_ISREG(attributes.mode):
+            raise stale()  # the kernel looks again, and finds out what it is
+        with self.credentials.as_caller(caller, groups=True, unprivileged=True):
+            opened = self.backing_flags(flags) | flags & os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK
+            fd = self.nodes.retrying(lambda: os.open(name, opened, dir_fd=parent_fd))
+        attributes = kernel_fs.statx(fd)
+        node = self.nodes.see(attributes, parent, parent_fd, name)
+        node.lookups += 1
+        return node, attributes, self.add_file(node, fd, flags)

@@ -1,0 +1,165 @@
+"""Operations on open files and directories: one backing fd per open, with that open's own flags."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from cntr import kernel_fs
+from cntr.cntrfs.backing import STRIPPED, Caller, Credentials, proc_path
+from cntr.cntrfs.nodes import Node, NodeTable
+from cntr.cntrfs.options import Options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class FileHandle:
+    """An open file or directory: its fd is the number the kernel uses for it, too."""
+
+    __slots__ = ("append", "backing_id", "fd", "index", "node", "pending", "position", "writable")
+
+    def __init__(self, node: Node, fd: int, flags: int) -> None:
+        """flags: of the client's open(2)."""
+        self.node = node
+        self.fd = fd
+        self.append = bool(flags & os.O_APPEND)
+        self.writable = flags & os.O_ACCMODE != os.O_RDONLY
+        self.backing_id = 0  # the binding's: FUSE_PASSTHROUGH
+        self.pending: list[kernel_fs.DirectoryEntry] = []  # read from the directory, not yet handed out
+        self.index = 0
+        self.position = 0
+
+
+class FileOperations:
+    """The part of the core that works on handles."""
+
+    options: Options
+    credentials: Credentials
+    nodes: NodeTable
+    handles: dict[int, FileHandle]
+
+    def backing_flags(self, flags: int) -> int:
+        """The flags to open a backing file with for a client's open(2) FLAGS.
+
+        With the kernel's writeback cache a partial page is read before it is written: O_WRONLY becomes O_RDWR.
+        """
+        wanted = flags & ~STRIPPED | os.O_CLOEXEC
+        if self.options.writeback and flags & os.O_ACCMODE == os.O_WRONLY:
+            wanted = wanted & ~os.O_ACCMODE | os.O_RDWR
+        return wanted
+
+    def add_file(self, node: Node, fd: int, flags: int) -> int:
+        """Enter an open backing file; returns the handle's number."""
+        self.handles[fd] = FileHandle(node, fd, flags)
+        return fd
+
+    def open(self, nodeid: int, flags: int, kill_suidgid: bool = False) -> int:
+        """OPEN: kill_suidgid: O_TRUNC by a caller without CAP_FSETID clears the set-id bits."""
+        node = self.nodes.get(nodeid)
+        path = proc_path(self.nodes.fd(node))
+        wanted = self.backing_flags(flags)
+        if kill_suidgid and flags & os.O_TRUNC:
+            with self.credentials.without_fsetid():
+                fd = self.nodes.open_retrying(path, wanted)
+        else:
+            fd = self.nodes.open_retrying(path, wanted)
+        return self.add_file(node, fd, flags)
+
+    def handle(self, fh: int) -> FileHandle:
+        """The open file behind a handle number; EBADF when there is none."""
+        handle = self.handles.get(fh)
+        if handle is None:
+            raise OSError(9, os.strerror(9))  # EBADF
+        return handle
+
+    def read(self, fh: int, offset: int, size: int) -> bytes:
+        """READ: fewer bytes than asked only at the end of the file."""
+        return os.pread(self.handle(fh).fd, size, offset)
+
+    def write(self, fh: int, offset: int, data: bytes, append: bool = False, kill_suidgid: bool = False) -> int:
+        """WRITE: bytes written; append: at the end, whatever offset says (the kernel's idea of it may be old)."""
+        fd = self.handle(fh).fd
+        if kill_suidgid:
+            with self.credentials.without_fsetid():
+                return self._write(fd, offset, data, append)
+        return self._write(fd, offset, data, append)
+
+    @staticmethod
+    def _write(fd: int, offset: int, data: bytes, append: bool) -> int:
+        if append:
+            return os.pwritev(fd, [data], offset, os.RWF_APPEND)
+        return os.pwrite(fd, data, offset)
+
+    def fsync(self, fh: int, data_only: bool) -> None:
+        """FSYNC and FSYNCDIR."""
+        (os.fdatasync if data_only else os.fsync)(self.handle(fh).fd)
+
+    def release(self, fh: int) -> None:
+        """RELEASE and RELEASEDIR."""
+        handle = self.handles.pop(fh, None)
+        if handle is not None:
+            os.close(handle.fd)
+
+    # directories
+
+    def opendir(self, nodeid: int) -> int:
+        """OPENDIR."""
+        node = self.nodes.get(nodeid)
+        parent_fd = self.nodes.fd(node)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        return self.add_file(node, self.nodes.retrying(lambda: os.open(b".", flags, dir_fd=parent_fd)), flags)
+
+    def entries(self, fh: int, offset: int) -> Iterator[kernel_fs.DirectoryEntry]:
+        """READDIR: the entries behind OFFSET, which is the backing filesystem's own and so stays valid.
+
+        An entry is handed out for good when the next one is asked for: what a full buffer refuses comes again.
+        """
+        handle = self.handle(fh)
+        if offset == 0 or offset != handle.position:
+            os.lseek(handle.fd, offset, os.SEEK_SET)
+            handle.pending = []
+            handle.index = 0
+            handle.position = offset
+        while True:
+            if handle.index >= len(handle.pending):
+                handle.pending = kernel_fs.getdents(handle.fd)
+                handle.index = 0
+                if not handle.pending:
+                    return
+            entry = handle.pending[handle.index]
+            yield entry
+            handle.index += 1
+            handle.position = entry.next_offset
+
+    def look_at_entry(self, fh: int, name: bytes) -> tuple[Node, kernel_fs.Attributes]:
+        """READDIRPLUS: the node and attributes of an entry; the lookup is counted by ``count_lookup``."""
+        handle = self.handle(fh)
+        attributes = kernel_fs.statx(handle.fd, name)
+        return self.nodes.see(attributes, handle.node, handle.fd, name), attributes
+
+    # what only the kernel's own protocol carries
+
+    def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
+        """FALLOCATE with FALLOC_FL_* flags."""
+        kernel_fs.fallocate(self.handle(fh).fd, mode, offset, length)
+
+    def lseek(self, fh: int, offset: int, whence: int) -> int:
+        """LSEEK: SEEK_DATA and SEEK_HOLE (the kernel does the others itself)."""
+        return os.lseek(self.handle(fh).fd, offset, whence)
+
+    def copy_file_range(self, fh_in: int, offset_in: int, fh_out: int, offset_out: int, length: int) -> int:
+        """COPY_FILE_RANGE: bytes copied."""
+        return os.copy_file_range(self.handle(fh_in).fd, self.handle(fh_out).fd, length, offset_in, offset_out)
+
+    def tmpfile(self, parent_id: int, flags: int, mode: int, caller: Caller) -> tuple[Node, kernel_fs.Attributes, int]:
+        """TMPFILE: open(2) with O_TMPFILE; the file has no name, so its fd is kept until it is forgotten."""
+        parent_fd = self.nodes.fd(self.nodes.get(parent_id))
+        wanted = self.backing_flags(flags) | os.O_TMPFILE | flags & os.O_EXCL
+        with self.credentials.as_caller(caller, groups=bool(mode & 0o2000)):
+            fd = self.nodes.retrying(lambda: os.open(b".", wanted, mode, dir_fd=parent_fd))
+        attributes = kernel_fs.statx(fd)
+        node = self.nodes.see(attributes, self.nodes.root, fd, b"")
+        self.nodes.pin(node, os.open(proc_path(fd), os.O_PATH | os.O_CLOEXEC))
+        node.lookups += 1
+        return node, attributes, self.add_file(node, fd, flags)

@@ -1,0 +1,32 @@
+"""What a server tells its watchdog: how many requests it took and finished, in memory that both share."""
+
+from __future__ import annotations
+
+import mmap
+
+
+class Heartbeat:
+    """Three counters in anonymous shared memory; made before the fork."""
+
+    __slots__ = ("_map", "_view")
+
+    def __init__(self) -> None:
+        """All zero."""
+        self._map = mmap.mmap(-1, mmap.PAGESIZE)
+        self._view = memoryview(self._map).cast("Q")
+
+    def began(self) -> None:
+        """A request was taken from the kernel."""
+        self._view[0] += 1
+
+    def ended(self) -> None:
+        """It was answered."""
+        self._view[1] += 1
+
+    def park(self, change: int) -> None:
+        """CHANGE more requests wait on purpose (for a lock): they are no sign of a hang."""
+        self._view[2] += change
+
+    def read(self) -> tuple[int, int, int]:
+        """(requests taken, answered, parked)."""
+        return self._view[0], self._view[1], self._view[2]

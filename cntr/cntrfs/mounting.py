@@ -1,0 +1,288 @@
+"""Mounting CntrFS: ``cntr mount`` and ``mount.fuse.cntrfs``.
+
+Two processes. The *manager* mounts, starts the *server* and keeps no fd of the connection, so that the kernel ends the
+connection when the server dies. The manager never touches the mounted tree: it waits for the server, unmounts on
+SIGTERM and SIGINT, and ends a connection whose server hangs (``watchdog``).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from cntr import kernel
+from cntr.cntrfs.heartbeat import Heartbeat
+from cntr.cntrfs.options import Options
+from cntr.cntrfs.watchdog import Watchdog
+from cntr.errors import CntrError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FSTYPE = "fuse.cntrfs"
+BINDINGS = ("devfuse", "pyfuse3")
+_READY_TIMEOUT = 30.0  # seconds from mount to the kernel's INIT
+MNT_FORCE = 1
+_PR_SET_PDEATHSIG = kernel.PR_SET_PDEATHSIG
+
+_FLAG_BITS = {
+    "ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "sync": 16, "dirsync": 128, "nosymfollow": 256, "noatime": 1024,
+    "nodiratime": 2048, "relatime": 1 << 21, "strictatime": 1 << 24, "lazytime": 1 << 25,
+}  # fmt: skip
+_FLAG_OPPOSITES = {
+    "rw": "ro", "suid": "nosuid", "dev": "nodev", "exec": "noexec", "async": "sync", "atime": "noatime",
+    "diratime": "nodiratime", "norelatime": "relatime", "nolazytime": "lazytime",
+}  # fmt: skip
+
+
+def mount_flags(words: list[str]) -> int:
+    """The MS_* bits of mount option words; the last word on a subject wins."""
+    flags = 0
+    for word in words:
+        if word in _FLAG_OPPOSITES:
+            flags &= ~_FLAG_BITS[_FLAG_OPPOSITES[word]]
+        else:
+            flags |= _FLAG_BITS[word]
+    return flags
+
+
+def choose_binding(binding: str | None) -> str:
+    """The binding to use: the one asked for, or the best that works here. CntrError when pyfuse3 is missing."""
+    if binding is None:
+        binding = "pyfuse3"
+    if binding == "pyfuse3":
+        try:
+            import pyfuse3  # noqa: F401
+        except ImportError as error:
+            raise CntrError(
+                f"the pyfuse3 binding is not available: {error}",
+                "install it with: pip install 'cntr[pyfuse3]' (it compiles against libfuse3-dev, pkg-config, gcc)",
+            ) from None
+    return binding
+
+
+def open_device() -> int:
+    """A new connection: an fd of /dev/fuse, close-on-exec. CntrError says what is missing."""
+    try:
+        return os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        hint = "load the module: modprobe fuse" if error.errno in (errno.ENOENT, errno.ENODEV) else "run as root"
+        raise CntrError(f"cannot open /dev/fuse: {error.strerror}", hint) from None
+
+
+def mount_data(fuse_fd: int) -> str:
+    """The data argument of mount(2) for a connection: the kernel checks permissions, for every user."""
+    return f"fd={fuse_fd},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other"
+
+
+def serve(
+    fuse_fd: int,
+    root_fd: int,
+    options: Options,
+    stop_fd: int,
+    heartbeat: Heartbeat | None = None,
+    on_ready: Callable[[], None] = lambda: None,
+    binding: str | None = None,
+) -> None:
+    """Serve a mounted connection: see the package's docstring. Returns when unmounted or told to stop."""
+    heartbeat = heartbeat or Heartbeat()
+    for number in (signal.SIGXFSZ, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    if choose_binding(binding) == "pyfuse3":
+        from cntr.cntrfs.pyfuse3_binding import serve as serve_binding
+    else:
+        from cntr.cntrfs.devfuse.session import serve as serve_binding
+    serve_binding(fuse_fd, root_fd, options, stop_fd, heartbeat, on_ready)
+
+
+def run(source: str, mountpoint: str, options: Options, *, binding: str | None, foreground: bool) -> int:
+    """``cntr mount``: mount SOURCE at MOUNTPOINT and serve it; returns the exit status.
+
+    foreground: return when it is unmounted; else a background process serves, and this returns once it does.
+    CntrError when it can't be mounted.
+    """
+    options.settle()
+    binding = choose_binding(binding)
+    source, mountpoint = os.path.realpath(source), os.path.realpath(mountpoint)
+    for path in (source, mountpoint):
+        if not os.path.isdir(path):
+            raise CntrError(f"not a directory: {path}", "SOURCE and MOUNTPOINT are existing directories")
+    if foreground:
+        return _Manager(source, mountpoint, options, binding).run(None)
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    if pid := os.fork():
+        os.close(writer)
+        message = os.read(reader, 4096)  # one write, or nothing when the daemon died: not until its end, the server
+        os.close(reader)  # has a copy of the writing end
+        if message == b"ready":
+            return 0
+        os.waitpid(pid, 0)
+        raise CntrError(message.decode(errors="replace") or "the server ended before it was ready")
+    _in_background(source, mountpoint, options, binding, reader, writer)
+
+
+def _in_background(source: str, mountpoint: str, options: Options, binding: str, reader: int, writer: int) -> None:
+    """The rest of the daemon's life; reports over the pipe and never returns."""
+    status = 1
+    try:
+        os.close(reader)
+        os.setsid()
+        os.chdir("/")
+
+        def ready() -> None:
+            null = os.open("/dev/null", os.O_RDWR)
+            for fd in (0, 1, 2):
+                os.dup2(null, fd)
+            os.close(null)
+            os.write(writer, b"ready")
+            os.close(writer)
+
+        status = _Manager(source, mountpoint, options, binding).run(ready)
+    except CntrError as error:
+        os.write(writer, error.message.encode())
+    except BaseException:
+        logging.getLogger("cntr.cntrfs").exception("the manager failed")
+    finally:
+        os._exit(status)
+
+
+class _Manager:
+    """The parent process of one mount."""
+
+    def __init__(self, source: str, mountpoint: str, options: Options, binding: str) -> None:
+        self.source = source
+        self.mountpoint = mountpoint
+        self.options = options
+        self.binding = binding
+        self.heartbeat = Heartbeat()
+        self.signalled = 0
+        self.pid = 0
+
+    def run(self, on_ready: Callable[[], None] | None) -> int:
+        """Mount, start the server, wait for its end; returns the exit status."""
+        ready_reader, ready_writer = os.pipe2(os.O_CLOEXEC)
+        wake_reader, wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, self._note_signal)
+        root_fd = os.open(self.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        fuse_fd = open_device()
+        self._mount(fuse_fd)
+        try:
+            self.watchdog = Watchdog(self.mountpoint, self.heartbeat, self.options.hang_timeout)
+            self.pid = os.fork()
+            if self.pid == 0:
+                os.close(ready_reader)
+                self._serve(fuse_fd, root_fd, ready_writer)
+            os.close(fuse_fd)
+            os.close(root_fd)
+            os.close(ready_writer)
+            if not select.select([ready_reader], [], [], _READY_TIMEOUT)[0] or not os.read(ready_reader, 1):
+                raise CntrError(f"CntrFS on {self.mountpoint}: the server did not start", "see its messages above")
+            os.close(ready_reader)
+            if on_ready:
+                on_ready()
+            return self._wait(wake_reader)
+        except BaseException:
+            self._end_server()
+            self._unmount(kernel.MNT_DETACH)
+            raise
+
+    def _note_signal(self, number: int, frame: object) -> None:
+        if number != signal.SIGCHLD:
+            self.signalled = number
+
+    def _mount(self, fuse_fd: int) -> None:
+        flags = mount_flags(self.options.mount_flags) | (kernel.MS_RDONLY if self.options.read_only else 0)
+        try:
+            kernel.mount(self.options.fsname or self.source, self.mountpoint, FSTYPE, flags, mount_data(fuse_fd))
+        except OSError as error:
+            hint = "mounting takes root (CAP_SYS_ADMIN)" if error.errno == errno.EPERM else ""
+            raise CntrError(
+                f"cannot mount CntrFS on {self.mountpoint}: {os.strerror(error.errno or 0)}", hint
+            ) from None
+
+    def _serve(self, fuse_fd: int, root_fd: int, ready_writer: int) -> None:
+        """The server process; never returns."""
+        status = 1
+        try:
+            for number in (signal.SIGHUP, signal.SIGCHLD, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+            stop_reader, stop_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGTERM, lambda *_: os.write(stop_writer, b"x"))
+            kernel.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            kernel.set_process_name("cntrfs")
+
+            def ready() -> None:
+                os.write(ready_writer, b"x")
+                os.close(ready_writer)
+
+            serve(fuse_fd, root_fd, self.options, stop_reader, self.heartbeat, ready, self.binding)
+            if os.getppid() != self.watchdog.manager_pid:
+                self._unmount(kernel.MNT_DETACH)  # the manager was killed: leave no dead mount behind
+            status = 0
+        except CntrError as error:
+            sys.stderr.write(f"cntr: {error.message}\n")
+        except BaseException:
+            logging.getLogger("cntr.cntrfs").exception("the server failed")
+        finally:
+            os._exit(status)
+
+    def _wait(self, wake_reader: int) -> int:
+        """Until the server ends or a signal comes; hangs are looked for every second."""
+        while True:
+            if select.select([wake_reader], [], [], 1.0)[0]:
+                os.read(wake_reader, 4096)
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            if ended:
+                self.pid = 0
+                if status == 0:
+                    self._unmount(kernel.MNT_DETACH)
+                    return 0
+                how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"status {status >> 8}"
+                self._unmount(kernel.MNT_DETACH)
+                sys.stderr.write(f"cntr: the server of {self.mountpoint} ended with {how}; unmounted\n")
+                return 1
+            if self.signalled:
+                self._unmount(0) or self._unmount(kernel.MNT_DETACH)
+                self._end_server()
+                return 0
+            if self.watchdog.hangs(self.pid):
+                sys.stderr.write(f"cntr: the server of {self.mountpoint} hangs; connection ended, unmounted\n")
+                self.watchdog.abort()
+                self._end_server(grace=0)
+                self._unmount(kernel.MNT_DETACH)
+                return 1
+
+    def _end_server(self, grace: float = 3.0) -> None:
+        """Ask the server to end, abort the connection when it does not, and kill it at last."""
+        if not self.pid:
+            return
+        os.kill(self.pid, signal.SIGTERM if grace else signal.SIGKILL)
+        deadline = time.monotonic() + grace
+        while time.monotonic() < deadline:
+            if os.waitpid(self.pid, os.WNOHANG)[0]:
+                self.pid = 0
+                return
+            time.sleep(0.01)
+        self.watchdog.abort()
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        self.pid = 0
+
+    def _unmount(self, flags: int) -> bool:
+        """Unmount if it is still our mount; says whether it is gone."""
+        if not self.watchdog.is_mounted():
+            return True
+        try:
+            kernel.umount(self.mountpoint, flags)
+        except OSError as error:
+            return error.errno in (errno.EINVAL, errno.ENOENT)
+        return True

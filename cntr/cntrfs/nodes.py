@@ -1,0 +1,424 @@
+"""The node table: which backing file a node id of the kernel means.
+
+A node is a backing file's identity, ``FileId(mnt_id, dev, ino)``, never its path: renaming a directory leaves its
+children's nodes as they are. Node ids are made from the identity (mount slot and inode number), so that a node id a
+client kept in an exported file handle means the same file later; generation tells a reused inode number apart.
+
+No fd is kept per node: a bounded set of O_PATH fds is opened when an operation needs one, by file handle where the
+filesystem has handles, else by parent and name, and checked against the identity. A file that is no longer there
+gives ESTALE, on which the kernel looks the path up again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import stat
+from collections import OrderedDict
+from typing import NamedTuple
+
+from cntr import kernel_fs
+from cntr.kernel_fs import Attributes, Handle
+
+ROOT_ID = 1  # FUSE_ROOT_ID, linux/fuse.h
+_INO_BITS = 48
+_INO_LIMIT = 1 << _INO_BITS
+_SLOT_LIMIT = 1 << 14
+_SYNTHETIC = 1 << 63  # node ids that can't be made from the inode number
+_GRAVEYARD = 65536  # handles of forgotten nodes that are kept for exported file handles
+_FILEID_INO32_GEN = 1  # linux/exportfs.h; the handle is (inode number, generation), 32 bits each
+_O_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class FileId(NamedTuple):
+    """What a backing file is: the mount it is reached through, its device and inode number."""
+
+    mnt_id: int
+    dev: int
+    ino: int
+
+
+class Slot:
+    """One (mount, device) pair of the served tree; ``base`` is the upper part of its node ids."""
+
+    __slots__ = ("aliases", "base", "dev", "handles", "mnt_id", "mount_fd", "mount_node")
+
+    def __init__(self, mnt_id: int, dev: int, base: int) -> None:
+        """handles: does open_by_handle_at(2) work here; None until tried."""
+        self.mnt_id = mnt_id
+        self.dev = dev
+        self.base = base
+        self.aliases: dict[int, int] = {}  # inode number -> node id, where base + ino won't do
+        self.handles: bool | None = None
+        self.mount_fd = -1  # a real fd on this mount, for open_by_handle_at
+        self.mount_node: Node | None = None
+
+
+class Node:
+    """A file the kernel knows; ``lookups`` is how often it was handed out and not yet forgotten."""
+
+    __slots__ = ("birth", "fd", "generation", "handle", "ino", "kind", "lookups", "name", "nodeid", "open", "parent",
+                 "pinned", "slot")  # fmt: skip
+
+    def __init__(self, nodeid: int, slot: Slot, attributes: Attributes) -> None:
+        """kind: the S_IFMT bits; birth: statx's btime in ns, which tells a reused inode number apart."""
+        self.nodeid = nodeid
+        self.slot = slot
+        self.ino = attributes.ino
+        self.kind = attributes.mode & 0o170000
+        self.birth = attributes.btime * 1_000_000_000 + attributes.btime_ns
+        self.generation = 0
+        self.handle: Handle | None = None
+        self.parent: Node | None = None  # parent and name are kept only where there is no handle
+        self.name = b""
+        self.lookups = 0
+        self.fd = -1
+        self.pinned = False  # the fd is the only way left to the file: it has no name any more
+        self.open: object = None  # the binding's per-node state of open files (passthrough)
+
+    @property
+    def id(self) -> FileId:
+        """The node's identity."""
+        return FileId(self.slot.mnt_id, self.slot.dev, self.ino)
+
+    @property
+    def is_directory(self) -> bool:
+        """Directories can be reopened by ``..`` and serve as parents."""
+        return self.kind == stat.S_IFDIR
+
+
+def stale() -> OSError:
+    """The file a node means is not there any more."""
+    return OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
+class NodeTable:
+    """All nodes, by node id; and the bounded set of O_PATH fds."""
+
+    def __init__(self, root_fd: int, max_fds: int | None = None) -> None:
+        """root_fd: an O_PATH or real directory fd of the tree's root, which the table owns from here on."""
+        self.nodes: dict[int, Node] = {}
+        self._slots: dict[tuple[int, int], Slot] = {}
+        self._by_mount: dict[tuple[int, int, int], Slot] = {}
+        self._synthetic = _SYNTHETIC
+        self._generation = 1
+        self._lru: OrderedDict[Node, None] = OrderedDict()
+        self._graveyard: OrderedDict[int, tuple[Slot, Handle]] = OrderedDict()
+        self.max_fds = fd_budget() if max_fds is None else max_fds
+        attributes = kernel_fs.statx(root_fd)
+        slot = self._slot(attributes)
+        slot.aliases[attributes.ino] = ROOT_ID
+        self.root = Node(ROOT_ID, slot, attributes)
+        slot.mount_node = self.root
+        self.root.fd = root_fd
+        self.root.pinned = True
+        self.root.lookups = 1
+        self.nodes[ROOT_ID] = self.root
+        self._probe_handles(slot, root_fd, b"")
+
+    # identity
+
+    def _slot(self, attributes: Attributes) -> Slot:
+        mount = attributes.mnt_id, attributes.dev_major, attributes.dev_minor
+        slot = self._by_mount.get(mount)
+        if slot is None:
+            dev = os.makedev(attributes.dev_major, attributes.dev_minor)
+            index = len(self._slots)
+            base = index << _INO_BITS if index < _SLOT_LIMIT else _SYNTHETIC
+            slot = Slot(attributes.mnt_id, dev, base)
+            if index == 0:
+                slot.aliases = {0: -1, ROOT_ID: -1}  # reserved node ids: such an inode gets a synthetic one
+            self._slots[attributes.mnt_id, dev] = slot
+            self._by_mount[mount] = slot
+        return slot
+
+    def _nodeid(self, slot: Slot, ino: int) -> int:
+        nodeid = slot.aliases.get(ino)
+        if nodeid is None and ino < _INO_LIMIT and slot.base != _SYNTHETIC:
+            return slot.base | ino
+        if nodeid is None or nodeid == -1:
+            self._synthetic += 1
+            nodeid = slot.aliases[ino] = self._synthetic
+        return nodeid
+
+    def shown_ino(self, slot: Slot, ino: int) -> int:
+        """The inode number a client sees: the backing's own, made unique across submounts.
+
+        A FUSE mount has one st_dev, and two files with one (st_dev, st_ino) would be taken for hard links.
+        """
+        return slot.base | ino if ino < _INO_LIMIT and slot.base != _SYNTHETIC else ino
+
+    def get(self, nodeid: int) -> Node:
+        """The node behind a node id; ESTALE when there is none."""
+        node = self.nodes.get(nodeid)
+        if node is None:
+            raise stale()
+        return node
+
+    def see(self, attributes: Attributes, parent: Node, parent_fd: int, name: bytes) -> Node:
+        """The node of what lookup found as NAME in parent: known already, or entered now. Counts nothing."""
+        slot = self._by_mount.get((attributes.mnt_id, attributes.dev_major, attributes.dev_minor))
+        if slot is None:
+            slot = self._slot(attributes)
+        nodeid = self._nodeid(slot, attributes.ino) if slot.aliases else slot.base | attributes.ino
+        node = self.nodes.get(nodeid)
+        if node is not None and self._same(node, attributes):
+            if node.handle is None and node is not self.root:
+                node.parent, node.name = parent, name
+            return node
+        fresh = Node(nodeid, slot, attributes)
+        if slot.handles is None:
+            slot.mount_node = slot.mount_node or fresh
+            fresh.parent, fresh.name = parent, name
+            self._probe_handles(slot, parent_fd, name)
+        if slot.handles:
+            self._take_handle(fresh, parent_fd, name)
+        if fresh.handle is None or fresh is slot.mount_node:
+            fresh.parent, fresh.name = parent, name
+        if not fresh.generation:
+            self._generation += 1
+            fresh.generation = self._generation & 0xFFFFFFFF or 1
+        if node is not None:  # the inode number was reused behind our back: the counts go on under one node id
+            fresh.lookups = node.lookups
+            self._close(node)
+        self.nodes[nodeid] = fresh
+        return fresh
+
+    def find(self, attributes: Attributes) -> Node | None:
+        """The node the kernel knows for this file, if any."""
+        slot = self._by_mount.get((attributes.mnt_id, attributes.dev_major, attributes.dev_minor))
+        if slot is None:
+            return None
+        node = self.nodes.get(slot.aliases.get(attributes.ino) or slot.base | attributes.ino)
+        return node if node is not None and self._same(node, attributes) else None
+
+    @staticmethod
+    def _same(node: Node, attributes: Attributes) -> bool:
+        birth = attributes.btime * 1_000_000_000 + attributes.btime_ns
+        return node.birth == birth and node.kind == attributes.mode & 0o170000
+
+    # handles
+
+    def _probe_handles(self, slot: Slot, fd: int, name: bytes) -> None:
+        """Find out whether files on this mount can be opened by handle: it takes support and CAP_DAC_READ_SEARCH."""
+        slot.handles = False
+        try:
+            handle = kernel_fs.name_to_handle(fd, name)
+            os.close(kernel_fs.open_by_handle(self._mount_fd(slot), handle, _O_PATH))
+        except OSError:
+            return
+        slot.handles = True
+
+    def _mount_fd(self, slot: Slot) -> int:
+        if slot.mount_fd < 0:
+            if slot.mount_node is None:
+                raise stale()
+            if not slot.mount_node.is_directory:
+                raise OSError(errno.EOPNOTSUPP, "a file is mounted here: no directory to open handles by")
+            with_path = b"/proc/self/fd/%d" % self.fd(slot.mount_node)
+            slot.mount_fd = self.retrying(lambda: os.open(with_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        return slot.mount_fd
+
+    @staticmethod
+    def _take_handle(node: Node, fd: int, name: bytes) -> None:
+        try:
+            handle = kernel_fs.name_to_handle(fd, name)
+        except OSError:
+            return
+        if handle.kind == _FILEID_INO32_GEN and len(handle.data) == 8:
+            if int.from_bytes(handle.data[:4], "little") != node.ino & 0xFFFFFFFF:
+                return  # the name was given to another file since it was looked up
+            node.generation = int.from_bytes(handle.data[4:], "little")
+        node.handle = handle
+
+    # fds
+
+    def fd(self, node: Node) -> int:
+        """An O_PATH fd of the node's file, valid until the next ``trim``."""
+        if node.fd >= 0:
+            if not node.pinned:
+                self._lru.move_to_end(node)
+            return node.fd
+        fd = self.retrying(lambda: self._reopen(node))
+        node.fd = fd
+        self._lru[node] = None
+        return fd
+
+    def adopt(self, node: Node, fd: int) -> None:
+        """Keep an O_PATH fd that an operation opened for the node anyway."""
+        if node.fd >= 0:
+            os.close(fd)
+            return
+        node.fd = fd
+        self._lru[node] = None
+
+    def pin(self, node: Node, fd: int | None = None) -> None:
+        """Keep the node's fd: its last name goes away now, and only the fd leads to the file from here on."""
+        if fd is not None:
+            self.adopt(node, fd)
+        else:
+            self.fd(node)
+        self._lru.pop(node, None)
+        node.pinned = True
+
+    def unpin(self, node: Node) -> None:
+        """The file has a name after all."""
+        if node.pinned and node is not self.root:
+            node.pinned = False
+            self._lru[node] = None
+
+    def trim(self) -> None:
+        """Close the fds used longest ago, down to the limit. Called between operations, never inside one."""
+        while len(self._lru) > self.max_fds:
+            node, _ = self._lru.popitem(last=False)
+            os.close(node.fd)
+            node.fd = -1
+
+    def open_retrying(self, path: bytes, flags: int) -> int:
+        """open(2), close-on-exec, by ``retrying``."""
+        return self.retrying(lambda: os.open(path, flags | os.O_CLOEXEC))
+
+    def retrying(self, opener: _Opener) -> int:
+        """Call what opens a fd; when no fd is free the table gives up its own and it is called again."""
+        try:
+            return opener()
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._lru:
+                raise
+        keep = self.max_fds
+        self.max_fds = min(2, keep)  # the fds an operation holds already are the newest
+        self.trim()
+        self.max_fds = keep
+        return opener()
+
+    def _reopen(self, node: Node) -> int:
+        if node.handle is not None:
+            fd = kernel_fs.open_by_handle(self._mount_fd(node.slot), node.handle, _O_PATH)
+        elif node.parent is not None:
+            fd = self._reopen_by_name(node)
+        else:
+            raise stale()
+        try:
+            found = kernel_fs.statx(fd)
+            if self._slot(found) is node.slot and found.ino == node.ino and self._same(node, found):
+                return fd
+        except OSError:
+            os.close(fd)
+            raise
+        os.close(fd)
+        node.handle = None  # it was another file's: the next lookup notes parent and name instead
+        raise stale()
+
+    def _reopen_by_name(self, node: Node) -> int:
+        """Walk down from the nearest ancestor that is open; the check at the end covers every step."""
+        names = [node.name]
+        above = node.parent
+        while above is not None and above.fd < 0 and above.handle is None:
+            names.append(above.name)
+            above = above.parent
+        if above is None:
+            raise stale()
+        fd = self.fd(above)
+        opened = -1
+        try:
+            for name in reversed(names):
+                deeper = os.open(name, _O_PATH, dir_fd=fd)
+                if opened >= 0:
+                    os.close(opened)
+                fd = opened = deeper
+        except OSError as error:
+            if opened >= 0:
+                os.close(opened)
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                raise stale() from None
+            raise
+        return opened
+
+    def _close(self, node: Node) -> None:
+        if node.fd >= 0 and node is not self.root:
+            self._lru.pop(node, None)
+            os.close(node.fd)
+            node.fd = -1
+
+    # names that move
+
+    def moved(self, node: Node, parent: Node, name: bytes) -> None:
+        """The file has this name now."""
+        if (node.handle is None or node.parent is not None) and node is not self.root:
+            node.parent, node.name = parent, name
+
+    # lookup counts
+
+    def forget(self, nodeid: int, count: int) -> None:
+        """FORGET: the kernel dropped COUNT references; at 0 the node goes."""
+        node = self.nodes.get(nodeid)
+        if node is None or node is self.root:
+            return
+        node.lookups -= count
+        if node.lookups <= 0:
+            self._close(node)
+            del self.nodes[nodeid]
+            if node.handle is not None and not self._is_derivable(node):
+                self._graveyard[nodeid] = node.slot, node.handle
+                if len(self._graveyard) > _GRAVEYARD:
+                    self._graveyard.popitem(last=False)
+
+    @staticmethod
+    def _is_derivable(node: Node) -> bool:
+        return node.handle is not None and node.handle.kind == _FILEID_INO32_GEN and len(node.handle.data) == 8
+
+    def revive(self, nodeid: int) -> Node:
+        """A forgotten node, for an exported handle (a lookup of ``.``): ESTALE when its file is gone."""
+        known = self._graveyard.get(nodeid)
+        if known is None:
+            slot = next((s for s in self._slots.values() if s.handles and s.base == nodeid & ~(_INO_LIMIT - 1)), None)
+            ino = nodeid & (_INO_LIMIT - 1)
+            if slot is None or ino >> 32:
+                raise stale()
+            # Generation 0 matches any in ext4's handles; the kernel compares the one that we answer.
+            known = slot, Handle(_FILEID_INO32_GEN, ino.to_bytes(4, "little") + bytes(4))
+        slot, handle = known
+        try:
+            fd = self.retrying(lambda: kernel_fs.open_by_handle(self._mount_fd(slot), handle, _O_PATH))
+        except OSError:
+            raise stale() from None
+        attributes = kernel_fs.statx(fd)
+        if self._nodeid(slot, attributes.ino) != nodeid or attributes.nlink == 0:
+            os.close(fd)
+            raise stale()
+        node = Node(nodeid, slot, attributes)
+        self._take_handle(node, fd, b"")
+        node.generation = node.generation or 1
+        self.nodes[nodeid] = node
+        self.adopt(node, fd)
+        return node
+
+    def close(self) -> None:
+        """Close every fd, the root's too."""
+        for node in list(self._lru):
+            self._close(node)
+        for node in self.nodes.values():
+            if node.fd >= 0:
+                os.close(node.fd)
+                node.fd = -1
+        for slot in self._slots.values():
+            if slot.mount_fd >= 0:
+                os.close(slot.mount_fd)
+                slot.mount_fd = -1
+
+
+def fd_budget() -> int:
+    """How many O_PATH fds to keep: raises the soft limit to the hard one and leaves most of it for open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    limit = hard if hard != resource.RLIM_INFINITY else 1 << 20
+    return max(4, min(limit // 4, 4096))
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    _Opener = Callable[[], int]

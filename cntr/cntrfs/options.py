@@ -1,0 +1,109 @@
+"""What a mount may be told: cache policy, timeouts, flags. The same for both bindings."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from cntr.errors import UsageError
+
+CACHE_POLICIES = ("auto", "strict", "none")
+
+
+@dataclasses.dataclass
+class Options:
+    """The options of one CntrFS mount; times in seconds.
+
+    cache: ``strict`` asks the server each time (only data stays cached while a file is unchanged), ``none`` caches
+    nothing, ``auto`` keeps entries and attributes for the timeouts below and data across opens.
+    """
+
+    cache: str = "auto"
+    entry_timeout: float = 1.0
+    attr_timeout: float = 1.0
+    keep_cache: bool = True
+    writeback: bool = False
+    readdirplus: bool = True
+    passthrough: bool = True
+    invalidate: bool = True  # watch the backing filesystems and tell the kernel what changed behind the mount
+    read_only: bool = False
+    max_fds: int | None = None
+    hang_timeout: float = 60.0
+    trace: bool = False
+    timeouts_given: bool = False
+    mount_flags: list[str] = dataclasses.field(default_factory=list)
+    fsname: str = ""
+
+    def settle(self) -> Options:
+        """Make the dependent values agree with the cache policy."""
+        if self.cache != "auto":
+            self.keep_cache = self.writeback = self.invalidate = False
+            self.entry_timeout = self.attr_timeout = 0.0
+        return self
+
+
+_FLAGS = {
+    "keep_cache": ("keep_cache", True),
+    "no_keep_cache": ("keep_cache", False),
+    "writeback": ("writeback", True),
+    "writeback_cache": ("writeback", True),
+    "no_writeback": ("writeback", False),
+    "readdirplus": ("readdirplus", True),
+    "no_readdirplus": ("readdirplus", False),
+    "passthrough": ("passthrough", True),
+    "no_passthrough": ("passthrough", False),
+    "invalidate": ("invalidate", True),
+    "no_invalidate": ("invalidate", False),
+    "ro": ("read_only", True),
+    "rw": ("read_only", False),
+    "trace": ("trace", True),
+}
+_NUMBERS = {"entry_timeout": "entry_timeout", "attr_timeout": "attr_timeout", "hang_timeout": "hang_timeout"}
+#: Mount flags that mount(2) takes; everything else about them is the kernel's business.
+MOUNT_FLAGS = (
+    "nosuid", "nodev", "noexec", "noatime", "nodiratime", "relatime", "norelatime", "strictatime", "sync", "dirsync",
+    "suid", "dev", "exec", "atime", "diratime", "async", "lazytime", "nolazytime", "nosymfollow",
+)  # fmt: skip
+#: Said by mount(8), fstab or habit; always so here, or meant for someone else.
+IGNORED = ("allow_other", "default_permissions", "defaults", "auto", "noauto", "user", "users", "nouser", "_netdev",
+           "nofail", "nonempty", "acl", "noacl", "user_xattr")  # fmt: skip
+
+
+def parse(text: str, options: Options | None = None) -> Options:
+    """Read a comma-separated ``-o`` string into OPTIONS; UsageError names the word that is not understood."""
+    options = options or Options()
+    for word in filter(None, text.split(",")):
+        key, _, value = word.partition("=")
+        if word in _FLAGS:
+            name, flag = _FLAGS[word]
+            setattr(options, name, flag)
+        elif word in MOUNT_FLAGS:
+            options.mount_flags.append(word)
+        elif key in _NUMBERS:
+            setattr(options, _NUMBERS[key], _number(key, value))
+            options.timeouts_given = options.timeouts_given or key != "hang_timeout"
+        elif key == "max_fds":
+            options.max_fds = int(_number(key, value))
+        elif key == "cache":
+            set_cache(options, value)
+        elif key == "fsname":
+            options.fsname = value
+        elif key not in IGNORED and not key.startswith(("x-", "comment")):
+            raise UsageError(f"unknown mount option: {word}", f"known: {', '.join((*_FLAGS, *_NUMBERS, 'cache=…'))}")
+    return options
+
+
+def set_cache(options: Options, policy: str) -> None:
+    """--cache POLICY."""
+    if policy not in CACHE_POLICIES:
+        raise UsageError(f"unknown cache policy: {policy}", f"one of: {', '.join(CACHE_POLICIES)}")
+    options.cache = policy
+
+
+def _number(key: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if number < 0:
+        raise UsageError(f"mount option {key} wants a number of seconds, not {value!r}", f"for example {key}=1.5")
+    return number

@@ -1,0 +1,295 @@
+"""The reference binding: the core behind pyfuse3 (libfuse). The only module that imports pyfuse3 and trio.
+
+What pyfuse3 can't express, the kernel does itself or refuses: fallocate, lseek, copy_file_range, ioctl, locks (they
+stay local to the mount), O_TMPFILE, passthrough. And the kernel applies the umask before pyfuse3 sees a mode, which
+is wrong in a directory with a default ACL: there, bits of the umask are missing from the new file's mode.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import stat
+from typing import TYPE_CHECKING, Any
+
+import pyfuse3
+import trio
+
+from cntr.cntrfs.backing import Caller
+from cntr.cntrfs.core import NOW, Changes, Core, errno_of
+from cntr.cntrfs.nodes import Node
+from cntr.cntrfs.options import Options
+from cntr.kernel_fs import Attributes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from cntr.cntrfs.heartbeat import Heartbeat
+
+NS = 1_000_000_000
+
+
+def _answered(operation: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """Let an operation fail with an errno only: any other exception would end the whole mount."""
+
+    @functools.wraps(operation)
+    async def answered(self: Operations, *arguments: Any) -> Any:  # noqa: ANN401
+        self.heartbeat.began()
+        try:
+            return await operation(self, *arguments)
+        except pyfuse3.FUSEError:
+            raise
+        except Exception as error:  # noqa: BLE001  every mistake becomes an answer
+            raise pyfuse3.FUSEError(errno_of(error)) from None
+        finally:
+            self.core.nodes.trim()
+            self.heartbeat.ended()
+
+    return answered
+
+
+def _caller(ctx: pyfuse3.RequestContext) -> Caller:
+    return Caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask)
+
+
+class Operations(pyfuse3.Operations):  # type: ignore[misc]
+    """pyfuse3's operations, each one call into the core. Nothing is awaited inside, so they never interleave."""
+
+    supports_dot_lookup = True
+    enable_acl = True
+
+    def __init__(self, core: Core, heartbeat: Heartbeat, on_ready: Callable[[], None]) -> None:
+        """on_ready: called when the kernel's INIT arrived."""
+        super().__init__()
+        self.core = core
+        self.heartbeat = heartbeat
+        self._on_ready = on_ready
+        self._options = core.options
+        self.enable_writeback_cache = core.options.writeback
+
+    def init(self) -> None:
+        """INIT."""
+        self._on_ready()
+
+    def _entry(self, node: Node, a: Attributes) -> pyfuse3.EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = node.nodeid
+        entry.generation = node.generation
+        entry.entry_timeout = self._options.entry_timeout
+        entry.attr_timeout = self._options.attr_timeout
+        entry.st_mode = a.mode
+        entry.st_nlink = a.nlink
+        entry.st_uid = a.uid
+        entry.st_gid = a.gid
+        entry.st_rdev = os.makedev(a.rdev_major, a.rdev_minor)
+        entry.st_size = a.size
+        entry.st_blksize = a.blksize
+        entry.st_blocks = a.blocks
+        entry.st_atime_ns = a.atime * NS + a.atime_ns
+        entry.st_mtime_ns = a.mtime * NS + a.mtime_ns
+        entry.st_ctime_ns = a.ctime * NS + a.ctime_ns
+        return entry
+
+    @_answered
+    async def lookup(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return self._entry(*self.core.lookup(parent, name))
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for nodeid, count in inode_list:
+            self.core.forget(nodeid, count)
+
+    @_answered
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return self._entry(*self.core.getattr(inode))
+
+    @_answered
+    async def setattr(
+        self, inode: int, attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields, fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:  # fmt: skip
+        changes = Changes()
+        if fields.update_mode:
+            changes.mode = stat.S_IMODE(attr.st_mode)
+        if fields.update_uid:
+            changes.uid = attr.st_uid
+        if fields.update_gid:
+            changes.gid = attr.st_gid
+        if fields.update_size:
+            changes.size = attr.st_size
+        if fields.update_atime:
+            changes.atime = divmod(attr.st_atime_ns, NS)
+        if fields.update_mtime:
+            changes.mtime = divmod(attr.st_mtime_ns, NS)
+        return self._entry(*self.core.setattr(inode, changes, fh))
+
+    @_answered
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        return self.core.readlink(inode)
+
+    @_answered
+    async def mknod(
+        self, parent: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return self._entry(*self.core.mknod(parent, name, mode, rdev, _caller(ctx)))
+
+    @_answered
+    async def mkdir(self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return self._entry(*self.core.mkdir(parent, name, mode, _caller(ctx)))
+
+    @_answered
+    async def unlink(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self.core.unlink(parent, name)
+
+    @_answered
+    async def rmdir(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self.core.rmdir(parent, name)
+
+    @_answered
+    async def symlink(
+        self, parent: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return self._entry(*self.core.symlink(parent, name, target, _caller(ctx)))
+
+    @_answered
+    async def rename(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, ctx: pyfuse3.RequestContext
+    ) -> None:
+        self.core.rename(parent, name, new_parent, new_name, flags, _caller(ctx))
+
+    @_answered
+    async def link(
+        self, inode: int, new_parent: int, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        return self._entry(*self.core.link(inode, new_parent, new_name))
+
+    def _info(self, fh: int) -> pyfuse3.FileInfo:
+        return pyfuse3.FileInfo(fh=fh, keep_cache=self._options.keep_cache, direct_io=self._options.cache == "none")
+
+    @_answered
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        # libfuse leaves O_TRUNC to us, so nobody else clears the set-id bits of a file that another user truncates.
+        return self._info(self.core.open(inode, flags, kill_suidgid=ctx.uid != 0))
+
+    @_answered
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        node, attributes, fh = self.core.create(parent, name, flags, mode, _caller(ctx))
+        return self._info(fh), self._entry(node, attributes)
+
+    @_answered
+    async def read(self, fh: int, offset: int, size: int) -> bytes:
+        return self.core.read(fh, offset, size)
+
+    @_answered
+    async def write(self, fh: int, offset: int, data: bytes) -> int:
+        # pyfuse3 drops the flags of a WRITE, so what counts is whether the file was opened with O_APPEND. The
+        # writeback cache places appended data itself.
+        append = not self._options.writeback and self.core.handle(fh).append
+        return self.core.write(fh, offset, data, append=append)
+
+    @_answered
+    async def flush(self, fh: int) -> None:
+        raise pyfuse3.FUSEError(errno.ENOSYS)  # nothing is buffered here, and the kernel need not ask again
+
+    @_answered
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        self.core.fsync(fh, datasync)
+
+    @_answered
+    async def release(self, fh: int) -> None:
+        self.core.release(fh)
+
+    @_answered
+    async def poll(self, inode: int, fh: int, handle: object, ctx: pyfuse3.RequestContext) -> int:
+        raise pyfuse3.FUSEError(errno.ENOSYS)  # regular files are always ready, as the kernel then assumes
+
+    @_answered
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        return self.core.opendir(inode)
+
+    @_answered
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        core = self.core
+        handle = core.handle(fh)
+        for entry in core.entries(fh, start_id):
+            if entry.name in (b".", b".."):
+                # The kernel takes only number, type and name from these two: they are not looked up.
+                dots = pyfuse3.EntryAttributes()
+                dots.st_ino = core.nodes.shown_ino(handle.node.slot, entry.ino)
+                dots.st_mode = stat.S_IFDIR
+                if not pyfuse3.readdir_reply(token, entry.name, dots, entry.next_offset):
+                    return
+                continue
+            try:
+                node, attributes = core.look_at_entry(fh, entry.name)
+            except FileNotFoundError:
+                continue  # removed since the directory was read
+            if not pyfuse3.readdir_reply(token, entry.name, self._entry(node, attributes), entry.next_offset):
+                core.discard(node)
+                return
+            node.lookups += 1
+
+    @_answered
+    async def releasedir(self, fh: int) -> None:
+        self.core.release(fh)
+
+    @_answered
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        self.core.fsync(fh, datasync)
+
+    @_answered
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        found = self.core.statfs(1)
+        data = pyfuse3.StatvfsData()
+        for name in ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail",
+                     "f_namemax"):  # fmt: skip
+            setattr(data, name, getattr(found, name))
+        return data
+
+    @_answered
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self.core.setxattr(inode, name, value, 0, _caller(ctx))
+
+    @_answered
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        return self.core.getxattr(inode, name)
+
+    @_answered
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
+        return self.core.listxattr(inode)
+
+    @_answered
+    async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        self.core.removexattr(inode, name)
+
+    async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
+        """The kernel checks (default_permissions) and does not ask."""
+        return True
+
+
+def serve(
+    fuse_fd: int, root_fd: int, options: Options, stop_fd: int, heartbeat: Heartbeat, on_ready: Callable[[], None]
+) -> None:
+    """Serve the mounted connection fuse_fd until stop_fd is readable or it is unmounted; takes both fds over."""
+    core = Core(root_fd, options)
+    operations = Operations(core, heartbeat, on_ready)
+    pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", {"default_permissions"})
+    try:
+        trio.run(_main, stop_fd)
+    finally:
+        pyfuse3.close(unmount=False)
+        core.close()
+
+
+async def _main(stop_fd: int) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def stop() -> None:
+            await trio.lowlevel.wait_readable(stop_fd)
+            pyfuse3.terminate()
+
+        nursery.start_soon(stop)
+        await pyfuse3.main(min_tasks=1, max_tasks=1)
+        nursery.cancel_scope.cancel()

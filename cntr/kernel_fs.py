@@ -1,0 +1,270 @@
+"""The filesystem server's kernel room: every system call it needs that ``os`` lacks.
+
+The attach core's room is ``kernel``; this one belongs to ``cntrfs`` alone. Every function raises OSError with the
+kernel's errno. Constants keep the kernel's names (include/uapi/linux/{stat,fcntl,fs,capability,falloc}.h).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from typing import NamedTuple
+
+# linux/fcntl.h
+AT_FDCWD = -100
+AT_SYMLINK_NOFOLLOW = 0x100
+AT_SYMLINK_FOLLOW = 0x400
+AT_NO_AUTOMOUNT = 0x800
+AT_EMPTY_PATH = 0x1000
+
+# linux/stat.h
+STATX_BASIC_STATS = 0x7FF
+STATX_BTIME = 0x800
+STATX_MNT_ID = 0x1000
+STATX_WANTED = STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID
+
+# linux/fs.h
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+RENAME_WHITEOUT = 4
+
+# linux/stat.h: the two magic nanosecond values of utimensat(2)
+UTIME_NOW = (1 << 30) - 1
+UTIME_OMIT = (1 << 30) - 2
+
+# linux/capability.h
+CAP_DAC_READ_SEARCH = 2
+CAP_FSETID = 4
+CAP_SYS_ADMIN = 21
+_LINUX_CAPABILITY_VERSION_3 = 0x20080522
+
+MAX_HANDLE_SZ = 128
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_get_errno = ctypes.get_errno
+_int, _uint, _long, _charp, _voidp = ctypes.c_int, ctypes.c_uint, ctypes.c_long, ctypes.c_char_p, ctypes.c_void_p
+
+
+def _declare(name: str, *arguments: object, result: object = _int) -> object:
+    """The C library's function NAME with its argument types: without them ctypes cuts numbers to 32 bits."""
+    function = getattr(_libc, name)
+    function.argtypes = arguments
+    function.restype = result
+    return function
+
+
+_declare("statx", _int, _charp, _int, _uint, _voidp)
+_declare("name_to_handle_at", _int, _charp, _voidp, _voidp, _int)
+_declare("open_by_handle_at", _int, _voidp, _int)
+_declare("getdents64", _int, _voidp, ctypes.c_size_t, result=ctypes.c_ssize_t)
+_declare("linkat", _int, _charp, _int, _charp, _int)
+_declare("renameat2", _int, _charp, _int, _charp, _uint)
+_declare("fchownat", _int, _charp, _uint, _uint, _int)
+_declare("utimensat", _int, _charp, _voidp, _int)
+_declare("fallocate", _int, _int, ctypes.c_int64, ctypes.c_int64)
+_declare("syncfs", _int)
+_declare("umount2", _charp, _int)
+_declare("mknodat", _int, _charp, _uint, ctypes.c_uint64)
+
+
+def _fail(call: str, path: object = None) -> OSError:
+    number = _get_errno()
+    return OSError(number, f"{call}: {os.strerror(number)}", None if path is None else str(path))
+
+
+class Attributes(NamedTuple):
+    """struct statx, unpacked in the order of its fields: times in seconds and nanoseconds, sizes in bytes."""
+
+    mask: int
+    blksize: int
+    attributes: int
+    nlink: int
+    uid: int
+    gid: int
+    mode: int
+    ino: int
+    size: int
+    blocks: int  # of 512 bytes
+    attributes_mask: int
+    atime: int
+    atime_ns: int
+    btime: int
+    btime_ns: int
+    ctime: int
+    ctime_ns: int
+    mtime: int
+    mtime_ns: int
+    rdev_major: int
+    rdev_minor: int
+    dev_major: int
+    dev_minor: int
+    mnt_id: int
+
+
+_STATX = struct.Struct("=IIQIIIHxxQQQQqIxxxxqIxxxxqIxxxxqIxxxxIIIIQ")
+_statx_buffer = ctypes.create_string_buffer(256)
+_statx_address = ctypes.addressof(_statx_buffer)
+_statx = _libc.statx
+_unpack_statx = _STATX.unpack_from
+_make_attributes = Attributes._make
+
+
+def statx(fd: int, name: bytes = b"", flags: int = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH) -> Attributes:
+    """statx(2) of (fd, NAME), or of fd itself when NAME is empty. One thread only: the buffer is shared."""
+    if _statx(fd, name, flags, STATX_WANTED, _statx_address) < 0:
+        raise _fail("statx", name)
+    return _make_attributes(_unpack_statx(_statx_buffer))
+
+
+class Handle(NamedTuple):
+    """struct file_handle: what name_to_handle_at(2) gives and open_by_handle_at(2) takes."""
+
+    kind: int
+    data: bytes
+
+
+_handle_buffer = ctypes.create_string_buffer(8 + MAX_HANDLE_SZ)
+_handle_address = ctypes.addressof(_handle_buffer)
+_handle_mount = ctypes.c_int()
+_handle_mount_address = ctypes.addressof(_handle_mount)
+_HANDLE = struct.Struct("=Ii")
+
+
+def name_to_handle(fd: int, name: bytes = b"") -> Handle:
+    """name_to_handle_at(2) of (fd, NAME), never following a final symbolic link. EOPNOTSUPP: no handles there."""
+    _HANDLE.pack_into(_handle_buffer, 0, MAX_HANDLE_SZ, 0)
+    flags = 0 if name else AT_EMPTY_PATH
+    if _libc.name_to_handle_at(fd, name, _handle_address, _handle_mount_address, flags) < 0:
+        raise _fail("name_to_handle_at", name)
+    size, kind = _HANDLE.unpack_from(_handle_buffer)
+    return Handle(kind, _handle_buffer.raw[8 : 8 + size])
+
+
+def open_by_handle(mount_fd: int, handle: Handle, flags: int) -> int:
+    """open_by_handle_at(2), close-on-exec; mount_fd is any real (not O_PATH) fd on the mount. ESTALE: gone."""
+    _HANDLE.pack_into(_handle_buffer, 0, len(handle.data), handle.kind)
+    ctypes.memmove(_handle_address + 8, handle.data, len(handle.data))
+    fd = int(_libc.open_by_handle_at(mount_fd, _handle_address, flags | os.O_CLOEXEC))
+    if fd < 0:
+        raise _fail("open_by_handle_at")
+    return fd
+
+
+class DirectoryEntry(NamedTuple):
+    """struct linux_dirent64: next_offset is what lseek(2) takes to go on behind this entry."""
+
+    ino: int
+    next_offset: int
+    kind: int  # DT_*, linux/fs_types.h
+    name: bytes
+
+
+_DIRENT = struct.Struct("=QqHB")
+_dents_buffer = ctypes.create_string_buffer(32768)
+_dents_address = ctypes.addressof(_dents_buffer)
+
+
+def getdents(fd: int) -> list[DirectoryEntry]:
+    """getdents64(2): the next entries of an open directory, ``.`` and ``..`` among them; empty at the end."""
+    length = _libc.getdents64(fd, _dents_address, len(_dents_buffer))
+    if length < 0:
+        raise _fail("getdents64")
+    raw = _dents_buffer.raw[:length]
+    entries = []
+    position = 0
+    while position < length:
+        ino, offset, size, kind = _DIRENT.unpack_from(raw, position)
+        start = position + 19
+        entries.append(DirectoryEntry(ino, offset, kind, raw[start : raw.index(b"\0", start)]))
+        position += size
+    return entries
+
+
+def linkat(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int = 0) -> None:
+    """linkat(2)."""
+    if _libc.linkat(old_fd, old, new_fd, new, flags) < 0:
+        raise _fail("linkat", new)
+
+
+def renameat2(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int = 0) -> None:
+    """renameat2(2) with RENAME_* flags."""
+    if _libc.renameat2(old_fd, old, new_fd, new, flags) < 0:
+        raise _fail("renameat2", old)
+
+
+def mknodat(fd: int, name: bytes, mode: int, device: int) -> None:
+    """mknodat(2); unlike os.mknod it takes 64-bit device numbers as the kernel gave them."""
+    if _libc.mknodat(fd, name, mode, device) < 0:
+        raise _fail("mknodat", name)
+
+
+def chown(fd: int, uid: int, gid: int) -> None:
+    """fchownat(2) on the inode behind any fd, O_PATH too; 0xFFFFFFFF leaves an id as it is."""
+    if _libc.fchownat(fd, b"", uid, gid, AT_EMPTY_PATH) < 0:
+        raise _fail("fchownat")
+
+
+_TIMES = struct.Struct("=qqqq")
+
+
+def utimens(path: bytes, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
+    """utimensat(2) on PATH (followed): each time is (seconds, nanoseconds or UTIME_NOW or UTIME_OMIT)."""
+    if _libc.utimensat(AT_FDCWD, path, _TIMES.pack(*atime, *mtime), 0) < 0:
+        raise _fail("utimensat", path)
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2) with FALLOC_FL_* flags; offset and length in bytes."""
+    if _libc.fallocate(fd, mode, offset, length) < 0:
+        raise _fail("fallocate")
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2): all of the filesystem that fd (not O_PATH) is on."""
+    if _libc.syncfs(fd) < 0:
+        raise _fail("syncfs")
+
+
+# Credentials of the calling thread. The C library's setgroups() changes every thread, so the raw call is made.
+_SYS_SETGROUPS = {"x86_64": 116, "i686": 206, "armv7l": 206, "ppc64le": 81, "s390x": 206}.get(os.uname().machine, 159)
+_setfsuid = _declare("setfsuid", _uint)
+_setfsgid = _declare("setfsgid", _uint)
+
+
+def setfsuid(uid: int) -> None:
+    """setfsuid(2): leaving 0 drops the filesystem capabilities from the effective set, going back to 0 raises them."""
+    _libc.setfsuid(uid)
+
+
+def setfsgid(gid: int) -> None:
+    """setfsgid(2)."""
+    _libc.setfsgid(gid)
+
+
+def setgroups(groups: tuple[int, ...]) -> None:
+    """setgroups(2) for the calling thread alone."""
+    array = (_uint * len(groups))(*groups)
+    if _libc.syscall(_long(_SYS_SETGROUPS), ctypes.c_size_t(len(groups)), ctypes.byref(array)) < 0:
+        raise _fail("setgroups")
+
+
+_cap_header = struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0)
+_CAPS = struct.Struct("=6I")
+
+
+def capget() -> tuple[int, int, int]:
+    """capget(2): the calling thread's effective, permitted and inheritable masks."""
+    header, data = ctypes.create_string_buffer(_cap_header, 8), ctypes.create_string_buffer(24)
+    if _libc.capget(header, data) < 0:
+        raise _fail("capget")
+    values = _CAPS.unpack(data.raw)
+    return values[0] | values[3] << 32, values[1] | values[4] << 32, values[2] | values[5] << 32
+
+
+def capset(effective: int, permitted: int, inheritable: int) -> None:
+    """capset(2) on the calling thread."""
+    low = [mask & 0xFFFFFFFF for mask in (effective, permitted, inheritable)]
+    high = [mask >> 32 for mask in (effective, permitted, inheritable)]
+    if _libc.capset(_cap_header, _CAPS.pack(*low, *high)) < 0:
+        raise _fail("capset")

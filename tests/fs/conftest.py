@@ -1,0 +1,79 @@
+"""Fixtures of the filesystem tests: one mounted CntrFS per binding and test process, watched for death and hanging."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from .servers import BINDINGS, Place, missing, place
+
+HANG_SECONDS = 90.0
+
+pytest.register_assert_rewrite("tests.fs.checks")
+
+
+class Keeper:
+    """Keeps the one place in use mounted, and mounts it anew after its server died."""
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._context: object = None
+        self.place: Place | None = None
+
+    def get(self, name: str) -> Place:
+        if self.place is not None and self._name == name and (self.place.server is None or self.place.server.alive):
+            return self.place
+        self.close()
+        self._name, self._context = name, place(name)
+        self.place = self._context.__enter__()
+        return self.place
+
+    def close(self) -> None:
+        context, self._context, self.place = self._context, None, None
+        if context is not None:
+            context.__exit__(None, None, None)  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="session")
+def keeper() -> Iterator[Keeper]:
+    kept = Keeper()
+    yield kept
+    kept.close()
+
+
+@pytest.fixture(scope="session", params=("plain", *BINDINGS))
+def place_name(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    why = missing(name)
+    if why:
+        pytest.skip(why)
+    return name
+
+
+@pytest.fixture
+def here(place_name: str, keeper: Keeper) -> Iterator[Place]:
+    """The place under test; afterwards its server must be alive, answering, and without a suspicious word in its log."""
+    current = keeper.get(place_name)
+    hung = threading.Event()
+    server = current.server
+
+    def give_up() -> None:
+        hung.set()
+        if server:
+            server.kill()
+
+    watchdog = threading.Timer(HANG_SECONDS, give_up)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        yield current
+    finally:
+        watchdog.cancel()
+    if server is None:
+        return
+    assert not hung.is_set(), f"no end after {HANG_SECONDS:.0f} s: server killed\n{server.log_end()}"
+    assert server.alive, f"the server died\n{server.log_end()}"
+    text = server.new_suspicious_lines()
+    assert not text, f"the server's log:\n{text}"

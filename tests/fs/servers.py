@@ -1,0 +1,206 @@
+"""A CntrFS in a process of its own: started, watched, and gone afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+BINDINGS = ("pyfuse3", "devfuse")
+REPOSITORY = Path(__file__).resolve().parents[2]
+START_SECONDS = 20.0
+STOP_SECONDS = 15.0
+
+# A server that prints one of these has a bug, even when the caller saw nothing of it.
+SUSPICIOUS = (b"Traceback", b"Exception ignored", b"ResourceWarning", b"RuntimeWarning", b"never awaited")
+
+
+class ServerFailed(Exception):
+    """The server did not start or did not stop; the text has the end of its log."""
+
+
+def missing(binding: str) -> str:
+    """Why this binding (or the plain directory) cannot be used here; empty when it can."""
+    if os.geteuid() != 0:
+        return "root is missing: mounting and the actors need it"
+    if binding == "plain":
+        return ""
+    if not os.path.exists("/dev/fuse"):
+        return "/dev/fuse is missing"
+    if importlib.util.find_spec("cntr.cntrfs") is None:
+        return "cntr.cntrfs is missing"
+    if binding == "pyfuse3" and importlib.util.find_spec("pyfuse3") is None:
+        return "the Python package pyfuse3 is missing (pip install 'cntr[pyfuse3]')"
+    if binding == "devfuse" and importlib.util.find_spec("cntr.cntrfs.devfuse") is None:
+        return "the package cntr.cntrfs.devfuse is missing"
+    return ""
+
+
+def is_mountpoint(path: Path) -> bool:
+    """Answered from mountinfo: a stat would hang on a dead server's mount."""
+    wanted = os.fsencode(str(path)).replace(b" ", b"\\040")
+    with open("/proc/self/mountinfo", "rb") as mounts:
+        return any(line.split()[4] == wanted for line in mounts)
+
+
+def _die_with_parent() -> None:
+    """The server ends (and unmounts) when the test process is killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+class Server:
+    """``python -m cntr.cntrfs SOURCE MOUNTPOINT --foreground --binding B``, or another server's argv in its place.
+
+    In argv the words {source} and {mountpoint} are filled in; every such server stays in the foreground.
+    """
+
+    def __init__(
+        self,
+        binding: str,
+        source: Path,
+        mountpoint: Path,
+        log: Path,
+        argv: Sequence[str] | None = None,
+        options: Sequence[str] = (),
+    ) -> None:
+        self.binding, self.source, self.mountpoint, self.log = binding, source, mountpoint, log
+        command = argv or (
+            sys.executable, "-m", "cntr.cntrfs", "{source}", "{mountpoint}", "--foreground", "--binding", binding, *options
+        )  # fmt: skip
+        fill = {"{source}": str(source), "{mountpoint}": str(mountpoint)}
+        self.command = [fill.get(word, word) for word in command]
+        self.process: subprocess.Popen[bytes] | None = None
+        self._log_read = 0
+
+    def start(self) -> None:
+        """Returns when the filesystem is mounted."""
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_die_with_parent,
+                cwd=REPOSITORY,
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while not is_mountpoint(self.mountpoint):
+            if self.process.poll() is not None:
+                raise ServerFailed(f"exit {self.process.returncode} before mounting:\n{self.log_end()}")
+            if time.monotonic() > deadline:
+                self.kill()
+                raise ServerFailed(f"not mounted after {START_SECONDS:.0f} s:\n{self.log_end()}")
+            time.sleep(0.01)
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None and is_mountpoint(self.mountpoint)
+
+    def stop(self) -> str:
+        """SIGTERM, and wait until nothing is mounted; what went wrong, or an empty text."""
+        problem = ""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                problem = f"the server ignored SIGTERM for {STOP_SECONDS:.0f} s"
+                self.kill()
+        if is_mountpoint(self.mountpoint):
+            problem = problem or "the server left its mount"
+            self.detach()
+        return problem
+
+    def processes(self) -> list[int]:
+        """The server's process and its descendants."""
+        found = [self.process.pid] if self.process is not None else []
+        for pid in found:
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{pid}/children") as children:
+                found += [int(child) for child in children.read().split()]
+        return found
+
+    def kill(self) -> None:
+        """End a server that hangs or is wrecked: every waiting call gets its error at once."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if self.process is not None:
+            self.process.wait()
+        self.detach()
+
+    def detach(self) -> None:
+        while is_mountpoint(self.mountpoint):
+            if ctypes.CDLL(None).umount2(os.fsencode(str(self.mountpoint)), 2) != 0:
+                break
+
+    def cpu_seconds(self) -> float:
+        """User and system time of the server's processes so far."""
+        ticks = 0
+        for pid in self.processes():
+            with open(f"/proc/{pid}/stat", "rb") as stat:
+                fields = stat.read().rsplit(b")", 1)[1].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def log_end(self, size: int = 4000) -> str:
+        with contextlib.suppress(FileNotFoundError):
+            return self.log.read_bytes()[-size:].decode(errors="replace")
+        return ""
+
+    def new_suspicious_lines(self) -> str:
+        """What the server has logged since the last call, if a suspicious word is in it."""
+        with open(self.log, "rb") as log:
+            log.seek(self._log_read)
+            text = log.read()
+            self._log_read = log.tell()
+        return text.decode(errors="replace") if any(word in text for word in SUSPICIOUS) else ""
+
+
+class Place:
+    """A tree under test: ``directory`` through the filesystem, ``behind`` the same tree directly."""
+
+    def __init__(self, name: str, base: Path, server: Server | None) -> None:
+        self.name, self.base, self.server = name, base, server
+        self.behind = base / "source"
+        self.directory = base / "mount" if server else self.behind
+
+    def fresh(self) -> str:
+        """A new empty directory, made behind the mount; its name."""
+        made = tempfile.mkdtemp(prefix="check-", dir=self.behind)
+        os.chmod(made, 0o755)
+        return os.path.basename(made)
+
+
+def backing_parent() -> str | None:
+    """Where trees under test are made: $CNTR_TEST_BACKING, or the temporary directory."""
+    return os.environ.get("CNTR_TEST_BACKING")
+
+
+@contextlib.contextmanager
+def place(name: str, argv: Sequence[str] | None = None, options: Sequence[str] = ()) -> Iterator[Place]:
+    """A Place called NAME: ``plain``, or a binding with its server running; removed afterwards."""
+    from .run_checks import remove_tree
+
+    base = Path(tempfile.mkdtemp(prefix="cntrfs-", dir=backing_parent()))
+    os.chmod(base, 0o755)
+    for directory in ("source", "mount"):
+        (base / directory).mkdir(mode=0o755)
+    server = None if name == "plain" else Server(name, base / "source", base / "mount", base / "log", argv, options)
+    try:
+        if server:
+            server.start()
+        yield Place(name, base, server)
+    finally:
+        problem = server.stop() if server else ""
+        if server is None or not is_mountpoint(server.mountpoint):
+            remove_tree(base)
+    if problem:
+        raise ServerFailed(f"{problem}\n")

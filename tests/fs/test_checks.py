@@ -1,0 +1,59 @@
+"""Every check on a plain directory (the control), and on CntrFS by each binding."""
+
+from __future__ import annotations
+
+import pytest
+
+from .checks import Check, all_checks
+from .checks._tools import Unsupported
+from .expected import EXPECTED, reason
+from .run_checks import remove_tree
+from .servers import BINDINGS, Place
+
+CHECKS = all_checks()
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+def test_check(check: Check, here: Place) -> None:
+    name = here.fresh()
+    expected = reason(here.name, check.name)
+    try:
+        check.run(here.directory / name, here.behind / name)
+    except Unsupported as missing:
+        if here.server is not None:
+            if expected:
+                pytest.xfail(f"{expected} [{missing}]")
+            _must_be_unsupported_plainly(check, here)
+        pytest.skip(f"missing in the backing filesystem: {missing}")
+    except (AssertionError, OSError) as error:
+        if expected and (here.server is None or here.server.alive):
+            pytest.xfail(f"{expected} [{type(error).__name__}: {error}]")
+        raise
+    finally:
+        remove_tree(here.behind / name)
+    if expected:
+        pytest.fail(f"passes, but is expected to fail: {expected}. Remove its line from expected.py", pytrace=False)
+
+
+def _must_be_unsupported_plainly(check: Check, here: Place) -> None:
+    """What the plain directory can do and the mount cannot is a failure, or a line of the table; never a skip."""
+    name = here.fresh()
+    try:
+        check.run(here.behind / name, here.behind / name)
+    except Unsupported:
+        return
+    finally:
+        remove_tree(here.behind / name)
+    raise AssertionError("the plain directory supports this, the mount does not")
+
+
+def test_table_names_real_checks_and_bindings() -> None:
+    names = {check.name for check in CHECKS}
+    for binding, check in EXPECTED:
+        assert check in names, f"no such check: {check}"
+        assert binding in (*BINDINGS, "*"), f"no such binding: {binding}"
+
+
+def test_check_names_are_unique() -> None:
+    names = [check.name for check in CHECKS]
+    assert len(names) == len(set(names))
