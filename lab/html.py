@@ -131,7 +131,9 @@ def _peers(run: Run) -> str:
             if answer is None:
                 cells += "<td class='cell none'>·</td>"
             else:
-                cells += f"<td class='cell {colour[answer['answer']]}' title=\"{escape(answer['said'])}\">{answer['answer']}<small>{escape(answer['seconds'])} s</small></td>"
+                word = answer["answer"]
+                said, seconds = escape(answer["said"]), escape(answer["seconds"])
+                cells += f'<td class="cell {colour[word]}" title="{said}">{word}<small>{seconds} s</small></td>'
         rows.append(f"<tr><td>{escape(machine)}</td><td>{escape(question)}</td>{cells}</tr>")
     note = "<p class=soft>A comparison, never a gate. Hover over a cell for what the tool said. Times are of this machine, emulated or not.</p>"
     return f"{note}<div class=scroll><table><tr><th>machine</th><th>question</th>{head}</tr>{''.join(rows)}</table></div>"
@@ -140,8 +142,8 @@ def _peers(run: Run) -> str:
 def _machines(run: Run) -> str:
     keys = list(dict.fromkeys(key for facts in run.machines.values() for key in facts))
     head = "".join(f"<th>{escape(key)}</th>" for key in keys)
-    rows = "".join(
-        f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(facts.get(key, ""))}</td>' for key in keys)}</tr>"
-        for name, facts in run.machines.items()
-    )
+    rows = ""
+    for name, facts in run.machines.items():
+        cells = "".join(f"<td>{escape(facts.get(key, ''))}</td>" for key in keys)
+        rows += f"<tr><th>{escape(name)}</th>{cells}</tr>"
     return f"<div class=scroll><table><tr><th>machine</th>{head}</tr>{rows}</table></div>"
