@@ -121,7 +121,7 @@ def _peers(run: Run) -> str:
     questions = list(dict.fromkeys((p["machine"], p["question"]) for p in run.peers))
     tools = list(dict.fromkeys(p["tool"] for p in run.peers))
     found = {(p["machine"], p["question"], p["tool"]): p for p in run.peers}
-    colour = {"works": "pass", "fails": "fail", "no": "skip"}
+    colour = {"works": "pass", "fails": "fail", "traces": "expected"}
     head = "".join(f"<th class=column>{escape(tool)}</th>" for tool in tools)
     rows = []
     for machine, question in questions:
@@ -135,7 +135,7 @@ def _peers(run: Run) -> str:
                 said, seconds = escape(answer["said"]), escape(answer["seconds"])
                 cells += f'<td class="cell {colour[word]}" title="{said}">{word}<small>{seconds} s</small></td>'
         rows.append(f"<tr><td>{escape(machine)}</td><td>{escape(question)}</td>{cells}</tr>")
-    note = "<p class=soft>A comparison, never a gate. Hover over a cell for what the tool said. Times are of this machine, emulated or not.</p>"
+    note = "<p class=soft>A comparison, never a gate; “traces”: it works, and something stays behind. Hover over a cell for what the tool said. Times are of this machine, emulated or not.</p>"
     return f"{note}<div class=scroll><table><tr><th>machine</th><th>question</th>{head}</tr>{''.join(rows)}</table></div>"
 
 
