@@ -103,7 +103,10 @@ def running(name: str, options: Options, failed: Callable[[], bool] = lambda: Fa
             raise
         finally:
             if keep and driver.alive():
-                print(f"\nlab: machine {name} is kept: python -m lab shell {name}; python -m lab clean removes it", flush=True)
+                print(
+                    f"\nlab: machine {name} is kept: python -m lab shell {name}; python -m lab clean removes it",
+                    flush=True,
+                )
             else:
                 driver.destroy()
 
@@ -168,7 +171,6 @@ def kept(name: str) -> Endpoint | None:
         if state.get("machine") == name and state.get("keep") and state.get("port"):
             return Endpoint("127.0.0.1", int(str(state["port"])), boxbuild.private_key())
     return None
-
 
 
 @contextlib.contextmanager

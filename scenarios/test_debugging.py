@@ -9,7 +9,9 @@ FIND = "pid=$(pgrep -x slim-app | head -n 1)"
 
 def test_gdb_resolves_symbols(cntr):
     """gdb -p finds functions, source lines and variables of the container's program."""
-    said = cntr.attach("slim", f"{FIND}; gdb -q -nx -batch -p $pid -ex bt -ex 'print lab_greeting' -ex detach 2>&1", timeout=60)
+    said = cntr.attach(
+        "slim", f"{FIND}; gdb -q -nx -batch -p $pid -ex bt -ex 'print lab_greeting' -ex detach 2>&1", timeout=60
+    )
     assert "serve_forever" in said
     assert "hello from the slim container" in said
 
