@@ -44,6 +44,7 @@ make_box_root() { # DIR
     printf 'root:x:0:\napp:x:1000:\nextra:x:2000:app\n' >"$1/etc/group"
     printf 'ID=slimbox\nNAME="Lab box"\n' >"$1/etc/os-release"
     echo "only in the container" >"$1/etc/lab-marker"
+    cp "$(dirname "$0")/probe.sh" "$1/probe.sh"
 }
 
 make_volume() {
