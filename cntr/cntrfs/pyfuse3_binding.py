@@ -169,7 +169,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
     @_answered
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         # libfuse leaves O_TRUNC to us, so nobody else clears the set-id bits of a file that another user truncates.
-        return self._info(self.core.open(inode, flags, kill_suidgid=ctx.uid != 0))
+        return self._info(self.core.open(inode, flags, killer=_caller(ctx)))
 
     @_answered
     async def create(
@@ -258,7 +258,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
 
     @_answered
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
-        return self.core.listxattr(inode)
+        return self.core.listxattr(inode, _caller(ctx))
 
     @_answered
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
