@@ -77,6 +77,8 @@ def _attach(parsed: Parsed) -> int:
     request.transport = parsed.text("transport", "auto")
     request.binding = parsed.text("binding", "auto")
     request.read_only = parsed.flag("read_only")
+    if request.tools != "host":  # their shell is as foreign as the container's own
+        _protect_interpreter(parsed)
     return attach.attach(request, _say)
 
 
@@ -90,10 +92,19 @@ def _exec(parsed: Parsed) -> int:
             )
         from cntr import inside
 
+        _protect_interpreter(parsed)
         return inside.run(parsed.argv or ["/bin/sh"], parsed.texts("env"), parsed.text("workdir", "/"))
     request = _request(parsed)
     request.own_root = True
+    _protect_interpreter(parsed)
     return attach.attach(request, _say)
+
+
+def _protect_interpreter(parsed: Parsed) -> None:
+    """Go on in an interpreter that the program about to be run cannot write to."""
+    from cntr import reexec
+
+    reexec.from_read_only_copy(parsed.line)
 
 
 def _request(parsed: Parsed) -> Request:

@@ -41,9 +41,9 @@ class Command:
 
 
 class Parsed:
-    """What the user typed: the command, {key: value}, the positional words, and the words after ``--``."""
+    """What the user typed: the command, {key: value}, the positional words, the words after ``--``, and the line itself."""
 
-    __slots__ = ("argv", "command", "values", "words")
+    __slots__ = ("argv", "command", "line", "values", "words")
 
     def __init__(self, command: Command) -> None:
         """Empty."""
@@ -51,6 +51,7 @@ class Parsed:
         self.values: dict[str, object] = {}
         self.words: list[str] = []
         self.argv: list[str] = []
+        self.line: list[str] = []
 
     def flag(self, key: str) -> bool:
         """Whether a flag was given."""
@@ -151,6 +152,7 @@ def parse(argv: list[str]) -> Parsed:
             f"{printable(name)}: no such command", f"did you mean `cntr {near}`? `cntr --help` lists them all"
         )
     parsed = Parsed(command)
+    parsed.line = list(argv)
     rest = argv[1:]
     known = {name: option for option in (*command.options, HELP, DEBUG) for name in option.names}
     while rest:
