@@ -6,7 +6,7 @@ import os
 
 from cntr import cgroup, engines, kernel, nest, procfs
 from cntr.channel import Channel
-from cntr.errors import CntrError, printable
+from cntr.errors import EXIT_NOT_FOUND, CntrError, printable
 from cntr.identity import Identity, User, user_of, withheld
 from cntr.session import Command, Session
 from cntr.supervise import Supervisor, Watch, hint_for
@@ -119,7 +119,12 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
             server.handed_over()
         # 5. until it ends
         supervisor = Supervisor(target, monitor, channel, watch, terminal, server, say)
-        status = supervisor.run()
+        try:
+            status = supervisor.run()
+        except CntrError as error:
+            if request.own_root and error.exit_code == EXIT_NOT_FOUND:
+                error.hint = "the container has no such program; `cntr attach` brings the host's"
+            raise
         if request.verbose:
             for note in supervisor.outcome.notes:
                 say(f"note: {printable(note)}")

@@ -115,6 +115,11 @@ class FileServer:
             self.watchdog = Watchdog("", self.heartbeat, HANG_SECONDS, device)
         return self.watchdog.hangs(self.pid)
 
+    def finished(self) -> bool:
+        """Whether the server has ended of itself, its connection unmounted."""
+        ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return ended is not None and (ended.si_code, ended.si_status) == (os.CLD_EXITED, 0)
+
     def end_connection(self) -> None:
         """Have every waiting call return with an error: the server's death closes the last fd of the connection."""
         if self.watchdog:

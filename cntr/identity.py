@@ -139,15 +139,23 @@ class Identity:
             steps.now = "take on the container's security label"
             self._set_label()
         steps.now = "take on the container's capability bounding set"
-        for capability in range(self.last_capability + 1):
-            if not self.bounding >> capability & 1:
-                kernel.prctl(kernel.PR_CAPBSET_DROP, capability)
+        self._drop_bounding(self.bounding)
         steps.now = "take on the container's ids"
         self._set_ids(note)
         steps.now = "take on the container's capabilities"
         self._set_capabilities()
         if self.target.no_new_privs:
             kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+
+    def shed(self, kept: int) -> None:
+        """In the monitor: hold no more capabilities than the command and KEPT, a mask. Raises OSError."""
+        self._drop_bounding(self.bounding | kept)
+        kernel.capset(self.permitted | kept, self.permitted | kept, 0)
+
+    def _drop_bounding(self, kept: int) -> None:
+        for capability in range(self.last_capability + 1):
+            if not kept >> capability & 1:
+                kernel.prctl(kernel.PR_CAPBSET_DROP, capability)
 
     def _write_own(self, name: str, text: str, note: Callable[[str], None]) -> None:
         try:

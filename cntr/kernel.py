@@ -200,9 +200,9 @@ def openat2(dirfd: int, path: Path, flags: int, resolve: int, mode: int = 0) -> 
     return _check(result, "openat2", _fd_path(dirfd, path))
 
 
-def close_range(first: int, flags: int) -> None:
-    """close_range(2) from FIRST to the last fd; CLOSE_RANGE_CLOEXEC only marks them."""
-    result = _syscall(_long(_SYS_CLOSE_RANGE), ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), flags)
+def close_range(first: int, flags: int, last: int = 0xFFFFFFFF) -> None:
+    """close_range(2) from FIRST to LAST; CLOSE_RANGE_CLOEXEC only marks them."""
+    result = _syscall(_long(_SYS_CLOSE_RANGE), ctypes.c_uint(first), ctypes.c_uint(last), flags)
     _check(result, "close_range")
 
 

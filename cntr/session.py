@@ -1,7 +1,7 @@
 """The session's two processes: the *monitor*, which owns the nest, and the *command*, which becomes the user's shell.
 
-The monitor lives in the target's pid namespace with the host's privileges: it starts the command, passes signals on, and ends with all
-that the command left behind: it is the subreaper (prctl(2)) of everything in the session, so nothing escapes it, and the end of
+The monitor lives in the target's pid namespace: it assembles the nest with the host's privileges, starts the command, sheds them, passes
+signals on, and ends with all that the command left behind: it is the subreaper (prctl(2)) of everything in the session, so nothing escapes it, and the end of
 the orders pipe tells it that the supervisor was killed. Like everything after the fork it imports nothing.
 """
 
@@ -14,6 +14,7 @@ import select
 
 from cntr import kernel, namespaces
 from cntr.channel import EXITED, FAILED, KILLED, NOTE, Channel
+from cntr.target import CAP_KILL, CAP_SYS_PTRACE
 
 EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 126, 127
 
@@ -31,12 +32,12 @@ class Command:
 class Session:
     """Both processes' code; every object in it was made before the fork."""
 
-    __slots__ = ("channel", "command", "enter", "host_proc_fd", "identity", "signal_fd", "steps")
+    __slots__ = ("channel", "command", "enter", "identity", "proc_fd", "signal_fd", "steps")
 
     def __init__(self, enter: Entrance, identity: Identity, command: Command, channel: Channel) -> None:
         """enter: the nest, or the container's own root, with ``assemble()`` and ``steps``."""
         self.enter, self.identity, self.command, self.channel = enter, identity, command, channel
-        self.steps, self.host_proc_fd, self.signal_fd = enter.steps, identity.proc_fd, -1
+        self.steps, self.proc_fd, self.signal_fd = enter.steps, identity.proc_fd, -1
 
     def run(self) -> None:
         """Be the monitor, in a process just forked; never returns."""
@@ -50,8 +51,14 @@ class Session:
                 os.setsid()  # the caller's terminal sends its signals to the supervisor alone
             self.steps.now = "join the container's"
             namespaces.join(self.identity.target.namespaces, "net", "ipc", "uts", "time")
+            try:
+                self.proc_fd = kernel.new_filesystem("proc", {})  # of this pid namespace, seen by nobody else
+            except OSError:
+                pass  # its owner may not make one where the host's /proc is partly covered: the host's will do
             self.enter.assemble()
-            status = self._monitor(self._start())
+            command_pid = self._start()
+            self._shed()
+            status = self._monitor(command_pid)
         except OSError as error:
             self._failed(error)
         except BaseException as error:  # noqa: BLE001  nothing may be printed here: the terminal is the user's
@@ -80,6 +87,21 @@ class Session:
         if self.command.tty_fd >= 0:
             os.close(self.command.tty_fd)
         return pid
+
+    def _shed(self) -> None:
+        """Give up what only the assembling needed: a container that may trace us (CAP_SYS_PTRACE) would gain it.
+
+        Left are the command's own capabilities, CAP_KILL to end it, CAP_SYS_PTRACE to keep lesser containers out, and five fds, none
+        of which leads to the host.
+        """
+        first = 3
+        for kept in sorted((self.signal_fd, self.channel.orders_read, self.channel.reports_write, self.proc_fd)):
+            if kept > first:
+                kernel.close_range(first, 0, kept - 1)
+            first = kept + 1
+        kernel.close_range(first, 0)
+        if not self.identity.privileged:
+            self.identity.shed(CAP_KILL | CAP_SYS_PTRACE)
 
     def _become_command(self) -> None:
         """Take on the identity and exec. Raises OSError."""
@@ -154,9 +176,9 @@ class Session:
             except ChildProcessError:
                 return
             for pid in self._children():
-                # A /proc/PID directory is a pidfd to the kernel: the host's numbers mean nothing in this pid namespace.
+                # A /proc/PID directory is a pidfd to the kernel, whichever pid namespace its number is from.
                 try:
-                    fd = os.open(pid, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.host_proc_fd)
+                    fd = os.open(pid, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.proc_fd)
                 except OSError:
                     continue
                 try:
@@ -171,8 +193,8 @@ class Session:
                 return
 
     def _children(self) -> list[str]:
-        """Our children's pids as the host's /proc names them (proc(5): /proc/PID/task/TID/children)."""
-        fd = os.open("thread-self/children", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.host_proc_fd)
+        """Our children's names in /proc (proc(5): /proc/PID/task/TID/children)."""
+        fd = os.open("thread-self/children", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.proc_fd)
         try:
             return os.read(fd, 1 << 20).decode().split()
         finally:

@@ -166,11 +166,9 @@ class Supervisor:
         return min(limits, default=None)
 
     def _server_ended(self) -> None:
-        """Right when the session has ended before: its last mount went, and was reported by then."""
+        """As it should once the session's mounts are gone; else it died."""
         self.server_ended = True
-        for frame in self.reader.frames():
-            self.outcome.take(frame)
-        if self.outcome.status is None and not self.outcome.failed:
+        if self.server and not self.server.finished():
             self._lose_server("died")
 
     def _lose_server(self, how: str) -> None:

@@ -12,11 +12,21 @@ from .table import load
 
 
 def _machine_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--driver", choices=("auto", *DRIVERS), default="auto", help="default: vagrant where it is installed, else qemu")
-    parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), default="auto", help="default: kvm if it boots the kernel, else tcg")
+    parser.add_argument(
+        "--driver", choices=("auto", *DRIVERS), default="auto", help="default: vagrant where it is installed, else qemu"
+    )
+    parser.add_argument(
+        "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="default: kvm if it boots the kernel, else tcg"
+    )
     parser.add_argument("--mirror", help="Debian mirror for building boxes (default: the one this machine's apt uses)")
-    parser.add_argument("--libvirt-uri", default="", help="for --driver vagrant, e.g. qemu+ssh://host/system (default: a libvirtd of the lab's own)")
-    parser.add_argument("--keep-on-fail", action="store_true", help="leave a machine standing on which something failed")
+    parser.add_argument(
+        "--libvirt-uri",
+        default="",
+        help="for --driver vagrant, e.g. qemu+ssh://host/system (default: a libvirtd of the lab's own)",
+    )
+    parser.add_argument(
+        "--keep-on-fail", action="store_true", help="leave a machine standing on which something failed"
+    )
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -25,15 +35,26 @@ def arguments() -> argparse.ArgumentParser:
     sub = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     run = sub.add_parser("run", help="scenarios on machines: all, gate, or machines by name")
-    run.add_argument("machines", nargs="*", default=["all"], metavar="MACHINE", help=f"all, gate, or of: {', '.join(load().machines)}")
+    run.add_argument(
+        "machines",
+        nargs="*",
+        default=["all"],
+        metavar="MACHINE",
+        help=f"all, gate, or of: {', '.join(load().machines)}",
+    )
     run.add_argument("--transports", default="mount,devfuse,pyfuse3", help="default: %(default)s")
     run.add_argument("--scenario", default="", metavar="EXPR", help="only scenarios whose name matches (pytest -k)")
     run.add_argument("--report", default="reports/lab", metavar="DIR", help="default: %(default)s")
-    run.add_argument("--jobs", "-j", type=int, default=0, help="machines at once (default: 1 under TCG, else half the cores)")
+    run.add_argument(
+        "--jobs", "-j", type=int, default=0, help="machines at once (default: 1 under TCG, else half the cores)"
+    )
     run.add_argument("--xfstests-dir", help="an installed xfstests: its quick group is run in the machine as well")
     _machine_options(run)
 
-    for verb, text in (("try", "a sandbox: a machine with slim containers and cntr, and a shell in it"), ("shell", "a shell in a kept machine, or in a new one")):
+    for verb, text in (
+        ("try", "a sandbox: a machine with slim containers and cntr, and a shell in it"),
+        ("shell", "a shell in a kept machine, or in a new one"),
+    ):
         one = sub.add_parser(verb, help=text)
         one.add_argument("machine", choices=[*load().machines], metavar="MACHINE")
         one.add_argument("--command", "-c", default="", help="run this instead of a shell")

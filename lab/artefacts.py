@@ -24,7 +24,9 @@ def collect(machine: Machine, place: Path, failure: str, lost: bool, repro: str)
     """
     place.mkdir(parents=True, exist_ok=True)
     steps = "\n".join(f"{s.returncode:4d} {s.seconds:7.2f} s  [{s.user}] {s.command}" for s in machine.history)
-    (place / "failure.txt").write_text(f"{failure}\n\nThe scenario's commands (status, seconds, user):\n{steps}\n\nOnce more:\n  {repro}\n")
+    (place / "failure.txt").write_text(
+        f"{failure}\n\nThe scenario's commands (status, seconds, user):\n{steps}\n\nOnce more:\n  {repro}\n"
+    )
     (place / "console.txt").write_text(machine.driver.console())
     if not lost:
         for name, command in QUESTIONS.items():

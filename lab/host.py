@@ -75,7 +75,11 @@ def _module(name: str) -> Check:
 def _vagrant_plugin() -> Check:
     plugin = None
     for place in ("/usr/share/rubygems-integration/all/specifications", str(Path.home() / ".vagrant.d/gems")):
-        plugin = plugin or next(iter(Path(place).rglob("vagrant-libvirt-*.gemspec")), None) if Path(place).is_dir() else plugin
+        plugin = (
+            plugin or next(iter(Path(place).rglob("vagrant-libvirt-*.gemspec")), None)
+            if Path(place).is_dir()
+            else plugin
+        )
     return Check(
         "vagrant-libvirt", plugin is not None, plugin.name.removesuffix(".gemspec") if plugin else "not installed",
         "--driver vagrant", "apt-get install --no-install-recommends vagrant-libvirt", needed=False,
@@ -87,19 +91,37 @@ def _room() -> Check:
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free >> 30
-    return Check(f"{DISK_GIB} GiB of disk", free >= DISK_GIB, f"{free} GiB free at {place}", "boxes and machines", "set CNTR_LAB_CACHE to a roomier place")
+    return Check(
+        f"{DISK_GIB} GiB of disk",
+        free >= DISK_GIB,
+        f"{free} GiB free at {place}",
+        "boxes and machines",
+        "set CNTR_LAB_CACHE to a roomier place",
+    )
 
 
 def _memory() -> Check:
     lines = Path("/proc/meminfo").read_text().splitlines()
     available = next(int(line.split()[1]) >> 10 for line in lines if line.startswith("MemAvailable"))
-    return Check(f"{MEMORY_MIB} MiB of memory", available >= MEMORY_MIB, f"{available} MiB available", "one machine", "end something large")
+    return Check(
+        f"{MEMORY_MIB} MiB of memory",
+        available >= MEMORY_MIB,
+        f"{available} MiB available",
+        "one machine",
+        "end something large",
+    )
 
 
 def _kvm() -> Check:
     usable = os.access("/dev/kvm", os.R_OK | os.W_OK)
-    seen = "/dev/kvm opens (whether it boots is tried before the first run)" if usable else "not usable: machines run under TCG, ~6× slower"
-    return Check("KVM", usable, seen, "speed", "adduser $USER kvm, or turn on virtualisation in the firmware", needed=False)
+    seen = (
+        "/dev/kvm opens (whether it boots is tried before the first run)"
+        if usable
+        else "not usable: machines run under TCG, ~6× slower"
+    )
+    return Check(
+        "KVM", usable, seen, "speed", "adduser $USER kvm, or turn on virtualisation in the firmware", needed=False
+    )
 
 
 def _namespaces() -> Check:
@@ -107,4 +129,10 @@ def _namespaces() -> Check:
         return Check("root or user namespaces", True, "root", "building boxes", "")
     done = subprocess.run(["unshare", "--map-auto", "--map-root-user", "true"], capture_output=True, check=False)
     seen = "unshare works" if done.returncode == 0 else done.stderr.decode(errors="replace").strip()
-    return Check("root or user namespaces", done.returncode == 0, seen, "building boxes", "apt-get install uidmap, and a range for you in /etc/subuid; or run as root")
+    return Check(
+        "root or user namespaces",
+        done.returncode == 0,
+        seen,
+        "building boxes",
+        "apt-get install uidmap, and a range for you in /etc/subuid; or run as root",
+    )

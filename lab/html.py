@@ -68,14 +68,18 @@ def _matrix(run: Run) -> str:
     for machine, _ in columns:
         machines[machine] = machines.get(machine, 0) + 1
     head = "".join(f"<th class=column colspan={number}>{escape(machine)}</th>" for machine, number in machines.items())
-    second = "".join(f"<th class=column>{escape(transport if transport != '-' else 'no session')}</th>" for _, transport in columns)
+    second = "".join(
+        f"<th class=column>{escape(transport if transport != '-' else 'no session')}</th>" for _, transport in columns
+    )
     rows = [f"<tr><th rowspan=2>scenario</th>{head}</tr><tr>{second}</tr>"]
     for file in dict.fromkeys(c.file for c in run.cells):
         label = file.removeprefix("test_").removesuffix(".py").replace("_", " ")
         rows.append(f"<tr class=file><th colspan={len(columns) + 1}>{escape(label)}</th></tr>")
         for scenario, about in dict.fromkeys((c.scenario, c.about) for c in run.cells if c.file == file):
             cells = "".join(_cell(found.get((scenario, *column))) for column in columns)
-            rows.append(f"<tr><td class=about>{escape(scenario.replace('_', ' '))}<br><span class=soft>{escape(about)}</span></td>{cells}</tr>")
+            rows.append(
+                f"<tr><td class=about>{escape(scenario.replace('_', ' '))}<br><span class=soft>{escape(about)}</span></td>{cells}</tr>"
+            )
     return f"<div class=scroll><table>{''.join(rows)}</table></div>"
 
 
@@ -114,7 +118,9 @@ def _reasons(run: Run) -> str:
         f"<td>{escape(', '.join(where))}</td><td>{escape(reason)}</td></tr>"
         for (outcome, scenario, reason), where in sorted(places.items())
     )
-    return f"<div class=scroll><table><tr><th></th><th>scenario</th><th>where</th><th>reason</th></tr>{rows}</table></div>"
+    return (
+        f"<div class=scroll><table><tr><th></th><th>scenario</th><th>where</th><th>reason</th></tr>{rows}</table></div>"
+    )
 
 
 def _peers(run: Run) -> str:
@@ -136,7 +142,9 @@ def _peers(run: Run) -> str:
                 cells += f'<td class="cell {colour[word]}" title="{said}">{word}<small>{seconds} s</small></td>'
         rows.append(f"<tr><td>{escape(machine)}</td><td>{escape(question)}</td>{cells}</tr>")
     note = "<p class=soft>A comparison, never a gate; “traces”: it works, and something stays behind. Hover over a cell for what the tool said. Times are of this machine, emulated or not.</p>"
-    return f"{note}<div class=scroll><table><tr><th>machine</th><th>question</th>{head}</tr>{''.join(rows)}</table></div>"
+    return (
+        f"{note}<div class=scroll><table><tr><th>machine</th><th>question</th>{head}</tr>{''.join(rows)}</table></div>"
+    )
 
 
 def _machines(run: Run) -> str:

@@ -70,7 +70,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     machines = metafunc.config.getoption("--lab-machines").split(",")
     marks = {name: [pytest.mark.xdist_group(name)] for name in machines}
-    metafunc.parametrize("ready", [pytest.param(n, marks=marks[n], id=n) for n in machines], indirect=True, scope="session")
+    metafunc.parametrize(
+        "ready", [pytest.param(n, marks=marks[n], id=n) for n in machines], indirect=True, scope="session"
+    )
     if "transport" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--lab-transports").split(",")
         metafunc.parametrize("transport", chosen, scope="session")
@@ -193,7 +195,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
         outcome.longrepr = report.failure_text(call.excinfo.value) or outcome.longrepr
         made = getattr(item, "funcargs", {}).get("ready")
         if made is not None:
-            place = Path(item.config.getoption("--lab-report")) / "artefacts" / f"{machine}.{transport}.{scenario_name(item)}"
+            place = (
+                Path(item.config.getoption("--lab-report"))
+                / "artefacts"
+                / f"{machine}.{transport}.{scenario_name(item)}"
+            )
             files = artefacts.collect(made.machine, place, str(outcome.longrepr), lost, repro(item, machine))
             outcome.user_properties.append(("artefacts", files))
     return outcome

@@ -148,7 +148,9 @@ class Collector:
                 if cell.artefacts:
                     write(f"           see {self.place / cell.artefacts[0].rsplit('/', 1)[0]}/")
         for name, facts in self.run.machines.items():
-            write(f"{name}: {facts.get('driver')}, {facts.get('accelerator')}, kernel {facts.get('kernel')}, {facts.get('cntr')}")
+            write(
+                f"{name}: {facts.get('driver')}, {facts.get('accelerator')}, kernel {facts.get('kernel')}, {facts.get('cntr')}"
+            )
         words = ", ".join(f"{number} {outcome}" for outcome, number in self.run.counts().items() if number)
         write(f"lab: {words or 'no cells'} in {self.run.seconds:.0f} s; {self.place / 'report.html'}")
 

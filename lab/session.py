@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from . import boxbuild, libvirtd, paths, provision
-from .accel import Accelerator, choose
+from .accel import choose
 from .drivers import Driver, Endpoint, Plan
 from .drivers.base import read_state
 from .errors import LabError
@@ -103,7 +103,10 @@ def running(name: str, options: Options, failed: Callable[[], bool] = lambda: Fa
             raise
         finally:
             if keep and driver.alive():
-                print(f"\nlab: machine {name} is kept: python -m lab shell {name}; python -m lab clean removes it", flush=True)
+                print(
+                    f"\nlab: machine {name} is kept: python -m lab shell {name}; python -m lab clean removes it",
+                    flush=True,
+                )
             else:
                 driver.destroy()
 
@@ -168,7 +171,6 @@ def kept(name: str) -> Endpoint | None:
         if state.get("machine") == name and state.get("keep") and state.get("port"):
             return Endpoint("127.0.0.1", int(str(state["port"])), boxbuild.private_key())
     return None
-
 
 
 @contextlib.contextmanager

@@ -30,7 +30,9 @@ def machine_names(words: list[str]) -> list[str]:
     table = load()
     names: list[str] = []
     for word in words:
-        names += table.tier("full") if word == "all" else table.tier(word) if word in TIERS else [table.machine(word).name]
+        names += (
+            table.tier("full") if word == "all" else table.tier(word) if word in TIERS else [table.machine(word).name]
+        )
     return list(dict.fromkeys(names))
 
 
@@ -42,13 +44,22 @@ def run(told: argparse.Namespace) -> int:
     jobs = told.jobs or 1
     if driver != "here":
         host.require(driver)
-        built = [boxbuild.ensure(load().boxes[box], told.mirror) for box in dict.fromkeys(load().machines[n].box for n in names)]
+        built = [
+            boxbuild.ensure(load().boxes[box], told.mirror)
+            for box in dict.fromkeys(load().machines[n].box for n in names)
+        ]
         accelerator = choose(built[0], told.accel)
         if not told.jobs and accelerator.name == "kvm":
             jobs = max(1, min(len(names), (os.cpu_count() or 2) // 2))
-        print(f"lab: {', '.join(names)}; driver {driver}; {accelerator.name}: {accelerator.why}; {jobs} at a time", flush=True)
+        print(
+            f"lab: {', '.join(names)}; driver {driver}; {accelerator.name}: {accelerator.why}; {jobs} at a time",
+            flush=True,
+        )
     else:
-        print(f"lab: {', '.join(names)}; driver here: this host's kernel and packages, in namespaces of the lab's own", flush=True)
+        print(
+            f"lab: {', '.join(names)}; driver here: this host's kernel and packages, in namespaces of the lab's own",
+            flush=True,
+        )
     report = Path(told.report).resolve()
     report.mkdir(parents=True, exist_ok=True)
     command = [
@@ -169,7 +180,9 @@ def list_(told: argparse.Namespace) -> int:
     """The table, for people."""
     table = load()
     for machine in table.machines.values():
-        print(f"{machine.name:16} {machine.tier:5} box {machine.box:9} {machine.memory_mib} MiB  {', '.join(machine.containers)}")
+        print(
+            f"{machine.name:16} {machine.tier:5} box {machine.box:9} {machine.memory_mib} MiB  {', '.join(machine.containers)}"
+        )
     for one in table.boxes.values():
         built = boxbuild.cached(one)
         print(f"box {one.name:12} {'cached: ' + str(built.directory) if built else 'not built yet'}\n    {one.about}")

@@ -89,7 +89,9 @@ class Traces:
 
     def read(self, container):
         pid = str(self.engine.pid(container))
-        script = "\n".join(f"echo {shlex.quote('@@ ' + q)}; {c.replace('@PID@', pid)}" for q, c in self.QUESTIONS.items())
+        script = "\n".join(
+            f"echo {shlex.quote('@@ ' + q)}; {c.replace('@PID@', pid)}" for q, c in self.QUESTIONS.items()
+        )
         answers = {}
         for block in self.machine.succeed(script).split("@@ ")[1:]:
             question, _, text = block.partition("\n")

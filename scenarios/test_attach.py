@@ -22,7 +22,9 @@ def test_files_are_the_containers(cntr):
     """The container's tree is at /var/lib/cntr, whole and writable."""
     assert cntr.attach("slim", f"ls {BASE}/slim-app") == f"{BASE}/slim-app"
     assert cntr.attach("box", f"cat {BASE}/etc/lab-marker") == "only in the container"
-    assert cntr.attach("box", f"echo new >{BASE}/tmp/written && cat {BASE}/tmp/written && rm {BASE}/tmp/written") == "new"
+    assert (
+        cntr.attach("box", f"echo new >{BASE}/tmp/written && cat {BASE}/tmp/written && rm {BASE}/tmp/written") == "new"
+    )
 
 
 def test_identity_files_are_the_containers(cntr):
@@ -78,7 +80,9 @@ def test_capabilities_are_the_containers(cntr, engine, machine):
     assert extra == 0, f"expected: nothing beyond {theirs:x} and CAP_SYS_PTRACE, seen: {extra:x} more"
 
 
-@pytest.mark.parametrize("words", [("exit 7", 7), ("kill -TERM $$", 143), ("kill -KILL $$", 137)], ids=["exit", "TERM", "KILL"])
+@pytest.mark.parametrize(
+    "words", [("exit 7", 7), ("kill -TERM $$", 143), ("kill -KILL $$", 137)], ids=["exit", "TERM", "KILL"]
+)
 def test_exit_status(cntr, words):
     """The session's status is the command's; 128 + signal where it was killed."""
     script, wanted = words

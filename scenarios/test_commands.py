@@ -51,7 +51,9 @@ def test_copy_out(cli, machine):
     machine.succeed("rm -f /tmp/lab-out; cntr cp box:/etc/lab-marker /tmp/lab-out")
     assert machine.succeed("cat /tmp/lab-out") == "only in the container"
     machine.succeed("cntr cp /tmp/lab-out box:/tmp/lab-in")
-    assert machine.succeed("cntr exec box -- cat /tmp/lab-in; cntr exec box -- rm /tmp/lab-in") == "only in the container"
+    assert (
+        machine.succeed("cntr exec box -- cat /tmp/lab-in; cntr exec box -- rm /tmp/lab-in") == "only in the container"
+    )
 
 
 def test_doctor(cli, machine):

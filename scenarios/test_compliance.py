@@ -67,5 +67,8 @@ def test_xfstests(mounted, machine, request):
         f"export FSTYP=fuse FUSE_SUBTYP=.cntrfs TEST_DEV=source:{source} TEST_DIR={through} "
         "SCRATCH_DEV=source:/var/tmp/lab-scratch SCRATCH_MNT=/mnt"
     )
-    machine.succeed(f"umount {through}; cd /var/tmp/xfstests && {settings} && ./check -g generic/quick >/var/tmp/xfstests.log 2>&1; grep -q ^Ran: /var/tmp/xfstests.log", timeout=3600)
+    machine.succeed(
+        f"umount {through}; cd /var/tmp/xfstests && {settings} && ./check -g generic/quick >/var/tmp/xfstests.log 2>&1; grep -q ^Ran: /var/tmp/xfstests.log",
+        timeout=3600,
+    )
     assert "Failures:" not in machine.succeed("tail -n 5 /var/tmp/xfstests.log")

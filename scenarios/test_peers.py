@@ -10,7 +10,11 @@ APP = "tr '\\0' ' ' </proc/1/cmdline"
 QUESTIONS = {
     "a shell in a container that has none": ("slim", "echo alive", "alive"),
     "gdb from outside the image": ("slim", "gdb --version | head -n 1", "GNU gdb"),
-    "the container's files": ("box", "cat /etc/lab-marker /var/lib/cntr/etc/lab-marker 2>/dev/null", "only in the container"),
+    "the container's files": (
+        "box",
+        "cat /etc/lab-marker /var/lib/cntr/etc/lab-marker 2>/dev/null",
+        "only in the container",
+    ),
     "the container's processes, by its own pids": ("box", APP, "/slim-app"),
     "the container's environment": ("box", "echo $GREETING", "hello world"),
     "the container's capabilities, not more": ("nonroot", "grep CapEff /proc/self/status", "CapEff:\t00000000000"),
@@ -18,7 +22,12 @@ QUESTIONS = {
     "exit status 7": ("box", "exit 7", ""),
     "tools in a paused container": ("box", "echo alive", "alive"),
 }
-ENGINE_EXEC = {"docker": "docker exec", "podman": "podman exec", "podman-rootless": "podman exec", "containerd": "ctr task exec --exec-id peer"}
+ENGINE_EXEC = {
+    "docker": "docker exec",
+    "podman": "podman exec",
+    "podman-rootless": "podman exec",
+    "containerd": "ctr task exec --exec-id peer",
+}
 ENGINE_EXEC |= {"runc": "runc exec", "crun": "crun exec", "lxc": "lxc-attach -n", "incus": "incus exec"}
 UPSTREAM_TYPES = {"docker": "docker", "podman": "podman", "containerd": "containerd", "lxc": "lxc", "nspawn": "nspawn"}
 

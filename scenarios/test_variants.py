@@ -7,7 +7,9 @@ from conftest import BASE
 @pytest.mark.container("readonly")
 def test_read_only_root(cntr):
     """A read-only root file system is no obstacle: nothing has to be created in it."""
-    assert cntr.attach("readonly", f"touch {BASE}/lab 2>/dev/null || echo refused; test -x {BASE}/bin/busybox && echo whole").split() == [
+    assert cntr.attach(
+        "readonly", f"touch {BASE}/lab 2>/dev/null || echo refused; test -x {BASE}/bin/busybox && echo whole"
+    ).split() == [
         "refused",
         "whole",
     ]

@@ -26,14 +26,15 @@ _FSETID = 1 << kernel_fs.CAP_FSETID
 class Caller:
     """Who asks: ids in the server's user namespace, the process, and the umask where the kernel left it to us."""
 
-    __slots__ = ("gid", "pid", "uid", "umask")
+    __slots__ = ("gid", "known_groups", "pid", "uid", "umask")
 
-    def __init__(self, uid: int, gid: int, pid: int, umask: int = 0) -> None:
-        """pid: of the calling thread, 0 when it has none in the server's pid namespace."""
+    def __init__(self, uid: int, gid: int, pid: int, umask: int = 0, groups: tuple[int, ...] = ()) -> None:
+        """pid: of the calling thread, 0 when it has none in the server's pid namespace; groups: as far as told."""
         self.uid = uid
         self.gid = gid
         self.pid = pid
         self.umask = umask
+        self.known_groups = groups
 
     def groups(self) -> tuple[int, ...]:
         """The supplementary groups, from /proc/PID/status; none when the process is gone or not to be seen.
@@ -41,8 +42,8 @@ class Caller:
         /proc shows them in the reader's user namespace, which is the server's: a caller inside a user namespace
         comes out translated.
         """
-        if not self.pid:
-            return ()
+        if self.known_groups or not self.pid:
+            return self.known_groups
         try:
             with open(f"/proc/{self.pid}/status", "rb") as status:
                 for line in status:

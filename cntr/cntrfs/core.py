@@ -63,12 +63,14 @@ class Core(FileOperations):
         self.credentials = Credentials()
         self.nodes = NodeTable(root_fd, options.max_fds)
         self.handles = {}
+        self.last_handle = 0
         os.umask(0)
 
     def close(self) -> None:
         """Close every fd of the tree."""
         for handle in self.handles.values():
-            os.close(handle.fd)
+            if handle.fd >= 0:
+                os.close(handle.fd)
         self.handles.clear()
         self.nodes.close()
 
@@ -106,7 +108,7 @@ class Core(FileOperations):
     def getattr(self, nodeid: int, fh: int | None = None) -> tuple[Node, Attributes]:
         """GETATTR, on the open file where one is given."""
         handle = self.handles.get(fh) if fh is not None else None
-        if handle is not None:
+        if handle is not None and handle.fd >= 0:
             return handle.node, kernel_fs.statx(handle.fd)
         node = self.nodes.get(nodeid)
         return node, kernel_fs.statx(self.nodes.fd(node))
@@ -125,10 +127,12 @@ class Core(FileOperations):
         """SETATTR: size, then owner, then mode (a change of owner clears set-id bits), then times."""
         node = self.nodes.get(nodeid)
         handle = self.handles.get(fh) if fh is not None else None
-        fd = handle.fd if handle is not None else self.nodes.fd(node)
+        fd = handle.fd if handle is not None and handle.fd >= 0 else self.nodes.fd(node)
         path = proc_path(fd)
         if changes.size is not None:
-            self._truncate(handle.fd if handle is not None and handle.writable else None, path, changes)
+            # Through the open file where there is one: ftruncate(2) sets mtime even when the size stays.
+            writable = handle is not None and handle.writable
+            self._truncate(self.file_fd(handle) if handle is not None and writable else None, path, changes)
         if changes.uid is not None or changes.gid is not None:
             uid = _UNCHANGED if changes.uid is None else changes.uid
             kernel_fs.chown(fd, uid, _UNCHANGED if changes.gid is None else changes.gid)

@@ -55,7 +55,7 @@ def mount_flags(words: list[str]) -> int:
 def choose_binding(binding: str | None) -> str:
     """The binding to use: the one asked for, or the best that works here. CntrError when pyfuse3 is missing."""
     if binding is None:
-        binding = "pyfuse3"
+        return "devfuse"
     if binding == "pyfuse3":
         try:
             import pyfuse3  # noqa: F401

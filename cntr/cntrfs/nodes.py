@@ -42,7 +42,7 @@ class FileId(NamedTuple):
 class Slot:
     """One (mount, device) pair of the served tree; ``base`` is the upper part of its node ids."""
 
-    __slots__ = ("aliases", "base", "dev", "handles", "mnt_id", "mount_fd", "mount_node")
+    __slots__ = ("aliases", "base", "dev", "handles", "mnt_id", "mount_fd", "mount_node", "watched")
 
     def __init__(self, mnt_id: int, dev: int, base: int) -> None:
         """handles: does open_by_handle_at(2) work here; None until tried."""
@@ -53,6 +53,7 @@ class Slot:
         self.handles: bool | None = None
         self.mount_fd = -1  # a real fd on this mount, for open_by_handle_at
         self.mount_node: Node | None = None
+        self.watched = False  # the kernel is told what changes here behind the mount
 
 
 class Node:

@@ -17,7 +17,7 @@ import pyfuse3
 import trio
 
 from cntr.cntrfs.backing import Caller
-from cntr.cntrfs.core import NOW, Changes, Core, errno_of
+from cntr.cntrfs.core import Changes, Core, errno_of
 from cntr.cntrfs.nodes import Node
 from cntr.cntrfs.options import Options
 from cntr.kernel_fs import Attributes
@@ -34,7 +34,7 @@ def _answered(operation: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..
     """Let an operation fail with an errno only: any other exception would end the whole mount."""
 
     @functools.wraps(operation)
-    async def answered(self: Operations, *arguments: Any) -> Any:  # noqa: ANN401
+    async def answered(self: Operations, *arguments: Any) -> Any:
         self.heartbeat.began()
         try:
             return await operation(self, *arguments)

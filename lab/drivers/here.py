@@ -43,7 +43,10 @@ class HereDriver:
             raise LabError("--driver here needs root: engines run in namespaces of this host", "sudo, or --driver qemu")
         for tool in ("unshare", "nsenter", "busybox", "gcc"):
             if not shutil.which(tool):
-                raise LabError(f"--driver here needs {tool}, which is not installed", "apt-get install util-linux busybox-static gcc libc6-dev")
+                raise LabError(
+                    f"--driver here needs {tool}, which is not installed",
+                    "apt-get install util-linux busybox-static gcc libc6-dev",
+                )
         base.write_state(self._plan, self.name)
         for place in PLACES:
             (self._dir / "over" / place).mkdir(parents=True, exist_ok=True)
@@ -90,9 +93,24 @@ class HereDriver:
     def prefixes(self) -> dict[str, list[str]]:
         """Command prefixes that enter the namespaces, per user."""
         pid = (self._dir / "pid").read_text().strip()
-        environment = ["env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TERM=xterm", "LANG=C.UTF-8"]
+        environment = [
+            "env",
+            "-i",
+            "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "TERM=xterm",
+            "LANG=C.UTF-8",
+        ]
         root = ["nsenter", "--target", pid, "--mount", "--pid", "--net", "--uts", "--ipc", "--wd=/", *environment]
-        user = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", "env", f"HOME=/home/{USER}", f"USER={USER}", f"XDG_RUNTIME_DIR=/run/user/{UID}"]
+        user = [
+            "setpriv",
+            f"--reuid={UID}",
+            f"--regid={UID}",
+            "--clear-groups",
+            "env",
+            f"HOME=/home/{USER}",
+            f"USER={USER}",
+            f"XDG_RUNTIME_DIR=/run/user/{UID}",
+        ]
         return {"root": [*root, "HOME=/root", "USER=root"], USER: [*root, *user]}
 
     def carrier(self) -> LocalCarrier:
@@ -150,14 +168,24 @@ class HereDriver:
         found: dict[str, bool] = {}
         for process in Path("/proc").glob("[0-9]*"):
             try:
-                deeper = int(next(line for line in (process / "status").read_text().splitlines() if line.startswith("NSpid")).split()[-1])
-                mine = os.readlink(process / "ns/pid") == ours or os.readlink(process / "ns/pid_for_children") == ours or deeper != int(process.name)
+                deeper = int(
+                    next(
+                        line for line in (process / "status").read_text().splitlines() if line.startswith("NSpid")
+                    ).split()[-1]
+                )
+                mine = (
+                    os.readlink(process / "ns/pid") == ours
+                    or os.readlink(process / "ns/pid_for_children") == ours
+                    or deeper != int(process.name)
+                )
                 lines = (process / "cgroup").read_text().splitlines()
             except (OSError, StopIteration):
                 continue
             for line in lines:
                 _, controllers, path = line.split(":", 2)
-                root = f"/sys/fs/cgroup/{controllers.removeprefix('name=')}" if controllers else "/sys/fs/cgroup/unified"
+                root = (
+                    f"/sys/fs/cgroup/{controllers.removeprefix('name=')}" if controllers else "/sys/fs/cgroup/unified"
+                )
                 if path != "/":
                     found[root + path] = found.get(root + path, True) and mine
         return [path for path, mine in found.items() if mine]

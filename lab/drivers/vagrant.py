@@ -125,7 +125,9 @@ class VagrantDriver:
         add_box(self._built)
         port = int(str(base.read_state(self._dir).get("port", 0))) or base.free_port()
         base.write_state(self._plan, self.name, port=port, uri=self._plan.libvirt_uri)
-        _vagrant(["up", self._plan.spec.name, "--no-provision", "--provider", "libvirt"], self._environment(), UP_SECONDS)
+        _vagrant(
+            ["up", self._plan.spec.name, "--no-provision", "--provider", "libvirt"], self._environment(), UP_SECONDS
+        )
         self.endpoint = base.Endpoint("127.0.0.1", port, boxbuild.private_key())
         return self.endpoint
 
@@ -147,7 +149,10 @@ class VagrantDriver:
             try:
                 _vagrant(["destroy", "-f", self._plan.spec.name], self._environment(), 180)
             except LabError:
-                for words in (("destroy", self._domain), ("undefine", self._domain, "--snapshots-metadata", "--remove-all-storage")):
+                for words in (
+                    ("destroy", self._domain),
+                    ("undefine", self._domain, "--snapshots-metadata", "--remove-all-storage"),
+                ):
                     try:
                         self._virsh(*words, seconds=60)
                     except LabError as error:
@@ -206,10 +211,10 @@ def _vagrant(words: list[str], environment: dict[str, str], seconds: float) -> s
             process.kill()
             process.communicate()
         if isinstance(error, subprocess.TimeoutExpired):
-            raise LabError(f"vagrant {words[0]} did not end within {seconds:.0f} s", "--driver qemu needs no vagrant") from None
+            raise LabError(
+                f"vagrant {words[0]} did not end within {seconds:.0f} s", "--driver qemu needs no vagrant"
+            ) from None
         raise
     if process.returncode != 0:
         raise LabError(f"vagrant {words[0]} failed:\n{said.strip()[-1500:]}", "--driver qemu needs no vagrant")
     return said
-
-

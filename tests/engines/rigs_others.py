@@ -150,7 +150,8 @@ class Gvisor(Rig):
         }
         (bundle / "config.json").write_text(json.dumps(config))
         self.cli = ("runsc", "--root", self.state, "--platform=ptrace", "--network=none", "--ignore-cgroups")
-        process = self.den.daemon([*self.cli, "run", "-bundle", str(bundle), name], log="log")
+        # runsc chowns its standard streams to the sandbox's user (nobody): never hand it the machine's own /dev/null.
+        process = self.den.daemon([*self.cli, "run", "-bundle", str(bundle), name], log="log", stdin=f"{bundle}/stdin")
         self.den.wait_for("runsc", lambda: self._pid(name), process=process)
         return Box(self, name, self._pid(name), rootfs=self.root)
 

@@ -140,7 +140,9 @@ def _umask_is_applied_by_the_server_too() -> None:
 
 
 def _rename_flags_are_ignored() -> None:
-    def rename(original: Any, self: Core, old: int, name: bytes, new: int, new_name: bytes, flags: int, caller: Any) -> Any:
+    def rename(
+        original: Any, self: Core, old: int, name: bytes, new: int, new_name: bytes, flags: int, caller: Any
+    ) -> Any:
         return original(self, old, name, new, new_name, 0, caller)
 
     _wrap(Core, "rename", rename)
@@ -194,9 +196,7 @@ def _listing_loses_an_entry_per_buffer() -> None:
 
 
 def _direct_io_reaches_the_backing_file() -> None:
-    _wrap(
-        FileOperations, "backing_flags", lambda original, self, flags: original(self, flags) | flags & os.O_DIRECT
-    )
+    _wrap(FileOperations, "backing_flags", lambda original, self, flags: original(self, flags) | flags & os.O_DIRECT)
 
 
 def _link_count_is_one() -> None:

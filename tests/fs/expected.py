@@ -16,7 +16,10 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("pyfuse3", "creation.tmpfile"): _NO_TMPFILE,
     ("pyfuse3", "creation.tmpfile_exclusive_cannot_be_linked"): _NO_TMPFILE,
     ("pyfuse3", "creation.tmpfile_owner_and_group"): _NO_TMPFILE,
-    ("pyfuse3", "creation.default_acl_replaces_umask"): "pyfuse3 does not negotiate DONT_MASK: the kernel has applied the umask",
+    (
+        "pyfuse3",
+        "creation.default_acl_replaces_umask",
+    ): "pyfuse3 does not negotiate DONT_MASK: the kernel has applied the umask",
     ("pyfuse3", "locks.flock_excludes_the_backing_tree"): _NO_LOCKS,
     ("pyfuse3", "locks.posix_lock_excludes_the_backing_tree"): _NO_LOCKS,
     ("pyfuse3", "space.fallocate_grows"): _NO_FALLOCATE,
@@ -32,7 +35,10 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("pyfuse3", "space.extended_flags"): _NO_IOCTL,
     ("pyfuse3", "space.statx_attributes_show_flags"): _NO_IOCTL,
     ("pyfuse3", "space.seek_data_and_hole"): "pyfuse3 has no LSEEK request: the whole file counts as data",
-    ("*", "data.epoll_refuses_regular_files"): "every FUSE file has a poll operation, so epoll takes it; poll(2) says ready",
+    (
+        "*",
+        "data.epoll_refuses_regular_files",
+    ): "every FUSE file has a poll operation, so epoll takes it; poll(2) says ready",
     ("*", "special.unix_socket_from_the_backing_tree"): _OWN_INODE,
     ("*", "special.inotify_of_backing_changes"): _OWN_INODE,
 }
