@@ -107,6 +107,32 @@ def _protect_interpreter(parsed: Parsed) -> None:
     reexec.from_read_only_copy(parsed.line)
 
 
+def _cp(parsed: Parsed) -> int:
+    from cntr import copy
+
+    source, destination = parsed.words
+    return copy.copy(source, destination, archive=parsed.flag("archive"), follow=parsed.flag("follow_link"), say=_say)
+
+
+def _mount(parsed: Parsed) -> int:
+    from cntr.cntrfs import mounting, options
+
+    source, mountpoint = parsed.words
+    settings = options.parse(",".join(parsed.texts("options")))
+    if parsed.flag("read_only"):
+        settings.read_only = True
+    if parsed.flag("cache"):
+        options.set_cache(settings, parsed.text("cache"))
+    binding = parsed.text("binding", "auto")
+    return mounting.run(
+        source,
+        mountpoint,
+        settings,
+        binding=None if binding == "auto" else binding,
+        foreground=parsed.flag("foreground"),
+    )
+
+
 def _request(parsed: Parsed) -> Request:
     from cntr.attach import Request
 
@@ -153,6 +179,8 @@ if TYPE_CHECKING:
 HANDLERS = {
     "attach": _attach,
     "exec": _exec,
+    "cp": _cp,
+    "mount": _mount,
     "ps": _report("ps"),
     "inspect": _report("inspect"),
     "doctor": _report("doctor"),
