@@ -29,7 +29,7 @@ def _open_flags(c: Connection, node: Node, fd: int, flags: int, fh: int) -> tupl
     if backing_id:
         handle.passthrough = True
         answer = wire.FOPEN_PASSTHROUGH
-    elif c.direct_io:
+    elif c.direct_io or node.slot.is_pseudo:  # there, a size of 0 would be taken for the end
         answer = wire.FOPEN_DIRECT_IO
     else:
         answer = wire.FOPEN_KEEP_CACHE if c.keep_cache else 0
