@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "container(name): the scenario needs this container to stand on the machine",
         "engines(*names): the scenario is about these engines",
         "no_transport: no session is opened, so it runs once a machine",
+        "tool(name): the scenario uses this tool of the machine's",
         "systemd: the machine must run systemd",
         "vm: not on this host itself (it would reach outside of the lab's namespaces)",
-        "slow_scenario: left out of the gate, with this reason",
     ):
         config.addinivalue_line("markers", line)
     if not hasattr(config, "workerinput"):
@@ -137,9 +138,13 @@ def ready(request: pytest.FixtureRequest) -> Iterator[session.Ready]:
             made = stack.enter_context(session.running(name, lab_options(config), lambda: name in failures))
         except LabError as error:
             # pytest would try to make the machine again for each of its scenarios.
-            pytest.fail(f"machine {name}: {error.message}\n{error.hint}", pytrace=False)
+            raise Unmade(f"machine {name} could not be made: {error.message}\n{error.hint}") from error
         config.stash.setdefault(FACTS, {})[name] = made.facts()
         yield made
+
+
+class Unmade(Exception):
+    """A machine that did not come to be: its scenarios were not tried."""
 
 
 FAILURES = pytest.StashKey[set[str]]()
@@ -162,12 +167,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     here = lab_options(item.config).chosen_driver() == "here"
     if here and item.get_closest_marker("vm"):
         pytest.skip("needs a machine of its own; this is --driver here")
+    for mark in item.iter_markers("tool"):
+        if here and not shutil.which(mark.args[0]):
+            pytest.skip(f"{mark.args[0]} is not installed on this host")
     if here and item.get_closest_marker("systemd") and not Path("/run/systemd/system").exists():
         pytest.skip("needs systemd, which does not run on this host")
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Iterator[Any]:
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Generator[None, Any, Any]:
     """Tell a lost machine from a failed scenario; collect artefacts while the machine still stands."""
     outcome = yield
     machine, transport = coordinates(item)
@@ -180,8 +188,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
         outcome.user_properties.append(("facts", facts))
     if outcome.failed and call.excinfo is not None:
         item.config.stash.setdefault(FAILURES, set()).add(machine)
-        lost = isinstance(call.excinfo.value, LostMachine)
+        lost = isinstance(call.excinfo.value, (LostMachine, Unmade))
         outcome.user_properties.append(("lost", lost))
+        if isinstance(call.excinfo.value, Unmade):
+            outcome.longrepr = str(call.excinfo.value)
         outcome.longrepr = report.failure_text(call.excinfo.value) or outcome.longrepr
         made = getattr(item, "funcargs", {}).get("ready")
         if made is not None:

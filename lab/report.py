@@ -138,8 +138,10 @@ class Collector:
         """The bad cells, and where the report is."""
         write = terminalreporter.write_line
         write("")
+        told = set()
         for cell in self.run.cells:
-            if cell.outcome in BAD:
+            if cell.outcome in BAD and (cell.outcome != "lost" or (cell.machine, cell.reason) not in told):
+                told.add((cell.machine, cell.reason))  # a machine that is lost, or was never made, is said once
                 write(f"{cell.outcome.upper():10} {cell.machine} {cell.transport} {cell.scenario}")
                 for line in cell.reason.splitlines()[:3]:
                     write(f"           {line[:200]}")

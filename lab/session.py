@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from . import boxbuild, libvirtd, paths, provision
-from .accel import Accelerator, choose
+from .accel import choose
 from .drivers import Driver, Endpoint, Plan
 from .drivers.base import read_state
 from .errors import LabError

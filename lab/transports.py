@@ -7,7 +7,6 @@ import dataclasses
 import io
 import re
 import shlex
-import socket
 import subprocess
 import tarfile
 import time
@@ -397,5 +396,5 @@ def _as_connection_error() -> Iterator[None]:
         yield
     except (TimeoutError, ConnectionError):
         raise
-    except (paramiko.SSHException, EOFError, socket.error) as error:
+    except (OSError, paramiko.SSHException, EOFError) as error:
         raise ConnectionError(str(error) or type(error).__name__) from error

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from . import boxbuild, host, paths, session
+from .accel import choose
 from .drivers import Endpoint
 from .errors import LabError
 from .table import TIERS, load
@@ -46,7 +48,7 @@ def run(told: argparse.Namespace) -> int:
             boxbuild.ensure(load().boxes[box], told.mirror)
             for box in dict.fromkeys(load().machines[n].box for n in names)
         ]
-        accelerator = session.choose(built[0], told.accel)
+        accelerator = choose(built[0], told.accel)
         if not told.jobs and accelerator.name == "kvm":
             jobs = max(1, min(len(names), (os.cpu_count() or 2) // 2))
         print(
@@ -79,6 +81,8 @@ def run(told: argparse.Namespace) -> int:
     # No asserts rewriting trouble, no byte code in the checkout; the repository is what `lab` is imported from.
     environment = {**os.environ, "PYTHONPATH": str(paths.REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
     process = subprocess.Popen(command, cwd=paths.REPOSITORY, env=environment)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda _number, _frame: process.terminate())
     while True:
         try:
             return process.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+from typing import ClassVar
 
 import pytest
 
@@ -70,15 +71,16 @@ class Traces:
     """What a session could leave behind, read before and after."""
 
     # For each: a command whose output must be the same. @PID@ is the container's first process.
-    QUESTIONS = {
+    QUESTIONS: ClassVar = {
         "the container's mounts": "cat /proc/@PID@/mountinfo",
         "files in the container's root": "find /proc/@PID@/root/ -xdev -not -path '*/proc/*' -printf '%P %y %m %U:%G %s\\n' | sort",
         "the container's open files": "ls -l /proc/@PID@/fd | awk 'NR > 1 { print $9, $11 }' | sort",
         "the host's mounts": "cut -d' ' -f5- /proc/self/mountinfo | sort",
-        "processes in the container's pid namespace": "ns=$(readlink /proc/@PID@/ns/pid); for p in /proc/[0-9]*; do "
-        "[ \"$(readlink $p/ns/pid)\" = \"$ns\" ] && [ $ns != $(readlink /proc/1/ns/pid) ] && tr '\\0' ' ' <$p/cmdline && echo; done; true",
-        "cntr processes": "pgrep -af '[c]ntr attach|[c]ntr-' || true",
-        "cgroups": "find /sys/fs/cgroup -type d | grep -v -e user.slice -e /ssh -e 'run-' -e session | sort",
+        "processes in the container's pid namespace": "ns=$(readlink /proc/@PID@/ns/pid); "
+        'if [ "$ns" != "$(readlink /proc/1/ns/pid)" ]; then for p in /proc/[0-9]*; do [ "$(readlink $p/ns/pid)" = "$ns" ] '
+        "&& tr '\\0' ' ' <$p/cmdline && echo; done; fi; true",
+        "cntr processes": "pgrep -af '^[^ ]*(python[0-9.]*|cntr) .*cntr attach' || true",
+        "cgroups": "find /sys/fs/cgroup -type d | grep -v -e user.slice -e /ssh -e run- -e session | sort",
         "FUSE connections": "ls /sys/fs/fuse/connections 2>/dev/null || true",
     }
 
@@ -87,7 +89,9 @@ class Traces:
 
     def read(self, container):
         pid = str(self.engine.pid(container))
-        script = "\n".join(f"echo '@@ {q}'; {c.replace('@PID@', pid)}" for q, c in self.QUESTIONS.items())
+        script = "\n".join(
+            f"echo {shlex.quote('@@ ' + q)}; {c.replace('@PID@', pid)}" for q, c in self.QUESTIONS.items()
+        )
         answers = {}
         for block in self.machine.succeed(script).split("@@ ")[1:]:
             question, _, text = block.partition("\n")

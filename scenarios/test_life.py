@@ -32,7 +32,7 @@ def test_terminal_hangs_up(cntr, machine):
     """The terminal closes: the session ends, and nothing goes on running."""
     with machine.terminal(cntr.line("slim", "sleep", "4242")) as _:
         machine.wait_until_succeeds("pgrep -f '^sleep 4242'")
-    machine.wait_until_succeeds("! pgrep -f 'sleep 4242'")
+    machine.wait_until_succeeds("! pgrep -f '^sleep 4242'")
 
 
 def test_paused(cntr, engine, machine):
@@ -53,7 +53,7 @@ def test_container_stops(cntr, engine, machine):
         said = session.output()
     assert status != 0
     assert "box" in said, f"expected: a message that names the container\nseen: {said!r}"
-    machine.fail("pgrep -f 'sleep 4343'")
+    machine.fail("pgrep -f '^sleep 4343'")
 
 
 def test_nothing_is_left(cntr, traces):
@@ -74,7 +74,7 @@ def test_killed_leaves_nothing(cntr, machine, traces):
     with traces.none_left("slim"), machine.background(cntr.line("slim", "sleep", "4444")):
         machine.wait_until_succeeds("pgrep -f '^sleep 4444'")
         machine.succeed("pkill -KILL -f 'cntr attach slim'")
-        machine.wait_until_succeeds("! pgrep -f 'sleep 4444'")
+        machine.wait_until_succeeds("! pgrep -f '^sleep 4444'")
 
 
 def test_two_sessions(cntr, machine):

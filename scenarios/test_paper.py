@@ -24,7 +24,7 @@ def test_host_from_a_fat_container(cntr, engine, machine):
 def test_tools_from_a_directory(cntr, machine):
     """--tools DIR: a root file system that is nobody's container."""
     machine.succeed(
-        "mkdir -p /tmp/lab-tools/bin /tmp/lab-tools/etc /tmp/lab-tools/proc /tmp/lab-tools/dev /tmp/lab-tools/sys /tmp/lab-tools/var/lib/cntr /tmp/lab-tools/tmp; "
+        "mkdir -p /tmp/lab-tools; cd /tmp/lab-tools; mkdir -p bin etc proc dev sys tmp var/lib/cntr; "
         "cp $(command -v busybox) /tmp/lab-tools/bin/; ln -sf busybox /tmp/lab-tools/bin/sh; ln -sf busybox /tmp/lab-tools/bin/ls"
     )
     assert "slim-app" in cntr.attach("slim", f"ls {BASE}", options="--tools /tmp/lab-tools")

@@ -71,7 +71,8 @@ def test_booted_system(cntr, machine):
 def test_systemd_unit(cntr, machine):
     """unit:NAME.service: a hardened service without ProtectProc's walls in the way."""
     machine.succeed(
-        "systemctl stop lab-hard 2>/dev/null; systemd-run -q --unit lab-hard -p ProtectProc=invisible -p ProtectSystem=strict -p PrivateTmp=yes -p NoNewPrivileges=yes sleep 600"
+        "systemd-run -q --collect --unit lab-hard -p ProtectProc=invisible -p ProtectSystem=strict -p PrivateTmp=yes "
+        "-p NoNewPrivileges=yes sleep 600"
     )
     try:
         assert "lab-hard.service" in cntr.attach("unit:lab-hard.service", "cat /proc/self/cgroup")

@@ -52,12 +52,12 @@ class HereDriver:
             (self._dir / "over" / place).mkdir(parents=True, exist_ok=True)
         self._files()
         script = paths.LAB / "provision" / "here.sh"
-        log = (self._dir / "console.log").open("wb")
-        self._process = subprocess.Popen(
-            ["unshare", "--mount", "--pid", "--net", "--uts", "--ipc", "--fork", "--kill-child", "--propagation", "private",
-             "sh", str(script), str(self._dir), *PLACES],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+        with (self._dir / "console.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                ["unshare", "--mount", "--pid", "--net", "--uts", "--ipc", "--fork", "--kill-child", "--propagation", "private",
+                 "sh", str(script), str(self._dir), *PLACES],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
         deadline = time.monotonic() + 30
         while not (self._dir / "ready").exists():
             if self._process.poll() is not None or time.monotonic() > deadline:

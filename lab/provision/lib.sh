@@ -15,7 +15,7 @@
 #   fat       the machine's own userland, privileged, in the host's pid namespace (docker only)
 #   userns    busybox in a user namespace of its own (podman, nspawn)
 #   boot      a whole system with its init (nspawn only)
-# All of them carry GREETING="hello world" and CNTR_LAB=NAME in their environment and run /slim-app.
+# All of them carry GREETING="hello world" and LAB_NAME=NAME in their environment and run /slim-app.
 set -eu
 
 LIB=/usr/local/lib/cntr-lab
