@@ -6,7 +6,7 @@ import os
 
 from cntr import cgroup, engines, kernel, nest, procfs
 from cntr.channel import Channel
-from cntr.errors import EXIT_NOT_FOUND, CntrError, printable
+from cntr.errors import CntrError, StepFailed, printable
 from cntr.identity import Identity, User, user_of, withheld
 from cntr.session import Command, Session
 from cntr.supervise import Supervisor, Watch, hint_for
@@ -105,6 +105,7 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
             environment(request, target, tools, user),
             request.directory,
             terminal.slave if terminal else -1,
+            foreign=request.own_root,
         )
         channel = Channel()
         fds.fd(channel.reports_read)
@@ -119,12 +120,8 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
             server.handed_over()
         # 5. until it ends
         supervisor = Supervisor(target, monitor, channel, watch, terminal, server, say)
-        try:
-            status = supervisor.run()
-        except CntrError as error:
-            if request.own_root and error.exit_code == EXIT_NOT_FOUND:
-                error.hint = "the container has no such program; `cntr attach` brings the host's"
-            raise
+        supervisor.separate |= command.foreign
+        status = supervisor.run()
         if request.verbose:
             for note in supervisor.outcome.notes:
                 say(f"note: {printable(note)}")
@@ -159,12 +156,13 @@ def _entrance(
 def _fork(session: Session, target: Target) -> int:
     """Fork the monitor. The pid namespace takes effect for children only, so this process joins it: it forks no more."""
     try:
+        step = "enter the container's pid namespace"
         if "pid" in target.namespaces:
             kernel.setns(target.namespaces["pid"], kernel.CLONE_NEWPID)
+        step = "start a process"
         pid = os.fork()
     except OSError as error:
-        hint = hint_for("pid namespace", error.errno or 0)
-        raise CntrError(f"{target.label}: enter the container's pid namespace: {error.strerror}", hint) from None
+        raise StepFailed(f"{target.label}: {step}", error.errno or 0, "", hint_for(step, error.errno or 0)) from None
     if pid == 0:
         session.run()
     return pid
@@ -212,6 +210,13 @@ def _open_cgroups(request: Request, target: Target, say: Callable[[str], None]) 
         # A user may move processes only below a cgroup delegated to them (cgroups(7)); the engine of a rootless container may.
         say(f"note: the session stays outside the container's cgroup: {error.strerror}: {error.filename}")
         return cgroup.Doors([])
+    except OSError as error:  # EROFS: cntr itself runs in a container
+        raise StepFailed(
+            f"{target.label}: join the container's cgroup",
+            error.errno or 0,
+            printable(str(error.filename)),
+            hint_for("cgroup", 0),
+        ) from None
 
 
 def _open_terminal(devpts_fd: int, target: Target, user: User) -> pty.Pty | None:
@@ -246,7 +251,7 @@ def environment(request: Request, target: Target, tools: Tools | None, user: Use
     else:
         result = {key: value for key, value in target.environment.items() if not withheld(key)}
         result["PATH"] = tools.path
-        result["HOME"] = user.home if user.home and _is_directory(tools, user.home) else "/"
+        result["HOME"] = user.home if _is_home(tools, user.home, target.outside(user.uid, target.uid_map)) else "/"
         result["SHELL"] = shell_of(tools)
         result["CNTR_TARGET"] = request.target
         result["CNTR_TARGET_PID"] = (
@@ -279,14 +284,26 @@ def default_command(tools: Tools | None) -> list[str]:
     return ["/bin/sh"] if tools is None else [shell_of(tools)]
 
 
-def _is_directory(tools: Tools, path: str) -> bool:
+def _is_home(tools: Tools, path: str, uid: int) -> bool:
+    """Whether a home directory, named by the container, is one on the tools' side whose start-up files can be trusted.
+
+    A shell runs what it finds there. So it must not lie where the nest shows the container's own files, nor may anybody but root
+    and UID (of the caller's user namespace) be able to write to it: an image is free to say /tmp, or another user's home.
+    """
+    if not path.startswith("/") or os.path.normpath(path).lstrip("/").split("/")[0] in ("", "proc", "dev", "sys"):
+        return False
+    if f"{os.path.normpath(path)}/".startswith(f"{base_dir()}/"):
+        return False
+    resolve = kernel.RESOLVE_IN_ROOT | kernel.RESOLVE_NO_SYMLINKS  # a link could lead into those places
     try:
-        os.close(
-            kernel.openat2(tools.root_fd, path.lstrip("/") or ".", os.O_PATH | os.O_DIRECTORY, kernel.RESOLVE_IN_ROOT)
-        )
+        fd = kernel.openat2(tools.root_fd, path.lstrip("/"), os.O_PATH | os.O_DIRECTORY, resolve)
     except OSError:
         return False
-    return True
+    try:
+        status = os.fstat(fd)
+        return status.st_uid in (0, uid) and not status.st_mode & 0o022
+    finally:
+        os.close(fd)
 
 
 def shell_of(tools: Tools) -> str:

@@ -77,6 +77,8 @@ def _attach(parsed: Parsed) -> int:
     request.transport = parsed.text("transport", "auto")
     request.binding = parsed.text("binding", "auto")
     request.read_only = parsed.flag("read_only")
+    if request.tools != "host":  # their shell is as foreign as the container's own
+        _protect_interpreter(parsed)
     return attach.attach(request, _say)
 
 
@@ -90,10 +92,45 @@ def _exec(parsed: Parsed) -> int:
             )
         from cntr import inside
 
+        _protect_interpreter(parsed)
         return inside.run(parsed.argv or ["/bin/sh"], parsed.texts("env"), parsed.text("workdir", "/"))
     request = _request(parsed)
     request.own_root = True
+    _protect_interpreter(parsed)
     return attach.attach(request, _say)
+
+
+def _protect_interpreter(parsed: Parsed) -> None:
+    """Go on in an interpreter that the program about to be run cannot write to."""
+    from cntr import reexec
+
+    reexec.from_read_only_copy(parsed.line)
+
+
+def _cp(parsed: Parsed) -> int:
+    from cntr import copy
+
+    source, destination = parsed.words
+    return copy.copy(source, destination, archive=parsed.flag("archive"), follow=parsed.flag("follow_link"), say=_say)
+
+
+def _mount(parsed: Parsed) -> int:
+    from cntr.cntrfs import mounting, options
+
+    source, mountpoint = parsed.words
+    settings = options.parse(",".join(parsed.texts("options")))
+    if parsed.flag("read_only"):
+        settings.read_only = True
+    if parsed.flag("cache"):
+        options.set_cache(settings, parsed.text("cache"))
+    binding = parsed.text("binding", "auto")
+    return mounting.run(
+        source,
+        mountpoint,
+        settings,
+        binding=None if binding == "auto" else binding,
+        foreground=parsed.flag("foreground"),
+    )
 
 
 def _request(parsed: Parsed) -> Request:
@@ -142,6 +179,8 @@ if TYPE_CHECKING:
 HANDLERS = {
     "attach": _attach,
     "exec": _exec,
+    "cp": _cp,
+    "mount": _mount,
     "ps": _report("ps"),
     "inspect": _report("inspect"),
     "doctor": _report("doctor"),

@@ -312,3 +312,36 @@ def ioctl_number(fd: int, request: int, data: bytes) -> int:
     if result < 0:
         raise _fail("ioctl")
     return result
+
+
+# fanotify(7), linux/fanotify.h
+FAN_CLOEXEC, FAN_NONBLOCK, FAN_UNLIMITED_MARKS = 0x1, 0x2, 0x20
+FAN_REPORT_DFID_NAME_TARGET = 0x200 | 0x400 | 0x800 | 0x1000
+FAN_MARK_ADD, FAN_MARK_FILESYSTEM = 0x1, 0x100
+FAN_MODIFY, FAN_ATTRIB, FAN_MOVED_FROM, FAN_MOVED_TO = 0x2, 0x4, 0x40, 0x80
+FAN_CREATE, FAN_DELETE, FAN_Q_OVERFLOW, FAN_ONDIR = 0x100, 0x200, 0x4000, 0x40000000
+_declare("fanotify_init", _uint, _uint)
+_declare("fanotify_mark", _int, _uint, ctypes.c_uint64, _int, _charp)
+
+
+def fanotify_init() -> int:
+    """fanotify_init(2): a group that reports directory, name and file of each event (kernel 5.17, CAP_SYS_ADMIN)."""
+    flags = FAN_CLOEXEC | FAN_NONBLOCK | FAN_UNLIMITED_MARKS | FAN_REPORT_DFID_NAME_TARGET
+    fd = int(_libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC))
+    if fd < 0:
+        raise _fail("fanotify_init")
+    return fd
+
+
+def fanotify_mark_filesystem(group: int, mask: int, fd: int) -> None:
+    """fanotify_mark(2): report the events of MASK on the whole filesystem that fd is on."""
+    if _libc.fanotify_mark(group, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, mask, fd, None) < 0:
+        raise _fail("fanotify_mark")
+
+
+def filesystem_id(fd: int) -> bytes:
+    """statfs(2)'s f_fsid, the 8 bytes that fanotify reports."""
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.fstatfs(fd, buffer) < 0:
+        raise _fail("fstatfs")
+    return buffer.raw[56:64]  # struct statfs of 64-bit machines

@@ -20,13 +20,19 @@ EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 126, 127
 
 
 class Command:
-    """What to run: argv, environment, working directory, and the pty's slave (-1 without a terminal)."""
+    """What to run: argv, environment, working directory, and the pty's slave (-1 without a terminal).
 
-    __slots__ = ("argv", "directory", "environment", "tty_fd")
+    foreign: a program of the container's: it must not find the caller's terminal behind /dev/tty, where it could type (TIOCSTI).
+    """
 
-    def __init__(self, argv: list[str], environment: dict[str, str], directory: str, tty_fd: int) -> None:
+    __slots__ = ("argv", "directory", "environment", "foreign", "tty_fd")
+
+    def __init__(
+        self, argv: list[str], environment: dict[str, str], directory: str, tty_fd: int, *, foreign: bool = False
+    ) -> None:
         """Keep the parts; argv[0] is looked for in environment["PATH"]."""
         self.argv, self.environment, self.directory, self.tty_fd = argv, environment, directory, tty_fd
+        self.foreign = foreign
 
 
 class Session:
@@ -47,7 +53,7 @@ class Session:
             kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # our memory and exe are the host's
             kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
             kernel.set_process_name("cntr-monitor")
-            if self.command.tty_fd >= 0:
+            if self.command.tty_fd >= 0 or self.command.foreign:
                 os.setsid()  # the caller's terminal sends its signals to the supervisor alone
             self.steps.now = "join the container's"
             namespaces.join(self.identity.target.namespaces, "net", "ipc", "uts", "time")

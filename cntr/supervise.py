@@ -101,6 +101,9 @@ class Supervisor:
             self.terminal, self.pump = RawTerminal(0), Pump(0, 1, pty.master)
         self.deadline = 0.0  # monotonic seconds; when the session is ended by force
         self.orders_open = True
+        self.separate = (
+            pty is not None
+        )  # the session is none of our terminal's: a signal of its driver is ours to pass on
 
     def run(self) -> int:
         """Wait for the end; the exit status of the CLI contract. Raises CntrError."""
@@ -192,7 +195,7 @@ class Supervisor:
                     self._order(number)
             elif self.pty and number in (signal.SIGHUP, signal.SIGTERM):
                 self._hang_up()
-            elif self.pty or code != SI_KERNEL:
+            elif self.separate or code != SI_KERNEL:
                 self._order(number)
 
     def _order(self, number: int) -> None:
@@ -267,6 +270,10 @@ def hint_for(step: str, number: int) -> str:
         return "--privileged keeps the host's label"
     if number == 1:
         return "`cntr doctor` says which privilege is missing here"
+    if number == 11:
+        return "a limit on processes is reached: ulimit -u, or pids.max of the caller's cgroup"
+    if number == 24:
+        return "a limit on open files is reached: ulimit -n"
     if number == 38:
         return "the kernel lacks this call (mount API: 5.2, mount_setattr: 5.12)"
     return "`cntr --debug attach …` shows the whole story"

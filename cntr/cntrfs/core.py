@@ -41,7 +41,7 @@ def errno_of(error: BaseException) -> int:
 class Changes:
     """What SETATTR is to change; None leaves a value alone. Times are (seconds, nanoseconds or NOW)."""
 
-    __slots__ = ("atime", "gid", "kill_suidgid", "mode", "mtime", "size", "uid")
+    __slots__ = ("atime", "gid", "killer", "mode", "mtime", "size", "uid")
 
     def __init__(self) -> None:
         """Nothing changes."""
@@ -51,7 +51,7 @@ class Changes:
         self.size: int | None = None  # bytes
         self.atime: tuple[int, int] | None = None
         self.mtime: tuple[int, int] | None = None
-        self.kill_suidgid = False  # truncating kills set-id bits: the caller has no CAP_FSETID
+        self.killer: Caller | None = None  # truncating kills set-id bits: this caller has no CAP_FSETID
 
 
 class Core(FileOperations):
@@ -132,7 +132,7 @@ class Core(FileOperations):
         if changes.size is not None:
             # Through the open file where there is one: ftruncate(2) sets mtime even when the size stays.
             writable = handle is not None and handle.writable
-            self._truncate(self.file_fd(handle) if handle is not None and writable else None, path, changes)
+            self._truncate(self.file_fd(handle) if handle is not None and writable else None, path, changes, fd)
         if changes.uid is not None or changes.gid is not None:
             uid = _UNCHANGED if changes.uid is None else changes.uid
             kernel_fs.chown(fd, uid, _UNCHANGED if changes.gid is None else changes.gid)
@@ -142,13 +142,9 @@ class Core(FileOperations):
             kernel_fs.utimens(path, changes.atime or _OMIT, changes.mtime or _OMIT)
         return node, kernel_fs.statx(fd)
 
-    def _truncate(self, fd: int | None, path: bytes, changes: Changes) -> None:
-        size = changes.size or 0
-        if changes.kill_suidgid:
-            with self.credentials.without_fsetid():
-                os.truncate(path if fd is None else fd, size)
-        else:
-            os.truncate(path if fd is None else fd, size)
+    def _truncate(self, fd: int | None, path: bytes, changes: Changes, node_fd: int) -> None:
+        with self.killing(node_fd, changes.killer):
+            os.truncate(path if fd is None else fd, changes.size or 0)
 
     # creating
 
@@ -280,9 +276,12 @@ class Core(FileOperations):
         """GETXATTR."""
         return os.getxattr(self._path(nodeid), name)
 
-    def listxattr(self, nodeid: int) -> list[bytes]:
-        """LISTXATTR."""
-        return [os.fsencode(name) for name in os.listxattr(self._path(nodeid))]
+    def listxattr(self, nodeid: int, caller: Caller) -> list[bytes]:
+        """LISTXATTR; trusted.* exists for root alone (xattr(7))."""
+        names = [os.fsencode(name) for name in os.listxattr(self._path(nodeid))]
+        if not any(name.startswith(b"trusted.") for name in names) or caller.is_capable(kernel_fs.CAP_SYS_ADMIN):
+            return names
+        return [name for name in names if not name.startswith(b"trusted.")]
 
     def setxattr(
         self, nodeid: int, name: bytes, value: bytes, flags: int, caller: Caller | None, kill_sgid: bool = False

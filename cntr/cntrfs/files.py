@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from cntr import kernel_fs
@@ -12,6 +14,10 @@ from cntr.cntrfs.options import Options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+_SETID = stat.S_ISUID | stat.S_ISGID
+_AS_IS: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 
 class FileHandle:
@@ -61,20 +67,39 @@ class FileOperations:
         """The handle's own fd, opened now if it has none yet."""
         if handle.fd < 0:
             path = proc_path(self.nodes.fd(handle.node))
-            handle.fd = self.nodes.open_retrying(path, self.backing_flags(handle.flags) & ~os.O_TRUNC)
+            handle.fd = self._open_file(path, self.backing_flags(handle.flags) & ~os.O_TRUNC, handle.flags)
         return handle.fd
 
-    def open(self, nodeid: int, flags: int, kill_suidgid: bool = False) -> int:
-        """OPEN: kill_suidgid: O_TRUNC by a caller without CAP_FSETID clears the set-id bits."""
+    def open(self, nodeid: int, flags: int, killer: Caller | None = None) -> int:
+        """OPEN: O_TRUNC by the killer, a caller without CAP_FSETID, clears set-id bits."""
         node = self.nodes.get(nodeid)
-        path = proc_path(self.nodes.fd(node))
+        node_fd = self.nodes.fd(node)
+        path = proc_path(node_fd)
         wanted = self.backing_flags(flags)
-        if kill_suidgid and flags & os.O_TRUNC:
-            with self.credentials.without_fsetid():
-                fd = self.nodes.open_retrying(path, wanted)
-        else:
-            fd = self.nodes.open_retrying(path, wanted)
+        with self.killing(node_fd, killer if flags & os.O_TRUNC else None):
+            fd = self._open_file(path, wanted, flags)
         return self.add_file(node, fd, flags)
+
+    def _open_file(self, path: bytes, wanted: int, flags: int) -> int:
+        try:
+            return self.nodes.open_retrying(path, wanted)
+        except PermissionError:
+            if not flags & os.O_APPEND:
+                raise
+            return self.nodes.open_retrying(path, wanted | os.O_APPEND)  # a file that may only be appended to
+
+    def killing(self, fd: int, killer: Caller | None) -> contextlib.AbstractContextManager[None]:
+        """The scope to change a file's data in: set-id bits fall as they would for KILLER (None: they stay).
+
+        Whether S_ISGID falls depends on the caller's groups, so it is done as the caller; but looking these up is
+        dear, and only a file with such a bit needs it.
+        """
+        if killer is None or not os.fstat(fd).st_mode & _SETID or killer.is_capable(kernel_fs.CAP_FSETID):
+            return _AS_IS
+        killer = killer.resolved()
+        if killer.uid == self.credentials.uid:
+            return self.credentials.without_fsetid()
+        return self.credentials.as_caller(killer, groups=True)
 
     def handle(self, fh: int) -> FileHandle:
         """The open file behind a handle number; EBADF when there is none."""
@@ -88,12 +113,12 @@ class FileOperations:
         return os.pread(self.file_fd(self.handle(fh)), size, offset)
 
     def write(
-        self, fh: int, offset: int, data: bytes | memoryview, append: bool = False, kill_suidgid: bool = False
+        self, fh: int, offset: int, data: bytes | memoryview, append: bool = False, killer: Caller | None = None
     ) -> int:
         """WRITE: bytes written; append: at the end, whatever offset says (the kernel's idea of it may be old)."""
         fd = self.file_fd(self.handle(fh))
-        if kill_suidgid:
-            with self.credentials.without_fsetid():
+        if killer is not None:
+            with self.killing(fd, killer):
                 return self._write(fd, offset, data, append)
         return self._write(fd, offset, data, append)
 
@@ -160,19 +185,23 @@ class FileOperations:
 
     # what only the kernel's own protocol carries
 
-    def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
+    def fallocate(self, fh: int, mode: int, offset: int, length: int, caller: Caller) -> None:
         """FALLOCATE with FALLOC_FL_* flags."""
-        kernel_fs.fallocate(self.file_fd(self.handle(fh)), mode, offset, length)
+        fd = self.file_fd(self.handle(fh))
+        with self.killing(fd, caller):
+            kernel_fs.fallocate(fd, mode, offset, length)
 
     def lseek(self, fh: int, offset: int, whence: int) -> int:
         """LSEEK: SEEK_DATA and SEEK_HOLE (the kernel does the others itself)."""
         return os.lseek(self.file_fd(self.handle(fh)), offset, whence)
 
-    def copy_file_range(self, fh_in: int, offset_in: int, fh_out: int, offset_out: int, length: int) -> int:
+    def copy_file_range(
+        self, fh_in: int, offset_in: int, fh_out: int, offset_out: int, length: int, caller: Caller
+    ) -> int:
         """COPY_FILE_RANGE: bytes copied."""
-        return os.copy_file_range(
-            self.file_fd(self.handle(fh_in)), self.file_fd(self.handle(fh_out)), length, offset_in, offset_out
-        )
+        fd_in, fd_out = self.file_fd(self.handle(fh_in)), self.file_fd(self.handle(fh_out))
+        with self.killing(fd_out, caller):
+            return os.copy_file_range(fd_in, fd_out, length, offset_in, offset_out)
 
     def tmpfile(self, parent_id: int, flags: int, mode: int, caller: Caller) -> tuple[Node, kernel_fs.Attributes, int]:
         """TMPFILE: open(2) with O_TMPFILE; the file has no name, so its fd is kept until it is forgotten."""

@@ -76,8 +76,8 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = node.nodeid
         entry.generation = node.generation
-        entry.entry_timeout = self._options.entry_timeout
-        entry.attr_timeout = self._options.attr_timeout
+        entry.entry_timeout = 0 if node.slot.is_pseudo else self._options.entry_timeout
+        entry.attr_timeout = 0 if node.slot.is_pseudo else self._options.attr_timeout
         entry.st_mode = a.mode
         entry.st_nlink = a.nlink
         entry.st_uid = a.uid
@@ -164,12 +164,14 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         return self._entry(*self.core.link(inode, new_parent, new_name))
 
     def _info(self, fh: int) -> pyfuse3.FileInfo:
-        return pyfuse3.FileInfo(fh=fh, keep_cache=self._options.keep_cache, direct_io=self._options.cache == "none")
+        # Of a pseudo-filesystem's file a size of 0 would be taken for its end.
+        direct = self._options.cache == "none" or self.core.handle(fh).node.slot.is_pseudo
+        return pyfuse3.FileInfo(fh=fh, keep_cache=self._options.keep_cache and not direct, direct_io=direct)
 
     @_answered
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         # libfuse leaves O_TRUNC to us, so nobody else clears the set-id bits of a file that another user truncates.
-        return self._info(self.core.open(inode, flags, kill_suidgid=ctx.uid != 0))
+        return self._info(self.core.open(inode, flags, killer=_caller(ctx)))
 
     @_answered
     async def create(
@@ -258,7 +260,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
 
     @_answered
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
-        return self.core.listxattr(inode)
+        return self.core.listxattr(inode, _caller(ctx))
 
     @_answered
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:

@@ -50,7 +50,7 @@ def findings(seconds: float = LIST_SECONDS) -> list[Finding]:
 def _finding(entry: Entry, answer: Answer | None) -> Finding:
     traces = [trace for trace in entry.traces if Entry("", "", "", trace).present()]
     if answer is None:
-        looked = ", ".join(entry.traces)
+        looked = ", ".join(entry.traces[:3]) + (" …" if len(entry.traces) > 3 else "")
         return Finding(entry.name, "not here", f"{entry.summary}: none of {looked}")
     where = f"{entry.summary} at {', '.join(traces)}"
     if answer.refused:

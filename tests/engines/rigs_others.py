@@ -38,8 +38,9 @@ class Buildah(Rig):
         run(["buildah", "from", "--name", name, "scratch"], env=self.den.env)
         run(["buildah", "add", name, self.root, "/"], env=self.den.env)
         merged = run(["buildah", "mount", name], env=self.den.env).strip()
+        id = run(["buildah", "inspect", "--format", "{{.ContainerID}}", name], env=self.den.env).strip()
         if variant == "rootfs":
-            return Box(self, name, 0, rootfs=merged)
+            return Box(self, name, 0, id=id, rootfs=merged)
         how = ["--isolation", "chroot"] if variant == "chroot" else ["--isolation", "oci", "--runtime", "runc"]
         mark = f"10{os.getpid()}{len(self.den.daemons)}"  # seconds to sleep: what tells this sleep from others
         process = self.den.daemon(["buildah", "run", *how, name, "/bin/sleep", mark], log="log")
@@ -51,7 +52,7 @@ class Buildah(Rig):
             return bool(found)
 
         self.den.wait_for("buildah run", arrived, process=process)
-        return Box(self, name, found[0], rootfs=merged)
+        return Box(self, name, found[0], id=id, rootfs=merged)
 
     def remove(self, box: Box) -> None:
         """Kill what runs, unmount, remove."""

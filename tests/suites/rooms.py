@@ -6,6 +6,8 @@ namespace's init dies, and the loop devices detach with their last mount (LO_FLA
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -35,15 +37,24 @@ def enter() -> Path:
     module = sys.modules["__main__"].__spec__
     assert module is not None
     environment = os.environ | {_ROOM: str(room), "PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen([*command, sys.executable, "-m", module.name, *sys.argv[1:]], env=environment)
+    process = subprocess.Popen(
+        [*command, sys.executable, "-m", module.name, *sys.argv[1:]], env=environment, preexec_fn=_die_with_parent
+    )
+    signal.signal(signal.SIGTERM, lambda *_: process.kill())
     try:
         status = process.wait()
     except KeyboardInterrupt:
         process.send_signal(signal.SIGTERM)
         status = process.wait()
     finally:
+        release_loops(room)
         _remove(room)
     sys.exit(status)
+
+
+def _die_with_parent() -> None:
+    """The room goes (unshare --kill-child) even when its runner is killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _private_tmp(room: Path) -> None:
@@ -112,20 +123,20 @@ def run_limited(
     command: list[str], seconds: float, cwd: Path, environment: dict[str, str] | None = None
 ) -> tuple[int | None, str]:
     """(exit status, output); the status is None when the time ran out and the whole process group was killed."""
-    process = subprocess.Popen(
-        command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        output, _ = process.communicate(timeout=seconds)
-        return process.returncode, output.decode(errors="replace")
-    except subprocess.TimeoutExpired:
-        _kill_session(process.pid)
+    with tempfile.TemporaryFile() as output:  # not a pipe: a daemon that keeps it open would hold us up
+        process = subprocess.Popen(
+            command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
         try:
-            output, _ = process.communicate(timeout=10)
+            status: int | None = process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
-            output = b""
-        return None, output.decode(errors="replace")
+            status = None
+            _kill_session(process.pid)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=10)
+        output.seek(0)
+        return status, output.read().decode(errors="replace")
 
 
 def _kill_session(session: int) -> None:

@@ -7,6 +7,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from cntr import kernel_fs
 from cntr.cntrfs.devfuse import ioctls, wire
 from cntr.cntrfs.devfuse.namespace_ops import creator, extensions, label
 from cntr.cntrfs.devfuse.request import Connection, NoAnswer
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from cntr.cntrfs.devfuse.namespace_ops import Handler
     from cntr.cntrfs.nodes import Node
 
-_READABLE = 0x7FFFFFFF
+_GUARDED = 0x10 | 0x20  # STATX_ATTR_IMMUTABLE, STATX_ATTR_APPEND
 _ENTRY_SIZE = wire.ENTRY_OUT.size
 _NO_ENTRY = bytes(_ENTRY_SIZE)
 
@@ -28,13 +29,11 @@ def _open_flags(c: Connection, node: Node, fd: int, flags: int, fh: int) -> tupl
     if backing_id:
         handle.passthrough = True
         answer = wire.FOPEN_PASSTHROUGH
-    elif c.direct_io:
+    elif c.direct_io or node.slot.is_pseudo:  # there, a size of 0 would be taken for the end
         answer = wire.FOPEN_DIRECT_IO
     else:
         answer = wire.FOPEN_KEEP_CACHE if c.keep_cache else 0
-    if flags & os.O_ACCMODE == os.O_RDONLY:
-        # Closing need not be told: nothing was written. A POSIX lock through it ends with the open file (locks).
-        answer |= wire.FOPEN_NOFLUSH
+    # No FOPEN_NOFLUSH: a FLUSH is how the kernel says that a process closed one of its fds, which ends its POSIX locks.
     return answer, backing_id
 
 
@@ -42,12 +41,15 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
     flags, open_flags = wire.OPEN_IN.unpack_from(body)
     core = c.core
     node = core.nodes.get(nodeid)
-    lazily = c.passthrough.enabled and node.kind == stat.S_IFREG and not flags & os.O_TRUNC
-    if lazily:
+    lazily = False
+    if c.passthrough.enabled and node.kind == stat.S_IFREG and not flags & os.O_TRUNC:
         fd = core.nodes.fd(node)
+        # The kernel opens what it was given without asking whether the file is immutable or append-only.
+        lazily = not kernel_fs.statx(fd).attributes & _GUARDED
+    if lazily:
         fh = core.add_file(node, -1, flags)
     else:
-        fh = core.open(nodeid, flags, kill_suidgid=bool(open_flags & wire.OPEN_KILL_SUIDGID))
+        fh = core.open(nodeid, flags, c.caller() if open_flags & wire.OPEN_KILL_SUIDGID else None)
         fd = core.handles[fh].fd
     answer, backing_id = _open_flags(c, node, fd, flags, fh)
     if lazily and not backing_id:
@@ -89,8 +91,8 @@ def _write(c: Connection, nodeid: int, body: memoryview) -> bytes:
     data = body[wire.WRITE_IN.size : wire.WRITE_IN.size + size]
     # A page from the kernel's cache has its place; otherwise the end is where it is now, not where the kernel thinks.
     append = bool(flags & os.O_APPEND) and not write_flags & wire.WRITE_CACHE
-    kill = bool(write_flags & wire.WRITE_KILL_SUIDGID)
-    return wire.WRITE_OUT.pack(c.core.write(fh, offset, data, append=append, kill_suidgid=kill), 0)
+    killer = c.caller() if write_flags & wire.WRITE_KILL_SUIDGID else None
+    return wire.WRITE_OUT.pack(c.core.write(fh, offset, data, append=append, killer=killer), 0)
 
 
 def _flush(c: Connection, nodeid: int, body: memoryview) -> None:
@@ -204,7 +206,7 @@ def _interrupt(c: Connection, nodeid: int, body: memoryview) -> None:
 
 def _fallocate(c: Connection, nodeid: int, body: memoryview) -> None:
     fh, offset, length, mode, _ = wire.FALLOCATE_IN.unpack_from(body)
-    c.core.fallocate(fh, mode, offset, length)
+    c.core.fallocate(fh, mode, offset, length, c.caller())
 
 
 def _lseek(c: Connection, nodeid: int, body: memoryview) -> bytes:
@@ -216,7 +218,7 @@ def _copy(c: Connection, body: memoryview) -> int:
     fh_in, offset_in, _, fh_out, offset_out, length, flags = wire.COPY_FILE_RANGE_IN.unpack_from(body)
     if flags:
         raise OSError(errno.EINVAL, "copy_file_range flags")
-    return c.core.copy_file_range(fh_in, offset_in, fh_out, offset_out, min(length, 0x7FFFF000))
+    return c.core.copy_file_range(fh_in, offset_in, fh_out, offset_out, min(length, 0x7FFFF000), c.caller())
 
 
 def _copy_file_range(c: Connection, nodeid: int, body: memoryview) -> bytes:

@@ -83,7 +83,8 @@ def _setattr(c: Connection, nodeid: int, body: memoryview) -> bytes:
         changes.atime = _NOW if valid & wire.FATTR_ATIME_NOW else (_signed(atime), atime_ns)
     if valid & wire.FATTR_MTIME:
         changes.mtime = _NOW if valid & wire.FATTR_MTIME_NOW else (_signed(mtime), mtime_ns)
-    changes.kill_suidgid = bool(valid & wire.FATTR_KILL_SUIDGID)
+    if valid & wire.FATTR_KILL_SUIDGID:
+        changes.killer = c.caller()
     return c.attr(*c.core.setattr(nodeid, changes, fh if valid & wire.FATTR_FH else None))
 
 
@@ -248,7 +249,7 @@ def _getxattr(c: Connection, nodeid: int, body: memoryview) -> bytes:
 
 def _listxattr(c: Connection, nodeid: int, body: memoryview) -> bytes:
     size, _ = wire.GETXATTR_IN.unpack_from(body)
-    return _sized(c, b"".join(name + b"\0" for name in c.core.listxattr(nodeid)), size)
+    return _sized(c, b"".join(name + b"\0" for name in c.core.listxattr(nodeid, c.caller())), size)
 
 
 def _removexattr(c: Connection, nodeid: int, body: memoryview) -> None:

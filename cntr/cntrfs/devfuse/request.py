@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cntr.cntrfs")
 
+_pack_entry = wire.ENTRY_OUT.pack
 _header = wire.OUT_HEADER.pack
 
 
@@ -89,6 +90,8 @@ class Connection:
         """(entry seconds, attribute seconds, entry ns, attribute ns) for a file of this slot."""
         if slot.watched:
             return _LONG, _LONG, 0, 0
+        if slot.is_pseudo:
+            return 0, 0, 0, 0
         (entry, entry_ns), (attr, attr_ns) = self.entry_timeout, self.attr_timeout
         return entry, attr, entry_ns, attr_ns
 
@@ -103,7 +106,7 @@ class Connection:
 
     def entry(self, node: Node, a: Attributes) -> bytes:
         """struct fuse_entry_out."""
-        return wire.ENTRY_OUT.pack(node.nodeid, node.generation, *self.timeouts(node.slot), *self.attributes(node, a))
+        return _pack_entry(node.nodeid, node.generation, *self.timeouts(node.slot), *self.attributes(node, a))
 
     def attr(self, node: Node, a: Attributes) -> bytes:
         """struct fuse_attr_out."""

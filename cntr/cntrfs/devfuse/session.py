@@ -20,6 +20,7 @@ from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.file_ops import FILE_HANDLERS
 from cntr.cntrfs.devfuse.namespace_ops import NAMESPACE_HANDLERS
 from cntr.cntrfs.devfuse.request import Connection, NoAnswer
+from cntr.cntrfs.devfuse.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +57,7 @@ class Session:
         self.heartbeat = heartbeat
         self.connection = Connection(fuse_fd, core, heartbeat)
         self.on_ready = on_ready
+        self.watch: Watch | None = None
         self.stopping = False
         self._reading = False
         self._buffer = bytearray(_BUFFER)
@@ -96,6 +98,15 @@ class Session:
         if options.cache == "none":
             flags |= wire.DIRECT_IO_ALLOW_MMAP
         return flags
+
+    def _watch(self) -> None:
+        """Long timeouts, where the kernel can be told of changes."""
+        if self.core.options.invalidate and not self.core.options.timeouts_given:
+            try:
+                expire = bool(self.connection.flags & wire.HAS_EXPIRE_ONLY)
+                self.watch = Watch(self.fd, self.core, expire)
+            except OSError as error:
+                log.info("changes behind the mount are not watched: %s", error)
 
     # the loop
 
@@ -161,6 +172,7 @@ class Session:
             self.connection.fail(unique, errno.EPROTO)
             return
         self.connection.answer(unique, self.init(body))
+        self._watch()
         self.on_ready()
         self.on_ready = lambda: None
 
@@ -204,6 +216,8 @@ class Session:
         """End of the session: the connection goes with its last fd."""
         if hasattr(self, "_ended"):
             self._ended.set()
+        if self.watch is not None:
+            self.watch.close()
         self.connection.close()
         os.close(self.fd)
 
