@@ -41,11 +41,17 @@ def prepare_host(room: Path) -> None:
 
 
 def install_helper(binding: str) -> None:
-    """/sbin/mount.fuse.cntrfs for this binding; xfstests only knows how to call mount(8)."""
+    """/sbin/mount.fuse.cntrfs for this binding; xfstests only knows how to call mount(8).
+
+    It compares the type that df shows with FSTYP, so the mounts are of type "fuse" here, without the subtype.
+    """
+    program = (
+        "from cntr.cntrfs import mount_helper, mounting; mounting.FSTYPE = 'fuse'; raise SystemExit(mount_helper.main())"
+    )
     helper = Path("/usr/sbin/mount.fuse.cntrfs")
     helper.write_text(
         "#!/bin/sh\n"
-        f"cd /; PYTHONPATH={REPOSITORY} exec {sys.executable} -m cntr.cntrfs.mount_helper \"$@\" -o binding={binding}\n"
+        f"cd /; PYTHONPATH={REPOSITORY} exec {sys.executable} -c \"{program}\" \"$@\" -o binding={binding}\n"
     )
     helper.chmod(0o755)
 
