@@ -39,7 +39,7 @@ def start():
 
     def starter(container: SlimContainer | None, *words: str, **options) -> subprocess.Popen:
         options.setdefault("stdin", subprocess.DEVNULL)
-        command = [*CNTR, "attach", *(transport(container) + [str(container.pid)] if container else []), *words]
+        command = [*CNTR, "attach", *([*transport(container), str(container.pid)] if container else []), *words]
         started.append(subprocess.Popen(command, stdout=subprocess.PIPE, **options))
         return started[-1]
 
