@@ -1,8 +1,8 @@
 """The session's two processes: the *monitor*, which owns the nest, and the *command*, which becomes the user's shell.
 
 The monitor lives in the target's pid namespace: it assembles the nest with the host's privileges, starts the command, sheds them, passes
-signals on, and ends with all that the command left behind: it is the subreaper (prctl(2)) of everything in the session, so nothing escapes it, and the end of
-the orders pipe tells it that the supervisor was killed. Like everything after the fork it imports nothing.
+signals on, and ends with all that the command left behind: it is the subreaper (prctl(2)) of everything in the session, so nothing
+escapes it, and the end of the orders pipe tells it that the supervisor was killed. Like everything after the fork it imports nothing.
 """
 
 from __future__ import annotations

@@ -120,8 +120,12 @@ def matches(row: dict[str, str], machine: str, engine: str, transport: str, scen
 
 
 def scenario_name(item: pytest.Item) -> str:
-    """The row of the report."""
-    return getattr(item, "originalname", item.name).removeprefix("test_")
+    """The row of the report; a scenario with cases of its own has a row for each."""
+    name: str = getattr(item, "originalname", item.name).removeprefix("test_")
+    parameters = getattr(item, "callspec", None)
+    machine, transport = coordinates(item)
+    case = parameters.id.replace(machine, "", 1).replace(transport, "", 1).strip("-") if parameters else ""
+    return f"{name}_{case}" if case else name
 
 
 # -- fixtures --------------------------------------------------------------------------------------------------------------
@@ -208,7 +212,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
 def repro(item: pytest.Item, machine: str) -> str:
     """The command that runs this one cell again and keeps the machine."""
     driver = lab_options(item.config).chosen_driver()
-    return f"python -m lab run {machine} --driver {driver} --keep-on-fail --scenario '{scenario_name(item)}'"
+    return f"python -m lab run {machine} --driver {driver} --keep-on-fail --scenario {getattr(item, 'originalname', item.name)}"
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:

@@ -344,12 +344,16 @@ class _LocalBackground:
 
     def close(self) -> None:
         if self._process.poll() is None:
+            # nsenter's child is in another pid namespace and may hold the pipes: never wait for their end.
             self._process.terminate()
             try:
-                self._process.communicate(timeout=10)
+                self._process.wait(5)
             except subprocess.TimeoutExpired:
                 self._process.kill()
-                self._process.communicate()
+                self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
 
 
 def _shell_status(returncode: int) -> int:

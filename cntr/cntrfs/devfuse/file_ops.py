@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -162,10 +163,9 @@ def _readdirplus(c: Connection, nodeid: int, body: memoryview) -> bytes:
             break
         node = None
         if name not in (b".", b".."):
-            try:
+            # Removed since the directory was read: the name alone is listed, not looked up.
+            with contextlib.suppress(OSError):
                 node, attributes = core.look_at_entry(fh, name)
-            except OSError:
-                pass  # removed since the directory was read: the name alone is listed, not looked up
         if node is None:
             parts.append(_NO_ENTRY)
         else:
@@ -178,11 +178,8 @@ def _readdirplus(c: Connection, nodeid: int, body: memoryview) -> bytes:
 def _lock(c: Connection, body: memoryview, wait: bool) -> None:
     fh, owner, start, end, kind, pid, flags, _ = wire.LK_IN.unpack_from(body)
     handle = c.core.handle(fh)
-    if flags & wire.LK_FLOCK:
-        granted = c.locks.flock(handle, kind, wait)
-    else:
-        granted = c.locks.set(handle, fh, owner, start, end, kind, pid, wait)
-    if not granted:
+    flock = flags & wire.LK_FLOCK
+    if not (c.locks.flock(handle, kind, wait) if flock else c.locks.set(handle, fh, owner, start, end, kind, pid, wait)):
         raise NoAnswer
 
 
