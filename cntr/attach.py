@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cntr import cgroup, engines, kernel, nest, procfs, pty
+from cntr import cgroup, engines, kernel, nest, procfs
 from cntr.channel import Channel
 from cntr.errors import CntrError, StepFailed, printable
 from cntr.identity import Identity, User, user_of, withheld
@@ -38,6 +38,7 @@ class OwnRoot:
     def __init__(self, target: Target) -> None:
         """Nothing entered yet."""
         self.target, self.steps = target, nest.Steps()
+        self.steps.run = "run in the container"
 
     def assemble(self) -> None:
         """Enter it. Raises OSError."""
@@ -91,12 +92,10 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
             say(line)
         # 3. what needs the host's view: ids, cgroups, terminal
         user = user_of(target, request.user)
-        cgroup_procs = _open_cgroups(request, target, say)
-        identity = Identity(
-            target, user, own_root=request.own_root, privileged=request.privileged, cgroup_procs=cgroup_procs
-        )
+        doors = _open_cgroups(request, target, say)
+        identity = Identity(target, user, own_root=request.own_root, privileged=request.privileged, doors=doors)
         fds.closers.append(identity.close)
-        devpts_fd = fds.fd(pty.new_devpts())
+        devpts_fd = fds.fd(nest.new_devpts())
         terminal = _open_terminal(devpts_fd, target, user)
         if terminal:
             fds.closers.append(terminal.close)
@@ -146,6 +145,8 @@ def _entrance(
     """The nest, or for ``exec`` the container's own root."""
     if tools is None:
         return OwnRoot(target)
+    if request.tools == "host" and not request.read_only and "mnt" in target.namespaces:
+        _make_base_dir()
     own_mnt_fd = fds.fd(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
     return nest.Nest(
         target, tools, server, base=base_dir(), read_only=request.read_only, own_mnt_fd=own_mnt_fd, devpts_fd=devpts_fd
@@ -177,26 +178,38 @@ def base_dir() -> str:
     return base
 
 
-def _open_cgroups(request: Request, target: Target, say: Callable[[str], None]) -> list[tuple[int, str]]:
-    """The cgroup.procs files to join; none when frozen: joining a frozen cgroup freezes the joiner."""
+def _make_base_dir() -> None:
+    """The host's /var/lib/cntr, as a package would ship it: root makes it once, empty.
+
+    Without it each session covers /var/lib with a stand-in (nest.make_mountpoint), 3 ms of mounts on a machine with 35 packages there.
+    """
+    if os.geteuid() == 0 and "CNTR_BASE_DIR" not in os.environ:
+        try:
+            os.mkdir(nest.BASE_DIR, 0o755)
+        except OSError:
+            pass  # it exists, or the root is read-only: then the stand-in it is
+
+
+def _open_cgroups(request: Request, target: Target, say: Callable[[str], None]) -> cgroup.Doors:
+    """The cgroups to join; none when frozen: joining a frozen cgroup freezes the joiner."""
     if not request.join_cgroup:
-        return []
+        return cgroup.Doors([])
     found, unreachable = cgroup.memberships(
         procfs.read("cgroup", target.proc_fd), procfs.read("/proc/self/cgroup"), procfs.read("/proc/self/mountinfo")
     )
     if any(membership.frozen for membership in found):
         say(f"note: {target.label} is paused: the session stays outside its cgroup")
-        return []
+        return cgroup.Doors([])
     if unreachable and request.verbose:
         say(f"note: cgroup not reachable from here: {', '.join(unreachable)}")
     try:
-        return cgroup.open_procs(found)
+        return cgroup.Doors(found)
     except PermissionError as error:
         if not target.as_owner:
             raise CntrError(f"{error.filename}: {error.strerror}", hint_for("cgroup", 0)) from None
         # A user may move processes only below a cgroup delegated to them (cgroups(7)); the engine of a rootless container may.
         say(f"note: the session stays outside the container's cgroup: {error.strerror}: {error.filename}")
-        return []
+        return cgroup.Doors([])
     except OSError as error:  # EROFS: cntr itself runs in a container
         raise StepFailed(
             f"{target.label}: join the container's cgroup",
@@ -210,6 +223,8 @@ def _open_terminal(devpts_fd: int, target: Target, user: User) -> pty.Pty | None
     """A pty like the user's terminal, when stdin and stdout are one; else the session's stdio is the caller's own."""
     if not (os.isatty(0) and os.isatty(1)):
         return None
+    from cntr import pty  # without a terminal its imports would be for nothing
+
     terminal = pty.Pty(devpts_fd)
     terminal.like(0, target.outside(user.uid, target.uid_map))
     return terminal
@@ -307,4 +322,5 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cntr import pty
     from cntr.fileserver import FileServer

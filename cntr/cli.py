@@ -15,7 +15,9 @@ def run(argv: list[str]) -> int:
     while argv and argv[0] == "--debug":
         argv = argv[1:]
     try:
-        return _run(argv)
+        status = _run(argv)
+        sys.stdout.flush()  # here, where a reader that has gone away is no error
+        return status
     except CntrError as error:
         if debug:
             raise
@@ -86,7 +88,7 @@ def _exec(parsed: Parsed) -> int:
     if not parsed.words or ("CNTR_TARGET" in os.environ and parsed.words == [os.environ["CNTR_TARGET"]]):
         if "CNTR_TARGET" not in os.environ:
             raise UsageError(
-                "cntr exec: TARGET is missing", "`cntr ps` lists running containers; in a session it can be left out"
+                "exec: TARGET is missing", "`cntr ps` lists running containers; in a session it can be left out"
             )
         from cntr import inside
 
@@ -103,6 +105,32 @@ def _protect_interpreter(parsed: Parsed) -> None:
     from cntr import reexec
 
     reexec.from_read_only_copy(parsed.line)
+
+
+def _cp(parsed: Parsed) -> int:
+    from cntr import copy
+
+    source, destination = parsed.words
+    return copy.copy(source, destination, archive=parsed.flag("archive"), follow=parsed.flag("follow_link"), say=_say)
+
+
+def _mount(parsed: Parsed) -> int:
+    from cntr.cntrfs import mounting, options
+
+    source, mountpoint = parsed.words
+    settings = options.parse(",".join(parsed.texts("options")))
+    if parsed.flag("read_only"):
+        settings.read_only = True
+    if parsed.flag("cache"):
+        options.set_cache(settings, parsed.text("cache"))
+    binding = parsed.text("binding", "auto")
+    return mounting.run(
+        source,
+        mountpoint,
+        settings,
+        binding=None if binding == "auto" else binding,
+        foreground=parsed.flag("foreground"),
+    )
 
 
 def _request(parsed: Parsed) -> Request:
@@ -151,6 +179,8 @@ if TYPE_CHECKING:
 HANDLERS = {
     "attach": _attach,
     "exec": _exec,
+    "cp": _cp,
+    "mount": _mount,
     "ps": _report("ps"),
     "inspect": _report("inspect"),
     "doctor": _report("doctor"),

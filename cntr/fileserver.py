@@ -64,18 +64,15 @@ class FileServer:
             kernel.set_process_name("cntrfs")
             kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
             os.close(self.stop_write)
+            os.close(self.mounted_write)
             os.chdir("/")
             from cntr.cntrfs import mounting
             from cntr.cntrfs.options import Options
 
-            mounting.serve(
-                self.device_fd,
-                os.dup(self.root_fd),
-                Options().settle(),
-                self.stop_read,
-                self.heartbeat,
-                binding=self.binding,
-            )
+            # Reading /dev/fuse before it is mounted is EPERM, so the session says when; its end without a word is the end here too.
+            if os.read(self.mounted_read, 1):
+                options, root_fd = Options().settle(), os.dup(self.root_fd)
+                mounting.serve(self.device_fd, root_fd, options, self.stop_read, self.heartbeat, binding=self.binding)
             status = 0
         except BaseException as error:  # noqa: BLE001  the one process that may print: its stderr is the user's
             sys.stderr.write(f"cntr: the file server failed: {type(error).__name__}: {error}\n")
@@ -117,6 +114,11 @@ class FileServer:
 
             self.watchdog = Watchdog("", self.heartbeat, HANG_SECONDS, device)
         return self.watchdog.hangs(self.pid)
+
+    def finished(self) -> bool:
+        """Whether the server has ended of itself, its connection unmounted."""
+        ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return ended is not None and (ended.si_code, ended.si_status) == (os.CLD_EXITED, 0)
 
     def end_connection(self) -> None:
         """Have every waiting call return with an error: the server's death closes the last fd of the connection."""

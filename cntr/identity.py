@@ -101,11 +101,9 @@ class Identity:
     privileged: stay the host's root, with its capabilities and label.
     """
 
-    def __init__(
-        self, target: Target, user: User, *, own_root: bool, privileged: bool, cgroup_procs: list[tuple[int, str]]
-    ) -> None:
+    def __init__(self, target: Target, user: User, *, own_root: bool, privileged: bool, doors: cgroup.Doors) -> None:
         """own_root: the session's root is the container's own (``exec``): there is nothing of the host's to read in it."""
-        self.target, self.user, self.privileged, self.cgroup_procs = target, user, privileged, cgroup_procs
+        self.target, self.user, self.privileged, self.doors = target, user, privileged, doors
         self.proc_fd = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         extra = 0 if own_root else CAP_SYS_PTRACE
         self.bounding = target.bounding | extra
@@ -119,13 +117,11 @@ class Identity:
         self.lsm = target.lsm if target.lsm != _own_label() else ""
         self.oom_score_adj = _oom_score_adj(target)
         self.limits = list(enumerate(procfs.limits(procfs.read("limits", target.proc_fd))))
-        with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as stream:
-            self.last_capability = int(stream.read())
+        self.last_capability = int(procfs.read("/proc/sys/kernel/cap_last_cap"))
 
     def close(self) -> None:
         """Close what was opened for it."""
-        for fd, _ in self.cgroup_procs:
-            os.close(fd)
+        self.doors.close()
         os.close(self.proc_fd)
 
     def _ambient(self) -> int:
@@ -138,7 +134,7 @@ class Identity:
         note: called for what the kernel refuses and a session can do without (resource limits, the oom score).
         """
         steps.now = "join the container's cgroup"
-        cgroup.join(self.cgroup_procs)
+        self.doors.join()
         if self.privileged:
             steps.now = "join the container's"
             namespaces.join(self.target.namespaces, "cgroup")
@@ -152,15 +148,23 @@ class Identity:
             steps.now = "take on the container's security label"
             self._set_label()
         steps.now = "take on the container's capability bounding set"
-        for capability in range(self.last_capability + 1):
-            if not self.bounding >> capability & 1:
-                kernel.prctl(kernel.PR_CAPBSET_DROP, capability)
+        self._drop_bounding(self.bounding)
         steps.now = "take on the container's ids"
         self._set_ids(note)
         steps.now = "take on the container's capabilities"
         self._set_capabilities()
         if self.target.no_new_privs:
             kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+
+    def shed(self, kept: int) -> None:
+        """In the monitor: hold no more capabilities than the command and KEPT, a mask. Raises OSError."""
+        self._drop_bounding(self.bounding | kept)
+        kernel.capset(self.permitted | kept, self.permitted | kept, 0)
+
+    def _drop_bounding(self, kept: int) -> None:
+        for capability in range(self.last_capability + 1):
+            if not kept >> capability & 1:
+                kernel.prctl(kernel.PR_CAPBSET_DROP, capability)
 
     def _write_own(self, name: str, text: str, note: Callable[[str], None]) -> None:
         try:

@@ -43,10 +43,11 @@ def usage(command: Command) -> str:
     ]
     width = max(len(names) for names, _ in rows)
     options = "\n".join(f"  {names.ljust(width)}  {help}" for names, help in rows)
-    target = f"\n\n{TARGETS}" if any("TARGET" in word for word in command.positional) else ""
+    details = f"\n\n{command.details}" if command.details else ""
+    target = f"\n\n{TARGETS}" if any("TARGET" in word for word in (*command.positional, details)) else ""
     examples = "\n".join(f"  {example}" for example in command.examples.splitlines())
     what = f"{command.help[0].upper()}{command.help[1:]}."
-    return f"{line.rstrip()}\n\n{what}{target}\n\nOptions:\n{options}\n\nExamples:\n{examples}\n\n{STATUS}"
+    return f"{line.rstrip()}\n\n{what}{details}{target}\n\nOptions:\n{options}\n\nExamples:\n{examples}\n\n{STATUS}"
 
 
 def _names(option: Option) -> str:
@@ -69,6 +70,8 @@ def man_page() -> str:
     ]
     for command in COMMANDS:
         parts.append(f".SH CNTR {command.name.upper()}\n{command.help[0].upper()}{command.help[1:]}.")
+        if command.details:
+            parts.append(f".PP\n.nf\n{_escape(command.details)}\n.fi")
         for option in command.options:
             parts.append(f".TP\n.B {_escape(_names(option))}\n{_escape(option.help)}")
         parts.append(f".PP\nExamples:\n.nf\n{_escape(command.examples)}\n.fi")

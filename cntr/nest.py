@@ -22,11 +22,12 @@ IN_TARGET = kernel.RESOLVE_IN_ROOT | kernel.RESOLVE_NO_MAGICLINKS
 class Steps:
     """The step under way, for the error of a failing one."""
 
-    __slots__ = ("now",)
+    __slots__ = ("now", "run")
 
     def __init__(self) -> None:
         """Before the first step."""
         self.now = "start"
+        self.run = "run"  # what the last step, execve(2), is called
 
 
 class Nest:
@@ -175,6 +176,13 @@ class Nest:
                     place(clone, f"/etc/{name}", is_dir=False, read_only=self.read_only)
             finally:
                 os.close(fd)
+
+
+def new_devpts() -> int:
+    """A detached devpts mount of its own instance; returns its fd. Raises OSError."""
+    return kernel.new_filesystem(
+        "devpts", {"ptmxmode": "0666", "mode": "0620"}, kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NOEXEC
+    )
 
 
 def has_null_device(dev_fd: int) -> bool:

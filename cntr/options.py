@@ -21,9 +21,9 @@ class Option:
 
 
 class Command:
-    """One command: its positional words, options, and an example or two."""
+    """One command: its positional words, options, an example or two, and where one line of help is not enough, details."""
 
-    __slots__ = ("examples", "help", "name", "options", "positional", "takes_command")
+    __slots__ = ("details", "examples", "help", "name", "options", "positional", "takes_command")
 
     def __init__(
         self,
@@ -34,10 +34,11 @@ class Command:
         examples: str,
         *,
         takes_command: bool = False,
+        details: str = "",
     ) -> None:
         """positional: names of the words it needs, ``[NAME]`` for one it can do without; takes_command: ``-- CMD…`` follows."""
         self.name, self.positional, self.help, self.options = name, positional.split(), help, options
-        self.examples, self.takes_command = examples, takes_command
+        self.examples, self.takes_command, self.details = examples, takes_command, details
 
 
 class Parsed:
@@ -78,6 +79,7 @@ TRANSPORT = Option(
     choices="auto mount fuse",
 )
 BINDING = Option("--binding", "NAME", "who speaks FUSE: devfuse (our own) or pyfuse3", choices="auto devfuse pyfuse3")
+READ_ONLY = Option("--read-only", "", "nothing can be changed through the mount")
 USER = Option(
     "-u --user", "USER", "run as USER[:GROUP], by the container's names or by number (default: the container's)"
 )
@@ -86,6 +88,18 @@ WORKDIR = Option("-w --workdir", "DIR", "start in DIR (default: /)")
 NO_CGROUP = Option("--no-cgroup", "", "stay in the caller's cgroup")
 VERBOSE = Option("-v --verbose", "", "say what could not be inherited")
 PRIVILEGED = Option("--privileged", "", "keep the host root's capabilities, user namespace and security label")
+
+COPYING = """One of SRC and DST is TARGET:/PATH, a path from the container's root; the path starts at the last `:/`. The other is a path
+of the host; one that holds `:/` itself begins with ./ or /. The container's tmpfs mounts and volumes are seen, and a paused
+container can be copied from and to.
+
+SRC a file:       it gets the name DST, or goes into DST where that is a directory. DST/ must be one.
+SRC a directory:  it goes into DST; where there is no DST yet, it is copied as DST. SRC/. is what is in it, without itself.
+
+Kept are modes, times (ns), symbolic and hard links, holes, and user.* attributes. What is copied belongs to the caller, in the
+container to its root. A file of the same name is replaced when the new one is whole, a symbolic link in its place is not followed;
+directories that were there keep their mode, owner and other files. Devices, sockets and FIFOs are named and left out,
+/proc, /sys and the like below SRC are left out. Exit status 1: something was not copied, and was named."""
 
 COMMANDS = (
     Command(
@@ -129,6 +143,37 @@ COMMANDS = (
         "what attach would take from a container, property by property, and what not and why",
         (JSON,),
         "cntr inspect web\ncntr inspect pid:4711 --json",
+    ),
+    Command(
+        "cp",
+        "SRC DST",
+        "copy files between the host and a container; nothing is needed in its image",
+        (
+            Option("-a --archive", "", "keep owner and group (by number), set-id bits, ACLs and file capabilities too"),
+            Option("-L --follow-link", "", "where SRC is a symbolic link, copy what it names"),
+        ),
+        "cntr cp web:/var/log/app.log .         a file out of the container\n"
+        "cntr cp ./conf/. docker:web:/etc/app   what is in conf into /etc/app\n"
+        "cntr cp web:/run/state /tmp            a directory, from a tmpfs too: /tmp/state",
+        details=COPYING,
+    ),
+    Command(
+        "mount",
+        "SOURCE MOUNTPOINT",
+        "show the directory SOURCE at MOUNTPOINT through CntrFS, until it is unmounted",
+        (
+            BINDING,
+            READ_ONLY,
+            Option("-f --foreground", "", "serve in this process' foreground; Ctrl-C unmounts"),
+            Option(
+                "--cache",
+                "POLICY",
+                "what the kernel keeps: auto (all, told of changes), strict (asks each time), none",
+                choices="auto strict none",
+            ),
+            Option("-o --options", "OPTS", "mount options, comma-separated: ro, nosuid, noatime, …", repeat=True),
+        ),
+        "cntr mount /srv/tools /mnt\numount /mnt",
     ),
     Command("doctor", "", "what this machine lacks, per feature, with the fix", (JSON,), "cntr doctor"),
     Command(
@@ -174,9 +219,7 @@ def parse(argv: list[str]) -> Parsed:
 
 def _take_command(parsed: Parsed, words: list[str]) -> None:
     if not parsed.command.takes_command:
-        raise UsageError(
-            f"cntr {parsed.command.name} takes no command after --", f"see `cntr {parsed.command.name} --help`"
-        )
+        raise UsageError(f"{parsed.command.name} takes no command after --", f"see `cntr {parsed.command.name} --help`")
     if not words:
         raise UsageError("no command after --", "leave -- out for a shell")
     parsed.argv = words
@@ -187,7 +230,7 @@ def _take_option(parsed: Parsed, known: dict[str, Option], word: str, rest: list
     option = known.get(name)
     see = f"`cntr {parsed.command.name} --help` lists them"
     if option is None:
-        raise UsageError(f"cntr {parsed.command.name}: no such option: {printable(name)}", see)
+        raise UsageError(f"{parsed.command.name}: no such option: {printable(name)}", see)
     if not option.value:
         if equals:
             raise UsageError(f"{name} takes no value", see)
@@ -215,8 +258,8 @@ def _check_words(parsed: Parsed) -> None:
     if len(parsed.words) < len(needed):
         missing = needed[len(parsed.words)]
         hint = "`cntr ps` lists running containers" if missing == "TARGET" else f"see `cntr {command.name} --help`"
-        raise UsageError(f"cntr {command.name}: {missing} is missing", hint)
+        raise UsageError(f"{command.name}: {missing} is missing", hint)
     if len(parsed.words) > len(command.positional):
         raise UsageError(
-            f"cntr {command.name}: unexpected word: {printable(parsed.words[-1])}", f"see `cntr {command.name} --help`"
+            f"{command.name}: unexpected word: {printable(parsed.words[-1])}", f"see `cntr {command.name} --help`"
         )

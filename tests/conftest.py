@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import glob
 import os
 import pathlib
@@ -84,6 +85,7 @@ def leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> I
     places = (str(tmp_path), os.environ.get("CNTR_BASE_DIR", "/var/lib/cntr"))
     mounts, fds, rigs = nest_mounts(places), own_fds(), rigs_started()
     yield mark
+    gc.collect()  # pipes of a finished subprocess that nobody closed close with its object
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         left = [f"process {process}" for process in marked_processes(mark)]

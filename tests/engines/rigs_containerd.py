@@ -101,9 +101,11 @@ class Kubernetes(Containerd):
 
     def start(self) -> None:
         """Start it, connect over gRPC."""
-        pytest.importorskip("grpc", reason="not installed: python3-grpcio (apt-get install), or grpcio (pip)")
+        python = cri.interpreter()
+        if not python:
+            pytest.skip("not installed: python3-grpcio (apt-get install), or grpcio (pip)")
         super().start()
-        self.runtime = cri.Runtime(self.socket)
+        self.runtime = cri.Runtime(self.socket, python)
         self.pods: dict[str, str] = {}
 
     def configuration(self) -> str:
@@ -148,8 +150,3 @@ path = "{path}/opt"
         """StopPodSandbox ends its containers too."""
         for method in ("StopPodSandbox", "RemovePodSandbox"):
             self.runtime.call(method, {1: self.pods[box.name]})
-
-    def stop(self) -> None:
-        """Disconnect first: a channel whose server has gone tries again for ever."""
-        self.runtime.close()
-        super().stop()

@@ -38,8 +38,9 @@ class Buildah(Rig):
         run(["buildah", "from", "--name", name, "scratch"], env=self.den.env)
         run(["buildah", "add", name, self.root, "/"], env=self.den.env)
         merged = run(["buildah", "mount", name], env=self.den.env).strip()
+        id = run(["buildah", "inspect", "--format", "{{.ContainerID}}", name], env=self.den.env).strip()
         if variant == "rootfs":
-            return Box(self, name, 0, rootfs=merged)
+            return Box(self, name, 0, id=id, rootfs=merged)
         how = ["--isolation", "chroot"] if variant == "chroot" else ["--isolation", "oci", "--runtime", "runc"]
         mark = f"10{os.getpid()}{len(self.den.daemons)}"  # seconds to sleep: what tells this sleep from others
         process = self.den.daemon(["buildah", "run", *how, name, "/bin/sleep", mark], log="log")
@@ -51,7 +52,7 @@ class Buildah(Rig):
             return bool(found)
 
         self.den.wait_for("buildah run", arrived, process=process)
-        return Box(self, name, found[0], rootfs=merged)
+        return Box(self, name, found[0], id=id, rootfs=merged)
 
     def remove(self, box: Box) -> None:
         """Kill what runs, unmount, remove."""
@@ -150,7 +151,8 @@ class Gvisor(Rig):
         }
         (bundle / "config.json").write_text(json.dumps(config))
         self.cli = ("runsc", "--root", self.state, "--platform=ptrace", "--network=none", "--ignore-cgroups")
-        process = self.den.daemon([*self.cli, "run", "-bundle", str(bundle), name], log="log")
+        # runsc chowns its standard streams to the sandbox's user (nobody): never hand it the machine's own /dev/null.
+        process = self.den.daemon([*self.cli, "run", "-bundle", str(bundle), name], log="log", stdin=f"{bundle}/stdin")
         self.den.wait_for("runsc", lambda: self._pid(name), process=process)
         return Box(self, name, self._pid(name), rootfs=self.root)
 

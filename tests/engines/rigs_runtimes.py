@@ -42,10 +42,10 @@ class Bundle(Rig):
         (bundle / "config.json").write_text(json.dumps(config))
         command = [*self.cli, "run", "-d", "-b", str(bundle), "--pid-file", f"{bundle}/pid", name]
         log = f"{bundle}/log"
-        with open(log, "wb") as stream:  # the container keeps these streams: a pipe would never see its end
-            code = subprocess.call(
-                command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=self.den.env, timeout=60
-            )
+        # The container keeps these streams: a pipe would never see its end. crun chowns them to the container's user,
+        # so not the machine's own /dev/null either.
+        with open(log, "wb") as stream, open(f"{bundle}/stdin", "w+b") as source:
+            code = subprocess.call(command, stdin=source, stdout=stream, stderr=stream, env=self.den.env, timeout=60)
         if code:
             raise Failed(f"{' '.join(command)}: exit status {code}\n{pathlib.Path(log).read_text()}")
         box = Box(self, name, int((bundle / "pid").read_text()), rootfs=config["root"]["path"])
