@@ -75,7 +75,10 @@ def arguments() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Run a verb; 2 when the lab itself failed, 1 when a scenario did."""
-    options = arguments().parse_args()
+    words = sys.argv[1:]
+    if not words or not (words[0] in verbs.VERBS or words[0] in ("-h", "--help")):
+        words.insert(0, "run")  # `gate`, `docker nspawn`, nothing: scenarios
+    options = arguments().parse_args(words)
     try:
         return verbs.VERBS[options.verb](options)
     except LabError as error:

@@ -212,7 +212,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
 def repro(item: pytest.Item, machine: str) -> str:
     """The command that runs this one cell again and keeps the machine."""
     driver = lab_options(item.config).chosen_driver()
-    return f"python -m lab run {machine} --driver {driver} --keep-on-fail --scenario {getattr(item, 'originalname', item.name)}"
+    return f"python -m lab {machine} --driver {driver} --keep-on-fail --scenario {getattr(item, 'originalname', item.name)}"
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import signal
 import sys
 import time
@@ -19,7 +20,8 @@ from .machine import Machine, wait_for_ssh
 from .table import MachineSpec, load
 
 DRIVERS = ("vagrant", "qemu", "here")
-FRESH = "fresh"
+NEEDS_A_VM = ("fat", "boot")
+"""Containers that take a privileged engine or an init of their own: not started on a host that was lent to the lab."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +117,8 @@ def _plan(spec: MachineSpec, options: Options) -> Plan:
     run_dir = paths.new_run_dir(spec.name)
     try:
         if options.chosen_driver() == "here":
+            standing = tuple(name for name in spec.containers if name not in NEEDS_A_VM)
+            spec = dataclasses.replace(spec, containers=standing)
             return Plan(spec, run_dir, keep=options.keep_on_fail)
         built = boxbuild.ensure(load().boxes[spec.box], options.mirror)
         accelerator = choose(built, options.accel)
@@ -146,7 +150,7 @@ def make_driver(plan: Plan, name: str) -> Driver:
 def _start(plan: Plan, driver: Driver) -> Ready:
     times: dict[str, float] = {}
     started = time.monotonic()
-    slowness = plan.accelerator.slowness if plan.accelerator else 1.0
+    slowness = (plan.accelerator.slowness if plan.accelerator else 1.0) * host_load()
     endpoint = driver.up()
     machine = connect(plan.spec, driver, endpoint, slowness)
     times["boot"] = time.monotonic() - started
@@ -162,6 +166,11 @@ def connect(spec: MachineSpec, driver: Driver, endpoint: Endpoint, slowness: flo
         assert isinstance(driver, HereDriver)
         return Machine(spec, driver, driver.carrier(), slowness)
     return wait_for_ssh(spec, driver, endpoint, slowness)
+
+
+def host_load() -> float:
+    """By what factor other work on this host stretches time limits: 1 on a quiet machine, at most 4."""
+    return min(4.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
 
 
 def kept(name: str) -> Endpoint | None:

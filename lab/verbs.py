@@ -65,7 +65,8 @@ def run(told: argparse.Namespace) -> int:
     report.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(report / "artefacts", ignore_errors=True)  # of an earlier run
     command = [
-        sys.executable, "-m", "pytest", str(paths.REPOSITORY / "scenarios"), "-q", "--no-header", "--tb=no", "-rN", "-p", "no:cacheprovider",
+        sys.executable, "-m", "pytest", str(paths.REPOSITORY / "scenarios"), "-q", "--no-header",
+        "--tb=no", "-rN", "-p", "no:cacheprovider",
         "-o", "timeout=0", "-o", "console_output_style=classic", f"--junitxml={report / 'junit.xml'}",
         f"--lab-machines={','.join(names)}", f"--lab-transports={told.transports}", f"--lab-driver={driver}",
         f"--lab-accel={told.accel}", f"--lab-libvirt-uri={told.libvirt_uri}", f"--lab-report={report}",
