@@ -35,7 +35,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Mypy, strict."""
-    session.install("-q", "mypy>=1.13", "nox", ".[test,pyfuse3]")
+    session.install("-q", "mypy>=1.13", "nox", ".[lab]", "hypothesis")
     session.run("mypy")
 
 

@@ -86,6 +86,8 @@ def inspect(name: str) -> Report:
         _inspect_namespaces(report, target)
         _inspect_cgroups(report, target)
         _inspect_identity(report, target)
+        _inspect_limits(report, target)
+        _inspect_environment(report, target)
         _inspect_files(report, target)
     finally:
         target.close()
@@ -163,6 +165,9 @@ def _inspect_identity(report: Report, target: Target) -> None:
         "yes",
         "lowering it needs CAP_SYS_RESOURCE",
     )
+
+
+def _inspect_limits(report: Report, target: Target) -> None:
     import resource
 
     for row in procfs.read("limits", target.proc_fd).splitlines()[1:]:
@@ -179,6 +184,9 @@ def _inspect_identity(report: Report, target: Target) -> None:
             "partly" if raised else "yes",
             "above ours: needs CAP_SYS_RESOURCE" if raised else "",
         )
+
+
+def _inspect_environment(report: Report, target: Target) -> None:
     kept = [key for key in target.environment if not identity.withheld(key)]
     left = [printable(key) for key in target.environment if identity.withheld(key)]
     report.add(

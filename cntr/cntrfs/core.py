@@ -7,6 +7,7 @@ it, because a mistake in one operation must never end the mount. A binding calls
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -238,10 +239,8 @@ class Core(FileOperations):
             old_fd = self.nodes.fd(old_parent)
         victim = None
         if not flags & (kernel_fs.RENAME_EXCHANGE | kernel_fs.RENAME_NOREPLACE):
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 victim = self._keep_reachable(new_fd, new_name)
-            except FileNotFoundError:
-                pass
         try:
             if flags & kernel_fs.RENAME_WHITEOUT:
                 with self.credentials.as_caller(caller):

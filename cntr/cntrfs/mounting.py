@@ -14,7 +14,7 @@ import select
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from cntr import kernel
 from cntr.cntrfs.heartbeat import Heartbeat
@@ -127,7 +127,7 @@ def run(source: str, mountpoint: str, options: Options, *, binding: str | None, 
     _in_background(source, mountpoint, options, binding, reader, writer)
 
 
-def _in_background(source: str, mountpoint: str, options: Options, binding: str, reader: int, writer: int) -> None:
+def _in_background(source: str, mountpoint: str, options: Options, binding: str, reader: int, writer: int) -> NoReturn:
     """The rest of the daemon's life; reports over the pipe and never returns."""
     status = 1
     try:
@@ -208,7 +208,7 @@ class _Manager:
                 f"cannot mount CntrFS on {self.mountpoint}: {os.strerror(error.errno or 0)}", hint
             ) from None
 
-    def _serve(self, fuse_fd: int, root_fd: int, ready_writer: int) -> None:
+    def _serve(self, fuse_fd: int, root_fd: int, ready_writer: int) -> NoReturn:
         """The server process; never returns."""
         status = 1
         try:

@@ -13,7 +13,11 @@ import pytest
 from tests.engines import rigs
 
 TRANSPORTS = ("mount", "fuse")
-REAL = [case for case in rigs.CASES if rigs.RIGS[case.values[0]].engine != "pid" and case.values[1] not in ("rootfs", "sandboxed")]
+REAL = [
+    case
+    for case in rigs.CASES
+    if rigs.RIGS[case.values[0]].engine != "pid" and case.values[1] not in ("rootfs", "sandboxed")
+]
 
 
 def cntr(box: rigs.Box, *arguments: str, input: str = "", timeout: float = 60) -> subprocess.CompletedProcess[str]:

@@ -169,7 +169,8 @@ def _times_are_whole_microseconds() -> None:
 def _hard_links_are_copies() -> None:
     def link(original: Any, self: Core, nodeid: int, parent: int, name: bytes) -> Any:
         parent_fd = self.nodes.fd(self.nodes.get(parent))
-        data = open(b"/proc/self/fd/%d" % self.nodes.fd(self.nodes.get(nodeid)), "rb").read()
+        with open(b"/proc/self/fd/%d" % self.nodes.fd(self.nodes.get(nodeid)), "rb") as source:
+            data = source.read()
         fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644, dir_fd=parent_fd)
         os.write(fd, data)
         os.close(fd)

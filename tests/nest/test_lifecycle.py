@@ -17,8 +17,6 @@ from tests.nest.tty import CNTR
 @pytest.fixture(params=["mount", "fuse"])
 def container(request):
     """A container and the transport to attach to it by."""
-    if request.param == "fuse":
-        pytest.importorskip("pyfuse3", reason="the fuse transport needs cntr[pyfuse3]")
     with SlimContainer("life") as running:
         running.transport = request.param
         yield running
@@ -39,9 +37,9 @@ def start():
     """Starts sessions in the background; what still runs at the end is killed."""
     started: list[subprocess.Popen] = []
 
-    def starter(container: SlimContainer, *words: str, **options) -> subprocess.Popen:
+    def starter(container: SlimContainer | None, *words: str, **options) -> subprocess.Popen:
         options.setdefault("stdin", subprocess.DEVNULL)
-        command = [*CNTR, "attach", *transport(container), str(container.pid), *words]
+        command = [*CNTR, "attach", *([*transport(container), str(container.pid)] if container else []), *words]
         started.append(subprocess.Popen(command, stdout=subprocess.PIPE, **options))
         return started[-1]
 
@@ -211,7 +209,6 @@ def test_nohup_stays_in_force(container, start):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_file_server_that_dies_or_hangs_ends_the_session_and_hangs_nobody(number, start):
-    pytest.importorskip("pyfuse3", reason="the fuse transport needs cntr[pyfuse3]")
     with SlimContainer("served") as container:
         container.transport = "fuse"
         busy = "echo ready; while :; do find /usr/share/doc; done >/dev/null 2>&1"
@@ -224,6 +221,40 @@ def test_a_file_server_that_dies_or_hangs_ends_the_session_and_hangs_nobody(numb
         assert process.returncode == 125
         assert b"the file server" in said
         assert not any(alive(pid) for pid in session)
+
+
+@pytest.mark.parametrize(
+    "way", [["mount"], ["fuse", "--binding", "devfuse"], ["fuse", "--binding", "pyfuse3"]], ids=" ".join
+)
+def test_the_nests_mounts_outlast_changes_of_the_tools_tree(way, start, tmp_path):
+    """A notification that an entry changed makes the kernel drop the entry, and with it what is mounted there."""
+    if "pyfuse3" in way:
+        pytest.importorskip("pyfuse3", reason="the pyfuse3 binding needs cntr[pyfuse3]")
+    (tmp_path / "var/lib/cntr").mkdir(parents=True)
+    for name in ("bin", "lib", "lib64", "usr", "proc", "dev", "sys", "etc"):
+        (tmp_path / name).mkdir()
+    for name in ("bin", "lib", "lib64", "usr"):
+        subprocess.run(["mount", "--rbind", f"/{name}", tmp_path / name], check=True)
+    try:
+        with SlimContainer("outlast") as container:
+            script = "ls /var/lib/cntr; echo; readlink /proc/self/ns/pid; read line; ls /var/lib/cntr; echo; readlink /proc/self/ns/pid"
+            words = ["--tools", str(tmp_path), "--transport", *way, str(container.pid), "--", "/bin/sh", "-c", script]
+            process = start(None, *words, stdin=subprocess.PIPE)
+            before = [process.stdout.readline() for _ in range(6)]
+            for number in range(20):
+                for place in ("var/lib", "var", "."):
+                    (tmp_path / place / f"new-{number}").mkdir()
+                    (tmp_path / place / f"new-{number}").rmdir()
+                for place in ("var/lib/cntr", "proc", "dev", "var"):
+                    os.utime(tmp_path / place)
+                    os.chmod(tmp_path / place, 0o755)
+            time.sleep(1.5)  # longer than entries are kept without asking
+            out, _ = process.communicate(b"go\n", timeout=30)
+            assert before[0] == b"app\n"
+            assert out.splitlines(keepends=True) == before
+    finally:
+        for name in ("bin", "lib", "lib64", "usr"):
+            subprocess.run(["umount", "--recursive", "--lazy", tmp_path / name], check=True)
 
 
 def test_many_sessions_at_once(container, start):

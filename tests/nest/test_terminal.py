@@ -23,8 +23,6 @@ def container():
 
 @pytest.fixture(params=["mount", "fuse"])
 def terminal(container, request):
-    if request.param == "fuse":
-        pytest.importorskip("pyfuse3", reason="the fuse transport needs cntr[pyfuse3]")
     words = ("attach", "--transport", request.param, str(container.pid), "--", "/bin/bash", "--norc")
     with Terminal(*CNTR, *words) as opened:
         opened.type("PS1='(s)# '\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -162,10 +163,9 @@ def _readdirplus(c: Connection, nodeid: int, body: memoryview) -> bytes:
             break
         node = None
         if name not in (b".", b".."):
-            try:
+            # Removed since the directory was read: the name alone is listed, not looked up.
+            with contextlib.suppress(OSError):
                 node, attributes = core.look_at_entry(fh, name)
-            except OSError:
-                pass  # removed since the directory was read: the name alone is listed, not looked up
         if node is None:
             parts.append(_NO_ENTRY)
         else:

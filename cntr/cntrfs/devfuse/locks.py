@@ -126,11 +126,16 @@ class Locks:
         except OSError as error:
             if not wait or error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
-            self._wait(
-                lambda: (kernel_fs.ofd_lock(owner.fd, kernel_fs.F_OFD_SETLKW, kind, start, length),
-                         owner.note(start, end, kind)),
-                lambda: kernel_fs.ofd_lock(owner.fd, kernel_fs.F_OFD_SETLK, fcntl.F_UNLCK, start, length),
-            )  # fmt: skip
+
+            def lock() -> None:
+                kernel_fs.ofd_lock(owner.fd, kernel_fs.F_OFD_SETLKW, kind, start, length)
+                owner.note(start, end, kind)
+
+            def undo() -> None:
+                kernel_fs.ofd_lock(owner.fd, kernel_fs.F_OFD_SETLK, fcntl.F_UNLCK, start, length)
+                owner.note(start, end, fcntl.F_UNLCK)
+
+            self._wait(lock, undo)
             return False
         owner.note(start, end, kind)
         return True

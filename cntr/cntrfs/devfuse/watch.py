@@ -11,6 +11,7 @@ something was mounted or unmounted, everything is invalidated.
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import logging
 import os
@@ -98,11 +99,9 @@ class Watch:
         """End the helper."""
         self.core.nodes.on_new_slot = lambda slot: None
         os.close(self.group)
-        try:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
-        except (ProcessLookupError, ChildProcessError):
-            pass
 
 
 def flush(fuse_fd: int, core: Core) -> None:
@@ -175,6 +174,8 @@ class Helper:
                 data, rights, _, _ = self.server.recvmsg(_SLOT.size, 64, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
+            except ConnectionError:
+                data = b""
             if not data:
                 os._exit(0)
             fsid, base, ino, nodeid = _SLOT.unpack(data)
@@ -284,7 +285,5 @@ def _run_helper(fuse_fd: int, group: int, server: socket.socket, server_pid: int
 def _close_others(keep: set[int]) -> None:
     for name in os.listdir("/proc/self/fd"):
         if int(name) not in keep:
-            try:
+            with contextlib.suppress(OSError):
                 os.close(int(name))
-            except OSError:
-                pass
