@@ -42,7 +42,9 @@ def arguments() -> argparse.ArgumentParser:
         metavar="MACHINE",
         help=f"all, gate, or of: {', '.join(load().machines)}",
     )
-    run.add_argument("--transports", default="mount,devfuse,pyfuse3", help="default: %(default)s")
+    run.add_argument(
+        "--transports", default="", help="of mount,devfuse,pyfuse3 (default: all; the gate: mount,devfuse)"
+    )
     run.add_argument("--scenario", default="", metavar="EXPR", help="only scenarios whose name matches (pytest -k)")
     run.add_argument("--report", default="reports/lab", metavar="DIR", help="default: %(default)s")
     run.add_argument(

@@ -71,6 +71,7 @@ class Traces:
     """What a session could leave behind, read before and after."""
 
     # For each: a command whose output must be the same. @PID@ is the container's first process.
+    # (A process without a command line is dead, and waits for an init that reaps nobody.)
     QUESTIONS: ClassVar = {
         "the container's mounts": "cat /proc/@PID@/mountinfo",
         "files in the container's root": "find /proc/@PID@/root/ -xdev -not -path '*/proc/*' -printf '%P %y %m %U:%G %s\\n' | sort",
@@ -78,7 +79,7 @@ class Traces:
         "the host's mounts": "cut -d' ' -f5- /proc/self/mountinfo | sort",
         "processes in the container's pid namespace": "ns=$(readlink /proc/@PID@/ns/pid); "
         'if [ "$ns" != "$(readlink /proc/1/ns/pid)" ]; then for p in /proc/[0-9]*; do [ "$(readlink $p/ns/pid)" = "$ns" ] '
-        "&& tr '\\0' ' ' <$p/cmdline && echo; done; fi; true",
+        "&& tr '\\0' ' ' <$p/cmdline | grep .; done; fi; true",
         "cntr processes": "pgrep -af '^[^ ]*(python[0-9.]*|cntr) .*cntr attach' || true",
         "the container's cgroups": "cut -d: -f3- /proc/@PID@/cgroup | sort -u | while read -r path; do "
         '[ "$path" = / ] || find /sys/fs/cgroup -path "*$path" -exec find {} -type d \\; ; done | sort -u',
