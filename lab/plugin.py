@@ -206,6 +206,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
             )
             files = artefacts.collect(made.machine, place, str(outcome.longrepr), lost, repro(item, machine))
             outcome.user_properties.append(("artefacts", files))
+            if not (lost or lab_options(item.config).keep_on_fail or call.when == "teardown"):
+                with contextlib.suppress(LostMachine, AssertionError):  # the next scenario will say that it is lost
+                    made.refresh()
     return outcome
 
 

@@ -20,6 +20,7 @@ from .machine import Machine, wait_for_ssh
 from .table import MachineSpec, load
 
 DRIVERS = ("vagrant", "qemu", "here")
+FRESH = "fresh"
 NEEDS_A_VM = ("fat", "boot")
 """Containers that take a privileged engine or an init of their own: not started on a host that was lent to the lab."""
 
@@ -50,6 +51,21 @@ class Ready:
     machine: Machine
     plan: Plan
     times: dict[str, float]
+    has_snapshot: bool = False
+
+    def refresh(self) -> None:
+        """After a failed scenario: back to the state that every scenario expects, so that one failure is one failure.
+
+        On a driver without snapshots the containers are started afresh instead.
+
+        Raises:
+            LostMachine: the machine did not come back.
+        """
+        if self.has_snapshot:
+            self.times["restore"] = self.machine.restore(FRESH)
+            return
+        for name in self.machine.spec.containers:
+            provision.engine_script(self.machine, "reset", name, timeout=90)
 
     def facts(self) -> dict[str, str]:
         """For the report: driver, accelerator, kernel, versions."""
@@ -155,7 +171,13 @@ def _start(plan: Plan, driver: Driver) -> Ready:
     machine = connect(plan.spec, driver, endpoint, slowness)
     times["boot"] = time.monotonic() - started
     times |= provision.provision(machine)
-    return Ready(machine, plan, times)
+    ready = Ready(machine, plan, times)
+    started = time.monotonic()
+    with contextlib.suppress(LabError):  # this host itself has no snapshots, nor has every libvirt
+        machine.snapshot(FRESH)
+        ready.has_snapshot = True
+        times["snapshot"] = time.monotonic() - started
+    return ready
 
 
 def connect(spec: MachineSpec, driver: Driver, endpoint: Endpoint, slowness: float) -> Machine:
