@@ -22,6 +22,11 @@ def cp(source: object, destination: object, *words: str, **options) -> subproces
     return subprocess.run([*CNTR, "cp", *words, *given], capture_output=True, timeout=100, **options)
 
 
+def done(result: subprocess.CompletedProcess) -> None:
+    """All of it was copied, and there was nothing to say."""
+    assert (result.returncode, result.stderr, result.stdout) == (0, b"", b"")
+
+
 def make_tree(top: pathlib.Path) -> None:
     """Everything that a copy keeps: odd names, modes, times in ns, links of both kinds, holes, attributes, empty directories."""
     top.mkdir()
