@@ -35,7 +35,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Mypy, strict."""
-    session.install("-q", "mypy>=1.13", "nox", ".[test,pyfuse3]")
+    session.install("-q", "mypy>=1.13", "nox", ".[lab]", "hypothesis")
     session.run("mypy")
 
 
@@ -51,7 +51,7 @@ def demo(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Ratios measured side by side in one run: `-- attach`, `-- resolve`, `-- fs`; default attach."""
     _require_root(session)
-    session.install("-q", ".")
+    session.install("-q", ".[test]")  # the engines to measure beside are the tests' own
     name, *rest = session.posargs or ["attach"]
     session.run("python", "-m", f"bench.{name}", *rest, env=CLEAN)
 

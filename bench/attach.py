@@ -43,11 +43,13 @@ def other_cntr(ours: str) -> str | None:
 
 def docker_rows(stack: ExitStack, cntr: str, environment: dict[str, str]) -> tuple[list[Row], str]:
     """The rows of a container in a Docker daemon of the bench's own, and the container's name; or why there are none."""
-    from tests.engines import rigs
+    import pytest
+
+    from tests.engines import rigs_cli
 
     try:
-        docker = rigs.Docker()
-    except rigs.pytest.skip.Exception as reason:
+        docker = rigs_cli.Docker()
+    except pytest.skip.Exception as reason:
         print(f"bench: no Docker rows: {reason}")
         return [], ""
     stack.callback(docker.stop)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from cntr import cgroup, engines, kernel, nest, procfs, pty
+from cntr import cgroup, engines, kernel, nest, procfs
 from cntr.channel import Channel
-from cntr.errors import CntrError, printable
+from cntr.errors import CntrError, StepFailed, printable
 from cntr.identity import Identity, User, user_of, withheld
 from cntr.session import Command, Session
 from cntr.supervise import Supervisor, Watch, hint_for
@@ -38,6 +38,7 @@ class OwnRoot:
     def __init__(self, target: Target) -> None:
         """Nothing entered yet."""
         self.target, self.steps = target, nest.Steps()
+        self.steps.run = "run in the container"
 
     def assemble(self) -> None:
         """Enter it. Raises OSError."""
@@ -91,12 +92,10 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
             say(line)
         # 3. what needs the host's view: ids, cgroups, terminal
         user = user_of(target, request.user)
-        cgroup_procs = _open_cgroups(request, target, say)
-        identity = Identity(
-            target, user, own_root=request.own_root, privileged=request.privileged, cgroup_procs=cgroup_procs
-        )
+        doors = _open_cgroups(request, target, say)
+        identity = Identity(target, user, own_root=request.own_root, privileged=request.privileged, doors=doors)
         fds.closers.append(identity.close)
-        devpts_fd = fds.fd(pty.new_devpts())
+        devpts_fd = fds.fd(nest.new_devpts())
         terminal = _open_terminal(devpts_fd, target, user)
         if terminal:
             fds.closers.append(terminal.close)
@@ -106,6 +105,7 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
             environment(request, target, tools, user),
             request.directory,
             terminal.slave if terminal else -1,
+            foreign=request.own_root,
         )
         channel = Channel()
         fds.fd(channel.reports_read)
@@ -120,6 +120,7 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
             server.handed_over()
         # 5. until it ends
         supervisor = Supervisor(target, monitor, channel, watch, terminal, server, say)
+        supervisor.separate |= command.foreign
         status = supervisor.run()
         if request.verbose:
             for note in supervisor.outcome.notes:
@@ -144,6 +145,8 @@ def _entrance(
     """The nest, or for ``exec`` the container's own root."""
     if tools is None:
         return OwnRoot(target)
+    if request.tools == "host" and not request.read_only and "mnt" in target.namespaces:
+        _make_base_dir()
     own_mnt_fd = fds.fd(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
     return nest.Nest(
         target, tools, server, base=base_dir(), read_only=request.read_only, own_mnt_fd=own_mnt_fd, devpts_fd=devpts_fd
@@ -153,12 +156,13 @@ def _entrance(
 def _fork(session: Session, target: Target) -> int:
     """Fork the monitor. The pid namespace takes effect for children only, so this process joins it: it forks no more."""
     try:
+        step = "enter the container's pid namespace"
         if "pid" in target.namespaces:
             kernel.setns(target.namespaces["pid"], kernel.CLONE_NEWPID)
+        step = "start a process"
         pid = os.fork()
     except OSError as error:
-        hint = hint_for("pid namespace", error.errno or 0)
-        raise CntrError(f"{target.label}: enter the container's pid namespace: {error.strerror}", hint) from None
+        raise StepFailed(f"{target.label}: {step}", error.errno or 0, "", hint_for(step, error.errno or 0)) from None
     if pid == 0:
         session.run()
     return pid
@@ -174,32 +178,53 @@ def base_dir() -> str:
     return base
 
 
-def _open_cgroups(request: Request, target: Target, say: Callable[[str], None]) -> list[tuple[int, str]]:
-    """The cgroup.procs files to join; none when frozen: joining a frozen cgroup freezes the joiner."""
+def _make_base_dir() -> None:
+    """The host's /var/lib/cntr, as a package would ship it: root makes it once, empty.
+
+    Without it each session covers /var/lib with a stand-in (nest.make_mountpoint), 3 ms of mounts on a machine with 35 packages there.
+    """
+    if os.geteuid() == 0 and "CNTR_BASE_DIR" not in os.environ:
+        try:
+            os.mkdir(nest.BASE_DIR, 0o755)
+        except OSError:
+            pass  # it exists, or the root is read-only: then the stand-in it is
+
+
+def _open_cgroups(request: Request, target: Target, say: Callable[[str], None]) -> cgroup.Doors:
+    """The cgroups to join; none when frozen: joining a frozen cgroup freezes the joiner."""
     if not request.join_cgroup:
-        return []
+        return cgroup.Doors([])
     found, unreachable = cgroup.memberships(
         procfs.read("cgroup", target.proc_fd), procfs.read("/proc/self/cgroup"), procfs.read("/proc/self/mountinfo")
     )
     if any(membership.frozen for membership in found):
         say(f"note: {target.label} is paused: the session stays outside its cgroup")
-        return []
+        return cgroup.Doors([])
     if unreachable and request.verbose:
         say(f"note: cgroup not reachable from here: {', '.join(unreachable)}")
     try:
-        return cgroup.open_procs(found)
+        return cgroup.Doors(found)
     except PermissionError as error:
         if not target.as_owner:
             raise CntrError(f"{error.filename}: {error.strerror}", hint_for("cgroup", 0)) from None
         # A user may move processes only below a cgroup delegated to them (cgroups(7)); the engine of a rootless container may.
         say(f"note: the session stays outside the container's cgroup: {error.strerror}: {error.filename}")
-        return []
+        return cgroup.Doors([])
+    except OSError as error:  # EROFS: cntr itself runs in a container
+        raise StepFailed(
+            f"{target.label}: join the container's cgroup",
+            error.errno or 0,
+            printable(str(error.filename)),
+            hint_for("cgroup", 0),
+        ) from None
 
 
 def _open_terminal(devpts_fd: int, target: Target, user: User) -> pty.Pty | None:
     """A pty like the user's terminal, when stdin and stdout are one; else the session's stdio is the caller's own."""
     if not (os.isatty(0) and os.isatty(1)):
         return None
+    from cntr import pty  # without a terminal its imports would be for nothing
+
     terminal = pty.Pty(devpts_fd)
     terminal.like(0, target.outside(user.uid, target.uid_map))
     return terminal
@@ -226,7 +251,7 @@ def environment(request: Request, target: Target, tools: Tools | None, user: Use
     else:
         result = {key: value for key, value in target.environment.items() if not withheld(key)}
         result["PATH"] = tools.path
-        result["HOME"] = user.home if user.home and _is_directory(tools, user.home) else "/"
+        result["HOME"] = user.home if _is_home(tools, user.home, target.outside(user.uid, target.uid_map)) else "/"
         result["SHELL"] = shell_of(tools)
         result["CNTR_TARGET"] = request.target
         result["CNTR_TARGET_PID"] = (
@@ -259,14 +284,26 @@ def default_command(tools: Tools | None) -> list[str]:
     return ["/bin/sh"] if tools is None else [shell_of(tools)]
 
 
-def _is_directory(tools: Tools, path: str) -> bool:
+def _is_home(tools: Tools, path: str, uid: int) -> bool:
+    """Whether a home directory, named by the container, is one on the tools' side whose start-up files can be trusted.
+
+    A shell runs what it finds there. So it must not lie where the nest shows the container's own files, nor may anybody but root
+    and UID (of the caller's user namespace) be able to write to it: an image is free to say /tmp, or another user's home.
+    """
+    if not path.startswith("/") or os.path.normpath(path).lstrip("/").split("/")[0] in ("", "proc", "dev", "sys"):
+        return False
+    if f"{os.path.normpath(path)}/".startswith(f"{base_dir()}/"):
+        return False
+    resolve = kernel.RESOLVE_IN_ROOT | kernel.RESOLVE_NO_SYMLINKS  # a link could lead into those places
     try:
-        os.close(
-            kernel.openat2(tools.root_fd, path.lstrip("/") or ".", os.O_PATH | os.O_DIRECTORY, kernel.RESOLVE_IN_ROOT)
-        )
+        fd = kernel.openat2(tools.root_fd, path.lstrip("/"), os.O_PATH | os.O_DIRECTORY, resolve)
     except OSError:
         return False
-    return True
+    try:
+        status = os.fstat(fd)
+        return status.st_uid in (0, uid) and not status.st_mode & 0o022
+    finally:
+        os.close(fd)
 
 
 def shell_of(tools: Tools) -> str:
@@ -285,4 +322,5 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cntr import pty
     from cntr.fileserver import FileServer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cntr import procfs
+from cntr import kernel, procfs
 
 
 class Membership:
@@ -66,27 +66,55 @@ def _frozen(directory: str, controllers: str) -> bool:
     return False
 
 
-def open_procs(found: list[Membership]) -> list[tuple[int, str]]:
-    """[(fd, path)] of each cgroup.procs, opened for writing now: the kernel checks the opener's credentials.
+class Doors:
+    """The files that let a process into the target's cgroups, opened now: the kernel checks the opener's credentials.
 
-    Raises OSError naming the file.
+    Writing to a cgroup.procs moves a whole process and waits for that, 6-12 ms of RCU grace period. Both ways round it are used: in
+    version 1 a process of one thread moves that thread by ``tasks``; in version 2 a child is forked straight into the cgroup.
     """
-    opened: list[tuple[int, str]] = []
-    try:
-        for membership in found:
-            path = f"{membership.directory}/cgroup.procs"
-            opened.append((os.open(path, os.O_WRONLY | os.O_CLOEXEC), path))
-    except BaseException:
-        for fd, _ in opened:
-            os.close(fd)
-        raise
-    return opened
 
+    __slots__ = ("directory_fd", "files", "inside")
 
-def join(opened: list[tuple[int, str]]) -> None:
-    """Move the calling process in. Raises OSError naming the file."""
-    for fd, path in opened:
+    def __init__(self, found: list[Membership]) -> None:
+        """Raises OSError naming the file."""
+        self.files: list[tuple[int, str, bool]] = []  # fd, path, whether of version 2
+        self.directory_fd = -1  # version 2's, for fork
+        self.inside = False  # whether fork has put us into version 2's
         try:
-            os.write(fd, b"0")
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, path) from None
+            for membership in found:
+                v2 = not membership.controllers
+                path = f"{membership.directory}/{'cgroup.procs' if v2 else 'tasks'}"
+                self.files.append((os.open(path, os.O_WRONLY | os.O_CLOEXEC), path, v2))
+                if v2:
+                    self.directory_fd = os.open(membership.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except BaseException:
+            self.close()
+            raise
+
+    def fork(self) -> int:
+        """fork(2), into version 2's cgroup where the kernel can (5.7); ``join`` does what is left to do. Raises OSError."""
+        if self.directory_fd >= 0:
+            self.inside = True
+            try:
+                return kernel.fork_into_cgroup(self.directory_fd)
+            except OSError:
+                self.inside = False  # too old a kernel, or a rule that writing to cgroup.procs will name
+        return os.fork()
+
+    def join(self) -> None:
+        """Move the calling process, of one thread, in. Raises OSError naming the file."""
+        for fd, path, v2 in self.files:
+            if v2 and self.inside:
+                continue
+            try:
+                os.write(fd, b"0")
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, path) from None
+
+    def close(self) -> None:
+        """Close every fd."""
+        for fd, _, _ in self.files:
+            os.close(fd)
+        if self.directory_fd >= 0:
+            os.close(self.directory_fd)
+        self.files, self.directory_fd = [], -1

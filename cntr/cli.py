@@ -15,7 +15,9 @@ def run(argv: list[str]) -> int:
     while argv and argv[0] == "--debug":
         argv = argv[1:]
     try:
-        return _run(argv)
+        status = _run(argv)
+        sys.stdout.flush()  # here, where a reader that has gone away is no error
+        return status
     except CntrError as error:
         if debug:
             raise
@@ -75,6 +77,8 @@ def _attach(parsed: Parsed) -> int:
     request.transport = parsed.text("transport", "auto")
     request.binding = parsed.text("binding", "auto")
     request.read_only = parsed.flag("read_only")
+    if request.tools != "host":  # their shell is as foreign as the container's own
+        _protect_interpreter(parsed)
     return attach.attach(request, _say)
 
 
@@ -84,14 +88,23 @@ def _exec(parsed: Parsed) -> int:
     if not parsed.words or ("CNTR_TARGET" in os.environ and parsed.words == [os.environ["CNTR_TARGET"]]):
         if "CNTR_TARGET" not in os.environ:
             raise UsageError(
-                "cntr exec: TARGET is missing", "`cntr ps` lists running containers; in a session it can be left out"
+                "exec: TARGET is missing", "`cntr ps` lists running containers; in a session it can be left out"
             )
         from cntr import inside
 
+        _protect_interpreter(parsed)
         return inside.run(parsed.argv or ["/bin/sh"], parsed.texts("env"), parsed.text("workdir", "/"))
     request = _request(parsed)
     request.own_root = True
+    _protect_interpreter(parsed)
     return attach.attach(request, _say)
+
+
+def _protect_interpreter(parsed: Parsed) -> None:
+    """Go on in an interpreter that the program about to be run cannot write to."""
+    from cntr import reexec
+
+    reexec.from_read_only_copy(parsed.line)
 
 
 def _cp(parsed: Parsed) -> int:

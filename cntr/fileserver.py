@@ -24,7 +24,19 @@ class FileServer:
     device_fd: /dev/fuse, for the session to mount; pidfd: readable when the server has ended.
     """
 
-    __slots__ = ("binding", "device_fd", "heartbeat", "pid", "pidfd", "root_fd", "stop_read", "stop_write", "watchdog")
+    __slots__ = (
+        "binding",
+        "device_fd",
+        "heartbeat",
+        "mounted_read",
+        "mounted_write",
+        "pid",
+        "pidfd",
+        "root_fd",
+        "stop_read",
+        "stop_write",
+        "watchdog",
+    )
 
     def __init__(self, root_fd: int, binding: str) -> None:
         """Start serving ROOT_FD's tree by BINDING (auto, devfuse, pyfuse3). Raises CntrError, OSError."""
@@ -36,10 +48,12 @@ class FileServer:
         self.watchdog: Watchdog | None = None
         self.device_fd = mounting.open_device()
         self.stop_read, self.stop_write = os.pipe2(os.O_CLOEXEC)
+        self.mounted_read, self.mounted_write = os.pipe2(os.O_CLOEXEC)
         self.pid = os.fork()
         if self.pid == 0:
             self._serve()
         os.close(self.stop_read)
+        os.close(self.mounted_read)
         self.pidfd = os.pidfd_open(self.pid)
 
     def _serve(self) -> None:
@@ -50,18 +64,15 @@ class FileServer:
             kernel.set_process_name("cntrfs")
             kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
             os.close(self.stop_write)
+            os.close(self.mounted_write)
             os.chdir("/")
             from cntr.cntrfs import mounting
             from cntr.cntrfs.options import Options
 
-            mounting.serve(
-                self.device_fd,
-                os.dup(self.root_fd),
-                Options().settle(),
-                self.stop_read,
-                self.heartbeat,
-                binding=self.binding,
-            )
+            # Reading /dev/fuse before it is mounted is EPERM, so the session says when; its end without a word is the end here too.
+            if os.read(self.mounted_read, 1):
+                options, root_fd = Options().settle(), os.dup(self.root_fd)
+                mounting.serve(self.device_fd, root_fd, options, self.stop_read, self.heartbeat, binding=self.binding)
             status = 0
         except BaseException as error:  # noqa: BLE001  the one process that may print: its stderr is the user's
             sys.stderr.write(f"cntr: the file server failed: {type(error).__name__}: {error}\n")
@@ -81,10 +92,16 @@ class FileServer:
             "allow_other": None,
         }
 
+    def mounted(self) -> None:
+        """In the session: have the server begin."""
+        os.write(self.mounted_write, b"m")
+        self.handed_over()
+
     def handed_over(self) -> None:
-        """The session has its copy of the connection: close ours, or the server's death would not end it."""
+        """Close our copy of the connection: it must end with the server."""
         if self.device_fd >= 0:
             os.close(self.device_fd)
+            os.close(self.mounted_write)
         self.device_fd = -1
 
     def hangs(self, session_pid: int) -> bool:
@@ -95,8 +112,13 @@ class FileServer:
                 return False
             from cntr.cntrfs.watchdog import Watchdog
 
-            self.watchdog = Watchdog(device, self.heartbeat, HANG_SECONDS)
+            self.watchdog = Watchdog("", self.heartbeat, HANG_SECONDS, device)
         return self.watchdog.hangs(self.pid)
+
+    def finished(self) -> bool:
+        """Whether the server has ended of itself, its connection unmounted."""
+        ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return ended is not None and (ended.si_code, ended.si_status) == (os.CLD_EXITED, 0)
 
     def end_connection(self) -> None:
         """Have every waiting call return with an error: the server's death closes the last fd of the connection."""

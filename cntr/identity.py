@@ -16,17 +16,20 @@ from cntr.target import CAP_SYS_PTRACE, Target
 # be obeyed by the tools: the container could write them into its own environment to reach the tools' side.
 WITHHELD = frozenset(
     (
-        "BASH_ENV BASHOPTS CDPATH DEBUGINFOD_URLS EDITOR ENV FPATH GCONV_PATH GDBHISTFILE GETCONF_DIR GLIBC_TUNABLES "
-        "HISTFILE HOSTALIASES IFS INPUTRC JAVA_TOOL_OPTIONS JDK_JAVA_OPTIONS LESSCLOSE LESSOPEN LOCALDOMAIN LOCPATH "
-        "MAGIC MALLOC_TRACE MANPATH MANPAGER NIS_PATH NLSPATH OPENSSL_CONF OPENSSL_ENGINES OPENSSL_MODULES OLDPWD "
-        "PAGER PATH PROMPT_COMMAND PS0 PS1 PS2 PS4 PWD READNULLCMD RESOLV_HOST_CONF RES_OPTIONS SHELL SHELLOPTS SHLVL "
-        "SSL_CERT_FILE SSL_CERT_DIR TERMCAP TERMINFO TERMINFO_DIRS TMPDIR TZDIR VISUAL VIMINIT EXINIT NVIM_LOG_FILE "
-        "ZDOTDIR"
+        "AWKLIBPATH AWKPATH BASH_ENV BASHOPTS BC_ENV_ARGS BROWSER CDPATH CLASSPATH CVS_RSH DC_ENV_ARGS DEBUGINFOD_URLS EDITOR "
+        "ENV EXINIT FPATH GCONV_PATH GDBHISTFILE GETCONF_DIR GLIBC_TUNABLES GNUPGHOME GREP_OPTIONS HISTFILE HOSTALIASES IFS "
+        "INPUTRC KUBECONFIG LANGUAGE LIBGL_DRIVERS_PATH LIBRARY_PATH LOCALDOMAIN LOCPATH MAGIC MAILCAPS MANPAGER MANPATH NIS_PATH "
+        "NLSPATH OLDPWD PAGER PATH POSIXLY_CORRECT PROMPT_COMMAND PS0 PS1 PS2 PS4 PWD READNULLCMD RESOLV_HOST_CONF RES_OPTIONS "
+        "RIPGREP_CONFIG_PATH RSYNC_RSH SASL_PATH SCREENRC SHELL SHELLOPTS SHLVL SSH_ASKPASS SSH_AUTH_SOCK SSL_CERT_DIR "
+        "SSL_CERT_FILE SYSSCREENRC TAR_OPTIONS TERMCAP TERMINFO TERMINFO_DIRS TK_LIBRARY TMPDIR TMUX TZDIR VISUAL WGETRC ZDOTDIR "
+        "ZIPOPT UNZIP"
     ).split()
 )
 WITHHELD_PREFIXES = (
-    "LD_", "DYLD_", "PYTHON", "PERL", "RUBY", "GEM_", "BUNDLE_", "NODE_", "NPM_", "npm_", "GIT_", "BASH_FUNC_", "GTK_", "QT_",
-    "XDG_", "LUA_", "CLASSPATH", "_JAVA", "MALLOC_", "SUDO_", "GCC_", "COMPILER_PATH", "LIBRARY_PATH", "CNTR_", "TCL", "GUILE_",
+    "BASH_FUNC_", "BUNDLE_", "CARGO_", "CNTR_", "COMPILER_PATH", "CORECLR_", "CURL_", "DOTNET_", "DYLD_", "EMACS", "ERL_", "GCC_",
+    "GDK_", "GEM_", "GIO_", "GIT_", "GO111", "GOFLAGS", "GST_", "GTK_", "GUILE_", "JAVA_TOOL_", "JDK_JAVA_", "KRB5_", "LD_", "LESS",
+    "LUA_", "MAKE", "MALLOC_", "NODE_", "NPM_", "NVIM", "OPENSSL_", "PERL", "PHP", "PYTHON", "QT_", "RUBY", "RUSTC", "SUDO_", "TCL",
+    "TEXTDOMAIN", "VIM", "XDG_", "_JAVA", "npm_",
 )  # fmt: skip
 
 
@@ -92,11 +95,9 @@ class Identity:
     privileged: stay the host's root, with its capabilities and label.
     """
 
-    def __init__(
-        self, target: Target, user: User, *, own_root: bool, privileged: bool, cgroup_procs: list[tuple[int, str]]
-    ) -> None:
+    def __init__(self, target: Target, user: User, *, own_root: bool, privileged: bool, doors: cgroup.Doors) -> None:
         """own_root: the session's root is the container's own (``exec``): there is nothing of the host's to read in it."""
-        self.target, self.user, self.privileged, self.cgroup_procs = target, user, privileged, cgroup_procs
+        self.target, self.user, self.privileged, self.doors = target, user, privileged, doors
         self.proc_fd = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         extra = 0 if own_root else CAP_SYS_PTRACE
         self.bounding = target.bounding | extra
@@ -110,13 +111,11 @@ class Identity:
         self.lsm = target.lsm if target.lsm != _own_label() else ""
         self.oom_score_adj = _oom_score_adj(target)
         self.limits = list(enumerate(procfs.limits(procfs.read("limits", target.proc_fd))))
-        with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as stream:
-            self.last_capability = int(stream.read())
+        self.last_capability = int(procfs.read("/proc/sys/kernel/cap_last_cap"))
 
     def close(self) -> None:
         """Close what was opened for it."""
-        for fd, _ in self.cgroup_procs:
-            os.close(fd)
+        self.doors.close()
         os.close(self.proc_fd)
 
     def _ambient(self) -> int:
@@ -129,7 +128,7 @@ class Identity:
         note: called for what the kernel refuses and a session can do without (resource limits, the oom score).
         """
         steps.now = "join the container's cgroup"
-        cgroup.join(self.cgroup_procs)
+        self.doors.join()
         if self.privileged:
             steps.now = "join the container's"
             namespaces.join(self.target.namespaces, "cgroup")
@@ -143,15 +142,23 @@ class Identity:
             steps.now = "take on the container's security label"
             self._set_label()
         steps.now = "take on the container's capability bounding set"
-        for capability in range(self.last_capability + 1):
-            if not self.bounding >> capability & 1:
-                kernel.prctl(kernel.PR_CAPBSET_DROP, capability)
+        self._drop_bounding(self.bounding)
         steps.now = "take on the container's ids"
         self._set_ids(note)
         steps.now = "take on the container's capabilities"
         self._set_capabilities()
         if self.target.no_new_privs:
             kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+
+    def shed(self, kept: int) -> None:
+        """In the monitor: hold no more capabilities than the command and KEPT, a mask. Raises OSError."""
+        self._drop_bounding(self.bounding | kept)
+        kernel.capset(self.permitted | kept, self.permitted | kept, 0)
+
+    def _drop_bounding(self, kept: int) -> None:
+        for capability in range(self.last_capability + 1):
+            if not kept >> capability & 1:
+                kernel.prctl(kernel.PR_CAPBSET_DROP, capability)
 
     def _write_own(self, name: str, text: str, note: Callable[[str], None]) -> None:
         try:

@@ -268,3 +268,80 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     high = [mask >> 32 for mask in (effective, permitted, inheritable)]
     if _libc.capset(_cap_header, _CAPS.pack(*low, *high)) < 0:
         raise _fail("capset")
+
+
+def filesystem_magic(fd: int) -> int:
+    """statfs(2)'s f_type (linux/magic.h) of the filesystem behind any fd."""
+    buffer = (ctypes.c_long * 32)()  # struct statfs: 120 bytes on 64-bit machines, f_type first
+    if _libc.fstatfs(fd, ctypes.byref(buffer)) < 0:
+        raise _fail("fstatfs")
+    return int(buffer[0])
+
+
+# Locks of open file descriptions (fcntl(2)). The waiting form is called here because os.* would go on after a signal.
+F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW = 36, 37, 38
+_FLOCK = struct.Struct("=hhxxxxqqixxxx")
+_libc.fcntl.argtypes = (_int, _int, _voidp)
+_libc.flock.argtypes = (_int, _int)
+
+
+def ofd_lock(fd: int, command: int, kind: int, start: int, length: int) -> tuple[int, int, int]:
+    """One F_OFD_* command; length in bytes, 0 to the end. Returns (kind, start, length) as the kernel left them.
+
+    EAGAIN when it is held by another; EINTR when a signal ended the wait.
+    """
+    buffer = ctypes.create_string_buffer(_FLOCK.pack(kind, os.SEEK_SET, start, length, 0), _FLOCK.size)
+    if _libc.fcntl(fd, command, ctypes.addressof(buffer)) < 0:
+        raise _fail("fcntl")
+    kind, _, start, length, _ = _FLOCK.unpack(buffer.raw)
+    return kind, start, length
+
+
+def flock(fd: int, operation: int) -> None:
+    """flock(2) that a signal interrupts (EINTR)."""
+    if _libc.flock(fd, operation) < 0:
+        raise _fail("flock")
+
+
+_libc.ioctl.argtypes = (_int, ctypes.c_ulong, _voidp)
+
+
+def ioctl_number(fd: int, request: int, data: bytes) -> int:
+    """ioctl(2) on a struct that the kernel only reads; returns its result, which may be any number."""
+    result = int(_libc.ioctl(fd, request, data))
+    if result < 0:
+        raise _fail("ioctl")
+    return result
+
+
+# fanotify(7), linux/fanotify.h
+FAN_CLOEXEC, FAN_NONBLOCK, FAN_UNLIMITED_MARKS = 0x1, 0x2, 0x20
+FAN_REPORT_DFID_NAME_TARGET = 0x200 | 0x400 | 0x800 | 0x1000
+FAN_MARK_ADD, FAN_MARK_FILESYSTEM = 0x1, 0x100
+FAN_MODIFY, FAN_ATTRIB, FAN_MOVED_FROM, FAN_MOVED_TO = 0x2, 0x4, 0x40, 0x80
+FAN_CREATE, FAN_DELETE, FAN_Q_OVERFLOW, FAN_ONDIR = 0x100, 0x200, 0x4000, 0x40000000
+_declare("fanotify_init", _uint, _uint)
+_declare("fanotify_mark", _int, _uint, ctypes.c_uint64, _int, _charp)
+
+
+def fanotify_init() -> int:
+    """fanotify_init(2): a group that reports directory, name and file of each event (kernel 5.17, CAP_SYS_ADMIN)."""
+    flags = FAN_CLOEXEC | FAN_NONBLOCK | FAN_UNLIMITED_MARKS | FAN_REPORT_DFID_NAME_TARGET
+    fd = int(_libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC))
+    if fd < 0:
+        raise _fail("fanotify_init")
+    return fd
+
+
+def fanotify_mark_filesystem(group: int, mask: int, fd: int) -> None:
+    """fanotify_mark(2): report the events of MASK on the whole filesystem that fd is on."""
+    if _libc.fanotify_mark(group, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, mask, fd, None) < 0:
+        raise _fail("fanotify_mark")
+
+
+def filesystem_id(fd: int) -> bytes:
+    """statfs(2)'s f_fsid, the 8 bytes that fanotify reports."""
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.fstatfs(fd, buffer) < 0:
+        raise _fail("fstatfs")
+    return buffer.raw[56:64]  # struct statfs of 64-bit machines

@@ -22,11 +22,12 @@ IN_TARGET = kernel.RESOLVE_IN_ROOT | kernel.RESOLVE_NO_MAGICLINKS
 class Steps:
     """The step under way, for the error of a failing one."""
 
-    __slots__ = ("now",)
+    __slots__ = ("now", "run")
 
     def __init__(self) -> None:
         """Before the first step."""
         self.now = "start"
+        self.run = "run"  # what the last step, execve(2), is called
 
 
 class Nest:
@@ -110,7 +111,7 @@ class Nest:
         kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
         self.steps.now = "mount CntrFS"
         tree_fd = kernel.new_filesystem("fuse", server.mount_options())
-        server.handed_over()
+        server.mounted()
         self._make_root(tree_fd)
 
     def _make_root(self, tree_fd: int) -> None:
@@ -126,17 +127,18 @@ class Nest:
     def graft_target(self) -> None:
         """The target's tree at the base directory."""
         self.steps.now = "mount the container's tree at"
-        place(self.tree_fd, self.base, is_dir=True)
+        place(self.tree_fd, self.base, is_dir=True, read_only=self.read_only)
         kernel.mount(None, self.base, None, kernel.MS_REC | kernel.MS_PRIVATE)
 
     def graft_kernel_filesystems(self) -> None:
         """/proc, /dev and /sys as the target has them; a fresh proc or sysfs of its namespaces where it has none."""
         self.steps.now = "mount the container's /proc"
         if not self._graft_directory("proc", kernel.PROC_SUPER_MAGIC):
-            place(kernel.new_filesystem("proc", {}), "/proc", is_dir=True)
+            place(kernel.new_filesystem("proc", {}), "/proc", is_dir=True, read_only=self.read_only)
         self.steps.now = "mount the container's /sys"
         if not self._graft_directory("sys", kernel.SYSFS_MAGIC):
-            place(kernel.new_filesystem("sysfs", {}, kernel.MOUNT_ATTR_RDONLY), "/sys", is_dir=True)
+            sysfs = kernel.new_filesystem("sysfs", {}, kernel.MOUNT_ATTR_RDONLY)
+            place(sysfs, "/sys", is_dir=True, read_only=self.read_only)
         self.steps.now = "mount the container's /dev"
         self._graft_directory("dev", None)  # without one the tools' own stays
         if self.devpts_fd >= 0 and os.path.isdir("/dev/pts"):
@@ -155,7 +157,7 @@ class Nest:
                 return False
             if magic is None and not has_null_device(fd):
                 return False
-            place(kernel.open_tree(fd, "", CLONE_TREE), f"/{name}", is_dir=True)
+            place(kernel.open_tree(fd, "", CLONE_TREE), f"/{name}", is_dir=True, read_only=self.read_only)
             return True
         finally:
             os.close(fd)
@@ -171,9 +173,16 @@ class Nest:
             try:
                 if stat.S_ISREG(os.fstat(fd).st_mode):
                     clone = kernel.open_tree(fd, "", kernel.OPEN_TREE_CLONE | kernel.AT_EMPTY_PATH)
-                    place(clone, f"/etc/{name}", is_dir=False)
+                    place(clone, f"/etc/{name}", is_dir=False, read_only=self.read_only)
             finally:
                 os.close(fd)
+
+
+def new_devpts() -> int:
+    """A detached devpts mount of its own instance; returns its fd. Raises OSError."""
+    return kernel.new_filesystem(
+        "devpts", {"ptmxmode": "0666", "mode": "0620"}, kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NOEXEC
+    )
 
 
 def has_null_device(dev_fd: int) -> bool:
@@ -184,18 +193,18 @@ def has_null_device(dev_fd: int) -> bool:
         return False
 
 
-def place(tree_fd: int, path: str, *, is_dir: bool) -> None:
+def place(tree_fd: int, path: str, *, is_dir: bool, read_only: bool = False) -> None:
     """Mount a detached tree at PATH of the nest and close its fd's claim on it; PATH is made to exist, in the nest only."""
     try:
         kernel.move_mount(tree_fd, kernel.AT_FDCWD, path)
     except OSError as error:
-        if error.errno not in (2, 20):  # ENOENT; ENOTDIR: a file where a directory is to be, or the reverse
+        if error.errno not in (2, 20, 22):  # ENOENT; ENOTDIR, EINVAL: a file where a directory is to be, or the reverse
             raise
-        make_mountpoint(path, is_dir=is_dir)
+        make_mountpoint(path, is_dir=is_dir, read_only=read_only)
         kernel.move_mount(tree_fd, kernel.AT_FDCWD, path)
 
 
-def make_mountpoint(path: str, *, is_dir: bool) -> None:
+def make_mountpoint(path: str, *, is_dir: bool, read_only: bool = False) -> None:
     """Make PATH exist without writing to the tools' tree: a tmpfs stands in for its nearest existing directory.
 
     The stand-in shows all that the directory holds (bind mounts, symbolic links) and the new name. New files made in that
@@ -207,15 +216,18 @@ def make_mountpoint(path: str, *, is_dir: bool) -> None:
         missing.insert(0, name)
     tmpfs = kernel.new_filesystem("tmpfs", {"mode": "755", "size": "4m"}, kernel.MOUNT_ATTR_NODEV)
     binds = []
-    for entry in os.scandir(parent):
-        if entry.name == missing[0]:
+    for name in os.listdir(parent):
+        if name == missing[0]:
             continue
-        if entry.is_symlink():
-            os.symlink(os.readlink(entry.path), entry.name, dir_fd=tmpfs)
+        source = os.path.join(parent, name)
+        # Asked of the path: a directory entry's type would be that of a symbolic link which a mount covers already.
+        mode = os.lstat(source).st_mode
+        if stat.S_ISLNK(mode):
+            os.symlink(os.readlink(source), name, dir_fd=tmpfs)
             continue
-        _make(tmpfs, entry.name, is_dir=entry.is_dir())
+        _make(tmpfs, name, is_dir=stat.S_ISDIR(mode))
         flags = kernel.OPEN_TREE_CLONE | kernel.AT_RECURSIVE | kernel.AT_SYMLINK_NOFOLLOW
-        binds.append((entry.name, kernel.open_tree(kernel.AT_FDCWD, entry.path, flags)))
+        binds.append((name, kernel.open_tree(kernel.AT_FDCWD, source, flags)))
     kernel.move_mount(tmpfs, kernel.AT_FDCWD, parent)
     for name, fd in binds:
         kernel.move_mount(fd, tmpfs, name)
@@ -226,6 +238,8 @@ def make_mountpoint(path: str, *, is_dir: bool) -> None:
     for index in range(len(missing)):
         last = index == len(missing) - 1
         _make(tmpfs, "/".join(missing[: index + 1]), is_dir=is_dir or not last)
+    if read_only:
+        kernel.mount_setattr(tmpfs, "", recursive=False, attr_set=kernel.MOUNT_ATTR_RDONLY)
     os.close(tmpfs)
 
 

@@ -42,9 +42,9 @@ class Command:
 
 
 class Parsed:
-    """What the user typed: the command, {key: value}, the positional words, and the words after ``--``."""
+    """What the user typed: the command, {key: value}, the positional words, the words after ``--``, and the line itself."""
 
-    __slots__ = ("argv", "command", "values", "words")
+    __slots__ = ("argv", "command", "line", "values", "words")
 
     def __init__(self, command: Command) -> None:
         """Empty."""
@@ -52,6 +52,7 @@ class Parsed:
         self.values: dict[str, object] = {}
         self.words: list[str] = []
         self.argv: list[str] = []
+        self.line: list[str] = []
 
     def flag(self, key: str) -> bool:
         """Whether a flag was given."""
@@ -196,6 +197,7 @@ def parse(argv: list[str]) -> Parsed:
             f"{printable(name)}: no such command", f"did you mean `cntr {near}`? `cntr --help` lists them all"
         )
     parsed = Parsed(command)
+    parsed.line = list(argv)
     rest = argv[1:]
     known = {name: option for option in (*command.options, HELP, DEBUG) for name in option.names}
     while rest:
@@ -217,9 +219,7 @@ def parse(argv: list[str]) -> Parsed:
 
 def _take_command(parsed: Parsed, words: list[str]) -> None:
     if not parsed.command.takes_command:
-        raise UsageError(
-            f"cntr {parsed.command.name} takes no command after --", f"see `cntr {parsed.command.name} --help`"
-        )
+        raise UsageError(f"{parsed.command.name} takes no command after --", f"see `cntr {parsed.command.name} --help`")
     if not words:
         raise UsageError("no command after --", "leave -- out for a shell")
     parsed.argv = words
@@ -230,7 +230,7 @@ def _take_option(parsed: Parsed, known: dict[str, Option], word: str, rest: list
     option = known.get(name)
     see = f"`cntr {parsed.command.name} --help` lists them"
     if option is None:
-        raise UsageError(f"cntr {parsed.command.name}: no such option: {printable(name)}", see)
+        raise UsageError(f"{parsed.command.name}: no such option: {printable(name)}", see)
     if not option.value:
         if equals:
             raise UsageError(f"{name} takes no value", see)
@@ -258,8 +258,8 @@ def _check_words(parsed: Parsed) -> None:
     if len(parsed.words) < len(needed):
         missing = needed[len(parsed.words)]
         hint = "`cntr ps` lists running containers" if missing == "TARGET" else f"see `cntr {command.name} --help`"
-        raise UsageError(f"cntr {command.name}: {missing} is missing", hint)
+        raise UsageError(f"{command.name}: {missing} is missing", hint)
     if len(parsed.words) > len(command.positional):
         raise UsageError(
-            f"cntr {command.name}: unexpected word: {printable(parsed.words[-1])}", f"see `cntr {command.name} --help`"
+            f"{command.name}: unexpected word: {printable(parsed.words[-1])}", f"see `cntr {command.name} --help`"
         )

@@ -61,13 +61,6 @@ class Pty:
             os.close(self.slave)
 
 
-def new_devpts() -> int:
-    """A detached devpts mount of its own instance; returns its fd. Raises OSError."""
-    return kernel.new_filesystem(
-        "devpts", {"ptmxmode": "0666", "mode": "0620"}, kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NOEXEC
-    )
-
-
 class RawTerminal:
     """The user's terminal in raw mode, restored on every way out."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import time
 
-from cntr import attach, cgroup, engines, identity, kernel, nest, procfs, pty
+from cntr import attach, cgroup, engines, identity, kernel, nest, procfs
+from cntr.engines import listing
 from cntr.errors import EXIT_FAILED, CntrError, printable
 from cntr.namespaces import KINDS
 from cntr.target import CAP_SYS_PTRACE, Target, capability_names
@@ -49,30 +49,18 @@ class Report:
 def ps() -> Report:
     """The running containers of every engine."""
     report = Report("engine", "name", "id", "pid", "state", "owner", "userns", "image")
-    present = [entry for entry in engines.entries() if entry.present()]
-    seen: set[int] = set()  # Podman's containers are crun's too: the registry names the engine the user knows first
-    for answer in engines.ask(present, None, time.monotonic() + engines.ASK_SECONDS):
-        for found in answer.containers:
-            if found.pid in seen:
-                continue
-            seen |= {found.pid} - {0}
-            report.add(
-                found.engine,
-                found.name,
-                found.id[:12],
-                found.pid,
-                found.state,
-                found.owner,
-                _user_namespace(found.pid),
-                found.image,
-            )
+    found, answers = listing.running()
+    for container in found:
+        report.add(
+            *(container.engine, container.name, container.id[:12], container.pid, container.state),
+            *(listing.owner_name(container.owner), _user_namespace(container.pid), container.image),
+        )
+    for answer in answers:
         if answer.refused:
             report.footer.append(f"{answer.entry.name}: did not answer: {printable(answer.refused)}")
-    report.rows.sort(key=lambda row: (str(row[0]), str(row[1])))
     if not report.rows:
-        report.footer.insert(
-            0, f"no running containers (asked: {', '.join(entry.name for entry in present) or 'no engine is here'})"
-        )
+        asked = ", ".join(answer.entry.name for answer in answers)
+        report.footer.insert(0, f"no running containers (asked: {asked or 'no engine is here'})")
     return report
 
 
@@ -98,6 +86,8 @@ def inspect(name: str) -> Report:
         _inspect_namespaces(report, target)
         _inspect_cgroups(report, target)
         _inspect_identity(report, target)
+        _inspect_limits(report, target)
+        _inspect_environment(report, target)
         _inspect_files(report, target)
     finally:
         target.close()
@@ -175,6 +165,9 @@ def _inspect_identity(report: Report, target: Target) -> None:
         "yes",
         "lowering it needs CAP_SYS_RESOURCE",
     )
+
+
+def _inspect_limits(report: Report, target: Target) -> None:
     import resource
 
     for row in procfs.read("limits", target.proc_fd).splitlines()[1:]:
@@ -191,6 +184,9 @@ def _inspect_identity(report: Report, target: Target) -> None:
             "partly" if raised else "yes",
             "above ours: needs CAP_SYS_RESOURCE" if raised else "",
         )
+
+
+def _inspect_environment(report: Report, target: Target) -> None:
     kept = [key for key in target.environment if not identity.withheld(key)]
     left = [printable(key) for key in target.environment if identity.withheld(key)]
     report.add(
@@ -251,7 +247,7 @@ def doctor() -> Report:
         ("mount API (open_tree, move_mount)", _probe_mount_api, "kernel 5.2 or newer, CAP_SYS_ADMIN"),
         ("mount_setattr (--read-only)", _probe_mount_setattr, "kernel 5.12 or newer"),
         ("openat2 (paths never leave the container)", _probe_openat2, "kernel 5.6 or newer"),
-        ("private terminals (devpts)", lambda: os.close(pty.new_devpts()), "CAP_SYS_ADMIN, and devpts in the kernel"),
+        ("private terminals (devpts)", lambda: os.close(nest.new_devpts()), "CAP_SYS_ADMIN, and devpts in the kernel"),
     ):
         _feature(report, feature, probe, fix)
     for number, name, fix in NEEDED_CAPABILITIES:
@@ -263,12 +259,8 @@ def doctor() -> Report:
     except OSError:
         modules = ""
     report.add("security modules", modules or "not visible", "")
-    for entry in engines.entries():
-        report.add(
-            f"engine {entry.name}",
-            "found" if entry.present() else "not here",
-            "" if entry.present() else f"looked for {' '.join(entry.traces)}",
-        )
+    for finding in listing.findings():
+        report.add(f"engine {finding.engine}", finding.state, finding.found)
     if not root or any(row[1] == "no" for row in report.rows[1:4]):
         report.status = EXIT_FAILED if any(row[1] == "no" for row in report.rows[1:4]) else 0
     return report

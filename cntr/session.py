@@ -1,44 +1,49 @@
 """The session's two processes: the *monitor*, which owns the nest, and the *command*, which becomes the user's shell.
 
-The monitor lives in the target's pid namespace with the host's privileges: it starts the command, passes signals on, and ends with all
-that the command left behind: it is the subreaper (prctl(2)) of everything in the session, so nothing escapes it, and the end of
-the orders pipe tells it that the supervisor was killed. Like everything after the fork it imports nothing.
+The monitor lives in the target's pid namespace: it assembles the nest with the host's privileges, starts the command, sheds them, passes
+signals on, and ends with all that the command left behind: it is the subreaper (prctl(2)) of everything in the session, so nothing
+escapes it, and the end of the orders pipe tells it that the supervisor was killed. Like everything after the fork it imports nothing.
 """
 
 from __future__ import annotations
 
 import _signal as signal  # the module behind signal, without its import of enum (5 ms)
 import errno
-import fcntl
 import os
 import select
-import termios
 
 from cntr import kernel, namespaces
 from cntr.channel import EXITED, FAILED, KILLED, NOTE, Channel
+from cntr.target import CAP_KILL, CAP_SYS_PTRACE
 
 EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 126, 127
 
 
 class Command:
-    """What to run: argv, environment, working directory, and the pty's slave (-1 without a terminal)."""
+    """What to run: argv, environment, working directory, and the pty's slave (-1 without a terminal).
 
-    __slots__ = ("argv", "directory", "environment", "tty_fd")
+    foreign: a program of the container's: it must not find the caller's terminal behind /dev/tty, where it could type (TIOCSTI).
+    """
 
-    def __init__(self, argv: list[str], environment: dict[str, str], directory: str, tty_fd: int) -> None:
+    __slots__ = ("argv", "directory", "environment", "foreign", "tty_fd")
+
+    def __init__(
+        self, argv: list[str], environment: dict[str, str], directory: str, tty_fd: int, *, foreign: bool = False
+    ) -> None:
         """Keep the parts; argv[0] is looked for in environment["PATH"]."""
         self.argv, self.environment, self.directory, self.tty_fd = argv, environment, directory, tty_fd
+        self.foreign = foreign
 
 
 class Session:
     """Both processes' code; every object in it was made before the fork."""
 
-    __slots__ = ("channel", "command", "enter", "host_proc_fd", "identity", "signal_fd", "steps")
+    __slots__ = ("channel", "command", "enter", "identity", "proc_fd", "signal_fd", "steps")
 
     def __init__(self, enter: Entrance, identity: Identity, command: Command, channel: Channel) -> None:
         """enter: the nest, or the container's own root, with ``assemble()`` and ``steps``."""
         self.enter, self.identity, self.command, self.channel = enter, identity, command, channel
-        self.steps, self.host_proc_fd, self.signal_fd = enter.steps, identity.proc_fd, -1
+        self.steps, self.proc_fd, self.signal_fd = enter.steps, identity.proc_fd, -1
 
     def run(self) -> None:
         """Be the monitor, in a process just forked; never returns."""
@@ -48,12 +53,18 @@ class Session:
             kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # our memory and exe are the host's
             kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
             kernel.set_process_name("cntr-monitor")
-            if self.command.tty_fd >= 0:
+            if self.command.tty_fd >= 0 or self.command.foreign:
                 os.setsid()  # the caller's terminal sends its signals to the supervisor alone
             self.steps.now = "join the container's"
             namespaces.join(self.identity.target.namespaces, "net", "ipc", "uts", "time")
+            try:
+                self.proc_fd = kernel.new_filesystem("proc", {})  # of this pid namespace, seen by nobody else
+            except OSError:
+                pass  # its owner may not make one where the host's /proc is partly covered: the host's will do
             self.enter.assemble()
-            status = self._monitor(self._start())
+            command_pid = self._start()
+            self._shed()
+            status = self._monitor(command_pid)
         except OSError as error:
             self._failed(error)
         except BaseException as error:  # noqa: BLE001  nothing may be printed here: the terminal is the user's
@@ -69,7 +80,7 @@ class Session:
         """Fork the command; returns its pid."""
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         self.signal_fd = kernel.signalfd((signal.SIGCHLD,))
-        pid = os.fork()
+        pid = self.identity.doors.fork()
         if pid == 0:
             try:
                 self._become_command()
@@ -83,6 +94,21 @@ class Session:
             os.close(self.command.tty_fd)
         return pid
 
+    def _shed(self) -> None:
+        """Give up what only the assembling needed: a container that may trace us (CAP_SYS_PTRACE) would gain it.
+
+        Left are the command's own capabilities, CAP_KILL to end it, CAP_SYS_PTRACE to keep lesser containers out, and five fds, none
+        of which leads to the host.
+        """
+        first = 3
+        for kept in sorted((self.signal_fd, self.channel.orders_read, self.channel.reports_write, self.proc_fd)):
+            if kept > first:
+                kernel.close_range(first, 0, kept - 1)
+            first = kept + 1
+        kernel.close_range(first, 0)
+        if not self.identity.privileged:
+            self.identity.shed(CAP_KILL | CAP_SYS_PTRACE)
+
     def _become_command(self) -> None:
         """Take on the identity and exec. Raises OSError."""
         self.identity.assume(self.steps, lambda text: self.channel.report(NOTE, text))
@@ -90,7 +116,7 @@ class Session:
         self.steps.now = "set up the terminal"
         if command.tty_fd >= 0:
             os.setsid()
-            fcntl.ioctl(command.tty_fd, termios.TIOCSCTTY, 0)
+            kernel.take_terminal(command.tty_fd)
             for fd in (0, 1, 2):
                 os.dup2(command.tty_fd, fd)
         self.steps.now = "change to directory"
@@ -102,7 +128,7 @@ class Session:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         kernel.close_range(3, kernel.CLOSE_RANGE_CLOEXEC)
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-        self.steps.now = "run"
+        self.steps.now = self.steps.run
         self._exec()
 
     def _exec(self) -> None:
@@ -156,9 +182,9 @@ class Session:
             except ChildProcessError:
                 return
             for pid in self._children():
-                # A /proc/PID directory is a pidfd to the kernel: the host's numbers mean nothing in this pid namespace.
+                # A /proc/PID directory is a pidfd to the kernel, whichever pid namespace its number is from.
                 try:
-                    fd = os.open(pid, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.host_proc_fd)
+                    fd = os.open(pid, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.proc_fd)
                 except OSError:
                     continue
                 try:
@@ -173,8 +199,8 @@ class Session:
                 return
 
     def _children(self) -> list[str]:
-        """Our children's pids as the host's /proc names them (proc(5): /proc/PID/task/TID/children)."""
-        fd = os.open("thread-self/children", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.host_proc_fd)
+        """Our children's names in /proc (proc(5): /proc/PID/task/TID/children)."""
+        fd = os.open("thread-self/children", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.proc_fd)
         try:
             return os.read(fd, 1 << 20).decode().split()
         finally:

@@ -10,7 +10,6 @@ import time
 from cntr import kernel
 from cntr.channel import EXITED, FAILED, KILLED, NOTE, Channel, Reader
 from cntr.errors import EXIT_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CntrError, StepFailed, printable
-from cntr.pty import Pty, Pump, RawTerminal
 from cntr.target import Target
 
 FORWARDED = (
@@ -94,10 +93,17 @@ class Supervisor:
         self.target, self.monitor, self.channel, self.watch, self.pty = target, monitor, channel, watch, pty
         self.monitor_fd = os.pidfd_open(monitor)
         self.reader, self.outcome = Reader(channel.reports_read), Outcome()
-        self.terminal = RawTerminal(0) if pty else None
-        self.pump = Pump(0, 1, pty.master) if pty else None
+        self.terminal: RawTerminal | None = None
+        self.pump: Pump | None = None
+        if pty:
+            from cntr.pty import Pump, RawTerminal
+
+            self.terminal, self.pump = RawTerminal(0), Pump(0, 1, pty.master)
         self.deadline = 0.0  # monotonic seconds; when the session is ended by force
         self.orders_open = True
+        self.separate = (
+            pty is not None
+        )  # the session is none of our terminal's: a signal of its driver is ours to pass on
 
     def run(self) -> int:
         """Wait for the end; the exit status of the CLI contract. Raises CntrError."""
@@ -163,11 +169,9 @@ class Supervisor:
         return min(limits, default=None)
 
     def _server_ended(self) -> None:
-        """Right when the session has ended before: its last mount went, and was reported by then."""
+        """As it should once the session's mounts are gone; else it died."""
         self.server_ended = True
-        for frame in self.reader.frames():
-            self.outcome.take(frame)
-        if self.outcome.status is None and not self.outcome.failed:
+        if self.server and not self.server.finished():
             self._lose_server("died")
 
     def _lose_server(self, how: str) -> None:
@@ -191,7 +195,7 @@ class Supervisor:
                     self._order(number)
             elif self.pty and number in (signal.SIGHUP, signal.SIGTERM):
                 self._hang_up()
-            elif self.pty or code != SI_KERNEL:
+            elif self.separate or code != SI_KERNEL:
                 self._order(number)
 
     def _order(self, number: int) -> None:
@@ -237,7 +241,7 @@ class Supervisor:
             error = StepFailed(
                 f"{self.target.label}: {step}", int(number), printable(path), hint_for(step, int(number))
             )
-            if step == "run":
+            if step.startswith("run"):
                 error.exit_code = EXIT_NOT_FOUND if int(number) == 2 else EXIT_NOT_EXECUTABLE
             raise error
         if outcome.server_gone:
@@ -250,7 +254,9 @@ class Supervisor:
 
 def hint_for(step: str, number: int) -> str:
     """What to do about a failed step, by its name and errno."""
-    if step == "run":
+    if step == "run in the container" and number == 2:
+        return "the container has no such program: `cntr attach` brings your own tools"
+    if step.startswith("run"):
         return (
             "is it installed on the tools' side, and in PATH?"
             if number == 2
@@ -264,6 +270,10 @@ def hint_for(step: str, number: int) -> str:
         return "--privileged keeps the host's label"
     if number == 1:
         return "`cntr doctor` says which privilege is missing here"
+    if number == 11:
+        return "a limit on processes is reached: ulimit -u, or pids.max of the caller's cgroup"
+    if number == 24:
+        return "a limit on open files is reached: ulimit -n"
     if number == 38:
         return "the kernel lacks this call (mount API: 5.2, mount_setattr: 5.12)"
     return "`cntr --debug attach …` shows the whole story"
@@ -274,3 +284,4 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cntr.fileserver import FileServer
+    from cntr.pty import Pty, Pump, RawTerminal

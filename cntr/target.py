@@ -18,7 +18,7 @@ CAPABILITIES = (
     "sys_admin sys_boot sys_nice sys_resource sys_time sys_tty_config mknod lease audit_write audit_control "
     "setfcap mac_override mac_admin syslog wake_alarm block_suspend audit_read perfmon bpf checkpoint_restore"
 ).split()
-CAP_SYS_PTRACE = 1 << 19
+CAP_KILL, CAP_SYS_PTRACE = 1 << 5, 1 << 19
 
 
 def capability_names(mask: int) -> list[str]:

@@ -100,7 +100,15 @@ def tarball(suite: str) -> Path:
     print(f"cleanroom: making Debian {suite} with {' '.join(FRESH)} (once; kept in {CACHE})", flush=True)
     options = [f"--aptopt={line}" for line in apt_settings()]
     partial = cached.with_suffix(f".{os.getpid()}.tar")
-    command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(FRESH)}", *options, suite, partial]
+    command = [
+        "mmdebstrap",
+        "--quiet",
+        "--variant=minbase",
+        f"--include={','.join(FRESH)}",
+        *options,
+        suite,
+        str(partial),
+    ]
     try:
         subprocess.run([*command, "-"], input="\n".join(sources), text=True, check=True)
         partial.rename(cached)

@@ -15,7 +15,7 @@ TRANSCRIPT = (
     ("its processes, in its own pid namespace, seen with this machine's tools", "cat /proc/1/comm; ls -d /proc/[0-9]*"),
     ("its host name", "cat /proc/sys/kernel/hostname"),
     ("its network namespace: only lo", "cat /proc/net/dev | cut -d: -f1 | tail -n +3"),
-    ("its environment", "env | grep -E '^(APP_MODE|CNTR_TARGET)='"),
+    ("its environment", 'env | grep -E "^(APP_MODE|CNTR_TARGET)="'),
     ("the tools are this machine's", "command -v python3 && . /etc/os-release && echo $PRETTY_NAME"),
 )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import secrets
 import shlex
 import time
 from collections.abc import Iterator
@@ -141,14 +142,22 @@ class Machine:
 
     @contextlib.contextmanager
     def background(self, command: str, *, user: str = "root") -> Iterator[Background]:
-        """A command that runs while the scenario goes on; it is ended with the block."""
+        """A command that runs while the scenario goes on; its whole process group is ended with the block."""
         if self._lost:
             raise self._lost
-        job = self._carrier.start(command, user)
+        note = f"/tmp/lab-job-{secrets.token_hex(4)}"
+        # Closing an SSH channel sends no signal: the group is remembered, and ended by name.
+        inner = f"echo $$ >{note}; {command}"
+        job = self._carrier.start(f"exec setsid --wait sh -c {shlex.quote(inner)}", user)
         try:
             yield job
         finally:
-            job.close()
+            end = f"g=$(cat {note}) && rm -f {note} && kill -TERM -- -$g && for i in 1 2 3 4 5 6 7 8 9 10; do "
+            end += "kill -0 -- -$g || exit 0; sleep 0.2; done && kill -KILL -- -$g"
+            try:
+                self.run(f"{{ {end}; }} 2>/dev/null", user=user, timeout=20)
+            finally:
+                job.close()
 
     @contextlib.contextmanager
     def terminal(self, command: str, *, user: str = "root", columns: int = 80, rows: int = 24) -> Iterator[Terminal]:

@@ -42,6 +42,9 @@ def static_binary() -> bytes:
 # chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw sys_chroot mknod audit_write setfcap
 DOCKER_DEFAULT = 0xA80425FB
 
+# Read here: the container may have no /proc to read them from.
+_LAST_CAPABILITY = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
+_OWN_CAPABILITIES = int(procfs.status(Path("/proc/self/status").read_text())["CapPrm"], 16)
 
 NAMESPACES = kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
 
@@ -140,7 +143,7 @@ class SlimContainer:
 
     def _drop(self) -> None:
         """Keep only the capabilities asked for, as an engine does for its containers."""
-        for capability in range(int(Path("/proc/sys/kernel/cap_last_cap").read_text()) + 1):
+        for capability in range(_LAST_CAPABILITY + 1):
             if not self.capabilities >> capability & 1:
                 kernel.prctl(kernel.PR_CAPBSET_DROP, capability)
         os.setgroups([])
@@ -148,13 +151,13 @@ class SlimContainer:
             os.setresgid(self.uid, self.uid, self.uid)
             os.setresuid(self.uid, self.uid, self.uid)
         else:
-            kept = self.capabilities & int(procfs.status(Path("/proc/self/status").read_text())["CapPrm"], 16)
+            kept = self.capabilities & _OWN_CAPABILITIES
             kernel.capset(kept, kept, 0)
 
     def _pivot(self) -> None:
         root = str(self.root)
         kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
-        kernel.mount(root, root, None, kernel.MS_BIND)
+        kernel.mount(root, root, None, kernel.MS_BIND | kernel.MS_REC)
         if self.mount_proc:
             kernel.mount("proc", f"{root}/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
         kernel.mount("tmpfs", f"{root}/dev", "tmpfs", kernel.MS_NOSUID, "mode=755,size=64k")

@@ -7,7 +7,6 @@ import dataclasses
 import io
 import re
 import shlex
-import socket
 import subprocess
 import tarfile
 import time
@@ -345,12 +344,16 @@ class _LocalBackground:
 
     def close(self) -> None:
         if self._process.poll() is None:
+            # nsenter's child is in another pid namespace and may hold the pipes: never wait for their end.
             self._process.terminate()
             try:
-                self._process.communicate(timeout=10)
+                self._process.wait(5)
             except subprocess.TimeoutExpired:
                 self._process.kill()
-                self._process.communicate()
+                self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
 
 
 def _shell_status(returncode: int) -> int:
@@ -397,5 +400,5 @@ def _as_connection_error() -> Iterator[None]:
         yield
     except (TimeoutError, ConnectionError):
         raise
-    except (paramiko.SSHException, EOFError, socket.error) as error:
+    except (OSError, paramiko.SSHException, EOFError) as error:
         raise ConnectionError(str(error) or type(error).__name__) from error

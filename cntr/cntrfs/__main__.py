@@ -27,9 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         options = parse(given.options, Options(read_only=given.read_only))
         if given.cache:
             set_cache(options, given.cache)
-        return mounting.run(
-            given.source, given.mountpoint, options, binding=given.binding, foreground=given.foreground
-        )
+        return mounting.run(given.source, given.mountpoint, options, binding=given.binding, foreground=given.foreground)
     except CntrError as error:
         sys.stderr.write(f"cntr: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
         return error.exit_code

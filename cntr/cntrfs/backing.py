@@ -26,31 +26,62 @@ _FSETID = 1 << kernel_fs.CAP_FSETID
 class Caller:
     """Who asks: ids in the server's user namespace, the process, and the umask where the kernel left it to us."""
 
-    __slots__ = ("gid", "pid", "uid", "umask")
+    __slots__ = ("gid", "known_groups", "pid", "uid", "umask")
 
-    def __init__(self, uid: int, gid: int, pid: int, umask: int = 0) -> None:
-        """pid: of the calling thread, 0 when it has none in the server's pid namespace."""
+    def __init__(self, uid: int, gid: int, pid: int, umask: int = 0, groups: tuple[int, ...] = ()) -> None:
+        """pid: of the calling thread, 0 when it has none in the server's pid namespace; groups: as far as told."""
         self.uid = uid
         self.gid = gid
         self.pid = pid
         self.umask = umask
+        self.known_groups = groups
 
     def groups(self) -> tuple[int, ...]:
-        """The supplementary groups, from /proc/PID/status; none when the process is gone or not to be seen.
+        """The supplementary groups: as far as the kernel told, else all, from /proc."""
+        return self.known_groups or _identity(self.pid)[2]
 
-        /proc shows them in the reader's user namespace, which is the server's: a caller inside a user namespace
-        comes out translated.
+    def resolved(self) -> Caller:
+        """The caller with ids: the kernel leaves them out (-1) of what doesn't create, where it allows idmapped mounts.
+
+        A caller that is gone, or has no pid here, counts as nobody.
         """
-        if not self.pid:
-            return ()
-        try:
-            with open(f"/proc/{self.pid}/status", "rb") as status:
-                for line in status:
-                    if line.startswith(b"Groups:"):
-                        return tuple(int(group) for group in line.split()[1:])
-        except OSError:
-            pass
-        return ()
+        if self.uid != UNKNOWN_ID:
+            return self
+        uid, gid, groups, _ = _identity(self.pid)
+        return Caller(uid, gid, self.pid, self.umask, groups)
+
+    def is_capable(self, capability: int) -> bool:
+        """Does the caller, when it is root, hold this capability? (Another user's may count in its namespace only.)"""
+        uid, _, _, effective = _identity(self.pid) if self.pid else (self.uid, 0, (), ~0)
+        return uid == 0 and bool(effective >> capability & 1)
+
+
+UNKNOWN_ID = 0xFFFFFFFF
+_NOBODY: tuple[int, int, tuple[int, ...], int] = 65534, 65534, (), 0
+
+
+def _identity(pid: int) -> tuple[int, int, tuple[int, ...], int]:
+    """(fsuid, fsgid, supplementary groups, effective capabilities) of a thread, from /proc/PID/status.
+
+    /proc shows ids in the reader's user namespace, which is the server's: a caller inside a user namespace comes out
+    translated.
+    """
+    uid, gid, groups, effective = _NOBODY
+    try:
+        with open(f"/proc/{pid}/status", "rb") as status:
+            for line in status:
+                key, _, value = line.partition(b":")
+                if key == b"Uid":
+                    uid = int(value.split()[3])
+                elif key == b"Gid":
+                    gid = int(value.split()[3])
+                elif key == b"Groups":
+                    groups = tuple(int(group) for group in value.split())
+                elif key == b"CapEff":
+                    effective = int(value, 16)
+    except OSError:
+        return _NOBODY
+    return uid, gid, groups, effective
 
 
 SERVER = Caller(0, 0, 0)

@@ -7,6 +7,7 @@ it, because a mistake in one operation must never end the mount. A binding calls
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -41,7 +42,7 @@ def errno_of(error: BaseException) -> int:
 class Changes:
     """What SETATTR is to change; None leaves a value alone. Times are (seconds, nanoseconds or NOW)."""
 
-    __slots__ = ("atime", "gid", "kill_suidgid", "mode", "mtime", "size", "uid")
+    __slots__ = ("atime", "gid", "killer", "mode", "mtime", "size", "uid")
 
     def __init__(self) -> None:
         """Nothing changes."""
@@ -51,7 +52,7 @@ class Changes:
         self.size: int | None = None  # bytes
         self.atime: tuple[int, int] | None = None
         self.mtime: tuple[int, int] | None = None
-        self.kill_suidgid = False  # truncating kills set-id bits: the caller has no CAP_FSETID
+        self.killer: Caller | None = None  # truncating kills set-id bits: this caller has no CAP_FSETID
 
 
 class Core(FileOperations):
@@ -63,12 +64,14 @@ class Core(FileOperations):
         self.credentials = Credentials()
         self.nodes = NodeTable(root_fd, options.max_fds)
         self.handles = {}
+        self.last_handle = 0
         os.umask(0)
 
     def close(self) -> None:
         """Close every fd of the tree."""
         for handle in self.handles.values():
-            os.close(handle.fd)
+            if handle.fd >= 0:
+                os.close(handle.fd)
         self.handles.clear()
         self.nodes.close()
 
@@ -106,7 +109,7 @@ class Core(FileOperations):
     def getattr(self, nodeid: int, fh: int | None = None) -> tuple[Node, Attributes]:
         """GETATTR, on the open file where one is given."""
         handle = self.handles.get(fh) if fh is not None else None
-        if handle is not None:
+        if handle is not None and handle.fd >= 0:
             return handle.node, kernel_fs.statx(handle.fd)
         node = self.nodes.get(nodeid)
         return node, kernel_fs.statx(self.nodes.fd(node))
@@ -125,10 +128,12 @@ class Core(FileOperations):
         """SETATTR: size, then owner, then mode (a change of owner clears set-id bits), then times."""
         node = self.nodes.get(nodeid)
         handle = self.handles.get(fh) if fh is not None else None
-        fd = handle.fd if handle is not None else self.nodes.fd(node)
+        fd = handle.fd if handle is not None and handle.fd >= 0 else self.nodes.fd(node)
         path = proc_path(fd)
         if changes.size is not None:
-            self._truncate(handle.fd if handle is not None and handle.writable else None, path, changes)
+            # Through the open file where there is one: ftruncate(2) sets mtime even when the size stays.
+            writable = handle is not None and handle.writable
+            self._truncate(self.file_fd(handle) if handle is not None and writable else None, path, changes, fd)
         if changes.uid is not None or changes.gid is not None:
             uid = _UNCHANGED if changes.uid is None else changes.uid
             kernel_fs.chown(fd, uid, _UNCHANGED if changes.gid is None else changes.gid)
@@ -138,13 +143,9 @@ class Core(FileOperations):
             kernel_fs.utimens(path, changes.atime or _OMIT, changes.mtime or _OMIT)
         return node, kernel_fs.statx(fd)
 
-    def _truncate(self, fd: int | None, path: bytes, changes: Changes) -> None:
-        size = changes.size or 0
-        if changes.kill_suidgid:
-            with self.credentials.without_fsetid():
-                os.truncate(path if fd is None else fd, size)
-        else:
-            os.truncate(path if fd is None else fd, size)
+    def _truncate(self, fd: int | None, path: bytes, changes: Changes, node_fd: int) -> None:
+        with self.killing(node_fd, changes.killer):
+            os.truncate(path if fd is None else fd, changes.size or 0)
 
     # creating
 
@@ -187,9 +188,7 @@ class Core(FileOperations):
         try:
             kernel_fs.linkat(fd, b"", parent_fd, name, kernel_fs.AT_EMPTY_PATH)
         except FileNotFoundError:  # AT_EMPTY_PATH takes CAP_DAC_READ_SEARCH, and refuses a file made by O_TMPFILE
-            kernel_fs.linkat(
-                kernel_fs.AT_FDCWD, proc_path(fd), parent_fd, name, kernel_fs.AT_SYMLINK_FOLLOW
-            )
+            kernel_fs.linkat(kernel_fs.AT_FDCWD, proc_path(fd), parent_fd, name, kernel_fs.AT_SYMLINK_FOLLOW)
         self.nodes.unpin(node)
         self.nodes.moved(node, parent, name)
         node.lookups += 1
@@ -230,7 +229,9 @@ class Core(FileOperations):
         self.nodes.pin(node)
         return node
 
-    def rename(self, parent_id: int, name: bytes, new_parent_id: int, new_name: bytes, flags: int, caller: Caller) -> None:
+    def rename(
+        self, parent_id: int, name: bytes, new_parent_id: int, new_name: bytes, flags: int, caller: Caller
+    ) -> None:
         """RENAME with the flags of renameat2(2); a whiteout belongs to the caller."""
         old_parent, new_parent = self.nodes.get(parent_id), self.nodes.get(new_parent_id)
         old_fd, new_fd = self.nodes.fd(old_parent), self.nodes.fd(new_parent)
@@ -238,10 +239,8 @@ class Core(FileOperations):
             old_fd = self.nodes.fd(old_parent)
         victim = None
         if not flags & (kernel_fs.RENAME_EXCHANGE | kernel_fs.RENAME_NOREPLACE):
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 victim = self._keep_reachable(new_fd, new_name)
-            except FileNotFoundError:
-                pass
         try:
             if flags & kernel_fs.RENAME_WHITEOUT:
                 with self.credentials.as_caller(caller):
@@ -276,9 +275,12 @@ class Core(FileOperations):
         """GETXATTR."""
         return os.getxattr(self._path(nodeid), name)
 
-    def listxattr(self, nodeid: int) -> list[bytes]:
-        """LISTXATTR."""
-        return [os.fsencode(name) for name in os.listxattr(self._path(nodeid))]
+    def listxattr(self, nodeid: int, caller: Caller) -> list[bytes]:
+        """LISTXATTR; trusted.* exists for root alone (xattr(7))."""
+        names = [os.fsencode(name) for name in os.listxattr(self._path(nodeid))]
+        if not any(name.startswith(b"trusted.") for name in names) or caller.is_capable(kernel_fs.CAP_SYS_ADMIN):
+            return names
+        return [name for name in names if not name.startswith(b"trusted.")]
 
     def setxattr(
         self, nodeid: int, name: bytes, value: bytes, flags: int, caller: Caller | None, kill_sgid: bool = False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from cntr import kernel_fs
@@ -14,18 +16,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-class FileHandle:
-    """An open file or directory: its fd is the number the kernel uses for it, too."""
+_SETID = stat.S_ISUID | stat.S_ISGID
+_AS_IS: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
-    __slots__ = ("append", "backing_id", "fd", "index", "node", "pending", "position", "writable")
+
+class FileHandle:
+    """An open file or directory. ``fd`` is -1 while nothing needed one: the kernel does the reading and writing."""
+
+    __slots__ = ("append", "fd", "flags", "index", "node", "passthrough", "pending", "position", "writable")
 
     def __init__(self, node: Node, fd: int, flags: int) -> None:
         """flags: of the client's open(2)."""
         self.node = node
         self.fd = fd
+        self.flags = flags
         self.append = bool(flags & os.O_APPEND)
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
-        self.backing_id = 0  # the binding's: FUSE_PASSTHROUGH
+        self.passthrough = False  # the kernel reads and writes the backing file itself
         self.pending: list[kernel_fs.DirectoryEntry] = []  # read from the directory, not yet handed out
         self.index = 0
         self.position = 0
@@ -38,6 +45,7 @@ class FileOperations:
     credentials: Credentials
     nodes: NodeTable
     handles: dict[int, FileHandle]
+    last_handle: int
 
     def backing_flags(self, flags: int) -> int:
         """The flags to open a backing file with for a client's open(2) FLAGS.
@@ -50,21 +58,48 @@ class FileOperations:
         return wanted
 
     def add_file(self, node: Node, fd: int, flags: int) -> int:
-        """Enter an open backing file; returns the handle's number."""
-        self.handles[fd] = FileHandle(node, fd, flags)
-        return fd
+        """Enter an open backing file (fd -1: opened when first needed); returns the handle's number."""
+        self.last_handle += 1
+        self.handles[self.last_handle] = FileHandle(node, fd, flags)
+        return self.last_handle
 
-    def open(self, nodeid: int, flags: int, kill_suidgid: bool = False) -> int:
-        """OPEN: kill_suidgid: O_TRUNC by a caller without CAP_FSETID clears the set-id bits."""
+    def file_fd(self, handle: FileHandle) -> int:
+        """The handle's own fd, opened now if it has none yet."""
+        if handle.fd < 0:
+            path = proc_path(self.nodes.fd(handle.node))
+            handle.fd = self._open_file(path, self.backing_flags(handle.flags) & ~os.O_TRUNC, handle.flags)
+        return handle.fd
+
+    def open(self, nodeid: int, flags: int, killer: Caller | None = None) -> int:
+        """OPEN: O_TRUNC by the killer, a caller without CAP_FSETID, clears set-id bits."""
         node = self.nodes.get(nodeid)
-        path = proc_path(self.nodes.fd(node))
+        node_fd = self.nodes.fd(node)
+        path = proc_path(node_fd)
         wanted = self.backing_flags(flags)
-        if kill_suidgid and flags & os.O_TRUNC:
-            with self.credentials.without_fsetid():
-                fd = self.nodes.open_retrying(path, wanted)
-        else:
-            fd = self.nodes.open_retrying(path, wanted)
+        with self.killing(node_fd, killer if flags & os.O_TRUNC else None):
+            fd = self._open_file(path, wanted, flags)
         return self.add_file(node, fd, flags)
+
+    def _open_file(self, path: bytes, wanted: int, flags: int) -> int:
+        try:
+            return self.nodes.open_retrying(path, wanted)
+        except PermissionError:
+            if not flags & os.O_APPEND:
+                raise
+            return self.nodes.open_retrying(path, wanted | os.O_APPEND)  # a file that may only be appended to
+
+    def killing(self, fd: int, killer: Caller | None) -> contextlib.AbstractContextManager[None]:
+        """The scope to change a file's data in: set-id bits fall as they would for KILLER (None: they stay).
+
+        Whether S_ISGID falls depends on the caller's groups, so it is done as the caller; but looking these up is
+        dear, and only a file with such a bit needs it.
+        """
+        if killer is None or not os.fstat(fd).st_mode & _SETID or killer.is_capable(kernel_fs.CAP_FSETID):
+            return _AS_IS
+        killer = killer.resolved()
+        if killer.uid == self.credentials.uid:
+            return self.credentials.without_fsetid()
+        return self.credentials.as_caller(killer, groups=True)
 
     def handle(self, fh: int) -> FileHandle:
         """The open file behind a handle number; EBADF when there is none."""
@@ -75,30 +110,32 @@ class FileOperations:
 
     def read(self, fh: int, offset: int, size: int) -> bytes:
         """READ: fewer bytes than asked only at the end of the file."""
-        return os.pread(self.handle(fh).fd, size, offset)
+        return os.pread(self.file_fd(self.handle(fh)), size, offset)
 
-    def write(self, fh: int, offset: int, data: bytes, append: bool = False, kill_suidgid: bool = False) -> int:
+    def write(
+        self, fh: int, offset: int, data: bytes | memoryview, append: bool = False, killer: Caller | None = None
+    ) -> int:
         """WRITE: bytes written; append: at the end, whatever offset says (the kernel's idea of it may be old)."""
-        fd = self.handle(fh).fd
-        if kill_suidgid:
-            with self.credentials.without_fsetid():
+        fd = self.file_fd(self.handle(fh))
+        if killer is not None:
+            with self.killing(fd, killer):
                 return self._write(fd, offset, data, append)
         return self._write(fd, offset, data, append)
 
     @staticmethod
-    def _write(fd: int, offset: int, data: bytes, append: bool) -> int:
+    def _write(fd: int, offset: int, data: bytes | memoryview, append: bool) -> int:
         if append:
             return os.pwritev(fd, [data], offset, os.RWF_APPEND)
         return os.pwrite(fd, data, offset)
 
     def fsync(self, fh: int, data_only: bool) -> None:
         """FSYNC and FSYNCDIR."""
-        (os.fdatasync if data_only else os.fsync)(self.handle(fh).fd)
+        (os.fdatasync if data_only else os.fsync)(self.file_fd(self.handle(fh)))
 
     def release(self, fh: int) -> None:
         """RELEASE and RELEASEDIR."""
         handle = self.handles.pop(fh, None)
-        if handle is not None:
+        if handle is not None and handle.fd >= 0:
             os.close(handle.fd)
 
     # directories
@@ -138,23 +175,35 @@ class FileOperations:
         attributes = kernel_fs.statx(handle.fd, name)
         return self.nodes.see(attributes, handle.node, handle.fd, name), attributes
 
+    def syncfs(self, nodeid: int) -> None:
+        """SYNCFS of the filesystem that the node is on."""
+        fh = self.opendir(nodeid)
+        try:
+            kernel_fs.syncfs(self.handles[fh].fd)
+        finally:
+            self.release(fh)
+
     # what only the kernel's own protocol carries
 
-    def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
+    def fallocate(self, fh: int, mode: int, offset: int, length: int, caller: Caller) -> None:
         """FALLOCATE with FALLOC_FL_* flags."""
-        kernel_fs.fallocate(self.handle(fh).fd, mode, offset, length)
+        fd = self.file_fd(self.handle(fh))
+        with self.killing(fd, caller):
+            kernel_fs.fallocate(fd, mode, offset, length)
 
     def lseek(self, fh: int, offset: int, whence: int) -> int:
         """LSEEK: SEEK_DATA and SEEK_HOLE (the kernel does the others itself)."""
-        return os.lseek(self.handle(fh).fd, offset, whence)
+        return os.lseek(self.file_fd(self.handle(fh)), offset, whence)
 
-    def copy_file_range(self, fh_in: int, offset_in: int, fh_out: int, offset_out: int, length: int) -> int:
+    def copy_file_range(
+        self, fh_in: int, offset_in: int, fh_out: int, offset_out: int, length: int, caller: Caller
+    ) -> int:
         """COPY_FILE_RANGE: bytes copied."""
-        return os.copy_file_range(self.handle(fh_in).fd, self.handle(fh_out).fd, length, offset_in, offset_out)
+        fd_in, fd_out = self.file_fd(self.handle(fh_in)), self.file_fd(self.handle(fh_out))
+        with self.killing(fd_out, caller):
+            return os.copy_file_range(fd_in, fd_out, length, offset_in, offset_out)
 
-    def tmpfile(
-        self, parent_id: int, flags: int, mode: int, caller: Caller
-    ) -> tuple[Node, kernel_fs.Attributes, int]:
+    def tmpfile(self, parent_id: int, flags: int, mode: int, caller: Caller) -> tuple[Node, kernel_fs.Attributes, int]:
         """TMPFILE: open(2) with O_TMPFILE; the file has no name, so its fd is kept until it is forgotten."""
         parent_fd = self.nodes.fd(self.nodes.get(parent_id))
         wanted = self.backing_flags(flags) | os.O_TMPFILE | flags & os.O_EXCL

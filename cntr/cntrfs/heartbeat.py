@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import mmap
+import threading
 
 
 class Heartbeat:
     """Three counters in anonymous shared memory; made before the fork."""
 
-    __slots__ = ("_map", "_view")
+    __slots__ = ("_lock", "_map", "_view")
 
     def __init__(self) -> None:
         """All zero."""
+        self._lock = threading.Lock()
         self._map = mmap.mmap(-1, mmap.PAGESIZE)
         self._view = memoryview(self._map).cast("Q")
 
@@ -25,7 +27,8 @@ class Heartbeat:
 
     def park(self, change: int) -> None:
         """CHANGE more requests wait on purpose (for a lock): they are no sign of a hang."""
-        self._view[2] += change
+        with self._lock:
+            self._view[2] += change
 
     def read(self) -> tuple[int, int, int]:
         """(requests taken, answered, parked)."""

@@ -30,7 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     except CntrError as error:
         status = 32
         problem = error
-    sys.stderr.write(f"mount.{mounting.FSTYPE}: {problem.message}\n" + (f"hint: {problem.hint}\n" if problem.hint else ""))
+    sys.stderr.write(
+        f"mount.{mounting.FSTYPE}: {problem.message}\n" + (f"hint: {problem.hint}\n" if problem.hint else "")
+    )
     return status
 
 

@@ -14,7 +14,7 @@ import select
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from cntr import kernel
 from cntr.cntrfs.heartbeat import Heartbeat
@@ -55,7 +55,7 @@ def mount_flags(words: list[str]) -> int:
 def choose_binding(binding: str | None) -> str:
     """The binding to use: the one asked for, or the best that works here. CntrError when pyfuse3 is missing."""
     if binding is None:
-        binding = "pyfuse3"
+        return "devfuse"
     if binding == "pyfuse3":
         try:
             import pyfuse3  # noqa: F401
@@ -118,7 +118,8 @@ def run(source: str, mountpoint: str, options: Options, *, binding: str | None, 
     reader, writer = os.pipe2(os.O_CLOEXEC)
     if pid := os.fork():
         os.close(writer)
-        message = b"".join(iter(lambda: os.read(reader, 4096), b""))
+        message = os.read(reader, 4096)  # one write, or nothing when the daemon died: not until its end, the server
+        os.close(reader)  # has a copy of the writing end
         if message == b"ready":
             return 0
         os.waitpid(pid, 0)
@@ -126,7 +127,7 @@ def run(source: str, mountpoint: str, options: Options, *, binding: str | None, 
     _in_background(source, mountpoint, options, binding, reader, writer)
 
 
-def _in_background(source: str, mountpoint: str, options: Options, binding: str, reader: int, writer: int) -> None:
+def _in_background(source: str, mountpoint: str, options: Options, binding: str, reader: int, writer: int) -> NoReturn:
     """The rest of the daemon's life; reports over the pipe and never returns."""
     status = 1
     try:
@@ -203,9 +204,11 @@ class _Manager:
             kernel.mount(self.options.fsname or self.source, self.mountpoint, FSTYPE, flags, mount_data(fuse_fd))
         except OSError as error:
             hint = "mounting takes root (CAP_SYS_ADMIN)" if error.errno == errno.EPERM else ""
-            raise CntrError(f"cannot mount CntrFS on {self.mountpoint}: {os.strerror(error.errno or 0)}", hint) from None
+            raise CntrError(
+                f"cannot mount CntrFS on {self.mountpoint}: {os.strerror(error.errno or 0)}", hint
+            ) from None
 
-    def _serve(self, fuse_fd: int, root_fd: int, ready_writer: int) -> None:
+    def _serve(self, fuse_fd: int, root_fd: int, ready_writer: int) -> NoReturn:
         """The server process; never returns."""
         status = 1
         try:

@@ -31,6 +31,11 @@ _FILEID_INO32_GEN = 1  # linux/exportfs.h; the handle is (inode number, generati
 _O_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+#: proc, sysfs, cgroup, cgroup2, debugfs, tracefs, securityfs, bpf, configfs, fusectl, binfmt_misc, efivarfs, selinuxfs
+PSEUDO = frozenset((0x9FA0, 0x62656572, 0x27E0EB, 0x63677270, 0x64626720, 0x74726163, 0x73636673, 0xCAFE4A11,
+                    0x62656570, 0x65735543, 0x42494E4D, 0xDE5E81E4, 0xF97CFF8C))  # fmt: skip
+
+
 class FileId(NamedTuple):
     """What a backing file is: the mount it is reached through, its device and inode number."""
 
@@ -42,7 +47,7 @@ class FileId(NamedTuple):
 class Slot:
     """One (mount, device) pair of the served tree; ``base`` is the upper part of its node ids."""
 
-    __slots__ = ("aliases", "base", "dev", "handles", "mnt_id", "mount_fd", "mount_node")
+    __slots__ = ("aliases", "base", "dev", "handles", "magic", "mnt_id", "mount_fd", "mount_node", "watched")
 
     def __init__(self, mnt_id: int, dev: int, base: int) -> None:
         """handles: does open_by_handle_at(2) work here; None until tried."""
@@ -53,6 +58,18 @@ class Slot:
         self.handles: bool | None = None
         self.mount_fd = -1  # a real fd on this mount, for open_by_handle_at
         self.mount_node: Node | None = None
+        self.magic = 0  # the filesystem's f_type, linux/magic.h
+        self.watched = False  # the kernel is told what changes here behind the mount
+
+    @property
+    def is_pseudo(self) -> bool:
+        """Does the filesystem make its files' content up as they are read? Sizes mean nothing then."""
+        return self.magic in PSEUDO
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Are the slot's node ids unrelated to inode numbers?"""
+        return self.base == _SYNTHETIC
 
 
 class Node:
@@ -105,6 +122,7 @@ class NodeTable:
         self._generation = 1
         self._lru: OrderedDict[Node, None] = OrderedDict()
         self._graveyard: OrderedDict[int, tuple[Slot, Handle]] = OrderedDict()
+        self.on_new_slot: Callable[[Slot], None] = lambda slot: None
         self.max_fds = fd_budget() if max_fds is None else max_fds
         attributes = kernel_fs.statx(root_fd)
         slot = self._slot(attributes)
@@ -204,11 +222,21 @@ class NodeTable:
         """Find out whether files on this mount can be opened by handle: it takes support and CAP_DAC_READ_SEARCH."""
         slot.handles = False
         try:
+            path_fd = os.open(name, _O_PATH, dir_fd=fd) if name else os.dup(fd)
+            try:
+                slot.magic = kernel_fs.filesystem_magic(path_fd)
+            finally:
+                os.close(path_fd)
             handle = kernel_fs.name_to_handle(fd, name)
             os.close(kernel_fs.open_by_handle(self._mount_fd(slot), handle, _O_PATH))
         except OSError:
             return
         slot.handles = True
+        self.on_new_slot(slot)
+
+    def slots(self) -> list[Slot]:
+        """All slots so far."""
+        return list(self._slots.values())
 
     def _mount_fd(self, slot: Slot) -> int:
         if slot.mount_fd < 0:

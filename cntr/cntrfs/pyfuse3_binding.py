@@ -17,7 +17,7 @@ import pyfuse3
 import trio
 
 from cntr.cntrfs.backing import Caller
-from cntr.cntrfs.core import NOW, Changes, Core, errno_of
+from cntr.cntrfs.core import Changes, Core, errno_of
 from cntr.cntrfs.nodes import Node
 from cntr.cntrfs.options import Options
 from cntr.kernel_fs import Attributes
@@ -34,7 +34,7 @@ def _answered(operation: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..
     """Let an operation fail with an errno only: any other exception would end the whole mount."""
 
     @functools.wraps(operation)
-    async def answered(self: Operations, *arguments: Any) -> Any:  # noqa: ANN401
+    async def answered(self: Operations, *arguments: Any) -> Any:
         self.heartbeat.began()
         try:
             return await operation(self, *arguments)
@@ -53,7 +53,7 @@ def _caller(ctx: pyfuse3.RequestContext) -> Caller:
     return Caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask)
 
 
-class Operations(pyfuse3.Operations):  # type: ignore[misc]
+class Operations(pyfuse3.Operations):
     """pyfuse3's operations, each one call into the core. Nothing is awaited inside, so they never interleave."""
 
     supports_dot_lookup = True
@@ -76,8 +76,8 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = node.nodeid
         entry.generation = node.generation
-        entry.entry_timeout = self._options.entry_timeout
-        entry.attr_timeout = self._options.attr_timeout
+        entry.entry_timeout = 0 if node.slot.is_pseudo else self._options.entry_timeout
+        entry.attr_timeout = 0 if node.slot.is_pseudo else self._options.attr_timeout
         entry.st_mode = a.mode
         entry.st_nlink = a.nlink
         entry.st_uid = a.uid
@@ -93,14 +93,17 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
 
     @_answered
     async def lookup(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        """LOOKUP: the core's ``lookup``."""
         return self._entry(*self.core.lookup(parent, name))
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        """FORGET, of several nodes at once."""
         for nodeid, count in inode_list:
             self.core.forget(nodeid, count)
 
     @_answered
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        """GETATTR: the core's ``getattr``."""
         return self._entry(*self.core.getattr(inode))
 
     @_answered
@@ -108,6 +111,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         self, inode: int, attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields, fh: int | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:  # fmt: skip
+        """SETATTR: the core's ``setattr``."""
         changes = Changes()
         if fields.update_mode:
             changes.mode = stat.S_IMODE(attr.st_mode)
@@ -125,69 +129,79 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
 
     @_answered
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        """READLINK: the core's ``readlink``."""
         return self.core.readlink(inode)
 
     @_answered
     async def mknod(
         self, parent: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
+        """MKNOD: the core's ``mknod``."""
         return self._entry(*self.core.mknod(parent, name, mode, rdev, _caller(ctx)))
 
     @_answered
-    async def mkdir(
-        self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
+    async def mkdir(self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        """MKDIR: the core's ``mkdir``."""
         return self._entry(*self.core.mkdir(parent, name, mode, _caller(ctx)))
 
     @_answered
     async def unlink(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        """UNLINK: the core's ``unlink``."""
         self.core.unlink(parent, name)
 
     @_answered
     async def rmdir(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        """RMDIR: the core's ``rmdir``."""
         self.core.rmdir(parent, name)
 
     @_answered
     async def symlink(
         self, parent: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
+        """SYMLINK: the core's ``symlink``."""
         return self._entry(*self.core.symlink(parent, name, target, _caller(ctx)))
 
     @_answered
     async def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, ctx: pyfuse3.RequestContext
     ) -> None:
+        """RENAME: the core's ``rename``."""
         self.core.rename(parent, name, new_parent, new_name, flags, _caller(ctx))
 
     @_answered
     async def link(
         self, inode: int, new_parent: int, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
+        """LINK: the core's ``link``."""
         return self._entry(*self.core.link(inode, new_parent, new_name))
 
     def _info(self, fh: int) -> pyfuse3.FileInfo:
-        return pyfuse3.FileInfo(
-            fh=fh, keep_cache=self._options.keep_cache, direct_io=self._options.cache == "none"
-        )
+        # Of a pseudo-filesystem's file a size of 0 would be taken for its end.
+        direct = self._options.cache == "none" or self.core.handle(fh).node.slot.is_pseudo
+        return pyfuse3.FileInfo(fh=fh, keep_cache=self._options.keep_cache and not direct, direct_io=direct)
 
     @_answered
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        """OPEN: the core's ``open``."""
         # libfuse leaves O_TRUNC to us, so nobody else clears the set-id bits of a file that another user truncates.
-        return self._info(self.core.open(inode, flags, kill_suidgid=ctx.uid != 0))
+        return self._info(self.core.open(inode, flags, killer=_caller(ctx)))
 
     @_answered
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        """CREATE: the core's ``create``."""
         node, attributes, fh = self.core.create(parent, name, flags, mode, _caller(ctx))
         return self._info(fh), self._entry(node, attributes)
 
     @_answered
     async def read(self, fh: int, offset: int, size: int) -> bytes:
+        """READ: the core's ``read``."""
         return self.core.read(fh, offset, size)
 
     @_answered
     async def write(self, fh: int, offset: int, data: bytes) -> int:
+        """WRITE: the core's ``write``."""
         # pyfuse3 drops the flags of a WRITE, so what counts is whether the file was opened with O_APPEND. The
         # writeback cache places appended data itself.
         append = not self._options.writeback and self.core.handle(fh).append
@@ -195,26 +209,32 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
 
     @_answered
     async def flush(self, fh: int) -> None:
+        """FLUSH: nothing to do."""
         raise pyfuse3.FUSEError(errno.ENOSYS)  # nothing is buffered here, and the kernel need not ask again
 
     @_answered
     async def fsync(self, fh: int, datasync: bool) -> None:
+        """FSYNC: the core's ``fsync``."""
         self.core.fsync(fh, datasync)
 
     @_answered
     async def release(self, fh: int) -> None:
+        """RELEASE: the core's ``release``."""
         self.core.release(fh)
 
     @_answered
     async def poll(self, inode: int, fh: int, handle: object, ctx: pyfuse3.RequestContext) -> int:
+        """POLL: left to the kernel."""
         raise pyfuse3.FUSEError(errno.ENOSYS)  # regular files are always ready, as the kernel then assumes
 
     @_answered
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        """OPENDIR: the core's ``opendir``."""
         return self.core.opendir(inode)
 
     @_answered
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        """READDIR: the core's ``entries``."""
         core = self.core
         handle = core.handle(fh)
         for entry in core.entries(fh, start_id):
@@ -237,14 +257,17 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
 
     @_answered
     async def releasedir(self, fh: int) -> None:
+        """RELEASEDIR: the core's ``release``."""
         self.core.release(fh)
 
     @_answered
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        """FSYNCDIR: the core's ``fsync``."""
         self.core.fsync(fh, datasync)
 
     @_answered
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        """STATFS: the core's ``statfs``."""
         found = self.core.statfs(1)
         data = pyfuse3.StatvfsData()
         for name in ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail",
@@ -254,18 +277,22 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
 
     @_answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+        """SETXATTR: the core's ``setxattr``."""
         self.core.setxattr(inode, name, value, 0, _caller(ctx))
 
     @_answered
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        """GETXATTR: the core's ``getxattr``."""
         return self.core.getxattr(inode, name)
 
     @_answered
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
-        return self.core.listxattr(inode)
+        """LISTXATTR: the core's ``listxattr``."""
+        return self.core.listxattr(inode, _caller(ctx))
 
     @_answered
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        """REMOVEXATTR: the core's ``removexattr``."""
         self.core.removexattr(inode, name)
 
     async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:

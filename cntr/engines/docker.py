@@ -164,11 +164,15 @@ def _list(path: str, owner: int, deadline: float) -> list[Container]:
     if status != 200:
         raise Refused(f"{path}: HTTP {status}")
     found = []
+    shims: dict[str, int] | None = None
     for row in rows:
         id = str(row["Id"])
         pid = _pid_from_file(id)
+        if not pid:  # another exec-root, or no right to read it
+            shims = _shims() if shims is None else shims
+            pid = _first_child(shims.get(id, 0))
         start = evidence.marked(pid, id) if pid else 0
-        if not start:  # another exec-root, or no right to read it: ask for this one
+        if not start:
             try:
                 found += _inspect(path, id, owner, deadline)
             except Refused:  # it has stopped meanwhile
@@ -180,6 +184,17 @@ def _list(path: str, owner: int, deadline: float) -> list[Container]:
             image = str(row["Image"])
             found.append(Container("docker", name, pid, id=id, image=image, state=state, owner=owner, start_time=start))
     return found
+
+
+def _shims() -> dict[str, int]:
+    """Container id → the pid of its shim, from the shims' arguments: a walk over /proc instead of a question for each."""
+    names = ("containerd-shim-runc-v2", "containerd-shim")
+    return {evidence.option(arguments, "-id"): pid for pid, arguments in evidence.processes_named(*names)}
+
+
+def _first_child(shim: int) -> int:
+    """The oldest child: the container's first process; those of ``docker exec`` came later."""
+    return min(evidence.children(shim), key=evidence.start_time, default=0) if shim else 0
 
 
 def _pid_from_file(id: str) -> int:

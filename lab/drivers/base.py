@@ -44,6 +44,7 @@ class Driver(Protocol):
     """The life of one machine. `restore` leaves a running machine, `destroy` nothing at all and never complains."""
 
     name: str
+    endpoint: Endpoint | None
 
     def up(self) -> Endpoint:
         """Make the machine and start it; it may not answer yet. Raises LabError."""

@@ -30,6 +30,7 @@ class QemuDriver:
         self._plan, self._built, self._accelerator = plan, plan.built, plan.accelerator
         self._dir = plan.run_dir
         self._process: subprocess.Popen[bytes] | None = None
+        self.endpoint: base.Endpoint | None = None
 
     @property
     def _disk(self) -> Path:
@@ -62,7 +63,8 @@ class QemuDriver:
             base.write_state(self._plan, self.name, port=port)
             said = self._start(port)
             if not said:
-                return base.Endpoint("127.0.0.1", port, private_key())
+                self.endpoint = base.Endpoint("127.0.0.1", port, private_key())
+                return self.endpoint
             if "forwarding rule" not in said:
                 break
         raise LabError(f"QEMU did not start machine {self._plan.spec.name}: {said}")

@@ -28,12 +28,12 @@ make_images() {
 
 container_start() {
     if [ "$1" = fat ]; then
-        docker run -d --name fat --network none --privileged --pid host -e CNTR_LAB=fat -e "GREETING=hello world" \
+        docker run -d --name fat --network none --privileged --pid host -e LAB_NAME=fat -e "GREETING=hello world" \
             -v /usr:/usr:ro -v /opt:/opt:ro -v /etc:/etc:ro lab/fat:1 "$LIB/slim-app" >/dev/null
         return
     fi
     describe "$1"
-    set -- "$1" --network none -e "CNTR_LAB=$1" -e "GREETING=hello world"
+    set -- "$1" --network none -e "LAB_NAME=$1" -e "GREETING=hello world"
     name=$1
     shift
     [ -z "$READONLY" ] || set -- "$@" --read-only

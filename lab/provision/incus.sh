@@ -36,7 +36,7 @@ make_images() {
 
 container_start() {
     describe "$1"
-    incus init "lab-$IMAGE" "$1" -c "environment.CNTR_LAB=$1" -c "environment.GREETING=hello world" >/dev/null
+    incus init "lab-$IMAGE" "$1" -c "environment.LAB_NAME=$1" -c "environment.GREETING=hello world" >/dev/null
     if [ "$IMAGE" = box ]; then
         incus config device add "$1" data disk "source=$VOLUME" path=/data shift=true >/dev/null ||
             incus config device add "$1" data disk "source=$VOLUME" path=/data >/dev/null

@@ -15,7 +15,7 @@
 #   fat       the machine's own userland, privileged, in the host's pid namespace (docker only)
 #   userns    busybox in a user namespace of its own (podman, nspawn)
 #   boot      a whole system with its init (nspawn only)
-# All of them carry GREETING="hello world" and CNTR_LAB=NAME in their environment and run /slim-app.
+# All of them carry GREETING="hello world" and LAB_NAME=NAME in their environment and run /slim-app.
 set -eu
 
 LIB=/usr/local/lib/cntr-lab
@@ -44,6 +44,7 @@ make_box_root() { # DIR
     printf 'root:x:0:\napp:x:1000:\nextra:x:2000:app\n' >"$1/etc/group"
     printf 'ID=slimbox\nNAME="Lab box"\n' >"$1/etc/os-release"
     echo "only in the container" >"$1/etc/lab-marker"
+    cp "$(dirname "$0")/probe.sh" "$1/probe.sh"
 }
 
 make_volume() {

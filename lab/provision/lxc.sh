@@ -26,7 +26,7 @@ container_start() {
         echo "lxc.rootfs.path = dir:$tree/rootfs"
         echo "lxc.net.0.type = empty"
         echo "lxc.mount.auto = proc:mixed sys:mixed"
-        echo "lxc.environment = CNTR_LAB=$name"
+        echo "lxc.environment = LAB_NAME=$name"
         echo "lxc.environment = GREETING=hello world"
         echo "lxc.apparmor.profile = unconfined"
         [ -z "$READONLY" ] || echo "lxc.rootfs.options = ro"

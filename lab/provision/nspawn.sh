@@ -30,7 +30,7 @@ container_start() {
     cp -a "$STORE/$IMAGE" "$tree"
     # nspawn wants mount points, and a /usr to believe that a directory is a root file system; a scratch image has none.
     mkdir -p "$tree/usr" "$tree/proc" "$tree/sys" "$tree/dev" "$tree/run" "$tree/tmp" "$tree/etc"
-    set -- --directory="$tree" --private-network --setenv="CNTR_LAB=$name" --setenv="GREETING=hello world" --resolv-conf=off --timezone=off
+    set -- --directory="$tree" --private-network --setenv="LAB_NAME=$name" --setenv="GREETING=hello world" --resolv-conf=off --timezone=off
     [ "$name" != box ] || set -- "$@" --hostname=boxhost
     [ -z "$READONLY" ] || set -- "$@" --read-only
     [ -z "$RUNAS" ] || set -- "$@" --no-new-privileges=yes

@@ -10,7 +10,7 @@ with open(path) as file:
 process = config["process"]
 process["terminal"] = False
 process["args"] = ["/slim-app"] if image == "slim" else ["/bin/sh", "-c", command]
-process["env"] = ["PATH=/usr/bin:/bin:/sbin", f"CNTR_LAB={name}", "GREETING=hello world"]
+process["env"] = ["PATH=/usr/bin:/bin:/sbin", f"LAB_NAME={name}", "GREETING=hello world"]
 process.pop("rlimits", None)  # raising one needs CAP_SYS_RESOURCE, which not every machine gives
 process["noNewPrivileges"] = bool(runas)
 if runas:

@@ -25,7 +25,7 @@ make_images() {
 
 container_start() {
     describe "$1"
-    set -- "$1" --network none -e "CNTR_LAB=$1" -e "GREETING=hello world" $LIMITS
+    set -- "$1" --network none -e "LAB_NAME=$1" -e "GREETING=hello world" $LIMITS
     name=$1
     shift
     [ -z "$READONLY" ] || set -- "$@" --read-only --read-only-tmpfs=false

@@ -76,7 +76,8 @@ class Den:
     def _guard(self) -> int:
         """The process that cleans up if this one dies first; it waits on a pipe that closes with this process."""
         reading, writing = os.pipe()
-        if os.fork() == 0:
+        first = os.fork()
+        if first == 0:
             try:
                 os.setsid()
                 if os.fork() == 0:
@@ -86,7 +87,7 @@ class Den:
                         clean(self.mark)
             finally:
                 os._exit(0)
-        os.wait()
+        os.waitpid(first, 0)
         os.close(reading)
         return writing
 
@@ -95,19 +96,19 @@ class Den:
         clean(self.mark)
         for process in self.daemons:
             process.wait(timeout=10)
-        os.write(self._pipe, b".")
+        try:
+            os.write(self._pipe, b".")
+        except BrokenPipeError:
+            pass  # somebody ended the guard; it has nothing left to do
         os.close(self._pipe)
 
-    def daemon(self, argv: Sequence[str], *, log: str, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """Start a daemon in the background, its output in the file LOG of the den."""
-        with open(f"{self.path}/{log}", "ab") as stream:
+    def daemon(
+        self, argv: Sequence[str], *, log: str, env: dict[str, str] | None = None, stdin: str = ""
+    ) -> subprocess.Popen[bytes]:
+        """Start a daemon in the background, its output in the file LOG of the den; STDIN is a file made for it."""
+        with open(f"{self.path}/{log}", "ab") as stream, open(stdin or os.devnull, "w+b" if stdin else "rb") as source:
             process = subprocess.Popen(
-                list(argv),
-                env=env or self.env,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                start_new_session=True,
+                list(argv), env=env or self.env, stdin=source, stdout=stream, stderr=stream, start_new_session=True
             )
         self.daemons.append(process)
         return process

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 BINDINGS = ("pyfuse3", "devfuse")
+REPOSITORY = Path(__file__).resolve().parents[2]
 START_SECONDS = 20.0
 STOP_SECONDS = 15.0
 
@@ -83,7 +84,16 @@ class Server:
         """Returns when the filesystem is mounted."""
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_die_with_parent
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_die_with_parent,
+                env={
+                    **os.environ,
+                    "CNTR_RIG": "cntrfs",
+                },  # like an engine of a rig, it outlives the test that needed it first
+                cwd=REPOSITORY,
             )
         deadline = time.monotonic() + START_SECONDS
         while not is_mountpoint(self.mountpoint):
@@ -107,17 +117,26 @@ class Server:
                 self.process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 problem = f"the server ignored SIGTERM for {STOP_SECONDS:.0f} s"
-                self.process.kill()
-                self.process.wait()
+                self.kill()
         if is_mountpoint(self.mountpoint):
             problem = problem or "the server left its mount"
             self.detach()
         return problem
 
+    def processes(self) -> list[int]:
+        """The server's process and its descendants."""
+        found = [self.process.pid] if self.process is not None else []
+        for pid in found:
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{pid}/children") as children:
+                found += [int(child) for child in children.read().split()]
+        return found
+
     def kill(self) -> None:
         """End a server that hangs or is wrecked: every waiting call gets its error at once."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         if self.process is not None:
-            self.process.kill()
             self.process.wait()
         self.detach()
 
@@ -127,11 +146,13 @@ class Server:
                 break
 
     def cpu_seconds(self) -> float:
-        """User and system time of the server process so far."""
-        assert self.process is not None
-        with open(f"/proc/{self.process.pid}/stat", "rb") as stat:
-            fields = stat.read().rsplit(b")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """User and system time of the server's processes so far."""
+        ticks = 0
+        for pid in self.processes():
+            with open(f"/proc/{pid}/stat", "rb") as stat:
+                fields = stat.read().rsplit(b")", 1)[1].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def log_end(self, size: int = 4000) -> str:
         with contextlib.suppress(FileNotFoundError):

@@ -21,6 +21,8 @@ def test_check(check: Check, here: Place) -> None:
         check.run(here.directory / name, here.behind / name)
     except Unsupported as missing:
         if here.server is not None:
+            if expected:
+                pytest.xfail(f"{expected} [{missing}]")
             _must_be_unsupported_plainly(check, here)
         pytest.skip(f"missing in the backing filesystem: {missing}")
     except (AssertionError, OSError) as error:

@@ -14,15 +14,22 @@ from lab.slim import SlimContainer
 from tests.nest.tty import CNTR
 
 
-@pytest.fixture
-def container():
+@pytest.fixture(params=["mount", "fuse"])
+def container(request):
+    """A container and the transport to attach to it by."""
     with SlimContainer("life") as running:
+        running.transport = request.param
         yield running
+
+
+def transport(container: SlimContainer) -> list[str]:
+    return ["--transport", getattr(container, "transport", "mount")]
 
 
 def attach(container: SlimContainer, *words: str, **options) -> subprocess.CompletedProcess:
     options.setdefault("stdin", subprocess.DEVNULL) if "input" not in options else None
-    return subprocess.run([*CNTR, "attach", str(container.pid), *words], capture_output=True, timeout=60, **options)
+    command = [*CNTR, "attach", *transport(container), str(container.pid), *words]
+    return subprocess.run(command, capture_output=True, timeout=60, **options)
 
 
 @pytest.fixture
@@ -30,9 +37,9 @@ def start():
     """Starts sessions in the background; what still runs at the end is killed."""
     started: list[subprocess.Popen] = []
 
-    def starter(container: SlimContainer, *words: str, **options) -> subprocess.Popen:
+    def starter(container: SlimContainer | None, *words: str, **options) -> subprocess.Popen:
         options.setdefault("stdin", subprocess.DEVNULL)
-        command = [*CNTR, "attach", str(container.pid), *words]
+        command = [*CNTR, "attach", *([*transport(container), str(container.pid)] if container else []), *words]
         started.append(subprocess.Popen(command, stdout=subprocess.PIPE, **options))
         return started[-1]
 
@@ -149,7 +156,8 @@ def test_the_monitor_killed_by_sigkill_ends_the_command(container, start):
     process = start(container, "--", "sh", "-c", "echo ready; exec sleep 998.75", stderr=subprocess.PIPE)
     assert process.stdout.readline() == b"ready\n"
     session = descendants(process.pid)
-    monitor = int(pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
+    children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    monitor = next(int(pid) for pid in children if pathlib.Path(f"/proc/{pid}/comm").read_text() == "cntr-monitor\n")
     os.kill(monitor, signal.SIGKILL)
     process.communicate(timeout=20)
     assert process.returncode == 137
@@ -197,6 +205,56 @@ def test_nohup_stays_in_force(container, start):
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(signal.SIGHUP)
     assert process.communicate(timeout=20)[0] == b"survived\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_file_server_that_dies_or_hangs_ends_the_session_and_hangs_nobody(number, start):
+    with SlimContainer("served") as container:
+        container.transport = "fuse"
+        busy = "echo ready; while :; do find /usr/share/doc; done >/dev/null 2>&1"
+        process = start(container, "--", "sh", "-c", busy, stderr=subprocess.PIPE)
+        assert process.stdout.readline() == b"ready\n"
+        session = descendants(process.pid)
+        server = next(pid for pid in session if pathlib.Path(f"/proc/{pid}/comm").read_text() == "cntrfs\n")
+        os.kill(server, number)
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == 125
+        assert b"the file server" in said
+        assert not any(alive(pid) for pid in session)
+
+
+@pytest.mark.parametrize(
+    "way", [["mount"], ["fuse", "--binding", "devfuse"], ["fuse", "--binding", "pyfuse3"]], ids=" ".join
+)
+def test_the_nests_mounts_outlast_changes_of_the_tools_tree(way, start, tmp_path):
+    """A notification that an entry changed makes the kernel drop the entry, and with it what is mounted there."""
+    if "pyfuse3" in way:
+        pytest.importorskip("pyfuse3", reason="the pyfuse3 binding needs cntr[pyfuse3]")
+    (tmp_path / "var/lib/cntr").mkdir(parents=True)
+    for name in ("bin", "lib", "lib64", "usr", "proc", "dev", "sys", "etc"):
+        (tmp_path / name).mkdir()
+    for name in ("bin", "lib", "lib64", "usr"):
+        subprocess.run(["mount", "--rbind", f"/{name}", tmp_path / name], check=True)
+    try:
+        with SlimContainer("outlast") as container:
+            script = "ls /var/lib/cntr; echo; readlink /proc/self/ns/pid; read line; ls /var/lib/cntr; echo; readlink /proc/self/ns/pid"
+            words = ["--tools", str(tmp_path), "--transport", *way, str(container.pid), "--", "/bin/sh", "-c", script]
+            process = start(None, *words, stdin=subprocess.PIPE)
+            before = [process.stdout.readline() for _ in range(6)]
+            for number in range(20):
+                for place in ("var/lib", "var", "."):
+                    (tmp_path / place / f"new-{number}").mkdir()
+                    (tmp_path / place / f"new-{number}").rmdir()
+                for place in ("var/lib/cntr", "proc", "dev", "var"):
+                    os.utime(tmp_path / place)
+                    os.chmod(tmp_path / place, 0o755)
+            time.sleep(1.5)  # longer than entries are kept without asking
+            out, _ = process.communicate(b"go\n", timeout=30)
+            assert before[0] == b"app\n"
+            assert out.splitlines(keepends=True) == before
+    finally:
+        for name in ("bin", "lib", "lib64", "usr"):
+            subprocess.run(["umount", "--recursive", "--lazy", tmp_path / name], check=True)
 
 
 def test_many_sessions_at_once(container, start):

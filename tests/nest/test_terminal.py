@@ -21,9 +21,10 @@ def container():
         yield running
 
 
-@pytest.fixture
-def terminal(container):
-    with Terminal(*CNTR, "attach", str(container.pid), "--", "/bin/bash", "--norc") as opened:
+@pytest.fixture(params=["mount", "fuse"])
+def terminal(container, request):
+    words = ("attach", "--transport", request.param, str(container.pid), "--", "/bin/bash", "--norc")
+    with Terminal(*CNTR, *words) as opened:
         opened.type("PS1='(s)# '\n")
         opened.wait_for(r"\(s\)# '\r?\n")
         opened.wait_for(r"\(s\)# ")

@@ -335,8 +335,9 @@ def check_default_acl_is_inherited(here: Path) -> None:
 
     default = acl(user=7, group=5, other=0, mask=7, users={UID: 7})
     set_acl(here, DEFAULT, default)
-    os.mkdir(here / "d", 0o777)
-    _create(here / "f", 0o666)
+    with umask(0):
+        os.mkdir(here / "d", 0o777)
+        _create(here / "f", 0o666)
     equal(get_acl(here / "d", DEFAULT), default, "default ACL of the new directory")
     equal(get_acl(here / "d", ACCESS), default, "access ACL of the new directory")
     equal(get_acl(here / "f", ACCESS), acl(user=6, group=5, other=0, mask=6, users={UID: 7}), "ACL of the new file")

@@ -330,9 +330,14 @@ def check_poll_says_ready(here: Path) -> None:
         poller = select.poll()
         poller.register(fd, select.POLLIN | select.POLLOUT)
         equal(poller.poll(1000), [(fd, select.POLLIN | select.POLLOUT)])
-        epoll = select.epoll()
+
+
+def check_epoll_refuses_regular_files(here: Path) -> None:
+    import select
+
+    make(here / "f", b"x")
+    with opened(here / "f", os.O_RDWR) as fd, select.epoll() as epoll:
         raises(errno.EPERM, epoll.register, fd)
-        epoll.close()
 
 
 def check_copies_survive_cache_drop(here: Path, behind: Path) -> None:

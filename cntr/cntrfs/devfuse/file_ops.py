@@ -1,0 +1,260 @@
+"""Handlers of the requests on open files and directories: ``(connection, node id, body) -> payload``."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from cntr import kernel_fs
+from cntr.cntrfs.devfuse import ioctls, wire
+from cntr.cntrfs.devfuse.namespace_ops import creator, extensions, label
+from cntr.cntrfs.devfuse.request import Connection, NoAnswer
+from cntr.cntrfs.devfuse.workers import sync
+
+if TYPE_CHECKING:
+    from cntr.cntrfs.devfuse.namespace_ops import Handler
+    from cntr.cntrfs.nodes import Node
+
+_GUARDED = 0x10 | 0x20  # STATX_ATTR_IMMUTABLE, STATX_ATTR_APPEND
+_ENTRY_SIZE = wire.ENTRY_OUT.size
+_NO_ENTRY = bytes(_ENTRY_SIZE)
+
+
+def _open_flags(c: Connection, node: Node, fd: int, flags: int, fh: int) -> tuple[int, int]:
+    """(FOPEN_* flags, backing id) of a new open file."""
+    handle = c.core.handles[fh]
+    backing_id = c.passthrough.opened(node, fd)
+    if backing_id:
+        handle.passthrough = True
+        answer = wire.FOPEN_PASSTHROUGH
+    elif c.direct_io or node.slot.is_pseudo:  # there, a size of 0 would be taken for the end
+        answer = wire.FOPEN_DIRECT_IO
+    else:
+        answer = wire.FOPEN_KEEP_CACHE if c.keep_cache else 0
+    # No FOPEN_NOFLUSH: a FLUSH is how the kernel says that a process closed one of its fds, which ends its POSIX locks.
+    return answer, backing_id
+
+
+def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    flags, open_flags = wire.OPEN_IN.unpack_from(body)
+    core = c.core
+    node = core.nodes.get(nodeid)
+    lazily = False
+    if c.passthrough.enabled and node.kind == stat.S_IFREG and not flags & os.O_TRUNC:
+        fd = core.nodes.fd(node)
+        # The kernel opens what it was given without asking whether the file is immutable or append-only.
+        lazily = not kernel_fs.statx(fd).attributes & _GUARDED
+    if lazily:
+        fh = core.add_file(node, -1, flags)
+    else:
+        fh = core.open(nodeid, flags, c.caller() if open_flags & wire.OPEN_KILL_SUIDGID else None)
+        fd = core.handles[fh].fd
+    answer, backing_id = _open_flags(c, node, fd, flags, fh)
+    if lazily and not backing_id:
+        try:
+            core.file_fd(core.handles[fh])
+        except OSError:
+            core.release(fh)
+            c.passthrough.released(node)
+            raise
+    return wire.OPEN_OUT.pack(fh, answer, backing_id)
+
+
+def _create(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    flags, mode, umask, _ = wire.CREATE_IN.unpack_from(body)
+    arguments, contexts, groups = extensions(c, body)
+    (name,) = wire.split_names(arguments[16:], 1)
+    node, attributes, fh = c.core.create(nodeid, name, flags, mode, creator(c, umask, groups))
+    label(c, node, contexts)
+    answer = _open_flags(c, node, c.core.handles[fh].fd, flags, fh)
+    return c.entry(node, attributes) + wire.OPEN_OUT.pack(fh, *answer)
+
+
+def _tmpfile(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    flags, mode, umask, _ = wire.CREATE_IN.unpack_from(body)
+    _, contexts, groups = extensions(c, body)
+    node, attributes, fh = c.core.tmpfile(nodeid, flags, mode, creator(c, umask, groups))
+    label(c, node, contexts)
+    answer = _open_flags(c, node, c.core.handles[fh].fd, flags, fh)
+    return c.entry(node, attributes) + wire.OPEN_OUT.pack(fh, *answer)
+
+
+def _read(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    fh, offset, size, _, _, _, _ = wire.READ_IN.unpack_from(body)
+    return c.core.read(fh, offset, size)
+
+
+def _write(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    fh, offset, size, write_flags, _, flags, _ = wire.WRITE_IN.unpack_from(body)
+    data = body[wire.WRITE_IN.size : wire.WRITE_IN.size + size]
+    # A page from the kernel's cache has its place; otherwise the end is where it is now, not where the kernel thinks.
+    append = bool(flags & os.O_APPEND) and not write_flags & wire.WRITE_CACHE
+    killer = c.caller() if write_flags & wire.WRITE_KILL_SUIDGID else None
+    return wire.WRITE_OUT.pack(c.core.write(fh, offset, data, append=append, killer=killer), 0)
+
+
+def _flush(c: Connection, nodeid: int, body: memoryview) -> None:
+    _, _, _, owner = wire.FLUSH_IN.unpack_from(body)
+    node = c.core.nodes.nodes.get(nodeid)
+    if node is not None:
+        c.locks.flushed(node, owner)
+
+
+def _release(c: Connection, nodeid: int, body: memoryview) -> None:
+    fh = wire.RELEASE_IN.unpack_from(body)[0]
+    handle = c.core.handles.get(fh)
+    if handle is not None:
+        c.locks.released(handle, fh)
+        c.core.release(fh)
+        c.passthrough.released(handle.node)
+
+
+def _fsync(c: Connection, nodeid: int, body: memoryview) -> None:
+    fh, flags, _ = wire.FSYNC_IN.unpack_from(body)
+    fd = c.core.file_fd(c.core.handle(fh))
+    c.workers.submit(c.unique, lambda: sync(fd, bool(flags & wire.FSYNC_FDATASYNC)))
+    raise NoAnswer
+
+
+def _syncfs(c: Connection, nodeid: int, body: memoryview) -> None:
+    c.core.syncfs(nodeid)
+
+
+def _opendir(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    fh = c.core.opendir(nodeid)
+    answer = 0
+    if c.cache_directories and c.core.handles[fh].node.slot.watched:
+        answer = wire.FOPEN_CACHE_DIR | wire.FOPEN_KEEP_CACHE
+    return wire.OPEN_OUT.pack(fh, answer, 0)
+
+
+def _releasedir(c: Connection, nodeid: int, body: memoryview) -> None:
+    c.core.release(wire.RELEASE_IN.unpack_from(body)[0])
+
+
+def _readdir(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    fh, offset, size, _, _, _, _ = wire.READ_IN.unpack_from(body)
+    slot = c.core.handle(fh).node.slot
+    base = slot.base
+    parts: list[bytes] = []
+    room = size
+    for entry in c.core.entries(fh, offset):
+        part = wire.pack_dirent(base | entry.ino, entry.next_offset, entry.kind, entry.name)
+        room -= len(part)
+        if room < 0:
+            break
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _readdirplus(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    fh, offset, size, _, _, _, _ = wire.READ_IN.unpack_from(body)
+    core = c.core
+    base = core.handle(fh).node.slot.base
+    parts: list[bytes] = []
+    room = size
+    for entry in core.entries(fh, offset):
+        name = entry.name
+        room -= _ENTRY_SIZE + (wire.DIRENT.size + len(name) + 7 & ~7)
+        if room < 0:
+            break
+        node = None
+        if name not in (b".", b".."):
+            # Removed since the directory was read: the name alone is listed, not looked up.
+            with contextlib.suppress(OSError):
+                node, attributes = core.look_at_entry(fh, name)
+        if node is None:
+            parts.append(_NO_ENTRY)
+        else:
+            node.lookups += 1
+            parts.append(c.entry(node, attributes))
+        parts.append(wire.pack_dirent(base | entry.ino, entry.next_offset, entry.kind, name))
+    return b"".join(parts)
+
+
+def _lock(c: Connection, body: memoryview, wait: bool) -> None:
+    fh, owner, start, end, kind, pid, flags, _ = wire.LK_IN.unpack_from(body)
+    handle = c.core.handle(fh)
+    flock = flags & wire.LK_FLOCK
+    if not (c.locks.flock(handle, kind, wait) if flock else c.locks.set(handle, fh, owner, start, end, kind, pid, wait)):
+        raise NoAnswer
+
+
+def _getlk(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    fh, owner, start, end, kind, pid, _, _ = wire.LK_IN.unpack_from(body)
+    return c.locks.get(c.core.handle(fh), fh, owner, start, end, kind, pid)
+
+
+def _setlk(c: Connection, nodeid: int, body: memoryview) -> None:
+    _lock(c, body, wait=False)
+
+
+def _setlkw(c: Connection, nodeid: int, body: memoryview) -> None:
+    _lock(c, body, wait=True)
+
+
+def _interrupt(c: Connection, nodeid: int, body: memoryview) -> None:
+    c.locks.interrupt(wire.INTERRUPT_IN.unpack_from(body)[0])
+    raise NoAnswer
+
+
+def _fallocate(c: Connection, nodeid: int, body: memoryview) -> None:
+    fh, offset, length, mode, _ = wire.FALLOCATE_IN.unpack_from(body)
+    c.core.fallocate(fh, mode, offset, length, c.caller())
+
+
+def _lseek(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    fh, offset, whence, _ = wire.LSEEK_IN.unpack_from(body)
+    return wire.LSEEK_OUT.pack(c.core.lseek(fh, offset, whence))
+
+
+def _copy(c: Connection, body: memoryview) -> int:
+    fh_in, offset_in, _, fh_out, offset_out, length, flags = wire.COPY_FILE_RANGE_IN.unpack_from(body)
+    if flags:
+        raise OSError(errno.EINVAL, "copy_file_range flags")
+    return c.core.copy_file_range(fh_in, offset_in, fh_out, offset_out, min(length, 0x7FFFF000), c.caller())
+
+
+def _copy_file_range(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    return wire.WRITE_OUT.pack(_copy(c, body), 0)
+
+
+def _copy_file_range_64(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    return wire.COPY_FILE_RANGE_OUT.pack(_copy(c, body))
+
+
+def _ioctl(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    fh, _, command, _, in_size, out_size = wire.IOCTL_IN.unpack_from(body)
+    data = bytes(body[wire.IOCTL_IN.size : wire.IOCTL_IN.size + in_size])
+    result = ioctls.perform(c.core.file_fd(c.core.handle(fh)), command, data, out_size)
+    return wire.IOCTL_OUT.pack(0, 0, 0, 0) + result
+
+
+FILE_HANDLERS: dict[int, Handler] = {
+    wire.OPEN: _open,
+    wire.CREATE: _create,
+    wire.TMPFILE: _tmpfile,
+    wire.READ: _read,
+    wire.WRITE: _write,
+    wire.FLUSH: _flush,
+    wire.RELEASE: _release,
+    wire.FSYNC: _fsync,
+    wire.FSYNCDIR: _fsync,
+    wire.SYNCFS: _syncfs,
+    wire.OPENDIR: _opendir,
+    wire.RELEASEDIR: _releasedir,
+    wire.READDIR: _readdir,
+    wire.READDIRPLUS: _readdirplus,
+    wire.GETLK: _getlk,
+    wire.SETLK: _setlk,
+    wire.SETLKW: _setlkw,
+    wire.INTERRUPT: _interrupt,
+    wire.FALLOCATE: _fallocate,
+    wire.LSEEK: _lseek,
+    wire.COPY_FILE_RANGE: _copy_file_range,
+    wire.COPY_FILE_RANGE_64: _copy_file_range_64,
+    wire.IOCTL: _ioctl,
+}

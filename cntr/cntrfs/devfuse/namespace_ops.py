@@ -1,0 +1,291 @@
+"""Handlers of the requests on names and attributes: ``(connection, node id, body) -> payload``."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from cntr.cntrfs import core as core_module
+from cntr.cntrfs.backing import Caller
+from cntr.cntrfs.devfuse import wire
+from cntr.cntrfs.devfuse.request import Connection, NoAnswer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cntr.cntrfs.nodes import Node
+
+    Handler = Callable[[Connection, int, memoryview], bytes | None]
+
+_NOW = (0, core_module.NOW)
+
+
+def _lookup(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    (name,) = wire.split_names(body, 1)
+    try:
+        node, attributes = c.core.lookup(nodeid, name)
+    except FileNotFoundError:
+        parent = c.core.nodes.nodes.get(nodeid)
+        if parent is None or not parent.slot.watched:
+            raise
+        # Node id 0: the kernel remembers that there is no such name, until it is told otherwise.
+        return wire.ENTRY_OUT.pack(0, 0, *c.timeouts(parent.slot), *[0] * 16)
+    return c.entry(node, attributes)
+
+
+def _forget(c: Connection, nodeid: int, body: memoryview) -> None:
+    c.core.nodes.forget(nodeid, wire.FORGET_IN.unpack_from(body)[0])
+    raise NoAnswer
+
+
+def _batch_forget(c: Connection, nodeid: int, body: memoryview) -> None:
+    count = wire.BATCH_FORGET_IN.unpack_from(body)[0]
+    start = wire.BATCH_FORGET_IN.size
+    forget = c.core.nodes.forget
+    end = min(start + count * 16, start + (len(body) - start) // 16 * 16)
+    for one, lookups in wire.FORGET_ONE.iter_unpack(body[start:end]):
+        forget(one, lookups)
+    raise NoAnswer
+
+
+def _getattr(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    flags, _, fh = wire.GETATTR_IN.unpack_from(body)
+    return c.attr(*c.core.getattr(nodeid, fh if flags & wire.GETATTR_FH else None))
+
+
+def _statx(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    flags, _, fh, _, _ = wire.STATX_IN.unpack_from(body)
+    node, a = c.core.getattr(nodeid, fh if flags & wire.GETATTR_FH else None)
+    _, seconds, _, nanoseconds = c.timeouts(node.slot)
+    ino = c.attributes(node, a)[0]
+    return wire.STATX_OUT.pack(
+        seconds, nanoseconds, 0, 0, 0, a.mask & 0xFFF, a.blksize, a.attributes, a.nlink, a.uid, a.gid, a.mode, ino,
+        a.size, a.blocks, a.attributes_mask, a.atime, a.atime_ns, a.btime, a.btime_ns, a.ctime, a.ctime_ns, a.mtime,
+        a.mtime_ns, a.rdev_major, a.rdev_minor, a.dev_major, a.dev_minor,
+    )  # fmt: skip
+
+
+def _setattr(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    (valid, _, fh, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, _) = wire.SETATTR_IN.unpack_from(
+        body
+    )
+    changes = core_module.Changes()
+    if valid & wire.FATTR_MODE:
+        changes.mode = mode
+    if valid & wire.FATTR_UID:
+        changes.uid = uid
+    if valid & wire.FATTR_GID:
+        changes.gid = gid
+    if valid & wire.FATTR_SIZE:
+        changes.size = size
+    if valid & wire.FATTR_ATIME:
+        changes.atime = _NOW if valid & wire.FATTR_ATIME_NOW else (_signed(atime), atime_ns)
+    if valid & wire.FATTR_MTIME:
+        changes.mtime = _NOW if valid & wire.FATTR_MTIME_NOW else (_signed(mtime), mtime_ns)
+    if valid & wire.FATTR_KILL_SUIDGID:
+        changes.killer = c.caller()
+    return c.attr(*c.core.setattr(nodeid, changes, fh if valid & wire.FATTR_FH else None))
+
+
+def _signed(seconds: int) -> int:
+    """Times before 1970 travel as two's complement."""
+    return seconds - (1 << 64) if seconds >> 63 else seconds
+
+
+def _readlink(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    return c.core.readlink(nodeid)
+
+
+def extensions(c: Connection, body: memoryview) -> tuple[memoryview, list[tuple[bytes, bytes]], tuple[int, ...]]:
+    """What follows the arguments of a creating request.
+
+    Returns (the arguments alone, security attributes to set as (name, value), the caller's group that matters here).
+    """
+    if not c.extensions:
+        return body, [], ()
+    start = len(body) - c.extensions * 8
+    if start < 0:
+        raise wire.Malformed("extensions longer than the request")
+    contexts: list[tuple[bytes, bytes]] = []
+    groups: tuple[int, ...] = ()
+    position = start
+    while position + 8 <= len(body):
+        size, kind = wire.EXT_HEADER.unpack_from(body, position)
+        if size < 8 or position + size > len(body):
+            raise wire.Malformed("an extension of wrong size")
+        data = body[position + 8 : position + size]
+        if kind == wire.EXT_GROUPS and len(data) >= 4:
+            count = min(int.from_bytes(data[:4], "little"), (len(data) - 4) // 4)
+            groups = tuple(int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "little") for i in range(count))
+        elif kind <= wire.MAX_NR_SECCTX:
+            contexts += _security_contexts(data, kind)
+        position += (size + 7) & ~7
+    return body[:start], contexts, groups
+
+
+def _security_contexts(data: memoryview, count: int) -> list[tuple[bytes, bytes]]:
+    found = []
+    position = 0
+    for _ in range(count):
+        if position + 8 > len(data):
+            raise wire.Malformed("a security context cut off")
+        size = int.from_bytes(data[position : position + 4], "little")
+        name, separator, rest = bytes(data[position + 8 :]).partition(b"\0")
+        if not separator or size > len(rest):
+            raise wire.Malformed("a security context cut off")
+        found.append((name, rest[:size]))
+        position += (8 + len(name) + 1 + size + 7) & ~7
+    return found
+
+
+def label(c: Connection, node: Node, contexts: list[tuple[bytes, bytes]]) -> None:
+    """Give a new file the label that the kernel's security module wants it to have."""
+    for name, value in contexts:
+        try:
+            c.core.setxattr(node.nodeid, name, value, 0, None)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+
+
+def creator(c: Connection, umask: int, groups: tuple[int, ...]) -> Caller:
+    """The caller of a creating request; the kernel names the one supplementary group that matters."""
+    return Caller(c.uid, c.gid, c.pid, umask & 0o777, groups)
+
+
+def _mknod(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    mode, device, umask, _ = wire.MKNOD_IN.unpack_from(body)
+    arguments, contexts, groups = extensions(c, body)
+    (name,) = wire.split_names(arguments[16:], 1)
+    number = os.makedev(*wire.decode_dev(device))
+    node, attributes = c.core.mknod(nodeid, name, mode, number, creator(c, umask, groups))
+    label(c, node, contexts)
+    return c.entry(node, attributes)
+
+
+def _mkdir(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    mode, umask = wire.MKDIR_IN.unpack_from(body)
+    arguments, contexts, groups = extensions(c, body)
+    (name,) = wire.split_names(arguments[8:], 1)
+    node, attributes = c.core.mkdir(nodeid, name, mode, creator(c, umask, groups))
+    label(c, node, contexts)
+    return c.entry(node, attributes)
+
+
+def _symlink(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    arguments, contexts, groups = extensions(c, body)
+    name, target = wire.split_names(arguments, 2)
+    node, attributes = c.core.symlink(nodeid, name, target, creator(c, 0, groups))
+    label(c, node, contexts)
+    return c.entry(node, attributes)
+
+
+def _link(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    (old,) = wire.LINK_IN.unpack_from(body)
+    (name,) = wire.split_names(body[8:], 1)
+    return c.entry(*c.core.link(old, nodeid, name))
+
+
+def _unlink(c: Connection, nodeid: int, body: memoryview) -> None:
+    (name,) = wire.split_names(body, 1)
+    c.core.unlink(nodeid, name)
+
+
+def _rmdir(c: Connection, nodeid: int, body: memoryview) -> None:
+    (name,) = wire.split_names(body, 1)
+    c.core.rmdir(nodeid, name)
+
+
+def _rename(c: Connection, nodeid: int, body: memoryview) -> None:
+    (new_parent,) = wire.RENAME_IN.unpack_from(body)
+    name, new_name = wire.split_names(body[8:], 2)
+    c.core.rename(nodeid, name, new_parent, new_name, 0, c.caller())
+
+
+def _rename2(c: Connection, nodeid: int, body: memoryview) -> None:
+    new_parent, flags, _ = wire.RENAME2_IN.unpack_from(body)
+    name, new_name = wire.split_names(body[16:], 2)
+    c.core.rename(nodeid, name, new_parent, new_name, flags, c.caller())
+
+
+def _statfs(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    found = c.core.statfs(nodeid or 1)
+    return wire.STATFS_OUT.pack(
+        found.f_blocks, found.f_bfree, found.f_bavail, found.f_files, found.f_ffree, found.f_bsize, found.f_namemax,
+        found.f_frsize, 0,
+    )  # fmt: skip
+
+
+def _setxattr(c: Connection, nodeid: int, body: memoryview) -> None:
+    size, flags = wire.SETXATTR_IN.unpack_from(body)
+    start = 8
+    kill = False
+    if c.flags & wire.SETXATTR_EXT:
+        if len(body) < 16:
+            raise wire.Malformed("a short SETXATTR")
+        kill = bool(wire.SETXATTR_EXT_IN.unpack_from(body)[2] & wire.SETXATTR_ACL_KILL_SGID)
+        start = 16
+    name, separator, value = bytes(body[start:]).partition(b"\0")
+    if not separator or size > len(value):
+        raise wire.Malformed("an attribute cut off")
+    c.core.setxattr(nodeid, name, value[:size], flags, None, kill_sgid=kill)
+
+
+def _sized(c: Connection, value: bytes, size: int) -> bytes:
+    """GETXATTR and LISTXATTR: the value, or its length when that was asked; ERANGE when it does not fit."""
+    if size == 0:
+        return wire.GETXATTR_OUT.pack(len(value), 0)
+    if len(value) > size:
+        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
+    return value
+
+
+def _getxattr(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    size, _ = wire.GETXATTR_IN.unpack_from(body)
+    (name,) = wire.split_names(body[8:], 1)
+    return _sized(c, c.core.getxattr(nodeid, name), size)
+
+
+def _listxattr(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    size, _ = wire.GETXATTR_IN.unpack_from(body)
+    return _sized(c, b"".join(name + b"\0" for name in c.core.listxattr(nodeid, c.caller())), size)
+
+
+def _removexattr(c: Connection, nodeid: int, body: memoryview) -> None:
+    (name,) = wire.split_names(body, 1)
+    c.core.removexattr(nodeid, name)
+
+
+def _access(c: Connection, nodeid: int, body: memoryview) -> None:
+    """The kernel checks itself (default_permissions); it does not ask."""
+
+
+def _destroy(c: Connection, nodeid: int, body: memoryview) -> None:
+    """The last request of an unmount."""
+
+
+NAMESPACE_HANDLERS: dict[int, Handler] = {
+    wire.LOOKUP: _lookup,
+    wire.FORGET: _forget,
+    wire.BATCH_FORGET: _batch_forget,
+    wire.GETATTR: _getattr,
+    wire.STATX: _statx,
+    wire.SETATTR: _setattr,
+    wire.READLINK: _readlink,
+    wire.SYMLINK: _symlink,
+    wire.MKNOD: _mknod,
+    wire.MKDIR: _mkdir,
+    wire.LINK: _link,
+    wire.UNLINK: _unlink,
+    wire.RMDIR: _rmdir,
+    wire.RENAME: _rename,
+    wire.RENAME2: _rename2,
+    wire.STATFS: _statfs,
+    wire.SETXATTR: _setxattr,
+    wire.GETXATTR: _getxattr,
+    wire.LISTXATTR: _listxattr,
+    wire.REMOVEXATTR: _removexattr,
+    wire.ACCESS: _access,
+    wire.DESTROY: _destroy,
+}

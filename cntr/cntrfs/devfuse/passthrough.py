@@ -1,0 +1,87 @@
+"""FUSE_PASSTHROUGH: the kernel reads, writes and maps the backing file itself (kernel 6.9, CAP_SYS_ADMIN).
+
+All opens of one inode must agree: the kernel answers EIO to an open that is not passed through while another is. So
+the decision is the node's, made at its first open and kept until its last release; one backing id serves them all.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from cntr import kernel_fs
+from cntr.cntrfs.devfuse import wire
+
+if TYPE_CHECKING:
+    from cntr.cntrfs.core import Core
+    from cntr.cntrfs.nodes import Node
+
+log = logging.getLogger("cntr.cntrfs")
+
+
+class OpenFiles:
+    """How often a node is open, and as what."""
+
+    __slots__ = ("backing_id", "count")
+
+    def __init__(self, backing_id: int) -> None:
+        """backing_id: the kernel's number of the backing file; 0: reads and writes come to the server."""
+        self.backing_id = backing_id
+        self.count = 0
+
+
+class Passthrough:
+    """The backing ids of one connection."""
+
+    def __init__(self, fuse_fd: int, core: Core) -> None:
+        """enabled: set once INIT agreed on it."""
+        self.fd = fuse_fd
+        self.core = core
+        self.enabled = False
+
+    def opened(self, node: Node, fd: int) -> int:
+        """One more open of the node, whose file is behind fd (O_PATH will do); its backing id, or 0 for none."""
+        files = node.open
+        if not isinstance(files, OpenFiles):
+            files = node.open = OpenFiles(self._backing_open(fd) if self.enabled else 0)
+        files.count += 1
+        return files.backing_id
+
+    def _backing_open(self, fd: int) -> int:
+        mode = os.fstat(fd).st_mode
+        # Whether a write clears set-id bits depends on the writer, but the kernel writes as whoever registered the
+        # file. Such files are written by the server, which is told.
+        if not stat.S_ISREG(mode) or mode & (stat.S_ISUID | stat.S_ISGID):
+            return 0
+        try:
+            with self.core.credentials.without_fsetid():  # for a file that gets set-id bits while it is open
+                return kernel_fs.ioctl_number(self.fd, wire.DEV_IOC_BACKING_OPEN, wire.BACKING_MAP.pack(fd, 0, 0))
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.ENOTTY):
+                log.info("no passthrough here: %s", error.strerror)
+                self.enabled = False
+            # ELOOP: a stacked filesystem below (overlay). That file goes through the server.
+            return 0
+
+    def released(self, node: Node) -> None:
+        """One open less."""
+        files = node.open
+        if isinstance(files, OpenFiles):
+            files.count -= 1
+            if files.count <= 0:
+                node.open = None
+                self._backing_close(files.backing_id)
+
+    def _backing_close(self, backing_id: int) -> None:
+        if backing_id:
+            try:
+                kernel_fs.ioctl_number(self.fd, wire.DEV_IOC_BACKING_CLOSE, backing_id.to_bytes(4, "little"))
+            except OSError as error:
+                log.warning("closing a backing id: %s", error)
+
+    def close(self) -> None:
+        """The kernel drops all backing ids with the connection."""
+        self.enabled = False

@@ -1,0 +1,239 @@
+"""The session: INIT, then read a request, dispatch it to its handler, answer.
+
+One thread does it all: handing over to a second one costs Python more than the system calls it would overlap. Only
+what may wait for long runs elsewhere (``workers``): fsync, and a lock that another process holds.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from cntr import kernel_fs
+from cntr.cntrfs.core import Core, errno_of
+from cntr.cntrfs.devfuse import wire
+from cntr.cntrfs.devfuse.file_ops import FILE_HANDLERS
+from cntr.cntrfs.devfuse.namespace_ops import NAMESPACE_HANDLERS
+from cntr.cntrfs.devfuse.request import Connection, NoAnswer
+from cntr.cntrfs.devfuse.watch import Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cntr.cntrfs.heartbeat import Heartbeat
+    from cntr.cntrfs.options import Options
+
+log = logging.getLogger("cntr.cntrfs")
+
+MAX_WRITE = 1 << 20
+_BUFFER = MAX_WRITE + 4096
+_OVERLAYFS_MAGIC = 0x794C7630
+_WANTED = (
+    wire.ASYNC_READ | wire.POSIX_LOCKS | wire.ATOMIC_O_TRUNC | wire.EXPORT_SUPPORT | wire.BIG_WRITES | wire.DONT_MASK
+    | wire.FLOCK_LOCKS | wire.HAS_IOCTL_DIR | wire.AUTO_INVAL_DATA | wire.ASYNC_DIO | wire.PARALLEL_DIROPS
+    | wire.POSIX_ACL | wire.ABORT_ERROR | wire.MAX_PAGES | wire.CACHE_SYMLINKS | wire.HANDLE_KILLPRIV_V2
+    | wire.SETXATTR_EXT | wire.INIT_EXT | wire.SECURITY_CTX | wire.CREATE_SUPP_GROUP | wire.HAS_EXPIRE_ONLY
+    | wire.ALLOW_IDMAP
+)  # fmt: skip
+_STOP_RETRY = 0.05  # seconds between two attempts to get the serving thread out of its read
+
+
+class _Stop(Exception):
+    """Raised by the signal handler inside the read: the session is over."""
+
+
+class Session:
+    """One connection, from INIT to its end."""
+
+    def __init__(self, fuse_fd: int, core: Core, heartbeat: Heartbeat, on_ready: Callable[[], None]) -> None:
+        """fuse_fd: of a mounted connection; on_ready: called once INIT was answered."""
+        self.fd = fuse_fd
+        self.core = core
+        self.heartbeat = heartbeat
+        self.connection = Connection(fuse_fd, core, heartbeat)
+        self.on_ready = on_ready
+        self.watch: Watch | None = None
+        self.stopping = False
+        self._reading = False
+        self._buffer = bytearray(_BUFFER)
+        self._view = memoryview(self._buffer)
+
+    # INIT
+
+    def init(self, body: memoryview) -> bytes:
+        """INIT: agree on a version and on what both sides can do; the answer's payload."""
+        major, minor, readahead, flags = wire.INIT_IN.unpack_from(body)
+        if major != wire.KERNEL_VERSION or minor < wire.OLDEST_MINOR:
+            # A larger major: the kernel asks again with ours. An older kernel has none of what we need.
+            return wire.INIT_OUT.pack(wire.KERNEL_VERSION, wire.MINOR_VERSION, *[0] * 11)
+        if flags & wire.INIT_EXT and len(body) >= 20:
+            flags |= int.from_bytes(body[16:20], sys.byteorder) << 32
+        agreed = flags & (_WANTED | self._optional())
+        connection = self.connection
+        connection.flags = agreed
+        connection.minor = minor
+        depth = 0
+        if agreed & wire.PASSTHROUGH:
+            depth = 2 if kernel_fs.filesystem_magic(self.core.nodes.root.fd) == _OVERLAYFS_MAGIC else 1
+            connection.passthrough.enabled = True
+        return wire.INIT_OUT.pack(
+            wire.KERNEL_VERSION, min(minor, wire.MINOR_VERSION), max(readahead, 1 << 20), agreed & 0xFFFFFFFF,
+            64, 48, MAX_WRITE, 1, MAX_WRITE // 4096, 0, agreed >> 32, depth, 0,
+        )  # fmt: skip
+
+    def _optional(self) -> int:
+        options = self.core.options
+        flags = 0
+        if options.readdirplus:
+            flags |= wire.DO_READDIRPLUS | wire.READDIRPLUS_AUTO
+        if options.passthrough:
+            flags |= wire.PASSTHROUGH
+        if options.writeback and not options.passthrough:
+            flags |= wire.WRITEBACK_CACHE  # the kernel has either this or passthrough
+        if options.cache == "none":
+            flags |= wire.DIRECT_IO_ALLOW_MMAP
+        return flags
+
+    def _watch(self) -> None:
+        """Long timeouts, where the kernel can be told of changes."""
+        if self.core.options.invalidate and not self.core.options.timeouts_given:
+            try:
+                expire = bool(self.connection.flags & wire.HAS_EXPIRE_ONLY)
+                self.watch = Watch(self.fd, self.core, expire)
+            except OSError as error:
+                log.info("changes behind the mount are not watched: %s", error)
+
+    # the loop
+
+    def run(self) -> None:
+        """Serve until unmounted, aborted or stopped."""
+        read, trim, view = os.readv, self.core.nodes.trim, self._view
+        buffers = [self._buffer]
+        heartbeat = self.heartbeat
+        try:
+            while not self.stopping:
+                self._reading = True
+                try:
+                    length = read(self.fd, buffers)
+                except OSError as error:
+                    self._reading = False
+                    if error.errno in (errno.ENODEV, errno.ECONNABORTED, errno.EBADF):
+                        return  # unmounted, or aborted
+                    if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
+                        continue  # the request was interrupted before we got it
+                    raise
+                self._reading = False
+                heartbeat.began()
+                self.handle(view[:length])
+                trim()
+                heartbeat.ended()
+        except _Stop:
+            return
+
+    def handle(self, request: memoryview) -> None:
+        """Dispatch one request and answer it; never raises for what a request holds."""
+        if len(request) < wire.IN_HEADER.size:
+            log.warning("a request of %d bytes", len(request))
+            return
+        header = wire.IN_HEADER.unpack_from(request)
+        _, opcode, unique, nodeid, uid, gid, pid, extensions = header
+        body = request[wire.IN_HEADER.size :]
+        connection = self.connection
+        connection.unique, connection.uid, connection.gid, connection.pid = unique, uid, gid, pid
+        connection.extensions = extensions
+        try:
+            handler = HANDLERS.get(opcode)
+            if handler is None:
+                if opcode == wire.INIT:
+                    self._answer_init(unique, body)
+                    return
+                connection.fail(unique, errno.ENOSYS)
+                return
+            if len(body) < wire.MINIMUM.get(opcode, 0):
+                raise wire.Malformed(f"opcode {opcode} with {len(body)} bytes")
+            payload = handler(connection, nodeid, body)
+        except NoAnswer:
+            return
+        except wire.Malformed as error:
+            log.warning("malformed request: %s", error)
+            connection.fail(unique, errno.EINVAL)
+        except Exception as error:  # noqa: BLE001  every mistake becomes an answer
+            connection.fail(unique, errno_of(error))
+        else:
+            connection.answer(unique, payload)
+
+    def _answer_init(self, unique: int, body: memoryview) -> None:
+        if len(body) < wire.INIT_IN.size:
+            self.connection.fail(unique, errno.EPROTO)
+            return
+        self.connection.answer(unique, self.init(body))
+        self._watch()
+        self.on_ready()
+        self.on_ready = lambda: None
+
+    # stopping
+
+    def stop_when_readable(self, stop_fd: int) -> None:
+        """Start a thread that ends the session once stop_fd is readable; call from the serving (main) thread.
+
+        A signal gets the serving thread out of its read. One that comes between two reads is not lost: it is
+        repeated until the session has ended.
+        """
+        serving = threading.get_ident()
+        ended = threading.Event()
+        self._ended = ended
+
+        def on_signal(number: int, frame: object) -> None:
+            if self.stopping and self._reading:
+                self._reading = False
+                raise _Stop
+
+        signal.signal(signal.SIGUSR1, on_signal)
+        signal.signal(signal.SIGUSR2, lambda *_: None)  # ends a lock's wait (locks)
+
+        def wait() -> None:
+            try:
+                os.read(stop_fd, 1)
+            except BlockingIOError:
+                import select
+
+                select.select([stop_fd], [], [])
+            except OSError:
+                return
+            self.stopping = True
+            while not ended.wait(_STOP_RETRY):
+                signal.pthread_kill(serving, signal.SIGUSR1)
+
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+        threading.Thread(target=wait, name="stop", daemon=True).start()
+
+    def close(self) -> None:
+        """End of the session: the connection goes with its last fd."""
+        if hasattr(self, "_ended"):
+            self._ended.set()
+        if self.watch is not None:
+            self.watch.close()
+        self.connection.close()
+        os.close(self.fd)
+
+
+HANDLERS = {**NAMESPACE_HANDLERS, **FILE_HANDLERS}
+
+
+def serve(
+    fuse_fd: int, root_fd: int, options: Options, stop_fd: int, heartbeat: Heartbeat, on_ready: Callable[[], None]
+) -> None:
+    """Serve the mounted connection fuse_fd until stop_fd is readable or it is unmounted; takes both fds over."""
+    core = Core(root_fd, options)
+    session = Session(fuse_fd, core, heartbeat, on_ready)
+    session.stop_when_readable(stop_fd)
+    try:
+        session.run()
+    finally:
+        session.close()
+        core.close()

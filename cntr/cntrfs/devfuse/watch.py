@@ -1,0 +1,289 @@
+"""Telling the kernel what changed behind the mount, so that it may keep entries and attributes for long.
+
+A helper process reads fanotify events of the served tree's local filesystems and writes invalidations to the
+connection. It is a process of its own because a notification can wait for a lock that a client holds while it waits
+for the server; and it dies with the server (PR_SET_PDEATHSIG), because its copy of the fd keeps the connection alive.
+
+The server's own changes are known by its pid and skipped: the kernel knows them. After an overflow, and when
+something was mounted or unmounted, everything is invalidated.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import logging
+import os
+import select
+import signal
+import socket
+import struct
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from cntr import kernel, kernel_fs
+from cntr.cntrfs.devfuse import wire
+from cntr.cntrfs.nodes import Slot
+
+if TYPE_CHECKING:
+    from cntr.cntrfs.core import Core
+
+log = logging.getLogger("cntr.cntrfs")
+
+#: Local filesystems whose every change goes through this kernel's VFS: ext2-4, XFS, tmpfs, F2FS (linux/magic.h).
+#: A network filesystem changes elsewhere; btrfs and overlay report other ids than their inodes have.
+WATCHABLE = frozenset((0xEF53, 0x58465342, 0x01021994, 0xF2F52010))
+_ENTRY_EVENTS = kernel_fs.FAN_CREATE | kernel_fs.FAN_DELETE | kernel_fs.FAN_MOVED_FROM | kernel_fs.FAN_MOVED_TO
+_MASK = _ENTRY_EVENTS | kernel_fs.FAN_MODIFY | kernel_fs.FAN_ATTRIB | kernel_fs.FAN_ONDIR
+_METADATA = struct.Struct("=IBBHQii")  # event_len vers reserved metadata_len mask fd pid
+_INFO = struct.Struct("=BxH8sIi")  # type len fsid handle_bytes handle_type
+_INFO_FID, _INFO_DFID_NAME, _INFO_DFID = 1, 2, 3
+_SLOT = struct.Struct("=8sQQQ")  # fsid, base, inode number and node id of an alias
+_PACE = 0.01  # seconds between two invalidations of a file that is being written
+_EXPIRE_ONLY = 1
+FLUSH = b"f"
+
+
+class Watch:
+    """The server's side: which filesystems are watched."""
+
+    def __init__(self, fuse_fd: int, core: Core, expire_only: bool) -> None:
+        """Start the helper. OSError where fanotify is not to be had: nothing is watched then."""
+        self.core = core
+        self.fuse_fd = fuse_fd
+        self.group = kernel_fs.fanotify_init()
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        server = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._socket.close()
+            _run_helper(fuse_fd, self.group, theirs, server, expire_only)
+        theirs.close()
+        threading.Thread(target=self._flush_when_asked, name="flush", daemon=True).start()
+        for slot in core.nodes.slots():
+            self.add(slot)
+        core.nodes.on_new_slot = self.add
+
+    def add(self, slot: Slot) -> None:
+        """Watch the filesystem of a slot if it can be; ``slot.watched`` says so then."""
+        if slot.watched or not slot.handles or slot.magic not in WATCHABLE or slot.mount_fd < 0 or slot.is_synthetic:
+            return
+        alias = next(((ino, nodeid) for ino, nodeid in slot.aliases.items() if nodeid > 0), (0, 0))
+        try:
+            kernel_fs.fanotify_mark_filesystem(self.group, _MASK, slot.mount_fd)
+            message = _SLOT.pack(kernel_fs.filesystem_id(slot.mount_fd), slot.base, *alias)
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [slot.mount_fd]))
+            self._socket.sendmsg([message], [rights])
+        except OSError as error:
+            log.info("changes behind the mount are not watched on device %d: %s", slot.dev, error)
+            return
+        slot.watched = True
+
+    def _flush_when_asked(self) -> None:
+        """Invalidate everything the kernel may have cached, each time the helper asks for it."""
+        while True:
+            try:
+                if not self._socket.recv(1):
+                    break
+            except OSError:
+                break
+            flush(self.fuse_fd, self.core)
+        for slot in self.core.nodes.slots():  # the helper is gone: promise nothing any more
+            slot.watched = False
+        self.core.nodes.on_new_slot = lambda slot: None
+        flush(self.fuse_fd, self.core)
+
+    def close(self) -> None:
+        """End the helper."""
+        self.core.nodes.on_new_slot = lambda slot: None
+        os.close(self.group)
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
+
+def flush(fuse_fd: int, core: Core) -> None:
+    """Invalidate all entries and all attributes. Never called from the serving thread."""
+    nodes = list(core.nodes.nodes.values())
+    if not notify(fuse_fd, wire.NOTIFY_INC_EPOCH, b""):  # kernel 6.16: all entries at once
+        for node in nodes:
+            if node.is_directory:
+                for name in _names(node.fd, core):
+                    notify(fuse_fd, wire.NOTIFY_INVAL_ENTRY, _entry(node.nodeid, name, 0))
+    for node in nodes:
+        notify(fuse_fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(node.nodeid, 0, 0))
+
+
+def _names(fd: int, core: Core) -> list[bytes]:
+    try:
+        return [os.fsencode(name) for name in os.listdir(f"/proc/self/fd/{fd}")] if fd >= 0 else []
+    except OSError:
+        return []
+
+
+def notify(fuse_fd: int, code: int, payload: bytes) -> bool:
+    """Write one notification; says whether the kernel knows its code. What it has not cached is no error."""
+    try:
+        os.write(fuse_fd, wire.OUT_HEADER.pack(16 + len(payload), code, 0) + payload)
+    except OSError as error:
+        return error.errno not in (errno.EINVAL, errno.ENOSYS)
+    return True
+
+
+def _entry(nodeid: int, name: bytes, flags: int) -> bytes:
+    return wire.INVAL_ENTRY_OUT.pack(nodeid, len(name), flags) + name + b"\0"
+
+
+class Helper:
+    """The helper process."""
+
+    def __init__(self, fuse_fd: int, group: int, server: socket.socket, server_pid: int, expire_only: bool) -> None:
+        """server_pid: whose events are the mount's own."""
+        self.fuse_fd = fuse_fd
+        self.group = group
+        self.server = server
+        self.server_pid = server_pid
+        self.entry_flags = _EXPIRE_ONLY if expire_only else 0
+        self.slots: dict[bytes, list[tuple[int, int, int, int]]] = {}  # fsid -> (base, alias, its node id, mount fd)
+        self.paced: dict[int, float] = {}  # node id -> when it was last told to have been modified
+        self.pending: set[int] = set()
+
+    def run(self) -> None:
+        """Until killed."""
+        poll = select.poll()
+        poll.register(self.group, select.POLLIN)
+        poll.register(self.server, select.POLLIN)
+        mounts = os.open("/proc/self/mountinfo", os.O_RDONLY)
+        poll.register(mounts, select.POLLPRI)
+        while True:
+            for fd, _ in poll.poll(_PACE * 1000 if self.pending else None):
+                if fd == self.server.fileno():
+                    self.read_slots()
+                elif fd == mounts:
+                    self.server.send(FLUSH)
+                else:
+                    self.read_events()
+            self.send_pending()
+
+    def read_slots(self) -> None:
+        """What the server says about filesystems; its end is ours."""
+        while True:
+            try:
+                data, rights, _, _ = self.server.recvmsg(_SLOT.size, 64, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                data = b""
+            if not data:
+                os._exit(0)
+            fsid, base, ino, nodeid = _SLOT.unpack(data)
+            fd = struct.unpack_from("=i", rights[0][2])[0] if rights else -1
+            self.slots.setdefault(fsid, []).append((base, ino, nodeid, fd))
+
+    def read_events(self) -> None:
+        """One buffer of events; what is said twice in it is told once."""
+        try:
+            buffer = os.read(self.group, 65536)
+        except OSError:
+            return
+        told: set[tuple[int, bytes]] = set()
+        position = 0
+        while position < len(buffer):
+            length, _, _, skip, mask, _, pid = _METADATA.unpack_from(buffer, position)
+            if mask & kernel_fs.FAN_Q_OVERFLOW:
+                self.server.send(FLUSH)
+            elif pid != self.server_pid:
+                self.event(mask, buffer[position + skip : position + length], told)
+            position += length
+
+    def event(self, mask: int, infos: bytes, told: set[tuple[int, bytes]]) -> None:
+        """Tell the kernel about one event."""
+        position = 0
+        while position + _INFO.size <= len(infos):
+            kind, length, fsid, size, handle_type = _INFO.unpack_from(infos, position)
+            start = position + _INFO.size
+            handle = kernel_fs.Handle(handle_type, infos[start : start + size])
+            name = infos[start + size : position + length].split(b"\0", 1)[0]
+            position += max(length, 4)
+            if kind not in (_INFO_FID, _INFO_DFID_NAME, _INFO_DFID):
+                continue
+            for nodeid in self.nodeids(fsid, handle):
+                if kind == _INFO_FID or name in (b".", b""):
+                    self.tell_inode(nodeid, mask, told)
+                elif mask & _ENTRY_EVENTS and (nodeid, name) not in told:
+                    told.add((nodeid, name))
+                    notify(self.fuse_fd, wire.NOTIFY_INVAL_ENTRY, _entry(nodeid, name, self.entry_flags))
+                    self.tell_inode(nodeid, kernel_fs.FAN_MODIFY, told)
+
+    def tell_inode(self, nodeid: int, mask: int, told: set[tuple[int, bytes]]) -> None:
+        """Attributes, and data when it was modified, are old. A file that is being written is told of now and then."""
+        key = nodeid, b"\0m" if mask & kernel_fs.FAN_MODIFY else b"\0"
+        if key in told:
+            return
+        told.add(key)
+        if not mask & kernel_fs.FAN_MODIFY:
+            notify(self.fuse_fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(nodeid, -1, 0))
+            return
+        now = time.monotonic()
+        if now - self.paced.get(nodeid, 0.0) < _PACE:
+            self.pending.add(nodeid)
+            return
+        if len(self.paced) > 4096:
+            self.paced.clear()
+        self.paced[nodeid] = now
+        notify(self.fuse_fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(nodeid, 0, 0))
+
+    def send_pending(self) -> None:
+        """What pacing held back and is due now."""
+        if not self.pending:
+            return
+        now = time.monotonic()
+        due = {nodeid for nodeid in self.pending if now - self.paced.get(nodeid, 0.0) >= _PACE}
+        self.pending -= due
+        for nodeid in due:
+            self.paced[nodeid] = now
+            notify(self.fuse_fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(nodeid, 0, 0))
+
+    def nodeids(self, fsid: bytes, handle: kernel_fs.Handle) -> list[int]:
+        """The node ids that a file can have: one per mount of its filesystem."""
+        slots = self.slots.get(fsid)
+        if slots is None:
+            self.read_slots()
+            slots = self.slots.get(fsid, [])
+        if not slots:
+            return []
+        if handle.kind in (1, 2) and len(handle.data) in (8, 16):  # FILEID_INO32_GEN(_PARENT)
+            ino = int.from_bytes(handle.data[:4], "little")
+        else:
+            try:
+                fd = kernel_fs.open_by_handle(slots[0][3], handle, os.O_PATH | os.O_NOFOLLOW)
+            except OSError:
+                return []  # gone
+            ino = os.fstat(fd).st_ino
+            os.close(fd)
+        return [nodeid if ino == alias else base | ino for base, alias, nodeid, _ in slots]
+
+
+def _run_helper(fuse_fd: int, group: int, server: socket.socket, server_pid: int, expire_only: bool) -> None:
+    """The helper's whole life; never returns."""
+    try:
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
+        if os.getppid() == server_pid:
+            kernel.set_process_name("cntrfs-watch")
+            _close_others({0, 1, 2, fuse_fd, group, server.fileno()})
+            Helper(fuse_fd, group, server, server_pid, expire_only).run()
+    except BaseException:
+        log.exception("the watch on the backing filesystems failed")
+    finally:
+        os._exit(1)
+
+
+def _close_others(keep: set[int]) -> None:
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) not in keep:
+            with contextlib.suppress(OSError):
+                os.close(int(name))

@@ -1,0 +1,183 @@
+"""What a long suite found: per test a status on the native filesystem and on CntrFS, held against a checked-in table."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+PASS, FAIL, NOTRUN, TIMEOUT, DIED = "pass", "fail", "notrun", "timeout", "died"
+BAD = (FAIL, TIMEOUT, DIED)
+
+
+@dataclass
+class Outcome:
+    """One test on one filesystem. checks/failed: how many single checks it made, where the suite counts them."""
+
+    status: str
+    seconds: float = 0.0
+    detail: str = ""
+    checks: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """A line of the table: TEST is STATUS on WHERE (native, pyfuse3, devfuse or *), for a REASON."""
+
+    test: str
+    where: str
+    status: str
+    reason: str
+
+
+@dataclass
+class Verdict:
+    """What the comparison says of one test on one filesystem: ok, or a problem in words."""
+
+    test: str
+    where: str
+    outcome: Outcome
+    problem: str = ""
+    reason: str = ""
+
+
+@dataclass
+class Run:
+    """A whole run: test → place (native or a binding) → outcome."""
+
+    suite: str
+    places: list[str]
+    outcomes: dict[str, dict[str, Outcome]] = field(default_factory=dict)
+    started: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))
+    kernel: str = field(default_factory=platform.release)
+    command: str = ""
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def add(self, test: str, place: str, outcome: Outcome) -> None:
+        self.outcomes.setdefault(test, {})[place] = outcome
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n")
+
+    @staticmethod
+    def load(path: Path) -> Run:
+        raw = json.loads(path.read_text())
+        raw["outcomes"] = {
+            test: {place: Outcome(**outcome) for place, outcome in places.items()}
+            for test, places in raw["outcomes"].items()
+        }
+        return Run(**raw)
+
+
+def read_table(path: Path) -> list[Expectation]:
+    """Lines of ``test | where | status | reason``; # starts a comment. A line without a reason is an error."""
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) != 4 or not all(cells):
+            raise ValueError(f"{path.name}:{number}: wanted: test | where | status | reason")
+        rows.append(Expectation(*cells))
+    return rows
+
+
+def judge(run: Run, table: list[Expectation]) -> list[Verdict]:
+    """Only what is new counts: worse than native and not in the table, or better than the table says."""
+    expected = {(row.test, row.where): row for row in table}
+    verdicts = []
+    for test, places in sorted(run.outcomes.items()):
+        native = places.get("native")
+        for place, outcome in places.items():
+            row = expected.get((test, place)) or (expected.get((test, "*")) if place != "native" else None)
+            verdict = Verdict(test, place, outcome, reason=row.reason if row else "")
+            if row is not None and row.status != "any":
+                if outcome.status != row.status:
+                    verdict.problem = f"{outcome.status}, but the table says {row.status}: {row.reason}"
+            elif row is None and place == "native":
+                verdict.problem = ""  # what fails natively says nothing about CntrFS
+            elif row is None and outcome.status in BAD and (native is None or native.status not in BAD):
+                verdict.problem = f"{outcome.status}, native {native.status if native else 'not run'}: {outcome.detail}"
+            elif row is None and outcome.status == NOTRUN and native is not None and native.status == PASS:
+                verdict.problem = f"turned into not run: {outcome.detail}"
+            elif row is None and native is not None and outcome.failed > native.failed:
+                verdict.problem = f"{outcome.failed} of {outcome.checks} checks fail, native {native.failed}"
+            verdicts.append(verdict)
+    return verdicts
+
+
+def summary(run: Run, verdicts: list[Verdict]) -> str:
+    """A table: per place how many tests ended how, and every problem."""
+    kinds = (PASS, FAIL, NOTRUN, TIMEOUT, DIED)
+    lines = [
+        f"{run.suite} on {run.kernel}, {run.started}",
+        f"{'':10}" + "".join(f"{kind:>9}" for kind in kinds) + "   checks   failed",
+    ]
+    for place in run.places:
+        outcomes = [places[place] for places in run.outcomes.values() if place in places]
+        count = Counter(outcome.status for outcome in outcomes)
+        checks, failed = sum(outcome.checks for outcome in outcomes), sum(outcome.failed for outcome in outcomes)
+        tail = f"{checks:9}{failed:9}" if checks else ""
+        lines.append(f"{place:10}" + "".join(f"{count[kind]:9}" for kind in kinds) + tail)
+    expected = [verdict for verdict in verdicts if verdict.reason and not verdict.problem]
+    problems = [verdict for verdict in verdicts if verdict.problem]
+    lines.append(f"{len(expected)} results as the table expects, {len(problems)} new")
+    lines += [f"  NEW  {verdict.test} on {verdict.where}: {verdict.problem}" for verdict in problems]
+    return "\n".join(lines)
+
+
+def write_junit(path: Path, run: Run, verdicts: list[Verdict]) -> None:
+    """One test case per test and place; an expected failure is a skip that carries its reason."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    suite = ElementTree.Element(
+        "testsuite", name=run.suite, tests=str(len(verdicts)), failures=str(sum(bool(v.problem) for v in verdicts))
+    )
+    for verdict in verdicts:
+        case = ElementTree.SubElement(
+            suite,
+            "testcase",
+            classname=f"{run.suite}.{verdict.where}",
+            name=verdict.test,
+            time=f"{verdict.outcome.seconds:.2f}",
+        )
+        if verdict.problem:
+            ElementTree.SubElement(case, "failure", message=verdict.problem).text = verdict.outcome.detail
+        elif verdict.outcome.status != PASS:
+            ElementTree.SubElement(case, "skipped", message=verdict.reason or verdict.outcome.detail or "as native")
+    ElementTree.ElementTree(suite).write(path, encoding="unicode", xml_declaration=True)
+
+
+class Progress:
+    """One line on a terminal that is written over; on anything else a line per event worth one."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.started = total, 0, time.monotonic()
+        self.tty = os.isatty(1)
+
+    def step(self, text: str, status: str) -> None:
+        self.done += 1
+        elapsed = time.monotonic() - self.started
+        left = elapsed / self.done * (self.total - self.done)
+        line = f"[{self.done}/{self.total}, {left / 60:.0f} min left] {text}: {status}"
+        if self.tty:
+            print(f"\r\033[K{line}", end="" if self.done < self.total else "\n", flush=True)
+        elif status not in (PASS, NOTRUN) or self.done % 25 == 0 or self.done == self.total:
+            print(line, flush=True)
+
+
+def finish(run: Run, table_path: Path, reports: Path) -> int:
+    """Save, judge, report; the exit status of the runner."""
+    verdicts = judge(run, read_table(table_path))
+    run.save(reports / f"{run.suite}.json")
+    write_junit(reports / f"{run.suite}.junit.xml", run, verdicts)
+    text = summary(run, verdicts)
+    (reports / f"{run.suite}.txt").write_text(text + "\n")
+    print(text)
+    return 1 if any(verdict.problem for verdict in verdicts) else 0
