@@ -57,10 +57,6 @@ class Changes:
         self.mtime: tuple[int, int] | None = None
         self.killer: Caller | None = None  # truncating kills set-id bits: this caller has no CAP_FSETID
 
-    def is_nothing(self) -> bool:
-        """Is there nothing to change?"""
-        return (self.mode, self.uid, self.gid, self.size, self.atime, self.mtime) == (None,) * 6
-
 
 class Core(FileOperations):
     """One served tree."""
@@ -141,8 +137,7 @@ class Core(FileOperations):
             # Through the open file where there is one: ftruncate(2) sets mtime even when the size stays.
             writable = handle is not None and handle.writable
             self._truncate(self.file_fd(handle) if handle is not None and writable else None, path, changes, fd)
-        if changes.uid is not None or changes.gid is not None or changes.is_nothing():
-            # Nothing to change: the client's chown(-1, -1), which sets ctime and clears set-id bits all the same.
+        if changes.uid is not None or changes.gid is not None:
             uid = _UNCHANGED if changes.uid is None else changes.uid
             kernel_fs.chown(fd, uid, _UNCHANGED if changes.gid is None else changes.gid)
         if changes.mode is not None:

@@ -103,7 +103,9 @@ def loop_device(room: Path, name: str, size: str = "2G") -> str:
 
 def release_loops(room: Path) -> None:
     """Detach what ``loop_device`` made for this room."""
-    listed = subprocess.run(["losetup", "--list", "--noheadings", "-O", "NAME,BACK-FILE"], capture_output=True, text=True)
+    listed = subprocess.run(
+        ["losetup", "--list", "--noheadings", "-O", "NAME,BACK-FILE"], capture_output=True, text=True
+    )
     for line in listed.stdout.splitlines():
         device, _, file = line.partition(" ")
         if file.strip().startswith(f"{room}/"):
