@@ -197,6 +197,7 @@ class Place:
         self.backing.chmod(0o755)
         self.directory = self.backing
         self.server: Server | None = None
+        self.count = 0
         if name != "native":
             self.directory = room / f"mount-{name}"
             self.directory.mkdir()
@@ -205,7 +206,8 @@ class Place:
 
     def run(self, test: Test) -> dict[str, Outcome]:
         started = time.monotonic()
-        directory = self.directory / "run"
+        self.count += 1
+        directory = self.directory / f"run{self.count}"
         directory.mkdir(mode=0o755)
         directory.chmod(0o755)
         try:
@@ -218,7 +220,7 @@ class Place:
             outcomes = {test[0]: Outcome(DIED, detail=self.server.log_end(500), checks=1, failed=1)}
             self.server.kill()
             self.server.start()
-        subprocess.run(["rm", "-rf", str(self.backing / "run")], check=False)
+        subprocess.run(["rm", "-rf", str(directory)], check=False)
         return outcomes
 
 
