@@ -139,11 +139,13 @@ def performance(path: Path) -> str:
     cpu: dict[str, dict[str, float]] = report.get("cpu_us_per_call", {})
     if cpu:
         kinds = list(next(iter(cpu.values())))
-        lines += ["\n## Server CPU per client call, µs (timeouts 0)\n", f"| binding | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
+        lines.append("\n## Server CPU per client call, µs (timeouts 0)\n")
+        lines += [f"| binding | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
         lines += [f"| {name} | {' | '.join(str(found[kind]) for kind in kinds)} |" for name, found in cpu.items()]
     memory: dict[str, dict[str, float]] = report.get("memory", {})
     if memory:
-        lines += ["\n## Memory while `find` walks the tree\n", "| binding | files | peak RSS, MB | open fds | seconds |", "|---|---|---|---|---|"]
+        lines.append("\n## Memory while `find` walks the tree\n")
+        lines += ["| binding | files | peak RSS, MB | open fds | seconds |", "|---|---|---|---|---|"]
         lines += [
             f"| {name} | {found['files']:.0f} | {found['peak_mb']} | {found['fds']:.0f} | {found['seconds']} |"
             for name, found in memory.items()
