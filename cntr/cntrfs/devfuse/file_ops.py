@@ -12,6 +12,7 @@ from cntr import kernel_fs
 from cntr.cntrfs.devfuse import ioctls, wire
 from cntr.cntrfs.devfuse.namespace_ops import creator, extensions, label
 from cntr.cntrfs.devfuse.request import Connection, NoAnswer
+from cntr.cntrfs.devfuse.watch import notify
 from cntr.cntrfs.devfuse.workers import sync
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ def _open_flags(c: Connection, node: Node, fd: int, flags: int, fh: int) -> tupl
         answer = wire.FOPEN_DIRECT_IO
     else:
         answer = wire.FOPEN_KEEP_CACHE if c.keep_cache else 0
+    if backing_id and handle.fd >= 0 and len(c.core.handles) > c.core.nodes.max_fds:
+        os.close(handle.fd)  # fds get scarce, and the kernel holds the file itself now
+        handle.fd = -1
     # No FOPEN_NOFLUSH: a FLUSH is how the kernel says that a process closed one of its fds, which ends its POSIX locks.
     return answer, backing_id
 
@@ -236,6 +240,10 @@ def _ioctl(c: Connection, nodeid: int, body: memoryview) -> bytes:
     fh, _, command, _, in_size, out_size = wire.IOCTL_IN.unpack_from(body)
     data = bytes(body[wire.IOCTL_IN.size : wire.IOCTL_IN.size + in_size])
     result = ioctls.perform(c.core.file_fd(c.core.handle(fh)), command, data, out_size)
+    if command in ioctls.CHANGING:
+        # The kernel does not know that ctime moved. Told by a worker: the serving thread must never wait for it.
+        fuse_fd, message = c.fd, wire.INVAL_INODE_OUT.pack(nodeid, -1, 0)
+        c.workers.run(lambda: notify(fuse_fd, wire.NOTIFY_INVAL_INODE, message))
     return wire.IOCTL_OUT.pack(0, 0, 0, 0) + result
 
 
