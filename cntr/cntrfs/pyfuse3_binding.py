@@ -34,7 +34,7 @@ def _answered(operation: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..
     """Let an operation fail with an errno only: any other exception would end the whole mount."""
 
     @functools.wraps(operation)
-    async def answered(self: Operations, *arguments: Any) -> Any:  # noqa: ANN401
+    async def answered(self: Operations, *arguments: Any) -> Any:
         self.heartbeat.began()
         try:
             return await operation(self, *arguments)

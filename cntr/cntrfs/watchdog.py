@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 class Watchdog:
     """Watches one connection from outside the server; never touches the mounted tree."""
 
-    def __init__(self, mountpoint: str, heartbeat: Heartbeat, hang_timeout: float) -> None:
-        """Find the connection of what is mounted at MOUNTPOINT now; hang_timeout in seconds, 0 for never."""
+    def __init__(self, mountpoint: str, heartbeat: Heartbeat, hang_timeout: float, device: int = 0) -> None:
+        """Find the connection of what is mounted at MOUNTPOINT now; hang_timeout in seconds, 0 for never.
+
+        device: the connection's, where it is mounted in another mount namespace.
+        """
         self.manager_pid = os.getpid()
         self.mountpoint = mountpoint
         self.heartbeat = heartbeat
         self.hang_timeout = hang_timeout
-        self.device = find_device(mountpoint)
+        self.device = device or find_device(mountpoint)
         self.control = open_control(self.device)
         self._progress = (0, 0)
         self._since = time.monotonic()

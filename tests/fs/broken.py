@@ -140,7 +140,9 @@ def _umask_is_applied_by_the_server_too() -> None:
 
 
 def _rename_flags_are_ignored() -> None:
-    def rename(original: Any, self: Core, old: int, name: bytes, new: int, new_name: bytes, flags: int, caller: Any) -> Any:
+    def rename(
+        original: Any, self: Core, old: int, name: bytes, new: int, new_name: bytes, flags: int, caller: Any
+    ) -> Any:
         return original(self, old, name, new, new_name, 0, caller)
 
     _wrap(Core, "rename", rename)
@@ -167,7 +169,8 @@ def _times_are_whole_microseconds() -> None:
 def _hard_links_are_copies() -> None:
     def link(original: Any, self: Core, nodeid: int, parent: int, name: bytes) -> Any:
         parent_fd = self.nodes.fd(self.nodes.get(parent))
-        data = open(b"/proc/self/fd/%d" % self.nodes.fd(self.nodes.get(nodeid)), "rb").read()
+        with open(b"/proc/self/fd/%d" % self.nodes.fd(self.nodes.get(nodeid)), "rb") as source:
+            data = source.read()
         fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644, dir_fd=parent_fd)
         os.write(fd, data)
         os.close(fd)
@@ -194,9 +197,7 @@ def _listing_loses_an_entry_per_buffer() -> None:
 
 
 def _direct_io_reaches_the_backing_file() -> None:
-    _wrap(
-        FileOperations, "backing_flags", lambda original, self, flags: original(self, flags) | flags & os.O_DIRECT
-    )
+    _wrap(FileOperations, "backing_flags", lambda original, self, flags: original(self, flags) | flags & os.O_DIRECT)
 
 
 def _link_count_is_one() -> None:

@@ -67,6 +67,4 @@ def result_allowed(binding: str, call: str, native: object, mounted: object) -> 
 
 def tree_allowed(binding: str, field_name: str, native: object, mounted: object) -> bool:
     """Whether this field of one name may differ."""
-    return any(
-        field_name in row.fields and binding in row.bindings and row.allowed(native, mounted) for row in TREE
-    )
+    return any(field_name in row.fields and binding in row.bindings and row.allowed(native, mounted) for row in TREE)

@@ -16,7 +16,10 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("pyfuse3", "creation.tmpfile"): _NO_TMPFILE,
     ("pyfuse3", "creation.tmpfile_exclusive_cannot_be_linked"): _NO_TMPFILE,
     ("pyfuse3", "creation.tmpfile_owner_and_group"): _NO_TMPFILE,
-    ("pyfuse3", "creation.default_acl_replaces_umask"): "pyfuse3 does not negotiate DONT_MASK: the kernel has applied the umask",
+    (
+        "pyfuse3",
+        "creation.default_acl_replaces_umask",
+    ): "pyfuse3 does not negotiate DONT_MASK: the kernel has applied the umask",
     ("pyfuse3", "locks.flock_excludes_the_backing_tree"): _NO_LOCKS,
     ("pyfuse3", "locks.posix_lock_excludes_the_backing_tree"): _NO_LOCKS,
     ("pyfuse3", "space.fallocate_grows"): _NO_FALLOCATE,

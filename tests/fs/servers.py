@@ -89,6 +89,10 @@ class Server:
                 stdout=log,
                 stderr=log,
                 preexec_fn=_die_with_parent,
+                env={
+                    **os.environ,
+                    "CNTR_RIG": "cntrfs",
+                },  # like an engine of a rig, it outlives the test that needed it first
                 cwd=REPOSITORY,
             )
         deadline = time.monotonic() + START_SECONDS

@@ -108,7 +108,8 @@ def differences(
             elif name != "atime" and one.ino in previous[0] and two.ino in previous[1]:
                 # (the clock of atime is coarse: two reads in one tick leave it, in another they move it)
                 moved = [
-                    record.times[index] != old[record.ino][index] for record, old in zip((one, two), previous, strict=True)
+                    record.times[index] != old[record.ino][index]
+                    for record, old in zip((one, two), previous, strict=True)
                 ]
                 if moved[0] != moved[1]:
                     found.append((path, f"{name} moved", *moved))

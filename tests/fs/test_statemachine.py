@@ -187,7 +187,11 @@ class Twins(RuleBasedStateMachine):
     def rename(self, who: int, old: str, new: str, flags: int) -> None:
         self.both(who, "rename", old, new, flags)
 
-    @rule(who=WHO, call=st.sampled_from(("unlink", "rmdir", "readlink", "stat", "read", "listdir", "listxattr", "touch")), path=PATHS)
+    @rule(
+        who=WHO,
+        call=st.sampled_from(("unlink", "rmdir", "readlink", "stat", "read", "listdir", "listxattr", "touch")),
+        path=PATHS,
+    )
     def use_path(self, who: int, call: str, path: str) -> None:
         self.both(who, call, path)
 

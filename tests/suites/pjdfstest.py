@@ -69,7 +69,13 @@ class Place:
         outcome.seconds = round(time.monotonic() - started, 2)
         with self.lock:
             if self.server is not None and not self.server.alive:
-                outcome = Outcome(DIED, outcome.seconds, f"the server died: {self.server.log_end(500)}", outcome.checks, outcome.checks)
+                outcome = Outcome(
+                    DIED,
+                    outcome.seconds,
+                    f"the server died: {self.server.log_end(500)}",
+                    outcome.checks,
+                    outcome.checks,
+                )
                 self.server.kill()
                 self.server.start()
         return outcome
@@ -92,6 +98,7 @@ def main() -> int:
     if not (top / "pjdfstest").is_file() or not (top / "tests").is_dir():
         print(f"{top} holds no built pjdfstest (wanted: {top}/pjdfstest and {top}/tests)", file=sys.stderr)
         return 2
+    options.reports = rooms.keep(options.reports)
     room = rooms.enter()
     names = [] if options.no_native else ["native"]
     for binding in filter(None, options.bindings.split(",")):
@@ -101,7 +108,11 @@ def main() -> int:
             names.append(binding)
     tests = sorted((top / "tests").glob("*/*.t"))
     if options.tests:
-        tests = [test for test in tests if any(str(test.relative_to(top / "tests")).startswith(word) for word in options.tests)]
+        tests = [
+            test
+            for test in tests
+            if any(str(test.relative_to(top / "tests")).startswith(word) for word in options.tests)
+        ]
     run = Run("pjdfstest", names, command=f"python -m tests.suites.pjdfstest {' '.join(sys.argv[1:])}")
     places = [Place(name, room) for name in names]
     progress = Progress(len(tests) * len(places))
@@ -111,7 +122,10 @@ def main() -> int:
         for place in places:
             outcome = place.run(test, top, options.limit)
             run.add(name, place.name, outcome)
-            progress.step(f"{name} on {place.name}", outcome.status if not outcome.detail else f"{outcome.status} {outcome.detail}")
+            progress.step(
+                f"{name} on {place.name}",
+                outcome.status if not outcome.detail else f"{outcome.status} {outcome.detail}",
+            )
 
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(one, tests))

@@ -116,7 +116,10 @@ def judge(run: Run, table: list[Expectation]) -> list[Verdict]:
 def summary(run: Run, verdicts: list[Verdict]) -> str:
     """A table: per place how many tests ended how, and every problem."""
     kinds = (PASS, FAIL, NOTRUN, TIMEOUT, DIED)
-    lines = [f"{run.suite} on {run.kernel}, {run.started}", f"{'':10}" + "".join(f"{kind:>9}" for kind in kinds) + "   checks   failed"]
+    lines = [
+        f"{run.suite} on {run.kernel}, {run.started}",
+        f"{'':10}" + "".join(f"{kind:>9}" for kind in kinds) + "   checks   failed",
+    ]
     for place in run.places:
         outcomes = [places[place] for places in run.outcomes.values() if place in places]
         count = Counter(outcome.status for outcome in outcomes)
@@ -138,7 +141,11 @@ def write_junit(path: Path, run: Run, verdicts: list[Verdict]) -> None:
     )
     for verdict in verdicts:
         case = ElementTree.SubElement(
-            suite, "testcase", classname=f"{run.suite}.{verdict.where}", name=verdict.test, time=f"{verdict.outcome.seconds:.2f}"
+            suite,
+            "testcase",
+            classname=f"{run.suite}.{verdict.where}",
+            name=verdict.test,
+            time=f"{verdict.outcome.seconds:.2f}",
         )
         if verdict.problem:
             ElementTree.SubElement(case, "failure", message=verdict.problem).text = verdict.outcome.detail

@@ -52,6 +52,12 @@ def enter() -> Path:
     sys.exit(status)
 
 
+def keep(directory: Path) -> Path:
+    """DIRECTORY (made if need be) by a way that a private /tmp does not cover: call it before ``enter``."""
+    directory.mkdir(parents=True, exist_ok=True)
+    return Path(f"/proc/self/fd/{os.open(directory, os.O_PATH | os.O_DIRECTORY)}")
+
+
 def _die_with_parent() -> None:
     """The room goes (unshare --kill-child) even when its runner is killed."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -97,7 +103,9 @@ def loop_device(room: Path, name: str, size: str = "2G") -> str:
 
 def release_loops(room: Path) -> None:
     """Detach what ``loop_device`` made for this room."""
-    listed = subprocess.run(["losetup", "--list", "--noheadings", "-O", "NAME,BACK-FILE"], capture_output=True, text=True)
+    listed = subprocess.run(
+        ["losetup", "--list", "--noheadings", "-O", "NAME,BACK-FILE"], capture_output=True, text=True
+    )
     for line in listed.stdout.splitlines():
         device, _, file = line.partition(" ")
         if file.strip().startswith(f"{room}/"):

@@ -45,13 +45,10 @@ def install_helper(binding: str) -> None:
 
     It compares the type that df shows with FSTYP, so the mounts are of type "fuse" here, without the subtype.
     """
-    program = (
-        "from cntr.cntrfs import mount_helper, mounting; mounting.FSTYPE = 'fuse'; raise SystemExit(mount_helper.main())"
-    )
+    program = "from cntr.cntrfs import mount_helper, mounting; mounting.FSTYPE = 'fuse'; raise SystemExit(mount_helper.main())"
     helper = Path("/usr/sbin/mount.fuse.cntrfs")
     helper.write_text(
-        "#!/bin/sh\n"
-        f"cd /; PYTHONPATH={REPOSITORY} exec {sys.executable} -c \"{program}\" \"$@\" -o binding={binding}\n"
+        f'#!/bin/sh\ncd /; PYTHONPATH={REPOSITORY} exec {sys.executable} -c "{program}" "$@" -o binding={binding}\n'
     )
     helper.chmod(0o755)
 
@@ -110,7 +107,11 @@ class Place:
             return Outcome(PASS)
         if "Not run:" in output:
             return Outcome(NOTRUN, detail="listed as not run")
-        lines = [line for line in output.splitlines() if line.startswith(("    +", "    -")) and "+++" not in line and "---" not in line]
+        lines = [
+            line
+            for line in output.splitlines()
+            if line.startswith(("    +", "    -")) and "+++" not in line and "---" not in line
+        ]
         lines = lines or [line for line in output.splitlines() if line.strip()][-3:]
         return Outcome(FAIL, detail=" / ".join(line.strip() for line in lines[:4])[:400])
 
@@ -130,7 +131,9 @@ class Place:
                 name = ""
             os.waitpid(ended.si_pid, 0)
             if ended.si_status and name.startswith(("cntrfs", "python")):
-                problem = f"a server ended with {'status' if ended.si_code == os.CLD_EXITED else 'signal'} {ended.si_status}"
+                problem = (
+                    f"a server ended with {'status' if ended.si_code == os.CLD_EXITED else 'signal'} {ended.si_status}"
+                )
 
     def _keep(self, test: str, output: str, reports: Path) -> None:
         target = reports / "xfstests" / self.name
@@ -207,7 +210,7 @@ def main() -> int:
     if not (top / "check").is_file() or not (top / "ltp" / "fsstress").exists():
         print(f"{top} holds no built xfstests (wanted: {top}/check and {top}/ltp/fsstress)", file=sys.stderr)
         return 2
-    options.reports = options.reports.resolve()
+    options.reports = rooms.keep(options.reports)
     room = rooms.enter()
     names = []
     for binding in filter(None, options.bindings.split(",")):
@@ -226,15 +229,26 @@ def main() -> int:
         statuses = []
         for place in places:
             outcome = place.run(test, options.limit, options.reports)
-            why = next((reason for pattern, reason in cannot if pattern.search(outcome.detail)), "") if outcome.status == NOTRUN else ""
+            why = (
+                next((reason for pattern, reason in cannot if pattern.search(outcome.detail)), "")
+                if outcome.status == NOTRUN
+                else ""
+            )
             if why:
                 run.notes[test] = why
             run.add(test, place.name, outcome)
             statuses.append(outcome)
-        worth = options.all_native or not places or any(outcome.status != NOTRUN for outcome in statuses) or test not in run.notes
+        worth = (
+            options.all_native
+            or not places
+            or any(outcome.status != NOTRUN for outcome in statuses)
+            or test not in run.notes
+        )
         if worth:
             run.add(test, "native", native.run(test, options.limit, options.reports))
-        shown = "; ".join(f"{name} {outcome.status} {outcome.detail[:80]}" for name, outcome in run.outcomes[test].items())
+        shown = "; ".join(
+            f"{name} {outcome.status} {outcome.detail[:80]}" for name, outcome in run.outcomes[test].items()
+        )
         progress.step(test, shown if any(o.status in BAD for o in run.outcomes[test].values()) else PASS)
         run.save(options.reports / f"{run.suite}.json")
     for place in (*places, native):

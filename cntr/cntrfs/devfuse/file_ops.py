@@ -185,11 +185,8 @@ def _readdirplus(c: Connection, nodeid: int, body: memoryview) -> bytes:
 def _lock(c: Connection, body: memoryview, wait: bool) -> None:
     fh, owner, start, end, kind, pid, flags, _ = wire.LK_IN.unpack_from(body)
     handle = c.core.handle(fh)
-    if flags & wire.LK_FLOCK:
-        granted = c.locks.flock(handle, kind, wait)
-    else:
-        granted = c.locks.set(handle, fh, owner, start, end, kind, pid, wait)
-    if not granted:
+    flock = flags & wire.LK_FLOCK
+    if not (c.locks.flock(handle, kind, wait) if flock else c.locks.set(handle, fh, owner, start, end, kind, pid, wait)):
         raise NoAnswer
 
 

@@ -11,8 +11,12 @@ _UNDEFINED = 0xFFFFFFFF
 
 
 def acl(
-    user: int, group: int, other: int, mask: int | None = None,
-    users: dict[int, int] | None = None, groups: dict[int, int] | None = None,
+    user: int,
+    group: int,
+    other: int,
+    mask: int | None = None,
+    users: dict[int, int] | None = None,
+    groups: dict[int, int] | None = None,
 ) -> bytes:
     """The attribute's bytes; each argument is a permission triple 0…7, users and groups by id."""
     entries = [(0x01, user, _UNDEFINED)]

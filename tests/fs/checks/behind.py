@@ -227,6 +227,9 @@ def check_storm_of_changes(here: Path, behind: Path) -> None:
             make(behind / f"extra{number}")
 
     def tree(top: Path) -> dict[str, tuple[int, int, bytes]]:
-        return {name: (permissions(top / name), os.stat(top / name).st_size, (top / name).read_bytes()) for name in names(top)}
+        return {
+            name: (permissions(top / name), os.stat(top / name).st_size, (top / name).read_bytes())
+            for name in names(top)
+        }
 
     _seen(lambda: tree(here) == tree(behind), "the same tree on both sides")

@@ -44,9 +44,12 @@ class _Holder:
 
     def release(self) -> None:
         os.write(self._go, b"x")  # not only close: a later child may hold a copy of this end
+        self.forget()
+        finished(self.pid)
+
+    def forget(self) -> None:
         os.close(self._go)
         os.close(self._go_read)
-        finished(self.pid)
 
 
 def check_flock(here: Path) -> None:
@@ -210,7 +213,9 @@ def check_waiting_process_can_be_killed(here: Path) -> None:
     finished(waiter, -signal.SIGKILL)
     holder.release()
     with opened(here / "f", os.O_RDWR) as fd:
-        within(5, lambda: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB) is None, "the dead waiter's lock is not granted")
+        within(
+            5, lambda: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB) is None, "the dead waiter's lock is not granted"
+        )
 
 
 def check_dead_process_leaves_no_lock(here: Path) -> None:
@@ -224,6 +229,7 @@ def check_dead_process_leaves_no_lock(here: Path) -> None:
     holder = _Holder(take)
     os.kill(holder.pid, signal.SIGKILL)
     finished(holder.pid, -signal.SIGKILL)
+    holder.forget()
     with opened(here / "f", os.O_RDWR) as fd:
         within(5, lambda: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB) is None, "flock of a dead process")
         within(5, lambda: _lock(fd, fcntl.F_SETLK, fcntl.F_WRLCK, 0, 0), "POSIX lock of a dead process")

@@ -177,7 +177,8 @@ def check_setuid_program_runs_as_its_owner(here: Path) -> None:
 
 def check_inotify_of_own_changes(here: Path) -> None:
     watch = syscalls.Inotify(
-        here, syscalls.IN_CREATE | syscalls.IN_DELETE | syscalls.IN_MOVED_FROM | syscalls.IN_MOVED_TO | syscalls.IN_MODIFY
+        here,
+        syscalls.IN_CREATE | syscalls.IN_DELETE | syscalls.IN_MOVED_FROM | syscalls.IN_MOVED_TO | syscalls.IN_MODIFY,
     )
     try:
         make(here / "f", b"x")

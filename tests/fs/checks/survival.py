@@ -218,7 +218,10 @@ def check_database(here: Path) -> None:
 
     for mode in ("delete", "wal"):
         path = here / f"{mode}.db"
-        with contextlib.closing(sqlite3.connect(path)) as one, contextlib.closing(sqlite3.connect(path, timeout=5)) as two:
+        with (
+            contextlib.closing(sqlite3.connect(path)) as one,
+            contextlib.closing(sqlite3.connect(path, timeout=5)) as two,
+        ):
             equal(one.execute(f"pragma journal_mode={mode}").fetchone()[0], mode)
             one.execute("create table t (n integer)")
             one.commit()

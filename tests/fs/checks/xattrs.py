@@ -25,7 +25,9 @@ from ._tools import (
 
 
 def _set(path: object, name: str, value: bytes, flags: int = 0) -> None:
-    unsupported_if(NO_SUCH_OPERATION, f"extended attributes {name.split('.')[0]}.*", os.setxattr, path, name, value, flags)
+    unsupported_if(
+        NO_SUCH_OPERATION, f"extended attributes {name.split('.')[0]}.*", os.setxattr, path, name, value, flags
+    )
 
 
 def check_set_get_list_remove(here: Path) -> None:

@@ -1,0 +1,88 @@
+"""Commands timed side by side: interleaved rounds in one run, so that what else the machine does hits all of them alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+class BenchFailed(Exception):
+    """A command that is to be timed does not work: its status and what it printed."""
+
+
+@dataclass
+class Row:
+    """One command and its times in seconds, one per round."""
+
+    name: str
+    argv: Sequence[str]
+    environment: Mapping[str, str]
+    times: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return statistics.median(self.times)
+
+    @property
+    def best(self) -> float:
+        """Seconds: the figure least disturbed by other load."""
+        return min(self.times)
+
+    def run(self) -> float:
+        """Run it once; seconds from fork to exit. Raises BenchFailed."""
+        begun = time.perf_counter()
+        done = subprocess.run(
+            self.argv, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, check=False
+        )
+        took = time.perf_counter() - begun
+        if done.returncode:
+            said = (done.stderr or done.stdout).decode(errors="replace").strip()
+            raise BenchFailed(f"{self.name}: exit status {done.returncode}: {said}")
+        return took
+
+
+def interleave(rows: Sequence[Row], rounds: int) -> None:
+    """Time every row once a round, each round starting with another row; one round before that does not count."""
+    for row in rows:
+        row.run()
+    for number in range(rounds):
+        start = number % len(rows)
+        for row in (*rows[start:], *rows[:start]):
+            row.times.append(row.run())
+
+
+def table(rows: Sequence[Row], base: Row) -> str:
+    """Milliseconds, and the ratio to BASE: of the medians and of the best times."""
+    width = max(len(row.name) for row in rows)
+    lines = [f"{''.ljust(width)}  median ms   best ms    ratio (median, best)"]
+    for row in rows:
+        ratios = f"{row.median / base.median:7.2f} {row.best / base.best:7.2f}"
+        lines.append(f"{row.name.ljust(width)}  {row.median * 1000:9.1f} {row.best * 1000:9.1f}  {ratios}")
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, str]:
+    """What the figures depend on."""
+    load = " ".join(f"{number:.2f}" for number in os.getloadavg())
+    return {
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "cores": str(os.cpu_count()),
+        "load": load,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a report, making its directory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    print(f"\nwritten: {path}")

@@ -1,0 +1,20 @@
+"""``python -m cntr`` and the console script."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> None:
+    """Run the command line and exit with its status; never returns."""
+    from cntr.cli import run
+
+    status = run(sys.argv[1:])
+    if sys.stderr:  # None where the caller closed it
+        sys.stderr.flush()
+    os._exit(status)  # all is flushed and closed: taking the interpreter apart would cost 1-2 ms and change nothing
+
+
+if __name__ == "__main__":
+    main()

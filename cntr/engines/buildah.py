@@ -1,0 +1,63 @@
+"""Buildah's working containers: a running ``buildah run`` by its process, else the mounted root directory alone."""
+
+from __future__ import annotations
+
+import os
+
+from cntr.engines import Container, NotRunning, evidence, podman, store
+
+TMP = "/var/tmp"
+
+
+def find(name: str, deadline: float) -> list[Container]:
+    """The working container of that name or id prefix, of root and of each user. Raises NotRunning if not mounted."""
+    known = [row for row in _known() if podman.answers_to(name, row.id, row.names)]
+    found = [container for row in known if (container := _container(row))]
+    if known and not found:
+        raise NotRunning(f"buildah has {known[0].names[0]}, but it is neither running nor mounted: `buildah mount` it")
+    return found
+
+
+def containers(deadline: float) -> list[Container]:
+    """All working containers that run or are mounted."""
+    return [container for row in _known() if (container := _container(row))]
+
+
+def _known() -> list[podman.Known]:
+    rows = podman.known_containers(lambda row: bool(row.names))
+    return [
+        row for row in rows if os.path.exists(f"{row.store.graphroot}/{row.directory}/{row.id}/userdata/buildah.json")
+    ]
+
+
+def _container(known: podman.Known) -> Container | None:
+    owner = known.store.owner
+    for pid in _candidates():
+        # The root mount of what runs in the working container is the overlay of its layer.
+        start = evidence.marked(pid, known.layer) if known.layer else 0
+        if start and (not owner or evidence.belongs_to(pid, owner)):
+            return Container(
+                "buildah", known.names[0], pid, id=known.id, image=known.image, owner=owner, start_time=start
+            )
+    driver = known.directory.removesuffix("-containers")
+    merged = f"{known.store.graphroot}/{driver}/{known.layer}/merged"
+    if owner or not known.layer or not os.path.ismount(merged):
+        return None  # a user's mounts are in the mount namespace of `buildah unshare`
+    return Container("buildah", known.names[0], 0, id=known.id, image=known.image, state="rootfs", rootfs=merged)
+
+
+def _candidates() -> list[int]:
+    """The pids that ``buildah run`` wrote down, and the children of its chroot isolation."""
+    found = [
+        pid
+        for name in ("buildah-chroot-exec", "buildah-oci-runtime")
+        for monitor, _ in evidence.processes_named(name)
+        for pid in evidence.children(monitor)
+    ]
+    for name in store.listdir(TMP):
+        if name.startswith("buildah"):
+            try:
+                found.append(int(store.read(f"{TMP}/{name}/pid", limit=32)))
+            except (OSError, ValueError):
+                continue
+    return found

@@ -1,0 +1,127 @@
+"""containerd: the tasks of all its namespaces, by the files of its shims; names given by nerdctl.
+
+``<state>/io.containerd.runtime.v2.task/NAMESPACE/ID/init.pid`` is written by the runc shim. A shim whose containers are not
+processes of this host (Kata's) leaves none, and says what it is in ``shim-binary-path``.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cntr.engines import Container, Refused, evidence, store
+
+TASKS = "io.containerd.runtime.v2.task"
+STATES = (
+    "/run/containerd",
+    "/run/docker/containerd/daemon",
+    "/run/k3s/containerd",
+    "/run/k0s/containerd",
+    "/var/snap/microk8s/common/run/containerd",
+)
+
+
+class Task:
+    """A container's directory: its state directory, namespace and id."""
+
+    __slots__ = ("id", "namespace", "path")
+
+    def __init__(self, path: str, namespace: str, id: str) -> None:
+        """Keep the three."""
+        self.path, self.namespace, self.id = path, namespace, id
+
+
+def find(name: str, deadline: float) -> list[Container]:
+    """The container of that id, NAMESPACE/ID, id prefix, or nerdctl name."""
+    ids = nerdctl_ids(name)
+
+    def wanted(task: Task) -> bool:
+        return (
+            name in (task.id, f"{task.namespace}/{task.id}")
+            or (store.is_id_prefix(name) and task.id.startswith(name))
+            or (task.namespace, task.id) in ids
+        )
+
+    found = [container for task in tasks() if wanted(task) and (container := _running(task))]
+    if len(found) == 1 and ids:
+        found[0].name = name
+    return found
+
+
+def containers(deadline: float) -> list[Container]:
+    """All running containers of all namespaces."""
+    named = {pair: name for (_, name), pair in nerdctl_names().items()}
+    found = []
+    for task in tasks():
+        container = _running(task)
+        if container:
+            container.name = named.get((task.namespace, task.id)) or container.name
+            found.append(container)
+    return found
+
+
+def tasks() -> list[Task]:
+    """All tasks' directories. Raises Refused where there are some and none can be listed."""
+    found, refused = [], ""
+    for state in store.roots("containerd", *STATES):
+        try:
+            for namespace in store.listdir(f"{state}/{TASKS}"):
+                directory = f"{state}/{TASKS}/{namespace}"
+                found += [Task(f"{directory}/{id}", namespace, id) for id in store.listdir(directory)]
+        except OSError as error:
+            refused = f"{state}: {error.strerror}"
+    if refused and not found:
+        raise Refused(refused)
+    return found
+
+
+def started(task: Task) -> tuple[int, int, str]:
+    """(pid, start time, state) of a task; (0, 0, "") if it does not run, (0, 0, "sandboxed") if not on this host."""
+    try:
+        pid = int(store.read(f"{task.path}/init.pid", limit=32))
+    except FileNotFoundError:
+        return (0, 0, "sandboxed") if "kata" in _shim(task) else (0, 0, "")
+    except (OSError, ValueError):
+        return 0, 0, ""
+    # In a pod the shim is started for the sandbox's id, so the cgroup or the mounts must bear the container's own.
+    start = evidence.marked(pid, task.id)
+    if not start:
+        return 0, 0, ""
+    return pid, start, "sandboxed" if evidence.sandbox(pid) else evidence.state(pid)
+
+
+def _running(task: Task) -> Container | None:
+    pid, start, state = started(task)
+    return Container("containerd", task.id, pid, id=task.id, state=state, start_time=start) if state else None
+
+
+def _shim(task: Task) -> str:
+    try:
+        return store.read(f"{task.path}/shim-binary-path", limit=4096)
+    except OSError:
+        return ""
+
+
+def nerdctl_ids(name: str) -> list[tuple[str, str]]:
+    """The (namespace, id) pairs that nerdctl calls NAME, or NAMESPACE/NAME."""
+    namespace, slash, last = name.rpartition("/")
+    if not store.is_component(last) or (slash and not store.is_component(namespace)):
+        return []
+    return [pair for (where, called), pair in nerdctl_names().items() if called == last and namespace in ("", where)]
+
+
+def nerdctl_names() -> dict[tuple[str, str], tuple[str, str]]:
+    """(namespace, name) → (namespace, id): ``/var/lib/nerdctl/HASH/names/NAMESPACE/NAME`` holds the id."""
+    found = {}
+    for root in store.roots("nerdctl", "/var/lib/nerdctl"):
+        for address in store.listdir(root):
+            for namespace in store.listdir(f"{root}/{address}/names"):
+                directory = f"{root}/{address}/names/{namespace}"
+                for name in store.listdir(directory):
+                    try:
+                        found[namespace, name] = (
+                            namespace,
+                            store.read(os.path.join(directory, name), limit=256).strip(),
+                        )
+                    except OSError:
+                        continue
+    return found

@@ -1,0 +1,29 @@
+"""crun: one ``status`` file a container, JSON, in ``<root>/ID`` (crun(1), --root)."""
+
+from __future__ import annotations
+
+import os
+
+from cntr.engines import Container, runc, store
+
+
+def roots() -> list[tuple[str, int]]:
+    """(state directory, owner's uid): root's, and each user's rootless ones."""
+    usual = [(path, 0) for path in store.roots("crun", "/run/crun")]
+    return usual + [(f"{path}/crun", uid) for uid, path in store.runtime_dirs() if os.path.isdir(f"{path}/crun")]
+
+
+def find(name: str, deadline: float) -> list[Container]:
+    """The container of that id, or of that unique beginning of a long one."""
+    return runc.search(roots(), name, _read)
+
+
+def containers(deadline: float) -> list[Container]:
+    """All running containers."""
+    return runc.search(roots(), None, _read)
+
+
+def _read(root: str, id: str, owner: int) -> Container | None:
+    record = store.load(f"{root}/{id}/status", owner=owner)
+    pid, start = int(record["pid"]), int(record["process-start-time"])
+    return runc.started("crun", id, pid, start, owner, str(record.get("rootfs") or ""))

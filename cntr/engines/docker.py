@@ -1,0 +1,206 @@
+"""Docker: rootful, rootless and remapped, by the API on its Unix socket (Docker Engine API, /containers/NAME/json)."""
+
+from __future__ import annotations
+
+import os
+
+from cntr.engines import Container, NotRunning, Refused, evidence, store, unixhttp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cntr.engines.store import Json
+
+BLOCKING = True
+NAME = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
+# Where containerd's shims leave the pids of Docker's containers: the listing of the API has no pids.
+PID_FILES = (
+    "/run/containerd/io.containerd.runtime.v2.task/moby/%s/init.pid",
+    "/run/docker/containerd/daemon/io.containerd.runtime.v2.task/moby/%s/init.pid",
+)
+
+
+def find(name: str, deadline: float) -> list[Container]:
+    """The container of that name, id or unique id prefix, of each daemon on this machine."""
+    if not NAME.issuperset(name) or name[0] in ".-_":
+        return []
+    return _each(lambda path, owner: _inspect(path, name, owner, deadline))
+
+
+def containers(deadline: float) -> list[Container]:
+    """All running and paused containers of each daemon on this machine."""
+    return _each(lambda path, owner: _list(path, owner, deadline))
+
+
+def _each(ask: Callable[[str, int], list[Container]]) -> list[Container]:
+    """The answers of all sockets; a refusal counts only where no other daemon had anything to say."""
+    found: list[Container] = []
+    refused: Refused | None = None
+    for path, owner in endpoints():
+        try:
+            found += ask(path, owner)
+        except (FileNotFoundError, ConnectionRefusedError):
+            refused = refused or Refused(f"nobody listens on {path}")
+        except PermissionError:
+            refused = Refused(f"{path}: permission denied")
+        except NotRunning as error:
+            refused = error
+        except Refused as error:
+            refused = refused or error
+    if not found and refused:
+        raise refused
+    return found
+
+
+def endpoints() -> list[tuple[str, int]]:
+    """(socket path, owner's uid) of the daemons to ask, in the docker CLI's order of precedence.
+
+    $DOCKER_HOST, else the context of $DOCKER_CONTEXT or ~/.docker/config.json: that one daemon. Else the system's and
+    each user's rootless one. Raises Refused for an endpoint on another machine: its pids mean nothing here.
+    """
+    host = os.environ.get("DOCKER_HOST") or _context_host()
+    if not host:
+        usual = ["/run/docker.sock"]
+        usual += [f"{path}/docker.sock" for _, path in store.runtime_dirs()]
+        return [(path, _owner(path)) for path in usual if os.path.exists(path)]
+    scheme, separator, path = host.partition("://")
+    if not separator or scheme != "unix":
+        raise Refused(f"DOCKER_HOST or the context names {host}, a daemon on another machine: run cntr on that machine")
+    return [(path, _owner(path))]
+
+
+def _owner(path: str) -> int:
+    try:
+        return os.stat(path).st_uid
+    except OSError:
+        return 0
+
+
+def _context_host() -> str:
+    """The endpoint of the docker CLI's current context, "" for the default one (docker-context(1))."""
+    directory = os.environ.get("DOCKER_CONFIG") or os.path.join(os.environ.get("HOME", "/root"), ".docker")
+    name = os.environ.get("DOCKER_CONTEXT", "")
+    try:
+        name = name or str(store.load(f"{directory}/config.json").get("currentContext") or "")
+        if not name or name == "default":
+            return ""
+        # The directory of a context is the SHA-256 of its name; `import hashlib` brings in OpenSSL, 3 ms.
+        from hashlib import sha256
+
+        meta = store.load(f"{directory}/contexts/meta/{sha256(name.encode()).hexdigest()}/meta.json")
+        return str(meta["Endpoints"]["docker"]["Host"])
+    except FileNotFoundError:
+        if name:
+            raise Refused(f"the docker context {name!r} does not exist") from None
+        return ""
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Refused(f"the docker context in {directory} can not be read ({error})") from None
+
+
+def _get(path: str, request: str, deadline: float) -> tuple[int, Json]:
+    stream = unixhttp.connect(path, deadline)
+    try:
+        _same_pids(path, unixhttp.peer(stream)[0])
+        status, body = unixhttp.get(stream, request, deadline)
+    except ValueError as error:
+        raise Refused(f"{path}: {error}") from None
+    finally:
+        stream.close()
+    try:
+        return status, store.parse(body)
+    except ValueError:
+        raise Refused(f"{path}: the answer is not JSON") from None
+
+
+def _same_pids(path: str, peer: int) -> None:
+    """A socket can be bind-mounted from elsewhere (Docker in Docker, a VM): then its pids are not ours."""
+    try:
+        if peer and os.stat(f"/proc/{peer}/ns/pid").st_ino == os.stat("/proc/self/ns/pid").st_ino:
+            return
+    except PermissionError:
+        return  # an unprivileged user may not look at the daemon; evidence.marked decides
+    except OSError:
+        pass
+    raise Refused(
+        f"{path}: its daemon runs in another pid namespace, so its pids are not this machine's: run cntr there"
+    )
+
+
+def _inspect(path: str, name: str, owner: int, deadline: float) -> list[Container]:
+    status, answer = _get(path, f"/containers/{unixhttp.quote(name)}/json", deadline)
+    if status == 404:
+        return []
+    if status != 200:
+        raise Refused(f"{path}: {answer.get('message', f'HTTP {status}')}")
+    return [_container(answer, owner)]
+
+
+def _container(answer: Json, owner: int) -> Container:
+    """A Container from the answer of /containers/NAME/json. Raises NotRunning, Refused."""
+    state, pid, id = answer["State"], int(answer["State"]["Pid"]), str(answer["Id"])
+    name = str(answer["Name"]).lstrip("/")
+    if not pid:
+        raise NotRunning(f"docker has {name}, but it is {state['Status']} (exit status {state['ExitCode']})")
+    runtime = str(answer.get("HostConfig", {}).get("Runtime", ""))
+    start = evidence.marked(pid, id)
+    sandbox = evidence.sandbox(pid) or ("Kata Containers" if "kata" in runtime else "")
+    if not start and not sandbox:
+        raise Refused(f"{name}: pid {pid} is not a process of that container here: is the daemon on another machine?")
+    return Container(
+        "docker",
+        name,
+        pid,
+        id=id,
+        image=str(answer["Config"]["Image"]),
+        state="sandboxed" if sandbox else "paused" if state["Paused"] else "running",
+        owner=owner,
+        start_time=start,
+    )
+
+
+def _list(path: str, owner: int, deadline: float) -> list[Container]:
+    status, rows = _get(path, "/containers/json", deadline)
+    if status != 200:
+        raise Refused(f"{path}: HTTP {status}")
+    found = []
+    shims: dict[str, int] | None = None
+    for row in rows:
+        id = str(row["Id"])
+        pid = _pid_from_file(id)
+        if not pid:  # another exec-root, or no right to read it
+            shims = _shims() if shims is None else shims
+            pid = _first_child(shims.get(id, 0))
+        start = evidence.marked(pid, id) if pid else 0
+        if not start:
+            try:
+                found += _inspect(path, id, owner, deadline)
+            except Refused:  # it has stopped meanwhile
+                continue
+        else:
+            sandboxed, paused = evidence.sandbox(pid), row["State"] == "paused"
+            state = "sandboxed" if sandboxed else "paused" if paused else "running"
+            name = str((row.get("Names") or [f"/{id}"])[0]).lstrip("/")
+            image = str(row["Image"])
+            found.append(Container("docker", name, pid, id=id, image=image, state=state, owner=owner, start_time=start))
+    return found
+
+
+def _shims() -> dict[str, int]:
+    """Container id → the pid of its shim, from the shims' arguments: a walk over /proc instead of a question for each."""
+    names = ("containerd-shim-runc-v2", "containerd-shim")
+    return {evidence.option(arguments, "-id"): pid for pid, arguments in evidence.processes_named(*names)}
+
+
+def _first_child(shim: int) -> int:
+    """The oldest child: the container's first process; those of ``docker exec`` came later."""
+    return min(evidence.children(shim), key=evidence.start_time, default=0) if shim else 0
+
+
+def _pid_from_file(id: str) -> int:
+    for pattern in PID_FILES:
+        try:
+            return int(store.read(pattern % id, limit=32))
+        except (OSError, ValueError):
+            continue
+    return 0

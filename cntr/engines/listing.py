@@ -1,0 +1,63 @@
+"""What ``cntr ps`` shows of all engines, and what ``cntr doctor`` says about each."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from cntr import engines, procfs
+from cntr.engines import Answer, Container, Entry, store
+
+LIST_SECONDS = 2.0  # an engine that has not answered by then is named as one that did not
+
+
+def running(seconds: float = LIST_SECONDS) -> tuple[list[Container], list[Answer]]:
+    """(the running containers by engine and name, each process once; what each engine on this machine answered)."""
+    present = [entry for entry in engines.entries() if entry.present()]
+    answers = engines.ask(present, None, time.monotonic() + seconds)
+    found = engines.distinct([container for answer in answers for container in answer.containers])
+    return sorted(found, key=lambda container: (container.engine, container.name)), answers
+
+
+def owner_name(uid: int) -> str:
+    """The rootless engine's user as ``name`` or ``uid N``; "" for root's own engines."""
+    if not uid:
+        return ""
+    try:
+        entry = procfs.passwd_entry(store.read("/etc/passwd"), str(uid))
+    except OSError:
+        entry = None
+    return entry[0] if entry else f"uid {uid}"
+
+
+class Finding:
+    """A line of the doctor's: the engine, ``answers``, ``refuses`` or ``not here``, and in words what was found where."""
+
+    __slots__ = ("engine", "found", "state")
+
+    def __init__(self, engine: str, state: str, found: str) -> None:
+        """Keep the three."""
+        self.engine, self.state, self.found = engine, state, found
+
+
+def findings(seconds: float = LIST_SECONDS) -> list[Finding]:
+    """What was found of each engine, where, and why not; engines are asked as ``cntr ps`` asks them."""
+    known = engines.entries()
+    answers = {answer.entry.name: answer for answer in running(seconds)[1]}
+    return [_finding(entry, answers.get(entry.name)) for entry in known]
+
+
+def _finding(entry: Entry, answer: Answer | None) -> Finding:
+    traces = [trace for trace in entry.traces if Entry("", "", "", trace).present()]
+    if answer is None:
+        looked = ", ".join(entry.traces[:3]) + (" …" if len(entry.traces) > 3 else "")
+        return Finding(entry.name, "not here", f"{entry.summary}: none of {looked}")
+    where = f"{entry.summary} at {', '.join(traces)}"
+    if answer.refused:
+        return Finding(entry.name, "refuses", f"{where}: {answer.refused}")
+    count = len(answer.containers)
+    said = "no container runs" if not count else "1 container runs" if count == 1 else f"{count} containers run"
+    users = sorted({owner_name(container.owner) for container in answer.containers if container.owner})
+    rootless = f", rootless ones of {', '.join(users)}" if users else ""
+    note = "; other users' containers need root" if os.geteuid() else ""
+    return Finding(entry.name, "answers", f"{where}: {said}{rootless}{note}")

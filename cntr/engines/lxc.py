@@ -1,0 +1,131 @@
+"""LXC, and LXD and Incus which stand on it: each container's monitor listens on an abstract socket and tells the pid.
+
+The sockets are ``@LXCPATH/NAME/command`` in /proc/net/unix; the request is struct lxc_cmd_req {int cmd, datalen; void *data}
+with SCM_CREDENTIALS, the answer struct lxc_cmd_rsp {int ret, datalen; void *data} (lxc's src/lxc/commands.c).
+Anybody may listen on an abstract name, so the pid must be a child of that container's monitor, and of the same user.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cntr import procfs
+from cntr.engines import Container, NotRunning, Refused, evidence, store, unixhttp
+
+BLOCKING = True
+SUFFIX = "/command"
+GET_INIT_PID = 4  # LXC_CMD_GET_INIT_PID
+SCM_CREDENTIALS = 2  # linux/socket.h; the C module under `socket` has it too, but only where the build found it
+MANAGERS = {  # engine → (the programs that monitor its containers, the variable naming its directory, the usual ones)
+    "lxd": (("lxd",), "LXD_DIR", ("/var/lib/lxd", "/var/snap/lxd/common/lxd")),
+    "incus": (("incus", "incusd"), "INCUS_DIR", ("/var/lib/incus",)),
+}
+
+
+def find(name: str, deadline: float) -> list[Container]:
+    """The container of that name; of LXD's and Incus's also PROJECT/NAME."""
+    names = (name, name.replace("/", "_", 1))
+    return _look(names, deadline) or [found for engine in MANAGERS for found in _idle(engine, names)]
+
+
+def containers(deadline: float) -> list[Container]:
+    """All running containers."""
+    return _look(None, deadline)
+
+
+def _look(names: tuple[str, ...] | None, deadline: float) -> list[Container]:
+    found, refused = [], None
+    for path, called in sockets():
+        if names is not None and called not in names:
+            continue
+        try:
+            container = _ask(path, called, deadline)
+        except OSError as error:
+            refused = Refused(f"{called}: {error.strerror or error}")
+            continue
+        if container:
+            found.append(container)
+    if not found and refused and names is not None:
+        raise refused
+    return found
+
+
+def sockets() -> list[tuple[str, str]]:
+    """(lxcpath, name) of the monitors that listen in this network namespace."""
+    found = []
+    for line in procfs.read("/proc/net/unix", limit=store.LIMIT).split("\n"):
+        at = line.find(" @/")
+        if at > 0 and line.endswith(SUFFIX):
+            path, _, name = line[at + 2 : -len(SUFFIX)].rpartition("/")
+            if path and name and (path, name) not in found:
+                found.append((path, name))
+    return found
+
+
+def _ask(path: str, name: str, deadline: float) -> Container | None:
+    stream = unixhttp.connect(f"\0{path}/{name}{SUFFIX}", deadline)
+    try:
+        # The pid of the peer is that of lxc-start before it went into the background, so only the uid is of use.
+        owner = unixhttp.peer(stream)[1]
+        pid = _init_pid(stream)
+    finally:
+        stream.close()
+    start = evidence.start_time(pid)
+    monitor = _monitor(pid, path, name, owner) if start else 0
+    if not monitor or (owner and not evidence.belongs_to(pid, owner)):
+        return None
+    state = evidence.state(pid)
+    return Container(_engine(path, monitor), name, pid, id=name, state=state, owner=owner, start_time=start)
+
+
+def _monitor(pid: int, path: str, name: str, owner: int) -> int:
+    """The monitor of the container, if it is the parent of PID and OWNER's: ``[lxc monitor] LXCPATH NAME``. Else 0."""
+    try:
+        parent = procfs.parent_pid(procfs.read(f"/proc/{pid}/stat"))
+        title = procfs.read(f"/proc/{parent}/cmdline", limit=1 << 16).split("\0")[0]
+    except OSError:
+        return 0
+    return parent if title == f"[lxc monitor] {path} {name}" and evidence.owner_of(parent) == owner else 0
+
+
+def _init_pid(stream: unixhttp.Stream) -> int:
+    credentials = b"".join(n.to_bytes(4, "little") for n in (os.getpid(), os.geteuid(), os.getegid()))
+    request = GET_INIT_PID.to_bytes(4, "little") + bytes(12)
+    stream.sendmsg([request], [(unixhttp.SOL_SOCKET, SCM_CREDENTIALS, credentials)])
+    answer = b""
+    while len(answer) < 16:
+        chunk = stream.recv(16 - len(answer))
+        if not chunk:
+            return 0
+        answer += chunk
+    # The pid stands where a pointer would: PTR_TO_INT(rsp.data), 64 bits little endian on every machine LXC has.
+    return int.from_bytes(answer[8:12], "little", signed=True)
+
+
+def _engine(path: str, monitor: int) -> str:
+    """Who made the container: LXD's and Incus's monitors are their own program, else by the directories."""
+    try:
+        program = os.readlink(f"/proc/{monitor}/exe").removesuffix(" (deleted)").rpartition("/")[2]
+    except OSError:
+        program = ""
+    for engine, (programs, _, _) in MANAGERS.items():
+        if program in programs or path in [f"{root}/containers" for root in _roots(engine)]:
+            return engine
+    return "lxc"
+
+
+def _roots(engine: str) -> list[str]:
+    _, variable, usual = MANAGERS[engine]
+    own = os.environ.get(variable)
+    return [own, *usual] if own else list(usual)
+
+
+def _idle(engine: str, names: tuple[str, ...]) -> list[Container]:
+    """An instance without a monitor: a virtual machine has no process here to join, a stopped container none at all."""
+    for name in names:
+        for root in _roots(engine) if store.is_component(name) else ():
+            if os.path.exists(f"{root}/virtual-machines/{name}"):
+                return [Container(engine, name, 0, id=name, state="sandboxed")]
+            if os.path.exists(f"{root}/containers/{name}"):
+                raise NotRunning(f"{engine} has {name}, but it is not running")
+    return []

@@ -1,0 +1,92 @@
+"""systemd-nspawn: registered machines by /run/systemd/machines/NAME, others by their systemd-nspawn process."""
+
+from __future__ import annotations
+
+import os
+
+from cntr import procfs
+from cntr.engines import Container, evidence, store
+
+MACHINES = "/run/systemd/machines"
+
+
+def find(name: str, deadline: float) -> list[Container]:
+    """The registered machine of that name."""
+    return [found] if store.is_component(name) and ":" not in name and (found := _registered(name)) else []
+
+
+def find_by_process(name: str, deadline: float) -> list[Container]:
+    """The machine of that name that was started with --register=no."""
+    return [container for container in _processes() if container.name == name]
+
+
+def containers(deadline: float) -> list[Container]:
+    """All running machines; virtual machines that registered themselves are there as ``sandboxed``."""
+    found = {container.name: container for container in _processes()}
+    for name in store.listdir(MACHINES):
+        # Symlinks ``unit:NAME`` and the like point back at the machine's own file.
+        if not name.startswith(".") and ":" not in name and name not in found and (container := _registered(name)):
+            found[name] = container
+    return list(found.values())
+
+
+def _registered(name: str) -> Container | None:
+    try:
+        text = store.read(f"{MACHINES}/{name}", limit=store.MEGABYTE)
+        fields = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and line[0] != "#")
+        pid = int(fields["LEADER"])
+    except (OSError, ValueError, KeyError):
+        return None
+    start = evidence.start_time(pid)
+    if not start:
+        return None
+    state = "sandboxed" if fields.get("CLASS") == "vm" else evidence.state(pid)
+    return Container("nspawn", name, pid, id=name, state=state, start_time=start, image=fields.get("ROOT", ""))
+
+
+def _processes() -> list[Container]:
+    found = []
+    for monitor, arguments in evidence.processes_named("systemd-nspawn"):
+        if evidence.owner_of(monitor) != 0:
+            continue
+        name, directory = machine_name(monitor, arguments)
+        for pid in evidence.children(monitor):
+            start = evidence.start_time(pid)
+            if start and name and _is_inside(pid):
+                state = evidence.state(pid)
+                found.append(Container("nspawn", name, pid, id=name, state=state, start_time=start, image=directory))
+                break
+    return found
+
+
+def machine_name(monitor: int, arguments: list[str]) -> tuple[str, str]:
+    """(name, directory or image) of a systemd-nspawn command line, by the rules of systemd-nspawn(1)."""
+    arguments = [part for argument in arguments for part in _unbundled(argument)]
+    source = evidence.option(arguments, "-D", "--directory", "-i", "--image", "--template")
+    name = evidence.option(arguments, "-M", "--machine")
+    if not source and not name:
+        try:  # without either, the directory it was started in
+            source = os.readlink(f"/proc/{monitor}/cwd")
+        except OSError:
+            return "", ""
+    if not name:
+        name = source.rstrip("/").rpartition("/")[2].removesuffix(".raw")
+    return name, source or f"/var/lib/machines/{name}"
+
+
+def _unbundled(argument: str) -> list[str]:
+    """``-bD/srv/deb`` is ``-b -D/srv/deb``: the short options that take no value come apart."""
+    parts = []
+    while len(argument) > 2 and argument[0] == "-" and argument[1] in "baxqUPj":
+        parts.append(argument[:2])
+        argument = f"-{argument[2:]}"
+    return [*parts, argument]
+
+
+def _is_inside(pid: int) -> bool:
+    """Whether PID is the first process of a pid namespace; nspawn has helper children outside of it."""
+    try:
+        ids = procfs.status(procfs.read(f"/proc/{pid}/status")).get("NSpid", "").split()
+    except OSError:
+        return False
+    return len(ids) > 1 and ids[-1] == "1"

@@ -1,0 +1,23 @@
+"""Sysbox: its runtime sysbox-runc keeps runc's state files, in a directory of its own."""
+
+from __future__ import annotations
+
+from cntr.engines import Container, runc, store
+
+
+def find(name: str, deadline: float) -> list[Container]:
+    """The container of that id or unique beginning of it."""
+    return runc.search(_roots(), name, _read)
+
+
+def containers(deadline: float) -> list[Container]:
+    """All running containers."""
+    return runc.search(_roots(), None, _read)
+
+
+def _roots() -> list[tuple[str, int]]:
+    return [(path, 0) for path in store.roots("sysbox", "/run/sysbox-runc")]
+
+
+def _read(root: str, id: str, owner: int) -> Container | None:
+    return runc.read_state("sysbox", root, id, owner)

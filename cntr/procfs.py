@@ -1,0 +1,131 @@
+"""Pure parsers of the kernel's /proc text (proc(5)); ``read`` is the one function that touches a file."""
+
+from __future__ import annotations
+
+import os
+
+LIMIT = 4 << 20  # bytes read of one /proc file at most; thousands of mounts fit
+
+
+def read(path: str, dir_fd: int | None = None, limit: int = LIMIT) -> str:
+    """The text of a /proc file, at most LIMIT bytes; undecodable bytes become surrogates. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        chunks = []
+        while limit > 0 and (chunk := os.read(fd, min(limit, 1 << 16))):
+            chunks.append(chunk)
+            limit -= len(chunk)
+        return os.fsdecode(b"".join(chunks))
+    finally:
+        os.close(fd)
+
+
+def status(text: str) -> dict[str, str]:
+    """/proc/PID/status as {field: value}, the values stripped."""
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in text.splitlines()) if key}
+
+
+def start_time(stat: str) -> int:
+    """Field 22 of /proc/PID/stat: the start time in clock ticks since boot; the name in field 2 may hold anything."""
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+def parent_pid(stat: str) -> int:
+    """Field 4 of /proc/PID/stat."""
+    return int(stat.rpartition(")")[2].split()[1])
+
+
+class Mount:
+    """One line of /proc/PID/mountinfo: ids, root within its filesystem, mount point, options, type, source."""
+
+    __slots__ = ("fstype", "mount_id", "mount_point", "options", "parent_id", "propagation", "root", "source", "super")
+
+    def __init__(self, line: str) -> None:
+        """Parse one line; raises ValueError or IndexError for what is not one."""
+        left, _, right = line.partition(" - ")
+        fields = left.split(" ")
+        self.mount_id, self.parent_id = int(fields[0]), int(fields[1])
+        self.root, self.mount_point = unescape(fields[3]), unescape(fields[4])
+        self.options = fields[5].split(",")
+        self.propagation = fields[6:]
+        kind = right.split(" ")
+        self.fstype, self.source = kind[0], unescape(kind[1])
+        self.super = kind[2].split(",") if len(kind) > 2 else []
+
+
+def mountinfo(text: str) -> list[Mount]:
+    """All mounts of /proc/PID/mountinfo, in the kernel's order."""
+    return [Mount(line) for line in text.split("\n") if line]
+
+
+def unescape(text: str) -> str:
+    r"""Undo the kernel's octal escapes (\040 \011 \012 \134) in mountinfo."""
+    if "\\" not in text:
+        return text
+    for code, char in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\043", "#"), ("\\134", "\\")):
+        text = text.replace(code, char)
+    return text
+
+
+def id_map(text: str) -> tuple[tuple[int, int, int], ...]:
+    """/proc/PID/uid_map or gid_map as (first id inside, first id outside, count) rows."""
+    return tuple((int(a), int(b), int(c)) for a, b, c in (line.split() for line in text.splitlines()))
+
+
+def map_id(inside: int, rows: tuple[tuple[int, int, int], ...]) -> int | None:
+    """The outside id of INSIDE under an id map, None where it is not mapped."""
+    for first, outside, count in rows:
+        if first <= inside < first + count:
+            return outside + inside - first
+    return None
+
+
+def cgroups(text: str) -> dict[str, str]:
+    """/proc/PID/cgroup as {controllers: path}; cgroup2 has the key "" (cgroups(7))."""
+    return {
+        controllers: path
+        for _, controllers, path in (line.split(":", 2) for line in text.split("\n") if line.count(":") >= 2)
+    }
+
+
+def environ(text: str) -> dict[str, str]:
+    """/proc/PID/environ; entries without '=' (a process may overwrite its own) are dropped, the first of a name wins."""
+    result: dict[str, str] = {}
+    for entry in text.split("\0"):
+        key, equals, value = entry.partition("=")
+        if key and equals:
+            result.setdefault(key, value)
+    return result
+
+
+def limits(text: str) -> list[tuple[int, int]]:
+    """/proc/PID/limits as [(soft, hard)], indexed by resource number (getrlimit(2)); unlimited is -1, RLIM_INFINITY.
+
+    Read here and not by prlimit(2), which needs CAP_SYS_RESOURCE for a process of another user.
+    """
+    rows = (line[26:].split() for line in text.splitlines()[1:])
+    return [tuple(-1 if word == "unlimited" else int(word) for word in row[:2]) for row in rows]  # type: ignore[misc]
+
+
+def passwd_entry(text: str, user: str) -> tuple[str, int, int, str, str] | None:
+    """(name, uid, gid, home, shell) of USER, a name or a number, in the text of a passwd(5) file."""
+    for line in text.split("\n"):
+        fields = line.split(":")
+        if len(fields) == 7 and fields[2].isdecimal() and fields[3].isdecimal() and user in (fields[0], fields[2]):
+            return fields[0], int(fields[2]), int(fields[3]), fields[5], fields[6]
+    return None
+
+
+def groups_of(text: str, user: str) -> list[int]:
+    """The supplementary group ids of USER in the text of a group(5) file."""
+    rows = (line.split(":") for line in text.split("\n"))
+    return [int(row[2]) for row in rows if len(row) == 4 and row[2].isdecimal() and user in row[3].split(",")]
+
+
+def group_id(text: str, group: str) -> int | None:
+    """The id of GROUP, a name, in the text of a group(5) file."""
+    for line in text.split("\n"):
+        fields = line.split(":")
+        if len(fields) == 4 and fields[0] == group and fields[2].isdecimal():
+            return int(fields[2])
+    return None

@@ -1,0 +1,1 @@
+"""The lab: machines with container engines, and the scenarios that must hold on them."""

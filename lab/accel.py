@@ -1,0 +1,100 @@
+"""Which accelerator boots the lab's kernel here: asked by booting it.
+
+/dev/kvm can open, create machines and still not run a stock kernel; and what libvirt advertises says nothing either.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from . import paths
+from .boxbuild import BuiltBox
+from .errors import LabError
+
+TOKEN = b"cntr-lab: kernel alive"
+PROBE_SECONDS = 15.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Accelerator:
+    """How machines run, and why so."""
+
+    name: str  # "kvm" or "tcg"
+    why: str
+
+    @property
+    def slowness(self) -> float:
+        """By what factor time limits grow."""
+        return 1.0 if self.name == "kvm" else 6.0
+
+    @property
+    def qemu_args(self) -> list[str]:
+        """QEMU's options. QEMU 7.2 under TCG crashes guests through cmpxchg16b: the flag is hidden from them."""
+        if self.name == "kvm":
+            return ["-accel", "kvm", "-cpu", "host"]
+        return ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,cx16=off"]
+
+
+def choose(built: BuiltBox, told: str = "auto") -> Accelerator:
+    """The accelerator to use: as told, or the first that boots. The answer is kept until this machine reboots.
+
+    Raises:
+        LabError: KVM was demanded and does not boot the kernel.
+    """
+    if told == "tcg":
+        return Accelerator("tcg", "asked for")
+    note = paths.cache_dir() / "accelerator.json"
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    key = f"{boot} {built.directory.name} {os.access('/dev/kvm', os.R_OK | os.W_OK)}"
+    try:
+        kept = json.loads(note.read_text())
+        answer = Accelerator(kept["name"], kept["why"]) if kept["key"] == key else None
+    except (OSError, ValueError, KeyError):
+        answer = None
+    if answer is None:
+        answer = probe(built)
+        note.write_text(json.dumps({"key": key, "name": answer.name, "why": answer.why}) + "\n")
+    if told == "kvm" and answer.name != "kvm":
+        raise LabError(
+            f"KVM was asked for, but {answer.why}", "leave --accel out: TCG works everywhere, six times slower"
+        )
+    return answer
+
+
+def probe(built: BuiltBox, seconds: float = PROBE_SECONDS) -> Accelerator:
+    """Boot the box's own kernel and initrd under KVM until the initrd speaks on the serial line."""
+    if not Path("/dev/kvm").exists():
+        return Accelerator("tcg", "there is no /dev/kvm")
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return Accelerator("tcg", "/dev/kvm may not be opened by this user (group kvm)")
+    print("lab: trying whether KVM boots the lab's kernel", flush=True)
+    with tempfile.TemporaryDirectory(prefix="cntr-lab-") as work:
+        console = Path(work, "console")
+        command = [
+            "qemu-system-x86_64", "-accel", "kvm", "-cpu", "host", "-m", "512", "-display", "none", "-no-reboot", "-nodefaults",
+            "-serial", f"file:{console}", "-kernel", str(built.kernel), "-initrd", str(built.initrd),
+            "-append", "console=ttyS0 lab.probe",
+        ]  # fmt: skip
+        started = time.monotonic()
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            while time.monotonic() - started < seconds:
+                ended = process.poll() is not None
+                if console.exists() and TOKEN in console.read_bytes():
+                    return Accelerator("kvm", f"it booted the kernel in {time.monotonic() - started:.1f} s")
+                if ended:
+                    said = process.stderr.read().decode(errors="replace").strip()[-200:] if process.stderr else ""
+                    return Accelerator(
+                        "tcg", f"QEMU with KVM ended before the kernel spoke ({said or process.returncode})"
+                    )
+                time.sleep(0.1)
+        finally:
+            process.kill()
+            process.communicate()
+    return Accelerator("tcg", f"/dev/kvm opens, but the kernel did not reach its initrd within {seconds:.0f} s")

@@ -1,0 +1,58 @@
+"""`python -m lab clean`: what interrupted or kept runs left, and nothing of runs that still go on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from . import libvirtd, paths, session
+from .boxbuild import BuiltBox
+from .drivers import Plan
+from .drivers.base import read_state, remove_run_dir
+from .errors import LabError
+from .table import load
+
+
+def clean(*, boxes: bool = False) -> Iterator[str]:
+    """Destroy left-over machines; a line for each thing done."""
+    going_on = 0
+    for run_dir in sorted(paths.runs_dir().glob("*")):
+        state = read_state(run_dir)
+        if not state.get("keep") and _runs(int(str(state.get("pid", 0)))):
+            going_on += 1
+            yield f"{run_dir.name} belongs to a run that goes on (pid {state.get('pid')}): left alone"
+            continue
+        yield f"removing {run_dir.name}"
+        _destroy(run_dir, state)
+    if not going_on:
+        if libvirtd.stop():
+            yield "stopped the lab's libvirtd"
+        if boxes:
+            shutil.rmtree(paths.cache_dir() / "boxes", ignore_errors=True)
+            shutil.rmtree(paths.cache_dir() / "libvirt", ignore_errors=True)
+            shutil.rmtree(paths.cache_dir() / "vagrant.d", ignore_errors=True)
+            yield "removed the cached boxes"
+
+
+def _destroy(run_dir: Path, state: dict[str, object]) -> None:
+    try:
+        spec = load().machine(str(state.get("machine", "")))
+        built = BuiltBox(load().boxes[spec.box], Path(str(state.get("box", ""))))
+        from .accel import Accelerator
+
+        plan = Plan(spec, run_dir, built, Accelerator("tcg", ""), True, str(state.get("uri", "")))
+        session.make_driver(plan, str(state.get("driver", "qemu"))).destroy()
+    except LabError:
+        remove_run_dir(run_dir)  # a note that cannot be read, or a machine that the table no longer has
+    if run_dir.exists():
+        remove_run_dir(run_dir)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a lab with this pid still runs (pids are reused: its command line must look like one)."""
+    try:
+        line = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"lab" in line or b"pytest" in line or b"execnet" in line

@@ -1,0 +1,199 @@
+"""Machines on plain QEMU: an overlay of the box's disk, direct kernel boot, user-mode network, QMP for the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+from ..boxbuild import private_key
+from ..errors import LabError, LostMachine
+from . import base
+
+PORT_TRIES = 5
+
+
+class QemuDriver:
+    """One QEMU process; see `base.Driver`."""
+
+    name = "qemu"
+
+    def __init__(self, plan: base.Plan) -> None:
+        if plan.built is None or plan.accelerator is None:
+            raise LabError("the qemu driver needs a box and an accelerator")
+        self._plan, self._built, self._accelerator = plan, plan.built, plan.accelerator
+        self._dir = plan.run_dir
+        self._process: subprocess.Popen[bytes] | None = None
+        self.endpoint: base.Endpoint | None = None
+
+    @property
+    def _disk(self) -> Path:
+        return self._dir / "disk.qcow2"
+
+    def up(self) -> base.Endpoint:
+        """Start QEMU. Raises LabError: it is missing or refuses."""
+        for tool in ("qemu-system-x86_64", "qemu-img"):
+            if not shutil.which(tool):
+                raise LabError(f"the qemu driver needs {tool}, which is not installed", "python -m lab doctor says how")
+        if not self._disk.exists():
+            subprocess.run(
+                [
+                    "qemu-img",
+                    "create",
+                    "-q",
+                    "-f",
+                    "qcow2",
+                    "-F",
+                    "qcow2",
+                    "-b",
+                    str(self._built.disk),
+                    str(self._disk),
+                ],
+                check=True,
+            )
+        said = ""
+        for _ in range(PORT_TRIES):
+            port = base.free_port()
+            base.write_state(self._plan, self.name, port=port)
+            said = self._start(port)
+            if not said:
+                self.endpoint = base.Endpoint("127.0.0.1", port, private_key())
+                return self.endpoint
+            if "forwarding rule" not in said:
+                break
+        raise LabError(f"QEMU did not start machine {self._plan.spec.name}: {said}")
+
+    def _start(self, port: int) -> str:
+        """Start on this port; what QEMU said if it ended, nothing if it runs."""
+        spec = self._plan.spec
+        command = [
+            "qemu-system-x86_64", "-machine", "q35", *self._accelerator.qemu_args,
+            "-name", f"cntr-lab-{self._dir.name}", "-m", str(spec.memory_mib), "-smp", str(spec.cpus),
+            "-nodefaults", "-display", "none", "-serial", f"file:{self._dir / 'console.log'}",
+            "-drive", f"file={self._disk},if=none,id=disk,cache=unsafe,discard=unmap", "-device", "virtio-blk-pci,drive=disk",
+            "-netdev", f"user,id=lab,hostfwd=tcp:127.0.0.1:{port}-:22", "-device", "virtio-net-pci,netdev=lab",
+            "-device", "virtio-rng-pci", "-qmp", f"unix:{self._qmp_path},server=on,wait=off",
+            "-kernel", str(self._built.kernel), "-initrd", str(self._built.initrd), "-append", self._built.kernel_args,
+        ]  # fmt: skip
+        if not self._plan.keep and shutil.which("setpriv"):
+            # Whatever ends this lab, SIGKILL included, ends the machine.
+            command = ["setpriv", "--pdeathsig", "KILL", *command]
+        with (self._dir / "qemu.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        (self._dir / "qemu.pid").write_text(f"{self._process.pid}\n")
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                return (self._dir / "qemu.log").read_text(errors="replace").strip()[-400:] or "no word"
+            if Path(self._qmp_path).exists():
+                time.sleep(0.2)
+                if self._process.poll() is None:
+                    return ""
+            time.sleep(0.05)
+        return "" if self._process.poll() is None else "it ended"
+
+    @property
+    def _qmp_path(self) -> str:
+        # sun_path holds 107 bytes; a deep cache directory would not fit, so the way leads over an open directory.
+        path = str(self._dir / "qmp")
+        if len(path) < 100:
+            return path
+        return f"/tmp/cntr-lab-{os.getuid()}-{self._dir.name}.qmp"
+
+    def _monitor(self, command: str, seconds: float = 120) -> None:
+        """One line for QEMU's human monitor; it answers nothing when it worked."""
+        try:
+            with socket.socket(socket.AF_UNIX) as link:
+                link.settimeout(seconds)
+                link.connect(self._qmp_path)
+                stream = link.makefile("rw", encoding="utf-8", newline="\n")
+                stream.readline()  # the greeting
+                for execute, arguments in (
+                    ("qmp_capabilities", {}),
+                    ("human-monitor-command", {"command-line": command}),
+                ):
+                    stream.write(json.dumps({"execute": execute, "arguments": arguments}) + "\n")
+                    stream.flush()
+                    answer: dict[str, object] = {}
+                    while "return" not in answer and "error" not in answer:
+                        line = stream.readline()
+                        if not line:
+                            raise LostMachine(f"QEMU went away during {command!r}", self.console()[-600:])
+                        answer = json.loads(line)
+        except OSError as error:
+            raise LostMachine(f"QEMU's monitor does not answer {command!r}: {error}") from error
+        said = str(answer.get("return", "")).strip()
+        if "error" in answer or said:
+            raise LabError(f"QEMU refused {command!r}: {said or answer.get('error')}")
+
+    def halt(self) -> None:
+        """Power off by the button; after 60 s by force."""
+        with contextlib.suppress(LabError):
+            self._monitor("system_powerdown", 5)
+        if not _wait_gone(self._pid(), 60):
+            self._kill()
+
+    def snapshot(self, name: str) -> None:
+        """savevm: disk and memory, inside the overlay."""
+        self._monitor(f"savevm {name}")
+
+    def restore(self, name: str) -> None:
+        """loadvm; the guest's clock is stale afterwards, and its connections are gone."""
+        self._monitor(f"loadvm {name}")
+
+    def destroy(self) -> None:
+        """Kill QEMU, remove the run directory."""
+        self._kill()
+        with contextlib.suppress(OSError):
+            os.unlink(self._qmp_path)
+        base.remove_run_dir(self._dir)
+
+    def _pid(self) -> int:
+        try:
+            pid = int((self._dir / "qemu.pid").read_text())
+            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except (OSError, ValueError):
+            return 0
+        return pid if f"cntr-lab-{self._dir.name}".encode() in line else 0  # pids are reused
+
+    def _kill(self) -> None:
+        pid = self._pid()
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait(30)
+        elif pid:
+            _wait_gone(pid, 10)
+
+    def alive(self) -> bool:
+        """Whether QEMU runs."""
+        if self._process is not None:
+            return self._process.poll() is None
+        return self._pid() != 0
+
+    def console(self) -> str:
+        """The serial console's log."""
+        try:
+            return (self._dir / "console.log").read_text(errors="replace")
+        except OSError:
+            return ""
+
+
+def _wait_gone(pid: int, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while pid and time.monotonic() < deadline:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+        if not Path(f"/proc/{pid}").exists():
+            return True
+        time.sleep(0.1)
+    return not pid

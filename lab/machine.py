@@ -1,0 +1,261 @@
+"""One vocabulary for every machine: succeed, fail, wait_until_succeeds, wait_for_unit, copy, and testinfra's questions.
+
+`Machine` is what scenarios are written in; how its commands travel is in `transports.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import secrets
+import shlex
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .drivers.base import Driver, Endpoint
+from .errors import CommandFailed, LabError, LostMachine
+from .table import MachineSpec
+from .transports import Background, Carrier, Result, SshCarrier, Terminal
+
+QUIET_LINES = 12
+"""How many lines of output a failure shows; the rest is in the artefacts."""
+
+
+@dataclasses.dataclass
+class Step:
+    """One command that ran, kept for the report's repro command."""
+
+    command: str
+    user: str
+    returncode: int
+    seconds: float
+
+
+class Machine:
+    """A running machine.
+
+    Args:
+        spec: its row of the table.
+        driver: who made it.
+        carrier: how commands get there.
+        slowness: factor on every time limit (an emulated machine is several times slower).
+    """
+
+    def __init__(self, spec: MachineSpec, driver: Driver, carrier: Carrier, slowness: float = 1.0) -> None:
+        self.spec = spec
+        self.driver = driver
+        self.slowness = slowness
+        self.history: list[Step] = []
+        self._carrier = carrier
+        self._lost: LostMachine | None = None
+
+    # -- commands -------------------------------------------------------------------------------------------------
+
+    def run(self, command: str, *, user: str = "root", timeout: float = 60, stdin: bytes = b"") -> Result:
+        """Run a shell command, whatever its status.
+
+        Args:
+            command: for `sh -c`.
+            user: `root` or `vagrant`.
+            timeout: seconds on a machine of natural speed.
+            stdin: what the command reads.
+
+        Raises:
+            CommandFailed: it did not end in time, and the machine answers others.
+            LostMachine: the machine does not answer.
+        """
+        if self._lost:
+            raise self._lost
+        started = time.monotonic()
+        try:
+            result = self._carrier.run(command, user, timeout * self.slowness, stdin)
+        except TimeoutError:
+            self.history.append(Step(command, user, -1, time.monotonic() - started))
+            if not self.answers():
+                raise self._lose(f"no answer to {command!r}, nor to `true`") from None
+            raise CommandFailed(
+                f"expected: `{command}` ends within {timeout * self.slowness:.0f} s on {self.spec.name}\nseen:     it still ran"
+            ) from None
+        except ConnectionError as error:
+            raise self._lose(f"the connection broke during {command!r} ({error})") from error
+        self.history.append(Step(command, user, result.returncode, time.monotonic() - started))
+        return result
+
+    def succeed(self, *commands: str, user: str = "root", timeout: float = 60, stdin: bytes = b"") -> str:
+        """Run commands; each must end with status 0. The last one's standard output, without the final newline."""
+        output = ""
+        for command in commands:
+            result = self.run(command, user=user, timeout=timeout, stdin=stdin)
+            if result.returncode != 0:
+                raise CommandFailed(_difference(command, self.spec.name, "status 0", result))
+            output = result.stdout
+        return output.rstrip("\n")
+
+    def fail(self, command: str, *, status: int | None = None, user: str = "root", timeout: float = 60) -> str:
+        """Run a command that must not end with status 0 (or must end with `status`). Both its outputs, joined."""
+        result = self.run(command, user=user, timeout=timeout)
+        if result.returncode == 0 or (status is not None and result.returncode != status):
+            wanted = "a status other than 0" if status is None else f"status {status}"
+            raise CommandFailed(_difference(command, self.spec.name, wanted, result))
+        return result.stdout + result.stderr
+
+    def wait_until_succeeds(self, command: str, *, user: str = "root", timeout: float = 30) -> str:
+        """Repeat a command until its status is 0; its standard output.
+
+        Raises:
+            CommandFailed: that did not come about in `timeout` seconds.
+        """
+        deadline = time.monotonic() + timeout * self.slowness
+        pause = 0.1
+        while True:
+            result = self.run(command, user=user, timeout=timeout)
+            if result.returncode == 0:
+                return result.stdout.rstrip("\n")
+            if time.monotonic() > deadline:
+                wanted = f"status 0 within {timeout * self.slowness:.0f} s"
+                raise CommandFailed(_difference(command, self.spec.name, wanted, result))
+            time.sleep(pause)
+            pause = min(pause * 1.5, 1.0)
+
+    def wait_for_unit(self, unit: str, *, timeout: float = 30) -> None:
+        """Wait until a systemd unit is active; a failed one ends the wait at once."""
+        deadline = time.monotonic() + timeout * self.slowness
+        while True:
+            state = self.run(f"systemctl is-active {shlex.quote(unit)}").stdout.strip()
+            if state == "active":
+                return
+            if state == "failed" or time.monotonic() > deadline:
+                status = self.run(f"systemctl status --no-pager -n 20 {shlex.quote(unit)}").stdout
+                raise CommandFailed(f"expected: {unit} active on {self.spec.name}\nseen:     {state}\n{status}")
+            time.sleep(0.3)
+
+    def copy(self, source: Path, target: str) -> None:
+        """Copy a file or a directory (its content) from here to the machine, as root."""
+        self._carrier.put(source, target)
+
+    def fetch(self, command: str, target: Path, *, timeout: float = 30) -> None:
+        """Write a command's output to a local file: how artefacts come home. Never raises for the command's status."""
+        result = self.run(command, timeout=timeout)
+        target.write_text(result.stdout + (f"\n[stderr]\n{result.stderr}" if result.stderr.strip() else ""))
+
+    @contextlib.contextmanager
+    def background(self, command: str, *, user: str = "root") -> Iterator[Background]:
+        """A command that runs while the scenario goes on; its whole process group is ended with the block."""
+        if self._lost:
+            raise self._lost
+        note = f"/tmp/lab-job-{secrets.token_hex(4)}"
+        # Closing an SSH channel sends no signal: the group is remembered, and ended by name.
+        inner = f"echo $$ >{note}; {command}"
+        job = self._carrier.start(f"exec setsid --wait sh -c {shlex.quote(inner)}", user)
+        try:
+            yield job
+        finally:
+            end = f"g=$(cat {note}) && rm -f {note} && pkill -TERM -g $g && for i in 1 2 3 4 5 6 7 8 9 10; do "
+            end += "pgrep -g $g >/dev/null || exit 0; sleep 0.2; done && pkill -KILL -g $g"
+            try:
+                self.run(f"{{ {end}; }} 2>/dev/null", user=user, timeout=20)
+            finally:
+                job.close()
+
+    @contextlib.contextmanager
+    def terminal(self, command: str, *, user: str = "root", columns: int = 80, rows: int = 24) -> Iterator[Terminal]:
+        """A command on a pseudo-terminal of the given size, to type into and to read from."""
+        if self._lost:
+            raise self._lost
+        screen = self._carrier.terminal(command, user, columns, rows, self.slowness)
+        try:
+            yield screen
+        finally:
+            screen.close()
+
+    @property
+    def host(self) -> Any:
+        """testinfra's host object for the same machine: files, processes, services, packages."""
+        return self._carrier.testinfra()
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def answers(self) -> bool:
+        """Whether the machine runs `true` within 20 s (times slowness)."""
+        try:
+            return self._carrier.run("true", "root", 20 * self.slowness, b"").returncode == 0
+        except (TimeoutError, ConnectionError):
+            return False
+
+    def snapshot(self, name: str) -> None:
+        """Keep the machine's state; connections are closed first, so that none is stale afterwards."""
+        self._carrier.close()
+        self.driver.snapshot(name)
+
+    def restore(self, name: str) -> float:
+        """Go back to a kept state; seconds until the machine answered again.
+
+        Raises:
+            LostMachine: it did not answer after that.
+        """
+        started = time.monotonic()
+        self._carrier.close()
+        self.driver.restore(name)
+        deadline = started + 30 * self.slowness
+        while True:
+            try:
+                # The clock stood still while the machine was away.
+                self._carrier.run(f"date -s @{time.time():.0f}", "root", 10 * self.slowness, b"")
+                break
+            except (TimeoutError, ConnectionError) as error:
+                if time.monotonic() > deadline:
+                    raise self._lose("no answer after restore") from error
+        self._lost = None
+        return time.monotonic() - started
+
+    def close(self) -> None:
+        """Close the connections; the machine stays."""
+        self._carrier.close()
+
+    def _lose(self, why: str) -> LostMachine:
+        running = "its process runs" if self.driver.alive() else "its process is gone"
+        tail = "\n".join(self.driver.console().splitlines()[-6:])
+        self._lost = LostMachine(f"machine {self.spec.name} is lost: {why}; {running}", tail)
+        return self._lost
+
+
+def wait_for_ssh(
+    spec: MachineSpec, driver: Driver, endpoint: Endpoint, slowness: float, seconds: float = 30
+) -> Machine:
+    """Wait until a started machine answers; then it is a Machine.
+
+    Raises:
+        LostMachine: it died, or was silent for `seconds` × slowness.
+    """
+    carrier = SshCarrier(endpoint)
+    deadline = time.monotonic() + seconds * slowness
+    last: Exception | None = None
+    while time.monotonic() < deadline:
+        if not driver.alive():
+            raise LostMachine(f"machine {spec.name} ended while booting", "\n".join(driver.console().splitlines()[-8:]))
+        try:
+            # A login that comes before systemd-user-sessions is refused: "System is booting up".
+            if carrier.run("true", "root", 20 * slowness, b"").returncode == 0:
+                return Machine(spec, driver, carrier, slowness)
+        except (TimeoutError, ConnectionError) as error:
+            last = error
+        carrier.close()
+        time.sleep(0.3)
+    tail = "\n".join(driver.console().splitlines()[-8:])
+    raise LostMachine(f"machine {spec.name} did not answer within {seconds * slowness:.0f} s ({last})", tail)
+
+
+def _difference(command: str, machine: str, wanted: str, result: Result) -> str:
+    """What a failing scenario says: expectation, observation, and the command's last words."""
+    said = (result.stderr.strip() or result.stdout.strip()).splitlines()[-QUIET_LINES:]
+    first = said.pop() if said else "(no output)"
+    lines = [f"expected: {wanted} from `{command}` on {machine}", f"seen:     status {result.returncode}: {first}"]
+    return "\n".join(lines + [f"          {line}" for line in said])
+
+
+def ensure_reachable(machine: Machine) -> None:
+    """Raise LabError when a machine that was found in a run directory is not one we can use."""
+    if not machine.answers():
+        raise LabError(f"machine {machine.spec.name} does not answer", "python -m lab clean, and start again")

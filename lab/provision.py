@@ -1,0 +1,102 @@
+"""Make a started machine ready: cntr installed in it, its engine running, its containers standing."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from . import paths
+from .errors import CommandFailed, LabError
+from .machine import Machine
+
+GUEST_LIB = "/usr/local/lib/cntr-lab"
+ROOTLESS = ("podman-rootless",)
+"""Engines whose provision script is run by the user vagrant."""
+
+
+def build_wheel() -> Path:
+    """cntr's wheel, built from this checkout once per state of its sources.
+
+    Raises:
+        LabError: pip could not build it.
+    """
+    digest = hashlib.sha256((paths.REPOSITORY / "pyproject.toml").read_bytes())
+    for source in sorted((paths.REPOSITORY / "cntr").rglob("*")):
+        if source.is_file() and "__pycache__" not in source.parts:
+            digest.update(str(source.relative_to(paths.REPOSITORY)).encode() + source.read_bytes())
+    place = paths.cache_dir() / "wheels" / digest.hexdigest()[:12]
+    found = list(place.glob("cntr-*.whl"))
+    if found:
+        return found[0]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--wheel-dir",
+        str(place),
+        str(paths.REPOSITORY),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = list(place.glob("cntr-*.whl"))
+    if done.returncode != 0 or not found:
+        raise LabError(
+            f"building cntr's wheel failed: {done.stderr.strip()[-600:]}", "does `pip wheel .` work in the checkout?"
+        )
+    return found[0]
+
+
+def install_cntr(machine: Machine, wheel: Path) -> str:
+    """Install the wheel into the machine's /opt/cntr; cntr's own version line.
+
+    Raises:
+        CommandFailed: it does not install, or `cntr --help` does not run.
+    """
+    machine.copy(wheel, f"{GUEST_LIB}/{wheel.name}")
+    pip = "/opt/cntr/bin/python -m pip install -q --no-index --no-deps --no-compile --force-reinstall --disable-pip-version-check"
+    machine.succeed(f"{pip} {GUEST_LIB}/{wheel.name}", timeout=60)
+    # Byte code now, not at the first attach, which a scenario may be timing.
+    machine.succeed(
+        "/opt/cntr/bin/python -m compileall -q /opt/cntr/lib/python3*/site-packages/cntr; cntr --help >/dev/null"
+    )
+    return machine.succeed(
+        "cntr --version 2>/dev/null || /opt/cntr/bin/python -m pip list --format=freeze 2>/dev/null | grep '^cntr'"
+    )
+
+
+def engine_user(engine: str) -> str:
+    """Who runs the engine's commands."""
+    return "vagrant" if engine in ROOTLESS else "root"
+
+
+def engine_script(machine: Machine, verb: str, *names: str, timeout: float = 60) -> str:
+    """Run a verb of the engine's provision script (the verbs: provision/lib.sh)."""
+    engine = machine.spec.engine
+    script = f"sh {GUEST_LIB}/provision/{engine}.sh {' '.join((verb, *names))}"
+    return machine.succeed(script, user=engine_user(engine), timeout=timeout)
+
+
+def provision(machine: Machine) -> dict[str, float]:
+    """Everything between an answering machine and the first scenario. Seconds spent, per step.
+
+    Raises:
+        LabError: the engine or a container does not start; the message holds the script's last words.
+    """
+    times = {}
+    started = time.monotonic()
+    wheel = build_wheel()
+    machine.copy(paths.LAB / "provision", f"{GUEST_LIB}/provision")
+    try:
+        install_cntr(machine, wheel)
+        times["cntr"] = time.monotonic() - started
+        started = time.monotonic()
+        engine_script(machine, "up", *machine.spec.containers, timeout=150)
+        times["engine"] = time.monotonic() - started
+    except CommandFailed as error:
+        raise LabError(f"machine {machine.spec.name} could not be made ready:\n{error}") from error
+    return times

@@ -1,0 +1,3 @@
+#!/bin/sh
+RUNTIME=crun
+. "$(dirname "$0")/oci.sh"

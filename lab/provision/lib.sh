@@ -1,0 +1,140 @@
+# What every ENGINE.sh shares: root filesystems, the list of containers and what each of them is, and the verbs.
+#
+# Verbs:  up [NAME…]     start the engine, make the images, start the containers (all that this engine has, or these)
+#         reset NAME     remove it and start it afresh
+#         stop|pause|unpause|pid NAME
+#         exec NAME CMD… the engine's own way in (what people use today)
+#         log            the engine's journal
+#         down           remove the containers, stop the engine
+#
+# Containers by convention:
+#   slim      one static binary and nothing else: no shell, no /etc
+#   box       busybox; a volume at /data, a tmpfs at /scratch, hostname "boxhost"
+#   readonly  busybox on a read-only root
+#   nonroot   busybox as uid 1000, no capabilities, no_new_privs
+#   fat       the machine's own userland, privileged, in the host's pid namespace (docker only)
+#   userns    busybox in a user namespace of its own (podman, nspawn)
+#   boot      a whole system with its init (nspawn only)
+# All of them carry GREETING="hello world" and LAB_NAME=NAME in their environment and run /slim-app.
+set -eu
+
+LIB=/usr/local/lib/cntr-lab
+STORE=${LAB_STORE:-/var/lib/cntr-lab}
+VOLUME=$STORE/volume
+
+log() { echo "provision: $*" >&2; }
+systemd_here() { [ -d /run/systemd/system ]; }
+
+# --- root filesystems ------------------------------------------------------------------------------------------------
+
+make_slim_root() { # DIR
+    mkdir -p "$1"
+    cp "$LIB/slim-app" "$1/slim-app"
+}
+
+make_box_root() { # DIR
+    mkdir -p "$1/bin" "$1/sbin" "$1/usr/bin" "$1/etc" "$1/proc" "$1/sys" "$1/dev" "$1/tmp" "$1/run" "$1/var" "$1/data" "$1/scratch" "$1/root"
+    chmod 1777 "$1/tmp" "$1/scratch"
+    cp "$LIB/slim-app" "$1/slim-app"
+    cp "$(command -v busybox)" "$1/bin/busybox"
+    for applet in sh cat echo ls id env ps sleep hostname kill true false mount stat touch rm setuidgid printenv wc; do
+        ln -sf busybox "$1/bin/$applet"
+    done
+    printf 'root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000:the application:/tmp:/bin/sh\n' >"$1/etc/passwd"
+    printf 'root:x:0:\napp:x:1000:\nextra:x:2000:app\n' >"$1/etc/group"
+    printf 'ID=slimbox\nNAME="Lab box"\n' >"$1/etc/os-release"
+    echo "only in the container" >"$1/etc/lab-marker"
+    cp "$(dirname "$0")/probe.sh" "$1/probe.sh"
+}
+
+make_volume() {
+    mkdir -p "$VOLUME"
+    [ -e "$VOLUME/marker" ] || echo "on the volume" >"$VOLUME/marker"
+    chmod 0777 "$VOLUME"
+}
+
+# --- what a container is ----------------------------------------------------------------------------------------------
+
+describe() { # NAME -> IMAGE CMD READONLY RUNAS
+    IMAGE=box READONLY= RUNAS= CMD='echo in-the-tmpfs >/scratch/marker 2>/dev/null; exec /slim-app'
+    case $1 in
+    slim) IMAGE=slim CMD= ;;
+    box | userns | tools) ;;
+    readonly) READONLY=1 ;;
+    nonroot) RUNAS=1000 ;;
+    *) return 1 ;;
+    esac
+}
+
+wait_for() { # SECONDS COMMAND…
+    limit=$1
+    shift
+    tries=0
+    until "$@" >/dev/null 2>&1; do
+        tries=$((tries + 1))
+        if [ "$tries" -gt $((limit * 5)) ]; then
+            log "gave up after ${limit} s: $*"
+            "$@" || true
+            return 1
+        fi
+        sleep 0.2
+    done
+}
+
+# The first process called /slim-app at or below a pid: the container's own program where an engine names a supervisor.
+slim_app_below() { # PID
+    for child in $1 $(cat /proc/"$1"/task/*/children 2>/dev/null); do
+        if [ "$(tr '\0' ' ' <"/proc/$child/cmdline" 2>/dev/null)" = "/slim-app " ]; then
+            echo "$child"
+            return 0
+        fi
+        [ "$child" = "$1" ] || slim_app_below "$child" && return 0
+    done
+    return 1
+}
+
+# --- verbs ------------------------------------------------------------------------------------------------------------
+
+main() {
+    verb=${1:-up}
+    [ $# -eq 0 ] || shift
+    case $verb in
+    up)
+        make_volume
+        engine_start
+        make_images
+        for name in ${*:-$CONTAINERS}; do
+            log "container $name"
+            container_start "$name"
+        done
+        for name in ${*:-$CONTAINERS}; do
+            wait_for 120 container_pid "$name"
+        done
+        ;;
+    reset)
+        container_remove "$1" >/dev/null 2>&1 || true
+        container_start "$1"
+        wait_for 120 container_pid "$1"
+        ;;
+    stop) container_stop "$1" ;;
+    pause) container_pause "$1" ;;
+    unpause) container_unpause "$1" ;;
+    pid) container_pid "$1" ;;
+    exec)
+        name=$1
+        shift
+        container_exec "$name" "$@"
+        ;;
+    log) engine_log ;;
+    down)
+        for name in $CONTAINERS; do
+            container_remove "$name" >/dev/null 2>&1 || true
+        done
+        engine_stop
+        ;;
+    *)
+        log "no verb $verb"
+        exit 2
+        ;;
+    esac
+}

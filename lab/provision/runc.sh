@@ -1,0 +1,3 @@
+#!/bin/sh
+RUNTIME=runc
+. "$(dirname "$0")/oci.sh"

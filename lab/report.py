@@ -1,0 +1,187 @@
+"""The matrix engine × transport × scenario: a table that fills in the terminal, then JSON and HTML."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from . import html
+from .errors import CommandFailed, LabError, LostMachine
+
+SYMBOLS = {"pass": ".", "fail": "F", "skip": "s", "expected": "x", "unexpected": "X", "lost": "L"}
+BAD = ("fail", "unexpected", "lost")
+
+
+@dataclasses.dataclass
+class Cell:
+    """One scenario on one machine by one transport."""
+
+    machine: str
+    transport: str
+    scenario: str
+    about: str
+    file: str
+    outcome: str
+    reason: str
+    seconds: float
+    artefacts: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class Run:
+    """Everything a report tells."""
+
+    started: str
+    seconds: float = 0.0
+    host: dict[str, str] = dataclasses.field(default_factory=dict)
+    machines: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    cells: list[Cell] = dataclasses.field(default_factory=list)
+    peers: list[dict[str, str]] = dataclasses.field(default_factory=list)
+
+    def counts(self) -> dict[str, int]:
+        """Cells per outcome."""
+        return {outcome: sum(c.outcome == outcome for c in self.cells) for outcome in SYMBOLS}
+
+
+def failure_text(error: BaseException) -> str | None:
+    """A failure in its own words where they are complete; None: pytest's traceback is the better text."""
+    if isinstance(error, CommandFailed):
+        return str(error)
+    if isinstance(error, LostMachine):
+        return f"LOST: {error.message}\nlast on its console:\n{error.hint}"
+    if isinstance(error, LabError):
+        return f"{error.message}\n{error.hint}"
+    return None
+
+
+class Collector:
+    """Gathers cells from pytest's reports (of all xdist workers) and shows them as they come."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.place = Path(config.getoption("--lab-report"))
+        self.run = Run(time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
+        self._begun = time.monotonic()
+        self._row: tuple[str, str] | None = None
+        self._row_began = 0.0
+        self._setup_seconds: dict[str, float] = {}
+
+    # -- as it fills ---------------------------------------------------------------------------------------------
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_report_teststatus(self, report: Any) -> tuple[str, str, str] | None:
+        """pytest's own dots would break the table; failures are still counted and shown at the end."""
+        if any(key == "cell" for key, _ in report.user_properties):
+            category = {"passed": "passed", "failed": "failed", "skipped": "skipped"}[report.outcome]
+            if hasattr(report, "wasxfail"):
+                category = "xfailed" if report.skipped else "xpassed"
+            return (category if report.when == "call" or not report.passed else "", "", "")
+        return None
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """One phase of one cell."""
+        properties = dict(report.user_properties)
+        if "cell" not in properties:
+            return
+        machine, transport, scenario = properties["cell"]
+        if "facts" in properties:
+            self.run.machines[machine] = properties["facts"]
+        if report.when == "setup":
+            self._setup_seconds[report.nodeid] = report.duration
+        if not (report.when == "call" or not report.passed):
+            return
+        outcome, reason = _outcome(report, properties)
+        if report.when == "teardown" and outcome == "pass":
+            return
+        cell = Cell(
+            machine, transport, scenario, properties.get("about", ""), report.nodeid.split("::")[0].rsplit("/", 1)[-1],
+            outcome, reason, round(report.duration, 2), properties.get("artefacts", []),
+        )  # fmt: skip
+        if "peers" in properties:
+            self.run.peers += properties["peers"]
+        self.run.cells.append(cell)
+        self._show(cell)
+
+    def _show(self, cell: Cell) -> None:
+        row = (cell.machine, cell.transport)
+        if row != self._row:
+            self._end_row()
+            self._row, self._row_began = row, time.monotonic()
+            print(f"\n{cell.machine:16} {cell.transport:8} ", end="", flush=True)
+        print(SYMBOLS[cell.outcome], end="", flush=True)
+
+    def _end_row(self) -> None:
+        if self._row:
+            cells = [c for c in self.run.cells if (c.machine, c.transport) == self._row]
+            counts = {outcome: sum(c.outcome == outcome for c in cells) for outcome in SYMBOLS}
+            words = ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n)
+            print(f"  {words}, {time.monotonic() - self._row_began:.0f} s", end="", flush=True)
+
+    # -- at the end ----------------------------------------------------------------------------------------------
+
+    def pytest_sessionfinish(self) -> None:
+        """Write results.json and report.html; the terminal gets the failures in three lines each."""
+        self._end_row()
+        self.run.seconds = round(time.monotonic() - self._begun, 1)
+        self.run.host = {"kernel": platform.release(), "cores": str(_cores()), "python": platform.python_version()}
+        self.place.mkdir(parents=True, exist_ok=True)
+        (self.place / "results.json").write_text(json.dumps(dataclasses.asdict(self.run), indent=1) + "\n")
+        (self.place / "report.html").write_text(html.page(self.run))
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """The bad cells, and where the report is."""
+        write = terminalreporter.write_line
+        write("")
+        told = set()
+        for cell in self.run.cells:
+            if cell.outcome in BAD and (cell.outcome != "lost" or (cell.machine, cell.reason) not in told):
+                told.add((cell.machine, cell.reason))  # a machine that is lost, or was never made, is said once
+                write(f"{cell.outcome.upper():10} {cell.machine} {cell.transport} {cell.scenario}")
+                for line in cell.reason.splitlines()[:3]:
+                    write(f"           {line[:200]}")
+                if cell.artefacts:
+                    write(f"           see {self.place / cell.artefacts[0].rsplit('/', 1)[0]}/")
+        for name, facts in self.run.machines.items():
+            write(
+                f"{name}: {facts.get('driver')}, {facts.get('accelerator')}, kernel {facts.get('kernel')}, {facts.get('cntr')}"
+            )
+        words = ", ".join(f"{number} {outcome}" for outcome, number in self.run.counts().items() if number)
+        write(f"lab: {words or 'no cells'} in {self.run.seconds:.0f} s; {self.place / 'report.html'}")
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0))
+
+
+def _outcome(report: Any, properties: dict[str, Any]) -> tuple[str, str]:
+    """The outcome's word and its reason."""
+    if properties.get("lost"):
+        return "lost", str(report.longrepr)
+    if hasattr(report, "wasxfail"):
+        return ("expected", report.wasxfail) if report.skipped else ("unexpected", f"passes, but: {report.wasxfail}")
+    if report.failed:
+        text = _brief(report.longrepr)
+        if "[XPASS(strict)]" in text:
+            return "unexpected", text.replace("[XPASS(strict)]", "passes, but was expected to fail:")
+        return "fail", text
+    if report.skipped:
+        longrepr = report.longrepr
+        return "skip", str(longrepr[2] if isinstance(longrepr, tuple) else longrepr).removeprefix("Skipped: ")
+    return "pass", ""
+
+
+def _brief(longrepr: Any) -> str:
+    """A failure's own words first; of a traceback, the assertion that failed."""
+    text = str(longrepr)
+    if text.startswith(("expected:", "LOST:", "machine ")):
+        return text
+    crash = getattr(longrepr, "reprcrash", None)
+    return f"{crash.message}\nat {crash.path.rsplit('/', 1)[-1]}:{crash.lineno}" if crash is not None else text[-2000:]

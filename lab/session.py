@@ -1,0 +1,223 @@
+"""From a name to a ready machine, and away again: the one way in for scenarios, `try` and `shell`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from . import boxbuild, libvirtd, paths, provision
+from .accel import choose
+from .drivers import Driver, Endpoint, Plan
+from .drivers.base import read_state
+from .errors import LabError
+from .machine import Machine, wait_for_ssh
+from .table import MachineSpec, load
+
+DRIVERS = ("vagrant", "qemu", "here")
+FRESH = "fresh"
+NEEDS_A_VM = ("fat", "boot")
+"""Containers that take a privileged engine or an init of their own: not started on a host that was lent to the lab."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the command line says about machines."""
+
+    driver: str = "auto"
+    accel: str = "auto"
+    mirror: str | None = None
+    libvirt_uri: str = ""
+    keep_on_fail: bool = False
+
+    def chosen_driver(self) -> str:
+        """The driver: as told, else vagrant where it is installed with its libvirt plugin, else plain QEMU."""
+        if self.driver != "auto":
+            return self.driver
+        from .drivers.vagrant import missing
+
+        return "qemu" if missing() else "vagrant"
+
+
+@dataclasses.dataclass
+class Ready:
+    """A machine with its engine and containers, and what its making told."""
+
+    machine: Machine
+    plan: Plan
+    times: dict[str, float]
+    has_snapshot: bool = False
+
+    def refresh(self) -> None:
+        """After a failed scenario: back to the state that every scenario expects, so that one failure is one failure.
+
+        On a driver without snapshots the containers are started afresh instead.
+
+        Raises:
+            LostMachine: the machine did not come back.
+        """
+        if self.has_snapshot:
+            self.times["restore"] = self.machine.restore(FRESH)
+            return
+        for name in self.machine.spec.containers:
+            provision.engine_script(self.machine, "reset", name, timeout=90)
+
+    def facts(self) -> dict[str, str]:
+        """For the report: driver, accelerator, kernel, versions."""
+        accelerator = self.plan.accelerator
+        facts = {
+            "driver": self.machine.driver.name,
+            "accelerator": f"{accelerator.name} ({accelerator.why})" if accelerator else "none: this host",
+            "box": self.plan.built.directory.name if self.plan.built else "none: this host",
+        }
+        command = (
+            "uname -r; . /etc/os-release; echo $PRETTY_NAME; cntr --version 2>&1 | head -n 1; "
+            f"dpkg-query -W -f '${{Package}} ${{Version}}, ' {' '.join(ENGINE_PACKAGES.get(self.machine.spec.engine, ()))} 2>/dev/null"
+        )
+        lines = self.machine.run(command).stdout.splitlines()
+        facts |= dict(zip(("kernel", "system", "cntr", "engine"), lines, strict=False))
+        return facts | {f"{step} (s)": f"{seconds:.1f}" for step, seconds in self.times.items()}
+
+
+ENGINE_PACKAGES = {
+    "docker": ("docker.io", "containerd", "runc"),
+    "podman": ("podman", "crun"),
+    "podman-rootless": ("podman", "crun"),
+    "nspawn": ("systemd-container",),
+    "containerd": ("containerd", "runc"),
+    "cri": ("containerd", "runc"),
+    "lxc": ("lxc",),
+    "incus": ("incus",),
+    "runc": ("runc",),
+    "crun": ("crun",),
+}
+
+
+@contextlib.contextmanager
+def running(name: str, options: Options, failed: Callable[[], bool] = lambda: False) -> Iterator[Ready]:
+    """A ready machine for the time of the block, destroyed afterwards however the block ends.
+
+    Args:
+        failed: asked at the end; with `--keep-on-fail` a machine with failures stays.
+
+    Raises:
+        LabError: it could not be made.
+    """
+    spec = load().machine(name)
+    plan = _plan(spec, options)
+    driver = make_driver(plan, options.chosen_driver())
+    keep = False
+    with _terminated_like_interrupted():
+        try:
+            yield _start(plan, driver)
+            keep = options.keep_on_fail and failed()
+        except BaseException:
+            keep = options.keep_on_fail and not isinstance(sys.exc_info()[1], KeyboardInterrupt)
+            raise
+        finally:
+            if keep and driver.alive():
+                print(
+                    f"\nlab: machine {name} is kept: python -m lab shell {name}; python -m lab clean removes it",
+                    flush=True,
+                )
+            else:
+                driver.destroy()
+
+
+def _plan(spec: MachineSpec, options: Options) -> Plan:
+    run_dir = paths.new_run_dir(spec.name)
+    try:
+        if options.chosen_driver() == "here":
+            standing = tuple(name for name in spec.containers if name not in NEEDS_A_VM)
+            spec = dataclasses.replace(spec, containers=standing)
+            return Plan(spec, run_dir, keep=options.keep_on_fail)
+        built = boxbuild.ensure(load().boxes[spec.box], options.mirror)
+        accelerator = choose(built, options.accel)
+        uri = libvirtd.uri(options.libvirt_uri) if options.chosen_driver() == "vagrant" else ""
+    except BaseException:
+        with contextlib.suppress(OSError):
+            run_dir.rmdir()
+        raise
+    return Plan(spec, run_dir, built, accelerator, options.keep_on_fail, uri)
+
+
+def make_driver(plan: Plan, name: str) -> Driver:
+    """The driver called `name` for this plan."""
+    if name == "qemu":
+        from .drivers.qemu import QemuDriver
+
+        return QemuDriver(plan)
+    if name == "vagrant":
+        from .drivers.vagrant import VagrantDriver
+
+        return VagrantDriver(plan)
+    if name == "here":
+        from .drivers.here import HereDriver
+
+        return HereDriver(plan)
+    raise LabError(f"no driver is called {name!r}", f"there are: {', '.join(DRIVERS)}")
+
+
+def _start(plan: Plan, driver: Driver) -> Ready:
+    times: dict[str, float] = {}
+    started = time.monotonic()
+    slowness = (plan.accelerator.slowness if plan.accelerator else 1.0) * host_load()
+    endpoint = driver.up()
+    machine = connect(plan.spec, driver, endpoint, slowness)
+    times["boot"] = time.monotonic() - started
+    times |= provision.provision(machine)
+    ready = Ready(machine, plan, times)
+    started = time.monotonic()
+    with contextlib.suppress(LabError):  # this host itself has no snapshots, nor has every libvirt
+        machine.snapshot(FRESH)
+        ready.has_snapshot = True
+        times["snapshot"] = time.monotonic() - started
+    return ready
+
+
+def connect(spec: MachineSpec, driver: Driver, endpoint: Endpoint, slowness: float) -> Machine:
+    """The Machine at an endpoint, once it answers."""
+    if endpoint.port == 0:
+        from .drivers.here import HereDriver
+
+        assert isinstance(driver, HereDriver)
+        return Machine(spec, driver, driver.carrier(), slowness)
+    return wait_for_ssh(spec, driver, endpoint, slowness)
+
+
+def host_load() -> float:
+    """By what factor other work on this host stretches time limits: 1 on a quiet machine, at most 4."""
+    return min(4.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
+
+
+def kept(name: str) -> Endpoint | None:
+    """Where a machine of that name that an earlier run left standing answers."""
+    for note in sorted(paths.runs_dir().glob("*/state.json"), reverse=True):
+        state = read_state(note.parent)
+        if state.get("machine") == name and state.get("keep") and state.get("port"):
+            return Endpoint("127.0.0.1", int(str(state["port"])), boxbuild.private_key())
+    return None
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind like Ctrl-C does, so that the machine is destroyed."""
+
+    def unwind(number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    try:
+        before = {number: signal.signal(number, unwind) for number in (signal.SIGTERM, signal.SIGHUP)}
+    except ValueError:  # not the main thread: whoever owns it deals with signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,201 @@
+"""A slim container made by hand in milliseconds: one static binary, no shell, no /etc, no engine, no image.
+
+What the demo attaches to, and what tests use where any container will do. The one module of the lab that uses ``cntr.kernel``: a
+container is nothing but a few system calls, and those are written once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import stat
+import struct
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from cntr import kernel, procfs
+
+# pause() in a loop; as the init of a pid namespace it leaves its zombies to the kernel (SIGCHLD ignored by the parent's choice).
+_CODE = {
+    "x86_64": (62, bytes.fromhex("b8220000000f05ebf7")),  # mov eax,34; syscall; jmp -9
+    "aarch64": (
+        183,
+        bytes.fromhex("000080d2 010080d2 020080d2 030080d2 040080d2 280980d2 010000d4 f9ffff17"),
+    ),  # ppoll(0…)
+}
+
+
+def static_binary() -> bytes:
+    """An ELF executable of some 130 bytes, with no library and no interpreter, that sleeps until it is killed (elf(5))."""
+    machine, code = _CODE[os.uname().machine]
+    base, header = 0x400000, 64 + 56
+    ident = b"\x7fELF\x02\x01\x01" + bytes(9)
+    ehdr = struct.pack("<HHIQQQIHHHHHH", 2, machine, 1, base + header, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    phdr = struct.pack("<IIQQQQQQ", 1, 5, 0, base, base, header + len(code), header + len(code), 0x1000)
+    return ident + ehdr + phdr + code
+
+
+# chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw sys_chroot mknod audit_write setfcap
+DOCKER_DEFAULT = 0xA80425FB
+
+# Read here: the container may have no /proc to read them from.
+_LAST_CAPABILITY = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
+_OWN_CAPABILITIES = int(procfs.status(Path("/proc/self/status").read_text())["CapPrm"], 16)
+
+NAMESPACES = kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
+
+
+@dataclass
+class SlimContainer:
+    """A running container: its own mnt, pid, net, ipc and uts namespaces, a root with /app, /proc, /dev and /sys.
+
+    A context manager: leaving it kills the container and removes its files. files: {path: text} put into the root; programs: {path:
+    a static binary of this machine} likewise; argv: the command; capabilities: the mask it keeps; propagation: of its mounts; root:
+    its directory on the host, a temporary one by default. Once started, pid is its init's on the host.
+    """
+
+    name: str = "demo"
+    argv: list[str] = field(default_factory=lambda: ["/app"])
+    environment: dict[str, str] = field(default_factory=lambda: {"PATH": "/bin", "HOME": "/", "APP_MODE": "production"})
+    files: dict[str, str] = field(default_factory=dict)
+    programs: dict[str, str] = field(default_factory=dict)
+    namespaces: int = NAMESPACES
+    capabilities: int = DOCKER_DEFAULT
+    uid: int = 0
+    mount_proc: bool = True
+    propagation: int = kernel.MS_PRIVATE
+    root: Path = field(default_factory=Path)
+    pid: int = 0
+    _starter: int = 0
+    _own: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Self:
+        """Start it. Raises OSError."""
+        if self.root == Path():
+            self._own = tempfile.TemporaryDirectory(prefix=f"cntr-{self.name}-")
+            self.root = Path(self._own.name)
+        os.chmod(self.root, 0o755)
+        for directory in ("proc", "dev", "sys"):
+            (self.root / directory).mkdir(exist_ok=True)
+        app = self.root / "app"
+        app.write_bytes(static_binary())
+        app.chmod(0o755)
+        for path, content in (*self.files.items(), *self.programs.items()):
+            file = self.root / path.lstrip("/")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if path in self.programs:
+                shutil.copy(content, file)
+            else:
+                file.write_text(content)
+        read, write = os.pipe()
+        self._starter = os.fork()
+        if self._starter == 0:
+            self._start(read, write)
+        os.close(write)
+        answer = b""
+        while chunk := os.read(read, 4096):
+            answer += chunk
+        os.close(read)
+        head, _, error = answer.partition(b"\n")
+        self.pid = int(head or 0)
+        if error or not self.pid:
+            self.stop()
+            raise OSError(f"container {self.name}: {error.decode()}")
+        return self
+
+    def _start(self, read: int, write: int) -> None:
+        """In the starter: make the namespaces, fork the init, tell its pid, wait for it."""
+        try:
+            os.close(read)
+            kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+            kernel.unshare(self.namespaces)
+            pid = os.fork()
+            if pid:
+                os.write(write, b"%d\n" % pid)
+                os.close(write)
+                os.waitpid(pid, 0)
+                os._exit(0)
+            kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+            self._init()
+        except BaseException as error:  # noqa: BLE001  the starter tells it on
+            os.write(write, repr(error).encode())
+        finally:
+            os._exit(1)
+
+    def _init(self) -> None:
+        os.setsid()
+        null = os.open("/dev/null", os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        if self.namespaces & kernel.CLONE_NEWUTS:
+            socket.sethostname(self.name)
+        if self.namespaces & kernel.CLONE_NEWNS:
+            self._pivot()
+        else:
+            os.chroot(self.root)
+            os.chdir("/")
+        self._drop()
+        os.execve(self.argv[0], self.argv, self.environment)
+
+    def _drop(self) -> None:
+        """Keep only the capabilities asked for, as an engine does for its containers."""
+        for capability in range(_LAST_CAPABILITY + 1):
+            if not self.capabilities >> capability & 1:
+                kernel.prctl(kernel.PR_CAPBSET_DROP, capability)
+        os.setgroups([])
+        if self.uid:
+            os.setresgid(self.uid, self.uid, self.uid)
+            os.setresuid(self.uid, self.uid, self.uid)
+        else:
+            kept = self.capabilities & _OWN_CAPABILITIES
+            kernel.capset(kept, kept, 0)
+
+    def _pivot(self) -> None:
+        root = str(self.root)
+        kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+        kernel.mount(root, root, None, kernel.MS_BIND | kernel.MS_REC)
+        if self.mount_proc:
+            kernel.mount("proc", f"{root}/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+        kernel.mount("tmpfs", f"{root}/dev", "tmpfs", kernel.MS_NOSUID, "mode=755,size=64k")
+        for device in ("null", "zero", "full", "random", "urandom", "tty"):
+            number = os.stat(f"/dev/{device}").st_rdev
+            os.mknod(f"{root}/dev/{device}", stat.S_IFCHR | 0o666, number)
+            os.chmod(f"{root}/dev/{device}", 0o666)
+        os.mkdir(f"{root}/dev/pts")
+        kernel.mount(
+            "devpts",
+            f"{root}/dev/pts",
+            "devpts",
+            kernel.MS_NOSUID | kernel.MS_NOEXEC,
+            "newinstance,ptmxmode=0666,mode=0620",
+        )
+        os.symlink("pts/ptmx", f"{root}/dev/ptmx")
+        if self.namespaces & kernel.CLONE_NEWNET:
+            kernel.mount("sysfs", f"{root}/sys", "sysfs", kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV)
+        os.chdir(root)
+        kernel.pivot_root(".", ".")
+        kernel.umount(".", kernel.MNT_DETACH)
+        os.chdir("/")
+        if self.propagation != kernel.MS_PRIVATE:
+            kernel.mount(None, "/", None, kernel.MS_REC | self.propagation)
+
+    def stop(self) -> None:
+        """Kill it, reap it, remove its files."""
+        if self.pid:
+            try:
+                os.kill(self.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        if self._starter:
+            os.waitpid(self._starter, 0)
+        self.pid = self._starter = 0
+        if self._own:
+            self._own.cleanup()
+
+    def __exit__(self, *_: object) -> None:
+        """Stop it."""
+        self.stop()

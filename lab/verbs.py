@@ -1,0 +1,213 @@
+"""What each verb of `python -m lab` does. Each takes the parsed options and returns the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from . import boxbuild, host, paths, session
+from .accel import choose
+from .drivers import Endpoint
+from .errors import LabError
+from .table import TIERS, load
+
+
+def _options(told: argparse.Namespace) -> session.Options:
+    return session.Options(told.driver, told.accel, told.mirror, told.libvirt_uri, told.keep_on_fail)
+
+
+def machine_names(words: list[str]) -> list[str]:
+    """Machines out of words: `all`, a tier, or names.
+
+    Raises:
+        LabError: a word is none of these.
+    """
+    table = load()
+    names: list[str] = []
+    for word in words:
+        names += (
+            table.tier("full") if word == "all" else table.tier(word) if word in TIERS else [table.machine(word).name]
+        )
+    return list(dict.fromkeys(names))
+
+
+def run(told: argparse.Namespace) -> int:
+    """Scenarios: the boxes first (with progress), then pytest with the lab's plugin."""
+    names = machine_names(told.machines)
+    transports = told.transports or ("mount,devfuse" if told.machines == ["gate"] else "mount,devfuse,pyfuse3")
+    options = _options(told)
+    driver = options.chosen_driver()
+    jobs = told.jobs or 1
+    if driver != "here":
+        host.require(driver)
+        built = [
+            boxbuild.ensure(load().boxes[box], told.mirror)
+            for box in dict.fromkeys(load().machines[n].box for n in names)
+        ]
+        accelerator = choose(built[0], told.accel)
+        if not told.jobs and accelerator.name == "kvm":
+            jobs = max(1, min(len(names), (os.cpu_count() or 2) // 2))
+        print(
+            f"lab: {', '.join(names)}; driver {driver}; {accelerator.name}: {accelerator.why}; {jobs} at a time",
+            flush=True,
+        )
+    else:
+        print(
+            f"lab: {', '.join(names)}; driver here: this host's kernel and packages, in namespaces of the lab's own",
+            flush=True,
+        )
+    report = Path(told.report).resolve()
+    report.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(report / "artefacts", ignore_errors=True)  # of an earlier run
+    command = [
+        sys.executable, "-m", "pytest", str(paths.REPOSITORY / "scenarios"), "-q", "--no-header",
+        "--tb=no", "-rN", "-p", "no:cacheprovider",
+        "-o", "timeout=0", "-o", "console_output_style=classic", f"--junitxml={report / 'junit.xml'}",
+        f"--lab-machines={','.join(names)}", f"--lab-transports={transports}", f"--lab-driver={driver}",
+        f"--lab-accel={told.accel}", f"--lab-libvirt-uri={told.libvirt_uri}", f"--lab-report={report}",
+    ]  # fmt: skip
+    if told.mirror:
+        command.append(f"--lab-mirror={told.mirror}")
+    if told.keep_on_fail:
+        command.append("--lab-keep-on-fail")
+    if told.scenario:
+        command += ["-k", told.scenario]
+    if told.xfstests_dir:
+        command.append(f"--xfstests-dir={Path(told.xfstests_dir).resolve()}")
+    if jobs > 1:
+        command += ["-n", str(jobs), "--dist", "loadgroup"]
+    # No asserts rewriting trouble, no byte code in the checkout; the repository is what `lab` is imported from.
+    environment = {**os.environ, "PYTHONPATH": str(paths.REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
+    process = subprocess.Popen(command, cwd=paths.REPOSITORY, env=environment)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda _number, _frame: process.terminate())
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            # The terminal sent SIGINT to pytest as well: let it destroy its machines.
+            continue
+
+
+def try_(told: argparse.Namespace) -> int:
+    """An interactive sandbox that leaves nothing."""
+    options = _options(told)
+    print(f"lab: making {told.machine} ready; under emulation that takes some minutes", flush=True)
+    with session.running(told.machine, options) as ready:
+        if not told.command:
+            print(_welcome(ready))
+        return _enter(ready, told.command)
+
+
+def shell(told: argparse.Namespace) -> int:
+    """A shell in a machine that an earlier run kept; in a fresh one if there is none."""
+    endpoint = session.kept(told.machine)
+    if endpoint is None:
+        print(f"lab: no {told.machine} was kept; making one", flush=True)
+        return try_(told)
+    print(f"lab: {told.machine} as it was kept; it stays after this shell (python -m lab clean removes it)", flush=True)
+    return _ssh(endpoint, told.command)
+
+
+def _enter(ready: session.Ready, command: str) -> int:
+    driver = ready.machine.driver
+    endpoint = getattr(driver, "endpoint", None)
+    if endpoint is None or endpoint.port == 0:
+        from .drivers.here import HereDriver
+
+        assert isinstance(driver, HereDriver)
+        return subprocess.call([*driver.prefixes()["root"], *(["sh", "-c", command] if command else ["bash", "-i"])])
+    return _ssh(endpoint, command)
+
+
+def _ssh(endpoint: Endpoint, command: str) -> int:
+    line = [
+        "ssh", "-q", "-i", str(endpoint.key), "-p", str(endpoint.port), "-o", "StrictHostKeyChecking=no",
+        "-o", "UserKnownHostsFile=/dev/null", "-o", "IdentitiesOnly=yes",
+    ]  # fmt: skip
+    if sys.stdin.isatty() or not command:
+        line.append("-t")
+    return subprocess.call([*line, f"vagrant@{endpoint.host}", *([command] if command else [])])
+
+
+def _welcome(ready: session.Ready) -> str:
+    spec = ready.machine.spec
+    return (
+        f"\nYou are `vagrant` (sudo works) on a machine with {spec.engine}. Running beside you: {', '.join(spec.containers)}.\n"
+        f"  sudo cntr ps\n"
+        f"  sudo cntr attach slim            your tools, in a container that holds one file; `exit` leaves it\n"
+        f"  sudo cntr attach slim -- gdb -p 1\n"
+        f"  sudo cntr attach box -- ls /var/lib/cntr\n"
+        f"The machine is gone when you leave.\n"
+    )
+
+
+def box(told: argparse.Namespace) -> int:
+    """Build boxes."""
+    table = load()
+    for name in told.boxes or table.boxes:
+        if name not in table.boxes:
+            raise LabError(f"no box is called {name!r}", f"there are: {', '.join(table.boxes)}")
+        print(boxbuild.ensure(table.boxes[name], told.mirror).directory)
+    return 0
+
+
+def doctor(told: argparse.Namespace) -> int:
+    """What is missing, with the fix; 0 when scenarios can run in machines here."""
+    checks = host.checks()
+    if told.json:
+        print(json.dumps([vars(check) for check in checks], indent=1))
+    else:
+        for check in checks:
+            print(f"{'ok  ' if check.ok else 'MISS'}  {check.what:34} {check.seen}")
+            if not check.ok:
+                print(f"      for {check.purpose}: {check.fix}")
+    return 0 if all(check.ok for check in checks if check.needed) else 1
+
+
+def clean(told: argparse.Namespace) -> int:
+    """Remove what interrupted or kept runs left; a machine of a run that still goes on is left alone."""
+    from . import cleaning
+
+    for line in cleaning.clean(boxes=told.boxes):
+        print(f"lab: {line}")
+    return 0
+
+
+def list_(told: argparse.Namespace) -> int:
+    """The table, for people."""
+    table = load()
+    for machine in table.machines.values():
+        print(
+            f"{machine.name:16} {machine.tier:5} box {machine.box:9} {machine.memory_mib} MiB  {', '.join(machine.containers)}"
+        )
+    for one in table.boxes.values():
+        built = boxbuild.cached(one)
+        print(f"box {one.name:12} {'cached: ' + str(built.directory) if built else 'not built yet'}\n    {one.about}")
+    return 0
+
+
+def vagrant_environment(told: argparse.Namespace) -> int:
+    """JSON for the Vagrantfile when vagrant is called by hand."""
+    from .drivers import vagrant
+
+    print(json.dumps(vagrant.environment_by_hand()))
+    return 0
+
+
+VERBS = {
+    "run": run,
+    "try": try_,
+    "shell": shell,
+    "box": box,
+    "doctor": doctor,
+    "clean": clean,
+    "list": list_,
+    "vagrant-environment": vagrant_environment,
+}

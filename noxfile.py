@@ -1,0 +1,100 @@
+"""The project's verbs. `./bootstrap SESSION…` installs what they need from Debian first."""
+
+from __future__ import annotations
+
+import os
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.sessions = ["tests", "lint", "types"]
+nox.options.reuse_venv = "yes"
+nox.options.default_venv_backend = "venv"
+
+# Bytecode is part of a fast start; a caller's PYTHON* settings are none of the sessions' business.
+CLEAN = {name: "" for name in ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONSTARTUP") if name in os.environ}
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The test suite: real namespaces, real engines where they start. Root."""
+    _require_root(session)
+    session.install("-q", ".[test,pyfuse3]")
+    workers = [] if any(word.startswith("-n") for word in session.posargs) else ["-n", str(max(2, os.cpu_count() or 2))]
+    session.run("pytest", *workers, *session.posargs, env=CLEAN)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff: lint and format."""
+    session.install("-q", "ruff>=0.8")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Mypy, strict."""
+    session.install("-q", "mypy>=1.13", "nox", ".[lab]", "hypothesis")
+    session.run("mypy")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """A shell with this machine's tools in a container of one static binary; a transcript where there is no terminal."""
+    _require_root(session)
+    session.install("-q", ".")
+    session.run("python", "-m", "lab.demo", *session.posargs, env=CLEAN)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Ratios measured side by side in one run: `-- attach`, `-- resolve`, `-- fs`; default attach."""
+    _require_root(session)
+    session.install("-q", ".[test]")  # the engines to measure beside are the tests' own
+    name, *rest = session.posargs or ["attach"]
+    session.run("python", "-m", f"bench.{name}", *rest, env=CLEAN)
+
+
+@nox.session
+def cleanroom(session: nox.Session) -> None:
+    """Prove the README's two commands in a root that has only what a fresh Debian has: `-- bookworm`, `-- trixie`."""
+    _require_root(session)
+    session.run("python", "-m", "lab.cleanroom", *session.posargs, env=CLEAN)
+
+
+@nox.session
+def compliance(session: nox.Session) -> None:
+    """The filesystem checks, the state machine and the mutations, then the suites that Debian has; native beside CntrFS."""
+    _require_root(session)
+    session.install("-q", ".[test,pyfuse3]")
+    session.run("pytest", "-n", "2", "tests/fs", env=CLEAN)
+    session.run("python", "-m", "tests.suites.apt", *session.posargs, env=CLEAN)
+
+
+@nox.session
+def xfstests(session: nox.Session) -> None:
+    """An installed xfstests on ext4 and on CntrFS: `-- --dir PATH [-g generic/quick]`."""
+    _require_root(session)
+    session.install("-q", ".[test,pyfuse3]")
+    session.run("python", "-m", "tests.suites.xfstests", *session.posargs, env=CLEAN)
+
+
+@nox.session
+def pjdfstest(session: nox.Session) -> None:
+    """An installed pjdfstest on ext4 and on CntrFS: `-- --dir PATH`."""
+    _require_root(session)
+    session.install("-q", ".[test,pyfuse3]")
+    session.run("python", "-m", "tests.suites.pjdfstest", *session.posargs, env=CLEAN)
+
+
+@nox.session
+def lab(session: nox.Session) -> None:
+    """Scenarios on disposable machines: all, `-- gate`, `-- docker nspawn`, `-- try X`, `-- shell X`, `-- doctor`, `-- clean`."""
+    session.install("-q", ".[lab]")
+    session.run("python", "-m", "lab", *session.posargs, env=CLEAN)
+
+
+def _require_root(session: nox.Session) -> None:
+    if os.geteuid() != 0:
+        session.error("namespaces need root: run it with sudo")

@@ -1,0 +1,70 @@
+"""Commands beside attach; no session's transport matters to them, so they run once a machine."""
+
+import pytest
+
+
+def test_exec(cli, machine):
+    """cntr exec: the container's own command in its own root."""
+    assert machine.succeed("cntr exec box -- cat /etc/lab-marker") == "only in the container"
+    assert machine.run("cntr exec box -- sh -c 'exit 9'").returncode == 9
+
+
+def test_exec_without_a_shell(cli, machine):
+    """cntr exec in a container without a shell says so and ends with 127."""
+    said = machine.fail("cntr exec slim", status=127)
+    assert "/bin/sh" in said
+
+
+def test_ps(cli, machine):
+    """cntr ps lists the machine's containers by name, with the engine's pid."""
+    names = {row["name"] for row in cli.json("ps")}
+    wanted = set(machine.spec.containers)
+    assert wanted <= names, f"expected: {sorted(wanted)}\nseen: {sorted(names)}"
+
+
+def test_inspect(cli):
+    """cntr inspect tells, property by property, what a session inherits."""
+    assert cli.json("inspect slim")
+
+
+def test_unknown_name(cli, machine):
+    """An unknown name: one line and a hint within two seconds of natural speed, status 125, no traceback."""
+    said = machine.fail("cntr attach no-such-container -- true", status=125, timeout=5)
+    assert said.startswith("cntr: ")
+    assert "no-such-container" in said
+    assert "Traceback" not in said
+
+
+def test_not_root(cli, machine):
+    """Without root the message says what is needed."""
+    result = machine.run("cntr attach slim -- true", user="vagrant")
+    if result.returncode == 0:
+        assert machine.spec.engine == "podman-rootless"  # one's own rootless container may be entered
+    else:
+        assert result.returncode == 125
+        assert "Traceback" not in result.stderr
+        assert len(result.stderr.strip().splitlines()) <= 3
+
+
+def test_copy_out(cli, machine):
+    """cntr cp takes a file out of a container that has no tar, and puts one in."""
+    machine.succeed("rm -f /tmp/lab-out; cntr cp box:/etc/lab-marker /tmp/lab-out")
+    assert machine.succeed("cat /tmp/lab-out") == "only in the container"
+    machine.succeed("cntr cp /tmp/lab-out box:/tmp/lab-in")
+    assert (
+        machine.succeed("cntr exec box -- cat /tmp/lab-in; cntr exec box -- rm /tmp/lab-in") == "only in the container"
+    )
+
+
+def test_doctor(cli, machine):
+    """cntr doctor knows this engine and answers in JSON."""
+    assert machine.spec.engine.split("-")[0] in machine.run("cntr doctor --json").stdout
+
+
+@pytest.mark.systemd
+@pytest.mark.vm
+def test_machine_is_healthy(ready, machine):
+    """After all of this no unit of the machine has failed and the kernel has not complained."""
+    assert machine.succeed("systemctl --failed --no-legend --plain") == ""
+    complaints = machine.run("dmesg | grep -E 'BUG:|Oops|WARNING: CPU|hung task|possible recursive'").stdout
+    assert complaints == ""

@@ -1,0 +1,79 @@
+"""The filesystem's promises, inside a machine: the repository's own suite, Debian's acl and attr, an installed xfstests."""
+
+from pathlib import Path
+
+import pytest
+
+from lab import paths
+
+GUEST = "/var/tmp/cntr-suite"
+
+
+@pytest.fixture
+def mounted(machine, transport):
+    """A directory served by CntrFS: (mount point, what is served)."""
+    if transport == "mount":
+        pytest.skip("the mount transport has no file system of its own")
+    machine.succeed("mkdir -p /var/tmp/lab-source /var/tmp/lab-mount && chmod 1777 /var/tmp/lab-source")
+    with machine.background(f"cntr mount --binding {transport} --foreground /var/tmp/lab-source /var/tmp/lab-mount"):
+        machine.wait_until_succeeds("mountpoint -q /var/tmp/lab-mount")
+        yield "/var/tmp/lab-mount", "/var/tmp/lab-source"
+        machine.run("umount -l /var/tmp/lab-mount")
+    machine.wait_until_succeeds("! mountpoint -q /var/tmp/lab-mount")
+
+
+@pytest.mark.vm
+def test_files_through_the_mount(mounted, machine):
+    """Names, modes, links, times, attributes and ACLs survive a copy through the mount, checked on the served side."""
+    through, source = mounted
+    machine.succeed(
+        f"cd {through} && mkdir -p d && umask 077 && echo x >d/f && chmod 4751 d/f && ln d/f d/hard && ln -s f d/soft && mkfifo d/p "
+        f"&& touch -d '2001-02-03 04:05:06.789' d/f && setfattr -n user.k -v v d/f && setfacl -m u:1000:rw d/hard && mv d e"
+    )
+    ask = (
+        "cd {} && stat -c '%n %a %u %g %h %s %Y %F' e/* && stat -c %y e/f && readlink e/soft "
+        "&& getfattr --only-values -n user.k e/f && getfacl -pn e/hard"
+    )
+    assert machine.succeed(ask.format(through)) == machine.succeed(ask.format(source))
+    machine.succeed(f"rm -r {through}/e; test ! -e {source}/e")
+
+
+@pytest.mark.vm
+def test_own_suite(machine, transport):
+    """tests/fs of this repository, on the machine's own kernel."""
+    suite = paths.REPOSITORY / "tests" / "fs"
+    if not suite.is_dir():
+        pytest.skip("this checkout has no tests/fs")
+    if transport == "mount":
+        pytest.skip("the mount transport has no file system of its own")
+    if machine.run("test -d " + GUEST).returncode != 0:
+        for part in ("tests", "cntr", "pyproject.toml"):
+            machine.copy(paths.REPOSITORY / part, f"{GUEST}/{part}")
+    pytest_line = "/opt/cntr/bin/python -m pytest -q -x --no-header -p no:cacheprovider -o addopts= -W default"
+    line = f"cd {GUEST} && {pytest_line} tests/fs -k 'not slow' 2>&1 | tail -n 15"
+    said = machine.succeed(line, timeout=600)
+    assert " passed" in said
+    assert " failed" not in said
+
+
+@pytest.mark.vm
+def test_xfstests(mounted, machine, request):
+    """xfstests' quick generic group, by the path of an installed copy (--xfstests-dir)."""
+    told = request.config.getoption("--xfstests-dir")
+    if not told:
+        pytest.skip("no --xfstests-dir: the suite is not part of this repository")
+    if not (Path(told) / "check").exists():
+        pytest.skip(f"{told} holds no xfstests (no file `check`)")
+    machine.copy(Path(told), "/var/tmp/xfstests")
+    through, source = mounted
+    machine.succeed("mkdir -p /var/tmp/lab-scratch; id fsgqa >/dev/null 2>&1 || useradd -m fsgqa")
+    settings = (
+        f"export FSTYP=fuse FUSE_SUBTYP=.cntrfs TEST_DEV=source:{source} TEST_DIR={through} "
+        "SCRATCH_DEV=source:/var/tmp/lab-scratch SCRATCH_MNT=/mnt"
+    )
+    machine.succeed(
+        f"umount {through}; cd /var/tmp/xfstests && {settings} && ./check -g generic/quick >/var/tmp/xfstests.log 2>&1; "
+        "grep -q ^Ran: /var/tmp/xfstests.log",
+        timeout=3600,
+    )
+    assert "Failures:" not in machine.succeed("tail -n 5 /var/tmp/xfstests.log")

@@ -1,0 +1,174 @@
+"""Every error read aloud: one line that says what failed, on what and why; one that says what to do; the exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import time
+
+import pytest
+
+from lab.slim import SlimContainer
+from tests.cli.run import cntr, complaint
+
+USAGE = {
+    (): ("no command", "cntr --help"),
+    ("atach", "web"): ("atach: no such command", "did you mean `cntr attach`"),
+    ("\x1b[31mred",): (r"\\x1b\[31mred: no such command", "cntr --help"),
+    ("attach",): ("attach: TARGET is missing", "cntr ps"),
+    ("exec",): ("exec: TARGET is missing", "cntr ps"),
+    ("inspect",): ("inspect: TARGET is missing", "cntr ps"),
+    ("completion",): ("completion: SHELL is missing", "cntr completion --help"),
+    ("completion", "tcsh"): ("no completion for tcsh", "bash, zsh and fish"),
+    ("ps", "web"): ("ps: unexpected word: web", "cntr ps --help"),
+    ("ps", "--", "true"): ("ps takes no command after --", "cntr ps --help"),
+    ("ps", "--jason"): ("ps: no such option: --jason", "cntr ps --help"),
+    ("ps", "--json=yes"): ("--json takes no value", "cntr ps --help"),
+    ("attach", "web", "--"): ("no command after --", "leave -- out"),
+    ("attach", "--tools"): ("--tools needs a value: SRC", "cntr attach --help"),
+    ("attach", "web", "--user"): ("--user needs a value: USER", "cntr attach --help"),
+    ("attach", "--user", "1", "--user", "2", "web"): ("--user is given twice", "say it once"),
+    ("attach", "--transport", "carrier-pigeon", "web"): ("not one of auto, mount, fuse", "cntr attach --help"),
+    ("attach", "--no-such", "web"): ("attach: no such option: --no-such", "cntr attach --help"),
+}
+
+
+@pytest.mark.parametrize("arguments", USAGE, ids=lambda arguments: " ".join(arguments) or "nothing")
+def test_a_wrong_command_line(arguments):
+    done = cntr(*arguments)
+    said, hint = USAGE[arguments]
+    message, advice = complaint(done)
+    assert re.search(said, message)
+    assert hint in advice
+    assert done.returncode == 125
+
+
+NAMES = {
+    "no-such-container-here": "no-such-container-here: no running container of that name",
+    "docker:no-such-container-here": "no running container of that name",
+    "": "not a container name: ''",
+    "pid:0": "pid:0: not a process id",
+    "pid:one": "pid:one: not a process id",
+    "4194303": "pid 4194303: no such process",
+    "unit:no-such-unit": r"unit:no-such-unit\.service: no process in such a unit",
+    "unit:../../etc": "not a unit name",
+    "command:no such words in any command line": "no process has that in its command line",
+    "a" * 5000: "not a container name",
+    "../../etc/passwd": "no running container of that name",
+    "web\nroot": r"web\\nroot: no running container of that name",
+    "\x1b]0;title\x07": r"\\x1b\]0;title\\x07: no running container",
+}
+
+
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: repr(name[:30]))
+@pytest.mark.parametrize("command", ["attach", "inspect"])
+def test_a_name_that_is_nobodys(command, name):
+    begun = time.monotonic()
+    done = cntr(command, name)
+    took = time.monotonic() - begun
+    message, _ = complaint(done)
+    assert re.search(NAMES[name], message)
+    assert done.returncode == 125
+    assert message.isprintable()
+    assert took < 5, "an unknown name is answered within a second, and Python's start on a busy machine"
+
+
+def test_an_unknown_name_says_who_was_asked():
+    message, hint = complaint(cntr("attach", "no-such-container-here", DOCKER_HOST="tcp://192.0.2.1:2375"))
+    assert (
+        "refused: docker (DOCKER_HOST or the context names tcp://192.0.2.1:2375, a daemon on another machine" in message
+    )
+    assert "not on this machine: " in message
+    assert "cntr ps" in hint
+
+
+@pytest.fixture(scope="module")
+def container():
+    if os.geteuid() != 0:
+        pytest.skip("namespaces need root")
+    with SlimContainer(
+        "errors", files={"/etc/passwd": "slim:x:1000:1000::/:/app\n", "/etc/group": "slim:x:1000:\n"}
+    ) as slim:
+        yield str(slim.pid)
+
+
+REFUSED = {
+    ("--tools", "./no-such-directory"): (r"--tools \./no-such-directory: No such file or directory", "root filesystem"),
+    ("--tools", "no-such-toolbox"): ("no-such-toolbox: no running container", "cntr ps"),
+    ("--user", "nobody-here"): ("--user nobody-here: the container's /etc/passwd has no such user", "numeric uid"),
+    ("--user", "slim:no-such-group"): ("the container's /etc/group has no such group", "numeric gid"),
+    ("-e", "=x"): ("-e '=x': not NAME=VALUE", "-e DEBUG=1"),
+    ("-w", "/no/such/directory"): ("change to directory /no/such/directory: No such file or directory", "-w takes"),
+    ("--binding", "devfuse"): ("--binding chooses who speaks FUSE", "--transport fuse"),
+}
+
+
+@pytest.mark.parametrize("options", REFUSED, ids=" ".join)
+def test_an_attach_that_cannot_be(container, options):
+    done = cntr("attach", container, *options, "--", "true")
+    said, hint = REFUSED[options]
+    message, advice = complaint(done)
+    assert re.search(said, message)
+    assert hint in advice
+    assert done.returncode == 125
+
+
+@pytest.mark.parametrize("base", ["relative", "/", "/a/../b", "/trailing/"])
+def test_a_base_directory_that_is_no_clean_path(container, base):
+    done = cntr("attach", container, "--", "true", CNTR_BASE_DIR=base)
+    assert "not a clean absolute path" in complaint(done)[0]
+    assert done.returncode == 125
+
+
+def test_a_command_that_is_not_there_and_one_that_is_no_program(container, tmp_path):
+    done = cntr("attach", container, "--", "no-such-program")
+    message, hint = complaint(done)
+    assert "run no-such-program: No such file or directory" in message
+    assert "on the tools' side" in hint
+    assert done.returncode == 127
+    plain = tmp_path / "plain"
+    plain.write_text("no program\n")
+    done = cntr("attach", container, "--", str(plain))
+    assert f"run {plain}: Permission denied" in complaint(done)[0]
+    assert done.returncode == 126
+    plain.chmod(plain.stat().st_mode | stat.S_IXUSR)
+    done = cntr("attach", container, "--", str(plain))
+    assert f"run {plain}: Exec format error" in complaint(done)[0]
+    assert done.returncode == 126
+
+
+def test_exec_of_what_the_container_lacks_names_the_other_way(container):
+    done = cntr("exec", container)
+    message, hint = complaint(done)
+    assert "/bin/sh: No such file or directory" in message
+    assert "your own tools" in hint or "cntr attach" in hint
+    assert done.returncode == 127
+
+
+def test_another_users_container_is_refused_with_the_way_in(container):
+    done = cntr("attach", container, "--", "true", user=65534)
+    message, hint = complaint(done)
+    assert re.search(r"pid \d+: (Permission denied|Operation not permitted)", message)
+    assert "sudo" in hint
+    assert done.returncode == 125
+
+
+def test_debug_shows_where(container):
+    done = cntr("--debug", "attach", container, "--user", "nobody-here")
+    assert "Traceback" in done.stderr
+    assert "CntrError" in done.stderr
+    assert "--debug" not in complaint(cntr("attach", container, "--user", "nobody-here", "--", "tool", "--debug"))[0]
+
+
+def test_inspect_as_json_holds_what_the_table_holds(container):
+    rows = json.loads(cntr("inspect", container, "--json").stdout)
+    table = cntr("inspect", container).stdout.splitlines()
+    assert table[0].split() == ["PROPERTY", "VALUE", "INHERITED", "WHY"]
+    assert len(table) == 1 + len(rows)
+    assert {row["inherited"] for row in rows} <= {"yes", "no", "partly"}
+    assert all(row["why"] for row in rows if row["inherited"] != "yes"), "what is not inherited has a reason"
+    by_name = {row["property"]: row for row in rows}
+    for kind in ("mnt", "pid", "net", "ipc", "uts"):
+        assert by_name[f"namespace {kind}"]["value"].startswith(f"{kind}:[")

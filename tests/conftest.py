@@ -1,0 +1,99 @@
+"""What all tests share: the rigs, a mark on everything a test starts, and the check that it left nothing behind."""
+
+from __future__ import annotations
+
+import gc
+import glob
+import os
+import pathlib
+import secrets
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from cntr import procfs
+
+pytest_plugins = ["tests.engines.rigs"]
+
+MARK = "TESTMARK"  # the environment variable that marks a test's processes; no prefix of it is withheld from sessions
+# Where a mount that leaked out of a nest would be seen.
+NEST_PLACES = ("/", "/proc", "/dev", "/sys", "/etc", "/usr", "/bin", "/var/lib/cntr")
+PATIENCE_SECONDS = 3.0  # processes end, and mount namespaces with them, a moment after the test has seen its result
+
+
+def _below(path: str, places: tuple[str, ...]) -> bool:
+    return any(path == place or path.startswith(place.rstrip("/") + "/") for place in places if place != "/") or (
+        path == "/" and "/" in places
+    )
+
+
+def marked_processes(mark: str) -> list[str]:
+    """``pid command`` of every running process whose environment bears MARK; engines' daemons outlive a test and are left out."""
+    needle, found = os.fsencode(f"{MARK}={mark}\0"), []
+    for name in os.listdir("/proc"):
+        if not name.isdecimal() or int(name) == os.getpid():
+            continue
+        try:
+            environment = pathlib.Path("/proc", name, "environ").read_bytes() + b"\0"
+            if needle in environment and b"CNTR_RIG=" not in environment:
+                command = (
+                    pathlib.Path("/proc", name, "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
+                found.append(f"{name} {command}")
+        except OSError:
+            continue  # it ended while we looked, or is a zombie
+    return found
+
+
+def nest_mounts(own: tuple[str, ...]) -> set[str]:
+    """The mounts of this mount namespace that a nest could have left: at its usual places, or below the test's own paths."""
+    return {
+        f"{mount.mount_id} {mount.mount_point} {mount.fstype} {mount.root}"
+        for mount in procfs.mountinfo(procfs.read("/proc/self/mountinfo"))
+        if _below(mount.mount_point, (*NEST_PLACES, *own)) and "cntr-rig-" not in mount.mount_point
+    }
+
+
+def marked_cgroups(mark: str) -> list[str]:
+    return glob.glob(f"/sys/fs/cgroup/*{mark}*") + glob.glob(f"/sys/fs/cgroup/*/*{mark}*")
+
+
+def own_fds() -> set[str]:
+    """What the fds of this process are, but for pipes and sockets when an engine was started: they are its guard's."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.add(f"{name} {os.readlink(f'/proc/self/fd/{name}')}")
+        except OSError:
+            continue
+    return found
+
+
+def rigs_started() -> set[str]:
+    return set(glob.glob(f"/tmp/cntr-rig-{os.getpid()}-*"))
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Iterator[str]:
+    """Compare processes, mounts, cgroups and fds before and after; each test looks only at what could be its own.
+
+    The value is the test's mark: processes bear it in their environment, cgroups in their name.
+    """
+    mark = f"t{os.getpid()}x{secrets.token_hex(4)}"
+    monkeypatch.setenv(MARK, mark)
+    places = (str(tmp_path), os.environ.get("CNTR_BASE_DIR", "/var/lib/cntr"))
+    mounts, fds, rigs = nest_mounts(places), own_fds(), rigs_started()
+    yield mark
+    gc.collect()  # pipes of a finished subprocess that nobody closed close with its object
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        left = [f"process {process}" for process in marked_processes(mark)]
+        left += [f"mount {mount}" for mount in nest_mounts(places) - mounts]
+        left += [f"cgroup {path}" for path in marked_cgroups(mark)]
+        opened = {fd for fd in own_fds() - fds if rigs_started() == rigs or "pipe:" not in fd}
+        left += [f"fd {fd}" for fd in opened]
+        if not left or time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
+    assert not left, "left behind: " + "; ".join(left)

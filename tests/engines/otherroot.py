@@ -1,0 +1,53 @@
+"""``python -m tests.engines.otherroot ROOT [--hide DIR] [--bind FILE:PLACE]… -- CMD…``: run CMD with ROOT as its root.
+
+For engines that only a newer Debian has: their programs live in a cached root made by mmdebstrap, and run here, in this
+machine's pid namespace, with its /proc, /sys, /dev and /tmp. pivot_root and not chroot: the kernel refuses new user
+namespaces to a chrooted process (user_namespaces(7)).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from cntr import kernel
+
+MS_BIND, MS_REC = kernel.MS_BIND, kernel.MS_REC
+
+
+def main() -> None:
+    """Assemble the view and exec."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("root")
+    parser.add_argument("--hide", action="append", default=[])
+    parser.add_argument("--bind", action="append", default=[])
+    parser.add_argument("--uid", type=int, default=0)
+    parser.add_argument("command", nargs="+")
+    options = parser.parse_args()
+    root = options.root
+    kernel.unshare(kernel.CLONE_NEWNS)
+    kernel.mount(None, "/", None, MS_REC | kernel.MS_PRIVATE)
+    for directory in options.hide:
+        kernel.umount(directory)
+    kernel.mount(root, root, None, MS_BIND)
+    for directory in ("proc", "sys", "dev", "tmp"):
+        kernel.mount(f"/{directory}", f"{root}/{directory}", None, MS_BIND | MS_REC)
+    kernel.mount("tmpfs", f"{root}/run", "tmpfs", 0, "mode=755")
+    for pair in options.bind:
+        file, _, place = pair.partition(":")
+        if not os.path.exists(f"{root}{place}"):
+            raise SystemExit(f"{place} is not in {root}")
+        kernel.mount(file, f"{root}{place}", None, MS_BIND)
+    os.chdir(root)
+    kernel.pivot_root(".", ".")
+    kernel.umount(".", kernel.MNT_DETACH)
+    os.chdir("/")
+    if options.uid:
+        os.setgroups([])
+        os.setgid(options.uid)
+        os.setuid(options.uid)
+    os.execvp(options.command[0], options.command)
+
+
+if __name__ == "__main__":
+    main()

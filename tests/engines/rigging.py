@@ -1,0 +1,304 @@
+"""What every rig stands on: a private directory, a mark on everything started, and a clean-up that always happens.
+
+A rig's directory has a name of its own, ``/tmp/cntr-rig-PID-xxxxxxxx``. That name is on everything the rig starts: in the
+arguments or the environment of its daemons and monitors, in the source of its containers' root mount, in the names of
+its cgroups. ``clean`` ends, unmounts and removes what bears it. It runs at the end of the session; if pytest is killed,
+even by SIGKILL, a guard process sees the pipe from pytest close and runs it then.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+
+from cntr import kernel, procfs
+from tests.engines import tinyelf
+
+PREFIX = "cntr-rig-"
+UNIFIED = "/sys/fs/cgroup/unified"
+
+# crun refuses hybrid cgroups; in a private mount namespace without the unified hierarchy it sees plain version 1.
+WITHOUT_UNIFIED = ("unshare", "-m", "--propagation", "private", "sh", "-c", f'umount {UNIFIED}; exec "$@"', "sh")
+
+# Root without CAP_SYS_RESOURCE may not raise limits, so engines must not try.
+ULIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024")
+
+
+def cg1() -> tuple[str, ...]:
+    """The command prefix that hides the unified hierarchy, nothing where there is none."""
+    return WITHOUT_UNIFIED if os.path.ismount(UNIFIED) else ()
+
+
+class Failed(Exception):
+    """A rig's command failed: what, and what it printed."""
+
+
+def run(
+    argv: Sequence[str], *, env: dict[str, str] | None = None, timeout: float = 60, input: bytes | None = None
+) -> str:
+    """Run a rig's command; its output. Raises Failed with all that it printed."""
+    try:
+        done = subprocess.run(
+            list(argv),
+            env=env,
+            timeout=timeout,
+            capture_output=True,
+            **({"stdin": subprocess.DEVNULL} if input is None else {"input": input}),
+        )
+    except subprocess.TimeoutExpired as error:
+        raise Failed(f"{' '.join(argv)}: no end within {timeout:g} s: {error.stderr!r}") from None
+    if done.returncode:
+        raise Failed(f"{' '.join(argv)}: exit status {done.returncode}\n{done.stdout.decode()}\n{done.stderr.decode()}")
+    return done.stdout.decode()
+
+
+class Den:
+    """A rig's private directory and everything marked with its name."""
+
+    def __init__(self) -> None:
+        """Make the directory and start the guard."""
+        self.path = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir="/tmp")
+        os.chmod(self.path, 0o711)  # rootless users walk through it
+        self.mark = os.path.basename(self.path)
+        self.env = {**os.environ, "CNTR_RIG": self.mark, "LC_ALL": "C", "TMPDIR": self.path}
+        for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINERS_STORAGE_CONF", "XDG_RUNTIME_DIR", "NOTIFY_SOCKET"):
+            self.env.pop(name, None)
+        self.daemons: list[subprocess.Popen[bytes]] = []
+        self._pipe = self._guard()
+
+    def _guard(self) -> int:
+        """The process that cleans up if this one dies first; it waits on a pipe that closes with this process."""
+        reading, writing = os.pipe()
+        first = os.fork()
+        if first == 0:
+            try:
+                os.setsid()
+                if os.fork() == 0:
+                    os.closerange(0, reading)
+                    os.closerange(reading + 1, 1 << 12)
+                    if os.read(reading, 1) == b"":
+                        clean(self.mark)
+            finally:
+                os._exit(0)
+        os.waitpid(first, 0)
+        os.close(reading)
+        return writing
+
+    def close(self) -> None:
+        """Clean up now; the guard has nothing left to do."""
+        clean(self.mark)
+        for process in self.daemons:
+            process.wait(timeout=10)
+        try:
+            os.write(self._pipe, b".")
+        except BrokenPipeError:
+            pass  # somebody ended the guard; it has nothing left to do
+        os.close(self._pipe)
+
+    def daemon(
+        self, argv: Sequence[str], *, log: str, env: dict[str, str] | None = None, stdin: str = ""
+    ) -> subprocess.Popen[bytes]:
+        """Start a daemon in the background, its output in the file LOG of the den; STDIN is a file made for it."""
+        with open(f"{self.path}/{log}", "ab") as stream, open(stdin or os.devnull, "w+b" if stdin else "rb") as source:
+            process = subprocess.Popen(
+                list(argv), env=env or self.env, stdin=source, stdout=stream, stderr=stream, start_new_session=True
+            )
+        self.daemons.append(process)
+        return process
+
+    def log(self, name: str) -> str:
+        """The last lines of a log, for a failure's message."""
+        try:
+            return "\n".join(pathlib.Path(self.path, name).read_text(errors="replace").splitlines()[-15:])
+        except OSError as error:
+            return str(error)
+
+    def wait_for(self, what: str, probe, *, seconds: float = 30, process=None, log: str = "log") -> None:
+        """Wait until PROBE() is true. Raises Failed when PROCESS ends before, or the time is up."""
+        end = time.monotonic() + seconds
+        while not probe():
+            if process is not None and process.poll() is not None:
+                raise Failed(f"{what}: it ended with {process.returncode}\n{self.log(log)}")
+            if time.monotonic() > end:
+                raise Failed(f"{what}: not within {seconds:g} s\n{self.log(log)}")
+            time.sleep(0.02)
+
+
+def users_view(directory: str, rows: Sequence[tuple[str, int]]) -> tuple[str, ...]:
+    """A command prefix: a private mount namespace whose /etc/{passwd,group,subuid,subgid} hold ROWS too.
+
+    Rootless engines and userns-remap want a user with subordinate ids; the machine's own files stay as they are.
+    """
+    for file, line in (
+        ("passwd", "{0}:x:{1}:{1}::" + directory + "/home-{0}:/bin/sh\n"),
+        ("group", "{0}:x:{1}:\n"),
+        ("subuid", "{0}:300000:65536\n"),
+        ("subgid", "{0}:300000:65536\n"),
+    ):
+        try:
+            text = pathlib.Path("/etc", file).read_text()
+        except FileNotFoundError:
+            text = ""
+            pathlib.Path("/etc", file).touch()
+        names = tuple(f"{name}:" for name, _ in rows)
+        kept = "".join(row + "\n" for row in text.splitlines() if not row.startswith(names))
+        pathlib.Path(directory, f"etc-{file}").write_text(kept + "".join(line.format(*row) for row in rows))
+        os.chmod(f"{directory}/etc-{file}", 0o644)
+    binds = "".join(
+        f"mount --bind {directory}/etc-{file} /etc/{file} && " for file in ("passwd", "group", "subuid", "subgid")
+    )
+    hide = f"umount {UNIFIED} && " if os.path.ismount(UNIFIED) else ""
+    return ("unshare", "-m", "--propagation", "private", "sh", "-c", f'{hide}{binds}exec "$@"', "sh")
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def busybox_root(path: str) -> str:
+    """A root directory with static busybox and nothing else worth naming."""
+    busybox = shutil.which("busybox") or ""
+    for directory in ("bin", "proc", "sys", "dev", "etc", "tmp", "data"):
+        os.makedirs(f"{path}/{directory}")
+    os.chmod(f"{path}/tmp", 0o1777)
+    shutil.copy(busybox, f"{path}/bin/busybox")
+    for applet in (
+        "sh",
+        "sleep",
+        "cat",
+        "ls",
+        "id",
+        "echo",
+        "true",
+        "mount",
+        "ps",
+        "env",
+        "pwd",
+        "stat",
+        "touch",
+        "nc",
+    ):
+        os.symlink("busybox", f"{path}/bin/{applet}")
+    pathlib.Path(path, "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nslim:x:1000:1000:slim:/:/bin/sh\n")
+    pathlib.Path(path, "etc/group").write_text("root:x:0:\nslim:x:1000:\nextra:x:2000:slim\n")
+    pathlib.Path(path, "etc/motto").write_text("slim\n")
+    return path
+
+
+def scratch_root(path: str) -> str:
+    """A root directory with one static program, /app, that waits: no shell, no /etc."""
+    os.makedirs(path)
+    program = pathlib.Path(path, "app")
+    program.write_bytes(tinyelf.program())
+    program.chmod(0o755)
+    return path
+
+
+# --- clean-up ---------------------------------------------------------------------------------------------------------
+
+
+def clean(mark: str) -> None:
+    """End every process, unmount every mount, remove every cgroup and directory that bears MARK."""
+    assert mark.startswith(PREFIX)
+    for _ in range(100):
+        marked = _marked(mark)
+        for pid in marked:
+            _thaw(pid)
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        if not marked:
+            break
+        time.sleep(0.02)
+    for mount in reversed(procfs.mountinfo(procfs.read("/proc/self/mountinfo"))):
+        if mark in mount.mount_point:
+            try:
+                kernel.umount(mount.mount_point, kernel.MNT_DETACH)
+            except OSError:
+                continue
+    for _ in range(50):  # a cgroup stays busy until its last zombie is reaped
+        if not _remove_cgroups(mark):
+            break
+        time.sleep(0.02)
+    shutil.rmtree(f"/tmp/{mark}", ignore_errors=True)
+
+
+def _marked(mark: str) -> list[int]:
+    """The processes that bear MARK: in arguments, environment, or the source of their root mount."""
+    found = []
+    needle = os.fsencode(mark)
+    for name in os.listdir("/proc"):
+        if not name.isdecimal() or int(name) == os.getpid():
+            continue
+        try:
+            if _state(name) == "Z":
+                continue
+            texts = [pathlib.Path("/proc", name, file).read_bytes() for file in ("cmdline", "environ")]
+            if any(needle in text for text in texts) or needle in _root_mount(name):
+                found.append(int(name))
+        except OSError:
+            continue
+    own = set(_ancestors())
+    return [pid for pid in found if pid not in own]
+
+
+def _state(pid: str) -> str:
+    return procfs.read(f"/proc/{pid}/stat").rpartition(")")[2].split()[0]
+
+
+def _ancestors() -> list[int]:
+    pid, line = os.getpid(), []
+    while pid:
+        line.append(pid)
+        pid = procfs.parent_pid(procfs.read(f"/proc/{pid}/stat"))
+    return line
+
+
+def _root_mount(pid: str) -> bytes:
+    """The line of the mount at / in mountinfo: an overlay names its directories, a bind mount its source."""
+    lines = pathlib.Path("/proc", pid, "mountinfo").read_bytes().split(b"\n")
+    return b"\n".join(line for line in lines if line.split(b" ")[4:5] == [b"/"])
+
+
+def _thaw(pid: int) -> None:
+    """SIGKILL waits for ever at the door of a frozen version 1 cgroup."""
+    try:
+        paths = procfs.cgroups(procfs.read(f"/proc/{pid}/cgroup"))
+    except OSError:
+        return
+    for controllers, path in paths.items():
+        files = {f"/sys/fs/cgroup/freezer{path}/freezer.state": b"THAWED"} if controllers == "freezer" else {}
+        if not controllers and path != "/":
+            files = {f"{root}{path}/cgroup.freeze": b"0" for root in ("/sys/fs/cgroup", UNIFIED)}
+        for file, text in files.items():
+            try:
+                pathlib.Path(file).write_bytes(text)
+            except OSError:
+                continue
+
+
+def _remove_cgroups(mark: str) -> bool:
+    """Remove the cgroups below those named by MARK; whether any is left."""
+    left = False
+    for hierarchy in [*pathlib.Path("/sys/fs/cgroup").glob("*"), pathlib.Path("/sys/fs/cgroup")]:
+        if not hierarchy.is_dir():
+            continue
+        for top in hierarchy.glob(f"*{mark}*"):
+            for directory, _, _ in os.walk(top, topdown=False):
+                try:
+                    os.rmdir(directory)
+                except OSError:
+                    left = True
+    return left
+
+
+def unique(kind: str) -> str:
+    """A container name no other test has."""
+    return f"{kind}-{secrets.token_hex(4)}"

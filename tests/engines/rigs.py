@@ -1,0 +1,93 @@
+"""Rigs: real container engines, started by the tests themselves, offline and private, and slim containers in them.
+
+How to use one (this module is a pytest plugin; the fixtures are session-scoped, one engine per xdist worker):
+
+    def test_it(docker):                              # docker docker_remapped podman podman_rootless runc crun bwrap byhand
+        with docker.box("scratch") as box:            # a variant of VARIANTS; a running container, gone after the block
+            box.name, box.id, box.pid                 # what the engine itself says
+            subprocess.run([..., "attach", box.target, ...], env=box.env)
+
+``box.target`` is what a user would type (``docker:NAME``); ``box.env`` is the environment in which cntr finds the private
+engine (DOCKER_HOST, CONTAINERS_STORAGE_CONF, CNTR_RUNC_ROOT, … set); inside a test ``box.use(monkeypatch)`` sets the same
+for the test's own process. ``rig.variants`` names what the rig offers; ``rigs.CASES`` is the list of all (rig, variant)
+pairs for a parametrize, ``rigs.open_rig(request, name)`` the fixture of a rig by its name. ``box.rootfs`` is the host's
+view of the container's root directory where there is one, ``box.upper`` what the container changed in it (overlay).
+
+A rig that can't run here is a skip that names the missing package, never a silent pass. Where an engine refuses to start
+although it is installed, the test fails with the engine's log.
+
+What the variants are:
+    busybox       static busybox, /etc/passwd with user 1000 (slim, also in group 2000), cap defaults of the engine
+    scratch       one static binary that waits: no shell, no /etc, no /tmp
+    read_only     busybox, root mounted read-only
+    unprivileged  busybox, uid 1000, no capabilities, no_new_privs
+    host_net, host_pid   busybox in the host's network or pid namespace
+    shared_pid    busybox in the pid namespace of another container: it is not pid 1
+    paused        busybox, frozen after its start
+    volume, tmpfs  busybox with a host directory at /data (holding the file ``mark``), or a tmpfs there
+    no_proc       no /proc mounted in the container
+    keep_id       podman rootless only: the user's uid is the same inside, two levels of user namespace
+    privileged    every capability
+    userns        root of the container is an ordinary uid of the host, by id maps of the engine
+    as_pid2       nspawn: the command is pid 2, pid 1 is systemd's stub
+    chroot        no namespaces at all, another root (byhand); Buildah's isolation of that name
+    deleted_exe, many_mounts, shared_root  byhand: the program is unlinked; 2000 mounts; root is a shared mount
+    rootfs        Buildah: a mounted root directory, no process
+    sandboxed     gVisor: the workload is no process of this host
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.engines.rig import Box, Rig
+from tests.engines.rigs_cli import Docker, DockerRemapped, Podman, PodmanRootless
+from tests.engines.rigs_containerd import Containerd, Kubernetes
+from tests.engines.rigs_others import Apptainer, Buildah, DockerRootless, Gvisor
+from tests.engines.rigs_runtimes import Bwrap, ByHand, Crun, Runc
+from tests.engines.rigs_system import Incus, Lxc, Lxd, Nspawn
+
+__all__ = ["CASES", "RIGS", "Box", "Rig", "open_rig"]
+
+RIGS: dict[str, type[Rig]] = {
+    "docker": Docker,
+    "docker_remapped": DockerRemapped,
+    "podman": Podman,
+    "podman_rootless": PodmanRootless,
+    "runc": Runc,
+    "crun": Crun,
+    "containerd": Containerd,
+    "k8s": Kubernetes,
+    "lxc": Lxc,
+    "lxd": Lxd,
+    "incus": Incus,
+    "nspawn": Nspawn,
+    "docker_rootless": DockerRootless,
+    "buildah": Buildah,
+    "apptainer": Apptainer,
+    "gvisor": Gvisor,
+    "bwrap": Bwrap,
+    "byhand": ByHand,
+}
+CASES = [pytest.param(name, variant, id=f"{name}-{variant}") for name, rig in RIGS.items() for variant in rig.variants]
+
+
+def _fixture(name: str, rig: type[Rig]):
+    def fixture() -> Iterator[Rig]:
+        started = rig()
+        yield started
+        started.stop()
+
+    fixture.__doc__ = rig.__doc__
+    return pytest.fixture(scope="session", name=name)(fixture)
+
+
+for _name, _rig in RIGS.items():
+    globals()[_name] = _fixture(_name, _rig)
+
+
+def open_rig(request: pytest.FixtureRequest, name: str) -> Rig:
+    """The session's rig of that name, started if it is the first to be asked for."""
+    return request.getfixturevalue(name)

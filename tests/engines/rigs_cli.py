@@ -1,0 +1,205 @@
+"""The rigs of Docker and Podman: rootful, remapped and rootless."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+
+from tests.engines import rigging
+from tests.engines.rig import Box, Rig
+from tests.engines.rigging import Failed, run
+
+WAIT = ["sleep", "100000"]
+CLI = {  # variant → the flags that docker and podman share
+    "busybox": [],
+    "scratch": [],
+    "read_only": ["--read-only"],
+    "unprivileged": ["--user", "1000", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"],
+    "host_net": ["--network", "host"],
+    "host_pid": ["--pid", "host"],
+    "shared_pid": [],
+    "paused": [],
+    "volume": [],
+    "tmpfs": ["--tmpfs", "/data"],
+    "keep_id": ["--userns", "keep-id"],
+    "privileged": ["--privileged"],
+}
+
+
+class CliRig(Rig):
+    """What Docker and Podman have in common: their command line."""
+
+    def command(self, *arguments: str, timeout: float = 60) -> str:
+        """Run the engine's CLI. Raises Failed."""
+        return run([*self.cli, *arguments], env=self.den.env, timeout=timeout)
+
+    cli: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()  # flags of every run
+
+    def images(self) -> None:
+        """Import the two images of every rig."""
+        for image, make in (("slim:1", rigging.busybox_root), ("scratch:1", rigging.scratch_root)):
+            root = make(f"{self.den.path}/image-{image[:-2]}")
+            tarball = f"{root}.tar"
+            run(["tar", "-C", root, "-cf", tarball, "."])
+            os.chmod(tarball, 0o644)
+            self.command("import", tarball, image)
+
+    def make(self, variant: str, name: str) -> Box:
+        """``run -d`` with the variant's flags."""
+        flags, parts = [*self.extra, *CLI[variant]], []
+        if variant != "host_net":
+            flags += ["--network", "none"]
+        if variant == "volume":
+            directory = pathlib.Path(self.den.path, f"volume-{name}")
+            directory.mkdir()
+            (directory / "mark").write_text(f"{name}\n")
+            flags += ["-v", f"{directory}:/data"]
+        if variant == "shared_pid":
+            parts.append(self.box("busybox"))
+            flags += ["--pid", f"container:{parts[0].name}"]
+        image = ["scratch:1", "/app"] if variant == "scratch" else ["slim:1", *WAIT]
+        self.command("run", "-d", "--name", name, *flags, *image)
+        if variant == "paused":
+            self.command("pause", name)
+        record = json.loads(self.command("inspect", name))[0]
+        data = record.get("GraphDriver", {}).get("Data") or {}
+        box = Box(
+            self,
+            name,
+            record["State"]["Pid"],
+            id=record["Id"],
+            rootfs=data.get("MergedDir", ""),
+            upper=data.get("UpperDir", ""),
+        )
+        box.parts = parts
+        return box
+
+    def remove(self, box: Box) -> None:
+        """``rm -f``, unpaused before: a frozen process can't be killed on version 1 cgroups."""
+        try:
+            self.command("unpause", box.name)
+        except Failed:
+            pass
+        self.command("rm", "-f", *self.remove_flags, box.name)
+
+    remove_flags: tuple[str, ...] = ()
+
+
+class Docker(CliRig):
+    """dockerd with data, socket and containerd of its own; no network, no iptables."""
+
+    engine = "docker"
+    needs = {"dockerd": "docker.io", "docker": "docker.io", "busybox": "busybox-static"}  # noqa: RUF012
+    variants = (
+        *("busybox", "scratch", "read_only", "unprivileged", "host_net", "host_pid", "shared_pid"),
+        *("paused", "volume", "tmpfs"),
+    )
+    flags: tuple[str, ...] = ()
+
+    def prefix(self) -> tuple[str, ...]:
+        """The command that dockerd runs under."""
+        return ()
+
+    def start(self) -> None:
+        """Start dockerd, wait for its socket, import the images."""
+        path = self.den.path
+        socket = f"unix://{path}/docker.sock"
+        # Two daemons must not share a containerd namespace's cgroup, and the cgroup's name lets the clean-up find it.
+        flags = ["--data-root", f"{path}/data", "--exec-root", f"{path}/exec", "-p", f"{path}/docker.pid", "-H", socket]
+        flags += ["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=overlay2"]
+        flags += ["--cgroup-parent", f"/{self.den.mark}", *self.flags]
+        process = self.den.daemon([*self.prefix(), "dockerd", *flags], log="log")
+        self.settings = {"DOCKER_HOST": socket}
+        self.socket = f"{path}/docker.sock"
+        self.cli = ("docker", "-H", socket)
+        self.den.wait_for("dockerd", self._answers, process=process)
+        self.images()
+
+    def _answers(self) -> bool:
+        return os.path.exists(self.socket) and not subprocess.call(
+            [*self.cli, "version"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=self.den.env
+        )
+
+
+class DockerRemapped(Docker):
+    """dockerd --userns-remap: the container's root is an ordinary uid of the host."""
+
+    variants = ("busybox", "scratch", "read_only", "unprivileged", "volume")
+    flags = ("--userns-remap", "default")
+
+    def prefix(self) -> tuple[str, ...]:
+        """A view of /etc in which dockremap exists, so that the machine's own files stay as they are."""
+        return rigging.users_view(self.den.path, [("dockremap", 29999)])
+
+
+class Podman(CliRig):
+    """Podman as root, with a store of its own; no daemon."""
+
+    engine = "podman"
+    needs = {"podman": "podman", "runc": "runc", "busybox": "busybox-static"}  # noqa: RUF012
+    variants = (*Docker.variants, "privileged")
+    extra = rigging.ULIMITS
+    remove_flags = ("-t", "0")
+    runtime = "runc"  # runs on hybrid cgroups as they are
+
+    def start(self) -> None:
+        """Write the store's configuration, import the images."""
+        path = self.den.path
+        conf = f"{path}/storage.conf"
+        pathlib.Path(conf).write_text(
+            f'[storage]\ndriver = "overlay"\ngraphroot = "{path}/graph"\nrunroot = "{path}/run"\n'
+        )
+        self.settings = {"CONTAINERS_STORAGE_CONF": conf}
+        self.den.env.update(self.settings)
+        self.cli = (
+            *self.prefix(),
+            "podman",
+            "--runtime",
+            self.runtime,
+            "--runtime-flag",
+            f"root={path}/oci",
+            *self.common(),
+        )
+        self.extra = (*rigging.ULIMITS, "--cgroup-parent", f"/{self.den.mark}")
+        self.images()
+
+    def common(self) -> tuple[str, ...]:
+        """The flags before the subcommand."""
+        tmp = f"{self.den.path}/libpod"
+        return ("--cgroup-manager=cgroupfs", "--events-backend=file", "--tmpdir", tmp)
+
+    def prefix(self) -> tuple[str, ...]:
+        """The command that podman runs under."""
+        return ()
+
+
+class PodmanRootless(Podman):
+    """Podman as an ordinary user with subordinate ids, in a view of /etc in which the user exists."""
+
+    needs = {"podman": "podman", "crun": "crun", "newuidmap": "uidmap", "busybox": "busybox-static"}  # noqa: RUF012
+    variants = ("busybox", "scratch", "read_only", "unprivileged", "host_net", "volume", "tmpfs", "keep_id")
+    uid = 29998
+
+    def start(self) -> None:
+        """Make the user's home and runtime directory, import the images as the user."""
+        path = self.den.path
+        home, runtime = f"{path}/home-slim", f"{path}/runtime"
+        for directory in (home, runtime):
+            os.mkdir(directory, 0o700)
+            os.chown(directory, self.uid, self.uid)
+        os.mkdir(f"{path}/tmp", 0o1777)
+        os.chmod(f"{path}/tmp", 0o1777)
+        self.den.env = {
+            "PATH": os.environ["PATH"],
+            **{"HOME": home, "XDG_RUNTIME_DIR": runtime, "USER": "slim", "LOGNAME": "slim"},
+            **{"CNTR_RIG": self.den.mark, "TMPDIR": f"{path}/tmp"},
+        }
+        view = rigging.users_view(path, [("slim", self.uid)])
+        user = ("setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups", "--inh-caps=-all")
+        self.cli = (*view, *user, "podman", "--cgroup-manager=cgroupfs", "--events-backend=file", "--runtime", "crun")
+        self.extra = rigging.ULIMITS
+        os.chdir("/")
+        self.images()

@@ -1,0 +1,119 @@
+"""Attach, exec, ps and inspect by name, through the command line, on every engine that runs here, and its variants."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tests.engines import rigs
+
+TRANSPORTS = ("mount", "fuse")
+REAL = [
+    case
+    for case in rigs.CASES
+    if rigs.RIGS[case.values[0]].engine != "pid" and case.values[1] not in ("rootfs", "sandboxed")
+]
+
+
+def cntr(box: rigs.Box, *arguments: str, input: str = "", timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """Run the command line in the environment in which the box's engine is found."""
+    return subprocess.run(
+        [sys.executable, "-m", "cntr", *arguments],
+        cwd=pathlib.Path(__file__).parents[2],
+        env=box.env | {"PYTHONWARNINGS": ""},
+        input=input,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def ok(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 0, f"{done.args}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def namespace(pid: int | str, kind: str) -> str:
+    return os.readlink(f"/proc/{pid}/ns/{kind}")
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize(("rig", "variant"), REAL)
+def test_attach_by_name(request, rig, variant, transport):
+    with rigs.open_rig(request, rig).box(variant) as box:
+        mounts = pathlib.Path(f"/proc/{box.pid}/mountinfo").read_text()
+        done = cntr(
+            *(box, "attach", "--transport", transport, box.target, "--", "sh", "-c"),
+            'cat "/var/lib/cntr/$1"; readlink /proc/self/ns/*; command -v python3 || command -v perl',
+            *("sh", "etc/motto" if variant != "scratch" else "proc/../nothing"),
+        )
+        lines = done.stdout.splitlines()
+        if variant == "scratch":
+            assert "No such file" in done.stderr, "a scratch image has no such file"
+        else:
+            assert lines[:1] == ["slim"], f"the container's own file: {done.stdout}\n{done.stderr}"
+        for kind in ("pid", "net", "ipc", "uts", "user"):
+            if variant != "paused" or kind != "cgroup":
+                assert namespace(box.pid, kind) in lines, f"{kind}: {done.stdout}\n{done.stderr}"
+        assert lines[-1].startswith("/"), "the host's own tools are on PATH"
+        assert pathlib.Path(f"/proc/{box.pid}/mountinfo").read_text() == mounts, "nothing was mounted in the container"
+
+
+@pytest.mark.parametrize(("rig", "variant"), [c for c in REAL if c.values[1] in ("busybox", "userns", "read_only")])
+def test_exec_runs_the_containers_own_command(request, rig, variant):
+    with rigs.open_rig(request, rig).box(variant) as box:
+        out = ok(cntr(box, "exec", box.target, "--", "/bin/sh", "-c", "cat /etc/motto; readlink /proc/self/ns/pid"))
+        assert out.split() == ["slim", namespace(box.pid, "pid")]
+
+
+@pytest.mark.parametrize(
+    ("rig", "variant"), [c for c in rigs.CASES if c.values[1] in ("busybox", "paused", "sandboxed", "rootfs")]
+)
+def test_ps_shows_it_once(request, rig, variant):
+    rig = rigs.open_rig(request, rig)
+    if rig.engine == "pid":
+        return  # a process without an engine is nobody's container
+    with rig.box(variant) as box:
+        rows = json.loads(ok(cntr(box, "ps", "--json")))
+        own = [row for row in rows if row["pid"] == box.pid and (box.pid or row["name"] == box.name)]
+        assert len(own) == 1, rows
+        assert (own[0]["engine"], own[0]["name"]) == (rig.engine, box.name)
+        assert own[0]["state"] == (variant if variant != "busybox" else "running")
+        assert box.id.startswith(own[0]["id"]) or rig.engine in ("apptainer", "gvisor")
+        table = ok(cntr(box, "ps"))
+        assert box.name in table
+        assert table.splitlines()[0].split()[:2] == ["ENGINE", "NAME"]
+
+
+@pytest.mark.parametrize(("rig", "variant"), [c for c in REAL if c.values[1] == "busybox"])
+def test_inspect_and_doctor_know_it(request, rig, variant):
+    with rigs.open_rig(request, rig).box(variant) as box:
+        rows = json.loads(ok(cntr(box, "inspect", box.target, "--json")))
+        assert len(rows) > 10
+        findings = {row["feature"]: row for row in json.loads(cntr(box, "doctor", "--json").stdout)}
+        engine = {"lxd": "lxc", "incus": "lxc"}.get(box.rig.engine, box.rig.engine)
+        assert findings[f"engine {engine}"]["state"] == "answers", findings
+
+
+def test_a_sandbox_is_refused_with_what_to_do(gvisor):
+    with gvisor.box("sandboxed") as box:
+        for command in ("attach", "exec"):
+            done = cntr(box, command, box.target, "--", "true")
+            assert done.returncode == 125
+            assert "not on this host" in done.stderr
+            assert "runsc exec" in done.stderr
+            assert "/root" in done.stderr, "where its files are"
+
+
+def test_a_working_container_without_a_process_says_so(buildah):
+    with buildah.box("rootfs") as box:
+        done = cntr(box, "attach", box.target, "--", "true")
+        assert done.returncode == 125
+        assert "no process" in done.stderr
+        out = ok(cntr(box, "attach", "--tools", "host", str(os.getpid()), "--", "cat", f"{box.rootfs}/etc/motto"))
+        assert out == "slim\n"

@@ -1,0 +1,340 @@
+"""The lab's own parts that need no machine."""
+
+import ast
+import gzip
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lab import host, html, initrd, libvirtd, paths, sources, table, verbs
+from lab.drivers.base import free_port
+from lab.errors import LabError
+from lab.report import Cell, Run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CNTR_LAB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_machine_has_box_script_and_known_containers():
+    loaded = table.load()
+    text = (paths.LAB / "provision" / "lib.sh").read_text()
+    for machine in loaded.machines.values():
+        assert (paths.LAB / "provision" / f"{machine.engine}.sh").exists(), machine.name
+        assert machine.containers, machine.name
+        for container in machine.containers:
+            assert f"#   {container} " in text, f"{container} is not described in lib.sh"
+
+
+def test_the_gate_holds_what_it_must():
+    assert {"docker", "podman-rootless", "nspawn"} <= set(table.load().tier("gate"))
+    assert set(table.load().tier("gate")) < set(table.load().tier("full"))
+
+
+def test_a_machine_on_an_unknown_box_is_refused():
+    raw = json.loads(table.TABLE_FILE.read_text())
+    raw["machines"]["docker"]["box"] = "nowhere"
+    with pytest.raises(LabError, match="nowhere"):
+        table.parse(json.dumps(raw))
+
+
+def test_names_tiers_and_all():
+    assert verbs.machine_names(["nspawn", "docker", "nspawn"]) == ["nspawn", "docker"]
+    assert verbs.machine_names(["all"]) == list(table.load().machines)
+    with pytest.raises(LabError, match="no machine is called"):
+        verbs.machine_names(["dokcer"])
+
+
+# -- boxes -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_fingerprint_follows_the_inputs(cache, monkeypatch, tmp_path):
+    from lab import boxbuild
+
+    box = table.load().boxes["trixie"]
+    before = boxbuild.fingerprint(box)
+    assert boxbuild.fingerprint(box) == before
+    copy = tmp_path / "lab"
+    subprocess.run(["cp", "-r", str(paths.LAB), str(copy)], check=True)
+    monkeypatch.setattr(paths, "LAB", copy)
+    assert boxbuild.fingerprint(box) == before
+    with (copy / "box" / "customize.sh").open("a") as script:
+        script.write("true\n")
+    assert boxbuild.fingerprint(box) != before
+    assert boxbuild.cached(box) is None
+
+
+def test_modules_load_after_what_they_need():
+    dependencies = (
+        "kernel/fs/ext4/ext4.ko.xz: kernel/fs/jbd2/jbd2.ko.xz kernel/fs/mbcache.ko.xz\n"
+        "kernel/fs/jbd2/jbd2.ko.xz:\nkernel/fs/mbcache.ko.xz:\n"
+        "kernel/drivers/block/virtio_blk.ko.xz:\nkernel/arch/x86/crypto/crc32c-intel.ko.xz:\n"
+    )
+    order = [
+        path.rsplit("/", 1)[-1] for path in initrd.module_order(dependencies, "kernel/drivers/virtio/virtio_pci.ko")
+    ]
+    assert order.index("jbd2.ko.xz") < order.index("ext4.ko.xz")
+    assert order.index("mbcache.ko.xz") < order.index("ext4.ko.xz")
+    assert order[0] == "crc32c-intel.ko.xz"
+
+
+def test_a_kernel_without_the_disks_driver_is_refused():
+    with pytest.raises(LabError, match="virtio_blk"):
+        initrd.module_order("", "kernel/drivers/virtio/virtio_pci.ko kernel/fs/ext4/ext4.ko")
+
+
+def test_the_initrd_is_an_archive_that_cpio_unpacks(tmp_path):
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "modules.dep").write_text("kernel/virtio_blk.ko:\n")
+    (modules / "modules.builtin").write_text("kernel/virtio_pci.ko\nkernel/ext4.ko\n")
+    (modules / "kernel").mkdir()
+    (modules / "kernel" / "virtio_blk.ko").write_bytes(b"module")
+    busybox = tmp_path / "busybox"
+    busybox.write_bytes(b"\x7fELF")
+    archive = gzip.decompress(initrd.build(busybox, modules, paths.LAB / "box" / "init"))
+    out = tmp_path / "out"
+    out.mkdir()
+    entries = _cpio(archive)
+    assert entries["init"] == (0o100755, (paths.LAB / "box" / "init").read_bytes())
+    assert entries["modules/order"][1] == b"virtio_blk.ko\n"
+    assert entries["dev/console"][0] == 0o020600
+
+
+def _cpio(archive):
+    """{name: (mode, data)} of a newc archive, read as cpio(5) says."""
+    entries, at = {}, 0
+    while True:
+        assert archive[at : at + 6] == b"070701"
+        fields = [int(archive[at + 6 + 8 * i : at + 14 + 8 * i], 16) for i in range(13)]
+        mode, size, name_size = fields[1], fields[6], fields[11]
+        name = archive[at + 110 : at + 110 + name_size - 1].decode()
+        at += (110 + name_size + 3) & ~3
+        if name == "TRAILER!!!":
+            return entries
+        entries[name] = (mode, archive[at : at + size])
+        at += (size + 3) & ~3
+
+
+def test_the_mirror_is_the_one_this_machine_uses():
+    targets = "http://mirror.example/debian/|Debian|Debian\nhttp://mirror.example/sec/|Debian|Debian-Security\nhttp://x/|Other|Other\n"
+    assert sources.mirrors(targets) == ("http://mirror.example/debian", "http://mirror.example/sec")
+    assert sources.mirrors("") == (sources.DEFAULT_MIRROR, sources.DEFAULT_SECURITY)
+    assert sources.lines("trixie", "http://told.example/debian") == ["deb http://told.example/debian trixie main"]
+
+
+def test_the_box_keeps_no_mirror():
+    text = (paths.LAB / "box" / "customize.sh").read_text()
+    assert "deb.debian.org" in text
+    for place in ("99mmdebstrap", "/var/lib/apt/lists/", "/var/log/apt", "/etc/resolv.conf"):
+        assert place in text
+
+
+# -- guest scripts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", sorted((paths.LAB).glob("*/*.sh")), ids=lambda path: path.name)
+def test_guest_scripts_parse(script):
+    subprocess.run(["sh", "-n", str(script)], check=True)
+
+
+def test_every_engine_has_every_verb():
+    verbs_of_lib = (
+        "engine_start",
+        "engine_stop",
+        "engine_log",
+        "make_images",
+        "container_start",
+        "container_stop",
+        "container_remove",
+    )
+    verbs_of_lib += ("container_pause", "container_unpause", "container_pid", "container_exec")
+    for machine in table.load().machines.values():
+        script = paths.LAB / "provision" / f"{machine.engine}.sh"
+        text = script.read_text()
+        for other in ("oci.sh", "podman.sh"):
+            if f"/{other}" in text:
+                text += (script.parent / other).read_text()
+        for function in verbs_of_lib:
+            assert f"{function}()" in text, f"{script.name} has no {function}"
+
+
+# -- reports -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_tells_every_outcome_and_escapes():
+    cells = [
+        Cell("docker", "mount", "attach_by_name", "A name <is> enough", "test_attach.py", "pass", "", 1.0),
+        Cell(
+            "docker",
+            "devfuse",
+            "attach_by_name",
+            "A name <is> enough",
+            "test_attach.py",
+            "fail",
+            "expected: <b>\nseen: &",
+            1.0,
+            ["artefacts/x/f.txt"],
+        ),
+        Cell("docker", "mount", "other", "Other", "test_life.py", "expected", "kernel too old", 1.0),
+        Cell("docker", "mount", "gone", "Gone", "test_life.py", "lost", "LOST: machine", 1.0),
+    ]
+    peers = [
+        {"machine": "docker", "question": "q", "tool": "nsenter", "answer": "fails", "said": "<no>", "seconds": "0.1"}
+    ]
+    page = html.page(Run("now", 3.0, {"kernel": "6"}, {"docker": {"kernel": "6.12"}}, cells, peers))
+    for word in (
+        "PASS",
+        "FAIL",
+        "XFAIL",
+        "LOST",
+        "A name &lt;is&gt; enough",
+        "kernel too old",
+        "artefacts/x/f.txt",
+        "&lt;no&gt;",
+    ):
+        assert word in page
+    assert "<b>" not in page
+
+
+def test_an_expected_failure_needs_a_reason():
+    from lab.plugin import matches, read_expected
+
+    with pytest.raises(LabError, match="needs scenario and reason"):
+        read_expected('[[expected]]\nscenario = "x"\n')
+    row = read_expected('[[expected]]\nscenario = "x y"\ntransport = "devfuse"\nreason = "r"\n')[0]
+    assert matches(row, "docker", "docker", "devfuse", "y")
+    assert not matches(row, "docker", "docker", "mount", "y")
+    assert not matches(row, "docker", "docker", "devfuse", "z")
+
+
+def test_expected_toml_names_scenarios_that_exist():
+    from lab.plugin import EXPECTED_FILE, read_expected
+
+    names = set()
+    for file in (ROOT / "scenarios").glob("test_*.py"):
+        names |= {
+            n.name.removeprefix("test_")
+            for n in ast.walk(ast.parse(file.read_text()))
+            if isinstance(n, ast.FunctionDef)
+        }
+    for row in read_expected(EXPECTED_FILE.read_text()):
+        assert set(row["scenario"].split()) <= names
+
+
+# -- rules ---------------------------------------------------------------------------------------------------------------
+
+
+def test_only_one_module_calls_vagrant():
+    callers = [
+        path.name
+        for path in (ROOT / "lab").rglob("*.py")
+        if any(isinstance(n, ast.Constant) and n.value == "vagrant" for n in ast.walk(ast.parse(path.read_text())))
+        and "subprocess" in path.read_text()
+        and '["vagrant"' in path.read_text()
+    ]
+    assert callers == ["vagrant.py"]
+
+
+def test_machines_and_scenarios_use_the_installed_command_only():
+    # These are the README's demo and its proof; they drive no machine.
+    for path in [*(ROOT / "lab").rglob("*.py"), *(ROOT / "scenarios").rglob("*.py")]:
+        if path.name in ("slim.py", "demo.py", "cleanroom.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom) and not node.level
+                else []
+            )
+            assert not [name for name in names if name.split(".")[0] == "cntr"], path
+
+
+def test_a_missing_tool_is_said_with_its_fix(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(LabError) as failure:
+        host.require("qemu")
+    assert "qemu-system-x86" in failure.value.message
+    assert "apt-get install" in failure.value.hint
+    checks = {check.what: check for check in host.checks()}
+    assert not checks["qemu-img"].ok
+    assert "qemu-utils" in checks["qemu-img"].fix
+
+
+def test_free_ports_differ_while_they_are_taken():
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        assert free_port() != taken.getsockname()[1]
+
+
+def test_clean_leaves_a_run_that_goes_on_alone(cache):
+    from lab import cleaning
+
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)  # pytest lab"])
+    try:
+        for name, pid in (("alive-1", sleeper.pid), ("dead-1", 999999999)):
+            run = cache / "runs" / name
+            run.mkdir(parents=True)
+            (run / "state.json").write_text(
+                json.dumps({"machine": "docker", "driver": "qemu", "pid": pid, "keep": False, "box": ""})
+            )
+        said = "\n".join(cleaning.clean())
+        assert "alive-1 belongs to a run that goes on" in said
+        assert (cache / "runs" / "alive-1").exists()
+        assert not (cache / "runs" / "dead-1").exists()
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
+def test_the_labs_libvirtd_is_not_the_hosts():
+    assert libvirtd.uri("qemu+ssh://elsewhere/system") == "qemu+ssh://elsewhere/system"
+    assert str(libvirtd.place()) not in ("/run/libvirt", "/var/run/libvirt")
+    for place in ("etc/libvirt", "var/lib/libvirt", "run/libvirt"):
+        assert place in libvirtd.SCRIPT
+
+
+def test_a_terminal_on_this_host():
+    from lab.localpty import open_terminal
+
+    screen = open_terminal(["sh"], 91, 17, 1.0)
+    try:
+        screen.type("stty size; echo rea''dy\r")
+        assert "17 91" in screen.expect(r"17 91[\s\S]*ready")
+        screen.type("sleep 60\r")
+        time.sleep(0.3)
+        screen.type("\x03")
+        screen.type("exit 5\r")
+        assert screen.wait_closed() == 5
+    finally:
+        screen.close()
+
+
+def test_the_command_line_helps_and_refuses():
+    run = [sys.executable, "-m", "lab"]
+    helped = subprocess.run([*run, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for verb in verbs.VERBS:
+        if verb != "vagrant-environment":
+            assert verb in helped.stdout
+    refused = subprocess.run(
+        [*run, "dokcer"], cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ}
+    )
+    assert refused.returncode == 2
+    assert "no machine is called 'dokcer'" in refused.stderr
+    assert "Traceback" not in refused.stderr

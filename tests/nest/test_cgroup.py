@@ -1,0 +1,80 @@
+"""The session is in every cgroup of the container, and in a cgroup2 one from its first instruction on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cntr import kernel, procfs
+from tests.engines import rigs
+
+CGROUP2 = next(
+    (
+        m.mount_point
+        for m in procfs.mountinfo(procfs.read("/proc/self/mountinfo"))
+        if m.fstype == "cgroup2" and "rw" in m.options
+    ),
+    "",
+)
+
+
+@pytest.mark.parametrize("name", ["docker", "runc"])
+def test_the_session_is_in_the_containers_cgroups(request, name):
+    with rigs.open_rig(request, name).box() as box:
+        theirs = procfs.cgroups(procfs.read(f"/proc/{box.pid}/cgroup"))
+        # Out of the cgroup namespace the paths are whole: read by the supervisor's own parent, which is us.
+        session = subprocess.Popen(
+            [sys.executable, "-m", "cntr", "attach", box.target, "--", "sh", "-c", "echo; cat"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=box.env,
+        )
+        assert session.stdin
+        assert session.stdout
+        with session.stdin, session.stdout:
+            session.stdout.readline()
+            shells = [pid for pid in _below(session.pid) if procfs.read(f"/proc/{pid}/comm").strip() in ("sh", "cat")]
+            assert shells
+            for pid in shells:
+                assert procfs.cgroups(procfs.read(f"/proc/{pid}/cgroup")) == theirs
+        assert session.wait(timeout=20) == 0
+
+
+def _below(pid: int) -> list[int]:
+    children = [int(word) for word in procfs.read(f"/proc/{pid}/task/{pid}/children").split()]
+    return children + [found for child in children for found in _below(child)]
+
+
+@pytest.mark.skipif(not CGROUP2, reason="no writable cgroup2 mount here")
+def test_a_fork_into_a_cgroup_begins_there_and_python_goes_on():
+    directory = f"{CGROUP2}/cntr-test-{os.getpid()}"
+    os.mkdir(directory)
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        program = (
+            "import os, sys; from cntr import kernel\n"
+            f"pid = kernel.fork_into_cgroup({fd})\n"
+            "if pid == 0:\n"
+            "    import json  # the import lock works in the child\n"
+            "    print(open('/proc/self/cgroup').read()); sys.stdout.flush(); os._exit(os.getpid() != int(os.readlink('/proc/self')))\n"
+            "sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"
+        )
+        shown = subprocess.run(
+            [sys.executable, "-c", program], pass_fds=(fd,), capture_output=True, text=True, check=True
+        )
+        os.close(fd)
+        assert procfs.cgroups(shown.stdout)[""].endswith(f"/cntr-test-{os.getpid()}")
+    finally:
+        os.rmdir(directory)
+
+
+def test_a_refused_fork_into_a_cgroup_is_an_error_that_names_the_call():
+    fd = os.open("/tmp", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with pytest.raises(OSError, match="clone3"):
+            kernel.fork_into_cgroup(fd)
+    finally:
+        os.close(fd)

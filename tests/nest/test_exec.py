@@ -1,0 +1,196 @@
+"""``cntr exec`` runs a container's own program, which may be hostile: it must get no handle on anything of the host's."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.nest.box import CNTR, REPOSITORY, Box
+from tests.nest.test_hostile import den, visits
+from tests.nest.tty import Terminal
+
+PLAIN = "import sys; from cntr.cli import run; sys.exit(run(sys.argv[1:]))"
+UNPROTECTED = (
+    "import sys, cntr.reexec; cntr.reexec.from_read_only_copy = lambda line: None; "
+    "from cntr.cli import run; sys.exit(run(sys.argv[1:]))"
+)
+SEALED = """
+import sys, cntr.reexec
+def refuse(path): raise PermissionError(1, "no mount")
+cntr.reexec._read_only_mount = refuse
+from cntr.cli import run
+sys.exit(run(sys.argv[1:]))
+"""
+# A session is closed to the accomplice; without the capability that closes it, the second line of defence is seen alone.
+OPEN_TO_THE_ACCOMPLICE = """
+import sys, cntr.reexec
+cntr.reexec.CODE = cntr.reexec.CODE.replace("from cntr", "import cntr.identity; cntr.identity.CAP_SYS_PTRACE = 0; from cntr")
+from cntr.cli import run
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def grabbers(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """The two programs of grab.c."""
+    if not shutil.which("gcc"):
+        pytest.skip("not installed: gcc (apt-get install)")
+    directory, source = tmp_path_factory.mktemp("grab"), str(pathlib.Path(__file__).with_name("grab.c"))
+    loader, grabbed = str(directory / "loader"), str(directory / "grabbed")
+    bare = ["-nostdlib", "-static-pie", "-fPIE", "-fno-stack-protector"]
+    subprocess.run(["gcc", "-O1", "-Wall", *bare, "-o", loader, source], check=True)
+    subprocess.run(["gcc", "-O1", "-Wall", "-static", "-DGRABBED", "-o", grabbed, source], check=True)
+    return loader, grabbed
+
+
+def loader_path() -> str:
+    """Where the host's Python says its dynamic loader is (elf(5), PT_INTERP)."""
+    data = pathlib.Path(sys.executable).resolve().read_bytes()
+    at = data.index(b"/lib")
+    return data[at : data.index(b"\0", at)].decode()
+
+
+@pytest.fixture
+def python(tmp_path: pathlib.Path) -> str:
+    """A copy of the host's Python that only this test runs: a file that is being run is busy, whatever its mount says."""
+    copy = str(tmp_path / "python")
+    shutil.copy(os.path.realpath(sys.executable), copy)
+    return copy
+
+
+def trap(grabbers: tuple[str, str], root: pathlib.Path) -> Box:
+    """A container whose /bin/sh is the trap, and /bin/tool in another way; the accomplice is its first process."""
+    loader, grabbed = grabbers
+    (root / "bin").mkdir(parents=True)
+    (root / "bin" / "sh").write_text("#!/proc/self/exe\n")
+    (root / "bin" / "sh").chmod(0o755)
+    return Box(
+        root=root,
+        busybox=False,
+        argv=["/grabbed", "/loot"],
+        programs={loader_path(): loader, "/grabbed": grabbed},
+        links={"/bin/tool": "/proc/self/exe"},
+    )
+
+
+def identity(path: str) -> str:
+    info = os.stat(path)
+    return f"{info.st_dev}:{info.st_ino}"
+
+
+def spring(python: str, code: str, *arguments: str) -> None:
+    """Run cntr with its own Python."""
+    subprocess.run(
+        [python, "-c", code, *arguments],
+        env={**os.environ, "PYTHONPATH": REPOSITORY},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def loot(box: Box) -> tuple[str, str]:
+    """(the file the accomplice holds, what it was told when it asked to write to it)."""
+    deadline = time.monotonic() + 10
+    while not (path := box.root / "loot").exists() or not path.read_text().endswith("\n"):
+        assert time.monotonic() < deadline, "the trap did not spring"
+        time.sleep(0.02)
+    handle, _, answer = path.read_text().strip().partition(" ")
+    return handle, answer
+
+
+@pytest.mark.parametrize("command", ["/bin/sh", "/bin/tool"])
+def test_the_hosts_interpreter_cannot_be_written_to(grabbers, tmp_path, python, command):
+    with trap(grabbers, tmp_path / "root") as box:
+        spring(python, PLAIN, "exec", str(box.pid), "--", command)
+        assert loot(box) == (identity(python), "Read-only file system")
+
+
+def test_control_without_the_protection_it_can(grabbers, tmp_path, python):
+    with trap(grabbers, tmp_path / "root") as box:
+        spring(python, UNPROTECTED, "exec", str(box.pid), "--", "/bin/sh")
+        assert loot(box) == (identity(python), "writable")
+
+
+def test_without_the_right_to_mount_a_sealed_copy_does(grabbers, tmp_path, python):
+    with trap(grabbers, tmp_path / "root") as box:
+        spring(python, SEALED, "exec", str(box.pid), "--", "/bin/sh")
+        handle, answer = loot(box)
+        assert handle != identity(python), "what it got hold of is a copy"
+        assert answer == "Operation not permitted"
+
+
+@pytest.mark.parametrize("kind", ["container", "directory"])
+def test_tools_that_are_a_trap(grabbers, tmp_path, python, kind):
+    """The shell of another container, or of an unpacked image, is foreign too."""
+    with trap(grabbers, tmp_path / "root") as box, trap(grabbers, tmp_path / "tools") as tools:
+        source = str(tools.pid) if kind == "container" else str(tools.root)
+        spring(python, OPEN_TO_THE_ACCOMPLICE, "attach", str(box.pid), "--tools", source, "--", "/bin/sh")
+        assert loot(box) == (identity(python), "Read-only file system")
+
+
+def test_the_way_there_changes_nothing_for_the_user(tmp_path):
+    """The second start keeps arguments, standard streams, directory, environment and modules."""
+    with Box() as box:
+        done = box.exec(
+            "-e",
+            "A=b c",
+            "--",
+            "sh",
+            "-c",
+            'read x; echo "$x $A $0 $1"; echo e >&2; exit 7',
+            "zero",
+            "o n e",
+            input="in\n",
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (7, "in b c zero o n e\n", "e\n")
+        done = box.exec("--", "/not/there")
+        assert done.returncode == 127
+        assert "Traceback" not in done.stderr
+
+
+def test_no_fd_of_ours_reaches_the_command():
+    with Box() as box, open("/etc/hostname") as extra:
+        os.set_inheritable(extra.fileno(), True)
+        done = box.exec("--", "ls", "/proc/self/fd", pass_fds=[extra.fileno()])
+        assert done.stdout.split() == ["0", "1", "2", "3"], "3 is the directory that ls reads"
+
+
+def test_attackers_get_nothing_of_the_host_while_it_starts(tmp_path, prowler):
+    """Before its exec the process is the host's Python with the host's memory; afterwards it is the container's own."""
+    box, loot = den(tmp_path, prowler, "same", "1000", "1000+")
+    with box:
+        visits(str(box.pid), verb="exec", commands=[["true"], ["sh", "-c", "sleep 0.1"]], rounds=5)
+        assert [line for line in loot.raw() if line.split()[1] in ("root", "cwd")] == []
+        executables = {line.split()[4] for line in loot.raw() if line.split()[1] == "exe"}
+        assert executables <= {identity(str(box.root / "bin" / "busybox"))}
+        assert loot.seen() > 100
+
+
+@pytest.mark.parametrize("verb", ["exec", "attach"])
+def test_the_callers_terminal_is_out_of_reach(verb):
+    """With a pipe for stdout there is no pty: the container's program must not find the caller's terminal behind /dev/tty and type
+    there (TIOCSTI). The tools of a plain attach are the caller's own: they may, and so the check can fail."""
+    with Box() as box:
+        script = "(: </dev/tty) 2>/dev/null && echo reached || echo refused"
+        with Terminal(
+            "sh", "-c", f"{' '.join(CNTR)} {verb} {box.pid} -- sh -c '{script}' | cat; echo done"
+        ) as terminal:
+            shown = terminal.wait_for(r"(reached|refused)\s+done").group(1)
+        assert shown == ("refused" if verb == "exec" else "reached")
+
+
+def test_ctrl_c_still_ends_a_program_without_a_pty():
+    with Box() as box:
+        line = f"{' '.join(CNTR)} exec {box.pid} -- sh -c 'echo up; sleep 60' | cat"
+        with Terminal("bash", "-c", f"trap : INT; {line}; echo ended-${{PIPESTATUS[0]}}") as terminal:
+            terminal.wait_for("up")
+            terminal.type("\x03")
+            assert terminal.wait_for(r"ended-(\d+)").group(1) == "130"
