@@ -48,6 +48,7 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
     core = c.core
     node = core.nodes.get(nodeid)
     lazily = False
+    core.backing_flags(flags)  # refuses what a tree served read-only refuses
     if c.passthrough.enabled and node.kind == stat.S_IFREG and not flags & os.O_TRUNC:
         fd = core.nodes.fd(node)
         # The kernel opens what it was given without asking whether the file is immutable or append-only.
@@ -186,7 +187,9 @@ def _lock(c: Connection, body: memoryview, wait: bool) -> None:
     fh, owner, start, end, kind, pid, flags, _ = wire.LK_IN.unpack_from(body)
     handle = c.core.handle(fh)
     flock = flags & wire.LK_FLOCK
-    if not (c.locks.flock(handle, kind, wait) if flock else c.locks.set(handle, fh, owner, start, end, kind, pid, wait)):
+    if not (
+        c.locks.flock(handle, kind, wait) if flock else c.locks.set(handle, fh, owner, start, end, kind, pid, wait)
+    ):
         raise NoAnswer
 
 
@@ -236,6 +239,8 @@ def _copy_file_range_64(c: Connection, nodeid: int, body: memoryview) -> bytes:
 def _ioctl(c: Connection, nodeid: int, body: memoryview) -> bytes:
     fh, _, command, _, in_size, out_size = wire.IOCTL_IN.unpack_from(body)
     data = bytes(body[wire.IOCTL_IN.size : wire.IOCTL_IN.size + in_size])
+    if command in ioctls.CHANGING:
+        c.core.demand_writable()
     result = ioctls.perform(c.core.file_fd(c.core.handle(fh)), command, data, out_size)
     if command in ioctls.CHANGING:
         # The kernel does not know that ctime moved. Told by a worker: the serving thread must never wait for it.
