@@ -12,6 +12,7 @@ from cntr import kernel_fs
 from cntr.cntrfs.devfuse import ioctls, wire
 from cntr.cntrfs.devfuse.namespace_ops import creator, extensions, label
 from cntr.cntrfs.devfuse.request import Connection, NoAnswer
+from cntr.cntrfs.devfuse.watch import notify
 from cntr.cntrfs.devfuse.workers import sync
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ _ENTRY_SIZE = wire.ENTRY_OUT.size
 _NO_ENTRY = bytes(_ENTRY_SIZE)
 
 
-def _open_flags(c: Connection, node: Node, fd: int, flags: int, fh: int) -> tuple[int, int]:
+def _open_flags(c: Connection, node: Node, fd: int, mode: int, fh: int) -> tuple[int, int]:
     """(FOPEN_* flags, backing id) of a new open file."""
     handle = c.core.handles[fh]
-    backing_id = c.passthrough.opened(node, fd)
+    backing_id = c.passthrough.opened(node, fd, mode)
     if backing_id:
         handle.passthrough = True
         answer = wire.FOPEN_PASSTHROUGH
@@ -35,6 +36,9 @@ def _open_flags(c: Connection, node: Node, fd: int, flags: int, fh: int) -> tupl
         answer = wire.FOPEN_DIRECT_IO
     else:
         answer = wire.FOPEN_KEEP_CACHE if c.keep_cache else 0
+    if backing_id and handle.fd >= 0 and len(c.core.handles) > c.core.nodes.max_fds:
+        os.close(handle.fd)  # fds get scarce, and the kernel holds the file itself now
+        handle.fd = -1
     # No FOPEN_NOFLUSH: a FLUSH is how the kernel says that a process closed one of its fds, which ends its POSIX locks.
     return answer, backing_id
 
@@ -44,16 +48,20 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
     core = c.core
     node = core.nodes.get(nodeid)
     lazily = False
+    core.backing_flags(flags)  # refuses what a tree served read-only refuses
     if c.passthrough.enabled and node.kind == stat.S_IFREG and not flags & os.O_TRUNC:
         fd = core.nodes.fd(node)
         # The kernel opens what it was given without asking whether the file is immutable or append-only.
-        lazily = not kernel_fs.statx(fd).attributes & _GUARDED
+        attributes = kernel_fs.statx(fd)
+        mode = attributes.mode
+        lazily = not attributes.attributes & _GUARDED
     if lazily:
         fh = core.add_file(node, -1, flags)
     else:
         fh = core.open(nodeid, flags, c.caller() if open_flags & wire.OPEN_KILL_SUIDGID else None)
         fd = core.handles[fh].fd
-    answer, backing_id = _open_flags(c, node, fd, flags, fh)
+        mode = os.fstat(fd).st_mode
+    answer, backing_id = _open_flags(c, node, fd, mode, fh)
     if lazily and not backing_id:
         try:
             core.file_fd(core.handles[fh])
@@ -70,7 +78,7 @@ def _create(c: Connection, nodeid: int, body: memoryview) -> bytes:
     (name,) = wire.split_names(arguments[16:], 1)
     node, attributes, fh = c.core.create(nodeid, name, flags, mode, creator(c, umask, groups))
     label(c, node, contexts)
-    answer = _open_flags(c, node, c.core.handles[fh].fd, flags, fh)
+    answer = _open_flags(c, node, c.core.handles[fh].fd, attributes.mode, fh)
     return c.entry(node, attributes) + wire.OPEN_OUT.pack(fh, *answer)
 
 
@@ -79,7 +87,7 @@ def _tmpfile(c: Connection, nodeid: int, body: memoryview) -> bytes:
     _, contexts, groups = extensions(c, body)
     node, attributes, fh = c.core.tmpfile(nodeid, flags, mode, creator(c, umask, groups))
     label(c, node, contexts)
-    answer = _open_flags(c, node, c.core.handles[fh].fd, flags, fh)
+    answer = _open_flags(c, node, c.core.handles[fh].fd, attributes.mode, fh)
     return c.entry(node, attributes) + wire.OPEN_OUT.pack(fh, *answer)
 
 
@@ -182,7 +190,9 @@ def _lock(c: Connection, body: memoryview, wait: bool) -> None:
     fh, owner, start, end, kind, pid, flags, _ = wire.LK_IN.unpack_from(body)
     handle = c.core.handle(fh)
     flock = flags & wire.LK_FLOCK
-    if not (c.locks.flock(handle, kind, wait) if flock else c.locks.set(handle, fh, owner, start, end, kind, pid, wait)):
+    if not (
+        c.locks.flock(handle, kind, wait) if flock else c.locks.set(handle, fh, owner, start, end, kind, pid, wait)
+    ):
         raise NoAnswer
 
 
@@ -232,7 +242,13 @@ def _copy_file_range_64(c: Connection, nodeid: int, body: memoryview) -> bytes:
 def _ioctl(c: Connection, nodeid: int, body: memoryview) -> bytes:
     fh, _, command, _, in_size, out_size = wire.IOCTL_IN.unpack_from(body)
     data = bytes(body[wire.IOCTL_IN.size : wire.IOCTL_IN.size + in_size])
+    if command in ioctls.CHANGING:
+        c.core.demand_writable()
     result = ioctls.perform(c.core.file_fd(c.core.handle(fh)), command, data, out_size)
+    if command in ioctls.CHANGING:
+        # The kernel does not know that ctime moved. Told by a worker: the serving thread must never wait for it.
+        fuse_fd, message = c.fd, wire.INVAL_INODE_OUT.pack(nodeid, -1, 0)
+        c.workers.run(lambda: notify(fuse_fd, wire.NOTIFY_INVAL_INODE, message))
     return wire.IOCTL_OUT.pack(0, 0, 0, 0) + result
 
 
