@@ -169,7 +169,9 @@ def table(results: dict[str, dict[str, list[float]]], names: list[str]) -> str:
             median = statistics.median(seconds[name]) / statistics.median(native)
             best = min(seconds[name]) / min(native)
             cells.append(f"{median:8.2f} ({best:5.2f})")
-        lines.append(f"{workload:26}{statistics.median(native) * 1000:7.1f} ms" + "".join(f"{cell:>16}" for cell in cells))
+        lines.append(
+            f"{workload:26}{statistics.median(native) * 1000:7.1f} ms" + "".join(f"{cell:>16}" for cell in cells)
+        )
     return "\n".join(lines)
 
 
@@ -178,10 +180,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--scale", type=float, default=1.0, help="of the sizes of files")
     parser.add_argument("--places", default=f"native,bind,bindfs,{','.join(BINDINGS)}")
-    parser.add_argument("--passthrough-hp", default="", metavar="PATH", help="libfuse's example server, as one more place")
+    parser.add_argument(
+        "--passthrough-hp", default="", metavar="PATH", help="libfuse's example server, as one more place"
+    )
     parser.add_argument("--only", default="", help="workloads whose name contains this text")
     parser.add_argument("--cpu-calls", type=int, default=5000, help="calls per server CPU figure; 0: none")
-    parser.add_argument("--million", type=int, default=0, metavar="FILES", help="memory while find walks so many files (long)")
+    parser.add_argument(
+        "--million", type=int, default=0, metavar="FILES", help="memory while find walks so many files (long)"
+    )
     parser.add_argument("--dir", type=Path, help="where the trees are made (default: the temporary directory)")
     parser.add_argument("--json", type=Path, default=REPOSITORY / "reports" / "bench-fs.json")
     options = parser.parse_args()

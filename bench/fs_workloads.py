@@ -36,7 +36,9 @@ def _timed(function: Callable[[], object]) -> float:
 
 
 def _command(*words: str | Path, cwd: Path | None = None) -> float:
-    return _timed(lambda: subprocess.run(words, check=True, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+    return _timed(
+        lambda: subprocess.run(words, check=True, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    )
 
 
 def _file(path: Path, size: int) -> None:
@@ -160,7 +162,7 @@ def _warm(run: Callable[[Path], float]) -> Callable[[Path], float]:
 
 
 def _source(top: Path) -> None:
-    lines = [f"int f{number}(int x) {{ printf(\"%d\", x); return x * {number}; }}" for number in range(300)]
+    lines = [f'int f{number}(int x) {{ printf("%d", x); return x * {number}; }}' for number in range(300)]
     (top / "one.c").write_text("#include <stdio.h>\n#include <stdlib.h>\n#include <string.h>\n" + "\n".join(lines))
 
 
