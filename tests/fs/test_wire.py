@@ -61,6 +61,9 @@ class Kernel:
                 return found
             length, error, unique = wire.OUT_HEADER.unpack_from(data)
             assert length == len(data)
+            if unique == 0:
+                assert error in (wire.NOTIFY_INVAL_INODE, wire.NOTIFY_INVAL_ENTRY)
+                continue
             assert -4096 < error <= 0
             found.append((-error, unique, data[16:]))
 
