@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import errno
 import logging
 import os
 import select
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from cntr import kernel, kernel_fs
 from cntr.cntrfs.devfuse import wire
+from cntr.cntrfs.devfuse.notify import notify
 from cntr.cntrfs.nodes import Slot
 
 if TYPE_CHECKING:
@@ -121,15 +121,6 @@ def _names(fd: int, core: Core) -> list[bytes]:
         return [os.fsencode(name) for name in os.listdir(f"/proc/self/fd/{fd}")] if fd >= 0 else []
     except OSError:
         return []
-
-
-def notify(fuse_fd: int, code: int, payload: bytes) -> bool:
-    """Write one notification; says whether the kernel knows its code. What it has not cached is no error."""
-    try:
-        os.write(fuse_fd, wire.OUT_HEADER.pack(16 + len(payload), code, 0) + payload)
-    except OSError as error:
-        return error.errno not in (errno.EINVAL, errno.ENOSYS)
-    return True
 
 
 def _entry(nodeid: int, name: bytes, flags: int) -> bytes:
