@@ -141,11 +141,16 @@ def name_to_handle(fd: int, name: bytes = b"") -> Handle:
     return Handle(kind, _handle_buffer.raw[8 : 8 + size])
 
 
-def open_by_handle(mount_fd: int, handle: Handle, flags: int) -> int:
-    """open_by_handle_at(2), close-on-exec; mount_fd is any real (not O_PATH) fd on the mount. ESTALE: gone."""
-    _HANDLE.pack_into(_handle_buffer, 0, len(handle.data), handle.kind)
-    ctypes.memmove(_handle_address + 8, handle.data, len(handle.data))
-    fd = int(_libc.open_by_handle_at(mount_fd, _handle_address, flags | os.O_CLOEXEC))
+def open_by_handle(mount_fd: int, handle: Handle, flags: int, shared: bool = True) -> int:
+    """open_by_handle_at(2), close-on-exec; mount_fd is any real (not O_PATH) fd on the mount. ESTALE: gone.
+
+    shared: use the buffer of the one thread that serves; False in any other thread.
+    """
+    buffer = _handle_buffer if shared else ctypes.create_string_buffer(8 + MAX_HANDLE_SZ)
+    _HANDLE.pack_into(buffer, 0, len(handle.data), handle.kind)
+    address = ctypes.addressof(buffer)
+    ctypes.memmove(address + 8, handle.data, len(handle.data))
+    fd = int(_libc.open_by_handle_at(mount_fd, address, flags | os.O_CLOEXEC))
     if fd < 0:
         raise _fail("open_by_handle_at")
     return fd

@@ -223,6 +223,7 @@ def _fallocate(c: Connection, nodeid: int, body: memoryview) -> None:
 
 def _lseek(c: Connection, nodeid: int, body: memoryview) -> bytes:
     fh, offset, whence, _ = wire.LSEEK_IN.unpack_from(body)
+    offset = offset - (1 << 64) if offset >> 63 else offset  # a negative one is ENXIO, says the backing file
     return wire.LSEEK_OUT.pack(c.core.lseek(fh, offset, whence))
 
 
