@@ -131,12 +131,12 @@ def performance(path: Path) -> str:
         "of the best times. *FUSE cold*: mounted anew before each run.\n",
     ]
     if not path.exists():
-        return "\n".join([*lines, "No report yet.", ""])
+        return "\n".join([*lines, "No report of a quiet machine yet: `nox -s bench -- fs` makes one.", ""])
     report = json.loads(path.read_text())
     load = report["load"][0]
     lines.append(
         f"{report['date']}, kernel {report['kernel']}, {report['rounds']} rounds, load average {load:.1f} at the start; "
-        f"made by `{report['command']}`.\n"
+        f"made by `{report['command'].partition(' --dir')[0].partition(' --json')[0]}`.\n"
     )
     results: dict[str, dict[str, list[float]]] = report["seconds"]
     names = [name for name in next(iter(results.values()), {}) if name != "native"]
