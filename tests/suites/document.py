@@ -73,7 +73,12 @@ def _known_failures() -> list[str]:
 
 def _suite(run: Run, suite: str) -> list[str]:
     verdicts = judge(run, read_table(Path(__file__).with_name(f"{suite}.table")))
-    lines = [f"{run.started}, kernel {run.kernel}; made by `{run.command.split(' --')[0]}`.\n"]
+    parts = Counter(test.partition("/")[0] for test in run.outcomes)
+    covered = ", ".join(f"{part} {count}" for part, count in sorted(parts.items()))
+    lines = [
+        f"{run.started}, kernel {run.kernel}; made by `{run.command.split(' --')[0]}`. "
+        f"Tests that have a result in this report: {covered}.\n"
+    ]
     lines += [
         "| on | pass | fail | not run | timeout | server died | single checks | failed |",
         "|---|---|---|---|---|---|---|---|",
