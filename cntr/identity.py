@@ -159,7 +159,10 @@ class Identity:
     def shed(self, kept: int) -> None:
         """In the monitor: hold no more capabilities than the command and KEPT, a mask. Raises OSError."""
         self._drop_bounding(self.bounding | kept)
-        kernel.capset(self.permitted | kept, self.permitted | kept, 0)
+        # The monitor is in the caller's user namespace, the command may be in one of the container's with capabilities
+        # that the caller lacks (CAP_SYS_RESOURCE in many sandboxes): what one does not have, one can't keep.
+        held = (self.permitted | kept) & kernel.permitted_capabilities()
+        kernel.capset(held, held, 0)
 
     def _drop_bounding(self, kept: int) -> None:
         for capability in range(self.last_capability + 1):

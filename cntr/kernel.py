@@ -216,6 +216,15 @@ def set_process_name(name: str) -> None:
     _check(_libc.prctl(PR_SET_NAME, _charp(name.encode()[:15]), _ulong(0), _ulong(0), _ulong(0)), "prctl(name)")
 
 
+def permitted_capabilities() -> int:
+    """capget(2): the calling thread's permitted set, a 64-bit mask."""
+    header = _packed(4, LINUX_CAPABILITY_VERSION_3, 0)
+    data = ctypes.create_string_buffer(24)  # struct __user_cap_data_struct, twice
+    _check(_libc.capget(header, data), "capget")
+    low, high = (int.from_bytes(data.raw[at : at + 4], sys.byteorder) for at in (4, 16))
+    return low | high << 32
+
+
 def capset(effective: int, permitted: int, inheritable: int) -> None:
     """capset(2) on the calling thread; each argument is a 64-bit capability mask."""
     header = _packed(4, LINUX_CAPABILITY_VERSION_3, 0)  # struct __user_cap_header_struct: version, pid

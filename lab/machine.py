@@ -152,8 +152,8 @@ class Machine:
         try:
             yield job
         finally:
-            end = f"g=$(cat {note}) && rm -f {note} && kill -TERM -- -$g && for i in 1 2 3 4 5 6 7 8 9 10; do "
-            end += "kill -0 -- -$g || exit 0; sleep 0.2; done && kill -KILL -- -$g"
+            end = f"g=$(cat {note}) && rm -f {note} && pkill -TERM -g $g && for i in 1 2 3 4 5 6 7 8 9 10; do "
+            end += "pgrep -g $g >/dev/null || exit 0; sleep 0.2; done && pkill -KILL -g $g"
             try:
                 self.run(f"{{ {end}; }} 2>/dev/null", user=user, timeout=20)
             finally:

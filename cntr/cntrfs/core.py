@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import stat
+import struct
 
 from cntr import kernel_fs
 from cntr.cntrfs.backing import Caller, Credentials, proc_path
@@ -33,6 +34,8 @@ def errno_of(error: BaseException) -> int:
     """The errno to answer with; what is not an OSError is a mistake of ours, logged with its traceback."""
     if isinstance(error, OSError) and error.errno:
         return error.errno
+    if isinstance(error, OverflowError | struct.error):
+        return errno.EINVAL  # a number that no system call takes
     if isinstance(error, MemoryError):
         return errno.ENOMEM
     log.error("an operation failed unexpectedly", exc_info=error)
@@ -141,6 +144,8 @@ class Core(FileOperations):
             os.chmod(path, changes.mode & 0o7777)
         if changes.atime is not None or changes.mtime is not None:
             kernel_fs.utimens(path, changes.atime or _OMIT, changes.mtime or _OMIT)
+        elif changes.size is None and changes.uid is None and changes.gid is None and changes.mode is None:
+            kernel_fs.chown(fd, _UNCHANGED, _UNCHANGED)  # a client's chown(-1, -1), which moves ctime
         return node, kernel_fs.statx(fd)
 
     def _truncate(self, fd: int | None, path: bytes, changes: Changes, node_fd: int) -> None:

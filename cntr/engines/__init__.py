@@ -19,7 +19,6 @@ import os
 import sys
 import time
 
-from cntr import procfs
 from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound, printable
 
 ASK_SECONDS = 0.8  # an unknown name is answered within a second
@@ -217,6 +216,9 @@ def ask(present: list[Entry], name: str | None, deadline: float, method: str = "
     """Ask each engine for NAME (None: all containers), all at once; who does not answer by the deadline has refused."""
     import _thread  # threading costs 3 ms of imports, and all that is needed is a lock to wait on
 
+    from cntr.engines import evidence
+
+    evidence.forget()
     answers, waiting = [], []
     for entry in present:
         answer = Answer(entry)
@@ -347,12 +349,11 @@ def verify(container: Container) -> None:
             f"start something in it, or look at the directory; as tools it serves: --tools {container.rootfs}",
         )
     if container.start_time:
-        try:
-            now = procfs.start_time(procfs.read(f"/proc/{container.pid}/stat"))
-        except OSError:
-            raise TargetNotFound(
-                f"{container.label()}: its process {container.pid} is gone", "is it still running?"
-            ) from None
+        from cntr.engines import evidence
+
+        now = evidence.start_time(container.pid)
+        if not now:
+            raise TargetNotFound(f"{container.label()}: its process {container.pid} is gone", "is it still running?")
         if now != container.start_time:
             raise TargetNotFound(
                 f"{container.label()}: pid {container.pid} belongs to another process now", "the container has stopped"

@@ -145,6 +145,12 @@ def sandbox(pid: int) -> str:
 _scan: tuple[float, dict[str, list[tuple[int, list[str]]]]] = (-1.0, {})
 
 
+def forget() -> None:
+    """A new look-up begins: walk over the processes anew."""
+    global _scan
+    _scan = (-1.0, {})
+
+
 def processes_named(*names: str) -> list[tuple[int, list[str]]]:
     """(pid, arguments) of each process whose first argument is a path to, or begins with the words of, one of NAMES.
 

@@ -61,6 +61,7 @@ def _processes() -> list[Container]:
 
 def machine_name(monitor: int, arguments: list[str]) -> tuple[str, str]:
     """(name, directory or image) of a systemd-nspawn command line, by the rules of systemd-nspawn(1)."""
+    arguments = [part for argument in arguments for part in _unbundled(argument)]
     source = evidence.option(arguments, "-D", "--directory", "-i", "--image", "--template")
     name = evidence.option(arguments, "-M", "--machine")
     if not source and not name:
@@ -71,6 +72,15 @@ def machine_name(monitor: int, arguments: list[str]) -> tuple[str, str]:
     if not name:
         name = source.rstrip("/").rpartition("/")[2].removesuffix(".raw")
     return name, source or f"/var/lib/machines/{name}"
+
+
+def _unbundled(argument: str) -> list[str]:
+    """``-bD/srv/deb`` is ``-b -D/srv/deb``: the short options that take no value come apart."""
+    parts = []
+    while len(argument) > 2 and argument[0] == "-" and argument[1] in "baxqUPj":
+        parts.append(argument[:2])
+        argument = f"-{argument[2:]}"
+    return [*parts, argument]
 
 
 def _is_inside(pid: int) -> bool:

@@ -24,10 +24,16 @@ What the variants are:
     host_net, host_pid   busybox in the host's network or pid namespace
     shared_pid    busybox in the pid namespace of another container: it is not pid 1
     paused        busybox, frozen after its start
-    volume, tmpfs busybox with a host directory at /data (holding the file ``mark``), or a tmpfs there
+    volume, tmpfs  busybox with a host directory at /data (holding the file ``mark``), or a tmpfs there
     no_proc       no /proc mounted in the container
     keep_id       podman rootless only: the user's uid is the same inside, two levels of user namespace
     privileged    every capability
+    userns        root of the container is an ordinary uid of the host, by id maps of the engine
+    as_pid2       nspawn: the command is pid 2, pid 1 is systemd's stub
+    chroot        no namespaces at all, another root (byhand); Buildah's isolation of that name
+    deleted_exe, many_mounts, shared_root  byhand: the program is unlinked; 2000 mounts; root is a shared mount
+    rootfs        Buildah: a mounted root directory, no process
+    sandboxed     gVisor: the workload is no process of this host
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cntr.cntrfs.devfuse.namespace_ops import Handler
     from cntr.cntrfs.nodes import Node
 
+MAX_IO = 1 << 20  # bytes in one READ or WRITE: what INIT agrees on
 _GUARDED = 0x10 | 0x20  # STATX_ATTR_IMMUTABLE, STATX_ATTR_APPEND
 _ENTRY_SIZE = wire.ENTRY_OUT.size
 _NO_ENTRY = bytes(_ENTRY_SIZE)
@@ -84,12 +85,14 @@ def _tmpfile(c: Connection, nodeid: int, body: memoryview) -> bytes:
 
 def _read(c: Connection, nodeid: int, body: memoryview) -> bytes:
     fh, offset, size, _, _, _, _ = wire.READ_IN.unpack_from(body)
-    return c.core.read(fh, offset, size)
+    return c.core.read(fh, offset, min(size, MAX_IO))
 
 
 def _write(c: Connection, nodeid: int, body: memoryview) -> bytes:
     fh, offset, size, write_flags, _, flags, _ = wire.WRITE_IN.unpack_from(body)
     data = body[wire.WRITE_IN.size : wire.WRITE_IN.size + size]
+    if len(data) < size:
+        raise wire.Malformed("a WRITE cut off")
     # A page from the kernel's cache has its place; otherwise the end is where it is now, not where the kernel thinks.
     append = bool(flags & os.O_APPEND) and not write_flags & wire.WRITE_CACHE
     killer = c.caller() if write_flags & wire.WRITE_KILL_SUIDGID else None

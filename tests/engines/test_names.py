@@ -1,0 +1,270 @@
+"""Names: hostile ones, ambiguous ones, unknown ones; targets that change while they are looked up; third parties' engines."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cntr import engines, procfs
+from cntr.engines import evidence, listing, lxc, podman, runc, unixhttp
+from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound
+from cntr.target import Target
+
+HOSTILE = [
+    *("", "\0", "a\0b", "\n", "a\nb", "../../etc/passwd", "..", ".", "/", "/etc", "./x", "a/../../b"),
+    *(
+        "-h",
+        "--help",
+        "--root=/",
+        "-v/:/host",
+        "x" * 10_000,
+        "\udcff\udcfe",
+        "\x1b]0;owned\x07",
+        "\x1b[31mred",
+        "é\u202e",
+    ),
+    *(
+        "%2e%2e",
+        "%00",
+        "a b",
+        "a;id",
+        "$(id)",
+        "`id`",
+        "*",
+        "?",
+        "[a]",
+        "{}",
+        ":",
+        "::",
+        "docker:",
+        "docker:..",
+        "podman:/",
+    ),
+    *("pid:", "pid:-1", "pid:0", "pid:99999999999", "pid:1e3", "pid: 1", "pid:١", "unit:", "unit:../x", "unit:/"),
+    *("command:", "k8s:../../x", "lxc:../x", "nspawn:../x", "runc:../x", "crun:..", "rkt:..", "containerd:../../x"),
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=lambda name: ascii(name)[:24])
+def test_a_hostile_name_is_not_found_and_never_raw(name):
+    begun = time.monotonic()
+    with pytest.raises(CntrError) as caught:
+        engines.resolve(name)
+    shown = caught.value.message + caught.value.hint
+    assert shown.isprintable(), ascii(shown)
+    assert len(shown) < 3000
+    shown.encode()  # no lone surrogates
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("name", ["../../etc", "..", "a/b", "", "x" * 300, "a\0b"])
+def test_no_name_leaves_its_directory(tmp_path, monkeypatch, name):
+    root = tmp_path / "runc"
+    (tmp_path / "etc").mkdir()
+    root.mkdir()
+    opened = []
+    monkeypatch.setattr(runc.store, "load", lambda path, **_: opened.append(path) or {})
+    assert runc.search([(str(root), 0)], name, lambda where, id, owner: opened.append(id)) == []
+    assert opened == []
+
+
+def test_a_name_in_a_url_is_one_component():
+    assert unixhttp.quote("a/../b?c#d\n\udcff%") == "a%2F..%2Fb%3Fc%23d%0A%FF%25"
+
+
+def test_every_engine_survives_every_name():
+    """No module raises anything but Refused for a name, whatever is on this machine."""
+    for name in HOSTILE[1:]:
+        for method in ("find", "find_by_process"):
+            for answer in engines.ask(list(engines.REGISTRY), name, time.monotonic() + 5, method):
+                assert "unreadable state" not in answer.refused, (answer.entry.name, ascii(name), answer.refused)
+
+
+def test_an_unknown_name_answers_within_a_second_and_says_who_was_asked(runc, monkeypatch):
+    runc.settings and monkeypatch.setenv(*next(iter(runc.settings.items())))
+    begun = time.monotonic()
+    with pytest.raises(
+        TargetNotFound, match=r"no running container of that name \(asked: .*runc.*not on this machine"
+    ) as caught:
+        engines.resolve("no-such-container")
+    assert time.monotonic() - begun < 1
+    assert "cntr ps" in caught.value.hint
+
+
+def test_a_hanging_engine_is_not_waited_for(tmp_path, monkeypatch, runc):
+    """A daemon that accepts and never answers; the other engines' containers are found meanwhile."""
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as listener, runc.box() as box:
+        listener.bind(f"{tmp_path}/d.sock")
+        listener.listen()
+        box.use(monkeypatch)
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/d.sock")
+        begun = time.monotonic()
+        assert engines.resolve(box.name).pid == box.pid
+        with pytest.raises(TargetNotFound, match=r"docker \("):
+            engines.resolve("no-such-container")
+        assert time.monotonic() - begun < 2.5, "each within its 0.8 s, on a loaded machine"
+
+
+def test_a_name_found_twice_lists_both(monkeypatch, runc, crun):
+    with runc.box(name="twice") as first, crun.box(name="twice") as second:
+        first.use(monkeypatch)
+        second.use(monkeypatch)
+        with pytest.raises(AmbiguousTarget) as caught:
+            engines.resolve("twice")
+        assert f"runc:twice (pid {first.pid}" in caught.value.message
+        assert f"crun:twice (pid {second.pid}" in caught.value.message
+        assert engines.resolve("crun:twice").pid == second.pid
+
+
+def test_one_process_known_to_two_engines_is_one_container(monkeypatch, podman_rootless, podman):
+    """Podman's containers are crun's or runc's too."""
+    with podman.box() as box:
+        box.use(monkeypatch)
+        monkeypatch.setenv("CNTR_RUNC_ROOT", f"{podman.den.path}/oci")
+        assert engines.resolve(box.id).engine == "podman"
+        assert [found.pid for found in listing.running()[0]].count(box.pid) == 1
+
+
+def test_an_id_prefix_must_be_unique_and_an_exact_name_wins(docker, monkeypatch):
+    with docker.box() as box:
+        box.use(monkeypatch)
+        assert engines.resolve(box.id[:12]).pid == engines.resolve(f"docker:{box.id[:6]}").pid == box.pid
+        with docker.box(name=box.id[:5]) as other:
+            assert engines.resolve(f"docker:{box.id[:5]}").pid == other.pid
+
+
+def test_a_stopped_container_is_said_to_be_stopped(docker, podman, monkeypatch):
+    for rig in (docker, podman):
+        with rig.box() as box:
+            box.use(monkeypatch)
+            rig.command("kill", box.name)
+            if rig is podman:
+                rig.command("wait", box.name)
+            with pytest.raises(TargetNotFound, match=f"{rig.engine} has {box.name}, but it is") as caught:
+                engines.resolve(box.target)
+            assert "start it" in caught.value.hint
+
+
+# --- a target that stops, restarts or is replaced between lookup and attach ------------------------------------------
+
+
+def test_replaced_between_lookup_and_attach(runc, monkeypatch):
+    with runc.box() as box, runc.box() as other:
+        box.use(monkeypatch)
+        found = engines.resolve(box.target)
+        impostor = engines.Container("runc", found.name, other.pid, start_time=found.start_time)
+        for check in (engines.verify, Target):
+            with pytest.raises(TargetNotFound, match=r"another process|gone"):
+                check(impostor)
+
+
+def test_gone_between_lookup_and_attach(runc, monkeypatch):
+    with runc.box() as box:
+        found = engines.resolve(box.use(monkeypatch).target)
+    for check in (engines.verify, Target):
+        with pytest.raises(TargetNotFound, match="gone"):
+            check(found)
+
+
+def test_restarted_is_found_anew(docker, monkeypatch):
+    with docker.box() as box:
+        box.use(monkeypatch)
+        before = engines.resolve(box.target)
+        docker.command("restart", "-t", "0", box.name)
+        after = engines.resolve(box.target)
+        assert (before.pid, before.start_time) != (after.pid, after.start_time)
+        with pytest.raises(TargetNotFound):
+            engines.verify(before)
+
+
+def test_a_stale_state_file_is_no_container(tmp_path, monkeypatch):
+    """The pid in it lives, but is another process."""
+    me = os.getpid()
+    record = {"init_process_pid": me, "init_process_start": procfs.start_time(procfs.read(f"/proc/{me}/stat")) - 1}
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/state.json").write_text(json.dumps(record))
+    monkeypatch.setenv("CNTR_RUNC_ROOT", str(tmp_path))
+    with pytest.raises(TargetNotFound):
+        engines.resolve("runc:old")
+    record["init_process_start"] += 1
+    (tmp_path / "old/state.json").write_text(json.dumps(record))
+    assert engines.resolve("runc:old").pid == me
+
+
+def test_a_users_files_count_only_for_the_users_own_processes():
+    """A rootless user writes root's pid into a pid file: root would attach to the wrong process."""
+    assert evidence.belongs_to(os.getpid(), os.geteuid())
+    assert not evidence.belongs_to(os.getpid(), 4242)
+    assert not evidence.belongs_to(1, 4242)
+    assert podman.checked("podman", "web", os.getpid(), "ab" * 32, "", 4242) is None
+
+
+def test_anybody_can_listen_on_an_lxc_socket(tmp_path):
+    """A user's process on the abstract name of a container that is not there answers with a pid of its choice."""
+    code = (
+        "import os, socket, struct, sys\n"
+        "s = socket.socket(socket.AF_UNIX); s.bind('\\0/var/lib/lxc/forged/command'); s.listen(); print('up', flush=True)\n"
+        "while True:\n c = s.accept()[0]; c.recv(64); c.send(struct.pack('=iiq', 0, 0, int(sys.argv[1]))); c.close()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(os.getpid())], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == b"up\n"
+            assert ("/var/lib/lxc", "forged") in lxc.sockets()
+            assert lxc.find("forged", time.monotonic() + 5) == []
+        finally:
+            process.kill()
+
+
+# --- third parties ----------------------------------------------------------------------------------------------------
+
+MODULE = '''
+"""The example of docs/engines.md: an engine that keeps a pid file per container."""
+
+import os
+
+from cntr.engines import Container, Refused, evidence, store
+
+TRACES = ("$PODS_DIR",)
+
+
+def find(name, deadline):
+    return [found for found in containers(deadline) if found.name == name]
+
+
+def containers(deadline):
+    root = os.environ["PODS_DIR"]
+    pids = {name: int(store.read(f"{root}/{name}")) for name in store.listdir(root)}
+    return [
+        Container("pods", name, pid, start_time=start) for name, pid in pids.items() if (start := evidence.start_time(pid))
+    ]
+'''
+
+
+def test_an_entry_point_adds_an_engine(tmp_path, runc):
+    site, pods = tmp_path / "site", tmp_path / "pods"
+    info = site / "pods_cntr-1.0.dist-info"
+    info.mkdir(parents=True)
+    pods.mkdir()
+    (site / "pods_cntr.py").write_text(MODULE)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pods-cntr\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[console_scripts]\nx = y:z\n\n[cntr.engines]\npods = pods_cntr\n")
+    with runc.box() as box:
+        (pods / "web").write_text(str(box.pid))
+        env = {**os.environ, "PYTHONPATH": str(site), "PODS_DIR": str(pods)}
+        for target in ("pods:web", "web"):
+            done = subprocess.run(
+                [sys.executable, "-m", "cntr", "attach", target, "--", "cat", "/var/lib/cntr/etc/motto"],
+                **{"cwd": pathlib.Path(__file__).parents[2], "env": env, "capture_output": True, "text": True},
+            )
+            assert (done.returncode, done.stdout) == (0, "slim\n"), done.stderr
+        documented = pathlib.Path(__file__).parents[2].joinpath("docs/engines.md").read_text()
+        assert MODULE.strip() in documented, "the example in the documentation is the one that is tested"
