@@ -83,12 +83,12 @@ wait_for() { # SECONDS COMMAND…
 
 # The first process called /slim-app at or below a pid: the container's own program where an engine names a supervisor.
 slim_app_below() { # PID
-    for child in $1 $(cat /proc/"$1"/task/*/children 2>/dev/null); do
-        if [ "$(tr '\0' ' ' <"/proc/$child/cmdline" 2>/dev/null)" = "/slim-app " ]; then
-            echo "$child"
-            return 0
-        fi
-        [ "$child" = "$1" ] || slim_app_below "$child" && return 0
+    if [ "$(tr '\0' ' ' <"/proc/$1/cmdline" 2>/dev/null)" = "/slim-app " ]; then
+        echo "$1"
+        return 0
+    fi
+    for child in $(cat /proc/"$1"/task/*/children 2>/dev/null); do
+        if (slim_app_below "$child"); then return 0; fi
     done
     return 1
 }
