@@ -37,7 +37,7 @@ make_box_root() { # DIR
     chmod 1777 "$1/tmp" "$1/scratch"
     cp "$LIB/slim-app" "$1/slim-app"
     cp "$(command -v busybox)" "$1/bin/busybox"
-    for applet in sh cat echo ls id env ps sleep hostname kill true false mount stat touch rm setuidgid printenv wc; do
+    for applet in sh cat echo ls id env ps sleep hostname kill true false mount stat touch rm su printenv wc; do
         ln -sf busybox "$1/bin/$applet"
     done
     printf 'root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000:the application:/tmp:/bin/sh\n' >"$1/etc/passwd"

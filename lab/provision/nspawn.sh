@@ -41,7 +41,7 @@ container_start() {
         [ "$name" = userns ] || set -- "$@" --bind="$VOLUME:/data"
         set -- "$@" --tmpfs=/scratch:mode=1777
         if [ -n "$RUNAS" ]; then
-            set -- "$@" /bin/sh -c 'exec /bin/setuidgid app /slim-app'
+            set -- "$@" /bin/sh -c 'exec su -s /bin/sh app -c "exec /slim-app"'
         else
             set -- "$@" /bin/sh -c "$CMD"
         fi
