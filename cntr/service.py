@@ -102,7 +102,7 @@ class Service:
         """Do what FD is ready for; False where it is none of ours."""
         if fd == self.listener.fileno():
             try:
-                self.waiting.append(_socket.socket(fileno=self.listener._accept()[0]))
+                self.waiting.append(_socket.socket(fileno=self.listener._accept()[0]))  # type: ignore[attr-defined]
             except OSError:
                 pass  # it went away again
             return True
