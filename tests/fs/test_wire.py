@@ -299,3 +299,25 @@ def test_fuzz(kernel: Kernel, caplog: pytest.LogCaptureFixture, tmp_path: Path) 
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert count > 100 * FUZZ_SECONDS
     assert wire.ENTRY_OUT.unpack(kernel.call(wire.LOOKUP, 1, b"dir\0"))[0] if (tmp_path / "dir").exists() else True
+
+
+def test_read_only_is_the_servers_own(tmp_path: Path, kernel: Kernel) -> None:
+    """A client's root can remount its mount writable; the server still refuses."""
+    kernel.session.core.options.read_only = True
+    nodeid = kernel.lookup(b"file")
+    refused = [
+        (wire.MKDIR, 1, wire.MKDIR_IN.pack(0o755, 0) + b"new\0"),
+        (wire.UNLINK, 1, b"file\0"),
+        (wire.OPEN, nodeid, wire.OPEN_IN.pack(os.O_WRONLY, 0)),
+        (wire.OPEN, nodeid, wire.OPEN_IN.pack(os.O_RDONLY | os.O_TRUNC, 0)),
+        (wire.CREATE, 1, wire.CREATE_IN.pack(os.O_RDWR, 0o100644, 0, 0) + b"new\0"),
+        (wire.SETATTR, nodeid, wire.SETATTR_IN.pack(wire.FATTR_MODE, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0o600, 0, 0, 0, 0)),
+        (wire.SETXATTR, nodeid, wire.SETXATTR_IN.pack(1, 0) + b"user.a\0x"),
+        (wire.RENAME, 1, wire.RENAME_IN.pack(1) + b"file\0other\0"),
+    ]
+    for request in refused:
+        with pytest.raises(OSError, match="Read-only"):
+            kernel.call(*request)
+    assert (tmp_path / "file").read_bytes() == b"content"
+    fh = wire.OPEN_OUT.unpack(kernel.call(wire.OPEN, nodeid, wire.OPEN_IN.pack(os.O_RDONLY, 0)))[0]
+    assert kernel.call(wire.READ, nodeid, wire.READ_IN.pack(fh, 0, 100, 0, 0, 0, 0)) == b"content"
