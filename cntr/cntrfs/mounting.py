@@ -123,7 +123,8 @@ def run(source: str, mountpoint: str, options: Options, *, binding: str | None, 
         if message == b"ready":
             return 0
         os.waitpid(pid, 0)
-        raise CntrError(message.decode(errors="replace") or "the server ended before it was ready")
+        said, _, hint = message.decode(errors="replace").partition("\0")
+        raise CntrError(said or "the server ended before it was ready", hint or "--foreground shows more")
     _in_background(source, mountpoint, options, binding, reader, writer)
 
 
@@ -142,7 +143,7 @@ def _in_background(source: str, mountpoint: str, options: Options, binding: str,
 
         status = _Manager(source, mountpoint, options, binding).run(ready)
     except CntrError as error:
-        os.write(writer, error.message.encode())
+        os.write(writer, f"{error.message}\0{error.hint}".encode(errors="backslashreplace"))
     except BaseException:
         logging.getLogger("cntr.cntrfs").exception("the manager failed")
     finally:
