@@ -63,6 +63,38 @@ def cleanroom(session: nox.Session) -> None:
     session.run("python", "-m", "lab.cleanroom", *session.posargs, env=CLEAN)
 
 
+@nox.session
+def compliance(session: nox.Session) -> None:
+    """The filesystem checks, the state machine and the mutations, then the suites that Debian has; native beside CntrFS."""
+    _require_root(session)
+    session.install("-q", ".[test,pyfuse3]")
+    session.run("pytest", "-n", "2", "tests/fs", env=CLEAN)
+    session.run("python", "-m", "tests.suites.apt", *session.posargs, env=CLEAN)
+
+
+@nox.session
+def xfstests(session: nox.Session) -> None:
+    """An installed xfstests on ext4 and on CntrFS: `-- --dir PATH [-g generic/quick]`."""
+    _require_root(session)
+    session.install("-q", ".[test,pyfuse3]")
+    session.run("python", "-m", "tests.suites.xfstests", *session.posargs, env=CLEAN)
+
+
+@nox.session
+def pjdfstest(session: nox.Session) -> None:
+    """An installed pjdfstest on ext4 and on CntrFS: `-- --dir PATH`."""
+    _require_root(session)
+    session.install("-q", ".[test,pyfuse3]")
+    session.run("python", "-m", "tests.suites.pjdfstest", *session.posargs, env=CLEAN)
+
+
+@nox.session
+def lab(session: nox.Session) -> None:
+    """Scenarios on disposable machines: all, `-- gate`, `-- docker nspawn`, `-- try X`, `-- shell X`, `-- doctor`, `-- clean`."""
+    session.install("-q", ".[lab]")
+    session.run("python", "-m", "lab", *session.posargs, env=CLEAN)
+
+
 def _require_root(session: nox.Session) -> None:
     if os.geteuid() != 0:
         session.error("namespaces need root: run it with sudo")

@@ -11,7 +11,8 @@ def main() -> None:
     from cntr.cli import run
 
     status = run(sys.argv[1:])
-    sys.stderr.flush()
+    if sys.stderr:  # None where the caller closed it
+        sys.stderr.flush()
     os._exit(status)  # all is flushed and closed: taking the interpreter apart would cost 1-2 ms and change nothing
 
 

@@ -6,7 +6,7 @@ import os
 
 from cntr import cgroup, engines, kernel, nest, procfs
 from cntr.channel import Channel
-from cntr.errors import CntrError, StepFailed, printable
+from cntr.errors import CntrError, StepFailed, TargetNotFound, printable
 from cntr.identity import Identity, User, user_of, withheld
 from cntr.session import Command, Session
 from cntr.supervise import Supervisor, Watch, hint_for
@@ -81,51 +81,64 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
         engines.verify(container)
         target = Target(container)
         fds.closers.append(target.close)
-        # 2. the fat side, and who serves it
-        tools = None if request.own_root else open_tools(request.tools)
-        if tools:
-            fds.closers.append(tools.close)
-        server = _serve(request, tools)
-        if server:
-            fds.closers.append(server.stop)
-        for line in warnings(request, target):
-            say(line)
-        # 3. what needs the host's view: ids, cgroups, terminal
-        user = user_of(target, request.user)
-        doors = _open_cgroups(request, target, say)
-        identity = Identity(target, user, own_root=request.own_root, privileged=request.privileged, doors=doors)
-        fds.closers.append(identity.close)
-        devpts_fd = fds.fd(nest.new_devpts())
-        terminal = _open_terminal(devpts_fd, target, user)
-        if terminal:
-            fds.closers.append(terminal.close)
-        # 4. the session's processes
-        command = Command(
-            request.argv or default_command(tools),
-            environment(request, target, tools, user),
-            request.directory,
-            terminal.slave if terminal else -1,
-            foreign=request.own_root,
-        )
-        channel = Channel()
-        fds.fd(channel.reports_read)
-        session = Session(_entrance(request, target, tools, server, devpts_fd, fds), identity, command, channel)
-        watch = Watch()
-        fds.closers.append(watch.close)
-        monitor = _fork(session, target)
-        channel.keep_supervisor()
-        if terminal:
-            terminal.hand_over()
-        if server:
-            server.handed_over()
-        # 5. until it ends
-        supervisor = Supervisor(target, monitor, channel, watch, terminal, server, say)
-        supervisor.separate |= command.foreign
-        status = supervisor.run()
-        if request.verbose:
-            for note in supervisor.outcome.notes:
-                say(f"note: {printable(note)}")
-        return status
+        try:
+            return _run_session(request, target, fds, say)
+        except OSError as error:
+            if target.alive():
+                raise
+            # What was under way says "no such process" of some file of /proc; what matters is why.
+            raise TargetNotFound(
+                f"{target.label}: it stopped while cntr attached ({error.strerror})", "is it still running?"
+            ) from None
+
+
+def _run_session(request: Request, target: Target, fds: Fds, say: Callable[[str], None]) -> int:
+    """From the target on; see ``attach``."""
+    # 2. the fat side, and who serves it
+    tools = None if request.own_root else open_tools(request.tools)
+    if tools:
+        fds.closers.append(tools.close)
+    server = _serve(request, tools)
+    if server:
+        fds.closers.append(server.stop)
+    for line in warnings(request, target):
+        say(line)
+    # 3. what needs the host's view: ids, cgroups, terminal
+    user = user_of(target, request.user)
+    doors = _open_cgroups(request, target, say)
+    identity = Identity(target, user, own_root=request.own_root, privileged=request.privileged, doors=doors)
+    fds.closers.append(identity.close)
+    devpts_fd = fds.fd(nest.new_devpts())
+    terminal = _open_terminal(devpts_fd, target, user)
+    if terminal:
+        fds.closers.append(terminal.close)
+    # 4. the session's processes
+    command = Command(
+        request.argv or default_command(tools),
+        environment(request, target, tools, user),
+        request.directory,
+        terminal.slave if terminal else -1,
+        foreign=request.own_root,
+    )
+    channel = Channel()
+    fds.fd(channel.reports_read)
+    session = Session(_entrance(request, target, tools, server, devpts_fd, fds), identity, command, channel)
+    watch = Watch()
+    fds.closers.append(watch.close)
+    monitor = _fork(session, target)
+    channel.keep_supervisor()
+    if terminal:
+        terminal.hand_over()
+    if server:
+        server.handed_over()
+    # 5. until it ends
+    supervisor = Supervisor(target, monitor, channel, watch, terminal, server, say)
+    supervisor.separate |= command.foreign
+    status = supervisor.run()
+    if request.verbose:
+        for note in supervisor.outcome.notes:
+            say(f"note: {printable(note)}")
+    return status
 
 
 def _serve(request: Request, tools: Tools | None) -> FileServer | None:

@@ -16,7 +16,8 @@ def run(argv: list[str]) -> int:
         argv = argv[1:]
     try:
         status = _run(argv)
-        sys.stdout.flush()  # here, where a reader that has gone away is no error
+        if sys.stdout:  # None where the caller closed it
+            sys.stdout.flush()  # here, where a reader that has gone away is no error
         return status
     except CntrError as error:
         if debug:
@@ -38,6 +39,8 @@ def run(argv: list[str]) -> int:
 
 
 def _complain(message: str, hint: str) -> None:
+    if sys.stderr is None:  # closed by the caller; print would take stdout instead
+        return
     print(f"cntr: {message}", file=sys.stderr)
     if hint:
         print(f"hint: {hint}", file=sys.stderr)
@@ -147,7 +150,8 @@ def _request(parsed: Parsed) -> Request:
 
 
 def _say(line: str) -> None:
-    print(f"cntr: {line}", file=sys.stderr)
+    if sys.stderr is not None:
+        print(f"cntr: {line}", file=sys.stderr)
 
 
 def _report(name: str) -> Callable[[Parsed], int]:

@@ -12,6 +12,8 @@ from cntr import cgroup, kernel, namespaces, procfs
 from cntr.errors import CntrError, printable
 from cntr.target import CAP_SYS_PTRACE, Target
 
+NO_ID = 0xFFFFFFFF  # (uid_t)-1: to setresuid(2) it means "leave it as it is"
+
 # Variables by which a process makes its children load code or read files of its choosing. They mean paths of the container and would
 # be obeyed by the tools: the container could write them into its own environment to reach the tools' side.
 WITHHELD = frozenset(
@@ -60,24 +62,28 @@ def user_of(target: Target, wanted: str | None) -> User:
         groups = [inside for outside in target.groups if (inside := target.inside(outside, target.gid_map)) is not None]
         entry = procfs.passwd_entry(passwd, str(uid))
         return User(uid, gid, groups, entry[0] if entry else "", entry[3] if entry else "")
-    name, _, group_name = wanted.partition(":")
+    name, colon, group_name = wanted.partition(":")
     entry = procfs.passwd_entry(passwd, name)
     if entry is None and not (name.isascii() and name.isdecimal()):
         raise CntrError(
             f"--user {printable(name)}: the container's /etc/passwd has no such user", "give a numeric uid[:gid]"
         )
-    uid, gid = (entry[1], entry[2]) if entry else (int(name), int(name) if int(name) == 0 else 0)
-    if group_name:
-        found = int(group_name) if group_name.isdecimal() else procfs.group_id(group, group_name)
+    uid, gid = (entry[1], entry[2]) if entry else (int(name), 0)
+    if colon:
+        numeric = group_name.isascii() and group_name.isdecimal()
+        found = int(group_name) if numeric else procfs.group_id(group, group_name)
         if found is None:
             raise CntrError(
                 f"--user {printable(wanted)}: the container's /etc/group has no such group", "give a numeric gid"
             )
         gid = found
     for kind, number, rows in (("uid", uid, target.uid_map), ("gid", gid, target.gid_map)):
+        if number >= NO_ID:
+            raise CntrError(f"--user {printable(wanted)}: {kind} {number} is none", f"ids end at {NO_ID - 1}")
         if "user" in target.namespaces and procfs.map_id(number, rows) is None:
             raise CntrError(
-                f"--user {printable(wanted)}: {kind} {number} is not mapped in the container's user namespace"
+                f"--user {printable(wanted)}: {kind} {number} is not mapped in the container's user namespace",
+                f"`cat /proc/{target.pid}/{kind}_map` shows which ids are",
             )
     return User(
         uid,

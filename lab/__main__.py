@@ -42,7 +42,9 @@ def arguments() -> argparse.ArgumentParser:
         metavar="MACHINE",
         help=f"all, gate, or of: {', '.join(load().machines)}",
     )
-    run.add_argument("--transports", default="mount,devfuse,pyfuse3", help="default: %(default)s")
+    run.add_argument(
+        "--transports", default="", help="of mount,devfuse,pyfuse3 (default: all; the gate: mount,devfuse)"
+    )
     run.add_argument("--scenario", default="", metavar="EXPR", help="only scenarios whose name matches (pytest -k)")
     run.add_argument("--report", default="reports/lab", metavar="DIR", help="default: %(default)s")
     run.add_argument(
@@ -75,7 +77,10 @@ def arguments() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Run a verb; 2 when the lab itself failed, 1 when a scenario did."""
-    options = arguments().parse_args()
+    words = sys.argv[1:]
+    if not words or not (words[0] in verbs.VERBS or words[0] in ("-h", "--help")):
+        words.insert(0, "run")  # `gate`, `docker nspawn`, nothing: scenarios
+    options = arguments().parse_args(words)
     try:
         return verbs.VERBS[options.verb](options)
     except LabError as error:

@@ -41,8 +41,9 @@ def _per_container(machine: Machine) -> str:
     """/proc of each container's first process."""
     script = f"sh /usr/local/lib/cntr-lab/provision/{machine.spec.engine}.sh pid"
     sudo = "runuser -u vagrant -- " if machine.spec.engine.endswith("rootless") else ""
+    files = " ".join(f"/proc/$p/{name}" for name in ("status", "cgroup", "mountinfo", "attr/current"))
     ask = "; ".join(
-        f'echo "== {name}"; p=$({sudo}{script} {name} 2>&1) && cat /proc/$p/status /proc/$p/cgroup /proc/$p/mountinfo /proc/$p/attr/current && ls -l /proc/$p/ns /proc/$p/fd'
+        f'echo "== {name}"; p=$({sudo}{script} {name} 2>&1) && cat {files} && ls -l /proc/$p/ns /proc/$p/fd'
         for name in machine.spec.containers
     )
     return f"{{ {ask}; }} 2>&1"

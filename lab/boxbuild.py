@@ -182,7 +182,7 @@ def _bootstrap(box: Box, out: Path, mirror: str | None) -> None:
         "--dpkgopt=force-unsafe-io",
         # No initramfs, no bootloader: the lab brings its own initrd. Debian's hook scripts would spend a minute here.
         '--essential-hook=mkdir -p "$1/etc/initramfs-tools" "$1/etc/kernel" && echo do_initrd=no >"$1/etc/kernel-img.conf"',
-        '--essential-hook=mkdir -p "$1/usr/sbin" && printf "#!/bin/sh\\nexit 101\\n" >"$1/usr/sbin/policy-rc.d" && chmod 755 "$1/usr/sbin/policy-rc.d"',
+        '--essential-hook=printf "#!/bin/sh\\nexit 101\\n" >"$1/usr/sbin/policy-rc.d" && chmod 755 "$1/usr/sbin/policy-rc.d"',
         '--customize-hook=rm -f "$1/usr/sbin/policy-rc.d"',
         f'--customize-hook=sh {paths.LAB}/box/customize.sh "$1" "$(cat {public_key()})"',
         f'--customize-hook=sh {paths.LAB}/box/pack.sh "$1" {out} {box.disk_gib}',

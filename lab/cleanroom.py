@@ -42,7 +42,8 @@ def readme_commands() -> list[str]:
     block = re.search(r"```(?:sh|console)\n(.*?)```", (CHECKOUT / "README.md").read_text(), re.DOTALL)
     if block is None:
         raise SystemExit("cleanroom: README.md has no block of shell commands")
-    return [line for line in block.group(1).splitlines() if line.startswith("sudo ./bootstrap")]
+    commands = [line.partition("#")[0].strip() for line in block.group(1).splitlines()]
+    return [command for command in commands if command.startswith("sudo ./bootstrap")]
 
 
 # --- what is carried in -----------------------------------------------------------------------------------------------

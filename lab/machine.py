@@ -152,8 +152,8 @@ class Machine:
         try:
             yield job
         finally:
-            end = f"g=$(cat {note}) && rm -f {note} && kill -TERM -- -$g && for i in 1 2 3 4 5 6 7 8 9 10; do "
-            end += "kill -0 -- -$g || exit 0; sleep 0.2; done && kill -KILL -- -$g"
+            end = f"g=$(cat {note}) && rm -f {note} && pkill -TERM -g $g && for i in 1 2 3 4 5 6 7 8 9 10; do "
+            end += "pgrep -g $g >/dev/null || exit 0; sleep 0.2; done && pkill -KILL -g $g"
             try:
                 self.run(f"{{ {end}; }} 2>/dev/null", user=user, timeout=20)
             finally:
@@ -250,9 +250,11 @@ def wait_for_ssh(
 def _difference(command: str, machine: str, wanted: str, result: Result) -> str:
     """What a failing scenario says: expectation, observation, and the command's last words."""
     said = (result.stderr.strip() or result.stdout.strip()).splitlines()[-QUIET_LINES:]
-    first = said.pop() if said else "(no output)"
-    lines = [f"expected: {wanted} from `{command}` on {machine}", f"seen:     status {result.returncode}: {first}"]
-    return "\n".join(lines + [f"          {line}" for line in said])
+    # The program's error before its warnings and hints; without one, the last word.
+    errors = [line for line in said if line.startswith("cntr: ") and not line.startswith("cntr: warning")]
+    headline = (errors or said or ["(no output)"])[-1]
+    lines = [f"expected: {wanted} from `{command}` on {machine}", f"seen:     status {result.returncode}: {headline}"]
+    return "\n".join(lines + [f"          {line}" for line in said if line != headline])
 
 
 def ensure_reachable(machine: Machine) -> None:

@@ -206,13 +206,16 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
             )
             files = artefacts.collect(made.machine, place, str(outcome.longrepr), lost, repro(item, machine))
             outcome.user_properties.append(("artefacts", files))
+            if not (lost or lab_options(item.config).keep_on_fail or call.when == "teardown"):
+                with contextlib.suppress(LostMachine, AssertionError):  # the next scenario will say that it is lost
+                    made.refresh()
     return outcome
 
 
 def repro(item: pytest.Item, machine: str) -> str:
     """The command that runs this one cell again and keeps the machine."""
     driver = lab_options(item.config).chosen_driver()
-    return f"python -m lab run {machine} --driver {driver} --keep-on-fail --scenario {getattr(item, 'originalname', item.name)}"
+    return f"python -m lab {machine} --driver {driver} --keep-on-fail --scenario {getattr(item, 'originalname', item.name)}"
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import signal
 import sys
 import time
@@ -20,6 +21,8 @@ from .table import MachineSpec, load
 
 DRIVERS = ("vagrant", "qemu", "here")
 FRESH = "fresh"
+NEEDS_A_VM = ("fat", "boot")
+"""Containers that take a privileged engine or an init of their own: not started on a host that was lent to the lab."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,21 @@ class Ready:
     machine: Machine
     plan: Plan
     times: dict[str, float]
+    has_snapshot: bool = False
+
+    def refresh(self) -> None:
+        """After a failed scenario: back to the state that every scenario expects, so that one failure is one failure.
+
+        On a driver without snapshots the containers are started afresh instead.
+
+        Raises:
+            LostMachine: the machine did not come back.
+        """
+        if self.has_snapshot:
+            self.times["restore"] = self.machine.restore(FRESH)
+            return
+        for name in self.machine.spec.containers:
+            provision.engine_script(self.machine, "reset", name, timeout=90)
 
     def facts(self) -> dict[str, str]:
         """For the report: driver, accelerator, kernel, versions."""
@@ -115,6 +133,8 @@ def _plan(spec: MachineSpec, options: Options) -> Plan:
     run_dir = paths.new_run_dir(spec.name)
     try:
         if options.chosen_driver() == "here":
+            standing = tuple(name for name in spec.containers if name not in NEEDS_A_VM)
+            spec = dataclasses.replace(spec, containers=standing)
             return Plan(spec, run_dir, keep=options.keep_on_fail)
         built = boxbuild.ensure(load().boxes[spec.box], options.mirror)
         accelerator = choose(built, options.accel)
@@ -146,12 +166,18 @@ def make_driver(plan: Plan, name: str) -> Driver:
 def _start(plan: Plan, driver: Driver) -> Ready:
     times: dict[str, float] = {}
     started = time.monotonic()
-    slowness = plan.accelerator.slowness if plan.accelerator else 1.0
+    slowness = (plan.accelerator.slowness if plan.accelerator else 1.0) * host_load()
     endpoint = driver.up()
     machine = connect(plan.spec, driver, endpoint, slowness)
     times["boot"] = time.monotonic() - started
     times |= provision.provision(machine)
-    return Ready(machine, plan, times)
+    ready = Ready(machine, plan, times)
+    started = time.monotonic()
+    with contextlib.suppress(LabError):  # this host itself has no snapshots, nor has every libvirt
+        machine.snapshot(FRESH)
+        ready.has_snapshot = True
+        times["snapshot"] = time.monotonic() - started
+    return ready
 
 
 def connect(spec: MachineSpec, driver: Driver, endpoint: Endpoint, slowness: float) -> Machine:
@@ -162,6 +188,22 @@ def connect(spec: MachineSpec, driver: Driver, endpoint: Endpoint, slowness: flo
         assert isinstance(driver, HereDriver)
         return Machine(spec, driver, driver.carrier(), slowness)
     return wait_for_ssh(spec, driver, endpoint, slowness)
+
+
+def host_load() -> float:
+    """By what factor other work on this host stretches time limits: 1 on a quiet machine, at most 4."""
+    return min(4.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
+
+
+def kept_here(name: str) -> list[str] | None:
+    """The command prefix into a machine of the here driver that an earlier run left standing."""
+    from .drivers.here import HereDriver
+
+    for note in sorted(paths.runs_dir().glob("*/state.json"), reverse=True):
+        state = read_state(note.parent)
+        if state.get("machine") == name and state.get("keep") and state.get("driver") == "here":
+            return HereDriver(Plan(load().machine(name), note.parent)).prefixes()["root"]
+    return None
 
 
 def kept(name: str) -> Endpoint | None:

@@ -40,6 +40,7 @@ def machine_names(words: list[str]) -> list[str]:
 def run(told: argparse.Namespace) -> int:
     """Scenarios: the boxes first (with progress), then pytest with the lab's plugin."""
     names = machine_names(told.machines)
+    transports = told.transports or ("mount,devfuse" if told.machines == ["gate"] else "mount,devfuse,pyfuse3")
     options = _options(told)
     driver = options.chosen_driver()
     jobs = told.jobs or 1
@@ -65,9 +66,10 @@ def run(told: argparse.Namespace) -> int:
     report.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(report / "artefacts", ignore_errors=True)  # of an earlier run
     command = [
-        sys.executable, "-m", "pytest", str(paths.REPOSITORY / "scenarios"), "-q", "--no-header", "--tb=no", "-rN",
-        "-p", "no:cacheprovider", "-o", "timeout=0", "-o", "console_output_style=classic", f"--junitxml={report / 'junit.xml'}",
-        f"--lab-machines={','.join(names)}", f"--lab-transports={told.transports}", f"--lab-driver={driver}",
+        sys.executable, "-m", "pytest", str(paths.REPOSITORY / "scenarios"), "-q", "--no-header",
+        "--tb=no", "-rN", "-p", "no:cacheprovider",
+        "-o", "timeout=0", "-o", "console_output_style=classic", f"--junitxml={report / 'junit.xml'}",
+        f"--lab-machines={','.join(names)}", f"--lab-transports={transports}", f"--lab-driver={driver}",
         f"--lab-accel={told.accel}", f"--lab-libvirt-uri={told.libvirt_uri}", f"--lab-report={report}",
     ]  # fmt: skip
     if told.mirror:
@@ -105,6 +107,10 @@ def try_(told: argparse.Namespace) -> int:
 
 def shell(told: argparse.Namespace) -> int:
     """A shell in a machine that an earlier run kept; in a fresh one if there is none."""
+    here = session.kept_here(told.machine)
+    if here is not None:
+        print(f"lab: {told.machine} as it was kept, on this host; it stays after this shell", flush=True)
+        return subprocess.call([*here, *(["sh", "-c", told.command] if told.command else ["bash", "-i"])])
     endpoint = session.kept(told.machine)
     if endpoint is None:
         print(f"lab: no {told.machine} was kept; making one", flush=True)

@@ -30,7 +30,10 @@ def test_files_through_the_mount(mounted, machine):
         f"cd {through} && mkdir -p d && umask 077 && echo x >d/f && chmod 4751 d/f && ln d/f d/hard && ln -s f d/soft && mkfifo d/p "
         f"&& touch -d '2001-02-03 04:05:06.789' d/f && setfattr -n user.k -v v d/f && setfacl -m u:1000:rw d/hard && mv d e"
     )
-    ask = "cd {} && stat -c '%n %a %u %g %h %s %Y %F' e/* && stat -c %y e/f && readlink e/soft && getfattr --only-values -n user.k e/f && getfacl -pn e/hard"
+    ask = (
+        "cd {} && stat -c '%n %a %u %g %h %s %Y %F' e/* && stat -c %y e/f && readlink e/soft "
+        "&& getfattr --only-values -n user.k e/f && getfacl -pn e/hard"
+    )
     assert machine.succeed(ask.format(through)) == machine.succeed(ask.format(source))
     machine.succeed(f"rm -r {through}/e; test ! -e {source}/e")
 
@@ -46,7 +49,8 @@ def test_own_suite(machine, transport):
     if machine.run("test -d " + GUEST).returncode != 0:
         for part in ("tests", "cntr", "pyproject.toml"):
             machine.copy(paths.REPOSITORY / part, f"{GUEST}/{part}")
-    line = f"cd {GUEST} && /opt/cntr/bin/python -m pytest -q -x --no-header -p no:cacheprovider -o addopts= -W default tests/fs -k 'not slow' 2>&1 | tail -n 15"
+    pytest_line = "/opt/cntr/bin/python -m pytest -q -x --no-header -p no:cacheprovider -o addopts= -W default"
+    line = f"cd {GUEST} && {pytest_line} tests/fs -k 'not slow' 2>&1 | tail -n 15"
     said = machine.succeed(line, timeout=600)
     assert " passed" in said
     assert " failed" not in said
@@ -68,7 +72,8 @@ def test_xfstests(mounted, machine, request):
         "SCRATCH_DEV=source:/var/tmp/lab-scratch SCRATCH_MNT=/mnt"
     )
     machine.succeed(
-        f"umount {through}; cd /var/tmp/xfstests && {settings} && ./check -g generic/quick >/var/tmp/xfstests.log 2>&1; grep -q ^Ran: /var/tmp/xfstests.log",
+        f"umount {through}; cd /var/tmp/xfstests && {settings} && ./check -g generic/quick >/var/tmp/xfstests.log 2>&1; "
+        "grep -q ^Ran: /var/tmp/xfstests.log",
         timeout=3600,
     )
     assert "Failures:" not in machine.succeed("tail -n 5 /var/tmp/xfstests.log")

@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import stat
+import struct
 
 from cntr import kernel_fs
 from cntr.cntrfs.backing import Caller, Credentials, proc_path
@@ -33,6 +34,8 @@ def errno_of(error: BaseException) -> int:
     """The errno to answer with; what is not an OSError is a mistake of ours, logged with its traceback."""
     if isinstance(error, OSError) and error.errno:
         return error.errno
+    if isinstance(error, OverflowError | struct.error):
+        return errno.EINVAL  # a number that no system call takes
     if isinstance(error, MemoryError):
         return errno.ENOMEM
     log.error("an operation failed unexpectedly", exc_info=error)
@@ -126,6 +129,7 @@ class Core(FileOperations):
 
     def setattr(self, nodeid: int, changes: Changes, fh: int | None = None) -> tuple[Node, Attributes]:
         """SETATTR: size, then owner, then mode (a change of owner clears set-id bits), then times."""
+        self.demand_writable()
         node = self.nodes.get(nodeid)
         handle = self.handles.get(fh) if fh is not None else None
         fd = handle.fd if handle is not None and handle.fd >= 0 else self.nodes.fd(node)
@@ -141,6 +145,8 @@ class Core(FileOperations):
             os.chmod(path, changes.mode & 0o7777)
         if changes.atime is not None or changes.mtime is not None:
             kernel_fs.utimens(path, changes.atime or _OMIT, changes.mtime or _OMIT)
+        elif changes.size is None and changes.uid is None and changes.gid is None and changes.mode is None:
+            kernel_fs.chown(fd, _UNCHANGED, _UNCHANGED)  # a client's chown(-1, -1), which moves ctime
         return node, kernel_fs.statx(fd)
 
     def _truncate(self, fd: int | None, path: bytes, changes: Changes, node_fd: int) -> None:
@@ -157,6 +163,7 @@ class Core(FileOperations):
 
     def mknod(self, parent_id: int, name: bytes, mode: int, device: int, caller: Caller) -> tuple[Node, Attributes]:
         """MKNOD: a regular file, FIFO, socket or device; device as makedev(3) makes it."""
+        self.demand_writable()
         parent = self.nodes.get(parent_id)
         parent_fd = self.nodes.fd(parent)
         with self.credentials.as_caller(caller, groups=bool(mode & stat.S_ISGID)):
@@ -165,6 +172,7 @@ class Core(FileOperations):
 
     def mkdir(self, parent_id: int, name: bytes, mode: int, caller: Caller) -> tuple[Node, Attributes]:
         """MKDIR."""
+        self.demand_writable()
         parent = self.nodes.get(parent_id)
         parent_fd = self.nodes.fd(parent)
         with self.credentials.as_caller(caller):
@@ -173,6 +181,7 @@ class Core(FileOperations):
 
     def symlink(self, parent_id: int, name: bytes, target: bytes, caller: Caller) -> tuple[Node, Attributes]:
         """SYMLINK: NAME leads to TARGET."""
+        self.demand_writable()
         parent = self.nodes.get(parent_id)
         parent_fd = self.nodes.fd(parent)
         with self.credentials.as_caller(caller):
@@ -181,6 +190,7 @@ class Core(FileOperations):
 
     def link(self, nodeid: int, parent_id: int, name: bytes) -> tuple[Node, Attributes]:
         """LINK: one more name for the node's file."""
+        self.demand_writable()
         node = self.nodes.get(nodeid)
         parent = self.nodes.get(parent_id)
         parent_fd = self.nodes.fd(parent)
@@ -198,6 +208,7 @@ class Core(FileOperations):
 
     def unlink(self, parent_id: int, name: bytes) -> None:
         """UNLINK; a file that is still open stays reachable."""
+        self.demand_writable()
         parent_fd = self.nodes.fd(self.nodes.get(parent_id))
         victim = self._keep_reachable(parent_fd, name)
         try:
@@ -209,6 +220,7 @@ class Core(FileOperations):
 
     def rmdir(self, parent_id: int, name: bytes) -> None:
         """RMDIR; someone's working directory stays reachable."""
+        self.demand_writable()
         parent_fd = self.nodes.fd(self.nodes.get(parent_id))
         victim = self._keep_reachable(parent_fd, name)
         try:
@@ -233,6 +245,7 @@ class Core(FileOperations):
         self, parent_id: int, name: bytes, new_parent_id: int, new_name: bytes, flags: int, caller: Caller
     ) -> None:
         """RENAME with the flags of renameat2(2); a whiteout belongs to the caller."""
+        self.demand_writable()
         old_parent, new_parent = self.nodes.get(parent_id), self.nodes.get(new_parent_id)
         old_fd, new_fd = self.nodes.fd(old_parent), self.nodes.fd(new_parent)
         if old_parent.fd < 0:  # opening the second gave the first up: fds were that scarce
@@ -290,6 +303,7 @@ class Core(FileOperations):
         Setting an ACL clears S_ISGID unless the caller is in the file's group or has CAP_FSETID. Either the kernel
         said so (kill_sgid), or the caller is given and the backing filesystem decides as for them.
         """
+        self.demand_writable()
         path = self._path(nodeid)
         if kill_sgid:
             caller = Caller(65534, _NOBODYS_GROUP, 0)
@@ -301,6 +315,7 @@ class Core(FileOperations):
 
     def removexattr(self, nodeid: int, name: bytes) -> None:
         """REMOVEXATTR."""
+        self.demand_writable()
         os.removexattr(self._path(nodeid), name)
 
     # files: creating and opening in one
@@ -309,6 +324,7 @@ class Core(FileOperations):
         self, parent_id: int, name: bytes, flags: int, mode: int, caller: Caller
     ) -> tuple[Node, Attributes, int]:
         """CREATE: node, attributes and the open file's handle."""
+        self.demand_writable()
         parent = self.nodes.get(parent_id)
         parent_fd = self.nodes.fd(parent)
         backing_flags = self.backing_flags(flags) & ~os.O_TRUNC

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -47,12 +48,19 @@ class FileOperations:
     handles: dict[int, FileHandle]
     last_handle: int
 
+    def demand_writable(self) -> None:
+        """EROFS where the tree is served read-only, whatever the mount's flags are: a client's root can change those."""
+        if self.options.read_only:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
     def backing_flags(self, flags: int) -> int:
         """The flags to open a backing file with for a client's open(2) FLAGS.
 
         With the kernel's writeback cache a partial page is read before it is written: O_WRONLY becomes O_RDWR.
         """
         wanted = flags & ~STRIPPED | os.O_CLOEXEC
+        if flags & (os.O_ACCMODE | os.O_TRUNC):
+            self.demand_writable()
         if self.options.writeback and flags & os.O_ACCMODE == os.O_WRONLY:
             wanted = wanted & ~os.O_ACCMODE | os.O_RDWR
         return wanted
@@ -105,7 +113,7 @@ class FileOperations:
         """The open file behind a handle number; EBADF when there is none."""
         handle = self.handles.get(fh)
         if handle is None:
-            raise OSError(9, os.strerror(9))  # EBADF
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return handle
 
     def read(self, fh: int, offset: int, size: int) -> bytes:
@@ -187,6 +195,7 @@ class FileOperations:
 
     def fallocate(self, fh: int, mode: int, offset: int, length: int, caller: Caller) -> None:
         """FALLOCATE with FALLOC_FL_* flags."""
+        self.demand_writable()
         fd = self.file_fd(self.handle(fh))
         with self.killing(fd, caller):
             kernel_fs.fallocate(fd, mode, offset, length)
@@ -199,12 +208,14 @@ class FileOperations:
         self, fh_in: int, offset_in: int, fh_out: int, offset_out: int, length: int, caller: Caller
     ) -> int:
         """COPY_FILE_RANGE: bytes copied."""
+        self.demand_writable()
         fd_in, fd_out = self.file_fd(self.handle(fh_in)), self.file_fd(self.handle(fh_out))
         with self.killing(fd_out, caller):
             return os.copy_file_range(fd_in, fd_out, length, offset_in, offset_out)
 
     def tmpfile(self, parent_id: int, flags: int, mode: int, caller: Caller) -> tuple[Node, kernel_fs.Attributes, int]:
         """TMPFILE: open(2) with O_TMPFILE; the file has no name, so its fd is kept until it is forgotten."""
+        self.demand_writable()
         parent_fd = self.nodes.fd(self.nodes.get(parent_id))
         wanted = self.backing_flags(flags) | os.O_TMPFILE | flags & os.O_EXCL
         with self.credentials.as_caller(caller, groups=bool(mode & 0o2000)):

@@ -121,6 +121,7 @@ class NodeTable:
         self._synthetic = _SYNTHETIC
         self._generation = 1
         self._lru: OrderedDict[Node, None] = OrderedDict()
+        self._pins: dict[Node, None] = {}
         self._graveyard: OrderedDict[int, tuple[Slot, Handle]] = OrderedDict()
         self.on_new_slot: Callable[[Slot], None] = lambda slot: None
         self.max_fds = fd_budget() if max_fds is None else max_fds
@@ -289,11 +290,13 @@ class NodeTable:
             self.fd(node)
         self._lru.pop(node, None)
         node.pinned = True
+        self._pins[node] = None
 
     def unpin(self, node: Node) -> None:
         """The file has a name after all."""
         if node.pinned and node is not self.root:
             node.pinned = False
+            self._pins.pop(node, None)
             self._lru[node] = None
 
     def trim(self) -> None:
@@ -309,16 +312,26 @@ class NodeTable:
 
     def retrying(self, opener: _Opener) -> int:
         """Call what opens a fd; when no fd is free the table gives up its own and it is called again."""
-        try:
-            return opener()
-        except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._lru:
-                raise
+        for give_up in (self._give_up_cached, self._give_up_pinned):
+            try:
+                return opener()
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                    raise
+                give_up()
+        return opener()
+
+    def _give_up_cached(self) -> None:
         keep = self.max_fds
         self.max_fds = min(2, keep)  # the fds an operation holds already are the newest
         self.trim()
         self.max_fds = keep
-        return opener()
+
+    def _give_up_pinned(self) -> None:
+        """The older half: files without a name that the kernel remembers. Most are not open, and none will ask."""
+        for node in list(self._pins)[: (len(self._pins) + 1) // 2]:
+            self._close(node)
+            node.pinned = False
 
     def _reopen(self, node: Node) -> int:
         if node.handle is not None:
@@ -366,6 +379,7 @@ class NodeTable:
     def _close(self, node: Node) -> None:
         if node.fd >= 0 and node is not self.root:
             self._lru.pop(node, None)
+            self._pins.pop(node, None)
             os.close(node.fd)
             node.fd = -1
 

@@ -85,7 +85,8 @@ class Sender:
             target = os.readlink(b"", dir_fd=fd) if stat.S_ISLNK(info.st_mode) else b""
             source = -1 if target else self._reopen(fd, info)
         except OSError as error:
-            hint = denied(self.tell.label) if isinstance(error, PermissionError) else ""
+            missing = "`cntr attach TARGET` looks around there: the path is /var/lib/cntr/…" if self.tell.label else "it is a path of the host"
+            hint = denied(self.tell.label) if isinstance(error, PermissionError) else missing
             raise CntrError(f"{self.tell.show(path)}: {os.strerror(error.errno or 0)}", hint) from None
         os.close(fd)
         self.out.send(stream.START, b"\1" if contents else b"\0", stream.pack_item(meta_of(info), last, target))

@@ -173,12 +173,11 @@ def entries() -> tuple[Entry, ...]:
         for directory in _listed(path):
             if directory.endswith(".dist-info"):
                 try:
-                    with open(f"{path}/{directory}/entry_points.txt", "rb") as stream:
-                        text = stream.read()
+                    text = procfs.read(f"{path}/{directory}/entry_points.txt")
                 except OSError:
                     continue
-                if b"[cntr.engines]" in text:
-                    extra += _declared(text.decode("utf-8", "replace"))
+                if "[cntr.engines]" in text:
+                    extra += _declared(text)
     return REGISTRY + tuple(extra)
 
 
@@ -267,12 +266,19 @@ def resolve(target: str) -> Container:
         from cntr.engines import process
 
         return process.resolve(prefix, rest)
-    known = entries()
-    named = [entry for entry in known if colon and rest and prefix in (entry.name, *entry.aliases)]
+    known = REGISTRY  # looking for what others have added takes longer than asking Docker
+    named = _called(prefix, known) if colon and rest else []
+    if not named:
+        known = entries()
+        named = _called(prefix, known) if colon and rest else []
     if named:
         return _only(target, rest, prefix, named, known, time.monotonic() + NAMED_SECONDS)
     present = [entry for entry in known if entry.present()]
     return _only(target, target, "", present, known, time.monotonic() + ASK_SECONDS)
+
+
+def _called(prefix: str, known: tuple[Entry, ...]) -> list[Entry]:
+    return [entry for entry in known if prefix in (entry.name, *entry.aliases)]
 
 
 def _only(

@@ -15,7 +15,9 @@ from ..table import load
 from . import base
 
 PLUGIN_PLACES = ("/usr/share/rubygems-integration/all/specifications",)
-UP_SECONDS = 900
+UP_SECONDS = 2400
+BOOT_SECONDS = 1800
+"""How long vagrant itself waits for SSH: longer than the lab does, which watches the console meanwhile and knows the load."""
 
 
 def missing() -> str:
@@ -41,6 +43,7 @@ def choice(built: dict[str, str], accelerator: Accelerator, uri: str, prefix: st
         "accelerator": accelerator.name,
         # libvirt knows no word for "all features but this one" with the `maximum` model; QEMU takes the last -cpu.
         "qemu_args": [] if accelerator.name == "kvm" else ["-cpu", "max,cx16=off"],
+        "boot_timeout": BOOT_SECONDS,
         "uri": uri,
         "prefix": prefix,
         **more,

@@ -11,9 +11,9 @@ import sys
 import pytest
 
 from cntr import manual
-from cntr.identity import WITHHELD, WITHHELD_PREFIXES
 from cntr.options import COMMANDS
 from tests.house import source
+from tests.house.written import MARKS, WRITTEN
 
 PAGES = [*source.ROOT.glob("*.md"), *(source.ROOT / "docs").glob("*.md")]
 README = (source.ROOT / "README.md").read_text()
@@ -55,12 +55,11 @@ def test_links_lead_somewhere(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_the_manuals_list_of_commands_is_the_table():
-    text = (source.ROOT / "docs/cntr.1.md").read_text()
-    listed = re.findall(r"^\| `cntr ([^`]*)` \| (.*) \|$", text, re.MULTILINE)
-    tail = {True: " [-- CMD…]", False: ""}
-    table = [(" ".join([c.name, *c.positional]) + tail[c.takes_command], c.help) for c in COMMANDS]
-    assert listed == table
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_is_written_from_a_table_is_the_table(name):
+    found = MARKS.search((source.ROOT / name).read_text())
+    assert found
+    assert found[2] == WRITTEN[name](), "run `python -m tests.house.written`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -73,13 +72,6 @@ def test_every_command_and_option_that_a_page_shows_exists(page):
         known = {option for o in names[name].options for option in o.names} | {"-h", "--help", "--debug", "--"}
         own = rest[: rest.index("--")] if "--" in rest else rest
         assert {word.partition("=")[0].rstrip(",.;:)") for word in own if word.startswith("--")} <= known, words
-
-
-def test_the_list_of_withheld_variables_is_the_code():
-    text = (source.ROOT / "docs/security.md").read_text()
-    names, _, prefixes = text.partition("## Withheld variables")[2].partition("Beginning with one of:")
-    assert set(re.findall(r"`([A-Z_0-9]+)`", names.split("\n\n", 2)[2])) == WITHHELD
-    assert tuple(re.findall(r"`([A-Za-z_]+)`", prefixes)) == WITHHELD_PREFIXES
 
 
 def test_the_drawn_walk_names_what_exists():

@@ -15,7 +15,7 @@ from tests.house import source
 LAYERS = (
     ("cntr.__main__",),
     ("cntr.cli",),
-    ("cntr.reports", "cntr.inside"),
+    ("cntr.reports", "cntr.inside", "cntr.copy"),
     ("cntr.attach",),
     ("cntr.supervise", "cntr.session", "cntr.fileserver"),
     ("cntr.nest", "cntr.identity"),
@@ -23,7 +23,7 @@ LAYERS = (
     ("cntr.target",),
     ("cntr.engines", "cntr.engines."),
     ("cntr.cntrfs", "cntr.cntrfs."),
-    ("cntr.pty", "cntr.channel", "cntr.cgroup", "cntr.manual"),
+    ("cntr.copying", "cntr.copying.", "cntr.reexec", "cntr.pty", "cntr.channel", "cntr.cgroup", "cntr.manual"),
     ("cntr.options", "cntr.namespaces"),
     ("cntr.kernel", "cntr.kernel_fs", "cntr.procfs"),
     ("cntr.errors",),

@@ -8,14 +8,15 @@ import pytest
 
 from tests.house import source
 
-FILE_LINES, FUNCTION_LINES = 430, 60
+FILE_LINES, FUNCTION_LINES = 400, 60
+LONGER = {"cntr.cntrfs.nodes": 460}  # one table and the locks around it
 WITHOUT_ERROR = ("setfsuid", "setfsgid")  # setfsuid(2): "no error indications … are returned"
 
 
 @pytest.mark.parametrize("module", source.modules("cntr"))
 def test_a_module_fits_in_the_head(module):
     path = source.modules("cntr")[module]
-    assert len(path.read_text().splitlines()) <= FILE_LINES
+    assert len(path.read_text().splitlines()) <= LONGER.get(module, FILE_LINES)
     functions = [n for n in ast.walk(source.tree(path)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
     long = {f.name: f.end_lineno - f.lineno + 1 for f in functions if f.end_lineno - f.lineno >= FUNCTION_LINES}
     assert not long

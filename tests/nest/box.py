@@ -33,7 +33,7 @@ class Box(SlimContainer):
     """SlimContainer with busybox, and more to inherit.
 
     groups, gid: ids beside uid; ambient: capabilities kept across the change of uid; limits: {RLIMIT_*: (soft, hard)};
-    cgroups: directories it moves into; mounts: called in its mount namespace with the root's host path, before the pivot;
+    cgroups: directories it is moved into; mounts: called in its mount namespace with the root's host path, before the pivot;
     as_root: called after the pivot, before it gives up its capabilities.
     """
 
@@ -68,6 +68,8 @@ class Box(SlimContainer):
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(target)
         super().__enter__()
+        for directory in self.cgroups:
+            pathlib.Path(directory, "cgroup.procs").write_text(str(self.pid))
         return self
 
     def _pivot(self) -> None:
@@ -79,8 +81,6 @@ class Box(SlimContainer):
         super()._pivot()
 
     def _drop(self) -> None:
-        for directory in self.cgroups:
-            pathlib.Path(directory, "cgroup.procs").write_text("0")
         if self.as_root:
             self.as_root()
         if self.oom_score_adj is not None:

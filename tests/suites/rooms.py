@@ -52,6 +52,12 @@ def enter() -> Path:
     sys.exit(status)
 
 
+def keep(directory: Path) -> Path:
+    """DIRECTORY (made if need be) by a way that a private /tmp does not cover: call it before ``enter``."""
+    directory.mkdir(parents=True, exist_ok=True)
+    return Path(f"/proc/self/fd/{os.open(directory, os.O_PATH | os.O_DIRECTORY)}")
+
+
 def _die_with_parent() -> None:
     """The room goes (unshare --kill-child) even when its runner is killed."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)

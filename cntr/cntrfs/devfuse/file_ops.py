@@ -12,12 +12,14 @@ from cntr import kernel_fs
 from cntr.cntrfs.devfuse import ioctls, wire
 from cntr.cntrfs.devfuse.namespace_ops import creator, extensions, label
 from cntr.cntrfs.devfuse.request import Connection, NoAnswer
+from cntr.cntrfs.devfuse.watch import notify
 from cntr.cntrfs.devfuse.workers import sync
 
 if TYPE_CHECKING:
     from cntr.cntrfs.devfuse.namespace_ops import Handler
     from cntr.cntrfs.nodes import Node
 
+MAX_IO = 1 << 20  # bytes in one READ or WRITE: what INIT agrees on
 _GUARDED = 0x10 | 0x20  # STATX_ATTR_IMMUTABLE, STATX_ATTR_APPEND
 _ENTRY_SIZE = wire.ENTRY_OUT.size
 _NO_ENTRY = bytes(_ENTRY_SIZE)
@@ -34,6 +36,9 @@ def _open_flags(c: Connection, node: Node, fd: int, flags: int, fh: int) -> tupl
         answer = wire.FOPEN_DIRECT_IO
     else:
         answer = wire.FOPEN_KEEP_CACHE if c.keep_cache else 0
+    if backing_id and handle.fd >= 0 and len(c.core.handles) > c.core.nodes.max_fds:
+        os.close(handle.fd)  # fds get scarce, and the kernel holds the file itself now
+        handle.fd = -1
     # No FOPEN_NOFLUSH: a FLUSH is how the kernel says that a process closed one of its fds, which ends its POSIX locks.
     return answer, backing_id
 
@@ -43,6 +48,7 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
     core = c.core
     node = core.nodes.get(nodeid)
     lazily = False
+    core.backing_flags(flags)  # refuses what a tree served read-only refuses
     if c.passthrough.enabled and node.kind == stat.S_IFREG and not flags & os.O_TRUNC:
         fd = core.nodes.fd(node)
         # The kernel opens what it was given without asking whether the file is immutable or append-only.
@@ -84,12 +90,14 @@ def _tmpfile(c: Connection, nodeid: int, body: memoryview) -> bytes:
 
 def _read(c: Connection, nodeid: int, body: memoryview) -> bytes:
     fh, offset, size, _, _, _, _ = wire.READ_IN.unpack_from(body)
-    return c.core.read(fh, offset, size)
+    return c.core.read(fh, offset, min(size, MAX_IO))
 
 
 def _write(c: Connection, nodeid: int, body: memoryview) -> bytes:
     fh, offset, size, write_flags, _, flags, _ = wire.WRITE_IN.unpack_from(body)
     data = body[wire.WRITE_IN.size : wire.WRITE_IN.size + size]
+    if len(data) < size:
+        raise wire.Malformed("a WRITE cut off")
     # A page from the kernel's cache has its place; otherwise the end is where it is now, not where the kernel thinks.
     append = bool(flags & os.O_APPEND) and not write_flags & wire.WRITE_CACHE
     killer = c.caller() if write_flags & wire.WRITE_KILL_SUIDGID else None
@@ -179,7 +187,9 @@ def _lock(c: Connection, body: memoryview, wait: bool) -> None:
     fh, owner, start, end, kind, pid, flags, _ = wire.LK_IN.unpack_from(body)
     handle = c.core.handle(fh)
     flock = flags & wire.LK_FLOCK
-    if not (c.locks.flock(handle, kind, wait) if flock else c.locks.set(handle, fh, owner, start, end, kind, pid, wait)):
+    if not (
+        c.locks.flock(handle, kind, wait) if flock else c.locks.set(handle, fh, owner, start, end, kind, pid, wait)
+    ):
         raise NoAnswer
 
 
@@ -229,7 +239,13 @@ def _copy_file_range_64(c: Connection, nodeid: int, body: memoryview) -> bytes:
 def _ioctl(c: Connection, nodeid: int, body: memoryview) -> bytes:
     fh, _, command, _, in_size, out_size = wire.IOCTL_IN.unpack_from(body)
     data = bytes(body[wire.IOCTL_IN.size : wire.IOCTL_IN.size + in_size])
+    if command in ioctls.CHANGING:
+        c.core.demand_writable()
     result = ioctls.perform(c.core.file_fd(c.core.handle(fh)), command, data, out_size)
+    if command in ioctls.CHANGING:
+        # The kernel does not know that ctime moved. Told by a worker: the serving thread must never wait for it.
+        fuse_fd, message = c.fd, wire.INVAL_INODE_OUT.pack(nodeid, -1, 0)
+        c.workers.run(lambda: notify(fuse_fd, wire.NOTIFY_INVAL_INODE, message))
     return wire.IOCTL_OUT.pack(0, 0, 0, 0) + result
 
 

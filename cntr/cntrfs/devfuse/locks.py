@@ -173,8 +173,8 @@ class Locks:
                             raise
             except Exception as error:  # noqa: BLE001  every mistake becomes an answer
                 number = errno_of(error)
-            waiter.done.set()
             self._waiters.pop(unique, None)
+            waiter.done.set()
             heartbeat.park(-1)
             if not number and waiter.interrupted:
                 undo()  # granted at the very moment the client gave up
@@ -232,7 +232,9 @@ class Locks:
             self._owners.pop(node.nodeid, None)
 
     def close(self) -> None:
-        """Let everything go."""
+        """Let everything go, waiting requests too."""
+        for unique in list(self._waiters):
+            self.interrupt(unique)
         for owners in self._owners.values():
             for owner in owners.values():
                 os.close(owner.fd)

@@ -22,7 +22,9 @@ _NOW = (0, core_module.NOW)
 
 
 def _lookup(c: Connection, nodeid: int, body: memoryview) -> bytes:
-    (name,) = wire.split_names(body, 1)
+    (name,) = wire.split_strings(body, 1)
+    if b"/" in name or not name:
+        raise wire.Malformed("not the name of an entry")
     try:
         node, attributes = c.core.lookup(nodeid, name)
     except FileNotFoundError:
@@ -168,14 +170,15 @@ def _mkdir(c: Connection, nodeid: int, body: memoryview) -> bytes:
     mode, umask = wire.MKDIR_IN.unpack_from(body)
     arguments, contexts, groups = extensions(c, body)
     (name,) = wire.split_names(arguments[8:], 1)
-    node, attributes = c.core.mkdir(nodeid, name, mode, creator(c, umask, groups))
+    node, attributes = c.core.mkdir(nodeid, name, mode & 0o7777, creator(c, umask, groups))
     label(c, node, contexts)
     return c.entry(node, attributes)
 
 
 def _symlink(c: Connection, nodeid: int, body: memoryview) -> bytes:
     arguments, contexts, groups = extensions(c, body)
-    name, target = wire.split_names(arguments, 2)
+    name, target = wire.split_strings(arguments, 2)
+    wire.split_names(name + b"\0", 1)
     node, attributes = c.core.symlink(nodeid, name, target, creator(c, 0, groups))
     label(c, node, contexts)
     return c.entry(node, attributes)
@@ -243,7 +246,7 @@ def _sized(c: Connection, value: bytes, size: int) -> bytes:
 
 def _getxattr(c: Connection, nodeid: int, body: memoryview) -> bytes:
     size, _ = wire.GETXATTR_IN.unpack_from(body)
-    (name,) = wire.split_names(body[8:], 1)
+    (name,) = wire.split_strings(body[8:], 1)
     return _sized(c, c.core.getxattr(nodeid, name), size)
 
 
@@ -253,7 +256,7 @@ def _listxattr(c: Connection, nodeid: int, body: memoryview) -> bytes:
 
 
 def _removexattr(c: Connection, nodeid: int, body: memoryview) -> None:
-    (name,) = wire.split_names(body, 1)
+    (name,) = wire.split_strings(body, 1)
     c.core.removexattr(nodeid, name)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from cntr import kernel_fs
 from cntr.cntrfs.core import Core, errno_of
 from cntr.cntrfs.devfuse import wire
-from cntr.cntrfs.devfuse.file_ops import FILE_HANDLERS
+from cntr.cntrfs.devfuse.file_ops import FILE_HANDLERS, MAX_IO
 from cntr.cntrfs.devfuse.namespace_ops import NAMESPACE_HANDLERS
 from cntr.cntrfs.devfuse.request import Connection, NoAnswer
 from cntr.cntrfs.devfuse.watch import Watch
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cntr.cntrfs")
 
-MAX_WRITE = 1 << 20
-_BUFFER = MAX_WRITE + 4096
+_BUFFER = MAX_IO + 4096
 _OVERLAYFS_MAGIC = 0x794C7630
 _WANTED = (
     wire.ASYNC_READ | wire.POSIX_LOCKS | wire.ATOMIC_O_TRUNC | wire.EXPORT_SUPPORT | wire.BIG_WRITES | wire.DONT_MASK
@@ -57,6 +56,7 @@ class Session:
         self.heartbeat = heartbeat
         self.connection = Connection(fuse_fd, core, heartbeat)
         self.on_ready = on_ready
+        self.initialized = False
         self.watch: Watch | None = None
         self.stopping = False
         self._reading = False
@@ -83,7 +83,7 @@ class Session:
             connection.passthrough.enabled = True
         return wire.INIT_OUT.pack(
             wire.KERNEL_VERSION, min(minor, wire.MINOR_VERSION), max(readahead, 1 << 20), agreed & 0xFFFFFFFF,
-            64, 48, MAX_WRITE, 1, MAX_WRITE // 4096, 0, agreed >> 32, depth, 0,
+            64, 48, MAX_IO, 1, MAX_IO // 4096, 0, agreed >> 32, depth, 0,
         )  # fmt: skip
 
     def _optional(self) -> int:
@@ -172,9 +172,11 @@ class Session:
             self.connection.fail(unique, errno.EPROTO)
             return
         self.connection.answer(unique, self.init(body))
+        if self.initialized:
+            return
+        self.initialized = True
         self._watch()
         self.on_ready()
-        self.on_ready = lambda: None
 
     # stopping
 

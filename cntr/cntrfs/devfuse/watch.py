@@ -214,7 +214,10 @@ class Helper:
                     self.tell_inode(nodeid, mask, told)
                 elif mask & _ENTRY_EVENTS and (nodeid, name) not in told:
                     told.add((nodeid, name))
-                    notify(self.fuse_fd, wire.NOTIFY_INVAL_ENTRY, _entry(nodeid, name, self.entry_flags))
+                    # What was removed is dropped at once: its inode number may be in use again, and the kernel would
+                    # keep the old file's node for as long as it remembers the name.
+                    flags = 0 if mask & kernel_fs.FAN_DELETE else self.entry_flags
+                    notify(self.fuse_fd, wire.NOTIFY_INVAL_ENTRY, _entry(nodeid, name, flags))
                     self.tell_inode(nodeid, kernel_fs.FAN_MODIFY, told)
 
     def tell_inode(self, nodeid: int, mask: int, told: set[tuple[int, bytes]]) -> None:

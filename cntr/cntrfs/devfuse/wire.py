@@ -143,12 +143,21 @@ class Malformed(Exception):
     """A request that no kernel sends: answered with EINVAL."""
 
 
+def split_strings(body: memoryview | bytes, count: int) -> list[bytes]:
+    """COUNT strings, each ending in a NUL; Malformed when there are fewer."""
+    strings = bytes(body).split(b"\0", count)
+    if len(strings) <= count:
+        raise Malformed("a string without its end")
+    return strings[:count]
+
+
 def split_names(body: memoryview | bytes, count: int) -> list[bytes]:
-    """COUNT names, each ending in a NUL; Malformed when there are fewer."""
-    names = bytes(body).split(b"\0", count)
-    if len(names) <= count:
-        raise Malformed("a name without its end")
-    return names[:count]
+    """COUNT names of directory entries; Malformed when one could lead out of its directory."""
+    names = split_strings(body, count)
+    for name in names:
+        if not name or b"/" in name or name in (b".", b".."):
+            raise Malformed("not the name of an entry")
+    return names
 
 
 def pack_dirent(ino: int, offset: int, kind: int, name: bytes) -> bytes:

@@ -28,21 +28,21 @@ class Workers:
         """connection: where they answer."""
         self.connection = connection
         self.heartbeat = heartbeat
-        self._queue: queue.SimpleQueue[tuple[int, Callable[[], bytes | None]]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
 
-    def submit(self, unique: int, work: Callable[[], bytes | None]) -> None:
-        """Run WORK and answer the request UNIQUE with what it returns, or with its error."""
+    def run(self, work: Callable[[], object]) -> None:
+        """Run WORK, of which nobody waits for the result."""
         if len(self._threads) < _POOL:
             thread = threading.Thread(target=self._run, name=f"worker-{len(self._threads)}", daemon=True)
             self._threads.append(thread)
             thread.start()
-        self.heartbeat.park(1)
-        self._queue.put((unique, work))
+        self._queue.put(work)
 
-    def _run(self) -> None:
-        while True:
-            unique, work = self._queue.get()
+    def submit(self, unique: int, work: Callable[[], bytes | None]) -> None:
+        """Run WORK and answer the request UNIQUE with what it returns, or with its error."""
+
+        def answer() -> None:
             try:
                 payload = work()
             except Exception as error:  # noqa: BLE001  every mistake becomes an answer
@@ -51,6 +51,13 @@ class Workers:
                 self.connection.answer(unique, payload)
             finally:
                 self.heartbeat.park(-1)
+
+        self.heartbeat.park(1)
+        self.run(answer)
+
+    def _run(self) -> None:
+        while True:
+            self._queue.get()()
 
 
 def sync(fd: int, data_only: bool) -> bytes | None:

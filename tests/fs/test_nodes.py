@@ -1,0 +1,180 @@
+"""The node table: identity, reopening, bounded fds, and what happens when files change behind it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cntr import kernel_fs
+from cntr.cntrfs.nodes import FileId, Node, NodeTable
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="open_by_handle_at(2) takes CAP_DAC_READ_SEARCH")
+
+
+@pytest.fixture(params=["handles", "names"])
+def table(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NodeTable]:
+    """A table that reopens by file handle, and one that has to do it by parent and name."""
+    made = NodeTable(os.open(tmp_path, os.O_PATH), max_fds=3)
+    if request.param == "names":
+        for slot in made.slots():
+            slot.handles = False
+    elif not made.slots()[0].handles:
+        pytest.skip(f"no file handles on the filesystem of {tmp_path}")
+    yield made
+    made.close()
+
+
+def see(table: NodeTable, name: str, parent: Node | None = None) -> Node:
+    parent = parent or table.root
+    fd = table.fd(parent)
+    node = table.see(kernel_fs.statx(fd, name.encode()), parent, fd, name.encode())
+    node.lookups += 1
+    return node
+
+
+def identity(fd: int) -> FileId:
+    found = kernel_fs.statx(fd)
+    return FileId(found.mnt_id, os.makedev(found.dev_major, found.dev_minor), found.ino)
+
+
+def test_a_file_is_one_node_under_all_its_names(table: NodeTable, tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    os.link(tmp_path / "a", tmp_path / "b")
+    assert see(table, "a") is see(table, "b")
+
+
+def test_fd_leads_to_the_file(table: NodeTable, tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    node = see(table, "a")
+    assert identity(table.fd(node)) == node.id
+
+
+def test_fds_are_bounded_and_reopened(table: NodeTable, tmp_path: Path) -> None:
+    nodes = []
+    for number in range(20):
+        (tmp_path / str(number)).touch()
+        nodes.append(see(table, str(number)))
+    for node in nodes:
+        table.fd(node)
+        table.trim()
+    assert sum(node.fd >= 0 for node in nodes) <= 3
+    for node in nodes:
+        assert identity(table.fd(node)) == node.id
+        table.trim()
+
+
+def test_a_deep_path_reopens(table: NodeTable, tmp_path: Path) -> None:
+    node = table.root
+    path = tmp_path
+    for _ in range(50):
+        path = path / "d"
+        path.mkdir()
+        node = see(table, "d", node)
+        table.trim()
+    for _ in range(5):
+        table.fd(see(table, "d"))
+    assert identity(table.fd(node)) == node.id
+
+
+def test_renaming_a_parent_keeps_its_children(table: NodeTable, tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "child").touch()
+    parent = see(table, "old")
+    child = see(table, "child", parent)
+    for other in range(6):
+        (tmp_path / str(other)).touch()
+        table.fd(see(table, str(other)))
+    table.trim()
+    os.rename(tmp_path / "old", tmp_path / "new")
+    table.moved(parent, table.root, b"new")
+    assert identity(table.fd(child)) == child.id
+
+
+def test_a_replaced_file_is_stale(table: NodeTable, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("first")
+    node = see(table, "a")
+    (tmp_path / "other").write_text("second")
+    os.replace(tmp_path / "other", tmp_path / "a")
+    with pytest.raises(OSError, match=r"\[Errno") as caught:
+        table.fd(node)
+    assert caught.value.errno == errno.ESTALE
+
+
+def test_a_pinned_file_outlives_its_name(table: NodeTable, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("kept")
+    node = see(table, "a")
+    table.pin(node)
+    os.unlink(tmp_path / "a")
+    for number in range(6):
+        (tmp_path / str(number)).touch()
+        table.fd(see(table, str(number)))
+    table.trim()
+    assert Path(f"/proc/self/fd/{table.fd(node)}").read_text() == "kept"
+
+
+def test_forget_counts(table: NodeTable, tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    node = see(table, "a")
+    see(table, "a")
+    table.forget(node.nodeid, 1)
+    assert table.get(node.nodeid) is node
+    table.forget(node.nodeid, 1)
+    with pytest.raises(OSError, match="Stale"):
+        table.get(node.nodeid)
+
+
+def test_forget_never_takes_the_root(table: NodeTable) -> None:
+    table.forget(1, 1 << 60)
+    assert table.get(1) is table.root
+
+
+def test_a_reused_inode_number_is_another_node(table: NodeTable, tmp_path: Path) -> None:
+    for attempt in range(200):
+        (tmp_path / "a").touch()
+        first = see(table, "a")
+        os.unlink(tmp_path / "a")
+        (tmp_path / "a").touch()
+        second = see(table, "a")
+        assert first is not second
+        if first.nodeid == second.nodeid:
+            assert (first.generation, first.birth) != (second.generation, second.birth), attempt
+            return
+        os.unlink(tmp_path / "a")
+    pytest.skip("the filesystem reused no inode number in 200 attempts")
+
+
+def test_a_forgotten_node_comes_back_by_its_id(tmp_path: Path) -> None:
+    table = NodeTable(os.open(tmp_path, os.O_PATH), max_fds=3)
+    if not table.slots()[0].handles:
+        pytest.skip(f"no file handles on the filesystem of {tmp_path}")
+    (tmp_path / "a").touch()
+    node = see(table, "a")
+    table.forget(node.nodeid, 1)
+    again = table.revive(node.nodeid)
+    assert (again.nodeid, again.generation, again.id) == (node.nodeid, node.generation, node.id)
+    table.forget(node.nodeid, 1)
+    os.unlink(tmp_path / "a")
+    with pytest.raises(OSError, match="Stale"):
+        table.revive(node.nodeid)
+    table.close()
+
+
+def test_no_fd_left_gives_up_cached_ones(table: NodeTable, tmp_path: Path) -> None:
+    table.max_fds = 1000
+    for number in range(20):
+        (tmp_path / str(number)).touch()
+        table.fd(see(table, str(number)))
+    attempts = []
+
+    def opener() -> int:
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise OSError(errno.EMFILE, "too many")
+        return 7
+
+    assert table.retrying(opener) == 7
+    assert len(table._lru) <= 2

@@ -1,0 +1,356 @@
+"""Who a session is: every property of the target's process that it takes over, and those it must not."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import resource
+
+import pytest
+
+from cntr import kernel, procfs
+from lab.slim import DOCKER_DEFAULT
+from tests.nest.box import Box, ask, one_line_and_hint, session
+
+PTRACE = 1 << 19
+CHOWN, NET_RAW, SYS_TIME = 1 << 0, 1 << 13, 1 << 25
+PASSWD = {
+    "/etc/passwd": "root:x:0:0::/root:/bin/sh\nslim:x:1000:1001::/home/slim:/bin/sh\nlast:x:65534:65534::/:/x\n",
+    "/etc/group": "root:x:0:\nslim:x:1001:\nextra:x:2000:slim,other\nmore:x:2001:slim\n",
+}
+
+
+def status(box: Box, *arguments: str) -> dict[str, str]:
+    return procfs.status(box.sh("cat /proc/self/status", *arguments))
+
+
+def capabilities(fields: dict[str, str]) -> dict[str, int]:
+    return {kind: int(fields[f"Cap{kind}"], 16) for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")}
+
+
+NAMESPACES = ("pid", "net", "ipc", "uts", "user", "cgroup", "time")
+
+
+def test_every_namespace_is_the_containers_but_the_mount_namespace_is_nested():
+    with Box(namespaces=0x7E020000 & ~kernel.CLONE_NEWUSER | kernel.CLONE_NEWCGROUP | kernel.CLONE_NEWTIME) as box:
+        for kind in NAMESPACES:
+            theirs = os.readlink(f"/proc/{box.pid}/ns/{kind}")
+            # unshare(CLONE_NEWTIME) moves children only: the container's first process is one.
+            assert box.sh(f"readlink /proc/self/ns/{kind}").strip() == theirs, kind
+        mnt = box.sh("readlink /proc/self/ns/mnt").strip()
+        assert mnt not in (os.readlink(f"/proc/{box.pid}/ns/mnt"), os.readlink("/proc/self/ns/mnt"))
+        assert os.readlink(f"/proc/{box.pid}/ns/time") != os.readlink("/proc/self/ns/time")
+
+
+def test_only_the_namespaces_that_differ_are_joined():
+    """A container in the host's network, pid, ipc and uts namespaces (--network host --pid host …)."""
+    with Box(namespaces=kernel.CLONE_NEWNS | kernel.CLONE_NEWUTS) as box:
+        for kind in ("pid", "net", "ipc"):
+            assert box.sh(f"readlink /proc/self/ns/{kind}").strip() == os.readlink(f"/proc/self/ns/{kind}")
+        assert box.sh("hostname") == "demo\n"
+
+
+def test_the_shell_itself_is_in_the_containers_pid_namespace():
+    with Box() as box, session(str(box.pid)) as shell:
+        pid = ask(shell, "echo $$")
+        assert ask(shell, "cut -d' ' -f1 /proc/$$/stat") == pid
+        assert int(pid) < 100, "a young pid namespace's numbers"
+        assert ask(shell, "grep NSpid /proc/$$/status").split()[1:] == [pid]
+        assert ask(shell, "readlink /proc/$$/ns/pid") == os.readlink(f"/proc/{box.pid}/ns/pid")
+
+
+CAPABILITY_CASES = {
+    "docker_default": ({}, (), DOCKER_DEFAULT | PTRACE, DOCKER_DEFAULT | PTRACE, 0),
+    "cap_drop_all": ({"capabilities": 0}, (), PTRACE, PTRACE, 0),
+    "a_few": ({"capabilities": CHOWN | NET_RAW}, (), CHOWN | NET_RAW | PTRACE, CHOWN | NET_RAW | PTRACE, 0),
+    "uid_1000": ({"uid": 1000}, (), PTRACE, DOCKER_DEFAULT | PTRACE, PTRACE),
+    "uid_1000_ambient": (
+        {"uid": 1000, "ambient": NET_RAW},
+        (),
+        NET_RAW | PTRACE,
+        DOCKER_DEFAULT | PTRACE,
+        NET_RAW | PTRACE,
+    ),
+    "root_as_1000": ({}, ("--user", "1000"), PTRACE, DOCKER_DEFAULT | PTRACE, PTRACE),
+    "1000_as_root": ({"uid": 1000}, ("--user", "0"), DOCKER_DEFAULT | PTRACE, DOCKER_DEFAULT | PTRACE, 0),
+}
+
+
+@pytest.mark.parametrize("case", CAPABILITY_CASES)
+@pytest.mark.parametrize("no_new_privs", [False, True])
+def test_capability_sets_are_the_containers_and_the_one_that_keeps_it_out(case, no_new_privs):
+    properties, flags, permitted, bounding, ambient = CAPABILITY_CASES[case]
+    with Box(no_new_privs=no_new_privs, **properties) as box:
+        fields = status(box, *flags)
+        found = capabilities(fields)
+        assert (found["Prm"], found["Eff"]) == (permitted, permitted)
+        assert found["Bnd"] == bounding
+        assert found["Amb"] == ambient
+        assert found["Inh"] == ambient
+        assert fields["NoNewPrivs"] == str(int(no_new_privs))
+
+
+@pytest.mark.parametrize("properties", [{}, {"capabilities": 0}, {"uid": 1000}, {"uid": 1000, "ambient": NET_RAW}])
+def test_exec_has_exactly_the_containers_capabilities(properties):
+    with Box(**properties) as box:
+        done = box.exec("--", "/bin/cat", "/proc/self/status")
+        theirs = procfs.status(procfs.read(f"/proc/{box.pid}/status"))
+        assert capabilities(procfs.status(done.stdout)) == capabilities(theirs)
+
+
+def test_privileged_keeps_the_hosts_capabilities():
+    with Box(capabilities=0, no_new_privs=True) as box:
+        fields = status(box, "--privileged")
+        own = procfs.status(procfs.read("/proc/self/status"))
+        assert capabilities(fields)["Prm"] == capabilities(own)["Prm"]
+        assert fields["NoNewPrivs"] == "0"
+
+
+def test_ids_and_supplementary_groups():
+    with Box(uid=1000, gid=1001, groups=(7, 2000), files=PASSWD) as box:
+        fields = status(box)
+        assert fields["Uid"].split() == ["1000"] * 4
+        assert fields["Gid"].split() == ["1001"] * 4
+        assert fields["Groups"].split() == ["7", "2000"]
+
+
+@pytest.mark.parametrize(
+    ("user", "uid", "gid", "groups"),
+    [
+        ("slim", 1000, 1001, ["2000", "2001"]),
+        ("1000", 1000, 1001, ["2000", "2001"]),
+        ("slim:0", 1000, 0, ["2000", "2001"]),
+        ("slim:extra", 1000, 2000, ["2000", "2001"]),
+        ("4711:815", 4711, 815, []),
+        ("0", 0, 0, []),
+    ],
+)
+def test_user_option(user, uid, gid, groups):
+    with Box(files=PASSWD) as box:
+        fields = status(box, "--user", user)
+        assert (fields["Uid"].split()[0], fields["Gid"].split()[0]) == (str(uid), str(gid))
+        assert fields["Groups"].split() == groups
+        done = box.exec("--user", user, "--", "/bin/id", "-u")
+        assert done.stdout == f"{uid}\n", done
+
+
+@pytest.mark.parametrize(
+    "user",
+    ["nobody-here", "slim:nogroup", "-1", "4294967295", "99999999999", "", ":0", "0:", "٣", "0:4294967295", "slim:-1"],
+)
+def test_a_user_that_is_none(user):
+    with Box(files=PASSWD) as box:
+        message = one_line_and_hint(box.attach("--user", user, "--", "true"))
+        assert "--user" in message
+
+
+def test_resource_limits_and_oom_score():
+    limits = {
+        resource.RLIMIT_NOFILE: (200, 300),
+        resource.RLIMIT_CORE: (0, 0),
+        resource.RLIMIT_NPROC: (1000, 2000),
+        resource.RLIMIT_STACK: (1 << 20, 1 << 22),
+    }
+    with Box(limits=limits, oom_score_adj=321) as box:
+        assert box.sh("cat /proc/self/oom_score_adj").strip() == "321"
+        assert box.sh("cat /proc/self/limits") == procfs.read(f"/proc/{box.pid}/limits")
+        assert box.exec("--", "/bin/cat", "/proc/self/limits").stdout == procfs.read(f"/proc/{box.pid}/limits")
+
+
+def test_a_limit_above_ours_is_reported_not_fatal():
+    """Without CAP_SYS_RESOURCE a hard limit cannot be raised."""
+    with Box() as box:
+        wrap = ["setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource", "prlimit", "--nofile=100:100"]
+        from tests.nest.box import run
+
+        done = run("attach", str(box.pid), "-v", "--", "sh", "-c", "ulimit -Hn", prefix=wrap)
+        assert (done.returncode, done.stdout) == (0, "100\n"), done
+        assert "note: resource limit" in done.stderr
+
+
+# --- cgroups ----------------------------------------------------------------------------------------------------------
+
+CGROUP = pathlib.Path("/sys/fs/cgroup")
+HIERARCHIES = [
+    path for path in (*CGROUP.glob("*"), CGROUP) if (path / "cgroup.procs").exists() and os.path.ismount(path)
+]
+
+
+@pytest.fixture
+def cgroups(leaves_nothing):
+    """A cgroup of the test's own in every hierarchy that is mounted; removed at the end."""
+    if not HIERARCHIES:
+        pytest.skip("no cgroup hierarchy is mounted at /sys/fs/cgroup")
+    made = []
+    for hierarchy in HIERARCHIES:
+        path = hierarchy / f"cntr-test-{leaves_nothing}"
+        path.mkdir()
+        if hierarchy.name == "cpuset":
+            for file in ("cpuset.cpus", "cpuset.mems"):
+                (path / file).write_text((hierarchy / file).read_text())
+        made.append(path)
+    yield [str(path) for path in made]
+    import time
+
+    for path in made:
+        for _ in range(100):  # busy until the last process is reaped
+            try:
+                path.rmdir()
+                break
+            except OSError:
+                time.sleep(0.02)
+
+
+def paths_of(text: str) -> dict[str, str]:
+    return procfs.cgroups(text)
+
+
+def test_the_session_is_in_the_containers_cgroups(cgroups):
+    with Box(cgroups=cgroups, name="grouped") as box:
+        theirs = paths_of(procfs.read(f"/proc/{box.pid}/cgroup"))
+        assert sum("cntr-test-" in path for path in theirs.values()) == len(cgroups)
+        assert paths_of(box.sh("cat /proc/self/cgroup")) == theirs
+        assert paths_of(box.exec("--", "/bin/cat", "/proc/self/cgroup").stdout) == theirs
+        own = paths_of(procfs.read("/proc/self/cgroup"))
+        assert paths_of(box.sh("cat /proc/self/cgroup", "--no-cgroup")) == own
+
+
+def test_with_nothing_but_version_2_mounted(cgroups):
+    """The hierarchy is found where it is mounted; those of version 1 are not reachable then."""
+    v2 = [path for path in cgroups if os.path.exists(f"{path}/cgroup.events")]
+    if not v2:
+        pytest.skip("the kernel has no cgroup2 hierarchy mounted here")
+    from tests.nest.box import run
+
+    script = 'umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup 2>/dev/null || mount -t tmpfs t /sys/fs/cgroup; exec "$@"'
+    with Box(cgroups=v2) as box:
+        done = run(
+            *("attach", str(box.pid), "-v", "--", "cat", "/proc/self/cgroup"),
+            prefix=["unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh"],
+        )
+        assert done.returncode == 0, done
+        assert paths_of(done.stdout)[""] == paths_of(procfs.read(f"/proc/{box.pid}/cgroup"))[""]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_frozen_container_is_attached_to_from_outside_its_cgroup(cgroups, version):
+    """Joining a frozen cgroup would freeze the session: a pause must not hang the tool that looks into it."""
+    file, freeze, thaw = [("freezer.state", "FROZEN", "THAWED"), ("cgroup.freeze", "1", "0")][version - 1]
+    found = [path for path in cgroups if os.path.exists(f"{path}/{file}")]
+    if not found:
+        pytest.skip(f"no freezer of cgroup version {version} here")
+    switch = pathlib.Path(found[0], file)
+    with Box(cgroups=cgroups) as box:
+        switch.write_text(freeze)
+        try:
+            done = box.attach("--", "sh", "-c", "cat /proc/self/cgroup; cat /proc/1/comm", timeout=20)
+            assert done.returncode == 0, done
+            assert "is paused: the session stays outside its cgroup" in done.stderr
+            assert done.stdout.endswith("app\n")
+            assert "cntr-test-" not in done.stdout
+        finally:
+            switch.write_text(thaw)
+
+
+# --- environment ------------------------------------------------------------------------------------------------------
+
+
+def variables(box: Box, *arguments: str, **options: object) -> dict[str, str]:
+    return dict(line.partition("=")[::2] for line in box.sh("env", *arguments, **options).splitlines())
+
+
+def test_the_environment_is_the_containers_with_the_tools_path():
+    theirs = {"PATH": "/opt/app/bin", "APP_MODE": "a b=c", "DATABASE_URL": "postgres://x/y", "EMPTY": ""}
+    with Box(environment=theirs) as box:
+        found = variables(box, env={"SHELL": "/bin/bash", "PATH": "/usr/bin:/bin", "SECRET": "of the caller"})
+        assert found["PATH"] == "/usr/bin:/bin"
+        assert (found["APP_MODE"], found["DATABASE_URL"], found["EMPTY"]) == ("a b=c", "postgres://x/y", "")
+        assert found["SHELL"] == "/bin/bash"
+        assert found["CNTR_TARGET"] == str(box.pid)
+        assert "SECRET" not in found
+        found = variables(box, "-e", "NEW=1", "-e", "APP_MODE=2", "-e", "SECRET", env={"SECRET": "passed on"})
+        assert (found["NEW"], found["APP_MODE"], found["SECRET"]) == ("1", "2", "passed on")
+
+
+STEERING = (
+    "LD_PRELOAD LD_LIBRARY_PATH PYTHONPATH PYTHONSTARTUP PERL5OPT RUBYOPT NODE_OPTIONS BASH_ENV ENV PROMPT_COMMAND PS4 IFS GCONV_PATH "
+    "LOCPATH NLSPATH TERMINFO GIT_SSH_COMMAND LESSOPEN LESS PAGER EDITOR TMPDIR ZDOTDIR VIMINIT OPENSSL_CONF SSL_CERT_FILE TAR_OPTIONS "
+    "TEXTDOMAINDIR MAKEFLAGS GIO_EXTRA_MODULES KUBECONFIG RSYNC_RSH BASH_FUNC_ls%% JAVA_TOOL_OPTIONS XDG_CONFIG_HOME CNTR_BASE_DIR"
+).split()
+
+
+def test_variables_that_would_steer_the_tools_are_withheld_and_inspect_says_so():
+    from tests.nest.box import run
+
+    with Box(environment=dict.fromkeys(STEERING, "/var/lib/cntr/evil") | {"GOOD": "1"}) as box:
+        found = variables(box)
+        assert {name for name in STEERING if found.get(name) == "/var/lib/cntr/evil"} == set()
+        assert found["GOOD"] == "1"
+        told = run("inspect", str(box.pid)).stdout
+        assert all(name in told for name in STEERING)
+        # For the container's own command they are right: it is the container they steer.
+        done = box.exec("--", "/bin/env")
+        assert all(f"{name}=/var/lib/cntr/evil" in done.stdout for name in STEERING if "%" not in name)
+
+
+def home_of(box: Box, *arguments: str) -> str:
+    return box.sh("echo $HOME; echo $USER", *arguments).split("\n")[0]
+
+
+@pytest.mark.parametrize(
+    "home",
+    [
+        "/dev/shm",
+        "/proc/1/root/tmp",
+        "/sys/fs",
+        "/var/lib/cntr/tmp",
+        "/var/lib/cntr",
+        "/tmp",
+        "/nowhere",
+        "relative",
+        "/",
+    ],
+)
+def test_a_home_that_the_container_or_anybody_can_write_to_is_not_taken(home):
+    """A shell runs the start-up files it finds there; the container, which names the directory, must not have written them."""
+    if home == "/dev/shm":
+        assert os.path.isdir(home), "it exists on the tools' side"
+    with Box(files={"/etc/passwd": f"root:x:0:0::{home}:/bin/sh\n", "/tmp/x": ""}) as box:
+        assert home_of(box) == "/"
+
+
+def test_a_startup_file_of_the_container_is_not_run(tmp_path):
+    marker = tmp_path / "ran"
+
+    class WithShm(Box):
+        def _pivot(self) -> None:
+            super()._pivot()
+            os.mkdir("/dev/shm", 0o1777)
+            pathlib.Path("/dev/shm/.bashrc").write_text(f"echo hostile > {marker}\n")
+
+    with WithShm(files={"/etc/passwd": "root:x:0:0::/dev/shm:/bin/bash\n"}) as box:
+        done = box.attach("--", "bash", "-i", "-c", "ls /dev/shm/.bashrc", env={"SHELL": "/bin/bash"})
+        assert done.stdout == "/dev/shm/.bashrc\n", done
+        assert not marker.exists()
+        box.attach("-e", "HOME=/dev/shm", "--", "bash", "-i", "-c", "true")
+        assert marker.exists(), "the check can fail"
+
+
+def test_the_home_of_another_user_is_not_taken(tmp_path):
+    """An image may say that root's home is where a user of the host keeps start-up files."""
+    root = tmp_path / "tools"
+    from tests.nest.test_view import tools_tree
+
+    tools_tree(root)
+    for name, uid, mode in (("root", 0, 0o700), ("alice", 1000, 0o755), ("shared", 0, 0o775), ("link", 0, 0o755)):
+        if name == "link":
+            (root / name).symlink_to("proc")
+            continue
+        (root / name).mkdir()
+        os.chown(root / name, uid, uid)
+        (root / name).chmod(mode)
+    for name, uid, taken in (
+        ("root", 0, True), ("alice", 1000, True), ("alice", 0, False), ("shared", 0, False), ("link", 0, False),
+    ):  # fmt: skip
+        with Box(uid=uid, files={"/etc/passwd": f"u:x:{uid}:{uid}::/{name}:/bin/sh\n"}) as box:
+            assert home_of(box, "--tools", str(root)) == (f"/{name}" if taken else "/"), (name, uid)

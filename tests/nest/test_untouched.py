@@ -1,0 +1,170 @@
+"""Attaching changes nothing in the target: not a file, not a mount, neither while a session lasts nor afterwards."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cntr import kernel, procfs
+from tests.conftest import nest_mounts
+from tests.nest.box import CNTR, REPOSITORY, Box, ask, session
+from tests.nest.test_view import ETC, snapshot
+
+MS_UNBINDABLE, MS_SLAVE, MS_SHARED = 1 << 17, 1 << 19, 1 << 20
+
+
+def mountinfo(pid: int | str) -> str:
+    return procfs.read(f"/proc/{pid}/mountinfo")
+
+
+def state(box: Box) -> tuple[object, ...]:
+    """The container's mounts and its tree, as its own process sees it, with every change time."""
+    return mountinfo(box.pid), snapshot(box.root)
+
+
+def host_mounts(tmp_path: pathlib.Path) -> set[str]:
+    """Those of the host that could be a nest's; other tests mount things of their own meanwhile."""
+    return nest_mounts((str(tmp_path), "/var/lib/cntr"))
+
+
+@pytest.mark.parametrize(
+    "flags", [[], ["--read-only"], ["--user", "1000"]], ids=lambda flags: " ".join(flags) or "plain"
+)
+def test_neither_a_file_nor_a_mount(flags):
+    with Box(files=ETC) as box:
+        before = state(box)
+        with session(str(box.pid), *flags) as shell:
+            assert ask(shell, "ls /var/lib/cntr/etc | wc -l") == str(len(ETC))
+            assert state(box) == before, "during"
+        assert state(box) == before, "after"
+
+
+@pytest.mark.parametrize("propagation", [MS_SHARED, MS_SLAVE, MS_UNBINDABLE], ids=["shared", "slave", "unbindable"])
+def test_nothing_leaks_whatever_the_propagation_of_the_container(propagation):
+    """nspawn, LXC and Incus make the container's root a shared mount, Apptainer an unbindable one."""
+    with Box(files=ETC, propagation=propagation) as box:
+        kind = {MS_SHARED: "shared:", MS_UNBINDABLE: "unbindable"}.get(propagation)
+        assert kind is None or kind in mountinfo(box.pid), "the container is what the test says"
+        before = state(box)
+        with session(str(box.pid)) as shell:
+            assert ask(shell, "cat /etc/hostname") == "slim-name"
+            assert ask(shell, "cat /var/lib/cntr/etc/hostname") == "slim-name"
+            assert ask(shell, "cat /proc/1/comm") == "app"
+            assert state(box) == before, "during"
+            # Nothing of the nest is a peer of anything outside it.
+            assert ask(shell, "grep -c -E 'shared:|master:' /proc/self/mountinfo || true") == "0"
+        assert state(box) == before, "after"
+        assert box.exec("--", "/bin/cat", "/etc/hostname").stdout == "slim-name\n"
+        assert state(box) == before
+
+
+def test_a_mount_in_the_session_stays_in_the_session(tmp_path):
+    """With CAP_SYS_ADMIN the session may mount; neither the container nor the host sees it."""
+    with Box(propagation=MS_SHARED, capabilities=(1 << 41) - 1, files={"/own-data/x": "x"}) as box:
+        before, own = mountinfo(box.pid), host_mounts(tmp_path)
+        with session(str(box.pid)) as shell:
+            ask(shell, f"mount -t tmpfs t /var/lib/cntr/own-data; mount -t tmpfs t {tmp_path}; echo $?")
+            assert ask(shell, f"grep -c -e '/own-data ' -e '{tmp_path} ' /proc/self/mountinfo") == "2"
+            assert mountinfo(box.pid) == before
+            assert host_mounts(tmp_path) == own
+        assert mountinfo(box.pid) == before
+
+
+SHARED_HOST = """
+import os, subprocess, sys
+from cntr import kernel, procfs
+kernel.unshare(kernel.CLONE_NEWNS)
+kernel.mount(None, "/", None, kernel.MS_REC | (1 << 20))
+before = procfs.read("/proc/self/mountinfo")
+assert " shared:" in before
+process = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+process.stdin.write("echo up\\n"); process.stdin.flush()
+assert process.stdout.readline() == "up\\n"
+during = procfs.read("/proc/self/mountinfo")
+process.stdin.close()
+assert process.wait() == 0
+after = procfs.read("/proc/self/mountinfo")
+print(before == during == after)
+"""
+
+
+def test_nothing_leaks_into_a_host_whose_root_is_shared():
+    """As systemd makes it."""
+    with Box(files=ETC) as box:
+        done = subprocess.run(
+            [sys.executable, "-c", SHARED_HOST, *CNTR, "attach", str(box.pid), "--", "sh"],
+            env={**os.environ, "PYTHONPATH": REPOSITORY},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+def test_the_nest_ends_with_the_session():
+    """Its mount namespace is gone: the files it held can be unmounted and removed."""
+    with Box(files=ETC) as box:
+        with session(str(box.pid)) as shell:
+            held = os.open(f"/proc/{_command_of(shell)}/ns/mnt", os.O_RDONLY)  # or its number would be used again
+            nest = os.fstat(held).st_ino
+            assert nest != os.stat("/proc/self/ns/mnt").st_ino
+            assert nest != os.stat(f"/proc/{box.pid}/ns/mnt").st_ino
+        deadline = time.monotonic() + 3
+        while nest in _mount_namespaces() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert nest not in _mount_namespaces()
+        os.close(held)
+
+
+def _command_of(shell: subprocess.Popen[str]) -> int:
+    """The host's pid of the session's innermost process."""
+    pid = shell.pid
+    while children := pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        pid = int(children[0])
+    return pid
+
+
+def _mount_namespaces() -> set[int]:
+    found = set()
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            try:
+                found.add(os.stat(f"/proc/{name}/ns/mnt").st_ino)
+            except OSError:
+                continue
+    return found
+
+
+def test_a_container_that_is_only_a_chroot(tmp_path):
+    """No namespace at all differs: the tree is still shown at the base directory."""
+    with Box(namespaces=0, files=ETC) as box:
+        before = host_mounts(tmp_path)
+        with session(str(box.pid)) as shell:
+            assert ask(shell, "cat /var/lib/cntr/etc/hostname") == "slim-name"
+            assert ask(shell, "cat /etc/hostname") == "slim-name"
+            assert host_mounts(tmp_path) == before
+        assert host_mounts(tmp_path) == before
+        assert box.exec("--", "/bin/ls", "/").stdout.split()[:2] == ["app", "bin"]
+
+
+def test_thousands_of_mounts():
+    def mounts(root: str) -> None:
+        os.mkdir(f"{root}/many")
+        kernel.mount("tmpfs", f"{root}/many", "tmpfs", 0)
+        for number in range(2000):
+            os.mkdir(f"{root}/many/{number}")
+            kernel.mount(f"{root}/many/{number}", f"{root}/many/{number}", None, kernel.MS_BIND)
+
+    with Box(mounts=mounts) as box:
+        before = mountinfo(box.pid)
+        assert before.count("\n") > 2000
+        begun = time.monotonic()
+        assert box.sh("ls /var/lib/cntr/many | wc -l; grep -c /many/ /proc/self/mountinfo") == "2000\n2000\n"
+        assert time.monotonic() - begun < 20
+        assert mountinfo(box.pid) == before
