@@ -110,10 +110,15 @@ def test_a_sandbox_is_refused_with_what_to_do(gvisor):
             assert "/root" in done.stderr, "where its files are"
 
 
-def test_a_working_container_without_a_process_says_so(buildah):
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_working_container_without_a_process(buildah, transport):
+    """A session of the host's tools with nothing of the container's but its root directory."""
     with buildah.box("rootfs") as box:
-        done = cntr(box, "attach", box.target, "--", "true")
+        script = "cat /var/lib/cntr/etc/motto; readlink /proc/self/ns/net; touch /var/lib/cntr/made"
+        out = ok(cntr(box, "attach", "--transport", transport, box.target, "--", "sh", "-c", script))
+        assert out.split() == ["slim", namespace("self", "net")]
+        assert os.path.exists(f"{box.rootfs}/made")
+        done = cntr(box, "exec", box.target, "--", "/bin/true")
         assert done.returncode == 125
-        assert "no process" in done.stderr
-        out = ok(cntr(box, "attach", "--tools", "host", str(os.getpid()), "--", "cat", f"{box.rootfs}/etc/motto"))
-        assert out == "slim\n"
+        assert "no process runs in it" in done.stderr
+        assert ok(cntr(box, "attach", "--tools", box.rootfs, str(os.getpid()), "--", "cat", "/etc/motto")) == "slim\n"
