@@ -19,6 +19,7 @@ import os
 import sys
 import time
 
+from cntr import procfs
 from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound, printable
 
 ASK_SECONDS = 0.8  # an unknown name is answered within a second
