@@ -79,7 +79,7 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
     with Fds() as fds:
         # 1. name → pid → everything /proc says about it
         container = engines.resolve(request.target)
-        engines.verify(container)
+        engines.verify(container, runs_its_own=request.own_root)
         target = Target(container)
         fds.closers.append(target.close)
         try:
