@@ -109,6 +109,7 @@ def _start(root: Path, socket: Path) -> None:
     socket.unlink(missing_ok=True)
     with (root / "libvirtd.log").open("ab") as log:
         process = subprocess.Popen(
+            # Its machines inherit the niceness of the lab that started it.
             ["unshare", "--mount", "--propagation", "private", "sh", "-c", SCRIPT, "lab-libvirtd", str(root)],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip

@@ -219,5 +219,8 @@ def _vagrant(words: list[str], environment: dict[str, str], seconds: float) -> s
             ) from None
         raise
     if process.returncode != 0:
-        raise LabError(f"vagrant {words[0]} failed:\n{said.strip()[-1500:]}", "--driver qemu needs no vagrant")
+        # Vagrant says what it does first ("==> name: …") and what went wrong after that.
+        own = [line for line in said.splitlines() if line.strip() and not line.startswith(("==>", "    "))]
+        reason = " ".join(own[:3])[:400] or "no word"
+        raise LabError(f"vagrant {words[0]} failed: {reason}", f"all it said:\n{said.strip()[-3000:]}")
     return said
