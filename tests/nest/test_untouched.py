@@ -83,6 +83,7 @@ SHARED_HOST = """
 import os, subprocess, sys
 from cntr import kernel, procfs
 kernel.unshare(kernel.CLONE_NEWNS)
+kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)  # or what others mount on this machine comes in
 kernel.mount(None, "/", None, kernel.MS_REC | (1 << 20))
 before = procfs.read("/proc/self/mountinfo")
 assert " shared:" in before
