@@ -25,10 +25,10 @@ _ENTRY_SIZE = wire.ENTRY_OUT.size
 _NO_ENTRY = bytes(_ENTRY_SIZE)
 
 
-def _open_flags(c: Connection, node: Node, fd: int, flags: int, fh: int) -> tuple[int, int]:
+def _open_flags(c: Connection, node: Node, fd: int, mode: int, fh: int) -> tuple[int, int]:
     """(FOPEN_* flags, backing id) of a new open file."""
     handle = c.core.handles[fh]
-    backing_id = c.passthrough.opened(node, fd)
+    backing_id = c.passthrough.opened(node, fd, mode)
     if backing_id:
         handle.passthrough = True
         answer = wire.FOPEN_PASSTHROUGH
@@ -52,13 +52,16 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
     if c.passthrough.enabled and node.kind == stat.S_IFREG and not flags & os.O_TRUNC:
         fd = core.nodes.fd(node)
         # The kernel opens what it was given without asking whether the file is immutable or append-only.
-        lazily = not kernel_fs.statx(fd).attributes & _GUARDED
+        attributes = kernel_fs.statx(fd)
+        mode = attributes.mode
+        lazily = not attributes.attributes & _GUARDED
     if lazily:
         fh = core.add_file(node, -1, flags)
     else:
         fh = core.open(nodeid, flags, c.caller() if open_flags & wire.OPEN_KILL_SUIDGID else None)
         fd = core.handles[fh].fd
-    answer, backing_id = _open_flags(c, node, fd, flags, fh)
+        mode = os.fstat(fd).st_mode
+    answer, backing_id = _open_flags(c, node, fd, mode, fh)
     if lazily and not backing_id:
         try:
             core.file_fd(core.handles[fh])
@@ -75,7 +78,7 @@ def _create(c: Connection, nodeid: int, body: memoryview) -> bytes:
     (name,) = wire.split_names(arguments[16:], 1)
     node, attributes, fh = c.core.create(nodeid, name, flags, mode, creator(c, umask, groups))
     label(c, node, contexts)
-    answer = _open_flags(c, node, c.core.handles[fh].fd, flags, fh)
+    answer = _open_flags(c, node, c.core.handles[fh].fd, attributes.mode, fh)
     return c.entry(node, attributes) + wire.OPEN_OUT.pack(fh, *answer)
 
 
@@ -84,7 +87,7 @@ def _tmpfile(c: Connection, nodeid: int, body: memoryview) -> bytes:
     _, contexts, groups = extensions(c, body)
     node, attributes, fh = c.core.tmpfile(nodeid, flags, mode, creator(c, umask, groups))
     label(c, node, contexts)
-    answer = _open_flags(c, node, c.core.handles[fh].fd, flags, fh)
+    answer = _open_flags(c, node, c.core.handles[fh].fd, attributes.mode, fh)
     return c.entry(node, attributes) + wire.OPEN_OUT.pack(fh, *answer)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import stat
 from typing import TYPE_CHECKING
 
@@ -42,16 +41,15 @@ class Passthrough:
         self.core = core
         self.enabled = False
 
-    def opened(self, node: Node, fd: int) -> int:
+    def opened(self, node: Node, fd: int, mode: int) -> int:
         """One more open of the node, whose file is behind fd (O_PATH will do); its backing id, or 0 for none."""
         files = node.open
         if not isinstance(files, OpenFiles):
-            files = node.open = OpenFiles(self._backing_open(fd) if self.enabled else 0)
+            files = node.open = OpenFiles(self._backing_open(fd, mode) if self.enabled else 0)
         files.count += 1
         return files.backing_id
 
-    def _backing_open(self, fd: int) -> int:
-        mode = os.fstat(fd).st_mode
+    def _backing_open(self, fd: int, mode: int) -> int:
         # Whether a write clears set-id bits depends on the writer, but the kernel writes as whoever registered the
         # file. Such files are written by the server, which is told.
         if not stat.S_ISREG(mode) or mode & (stat.S_ISUID | stat.S_ISGID):
