@@ -161,6 +161,8 @@ class VagrantDriver:
                     except LabError as error:
                         print(f"lab: {error.message}", flush=True)
         base.remove_run_dir(self._dir)
+        if "cntr-lab/libvirt" in self._plan.libvirt_uri:
+            libvirtd.stop_if_idle()
 
     def alive(self) -> bool:
         """Whether libvirt says it runs."""
