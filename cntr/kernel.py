@@ -7,7 +7,7 @@ Constants keep the kernel's names (include/uapi/linux/{mount,sched,openat2,prctl
 
 from __future__ import annotations
 
-import ctypes
+import _ctypes  # the C half of ctypes: its Python half costs 3 ms of every start, and only wraps what is used here
 import os
 import sys
 
@@ -95,23 +95,75 @@ _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 428,
 _SYS_CLONE3, _SYS_CLOSE_RANGE, _SYS_OPENAT2, _SYS_MOUNT_SETATTR = 435, 436, 437, 442
 _SYS_PIVOT_ROOT = {"x86_64": 155, "i686": 217, "s390x": 217, "ppc64le": 203}.get(os.uname().machine, 41)
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_syscall = _libc.syscall
-_syscall.restype = ctypes.c_long
-_long, _voidp, _charp, _ulong = ctypes.c_long, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_ulong
+
+class _int(_ctypes._SimpleCData):  # type: ignore[type-arg]  # the C types by their names
+    _type_ = "i"
+
+
+class _uint(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "I"
+
+
+class _long(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "l"
+
+
+class _ulong(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "L"
+
+
+class _Function(_ctypes.CFuncPtr):
+    """A function of the C library that returns int. Arguments: int, bytes (char *), None (NULL), or one of the types above."""
+
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+    _restype_ = _int
+
+
+class _LongFunction(_ctypes.CFuncPtr):
+    """One that returns long: syscall(2)."""
+
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+    _restype_ = _long
+
+
+class _LockedFunction(_ctypes.CFuncPtr):
+    """One that is called holding the interpreter lock, as os.fork is."""
+
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO | _ctypes.FUNCFLAG_PYTHONAPI
+    _restype_ = _long
+
+
+class _Library:
+    """The functions of the process image (the C library, the interpreter) as attributes, each looked up once."""
+
+    def __init__(self, kind: type[_ctypes.CFuncPtr]) -> None:
+        self._kind, self._handle = kind, _ctypes.dlopen(None, 0)  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        function: Callable[..., int] = self._kind(_ctypes.dlsym(self._handle, name))
+        setattr(self, name, function)
+        return function
+
+
+_libc = _Library(_Function)
+_syscall = _Library(_LongFunction).syscall
 
 Path = str | bytes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def _check(result: int, call: str, path: object = None) -> int:
     if result < 0:
-        number = ctypes.get_errno()
+        number = _ctypes.get_errno()
         raise OSError(number, f"{call}: {os.strerror(number)}", None if path is None else str(path))
     return result
 
 
 def _packed(size: int, *numbers: int) -> bytes:
-    """A struct of unsigned numbers of SIZE bytes each. A ctypes.Structure would cost 0.1 ms at import, used or not."""
+    """A struct of unsigned numbers of SIZE bytes each. A ctypes structure would cost 0.1 ms at import, used or not."""
     return b"".join(number.to_bytes(size, sys.byteorder) for number in numbers)
 
 
@@ -202,7 +254,7 @@ def openat2(dirfd: int, path: Path, flags: int, resolve: int, mode: int = 0) -> 
 
 def close_range(first: int, flags: int, last: int = 0xFFFFFFFF) -> None:
     """close_range(2) from FIRST to LAST; CLOSE_RANGE_CLOEXEC only marks them."""
-    result = _syscall(_long(_SYS_CLOSE_RANGE), ctypes.c_uint(first), ctypes.c_uint(last), flags)
+    result = _syscall(_long(_SYS_CLOSE_RANGE), _uint(first), _uint(last), flags)
     _check(result, "close_range")
 
 
@@ -213,16 +265,15 @@ def prctl(option: int, arg2: int = 0, arg3: int = 0) -> int:
 
 def set_process_name(name: str) -> None:
     """The name that ps shows (15 bytes at most)."""
-    _check(_libc.prctl(PR_SET_NAME, _charp(name.encode()[:15]), _ulong(0), _ulong(0), _ulong(0)), "prctl(name)")
+    _check(_libc.prctl(PR_SET_NAME, name.encode()[:15], _ulong(0), _ulong(0), _ulong(0)), "prctl(name)")
 
 
 def permitted_capabilities() -> int:
     """capget(2): the calling thread's permitted set, a 64-bit mask."""
     header = _packed(4, LINUX_CAPABILITY_VERSION_3, 0)
-    data = ctypes.create_string_buffer(24)  # struct __user_cap_data_struct, twice
-    _check(_libc.capget(header, data), "capget")
-    low, high = (int.from_bytes(data.raw[at : at + 4], sys.byteorder) for at in (4, 16))
-    return low | high << 32
+    data = (_uint * 6)()  # struct __user_cap_data_struct, twice: effective, permitted, inheritable
+    _check(_libc.capget(header, _ctypes.byref(data)), "capget")
+    return int(data[1]) | int(data[4]) << 32
 
 
 def capset(effective: int, permitted: int, inheritable: int) -> None:
@@ -240,10 +291,10 @@ def fork_into_cgroup(directory_fd: int) -> int:
     """
     # struct clone_args: flags pidfd child_tid parent_tid exit_signal stack stack_size tls set_tid set_tid_size cgroup
     arguments = _packed(8, CLONE_INTO_CGROUP, 0, 0, 0, _SIGCHLD, *5 * (0,), directory_fd)
-    python = ctypes.PyDLL(None, use_errno=True)  # unlike CDLL it holds the interpreter lock, as os.fork does
+    python = _Library(_LockedFunction)
     python.PyOS_BeforeFork()
-    pid = int(python.syscall(_long(_SYS_CLONE3), arguments, _ulong(len(arguments))))
-    number = ctypes.get_errno()
+    pid = python.syscall(_long(_SYS_CLONE3), arguments, _ulong(len(arguments)))
+    number = _ctypes.get_errno()
     if pid == 0:
         python.PyOS_AfterFork_Child()
         return 0
@@ -260,14 +311,13 @@ def take_terminal(fd: int) -> None:
 
 def filesystem_magic(fd: int) -> int:
     """statfs(2)'s f_type (linux/magic.h) of the filesystem behind fd."""
-    buffer = (ctypes.c_long * 32)()  # struct statfs: 120 bytes on 64-bit machines, f_type first
-    _check(_libc.fstatfs(fd, ctypes.byref(buffer)), "fstatfs", f"fd {fd}")
+    buffer = (_long * 32)()  # struct statfs: 120 bytes on 64-bit machines, f_type first
+    _check(_libc.fstatfs(fd, _ctypes.byref(buffer)), "fstatfs", f"fd {fd}")
     return int(buffer[0])
 
 
 def signalfd(signals: tuple[int, ...]) -> int:
     """signalfd(2) over SIGNALS, which the caller has blocked; each read gives 128-byte records (signalfd_siginfo)."""
-    mask = _packed(
-        8, sum(1 << number - 1 for number in signals), *15 * (0,)
-    )  # sigset_t: 1024 bits, the first 64 in use
+    # sigset_t: 1024 bits, the first 64 in use
+    mask = _packed(8, sum(1 << number - 1 for number in signals), *15 * (0,))
     return _check(_libc.signalfd(-1, mask, os.O_CLOEXEC | os.O_NONBLOCK), "signalfd")

@@ -253,6 +253,7 @@ def doctor() -> Report:
     for number, name, fix in NEEDED_CAPABILITIES:
         held = int(procfs.status(procfs.read("/proc/self/status"))["CapEff"], 16) >> number & 1
         report.add(f"CAP_{name.upper()}", "yes" if held else "no", "" if held else fix)
+    _doctor_filesystem(report)
     report.add("cgroups", _cgroup_mode(), "")
     try:
         modules = procfs.read("/sys/kernel/security/lsm").strip()
@@ -264,6 +265,18 @@ def doctor() -> Report:
     if not root or any(row[1] == "no" for row in report.rows[1:4]):
         report.status = EXIT_FAILED if any(row[1] == "no" for row in report.rows[1:4]) else 0
     return report
+
+
+def _doctor_filesystem(report: Report) -> None:
+    """What ``--transport fuse`` and ``cntr mount`` take; attach does without."""
+    from cntr.cntrfs import probe
+
+    for feature, check, fix in (
+        ("/dev/fuse (--transport fuse, cntr mount)", probe.device, ""),
+        ("FUSE passthrough", probe.passthrough, "without it the server copies file data; Linux 6.9, CAP_SYS_ADMIN"),
+        ("pyfuse3 (--binding pyfuse3)", probe.pyfuse3, ""),
+    ):
+        _feature(report, feature, check, fix)
 
 
 def _feature(report: Report, feature: str, probe: Callable[[], None], fix: str) -> None:

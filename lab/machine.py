@@ -250,9 +250,11 @@ def wait_for_ssh(
 def _difference(command: str, machine: str, wanted: str, result: Result) -> str:
     """What a failing scenario says: expectation, observation, and the command's last words."""
     said = (result.stderr.strip() or result.stdout.strip()).splitlines()[-QUIET_LINES:]
-    first = said.pop() if said else "(no output)"
-    lines = [f"expected: {wanted} from `{command}` on {machine}", f"seen:     status {result.returncode}: {first}"]
-    return "\n".join(lines + [f"          {line}" for line in said])
+    # The program's error before its warnings and hints; without one, the last word.
+    errors = [line for line in said if line.startswith("cntr: ") and not line.startswith("cntr: warning")]
+    headline = (errors or said or ["(no output)"])[-1]
+    lines = [f"expected: {wanted} from `{command}` on {machine}", f"seen:     status {result.returncode}: {headline}"]
+    return "\n".join(lines + [f"          {line}" for line in said if line != headline])
 
 
 def ensure_reachable(machine: Machine) -> None:

@@ -195,6 +195,17 @@ def host_load() -> float:
     return min(4.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
 
 
+def kept_here(name: str) -> list[str] | None:
+    """The command prefix into a machine of the here driver that an earlier run left standing."""
+    from .drivers.here import HereDriver
+
+    for note in sorted(paths.runs_dir().glob("*/state.json"), reverse=True):
+        state = read_state(note.parent)
+        if state.get("machine") == name and state.get("keep") and state.get("driver") == "here":
+            return HereDriver(Plan(load().machine(name), note.parent)).prefixes()["root"]
+    return None
+
+
 def kept(name: str) -> Endpoint | None:
     """Where a machine of that name that an earlier run left standing answers."""
     for note in sorted(paths.runs_dir().glob("*/state.json"), reverse=True):

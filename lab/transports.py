@@ -17,6 +17,9 @@ from typing import Any, Protocol
 from .drivers.base import Endpoint
 from .errors import CommandFailed
 
+OPEN_SECONDS = 180
+"""A login starts a user manager in the machine: half a minute on an emulated machine of a busy host."""
+
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[=>]")
 
 
@@ -141,14 +144,14 @@ class SshCarrier:
             self._endpoint.host,
             user=user,
             port=self._endpoint.port,
-            connect_timeout=20,
+            connect_timeout=60,
             config=Config(overrides={"load_ssh_configs": False}, lazy=True),
             connect_kwargs={
                 "key_filename": str(self._endpoint.key),
                 "look_for_keys": False,
                 "allow_agent": False,
-                "banner_timeout": 60,
-                "auth_timeout": 60,
+                "banner_timeout": OPEN_SECONDS,
+                "auth_timeout": OPEN_SECONDS,
             },
         )
         with _as_connection_error():
@@ -161,7 +164,7 @@ class SshCarrier:
         """See Carrier. fabric's own `run` starts three threads a command; its connection's channel is enough here."""
         connection = self._connection(user)
         with _as_connection_error():
-            channel = connection.transport.open_session(timeout=30)
+            channel = connection.transport.open_session(timeout=OPEN_SECONDS)
             try:
                 channel.exec_command(command)
                 if stdin:
@@ -179,7 +182,7 @@ class SshCarrier:
         """See Carrier."""
         connection = self._connection(user)
         with _as_connection_error():
-            channel = connection.transport.open_session(timeout=30)
+            channel = connection.transport.open_session(timeout=OPEN_SECONDS)
             channel.exec_command(command)
         return _SshBackground(channel)
 
@@ -187,7 +190,7 @@ class SshCarrier:
         """See Carrier."""
         connection = self._connection(user)
         with _as_connection_error():
-            channel = connection.transport.open_session(timeout=30)
+            channel = connection.transport.open_session(timeout=OPEN_SECONDS)
             channel.get_pty("xterm", columns, rows)
             channel.exec_command(command)
         channel.settimeout(1.0)

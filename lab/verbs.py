@@ -107,6 +107,10 @@ def try_(told: argparse.Namespace) -> int:
 
 def shell(told: argparse.Namespace) -> int:
     """A shell in a machine that an earlier run kept; in a fresh one if there is none."""
+    here = session.kept_here(told.machine)
+    if here is not None:
+        print(f"lab: {told.machine} as it was kept, on this host; it stays after this shell", flush=True)
+        return subprocess.call([*here, *(["sh", "-c", told.command] if told.command else ["bash", "-i"])])
     endpoint = session.kept(told.machine)
     if endpoint is None:
         print(f"lab: no {told.machine} was kept; making one", flush=True)

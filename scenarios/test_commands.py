@@ -61,6 +61,17 @@ def test_doctor(cli, machine):
     assert machine.spec.engine.split("-")[0] in machine.run("cntr doctor --json").stdout
 
 
+@pytest.mark.vm
+def test_machine_goes_back(ready, machine):
+    """The lab itself: a machine is back in its fresh state, with its containers, within 10 s (times the host's load)."""
+    if not ready.has_snapshot:
+        pytest.skip(f"the {machine.driver.name} driver took no snapshot here")
+    machine.succeed("touch /root/lab-dirt")
+    ready.refresh()
+    machine.fail("test -e /root/lab-dirt")
+    assert ready.times["restore"] < 10 * max(1.0, machine.slowness / 6)
+
+
 @pytest.mark.systemd
 @pytest.mark.vm
 def test_machine_is_healthy(ready, machine):

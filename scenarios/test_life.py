@@ -3,6 +3,8 @@
 import pytest
 from conftest import BASE
 
+from lab.errors import CommandFailed
+
 
 def test_terminal(cntr, machine):
     """A real terminal: size and changes of size, line editing, the exit status."""
@@ -37,7 +39,12 @@ def test_terminal_hangs_up(cntr, machine):
 
 def test_paused(cntr, engine, machine):
     """A paused container can be looked into: the session does not join the frozen cgroup."""
-    engine.pause("box")
+    try:
+        engine.pause("box")
+    except CommandFailed as refusal:
+        if machine.driver.name != "here":
+            raise
+        pytest.skip(f"this host can't pause a container of {engine.name}: {str(refusal).splitlines()[1][10:]}")
     try:
         assert cntr.attach("box", f"cat {BASE}/etc/lab-marker", timeout=20) == "only in the container"
     finally:

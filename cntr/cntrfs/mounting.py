@@ -151,7 +151,8 @@ def run(source: str, mountpoint: str, options: Options, *, binding: str | None, 
         if message == b"ready":
             return 0
         os.waitpid(pid, 0)
-        raise CntrError(message.decode(errors="replace") or "the server ended before it was ready")
+        said, _, hint = message.decode(errors="replace").partition("\0")
+        raise CntrError(said or "the server ended before it was ready", hint or "--foreground shows more")
     _in_background(source, mountpoint, options, binding, reader, writer)
 
 
@@ -164,20 +165,25 @@ def _in_background(source: str, mountpoint: str, options: Options, binding: str,
         os.chdir("/")
 
         def ready() -> None:
-            null = os.open("/dev/null", os.O_RDWR)
-            for fd in (0, 1, 2):
-                os.dup2(null, fd)
-            os.close(null)
+            _let_go_of_stdio()
             os.write(writer, b"ready")
             os.close(writer)
 
         status = _Manager(source, mountpoint, options, binding).run(ready)
     except CntrError as error:
-        os.write(writer, error.message.encode())
+        os.write(writer, f"{error.message}\0{error.hint}".encode(errors="backslashreplace"))
     except BaseException:
         logging.getLogger("cntr.cntrfs").exception("the manager failed")
     finally:
         os._exit(status)
+
+
+def _let_go_of_stdio() -> None:
+    """Who reads our output (a pipe, ssh) waits until the last copy of it is closed."""
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
 
 
 class _Manager:
@@ -207,7 +213,7 @@ class _Manager:
             self.pid = os.fork()
             if self.pid == 0:
                 os.close(ready_reader)
-                self._serve(fuse_fd, root_fd, ready_writer)
+                self._serve(fuse_fd, root_fd, ready_writer, background=on_ready is not None)
             os.close(fuse_fd)
             os.close(root_fd)
             os.close(ready_writer)
@@ -236,7 +242,7 @@ class _Manager:
                 f"cannot mount CntrFS on {self.mountpoint}: {os.strerror(error.errno or 0)}", hint
             ) from None
 
-    def _serve(self, fuse_fd: int, root_fd: int, ready_writer: int) -> NoReturn:
+    def _serve(self, fuse_fd: int, root_fd: int, ready_writer: int, *, background: bool) -> NoReturn:
         """The server process; never returns."""
         status = 1
         try:
@@ -249,6 +255,8 @@ class _Manager:
             kernel.set_process_name("cntrfs")
 
             def ready() -> None:
+                if background:
+                    _let_go_of_stdio()
                 os.write(ready_writer, b"x")
                 os.close(ready_writer)
 

@@ -85,7 +85,9 @@ class Sender:
             target = os.readlink(b"", dir_fd=fd) if stat.S_ISLNK(info.st_mode) else b""
             source = -1 if target else self._reopen(fd, info)
         except OSError as error:
-            missing = "`cntr attach TARGET` looks around there: the path is /var/lib/cntr/…" if self.tell.label else "it is a path of the host"
+            missing = "it is a path of the host"
+            if self.tell.label:
+                missing = "`cntr attach TARGET` looks around there: the path is /var/lib/cntr/…"
             hint = denied(self.tell.label) if isinstance(error, PermissionError) else missing
             raise CntrError(f"{self.tell.show(path)}: {os.strerror(error.errno or 0)}", hint) from None
         os.close(fd)

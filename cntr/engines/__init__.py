@@ -19,6 +19,7 @@ import os
 import sys
 import time
 
+from cntr import procfs
 from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound, printable
 
 ASK_SECONDS = 0.8  # an unknown name is answered within a second
@@ -173,12 +174,11 @@ def entries() -> tuple[Entry, ...]:
         for directory in _listed(path):
             if directory.endswith(".dist-info"):
                 try:
-                    with open(f"{path}/{directory}/entry_points.txt", "rb") as stream:
-                        text = stream.read()
+                    text = procfs.read(f"{path}/{directory}/entry_points.txt")
                 except OSError:
                     continue
-                if b"[cntr.engines]" in text:
-                    extra += _declared(text.decode("utf-8", "replace"))
+                if "[cntr.engines]" in text:
+                    extra += _declared(text)
     return REGISTRY + tuple(extra)
 
 
@@ -267,12 +267,19 @@ def resolve(target: str) -> Container:
         from cntr.engines import process
 
         return process.resolve(prefix, rest)
-    known = entries()
-    named = [entry for entry in known if colon and rest and prefix in (entry.name, *entry.aliases)]
+    known = REGISTRY  # looking for what others have added takes longer than asking Docker
+    named = _called(prefix, known) if colon and rest else []
+    if not named:
+        known = entries()
+        named = _called(prefix, known) if colon and rest else []
     if named:
         return _only(target, rest, prefix, named, known, time.monotonic() + NAMED_SECONDS)
     present = [entry for entry in known if entry.present()]
     return _only(target, target, "", present, known, time.monotonic() + ASK_SECONDS)
+
+
+def _called(prefix: str, known: tuple[Entry, ...]) -> list[Entry]:
+    return [entry for entry in known if prefix in (entry.name, *entry.aliases)]
 
 
 def _only(
@@ -333,8 +340,11 @@ SANDBOX_HINTS = {
 }
 
 
-def verify(container: Container) -> None:
-    """Refuse a container without processes of this host, in words that say what to do instead."""
+def verify(container: Container, *, runs_its_own: bool = False) -> None:
+    """Refuse a container without processes of this host, in words that say what to do instead.
+
+    runs_its_own: its own programs are to be run (``exec``), so a mere root directory is refused too.
+    """
     if container.state == "sandboxed":
         hint = SANDBOX_HINTS.get(container.engine, "run cntr inside the guest")
         if container.rootfs:
@@ -343,10 +353,10 @@ def verify(container: Container) -> None:
             f"{container.label()}: its processes run inside a sandbox (a VM or a user-space kernel), not on this host",
             hint,
         )
-    if container.state == "rootfs":
+    if container.state == "rootfs" and runs_its_own:
         raise CntrError(
             f"{container.label()}: no process runs in it, there is only its root directory {container.rootfs}",
-            f"start something in it, or look at the directory; as tools it serves: --tools {container.rootfs}",
+            "`cntr attach` shows it the host's tools; its own programs would run as the host's root, unconfined",
         )
     if container.start_time:
         from cntr.engines import evidence

@@ -194,6 +194,8 @@ def by_monitor(engine: str) -> list[Container]:
         owner, id, name = evidence.owner_of(monitor), evidence.option(arguments, "-c"), evidence.option(arguments, "-n")
         if name.startswith("k8s_") != (engine == "cri-o") or owner < 0:
             continue
+        if "-e" in arguments or "--exec" in arguments:
+            continue  # the monitor of a `podman exec`: the same id and name, but not the container's first process
         try:
             pid = int(_pid_of(evidence.option(arguments, "-p"), owner, monitor))
         except (OSError, ValueError):

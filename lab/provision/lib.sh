@@ -37,7 +37,7 @@ make_box_root() { # DIR
     chmod 1777 "$1/tmp" "$1/scratch"
     cp "$LIB/slim-app" "$1/slim-app"
     cp "$(command -v busybox)" "$1/bin/busybox"
-    for applet in sh cat echo ls id env ps sleep hostname kill true false mount stat touch rm setuidgid printenv wc; do
+    for applet in sh cat echo ls id env ps sleep hostname kill true false mount stat touch rm su printenv wc; do
         ln -sf busybox "$1/bin/$applet"
     done
     printf 'root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000:the application:/tmp:/bin/sh\n' >"$1/etc/passwd"
@@ -83,12 +83,12 @@ wait_for() { # SECONDS COMMAND…
 
 # The first process called /slim-app at or below a pid: the container's own program where an engine names a supervisor.
 slim_app_below() { # PID
-    for child in $1 $(cat /proc/"$1"/task/*/children 2>/dev/null); do
-        if [ "$(tr '\0' ' ' <"/proc/$child/cmdline" 2>/dev/null)" = "/slim-app " ]; then
-            echo "$child"
-            return 0
-        fi
-        [ "$child" = "$1" ] || slim_app_below "$child" && return 0
+    if [ "$(tr '\0' ' ' <"/proc/$1/cmdline" 2>/dev/null)" = "/slim-app " ]; then
+        echo "$1"
+        return 0
+    fi
+    for child in $(cat /proc/"$1"/task/*/children 2>/dev/null); do
+        if (slim_app_below "$child"); then return 0; fi
     done
     return 1
 }

@@ -41,7 +41,7 @@ container_start() {
         [ "$name" = userns ] || set -- "$@" --bind="$VOLUME:/data"
         set -- "$@" --tmpfs=/scratch:mode=1777
         if [ -n "$RUNAS" ]; then
-            set -- "$@" /bin/sh -c 'exec /bin/setuidgid app /slim-app'
+            set -- "$@" /bin/sh -c 'exec su -s /bin/sh app -c "exec /slim-app"'
         else
             set -- "$@" /bin/sh -c "$CMD"
         fi
@@ -69,9 +69,12 @@ container_stop() {
         systemctl stop "lab-nspawn-$1.service"
         systemctl reset-failed "lab-nspawn-$1.service" 2>/dev/null || true
     else
+        supervisor=$(pgrep -f -- "^systemd-nspawn.*--machine=$1 ")
         kill "$(container_pid "$1")"
+        wait_for 20 gone "$supervisor"
     fi
 }
+gone() { [ ! -e "/proc/$1" ]; }
 container_pause() { echo 1 >"$(control_group "$1")/cgroup.freeze"; }
 container_unpause() { echo 0 >"$(control_group "$1")/cgroup.freeze"; }
 control_group() { echo "/sys/fs/cgroup$(cut -d: -f3 "/proc/$(container_pid "$1")/cgroup")"; }
@@ -81,7 +84,7 @@ container_pid() {
         [ "$leader" -gt 0 ] || return 1
         if [ "$1" = boot ]; then echo "$leader"; else slim_app_below "$leader"; fi
     else
-        slim_app_below "$(pgrep -f -- "systemd-nspawn.*--machine=$1 " | head -n 1)"
+        slim_app_below "$(pgrep -f -- "^systemd-nspawn.*--machine=$1 " | head -n 1)"
     fi
 }
 container_exec() { # a container without init can only be entered, not asked

@@ -160,6 +160,7 @@ int main(int argc, char **argv)
 
 	if (argc < 3 || !dir || stat("/", &own_root))
 		return 2;
+	setsid(); /* whoever started us may have a session that this pid namespace does not see, and so may a cntr session */
 	for (struct dirent *entry; (entry = readdir(dir)) && n_at_start < 4096;)
 		if (atoi(entry->d_name) > 0)
 			at_start[n_at_start++] = atoi(entry->d_name);

@@ -175,8 +175,8 @@ class Session:
         if self.initialized:
             return
         self.initialized = True
+        self.on_ready()  # before the watch forks: its helper must not keep the caller's stdio open
         self._watch()
-        self.on_ready()
 
     # stopping
 

@@ -1,0 +1,90 @@
+"""Containers of real engines, in the variants that break tools like this one: who the session is, and that the container stays out."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import time
+
+import pytest
+
+from cntr import procfs
+from tests.engines import rigs
+from tests.nest.box import run
+from tests.nest.test_hostile import ground, visits
+
+PTRACE = 1 << 19
+VARIANTS = [
+    *(
+        ("docker", variant)
+        for variant in ("scratch", "read_only", "unprivileged", "host_net", "host_pid", "shared_pid", "paused")
+    ),
+    *(("docker_remapped", variant) for variant in ("busybox", "unprivileged")),
+    *(("podman_rootless", variant) for variant in ("scratch", "unprivileged", "keep_id")),
+    *(("runc", variant) for variant in ("userns", "read_only", "unprivileged")),
+    *(("bwrap", variant) for variant in ("no_proc", "scratch")),
+    *(("byhand", variant) for variant in ("chroot", "deleted_exe", "shared_root")),
+]
+
+
+def status(text: str) -> dict[str, str]:
+    return procfs.status(text)
+
+
+def inside(outside: int, rows: tuple[tuple[int, int, int], ...]) -> int:
+    return next(first + outside - mapped for first, mapped, count in rows if mapped <= outside < mapped + count)
+
+
+@pytest.mark.parametrize(("rig", "variant"), [pytest.param(*pair, id="-".join(pair)) for pair in VARIANTS])
+def test_the_session_is_who_the_container_is(request, rig, variant):
+    with rigs.open_rig(request, rig).box(variant) as box:
+        before = procfs.read(f"/proc/{box.pid}/mountinfo")
+        script = "cat /proc/self/status; for n in pid net ipc uts user; do readlink /proc/self/ns/$n; done; ls -A /var/lib/cntr"
+        done = run("attach", box.target, "--", "sh", "-c", script, env=box.env)
+        assert done.returncode == 0, done
+        found, theirs = status(done.stdout), status(procfs.read(f"/proc/{box.pid}/status"))
+        uid_map = procfs.id_map(procfs.read(f"/proc/{box.pid}/uid_map"))
+        assert int(found["Uid"].split()[1]) == inside(int(theirs["Uid"].split()[1]), uid_map)
+        assert found["NoNewPrivs"] == theirs["NoNewPrivs"]
+        assert int(found["CapBnd"], 16) == int(theirs["CapBnd"], 16) | PTRACE
+        assert int(found["CapPrm"], 16) & ~PTRACE & ~int(theirs["CapBnd"], 16) == 0, (
+            "nothing that the container cannot have"
+        )
+        assert int(found["CapPrm"], 16) & PTRACE, "what keeps the container's processes out"
+        for kind in ("pid", "net", "ipc", "uts", "user"):
+            assert os.readlink(f"/proc/{box.pid}/ns/{kind}") in done.stdout, kind
+        names = {path.name for path in pathlib.Path(f"/proc/{box.pid}/root").iterdir()}
+        assert names <= set(done.stdout.split())
+        assert procfs.read(f"/proc/{box.pid}/mountinfo") == before
+        if box.upper:
+            assert not os.path.exists(f"{box.upper}/var"), "nothing was made in the container's layer"
+
+
+# How an attacker is started in a container, and where it can write: a volume, or /tmp through /proc/PID/root.
+HOSTILE = (
+    ("docker", "busybox", "0", ("same", "1000", "1000+")),
+    ("docker", "unprivileged", "1000", ("same",)),
+    ("docker_remapped", "volume", "0", ("same", "1000", "1000+")),
+    ("podman_rootless", "volume", "0", ("same", "1000", "1000+")),
+)
+
+
+@pytest.mark.parametrize(
+    ("rig", "variant", "uid", "roles"), [pytest.param(*case, id="-".join(case[:2])) for case in HOSTILE]
+)
+def test_a_hostile_container_of_a_real_engine_gets_nothing(request, prowler, rig, variant, uid, roles):
+    with rigs.open_rig(request, rig).box(variant) as box:
+        if variant == "volume":
+            directory, place = pathlib.Path(box.rig.den.path, f"volume-{box.name}"), "/data"
+        else:
+            directory, place = pathlib.Path(f"/proc/{box.pid}/root/tmp"), "/tmp"
+        shutil.copy(prowler, directory / "prowl")
+        loot = ground(directory)
+        box.rig.command("exec", "-d", "--user", uid, box.name, f"{place}/prowl", f"{place}/loot", *roles)
+        box.rig.den.wait_for("the attackers", lambda: loot.path.with_name("loot.seen").stat().st_size > 0, seconds=10)
+        for flags in ([], ["--user", "1000"]):
+            visits(box.target, flags, rounds=2, env=box.env)
+        time.sleep(0.05)
+        assert loot.lines() == []
+        assert loot.seen() > 200, "the attackers did look"
