@@ -17,7 +17,7 @@ LAYERS = (
     ("cntr.cli",),
     ("cntr.reports", "cntr.inside", "cntr.copy"),
     ("cntr.attach",),
-    ("cntr.supervise", "cntr.session", "cntr.fileserver"),
+    ("cntr.supervise", "cntr.session", "cntr.fileserver", "cntr.service"),
     ("cntr.nest", "cntr.identity"),
     ("cntr.tools",),
     ("cntr.target",),
