@@ -26,8 +26,10 @@ def clean(*, boxes: bool = False) -> Iterator[str]:
         yield f"removing {run_dir.name}"
         _destroy(run_dir, state)
     if not going_on:
-        if libvirtd.stop():
+        if libvirtd.stop_if_idle():
             yield "stopped the lab's libvirtd"
+        elif libvirtd.running():
+            yield f"the lab's libvirtd still has {', '.join(libvirtd.domains())} (made by hand? vagrant destroy): it stays"
         if boxes:
             shutil.rmtree(paths.cache_dir() / "boxes", ignore_errors=True)
             shutil.rmtree(paths.cache_dir() / "libvirt", ignore_errors=True)

@@ -128,6 +128,8 @@ class VagrantDriver:
         add_box(self._built)
         port = int(str(base.read_state(self._dir).get("port", 0))) or base.free_port()
         base.write_state(self._plan, self.name, port=port, uri=self._plan.libvirt_uri)
+        if "cntr-lab/libvirt" in self._plan.libvirt_uri:
+            libvirtd.ensure()  # once more: another lab may have ended an idle one between our asking and our note
         _vagrant(
             ["up", self._plan.spec.name, "--no-provision", "--provider", "libvirt"], self._environment(), UP_SECONDS
         )
@@ -161,6 +163,8 @@ class VagrantDriver:
                     except LabError as error:
                         print(f"lab: {error.message}", flush=True)
         base.remove_run_dir(self._dir)
+        if "cntr-lab/libvirt" in self._plan.libvirt_uri:
+            libvirtd.stop_if_idle()
 
     def alive(self) -> bool:
         """Whether libvirt says it runs."""
