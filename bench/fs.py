@@ -101,7 +101,7 @@ def cpu_nanoseconds(server: Server) -> int:
 
 def cpu_per_call(name: str, base: Path, calls: int) -> dict[str, float]:
     """Server CPU in µs per client call, with timeouts of 0 so that every call reaches the server."""
-    place = Place(name, base / "cpu", "", ("-o", "entry_timeout=0,attr_timeout=0"))
+    place = Place(name, base, "", ("-o", "entry_timeout=0,attr_timeout=0"))
     (place.source / "file").write_bytes(b"x")
     place.mount()
     path = str(place.directory / "file")
@@ -133,7 +133,7 @@ def cpu_per_call(name: str, base: Path, calls: int) -> dict[str, float]:
 
 def memory_of_find(name: str, base: Path, files: int) -> dict[str, float]:
     """Peak resident memory (MB) of the server while `find` walks FILES files, its open fds after it, and seconds."""
-    place = Place(name, base / "memory", "")
+    place = Place(name, base, "")
     per_directory = 1000
     for directory in range(files // per_directory):
         path = place.source / f"{directory:04d}"
@@ -204,6 +204,13 @@ def main() -> int:
         "command": f"python -m bench.fs {' '.join(sys.argv[1:])}", "load": list(os.getloadavg()),
     }  # fmt: skip
     results: dict[str, dict[str, list[float]]] = {}
+    report["seconds"] = results
+
+    def save() -> None:
+        """After each part: a long run that is ended early keeps what it has measured."""
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+
     base = Path(tempfile.mkdtemp(prefix="bench-fs-", dir=options.dir))
     try:
         places = [Place(name, base, options.passthrough_hp) for name in names]
@@ -212,15 +219,15 @@ def main() -> int:
                 continue
             results[workload.name] = time_workload(workload, places, options.rounds)
             print(table({workload.name: results[workload.name]}, names).splitlines()[1], flush=True)
-        report["seconds"] = results
+            save()
         if options.cpu_calls:
-            report["cpu_us_per_call"] = {name: cpu_per_call(name, base, options.cpu_calls) for name in bindings}
+            report["cpu_us_per_call"] = {name: cpu_per_call(name, base / "cpu", options.cpu_calls) for name in bindings}
+            save()
         if options.million:
-            report["memory"] = {name: memory_of_find(name, base, options.million) for name in bindings}
+            report["memory"] = {name: memory_of_find(name, base / "memory", options.million) for name in bindings}
+            save()
     finally:
         shutil.rmtree(base, ignore_errors=True)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(report, indent=1) + "\n")
     print("\n" + table(results, names))
     for key in ("cpu_us_per_call", "memory"):
         if key in report:

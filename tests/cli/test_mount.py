@@ -246,7 +246,7 @@ def _refuse(*_: object) -> int:
     raise PermissionError(errno.EPERM, "Operation not permitted")
 
 
-def test_the_probe_of_passthrough_leaves_nothing(tmp_path):
+def test_the_probe_of_passthrough_leaves_nothing(own_mounts):
     """Neither a mount nor a connection nor an fd; and it finds what a real mount finds."""
     before = (procfs.read("/proc/self/mountinfo"), len(os.listdir("/proc/self/fd")))
     for _ in range(5):

@@ -90,7 +90,7 @@ class Place:
         outcome = self._outcome(test, status, output)
         outcome.seconds = round(time.monotonic() - started, 1)
         died = self._reap_daemons()
-        if died and outcome.status != PASS:
+        if died and outcome.status not in (PASS, TIMEOUT):  # (at the time limit we killed what we could)
             outcome = Outcome(DIED, outcome.seconds, f"{died}; {outcome.detail}")
         if outcome.status in BAD:
             self._keep(test, output, reports)
