@@ -82,9 +82,9 @@ def _unlinked_files_are_lost() -> None:
         parent_fd = self.nodes.fd(self.nodes.get(parent))
         node = self.nodes.find(kernel_fs.statx(parent_fd, name))
         original(self, parent, name)
-        if node is not None and node.fd >= 0:
-            os.close(node.fd)
-            node.fd = os.memfd_create("lost")  # what is done to it must hurt nothing of the machine's
+        if node is not None:
+            self.nodes._close(node)
+            node.handle = node.parent = None  # no other way back to it
 
     _wrap(Core, "unlink", unlink)
 
