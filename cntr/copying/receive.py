@@ -52,7 +52,7 @@ class Receiver:
         self.archive = archive
         self.levels: list[Level] = []
         self.file: Partial | None = None
-        self.top_fd = -1
+        self.top_fd = self.file_top = -1  # file_top: where a single file goes; a directory is the first of levels
         self.linked: dict[bytes, tuple[int, int]] = {}  # path below the top → what was made there
         self.shown = b""
         self.started: Callable[[Meta], None] = stream.nothing
@@ -73,6 +73,10 @@ class Receiver:
             if self.file:
                 self.file.drop()
                 self.file = None
+            for fd in {self.file_top, *(level.fd for level in self.levels)}:
+                if fd >= 0:
+                    os.close(fd)
+            self.levels, self.file_top = [], -1
 
     def _start(self, path: bytes) -> None:
         kind, body = self.incoming.receive()
@@ -87,7 +91,7 @@ class Receiver:
         dir_fd, place = self._destination(path, meta, b"" if contents else name)
         identity = (0, 0)
         if not stat.S_ISDIR(meta.mode):
-            self.top_fd = dir_fd
+            self.top_fd = self.file_top = dir_fd
             self._make(dir_fd, place, meta, target)
         else:
             self.levels.append(Level(dir_fd, b"", None) if not place else self._directory(dir_fd, place, meta))
