@@ -69,7 +69,7 @@ def compliance(session: nox.Session) -> None:
     _require_root(session)
     session.install("-q", ".[test,pyfuse3]")
     session.run("pytest", "-n", "2", "tests/fs", env=CLEAN)
-    session.run("python", "-m", "tests.suites.apt_suites", *session.posargs, env=CLEAN)
+    session.run("python", "-m", "tests.suites.apt", *session.posargs, env=CLEAN)
 
 
 @nox.session

@@ -54,7 +54,9 @@ def mirrors(suite: str) -> list[str]:
     text = "\n".join(path.read_text() for path in sorted(Path("/etc/apt").glob("sources.list*")) if path.is_file())
     text += "\n".join(path.read_text() for path in sorted(Path("/etc/apt/sources.list.d").glob("*")))
     uris = re.findall(r"^(?:URIs:|deb(?:\s+\[[^]]*\])?)\s+(\S+)", text, re.MULTILINE)
-    archive = next((uri for uri in uris if uri.rstrip("/").endswith("/debian")), "http://deb.debian.org/debian")
+    archive = next((uri for uri in uris if uri.rstrip("/").endswith("/debian")), "")
+    if not archive:
+        raise SystemExit("cleanroom: this machine's apt knows no Debian mirror: see /etc/apt/sources.list")
     default = archive.rstrip("/").removesuffix("/debian") + "/debian-security"
     security = next((uri for uri in uris if "security" in uri), default)
     rows = ((archive, suite), (archive, f"{suite}-updates"), (security, f"{suite}-security"))

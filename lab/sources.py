@@ -4,40 +4,44 @@ from __future__ import annotations
 
 import subprocess
 
-DEFAULT_MIRROR = "http://deb.debian.org/debian"
-DEFAULT_SECURITY = "http://deb.debian.org/debian-security"
+from .errors import LabError
 
 
 def _lookup(command: list[str]) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout
     except FileNotFoundError:
-        return ""  # not a Debian machine: the defaults hold
+        return ""  # not a Debian machine
 
 
 def mirrors(targets: str) -> tuple[str, str]:
-    """The main and security mirror out of `apt-get indextargets` lines `URI ORIGIN LABEL`."""
-    main, security = DEFAULT_MIRROR, DEFAULT_SECURITY
-    seen_main = seen_security = False
+    """The main and security mirror out of `apt-get indextargets` lines `URI ORIGIN LABEL`; "" for one that is not there."""
+    main = security = ""
     for line in targets.splitlines():
         uri, origin, label = [*line.split("|"), "", ""][:3]
         if origin != "Debian" or not uri.startswith(("http://", "https://", "file:", "copy:")):
             continue
-        if label == "Debian" and not seen_main:
-            main, seen_main = uri.rstrip("/"), True
-        elif label == "Debian-Security" and not seen_security:
-            security, seen_security = uri.rstrip("/"), True
+        if label == "Debian":
+            main = main or uri.rstrip("/")
+        elif label == "Debian-Security":
+            security = security or uri.rstrip("/")
     return main, security
 
 
 def lines(suite: str, mirror: str | None = None) -> list[str]:
-    """apt source lines for `suite`: from `mirror` if told, else from where this machine gets Debian."""
+    """apt source lines for `suite`: from `mirror` if told, else from where this machine gets Debian.
+
+    Raises:
+        LabError: neither is known.
+    """
     if mirror:
         return [f"deb {mirror} {suite} main"]
     main, security = mirrors(
         _lookup(["apt-get", "indextargets", "--format", "$(REPO_URI)|$(ORIGIN)|$(LABEL)", "Created-By: Packages"])
     )
-    return [f"deb {main} {suite} main", f"deb {security} {suite}-security main"]
+    if not main:
+        raise LabError("this machine's apt knows no Debian mirror to build a box from", "name one: --mirror URL")
+    return [f"deb {main} {suite} main", *([f"deb {security} {suite}-security main"] if security else [])]
 
 
 def proxy_options() -> list[str]:

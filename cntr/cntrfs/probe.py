@@ -37,7 +37,11 @@ def passthrough() -> None:
         number = kernel_fs.ioctl_number(fuse_fd, wire.DEV_IOC_BACKING_OPEN, wire.BACKING_MAP.pack(backing_fd, 0, 0))
         kernel_fs.ioctl_number(fuse_fd, wire.DEV_IOC_BACKING_CLOSE, number.to_bytes(4, sys.byteorder))
     finally:
-        for fd in (fuse_fd, mount_fd, backing_fd):  # the connection first: closing a mount of a live one waits for answers
+        for fd in (
+            fuse_fd,
+            mount_fd,
+            backing_fd,
+        ):  # the connection first: closing a mount of a live one waits for answers
             if fd >= 0:
                 os.close(fd)
 

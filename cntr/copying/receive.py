@@ -52,7 +52,7 @@ class Receiver:
         self.archive = archive
         self.levels: list[Level] = []
         self.file: Partial | None = None
-        self.top_fd = self.file_top = -1  # file_top: where a single file goes; a directory is the first of levels
+        self.top_fd = self.parent_fd = -1
         self.linked: dict[bytes, tuple[int, int]] = {}  # path below the top → what was made there
         self.shown = b""
         self.started: Callable[[Meta], None] = stream.nothing
@@ -73,10 +73,10 @@ class Receiver:
             if self.file:
                 self.file.drop()
                 self.file = None
-            for fd in {self.file_top, *(level.fd for level in self.levels)}:
+            for fd in (self.parent_fd, *(level.fd for level in self.levels)):
                 if fd >= 0:
                     os.close(fd)
-            self.levels, self.file_top = [], -1
+            self.levels, self.parent_fd = [], -1
 
     def _start(self, path: bytes) -> None:
         kind, body = self.incoming.receive()
@@ -90,11 +90,12 @@ class Receiver:
         self.shown = path
         dir_fd, place = self._destination(path, meta, b"" if contents else name)
         identity = (0, 0)
+        if not place:
+            self.parent_fd = -1  # the level's
         if not stat.S_ISDIR(meta.mode):
-            self.top_fd = self.file_top = dir_fd
             self._make(dir_fd, place, meta, target)
         else:
-            self.levels.append(Level(dir_fd, b"", None) if not place else self._directory(dir_fd, place, meta))
+            self.levels.append(self._directory(dir_fd, place, meta) if place else Level(dir_fd, b"", None))
             self.levels[0].name = b""
             self.top_fd = self.levels[0].fd
             info = os.fstat(self.top_fd)
@@ -112,6 +113,7 @@ class Receiver:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 raise CntrError(f"{show(path)}: {os.strerror(error.errno or 0)}", self._hint(error)) from None
         else:
+            self.parent_fd = fd
             self.shown = b"%s/%s" % (path.rstrip(b"/"), name) if name else path
             return fd, name
         if path.endswith(b"/") and not is_dir:
@@ -123,6 +125,7 @@ class Receiver:
         except OSError as error:
             hint = self._hint(error) or "the directory to copy into has to exist"
             raise CntrError(f"{show(parent)}: {os.strerror(error.errno or 0)}", hint) from None
+        self.parent_fd = fd
         mode = mode_of(fd, last)
         if mode and is_dir:
             raise CntrError(f"{show(path)}: {stream.kind_of(mode)}", "a directory cannot take the place of a file")

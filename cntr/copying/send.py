@@ -38,9 +38,13 @@ class Level:
     __slots__ = ("device", "fd", "name", "names")
 
     def __init__(self, fd: int, device: int, name: bytes) -> None:
-        """fd: open for reading. Raises OSError."""
+        """fd: open for reading; closed again where it cannot be listed. Raises OSError."""
         self.fd, self.device, self.name = fd, device, name
-        self.names = sorted((os.fsencode(name) for name in os.listdir(fd)), reverse=True)
+        try:
+            self.names = sorted((os.fsencode(name) for name in os.listdir(fd)), reverse=True)
+        except BaseException:
+            os.close(fd)
+            raise
 
 
 class Sender:
@@ -73,37 +77,54 @@ class Sender:
         last = path.rstrip(b"/").rsplit(b"/", 1)[-1]
         contents = last in (b"", b".", b"..")
         self.shown = path.rstrip(b"/") or b"/"
-        follow = follow or contents or path.endswith(b"/")
+        source, info, target = self._open(path, follow=follow or contents or path.endswith(b"/"))
+        meta = meta_of(info)
+        try:
+            if stat.S_ISDIR(info.st_mode):
+                fd, source = source, -1
+                self.levels.append(Level(fd, info.st_dev, b""))
+            self.out.send(stream.START, b"\1" if contents else b"\0", stream.pack_item(meta, last, target))
+            self.out.flush()
+            self.started(meta)
+            self._await_ready()
+            if self.levels and (info.st_dev, info.st_ino) == self.target:
+                shown = self.tell.show(path)
+                raise CntrError(f"{shown}: source and destination are the same directory", "there is nothing to copy")
+            self._walk()
+            if source >= 0:
+                fd, source = source, -1
+                self._send_data(fd, meta, b"")
+            self.out.send(stream.DONE)
+            self.out.flush()
+        finally:
+            for fd in (source, *(level.fd for level in self.levels)):
+                if fd >= 0:
+                    os.close(fd)
+            self.levels = []
+
+    def _open(self, path: bytes, *, follow: bool) -> tuple[int, os.stat_result, bytes]:
+        """(fd for reading, -1 for a symbolic link; what it is; a symbolic link's target). Raises CntrError."""
+        fd = -1
         try:
             fd = self.open_path(path, os.O_PATH | (0 if follow else os.O_NOFOLLOW))
             info = os.fstat(fd)
-            if not (stat.S_ISDIR(info.st_mode) or stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode)):
-                raise CntrError(
-                    f"{self.tell.show(path)}: {stream.kind_of(info.st_mode)}: not copied",
-                    "only files, directories and symbolic links are",
-                )
-            target = os.readlink(b"", dir_fd=fd) if stat.S_ISLNK(info.st_mode) else b""
-            source = -1 if target else self._reopen(fd, info)
+            if stat.S_ISLNK(info.st_mode):
+                return -1, info, os.readlink(b"", dir_fd=fd)
+            if stat.S_ISDIR(info.st_mode) or stat.S_ISREG(info.st_mode):
+                return self._reopen(fd, info), info, b""
+            raise CntrError(
+                f"{self.tell.show(path)}: {stream.kind_of(info.st_mode)}: not copied",
+                "only files, directories and symbolic links are",
+            )
         except OSError as error:
             missing = "it is a path of the host"
             if self.tell.label:
                 missing = "`cntr attach TARGET` looks around there: the path is /var/lib/cntr/…"
             hint = denied(self.tell.label) if isinstance(error, PermissionError) else missing
             raise CntrError(f"{self.tell.show(path)}: {os.strerror(error.errno or 0)}", hint) from None
-        os.close(fd)
-        self.out.send(stream.START, b"\1" if contents else b"\0", stream.pack_item(meta_of(info), last, target))
-        self.out.flush()
-        self.started(meta_of(info))
-        self._await_ready()
-        if stat.S_ISDIR(info.st_mode):
-            if (info.st_dev, info.st_ino) == self.target:
-                raise CntrError(f"{self.tell.show(path)}: source and destination are the same directory", "")
-            self.levels.append(Level(source, info.st_dev, b""))
-            self._walk()
-        elif stat.S_ISREG(info.st_mode):
-            self._send_data(source, meta_of(info), b"")
-        self.out.send(stream.DONE)
-        self.out.flush()
+        finally:
+            if fd >= 0:
+                os.close(fd)
 
     def _await_ready(self) -> None:
         while True:
@@ -194,15 +215,11 @@ class Sender:
             self.tell.problem(self._path(name), "the destination itself: not copied into itself")
             return None
         source = self._reopen(fd, info)
-        try:
-            if info.st_dev != device and kernel.filesystem_magic(source) in KERNEL_FILESYSTEMS:
-                self.tell.note("the kernel's own, no files: not copied", self._path(name))
-                os.close(source)
-                return None
-            level = Level(source, info.st_dev, name)
-        except BaseException:
+        if info.st_dev != device and kernel.filesystem_magic(source) in KERNEL_FILESYSTEMS:
+            self.tell.note("the kernel's own, no files: not copied", self._path(name))
             os.close(source)
-            raise
+            return None
+        level = Level(source, info.st_dev, name)
         self.out.send(stream.ITEM, stream.pack_item(meta_of(info), name))
         return level
 

@@ -90,10 +90,6 @@ in_root ldconfig
 # --- nothing of the building machine stays: its mirror, its proxy, its resolver, its logs
 suite=$(. "$root/etc/os-release" && echo "$VERSION_CODENAME")
 rm -f "$root"/etc/apt/apt.conf.d/99mmdebstrap "$root"/etc/apt/sources.list "$root"/etc/apt/sources.list.d/*
-cat >"$root/etc/apt/sources.list" <<APT
-deb http://deb.debian.org/debian $suite main
-deb http://deb.debian.org/debian $suite-updates main
-deb http://deb.debian.org/debian-security $suite-security main
-APT
+echo "# The box has what its scenarios need; for more, name a mirror here (suite: $suite)." >"$root/etc/apt/sources.list"
 rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/* "$root"/var/log/apt "$root"/var/log/*.log \
     "$root"/var/log/bootstrap.log "$root"/usr/share/doc/* "$root"/usr/share/man/* "$root"/usr/share/info/*

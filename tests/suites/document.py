@@ -73,7 +73,12 @@ def _known_failures() -> list[str]:
 
 def _suite(run: Run, suite: str) -> list[str]:
     verdicts = judge(run, read_table(Path(__file__).with_name(f"{suite}.table")))
-    lines = [f"{run.started}, kernel {run.kernel}; made by `{run.command.split(' --')[0]}`.\n"]
+    parts = Counter(test.partition("/")[0] for test in run.outcomes)
+    covered = ", ".join(f"{part} {count}" for part, count in sorted(parts.items()))
+    lines = [
+        f"{run.started}, kernel {run.kernel}; made by `{run.command.split(' --')[0]}`. "
+        f"Tests that have a result in this report: {covered}.\n"
+    ]
     lines += [
         "| on | pass | fail | not run | timeout | server died | single checks | failed |",
         "|---|---|---|---|---|---|---|---|",
@@ -131,12 +136,12 @@ def performance(path: Path) -> str:
         "of the best times. *FUSE cold*: mounted anew before each run.\n",
     ]
     if not path.exists():
-        return "\n".join([*lines, "No report yet.", ""])
+        return "\n".join([*lines, "No report of a quiet machine yet: `nox -s bench -- fs` makes one.", ""])
     report = json.loads(path.read_text())
     load = report["load"][0]
     lines.append(
         f"{report['date']}, kernel {report['kernel']}, {report['rounds']} rounds, load average {load:.1f} at the start; "
-        f"made by `{report['command']}`.\n"
+        f"made by `{report['command'].partition(' --dir')[0].partition(' --json')[0]}`.\n"
     )
     results: dict[str, dict[str, list[float]]] = report["seconds"]
     names = [name for name in next(iter(results.values()), {}) if name != "native"]
