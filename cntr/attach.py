@@ -8,6 +8,7 @@ from cntr import cgroup, engines, kernel, nest, procfs
 from cntr.channel import Channel
 from cntr.errors import CntrError, StepFailed, TargetNotFound, printable
 from cntr.identity import Identity, User, user_of, withheld
+from cntr.service import VARIABLE, Service
 from cntr.session import Command, Session
 from cntr.supervise import Supervisor, Watch, hint_for
 from cntr.target import CAP_SYS_PTRACE, Target
@@ -78,7 +79,7 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
     with Fds() as fds:
         # 1. name → pid → everything /proc says about it
         container = engines.resolve(request.target)
-        engines.verify(container)
+        engines.verify(container, runs_its_own=request.own_root)
         target = Target(container)
         fds.closers.append(target.close)
         try:
@@ -120,6 +121,10 @@ def _run_session(request: Request, target: Target, fds: Fds, say: Callable[[str]
         terminal.slave if terminal else -1,
         foreign=request.own_root,
     )
+    service = _service(request, target) if tools else None
+    if service:
+        fds.closers.append(service.close)
+        command.environment[VARIABLE] = service.name
     channel = Channel()
     fds.fd(channel.reports_read)
     session = Session(_entrance(request, target, tools, server, devpts_fd, fds), identity, command, channel)
@@ -134,6 +139,8 @@ def _run_session(request: Request, target: Target, fds: Fds, say: Callable[[str]
     # 5. until it ends
     supervisor = Supervisor(target, monitor, channel, watch, terminal, server, say)
     supervisor.separate |= command.foreign
+    if service:
+        service.monitor, supervisor.service = monitor, service
     status = supervisor.run()
     if request.verbose:
         for note in supervisor.outcome.notes:
@@ -150,6 +157,19 @@ def _serve(request: Request, tools: Tools | None) -> FileServer | None:
     from cntr.fileserver import FileServer
 
     return FileServer(tools.root_fd, request.binding)
+
+
+def _service(request: Request, target: Target) -> Service | None:
+    """Who answers `cntr exec` in the session; an owner without root could not come back from the container's namespaces."""
+    if target.as_owner:
+        return None
+    flags = [] if request.join_cgroup else ["--no-cgroup"]
+    if request.user is not None:
+        flags += ["--user", request.user]
+    try:
+        return Service(target, flags)
+    except OSError:
+        return None  # `cntr exec` in the session will say so
 
 
 def _entrance(

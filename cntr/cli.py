@@ -95,7 +95,6 @@ def _exec(parsed: Parsed) -> int:
             )
         from cntr import inside
 
-        _protect_interpreter(parsed)
         return inside.run(parsed.argv or ["/bin/sh"], parsed.texts("env"), parsed.text("workdir", "/"))
     request = _request(parsed)
     request.own_root = True

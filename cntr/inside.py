@@ -1,79 +1,74 @@
-"""``cntr exec`` from inside a session: the container's own command in its own root, which is mounted right here.
-
-In a session we have the container's capabilities, not the host's: no namespace can be joined, but all but the mount namespace are
-the container's already, and its tree is at CNTR_BASE_DIR.
-"""
+"""``cntr exec`` from inside a session: asked of the session's supervisor, see ``service``."""
 
 from __future__ import annotations
 
-import errno
+import _socket  # the module behind socket, without its import of enum (5 ms)
 import os
+import select
 
-from cntr import kernel, procfs
-from cntr.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CntrError, printable
-from cntr.nest import BASE_DIR
+from cntr import service
+from cntr.errors import CntrError, printable
+from cntr.supervise import Watch
+
+ON_THE_HOST = "run `cntr exec TARGET` on the host instead"
 
 
 def run(argv: list[str], settings: list[str], directory: str) -> int:
-    """Change root and become the command; returns only by raising CntrError."""
-    base = os.environ.get("CNTR_BASE_DIR", BASE_DIR)
-    environment = _environment()
-    for setting in settings:
-        key, _, value = setting.partition("=")
-        environment[key] = value
-    uid, gid = os.getuid(), os.getgid()
+    """Run the container's command; its exit status. Raises CntrError."""
+    name = os.environ.get(service.VARIABLE, "")
+    if not name:
+        raise CntrError("cntr exec: this session has nobody to ask", ON_THE_HOST)
+    # A variable named alone is the session's, which the supervisor does not have.
+    settings = [s if "=" in s else f"{s}={os.environ[s]}" for s in settings if "=" in s or s in os.environ]
+    watch = Watch()
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+    streams = [_open_stream(fd) for fd in (0, 1, 2)]
+    words = [directory, str(len(settings)), *settings, *argv]
+    packet = os.fsencode("\0".join(words))
+    if len(packet) > service.PACKET:
+        raise CntrError(
+            "cntr exec: the command line is too long", f"at most {service.PACKET >> 10} KiB from inside a session"
+        )
     try:
-        os.chroot(base)
-    except PermissionError:
-        # Without CAP_SYS_CHROOT (--cap-drop ALL) a user namespace of one id gives it, for this one call (user_namespaces(7)).
-        try:
-            kernel.unshare(kernel.CLONE_NEWUSER)
-            for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-                with open(f"/proc/self/{name}", "w", encoding="ascii") as stream:
-                    stream.write(text)
-            os.chroot(base)
-        except OSError as error:
-            raise CntrError(
-                f"enter {printable(base)}: {error.strerror}", "run `cntr exec TARGET` on the host instead"
-            ) from None
-    except OSError as error:
-        raise CntrError(f"enter {printable(base)}: {error.strerror}", "is this shell a cntr session?") from None
-    try:
-        os.chdir(directory)
+        connection.connect(f"\0{name}")
+        fds = b"".join(fd.to_bytes(4, "little" if _little() else "big") for fd in streams)
+        connection.sendmsg([packet], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)])
+        return _wait(connection, watch)
     except OSError as error:
         raise CntrError(
-            f"-w {printable(directory)}: {error.strerror}", "it is a directory of the container's own tree"
+            f"ask the session's supervisor: {printable(error.strerror or str(error))}", ON_THE_HOST
         ) from None
-    _exec(argv, environment)
-    return 0
+    finally:
+        connection.close()
+        watch.close()
 
 
-def _environment() -> dict[str, str]:
-    """The container's own, from its process; readable by the session's CAP_SYS_PTRACE."""
+def _little() -> bool:
+    import sys
+
+    return sys.byteorder == "little"
+
+
+def _open_stream(fd: int) -> int:
+    """FD itself, /dev/null where the caller closed it."""
     try:
-        found = procfs.environ(procfs.read(f"/proc/{int(os.environ.get('CNTR_TARGET_PID', '1'))}/environ"))
-    except (OSError, ValueError):
-        found = dict(os.environ)
-    found.setdefault("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-    if "TERM" in os.environ:
-        found["TERM"] = os.environ["TERM"]
-    return found
+        os.fstat(fd)
+    except OSError:
+        return os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    return fd
 
 
-def _exec(argv: list[str], environment: dict[str, str]) -> None:
-    paths = [argv[0]] if "/" in argv[0] else [f"{d or '.'}/{argv[0]}" for d in environment["PATH"].split(":")]
-    denied: OSError | None = None
-    for path in paths:
-        try:
-            os.execve(path, argv, environment)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-                denied = denied or error
-    what = f"run {printable(argv[0])} in the container"
-    if denied:
-        raise CntrError(f"{what}: {denied.strerror}", "is it a program of this machine's kind?", EXIT_NOT_EXECUTABLE)
-    raise CntrError(
-        f"{what}: no such program",
-        "the container has no shell? leave exec out: your own tools are right here",
-        EXIT_NOT_FOUND,
-    )
+def _wait(connection: _socket.socket, watch: Watch) -> int:
+    """Pass signals on until the exit status comes. Raises CntrError, OSError."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    poll.register(watch.fd, select.POLLIN)
+    while True:
+        for fd, _ in poll.poll():
+            if fd == watch.fd:
+                connection.send(bytes(number for number, _ in watch.read() if number in service.FORWARDED) or b"\0")
+                continue
+            status = connection.recv(1)
+            if not status:
+                raise CntrError("cntr exec: the supervisor refused, or ended", ON_THE_HOST)
+            return status[0]

@@ -34,15 +34,18 @@ def from_read_only_copy(argv: list[str]) -> None:
         fd = _read_only_mount(EXECUTABLE)
     except OSError:
         fd = _sealed_copy(EXECUTABLE)
-    # -I and -S: what decides where modules come from is the very path this process has, no variable and no site file.
-    code = CODE.format(path=sys.path, executable=sys.executable)
     try:
-        os.execve(fd, [sys.executable, "-IS", "-c", code, *argv], os.environ)
+        os.execve(fd, [sys.executable, "-IS", "-c", code(), *argv], os.environ)
     except OSError as error:
         raise CntrError(
             f"run {sys.executable} from a read-only copy: {error.strerror}",
             "the container's program could write to it otherwise (CVE-2019-5736)",
         ) from None
+
+
+def code() -> str:
+    """For ``python -IS -c``: run cntr. What decides where modules come from is this process's path, no variable and no site file."""
+    return CODE.format(path=sys.path, executable=sys.executable)
 
 
 def is_read_only() -> bool:

@@ -101,9 +101,9 @@ class Supervisor:
             self.terminal, self.pump = RawTerminal(0), Pump(0, 1, pty.master)
         self.deadline = 0.0  # monotonic seconds; when the session is ended by force
         self.orders_open = True
-        self.separate = (
-            pty is not None
-        )  # the session is none of our terminal's: a signal of its driver is ours to pass on
+        self.service: Service | None = None  # for `cntr exec` from inside
+        # Whether the session is none of our terminal's: then a signal of its driver is ours to pass on.
+        self.separate = pty is not None
 
     def run(self) -> int:
         """Wait for the end; the exit status of the CLI contract. Raises CntrError."""
@@ -115,6 +115,8 @@ class Supervisor:
             if self.pump:
                 self.pump.drain()
         finally:
+            if self.service:
+                self.service.close()
             self._end_session()
             if self.terminal:
                 self.terminal.restore()
@@ -134,6 +136,8 @@ class Supervisor:
         if self.pump:
             for fd, events in self.pump.interests().items():
                 fds[fd] = events
+        if self.service:
+            fds.update(dict.fromkeys(self.service.interests(), select.POLLIN))
         for fd, events in fds.items():
             poll.register(fd, events)
         ready = poll.poll(self._patience())
@@ -157,6 +161,8 @@ class Supervisor:
                 self._close_orders()
             elif self.server and fd == self.server.pidfd:
                 self._server_ended()
+            elif self.service and self.service.ready(fd):
+                continue
             elif self.pump and not self.pump.ready(fd, events):
                 self._hang_up()
         return ended
@@ -285,3 +291,4 @@ if TYPE_CHECKING:
 
     from cntr.fileserver import FileServer
     from cntr.pty import Pty, Pump, RawTerminal
+    from cntr.service import Service

@@ -61,7 +61,8 @@ class Target:
 
     def __init__(self, container: Container) -> None:
         """Open and read it; raises TargetNotFound when it is gone, CntrError when the caller may not look at it."""
-        self.container, self.pid = container, container.pid
+        # Only a root directory, no process (a mounted working container): everything but the root is the caller's own.
+        self.container, self.pid = container, os.getpid() if container.state == "rootfs" else container.pid
         self.label = container.label()
         self.as_owner = False
         self.pidfd = self.proc_fd = self.root_fd = -1
@@ -95,7 +96,8 @@ class Target:
         if os.geteuid() != 0:
             self._enter_as_owner()
         self._read_status(procfs.status(procfs.read("status", self.proc_fd)))
-        self.root_fd = os.open("root", os.O_PATH | os.O_CLOEXEC, dir_fd=self.proc_fd)
+        root = self.container.rootfs if self.container.state == "rootfs" else "root"
+        self.root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.proc_fd)
         self.uid_map = procfs.id_map(procfs.read("uid_map", self.proc_fd))
         self.gid_map = procfs.id_map(procfs.read("gid_map", self.proc_fd))
         self.environment = procfs.environ(procfs.read("environ", self.proc_fd))

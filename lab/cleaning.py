@@ -9,7 +9,7 @@ from pathlib import Path
 from . import libvirtd, paths, session
 from .boxbuild import BuiltBox
 from .drivers import Plan
-from .drivers.base import read_state, remove_run_dir
+from .drivers.base import read_state, remove_run_dir, start_time
 from .errors import LabError
 from .table import load
 
@@ -19,15 +19,17 @@ def clean(*, boxes: bool = False) -> Iterator[str]:
     going_on = 0
     for run_dir in sorted(paths.runs_dir().glob("*")):
         state = read_state(run_dir)
-        if not state.get("keep") and _runs(int(str(state.get("pid", 0)))):
+        if not state.get("keep") and _runs(state):
             going_on += 1
             yield f"{run_dir.name} belongs to a run that goes on (pid {state.get('pid')}): left alone"
             continue
         yield f"removing {run_dir.name}"
         _destroy(run_dir, state)
     if not going_on:
-        if libvirtd.stop():
+        if libvirtd.stop_if_idle():
             yield "stopped the lab's libvirtd"
+        elif libvirtd.running():
+            yield f"the lab's libvirtd still has {', '.join(libvirtd.domains())} (made by hand? vagrant destroy): it stays"
         if boxes:
             shutil.rmtree(paths.cache_dir() / "boxes", ignore_errors=True)
             shutil.rmtree(paths.cache_dir() / "libvirt", ignore_errors=True)
@@ -49,10 +51,7 @@ def _destroy(run_dir: Path, state: dict[str, object]) -> None:
         remove_run_dir(run_dir)
 
 
-def _runs(pid: int) -> bool:
-    """Whether a lab with this pid still runs (pids are reused: its command line must look like one)."""
-    try:
-        line = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
-    return b"lab" in line or b"pytest" in line or b"execnet" in line
+def _runs(state: dict[str, object]) -> bool:
+    """Whether the lab that noted itself here still runs: its pid, and not a later process of the same number."""
+    started = start_time(int(str(state.get("pid", 0))))
+    return started != 0 and started == state.get("started")

@@ -109,6 +109,7 @@ def _start(root: Path, socket: Path) -> None:
     socket.unlink(missing_ok=True)
     with (root / "libvirtd.log").open("ab") as log:
         process = subprocess.Popen(
+            # Its machines inherit the niceness of the lab that started it.
             ["unshare", "--mount", "--propagation", "private", "sh", "-c", SCRIPT, "lab-libvirtd", str(root)],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
@@ -135,6 +136,34 @@ def _with_line(target: Path, source: Path, line: str) -> None:
     if not any(row.startswith(line.split(":", 1)[0] + ":") for row in text.splitlines()):
         text += line
     target.write_text(text)
+
+
+def domains() -> list[str]:
+    """Names of the machines that the lab's daemon knows; it must run."""
+    command = [
+        "virsh",
+        "-q",
+        "-c",
+        f"qemu:///system?socket={place() / 'run/libvirt/libvirt-sock'}",
+        "list",
+        "--all",
+        "--name",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return done.stdout.split() if done.returncode == 0 else ["(it does not answer)"]
+
+
+def stop_if_idle() -> bool:
+    """End the daemon if it has no machine left, neither another lab's nor one made by hand; whether it was ended."""
+    import fcntl
+
+    if not running():
+        return False
+    with (place() / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # A run notes itself before it asks for the daemon: see VagrantDriver.up.
+        expected = any('"driver": "vagrant"' in note.read_text() for note in paths.runs_dir().glob("*/state.json"))
+        return not expected and not domains() and stop()
 
 
 def stop() -> bool:

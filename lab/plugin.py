@@ -85,6 +85,7 @@ def coordinates(item: pytest.Item) -> tuple[str, str]:
     return values.get("ready", ""), values.get("transport", NO_TRANSPORT)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """One machine after the other, one transport after the other; expected failures marked with their reason."""
     machines = config.getoption("--lab-machines").split(",")

@@ -16,7 +16,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
 
-from cntr import kernel
+from cntr import kernel, kernel_fs
 from cntr.cntrfs.heartbeat import Heartbeat
 from cntr.cntrfs.options import Options
 from cntr.cntrfs.watchdog import Watchdog
@@ -38,6 +38,11 @@ _FLAG_BITS = {
 _FLAG_OPPOSITES = {
     "rw": "ro", "suid": "nosuid", "dev": "nodev", "exec": "noexec", "async": "sync", "atime": "noatime",
     "diratime": "nodiratime", "norelatime": "relatime", "nolazytime": "lazytime",
+}  # fmt: skip
+
+_ATIME_WORDS = {
+    "noatime": kernel_fs.MOUNT_ATTR_NOATIME, "strictatime": kernel_fs.MOUNT_ATTR_STRICTATIME, "relatime": 0, "atime": 0,
+    "norelatime": kernel_fs.MOUNT_ATTR_STRICTATIME, "nodiratime": 0, "diratime": 0,
 }  # fmt: skip
 
 
@@ -74,6 +79,29 @@ def open_device() -> int:
     except OSError as error:
         hint = "load the module: modprobe fuse" if error.errno in (errno.ENOENT, errno.ENODEV) else "run as root"
         raise CntrError(f"cannot open /dev/fuse: {error.strerror}", hint) from None
+
+
+def open_source(source: str, words: list[str]) -> int:
+    """The root of the tree to serve.
+
+    Access times are kept by the backing filesystem, by its own mount's flags. When the mount asks for others, a private
+    copy of the backing mounts that has them is served. What is mounted below SOURCE later is not seen then.
+    """
+    wanted = [word for word in words if word in _ATIME_WORDS]
+    if not wanted:
+        return os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    kinds = [word for word in wanted if "diratime" not in word]
+    attr_set = _ATIME_WORDS[kinds[-1]] if kinds else 0
+    attr_clear = kernel_fs.MOUNT_ATTR_ATIME if kinds else 0
+    if wanted[-1] == "nodiratime" or ("nodiratime" in wanted and "diratime" not in wanted):
+        attr_set |= kernel_fs.MOUNT_ATTR_NODIRATIME
+    try:
+        return kernel_fs.clone_tree(os.fsencode(source), attr_set, attr_clear)
+    except OSError as error:
+        raise CntrError(
+            f"cannot give {source} other access time flags: {os.strerror(error.errno or 0)}",
+            f"leave out: {','.join(wanted)}",
+        ) from None
 
 
 def mount_data(fuse_fd: int) -> str:
@@ -177,7 +205,7 @@ class _Manager:
         signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, self._note_signal)
-        root_fd = os.open(self.source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        root_fd = open_source(self.source, self.options.mount_flags)
         fuse_fd = open_device()
         self._mount(fuse_fd)
         try:

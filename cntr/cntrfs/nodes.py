@@ -35,6 +35,9 @@ _O_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 PSEUDO = frozenset((0x9FA0, 0x62656572, 0x27E0EB, 0x63677270, 0x64626720, 0x74726163, 0x73636673, 0xCAFE4A11,
                     0x62656570, 0x65735543, 0x42494E4D, 0xDE5E81E4, 0xF97CFF8C))  # fmt: skip
 
+#: One int object per file type, for all nodes.
+_KINDS = {kind: kind for kind in (0o010000, 0o020000, 0o040000, 0o060000, 0o100000, 0o120000, 0o140000)}
+
 
 class FileId(NamedTuple):
     """What a backing file is: the mount it is reached through, its device and inode number."""
@@ -75,24 +78,41 @@ class Slot:
 class Node:
     """A file the kernel knows; ``lookups`` is how often it was handed out and not yet forgotten."""
 
-    __slots__ = ("birth", "fd", "generation", "handle", "ino", "kind", "lookups", "name", "nodeid", "open", "parent",
+    __slots__ = ("_handle", "birth", "fd", "generation", "ino", "kind", "lookups", "name", "nodeid", "open", "parent",
                  "pinned", "slot")  # fmt: skip
 
     def __init__(self, nodeid: int, slot: Slot, attributes: Attributes) -> None:
         """kind: the S_IFMT bits; birth: statx's btime in ns, which tells a reused inode number apart."""
         self.nodeid = nodeid
         self.slot = slot
-        self.ino = attributes.ino
-        self.kind = attributes.mode & 0o170000
+        self.ino = nodeid if nodeid == attributes.ino else attributes.ino  # one object for both, mostly
+        self.kind = _KINDS.get(attributes.mode & 0o170000, 0)
         self.birth = attributes.btime * 1_000_000_000 + attributes.btime_ns
         self.generation = 0
-        self.handle: Handle | None = None
+        self._handle: Handle | bool = False  # True: made of ino and generation, which saves 100 bytes a node
         self.parent: Node | None = None  # parent and name are kept only where there is no handle
         self.name = b""
         self.lookups = 0
         self.fd = -1
         self.pinned = False  # the fd is the only way left to the file: it has no name any more
         self.open: object = None  # the binding's per-node state of open files (passthrough)
+
+    @property
+    def handle(self) -> Handle | None:
+        """The file handle to reopen the file by, if there is one."""
+        if self._handle is True:
+            data = self.ino.to_bytes(4, "little") + self.generation.to_bytes(4, "little")
+            return Handle(_FILEID_INO32_GEN, data)
+        return self._handle or None
+
+    @handle.setter
+    def handle(self, handle: Handle | None) -> None:
+        self._handle = handle or False
+
+    @property
+    def has_derived_handle(self) -> bool:
+        """Is the handle no more than inode number and generation?"""
+        return self._handle is True
 
     @property
     def id(self) -> FileId:
@@ -183,7 +203,7 @@ class NodeTable:
         nodeid = self._nodeid(slot, attributes.ino) if slot.aliases else slot.base | attributes.ino
         node = self.nodes.get(nodeid)
         if node is not None and self._same(node, attributes):
-            if node.handle is None and node is not self.root:
+            if not node._handle and node is not self.root:
                 node.parent, node.name = parent, name
             return node
         fresh = Node(nodeid, slot, attributes)
@@ -256,9 +276,11 @@ class NodeTable:
         except OSError:
             return
         if handle.kind == _FILEID_INO32_GEN and len(handle.data) == 8:
-            if int.from_bytes(handle.data[:4], "little") != node.ino & 0xFFFFFFFF:
+            if int.from_bytes(handle.data[:4], "little") != node.ino:
                 return  # the name was given to another file since it was looked up
             node.generation = int.from_bytes(handle.data[4:], "little")
+            node._handle = True
+            return
         node.handle = handle
 
     # fds
@@ -401,14 +423,10 @@ class NodeTable:
         if node.lookups <= 0:
             self._close(node)
             del self.nodes[nodeid]
-            if node.handle is not None and not self._is_derivable(node):
+            if node.handle is not None and not node.has_derived_handle:
                 self._graveyard[nodeid] = node.slot, node.handle
                 if len(self._graveyard) > _GRAVEYARD:
                     self._graveyard.popitem(last=False)
-
-    @staticmethod
-    def _is_derivable(node: Node) -> bool:
-        return node.handle is not None and node.handle.kind == _FILEID_INO32_GEN and len(node.handle.data) == 8
 
     def revive(self, nodeid: int) -> Node:
         """A forgotten node, for an exported handle (a lookup of ``.``): ESTALE when its file is gone."""

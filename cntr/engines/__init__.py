@@ -340,8 +340,11 @@ SANDBOX_HINTS = {
 }
 
 
-def verify(container: Container) -> None:
-    """Refuse a container without processes of this host, in words that say what to do instead."""
+def verify(container: Container, *, runs_its_own: bool = False) -> None:
+    """Refuse a container without processes of this host, in words that say what to do instead.
+
+    runs_its_own: its own programs are to be run (``exec``), so a mere root directory is refused too.
+    """
     if container.state == "sandboxed":
         hint = SANDBOX_HINTS.get(container.engine, "run cntr inside the guest")
         if container.rootfs:
@@ -350,10 +353,10 @@ def verify(container: Container) -> None:
             f"{container.label()}: its processes run inside a sandbox (a VM or a user-space kernel), not on this host",
             hint,
         )
-    if container.state == "rootfs":
+    if container.state == "rootfs" and runs_its_own:
         raise CntrError(
             f"{container.label()}: no process runs in it, there is only its root directory {container.rootfs}",
-            f"start something in it, or look at the directory; as tools it serves: --tools {container.rootfs}",
+            "`cntr attach` shows it the host's tools; its own programs would run as the host's root, unconfined",
         )
     if container.start_time:
         from cntr.engines import evidence

@@ -76,6 +76,14 @@ def free_port() -> int:
         return port
 
 
+def start_time(pid: int) -> int:
+    """When a process started, in clock ticks since boot (proc_pid_stat(5), field 22); 0 if there is none. Pids are reused."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
 def write_state(plan: Plan, driver: str, **more: object) -> None:
     """Note in the run directory what `lab clean` and `lab shell` need, before anything exists that could be left over."""
     state = {
@@ -83,6 +91,7 @@ def write_state(plan: Plan, driver: str, **more: object) -> None:
         "driver": driver,
         "keep": plan.keep,
         "pid": os.getpid(),
+        "started": start_time(os.getpid()),
         "box": str(plan.built.directory) if plan.built else "",
         **more,
     }

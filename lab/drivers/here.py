@@ -58,7 +58,7 @@ class HereDriver:
                  "sh", str(script), str(self._dir), *PLACES],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 180
         while not (self._dir / "ready").exists():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise LabError(f"the lab's namespaces could not be made: {self.console().strip()[-400:]}")

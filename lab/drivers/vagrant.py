@@ -128,6 +128,8 @@ class VagrantDriver:
         add_box(self._built)
         port = int(str(base.read_state(self._dir).get("port", 0))) or base.free_port()
         base.write_state(self._plan, self.name, port=port, uri=self._plan.libvirt_uri)
+        if "cntr-lab/libvirt" in self._plan.libvirt_uri:
+            libvirtd.ensure()  # once more: another lab may have ended an idle one between our asking and our note
         _vagrant(
             ["up", self._plan.spec.name, "--no-provision", "--provider", "libvirt"], self._environment(), UP_SECONDS
         )
@@ -161,6 +163,8 @@ class VagrantDriver:
                     except LabError as error:
                         print(f"lab: {error.message}", flush=True)
         base.remove_run_dir(self._dir)
+        if "cntr-lab/libvirt" in self._plan.libvirt_uri:
+            libvirtd.stop_if_idle()
 
     def alive(self) -> bool:
         """Whether libvirt says it runs."""
@@ -219,5 +223,8 @@ def _vagrant(words: list[str], environment: dict[str, str], seconds: float) -> s
             ) from None
         raise
     if process.returncode != 0:
-        raise LabError(f"vagrant {words[0]} failed:\n{said.strip()[-1500:]}", "--driver qemu needs no vagrant")
+        # Vagrant says what it does first ("==> name: …") and what went wrong after that.
+        own = [line for line in said.splitlines() if line.strip() and not line.startswith(("==>", "    "))]
+        reason = " ".join(own[:3])[:400] or "no word"
+        raise LabError(f"vagrant {words[0]} failed: {reason}", f"all it said:\n{said.strip()[-3000:]}")
     return said

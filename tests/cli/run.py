@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
+import cntr as package
+
+PACKAGE = Path(package.__file__).parent
 CNTR = (sys.executable, "-m", "cntr")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("CNTR_")}
 
 
 def cntr(*arguments: str, input: str = "", user: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run it to its end. user: another uid, without any capability."""
-    drop = ("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups") if user else ()
-    return subprocess.run(
-        [*drop, *CNTR, *arguments],
-        input=input,
-        env={**ENVIRONMENT, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    settings = {**ENVIRONMENT, **environment}
+    with tempfile.TemporaryDirectory(prefix="cntr-cli-") as place:
+        command = [*CNTR, *arguments]
+        if user:  # who may be allowed neither into the checkout nor to this interpreter: a copy, and the system's
+            os.chmod(place, 0o755)
+            shutil.copytree(PACKAGE, f"{place}/cntr", ignore=shutil.ignore_patterns("__pycache__"))
+            settings["PYTHONPATH"] = place
+            drop = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+            command = [*drop, os.path.realpath(sys.executable), "-m", "cntr", *arguments]
+        return subprocess.run(
+            command,
+            input=input,
+            env=settings,
+            cwd="/" if user else None,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
 
 
 def complaint(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:

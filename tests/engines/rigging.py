@@ -262,7 +262,12 @@ def _ancestors() -> list[int]:
 
 
 def _root_mount(pid: str) -> bytes:
-    """The line of the mount at / in mountinfo: an overlay names its directories, a bind mount its source."""
+    """The line of the mount at / in mountinfo: an overlay names its directories, a bind mount its source.
+
+    Most processes are in this process's own mount namespace, where it names no rig; theirs is not read.
+    """
+    if os.stat(f"/proc/{pid}/ns/mnt").st_ino == os.stat("/proc/self/ns/mnt").st_ino:
+        return b""
     lines = pathlib.Path("/proc", pid, "mountinfo").read_bytes().split(b"\n")
     return b"\n".join(line for line in lines if line.split(b" ")[4:5] == [b"/"])
 

@@ -88,6 +88,11 @@ for _name, _rig in RIGS.items():
     globals()[_name] = _fixture(_name, _rig)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests that repeat a path on one more variant are ``slow``: ``-m "not slow"`` leaves them out."""
+    config.addinivalue_line("markers", "slow: one more variant of what another test shows already")
+
+
 def open_rig(request: pytest.FixtureRequest, name: str) -> Rig:
     """The session's rig of that name, started if it is the first to be asked for."""
     return request.getfixturevalue(name)

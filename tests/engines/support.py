@@ -77,7 +77,7 @@ ROWS = (
     ),
     Row(
         *("Buildah", "buildah:NAME", "a running `buildah run` by its root mount", ENGINE, ("buildah",)),
-        "without a process only its mounted root directory, as `--tools`",
+        "one that only is mounted: a session without a process of its own",
     ),
     Row("Apptainer", "apptainer:NAME", "instance file; title of its monitor", ENGINE, ("apptainer",), "USER/NAME too"),
     Row(

@@ -18,6 +18,7 @@ from cntr import engines, procfs
 from cntr.engines import listing
 
 MANY = 500
+pytestmark = pytest.mark.slow
 SECONDS = 0.3
 # One process starts them all, with their ids among its arguments, as each one's own monitor would have its.
 PARENT = """
@@ -49,7 +50,10 @@ def crowd(tmp_path_factory):
 
 def config(id: str) -> dict[str, object]:
     """An OCI configuration as large as Docker's and Podman's are."""
-    mounts = [{"destination": f"/m{n}", "type": "bind", "source": f"/var/lib/x/{id}/{n}", "options": ["rbind"]} for n in range(20)]
+    mounts = [
+        {"destination": f"/m{n}", "type": "bind", "source": f"/var/lib/x/{id}/{n}", "options": ["rbind"]}
+        for n in range(20)
+    ]
     names = [f"SCMP_{n}" for n in range(400)]
     return {"mounts": mounts, "seccomp": names, "rootfs": f"/var/lib/x/{id}", "annotations": {"k": "v"}}
 

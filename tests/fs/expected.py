@@ -33,9 +33,15 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("pyfuse3", "space.flags_need_privilege"): _NO_IOCTL,
     ("pyfuse3", "space.extended_flags"): _NO_IOCTL,
     ("pyfuse3", "space.seek_data_and_hole"): "pyfuse3 has no LSEEK request: the whole file counts as data",
-    ("*", "space.collapse_and_insert_range"): "the kernel refuses these two modes for every FUSE filesystem (fuse_file_fallocate)",
+    (
+        "*",
+        "space.collapse_and_insert_range",
+    ): "the kernel refuses these two modes for every FUSE filesystem (fuse_file_fallocate)",
     ("*", "space.statx_attributes_show_flags"): "of a FUSE server's STATX answer the kernel takes the birth time only",
-    ("*", "data.epoll_refuses_regular_files"): "every FUSE file has a poll operation, so epoll takes it; poll(2) says ready",
+    (
+        "*",
+        "data.epoll_refuses_regular_files",
+    ): "every FUSE file has a poll operation, so epoll takes it; poll(2) says ready",
     ("*", "special.unix_socket_from_the_backing_tree"): _OWN_INODE,
     ("*", "special.inotify_of_backing_changes"): _OWN_INODE,
 }

@@ -61,6 +61,8 @@ class Kernel:
                 return found
             length, error, unique = wire.OUT_HEADER.unpack_from(data)
             assert length == len(data)
+            if unique == 0 and error in (wire.NOTIFY_INVAL_INODE, wire.NOTIFY_INVAL_ENTRY):
+                continue  # not an answer
             assert -4096 < error <= 0
             found.append((-error, unique, data[16:]))
 

@@ -38,15 +38,13 @@ def test_the_readme_opens_with_two_commands_whose_sessions_exist():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_session_that_a_page_names_exists(page):
     text = page.read_text()
-    named = re.findall(r"(?:nox -s|\./bootstrap) ([a-z ]+)", text)
+    named = re.findall(r"(?:nox -s|\./bootstrap) ([a-z]+(?: [a-z]+)*)", text)
     assert {word for words in named for word in words.split()} <= sessions()
 
 
-def test_contributing_lists_every_session_that_people_run():
+def test_contributing_lists_every_session():
     text = (source.ROOT / "CONTRIBUTING.md").read_text()
-    assert {
-        name for name in ("tests", "lint", "types", "demo", "bench", "cleanroom") if f"`{name}`" not in text
-    } == set()
+    assert {name for name in sessions() if f"`{name}`" not in text} == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -17,6 +17,7 @@ LAYERS = (
     ("cntr.cli",),
     ("cntr.reports", "cntr.inside", "cntr.copy"),
     ("cntr.attach",),
+    ("cntr.service",),
     ("cntr.supervise", "cntr.session", "cntr.fileserver"),
     ("cntr.nest", "cntr.identity"),
     ("cntr.tools",),
@@ -82,7 +83,7 @@ def test_only_one_module_speaks_to_pyfuse3():
 def test_only_the_kernel_rooms_hold_ctypes():
     users = {
         f"{module}"
-        for package in ("cntr", "lab", "bench")
+        for package in ("cntr", "lab")
         for module, path in source.modules(package).items()
         if {name.partition(".")[0] for name in source.imports(path, lazy=True)} & {"ctypes", "_ctypes", "cffi"}
     }

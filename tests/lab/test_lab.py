@@ -285,22 +285,21 @@ def test_free_ports_differ_while_they_are_taken():
 
 def test_clean_leaves_a_run_that_goes_on_alone(cache):
     from lab import cleaning
+    from lab.drivers.base import start_time
 
-    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)  # pytest lab"])
-    try:
-        for name, pid in (("alive-1", sleeper.pid), ("dead-1", 999999999)):
-            run = cache / "runs" / name
-            run.mkdir(parents=True)
-            (run / "state.json").write_text(
-                json.dumps({"machine": "docker", "driver": "qemu", "pid": pid, "keep": False, "box": ""})
-            )
-        said = "\n".join(cleaning.clean())
-        assert "alive-1 belongs to a run that goes on" in said
-        assert (cache / "runs" / "alive-1").exists()
-        assert not (cache / "runs" / "dead-1").exists()
-    finally:
-        sleeper.kill()
-        sleeper.wait()
+    ours = start_time(os.getpid())
+    for name, pid, started in (
+        ("alive-1", os.getpid(), ours),
+        ("dead-1", 999999999, 5),
+        ("reused-1", os.getpid(), ours - 1),
+    ):
+        run = cache / "runs" / name
+        run.mkdir(parents=True)
+        note = {"machine": "docker", "driver": "qemu", "pid": pid, "started": started, "keep": False, "box": ""}
+        (run / "state.json").write_text(json.dumps(note))
+    said = "\n".join(cleaning.clean())
+    assert "alive-1 belongs to a run that goes on" in said
+    assert sorted(path.name for path in (cache / "runs").iterdir()) == ["alive-1"]
 
 
 def test_the_labs_libvirtd_is_not_the_hosts():

@@ -123,6 +123,15 @@ def test_an_attacker_gets_nothing(tmp_path, prowler, attacker, user):
         assert loot.seen() > 1000, "the attackers did look"
 
 
+def test_an_attacker_gets_nothing_through_cntrfs(tmp_path, prowler):
+    pytest.importorskip("pyfuse3", reason="the fuse transport needs cntr[pyfuse3]")
+    box, loot = den(tmp_path, prowler, "same", "1000", "1000+")
+    with box:
+        visits(str(box.pid), ["--transport", "fuse"], rounds=1)
+        assert loot.lines() == []
+        assert loot.seen() > 1000, "the attackers did look"
+
+
 @pytest.mark.parametrize(("attacker", "user"), [("docker_default", None), ("docker_default", "1000")])
 def test_control_without_the_added_capability_the_host_is_open(tmp_path, prowler, attacker, user):
     roles, properties = ATTACKERS[attacker]

@@ -33,9 +33,13 @@ def host_mounts(tmp_path: pathlib.Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "flags", [[], ["--read-only"], ["--user", "1000"]], ids=lambda flags: " ".join(flags) or "plain"
+    "flags",
+    [[], ["--read-only"], ["--user", "1000"], ["--transport", "fuse"]],
+    ids=lambda flags: " ".join(flags) or "plain",
 )
 def test_neither_a_file_nor_a_mount(flags):
+    if "fuse" in flags:
+        pytest.importorskip("pyfuse3", reason="the fuse transport needs cntr[pyfuse3]")
     with Box(files=ETC) as box:
         before = state(box)
         with session(str(box.pid), *flags) as shell:
@@ -79,6 +83,7 @@ SHARED_HOST = """
 import os, subprocess, sys
 from cntr import kernel, procfs
 kernel.unshare(kernel.CLONE_NEWNS)
+kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)  # or what others mount on this machine comes in
 kernel.mount(None, "/", None, kernel.MS_REC | (1 << 20))
 before = procfs.read("/proc/self/mountinfo")
 assert " shared:" in before

@@ -40,9 +40,7 @@ def inside(outside: int, rows: tuple[tuple[int, int, int], ...]) -> int:
 def test_the_session_is_who_the_container_is(request, rig, variant):
     with rigs.open_rig(request, rig).box(variant) as box:
         before = procfs.read(f"/proc/{box.pid}/mountinfo")
-        script = (
-            "cat /proc/self/status; for n in pid net ipc uts user; do readlink /proc/self/ns/$n; done; ls -A /var/lib/cntr"
-        )
+        script = "cat /proc/self/status; for n in pid net ipc uts user; do readlink /proc/self/ns/$n; done; ls -A /var/lib/cntr"
         done = run("attach", box.target, "--", "sh", "-c", script, env=box.env)
         assert done.returncode == 0, done
         found, theirs = status(done.stdout), status(procfs.read(f"/proc/{box.pid}/status"))

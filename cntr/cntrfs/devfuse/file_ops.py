@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from cntr import kernel_fs
 from cntr.cntrfs.devfuse import ioctls, wire
 from cntr.cntrfs.devfuse.namespace_ops import creator, extensions, label
+from cntr.cntrfs.devfuse.notify import notify
 from cntr.cntrfs.devfuse.request import Connection, NoAnswer
-from cntr.cntrfs.devfuse.watch import notify
 from cntr.cntrfs.devfuse.workers import sync
 
 if TYPE_CHECKING:
@@ -25,12 +25,14 @@ _ENTRY_SIZE = wire.ENTRY_OUT.size
 _NO_ENTRY = bytes(_ENTRY_SIZE)
 
 
-def _open_flags(c: Connection, node: Node, fd: int, flags: int, fh: int) -> tuple[int, int]:
+def _open_flags(c: Connection, node: Node, fd: int, mode: int, fh: int) -> tuple[int, int]:
     """(FOPEN_* flags, backing id) of a new open file."""
     handle = c.core.handles[fh]
-    backing_id = c.passthrough.opened(node, fd)
+    backing_id = c.passthrough.opened(node, fd, mode)
     if backing_id:
         handle.passthrough = True
+        if handle.flags & os.O_ACCMODE == os.O_RDWR:
+            c.passthrough.may_be_mapped(node)
         answer = wire.FOPEN_PASSTHROUGH
     elif c.direct_io or node.slot.is_pseudo:  # there, a size of 0 would be taken for the end
         answer = wire.FOPEN_DIRECT_IO
@@ -52,13 +54,16 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
     if c.passthrough.enabled and node.kind == stat.S_IFREG and not flags & os.O_TRUNC:
         fd = core.nodes.fd(node)
         # The kernel opens what it was given without asking whether the file is immutable or append-only.
-        lazily = not kernel_fs.statx(fd).attributes & _GUARDED
+        attributes = kernel_fs.statx(fd)
+        mode = attributes.mode
+        lazily = not attributes.attributes & _GUARDED
     if lazily:
         fh = core.add_file(node, -1, flags)
     else:
         fh = core.open(nodeid, flags, c.caller() if open_flags & wire.OPEN_KILL_SUIDGID else None)
         fd = core.handles[fh].fd
-    answer, backing_id = _open_flags(c, node, fd, flags, fh)
+        mode = os.fstat(fd).st_mode
+    answer, backing_id = _open_flags(c, node, fd, mode, fh)
     if lazily and not backing_id:
         try:
             core.file_fd(core.handles[fh])
@@ -75,7 +80,7 @@ def _create(c: Connection, nodeid: int, body: memoryview) -> bytes:
     (name,) = wire.split_names(arguments[16:], 1)
     node, attributes, fh = c.core.create(nodeid, name, flags, mode, creator(c, umask, groups))
     label(c, node, contexts)
-    answer = _open_flags(c, node, c.core.handles[fh].fd, flags, fh)
+    answer = _open_flags(c, node, c.core.handles[fh].fd, attributes.mode, fh)  # first: it decides on the timeouts
     return c.entry(node, attributes) + wire.OPEN_OUT.pack(fh, *answer)
 
 
@@ -84,7 +89,7 @@ def _tmpfile(c: Connection, nodeid: int, body: memoryview) -> bytes:
     _, contexts, groups = extensions(c, body)
     node, attributes, fh = c.core.tmpfile(nodeid, flags, mode, creator(c, umask, groups))
     label(c, node, contexts)
-    answer = _open_flags(c, node, c.core.handles[fh].fd, flags, fh)
+    answer = _open_flags(c, node, c.core.handles[fh].fd, attributes.mode, fh)
     return c.entry(node, attributes) + wire.OPEN_OUT.pack(fh, *answer)
 
 
@@ -218,6 +223,7 @@ def _fallocate(c: Connection, nodeid: int, body: memoryview) -> None:
 
 def _lseek(c: Connection, nodeid: int, body: memoryview) -> bytes:
     fh, offset, whence, _ = wire.LSEEK_IN.unpack_from(body)
+    offset = offset - (1 << 64) if offset >> 63 else offset  # a negative one is ENXIO, says the backing file
     return wire.LSEEK_OUT.pack(c.core.lseek(fh, offset, whence))
 
 
@@ -243,9 +249,8 @@ def _ioctl(c: Connection, nodeid: int, body: memoryview) -> bytes:
         c.core.demand_writable()
     result = ioctls.perform(c.core.file_fd(c.core.handle(fh)), command, data, out_size)
     if command in ioctls.CHANGING:
-        # The kernel does not know that ctime moved. Told by a worker: the serving thread must never wait for it.
-        fuse_fd, message = c.fd, wire.INVAL_INODE_OUT.pack(nodeid, -1, 0)
-        c.workers.run(lambda: notify(fuse_fd, wire.NOTIFY_INVAL_INODE, message))
+        # The kernel does not know that ctime moved.
+        notify(c.fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(nodeid, -1, 0))
     return wire.IOCTL_OUT.pack(0, 0, 0, 0) + result
 
 

@@ -38,6 +38,8 @@ def _lookup(c: Connection, nodeid: int, body: memoryview) -> bytes:
 
 def _forget(c: Connection, nodeid: int, body: memoryview) -> None:
     c.core.nodes.forget(nodeid, wire.FORGET_IN.unpack_from(body)[0])
+    if nodeid in c.passthrough.mapped and nodeid not in c.core.nodes.nodes:
+        c.passthrough.mapped.discard(nodeid)
     raise NoAnswer
 
 
@@ -48,6 +50,8 @@ def _batch_forget(c: Connection, nodeid: int, body: memoryview) -> None:
     end = min(start + count * 16, start + (len(body) - start) // 16 * 16)
     for one, lookups in wire.FORGET_ONE.iter_unpack(body[start:end]):
         forget(one, lookups)
+        if one in c.passthrough.mapped and one not in c.core.nodes.nodes:
+            c.passthrough.mapped.discard(one)
     raise NoAnswer
 
 
@@ -59,7 +63,7 @@ def _getattr(c: Connection, nodeid: int, body: memoryview) -> bytes:
 def _statx(c: Connection, nodeid: int, body: memoryview) -> bytes:
     flags, _, fh, _, _ = wire.STATX_IN.unpack_from(body)
     node, a = c.core.getattr(nodeid, fh if flags & wire.GETATTR_FH else None)
-    _, seconds, _, nanoseconds = c.timeouts(node.slot)
+    _, seconds, _, nanoseconds = c.timeouts(node.slot, nodeid)
     ino = c.attributes(node, a)[0]
     return wire.STATX_OUT.pack(
         seconds, nanoseconds, 0, 0, 0, a.mask & 0xFFF, a.blksize, a.attributes, a.nlink, a.uid, a.gid, a.mode, ino,

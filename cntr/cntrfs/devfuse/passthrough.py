@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import stat
 from typing import TYPE_CHECKING
 
 from cntr import kernel_fs
 from cntr.cntrfs.devfuse import wire
+from cntr.cntrfs.devfuse.notify import notify
 
 if TYPE_CHECKING:
     from cntr.cntrfs.core import Core
@@ -41,17 +41,26 @@ class Passthrough:
         self.fd = fuse_fd
         self.core = core
         self.enabled = False
+        #: Node ids of files that a client may have mapped for writing. The kernel writes to the backing file then and
+        #: tells nobody, even after the file was closed: their times and blocks must not be cached.
+        self.mapped: set[int] = set()
 
-    def opened(self, node: Node, fd: int) -> int:
+    def may_be_mapped(self, node: Node) -> None:
+        """The file is open for reading and writing, passed through: what the kernel knows of it gets old unseen."""
+        if node.nodeid not in self.mapped:
+            self.mapped.add(node.nodeid)
+            # The client holds the inode, so this waits for nobody.
+            notify(self.fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(node.nodeid, -1, 0))
+
+    def opened(self, node: Node, fd: int, mode: int) -> int:
         """One more open of the node, whose file is behind fd (O_PATH will do); its backing id, or 0 for none."""
         files = node.open
         if not isinstance(files, OpenFiles):
-            files = node.open = OpenFiles(self._backing_open(fd) if self.enabled else 0)
+            files = node.open = OpenFiles(self._backing_open(fd, mode) if self.enabled else 0)
         files.count += 1
         return files.backing_id
 
-    def _backing_open(self, fd: int) -> int:
-        mode = os.fstat(fd).st_mode
+    def _backing_open(self, fd: int, mode: int) -> int:
         # Whether a write clears set-id bits depends on the writer, but the kernel writes as whoever registered the
         # file. Such files are written by the server, which is told.
         if not stat.S_ISREG(mode) or mode & (stat.S_ISUID | stat.S_ISGID):

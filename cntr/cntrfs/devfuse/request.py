@@ -86,13 +86,15 @@ class Connection:
         """Who made the request at hand."""
         return Caller(self.uid, self.gid, self.pid, umask)
 
-    def timeouts(self, slot: Slot) -> tuple[int, int, int, int]:
+    def timeouts(self, slot: Slot, nodeid: int = 0) -> tuple[int, int, int, int]:
         """(entry seconds, attribute seconds, entry ns, attribute ns) for a file of this slot."""
-        if slot.watched:
-            return _LONG, _LONG, 0, 0
+        if slot.watched and nodeid < _SYNTHETIC:  # the watch knows inode numbers
+            return _LONG, (_LONG if nodeid not in self.passthrough.mapped else 0), 0, 0
         if slot.is_pseudo:
             return 0, 0, 0, 0
         (entry, entry_ns), (attr, attr_ns) = self.entry_timeout, self.attr_timeout
+        if nodeid in self.passthrough.mapped:
+            attr = attr_ns = 0
         return entry, attr, entry_ns, attr_ns
 
     def attributes(self, node: Node, a: Attributes) -> tuple[int, ...]:
@@ -106,13 +108,16 @@ class Connection:
 
     def entry(self, node: Node, a: Attributes) -> bytes:
         """struct fuse_entry_out."""
-        return _pack_entry(node.nodeid, node.generation, *self.timeouts(node.slot), *self.attributes(node, a))
+        return _pack_entry(
+            node.nodeid, node.generation, *self.timeouts(node.slot, node.nodeid), *self.attributes(node, a)
+        )
 
     def attr(self, node: Node, a: Attributes) -> bytes:
         """struct fuse_attr_out."""
-        _, seconds, _, nanoseconds = self.timeouts(node.slot)
+        _, seconds, _, nanoseconds = self.timeouts(node.slot, node.nodeid)
         return wire.ATTR_OUT.pack(seconds, nanoseconds, 0, *self.attributes(node, a))
 
 
+_SYNTHETIC = 1 << 63
 _LONG = 86400  # seconds: changes behind the mount are told to the kernel
 _U64 = (1 << 64) - 1

@@ -4,15 +4,15 @@ A helper process reads fanotify events of the served tree's local filesystems an
 connection. It is a process of its own because a notification can wait for a lock that a client holds while it waits
 for the server; and it dies with the server (PR_SET_PDEATHSIG), because its copy of the fd keeps the connection alive.
 
-The server's own changes are known by its pid and skipped: the kernel knows them. After an overflow, and when
-something was mounted or unmounted, everything is invalidated.
+The server's own changes are known by its pid and skipped: the kernel knows them. After an overflow everything is
+invalidated; when something was mounted or unmounted, the name it is on. Mounts over CntrFS itself are never lost to
+that: entries are expired, not dropped, unless their file was removed.
 """
 
 from __future__ import annotations
 
 import array
 import contextlib
-import errno
 import logging
 import os
 import select
@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING
 
 from cntr import kernel, kernel_fs
 from cntr.cntrfs.devfuse import wire
-from cntr.cntrfs.nodes import Slot
+from cntr.cntrfs.devfuse.notify import notify
+from cntr.cntrfs.nodes import Node, Slot
 
 if TYPE_CHECKING:
     from cntr.cntrfs.core import Core
@@ -105,31 +106,34 @@ class Watch:
 
 
 def flush(fuse_fd: int, core: Core) -> None:
-    """Invalidate all entries and all attributes. Never called from the serving thread."""
+    """Have all entries looked up and all attributes asked for again. Never called from the serving thread.
+
+    Not by FUSE_NOTIFY_INC_EPOCH, which would drop the entries, and with them whatever is mounted on one.
+    """
     nodes = list(core.nodes.nodes.values())
-    if not notify(fuse_fd, wire.NOTIFY_INC_EPOCH, b""):  # kernel 6.16: all entries at once
-        for node in nodes:
-            if node.is_directory:
-                for name in _names(node.fd, core):
-                    notify(fuse_fd, wire.NOTIFY_INVAL_ENTRY, _entry(node.nodeid, name, 0))
+    for node in nodes:
+        if node.is_directory:
+            for name in _names(node):
+                notify(fuse_fd, wire.NOTIFY_INVAL_ENTRY, _entry(node.nodeid, name, _EXPIRE_ONLY))
     for node in nodes:
         notify(fuse_fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(node.nodeid, 0, 0))
 
 
-def _names(fd: int, core: Core) -> list[bytes]:
+def _names(node: Node) -> list[bytes]:
+    """The names in a directory; of one that is gone, none: its own attributes are asked for again, and missed."""
     try:
-        return [os.fsencode(name) for name in os.listdir(f"/proc/self/fd/{fd}")] if fd >= 0 else []
+        if node.handle is not None and node.slot.mount_fd >= 0:
+            fd = kernel_fs.open_by_handle(node.slot.mount_fd, node.handle, os.O_RDONLY | os.O_DIRECTORY, shared=False)
+        else:
+            fd = os.open(f"/proc/self/fd/{node.fd}", os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
         return []
-
-
-def notify(fuse_fd: int, code: int, payload: bytes) -> bool:
-    """Write one notification; says whether the kernel knows its code. What it has not cached is no error."""
     try:
-        os.write(fuse_fd, wire.OUT_HEADER.pack(16 + len(payload), code, 0) + payload)
-    except OSError as error:
-        return error.errno not in (errno.EINVAL, errno.ENOSYS)
-    return True
+        return [os.fsencode(name) for name in os.listdir(fd)]
+    except OSError:
+        return []
+    finally:
+        os.close(fd)
 
 
 def _entry(nodeid: int, name: bytes, flags: int) -> bytes:
@@ -149,6 +153,7 @@ class Helper:
         self.slots: dict[bytes, list[tuple[int, int, int, int]]] = {}  # fsid -> (base, alias, its node id, mount fd)
         self.paced: dict[int, float] = {}  # node id -> when it was last told to have been modified
         self.pending: set[int] = set()
+        self.mountpoints = mountpoints()
 
     def run(self) -> None:
         """Until killed."""
@@ -162,10 +167,27 @@ class Helper:
                 if fd == self.server.fileno():
                     self.read_slots()
                 elif fd == mounts:
-                    self.server.send(FLUSH)
+                    self.mounts_changed()
                 else:
                     self.read_events()
             self.send_pending()
+
+    def mounts_changed(self) -> None:
+        """Something was mounted or unmounted: the name it is mounted on leads elsewhere now."""
+        before, self.mountpoints = self.mountpoints, mountpoints()
+        for path in before ^ self.mountpoints:
+            directory, _, name = path.rstrip(b"/").rpartition(b"/")
+            try:
+                fd = os.open(directory or b"/", os.O_PATH | os.O_DIRECTORY)
+            except OSError:
+                continue
+            try:
+                fsid, ino = kernel_fs.filesystem_id(fd), os.fstat(fd).st_ino
+            finally:
+                os.close(fd)
+            for base, alias, nodeid, _ in self.slots.get(fsid, []):
+                parent = nodeid if ino == alias else base | ino
+                notify(self.fuse_fd, wire.NOTIFY_INVAL_ENTRY, _entry(parent, name, self.entry_flags))
 
     def read_slots(self) -> None:
         """What the server says about filesystems; its end is ours."""
@@ -267,6 +289,13 @@ class Helper:
             ino = os.fstat(fd).st_ino
             os.close(fd)
         return [nodeid if ino == alias else base | ino for base, alias, nodeid, _ in slots]
+
+
+def mountpoints() -> set[bytes]:
+    """Where something is mounted in this mount namespace, as mountinfo writes it but for its escapes."""
+    with open("/proc/self/mountinfo", "rb") as mounts:
+        paths = {line.split()[4] for line in mounts}
+    return {path.decode("unicode_escape").encode("latin-1") if b"\\" in path else path for path in paths}
 
 
 def _run_helper(fuse_fd: int, group: int, server: socket.socket, server_pid: int, expire_only: bool) -> None:

@@ -69,7 +69,7 @@ EXT_GROUPS = 32
 MAX_NR_SECCTX = 31
 
 # Notifications (written with unique 0, the code in place of the error)
-NOTIFY_INVAL_INODE, NOTIFY_INVAL_ENTRY, NOTIFY_INC_EPOCH = 2, 3, 8
+NOTIFY_INVAL_INODE, NOTIFY_INVAL_ENTRY = 2, 3
 
 # ioctl(2) on /dev/fuse
 DEV_IOC_BACKING_OPEN = 0x4010E501

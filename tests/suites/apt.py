@@ -1,4 +1,4 @@
-"""Suites that Debian packages: python -m tests.suites.apt_suites [--only acl,attr,cpython,stress-ng,fio]
+"""Suites that Debian packages: python -m tests.suites.apt [--only acl,attr,cpython,stress-ng,fio]
 
 acl and attr (the source packages' own tests), the parts of CPython's test suite that touch files, stress-ng's
 filesystem class with --verify, fio with --verify. Each test runs on ext4 and on CntrFS, back to back; only what is
@@ -22,7 +22,7 @@ from ..fs.servers import BINDINGS, REPOSITORY, Server, missing
 from . import rooms
 from .results import DIED, FAIL, NOTRUN, PASS, TIMEOUT, Outcome, Progress, Run, finish
 
-TABLE = Path(__file__).with_name("apt_suites.table")
+TABLE = Path(__file__).with_name("apt.table")
 PYTHON = "/usr/bin/python3"
 CPYTHON_MODULES = (
     "test_bufio test_compileall test_dbm test_dbm_dumb test_fcntl test_file test_filecmp test_fileinput test_fileio "
@@ -70,7 +70,9 @@ def fetch_sources(room: Path) -> Path:
                 if line.startswith("deb "):
                     words = line.split()
                     found = [word for word in words[1:] if not word.startswith("[")]
-                    text += f"Types: deb-src\nURIs: {found[0]}\nSuites: {found[1]}\nComponents: {' '.join(found[2:])}\n\n"
+                    text += (
+                        f"Types: deb-src\nURIs: {found[0]}\nSuites: {found[1]}\nComponents: {' '.join(found[2:])}\n\n"
+                    )
     (target / "source.sources").write_text(text)
     apt = [
         "apt-get", "-q", "-o", f"Dir::Etc::sourcelist={target}/source.sources", "-o", "Dir::Etc::sourceparts=-",
@@ -92,8 +94,15 @@ def acl_and_attr(name: str, sources: Path) -> Iterator[Test]:
         def run(place: Path, relative: Path = relative) -> Outcome:
             copy = place / f"{name}-{str(relative).replace('/', '-')}"
             shutil.copytree(directory, copy)
-            environment = os.environ | {"PATH": f"{copy}:{os.environ['PATH']}", "LC_ALL": "C", "LANG": "C", "TUSER": "bin"}
-            status, output = rooms.run_limited(["perl", str(copy / "run"), str(copy / relative)], 300, copy, environment)
+            environment = os.environ | {
+                "PATH": f"{copy}:{os.environ['PATH']}",
+                "LC_ALL": "C",
+                "LANG": "C",
+                "TUSER": "bin",
+            }
+            status, output = rooms.run_limited(
+                ["perl", str(copy / "run"), str(copy / relative)], 300, copy, environment
+            )
             counted = re.findall(r"^(\d+) commands \((\d+) passed, (\d+) failed\)", output, re.MULTILINE)
             if status is None:
                 return Outcome(TIMEOUT, detail="killed at the time limit")
@@ -161,7 +170,16 @@ def stress_ng(seconds: int) -> Iterator[Test]:
         def run(place: Path, name: str = name) -> Outcome:
             directory = place / f"stress-{name}"
             directory.mkdir(mode=0o777)
-            command = ["stress-ng", f"--{name}", "1", "--timeout", f"{seconds}s", "--verify", "--temp-path", str(directory)]
+            command = [
+                "stress-ng",
+                f"--{name}",
+                "1",
+                "--timeout",
+                f"{seconds}s",
+                "--verify",
+                "--temp-path",
+                str(directory),
+            ]
             status, output = rooms.run_limited([*command, "--oomable"], seconds * 10 + 60, directory)
             bad = "; ".join(re.findall(r"(?:fail|error):\s+\[\d+\] (.*)", output))[:300]
             if status is None:
@@ -183,7 +201,12 @@ def fio() -> Iterator[Test]:
             status, output = rooms.run_limited(command, 300, place)
             if status is None:
                 return Outcome(TIMEOUT, detail="killed at the time limit")
-            return Outcome(PASS if status == 0 else FAIL, detail="" if status == 0 else output[-300:], checks=1, failed=int(status != 0))
+            return Outcome(
+                PASS if status == 0 else FAIL,
+                detail="" if status == 0 else output[-300:],
+                checks=1,
+                failed=int(status != 0),
+            )
 
         yield f"fio/{name}", run
 
@@ -197,6 +220,7 @@ class Place:
         self.backing.chmod(0o755)
         self.directory = self.backing
         self.server: Server | None = None
+        self.count = 0
         if name != "native":
             self.directory = room / f"mount-{name}"
             self.directory.mkdir()
@@ -205,7 +229,8 @@ class Place:
 
     def run(self, test: Test) -> dict[str, Outcome]:
         started = time.monotonic()
-        directory = self.directory / "run"
+        self.count += 1
+        directory = self.directory / f"run{self.count}"
         directory.mkdir(mode=0o755)
         directory.chmod(0o755)
         try:
@@ -218,7 +243,7 @@ class Place:
             outcomes = {test[0]: Outcome(DIED, detail=self.server.log_end(500), checks=1, failed=1)}
             self.server.kill()
             self.server.start()
-        subprocess.run(["rm", "-rf", str(self.backing / "run")], check=False)
+        subprocess.run(["rm", "-rf", str(directory)], check=False)
         return outcomes
 
 
@@ -247,7 +272,7 @@ def collect(only: set[str], room: Path, seconds: int) -> list[Test]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.suites.apt_suites", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.suites.apt", description=__doc__)
     parser.add_argument("--only", default="acl,attr,cpython,stress-ng,fio")
     parser.add_argument("--bindings", default=",".join(BINDINGS))
     parser.add_argument("--stress-seconds", type=int, default=2)
@@ -262,7 +287,7 @@ def main() -> int:
         else:
             names.append(binding)
     tests = collect(set(options.only.split(",")), room, options.stress_seconds)
-    run = Run("apt_suites", names, command=f"python -m tests.suites.apt_suites {' '.join(sys.argv[1:])}")
+    run = Run("apt", names, command=f"python -m tests.suites.apt {' '.join(sys.argv[1:])}")
     places = [Place(name, room) for name in names]
     progress = Progress(len(tests) * len(places))
     for test in tests:

@@ -1,0 +1,248 @@
+"""Filesystem work side by side: native, bind mount, bindfs, CntrFS by each binding: python -m bench.fs
+
+Rounds are interleaved, the order of places turns with each round; reported are best and median of the rounds, and the
+ratio of the medians to native. Needs root; works in a mount namespace of its own and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import platform
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench.fs_workloads import Workload, workloads
+from tests.fs.servers import BINDINGS, REPOSITORY, Server, is_mountpoint, missing
+
+PEERS = {
+    "bindfs": ("bindfs", "-f", "-o", "allow_other", "{source}", "{mountpoint}"),
+    "passthrough_hp": ("{hp}", "--foreground", "{source}", "{mountpoint}"),
+}
+
+
+class Place:
+    """A directory tree reached in one way."""
+
+    def __init__(self, name: str, base: Path, hp: str, options: tuple[str, ...] = ()) -> None:
+        """hp: the path of libfuse's passthrough_hp; options: for the CntrFS server."""
+        self.name, self.base = name, base / name
+        self.source, self.mountpoint = self.base / "source", self.base / "mount"
+        for directory in (self.source, self.mountpoint):
+            directory.mkdir(parents=True)
+        self.server: Server | None = None
+        self.directory = self.source if name == "native" else self.mountpoint
+        if name in PEERS or name in BINDINGS:
+            argv = [hp if word == "{hp}" else word for word in PEERS[name]] if name in PEERS else None
+            self.server = Server(name, self.source, self.mountpoint, self.base / "log", argv, options)
+
+    def mount(self) -> None:
+        """Mount it, with empty caches of its own."""
+        if self.server is not None:
+            self.server.start()
+        elif self.name == "bind":
+            subprocess.run(["mount", "--bind", self.source, self.mountpoint], check=True)
+
+    def unmount(self) -> None:
+        """The opposite; peers that stay after SIGTERM are unmounted first."""
+        if self.name in PEERS and is_mountpoint(self.mountpoint):
+            subprocess.run(["umount", self.mountpoint], check=True)
+        if self.server is not None:
+            self.server.stop()
+        elif self.name == "bind":
+            subprocess.run(["umount", self.mountpoint], check=True)
+
+
+def private_mounts() -> None:
+    """A mount namespace of our own: whatever happens, no mount stays."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(0x00020000) or libc.mount(b"none", b"/", None, ctypes.c_ulong(1 << 18 | 16384), None):
+        raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNS) failed: root is missing")
+
+
+def time_workload(workload: Workload, places: list[Place], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each round by place."""
+    seconds: dict[str, list[float]] = {place.name: [] for place in places}
+    for place in places:
+        workload.prepare(place.source)
+        place.mount()
+    os.sync()
+    try:
+        for turn in range(rounds):
+            shift = turn % len(places)
+            for place in places[shift:] + places[:shift]:
+                if workload.cold and turn:
+                    place.unmount()
+                    place.mount()
+                seconds[place.name].append(workload.run(place.directory))
+    finally:
+        for place in places:
+            place.unmount()
+            for entry in place.source.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    return seconds
+
+
+def cpu_nanoseconds(server: Server) -> int:
+    """CPU time of the server's processes (proc_pid_schedstat: exact, unlike the ticks of stat)."""
+    total = 0
+    for pid in server.processes():
+        total += int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+    return total
+
+
+def cpu_per_call(name: str, base: Path, calls: int) -> dict[str, float]:
+    """Server CPU in µs per client call, with timeouts of 0 so that every call reaches the server."""
+    place = Place(name, base, "", ("-o", "entry_timeout=0,attr_timeout=0"))
+    (place.source / "file").write_bytes(b"x")
+    place.mount()
+    path = str(place.directory / "file")
+    fd = os.open(path, os.O_RDONLY)
+
+    def open_close() -> None:
+        os.close(os.open(path, os.O_RDONLY))
+
+    found = {}
+    try:
+        for kind, call in (
+            ("GETATTR", lambda: os.fstat(fd)),
+            ("LOOKUP+GETATTR", lambda: os.stat(path)),
+            ("LOOKUP+OPEN+RELEASE", open_close),
+        ):
+            assert place.server is not None
+            best = float("inf")
+            for _ in range(5):
+                before = cpu_nanoseconds(place.server)
+                for _ in range(calls):
+                    call()
+                best = min(best, (cpu_nanoseconds(place.server) - before) / calls / 1000)
+            found[kind] = round(best, 1)
+    finally:
+        os.close(fd)
+        place.unmount()
+    return found
+
+
+def memory_of_find(name: str, base: Path, files: int) -> dict[str, float]:
+    """Peak resident memory (MB) of the server while `find` walks FILES files, its open fds after it, and seconds."""
+    place = Place(name, base, "")
+    per_directory = 1000
+    for directory in range(files // per_directory):
+        path = place.source / f"{directory:04d}"
+        path.mkdir()
+        for number in range(per_directory):
+            os.mknod(path / f"{number:04d}", 0o100644)
+    place.mount()
+    try:
+        started = time.perf_counter()
+        subprocess.run(["find", place.directory, "-printf", "%s\n"], check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - started
+        assert place.server is not None
+        peak, fds = 0, 0
+        for pid in place.server.processes():
+            status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+            peak = max(peak, int(status["VmHWM"].split()[0]))
+            fds = max(fds, len(os.listdir(f"/proc/{pid}/fd")))
+        return {"files": files, "peak_mb": round(peak / 1024, 1), "fds": fds, "seconds": round(seconds, 1)}
+    finally:
+        place.unmount()
+        shutil.rmtree(place.source)
+
+
+def table(results: dict[str, dict[str, list[float]]], names: list[str]) -> str:
+    """Ratios of medians (and of bests) to native."""
+    lines = [f"{'workload':26}{'native':>10}" + "".join(f"{name:>16}" for name in names if name != "native")]
+    for workload, seconds in results.items():
+        native = seconds["native"]
+        cells = []
+        for name in names:
+            if name == "native":
+                continue
+            median = statistics.median(seconds[name]) / statistics.median(native)
+            best = min(seconds[name]) / min(native)
+            cells.append(f"{median:8.2f} ({best:5.2f})")
+        lines.append(
+            f"{workload:26}{statistics.median(native) * 1000:7.1f} ms" + "".join(f"{cell:>16}" for cell in cells)
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.fs", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the sizes of files")
+    parser.add_argument("--places", default=f"native,bind,bindfs,{','.join(BINDINGS)}")
+    parser.add_argument(
+        "--passthrough-hp", default="", metavar="PATH", help="libfuse's example server, as one more place"
+    )
+    parser.add_argument("--only", default="", help="workloads whose name contains this text")
+    parser.add_argument("--cpu-calls", type=int, default=5000, help="calls per server CPU figure; 0: none")
+    parser.add_argument(
+        "--million", type=int, default=0, metavar="FILES", help="memory while find walks so many files (long)"
+    )
+    parser.add_argument("--dir", type=Path, help="where the trees are made (default: the temporary directory)")
+    parser.add_argument("--json", type=Path, default=REPOSITORY / "reports" / "bench-fs.json")
+    options = parser.parse_args()
+    if os.geteuid() != 0:
+        print("bench.fs: root is missing", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the trees are removed
+    private_mounts()
+    names = [name for name in options.places.split(",") if _usable(name)]
+    names += ["passthrough_hp"] if options.passthrough_hp else []
+    bindings = [name for name in names if name in BINDINGS]
+    report: dict[str, object] = {
+        "kernel": platform.release(), "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "rounds": options.rounds,
+        "command": f"python -m bench.fs {' '.join(sys.argv[1:])}", "load": list(os.getloadavg()),
+    }  # fmt: skip
+    results: dict[str, dict[str, list[float]]] = {}
+    report["seconds"] = results
+
+    def save() -> None:
+        """After each part: a long run that is ended early keeps what it has measured."""
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+    base = Path(tempfile.mkdtemp(prefix="bench-fs-", dir=options.dir))
+    try:
+        places = [Place(name, base, options.passthrough_hp) for name in names]
+        for workload in workloads(options.scale):
+            if options.only not in workload.name or (workload.tool and not shutil.which(workload.tool)):
+                continue
+            results[workload.name] = time_workload(workload, places, options.rounds)
+            print(table({workload.name: results[workload.name]}, names).splitlines()[1], flush=True)
+            save()
+        if options.cpu_calls:
+            report["cpu_us_per_call"] = {name: cpu_per_call(name, base / "cpu", options.cpu_calls) for name in bindings}
+            save()
+        if options.million:
+            report["memory"] = {name: memory_of_find(name, base / "memory", options.million) for name in bindings}
+            save()
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+    print("\n" + table(results, names))
+    for key in ("cpu_us_per_call", "memory"):
+        if key in report:
+            print(f"{key}: {json.dumps(report[key])}")
+    return 0
+
+
+def _usable(name: str) -> bool:
+    why = missing(name) if name in BINDINGS else ""
+    if name == "bindfs" and shutil.which("bindfs") is None:
+        why = "bindfs is not installed"
+    if why:
+        print(f"{name} left out: {why}")
+    return not why
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""Name → pid, per engine: by its files, socket or API as cntr does it, beside the engine's own command: ``nox -s bench -- resolve``.
+
+The rows of cntr are calls in this process (what resolving adds to an attach), those of the commands whole processes (what
+asking the command would add). ``unknown name`` is the time to say that no engine of those started knows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench import measure
+
+if TYPE_CHECKING:
+    from tests.engines.rig import Box
+
+# rig → the command that a user would ask for the pid, with {name}
+COMMANDS: dict[str, str] = {
+    "docker": "docker inspect --format {{{{.State.Pid}}}} {name}",
+    "podman": "podman inspect --format {{{{.State.Pid}}}} {name}",
+    "containerd": "ctr task ls",
+    "k8s": "ctr task ls",
+    "lxc": "lxc-info -P {path} -n {name} -pH",
+    "lxd": "lxc query /1.0/instances/{name}/state",
+    "incus": "incus query /1.0/instances/{name}/state",
+    "runc": "runc state {name}",
+    "crun": "crun state {name}",
+}
+
+
+@dataclass
+class Question:
+    """One way to ask for a pid, and its times in seconds."""
+
+    engine: str
+    way: str
+    ask: Callable[[], object]
+    times: list[float] = field(default_factory=list)
+
+    def once(self) -> float:
+        """Ask; seconds."""
+        begun = time.perf_counter()
+        self.ask()
+        return time.perf_counter() - begun
+
+
+def main() -> int:
+    """The command line; 0 when at least one engine could be measured."""
+    parser = argparse.ArgumentParser(prog="python -m bench.resolve", description=__doc__.splitlines()[0])
+    parser.add_argument("engines", nargs="*", default=list(COMMANDS), help=f"of {' '.join(COMMANDS)}")
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--json", type=Path, default=Path("reports/bench-resolve.json"))
+    options = parser.parse_args()
+    with ExitStack() as stack:
+        questions = [question for name in options.engines for question in _questions(stack, name)]
+        if not questions:
+            raise SystemExit("bench: none of these engines runs here")
+        questions.append(Question("all of these", "unknown name", _unknown))
+        for number in range(options.rounds + 1):
+            for question in (*questions[number % len(questions) :], *questions[: number % len(questions)]):
+                took = question.once()
+                if number:  # the first round fills caches
+                    question.times.append(took)
+    print(_table(questions))
+    rows = [{"engine": q.engine, "way": q.way, "seconds": sorted(q.times)} for q in questions]
+    measure.write_json(options.json, {"machine": measure.machine(), "rows": rows})
+    return 0
+
+
+def _questions(stack: ExitStack, name: str) -> list[Question]:
+    """The ways to ask the engine of the rig NAME; none, with the reason printed, where it does not run here."""
+    import pytest
+
+    from cntr import engines
+    from tests.engines import rigs
+
+    try:
+        rig = rigs.RIGS[name]()
+    except pytest.skip.Exception as reason:
+        print(f"bench: no {name}: {reason}")
+        return []
+    stack.callback(rig.stop)
+    box = stack.enter_context(rig.box("busybox"))
+    for variable, value in rig.settings.items():  # two rigs may have state directories of the same kind
+        before = os.environ.get(variable) if variable.startswith("CNTR_") else None
+        os.environ[variable] = f"{before}:{value}" if before else value
+
+    def ours() -> None:
+        assert engines.resolve(box.target).pid == box.pid, box.target
+
+    command, environment = _command(name, box)
+    return [
+        Question(name, "cntr", ours),
+        Question(name, COMMANDS[name].split(" ")[0], lambda: _run(command, environment)),
+    ]
+
+
+def _command(name: str, box: Box) -> tuple[list[str], Mapping[str, str]]:
+    """The engine's own command with the options that lead to the rig's private instance."""
+    rig = box.rig
+    words = COMMANDS[name].format(name=box.id if name == "k8s" else box.name, path=getattr(rig, "path", "")).split(" ")
+    prefix = list(getattr(rig, "client", ())) or list(getattr(rig, "cli", ())) or words[:1]
+    return [*prefix, *words[1:]], rig.den.env
+
+
+def _run(command: list[str], environment: Mapping[str, str]) -> None:
+    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if done.returncode:
+        raise measure.BenchFailed(f"{' '.join(command)}: {done.stderr.decode(errors='replace')}")
+
+
+def _unknown() -> None:
+    from cntr import engines
+    from cntr.errors import TargetNotFound
+
+    try:
+        engines.resolve("no-such-container")
+    except TargetNotFound:
+        return
+    raise measure.BenchFailed("a container named no-such-container exists")
+
+
+def _table(questions: list[Question]) -> str:
+    """Milliseconds: median and best of each way, and how many times the engine's command takes what cntr takes."""
+    lines = ["engine        asked by   median ms   best ms   times cntr's median"]
+    own = {q.engine: statistics.median(q.times) for q in questions if q.way == "cntr"}
+    for q in questions:
+        median = statistics.median(q.times)
+        ratio = f"{median / own[q.engine]:10.0f}" if q.engine in own and q.way != "cntr" else ""
+        lines.append(f"{q.engine:<13} {q.way:<10} {median * 1e3:9.2f} {min(q.times) * 1e3:9.2f} {ratio}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,21 @@
+"""Notifications: what the server says to the kernel unasked.
+
+Invalidating an entry takes the lock of its directory, which a client may hold while it waits for the server: never from
+the serving thread. Invalidating the attributes of an inode that a client has open takes no such lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from cntr.cntrfs.devfuse import wire
+
+
+def notify(fuse_fd: int, code: int, payload: bytes) -> bool:
+    """Write one notification; says whether the kernel knows its code. What it has not cached is no error."""
+    try:
+        os.write(fuse_fd, wire.OUT_HEADER.pack(16 + len(payload), code, 0) + payload)
+    except OSError as error:
+        return error.errno not in (errno.EINVAL, errno.ENOSYS)
+    return True

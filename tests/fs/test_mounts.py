@@ -1,0 +1,131 @@
+"""What mount(8) and other mounts do to CntrFS: over it, behind it, its helper, read-only, access times."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cntr import kernel
+from cntr.cntrfs import mount_helper, mounting
+from cntr.cntrfs.options import Options, parse
+from cntr.errors import UsageError
+
+from .servers import REPOSITORY, Place, is_mountpoint, missing, place
+
+pytestmark = pytest.mark.skipif(bool(missing("devfuse")), reason=missing("devfuse") or "nothing is missing")
+
+
+def within(seconds: float, condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.01)
+
+
+@pytest.fixture(params=["devfuse", "pyfuse3"])
+def here(request: pytest.FixtureRequest) -> Iterator[Place]:
+    if missing(request.param):
+        pytest.skip(missing(request.param))
+    with place(request.param) as found:
+        yield found
+
+
+def test_a_mount_over_it_survives_mounts_elsewhere(here: Place, tmp_path: Path) -> None:
+    """What is mounted on a file or directory of CntrFS stays, though the mount table changed and the entry got old."""
+    over, elsewhere = here.directory / "over", tmp_path / "elsewhere"
+    over.mkdir()
+    elsewhere.mkdir()
+    kernel.mount("over", str(over), "tmpfs", 0)
+    try:
+        (over / "inside").touch()
+        kernel.mount("elsewhere", str(elsewhere), "tmpfs", 0)
+        kernel.umount(str(elsewhere), 0)
+        os.utime(here.behind / "over")
+        (here.behind / "other").touch()
+        within(5, lambda: (here.directory / "other").exists(), "a file made behind")
+        assert is_mountpoint(over)
+        assert (over / "inside").exists()
+    finally:
+        kernel.umount(str(over), kernel.MNT_DETACH)
+
+
+def test_a_mount_behind_it_is_crossed(here: Place) -> None:
+    below = here.behind / "below"
+    below.mkdir()
+    assert list((here.directory / "below").iterdir()) == []
+    kernel.mount("below", str(below), "tmpfs", 0)
+    try:
+        (below / "new").write_text("on the submount")
+        within(5, lambda: (here.directory / "below" / "new").exists(), "the submount's file")
+        assert (here.directory / "below" / "new").read_text() == "on the submount"
+        with pytest.raises(OSError, match="cross-device"):
+            os.rename(here.directory / "below" / "new", here.directory / "new")
+    finally:
+        kernel.umount(str(below), kernel.MNT_DETACH)
+
+
+@pytest.mark.parametrize("binding", ["devfuse", "pyfuse3"])
+def test_the_mount_helper(binding: str, tmp_path: Path) -> None:
+    """mount -t fuse.cntrfs source:/a /b: shown as given, answering when it returns, remounted, unmounted."""
+    if missing(binding):
+        pytest.skip(missing(binding))
+    source, mountpoint = tmp_path / "source", tmp_path / "mount point"
+    source.mkdir()
+    mountpoint.mkdir()
+    (source / "file").write_text("x")
+    helper = [sys.executable, "-m", "cntr.cntrfs.mount_helper", f"source:{source}", str(mountpoint)]
+    options = ["-o", f"rw,allow_other,default_permissions,dev,suid,binding={binding}"]
+    subprocess.run([*helper, *options], cwd=REPOSITORY, check=True, timeout=30, stdin=subprocess.DEVNULL)
+    try:
+        assert (mountpoint / "file").read_text() == "x"
+        assert f"source:{source} " in Path("/proc/mounts").read_text()
+        subprocess.run([*helper, "-o", "remount,ro"], cwd=REPOSITORY, check=True, timeout=30)
+        with pytest.raises(OSError, match="Read-only"):
+            (mountpoint / "file").write_text("y")
+        subprocess.run([*helper, "-o", "remount,rw"], cwd=REPOSITORY, check=True, timeout=30)
+        (mountpoint / "file").write_text("y")
+    finally:
+        kernel.umount(str(mountpoint), 0)
+    assert (source / "file").read_text() == "y"
+
+
+def test_access_times_follow_the_mounts_own_flags(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    for words, moves in ((["noatime"], False), (["strictatime"], True)):
+        root = mounting.open_source(str(tmp_path), words)
+        try:
+            os.utime(file, ns=(10**9, 10**9))
+            fd = os.open("file", os.O_RDONLY, dir_fd=root)
+            os.read(fd, 1)
+            os.close(fd)
+            assert (file.stat().st_atime_ns != 10**9) == moves, words
+        finally:
+            os.close(root)
+
+
+def test_options() -> None:
+    options = parse("keep_cache,entry_timeout=2.5,noatime,dev,x-systemd.automount,cache=strict", Options()).settle()
+    assert options.entry_timeout == 0.0
+    assert options.mount_flags == ["noatime", "dev"]
+    with pytest.raises(UsageError, match="unknown mount option"):
+        parse("no_such_thing")
+    with pytest.raises(UsageError, match="number of seconds"):
+        parse("attr_timeout=soon")
+
+
+def test_flag_words() -> None:
+    assert mounting.mount_flags(["nosuid", "nodev", "suid"]) == kernel.MS_NODEV
+    assert mounting.mount_flags(["ro", "rw"]) == 0
+
+
+def test_a_wrong_call_of_the_helper(capsys: pytest.CaptureFixture[str]) -> None:
+    assert mount_helper.main(["only-one"]) == 1
+    assert mount_helper.main(["/nonexistent", "/nonexistent"]) == 32
+    assert "not a directory" in capsys.readouterr().err

@@ -1,0 +1,177 @@
+"""``cntr exec`` from inside a session: the container's program in its own root, and no way from there to the tools' tree."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.nest.box import CNTR, REPOSITORY, Box, ask, session
+from tests.nest.conftest import prowler  # noqa: F401
+from tests.nest.test_hostile import Loot, ground
+from tests.nest.tty import Terminal
+
+INSIDE = f"PYTHONPATH={REPOSITORY} {shlex.join(CNTR)} exec"
+
+
+def inside(box: Box, arguments: str, *flags: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """``cntr exec ARGUMENTS`` typed in a session."""
+    return box.attach(*flags, "--", "sh", "-c", f"{INSIDE} {arguments}", **options)
+
+
+def test_it_is_the_containers_own_root_and_environment():
+    with Box(files={"/etc/hostname": "slim-name\n"}) as box:
+        done = inside(
+            box, "-- sh -c 'ls /; cat /etc/hostname; echo $PATH $APP_MODE $CNTR_SERVICE; readlink /proc/self/exe'"
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done
+        assert done.stdout == "app\nbin\ndev\netc\nproc\nsys\nslim-name\n/bin production\n/bin/busybox\n"
+        theirs = os.readlink(f"/proc/{box.pid}/ns/mnt")
+        assert inside(box, "-- readlink /proc/self/ns/mnt").stdout.strip() == theirs, (
+            "its own mount namespace, not the nest"
+        )
+
+
+def test_streams_status_directory_and_variables_pass():
+    with Box(files={"/srv/x": ""}) as box:
+        done = inside(
+            box, "-w /srv -e A=1 -e B -- sh -c 'cat; pwd; echo $A $B; echo err >&2; exit 9'", "-e", "B=2", input="in\n"
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (9, "in\n/srv\n1 2\n", "err\n")
+        done = inside(box, "-- sh -c 'kill -9 $$'")
+        assert done.returncode == 137
+        done = inside(box, "-- no-such-program")
+        assert done.returncode == 127
+        assert done.stderr.count("\n") == 2
+
+
+@pytest.mark.parametrize(("flags", "uid"), [((), "0"), (("--user", "1000"), "1000")])
+def test_it_is_who_the_session_is_without_the_added_capability(flags, uid):
+    with Box() as box:
+        out = inside(box, "-- sh -c 'id -u; grep CapBnd /proc/self/status'", *flags).stdout.split()
+        assert out[0] == uid
+        assert int(out[2], 16) & 1 << 19 == 0, "CAP_SYS_PTRACE is for the session's own processes"
+
+
+def test_the_program_finds_no_way_to_the_tools(tmp_path):
+    """With a plain chroot each of these leads to the host's tree."""
+    with Box() as box:
+        script = "cd /../../..; ls /proc/[0-9]*/root/ /proc/[0-9]*/cwd/ 2>/dev/null; ls .."
+        out = inside(box, f"-- sh -c '{script}'").stdout
+        assert "usr" not in out.split()
+        assert "app" in out.split()
+
+
+def test_another_process_of_the_container_gets_nothing_of_the_host(tmp_path, prowler):  # noqa: F811
+    root = tmp_path / "root"
+    root.mkdir()
+    loot: Loot = ground(root)
+    with Box(root=root, argv=["/prowl", "/loot", "same", "1000", "1000+"], programs={"/prowl": prowler}) as box:
+        for _ in range(3):
+            assert inside(box, "-- sh -c 'sleep 0.3'").returncode == 0
+        assert loot.seen() > 100
+        assert [line for line in loot.raw() if line.split()[1] in ("root", "cwd")] == []
+
+
+ASK_FROM_THE_CONTAINER = """
+import socket, sys
+from tests.nest.box import REPOSITORY
+connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+connection.connect("\\0" + sys.argv[1])
+socket.send_fds(connection, ["/\\x000\\x00touch\\x00/hacked".encode()], [0, 1, 2])
+print(connection.recv(1))
+"""
+
+
+def test_only_the_session_is_answered():
+    """The socket is in the container's network namespace: whoever is there can connect, and is refused."""
+    with Box() as box, session(str(box.pid)) as shell:
+        name = ask(shell, "echo $CNTR_SERVICE")
+        assert f"@{name}" in pathlib.Path(f"/proc/{box.pid}/net/unix").read_text()
+        done = subprocess.run(
+            ["nsenter", "-t", str(box.pid), "-n", sys.executable, "-c", ASK_FROM_THE_CONTAINER, name],
+            env={**os.environ, "PYTHONPATH": REPOSITORY},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+        assert "b''" in done.stdout or "ConnectionResetError" in done.stderr, done
+        assert not (box.root / "hacked").exists()
+        assert ask(shell, f"{INSIDE} -- touch /done; echo $?") == "0", "and the session is, still"
+        assert (box.root / "done").exists()
+
+
+def test_a_terminal_of_its_own_for_a_hostile_shell():
+    """The container's shell must not be able to type into the session's (TIOCSTI): it has another pty, with job control."""
+    with Box() as box, Terminal(*CNTR, "attach", str(box.pid), "--", "/bin/bash", "--norc") as terminal:
+        terminal.type("PS1='(s)# '\n")
+        terminal.wait_for(r"\(s\)# '\r?\n")
+        terminal.wait_for(r"\(s\)# ")
+        terminal.type(f"{INSIDE} -- sh -c 'test -t 0 && (: </dev/tty) && echo own-$((1+1)); stty size; exec sh'\n")
+        terminal.wait_for("own-2")
+        terminal.wait_for("24 80")
+        terminal.type("sleep 50\n")
+        time.sleep(0.5)
+        terminal.type("\x03")
+        terminal.type("echo after-$((2+3)); readlink /proc/self/exe\n")
+        terminal.wait_for("after-5")
+        terminal.wait_for("/bin/busybox")
+        terminal.type("exit 4\n")
+        terminal.wait_for(r"\(s\)# ")
+        terminal.type("echo status-$?; stty -a | grep -o ' icanon'\n")
+        terminal.wait_for("status-4")
+        terminal.wait_for(" icanon")
+        terminal.type("exit\n")
+        terminal.process.wait(10)
+
+
+def test_it_ends_with_its_client_and_with_the_session():
+    with Box() as box:
+        with session(str(box.pid)) as shell:
+            ask(shell, f"{INSIDE} -- sleep 987.1 & echo up")
+            _until(lambda: _running("sleep\0987.1\0"))
+            ask(shell, "kill -9 $!; echo killed")
+            _until(lambda: not _running("sleep\0987.1\0"))
+            ask(shell, f"{INSIDE} -- sleep 987.2 & echo up")
+            _until(lambda: _running("sleep\0987.2\0"))
+        _until(lambda: not _running("sleep\0987.2\0"))
+
+
+def test_it_ends_when_cntr_is_killed():
+    with Box() as box:
+        process = subprocess.Popen(
+            [*CNTR, "attach", str(box.pid), "--", "sh", "-c", f"{INSIDE} -- sleep 987.3"],
+            env={**os.environ, "PYTHONPATH": REPOSITORY},
+            stdin=subprocess.DEVNULL,
+        )
+        _until(lambda: _running("sleep\0987.3\0"))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        _until(lambda: not _running("sleep\0987.3\0"))
+
+
+def _running(command: str) -> bool:
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            try:
+                text = pathlib.Path("/proc", name, "cmdline").read_text(errors="replace")
+            except OSError:
+                continue
+            if text == command:
+                return True
+    return False
+
+
+def _until(condition, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
