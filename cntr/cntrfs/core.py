@@ -17,7 +17,8 @@ import struct
 from cntr import kernel_fs
 from cntr.cntrfs.backing import Caller, Credentials, proc_path
 from cntr.cntrfs.files import FileOperations
-from cntr.cntrfs.nodes import Node, NodeTable, stale
+from cntr.cntrfs.node import Node, stale
+from cntr.cntrfs.nodes import NodeTable
 from cntr.cntrfs.options import Options
 from cntr.kernel_fs import Attributes
 

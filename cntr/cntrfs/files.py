@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from cntr import kernel_fs
 from cntr.cntrfs.backing import STRIPPED, Caller, Credentials, proc_path
-from cntr.cntrfs.nodes import Node, NodeTable
+from cntr.cntrfs.node import Node
+from cntr.cntrfs.nodes import NodeTable
 from cntr.cntrfs.options import Options
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import trio
 
 from cntr.cntrfs.backing import Caller
 from cntr.cntrfs.core import Changes, Core, errno_of
-from cntr.cntrfs.nodes import Node
+from cntr.cntrfs.node import Node
 from cntr.cntrfs.options import Options
 from cntr.kernel_fs import Attributes
 

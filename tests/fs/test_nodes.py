@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cntr import kernel_fs
-from cntr.cntrfs.nodes import FileId, Node, NodeTable
+from cntr.cntrfs.node import FileId, Node
+from cntr.cntrfs.nodes import NodeTable
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="open_by_handle_at(2) takes CAP_DAC_READ_SEARCH")
 

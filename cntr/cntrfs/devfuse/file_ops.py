@@ -17,7 +17,7 @@ from cntr.cntrfs.devfuse.workers import sync
 
 if TYPE_CHECKING:
     from cntr.cntrfs.devfuse.namespace_ops import Handler
-    from cntr.cntrfs.nodes import Node
+    from cntr.cntrfs.node import Node
 
 MAX_IO = 1 << 20  # bytes in one READ or WRITE: what INIT agrees on
 _GUARDED = 0x10 | 0x20  # STATX_ATTR_IMMUTABLE, STATX_ATTR_APPEND

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from cntr.cntrfs.devfuse.request import Connection
     from cntr.cntrfs.files import FileHandle
-    from cntr.cntrfs.nodes import Node
+    from cntr.cntrfs.node import Node
 
 _END = (1 << 63) - 1  # OFFSET_MAX, the kernel's "to the end of the file"
 _RETRY = 0.02  # seconds between two signals to a waiting thread

@@ -14,7 +14,7 @@ from cntr.cntrfs.devfuse.request import Connection, NoAnswer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cntr.cntrfs.nodes import Node
+    from cntr.cntrfs.node import Node
 
     Handler = Callable[[Connection, int, memoryview], bytes | None]
 

@@ -17,7 +17,7 @@ from cntr.cntrfs.devfuse.notify import notify
 
 if TYPE_CHECKING:
     from cntr.cntrfs.core import Core
-    from cntr.cntrfs.nodes import Node
+    from cntr.cntrfs.node import Node
 
 log = logging.getLogger("cntr.cntrfs")
 

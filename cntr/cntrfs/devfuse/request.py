@@ -16,7 +16,7 @@ from cntr.cntrfs.devfuse.workers import Workers
 if TYPE_CHECKING:
     from cntr.cntrfs.core import Core
     from cntr.cntrfs.heartbeat import Heartbeat
-    from cntr.cntrfs.nodes import Node, Slot
+    from cntr.cntrfs.node import Node, Slot
     from cntr.kernel_fs import Attributes
 
 log = logging.getLogger("cntr.cntrfs")

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from cntr import kernel, kernel_fs
 from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.notify import notify
-from cntr.cntrfs.nodes import Node, Slot
+from cntr.cntrfs.node import Node, Slot
 
 if TYPE_CHECKING:
     from cntr.cntrfs.core import Core

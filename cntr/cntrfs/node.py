@@ -1,0 +1,112 @@
+"""What the node table holds: a file's identity, its node, and the mount and device it is on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import NamedTuple
+
+from cntr.kernel_fs import Attributes, Handle
+
+ROOT_ID = 1  # FUSE_ROOT_ID, linux/fuse.h
+SYNTHETIC = 1 << 63  # node ids that can't be made from the inode number
+FILEID_INO32_GEN = 1  # linux/exportfs.h; the handle is (inode number, generation), 32 bits each
+
+#: proc, sysfs, cgroup, cgroup2, debugfs, tracefs, securityfs, bpf, configfs, fusectl, binfmt_misc, efivarfs, selinuxfs
+PSEUDO = frozenset((0x9FA0, 0x62656572, 0x27E0EB, 0x63677270, 0x64626720, 0x74726163, 0x73636673, 0xCAFE4A11,
+                    0x62656570, 0x65735543, 0x42494E4D, 0xDE5E81E4, 0xF97CFF8C))  # fmt: skip
+
+#: One int object per file type, for all nodes.
+_KINDS = {kind: kind for kind in (0o010000, 0o020000, 0o040000, 0o060000, 0o100000, 0o120000, 0o140000)}
+
+
+class FileId(NamedTuple):
+    """What a backing file is: the mount it is reached through, its device and inode number."""
+
+    mnt_id: int
+    dev: int
+    ino: int
+
+
+class Slot:
+    """One (mount, device) pair of the served tree; ``base`` is the upper part of its node ids."""
+
+    __slots__ = ("aliases", "base", "dev", "handles", "magic", "mnt_id", "mount_fd", "mount_node", "watched")
+
+    def __init__(self, mnt_id: int, dev: int, base: int) -> None:
+        """handles: does open_by_handle_at(2) work here; None until tried."""
+        self.mnt_id = mnt_id
+        self.dev = dev
+        self.base = base
+        self.aliases: dict[int, int] = {}  # inode number -> node id, where base + ino won't do
+        self.handles: bool | None = None
+        self.mount_fd = -1  # a real fd on this mount, for open_by_handle_at
+        self.mount_node: Node | None = None
+        self.magic = 0  # the filesystem's f_type, linux/magic.h
+        self.watched = False  # the kernel is told what changes here behind the mount
+
+    @property
+    def is_pseudo(self) -> bool:
+        """Does the filesystem make its files' content up as they are read? Sizes mean nothing then."""
+        return self.magic in PSEUDO
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Are the slot's node ids unrelated to inode numbers?"""
+        return self.base == SYNTHETIC
+
+
+class Node:
+    """A file the kernel knows; ``lookups`` is how often it was handed out and not yet forgotten."""
+
+    __slots__ = ("_handle", "birth", "fd", "generation", "ino", "kind", "lookups", "name", "nodeid", "open", "parent",
+                 "pinned", "slot")  # fmt: skip
+
+    def __init__(self, nodeid: int, slot: Slot, attributes: Attributes) -> None:
+        """kind: the S_IFMT bits; birth: statx's btime in ns, which tells a reused inode number apart."""
+        self.nodeid = nodeid
+        self.slot = slot
+        self.ino = nodeid if nodeid == attributes.ino else attributes.ino  # one object for both, mostly
+        self.kind = _KINDS.get(attributes.mode & 0o170000, 0)
+        self.birth = attributes.btime * 1_000_000_000 + attributes.btime_ns
+        self.generation = 0
+        self._handle: Handle | bool = False  # True: made of ino and generation, which saves 100 bytes a node
+        self.parent: Node | None = None  # parent and name are kept only where there is no handle
+        self.name = b""
+        self.lookups = 0
+        self.fd = -1
+        self.pinned = False  # the fd is the only way left to the file: it has no name any more
+        self.open: object = None  # the binding's per-node state of open files (passthrough)
+
+    @property
+    def handle(self) -> Handle | None:
+        """The file handle to reopen the file by, if there is one."""
+        if self._handle is True:
+            data = self.ino.to_bytes(4, "little") + self.generation.to_bytes(4, "little")
+            return Handle(FILEID_INO32_GEN, data)
+        return self._handle or None
+
+    @handle.setter
+    def handle(self, handle: Handle | None) -> None:
+        self._handle = handle or False
+
+    @property
+    def has_derived_handle(self) -> bool:
+        """Is the handle no more than inode number and generation?"""
+        return self._handle is True
+
+    @property
+    def id(self) -> FileId:
+        """The node's identity."""
+        return FileId(self.slot.mnt_id, self.slot.dev, self.ino)
+
+    @property
+    def is_directory(self) -> bool:
+        """Directories can be reopened by ``..`` and serve as parents."""
+        return self.kind == stat.S_IFDIR
+
+
+def stale() -> OSError:
+    """The file a node means is not there any more."""
+    return OSError(errno.ESTALE, os.strerror(errno.ESTALE))
