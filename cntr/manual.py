@@ -110,12 +110,23 @@ def _bash() -> str:
 {cases}
   esac
   case $current in
-    -*) COMPREPLY=($(compgen -W "$options" -- "$current")) ;;
+    -*) COMPREPLY=($(compgen -W "$options" -- "$current")); return ;;
+  esac
+  case ${{COMP_WORDS[1]}} in
+    {_taking("SRC")})
+      compopt -o filenames -o nospace 2>/dev/null
+      COMPREPLY=($(compgen -f -- "$current") $(compgen -S :/ -W "$({RUNNING})" -- "$current")) ;;
+    {_taking("SOURCE")}) compopt -o filenames 2>/dev/null; COMPREPLY=($(compgen -d -- "$current")) ;;
     *) COMPREPLY=($(compgen -W "$({RUNNING})" -- "$current")) ;;
   esac
 }}
 complete -F _cntr cntr
 """
+
+
+def _taking(word: str) -> str:
+    """The commands that have WORD among their positional ones, as a pattern of ``case``."""
+    return "|".join(c.name for c in COMMANDS if word in c.positional)
 
 
 def _zsh() -> str:
@@ -128,6 +139,9 @@ def _fish() -> str:
         seen = f"-n '__fish_seen_subcommand_from {command.name}'"
         if "TARGET" in " ".join(command.positional):
             lines.append(f"complete -c cntr {seen} -f -a '({RUNNING.replace(chr(39), chr(34))})'")
+        if "SRC" in command.positional:
+            targets = RUNNING.replace(chr(39), chr(34))
+            lines.append(f"complete -c cntr {seen} -F -a '({targets} | sed s,$,:/,)'")
         for option in command.options:
             names = " ".join(f"-l {name[2:]}" if name.startswith("--") else f"-s {name[1:]}" for name in option.names)
             lines.append(f"complete -c cntr {seen} {names}{' -r' if option.value else ''} -d {_quoted(option.help)}")

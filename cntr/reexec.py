@@ -45,7 +45,9 @@ def from_read_only_copy(argv: list[str]) -> None:
 
 def code() -> str:
     """For ``python -IS -c``: run cntr. What decides where modules come from is this process's path, no variable and no site file."""
-    return CODE.format(path=sys.path, executable=sys.executable)
+    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    path = sys.path if home in sys.path else [home, *sys.path]  # an editable install is found by a hook of site's
+    return CODE.format(path=path, executable=sys.executable)
 
 
 def is_read_only() -> bool:

@@ -25,18 +25,19 @@ def test_in_and_out_of_real_containers(request, tmp_path, rig, variant):
     """In the container's root all belongs to its root, whatever its user namespace; on the host to the caller."""
     make_tree(tmp_path / "tree")
     with rigs.open_rig(request, rig).box(variant) as box:
-        done(cp(tmp_path / "tree", f"{box.target}:/copied", env=box.env))
-        fd = os.open(f"/proc/{box.pid}/root/copied", os.O_PATH)
+        name = f"copied-{box.name}"  # bwrap's boxes share one root
+        done(cp(tmp_path / "tree", f"{box.target}:/{name}", env=box.env))
+        fd = os.open(f"/proc/{box.pid}/root/{name}", os.O_PATH)
         try:
             rows = [line.split() for line in pathlib.Path(f"/proc/{box.pid}/uid_map").read_text().splitlines()]
             first = [int(outside) for inside, outside, _ in rows if inside == "0"]
             assert first, rows
             for directory, _, files, dir_fd in os.fwalk(".", dir_fd=fd):
-                for name in [".", *files]:
-                    assert os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_uid == first[0], (directory, name)
+                for file in [".", *files]:
+                    assert os.stat(file, dir_fd=dir_fd, follow_symlinks=False).st_uid == first[0], (directory, file)
         finally:
             os.close(fd)
-        done(cp(f"{box.target}:/copied", tmp_path / "back", env=box.env))
+        done(cp(f"{box.target}:/{name}", tmp_path / "back", env=box.env))
         assert look(tmp_path / "back", owner=True) == look(tmp_path / "tree", owner=True)
 
 

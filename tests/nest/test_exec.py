@@ -156,6 +156,28 @@ def test_the_way_there_changes_nothing_for_the_user(tmp_path):
         assert "Traceback" not in done.stderr
 
 
+def test_it_finds_its_modules_where_the_path_does_not_lead():
+    """An editable install is found by an import hook, which the second start leaves out with all of site."""
+    code = f"""
+import sys
+sys.path.insert(0, {REPOSITORY!r})
+import cntr.cli, cntr.attach, cntr.reexec
+sys.path.remove({REPOSITORY!r})
+sys.exit(cntr.cli.run(sys.argv[1:]))
+"""
+    with Box() as box:
+        done = subprocess.run(
+            [sys.executable, "-c", code, "exec", str(box.pid), "--", "id", "-u"],
+            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+            cwd="/",
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (0, "0\n"), done
+
+
 def test_no_fd_of_ours_reaches_the_command():
     with Box() as box, open("/etc/hostname") as extra:
         os.set_inheritable(extra.fileno(), True)
