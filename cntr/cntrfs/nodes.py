@@ -112,7 +112,7 @@ class NodeTable:
             self._take_handle(fresh, parent_fd, name)
         if fresh.handle is None or fresh is slot.mount_node:
             fresh.parent, fresh.name = parent, name
-        if not fresh.generation:
+        if not fresh.generation and not fresh.has_derived_handle:  # 0 is a generation too: mkfs(8) gives it
             self._generation += 1
             fresh.generation = self._generation & 0xFFFFFFFF or 1
         if node is not None:  # the inode number was reused behind our back: the counts go on under one node id
@@ -346,7 +346,8 @@ class NodeTable:
             raise stale()
         node = Node(nodeid, slot, attributes)
         self._take_handle(node, fd, b"")
-        node.generation = node.generation or 1
+        if not node.has_derived_handle:
+            node.generation = node.generation or 1
         self.nodes[nodeid] = node
         self.adopt(node, fd)
         return node

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -179,3 +180,27 @@ def test_no_fd_left_gives_up_cached_ones(table: NodeTable, tmp_path: Path) -> No
 
     assert table.retrying(opener) == 7
     assert len(table._lru) <= 2
+
+
+def test_a_generation_of_zero_is_one(tmp_path: Path) -> None:
+    """mkfs.ext4 -d gives generation 0 to all it puts in; a number of our own in its place makes the handle stale."""
+    (tmp_path / "tree" / "directory").mkdir(parents=True)
+    image, mountpoint = tmp_path / "image", tmp_path / "mount"
+    mountpoint.mkdir()
+    mkfs = ["mkfs.ext4", "-q", "-d", str(tmp_path / "tree"), str(image), "8M"]
+    subprocess.run(mkfs, check=True)
+    done = subprocess.run(["mount", "-o", "loop", image, mountpoint], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no loop device: {done.stderr.strip()}")
+    try:
+        table = NodeTable(os.open(mountpoint, os.O_PATH), max_fds=1)
+        try:
+            node, other = see(table, "directory"), see(table, "lost+found")
+            for _ in range(3):
+                assert identity(table.fd(node)) == node.id
+                assert identity(table.fd(other)) == other.id
+                table.trim()
+        finally:
+            table.close()
+    finally:
+        subprocess.run(["umount", mountpoint], check=True)
