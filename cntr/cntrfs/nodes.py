@@ -176,8 +176,9 @@ class NodeTable:
             if int.from_bytes(handle.data[:4], "little") != node.ino:
                 return  # the name was given to another file since it was looked up
             node.generation = int.from_bytes(handle.data[4:], "little")
-            node._handle = True
-            return
+            if node.generation:  # 0, as mke2fs -d leaves it, is answered as 1: no handle could be made of that again
+                node._handle = True
+                return
         node.handle = handle
 
     # fds
