@@ -201,6 +201,9 @@ def test_virtual_machines(tmp_path, program, options, target, hint):
     key = tmp_path.name[-12:].replace("_", "")
     arguments = [option.format(key) for option in options]
     with subprocess.Popen([program, "300", *arguments], executable=_sleeper(tmp_path)) as process:
+        # execve(2) closes Popen's pipe a moment before the new arguments can be read.
+        while not pathlib.Path(f"/proc/{process.pid}/cmdline").read_text().startswith(program):
+            time.sleep(0.001)
         try:
             error = refusal(target.format(key))
             assert hint in error.hint
