@@ -227,18 +227,20 @@ def check_direct_and_buffered_and_mapped_agree(here: Path) -> None:
         direct = os.open(here / "f", os.O_RDWR | os.O_DIRECT)
     except OSError as error:
         raise Unsupported(f"O_DIRECT ({error.strerror})") from error
-    with opened(here / "f", os.O_RDWR) as fd, mmap.mmap(fd, 8192) as view, mmap.mmap(-1, 4096) as buffer:
-        buffer[:] = b"D" * 4096
-        os.pwritev(direct, [buffer], 0)
-        equal(os.pread(fd, 2, 0), b"DD", "buffered read after direct write")
-        equal(view[0:2], b"DD", "mapped load after direct write")
-        os.pwrite(fd, b"B" * 4096, 4096)
-        os.preadv(direct, [buffer], 4096)
-        equal(buffer[0:2], b"BB", "direct read after buffered write")
-        view[0:4] = b"MMMM"
-        os.preadv(direct, [buffer], 0)
-        equal(buffer[0:4], b"MMMM", "direct read after a store")
-    os.close(direct)
+    try:
+        with opened(here / "f", os.O_RDWR) as fd, mmap.mmap(fd, 8192) as view, mmap.mmap(-1, 4096) as buffer:
+            buffer[:] = b"D" * 4096
+            os.pwritev(direct, [buffer], 0)
+            equal(os.pread(fd, 2, 0), b"DD", "buffered read after direct write")
+            equal(view[0:2], b"DD", "mapped load after direct write")
+            os.pwrite(fd, b"B" * 4096, 4096)
+            os.preadv(direct, [buffer], 4096)
+            equal(buffer[0:2], b"BB", "direct read after buffered write")
+            view[0:4] = b"MMMM"
+            os.preadv(direct, [buffer], 0)
+            equal(buffer[0:4], b"MMMM", "direct read after a store")
+    finally:
+        os.close(direct)
 
 
 def check_file_size_limit(here: Path) -> None:

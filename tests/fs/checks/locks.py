@@ -271,7 +271,9 @@ def check_posix_lock_excludes_the_backing_tree(here: Path, behind: Path) -> None
 
     holder = _Holder(take)
     with opened(behind / "f", os.O_RDWR) as below:
-        raises(BUSY, _lock, below, fcntl.F_SETLK, fcntl.F_WRLCK, 0, 0)
-        _lock(below, fcntl.F_SETLK, fcntl.F_WRLCK, 0, 5)
-        holder.release()
+        try:
+            raises(BUSY, _lock, below, fcntl.F_SETLK, fcntl.F_WRLCK, 0, 0)
+            _lock(below, fcntl.F_SETLK, fcntl.F_WRLCK, 0, 5)
+        finally:
+            holder.release()
         within(5, lambda: _lock(below, fcntl.F_SETLK, fcntl.F_WRLCK, 0, 0), "released at the backing file")
