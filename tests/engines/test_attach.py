@@ -27,6 +27,13 @@ ATTACHED = [
 ]
 
 
+def mounts_of(pid: int) -> list[str]:
+    """A container's mounts, but for those of other rigs that reach one whose mounts follow the host's (Apptainer)."""
+    lines = pathlib.Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
+    return [line for line in lines if "/cntr-rig-" not in line.split()[4]]
+
+
+
 def cntr(box: rigs.Box, *arguments: str, input: str = "", timeout: float = 60) -> subprocess.CompletedProcess[str]:
     """Run the command line in the environment in which the box's engine is found."""
     return subprocess.run(
@@ -53,7 +60,7 @@ def namespace(pid: int | str, kind: str) -> str:
 @pytest.mark.parametrize(("rig", "variant"), ATTACHED)
 def test_attach_by_name(request, rig, variant, transport):
     with rigs.open_rig(request, rig).box(variant) as box:
-        mounts = pathlib.Path(f"/proc/{box.pid}/mountinfo").read_text()
+        mounts = mounts_of(box.pid)
         done = cntr(
             *(box, "attach", "--transport", transport, box.target, "--", "sh", "-c"),
             'cat "/var/lib/cntr/$1"; readlink /proc/self/ns/*; command -v python3 || command -v perl',
@@ -68,7 +75,7 @@ def test_attach_by_name(request, rig, variant, transport):
             if variant != "paused" or kind != "cgroup":
                 assert namespace(box.pid, kind) in lines, f"{kind}: {done.stdout}\n{done.stderr}"
         assert lines[-1].startswith("/"), "the host's own tools are on PATH"
-        assert pathlib.Path(f"/proc/{box.pid}/mountinfo").read_text() == mounts, "nothing was mounted in the container"
+        assert mounts_of(box.pid) == mounts, "nothing was mounted in the container"
 
 
 @pytest.mark.parametrize(("rig", "variant"), [c for c in REAL if c.values[1] in ("busybox", "userns", "read_only")])
