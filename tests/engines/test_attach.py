@@ -33,7 +33,6 @@ def mounts_of(pid: int) -> list[str]:
     return [line for line in lines if "/cntr-rig-" not in line.split()[4]]
 
 
-
 def cntr(box: rigs.Box, *arguments: str, input: str = "", timeout: float = 60) -> subprocess.CompletedProcess[str]:
     """Run the command line in the environment in which the box's engine is found."""
     return subprocess.run(
