@@ -270,7 +270,7 @@ def warnings(request: Request, target: Target) -> list[str]:
     if not request.own_root and not request.privileged and reach & CAP_SYS_PTRACE:
         found.append(
             f"warning: {target.label} may hold CAP_SYS_PTRACE: its processes can reach the tools' tree through this session"
-            + ("" if request.read_only else "; --read-only keeps them from writing there")
+            + ("" if request.read_only else "; --read-only makes that tree read-only for the session")
         )
     return found
 
