@@ -34,7 +34,7 @@ FRESH = ("python3", "git", "ca-certificates")  # on top of minbase: what the REA
 NAMESPACES = kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 AUTHORITIES = Path("/usr/local/share/ca-certificates")
-ROOM_CHECKOUT = "/root/cntr"
+ROOM_CHECKOUT = "/srv/cntr"
 
 
 def readme_commands() -> list[str]:

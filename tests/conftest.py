@@ -7,6 +7,7 @@ import glob
 import os
 import pathlib
 import secrets
+import sys
 import time
 from collections.abc import Iterator
 
@@ -72,6 +73,15 @@ def own_fds() -> set[str]:
 
 def rigs_started() -> set[str]:
     return set(glob.glob(f"/tmp/cntr-rig-{os.getpid()}-*"))
+
+
+@pytest.fixture
+def other_users() -> None:
+    """For tests that run cntr as another user: who must get to the checkout and to this interpreter."""
+    for path in (pathlib.Path(sys.executable), pathlib.Path(sys.executable).resolve(), pathlib.Path(__file__)):
+        closed = [parent for parent in path.parents if not parent.stat().st_mode & 0o001]
+        if closed:
+            pytest.skip(f"other users cannot reach {path}: {closed[-1]} is closed to them (check out elsewhere)")
 
 
 @pytest.fixture(autouse=True)

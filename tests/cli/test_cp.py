@@ -345,6 +345,7 @@ def test_namespaces_alone(tmp_path):
         assert (tmp_path / "app").read_bytes() == (running.root / "app").read_bytes()
 
 
+@pytest.mark.usefixtures("other_users")
 def test_somebody_elses_container_takes_root(container, at, tmp_path):
     tmp_path.chmod(0o755)
     result = cp(at("/app"), tmp_path / "x", user=65534, group=65534, extra_groups=[])

@@ -88,6 +88,7 @@ def test_a_file_that_is_a_mount_is_written_in_place(docker, tmp_path):
 
 
 @pytest.mark.parametrize("variant", ["busybox", "keep_id"])
+@pytest.mark.usefixtures("other_users")
 def test_the_owner_of_a_rootless_container_needs_no_root(podman_rootless, tmp_path, variant):
     """The user's own container; the host's side is read and written as the user, and by nobody else's rights."""
     rig = podman_rootless

@@ -207,6 +207,7 @@ def test_without_pyfuse3_the_error_says_how_to_get_it(places):
     assert mounted(point) is None
 
 
+@pytest.mark.usefixtures("other_users")
 def test_mounting_takes_root_and_says_so(own_mounts):
     with tempfile.TemporaryDirectory() as open_to_all:
         os.chmod(open_to_all, 0o755)

@@ -51,6 +51,7 @@ def test_streams_status_directory_and_variables_pass():
         assert done.stderr.count("\n") == 2
 
 
+@pytest.mark.usefixtures("other_users")
 @pytest.mark.parametrize(("flags", "uid"), [((), "0"), (("--user", "1000"), "1000")])
 def test_it_is_who_the_session_is_without_the_added_capability(flags, uid):
     with Box() as box:
