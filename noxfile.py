@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 
 import nox
@@ -86,6 +87,19 @@ def pjdfstest(session: nox.Session) -> None:
     _require_root(session)
     session.install("-q", ".[test,pyfuse3]")
     session.run("python", "-m", "tests.suites.pjdfstest", *session.posargs, env=CLEAN)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Broken requests to the FUSE server for longer than the tests have time: `-- --minutes 10 [--seed N]`."""
+    _require_root(session)
+    session.install("-q", ".[test]")
+    parser = argparse.ArgumentParser(prog="nox -s fuzz --")
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--seed", type=int, default=0, help="0: another one each time; a failure says which")
+    options = parser.parse_args(session.posargs)
+    words = {"CNTR_FUZZ_SECONDS": str(options.minutes * 60), "CNTR_FUZZ_SEED": str(options.seed)}
+    session.run("pytest", "-n0", "--timeout=0", "tests/fs/test_wire.py", "-k", "fuzz", env=CLEAN | words)
 
 
 @nox.session

@@ -19,7 +19,7 @@ MIB = 1 << 20
 class Workload:
     """prepare and reset are not timed; cold: the filesystem is mounted anew before each run (its caches are empty).
 
-    tool: the program it needs; run returns the seconds it took.
+    tool: the program it needs, of the Debian package; run returns the seconds it took.
     """
 
     name: str
@@ -27,16 +27,18 @@ class Workload:
     run: Callable[[Path], float]
     cold: bool = False
     tool: str = ""
+    package: str = ""
 
 
-def _timed(function: Callable[[], object]) -> float:
+def timed(function: Callable[[], object]) -> float:
+    """Seconds."""
     started = time.perf_counter()
     function()
     return time.perf_counter() - started
 
 
 def _command(*words: str | Path, cwd: Path | None = None) -> float:
-    return _timed(
+    return timed(
         lambda: subprocess.run(words, check=True, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     )
 
@@ -57,7 +59,7 @@ def _read_sequentially(path: Path) -> float:
             pass
         os.close(fd)
 
-    return _timed(read)
+    return timed(read)
 
 
 def _write(path: Path, block: int, count: int, rng: random.Random | None = None) -> float:
@@ -69,7 +71,7 @@ def _write(path: Path, block: int, count: int, rng: random.Random | None = None)
             os.pwrite(fd, data, (rng.randrange(count) if rng else number) * block)
         os.close(fd)
 
-    return _timed(write)
+    return timed(write)
 
 
 def _write_anew(path: Path, block: int, count: int) -> float:
@@ -82,7 +84,7 @@ def _read_randomly(path: Path) -> float:
     fd = os.open(path, os.O_RDONLY)
     while os.read(fd, MIB):
         pass
-    seconds = _timed(lambda: [os.pread(fd, 4096, rng.randrange(blocks) * 4096) for _ in range(20000)])
+    seconds = timed(lambda: [os.pread(fd, 4096, rng.randrange(blocks) * 4096) for _ in range(20000)])
     os.close(fd)
     return seconds
 
@@ -93,7 +95,7 @@ def _read_mapped(path: Path) -> float:
             for at in range(0, len(view), MIB):
                 view[at : at + MIB]
 
-    return _timed(read)
+    return timed(read)
 
 
 def _tree(top: Path, directories: int, files: int, size: int = 100) -> None:
@@ -109,7 +111,7 @@ def _tree(top: Path, directories: int, files: int, size: int = 100) -> None:
 
 def _stat_all(top: Path) -> float:
     paths = [f"{top}/tree/d{directory:03d}/f{number:04d}" for directory in range(10) for number in range(100)]
-    return _timed(lambda: [os.stat(path) for path in paths])
+    return timed(lambda: [os.stat(path) for path in paths])
 
 
 def _archive(top: Path) -> None:
@@ -150,7 +152,7 @@ def _read_tree(top: Path) -> float:
                 with open(f"{directory}/{name}", "rb", buffering=0) as file:
                     file.read()
 
-    return _timed(read)
+    return timed(read)
 
 
 def _warm(run: Callable[[Path], float]) -> Callable[[Path], float]:
@@ -181,7 +183,7 @@ def _sqlite(top: Path) -> float:
                 database.commit()
             database.execute("select sum(n) from t").fetchone()
 
-    return _timed(insert)
+    return timed(insert)
 
 
 def _find(top: Path) -> float:

@@ -1,7 +1,8 @@
 """Name → pid, per engine: by its files, socket or API as cntr does it, beside the engine's own command: ``nox -s bench -- resolve``.
 
 The rows of cntr are calls in this process (what resolving adds to an attach), those of the commands whole processes (what
-asking the command would add). ``unknown name`` is the time to say that no engine of those started knows it.
+asking the command would add). ``unknown name`` is the time to say that no engine of those started knows it, their commands
+asked where they may know more. The last rows list 500 containers, as ``cntr ps`` does.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from bench import measure
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 COMMANDS: dict[str, str] = {
     "docker": "docker inspect --format {{{{.State.Pid}}}} {name}",
     "podman": "podman inspect --format {{{{.State.Pid}}}} {name}",
+    "podman_rootless": "podman inspect --format {{{{.State.Pid}}}} {name}",
     "containerd": "ctr task ls",
     "k8s": "ctr task ls",
     "lxc": "lxc-info -P {path} -n {name} -pH",
@@ -33,6 +36,16 @@ COMMANDS: dict[str, str] = {
     "incus": "incus query /1.0/instances/{name}/state",
     "runc": "runc state {name}",
     "crun": "crun state {name}",
+    "apptainer": "apptainer instance list --json",
+}
+
+# rig → how cntr asks; the others are state files
+WAYS: dict[str, str] = {
+    "docker": "API",
+    "lxc": "socket",
+    "lxd": "socket",
+    "incus": "socket",
+    "podman_rootless": "process",
 }
 
 
@@ -43,6 +56,7 @@ class Question:
     engine: str
     way: str
     ask: Callable[[], object]
+    is_ours: bool = True
     times: list[float] = field(default_factory=list)
 
     def once(self) -> float:
@@ -59,6 +73,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--json", type=Path, default=Path("reports/bench-resolve.json"))
     options = parser.parse_args()
+    if unknown := set(options.engines) - set(COMMANDS):
+        parser.error(f"no command to compare with: {' '.join(sorted(unknown))}")
     with ExitStack() as stack:
         questions = [question for name in options.engines for question in _questions(stack, name)]
         if not questions:
@@ -69,6 +85,12 @@ def main() -> int:
                 took = question.once()
                 if number:  # the first round fills caches
                     question.times.append(took)
+    with ExitStack() as stack:
+        crowds = _crowds(stack)
+        for _ in range(options.rounds // 3 + 1):
+            for question in crowds:
+                question.times.append(question.once())
+    questions += crowds
     print(_table(questions))
     rows = [{"engine": q.engine, "way": q.way, "seconds": sorted(q.times)} for q in questions]
     measure.write_json(options.json, {"machine": measure.machine(), "rows": rows})
@@ -98,9 +120,36 @@ def _questions(stack: ExitStack, name: str) -> list[Question]:
 
     command, environment = _command(name, box)
     return [
-        Question(name, "cntr", ours),
-        Question(name, COMMANDS[name].split(" ")[0], lambda: _run(command, environment)),
+        Question(name, f"cntr: {WAYS.get(name, 'files')}", ours),
+        Question(name, COMMANDS[name].split(" ")[0], lambda: _run(command, environment), is_ours=False),
     ]
+
+
+def _crowds(stack: ExitStack) -> list[Question]:
+    """500 containers by the state files of three engines, over real processes."""
+    from cntr.engines import listing
+    from tests.engines import test_many
+
+    directory = Path(stack.enter_context(TemporaryDirectory(prefix="cntr-bench-")))
+    crowd = stack.enter_context(test_many.processes(directory))
+
+    def question(layout: Callable[[Path, dict[str, int]], dict[str, str]]) -> Question:
+        name = layout.__name__.removesuffix("_layout")
+        (directory / name).mkdir()
+        settings = layout(directory / name, crowd)
+
+        def ours() -> None:
+            before = dict(os.environ)
+            os.environ.update(settings)
+            try:
+                assert len(listing.running()[0]) >= len(crowd)
+            finally:
+                os.environ.clear()
+                os.environ.update(before)
+
+        return Question(f"{len(crowd)} of {name}", "cntr ps", ours)
+
+    return [question(layout) for layout in test_many.LAYOUTS]
 
 
 def _command(name: str, box: Box) -> tuple[list[str], Mapping[str, str]]:
@@ -130,12 +179,12 @@ def _unknown() -> None:
 
 def _table(questions: list[Question]) -> str:
     """Milliseconds: median and best of each way, and how many times the engine's command takes what cntr takes."""
-    lines = ["engine        asked by   median ms   best ms   times cntr's median"]
-    own = {q.engine: statistics.median(q.times) for q in questions if q.way == "cntr"}
+    lines = ["engine          asked by      median ms   best ms   times cntr's median"]
+    own = {q.engine: statistics.median(q.times) for q in questions if q.is_ours}
     for q in questions:
         median = statistics.median(q.times)
-        ratio = f"{median / own[q.engine]:10.0f}" if q.engine in own and q.way != "cntr" else ""
-        lines.append(f"{q.engine:<13} {q.way:<10} {median * 1e3:9.2f} {min(q.times) * 1e3:9.2f} {ratio}")
+        ratio = f"{median / own[q.engine]:10.0f}" if not q.is_ours else ""
+        lines.append(f"{q.engine:<15} {q.way:<13} {median * 1e3:9.2f} {min(q.times) * 1e3:9.2f} {ratio}")
     return "\n".join(lines)
 
 

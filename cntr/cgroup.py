@@ -96,10 +96,10 @@ class Doors:
         if self.directory_fd >= 0:
             self.inside = True
             try:
-                return kernel.fork_into_cgroup(self.directory_fd)
+                return kernel.fork(self.directory_fd)
             except OSError:
                 self.inside = False  # too old a kernel, or a rule that writing to cgroup.procs will name
-        return os.fork()
+        return kernel.fork()
 
     def join(self) -> None:
         """Move the calling process, of one thread, in. Raises OSError naming the file."""

@@ -71,9 +71,9 @@ class FileServer:
 
             # Reading /dev/fuse before it is mounted is EPERM, so the session says when; its end without a word is the end here too.
             if os.read(self.mounted_read, 1):
-                # No notifications: what tells the kernel to drop an entry makes it drop what is mounted on it, and that is the container's
-                # /proc and its tree. Entries are asked for again after a second instead.
-                options, root_fd = Options(invalidate=False).settle(), os.dup(self.root_fd)
+                # The container's /proc and its tree are mounted on entries, and go with an entry that the kernel is told to drop. Since
+                # 6.2 it can be told to ask again instead; before, entries are asked for again after a second.
+                options, root_fd = Options(keep_mounts=True).settle(), os.dup(self.root_fd)
                 mounting.serve(self.device_fd, root_fd, options, self.stop_read, self.heartbeat, binding=self.binding)
             status = 0
         except BaseException as error:  # noqa: BLE001  the one process that may print: its stderr is the user's

@@ -144,15 +144,15 @@ class Identity:
         self._set_limits(note)
         steps.now = "join the container's"
         namespaces.join(self.target.namespaces, "cgroup", "user")
-        if self.lsm:
-            steps.now = "take on the container's security label"
-            self._set_label()
         steps.now = "take on the container's capability bounding set"
         self._drop_bounding(self.bounding)
         steps.now = "take on the container's ids"
         self._set_ids(note)
         steps.now = "take on the container's capabilities"
         self._set_capabilities()
+        if self.lsm:
+            steps.now = "take on the container's security label"
+            self._set_label()
         if self.target.no_new_privs:
             kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
 
@@ -191,14 +191,19 @@ class Identity:
                 note(f"resource limit {limit}: {soft}:{hard} refused, {lowered}:{own_hard} kept")
 
     def _set_label(self) -> None:
-        """Have the next execve(2) change to the target's label (apparmor(7) change_onexec; SELinux setexeccon(3))."""
-        # AppArmor shows "profile (mode)" and takes "exec profile"; SELinux shows and takes the context itself.
+        """Take on the target's label: AppArmor's profile now (aa_change_profile(2)), SELinux' context with the exec (setexeccon(3)).
+
+        A label that changes with the exec clears the parent-death signal (apparmor_bprm_committing_creds), and a SIGKILL of
+        the monitor would leave the command. SELinux grants the change at once (dyntransition) to next to nobody.
+        """
+        # AppArmor shows "profile (mode)" and takes "changeprofile profile"; SELinux shows and takes the context itself.
         profile, parenthesis, _ = self.lsm.partition(" (")
         apparmor = bool(parenthesis) or profile == "unconfined"
+        name, text = ("current", f"changeprofile {profile}") if apparmor else ("exec", self.lsm)
         try:
-            fd = os.open("self/attr/exec", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.proc_fd)
+            fd = os.open(f"self/attr/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.proc_fd)
             try:
-                os.write(fd, os.fsencode(f"exec {profile}" if apparmor else self.lsm))
+                os.write(fd, os.fsencode(text))
             finally:
                 os.close(fd)
         except OSError as error:

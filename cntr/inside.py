@@ -8,7 +8,7 @@ import select
 
 from cntr import service
 from cntr.errors import CntrError, printable
-from cntr.supervise import Watch
+from cntr.supervise import FORWARDED, Watch
 
 ON_THE_HOST = "run `cntr exec TARGET` on the host instead"
 
@@ -66,7 +66,7 @@ def _wait(connection: _socket.socket, watch: Watch) -> int:
     while True:
         for fd, _ in poll.poll():
             if fd == watch.fd:
-                connection.send(bytes(number for number, _ in watch.read() if number in service.FORWARDED) or b"\0")
+                connection.send(bytes(number for number, _ in watch.read() if number in FORWARDED) or b"\0")
                 continue
             status = connection.recv(1)
             if not status:

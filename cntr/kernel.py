@@ -284,23 +284,28 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     _check(_libc.capset(header, data), "capset")
 
 
-def fork_into_cgroup(directory_fd: int) -> int:
-    """clone3(2) as fork(2) with CLONE_INTO_CGROUP, kernel 5.7: the child begins in the cgroup2 directory behind directory_fd.
+def fork(cgroup_fd: int = -1) -> int:
+    """fork(2); with the fd of a cgroup2 directory by clone3(2) and CLONE_INTO_CGROUP (kernel 5.7): the child begins in there.
 
-    For a process of one thread: Python's own hooks are called, the C library's (for other threads' locks) are not.
+    For a process of one thread. Python's own hooks are called, and the C library's (for other threads' locks) but by clone3.
+    os.fork itself reads /proc/self/stat from Python 3.12 on and imports `warnings` if that tells of threads: in a container's
+    mount namespace the container says what that file holds. Raises OSError.
     """
-    # struct clone_args: flags pidfd child_tid parent_tid exit_signal stack stack_size tls set_tid set_tid_size cgroup
-    arguments = _packed(8, CLONE_INTO_CGROUP, 0, 0, 0, _SIGCHLD, *5 * (0,), directory_fd)
     python = _Library(_LockedFunction)
     python.PyOS_BeforeFork()
-    pid = python.syscall(_long(_SYS_CLONE3), arguments, _ulong(len(arguments)))
+    if cgroup_fd >= 0:
+        # struct clone_args: flags pidfd child_tid parent_tid exit_signal stack stack_size tls set_tid set_tid_size cgroup
+        arguments = _packed(8, CLONE_INTO_CGROUP, 0, 0, 0, _SIGCHLD, *5 * (0,), cgroup_fd)
+        pid = python.syscall(_long(_SYS_CLONE3), arguments, _ulong(len(arguments)))
+    else:
+        pid = _int(python.fork()).value  # a long's upper half is not the function's
     number = _ctypes.get_errno()
     if pid == 0:
         python.PyOS_AfterFork_Child()
         return 0
     python.PyOS_AfterFork_Parent()
     if pid < 0:
-        raise OSError(number, f"clone3: {os.strerror(number)}")
+        raise OSError(number, f"{'clone3' if cgroup_fd >= 0 else 'fork'}: {os.strerror(number)}")
     return pid
 
 

@@ -102,7 +102,6 @@ class Nest:
         kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
         if tree_fd >= 0:
             self._make_root(tree_fd)
-            kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
 
     def mount_served_tools(self, server: FileServer) -> None:
         """The paper's way: a private copy of the target's mount namespace, with CntrFS as its root."""
@@ -119,6 +118,9 @@ class Nest:
         self.steps.now = "make the tools' tree the root"
         kernel.move_mount(tree_fd, kernel.AT_FDCWD, "/")
         os.fchdir(tree_fd)
+        kernel.mount(
+            None, ".", None, kernel.MS_REC | kernel.MS_PRIVATE
+        )  # a copy of a shared mount is shared; pivot_root(2) wants none
         kernel.pivot_root(".", ".")
         kernel.umount(".", kernel.MNT_DETACH)
         os.close(tree_fd)

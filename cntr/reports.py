@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _signal as signal  # the module behind signal, without its import of enum (5 ms)
+import errno
 import os
 
 from cntr import attach, cgroup, engines, identity, kernel, nest, procfs
@@ -52,7 +54,7 @@ def ps() -> Report:
     found, answers = listing.running()
     for container in found:
         report.add(
-            *(container.engine, container.name, container.id[:12], container.pid, container.state),
+            *(container.engine, listing.shown_name(container), container.id[:12], container.pid, container.state),
             *(listing.owner_name(container.owner), _user_namespace(container.pid), container.image),
         )
     for answer in answers:
@@ -248,23 +250,36 @@ def doctor() -> Report:
         ("mount_setattr (--read-only)", _probe_mount_setattr, "kernel 5.12 or newer"),
         ("openat2 (paths never leave the container)", _probe_openat2, "kernel 5.6 or newer"),
         ("private terminals (devpts)", lambda: os.close(nest.new_devpts()), "CAP_SYS_ADMIN, and devpts in the kernel"),
+        ("idmapped mounts", _probe_idmapped_mounts, "kernel 5.12 or newer, CAP_SYS_ADMIN, user namespaces"),
     ):
         _feature(report, feature, probe, fix)
     for number, name, fix in NEEDED_CAPABILITIES:
         held = int(procfs.status(procfs.read("/proc/self/status"))["CapEff"], 16) >> number & 1
         report.add(f"CAP_{name.upper()}", "yes" if held else "no", "" if held else fix)
     _doctor_filesystem(report)
-    report.add("cgroups", _cgroup_mode(), "")
-    try:
-        modules = procfs.read("/sys/kernel/security/lsm").strip()
-    except OSError:
-        modules = ""
-    report.add("security modules", modules or "not visible", "")
+    mode = _cgroup_mode()
+    fix = "mount -t cgroup2 cgroup2 /sys/fs/cgroup: without it sessions count nowhere"
+    report.add("cgroups", mode, fix if mode == "not mounted" else "")
+    _doctor_security(report)
     for finding in listing.findings():
         report.add(f"engine {finding.engine}", finding.state, finding.found)
     if not root or any(row[1] == "no" for row in report.rows[1:4]):
         report.status = EXIT_FAILED if any(row[1] == "no" for row in report.rows[1:4]) else 0
     return report
+
+
+def _doctor_security(report: Report) -> None:
+    """The security modules that label processes: what a session takes over from the container."""
+    try:
+        report.add("security modules", procfs.read("/sys/kernel/security/lsm").strip() or "none", "")
+    except OSError as error:
+        known = "\tsecurityfs\n" in procfs.read("/proc/filesystems")
+        fix = (
+            "mount -t securityfs securityfs /sys/kernel/security"
+            if known
+            else "none needed: this kernel has no securityfs"
+        )
+        report.add("security modules", "not visible", f"{error.strerror}: {fix}")
 
 
 def _doctor_filesystem(report: Report) -> None:
@@ -279,15 +294,15 @@ def _doctor_filesystem(report: Report) -> None:
         _feature(report, feature, check, fix)
 
 
-def _feature(report: Report, feature: str, probe: Callable[[], None], fix: str) -> None:
+def _feature(report: Report, feature: str, probe: Callable[[], str | None], fix: str) -> None:
     try:
-        probe()
+        said = probe() or ""
     except OSError as error:
         report.add(feature, "no", f"{error.strerror}: {fix}")
     except CntrError as error:
         report.add(feature, "no", f"{error.message}: {error.hint}")
     else:
-        report.add(feature, "yes", "")
+        report.add(feature, "yes", said)
 
 
 def _probe_mount_api() -> None:
@@ -300,6 +315,61 @@ def _probe_mount_setattr() -> None:
         kernel.mount_setattr(fd, "", recursive=True, attr_set=kernel.MOUNT_ATTR_RDONLY)
     finally:
         os.close(fd)
+
+
+def _probe_idmapped_mounts() -> str:
+    """mount_setattr(2) on a detached clone of /, which is never mounted; the filesystem must have it too, so then on a new tmpfs."""
+    userns = _throwaway_user_namespace()
+    try:
+        try:
+            _idmap(kernel.open_tree(kernel.AT_FDCWD, "/", kernel.OPEN_TREE_CLONE), userns)
+            return ""
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        _idmap(kernel.new_filesystem("tmpfs", {}), userns)
+    finally:
+        os.close(userns)
+    mounts = procfs.mountinfo(procfs.read("/proc/self/mountinfo"))
+    root = next((mount.fstype for mount in reversed(mounts) if mount.mount_point == "/"), "the filesystem")
+    return f"for tmpfs and the like, but not for /: {root} can not be idmapped"
+
+
+def _idmap(tree_fd: int, userns_fd: int) -> None:
+    try:
+        kernel.mount_setattr(tree_fd, "", recursive=False, attr_set=kernel.MOUNT_ATTR_IDMAP, userns_fd=userns_fd)
+    finally:
+        os.close(tree_fd)
+
+
+def _throwaway_user_namespace() -> int:
+    """A fd of a new user namespace with a map, which nothing is in by the time this returns. Raises OSError."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            kernel.unshare(kernel.CLONE_NEWUSER)
+            os.write(writing, b"\0")
+            os.close(writing)
+            while True:
+                signal.pause()
+        except OSError as error:
+            os.write(writing, bytes([error.errno or 1]))
+        finally:
+            os._exit(1)
+    try:
+        os.close(writing)
+        number = (os.read(reading, 1) or b"\1")[0]
+        if number:
+            raise OSError(number, f"unshare(CLONE_NEWUSER): {os.strerror(number)}")
+        for file in ("uid_map", "gid_map"):
+            with open(f"/proc/{pid}/{file}", "w") as stream:
+                stream.write("0 100000 1000\n")
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(reading)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def _probe_openat2() -> None:

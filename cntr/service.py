@@ -18,20 +18,11 @@ import _socket  # likewise
 import os
 import sys
 
-from cntr import kernel
+from cntr import kernel, supervise
 
 VARIABLE = "CNTR_SERVICE"  # in a session: the socket's name
 PACKET = 1 << 17
 SO_PEERCRED = 17
-FORWARDED = (
-    signal.SIGHUP,
-    signal.SIGINT,
-    signal.SIGQUIT,
-    signal.SIGTERM,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGWINCH,
-)
 WAITING = 8  # connections that have not said anything yet
 
 
@@ -130,7 +121,7 @@ class Service:
             job.connection.close()
             job.signal(signal.SIGTERM)
         for number in numbers:
-            if number in FORWARDED:
+            if number in supervise.FORWARDED:
                 job.signal(number)
 
     def _answer(self, connection: _socket.socket) -> None:

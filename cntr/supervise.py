@@ -19,8 +19,9 @@ FORWARDED = (
     signal.SIGTERM,
     signal.SIGUSR1,
     signal.SIGUSR2,
+    signal.SIGWINCH,
 )
-WATCHED = (*FORWARDED, signal.SIGWINCH, signal.SIGCONT)
+WATCHED = (*FORWARDED, signal.SIGCONT)
 GRACE_SECONDS = 2.0  # between asking a session to end (SIGHUP) and ending it
 SI_KERNEL = 0x80  # ssi_code of a signal from the terminal driver: the whole foreground group has had it already
 

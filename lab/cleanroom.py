@@ -27,6 +27,9 @@ from pathlib import Path
 
 from cntr import kernel
 
+from . import sources
+from .errors import LabError
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 CACHE = CHECKOUT / ".lab" / "cleanroom"
 SUITES = ("bookworm", "trixie")
@@ -51,14 +54,8 @@ def readme_commands() -> list[str]:
 
 def mirrors(suite: str) -> list[str]:
     """apt sources (sources.list(5)) of SUITE on this machine's mirrors: the archive, its updates, the security archive."""
-    text = "\n".join(path.read_text() for path in sorted(Path("/etc/apt").glob("sources.list*")) if path.is_file())
-    text += "\n".join(path.read_text() for path in sorted(Path("/etc/apt/sources.list.d").glob("*")))
-    uris = re.findall(r"^(?:URIs:|deb(?:\s+\[[^]]*\])?)\s+(\S+)", text, re.MULTILINE)
-    archive = next((uri for uri in uris if uri.rstrip("/").endswith("/debian")), "")
-    if not archive:
-        raise SystemExit("cleanroom: this machine's apt knows no Debian mirror: see /etc/apt/sources.list")
-    default = archive.rstrip("/").removesuffix("/debian") + "/debian-security"
-    security = next((uri for uri in uris if "security" in uri), default)
+    archive, security = sources.known_mirrors()
+    security = security or archive + "-security"
     rows = ((archive, suite), (archive, f"{suite}-updates"), (security, f"{suite}-security"))
     return [f"deb [signed-by={KEYRING}] {uri} {name} main" for uri, name in rows]
 
@@ -94,8 +91,8 @@ def local_directories(settings: dict[str, str]) -> Iterator[str]:
 
 def tarball(suite: str) -> Path:
     """The room's root as a tar archive, made by mmdebstrap(1) once per suite and cached."""
-    sources = mirrors(suite)
-    key = hashlib.sha256("\n".join((suite, *FRESH, *sources)).encode()).hexdigest()[:12]
+    lines = mirrors(suite)
+    key = hashlib.sha256("\n".join((suite, *FRESH, *lines)).encode()).hexdigest()[:12]
     cached = CACHE / f"{suite}-{key}.tar"
     if cached.exists():
         return cached
@@ -113,7 +110,7 @@ def tarball(suite: str) -> Path:
         str(partial),
     ]
     try:
-        subprocess.run([*command, "-"], input="\n".join(sources), text=True, check=True)
+        subprocess.run([*command, "-"], input="\n".join(lines), text=True, check=True)
         partial.rename(cached)
     finally:
         partial.unlink(missing_ok=True)
@@ -222,7 +219,13 @@ def main() -> int:
     options = parser.parse_args()
     commands = options.command or readme_commands()
     CACHE.mkdir(parents=True, exist_ok=True)
-    results = {suite: prove(suite, commands) for suite in options.suites or SUITES}
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the room is removed before we go
+        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
+    try:
+        results = {suite: prove(suite, commands) for suite in options.suites or SUITES}
+    except LabError as error:
+        print(f"cleanroom: {error.message}", file=sys.stderr)
+        return 1
     print()
     for suite, rows in results.items():
         for command, status, seconds in rows:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import secrets
 import shlex
 import time
@@ -16,8 +17,9 @@ from typing import Any
 
 from .drivers.base import Driver, Endpoint
 from .errors import CommandFailed, LabError, LostMachine
+from .ssh import SshCarrier
 from .table import MachineSpec
-from .transports import Background, Carrier, Result, SshCarrier, Terminal
+from .transports import Background, Carrier, Result, Terminal
 
 QUIET_LINES = 12
 """How many lines of output a failure shows; the rest is in the artefacts."""
@@ -40,16 +42,21 @@ class Machine:
         spec: its row of the table.
         driver: who made it.
         carrier: how commands get there.
-        slowness: factor on every time limit (an emulated machine is several times slower).
+        slowness: factor on every time limit (an emulated machine is several times slower), on a host with nothing else to do.
     """
 
     def __init__(self, spec: MachineSpec, driver: Driver, carrier: Carrier, slowness: float = 1.0) -> None:
         self.spec = spec
         self.driver = driver
-        self.slowness = slowness
+        self._slowness = slowness
         self.history: list[Step] = []
         self._carrier = carrier
         self._lost: LostMachine | None = None
+
+    @property
+    def slowness(self) -> float:
+        """The factor on time limits at this moment."""
+        return self._slowness * host_load()
 
     # -- commands -------------------------------------------------------------------------------------------------
 
@@ -222,7 +229,7 @@ class Machine:
 
 
 def wait_for_ssh(
-    spec: MachineSpec, driver: Driver, endpoint: Endpoint, slowness: float, seconds: float = 30
+    spec: MachineSpec, driver: Driver, endpoint: Endpoint, slowness: float, seconds: float = 100
 ) -> Machine:
     """Wait until a started machine answers; then it is a Machine.
 
@@ -230,21 +237,26 @@ def wait_for_ssh(
         LostMachine: it died, or was silent for `seconds` × slowness.
     """
     carrier = SshCarrier(endpoint)
-    deadline = time.monotonic() + seconds * slowness
+    started = time.monotonic()
     last: Exception | None = None
-    while time.monotonic() < deadline:
+    while time.monotonic() - started < seconds * slowness * host_load():
         if not driver.alive():
             raise LostMachine(f"machine {spec.name} ended while booting", "\n".join(driver.console().splitlines()[-8:]))
         try:
             # A login that comes before systemd-user-sessions is refused: "System is booting up".
-            if carrier.run("true", "root", 20 * slowness, b"").returncode == 0:
+            if carrier.run("true", "root", 20 * slowness * host_load(), b"").returncode == 0:
                 return Machine(spec, driver, carrier, slowness)
         except (TimeoutError, ConnectionError) as error:
             last = error
         carrier.close()
         time.sleep(0.3)
     tail = "\n".join(driver.console().splitlines()[-8:])
-    raise LostMachine(f"machine {spec.name} did not answer within {seconds * slowness:.0f} s ({last})", tail)
+    raise LostMachine(f"machine {spec.name} did not answer within {time.monotonic() - started:.0f} s ({last})", tail)
+
+
+def host_load() -> float:
+    """By what factor other work on this host stretches time limits now: 1 on a quiet machine, at most 4."""
+    return min(4.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
 
 
 def _difference(command: str, machine: str, wanted: str, result: Result) -> str:

@@ -26,6 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("lab")
     group.addoption("--lab-machines", default="docker", help="names from lab/boxes.json, comma-separated")
     group.addoption("--lab-transports", default=",".join(TRANSPORTS))
+    group.addoption("--lab-gate", action="store_true", help="leave out what only the whole matrix runs")
     group.addoption("--lab-driver", default="auto")
     group.addoption("--lab-accel", default="auto")
     group.addoption("--lab-mirror", default=None)
@@ -41,6 +42,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "container(name): the scenario needs this container to stand on the machine",
         "engines(*names): the scenario is about these engines",
         "no_transport: no session is opened, so it runs once a machine",
+        "not_gate: too long, or no gate by its nature: only the whole matrix runs it",
+        "once_a_box: about the box's kernel and not about an engine, so one machine of each box runs it",
         "tool(name): the scenario uses this tool of the machine's",
         "systemd: the machine must run systemd",
         "vm: not on this host itself (it would reach outside of the lab's namespaces)",
@@ -169,6 +172,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("engines"):
         if spec.engine not in mark.args:
             pytest.skip(f"about {', '.join(mark.args)}, this is {spec.engine}")
+    if item.config.getoption("--lab-gate") and item.get_closest_marker("not_gate"):
+        pytest.skip("the whole matrix runs it, the gate does not")
+    if item.get_closest_marker("once_a_box"):
+        machines = item.config.getoption("--lab-machines").split(",")
+        first = next(name for name in machines if load().machine(name).box == spec.box)
+        if machine != first:
+            pytest.skip(f"about the box, not about {spec.engine}: {first} runs it")
     here = lab_options(item.config).chosen_driver() == "here"
     if here and item.get_closest_marker("vm"):
         pytest.skip("needs a machine of its own; this is --driver here")

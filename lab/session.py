@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import signal
 import sys
 import time
@@ -166,7 +165,7 @@ def make_driver(plan: Plan, name: str) -> Driver:
 def _start(plan: Plan, driver: Driver) -> Ready:
     times: dict[str, float] = {}
     started = time.monotonic()
-    slowness = (plan.accelerator.slowness if plan.accelerator else 1.0) * host_load()
+    slowness = plan.accelerator.slowness if plan.accelerator else 1.0
     endpoint = driver.up()
     machine = connect(plan.spec, driver, endpoint, slowness)
     times["boot"] = time.monotonic() - started
@@ -188,11 +187,6 @@ def connect(spec: MachineSpec, driver: Driver, endpoint: Endpoint, slowness: flo
         assert isinstance(driver, HereDriver)
         return Machine(spec, driver, driver.carrier(), slowness)
     return wait_for_ssh(spec, driver, endpoint, slowness)
-
-
-def host_load() -> float:
-    """By what factor other work on this host stretches time limits: 1 on a quiet machine, at most 4."""
-    return min(4.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
 
 
 def kept_here(name: str) -> list[str] | None:

@@ -15,16 +15,39 @@ def _lookup(command: list[str]) -> str:
 
 
 def mirrors(targets: str) -> tuple[str, str]:
-    """The main and security mirror out of `apt-get indextargets` lines `URI ORIGIN LABEL`; "" for one that is not there."""
+    """The main and security mirror out of `apt-get indextargets` lines `URI ORIGIN LABEL RELEASE`; "" for one that is not there.
+
+    Without lists apt knows no origin or label (it prints their names); then the mirror's path and the release tell.
+    """
     main = security = ""
     for line in targets.splitlines():
-        uri, origin, label = [*line.split("|"), "", ""][:3]
-        if origin != "Debian" or not uri.startswith(("http://", "https://", "file:", "copy:")):
+        uri, origin, label, release = [*line.split("|"), "", "", ""][:4]
+        uri = uri.rstrip("/")
+        if not uri.startswith(("http://", "https://", "file:", "copy:")):
             continue
-        if label == "Debian":
-            main = main or uri.rstrip("/")
-        elif label == "Debian-Security":
-            security = security or uri.rstrip("/")
+        if origin.startswith("$"):
+            origin = "Debian" if uri.endswith(("/debian", "/debian-security")) else ""
+            label = "Debian-Security" if release.endswith("-security") else "Debian"
+        if origin == "Debian" and label == "Debian":
+            main = main or uri
+        elif origin == "Debian" and label == "Debian-Security":
+            security = security or uri
+    return main, security
+
+
+def known_mirrors() -> tuple[str, str]:
+    """The mirrors that this machine's apt uses: by its lists, or, before a first `apt-get update`, by its sources.
+
+    Raises:
+        LabError: it uses none of Debian's.
+    """
+    line = "$(REPO_URI)|$(ORIGIN)|$(LABEL)|$(RELEASE)"
+    command = ["apt-get", "indextargets", "--format", line, "Created-By: Packages"]
+    main, security = mirrors(_lookup(command))
+    if not main:
+        main, security = mirrors(_lookup([*command, "--no-release-info"]))
+    if not main:
+        raise LabError("this machine's apt knows no Debian mirror", "name one: --mirror URL")
     return main, security
 
 
@@ -36,11 +59,7 @@ def lines(suite: str, mirror: str | None = None) -> list[str]:
     """
     if mirror:
         return [f"deb {mirror} {suite} main"]
-    main, security = mirrors(
-        _lookup(["apt-get", "indextargets", "--format", "$(REPO_URI)|$(ORIGIN)|$(LABEL)", "Created-By: Packages"])
-    )
-    if not main:
-        raise LabError("this machine's apt knows no Debian mirror to build a box from", "name one: --mirror URL")
+    main, security = known_mirrors()
     return [f"deb {main} {suite} main", *([f"deb {security} {suite}-security main"] if security else [])]
 
 

@@ -40,7 +40,8 @@ def machine_names(words: list[str]) -> list[str]:
 def run(told: argparse.Namespace) -> int:
     """Scenarios: the boxes first (with progress), then pytest with the lab's plugin."""
     names = machine_names(told.machines)
-    transports = told.transports or ("mount,devfuse" if told.machines == ["gate"] else "mount,devfuse,pyfuse3")
+    gate = told.machines == ["gate"]
+    transports = told.transports or ("mount,devfuse" if gate else "mount,devfuse,pyfuse3")
     options = _options(told)
     driver = options.chosen_driver()
     jobs = told.jobs or 1
@@ -72,6 +73,8 @@ def run(told: argparse.Namespace) -> int:
         f"--lab-machines={','.join(names)}", f"--lab-transports={transports}", f"--lab-driver={driver}",
         f"--lab-accel={told.accel}", f"--lab-libvirt-uri={told.libvirt_uri}", f"--lab-report={report}",
     ]  # fmt: skip
+    if gate:
+        command.append("--lab-gate")
     if told.mirror:
         command.append(f"--lab-mirror={told.mirror}")
     if told.keep_on_fail:

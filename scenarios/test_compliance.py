@@ -39,6 +39,8 @@ def test_files_through_the_mount(mounted, machine):
 
 
 @pytest.mark.vm
+@pytest.mark.not_gate
+@pytest.mark.once_a_box
 def test_own_suite(machine, transport):
     """tests/fs of this repository, on the machine's own kernel."""
     suite = paths.REPOSITORY / "tests" / "fs"
@@ -47,7 +49,7 @@ def test_own_suite(machine, transport):
     if transport == "mount":
         pytest.skip("the mount transport has no file system of its own")
     if machine.run("test -d " + GUEST).returncode != 0:
-        for part in ("tests", "cntr", "pyproject.toml"):
+        for part in ("tests", "cntr", "bench", "pyproject.toml"):
             machine.copy(paths.REPOSITORY / part, f"{GUEST}/{part}")
     pytest_line = "/opt/cntr/bin/python -m pytest -q -x --no-header -p no:cacheprovider -o addopts= -W default"
     line = f"cd {GUEST} && {pytest_line} tests/fs -k 'not slow' 2>&1 | tail -n 15"
@@ -57,6 +59,8 @@ def test_own_suite(machine, transport):
 
 
 @pytest.mark.vm
+@pytest.mark.not_gate
+@pytest.mark.once_a_box
 def test_xfstests(mounted, machine, request):
     """xfstests' quick generic group, by the path of an installed copy (--xfstests-dir)."""
     told = request.config.getoption("--xfstests-dir")

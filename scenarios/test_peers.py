@@ -3,6 +3,8 @@
 import shlex
 import time
 
+import pytest
+
 APP = "tr '\\0' ' ' </proc/1/cmdline"
 # question → (container, script in the session, what the answer must hold)
 QUESTIONS = {
@@ -47,6 +49,7 @@ def tools(machine, container, pid, script):
     return found
 
 
+@pytest.mark.not_gate
 def test_peers(machine, engine, traces, request):
     """Ask nsenter, the engine's exec and Debian's cntr what a session of ours is asked."""
     rows = []

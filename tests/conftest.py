@@ -7,6 +7,7 @@ import glob
 import os
 import pathlib
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,15 @@ import pytest
 from cntr import procfs
 
 pytest_plugins = ["tests.engines.rigs"]
+
+# nohup(1) and a shell's `&` have signals ignored, which every process of a test would inherit; and cntr keeps to it.
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGQUIT, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 MARK = "TESTMARK"  # the environment variable that marks a test's processes; no prefix of it is withheld from sessions
 # Where a mount that leaked out of a nest would be seen.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from cntr import kernel_fs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
 #: Flags of open(2) that don't reach the backing file: creation was done, O_DIRECT would demand aligned buffers of
@@ -27,6 +28,9 @@ class Caller:
     """Who asks: ids in the server's user namespace, the process, and the umask where the kernel left it to us."""
 
     __slots__ = ("gid", "known_groups", "pid", "uid", "umask")
+
+    #: Calls what opens a fd; the node table's own gives fds up and calls it again when there is none left.
+    retrying: Callable[[Callable[[], int]], int] = staticmethod(lambda opener: opener())
 
     def __init__(self, uid: int, gid: int, pid: int, umask: int = 0, groups: tuple[int, ...] = ()) -> None:
         """pid: of the calling thread, 0 when it has none in the server's pid namespace; groups: as far as told."""
@@ -68,7 +72,8 @@ def _identity(pid: int) -> tuple[int, int, tuple[int, ...], int]:
     """
     uid, gid, groups, effective = _NOBODY
     try:
-        with open(f"/proc/{pid}/status", "rb") as status:
+        fd = Caller.retrying(lambda: os.open(b"/proc/%d/status" % pid, os.O_RDONLY | os.O_CLOEXEC))
+        with open(fd, "rb") as status:
             for line in status:
                 key, _, value = line.partition(b":")
                 if key == b"Uid":
@@ -79,7 +84,7 @@ def _identity(pid: int) -> tuple[int, int, tuple[int, ...], int]:
                     groups = tuple(int(group) for group in value.split())
                 elif key == b"CapEff":
                     effective = int(value, 16)
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return _NOBODY
     return uid, gid, groups, effective
 

@@ -28,7 +28,7 @@ NOW = kernel_fs.UTIME_NOW
 _OMIT = (0, kernel_fs.UTIME_OMIT)
 _UNCHANGED = 0xFFFFFFFF
 _ACL_PREFIX = b"system.posix_acl_"
-_NOBODYS_GROUP = 0xFFFFFFFE  # a group that no file has
+NOBODYS_GROUP = 0xFFFFFFFE  # a group that no file has
 
 
 def errno_of(error: BaseException) -> int:
@@ -67,6 +67,7 @@ class Core(FileOperations):
         self.options = options
         self.credentials = Credentials()
         self.nodes = NodeTable(root_fd, options.max_fds)
+        Caller.retrying = self.nodes.retrying
         self.handles = {}
         self.last_handle = 0
         os.umask(0)
@@ -95,7 +96,7 @@ class Core(FileOperations):
         return node, attributes
 
     def _lookup_dots(self, nodeid: int, name: bytes) -> Node:
-        node = self.nodes.nodes.get(nodeid) or self.nodes.revive(nodeid)
+        node = self.nodes.known(nodeid) or self.nodes.revive(nodeid)
         if name == b"." or node is self.nodes.root:
             return node
         fd = self.nodes.fd(node)
@@ -238,7 +239,8 @@ class Core(FileOperations):
         if node is None or node.pinned or (node.handle is not None and attributes.nlink > 1 and not node.is_directory):
             return None
         if node.fd < 0:
-            self.nodes.adopt(node, os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd))
+            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+            self.nodes.adopt(node, self.nodes.retrying(lambda: os.open(name, flags, dir_fd=parent_fd)))
         self.nodes.pin(node)
         return node
 
@@ -307,7 +309,7 @@ class Core(FileOperations):
         self.demand_writable()
         path = self._path(nodeid)
         if kill_sgid:
-            caller = Caller(65534, _NOBODYS_GROUP, 0)
+            caller = Caller(65534, NOBODYS_GROUP, 0)
         if name.startswith(_ACL_PREFIX) and caller is not None and caller.uid != 0:
             with self.credentials.as_caller(caller, groups=True):
                 os.setxattr(path, name, value, flags)

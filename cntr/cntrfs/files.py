@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cntr import kernel_fs
 from cntr.cntrfs.backing import STRIPPED, Caller, Credentials, proc_path
-from cntr.cntrfs.node import Node
+from cntr.cntrfs.node import Node, stale
 from cntr.cntrfs.nodes import NodeTable
 from cntr.cntrfs.options import Options
 
@@ -25,7 +25,7 @@ _AS_IS: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 class FileHandle:
     """An open file or directory. ``fd`` is -1 while nothing needed one: the kernel does the reading and writing."""
 
-    __slots__ = ("append", "fd", "flags", "index", "node", "passthrough", "pending", "position", "writable")
+    __slots__ = ("append", "fd", "flags", "node", "passthrough", "uncached", "writable")
 
     def __init__(self, node: Node, fd: int, flags: int) -> None:
         """flags: of the client's open(2)."""
@@ -35,7 +35,18 @@ class FileHandle:
         self.append = bool(flags & os.O_APPEND)
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
         self.passthrough = False  # the kernel reads and writes the backing file itself
-        self.pending: list[kernel_fs.DirectoryEntry] = []  # read from the directory, not yet handed out
+        self.uncached = False  # the kernel must not collect its writes
+
+
+class DirectoryHandle(FileHandle):
+    """An open directory, and how far it was read."""
+
+    __slots__ = ("index", "pending", "position")
+
+    def __init__(self, node: Node, fd: int) -> None:
+        """pending: read from the directory; what follows index is not yet handed out."""
+        super().__init__(node, fd, os.O_RDONLY)
+        self.pending: list[kernel_fs.DirectoryEntry] = []
         self.index = 0
         self.position = 0
 
@@ -68,9 +79,13 @@ class FileOperations:
 
     def add_file(self, node: Node, fd: int, flags: int) -> int:
         """Enter an open backing file (fd -1: opened when first needed); returns the handle's number."""
-        self.last_handle += 1
-        self.handles[self.last_handle] = FileHandle(node, fd, flags)
-        return self.last_handle
+        return self._add(FileHandle(node, fd, flags))
+
+    def _add(self, handle: FileHandle) -> int:
+        number = self.last_handle = self.last_handle + 1
+        self.handles[number] = handle
+        handle.node.users += 1
+        return number
 
     def file_fd(self, handle: FileHandle) -> int:
         """The handle's own fd, opened now if it has none yet."""
@@ -82,12 +97,18 @@ class FileOperations:
     def open(self, nodeid: int, flags: int, killer: Caller | None = None) -> int:
         """OPEN: O_TRUNC by the killer, a caller without CAP_FSETID, clears set-id bits."""
         node = self.nodes.get(nodeid)
+        if node.kind != stat.S_IFREG:  # the kernel asks for no other, unless the inode number is another file's now
+            raise stale()  # a FIFO would be waited for
         node_fd = self.nodes.fd(node)
         path = proc_path(node_fd)
         wanted = self.backing_flags(flags)
         with self.killing(node_fd, killer if flags & os.O_TRUNC else None):
             fd = self._open_file(path, wanted, flags)
-        return self.add_file(node, fd, flags)
+        fh = self.add_file(node, fd, flags)
+        if self.options.writeback and kernel_fs.statx(fd).attributes & kernel_fs.STATX_ATTR_APPEND:
+            # The kernel would write whole pages, with what is in them already, and set the times: that can't be done here.
+            self.handles[fh].uncached = True
+        return fh
 
     def _open_file(self, path: bytes, wanted: int, flags: int) -> int:
         try:
@@ -144,8 +165,10 @@ class FileOperations:
     def release(self, fh: int) -> None:
         """RELEASE and RELEASEDIR."""
         handle = self.handles.pop(fh, None)
-        if handle is not None and handle.fd >= 0:
-            os.close(handle.fd)
+        if handle is not None:
+            if handle.fd >= 0:
+                os.close(handle.fd)
+            self.nodes.used(handle.node, -1)
 
     # directories
 
@@ -154,7 +177,15 @@ class FileOperations:
         node = self.nodes.get(nodeid)
         parent_fd = self.nodes.fd(node)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        return self.add_file(node, self.nodes.retrying(lambda: os.open(b".", flags, dir_fd=parent_fd)), flags)
+        quiet = os.O_NOATIME if self.options.leaves_directory_atime() else 0
+
+        def opener() -> int:
+            try:
+                return os.open(b".", flags | quiet, dir_fd=parent_fd)
+            except PermissionError:  # O_NOATIME is the owner's, and CAP_FOWNER's
+                return os.open(b".", flags, dir_fd=parent_fd)
+
+        return self._add(DirectoryHandle(node, self.nodes.retrying(opener)))
 
     def entries(self, fh: int, offset: int) -> Iterator[kernel_fs.DirectoryEntry]:
         """READDIR: the entries behind OFFSET, which is the backing filesystem's own and so stays valid.
@@ -162,6 +193,8 @@ class FileOperations:
         An entry is handed out for good when the next one is asked for: what a full buffer refuses comes again.
         """
         handle = self.handle(fh)
+        if not isinstance(handle, DirectoryHandle):
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if offset == 0 or offset != handle.position:
             os.lseek(handle.fd, offset, os.SEEK_SET)
             handle.pending = []
@@ -223,6 +256,6 @@ class FileOperations:
             fd = self.nodes.retrying(lambda: os.open(b".", wanted, mode, dir_fd=parent_fd))
         attributes = kernel_fs.statx(fd)
         node = self.nodes.see(attributes, self.nodes.root, fd, b"")
-        self.nodes.pin(node, os.open(proc_path(fd), os.O_PATH | os.O_CLOEXEC))
+        self.nodes.pin(node, self.nodes.open_retrying(proc_path(fd), os.O_PATH))
         node.lookups += 1
         return node, attributes, self.add_file(node, fd, flags)

@@ -7,29 +7,32 @@ import threading
 
 
 class Heartbeat:
-    """Three counters in anonymous shared memory; made before the fork."""
+    """Three counters in anonymous shared memory; made before the fork.
 
-    __slots__ = ("_lock", "_map", "_view")
+    counters: requests taken, answered, parked. A session that serves in one loop writes the first two there itself.
+    """
+
+    __slots__ = ("_lock", "_map", "counters")
 
     def __init__(self) -> None:
         """All zero."""
         self._lock = threading.Lock()
         self._map = mmap.mmap(-1, mmap.PAGESIZE)
-        self._view = memoryview(self._map).cast("Q")
+        self.counters = memoryview(self._map).cast("Q")
 
     def began(self) -> None:
         """A request was taken from the kernel."""
-        self._view[0] += 1
+        self.counters[0] += 1
 
     def ended(self) -> None:
         """It was answered."""
-        self._view[1] += 1
+        self.counters[1] += 1
 
     def park(self, change: int) -> None:
         """CHANGE more requests wait on purpose (for a lock): they are no sign of a hang."""
         with self._lock:
-            self._view[2] += change
+            self.counters[2] += change
 
     def read(self) -> tuple[int, int, int]:
         """(requests taken, answered, parked)."""
-        return self._view[0], self._view[1], self._view[2]
+        return self.counters[0], self.counters[1], self.counters[2]

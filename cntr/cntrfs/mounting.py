@@ -81,7 +81,7 @@ def open_device() -> int:
         raise CntrError(f"cannot open /dev/fuse: {error.strerror}", hint) from None
 
 
-def open_source(source: str, words: list[str]) -> int:
+def open_source(source: str, words: list[str], *, read_only: bool = False) -> int:
     """The root of the tree to serve.
 
     Access times are kept by the backing filesystem, by its own mount's flags. When the mount asks for others, a private
@@ -91,6 +91,8 @@ def open_source(source: str, words: list[str]) -> int:
     if not wanted:
         return os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     kinds = [word for word in wanted if "diratime" not in word]
+    if read_only:
+        kinds = ["noatime"]  # mount(8) "ro": no access time moves, "strictatime" or not
     attr_set = _ATIME_WORDS[kinds[-1]] if kinds else 0
     attr_clear = kernel_fs.MOUNT_ATTR_ATIME if kinds else 0
     if wanted[-1] == "nodiratime" or ("nodiratime" in wanted and "diratime" not in wanted):
@@ -205,7 +207,7 @@ class _Manager:
         signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, self._note_signal)
-        root_fd = open_source(self.source, self.options.mount_flags)
+        root_fd = open_source(self.source, self.options.mount_flags, read_only=self.options.begins_read_only())
         fuse_fd = open_device()
         self._mount(fuse_fd)
         try:

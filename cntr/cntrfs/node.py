@@ -9,8 +9,14 @@ from typing import NamedTuple
 
 from cntr.kernel_fs import Attributes, Handle
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cntr.cntrfs.devfuse.passthrough import OpenFiles
+
 ROOT_ID = 1  # FUSE_ROOT_ID, linux/fuse.h
 SYNTHETIC = 1 << 63  # node ids that can't be made from the inode number
+INO_BITS = 48
+INO_MASK = (1 << INO_BITS) - 1
 FILEID_INO32_GEN = 1  # linux/exportfs.h; the handle is (inode number, generation), 32 bits each
 
 #: proc, sysfs, cgroup, cgroup2, debugfs, tracefs, securityfs, bpf, configfs, fusectl, binfmt_misc, efivarfs, selinuxfs
@@ -32,10 +38,11 @@ class FileId(NamedTuple):
 class Slot:
     """One (mount, device) pair of the served tree; ``base`` is the upper part of its node ids."""
 
-    __slots__ = ("aliases", "base", "dev", "handles", "magic", "mnt_id", "mount_fd", "mount_node", "watched")
+    __slots__ = ("aliases", "base", "dev", "handles", "index", "magic", "mnt_id", "mount_fd", "mount_node", "watched")
 
-    def __init__(self, mnt_id: int, dev: int, base: int) -> None:
-        """handles: does open_by_handle_at(2) work here; None until tried."""
+    def __init__(self, mnt_id: int, dev: int, base: int, index: int) -> None:
+        """index: the how-manieth slot of the table; handles: does open_by_handle_at(2) work here; None until tried."""
+        self.index = index
         self.mnt_id = mnt_id
         self.dev = dev
         self.base = base
@@ -60,8 +67,8 @@ class Slot:
 class Node:
     """A file the kernel knows; ``lookups`` is how often it was handed out and not yet forgotten."""
 
-    __slots__ = ("_handle", "birth", "fd", "generation", "ino", "kind", "lookups", "name", "nodeid", "open", "parent",
-                 "pinned", "slot")  # fmt: skip
+    __slots__ = ("birth", "fd", "generation", "ino", "is_parent", "kind", "lookups", "name", "nodeid",
+                 "open", "packed_handle", "parent", "pinned", "slot", "users")  # fmt: skip
 
     def __init__(self, nodeid: int, slot: Slot, attributes: Attributes) -> None:
         """kind: the S_IFMT bits; birth: statx's btime in ns, which tells a reused inode number apart."""
@@ -71,30 +78,36 @@ class Node:
         self.kind = _KINDS.get(attributes.mode & 0o170000, 0)
         self.birth = attributes.btime * 1_000_000_000 + attributes.btime_ns
         self.generation = 0
-        self._handle: Handle | bool = False  # True: made of ino and generation, which saves 100 bytes a node
+        self.packed_handle: Handle | bool = False  # True: made of ino and generation, which saves 100 bytes a node
+        self.lookups = 0
+        self.rest()
+
+    def rest(self) -> None:
+        """Nobody uses it."""
         self.parent: Node | None = None  # parent and name are kept only where there is no handle
         self.name = b""
-        self.lookups = 0
+        self.is_parent = False  # another node refers to it
+        self.users = 0  # open files and directories
         self.fd = -1
         self.pinned = False  # the fd is the only way left to the file: it has no name any more
-        self.open: object = None  # the binding's per-node state of open files (passthrough)
+        self.open: OpenFiles | None = None  # the devfuse binding's state of open files
 
     @property
     def handle(self) -> Handle | None:
         """The file handle to reopen the file by, if there is one."""
-        if self._handle is True:
+        if self.packed_handle is True:
             data = self.ino.to_bytes(4, "little") + self.generation.to_bytes(4, "little")
             return Handle(FILEID_INO32_GEN, data)
-        return self._handle or None
+        return self.packed_handle or None
 
     @handle.setter
     def handle(self, handle: Handle | None) -> None:
-        self._handle = handle or False
+        self.packed_handle = handle or False
 
     @property
     def has_derived_handle(self) -> bool:
         """Is the handle no more than inode number and generation?"""
-        return self._handle is True
+        return self.packed_handle is True
 
     @property
     def id(self) -> FileId:

@@ -7,33 +7,37 @@ client kept in an exported file handle means the same file later; generation tel
 No fd is kept per node: a bounded set of O_PATH fds is opened when an operation needs one, by file handle where the
 filesystem has handles, else by parent and name, and checked against the identity. A file that is no longer there
 gives ESTALE, on which the kernel looks the path up again.
+
+No object is kept per node either: between two operations one without a fd is a record (``records``).
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import resource
+import zlib
 from collections import OrderedDict
 
 from cntr import kernel_fs
-from cntr.cntrfs.node import FILEID_INO32_GEN, ROOT_ID, SYNTHETIC, Node, Slot, stale
+from cntr.cntrfs.fds import BoundedFds, fd_budget
+from cntr.cntrfs.node import FILEID_INO32_GEN, INO_BITS, INO_MASK, ROOT_ID, SYNTHETIC, Node, Slot, stale
+from cntr.cntrfs.records import Records
 from cntr.kernel_fs import Attributes, Handle
 
-_INO_BITS = 48
-_INO_LIMIT = 1 << _INO_BITS
+_INO_LIMIT = 1 << INO_BITS
 _SLOT_LIMIT = 1 << 14
 _GRAVEYARD = 65536  # handles of forgotten nodes that are kept for exported file handles
 _O_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class NodeTable:
+class NodeTable(BoundedFds):
     """All nodes, by node id; and the bounded set of O_PATH fds."""
 
     def __init__(self, root_fd: int, max_fds: int | None = None) -> None:
         """root_fd: an O_PATH or real directory fd of the tree's root, which the table owns from here on."""
-        self.nodes: dict[int, Node] = {}
-        self._slots: dict[tuple[int, int], Slot] = {}
+        self.nodes: dict[int, Node] = {}  # in use, or in the way of being a record
+        self._records = Records()
+        self._idle: list[Node] = []  # to be looked at by the next trim: made, or without a fd or a user since the last
         self._by_mount: dict[tuple[int, int, int], Slot] = {}
         self._synthetic = SYNTHETIC
         self._generation = 1
@@ -41,6 +45,7 @@ class NodeTable:
         self._pins: dict[Node, None] = {}
         self._graveyard: OrderedDict[int, tuple[Slot, Handle]] = OrderedDict()
         self.on_new_slot: Callable[[Slot], None] = lambda slot: None
+        self.on_close: Callable[[Node], None] = lambda node: None  # the fd of a node with something ``open`` was closed
         self.max_fds = fd_budget() if max_fds is None else max_fds
         attributes = kernel_fs.statx(root_fd)
         slot = self._slot(attributes)
@@ -60,12 +65,12 @@ class NodeTable:
         slot = self._by_mount.get(mount)
         if slot is None:
             dev = os.makedev(attributes.dev_major, attributes.dev_minor)
-            index = len(self._slots)
-            base = index << _INO_BITS if index < _SLOT_LIMIT else SYNTHETIC
-            slot = Slot(attributes.mnt_id, dev, base)
+            index = len(self._records.slots)
+            base = index << INO_BITS if index < _SLOT_LIMIT else SYNTHETIC
+            slot = Slot(attributes.mnt_id, dev, base, index)
+            self._records.slots.append(slot)
             if index == 0:
                 slot.aliases = {0: -1, ROOT_ID: -1}  # reserved node ids: such an inode gets a synthetic one
-            self._slots[attributes.mnt_id, dev] = slot
             self._by_mount[mount] = slot
         return slot
 
@@ -87,10 +92,43 @@ class NodeTable:
 
     def get(self, nodeid: int) -> Node:
         """The node behind a node id; ESTALE when there is none."""
-        node = self.nodes.get(nodeid)
+        node = self.nodes.get(nodeid) or self._unpacked(nodeid)
         if node is None:
             raise stale()
         return node
+
+    def known(self, nodeid: int) -> Node | None:
+        """The node behind a node id, if there is one."""
+        return self.nodes.get(nodeid) or self._unpacked(nodeid)
+
+    def __contains__(self, nodeid: int) -> bool:
+        """Is there a node behind this id?"""
+        return nodeid in self.nodes or nodeid in self._records
+
+    def __len__(self) -> int:
+        """How many nodes the kernel knows."""
+        return len(self.nodes) + len(self._records)
+
+    def ids(self) -> list[int]:
+        """All node ids; for any thread."""
+        return list(self.nodes) + self._records.ids()
+
+    def directories(self) -> list[Node]:
+        """All directories, to be looked at only; for any thread."""
+        return [node for node in list(self.nodes.values()) if node.is_directory] + self._records.directories()
+
+    def _unpacked(self, nodeid: int) -> Node | None:
+        node = self._records.take(nodeid)
+        if node is not None:
+            self.nodes[nodeid] = node
+            self._idle.append(node)
+        return node
+
+    def used(self, node: Node, change: int) -> None:
+        """CHANGE more open files refer to the node."""
+        node.users += change
+        if not node.users and node.fd < 0:
+            self._idle.append(node)
 
     def see(self, attributes: Attributes, parent: Node, parent_fd: int, name: bytes) -> Node:
         """The node of what lookup found as NAME in parent: known already, or entered now. Counts nothing."""
@@ -98,20 +136,20 @@ class NodeTable:
         if slot is None:
             slot = self._slot(attributes)
         nodeid = self._nodeid(slot, attributes.ino) if slot.aliases else slot.base | attributes.ino
-        node = self.nodes.get(nodeid)
+        node = self.nodes.get(nodeid) or self._unpacked(nodeid)
         if node is not None and self._same(node, attributes):
-            if not node._handle and node is not self.root:
-                node.parent, node.name = parent, name
+            if not node.packed_handle and node is not self.root:
+                self._named(node, parent, name)
             return node
         fresh = Node(nodeid, slot, attributes)
         if slot.handles is None:
             slot.mount_node = slot.mount_node or fresh
-            fresh.parent, fresh.name = parent, name
+            self._named(fresh, parent, name)
             self._probe_handles(slot, parent_fd, name)
         if slot.handles:
             self._take_handle(fresh, parent_fd, name)
-        if fresh.handle is None or fresh is slot.mount_node:
-            fresh.parent, fresh.name = parent, name
+        if not fresh.packed_handle or fresh is slot.mount_node:
+            self._named(fresh, parent, name)
         if not fresh.generation and not fresh.has_derived_handle:  # 0 is a generation too: mkfs(8) gives it
             self._generation += 1
             fresh.generation = self._generation & 0xFFFFFFFF or 1
@@ -119,6 +157,7 @@ class NodeTable:
             fresh.lookups = node.lookups
             self._close(node)
         self.nodes[nodeid] = fresh
+        self._idle.append(fresh)
         return fresh
 
     def find(self, attributes: Attributes) -> Node | None:
@@ -126,7 +165,7 @@ class NodeTable:
         slot = self._by_mount.get((attributes.mnt_id, attributes.dev_major, attributes.dev_minor))
         if slot is None:
             return None
-        node = self.nodes.get(slot.aliases.get(attributes.ino) or slot.base | attributes.ino)
+        node = self.known(slot.aliases.get(attributes.ino) or slot.base | attributes.ino)
         return node if node is not None and self._same(node, attributes) else None
 
     @staticmethod
@@ -140,13 +179,14 @@ class NodeTable:
         """Find out whether files on this mount can be opened by handle: it takes support and CAP_DAC_READ_SEARCH."""
         slot.handles = False
         try:
-            path_fd = os.open(name, _O_PATH, dir_fd=fd) if name else os.dup(fd)
+            path_fd = self.retrying(lambda: os.open(name, _O_PATH, dir_fd=fd) if name else os.dup(fd))
             try:
                 slot.magic = kernel_fs.filesystem_magic(path_fd)
             finally:
                 os.close(path_fd)
             handle = kernel_fs.name_to_handle(fd, name)
-            os.close(kernel_fs.open_by_handle(self._mount_fd(slot), handle, _O_PATH))
+            mount_fd = self._mount_fd(slot)
+            os.close(self.retrying(lambda: kernel_fs.open_by_handle(mount_fd, handle, _O_PATH)))
         except OSError:
             return
         slot.handles = True
@@ -154,7 +194,7 @@ class NodeTable:
 
     def slots(self) -> list[Slot]:
         """All slots so far."""
-        return list(self._slots.values())
+        return list(self._records.slots)
 
     def _mount_fd(self, slot: Slot) -> int:
         if slot.mount_fd < 0:
@@ -177,81 +217,12 @@ class NodeTable:
                 return  # the name was given to another file since it was looked up
             node.generation = int.from_bytes(handle.data[4:], "little")
             if node.generation:  # 0, as mke2fs -d leaves it, is answered as 1: no handle could be made of that again
-                node._handle = True
+                node.packed_handle = True
                 return
         node.handle = handle
+        node.generation = zlib.crc32(handle.data) or 1  # the same when a forgotten node is made again
 
-    # fds
-
-    def fd(self, node: Node) -> int:
-        """An O_PATH fd of the node's file, valid until the next ``trim``."""
-        if node.fd >= 0:
-            if not node.pinned:
-                self._lru.move_to_end(node)
-            return node.fd
-        fd = self.retrying(lambda: self._reopen(node))
-        node.fd = fd
-        self._lru[node] = None
-        return fd
-
-    def adopt(self, node: Node, fd: int) -> None:
-        """Keep an O_PATH fd that an operation opened for the node anyway."""
-        if node.fd >= 0:
-            os.close(fd)
-            return
-        node.fd = fd
-        self._lru[node] = None
-
-    def pin(self, node: Node, fd: int | None = None) -> None:
-        """Keep the node's fd: its last name goes away now, and only the fd leads to the file from here on."""
-        if fd is not None:
-            self.adopt(node, fd)
-        else:
-            self.fd(node)
-        self._lru.pop(node, None)
-        node.pinned = True
-        self._pins[node] = None
-
-    def unpin(self, node: Node) -> None:
-        """The file has a name after all."""
-        if node.pinned and node is not self.root:
-            node.pinned = False
-            self._pins.pop(node, None)
-            self._lru[node] = None
-
-    def trim(self) -> None:
-        """Close the fds used longest ago, down to the limit. Called between operations, never inside one."""
-        while len(self._lru) > self.max_fds:
-            node, _ = self._lru.popitem(last=False)
-            os.close(node.fd)
-            node.fd = -1
-
-    def open_retrying(self, path: bytes, flags: int) -> int:
-        """open(2), close-on-exec, by ``retrying``."""
-        return self.retrying(lambda: os.open(path, flags | os.O_CLOEXEC))
-
-    def retrying(self, opener: _Opener) -> int:
-        """Call what opens a fd; when no fd is free the table gives up its own and it is called again."""
-        for give_up in (self._give_up_cached, self._give_up_pinned):
-            try:
-                return opener()
-            except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE):
-                    raise
-                give_up()
-        return opener()
-
-    def _give_up_cached(self) -> None:
-        keep = self.max_fds
-        self.max_fds = min(2, keep)  # the fds an operation holds already are the newest
-        self.trim()
-        self.max_fds = keep
-
-    def _give_up_pinned(self) -> None:
-        """The older half: files without a name that the kernel remembers. Most are not open, and none will ask."""
-        for node in list(self._pins)[: (len(self._pins) + 1) // 2]:
-            self._close(node)
-            node.pinned = False
+    # reopening
 
     def _reopen(self, node: Node) -> int:
         if node.handle is not None:
@@ -296,24 +267,27 @@ class NodeTable:
             raise
         return opened
 
-    def _close(self, node: Node) -> None:
-        if node.fd >= 0 and node is not self.root:
-            self._lru.pop(node, None)
-            self._pins.pop(node, None)
-            os.close(node.fd)
-            node.fd = -1
-
     # names that move
+
+    @staticmethod
+    def _named(node: Node, parent: Node, name: bytes) -> None:
+        node.parent, node.name = parent, name
+        parent.is_parent = True
 
     def moved(self, node: Node, parent: Node, name: bytes) -> None:
         """The file has this name now."""
-        if (node.handle is None or node.parent is not None) and node is not self.root:
-            node.parent, node.name = parent, name
+        if (not node.packed_handle or node.parent is not None) and node is not self.root:
+            self._named(node, parent, name)
 
     # lookup counts
 
     def forget(self, nodeid: int, count: int) -> None:
         """FORGET: the kernel dropped COUNT references; at 0 the node goes."""
+        if nodeid in self._records:
+            gone = self._records.forget(nodeid, count)
+            if gone:
+                self._bury(nodeid, *gone)
+            return
         node = self.nodes.get(nodeid)
         if node is None or node is self.root:
             return
@@ -321,17 +295,20 @@ class NodeTable:
         if node.lookups <= 0:
             self._close(node)
             del self.nodes[nodeid]
-            if node.handle is not None and not node.has_derived_handle:
-                self._graveyard[nodeid] = node.slot, node.handle
-                if len(self._graveyard) > _GRAVEYARD:
-                    self._graveyard.popitem(last=False)
+            self._bury(nodeid, node.slot, None if node.has_derived_handle else node.handle)
+
+    def _bury(self, nodeid: int, slot: Slot, handle: Handle | None) -> None:
+        if handle is not None:
+            self._graveyard[nodeid] = slot, handle
+            if len(self._graveyard) > _GRAVEYARD:
+                self._graveyard.popitem(last=False)
 
     def revive(self, nodeid: int) -> Node:
         """A forgotten node, for an exported handle (a lookup of ``.``): ESTALE when its file is gone."""
         known = self._graveyard.get(nodeid)
         if known is None:
-            slot = next((s for s in self._slots.values() if s.handles and s.base == nodeid & ~(_INO_LIMIT - 1)), None)
-            ino = nodeid & (_INO_LIMIT - 1)
+            slot = next((s for s in self._records.slots if s.handles and s.base == nodeid & ~INO_MASK), None)
+            ino = nodeid & INO_MASK
             if slot is None or ino >> 32:
                 raise stale()
             # Generation 0 matches any in ext4's handles; the kernel compares the one that we answer.
@@ -361,23 +338,12 @@ class NodeTable:
             if node.fd >= 0:
                 os.close(node.fd)
                 node.fd = -1
-        for slot in self._slots.values():
+        for slot in self._records.slots:
             if slot.mount_fd >= 0:
                 os.close(slot.mount_fd)
                 slot.mount_fd = -1
 
 
-def fd_budget() -> int:
-    """How many O_PATH fds to keep: raises the soft limit to the hard one and leaves most of it for open files."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    limit = hard if hard != resource.RLIM_INFINITY else 1 << 20
-    return max(4, min(limit // 4, 4096))
-
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    _Opener = Callable[[], int]

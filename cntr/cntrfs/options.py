@@ -25,6 +25,7 @@ class Options:
     readdirplus: bool = True
     passthrough: bool = True
     invalidate: bool = True  # watch the backing filesystems and tell the kernel what changed behind the mount
+    keep_mounts: bool = False  # things are mounted on the tree: watch only where an entry can be expired, not dropped
     read_only: bool = False
     max_fds: int | None = None
     hang_timeout: float = 60.0
@@ -39,6 +40,15 @@ class Options:
             self.keep_cache = self.writeback = self.invalidate = False
             self.entry_timeout = self.attr_timeout = 0.0
         return self
+
+    def leaves_directory_atime(self) -> bool:
+        """Whether listing a directory leaves its access time alone, mount(8): the backing filesystem does not know of these."""
+        return self.begins_read_only() or "noatime" in self.mount_flags or "nodiratime" in self.mount_flags
+
+    def begins_read_only(self) -> bool:
+        """Whether the tree is served read-only, or the mount is so until somebody remounts it (mount.fuse.cntrfs)."""
+        words = [word for word in self.mount_flags if word in ("ro", "rw")]
+        return self.read_only or words[-1:] == ["ro"]
 
 
 _FLAGS = {

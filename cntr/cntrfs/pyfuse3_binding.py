@@ -17,7 +17,7 @@ import pyfuse3
 import trio
 
 from cntr.cntrfs.backing import Caller
-from cntr.cntrfs.core import Changes, Core, errno_of
+from cntr.cntrfs.core import NOBODYS_GROUP, Changes, Core, errno_of
 from cntr.cntrfs.node import Node
 from cntr.cntrfs.options import Options
 from cntr.kernel_fs import Attributes
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cntr.cntrfs.heartbeat import Heartbeat
 
 NS = 1_000_000_000
+_ANYBODY = Caller(65534, NOBODYS_GROUP, 0)
 
 
 def _answered(operation: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Coroutine[Any, Any, Any]]:
@@ -175,9 +176,13 @@ class Operations(pyfuse3.Operations):
         """LINK: the core's ``link``."""
         return self._entry(*self.core.link(inode, new_parent, new_name))
 
-    def _info(self, fh: int) -> pyfuse3.FileInfo:
+    def _is_direct(self, fh: int) -> bool:
         # Of a pseudo-filesystem's file a size of 0 would be taken for its end.
-        direct = self._options.cache == "none" or self.core.handle(fh).node.slot.is_pseudo
+        handle = self.core.handle(fh)
+        return self._options.cache == "none" or handle.uncached or handle.node.slot.is_pseudo
+
+    def _info(self, fh: int) -> pyfuse3.FileInfo:
+        direct = self._is_direct(fh)
         return pyfuse3.FileInfo(fh=fh, keep_cache=self._options.keep_cache and not direct, direct_io=direct)
 
     @_answered
@@ -204,8 +209,10 @@ class Operations(pyfuse3.Operations):
         """WRITE: the core's ``write``."""
         # pyfuse3 drops the flags of a WRITE, so what counts is whether the file was opened with O_APPEND. The
         # writeback cache places appended data itself.
-        append = not self._options.writeback and self.core.handle(fh).append
-        return self.core.write(fh, offset, data, append=append)
+        direct = self._is_direct(fh)
+        append = (direct or not self._options.writeback) and self.core.handle(fh).append
+        # Past its cache the kernel leaves the set-id bits to the server, and pyfuse3 does not say who writes.
+        return self.core.write(fh, offset, data, append=append, killer=_ANYBODY if direct else None)
 
     @_answered
     async def flush(self, fh: int) -> None:

@@ -69,8 +69,8 @@ class Container:
 class Entry:
     """A row of the registry: the prefix, the module, and the paths (globs) whose existence says the engine was here.
 
-    A trace that starts with ``$`` names an environment variable. ``summary``: what ``cntr doctor`` calls it; ``aliases``:
-    other prefixes for it.
+    A trace that starts with ``$`` names an environment variable, one with ``~`` is in the caller's home. ``summary``: what
+    ``cntr doctor`` calls it; ``aliases``: other prefixes for it.
     """
 
     __slots__ = ("aliases", "module", "name", "summary", "traces")
@@ -107,7 +107,10 @@ _TASKS = "io.containerd.runtime.v2.task"
 
 # In the order in which `cntr ps` names a process that several know: Docker's containers are containerd's and runc's too.
 REGISTRY: tuple[Entry, ...] = (
-    Entry("docker", "cntr.engines.docker", "Docker", "$DOCKER_HOST", "/run/docker.sock", "/run/user/*/docker.sock"),
+    Entry(
+        *("docker", "cntr.engines.docker", "Docker", "/run/docker.sock", "/run/user/*/docker.sock"),
+        *("$DOCKER_HOST", "$DOCKER_CONTEXT", "~/.docker/contexts"),
+    ),
     Entry(
         "podman", "cntr.engines.podman", "Podman", "$CONTAINERS_STORAGE_CONF", "/usr/bin/podman", "/var/lib/containers"
     ),
@@ -125,6 +128,7 @@ REGISTRY: tuple[Entry, ...] = (
         *("containerd", "cntr.engines.containerd", "containerd (ctr, nerdctl)"),
         *(f"/run/containerd/{_TASKS}", f"/run/k3s/containerd/{_TASKS}", f"/run/k0s/containerd/{_TASKS}"),
         *(f"/var/snap/microk8s/common/run/containerd/{_TASKS}", "$CNTR_CONTAINERD_ROOT"),
+        *("/run/containerd/containerd.sock", "$CONTAINERD_ADDRESS"),
         aliases=("nerdctl", "ctr"),
     ),
     Entry(
@@ -160,6 +164,8 @@ PREFIXES_WITHOUT_ENGINE = ("pid", "unit", "command")
 def _trace_exists(trace: str) -> bool:
     if trace.startswith("$"):
         return bool(os.environ.get(trace[1:]))
+    if trace.startswith("~"):
+        return os.path.exists(os.environ.get("HOME", "/root") + trace[1:])
     if "*" not in trace:
         return os.path.exists(trace)
     head, _, tail = trace.partition("/*")  # one star per trace: a directory per user or namespace
@@ -288,7 +294,11 @@ def _only(
     answers = ask(asked, name, deadline)
     found = [container for answer in answers for container in answer.containers]
     if not found:
-        found = [c for answer in ask(asked, name, deadline, "find_by_process") for c in answer.containers]
+        later = ask(asked, name, deadline, "find_by_process")
+        found = [container for answer in later for container in answer.containers]
+        answers += [answer for answer in later if answer.stopped]
+    if not found and not any(answer.stopped for answer in answers):
+        found = _by_command(answers, [entry.name for entry in (asked if prefix else known)], name, deadline)
     # What is meant exactly goes before what merely begins so.
     exact = [container for container in found if name in (container.name, container.id)]
     own = [container for container in exact or found if container.engine == prefix]
@@ -303,6 +313,16 @@ def _only(
     raise AmbiguousTarget(
         f"{shown}: {len(found)} containers answer to this name: {listed}", "say engine:name, or an id"
     )
+
+
+def _by_command(answers: list[Answer], names: list[str], name: str, deadline: float) -> list[Container]:
+    """What the engines' own commands know, asked last of all; who refuses is written down in ANSWERS."""
+    from cntr.engines import fallback
+
+    found, refused = fallback.find(name, names, deadline)
+    for answer in answers:
+        answer.refused = answer.refused or refused.get(answer.entry.name, "")
+    return found
 
 
 def distinct(found: list[Container]) -> list[Container]:

@@ -29,30 +29,30 @@ class Task:
         """Keep the three."""
         self.path, self.namespace, self.id = path, namespace, id
 
+    def answers_to(self, name: str, ids: list[tuple[str, str]]) -> bool:
+        """Whether NAME is its id, NAMESPACE/ID, a beginning of its id, or it is one of IDS, those that nerdctl calls so."""
+        return (
+            name in (self.id, f"{self.namespace}/{self.id}")
+            or (store.is_id_prefix(name) and self.id.startswith(name))
+            or (self.namespace, self.id) in ids
+        )
+
 
 def find(name: str, deadline: float) -> list[Container]:
     """The container of that id, NAMESPACE/ID, id prefix, or nerdctl name."""
     ids = nerdctl_ids(name)
-
-    def wanted(task: Task) -> bool:
-        return (
-            name in (task.id, f"{task.namespace}/{task.id}")
-            or (store.is_id_prefix(name) and task.id.startswith(name))
-            or (task.namespace, task.id) in ids
-        )
-
-    found = [container for task in tasks() if wanted(task) and (container := _running(task))]
+    found = [container for task in tasks() if task.answers_to(name, ids) and (container := _running(task))]
     if len(found) == 1 and ids:
         found[0].name = name
     return found
 
 
 def containers(deadline: float) -> list[Container]:
-    """All running containers of all namespaces."""
+    """All running containers of all namespaces, but for the sandboxes of pods, which only hold their namespaces."""
     named = {pair: name for (_, name), pair in nerdctl_names().items()}
     found = []
     for task in tasks():
-        container = _running(task)
+        container = None if _is_sandbox(task) else _running(task)
         if container:
             container.name = named.get((task.namespace, task.id)) or container.name
             found.append(container)
@@ -92,6 +92,15 @@ def started(task: Task) -> tuple[int, int, str]:
 def _running(task: Task) -> Container | None:
     pid, start, state = started(task)
     return Container("containerd", task.id, pid, id=task.id, state=state, start_time=start) if state else None
+
+
+def _is_sandbox(task: Task) -> bool:
+    if task.namespace != "k8s.io":
+        return False
+    try:
+        return '"io.kubernetes.cri.container-type":"sandbox"' in store.read(f"{task.path}/config.json")
+    except OSError:
+        return False
 
 
 def _shim(task: Task) -> str:

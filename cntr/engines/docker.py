@@ -59,15 +59,34 @@ def endpoints() -> list[tuple[str, int]]:
     $DOCKER_HOST, else the context of $DOCKER_CONTEXT or ~/.docker/config.json: that one daemon. Else the system's and
     each user's rootless one. Raises Refused for an endpoint on another machine: its pids mean nothing here.
     """
-    host = os.environ.get("DOCKER_HOST") or _context_host()
+    host = _host()
     if not host:
         usual = ["/run/docker.sock"]
         usual += [f"{path}/docker.sock" for _, path in store.runtime_dirs()]
         return [(path, _owner(path)) for path in usual if os.path.exists(path)]
     scheme, separator, path = host.partition("://")
+    if _is_local_tcp(host):
+        raise Refused(f"DOCKER_HOST or the context names {host}: only the docker command can ask there")
     if not separator or scheme != "unix":
         raise Refused(f"DOCKER_HOST or the context names {host}, a daemon on another machine: run cntr on that machine")
     return [(path, _owner(path))]
+
+
+def is_behind_local_tcp() -> bool:
+    """Whether the daemon to ask listens on this machine's loopback: a question for the docker command, which has the keys."""
+    try:
+        return _is_local_tcp(_host())
+    except Refused:
+        return False
+
+
+def _host() -> str:
+    return os.environ.get("DOCKER_HOST") or _context_host()
+
+
+def _is_local_tcp(host: str) -> bool:
+    address = host.removeprefix("tcp://").rpartition(":")[0]
+    return host.startswith("tcp://") and (address in ("localhost", "[::1]") or address.startswith("127."))
 
 
 def _owner(path: str) -> int:
@@ -133,10 +152,10 @@ def _inspect(path: str, name: str, owner: int, deadline: float) -> list[Containe
         return []
     if status != 200:
         raise Refused(f"{path}: {answer.get('message', f'HTTP {status}')}")
-    return [_container(answer, owner)]
+    return [container(answer, owner)]
 
 
-def _container(answer: Json, owner: int) -> Container:
+def container(answer: Json, owner: int) -> Container:
     """A Container from the answer of /containers/NAME/json. Raises NotRunning, Refused."""
     state, pid, id = answer["State"], int(answer["State"]["Pid"]), str(answer["Id"])
     name = str(answer["Name"]).lstrip("/")

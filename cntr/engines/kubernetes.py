@@ -85,7 +85,7 @@ def _containerd() -> list[tuple[Pod, Container]]:
             continue  # being made or removed, or from before containerd 1.5, which had no names there
         pid, start, state = containerd.started(task)
         if state:
-            found.append((pod, _container(pod, task.id, pid, start, state)))
+            found.append((pod, container(pod, task.id, pid, start, state)))
     return found
 
 
@@ -97,7 +97,7 @@ def _crio() -> list[tuple[Pod, Container]]:
         start = evidence.marked(pid, known.id) if pid else 0
         if pod and start:
             state = "sandboxed" if evidence.sandbox(pid) else evidence.state(pid)
-            found.append((pod, _container(pod, known.id, pid, start, state)))
+            found.append((pod, container(pod, known.id, pid, start, state)))
     return found
 
 
@@ -109,5 +109,6 @@ def _parse(name: str, image: str) -> Pod | None:
     return Pod(words[3], words[2], words[1], image)
 
 
-def _container(pod: Pod, id: str, pid: int, start: int, state: str) -> Container:
+def container(pod: Pod, id: str, pid: int, start: int, state: str) -> Container:
+    """The Container of a pod's container whose process is known."""
     return Container("k8s", pod.name(), pid, id=id, image=pod.image, state=state, start_time=start)

@@ -19,6 +19,12 @@ def running(seconds: float = LIST_SECONDS) -> tuple[list[Container], list[Answer
     return sorted(found, key=lambda container: (container.engine, container.name)), answers
 
 
+def shown_name(container: Container) -> str:
+    """The name; of a container that has none but its long id, what is enough of that."""
+    nameless = container.name == container.id and store.is_id_prefix(container.id[:64]) and len(container.id) >= 32
+    return container.id[:12] if nameless else container.name
+
+
 def owner_name(uid: int) -> str:
     """The rootless engine's user as ``name`` or ``uid N``; "" for root's own engines."""
     if not uid:

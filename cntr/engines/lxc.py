@@ -14,6 +14,7 @@ from cntr.engines import Container, NotRunning, Refused, evidence, store, unixht
 
 BLOCKING = True
 SUFFIX = "/command"
+TITLE = "[lxc monitor] "
 GET_INIT_PID = 4  # LXC_CMD_GET_INIT_PID
 SCM_CREDENTIALS = 2  # linux/socket.h; the C module under `socket` has it too, but only where the build found it
 MANAGERS = {  # engine → (the programs that monitor its containers, the variable naming its directory, the usual ones)
@@ -28,9 +29,16 @@ def find(name: str, deadline: float) -> list[Container]:
     return _look(names, deadline) or [found for engine in MANAGERS for found in _idle(engine, names)]
 
 
+def find_by_process(name: str, deadline: float) -> list[Container]:
+    """The container of that name whose monitor's socket is not seen here."""
+    return [found for found in _by_monitor() if found.name in (name, name.replace("/", "_", 1))]
+
+
 def containers(deadline: float) -> list[Container]:
     """All running containers."""
-    return _look(None, deadline)
+    found = _look(None, deadline)
+    pids = {container.pid for container in found}
+    return found + [container for container in _by_monitor() if container.pid not in pids]
 
 
 def _look(names: tuple[str, ...] | None, deadline: float) -> list[Container]:
@@ -78,6 +86,25 @@ def _ask(path: str, name: str, deadline: float) -> Container | None:
     return Container(_engine(path, monitor), name, pid, id=name, state=state, owner=owner, start_time=start)
 
 
+def _by_monitor() -> list[Container]:
+    """The containers by their monitors' titles.
+
+    Abstract sockets are of one network namespace, and a path too long for sun_path (unix(7)) goes into the name as a hash.
+    """
+    found = []
+    for monitor, arguments in evidence.processes_named(TITLE.strip()):
+        path, _, name = arguments[0].removeprefix(TITLE).rpartition(" ")
+        owner = evidence.owner_of(monitor)
+        pid = min(evidence.children(monitor), key=evidence.start_time, default=0)
+        start = evidence.start_time(pid)
+        if name and start and owner >= 0 and (not owner or evidence.belongs_to(pid, owner)):
+            state = evidence.state(pid)
+            found.append(
+                Container(_engine(path, monitor), name, pid, id=name, state=state, owner=owner, start_time=start)
+            )
+    return found
+
+
 def _monitor(pid: int, path: str, name: str, owner: int) -> int:
     """The monitor of the container, if it is the parent of PID and OWNER's: ``[lxc monitor] LXCPATH NAME``. Else 0."""
     try:
@@ -85,7 +112,7 @@ def _monitor(pid: int, path: str, name: str, owner: int) -> int:
         title = procfs.read(f"/proc/{parent}/cmdline", limit=1 << 16).split("\0")[0]
     except OSError:
         return 0
-    return parent if title == f"[lxc monitor] {path} {name}" and evidence.owner_of(parent) == owner else 0
+    return parent if title == f"{TITLE}{path} {name}" and evidence.owner_of(parent) == owner else 0
 
 
 def _init_pid(stream: unixhttp.Stream) -> int:

@@ -81,7 +81,7 @@ def find(name: str, deadline: float) -> list[Container]:
     for known in known_containers(lambda row: answers_to(name, row.id, row.names)):
         if known.is_foreign():
             continue
-        container = _running(known)
+        container = running(known)
         if container:
             found.append(container)
         else:
@@ -92,14 +92,17 @@ def find(name: str, deadline: float) -> list[Container]:
 
 
 def find_by_process(name: str, deadline: float) -> list[Container]:
-    """The containers of that name or id prefix whose store is not where stores usually are."""
-    return [found for found in by_monitor("podman") if answers_to(name, found.id, [found.name])]
+    """The containers of that name or id prefix whose store is not where stores usually are; then those of a pod."""
+    from cntr.engines import pods
+
+    elsewhere = [found for found in by_monitor("podman") if answers_to(name, found.id, [found.name])]
+    return elsewhere or pods.find(name, deadline)
 
 
 def containers(deadline: float) -> list[Container]:
     """All running containers of root and of each user."""
     rows = known_containers(lambda row: not row.is_foreign())
-    found = [container for known in rows if (container := _running(known))]
+    found = [container for known in rows if (container := running(known))]
     ids = {container.id for container in found}
     return found + [container for container in by_monitor("podman") if container.id not in ids]
 
@@ -169,7 +172,8 @@ def known_containers(wanted: Callable[[Known], bool]) -> list[Known]:
 INDEXES = ("containers.json", "volatile-containers.json")
 
 
-def _running(known: Known) -> Container | None:
+def running(known: Known) -> Container | None:
+    """The container, if it runs; None for one that has stopped, and for a stale or a forged file."""
     name = known.names[0] if known.names else known.id[:12]
     pid = known.pid()
     return checked("podman", name, pid, known.id, known.image, known.store.owner) if pid else None

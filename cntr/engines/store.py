@@ -61,7 +61,12 @@ def parse(text: str) -> Json:
 
 
 def read(path: str, *, owner: int = 0, limit: int = LIMIT) -> str:
-    """The text of a state file of OWNER's (a uid; 0: whose owner does not matter, root asked for root's files).
+    """The text of a state file: see ``read_bytes``."""
+    return os.fsdecode(read_bytes(path, owner=owner, limit=limit))
+
+
+def read_bytes(path: str, *, owner: int = 0, limit: int = LIMIT) -> bytes:
+    """The content of a state file of OWNER's (a uid; 0: whose owner does not matter, root asked for root's files).
 
     A user's state directory may hold a FIFO (open would wait for ever), a link to /etc/shadow, or 10 GB: the file must be
     a regular one, owned by that user, and not larger than LIMIT bytes. Raises OSError.
@@ -79,7 +84,7 @@ def read(path: str, *, owner: int = 0, limit: int = LIMIT) -> str:
         while limit > 0 and (chunk := os.read(fd, min(limit, MEGABYTE))):
             chunks.append(chunk)
             limit -= len(chunk)
-        return os.fsdecode(b"".join(chunks))
+        return b"".join(chunks)
     finally:
         os.close(fd)
 

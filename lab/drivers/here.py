@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .. import paths
 from ..errors import LabError
-from ..transports import LocalCarrier
+from ..local import LocalCarrier
 from . import base
 
 # Places of the engines and of the lab itself: fresh directories over whatever the host has there.

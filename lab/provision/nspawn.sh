@@ -2,6 +2,7 @@
 # systemd-nspawn: each container a transient service; registered with machinectl under its name where systemd runs.
 . "$(dirname "$0")/lib.sh"
 CONTAINERS=${LAB_CONTAINERS:-slim box readonly nonroot userns boot}
+BOOT=/run/lab-boot
 
 engine_start() {
     mkdir -p "$STORE/nspawn"
@@ -21,9 +22,10 @@ container_start() {
     tree=$STORE/nspawn/$name
     rm -rf "$tree"
     if [ "$name" = boot ]; then
-        # The machine's own system once more, in a volatile overlay: pid 1 is systemd.
-        mkdir -p /run/lab-boot
-        launch boot --boot --directory=/ --volatile=overlay --private-network
+        # The machine's own system once more, under an overlay that is forgotten: pid 1 is systemd.
+        mkdir -p $BOOT/upper $BOOT/work $BOOT/root
+        mountpoint -q $BOOT/root || mount -t overlay boot -o lowerdir=/,upperdir=$BOOT/upper,workdir=$BOOT/work $BOOT/root
+        launch boot --boot --directory=$BOOT/root --private-network
         return
     fi
     describe "$name"
@@ -63,6 +65,10 @@ launch() { # NAME OPTIONS… : start nspawn and leave it running
 container_remove() {
     container_stop "$1"
     rm -rf "$STORE/nspawn/$1"
+    if [ "$1" = boot ]; then
+        umount $BOOT/root
+        rm -rf $BOOT
+    fi
 }
 container_stop() {
     if systemd_here; then
@@ -81,7 +87,7 @@ control_group() { echo "/sys/fs/cgroup$(cut -d: -f3 "/proc/$(container_pid "$1")
 container_pid() {
     if systemd_here; then
         leader=$(machinectl show -p Leader --value "$1")
-        [ "$leader" -gt 0 ] || return 1
+        [ "${leader:-0}" -gt 0 ] || return 1
         if [ "$1" = boot ]; then echo "$leader"; else slim_app_below "$leader"; fi
     else
         slim_app_below "$(pgrep -f -- "^systemd-nspawn.*--machine=$1 " | head -n 1)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import re
@@ -264,18 +265,18 @@ def test_magic_links_are_not_followed(fenced):
 
 def test_the_containers_side_holds_no_more_than_a_copy_takes(container):
     """Seen on the process itself, in the middle of a copy."""
-    process = subprocess.Popen([*CNTR, "cp", "/proc/self/pagemap", f"{container.pid}:/zeros"], stderr=subprocess.PIPE)
-    try:
-        wait_until(lambda: leftovers(container.root))
-        child = int(pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
-        status = pathlib.Path(f"/proc/{child}/status").read_text()
-        assert re.search(r"CapEff:\t0*8000001f\n", status), status
-        assert re.search(r"CapPrm:\t0*8000001f\n", status), status
-        root = os.stat(f"/proc/{child}/root/")
-        assert os.path.samestat(root, os.stat(container.root))
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
+    with copying("/proc/self/pagemap", f"{container.pid}:/zeros") as process:
+        try:
+            wait_until(lambda: leftovers(container.root))
+            child = int(pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
+            status = pathlib.Path(f"/proc/{child}/status").read_text()
+            assert re.search(r"CapEff:\t0*8000001f\n", status), status
+            assert re.search(r"CapPrm:\t0*8000001f\n", status), status
+            root = os.stat(f"/proc/{child}/root/")
+            assert os.path.samestat(root, os.stat(container.root))
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=20)
 
 
 def test_files_that_change_their_kind_under_the_copy(container, tmp_path):
@@ -369,6 +370,19 @@ def test_nothing_is_loaded_once_inside(container, tmp_path, outward):
 # --- the end before its time ------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def copying(*words: str):
+    """A copy that has no end worth waiting for: it is over with the block, and never larger than a disk can bear."""
+    limited = ["prlimit", f"--fsize={8 << 30}", "--", *CNTR, "cp", *words]
+    process = subprocess.Popen(limited, stderr=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate(timeout=20)
+
+
 def wait_until(condition, seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -387,33 +401,33 @@ def test_interrupted(tmp_path, number, outward):
             if outward
             else ["/proc/self/pagemap", f"{container.pid}:/zeros"]
         )
-        process = subprocess.Popen([*CNTR, "cp", *words], stderr=subprocess.PIPE)
-        wait_until(lambda: leftovers(there) or process.poll() is not None)
-        process.send_signal(number)
-        said = process.communicate(timeout=20)[1]
-        assert process.returncode == 128 + number, said
-        assert said.startswith(b"cntr: interrupted: no half-copied file stays")
-        assert not leftovers(there)
-        assert not (there / "zeros").exists()
+        with copying(*words) as process:
+            wait_until(lambda: leftovers(there) or process.poll() is not None)
+            process.send_signal(number)
+            said = process.communicate(timeout=20)[1]
+            assert process.returncode == 128 + number, said
+            assert said.startswith(b"cntr: interrupted: no half-copied file stays")
+            assert not leftovers(there)
+            assert not (there / "zeros").exists()
 
 
 def test_the_old_file_stays_until_the_new_one_is_whole(container):
     (container.root / "zeros").write_text("old")
-    process = subprocess.Popen([*CNTR, "cp", "/proc/self/pagemap", f"{container.pid}:/zeros"], stderr=subprocess.PIPE)
-    wait_until(lambda: leftovers(container.root))
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
-    assert (container.root / "zeros").read_text() == "old"
-    assert not leftovers(container.root)
+    with copying("/proc/self/pagemap", f"{container.pid}:/zeros") as process:
+        wait_until(lambda: leftovers(container.root))
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+        assert (container.root / "zeros").read_text() == "old"
+        assert not leftovers(container.root)
 
 
 def test_cntr_killed_while_copying_in_leaves_nothing(container):
     """SIGKILL: it is the container's side that sees its end, and takes the half file away."""
-    process = subprocess.Popen([*CNTR, "cp", "/proc/self/pagemap", f"{container.pid}:/zeros"], stderr=subprocess.PIPE)
-    wait_until(lambda: leftovers(container.root))
-    process.kill()
-    process.communicate(timeout=20)
-    wait_until(lambda: not leftovers(container.root))
+    with copying("/proc/self/pagemap", f"{container.pid}:/zeros") as process:
+        wait_until(lambda: leftovers(container.root))
+        process.kill()
+        process.communicate(timeout=20)
+        wait_until(lambda: not leftovers(container.root))
 
 
 @pytest.mark.parametrize("outward", [False, True], ids=["in", "out"])
@@ -425,28 +439,28 @@ def test_the_containers_side_killed(tmp_path, outward):
             if outward
             else ["/proc/self/pagemap", f"{container.pid}:/zeros"]
         )
-        process = subprocess.Popen([*CNTR, "cp", *words], stderr=subprocess.PIPE)
-        wait_until(lambda: leftovers(there))
-        child = int(pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
-        os.kill(child, signal.SIGKILL)
-        said = process.communicate(timeout=20)[1]
-        assert process.returncode == 125
-        assert b"ended unexpectedly" in said
-        if outward:
-            assert not leftovers(tmp_path)
+        with copying(*words) as process:
+            wait_until(lambda: leftovers(there))
+            child = int(pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
+            os.kill(child, signal.SIGKILL)
+            said = process.communicate(timeout=20)[1]
+            assert process.returncode == 125
+            assert b"ended unexpectedly" in said
+            if outward:
+                assert not leftovers(tmp_path)
 
 
 def test_the_container_ends_and_the_copy_does_not(container, tmp_path):
     """Its files are there as long as somebody is in its mount namespace, and the copy is."""
-    process = subprocess.Popen([*CNTR, "cp", "/proc/self/pagemap", f"{container.pid}:/zeros"], stderr=subprocess.PIPE)
-    wait_until(lambda: leftovers(container.root))
-    os.kill(container.pid, signal.SIGKILL)
-    time.sleep(0.3)
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert not leftovers(container.root)
+    with copying("/proc/self/pagemap", f"{container.pid}:/zeros") as process:
+        wait_until(lambda: leftovers(container.root))
+        os.kill(container.pid, signal.SIGKILL)
+        time.sleep(0.3)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+        assert process.returncode == 130
+        assert not leftovers(container.root)
 
 
 def test_many_complaints_do_not_block_either_side(container, tmp_path):

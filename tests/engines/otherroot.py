@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
     root = options.root
+    directories = os.get_exec_path()  # now: it imports, and what it imports is not in the other root
     kernel.unshare(kernel.CLONE_NEWNS)
     kernel.mount(None, "/", None, MS_REC | kernel.MS_PRIVATE)
     for directory in options.hide:
@@ -46,7 +47,11 @@ def main() -> None:
         os.setgroups([])
         os.setgid(options.uid)
         os.setuid(options.uid)
-    os.execvp(options.command[0], options.command)
+    program = options.command[0]
+    for path in [program] if "/" in program else [f"{directory}/{program}" for directory in directories]:
+        if os.access(path, os.X_OK):
+            os.execv(path, options.command)
+    raise SystemExit(f"{program} is not in {root}")
 
 
 if __name__ == "__main__":

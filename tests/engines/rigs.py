@@ -2,7 +2,7 @@
 
 How to use one (this module is a pytest plugin; the fixtures are session-scoped, one engine per xdist worker):
 
-    def test_it(docker):                              # docker docker_remapped podman podman_rootless runc crun bwrap byhand
+    def test_it(docker):                              # docker docker_remapped podman podman_newer podman_rootless runc crun bwrap byhand
         with docker.box("scratch") as box:            # a variant of VARIANTS; a running container, gone after the block
             box.name, box.id, box.pid                 # what the engine itself says
             subprocess.run([..., "attach", box.target, ...], env=box.env)
@@ -43,7 +43,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.engines.rig import Box, Rig
-from tests.engines.rigs_cli import Docker, DockerRemapped, Podman, PodmanRootless
+from tests.engines.rigs_cli import Docker, DockerRemapped, Podman, PodmanNewer, PodmanRootless
 from tests.engines.rigs_containerd import Containerd, Kubernetes
 from tests.engines.rigs_others import Apptainer, Buildah, DockerRootless, Gvisor
 from tests.engines.rigs_runtimes import Bwrap, ByHand, Crun, Runc
@@ -55,6 +55,7 @@ RIGS: dict[str, type[Rig]] = {
     "docker": Docker,
     "docker_remapped": DockerRemapped,
     "podman": Podman,
+    "podman_newer": PodmanNewer,
     "podman_rootless": PodmanRootless,
     "runc": Runc,
     "crun": Crun,

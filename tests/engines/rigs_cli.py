@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import subprocess
+from collections.abc import Iterator
 
-from tests.engines import rigging
+from tests.engines import newer, rigging
 from tests.engines.rig import Box, Rig
 from tests.engines.rigging import Failed, run
 
@@ -119,8 +121,9 @@ class Docker(CliRig):
         self.images()
 
     def _answers(self) -> bool:
+        # Not `version`: docker.io 26.1's rootless daemon panics over it when rootlesskit serves no network of its own.
         return os.path.exists(self.socket) and not subprocess.call(
-            [*self.cli, "version"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=self.den.env
+            [*self.cli, "ps"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=self.den.env
         )
 
 
@@ -153,7 +156,10 @@ class Podman(CliRig):
             f'[storage]\ndriver = "overlay"\ngraphroot = "{path}/graph"\nrunroot = "{path}/run"\n'
         )
         self.settings = {"CONTAINERS_STORAGE_CONF": conf}
-        self.den.env.update(self.settings)
+        # A pod's infra container takes no --ulimit.
+        limits = ", ".join(f'"{limit}"' for limit in rigging.ULIMITS[1::2])
+        pathlib.Path(f"{path}/containers.conf").write_text(f"[containers]\ndefault_ulimits = [{limits}]\n")
+        self.den.env.update(self.settings, CONTAINERS_CONF=f"{path}/containers.conf")
         self.cli = (
             *self.prefix(),
             "podman",
@@ -166,6 +172,26 @@ class Podman(CliRig):
         self.extra = (*rigging.ULIMITS, "--cgroup-parent", f"/{self.den.mark}")
         self.images()
 
+    @contextlib.contextmanager
+    def pod(self, *containers: str, infra: bool) -> Iterator[tuple[str, str]]:
+        """(name, id) of a running pod with these containers, with or without the infra container."""
+        name = rigging.unique("pod")
+        flags = ["--infra-image", "slim:1", "--infra-command", " ".join(["/bin/sleep", *WAIT[1:]]), "--network", "none"]
+        flags += ["--cgroup-parent", f"/{self.den.mark}"]
+        id = self.command("pod", "create", "--name", name, *(flags if infra else ["--infra=false"])).strip()
+        try:
+            for container in containers:
+                network = () if infra else ("--network", "none")
+                limits = self.extra if not infra else rigging.ULIMITS
+                self.command("run", "-d", "--pod", name, "--name", container, *limits, *network, "slim:1", *WAIT)
+            yield name, id
+        finally:
+            self.command("pod", "rm", "-f", *self.remove_flags, name)
+
+    def pid(self, container: str) -> int:
+        """What podman itself says."""
+        return int(self.command("inspect", "--format", "{{.State.Pid}}", container))
+
     def common(self) -> tuple[str, ...]:
         """The flags before the subcommand."""
         tmp = f"{self.den.path}/libpod"
@@ -174,6 +200,17 @@ class Podman(CliRig):
     def prefix(self) -> tuple[str, ...]:
         """The command that podman runs under."""
         return ()
+
+
+class PodmanNewer(Podman):
+    """Podman of Debian 13, from a cached root: its state is an SQLite database."""
+
+    needs = {"busybox": "busybox-static"}  # noqa: RUF012
+    variants = ("busybox", "paused")
+
+    def prefix(self) -> tuple[str, ...]:
+        """The root of the newer suite."""
+        return newer.prefix("trixie")
 
 
 class PodmanRootless(Podman):

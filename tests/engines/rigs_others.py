@@ -35,13 +35,18 @@ class Buildah(Rig):
 
     def make(self, variant: str, name: str) -> Box:
         """``from scratch``, ``add``, ``mount``, and, unless only the files are wanted, ``run``."""
-        run(["buildah", "from", "--name", name, "scratch"], env=self.den.env)
+        limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]  # more than its own none may have here
+        run(["buildah", "from", *limits, "--name", name, "scratch"], env=self.den.env)
         run(["buildah", "add", name, self.root, "/"], env=self.den.env)
         merged = run(["buildah", "mount", name], env=self.den.env).strip()
         id = run(["buildah", "inspect", "--format", "{{.ContainerID}}", name], env=self.den.env).strip()
         if variant == "rootfs":
             return Box(self, name, 0, id=id, rootfs=merged)
-        how = ["--isolation", "chroot"] if variant == "chroot" else ["--isolation", "oci", "--runtime", "runc"]
+        how = (
+            ["--isolation", "chroot"]
+            if variant == "chroot"
+            else ["--isolation", "oci", "--runtime", "runc", "--network", "none"]
+        )
         mark = f"10{os.getpid()}{len(self.den.daemons)}"  # seconds to sleep: what tells this sleep from others
         process = self.den.daemon(["buildah", "run", *how, name, "/bin/sleep", mark], log="log")
         found: list[int] = []

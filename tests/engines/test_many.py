@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -32,12 +34,12 @@ time.sleep(600)
 """
 
 
-@pytest.fixture(scope="module")
-def crowd(tmp_path_factory):
-    """{id: pid} of 500 processes."""
+@contextlib.contextmanager
+def processes(directory: pathlib.Path) -> Iterator[dict[str, int]]:
+    """{id: pid} of 500 processes; their program is put into the DIRECTORY."""
     from tests.engines import tinyelf
 
-    program = tmp_path_factory.mktemp("many") / "app"
+    program = directory / "app"
     program.write_bytes(tinyelf.program())
     program.chmod(0o755)
     ids = [os.urandom(32).hex() for _ in range(MANY)]
@@ -46,6 +48,12 @@ def crowd(tmp_path_factory):
         assert process.stdout
         yield {id: int(process.stdout.readline()) for id in ids}
         os.killpg(process.pid, 9)
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory):
+    with processes(tmp_path_factory.mktemp("many")) as crowd:
+        yield crowd
 
 
 def config(id: str) -> dict[str, object]:
@@ -134,7 +142,10 @@ def listed(monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], crowd: dic
     assert min(times) <= limit, times
 
 
-@pytest.mark.parametrize("layout", [runc_layout, podman_layout, k8s_layout])
+LAYOUTS = (runc_layout, podman_layout, k8s_layout)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_500_containers_are_listed_in_time(tmp_path, monkeypatch, crowd, layout):
     listed(monkeypatch, layout(tmp_path, crowd), crowd, SECONDS)
 

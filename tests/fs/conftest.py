@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .servers import BINDINGS, Place, missing, place
+from .servers import BINDINGS, MODES, Place, missing, place
 
 HANG_SECONDS = 90.0
 
@@ -43,7 +43,7 @@ def keeper() -> Iterator[Keeper]:
     kept.close()
 
 
-@pytest.fixture(scope="session", params=("plain", *BINDINGS))
+@pytest.fixture(scope="session", params=("plain", *BINDINGS, *MODES))
 def place_name(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     why = missing(name)

@@ -56,6 +56,7 @@ TREE: tuple[TreeDivergence, ...] = (
 
 def result_allowed(binding: str, call: str, native: object, mounted: object) -> bool:
     """Whether these two answers ("value"/"errno", …) may differ."""
+    binding = binding.partition("-")[0]
     numbers = [answer[1] if answer[0] == "errno" else 0 for answer in (native, mounted)]  # type: ignore[index]
     if numbers[0] == numbers[1]:
         return False
@@ -67,4 +68,5 @@ def result_allowed(binding: str, call: str, native: object, mounted: object) -> 
 
 def tree_allowed(binding: str, field_name: str, native: object, mounted: object) -> bool:
     """Whether this field of one name may differ."""
+    binding = binding.partition("-")[0]
     return any(field_name in row.fields and binding in row.bindings and row.allowed(native, mounted) for row in TREE)

@@ -15,6 +15,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 BINDINGS = ("pyfuse3", "devfuse")
+#: Bindings in another mode: the same suite, with some more that is expected to fail.
+MODES = {
+    "devfuse-writeback": ("devfuse", ("-o", "no_passthrough,writeback")),
+    "pyfuse3-writeback": ("pyfuse3", ("-o", "writeback")),
+}
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_SECONDS = 20.0
 STOP_SECONDS = 15.0
@@ -28,7 +33,8 @@ class ServerFailed(Exception):
 
 
 def missing(binding: str) -> str:
-    """Why this binding (or the plain directory) cannot be used here; empty when it can."""
+    """Why this binding, mode or the plain directory cannot be used here; empty when it can."""
+    binding, _ = MODES.get(binding, (binding, ()))
     if os.geteuid() != 0:
         return "root is missing: mounting and the actors need it"
     if binding == "plain":
@@ -183,6 +189,15 @@ class Place:
         return os.path.basename(made)
 
 
+def open_to_others(path: Path) -> None:
+    """Let every user search the test's directories down to PATH (the temporary directory itself is as it is)."""
+    top = Path(tempfile.gettempdir())
+    for directory in (path, *path.parents):
+        if directory == top or top not in directory.parents:
+            break
+        directory.chmod(0o755)
+
+
 def backing_parent() -> str | None:
     """Where trees under test are made: $CNTR_TEST_BACKING, or the temporary directory."""
     return os.environ.get("CNTR_TEST_BACKING")
@@ -190,14 +205,17 @@ def backing_parent() -> str | None:
 
 @contextlib.contextmanager
 def place(name: str, argv: Sequence[str] | None = None, options: Sequence[str] = ()) -> Iterator[Place]:
-    """A Place called NAME: ``plain``, or a binding with its server running; removed afterwards."""
+    """A Place called NAME: ``plain``, or a binding or mode with its server running; removed afterwards."""
     from .run_checks import remove_tree
 
     base = Path(tempfile.mkdtemp(prefix="cntrfs-", dir=backing_parent()))
     os.chmod(base, 0o755)
     for directory in ("source", "mount"):
         (base / directory).mkdir(mode=0o755)
-    server = None if name == "plain" else Server(name, base / "source", base / "mount", base / "log", argv, options)
+    binding, mode = MODES.get(name, (name, ()))
+    server = None
+    if name != "plain":
+        server = Server(binding, base / "source", base / "mount", base / "log", argv, (*mode, *options))
     try:
         if server:
             server.start()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 import pytest
 
+from . import syscalls
 from .checks import Check, all_checks
 from .checks._tools import Unsupported
 from .expected import EXPECTED, reason
 from .run_checks import remove_tree
-from .servers import BINDINGS, Place
+from .servers import BINDINGS, MODES, Place
 
 CHECKS = all_checks()
 
@@ -31,8 +35,19 @@ def test_check(check: Check, here: Place) -> None:
         raise
     finally:
         remove_tree(here.behind / name)
-    if expected:
+        if here.name in MODES:
+            _forget_errors_of_writing(here)
+    if expected and not (here.name in MODES and check.name.startswith("behind.")):
+        # (An inode that the kernel dropped meanwhile is asked for again, with all that changed behind.)
         pytest.fail(f"passes, but is expected to fail: {expected}. Remove its line from expected.py", pytrace=False)
+
+
+def _forget_errors_of_writing(here: Place) -> None:
+    """What could not be written back is told to the next syncfs(2) too, which is another check's."""
+    fd = os.open(here.directory, os.O_RDONLY)
+    with contextlib.suppress(OSError):
+        syscalls.syncfs(fd)
+    os.close(fd)
 
 
 def _must_be_unsupported_plainly(check: Check, here: Place) -> None:
@@ -51,7 +66,7 @@ def test_table_names_real_checks_and_bindings() -> None:
     names = {check.name for check in CHECKS}
     for binding, check in EXPECTED:
         assert check in names, f"no such check: {check}"
-        assert binding in (*BINDINGS, "*"), f"no such binding: {binding}"
+        assert binding in (*BINDINGS, "writeback", "*"), f"no such binding: {binding}"
 
 
 def test_check_names_are_unique() -> None:

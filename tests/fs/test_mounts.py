@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from cntr.cntrfs import mount_helper, mounting
 from cntr.cntrfs.options import Options, parse
 from cntr.errors import UsageError
 
-from .servers import REPOSITORY, Place, is_mountpoint, missing, place
+from .servers import REPOSITORY, Place, Server, is_mountpoint, missing, place
 
 pytestmark = pytest.mark.skipif(bool(missing("devfuse")), reason=missing("devfuse") or "nothing is missing")
 
@@ -70,6 +71,28 @@ def test_a_mount_behind_it_is_crossed(here: Place) -> None:
         kernel.umount(str(below), kernel.MNT_DETACH)
 
 
+def test_a_mount_that_came_and_went_unseen() -> None:
+    """Mounted, looked at and unmounted while the watch had no look at the mount table: the two it sees are equal."""
+    with place("devfuse") as here:
+        below = here.behind / "below"
+        below.mkdir()
+        time.sleep(0.5)  # its event is done with: the name is expired no more
+        assert here.server is not None
+        watches = [pid for pid in here.server.processes() if Path(f"/proc/{pid}/comm").read_text() == "cntrfs-watch\n"]
+        for pid in watches:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            kernel.mount("below", str(below), "tmpfs", 0)
+            (below / "new").touch()
+            within(5, lambda: (here.directory / "below" / "new").exists(), "the submount's file")
+            kernel.umount(str(below), kernel.MNT_DETACH)
+        finally:
+            for pid in watches:
+                os.kill(pid, signal.SIGCONT)
+        within(5, lambda: not (here.directory / "below" / "new").exists(), "the end of the submount")
+        assert list((here.directory / "below").iterdir()) == []
+
+
 @pytest.mark.parametrize("binding", ["devfuse", "pyfuse3"])
 def test_the_mount_helper(binding: str, tmp_path: Path) -> None:
     """mount -t fuse.cntrfs source:/a /b: shown as given, answering when it returns, remounted, unmounted."""
@@ -108,6 +131,40 @@ def test_access_times_follow_the_mounts_own_flags(tmp_path: Path) -> None:
             assert (file.stat().st_atime_ns != 10**9) == moves, words
         finally:
             os.close(root)
+
+
+@pytest.mark.parametrize("binding", ["devfuse", "pyfuse3"])
+@pytest.mark.parametrize(
+    ("flag", "moves"), [("ro", False), ("ro,strictatime", False), ("nodiratime", False), ("relatime", True)]
+)
+def test_a_listing_and_the_access_time(binding: str, flag: str, moves: bool, tmp_path: Path) -> None:
+    """The server reads the directory: the backing filesystem would move its access time whatever the mount was told."""
+    if missing(binding):
+        pytest.skip(missing(binding))
+    (tmp_path / "source").mkdir()
+    (tmp_path / "mount").mkdir()
+    listed = tmp_path / "source" / "listed"
+    listed.mkdir()
+    (tmp_path / "source" / "file").write_text("x")
+    for path in (listed, tmp_path / "source" / "file"):
+        os.utime(path, (1, 2))
+    server = Server(binding, tmp_path / "source", tmp_path / "mount", tmp_path / "log", options=("-o", flag))
+    server.start()
+    try:
+        assert os.listdir(tmp_path / "mount" / "listed") == []
+        assert (tmp_path / "mount" / "file").read_text() == "x"
+        assert (listed.stat().st_atime != 1) == moves
+        assert flag != "ro,strictatime" or (tmp_path / "source" / "file").stat().st_atime == 1
+    finally:
+        assert not server.stop()
+
+
+def test_what_begins_read_only() -> None:
+    """For mount(8)'s helper `ro` is the mount's own flag, which remounting can change; access times mind it all the same."""
+    assert parse("ro").begins_read_only()
+    assert not Options().begins_read_only()
+    assert Options(mount_flags=["rw", "strictatime", "ro"]).leaves_directory_atime()
+    assert not Options(mount_flags=["ro", "rw"]).begins_read_only()
 
 
 def test_options() -> None:

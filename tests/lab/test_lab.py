@@ -132,6 +132,11 @@ def test_the_mirror_is_the_one_this_machine_uses():
     targets = "http://mirror.example/debian/|Debian|Debian\nhttp://mirror.example/sec/|Debian|Debian-Security\nhttp://x/|Other|Other\n"
     assert sources.mirrors(targets) == ("http://mirror.example/debian", "http://mirror.example/sec")
     assert sources.mirrors("") == ("", "")
+    # As apt says it before its first update: it knows no more than its sources.
+    unknown = "http://other.example/node|$(ORIGIN)|$(LABEL)|nodistro\n"
+    for uri, release in (("debian", "trixie"), ("debian", "trixie-updates"), ("debian-security", "trixie-security")):
+        unknown += f"http://mirror.example/{uri}/|$(ORIGIN)|$(LABEL)|{release}\n"
+    assert sources.mirrors(unknown) == ("http://mirror.example/debian", "http://mirror.example/debian-security")
     assert sources.lines("trixie", "http://told.example/debian") == ["deb http://told.example/debian trixie main"]
 
 
@@ -310,7 +315,7 @@ def test_the_labs_libvirtd_is_not_the_hosts():
 
 
 def test_a_terminal_on_this_host():
-    from lab.localpty import open_terminal
+    from lab.local import open_terminal
 
     screen = open_terminal(["sh"], 91, 17, 1.0)
     try:

@@ -112,7 +112,7 @@ PERMITTED = (
     r'openat2\(\d+, "(\.|proc|sys|dev|etc/(passwd|group|hosts|hostname|resolv\.conf|localtime))", .*RESOLVE_IN_ROOT',
     r'(newfstatat|statx)\(\d+, "(null)?",',  # fstat(2), and the null device of the target's /dev
     r'openat\(\d+, "thread-self/children"',  # of the host's /proc, by its fd
-    r'openat\(\d+, "(self|\d+)(/oom_score_adj|/attr/exec)?"',
+    r'openat\(\d+, "(self|\d+)(/oom_score_adj|/attr/(exec|current))?"',
     r'(newfstatat|stat|statx)\((AT_FDCWD, )?"(/|/var|/var/lib|/var/lib/cntr|/dev/pts|/proc|/sys|/dev|/etc)",',
     r'(chdir)\("/"\)',
     r'(chroot)\("\."\)',

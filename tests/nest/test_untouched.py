@@ -12,6 +12,7 @@ import pytest
 
 from cntr import kernel, procfs
 from tests.conftest import nest_mounts
+from tests.engines.rigging import busybox_root
 from tests.nest.box import CNTR, REPOSITORY, Box, ask, session
 from tests.nest.test_view import ETC, snapshot
 
@@ -98,11 +99,14 @@ print(before == during == after)
 """
 
 
-def test_nothing_leaks_into_a_host_whose_root_is_shared():
-    """As systemd makes it."""
+@pytest.mark.parametrize("tools", ["host", "directory"])
+def test_nothing_leaks_into_a_host_whose_root_is_shared(tools, tmp_path):
+    """As systemd makes it; a copy of one of its mounts is shared with it at first."""
+    if tools == "directory":
+        tools = str(busybox_root(str(tmp_path / "tools")))
     with Box(files=ETC) as box:
         done = subprocess.run(
-            [sys.executable, "-c", SHARED_HOST, *CNTR, "attach", str(box.pid), "--", "sh"],
+            [sys.executable, "-c", SHARED_HOST, *CNTR, "attach", "--tools", tools, str(box.pid), "--", "sh"],
             env={**os.environ, "PYTHONPATH": REPOSITORY},
             capture_output=True,
             text=True,

@@ -63,8 +63,11 @@ class Run:
         self.outcomes.setdefault(test, {})[place] = outcome
 
     def save(self, path: Path) -> None:
+        """As a whole or not at all: a full disk costs what is new, not the run."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n")
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n")
+        partial.replace(path)
 
     @staticmethod
     def load(path: Path) -> Run:

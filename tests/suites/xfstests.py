@@ -204,6 +204,7 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=300, help="seconds per test")
     parser.add_argument("--shard", default="", help="such as 1/4: every fourth test, from the first")
     parser.add_argument("--all-native", action="store_true", help="run on ext4 also what no FUSE filesystem can run")
+    parser.add_argument("--resume", action="store_true", help="go on where an earlier run's report ends")
     parser.add_argument("--reports", type=Path, default=REPOSITORY / "reports")
     parser.add_argument("tests", nargs="*", help="such as generic/001; default: the group")
     options = parser.parse_args()
@@ -225,6 +226,12 @@ def main() -> int:
     cannot = read_cannot(CANNOT)
     tests = choose_tests(top, options.tests, options.group, options.shard)
     run = Run("xfstests", ["native", *names], command=f"python -m tests.suites.xfstests {' '.join(sys.argv[1:])}")
+    report = options.reports / f"{run.suite}.json"
+    if options.resume and report.exists():
+        earlier = Run.load(report)
+        if earlier.places == run.places and earlier.kernel == run.kernel:
+            run = earlier
+            tests = [test for test in tests if test not in run.outcomes]
     progress = Progress(len(tests))
     for test in tests:
         statuses = []
@@ -251,7 +258,7 @@ def main() -> int:
             f"{name} {outcome.status} {outcome.detail[:80]}" for name, outcome in run.outcomes[test].items()
         )
         progress.step(test, shown if any(o.status in BAD for o in run.outcomes[test].values()) else PASS)
-        run.save(options.reports / f"{run.suite}.json")
+        run.save(report)
     for place in (*places, native):
         place.reset()
     return finish(run, TABLE, options.reports)

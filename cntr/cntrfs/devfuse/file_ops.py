@@ -12,7 +12,7 @@ from cntr import kernel_fs
 from cntr.cntrfs.devfuse import ioctls, wire
 from cntr.cntrfs.devfuse.namespace_ops import creator, extensions, label
 from cntr.cntrfs.devfuse.notify import notify
-from cntr.cntrfs.devfuse.request import Connection, NoAnswer
+from cntr.cntrfs.devfuse.request import NO_ANSWER, Connection
 from cntr.cntrfs.devfuse.workers import sync
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cntr.cntrfs.node import Node
 
 MAX_IO = 1 << 20  # bytes in one READ or WRITE: what INIT agrees on
-_GUARDED = 0x10 | 0x20  # STATX_ATTR_IMMUTABLE, STATX_ATTR_APPEND
+_GUARDED = kernel_fs.STATX_ATTR_IMMUTABLE | kernel_fs.STATX_ATTR_APPEND
 _ENTRY_SIZE = wire.ENTRY_OUT.size
 _NO_ENTRY = bytes(_ENTRY_SIZE)
 
@@ -34,7 +34,7 @@ def _open_flags(c: Connection, node: Node, fd: int, mode: int, fh: int) -> tuple
         if handle.flags & os.O_ACCMODE == os.O_RDWR:
             c.passthrough.may_be_mapped(node)
         answer = wire.FOPEN_PASSTHROUGH
-    elif c.direct_io or node.slot.is_pseudo:  # there, a size of 0 would be taken for the end
+    elif c.direct_io or handle.uncached or node.slot.is_pseudo:  # there, a size of 0 would be taken for the end
         answer = wire.FOPEN_DIRECT_IO
     else:
         answer = wire.FOPEN_KEEP_CACHE if c.keep_cache else 0
@@ -54,9 +54,8 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
     if c.passthrough.enabled and node.kind == stat.S_IFREG and not flags & os.O_TRUNC:
         fd = core.nodes.fd(node)
         # The kernel opens what it was given without asking whether the file is immutable or append-only.
-        attributes = kernel_fs.statx(fd)
-        mode = attributes.mode
-        lazily = not attributes.attributes & _GUARDED
+        mode, attributes = kernel_fs.mode_and_attributes(fd)
+        lazily = not attributes & _GUARDED
     if lazily:
         fh = core.add_file(node, -1, flags)
     else:
@@ -125,11 +124,11 @@ def _release(c: Connection, nodeid: int, body: memoryview) -> None:
         c.passthrough.released(handle.node)
 
 
-def _fsync(c: Connection, nodeid: int, body: memoryview) -> None:
+def _fsync(c: Connection, nodeid: int, body: memoryview) -> bytes:
     fh, flags, _ = wire.FSYNC_IN.unpack_from(body)
     fd = c.core.file_fd(c.core.handle(fh))
     c.workers.submit(c.unique, lambda: sync(fd, bool(flags & wire.FSYNC_FDATASYNC)))
-    raise NoAnswer
+    return NO_ANSWER
 
 
 def _syncfs(c: Connection, nodeid: int, body: memoryview) -> None:
@@ -183,19 +182,17 @@ def _readdirplus(c: Connection, nodeid: int, body: memoryview) -> bytes:
             parts.append(_NO_ENTRY)
         else:
             node.lookups += 1
-            parts.append(c.entry(node, attributes))
+            parts.append(c.entry(node, attributes, nodeid))
         parts.append(wire.pack_dirent(base | entry.ino, entry.next_offset, entry.kind, name))
     return b"".join(parts)
 
 
-def _lock(c: Connection, body: memoryview, wait: bool) -> None:
+def _lock(c: Connection, body: memoryview, wait: bool) -> bytes | None:
     fh, owner, start, end, kind, pid, flags, _ = wire.LK_IN.unpack_from(body)
     handle = c.core.handle(fh)
-    flock = flags & wire.LK_FLOCK
-    if not (
-        c.locks.flock(handle, kind, wait) if flock else c.locks.set(handle, fh, owner, start, end, kind, pid, wait)
-    ):
-        raise NoAnswer
+    if flags & wire.LK_FLOCK:
+        return None if c.locks.flock(handle, kind, wait) else NO_ANSWER
+    return None if c.locks.set(handle, fh, owner, start, end, kind, pid, wait) else NO_ANSWER
 
 
 def _getlk(c: Connection, nodeid: int, body: memoryview) -> bytes:
@@ -203,17 +200,17 @@ def _getlk(c: Connection, nodeid: int, body: memoryview) -> bytes:
     return c.locks.get(c.core.handle(fh), fh, owner, start, end, kind, pid)
 
 
-def _setlk(c: Connection, nodeid: int, body: memoryview) -> None:
-    _lock(c, body, wait=False)
+def _setlk(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
+    return _lock(c, body, wait=False)
 
 
-def _setlkw(c: Connection, nodeid: int, body: memoryview) -> None:
-    _lock(c, body, wait=True)
+def _setlkw(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
+    return _lock(c, body, wait=True)
 
 
-def _interrupt(c: Connection, nodeid: int, body: memoryview) -> None:
+def _interrupt(c: Connection, nodeid: int, body: memoryview) -> bytes:
     c.locks.interrupt(wire.INTERRUPT_IN.unpack_from(body)[0])
-    raise NoAnswer
+    return NO_ANSWER
 
 
 def _fallocate(c: Connection, nodeid: int, body: memoryview) -> None:
@@ -244,6 +241,8 @@ def _copy_file_range_64(c: Connection, nodeid: int, body: memoryview) -> bytes:
 
 def _ioctl(c: Connection, nodeid: int, body: memoryview) -> bytes:
     fh, _, command, _, in_size, out_size = wire.IOCTL_IN.unpack_from(body)
+    if command not in ioctls.KNOWN:  # isatty(3), by every open() of Python's: no reason to open the backing file
+        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
     data = bytes(body[wire.IOCTL_IN.size : wire.IOCTL_IN.size + in_size])
     if command in ioctls.CHANGING:
         c.core.demand_writable()

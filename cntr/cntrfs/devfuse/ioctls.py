@@ -18,6 +18,7 @@ FS_IOC_FSSETXATTR = 0x401C5820
 _READS = {FS_IOC_GETFLAGS: 4, FS_IOC_GETVERSION: 4, FS_IOC_FSGETXATTR: 28}  # bytes the kernel writes
 _WRITES = {FS_IOC_SETFLAGS: 4, FS_IOC_FSSETXATTR: 28}
 CHANGING = frozenset(_WRITES)
+KNOWN = CHANGING | frozenset(_READS)
 
 
 def perform(fd: int, command: int, data: bytes, out_size: int) -> bytes:

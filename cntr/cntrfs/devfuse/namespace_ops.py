@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from cntr.cntrfs import core as core_module
 from cntr.cntrfs.backing import Caller
 from cntr.cntrfs.devfuse import wire
-from cntr.cntrfs.devfuse.request import Connection, NoAnswer
+from cntr.cntrfs.devfuse.request import NO_ANSWER, Connection
+from cntr.cntrfs.node import INO_MASK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
     Handler = Callable[[Connection, int, memoryview], bytes | None]
 
 _NOW = (0, core_module.NOW)
+_unpack_getattr = wire.GETATTR_IN.unpack_from
 
 
 def _lookup(c: Connection, nodeid: int, body: memoryview) -> bytes:
-    (name,) = wire.split_strings(body, 1)
-    if b"/" in name or not name:
+    name, end = bytes(body[:-1]), body[-1]
+    if end or not name or b"/" in name or b"\0" in name:
         raise wire.Malformed("not the name of an entry")
     try:
         node, attributes = c.core.lookup(nodeid, name)
@@ -33,38 +35,39 @@ def _lookup(c: Connection, nodeid: int, body: memoryview) -> bytes:
             raise
         # Node id 0: the kernel remembers that there is no such name, until it is told otherwise.
         return wire.ENTRY_OUT.pack(0, 0, *c.timeouts(parent.slot), *[0] * 16)
-    return c.entry(node, attributes)
+    return c.entry(node, attributes, nodeid)
 
 
-def _forget(c: Connection, nodeid: int, body: memoryview) -> None:
+def _forget(c: Connection, nodeid: int, body: memoryview) -> bytes:
     c.core.nodes.forget(nodeid, wire.FORGET_IN.unpack_from(body)[0])
-    if nodeid in c.passthrough.mapped and nodeid not in c.core.nodes.nodes:
+    if nodeid in c.passthrough.mapped and nodeid not in c.core.nodes:
         c.passthrough.mapped.discard(nodeid)
-    raise NoAnswer
+    return NO_ANSWER
 
 
-def _batch_forget(c: Connection, nodeid: int, body: memoryview) -> None:
+def _batch_forget(c: Connection, nodeid: int, body: memoryview) -> bytes:
     count = wire.BATCH_FORGET_IN.unpack_from(body)[0]
     start = wire.BATCH_FORGET_IN.size
     forget = c.core.nodes.forget
     end = min(start + count * 16, start + (len(body) - start) // 16 * 16)
     for one, lookups in wire.FORGET_ONE.iter_unpack(body[start:end]):
         forget(one, lookups)
-        if one in c.passthrough.mapped and one not in c.core.nodes.nodes:
+        if one in c.passthrough.mapped and one not in c.core.nodes:
             c.passthrough.mapped.discard(one)
-    raise NoAnswer
+    return NO_ANSWER
 
 
 def _getattr(c: Connection, nodeid: int, body: memoryview) -> bytes:
-    flags, _, fh = wire.GETATTR_IN.unpack_from(body)
-    return c.attr(*c.core.getattr(nodeid, fh if flags & wire.GETATTR_FH else None))
+    flags, _, fh = _unpack_getattr(body)
+    return c.attr(*c.core.getattr(nodeid, fh if flags & 1 else None))  # wire.GETATTR_FH
 
 
 def _statx(c: Connection, nodeid: int, body: memoryview) -> bytes:
     flags, _, fh, _, _ = wire.STATX_IN.unpack_from(body)
     node, a = c.core.getattr(nodeid, fh if flags & wire.GETATTR_FH else None)
     _, seconds, _, nanoseconds = c.timeouts(node.slot, nodeid)
-    ino = c.attributes(node, a)[0]
+    base = node.slot.base
+    ino = base | a.ino if base and a.ino <= INO_MASK else a.ino
     return wire.STATX_OUT.pack(
         seconds, nanoseconds, 0, 0, 0, a.mask & 0xFFF, a.blksize, a.attributes, a.nlink, a.uid, a.gid, a.mode, ino,
         a.size, a.blocks, a.attributes_mask, a.atime, a.atime_ns, a.btime, a.btime_ns, a.ctime, a.ctime_ns, a.mtime,

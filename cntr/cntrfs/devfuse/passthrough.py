@@ -1,7 +1,8 @@
 """FUSE_PASSTHROUGH: the kernel reads, writes and maps the backing file itself (kernel 6.9, CAP_SYS_ADMIN).
 
 All opens of one inode must agree: the kernel answers EIO to an open that is not passed through while another is. So
-the decision is the node's, made at its first open and kept until its last release; one backing id serves them all.
+the decision is the node's, made at its first open and kept until its last release; one backing id serves them all. It
+stays for the next open while the node keeps its fd: registering a file takes longer than all the rest of an open.
 """
 
 from __future__ import annotations
@@ -21,15 +22,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cntr.cntrfs")
 
+_SETID = stat.S_ISUID | stat.S_ISGID
+
 
 class OpenFiles:
     """How often a node is open, and as what."""
 
-    __slots__ = ("backing_id", "count")
+    __slots__ = ("backing_id", "count", "lasting")
 
-    def __init__(self, backing_id: int) -> None:
-        """backing_id: the kernel's number of the backing file; 0: reads and writes come to the server."""
+    def __init__(self, backing_id: int, lasting: bool) -> None:
+        """backing_id: the kernel's number of the backing file; 0: reads and writes come to the server.
+
+        lasting: it was made of an O_PATH fd, and may outlive the open file: it keeps no program from being run.
+        """
         self.backing_id = backing_id
+        self.lasting = lasting
         self.count = 0
 
 
@@ -44,6 +51,7 @@ class Passthrough:
         #: Node ids of files that a client may have mapped for writing. The kernel writes to the backing file then and
         #: tells nobody, even after the file was closed: their times and blocks must not be cached.
         self.mapped: set[int] = set()
+        core.nodes.on_close = self._node_closed
 
     def may_be_mapped(self, node: Node) -> None:
         """The file is open for reading and writing, passed through: what the kernel knows of it gets old unseen."""
@@ -55,15 +63,19 @@ class Passthrough:
     def opened(self, node: Node, fd: int, mode: int) -> int:
         """One more open of the node, whose file is behind fd (O_PATH will do); its backing id, or 0 for none."""
         files = node.open
-        if not isinstance(files, OpenFiles):
-            files = node.open = OpenFiles(self._backing_open(fd, mode) if self.enabled else 0)
+        if files is not None and not files.count and mode & _SETID:
+            self._forget(node)
+            files = None
+        if files is None:
+            backing_id = self._backing_open(fd, mode) if self.enabled else 0
+            files = node.open = OpenFiles(backing_id, bool(backing_id) and fd == node.fd)
         files.count += 1
         return files.backing_id
 
     def _backing_open(self, fd: int, mode: int) -> int:
         # Whether a write clears set-id bits depends on the writer, but the kernel writes as whoever registered the
         # file. Such files are written by the server, which is told.
-        if not stat.S_ISREG(mode) or mode & (stat.S_ISUID | stat.S_ISGID):
+        if not stat.S_ISREG(mode) or mode & _SETID:
             return 0
         try:
             with self.core.credentials.without_fsetid():  # for a file that gets set-id bits while it is open
@@ -78,19 +90,24 @@ class Passthrough:
     def released(self, node: Node) -> None:
         """One open less."""
         files = node.open
-        if isinstance(files, OpenFiles):
+        if files is not None:
             files.count -= 1
-            if files.count <= 0:
-                node.open = None
-                self._backing_close(files.backing_id)
+            if not files.count and (not files.lasting or node.fd < 0):
+                self._forget(node)
 
-    def _backing_close(self, backing_id: int) -> None:
-        if backing_id:
+    def _node_closed(self, node: Node) -> None:
+        if node.open is not None and not node.open.count:
+            self._forget(node)
+
+    def _forget(self, node: Node) -> None:
+        files, node.open = node.open, None
+        if files is not None and files.backing_id:
             try:
-                kernel_fs.ioctl_number(self.fd, wire.DEV_IOC_BACKING_CLOSE, backing_id.to_bytes(4, "little"))
+                kernel_fs.ioctl_number(self.fd, wire.DEV_IOC_BACKING_CLOSE, files.backing_id.to_bytes(4, "little"))
             except OSError as error:
                 log.warning("closing a backing id: %s", error)
 
     def close(self) -> None:
         """The kernel drops all backing ids with the connection."""
         self.enabled = False
+        self.core.nodes.on_close = lambda node: None

@@ -11,7 +11,9 @@ from cntr.cntrfs.backing import Caller
 from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.locks import Locks
 from cntr.cntrfs.devfuse.passthrough import Passthrough
+from cntr.cntrfs.devfuse.wire import new_encode_dev
 from cntr.cntrfs.devfuse.workers import Workers
+from cntr.cntrfs.node import INO_MASK
 
 if TYPE_CHECKING:
     from cntr.cntrfs.core import Core
@@ -22,11 +24,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("cntr.cntrfs")
 
 _pack_entry = wire.ENTRY_OUT.pack
+_pack_attr = wire.ATTR_OUT.pack
 _header = wire.OUT_HEADER.pack
+_write = os.write
 
 
-class NoAnswer(Exception):
-    """The request gets no answer, or gets it from another thread."""
+#: A handler's result where the request gets no answer, or gets it from another thread.
+NO_ANSWER = b"no answer"
 
 
 class Connection:
@@ -44,12 +48,14 @@ class Connection:
         self.pid = 0
         self.extensions = 0  # in 8 bytes
         options = core.options
-        self.entry_timeout = wire.timeout(options.entry_timeout)
-        self.attr_timeout = wire.timeout(options.attr_timeout)
+        (entry, entry_ns), (attr, attr_ns) = wire.timeout(options.entry_timeout), wire.timeout(options.attr_timeout)
+        self._timeouts = entry, attr, entry_ns, attr_ns
+        self._timeouts_mapped = entry, 0, entry_ns, 0
         self.keep_cache = options.keep_cache
         self.cache_directories = options.cache == "auto"
         self.direct_io = options.cache == "none"
         self.passthrough = Passthrough(fuse_fd, core)
+        self.mapped = self.passthrough.mapped
         self.workers = Workers(self, heartbeat)
         self.locks = Locks(self)
 
@@ -63,22 +69,26 @@ class Connection:
     def answer(self, unique: int, payload: bytes | None) -> None:
         """Success, with PAYLOAD."""
         data = _header(16 + len(payload), 0, unique) + payload if payload else _header(16, 0, unique)
-        self._write(data)
+        try:
+            _write(self.fd, data)
+        except OSError as error:
+            self._refused(data, error)
 
     def fail(self, unique: int, number: int) -> None:
         """Failure, with an errno."""
-        self._write(_header(16, -number, unique))
-
-    def _write(self, data: bytes) -> None:
+        data = _header(16, -number, unique)
         try:
-            os.write(self.fd, data)
+            _write(self.fd, data)
         except OSError as error:
-            # ENOENT: the request was interrupted, nobody waits. ENODEV and the like: the next read finds out.
-            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.EBADF):
-                log.error("the kernel refused an answer of %d bytes: %s", len(data), error)
-                if error.errno == errno.EINVAL and len(data) > 16:  # the client must not wait for ever
-                    unique = wire.OUT_HEADER.unpack_from(data)[2]
-                    os.write(self.fd, _header(16, -errno.EIO, unique))
+            self._refused(data, error)
+
+    def _refused(self, data: bytes, error: OSError) -> None:
+        # ENOENT: the request was interrupted, nobody waits. ENODEV and the like: the next read finds out.
+        if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.EBADF):
+            log.error("the kernel refused an answer of %d bytes: %s", len(data), error)
+            if error.errno == errno.EINVAL and len(data) > 16:  # the client must not wait for ever
+                unique = wire.OUT_HEADER.unpack_from(data)[2]
+                os.write(self.fd, _header(16, -errno.EIO, unique))
 
     # pieces of answers
 
@@ -89,35 +99,40 @@ class Connection:
     def timeouts(self, slot: Slot, nodeid: int = 0) -> tuple[int, int, int, int]:
         """(entry seconds, attribute seconds, entry ns, attribute ns) for a file of this slot."""
         if slot.watched and nodeid < _SYNTHETIC:  # the watch knows inode numbers
-            return _LONG, (_LONG if nodeid not in self.passthrough.mapped else 0), 0, 0
+            return _WATCHED if nodeid not in self.mapped else _WATCHED_MAPPED
         if slot.is_pseudo:
-            return 0, 0, 0, 0
-        (entry, entry_ns), (attr, attr_ns) = self.entry_timeout, self.attr_timeout
-        if nodeid in self.passthrough.mapped:
-            attr = attr_ns = 0
-        return entry, attr, entry_ns, attr_ns
+            return _NEVER
+        return self._timeouts if nodeid not in self.mapped else self._timeouts_mapped
 
-    def attributes(self, node: Node, a: Attributes) -> tuple[int, ...]:
-        """The fields of struct fuse_attr."""
-        slot = node.slot
-        return (
-            slot.base | a.ino if slot.base and a.ino < 1 << 48 else a.ino, a.size, a.blocks, a.atime & _U64,
-            a.mtime & _U64, a.ctime & _U64, a.atime_ns, a.mtime_ns, a.ctime_ns, a.mode, a.nlink, a.uid, a.gid,
-            wire.new_encode_dev(a.rdev_major, a.rdev_minor) if a.rdev_major or a.rdev_minor else 0, a.blksize, 0,
-        )  # fmt: skip
+    def entry(self, node: Node, a: Attributes, parent: int | None = None) -> bytes:
+        """struct fuse_entry_out; parent: the node id of the directory, where the name may lead into another mount.
 
-    def entry(self, node: Node, a: Attributes) -> bytes:
-        """struct fuse_entry_out."""
+        Such a name is not kept for long: of a mount that came and went between two looks at mountinfo nobody tells.
+        """
+        (_, blksize, _, nlink, uid, gid, mode, ino, size, blocks, _, atime, atime_ns, _, _, ctime, ctime_ns, mtime,
+         mtime_ns, major, minor, _, _, _) = a  # fmt: skip
+        slot, nodeid = node.slot, node.nodeid
+        crossed = parent is not None and slot.watched and (parent ^ nodeid) & ~INO_MASK
         return _pack_entry(
-            node.nodeid, node.generation, *self.timeouts(node.slot, node.nodeid), *self.attributes(node, a)
-        )
+            nodeid, node.generation, *(self.timeouts(slot, nodeid) if not crossed else self._timeouts_mapped),
+            slot.base | ino if slot.base and ino <= INO_MASK else ino, size, blocks, atime, mtime, ctime, atime_ns,
+            mtime_ns, ctime_ns, mode, nlink, uid, gid, new_encode_dev(major, minor) if major or minor else 0, blksize, 0,
+        )  # fmt: skip
 
     def attr(self, node: Node, a: Attributes) -> bytes:
         """struct fuse_attr_out."""
-        _, seconds, _, nanoseconds = self.timeouts(node.slot, node.nodeid)
-        return wire.ATTR_OUT.pack(seconds, nanoseconds, 0, *self.attributes(node, a))
+        (_, blksize, _, nlink, uid, gid, mode, ino, size, blocks, _, atime, atime_ns, _, _, ctime, ctime_ns, mtime,
+         mtime_ns, major, minor, _, _, _) = a  # fmt: skip
+        slot = node.slot
+        _, seconds, _, nanoseconds = self.timeouts(slot, node.nodeid)
+        return _pack_attr(
+            seconds, nanoseconds, 0,
+            slot.base | ino if slot.base and ino <= INO_MASK else ino, size, blocks, atime, mtime, ctime, atime_ns,
+            mtime_ns, ctime_ns, mode, nlink, uid, gid, new_encode_dev(major, minor) if major or minor else 0, blksize, 0,
+        )  # fmt: skip
 
 
 _SYNTHETIC = 1 << 63
-_LONG = 86400  # seconds: changes behind the mount are told to the kernel
-_U64 = (1 << 64) - 1
+_WATCHED = 86400, 86400, 0, 0  # changes behind the mount are told to the kernel
+_WATCHED_MAPPED = 86400, 0, 0, 0
+_NEVER = 0, 0, 0, 0

@@ -19,12 +19,13 @@ from cntr.cntrfs.core import Core, errno_of
 from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.file_ops import FILE_HANDLERS, MAX_IO
 from cntr.cntrfs.devfuse.namespace_ops import NAMESPACE_HANDLERS
-from cntr.cntrfs.devfuse.request import Connection, NoAnswer
+from cntr.cntrfs.devfuse.request import NO_ANSWER, Connection
 from cntr.cntrfs.devfuse.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cntr.cntrfs.devfuse.namespace_ops import Handler
     from cntr.cntrfs.heartbeat import Heartbeat
     from cntr.cntrfs.options import Options
 
@@ -102,8 +103,10 @@ class Session:
     def _watch(self) -> None:
         """Long timeouts, where the kernel can be told of changes."""
         if self.core.options.invalidate and not self.core.options.timeouts_given:
+            expire = bool(self.connection.flags & wire.HAS_EXPIRE_ONLY)
+            if self.core.options.keep_mounts and not expire:
+                return
             try:
-                expire = bool(self.connection.flags & wire.HAS_EXPIRE_ONLY)
                 self.watch = Watch(self.fd, self.core, expire)
             except OSError as error:
                 log.info("changes behind the mount are not watched: %s", error)
@@ -112,14 +115,16 @@ class Session:
 
     def run(self) -> None:
         """Serve until unmounted, aborted or stopped."""
-        read, trim, view = os.readv, self.core.nodes.trim, self._view
+        read, handle, view, fd = os.readv, self.handle, self._view, self.fd
+        nodes = self.core.nodes
         buffers = [self._buffer]
-        heartbeat = self.heartbeat
+        counters = self.heartbeat.counters
+        taken = counters[0]
         try:
             while not self.stopping:
                 self._reading = True
                 try:
-                    length = read(self.fd, buffers)
+                    length = read(fd, buffers)
                 except OSError as error:
                     self._reading = False
                     if error.errno in (errno.ENODEV, errno.ECONNABORTED, errno.EBADF):
@@ -128,44 +133,44 @@ class Session:
                         continue  # the request was interrupted before we got it
                     raise
                 self._reading = False
-                heartbeat.began()
-                self.handle(view[:length])
-                trim()
-                heartbeat.ended()
+                taken += 1
+                counters[0] = taken
+                handle(view, length)
+                if nodes.needs_trim():
+                    nodes.trim()
+                counters[1] = taken
         except _Stop:
             return
 
-    def handle(self, request: memoryview) -> None:
-        """Dispatch one request and answer it; never raises for what a request holds."""
-        if len(request) < wire.IN_HEADER.size:
-            log.warning("a request of %d bytes", len(request))
+    def handle(self, request: memoryview, length: int) -> None:
+        """Dispatch the request in the first LENGTH bytes and answer it; never raises for what it holds."""
+        if length < _HEADER_SIZE:
+            log.warning("a request of %d bytes", length)
             return
-        header = wire.IN_HEADER.unpack_from(request)
-        _, opcode, unique, nodeid, uid, gid, pid, extensions = header
-        body = request[wire.IN_HEADER.size :]
         connection = self.connection
-        connection.unique, connection.uid, connection.gid, connection.pid = unique, uid, gid, pid
-        connection.extensions = extensions
+        (_, opcode, unique, nodeid, connection.uid, connection.gid, connection.pid,
+         connection.extensions) = _unpack_header(request)  # fmt: skip
+        connection.unique = unique
+        body = request[_HEADER_SIZE:length]
         try:
-            handler = HANDLERS.get(opcode)
+            handler, minimum = _TABLE[opcode] if opcode < _OPCODES else _UNKNOWN
+            if len(body) < minimum:
+                raise wire.Malformed(f"opcode {opcode} with {len(body)} bytes")
             if handler is None:
                 if opcode == wire.INIT:
                     self._answer_init(unique, body)
-                    return
-                connection.fail(unique, errno.ENOSYS)
+                else:
+                    connection.fail(unique, errno.ENOSYS)
                 return
-            if len(body) < wire.MINIMUM.get(opcode, 0):
-                raise wire.Malformed(f"opcode {opcode} with {len(body)} bytes")
             payload = handler(connection, nodeid, body)
-        except NoAnswer:
-            return
         except wire.Malformed as error:
             log.warning("malformed request: %s", error)
             connection.fail(unique, errno.EINVAL)
         except Exception as error:  # noqa: BLE001  every mistake becomes an answer
             connection.fail(unique, errno_of(error))
         else:
-            connection.answer(unique, payload)
+            if payload is not NO_ANSWER:
+                connection.answer(unique, payload)
 
     def _answer_init(self, unique: int, body: memoryview) -> None:
         if len(body) < wire.INIT_IN.size:
@@ -225,6 +230,12 @@ class Session:
 
 
 HANDLERS = {**NAMESPACE_HANDLERS, **FILE_HANDLERS}
+_OPCODES = 64
+_UNKNOWN: tuple[Handler | None, int] = (None, 0)
+#: Handler and least size of the body, by opcode.
+_TABLE = [(HANDLERS.get(opcode), wire.MINIMUM.get(opcode, 0)) for opcode in range(_OPCODES)]
+_unpack_header = wire.IN_HEADER.unpack_from
+_HEADER_SIZE = wire.IN_HEADER.size
 
 
 def serve(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import fcntl
 import logging
 import os
 import select
@@ -29,6 +30,8 @@ from cntr.cntrfs.devfuse.notify import notify
 from cntr.cntrfs.node import Node, Slot
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cntr.cntrfs.core import Core
 
 log = logging.getLogger("cntr.cntrfs")
@@ -56,11 +59,14 @@ class Watch:
         self.fuse_fd = fuse_fd
         self.group = kernel_fs.fanotify_init()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        server = os.getpid()
+        server, mounted = (
+            os.getpid(),
+            mountpoints(),
+        )  # before the first promise: a helper that starts late must see what is new
         self.pid = os.fork()
         if self.pid == 0:
             self._socket.close()
-            _run_helper(fuse_fd, self.group, theirs, server, expire_only)
+            _run_helper(fuse_fd, self.group, theirs, server, expire_only, mounted)
         theirs.close()
         threading.Thread(target=self._flush_when_asked, name="flush", daemon=True).start()
         for slot in core.nodes.slots():
@@ -110,16 +116,14 @@ def flush(fuse_fd: int, core: Core) -> None:
 
     Not by FUSE_NOTIFY_INC_EPOCH, which would drop the entries, and with them whatever is mounted on one.
     """
-    nodes = list(core.nodes.nodes.values())
-    for node in nodes:
-        if node.is_directory:
-            for name in _names(node):
-                notify(fuse_fd, wire.NOTIFY_INVAL_ENTRY, _entry(node.nodeid, name, _EXPIRE_ONLY))
-    for node in nodes:
-        notify(fuse_fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(node.nodeid, 0, 0))
+    for node in core.nodes.directories():
+        for name in _names(node):
+            notify(fuse_fd, wire.NOTIFY_INVAL_ENTRY, _entry(node.nodeid, name, _EXPIRE_ONLY))
+    for nodeid in core.nodes.ids():
+        notify(fuse_fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(nodeid, 0, 0))
 
 
-def _names(node: Node) -> list[bytes]:
+def _names(node: Node) -> Iterator[bytes]:
     """The names in a directory; of one that is gone, none: its own attributes are asked for again, and missed."""
     try:
         if node.handle is not None and node.slot.mount_fd >= 0:
@@ -127,11 +131,15 @@ def _names(node: Node) -> list[bytes]:
         else:
             fd = os.open(f"/proc/self/fd/{node.fd}", os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
-        return []
+        return
+    with contextlib.suppress(OSError):  # the owner's, and CAP_FOWNER's
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_NOATIME)  # nobody's access
     try:
-        return [os.fsencode(name) for name in os.listdir(fd)]
+        with os.scandir(fd) as entries:  # not all at once: there may be millions
+            for entry in entries:
+                yield os.fsencode(entry.name)
     except OSError:
-        return []
+        return
     finally:
         os.close(fd)
 
@@ -143,8 +151,16 @@ def _entry(nodeid: int, name: bytes, flags: int) -> bytes:
 class Helper:
     """The helper process."""
 
-    def __init__(self, fuse_fd: int, group: int, server: socket.socket, server_pid: int, expire_only: bool) -> None:
-        """server_pid: whose events are the mount's own."""
+    def __init__(
+        self,
+        fuse_fd: int,
+        group: int,
+        server: socket.socket,
+        server_pid: int,
+        expire_only: bool,
+        mounted: set[bytes],
+    ) -> None:
+        """server_pid: whose events are the mount's own; mounted: the mount points that the server knows of."""
         self.fuse_fd = fuse_fd
         self.group = group
         self.server = server
@@ -153,7 +169,7 @@ class Helper:
         self.slots: dict[bytes, list[tuple[int, int, int, int]]] = {}  # fsid -> (base, alias, its node id, mount fd)
         self.paced: dict[int, float] = {}  # node id -> when it was last told to have been modified
         self.pending: set[int] = set()
-        self.mountpoints = mountpoints()
+        self.mountpoints = mounted
 
     def run(self) -> None:
         """Until killed."""
@@ -162,6 +178,7 @@ class Helper:
         poll.register(self.server, select.POLLIN)
         mounts = os.open("/proc/self/mountinfo", os.O_RDONLY)
         poll.register(mounts, select.POLLPRI)
+        self.mounts_changed()
         while True:
             for fd, _ in poll.poll(_PACE * 1000 if self.pending else None):
                 if fd == self.server.fileno():
@@ -175,6 +192,7 @@ class Helper:
     def mounts_changed(self) -> None:
         """Something was mounted or unmounted: the name it is mounted on leads elsewhere now."""
         before, self.mountpoints = self.mountpoints, mountpoints()
+        self.read_slots()
         for path in before ^ self.mountpoints:
             directory, _, name = path.rstrip(b"/").rpartition(b"/")
             try:
@@ -298,7 +316,9 @@ def mountpoints() -> set[bytes]:
     return {path.decode("unicode_escape").encode("latin-1") if b"\\" in path else path for path in paths}
 
 
-def _run_helper(fuse_fd: int, group: int, server: socket.socket, server_pid: int, expire_only: bool) -> None:
+def _run_helper(
+    fuse_fd: int, group: int, server: socket.socket, server_pid: int, expire_only: bool, mounted: set[bytes]
+) -> None:
     """The helper's whole life; never returns."""
     try:
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -307,7 +327,7 @@ def _run_helper(fuse_fd: int, group: int, server: socket.socket, server_pid: int
         if os.getppid() == server_pid:
             kernel.set_process_name("cntrfs-watch")
             _close_others({0, 1, 2, fuse_fd, group, server.fileno()})
-            Helper(fuse_fd, group, server, server_pid, expire_only).run()
+            Helper(fuse_fd, group, server, server_pid, expire_only, mounted).run()
     except BaseException:
         log.exception("the watch on the backing filesystems failed")
     finally:

@@ -112,9 +112,10 @@ EXT_HEADER = struct.Struct("=II")
 # Structs: answers
 OUT_HEADER = struct.Struct("=IiQ")
 INIT_OUT = struct.Struct("=IIIIHHIIHHIIH22x")
-ATTR = struct.Struct("=QQQQQQIIIIIIIIII")
-ATTR_OUT = struct.Struct("=QII" + "QQQQQQIIIIIIIIII")
-ENTRY_OUT = struct.Struct("=QQQQII" + "QQQQQQIIIIIIIIII")
+_ATTR = "QQQqqqIIIIIIIIII"  # times before 1970 are negative
+ATTR = struct.Struct("=" + _ATTR)
+ATTR_OUT = struct.Struct("=QII" + _ATTR)
+ENTRY_OUT = struct.Struct("=QQQQII" + _ATTR)
 OPEN_OUT = struct.Struct("=QIi")
 WRITE_OUT = struct.Struct("=II")
 STATFS_OUT = struct.Struct("=QQQQQIIII24x")

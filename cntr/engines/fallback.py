@@ -1,0 +1,301 @@
+"""The engines' own commands, asked when no file, socket or process knew the name.
+
+They find what only their configuration or their database tells: a state directory elsewhere, a pod's name, a daemon behind
+TCP. They take tens of milliseconds (bench/resolve.py), so each is asked only where something of its engine runs that its files
+did not explain, all at once, and whoever has not answered by the deadline is killed.
+
+A command never sees the name: it lists, and the matching is done here. What it says counts as any state file does: the pid it
+tells must bear the container's mark (``evidence``). It runs without a terminal or standard input, in a session of its own, its
+standard error unread; and only if nobody but root could have put it there.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from cntr.engines import Container, Refused, containerd, docker, evidence, kubernetes, podman, pods, store, unixhttp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable
+
+    # Yields the command lines to run at once, is sent their outputs, returns what answers to the name.
+    Talk = Generator[list[list[str]], list[str], list[Container]]
+
+PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+SHIMS = ("containerd-shim-runc-v2", "containerd-shim-runc-v1", "containerd-shim")
+KUBERNETES_LABELS = ("pod.namespace", "pod.name", "container.name")
+LIMIT = 16 << 20  # bytes of one command's output
+SIGKILL, SIGPIPE, SIGXFSZ = 9, 13, 25  # the same everywhere but on MIPS; Python ignores the last two, commands must not
+POLLIN = 1
+
+
+class Cli:
+    """A row: the engine, its command, whether asking can tell anything new, and the talk with it about a name."""
+
+    __slots__ = ("engine", "needed", "program", "talk")
+
+    def __init__(self, engine: str, program: str, needed: Callable[[], bool], talk: Callable[[str, str], Talk]) -> None:
+        """Keep the row."""
+        self.engine, self.program, self.needed, self.talk = engine, program, needed, talk
+
+
+def _podman(program: str, name: str) -> Talk:
+    """podman-ps(1); before version 5 only it can read where the names of pods are, a database of its own format."""
+    (text,) = yield [[program, "ps", "--all", "--pod", "--no-trunc", "--format", "json"]]
+    found = []
+    for row in store.parse(text) or []:
+        id, pod, names = str(row["Id"]), str(row.get("PodName") or ""), [str(called) for called in row["Names"]]
+        called = names[0] if names else id[:12]
+        in_pod = pods.answers_to(name, str(row.get("Pod") or ""), pod, called) if pod else False
+        if not row["Pid"] or row.get("IsInfra") or not (in_pod or podman.answers_to(name, id, names)):
+            continue
+        shown = f"{pod}/{called}" if in_pod else called
+        found.append(podman.checked("podman", shown, int(row["Pid"]), id, str(row["Image"]), os.geteuid()))
+    return [container for container in found if container]
+
+
+def _docker(program: str, name: str) -> Talk:
+    """docker-ps(1), docker-inspect(1): a daemon on this machine that listens on TCP, with the user's TLS keys."""
+    (text,) = yield [[program, "ps", "--no-trunc", "--format", "{{.ID}} {{.Names}}"]]
+    rows = [line.partition(" ") for line in text.splitlines()]
+    ids = [id for id, _, names in rows if id.isalnum() and podman.answers_to(name, id, names.split(","))]
+    if not ids:
+        return []
+    (text,) = yield [[program, "inspect", "--type", "container", *ids]]
+    return [docker.container(record, 0) for record in store.parse(text)]
+
+
+def _ctr(program: str, name: str) -> Talk:
+    """``ctr``: a containerd whose ``state`` directory is not where it usually is; $CONTAINERD_ADDRESS names its socket."""
+    (text,) = yield [[program, "namespaces", "ls", "-q"]]
+    namespaces = text.split()
+    tables = yield [[program, f"--namespace={namespace}", "tasks", "ls"] for namespace in namespaces]
+    ids, found = containerd.nerdctl_ids(name), []
+    for namespace, table in zip(namespaces, tables, strict=True):
+        for line in table.splitlines()[1:]:
+            id, pid, *_ = line.split()
+            task = containerd.Task("", namespace, id)
+            start = evidence.marked(int(pid), id) if task.answers_to(name, ids) and int(pid) else 0
+            if start:
+                state = "sandboxed" if evidence.sandbox(int(pid)) else evidence.state(int(pid))
+                found.append(Container("containerd", id, int(pid), id=id, state=state, start_time=start))
+    return found
+
+
+def _crictl(program: str, name: str) -> Talk:
+    """``crictl``: pods of a runtime whose files are elsewhere; /etc/crictl.yaml names its socket."""
+    (text,) = yield [[program, "ps", "-o", "json"]]
+    rows = []
+    for row in store.parse(text)["containers"]:
+        labels, id = row["labels"], str(row["id"])
+        namespace, pod_name, container = (str(labels[f"io.kubernetes.{key}"]) for key in KUBERNETES_LABELS)
+        image = str(row["image"].get("userSpecifiedImage") or row["image"]["image"])
+        pod = kubernetes.Pod(namespace, pod_name, container, image)
+        if id.isalnum() and (pod.answers_to(name) or podman.answers_to(name, id, [])):
+            rows.append((pod, id))
+    texts = yield [[program, "inspect", "-o", "json", id] for _, id in rows]
+    found = []
+    for (pod, id), text in zip(rows, texts, strict=True):
+        pid = int(store.parse(text)["info"]["pid"])
+        start = evidence.marked(pid, id)
+        if start:
+            state = "sandboxed" if evidence.sandbox(pid) else evidence.state(pid)
+            found.append(kubernetes.container(pod, id, pid, start, state))
+    return found
+
+
+def _conmon(crio: bool) -> bool:
+    """Whether a monitor of this user's runs: without one no container of Podman's (CRI-O's) does."""
+    return any(
+        evidence.owner_of(pid) == os.geteuid() and evidence.option(arguments, "-n").startswith("k8s_") == crio
+        for pid, arguments in evidence.processes_named("conmon")
+    )
+
+
+def _shim(*namespaces: str) -> bool:
+    """Whether a shim of containerd's runs for a container (of NAMESPACES) that is in none of the known state directories."""
+    shims = {
+        evidence.option(arguments, "-id")
+        for _, arguments in evidence.processes_named(*SHIMS)
+        if not namespaces or evidence.option(arguments, "-namespace") in namespaces
+    }
+    try:
+        return not shims <= {task.id for task in containerd.tasks()}
+    except Refused:
+        return bool(shims)
+
+
+def _containerd() -> bool:
+    """Whether there is such a shim, and a daemon to ask: ``ctr`` waits for one that is not there."""
+    if not _shim():
+        return False
+    try:
+        address = os.environ.get("CONTAINERD_ADDRESS") or "/run/containerd/containerd.sock"
+        unixhttp.connect(address.removeprefix("unix://"), time.monotonic() + 0.1).close()
+    except OSError:
+        return False
+    return True
+
+
+CLIS = (
+    Cli("docker", "docker", docker.is_behind_local_tcp, _docker),
+    Cli("podman", "podman", lambda: _conmon(crio=False), _podman),
+    Cli("k8s", "crictl", lambda: _shim("k8s.io") or _conmon(crio=True), _crictl),
+    Cli("containerd", "ctr", _containerd, _ctr),
+)
+
+
+def trusted(program: str) -> str:
+    """The path of a command that only root can have put there, "" if there is none: $PATH is the user's, this is not."""
+    for directory in PATH:
+        path = os.path.realpath(f"{directory}/{program}")
+        if os.access(path, os.X_OK) and os.path.isfile(path) and _is_roots(directory) and _is_roots(path):
+            return path
+    return ""
+
+
+def _is_roots(path: str) -> bool:
+    """Whether PATH and all directories above it are root's, and writable for nobody else."""
+    while True:
+        try:
+            info = os.stat(path)
+        except OSError:
+            return False
+        if info.st_uid or info.st_mode & 0o022:
+            return False
+        if path == "/":
+            return True
+        path = os.path.dirname(path)
+
+
+class Command:
+    """A running command: its process and the reading end of its output."""
+
+    __slots__ = ("chunks", "fd", "pid", "size")
+
+    def __init__(self, argv: list[str]) -> None:
+        """Start it. Raises OSError."""
+        environment = {key: value for key, value in os.environ.items() if key not in ("NOTIFY_SOCKET", "DEBUG")}
+        environment.update(PATH=":".join(PATH), LC_ALL="C", TERM="dumb")
+        self.chunks: list[bytes] = []
+        self.size = 0
+        self.fd, writing = os.pipe2(os.O_CLOEXEC)
+        actions = (  # the pipe first: its number may be 0 or 2 where the caller has closed those
+            (os.POSIX_SPAWN_DUP2, writing, 1),
+            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0),
+        )
+        try:
+            # A session of its own: no terminal to ask on, and one signal ends it with all that it started.
+            self.pid = os.posix_spawn(
+                *(argv[0], argv, environment), file_actions=actions, setsid=True, setsigdef=(SIGPIPE, SIGXFSZ)
+            )
+        except BaseException:  # a ValueError too: posix_spawn(3) takes no null byte
+            os.close(self.fd)
+            raise
+        finally:
+            os.close(writing)
+
+    def read(self) -> bool:
+        """Take what is there; False at the end, or when it is too much."""
+        chunk = os.read(self.fd, 1 << 16)
+        self.chunks.append(chunk)
+        self.size += len(chunk)
+        return bool(chunk) and self.size <= LIMIT
+
+    def end(self) -> str:
+        """Its output. What is left of it is killed: it has said all, or is out of time."""
+        os.close(self.fd)
+        try:
+            os.killpg(self.pid, SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+        for _ in range(20):  # not for ever: one that waits for a dead disk does not even hear SIGKILL
+            if os.waitpid(self.pid, os.WNOHANG)[0]:
+                break
+            time.sleep(0.001)
+        return os.fsdecode(b"".join(self.chunks))
+
+
+class Dialogue:
+    """A talk with one engine's command, as far as it has got."""
+
+    __slots__ = ("cli", "commands", "found", "refused", "running", "talk")
+
+    def __init__(self, cli: Cli, talk: Talk) -> None:
+        """Begin. Nothing is heard yet."""
+        self.cli, self.talk = cli, talk
+        self.found: list[Container] = []
+        self.commands: list[Command] = []
+        self.running: list[Command] = []
+        self.refused = f"the command {cli.program} did not answer in time"
+        self.go_on(None)
+
+    def go_on(self, outputs: list[str] | None) -> None:
+        """Hand over OUTPUTS, start what is to be run next, until there is something to wait for."""
+        try:
+            while not self.running:
+                lines = next(self.talk) if outputs is None else self.talk.send(outputs)
+                self.commands, outputs = [], []
+                self._start(lines)
+        except StopIteration as end:
+            self.found, self.refused = end.value, ""
+        except Refused as error:
+            self.refused = str(error)
+        except OSError as error:
+            self.refused = f"the command {self.cli.program}: {error.strerror}"
+        except Exception:  # noqa: BLE001  a command may print anything
+            self.refused = f"the command {self.cli.program} did not say what it is asked for"
+
+    def _start(self, lines: list[list[str]]) -> None:
+        try:
+            for line in lines:
+                self.commands.append(Command(line))
+        except BaseException:
+            for command in self.commands:
+                command.end()
+            raise
+        self.running = list(self.commands)
+
+    def hear(self, command: Command) -> None:
+        """COMMAND has said something, or has ended."""
+        if command.read():
+            return
+        self.running.remove(command)
+        if not self.running:
+            self.go_on([each.end() for each in self.commands])
+
+    def end(self) -> None:
+        """Kill what still runs."""
+        for command in self.commands if self.running else ():
+            command.end()
+
+
+def find(name: str, engines: Iterable[str], deadline: float) -> tuple[list[Container], dict[str, str]]:
+    """(what the commands of ENGINES know under NAME by DEADLINE; engine → why its command did not say)."""
+    import select
+
+    asked = set(engines)
+    wanted = [(cli, path) for cli in CLIS if cli.engine in asked and cli.needed() and (path := trusted(cli.program))]
+    dialogues: list[Dialogue] = []
+    try:
+        for cli, path in wanted:
+            dialogues.append(Dialogue(cli, cli.talk(path, name)))
+        while True:
+            listening = {command.fd: (each, command) for each in dialogues for command in each.running}
+            left = deadline - time.monotonic()
+            if not listening or left <= 0:
+                break
+            poll = select.poll()
+            for fd in listening:
+                poll.register(fd, POLLIN)
+            for fd, _ in poll.poll(left * 1000):
+                each, command = listening[fd]
+                each.hear(command)
+    finally:
+        for each in dialogues:
+            each.end()
+    found = [container for each in dialogues for container in each.found]
+    return found, {each.cli.engine: each.refused for each in dialogues if each.refused}

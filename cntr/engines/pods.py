@@ -1,0 +1,79 @@
+"""Podman's pods: ``podman:POD`` where one application container runs in it, ``podman:POD/CONTAINER``.
+
+Since version 5 libpod keeps them in ``<graphroot>/db.sql`` (SQLite); before, in a database that only podman itself reads, which
+is what ``fallback`` asks it for. The pod's infra container only holds its namespaces and is left out.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from cntr.engines import Container, NotRunning, podman, store
+
+MEMBERS = """SELECT p.ID, p.Name, c.ID, c.Name, s.JSON FROM PodConfig p JOIN PodState s ON s.ID = p.ID
+JOIN ContainerConfig c ON c.PodID = p.ID"""
+SQLITE_LIMIT_LENGTH = 0  # sqlite3.h; Python has the name from 3.11 on, but only where the library was built with it
+
+
+def answers_to(name: str, pod_id: str, pod: str, container: str) -> bool:
+    """Whether NAME means CONTAINER of the pod: the pod's name or id, a beginning of the id, each also before /CONTAINER."""
+    head, slash, tail = name.partition("/")
+    return podman.answers_to(head, pod_id, [pod]) and (not slash or tail == container)
+
+
+def find(name: str, deadline: float) -> list[Container]:
+    """The running containers of the pod that NAME means, of root and of each user, called POD/CONTAINER."""
+    members: dict[tuple[str, int, str], str] = {}
+    stopped = ""
+    for one in podman.stores():
+        for pod_id, pod, id, called in _members(one, deadline):
+            if answers_to(name, pod_id, pod, called):
+                members[one.graphroot, one.owner, id] = f"{pod}/{called}"
+                stopped = f"{pod}/{called}" if "/" in name else f"the pod {pod}"
+    found = []
+    for known in podman.known_containers(lambda row: _key(row) in members) if members else ():
+        container = podman.running(known)
+        if container:
+            container.name = members[_key(known)]
+            found.append(container)
+    if not found and stopped:
+        raise NotRunning(f"podman has {stopped}, but it is not running")
+    return found
+
+
+def _key(known: podman.Known) -> tuple[str, int, str]:
+    return known.store.graphroot, known.store.owner, known.id
+
+
+def _members(one: podman.Store, deadline: float) -> list[tuple[str, ...]]:
+    """(pod id, pod, container id, container) of a store's pods, without the infra containers.
+
+    The file may be a hostile user's. SQLite never sees its path, only its bytes, in memory; a schema that computes for ever
+    ends at the deadline.
+    """
+    try:
+        image = bytearray(store.read_bytes(f"{one.graphroot}/db.sql", owner=one.owner))
+    except OSError:
+        return []  # an older libpod, or a store that podman never used
+    import sqlite3  # 3 ms, so only where there is something to read
+
+    # A header that says "write-ahead log" would want a second file beside this one (sqlite.org/fileformat2.html).
+    image[18:20] = b"\1\1"
+    database = sqlite3.connect(":memory:")
+    try:
+        database.setlimit(SQLITE_LIMIT_LENGTH, store.LIMIT)
+        database.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
+        database.deserialize(bytes(image))
+        database.execute("PRAGMA trusted_schema = OFF")
+        rows = database.execute(MEMBERS).fetchmany(10_000)
+        # The column InfraContainerID is there too, and stays empty.
+        return [
+            tuple(map(str, row[:4]))
+            for row in rows
+            if store.parse(os.fsdecode(row[4])).get("InfraContainerID") != row[2]
+        ]
+    except (sqlite3.Error, ValueError, TypeError, AttributeError):
+        return []  # another schema, or no database
+    finally:
+        database.close()

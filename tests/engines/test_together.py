@@ -1,0 +1,54 @@
+"""Six engines at once: each container by its bare name, and one ``cntr ps`` of them all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+from tests.engines import rigs
+
+TOGETHER = ("docker", "podman", "podman_rootless", "containerd", "lxc", "nspawn", "runc")
+
+
+def cntr(environment: dict[str, str], *arguments: str) -> str:
+    command = [sys.executable, "-m", "cntr", *arguments]
+    where = pathlib.Path(__file__).parents[2]
+    done = subprocess.run(
+        command, env=environment, cwd=where, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_one_table_of_them_all(request):
+    with contextlib.ExitStack() as stack:
+        boxes = {name: stack.enter_context(rigs.open_rig(request, name).box()) for name in TOGETHER}
+        paused = stack.enter_context(rigs.open_rig(request, "docker").box("paused"))
+        environment = dict(os.environ)
+        for box in boxes.values():
+            environment |= box.rig.settings
+        rows = {row["pid"]: row for row in json.loads(cntr(environment, "ps", "--json"))}
+        table = cntr(environment, "ps").splitlines()
+        head, lines = table[0], table[1:]
+        for name, box in [*boxes.items(), ("docker", paused)]:
+            row = rows[box.pid]
+            assert (row["engine"], row["name"]) == (box.rig.engine, box.name)
+            assert box.id.startswith(row["id"])
+            assert len(row["id"]) <= 12 or box.id == box.name
+            assert row["state"] == ("paused" if box is paused else "running")
+            assert row["owner"] == (f"uid {box.rig.uid}" if name == "podman_rootless" else "")
+            assert row["userns"] == ("own" if name == "podman_rootless" else "host")
+            assert ("slim:1" in row["image"]) == (name in ("docker", "podman")), "where it can be known by files"
+            (line,) = [line for line in lines if f" {box.name} " in line]
+            assert line[head.index("PID") :].split()[0] == str(box.pid), "the columns stand below their heads"
+            assert line[head.index("STATE") :].startswith(row["state"])
+            if box is not paused:
+                assert cntr(environment, "exec", box.name, "--", "/bin/cat", "/etc/motto") == "slim\n", (
+                    "its name is enough"
+                )
+        assert len({box.rig.engine for box in boxes.values()}) == 6
+        assert lines == sorted(lines, key=lambda line: line.split()[0]), "by engine"

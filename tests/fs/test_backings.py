@@ -1,0 +1,125 @@
+"""CntrFS over other filesystems than the one the suite runs on: what passes there directly must pass through the mount."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .checks import all_checks
+from .checks._tools import Unsupported
+from .expected import reason
+from .run_checks import remove_tree
+from .servers import Place, Server, missing, open_to_others
+
+PARTS = ("creation", "data", "links", "openfiles", "privileges", "renames", "space", "special", "xattrs")
+MIB = 1 << 20
+
+
+def _mount(*words: str | Path) -> None:
+    done = subprocess.run(["mount", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"cannot be mounted here: {done.stderr.strip()}")
+
+
+def _image(kind: str, package: str, base: Path) -> None:
+    if shutil.which(f"mkfs.{kind}") is None:
+        pytest.skip(f"mkfs.{kind} is missing (Debian: {package})")
+    image = base / "image"
+    with open(image, "wb") as file:
+        file.truncate(600 * MIB)
+    subprocess.run([f"mkfs.{kind}", "-q", image], check=True)
+    _mount("-o", "loop", image, base / "top")
+
+
+def _overlay(base: Path, over: Path | None = None) -> None:
+    """An overlay; over: a lower directory that is one itself."""
+    room = base / ("upper" if over else "lower")
+    for name in ("lower", "upper", "work"):
+        (room / name).mkdir(parents=True)
+    options = f"lowerdir={over or room / 'lower'},upperdir={room / 'upper'},workdir={room / 'work'}"
+    _mount("-t", "overlay", "overlay", "-o", options, base / "top")
+
+
+def _overlays(base: Path) -> None:
+    (base / "top").rename(base / "first")
+    (base / "top").mkdir()
+    _overlay(base)
+    subprocess.run(["mount", "--move", base / "top", base / "first"], check=True)
+    _overlay(base, base / "first")
+
+
+BACKINGS = {
+    "tmpfs": lambda base: _mount("-t", "tmpfs", "tmpfs", base / "top"),
+    "xfs": lambda base: _image("xfs", "xfsprogs", base),
+    "btrfs": lambda base: _image("btrfs", "btrfs-progs", base),
+    "overlay": _overlay,
+    # Two levels: more than the kernel stacks (FILESYSTEM_MAX_STACK_DEPTH), so the server reads and writes.
+    "overlays": _overlays,
+}
+
+
+@pytest.fixture(params=BACKINGS)
+def backing(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A directory on the filesystem."""
+    (tmp_path / "top").mkdir()
+    open_to_others(tmp_path)
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: _unmount_below(tmp_path))
+        BACKINGS[request.param](tmp_path)
+        (tmp_path / "top").chmod(0o755)
+        yield tmp_path / "top"
+
+
+def _unmount_below(base: Path) -> None:
+    """The server's processes hold the filesystem until the last of them is gone, a moment after it was told to stop."""
+    for path in (base / "top", base / "first"):
+        deadline = time.monotonic() + 10
+        while os.path.ismount(path) and time.monotonic() < deadline:
+            if subprocess.run(["umount", path], capture_output=True, check=False).returncode:
+                time.sleep(0.1)
+
+
+def _outcome(check: object, place: Place) -> str:
+    """Empty when it passes."""
+    name = place.fresh()
+    try:
+        check.run(place.directory / name, place.behind / name)
+    except Unsupported as lacking:
+        return f"unsupported: {lacking}"
+    except (AssertionError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        remove_tree(place.behind / name)
+    return ""
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("binding", ["devfuse", "pyfuse3"])
+def test_what_passes_there_passes_through(binding: str, backing: Path, tmp_path: Path) -> None:
+    if missing(binding):
+        pytest.skip(missing(binding))
+    for name in ("source", "mount"):
+        (backing / name).mkdir()
+    server = Server(binding, backing / "source", backing / "mount", tmp_path / "log")
+    server.start()
+    try:
+        mounted, plain = Place(binding, backing, server), Place("plain", backing, None)
+        wrong = []
+        for check in all_checks():
+            if check.name.partition(".")[0] in PARTS and not reason(binding, check.name):
+                found = _outcome(check, mounted)
+                if found and not _outcome(check, plain):
+                    wrong.append(f"{check.name}: {found}")
+        assert not wrong, "\n".join(wrong)
+        assert server.alive, server.log_end()
+        assert not server.new_suspicious_lines()
+    finally:
+        problem = server.stop()
+    assert not problem

@@ -1,0 +1,64 @@
+"""The bench's own parts: every workload of the paper's kind runs, the chart is an SVG of all rows, the page holds both."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from bench import fs_paper
+from bench.fs import picture
+from bench.plot import chart
+from tests.suites.document import performance
+
+from .servers import open_to_others
+
+WORKLOADS = {workload.name: workload for workload in fs_paper.workloads()}
+RESULTS = {
+    "read a <tree>": {"native": [1.0, 1.1, 1.2], "devfuse": [2.2, 2.3, 2.4], "pyfuse3": [9.0, 9.9, 11.0]},
+    "fio": {"native": [1.0, 1.0, 1.0], "devfuse": [0.5, 0.4, 0.6], "pyfuse3": [3.0, 3.1, 3.2]},
+}
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_workload_runs(name: str, tmp_path: Path) -> None:
+    workload = WORKLOADS[name]
+    if os.geteuid() != 0:
+        pytest.skip("root is missing: the database runs as another user")
+    if workload.tool and not shutil.which(workload.tool):
+        pytest.skip(f"{workload.tool} is missing (Debian: {workload.package})")
+    open_to_others(tmp_path)
+    workload.prepare(tmp_path)
+    first, second = workload.run(tmp_path), workload.run(tmp_path)
+    assert first > 0
+    assert second > 0
+
+
+def test_chart_shows_every_ratio() -> None:
+    root = ElementTree.fromstring(picture(RESULTS))
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    for expected in ("read a <tree>", "fio", "devfuse", "pyfuse3", "2.09", "9.00", "0.50", "3.10", "1×"):
+        assert expected in texts
+    bars = [element for element in root.iter("{http://www.w3.org/2000/svg}rect") if element.get("height") == "8"]
+    assert len(bars) == 4
+    assert float(bars[1].get("width", 0)) > float(bars[0].get("width", 0))
+
+
+def test_chart_of_nothing_is_one() -> None:
+    ElementTree.fromstring(chart({}, [], "nothing"))
+
+
+def test_page_shows_the_chart_and_what_was_not_measured(tmp_path: Path) -> None:
+    report = {
+        "date": "2026-01-01", "kernel": "6.18", "rounds": 3, "load": [0.1, 0, 0], "command": "python -m bench.fs --dir /x",
+        "seconds": RESULTS, "absent": {"pgbench": "postgresql"},
+    }  # fmt: skip
+    (tmp_path / "bench-fs.json").write_text(json.dumps(report))
+    page = performance(tmp_path / "bench-fs.json")
+    assert "(performance.svg)" in page
+    assert "| pgbench | not measured: postgresql is not installed | | |" in page
+    assert "/x" not in page

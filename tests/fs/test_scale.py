@@ -1,0 +1,144 @@
+"""Very many files, and very few fds: what a server keeps is bounded. (bench.fs --million measures the full size.)"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .actors import OTHER, USER
+from .servers import BINDINGS, Place, missing, place
+
+FILES = 50_000
+BYTES_PER_FILE = {"devfuse": 200, "pyfuse3": 300}  # a million files: 250 and 400 MB with the server's own 20 to 50
+FD_LIMIT = 64
+DEPTH, WIDTH = 100, 300
+
+
+@pytest.fixture(params=BINDINGS)
+def binding(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    if missing(name):
+        pytest.skip(missing(name))
+    return name
+
+
+def status(pid: int, key: str) -> int:
+    """A size of /proc/PID/status, in bytes."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) << 10
+    raise KeyError(key)
+
+
+def server_process(here: Place) -> int:
+    """The process that answers."""
+    assert here.server is not None
+    os.listdir(here.directory)  # once it does, it has its name
+    return next(pid for pid in here.server.processes() if Path(f"/proc/{pid}/comm").read_text() == "cntrfs\n")
+
+
+def test_memory_per_file(binding: str) -> None:
+    """Two walks over two directories of 25,000 files, which kernel and server read in many pieces."""
+    with place(binding) as here:
+        for name in ("first", "second"):
+            (here.behind / name).mkdir()
+            fd = os.open(here.behind / name, os.O_PATH)
+            for number in range(FILES // 2):
+                os.mknod(f"{number:05d}", 0o100644, dir_fd=fd)
+            os.close(fd)
+        pid = server_process(here)
+        before = status(pid, "VmRSS")
+        for _ in range(2):
+            find = ["find", here.directory, "-type", "f", "-size", "0", "-printf", "."]
+            assert len(subprocess.run(find, check=True, stdout=subprocess.PIPE).stdout) == FILES
+        used = (status(pid, "VmHWM") - before) / FILES
+        assert 40 < used <= BYTES_PER_FILE[binding], f"{used:.0f} bytes a file"
+        assert (here.directory / "second" / "00007").stat().st_ino == (here.behind / "second" / "00007").stat().st_ino
+
+
+@contextlib.contextmanager
+def few_fds(binding: str, *options: str) -> Iterator[Place]:
+    """A server that may have FD_LIMIT fds, and can't have more."""
+    server = (sys.executable, "-m", "cntr.cntrfs", "{source}", "{mountpoint}", "--foreground", "--binding", binding)
+    with place(binding, ("prlimit", f"--nofile={FD_LIMIT}:{FD_LIMIT}", *server, *options)) as here:
+        assert f"Max open files            {FD_LIMIT}" in Path(f"/proc/{server_process(here)}/limits").read_text()
+        yield here
+
+
+@pytest.mark.skipif(shutil.which("prlimit") is None, reason="prlimit is missing (Debian: util-linux)")
+@pytest.mark.parametrize("options", [(), ("-o", "no_passthrough"), ("-o", "cache=none")], ids=["", "read", "nocache"])
+def test_few_fds(binding: str, options: tuple[str, ...]) -> None:
+    """A deep and a wide tree with 64 fds: no EMFILE but for files that are really open, and that one passes."""
+    with few_fds(binding, *options) as here:
+        deep = here.directory
+        for number in range(DEPTH):
+            deep = deep / f"d{number}"
+            deep.mkdir()
+            (deep / "file").write_text(str(number))
+        for number in range(WIDTH):
+            (here.directory / f"w{number}").mkdir()
+            (here.directory / f"w{number}").chmod(0o777)
+            (here.directory / f"w{number}" / "suid").write_text("x")
+            os.setxattr(here.directory / f"w{number}" / "suid", "user.number", str(number).encode())
+        for _ in range(2):
+            found = subprocess.run(["find", here.directory, "-printf", "%s %f\\n"], check=True, stdout=subprocess.PIPE)
+            assert found.stdout.count(b"\n") == 1 + 2 * DEPTH + 2 * WIDTH
+        with contextlib.ExitStack() as held:
+            files = [held.enter_context(open(here.directory / f"w{number}" / "suid", "r+")) for number in range(20)]
+            for number in range(WIDTH):
+                name = here.directory / f"w{number}"
+                assert os.getxattr(name / "suid", "user.number") == str(number).encode()
+                os.rename(name / "suid", here.directory / f"w{(number + 1) % WIDTH}" / "moved")
+                os.link(here.directory / f"w{(number + 1) % WIDTH}" / "moved", name / "linked")
+                os.chmod(name / "linked", 0o6777)
+                os.truncate(name / "linked", 10)
+                os.symlink("x" * 100, name / "symlink")
+                os.statvfs(name)
+            for number, file in enumerate(files):
+                assert file.read().rstrip("\0") == "x", number
+        OTHER(_write, str(here.directory / "w200" / "linked"))
+        assert (here.directory / "w200" / "linked").stat().st_mode & 0o7777 == 0o777
+        USER(_make, str(here.directory / "w7"))
+        assert (here.directory / "w7" / "mine").stat().st_uid == USER.uid
+        for number in range(DEPTH // 2):  # unlinked while the kernel knows it: only a fd leads there
+            assert (here.directory / f"w{number}" / "moved").read_text().rstrip("\0") == "x"
+            (here.directory / f"w{number}" / "moved").unlink()
+        subprocess.run(["rm", "-rf", *map(str, here.directory.iterdir())], check=True)
+        assert list(here.behind.iterdir()) == []
+        assert here.server is not None
+        assert "Too many open files" not in here.server.log_end()
+
+
+@pytest.mark.skipif(shutil.which("prlimit") is None, reason="prlimit is missing (Debian: util-linux)")
+def test_open_files_beyond_the_limit(binding: str) -> None:
+    """More open files than the server may have fds: EMFILE for those alone (none where the kernel holds them itself)."""
+    with few_fds(binding) as here:
+        (here.behind / "file").write_text("x")
+        opened = []
+        with contextlib.suppress(OSError):
+            for _ in range(2 * FD_LIMIT):
+                opened.append(os.open(here.directory / "file", os.O_RDONLY))
+        assert len(opened) >= (2 * FD_LIMIT if binding == "devfuse" else FD_LIMIT // 3)
+        assert os.stat(here.directory / "file").st_size == 1
+        assert os.pread(opened[-1], 5, 0) == b"x"
+        for fd in opened:
+            os.close(fd)
+        (here.directory / "other").write_text("y")
+        assert sorted(os.listdir(here.directory)) == ["file", "other"]
+
+
+def _write(path: str) -> None:
+    fd = os.open(path, os.O_WRONLY)
+    os.write(fd, b"y")
+    os.close(fd)
+
+
+def _make(path: str) -> None:
+    os.close(os.open(f"{path}/mine", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o2755))
