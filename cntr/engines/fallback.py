@@ -114,6 +114,16 @@ def _conmon(crio: bool) -> bool:
     )
 
 
+def _libpod() -> bool:
+    """Whether a monitor of Podman's runs, and the store that the command would open is not one that ``pods`` reads.
+
+    An older podman that meets a newer one's store does not see its ``db.sql``: it makes a database of its own kind beside it, and
+    from then on the newer one takes that one for the store's, and has lost its containers.
+    """
+    own = next((one for one in podman.stores() if one.owner == os.geteuid()), None)
+    return _conmon(crio=False) and not (own and os.path.exists(f"{own.graphroot}/db.sql"))
+
+
 def _shim(*namespaces: str) -> bool:
     """Whether a shim of containerd's runs for a container (of NAMESPACES) that is in none of the known state directories."""
     shims = {
@@ -141,7 +151,7 @@ def _containerd() -> bool:
 
 CLIS = (
     Cli("docker", "docker", docker.is_behind_local_tcp, _docker),
-    Cli("podman", "podman", lambda: _conmon(crio=False), _podman),
+    Cli("podman", "podman", _libpod, _podman),
     Cli("k8s", "crictl", lambda: _shim("k8s.io") or _conmon(crio=True), _crictl),
     Cli("containerd", "ctr", _containerd, _ctr),
 )

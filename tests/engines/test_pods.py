@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import sqlite3
 import time
 
 import pytest
 
 from cntr import engines
-from cntr.engines import fallback, pods
+from cntr.engines import pods
 from cntr.errors import AmbiguousTarget, TargetNotFound
 from tests.engines import rigs
 from tests.engines.rigging import unique
@@ -23,8 +24,6 @@ def rig(request, monkeypatch):
     rig = rigs.open_rig(request, request.param)
     for name, value in rig.settings.items():
         monkeypatch.setenv(name, value)
-    if request.param == "podman_newer":  # its files are enough, and the podman on this machine's PATH is another one
-        monkeypatch.setattr(fallback, "CLIS", ())
     return rig
 
 
@@ -67,6 +66,18 @@ def test_a_pod_that_does_not_run_is_said_to_be_stopped(podman_newer, monkeypatch
         podman_newer.command("pod", "stop", "-t", "0", pod)
         with pytest.raises(TargetNotFound, match=f"podman has the pod {pod}, but it is not running"):
             engines.resolve(f"podman:{pod}")
+
+
+def test_a_newer_podmans_store_is_not_shown_to_an_older_podman(podman_newer, monkeypatch):
+    """It would make a database of its own kind there, which the newer one then takes for its own and loses its containers."""
+    with podman_newer.box() as box:
+        box.use(monkeypatch)
+        with pytest.raises(TargetNotFound):
+            engines.resolve(f"podman:{box.name}x")
+        graph = pathlib.Path(podman_newer.den.path, "graph")
+        assert (graph / "db.sql").exists()
+        assert list(graph.rglob("bolt_state.db")) == []
+        assert podman_newer.pid(box.name) == box.pid, "Podman itself still knows it"
 
 
 @pytest.mark.parametrize("kind", ["endless", "garbage", "short", "other"])
