@@ -119,6 +119,13 @@ def statx(fd: int, name: bytes = b"", flags: int = AT_SYMLINK_NOFOLLOW | AT_NO_A
     return _make_attributes(_unpack_statx(_statx_buffer))
 
 
+def statx_fields(fd: int, name: bytes) -> tuple[int, ...]:
+    """``statx`` of an entry, as the plain tuple of the fields of ``Attributes``: for listings."""
+    if _statx(fd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, STATX_WANTED, _statx_reference) < 0:
+        raise _fail("statx", name)
+    return _unpack_statx(_statx_buffer)
+
+
 _STATX_TYPE_MODE = 3
 _unpack_mode = struct.Struct("=8xQ12xH").unpack_from
 

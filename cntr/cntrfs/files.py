@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cntr import kernel_fs
 from cntr.cntrfs.backing import STRIPPED, Caller, Credentials, proc_path
-from cntr.cntrfs.node import Node, stale
+from cntr.cntrfs.node import Node, Slot, stale
 from cntr.cntrfs.nodes import NodeTable
 from cntr.cntrfs.options import Options
 
@@ -187,14 +187,19 @@ class FileOperations:
 
         return self._add(DirectoryHandle(node, self.nodes.retrying(opener)))
 
+    def directory(self, fh: int) -> DirectoryHandle:
+        """The open directory behind a handle number."""
+        handle = self.handle(fh)
+        if not isinstance(handle, DirectoryHandle):
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return handle
+
     def entries(self, fh: int, offset: int) -> Iterator[kernel_fs.DirectoryEntry]:
         """READDIR: the entries behind OFFSET, which is the backing filesystem's own and so stays valid.
 
         An entry is handed out for good when the next one is asked for: what a full buffer refuses comes again.
         """
-        handle = self.handle(fh)
-        if not isinstance(handle, DirectoryHandle):
-            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        handle = self.directory(fh)
         if offset == 0 or offset != handle.position:
             os.lseek(handle.fd, offset, os.SEEK_SET)
             handle.pending = []
@@ -212,10 +217,15 @@ class FileOperations:
             handle.position = entry.next_offset
 
     def look_at_entry(self, fh: int, name: bytes) -> tuple[Node, kernel_fs.Attributes]:
-        """READDIRPLUS: the node and attributes of an entry; the lookup is counted by ``count_lookup``."""
+        """READDIRPLUS: the node and attributes of an entry; the binding counts the lookup once the entry has fitted in."""
         handle = self.handle(fh)
         attributes = kernel_fs.statx(handle.fd, name)
         return self.nodes.see(attributes, handle.node, handle.fd, name), attributes
+
+    def list_entry(self, directory: DirectoryHandle, name: bytes) -> tuple[int, int, Slot, tuple[int, ...]]:
+        """READDIRPLUS: (node id, generation, slot, fields of statx) of an entry, one lookup counted."""
+        fields = kernel_fs.statx_fields(directory.fd, name)
+        return *self.nodes.listed(fields, directory.node, directory.fd, name), fields
 
     def syncfs(self, nodeid: int) -> None:
         """SYNCFS of the filesystem that the node is on."""

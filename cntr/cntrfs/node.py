@@ -38,7 +38,8 @@ class FileId(NamedTuple):
 class Slot:
     """One (mount, device) pair of the served tree; ``base`` is the upper part of its node ids."""
 
-    __slots__ = ("aliases", "base", "dev", "handles", "index", "magic", "mnt_id", "mount_fd", "mount_node", "watched")
+    __slots__ = ("aliases", "any_generation", "base", "dev", "handles", "index", "magic", "mnt_id", "mount_fd",
+                 "mount_node", "watched")  # fmt: skip
 
     def __init__(self, mnt_id: int, dev: int, base: int, index: int) -> None:
         """index: the how-manieth slot of the table; handles: does open_by_handle_at(2) work here; None until tried."""
@@ -48,6 +49,7 @@ class Slot:
         self.base = base
         self.aliases: dict[int, int] = {}  # inode number -> node id, where base + ino won't do
         self.handles: bool | None = None
+        self.any_generation = False  # generation 0 in a handle matches any (ext4): no file need be asked for its own
         self.mount_fd = -1  # a real fd on this mount, for open_by_handle_at
         self.mount_node: Node | None = None
         self.magic = 0  # the filesystem's f_type, linux/magic.h
@@ -96,8 +98,7 @@ class Node:
     def handle(self) -> Handle | None:
         """The file handle to reopen the file by, if there is one."""
         if self.packed_handle is True:
-            data = self.ino.to_bytes(4, "little") + self.generation.to_bytes(4, "little")
-            return Handle(FILEID_INO32_GEN, data)
+            return derived_handle(self.ino, 0 if self.slot.any_generation else self.generation)
         return self.packed_handle or None
 
     @handle.setter
@@ -118,6 +119,16 @@ class Node:
     def is_directory(self) -> bool:
         """Directories can be reopened by ``..`` and serve as parents."""
         return self.kind == stat.S_IFDIR
+
+
+def derived_handle(ino: int, generation: int) -> Handle:
+    """The file handle of the filesystems that make it of inode number and generation."""
+    return Handle(FILEID_INO32_GEN, ino.to_bytes(4, "little") + generation.to_bytes(4, "little"))
+
+
+def generation_of(birth: int) -> int:
+    """A generation for a file born then (ns), where its own needn't be known: another one for a reused inode number."""
+    return (birth ^ birth >> 32) & 0xFFFFFFFF or 1
 
 
 def stale() -> OSError:

@@ -20,7 +20,18 @@ from collections import OrderedDict
 
 from cntr import kernel_fs
 from cntr.cntrfs.fds import BoundedFds, fd_budget
-from cntr.cntrfs.node import FILEID_INO32_GEN, INO_BITS, INO_MASK, ROOT_ID, SYNTHETIC, Node, Slot, stale
+from cntr.cntrfs.node import (
+    FILEID_INO32_GEN,
+    INO_BITS,
+    INO_MASK,
+    ROOT_ID,
+    SYNTHETIC,
+    Node,
+    Slot,
+    derived_handle,
+    generation_of,
+    stale,
+)  # fmt: skip
 from cntr.cntrfs.records import Records
 from cntr.kernel_fs import Attributes, Handle
 
@@ -146,7 +157,10 @@ class NodeTable(BoundedFds):
             slot.mount_node = slot.mount_node or fresh
             self._named(fresh, parent, name)
             self._probe_handles(slot, parent_fd, name)
-        if slot.handles:
+        if slot.any_generation and not fresh.ino >> 32:
+            fresh.packed_handle = True
+            fresh.generation = generation_of(fresh.birth)
+        elif slot.handles:
             self._take_handle(fresh, parent_fd, name)
         if not fresh.packed_handle or fresh is slot.mount_node:
             self._named(fresh, parent, name)
@@ -159,6 +173,23 @@ class NodeTable(BoundedFds):
         self.nodes[nodeid] = fresh
         self._idle.append(fresh)
         return fresh
+
+    def listed(self, attributes: tuple[int, ...], parent: Node, parent_fd: int, name: bytes) -> tuple[int, int, Slot]:
+        """(node id, generation, slot) of what a listing shows as NAME in parent, one lookup counted.
+
+        What ``see`` does, without making an object of what the kernel may never ask about. attributes: the fields of statx.
+        """
+        birth, birth_ns, ino, kind = attributes[13], attributes[14], attributes[7], attributes[6] & 0o170000
+        slot = self._by_mount.get((attributes[23], attributes[21], attributes[22]))
+        if slot is not None and slot.any_generation and not ino >> 32 and ino not in slot.aliases:
+            nodeid = slot.base | ino
+            if nodeid not in self.nodes:
+                generation = self._records.enter(nodeid, birth * 1_000_000_000 + birth_ns, slot, kind >> 12)
+                if generation:
+                    return nodeid, generation, slot
+        node = self.see(Attributes._make(attributes), parent, parent_fd, name)
+        node.lookups += 1
+        return node.nodeid, node.generation, node.slot
 
     def find(self, attributes: Attributes) -> Node | None:
         """The node the kernel knows for this file, if any."""
@@ -190,7 +221,22 @@ class NodeTable(BoundedFds):
         except OSError:
             return
         slot.handles = True
+        slot.any_generation = self._matches_any_generation(mount_fd, handle)
         self.on_new_slot(slot)
+
+    def _matches_any_generation(self, mount_fd: int, handle: Handle) -> bool:
+        """Whether generation 0 opens the file too; only one with another generation can tell."""
+        if handle.kind != FILEID_INO32_GEN or len(handle.data) != 8 or handle.data[4:] == bytes(4):
+            return False
+        ino = int.from_bytes(handle.data[:4], "little")
+        try:
+            fd = self.retrying(lambda: kernel_fs.open_by_handle(mount_fd, derived_handle(ino, 0), _O_PATH))
+        except OSError:
+            return False
+        try:
+            return kernel_fs.statx(fd).ino == ino
+        finally:
+            os.close(fd)
 
     def slots(self) -> list[Slot]:
         """All slots so far."""
@@ -312,7 +358,7 @@ class NodeTable(BoundedFds):
             if slot is None or ino >> 32:
                 raise stale()
             # Generation 0 matches any in ext4's handles; the kernel compares the one that we answer.
-            known = slot, Handle(FILEID_INO32_GEN, ino.to_bytes(4, "little") + bytes(4))
+            known = slot, derived_handle(ino, 0)
         slot, handle = known
         try:
             fd = self.retrying(lambda: kernel_fs.open_by_handle(self._mount_fd(slot), handle, _O_PATH))
@@ -323,7 +369,11 @@ class NodeTable(BoundedFds):
             os.close(fd)
             raise stale()
         node = Node(nodeid, slot, attributes)
-        self._take_handle(node, fd, b"")
+        if slot.any_generation and not node.ino >> 32:
+            node.packed_handle = True
+            node.generation = generation_of(node.birth)
+        else:
+            self._take_handle(node, fd, b"")
         if not node.has_derived_handle:
             node.generation = node.generation or 1
         self.nodes[nodeid] = node

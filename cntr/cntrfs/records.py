@@ -9,7 +9,7 @@ from __future__ import annotations
 import stat
 import struct
 
-from cntr.cntrfs.node import INO_MASK, ROOT_ID, SYNTHETIC, Node, Slot
+from cntr.cntrfs.node import INO_MASK, ROOT_ID, SYNTHETIC, Node, Slot, generation_of
 from cntr.kernel_fs import Handle
 
 _RECORD = struct.Struct("=qIIHB")  # birth generation lookups slot kind; then the handle, if it isn't derived
@@ -59,6 +59,24 @@ class Records:
             record += _HANDLE_KIND.pack(handle.kind) + handle.data
         self._records[node.nodeid] = record
         return True
+
+    def enter(self, nodeid: int, birth: int, slot: Slot, kind: int) -> int:
+        """A file with a derived handle is looked up once more, or for the first time; its generation, 0 for "not here".
+
+        A record of another birth or kind is of a file that is gone: its inode number is this one's now.
+        """
+        record = self._records.get(nodeid)
+        lookups = 1
+        if record is not None:
+            if len(record) != _SIZE:
+                return 0
+            lookups += _RECORD.unpack_from(record)[2]
+        generation = generation_of(birth)
+        try:
+            self._records[nodeid] = _RECORD.pack(birth, generation, lookups, slot.index, kind)
+        except struct.error:
+            return 0
+        return generation
 
     def take(self, nodeid: int) -> Node | None:
         """Give the node out, as an object, if it is here."""

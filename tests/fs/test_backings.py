@@ -80,7 +80,7 @@ def backing(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 def _unmount_below(base: Path) -> None:
     """The server's processes hold the filesystem until the last of them is gone, a moment after it was told to stop."""
     for path in (base / "top", base / "first"):
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while os.path.ismount(path) and time.monotonic() < deadline:
             if subprocess.run(["umount", path], capture_output=True, check=False).returncode:
                 time.sleep(0.1)

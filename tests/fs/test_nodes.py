@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def table(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NodeTable]
     made = NodeTable(os.open(tmp_path, os.O_PATH), max_fds=3)
     if request.param == "names":
         for slot in made.slots():
-            slot.handles = False
+            slot.handles = slot.any_generation = False
     elif not made.slots()[0].handles:
         pytest.skip(f"no file handles on the filesystem of {tmp_path}")
     yield made
@@ -232,6 +233,46 @@ def test_an_idle_node_is_a_record(table: NodeTable, tmp_path: Path) -> None:
         table.forget(node.nodeid, 1)
         assert node.nodeid not in table
     assert len(table) == 1
+
+
+def listed(table: NodeTable, name: str) -> tuple[int, int]:
+    """(node id, generation) of an entry of the root's listing."""
+    fd = table.fd(table.root)
+    nodeid, generation, slot = table.listed(kernel_fs.statx_fields(fd, name.encode()), table.root, fd, name.encode())
+    assert slot is table.root.slot
+    return nodeid, generation
+
+
+def test_what_is_listed_is_what_is_looked_up(table: NodeTable, tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    first = listed(table, "a")
+    node = see(table, "a")
+    assert (node.nodeid, node.generation) == first == listed(table, "a")
+    assert node.lookups == 3
+    assert identity(table.fd(node)) == node.id
+    table.trim()
+    table.forget(node.nodeid, 3)
+    assert node.nodeid not in table
+
+
+def test_a_listing_tells_a_reused_inode_number_apart(table: NodeTable, tmp_path: Path) -> None:
+    """Behind the mount the file goes, and another one gets its number: the kernel is told of another generation."""
+    for number in range(200):
+        path = tmp_path / f"{number}"
+        path.touch()
+        nodeid, generation = listed(table, path.name)
+        table.trim()
+        path.unlink()
+        time.sleep(0.02)  # births are as coarse as the kernel's tick
+        path.touch()
+        again, newer = listed(table, path.name)
+        if again == nodeid:
+            assert newer != generation
+            node = table.get(nodeid)
+            assert node.lookups == 2
+            assert identity(table.fd(node)) == node.id
+            return
+    pytest.skip(f"the filesystem of {tmp_path} does not reuse inode numbers")
 
 
 def test_a_node_in_use_stays_an_object(table: NodeTable, tmp_path: Path) -> None:

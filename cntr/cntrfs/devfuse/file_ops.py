@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -23,6 +22,7 @@ MAX_IO = 1 << 20  # bytes in one READ or WRITE: what INIT agrees on
 _GUARDED = kernel_fs.STATX_ATTR_IMMUTABLE | kernel_fs.STATX_ATTR_APPEND
 _ENTRY_SIZE = wire.ENTRY_OUT.size
 _NO_ENTRY = bytes(_ENTRY_SIZE)
+_DOTS = (b".", b"..")
 
 
 def _open_flags(c: Connection, node: Node, fd: int, mode: int, fh: int) -> tuple[int, int]:
@@ -165,25 +165,24 @@ def _readdir(c: Connection, nodeid: int, body: memoryview) -> bytes:
 def _readdirplus(c: Connection, nodeid: int, body: memoryview) -> bytes:
     fh, offset, size, _, _, _, _ = wire.READ_IN.unpack_from(body)
     core = c.core
-    base = core.handle(fh).node.slot.base
+    directory = core.directory(fh)
+    base = directory.node.slot.base
+    list_entry, entry_of, pack_dirent = core.list_entry, c.entry_of, wire.pack_dirent
     parts: list[bytes] = []
     room = size
-    for entry in core.entries(fh, offset):
-        name = entry.name
-        room -= _ENTRY_SIZE + (wire.DIRENT.size + len(name) + 7 & ~7)
+    for ino, next_offset, kind, name in core.entries(fh, offset):
+        dirent = pack_dirent(base | ino, next_offset, kind, name)
+        room -= _ENTRY_SIZE + len(dirent)
         if room < 0:
             break
-        node = None
-        if name not in (b".", b".."):
-            # Removed since the directory was read: the name alone is listed, not looked up.
-            with contextlib.suppress(OSError):
-                node, attributes = core.look_at_entry(fh, name)
-        if node is None:
-            parts.append(_NO_ENTRY)
+        if name not in _DOTS:
+            try:
+                parts.append(entry_of(*list_entry(directory, name), nodeid))
+            except OSError:  # removed since the directory was read: the name alone is listed, not looked up
+                parts.append(_NO_ENTRY)
         else:
-            node.lookups += 1
-            parts.append(c.entry(node, attributes, nodeid))
-        parts.append(wire.pack_dirent(base | entry.ino, entry.next_offset, entry.kind, name))
+            parts.append(_NO_ENTRY)
+        parts.append(dirent)
     return b"".join(parts)
 
 

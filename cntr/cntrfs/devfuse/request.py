@@ -105,16 +105,19 @@ class Connection:
         return self._timeouts if nodeid not in self.mapped else self._timeouts_mapped
 
     def entry(self, node: Node, a: Attributes, parent: int | None = None) -> bytes:
+        """struct fuse_entry_out of a node; parent as in ``entry_of``."""
+        return self.entry_of(node.nodeid, node.generation, node.slot, a, parent)
+
+    def entry_of(self, nodeid: int, generation: int, slot: Slot, a: tuple[int, ...], parent: int | None) -> bytes:
         """struct fuse_entry_out; parent: the node id of the directory, where the name may lead into another mount.
 
         Such a name is not kept for long: of a mount that came and went between two looks at mountinfo nobody tells.
         """
         (_, blksize, _, nlink, uid, gid, mode, ino, size, blocks, _, atime, atime_ns, _, _, ctime, ctime_ns, mtime,
          mtime_ns, major, minor, _, _, _) = a  # fmt: skip
-        slot, nodeid = node.slot, node.nodeid
         crossed = parent is not None and slot.watched and (parent ^ nodeid) & ~INO_MASK
         return _pack_entry(
-            nodeid, node.generation, *(self.timeouts(slot, nodeid) if not crossed else self._timeouts_mapped),
+            nodeid, generation, *(self.timeouts(slot, nodeid) if not crossed else self._timeouts_mapped),
             slot.base | ino if slot.base and ino <= INO_MASK else ino, size, blocks, atime, mtime, ctime, atime_ns,
             mtime_ns, ctime_ns, mode, nlink, uid, gid, new_encode_dev(major, minor) if major or minor else 0, blksize, 0,
         )  # fmt: skip
