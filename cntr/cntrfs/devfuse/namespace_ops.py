@@ -160,7 +160,7 @@ def label(c: Connection, node: Node, contexts: list[tuple[bytes, bytes]]) -> Non
 
 def creator(c: Connection, umask: int, groups: tuple[int, ...]) -> Caller:
     """The caller of a creating request; the kernel names the one supplementary group that matters."""
-    return Caller(c.uid, c.gid, c.pid, umask & 0o777, groups)
+    return c.caller(umask & 0o777, groups)
 
 
 def _mknod(c: Connection, nodeid: int, body: memoryview) -> bytes:

@@ -42,11 +42,7 @@ class Connection:
         self.core = core
         self.flags = 0
         self.minor = wire.MINOR_VERSION
-        self.unique = 0
-        self.uid = 0
-        self.gid = 0
-        self.pid = 0
-        self.extensions = 0  # in 8 bytes
+        self.header = (0,) * 8  # of the request at hand: struct fuse_in_header
         options = core.options
         (entry, entry_ns), (attr, attr_ns) = wire.timeout(options.entry_timeout), wire.timeout(options.attr_timeout)
         self._timeouts = entry, attr, entry_ns, attr_ns
@@ -90,11 +86,24 @@ class Connection:
                 unique = wire.OUT_HEADER.unpack_from(data)[2]
                 os.write(self.fd, _header(16, -errno.EIO, unique))
 
-    # pieces of answers
+    # the request at hand
 
-    def caller(self, umask: int = 0) -> Caller:
-        """Who made the request at hand."""
-        return Caller(self.uid, self.gid, self.pid, umask)
+    @property
+    def unique(self) -> int:
+        """Its number."""
+        return self.header[2]
+
+    @property
+    def extensions(self) -> int:
+        """How long what follows its arguments is, in 8 bytes."""
+        return self.header[7]
+
+    def caller(self, umask: int = 0, groups: tuple[int, ...] = ()) -> Caller:
+        """Who made it; groups: those that the kernel named."""
+        _, _, _, _, uid, gid, pid, _ = self.header
+        return Caller(uid, gid, pid, umask, groups)
+
+    # pieces of answers
 
     def timeouts(self, slot: Slot, nodeid: int = 0) -> tuple[int, int, int, int]:
         """(entry seconds, attribute seconds, entry ns, attribute ns) for a file of this slot."""

@@ -148,9 +148,8 @@ class Session:
             log.warning("a request of %d bytes", length)
             return
         connection = self.connection
-        (_, opcode, unique, nodeid, connection.uid, connection.gid, connection.pid,
-         connection.extensions) = _unpack_header(request)  # fmt: skip
-        connection.unique = unique
+        connection.header = header = _unpack_header(request)
+        _, opcode, unique, nodeid, _, _, _, _ = header
         body = request[_HEADER_SIZE:length]
         try:
             handler, minimum = _TABLE[opcode] if opcode < _OPCODES else _UNKNOWN
