@@ -222,7 +222,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the trees are removed
     private_mounts()
     names = [name for name in options.places.split(",") if _usable(name)]
-    names += ["passthrough_hp"] if options.passthrough_hp else []
+    if options.passthrough_hp and "passthrough_hp" not in names:
+        names.append("passthrough_hp")
     bindings = [name for name in names if name in BINDINGS]
     report: dict[str, object] = {
         "kernel": platform.release(), "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "rounds": options.rounds,
