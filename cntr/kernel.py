@@ -40,6 +40,10 @@ MOUNT_ATTR_RDONLY = 0x01
 MOUNT_ATTR_NOSUID = 0x02
 MOUNT_ATTR_NODEV = 0x04
 MOUNT_ATTR_NOEXEC = 0x08
+MOUNT_ATTR_NOATIME = 0x10
+MOUNT_ATTR_STRICTATIME = 0x20
+MOUNT_ATTR_ATIME = 0x70  # all of the two, and relatime
+MOUNT_ATTR_NODIRATIME = 0x80
 MOUNT_ATTR_IDMAP = 0x00100000
 FSOPEN_CLOEXEC = 1
 FSMOUNT_CLOEXEC = 1
@@ -197,12 +201,17 @@ def move_mount(tree_fd: int, dirfd: int, path: Path, flags: int = 0) -> None:
 
 
 def mount_setattr(
-    dirfd: int, path: Path, *, recursive: bool, attr_set: int = 0, propagation: int = 0, userns_fd: int = 0
+    dirfd: int,
+    path: Path,
+    *,
+    recursive: bool,
+    attr_set: int = 0,
+    attr_clear: int = 0,
+    propagation: int = 0,
+    userns_fd: int = 0,
 ) -> None:
     """mount_setattr(2), kernel 5.12."""
-    attr = _packed(
-        8, attr_set, 0, propagation, userns_fd
-    )  # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
+    attr = _packed(8, attr_set, attr_clear, propagation, userns_fd)  # struct mount_attr
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     result = _syscall(_long(_SYS_MOUNT_SETATTR), dirfd, os.fsencode(path), flags, attr, _ulong(len(attr)))
     _check(result, "mount_setattr", _fd_path(dirfd, path))

@@ -178,6 +178,20 @@ def open_by_handle(mount_fd: int, handle: Handle, flags: int, shared: bool = Tru
     return fd
 
 
+_INO_HANDLE = struct.Struct("=IiII")  # handle_bytes handle_type, then FILEID_INO32_GEN's inode number and generation
+_open_by_handle_at = _libc.open_by_handle_at
+_O_PATH_CLOEXEC = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def open_by_ino(mount_fd: int, ino: int, generation: int) -> int:
+    """``open_by_handle`` of a FILEID_INO32_GEN handle, as an O_PATH fd. One thread only: the buffer is shared."""
+    _INO_HANDLE.pack_into(_handle_buffer, 0, 8, 1, ino, generation)
+    fd = int(_open_by_handle_at(mount_fd, _handle_address, _O_PATH_CLOEXEC))
+    if fd < 0:
+        raise _fail("open_by_handle_at")
+    return fd
+
+
 class DirectoryEntry(NamedTuple):
     """struct linux_dirent64: next_offset is what lseek(2) takes to go on behind this entry."""
 
@@ -289,11 +303,16 @@ def capget() -> tuple[int, int, int]:
     return values[0] | values[3] << 32, values[1] | values[4] << 32, values[2] | values[5] << 32
 
 
-def capset(effective: int, permitted: int, inheritable: int) -> None:
-    """capset(2) on the calling thread."""
+def pack_capabilities(effective: int, permitted: int, inheritable: int) -> bytes:
+    """What ``capset`` takes."""
     low = [mask & 0xFFFFFFFF for mask in (effective, permitted, inheritable)]
     high = [mask >> 32 for mask in (effective, permitted, inheritable)]
-    if _libc.capset(_cap_header, _CAPS.pack(*low, *high)) < 0:
+    return _CAPS.pack(*low, *high)
+
+
+def capset(packed: bytes) -> None:
+    """capset(2) on the calling thread."""
+    if _libc.capset(_cap_header, packed) < 0:
         raise _fail("capset")
 
 
@@ -372,25 +391,3 @@ def filesystem_id(fd: int) -> bytes:
     if _libc.fstatfs(fd, buffer) < 0:
         raise _fail("fstatfs")
     return buffer.raw[56:64]  # struct statfs of 64-bit machines
-
-
-# A private copy of the served tree's mounts, with atime flags of its own. System call numbers from 424 on are the same
-# on every architecture but alpha.
-_SYS_OPEN_TREE, _SYS_MOUNT_SETATTR = 428, 442
-_OPEN_TREE_CLONE, _AT_RECURSIVE = 1, 0x8000
-MOUNT_ATTR_ATIME, MOUNT_ATTR_NOATIME, MOUNT_ATTR_STRICTATIME, MOUNT_ATTR_NODIRATIME = 0x70, 0x10, 0x20, 0x80
-
-
-def clone_tree(path: bytes, attr_set: int, attr_clear: int) -> int:
-    """open_tree(2) and mount_setattr(2): a detached copy of the mounts at PATH, with MOUNT_ATTR_* changed; its fd."""
-    flags = _OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC
-    fd = int(_libc.syscall(_long(_SYS_OPEN_TREE), AT_FDCWD, path, flags))
-    if fd < 0:
-        raise _fail("open_tree", path)
-    attributes = struct.pack("=QQQQ", attr_set, attr_clear, 0, 0)
-    call = _long(_SYS_MOUNT_SETATTR)
-    if _libc.syscall(call, fd, b"", AT_EMPTY_PATH | _AT_RECURSIVE, attributes, ctypes.c_size_t(len(attributes))) < 0:
-        error = _fail("mount_setattr", path)
-        os.close(fd)
-        raise error
-    return fd

@@ -97,7 +97,10 @@ class Credentials:
 
     def __init__(self) -> None:
         """Take the server's own capabilities as what to come back to."""
-        self._effective, self._permitted, self._inheritable = kernel_fs.capget()
+        effective, permitted, inheritable = kernel_fs.capget()
+        self._own = kernel_fs.pack_capabilities(effective, permitted, inheritable)
+        self._lowered = kernel_fs.pack_capabilities(effective & ~_FSETID, permitted, inheritable)
+        self._lowering = _WithoutFsetid(self._own, self._lowered)
         self.uid = os.geteuid()
         self.gid = os.getegid()
         self._caller = SERVER
@@ -126,7 +129,7 @@ class Credentials:
         if caller.uid != self.uid:
             kernel_fs.setfsuid(caller.uid)
             if not self._unprivileged:
-                kernel_fs.capset(self._effective & ~_FSETID, self._permitted, self._inheritable)
+                kernel_fs.capset(self._lowered)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -135,7 +138,7 @@ class Credentials:
         caller = self._caller
         if caller.uid != self.uid:
             kernel_fs.setfsuid(self.uid)
-            kernel_fs.capset(self._effective, self._permitted, self._inheritable)
+            kernel_fs.capset(self._own)
         if caller.gid != self.gid:
             kernel_fs.setfsgid(self.gid)
         if caller.umask:
@@ -143,24 +146,24 @@ class Credentials:
         if self._groups:
             kernel_fs.setgroups(())
 
-    def without_fsetid(self) -> Credentials:
+    def without_fsetid(self) -> _WithoutFsetid:
         """A scope in which writing kills set-id bits, as it does for an unprivileged writer."""
-        return _WithoutFsetid(self)
+        return self._lowering
 
 
-class _WithoutFsetid(Credentials):
+class _WithoutFsetid:
     """The scope of ``without_fsetid``: same ids, CAP_FSETID lowered."""
 
-    def __init__(self, own: Credentials) -> None:
-        self._own = own
+    def __init__(self, own: bytes, lowered: bytes) -> None:
+        self._own, self._lowered = own, lowered
 
     def __enter__(self) -> None:
-        kernel_fs.capset(self._own._effective & ~_FSETID, self._own._permitted, self._own._inheritable)
+        kernel_fs.capset(self._lowered)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        kernel_fs.capset(self._own._effective, self._own._permitted, self._own._inheritable)
+        kernel_fs.capset(self._own)
 
 
 def proc_path(fd: int) -> bytes:

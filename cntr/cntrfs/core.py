@@ -17,7 +17,7 @@ import struct
 from cntr import kernel_fs
 from cntr.cntrfs.backing import Caller, Credentials, proc_path
 from cntr.cntrfs.files import FileOperations
-from cntr.cntrfs.node import Node, stale
+from cntr.cntrfs.node import Node, Slot, stale
 from cntr.cntrfs.nodes import NodeTable
 from cntr.cntrfs.options import Options
 from cntr.kernel_fs import Attributes
@@ -94,6 +94,13 @@ class Core(FileOperations):
             node = self.nodes.see(attributes, parent, parent_fd, name)
         node.lookups += 1
         return node, attributes
+
+    def lookup_entry(self, parent_id: int, name: bytes) -> tuple[int, int, Slot, tuple[int, ...]]:
+        """LOOKUP: (node id, generation, slot, fields of statx) of a name that is neither dot, one lookup counted."""
+        parent = self.nodes.get(parent_id)
+        parent_fd = self.nodes.fd(parent)
+        fields = kernel_fs.statx_fields(parent_fd, name)
+        return *self.nodes.listed(fields, parent, parent_fd, name), fields
 
     def _lookup_dots(self, nodeid: int, name: bytes) -> Node:
         node = self.nodes.known(nodeid) or self.nodes.revive(nodeid)

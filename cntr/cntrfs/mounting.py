@@ -16,7 +16,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
 
-from cntr import kernel, kernel_fs
+from cntr import kernel
 from cntr.cntrfs.heartbeat import Heartbeat
 from cntr.cntrfs.options import Options
 from cntr.cntrfs.watchdog import Watchdog
@@ -41,8 +41,8 @@ _FLAG_OPPOSITES = {
 }  # fmt: skip
 
 _ATIME_WORDS = {
-    "noatime": kernel_fs.MOUNT_ATTR_NOATIME, "strictatime": kernel_fs.MOUNT_ATTR_STRICTATIME, "relatime": 0, "atime": 0,
-    "norelatime": kernel_fs.MOUNT_ATTR_STRICTATIME, "nodiratime": 0, "diratime": 0,
+    "noatime": kernel.MOUNT_ATTR_NOATIME, "strictatime": kernel.MOUNT_ATTR_STRICTATIME, "relatime": 0, "atime": 0,
+    "norelatime": kernel.MOUNT_ATTR_STRICTATIME, "nodiratime": 0, "diratime": 0,
 }  # fmt: skip
 
 
@@ -94,11 +94,17 @@ def open_source(source: str, words: list[str], *, read_only: bool = False) -> in
     if read_only:
         kinds = ["noatime"]  # mount(8) "ro": no access time moves, "strictatime" or not
     attr_set = _ATIME_WORDS[kinds[-1]] if kinds else 0
-    attr_clear = kernel_fs.MOUNT_ATTR_ATIME if kinds else 0
+    attr_clear = kernel.MOUNT_ATTR_ATIME if kinds else 0
     if wanted[-1] == "nodiratime" or ("nodiratime" in wanted and "diratime" not in wanted):
-        attr_set |= kernel_fs.MOUNT_ATTR_NODIRATIME
+        attr_set |= kernel.MOUNT_ATTR_NODIRATIME
     try:
-        return kernel_fs.clone_tree(os.fsencode(source), attr_set, attr_clear)
+        fd = kernel.open_tree(kernel.AT_FDCWD, source, kernel.OPEN_TREE_CLONE | kernel.AT_RECURSIVE)
+        try:
+            kernel.mount_setattr(fd, "", recursive=True, attr_set=attr_set, attr_clear=attr_clear)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
     except OSError as error:
         raise CntrError(
             f"cannot give {source} other access time flags: {os.strerror(error.errno or 0)}",

@@ -157,10 +157,7 @@ class NodeTable(BoundedFds):
             slot.mount_node = slot.mount_node or fresh
             self._named(fresh, parent, name)
             self._probe_handles(slot, parent_fd, name)
-        if slot.any_generation and not fresh.ino >> 32:
-            fresh.packed_handle = True
-            fresh.generation = generation_of(fresh.birth)
-        elif slot.handles:
+        if slot.handles:
             self._take_handle(fresh, parent_fd, name)
         if not fresh.packed_handle or fresh is slot.mount_node:
             self._named(fresh, parent, name)
@@ -254,6 +251,10 @@ class NodeTable(BoundedFds):
 
     @staticmethod
     def _take_handle(node: Node, fd: int, name: bytes) -> None:
+        if node.slot.any_generation and not node.ino >> 32:
+            node.packed_handle = True
+            node.generation = generation_of(node.birth)
+            return
         try:
             handle = kernel_fs.name_to_handle(fd, name)
         except OSError:
@@ -271,15 +272,21 @@ class NodeTable(BoundedFds):
     # reopening
 
     def _reopen(self, node: Node) -> int:
-        if node.handle is not None:
-            fd = kernel_fs.open_by_handle(self._mount_fd(node.slot), node.handle, _O_PATH)
+        slot = node.slot
+        if node.has_derived_handle:
+            generation = 0 if slot.any_generation else node.generation
+            fd = kernel_fs.open_by_ino(
+                slot.mount_fd if slot.mount_fd >= 0 else self._mount_fd(slot), node.ino, generation
+            )
+        elif node.handle is not None:
+            fd = kernel_fs.open_by_handle(self._mount_fd(slot), node.handle, _O_PATH)
         elif node.parent is not None:
             fd = self._reopen_by_name(node)
         else:
             raise stale()
         try:
             found = kernel_fs.statx(fd)
-            if self._slot(found) is node.slot and found.ino == node.ino and self._same(node, found):
+            if found.ino == node.ino and self._same(node, found) and self._slot(found) is slot:
                 return fd
         except OSError:
             os.close(fd)
@@ -369,11 +376,7 @@ class NodeTable(BoundedFds):
             os.close(fd)
             raise stale()
         node = Node(nodeid, slot, attributes)
-        if slot.any_generation and not node.ino >> 32:
-            node.packed_handle = True
-            node.generation = generation_of(node.birth)
-        else:
-            self._take_handle(node, fd, b"")
+        self._take_handle(node, fd, b"")
         if not node.has_derived_handle:
             node.generation = node.generation or 1
         self.nodes[nodeid] = node

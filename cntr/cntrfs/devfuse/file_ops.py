@@ -241,7 +241,8 @@ def _copy_file_range_64(c: Connection, nodeid: int, body: memoryview) -> bytes:
 def _ioctl(c: Connection, nodeid: int, body: memoryview) -> bytes:
     fh, _, command, _, in_size, out_size = wire.IOCTL_IN.unpack_from(body)
     if command not in ioctls.KNOWN:  # isatty(3), by every open() of Python's: no reason to open the backing file
-        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+        c.fail(c.unique, errno.ENOTTY)
+        return NO_ANSWER
     data = bytes(body[wire.IOCTL_IN.size : wire.IOCTL_IN.size + in_size])
     if command in ioctls.CHANGING:
         c.core.demand_writable()

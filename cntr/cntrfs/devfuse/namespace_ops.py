@@ -27,15 +27,16 @@ def _lookup(c: Connection, nodeid: int, body: memoryview) -> bytes:
     name, end = bytes(body[:-1]), body[-1]
     if end or not name or b"/" in name or b"\0" in name:
         raise wire.Malformed("not the name of an entry")
+    if name in (b".", b".."):  # from exported file handles
+        return c.entry(*c.core.lookup(nodeid, name))
     try:
-        node, attributes = c.core.lookup(nodeid, name)
+        return c.entry_of(*c.core.lookup_entry(nodeid, name), nodeid)
     except FileNotFoundError:
         parent = c.core.nodes.nodes.get(nodeid)
         if parent is None or not parent.slot.watched:
             raise
         # Node id 0: the kernel remembers that there is no such name, until it is told otherwise.
         return wire.ENTRY_OUT.pack(0, 0, *c.timeouts(parent.slot), *[0] * 16)
-    return c.entry(node, attributes, nodeid)
 
 
 def _forget(c: Connection, nodeid: int, body: memoryview) -> bytes:
