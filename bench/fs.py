@@ -38,8 +38,11 @@ class Place:
     """A directory tree reached in one way."""
 
     def __init__(self, name: str, base: Path, hp: str, options: tuple[str, ...] = ()) -> None:
-        """hp: the path of libfuse's passthrough_hp; options: for the CntrFS server."""
+        """name: with mount options for the CntrFS server after colons; hp: the path of libfuse's passthrough_hp."""
         self.name, self.base = name, base / name
+        name, *words = name.split(":")
+        self.kind = name
+        options += ("-o", ",".join(words)) if words else ()
         self.source, self.mountpoint = self.base / "source", self.base / "mount"
         for directory in (self.source, self.mountpoint):
             directory.mkdir(parents=True)
@@ -53,16 +56,16 @@ class Place:
         """Mount it, with empty caches of its own."""
         if self.server is not None:
             self.server.start()
-        elif self.name == "bind":
+        elif self.kind == "bind":
             subprocess.run(["mount", "--bind", self.source, self.mountpoint], check=True)
 
     def unmount(self) -> None:
         """The opposite; peers that stay after SIGTERM are unmounted first."""
-        if self.name in PEERS and is_mountpoint(self.mountpoint):
+        if self.kind in PEERS and is_mountpoint(self.mountpoint):
             subprocess.run(["umount", self.mountpoint], check=True)
         if self.server is not None:
             self.server.stop()
-        elif self.name == "bind":
+        elif self.kind == "bind":
             subprocess.run(["umount", self.mountpoint], check=True)
 
 
@@ -161,7 +164,7 @@ def cpu_per_call(name: str, base: Path, calls: int) -> dict[str, float]:
 
 def table(results: dict[str, dict[str, list[float]]], names: list[str]) -> str:
     """Ratios of medians (and of bests) to native."""
-    lines = [f"{'workload':26}{'native':>10}" + "".join(f"{name:>16}" for name in names if name != "native")]
+    lines = [f"{'workload':26}{'native':>10}" + "".join(f"  {name:>14}" for name in names if name != "native")]
     for workload, seconds in results.items():
         native = seconds["native"]
         cells = []
@@ -170,9 +173,9 @@ def table(results: dict[str, dict[str, list[float]]], names: list[str]) -> str:
                 continue
             median = statistics.median(seconds[name]) / statistics.median(native)
             best = min(seconds[name]) / min(native)
-            cells.append(f"{median:8.2f} ({best:5.2f})")
+            cells.append(f"{median:8.2f} ({best:5.2f})".rjust(max(14, len(name))))
         lines.append(
-            f"{workload:26}{statistics.median(native) * 1000:7.1f} ms" + "".join(f"{cell:>16}" for cell in cells)
+            f"{workload:26}{statistics.median(native) * 1000:7.1f} ms" + "".join(f"  {cell}" for cell in cells)
         )
     return "\n".join(lines)
 
@@ -195,7 +198,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.fs", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--scale", type=float, default=1.0, help="of the sizes of files")
-    parser.add_argument("--places", default=f"native,bind,bindfs,{','.join(BINDINGS)}")
+    parser.add_argument(
+        "--places",
+        default=f"native,bind,bindfs,{','.join(BINDINGS)}",
+        help="mount options after colons measure them: native,pyfuse3,pyfuse3:no_readdirplus (default: %(default)s)",
+    )
     parser.add_argument(
         "--passthrough-hp", default="", metavar="PATH", help="libfuse's example server, as one more place"
     )
@@ -275,6 +282,7 @@ def main() -> int:
 
 
 def _usable(name: str) -> bool:
+    name = name.partition(":")[0]
     why = missing(name) if name in BINDINGS else ""
     if name == "bindfs" and shutil.which("bindfs") is None:
         why = "bindfs is not installed"

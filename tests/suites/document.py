@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from bench.fs import picture
 
@@ -131,24 +133,20 @@ def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())[:200]
 
 
-def performance(path: Path) -> str:
-    lines = [
-        _GENERATED,
-        "# How fast CntrFS is\n",
-        "Ratios of the median time to the native directory, rounds interleaved, lower is better; in brackets the ratio",
-        "of the best times. *FUSE cold*: mounted anew before each run.\n",
-    ]
-    if not path.exists():
-        return "\n".join([*lines, "No report of a quiet machine yet: `nox -s bench -- fs` makes one.", ""])
-    report = json.loads(path.read_text())
-    load = report["load"][0]
-    lines.append(
-        f"{report['date']}, kernel {report['kernel']}, {report['rounds']} rounds, load average {load:.1f} at the start; "
-        f"made by `{report['command'].partition(' --dir')[0].partition(' --json')[0]}`.\n"
+def _made_by(report: dict[str, Any]) -> str:
+    """When, where and by which command; paths of the machine it ran on are nobody's business."""
+    command = re.sub(r" --(dir|json) \S+", "", report["command"])
+    command = re.sub(r"(--passthrough-hp) \S+", r"\1 PATH", command)
+    return (
+        f"{report['date']}, kernel {report['kernel']}, {report['rounds']} rounds, load average {report['load'][0]:.1f} at the "
+        f"start; made by `{command}`.\n"
     )
+
+
+def _ratios(report: dict[str, Any]) -> list[str]:
     results: dict[str, dict[str, list[float]]] = report["seconds"]
     names = [name for name in next(iter(results.values()), {}) if name != "native"]
-    lines += [f"| workload | native | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
+    lines = [f"| workload | native | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
     for workload, seconds in results.items():
         native = seconds["native"]
         cells = [
@@ -158,7 +156,21 @@ def performance(path: Path) -> str:
         lines.append(f"| {workload} | {statistics.median(native) * 1000:.1f} ms | {' | '.join(cells)} |")
     for workload, package in report.get("absent", {}).items():
         lines.append(f"| {workload} | not measured: {package} is not installed |{' |' * len(names)}")
-    lines.append("\n![The ratios of the table as bars](performance.svg)")
+    return lines
+
+
+def performance(path: Path, by_option: Path) -> str:
+    """The page; by_option: a report whose places are bindings with one option each."""
+    lines = [
+        _GENERATED,
+        "# How fast CntrFS is\n",
+        "Ratios of the median time to the native directory, rounds interleaved, lower is better; in brackets the ratio",
+        "of the best times. *FUSE cold*: mounted anew before each run.\n",
+    ]
+    if not path.exists():
+        return "\n".join([*lines, "No report of a quiet machine yet: `nox -s bench -- fs` makes one.", ""])
+    report = json.loads(path.read_text())
+    lines += [_made_by(report), *_ratios(report), "\n![The ratios of the table as bars](performance.svg)"]
     cpu: dict[str, dict[str, float]] = report.get("cpu_us_per_call", {})
     if cpu:
         kinds = list(next(iter(cpu.values())))
@@ -173,6 +185,9 @@ def performance(path: Path) -> str:
             f"| {name} | {found['files']:.0f} | {found['peak_mb']} | {found['fds']:.0f} | {found['seconds']} |"
             for name, found in memory.items()
         ]
+    if by_option.exists():
+        options = json.loads(by_option.read_text())
+        lines += ["\n## Each option by itself\n", _made_by(options), *_ratios(options)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -180,14 +195,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.suites.document", description=__doc__)
     parser.add_argument("--reports", type=Path, nargs="+", default=[REPOSITORY / "reports"])
     parser.add_argument(
-        "--bench", type=Path, help="bench.fs's JSON; default: bench-fs.json in the first of the reports"
+        "--bench",
+        type=Path,
+        help="bench.fs's JSON (default: bench-fs.json in the first of the reports); beside it, of each option: bench-options.json",
     )
     parser.add_argument("--docs", type=Path, default=REPOSITORY / "docs")
     options = parser.parse_args()
     options.docs.mkdir(exist_ok=True)
     (options.docs / "compliance.md").write_text(compliance(options.reports))
     bench = options.bench or options.reports[0] / "bench-fs.json"
-    (options.docs / "performance.md").write_text(performance(bench))
+    (options.docs / "performance.md").write_text(performance(bench, bench.with_name("bench-options.json")))
     if bench.exists():
         (options.docs / "performance.svg").write_text(picture(json.loads(bench.read_text())["seconds"]))
     print(f"wrote {options.docs}/compliance.md and performance.md for {', '.join(BINDINGS)}")
