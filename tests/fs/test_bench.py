@@ -54,7 +54,8 @@ def test_chart_of_nothing_is_one() -> None:
 
 def test_page_shows_the_chart_and_what_was_not_measured(tmp_path: Path) -> None:
     report = {
-        "date": "2026-01-01", "kernel": "6.18", "rounds": 3, "load": [0.1, 0, 0], "command": "python -m bench.fs --passthrough-hp /x/hp --rounds 3 --dir /x",
+        "date": "2026-01-01", "kernel": "6.18", "rounds": 3, "load": [0.1, 0, 0],
+        "command": "python -m bench.fs --passthrough-hp /x/hp --rounds 3 --dir /x",
         "seconds": RESULTS, "absent": {"pgbench": "postgresql"},
     }  # fmt: skip
     (tmp_path / "bench-fs.json").write_text(json.dumps(report))
