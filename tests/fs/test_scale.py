@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -142,3 +143,36 @@ def _write(path: str) -> None:
 
 def _make(path: str) -> None:
     os.close(os.open(f"{path}/mine", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o2755))
+
+
+def test_a_busy_filesystem_wakes_the_watch_seldom() -> None:
+    """Whatever is written behind the mount, by whomever, is looked at some hundred times a second, not at each write."""
+    if missing("devfuse"):
+        pytest.skip(missing("devfuse"))
+    with place("devfuse") as here:
+        assert here.server is not None
+        os.listdir(here.directory)
+        names = {pid: Path(f"/proc/{pid}/comm").read_text() for pid in here.server.processes()}
+        watches = [pid for pid, name in names.items() if name == "cntrfs-watch\n"]
+        if not watches:
+            pytest.skip("nothing is watched here: fanotify(7) wants Linux 5.17 and CAP_SYS_ADMIN")
+        paths = [here.behind / f"{number}" for number in range(50)]
+        fds = [os.open(path, os.O_WRONLY | os.O_CREAT) for path in paths]
+        before, begun, writes = switches(watches[0]), time.monotonic(), 0
+        while time.monotonic() < begun + 1:
+            os.write(fds[writes % len(fds)], b"x")
+            writes += 1
+            time.sleep(0)  # the watch has its turn between any two
+        woken = switches(watches[0]) - before
+        seconds = time.monotonic() - begun
+        for fd in fds:
+            os.close(fd)
+        if writes < 3000:
+            pytest.skip(f"{writes} writes in a second: this machine is too busy to tell")
+        assert woken < 1500 * seconds
+
+
+def switches(pid: int) -> int:
+    """How often the process went to sleep."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(text.partition("voluntary_ctxt_switches:")[2].split()[0])

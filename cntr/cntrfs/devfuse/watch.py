@@ -46,6 +46,9 @@ _INFO = struct.Struct("=BxH8sIi")  # type len fsid handle_bytes handle_type
 _INFO_FID, _INFO_DFID_NAME, _INFO_DFID = 1, 2, 3
 _SLOT = struct.Struct("=8sQQQ")  # fsid, base, inode number and node id of an alias
 _PACE = 0.01  # seconds between two invalidations of a file that is being written
+#: Seconds between two looks at the events: they merge in the kernel meanwhile, so a filesystem that is written all the time
+#: costs no more than this many wake-ups.
+_REST = 0.002
 _EXPIRE_ONLY = 1
 FLUSH = b"f"
 
@@ -187,6 +190,7 @@ class Helper:
                     self.mounts_changed()
                 else:
                     self.read_events()
+                    time.sleep(_REST)
             self.send_pending()
 
     def mounts_changed(self) -> None:
