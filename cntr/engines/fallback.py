@@ -187,6 +187,10 @@ class Command:
 
     def __init__(self, argv: list[str]) -> None:
         """Start it. Raises OSError."""
+        # Were cntr killed now, a command that hangs would stay for ever; posix_spawn(3) can't ask for prctl(2)'s signal.
+        setpriv = trusted("setpriv")
+        if setpriv.endswith("/setpriv"):  # util-linux's: busybox's does not know the option
+            argv = [setpriv, "--pdeathsig", "KILL", *argv]
         environment = {key: value for key, value in os.environ.items() if key not in ("NOTIFY_SOCKET", "DEBUG")}
         environment.update(PATH=":".join(PATH), LC_ALL="C", TERM="dumb")
         self.chunks: list[bytes] = []

@@ -7,6 +7,7 @@ import os
 import pathlib
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -197,6 +198,25 @@ def test_one_that_hangs_is_killed_with_all_that_it_started(directory, always):
     while processes("98765") and time.monotonic() < deadline:
         time.sleep(0.01)
     assert processes("98765") == []
+
+
+def test_one_that_hangs_does_not_outlive_a_cntr_that_is_killed(directory):
+    if not fallback.trusted("setpriv").endswith("/setpriv"):
+        pytest.skip("not installed: util-linux (apt-get install)")
+    program = put(directory, "podman", "#!/bin/sh\nexec sleep 98764\n")
+    hanging = f"import time; from cntr.engines import fallback; fallback.Command([{str(program)!r}]); print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", hanging], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        wait_until(lambda: processes("98764"))
+        process.kill()
+    wait_until(lambda: not processes("98764"))
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_one_that_hangs_does_not_keep_the_others_from_answering(directory, always, containerd, monkeypatch):
