@@ -58,7 +58,7 @@ class NodeTable(BoundedFds):
         self.on_new_slot: Callable[[Slot], None] = lambda slot: None
         self.on_close: Callable[[Node], None] = lambda node: None  # the fd of a node with something ``open`` was closed
         self.max_fds = fd_budget() if max_fds is None else max_fds
-        attributes = kernel_fs.statx(root_fd)
+        self._found = attributes = kernel_fs.statx(root_fd)  # what the last reopening saw
         slot = self._slot(attributes)
         slot.aliases[attributes.ino] = ROOT_ID
         self.root = Node(ROOT_ID, slot, attributes)
@@ -285,7 +285,7 @@ class NodeTable(BoundedFds):
         else:
             raise stale()
         try:
-            found = kernel_fs.statx(fd)
+            self._found = found = kernel_fs.statx(fd)
             if found.ino == node.ino and self._same(node, found) and self._slot(found) is slot:
                 return fd
         except OSError:
@@ -294,6 +294,13 @@ class NodeTable(BoundedFds):
         os.close(fd)
         node.handle = None  # it was another file's: the next lookup notes parent and name instead
         raise stale()
+
+    def fd_and_mode(self, node: Node) -> tuple[int, int, int]:
+        """(an O_PATH fd as by ``fd``, st_mode, the STATX_ATTR_* bits)."""
+        if node.fd < 0:
+            return self.fd(node), self._found.mode, self._found.attributes
+        fd = self.fd(node)
+        return fd, *kernel_fs.mode_and_attributes(fd)
 
     def _reopen_by_name(self, node: Node) -> int:
         """Walk down from the nearest ancestor that is open; the check at the end covers every step."""

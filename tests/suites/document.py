@@ -145,12 +145,16 @@ def _made_by(report: dict[str, Any]) -> str:
 
 def _ratios(report: dict[str, Any]) -> list[str]:
     results: dict[str, dict[str, list[float]]] = report["seconds"]
-    names = [name for name in next(iter(results.values()), {}) if name != "native"]
+    names = [
+        name for name in dict.fromkeys(name for seconds in results.values() for name in seconds) if name != "native"
+    ]
     lines = [f"| workload | native | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
     for workload, seconds in results.items():
         native = seconds["native"]
         cells = [
             f"{statistics.median(seconds[name]) / statistics.median(native):.2f} ({min(seconds[name]) / min(native):.2f})"
+            if name in seconds
+            else "failed"
             for name in names
         ]
         lines.append(f"| {workload} | {statistics.median(native) * 1000:.1f} ms | {' | '.join(cells)} |")

@@ -52,9 +52,8 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
     lazily = False
     core.backing_flags(flags)  # refuses what a tree served read-only refuses
     if c.passthrough.enabled and node.kind == stat.S_IFREG and not flags & os.O_TRUNC:
-        fd = core.nodes.fd(node)
         # The kernel opens what it was given without asking whether the file is immutable or append-only.
-        mode, attributes = kernel_fs.mode_and_attributes(fd)
+        fd, mode, attributes = core.nodes.fd_and_mode(node)
         lazily = not attributes & _GUARDED
     if lazily:
         fh = core.add_file(node, -1, flags)
