@@ -89,7 +89,8 @@ def probe(built: BuiltBox, seconds: float = PROBE_SECONDS) -> Accelerator:
                 if console.exists() and TOKEN in console.read_bytes():
                     return Accelerator("kvm", f"it booted the kernel in {time.monotonic() - started:.1f} s")
                 if ended:
-                    said = process.stderr.read().decode(errors="replace").strip()[-200:] if process.stderr else ""
+                    said = process.stderr.read().decode(errors="replace") if process.stderr else ""
+                    said = " ".join(said.split()).removeprefix("qemu-system-x86_64: ")[:200]
                     return Accelerator(
                         "tcg", f"QEMU with KVM ended before the kernel spoke ({said or process.returncode})"
                     )

@@ -111,7 +111,7 @@ def running(name: str, options: Options, failed: Callable[[], bool] = lambda: Fa
     plan = _plan(spec, options)
     driver = make_driver(plan, options.chosen_driver())
     keep = False
-    with _terminated_like_interrupted():
+    with terminated_like_interrupted():
         try:
             yield _start(plan, driver)
             keep = options.keep_on_fail and failed()
@@ -210,7 +210,7 @@ def kept(name: str) -> Endpoint | None:
 
 
 @contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
+def terminated_like_interrupted() -> Iterator[None]:
     """SIGTERM and SIGHUP unwind like Ctrl-C does, so that the machine is destroyed."""
 
     def unwind(number: int, _frame: FrameType | None) -> None:

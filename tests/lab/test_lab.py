@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import host, html, initrd, libvirtd, paths, sources, table, verbs
+from lab import boxbuild, host, html, initrd, libvirtd, paths, sources, table, verbs
 from lab.drivers.base import free_port
 from lab.errors import LabError
 from lab.report import Cell, Run
@@ -153,6 +153,38 @@ def test_the_box_keeps_no_mirror():
 @pytest.mark.parametrize("script", sorted((paths.LAB).glob("*/*.sh")), ids=lambda path: path.name)
 def test_guest_scripts_parse(script):
     subprocess.run(["sh", "-n", str(script)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="as a user mmdebstrap makes the namespaces itself")
+def test_an_interrupted_build_leaves_no_process(tmp_path):
+    """mmdebstrap hears of an interruption only when its package manager is done: the namespace ends both."""
+    line = [*boxbuild._CONTAINED, "sh", "-c", "trap '' TERM INT; echo 'I: begun'; sleep 471147; exit 1"]
+    steps = boxbuild._followed(line, tmp_path / "log", tmp_path)
+    assert "begun" in next(steps)
+    with pytest.raises(KeyboardInterrupt):
+        steps.throw(KeyboardInterrupt)
+    assert subprocess.run(["pgrep", "-f", "^sleep 471147"], stdout=subprocess.DEVNULL).returncode == 1
+
+
+def test_terminated_is_interrupted():
+    """What `timeout` sends unwinds every verb, so that boxes half built and machines go away."""
+    script = "import time, lab.verbs as v, lab.__main__ as m; v.VERBS['list'] = lambda told: time.sleep(60); raise SystemExit(m.main())"
+    process = subprocess.Popen([sys.executable, "-c", script, "list"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    wait_for_the_handler(process.pid)
+    process.terminate()
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted (SIGTERM)" in said
+
+
+def wait_for_the_handler(pid):
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        caught = int(Path(f"/proc/{pid}/status").read_text().split("SigCgt:")[1].split()[0], 16)
+        if caught & 1 << 14:  # SIGTERM is caught
+            return
+        time.sleep(0.05)
+    raise AssertionError("SIGTERM is not caught")
 
 
 def test_every_engine_has_every_verb():
