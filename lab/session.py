@@ -51,6 +51,8 @@ class Ready:
     plan: Plan
     times: dict[str, float]
     has_snapshot: bool = False
+    pids: dict[str, int] = dataclasses.field(default_factory=dict)
+    """The containers' first processes, as far as the engine was asked and nothing was started afresh since."""
 
     def refresh(self) -> None:
         """After a failed scenario: back to the state that every scenario expects, so that one failure is one failure.
@@ -60,6 +62,7 @@ class Ready:
         Raises:
             LostMachine: the machine did not come back.
         """
+        self.pids.clear()
         if self.has_snapshot:
             self.times["restore"] = self.machine.restore(FRESH)
             return
