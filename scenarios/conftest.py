@@ -57,7 +57,8 @@ class Cntr:
     def line(self, target, *command, options=""):
         """The command line of an attach, for a shell."""
         words = " ".join(shlex.quote(word) for word in command)
-        return f"cntr attach {shlex.quote(target)} {self._options} {options} {'-- ' + words if words else ''}".rstrip()
+        parts = ("cntr attach", shlex.quote(target), self._options, options, f"-- {words}" if words else "")
+        return " ".join(part for part in parts if part)
 
     def attach(self, target, script, options="", user="root", timeout=30):
         """The output of a shell script in a session; the session must end with status 0."""

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from lab import boxbuild, host, html, initrd, libvirtd, paths, sources, table, verbs
 from lab.drivers.base import free_port
 from lab.errors import LabError
-from lab.report import Cell, Run
+from lab.report import Cell, Collector, Run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -244,6 +245,20 @@ def test_the_page_tells_every_outcome_and_escapes():
     ):
         assert word in page
     assert "<b>" not in page
+
+
+@pytest.mark.parametrize("several", [0, 2], ids=["one", "several"])
+def test_rows_of_machines_at_once_do_not_mix(several, capsys):
+    options = SimpleNamespace(getoption=lambda name: "reports", option=SimpleNamespace(numprocesses=several))
+    collector = Collector(options)
+    order = ["a b", "a b"] if several else ["a a", "b b"]
+    for machine in " ".join(order).split():
+        collector._show(Cell(machine, "mount", "scenario", "", "", "pass", "", 1.0))
+    for machine in list(collector._rows):
+        collector._end_row(machine)
+    assert capsys.readouterr().out.split("\n")[1:] == [
+        f"{machine:16} mount    ..  2 pass, {seconds} s" for machine, seconds in (("a", 1), ("b", 1))
+    ]
 
 
 def test_an_expected_failure_needs_a_reason():
