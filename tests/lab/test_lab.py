@@ -1,6 +1,7 @@
 """The lab's own parts that need no machine."""
 
 import ast
+import gc
 import gzip
 import json
 import os
@@ -359,6 +360,23 @@ def test_the_labs_libvirtd_is_not_the_hosts():
     assert str(libvirtd.place()) not in ("/run/libvirt", "/var/run/libvirt")
     for place in ("etc/libvirt", "var/lib/libvirt", "run/libvirt"):
         assert place in libvirtd.SCRIPT
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the lab's own libvirtd is root's")
+def test_a_libvirtd_that_goes_on_is_no_warning(tmp_path, monkeypatch):
+    """Here warnings are errors, as in scenarios: one that comes up when garbage is collected fails whatever runs then."""
+    monkeypatch.setenv("CNTR_LAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(libvirtd, "place", lambda: tmp_path / "libvirt")
+    stand_in = """exec python3 -c 'import time; time.sleep(60)' "$1" """
+    script = f'echo $$ >"$1/libvirtd.pid"; : >"$1/run/libvirt/libvirt-sock"; {stand_in}'
+    monkeypatch.setattr(libvirtd, "SCRIPT", script)
+    monkeypatch.setattr(libvirtd, "_answers", lambda socket: True)
+    monkeypatch.setattr(libvirtd.shutil, "which", lambda tool: tool)
+    libvirtd.ensure()
+    gc.collect()
+    assert libvirtd.running()
+    assert libvirtd.stop()
+    assert not libvirtd._started
 
 
 def test_a_terminal_on_this_host():
