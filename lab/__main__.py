@@ -7,7 +7,7 @@ import sys
 
 from . import verbs
 from .errors import LabError
-from .session import DRIVERS
+from .session import DRIVERS, terminated_like_interrupted
 from .table import load
 
 
@@ -82,7 +82,8 @@ def main() -> int:
         words.insert(0, "run")  # `gate`, `docker nspawn`, nothing: scenarios
     options = arguments().parse_args(words)
     try:
-        return verbs.VERBS[options.verb](options)
+        with terminated_like_interrupted():
+            return verbs.VERBS[options.verb](options)
     except LabError as error:
         print(f"lab: {error.message}", file=sys.stderr)
         if error.hint:

@@ -30,6 +30,13 @@ INPUTS = (
     "provision/slim-app.c",
     "initrd.py",
 )
+# Interrupted, mmdebstrap waits for its package manager, and killed it leaves mounts: so it runs in namespaces that end with it.
+# (Not as a user: there it makes its own, and cleans up itself.)
+_CONTAINED = (
+    ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if os.geteuid() == 0
+    else []
+)
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
@@ -170,6 +177,7 @@ def _bootstrap(box: Box, out: Path, mirror: str | None) -> None:
     log = location(box).parent / f"{box.name}.log"
     packages = [box.kernel, *box.packages, *box.peers]
     command = [
+        *_CONTAINED,
         "mmdebstrap",
         "--variant=minbase",
         "--format=null",
@@ -192,20 +200,23 @@ def _bootstrap(box: Box, out: Path, mirror: str | None) -> None:
         command.append(f"--keyring={KEYRING}")
     command += [f"--aptopt={option}" for option in sources.proxy_options()]
     command += [box.suite, "/dev/null", *sources.lines(box.suite, mirror)]
-    for step in _followed(command, log):
+    for step in _followed(command, log, out.parent):
         print(f"lab:   {step}", flush=True)
     if not (out / "done").exists():
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
         raise LabError(f"building box {box.name} failed; mmdebstrap's last words:\n{tail}", f"the whole log: {log}")
 
 
-def _followed(command: list[str], log: Path) -> Iterator[str]:
-    """Run `command` into `log`; give each of mmdebstrap's own steps as it comes, with the time since the start."""
+def _followed(command: list[str], log: Path, work: Path) -> Iterator[str]:
+    """Run `command` into `log`, its files in `work`; give mmdebstrap's own steps as they come, each with its time."""
     started = time.monotonic()
-    with log.open("w") as sink:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-        )
+    with (
+        log.open("w") as sink,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            env={**os.environ, "TMPDIR": str(work)},
+        ) as process,
+    ):  # fmt: skip
         assert process.stdout is not None
         try:
             for line in process.stdout:
@@ -215,8 +226,11 @@ def _followed(command: list[str], log: Path) -> Iterator[str]:
             process.wait()
         finally:
             if process.poll() is None:
-                process.terminate()
-                process.wait()
+                if _CONTAINED:
+                    process.kill()
+                else:
+                    process.terminate()
+                process.stdout.read()  # until the last of its processes is gone
 
 
 def ensure_vagrant_box(built: BuiltBox) -> Path:

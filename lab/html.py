@@ -47,11 +47,10 @@ def page(run: Run) -> str:
         "<div class=counts>",
         *(f"<span class={outcome}>{number} {WORDS[outcome]}</span>" for outcome, number in counts.items() if number),
         "</div>",
-        "<h2>Scenarios</h2>",
-        _matrix(run),
     ]
     if bad:
         parts += ["<h2>What failed</h2>", *(_details(cell) for cell in bad)]
+    parts += ["<h2>Scenarios</h2>", _matrix(run)]
     reasons = _reasons(run)
     if reasons:
         parts += ["<h2>Expected failures and skips, with their reasons</h2>", reasons]

@@ -35,6 +35,8 @@ auth_unix_rw = "none"
 # libvirtd looks the user libvirt-qemu up before it reads that another one is configured, and exits without it.
 EXTRA_USER = "libvirt-qemu:x:64055:64055::/nonexistent:/usr/sbin/nologin\n"
 EXTRA_GROUP = "libvirt-qemu:x:64055:\n"
+_started: list[subprocess.Popen[bytes]] = []
+"""It outlives its starter; a Popen that is forgotten before its process has ended is a warning, and a scenario fails of that."""
 
 SCRIPT = """\
 set -e
@@ -113,6 +115,7 @@ def _start(root: Path, socket: Path) -> None:
             ["unshare", "--mount", "--propagation", "private", "sh", "-c", SCRIPT, "lab-libvirtd", str(root)],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
+    _started.append(process)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -175,6 +178,7 @@ def stop() -> bool:
         deadline = time.monotonic() + 15
         while running() and time.monotonic() < deadline:
             time.sleep(0.1)
+    _started[:] = [process for process in _started if process.poll() is None]
     shutil.rmtree(place(), ignore_errors=True)
     with contextlib.suppress(OSError):
         place().parent.rmdir()

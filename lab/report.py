@@ -34,6 +34,16 @@ class Cell:
 
 
 @dataclasses.dataclass
+class Row:
+    """The cells of a machine and transport so far, for the terminal: outcomes, and when the first began and the last ended."""
+
+    transport: str
+    began: float
+    ended: float = 0.0
+    cells: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
 class Run:
     """Everything a report tells."""
 
@@ -68,8 +78,9 @@ class Collector:
         self.place = Path(config.getoption("--lab-report"))
         self.run = Run(time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
         self._begun = time.monotonic()
-        self._row: tuple[str, str] | None = None
-        self._row_began = 0.0
+        self._rows: dict[str, Row] = {}
+        # Machines at once would mix their rows: then a row is shown when it is whole.
+        self._several = bool(getattr(config.option, "numprocesses", 0))
         self._setup_seconds: dict[str, float] = {}
 
     # -- as it fills ---------------------------------------------------------------------------------------------
@@ -109,25 +120,34 @@ class Collector:
         self._show(cell)
 
     def _show(self, cell: Cell) -> None:
-        row = (cell.machine, cell.transport)
-        if row != self._row:
-            self._end_row()
-            self._row, self._row_began = row, time.monotonic()
-            print(f"\n{cell.machine:16} {cell.transport:8} ", end="", flush=True)
-        print(SYMBOLS[cell.outcome], end="", flush=True)
+        row = self._rows.get(cell.machine)
+        if row is None or row.transport != cell.transport:
+            for machine in [cell.machine] if self._several else list(self._rows):
+                self._end_row(machine)
+            row = self._rows[cell.machine] = Row(cell.transport, time.monotonic() - cell.seconds)
+            if not self._several:
+                print(f"\n{cell.machine:16} {cell.transport:8} ", end="", flush=True)
+        row.cells.append(cell.outcome)
+        row.ended = time.monotonic()  # what follows may be another machine's start
+        if not self._several:
+            print(SYMBOLS[cell.outcome], end="", flush=True)
 
-    def _end_row(self) -> None:
-        if self._row:
-            cells = [c for c in self.run.cells if (c.machine, c.transport) == self._row]
-            counts = {outcome: sum(c.outcome == outcome for c in cells) for outcome in SYMBOLS}
-            words = ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n)
-            print(f"  {words}, {time.monotonic() - self._row_began:.0f} s", end="", flush=True)
+    def _end_row(self, machine: str) -> None:
+        row = self._rows.pop(machine, None)
+        if row is None:
+            return
+        if self._several:
+            symbols = "".join(SYMBOLS[outcome] for outcome in row.cells)
+            print(f"\n{machine:16} {row.transport:8} {symbols}", end="")
+        words = ", ".join(f"{row.cells.count(outcome)} {outcome}" for outcome in SYMBOLS if outcome in row.cells)
+        print(f"  {words}, {row.ended - row.began:.0f} s", end="", flush=True)
 
     # -- at the end ----------------------------------------------------------------------------------------------
 
     def pytest_sessionfinish(self) -> None:
         """Write results.json and report.html; the terminal gets the failures in three lines each."""
-        self._end_row()
+        for machine in list(self._rows):
+            self._end_row(machine)
         self.run.seconds = round(time.monotonic() - self._begun, 1)
         self.run.host = {"kernel": platform.release(), "cores": str(_cores()), "python": platform.python_version()}
         self.place.mkdir(parents=True, exist_ok=True)

@@ -51,6 +51,8 @@ class Ready:
     plan: Plan
     times: dict[str, float]
     has_snapshot: bool = False
+    pids: dict[str, int] = dataclasses.field(default_factory=dict)
+    """The containers' first processes, as far as the engine was asked and nothing was started afresh since."""
 
     def refresh(self) -> None:
         """After a failed scenario: back to the state that every scenario expects, so that one failure is one failure.
@@ -60,6 +62,7 @@ class Ready:
         Raises:
             LostMachine: the machine did not come back.
         """
+        self.pids.clear()
         if self.has_snapshot:
             self.times["restore"] = self.machine.restore(FRESH)
             return
@@ -98,11 +101,17 @@ ENGINE_PACKAGES = {
 
 
 @contextlib.contextmanager
-def running(name: str, options: Options, failed: Callable[[], bool] = lambda: False) -> Iterator[Ready]:
+def running(
+    name: str,
+    options: Options,
+    failed: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[Ready]:
     """A ready machine for the time of the block, destroyed afterwards however the block ends.
 
     Args:
         failed: asked at the end; with `--keep-on-fail` a machine with failures stays.
+        say: is told what is being waited for.
 
     Raises:
         LabError: it could not be made.
@@ -111,9 +120,9 @@ def running(name: str, options: Options, failed: Callable[[], bool] = lambda: Fa
     plan = _plan(spec, options)
     driver = make_driver(plan, options.chosen_driver())
     keep = False
-    with _terminated_like_interrupted():
+    with terminated_like_interrupted():
         try:
-            yield _start(plan, driver)
+            yield _start(plan, driver, say)
             keep = options.keep_on_fail and failed()
         except BaseException:
             keep = options.keep_on_fail and not isinstance(sys.exc_info()[1], KeyboardInterrupt)
@@ -162,13 +171,18 @@ def make_driver(plan: Plan, name: str) -> Driver:
     raise LabError(f"no driver is called {name!r}", f"there are: {', '.join(DRIVERS)}")
 
 
-def _start(plan: Plan, driver: Driver) -> Ready:
+def _start(plan: Plan, driver: Driver, say: Callable[[str], None]) -> Ready:
     times: dict[str, float] = {}
     started = time.monotonic()
     slowness = plan.accelerator.slowness if plan.accelerator else 1.0
+    if plan.accelerator:
+        say(f"booting {plan.spec.name} by {driver.name}; {plan.accelerator.name}: {plan.accelerator.why}")
     endpoint = driver.up()
     machine = connect(plan.spec, driver, endpoint, slowness)
     times["boot"] = time.monotonic() - started
+    say(
+        f"it answers after {times['boot']:.0f} s; starting {plan.spec.engine} with {', '.join(plan.spec.containers)}, installing cntr"
+    )
     times |= provision.provision(machine)
     ready = Ready(machine, plan, times)
     started = time.monotonic()
@@ -210,7 +224,7 @@ def kept(name: str) -> Endpoint | None:
 
 
 @contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
+def terminated_like_interrupted() -> Iterator[None]:
     """SIGTERM and SIGHUP unwind like Ctrl-C does, so that the machine is destroyed."""
 
     def unwind(number: int, _frame: FrameType | None) -> None:

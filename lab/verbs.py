@@ -102,7 +102,7 @@ def try_(told: argparse.Namespace) -> int:
     """An interactive sandbox that leaves nothing."""
     options = _options(told)
     print(f"lab: making {told.machine} ready; under emulation that takes some minutes", flush=True)
-    with session.running(told.machine, options) as ready:
+    with session.running(told.machine, options, say=lambda text: print(f"lab: {text}", flush=True)) as ready:
         if not told.command:
             print(_welcome(ready))
         return _enter(ready, told.command)
@@ -146,10 +146,11 @@ def _ssh(endpoint: Endpoint, command: str) -> int:
 def _welcome(ready: session.Ready) -> str:
     spec = ready.machine.spec
     return (
-        f"\nYou are `vagrant` (sudo works) on a machine with {spec.engine}. Running beside you: {', '.join(spec.containers)}.\n"
+        f"\nYou are `vagrant` (sudo works) on a machine with {spec.engine}.\n"
+        f"Running beside you: {', '.join(spec.containers)}. Try:\n"
         f"  sudo cntr ps\n"
-        f"  sudo cntr attach slim            your tools, in a container that holds one file; `exit` leaves it\n"
-        f"  sudo cntr attach slim -- gdb -p 1\n"
+        f"  sudo cntr attach slim               your tools, beside a container of one file; `exit` leaves it\n"
+        f"  sudo cntr attach slim -- gdb -q -iex 'set sysroot /var/lib/cntr' -p 1       then: bt\n"
         f"  sudo cntr attach box -- ls /var/lib/cntr\n"
         f"The machine is gone when you leave.\n"
     )

@@ -20,15 +20,19 @@ BASE = "/var/lib/cntr"
 class Engine:
     """The machine's engine, through its provision script."""
 
-    def __init__(self, machine):
-        self.machine = machine
-        self.name = machine.spec.engine
+    def __init__(self, ready):
+        self.machine = ready.machine
+        self.name = ready.machine.spec.engine
+        self._pids = ready.pids
 
     def pid(self, container):
-        """The container's first process, as the engine knows it: never asked of cntr."""
-        return int(provision.engine_script(self.machine, "pid", container))
+        """The container's first process, as the engine knows it: never asked of cntr, and asked once until it is started afresh."""
+        if container not in self._pids:
+            self._pids[container] = int(provision.engine_script(self.machine, "pid", container))
+        return self._pids[container]
 
     def __getattr__(self, verb):
+        self._pids.clear()  # whatever it does, the engine says afterwards which processes there are
         return lambda container: provision.engine_script(self.machine, verb, container, timeout=90)
 
     @contextlib.contextmanager
@@ -53,7 +57,8 @@ class Cntr:
     def line(self, target, *command, options=""):
         """The command line of an attach, for a shell."""
         words = " ".join(shlex.quote(word) for word in command)
-        return f"cntr attach {shlex.quote(target)} {self._options} {options} {'-- ' + words if words else ''}".rstrip()
+        parts = ("cntr attach", shlex.quote(target), self._options, options, f"-- {words}" if words else "")
+        return " ".join(part for part in parts if part)
 
     def attach(self, target, script, options="", user="root", timeout=30):
         """The output of a shell script in a session; the session must end with status 0."""
@@ -78,8 +83,8 @@ class Traces:
         "the container's open files": "ls -l /proc/@PID@/fd | awk 'NR > 1 { print $9, $11 }' | sort",
         "the host's mounts": "cut -d' ' -f5- /proc/self/mountinfo | sort",
         "processes in the container's pid namespace": "ns=$(readlink /proc/@PID@/ns/pid); "
-        'if [ "$ns" != "$(readlink /proc/1/ns/pid)" ]; then for p in /proc/[0-9]*; do [ "$(readlink $p/ns/pid)" = "$ns" ] '
-        "&& tr '\\0' ' ' <$p/cmdline | grep .; done; fi; true",
+        'if [ "$ns" != "$(readlink /proc/1/ns/pid)" ]; then find /proc/[0-9]*/ns/pid -maxdepth 0 -printf "%l %p\\n" 2>/dev/null '
+        '| while read -r theirs link; do [ "$theirs" != "$ns" ] || tr "\\0" " " <${link%/ns/pid}/cmdline | grep .; done; fi; true',
         "cntr processes": "pgrep -af '^[^ ]*(python[0-9.]*|cntr) .*cntr attach' || true",
         "the container's cgroups": "cut -d: -f3- /proc/@PID@/cgroup | sort -u | while read -r path; do "
         '[ "$path" = / ] || find /sys/fs/cgroup -path "*$path" -exec find {} -type d \\; ; done | sort -u',
@@ -121,8 +126,8 @@ def machine(ready):
 
 
 @pytest.fixture
-def engine(machine):
-    return Engine(machine)
+def engine(ready):
+    return Engine(ready)
 
 
 @pytest.fixture

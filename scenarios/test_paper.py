@@ -40,7 +40,7 @@ def test_apparmor_label(cntr, engine, machine):
     assert cntr.attach("slim", "cat /proc/$$/attr/apparmor/current").strip("\0\n ") == theirs
 
 
-@pytest.mark.engines("docker", "podman", "podman-rootless", "runc", "crun", "containerd", "incus")
+@pytest.mark.engines("docker", "podman", "podman-rootless", "runc", "crun", "containerd", "cri", "incus")
 def test_session_is_closed_to_the_container(cntr, engine, machine):
     """The container's root can't reach the host through the session's root, working directory, exe, environment or memory."""
     with machine.background(cntr.line("box", "sleep", "4646")):

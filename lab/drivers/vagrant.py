@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 from .. import boxbuild, libvirtd, paths
-from ..accel import Accelerator, choose
+from ..accel import EMULATED_CPU, Accelerator, choose
 from ..errors import LabError
 from ..table import load
 from . import base
@@ -42,7 +42,7 @@ def choice(built: dict[str, str], accelerator: Accelerator, uri: str, prefix: st
         "boxes": built,
         "accelerator": accelerator.name,
         # libvirt knows no word for "all features but this one" with the `maximum` model; QEMU takes the last -cpu.
-        "qemu_args": [] if accelerator.name == "kvm" else ["-cpu", "max,cx16=off"],
+        "qemu_args": [] if accelerator.name == "kvm" else ["-cpu", EMULATED_CPU],
         "boot_timeout": BOOT_SECONDS,
         "uri": uri,
         "prefix": prefix,

@@ -103,10 +103,13 @@ main() {
         make_volume
         engine_start
         make_images
-        for name in ${*:-$CONTAINERS}; do
+        starting=
+        for name in ${*:-$CONTAINERS}; do # all at once: an emulated machine spends most of a start waiting for its other core
             log "container $name"
-            container_start "$name"
+            container_start "$name" &
+            starting="$starting $!"
         done
+        for start in $starting; do wait "$start"; done
         for name in ${*:-$CONTAINERS}; do
             wait_for 120 container_pid "$name"
         done

@@ -1,6 +1,7 @@
 """The lab's own parts that need no machine."""
 
 import ast
+import gc
 import gzip
 import json
 import os
@@ -8,13 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from lab import host, html, initrd, libvirtd, paths, sources, table, verbs
+from lab import boxbuild, host, html, initrd, libvirtd, paths, sources, table, verbs
 from lab.drivers.base import free_port
 from lab.errors import LabError
-from lab.report import Cell, Run
+from lab.report import Cell, Collector, Run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -155,6 +157,38 @@ def test_guest_scripts_parse(script):
     subprocess.run(["sh", "-n", str(script)], check=True)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="as a user mmdebstrap makes the namespaces itself")
+def test_an_interrupted_build_leaves_no_process(tmp_path):
+    """mmdebstrap hears of an interruption only when its package manager is done: the namespace ends both."""
+    line = [*boxbuild._CONTAINED, "sh", "-c", "trap '' TERM INT; echo 'I: begun'; sleep 471147; exit 1"]
+    steps = boxbuild._followed(line, tmp_path / "log", tmp_path)
+    assert "begun" in next(steps)
+    with pytest.raises(KeyboardInterrupt):
+        steps.throw(KeyboardInterrupt)
+    assert subprocess.run(["pgrep", "-f", "^sleep 471147"], stdout=subprocess.DEVNULL).returncode == 1
+
+
+def test_terminated_is_interrupted():
+    """What `timeout` sends unwinds every verb, so that boxes half built and machines go away."""
+    script = "import time, lab.verbs as v, lab.__main__ as m; v.VERBS['list'] = lambda told: time.sleep(60); raise SystemExit(m.main())"
+    process = subprocess.Popen([sys.executable, "-c", script, "list"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    wait_for_the_handler(process.pid)
+    process.terminate()
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted (SIGTERM)" in said
+
+
+def wait_for_the_handler(pid):
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        caught = int(Path(f"/proc/{pid}/status").read_text().split("SigCgt:")[1].split()[0], 16)
+        if caught & 1 << 14:  # SIGTERM is caught
+            return
+        time.sleep(0.05)
+    raise AssertionError("SIGTERM is not caught")
+
+
 def test_every_engine_has_every_verb():
     verbs_of_lib = (
         "engine_start",
@@ -212,6 +246,20 @@ def test_the_page_tells_every_outcome_and_escapes():
     ):
         assert word in page
     assert "<b>" not in page
+
+
+@pytest.mark.parametrize("several", [0, 2], ids=["one", "several"])
+def test_rows_of_machines_at_once_do_not_mix(several, capsys):
+    options = SimpleNamespace(getoption=lambda name: "reports", option=SimpleNamespace(numprocesses=several))
+    collector = Collector(options)
+    order = ["a b", "a b"] if several else ["a a", "b b"]
+    for machine in " ".join(order).split():
+        collector._show(Cell(machine, "mount", "scenario", "", "", "pass", "", 1.0))
+    for machine in list(collector._rows):
+        collector._end_row(machine)
+    assert capsys.readouterr().out.split("\n")[1:] == [
+        f"{machine:16} mount    ..  2 pass, {seconds} s" for machine, seconds in (("a", 1), ("b", 1))
+    ]
 
 
 def test_an_expected_failure_needs_a_reason():
@@ -312,6 +360,23 @@ def test_the_labs_libvirtd_is_not_the_hosts():
     assert str(libvirtd.place()) not in ("/run/libvirt", "/var/run/libvirt")
     for place in ("etc/libvirt", "var/lib/libvirt", "run/libvirt"):
         assert place in libvirtd.SCRIPT
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the lab's own libvirtd is root's")
+def test_a_libvirtd_that_goes_on_is_no_warning(tmp_path, monkeypatch):
+    """Here warnings are errors, as in scenarios: one that comes up when garbage is collected fails whatever runs then."""
+    monkeypatch.setenv("CNTR_LAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(libvirtd, "place", lambda: tmp_path / "libvirt")
+    stand_in = """exec python3 -c 'import time; time.sleep(60)' "$1" """
+    script = f'echo $$ >"$1/libvirtd.pid"; : >"$1/run/libvirt/libvirt-sock"; {stand_in}'
+    monkeypatch.setattr(libvirtd, "SCRIPT", script)
+    monkeypatch.setattr(libvirtd, "_answers", lambda socket: True)
+    monkeypatch.setattr(libvirtd.shutil, "which", lambda tool: tool)
+    libvirtd.ensure()
+    gc.collect()
+    assert libvirtd.running()
+    assert libvirtd.stop()
+    assert not libvirtd._started
 
 
 def test_a_terminal_on_this_host():

@@ -1,0 +1,125 @@
+"""A client of a container runtime's CRI socket: what a kubelet would ask, of the few calls that a pod takes.
+
+    cri.py image DIRECTORY NAME FILE         a docker archive of one layer, for `ctr image import`
+    cri.py run NAME IMAGE COMMAND SCRATCH    a pod of one container; prints the pod's id and the container's. Options by environment:
+                                             VOLUME READONLY RUNAS, as the scripts beside it have them
+    cri.py stop CONTAINER
+    cri.py remove POD
+
+Field numbers: k8s.io/cri-api/pkg/apis/runtime/v1/api.proto. A message is {field number: str | int | message | list of them}.
+"""
+
+import hashlib
+import io
+import json
+import os
+import sys
+import tarfile
+from collections.abc import Callable
+from typing import Any
+
+SOCKET = "unix:///run/containerd/containerd.sock"
+Message = dict[int, Any]
+OF_THE_CONTAINER = 1  # NamespaceMode; 0 is the pod's, 2 the node's
+
+
+def encode(message: Message) -> bytes:
+    """A message as protobuf: varint and length-delimited fields."""
+    out = bytearray()
+    for number, value in message.items():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, int):
+                out += varint(number << 3) + varint(item)
+            else:
+                data = item.encode() if isinstance(item, str) else encode(item)
+                out += varint(number << 3 | 2) + varint(len(data)) + data
+    return bytes(out)
+
+
+def varint(value: int) -> bytes:
+    """Seven bits a byte, the lowest first."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes((*out, value))
+
+
+def call(method: str, message: Message) -> str:
+    """One call; the answer's first field where that is a string (an id), else nothing."""
+    import grpc
+
+    ask = grpc.insecure_channel(SOCKET).unary_unary(
+        f"/runtime.v1.RuntimeService/{method}", request_serializer=bytes, response_deserializer=bytes
+    )
+    try:
+        answer: bytes = ask(encode(message), timeout=240, wait_for_ready=True)
+    except grpc.RpcError as error:
+        sys.exit(f"{method}: {error.details()}")
+    return answer[2 : 2 + answer[1]].decode() if answer[:1] == b"\x0a" else ""  # ids are shorter than 128 bytes
+
+
+def image(directory: str, name: str, path: str) -> None:
+    """What `docker save` would write of an image with this one layer. Its command is there for the pod's sandbox."""
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as archive:
+        archive.add(directory, ".")
+    config: dict[str, Any] = {
+        "architecture": "amd64",
+        "os": "linux",
+        "config": {"Cmd": ["/slim-app"]},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer.getvalue()).hexdigest()}"]},
+    }
+    manifest = [{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]
+    with tarfile.open(path, "w") as archive:
+        for file, data in (
+            ("layer.tar", layer.getvalue()),
+            ("config.json", json.dumps(config).encode()),
+            ("manifest.json", json.dumps(manifest).encode()),
+        ):
+            entry = tarfile.TarInfo(file)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+
+
+def run(name: str, image_name: str, command: str, scratch: str) -> None:
+    """RunPodSandbox, CreateContainer, StartContainer."""
+    namespaces: Message = {2: OF_THE_CONTAINER}
+    pod: Message = {1: {1: name, 2: f"uid-{name}", 3: "lab"}, 8: {1: "/lab-pods", 2: {1: namespaces}}}
+    if name == "box":
+        pod[2] = "boxhost"
+    sandbox = call("RunPodSandbox", {1: pod})
+    security: Message = {3: namespaces}
+    if os.environ.get("RUNAS"):
+        uid = int(os.environ["RUNAS"])
+        security |= {1: {2: ["ALL"]}, 5: {1: uid}, 8: [2000], 11: 1, 12: {1: uid}}
+    if os.environ.get("READONLY"):
+        security[7] = 1
+    container: Message = {
+        1: {1: "app"},
+        2: {1: image_name},
+        3: ["/bin/sh", "-c", command] if command else ["/slim-app"],
+        6: [{1: "LAB_NAME", 2: name}, {1: "GREETING", 2: "hello world"}],
+        15: {2: security},
+    }
+    if command:
+        container[7] = [{1: "/data", 2: os.environ["VOLUME"]}, {1: "/scratch", 2: scratch}]
+    made = call("CreateContainer", {1: sandbox, 2: container, 3: pod})
+    call("StartContainer", {1: made})
+    print(sandbox, made)
+
+
+def stop(container: str) -> None:
+    """StopContainer, with 20 s between the signals."""
+    call("StopContainer", {1: container, 2: 20})
+
+
+def remove(pod: str) -> None:
+    """A pod with its containers."""
+    call("StopPodSandbox", {1: pod})
+    call("RemovePodSandbox", {1: pod})
+
+
+if __name__ == "__main__":
+    verbs: dict[str, Callable[..., None]] = {"image": image, "run": run, "stop": stop, "remove": remove}
+    verbs[sys.argv[1]](*sys.argv[2:])
