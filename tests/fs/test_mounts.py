@@ -159,6 +159,29 @@ def test_a_listing_and_the_access_time(binding: str, flag: str, moves: bool, tmp
         assert not server.stop()
 
 
+@pytest.mark.parametrize("binding", ["devfuse", "pyfuse3"])
+@pytest.mark.parametrize("words", ["strictatime", "strictatime,no_passthrough"])
+def test_each_opening_of_a_file_moves_its_access_time(binding: str, words: str, tmp_path: Path) -> None:
+    """strictatime: what the kernel keeps from open to open would be read without anybody's knowing."""
+    if missing(binding):
+        pytest.skip(missing(binding))
+    (tmp_path / "source").mkdir()
+    (tmp_path / "mount").mkdir()
+    file = tmp_path / "source" / "file"
+    file.write_text("x")
+    server = Server(binding, tmp_path / "source", tmp_path / "mount", tmp_path / "log", options=("-o", words))
+    server.start()
+    try:
+        seen = []
+        for _ in range(3):
+            time.sleep(0.02)  # the clock of time stamps ticks every few milliseconds
+            assert (tmp_path / "mount" / "file").read_text() == "x"
+            seen.append(file.stat().st_atime_ns)
+        assert len(set(seen)) == 3, seen
+    finally:
+        assert not server.stop()
+
+
 def test_what_begins_read_only() -> None:
     """For mount(8)'s helper `ro` is the mount's own flag, which remounting can change; access times mind it all the same."""
     assert parse("ro").begins_read_only()
