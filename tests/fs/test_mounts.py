@@ -14,7 +14,9 @@ import pytest
 
 from cntr import kernel
 from cntr.cntrfs import mount_helper, mounting
+from cntr.cntrfs.heartbeat import Heartbeat
 from cntr.cntrfs.options import Options, parse
+from cntr.cntrfs.watchdog import Watchdog, find_device
 from cntr.errors import UsageError
 
 from .servers import REPOSITORY, Place, Server, is_mountpoint, missing, place
@@ -180,6 +182,40 @@ def test_each_opening_of_a_file_moves_its_access_time(binding: str, words: str, 
         assert len(set(seen)) == 3, seen
     finally:
         assert not server.stop()
+
+
+def test_a_mount_that_took_over_the_device_number_is_another(tmp_path: Path) -> None:
+    """The kernel gives a device number out again at once: who looked by it alone would unmount the next one's mount."""
+    if missing("devfuse"):
+        pytest.skip(missing("devfuse"))
+
+    def mounted() -> int:
+        fd = mounting.open_device()
+        kernel.mount("cntr-test", str(tmp_path), "fuse.cntrfs", 0, mounting.mount_data(fd))
+        return fd
+
+    fd = mounted()
+    try:
+        ours = Watchdog(str(tmp_path), Heartbeat(), 0)
+        if ours.control < 0:
+            pytest.skip("fusectl is missing: there the device number is all there is")
+        for _ in range(50):
+            assert ours.is_mounted()
+            os.close(fd)
+            kernel.umount(str(tmp_path), 0)
+            assert not ours.is_mounted()
+            fd = mounted()
+            if find_device(str(tmp_path)) == ours.device:
+                break
+            os.close(ours.control)
+            ours = Watchdog(str(tmp_path), Heartbeat(), 0)
+        else:
+            pytest.skip("no device number came again in 50 mounts")
+        assert not ours.is_mounted()
+        os.close(ours.control)
+    finally:
+        os.close(fd)
+        kernel.umount(str(tmp_path), kernel.MNT_DETACH)
 
 
 def test_what_begins_read_only() -> None:
