@@ -18,10 +18,9 @@ from pathlib import Path
 
 from ..fs.servers import BINDINGS, REPOSITORY, is_mountpoint, missing
 from . import rooms
-from .results import BAD, DIED, FAIL, NOTRUN, PASS, TIMEOUT, Outcome, Progress, Run, finish
+from .results import BAD, DIED, FAIL, NOTRUN, PASS, TIMEOUT, Outcome, Progress, Run, finish, read_cannot, why_not
 
 TABLE = Path(__file__).with_name("xfstests.table")
-CANNOT = Path(__file__).with_name("xfstests.cannot")
 
 _USERS = (("fsgqa", 20031), ("123456-fsgqa", 20032), ("fsgqa2", 20033))
 
@@ -173,16 +172,6 @@ def _mount_users(mountpoint: str) -> list[int]:
     return found
 
 
-def read_cannot(path: Path) -> list[tuple[re.Pattern[str], str]]:
-    """Lines of ``regex | reason``: why a FUSE filesystem can never run such a test."""
-    rows = []
-    for line in path.read_text().splitlines():
-        if line.strip() and not line.startswith("#"):
-            pattern, _, reason = line.partition(" | ")
-            rows.append((re.compile(pattern.strip()), reason.strip()))
-    return rows
-
-
 def choose_tests(top: Path, words: list[str], group: str, shard: str) -> list[str]:
     """The tests named, or those of a group such as generic/quick (from the group.list of its directory)."""
     tests = list(words)
@@ -224,7 +213,7 @@ def main() -> int:
     prepare_host(room)
     places = [Place(name, room, top) for name in names]
     native = None if options.no_native else Place("native", room, top)
-    cannot = read_cannot(CANNOT)
+    cannot = read_cannot(TABLE.with_suffix(".cannot"))
     tests = choose_tests(top, options.tests, options.group, options.shard)
     shown_places = names if options.no_native else ["native", *names]
     run = Run("xfstests", shown_places, command=f"python -m tests.suites.xfstests {' '.join(sys.argv[1:])}")
@@ -236,25 +225,12 @@ def main() -> int:
             tests = [test for test in tests if test not in run.outcomes]
     progress = Progress(len(tests))
     for test in tests:
-        statuses = []
+        wanted = options.all_native or not places
         for place in places:
             outcome = place.run(test, options.limit, options.reports)
-            why = (
-                next((reason for pattern, reason in cannot if pattern.search(outcome.detail)), "")
-                if outcome.status == NOTRUN
-                else ""
-            )
-            if why:
-                run.notes[test] = why
             run.add(test, place.name, outcome)
-            statuses.append(outcome)
-        worth = (
-            options.all_native
-            or not places
-            or any(outcome.status != NOTRUN for outcome in statuses)
-            or test not in run.notes
-        )
-        if worth and native:
+            wanted = wanted or not why_not(cannot, place.name, outcome)
+        if wanted and native:
             run.add(test, "native", native.run(test, options.limit, options.reports))
         shown = "; ".join(
             f"{name} {outcome.status} {outcome.detail[:80]}" for name, outcome in run.outcomes[test].items()
