@@ -143,6 +143,7 @@ def test_init_agrees_on_what_both_can(kernel: Kernel) -> None:
     assert fields[:2] == (7, wire.MINOR_VERSION)
     assert fields[3] & wire.DONT_MASK
     assert fields[10] << 32 & wire.PASSTHROUGH
+    assert not fields[3] & wire.ASYNC_DIO  # pages cached while such a write was under way would stay as they were
 
 
 def test_init_takes_only_what_is_offered(kernel: Kernel) -> None:
