@@ -176,6 +176,15 @@ def test_forget_ends_a_node(kernel: Kernel) -> None:
         kernel.call(wire.GETATTR, nodeid, wire.GETATTR_IN.pack(0, 0, 0))
 
 
+def test_a_removed_file_is_stale_before_its_forget_arrived(kernel: Kernel) -> None:
+    """The kernel asks for a node by "." when it has dropped the inode: the FORGET may be behind the LOOKUP."""
+    nodeid = kernel.lookup(b"file")
+    assert kernel.lookup(b".", nodeid) == nodeid
+    kernel.call(wire.UNLINK, 1, b"file\0")
+    with pytest.raises(OSError, match="Stale"):
+        kernel.lookup(b".", nodeid)
+
+
 def test_readdir_goes_on_where_it_stopped(kernel: Kernel, tmp_path: Path) -> None:
     for number in range(300):
         (tmp_path / f"entry-{number}").touch()
