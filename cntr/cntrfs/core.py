@@ -87,6 +87,8 @@ class Core(FileOperations):
         if name in (b".", b".."):
             node = self._lookup_dots(parent_id, name)
             attributes = kernel_fs.statx(self.nodes.fd(node))
+            if not attributes.nlink:  # the kernel asks when it has forgotten the node; its FORGET is under way still
+                raise stale()
         else:
             parent = self.nodes.get(parent_id)
             parent_fd = self.nodes.fd(parent)

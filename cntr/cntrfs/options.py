@@ -39,6 +39,8 @@ class Options:
         if self.cache != "auto":
             self.keep_cache = self.writeback = self.invalidate = False
             self.entry_timeout = self.attr_timeout = 0.0
+        if "strictatime" in self.mount_flags or "norelatime" in self.mount_flags:
+            self.keep_cache = False  # what is read from the kernel's cache moves no access time
         return self
 
     def leaves_directory_atime(self) -> bool:

@@ -34,8 +34,14 @@ class Watchdog:
         self._since = time.monotonic()
 
     def is_mounted(self) -> bool:
-        """Is our filesystem still what is mounted there? Asks mountinfo: a stat would ask the server."""
-        return self.device != 0 and find_device(self.mountpoint) == self.device
+        """Is our filesystem still what is mounted there? Asks mountinfo: a stat would ask the server.
+
+        The device number alone does not tell: it is given to the next mount as soon as this one is gone. The control
+        directory goes with the connection, before its number can be another's.
+        """
+        if self.device == 0 or find_device(self.mountpoint) != self.device:
+            return False
+        return self.control < 0 or _has_entries(self.control)
 
     def waiting(self) -> int:
         """Requests that the kernel has handed in and not got back; 0 where that can't be known."""
@@ -75,6 +81,15 @@ class Watchdog:
             os.write(fd, b"1")
         finally:
             os.close(fd)
+
+
+def _has_entries(directory: int) -> bool:
+    """Whether a directory of fusectl is there still, and not only our fd of it."""
+    try:
+        os.stat("waiting", dir_fd=directory)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def find_device(mountpoint: str) -> int:

@@ -14,7 +14,9 @@ import pytest
 
 from cntr import kernel
 from cntr.cntrfs import mount_helper, mounting
+from cntr.cntrfs.heartbeat import Heartbeat
 from cntr.cntrfs.options import Options, parse
+from cntr.cntrfs.watchdog import Watchdog, find_device
 from cntr.errors import UsageError
 
 from .servers import REPOSITORY, Place, Server, is_mountpoint, missing, place
@@ -157,6 +159,63 @@ def test_a_listing_and_the_access_time(binding: str, flag: str, moves: bool, tmp
         assert flag != "ro,strictatime" or (tmp_path / "source" / "file").stat().st_atime == 1
     finally:
         assert not server.stop()
+
+
+@pytest.mark.parametrize("binding", ["devfuse", "pyfuse3"])
+@pytest.mark.parametrize("words", ["strictatime", "strictatime,no_passthrough"])
+def test_each_opening_of_a_file_moves_its_access_time(binding: str, words: str, tmp_path: Path) -> None:
+    """strictatime: what the kernel keeps from open to open would be read without anybody's knowing."""
+    if missing(binding):
+        pytest.skip(missing(binding))
+    (tmp_path / "source").mkdir()
+    (tmp_path / "mount").mkdir()
+    file = tmp_path / "source" / "file"
+    file.write_text("x")
+    server = Server(binding, tmp_path / "source", tmp_path / "mount", tmp_path / "log", options=("-o", words))
+    server.start()
+    try:
+        seen = []
+        for _ in range(3):
+            time.sleep(0.02)  # the clock of time stamps ticks every few milliseconds
+            assert (tmp_path / "mount" / "file").read_text() == "x"
+            seen.append(file.stat().st_atime_ns)
+        assert len(set(seen)) == 3, seen
+    finally:
+        assert not server.stop()
+
+
+def test_a_mount_that_took_over_the_device_number_is_another(tmp_path: Path) -> None:
+    """The kernel gives a device number out again at once: who looked by it alone would unmount the next one's mount."""
+    if missing("devfuse"):
+        pytest.skip(missing("devfuse"))
+
+    def mounted() -> int:
+        fd = mounting.open_device()
+        kernel.mount("cntr-test", str(tmp_path), "fuse.cntrfs", 0, mounting.mount_data(fd))
+        return fd
+
+    fd = mounted()
+    try:
+        ours = Watchdog(str(tmp_path), Heartbeat(), 0)
+        if ours.control < 0:
+            pytest.skip("fusectl is missing: there the device number is all there is")
+        for _ in range(50):
+            assert ours.is_mounted()
+            os.close(fd)
+            kernel.umount(str(tmp_path), 0)
+            assert not ours.is_mounted()
+            fd = mounted()
+            if find_device(str(tmp_path)) == ours.device:
+                break
+            os.close(ours.control)
+            ours = Watchdog(str(tmp_path), Heartbeat(), 0)
+        else:
+            pytest.skip("no device number came again in 50 mounts")
+        assert not ours.is_mounted()
+        os.close(ours.control)
+    finally:
+        os.close(fd)
+        kernel.umount(str(tmp_path), kernel.MNT_DETACH)
 
 
 def test_what_begins_read_only() -> None:

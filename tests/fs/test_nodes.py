@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -161,8 +162,10 @@ def test_a_forgotten_node_comes_back_by_its_id(tmp_path: Path) -> None:
     assert (again.nodeid, again.generation, again.id) == (node.nodeid, node.generation, node.id)
     table.forget(node.nodeid, 1)
     os.unlink(tmp_path / "a")
-    with pytest.raises(OSError, match="Stale"):
-        table.revive(node.nodeid)
+    with contextlib.suppress(
+        OSError
+    ):  # ESTALE, unless somebody on this filesystem has made a file of that inode number
+        assert table.revive(node.nodeid).generation != node.generation
     table.close()
 
 

@@ -143,6 +143,7 @@ def test_init_agrees_on_what_both_can(kernel: Kernel) -> None:
     assert fields[:2] == (7, wire.MINOR_VERSION)
     assert fields[3] & wire.DONT_MASK
     assert fields[10] << 32 & wire.PASSTHROUGH
+    assert not fields[3] & wire.ASYNC_DIO  # pages cached while such a write was under way would stay as they were
 
 
 def test_init_takes_only_what_is_offered(kernel: Kernel) -> None:
@@ -173,6 +174,15 @@ def test_forget_ends_a_node(kernel: Kernel) -> None:
     assert kernel.answers() == []
     with pytest.raises(OSError, match="Stale"):
         kernel.call(wire.GETATTR, nodeid, wire.GETATTR_IN.pack(0, 0, 0))
+
+
+def test_a_removed_file_is_stale_before_its_forget_arrived(kernel: Kernel) -> None:
+    """The kernel asks for a node by "." when it has dropped the inode: the FORGET may be behind the LOOKUP."""
+    nodeid = kernel.lookup(b"file")
+    assert kernel.lookup(b".", nodeid) == nodeid
+    kernel.call(wire.UNLINK, 1, b"file\0")
+    with pytest.raises(OSError, match="Stale"):
+        kernel.lookup(b".", nodeid)
 
 
 def test_readdir_goes_on_where_it_stopped(kernel: Kernel, tmp_path: Path) -> None:

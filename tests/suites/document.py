@@ -19,7 +19,7 @@ from bench.fs import picture
 
 from ..fs.expected import EXPECTED
 from ..fs.servers import BINDINGS, REPOSITORY
-from .results import BAD, NOTRUN, PASS, Run, judge, read_table
+from .results import BAD, NOTRUN, PASS, Run, Verdict, judge, read_cannot, read_table
 
 SUITES = {
     "pjdfstest": "POSIX permissions, links, renames, times: pjdfstest",
@@ -42,7 +42,6 @@ def merged(suite: str, directories: list[Path]) -> Run | None:
             whole = part
             continue
         whole.places += [place for place in part.places if place not in whole.places]
-        whole.notes |= part.notes
         for test, places in part.outcomes.items():
             whole.outcomes.setdefault(test, {}).update(places)
     return whole
@@ -77,7 +76,8 @@ def _known_failures() -> list[str]:
 
 
 def _suite(run: Run, suite: str) -> list[str]:
-    verdicts = judge(run, read_table(Path(__file__).with_name(f"{suite}.table")))
+    table = Path(__file__).with_name(f"{suite}.table")
+    verdicts = judge(run, read_table(table), read_cannot(table.with_suffix(".cannot")))
     parts = Counter(test.partition("/")[0] for test in run.outcomes)
     covered = ", ".join(f"{part} {count}" for part, count in sorted(parts.items()))
     lines = [
@@ -109,18 +109,18 @@ def _suite(run: Run, suite: str) -> list[str]:
             "|---|---|---|---|",
             *differing,
         ]
-    lines += _not_run(run)
+    lines += _not_run(run, verdicts)
     return lines
 
 
-def _not_run(run: Run) -> list[str]:
+def _not_run(run: Run, verdicts: list[Verdict]) -> list[str]:
     reasons: dict[tuple[str, str], list[str]] = {}
-    for test, places in sorted(run.outcomes.items()):
-        native = places.get("native")
-        for place, outcome in places.items():
-            if place == "native" or outcome.status != NOTRUN or (native is not None and native.status == NOTRUN):
-                continue
-            reasons.setdefault((place, run.notes.get(test) or outcome.detail), []).append(test.rpartition("/")[2])
+    for verdict in verdicts:
+        native = run.outcomes[verdict.test].get("native")
+        if verdict.where == "native" or verdict.outcome.status != NOTRUN or (native and native.status == NOTRUN):
+            continue
+        why = verdict.reason or verdict.outcome.detail
+        reasons.setdefault((verdict.where, why), []).append(verdict.test.rpartition("/")[2])
     if not reasons:
         return []
     lines = ["\nWhat cannot run on CntrFS:\n", "| on | reason | tests |", "|---|---|---|"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
@@ -57,7 +58,6 @@ class Run:
     started: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))
     kernel: str = field(default_factory=platform.release)
     command: str = ""
-    notes: dict[str, str] = field(default_factory=dict)
 
     def add(self, test: str, place: str, outcome: Outcome) -> None:
         self.outcomes.setdefault(test, {})[place] = outcome
@@ -92,7 +92,35 @@ def read_table(path: Path) -> list[Expectation]:
     return rows
 
 
-def judge(run: Run, table: list[Expectation]) -> list[Verdict]:
+@dataclass(frozen=True)
+class Cannot:
+    """A line of the list: what says PATTERN can never run on WHERE (a binding, or * for both), for a REASON."""
+
+    pattern: re.Pattern[str]
+    where: str
+    reason: str
+
+
+def read_cannot(path: Path) -> list[Cannot]:
+    """Lines of ``regex | where | reason``; a suite without such a list has none."""
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+        if line.strip() and not line.startswith("#"):
+            cells = [cell.strip() for cell in line.split(" | ")]
+            if len(cells) != 3 or not all(cells):
+                raise ValueError(f"{path.name}:{number}: wanted: regex | where | reason")
+            rows.append(Cannot(re.compile(cells[0]), cells[1], cells[2]))
+    return rows
+
+
+def why_not(cannot: list[Cannot], place: str, outcome: Outcome) -> str:
+    """Why a test that did not run on PLACE can't run there; empty when the list does not know."""
+    if outcome.status != NOTRUN or place == "native":
+        return ""
+    return next((row.reason for row in cannot if row.where in ("*", place) and row.pattern.search(outcome.detail)), "")
+
+
+def judge(run: Run, table: list[Expectation], cannot: list[Cannot]) -> list[Verdict]:
     """Only what is new counts: worse than native and not in the table, or better than the table says."""
     expected = {(row.test, row.where): row for row in table}
     verdicts = []
@@ -100,7 +128,8 @@ def judge(run: Run, table: list[Expectation]) -> list[Verdict]:
         native = places.get("native")
         for place, outcome in places.items():
             row = expected.get((test, place)) or (expected.get((test, "*")) if place != "native" else None)
-            verdict = Verdict(test, place, outcome, reason=row.reason if row else "")
+            known = why_not(cannot, place, outcome)
+            verdict = Verdict(test, place, outcome, reason=row.reason if row else known)
             if row is not None and row.status != "any":
                 if outcome.status != row.status:
                     verdict.problem = f"{outcome.status}, but the table says {row.status}: {row.reason}"
@@ -108,7 +137,9 @@ def judge(run: Run, table: list[Expectation]) -> list[Verdict]:
                 verdict.problem = ""  # what fails natively says nothing about CntrFS
             elif row is None and outcome.status in BAD and (native is None or native.status not in BAD):
                 verdict.problem = f"{outcome.status}, native {native.status if native else 'not run'}: {outcome.detail}"
-            elif row is None and outcome.status == NOTRUN and native is not None and native.status == PASS:
+            elif (
+                row is None and not known and outcome.status == NOTRUN and native is not None and native.status == PASS
+            ):
                 verdict.problem = f"turned into not run: {outcome.detail}"
             elif row is None and native is not None and outcome.failed > native.failed:
                 verdict.problem = f"{outcome.failed} of {outcome.checks} checks fail, native {native.failed}"
@@ -177,7 +208,7 @@ class Progress:
 
 def finish(run: Run, table_path: Path, reports: Path) -> int:
     """Save, judge, report; the exit status of the runner."""
-    verdicts = judge(run, read_table(table_path))
+    verdicts = judge(run, read_table(table_path), read_cannot(table_path.with_suffix(".cannot")))
     run.save(reports / f"{run.suite}.json")
     write_junit(reports / f"{run.suite}.junit.xml", run, verdicts)
     text = summary(run, verdicts)

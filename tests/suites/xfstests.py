@@ -18,10 +18,9 @@ from pathlib import Path
 
 from ..fs.servers import BINDINGS, REPOSITORY, is_mountpoint, missing
 from . import rooms
-from .results import BAD, DIED, FAIL, NOTRUN, PASS, TIMEOUT, Outcome, Progress, Run, finish
+from .results import BAD, DIED, FAIL, NOTRUN, PASS, TIMEOUT, Outcome, Progress, Run, finish, read_cannot, why_not
 
 TABLE = Path(__file__).with_name("xfstests.table")
-CANNOT = Path(__file__).with_name("xfstests.cannot")
 
 _USERS = (("fsgqa", 20031), ("123456-fsgqa", 20032), ("fsgqa2", 20033))
 
@@ -67,6 +66,7 @@ class Place:
             **{key: value for key, value in os.environ.items() if not key.startswith("PYTHON")},
             "TEST_DIR": str(self.test_dir), "SCRATCH_MNT": str(self.scratch), "RESULT_BASE": str(self.results),
             "HOST_OPTIONS": "/nonexistent", "CANON_DEVS": "no", "LC_ALL": "C",
+            "FSTESTS_ISOL": "privatens",  # there is another /proc under the room's, which shows the locks of the dead
         }  # fmt: skip
         if name == "native":
             test, scratch = rooms.loop_device(room, "test"), rooms.loop_device(room, "scratch")
@@ -173,16 +173,6 @@ def _mount_users(mountpoint: str) -> list[int]:
     return found
 
 
-def read_cannot(path: Path) -> list[tuple[re.Pattern[str], str]]:
-    """Lines of ``regex | reason``: why a FUSE filesystem can never run such a test."""
-    rows = []
-    for line in path.read_text().splitlines():
-        if line.strip() and not line.startswith("#"):
-            pattern, _, reason = line.partition(" | ")
-            rows.append((re.compile(pattern.strip()), reason.strip()))
-    return rows
-
-
 def choose_tests(top: Path, words: list[str], group: str, shard: str) -> list[str]:
     """The tests named, or those of a group such as generic/quick (from the group.list of its directory)."""
     tests = list(words)
@@ -204,6 +194,7 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=300, help="seconds per test")
     parser.add_argument("--shard", default="", help="such as 1/4: every fourth test, from the first")
     parser.add_argument("--all-native", action="store_true", help="run on ext4 also what no FUSE filesystem can run")
+    parser.add_argument("--no-native", action="store_true", help="the bindings alone; ext4 is in another report")
     parser.add_argument("--resume", action="store_true", help="go on where an earlier run's report ends")
     parser.add_argument("--reports", type=Path, default=REPOSITORY / "reports")
     parser.add_argument("tests", nargs="*", help="such as generic/001; default: the group")
@@ -222,10 +213,11 @@ def main() -> int:
             names.append(binding)
     prepare_host(room)
     places = [Place(name, room, top) for name in names]
-    native = Place("native", room, top)
-    cannot = read_cannot(CANNOT)
+    native = None if options.no_native else Place("native", room, top)
+    cannot = read_cannot(TABLE.with_suffix(".cannot"))
     tests = choose_tests(top, options.tests, options.group, options.shard)
-    run = Run("xfstests", ["native", *names], command=f"python -m tests.suites.xfstests {' '.join(sys.argv[1:])}")
+    shown_places = names if options.no_native else ["native", *names]
+    run = Run("xfstests", shown_places, command=f"python -m tests.suites.xfstests {' '.join(sys.argv[1:])}")
     report = options.reports / f"{run.suite}.json"
     if options.resume and report.exists():
         earlier = Run.load(report)
@@ -234,32 +226,19 @@ def main() -> int:
             tests = [test for test in tests if test not in run.outcomes]
     progress = Progress(len(tests))
     for test in tests:
-        statuses = []
+        wanted = options.all_native or not places
         for place in places:
             outcome = place.run(test, options.limit, options.reports)
-            why = (
-                next((reason for pattern, reason in cannot if pattern.search(outcome.detail)), "")
-                if outcome.status == NOTRUN
-                else ""
-            )
-            if why:
-                run.notes[test] = why
             run.add(test, place.name, outcome)
-            statuses.append(outcome)
-        worth = (
-            options.all_native
-            or not places
-            or any(outcome.status != NOTRUN for outcome in statuses)
-            or test not in run.notes
-        )
-        if worth:
+            wanted = wanted or not why_not(cannot, place.name, outcome)
+        if wanted and native:
             run.add(test, "native", native.run(test, options.limit, options.reports))
         shown = "; ".join(
             f"{name} {outcome.status} {outcome.detail[:80]}" for name, outcome in run.outcomes[test].items()
         )
         progress.step(test, shown if any(o.status in BAD for o in run.outcomes[test].values()) else PASS)
         run.save(report)
-    for place in (*places, native):
+    for place in [*places, *([native] if native else [])]:
         place.reset()
     return finish(run, TABLE, options.reports)
 
