@@ -84,7 +84,7 @@ def run(told: argparse.Namespace) -> int:
     if told.xfstests_dir:
         command.append(f"--xfstests-dir={Path(told.xfstests_dir).resolve()}")
     if jobs > 1:
-        command += ["-n", str(jobs), "--dist", "loadgroup"]
+        command += ["-n", str(jobs), "--dist", "loadscope"]
     # No asserts rewriting trouble, no byte code in the checkout; the repository is what `lab` is imported from.
     environment = {**os.environ, "PYTHONPATH": str(paths.REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
     process = subprocess.Popen(command, cwd=paths.REPOSITORY, env=environment)

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lab import boxbuild, host, html, initrd, libvirtd, paths, sources, table, verbs
+from lab import boxbuild, host, html, initrd, libvirtd, paths, plugin, sources, table, verbs
 from lab.drivers.base import free_port
 from lab.errors import LabError
 from lab.report import Cell, Collector, Run
@@ -260,6 +260,19 @@ def test_rows_of_machines_at_once_do_not_mix(several, capsys):
     assert capsys.readouterr().out.split("\n")[1:] == [
         f"{machine:16} mount    ..  2 pass, {seconds} s" for machine, seconds in (("a", 1), ("b", 1))
     ]
+
+
+def test_a_machines_scenarios_go_to_one_process():
+    """Found by what the scheduler is given, the tests' ids."""
+    machines = list(table.load().machines)
+    command = [sys.executable, "-m", "pytest", "scenarios", "-q", "--collect-only", "-p", "no:cacheprovider"]
+    command += [f"--lab-machines={','.join(machines)}", "--lab-driver=qemu"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    ids = [line for line in said.splitlines() if "::" in line]
+    for name in machines:
+        own = [line for line in ids if plugin.machine_of(line, machines) == name]
+        assert len(own) == len(ids) / len(machines)
+        assert all(f"[{name}-" in line or f"[{name}]" in line or f"-{name}-" in line for line in own)
 
 
 def test_an_expected_failure_needs_a_reason():
