@@ -92,10 +92,19 @@ def run(told: argparse.Namespace) -> int:
         signal.signal(number, lambda _number, _frame: process.terminate())
     while True:
         try:
-            return process.wait()
+            status = process.wait()
         except KeyboardInterrupt:
             # The terminal sent SIGINT to pytest as well: let it destroy its machines.
             continue
+        if (
+            jobs > 1 and status > 1
+        ):  # interrupted: the processes that held the machines were ended before they could unwind
+            from . import cleaning
+
+            for line in cleaning.clean(kept=False):
+                if line.startswith("removing"):
+                    print(f"lab: {line}", flush=True)
+        return status
 
 
 def try_(told: argparse.Namespace) -> int:

@@ -363,6 +363,11 @@ def test_clean_leaves_a_run_that_goes_on_alone(cache):
         run.mkdir(parents=True)
         note = {"machine": "docker", "driver": "qemu", "pid": pid, "started": started, "keep": False, "box": ""}
         (run / "state.json").write_text(json.dumps(note))
+    kept = cache / "runs" / "kept-1"
+    kept.mkdir()
+    (kept / "state.json").write_text(json.dumps(note | {"pid": 999999999, "keep": True}))
+    list(cleaning.clean(kept=False))
+    assert sorted(path.name for path in (cache / "runs").iterdir()) == ["alive-1", "kept-1"]
     said = "\n".join(cleaning.clean())
     assert "alive-1 belongs to a run that goes on" in said
     assert sorted(path.name for path in (cache / "runs").iterdir()) == ["alive-1"]
