@@ -149,6 +149,22 @@ def test_the_box_keeps_no_mirror():
         assert place in text
 
 
+def test_the_accelerator_is_tried_once_a_box(cache, monkeypatch):
+    from lab import accel
+    from lab.boxbuild import BuiltBox
+
+    cache.mkdir()
+    tried = []
+    monkeypatch.setattr(accel, "probe", lambda built: tried.append(built.box.name) or accel.Accelerator("tcg", "no"))
+    boxes = [BuiltBox(box, cache / name) for name, box in table.load().boxes.items()]
+    for built in boxes * 2:
+        assert accel.choose(built).why == "no"
+    assert tried == list(table.load().boxes)
+    (cache / "accelerator.json").write_text('{"key": "of an older lab"}')
+    accel.choose(boxes[0])
+    assert len(tried) == len(boxes) + 1
+
+
 # -- guest scripts -------------------------------------------------------------------------------------------------------
 
 
