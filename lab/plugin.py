@@ -18,6 +18,8 @@ from .table import load
 
 TRANSPORTS = ("mount", "devfuse", "pyfuse3")
 NO_TRANSPORT = "-"
+SHOWN = 300
+"""How much of a value a failed comparison shows, in characters."""
 EXPECTED_FILE = paths.LAB / "expected.toml"
 
 
@@ -240,6 +242,18 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
                 with contextlib.suppress(LostMachine, AssertionError):  # the next scenario will say that it is lost
                     made.refresh()
     return outcome
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str]:
+    """A comparison that failed, in the words of `machine.succeed`: what was expected, what was seen."""
+    wanted, seen = (left, right) if op in ("in", "not in") else (right, left)
+    words = {"==": "", "in": "something with ", "not in": "nothing with "}.get(op, f"{op} ")
+    return ["as expected", f"expected: {words}{_short(wanted)}", f"seen:     {_short(seen)}"]
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} … {text[-SHOWN // 2 :]}"
 
 
 def repro(item: pytest.Item, machine: str) -> str:

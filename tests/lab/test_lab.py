@@ -5,6 +5,7 @@ import gc
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lab import boxbuild, host, html, initrd, libvirtd, paths, plugin, sources, table, verbs
+from lab import boxbuild, host, html, initrd, libvirtd, paths, plugin, report, sources, table, verbs
 from lab.drivers.base import free_port
 from lab.errors import LabError
 from lab.report import Cell, Collector, Run
@@ -289,6 +290,23 @@ def test_a_machines_scenarios_go_to_one_process():
         own = [line for line in ids if plugin.machine_of(line, machines) == name]
         assert len(own) == len(ids) / len(machines)
         assert all(f"[{name}-" in line or f"[{name}]" in line or f"-{name}-" in line for line in own)
+
+
+@pytest.mark.parametrize(
+    ("comparison", "said"),
+    [
+        ("'cntr-lab' == 'boxhost'", "expected: 'boxhost'\nseen:     'cntr-lab'"),
+        ("'alive' in 'nobody'", "expected: something with 'alive'\nseen:     'nobody'"),
+        ("'open:' not in 'open: exe'", "expected: nothing with 'open:'\nseen:     'open: exe'"),
+        ("0 >= 1", "expected: >= 1\nseen:     0"),
+    ],
+)
+def test_a_failed_comparison_says_what_was_expected_and_seen(comparison, said):
+    left, op, right = re.fullmatch(r"(\S+|'.*?') (==|in|not in|>=) (.*)", comparison).groups()
+    lines = plugin.pytest_assertrepr_compare(op, ast.literal_eval(left), ast.literal_eval(right))
+    message = "AssertionError: assert " + "\n  ".join(lines)
+    crash = SimpleNamespace(message=message, path="/x/scenarios/test_attach.py", lineno=7)
+    assert report._brief(SimpleNamespace(reprcrash=crash)) == f"{said}\nat test_attach.py:7"
 
 
 def test_an_expected_failure_needs_a_reason():
