@@ -54,15 +54,17 @@ def choose(built: BuiltBox, told: str = "auto") -> Accelerator:
         return Accelerator("tcg", "asked for")
     note = paths.cache_dir() / "accelerator.json"
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    key = f"{boot} {built.directory.name} {os.access('/dev/kvm', os.R_OK | os.W_OK)}"
+    key = f"{built.directory.name} {os.access('/dev/kvm', os.R_OK | os.W_OK)}"
     try:
         kept = json.loads(note.read_text())
-        answer = Accelerator(kept["name"], kept["why"]) if kept["key"] == key else None
-    except (OSError, ValueError, KeyError):
-        answer = None
+        answers = kept["answers"] if kept["boot"] == boot else {}
+        answer = Accelerator(*answers[key]) if key in answers else None
+    except (OSError, ValueError, KeyError, TypeError):
+        answers, answer = {}, None
     if answer is None:
         answer = probe(built)
-        note.write_text(json.dumps({"key": key, "name": answer.name, "why": answer.why}) + "\n")
+        answers[key] = (answer.name, answer.why)
+        note.write_text(json.dumps({"boot": boot, "answers": answers}, indent=1) + "\n")
     if told == "kvm" and answer.name != "kvm":
         raise LabError(
             f"KVM was asked for, but {answer.why}", "leave --accel out: TCG works everywhere, six times slower"

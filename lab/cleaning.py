@@ -14,11 +14,14 @@ from .errors import LabError
 from .table import load
 
 
-def clean(*, boxes: bool = False) -> Iterator[str]:
-    """Destroy left-over machines; a line for each thing done."""
+def clean(*, boxes: bool = False, kept: bool = True) -> Iterator[str]:
+    """Destroy left-over machines, also those that were kept on purpose unless KEPT is false; a line for each thing done."""
     going_on = 0
     for run_dir in sorted(paths.runs_dir().glob("*")):
         state = read_state(run_dir)
+        if state.get("keep") and not kept:
+            going_on += 1
+            continue
         if not state.get("keep") and _runs(state):
             going_on += 1
             yield f"{run_dir.name} belongs to a run that goes on (pid {state.get('pid')}): left alone"

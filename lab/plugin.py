@@ -18,6 +18,8 @@ from .table import load
 
 TRANSPORTS = ("mount", "devfuse", "pyfuse3")
 NO_TRANSPORT = "-"
+SHOWN = 300
+"""How much of a value a failed comparison shows, in characters."""
 EXPECTED_FILE = paths.LAB / "expected.toml"
 
 
@@ -51,6 +53,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", line)
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(report.Collector(config), "lab-report")
+        unwinding = (
+            contextlib.ExitStack()
+        )  # also where workers hold the machines: the report of what ran is still written
+        unwinding.enter_context(session.terminated_like_interrupted())
+        config.add_cleanup(unwinding.close)
 
 
 def lab_options(config: pytest.Config) -> session.Options:
@@ -72,13 +79,27 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "ready" not in metafunc.fixturenames:
         return
     machines = metafunc.config.getoption("--lab-machines").split(",")
-    marks = {name: [pytest.mark.xdist_group(name)] for name in machines}
-    metafunc.parametrize(
-        "ready", [pytest.param(n, marks=marks[n], id=n) for n in machines], indirect=True, scope="session"
-    )
+    metafunc.parametrize("ready", machines, indirect=True, scope="session")
     if "transport" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--lab-transports").split(",")
         metafunc.parametrize("transport", chosen, scope="session")
+
+
+def machine_of(nodeid: str, machines: list[str]) -> str:
+    """The machine that a test's id names among its parameters."""
+    parameters = f"-{nodeid.partition('[')[2].removesuffix(']')}-"
+    return max((name for name in machines if f"-{name}-" in parameters), key=len, default="")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A machine's scenarios go to one process. (By ids: xdist's own groups are lost where it cannot change a test's id.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByMachine(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return machine_of(nodeid, config.getoption("--lab-machines").split(","))
+
+    return ByMachine(config, log)
 
 
 def coordinates(item: pytest.Item) -> tuple[str, str]:
@@ -221,6 +242,18 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
                 with contextlib.suppress(LostMachine, AssertionError):  # the next scenario will say that it is lost
                     made.refresh()
     return outcome
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str]:
+    """A comparison that failed, in the words of `machine.succeed`: what was expected, what was seen."""
+    wanted, seen = (left, right) if op in ("in", "not in") else (right, left)
+    words = {"==": "", "in": "something with ", "not in": "nothing with "}.get(op, f"{op} ")
+    return ["as expected", f"expected: {words}{_short(wanted)}", f"seen:     {_short(seen)}"]
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} … {text[-SHOWN // 2 :]}"
 
 
 def repro(item: pytest.Item, machine: str) -> str:

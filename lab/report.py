@@ -204,4 +204,9 @@ def _brief(longrepr: Any) -> str:
     if text.startswith(("expected:", "LOST:", "machine ")):
         return text
     crash = getattr(longrepr, "reprcrash", None)
+    if crash is not None and "\n" in crash.message:
+        _, _, rest = crash.message.partition("\n")
+        lines = [line.strip() for line in rest.splitlines()]
+        if lines[0].startswith("expected:"):  # of a comparison: plugin.pytest_assertrepr_compare
+            return "\n".join([*lines[:2], f"at {crash.path.rsplit('/', 1)[-1]}:{crash.lineno}", *lines[2:]])
     return f"{crash.message}\nat {crash.path.rsplit('/', 1)[-1]}:{crash.lineno}" if crash is not None else text[-2000:]

@@ -84,7 +84,7 @@ def run(told: argparse.Namespace) -> int:
     if told.xfstests_dir:
         command.append(f"--xfstests-dir={Path(told.xfstests_dir).resolve()}")
     if jobs > 1:
-        command += ["-n", str(jobs), "--dist", "loadgroup"]
+        command += ["-n", str(jobs), "--dist", "loadscope"]
     # No asserts rewriting trouble, no byte code in the checkout; the repository is what `lab` is imported from.
     environment = {**os.environ, "PYTHONPATH": str(paths.REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
     process = subprocess.Popen(command, cwd=paths.REPOSITORY, env=environment)
@@ -92,10 +92,19 @@ def run(told: argparse.Namespace) -> int:
         signal.signal(number, lambda _number, _frame: process.terminate())
     while True:
         try:
-            return process.wait()
+            status = process.wait()
         except KeyboardInterrupt:
             # The terminal sent SIGINT to pytest as well: let it destroy its machines.
             continue
+        if (
+            jobs > 1 and status > 1
+        ):  # interrupted: the processes that held the machines were ended before they could unwind
+            from . import cleaning
+
+            for line in cleaning.clean(kept=False):
+                if line.startswith("removing"):
+                    print(f"lab: {line}", flush=True)
+        return status
 
 
 def try_(told: argparse.Namespace) -> int:

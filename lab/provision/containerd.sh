@@ -38,6 +38,7 @@ container_start() {
         ctr run -d "$@" --mount "type=bind,src=$VOLUME,dst=/data,options=rbind:rw" --mount type=tmpfs,src=tmpfs,dst=/scratch,options=mode=1777 \
             --rootfs "$tree" "$name" /bin/sh -c "$CMD"
     fi
+    own_name_and_lo "$name"
 }
 ctr_default_capabilities() {
     echo CAP_CHOWN CAP_DAC_OVERRIDE CAP_FSETID CAP_FOWNER CAP_MKNOD CAP_NET_RAW CAP_SETGID CAP_SETUID CAP_SETFCAP CAP_SETPCAP \

@@ -21,7 +21,7 @@ make_images() {
         mkdir -p "$work/rootfs/proc" "$work/rootfs/sys" "$work/rootfs/dev" "$work/rootfs/sbin"
         "make_${image}_root" "$work/rootfs"
         if [ "$image" = slim ]; then
-            cp "$LIB/slim-app" "$work/rootfs/sbin/init"
+            ln -s ../slim-app "$work/rootfs/sbin/init"
         else
             describe box
             rm -f "$work/rootfs/sbin/init"
@@ -37,11 +37,14 @@ make_images() {
 container_start() {
     describe "$1"
     incus init "lab-$IMAGE" "$1" -c "environment.LAB_NAME=$1" -c "environment.GREETING=hello world" >/dev/null
+    # Started as what it is, and not by the name of an init.
+    [ "$IMAGE" = box ] || incus config set "$1" raw.lxc "lxc.init.cmd = /slim-app"
     if [ "$IMAGE" = box ]; then
         incus config device add "$1" data disk "source=$VOLUME" path=/data shift=true >/dev/null ||
             incus config device add "$1" data disk "source=$VOLUME" path=/data >/dev/null
     fi
     incus start "$1"
+    own_name_and_lo "$1"
 }
 container_stop() { incus stop --force "$1"; }
 container_remove() { incus delete --force "$1"; }

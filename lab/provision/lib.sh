@@ -66,6 +66,14 @@ describe() { # NAME -> IMAGE CMD READONLY RUNAS
     esac
 }
 
+# What some engines leave to a container's init, and the slim ones have none: their names, and an interface `lo` that is up.
+own_name_and_lo() { # NAME
+    wait_for 120 container_pid "$1"
+    pid=$(container_pid "$1")
+    [ "$1" != box ] || nsenter --target "$pid" --uts sh -c 'echo boxhost >/proc/sys/kernel/hostname'
+    nsenter --target "$pid" --net ip link set lo up
+}
+
 wait_for() { # SECONDS COMMAND…
     limit=$1
     shift

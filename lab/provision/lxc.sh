@@ -44,6 +44,7 @@ container_start() {
         fi
     } >"$tree/config"
     lxc-start -P "$PLACE" -n "$name" -d -o "$tree/log" -l INFO
+    own_name_and_lo "$name"
 }
 container_stop() { lxc-stop -P "$PLACE" -n "$1" -k; }
 container_remove() {

@@ -5,6 +5,7 @@ import gc
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lab import boxbuild, host, html, initrd, libvirtd, paths, sources, table, verbs
+from lab import boxbuild, host, html, initrd, libvirtd, paths, plugin, report, sources, table, verbs
 from lab.drivers.base import free_port
 from lab.errors import LabError
 from lab.report import Cell, Collector, Run
@@ -149,6 +150,22 @@ def test_the_box_keeps_no_mirror():
         assert place in text
 
 
+def test_the_accelerator_is_tried_once_a_box(cache, monkeypatch):
+    from lab import accel
+    from lab.boxbuild import BuiltBox
+
+    cache.mkdir()
+    tried = []
+    monkeypatch.setattr(accel, "probe", lambda built: tried.append(built.box.name) or accel.Accelerator("tcg", "no"))
+    boxes = [BuiltBox(box, cache / name) for name, box in table.load().boxes.items()]
+    for built in boxes * 2:
+        assert accel.choose(built).why == "no"
+    assert tried == list(table.load().boxes)
+    (cache / "accelerator.json").write_text('{"key": "of an older lab"}')
+    accel.choose(boxes[0])
+    assert len(tried) == len(boxes) + 1
+
+
 # -- guest scripts -------------------------------------------------------------------------------------------------------
 
 
@@ -262,6 +279,36 @@ def test_rows_of_machines_at_once_do_not_mix(several, capsys):
     ]
 
 
+def test_a_machines_scenarios_go_to_one_process():
+    """Found by what the scheduler is given, the tests' ids."""
+    machines = list(table.load().machines)
+    command = [sys.executable, "-m", "pytest", "scenarios", "-q", "--collect-only", "-p", "no:cacheprovider"]
+    command += [f"--lab-machines={','.join(machines)}", "--lab-driver=qemu"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    ids = [line for line in said.splitlines() if "::" in line]
+    for name in machines:
+        own = [line for line in ids if plugin.machine_of(line, machines) == name]
+        assert len(own) == len(ids) / len(machines)
+        assert all(f"[{name}-" in line or f"[{name}]" in line or f"-{name}-" in line for line in own)
+
+
+@pytest.mark.parametrize(
+    ("comparison", "said"),
+    [
+        ("'cntr-lab' == 'boxhost'", "expected: 'boxhost'\nseen:     'cntr-lab'"),
+        ("'alive' in 'nobody'", "expected: something with 'alive'\nseen:     'nobody'"),
+        ("'open:' not in 'open: exe'", "expected: nothing with 'open:'\nseen:     'open: exe'"),
+        ("0 >= 1", "expected: >= 1\nseen:     0"),
+    ],
+)
+def test_a_failed_comparison_says_what_was_expected_and_seen(comparison, said):
+    left, op, right = re.fullmatch(r"(\S+|'.*?') (==|in|not in|>=) (.*)", comparison).groups()
+    lines = plugin.pytest_assertrepr_compare(op, ast.literal_eval(left), ast.literal_eval(right))
+    message = "AssertionError: assert " + "\n  ".join(lines)
+    crash = SimpleNamespace(message=message, path="/x/scenarios/test_attach.py", lineno=7)
+    assert report._brief(SimpleNamespace(reprcrash=crash)) == f"{said}\nat test_attach.py:7"
+
+
 def test_an_expected_failure_needs_a_reason():
     from lab.plugin import matches, read_expected
 
@@ -350,6 +397,11 @@ def test_clean_leaves_a_run_that_goes_on_alone(cache):
         run.mkdir(parents=True)
         note = {"machine": "docker", "driver": "qemu", "pid": pid, "started": started, "keep": False, "box": ""}
         (run / "state.json").write_text(json.dumps(note))
+    kept = cache / "runs" / "kept-1"
+    kept.mkdir()
+    (kept / "state.json").write_text(json.dumps(note | {"pid": 999999999, "keep": True}))
+    list(cleaning.clean(kept=False))
+    assert sorted(path.name for path in (cache / "runs").iterdir()) == ["alive-1", "kept-1"]
     said = "\n".join(cleaning.clean())
     assert "alive-1 belongs to a run that goes on" in said
     assert sorted(path.name for path in (cache / "runs").iterdir()) == ["alive-1"]
