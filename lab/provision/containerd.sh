@@ -26,7 +26,7 @@ container_start() {
     rm -rf "$tree"
     mkdir -p "$STORE/containerd"
     cp -a "$STORE/$IMAGE" "$tree"
-    set -- --env "LAB_NAME=$name" --env "GREETING=hello world"
+    set -- --env PATH=/usr/sbin:/usr/bin:/sbin:/bin --env "LAB_NAME=$name" --env "GREETING=hello world"
     [ -z "$READONLY" ] || set -- "$@" --read-only
     if [ -n "$RUNAS" ]; then
         set -- "$@" --user "$RUNAS:$RUNAS"
