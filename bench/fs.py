@@ -216,7 +216,7 @@ def main() -> int:
     parser.add_argument(
         "--passthrough-hp", default="", metavar="PATH", help="libfuse's example server, as one more place"
     )
-    parser.add_argument("--only", default="", help="workloads whose name contains this text; -: none")
+    parser.add_argument("--only", default="", help="workloads whose name contains one of these texts (a,b); -: none")
     parser.add_argument("--cpu-calls", type=int, default=5000, help="calls per server CPU figure; 0: none")
     parser.add_argument(
         "--million",
@@ -265,7 +265,7 @@ def main() -> int:
     try:
         places = [Place(name, base, options.passthrough_hp) for name in names]
         for workload in (*workloads(options.scale), *fs_paper.workloads()):
-            if options.only == "-" or options.only not in workload.name:
+            if options.only == "-" or not any(part in workload.name for part in options.only.split(",")):
                 continue
             if workload.tool and not shutil.which(workload.tool):
                 absent[workload.name] = workload.package or workload.tool
