@@ -50,7 +50,7 @@ def tools(machine, container, pid, script):
     if machine.run("test -x /usr/bin/cntr").returncode == 0:
         kind = UPSTREAM_TYPES.get(engine, "process-id")
         name = container if kind != "process-id" else pid
-        found["Debian's cntr"] = (f"/usr/bin/cntr attach --type {kind} {name} -- -c {quoted}", "root")
+        found["Debian's cntr"] = (f"/usr/bin/cntr attach --type {kind} {name} -- sh -c {quoted}", "root")
     return found
 
 
