@@ -31,7 +31,7 @@ from cntr.cntrfs.node import (
     derived_handle,
     generation_of,
     stale,
-)  # fmt: skip
+)
 from cntr.cntrfs.records import Records
 from cntr.kernel_fs import Attributes, Handle
 
