@@ -152,8 +152,12 @@ def test_a_busy_filesystem_wakes_the_watch_seldom() -> None:
     with place("devfuse") as here:
         assert here.server is not None
         os.listdir(here.directory)
-        names = {pid: Path(f"/proc/{pid}/comm").read_text() for pid in here.server.processes()}
-        watches = [pid for pid, name in names.items() if name == "cntrfs-watch\n"]
+        watches: list[int] = []
+        deadline = time.monotonic() + 5
+        while not watches and time.monotonic() < deadline:  # it has its name a moment after the first answer
+            time.sleep(0.05)
+            names = {pid: Path(f"/proc/{pid}/comm").read_text() for pid in here.server.processes()}
+            watches = [pid for pid, name in names.items() if name == "cntrfs-watch\n"]
         if not watches:
             pytest.skip("nothing is watched here: fanotify(7) wants Linux 5.17 and CAP_SYS_ADMIN")
         paths = [here.behind / f"{number}" for number in range(50)]
