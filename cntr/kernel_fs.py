@@ -145,6 +145,11 @@ class Handle(NamedTuple):
     kind: int
     data: bytes
 
+    @property
+    def is_derived(self) -> bool:
+        """Is it FILEID_INO32_GEN (linux/exportfs.h), inode number and generation of 32 bits each?"""
+        return self.kind == 1 and len(self.data) == 8
+
 
 _handle_buffer = ctypes.create_string_buffer(8 + MAX_HANDLE_SZ)
 _handle_address = ctypes.addressof(_handle_buffer)

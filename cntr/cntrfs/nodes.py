@@ -20,18 +20,7 @@ from collections import OrderedDict
 
 from cntr import kernel_fs
 from cntr.cntrfs.fds import BoundedFds, fd_budget
-from cntr.cntrfs.node import (
-    FILEID_INO32_GEN,
-    INO_BITS,
-    INO_MASK,
-    ROOT_ID,
-    SYNTHETIC,
-    Node,
-    Slot,
-    derived_handle,
-    generation_of,
-    stale,
-)
+from cntr.cntrfs.node import INO_BITS, INO_MASK, ROOT_ID, SYNTHETIC, Node, Slot, derived_handle, generation_of, stale
 from cntr.cntrfs.records import Records
 from cntr.kernel_fs import Attributes, Handle
 
@@ -223,7 +212,7 @@ class NodeTable(BoundedFds):
 
     def _matches_any_generation(self, mount_fd: int, handle: Handle) -> bool:
         """Whether generation 0 opens the file too; only one with another generation can tell."""
-        if handle.kind != FILEID_INO32_GEN or len(handle.data) != 8 or handle.data[4:] == bytes(4):
+        if not handle.is_derived or handle.data[4:] == bytes(4):
             return False
         ino = int.from_bytes(handle.data[:4], "little")
         try:
@@ -259,7 +248,7 @@ class NodeTable(BoundedFds):
             handle = kernel_fs.name_to_handle(fd, name)
         except OSError:
             return
-        if handle.kind == FILEID_INO32_GEN and len(handle.data) == 8:
+        if handle.is_derived:
             if int.from_bytes(handle.data[:4], "little") != node.ino:
                 return  # the name was given to another file since it was looked up
             node.generation = int.from_bytes(handle.data[4:], "little")
