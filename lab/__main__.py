@@ -50,6 +50,12 @@ def arguments() -> argparse.ArgumentParser:
     run.add_argument(
         "--jobs", "-j", type=int, default=0, help="machines at once (default: 1 under TCG, else half the cores)"
     )
+    run.add_argument(
+        "--cpus",
+        type=int,
+        default=0,
+        help="of each machine (default: the table's; with -j under TCG, this host's cores shared out)",
+    )
     run.add_argument("--xfstests-dir", help="an installed xfstests: its quick group is run in the machine as well")
     _machine_options(run)
 

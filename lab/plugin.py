@@ -31,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--lab-gate", action="store_true", help="leave out what only the whole matrix runs")
     group.addoption("--lab-driver", default="auto")
     group.addoption("--lab-accel", default="auto")
+    group.addoption("--lab-cpus", type=int, default=0)
     group.addoption("--lab-mirror", default=None)
     group.addoption("--lab-libvirt-uri", default="")
     group.addoption("--lab-keep-on-fail", action="store_true")
@@ -68,6 +69,7 @@ def lab_options(config: pytest.Config) -> session.Options:
         mirror=config.getoption("--lab-mirror"),
         libvirt_uri=config.getoption("--lab-libvirt-uri"),
         keep_on_fail=config.getoption("--lab-keep-on-fail"),
+        cpus=config.getoption("--lab-cpus"),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from . import html
 from .errors import CommandFailed, LabError, LostMachine
 
 SYMBOLS = {"pass": ".", "fail": "F", "skip": "s", "expected": "x", "unexpected": "X", "lost": "L"}
+CLEAR_LINE = "\r\x1b[K"  # console_codes(4)
 BAD = ("fail", "unexpected", "lost")
 
 
@@ -81,6 +83,7 @@ class Collector:
         self._rows: dict[str, Row] = {}
         # Machines at once would mix their rows: then a row is shown when it is whole.
         self._several = bool(getattr(config.option, "numprocesses", 0))
+        self._counted = self._several and sys.stdout.isatty()
         self._setup_seconds: dict[str, float] = {}
 
     # -- as it fills ---------------------------------------------------------------------------------------------
@@ -131,6 +134,9 @@ class Collector:
         row.ended = time.monotonic()  # what follows may be another machine's start
         if not self._several:
             print(SYMBOLS[cell.outcome], end="", flush=True)
+        elif self._counted:
+            rows = (f"{name} {row.transport} {len(row.cells)}" for name, row in self._rows.items())
+            print(f"{CLEAR_LINE}under way: {', '.join(rows)}", end="", flush=True)
 
     def _end_row(self, machine: str) -> None:
         row = self._rows.pop(machine, None)
@@ -138,9 +144,9 @@ class Collector:
             return
         if self._several:
             symbols = "".join(SYMBOLS[outcome] for outcome in row.cells)
-            print(f"\n{machine:16} {row.transport:8} {symbols}", end="")
+            print(f"{CLEAR_LINE if self._counted else ''}{machine:16} {row.transport:8} {symbols}", end="")
         words = ", ".join(f"{row.cells.count(outcome)} {outcome}" for outcome in SYMBOLS if outcome in row.cells)
-        print(f"  {words}, {row.ended - row.began:.0f} s", end="", flush=True)
+        print(f"  {words}, {row.ended - row.began:.0f} s", end="\n" * self._several, flush=True)
 
     # -- at the end ----------------------------------------------------------------------------------------------
 

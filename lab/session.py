@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from . import boxbuild, libvirtd, paths, provision
+from . import boxbuild, libvirtd, paths, provisioning
 from .accel import choose
 from .drivers import Driver, Endpoint, Plan
 from .drivers.base import read_state
@@ -33,6 +33,8 @@ class Options:
     mirror: str | None = None
     libvirt_uri: str = ""
     keep_on_fail: bool = False
+    cpus: int = 0
+    """Of each machine; 0: as the table says."""
 
     def chosen_driver(self) -> str:
         """The driver: as told, else vagrant where it is installed with its libvirt plugin, else plain QEMU."""
@@ -67,7 +69,7 @@ class Ready:
             self.times["restore"] = self.machine.restore(FRESH)
             return
         for name in self.machine.spec.containers:
-            provision.engine_script(self.machine, "reset", name, timeout=90)
+            provisioning.engine_script(self.machine, "reset", name, timeout=90)
 
     def facts(self) -> dict[str, str]:
         """For the report: driver, accelerator, kernel, versions."""
@@ -144,6 +146,7 @@ def _plan(spec: MachineSpec, options: Options) -> Plan:
             standing = tuple(name for name in spec.containers if name not in NEEDS_A_VM)
             spec = dataclasses.replace(spec, containers=standing)
             return Plan(spec, run_dir, keep=options.keep_on_fail)
+        spec = dataclasses.replace(spec, cpus=options.cpus or spec.cpus)
         built = boxbuild.ensure(load().boxes[spec.box], options.mirror)
         accelerator = choose(built, options.accel)
         uri = libvirtd.uri(options.libvirt_uri) if options.chosen_driver() == "vagrant" else ""
@@ -183,7 +186,7 @@ def _start(plan: Plan, driver: Driver, say: Callable[[str], None]) -> Ready:
     say(
         f"it answers after {times['boot']:.0f} s; starting {plan.spec.engine} with {', '.join(plan.spec.containers)}, installing cntr"
     )
-    times |= provision.provision(machine)
+    times |= provisioning.provision(machine)
     ready = Ready(machine, plan, times)
     started = time.monotonic()
     with contextlib.suppress(LabError):  # this host itself has no snapshots, nor has every libvirt

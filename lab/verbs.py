@@ -44,7 +44,7 @@ def run(told: argparse.Namespace) -> int:
     transports = told.transports or ("mount,devfuse" if gate else "mount,devfuse,pyfuse3")
     options = _options(told)
     driver = options.chosen_driver()
-    jobs = told.jobs or 1
+    jobs, cpus = told.jobs or 1, told.cpus
     if driver != "here":
         host.require(driver)
         built = [
@@ -54,8 +54,12 @@ def run(told: argparse.Namespace) -> int:
         accelerator = choose(built[0], told.accel)
         if not told.jobs and accelerator.name == "kvm":
             jobs = max(1, min(len(names), (os.cpu_count() or 2) // 2))
+        elif not cpus and jobs > 1 and accelerator.name == "tcg":
+            # An emulated processor that waits for a core holds up the others of its machine.
+            cpus = max(1, (os.cpu_count() or 2) // jobs)
         print(
-            f"lab: {', '.join(names)}; driver {driver}; {accelerator.name}: {accelerator.why}; {jobs} at a time",
+            f"lab: {', '.join(names)}; driver {driver}; {accelerator.name}: {accelerator.why}; {jobs} at a time"
+            + (f", with {cpus} processor{'s' * (cpus > 1)} each" if cpus else ""),
             flush=True,
         )
     else:
@@ -72,6 +76,7 @@ def run(told: argparse.Namespace) -> int:
         "-o", "timeout=0", "-o", "console_output_style=classic", f"--junitxml={report / 'junit.xml'}",
         f"--lab-machines={','.join(names)}", f"--lab-transports={transports}", f"--lab-driver={driver}",
         f"--lab-accel={told.accel}", f"--lab-libvirt-uri={told.libvirt_uri}", f"--lab-report={report}",
+        f"--lab-cpus={cpus}",
     ]  # fmt: skip
     if gate:
         command.append("--lab-gate")

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import pytest
 
-from lab import provision
+from lab import provisioning
 from lab.errors import CommandFailed
 
 pytest_plugins = ["lab.plugin"]
@@ -28,12 +28,12 @@ class Engine:
     def pid(self, container):
         """The container's first process, as the engine knows it: never asked of cntr, and asked once until it is started afresh."""
         if container not in self._pids:
-            self._pids[container] = int(provision.engine_script(self.machine, "pid", container))
+            self._pids[container] = int(provisioning.engine_script(self.machine, "pid", container))
         return self._pids[container]
 
     def __getattr__(self, verb):
         self._pids.clear()  # whatever it does, the engine says afterwards which processes there are
-        return lambda container: provision.engine_script(self.machine, verb, container, timeout=90)
+        return lambda container: provisioning.engine_script(self.machine, verb, container, timeout=90)
 
     @contextlib.contextmanager
     def changed(self, container):

@@ -1,10 +1,12 @@
 """The filesystem's promises, inside a machine: the repository's own suite, Debian's acl and attr, an installed xfstests."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from lab import paths
+from tests.suites.apt import fetch_sources
 
 GUEST = "/var/tmp/cntr-suite"
 
@@ -38,19 +40,39 @@ def test_files_through_the_mount(mounted, machine):
     machine.succeed(f"rm -r {through}/e; test ! -e {source}/e")
 
 
-@pytest.mark.vm
-@pytest.mark.not_gate
-@pytest.mark.once_a_box
-def test_own_suite(machine, transport):
-    """tests/fs of this repository, on the machine's own kernel."""
-    suite = paths.REPOSITORY / "tests" / "fs"
-    if not suite.is_dir():
-        pytest.skip("this checkout has no tests/fs")
+def _copy_suite(machine, transport):
     if transport == "mount":
         pytest.skip("the mount transport has no file system of its own")
     if machine.run("test -d " + GUEST).returncode != 0:
         for part in ("tests", "cntr", "bench", "pyproject.toml"):
             machine.copy(paths.REPOSITORY / part, f"{GUEST}/{part}")
+
+
+@pytest.mark.vm
+@pytest.mark.not_gate
+@pytest.mark.once_a_box
+def test_debian_suites(machine, transport, tmp_path):
+    """acl's and attr's own tests, CPython's on files, stress-ng's filesystem class and fio: as on the machine's own file system."""
+    _copy_suite(machine, transport)
+    words = "--only cpython,stress-ng,fio"
+    if shutil.which("dpkg-source"):  # a machine has no mirror to fetch sources from
+        machine.copy(fetch_sources(tmp_path), f"{GUEST}/sources")
+        words = f"--sources {GUEST}/sources"
+    said = machine.run(
+        f"cd {GUEST} && /opt/cntr/bin/python -m tests.suites.apt {words} --bindings {transport} --reports /var/tmp/suite-report "
+        "--stress-seconds 1 --fio-size 8 --cpython-modules test_fcntl,test_file,test_fileio,test_shutil,test_stat,test_zipfile",
+        timeout=400,
+    )
+    assert "left out" not in said.stdout
+    assert (said.returncode, said.stdout.splitlines()[-12:]) == (0, said.stdout.splitlines()[-12:])
+
+
+@pytest.mark.vm
+@pytest.mark.not_gate
+@pytest.mark.once_a_box
+def test_own_suite(machine, transport):
+    """tests/fs of this repository, on the machine's own kernel."""
+    _copy_suite(machine, transport)
     pytest_line = "/opt/cntr/bin/python -m pytest -q -x --no-header -p no:cacheprovider -o addopts= -W default"
     line = f"cd {GUEST} && {pytest_line} tests/fs -k 'not slow' 2>&1 | tail -n 15"
     said = machine.succeed(line, timeout=600)

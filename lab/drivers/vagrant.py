@@ -71,7 +71,7 @@ def environment_by_hand() -> dict[str, object]:
     import contextlib
     import sys
 
-    from ..provision import build_wheel
+    from ..provisioning import build_wheel
 
     with contextlib.redirect_stdout(sys.stderr):  # the JSON alone goes to stdout
         found = {name: built for name, box in load().boxes.items() if (built := boxbuild.cached(box))}
@@ -120,6 +120,7 @@ class VagrantDriver:
             self._prefix,
             ports={self._plan.spec.name: state.get("port", 0)},
             console=str(self._dir / "console.log"),
+            cpus=self._plan.spec.cpus,
         )
         return {"CNTR_LAB_VAGRANT": json.dumps(told), "VAGRANT_DOTFILE_PATH": str(self._dir / "vagrant")}
 

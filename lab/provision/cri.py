@@ -45,8 +45,20 @@ def varint(value: int) -> bytes:
     return bytes((*out, value))
 
 
+def first_string(data: bytes) -> str:
+    """Field 1 of an answer, where it is a string (the id of what was made); else nothing."""
+    if data[:1] != b"\x0a":
+        return ""
+    length, shift, position = 0, 0, 1
+    while data[position] & 0x80:
+        length |= (data[position] & 0x7F) << shift
+        position, shift = position + 1, shift + 7
+    length |= data[position] << shift
+    return data[position + 1 : position + 1 + length].decode()
+
+
 def call(method: str, message: Message) -> str:
-    """One call; the answer's first field where that is a string (an id), else nothing."""
+    """One call; the answer's first field where that is a string."""
     import grpc
 
     ask = grpc.insecure_channel(SOCKET).unary_unary(
@@ -56,7 +68,7 @@ def call(method: str, message: Message) -> str:
         answer: bytes = ask(encode(message), timeout=240, wait_for_ready=True)
     except grpc.RpcError as error:
         sys.exit(f"{method}: {error.details()}")
-    return answer[2 : 2 + answer[1]].decode() if answer[:1] == b"\x0a" else ""  # ids are shorter than 128 bytes
+    return first_string(answer)
 
 
 def image(directory: str, name: str, path: str) -> None:

@@ -1,4 +1,4 @@
-"""A CRI client of the few calls a test needs, over gRPC, with its protobuf messages written by hand.
+"""A CRI client of the few calls a test needs, over gRPC; the lab's own encodes the messages.
 
 Field numbers: k8s.io/cri-api/pkg/apis/runtime/v1/api.proto.
 """
@@ -7,46 +7,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
 
+from lab.provision.cri import Message, encode, first_string
 from tests.engines.rigging import Failed
 
 SERVICE = "/runtime.v1.RuntimeService/"
-Message = Mapping[int, object]
 POD, CONTAINER, NODE = 0, 1, 2  # NamespaceMode
-
-
-def encode(message: Message) -> bytes:
-    """{field number: str | int | Message | list of them} as protobuf (varint and length-delimited wire types)."""
-    out = bytearray()
-    for number, value in message.items():
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, int):
-                out += _varint(number << 3) + _varint(item)
-            else:
-                data = item.encode() if isinstance(item, str) else encode(item)
-                out += _varint(number << 3 | 2) + _varint(len(data)) + data
-    return bytes(out)
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes((*out, value))
-
-
-def first_string(data: bytes) -> str:
-    """Field 1 of an answer, where it is a string: the id of what was made."""
-    assert data[0] == 1 << 3 | 2, data
-    length, shift, position = 0, 0, 1
-    while True:
-        byte = data[position]
-        length |= (byte & 0x7F) << shift
-        position, shift = position + 1, shift + 7
-        if byte < 0x80:
-            return data[position : position + length].decode()
 
 
 class Runtime:
@@ -56,13 +22,13 @@ class Runtime:
         """PYTHON is an interpreter that has grpcio."""
         self.socket, self.python = socket, python
 
-    def call(self, method: str, message: Message) -> bytes:
-        """One call. Raises Failed with the runtime's words."""
+    def call(self, method: str, message: Message) -> str:
+        """One call; the answer's first field where that is a string. Raises Failed with the runtime's words."""
         command = [self.python, "-c", CLIENT, f"unix://{self.socket}", SERVICE + method]
         done = subprocess.run(command, input=encode(message), capture_output=True, timeout=90)
         if done.returncode:
             raise Failed(f"{method}: {done.stderr.decode().strip().splitlines()[-1]}")
-        return done.stdout
+        return first_string(done.stdout)
 
 
 CLIENT = """
@@ -93,7 +59,7 @@ def container(
     name: str, image: str, command: list[str], *, pid: int, user: int = 0, read_only: bool = False
 ) -> Message:
     """ContainerConfig."""
-    security: dict[int, object] = {3: {1: NODE, 2: pid, 3: POD}}
+    security: Message = {3: {1: NODE, 2: pid, 3: POD}}
     if user:
         security |= {1: {2: ["ALL"]}, 5: {1: user}, 11: 1}  # capabilities.drop, run_as_user, no_new_privs
     if read_only:

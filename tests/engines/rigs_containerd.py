@@ -128,7 +128,7 @@ path = "{path}/opt"
         """RunPodSandbox, CreateContainer, StartContainer."""
         pid = cri.POD if variant == "shared_pid" else cri.CONTAINER
         pod = cri.sandbox(name, "prod", f"uid-{name}", cgroup=f"/{self.den.mark}", pid=pid)
-        sandbox = cri.first_string(self.runtime.call("RunPodSandbox", {1: pod}))
+        sandbox = self.runtime.call("RunPodSandbox", {1: pod})
         image, command = ("scratch", ["/app"]) if variant == "scratch" else ("slim", WAIT)
         config = cri.container(
             *("app", f"localhost/{image}:1", command),
@@ -136,7 +136,7 @@ path = "{path}/opt"
             user=1000 if variant == "unprivileged" else 0,
             read_only=variant == "read_only",
         )
-        id = cri.first_string(self.runtime.call("CreateContainer", {1: sandbox, 2: config, 3: pod}))
+        id = self.runtime.call("CreateContainer", {1: sandbox, 2: config, 3: pod})
         self.runtime.call("StartContainer", {1: id})
         rows = run([*self.cli, "task", "ls"], env=self.den.env).splitlines()
         number = next((int(row.split()[1]) for row in rows if row.split()[0] == id), 0)

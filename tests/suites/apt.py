@@ -118,9 +118,9 @@ def acl_and_attr(name: str, sources: Path) -> Iterator[Test]:
 # CPython
 
 
-def cpython() -> Iterator[Test]:
+def cpython(modules: list[str]) -> Iterator[Test]:
     """One test per module; its single tests come out of the JUnit file."""
-    for module in CPYTHON_MODULES:
+    for module in modules:
 
         def run(place: Path, module: str = module) -> dict[str, Outcome]:
             junit = Path(f"/tmp/{module}-{time.monotonic_ns()}.xml")
@@ -191,11 +191,12 @@ def stress_ng(seconds: int) -> Iterator[Test]:
         yield f"stress-ng/{name}", run
 
 
-def fio() -> Iterator[Test]:
+def fio(mebibytes: int) -> Iterator[Test]:
+    """The jobs, each on a file of so many MiB where it doesn't say otherwise."""
     for name, words in FIO_JOBS.items():
 
         def run(place: Path, name: str = name, words: str = words) -> Outcome:
-            size = [] if "--size" in words else ["--size=64m"]
+            size = [] if "--size" in words else [f"--size={mebibytes}m"]
             command = ["fio", f"--name={name}", f"--directory={place}", *words.split(), *size]
             command += ["--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--group_reporting", "--minimal"]
             status, output = rooms.run_limited(command, 300, place)
@@ -247,22 +248,26 @@ class Place:
         return outcomes
 
 
-def collect(only: set[str], room: Path, seconds: int) -> list[Test]:
+def collect(only: set[str], room: Path, options: argparse.Namespace) -> list[Test]:
     """The tests of the suites asked for; what is missing for one is said."""
     tests: list[Test] = []
     if only & {"acl", "attr"}:
-        if why := missing_tool("perl", "dpkg-source", "setfacl", "getfacl", "setfattr"):
+        tools = ("perl", "setfacl", "getfacl", "setfattr", *(() if options.sources else ("dpkg-source",)))
+        if why := missing_tool(*tools):
             print(f"acl, attr left out: {why}")
         else:
-            sources = fetch_sources(room)
+            sources = options.sources or fetch_sources(room)
             for name in sorted(only & {"acl", "attr"}):
                 tests += acl_and_attr(name, sources)
     if "cpython" in only:
         if subprocess.run([PYTHON, "-c", "import test.test_os"], capture_output=True).returncode:
             print("cpython left out: the package libpython3.x-testsuite of the system's Python is missing")
         else:
-            tests += cpython()
-    for name, make in (("stress-ng", lambda: stress_ng(seconds)), ("fio", fio)):
+            tests += cpython(options.cpython_modules.split(","))
+    for name, make in (
+        ("stress-ng", lambda: stress_ng(options.stress_seconds)),
+        ("fio", lambda: fio(options.fio_size)),
+    ):
         if name in only:
             if why := missing_tool(name):
                 print(f"{name} left out: {why}")
@@ -275,7 +280,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.suites.apt", description=__doc__)
     parser.add_argument("--only", default="acl,attr,cpython,stress-ng,fio")
     parser.add_argument("--bindings", default=",".join(BINDINGS))
+    parser.add_argument(
+        "--sources", type=Path, help="where acl's and attr's sources are unpacked (default: fetched by apt)"
+    )
+    parser.add_argument("--cpython-modules", default=",".join(CPYTHON_MODULES), metavar="MODULE,…")
     parser.add_argument("--stress-seconds", type=int, default=2)
+    parser.add_argument("--fio-size", type=int, default=64, metavar="MIB")
     parser.add_argument("--reports", type=Path, default=REPOSITORY / "reports")
     options = parser.parse_args()
     options.reports = rooms.keep(options.reports)
@@ -286,7 +296,7 @@ def main() -> int:
             print(f"{binding} left out: {why}")
         else:
             names.append(binding)
-    tests = collect(set(options.only.split(",")), room, options.stress_seconds)
+    tests = collect(set(options.only.split(",")), room, options)
     run = Run("apt", names, command=f"python -m tests.suites.apt {' '.join(sys.argv[1:])}")
     places = [Place(name, room) for name in names]
     progress = Progress(len(tests) * len(places))

@@ -1,0 +1,1 @@
+"""What runs inside a machine: shell scripts for each engine, and the two programs they use."""
