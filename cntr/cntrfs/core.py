@@ -70,6 +70,7 @@ class Core(FileOperations):
         Caller.retrying = self.nodes.retrying
         self.handles = {}
         self.last_handle = 0
+        self.listings = {}
         os.umask(0)
 
     def close(self) -> None:
@@ -78,6 +79,9 @@ class Core(FileOperations):
             if handle.fd >= 0:
                 os.close(handle.fd)
         self.handles.clear()
+        for listing in self.listings.values():
+            os.close(listing.fd)
+        self.listings.clear()
         self.nodes.close()
 
     # looking up

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+_LISTINGS = 32  # directories being read at once whose place is remembered
 _SETID = stat.S_ISUID | stat.S_ISGID
 _AS_IS: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
@@ -59,6 +60,7 @@ class FileOperations:
     nodes: NodeTable
     handles: dict[int, FileHandle]
     last_handle: int
+    listings: dict[int, DirectoryHandle]
 
     def demand_writable(self) -> None:
         """EROFS where the tree is served read-only, whatever the mount's flags are: a client's root can change those."""
@@ -174,6 +176,10 @@ class FileOperations:
 
     def opendir(self, nodeid: int) -> int:
         """OPENDIR."""
+        return self._add(self.open_directory(nodeid))
+
+    def open_directory(self, nodeid: int) -> DirectoryHandle:
+        """The directory opened for reading, with a fd that the caller closes."""
         node = self.nodes.get(nodeid)
         parent_fd = self.nodes.fd(node)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -185,7 +191,27 @@ class FileOperations:
             except PermissionError:  # O_NOATIME is the owner's, and CAP_FOWNER's
                 return os.open(b".", flags, dir_fd=parent_fd)
 
-        return self._add(DirectoryHandle(node, self.nodes.retrying(opener)))
+        return DirectoryHandle(node, self.nodes.retrying(opener))
+
+    def listing(self, nodeid: int) -> DirectoryHandle:
+        """The directory as it is being read, where nobody opens it: one for all who read, told apart by their offsets."""
+        listing = self.listings.get(nodeid)
+        if listing is not None:
+            if listing.node is self.nodes.get(nodeid):
+                return listing
+            self.end_listing(nodeid)  # another directory has the inode number now
+        listing = self.listings[nodeid] = self.open_directory(nodeid)
+        listing.node.users += 1
+        if len(self.listings) > min(_LISTINGS, self.nodes.max_fds // 4):
+            self.end_listing(next(iter(self.listings)))
+        return listing
+
+    def end_listing(self, nodeid: int) -> None:
+        """It was read to its end, or too many are under way: who goes on reading it opens it again."""
+        listing = self.listings.pop(nodeid, None)
+        if listing is not None:
+            os.close(listing.fd)
+            self.nodes.used(listing.node, -1)
 
     def directory(self, fh: int) -> DirectoryHandle:
         """The open directory behind a handle number."""
@@ -194,12 +220,12 @@ class FileOperations:
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return handle
 
-    def entries(self, fh: int, offset: int) -> Iterator[kernel_fs.DirectoryEntry]:
+    @staticmethod
+    def entries(handle: DirectoryHandle, offset: int) -> Iterator[kernel_fs.DirectoryEntry]:
         """READDIR: the entries behind OFFSET, which is the backing filesystem's own and so stays valid.
 
         An entry is handed out for good when the next one is asked for: what a full buffer refuses comes again.
         """
-        handle = self.directory(fh)
         if offset == 0 or offset != handle.position:
             os.lseek(handle.fd, offset, os.SEEK_SET)
             handle.pending = []
@@ -229,11 +255,11 @@ class FileOperations:
 
     def syncfs(self, nodeid: int) -> None:
         """SYNCFS of the filesystem that the node is on."""
-        fh = self.opendir(nodeid)
+        directory = self.open_directory(nodeid)
         try:
-            kernel_fs.syncfs(self.handles[fh].fd)
+            kernel_fs.syncfs(directory.fd)
         finally:
-            self.release(fh)
+            os.close(directory.fd)
 
     # what only the kernel's own protocol carries
 

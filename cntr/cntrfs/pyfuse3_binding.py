@@ -244,7 +244,7 @@ class Operations(pyfuse3.Operations):
         """READDIR: the core's ``entries``."""
         core = self.core
         handle = core.handle(fh)
-        for entry in core.entries(fh, start_id):
+        for entry in core.entries(core.directory(fh), start_id):
             if entry.name in (b".", b".."):
                 # The kernel takes only number, type and name from these two: they are not looked up.
                 dots = pyfuse3.EntryAttributes()

@@ -73,6 +73,21 @@ def test_a_mount_behind_it_is_crossed(here: Place) -> None:
         kernel.umount(str(below), kernel.MNT_DETACH)
 
 
+def test_a_listing_is_not_kept_where_nobody_watches(tmp_path: Path) -> None:
+    """The kernel keeps a listing until the directory's mtime moves, which in /proc it never does."""
+    server = Server("devfuse", Path("/proc"), tmp_path, tmp_path.parent / f"{tmp_path.name}.log")
+    server.start()
+    try:
+        for _ in range(3):
+            process = subprocess.Popen(["sleep", "60"])
+            assert str(process.pid) in os.listdir(tmp_path)
+            process.kill()
+            process.wait()
+            assert str(process.pid) not in os.listdir(tmp_path)
+    finally:
+        assert not server.stop()
+
+
 def test_a_mount_that_came_and_went_unseen() -> None:
     """Mounted, looked at and unmounted while the watch had no look at the mount table: the two it sees are equal."""
     with place("devfuse") as here:

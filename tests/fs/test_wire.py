@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import random
@@ -19,7 +20,7 @@ import pytest
 
 from cntr import kernel as kernel_calls
 from cntr.cntrfs.core import Core
-from cntr.cntrfs.devfuse import wire
+from cntr.cntrfs.devfuse import ioctls, wire
 from cntr.cntrfs.devfuse.session import HANDLERS, Session
 from cntr.cntrfs.heartbeat import Heartbeat
 from cntr.cntrfs.options import Options
@@ -202,6 +203,49 @@ def test_readdir_goes_on_where_it_stopped(kernel: Kernel, tmp_path: Path) -> Non
             position += 24 + (length + 7 & ~7)
     assert len(names) == len(set(names))
     assert set(names) == {b".", b".."} | {os.fsencode(name) for name in os.listdir(tmp_path)}
+
+
+def names_in(payload: bytes) -> tuple[list[bytes], int]:
+    """(names of a READDIR answer, the offset behind the last)."""
+    names, position, offset = [], 0, 0
+    while position < len(payload):
+        _, offset, length, _ = wire.DIRENT.unpack_from(payload, position)
+        names.append(payload[position + 24 : position + 24 + length])
+        position += 24 + (length + 7 & ~7)
+    return names, offset
+
+
+def test_directories_are_read_without_being_opened(kernel: Kernel, tmp_path: Path) -> None:
+    """Two who read one directory at once each get it all; whoever leaves off holds nothing for long."""
+    kernel.call(wire.INIT, 0, init_body())
+    with pytest.raises(OSError, match="not implemented"):
+        kernel.call(wire.OPENDIR, 1, wire.OPEN_IN.pack(0, 0))
+    for number in range(100):
+        (tmp_path / "dir" / f"entry-{number}").touch()
+        (tmp_path / f"d{number}").mkdir()
+    directory = kernel.lookup(b"dir")
+    read: list[list[bytes]] = [[], []]
+    offsets = [0, 0]
+    for _ in range(50):
+        for reader, size in ((0, 700), (1, 300)):
+            payload = kernel.call(wire.READDIR, directory, wire.READ_IN.pack(0, offsets[reader], size, 0, 0, 0, 0))
+            names, offsets[reader] = names_in(payload) if payload else ([], offsets[reader])
+            read[reader] += names
+    assert sorted(read[0]) == sorted(read[1]) == sorted([b".", b"..", *map(os.fsencode, os.listdir(tmp_path / "dir"))])
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(100):
+        kernel.call(wire.READDIR, kernel.lookup(b"d%d" % number), wire.READ_IN.pack(0, 0, 512, 0, 0, 0, 0))
+    assert len(os.listdir("/proc/self/fd")) <= before + 16
+    payload = kernel.call(wire.IOCTL, directory, wire.IOCTL_IN.pack(0, 0, ioctls.FS_IOC_GETFLAGS, 0, 0, 8))
+    opened = os.open(tmp_path / "dir", os.O_RDONLY)
+    flags = fcntl.ioctl(opened, ioctls.FS_IOC_GETFLAGS, bytes(8))
+    os.close(opened)
+    assert payload[wire.IOCTL_OUT.size :] == flags
+    kernel.send(kernel.request(wire.FSYNCDIR, directory, wire.FSYNC_IN.pack(0, 0, 0)))
+    deadline = time.monotonic() + 10
+    while not (answers := kernel.answers()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [number for number, _, _ in answers] == [0]
 
 
 def test_create_applies_the_umask_and_the_group_told(kernel: Kernel, tmp_path: Path) -> None:

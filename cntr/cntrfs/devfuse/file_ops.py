@@ -16,6 +16,7 @@ from cntr.cntrfs.devfuse.workers import sync
 
 if TYPE_CHECKING:
     from cntr.cntrfs.devfuse.namespace_ops import Handler
+    from cntr.cntrfs.files import DirectoryHandle
     from cntr.cntrfs.node import Node
 
 MAX_IO = 1 << 20  # bytes in one READ or WRITE: what INIT agrees on
@@ -130,11 +131,30 @@ def _fsync(c: Connection, nodeid: int, body: memoryview) -> bytes:
     return NO_ANSWER
 
 
+def _fsyncdir(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    fh, flags, _ = wire.FSYNC_IN.unpack_from(body)
+    if fh:
+        return _fsync(c, nodeid, body)
+    fd = c.core.open_directory(nodeid).fd
+
+    def work() -> bytes | None:
+        try:
+            return sync(fd, bool(flags & wire.FSYNC_FDATASYNC))
+        finally:
+            os.close(fd)
+
+    c.workers.submit(c.unique, work)
+    return NO_ANSWER
+
+
 def _syncfs(c: Connection, nodeid: int, body: memoryview) -> None:
     c.core.syncfs(nodeid)
 
 
 def _opendir(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    if c.cache_directories and c.flags & wire.NO_OPENDIR_SUPPORT:
+        # It does not ask again: each directory is read without being opened, and each listing kept.
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     fh = c.core.opendir(nodeid)
     answer = 0
     if c.cache_directories and c.core.handles[fh].node.slot.watched:
@@ -142,34 +162,52 @@ def _opendir(c: Connection, nodeid: int, body: memoryview) -> bytes:
     return wire.OPEN_OUT.pack(fh, answer, 0)
 
 
+def _directory(c: Connection, nodeid: int, fh: int) -> DirectoryHandle:
+    return c.core.directory(fh) if fh else c.core.listing(nodeid)
+
+
+def _read_to_the_end(c: Connection, nodeid: int, fh: int) -> bytes | None:
+    """The empty answer, which ends a listing; where changes are not told of, the kernel must not keep it after all."""
+    if fh:
+        return b""
+    watched = c.core.listing(nodeid).node.slot.watched
+    c.core.end_listing(nodeid)
+    if watched:
+        return b""
+    c.answer(c.unique, b"")
+    # Takes no lock of the directory's. Its mtime alone would not do: /proc has no use for it, and a tick may hold two changes.
+    notify(c.fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(nodeid, 0, 0))
+    return NO_ANSWER
+
+
 def _releasedir(c: Connection, nodeid: int, body: memoryview) -> None:
     c.core.release(wire.RELEASE_IN.unpack_from(body)[0])
 
 
-def _readdir(c: Connection, nodeid: int, body: memoryview) -> bytes:
+def _readdir(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     fh, offset, size, _, _, _, _ = wire.READ_IN.unpack_from(body)
-    slot = c.core.handle(fh).node.slot
-    base = slot.base
+    directory = _directory(c, nodeid, fh)
+    base = directory.node.slot.base
     parts: list[bytes] = []
     room = size
-    for entry in c.core.entries(fh, offset):
+    for entry in c.core.entries(directory, offset):
         part = wire.pack_dirent(base | entry.ino, entry.next_offset, entry.kind, entry.name)
         room -= len(part)
         if room < 0:
             break
         parts.append(part)
-    return b"".join(parts)
+    return b"".join(parts) if parts else _read_to_the_end(c, nodeid, fh)
 
 
-def _readdirplus(c: Connection, nodeid: int, body: memoryview) -> bytes:
+def _readdirplus(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     fh, offset, size, _, _, _, _ = wire.READ_IN.unpack_from(body)
     core = c.core
-    directory = core.directory(fh)
+    directory = _directory(c, nodeid, fh)
     base = directory.node.slot.base
     list_entry, entry_of, pack_dirent = core.list_entry, c.entry_of, wire.pack_dirent
     parts: list[bytes] = []
     room = size
-    for ino, next_offset, kind, name in core.entries(fh, offset):
+    for ino, next_offset, kind, name in core.entries(directory, offset):
         dirent = pack_dirent(base | ino, next_offset, kind, name)
         room -= _ENTRY_SIZE + len(dirent)
         if room < 0:
@@ -182,7 +220,7 @@ def _readdirplus(c: Connection, nodeid: int, body: memoryview) -> bytes:
         else:
             parts.append(_NO_ENTRY)
         parts.append(dirent)
-    return b"".join(parts)
+    return b"".join(parts) if parts else _read_to_the_end(c, nodeid, fh)
 
 
 def _lock(c: Connection, body: memoryview, wait: bool) -> bytes | None:
@@ -245,7 +283,12 @@ def _ioctl(c: Connection, nodeid: int, body: memoryview) -> bytes:
     data = bytes(body[wire.IOCTL_IN.size : wire.IOCTL_IN.size + in_size])
     if command in ioctls.CHANGING:
         c.core.demand_writable()
-    result = ioctls.perform(c.core.file_fd(c.core.handle(fh)), command, data, out_size)
+    fd = c.core.file_fd(c.core.handle(fh)) if fh else c.core.open_directory(nodeid).fd
+    try:
+        result = ioctls.perform(fd, command, data, out_size)
+    finally:
+        if not fh:
+            os.close(fd)
     if command in ioctls.CHANGING:
         # The kernel does not know that ctime moved.
         notify(c.fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(nodeid, -1, 0))
@@ -261,7 +304,7 @@ FILE_HANDLERS: dict[int, Handler] = {
     wire.FLUSH: _flush,
     wire.RELEASE: _release,
     wire.FSYNC: _fsync,
-    wire.FSYNCDIR: _fsync,
+    wire.FSYNCDIR: _fsyncdir,
     wire.SYNCFS: _syncfs,
     wire.OPENDIR: _opendir,
     wire.RELEASEDIR: _releasedir,
