@@ -7,6 +7,7 @@ kernel's errno. Constants keep the kernel's names (include/uapi/linux/{stat,fcnt
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 from typing import NamedTuple
@@ -119,9 +120,14 @@ def statx(fd: int, name: bytes = b"", flags: int = AT_SYMLINK_NOFOLLOW | AT_NO_A
     return _make_attributes(_unpack_statx(_statx_buffer))
 
 
-def statx_fields(fd: int, name: bytes) -> tuple[int, ...]:
-    """``statx`` of an entry, as the plain tuple of the fields of ``Attributes``: for listings."""
+def statx_fields(fd: int, name: bytes) -> tuple[int, ...] | None:
+    """``statx`` of an entry, as the plain tuple of the fields of ``Attributes``; None when there is none of this name.
+
+    For listings and lookups: names that don't exist are asked for as often as others, and an exception takes longer.
+    """
     if _statx(fd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, STATX_WANTED, _statx_reference) < 0:
+        if _get_errno() == errno.ENOENT:
+            return None
         raise _fail("statx", name)
     return _unpack_statx(_statx_buffer)
 
@@ -254,10 +260,25 @@ def chown(fd: int, uid: int, gid: int) -> None:
 _TIMES = struct.Struct("=qqqq")
 
 
-def utimens(path: bytes, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
-    """utimensat(2) on PATH (followed): each time is (seconds, nanoseconds or UTIME_NOW or UTIME_OMIT)."""
-    if _libc.utimensat(AT_FDCWD, path, _TIMES.pack(*atime, *mtime), 0) < 0:
-        raise _fail("utimensat", path)
+def utimens(fd: int, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
+    """utimensat(2) on the file behind any fd: each time is (seconds, nanoseconds or UTIME_NOW or UTIME_OMIT)."""
+    times = _TIMES.pack(*atime, *mtime)
+    if _libc.utimensat(fd, b"", times, AT_EMPTY_PATH) == 0:
+        return
+    if _get_errno() != errno.EINVAL or _libc.utimensat(AT_FDCWD, b"/proc/self/fd/%d" % fd, times, 0) < 0:
+        raise _fail("utimensat")  # kernels before 5.8 know no AT_EMPTY_PATH here
+
+
+_SYS_fchmodat2 = _long(452)  # on every architecture; kernel 6.6
+
+
+def chmod(fd: int, mode: int) -> None:
+    """fchmodat2(2) on the file behind any fd."""
+    if _libc.syscall(_SYS_fchmodat2, _long(fd), b"", _long(mode), _long(AT_EMPTY_PATH)) == 0:
+        return
+    if _get_errno() != errno.ENOSYS:
+        raise _fail("fchmodat2")
+    os.chmod(b"/proc/self/fd/%d" % fd, mode)
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:

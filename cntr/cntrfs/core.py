@@ -101,11 +101,16 @@ class Core(FileOperations):
         node.lookups += 1
         return node, attributes
 
-    def lookup_entry(self, parent_id: int, name: bytes) -> tuple[int, int, Slot, tuple[int, ...]]:
-        """LOOKUP: (node id, generation, slot, fields of statx) of a name that is neither dot, one lookup counted."""
+    def lookup_entry(self, parent_id: int, name: bytes) -> tuple[int, int, Slot, tuple[int, ...]] | None:
+        """LOOKUP: (node id, generation, slot, fields of statx) of a name that is neither dot, one lookup counted.
+
+        None when there is no such name.
+        """
         parent = self.nodes.get(parent_id)
         parent_fd = self.nodes.fd(parent)
         fields = kernel_fs.statx_fields(parent_fd, name)
+        if fields is None:
+            return None
         return *self.nodes.listed(fields, parent, parent_fd, name), fields
 
     def _lookup_dots(self, nodeid: int, name: bytes) -> Node:
@@ -148,25 +153,24 @@ class Core(FileOperations):
         node = self.nodes.get(nodeid)
         handle = self.handles.get(fh) if fh is not None else None
         fd = handle.fd if handle is not None and handle.fd >= 0 else self.nodes.fd(node)
-        path = proc_path(fd)
         if changes.size is not None:
             # Through the open file where there is one: ftruncate(2) sets mtime even when the size stays.
             writable = handle is not None and handle.writable
-            self._truncate(self.file_fd(handle) if handle is not None and writable else None, path, changes, fd)
+            self._truncate(self.file_fd(handle) if handle is not None and writable else None, changes, fd)
         if changes.uid is not None or changes.gid is not None:
             uid = _UNCHANGED if changes.uid is None else changes.uid
             kernel_fs.chown(fd, uid, _UNCHANGED if changes.gid is None else changes.gid)
         if changes.mode is not None:
-            os.chmod(path, changes.mode & 0o7777)
+            kernel_fs.chmod(fd, changes.mode & 0o7777)
         if changes.atime is not None or changes.mtime is not None:
-            kernel_fs.utimens(path, changes.atime or _OMIT, changes.mtime or _OMIT)
+            kernel_fs.utimens(fd, changes.atime or _OMIT, changes.mtime or _OMIT)
         elif changes.size is None and changes.uid is None and changes.gid is None and changes.mode is None:
             kernel_fs.chown(fd, _UNCHANGED, _UNCHANGED)  # a client's chown(-1, -1), which moves ctime
         return node, kernel_fs.statx(fd)
 
-    def _truncate(self, fd: int | None, path: bytes, changes: Changes, node_fd: int) -> None:
+    def _truncate(self, fd: int | None, changes: Changes, node_fd: int) -> None:
         with self.killing(node_fd, changes.killer):
-            os.truncate(path if fd is None else fd, changes.size or 0)
+            os.truncate(proc_path(node_fd) if fd is None else fd, changes.size or 0)
 
     # creating
 
@@ -360,6 +364,7 @@ class Core(FileOperations):
             os.close(fd)
             raise
         node.lookups += 1
+        node.lent_fd = fd
         return node, attributes, self.add_file(node, fd, flags)
 
     def _open_appeared(

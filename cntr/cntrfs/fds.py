@@ -34,7 +34,11 @@ class BoundedFds:
         raise NotImplementedError
 
     def fd(self, node: Node) -> int:
-        """An O_PATH fd of the node's file, valid until the next ``trim``."""
+        """A fd of the node's file for what O_PATH is enough for, valid until the next ``trim``."""
+        return node.lent_fd if node.lent_fd >= 0 else self.own_fd(node)
+
+    def own_fd(self, node: Node) -> int:
+        """An O_PATH fd of the node's own, valid until the next ``trim``."""
         if node.fd >= 0:
             if not node.pinned:
                 self._lru.move_to_end(node)
@@ -57,7 +61,7 @@ class BoundedFds:
         if fd is not None:
             self.adopt(node, fd)
         else:
-            self.fd(node)
+            self.own_fd(node)
         self._lru.pop(node, None)
         node.pinned = True
         self._pins[node] = None

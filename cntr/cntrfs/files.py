@@ -169,8 +169,16 @@ class FileOperations:
         handle = self.handles.pop(fh, None)
         if handle is not None:
             if handle.fd >= 0:
-                os.close(handle.fd)
+                self.close_file(handle)
             self.nodes.used(handle.node, -1)
+
+    @staticmethod
+    def close_file(handle: FileHandle) -> None:
+        """Close the handle's fd; it is opened again when one is needed."""
+        os.close(handle.fd)
+        if handle.node.lent_fd == handle.fd:
+            handle.node.lent_fd = -1
+        handle.fd = -1
 
     # directories
 
@@ -251,6 +259,8 @@ class FileOperations:
     def list_entry(self, directory: DirectoryHandle, name: bytes) -> tuple[int, int, Slot, tuple[int, ...]]:
         """READDIRPLUS: (node id, generation, slot, fields of statx) of an entry, one lookup counted."""
         fields = kernel_fs.statx_fields(directory.fd, name)
+        if fields is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         return *self.nodes.listed(fields, directory.node, directory.fd, name), fields
 
     def syncfs(self, nodeid: int) -> None:

@@ -69,7 +69,7 @@ class Slot:
 class Node:
     """A file the kernel knows; ``lookups`` is how often it was handed out and not yet forgotten."""
 
-    __slots__ = ("birth", "fd", "generation", "ino", "is_parent", "kind", "lookups", "name", "nodeid",
+    __slots__ = ("birth", "fd", "generation", "ino", "is_parent", "kind", "lent_fd", "lookups", "name", "nodeid",
                  "open", "packed_handle", "parent", "pinned", "slot", "users")  # fmt: skip
 
     def __init__(self, nodeid: int, slot: Slot, attributes: Attributes) -> None:
@@ -91,6 +91,7 @@ class Node:
         self.is_parent = False  # another node refers to it
         self.users = 0  # open files and directories
         self.fd = -1
+        self.lent_fd = -1  # of the open file that it was made by
         self.pinned = False  # the fd is the only way left to the file: it has no name any more
         self.open: OpenFiles | None = None  # the devfuse binding's state of open files
 

@@ -287,8 +287,8 @@ class NodeTable(BoundedFds):
     def fd_and_mode(self, node: Node) -> tuple[int, int, int]:
         """(an O_PATH fd as by ``fd``, st_mode, the STATX_ATTR_* bits)."""
         if node.fd < 0:
-            return self.fd(node), self._found.mode, self._found.attributes
-        fd = self.fd(node)
+            return self.own_fd(node), self._found.mode, self._found.attributes
+        fd = self.own_fd(node)
         return fd, *kernel_fs.mode_and_attributes(fd)
 
     def _reopen_by_name(self, node: Node) -> int:

@@ -136,6 +136,7 @@ def _cell(text: str) -> str:
 def _made_by(report: dict[str, Any]) -> str:
     """When, where and by which command; paths of the machine it ran on are nobody's business."""
     command = re.sub(r" --(dir|json) \S+", "", report["command"])
+    command = "taskset -c 0 " * (report.get("processors") == 1) + command
     command = re.sub(r"(--passthrough-hp) \S+", r"\1 PATH", command)
     return (
         f"{report['date']}, kernel {report['kernel']}, {report['rounds']} rounds, load average {report['load'][0]:.1f} at the "
@@ -163,8 +164,28 @@ def _ratios(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def performance(path: Path, by_option: Path) -> str:
-    """The page; by_option: a report whose places are bindings with one option each."""
+def _calls(report: dict[str, Any]) -> list[str]:
+    calls: dict[str, dict[str, tuple[float, float]]] = report.get("us_per_call", {})
+    if not calls:
+        return []
+    kinds = list(next(iter(calls.values())))
+    lines = [
+        "\nµs per client call that reaches the server (timeouts 0): the server's CPU time, in brackets what the client waited.\n"
+    ]
+    lines += [f"| binding | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
+    for name, found in calls.items():
+        lines.append(f"| {name} | {' | '.join('{:.1f} ({:.1f})'.format(*found[kind]) for kind in kinds)} |")
+    return lines
+
+
+_ONE_PROCESSOR = (
+    "Who asks a FUSE server waits for another process, twice for another processor: an interrupt, out of an idle state, and in a\n"
+    "virtual machine by way of the hypervisor. On one processor that is a context switch, and what is left is the work.\n"
+)
+
+
+def performance(path: Path, by_option: Path, one_processor: Path) -> str:
+    """The page; by_option: a report whose places are bindings with one option each; one_processor: one made by taskset(1)."""
     lines = [
         _GENERATED,
         "# How fast CntrFS is\n",
@@ -175,12 +196,7 @@ def performance(path: Path, by_option: Path) -> str:
         return "\n".join([*lines, "No report of a quiet machine yet: `nox -s bench -- fs` makes one.", ""])
     report = json.loads(path.read_text())
     lines += [_made_by(report), *_ratios(report), "\n![The ratios of the table as bars](performance.svg)"]
-    cpu: dict[str, dict[str, float]] = report.get("cpu_us_per_call", {})
-    if cpu:
-        kinds = list(next(iter(cpu.values())))
-        lines.append("\n## Server CPU per client call, µs (timeouts 0)\n")
-        lines += [f"| binding | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
-        lines += [f"| {name} | {' | '.join(str(found[kind]) for kind in kinds)} |" for name, found in cpu.items()]
+    lines += _calls(report)
     memory: dict[str, dict[str, float]] = report.get("memory", {})
     if memory:
         lines.append("\n## Memory while `find` walks the tree\n")
@@ -189,6 +205,9 @@ def performance(path: Path, by_option: Path) -> str:
             f"| {name} | {found['files']:.0f} | {found['peak_mb']} | {found['fds']:.0f} | {found['seconds']} |"
             for name, found in memory.items()
         ]
+    if one_processor.exists():
+        alone = json.loads(one_processor.read_text())
+        lines += ["\n## On one processor\n", _ONE_PROCESSOR, _made_by(alone), *_ratios(alone), *_calls(alone)]
     if by_option.exists():
         options = json.loads(by_option.read_text())
         lines += ["\n## Each option by itself\n", _made_by(options), *_ratios(options)]
@@ -201,14 +220,16 @@ def main() -> int:
     parser.add_argument(
         "--bench",
         type=Path,
-        help="bench.fs's JSON (default: bench-fs.json in the first of the reports); beside it, of each option: bench-options.json",
+        help="bench.fs's JSON (default: bench-fs.json in the first of the reports); beside it bench-options.json and bench-one.json",
     )
     parser.add_argument("--docs", type=Path, default=REPOSITORY / "docs")
     options = parser.parse_args()
     options.docs.mkdir(exist_ok=True)
     (options.docs / "compliance.md").write_text(compliance(options.reports))
     bench = options.bench or options.reports[0] / "bench-fs.json"
-    (options.docs / "performance.md").write_text(performance(bench, bench.with_name("bench-options.json")))
+    (options.docs / "performance.md").write_text(
+        performance(bench, bench.with_name("bench-options.json"), bench.with_name("bench-one.json"))
+    )
     if bench.exists():
         (options.docs / "performance.svg").write_text(picture(json.loads(bench.read_text())["seconds"]))
     print(f"wrote {options.docs}/compliance.md and performance.md for {', '.join(BINDINGS)}")

@@ -40,8 +40,7 @@ def _open_flags(c: Connection, node: Node, fd: int, mode: int, fh: int) -> tuple
     else:
         answer = wire.FOPEN_KEEP_CACHE if c.keep_cache else 0
     if backing_id and handle.fd >= 0 and len(c.core.handles) > c.core.nodes.max_fds:
-        os.close(handle.fd)  # fds get scarce, and the kernel holds the file itself now
-        handle.fd = -1
+        c.core.close_file(handle)  # fds get scarce, and the kernel holds the file itself now
     # No FOPEN_NOFLUSH: a FLUSH is how the kernel says that a process closed one of its fds, which ends its POSIX locks.
     return answer, backing_id
 

@@ -29,14 +29,15 @@ def _lookup(c: Connection, nodeid: int, body: memoryview) -> bytes:
         raise wire.Malformed("not the name of an entry")
     if name in (b".", b".."):  # from exported file handles
         return c.entry(*c.core.lookup(nodeid, name))
-    try:
-        return c.entry_of(*c.core.lookup_entry(nodeid, name), nodeid)
-    except FileNotFoundError:
-        parent = c.core.nodes.nodes.get(nodeid)
-        if parent is None or not parent.slot.watched:
-            raise
-        # Node id 0: the kernel remembers that there is no such name, until it is told otherwise.
-        return wire.ENTRY_OUT.pack(0, 0, *c.timeouts(parent.slot), *[0] * 16)
+    found = c.core.lookup_entry(nodeid, name)
+    if found is not None:
+        return c.entry_of(*found, nodeid)
+    slot = c.core.nodes.get(nodeid).slot
+    if not slot.watched:
+        c.fail(c.unique, errno.ENOENT)
+        return NO_ANSWER
+    # Node id 0: the kernel remembers that there is no such name, until it is told otherwise.
+    return wire.ENTRY_OUT.pack(0, 0, *c.timeouts(slot), *[0] * 16)
 
 
 def _forget(c: Connection, nodeid: int, body: memoryview) -> bytes:
