@@ -274,7 +274,7 @@ def test_rows_of_machines_at_once_do_not_mix(several, capsys):
         collector._show(Cell(machine, "mount", "scenario", "", "", "pass", "", 1.0))
     for machine in list(collector._rows):
         collector._end_row(machine)
-    assert capsys.readouterr().out.split("\n")[1:] == [
+    assert capsys.readouterr().out.strip().split("\n") == [
         f"{machine:16} mount    ..  2 pass, {seconds} s" for machine, seconds in (("a", 1), ("b", 1))
     ]
 
