@@ -46,6 +46,11 @@ def arguments() -> argparse.ArgumentParser:
         "--transports", default="", help="of mount,devfuse,pyfuse3 (default: all; the gate: mount,devfuse)"
     )
     run.add_argument("--scenario", default="", metavar="EXPR", help="only scenarios whose name matches (pytest -k)")
+    run.add_argument(
+        "--failed",
+        action="store_true",
+        help="only what failed in the last report; the new one goes beside it, to `again`",
+    )
     run.add_argument("--report", default="reports/lab", metavar="DIR", help="default: %(default)s")
     run.add_argument(
         "--jobs", "-j", type=int, default=0, help="machines at once (default: 1 under TCG, else half the cores)"

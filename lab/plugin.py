@@ -14,9 +14,9 @@ import pytest
 
 from . import artefacts, paths, report, session
 from .errors import LabError, LostMachine
+from .report import TRANSPORTS
 from .table import load
 
-TRANSPORTS = ("mount", "devfuse", "pyfuse3")
 NO_TRANSPORT = "-"
 SHOWN = 300
 """How much of a value a failed comparison shows, in characters."""

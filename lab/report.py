@@ -17,6 +17,7 @@ from .errors import CommandFailed, LabError, LostMachine
 
 SYMBOLS = {"pass": ".", "fail": "F", "skip": "s", "expected": "x", "unexpected": "X", "lost": "L"}
 CLEAR_LINE = "\r\x1b[K"  # console_codes(4)
+TRANSPORTS = ("mount", "devfuse", "pyfuse3")
 BAD = ("fail", "unexpected", "lost")
 
 

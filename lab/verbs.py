@@ -37,10 +37,37 @@ def machine_names(words: list[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def select_failed(told: argparse.Namespace) -> None:
+    """Turn the options into those of the cells that failed in the last report, or of a few more.
+
+    Raises:
+        LabError: there is no report, or nothing failed in it.
+    """
+    from .report import BAD, TRANSPORTS  # brings pytest, which a host that only tries a machine need not have
+
+    report = Path(told.report)
+    try:
+        cells = json.loads((report / "results.json").read_text())["cells"]
+    except (OSError, ValueError, KeyError) as error:
+        raise LabError(f"{report} holds no report of an earlier run: {error}", "run without --failed first") from error
+    bad = [cell for cell in cells if cell["outcome"] in BAD]
+    if not bad:
+        raise LabError(f"nothing failed in {report}", "run without --failed")
+    told.machines = list(dict.fromkeys(cell["machine"] for cell in bad))
+    told.transports = ",".join(dict.fromkeys(cell["transport"] for cell in bad if cell["transport"] in TRANSPORTS))
+    told.report = str(report / "again")
+    if not any(cell["outcome"] == "lost" for cell in bad):
+        # A case's parameters are in brackets in pytest's name of it, so the words are looked for one by one.
+        words = ([w for w in cell["scenario"].split("_") if w not in ("and", "or", "not")] for cell in bad)
+        told.scenario = " or ".join(dict.fromkeys(f"({' and '.join(some)})" for some in words))
+
+
 def run(told: argparse.Namespace) -> int:
     """Scenarios: the boxes first (with progress), then pytest with the lab's plugin."""
-    names = machine_names(told.machines)
     gate = told.machines == ["gate"]
+    if told.failed:
+        select_failed(told)
+    names = machine_names(told.machines)
     transports = told.transports or ("mount,devfuse" if gate else "mount,devfuse,pyfuse3")
     options = _options(told)
     driver = options.chosen_driver()

@@ -266,6 +266,28 @@ def test_the_page_tells_every_outcome_and_escapes():
 
 
 @pytest.mark.parametrize("several", [0, 2], ids=["one", "several"])
+def test_only_what_failed_is_run_again(tmp_path):
+    told = SimpleNamespace(report=str(tmp_path), machines=["gate"], transports="", scenario="")
+    with pytest.raises(LabError, match="no report"):
+        verbs.select_failed(told)
+    cells = [
+        {"machine": machine, "transport": transport, "scenario": scenario, "outcome": outcome}
+        for machine, transport, scenario, outcome in (
+            ("docker", "mount", "paused", "pass"),
+            ("docker", "mount", "exit_status_KILL", "fail"),
+            ("nspawn", "-", "not_root", "unexpected"),
+        )
+    ]
+    (tmp_path / "results.json").write_text(json.dumps({"cells": cells[:1]}))
+    with pytest.raises(LabError, match="nothing failed"):
+        verbs.select_failed(told)
+    (tmp_path / "results.json").write_text(json.dumps({"cells": cells}))
+    verbs.select_failed(told)
+    assert (told.machines, told.transports) == (["docker", "nspawn"], "mount")
+    assert told.scenario == "(exit and status and KILL) or (root)"
+    assert told.report == str(tmp_path / "again")
+
+
 def test_rows_of_machines_at_once_do_not_mix(several, capsys):
     options = SimpleNamespace(getoption=lambda name: "reports", option=SimpleNamespace(numprocesses=several))
     collector = Collector(options)
