@@ -265,7 +265,6 @@ def test_the_page_tells_every_outcome_and_escapes():
     assert "<b>" not in page
 
 
-@pytest.mark.parametrize("several", [0, 2], ids=["one", "several"])
 def test_only_what_failed_is_run_again(tmp_path):
     told = SimpleNamespace(report=str(tmp_path), machines=["gate"], transports="", scenario="")
     with pytest.raises(LabError, match="no report"):
@@ -288,6 +287,7 @@ def test_only_what_failed_is_run_again(tmp_path):
     assert told.report == str(tmp_path / "again")
 
 
+@pytest.mark.parametrize("several", [0, 2], ids=["one", "several"])
 def test_rows_of_machines_at_once_do_not_mix(several, capsys):
     options = SimpleNamespace(getoption=lambda name: "reports", option=SimpleNamespace(numprocesses=several))
     collector = Collector(options)
