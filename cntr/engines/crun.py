@@ -1,4 +1,7 @@
-"""crun: one ``status`` file a container, JSON, in ``<root>/ID`` (crun(1), --root)."""
+"""crun: one ``status`` file a container, JSON, in ``<root>/ID`` (crun(1), --root).
+
+It goes by $XDG_RUNTIME_DIR before anything else: what root runs after logging in by ssh lies in /run/user/0, else in /run.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from cntr.engines import Container, runc, store
 
 def roots() -> list[tuple[str, int]]:
     """(state directory, owner's uid): root's, and each user's rootless ones."""
-    usual = [(path, 0) for path in store.roots("crun", "/run/crun")]
+    usual = [(path, 0) for path in store.roots("crun", "/run/crun", "/run/user/0/crun")]
     return usual + [(f"{path}/crun", uid) for uid, path in store.runtime_dirs() if os.path.isdir(f"{path}/crun")]
 
 

@@ -124,7 +124,7 @@ ROWS = (
     ),
     Row("Sysbox", "sysbox:ID", "state.json below /run/sysbox-runc", LAYOUT, ("test_sysbox",), "not in Debian"),
     Row("runc", "runc:ID", "state.json below /run/runc", ENGINE, ("runc",)),
-    Row("crun", "crun:ID", "status below /run/crun", ENGINE, ("crun",)),
+    Row("crun", "crun:ID", "status below /run/crun or /run/user/UID/crun", ENGINE, ("crun",)),
     Row(
         *(
             "gVisor",

@@ -67,6 +67,21 @@ def test_sysbox(alone, monkeypatch, runc):
         engines.resolve(f"sysbox:{box.name}")
 
 
+def test_crun_of_a_root_that_logged_in(alone, crun):
+    """crun goes by XDG_RUNTIME_DIR, which a login gives to root too."""
+    with crun.box("busybox") as box:
+        status = pathlib.Path(crun.den.path, "state", box.name, "status").read_text()
+        place = pathlib.Path("/run/user/0/crun", box.name)
+        made = [path for path in (place, *place.parents) if not path.exists()]
+        try:
+            write(place / "status", status)
+            assert engines.resolve(f"crun:{box.name}").pid == box.pid
+        finally:
+            (place / "status").unlink(missing_ok=True)
+            for path in made:
+                path.rmdir()
+
+
 @pytest.mark.parametrize("file", ["pid", "ppid"])
 def test_rkt(alone, monkeypatch, file):
     """A stage1 whose init has a child chrooted at /opt/stage2/APP/rootfs."""
