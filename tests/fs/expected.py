@@ -5,6 +5,8 @@ Keys are (binding, check); a binding of "*" stands for both, "writeback" for bot
 
 from __future__ import annotations
 
+import platform
+
 _NO_TMPFILE = "pyfuse3 has no TMPFILE request"
 _NO_FALLOCATE = "pyfuse3 has no FALLOCATE request"
 _NO_IOCTL = "pyfuse3 has no IOCTL request: inode flags cannot be asked for"
@@ -61,8 +63,15 @@ EXPECTED: dict[tuple[str, str], str] = {
 }
 
 
+#: check: (kernel that first passes it on devfuse, what it has since then)
+SINCE = {"attributes.statx_birth_time": ((6, 6), "FUSE's STATX request")}
+
+
 def reason(binding: str, check: str) -> str:
     """Why CHECK is expected to fail on BINDING; empty when it must pass."""
     binding, _, mode = binding.partition("-")
+    kernel, what = SINCE.get(check, ((0, 0), ""))
+    if binding == "devfuse" and tuple(map(int, platform.release().split(".")[:2])) < kernel:
+        return f"{what} is of kernel {kernel[0]}.{kernel[1]}"
     keys = ((binding, check), (mode, check), ("*" if binding != "plain" else "", check))
     return next((EXPECTED[key] for key in keys if key in EXPECTED), "")
