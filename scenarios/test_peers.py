@@ -55,6 +55,7 @@ def tools(machine, container, pid, script):
 
 
 @pytest.mark.not_gate
+@pytest.mark.once_a_box  # minutes, most of them other tools' time limits
 def test_peers(machine, engine, traces, request):
     """Ask nsenter, the engine's exec and Debian's cntr what a session of ours is asked."""
     rows = []
