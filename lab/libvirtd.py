@@ -178,6 +178,9 @@ def stop() -> bool:
         deadline = time.monotonic() + 15
         while running() and time.monotonic() < deadline:
             time.sleep(0.1)
+        for process in _started:  # one that is ending has no command line any more, but no status either yet
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(5)
     _started[:] = [process for process in _started if process.poll() is None]
     shutil.rmtree(place(), ignore_errors=True)
     with contextlib.suppress(OSError):
