@@ -59,17 +59,20 @@ def test_page_shows_the_chart_and_what_was_not_measured(tmp_path: Path) -> None:
         "seconds": RESULTS, "absent": {"pgbench": "postgresql"},
     }  # fmt: skip
     (tmp_path / "bench-fs.json").write_text(json.dumps(report))
-    page = performance(*(tmp_path / f"bench-{name}.json" for name in ("fs", "options", "one")))
+    page = performance(tmp_path / "bench-fs.json")
     assert "Each option" not in page
     assert "On one processor" not in page
     report |= {"processors": 1, "us_per_call": {"devfuse": {"GETATTR": [7.5, 12.25]}}}
     (tmp_path / "bench-one.json").write_text(json.dumps(report))
-    page = performance(*(tmp_path / f"bench-{name}.json" for name in ("fs", "options", "one")))
+    page = performance(tmp_path / "bench-fs.json")
     assert "`taskset -c 0 python -m bench.fs" in page
     assert "| devfuse | 7.5 (12.2) |" in page
+    walked = {"files": 7.0, "peak_mb": 1.5, "fds": 3.0, "seconds": 0.1}
+    (tmp_path / "bench-million.json").write_text(json.dumps(report | {"memory": {"devfuse": walked}}))
+    assert "| devfuse | 7 | 1.5 | 3 | 0.1 |" in performance(tmp_path / "bench-fs.json")
     report["seconds"] = {"find": {"native": [1.0], "pyfuse3:writeback": [4.0]}}
     (tmp_path / "bench-options.json").write_text(json.dumps(report))
-    page = performance(*(tmp_path / f"bench-{name}.json" for name in ("fs", "options", "one")))
+    page = performance(tmp_path / "bench-fs.json")
     assert "| find | 1000.0 ms | 4.00 (4.00) |" in page.partition("Each option")[2]
     assert "(performance.svg)" in page
     assert "`python -m bench.fs --passthrough-hp PATH --rounds 3`" in page

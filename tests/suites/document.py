@@ -184,8 +184,9 @@ _ONE_PROCESSOR = (
 )
 
 
-def performance(path: Path, by_option: Path, one_processor: Path) -> str:
-    """The page; by_option: a report whose places are bindings with one option each; one_processor: one made by taskset(1)."""
+def performance(path: Path) -> str:
+    """The page of bench.fs's report PATH and of those beside it, as far as there are: ``main`` names them."""
+    one_processor, by_option, million = (path.with_name(f"bench-{name}.json") for name in ("one", "options", "million"))
     lines = [
         _GENERATED,
         "# How fast CntrFS is\n",
@@ -197,9 +198,10 @@ def performance(path: Path, by_option: Path, one_processor: Path) -> str:
     report = json.loads(path.read_text())
     lines += [_made_by(report), *_ratios(report), "\n![The ratios of the table as bars](performance.svg)"]
     lines += _calls(report)
-    memory: dict[str, dict[str, float]] = report.get("memory", {})
-    if memory:
-        lines.append("\n## Memory while `find` walks the tree\n")
+    if million.exists():
+        walked = json.loads(million.read_text())
+        memory: dict[str, dict[str, float]] = walked["memory"]
+        lines += ["\n## Memory while `find` walks the tree\n", _made_by(walked)]
         lines += ["| binding | files | peak RSS, MB | open fds | seconds |", "|---|---|---|---|---|"]
         lines += [
             f"| {name} | {found['files']:.0f} | {found['peak_mb']} | {found['fds']:.0f} | {found['seconds']} |"
@@ -220,16 +222,15 @@ def main() -> int:
     parser.add_argument(
         "--bench",
         type=Path,
-        help="bench.fs's JSON (default: bench-fs.json in the first of the reports); beside it bench-options.json and bench-one.json",
+        help="bench.fs's JSON (default: bench-fs.json in the first of the reports); beside it bench-one.json, made by `taskset -c 0`, "
+        "bench-options.json, of bindings with an option each, and bench-million.json, made with --million",
     )
     parser.add_argument("--docs", type=Path, default=REPOSITORY / "docs")
     options = parser.parse_args()
     options.docs.mkdir(exist_ok=True)
     (options.docs / "compliance.md").write_text(compliance(options.reports))
     bench = options.bench or options.reports[0] / "bench-fs.json"
-    (options.docs / "performance.md").write_text(
-        performance(bench, bench.with_name("bench-options.json"), bench.with_name("bench-one.json"))
-    )
+    (options.docs / "performance.md").write_text(performance(bench))
     if bench.exists():
         (options.docs / "performance.svg").write_text(picture(json.loads(bench.read_text())["seconds"]))
     print(f"wrote {options.docs}/compliance.md and performance.md for {', '.join(BINDINGS)}")
