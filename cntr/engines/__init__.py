@@ -24,6 +24,7 @@ from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound, printable
 
 ASK_SECONDS = 0.8  # an unknown name is answered within a second
 NAMED_SECONDS = 10.0  # with the engine named by the user, a slow one is waited for
+LATE = ("no answer in time", "timed out")  # the words for both ways to be late: here, and of a socket
 
 
 class Refused(Exception):
@@ -214,7 +215,7 @@ class Answer:
 
     def __init__(self, entry: Entry) -> None:
         """Nothing heard yet."""
-        self.entry, self.refused, self.stopped = entry, "no answer in time", False
+        self.entry, self.refused, self.stopped = entry, LATE[0], False
         self.containers: list[Container] = []
 
 
@@ -350,6 +351,8 @@ def _not_found(target: str, answers: list[Answer], absent: list[str]) -> TargetN
     hint = "`cntr ps` lists what runs; a stopped container has no process to join"
     if refused and os.geteuid() != 0:
         hint = "an engine refused: try with sudo"
+    elif slow := [answer.entry.name for answer in answers if answer.refused in LATE]:
+        hint = f"a slow engine is waited for when it is named: {slow[0]}:{shown}; `cntr ps` lists what runs"
     return TargetNotFound(f"{shown}: no running container of that name ({said})", hint)
 
 

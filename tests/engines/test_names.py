@@ -108,8 +108,9 @@ def test_a_hanging_engine_is_not_waited_for(tmp_path, monkeypatch, runc):
         monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/d.sock")
         begun = time.monotonic()
         assert engines.resolve(box.name).pid == box.pid
-        with pytest.raises(TargetNotFound, match=r"docker \("):
+        with pytest.raises(TargetNotFound, match=r"docker \(") as caught:
             engines.resolve("no-such-container")
+        assert "named: docker:no-such-container" in caught.value.hint
         assert time.monotonic() - begun < 2.5, "each within its 0.8 s, on a loaded machine"
 
 
