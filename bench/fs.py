@@ -270,12 +270,12 @@ def main() -> int:
     room.chmod(0o755)  # a database is not root's
     running = contextlib.ExitStack()
     base = room
-    if options.dir is None:
-        base = rooms.ext4(room, "disk", "24G")
-        running.callback(lambda: subprocess.run(["umount", "-l", base], check=True))
-    if options.awake:
-        running.enter_context(awake())
     try:
+        if options.dir is None:
+            base = rooms.ext4(room, "disk", "24G")
+            running.callback(lambda: subprocess.run(["umount", "-l", base], check=True))
+        if options.awake:
+            running.enter_context(awake())
         places = [Place(name, base, options.passthrough_hp) for name in names]
         for workload in (*workloads(options.scale), *fs_paper.workloads()):
             if options.only == "-" or not any(part in workload.name for part in options.only.split(",")):

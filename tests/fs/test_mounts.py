@@ -79,10 +79,10 @@ def test_a_listing_is_not_kept_where_nobody_watches(tmp_path: Path) -> None:
     server.start()
     try:
         for _ in range(3):
-            process = subprocess.Popen(["sleep", "60"])
-            assert str(process.pid) in os.listdir(tmp_path)
-            process.kill()
-            process.wait()
+            with subprocess.Popen(["sleep", "60"]) as process:
+                seen = os.listdir(tmp_path)
+                process.kill()
+            assert str(process.pid) in seen
             assert str(process.pid) not in os.listdir(tmp_path)
     finally:
         assert not server.stop()
