@@ -186,6 +186,16 @@ def test_a_removed_file_is_stale_before_its_forget_arrived(kernel: Kernel) -> No
         kernel.lookup(b".", nodeid)
 
 
+def names_in(payload: bytes) -> tuple[list[bytes], int]:
+    """(names of a READDIR answer, the offset behind the last)."""
+    names, position, offset = [], 0, 0
+    while position < len(payload):
+        _, offset, length, _ = wire.DIRENT.unpack_from(payload, position)
+        names.append(payload[position + 24 : position + 24 + length])
+        position += 24 + (length + 7 & ~7)
+    return names, offset
+
+
 def test_readdir_goes_on_where_it_stopped(kernel: Kernel, tmp_path: Path) -> None:
     for number in range(300):
         (tmp_path / f"entry-{number}").touch()
@@ -196,23 +206,10 @@ def test_readdir_goes_on_where_it_stopped(kernel: Kernel, tmp_path: Path) -> Non
         assert len(payload) <= 512
         if not payload:
             break
-        position = 0
-        while position < len(payload):
-            _, offset, length, _ = wire.DIRENT.unpack_from(payload, position)
-            names.append(payload[position + 24 : position + 24 + length])
-            position += 24 + (length + 7 & ~7)
+        more, offset = names_in(payload)
+        names += more
     assert len(names) == len(set(names))
     assert set(names) == {b".", b".."} | {os.fsencode(name) for name in os.listdir(tmp_path)}
-
-
-def names_in(payload: bytes) -> tuple[list[bytes], int]:
-    """(names of a READDIR answer, the offset behind the last)."""
-    names, position, offset = [], 0, 0
-    while position < len(payload):
-        _, offset, length, _ = wire.DIRENT.unpack_from(payload, position)
-        names.append(payload[position + 24 : position + 24 + length])
-        position += 24 + (length + 7 & ~7)
-    return names, offset
 
 
 def test_directories_are_read_without_being_opened(kernel: Kernel, tmp_path: Path) -> None:
