@@ -46,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "engines(*names): the scenario is about these engines",
         "no_transport: no session is opened, so it runs once a machine",
         "not_gate: too long, or no gate by its nature: only the whole matrix runs it",
-        "once_a_box: about the box's kernel and not about an engine, so one machine of each box runs it",
+        "once_a_box: about the box's kernel or other tools and not about an engine, so one machine of each box runs it",
         "tool(name): the scenario uses this tool of the machine's",
         "systemd: the machine must run systemd",
         "vm: not on this host itself (it would reach outside of the lab's namespaces)",
@@ -201,7 +201,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         machines = item.config.getoption("--lab-machines").split(",")
         first = next(name for name in machines if load().machine(name).box == spec.box)
         if machine != first:
-            pytest.skip(f"about the box, not about {spec.engine}: {first} runs it")
+            pytest.skip(f"once a box is enough, on whatever engine: {first} runs it")
     here = lab_options(item.config).chosen_driver() == "here"
     if here and item.get_closest_marker("vm"):
         pytest.skip("needs a machine of its own; this is --driver here")
