@@ -8,7 +8,7 @@ import sys
 from . import verbs
 from .errors import LabError
 from .session import DRIVERS, terminated_like_interrupted
-from .table import load
+from .table import SUITES, load
 
 
 def _machine_options(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +61,16 @@ def arguments() -> argparse.ArgumentParser:
         default=0,
         help="of each machine (default: the table's; with -j under TCG, this host's cores shared out)",
     )
-    run.add_argument("--xfstests-dir", help="an installed xfstests: its quick group is run in the machine as well")
+    for suite in SUITES:
+        run.add_argument(
+            f"--{suite}-dir",
+            metavar="DIR",
+            default="",
+            help=f"an installed {suite}: it is run in a machine of each box",
+        )
+        run.add_argument(
+            f"--{suite}-tests", metavar="WORDS", default="", help=f"what of it, in the words of tests/suites/{suite}.py"
+        )
     _machine_options(run)
 
     for verb, text in (

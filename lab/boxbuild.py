@@ -15,10 +15,9 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-from . import initrd, paths, sources
+from . import initrd, mmdebstrap, paths
 from .errors import LabError
 from .table import Box
 
@@ -30,14 +29,6 @@ INPUTS = (
     "provision/slim-app.c",
     "initrd.py",
 )
-# Interrupted, mmdebstrap waits for its package manager, and killed it leaves mounts: so it runs in namespaces that end with it.
-# (Not as a user: there it makes its own, and cleans up itself.)
-_CONTAINED = (
-    ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    if os.geteuid() == 0
-    else []
-)
-KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +124,7 @@ def ensure(box: Box, mirror: str | None = None) -> BuiltBox:
         return found
     directory = location(box)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with _only_one_builder(directory):
+    with only_one_builder(directory):
         return cached(box) or _build(box, directory, mirror)
 
 
@@ -176,15 +167,11 @@ def _bootstrap(box: Box, out: Path, mirror: str | None) -> None:
     """Run mmdebstrap; its own output goes to a log, progress to the terminal."""
     log = location(box).parent / f"{box.name}.log"
     packages = [box.kernel, *box.packages, *box.peers]
-    command = [
-        *_CONTAINED,
-        "mmdebstrap",
+    options = [
         "--variant=minbase",
         "--format=null",
-        "--components=main",
         "--skip=check/empty",
         f"--include={','.join(packages)}",
-        '--aptopt=APT::Install-Recommends "false"',
         "--dpkgopt=path-exclude=/usr/share/doc/*",
         "--dpkgopt=path-exclude=/usr/share/man/*",
         "--dpkgopt=path-exclude=/usr/share/locale/*",
@@ -196,41 +183,12 @@ def _bootstrap(box: Box, out: Path, mirror: str | None) -> None:
         f'--customize-hook=sh {paths.LAB}/box/customize.sh "$1" "$(cat {public_key()})"',
         f'--customize-hook=sh {paths.LAB}/box/pack.sh "$1" {out} {box.disk_gib}',
     ]
-    if KEYRING.exists():
-        command.append(f"--keyring={KEYRING}")
-    command += [f"--aptopt={option}" for option in sources.proxy_options()]
-    command += [box.suite, "/dev/null", *sources.lines(box.suite, mirror)]
-    for step in _followed(command, log, out.parent):
+    command = mmdebstrap.command(options, box.suite, "/dev/null", mirror)
+    for step in mmdebstrap.followed(command, log, out.parent):
         print(f"lab:   {step}", flush=True)
     if not (out / "done").exists():
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
-        raise LabError(f"building box {box.name} failed; mmdebstrap's last words:\n{tail}", f"the whole log: {log}")
-
-
-def _followed(command: list[str], log: Path, work: Path) -> Iterator[str]:
-    """Run `command` into `log`, its files in `work`; give mmdebstrap's own steps as they come, each with its time."""
-    started = time.monotonic()
-    with (
-        log.open("w") as sink,
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            env={**os.environ, "TMPDIR": str(work)},
-        ) as process,
-    ):  # fmt: skip
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                sink.write(line)
-                if line.startswith("I: ") and not line.startswith(("I: automatically", "I: chosen", "I: success")):
-                    yield f"{time.monotonic() - started:5.0f} s  {line[3:].strip()[:100]}"
-            process.wait()
-        finally:
-            if process.poll() is None:
-                if _CONTAINED:
-                    process.kill()
-                else:
-                    process.terminate()
-                process.stdout.read()  # until the last of its processes is gone
+        words = mmdebstrap.last_words(log)
+        raise LabError(f"building box {box.name} failed; mmdebstrap's last words:\n{words}", f"the whole log: {log}")
 
 
 def ensure_vagrant_box(built: BuiltBox) -> Path:
@@ -260,7 +218,7 @@ def _forget_older(box: Box, keep: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-class _only_one_builder:
+class only_one_builder:
     """Two labs that want the same box at once: the second waits for the first, and finds it in the cache."""
 
     def __init__(self, directory: Path) -> None:

@@ -34,9 +34,8 @@ def clean(*, boxes: bool = False, kept: bool = True) -> Iterator[str]:
         elif libvirtd.running():
             yield f"the lab's libvirtd still has {', '.join(libvirtd.domains())} (made by hand? vagrant destroy): it stays"
         if boxes:
-            shutil.rmtree(paths.cache_dir() / "boxes", ignore_errors=True)
-            shutil.rmtree(paths.cache_dir() / "libvirt", ignore_errors=True)
-            shutil.rmtree(paths.cache_dir() / "vagrant.d", ignore_errors=True)
+            for name in ("boxes", "qemu", "libvirt", "vagrant.d"):
+                shutil.rmtree(paths.cache_dir() / name, ignore_errors=True)
             yield "removed the cached boxes"
 
 

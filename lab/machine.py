@@ -9,7 +9,9 @@ import contextlib
 import dataclasses
 import os
 import secrets
+import select
 import shlex
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -242,6 +244,8 @@ def wait_for_ssh(
     while time.monotonic() - started < seconds * slowness * host_load():
         if not driver.alive():
             raise LostMachine(f"machine {spec.name} ended while booting", "\n".join(driver.console().splitlines()[-8:]))
+        if not is_greeted(endpoint, 20):
+            continue
         try:
             # A login that comes before systemd-user-sessions is refused: "System is booting up".
             if carrier.run("true", "root", 20 * slowness * host_load(), b"").returncode == 0:
@@ -252,6 +256,30 @@ def wait_for_ssh(
         time.sleep(0.3)
     tail = "\n".join(driver.console().splitlines()[-8:])
     raise LostMachine(f"machine {spec.name} did not answer within {time.monotonic() - started:.0f} s ({last})", tail)
+
+
+def is_greeted(endpoint: Endpoint, seconds: float) -> bool:
+    """Whether an SSH server speaks at the endpoint within `seconds`.
+
+    QEMU's user-mode network takes a connection before the machine has an address, and hands it on in ever rarer tries: one that was
+    opened early is greeted many seconds after the server is there. So others are opened beside it, and the first answer counts.
+    """
+    deadline = time.monotonic() + seconds
+    pause = 0.3
+    waiting: list[socket.socket] = []
+    with contextlib.ExitStack() as opened:
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                waiting.append(
+                    opened.enter_context(socket.create_connection((endpoint.host, endpoint.port), timeout=1))
+                )
+            for link in select.select(waiting, [], [], pause)[0]:
+                with contextlib.suppress(OSError):
+                    if link.recv(4) == b"SSH-":
+                        return True
+                waiting.remove(link)
+            pause += 0.05
+    return False
 
 
 def host_load() -> float:

@@ -15,7 +15,7 @@ import pytest
 from . import artefacts, paths, report, session
 from .errors import LabError, LostMachine
 from .report import TRANSPORTS
-from .table import load
+from .table import SUITES, load
 
 NO_TRANSPORT = "-"
 SHOWN = 300
@@ -36,7 +36,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--lab-libvirt-uri", default="")
     group.addoption("--lab-keep-on-fail", action="store_true")
     group.addoption("--lab-report", default=str(paths.REPOSITORY / "reports" / "lab"))
-    group.addoption("--xfstests-dir", default=None, help="an installed xfstests, for the compliance scenario")
+    for suite in SUITES:
+        group.addoption(f"--{suite}-dir", default="", help=f"an installed {suite}, for the compliance scenario")
+        group.addoption(f"--{suite}-tests", default="", help="what of it")
 
 
 def pytest_configure(config: pytest.Config) -> None:

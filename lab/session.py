@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from . import boxbuild, libvirtd, paths, provisioning
+from . import boxbuild, emulator, libvirtd, paths, provisioning
 from .accel import choose
 from .drivers import Driver, Endpoint, Plan
 from .drivers.base import read_state
@@ -77,6 +77,7 @@ class Ready:
         facts = {
             "driver": self.machine.driver.name,
             "accelerator": f"{accelerator.name} ({accelerator.why})" if accelerator else "none: this host",
+            **({"emulator": self.plan.emulator.about} if self.plan.emulator else {}),
             "box": self.plan.built.directory.name if self.plan.built else "none: this host",
         }
         command = (
@@ -150,11 +151,13 @@ def _plan(spec: MachineSpec, options: Options) -> Plan:
         built = boxbuild.ensure(load().boxes[spec.box], options.mirror)
         accelerator = choose(built, options.accel)
         uri = libvirtd.uri(options.libvirt_uri) if options.chosen_driver() == "vagrant" else ""
+        emulates = options.chosen_driver() == "qemu" and accelerator.name == "tcg"
+        newest = emulator.ensure(options.mirror) if emulates else None
     except BaseException:
         with contextlib.suppress(OSError):
             run_dir.rmdir()
         raise
-    return Plan(spec, run_dir, built, accelerator, options.keep_on_fail, uri)
+    return Plan(spec, run_dir, built, accelerator, options.keep_on_fail, uri, newest)
 
 
 def make_driver(plan: Plan, name: str) -> Driver:

@@ -11,6 +11,8 @@ from .errors import LabError
 
 TABLE_FILE = Path(__file__).with_name("boxes.json")
 TIERS = ("gate", "full")
+SUITES = {"xfstests": "ltp/fsstress", "pjdfstest": "pjdfstest"}
+"""File system suites that machines run from an installed copy, and a file by which a built copy is known."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,11 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from . import boxbuild, host, paths, session
+from . import boxbuild, emulator, host, paths, session
 from .accel import choose
 from .drivers import Endpoint
 from .errors import LabError
-from .table import TIERS, load
+from .table import SUITES, TIERS, load
 
 
 def _options(told: argparse.Namespace) -> session.Options:
@@ -62,12 +62,30 @@ def select_failed(told: argparse.Namespace) -> None:
         told.scenario = " or ".join(dict.fromkeys(f"({' and '.join(some)})" for some in words))
 
 
+def installed_suites(told: argparse.Namespace) -> dict[str, Path]:
+    """Suite → where a built copy of it lies, of those that were asked for.
+
+    Raises:
+        LabError: there is none.
+    """
+    found = {}
+    for suite, proof in SUITES.items():
+        if told_directory := getattr(told, f"{suite}_dir"):
+            found[suite] = Path(told_directory).resolve()
+            if not (found[suite] / proof).exists():
+                raise LabError(
+                    f"{told_directory} holds no built {suite}: there is no {proof} in it", "build it there first"
+                )
+    return found
+
+
 def run(told: argparse.Namespace) -> int:
     """Scenarios: the boxes first (with progress), then pytest with the lab's plugin."""
     gate = told.machines == ["gate"]
     if told.failed:
         select_failed(told)
     names = machine_names(told.machines)
+    installed = installed_suites(told)
     transports = told.transports or ("mount,devfuse" if gate else "mount,devfuse,pyfuse3")
     options = _options(told)
     driver = options.chosen_driver()
@@ -79,13 +97,15 @@ def run(told: argparse.Namespace) -> int:
             for box in dict.fromkeys(load().machines[n].box for n in names)
         ]
         accelerator = choose(built[0], told.accel)
+        newest = emulator.ensure(told.mirror) if driver == "qemu" and accelerator.name == "tcg" else None
         if not told.jobs and accelerator.name == "kvm":
             jobs = max(1, min(len(names), (os.cpu_count() or 2) // 2))
         elif not cpus and jobs > 1 and accelerator.name == "tcg":
             # An emulated processor that waits for a core holds up the others of its machine.
             cpus = max(1, (os.cpu_count() or 2) // jobs)
         print(
-            f"lab: {', '.join(names)}; driver {driver}; {accelerator.name}: {accelerator.why}; {jobs} at a time"
+            f"lab: {', '.join(names)}; driver {driver}{f' ({newest.about})' if newest else ''}; "
+            f"{accelerator.name}: {accelerator.why}; {jobs} at a time"
             + (f", with {cpus} processor{'s' * (cpus > 1)} each" if cpus else ""),
             flush=True,
         )
@@ -113,8 +133,8 @@ def run(told: argparse.Namespace) -> int:
         command.append("--lab-keep-on-fail")
     if told.scenario:
         command += ["-k", told.scenario]
-    if told.xfstests_dir:
-        command.append(f"--xfstests-dir={Path(told.xfstests_dir).resolve()}")
+    for suite, directory in installed.items():
+        command += [f"--{suite}-dir={directory}", f"--{suite}-tests={getattr(told, f'{suite}_tests')}"]
     if jobs > 1:
         command += ["-n", str(jobs), "--dist", "loadscope"]
     # No asserts rewriting trouble, no byte code in the checkout; the repository is what `lab` is imported from.

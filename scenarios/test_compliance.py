@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lab import paths
+from lab.table import SUITES
 from tests.suites.apt import fetch_sources
 
 GUEST = "/var/tmp/cntr-suite"
@@ -48,6 +49,16 @@ def _copy_suite(machine, transport):
             machine.copy(paths.REPOSITORY / part, f"{GUEST}/{part}")
 
 
+def _run_suite(machine, transport, suite, words, timeout):
+    """A runner of tests/suites in the machine, beside the machine's own ext4; what is worse than its table says is a failure."""
+    said = machine.run(
+        f"cd {GUEST} && /opt/cntr/bin/python -m tests.suites.{suite} --bindings {transport} --reports /var/tmp/suite-report {words}",
+        timeout=timeout,
+    )
+    assert "left out" not in said.stdout
+    assert (said.returncode, said.stdout.splitlines()[-12:]) == (0, said.stdout.splitlines()[-12:])
+
+
 @pytest.mark.vm
 @pytest.mark.not_gate
 @pytest.mark.once_a_box
@@ -57,13 +68,10 @@ def test_debian_suites(machine, transport, tmp_path):
     if not shutil.which("dpkg-source"):  # the machine itself has no mirror to fetch from
         pytest.skip("dpkg-source (package dpkg-dev) is not installed on this host: it fetches acl's and attr's tests")
     machine.copy(fetch_sources(tmp_path), f"{GUEST}/sources")
-    said = machine.run(
-        f"cd {GUEST} && /opt/cntr/bin/python -m tests.suites.apt --only acl,attr,cpython,fio --sources {GUEST}/sources --bindings {transport} --reports /var/tmp/suite-report "
-        "--fio-size 4 --cpython-modules test_fcntl,test_file,test_fileio,test_stat",
-        timeout=400,
+    words = f"--only acl,attr,cpython,fio --sources {GUEST}/sources --fio-size 4"
+    _run_suite(
+        machine, transport, "apt", f"{words} --cpython-modules test_fcntl,test_file,test_fileio,test_stat", timeout=400
     )
-    assert "left out" not in said.stdout
-    assert (said.returncode, said.stdout.splitlines()[-12:]) == (0, said.stdout.splitlines()[-12:])
 
 
 @pytest.mark.vm
@@ -72,7 +80,7 @@ def test_debian_suites(machine, transport, tmp_path):
 def test_own_suite(machine, transport):
     """This repository's file system checks, on the machine's own kernel."""
     _copy_suite(machine, transport)
-    pytest_line = "CNTR_TEST_BACKING=/var/tmp /opt/cntr/bin/python -m pytest -q --no-header -rfE --tb=no -p no:cacheprovider -o addopts= -W default"
+    pytest_line = "CNTR_TEST_BACKING=/var/tmp /opt/cntr/bin/python -m pytest -q --no-header -rfE --tb=line -p no:cacheprovider -o addopts= -W default"
     line = f"cd {GUEST} && {pytest_line} tests/fs/test_checks.py -k '{transport}- and not writeback' 2>&1 | tail -n 40"
     said = machine.succeed(line, timeout=600).splitlines()
     assert " passed" in said[-1]
@@ -82,23 +90,13 @@ def test_own_suite(machine, transport):
 @pytest.mark.vm
 @pytest.mark.not_gate
 @pytest.mark.once_a_box
-def test_xfstests(mounted, machine, request):
-    """xfstests' quick generic group, by the path of an installed copy (--xfstests-dir)."""
-    told = request.config.getoption("--xfstests-dir")
+@pytest.mark.parametrize("suite", SUITES)
+def test_installed_suite(suite, machine, transport, request):
+    """xfstests' generic/quick and pjdfstest, by the path of an installed copy (--xfstests-dir, --pjdfstest-dir)."""
+    told = request.config.getoption(f"--{suite}-dir")
     if not told:
-        pytest.skip("no --xfstests-dir: the suite is not part of this repository")
-    if not (Path(told) / "check").exists():
-        pytest.skip(f"{told} holds no xfstests (no file `check`)")
-    machine.copy(Path(told), "/var/tmp/xfstests")
-    through, source = mounted
-    machine.succeed("mkdir -p /var/tmp/lab-scratch; id fsgqa >/dev/null 2>&1 || useradd -m fsgqa")
-    settings = (
-        f"export FSTYP=fuse FUSE_SUBTYP=.cntrfs TEST_DEV=source:{source} TEST_DIR={through} "
-        "SCRATCH_DEV=source:/var/tmp/lab-scratch SCRATCH_MNT=/mnt"
-    )
-    machine.succeed(
-        f"umount {through}; cd /var/tmp/xfstests && {settings} && ./check -g generic/quick >/var/tmp/xfstests.log 2>&1; "
-        "grep -q ^Ran: /var/tmp/xfstests.log",
-        timeout=3600,
-    )
-    assert "Failures:" not in machine.succeed("tail -n 5 /var/tmp/xfstests.log")
+        pytest.skip(f"no --{suite}-dir: the suite is not part of this repository")
+    _copy_suite(machine, transport)
+    machine.copy(Path(told), f"{GUEST}/{suite}")
+    chosen = request.config.getoption(f"--{suite}-tests")
+    _run_suite(machine, transport, suite, f"--dir {GUEST}/{suite} {chosen}", timeout=3600)

@@ -13,6 +13,7 @@ from typing import Protocol
 from .. import paths
 from ..accel import Accelerator
 from ..boxbuild import BuiltBox
+from ..emulator import Emulator
 from ..table import MachineSpec
 
 
@@ -29,6 +30,7 @@ class Plan:
     accelerator: Accelerator | None = None
     keep: bool = False
     libvirt_uri: str = ""
+    emulator: Emulator | None = None
 
 
 @dataclasses.dataclass(frozen=True)

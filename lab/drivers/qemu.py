@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from ..boxbuild import private_key
+from ..emulator import PROGRAM
 from ..errors import LabError, LostMachine
 from . import base
 
@@ -38,7 +39,7 @@ class QemuDriver:
 
     def up(self) -> base.Endpoint:
         """Start QEMU. Raises LabError: it is missing or refuses."""
-        for tool in ("qemu-system-x86_64", "qemu-img"):
+        for tool in (PROGRAM, "qemu-img"):
             if not shutil.which(tool):
                 raise LabError(f"the qemu driver needs {tool}, which is not installed", "python -m lab doctor says how")
         if not self._disk.exists():
@@ -71,9 +72,9 @@ class QemuDriver:
 
     def _start(self, port: int) -> str:
         """Start on this port; what QEMU said if it ended, nothing if it runs."""
-        spec = self._plan.spec
+        spec, emulator = self._plan.spec, self._plan.emulator
         command = [
-            "qemu-system-x86_64", "-machine", "q35", *self._accelerator.qemu_args,
+            *(emulator.command if emulator else (PROGRAM,)), "-machine", "q35", *self._accelerator.qemu_args,
             "-name", f"cntr-lab-{self._dir.name}", "-m", str(spec.memory_mib), "-smp", str(spec.cpus),
             "-nodefaults", "-display", "none", "-serial", f"file:{self._dir / 'console.log'}",
             "-drive", f"file={self._disk},if=none,id=disk,cache=unsafe,discard=unmap", "-device", "virtio-blk-pci,drive=disk",

@@ -41,7 +41,7 @@ def choice(built: dict[str, str], accelerator: Accelerator, uri: str, prefix: st
     return {
         "boxes": built,
         "accelerator": accelerator.name,
-        # libvirt knows no word for "all features but this one" with the `maximum` model; QEMU takes the last -cpu.
+        # libvirt would have each word of this proven by its own probing of QEMU; QEMU itself takes the last -cpu.
         "qemu_args": [] if accelerator.name == "kvm" else ["-cpu", EMULATED_CPU],
         "boot_timeout": BOOT_SECONDS,
         "uri": uri,

@@ -6,17 +6,35 @@ import gzip
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from lab import boxbuild, host, html, initrd, libvirtd, paths, plugin, report, sources, table, verbs
-from lab.drivers.base import free_port
+from lab import (
+    boxbuild,
+    emulator,
+    host,
+    html,
+    initrd,
+    libvirtd,
+    mmdebstrap,
+    paths,
+    plugin,
+    report,
+    sources,
+    table,
+    verbs,
+)
+from lab.__main__ import arguments
+from lab.drivers.base import Endpoint, free_port
 from lab.errors import LabError
+from lab.machine import is_greeted
 from lab.report import Cell, Collector, Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,7 +82,6 @@ def test_names_tiers_and_all():
 
 
 def test_the_fingerprint_follows_the_inputs(cache, monkeypatch, tmp_path):
-    from lab import boxbuild
 
     box = table.load().boxes["trixie"]
     before = boxbuild.fingerprint(box)
@@ -166,6 +183,62 @@ def test_the_accelerator_is_tried_once_a_box(cache, monkeypatch):
     assert len(tried) == len(boxes) + 1
 
 
+@pytest.mark.parametrize(("says", "used"), [("10.0.2", True), ("11.1.0", True), ("7.2.22", False)])
+def test_a_host_with_an_old_qemu_emulates_by_a_newer_one(says, used, cache, tmp_path, monkeypatch):
+    tool = tmp_path / "bin" / emulator.PROGRAM
+    tool.parent.mkdir()
+    tool.write_text(f"#!/bin/sh\necho 'QEMU emulator version {says} (Debian 1:{says}+dfsg)'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    unpacked = []
+
+    def unpack(place, mirror):
+        unpacked.append(mirror)
+        place.mkdir(parents=True)
+        (place / "done").write_text("10.0.13")
+
+    monkeypatch.setattr(emulator, "_unpack", unpack)
+    found = [emulator.ensure("http://mirror"), emulator.ensure("http://mirror")]
+    assert unpacked == ([] if used else ["http://mirror"])  # once: then it is in the cache
+    assert found[0] == found[1]
+    assert found[0].about == (f"QEMU {says}" if used else "QEMU 10.0.13 of trixie, unpacked")
+    assert (found[0].command == (emulator.PROGRAM,)) is used
+
+
+def test_a_qemu_that_cannot_be_unpacked_is_an_error_and_leaves_nothing(cache, tmp_path, monkeypatch):
+    (cache / "qemu").mkdir(parents=True)
+    monkeypatch.setattr(
+        mmdebstrap, "command", lambda options, suite, target, mirror: ["sh", "-c", "echo no such mirror"]
+    )
+    with pytest.raises(LabError, match="no such mirror"):
+        emulator._unpack(cache / "qemu" / "x", None)
+    assert [p.name for p in (cache / "qemu").iterdir()] == ["x.log"]
+
+
+def test_a_machine_is_greeted_by_whichever_connection_is_answered_first():
+    """As QEMU's user-mode network is before the machine has an address: the first connections are taken, and not answered."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(16)
+        silent = []
+
+        def serve():
+            for turn in range(4):
+                link, _ = server.accept()
+                silent.append(link)
+                if turn == 3:
+                    link.sendall(b"SSH-2.0-x\r\n")
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        endpoint = Endpoint("127.0.0.1", server.getsockname()[1], Path("/nonexistent"))
+        assert is_greeted(endpoint, 10)
+        thread.join(10)
+        for link in silent:
+            link.close()
+    assert not is_greeted(endpoint, 0.5)
+
+
 # -- guest scripts -------------------------------------------------------------------------------------------------------
 
 
@@ -177,8 +250,8 @@ def test_guest_scripts_parse(script):
 @pytest.mark.skipif(os.geteuid() != 0, reason="as a user mmdebstrap makes the namespaces itself")
 def test_an_interrupted_build_leaves_no_process(tmp_path):
     """mmdebstrap hears of an interruption only when its package manager is done: the namespace ends both."""
-    line = [*boxbuild._CONTAINED, "sh", "-c", "trap '' TERM INT; echo 'I: begun'; sleep 471147; exit 1"]
-    steps = boxbuild._followed(line, tmp_path / "log", tmp_path)
+    line = [*mmdebstrap._CONTAINED, "sh", "-c", "trap '' TERM INT; echo 'I: begun'; sleep 471147; exit 1"]
+    steps = mmdebstrap.followed(line, tmp_path / "log", tmp_path)
     assert "begun" in next(steps)
     with pytest.raises(KeyboardInterrupt):
         steps.throw(KeyboardInterrupt)
@@ -285,6 +358,14 @@ def test_only_what_failed_is_run_again(tmp_path):
     assert (told.machines, told.transports) == (["docker", "nspawn"], "mount")
     assert told.scenario == "(exit and status and KILL) or (root)"
     assert told.report == str(tmp_path / "again")
+
+
+def test_a_suite_that_is_not_there_is_said_before_any_machine_is_made(tmp_path):
+    told = arguments().parse_args(["run", "docker", "--pjdfstest-dir", str(tmp_path)])
+    with pytest.raises(LabError, match=r"holds no built pjdfstest: there is no pjdfstest in it"):
+        verbs.run(told)
+    (tmp_path / "pjdfstest").touch()
+    assert verbs.installed_suites(told) == {"pjdfstest": tmp_path}
 
 
 @pytest.mark.parametrize("several", [0, 2], ids=["one", "several"])
