@@ -267,18 +267,21 @@ def is_greeted(endpoint: Endpoint, seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     pause = 0.3
     waiting: list[socket.socket] = []
-    with contextlib.ExitStack() as opened:
+    try:
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError):
-                waiting.append(
-                    opened.enter_context(socket.create_connection((endpoint.host, endpoint.port), timeout=1))
-                )
-            for link in select.select(waiting, [], [], pause)[0]:
+                waiting.append(socket.create_connection((endpoint.host, endpoint.port), timeout=1))
+            time.sleep(pause)
+            for link in select.select(waiting, [], [], 0)[0]:
                 with contextlib.suppress(OSError):
                     if link.recv(4) == b"SSH-":
                         return True
-                waiting.remove(link)
+                waiting.remove(link)  # refused: where it leads, nobody listens yet
+                link.close()
             pause += 0.05
+    finally:
+        for link in waiting:
+            link.close()
     return False
 
 

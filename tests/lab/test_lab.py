@@ -1,6 +1,7 @@
 """The lab's own parts that need no machine."""
 
 import ast
+import contextlib
 import gc
 import gzip
 import json
@@ -223,10 +224,13 @@ def test_a_machine_is_greeted_by_whichever_connection_is_answered_first():
         silent = []
 
         def serve():
-            for turn in range(4):
+            for answer in ("none", "refused", "none", "greeted"):
                 link, _ = server.accept()
+                if answer == "refused":
+                    link.close()
+                    continue
                 silent.append(link)
-                if turn == 3:
+                if answer == "greeted":
                     link.sendall(b"SSH-2.0-x\r\n")
 
         thread = threading.Thread(target=serve, daemon=True)
@@ -237,6 +241,25 @@ def test_a_machine_is_greeted_by_whichever_connection_is_answered_first():
         for link in silent:
             link.close()
     assert not is_greeted(endpoint, 0.5)
+
+
+def test_a_machine_that_refuses_is_asked_now_and_then():
+    """Not in a loop without a pause, nor with ever more sockets open: so a port does where nobody listens behind it."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(16)
+        asked = []
+
+        def serve():
+            with contextlib.suppress(OSError):
+                while True:
+                    server.accept()[0].close()
+                    asked.append(1)
+
+        threading.Thread(target=serve, daemon=True).start()
+        assert not is_greeted(Endpoint("127.0.0.1", server.getsockname()[1], Path("/nonexistent")), 2)
+        server.shutdown(socket.SHUT_RDWR)
+    assert 2 <= len(asked) <= 8
 
 
 # -- guest scripts -------------------------------------------------------------------------------------------------------
