@@ -69,7 +69,7 @@ def test_peers(machine, engine, traces, request):
             if paused:
                 engine.pause(container)
             began = time.monotonic()
-            result = machine.run(f"timeout -k 1 {8 * machine.slowness:.0f} {line}", user=user, timeout=25)
+            result = machine.run(f"timeout -k 1 {4 * machine.slowness:.0f} {line}", user=user, timeout=25)
             seconds = time.monotonic() - began
             if paused:
                 engine.unpause(container)
