@@ -335,3 +335,15 @@ def signalfd(signals: tuple[int, ...]) -> int:
     # sigset_t: 1024 bits, the first 64 in use
     mask = _packed(8, sum(1 << number - 1 for number in signals), *15 * (0,))
     return _check(_libc.signalfd(-1, mask, os.O_CLOEXEC | os.O_NONBLOCK), "signalfd")
+
+
+def import_without_ldconfig(module: str) -> None:
+    """Import a MODULE that asks ctypes.util where libpthread is: that starts ldconfig(8), and since glibc 2.34 it is libc itself."""
+    import ctypes.util
+    import importlib
+
+    asked, ctypes.util.find_library = ctypes.util.find_library, lambda name: "libc.so.6"
+    try:
+        importlib.import_module(module)
+    finally:
+        ctypes.util.find_library = asked

@@ -63,7 +63,7 @@ def choose_binding(binding: str | None) -> str:
         return "devfuse"
     if binding == "pyfuse3":
         try:
-            import pyfuse3  # noqa: F401
+            kernel.import_without_ldconfig("pyfuse3")  # by its trio
         except ImportError as error:
             raise CntrError(
                 f"the pyfuse3 binding is not available: {error}",

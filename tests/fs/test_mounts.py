@@ -260,3 +260,21 @@ def test_a_wrong_call_of_the_helper(capsys: pytest.CaptureFixture[str]) -> None:
     assert mount_helper.main(["only-one"]) == 1
     assert mount_helper.main(["/nonexistent", "/nonexistent"]) == 32
     assert "not a directory" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(bool(missing("pyfuse3")), reason=missing("pyfuse3") or "")
+def test_the_reference_binding_begins_without_a_process() -> None:
+    """trio asks ldconfig(8) for libpthread where nobody answers for it: an attach waits for that."""
+    script = """
+import os, sys
+sys.addaudithook(lambda event, words: event == "subprocess.Popen" and print(words[:2]))
+from cntr.cntrfs import mounting
+from cntr.cntrfs.options import Options
+null = os.open("/dev/null", os.O_RDWR)
+try:
+    mounting.serve(null, null, Options(), null, binding="pyfuse3")
+except Exception:
+    print("trio" in sys.modules, sys.modules["ctypes.util"].find_library.__module__)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True ctypes.util\n", done.stderr
