@@ -119,7 +119,7 @@ def shell_status(returncode: int) -> int:
 
 
 def owned_by_root(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """A filter for `tarfile`: what is put on a machine is root's, without byte code."""
+    """A filter for `tarfile`: what is put on a machine is root's, without byte code and without a repository's history."""
     entry.uid = entry.gid = 0
     entry.uname = entry.gname = "root"
-    return None if "__pycache__" in entry.name else entry
+    return None if {"__pycache__", ".git"} & set(entry.name.split("/")) else entry
