@@ -4,12 +4,14 @@ import ast
 import contextlib
 import gc
 import gzip
+import io
 import json
 import os
 import re
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from pathlib import Path
@@ -37,6 +39,7 @@ from lab.drivers.base import Endpoint, free_port
 from lab.errors import LabError
 from lab.machine import is_greeted
 from lab.report import Cell, Collector, Run
+from lab.transports import owned_by_root
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -214,6 +217,16 @@ def test_a_qemu_that_cannot_be_unpacked_is_an_error_and_leaves_nothing(cache, tm
     with pytest.raises(LabError, match="no such mirror"):
         emulator._unpack(cache / "qemu" / "x", None)
     assert [p.name for p in (cache / "qemu").iterdir()] == ["x.log"]
+
+
+def test_a_checkout_is_copied_without_history_and_byte_code(tmp_path):
+    for name in (".git/config", "src/__pycache__/x.pyc", "src/.github", "src/x.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with tarfile.open(fileobj=io.BytesIO(), mode="w") as archive:
+        archive.add(tmp_path, ".", filter=owned_by_root)
+        assert sorted(archive.getnames()) == [".", "./src", "./src/.github", "./src/x.py"]
+        assert {entry.uname for entry in archive} == {"root"}
 
 
 def test_a_machine_is_greeted_by_whichever_connection_is_answered_first():
