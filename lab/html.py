@@ -61,8 +61,10 @@ def page(run: Run) -> str:
 
 
 def _columns(run: Run) -> list[tuple[str, str]]:
-    """Machine and transport pairs in the order in which they ran; what opens no session belongs to all of them."""
-    return list(dict.fromkeys((c.machine, c.transport) for c in run.cells))
+    """Machine and transport pairs, machine by machine (those that ran at once come mixed), else in the order in which they ran."""
+    pairs = dict.fromkeys((c.machine, c.transport) for c in run.cells)
+    machines = list(dict.fromkeys(machine for machine, _ in pairs))
+    return sorted(pairs, key=lambda pair: machines.index(pair[0]))
 
 
 def _matrix(run: Run) -> str:

@@ -374,6 +374,14 @@ def test_the_page_tells_every_outcome_and_escapes():
     assert "<b>" not in page
 
 
+def test_a_column_stands_below_its_machine_though_machines_ran_at_once():
+    order = [("b", "mount"), ("a", "mount"), ("b", "devfuse"), ("a", "devfuse"), ("a", "-"), ("b", "-")]
+    cells = [Cell(machine, transport, "scenario", "", "test_x.py", "pass", "", 1.0) for machine, transport in order]
+    page = html.page(Run("now", cells=cells))
+    assert re.findall(r"<th class=column colspan=(\d)>(\w)</th>", page) == [("3", "b"), ("3", "a")]
+    assert re.findall(r"<th class=column>([\w ]+)</th>", page) == ["mount", "devfuse", "no session"] * 2
+
+
 def test_only_what_failed_is_run_again(tmp_path):
     told = SimpleNamespace(report=str(tmp_path), machines=["gate"], transports="", scenario="")
     with pytest.raises(LabError, match="no report"):
