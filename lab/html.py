@@ -13,7 +13,7 @@ WORDS = {"pass": "PASS", "fail": "FAIL", "skip": "SKIP", "expected": "XFAIL", "u
 STYLE = """
 :root { color-scheme: light; --line: #d9dde3; --ink: #1c2733; --soft: #66717f; }
 body { font: 14px/1.45 system-ui, "DejaVu Sans", sans-serif; color: var(--ink); }
-body { margin: 2rem auto; max-width: 1280px; padding: 0 1.5rem; }
+body { margin: 2rem 1.5rem; }
 h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
 .soft { color: var(--soft); }
 .counts span { display: inline-block; padding: .2rem .7rem; margin: .6rem .4rem 0 0; border-radius: 1rem; font-weight: 600; }
@@ -23,13 +23,13 @@ th, td { border: 1px solid var(--line); padding: .28rem .55rem; text-align: left
 th { background: #f4f6f8; font-weight: 600; } th.column { text-align: center; }
 td.cell { text-align: center; font-weight: 600; white-space: nowrap; }
 td.cell small { display: block; font-weight: 400; color: inherit; opacity: .75; } td.cell a { color: inherit; }
-tr.file th { background: #e9edf2; } td.about { max-width: 34rem; }
+tr.file th { background: #e9edf2; } td.about { min-width: 19rem; max-width: 34rem; position: sticky; left: 0; background: #fff; }
 .pass { background: #dff3e3; color: #14602b; } .fail, .unexpected { background: #fbdcdc; color: #8f1414; }
 .skip { background: #f1f2f4; color: #6b7480; } .expected { background: #fdf1cf; color: #725400; }
 .lost { background: #e8ddf7; color: #4c1d86; }
 .none { color: #b6bdc6; }
 pre { background: #f6f8fa; border: 1px solid var(--line); border-radius: 4px; padding: .6rem .8rem; }
-pre { overflow-x: auto; margin: .4rem 0; white-space: pre-wrap; }
+p, pre, article { max-width: 80rem; } pre { overflow-x: auto; margin: .4rem 0; white-space: pre-wrap; }
 article { margin: 0 0 1.4rem; } article h3 { font-size: 1rem; margin: 0 0 .2rem; }
 """
 
