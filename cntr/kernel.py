@@ -338,7 +338,10 @@ def signalfd(signals: tuple[int, ...]) -> int:
 
 
 def import_without_ldconfig(module: str) -> None:
-    """Import a MODULE that asks ctypes.util where libpthread is: that starts ldconfig(8), and since glibc 2.34 it is libc itself."""
+    """Import a MODULE that asks ctypes.util where libpthread is: that starts ldconfig(8), and since glibc 2.34 it is libc itself.
+
+    ImportError when it can't be imported.
+    """
     import ctypes.util
     import importlib
 

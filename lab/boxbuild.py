@@ -219,9 +219,10 @@ def _forget_older(box: Box, keep: Path) -> None:
 
 
 class only_one_builder:
-    """Two labs that want the same box at once: the second waits for the first, and finds it in the cache."""
+    """Two labs that want the same thing of the cache at once: the second waits for the first, and finds it there."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, what: str = "this box") -> None:
+        self._what = what
         self._path = directory.with_name(directory.name + ".lock")
 
     def __enter__(self) -> None:
@@ -231,7 +232,7 @@ class only_one_builder:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("lab: another lab builds this box; waiting for it", flush=True)
+            print(f"lab: another lab makes {self._what}; waiting for it", flush=True)
             fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def __exit__(self, *_: object) -> None:

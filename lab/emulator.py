@@ -47,15 +47,17 @@ def ensure(mirror: str | None = None) -> Emulator:
     """The QEMU to emulate with, unpacked now if the cache does not hold it.
 
     Raises:
-        LabError: it could not be unpacked.
+        LabError: this host has no QEMU at all, or the newer one could not be unpacked.
     """
     host = version((PROGRAM,))
+    if not host:
+        raise LabError(f"machines need {PROGRAM}, which is not installed", "python -m lab doctor says how")
     if int(host.partition(".")[0] or 0) >= NEW_ENOUGH:
         return Emulator((PROGRAM,), f"QEMU {host}")
     place = location()
     if not (place / "done").exists():
         place.parent.mkdir(parents=True, exist_ok=True)
-        with only_one_builder(place):
+        with only_one_builder(place, "this QEMU"):
             if not (place / "done").exists():
                 print(f"lab: this host's QEMU {host} emulates slowly; unpacking that of {SUITE}", flush=True)
                 _unpack(place, mirror)
@@ -79,6 +81,8 @@ def start_command(place: Path) -> tuple[str, ...]:
 
 
 def _unpack(place: Path, mirror: str | None) -> None:
+    if not shutil.which("mmdebstrap"):
+        raise LabError(f"unpacking {PACKAGE} needs mmdebstrap, which is not installed", "python -m lab doctor says how")
     log = place.with_suffix(".log")
     with tempfile.TemporaryDirectory(prefix="cntr-lab-", dir="/var/tmp") as work:
         archive = Path(work, "root.tar")

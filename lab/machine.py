@@ -255,7 +255,10 @@ def wait_for_ssh(
         carrier.close()
         time.sleep(0.3)
     tail = "\n".join(driver.console().splitlines()[-8:])
-    raise LostMachine(f"machine {spec.name} did not answer within {time.monotonic() - started:.0f} s ({last})", tail)
+    raise LostMachine(
+        f"machine {spec.name} did not answer within {time.monotonic() - started:.0f} s ({last or 'no SSH server spoke'})",
+        tail,
+    )
 
 
 def is_greeted(endpoint: Endpoint, seconds: float) -> bool:

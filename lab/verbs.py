@@ -66,10 +66,14 @@ def installed_suites(told: argparse.Namespace) -> dict[str, Path]:
     """Suite → where a built copy of it lies, of those that were asked for.
 
     Raises:
-        LabError: there is none.
+        LabError: there is none, or tests of one were named that was not.
     """
     found = {}
     for suite, proof in SUITES.items():
+        if getattr(told, f"{suite}_tests") and not getattr(told, f"{suite}_dir"):
+            raise LabError(
+                f"--{suite}-tests says what to run of an installed {suite}", f"say where it is: --{suite}-dir DIR"
+            )
         if told_directory := getattr(told, f"{suite}_dir"):
             found[suite] = Path(told_directory).resolve()
             if not (found[suite] / proof).exists():

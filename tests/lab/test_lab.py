@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -86,7 +87,6 @@ def test_names_tiers_and_all():
 
 
 def test_the_fingerprint_follows_the_inputs(cache, monkeypatch, tmp_path):
-
     box = table.load().boxes["trixie"]
     before = boxbuild.fingerprint(box)
     assert boxbuild.fingerprint(box) == before
@@ -209,7 +209,8 @@ def test_a_host_with_an_old_qemu_emulates_by_a_newer_one(says, used, cache, tmp_
     assert (found[0].command == (emulator.PROGRAM,)) is used
 
 
-def test_a_qemu_that_cannot_be_unpacked_is_an_error_and_leaves_nothing(cache, tmp_path, monkeypatch):
+def test_a_qemu_that_cannot_be_unpacked_is_an_error_and_leaves_nothing(cache, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda tool: tool)
     (cache / "qemu").mkdir(parents=True)
     monkeypatch.setattr(
         mmdebstrap, "command", lambda options, suite, target, mirror: ["sh", "-c", "echo no such mirror"]
@@ -229,50 +230,67 @@ def test_a_checkout_is_copied_without_history_and_byte_code(tmp_path):
         assert {entry.uname for entry in archive} == {"root"}
 
 
-def test_a_machine_is_greeted_by_whichever_connection_is_answered_first():
-    """As QEMU's user-mode network is before the machine has an address: the first connections are taken, and not answered."""
+@pytest.fixture
+def listener():
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen(16)
-        silent = []
+        yield server
+
+
+def endpoint_of(server):
+    return Endpoint("127.0.0.1", server.getsockname()[1], Path("/nonexistent"))
+
+
+def test_a_machine_is_greeted_by_whichever_connection_is_answered_first(listener):
+    """As QEMU's user-mode network is before the machine has an address: the first connections are taken, and not answered."""
+    with contextlib.ExitStack() as silent:
 
         def serve():
             for answer in ("none", "refused", "none", "greeted"):
-                link, _ = server.accept()
+                link, _ = listener.accept()
                 if answer == "refused":
                     link.close()
                     continue
-                silent.append(link)
+                silent.enter_context(link)
                 if answer == "greeted":
                     link.sendall(b"SSH-2.0-x\r\n")
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
-        endpoint = Endpoint("127.0.0.1", server.getsockname()[1], Path("/nonexistent"))
+        endpoint = endpoint_of(listener)
         assert is_greeted(endpoint, 10)
         thread.join(10)
-        for link in silent:
-            link.close()
+    listener.close()
     assert not is_greeted(endpoint, 0.5)
 
 
-def test_a_machine_that_refuses_is_asked_now_and_then():
+def test_a_machine_that_refuses_is_asked_now_and_then(listener):
     """Not in a loop without a pause, nor with ever more sockets open: so a port does where nobody listens behind it."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen(16)
-        asked = []
+    asked = []
 
-        def serve():
-            with contextlib.suppress(OSError):
-                while True:
-                    server.accept()[0].close()
-                    asked.append(1)
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                listener.accept()[0].close()
+                asked.append(1)
 
-        threading.Thread(target=serve, daemon=True).start()
-        assert not is_greeted(Endpoint("127.0.0.1", server.getsockname()[1], Path("/nonexistent")), 2)
-        server.shutdown(socket.SHUT_RDWR)
+    threading.Thread(target=serve, daemon=True).start()
+    assert not is_greeted(endpoint_of(listener), 2)
+    listener.shutdown(socket.SHUT_RDWR)  # ends accept(2)
     assert 2 <= len(asked) <= 8
+
+
+@pytest.mark.parametrize(
+    ("tools", "lacking"), [((), "qemu-system-x86_64"), ((emulator.PROGRAM,), "mmdebstrap")], ids=["qemu", "mmdebstrap"]
+)
+def test_what_emulation_needs_is_named(tools, lacking, cache, tmp_path, monkeypatch):
+    for tool in tools:
+        (tmp_path / tool).write_text("#!/bin/sh\necho QEMU emulator version 7.2.22\n")
+        (tmp_path / tool).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(LabError, match=f"{lacking}, which is not installed"):
+        emulator.ensure()
 
 
 # -- guest scripts -------------------------------------------------------------------------------------------------------
@@ -408,6 +426,8 @@ def test_a_suite_that_is_not_there_is_said_before_any_machine_is_made(tmp_path):
     told = arguments().parse_args(["run", "docker", "--pjdfstest-dir", str(tmp_path)])
     with pytest.raises(LabError, match=r"holds no built pjdfstest: there is no pjdfstest in it"):
         verbs.run(told)
+    with pytest.raises(LabError, match="--xfstests-tests says what"):
+        verbs.run(arguments().parse_args(["run", "docker", "--xfstests-tests", "generic/001"]))
     (tmp_path / "pjdfstest").touch()
     assert verbs.installed_suites(told) == {"pjdfstest": tmp_path}
 
