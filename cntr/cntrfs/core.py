@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import stat
 import struct
 
 from cntr import kernel_fs
+from cntr.cntrfs import log
 from cntr.cntrfs.backing import Caller, Credentials, proc_path
 from cntr.cntrfs.files import FileOperations
 from cntr.cntrfs.node import Node, Slot, stale
 from cntr.cntrfs.nodes import NodeTable
 from cntr.cntrfs.options import Options
 from cntr.kernel_fs import Attributes
-
-log = logging.getLogger("cntr.cntrfs")
 
 NOW = kernel_fs.UTIME_NOW
 _OMIT = (0, kernel_fs.UTIME_OMIT)

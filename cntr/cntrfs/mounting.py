@@ -7,16 +7,16 @@ SIGTERM and SIGINT, and ends a connection whose server hangs (``watchdog``).
 
 from __future__ import annotations
 
+import _signal as signal
 import errno
-import logging
 import os
 import select
-import signal
 import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
 
 from cntr import kernel
+from cntr.cntrfs import log
 from cntr.cntrfs.heartbeat import Heartbeat
 from cntr.cntrfs.options import Options
 from cntr.cntrfs.watchdog import Watchdog
@@ -180,8 +180,8 @@ def _in_background(source: str, mountpoint: str, options: Options, binding: str,
         status = _Manager(source, mountpoint, options, binding).run(ready)
     except CntrError as error:
         os.write(writer, f"{error.message}\0{error.hint}".encode(errors="backslashreplace"))
-    except BaseException:
-        logging.getLogger("cntr.cntrfs").exception("the manager failed")
+    except BaseException as error:  # noqa: BLE001  a process of its own, with nobody to raise to
+        log.error("the manager failed", exc_info=error)
     finally:
         os._exit(status)
 
@@ -274,8 +274,8 @@ class _Manager:
             status = 0
         except CntrError as error:
             sys.stderr.write(f"cntr: {error.message}\n")
-        except BaseException:
-            logging.getLogger("cntr.cntrfs").exception("the server failed")
+        except BaseException as error:  # noqa: BLE001  a process of its own, with nobody to raise to
+            log.error("the server failed", exc_info=error)
         finally:
             os._exit(status)
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from cntr.errors import UsageError
 
 CACHE_POLICIES = ("auto", "strict", "none")
 
 
-@dataclasses.dataclass
 class Options:
     """The options of one CntrFS mount; times in seconds.
 
@@ -17,22 +14,35 @@ class Options:
     nothing, ``auto`` keeps entries and attributes for the timeouts below and data across opens.
     """
 
-    cache: str = "auto"
-    entry_timeout: float = 1.0
-    attr_timeout: float = 1.0
-    keep_cache: bool = True
-    writeback: bool = False
-    readdirplus: bool = True
-    passthrough: bool = True
-    invalidate: bool = True  # watch the backing filesystems and tell the kernel what changed behind the mount
-    keep_mounts: bool = False  # things are mounted on the tree: watch only where an entry can be expired, not dropped
-    read_only: bool = False
-    max_fds: int | None = None
-    hang_timeout: float = 60.0
-    trace: bool = False
-    timeouts_given: bool = False
-    mount_flags: list[str] = dataclasses.field(default_factory=list)
-    fsname: str = ""
+    def __init__(
+        self,
+        *,
+        fsname: str = "",
+        read_only: bool = False,
+        invalidate: bool = True,
+        keep_mounts: bool = False,
+        max_fds: int | None = None,
+        mount_flags: list[str] | None = None,
+    ) -> None:
+        """The defaults, and what a caller may say at once; ``parse`` sets the rest."""
+        self.cache = "auto"
+        self.entry_timeout = 1.0
+        self.attr_timeout = 1.0
+        self.timeouts_given = False
+        self.keep_cache = True
+        self.writeback = False
+        self.readdirplus = True
+        self.passthrough = True
+        self.invalidate = invalidate  # watch the backing filesystems and tell the kernel what changed behind the mount
+        self.keep_mounts = (
+            keep_mounts  # things are mounted on the tree: watch only where an entry can be expired, not dropped
+        )
+        self.read_only = read_only
+        self.max_fds = max_fds
+        self.hang_timeout = 60.0
+        self.trace = False
+        self.mount_flags = mount_flags or []
+        self.fsname = fsname
 
     def settle(self) -> Options:
         """Make the dependent values agree with the cache policy."""

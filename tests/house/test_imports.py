@@ -125,3 +125,21 @@ def test_a_whole_attach_imports_nothing_heavy_and_no_terminal_code():
         loaded = loaded_by("-c", start, "attach", str(container.pid), "--", "true")
     assert "cntr.supervise" in loaded
     assert not loaded & (HEAVY | {"cntr.pty", "termios", "cntr.fileserver", "cntr.reports", "cntr.manual"})
+
+
+def test_a_sessions_file_server_loads_no_more_than_it_serves_with():
+    """By devfuse: it starts with every session of the fuse transport, and what it imports is waited for."""
+    loaded = loaded_by("-c", "import cntr.fileserver, cntr.cntrfs.mounting, cntr.cntrfs.devfuse.session")
+    assert "cntr.cntrfs.devfuse.session" in loaded
+    assert not loaded & {
+        "logging",
+        "dataclasses",
+        "inspect",
+        "traceback",
+        "signal",
+        "socket",
+        "queue",
+        "argparse",
+        "json",
+        "subprocess",
+    }

@@ -8,10 +8,10 @@ FUSE_INTERRUPT ends by a signal. What is lost: EDEADLK, which the kernel doesn't
 
 from __future__ import annotations
 
+import _signal as signal
 import errno
 import fcntl
 import os
-import signal
 import threading
 from typing import TYPE_CHECKING
 

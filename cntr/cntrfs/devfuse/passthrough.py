@@ -8,19 +8,17 @@ stays for the next open while the node keeps its fd: registering a file takes lo
 from __future__ import annotations
 
 import errno
-import logging
 import stat
 from typing import TYPE_CHECKING
 
 from cntr import kernel_fs
+from cntr.cntrfs import log
 from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.notify import notify
 
 if TYPE_CHECKING:
     from cntr.cntrfs.core import Core
     from cntr.cntrfs.node import Node
-
-log = logging.getLogger("cntr.cntrfs")
 
 _SETID = stat.S_ISUID | stat.S_ISGID
 

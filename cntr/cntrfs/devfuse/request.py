@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 from typing import TYPE_CHECKING
 
+from cntr.cntrfs import log
 from cntr.cntrfs.backing import Caller
 from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.locks import Locks
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from cntr.cntrfs.heartbeat import Heartbeat
     from cntr.cntrfs.node import Node, Slot
     from cntr.kernel_fs import Attributes
-
-log = logging.getLogger("cntr.cntrfs")
 
 _pack_entry = wire.ENTRY_OUT.pack
 _pack_attr = wire.ATTR_OUT.pack

@@ -6,15 +6,15 @@ what may wait for long runs elsewhere (``workers``): fsync, and a lock that anot
 
 from __future__ import annotations
 
+import _signal as signal
 import errno
-import logging
 import os
-import signal
 import sys
 import threading
 from typing import TYPE_CHECKING
 
 from cntr import kernel_fs
+from cntr.cntrfs import log
 from cntr.cntrfs.core import Core, errno_of
 from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.file_ops import FILE_HANDLERS, MAX_IO
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from cntr.cntrfs.devfuse.namespace_ops import Handler
     from cntr.cntrfs.heartbeat import Heartbeat
     from cntr.cntrfs.options import Options
-
-log = logging.getLogger("cntr.cntrfs")
 
 _BUFFER = MAX_IO + 4096
 _OVERLAYFS_MAGIC = 0x794C7630

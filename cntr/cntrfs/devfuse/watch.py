@@ -11,20 +11,20 @@ that: entries are expired, not dropped, unless their file was removed.
 
 from __future__ import annotations
 
+import _signal as signal
+import _socket as socket
 import array
 import contextlib
 import fcntl
-import logging
 import os
 import select
-import signal
-import socket
 import struct
 import threading
 import time
 from typing import TYPE_CHECKING
 
 from cntr import kernel, kernel_fs
+from cntr.cntrfs import log
 from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.notify import notify
 from cntr.cntrfs.node import Node, Slot
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cntr.cntrfs.core import Core
-
-log = logging.getLogger("cntr.cntrfs")
 
 #: Local filesystems whose every change goes through this kernel's VFS: ext2-4, XFS, tmpfs, F2FS (linux/magic.h).
 #: A network filesystem changes elsewhere; btrfs and overlay report other ids than their inodes have.
@@ -332,8 +330,8 @@ def _run_helper(
             kernel.set_process_name("cntrfs-watch")
             _close_others({0, 1, 2, fuse_fd, group, server.fileno()})
             Helper(fuse_fd, group, server, server_pid, expire_only, mounted).run()
-    except BaseException:
-        log.exception("the watch on the backing filesystems failed")
+    except BaseException as error:  # noqa: BLE001  the helper has nobody to raise to
+        log.error("the watch on the backing filesystems failed", exc_info=error)
     finally:
         os._exit(1)
 

@@ -6,8 +6,8 @@ They use nothing of the core but a fd: it is opened before, and the kernel sends
 from __future__ import annotations
 
 import os
-import queue
 import threading
+from _queue import SimpleQueue  # the C half of queue: the rest of it is for others
 from typing import TYPE_CHECKING
 
 from cntr.cntrfs.core import errno_of
@@ -28,7 +28,7 @@ class Workers:
         """connection: where they answer."""
         self.connection = connection
         self.heartbeat = heartbeat
-        self._queue: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._queue: SimpleQueue[Callable[[], object]] = SimpleQueue()
         self._threads: list[threading.Thread] = []
 
     def run(self, work: Callable[[], object]) -> None:
