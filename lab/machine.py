@@ -161,8 +161,9 @@ class Machine:
         try:
             yield job
         finally:
+            # A dead member counts no more, though it waits for a parent that reaps nobody (a slim container's init).
             end = f"g=$(cat {note}) && rm -f {note} && pkill -TERM -g $g && for i in 1 2 3 4 5 6 7 8 9 10; do "
-            end += "pgrep -g $g >/dev/null || exit 0; sleep 0.2; done && pkill -KILL -g $g"
+            end += "pgrep -r D,R,S,T,t,I -g $g >/dev/null || exit 0; sleep 0.2; done && pkill -KILL -g $g && exit 9"
             try:
                 self.run(f"{{ {end}; }} 2>/dev/null", user=user, timeout=20)
             finally:

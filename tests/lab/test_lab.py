@@ -8,7 +8,9 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -38,7 +40,8 @@ from lab import (
 from lab.__main__ import arguments
 from lab.drivers.base import Endpoint, free_port
 from lab.errors import LabError
-from lab.machine import is_greeted
+from lab.local import LocalCarrier
+from lab.machine import Machine, is_greeted
 from lab.report import Cell, Collector, Run
 from lab.transports import owned_by_root
 
@@ -228,6 +231,20 @@ def test_a_checkout_is_copied_without_history_and_byte_code(tmp_path):
         archive.add(tmp_path, ".", filter=owned_by_root)
         assert sorted(archive.getnames()) == [".", "./src", "./src/.github", "./src/x.py"]
         assert {entry.uname for entry in archive} == {"root"}
+
+
+def test_a_background_commands_end_waits_for_no_dead_process(tmp_path):
+    note = tmp_path / "parent"
+    unreaped = (  # the child is a dead member of the command's process group, its parent none
+        "import os, signal; group = os.getpgrp()\n"
+        "if os.fork() == 0:\n    os.setpgid(0, 0)\n    if os.fork() == 0: os.setpgid(0, group); os._exit(0)\n"
+        f"    open({str(note)!r}, 'w').write(str(os.getpid())); signal.pause()"
+    )
+    machine = Machine(table.load().machine("docker"), None, LocalCarrier({"root": []}))
+    with machine.background(f"{shlex.quote(sys.executable)} -c {shlex.quote(unreaped)}; sleep 61.047"):
+        machine.wait_until_succeeds(f"pgrep -xf 'sleep 61.047' && test -s {note}")
+    os.kill(int(note.read_text()), signal.SIGKILL)
+    assert machine.history[-1].returncode == 0  # 9: it had to be killed
 
 
 @pytest.fixture
