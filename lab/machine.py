@@ -211,8 +211,7 @@ class Machine:
         deadline = started + 30 * self.slowness
         while True:
             try:
-                # The clock stood still while the machine was away.
-                self._carrier.run(f"date -s @{time.time():.0f}", "root", 10 * self.slowness, b"")
+                set_clock(self._carrier, 10 * self.slowness)
                 break
             except (TimeoutError, ConnectionError) as error:
                 if time.monotonic() > deadline:
@@ -249,7 +248,7 @@ def wait_for_ssh(
             continue
         try:
             # A login that comes before systemd-user-sessions is refused: "System is booting up".
-            if carrier.run("true", "root", 20 * slowness * host_load(), b"").returncode == 0:
+            if set_clock(carrier, 20 * slowness * host_load()):
                 return Machine(spec, driver, carrier, slowness)
         except (TimeoutError, ConnectionError) as error:
             last = error
@@ -260,6 +259,11 @@ def wait_for_ssh(
         f"machine {spec.name} did not answer within {time.monotonic() - started:.0f} s ({last or 'no SSH server spoke'})",
         tail,
     )
+
+
+def set_clock(carrier: Carrier, seconds: float) -> bool:
+    """Tell a machine the time, which stood still while its state was kept; whether it took it. Raises as `Carrier.run` does."""
+    return carrier.run(f"date -s @{time.time():.0f}", "root", seconds, b"").returncode == 0
 
 
 def is_greeted(endpoint: Endpoint, seconds: float) -> bool:

@@ -185,6 +185,7 @@ def _start(plan: Plan, driver: Driver, say: Callable[[str], None]) -> Ready:
         say(f"booting {plan.spec.name} by {driver.name}; {plan.accelerator.name}: {plan.accelerator.why}")
     endpoint = driver.up()
     machine = connect(plan.spec, driver, endpoint, slowness)
+    driver.booted()
     times["boot"] = time.monotonic() - started
     say(
         f"it answers after {times['boot']:.0f} s; starting {plan.spec.engine} with {', '.join(plan.spec.containers)}, installing cntr"

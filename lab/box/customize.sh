@@ -51,7 +51,7 @@ echo '/dev/vda / ext4 defaults,noatime 0 1' >"$root/etc/fstab"
 # --- quiet, quick boots: no work that a throwaway machine never needs
 for unit in systemd-networkd-wait-online.service systemd-resolved.service systemd-timesyncd.service \
     systemd-update-done.service systemd-hwdb-update.service systemd-journal-catalog-update.service ldconfig.service \
-    apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
+    apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service xfs_scrub_all.timer fstrim.timer \
     man-db.timer logrotate.timer motd-news.timer apparmor.service getty@tty1.service serial-getty@ttyS0.service \
     systemd-firstboot.service systemd-pcrphase.service systemd-binfmt.service; do
     ln -sf /dev/null "$root/etc/systemd/system/$unit"

@@ -51,6 +51,9 @@ class Driver(Protocol):
     def up(self) -> Endpoint:
         """Make the machine and start it; it may not answer yet. Raises LabError."""
 
+    def booted(self) -> None:
+        """Told once, when the machine first answers: what it is now is what every machine of its box begins with."""
+
     def halt(self) -> None:
         """Stop it; `up` starts it again with its disk as it was."""
 

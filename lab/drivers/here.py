@@ -117,6 +117,9 @@ class HereDriver:
         """How commands get in."""
         return LocalCarrier(self.prefixes())
 
+    def booted(self) -> None:
+        """Nothing is kept of it."""
+
     def halt(self) -> None:
         """Namespaces have no power switch: this ends every process in them."""
         self._kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +19,8 @@ from ..errors import LabError, LostMachine
 from . import base
 
 PORT_TRIES = 5
+BOOTED = "booted"
+DEVICES = ("virtio-blk-pci,drive=disk", "virtio-net-pci,netdev=lab", "virtio-rng-pci")
 
 
 class QemuDriver:
@@ -31,6 +34,7 @@ class QemuDriver:
         self._plan, self._built, self._accelerator = plan, plan.built, plan.accelerator
         self._dir = plan.run_dir
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_resumed = False
         self.endpoint: base.Endpoint | None = None
 
     @property
@@ -42,22 +46,9 @@ class QemuDriver:
         for tool in (PROGRAM, "qemu-img"):
             if not shutil.which(tool):
                 raise LabError(f"the qemu driver needs {tool}, which is not installed", "python -m lab doctor says how")
+        self._is_resumed = False
         if not self._disk.exists():
-            subprocess.run(
-                [
-                    "qemu-img",
-                    "create",
-                    "-q",
-                    "-f",
-                    "qcow2",
-                    "-F",
-                    "qcow2",
-                    "-b",
-                    str(self._built.disk),
-                    str(self._disk),
-                ],
-                check=True,
-            )
+            self._make_disk()
         said = ""
         for _ in range(PORT_TRIES):
             port = base.free_port()
@@ -66,9 +57,47 @@ class QemuDriver:
             if not said:
                 self.endpoint = base.Endpoint("127.0.0.1", port, private_key())
                 return self.endpoint
-            if "forwarding rule" not in said:
+            if "forwarding rule" in said:
+                continue
+            if not self._is_resumed:
                 break
+            self._kept_boot().unlink(missing_ok=True)  # what this QEMU cannot load: boot
+            self._disk.unlink()
+            self._make_disk()
         raise LabError(f"QEMU did not start machine {self._plan.spec.name}: {said}")
+
+    def _make_disk(self) -> None:
+        """The overlay: with the memory of a machine that has booted, where one was kept, else of the box as it was built."""
+        self._is_resumed = self._accelerator.name == "tcg" and self._kept_boot().exists()
+        if self._is_resumed:
+            command = ["cp", "--reflink=auto", "--sparse=always", str(self._kept_boot()), str(self._disk)]
+        else:
+            box = ["-F", "qcow2", "-b", str(self._built.disk)]
+            command = ["qemu-img", "create", "-q", "-f", "qcow2", *box, str(self._disk)]
+        subprocess.run(command, check=True)
+
+    def _kept_boot(self) -> Path:
+        """Where the box keeps what a machine of this shape was when it had booted; for this QEMU, which alone can read it."""
+        spec, emulator = self._plan.spec, self._plan.emulator
+        shape = (spec.memory_mib, spec.cpus, self._accelerator.qemu_args, self._built.kernel_args, DEVICES)
+        digest = hashlib.sha256(repr((shape, emulator.about if emulator else "")).encode()).hexdigest()
+        return self._built.directory / f"booted-{digest[:12]}.qcow2"
+
+    def booted(self) -> None:
+        """Keep the machine as it is now for later ones, where booting takes long: loading it takes some 4 s instead of 20."""
+        kept = self._kept_boot()
+        if self._accelerator.name != "tcg" or self._is_resumed or kept.exists():
+            return
+        self.snapshot(BOOTED)
+        self._monitor("stop")  # with that QEMU writes out what it holds of the file
+        copy = kept.with_suffix(f".{os.getpid()}")
+        try:
+            subprocess.run(["cp", "--sparse=always", str(self._disk), str(copy)], check=True, capture_output=True)
+            copy.rename(kept)
+        except (OSError, subprocess.CalledProcessError):
+            copy.unlink(missing_ok=True)  # no room: later machines boot
+        finally:
+            self._monitor("cont")
 
     def _start(self, port: int) -> str:
         """Start on this port; what QEMU said if it ended, nothing if it runs."""
@@ -77,14 +106,15 @@ class QemuDriver:
             *(emulator.command if emulator else (PROGRAM,)), "-machine", "q35", *self._accelerator.qemu_args,
             "-name", f"cntr-lab-{self._dir.name}", "-m", str(spec.memory_mib), "-smp", str(spec.cpus),
             "-nodefaults", "-display", "none", "-serial", f"file:{self._dir / 'console.log'}",
-            "-drive", f"file={self._disk},if=none,id=disk,cache=unsafe,discard=unmap", "-device", "virtio-blk-pci,drive=disk",
-            "-netdev", f"user,id=lab,hostfwd=tcp:127.0.0.1:{port}-:22", "-device", "virtio-net-pci,netdev=lab",
-            "-device", "virtio-rng-pci", "-qmp", f"unix:{self._qmp_path},server=on,wait=off",
+            "-drive", f"file={self._disk},if=none,id=disk,cache=unsafe,discard=unmap",
+            "-netdev", f"user,id=lab,hostfwd=tcp:127.0.0.1:{port}-:22", *(word for device in DEVICES for word in ("-device", device)),
+            *(("-loadvm", BOOTED) if self._is_resumed else ()), "-qmp", f"unix:{self._qmp_path},server=on,wait=off",
             "-kernel", str(self._built.kernel), "-initrd", str(self._built.initrd), "-append", self._built.kernel_args,
         ]  # fmt: skip
         if not self._plan.keep and shutil.which("setpriv"):
             # Whatever ends this lab, SIGKILL included, ends the machine.
             command = ["setpriv", "--pdeathsig", "KILL", *command]
+        Path(self._qmp_path).unlink(missing_ok=True)
         with (self._dir / "qemu.log").open("wb") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -96,6 +126,9 @@ class QemuDriver:
                 return (self._dir / "qemu.log").read_text(errors="replace").strip()[-400:] or "no word"
             if Path(self._qmp_path).exists():
                 time.sleep(0.2)
+                with contextlib.suppress(LabError):
+                    if self._is_resumed:
+                        self._monitor("")  # answered when the memory is loaded
                 if self._process.poll() is None:
                     return ""
             time.sleep(0.05)

@@ -137,6 +137,9 @@ class VagrantDriver:
         self.endpoint = base.Endpoint("127.0.0.1", port, boxbuild.private_key())
         return self.endpoint
 
+    def booted(self) -> None:
+        """Nothing is kept of it."""
+
     def halt(self) -> None:
         """`vagrant halt`."""
         _vagrant(["halt", self._plan.spec.name], self._environment(), 180)

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import dataclasses
 import gc
 import gzip
 import io
@@ -38,13 +39,19 @@ from lab import (
     verbs,
 )
 from lab.__main__ import arguments
-from lab.drivers.base import Endpoint, free_port
+from lab.accel import Accelerator
+from lab.drivers.base import Endpoint, Plan, free_port
+from lab.drivers.qemu import QemuDriver
 from lab.errors import LabError
 from lab.local import LocalCarrier
 from lab.machine import Machine, is_greeted
 from lab.report import Cell, Collector, Run
 from lab.transports import owned_by_root
 
+needs_qemu = pytest.mark.skipif(
+    not (shutil.which("qemu-img") and shutil.which("qemu-system-x86_64")),
+    reason="qemu-img and qemu-system-x86_64 are not both installed",
+)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -231,6 +238,56 @@ def test_a_checkout_is_copied_without_history_and_byte_code(tmp_path):
         archive.add(tmp_path, ".", filter=owned_by_root)
         assert sorted(archive.getnames()) == [".", "./src", "./src/.github", "./src/x.py"]
         assert {entry.uname for entry in archive} == {"root"}
+
+
+def qemu_driver(directory, cpus=1, accelerator="tcg", about="QEMU 10.0", name="run"):
+    box = directory / "box"
+    box.mkdir(exist_ok=True)
+    (directory / name).mkdir(exist_ok=True)
+    loaded = table.load()
+    spec = dataclasses.replace(loaded.machine("docker"), cpus=cpus)
+    built = boxbuild.BuiltBox(loaded.boxes[spec.box], box)
+    emulator_ = emulator.Emulator(("false",), about)
+    return QemuDriver(Plan(spec, directory / name, built, Accelerator(accelerator, ""), emulator=emulator_))
+
+
+def make_image(place):
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(place), "1M"], check=True)
+
+
+def test_a_kept_boot_is_for_machines_of_one_shape(tmp_path):
+    kept = {qemu_driver(tmp_path, **other)._kept_boot() for other in ({}, {"cpus": 2}, {"about": "QEMU 10.1"})}
+    assert len(kept) == 3
+    assert {path.parent for path in kept} == {tmp_path / "box"}
+    assert qemu_driver(tmp_path)._kept_boot() == qemu_driver(tmp_path, name="another")._kept_boot()
+
+
+def test_an_emulated_machine_begins_where_one_of_its_box_had_booted(tmp_path):
+    driver = qemu_driver(tmp_path)
+    driver._kept_boot().write_text("disk and memory")
+    driver._make_disk()
+    assert driver._is_resumed
+    assert driver._disk.read_text() == "disk and memory"
+
+
+@needs_qemu
+def test_a_kept_boot_that_qemu_cannot_load_is_removed(tmp_path):
+    driver = qemu_driver(tmp_path)
+    make_image(driver._built.disk)
+    driver._kept_boot().write_text("no such thing")
+    with pytest.raises(LabError, match="did not start machine docker"):
+        driver.up()
+    assert not driver._kept_boot().exists()
+    assert driver._disk.read_bytes()[:3] == b"QFI"  # the box's own, to boot from
+
+
+@needs_qemu
+def test_a_machine_with_kvm_boots(tmp_path):
+    driver = qemu_driver(tmp_path, accelerator="kvm")
+    make_image(driver._built.disk)
+    driver._kept_boot().write_text("from an emulated one")
+    driver._make_disk()
+    assert not driver._is_resumed
 
 
 def test_a_background_commands_end_waits_for_no_dead_process(tmp_path):
