@@ -80,6 +80,7 @@ def main() -> int:
         rows = [
             Row(ISOLATED, [os.path.realpath(sys.executable), "-ISc", "pass"], environment),
             Row(BY_PID, [cntr, "attach", pid, "--", "true"], environment),
+            Row("cntr attach PID by FUSE", [cntr, "attach", pid, "--transport", "fuse", "--", "true"], environment),
             Row("nsenter", ["nsenter", "-t", pid, "-p", "-n", "-i", "-u", "true"], environment),
         ]
         name = ""

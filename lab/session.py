@@ -185,10 +185,11 @@ def _start(plan: Plan, driver: Driver, say: Callable[[str], None]) -> Ready:
         say(f"booting {plan.spec.name} by {driver.name}; {plan.accelerator.name}: {plan.accelerator.why}")
     endpoint = driver.up()
     machine = connect(plan.spec, driver, endpoint, slowness)
-    driver.booted()
-    times["boot"] = time.monotonic() - started
+    took = times["resume" if driver.is_resumed else "boot"] = time.monotonic() - started
+    with contextlib.suppress(LabError):  # no room for it: later machines boot, too
+        driver.booted(machine.close)
     say(
-        f"it answers after {times['boot']:.0f} s; starting {plan.spec.engine} with {', '.join(plan.spec.containers)}, installing cntr"
+        f"it answers after {took:.0f} s; starting {plan.spec.engine} with {', '.join(plan.spec.containers)}, installing cntr"
     )
     times |= provisioning.provision(machine)
     ready = Ready(machine, plan, times)

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -47,12 +48,18 @@ class Driver(Protocol):
 
     name: str
     endpoint: Endpoint | None
+    is_resumed: bool
+    """Whether it began with the memory of an earlier machine instead of booting."""
 
     def up(self) -> Endpoint:
         """Make the machine and start it; it may not answer yet. Raises LabError."""
 
-    def booted(self) -> None:
-        """Told once, when the machine first answers: what it is now is what every machine of its box begins with."""
+    def booted(self, hang_up: Callable[[], None]) -> None:
+        """Told once, when the machine first answers: what it is now, later ones of its box may begin with. Raises LabError.
+
+        Args:
+            hang_up: closes the connections; to be called before the machine's state is kept.
+        """
 
     def halt(self) -> None:
         """Stop it; `up` starts it again with its disk as it was."""

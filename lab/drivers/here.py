@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from .. import paths
@@ -31,6 +32,7 @@ class HereDriver:
     """A holder process with namespaces; see `base.Driver`."""
 
     name = "here"
+    is_resumed = False
 
     def __init__(self, plan: base.Plan) -> None:
         self._plan, self._dir = plan, plan.run_dir
@@ -117,7 +119,7 @@ class HereDriver:
         """How commands get in."""
         return LocalCarrier(self.prefixes())
 
-    def booted(self) -> None:
+    def booted(self, hang_up: Callable[[], None]) -> None:
         """Nothing is kept of it."""
 
     def halt(self) -> None:

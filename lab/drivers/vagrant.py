@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from .. import boxbuild, libvirtd, paths
@@ -94,6 +95,7 @@ class VagrantDriver:
     """One machine of the Vagrantfile; see `base.Driver`."""
 
     name = "vagrant"
+    is_resumed = False
 
     def __init__(self, plan: base.Plan) -> None:
         if plan.built is None or plan.accelerator is None:
@@ -137,7 +139,7 @@ class VagrantDriver:
         self.endpoint = base.Endpoint("127.0.0.1", port, boxbuild.private_key())
         return self.endpoint
 
-    def booted(self) -> None:
+    def booted(self, hang_up: Callable[[], None]) -> None:
         """Nothing is kept of it."""
 
     def halt(self) -> None:

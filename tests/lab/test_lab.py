@@ -266,8 +266,24 @@ def test_an_emulated_machine_begins_where_one_of_its_box_had_booted(tmp_path):
     driver = qemu_driver(tmp_path)
     driver._kept_boot().write_text("disk and memory")
     driver._make_disk()
-    assert driver._is_resumed
+    assert driver.is_resumed
     assert driver._disk.read_text() == "disk and memory"
+
+
+@pytest.mark.parametrize("room", [True, False], ids=["room", "no-room"])
+def test_the_first_emulated_machine_is_kept_as_it_booted(tmp_path, monkeypatch, room):
+    driver, said = qemu_driver(tmp_path), []
+    driver._disk.write_text("disk and memory")
+    monkeypatch.setattr(driver, "_monitor", said.append)
+    if not room:
+        monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.check_call(["false"]))
+    driver.booted(lambda: said.append("hang up"))
+    assert said == ["hang up", "savevm booted", "stop", "cont"]
+    kept = driver._kept_boot()
+    assert list(kept.parent.iterdir()) == ([kept] if room else [])
+    if room:
+        assert kept.read_text() == "disk and memory"
+        driver.booted(lambda: pytest.fail("it is kept already"))
 
 
 @needs_qemu
@@ -287,7 +303,7 @@ def test_a_machine_with_kvm_boots(tmp_path):
     make_image(driver._built.disk)
     driver._kept_boot().write_text("from an emulated one")
     driver._make_disk()
-    assert not driver._is_resumed
+    assert not driver.is_resumed
 
 
 def test_a_background_commands_end_waits_for_no_dead_process(tmp_path):
