@@ -18,6 +18,7 @@ grep -q '^vagrant:' "$root/etc/subgid" || echo 'vagrant:100000:65536' >>"$root/e
 for home in root home/vagrant; do
     mkdir -p "$root/$home/.ssh"
     echo "$public_key" >"$root/$home/.ssh/authorized_keys"
+    : >"$root/$home/.hushlogin" # who comes by `lab try` reads what it says, not the licence
     chmod 0700 "$root/$home/.ssh"
     chmod 0600 "$root/$home/.ssh/authorized_keys"
 done
