@@ -69,6 +69,7 @@ class FileServer:
             from cntr.cntrfs import mounting
             from cntr.cntrfs.options import Options
 
+            mounting.load(self.binding)  # while the session is being assembled
             # Reading /dev/fuse before it is mounted is EPERM, so the session says when; its end without a word is the end here too.
             if os.read(self.mounted_read, 1):
                 # The container's /proc and its tree are mounted on entries, and go with an entry that the kernel is told to drop. Since

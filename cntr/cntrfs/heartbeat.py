@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import _thread  # the lock alone: threading brings collections, functools and more, and an attach waits for it
 import mmap
-import threading
 
 
 class Heartbeat:
@@ -16,7 +16,7 @@ class Heartbeat:
 
     def __init__(self) -> None:
         """All zero."""
-        self._lock = threading.Lock()
+        self._lock = _thread.allocate_lock()
         self._map = mmap.mmap(-1, mmap.PAGESIZE)
         self.counters = memoryview(self._map).cast("Q")
 

@@ -13,7 +13,6 @@ import os
 import select
 import sys
 import time
-from typing import TYPE_CHECKING, NoReturn
 
 from cntr import kernel
 from cntr.cntrfs import log
@@ -22,8 +21,10 @@ from cntr.cntrfs.options import Options
 from cntr.cntrfs.watchdog import Watchdog
 from cntr.errors import CntrError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import NoReturn
 
 FSTYPE = "fuse.cntrfs"
 BINDINGS = ("devfuse", "pyfuse3")
@@ -117,6 +118,17 @@ def mount_data(fuse_fd: int) -> str:
     return f"fd={fuse_fd},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other"
 
 
+def load(binding: str) -> Callable[[int, int, Options, int, Heartbeat, Callable[[], None]], None]:
+    """Import a binding, ahead of the time when it must serve; its ``serve``."""
+    if binding == "pyfuse3":
+        from cntr.cntrfs import pyfuse3_binding
+
+        return pyfuse3_binding.serve
+    from cntr.cntrfs.devfuse import session
+
+    return session.serve
+
+
 def serve(
     fuse_fd: int,
     root_fd: int,
@@ -130,11 +142,7 @@ def serve(
     heartbeat = heartbeat or Heartbeat()
     for number in (signal.SIGXFSZ, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    if choose_binding(binding) == "pyfuse3":
-        from cntr.cntrfs.pyfuse3_binding import serve as serve_binding
-    else:
-        from cntr.cntrfs.devfuse.session import serve as serve_binding
-    serve_binding(fuse_fd, root_fd, options, stop_fd, heartbeat, on_ready)
+    load(choose_binding(binding))(fuse_fd, root_fd, options, stop_fd, heartbeat, on_ready)
 
 
 def run(source: str, mountpoint: str, options: Options, *, binding: str | None, foreground: bool) -> int:

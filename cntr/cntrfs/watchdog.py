@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
 
 from cntr import kernel
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cntr.cntrfs.heartbeat import Heartbeat
 

@@ -113,7 +113,15 @@ def loaded_by(*arguments: str) -> set[str]:
     return {row.rpartition("|")[2].strip() for row in rows}
 
 
-@pytest.mark.parametrize("statement", ["import cntr.cli", "import cntr.attach", "import cntr.engines.docker"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import cntr.cli",
+        "import cntr.attach",
+        "import cntr.engines.docker",
+        "import cntr.fileserver, cntr.cntrfs.mounting",
+    ],
+)
 def test_importing_is_cheap(statement):
     assert not loaded_by("-c", statement) & HEAVY
 

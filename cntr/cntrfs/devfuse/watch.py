@@ -47,6 +47,7 @@ _PACE = 0.01  # seconds between two invalidations of a file that is being writte
 #: Seconds between two looks at the events: they merge in the kernel meanwhile, so a filesystem that is written all the time
 #: costs no more than this many wake-ups.
 _REST = 0.002
+_LAST_WORDS = 1.0  # seconds for a notification under way: one may wait for a client, and that for the connection's end
 _EXPIRE_ONLY = 1
 FLUSH = b"f"
 
@@ -69,7 +70,9 @@ class Watch:
             self._socket.close()
             _run_helper(fuse_fd, self.group, theirs, server, expire_only, mounted)
         theirs.close()
-        threading.Thread(target=self._flush_when_asked, name="flush", daemon=True).start()
+        self._is_closing = False
+        self._flusher = threading.Thread(target=self._flush_when_asked, name="flush", daemon=True)
+        self._flusher.start()
         for slot in core.nodes.slots():
             self.add(slot)
         core.nodes.on_new_slot = self.add
@@ -97,31 +100,39 @@ class Watch:
                     break
             except OSError:
                 break
-            flush(self.fuse_fd, self.core)
+            self._flush()
+        if self._is_closing:
+            return
         for slot in self.core.nodes.slots():  # the helper is gone: promise nothing any more
             slot.watched = False
         self.core.nodes.on_new_slot = lambda slot: None
-        flush(self.fuse_fd, self.core)
+        self._flush()
+
+    def _flush(self) -> None:
+        """Have all entries looked up and all attributes asked for again. Never called from the serving thread.
+
+        Not by FUSE_NOTIFY_INC_EPOCH, which would drop the entries, and with them whatever is mounted on one.
+        """
+        for node in self.core.nodes.directories():
+            for name in _names(node):
+                if self._is_closing:
+                    return
+                notify(self.fuse_fd, wire.NOTIFY_INVAL_ENTRY, _entry(node.nodeid, name, _EXPIRE_ONLY))
+        for nodeid in self.core.nodes.ids():
+            if self._is_closing:
+                return
+            notify(self.fuse_fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(nodeid, 0, 0))
 
     def close(self) -> None:
-        """End the helper."""
+        """End the helper, and what it asked for: afterwards the number of the connection's fd may be another file's."""
+        self._is_closing = True
         self.core.nodes.on_new_slot = lambda slot: None
         os.close(self.group)
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
-
-
-def flush(fuse_fd: int, core: Core) -> None:
-    """Have all entries looked up and all attributes asked for again. Never called from the serving thread.
-
-    Not by FUSE_NOTIFY_INC_EPOCH, which would drop the entries, and with them whatever is mounted on one.
-    """
-    for node in core.nodes.directories():
-        for name in _names(node):
-            notify(fuse_fd, wire.NOTIFY_INVAL_ENTRY, _entry(node.nodeid, name, _EXPIRE_ONLY))
-    for nodeid in core.nodes.ids():
-        notify(fuse_fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(nodeid, 0, 0))
+        self._flusher.join(_LAST_WORDS)
+        self._socket.close()
 
 
 def _names(node: Node) -> Iterator[bytes]:

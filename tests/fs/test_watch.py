@@ -1,0 +1,65 @@
+"""The end of the watch on what changes behind the mount: as asked, and when its helper is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cntr.cntrfs.devfuse import watch
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="fanotify's file handles need CAP_SYS_ADMIN")
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The nodes whose attributes the kernel was told to ask for again."""
+    nodes: list[int] = []
+    monkeypatch.setattr(watch, "notify", lambda fd, code, payload: nodes.append(int.from_bytes(payload[:8], "little")))
+    return nodes
+
+
+@pytest.fixture
+def watching() -> Iterator[Any]:
+    """A watch whose table knows of a hundred nodes, none of them a directory."""
+    table = SimpleNamespace(slots=list, directories=list, ids=lambda: iter(range(100)), on_new_slot=None)
+    fd = os.open("/dev/null", os.O_RDWR)
+    made = watch.Watch(fd, SimpleNamespace(nodes=table), expire_only=True)  # type: ignore[arg-type]
+    yield made
+    if not made._is_closing:
+        made.close()
+    os.close(fd)
+
+
+def test_closing_tells_the_kernel_nothing(watching: Any, told: list[int]) -> None:
+    """The fd of the connection is closed next, and its number may be another file's then."""
+    watching.close()
+    assert not watching._flusher.is_alive()
+    assert told == []
+
+
+def test_a_lost_helper_has_everything_asked_for_again(watching: Any, told: list[int]) -> None:
+    os.kill(watching.pid, signal.SIGKILL)
+    until(lambda: not watching._flusher.is_alive())
+    assert told == list(range(100))
+
+
+def test_closing_ends_a_flush_under_way(watching: Any, told: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "notify", lambda *_: (told.append(0), time.sleep(0.05)))
+    os.kill(watching.pid, signal.SIGKILL)
+    until(lambda: bool(told))
+    watching.close()
+    assert not watching._flusher.is_alive()
+    assert len(told) < 100
