@@ -34,9 +34,8 @@ class Options:
         self.readdirplus = True
         self.passthrough = True
         self.invalidate = invalidate  # watch the backing filesystems and tell the kernel what changed behind the mount
-        self.keep_mounts = (
-            keep_mounts  # things are mounted on the tree: watch only where an entry can be expired, not dropped
-        )
+        # Things are mounted on the tree: watch only where an entry can be expired, not dropped; and not for a command of a moment.
+        self.keep_mounts = keep_mounts
         self.read_only = read_only
         self.max_fds = max_fds
         self.hang_timeout = 60.0

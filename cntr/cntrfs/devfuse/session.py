@@ -11,6 +11,7 @@ import errno
 import os
 import sys
 import threading
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from cntr import kernel_fs
@@ -40,6 +41,8 @@ _WANTED = (
     | wire.SETXATTR_EXT | wire.INIT_EXT | wire.SECURITY_CTX | wire.CREATE_SUPP_GROUP | wire.HAS_EXPIRE_ONLY
     | wire.ALLOW_IDMAP
 )  # fmt: skip
+# An attach's command has often ended before that, and the end of a watch alone takes the kernel 15 ms (fanotify's marks).
+_SHORT_SESSION = 1.0
 _STOP_RETRY = 0.05  # seconds between two attempts to get the serving thread out of its read
 
 
@@ -59,6 +62,7 @@ class Session:
         self.on_ready = on_ready
         self.initialized = False
         self.watch: Watch | None = None
+        self._watch_from = 0.0
         self.stopping = False
         self._reading = False
         self._buffer = bytearray(_BUFFER)
@@ -122,6 +126,9 @@ class Session:
         taken = counters[0]
         try:
             while not self.stopping:
+                if self._watch_from and monotonic() > self._watch_from:
+                    self._watch_from = 0.0
+                    self._watch()
                 self._reading = True
                 try:
                     length = read(fd, buffers)
@@ -180,7 +187,10 @@ class Session:
             return
         self.initialized = True
         self.on_ready()  # before the watch forks: its helper must not keep the caller's stdio open
-        self._watch()
+        if self.core.options.keep_mounts:
+            self._watch_from = monotonic() + _SHORT_SESSION
+        else:
+            self._watch()
 
     # stopping
 
