@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from cntr.cntrfs.devfuse import watch
+from cntr.cntrfs.devfuse import session, watch, wire
+from cntr.cntrfs.options import Options
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="fanotify's file handles need CAP_SYS_ADMIN")
 
@@ -63,3 +64,16 @@ def test_closing_ends_a_flush_under_way(watching: Any, told: list[int], monkeypa
     watching.close()
     assert not watching._flusher.is_alive()
     assert len(told) < 100
+
+
+@pytest.mark.parametrize("refusal", [OSError(24, "Too many open files"), RuntimeError("can't start new thread")])
+def test_a_session_goes_on_where_nothing_can_be_watched(monkeypatch: pytest.MonkeyPatch, refusal: Exception) -> None:
+    def refuse(*_: object) -> None:
+        raise refusal
+
+    monkeypatch.setattr(session, "Watch", refuse)
+    options = Options(keep_mounts=True)
+    connection = SimpleNamespace(flags=wire.HAS_EXPIRE_ONLY)
+    serving: Any = SimpleNamespace(core=SimpleNamespace(options=options), connection=connection, fd=-1, watch=None)
+    session.Session._watch(serving)
+    assert serving.watch is None

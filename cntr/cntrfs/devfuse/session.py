@@ -112,7 +112,7 @@ class Session:
                 return
             try:
                 self.watch = Watch(self.fd, self.core, expire)
-            except OSError as error:
+            except (OSError, RuntimeError) as error:  # RuntimeError: no thread to be had
                 log.info("changes behind the mount are not watched: %s", error)
 
     # the loop
