@@ -95,9 +95,8 @@ def probe(built: BuiltBox, seconds: float = PROBE_SECONDS) -> Accelerator:
                     return Accelerator("kvm", f"it booted the kernel in {time.monotonic() - started:.1f} s")
                 if ended:
                     said = process.stderr.read().decode(errors="replace") if process.stderr else ""
-                    said = (
-                        said.strip().partition("\n")[0].removeprefix("qemu-system-x86_64: ")[:200]
-                    )  # then its own traces
+                    # The reason is the first line; below it, where in QEMU's source.
+                    said = said.strip().partition("\n")[0].removeprefix("qemu-system-x86_64: ")[:200]
                     return Accelerator(
                         "tcg", f"QEMU with KVM ended before the kernel spoke ({said or process.returncode})"
                     )

@@ -166,7 +166,7 @@ def run(told: argparse.Namespace) -> int:
 def try_(told: argparse.Namespace) -> int:
     """An interactive sandbox that leaves nothing."""
     options = _options(told)
-    print(f"lab: making {told.machine} ready; under emulation that takes up to a minute", flush=True)
+    print(f"lab: making {told.machine} ready; under emulation that takes about a minute", flush=True)
     with session.running(told.machine, options, say=lambda text: print(f"lab: {text}", flush=True)) as ready:
         if not told.command:
             print(_welcome(ready))

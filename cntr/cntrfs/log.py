@@ -36,4 +36,7 @@ def _say(level: str, text: str, values: tuple[object, ...], exc_info: BaseExcept
         logging.getLogger(NAME).log(getattr(logging, level), text, *values, exc_info=exc_info)
     except (ImportError, OSError):
         cause = f" ({type(exc_info).__name__}: {exc_info})" if exc_info else ""
-        os.write(2, f"cntrfs: {level}: {text % values if values else text}{cause}\n".encode(errors="replace"))
+        try:
+            os.write(2, f"cntrfs: {level}: {text % values if values else text}{cause}\n".encode(errors="replace"))
+        except OSError:
+            pass  # nobody listens

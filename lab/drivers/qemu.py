@@ -64,18 +64,25 @@ class QemuDriver:
                 break
             self._kept_boot().unlink(missing_ok=True)  # what this QEMU cannot load: boot
             self._disk.unlink()
+            self.is_resumed = False
             self._make_disk()
         raise LabError(f"QEMU did not start machine {self._plan.spec.name}: {said}")
 
     def _make_disk(self) -> None:
         """The overlay: with the memory of a machine that has booted, where one was kept, else of the box as it was built."""
-        self.is_resumed = self._accelerator.name == "tcg" and self._kept_boot().exists()
-        if self.is_resumed:
+        if self._accelerator.name == "tcg" and self._kept_boot().exists():
             command = ["cp", "--reflink=auto", "--sparse=always", str(self._kept_boot()), str(self._disk)]
-        else:
-            box = ["-F", "qcow2", "-b", str(self._built.disk)]
-            command = ["qemu-img", "create", "-q", "-f", "qcow2", *box, str(self._disk)]
-        subprocess.run(command, check=True)
+            self.is_resumed = subprocess.run(command, capture_output=True, check=False).returncode == 0
+            if self.is_resumed:
+                return
+            self._disk.unlink(missing_ok=True)  # no room for it, or removed meanwhile
+        box = ["-F", "qcow2", "-b", str(self._built.disk)]
+        command = ["qemu-img", "create", "-q", "-f", "qcow2", *box, str(self._disk)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise LabError(
+                f"no disk for machine {self._plan.spec.name}: {done.stderr.strip()}", "is there room in the cache?"
+            )
 
     def _kept_boot(self) -> Path:
         """Where the box keeps what a machine of this shape was when it had booted; for this QEMU, which alone can read it."""
@@ -92,7 +99,7 @@ class QemuDriver:
         hang_up()
         self.snapshot(BOOTED)
         self._monitor("stop")  # with that QEMU writes out what it holds of the file
-        copy = kept.with_suffix(f".{os.getpid()}")
+        copy = self._dir / "booted.qcow2"  # beside the disk: with it, `lab clean` finds what is left of a killed lab
         try:
             subprocess.run(["cp", "--sparse=always", str(self._disk), str(copy)], check=True, capture_output=True)
             copy.rename(kept)

@@ -175,9 +175,8 @@ def test_nspawn_registered(alone, monkeypatch, monitored):
     assert [found.name for found in nspawn.find("web", 0)] == ["web"]
     assert nspawn.find("web", 0)[0].pid == monitored
     assert nspawn.find("unit:web.scope", 0) == nspawn.find("../web", 0) == []
-    states = {
-        found.name: found.state for found in nspawn.containers(0)
-    }  # and those of this host, which other tests start
+    # With those of this host, which other tests start.
+    states = {found.name: found.state for found in nspawn.containers(0)}
     assert (states["web"], states["guest"], "unit:web.scope" in states) == ("running", "sandboxed", False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -64,6 +65,19 @@ def test_closing_ends_a_flush_under_way(watching: Any, told: list[int], monkeypa
     watching.close()
     assert not watching._flusher.is_alive()
     assert len(told) < 100
+
+
+@pytest.mark.parametrize("what", ["threading.Thread.start", "os.fork"])
+def test_a_watch_that_cannot_begin_leaves_nothing(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    def refuse(*_: object) -> None:
+        raise (OSError if what == "os.fork" else RuntimeError)("no more")
+
+    open_before, threads = os.listdir("/proc/self/fd"), threading.active_count()
+    monkeypatch.setattr(what, refuse)
+    with pytest.raises((OSError, RuntimeError), match="no more"):
+        watch.Watch(-1, SimpleNamespace(nodes=None), expire_only=True)  # type: ignore[arg-type]
+    assert os.listdir("/proc/self/fd") == open_before
+    assert threading.active_count() == threads
 
 
 @pytest.mark.parametrize("refusal", [OSError(24, "Too many open files"), RuntimeError("can't start new thread")])

@@ -281,6 +281,7 @@ def test_the_first_emulated_machine_is_kept_as_it_booted(tmp_path, monkeypatch, 
     assert said == ["hang up", "savevm booted", "stop", "cont"]
     kept = driver._kept_boot()
     assert list(kept.parent.iterdir()) == ([kept] if room else [])
+    assert list(driver._dir.iterdir()) == [driver._disk]
     if room:
         assert kept.read_text() == "disk and memory"
         driver.booted(lambda: pytest.fail("it is kept already"))
@@ -295,6 +296,24 @@ def test_a_kept_boot_that_qemu_cannot_load_is_removed(tmp_path):
         driver.up()
     assert not driver._kept_boot().exists()
     assert driver._disk.read_bytes()[:3] == b"QFI"  # the box's own, to boot from
+
+
+@needs_qemu
+def test_a_kept_boot_that_cannot_be_copied_is_passed_over(tmp_path):
+    driver = qemu_driver(tmp_path)
+    make_image(driver._built.disk)
+    driver._kept_boot().mkdir()
+    driver._make_disk()
+    assert not driver.is_resumed
+    assert driver._disk.read_bytes()[:3] == b"QFI"
+
+
+def test_a_machine_without_a_disk_says_why(tmp_path, monkeypatch):
+    driver = qemu_driver(tmp_path)
+    refused = subprocess.CompletedProcess([], 1, "", "No space left on device\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: refused)
+    with pytest.raises(LabError, match="no disk for machine docker: No space left"):
+        driver._make_disk()
 
 
 @needs_qemu

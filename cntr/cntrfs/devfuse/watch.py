@@ -56,7 +56,7 @@ class Watch:
     """The server's side: which filesystems are watched."""
 
     def __init__(self, fuse_fd: int, core: Core, expire_only: bool) -> None:
-        """Start the helper. OSError where fanotify is not to be had: nothing is watched then."""
+        """Start the helper. OSError where fanotify is not to be had, RuntimeError where no thread is: nothing is watched then."""
         self.core = core
         self.fuse_fd = fuse_fd
         self.group = kernel_fs.fanotify_init()
@@ -65,14 +65,23 @@ class Watch:
             os.getpid(),
             mountpoints(),
         )  # before the first promise: a helper that starts late must see what is new
-        self.pid = os.fork()
+        self._is_closing = False
+        self._flusher = threading.Thread(target=self._flush_when_asked, name="flush", daemon=True)
+        try:
+            self._flusher.start()
+            self.pid = os.fork()
+        except (OSError, RuntimeError):
+            self._is_closing = True  # the flusher, if it runs, ends with the socket's other end
+            theirs.close()
+            if self._flusher.is_alive():
+                self._flusher.join()
+            self._socket.close()
+            os.close(self.group)
+            raise
         if self.pid == 0:
             self._socket.close()
             _run_helper(fuse_fd, self.group, theirs, server, expire_only, mounted)
         theirs.close()
-        self._is_closing = False
-        self._flusher = threading.Thread(target=self._flush_when_asked, name="flush", daemon=True)
-        self._flusher.start()
         for slot in core.nodes.slots():
             self.add(slot)
         core.nodes.on_new_slot = self.add
