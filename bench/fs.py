@@ -28,7 +28,7 @@ from pathlib import Path
 from bench import fs_memory, fs_paper
 from bench.fs_workloads import Workload, workloads
 from bench.plot import chart
-from cntr import kernel
+from cntr.linux import syscalls
 from tests.fs.servers import BINDINGS, REPOSITORY, Server, is_mountpoint, missing
 from tests.suites import rooms
 
@@ -91,7 +91,7 @@ def awake() -> Iterator[None]:
     for _ in range(os.cpu_count() or 1):
         pid = os.fork()
         if pid == 0:
-            kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
             while True:
                 pass

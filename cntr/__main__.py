@@ -8,7 +8,7 @@ import sys
 
 def main() -> None:
     """Run the command line and exit with its status; never returns."""
-    from cntr.cli import run
+    from cntr.cli.main import run
 
     status = run(sys.argv[1:])
     if sys.stderr:  # None where the caller closed it

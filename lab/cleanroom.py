@@ -25,7 +25,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from cntr import kernel
+from cntr.linux import syscalls
 
 from . import sources
 from .errors import LabError
@@ -34,7 +34,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 CACHE = CHECKOUT / ".lab" / "cleanroom"
 SUITES = ("bookworm", "trixie")
 FRESH = ("python3", "git", "ca-certificates")  # on top of minbase: what the README says a fresh machine has
-NAMESPACES = kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
+NAMESPACES = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 AUTHORITIES = Path("/usr/local/share/ca-certificates")
 ROOM_CHECKOUT = "/srv/cntr"
@@ -142,17 +142,17 @@ def run_quietly(command: list[str]) -> None:
 
 def enter(root: Path, directories: list[str]) -> None:
     """Make ROOT the root of a new mount namespace; the caller is in one already, and pid 1 of a pid namespace."""
-    kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
-    kernel.mount(str(root), str(root), None, kernel.MS_BIND)
+    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+    syscalls.mount(str(root), str(root), None, syscalls.MS_BIND)
     for directory in ("/dev", "/sys", *directories):
         inside = root / directory.lstrip("/")
         inside.mkdir(parents=True, exist_ok=True)
-        kernel.mount(directory, str(inside), None, kernel.MS_BIND | kernel.MS_REC)
+        syscalls.mount(directory, str(inside), None, syscalls.MS_BIND | syscalls.MS_REC)
     for fstype, directory, options in (("proc", "proc", None), ("tmpfs", "run", "mode=755")):
-        kernel.mount(fstype, str(root / directory), fstype, kernel.MS_NOSUID | kernel.MS_NODEV, options)
+        syscalls.mount(fstype, str(root / directory), fstype, syscalls.MS_NOSUID | syscalls.MS_NODEV, options)
     os.chdir(root)
-    kernel.pivot_root(".", ".")
-    kernel.umount(".", kernel.MNT_DETACH)
+    syscalls.pivot_root(".", ".")
+    syscalls.umount(".", syscalls.MNT_DETACH)
     os.chdir("/")
     socket.sethostname("cleanroom")
 
@@ -162,12 +162,12 @@ def run_inside(root: Path, command: str, environment: dict[str, str], directorie
     starter = os.fork()
     if starter == 0:
         try:
-            kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-            kernel.unshare(NAMESPACES)
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+            syscalls.unshare(NAMESPACES)
             first = os.fork()
             if first:
                 os._exit(os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]) & 0xFF)
-            kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
             enter(root, directories)
             os._exit(_first_process(command, environment))
         except BaseException:  # noqa: BLE001  a fork must not come back into the caller's code

@@ -1,6 +1,6 @@
 """A slim container made by hand in milliseconds: one static binary, no shell, no /etc, no engine, no image.
 
-What the demo attaches to, and what tests use where any container will do. The one module of the lab that uses ``cntr.kernel``: a
+What the demo attaches to, and what tests use where any container will do. The one module of the lab that uses ``cntr.linux.syscalls``: a
 container is nothing but a few system calls, and those are written once.
 """
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from cntr import kernel, procfs
+from cntr.linux import procfs, syscalls
 
 # pause() in a loop; as the init of a pid namespace it leaves its zombies to the kernel (SIGCHLD ignored by the parent's choice).
 _CODE = {
@@ -46,7 +46,9 @@ DOCKER_DEFAULT = 0xA80425FB
 _LAST_CAPABILITY = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
 _OWN_CAPABILITIES = int(procfs.status(Path("/proc/self/status").read_text())["CapPrm"], 16)
 
-NAMESPACES = kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
+NAMESPACES = (
+    syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWNET | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS
+)
 
 
 @dataclass
@@ -67,7 +69,7 @@ class SlimContainer:
     capabilities: int = DOCKER_DEFAULT
     uid: int = 0
     mount_proc: bool = True
-    propagation: int = kernel.MS_PRIVATE
+    propagation: int = syscalls.MS_PRIVATE
     root: Path = field(default_factory=Path)
     pid: int = 0
     _starter: int = 0
@@ -111,15 +113,15 @@ class SlimContainer:
         """In the starter: make the namespaces, fork the init, tell its pid, wait for it."""
         try:
             os.close(read)
-            kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-            kernel.unshare(self.namespaces)
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+            syscalls.unshare(self.namespaces)
             pid = os.fork()
             if pid:
                 os.write(write, b"%d\n" % pid)
                 os.close(write)
                 os.waitpid(pid, 0)
                 os._exit(0)
-            kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
             self._init()
         except BaseException as error:  # noqa: BLE001  the starter tells it on
             os.write(write, repr(error).encode())
@@ -131,9 +133,9 @@ class SlimContainer:
         null = os.open("/dev/null", os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(null, fd)
-        if self.namespaces & kernel.CLONE_NEWUTS:
+        if self.namespaces & syscalls.CLONE_NEWUTS:
             socket.sethostname(self.name)
-        if self.namespaces & kernel.CLONE_NEWNS:
+        if self.namespaces & syscalls.CLONE_NEWNS:
             self._pivot()
         else:
             os.chroot(self.root)
@@ -145,43 +147,43 @@ class SlimContainer:
         """Keep only the capabilities asked for, as an engine does for its containers."""
         for capability in range(_LAST_CAPABILITY + 1):
             if not self.capabilities >> capability & 1:
-                kernel.prctl(kernel.PR_CAPBSET_DROP, capability)
+                syscalls.prctl(syscalls.PR_CAPBSET_DROP, capability)
         os.setgroups([])
         if self.uid:
             os.setresgid(self.uid, self.uid, self.uid)
             os.setresuid(self.uid, self.uid, self.uid)
         else:
             kept = self.capabilities & _OWN_CAPABILITIES
-            kernel.capset(kept, kept, 0)
+            syscalls.capset(kept, kept, 0)
 
     def _pivot(self) -> None:
         root = str(self.root)
-        kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
-        kernel.mount(root, root, None, kernel.MS_BIND | kernel.MS_REC)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount(root, root, None, syscalls.MS_BIND | syscalls.MS_REC)
         if self.mount_proc:
-            kernel.mount("proc", f"{root}/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
-        kernel.mount("tmpfs", f"{root}/dev", "tmpfs", kernel.MS_NOSUID, "mode=755,size=64k")
+            syscalls.mount("proc", f"{root}/proc", "proc", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC)
+        syscalls.mount("tmpfs", f"{root}/dev", "tmpfs", syscalls.MS_NOSUID, "mode=755,size=64k")
         for device in ("null", "zero", "full", "random", "urandom", "tty"):
             number = os.stat(f"/dev/{device}").st_rdev
             os.mknod(f"{root}/dev/{device}", stat.S_IFCHR | 0o666, number)
             os.chmod(f"{root}/dev/{device}", 0o666)
         os.mkdir(f"{root}/dev/pts")
-        kernel.mount(
+        syscalls.mount(
             "devpts",
             f"{root}/dev/pts",
             "devpts",
-            kernel.MS_NOSUID | kernel.MS_NOEXEC,
+            syscalls.MS_NOSUID | syscalls.MS_NOEXEC,
             "newinstance,ptmxmode=0666,mode=0620",
         )
         os.symlink("pts/ptmx", f"{root}/dev/ptmx")
-        if self.namespaces & kernel.CLONE_NEWNET:
-            kernel.mount("sysfs", f"{root}/sys", "sysfs", kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV)
+        if self.namespaces & syscalls.CLONE_NEWNET:
+            syscalls.mount("sysfs", f"{root}/sys", "sysfs", syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV)
         os.chdir(root)
-        kernel.pivot_root(".", ".")
-        kernel.umount(".", kernel.MNT_DETACH)
+        syscalls.pivot_root(".", ".")
+        syscalls.umount(".", syscalls.MNT_DETACH)
         os.chdir("/")
-        if self.propagation != kernel.MS_PRIVATE:
-            kernel.mount(None, "/", None, kernel.MS_REC | self.propagation)
+        if self.propagation != syscalls.MS_PRIVATE:
+            syscalls.mount(None, "/", None, syscalls.MS_REC | self.propagation)
 
     def stop(self) -> None:
         """Kill it, reap it, remove its files."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cntr import procfs
+from cntr.linux import procfs
 
 pytest_plugins = ["tests.engines.rigs"]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from cntr import kernel_fs
+from cntr.linux import file_syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 #: the server (EINVAL), and appending is done per write, because F_SETFL changes it without telling the server.
 STRIPPED = os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_DIRECT | os.O_APPEND | os.O_NOFOLLOW | 0o20000  # FASYNC
 O_TMPFILE = os.O_TMPFILE
-_FSETID = 1 << kernel_fs.CAP_FSETID
+_FSETID = 1 << file_syscalls.CAP_FSETID
 
 
 class Caller:
@@ -97,9 +97,9 @@ class Credentials:
 
     def __init__(self) -> None:
         """Take the server's own capabilities as what to come back to."""
-        effective, permitted, inheritable = kernel_fs.capget()
-        self._own = kernel_fs.pack_capabilities(effective, permitted, inheritable)
-        self._lowered = kernel_fs.pack_capabilities(effective & ~_FSETID, permitted, inheritable)
+        effective, permitted, inheritable = file_syscalls.capget()
+        self._own = file_syscalls.pack_capabilities(effective, permitted, inheritable)
+        self._lowered = file_syscalls.pack_capabilities(effective & ~_FSETID, permitted, inheritable)
         self._lowering = _WithoutFsetid(self._own, self._lowered)
         self.uid = os.geteuid()
         self.gid = os.getegid()
@@ -121,15 +121,15 @@ class Credentials:
         """Take the caller's ids."""
         caller = self._caller
         if self._groups:
-            kernel_fs.setgroups(caller.groups())
+            file_syscalls.setgroups(caller.groups())
         if caller.umask:
             os.umask(caller.umask)
         if caller.gid != self.gid:
-            kernel_fs.setfsgid(caller.gid)
+            file_syscalls.setfsgid(caller.gid)
         if caller.uid != self.uid:
-            kernel_fs.setfsuid(caller.uid)
+            file_syscalls.setfsuid(caller.uid)
             if not self._unprivileged:
-                kernel_fs.capset(self._lowered)
+                file_syscalls.capset(self._lowered)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -137,14 +137,14 @@ class Credentials:
         """Go back to the server's own."""
         caller = self._caller
         if caller.uid != self.uid:
-            kernel_fs.setfsuid(self.uid)
-            kernel_fs.capset(self._own)
+            file_syscalls.setfsuid(self.uid)
+            file_syscalls.capset(self._own)
         if caller.gid != self.gid:
-            kernel_fs.setfsgid(self.gid)
+            file_syscalls.setfsgid(self.gid)
         if caller.umask:
             os.umask(0)
         if self._groups:
-            kernel_fs.setgroups(())
+            file_syscalls.setgroups(())
 
     def without_fsetid(self) -> _WithoutFsetid:
         """A scope in which writing kills set-id bits, as it does for an unprivileged writer."""
@@ -158,12 +158,12 @@ class _WithoutFsetid:
         self._own, self._lowered = own, lowered
 
     def __enter__(self) -> None:
-        kernel_fs.capset(self._lowered)
+        file_syscalls.capset(self._lowered)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        kernel_fs.capset(self._own)
+        file_syscalls.capset(self._own)
 
 
 def proc_path(fd: int) -> bytes:

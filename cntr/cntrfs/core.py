@@ -13,17 +13,17 @@ import os
 import stat
 import struct
 
-from cntr import kernel_fs
 from cntr.cntrfs import log
 from cntr.cntrfs.backing import Caller, Credentials, proc_path
 from cntr.cntrfs.files import FileOperations
 from cntr.cntrfs.node import Node, Slot, stale
 from cntr.cntrfs.nodes import NodeTable
 from cntr.cntrfs.options import Options
-from cntr.kernel_fs import Attributes
+from cntr.linux import file_syscalls
+from cntr.linux.file_syscalls import Attributes
 
-NOW = kernel_fs.UTIME_NOW
-_OMIT = (0, kernel_fs.UTIME_OMIT)
+NOW = file_syscalls.UTIME_NOW
+_OMIT = (0, file_syscalls.UTIME_OMIT)
 _UNCHANGED = 0xFFFFFFFF
 _ACL_PREFIX = b"system.posix_acl_"
 NOBODYS_GROUP = 0xFFFFFFFE  # a group that no file has
@@ -88,13 +88,13 @@ class Core(FileOperations):
         """LOOKUP: the node of a name, one lookup counted. ``.`` and ``..`` come from exported file handles."""
         if name in (b".", b".."):
             node = self._lookup_dots(parent_id, name)
-            attributes = kernel_fs.statx(self.nodes.fd(node))
+            attributes = file_syscalls.statx(self.nodes.fd(node))
             if not attributes.nlink:  # the kernel asks when it has forgotten the node; its FORGET is under way still
                 raise stale()
         else:
             parent = self.nodes.get(parent_id)
             parent_fd = self.nodes.fd(parent)
-            attributes = kernel_fs.statx(parent_fd, name)
+            attributes = file_syscalls.statx(parent_fd, name)
             node = self.nodes.see(attributes, parent, parent_fd, name)
         node.lookups += 1
         return node, attributes
@@ -106,7 +106,7 @@ class Core(FileOperations):
         """
         parent = self.nodes.get(parent_id)
         parent_fd = self.nodes.fd(parent)
-        fields = kernel_fs.statx_fields(parent_fd, name)
+        fields = file_syscalls.statx_fields(parent_fd, name)
         if fields is None:
             return None
         return *self.nodes.listed(fields, parent, parent_fd, name), fields
@@ -116,7 +116,7 @@ class Core(FileOperations):
         if name == b"." or node is self.nodes.root:
             return node
         fd = self.nodes.fd(node)
-        attributes = kernel_fs.statx(fd, b"..")
+        attributes = file_syscalls.statx(fd, b"..")
         return self.nodes.see(attributes, node, fd, b"..")
 
     def forget(self, nodeid: int, count: int) -> None:
@@ -131,9 +131,9 @@ class Core(FileOperations):
         """GETATTR, on the open file where one is given."""
         handle = self.handles.get(fh) if fh is not None else None
         if handle is not None and handle.fd >= 0:
-            return handle.node, kernel_fs.statx(handle.fd)
+            return handle.node, file_syscalls.statx(handle.fd)
         node = self.nodes.get(nodeid)
-        return node, kernel_fs.statx(self.nodes.fd(node))
+        return node, file_syscalls.statx(self.nodes.fd(node))
 
     def readlink(self, nodeid: int) -> bytes:
         """READLINK."""
@@ -157,14 +157,14 @@ class Core(FileOperations):
             self._truncate(self.file_fd(handle) if handle is not None and writable else None, changes, fd)
         if changes.uid is not None or changes.gid is not None:
             uid = _UNCHANGED if changes.uid is None else changes.uid
-            kernel_fs.chown(fd, uid, _UNCHANGED if changes.gid is None else changes.gid)
+            file_syscalls.chown(fd, uid, _UNCHANGED if changes.gid is None else changes.gid)
         if changes.mode is not None:
-            kernel_fs.chmod(fd, changes.mode & 0o7777)
+            file_syscalls.chmod(fd, changes.mode & 0o7777)
         if changes.atime is not None or changes.mtime is not None:
-            kernel_fs.utimens(fd, changes.atime or _OMIT, changes.mtime or _OMIT)
+            file_syscalls.utimens(fd, changes.atime or _OMIT, changes.mtime or _OMIT)
         elif changes.size is None and changes.uid is None and changes.gid is None and changes.mode is None:
-            kernel_fs.chown(fd, _UNCHANGED, _UNCHANGED)  # a client's chown(-1, -1), which moves ctime
-        return node, kernel_fs.statx(fd)
+            file_syscalls.chown(fd, _UNCHANGED, _UNCHANGED)  # a client's chown(-1, -1), which moves ctime
+        return node, file_syscalls.statx(fd)
 
     def _truncate(self, fd: int | None, changes: Changes, node_fd: int) -> None:
         with self.killing(node_fd, changes.killer):
@@ -173,7 +173,7 @@ class Core(FileOperations):
     # creating
 
     def _made(self, parent: Node, parent_fd: int, name: bytes) -> tuple[Node, Attributes]:
-        attributes = kernel_fs.statx(parent_fd, name)
+        attributes = file_syscalls.statx(parent_fd, name)
         node = self.nodes.see(attributes, parent, parent_fd, name)
         node.lookups += 1
         return node, attributes
@@ -184,7 +184,7 @@ class Core(FileOperations):
         parent = self.nodes.get(parent_id)
         parent_fd = self.nodes.fd(parent)
         with self.credentials.as_caller(caller, groups=bool(mode & stat.S_ISGID)):
-            kernel_fs.mknodat(parent_fd, name, mode, device)
+            file_syscalls.mknodat(parent_fd, name, mode, device)
         return self._made(parent, parent_fd, name)
 
     def mkdir(self, parent_id: int, name: bytes, mode: int, caller: Caller) -> tuple[Node, Attributes]:
@@ -213,13 +213,15 @@ class Core(FileOperations):
         parent_fd = self.nodes.fd(parent)
         fd = self.nodes.fd(node)
         try:
-            kernel_fs.linkat(fd, b"", parent_fd, name, kernel_fs.AT_EMPTY_PATH)
+            file_syscalls.linkat(fd, b"", parent_fd, name, file_syscalls.AT_EMPTY_PATH)
         except FileNotFoundError:  # AT_EMPTY_PATH takes CAP_DAC_READ_SEARCH, and refuses a file made by O_TMPFILE
-            kernel_fs.linkat(kernel_fs.AT_FDCWD, proc_path(fd), parent_fd, name, kernel_fs.AT_SYMLINK_FOLLOW)
+            file_syscalls.linkat(
+                file_syscalls.AT_FDCWD, proc_path(fd), parent_fd, name, file_syscalls.AT_SYMLINK_FOLLOW
+            )
         self.nodes.unpin(node)
         self.nodes.moved(node, parent, name)
         node.lookups += 1
-        return node, kernel_fs.statx(fd)
+        return node, file_syscalls.statx(fd)
 
     # removing and renaming
 
@@ -249,7 +251,7 @@ class Core(FileOperations):
 
     def _keep_reachable(self, parent_fd: int, name: bytes) -> Node | None:
         """NAME goes away: when it may be the only way to a file the kernel knows, keep a fd of it instead."""
-        attributes = kernel_fs.statx(parent_fd, name)
+        attributes = file_syscalls.statx(parent_fd, name)
         node = self.nodes.find(attributes)
         if node is None or node.pinned or (node.handle is not None and attributes.nlink > 1 and not node.is_directory):
             return None
@@ -269,27 +271,27 @@ class Core(FileOperations):
         if old_parent.fd < 0:  # opening the second gave the first up: fds were that scarce
             old_fd = self.nodes.fd(old_parent)
         victim = None
-        if not flags & (kernel_fs.RENAME_EXCHANGE | kernel_fs.RENAME_NOREPLACE):
+        if not flags & (file_syscalls.RENAME_EXCHANGE | file_syscalls.RENAME_NOREPLACE):
             with contextlib.suppress(FileNotFoundError):
                 victim = self._keep_reachable(new_fd, new_name)
         try:
-            if flags & kernel_fs.RENAME_WHITEOUT:
+            if flags & file_syscalls.RENAME_WHITEOUT:
                 with self.credentials.as_caller(caller):
-                    kernel_fs.renameat2(old_fd, name, new_fd, new_name, flags)
+                    file_syscalls.renameat2(old_fd, name, new_fd, new_name, flags)
             else:
-                kernel_fs.renameat2(old_fd, name, new_fd, new_name, flags)
+                file_syscalls.renameat2(old_fd, name, new_fd, new_name, flags)
         except OSError:
             if victim is not None:
                 self.nodes.unpin(victim)
             raise
         self._renamed(new_parent, new_fd, new_name, victim)
-        if flags & kernel_fs.RENAME_EXCHANGE:
+        if flags & file_syscalls.RENAME_EXCHANGE:
             self._renamed(old_parent, old_fd, name, None)
 
     def _renamed(self, parent: Node, parent_fd: int, name: bytes, victim: Node | None) -> None:
         """Note the new name, where nodes are reopened by name."""
         try:
-            node = self.nodes.find(kernel_fs.statx(parent_fd, name))
+            node = self.nodes.find(file_syscalls.statx(parent_fd, name))
         except OSError:
             return  # gone again already
         if node is not None:
@@ -309,7 +311,7 @@ class Core(FileOperations):
     def listxattr(self, nodeid: int, caller: Caller) -> list[bytes]:
         """LISTXATTR; trusted.* exists for root alone (xattr(7))."""
         names = [os.fsencode(name) for name in os.listxattr(self._path(nodeid))]
-        if not any(name.startswith(b"trusted.") for name in names) or caller.is_capable(kernel_fs.CAP_SYS_ADMIN):
+        if not any(name.startswith(b"trusted.") for name in names) or caller.is_capable(file_syscalls.CAP_SYS_ADMIN):
             return names
         return [name for name in names if not name.startswith(b"trusted.")]
 
@@ -356,7 +358,7 @@ class Core(FileOperations):
                 raise
             return self._open_appeared(parent, parent_fd, name, flags, caller)
         try:
-            attributes = kernel_fs.statx(fd)
+            attributes = file_syscalls.statx(fd)
             node = self.nodes.see(attributes, parent, parent_fd, name)
         except BaseException:
             os.close(fd)
@@ -369,13 +371,13 @@ class Core(FileOperations):
         self, parent: Node, parent_fd: int, name: bytes, flags: int, caller: Caller
     ) -> tuple[Node, Attributes, int]:
         """The file appeared behind the mount, so the kernel checked no permission: check as the caller."""
-        attributes = kernel_fs.statx(parent_fd, name)
+        attributes = file_syscalls.statx(parent_fd, name)
         if not stat.S_ISREG(attributes.mode):
             raise stale()  # the kernel looks again, and finds out what it is
         with self.credentials.as_caller(caller, groups=True, unprivileged=True):
             opened = self.backing_flags(flags) | flags & os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK
             fd = self.nodes.retrying(lambda: os.open(name, opened, dir_fd=parent_fd))
-        attributes = kernel_fs.statx(fd)
+        attributes = file_syscalls.statx(fd)
         node = self.nodes.see(attributes, parent, parent_fd, name)
         node.lookups += 1
         return node, attributes, self.add_file(node, fd, flags)

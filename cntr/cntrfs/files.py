@@ -8,11 +8,11 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from cntr import kernel_fs
 from cntr.cntrfs.backing import STRIPPED, Caller, Credentials, proc_path
 from cntr.cntrfs.node import Node, Slot, stale
 from cntr.cntrfs.nodes import NodeTable
 from cntr.cntrfs.options import Options
+from cntr.linux import file_syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +47,7 @@ class DirectoryHandle(FileHandle):
     def __init__(self, node: Node, fd: int) -> None:
         """pending: read from the directory; what follows index is not yet handed out."""
         super().__init__(node, fd, os.O_RDONLY)
-        self.pending: list[kernel_fs.DirectoryEntry] = []
+        self.pending: list[file_syscalls.DirectoryEntry] = []
         self.index = 0
         self.position = 0
 
@@ -107,7 +107,7 @@ class FileOperations:
         with self.killing(node_fd, killer if flags & os.O_TRUNC else None):
             fd = self._open_file(path, wanted, flags)
         fh = self.add_file(node, fd, flags)
-        if self.options.writeback and kernel_fs.statx(fd).attributes & kernel_fs.STATX_ATTR_APPEND:
+        if self.options.writeback and file_syscalls.statx(fd).attributes & file_syscalls.STATX_ATTR_APPEND:
             # The kernel would write whole pages, with what is in them already, and set the times: that can't be done here.
             self.handles[fh].uncached = True
         return fh
@@ -126,7 +126,7 @@ class FileOperations:
         Whether S_ISGID falls depends on the caller's groups, so it is done as the caller; but looking these up is
         dear, and only a file with such a bit needs it.
         """
-        if killer is None or not os.fstat(fd).st_mode & _SETID or killer.is_capable(kernel_fs.CAP_FSETID):
+        if killer is None or not os.fstat(fd).st_mode & _SETID or killer.is_capable(file_syscalls.CAP_FSETID):
             return _AS_IS
         killer = killer.resolved()
         if killer.uid == self.credentials.uid:
@@ -229,7 +229,7 @@ class FileOperations:
         return handle
 
     @staticmethod
-    def entries(handle: DirectoryHandle, offset: int) -> Iterator[kernel_fs.DirectoryEntry]:
+    def entries(handle: DirectoryHandle, offset: int) -> Iterator[file_syscalls.DirectoryEntry]:
         """READDIR: the entries behind OFFSET, which is the backing filesystem's own and so stays valid.
 
         An entry is handed out for good when the next one is asked for: what a full buffer refuses comes again.
@@ -241,7 +241,7 @@ class FileOperations:
             handle.position = offset
         while True:
             if handle.index >= len(handle.pending):
-                handle.pending = kernel_fs.getdents(handle.fd)
+                handle.pending = file_syscalls.getdents(handle.fd)
                 handle.index = 0
                 if not handle.pending:
                     return
@@ -250,15 +250,15 @@ class FileOperations:
             handle.index += 1
             handle.position = entry.next_offset
 
-    def look_at_entry(self, fh: int, name: bytes) -> tuple[Node, kernel_fs.Attributes]:
+    def look_at_entry(self, fh: int, name: bytes) -> tuple[Node, file_syscalls.Attributes]:
         """READDIRPLUS: the node and attributes of an entry; the binding counts the lookup once the entry has fitted in."""
         handle = self.handle(fh)
-        attributes = kernel_fs.statx(handle.fd, name)
+        attributes = file_syscalls.statx(handle.fd, name)
         return self.nodes.see(attributes, handle.node, handle.fd, name), attributes
 
     def list_entry(self, directory: DirectoryHandle, name: bytes) -> tuple[int, int, Slot, tuple[int, ...]]:
         """READDIRPLUS: (node id, generation, slot, fields of statx) of an entry, one lookup counted."""
-        fields = kernel_fs.statx_fields(directory.fd, name)
+        fields = file_syscalls.statx_fields(directory.fd, name)
         if fields is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         return *self.nodes.listed(fields, directory.node, directory.fd, name), fields
@@ -267,7 +267,7 @@ class FileOperations:
         """SYNCFS of the filesystem that the node is on."""
         directory = self.open_directory(nodeid)
         try:
-            kernel_fs.syncfs(directory.fd)
+            file_syscalls.syncfs(directory.fd)
         finally:
             os.close(directory.fd)
 
@@ -278,7 +278,7 @@ class FileOperations:
         self.demand_writable()
         fd = self.file_fd(self.handle(fh))
         with self.killing(fd, caller):
-            kernel_fs.fallocate(fd, mode, offset, length)
+            file_syscalls.fallocate(fd, mode, offset, length)
 
     def lseek(self, fh: int, offset: int, whence: int) -> int:
         """LSEEK: SEEK_DATA and SEEK_HOLE (the kernel does the others itself)."""
@@ -293,14 +293,16 @@ class FileOperations:
         with self.killing(fd_out, caller):
             return os.copy_file_range(fd_in, fd_out, length, offset_in, offset_out)
 
-    def tmpfile(self, parent_id: int, flags: int, mode: int, caller: Caller) -> tuple[Node, kernel_fs.Attributes, int]:
+    def tmpfile(
+        self, parent_id: int, flags: int, mode: int, caller: Caller
+    ) -> tuple[Node, file_syscalls.Attributes, int]:
         """TMPFILE: open(2) with O_TMPFILE; the file has no name, so its fd is kept until it is forgotten."""
         self.demand_writable()
         parent_fd = self.nodes.fd(self.nodes.get(parent_id))
         wanted = self.backing_flags(flags) | os.O_TMPFILE | flags & os.O_EXCL
         with self.credentials.as_caller(caller, groups=bool(mode & 0o2000)):
             fd = self.nodes.retrying(lambda: os.open(b".", wanted, mode, dir_fd=parent_fd))
-        attributes = kernel_fs.statx(fd)
+        attributes = file_syscalls.statx(fd)
         node = self.nodes.see(attributes, self.nodes.root, fd, b"")
         self.nodes.pin(node, self.nodes.open_retrying(proc_path(fd), os.O_PATH))
         node.lookups += 1

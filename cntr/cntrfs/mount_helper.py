@@ -10,10 +10,10 @@ import logging
 import os
 import sys
 
-from cntr import kernel
 from cntr.cntrfs import mounting
 from cntr.cntrfs.options import MOUNT_FLAGS, Options, parse
 from cntr.errors import CntrError, UsageError
+from cntr.linux import syscalls
 
 PREFIX = "source:"
 _MS_REMOUNT = 32
@@ -82,7 +82,7 @@ def _parse(arguments: list[str]) -> tuple[str, str, list[str], bool]:
 
 def _remount(mountpoint: str, words: list[str]) -> None:
     try:
-        kernel.mount(None, mountpoint, None, _MS_REMOUNT | mounting.mount_flags(words))
+        syscalls.mount(None, mountpoint, None, _MS_REMOUNT | mounting.mount_flags(words))
     except OSError as error:
         raise CntrError(f"cannot remount {mountpoint}: {os.strerror(error.errno or 0)}", "is it mounted?") from None
 

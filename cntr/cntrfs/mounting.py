@@ -14,12 +14,12 @@ import select
 import sys
 import time
 
-from cntr import kernel
 from cntr.cntrfs import log
 from cntr.cntrfs.heartbeat import Heartbeat
 from cntr.cntrfs.options import Options
 from cntr.cntrfs.watchdog import Watchdog
 from cntr.errors import CntrError
+from cntr.linux import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ FSTYPE = "fuse.cntrfs"
 BINDINGS = ("devfuse", "pyfuse3")
 _READY_TIMEOUT = 30.0  # seconds from mount to the kernel's INIT
 MNT_FORCE = 1
-_PR_SET_PDEATHSIG = kernel.PR_SET_PDEATHSIG
+_PR_SET_PDEATHSIG = syscalls.PR_SET_PDEATHSIG
 
 _FLAG_BITS = {
     "ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "sync": 16, "dirsync": 128, "nosymfollow": 256, "noatime": 1024,
@@ -42,8 +42,8 @@ _FLAG_OPPOSITES = {
 }  # fmt: skip
 
 _ATIME_WORDS = {
-    "noatime": kernel.MOUNT_ATTR_NOATIME, "strictatime": kernel.MOUNT_ATTR_STRICTATIME, "relatime": 0, "atime": 0,
-    "norelatime": kernel.MOUNT_ATTR_STRICTATIME, "nodiratime": 0, "diratime": 0,
+    "noatime": syscalls.MOUNT_ATTR_NOATIME, "strictatime": syscalls.MOUNT_ATTR_STRICTATIME, "relatime": 0, "atime": 0,
+    "norelatime": syscalls.MOUNT_ATTR_STRICTATIME, "nodiratime": 0, "diratime": 0,
 }  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def choose_binding(binding: str | None) -> str:
         return "devfuse"
     if binding == "pyfuse3":
         try:
-            kernel.import_without_ldconfig("pyfuse3")  # by its trio
+            syscalls.import_without_ldconfig("pyfuse3")  # by its trio
         except ImportError as error:
             raise CntrError(
                 f"the pyfuse3 binding is not available: {error}",
@@ -95,13 +95,13 @@ def open_source(source: str, words: list[str], *, read_only: bool = False) -> in
     if read_only:
         kinds = ["noatime"]  # mount(8) "ro": no access time moves, "strictatime" or not
     attr_set = _ATIME_WORDS[kinds[-1]] if kinds else 0
-    attr_clear = kernel.MOUNT_ATTR_ATIME if kinds else 0
+    attr_clear = syscalls.MOUNT_ATTR_ATIME if kinds else 0
     if wanted[-1] == "nodiratime" or ("nodiratime" in wanted and "diratime" not in wanted):
-        attr_set |= kernel.MOUNT_ATTR_NODIRATIME
+        attr_set |= syscalls.MOUNT_ATTR_NODIRATIME
     try:
-        fd = kernel.open_tree(kernel.AT_FDCWD, source, kernel.OPEN_TREE_CLONE | kernel.AT_RECURSIVE)
+        fd = syscalls.open_tree(syscalls.AT_FDCWD, source, syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE)
         try:
-            kernel.mount_setattr(fd, "", recursive=True, attr_set=attr_set, attr_clear=attr_clear)
+            syscalls.mount_setattr(fd, "", recursive=True, attr_set=attr_set, attr_clear=attr_clear)
         except OSError:
             os.close(fd)
             raise
@@ -241,7 +241,7 @@ class _Manager:
             return self._wait(wake_reader)
         except BaseException:
             self._end_server()
-            self._unmount(kernel.MNT_DETACH)
+            self._unmount(syscalls.MNT_DETACH)
             raise
 
     def _note_signal(self, number: int, frame: object) -> None:
@@ -249,9 +249,9 @@ class _Manager:
             self.signalled = number
 
     def _mount(self, fuse_fd: int) -> None:
-        flags = mount_flags(self.options.mount_flags) | (kernel.MS_RDONLY if self.options.read_only else 0)
+        flags = mount_flags(self.options.mount_flags) | (syscalls.MS_RDONLY if self.options.read_only else 0)
         try:
-            kernel.mount(self.options.fsname or self.source, self.mountpoint, FSTYPE, flags, mount_data(fuse_fd))
+            syscalls.mount(self.options.fsname or self.source, self.mountpoint, FSTYPE, flags, mount_data(fuse_fd))
         except OSError as error:
             hint = "mounting takes root (CAP_SYS_ADMIN)" if error.errno == errno.EPERM else ""
             raise CntrError(
@@ -267,8 +267,8 @@ class _Manager:
             stop_reader, stop_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGTERM, lambda *_: os.write(stop_writer, b"x"))
-            kernel.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-            kernel.set_process_name("cntrfs")
+            syscalls.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            syscalls.set_process_name("cntrfs")
 
             def ready() -> None:
                 if background:
@@ -278,7 +278,7 @@ class _Manager:
 
             serve(fuse_fd, root_fd, self.options, stop_reader, self.heartbeat, ready, self.binding)
             if os.getppid() != self.watchdog.manager_pid:
-                self._unmount(kernel.MNT_DETACH)  # the manager was killed: leave no dead mount behind
+                self._unmount(syscalls.MNT_DETACH)  # the manager was killed: leave no dead mount behind
             status = 0
         except CntrError as error:
             sys.stderr.write(f"cntr: {error.message}\n")
@@ -296,21 +296,21 @@ class _Manager:
             if ended:
                 self.pid = 0
                 if status == 0:
-                    self._unmount(kernel.MNT_DETACH)
+                    self._unmount(syscalls.MNT_DETACH)
                     return 0
                 how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"status {status >> 8}"
-                self._unmount(kernel.MNT_DETACH)
+                self._unmount(syscalls.MNT_DETACH)
                 sys.stderr.write(f"cntr: the server of {self.mountpoint} ended with {how}; unmounted\n")
                 return 1
             if self.signalled:
-                self._unmount(0) or self._unmount(kernel.MNT_DETACH)
+                self._unmount(0) or self._unmount(syscalls.MNT_DETACH)
                 self._end_server()
                 return 0
             if self.watchdog.hangs(self.pid):
                 sys.stderr.write(f"cntr: the server of {self.mountpoint} hangs; connection ended, unmounted\n")
                 self.watchdog.abort()
                 self._end_server(grace=0)
-                self._unmount(kernel.MNT_DETACH)
+                self._unmount(syscalls.MNT_DETACH)
                 return 1
 
     def _end_server(self, grace: float = 3.0) -> None:
@@ -334,7 +334,7 @@ class _Manager:
         if not self.watchdog.is_mounted():
             return True
         try:
-            kernel.umount(self.mountpoint, flags)
+            syscalls.umount(self.mountpoint, flags)
         except OSError as error:
             return error.errno in (errno.EINVAL, errno.ENOENT)
         return True

@@ -7,7 +7,7 @@ import os
 import stat
 from typing import NamedTuple
 
-from cntr.kernel_fs import Attributes, Handle
+from cntr.linux.file_syscalls import Attributes, Handle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

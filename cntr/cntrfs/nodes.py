@@ -18,11 +18,11 @@ import os
 import zlib
 from collections import OrderedDict
 
-from cntr import kernel_fs
 from cntr.cntrfs.fds import BoundedFds, fd_budget
 from cntr.cntrfs.node import INO_BITS, INO_MASK, ROOT_ID, SYNTHETIC, Node, Slot, derived_handle, generation_of, stale
 from cntr.cntrfs.records import Records
-from cntr.kernel_fs import Attributes, Handle
+from cntr.linux import file_syscalls
+from cntr.linux.file_syscalls import Attributes, Handle
 
 _INO_LIMIT = 1 << INO_BITS
 _SLOT_LIMIT = 1 << 14
@@ -47,7 +47,7 @@ class NodeTable(BoundedFds):
         self.on_new_slot: Callable[[Slot], None] = lambda slot: None
         self.on_close: Callable[[Node], None] = lambda node: None  # the fd of a node with something ``open`` was closed
         self.max_fds = fd_budget() if max_fds is None else max_fds
-        self._found = attributes = kernel_fs.statx(root_fd)  # what the last reopening saw
+        self._found = attributes = file_syscalls.statx(root_fd)  # what the last reopening saw
         slot = self._slot(attributes)
         slot.aliases[attributes.ino] = ROOT_ID
         self.root = Node(ROOT_ID, slot, attributes)
@@ -198,12 +198,12 @@ class NodeTable(BoundedFds):
         try:
             path_fd = self.retrying(lambda: os.open(name, _O_PATH, dir_fd=fd) if name else os.dup(fd))
             try:
-                slot.magic = kernel_fs.filesystem_magic(path_fd)
+                slot.magic = file_syscalls.filesystem_magic(path_fd)
             finally:
                 os.close(path_fd)
-            handle = kernel_fs.name_to_handle(fd, name)
+            handle = file_syscalls.name_to_handle(fd, name)
             mount_fd = self._mount_fd(slot)
-            os.close(self.retrying(lambda: kernel_fs.open_by_handle(mount_fd, handle, _O_PATH)))
+            os.close(self.retrying(lambda: file_syscalls.open_by_handle(mount_fd, handle, _O_PATH)))
         except OSError:
             return
         slot.handles = True
@@ -216,11 +216,11 @@ class NodeTable(BoundedFds):
             return False
         ino = int.from_bytes(handle.data[:4], "little")
         try:
-            fd = self.retrying(lambda: kernel_fs.open_by_handle(mount_fd, derived_handle(ino, 0), _O_PATH))
+            fd = self.retrying(lambda: file_syscalls.open_by_handle(mount_fd, derived_handle(ino, 0), _O_PATH))
         except OSError:
             return False
         try:
-            return kernel_fs.statx(fd).ino == ino
+            return file_syscalls.statx(fd).ino == ino
         finally:
             os.close(fd)
 
@@ -245,7 +245,7 @@ class NodeTable(BoundedFds):
             node.generation = generation_of(node.birth)
             return
         try:
-            handle = kernel_fs.name_to_handle(fd, name)
+            handle = file_syscalls.name_to_handle(fd, name)
         except OSError:
             return
         if handle.is_derived:
@@ -264,17 +264,17 @@ class NodeTable(BoundedFds):
         slot = node.slot
         if node.has_derived_handle:
             generation = 0 if slot.any_generation else node.generation
-            fd = kernel_fs.open_by_ino(
+            fd = file_syscalls.open_by_ino(
                 slot.mount_fd if slot.mount_fd >= 0 else self._mount_fd(slot), node.ino, generation
             )
         elif node.handle is not None:
-            fd = kernel_fs.open_by_handle(self._mount_fd(slot), node.handle, _O_PATH)
+            fd = file_syscalls.open_by_handle(self._mount_fd(slot), node.handle, _O_PATH)
         elif node.parent is not None:
             fd = self._reopen_by_name(node)
         else:
             raise stale()
         try:
-            self._found = found = kernel_fs.statx(fd)
+            self._found = found = file_syscalls.statx(fd)
             if found.ino == node.ino and self._same(node, found) and self._slot(found) is slot:
                 return fd
         except OSError:
@@ -289,7 +289,7 @@ class NodeTable(BoundedFds):
         if node.fd < 0:
             return self.own_fd(node), self._found.mode, self._found.attributes
         fd = self.own_fd(node)
-        return fd, *kernel_fs.mode_and_attributes(fd)
+        return fd, *file_syscalls.mode_and_attributes(fd)
 
     def _reopen_by_name(self, node: Node) -> int:
         """Walk down from the nearest ancestor that is open; the check at the end covers every step."""
@@ -364,10 +364,10 @@ class NodeTable(BoundedFds):
             known = slot, derived_handle(ino, 0)
         slot, handle = known
         try:
-            fd = self.retrying(lambda: kernel_fs.open_by_handle(self._mount_fd(slot), handle, _O_PATH))
+            fd = self.retrying(lambda: file_syscalls.open_by_handle(self._mount_fd(slot), handle, _O_PATH))
         except OSError:
             raise stale() from None
-        attributes = kernel_fs.statx(fd)
+        attributes = file_syscalls.statx(fd)
         if self._nodeid(slot, attributes.ino) != nodeid or attributes.nlink == 0:
             os.close(fd)
             raise stale()

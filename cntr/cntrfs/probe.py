@@ -7,9 +7,9 @@ import os
 import select
 import sys
 
-from cntr import kernel, kernel_fs
 from cntr.cntrfs import mounting
 from cntr.cntrfs.devfuse import wire
+from cntr.linux import file_syscalls, syscalls
 
 _BUFFER = 1 << 17  # bytes; the kernel hands out no request to less than 8 KiB
 _ANSWER_SECONDS = 2.0
@@ -31,11 +31,11 @@ def passthrough() -> None:
     mount_fd = backing_fd = -1
     try:
         options = {"fd": str(fuse_fd), "rootmode": "40000", "user_id": "0", "group_id": "0"}
-        mount_fd = kernel.new_filesystem("fuse", {"source": "cntr-doctor", **options})
+        mount_fd = syscalls.new_filesystem("fuse", {"source": "cntr-doctor", **options})
         _agree(fuse_fd)
         backing_fd = os.open("/proc/self/exe", os.O_PATH | os.O_CLOEXEC)
-        number = kernel_fs.ioctl_number(fuse_fd, wire.DEV_IOC_BACKING_OPEN, wire.BACKING_MAP.pack(backing_fd, 0, 0))
-        kernel_fs.ioctl_number(fuse_fd, wire.DEV_IOC_BACKING_CLOSE, number.to_bytes(4, sys.byteorder))
+        number = file_syscalls.ioctl_number(fuse_fd, wire.DEV_IOC_BACKING_OPEN, wire.BACKING_MAP.pack(backing_fd, 0, 0))
+        file_syscalls.ioctl_number(fuse_fd, wire.DEV_IOC_BACKING_CLOSE, number.to_bytes(4, sys.byteorder))
     finally:
         for fd in (
             fuse_fd,

@@ -20,7 +20,7 @@ from cntr.cntrfs.backing import Caller
 from cntr.cntrfs.core import NOBODYS_GROUP, Changes, Core, errno_of
 from cntr.cntrfs.node import Node
 from cntr.cntrfs.options import Options
-from cntr.kernel_fs import Attributes
+from cntr.linux.file_syscalls import Attributes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence

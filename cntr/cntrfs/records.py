@@ -10,7 +10,7 @@ import stat
 import struct
 
 from cntr.cntrfs.node import INO_MASK, ROOT_ID, SYNTHETIC, Node, Slot, generation_of
-from cntr.kernel_fs import Handle
+from cntr.linux.file_syscalls import Handle
 
 _RECORD = struct.Struct("=qIIHB")  # birth generation lookups slot kind; then the handle, if it isn't derived
 _SIZE = _RECORD.size

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 
-from cntr import kernel
+from cntr.linux import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def find_device(mountpoint: str) -> int:
 def open_control(device: int) -> int:
     """The fusectl directory of the connection with this device number; -1 when it is not to be had."""
     try:
-        tree = kernel.new_filesystem("fusectl", {})
+        tree = syscalls.new_filesystem("fusectl", {})
     except OSError:
         return -1
     try:

@@ -19,8 +19,8 @@ import os
 import sys
 import time
 
-from cntr import procfs
 from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound, printable
+from cntr.linux import procfs
 
 ASK_SECONDS = 0.8  # an unknown name is answered within a second
 NAMED_SECONDS = 10.0  # with the engine named by the user, a slow one is waited for

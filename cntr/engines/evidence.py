@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 
-from cntr import procfs
+from cntr.linux import procfs
 
 NS_GET_OWNER_UID = 0xB704  # linux/nsfs.h, ioctl_ns(2)
 LONG = 32  # characters; ids this long are random, so finding one in a text is no accident

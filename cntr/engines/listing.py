@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import time
 
-from cntr import engines, procfs
+from cntr import engines
 from cntr.engines import Answer, Container, Entry, store
+from cntr.linux import procfs
 
 LIST_SECONDS = 2.0  # an engine that has not answered by then is named as one that did not
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 
-from cntr import procfs
 from cntr.engines import Container, NotRunning, Refused, evidence, store, unixhttp
+from cntr.linux import procfs
 
 BLOCKING = True
 SUFFIX = "/command"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from cntr import procfs
 from cntr.engines import Container, evidence, store
+from cntr.linux import procfs
 
 MACHINES = "/run/systemd/machines"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from cntr import procfs
 from cntr.engines import Container
 from cntr.errors import AmbiguousTarget, TargetNotFound, printable
+from cntr.linux import procfs
 
 
 def resolve(kind: str, name: str) -> Container:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cntr import procfs
+from cntr.linux import procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ import subprocess
 
 import pytest
 
-from cntr import copy, kernel
+from cntr.cp import copy
 from cntr.engines import Container
+from cntr.linux import syscalls
 from lab.slim import SlimContainer
 from tests.cli.trees import CNTR, cp, done, leftovers, look, make_tree, names
 
@@ -340,7 +341,7 @@ def test_the_files_of_a_container_without_a_process(tmp_path, monkeypatch):
 
 def test_namespaces_alone(tmp_path):
     """A target that shares all but its mounts."""
-    with SlimContainer("mounts", namespaces=kernel.CLONE_NEWNS) as running:
+    with SlimContainer("mounts", namespaces=syscalls.CLONE_NEWNS) as running:
         done(cp(f"{running.pid}:/app", tmp_path / "app"))
         assert (tmp_path / "app").read_bytes() == (running.root / "app").read_bytes()
 

@@ -16,11 +16,11 @@ import time
 
 import pytest
 
-from cntr import kernel
-from cntr.copying import stream
-from cntr.copying.receive import Receiver
-from cntr.copying.stream import Incoming, Meta, Outgoing, ProtocolError, Tell
+from cntr.cp import stream
+from cntr.cp.receive import Receiver
+from cntr.cp.stream import Incoming, Meta, Outgoing, ProtocolError, Tell
 from cntr.errors import CntrError
+from cntr.linux import syscalls
 from lab.slim import SlimContainer
 from tests.cli.trees import CNTR, cp, done, leftovers, names
 from tests.nest.tty import Terminal
@@ -252,7 +252,7 @@ def test_links_in_the_container_stay_in_the_container(container, fenced):
 
 def test_magic_links_are_not_followed(fenced):
     """In the host's pid namespace the container's /proc leads to the host's root: the container's own root may not go there."""
-    with SlimContainer("magic", namespaces=kernel.CLONE_NEWNS) as container:
+    with SlimContainer("magic", namespaces=syscalls.CLONE_NEWNS) as container:
         outside = fenced.parent / "outside"
         (container.root / "data").symlink_to(f"/proc/{os.getpid()}/root{outside}")
         (container.root / "me").symlink_to(f"/proc/self/root{outside}")

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from cntr import reports
+from cntr.cli import reports
 from tests.cli.run import CNTR, cntr
 
 FEATURES = (
@@ -19,15 +19,16 @@ FEATURES = (
 )
 PROBE = """
 import os, sys
-from cntr import kernel, reports
-kernel.unshare(kernel.CLONE_NEWNS)
-kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
-kernel.mount({kind!r}, {where!r}, {kind!r}, 0, {options!r})
+from cntr.linux import syscalls
+from cntr.cli import reports
+syscalls.unshare(syscalls.CLONE_NEWNS)
+syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+syscalls.mount({kind!r}, {where!r}, {kind!r}, 0, {options!r})
 os.makedirs({where!r} + "/proc", exist_ok=True)
-kernel.mount("/proc", {where!r} + "/proc", None, kernel.MS_BIND | kernel.MS_REC)
+syscalls.mount("/proc", {where!r} + "/proc", None, syscalls.MS_BIND | syscalls.MS_REC)
 os.chdir({where!r})
-kernel.pivot_root(".", ".")  # chroot(2) would forbid new user namespaces (user_namespaces(7))
-kernel.umount(".", kernel.MNT_DETACH)
+syscalls.pivot_root(".", ".")  # chroot(2) would forbid new user namespaces (user_namespaces(7))
+syscalls.umount(".", syscalls.MNT_DETACH)
 os.chdir("/")
 print(reports._probe_idmapped_mounts())
 """

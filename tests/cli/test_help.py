@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cntr import __version__
-from cntr.options import COMMANDS
+from cntr.cli.options import COMMANDS
 from tests.cli.run import cntr
 
 

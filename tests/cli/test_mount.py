@@ -13,8 +13,9 @@ import time
 
 import pytest
 
-from cntr import kernel, procfs, reports
+from cntr.cli import reports
 from cntr.cntrfs import probe
+from cntr.linux import procfs, syscalls
 from tests.cli.trees import CNTR
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse")
@@ -48,10 +49,10 @@ def servers(point: pathlib.Path) -> list[int]:
 def own_mounts():
     """A mount namespace for the test: else every container made meanwhile has a copy of its mounts, and keeps them alive."""
     before, directory = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC), os.getcwd()
-    kernel.unshare(kernel.CLONE_NEWNS)
-    kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
     yield
-    kernel.setns(before, kernel.CLONE_NEWNS)
+    syscalls.setns(before, syscalls.CLONE_NEWNS)
     os.chdir(directory)
     os.close(before)
 
@@ -233,7 +234,7 @@ def test_doctor_knows_what_a_mount_takes():
 
 def test_doctor_says_how_to_get_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyfuse3", None)
-    monkeypatch.setattr(probe.kernel_fs, "ioctl_number", _refuse)
+    monkeypatch.setattr(probe.file_syscalls, "ioctl_number", _refuse)
     found = rows()
     state, fix = found["pyfuse3 (--binding pyfuse3)"]
     assert state == "no"

@@ -10,41 +10,43 @@ import os
 import shutil
 import sys
 
-from cntr import kernel
+from cntr.linux import syscalls
 
-NAMESPACES = kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWUTS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWNET
-PRIVATE = kernel.MS_REC | kernel.MS_PRIVATE
+NAMESPACES = (
+    syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWNET
+)
+PRIVATE = syscalls.MS_REC | syscalls.MS_PRIVATE
 MS_SHARED = 1 << 20
 MANY = 2000
 
 
 def assemble(variant: str, source: str, path: str) -> None:
     """Mount the new root and change into it; the caller is in a mount namespace of its own."""
-    kernel.mount(None, "/", None, PRIVATE)
+    syscalls.mount(None, "/", None, PRIVATE)
     if variant == "deleted_exe":
-        kernel.mount("tmpfs", path, "tmpfs", 0)
+        syscalls.mount("tmpfs", path, "tmpfs", 0)
         shutil.copytree(source, path, symlinks=True, dirs_exist_ok=True)
     else:
-        kernel.mount(source, path, None, kernel.MS_BIND)
+        syscalls.mount(source, path, None, syscalls.MS_BIND)
     if variant != "scratch":
-        kernel.mount("proc", f"{path}/proc", "proc", 0)
+        syscalls.mount("proc", f"{path}/proc", "proc", 0)
     if variant == "many_mounts":
-        kernel.mount("tmpfs", f"{path}/data", "tmpfs", 0)
+        syscalls.mount("tmpfs", f"{path}/data", "tmpfs", 0)
         for number in range(MANY):
             os.mkdir(f"{path}/data/{number}")
-            kernel.mount(f"{path}/data/{number}", f"{path}/data/{number}", None, kernel.MS_BIND)
+            syscalls.mount(f"{path}/data/{number}", f"{path}/data/{number}", None, syscalls.MS_BIND)
     os.chdir(path)
-    kernel.pivot_root(".", ".")  # pivot_root(2): the old root ends up on top of the new one, no directory needed
-    kernel.umount(".", kernel.MNT_DETACH)
+    syscalls.pivot_root(".", ".")  # pivot_root(2): the old root ends up on top of the new one, no directory needed
+    syscalls.umount(".", syscalls.MNT_DETACH)
     os.chdir("/")
     if variant == "shared_root":
-        kernel.mount(None, "/", None, kernel.MS_REC | MS_SHARED)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | MS_SHARED)
 
 
 def main(variant: str, source: str, path: str, *command: str) -> None:
     """Fork into the new namespaces, and exec there."""
     if variant != "chroot":
-        kernel.unshare(NAMESPACES)
+        syscalls.unshare(NAMESPACES)
     reading, writing = os.pipe()
     child = os.fork()
     if child:
@@ -53,7 +55,7 @@ def main(variant: str, source: str, path: str, *command: str) -> None:
         print(child, flush=True)
         os.waitpid(child, 0)
         return
-    kernel.prctl(kernel.PR_SET_PDEATHSIG, 9)
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
     if variant == "chroot":
         os.chroot(path)
         os.chdir("/")

@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 import os
 
-from cntr import kernel
+from cntr.linux import syscalls
 
-MS_BIND, MS_REC = kernel.MS_BIND, kernel.MS_REC
+MS_BIND, MS_REC = syscalls.MS_BIND, syscalls.MS_REC
 
 
 def main() -> None:
@@ -26,22 +26,22 @@ def main() -> None:
     options = parser.parse_args()
     root = options.root
     directories = os.get_exec_path()  # now: it imports, and what it imports is not in the other root
-    kernel.unshare(kernel.CLONE_NEWNS)
-    kernel.mount(None, "/", None, MS_REC | kernel.MS_PRIVATE)
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount(None, "/", None, MS_REC | syscalls.MS_PRIVATE)
     for directory in options.hide:
-        kernel.umount(directory)
-    kernel.mount(root, root, None, MS_BIND)
+        syscalls.umount(directory)
+    syscalls.mount(root, root, None, MS_BIND)
     for directory in ("proc", "sys", "dev", "tmp"):
-        kernel.mount(f"/{directory}", f"{root}/{directory}", None, MS_BIND | MS_REC)
-    kernel.mount("tmpfs", f"{root}/run", "tmpfs", 0, "mode=755")
+        syscalls.mount(f"/{directory}", f"{root}/{directory}", None, MS_BIND | MS_REC)
+    syscalls.mount("tmpfs", f"{root}/run", "tmpfs", 0, "mode=755")
     for pair in options.bind:
         file, _, place = pair.partition(":")
         if not os.path.exists(f"{root}{place}"):
             raise SystemExit(f"{place} is not in {root}")
-        kernel.mount(file, f"{root}{place}", None, MS_BIND)
+        syscalls.mount(file, f"{root}{place}", None, MS_BIND)
     os.chdir(root)
-    kernel.pivot_root(".", ".")
-    kernel.umount(".", kernel.MNT_DETACH)
+    syscalls.pivot_root(".", ".")
+    syscalls.umount(".", syscalls.MNT_DETACH)
     os.chdir("/")
     if options.uid:
         os.setgroups([])

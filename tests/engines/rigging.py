@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 
-from cntr import kernel, procfs
+from cntr.linux import procfs, syscalls
 from tests.engines import tinyelf
 
 PREFIX = "cntr-rig-"
@@ -220,7 +220,7 @@ def clean(mark: str) -> None:
     for mount in reversed(procfs.mountinfo(procfs.read("/proc/self/mountinfo"))):
         if mark in mount.mount_point:
             try:
-                kernel.umount(mount.mount_point, kernel.MNT_DETACH)
+                syscalls.umount(mount.mount_point, syscalls.MNT_DETACH)
             except OSError:
                 continue
     for _ in range(50):  # a cgroup stays busy until its last zombie is reaped

@@ -14,9 +14,10 @@ import time
 
 import pytest
 
-from cntr import engines, procfs
+from cntr import engines
 from cntr.engines import docker, kubernetes, nspawn, podman, store
 from cntr.errors import CntrError, TargetNotFound
+from cntr.linux import procfs
 
 ID = "4f" * 32
 

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from cntr import engines, procfs
+from cntr import engines
 from cntr.engines import listing
+from cntr.linux import procfs
 
 MANY = 500
 pytestmark = pytest.mark.slow

@@ -11,10 +11,11 @@ import time
 
 import pytest
 
-from cntr import engines, procfs
+from cntr import engines
+from cntr.attach.target import Target
 from cntr.engines import evidence, listing, lxc, podman, runc, unixhttp
 from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound
-from cntr.target import Target
+from cntr.linux import procfs
 
 HOSTILE = [
     *("", "\0", "a\0b", "\n", "a\nb", "../../etc/passwd", "..", ".", "/", "/etc", "./x", "a/../../b"),

@@ -7,7 +7,8 @@ import pathlib
 
 import pytest
 
-from cntr import engines, procfs
+from cntr import engines
+from cntr.linux import procfs
 from tests.engines import rigs
 
 

@@ -12,13 +12,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from cntr import kernel_fs
 from cntr.cntrfs.__main__ import main as serve
 from cntr.cntrfs.backing import SERVER, Credentials
 from cntr.cntrfs.core import Core
 from cntr.cntrfs.files import FileOperations
 from cntr.cntrfs.nodes import NodeTable
 from cntr.cntrfs.options import Options
+from cntr.linux import file_syscalls
 
 Fault = Callable[[], None]
 
@@ -51,7 +51,7 @@ def _caller_is_ignored() -> None:
 
 
 def _supplementary_groups_are_ignored() -> None:
-    kernel_fs.setgroups = lambda groups: None
+    file_syscalls.setgroups = lambda groups: None
 
 
 def _nodes_are_paths() -> None:
@@ -80,7 +80,7 @@ def _unlinked_files_are_lost() -> None:
 
     def unlink(original: Any, self: Core, parent: int, name: bytes) -> None:
         parent_fd = self.nodes.fd(self.nodes.get(parent))
-        node = self.nodes.find(kernel_fs.statx(parent_fd, name))
+        node = self.nodes.find(file_syscalls.statx(parent_fd, name))
         original(self, parent, name)
         if node is not None:
             self.nodes._close(node)
@@ -100,12 +100,12 @@ def _setgid_directories_are_not_inherited() -> None:
     def mkdir(original: Any, self: Core, parent: int, name: bytes, mode: int, caller: Any) -> Any:
         node, _ = original(self, parent, name, mode, caller)
         undo(self, parent, name, caller)
-        return node, kernel_fs.statx(self.nodes.fd(node))
+        return node, file_syscalls.statx(self.nodes.fd(node))
 
     def create(original: Any, self: Core, parent: int, name: bytes, flags: int, mode: int, caller: Any) -> Any:
         node, _, fh = original(self, parent, name, flags, mode, caller)
         undo(self, parent, name, caller)
-        return node, kernel_fs.statx(self.handles[fh].fd), fh
+        return node, file_syscalls.statx(self.handles[fh].fd), fh
 
     _wrap(Core, "mkdir", mkdir)
     _wrap(Core, "create", create)
@@ -157,13 +157,13 @@ def _append_is_a_plain_write() -> None:
 
 
 def _times_are_whole_microseconds() -> None:
-    original = kernel_fs.utimens
+    original = file_syscalls.utimens
 
     def utimens(path: bytes, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
         rounded = [(s, ns if ns > 999_999_999 else ns // 1000 * 1000) for s, ns in (atime, mtime)]
         original(path, rounded[0], rounded[1])
 
-    kernel_fs.utimens = utimens
+    file_syscalls.utimens = utimens
 
 
 def _hard_links_are_copies() -> None:
@@ -201,8 +201,8 @@ def _direct_io_reaches_the_backing_file() -> None:
 
 
 def _link_count_is_one() -> None:
-    original = kernel_fs.statx
-    kernel_fs.statx = lambda *args: original(*args)._replace(nlink=1)
+    original = file_syscalls.statx
+    file_syscalls.statx = lambda *args: original(*args)._replace(nlink=1)
 
 
 def _attributes_are_cached_for_an_hour() -> None:

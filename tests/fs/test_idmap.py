@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from cntr import kernel
+from cntr.linux import syscalls as kernel
 
 from . import syscalls
 from .actors import Actor, fork

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from tests.house import source
+from tests.rules import source
 
 
 def said(script: str) -> str:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from cntr import kernel
 from cntr.cntrfs import mount_helper, mounting
 from cntr.cntrfs.heartbeat import Heartbeat
 from cntr.cntrfs.options import Options, parse
 from cntr.cntrfs.watchdog import Watchdog, find_device
 from cntr.errors import UsageError
+from cntr.linux import syscalls
 
 from .servers import REPOSITORY, Place, Server, is_mountpoint, missing, place
 
@@ -44,25 +44,25 @@ def test_a_mount_over_it_survives_mounts_elsewhere(here: Place, tmp_path: Path) 
     over, elsewhere = here.directory / "over", tmp_path / "elsewhere"
     over.mkdir()
     elsewhere.mkdir()
-    kernel.mount("over", str(over), "tmpfs", 0)
+    syscalls.mount("over", str(over), "tmpfs", 0)
     try:
         (over / "inside").touch()
-        kernel.mount("elsewhere", str(elsewhere), "tmpfs", 0)
-        kernel.umount(str(elsewhere), 0)
+        syscalls.mount("elsewhere", str(elsewhere), "tmpfs", 0)
+        syscalls.umount(str(elsewhere), 0)
         os.utime(here.behind / "over")
         (here.behind / "other").touch()
         within(5, lambda: (here.directory / "other").exists(), "a file made behind")
         assert is_mountpoint(over)
         assert (over / "inside").exists()
     finally:
-        kernel.umount(str(over), kernel.MNT_DETACH)
+        syscalls.umount(str(over), syscalls.MNT_DETACH)
 
 
 def test_a_mount_behind_it_is_crossed(here: Place) -> None:
     below = here.behind / "below"
     below.mkdir()
     assert list((here.directory / "below").iterdir()) == []
-    kernel.mount("below", str(below), "tmpfs", 0)
+    syscalls.mount("below", str(below), "tmpfs", 0)
     try:
         (below / "new").write_text("on the submount")
         within(5, lambda: (here.directory / "below" / "new").exists(), "the submount's file")
@@ -70,7 +70,7 @@ def test_a_mount_behind_it_is_crossed(here: Place) -> None:
         with pytest.raises(OSError, match="cross-device"):
             os.rename(here.directory / "below" / "new", here.directory / "new")
     finally:
-        kernel.umount(str(below), kernel.MNT_DETACH)
+        syscalls.umount(str(below), syscalls.MNT_DETACH)
 
 
 def test_a_listing_is_not_kept_where_nobody_watches(tmp_path: Path) -> None:
@@ -99,10 +99,10 @@ def test_a_mount_that_came_and_went_unseen() -> None:
         for pid in watches:
             os.kill(pid, signal.SIGSTOP)
         try:
-            kernel.mount("below", str(below), "tmpfs", 0)
+            syscalls.mount("below", str(below), "tmpfs", 0)
             (below / "new").touch()
             within(5, lambda: (here.directory / "below" / "new").exists(), "the submount's file")
-            kernel.umount(str(below), kernel.MNT_DETACH)
+            syscalls.umount(str(below), syscalls.MNT_DETACH)
         finally:
             for pid in watches:
                 os.kill(pid, signal.SIGCONT)
@@ -131,7 +131,7 @@ def test_the_mount_helper(binding: str, tmp_path: Path) -> None:
         subprocess.run([*helper, "-o", "remount,rw"], cwd=REPOSITORY, check=True, timeout=30)
         (mountpoint / "file").write_text("y")
     finally:
-        kernel.umount(str(mountpoint), 0)
+        syscalls.umount(str(mountpoint), 0)
     assert (source / "file").read_text() == "y"
 
 
@@ -206,7 +206,7 @@ def test_a_mount_that_took_over_the_device_number_is_another(tmp_path: Path) -> 
 
     def mounted() -> int:
         fd = mounting.open_device()
-        kernel.mount("cntr-test", str(tmp_path), "fuse.cntrfs", 0, mounting.mount_data(fd))
+        syscalls.mount("cntr-test", str(tmp_path), "fuse.cntrfs", 0, mounting.mount_data(fd))
         return fd
 
     fd = mounted()
@@ -217,7 +217,7 @@ def test_a_mount_that_took_over_the_device_number_is_another(tmp_path: Path) -> 
         for _ in range(50):
             assert ours.is_mounted()
             os.close(fd)
-            kernel.umount(str(tmp_path), 0)
+            syscalls.umount(str(tmp_path), 0)
             assert not ours.is_mounted()
             fd = mounted()
             if find_device(str(tmp_path)) == ours.device:
@@ -230,7 +230,7 @@ def test_a_mount_that_took_over_the_device_number_is_another(tmp_path: Path) -> 
         os.close(ours.control)
     finally:
         os.close(fd)
-        kernel.umount(str(tmp_path), kernel.MNT_DETACH)
+        syscalls.umount(str(tmp_path), syscalls.MNT_DETACH)
 
 
 def test_what_begins_read_only() -> None:
@@ -252,7 +252,7 @@ def test_options() -> None:
 
 
 def test_flag_words() -> None:
-    assert mounting.mount_flags(["nosuid", "nodev", "suid"]) == kernel.MS_NODEV
+    assert mounting.mount_flags(["nosuid", "nodev", "suid"]) == syscalls.MS_NODEV
     assert mounting.mount_flags(["ro", "rw"]) == 0
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from cntr import kernel_fs
 from cntr.cntrfs.node import FileId, Node
 from cntr.cntrfs.nodes import NodeTable
+from cntr.linux import file_syscalls
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="open_by_handle_at(2) takes CAP_DAC_READ_SEARCH")
 
@@ -35,13 +35,13 @@ def table(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NodeTable]
 def see(table: NodeTable, name: str, parent: Node | None = None) -> Node:
     parent = parent or table.root
     fd = table.fd(parent)
-    node = table.see(kernel_fs.statx(fd, name.encode()), parent, fd, name.encode())
+    node = table.see(file_syscalls.statx(fd, name.encode()), parent, fd, name.encode())
     node.lookups += 1
     return node
 
 
 def identity(fd: int) -> FileId:
-    found = kernel_fs.statx(fd)
+    found = file_syscalls.statx(fd)
     return FileId(found.mnt_id, os.makedev(found.dev_major, found.dev_minor), found.ino)
 
 
@@ -241,7 +241,9 @@ def test_an_idle_node_is_a_record(table: NodeTable, tmp_path: Path) -> None:
 def listed(table: NodeTable, name: str) -> tuple[int, int]:
     """(node id, generation) of an entry of the root's listing."""
     fd = table.fd(table.root)
-    nodeid, generation, slot = table.listed(kernel_fs.statx_fields(fd, name.encode()), table.root, fd, name.encode())
+    nodeid, generation, slot = table.listed(
+        file_syscalls.statx_fields(fd, name.encode()), table.root, fd, name.encode()
+    )
     assert slot is table.root.slot
     return nodeid, generation
 

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import pytest
 
-from cntr import kernel as kernel_calls
 from cntr.cntrfs.core import Core
 from cntr.cntrfs.devfuse import ioctls, wire
 from cntr.cntrfs.devfuse.session import HANDLERS, Session
 from cntr.cntrfs.heartbeat import Heartbeat
 from cntr.cntrfs.options import Options
+from cntr.linux import syscalls as kernel_calls
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the server runs as root")
 FUZZ_SECONDS = float(os.environ.get("CNTR_FUZZ_SECONDS", "3"))

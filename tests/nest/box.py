@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from cntr import kernel, procfs
+from cntr.linux import procfs, syscalls
 from lab.slim import SlimContainer
 from tests.conftest import MARK
 
@@ -74,8 +74,8 @@ class Box(SlimContainer):
 
     def _pivot(self) -> None:
         if self.mounts:
-            kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
-            kernel.mount(str(self.root), str(self.root), None, kernel.MS_BIND)
+            syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+            syscalls.mount(str(self.root), str(self.root), None, syscalls.MS_BIND)
             os.chdir(self.root)
             self.mounts(str(self.root))
         super()._pivot()
@@ -89,19 +89,19 @@ class Box(SlimContainer):
             resource.setrlimit(limit, values)
         for capability in range(LAST_CAPABILITY + 1):
             if not self.capabilities >> capability & 1:
-                kernel.prctl(kernel.PR_CAPBSET_DROP, capability)
+                syscalls.prctl(syscalls.PR_CAPBSET_DROP, capability)
         os.setgroups(self.groups)
         gid = self.uid if self.gid < 0 else self.gid
         os.setresgid(gid, gid, gid)
-        kernel.prctl(kernel.PR_SET_KEEPCAPS, 1)
+        syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1)
         os.setresuid(self.uid, self.uid, self.uid)
         held = self.ambient if self.uid else self.capabilities & OWN_CAPABILITIES
-        kernel.capset(held, held, self.ambient)
+        syscalls.capset(held, held, self.ambient)
         for capability in range(64):
             if self.ambient >> capability & 1:
-                kernel.prctl(kernel.PR_CAP_AMBIENT, kernel.PR_CAP_AMBIENT_RAISE, capability)
+                syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_RAISE, capability)
         if self.no_new_privs:
-            kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+            syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
 
     def attach(self, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
         """``cntr attach PID ARGUMENTS``; see ``run``."""

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from cntr import kernel, procfs
+from cntr.linux import procfs, syscalls
 from tests.engines import rigs
 
 CGROUP2 = next(
@@ -55,8 +55,8 @@ def test_a_fork_into_a_cgroup_begins_there_and_python_goes_on():
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         program = (
-            "import os, sys; from cntr import kernel\n"
-            f"pid = kernel.fork({fd})\n"
+            "import os, sys; from cntr.linux import syscalls\n"
+            f"pid = syscalls.fork({fd})\n"
             "if pid == 0:\n"
             "    import json  # the import lock works in the child\n"
             "    print(open('/proc/self/cgroup').read()); sys.stdout.flush(); os._exit(os.getpid() != int(os.readlink('/proc/self')))\n"
@@ -75,6 +75,6 @@ def test_a_refused_fork_into_a_cgroup_is_an_error_that_names_the_call():
     fd = os.open("/tmp", os.O_RDONLY | os.O_DIRECTORY)
     try:
         with pytest.raises(OSError, match="clone3"):
-            kernel.fork(fd)
+            syscalls.fork(fd)
     finally:
         os.close(fd)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cntr import kernel, procfs
+from cntr.linux import procfs, syscalls
 from lab.slim import SlimContainer
 from tests.nest.tty import CNTR
 
@@ -136,10 +136,10 @@ def test_mounts_outlast_what_is_told_of_changes(tools: pathlib.Path) -> None:
                     (tools / name / "made").mkdir()
                     (tools / name / "made").rename(tools / name / "renamed")
                     (tools / name / "renamed").rmdir()
-                kernel.mount("elsewhere", str(tools / "mounted"), "tmpfs", 0)
+                syscalls.mount("elsewhere", str(tools / "mounted"), "tmpfs", 0)
                 (tools / "mounted" / "below").touch()
                 seen(session, "ls /mounted", ["below"])
-                kernel.umount(str(tools / "mounted"), kernel.MNT_DETACH)  # the server has looked there
+                syscalls.umount(str(tools / "mounted"), syscalls.MNT_DETACH)  # the server has looked there
                 seen(session, "ls /mounted", [])
                 lost = f"test -e /room-{turn}/lost && echo there || echo missing"
                 (tools / f"room-{turn}" / "many").mkdir(parents=True)

@@ -15,23 +15,25 @@ from tests.nest.box import CNTR, REPOSITORY, Box
 from tests.nest.test_hostile import den, visits
 from tests.nest.tty import Terminal
 
-PLAIN = "import sys; from cntr.cli import run; sys.exit(run(sys.argv[1:]))"
+PLAIN = "import sys; from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))"
 UNPROTECTED = (
-    "import sys, cntr.reexec; cntr.reexec.from_read_only_copy = lambda line: None; "
-    "from cntr.cli import run; sys.exit(run(sys.argv[1:]))"
+    "import sys, cntr.attach.readonly_interpreter; cntr.attach.readonly_interpreter.from_read_only_copy = lambda line: None; "
+    "from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))"
 )
 SEALED = """
-import sys, cntr.reexec
+import sys, cntr.attach.readonly_interpreter
 def refuse(path): raise PermissionError(1, "no mount")
-cntr.reexec._read_only_mount = refuse
-from cntr.cli import run
+cntr.attach.readonly_interpreter._read_only_mount = refuse
+from cntr.cli.main import run
 sys.exit(run(sys.argv[1:]))
 """
 # A session is closed to the accomplice; without the capability that closes it, the second line of defence is seen alone.
 OPEN_TO_THE_ACCOMPLICE = """
-import sys, cntr.reexec
-cntr.reexec.CODE = cntr.reexec.CODE.replace("from cntr", "import cntr.identity; cntr.identity.CAP_SYS_PTRACE = 0; from cntr")
-from cntr.cli import run
+import sys
+from cntr.attach import readonly_interpreter as interpreter
+without = "import cntr.attach.identity; cntr.attach.identity.CAP_SYS_PTRACE = 0; from cntr"
+interpreter.CODE = interpreter.CODE.replace("from cntr", without)
+from cntr.cli.main import run
 sys.exit(run(sys.argv[1:]))
 """
 
@@ -161,9 +163,9 @@ def test_it_finds_its_modules_where_the_path_does_not_lead():
     code = f"""
 import sys
 sys.path.insert(0, {REPOSITORY!r})
-import cntr.cli, cntr.attach, cntr.reexec
+import cntr.cli.main, cntr.attach.walk, cntr.attach.readonly_interpreter
 sys.path.remove({REPOSITORY!r})
-sys.exit(cntr.cli.run(sys.argv[1:]))
+sys.exit(cntr.cli.main.run(sys.argv[1:]))
 """
     with Box() as box:
         done = subprocess.run(

@@ -26,7 +26,8 @@ COMMANDS = (
     ["sh", "-c", "for i in 1 2 3 4 5 6 7 8; do cat /proc/self/status >/dev/null; done"],
 )
 WITHOUT_PROTECTION = (
-    "import cntr.identity, sys; cntr.identity.CAP_SYS_PTRACE = 0; from cntr.cli import run; sys.exit(run(sys.argv[1:]))"
+    "import cntr.attach.identity, sys; cntr.attach.identity.CAP_SYS_PTRACE = 0; "
+    "from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))"
 )
 
 

@@ -8,7 +8,7 @@ import resource
 
 import pytest
 
-from cntr import kernel, procfs
+from cntr.linux import procfs, syscalls
 from lab.slim import DOCKER_DEFAULT
 from tests.nest.box import Box, ask, one_line_and_hint, session
 
@@ -32,7 +32,9 @@ NAMESPACES = ("pid", "net", "ipc", "uts", "user", "cgroup", "time")
 
 
 def test_every_namespace_is_the_containers_but_the_mount_namespace_is_nested():
-    with Box(namespaces=0x7E020000 & ~kernel.CLONE_NEWUSER | kernel.CLONE_NEWCGROUP | kernel.CLONE_NEWTIME) as box:
+    with Box(
+        namespaces=0x7E020000 & ~syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWCGROUP | syscalls.CLONE_NEWTIME
+    ) as box:
         for kind in NAMESPACES:
             theirs = os.readlink(f"/proc/{box.pid}/ns/{kind}")
             # unshare(CLONE_NEWTIME) moves children only: the container's first process is one.
@@ -44,7 +46,7 @@ def test_every_namespace_is_the_containers_but_the_mount_namespace_is_nested():
 
 def test_only_the_namespaces_that_differ_are_joined():
     """A container in the host's network, pid, ipc and uts namespaces (--network host --pid host …)."""
-    with Box(namespaces=kernel.CLONE_NEWNS | kernel.CLONE_NEWUTS) as box:
+    with Box(namespaces=syscalls.CLONE_NEWNS | syscalls.CLONE_NEWUTS) as box:
         for kind in ("pid", "net", "ipc"):
             assert box.sh(f"readlink /proc/self/ns/{kind}").strip() == os.readlink(f"/proc/self/ns/{kind}")
         assert box.sh("hostname") == "demo\n"

@@ -129,9 +129,9 @@ def test_the_session_ends_with_the_container_and_says_so(container, start):
 
 def test_the_session_ends_with_a_target_that_is_not_an_init(start):
     """A process in the host's pid namespace takes nobody with it: cntr ends the session."""
-    from cntr import kernel
+    from cntr.linux import syscalls
 
-    with SlimContainer("noinit", namespaces=kernel.CLONE_NEWNS | kernel.CLONE_NEWUTS) as target:
+    with SlimContainer("noinit", namespaces=syscalls.CLONE_NEWNS | syscalls.CLONE_NEWUTS) as target:
         process = start(target, "--", "sh", "-c", "echo ready; sleep 1001.25 & sleep 1001.25", stderr=subprocess.PIPE)
         assert process.stdout.readline() == b"ready\n"
         session = descendants(process.pid)

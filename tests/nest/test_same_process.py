@@ -11,10 +11,10 @@ import sys
 
 import pytest
 
-from cntr import procfs
+from cntr.attach.target import Target
 from cntr.engines import Container
 from cntr.errors import TargetNotFound
-from cntr.target import Target
+from cntr.linux import procfs
 from tests.nest.box import CNTR, REPOSITORY, Box, one_line_and_hint, run
 
 SYS_CLONE3 = 435
@@ -105,7 +105,7 @@ def test_a_target_never_comes_to_mean_another_process():
 
 SWAP = """
 import os, sys
-import cntr.attach as attach
+import cntr.attach.walk as attach
 from tests.nest.test_same_process import Impostor
 real, kept = attach.%(step)s, []
 def swapped(*arguments, **more):
@@ -118,7 +118,7 @@ def swapped(*arguments, **more):
         kept.append(Impostor(pid).__enter__())
     return result if %(after)s else real(*arguments, **more)
 attach.%(step)s = swapped
-from cntr.cli import run
+from cntr.cli.main import run
 try:
     sys.exit(run(sys.argv[1:]))
 finally:

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from cntr import kernel, procfs
+from cntr.linux import procfs, syscalls
 from tests.conftest import nest_mounts
 from tests.engines.rigging import busybox_root
 from tests.nest.box import CNTR, REPOSITORY, Box, ask, session
@@ -82,10 +82,10 @@ def test_a_mount_in_the_session_stays_in_the_session(tmp_path):
 
 SHARED_HOST = """
 import os, subprocess, sys
-from cntr import kernel, procfs
-kernel.unshare(kernel.CLONE_NEWNS)
-kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)  # or what others mount on this machine comes in
-kernel.mount(None, "/", None, kernel.MS_REC | (1 << 20))
+from cntr.linux import procfs, syscalls
+syscalls.unshare(syscalls.CLONE_NEWNS)
+syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)  # or what others mount on this machine comes in
+syscalls.mount(None, "/", None, syscalls.MS_REC | (1 << 20))
 before = procfs.read("/proc/self/mountinfo")
 assert " shared:" in before
 process = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -165,10 +165,10 @@ def test_a_container_that_is_only_a_chroot(tmp_path):
 def test_thousands_of_mounts():
     def mounts(root: str) -> None:
         os.mkdir(f"{root}/many")
-        kernel.mount("tmpfs", f"{root}/many", "tmpfs", 0)
+        syscalls.mount("tmpfs", f"{root}/many", "tmpfs", 0)
         for number in range(2000):
             os.mkdir(f"{root}/many/{number}")
-            kernel.mount(f"{root}/many/{number}", f"{root}/many/{number}", None, kernel.MS_BIND)
+            syscalls.mount(f"{root}/many/{number}", f"{root}/many/{number}", None, syscalls.MS_BIND)
 
     with Box(mounts=mounts) as box:
         before = mountinfo(box.pid)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from cntr import procfs
+from cntr.linux import procfs
 from tests.engines import rigs
 from tests.nest.box import run
 from tests.nest.test_hostile import ground, visits

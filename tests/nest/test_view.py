@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from cntr import kernel
+from cntr.linux import syscalls
 from tests.nest.box import Box, run
 
 BASE = "/var/lib/cntr"
@@ -50,9 +50,9 @@ def test_volumes_and_submounts_come_along(tmp_path):
     def mounts(root: str) -> None:
         for path in ("data", "data/deeper", "scratch"):
             os.makedirs(f"{root}/{path}", exist_ok=True)
-        kernel.mount(str(tmp_path), f"{root}/data", None, kernel.MS_BIND)
-        kernel.mount("tmpfs", f"{root}/data/deeper", "tmpfs", 0)
-        kernel.mount("tmpfs", f"{root}/scratch", "tmpfs", kernel.MS_RDONLY)
+        syscalls.mount(str(tmp_path), f"{root}/data", None, syscalls.MS_BIND)
+        syscalls.mount("tmpfs", f"{root}/data/deeper", "tmpfs", 0)
+        syscalls.mount("tmpfs", f"{root}/scratch", "tmpfs", syscalls.MS_RDONLY)
         pathlib.Path(f"{root}/data/deeper/mark").write_text("in a mount on a mount\n")
 
     (tmp_path / "deeper").mkdir()
@@ -91,7 +91,7 @@ def test_without_a_usable_dev_the_tools_own_stays():
     class WithoutDev(Box):
         def _pivot(self) -> None:
             super()._pivot()
-            kernel.umount("/dev", kernel.MNT_DETACH)
+            syscalls.umount("/dev", syscalls.MNT_DETACH)
 
     with WithoutDev() as box:
         assert box.sh("test -c /dev/null && test -c /dev/zero && echo x >/dev/null && echo yes") == "yes\n"

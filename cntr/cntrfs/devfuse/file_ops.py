@@ -7,12 +7,12 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from cntr import kernel_fs
 from cntr.cntrfs.devfuse import ioctls, wire
 from cntr.cntrfs.devfuse.namespace_ops import creator, extensions, label
 from cntr.cntrfs.devfuse.notify import notify
 from cntr.cntrfs.devfuse.request import NO_ANSWER, Connection
 from cntr.cntrfs.devfuse.workers import sync
+from cntr.linux import file_syscalls
 
 if TYPE_CHECKING:
     from cntr.cntrfs.devfuse.namespace_ops import Handler
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cntr.cntrfs.node import Node
 
 MAX_IO = 1 << 20  # bytes in one READ or WRITE: what INIT agrees on
-_GUARDED = kernel_fs.STATX_ATTR_IMMUTABLE | kernel_fs.STATX_ATTR_APPEND
+_GUARDED = file_syscalls.STATX_ATTR_IMMUTABLE | file_syscalls.STATX_ATTR_APPEND
 _ENTRY_SIZE = wire.ENTRY_OUT.size
 _NO_ENTRY = bytes(_ENTRY_SIZE)
 _DOTS = (b".", b"..")

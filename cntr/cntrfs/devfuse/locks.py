@@ -15,10 +15,10 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from cntr import kernel_fs
 from cntr.cntrfs.backing import proc_path
 from cntr.cntrfs.core import errno_of
 from cntr.cntrfs.devfuse import wire
+from cntr.linux import file_syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,7 +103,7 @@ class Locks:
         """GETLK: the lock that stands in the way, or F_UNLCK."""
         owner = self._owner(handle.node, fh, number, pid)
         length = 0 if end >= _END else end - start + 1
-        kind, found, length = kernel_fs.ofd_lock(owner.fd, kernel_fs.F_OFD_GETLK, kind, start, length)
+        kind, found, length = file_syscalls.ofd_lock(owner.fd, file_syscalls.F_OFD_GETLK, kind, start, length)
         if kind == fcntl.F_UNLCK:
             return wire.LK_OUT.pack(0, 0, fcntl.F_UNLCK, 0)
         found_end = found + length - 1 if length else _END
@@ -122,17 +122,17 @@ class Locks:
         owner = self._owner(handle.node, fh, number, pid)
         length = 0 if end >= _END else end - start + 1
         try:
-            kernel_fs.ofd_lock(owner.fd, kernel_fs.F_OFD_SETLK, kind, start, length)
+            file_syscalls.ofd_lock(owner.fd, file_syscalls.F_OFD_SETLK, kind, start, length)
         except OSError as error:
             if not wait or error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
 
             def lock() -> None:
-                kernel_fs.ofd_lock(owner.fd, kernel_fs.F_OFD_SETLKW, kind, start, length)
+                file_syscalls.ofd_lock(owner.fd, file_syscalls.F_OFD_SETLKW, kind, start, length)
                 owner.note(start, end, kind)
 
             def undo() -> None:
-                kernel_fs.ofd_lock(owner.fd, kernel_fs.F_OFD_SETLK, fcntl.F_UNLCK, start, length)
+                file_syscalls.ofd_lock(owner.fd, file_syscalls.F_OFD_SETLK, fcntl.F_UNLCK, start, length)
                 owner.note(start, end, fcntl.F_UNLCK)
 
             self._wait(lock, undo)
@@ -145,11 +145,11 @@ class Locks:
         fd = self.connection.core.file_fd(handle)
         operation = {fcntl.F_RDLCK: fcntl.LOCK_SH, fcntl.F_WRLCK: fcntl.LOCK_EX}.get(kind, fcntl.LOCK_UN)
         try:
-            kernel_fs.flock(fd, operation | fcntl.LOCK_NB)
+            file_syscalls.flock(fd, operation | fcntl.LOCK_NB)
         except OSError as error:
             if not wait or error.errno != errno.EWOULDBLOCK:
                 raise
-            self._wait(lambda: kernel_fs.flock(fd, operation), lambda: kernel_fs.flock(fd, fcntl.LOCK_UN))
+            self._wait(lambda: file_syscalls.flock(fd, operation), lambda: file_syscalls.flock(fd, fcntl.LOCK_UN))
             return False
         return True
 

@@ -11,10 +11,10 @@ import errno
 import stat
 from typing import TYPE_CHECKING
 
-from cntr import kernel_fs
 from cntr.cntrfs import log
 from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.notify import notify
+from cntr.linux import file_syscalls
 
 if TYPE_CHECKING:
     from cntr.cntrfs.core import Core
@@ -77,7 +77,7 @@ class Passthrough:
             return 0
         try:
             with self.core.credentials.without_fsetid():  # for a file that gets set-id bits while it is open
-                return kernel_fs.ioctl_number(self.fd, wire.DEV_IOC_BACKING_OPEN, wire.BACKING_MAP.pack(fd, 0, 0))
+                return file_syscalls.ioctl_number(self.fd, wire.DEV_IOC_BACKING_OPEN, wire.BACKING_MAP.pack(fd, 0, 0))
         except OSError as error:
             if error.errno in (errno.EPERM, errno.ENOTTY):
                 log.info("no passthrough here: %s", error.strerror)
@@ -101,7 +101,7 @@ class Passthrough:
         files, node.open = node.open, None
         if files is not None and files.backing_id:
             try:
-                kernel_fs.ioctl_number(self.fd, wire.DEV_IOC_BACKING_CLOSE, files.backing_id.to_bytes(4, "little"))
+                file_syscalls.ioctl_number(self.fd, wire.DEV_IOC_BACKING_CLOSE, files.backing_id.to_bytes(4, "little"))
             except OSError as error:
                 log.warning("closing a backing id: %s", error)
 

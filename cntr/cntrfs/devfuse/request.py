@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cntr.cntrfs.core import Core
     from cntr.cntrfs.heartbeat import Heartbeat
     from cntr.cntrfs.node import Node, Slot
-    from cntr.kernel_fs import Attributes
+    from cntr.linux.file_syscalls import Attributes
 
 _pack_entry = wire.ENTRY_OUT.pack
 _pack_attr = wire.ATTR_OUT.pack

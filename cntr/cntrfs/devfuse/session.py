@@ -14,7 +14,6 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from cntr import kernel_fs
 from cntr.cntrfs import log
 from cntr.cntrfs.core import Core, errno_of
 from cntr.cntrfs.devfuse import wire
@@ -22,6 +21,7 @@ from cntr.cntrfs.devfuse.file_ops import FILE_HANDLERS, MAX_IO
 from cntr.cntrfs.devfuse.namespace_ops import NAMESPACE_HANDLERS
 from cntr.cntrfs.devfuse.request import NO_ANSWER, Connection
 from cntr.cntrfs.devfuse.watch import Watch
+from cntr.linux import file_syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +84,7 @@ class Session:
         connection.minor = minor
         depth = 0
         if agreed & wire.PASSTHROUGH:
-            depth = 2 if kernel_fs.filesystem_magic(self.core.nodes.root.fd) == _OVERLAYFS_MAGIC else 1
+            depth = 2 if file_syscalls.filesystem_magic(self.core.nodes.root.fd) == _OVERLAYFS_MAGIC else 1
             connection.passthrough.enabled = True
         return wire.INIT_OUT.pack(
             wire.KERNEL_VERSION, min(minor, wire.MINOR_VERSION), max(readahead, 1 << 20), agreed & 0xFFFFFFFF,

@@ -23,11 +23,11 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from cntr import kernel, kernel_fs
 from cntr.cntrfs import log
 from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.notify import notify
 from cntr.cntrfs.node import Node, Slot
+from cntr.linux import file_syscalls, syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,8 +37,10 @@ if TYPE_CHECKING:
 #: Local filesystems whose every change goes through this kernel's VFS: ext2-4, XFS, tmpfs, F2FS (linux/magic.h).
 #: A network filesystem changes elsewhere; btrfs and overlay report other ids than their inodes have.
 WATCHABLE = frozenset((0xEF53, 0x58465342, 0x01021994, 0xF2F52010))
-_ENTRY_EVENTS = kernel_fs.FAN_CREATE | kernel_fs.FAN_DELETE | kernel_fs.FAN_MOVED_FROM | kernel_fs.FAN_MOVED_TO
-_MASK = _ENTRY_EVENTS | kernel_fs.FAN_MODIFY | kernel_fs.FAN_ATTRIB | kernel_fs.FAN_ONDIR
+_ENTRY_EVENTS = (
+    file_syscalls.FAN_CREATE | file_syscalls.FAN_DELETE | file_syscalls.FAN_MOVED_FROM | file_syscalls.FAN_MOVED_TO
+)
+_MASK = _ENTRY_EVENTS | file_syscalls.FAN_MODIFY | file_syscalls.FAN_ATTRIB | file_syscalls.FAN_ONDIR
 _METADATA = struct.Struct("=IBBHQii")  # event_len vers reserved metadata_len mask fd pid
 _INFO = struct.Struct("=BxH8sIi")  # type len fsid handle_bytes handle_type
 _INFO_FID, _INFO_DFID_NAME, _INFO_DFID = 1, 2, 3
@@ -59,7 +61,7 @@ class Watch:
         """Start the helper. OSError where fanotify is not to be had, RuntimeError where no thread is: nothing is watched then."""
         self.core = core
         self.fuse_fd = fuse_fd
-        self.group = kernel_fs.fanotify_init()
+        self.group = file_syscalls.fanotify_init()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         server, mounted = (
             os.getpid(),
@@ -92,8 +94,8 @@ class Watch:
             return
         alias = next(((ino, nodeid) for ino, nodeid in slot.aliases.items() if nodeid > 0), (0, 0))
         try:
-            kernel_fs.fanotify_mark_filesystem(self.group, _MASK, slot.mount_fd)
-            message = _SLOT.pack(kernel_fs.filesystem_id(slot.mount_fd), slot.base, *alias)
+            file_syscalls.fanotify_mark_filesystem(self.group, _MASK, slot.mount_fd)
+            message = _SLOT.pack(file_syscalls.filesystem_id(slot.mount_fd), slot.base, *alias)
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [slot.mount_fd]))
             self._socket.sendmsg([message], [rights])
         except OSError as error:
@@ -148,7 +150,9 @@ def _names(node: Node) -> Iterator[bytes]:
     """The names in a directory; of one that is gone, none: its own attributes are asked for again, and missed."""
     try:
         if node.handle is not None and node.slot.mount_fd >= 0:
-            fd = kernel_fs.open_by_handle(node.slot.mount_fd, node.handle, os.O_RDONLY | os.O_DIRECTORY, shared=False)
+            fd = file_syscalls.open_by_handle(
+                node.slot.mount_fd, node.handle, os.O_RDONLY | os.O_DIRECTORY, shared=False
+            )
         else:
             fd = os.open(f"/proc/self/fd/{node.fd}", os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
@@ -222,7 +226,7 @@ class Helper:
             except OSError:
                 continue
             try:
-                fsid, ino = kernel_fs.filesystem_id(fd), os.fstat(fd).st_ino
+                fsid, ino = file_syscalls.filesystem_id(fd), os.fstat(fd).st_ino
             finally:
                 os.close(fd)
             for base, alias, nodeid, _ in self.slots.get(fsid, []):
@@ -254,7 +258,7 @@ class Helper:
         position = 0
         while position < len(buffer):
             length, _, _, skip, mask, _, pid = _METADATA.unpack_from(buffer, position)
-            if mask & kernel_fs.FAN_Q_OVERFLOW:
+            if mask & file_syscalls.FAN_Q_OVERFLOW:
                 self.server.send(FLUSH)
             elif pid != self.server_pid:
                 self.event(mask, buffer[position + skip : position + length], told)
@@ -266,7 +270,7 @@ class Helper:
         while position + _INFO.size <= len(infos):
             kind, length, fsid, size, handle_type = _INFO.unpack_from(infos, position)
             start = position + _INFO.size
-            handle = kernel_fs.Handle(handle_type, infos[start : start + size])
+            handle = file_syscalls.Handle(handle_type, infos[start : start + size])
             name = infos[start + size : position + length].split(b"\0", 1)[0]
             position += max(length, 4)
             if kind not in (_INFO_FID, _INFO_DFID_NAME, _INFO_DFID):
@@ -278,17 +282,17 @@ class Helper:
                     told.add((nodeid, name))
                     # What was removed is dropped at once: its inode number may be in use again, and the kernel would
                     # keep the old file's node for as long as it remembers the name.
-                    flags = 0 if mask & kernel_fs.FAN_DELETE else self.entry_flags
+                    flags = 0 if mask & file_syscalls.FAN_DELETE else self.entry_flags
                     notify(self.fuse_fd, wire.NOTIFY_INVAL_ENTRY, _entry(nodeid, name, flags))
-                    self.tell_inode(nodeid, kernel_fs.FAN_MODIFY, told)
+                    self.tell_inode(nodeid, file_syscalls.FAN_MODIFY, told)
 
     def tell_inode(self, nodeid: int, mask: int, told: set[tuple[int, bytes]]) -> None:
         """Attributes, and data when it was modified, are old. A file that is being written is told of now and then."""
-        key = nodeid, b"\0m" if mask & kernel_fs.FAN_MODIFY else b"\0"
+        key = nodeid, b"\0m" if mask & file_syscalls.FAN_MODIFY else b"\0"
         if key in told:
             return
         told.add(key)
-        if not mask & kernel_fs.FAN_MODIFY:
+        if not mask & file_syscalls.FAN_MODIFY:
             notify(self.fuse_fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(nodeid, -1, 0))
             return
         now = time.monotonic()
@@ -311,7 +315,7 @@ class Helper:
             self.paced[nodeid] = now
             notify(self.fuse_fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(nodeid, 0, 0))
 
-    def nodeids(self, fsid: bytes, handle: kernel_fs.Handle) -> list[int]:
+    def nodeids(self, fsid: bytes, handle: file_syscalls.Handle) -> list[int]:
         """The node ids that a file can have: one per mount of its filesystem."""
         slots = self.slots.get(fsid)
         if slots is None:
@@ -323,7 +327,7 @@ class Helper:
             ino = int.from_bytes(handle.data[:4], "little")
         else:
             try:
-                fd = kernel_fs.open_by_handle(slots[0][3], handle, os.O_PATH | os.O_NOFOLLOW)
+                fd = file_syscalls.open_by_handle(slots[0][3], handle, os.O_PATH | os.O_NOFOLLOW)
             except OSError:
                 return []  # gone
             ino = os.fstat(fd).st_ino
@@ -343,11 +347,11 @@ def _run_helper(
 ) -> None:
     """The helper's whole life; never returns."""
     try:
-        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
         if os.getppid() == server_pid:
-            kernel.set_process_name("cntrfs-watch")
+            syscalls.set_process_name("cntrfs-watch")
             _close_others({0, 1, 2, fuse_fd, group, server.fileno()})
             Helper(fuse_fd, group, server, server_pid, expire_only, mounted).run()
     except BaseException as error:  # noqa: BLE001  the helper has nobody to raise to

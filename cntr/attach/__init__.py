@@ -1,0 +1,1 @@
+"""One attach: the walk, and the processes of a session (docs/architecture.md)."""

@@ -1,0 +1,120 @@
+"""Joining a process's cgroups (cgroups(7)): version 1, version 2, and both at once."""
+
+from __future__ import annotations
+
+import os
+
+from cntr.linux import procfs, syscalls
+
+
+class Membership:
+    """One hierarchy the target is a member of and we are not yet: its controllers and its directory in our mounts."""
+
+    __slots__ = ("controllers", "directory", "frozen")
+
+    def __init__(self, controllers: str, directory: str) -> None:
+        """controllers: e.g. ``memory`` or ``name=systemd``; empty for version 2."""
+        self.controllers, self.directory = controllers, directory
+        self.frozen = _frozen(directory, controllers)
+
+    def label(self) -> str:
+        """What a report calls it."""
+        return self.controllers or "cgroup2"
+
+
+def memberships(target: str, own: str, mountinfo: str) -> tuple[list[Membership], list[str]]:
+    """What to join, and the controllers of what is not reachable through our cgroup mounts.
+
+    target, own: text of /proc/PID/cgroup; mountinfo: text of our own mountinfo.
+    """
+    mounts = [procfs.Mount(line) for line in mountinfo.split("\n") if " - cgroup" in line]
+    theirs, ours = procfs.cgroups(target), procfs.cgroups(own)
+    found, unreachable = [], []
+    for controllers, path in theirs.items():
+        if ours.get(controllers) == path:
+            continue
+        directory = _directory(mounts, controllers, path)
+        if directory is None:
+            unreachable.append(controllers or "cgroup2")
+        else:
+            found.append(Membership(controllers, directory))
+    return found, unreachable
+
+
+def _directory(mounts: list[procfs.Mount], controllers: str, path: str) -> str | None:
+    """Where PATH of a hierarchy lies in our mounts; both sides are relative to our cgroup namespace's root."""
+    wanted = set(controllers.split(","))
+    for mount in mounts:
+        fits = mount.fstype == "cgroup" and wanted <= set(mount.super) if controllers else mount.fstype == "cgroup2"
+        root = mount.root.rstrip("/")
+        if fits and not path.startswith("/..") and (path + "/").startswith(root + "/"):
+            directory = mount.mount_point + path[len(root) :].rstrip("/")
+            if os.path.isdir(directory):
+                return directory
+    return None
+
+
+def _frozen(directory: str, controllers: str) -> bool:
+    """Whether joining would freeze the joiner: version 1 FROZEN or FREEZING, version 2 ``frozen 1``."""
+    try:
+        if controllers == "":
+            return "\nfrozen 1" in "\n" + procfs.read(f"{directory}/cgroup.events")
+        if "freezer" in controllers.split(","):
+            return procfs.read(f"{directory}/freezer.state").strip() != "THAWED"
+    except OSError:
+        return False  # version 1's root cgroup has no freezer.state: it cannot be frozen
+    return False
+
+
+class Doors:
+    """The files that let a process into the target's cgroups, opened now: the kernel checks the opener's credentials.
+
+    Writing to a cgroup.procs moves a whole process and waits for that, 6-12 ms of RCU grace period. Both ways round it are used: in
+    version 1 a process of one thread moves that thread by ``tasks``; in version 2 a child is forked straight into the cgroup.
+    """
+
+    __slots__ = ("directory_fd", "files", "inside")
+
+    def __init__(self, found: list[Membership]) -> None:
+        """Raises OSError naming the file."""
+        self.files: list[tuple[int, str, bool]] = []  # fd, path, whether of version 2
+        self.directory_fd = -1  # version 2's, for fork
+        self.inside = False  # whether fork has put us into version 2's
+        try:
+            for membership in found:
+                v2 = not membership.controllers
+                path = f"{membership.directory}/{'cgroup.procs' if v2 else 'tasks'}"
+                self.files.append((os.open(path, os.O_WRONLY | os.O_CLOEXEC), path, v2))
+                if v2:
+                    self.directory_fd = os.open(membership.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except BaseException:
+            self.close()
+            raise
+
+    def fork(self) -> int:
+        """fork(2), into version 2's cgroup where the kernel can (5.7); ``join`` does what is left to do. Raises OSError."""
+        if self.directory_fd >= 0:
+            self.inside = True
+            try:
+                return syscalls.fork(self.directory_fd)
+            except OSError:
+                self.inside = False  # too old a kernel, or a rule that writing to cgroup.procs will name
+        return syscalls.fork()
+
+    def join(self) -> None:
+        """Move the calling process, of one thread, in. Raises OSError naming the file."""
+        for fd, path, v2 in self.files:
+            if v2 and self.inside:
+                continue
+            try:
+                os.write(fd, b"0")
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, path) from None
+
+    def close(self) -> None:
+        """Close every fd."""
+        for fd, _, _ in self.files:
+            os.close(fd)
+        if self.directory_fd >= 0:
+            os.close(self.directory_fd)
+        self.files, self.directory_fd = [], -1

@@ -1,0 +1,160 @@
+"""The fuse transport's third process: it serves the tools' tree by CntrFS to the session (the paper, section 4).
+
+Forked before anything is entered, it stays on the host's side; nothing of FUSE is imported anywhere else. The connection ends with
+the last copy of its fd, so that a server that dies takes no client into a wait that never ends, and the supervisor aborts the connection
+of one that hangs.
+"""
+
+from __future__ import annotations
+
+import _signal as signal  # the module behind signal, without its import of enum (5 ms)
+import os
+import select
+import sys
+
+from cntr.linux import procfs, syscalls
+
+HANG_SECONDS = 30.0  # a request neither taken nor answered for so long
+GRACE_SECONDS = 3.0
+
+
+class FileServer:
+    """One server process and its connection.
+
+    device_fd: /dev/fuse, for the session to mount; pidfd: readable when the server has ended.
+    """
+
+    __slots__ = (
+        "binding",
+        "device_fd",
+        "heartbeat",
+        "mounted_read",
+        "mounted_write",
+        "pid",
+        "pidfd",
+        "root_fd",
+        "stop_read",
+        "stop_write",
+        "watchdog",
+    )
+
+    def __init__(self, root_fd: int, binding: str) -> None:
+        """Start serving ROOT_FD's tree by BINDING (auto, devfuse, pyfuse3). Raises CntrError, OSError."""
+        from cntr.cntrfs import mounting
+        from cntr.cntrfs.heartbeat import Heartbeat
+
+        self.binding = mounting.choose_binding(None if binding == "auto" else binding)
+        self.root_fd, self.heartbeat = root_fd, Heartbeat()
+        self.watchdog: Watchdog | None = None
+        self.device_fd = mounting.open_device()
+        self.stop_read, self.stop_write = os.pipe2(os.O_CLOEXEC)
+        self.mounted_read, self.mounted_write = os.pipe2(os.O_CLOEXEC)
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._serve()
+        os.close(self.stop_read)
+        os.close(self.mounted_read)
+        self.pidfd = os.pidfd_open(self.pid)
+
+    def _serve(self) -> None:
+        """The server process; never returns."""
+        status = 1
+        try:
+            os.setsid()  # the terminal's signals are for the session
+            syscalls.set_process_name("cntrfs")
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+            os.close(self.stop_write)
+            os.close(self.mounted_write)
+            os.chdir("/")
+            from cntr.cntrfs import mounting
+            from cntr.cntrfs.options import Options
+
+            mounting.load(self.binding)  # while the session is being assembled
+            # Reading /dev/fuse before it is mounted is EPERM, so the session says when; its end without a word is the end here too.
+            if os.read(self.mounted_read, 1):
+                # The container's /proc and its tree are mounted on entries, and go with an entry that the kernel is told to drop. Since
+                # 6.2 it can be told to ask again instead; before, entries are asked for again after a second.
+                options, root_fd = Options(keep_mounts=True).settle(), os.dup(self.root_fd)
+                mounting.serve(self.device_fd, root_fd, options, self.stop_read, self.heartbeat, binding=self.binding)
+            status = 0
+        except BaseException as error:  # noqa: BLE001  the one process that may print: its stderr is the user's
+            sys.stderr.write(f"cntr: the file server failed: {type(error).__name__}: {error}\n")
+        finally:
+            os._exit(status)
+
+    def mount_options(self) -> dict[str, str | None]:
+        """What fsconfig(2) is told of the connection: the kernel checks permissions itself, for every user."""
+        return {
+            "source": "cntr",
+            "subtype": "cntrfs",
+            "fd": str(self.device_fd),
+            "rootmode": "40000",
+            "user_id": "0",
+            "group_id": "0",
+            "default_permissions": None,
+            "allow_other": None,
+        }
+
+    def mounted(self) -> None:
+        """In the session: have the server begin."""
+        os.write(self.mounted_write, b"m")
+        self.handed_over()
+
+    def handed_over(self) -> None:
+        """Close our copy of the connection: it must end with the server."""
+        if self.device_fd >= 0:
+            os.close(self.device_fd)
+            os.close(self.mounted_write)
+        self.device_fd = -1
+
+    def hangs(self, session_pid: int) -> bool:
+        """Whether the server has let requests wait for HANG_SECONDS. session_pid: whose root the tree is, in the host's numbers."""
+        if self.watchdog is None:
+            device = root_device(session_pid)
+            if device is None:
+                return False
+            from cntr.cntrfs.watchdog import Watchdog
+
+            self.watchdog = Watchdog("", self.heartbeat, HANG_SECONDS, device)
+        return self.watchdog.hangs(self.pid)
+
+    def finished(self) -> bool:
+        """Whether the server has ended of itself, its connection unmounted."""
+        ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return ended is not None and (ended.si_code, ended.si_status) == (os.CLD_EXITED, 0)
+
+    def end_connection(self) -> None:
+        """Have every waiting call return with an error: the server's death closes the last fd of the connection."""
+        if self.watchdog:
+            self.watchdog.abort()
+        signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def stop(self) -> None:
+        """End it: asked first, then killed. Never waits for the tree itself."""
+        os.close(self.stop_write)
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        if not poll.poll(GRACE_SECONDS * 1000):
+            self.end_connection()
+        os.waitpid(self.pid, 0)
+        os.close(self.pidfd)
+        self.handed_over()
+
+
+def root_device(pid: int) -> int | None:
+    """The device number of the FUSE mount that is the root of process PID, from its mountinfo; None before it is made."""
+    try:
+        text = procfs.read(f"/proc/{pid}/mountinfo")
+    except OSError:
+        return None
+    for line in text.splitlines():
+        fields = line.split(" ")
+        if fields[4] == "/" and " - fuse.cntrfs " in line:
+            major, minor = fields[2].split(":")
+            return os.makedev(int(major), int(minor))
+    return None
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cntr.cntrfs.watchdog import Watchdog

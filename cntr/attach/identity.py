@@ -1,0 +1,248 @@
+"""Who the session is: ids, capabilities, label, limits and environment, taken from the target's process.
+
+``Identity`` is put together before the fork; ``assume`` runs in the session's process and loads nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+
+from cntr.attach import cgroup
+from cntr.attach.target import CAP_SYS_PTRACE, Target
+from cntr.errors import CntrError, printable
+from cntr.linux import namespaces, procfs, syscalls
+
+NO_ID = 0xFFFFFFFF  # (uid_t)-1: to setresuid(2) it means "leave it as it is"
+
+# Variables by which a process makes its children load code or read files of its choosing. They mean paths of the container and would
+# be obeyed by the tools: the container could write them into its own environment to reach the tools' side.
+WITHHELD = frozenset(
+    (
+        "AWKLIBPATH AWKPATH BASH_ENV BASHOPTS BC_ENV_ARGS BROWSER CDPATH CLASSPATH CVS_RSH DC_ENV_ARGS DEBUGINFOD_URLS EDITOR "
+        "ENV EXINIT FPATH GCONV_PATH GDBHISTFILE GETCONF_DIR GLIBC_TUNABLES GNUPGHOME GREP_OPTIONS HISTFILE HOSTALIASES IFS "
+        "INPUTRC KUBECONFIG LANGUAGE LIBGL_DRIVERS_PATH LIBRARY_PATH LOCALDOMAIN LOCPATH MAGIC MAILCAPS MANPAGER MANPATH NIS_PATH "
+        "NLSPATH OLDPWD PAGER PATH POSIXLY_CORRECT PROMPT_COMMAND PS0 PS1 PS2 PS4 PWD READNULLCMD RESOLV_HOST_CONF RES_OPTIONS "
+        "RIPGREP_CONFIG_PATH RSYNC_RSH SASL_PATH SCREENRC SHELL SHELLOPTS SHLVL SSH_ASKPASS SSH_AUTH_SOCK SSL_CERT_DIR "
+        "SSL_CERT_FILE SYSSCREENRC TAR_OPTIONS TERMCAP TERMINFO TERMINFO_DIRS TK_LIBRARY TMPDIR TMUX TZDIR VISUAL WGETRC ZDOTDIR "
+        "ZIPOPT UNZIP"
+    ).split()
+)
+WITHHELD_PREFIXES = (
+    "BASH_FUNC_", "BUNDLE_", "CARGO_", "CNTR_", "COMPILER_PATH", "CORECLR_", "CURL_", "DOTNET_", "DYLD_", "EMACS", "ERL_", "GCC_",
+    "GDK_", "GEM_", "GIO_", "GIT_", "GO111", "GOFLAGS", "GST_", "GTK_", "GUILE_", "JAVA_TOOL_", "JDK_JAVA_", "KRB5_", "LD_", "LESS",
+    "LUA_", "MAKE", "MALLOC_", "NODE_", "NPM_", "NVIM", "OPENSSL_", "PERL", "PHP", "PYTHON", "QT_", "RUBY", "RUSTC", "SUDO_", "TCL",
+    "TEXTDOMAIN", "VIM", "XDG_", "_JAVA", "npm_",
+)  # fmt: skip
+
+
+def withheld(name: str) -> bool:
+    """Whether a variable of the container stays out of a session (see security.md)."""
+    return name in WITHHELD or name.startswith(WITHHELD_PREFIXES)
+
+
+class User:
+    """The user of a session, in the ids of the target's user namespace."""
+
+    __slots__ = ("gid", "groups", "home", "name", "uid")
+
+    def __init__(self, uid: int, gid: int, groups: list[int] | None, name: str, home: str) -> None:
+        """groups: None where the target's own cannot be expressed in its user namespace."""
+        self.uid, self.gid, self.groups, self.name, self.home = uid, gid, groups, name, home
+
+
+def user_of(target: Target, wanted: str | None) -> User:
+    """The target's user, or WANTED: name, uid, or either with :group. Raises CntrError."""
+    passwd, group = target.read_file("/etc/passwd"), target.read_file("/etc/group")
+    if wanted is None:
+        uid, gid = target.inside(target.uids[1], target.uid_map), target.inside(target.gids[1], target.gid_map)
+        if uid is None or gid is None:
+            raise CntrError(
+                f"{target.label}: its uid {target.uids[1]} has no name in its own user namespace", "try --user 0"
+            )
+        groups = [inside for outside in target.groups if (inside := target.inside(outside, target.gid_map)) is not None]
+        entry = procfs.passwd_entry(passwd, str(uid))
+        return User(uid, gid, groups, entry[0] if entry else "", entry[3] if entry else "")
+    name, colon, group_name = wanted.partition(":")
+    entry = procfs.passwd_entry(passwd, name)
+    if entry is None and not (name.isascii() and name.isdecimal()):
+        raise CntrError(
+            f"--user {printable(name)}: the container's /etc/passwd has no such user", "give a numeric uid[:gid]"
+        )
+    uid, gid = (entry[1], entry[2]) if entry else (int(name), 0)
+    if colon:
+        numeric = group_name.isascii() and group_name.isdecimal()
+        found = int(group_name) if numeric else procfs.group_id(group, group_name)
+        if found is None:
+            raise CntrError(
+                f"--user {printable(wanted)}: the container's /etc/group has no such group", "give a numeric gid"
+            )
+        gid = found
+    for kind, number, rows in (("uid", uid, target.uid_map), ("gid", gid, target.gid_map)):
+        if number >= NO_ID:
+            raise CntrError(f"--user {printable(wanted)}: {kind} {number} is none", f"ids end at {NO_ID - 1}")
+        if "user" in target.namespaces and procfs.map_id(number, rows) is None:
+            raise CntrError(
+                f"--user {printable(wanted)}: {kind} {number} is not mapped in the container's user namespace",
+                f"`cat /proc/{target.pid}/{kind}_map` shows which ids are",
+            )
+    return User(
+        uid,
+        gid,
+        procfs.groups_of(group, entry[0]) if entry else [],
+        entry[0] if entry else "",
+        entry[3] if entry else "",
+    )
+
+
+class Identity:
+    """Everything ``assume`` needs, opened and computed before the fork.
+
+    keep_out: add CAP_SYS_PTRACE, so that the container's processes are refused /proc/PID/{root,fd,mem,environ} of the session.
+    privileged: stay the host's root, with its capabilities and label.
+    """
+
+    def __init__(self, target: Target, user: User, *, own_root: bool, privileged: bool, doors: cgroup.Doors) -> None:
+        """own_root: the session's root is the container's own (``exec``): there is nothing of the host's to read in it."""
+        self.target, self.user, self.privileged, self.doors = target, user, privileged, doors
+        self.proc_fd = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        extra = 0 if own_root else CAP_SYS_PTRACE
+        self.bounding = target.bounding | extra
+        self.ambient = self._ambient() | (extra if user.uid else 0)
+        same_user = user.uid == target.inside(target.uids[1], target.uid_map)
+        held = target.permitted if same_user else (0 if user.uid else target.bounding)
+        effective = target.effective if same_user else held
+        self.permitted = held | self.ambient | extra
+        self.effective = effective | self.ambient | extra
+        self.inheritable = (target.inheritable if same_user else 0) | self.ambient
+        self.lsm = target.lsm if target.lsm != _own_label() else ""
+        self.oom_score_adj = _oom_score_adj(target)
+        self.limits = list(enumerate(procfs.limits(procfs.read("limits", target.proc_fd))))
+        self.last_capability = int(procfs.read("/proc/sys/kernel/cap_last_cap"))
+
+    def close(self) -> None:
+        """Close what was opened for it."""
+        self.doors.close()
+        os.close(self.proc_fd)
+
+    def _ambient(self) -> int:
+        same_user = self.user.uid == self.target.inside(self.target.uids[1], self.target.uid_map)
+        return self.target.ambient if same_user and self.user.uid else 0
+
+    def assume(self, steps: Steps, note: Callable[[str], None]) -> None:
+        """Become it, in the session's process. Raises OSError; ``steps.now`` says where.
+
+        note: called for what the kernel refuses and a session can do without (resource limits, the oom score).
+        """
+        steps.now = "join the container's cgroup"
+        self.doors.join()
+        if self.privileged:
+            steps.now = "join the container's"
+            namespaces.join(self.target.namespaces, "cgroup")
+            return
+        if self.oom_score_adj is not None:
+            self._write_own("oom_score_adj", str(self.oom_score_adj), note)
+        self._set_limits(note)
+        steps.now = "join the container's"
+        namespaces.join(self.target.namespaces, "cgroup", "user")
+        steps.now = "take on the container's capability bounding set"
+        self._drop_bounding(self.bounding)
+        steps.now = "take on the container's ids"
+        self._set_ids(note)
+        steps.now = "take on the container's capabilities"
+        self._set_capabilities()
+        if self.lsm:
+            steps.now = "take on the container's security label"
+            self._set_label()
+        if self.target.no_new_privs:
+            syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+
+    def shed(self, kept: int) -> None:
+        """In the monitor: hold no more capabilities than the command and KEPT, a mask. Raises OSError."""
+        self._drop_bounding(self.bounding | kept)
+        # The monitor is in the caller's user namespace, the command may be in one of the container's with capabilities
+        # that the caller lacks (CAP_SYS_RESOURCE in many sandboxes): what one does not have, one can't keep.
+        held = (self.permitted | kept) & syscalls.permitted_capabilities()
+        syscalls.capset(held, held, 0)
+
+    def _drop_bounding(self, kept: int) -> None:
+        for capability in range(self.last_capability + 1):
+            if not kept >> capability & 1:
+                syscalls.prctl(syscalls.PR_CAPBSET_DROP, capability)
+
+    def _write_own(self, name: str, text: str, note: Callable[[str], None]) -> None:
+        try:
+            fd = os.open(f"self/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.proc_fd)
+            try:
+                os.write(fd, text.encode())
+            finally:
+                os.close(fd)
+        except OSError as error:
+            note(f"{name} {text}: {error.strerror}")
+
+    def _set_limits(self, note: Callable[[str], None]) -> None:
+        for limit, (soft, hard) in self.limits:
+            own_hard = resource.getrlimit(limit)[1]
+            try:
+                resource.setrlimit(limit, (soft, hard))
+            except (OSError, ValueError):  # ValueError is how the module spells EPERM for a raised hard limit
+                ceiling = own_hard if own_hard != resource.RLIM_INFINITY else hard
+                lowered = ceiling if soft == resource.RLIM_INFINITY else min(soft, ceiling)
+                resource.setrlimit(limit, (lowered, own_hard))
+                note(f"resource limit {limit}: {soft}:{hard} refused, {lowered}:{own_hard} kept")
+
+    def _set_label(self) -> None:
+        """Take on the target's label: AppArmor's profile now (aa_change_profile(2)), SELinux' context with the exec (setexeccon(3)).
+
+        A label that changes with the exec clears the parent-death signal (apparmor_bprm_committing_creds), and a SIGKILL of
+        the monitor would leave the command. SELinux grants the change at once (dyntransition) to next to nobody.
+        """
+        # AppArmor shows "profile (mode)" and takes "changeprofile profile"; SELinux shows and takes the context itself.
+        profile, parenthesis, _ = self.lsm.partition(" (")
+        apparmor = bool(parenthesis) or profile == "unconfined"
+        name, text = ("current", f"changeprofile {profile}") if apparmor else ("exec", self.lsm)
+        try:
+            fd = os.open(f"self/attr/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.proc_fd)
+            try:
+                os.write(fd, os.fsencode(text))
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.lsm) from None
+
+    def _set_ids(self, note: Callable[[str], None]) -> None:
+        user = self.user
+        try:
+            os.setgroups(user.groups or [])
+        except PermissionError:  # user_namespaces(7): "deny" in /proc/PID/setgroups
+            note("supplementary groups: setgroups is denied in the container's user namespace")
+        os.setresgid(user.gid, user.gid, user.gid)
+        syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1)  # or leaving uid 0 would clear what is set below
+        os.setresuid(user.uid, user.uid, user.uid)
+
+    def _set_capabilities(self) -> None:
+        syscalls.capset(self.effective, self.permitted, self.inheritable)
+        syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_CLEAR_ALL)
+        for capability in range(self.last_capability + 1):
+            if self.ambient >> capability & 1:
+                syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_RAISE, capability)
+
+
+def _own_label() -> str:
+    try:
+        return procfs.read("/proc/self/attr/current").strip("\0\n")
+    except OSError:
+        return ""
+
+
+def _oom_score_adj(target: Target) -> int | None:
+    """The target's, None where it is ours already."""
+    theirs = int(procfs.read("oom_score_adj", target.proc_fd))
+    return theirs if theirs != int(procfs.read("/proc/self/oom_score_adj")) else None
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cntr.attach.nest import Steps

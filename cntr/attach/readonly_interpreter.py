@@ -1,0 +1,97 @@
+"""Before a container's own program is run: become a copy of our interpreter that nobody can write to.
+
+A program of a container may be a script whose interpreter is ``/proc/self/exe``, or have such a link in its place: the kernel then
+runs *our* executable, the host's Python, inside the container, where a library of the container can open ``/proc/self/exe`` again
+and, once the process has gone on to something else, write to the host's file (CVE-2019-5736, found in runc). A write goes through
+the mount that the executable was run from: so it is run from a detached read-only mount of the file that no namespace holds,
+hence none can remount. Without the right to make one (a rootless owner, a session), from a sealed copy in memory.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from cntr.errors import CntrError
+from cntr.linux import syscalls
+
+EXECUTABLE = "/proc/self/exe"
+ST_RDONLY = 1
+MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_EXEC = 0x1, 0x2, 0x10
+F_ADD_SEALS, F_GET_SEALS = 1033, 1034
+SEALS = 0xF  # F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE (fcntl(2))
+CODE = "import sys; sys.path[:] = {path!r}; sys.executable = {executable!r}; from cntr.__main__ import main; main()"
+
+
+def from_read_only_copy(argv: list[str]) -> None:
+    """Run ``cntr ARGV`` again in this process, from an executable that cannot be written; returns if it is one already.
+
+    Raises CntrError.
+    """
+    if is_read_only():
+        return
+    try:
+        fd = _read_only_mount(EXECUTABLE)
+    except OSError:
+        fd = _sealed_copy(EXECUTABLE)
+    try:
+        os.execve(fd, [sys.executable, "-IS", "-c", code(), *argv], os.environ)
+    except OSError as error:
+        raise CntrError(
+            f"run {sys.executable} from a read-only copy: {error.strerror}",
+            "the container's program could write to it otherwise (CVE-2019-5736)",
+        ) from None
+
+
+def code() -> str:
+    """For ``python -IS -c``: run cntr. What decides where modules come from is this process's path, no variable and no site file."""
+    home = os.path.abspath(f"{__file__}/../../..")
+    path = sys.path if home in sys.path else [home, *sys.path]  # an editable install is found by a hook of site's
+    return CODE.format(path=path, executable=sys.executable)
+
+
+def is_read_only() -> bool:
+    """Whether /proc/self/exe can be opened for writing by nobody: its mount is read-only, or it is sealed."""
+    if os.statvfs(EXECUTABLE).f_flag & ST_RDONLY:
+        return True
+    from fcntl import fcntl
+
+    fd = os.open(EXECUTABLE, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return fcntl(fd, F_GET_SEALS) & SEALS == SEALS
+    except OSError:  # EINVAL: a file that knows no seals
+        return False
+    finally:
+        os.close(fd)
+
+
+def _read_only_mount(executable: str) -> int:
+    """A detached read-only mount of one file (open_tree(2)); raises OSError."""
+    fd = syscalls.open_tree(syscalls.AT_FDCWD, executable, syscalls.OPEN_TREE_CLONE)
+    try:
+        syscalls.mount_setattr(fd, "", recursive=False, attr_set=syscalls.MOUNT_ATTR_RDONLY)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _sealed_copy(executable: str) -> int:
+    """A copy in memory, sealed (memfd_create(2)). Raises CntrError."""
+    from fcntl import fcntl
+
+    try:
+        try:
+            fd = os.memfd_create("cntr", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_EXEC)
+        except OSError:  # EINVAL: before Linux 6.3 every memfd was executable
+            fd = os.memfd_create("cntr", MFD_CLOEXEC | MFD_ALLOW_SEALING)
+        with open(executable, "rb") as source:
+            while os.sendfile(fd, source.fileno(), None, 1 << 24):
+                pass
+        fcntl(fd, F_ADD_SEALS, SEALS)
+    except OSError as error:
+        raise CntrError(
+            f"copy {sys.executable} to memory: {error.strerror}",
+            "the container's program could write to it otherwise (CVE-2019-5736)",
+        ) from None
+    return fd

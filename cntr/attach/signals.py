@@ -1,0 +1,43 @@
+"""The signals of the caller's side: which are passed on to a session, and reading them from a file."""
+
+from __future__ import annotations
+
+import _signal as signal  # the module behind signal, without its import of enum (5 ms)
+import os
+
+from cntr.linux import syscalls
+
+FORWARDED = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGWINCH,
+)
+WATCHED = (*FORWARDED, signal.SIGCONT)
+
+
+class Watch:
+    """The signals of this process as a file: blocked before the fork, so that none is lost in between."""
+
+    __slots__ = ("before", "fd")
+
+    def __init__(self) -> None:
+        """Block and open."""
+        self.before = signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+        self.fd = syscalls.signalfd(WATCHED)
+
+    def read(self) -> list[tuple[int, int]]:
+        """[(signal, si_code)] since the last call (signalfd(2))."""
+        data = os.read(self.fd, 128 * 16)
+        return [
+            (int.from_bytes(data[i : i + 4], "little"), int.from_bytes(data[i + 8 : i + 12], "little", signed=True))
+            for i in range(0, len(data), 128)
+        ]
+
+    def close(self) -> None:
+        """Unblock as before."""
+        os.close(self.fd)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.before)

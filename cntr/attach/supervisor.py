@@ -1,0 +1,261 @@
+"""The host's side of a session: pump the terminal, forward signals, watch the container, and report how it ended."""
+
+from __future__ import annotations
+
+import _signal as signal  # the module behind signal, without its import of enum (5 ms)
+import os
+import select
+import time
+
+from cntr.attach.channel import EXITED, FAILED, KILLED, NOTE, Channel, Reader
+from cntr.attach.signals import Watch
+from cntr.attach.target import Target
+from cntr.errors import EXIT_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CntrError, StepFailed, printable
+
+GRACE_SECONDS = 2.0  # between asking a session to end (SIGHUP) and ending it
+SI_KERNEL = 0x80  # ssi_code of a signal from the terminal driver: the whole foreground group has had it already
+
+
+class Outcome:
+    """How it ended: the wait status' parts, and the failure that kept it from beginning."""
+
+    __slots__ = ("failed", "notes", "server_gone", "status", "target_gone")
+
+    def __init__(self) -> None:
+        """Not ended yet."""
+        self.status: int | None = None
+        self.failed: list[str] | None = None
+        self.notes: list[str] = []
+        self.target_gone = self.server_gone = False
+
+    def take(self, frame: list[str]) -> None:
+        """Take one report in; the first failure is the one that counts."""
+        kind, *words = frame
+        if kind == FAILED and self.failed is None:
+            self.failed = words
+        elif kind == NOTE:
+            self.notes += words
+        elif kind == EXITED:
+            self.status = int(words[0])
+        elif kind == KILLED:
+            self.status = 128 + int(words[0])
+
+
+class Supervisor:
+    """Runs one session from the fork to its exit status."""
+
+    def __init__(
+        self,
+        target: Target,
+        monitor: int,
+        channel: Channel,
+        watch: Watch,
+        pty: Pty | None,
+        server: FileServer | None,
+        say: Callable[[str], None],
+    ) -> None:
+        """monitor: the process just forked; pty: None where the caller's stdio is the session's; server: the fuse transport's."""
+        self.server, self.server_ended = server, False
+        self.say = say
+        self.target, self.monitor, self.channel, self.watch, self.pty = target, monitor, channel, watch, pty
+        self.monitor_fd = os.pidfd_open(monitor)
+        self.reader, self.outcome = Reader(channel.reports_read), Outcome()
+        self.terminal: RawTerminal | None = None
+        self.pump: Pump | None = None
+        if pty:
+            from cntr.attach.pty import Pump, RawTerminal
+
+            self.terminal, self.pump = RawTerminal(0), Pump(0, 1, pty.master)
+        self.deadline = 0.0  # monotonic seconds; when the session is ended by force
+        self.orders_open = True
+        self.service: Service | None = None  # for `cntr exec` from inside
+        # Whether the session is none of our terminal's: then a signal of its driver is ours to pass on.
+        self.separate = pty is not None
+
+    def run(self) -> int:
+        """Wait for the end; the exit status of the CLI contract. Raises CntrError."""
+        if self.terminal:
+            self.terminal.raw()
+        try:
+            while not self._turn():
+                pass
+            if self.pump:
+                self.pump.drain()
+        finally:
+            if self.service:
+                self.service.close()
+            self._end_session()
+            if self.terminal:
+                self.terminal.restore()
+            os.close(self.monitor_fd)
+        for frame in self.reader.frames():
+            self.outcome.take(frame)
+        return self._verdict()
+
+    def _turn(self) -> bool:
+        """Wait for one round of events; True once the monitor has ended."""
+        poll = select.poll()
+        fds = {self.monitor_fd: select.POLLIN, self.watch.fd: select.POLLIN, self.channel.reports_read: select.POLLIN}
+        if not self.outcome.target_gone:
+            fds[self.target.pidfd] = select.POLLIN
+        if self.server and not self.server_ended:
+            fds[self.server.pidfd] = select.POLLIN
+        if self.pump:
+            for fd, events in self.pump.interests().items():
+                fds[fd] = events
+        if self.service:
+            fds.update(dict.fromkeys(self.service.interests(), select.POLLIN))
+        for fd, events in fds.items():
+            poll.register(fd, events)
+        ready = poll.poll(self._patience())
+        if self.deadline and time.monotonic() >= self.deadline:
+            self._close_orders()
+            self.deadline = 0.0
+        if self.server and not ready and not self.server_ended and self.server.hangs(self.monitor):
+            self._lose_server("does not answer")
+        ended = False
+        for fd, events in ready:
+            if fd == self.monitor_fd:
+                ended = True
+            elif fd == self.watch.fd:
+                self._signals()
+            elif fd == self.channel.reports_read:
+                for frame in self.reader.frames():
+                    self.outcome.take(frame)
+            elif fd == self.target.pidfd:
+                # The kernel ends the whole pid namespace with its init; a session beside another process ends here.
+                self.outcome.target_gone = True
+                self._close_orders()
+            elif self.server and fd == self.server.pidfd:
+                self._server_ended()
+            elif self.service and self.service.ready(fd):
+                continue
+            elif self.pump and not self.pump.ready(fd, events):
+                self._hang_up()
+        return ended
+
+    def _patience(self) -> float | None:
+        """Milliseconds to wait for events: until the deadline, or the next look at the file server."""
+        limits = [1000.0] if self.server else []
+        if self.deadline:
+            limits.append(max(0.0, self.deadline - time.monotonic()) * 1000)
+        return min(limits, default=None)
+
+    def _server_ended(self) -> None:
+        """As it should once the session's mounts are gone; else it died."""
+        self.server_ended = True
+        if self.server and not self.server.finished():
+            self._lose_server("died")
+
+    def _lose_server(self, how: str) -> None:
+        """Without its file server the session has no tools, and every call of it would fail: it ends, and nobody waits."""
+        assert self.server
+        self.outcome.server_gone = True
+        self.say(f"{self.target.label}: the file server {how}: the session ended with it")
+        self.server.end_connection()
+        self._close_orders()
+
+    def _signals(self) -> None:
+        for number, code in self.watch.read():
+            if number == signal.SIGWINCH:
+                if self.pty:
+                    self.pty.resize(0)
+            elif number == signal.SIGCONT:
+                if self.terminal and self.pty:  # back in the foreground: somebody else may have set the terminal
+                    self.terminal.raw()
+                    self.pty.resize(0)
+                else:
+                    self._order(number)
+            elif self.pty and number in (signal.SIGHUP, signal.SIGTERM):
+                self._hang_up()
+            elif self.separate or code != SI_KERNEL:
+                self._order(number)
+
+    def _order(self, number: int) -> None:
+        if self.orders_open:
+            self.channel.order(number)
+
+    def _hang_up(self) -> None:
+        """The user's terminal is gone, or cntr is asked to end: the session hears SIGHUP, then has GRACE_SECONDS."""
+        if not self.deadline:
+            self._order(signal.SIGHUP)
+            self._order(signal.SIGCONT)
+            self.deadline = time.monotonic() + GRACE_SECONDS
+        if self.pump:
+            self.pump.input_open = False
+
+    def _close_orders(self) -> None:
+        """The monitor ends everything when its orders end."""
+        if self.orders_open:
+            os.close(self.channel.orders_write)
+            self.orders_open = False
+
+    def _end_session(self) -> None:
+        """Reap the monitor; one that does not end by itself within the grace period is killed, and the command with it."""
+        self._close_orders()
+        poll = select.poll()
+        poll.register(self.monitor_fd, select.POLLIN)
+        if not poll.poll(GRACE_SECONDS * 1000):
+            signal.pidfd_send_signal(self.monitor_fd, signal.SIGKILL)
+        _, status = os.waitpid(self.monitor, 0)
+        if os.WIFSIGNALED(status) and self.outcome.status is None:
+            self.outcome.status = 128 + os.WTERMSIG(status)
+            # An init's death kills its namespace first, the monitor with it, and shows only once all that is reaped.
+            self.outcome.target_gone = not self.target.alive(GRACE_SECONDS / 4)
+
+    def _verdict(self) -> int:
+        outcome = self.outcome
+        if outcome.failed:
+            step, number, path = outcome.failed
+            if int(number) == 0:
+                raise CntrError(
+                    f"{self.target.label}: {step}: {printable(path)}", "this is a bug in cntr: please report it"
+                )
+            error = StepFailed(
+                f"{self.target.label}: {step}", int(number), printable(path), hint_for(step, int(number))
+            )
+            if step.startswith("run"):
+                error.exit_code = EXIT_NOT_FOUND if int(number) == 2 else EXIT_NOT_EXECUTABLE
+            raise error
+        if outcome.server_gone:
+            return EXIT_FAILED
+        if outcome.status is None or outcome.target_gone:
+            self.say(f"{self.target.label} stopped: the session ended with it")
+            return 128 + int(signal.SIGKILL)
+        return outcome.status
+
+
+def hint_for(step: str, number: int) -> str:
+    """What to do about a failed step, by its name and errno."""
+    if step == "run in the container" and number == 2:
+        return "the container has no such program: `cntr attach` brings your own tools"
+    if step.startswith("run"):
+        return (
+            "is it installed on the tools' side, and in PATH?"
+            if number == 2
+            else "is it an executable of this machine's kind?"
+        )
+    if "cgroup" in step:
+        return "--no-cgroup attaches without joining it"
+    if "directory" in step:
+        return "-w takes a directory of the session's own view; the container is at /var/lib/cntr"
+    if "label" in step:
+        return "--privileged keeps the host's label"
+    if number == 1:
+        return "`cntr doctor` says which privilege is missing here"
+    if number == 11:
+        return "a limit on processes is reached: ulimit -u, or pids.max of the caller's cgroup"
+    if number == 24:
+        return "a limit on open files is reached: ulimit -n"
+    if number == 38:
+        return "the kernel lacks this call (mount API: 5.2, mount_setattr: 5.12)"
+    return "`cntr --debug attach …` shows the whole story"
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cntr.attach.exec_server import Service
+    from cntr.attach.fileserver import FileServer
+    from cntr.attach.pty import Pty, Pump, RawTerminal

@@ -1,0 +1,214 @@
+"""The process attached to, read once from /proc and held by fds that cannot come to mean another process."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import stat
+
+from cntr.engines import Container
+from cntr.errors import CntrError, TargetNotFound
+from cntr.linux import namespaces, procfs, syscalls
+
+# linux/capability.h, by number
+CAPABILITIES = (
+    "chown dac_override dac_read_search fowner fsetid kill setgid setuid setpcap linux_immutable net_bind_service "
+    "net_broadcast net_admin net_raw ipc_lock ipc_owner sys_module sys_rawio sys_chroot sys_ptrace sys_pacct "
+    "sys_admin sys_boot sys_nice sys_resource sys_time sys_tty_config mknod lease audit_write audit_control "
+    "setfcap mac_override mac_admin syslog wake_alarm block_suspend audit_read perfmon bpf checkpoint_restore"
+).split()
+CAP_KILL, CAP_SYS_PTRACE = 1 << 5, 1 << 19
+
+
+def capability_names(mask: int) -> list[str]:
+    """CAP_* names of a mask, lowest first; a bit newer than this table is ``cap_N``."""
+    return [CAPABILITIES[bit] if bit < len(CAPABILITIES) else f"cap_{bit}" for bit in range(64) if mask >> bit & 1]
+
+
+class Target:
+    """A running process: everything a session takes from it.
+
+    Ids are those of the caller's user namespace; ``inside`` translates them to the target's own. as_owner: the caller is no root but the
+    owner of a rootless container, and this process is in its user namespace by now.
+    """
+
+    __slots__ = (
+        "ambient",
+        "as_owner",
+        "bounding",
+        "container",
+        "effective",
+        "environment",
+        "gid_map",
+        "gids",
+        "groups",
+        "inheritable",
+        "label",
+        "lsm",
+        "namespaces",
+        "no_new_privs",
+        "permitted",
+        "pid",
+        "pidfd",
+        "proc_fd",
+        "root_fd",
+        "seccomp",
+        "start_time",
+        "uid_map",
+        "uids",
+    )
+
+    def __init__(self, container: Container) -> None:
+        """Open and read it; raises TargetNotFound when it is gone, CntrError when the caller may not look at it."""
+        # Only a root directory, no process (a mounted working container): everything but the root is the caller's own.
+        self.container, self.pid = container, os.getpid() if container.state == "rootfs" else container.pid
+        self.label = container.label()
+        self.as_owner = False
+        self.pidfd = self.proc_fd = self.root_fd = -1
+        self.namespaces: dict[str, int] = {}
+        try:
+            self._open()
+        except PermissionError as error:
+            self.close()
+            raise CntrError(f"{self.label}: pid {self.pid}: {error.strerror}", _who_may(self.pid)) from None
+        except (FileNotFoundError, ProcessLookupError):
+            self.close()
+            raise TargetNotFound(f"{self.label}: pid {self.pid} is gone", "is the container still running?") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        # The pidfd first: what /proc says afterwards is about this process as long as the pidfd says it lives.
+        self.pidfd = os.pidfd_open(self.pid)
+        self.proc_fd = os.open(f"/proc/{self.pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.start_time = procfs.start_time(procfs.read("stat", self.proc_fd))
+        if self.container.start_time and self.start_time != self.container.start_time:
+            raise TargetNotFound(
+                f"{self.label}: pid {self.pid} belongs to another process now", "the container has stopped"
+            )
+        own = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self.namespaces = namespaces.open_differing(self.proc_fd, own)
+        finally:
+            os.close(own)
+        if os.geteuid() != 0:
+            self._enter_as_owner()
+        self._read_status(procfs.status(procfs.read("status", self.proc_fd)))
+        root = self.container.rootfs if self.container.state == "rootfs" else "root"
+        self.root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.proc_fd)
+        self.uid_map = procfs.id_map(procfs.read("uid_map", self.proc_fd))
+        self.gid_map = procfs.id_map(procfs.read("gid_map", self.proc_fd))
+        self.environment = procfs.environ(procfs.read("environ", self.proc_fd))
+        self.lsm = self._read_lsm()
+        if not self.alive():
+            raise ProcessLookupError
+
+    def _enter_as_owner(self) -> None:
+        """Without root: enter the user namespace of one's own rootless container before all else, with all capabilities in it.
+
+        The owner of a user namespace may enter it (user_namespaces(7)); there the ids below are the container's own, and what follows is
+        the same walk as root's, in a private copy of the mount namespace: mounts can be made only where the user namespace owns it.
+        """
+        if "user" not in self.namespaces:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        fd = self.namespaces.pop("user")
+        try:
+            syscalls.setns(fd, syscalls.CLONE_NEWUSER)
+        finally:
+            os.close(fd)
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        self.as_owner = True
+
+    def _read_status(self, status: dict[str, str]) -> None:
+        if "zombie" in status["State"]:
+            raise ProcessLookupError
+        self.uids = tuple(int(word) for word in status["Uid"].split())
+        self.gids = tuple(int(word) for word in status["Gid"].split())
+        self.groups = tuple(int(word) for word in status["Groups"].split())
+        self.inheritable, self.permitted, self.effective, self.bounding, self.ambient = (
+            int(status[field], 16) for field in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+        )
+        self.no_new_privs = status.get("NoNewPrivs") == "1"
+        self.seccomp = int(status.get("Seccomp", "0"))
+
+    def _read_lsm(self) -> str:
+        """The LSM label; EINVAL and ENOENT mean that no LSM labels processes here."""
+        try:
+            return procfs.read("attr/current", self.proc_fd).strip("\0\n")
+        except OSError as error:
+            if isinstance(error, PermissionError):
+                raise
+            return ""
+
+    def alive(self, seconds: float = 0) -> bool:
+        """Whether the process still runs after at most SECONDS: a pidfd turns readable when it ends."""
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return not poll.poll(seconds * 1000)
+
+    def inside(self, outside: int, rows: tuple[tuple[int, int, int], ...]) -> int | None:
+        """The id that the target's user namespace calls OUTSIDE; rows: uid_map or gid_map."""
+        if "user" not in self.namespaces:
+            return outside
+        for first, mapped, count in rows:
+            if mapped <= outside < mapped + count:
+                return first + outside - mapped
+        return None
+
+    def outside(self, inside: int, rows: tuple[tuple[int, int, int], ...]) -> int:
+        """The caller's id of what the target's user namespace calls INSIDE; -1 where it is not mapped."""
+        mapped = procfs.map_id(inside, rows) if "user" in self.namespaces else inside
+        return -1 if mapped is None else mapped
+
+    def open_in_root(self, path: str, flags: int) -> int:
+        """Open PATH as the target would, never leaving its root (openat2(2), RESOLVE_IN_ROOT). Raises OSError."""
+        resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
+        return syscalls.openat2(self.root_fd, path.lstrip("/") or ".", flags, resolve)
+
+    def read_file(self, path: str, limit: int = 1 << 20) -> str:
+        """The first LIMIT bytes of a regular file of the target, "" where there is none to read."""
+        try:
+            handle = self.open_in_root(path, os.O_PATH)
+        except OSError:
+            return ""
+        try:
+            # Looked at before it is opened: opening a FIFO blocks and opening a device acts.
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                return ""
+            fd = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return os.fsdecode(os.pread(fd, limit, 0))
+            finally:
+                os.close(fd)
+        except OSError:
+            return ""
+        finally:
+            os.close(handle)
+
+    def odd_file(self, path: str) -> str:
+        """Why a file of the target cannot be shown over the tools' own, "" where it can."""
+        try:
+            handle = self.open_in_root(path, os.O_PATH)
+        except OSError as error:
+            return (error.strerror or str(error)).lower()
+        try:
+            return "" if stat.S_ISREG(os.fstat(handle).st_mode) else "not a regular file"
+        finally:
+            os.close(handle)
+
+    def close(self) -> None:
+        """Close every fd."""
+        for fd in (self.pidfd, self.proc_fd, self.root_fd, *self.namespaces.values()):
+            if fd >= 0:
+                os.close(fd)
+        self.pidfd = self.proc_fd = self.root_fd = -1
+        self.namespaces = {}
+
+
+def _who_may(pid: int) -> str:
+    if os.geteuid() != 0:
+        return "only root, or the owner of a rootless container, may attach: try with sudo"
+    return "a security module or a missing CAP_SYS_PTRACE forbids it: `cntr doctor` says what this process may do"

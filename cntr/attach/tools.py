@@ -1,0 +1,65 @@
+"""The fat side: where the tools' tree comes from."""
+
+from __future__ import annotations
+
+import os
+
+from cntr.attach.target import Target
+from cntr.errors import CntrError, TargetNotFound, printable
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Tools:
+    """The tools' tree: a root in a mount namespace.
+
+    mnt_fd: that mount namespace, -1 for the caller's own; root_fd: the tree's root (O_PATH); path: the PATH its commands are
+    looked for in; target: the container it belongs to, None for the host or a directory.
+    """
+
+    __slots__ = ("label", "mnt_fd", "path", "root_fd", "target")
+
+    def __init__(self, label: str, root_fd: int, mnt_fd: int, path: str, target: Target | None = None) -> None:
+        """Keep the facts."""
+        self.label, self.root_fd, self.mnt_fd, self.path, self.target = label, root_fd, mnt_fd, path, target
+
+    def close(self) -> None:
+        """Close what was opened for it."""
+        if self.root_fd >= 0 and self.target is None:
+            os.close(self.root_fd)
+        if self.target is not None:
+            self.target.close()
+        self.root_fd = -1
+
+
+def open_tools(source: str) -> Tools:
+    """SOURCE is ``host``, a rootfs directory (a path with a slash), or a TARGET. Raises CntrError."""
+    if source == "host":
+        return Tools("host", os.open("/", os.O_PATH | os.O_CLOEXEC), -1, os.environ.get("PATH") or DEFAULT_PATH)
+    if "/" in source and ":" not in source.partition("/")[0]:
+        return _directory(source)
+    from cntr import engines
+
+    try:
+        container = engines.resolve(source)
+    except TargetNotFound as error:
+        if os.path.isdir(source):
+            error.hint = f"a directory of that name exists: --tools ./{printable(source)}"
+        raise
+    if container.rootfs:
+        return _directory(container.rootfs)
+    engines.verify(container)
+    target = Target(container)
+    path = target.environment.get("PATH") or DEFAULT_PATH
+    return Tools(target.label, target.root_fd, target.namespaces.get("mnt", -1), path, target)
+
+
+def _directory(path: str) -> Tools:
+    try:
+        root_fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise CntrError(
+            f"--tools {printable(path)}: {error.strerror}",
+            "give `host`, a running container, or the directory of a root filesystem",
+        ) from None
+    return Tools(printable(os.path.abspath(path)), root_fd, -1, DEFAULT_PATH)

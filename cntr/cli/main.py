@@ -1,0 +1,191 @@
+"""The command line: the one place that prints errors and picks exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from cntr.cli.options import Parsed, parse
+from cntr.errors import EXIT_FAILED, CntrError, UsageError, printable
+
+
+def run(argv: list[str]) -> int:
+    """Run one command line (without the program's name); the exit status of the CLI contract."""
+    debug = "--debug" in argv[: argv.index("--") if "--" in argv else None]
+    while argv and argv[0] == "--debug":
+        argv = argv[1:]
+    try:
+        status = _run(argv)
+        if sys.stdout:  # None where the caller closed it
+            sys.stdout.flush()  # here, where a reader that has gone away is no error
+        return status
+    except CntrError as error:
+        if debug:
+            raise
+        _complain(error.message, error.hint)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone (`cntr ps | head -1`): not an error, and nothing more to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + 13
+    except OSError as error:
+        if debug:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        _complain(f"{printable(str(error.strerror or error))}{printable(where)}", "`cntr --debug …` shows where")
+        return EXIT_FAILED
+
+
+def _complain(message: str, hint: str) -> None:
+    if sys.stderr is None:  # closed by the caller; print would take stdout instead
+        return
+    print(f"cntr: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+
+
+def _run(argv: list[str]) -> int:
+    if not argv:
+        raise UsageError("no command", "`cntr attach NAME` attaches; `cntr --help` lists all commands")
+    if argv[0] in ("-h", "--help", "help"):
+        from cntr.cli import manual
+
+        print(
+            manual.overview()
+            if len(argv) == 1 or argv[0] != "help"
+            else manual.usage(parse([argv[1], "--help"]).command)
+        )
+        return 0
+    if argv[0] in ("-V", "--version"):
+        from cntr import __version__
+
+        print(f"cntr {__version__}")
+        return 0
+    parsed = parse(argv)
+    if parsed.flag("help"):
+        from cntr.cli import manual
+
+        print(manual.usage(parsed.command))
+        return 0
+    return HANDLERS[parsed.command.name](parsed)
+
+
+def _attach(parsed: Parsed) -> int:
+    from cntr.attach import walk
+
+    request = _request(parsed)
+    request.tools = parsed.text("tools", "host")
+    request.transport = parsed.text("transport", "auto")
+    request.binding = parsed.text("binding", "auto")
+    request.read_only = parsed.flag("read_only")
+    if request.tools != "host":  # their shell is as foreign as the container's own
+        _protect_interpreter(parsed)
+    return walk.attach(request, _say)
+
+
+def _exec(parsed: Parsed) -> int:
+    from cntr.attach import walk
+
+    if not parsed.words or ("CNTR_TARGET" in os.environ and parsed.words == [os.environ["CNTR_TARGET"]]):
+        if "CNTR_TARGET" not in os.environ:
+            raise UsageError(
+                "exec: TARGET is missing", "`cntr ps` lists running containers; in a session it can be left out"
+            )
+        from cntr.attach import exec_client
+
+        return exec_client.run(parsed.argv or ["/bin/sh"], parsed.texts("env"), parsed.text("workdir", "/"))
+    request = _request(parsed)
+    request.own_root = True
+    _protect_interpreter(parsed)
+    return walk.attach(request, _say)
+
+
+def _protect_interpreter(parsed: Parsed) -> None:
+    """Go on in an interpreter that the program about to be run cannot write to."""
+    from cntr.attach import readonly_interpreter
+
+    readonly_interpreter.from_read_only_copy(parsed.line)
+
+
+def _cp(parsed: Parsed) -> int:
+    from cntr.cp import copy
+
+    source, destination = parsed.words
+    return copy.copy(source, destination, archive=parsed.flag("archive"), follow=parsed.flag("follow_link"), say=_say)
+
+
+def _mount(parsed: Parsed) -> int:
+    from cntr.cntrfs import mounting, options
+
+    source, mountpoint = parsed.words
+    settings = options.parse(",".join(parsed.texts("options")))
+    if parsed.flag("read_only"):
+        settings.read_only = True
+    if parsed.flag("cache"):
+        options.set_cache(settings, parsed.text("cache"))
+    binding = parsed.text("binding", "auto")
+    return mounting.run(
+        source,
+        mountpoint,
+        settings,
+        binding=None if binding == "auto" else binding,
+        foreground=parsed.flag("foreground"),
+    )
+
+
+def _request(parsed: Parsed) -> Request:
+    from cntr.attach.walk import Request
+
+    request = Request(parsed.words[0], parsed.argv)
+    request.user = parsed.text("user") if parsed.flag("user") else None
+    request.environment = parsed.texts("env")
+    request.directory = parsed.text("workdir", "/")
+    request.privileged = parsed.flag("privileged")
+    request.verbose = parsed.flag("verbose")
+    request.join_cgroup = not parsed.flag("no_cgroup")
+    return request
+
+
+def _say(line: str) -> None:
+    if sys.stderr is not None:
+        print(f"cntr: {line}", file=sys.stderr)
+
+
+def _report(name: str) -> Callable[[Parsed], int]:
+    """A command that prints a report of cntr.cli.reports: a table, or JSON."""
+
+    def handler(parsed: Parsed) -> int:
+        from cntr.cli import reports
+
+        report = getattr(reports, name)(*parsed.words)
+        print(report.json() if parsed.flag("json") else report.text())
+        return int(report.status)
+
+    return handler
+
+
+def _completion(parsed: Parsed) -> int:
+    from cntr.cli import manual
+
+    print(manual.completion(parsed.words[0]), end="")
+    return 0
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cntr.attach.walk import Request
+
+HANDLERS = {
+    "attach": _attach,
+    "exec": _exec,
+    "cp": _cp,
+    "mount": _mount,
+    "ps": _report("ps"),
+    "inspect": _report("inspect"),
+    "doctor": _report("doctor"),
+    "completion": _completion,
+}

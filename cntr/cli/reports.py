@@ -1,0 +1,390 @@
+"""``cntr ps``, ``inspect`` and ``doctor``: what runs, what a session would take over, what this machine lacks."""
+
+from __future__ import annotations
+
+import _signal as signal  # the module behind signal, without its import of enum (5 ms)
+import errno
+import os
+
+from cntr import engines
+from cntr.attach import cgroup, identity, nest, walk
+from cntr.attach.target import CAP_SYS_PTRACE, Target, capability_names
+from cntr.engines import listing
+from cntr.errors import EXIT_FAILED, CntrError, printable
+from cntr.linux import procfs, syscalls
+from cntr.linux.namespaces import KINDS
+
+
+class Report:
+    """A table with a head, or the same rows as JSON; status: the exit status; footer: lines below the table."""
+
+    __slots__ = ("columns", "footer", "rows", "status")
+
+    def __init__(self, *columns: str) -> None:
+        """No rows yet."""
+        self.columns = columns
+        self.rows: list[tuple[object, ...]] = []
+        self.footer: list[str] = []
+        self.status = 0
+
+    def add(self, *cells: object) -> None:
+        """One row."""
+        self.rows.append(cells)
+
+    def text(self) -> str:
+        """Aligned columns; what comes from a container is made printable."""
+        lines = [tuple(column.upper().replace("_", " ") for column in self.columns)]
+        lines += [
+            tuple(printable("-" if cell is None or cell == "" else str(cell)) for cell in row) for row in self.rows
+        ]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
+        shown = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        ]
+        return "\n".join([*shown, *self.footer])
+
+    def json(self) -> str:
+        """A list of objects."""
+        import json
+
+        return json.dumps([dict(zip(self.columns, row, strict=True)) for row in self.rows], indent=2)
+
+
+def ps() -> Report:
+    """The running containers of every engine."""
+    report = Report("engine", "name", "id", "pid", "state", "owner", "userns", "image")
+    found, answers = listing.running()
+    for container in found:
+        report.add(
+            *(container.engine, listing.shown_name(container), container.id[:12], container.pid, container.state),
+            *(listing.owner_name(container.owner), _user_namespace(container.pid), container.image),
+        )
+    for answer in answers:
+        if answer.refused:
+            report.footer.append(f"{answer.entry.name}: did not answer: {printable(answer.refused)}")
+    if not report.rows:
+        asked = ", ".join(answer.entry.name for answer in answers)
+        report.footer.insert(0, f"no running containers (asked: {asked or 'no engine is here'})")
+    return report
+
+
+def _user_namespace(pid: int) -> str:
+    """``own`` for a container with a user namespace of its own, ``host`` for one without, "" where it cannot be seen."""
+    try:
+        own = os.stat("/proc/self/ns/user")
+        return "host" if os.path.samestat(os.stat(f"/proc/{pid}/ns/user"), own) else "own"
+    except OSError:
+        return ""
+
+
+def inspect(name: str) -> Report:
+    """What a session takes from the target, property by property. Raises CntrError."""
+    container = engines.resolve(name)
+    engines.verify(container)
+    target = Target(container)
+    report = Report("property", "value", "inherited", "why")
+    try:
+        report.add(
+            "process", target.pid, "yes", f"{target.label}: {printable(procfs.read('comm', target.proc_fd).strip())}"
+        )
+        _inspect_namespaces(report, target)
+        _inspect_cgroups(report, target)
+        _inspect_identity(report, target)
+        _inspect_limits(report, target)
+        _inspect_environment(report, target)
+        _inspect_files(report, target)
+    finally:
+        target.close()
+    return report
+
+
+def _inspect_namespaces(report: Report, target: Target) -> None:
+    for kind in KINDS:
+        if kind.name in target.namespaces:
+            link = os.readlink(f"ns/{kind.name}", dir_fd=target.proc_fd)
+            why = (
+                "the session's is nested: a private copy of the tools', with the container's tree in it"
+                if kind.name == "mnt"
+                else ""
+            )
+            report.add(f"namespace {kind.name}", link, "no" if kind.name == "mnt" else "yes", why)
+        else:
+            report.add(f"namespace {kind.name}", "the caller's", "yes", "the container shares it with the caller")
+
+
+def _inspect_cgroups(report: Report, target: Target) -> None:
+    own, info = procfs.read("/proc/self/cgroup"), procfs.read("/proc/self/mountinfo")
+    found, unreachable = cgroup.memberships(procfs.read("cgroup", target.proc_fd), own, info)
+    frozen = any(membership.frozen for membership in found)
+    for membership in found:
+        writable = os.access(f"{membership.directory}/cgroup.procs", os.W_OK)
+        why = "frozen: joining would freeze the session" if frozen else "" if writable else "not writable for this user"
+        report.add(f"cgroup {membership.label()}", membership.directory, "no" if why else "yes", why)
+    for controllers in unreachable:
+        report.add(f"cgroup {controllers}", None, "no", "its hierarchy is not mounted here")
+    if not found and not unreachable:
+        report.add("cgroup", "the caller's", "yes", "the container is in the caller's cgroups")
+
+
+def _inspect_identity(report: Report, target: Target) -> None:
+    user = identity.user_of(target, None)
+    report.add(
+        "uid",
+        user.uid,
+        "yes",
+        f"uid {target.uids[1]} of the caller's user namespace" if user.uid != target.uids[1] else "",
+    )
+    report.add("gid", user.gid, "yes", "")
+    unmapped = len(target.groups) - len(user.groups or [])
+    why = f"{unmapped} not mapped in the user namespace" if unmapped else ""
+    report.add("groups", " ".join(map(str, user.groups or [])), "partly" if unmapped else "yes", why)
+    for name in ("permitted", "effective", "inheritable", "bounding", "ambient"):
+        names = capability_names(getattr(target, name))
+        value = "all" if len(names) > 39 else " ".join(names) or "none"
+        added = "" if getattr(target, name) & CAP_SYS_PTRACE or name in ("inheritable", "ambient") else (
+            "and sys_ptrace: what keeps the container's processes from reading the session through /proc"
+        )  # fmt: skip
+        report.add(f"capabilities {name}", value, "yes", added)
+    if (target.permitted | target.bounding) & CAP_SYS_PTRACE:
+        report.add(
+            "protection of the session",
+            None,
+            "no",
+            "the container may hold sys_ptrace itself: it can reach the tools' tree",
+        )
+    report.add("no_new_privs", target.no_new_privs, "yes", "")
+    mode = {0: "none", 1: "strict", 2: "filter"}.get(target.seccomp, str(target.seccomp))
+    why = (
+        ""
+        if target.seccomp == 0
+        else "a filter cannot be taken over from outside, and it would forbid what debuggers do"
+    )
+    report.add("seccomp", mode, "no" if target.seccomp else "yes", why)
+    report.add(
+        "security label", target.lsm or None, "yes", "" if target.lsm else "no security module labels processes here"
+    )
+    report.add(
+        "oom_score_adj",
+        procfs.read("oom_score_adj", target.proc_fd).strip(),
+        "yes",
+        "lowering it needs CAP_SYS_RESOURCE",
+    )
+
+
+def _inspect_limits(report: Report, target: Target) -> None:
+    import resource
+
+    for row in procfs.read("limits", target.proc_fd).splitlines()[1:]:
+        soft, hard = row[26:].split()[:2]
+        raised = (
+            hard != "unlimited"
+            and hard.isdecimal()
+            and row.startswith("Max open files")
+            and int(hard) > _hard(resource.RLIMIT_NOFILE)
+        )
+        report.add(
+            f"limit {row[4:26].strip()}",
+            f"{soft}:{hard}",
+            "partly" if raised else "yes",
+            "above ours: needs CAP_SYS_RESOURCE" if raised else "",
+        )
+
+
+def _inspect_environment(report: Report, target: Target) -> None:
+    kept = [key for key in target.environment if not identity.withheld(key)]
+    left = [printable(key) for key in target.environment if identity.withheld(key)]
+    report.add(
+        "environment",
+        f"{len(kept)} variables",
+        "partly" if left else "yes",
+        f"the tools' own instead: {' '.join(left)}" if left else "",
+    )
+
+
+def _hard(limit: int) -> int:
+    import resource
+
+    value = resource.getrlimit(limit)[1]
+    return value if value != resource.RLIM_INFINITY else 1 << 63
+
+
+def _inspect_files(report: Report, target: Target) -> None:
+    for name, magic in (("proc", syscalls.PROC_SUPER_MAGIC), ("sys", syscalls.SYSFS_MAGIC), ("dev", None)):
+        why = ""
+        try:
+            fd = target.open_in_root(name, os.O_PATH | os.O_DIRECTORY)
+            try:
+                if magic is not None and syscalls.filesystem_magic(fd) != magic:
+                    why = f"the container has none mounted: a fresh one of its namespaces{', read-only' if name == 'sys' else ''}"
+                elif magic is None and not nest.has_null_device(fd):
+                    why = "the container has no usable one: the tools' own stays"
+            finally:
+                os.close(fd)
+        except OSError:
+            why = (
+                "the container has none: the tools' own stays"
+                if name == "dev"
+                else "the container has none: a fresh one of its namespaces"
+            )
+        report.add(f"/{name}", None, "no" if why else "yes", why)
+    for name in nest.ETC_FILES:
+        why = target.odd_file(f"/etc/{name}")
+        report.add(f"/etc/{name}", None, "no" if why else "yes", f"{why}: the tools' own stays" if why else "")
+    report.add("root, volumes", walk.base_dir(), "yes", "with all that is mounted below")
+
+
+NEEDED_CAPABILITIES = (
+    (21, "sys_admin", "needed to enter namespaces"),
+    (19, "sys_ptrace", "needed to look at other users' processes"),
+    (24, "sys_resource", "optional: without it a container's higher resource limits are not taken over"),
+)
+
+
+def doctor() -> Report:
+    """What this machine has, feature by feature."""
+    report = Report("feature", "state", "fix")
+    root = os.geteuid() == 0
+    report.add(
+        "root", "yes" if root else "no", "" if root else "rootless containers of your own work; for all others use sudo"
+    )
+    for feature, probe, fix in (
+        ("mount API (open_tree, move_mount)", _probe_mount_api, "kernel 5.2 or newer, CAP_SYS_ADMIN"),
+        ("mount_setattr (--read-only)", _probe_mount_setattr, "kernel 5.12 or newer"),
+        ("openat2 (paths never leave the container)", _probe_openat2, "kernel 5.6 or newer"),
+        ("private terminals (devpts)", lambda: os.close(nest.new_devpts()), "CAP_SYS_ADMIN, and devpts in the kernel"),
+        ("idmapped mounts", _probe_idmapped_mounts, "kernel 5.12 or newer, CAP_SYS_ADMIN, user namespaces"),
+    ):
+        _feature(report, feature, probe, fix)
+    for number, name, fix in NEEDED_CAPABILITIES:
+        held = int(procfs.status(procfs.read("/proc/self/status"))["CapEff"], 16) >> number & 1
+        report.add(f"CAP_{name.upper()}", "yes" if held else "no", "" if held else fix)
+    _doctor_filesystem(report)
+    mode = _cgroup_mode()
+    fix = "mount -t cgroup2 cgroup2 /sys/fs/cgroup: without it sessions count nowhere"
+    report.add("cgroups", mode, fix if mode == "not mounted" else "")
+    _doctor_security(report)
+    for finding in listing.findings():
+        report.add(f"engine {finding.engine}", finding.state, finding.found)
+    if not root or any(row[1] == "no" for row in report.rows[1:4]):
+        report.status = EXIT_FAILED if any(row[1] == "no" for row in report.rows[1:4]) else 0
+    return report
+
+
+def _doctor_security(report: Report) -> None:
+    """The security modules that label processes: what a session takes over from the container."""
+    try:
+        report.add("security modules", procfs.read("/sys/kernel/security/lsm").strip() or "none", "")
+    except OSError as error:
+        known = "\tsecurityfs\n" in procfs.read("/proc/filesystems")
+        fix = (
+            "mount -t securityfs securityfs /sys/kernel/security"
+            if known
+            else "none needed: this kernel has no securityfs"
+        )
+        report.add("security modules", "not visible", f"{error.strerror}: {fix}")
+
+
+def _doctor_filesystem(report: Report) -> None:
+    """What ``--transport fuse`` and ``cntr mount`` take; attach does without."""
+    from cntr.cntrfs import probe
+
+    for feature, check, fix in (
+        ("/dev/fuse (--transport fuse, cntr mount)", probe.device, ""),
+        ("FUSE passthrough", probe.passthrough, "without it the server copies file data; Linux 6.9, CAP_SYS_ADMIN"),
+        ("pyfuse3 (--binding pyfuse3)", probe.pyfuse3, ""),
+    ):
+        _feature(report, feature, check, fix)
+
+
+def _feature(report: Report, feature: str, probe: Callable[[], str | None], fix: str) -> None:
+    try:
+        said = probe() or ""
+    except OSError as error:
+        report.add(feature, "no", f"{error.strerror}: {fix}")
+    except CntrError as error:
+        report.add(feature, "no", f"{error.message}: {error.hint}")
+    else:
+        report.add(feature, "yes", said)
+
+
+def _probe_mount_api() -> None:
+    os.close(syscalls.open_tree(syscalls.AT_FDCWD, "/", syscalls.OPEN_TREE_CLONE))
+
+
+def _probe_mount_setattr() -> None:
+    fd = syscalls.open_tree(syscalls.AT_FDCWD, "/", syscalls.OPEN_TREE_CLONE)
+    try:
+        syscalls.mount_setattr(fd, "", recursive=True, attr_set=syscalls.MOUNT_ATTR_RDONLY)
+    finally:
+        os.close(fd)
+
+
+def _probe_idmapped_mounts() -> str:
+    """mount_setattr(2) on a detached clone of /, which is never mounted; the filesystem must have it too, so then on a new tmpfs."""
+    userns = _throwaway_user_namespace()
+    try:
+        try:
+            _idmap(syscalls.open_tree(syscalls.AT_FDCWD, "/", syscalls.OPEN_TREE_CLONE), userns)
+            return ""
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        _idmap(syscalls.new_filesystem("tmpfs", {}), userns)
+    finally:
+        os.close(userns)
+    mounts = procfs.mountinfo(procfs.read("/proc/self/mountinfo"))
+    root = next((mount.fstype for mount in reversed(mounts) if mount.mount_point == "/"), "the filesystem")
+    return f"for tmpfs and the like, but not for /: {root} can not be idmapped"
+
+
+def _idmap(tree_fd: int, userns_fd: int) -> None:
+    try:
+        syscalls.mount_setattr(tree_fd, "", recursive=False, attr_set=syscalls.MOUNT_ATTR_IDMAP, userns_fd=userns_fd)
+    finally:
+        os.close(tree_fd)
+
+
+def _throwaway_user_namespace() -> int:
+    """A fd of a new user namespace with a map, which nothing is in by the time this returns. Raises OSError."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            syscalls.unshare(syscalls.CLONE_NEWUSER)
+            os.write(writing, b"\0")
+            os.close(writing)
+            while True:
+                signal.pause()
+        except OSError as error:
+            os.write(writing, bytes([error.errno or 1]))
+        finally:
+            os._exit(1)
+    try:
+        os.close(writing)
+        number = (os.read(reading, 1) or b"\1")[0]
+        if number:
+            raise OSError(number, f"unshare(CLONE_NEWUSER): {os.strerror(number)}")
+        for file in ("uid_map", "gid_map"):
+            with open(f"/proc/{pid}/{file}", "w") as stream:
+                stream.write("0 100000 1000\n")
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(reading)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _probe_openat2() -> None:
+    os.close(syscalls.openat2(syscalls.AT_FDCWD, "/", os.O_PATH, syscalls.RESOLVE_IN_ROOT))
+
+
+def _cgroup_mode() -> str:
+    types = {mount.fstype for mount in procfs.mountinfo(procfs.read("/proc/self/mountinfo"))}
+    if {"cgroup", "cgroup2"} <= types:
+        return "hybrid (v1 and v2)"
+    return "v2" if "cgroup2" in types else "v1" if "cgroup" in types else "not mounted"
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable

@@ -1,0 +1,376 @@
+"""``cntr cp``: files between the host and a container, which needs nothing in its image for it.
+
+Two processes and two pipes. The child enters the container (its mount and user namespaces, its root) and is one end of the copy; the
+parent is the other and keeps the caller's rights, all of them and no more. It is the child that looks at the container's process, so
+that a rootless container's user namespace, entered for that, is not entered by the host's side.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import select
+import signal
+import sys
+import time
+
+from cntr import engines
+from cntr.attach.target import Target
+from cntr.cp import stream
+from cntr.cp.receive import Receiver
+from cntr.cp.send import Sender
+from cntr.cp.stream import Incoming, Outgoing, ProtocolError, Remote, Tell
+from cntr.errors import CntrError, UsageError, printable
+from cntr.linux import namespaces, procfs, syscalls
+
+PARTIAL = 1  # exit status: something was not copied, and was named
+GRACE_SECONDS = 3.0  # for the container's side to take its temporary file away
+# chown dac_override dac_read_search fowner fsetid setfcap: all that a copy takes. Not sys_ptrace: a link in the container's /proc to
+# another process' root is not followed; not mknod, not sys_admin.
+FILE_CAPABILITIES = 0b11111 | 1 << 31
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupted(Exception):
+    """A signal asked us to end; number: which."""
+
+    def __init__(self, number: int) -> None:
+        """Keep it."""
+        super().__init__(number)
+        self.number = number
+
+
+class Console(Tell):
+    """The user's terminal: problems at once, notes of one text together at the end, progress in between."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        """say: prints one line."""
+        self.say, self.problems = say, 0
+        self.notes: dict[str, list[str]] = {}
+        self.progress = Progress()
+
+    def problem(self, path: bytes, text: str) -> None:
+        """One line, and the exit status."""
+        self.problems += 1
+        self.progress.clear()
+        self.say(f"{printable(os.fsdecode(path))}: {printable(text)}")
+
+    def note(self, text: str, path: bytes) -> None:
+        """Kept for the end; of many the first and the count."""
+        found = self.notes.setdefault(text, ["", ""])
+        found[0] = found[0] or printable(os.fsdecode(path))
+        found[1] += "x" if len(found[1]) < 1000 else ""
+
+    def close(self) -> None:
+        """Say the notes."""
+        self.progress.clear()
+        for text, (path, count) in self.notes.items():
+            more = f" (and {len(count) - 1} more)" if len(count) > 1 else ""
+            self.say(f"note: {path}{more}: {printable(text)}")
+
+
+class Progress:
+    """A line on stderr for a copy that takes longer than a second, where stderr is a terminal."""
+
+    __slots__ = ("begun", "done", "next", "shown", "size")
+
+    def __init__(self) -> None:
+        """Nothing moved yet."""
+        self.begun, self.done, self.size, self.shown = time.monotonic(), 0, 0, False
+        self.next = self.begun + 1 if os.isatty(2) else float("inf")
+
+    def moved(self, count: int) -> None:
+        """COUNT bytes more."""
+        self.done += count
+        now = time.monotonic()
+        if now >= self.next:
+            self.next, self.shown = now + 0.25, True
+            rate = self.done / (now - self.begun)
+            of = f" of {human(self.size)} ({min(100 * self.done // self.size, 100)} %)" if self.size else ""
+            sys.stderr.write(f"\r\x1b[K{human(self.done)}{of}, {human(rate)}/s")
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self.shown:
+            self.shown = False
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+def human(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def split(word: str) -> tuple[str, bytes]:
+    """(TARGET, path) of SRC or DST; no target: a path of the host. Raises UsageError."""
+    if word == "-":
+        raise UsageError("cntr cp: - is no file", "a tar stream: `cntr attach TARGET -- tar -C /var/lib/cntr/DIR -c .`")
+    if not word or "\0" in word:
+        raise UsageError("cntr cp: an empty path", "`.` is this directory")
+    index = -1 if word.startswith(("/", ".")) else word.rfind(":/")
+    return (word[:index], os.fsencode(word[index + 1 :])) if index > 0 else ("", os.fsencode(word))
+
+
+def copy(source: str, destination: str, *, archive: bool, follow: bool, say: Callable[[str], None]) -> int:
+    """Copy; the exit status: 0, or 1 when something was not copied and was named. Raises CntrError, UsageError."""
+    (source_target, source_path), (target, path) = split(source), split(destination)
+    if source_target and target:
+        raise UsageError("cntr cp: both sides are in a container", "copy to a directory of the host first")
+    if not (source_target or target):
+        raise UsageError(
+            "cntr cp: neither side is in a container", "the container's side is TARGET:/PATH, from its root"
+        )
+    container = engines.resolve(source_target or target)
+    if not container.rootfs or container.state != "rootfs":
+        engines.verify(container)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # two for each level of a deep tree
+    work = Work(container, archive=archive, follow=follow, outward=bool(source_target))
+    try:
+        if source_target:
+            return work.run(path, source_path, say)
+        return work.run(source_path, path, say)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+class Work:
+    """One copy: the pipes, the child and the host's end. outward: from the container to the host."""
+
+    def __init__(self, container: Container, *, archive: bool, follow: bool, outward: bool) -> None:
+        """Nothing started yet."""
+        self.container, self.archive, self.follow, self.outward = container, archive, follow, outward
+        self.pid = 0
+
+    def run(self, host_path: bytes, container_path: bytes, say: Callable[[str], None]) -> int:
+        """Fork and be the host's end; the exit status. Raises CntrError."""
+        to_child, to_parent = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
+        _widen((to_parent if self.outward else to_child)[1])
+        console = Console(say)
+        before = {number: signal.getsignal(number) for number in INTERRUPTS}
+        signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(to_child[1])
+            os.close(to_parent[0])
+            self._be_child(container_path, to_child[0], to_parent[1])
+        os.close(to_child[0])
+        os.close(to_parent[1])
+        incoming, outgoing = Incoming(to_parent[0]), Outgoing(to_child[1])
+        try:
+            for number in INTERRUPTS:
+                signal.signal(number, signal.SIG_IGN if before[number] == signal.SIG_IGN else _interrupt)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
+            self._be_host(host_path, incoming, outgoing, console)
+            return PARTIAL if console.problems else 0
+        except Interrupted as error:
+            what = "no half-copied file stays; what was copied before does"
+            raise CntrError(f"interrupted: {what}", "", 128 + error.number) from None
+        finally:
+            for number in INTERRUPTS:
+                signal.signal(number, signal.SIG_IGN)
+            console.close()
+            incoming.stream.close()
+            os.close(outgoing.fd)
+            self._reap()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _be_host(self, path: bytes, incoming: Incoming, outgoing: Outgoing, console: Console) -> None:
+        try:
+            if self.outward:
+                receiver = Receiver(incoming, outgoing, console, open_on_host, archive=self.archive)
+                receiver.started, receiver.moved = lambda meta: _expect(console, meta), console.progress.moved
+                receiver.run(path)
+            else:
+                self._send(path, incoming, outgoing, console)
+        except (EOFError, BrokenPipeError):
+            raise CntrError(*self._why(incoming, console)) from None
+        except ProtocolError as error:
+            label = self.container.label()
+            raise CntrError(
+                f"{label}: {printable(str(error))}", "the copy was ended: its side is not to be trusted"
+            ) from None
+
+    def _send(self, path: bytes, incoming: Incoming, outgoing: Outgoing, console: Console) -> None:
+        """The host's end of a copy into the container: complaints are read while the pipe is full, or both sides would wait."""
+
+        def wait() -> None:
+            poll = select.poll()
+            poll.register(outgoing.fd, select.POLLOUT)
+            poll.register(incoming.stream.fileno(), select.POLLIN)
+            for fd, _ in poll.poll():
+                if fd != outgoing.fd:
+                    _take(incoming, console)
+
+        os.set_blocking(outgoing.fd, False)
+        outgoing.wait, outgoing.moved = wait, console.progress.moved
+        own_fds = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            sender = Sender(outgoing, incoming, console, open_on_host, own_fds, archive=self.archive)
+            sender.started = lambda meta: _expect(console, meta)
+            sender.run(path, follow=self.follow)
+        finally:
+            os.close(own_fds)
+        while _take(incoming, console):  # until all has its name
+            pass
+
+    def _why(self, incoming: Incoming, console: Console) -> tuple[str, str]:
+        """Message and hint for a container's side that has gone. Raises CntrError with its own last words, if it had any."""
+        try:
+            while _take(incoming, console):
+                pass
+        except EOFError:
+            pass
+        label = self.container.label()
+        return (
+            f"{label}: the container's side of the copy ended unexpectedly",
+            "run it again; `cntr --debug cp …` shows where",
+        )
+
+    def _reap(self) -> None:
+        """The child ends when its pipes do. One that waits for a filesystem that does not answer is killed, and not waited for."""
+        pidfd = os.pidfd_open(self.pid)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        try:
+            if not poll.poll(GRACE_SECONDS * 1000):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                if not poll.poll(GRACE_SECONDS * 1000):
+                    return
+            os.waitpid(self.pid, 0)
+        finally:
+            os.close(pidfd)
+
+    def _be_child(self, path: bytes, read_fd: int, write_fd: int) -> None:
+        """The container's end; never returns. Whoever holds the other ends of the pipes says when it is over."""
+        label = self.container.label()
+        out = Outgoing(write_fd)
+        tell = Remote(out, f"{label}:")
+        try:
+            for number in INTERRUPTS:
+                signal.signal(number, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
+            syscalls.set_process_name("cntr-cp")
+            incoming = Incoming(read_fd)
+            own_fds = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            open_path = enter(self.container)
+            if self.outward:
+                Sender(out, incoming, tell, open_path, own_fds, archive=self.archive).run(path, follow=self.follow)
+            else:
+                Receiver(incoming, out, tell, open_path, archive=self.archive).run(path)
+                out.send(stream.DONE)
+                out.flush()
+        except (EOFError, BrokenPipeError):
+            pass
+        except CntrError as error:
+            _last_words(tell, error)
+        except OSError as error:
+            what = f"{label}: {printable(str(error.strerror))} {printable(str(error.filename or ''))}".rstrip()
+            _last_words(tell, CntrError(what, "`cntr doctor` says what is missing here"))
+        except BaseException as error:  # noqa: BLE001  nothing may be loaded here, not even what prints a traceback
+            what = f"{label}: {type(error).__name__}: {printable(str(error))}"
+            _last_words(tell, CntrError(what, "this is a bug in cntr: please report it"))
+        finally:
+            os._exit(0)
+
+
+def enter(container: Container) -> Callable[[bytes, int], int]:
+    """Make the container's root this process' own, as its user namespace's root; returns what opens a path there.
+
+    From here on nothing is imported or loaded. Raises CntrError, OSError.
+    """
+    if container.state == "rootfs":  # no process, only files: an idle Buildah container
+        os.chroot(container.rootfs)
+    else:
+        _enter_process(container)
+    os.chdir("/")
+    os.umask(0)
+    root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
+
+    def open_path(path: bytes, flags: int) -> int:
+        return syscalls.openat2(root_fd, path.lstrip(b"/") or b".", flags, resolve)
+
+    return open_path
+
+
+def _enter_process(container: Container) -> None:
+    target = Target(container)
+    held = int(procfs.status(procfs.read("/proc/self/status"))["CapPrm"], 16)
+    joins_user = "user" in target.namespaces
+    namespaces.join(target.namespaces, "mnt")
+    os.fchdir(target.root_fd)
+    os.chroot(".")
+    namespaces.join(target.namespaces, "user")
+    if joins_user or target.as_owner:
+        held = -1  # a new user namespace gives all capabilities in it
+        # Its root, whom files will belong to; in one without a root (bwrap --unshare-user) its lowest id.
+        uid, gid = (
+            0 if any(row[0] == 0 for row in rows) else min(rows, default=(0,))[0]
+            for rows in (target.uid_map, target.gid_map)
+        )
+        syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1)
+        try:
+            os.setgroups([])
+        except PermissionError:  # user_namespaces(7): "deny" in /proc/PID/setgroups
+            pass
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+    mask = held & FILE_CAPABILITIES
+    syscalls.capset(mask, mask, 0)
+    # Last, since each change of credentials sets it anew: the container's processes must not trace this one.
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    target.close()
+
+
+def open_on_host(path: bytes, flags: int) -> int:
+    """Open what the user named on the host, as any program would."""
+    return os.open(path, flags | os.O_CLOEXEC)
+
+
+def _take(incoming: Incoming, console: Console) -> bool:
+    """One frame of a child that receives; False when it is done."""
+    kind, body = incoming.receive()
+    if kind == stream.DONE:
+        return False
+    if not stream.take_word(kind, body, console):
+        raise ProtocolError(f"no word for the user: {kind!r}")
+    return True
+
+
+def _last_words(tell: Remote, error: CntrError) -> None:
+    try:
+        tell.fatal(error)
+    except BrokenPipeError:
+        pass
+
+
+def _expect(console: Console, meta: Meta) -> None:
+    console.progress.size = meta.size if meta.is_file() else 0
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise Interrupted(number)
+
+
+def _widen(fd: int) -> None:
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, stream.PIPE_SIZE)
+    except OSError:  # EPERM: the user's pipes are over their limit (pipe(7)); a narrow one does too
+        pass
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cntr.cp.stream import Meta
+    from cntr.engines import Container

@@ -1,0 +1,87 @@
+"""One file on the receiving end: a temporary name until it is whole, then its own, in one step."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from cntr.cp import stream
+from cntr.cp.send import extents
+from cntr.cp.stream import Meta
+
+
+class Partial:
+    """A file under way, below a temporary name: where it is, what it will be called, its fd (read and write)."""
+
+    __slots__ = ("dir_fd", "fd", "meta", "name", "temporary")
+
+    def __init__(self, dir_fd: int, name: bytes, meta: Meta) -> None:
+        """Create it. Raises OSError."""
+        self.dir_fd, self.name, self.meta = dir_fd, name, meta
+        self.temporary = temporary_name()
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self.fd = os.open(self.temporary, flags, 0o600, dir_fd=dir_fd)
+
+    def drop(self) -> None:
+        """Remove it."""
+        os.close(self.fd)
+        remove(self.dir_fd, self.temporary)
+
+
+def temporary_name() -> bytes:
+    """A name that nobody has."""
+    return b".cntr-cp-" + os.urandom(6).hex().encode()
+
+
+def remove(dir_fd: int, name: bytes) -> None:
+    """Unlink, if it is there."""
+    try:
+        os.unlink(name, dir_fd=dir_fd)
+    except OSError:
+        pass
+
+
+def mode_of(dir_fd: int, name: bytes) -> int:
+    """st_mode of what NAME is, itself and not what it may link to; 0 where there is nothing. Raises OSError."""
+    try:
+        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
+    except FileNotFoundError:
+        return 0
+
+
+def replaceable(mode: int) -> bool:
+    """Whether a file may take its place: a device or a directory is never lost to a copy."""
+    return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
+
+
+def place(dir_fd: int, temporary: bytes, name: bytes) -> None:
+    """Give a finished file its name, in one step. Raises OSError."""
+    mode = mode_of(dir_fd, name)
+    if mode and not replaceable(mode):
+        raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EEXIST, "not replaced")
+    os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+
+
+def overwrite(file: Partial) -> None:
+    """Write a finished file's data into the one that has its name and cannot be replaced. Raises OSError."""
+    flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(file.name, flags, dir_fd=file.dir_fd)
+    try:
+        os.ftruncate(fd, 0)
+        copy_data(file.fd, fd)
+    finally:
+        os.close(fd)
+
+
+def copy_data(source: int, target: int) -> None:
+    """The data of one file into another, empty one, holes and all. Raises OSError."""
+    size = os.fstat(source).st_size
+    for start, length in extents(source, size):
+        offset, end = start, start + length
+        while offset < end and (data := os.pread(source, min(stream.CHUNK, end - offset), offset)):
+            view = memoryview(data)
+            while view:
+                count = os.pwrite(target, view, offset)
+                view, offset = view[count:], offset + count
+    os.ftruncate(target, size)

@@ -1,0 +1,372 @@
+"""The receiving end: build a tree below one directory fd, whatever names and links there are or come up meanwhile.
+
+Names are single components, directories are opened with O_NOFOLLOW and held by fd, a hard link's other name is opened with
+RESOLVE_BENEATH: nothing is written outside. A file gets its name when it is whole; until then it has a temporary one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from cntr.cp import stream
+from cntr.cp.files import Partial, copy_data, mode_of, overwrite, place, remove, replaceable, temporary_name
+from cntr.cp.stream import Incoming, Meta, Outgoing, ProtocolError, Tell, denied
+from cntr.errors import CntrError
+from cntr.linux import syscalls
+
+DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+# Errors after which every other file would fail too.
+FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP)
+
+
+class Level:
+    """A directory under way: its fd, -1 where it could not be made; meta: None for one that was there before."""
+
+    __slots__ = ("fd", "meta", "name")
+
+    def __init__(self, fd: int, name: bytes, meta: Meta | None) -> None:
+        """fd: owned."""
+        self.fd, self.name, self.meta = fd, name, meta
+
+
+class Receiver:
+    """Receives one file or tree.
+
+    open_path: opens what the user named, on this side: ``(path, flags) → fd``; started: told what comes; moved: told each count of bytes.
+    """
+
+    def __init__(
+        self,
+        incoming: Incoming,
+        answers: Outgoing,
+        tell: Tell,
+        open_path: Callable[[bytes, int], int],
+        *,
+        archive: bool,
+    ) -> None:
+        """archive: keep owner, set-id bits and the attributes that go with them."""
+        self.incoming, self.answers, self.tell, self.open_path = incoming, answers, tell, open_path
+        self.archive = archive
+        self.levels: list[Level] = []
+        self.file: Partial | None = None
+        self.top_fd = self.parent_fd = -1
+        self.linked: dict[bytes, tuple[int, int]] = {}  # path below the top → what was made there
+        self.shown = b""
+        self.started: Callable[[Meta], None] = stream.nothing
+        self.moved: Callable[[int], None] = stream.nothing
+
+    def run(self, path: bytes) -> None:
+        """Until DONE. Raises CntrError, EOFError when the sender has gone, ProtocolError; no half file stays."""
+        try:
+            self._start(path)
+            while self._take(*self.incoming.receive()):
+                pass
+        except BrokenPipeError:
+            raise EOFError from None
+        except OSError as error:
+            shown = self.tell.show(self._path(b""))
+            raise CntrError(f"{shown}: {os.strerror(error.errno or 0)}", self._hint(error)) from None
+        finally:
+            if self.file:
+                self.file.drop()
+                self.file = None
+            for fd in (self.parent_fd, *(level.fd for level in self.levels)):
+                if fd >= 0:
+                    os.close(fd)
+            self.levels, self.parent_fd = [], -1
+
+    def _start(self, path: bytes) -> None:
+        kind, body = self.incoming.receive()
+        while stream.take_word(kind, body, self.tell):
+            kind, body = self.incoming.receive()
+        if kind != stream.START:
+            raise ProtocolError(f"not the start: {kind!r}")
+        contents = body[0] == 1
+        meta, name, target = stream.unpack_item(body[1:], named=not contents)
+        self.started(meta)
+        self.shown = path
+        dir_fd, place = self._destination(path, meta, b"" if contents else name)
+        identity = (0, 0)
+        if not place:
+            self.parent_fd = -1  # the level's
+        if not stat.S_ISDIR(meta.mode):
+            self._make(dir_fd, place, meta, target)
+        else:
+            self.levels.append(self._directory(dir_fd, place, meta) if place else Level(dir_fd, b"", None))
+            self.levels[0].name = b""
+            self.top_fd = self.levels[0].fd
+            info = os.fstat(self.top_fd)
+            identity = (info.st_dev, info.st_ino)
+        self.answers.send(stream.READY, stream.NUMBERS.pack(*identity))
+        self.answers.flush()
+
+    def _destination(self, path: bytes, meta: Meta, name: bytes) -> tuple[int, bytes]:
+        """(directory fd, name in it) of what is to be made; no name: the directory itself takes the contents."""
+        is_dir = stat.S_ISDIR(meta.mode)
+        show = self.tell.show
+        try:
+            fd = self.open_path(path, DIRECTORY)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                raise CntrError(f"{show(path)}: {os.strerror(error.errno or 0)}", self._hint(error)) from None
+        else:
+            self.parent_fd = fd
+            self.shown = b"%s/%s" % (path.rstrip(b"/"), name) if name else path
+            return fd, name
+        if path.endswith(b"/") and not is_dir:
+            raise CntrError(f"{show(path)}: no such directory", "without the slash at its end it names the new file")
+        parent, slash, last = path.rstrip(b"/").rpartition(b"/")
+        parent = parent or (b"/" if slash else b".")
+        try:
+            fd = self.open_path(parent, DIRECTORY)
+        except OSError as error:
+            hint = self._hint(error) or "the directory to copy into has to exist"
+            raise CntrError(f"{show(parent)}: {os.strerror(error.errno or 0)}", hint) from None
+        self.parent_fd = fd
+        mode = mode_of(fd, last)
+        if mode and is_dir:
+            raise CntrError(f"{show(path)}: {stream.kind_of(mode)}", "a directory cannot take the place of a file")
+        if mode and not replaceable(mode):
+            hint = "`cntr attach TARGET -- cat /var/lib/cntr/PATH` prints a file"
+            raise CntrError(f"{show(path)}: {stream.kind_of(mode)}: not replaced", hint)
+        return fd, last
+
+    def _hint(self, error: OSError) -> str:
+        if error.errno == errno.EROFS:
+            return "it is mounted read-only there; a container's volumes and tmpfs mounts may be writable"
+        if error.errno in (errno.EACCES, errno.EPERM):
+            return denied(self.tell.label)
+        return ""
+
+    def _path(self, name: bytes) -> bytes:
+        if not self.levels:
+            return self.shown  # the top itself
+        parts = [*(level.name for level in self.levels), name]
+        return b"/".join([self.shown.rstrip(b"/") or b"/", *(part for part in parts if part)])
+
+    def _below(self, name: bytes) -> bytes:
+        return b"/".join(part for part in (*(level.name for level in self.levels), name) if part)
+
+    def _problem(self, name: bytes, error: OSError, what: str = "") -> None:
+        """Tell of one file's error. Raises CntrError where the rest would meet it too."""
+        reason = what + os.strerror(error.errno or 0)
+        if error.errno in FULL:
+            raise CntrError(
+                f"{self.tell.show(self._path(name))}: {reason}",
+                "what was copied before is whole; make room and run it again",
+            ) from None
+        self.tell.problem(self._path(name), reason)
+
+    def _take(self, kind: bytes, body: bytes) -> bool:
+        """One frame; False for the last."""
+        if kind == stream.BLOCK:
+            self.moved(len(body))
+            self._block(stream.OFFSET.unpack_from(body)[0], memoryview(body)[stream.OFFSET.size :])
+        elif kind in (stream.ITEM, stream.LINK):
+            self._item(kind, *stream.unpack_item(body))
+        elif kind == stream.TRUNCATE:
+            self._truncate(stream.OFFSET.unpack(body)[0])
+        elif kind == stream.XATTR:
+            self._attribute(*stream.unpack_pair(body))
+        elif kind == stream.END:
+            self._end(body == b"\1")
+        elif kind == stream.UP:
+            self._up()
+        elif kind == stream.DONE:
+            return False
+        elif not stream.take_word(kind, body, self.tell):
+            raise ProtocolError(f"an unknown frame: {kind!r}")
+        return True
+
+    def _item(self, kind: bytes, meta: Meta, name: bytes, extra: bytes) -> None:
+        if not self.levels:
+            raise ProtocolError("an item outside of any directory")
+        dir_fd = self.levels[-1].fd
+        try:
+            if kind == stream.LINK:
+                if dir_fd >= 0:
+                    self._link(dir_fd, name, meta, extra)
+            elif stat.S_ISDIR(meta.mode):
+                self.levels.append(self._directory(dir_fd, name, meta) if dir_fd >= 0 else Level(-1, name, None))
+            elif dir_fd >= 0:
+                self._make(dir_fd, name, meta, extra)
+        except OSError as error:
+            self._problem(name, error)
+            if stat.S_ISDIR(meta.mode):
+                self.levels.append(Level(-1, name, None))  # what is sent of it goes nowhere
+
+    def _directory(self, dir_fd: int, name: bytes, meta: Meta) -> Level:
+        """Make a directory, or go into the one that is there, which keeps its mode, owner and time. Raises OSError."""
+        made, flags = True, os.O_RDONLY
+        try:
+            os.mkdir(name, 0o700, dir_fd=dir_fd)
+        except FileExistsError:
+            made, flags = False, os.O_PATH
+        fd = os.open(name, flags | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+        if made:
+            self._give(fd, meta, name)
+        return Level(fd, name, meta if made else None)
+
+    def _make(self, dir_fd: int, name: bytes, meta: Meta, target: bytes) -> None:
+        """Begin a regular file, or make a symbolic link. Raises OSError."""
+        if stat.S_ISREG(meta.mode):
+            self.file = Partial(dir_fd, name, meta)
+            self._give(self.file.fd, meta, name)
+        elif stat.S_ISLNK(meta.mode):
+            temporary = temporary_name()
+            os.symlink(target, temporary, dir_fd=dir_fd)
+            try:
+                if self.archive:
+                    try:
+                        os.chown(temporary, meta.uid, meta.gid, dir_fd=dir_fd, follow_symlinks=False)
+                    except OSError as error:
+                        self._not_kept("owner", error, name)
+                os.utime(temporary, ns=(meta.atime, meta.mtime), dir_fd=dir_fd, follow_symlinks=False)
+                place(dir_fd, temporary, name)
+            except BaseException:
+                remove(dir_fd, temporary)
+                raise
+        else:
+            raise ProtocolError(f"an item of mode {meta.mode:o}")
+
+    def _give(self, fd: int, meta: Meta, name: bytes) -> None:
+        """The owner comes first: chown(2) takes set-id bits and file capabilities away."""
+        if self.archive:
+            try:
+                os.fchown(fd, meta.uid, meta.gid)
+            except OSError as error:
+                self._not_kept("owner", error, name)
+
+    def _not_kept(self, what: str, error: OSError, name: bytes) -> None:
+        self.tell.note(f"{what} not kept: {os.strerror(error.errno or 0)}", self._path(name))
+
+    def _block(self, offset: int, data: memoryview) -> None:
+        if not self.file:
+            return
+        try:
+            while data:
+                count = os.pwrite(self.file.fd, data, offset)
+                data, offset = data[count:], offset + count
+        except (OSError, OverflowError) as error:
+            self._lose(error, "write: ")
+
+    def _lose(self, error: OSError | OverflowError, what: str) -> None:
+        """The file under way cannot be finished: drop it, and what else comes of it."""
+        assert self.file
+        name = self.file.name
+        self.file.drop()
+        self.file = None
+        self._problem(name, error if isinstance(error, OSError) else OSError(errno.EFBIG, ""), what)
+
+    def _truncate(self, size: int) -> None:
+        if self.file:
+            try:
+                os.ftruncate(self.file.fd, size)  # a hole at the end
+            except (OSError, OverflowError) as error:
+                self._lose(error, "write: ")
+
+    def _attribute(self, key: bytes, value: bytes) -> None:
+        """Of the file under way, else of the directory; ``user.`` needs no rights, the others go with --archive."""
+        level = self.levels[-1] if self.levels else None
+        fd, name = (self.file.fd, self.file.name) if self.file else (level.fd if level and level.meta else -1, b"")
+        if fd < 0 or not (self.archive or key.startswith(b"user.")):
+            return
+        try:
+            os.setxattr(fd, key, value)
+        except OSError as error:
+            self._not_kept("extended attribute", error, name)
+
+    def _settle(self, fd: int, meta: Meta, name: bytes) -> None:
+        """Mode and times, when nothing else is to come. Without --archive the owner is another: no set-id bits for that one."""
+        mode = meta.mode & (0o7777 if self.archive else 0o1777)
+        try:
+            if not self.archive and stat.S_ISDIR(meta.mode):
+                mode |= os.fstat(fd).st_mode & stat.S_ISGID  # as the directory above hands it on
+            os.fchmod(fd, mode)
+        except OSError as error:
+            self._not_kept("mode", error, name)
+        try:
+            os.utime(fd, ns=(meta.atime, meta.mtime))
+        except (OSError, OverflowError) as error:
+            self._not_kept("time", error if isinstance(error, OSError) else OSError(errno.ERANGE, ""), name)
+
+    def _end(self, whole: bool) -> None:
+        file, self.file = self.file, None
+        if not file:
+            return
+        if not whole:
+            file.drop()
+            return
+        try:
+            self._settle(file.fd, file.meta, file.name)
+            try:
+                place(file.dir_fd, file.temporary, file.name)
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                overwrite(file)  # a file is mounted there, as engines do with /etc/hosts: it has to stay the one it is
+                remove(file.dir_fd, file.temporary)
+            if file.meta.linked:
+                info = os.fstat(file.fd)
+                self.linked[self._below(file.name)] = (info.st_dev, info.st_ino)
+        except OSError as error:
+            remove(file.dir_fd, file.temporary)
+            self._problem(file.name, error)
+        finally:
+            os.close(file.fd)
+
+    def _up(self) -> None:
+        if not self.levels:
+            raise ProtocolError("up from the top")
+        level = self.levels.pop()
+        if level.fd < 0:
+            return
+        if level.meta:
+            self._settle(level.fd, level.meta, level.name)
+        os.close(level.fd)
+
+    def _link(self, dir_fd: int, name: bytes, meta: Meta, other: bytes) -> None:
+        """A hard link to what was made at OTHER, a copy of it where there can be no link. Raises OSError."""
+        if other not in self.linked:
+            self.tell.problem(self._path(name), "a hard link to a file that could not be copied")
+            return
+        parent, _, last = other.rpartition(b"/")
+        resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
+        parent_fd = syscalls.openat2(self.top_fd, parent or b".", DIRECTORY, resolve)
+        temporary = temporary_name()
+        try:
+            os.link(last, temporary, src_dir_fd=parent_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+            found = os.stat(temporary, dir_fd=dir_fd, follow_symlinks=False)
+            if (found.st_dev, found.st_ino) != self.linked[other]:
+                raise OSError(errno.ESTALE, "replaced meanwhile")
+            place(dir_fd, temporary, name)
+        except OSError as error:
+            if error.errno not in NO_LINK:
+                raise
+            self._copy_linked(parent_fd, last, dir_fd, name, meta, self.linked[other])
+        finally:
+            remove(dir_fd, temporary)  # there still if both names were one file's already (rename(2))
+            os.close(parent_fd)
+
+    def _copy_linked(
+        self, parent_fd: int, last: bytes, dir_fd: int, name: bytes, meta: Meta, identity: tuple[int, int]
+    ) -> None:
+        source = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent_fd)
+        try:
+            info = os.fstat(source)
+            if (info.st_dev, info.st_ino) != identity:
+                raise OSError(errno.ESTALE, "replaced meanwhile")
+            self._make(dir_fd, name, meta, b"")
+            assert self.file
+            copy_data(source, self.file.fd)
+            self._end(True)
+        finally:
+            os.close(source)
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable

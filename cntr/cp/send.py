@@ -1,0 +1,296 @@
+"""The sending end: walk a tree by directory fds and put it on the wire.
+
+Nothing is opened before it was looked at: opening a FIFO blocks, opening a device acts, and a container may swap one for the other
+between two calls. So each name is opened with O_PATH, looked at, and only then opened for reading, by its fd.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from cntr.cp import stream
+from cntr.cp.stream import Incoming, Meta, Outgoing, Tell, denied, meta_of
+from cntr.errors import CntrError
+from cntr.linux import syscalls
+
+LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+MAX_LINK_PATH = 4000  # bytes below PATH_MAX: a hard link's other name is opened by path
+
+# linux/magic.h: what shows the kernel's state and no files. Not entered from above; one named on the command line is.
+KERNEL_FILESYSTEMS = frozenset(
+    (
+        *(syscalls.PROC_SUPER_MAGIC, syscalls.SYSFS_MAGIC, syscalls.DEVPTS_SUPER_MAGIC, syscalls.CGROUP2_SUPER_MAGIC),
+        *(0x27E0EB, 0x19800202, 0x64626720, 0x74726163, 0x73636673),  # cgroup, mqueue, debugfs, tracefs, securityfs
+        *(0xCAFE4A11, 0x6165676C, 0x62656570, 0x65735543, 0x42494E4D),  # bpf, pstore, configfs, fusectl, binfmt_misc
+        *(0xF97CFF8C, 0x6E736673),  # selinuxfs, nsfs
+    )
+)
+# What can be kept without --archive, and what names ids or gives privileges and goes with the owner.
+PLAIN_ATTRIBUTES = ("user.",)
+ARCHIVE_ATTRIBUTES = ("user.", "security.capability", "system.posix_acl_")
+
+
+class Level:
+    """A directory under way: its fd, its name, the names still to send (last first), and its device."""
+
+    __slots__ = ("device", "fd", "name", "names")
+
+    def __init__(self, fd: int, device: int, name: bytes) -> None:
+        """fd: open for reading; closed again where it cannot be listed. Raises OSError."""
+        self.fd, self.device, self.name = fd, device, name
+        try:
+            self.names = sorted((os.fsencode(name) for name in os.listdir(fd)), reverse=True)
+        except BaseException:
+            os.close(fd)
+            raise
+
+
+class Sender:
+    """Sends one file or tree.
+
+    open_path: opens what the user named, on this side: ``(path, flags) → fd``; own_fds: a directory fd of /proc/self/fd.
+    """
+
+    def __init__(
+        self,
+        out: Outgoing,
+        answers: Incoming,
+        tell: Tell,
+        open_path: Callable[[bytes, int], int],
+        own_fds: int,
+        *,
+        archive: bool,
+    ) -> None:
+        """archive: read the attributes that go with the owner too."""
+        self.out, self.answers, self.tell, self.open_path, self.own_fds = out, answers, tell, open_path, own_fds
+        self.attributes = ARCHIVE_ATTRIBUTES if archive else PLAIN_ATTRIBUTES
+        self.linked: dict[tuple[int, int], bytes] = {}  # what may be found again under another name, and its path
+        self.levels: list[Level] = []
+        self.shown = b""
+        self.target = (0, 0)
+        self.started: Callable[[Meta], None] = stream.nothing
+
+    def run(self, path: bytes, *, follow: bool) -> None:
+        """Send PATH; follow: what a symbolic link names instead of the link. Raises CntrError, BrokenPipeError, EOFError."""
+        last = path.rstrip(b"/").rsplit(b"/", 1)[-1]
+        contents = last in (b"", b".", b"..")
+        self.shown = path.rstrip(b"/") or b"/"
+        source, info, target = self._open(path, follow=follow or contents or path.endswith(b"/"))
+        meta = meta_of(info)
+        try:
+            if stat.S_ISDIR(info.st_mode):
+                fd, source = source, -1
+                self.levels.append(Level(fd, info.st_dev, b""))
+            self.out.send(stream.START, b"\1" if contents else b"\0", stream.pack_item(meta, last, target))
+            self.out.flush()
+            self.started(meta)
+            self._await_ready()
+            if self.levels and (info.st_dev, info.st_ino) == self.target:
+                shown = self.tell.show(path)
+                raise CntrError(f"{shown}: source and destination are the same directory", "there is nothing to copy")
+            self._walk()
+            if source >= 0:
+                fd, source = source, -1
+                self._send_data(fd, meta, b"")
+            self.out.send(stream.DONE)
+            self.out.flush()
+        finally:
+            for fd in (source, *(level.fd for level in self.levels)):
+                if fd >= 0:
+                    os.close(fd)
+            self.levels = []
+
+    def _open(self, path: bytes, *, follow: bool) -> tuple[int, os.stat_result, bytes]:
+        """(fd for reading, -1 for a symbolic link; what it is; a symbolic link's target). Raises CntrError."""
+        fd = -1
+        try:
+            fd = self.open_path(path, os.O_PATH | (0 if follow else os.O_NOFOLLOW))
+            info = os.fstat(fd)
+            if stat.S_ISLNK(info.st_mode):
+                return -1, info, os.readlink(b"", dir_fd=fd)
+            if stat.S_ISDIR(info.st_mode) or stat.S_ISREG(info.st_mode):
+                return self._reopen(fd, info), info, b""
+            raise CntrError(
+                f"{self.tell.show(path)}: {stream.kind_of(info.st_mode)}: not copied",
+                "only files, directories and symbolic links are",
+            )
+        except OSError as error:
+            missing = "it is a path of the host"
+            if self.tell.label:
+                missing = "`cntr attach TARGET` looks around there: the path is /var/lib/cntr/…"
+            hint = denied(self.tell.label) if isinstance(error, PermissionError) else missing
+            raise CntrError(f"{self.tell.show(path)}: {os.strerror(error.errno or 0)}", hint) from None
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def _await_ready(self) -> None:
+        while True:
+            kind, body = self.answers.receive()
+            if kind == stream.READY:
+                device, inode = stream.NUMBERS.unpack(body)
+                self.target = device, inode
+                return
+            if not stream.take_word(kind, body, self.tell):
+                raise stream.ProtocolError(f"no answer: {kind!r}")
+
+    def _reopen(self, fd: int, info: os.stat_result) -> int:
+        """Open for reading what an O_PATH fd holds: that very file, whatever its name means by now."""
+        flags = os.O_RDONLY | os.O_CLOEXEC | (os.O_DIRECTORY if stat.S_ISDIR(info.st_mode) else 0)
+        return os.open(b"%d" % fd, flags, dir_fd=self.own_fds)
+
+    def _walk(self) -> None:
+        """Depth first, without recursion: a tree may be deeper than Python's stack."""
+        while self.levels:
+            level = self.levels[-1]
+            if level.names:
+                below = self._send_entry(level, level.names.pop())
+                if below:
+                    self.levels.append(below)
+                continue
+            self._send_attributes(level.fd, b"")
+            self.out.send(stream.UP)
+            os.close(level.fd)
+            self.levels.pop()
+
+    def _below(self, name: bytes) -> bytes:
+        """The path from the top; put together only where it is needed: deep trees have long ones."""
+        return b"/".join(part for part in (*(level.name for level in self.levels), name) if part)
+
+    def _path(self, name: bytes) -> bytes:
+        """For a message: the path as the user named its top."""
+        below = self._below(name)
+        return b"%s/%s" % (self.shown.rstrip(b"/"), below) if below else self.shown
+
+    def _problem(self, name: bytes, error: OSError) -> None:
+        if isinstance(error, BrokenPipeError):
+            raise error
+        self.tell.problem(self._path(name), os.strerror(error.errno or 0))
+
+    def _send_entry(self, level: Level, name: bytes) -> Level | None:
+        """One name of a directory; a Level where it is a directory to go into."""
+        try:
+            fd = os.open(name, LOOK, dir_fd=level.fd)
+        except FileNotFoundError:
+            self.tell.note("gone before it was copied", self._path(name))
+            return None
+        except OSError as error:
+            self._problem(name, error)
+            return None
+        try:
+            return self._send_found(fd, name, level.device)
+        except OSError as error:
+            self._problem(name, error)
+            return None
+        finally:
+            os.close(fd)
+
+    def _send_found(self, fd: int, name: bytes, device: int) -> Level | None:
+        """Send what FD (O_PATH) holds. Raises OSError before anything of it was sent."""
+        info = os.fstat(fd)
+        meta = meta_of(info)
+        if stat.S_ISDIR(info.st_mode):
+            return self._send_directory(fd, info, name, device)
+        if stat.S_ISLNK(info.st_mode):
+            self.out.send(stream.ITEM, stream.pack_item(meta, name, os.readlink(b"", dir_fd=fd)))
+        elif stat.S_ISREG(info.st_mode):
+            known = self.linked.get((info.st_dev, info.st_ino)) if meta.linked else None
+            if known is not None:
+                self.out.send(stream.LINK, stream.pack_item(meta, name, known))
+                return None
+            source = self._reopen(fd, info)
+            self.out.send(stream.ITEM, stream.pack_item(meta, name))
+            if self._send_data(source, meta, name) and meta.linked:
+                below = self._below(name)
+                if len(below) < MAX_LINK_PATH:
+                    self.linked[info.st_dev, info.st_ino] = below
+        else:
+            self.tell.problem(self._path(name), f"{stream.kind_of(info.st_mode)}: not copied")
+        return None
+
+    def _send_directory(self, fd: int, info: os.stat_result, name: bytes, device: int) -> Level | None:
+        if (info.st_dev, info.st_ino) == self.target:
+            self.tell.problem(self._path(name), "the destination itself: not copied into itself")
+            return None
+        source = self._reopen(fd, info)
+        if info.st_dev != device and syscalls.filesystem_magic(source) in KERNEL_FILESYSTEMS:
+            self.tell.note("the kernel's own, no files: not copied", self._path(name))
+            os.close(source)
+            return None
+        level = Level(source, info.st_dev, name)
+        self.out.send(stream.ITEM, stream.pack_item(meta_of(info), name))
+        return level
+
+    def _send_data(self, fd: int, meta: Meta, name: bytes) -> bool:
+        """A file's data, attributes and END; fd is closed. Whether it was read whole: the receiver drops what was not."""
+        whole = False
+        try:
+            size = self._send_blocks(fd, meta.size)
+            if size < meta.size or os.fstat(fd).st_mtime_ns != meta.mtime:
+                self.tell.note("changed while it was copied", self._path(name))
+            self.out.send(stream.TRUNCATE, stream.OFFSET.pack(size))
+            self._send_attributes(fd, name)
+            whole = True
+        except OSError as error:
+            self._problem(name, error)
+        finally:
+            os.close(fd)
+        self.out.send(stream.END, b"\1" if whole else b"\0")
+        return whole
+
+    def _send_blocks(self, fd: int, size: int) -> int:
+        """The data without the holes; returns the size that was read. Raises OSError."""
+        if size == 0:  # empty, or the kernel's (proc(5)): as long as it gives something
+            while data := os.read(fd, stream.CHUNK):
+                self.out.send(stream.BLOCK, stream.OFFSET.pack(size), data)
+                size += len(data)
+            return size
+        for start, length in extents(fd, size):
+            offset, end = start, start + length
+            while offset < end:
+                data = os.pread(fd, min(stream.CHUNK, end - offset), offset)
+                if not data:  # truncated meanwhile
+                    return offset
+                self.out.send(stream.BLOCK, stream.OFFSET.pack(offset), data)
+                offset += len(data)
+        return size
+
+    def _send_attributes(self, fd: int, name: bytes) -> None:
+        try:
+            names = os.listxattr(fd)
+        except OSError:  # ENOTSUP: this filesystem has none
+            return
+        for key in names:
+            if key.startswith(self.attributes):
+                try:
+                    value = os.getxattr(fd, key)
+                except OSError as error:
+                    self.tell.note(f"extended attribute not kept: {os.strerror(error.errno or 0)}", self._path(name))
+                else:
+                    self.out.send(stream.XATTR, stream.pack_pair(os.fsencode(key), value))
+
+
+def extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of the data below SIZE, without the holes (lseek(2), SEEK_DATA). Raises OSError."""
+    offset = 0
+    while offset < size:
+        try:
+            start = os.lseek(fd, offset, os.SEEK_DATA)
+            end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # EINVAL: this filesystem knows of no holes
+                yield offset, size - offset
+            return
+        if start < offset or end <= start:  # past SIZE, or a filesystem that does not tell the truth
+            if start < size:
+                yield offset, size - offset
+            return
+        yield start, end - start
+        offset = end
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator

@@ -1,0 +1,132 @@
+"""The documentation against the code: commands, options, names, links."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from cntr.cli import manual
+from cntr.cli.options import COMMANDS
+from tests.rules import source
+from tests.rules.written import MARKS, WRITTEN
+
+PAGES = [*source.ROOT.glob("*.md"), *(source.ROOT / "docs").glob("*.md")]
+README = (source.ROOT / "README.md").read_text()
+ARCHITECTURE = (source.ROOT / "docs/architecture.md").read_text()
+
+
+def sessions() -> set[str]:
+    """The nox sessions: the functions of noxfile.py that are decorated with nox.session."""
+    text = (source.ROOT / "noxfile.py").read_text()
+    return set(re.findall(r"^@nox\.session[^\n]*\ndef (\w+)\(", text, re.MULTILINE))
+
+
+def test_the_readme_opens_with_two_commands_whose_sessions_exist():
+    block = re.search(r"```sh\n(.*?)```", README, re.DOTALL)
+    assert block
+    assert README.index(block.group(0)) < 400
+    commands = [line.partition("#")[0].split() for line in block.group(1).splitlines()]
+    assert [words[:2] for words in commands] == [["sudo", "./bootstrap"]] * 2
+    assert {word for words in commands for word in words[2:]} <= sessions()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_session_that_a_page_names_exists(page):
+    text = page.read_text()
+    named = re.findall(r"(?:nox -s|\./bootstrap) ([a-z]+(?: [a-z]+)*)", text)
+    assert {word for words in named for word in words.split()} <= sessions()
+
+
+def test_contributing_lists_every_session():
+    text = (source.ROOT / "CONTRIBUTING.md").read_text()
+    assert {name for name in sessions() if f"`{name}`" not in text} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_is_written_from_a_table_is_the_table(name):
+    found = MARKS.search((source.ROOT / name).read_text())
+    assert found
+    assert found[2] == WRITTEN[name](), "run `python -m tests.rules.written`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_and_option_that_a_page_shows_exists(page):
+    names = {command.name: command for command in COMMANDS}
+    for words in re.findall(r"`?(?:^|[`$#] |sudo )cntr ([a-z]+ [^`\n|]*)", page.read_text(), re.MULTILINE):
+        name, *rest = words.split()
+        if name not in names:
+            continue
+        known = {option for o in names[name].options for option in o.names} | {"-h", "--help", "--debug", "--"}
+        own = rest[: rest.index("--")] if "--" in rest else rest
+        assert {word.partition("=")[0].rstrip(",.;:)") for word in own if word.startswith("--")} <= known, words
+
+
+def test_the_drawn_walk_names_what_exists():
+    steps = re.findall(r"^[\s└─│\d]*((?:[a-z_]+)\.(?:[A-Za-z_]+)(?:\.[a-z_]+)?) {2}", ARCHITECTURE, re.MULTILINE)
+    assert len(steps) > 15
+    for step in steps:
+        module, *path = step.split(".")
+        (name,) = [name for name in source.modules("cntr") if name.rpartition(".")[2] == module]
+        found: object = importlib.import_module(name)
+        for name in path:
+            found = getattr(found, name)
+    nest = importlib.import_module("cntr.attach.nest").Nest
+    inner = re.findall(r"^ {6}([a-z_]+) ", ARCHITECTURE.partition("nest.Nest.assemble")[2], re.MULTILINE)
+    assert len(inner) >= 6
+    assert [name for name in inner if not hasattr(nest, name)] == []
+
+
+def test_every_room_is_in_the_architectures_table():
+    rooms = ARCHITECTURE.partition("## Rooms")[2].partition("## ")[0]
+    named = set(re.findall(r"`([\w/.]+)`", rooms))
+    files = {path.name for path in (source.ROOT / "cntr").glob("*.py")} - {"__init__.py"}
+    files |= {f"{path.parent.name}/" for path in (source.ROOT / "cntr").glob("*/__init__.py")}
+    assert files - named == set()
+
+
+# --- what is generated -------------------------------------------------------------------------------------------------
+
+
+def test_the_man_page_renders_without_a_warning():
+    if not shutil.which("groff"):
+        pytest.skip("not installed: groff-base (apt-get install)")
+    page = subprocess.run([sys.executable, "-m", "cntr.cli.manual"], capture_output=True, check=True).stdout
+    done = subprocess.run(["groff", "-man", "-Tutf8", "-Kutf8", "-ww"], input=page, capture_output=True, check=True)
+    assert done.stderr == b""
+    shown = re.sub(r"\x1b\[[0-9;]*m|.\x08", "", done.stdout.decode())
+    for command in COMMANDS:
+        assert f"CNTR {command.name.upper()}" in shown
+        for option in command.options:
+            assert option.names[-1] in shown
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_completion_script_parses(shell):
+    if not shutil.which(shell):
+        pytest.skip(f"not installed: {shell} (apt-get install)")
+    script = manual.completion(shell)
+    done = subprocess.run([shell, "-n"], input=script, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_bash_completes_commands_options_and_nothing_else():
+    def complete(*words: str) -> list[str]:
+        script = f'{manual.completion("bash")}COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _cntr; printf "%s\\n" "${{COMPREPLY[@]}}"'
+        shown = subprocess.run(["bash", "-c", script, "bash", *words], capture_output=True, text=True, check=True)
+        return shown.stdout.split()
+
+    assert complete("cntr", "att") == ["attach"]
+    assert set(complete("cntr", "")) == {command.name for command in COMMANDS}
+    assert complete("cntr", "attach", "--read") == ["--read-only"]
+    assert complete("cntr", "ps", "--read") == []

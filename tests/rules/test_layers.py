@@ -1,0 +1,168 @@
+"""Who may import whom, and what the attach core may not import at all."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lab.slim import SlimContainer
+from tests.rules import source
+
+# From the top down, lazy and type-only imports included. A module imports from rows below its own; a name ending in a dot is a package.
+LAYERS = (
+    ("cntr.__main__",),
+    ("cntr.cli.main",),
+    ("cntr.cli.reports",),
+    ("cntr.cli.manual",),
+    ("cntr.cli.options",),
+    ("cntr.cli",),
+    ("cntr.attach.walk",),
+    ("cntr.attach.exec_client", "cntr.attach.monitor"),
+    ("cntr.attach.identity",),
+    ("cntr.attach.nest", "cntr.attach.supervisor"),
+    ("cntr.attach.fileserver",),
+    ("cntr.attach.exec_server", "cntr.attach.tools"),
+    ("cntr.cp.copy",),
+    ("cntr.attach.target",),
+    (
+        "cntr.attach.cgroup",
+        "cntr.attach.channel",
+        "cntr.attach.pty",
+        "cntr.attach.readonly_interpreter",
+        "cntr.attach.signals",
+    ),
+    ("cntr.attach",),
+    ("cntr.cp.receive",),
+    ("cntr.cp.files",),
+    ("cntr.cp.send",),
+    ("cntr.cp.stream",),
+    ("cntr.cp",),
+    ("cntr.engines", "cntr.engines."),
+    ("cntr.cntrfs", "cntr.cntrfs."),
+    ("cntr.linux.namespaces",),
+    ("cntr.linux.syscalls", "cntr.linux.file_syscalls", "cntr.linux.procfs"),
+    ("cntr.linux",),
+    ("cntr.errors",),
+    ("cntr",),
+)
+HEAVY = frozenset(
+    "typing dataclasses enum re json argparse subprocess socket signal contextlib pathlib shutil "
+    "threading logging tempfile inspect importlib.metadata trio pyfuse3".split()
+)
+
+
+def layer(module: str) -> int:
+    for number, names in enumerate(LAYERS):
+        if any(module == name or (name.endswith(".") and module.startswith(name)) for name in names):
+            return number
+    pytest.fail(f"{module} is in no layer of LAYERS: give it one")
+
+
+@pytest.mark.parametrize("module", source.modules("cntr"))
+def test_layers_go_downward(module):
+    upward = [
+        imported
+        for imported in source.all_imports(source.modules("cntr")[module])
+        if imported.partition(".")[0] == "cntr" and imported != module and layer(imported) < layer(module)
+    ]
+    assert not upward, f"{module} imports from above"
+
+
+@pytest.mark.parametrize("module", source.modules("cntr"))
+def test_cntr_knows_nothing_of_lab_tests_and_bench(module):
+    reached = {name.partition(".")[0] for name in source.imports(source.modules("cntr")[module], lazy=True)}
+    assert not reached & {"lab", "tests", "bench", "scenarios", "nox", "pytest"}
+
+
+@pytest.mark.parametrize("module", [name for name in source.modules("cntr") if name.startswith("cntr.engines")])
+def test_engines_import_only_errors_procfs_and_each_other(module):
+    allowed = ("cntr.engines", "cntr.errors", "cntr.linux")
+    reached = [n for n in source.imports(source.modules("cntr")[module], lazy=True) if n.startswith("cntr")]
+    assert all(name.startswith(allowed) or name == "cntr" for name in reached), reached
+
+
+def test_only_one_module_speaks_to_pyfuse3():
+    users = {
+        module
+        for module, path in source.modules("cntr").items()
+        if {"pyfuse3", "trio"} & set(source.imports(path, lazy=False))
+    }
+    assert users == {"cntr.cntrfs.pyfuse3_binding"}
+
+
+def test_only_the_kernel_rooms_hold_ctypes():
+    users = {
+        f"{module}"
+        for package in ("cntr", "lab")
+        for module, path in source.modules(package).items()
+        if {name.partition(".")[0] for name in source.imports(path, lazy=True)} & {"ctypes", "_ctypes", "cffi"}
+    }
+    assert users <= {"cntr.linux.syscalls", "cntr.linux.file_syscalls"}, users
+
+
+def test_of_the_lab_only_what_makes_containers_uses_the_kernel_room():
+    users = {
+        module
+        for package in ("lab", "scenarios")
+        for module, path in source.modules(package).items()
+        if any(name.partition(".")[0] == "cntr" for name in source.imports(path, lazy=True))
+    }
+    assert users <= {"lab.slim", "lab.cleanroom"}, users
+
+
+def loaded_by(*arguments: str) -> set[str]:
+    """The modules that a Python without site has imported at the end of running ARGUMENTS (-X importtime)."""
+    command = [sys.executable, "-S", "-X", "importtime", *arguments]
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(source.ROOT)}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    rows = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    assert len(rows) > 10, done.stderr
+    assert done.returncode == 0, done.stderr
+    return {row.rpartition("|")[2].strip() for row in rows}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import cntr.cli.main",
+        "import cntr.attach.walk",
+        "import cntr.engines.docker",
+        "import cntr.attach.fileserver, cntr.cntrfs.mounting",
+    ],
+)
+def test_importing_is_cheap(statement):
+    assert not loaded_by("-c", statement) & HEAVY
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an attach needs root")
+def test_a_whole_attach_imports_nothing_heavy_and_no_terminal_code():
+    with SlimContainer("imports") as container:
+        start = "from cntr.__main__ import main; main()"
+        loaded = loaded_by("-c", start, "attach", str(container.pid), "--", "true")
+    assert "cntr.attach.supervisor" in loaded
+    assert not loaded & (
+        HEAVY | {"cntr.attach.pty", "termios", "cntr.attach.fileserver", "cntr.cli.reports", "cntr.cli.manual"}
+    )
+
+
+def test_a_sessions_file_server_loads_no_more_than_it_serves_with():
+    """By devfuse: it starts with every session of the fuse transport, and what it imports is waited for."""
+    loaded = loaded_by("-c", "import cntr.attach.fileserver, cntr.cntrfs.mounting, cntr.cntrfs.devfuse.session")
+    assert "cntr.cntrfs.devfuse.session" in loaded
+    assert not loaded & {
+        "logging",
+        "dataclasses",
+        "inspect",
+        "traceback",
+        "signal",
+        "socket",
+        "queue",
+        "argparse",
+        "json",
+        "subprocess",
+    }

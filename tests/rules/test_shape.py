@@ -1,0 +1,53 @@
+"""Sizes, and what the source may not hold."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from tests.rules import source
+
+FILE_LINES, FUNCTION_LINES = 400, 60
+LONGER = {"cntr.linux.file_syscalls": 430}  # a list: every system call of the file system, and nothing else
+WITHOUT_ERROR = ("setfsuid", "setfsgid")  # setfsuid(2): "no error indications … are returned"
+
+
+@pytest.mark.parametrize("module", source.modules("cntr"))
+def test_a_module_fits_in_the_head(module):
+    path = source.modules("cntr")[module]
+    assert len(path.read_text().splitlines()) <= LONGER.get(module, FILE_LINES)
+    functions = [n for n in ast.walk(source.tree(path)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    long = {f.name: f.end_lineno - f.lineno + 1 for f in functions if f.end_lineno - f.lineno >= FUNCTION_LINES}
+    assert not long
+
+
+@pytest.mark.parametrize("package", ["cntr", "lab", "bench", "tests"])
+def test_every_module_begins_with_a_docstring(package):
+    bare = [
+        module
+        for module, path in source.modules(package).items()
+        if path.read_text().strip() and ast.get_docstring(source.tree(path)) is None
+    ]
+    assert not bare
+
+
+def test_the_kernel_rooms_name_the_call_in_every_error():
+    """Each function that makes a system call by ctypes hands its result to the one that raises with the call's name."""
+    for name in ("cntr.linux.syscalls", "cntr.linux.file_syscalls"):
+        for function in source.tree(source.modules("cntr")[name]).body:
+            if not isinstance(function, ast.FunctionDef) or function.name in WITHOUT_ERROR:
+                continue
+            calls = {ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)}
+            if any(call.startswith(("_libc.", "_syscall", "python.syscall")) for call in calls):
+                assert calls & {"_check", "_fail", "OSError"}, f"{name}.{function.name}"
+
+
+def test_nobody_asks_for_the_kernels_version():
+    askers = [
+        module
+        for module, path in source.modules("cntr").items()
+        for node in ast.walk(source.tree(path))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.uname().release", "platform.release")
+    ]
+    assert not askers, "features are probed"
