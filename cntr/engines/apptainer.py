@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 
-from cntr.engines import Container, evidence, store
+from cntr.engines import evidence, store
+from cntr.engines.container import Container
 
 TITLES = {"Apptainer instance": "apptainer", "Singularity instance": "singularity"}
 DIRECTORIES = ("apptainer/instances/app", "singularity/instances/sing")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 
-from cntr.engines import Container, NotRunning, evidence, podman, store
+from cntr.engines import containers_storage, evidence, store
+from cntr.engines.container import Container, NotRunning
 
 TMP = "/var/tmp"
 
 
 def find(name: str, deadline: float) -> list[Container]:
     """The working container of that name or id prefix, of root and of each user. Raises NotRunning if not mounted."""
-    known = [row for row in _known() if podman.answers_to(name, row.id, row.names)]
+    known = [row for row in _known() if store.answers_to(name, row.id, row.names)]
     found = [container for row in known if (container := _container(row))]
     if known and not found:
         raise NotRunning(f"buildah has {known[0].names[0]}, but it is neither running nor mounted: `buildah mount` it")
@@ -23,14 +24,14 @@ def containers(deadline: float) -> list[Container]:
     return [container for row in _known() if (container := _container(row))]
 
 
-def _known() -> list[podman.Known]:
-    rows = podman.known_containers(lambda row: bool(row.names))
+def _known() -> list[containers_storage.Known]:
+    rows = containers_storage.known_containers(lambda row: bool(row.names))
     return [
         row for row in rows if os.path.exists(f"{row.store.graphroot}/{row.directory}/{row.id}/userdata/buildah.json")
     ]
 
 
-def _container(known: podman.Known) -> Container | None:
+def _container(known: containers_storage.Known) -> Container | None:
     owner = known.store.owner
     for pid in _candidates():
         # The root mount of what runs in the working container is the overlay of its layer.

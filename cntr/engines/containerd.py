@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 
-from cntr.engines import Container, Refused, evidence, store
+from cntr.engines import evidence, store
+from cntr.engines.container import Container, Refused
 
 TASKS = "io.containerd.runtime.v2.task"
 STATES = (

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 
-from cntr.engines import Container, runc, store
+from cntr.engines import runc, store
+from cntr.engines.container import Container
 
 
 def roots() -> list[tuple[str, int]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from cntr.engines import Container, NotRunning, Refused, evidence, store, unixhttp
+from cntr.engines import evidence, store, unixhttp
+from cntr.engines.container import Container, NotRunning, Refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import os
 import time
 
-from cntr.engines import Container, Refused, containerd, docker, evidence, kubernetes, podman, pods, store, unixhttp
+from cntr.engines import containerd, containers_storage, docker, evidence, kubernetes, pods, store, unixhttp
+from cntr.engines.container import Container, Refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,10 +50,10 @@ def _podman(program: str, name: str) -> Talk:
         id, pod, names = str(row["Id"]), str(row.get("PodName") or ""), [str(called) for called in row["Names"]]
         called = names[0] if names else id[:12]
         in_pod = pods.answers_to(name, str(row.get("Pod") or ""), pod, called) if pod else False
-        if not row["Pid"] or row.get("IsInfra") or not (in_pod or podman.answers_to(name, id, names)):
+        if not row["Pid"] or row.get("IsInfra") or not (in_pod or store.answers_to(name, id, names)):
             continue
         shown = f"{pod}/{called}" if in_pod else called
-        found.append(podman.checked("podman", shown, int(row["Pid"]), id, str(row["Image"]), os.geteuid()))
+        found.append(containers_storage.checked("podman", shown, int(row["Pid"]), id, str(row["Image"]), os.geteuid()))
     return [container for container in found if container]
 
 
@@ -60,7 +61,7 @@ def _docker(program: str, name: str) -> Talk:
     """docker-ps(1), docker-inspect(1): a daemon on this machine that listens on TCP, with the user's TLS keys."""
     (text,) = yield [[program, "ps", "--no-trunc", "--format", "{{.ID}} {{.Names}}"]]
     rows = [line.partition(" ") for line in text.splitlines()]
-    ids = [id for id, _, names in rows if id.isalnum() and podman.answers_to(name, id, names.split(","))]
+    ids = [id for id, _, names in rows if id.isalnum() and store.answers_to(name, id, names.split(","))]
     if not ids:
         return []
     (text,) = yield [[program, "inspect", "--type", "container", *ids]]
@@ -93,7 +94,7 @@ def _crictl(program: str, name: str) -> Talk:
         namespace, pod_name, container = (str(labels[f"io.kubernetes.{key}"]) for key in KUBERNETES_LABELS)
         image = str(row["image"].get("userSpecifiedImage") or row["image"]["image"])
         pod = kubernetes.Pod(namespace, pod_name, container, image)
-        if id.isalnum() and (pod.answers_to(name) or podman.answers_to(name, id, [])):
+        if id.isalnum() and (pod.answers_to(name) or store.answers_to(name, id, [])):
             rows.append((pod, id))
     texts = yield [[program, "inspect", "-o", "json", id] for _, id in rows]
     found = []
@@ -120,7 +121,7 @@ def _libpod() -> bool:
     An older podman that meets a newer one's store does not see its ``db.sql``: it makes a database of its own kind beside it, and
     from then on the newer one takes that one for the store's, and has lost its containers.
     """
-    own = next((one for one in podman.stores() if one.owner == os.geteuid()), None)
+    own = next((one for one in containers_storage.stores() if one.owner == os.geteuid()), None)
     return _conmon(crio=False) and not (own and os.path.exists(f"{own.graphroot}/db.sql"))
 
 

@@ -6,7 +6,8 @@ containers/storage, under names of the form k8s_CONTAINER_POD_NAMESPACE_UID_ATTE
 
 from __future__ import annotations
 
-from cntr.engines import Container, Refused, containerd, evidence, podman, store
+from cntr.engines import containerd, containers_storage, evidence, store
+from cntr.engines.container import Container, Refused
 
 CRI = "io.kubernetes.cri."
 
@@ -44,7 +45,7 @@ class Pod:
 
 def find(name: str, deadline: float) -> list[Container]:
     """The containers of pods that NAME, or a container id, may mean; a pod of that very name before one that begins so."""
-    named = [(pod, found) for pod, found in _all() if pod.answers_to(name) or podman.answers_to(name, found.id, [])]
+    named = [(pod, found) for pod, found in _all() if pod.answers_to(name) or store.answers_to(name, found.id, [])]
     exact = [(pod, found) for pod, found in named if pod.pod in name.split("/")]
     return [found for _, found in exact or named]
 
@@ -91,7 +92,7 @@ def _containerd() -> list[tuple[Pod, Container]]:
 
 def _crio() -> list[tuple[Pod, Container]]:
     found = []
-    for known in podman.known_containers(lambda row: any(name.startswith("k8s_") for name in row.names)):
+    for known in containers_storage.known_containers(lambda row: any(name.startswith("k8s_") for name in row.names)):
         pod = _parse(next(name for name in known.names if name.startswith("k8s_")), known.image)
         pid = known.pid() if pod else 0
         start = evidence.marked(pid, known.id) if pid else 0

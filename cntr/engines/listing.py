@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import time
 
-from cntr import engines
-from cntr.engines import Answer, Container, Entry, store
+from cntr.engines import store
+from cntr.engines.asking import Answer, ask, distinct
+from cntr.engines.container import Container
+from cntr.engines.registry import Entry, entries
 from cntr.linux import procfs
 
 LIST_SECONDS = 2.0  # an engine that has not answered by then is named as one that did not
@@ -14,9 +16,9 @@ LIST_SECONDS = 2.0  # an engine that has not answered by then is named as one th
 
 def running(seconds: float = LIST_SECONDS) -> tuple[list[Container], list[Answer]]:
     """(the running containers by engine and name, each process once; what each engine on this machine answered)."""
-    present = [entry for entry in engines.entries() if entry.present()]
-    answers = engines.ask(present, None, time.monotonic() + seconds)
-    found = engines.distinct([container for answer in answers for container in answer.containers])
+    present = [entry for entry in entries() if entry.present()]
+    answers = ask(present, None, time.monotonic() + seconds)
+    found = distinct([container for answer in answers for container in answer.containers])
     return sorted(found, key=lambda container: (container.engine, container.name)), answers
 
 
@@ -49,7 +51,7 @@ class Finding:
 
 def findings(seconds: float = LIST_SECONDS) -> list[Finding]:
     """What was found of each engine, where, and why not; engines are asked as ``cntr ps`` asks them."""
-    known = engines.entries()
+    known = entries()
     answers = {answer.entry.name: answer for answer in running(seconds)[1]}
     return [_finding(entry, answers.get(entry.name)) for entry in known]
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 
-from cntr.engines import Container, NotRunning, Refused, evidence, store, unixhttp
+from cntr.engines import evidence, store, unixhttp
+from cntr.engines.container import Container, NotRunning, Refused
 from cntr.linux import procfs
 
 BLOCKING = True

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from cntr.engines import Container, evidence, store
+from cntr.engines import evidence, store
+from cntr.engines.container import Container
 from cntr.linux import procfs
 
 MACHINES = "/run/systemd/machines"

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import time
 
-from cntr.engines import Container, NotRunning, podman, store
+from cntr.engines import containers_storage, store
+from cntr.engines.container import Container, NotRunning
 
 MEMBERS = """SELECT p.ID, p.Name, c.ID, c.Name, s.JSON FROM PodConfig p JOIN PodState s ON s.ID = p.ID
 JOIN ContainerConfig c ON c.PodID = p.ID"""
@@ -19,21 +20,21 @@ SQLITE_LIMIT_LENGTH = 0  # sqlite3.h; Python has the name from 3.11 on, but only
 def answers_to(name: str, pod_id: str, pod: str, container: str) -> bool:
     """Whether NAME means CONTAINER of the pod: the pod's name or id, a beginning of the id, each also before /CONTAINER."""
     head, slash, tail = name.partition("/")
-    return podman.answers_to(head, pod_id, [pod]) and (not slash or tail == container)
+    return store.answers_to(head, pod_id, [pod]) and (not slash or tail == container)
 
 
 def find(name: str, deadline: float) -> list[Container]:
     """The running containers of the pod that NAME means, of root and of each user, called POD/CONTAINER."""
     members: dict[tuple[str, int, str], str] = {}
     stopped = ""
-    for one in podman.stores():
+    for one in containers_storage.stores():
         for pod_id, pod, id, called in _members(one, deadline):
             if answers_to(name, pod_id, pod, called):
                 members[one.graphroot, one.owner, id] = f"{pod}/{called}"
                 stopped = f"{pod}/{called}" if "/" in name else f"the pod {pod}"
     found = []
-    for known in podman.known_containers(lambda row: _key(row) in members) if members else ():
-        container = podman.running(known)
+    for known in containers_storage.known_containers(lambda row: _key(row) in members) if members else ():
+        container = containers_storage.running(known)
         if container:
             container.name = members[_key(known)]
             found.append(container)
@@ -42,11 +43,11 @@ def find(name: str, deadline: float) -> list[Container]:
     return found
 
 
-def _key(known: podman.Known) -> tuple[str, int, str]:
+def _key(known: containers_storage.Known) -> tuple[str, int, str]:
     return known.store.graphroot, known.store.owner, known.id
 
 
-def _members(one: podman.Store, deadline: float) -> list[tuple[str, ...]]:
+def _members(one: containers_storage.Store, deadline: float) -> list[tuple[str, ...]]:
     """(pod id, pod, container id, container) of a store's pods, without the infra containers.
 
     The file may be a hostile user's. SQLite never sees its path, only its bytes, in memory; a schema that computes for ever

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cntr.engines import Container
+from cntr.engines.container import Container
 from cntr.errors import AmbiguousTarget, TargetNotFound, printable
 from cntr.linux import procfs
 

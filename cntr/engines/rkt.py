@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 
-from cntr.engines import Container, evidence, store
+from cntr.engines import evidence, store
+from cntr.engines.container import Container
 
 
 def find(name: str, deadline: float) -> list[Container]:

@@ -6,7 +6,8 @@ those can be had (``cntr cp``, ``cntr mount``); a VM's are inside the VM.
 
 from __future__ import annotations
 
-from cntr.engines import Container, Refused, evidence, podman, store
+from cntr.engines import evidence, store
+from cntr.engines.container import Container, Refused
 
 RUNSC = "gvisor"
 VMS = {  # the VMM's program → (engine, the option that names the machine)
@@ -20,12 +21,12 @@ VMS = {  # the VMM's program → (engine, the option that names the machine)
 
 def find(name: str, deadline: float) -> list[Container]:
     """The gVisor sandboxes of that name or id prefix."""
-    return [found for found in _gvisor() if podman.answers_to(name, found.id, [found.name])]
+    return [found for found in _gvisor() if store.answers_to(name, found.id, [found.name])]
 
 
 def find_by_process(name: str, deadline: float) -> list[Container]:
     """The virtual machines of that name or id prefix."""
-    return [found for found in _virtual_machines() if podman.answers_to(name, found.id, [found.name])]
+    return [found for found in _virtual_machines() if store.answers_to(name, found.id, [found.name])]
 
 
 def containers(deadline: float) -> list[Container]:

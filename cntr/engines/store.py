@@ -114,6 +114,11 @@ def is_id_prefix(name: str) -> bool:
     return 3 <= len(name) <= 64 and all(c in "0123456789abcdef" for c in name)
 
 
+def answers_to(name: str, id: str, names: list[str]) -> bool:
+    """Whether NAME is one of NAMES, the ID, or a beginning of it."""
+    return name in names or name == id or (is_id_prefix(name) and id.startswith(name))
+
+
 def roots(engine: str, *usual: str) -> list[str]:
     """The state directories of ENGINE: $CNTR_<ENGINE>_ROOT (colon-separated) before the usual ones, those that exist."""
     own = os.environ.get(f"CNTR_{engine.upper()}_ROOT", "").split(":")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cntr.engines import Container, runc, store
+from cntr.engines import runc, store
+from cntr.engines.container import Container
 
 
 def find(name: str, deadline: float) -> list[Container]:

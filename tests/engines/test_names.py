@@ -13,7 +13,7 @@ import pytest
 
 from cntr import engines
 from cntr.attach.target import Target
-from cntr.engines import evidence, listing, lxc, podman, runc, unixhttp
+from cntr.engines import containers_storage, evidence, listing, lxc, runc, unixhttp
 from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound
 from cntr.linux import procfs
 
@@ -206,7 +206,7 @@ def test_a_users_files_count_only_for_the_users_own_processes():
     assert evidence.belongs_to(os.getpid(), os.geteuid())
     assert not evidence.belongs_to(os.getpid(), 4242)
     assert not evidence.belongs_to(1, 4242)
-    assert podman.checked("podman", "web", os.getpid(), "ab" * 32, "", 4242) is None
+    assert containers_storage.checked("podman", "web", os.getpid(), "ab" * 32, "", 4242) is None
 
 
 def test_anybody_can_listen_on_an_lxc_socket(tmp_path):

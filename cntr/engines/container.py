@@ -1,0 +1,45 @@
+"""A running container as its engine knows it, and the two ways in which an engine says no."""
+
+from __future__ import annotations
+
+from cntr.errors import printable
+
+
+class Refused(Exception):
+    """The engine is there but did not answer: why, in the engine-free words of one line."""
+
+
+class NotRunning(Refused):
+    """The engine has a container of that name, but no process of it runs: one line that says so."""
+
+
+class Container:
+    """A running container as its engine knows it.
+
+    start_time: field 22 of /proc/PID/stat when PID was seen to be this container's process, 0 where unknown;
+    state: running, paused, sandboxed (its processes are not this host's) or rootfs (no process, only files);
+    rootfs: the directory of those files, as the host sees it; owner: the uid of a rootless engine's user.
+    """
+
+    __slots__ = ("engine", "id", "image", "name", "owner", "pid", "rootfs", "start_time", "state")
+
+    def __init__(
+        self,
+        engine: str,
+        name: str,
+        pid: int,
+        *,
+        id: str = "",
+        image: str = "",
+        state: str = "running",
+        owner: int = 0,
+        start_time: int = 0,
+        rootfs: str = "",
+    ) -> None:
+        """Keep the facts."""
+        self.engine, self.name, self.pid, self.id, self.image = engine, name, pid, id, image
+        self.state, self.owner, self.start_time, self.rootfs = state, owner, start_time, rootfs
+
+    def label(self) -> str:
+        """``engine:name``, fit for a terminal and for the command line."""
+        return printable(f"{self.engine}:{self.name or self.id}")

@@ -1,0 +1,145 @@
+"""Name → the one running container that answers to it, or an error that says who was asked and what each said."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from cntr.engines import evidence
+from cntr.engines.asking import LATE, ask, distinct
+from cntr.engines.registry import REGISTRY, entries
+from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound, printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cntr.engines.asking import Answer
+    from cntr.engines.container import Container
+    from cntr.engines.registry import Entry
+
+ASK_SECONDS = 0.8  # an unknown name is answered within a second
+NAMED_SECONDS = 10.0  # with the engine named by the user, a slow one is waited for
+PREFIXES_WITHOUT_ENGINE = ("pid", "unit", "command")
+
+
+def resolve(target: str) -> Container:
+    """TARGET (see the CLI contract) → the one running container. Raises TargetNotFound, AmbiguousTarget, CntrError."""
+    if not target or "\0" in target or len(target) > 4096:
+        shown = printable(target[:60])
+        raise TargetNotFound(f"not a container name: {shown!r}", "name a container, a pid, or engine:name")
+    prefix, colon, rest = target.partition(":")
+    if target.isascii() and target.isdecimal() and len(target) < 8:  # pids end at 1 << 22; ids may be all digits too
+        prefix, colon, rest = "pid", ":", target
+    if colon and prefix in PREFIXES_WITHOUT_ENGINE:
+        from cntr.engines import process
+
+        return process.resolve(prefix, rest)
+    known = REGISTRY  # looking for what others have added takes longer than asking Docker
+    named = _called(prefix, known) if colon and rest else []
+    if not named:
+        known = entries()
+        named = _called(prefix, known) if colon and rest else []
+    if named:
+        return _only(target, rest, prefix, named, known, time.monotonic() + NAMED_SECONDS)
+    present = [entry for entry in known if entry.present()]
+    return _only(target, target, "", present, known, time.monotonic() + ASK_SECONDS)
+
+
+def _called(prefix: str, known: tuple[Entry, ...]) -> list[Entry]:
+    return [entry for entry in known if prefix in (entry.name, *entry.aliases)]
+
+
+def _only(
+    target: str, name: str, prefix: str, asked: list[Entry], known: tuple[Entry, ...], deadline: float
+) -> Container:
+    answers = ask(asked, name, deadline)
+    found = [container for answer in answers for container in answer.containers]
+    if not found:
+        later = ask(asked, name, deadline, "find_by_process")
+        found = [container for answer in later for container in answer.containers]
+        answers += [answer for answer in later if answer.stopped]
+    if not found and not any(answer.stopped for answer in answers):
+        found = _by_command(answers, [entry.name for entry in (asked if prefix else known)], name, deadline)
+    # What is meant exactly goes before what merely begins so.
+    exact = [container for container in found if name in (container.name, container.id)]
+    own = [container for container in exact or found if container.engine == prefix]
+    found = distinct(own or exact or found)
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise _not_found(target, answers, [entry.name for entry in known if entry not in asked] if not prefix else [])
+    listed = ", ".join(f"{c.label()} (pid {c.pid}, {printable(c.id[:12])})" for c in found[:8])
+    listed += f" and {len(found) - 8} more" if len(found) > 8 else ""
+    shown = printable(target[:200])
+    raise AmbiguousTarget(
+        f"{shown}: {len(found)} containers answer to this name: {listed}", "say engine:name, or an id"
+    )
+
+
+def _by_command(answers: list[Answer], names: list[str], name: str, deadline: float) -> list[Container]:
+    """What the engines' own commands know, asked last of all; who refuses is written down in ANSWERS."""
+    from cntr.engines import fallback
+
+    found, refused = fallback.find(name, names, deadline)
+    for answer in answers:
+        answer.refused = answer.refused or refused.get(answer.entry.name, "")
+    return found
+
+
+def _not_found(target: str, answers: list[Answer], absent: list[str]) -> TargetNotFound:
+    """The error that says who was asked, who was not there, and who refused and why."""
+    shown = printable(target[:200])
+    stopped = [printable(answer.refused) for answer in answers if answer.stopped]
+    if stopped:
+        hint = "start it first; a container that has ended has no process to join"
+        return TargetNotFound(f"{shown}: {'; '.join(stopped)}", hint)
+    refused = [f"{answer.entry.name} ({printable(answer.refused)})" for answer in answers if answer.refused]
+    said = "; ".join(
+        f"{words}: {', '.join(names)}"
+        for words, names in (
+            ("asked", [answer.entry.name for answer in answers if not answer.refused]),
+            ("refused", refused),
+            ("not on this machine", absent),
+        )
+        if names
+    )
+    hint = "`cntr ps` lists what runs; a stopped container has no process to join"
+    if refused and os.geteuid() != 0:
+        hint = "an engine refused: try with sudo"
+    elif slow := [answer.entry.name for answer in answers if answer.refused in LATE]:
+        hint = f"a slow engine is waited for when it is named: {slow[0]}:{shown}; `cntr ps` lists what runs"
+    return TargetNotFound(f"{shown}: no running container of that name ({said})", hint)
+
+
+SANDBOX_HINTS = {
+    "gvisor": "gVisor runs it in a kernel of its own: use `runsc exec`, or run cntr inside",
+    "kata": "it is a virtual machine: run cntr inside the guest (`kata-runtime exec`)",
+    "firecracker": "it is a virtual machine: run cntr inside the guest, by ssh or its serial console",
+}
+
+
+def verify(container: Container, *, runs_its_own: bool = False) -> None:
+    """Refuse a container without processes of this host, in words that say what to do instead.
+
+    runs_its_own: its own programs are to be run (``exec``), so a mere root directory is refused too.
+    """
+    if container.state == "sandboxed":
+        hint = SANDBOX_HINTS.get(container.engine, "run cntr inside the guest")
+        if container.rootfs:
+            hint += f"; its files are at {container.rootfs}"
+        raise CntrError(
+            f"{container.label()}: its processes run inside a sandbox (a VM or a user-space kernel), not on this host",
+            hint,
+        )
+    if container.state == "rootfs" and runs_its_own:
+        raise CntrError(
+            f"{container.label()}: no process runs in it, there is only its root directory {container.rootfs}",
+            "`cntr attach` shows it the host's tools; its own programs would run as the host's root, unconfined",
+        )
+    if container.start_time:
+        now = evidence.start_time(container.pid)
+        if not now:
+            raise TargetNotFound(f"{container.label()}: its process {container.pid} is gone", "is it still running?")
+        if now != container.start_time:
+            raise TargetNotFound(
+                f"{container.label()}: pid {container.pid} belongs to another process now", "the container has stopped"
+            )

@@ -1,0 +1,148 @@
+"""The table of engines: prefixes, modules, and the paths whose existence says that an engine was here."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from cntr.linux import procfs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from cntr.engines.container import Container
+
+    class EngineModule(Protocol):
+        """What an engine's module offers."""
+
+        def find(self, name: str, deadline: float) -> list[Container]:
+            """The running containers that answer to NAME."""
+
+        def containers(self, deadline: float) -> list[Container]:
+            """All running containers."""
+
+
+class Entry:
+    """A row of the registry: the prefix, the module, and the paths (globs) whose existence says the engine was here.
+
+    A trace that starts with ``$`` names an environment variable, one with ``~`` is in the caller's home. ``summary``: what
+    ``cntr doctor`` calls it; ``aliases``: other prefixes for it.
+    """
+
+    __slots__ = ("aliases", "module", "name", "summary", "traces")
+
+    def __init__(self, name: str, module: str, summary: str, *traces: str, aliases: tuple[str, ...] = ()) -> None:
+        """Keep the row."""
+        self.name, self.module, self.summary, self.traces, self.aliases = name, module, summary, traces, aliases
+
+    def present(self) -> bool:
+        """Whether one of the traces exists."""
+        return any(_trace_exists(trace) for trace in self.traces)
+
+    def load(self) -> EngineModule:
+        """Import the module."""
+        __import__(self.module)
+        return sys.modules[self.module]
+
+
+_TASKS = "io.containerd.runtime.v2.task"
+
+# In the order in which `cntr ps` names a process that several know: Docker's containers are containerd's and runc's too.
+REGISTRY: tuple[Entry, ...] = (
+    Entry(
+        *("docker", "cntr.engines.docker", "Docker", "/run/docker.sock", "/run/user/*/docker.sock"),
+        *("$DOCKER_HOST", "$DOCKER_CONTEXT", "~/.docker/contexts"),
+    ),
+    Entry(
+        "podman", "cntr.engines.podman", "Podman", "$CONTAINERS_STORAGE_CONF", "/usr/bin/podman", "/var/lib/containers"
+    ),
+    Entry(
+        *("k8s", "cntr.engines.kubernetes", "Kubernetes pods (containerd's CRI, CRI-O)"),
+        *(
+            f"/run/containerd/{_TASKS}/k8s.io",
+            f"/run/k3s/containerd/{_TASKS}/k8s.io",
+            f"/run/k0s/containerd/{_TASKS}/k8s.io",
+        ),
+        *(f"/var/snap/microk8s/common/run/containerd/{_TASKS}/k8s.io", "/run/crio", "$CNTR_CONTAINERD_ROOT"),
+        aliases=("kubernetes", "cri", "crio"),
+    ),
+    Entry(
+        *("containerd", "cntr.engines.containerd", "containerd (ctr, nerdctl)"),
+        *(f"/run/containerd/{_TASKS}", f"/run/k3s/containerd/{_TASKS}", f"/run/k0s/containerd/{_TASKS}"),
+        *(f"/var/snap/microk8s/common/run/containerd/{_TASKS}", "$CNTR_CONTAINERD_ROOT"),
+        *("/run/containerd/containerd.sock", "$CONTAINERD_ADDRESS"),
+        aliases=("nerdctl", "ctr"),
+    ),
+    Entry(
+        *("lxc", "cntr.engines.lxc", "LXC, LXD, Incus", "/usr/bin/lxc-start", "/var/lib/lxc"),
+        *("$LXD_DIR", "/var/lib/lxd", "/var/snap/lxd/common/lxd", "/usr/bin/lxd", "/usr/sbin/lxd"),
+        *("$INCUS_DIR", "/var/lib/incus", "/usr/bin/incusd", "/usr/libexec/incus"),
+        aliases=("lxd", "incus"),
+    ),
+    Entry("nspawn", "cntr.engines.nspawn", "systemd-nspawn", "/usr/bin/systemd-nspawn", "/run/systemd/machines"),
+    Entry(
+        "apptainer",
+        "cntr.engines.apptainer",
+        "Apptainer",
+        *("/usr/bin/apptainer", "/usr/bin/singularity"),
+        *("/usr/local/bin/apptainer", "/usr/local/bin/singularity", "$APPTAINER_CONFIGDIR"),
+        aliases=("singularity",),
+    ),
+    Entry("rkt", "cntr.engines.rkt", "rkt", "/var/lib/rkt", "$CNTR_RKT_ROOT"),
+    Entry("sysbox", "cntr.engines.sysbox", "Sysbox", "/run/sysbox-runc", "$CNTR_SYSBOX_ROOT"),
+    Entry("buildah", "cntr.engines.buildah", "Buildah", "/usr/bin/buildah", "$CONTAINERS_STORAGE_CONF"),
+    Entry("runc", "cntr.engines.runc", "runc", "$CNTR_RUNC_ROOT", "/run/runc", "/run/user/*/runc"),
+    Entry("crun", "cntr.engines.crun", "crun", "$CNTR_CRUN_ROOT", "/run/crun", "/run/user/*/crun"),
+    Entry(
+        *("gvisor", "cntr.engines.sandboxed", "gVisor, Kata Containers, Firecracker and other virtual machines"),
+        *("/run/runsc", "/usr/bin/runsc", "$CNTR_RUNSC_ROOT", "/dev/kvm"),
+        aliases=("kata", "firecracker", "qemu"),
+    ),
+)
+
+
+def _trace_exists(trace: str) -> bool:
+    if trace.startswith("$"):
+        return bool(os.environ.get(trace[1:]))
+    if trace.startswith("~"):
+        return os.path.exists(os.environ.get("HOME", "/root") + trace[1:])
+    if "*" not in trace:
+        return os.path.exists(trace)
+    head, _, tail = trace.partition("/*")  # one star per trace: a directory per user or namespace
+    return any(os.path.exists(f"{head}/{name}{tail}") for name in _listed(head))
+
+
+def entries() -> tuple[Entry, ...]:
+    """The registry, and what third parties added by entry point."""
+    extra = []
+    # importlib.metadata costs 30 ms, glob 10: listing the directories and reading what declares anything, 1 ms at most.
+    for path in dict.fromkeys([*sys.path, os.path.dirname(os.path.dirname(os.path.dirname(__file__)))]):
+        for directory in _listed(path):
+            if directory.endswith(".dist-info"):
+                try:
+                    text = procfs.read(f"{path}/{directory}/entry_points.txt")
+                except OSError:
+                    continue
+                if "[cntr.engines]" in text:
+                    extra += _declared(text)
+    return REGISTRY + tuple(extra)
+
+
+def _listed(path: str) -> list[str]:
+    try:
+        return os.listdir(path or ".")
+    except OSError:
+        return []
+
+
+def _declared(text: str) -> list[Entry]:
+    section, found = "", []
+    for line in text.splitlines():
+        if line.startswith("["):
+            section = line.strip("[] ")
+        elif section == "cntr.engines" and "=" in line:
+            name, module = (part.strip() for part in line.split("=", 1))
+            __import__(module)
+            found.append(Entry(name, module, module, *sys.modules[module].TRACES))
+    return found
