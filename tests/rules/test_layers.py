@@ -32,6 +32,7 @@ LAYERS = (
         "cntr.attach.channel",
         "cntr.attach.pty",
         "cntr.attach.readonly_interpreter",
+        "cntr.attach.seccomp",
         "cntr.attach.signals",
     ),
     ("cntr.attach",),
@@ -57,7 +58,7 @@ LAYERS = (
     ("cntr.engines.registry",),
     ("cntr.engines.container", "cntr.engines.evidence", "cntr.engines.store", "cntr.engines.unixhttp"),
     ("cntr.cntrfs", "cntr.cntrfs."),
-    ("cntr.linux.namespaces",),
+    ("cntr.linux.namespaces", "cntr.linux.process", "cntr.linux.seccomp"),
     ("cntr.linux.syscalls", "cntr.linux.file_syscalls", "cntr.linux.procfs"),
     ("cntr.linux",),
     ("cntr.errors",),
@@ -127,7 +128,7 @@ def test_only_the_kernel_rooms_hold_ctypes():
         for module, path in source.modules(package).items()
         if {name.partition(".")[0] for name in source.imports(path, lazy=True)} & {"ctypes", "_ctypes", "cffi"}
     }
-    assert users <= {"cntr.linux.syscalls", "cntr.linux.file_syscalls"}, users
+    assert users <= {"cntr.linux.syscalls", "cntr.linux.file_syscalls", "cntr.linux.seccomp"}, users
 
 
 def test_of_the_lab_only_what_makes_containers_uses_the_kernel_room():

@@ -1,0 +1,264 @@
+"""The container's seccomp filters: read from its process, installed in the command of ``cntr exec`` (seccomp(2)).
+
+An engine's own exec puts the container's filters on what it runs. cntr takes them from the running process, which an engine cannot be asked
+for alike, and which knows of the filters that came after the start too.
+"""
+
+from __future__ import annotations
+
+import _signal as signal  # the module behind signal, without its import of enum (5 ms)
+import errno
+import os
+import select
+import time
+
+from cntr.errors import CntrError, printable
+from cntr.linux import procfs, seccomp, syscalls
+
+PATIENCE_SECONDS = (
+    3.0  # for all of it; a stop takes far below a millisecond, but for a thread in an uninterruptible wait
+)
+THREAD_SECONDS = 0.5  # for one thread to stop, before another one is asked
+WITHOUT = "--no-seccomp goes without it: then the program may make system calls that the container's may not"
+STRICT, FILTER = 1, 2  # /proc/PID/status, Seccomp
+CAP_SYS_ADMIN = 1 << 21
+_EMEDIUMTYPE = 124
+
+# x86_64: the calls that end with EINTR when their thread is stopped and goes on, whoever asked for it (signal(7)): epoll_wait semop
+# rt_sigtimedwait io_getevents semtimedop epoll_pwait io_pgetevents epoll_pwait2. All others begin again by themselves.
+_INTERRUPTED = frozenset((232, 65, 128, 208, 220, 281, 333, 441))
+_RAX, _ORIG_RAX, _ERESTARTNOHAND = 10, 15, 514
+
+
+class Filter:
+    """One filter: its instructions, and the SECCOMP_FILTER_FLAG_* it was installed with, as far as the kernel tells."""
+
+    __slots__ = ("flags", "program")
+
+    def __init__(self, program: bytes, flags: int = 0) -> None:
+        """program: instructions of 8 bytes each."""
+        self.program, self.flags = program, flags
+
+    def asks_a_listener(self) -> bool:
+        """Whether it leaves calls to a process of the engine's (SECCOMP_RET_USER_NOTIF). Without that one they fail with ENOSYS."""
+        size, order = seccomp.INSTRUCTION, _byteorder()
+        for at in range(0, len(self.program), size):
+            code = int.from_bytes(self.program[at : at + 2], order)
+            value = int.from_bytes(self.program[at + 4 : at + 8], order)
+            if code == seccomp.BPF_RET_K and value & seccomp.SECCOMP_RET_ACTION_FULL == seccomp.SECCOMP_RET_USER_NOTIF:
+                return True
+        return False
+
+
+def obstacle() -> str:
+    """Why this process may not read the filters of another one, "" where it may (kernel/seccomp.c, get_nth_filter)."""
+    own = procfs.status(procfs.read("/proc/self/status"))
+    if own.get("Seccomp", "0") != "0":
+        return "cntr runs under a seccomp filter itself, and the kernel lets only a process without one read another's"
+    if not int(own["CapEff"], 16) & CAP_SYS_ADMIN:
+        return "only root (CAP_SYS_ADMIN in the first user namespace) may read a process's seccomp filters"
+    return ""
+
+
+def filters_of(pid: int, label: str) -> list[Filter]:
+    """The filters of a process, oldest first, empty where it has none.
+
+    The process is stopped for some ten microseconds and notices nothing; one that is stopped already stays so. All of it happens in a
+    process of its own: a tracer's end, however it comes, lets go of what it traces. Raises CntrError; ProcessLookupError when PID ended.
+    """
+    modes = {_mode(pid, tid) for tid in _threads(pid)}
+    if modes == {0}:
+        return []
+    if STRICT in modes:
+        raise CntrError(f"{label}: pid {pid} is in seccomp's strict mode, in which nothing can be executed", WITHOUT)
+    why = obstacle()
+    if why:
+        raise CntrError(f"{label}: its seccomp filter can't be taken over: {why}", WITHOUT)
+    answer = _ask(pid)
+    if answer[:1] == b"F":
+        return _unpack(answer[1:])
+    number, _, step = answer[1:].partition(b" ")
+    if int(number or 0) == errno.ESRCH:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+    raise CntrError(f"{label}: its seccomp filter can't be read: {_reason(pid, int(number or 0), step)}", WITHOUT)
+
+
+def install(filters: list[Filter]) -> None:
+    """Add FILTERS, oldest first, to the calling process, which holds no_new_privs or CAP_SYS_ADMIN in its user namespace.
+
+    To be the last thing before execve(2): what comes after is at the container's mercy, which may have written a filter that answers
+    "success" to whatever gives privileges up or closes files. Raises OSError.
+    """
+    for filter in filters:
+        seccomp.install(filter.program, filter.flags)
+
+
+def _threads(pid: int) -> list[int]:
+    """The ids of the threads that live, the leader first; ProcessLookupError where none does."""
+    try:
+        found = sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
+    except FileNotFoundError:
+        found = []
+    alive = [tid for tid in found if _mode(pid, tid) >= 0]
+    if not alive:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+    return alive
+
+
+def _mode(pid: int, tid: int) -> int:
+    """The thread's mode in /proc/PID/status, -1 for one that has ended."""
+    try:
+        status = procfs.status(procfs.read(f"/proc/{pid}/task/{tid}/status"))
+    except OSError:
+        return -1
+    return -1 if status.get("State", "Z")[0] in "ZX" else int(status.get("Seccomp", "0"))
+
+
+def _ask(pid: int) -> bytes:
+    """What the tracer, a child, answers: F and the filters, or E, an errno and the step."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    try:
+        child = syscalls.fork()
+    except OSError:
+        os.close(reading)
+        os.close(writing)
+        raise
+    if child == 0:
+        try:
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+            os.close(reading)
+            answer = _trace(pid)
+            while answer:
+                answer = answer[os.write(writing, answer) :]
+        finally:
+            os._exit(0)
+    os.close(writing)
+    poll, answer = select.poll(), b""
+    poll.register(reading, select.POLLIN)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    try:
+        while poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            chunk = os.read(reading, 1 << 16)
+            if not chunk:
+                return answer or b"E0 tracer"
+            answer += chunk
+        return b"E%d stop" % errno.ETIMEDOUT
+    finally:
+        os.close(reading)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def _trace(pid: int) -> bytes:
+    """In the tracer: the first thread that stops is asked."""
+    step, answer = "find", b""
+    try:
+        for tid in _threads(pid):
+            if not _mode(pid, tid):
+                continue
+            step = "seize"
+            seccomp.ptrace_seize(tid)
+            seccomp.ptrace_interrupt(tid)
+            step = "stop"
+            if not _stopped(tid):
+                answer = b"E%d stop" % errno.ETIMEDOUT  # it is let go when this process ends
+                continue
+            try:
+                step = "read"
+                answer = b"F" + b"".join(_pack(filter) for filter in _filters(tid))
+                _begin_again(tid)
+            finally:
+                seccomp.ptrace_detach(tid)
+            return answer
+    except OSError as error:
+        return b"E%d %s" % (error.errno or 0, step.encode())
+    return answer or b"E%d find" % errno.ESRCH
+
+
+def _stopped(tid: int) -> bool:
+    """Wait until the thread has stopped; False after THREAD_SECONDS. Raises ProcessLookupError when it ended."""
+    deadline, pause = time.monotonic() + THREAD_SECONDS, 0.00002
+    while True:
+        found, status = os.waitpid(tid, os.WNOHANG | seccomp.WALL)
+        if found:
+            if os.WIFSTOPPED(status):
+                return True
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+        pause = min(pause * 2, 0.01)
+
+
+def _filters(tid: int) -> list[Filter]:
+    """All of a stopped thread's, oldest first."""
+    found: list[Filter] = []
+    while (program := seccomp.get_filter(tid, len(found))) is not None:
+        try:
+            flags = seccomp.filter_flags(tid, len(found)) & seccomp.SECCOMP_FILTER_FLAG_LOG
+        except OSError:
+            flags = 0  # a kernel that does not tell them: the flag has the denied calls logged, no more
+        found.append(Filter(program, flags))
+    return found
+
+
+def _begin_again(tid: int) -> None:
+    """Have the call go on that our stop made end with EINTR: programs that never handle signals don't expect that.
+
+    The kernel asks, after the stop, whether the call is to begin again (arch_do_signal_or_restart of x86). On other machines it has asked
+    before: there a program in epoll_wait(2) sees an EINTR, as by strace -p.
+    """
+    if os.uname().machine != "x86_64":
+        return
+    data = bytearray(seccomp.registers(tid))
+    words = [int.from_bytes(data[at : at + 8], "little", signed=True) for at in range(0, len(data), 8)]
+    if len(words) > _ORIG_RAX and words[_ORIG_RAX] in _INTERRUPTED and words[_RAX] == -errno.EINTR:
+        data[_RAX * 8 : _RAX * 8 + 8] = (-_ERESTARTNOHAND).to_bytes(8, "little", signed=True)
+        seccomp.set_registers(tid, bytes(data))
+
+
+def _reason(pid: int, number: int, step: bytes) -> str:
+    """What went wrong in words."""
+    if step == b"seize":
+        try:
+            tracer = procfs.status(procfs.read(f"/proc/{pid}/status")).get("TracerPid", "0")
+            if tracer != "0":
+                return (
+                    f"the process is traced by pid {tracer} ({printable(procfs.read(f'/proc/{tracer}/comm').strip())})"
+                )
+        except OSError:
+            pass
+        return f"pid {pid} may not be traced: {os.strerror(number)} (a security module, or kernel.yama.ptrace_scope 3)"
+    if step == b"stop":
+        return f"pid {pid} did not stop within {PATIENCE_SECONDS:.0f} s: it is paused, or waits for a device"
+    if number == errno.EACCES:
+        return "the kernel allows it only to CAP_SYS_ADMIN of the first user namespace, in a process without a filter"
+    if number in (errno.EINVAL, errno.EIO):
+        return "this kernel was built without CONFIG_CHECKPOINT_RESTORE"
+    if number == _EMEDIUMTYPE:
+        return "the kernel doesn't keep this one's text"
+    return f"{step.decode()}: {os.strerror(number)}"
+
+
+def _pack(filter: Filter) -> bytes:
+    return filter.flags.to_bytes(4, "little") + len(filter.program).to_bytes(4, "little") + filter.program
+
+
+def _unpack(data: bytes) -> list[Filter]:
+    found = []
+    while data:
+        end = 8 + int.from_bytes(data[4:8], "little")
+        found.append(Filter(data[8:end], int.from_bytes(data[:4], "little")))
+        data = data[end:]
+    return found
+
+
+def _byteorder() -> Literal["little", "big"]:
+    import sys
+
+    return sys.byteorder
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Literal

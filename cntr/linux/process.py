@@ -1,0 +1,67 @@
+"""What a process is beside its ids: secure bits, personality, keyring, and the memory its command line and environment lie in.
+
+Constants keep the kernel's names (linux/{prctl,securebits,keyctl,personality}.h).
+"""
+
+from __future__ import annotations
+
+import os
+
+from cntr.linux.syscalls import _check, _libc, _long, _syscall, _ulong, prctl
+
+# linux/prctl.h
+PR_GET_SECUREBITS, PR_SET_SECUREBITS = 27, 28
+
+# linux/securebits.h: each bit, and the one above it that locks it
+SECBIT_NOROOT, SECBIT_NOROOT_LOCKED = 1 << 0, 1 << 1
+SECBIT_NO_SETUID_FIXUP, SECBIT_NO_SETUID_FIXUP_LOCKED = 1 << 2, 1 << 3
+SECBIT_KEEP_CAPS, SECBIT_KEEP_CAPS_LOCKED = 1 << 4, 1 << 5
+SECBIT_NO_CAP_AMBIENT_RAISE, SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED = 1 << 6, 1 << 7
+
+# linux/keyctl.h
+KEYCTL_JOIN_SESSION_KEYRING = 1
+_SYS_KEYCTL = {"x86_64": 250, "i686": 288, "ppc64le": 271, "ppc64": 271, "s390x": 280}.get(os.uname().machine, 219)
+
+
+def securebits() -> int:
+    """prctl(2) PR_GET_SECUREBITS: SECBIT_* of the calling thread."""
+    return prctl(PR_GET_SECUREBITS)
+
+
+def set_securebits(bits: int) -> None:
+    """prctl(2) PR_SET_SECUREBITS: needs CAP_SETPCAP; EPERM also for a bit that is locked."""
+    prctl(PR_SET_SECUREBITS, bits)
+
+
+def set_personality(persona: int) -> None:
+    """personality(2): the execution domain (PER_LINUX32) and flags (ADDR_NO_RANDOMIZE) that execve(2) passes on."""
+    _check(_libc.personality(_ulong(persona)), "personality")
+
+
+def join_new_session_keyring() -> None:
+    """keyctl(2) KEYCTL_JOIN_SESSION_KEYRING: an anonymous session keyring, new and empty. ENOSYS: a kernel without keys."""
+    result = _syscall(_long(_SYS_KEYCTL), _long(KEYCTL_JOIN_SESSION_KEYRING), None, _long(0), _long(0), _long(0))
+    _check(result, "keyctl(new session keyring)")
+
+
+def command_line_memory(stat: str) -> tuple[int, int, int, int]:
+    """Where a process's arguments and environment begin and end: fields 48 to 51 of /proc/PID/stat, addresses of its own."""
+    start, end, environment, environment_end = (int(word) for word in stat.rpartition(")")[2].split()[45:49])
+    return start, end, environment, environment_end
+
+
+def wipe_command_line(memory: tuple[int, int, int, int], name: bytes = b"cntr") -> None:
+    """Overwrite what /proc/PID/cmdline and environ of the calling process show: NAME is left of the first, nothing of the second.
+
+    memory: ``command_line_memory`` of /proc/self/stat; it stays the same across fork(2), so it can be read before a
+    container's /proc is the only one. The C library's environment is made empty, since its strings lie there.
+    """
+    _libc.clearenv()
+    start, end, environment, environment_end = memory
+    for first, last in ((start, end), (environment, environment_end)):
+        if 0 < first < last:
+            _libc.memset(_ulong(first), 0, _ulong(last - first))
+    # proc(5): cmdline goes on into the environment where its last byte is not 0
+    kept = name[: max(0, end - start - 1)]
+    if kept:
+        _libc.memcpy(_ulong(start), kept, _ulong(len(kept)))

@@ -1,0 +1,112 @@
+"""Seccomp filters and ptrace(2): reading the filters of another process, and installing filters in one's own.
+
+A filter is its bytes: instructions of 8 bytes each (struct sock_filter of linux/filter.h, in the machine's byte order).
+Constants keep the kernel's names (linux/{ptrace,seccomp,bpf_common,audit}.h).
+"""
+
+from __future__ import annotations
+
+import _ctypes
+import errno
+import os
+import sys
+
+from cntr.linux.syscalls import _check, _libc, _long, _packed, _syscall, _ulong
+
+# linux/ptrace.h
+PTRACE_DETACH = 17
+PTRACE_GETREGSET, PTRACE_SETREGSET = 0x4204, 0x4205
+PTRACE_SEIZE, PTRACE_INTERRUPT = 0x4206, 0x4207
+PTRACE_SECCOMP_GET_FILTER, PTRACE_SECCOMP_GET_METADATA = 0x420C, 0x420D
+NT_PRSTATUS = 1
+WALL = 0x40000000  # waitpid(2) __WALL: threads too
+
+# linux/seccomp.h
+SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_FILTER_FLAG_LOG = 1 << 1
+SECCOMP_RET_KILL_PROCESS = 0x80000000
+SECCOMP_RET_USER_NOTIF = 0x7FC00000
+SECCOMP_RET_ERRNO = 0x00050000
+SECCOMP_RET_ALLOW = 0x7FFF0000
+SECCOMP_RET_ACTION_FULL = 0xFFFF0000
+
+# linux/bpf_common.h, combined
+BPF_LD_W_ABS = 0x20
+BPF_ALU_AND_K = 0x54
+BPF_JEQ_K, BPF_JGE_K, BPF_JSET_K = 0x15, 0x35, 0x45
+BPF_RET_K = 0x06
+
+INSTRUCTION = 8  # bytes of a struct sock_filter
+_SYS_SECCOMP = {"x86_64": 317, "i686": 354, "ppc64le": 358, "ppc64": 358, "s390x": 348}.get(os.uname().machine, 277)
+
+
+def ptrace_seize(tid: int) -> None:
+    """ptrace(2) PTRACE_SEIZE: become the thread's tracer, without stopping it."""
+    _check(_libc.ptrace(_long(PTRACE_SEIZE), tid, _ulong(0), _ulong(0)), "ptrace(seize)", tid)
+
+
+def ptrace_interrupt(tid: int) -> None:
+    """ptrace(2) PTRACE_INTERRUPT: have it stop; waitpid(2) tells when it has."""
+    _check(_libc.ptrace(_long(PTRACE_INTERRUPT), tid, _ulong(0), _ulong(0)), "ptrace(interrupt)", tid)
+
+
+def ptrace_detach(tid: int) -> None:
+    """ptrace(2) PTRACE_DETACH: let a stopped thread go on; one that a stop signal had stopped stays stopped."""
+    _check(_libc.ptrace(_long(PTRACE_DETACH), tid, _ulong(0), _ulong(0)), "ptrace(detach)", tid)
+
+
+def get_filter(tid: int, index: int) -> bytes | None:
+    """ptrace(2) PTRACE_SECCOMP_GET_FILTER of a stopped thread; None where there is no such one.
+
+    Index 0 is the oldest (get_nth_filter in kernel/seccomp.c), although ptrace(2) says that it is the newest.
+    EACCES: the caller lacks CAP_SYS_ADMIN in the first user namespace, or has a filter itself. EINVAL, EIO: the kernel was built without
+    CONFIG_CHECKPOINT_RESTORE. EMEDIUMTYPE: it doesn't keep this one's text.
+    """
+    where = f"{tid}, filter {index}"
+    length = _libc.ptrace(_long(PTRACE_SECCOMP_GET_FILTER), tid, _ulong(index), None)
+    if length < 0 and _ctypes.get_errno() == errno.ENOENT:
+        return None
+    buffer = (_ulong * _check(length, "ptrace(seccomp filter)", where))()
+    again = _libc.ptrace(_long(PTRACE_SECCOMP_GET_FILTER), tid, _ulong(index), _ctypes.byref(buffer))
+    _check(again, "ptrace(seccomp filter)", where)
+    return bytes(buffer)
+
+
+def filter_flags(tid: int, index: int) -> int:
+    """ptrace(2) PTRACE_SECCOMP_GET_METADATA (4.16): the SECCOMP_FILTER_FLAG_* of a filter that the kernel tells of, which is LOG."""
+    metadata = (_ulong * 2)(index, 0)  # struct seccomp_metadata: filter_off, flags
+    result = _libc.ptrace(_long(PTRACE_SECCOMP_GET_METADATA), tid, _ulong(16), _ctypes.byref(metadata))
+    _check(result, "ptrace(seccomp metadata)", f"{tid}, filter {index}")
+    return int(metadata[1])
+
+
+def registers(tid: int) -> bytes:
+    """ptrace(2) PTRACE_GETREGSET of a stopped thread: its struct user_regs_struct."""
+    buffer = (_ulong * 128)()
+    iovec = (_ulong * 2)(_ctypes.addressof(buffer), 1024)
+    result = _libc.ptrace(_long(PTRACE_GETREGSET), tid, _ulong(NT_PRSTATUS), _ctypes.byref(iovec))
+    _check(result, "ptrace(registers)", tid)
+    return bytes(buffer)[: int(iovec[1])]
+
+
+def set_registers(tid: int, data: bytes) -> None:
+    """ptrace(2) PTRACE_SETREGSET of a stopped thread."""
+    buffer = (_ulong * (len(data) // 8)).from_buffer_copy(data)
+    iovec = (_ulong * 2)(_ctypes.addressof(buffer), len(data))
+    result = _libc.ptrace(_long(PTRACE_SETREGSET), tid, _ulong(NT_PRSTATUS), _ctypes.byref(iovec))
+    _check(result, "ptrace(set registers)", tid)
+
+
+def install(program: bytes, flags: int = 0) -> None:
+    """seccomp(2) SECCOMP_SET_MODE_FILTER: add a filter to the calling thread, the process's only one.
+
+    EACCES: neither no_new_privs nor CAP_SYS_ADMIN in the own user namespace. EINVAL: no valid program. ENOMEM: filters of more than
+    32768 instructions in all.
+    """
+    length = len(program) // INSTRUCTION
+    text = (_ulong * length).from_buffer_copy(program)
+    # struct sock_fprog: an unsigned short, padding, and the program's address
+    head = int.from_bytes(_packed(2, length, 0, 0, 0), sys.byteorder)
+    fprog = (_ulong * 2)(head, _ctypes.addressof(text))
+    result = _syscall(_long(_SYS_SECCOMP), _ulong(SECCOMP_SET_MODE_FILTER), _ulong(flags), _ctypes.byref(fprog))
+    _check(result, "seccomp(filter)")
