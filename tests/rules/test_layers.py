@@ -41,6 +41,7 @@ LAYERS = (
     ("cntr.cp.send",),
     ("cntr.cp.stream",),
     ("cntr.cp",),
+    ("cntr.images", "cntr.images."),
     ("cntr.engines",),
     ("cntr.engines.listing", "cntr.engines.lookup"),
     ("cntr.engines.fallback",),

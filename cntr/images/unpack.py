@@ -1,0 +1,400 @@
+"""Layers into a directory, as the kernel's overlayfs would show them: whiteouts, opaque directories, hard links, holes, xattrs.
+
+Every name is opened relative to a directory's fd by openat2(2) with RESOLVE_BENEATH, NO_SYMLINKS, NO_MAGICLINKS and NO_XDEV: nothing an
+archive says leads out. Where a lower layer has a link or a file and an upper one needs a directory, the directory replaces it, as an
+overlay does; within one layer that is refused. A file is always made anew, never written into: its links may be another image's.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from cntr.errors import printable
+from cntr.images import ImageError, Limits
+from cntr.images.tar import Entry, Reader
+from cntr.linux import syscalls
+
+RESOLVE = (
+    syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS | syscalls.RESOLVE_NO_XDEV
+)
+O_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+WHITEOUT, OPAQUE, META = b".wh.", b".wh..wh..opq", b".wh..wh."
+DEPTH = 512
+CACHED = 128  # directories kept open
+XATTR_LIMIT = 1 << 16  # XATTR_SIZE_MAX, linux/limits.h
+BLOCK = 1 << 16
+ZEROS = bytes(BLOCK)
+FREE_EVERY = 64 << 20  # bytes written between two looks at the disk
+ENOENT, EEXIST, ENOTDIR, ELOOP, EXDEV = 2, 17, 20, 40, 18
+
+
+class Unpacked:
+    """What was done: entries read, files and bytes written, devices and xattrs left out."""
+
+    __slots__ = ("bytes", "devices", "entries", "files", "xattrs")
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.entries = self.files = self.bytes = self.devices = self.xattrs = 0
+
+
+def unpack(image: Image, directory_fd: int, limits: Limits, *, devices: bool = False) -> Unpacked:
+    """All layers of IMAGE, lowest first. Raises ImageError, OSError."""
+    result = Unpacked()
+    for layer in image.layers:
+        with layer.open(limits) as stream:
+            apply(stream, directory_fd, printable(layer.digest or layer.diff_id)[:79], limits, result, devices=devices)
+    return result
+
+
+def apply(
+    stream: BinaryIO, directory_fd: int, what: str, limits: Limits, result: Unpacked, *, devices: bool = False
+) -> None:
+    """One layer's tar onto what is in the directory. Raises ImageError, OSError."""
+    one = _Layer(stream, directory_fd, f"layer {what}", limits, result, devices)
+    try:
+        one.run()
+    finally:
+        one.close()
+
+
+class _Layer:
+    """One layer being applied."""
+
+    def __init__(self, stream: BinaryIO, root: int, what: str, limits: Limits, result: Unpacked, devices: bool) -> None:
+        self.stream, self.root, self.limits, self.result, self.devices = stream, root, limits, result, devices
+        self.reader = Reader(stream, what, limits)
+        self.reader.entries = result.entries
+        self.made: set[bytes] = set()  # paths of this layer; whiteouts spare them
+        self.open: dict[bytes, int] = {}  # directory fds, by path
+        self.times: dict[bytes, int] = {}
+        self.unchecked = FREE_EVERY  # bytes since the disk was looked at
+        self.root_named = False
+
+    def close(self) -> None:
+        for fd in self.open.values():
+            os.close(fd)
+        self.open.clear()
+
+    def run(self) -> None:
+        for entry in self.reader:
+            self.one(entry)
+        self.result.entries = self.reader.entries
+        while self.stream.read(1 << 18):  # behind the archive's end; the digests are compared at the stream's
+            pass
+        for path, mtime in self.times.items():
+            try:
+                fd = self.directory(path, make=False)
+            except OSError as error:
+                if error.errno in (ENOENT, ENOTDIR, ELOOP):
+                    continue  # replaced later in the same layer
+                raise
+            os.utime(fd, ns=(mtime, mtime))
+
+    def bad(self, why: str, path: bytes) -> ImageError:
+        return self.reader.bad(f"{why}: {printable(os.fsdecode(path[:200]))}")
+
+    def components(self, name: bytes) -> list[bytes]:
+        """The parts of a member's name: a leading / and every . are dropped, as tar does; .. is refused."""
+        parts = [part for part in name.split(b"/") if part not in (b"", b".")]
+        if b".." in parts:
+            raise self.bad("a name with ..", name)
+        if len(parts) > DEPTH or any(len(part) > 255 for part in parts):
+            raise self.bad("a name that is too long", name)
+        return parts
+
+    def one(self, entry: Entry) -> None:
+        parts = self.components(entry.name)
+        if not parts:
+            if entry.kind == "directory":
+                self.metadata(self.root, entry)
+                self.times[b""] = entry.mtime
+            return
+        parent, name = b"/".join(parts[:-1]), parts[-1]
+        path = parent + b"/" + name if parent else name
+        if name.startswith(WHITEOUT):
+            self.whiteout(parent, name)
+            return
+        if any(part.startswith(WHITEOUT) for part in parts):
+            raise self.bad("a directory that is called like a whiteout", path)
+        fd = self.directory(parent, make=True)
+        if entry.kind == "directory":
+            self.make_directory(fd, parent, name, path, entry)
+        else:
+            self.make(fd, name, path, entry)
+        self.made.add(path)
+
+    # --- directories --------------------------------------------------------------------------------------------------
+
+    def directory(self, path: bytes, *, make: bool) -> int:
+        """The fd of a directory of the tree, made where it is missing. Raises OSError, ImageError."""
+        if not path:
+            return self.root
+        fd = self.open.get(path)
+        if fd is not None:
+            return fd
+        try:
+            fd = syscalls.openat2(self.root, path, O_DIRECTORY, RESOLVE)
+        except OSError as error:
+            if not make or error.errno not in (ENOENT, ENOTDIR, ELOOP):
+                raise
+            fd = self.make_parents(path)
+        if len(self.open) >= CACHED:
+            os.close(self.open.pop(next(iter(self.open))))
+        self.open[path] = fd
+        return fd
+
+    def make_parents(self, path: bytes) -> int:
+        """Each directory of PATH in turn; one that is missing is made, a lower layer's file in its place is replaced."""
+        fd, so_far = os.dup(self.root), b""
+        try:
+            for part in path.split(b"/"):
+                so_far = so_far + b"/" + part if so_far else part
+                try:
+                    below = syscalls.openat2(fd, part, O_DIRECTORY, RESOLVE)
+                except OSError as error:
+                    if error.errno not in (ENOENT, ENOTDIR, ELOOP):
+                        raise
+                    if error.errno != ENOENT:
+                        if so_far in self.made:
+                            raise self.bad("an entry below what is no directory", path) from None
+                        self.remove(fd, part, so_far)
+                    os.mkdir(part, 0o755, dir_fd=fd)
+                    below = syscalls.openat2(fd, part, O_DIRECTORY, RESOLVE)
+                os.close(fd)
+                fd = below
+            return fd
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def make_directory(self, fd: int, parent: bytes, name: bytes, path: bytes, entry: Entry) -> None:
+        try:
+            os.mkdir(name, 0o700, dir_fd=fd)
+        except FileExistsError:
+            if not stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                self.remove(fd, name, path)
+                os.mkdir(name, 0o700, dir_fd=fd)
+        own = self.directory(path, make=False)
+        for key in _xattr_names(own):  # a directory that was there gets this layer's, and no more
+            _remove_xattr(own, key)
+        self.metadata(own, entry)
+        self.times[path] = entry.mtime
+
+    def remove(self, fd: int, name: bytes, path: bytes, *, spare: bool = False) -> bool:
+        """Remove what is there, with all below; spare: but for what this layer has made. Whether it is gone."""
+        try:
+            if not stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                if spare and path in self.made:
+                    return False
+                os.unlink(name, dir_fd=fd)
+                return True
+        except FileNotFoundError:
+            return True
+        emptied = self.empty(fd, name, path, spare=spare)
+        if not emptied or (spare and path in self.made):
+            return False
+        self.forget(path)
+        os.rmdir(name, dir_fd=fd)
+        return True
+
+    def empty(self, fd: int, name: bytes, path: bytes, *, spare: bool) -> bool:
+        below = syscalls.openat2(fd, name, O_DIRECTORY, RESOLVE)
+        try:
+            gone = True
+            for child in os.listdir(below):
+                encoded = os.fsencode(child)
+                gone &= self.remove(below, encoded, path + b"/" + encoded, spare=spare)
+            return gone
+        finally:
+            os.close(below)
+
+    def forget(self, path: bytes) -> None:
+        """Close the kept fd of a directory that goes away (those below it went before)."""
+        fd = self.open.pop(path, -1)
+        if fd >= 0:
+            os.close(fd)
+
+    def whiteout(self, parent: bytes, name: bytes) -> None:
+        """``.wh.NAME`` hides a lower layer's NAME, ``.wh..wh..opq`` all that lower layers have in the directory (OCI layer.md)."""
+        if name == OPAQUE:
+            try:
+                fd = self.directory(parent, make=True)
+            except OSError as error:
+                raise self.bad(error.strerror or str(error), parent) from None
+            for child in os.listdir(fd):
+                encoded = os.fsencode(child)
+                self.remove(fd, encoded, parent + b"/" + encoded if parent else encoded, spare=True)
+            return
+        if name.startswith(META):
+            return  # aufs' own bookkeeping
+        hidden = name[len(WHITEOUT) :]
+        if hidden in (b"", b".", b".."):
+            raise self.bad("a whiteout of nothing", name)
+        try:
+            fd = self.directory(parent, make=False)
+        except OSError as error:
+            if error.errno in (ENOENT, ENOTDIR, ELOOP):
+                return  # nothing below it either
+            raise
+        self.remove(fd, hidden, parent + b"/" + hidden if parent else hidden, spare=True)
+
+    # --- everything else ----------------------------------------------------------------------------------------------
+
+    def make(self, fd: int, name: bytes, path: bytes, entry: Entry) -> None:
+        try:
+            self.create(fd, name, path, entry)
+        except FileExistsError:
+            self.remove(fd, name, path)
+            self.create(fd, name, path, entry)
+
+    def create(self, fd: int, name: bytes, path: bytes, entry: Entry) -> None:
+        if entry.kind == "file":
+            made = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=fd)
+            try:
+                self.write(made, entry)
+                self.metadata(made, entry)
+                os.utime(made, ns=(entry.mtime, entry.mtime))
+            finally:
+                os.close(made)
+            self.result.files += 1
+            return
+        if entry.kind == "hardlink":
+            self.hard_link(fd, name, path, entry)
+            return
+        if entry.kind == "symlink":
+            if not entry.link:
+                raise self.bad("a symbolic link to nothing", path)
+            os.symlink(entry.link, name, dir_fd=fd)
+        elif entry.kind == "fifo":
+            os.mkfifo(name, 0o600, dir_fd=fd)
+        elif self.devices:
+            kind = stat.S_IFCHR if entry.kind == "char" else stat.S_IFBLK
+            if not (0 <= entry.major < 1 << 12 and 0 <= entry.minor < 1 << 20):
+                raise self.bad("a device number that is none", path)
+            os.mknod(name, kind | 0o600, os.makedev(entry.major, entry.minor), dir_fd=fd)
+        else:
+            self.result.devices += 1
+            return
+        os.chown(name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False)
+        if entry.kind != "symlink":
+            # Nobody else writes here, so the name is still what was made a line above: no link.
+            os.chmod(name, entry.mode, dir_fd=fd)
+        os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=fd, follow_symlinks=False)
+
+    def hard_link(self, fd: int, name: bytes, path: bytes, entry: Entry) -> None:
+        """linkat(2) of a file of the tree: no directory, reached by no link, so it is one that an entry has made."""
+        parts = self.components(entry.link)
+        target = b"/".join(parts)
+        if not parts or target == path:
+            if target == path and path in self.made:
+                return
+            raise self.bad("a hard link to itself or to nothing", path)
+        try:
+            source = self.directory(b"/".join(parts[:-1]), make=False)
+            status = os.stat(parts[-1], dir_fd=source, follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                raise self.bad("a hard link to a directory", path)
+            os.link(parts[-1], name, src_dir_fd=source, dst_dir_fd=fd, follow_symlinks=False)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            if error.errno in (ENOENT, ENOTDIR, ELOOP, EXDEV):
+                raise self.bad(
+                    f"a hard link to {printable(os.fsdecode(entry.link[:200]))}, which is not there", path
+                ) from None
+            raise
+
+    def write(self, fd: int, entry: Entry) -> None:
+        """A file's content; runs of zero bytes become holes, so that a file of nothing else takes no room."""
+        self.room(fd, entry.stored)
+        if entry.parts is not None:
+            self.write_parts(fd, entry)
+            return
+        position, hole = 0, False
+        for chunk in self.reader.data():
+            if len(chunk) < BLOCK or chunk.find(ZEROS) < 0:
+                _write(fd, chunk, position)
+                hole = False
+                position += len(chunk)
+                continue
+            for start in range(0, len(chunk), BLOCK):
+                block = chunk[start : start + BLOCK]
+                hole = block == ZEROS
+                if not hole:
+                    _write(fd, block, position)
+                position += len(block)
+        if hole:
+            os.ftruncate(fd, position)
+
+    def write_parts(self, fd: int, entry: Entry) -> None:
+        rows = iter(entry.parts or ())
+        position = end = 0
+        for chunk in self.reader.data():
+            while chunk:
+                while position >= end:
+                    offset, length = next(rows)
+                    position, end = offset, offset + length
+                part = chunk[: end - position]
+                _write(fd, part, position)
+                position += len(part)
+                chunk = chunk[len(part) :]
+        os.ftruncate(fd, entry.size)
+
+    def room(self, fd: int, size: int) -> None:
+        """Refuse what the disk, or the limits, have no room for."""
+        self.result.bytes += size
+        if self.result.bytes > self.limits.total:
+            raise self.reader.bad(f"files of more than {self.limits.total} bytes")
+        self.unchecked += size
+        if self.unchecked >= FREE_EVERY:
+            self.unchecked = 0
+            free = os.fstatvfs(fd)
+            if free.f_bavail * free.f_frsize < self.limits.free + min(size, FREE_EVERY):
+                raise ImageError("unpack: the disk is nearly full", "free some space, or `cntr cache clear`")
+
+    def metadata(self, fd: int, entry: Entry) -> None:
+        """Owner, mode, xattrs: in this order, since chown(2) clears set-id bits and file capabilities."""
+        os.fchown(fd, entry.uid, entry.gid)
+        os.fchmod(fd, entry.mode)
+        for key, value in entry.xattrs.items():
+            if not _is_wanted(key) or len(value) > XATTR_LIMIT:
+                self.result.xattrs += 1
+                continue
+            try:
+                os.setxattr(fd, key, value)
+            except OSError:
+                self.result.xattrs += 1  # the filesystem has none, or its room for them is full
+
+
+def _write(fd: int, data: bytes, position: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, position)
+        data, position = data[written:], position + written
+
+
+def _is_wanted(key: bytes) -> bool:
+    """user.*, file capabilities and ACLs; what steers an overlay, and a label that is this machine's to give, stay out."""
+    if key.startswith((b"user.overlay.", b"user.fuseoverlayfs.", b"user.containers.")):
+        return False
+    return key.startswith((b"user.", b"system.posix_acl_")) or key == b"security.capability"
+
+
+def _xattr_names(fd: int) -> list[str]:
+    try:
+        return os.listxattr(fd)
+    except OSError:
+        return []
+
+
+def _remove_xattr(fd: int, key: str) -> None:
+    if _is_wanted(os.fsencode(key)):
+        os.removexattr(fd, key)
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+    from cntr.images import Image
