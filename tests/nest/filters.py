@@ -27,3 +27,19 @@ def answering(action: int, *calls: str) -> bytes:
 def refusing(number: int, *calls: str) -> bytes:
     """One that fails them with the errno NUMBER; 0 claims that they succeeded."""
     return answering(0x50000 | number, *calls)
+
+
+def run(program: bytes, data: bytes, order: str) -> int:
+    """What a filter answers to the struct seccomp_data DATA; as much of the classic BPF machine as is used here."""
+    at = accumulator = 0
+    instructions = [struct.unpack_from(f"{order}HBBI", program, offset) for offset in range(0, len(program), 8)]
+    while True:
+        code, yes, no, k = instructions[at]
+        at += 1
+        if code == 0x20:
+            (accumulator,) = struct.unpack_from(f"{order}I", data, k)
+        elif code == 0x06:
+            return k
+        else:
+            true = {0x15: accumulator == k, 0x35: accumulator >= k, 0x45: bool(accumulator & k)}[code]
+            at += yes if true else no

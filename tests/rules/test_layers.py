@@ -22,6 +22,7 @@ LAYERS = (
     ("cntr.attach.walk",),
     ("cntr.attach.exec_client", "cntr.attach.monitor"),
     ("cntr.attach.identity",),
+    ("cntr.attach.guard",),
     ("cntr.attach.nest", "cntr.attach.supervisor"),
     ("cntr.attach.fileserver",),
     ("cntr.attach.exec_server", "cntr.attach.tools"),

@@ -1,0 +1,127 @@
+"""What keeps CAP_SYS_PTRACE with every process of an attach session, whatever a tool does to itself.
+
+The kernel's ptrace check (ptrace(2)) refuses the container's processes /proc/PID/{root,cwd,fd,mem,…} of a process whose permitted set
+holds a capability that theirs lacks: CAP_SYS_PTRACE. Tools give capabilities up, though (ping, setpriv, su), and a user namespace made in
+the session or joined by it belongs to whoever has its creator's uid. So every process of a session has, from before its first exec:
+
+- CAP_SYS_PTRACE in the ambient set (capabilities(7)), from which execve(2) gives it to a program of any uid
+- SECBIT_NO_SETUID_FIXUP, locked: a change of uid changes no set. What else it had ends with the exec of a uid that is not 0
+- no_new_privs: set-id bits and file capabilities, which would empty the ambient set, have no effect
+- a seccomp filter: capset(2) and the ways to lower the ambient set say "done" and do nothing; no user namespace can be made or
+  joined; nothing can be typed into a terminal by ioctl (TIOCSTI, TIOCLINUX)
+
+Shown by tests/nest/test_guard.py.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from cntr.attach.target import CAP_SYS_PTRACE
+from cntr.linux import process, seccomp, syscalls
+
+SECUREBITS = process.SECBIT_NO_SETUID_FIXUP | process.SECBIT_NO_SETUID_FIXUP_LOCKED
+_PTRACE = CAP_SYS_PTRACE.bit_length() - 1
+
+# linux/audit.h; the numbers of capset clone setns prctl ioctl unshare, and which argument of clone(2) holds its flags
+_X86_64 = (0xC000003E, (126, 56, 308, 157, 16, 272), 0)
+_I386 = (0x40000003, (185, 120, 346, 172, 54, 310), 0)
+_ARM = (0x40000028, (185, 120, 375, 172, 54, 337), 0)
+_GENERIC = (91, 220, 268, 167, 29, 97)
+_MACHINES: dict[str, tuple[tuple[int, tuple[int, ...], int], ...]] = {
+    "x86_64": (_X86_64, _I386),
+    "aarch64": ((0xC00000B7, _GENERIC, 0), _ARM),
+    "riscv64": ((0xC00000F3, _GENERIC, 0),),
+    "loongarch64": ((0xC0000102, _GENERIC, 0),),
+    "ppc64le": ((0xC0000015, (184, 120, 350, 171, 54, 282), 0),),
+    "s390x": ((0x80000016, (185, 120, 339, 172, 54, 303), 1),),
+}
+_CLONE3 = 435  # on all of them
+_X32_BIT = 0x40000000
+_EPERM, _ENOSYS = 1, 38
+_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # asm-generic/ioctls.h, and what the machines above have too
+
+_ALLOW = seccomp.SECCOMP_RET_ALLOW
+_DONE = seccomp.SECCOMP_RET_ERRNO  # errno 0: the call returns 0 and did nothing
+_REFUSE = seccomp.SECCOMP_RET_ERRNO | _EPERM
+_UNKNOWN = seccomp.SECCOMP_RET_ERRNO | _ENOSYS
+
+
+def program(machine: str = os.uname().machine) -> bytes:
+    """The filter. Raises OSError(ENOSYS) on a machine whose call numbers are not known here; a foreign ABI of a known one is killed."""
+    if machine not in _MACHINES:
+        raise OSError(_ENOSYS, f"{os.strerror(_ENOSYS)}: no filter of a session's system calls for {machine}")
+    found = [_load(_ARCH)]
+    for arch, numbers, flags_argument in _MACHINES[machine]:
+        block = _of_one_abi(numbers, flags_argument, x32=machine == "x86_64" and arch == _X86_64[0])
+        # A jump over more than 255 instructions is none of a conditional one's; these blocks are far shorter.
+        found += [_op(seccomp.BPF_JEQ_K, arch, 0, len(block)), *block]
+    return b"".join([*found, _return(seccomp.SECCOMP_RET_KILL_PROCESS)])
+
+
+def install() -> None:
+    """In a process that is to be of a session, with its capabilities: the filter, by no_new_privs. Raises OSError."""
+    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+    seccomp.install(program())
+
+
+_NUMBER, _ARCH = 0, 4  # offsets in struct seccomp_data
+
+
+def _of_one_abi(numbers: tuple[int, ...], flags_argument: int, *, x32: bool) -> list[bytes]:
+    capset, clone, setns, prctl, ioctl, unshare = numbers
+    newuser = syscalls.CLONE_NEWUSER
+    found = [_load(_NUMBER)]
+    if x32:  # its numbers mean other calls; Debian and most others build no x32
+        found += [_op(seccomp.BPF_JGE_K, _X32_BIT, 0, 1), _return(_UNKNOWN)]
+    for number, body in (
+        (capset, [_return(_DONE)]),
+        (
+            _CLONE3,
+            [_return(_UNKNOWN)],
+        ),  # its flags are in memory, which a filter can't read; the C library then takes clone(2)
+        (clone, [_argument(flags_argument), *_if_set(newuser), _return(_ALLOW)]),
+        (unshare, [_argument(0), *_if_set(newuser), _return(_ALLOW)]),
+        # Type 0 joins a namespace of any kind.
+        (setns, [_argument(1), *_if(0, _REFUSE), *_if_set(newuser), _return(_ALLOW)]),
+        (ioctl, [_argument(1), *_if(_TIOCSTI, _REFUSE), *_if(_TIOCLINUX, _REFUSE), _return(_ALLOW)]),
+        (prctl, _ambient()),
+    ):
+        found += [_op(seccomp.BPF_JEQ_K, number, 0, len(body)), *body]
+    return [*found, _return(_ALLOW)]
+
+
+def _ambient() -> list[bytes]:
+    """prctl(2): PR_CAP_AMBIENT's CLEAR_ALL, and LOWER of CAP_SYS_PTRACE, do nothing."""
+    lower = [_argument(2), *_if(_PTRACE, _DONE)]
+    which = [_argument(1), *_if(syscalls.PR_CAP_AMBIENT_CLEAR_ALL, _DONE)]
+    which += [_op(seccomp.BPF_JEQ_K, syscalls.PR_CAP_AMBIENT_LOWER, 0, len(lower)), *lower]
+    return [_argument(0), _op(seccomp.BPF_JEQ_K, syscalls.PR_CAP_AMBIENT, 0, len(which)), *which, _return(_ALLOW)]
+
+
+def _op(code: int, k: int, yes: int = 0, no: int = 0) -> bytes:
+    """A struct sock_filter; yes, no: instructions that a jump skips."""
+    order = sys.byteorder
+    return code.to_bytes(2, order) + bytes((yes, no)) + k.to_bytes(4, order)
+
+
+def _load(offset: int) -> bytes:
+    return _op(seccomp.BPF_LD_W_ABS, offset)
+
+
+def _argument(index: int) -> bytes:
+    """Load an argument's lower 32 bits: all that the kernel looks at in flags, options and ioctl numbers (CVE-2019-10063)."""
+    return _load(16 + 8 * index + (4 if sys.byteorder == "big" else 0))
+
+
+def _return(action: int) -> bytes:
+    return _op(seccomp.BPF_RET_K, action)
+
+
+def _if(value: int, action: int) -> list[bytes]:
+    return [_op(seccomp.BPF_JEQ_K, value, 0, 1), _return(action)]
+
+
+def _if_set(bits: int) -> list[bytes]:
+    return [_op(seccomp.BPF_JSET_K, bits, 0, 1), _return(_REFUSE)]
