@@ -59,6 +59,14 @@ class StepFailed(CntrError):
 def printable(text: str) -> str:
     """TEXT fit for a terminal: control characters, escape sequences and lone surrogates escaped.
 
-    Names, images and paths come from containers, which may be hostile.
+    Names, images and paths come from containers, which may be hostile. The codec of that name is a module, to be imported where a process
+    may stand in a container by then: so the escapes are made here.
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    number = ord(character)
+    if character in "\t\n\r":
+        return {"\t": "\\t", "\n": "\\n", "\r": "\\r"}[character]
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"

@@ -89,9 +89,10 @@ NO_CGROUP = Option("--no-cgroup", "", "stay in the caller's cgroup")
 VERBOSE = Option("-v --verbose", "", "say what could not be inherited")
 PRIVILEGED = Option("--privileged", "", "keep the host root's capabilities, user namespace and security label")
 
-COPYING = """One of SRC and DST is TARGET:/PATH, a path from the container's root; the path starts at the last `:/`. The other is a path
-of the host; one that holds `:/` itself begins with ./ or /. The container's tmpfs mounts and volumes are seen, and a paused
-container can be copied from and to.
+COPYING = """One of SRC and DST is TARGET:PATH, a path from the container's root, with or without its first slash. The first colon ends
+TARGET, after a prefix (docker:web:/x, pid:42:/x) the next one; after unit: and command: it is the first `:/`. The other is a path of
+the host; one that holds a colon begins with ./ or /. The container's tmpfs mounts and volumes are seen, and a paused container can
+be copied from and to.
 
 SRC a file:       it gets the name DST, or goes into DST where that is a directory. DST/ must be one.
 SRC a directory:  it goes into DST; where there is no DST yet, it is copied as DST. SRC/. is what is in it, without itself.
@@ -99,7 +100,14 @@ SRC a directory:  it goes into DST; where there is no DST yet, it is copied as D
 Kept are modes, times (ns), symbolic and hard links, holes, and user.* attributes. What is copied belongs to the caller, in the
 container to its root. A file of the same name is replaced when the new one is whole, a symbolic link in its place is not followed;
 directories that were there keep their mode, owner and other files. Devices, sockets and FIFOs are named and left out,
-/proc, /sys and the like below SRC are left out. Exit status 1: something was not copied, and was named."""
+/proc, /sys and the like below SRC are left out. Exit status 1: something was not copied, and was named.
+
+/dev/stdin, /dev/stdout and /dev/fd/N of the host are the caller's open files: read to their end, or written to. Any other link into
+/proc, to a device, a socket or a FIFO is neither replaced nor copied when SRC or DST names it.
+
+With --archive owners are kept: what the container calls root of its user namespace is that namespace's owner on the host, and back.
+An id of the host that the namespace does not map keeps its number in the container. Set-id bits and file capabilities go into a
+container and never come out of one."""
 
 COMMANDS = (
     Command(
@@ -149,7 +157,9 @@ COMMANDS = (
         "SRC DST",
         "copy files between the host and a container; nothing is needed in its image",
         (
-            Option("-a --archive", "", "keep owner and group (by number), set-id bits, ACLs and file capabilities too"),
+            Option(
+                "-a --archive", "", "keep owner, group and ACLs too; into a container set-id bits and file capabilities"
+            ),
             Option("-L --follow-link", "", "where SRC is a symbolic link, copy what it names"),
         ),
         "cntr cp web:/var/log/app.log .         a file out of the container\n"
@@ -203,7 +213,10 @@ def parse(argv: list[str]) -> Parsed:
     while rest:
         word = rest.pop(0)
         if word == "--":
-            _take_command(parsed, rest)
+            if command.positional and not command.takes_command:
+                parsed.words += rest
+            else:
+                _take_command(parsed, rest)
             break
         if word.startswith("-") and len(word) > 1:
             _take_option(parsed, known, word, rest)

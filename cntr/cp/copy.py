@@ -17,11 +17,13 @@ import time
 
 from cntr import engines
 from cntr.attach.target import Target
-from cntr.cp import stream
+from cntr.cp import owners, stream
 from cntr.cp.receive import Receiver
 from cntr.cp.send import Sender
 from cntr.cp.stream import Incoming, Outgoing, ProtocolError, Remote, Tell
-from cntr.errors import CntrError, UsageError, printable
+from cntr.cp.streams import StreamReceiver, StreamSender
+from cntr.cp.words import own_fd, split
+from cntr.errors import CntrError, TargetNotFound, UsageError, printable
 from cntr.linux import namespaces, procfs, syscalls
 
 PARTIAL = 1  # exit status: something was not copied, and was named
@@ -108,16 +110,6 @@ def human(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-def split(word: str) -> tuple[str, bytes]:
-    """(TARGET, path) of SRC or DST; no target: a path of the host. Raises UsageError."""
-    if word == "-":
-        raise UsageError("cntr cp: - is no file", "a tar stream: `cntr attach TARGET -- tar -C /var/lib/cntr/DIR -c .`")
-    if not word or "\0" in word:
-        raise UsageError("cntr cp: an empty path", "`.` is this directory")
-    index = -1 if word.startswith(("/", ".")) else word.rfind(":/")
-    return (word[:index], os.fsencode(word[index + 1 :])) if index > 0 else ("", os.fsencode(word))
-
-
 def copy(source: str, destination: str, *, archive: bool, follow: bool, say: Callable[[str], None]) -> int:
     """Copy; the exit status: 0, or 1 when something was not copied and was named. Raises CntrError, UsageError."""
     (source_target, source_path), (target, path) = split(source), split(destination)
@@ -145,12 +137,14 @@ class Work:
     """One copy: the pipes, the child and the host's end. outward: from the container to the host."""
 
     def __init__(self, container: Container, *, archive: bool, follow: bool, outward: bool) -> None:
-        """Nothing started yet."""
+        """Nothing started yet. Raises CntrError, OSError."""
         self.container, self.archive, self.follow, self.outward = container, archive, follow, outward
         self.pid = 0
+        self.owners = owners.of(container) if archive else owners.Owners()
 
     def run(self, host_path: bytes, container_path: bytes, say: Callable[[str], None]) -> int:
         """Fork and be the host's end; the exit status. Raises CntrError."""
+        stream_fd = own_fd(host_path)
         to_child, to_parent = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
         _widen((to_parent if self.outward else to_child)[1])
         console = Console(say)
@@ -168,7 +162,7 @@ class Work:
             for number in INTERRUPTS:
                 signal.signal(number, signal.SIG_IGN if before[number] == signal.SIG_IGN else _interrupt)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
-            self._be_host(host_path, incoming, outgoing, console)
+            self._be_host(host_path, stream_fd, incoming, outgoing, console)
             return PARTIAL if console.problems else 0
         except Interrupted as error:
             what = "no half-copied file stays; what was copied before does"
@@ -183,14 +177,18 @@ class Work:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _be_host(self, path: bytes, incoming: Incoming, outgoing: Outgoing, console: Console) -> None:
+    def _be_host(self, path: bytes, stream_fd: int, incoming: Incoming, outgoing: Outgoing, console: Console) -> None:
+        """stream_fd: the caller's open file that PATH is, or -1."""
         try:
             if self.outward:
-                receiver = Receiver(incoming, outgoing, console, open_on_host, archive=self.archive)
+                kind = Receiver if stream_fd < 0 else StreamReceiver
+                receiver = kind(incoming, outgoing, console, open_on_host, archive=self.archive)
+                receiver.fd = stream_fd
+                receiver.metadata.owner, receiver.metadata.privileged = self.owners.outward, False
                 receiver.started, receiver.moved = lambda meta: _expect(console, meta), console.progress.moved
                 receiver.run(path)
             else:
-                self._send(path, incoming, outgoing, console)
+                self._send(path, stream_fd, incoming, outgoing, console)
         except (EOFError, BrokenPipeError):
             raise CntrError(*self._why(incoming, console)) from None
         except ProtocolError as error:
@@ -199,7 +197,7 @@ class Work:
                 f"{label}: {printable(str(error))}", "the copy was ended: its side is not to be trusted"
             ) from None
 
-    def _send(self, path: bytes, incoming: Incoming, outgoing: Outgoing, console: Console) -> None:
+    def _send(self, path: bytes, stream_fd: int, incoming: Incoming, outgoing: Outgoing, console: Console) -> None:
         """The host's end of a copy into the container: complaints are read while the pipe is full, or both sides would wait."""
 
         def wait() -> None:
@@ -214,7 +212,9 @@ class Work:
         outgoing.wait, outgoing.moved = wait, console.progress.moved
         own_fds = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            sender = Sender(outgoing, incoming, console, open_on_host, own_fds, archive=self.archive)
+            kind = Sender if stream_fd < 0 else StreamSender
+            sender = kind(outgoing, incoming, console, open_on_host, own_fds, archive=self.archive)
+            sender.fd, sender.owner = stream_fd, self.owners.inward
             sender.started = lambda meta: _expect(console, meta)
             sender.run(path, follow=self.follow)
         finally:
@@ -261,9 +261,11 @@ class Work:
             syscalls.set_process_name("cntr-cp")
             incoming = Incoming(read_fd)
             own_fds = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            open_path = enter(self.container)
+            open_path = enter(self.container, self.owners.start_time)
             if self.outward:
-                Sender(out, incoming, tell, open_path, own_fds, archive=self.archive).run(path, follow=self.follow)
+                sender = Sender(out, incoming, tell, open_path, own_fds, archive=self.archive)
+                sender.strangers = self.owners.strangers
+                sender.run(path, follow=self.follow)
             else:
                 Receiver(incoming, out, tell, open_path, archive=self.archive).run(path)
                 out.send(stream.DONE)
@@ -282,15 +284,15 @@ class Work:
             os._exit(0)
 
 
-def enter(container: Container) -> Callable[[bytes, int], int]:
+def enter(container: Container, start_time: int = 0) -> Callable[[bytes, int], int]:
     """Make the container's root this process' own, as its user namespace's root; returns what opens a path there.
 
-    From here on nothing is imported or loaded. Raises CntrError, OSError.
+    start_time: of its process, 0 for whichever it is. From here on nothing is imported or loaded. Raises CntrError, OSError.
     """
     if container.state == "rootfs":  # no process, only files: an idle Buildah container
         os.chroot(container.rootfs)
     else:
-        _enter_process(container)
+        _enter_process(container, start_time)
     os.chdir("/")
     os.umask(0)
     root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -302,8 +304,12 @@ def enter(container: Container) -> Callable[[bytes, int], int]:
     return open_path
 
 
-def _enter_process(container: Container) -> None:
+def _enter_process(container: Container, start_time: int) -> None:
     target = Target(container)
+    if start_time not in (0, target.start_time):
+        raise TargetNotFound(
+            f"{target.label}: pid {target.pid} belongs to another process now", "the container has stopped"
+        )
     held = int(procfs.status(procfs.read("/proc/self/status"))["CapPrm"], 16)
     joins_user = "user" in target.namespaces
     namespaces.join(target.namespaces, "mnt")

@@ -6,9 +6,13 @@ import errno
 import os
 import stat
 
-from cntr.cp import stream
+from cntr.cp import links, stream
 from cntr.cp.send import extents
 from cntr.cp.stream import Meta
+
+
+class NotReplaced(OSError):
+    """What has the name already is not to be lost: strerror says what it is."""
 
 
 class Partial:
@@ -60,6 +64,8 @@ def place(dir_fd: int, temporary: bytes, name: bytes) -> None:
     mode = mode_of(dir_fd, name)
     if mode and not replaceable(mode):
         raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EEXIST, "not replaced")
+    if stat.S_ISLNK(mode) and (what := links.stands_for(dir_fd, name)):
+        raise NotReplaced(errno.EEXIST, f"{what}: not replaced")
     os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
 
 
@@ -68,6 +74,8 @@ def overwrite(file: Partial) -> None:
     flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     fd = os.open(file.name, flags, dir_fd=file.dir_fd)
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise NotReplaced(errno.EEXIST, "replaced meanwhile")
         os.ftruncate(fd, 0)
         copy_data(file.fd, fd)
     finally:

@@ -10,8 +10,19 @@ import errno
 import os
 import stat
 
-from cntr.cp import stream
-from cntr.cp.files import Partial, copy_data, mode_of, overwrite, place, remove, replaceable, temporary_name
+from cntr.cp import links, stream
+from cntr.cp.files import (
+    NotReplaced,
+    Partial,
+    copy_data,
+    mode_of,
+    overwrite,
+    place,
+    remove,
+    replaceable,
+    temporary_name,
+)
+from cntr.cp.metadata import Metadata
 from cntr.cp.stream import Incoming, Meta, Outgoing, ProtocolError, Tell, denied
 from cntr.errors import CntrError
 from cntr.linux import syscalls
@@ -38,6 +49,8 @@ class Receiver:
     open_path: opens what the user named, on this side: ``(path, flags) → fd``; started: told what comes; moved: told each count of bytes.
     """
 
+    fd = -1  # an open file that is written to instead, see ``streams``
+
     def __init__(
         self,
         incoming: Incoming,
@@ -49,7 +62,7 @@ class Receiver:
     ) -> None:
         """archive: keep owner, set-id bits and the attributes that go with them."""
         self.incoming, self.answers, self.tell, self.open_path = incoming, answers, tell, open_path
-        self.archive = archive
+        self.metadata = Metadata(tell, self._path, archive=archive)
         self.levels: list[Level] = []
         self.file: Partial | None = None
         self.top_fd = self.parent_fd = -1
@@ -68,7 +81,7 @@ class Receiver:
             raise EOFError from None
         except OSError as error:
             shown = self.tell.show(self._path(b""))
-            raise CntrError(f"{shown}: {os.strerror(error.errno or 0)}", self._hint(error)) from None
+            raise CntrError(f"{shown}: {_reason(error)}", self._hint(error)) from None
         finally:
             if self.file:
                 self.file.drop()
@@ -78,7 +91,8 @@ class Receiver:
                     os.close(fd)
             self.levels, self.parent_fd = [], -1
 
-    def _start(self, path: bytes) -> None:
+    def _first(self, path: bytes) -> tuple[Meta, bytes, bytes]:
+        """(meta, name, a link's target) of what comes; no name: what is in a directory."""
         kind, body = self.incoming.receive()
         while stream.take_word(kind, body, self.tell):
             kind, body = self.incoming.receive()
@@ -88,7 +102,11 @@ class Receiver:
         meta, name, target = stream.unpack_item(body[1:], named=not contents)
         self.started(meta)
         self.shown = path
-        dir_fd, place = self._destination(path, meta, b"" if contents else name)
+        return meta, b"" if contents else name, target
+
+    def _start(self, path: bytes) -> None:
+        meta, name, target = self._first(path)
+        dir_fd, place = self._destination(path, meta, name)
         identity = (0, 0)
         if not place:
             self.parent_fd = -1  # the level's
@@ -129,9 +147,10 @@ class Receiver:
         mode = mode_of(fd, last)
         if mode and is_dir:
             raise CntrError(f"{show(path)}: {stream.kind_of(mode)}", "a directory cannot take the place of a file")
-        if mode and not replaceable(mode):
-            hint = "`cntr attach TARGET -- cat /var/lib/cntr/PATH` prints a file"
-            raise CntrError(f"{show(path)}: {stream.kind_of(mode)}: not replaced", hint)
+        what = links.stands_for(fd, last) if stat.S_ISLNK(mode) else "" if replaceable(mode) else stream.kind_of(mode)
+        if mode and what:
+            hint = "`cntr cp TARGET:/PATH /dev/stdout` prints a file"
+            raise CntrError(f"{show(path)}: {what}: not replaced", hint)
         return fd, last
 
     def _hint(self, error: OSError) -> str:
@@ -152,7 +171,7 @@ class Receiver:
 
     def _problem(self, name: bytes, error: OSError, what: str = "") -> None:
         """Tell of one file's error. Raises CntrError where the rest would meet it too."""
-        reason = what + os.strerror(error.errno or 0)
+        reason = what + _reason(error)
         if error.errno in FULL:
             raise CntrError(
                 f"{self.tell.show(self._path(name))}: {reason}",
@@ -170,7 +189,11 @@ class Receiver:
         elif kind == stream.TRUNCATE:
             self._truncate(stream.OFFSET.unpack(body)[0])
         elif kind == stream.XATTR:
-            self._attribute(*stream.unpack_pair(body))
+            level = self.levels[-1] if self.levels else None
+            if self.file:
+                self.metadata.attribute(self.file.fd, *stream.unpack_pair(body), self.file.name)
+            elif level and level.meta and level.fd >= 0:
+                self.metadata.attribute(level.fd, *stream.unpack_pair(body), b"")
         elif kind == stream.END:
             self._end(body == b"\1")
         elif kind == stream.UP:
@@ -207,23 +230,21 @@ class Receiver:
             made, flags = False, os.O_PATH
         fd = os.open(name, flags | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
         if made:
-            self._give(fd, meta, name)
+            self.metadata.give(fd, meta, name)
         return Level(fd, name, meta if made else None)
 
     def _make(self, dir_fd: int, name: bytes, meta: Meta, target: bytes) -> None:
         """Begin a regular file, or make a symbolic link. Raises OSError."""
         if stat.S_ISREG(meta.mode):
             self.file = Partial(dir_fd, name, meta)
-            self._give(self.file.fd, meta, name)
+            self.metadata.give(self.file.fd, meta, name)
         elif stat.S_ISLNK(meta.mode):
             temporary = temporary_name()
             os.symlink(target, temporary, dir_fd=dir_fd)
             try:
-                if self.archive:
-                    try:
-                        os.chown(temporary, meta.uid, meta.gid, dir_fd=dir_fd, follow_symlinks=False)
-                    except OSError as error:
-                        self._not_kept("owner", error, name)
+                self.metadata.own(
+                    meta, name, lambda *ids: os.chown(temporary, *ids, dir_fd=dir_fd, follow_symlinks=False)
+                )
                 os.utime(temporary, ns=(meta.atime, meta.mtime), dir_fd=dir_fd, follow_symlinks=False)
                 place(dir_fd, temporary, name)
             except BaseException:
@@ -231,17 +252,6 @@ class Receiver:
                 raise
         else:
             raise ProtocolError(f"an item of mode {meta.mode:o}")
-
-    def _give(self, fd: int, meta: Meta, name: bytes) -> None:
-        """The owner comes first: chown(2) takes set-id bits and file capabilities away."""
-        if self.archive:
-            try:
-                os.fchown(fd, meta.uid, meta.gid)
-            except OSError as error:
-                self._not_kept("owner", error, name)
-
-    def _not_kept(self, what: str, error: OSError, name: bytes) -> None:
-        self.tell.note(f"{what} not kept: {os.strerror(error.errno or 0)}", self._path(name))
 
     def _block(self, offset: int, data: memoryview) -> None:
         if not self.file:
@@ -268,31 +278,6 @@ class Receiver:
             except (OSError, OverflowError) as error:
                 self._lose(error, "write: ")
 
-    def _attribute(self, key: bytes, value: bytes) -> None:
-        """Of the file under way, else of the directory; ``user.`` needs no rights, the others go with --archive."""
-        level = self.levels[-1] if self.levels else None
-        fd, name = (self.file.fd, self.file.name) if self.file else (level.fd if level and level.meta else -1, b"")
-        if fd < 0 or not (self.archive or key.startswith(b"user.")):
-            return
-        try:
-            os.setxattr(fd, key, value)
-        except OSError as error:
-            self._not_kept("extended attribute", error, name)
-
-    def _settle(self, fd: int, meta: Meta, name: bytes) -> None:
-        """Mode and times, when nothing else is to come. Without --archive the owner is another: no set-id bits for that one."""
-        mode = meta.mode & (0o7777 if self.archive else 0o1777)
-        try:
-            if not self.archive and stat.S_ISDIR(meta.mode):
-                mode |= os.fstat(fd).st_mode & stat.S_ISGID  # as the directory above hands it on
-            os.fchmod(fd, mode)
-        except OSError as error:
-            self._not_kept("mode", error, name)
-        try:
-            os.utime(fd, ns=(meta.atime, meta.mtime))
-        except (OSError, OverflowError) as error:
-            self._not_kept("time", error if isinstance(error, OSError) else OSError(errno.ERANGE, ""), name)
-
     def _end(self, whole: bool) -> None:
         file, self.file = self.file, None
         if not file:
@@ -301,7 +286,7 @@ class Receiver:
             file.drop()
             return
         try:
-            self._settle(file.fd, file.meta, file.name)
+            self.metadata.settle(file.fd, file.meta, file.name)
             try:
                 place(file.dir_fd, file.temporary, file.name)
             except OSError as error:
@@ -325,7 +310,7 @@ class Receiver:
         if level.fd < 0:
             return
         if level.meta:
-            self._settle(level.fd, level.meta, level.name)
+            self.metadata.settle(level.fd, level.meta, level.name)
         os.close(level.fd)
 
     def _link(self, dir_fd: int, name: bytes, meta: Meta, other: bytes) -> None:
@@ -365,6 +350,10 @@ class Receiver:
             self._end(True)
         finally:
             os.close(source)
+
+
+def _reason(error: OSError) -> str:
+    return str(error.strerror) if isinstance(error, NotReplaced) else os.strerror(error.errno or 0)
 
 
 TYPE_CHECKING = False

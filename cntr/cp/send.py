@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 
-from cntr.cp import stream
+from cntr.cp import links, owners, stream
 from cntr.cp.stream import Incoming, Meta, Outgoing, Tell, denied, meta_of
 from cntr.errors import CntrError
 from cntr.linux import syscalls
@@ -18,16 +18,8 @@ from cntr.linux import syscalls
 LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 MAX_LINK_PATH = 4000  # bytes below PATH_MAX: a hard link's other name is opened by path
 
-# linux/magic.h: what shows the kernel's state and no files. Not entered from above; one named on the command line is.
-KERNEL_FILESYSTEMS = frozenset(
-    (
-        *(syscalls.PROC_SUPER_MAGIC, syscalls.SYSFS_MAGIC, syscalls.DEVPTS_SUPER_MAGIC, syscalls.CGROUP2_SUPER_MAGIC),
-        *(0x27E0EB, 0x19800202, 0x64626720, 0x74726163, 0x73636673),  # cgroup, mqueue, debugfs, tracefs, securityfs
-        *(0xCAFE4A11, 0x6165676C, 0x62656570, 0x65735543, 0x42494E4D),  # bpf, pstore, configfs, fusectl, binfmt_misc
-        *(0xF97CFF8C, 0x6E736673),  # selinuxfs, nsfs
-    )
-)
 # What can be kept without --archive, and what names ids or gives privileges and goes with the owner.
+NO_FILE = "only files, directories and symbolic links to such are; `cntr cp /dev/stdin …` copies what it reads"
 PLAIN_ATTRIBUTES = ("user.",)
 ARCHIVE_ATTRIBUTES = ("user.", "security.capability", "system.posix_acl_")
 
@@ -50,8 +42,11 @@ class Level:
 class Sender:
     """Sends one file or tree.
 
-    open_path: opens what the user named, on this side: ``(path, flags) → fd``; own_fds: a directory fd of /proc/self/fd.
+    open_path: opens what the user named, on this side: ``(path, flags) → fd``; own_fds: a directory fd of /proc/self/fd; owner: gives
+    the other side's ids for this one's; strangers: devices whose word on owners is not passed on.
     """
+
+    fd = -1  # an open file that is sent instead, see ``streams``
 
     def __init__(
         self,
@@ -71,6 +66,8 @@ class Sender:
         self.shown = b""
         self.target = (0, 0)
         self.started: Callable[[Meta], None] = stream.nothing
+        self.owner: Callable[[int, int], tuple[int, int]] = stream.same
+        self.strangers: frozenset[int] = frozenset()
 
     def run(self, path: bytes, *, follow: bool) -> None:
         """Send PATH; follow: what a symbolic link names instead of the link. Raises CntrError, BrokenPipeError, EOFError."""
@@ -78,7 +75,7 @@ class Sender:
         contents = last in (b"", b".", b"..")
         self.shown = path.rstrip(b"/") or b"/"
         source, info, target = self._open(path, follow=follow or contents or path.endswith(b"/"))
-        meta = meta_of(info)
+        meta = self._meta(info)
         try:
             if stat.S_ISDIR(info.st_mode):
                 fd, source = source, -1
@@ -109,13 +106,12 @@ class Sender:
             fd = self.open_path(path, os.O_PATH | (0 if follow else os.O_NOFOLLOW))
             info = os.fstat(fd)
             if stat.S_ISLNK(info.st_mode):
+                if what := links.stands_for(syscalls.AT_FDCWD, path):
+                    raise CntrError(f"{self.tell.show(path)}: {what}: not copied", NO_FILE)
                 return -1, info, os.readlink(b"", dir_fd=fd)
             if stat.S_ISDIR(info.st_mode) or stat.S_ISREG(info.st_mode):
                 return self._reopen(fd, info), info, b""
-            raise CntrError(
-                f"{self.tell.show(path)}: {stream.kind_of(info.st_mode)}: not copied",
-                "only files, directories and symbolic links are",
-            )
+            raise CntrError(f"{self.tell.show(path)}: {stream.kind_of(info.st_mode)}: not copied", NO_FILE)
         except OSError as error:
             missing = "it is a path of the host"
             if self.tell.label:
@@ -125,6 +121,14 @@ class Sender:
         finally:
             if fd >= 0:
                 os.close(fd)
+
+    def _meta(self, info: os.stat_result) -> Meta:
+        """What the other side is told of a file."""
+        meta = meta_of(info)
+        meta.uid, meta.gid = self.owner(meta.uid, meta.gid)
+        if info.st_dev in self.strangers:
+            meta.uid = meta.gid = stream.KEEP
+        return meta
 
     def _await_ready(self) -> None:
         while True:
@@ -190,7 +194,7 @@ class Sender:
     def _send_found(self, fd: int, name: bytes, device: int) -> Level | None:
         """Send what FD (O_PATH) holds. Raises OSError before anything of it was sent."""
         info = os.fstat(fd)
-        meta = meta_of(info)
+        meta = self._meta(info)
         if stat.S_ISDIR(info.st_mode):
             return self._send_directory(fd, info, name, device)
         if stat.S_ISLNK(info.st_mode):
@@ -215,20 +219,22 @@ class Sender:
             self.tell.problem(self._path(name), "the destination itself: not copied into itself")
             return None
         source = self._reopen(fd, info)
-        if info.st_dev != device and syscalls.filesystem_magic(source) in KERNEL_FILESYSTEMS:
+        if info.st_dev != device and links.is_kernels(source):
             self.tell.note("the kernel's own, no files: not copied", self._path(name))
             os.close(source)
             return None
         level = Level(source, info.st_dev, name)
-        self.out.send(stream.ITEM, stream.pack_item(meta_of(info), name))
+        self.out.send(stream.ITEM, stream.pack_item(self._meta(info), name))
         return level
 
     def _send_data(self, fd: int, meta: Meta, name: bytes) -> bool:
         """A file's data, attributes and END; fd is closed. Whether it was read whole: the receiver drops what was not."""
         whole = False
         try:
-            size = self._send_blocks(fd, meta.size)
-            if size < meta.size or os.fstat(fd).st_mtime_ns != meta.mtime:
+            size = self._send_blocks(fd, 0 if links.is_kernels(fd) else meta.size)
+            # A size alone says nothing: a file of /sys gives one page and holds less.
+            after = os.fstat(fd)
+            if (after.st_size, after.st_mtime_ns) != (meta.size, meta.mtime):
                 self.tell.note("changed while it was copied", self._path(name))
             self.out.send(stream.TRUNCATE, stream.OFFSET.pack(size))
             self._send_attributes(fd, name)
@@ -269,7 +275,16 @@ class Sender:
                 except OSError as error:
                     self.tell.note(f"extended attribute not kept: {os.strerror(error.errno or 0)}", self._path(name))
                 else:
-                    self.out.send(stream.XATTR, stream.pack_pair(os.fsencode(key), value))
+                    self._send_attribute(os.fsencode(key), value, name)
+
+    def _send_attribute(self, key: bytes, value: bytes, name: bytes) -> None:
+        if key.startswith(owners.ACL) and self.owner is not stream.same:
+            translated = owners.acl(value, self.owner)
+            if translated is None:
+                self.tell.note(owners.NO_ACL, self._path(name))
+                return
+            value = translated
+        self.out.send(stream.XATTR, stream.pack_pair(key, value))
 
 
 def extents(fd: int, size: int) -> Iterator[tuple[int, int]]:

@@ -27,6 +27,7 @@ CHUNK = 1 << 18  # bytes of data in one BLOCK
 MAX_BODY = 1 << 21  # bytes; a longer frame is none of ours
 MAX_SHOWN = 4096  # bytes of a path in a message, its end
 FLUSH_AT = 1 << 16  # bytes collected before they are written
+KEEP = 0xFFFFFFFF  # an id that nobody has: chown(2) leaves the owner as it is
 PIPE_SIZE = 1 << 20  # bytes in a pipe (F_SETPIPE_SZ), the most an unprivileged user may ask for
 
 _HEADER = struct.Struct("<cI")
@@ -239,6 +240,11 @@ def denied(label: str) -> str:
 
 def _never() -> None:
     raise RuntimeError("a blocking pipe does not wait")
+
+
+def same(uid: int, gid: int) -> tuple[int, int]:
+    """The ids of the other side, where they are this side's."""
+    return uid, gid
 
 
 def nothing(what: object) -> None:

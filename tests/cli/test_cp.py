@@ -156,17 +156,6 @@ def test_the_command_line_is_checked_first(words, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_path_starts_at_the_last_colon_and_slash():
-    assert copy.split("web:/etc") == ("web", b"/etc")
-    assert copy.split("docker:web:/etc") == ("docker:web", b"/etc")
-    assert copy.split("k8s:ns/pod/app:/etc") == ("k8s:ns/pod/app", b"/etc")
-    assert copy.split("command:/usr/bin/app:/etc") == ("command:/usr/bin/app", b"/etc")
-    assert copy.split("./a:/b") == ("", b"./a:/b")
-    assert copy.split("/a:/b") == ("", b"/a:/b")
-    assert copy.split("a:b") == ("", b"a:b")
-    assert copy.split("web:/\udcff") == ("web", b"/\xff")
-
-
 def test_a_host_file_with_a_colon(container, at, tmp_path):
     (tmp_path / "a:").mkdir()
     (tmp_path / "a:/b").write_text("x")
@@ -196,32 +185,6 @@ def test_special_files_are_named_and_the_rest_is_copied(container, at, tmp_path)
         f"cntr: pid:{container.pid}:/d/fifo: a FIFO: not copied",
     ]
     assert names(tmp_path / "d") == {b"zfile"}
-
-
-def test_set_id_bits_and_owners_go_with_archive_only(container, at, tmp_path):
-    (tmp_path / "d").mkdir()
-    file = tmp_path / "d/su"
-    file.write_text("x")
-    os.chown(file, 1234, 2345)
-    os.chmod(file, 0o6755)
-    os.setxattr(file, "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))
-    os.symlink("su", tmp_path / "d/link")
-    os.lchown(tmp_path / "d/link", 1234, 2345)
-    os.chown(tmp_path / "d", 1, 2)
-    os.chmod(tmp_path / "d", 0o2750)
-    done(cp(tmp_path / "d", at("/plain")))
-    info = os.stat(container.root / "plain/su")
-    assert (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid) == (0o755, 0, 0)
-    assert os.listxattr(container.root / "plain/su") == []
-    assert stat.S_IMODE(os.stat(container.root / "plain").st_mode) == 0o750
-    done(cp(tmp_path / "d", at("/kept"), "--archive"))
-    assert look(container.root / "kept", owner=True) == look(tmp_path / "d", owner=True)
-    assert os.listxattr(container.root / "kept/su") == ["security.capability"]
-    done(cp(at("/kept"), tmp_path / "out"))
-    assert stat.S_IMODE(os.stat(tmp_path / "out/su").st_mode) == 0o755
-    assert os.listxattr(tmp_path / "out/su") == []
-    done(cp(at("/kept"), tmp_path / "again", "-a"))
-    assert look(tmp_path / "again", owner=True) == look(tmp_path / "d", owner=True)
 
 
 def test_a_directory_that_was_there_keeps_its_mode_and_other_files(container, at, tmp_path):

@@ -27,6 +27,7 @@ LAYERS = (
     ("cntr.attach.fileserver",),
     ("cntr.attach.exec_server", "cntr.attach.tools"),
     ("cntr.cp.copy",),
+    ("cntr.cp.streams", "cntr.cp.words"),
     ("cntr.attach.target",),
     (
         "cntr.attach.cgroup",
@@ -38,8 +39,9 @@ LAYERS = (
     ),
     ("cntr.attach",),
     ("cntr.cp.receive",),
-    ("cntr.cp.files",),
+    ("cntr.cp.files", "cntr.cp.metadata"),
     ("cntr.cp.send",),
+    ("cntr.cp.links", "cntr.cp.owners"),
     ("cntr.cp.stream",),
     ("cntr.cp",),
     ("cntr.images", "cntr.images."),

@@ -1,0 +1,88 @@
+"""Symbolic links that stand for no file: /dev/stdout and its like, a device, a FIFO; and the file systems that hold no files.
+
+A copy never takes the place of such a link, and never carries one off for the file that its name promises.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from cntr.cp import stream
+from cntr.linux import syscalls
+
+MAX_HOPS = 40  # links in a chain that the kernel follows (path_resolution(7))
+
+# linux/magic.h: what shows the kernel's state and no files. Not entered from above; one named on the command line is.
+KERNEL_FILESYSTEMS = frozenset(
+    (
+        *(syscalls.PROC_SUPER_MAGIC, syscalls.SYSFS_MAGIC, syscalls.DEVPTS_SUPER_MAGIC, syscalls.CGROUP2_SUPER_MAGIC),
+        *(0x27E0EB, 0x19800202, 0x64626720, 0x74726163, 0x73636673),  # cgroup, mqueue, debugfs, tracefs, securityfs
+        *(0xCAFE4A11, 0x6165676C, 0x62656570, 0x65735543, 0x42494E4D),  # bpf, pstore, configfs, fusectl, binfmt_misc
+        *(0xF97CFF8C, 0x6E736673),  # selinuxfs, nsfs
+    )
+)
+
+
+def is_kernels(fd: int) -> bool:
+    """Whether fd is on a file system that shows the kernel's state. Raises OSError."""
+    return syscalls.filesystem_magic(fd) in KERNEL_FILESYSTEMS
+
+
+def stands_for(dir_fd: int, name: bytes) -> str:
+    """What the symbolic link NAME stands for, where that is no file and no directory; "" for any other link.
+
+    A link into /proc may dangle here and be somebody's standard output there: we are in none of the container's pid namespaces.
+    """
+    try:
+        fd = syscalls.openat2(dir_fd, name, os.O_PATH, syscalls.RESOLVE_NO_MAGICLINKS)
+    except OSError as error:
+        if error.errno == errno.ELOOP and not _loops(dir_fd, name):
+            return "a symbolic link to an open file of a process"
+        return "a symbolic link into the kernel's file systems" if _ends_in_kernel(dir_fd, name) else ""
+    try:
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+            return ""
+        return f"a symbolic link to {stream.kind_of(mode)}"
+    finally:
+        os.close(fd)
+
+
+def _loops(dir_fd: int, name: bytes) -> bool:
+    """Whether ELOOP is the links' own, and not that of a link of /proc that must not be followed."""
+    try:
+        os.close(os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=dir_fd))
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
+
+
+def _ends_in_kernel(dir_fd: int, name: bytes) -> bool:
+    """Whether a chain of links that leads to nothing leads to nothing of /proc, /dev/pts and the like."""
+    path = name
+    for _ in range(MAX_HOPS):
+        try:
+            target = os.readlink(path, dir_fd=dir_fd)
+        except OSError:
+            return False
+        path = os.path.join(os.path.dirname(path), target)
+        if path.startswith(b"/proc/") or _is_below_kernels(dir_fd, path):
+            return True
+    return False
+
+
+def _is_below_kernels(dir_fd: int, path: bytes) -> bool:
+    """Whether the deepest directory of PATH that exists is on such a file system."""
+    while path not in (b"", b"/"):
+        try:
+            fd = syscalls.openat2(dir_fd, path, os.O_PATH, syscalls.RESOLVE_NO_MAGICLINKS)
+        except OSError:
+            path = os.path.dirname(path)
+            continue
+        try:
+            return is_kernels(fd)
+        finally:
+            os.close(fd)
+    return False

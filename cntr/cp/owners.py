@@ -1,0 +1,121 @@
+"""Whose a copied file is, with ``--archive``: the ids of a container's user namespace and those of the host.
+
+What the container calls root of its user namespace is, on the host, whoever made that. A number alone would make a user's file root's.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cntr.cp.stream import KEEP
+from cntr.errors import TargetNotFound
+from cntr.linux import procfs
+
+ACL = b"system.posix_acl_"
+NO_ACL = "access control list not kept: it names an id that the other side does not know"
+ACL_VERSION = (
+    b"\2\0\0\0"  # linux/posix_acl_xattr.h: a header of 4 bytes, then entries of tag, permissions (2 bytes each), id (4)
+)
+ACL_ENTRY = 8
+ACL_USER, ACL_GROUP = 0x02, 0x08
+
+
+class Owners:
+    """Translates ids.
+
+    start_time: of the process whose maps these are, 0 where there is none; owner: the user whose container it is; strangers: devices
+    whose word on owners counts for nothing.
+    """
+
+    __slots__ = ("gid_map", "owner", "start_time", "strangers", "uid_map")
+
+    def __init__(self) -> None:
+        """The same on both sides."""
+        self.uid_map: Rows = ()
+        self.gid_map: Rows = ()
+        self.start_time = self.owner = 0
+        self.strangers: frozenset[int] = frozenset()
+
+    def outward(self, uid: int, gid: int) -> tuple[int, int]:
+        """The host's (uid, gid) for the container's; KEEP where there is none, and the copier's own stays."""
+        if self.start_time and uid != KEEP:
+            uid = _keep(procfs.map_id(uid, self.uid_map))
+        if self.start_time and gid != KEEP:
+            gid = _keep(procfs.map_id(gid, self.gid_map))
+        if self.owner:  # a user's container: whatever it says, nothing of it is root's
+            uid, gid = uid or self.owner, gid or KEEP
+        return uid, gid
+
+    def inward(self, uid: int, gid: int) -> tuple[int, int]:
+        """The container's (uid, gid) for the host's; one that has no other there keeps its number."""
+        return _inside(uid, self.uid_map), _inside(gid, self.gid_map)
+
+
+def of(container: Container) -> Owners:
+    """Read those of a container's process. Raises TargetNotFound, OSError."""
+    owners = Owners()
+    owners.owner = container.owner
+    if container.state == "rootfs":
+        return owners
+    try:
+        fd = os.open(f"/proc/{container.pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise TargetNotFound(
+            f"{container.label()}: pid {container.pid} is gone", "is the container still running?"
+        ) from None
+    try:
+        owners.start_time = procfs.start_time(procfs.read("stat", fd))
+        owners.uid_map = procfs.id_map(procfs.read("uid_map", fd))
+        owners.gid_map = procfs.id_map(procfs.read("gid_map", fd))
+        owners.strangers = _strangers(procfs.read("mountinfo", fd))
+    finally:
+        os.close(fd)
+    return owners
+
+
+def acl(value: bytes, translate: Callable[[int, int], tuple[int, int]]) -> bytes | None:
+    """An access control list (acl(5)) with its ids translated; None where one has no other, or for what is none."""
+    if value[:4] != ACL_VERSION or len(value) % ACL_ENTRY != 4:
+        return None
+    result = value[:4]
+    for start in range(4, len(value), ACL_ENTRY):
+        entry = value[start : start + ACL_ENTRY]
+        tag, number = int.from_bytes(entry[:2], "little"), int.from_bytes(entry[4:], "little")
+        if tag in (ACL_USER, ACL_GROUP):
+            number = translate(number, KEEP)[0] if tag == ACL_USER else translate(KEEP, number)[1]
+            if number == KEEP:
+                return None
+        result += entry[:4] + number.to_bytes(4, "little")
+    return result
+
+
+def _strangers(text: str) -> frozenset[int]:
+    """The devices of FUSE mounts that a user made: the server, a user's program, says whose each file is (mount.fuse3(8))."""
+    found = set()
+    for line in text.splitlines():
+        fields, _, right = line.partition(" - ")
+        kind, *more = right.split(" ")
+        if kind.partition(".")[0] in ("fuse", "fuseblk") and "user_id=0" not in ",".join(more[1:]).split(","):
+            major, minor = fields.split(" ")[2].split(":")
+            found.add(os.makedev(int(major), int(minor)))
+    return frozenset(found)
+
+
+def _keep(number: int | None) -> int:
+    return KEEP if number is None else number
+
+
+def _inside(number: int, rows: Rows) -> int:
+    if number == KEEP:
+        return KEEP
+    inside = [first + number - outside for first, outside, count in rows if outside <= number < outside + count]
+    return inside[0] if inside else number
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cntr.engines import Container
+
+    Rows = tuple[tuple[int, int, int], ...]
