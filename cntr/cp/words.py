@@ -9,6 +9,7 @@ from cntr import engines
 from cntr.errors import CntrError, UsageError, printable
 
 STREAMS = {b"/dev/stdin": 0, b"/dev/stdout": 1, b"/dev/stderr": 2}
+NAMES_HOLD_COLONS = ("unit", "command", "image", "archive", "oci", "dir")
 FD_DIRECTORIES = (b"/dev/fd", b"/proc/self/fd", b"/proc/thread-self/fd")
 
 
@@ -28,7 +29,7 @@ def split(word: str) -> tuple[str, bytes]:
     head, colon, rest = word.partition(":")
     if not (head and colon) or word.startswith(("/", ".")):
         return "", os.fsencode(word)
-    if head in engines.PREFIXES_WITHOUT_ENGINE and head != "pid":
+    if head in NAMES_HOLD_COLONS:
         mark = ":/"
     elif head == "pid" or any(head in (entry.name, *entry.aliases) for entry in engines.entries()):
         mark = ":"
