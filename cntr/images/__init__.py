@@ -160,7 +160,9 @@ def is_reference(text: str) -> bool:
 
 def find(reference: str, *, seconds: float = 10.0) -> Image:
     """The image REFERENCE (see the module); without a prefix ``image:`` is meant. Raises ImageError, AmbiguousTarget."""
-    kind, _, rest = reference.partition(":") if is_reference(reference) else ("image", "", reference)
+    kind, colon, rest = reference.partition(":")
+    if not colon or kind not in KINDS:
+        kind, rest = "image", reference
     if not rest or "\0" in rest or len(rest) > 4096:
         raise ImageError(
             f"{printable(reference[:60])!r}: not an image's name", "image:NAME, archive:FILE, oci:DIR or dir:PATH"

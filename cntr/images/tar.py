@@ -115,7 +115,7 @@ class Reader:
                 return self._entry(header, kind, {**self._global, **pax}, names)
             extensions += 1
             size = self._number(header[124:136])
-            if size > self._limits.extension or extensions > 16:
+            if not 0 <= size <= self._limits.extension or extensions > 16:
                 raise self.bad(f"an extension header of {size} bytes, or too many")
             text = self._exactly(size)
             self._exactly(-size % BLOCK)
@@ -266,7 +266,7 @@ class Reader:
             text += self._exactly(BLOCK)
             self._left -= BLOCK
             *lines, text = text.split(b"\n")
-            if len(text) > 20:
+            if len(text.rstrip(b"\0")) > 20:
                 raise self.bad("a broken sparse map")
             found += [self._decimal(line) for line in lines[: wanted - len(found)]] if found else []
             if not found and lines:
