@@ -92,6 +92,7 @@ DEVPTS_SUPER_MAGIC = 0x1CD1
 CGROUP2_SUPER_MAGIC = 0x63677270
 
 # asm-generic/ioctls.h
+FIONREAD = 0x541B
 TIOCSCTTY = 0x540E
 TIOCGPTPEER = 0x5441
 
@@ -322,6 +323,13 @@ def fork(cgroup_fd: int = -1) -> int:
 def take_terminal(fd: int) -> None:
     """ioctl_tty(2) TIOCSCTTY: make the terminal behind fd the controlling one of this session, whose leader the caller is."""
     _check(_libc.ioctl(fd, _ulong(TIOCSCTTY), 0), "ioctl(TIOCSCTTY)", f"fd {fd}")
+
+
+def bytes_in_pipe(fd: int) -> int:
+    """ioctl(2) FIONREAD: the bytes that wait to be read in a pipe, by either of its ends."""
+    count = (_uint * 1)()
+    _check(_libc.ioctl(fd, _ulong(FIONREAD), _ctypes.byref(count)), "ioctl(FIONREAD)", f"fd {fd}")
+    return int(count[0])
 
 
 def filesystem_magic(fd: int) -> int:

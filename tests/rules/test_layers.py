@@ -29,10 +29,12 @@ LAYERS = (
     ("cntr.cp.copy",),
     ("cntr.cp.streams", "cntr.cp.words"),
     ("cntr.attach.target",),
+    ("cntr.attach.stdio",),
     (
         "cntr.attach.cgroup",
         "cntr.attach.channel",
         "cntr.attach.pty",
+        "cntr.attach.readers",
         "cntr.attach.readonly_interpreter",
         "cntr.attach.seccomp",
         "cntr.attach.signals",

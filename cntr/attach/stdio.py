@@ -1,0 +1,323 @@
+"""A command's standard streams: what of the caller's it gets itself, and what is moved to and from it through pipes of our own.
+
+An fd is more than its direction. A file open for reading can be opened for writing by /proc/self/fd/0, a directory leads to all of its
+file system, a terminal can be read and typed into after the end, either end of a pipe opens the other one. So
+
+- a terminal is never handed over: a pty of the session's own stands for it where both stdin and stdout are one, else a pipe
+- neither is a regular file, a directory, a device, a named FIFO; /dev/null is, from a read-only mount: nobody can chmod the host's
+- a pipe or a socket is handed to tools (``attach``); a program of the container's (``exec``) gets none
+
+What the pipe of stdin held at the end goes back to a file, as the next offset. From a pipe or a terminal nothing is taken before the
+command waits for it (readers.py); and for a pipe, from then on whatever comes.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import time
+
+from cntr.attach import readers
+from cntr.errors import CntrError
+from cntr.linux import syscalls
+
+CHUNK = 1 << 16
+PIPE_BUF = 4096  # bytes that a pipe has room for when it polls writable (pipe(7))
+TERMINAL_BUF = 512  # a terminal promises room for little more
+FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.1  # seconds between looks whether the command waits for input
+
+NOTHING, NULL, TERMINAL, PIPE, SOCKET, FILE = range(6)
+
+
+def kind_of(fd: int) -> int:
+    """What FD is, as far as it matters here."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return NOTHING
+    mode = status.st_mode
+    if stat.S_ISSOCK(mode):
+        return SOCKET
+    if stat.S_ISFIFO(mode):  # a named one can be opened by whoever its file lets
+        return PIPE if os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:") else FILE
+    if not stat.S_ISCHR(mode):
+        return FILE
+    if status.st_rdev == os.makedev(1, 3):
+        return NULL
+    return TERMINAL if os.isatty(fd) else FILE
+
+
+def read_only_null() -> int:
+    """/dev/null by a read-only clone of its mount: a device can be written to all the same, its mode and owner can't be changed."""
+    tree = syscalls.open_tree(syscalls.AT_FDCWD, os.devnull, syscalls.OPEN_TREE_CLONE)
+    try:
+        syscalls.mount_setattr(tree, "", recursive=False, attr_set=syscalls.MOUNT_ATTR_RDONLY)
+        return os.open(f"/proc/self/fd/{tree}", os.O_RDWR | os.O_CLOEXEC)
+    finally:
+        os.close(tree)
+
+
+class Input:
+    """Stdin to the command's pipe. fd: the caller's; pipe: our end, -1 once closed; link: how /proc shows the pipe.
+
+    back: for a regular file the command's end of the pipe too, to see at the end what it has not read.
+    """
+
+    __slots__ = ("again", "back", "buffer", "fd", "kind", "link", "pause", "pids", "pipe", "proc_fd", "taking")
+
+    def __init__(self, fd: int, kind: int, pipe: int, reading: int) -> None:
+        """Nothing moved yet."""
+        self.fd, self.kind, self.pipe, self.buffer = fd, kind, pipe, b""
+        self.back = os.dup(reading) if stat.S_ISREG(os.fstat(fd).st_mode) else -1
+        self.link = os.readlink(f"/proc/self/fd/{pipe}")
+        self.taking = kind == FILE  # whatever comes is taken
+        self.again, self.pause = 0.0, FIRST_PAUSE  # monotonic seconds: no look before
+        self.proc_fd = -1  # both set by ``watch``
+        self.pids: Callable[[], list[str]] = list
+        os.set_blocking(pipe, False)
+
+    def interests(self) -> dict[int, int]:
+        """{fd: poll events}; POLLERR, which always counts, says that nobody will read any more."""
+        if self.pipe < 0:
+            return {}
+        if self.buffer:
+            return {self.pipe: select.POLLOUT}
+        return {self.pipe: 0} if self.again > time.monotonic() else {self.pipe: 0, self.fd: select.POLLIN}
+
+    def ready(self, fd: int, events: int) -> bool:
+        """Move what can be moved; False where FD is none of ours."""
+        if fd == self.pipe:
+            if events & select.POLLERR:
+                self._close()
+            elif self.buffer:
+                self._write()
+            return True
+        if fd != self.fd:
+            return False
+        if events & select.POLLIN and not self._wanted():
+            self.again = time.monotonic() + self.pause
+            self.pause = min(self.pause * 2, LONGEST_PAUSE)
+            return True
+        self.pause = FIRST_PAUSE
+        try:
+            self.buffer = os.read(self.fd, CHUNK)
+        except BlockingIOError:
+            return True
+        except OSError:  # a directory; a terminal that is gone
+            self.buffer = b""
+        if self.buffer:
+            self._write()
+        else:
+            self._close()
+        return True
+
+    def _wanted(self) -> bool:
+        if self.taking or self.proc_fd < 0:
+            return True
+        if self.kind == TERMINAL and not _in_foreground(self.fd):
+            return False  # reading would stop us (SIGTTIN)
+        if not readers.wanted(self.proc_fd, self.pids(), self.link):
+            return False
+        self.taking = self.kind != TERMINAL
+        return True
+
+    def _write(self) -> None:
+        try:
+            self.buffer = self.buffer[os.write(self.pipe, self.buffer) :]
+        except BlockingIOError:
+            pass
+        except OSError:  # EPIPE
+            self._close()
+
+    def _close(self) -> None:
+        os.close(self.pipe)
+        self.pipe = -1
+
+    def close(self) -> None:
+        """The end of it: a file's offset goes back to where the command has read to, as it would be if it had read by itself."""
+        if self.back >= 0:
+            unread = len(self.buffer) + syscalls.bytes_in_pipe(self.back)
+            os.close(self.back)
+            self.back = -1
+            if unread:
+                os.lseek(self.fd, -unread, os.SEEK_CUR)
+        if self.pipe >= 0:
+            self._close()
+
+
+class Output:
+    """A pipe from the command to one of the caller's fds. failed: the error that kept output from arriving, None for a reader that left."""
+
+    __slots__ = ("buffer", "failed", "fd", "limit", "pipe")
+
+    def __init__(self, fd: int, kind: int, pipe: int) -> None:
+        """pipe: our end."""
+        self.fd, self.pipe, self.buffer = fd, pipe, b""
+        self.limit = TERMINAL_BUF if kind == TERMINAL else PIPE_BUF
+        self.failed: OSError | None = None
+        if kind == FILE and stat.S_ISREG(os.fstat(fd).st_mode):
+            self.limit = CHUNK
+        os.set_blocking(pipe, False)
+
+    def interests(self) -> dict[int, int]:
+        """{fd: poll events}; a full buffer stops reading."""
+        if self.buffer:
+            return {self.fd: select.POLLOUT}
+        return {self.pipe: select.POLLIN} if self.pipe >= 0 else {}
+
+    def ready(self, fd: int) -> bool:
+        """Move what can be moved; False where FD is none of ours."""
+        if fd == self.fd and self.buffer:
+            self._write()
+            return True
+        if fd != self.pipe or self.pipe < 0:
+            return False
+        self._read()
+        return True
+
+    def _read(self) -> bool:
+        try:
+            self.buffer = os.read(self.pipe, CHUNK)
+        except BlockingIOError:
+            return False
+        if not self.buffer:
+            self._close()
+        return bool(self.buffer)
+
+    def _write(self) -> None:
+        try:
+            self.buffer = self.buffer[os.write(self.fd, self.buffer[: self.limit]) :]
+        except BlockingIOError:
+            pass
+        except OSError as error:  # the command is told by SIGPIPE, as by a reader of its own
+            if error.errno != 32:
+                self.failed = self.failed or error
+            self.buffer = b""
+            self._close()
+
+    def _close(self) -> None:
+        if self.pipe >= 0:
+            os.close(self.pipe)
+            self.pipe = -1
+
+    def more(self) -> bool:
+        """Whether there is something left to write, after everybody who could write to it has ended."""
+        return bool(self.buffer) or (self.pipe >= 0 and self._read())
+
+    def close(self) -> None:
+        """The end of it."""
+        self._close()
+
+
+class Stdio:
+    """All three. given: what the command gets as fds 0, 1, 2; those above 2 are the session's ends, closed by ``hand_over``."""
+
+    __slots__ = ("given", "input", "outputs")
+
+    def __init__(self, slave: int, owner: int, *, foreign: bool) -> None:
+        """slave: the pty's of the session's own where there is one, else -1; owner: who may open the pipes again, a uid of the caller's.
+
+        Raises OSError.
+        """
+        self.given = [0, 1, 2]
+        self.input: Input | None = None
+        self.outputs: list[Output] = []
+        try:
+            for fd in (0, 1, 2):
+                kind = kind_of(fd)
+                if kind == TERMINAL and slave >= 0:
+                    self.given[fd] = slave
+                elif kind == NULL:
+                    self.given[fd] = read_only_null()
+                elif kind == NOTHING or (kind in (PIPE, SOCKET) and not foreign):
+                    continue
+                elif fd == 2 and self.given[1] > 2 and self.outputs and _same(1, 2):
+                    self.given[2] = os.dup(self.given[1])  # one pipe: what is written first comes first
+                else:
+                    self.given[fd] = self._through_pipe(fd, kind, owner)
+        except BaseException:
+            self.hand_over(slave)
+            self.close()
+            raise
+
+    def _through_pipe(self, fd: int, kind: int, owner: int) -> int:
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        try:
+            os.fchown(reading, owner, -1)  # or a command of another uid could not open /dev/stdout
+        except OSError:
+            pass
+        if fd == 0:
+            self.input = Input(fd, kind, writing, reading)
+            return reading
+        self.outputs.append(Output(fd, kind, reading))
+        return writing
+
+    def hand_over(self, slave: int = -1) -> None:
+        """Close the session's ends here, after the fork."""
+        for fd in {fd for fd in self.given if fd > 2 and fd != slave}:
+            os.close(fd)
+        self.given = [0, 1, 2]
+
+    def watch(self, proc_fd: int, pids: Callable[[], list[str]]) -> None:
+        """From now on look whether the session's processes, which PIDS lists, wait for input."""
+        if self.input:
+            self.input.proc_fd, self.input.pids = proc_fd, pids
+
+    def interests(self) -> dict[int, int]:
+        """{fd: poll events}."""
+        found = self.input.interests() if self.input else {}
+        for output in self.outputs:
+            found.update(output.interests())
+        return found
+
+    def patience(self) -> float | None:
+        """Seconds until ``interests`` changes by itself."""
+        pause = self.input.again - time.monotonic() if self.input and self.input.pipe >= 0 else 0.0
+        return pause if pause > 0 else None
+
+    def ready(self, fd: int, events: int) -> bool:
+        """Move what can be moved; False where FD is none of ours."""
+        if self.input and self.input.ready(fd, events):
+            return True
+        return any(output.ready(fd) for output in self.outputs)
+
+    def drain(self, interrupt: int) -> None:
+        """After the session's end: what it wrote last. A signal (the fd INTERRUPT turns readable) ends the wait for a slow reader."""
+        for output in self.outputs:
+            while output.more():
+                poll = select.poll()
+                poll.register(output.fd, select.POLLOUT)
+                poll.register(interrupt, select.POLLIN)
+                if any(fd == interrupt for fd, _ in poll.poll()):
+                    return
+                output.ready(output.fd)
+
+    def close(self) -> None:
+        """Close our ends. Raises CntrError where output got lost."""
+        if self.input:
+            self.input.close()
+        for output in self.outputs:
+            output.close()
+        for output in self.outputs:
+            if output.failed:
+                name = "stdout" if output.fd == 1 else "stderr"
+                raise CntrError(
+                    f"{name}: {output.failed.strerror}: the command's output is not whole", "free some space?"
+                )
+
+
+def _same(one: int, other: int) -> bool:
+    return os.path.samestat(os.fstat(one), os.fstat(other))
+
+
+def _in_foreground(terminal: int) -> bool:
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return True  # not our controlling terminal: reading it never stops us
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
