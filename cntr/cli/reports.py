@@ -9,7 +9,7 @@ import os
 from cntr import engines
 from cntr.attach import cgroup, identity, nest, walk
 from cntr.attach.target import CAP_SYS_PTRACE, Target, capability_names
-from cntr.engines import listing
+from cntr.engines import listing, store
 from cntr.errors import EXIT_FAILED, CntrError, printable
 from cntr.linux import procfs, syscalls
 from cntr.linux.namespaces import KINDS
@@ -57,11 +57,12 @@ def ps() -> Report:
     for container in found:
         report.add(
             *(container.engine, listing.shown_name(container), container.id[:12], container.pid, container.state),
-            *(listing.owner_name(container.owner), _user_namespace(container.pid), container.image),
+            *(store.owner_name(container.owner), _user_namespace(container.pid), container.image),
         )
     for answer in answers:
         if answer.refused:
-            report.footer.append(f"{answer.entry.name}: did not answer: {printable(answer.refused)}")
+            whose = f" of {store.owner_name(answer.owner)}" if answer.owner else ""
+            report.footer.append(f"{answer.entry.name}{whose}: did not answer: {printable(answer.refused[:300])}")
     if not report.rows:
         asked = ", ".join(answer.entry.name for answer in answers)
         report.footer.insert(0, f"no running containers (asked: {asked or 'no engine is here'})")

@@ -15,10 +15,10 @@ its traces (docs/engines.md has an example).
 
 from __future__ import annotations
 
-from cntr.engines.asking import Answer, ask, distinct
+from cntr.engines.asking import ask, distinct
 from cntr.engines.container import Container, NotRunning, Refused
 from cntr.engines.lookup import resolve, verify
-from cntr.engines.registry import REGISTRY, Entry, entries
+from cntr.engines.registry import REGISTRY, Answer, Entry, entries
 
 __all__ = [
     "REGISTRY",

@@ -1,14 +1,15 @@
 """Apptainer and Singularity instances: ``instance start`` writes HOME/.apptainer/instances/app/HOST/USER/NAME.json's pid.
 
-Root sees every user's instances by their monitors, whose process title names user and instance: homes are not searched.
+Every user's are seen by their monitors, whose process title names user and instance.
 """
 
 from __future__ import annotations
 
 import os
 
-from cntr.engines import evidence, store
+from cntr.engines import evidence, store, trust
 from cntr.engines.container import Container
+from cntr.linux import procfs
 
 TITLES = {"Apptainer instance": "apptainer", "Singularity instance": "singularity"}
 DIRECTORIES = ("apptainer/instances/app", "singularity/instances/sing")
@@ -38,8 +39,9 @@ def _by_title() -> list[Container]:
     for title in TITLES:
         for monitor, arguments in evidence.processes_named(title):
             user, _, name = arguments[0].partition(": ")[2].partition(" [")
-            name, owner = name.rstrip("]"), evidence.owner_of(monitor)
-            for pid in evidence.children(monitor):
+            name, owner = name.rstrip("]"), evidence.speaker(monitor)
+            user = _true_name(user, owner)
+            for pid in evidence.children(monitor) if owner >= 0 and user else ():
                 container = _checked(name, pid, owner, user)
                 if container:
                     found.append(container)
@@ -47,17 +49,29 @@ def _by_title() -> list[Container]:
     return found
 
 
+def _true_name(user: str, uid: int) -> str:
+    """The name of UID; USER, what its process calls itself, where passwd has no such uid nor such a user; else ""."""
+    try:
+        text = procfs.read("/etc/passwd")
+    except OSError:
+        return user
+    entry = procfs.passwd_entry(text, str(uid))
+    return entry[0] if entry else "" if procfs.passwd_entry(text, user) else user
+
+
 def _by_file() -> list[Container]:
     """The caller's own instances by their files."""
     found = []
     home = os.environ.get("APPTAINER_CONFIGDIR") or f"{store.home(os.geteuid())}/.apptainer"
     top = f"{home}/instances/app"
+    if not trust.accepts(trust.owner_or_anybody(top)):
+        return []
     for host in store.listdir(top):
         for user in store.listdir(f"{top}/{host}"):
             for name in store.listdir(f"{top}/{host}/{user}"):
                 try:
                     record = store.load(f"{top}/{host}/{user}/{name}/{name}.json")
-                    container = _checked(name, int(record["pid"]), os.geteuid(), user)
+                    container = _checked(name, int(record["pid"]), trust.owner(top), user)
                 except (OSError, ValueError, KeyError, TypeError):
                     continue
                 if container:
@@ -67,7 +81,7 @@ def _by_file() -> list[Container]:
 
 def _checked(name: str, pid: int, owner: int, user: str) -> Container | None:
     start = evidence.start_time(pid)
-    if not name or owner < 0 or not start or not evidence.belongs_to(pid, owner):
+    if not name or not start or not evidence.belongs_to(pid, owner):
         return None
     state = evidence.state(pid)
     return Container("apptainer", name, pid, id=f"{user}/{name}", state=state, owner=owner, start_time=start)

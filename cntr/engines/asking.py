@@ -1,36 +1,51 @@
-"""Asking engines, all at once, and by a deadline."""
+"""Asking engines, all at once, and by a deadline: root's own here, users' each in a process of that user's."""
 
 from __future__ import annotations
 
+import os
 import time
 
-from cntr.engines import evidence
+from cntr.engines import evidence, trust
 from cntr.engines.container import NotRunning, Refused
+from cntr.engines.registry import REGISTRY, Answer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cntr.engines.container import Container
     from cntr.engines.registry import Entry
 
-LATE = ("no answer in time", "timed out")  # the words for both ways to be late: here, and of a socket
-
-
-class Answer:
-    """What one engine said: its containers, or why it refused."""
-
-    __slots__ = ("containers", "entry", "refused", "stopped")
-
-    def __init__(self, entry: Entry) -> None:
-        """Nothing heard yet."""
-        self.entry, self.refused, self.stopped = entry, LATE[0], False
-        self.containers: list[Container] = []
+EVERYBODYS = ("lxc", "nspawn", "gvisor")  # root asks these for all users: they read no file of a user's
 
 
 def ask(present: list[Entry], name: str | None, deadline: float, method: str = "find") -> list[Answer]:
-    """Ask each engine for NAME (None: all containers), all at once; who does not answer by the deadline has refused."""
+    """Ask each engine for NAME (None: all containers), all at once; who does not answer by the deadline has refused.
+
+    Root asks its own engines first, in the order of PRESENT, then each user's: their containers are among those of the same
+    engine's answer, and what they refused is an answer of its own, with its owner.
+    """
+    evidence.forget()
+    trust.forget()
+    theirs = [entry for entry in present if entry in REGISTRY and entry.name not in EVERYBODYS]
+    if os.geteuid() != 0 or not theirs:
+        return _ask_here(present, name, deadline, method)
+    from cntr.engines import users
+
+    for entry in theirs:
+        entry.load()  # before the fork: a user may not be able to read where the modules lie
+    asked = users.start(
+        *(theirs, users.who(name is None or method != "find")),
+        lambda entries: _ask_here(entries, name, deadline - ON_THE_WAY, method),
+    )
+    answers = _ask_here(present, name, deadline, method)
+    return answers + _add(answers, users.hear(asked, deadline))
+
+
+ON_THE_WAY = 0.05  # seconds from a user's process back to here
+
+
+def _ask_here(present: list[Entry], name: str | None, deadline: float, method: str) -> list[Answer]:
     import _thread  # threading costs 3 ms of imports, and all that is needed is a lock to wait on
 
-    evidence.forget()
     answers, waiting = [], []
     for entry in present:
         answer = Answer(entry)
@@ -51,10 +66,11 @@ def _ask_one(answer: Answer, name: str | None, deadline: float, method: str, don
     try:
         module = answer.entry.load()
         if name is None:
-            answer.containers = module.containers(deadline)
+            found = module.containers(deadline)
         else:
             question = getattr(module, method, None)
-            answer.containers = question(name, deadline) if question else []
+            found = question(name, deadline) if question else []
+        answer.containers = [one for one in found if _stands(one)]
         answer.refused = ""
     except Refused as error:
         answer.refused, answer.stopped = str(error), isinstance(error, NotRunning)
@@ -65,6 +81,33 @@ def _ask_one(answer: Answer, name: str | None, deadline: float, method: str, don
     finally:
         if done is not None:
             done.release()  # type: ignore[attr-defined]
+
+
+def _stands(found: Container) -> bool:
+    """Whether the word of who named it counts for its process; a user's engines are asked by that user too."""
+    return (
+        found.pid <= 0
+        or evidence.may_be_named_by(found.pid, found.owner)
+        or (found.owner == 0 != os.geteuid() and evidence.belongs_to(found.pid, os.geteuid()))
+    )
+
+
+def _add(answers: list[Answer], lines: list[tuple[int, list[str]]]) -> list[Answer]:
+    """Put what users' processes have said to the ANSWERS of the engines; what they refused are the answers returned."""
+    from cntr.engines import users
+
+    by_name = {answer.entry.name: answer for answer in answers}
+    refusals, late = [], set()
+    for uid, fields in lines:
+        kind, engine, words = fields[:3]
+        if kind == "c" and (container := users.container(uid, fields, set(by_name))):
+            by_name[engine].containers.append(container)
+        elif kind != "c" and (uid not in late if engine not in by_name else words != by_name[engine].refused):
+            answer = Answer(by_name[engine].entry if engine in by_name else answers[0].entry, uid)
+            answer.refused, answer.stopped = words, kind == "s"
+            refusals.append(answer)
+            late.add(uid)
+    return refusals
 
 
 def distinct(found: list[Container]) -> list[Container]:

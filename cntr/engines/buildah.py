@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cntr.engines import containers_storage, evidence, store
+from cntr.engines import containers_storage, evidence, store, trust
 from cntr.engines.container import Container, NotRunning
 
 TMP = "/var/tmp"
@@ -35,8 +35,8 @@ def _container(known: containers_storage.Known) -> Container | None:
     owner = known.store.owner
     for pid in _candidates():
         # The root mount of what runs in the working container is the overlay of its layer.
-        start = evidence.marked(pid, known.layer) if known.layer else 0
-        if start and (not owner or evidence.belongs_to(pid, owner)):
+        start = evidence.marked(pid, known.layer, owner=owner) if known.layer else 0
+        if start:
             return Container(
                 "buildah", known.names[0], pid, id=known.id, image=known.image, owner=owner, start_time=start
             )
@@ -53,10 +53,11 @@ def _candidates() -> list[int]:
         pid
         for name in ("buildah-chroot-exec", "buildah-oci-runtime")
         for monitor, _ in evidence.processes_named(name)
+        if trust.accepts(evidence.speaker(monitor))
         for pid in evidence.children(monitor)
     ]
-    for name in store.listdir(TMP):
-        if name.startswith("buildah"):
+    for name in store.some_names(TMP, "buildah"):
+        if trust.accepts(trust.owner_or_anybody(f"{TMP}/{name}")):
             try:
                 found.append(int(store.read(f"{TMP}/{name}/pid", limit=32)))
             except (OSError, ValueError):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 
-from cntr.engines import evidence, store
+from cntr.engines import evidence, store, trust
 from cntr.engines.container import Container, Refused
+from cntr.engines.store import is_whole_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Known:
         metadata = str(row.get("metadata") or "")
         self.image = str(parse_metadata(metadata).get("image-name") or "")
         self.layer = str(row.get("layer") or "")
-        if not self.id.isalnum() or (self.layer and not self.layer.isalnum()):
+        if not is_whole_id(self.id) or (self.layer and not is_whole_id(self.layer)):
             raise ValueError("an id that is no id")
 
     def is_foreign(self) -> bool:
@@ -72,24 +73,19 @@ def parse_metadata(text: str) -> dict[str, object]:
 
 
 def stores() -> list[Store]:
-    """The system's store and each user's; a user who is not root has only their own."""
+    """The system's store, or the caller's own for one who is not root; and what $CONTAINERS_STORAGE_CONF names."""
     found = []
+    me = os.geteuid()
     own = os.environ.get("CONTAINERS_STORAGE_CONF", "")
-    if own:
-        found.append(_store(own, "", [], os.geteuid()))
-    if os.geteuid() == 0:
+    if own and trust.accepts(trust.owner_or_anybody(own)):
+        found.append(_store(own, "", [], trust.owner(own)))
+    if me == 0:
         conf = next((path for path in SYSTEM_CONF if os.path.exists(path)), "")
         found.append(_store(conf, "/var/lib/containers/storage", ["/run/containers/storage"], 0))
-    runroots: dict[int, list[str]] = {}
-    for uid, path in store.runtime_dirs():
-        runroots.setdefault(uid, []).append(f"{path}/containers")
-    for uid, paths in runroots.items():
+    elif (paths := store.runtime_dirs()) and (home := store.home(me)):
         # The home is touched only where there is a runtime directory: it may be an automount that takes its time.
-        home = store.home(uid)
-        if home:
-            found.append(
-                _store(f"{home}/.config/containers/storage.conf", f"{home}/.local/share/containers/storage", paths, uid)
-            )
+        conf, graphroot = f"{home}/.config/containers/storage.conf", f"{home}/.local/share/containers/storage"
+        found.append(_store(conf, graphroot, [f"{path}/containers" for path in paths], me))
     return found
 
 
@@ -141,9 +137,9 @@ def running(known: Known) -> Container | None:
 
 
 def checked(engine: str, name: str, pid: int, id: str, image: str, owner: int) -> Container | None:
-    """The container, if PID bears its ID's mark and is its OWNER's own process; None for a stale or a forged file."""
-    start = evidence.marked(pid, id)
-    if not start or (owner and not evidence.belongs_to(pid, owner)):
+    """The container, if PID bears its ID's mark; None for a stale or a forged file."""
+    start = evidence.marked(pid, id, owner=owner) if store.is_whole_id(id) else 0
+    if not start:
         return None
     state = "sandboxed" if evidence.sandbox(pid) else evidence.state(pid)
     return Container(engine, name, pid, id=id, image=image, state=state, owner=owner, start_time=start)

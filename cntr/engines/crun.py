@@ -5,16 +5,13 @@ It goes by $XDG_RUNTIME_DIR before anything else: what root runs after logging i
 
 from __future__ import annotations
 
-import os
-
 from cntr.engines import runc, store
 from cntr.engines.container import Container
 
 
 def roots() -> list[tuple[str, int]]:
-    """(state directory, owner's uid): root's, and each user's rootless ones."""
-    usual = [(path, 0) for path in store.roots("crun", "/run/crun", "/run/user/0/crun")]
-    return usual + [(f"{path}/crun", uid) for uid, path in store.runtime_dirs() if os.path.isdir(f"{path}/crun")]
+    """(state directory, owner's uid): root's, or the caller's own rootless ones."""
+    return runc.roots("crun", "/run/user/0/crun")
 
 
 def find(name: str, deadline: float) -> list[Container]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cntr.engines import evidence, store, unixhttp
+from cntr.engines import evidence, store, trust, unixhttp
 from cntr.engines.container import Container, NotRunning, Refused
 
 TYPE_CHECKING = False
@@ -57,20 +57,28 @@ def _each(ask: Callable[[str, int], list[Container]]) -> list[Container]:
 def endpoints() -> list[tuple[str, int]]:
     """(socket path, owner's uid) of the daemons to ask, in the docker CLI's order of precedence.
 
-    $DOCKER_HOST, else the context of $DOCKER_CONTEXT or ~/.docker/config.json: that one daemon. Else the system's and
-    each user's rootless one. Raises Refused for an endpoint on another machine: its pids mean nothing here.
+    $DOCKER_HOST, else the context of $DOCKER_CONTEXT or ~/.docker/config.json: that one daemon. Else the system's or the
+    caller's rootless one. Raises Refused for an endpoint on another machine: its pids mean nothing here; and for a socket that
+    anybody could have put there.
     """
     host = _host()
     if not host:
-        usual = ["/run/docker.sock"]
-        usual += [f"{path}/docker.sock" for _, path in store.runtime_dirs()]
-        return [(path, _owner(path)) for path in usual if os.path.exists(path)]
+        usual = ["/run/docker.sock", *(f"{path}/docker.sock" for path in store.runtime_dirs())]
+        found = [(path, trust.owner_or_anybody(path)) for path in usual if os.path.exists(path)]
+        return [row for row in found if trust.accepts(row[1])]
     scheme, separator, path = host.partition("://")
     if _is_local_tcp(host):
         raise Refused(f"DOCKER_HOST or the context names {host}: only the docker command can ask there")
     if not separator or scheme != "unix":
         raise Refused(f"DOCKER_HOST or the context names {host}, a daemon on another machine: run cntr on that machine")
-    return [(path, _owner(path))]
+    if not os.path.exists(path):
+        return [(path, 0)]  # nobody listens there, as will be said
+    owner = trust.owner_or_anybody(path)
+    if owner == trust.ANYBODY:
+        raise Refused(f"{path}: {store.written_by(owner)}")
+    if not trust.accepts(owner) and "DOCKER_HOST" not in os.environ:
+        raise Refused(f"the context names {path}, uid {owner}'s socket: name it by DOCKER_HOST")
+    return [(path, owner)] if trust.accepts(owner) else []
 
 
 def is_behind_local_tcp() -> bool:
@@ -90,13 +98,6 @@ def _is_local_tcp(host: str) -> bool:
     return host.startswith("tcp://") and (address in ("localhost", "[::1]") or address.startswith("127."))
 
 
-def _owner(path: str) -> int:
-    try:
-        return os.stat(path).st_uid
-    except OSError:
-        return 0
-
-
 def _context_host() -> str:
     """The endpoint of the docker CLI's current context, "" for the default one (docker-context(1))."""
     directory = os.environ.get("DOCKER_CONFIG") or os.path.join(os.environ.get("HOME", "/root"), ".docker")
@@ -110,6 +111,8 @@ def _context_host() -> str:
 
         meta = store.load(f"{directory}/contexts/meta/{sha256(name.encode()).hexdigest()}/meta.json")
         return str(meta["Endpoints"]["docker"]["Host"])
+    except PermissionError:
+        return ""  # a HOME that is another user's, as some sudo keep it
     except FileNotFoundError:
         if name:
             raise Refused(f"the docker context {name!r} does not exist") from None
@@ -118,10 +121,13 @@ def _context_host() -> str:
         raise Refused(f"the docker context in {directory} can not be read ({error})") from None
 
 
-def _get(path: str, request: str, deadline: float) -> tuple[int, Json]:
+def _get(path: str, request: str, owner: int, deadline: float) -> tuple[int, Json]:
     stream = unixhttp.connect(path, deadline)
     try:
-        _same_pids(path, unixhttp.peer(stream)[0])
+        pid, uid = unixhttp.peer(stream)
+        if uid not in (0, owner):
+            raise Refused(f"{path}: uid {uid} listens there")
+        _same_pids(path, pid)
         status, body = unixhttp.get(stream, request, deadline)
     except ValueError as error:
         raise Refused(f"{path}: {error}") from None
@@ -148,7 +154,7 @@ def _same_pids(path: str, peer: int) -> None:
 
 
 def _inspect(path: str, name: str, owner: int, deadline: float) -> list[Container]:
-    status, answer = _get(path, f"/containers/{unixhttp.quote(name)}/json", deadline)
+    status, answer = _get(path, f"/containers/{unixhttp.quote(name)}/json", owner, deadline)
     if status == 404:
         return []
     if status != 200:
@@ -163,7 +169,7 @@ def container(answer: Json, owner: int) -> Container:
     if not pid:
         raise NotRunning(f"docker has {name}, but it is {state['Status']} (exit status {state['ExitCode']})")
     runtime = str(answer.get("HostConfig", {}).get("Runtime", ""))
-    start = evidence.marked(pid, id)
+    start = evidence.marked(pid, id, owner=owner) if store.is_whole_id(id) else 0
     sandbox = evidence.sandbox(pid) or ("Kata Containers" if "kata" in runtime else "")
     if not start and not sandbox:
         raise Refused(f"{name}: pid {pid} is not a process of that container here: is the daemon on another machine?")
@@ -180,7 +186,7 @@ def container(answer: Json, owner: int) -> Container:
 
 
 def _list(path: str, owner: int, deadline: float) -> list[Container]:
-    status, rows = _get(path, "/containers/json", deadline)
+    status, rows = _get(path, "/containers/json", owner, deadline)
     if status != 200:
         raise Refused(f"{path}: HTTP {status}")
     found = []
@@ -191,7 +197,7 @@ def _list(path: str, owner: int, deadline: float) -> list[Container]:
         if not pid:  # another exec-root, or no right to read it
             shims = _shims() if shims is None else shims
             pid = _first_child(shims.get(id, 0))
-        start = evidence.marked(pid, id) if pid else 0
+        start = evidence.marked(pid, id, owner=owner) if pid and store.is_whole_id(id) else 0
         if not start:
             try:
                 found += _inspect(path, id, owner, deadline)
@@ -209,7 +215,11 @@ def _list(path: str, owner: int, deadline: float) -> list[Container]:
 def _shims() -> dict[str, int]:
     """Container id → the pid of its shim, from the shims' arguments: a walk over /proc instead of a question for each."""
     names = ("containerd-shim-runc-v2", "containerd-shim")
-    return {evidence.option(arguments, "-id"): pid for pid, arguments in evidence.processes_named(*names)}
+    return {
+        evidence.option(arguments, "-id"): pid
+        for pid, arguments in evidence.processes_named(*names)
+        if trust.accepts(evidence.speaker(pid))
+    }
 
 
 def _first_child(shim: int) -> int:

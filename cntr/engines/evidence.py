@@ -12,7 +12,9 @@ import time
 
 from cntr.linux import procfs
 
-NS_GET_OWNER_UID = 0xB704  # linux/nsfs.h, ioctl_ns(2)
+NS_GET_PARENT, NS_GET_OWNER_UID = 0xB702, 0xB704  # linux/nsfs.h, ioctl_ns(2)
+CAP_SYS_ADMIN = 1 << 21
+ARGUMENTS = 1 << 14  # bytes of a command line that are read: a user may have thousands of processes with long ones
 LONG = 32  # characters; ids this long are random, so finding one in a text is no accident
 
 
@@ -27,34 +29,37 @@ def start_time(pid: int) -> int:
     return 0 if stat.rpartition(")")[2].split()[0] in ("Z", "X") else procfs.start_time(stat)
 
 
-def marked(pid: int, *marks: str) -> int:
+def marked(pid: int, *marks: str, owner: int = 0) -> int:
     """The start time of PID if the process bears one of MARKS (container ids), else 0.
 
     An id shows in the cgroup path; in the sources of the bind mounts engines make (/etc/hosts, /etc/hostname); or in the
     arguments of the parent, the engine's monitor (conmon, containerd-shim). Short ids must be whole path components or
-    arguments. The marks are looked for between two readings of the start time.
+    arguments. A cgroup or a monitor counts if it is root's or OWNER's: any user can name their own so. The marks are looked
+    for between two readings of the start time.
     """
     start = start_time(pid)
-    if not start:
+    marks = tuple(mark for mark in marks if mark not in ("", ".", ".."))
+    if not start or not marks:
         return 0
     try:
-        found = _bears(pid, marks)
+        found = _bears(pid, marks, (0, owner))
     except OSError:
         return 0
     return start if found and start_time(pid) == start else 0
 
 
-def _bears(pid: int, marks: tuple[str, ...]) -> bool:
-    cgroup = procfs.read(f"/proc/{pid}/cgroup")
+def _bears(pid: int, marks: tuple[str, ...], owners: tuple[int, int]) -> bool:
     long = [mark for mark in marks if len(mark) >= LONG]
-    if any(mark in cgroup for mark in long):
-        return True
-    components = set(cgroup.replace("\n", "/").split("/"))
-    if any(mark in components for mark in marks):
-        return True
+    for controllers, path in procfs.cgroups(procfs.read(f"/proc/{pid}/cgroup")).items():
+        words = path.split("/")
+        for count, word in enumerate(words, 1):
+            if (word in marks or any(mark in word for mark in long)) and (
+                _cgroup_owner(controllers, "/".join(words[:count])) in owners
+            ):
+                return True
     parent = procfs.parent_pid(procfs.read(f"/proc/{pid}/stat"))
-    arguments = procfs.read(f"/proc/{parent}/cmdline").split("\0") if parent else []
-    if any(mark in arguments for mark in marks):
+    arguments = procfs.read(f"/proc/{parent}/cmdline", limit=ARGUMENTS).split("\0") if parent else []
+    if any(mark in arguments for mark in marks) and speaker(parent) in owners:
         return True
     if not long:
         return False
@@ -62,28 +67,100 @@ def _bears(pid: int, marks: tuple[str, ...]) -> bool:
     return any(mark in mounts for mark in long)
 
 
-def belongs_to(pid: int, uid: int) -> bool:
-    """Whether PID is UID's own: it runs as UID, or in a user namespace that UID made (directly or nested).
+def _cgroup_owner(controllers: str, path: str) -> int:
+    """Who made a cgroup: the owner of its directory. Where that is not to be seen, root, but below a user's own manager."""
+    for directory in (f"/{controllers.removeprefix('name=')}", "", "/unified"):
+        try:
+            return os.stat(f"/sys/fs/cgroup{directory}{path}").st_uid
+        except OSError:
+            continue
+    return -1 if "/user@" in path else 0
 
-    Root reads the state files of every user, and a user may write any pid into theirs: only their own processes count.
+
+def namespace_owner(pid: int) -> int | None:
+    """The uid that made PID's user namespace, the outermost where they are nested; None where it is in this process's own.
+
+    The owner of a user namespace has every capability in it (user_namespaces(7)). Raises OSError.
     """
     import fcntl  # a C module: 0.1 ms
 
+    own = os.stat("/proc/self/ns/user")
+    fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    found = None
     try:
-        fields = procfs.status(procfs.read(f"/proc/{pid}/status"))
-        if fields.get("Uid", "").split()[:2] == [str(uid), str(uid)]:
-            return True
-        fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        buffer = bytearray(4)
-        fcntl.ioctl(fd, NS_GET_OWNER_UID, buffer)
-        return int.from_bytes(buffer, "little") == uid
-    except OSError:
-        return False
+        while not os.path.samestat(os.fstat(fd), own):
+            buffer = bytearray(4)
+            fcntl.ioctl(fd, NS_GET_OWNER_UID, buffer)
+            found = int.from_bytes(buffer, "little")
+            parent = fcntl.ioctl(fd, NS_GET_PARENT)  # EPERM for one that is not below this process's own
+            os.close(fd)
+            fd = parent
+        return found
     finally:
         os.close(fd)
+
+
+def uid_of(pid: int) -> int:
+    """The uid of PID where its real, effective, saved and file-system uids are one, else -1: a set-uid program is not its caller's.
+
+    Not the owner of /proc/PID: that is root for any process that made itself undumpable.
+    """
+    try:
+        uids = set(procfs.status(procfs.read(f"/proc/{pid}/status")).get("Uid", "").split())
+        return int(uids.pop()) if len(uids) == 1 else -1
+    except (OSError, ValueError):
+        return -1
+
+
+def belongs_to(pid: int, uid: int) -> bool:
+    """Whether PID is UID's own: it runs as UID in this user namespace, or in one that UID made (directly or nested).
+
+    Root reads the state files of every user, and a user may write any pid into theirs: only their own processes count.
+    """
+    try:
+        made = namespace_owner(pid)
+    except OSError:
+        return False
+    return (uid_of(pid) if made is None else made) == uid
+
+
+def may_be_named_by(pid: int, owner: int) -> bool:
+    """Whether OWNER's word counts for PID: a user's for their own processes, root's for all but those of users' namespaces.
+
+    Root's files may be stale, and a user waits for the pid in one to become that of a process of their own making.
+    """
+    if owner:
+        return belongs_to(pid, owner)
+    try:
+        return namespace_owner(pid) in (None, 0)
+    except PermissionError:
+        return True  # this caller may not look, nor attach
+    except OSError:
+        return False
+
+
+def speaker(pid: int) -> int:
+    """Whose word the arguments of a monitor are: its uid, or that of its user namespace's owner; -1 for nobody's.
+
+    A container's processes call themselves what they like: a monitor is outside, in this pid namespace, and root's holds
+    CAP_SYS_ADMIN, as whoever made a container did.
+    """
+    try:
+        fields = procfs.status(procfs.read(f"/proc/{pid}/status"))
+        uids = set(fields["Uid"].split())
+        try:
+            made = namespace_owner(pid)
+            outside = os.path.samestat(os.stat(f"/proc/{pid}/ns/pid"), os.stat("/proc/self/ns/pid"))
+        except PermissionError:
+            made, outside = None, os.geteuid() != 0
+        if len(uids) != 1 or not outside:
+            return -1
+        if made is not None:
+            return made
+        uid = int(uids.pop())
+        return -1 if uid == 0 and not int(fields["CapEff"], 16) & CAP_SYS_ADMIN else uid
+    except (OSError, KeyError, ValueError):
+        return -1
 
 
 def state(pid: int) -> str:
@@ -142,6 +219,20 @@ def sandbox(pid: int) -> str:
         return ""
 
 
+# The monitors that tell of their containers in their arguments; one walk over the processes looks for all of them.
+MONITORS = (
+    *(
+        "conmon",
+        "containerd-shim-runc-v2",
+        "containerd-shim-runc-v1",
+        "containerd-shim",
+        "[lxc monitor]",
+        "systemd-nspawn",
+    ),
+    *("Apptainer instance", "Singularity instance", "buildah-chroot-exec", "buildah-oci-runtime", "firecracker"),
+    *("containerd-shim-kata-v2", "qemu-system-x86_64", "qemu-system-aarch64", "cloud-hypervisor"),
+)
+
 _scan: tuple[float, dict[str, list[tuple[int, list[str]]]]] = (-1.0, {})
 
 
@@ -158,18 +249,18 @@ def processes_named(*names: str) -> list[tuple[int, list[str]]]:
     all engines of one look-up; it is repeated after a tenth of a second.
     """
     global _scan
-    if time.monotonic() - _scan[0] > 0.1:
-        found: dict[str, list[tuple[int, list[str]]]] = {}
+    if time.monotonic() - _scan[0] > 0.1 or not all(name in _scan[1] for name in names):
+        found: dict[str, list[tuple[int, list[str]]]] = {name: [] for name in (*MONITORS, *_scan[1], *names)}
         for pid in os.listdir("/proc"):
             if pid.isdecimal():
                 try:
-                    arguments = procfs.read(f"/proc/{pid}/cmdline", limit=1 << 16).split("\0")
+                    arguments = procfs.read(f"/proc/{pid}/cmdline", limit=ARGUMENTS).split("\0")
                 except OSError:
                     continue
                 first = arguments[0]
                 key = first.split(" /", 1)[0].split(": ", 1)[0] if " " in first else first.rpartition("/")[2]
-                if key:  # a kernel thread has none
-                    found.setdefault(key, []).append((int(pid), arguments))
+                if key in found:
+                    found[key].append((int(pid), arguments))
         _scan = (time.monotonic(), found)
     return [row for name in names for row in _scan[1].get(name, ())]
 
@@ -180,14 +271,6 @@ def children(pid: int) -> list[int]:
         return [int(word) for word in procfs.read(f"/proc/{pid}/task/{pid}/children").split()]
     except OSError:
         return []
-
-
-def owner_of(pid: int) -> int:
-    """The effective uid of PID, -1 where it is gone."""
-    try:
-        return os.stat(f"/proc/{pid}").st_uid
-    except OSError:
-        return -1
 
 
 def option(arguments: list[str], *names: str) -> str:

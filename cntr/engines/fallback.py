@@ -110,7 +110,7 @@ def _crictl(program: str, name: str) -> Talk:
 def _conmon(crio: bool) -> bool:
     """Whether a monitor of this user's runs: without one no container of Podman's (CRI-O's) does."""
     return any(
-        evidence.owner_of(pid) == os.geteuid() and evidence.option(arguments, "-n").startswith("k8s_") == crio
+        evidence.speaker(pid) == os.geteuid() and evidence.option(arguments, "-n").startswith("k8s_") == crio
         for pid, arguments in evidence.processes_named("conmon")
     )
 

@@ -95,7 +95,7 @@ def _crio() -> list[tuple[Pod, Container]]:
     for known in containers_storage.known_containers(lambda row: any(name.startswith("k8s_") for name in row.names)):
         pod = _parse(next(name for name in known.names if name.startswith("k8s_")), known.image)
         pid = known.pid() if pod else 0
-        start = evidence.marked(pid, known.id) if pid else 0
+        start = evidence.marked(pid, known.id, owner=known.store.owner) if pid else 0
         if pod and start:
             state = "sandboxed" if evidence.sandbox(pid) else evidence.state(pid)
             found.append((pod, container(pod, known.id, pid, start, state)))

@@ -6,10 +6,9 @@ import os
 import time
 
 from cntr.engines import store
-from cntr.engines.asking import Answer, ask, distinct
+from cntr.engines.asking import ask, distinct
 from cntr.engines.container import Container
-from cntr.engines.registry import Entry, entries
-from cntr.linux import procfs
+from cntr.engines.registry import Answer, Entry, entries
 
 LIST_SECONDS = 2.0  # an engine that has not answered by then is named as one that did not
 
@@ -28,17 +27,6 @@ def shown_name(container: Container) -> str:
     return container.id[:12] if nameless else container.name
 
 
-def owner_name(uid: int) -> str:
-    """The rootless engine's user as ``name`` or ``uid N``; "" for root's own engines."""
-    if not uid:
-        return ""
-    try:
-        entry = procfs.passwd_entry(store.read("/etc/passwd"), str(uid))
-    except OSError:
-        entry = None
-    return entry[0] if entry else f"uid {uid}"
-
-
 class Finding:
     """A line of the doctor's: the engine, ``answers``, ``refuses`` or ``not here``, and in words what was found where."""
 
@@ -52,7 +40,7 @@ class Finding:
 def findings(seconds: float = LIST_SECONDS) -> list[Finding]:
     """What was found of each engine, where, and why not; engines are asked as ``cntr ps`` asks them."""
     known = entries()
-    answers = {answer.entry.name: answer for answer in running(seconds)[1]}
+    answers = {answer.entry.name: answer for answer in running(seconds)[1] if not answer.owner}
     return [_finding(entry, answers.get(entry.name)) for entry in known]
 
 
@@ -66,7 +54,7 @@ def _finding(entry: Entry, answer: Answer | None) -> Finding:
         return Finding(entry.name, "refuses", f"{where}: {answer.refused}")
     count = len(answer.containers)
     said = "no container runs" if not count else "1 container runs" if count == 1 else f"{count} containers run"
-    users = sorted({owner_name(container.owner) for container in answer.containers if container.owner})
+    users = sorted({store.owner_name(container.owner) for container in answer.containers if container.owner})
     rootless = f", rootless ones of {', '.join(users)}" if users else ""
     note = "; other users' containers need root" if os.geteuid() else ""
     return Finding(entry.name, "answers", f"{where}: {said}{rootless}{note}")

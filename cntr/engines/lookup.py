@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import time
 
-from cntr.engines import evidence
-from cntr.engines.asking import LATE, ask, distinct
-from cntr.engines.registry import REGISTRY, entries
+from cntr.engines import evidence, store
+from cntr.engines.asking import ask, distinct
+from cntr.engines.registry import LATE, REGISTRY, entries
 from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cntr.engines.asking import Answer
     from cntr.engines.container import Container
-    from cntr.engines.registry import Entry
+    from cntr.engines.registry import Answer, Entry
 
 ASK_SECONDS = 0.8  # an unknown name is answered within a second
 NAMED_SECONDS = 10.0  # with the engine named by the user, a slow one is waited for
@@ -51,14 +50,7 @@ def _called(prefix: str, known: tuple[Entry, ...]) -> list[Entry]:
 def _only(
     target: str, name: str, prefix: str, asked: list[Entry], known: tuple[Entry, ...], deadline: float
 ) -> Container:
-    answers = ask(asked, name, deadline)
-    found = [container for answer in answers for container in answer.containers]
-    if not found:
-        later = ask(asked, name, deadline, "find_by_process")
-        found = [container for answer in later for container in answer.containers]
-        answers += [answer for answer in later if answer.stopped]
-    if not found and not any(answer.stopped for answer in answers):
-        found = _by_command(answers, [entry.name for entry in (asked if prefix else known)], name, deadline)
+    found, answers = _find(name, [entry.name for entry in (asked if prefix else known)], asked, deadline)
     # What is meant exactly goes before what merely begins so.
     exact = [container for container in found if name in (container.name, container.id)]
     own = [container for container in exact or found if container.engine == prefix]
@@ -67,12 +59,39 @@ def _only(
         return found[0]
     if not found:
         raise _not_found(target, answers, [entry.name for entry in known if entry not in asked] if not prefix else [])
-    listed = ", ".join(f"{c.label()} (pid {c.pid}, {printable(c.id[:12])})" for c in found[:8])
+    raise _ambiguous(target, found)
+
+
+def _find(name: str, names: list[str], asked: list[Entry], deadline: float) -> tuple[list[Container], list[Answer]]:
+    """What answers to NAME, and who was asked. A user's container counts where nothing of root's (for a user: of theirs) does.
+
+    Otherwise a user could give their own the name, or the beginning of the id, that root has for another.
+    """
+    answers = ask(asked, name, deadline)
+    found = [container for answer in answers for container in answer.containers]
+    if not _trusted(found):
+        later = ask(asked, name, deadline, "find_by_process")
+        found += [container for answer in later for container in answer.containers]
+        answers += [answer for answer in later if answer.stopped]
+    if not _trusted(found) and not any(answer.stopped and not answer.owner for answer in answers):
+        found += _by_command(answers, names, name, deadline)
+    return _trusted(found) or found, answers
+
+
+def _trusted(found: list[Container]) -> list[Container]:
+    return [container for container in found if container.owner in (0, os.geteuid())]
+
+
+def _ambiguous(target: str, found: list[Container]) -> AmbiguousTarget:
+    listed = ", ".join(f"{c.label()} (pid {c.pid}, {printable(c.id[:12])}{_of(c.owner)})" for c in found[:8])
     listed += f" and {len(found) - 8} more" if len(found) > 8 else ""
-    shown = printable(target[:200])
-    raise AmbiguousTarget(
-        f"{shown}: {len(found)} containers answer to this name: {listed}", "say engine:name, or an id"
+    return AmbiguousTarget(
+        f"{printable(target[:200])}: {len(found)} containers answer to this name: {listed}", "say engine:name, or an id"
     )
+
+
+def _of(owner: int) -> str:
+    return f", of {store.owner_name(owner)}" if owner else ""
 
 
 def _by_command(answers: list[Answer], names: list[str], name: str, deadline: float) -> list[Container]:
@@ -88,11 +107,15 @@ def _by_command(answers: list[Answer], names: list[str], name: str, deadline: fl
 def _not_found(target: str, answers: list[Answer], absent: list[str]) -> TargetNotFound:
     """The error that says who was asked, who was not there, and who refused and why."""
     shown = printable(target[:200])
-    stopped = [printable(answer.refused) for answer in answers if answer.stopped]
+    stopped = [f"{printable(answer.refused[:300])}{_of(answer.owner)}" for answer in answers if answer.stopped]
     if stopped:
         hint = "start it first; a container that has ended has no process to join"
         return TargetNotFound(f"{shown}: {'; '.join(stopped)}", hint)
-    refused = [f"{answer.entry.name} ({printable(answer.refused)})" for answer in answers if answer.refused]
+    refused = [
+        f"{answer.entry.name}{_of(answer.owner)} ({printable(answer.refused[:300])})"
+        for answer in answers
+        if answer.refused
+    ]
     said = "; ".join(
         f"{words}: {', '.join(names)}"
         for words, names in (

@@ -48,7 +48,7 @@ def _registered(name: str) -> Container | None:
 def _processes() -> list[Container]:
     found = []
     for monitor, arguments in evidence.processes_named("systemd-nspawn"):
-        if evidence.owner_of(monitor) != 0:
+        if evidence.speaker(monitor) != 0:
             continue
         name, directory = machine_name(monitor, arguments)
         for pid in evidence.children(monitor):

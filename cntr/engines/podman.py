@@ -6,10 +6,13 @@ hold name, id and pidfile (conmon(8)).
 
 from __future__ import annotations
 
-from cntr.engines import evidence, pods, store
+import os
+
+from cntr.engines import evidence, pods, store, trust
 from cntr.engines.container import Container, NotRunning
 from cntr.engines.containers_storage import checked, known_containers, running
 from cntr.engines.store import answers_to
+from cntr.linux import procfs
 
 
 def find(name: str, deadline: float) -> list[Container]:
@@ -49,8 +52,8 @@ def by_monitor(engine: str) -> list[Container]:
     """
     found = []
     for monitor, arguments in evidence.processes_named("conmon"):
-        owner, id, name = evidence.owner_of(monitor), evidence.option(arguments, "-c"), evidence.option(arguments, "-n")
-        if name.startswith("k8s_") != (engine == "cri-o") or owner < 0:
+        owner, id, name = evidence.speaker(monitor), evidence.option(arguments, "-c"), evidence.option(arguments, "-n")
+        if name.startswith("k8s_") != (engine == "cri-o") or not trust.accepts(owner):
             continue
         if "-e" in arguments or "--exec" in arguments:
             continue  # the monitor of a `podman exec`: the same id and name, but not the container's first process
@@ -69,4 +72,18 @@ def _pid_of(pidfile: str, owner: int, monitor: int) -> str:
     try:
         return store.read(pidfile, owner=owner, limit=32)
     except FileNotFoundError:
-        return store.read(f"/proc/{monitor}/root{pidfile}", owner=owner, limit=32)
+        pass
+    from cntr.linux import syscalls
+
+    root = os.open(f"/proc/{monitor}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_SYMLINKS
+        place = syscalls.openat2(root, pidfile, os.O_PATH, resolve)
+        try:
+            if owner == 0 != trust.changer(os.fstat(place), f"/proc/self/fd/{place}"):
+                raise OSError(1, "not root's", pidfile)
+            return procfs.read(f"/proc/self/fd/{place}", limit=32)
+        finally:
+            os.close(place)
+    finally:
+        os.close(root)

@@ -46,6 +46,20 @@ class Entry:
         return sys.modules[self.module]
 
 
+LATE = ("no answer in time", "timed out")  # the words for both ways to be late: of an engine, and of a socket
+
+
+class Answer:
+    """What one engine said: its containers, or why it refused. owner: the uid of the engine's user, 0 for root's and one's own."""
+
+    __slots__ = ("containers", "entry", "owner", "refused", "stopped")
+
+    def __init__(self, entry: Entry, owner: int = 0) -> None:
+        """Nothing heard yet."""
+        self.entry, self.owner, self.refused, self.stopped = entry, owner, LATE[0], False
+        self.containers: list[Container] = []
+
+
 _TASKS = "io.containerd.runtime.v2.task"
 
 # In the order in which `cntr ps` names a process that several know: Docker's containers are containerd's and runc's too.

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 
-from cntr.engines import evidence, store
+from cntr.engines import evidence, store, trust
 from cntr.engines.container import Container, Refused
 
 ENGINE = "runc"
 
 
-def roots() -> list[tuple[str, int]]:
-    """(state directory, owner's uid): root's, and each user's rootless ones."""
-    usual = [(path, 0) for path in store.roots(ENGINE, f"/run/{ENGINE}")]
-    return usual + [
-        (f"{path}/{ENGINE}", uid) for uid, path in store.runtime_dirs() if os.path.isdir(f"{path}/{ENGINE}")
-    ]
+def roots(engine: str = ENGINE, *more: str) -> list[tuple[str, int]]:
+    """(state directory, owner's uid): root's, or the caller's own rootless ones."""
+    usual = [f"/run/{engine}", *more, *(f"{path}/{engine}" for path in store.runtime_dirs())]
+    return [(path, trust.owner(path)) for path in store.roots(engine, *usual)]
 
 
 def find(name: str, deadline: float) -> list[Container]:
@@ -80,8 +78,8 @@ def read_state(engine: str, root: str, id: str, owner: int) -> Container | None:
 
 
 def started(engine: str, id: str, pid: int, start: int, owner: int, rootfs: str = "") -> Container | None:
-    """The container, if PID still is the process that started at START and belongs to OWNER."""
-    if not start or evidence.start_time(pid) != start or (owner and not evidence.belongs_to(pid, owner)):
+    """The container, if PID still is the process that started at START."""
+    if not start or evidence.start_time(pid) != start:
         return None
     state = "sandboxed" if evidence.sandbox(pid) else evidence.state(pid)
     return Container(engine, id, pid, id=id, state=state, owner=owner, start_time=start, image=rootfs)

@@ -68,5 +68,6 @@ def _virtual_machines() -> list[Container]:
             name = value.removeprefix("guest=").split(",")[0].rpartition("/")[2]
             if name:
                 start = evidence.start_time(pid)
-                found.append(Container(engine, name, pid, id=name, state="sandboxed", start_time=start))
+                owner = max(evidence.uid_of(pid), 0)
+                found.append(Container(engine, name, pid, id=name, state="sandboxed", owner=owner, start_time=start))
     return found

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 
+from cntr.engines import trust
+from cntr.engines.container import Refused
+from cntr.errors import printable
 from cntr.linux import procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Any
 
     Json = Any  # what a JSON text may hold; who looks inside expects KeyError and TypeError
 
 MEGABYTE = 1 << 20
+SOME = 20_000  # directory entries looked through where anybody makes them
 LIMIT = 64 * MEGABYTE  # the list of ten thousand containers fits; a 10 GB "state file" does not
 
 
@@ -66,27 +70,40 @@ def read(path: str, *, owner: int = 0, limit: int = LIMIT) -> str:
 
 
 def read_bytes(path: str, *, owner: int = 0, limit: int = LIMIT) -> bytes:
-    """The content of a state file of OWNER's (a uid; 0: whose owner does not matter, root asked for root's files).
+    """The content of a state file of OWNER's (a uid; 0: of whoever ``trust`` accepts here).
 
-    A user's state directory may hold a FIFO (open would wait for ever), a link to /etc/shadow, or 10 GB: the file must be
-    a regular one, owned by that user, and not larger than LIMIT bytes. Raises OSError.
+    A user's state directory may hold a FIFO (open would wait for ever), a device (open would act), a link to /etc/shadow, or 10 GB:
+    what is there is looked at before it is opened, must be a regular file that nobody but OWNER (or root) could have put there,
+    and not larger than LIMIT bytes. Raises OSError.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        info = os.fstat(fd)
-        if info.st_mode & 0o170000 != 0o100000:
+        info = os.fstat(place)
+        if info.st_mode & trust.S_IFMT != trust.S_IFREG:
             raise OSError(22, "not a regular file", path)
-        if owner and info.st_uid != owner:
+        whose = trust.merge(trust.owner(path), trust.changer(info, f"/proc/self/fd/{place}"))
+        if owner and whose != owner:
             raise OSError(1, f"not owned by uid {owner}", path)
+        if not owner and not trust.accepts(whose):
+            raise OSError(1, written_by(whose), path)
         if info.st_size > limit:
             raise OSError(27, f"larger than {limit} bytes", path)
-        chunks = []
-        while limit > 0 and (chunk := os.read(fd, min(limit, MEGABYTE))):
-            chunks.append(chunk)
-            limit -= len(chunk)
-        return b"".join(chunks)
+        fd = os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        try:
+            chunks = []
+            while limit > 0 and (chunk := os.read(fd, min(limit, MEGABYTE))):
+                chunks.append(chunk)
+                limit -= len(chunk)
+            return b"".join(chunks)
+        finally:
+            os.close(fd)
     finally:
-        os.close(fd)
+        os.close(place)
+
+
+def written_by(owner: int) -> str:
+    """Why a source does not count: who besides root could have written it."""
+    return "others than root can write there" if owner == trust.ANYBODY else f"uid {owner} can write there"
 
 
 def load(path: str, *, owner: int = 0) -> Json:
@@ -102,11 +119,31 @@ def listdir(path: str) -> list[str]:
         return []
 
 
+def some_names(path: str, beginning: str) -> list[str]:
+    """The names that begin so, of the first SOME in a directory where anybody may make as many as they like."""
+    found = []
+    try:
+        with os.scandir(path) as entries:
+            for count, entry in enumerate(entries):
+                if count >= SOME:
+                    break
+                if entry.name.startswith(beginning):
+                    found.append(entry.name)
+    except OSError:
+        pass
+    return found
+
+
 def is_component(name: str) -> bool:
     """Whether NAME can be one component of a path, and nothing else: no slash, no dot-dot, not empty, not over NAME_MAX."""
     return (
         bool(name) and name not in (".", "..") and "/" not in name and "\0" not in name and len(os.fsencode(name)) < 256
     )
+
+
+def is_whole_id(text: str) -> bool:
+    """Whether TEXT is an id as Docker, Podman and containers/storage make them: 64 hexadecimal digits, so no other text holds it."""
+    return len(text) == 64 and all(c in "0123456789abcdef" for c in text)
 
 
 def is_id_prefix(name: str) -> bool:
@@ -120,42 +157,65 @@ def answers_to(name: str, id: str, names: list[str]) -> bool:
 
 
 def roots(engine: str, *usual: str) -> list[str]:
-    """The state directories of ENGINE: $CNTR_<ENGINE>_ROOT (colon-separated) before the usual ones, those that exist."""
-    own = os.environ.get(f"CNTR_{engine.upper()}_ROOT", "").split(":")
-    return [path for path in [*own, *usual] if path and os.path.isdir(path)]
+    """The state directories of ENGINE: $CNTR_<ENGINE>_ROOT (colon-separated) before the usual ones, those whose words count here.
 
-
-def runtime_dirs() -> Iterator[tuple[int, str]]:
-    """(uid, directory) of each user's XDG_RUNTIME_DIR, root's view; a user sees only their own.
-
-    Where there is no systemd-logind, engines fall back to directories in /tmp; anybody can make those, so the owner of
-    the directory must be the uid in its name.
+    Raises Refused for one that anybody could have written: it is nobody's word.
     """
+    own = [path for path in os.environ.get(f"CNTR_{engine.upper()}_ROOT", "").split(":") if path]
+    found = []
+    for path in [*own, *usual]:
+        if os.path.isdir(path):
+            whose = trust.owner_or_anybody(path)
+            if trust.accepts(whose):
+                found.append(path)
+            elif whose == trust.ANYBODY and path in own:
+                raise Refused(f"{path}: {written_by(whose)}")
+    return found
+
+
+def runtime_dirs() -> list[str]:
+    """The caller's XDG_RUNTIME_DIR, and where engines fall back to without systemd-logind; none for root, who asks users apart."""
     me = os.geteuid()
-    own = os.environ.get("XDG_RUNTIME_DIR")
-    if own and me:
-        yield me, own
-    for uid in listdir("/run/user"):
-        if uid.isdecimal() and int(uid) and me in (0, int(uid)) and f"/run/user/{uid}" != own:
-            yield int(uid), f"/run/user/{uid}"
-    for name in listdir("/tmp"):
-        head, _, uid = name.rpartition("-")
-        if head in ("podman-run", "storage-run", "containers-user", "run") and uid.isdecimal() and int(uid):
-            path = f"/tmp/{name}"
-            info = os.lstat(path)
-            if info.st_mode & 0o170000 == 0o040000 and info.st_uid == int(uid) and me in (0, info.st_uid):
-                yield int(uid), path
+    if not me:
+        return []
+    usual = (f"/run/user/{me}", *(f"/tmp/{name}-{me}" for name in FALLBACKS))
+    places = dict.fromkeys([os.environ.get("XDG_RUNTIME_DIR") or usual[0], *usual])
+    return [path for path in places if trust.owner_or_anybody(path) == me]
+
+
+FALLBACKS = (
+    "podman-run",
+    "storage-run",
+    "containers-user",
+    "run",
+)  # /tmp/NAME-UID; anybody can make those, so the owner counts
 
 
 def home(uid: int) -> str:
-    """The home directory of UID by /etc/passwd alone: NSS could ask a network, and load libraries. "" if unknown."""
+    """The home directory of UID, $HOME for the caller's own. "" if unknown."""
     if uid == os.geteuid() and (own := os.environ.get("HOME")):
         return own
+    return home_and_group(uid)[0]
+
+
+def home_and_group(uid: int) -> tuple[str, int]:
+    """(home directory, group) of UID by /etc/passwd alone: NSS could ask a network, and load libraries. ("", UID) if unknown."""
     try:
-        entry = procfs.passwd_entry(read("/etc/passwd"), str(uid))
+        entry = procfs.passwd_entry(procfs.read("/etc/passwd"), str(uid))
     except OSError:
+        entry = None
+    return (entry[3], entry[2]) if entry else ("", uid)
+
+
+def owner_name(uid: int) -> str:
+    """The rootless engine's user as ``name`` or ``uid N``; "" for root's own engines."""
+    if not uid:
         return ""
-    return entry[3] if entry else ""
+    try:
+        entry = procfs.passwd_entry(procfs.read("/etc/passwd"), str(uid))
+    except OSError:
+        entry = None
+    return printable(entry[0]) if entry and entry[0] else f"uid {uid}"
 
 
 def setting(text: str, section: str, key: str) -> str:

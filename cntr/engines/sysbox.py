@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cntr.engines import runc, store
+from cntr.engines import runc, store, trust
 from cntr.engines.container import Container
 
 
@@ -17,7 +17,7 @@ def containers(deadline: float) -> list[Container]:
 
 
 def _roots() -> list[tuple[str, int]]:
-    return [(path, 0) for path in store.roots("sysbox", "/run/sysbox-runc")]
+    return [(path, trust.owner(path)) for path in store.roots("sysbox", "/run/sysbox-runc")]
 
 
 def _read(root: str, id: str, owner: int) -> Container | None:

@@ -42,6 +42,19 @@ def connect(path: str, deadline: float) -> Stream:
     return stream
 
 
+def connect_at_once(path: str) -> Stream:
+    """The same without waiting for a listener whose queue is full (EAGAIN): anybody may listen on an abstract name. Raises OSError."""
+    module = _module()
+    stream: Stream = module.socket(module.AF_UNIX, module.SOCK_STREAM)
+    try:
+        stream.setblocking(False)
+        stream.connect(path)
+    except BaseException:
+        stream.close()
+        raise
+    return stream
+
+
 def peer(stream: Stream) -> tuple[int, int]:
     """(pid, uid) of who listens (SO_PEERCRED, unix(7)); pid 0 for one in a pid namespace that is not ours or below it."""
     credentials = stream.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)

@@ -1,0 +1,449 @@
+"""Who may claim what: a user of this machine writes state files, listens on sockets, calls processes as engines' monitors are called."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import resource
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cntr import engines
+from cntr.engines import evidence, listing, trust
+from cntr.errors import CntrError, TargetNotFound
+from cntr.linux import procfs
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: another user's claims"),
+    pytest.mark.usefixtures("other_users"),
+]
+USER = 4200 + os.getpid() % 90  # of this worker alone: its runtime directory is the machine's
+ID = "5e" * 32
+AS_USER = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--inh-caps=-all"]
+
+
+@pytest.fixture
+def home(monkeypatch):
+    """The user's runtime directory; none of this machine's engines is asked by a variable."""
+    for name in list(os.environ):
+        if name.startswith(("DOCKER_", "CONTAINERS_", "CNTR_", "LXD_", "INCUS_", "APPTAINER_")):
+            monkeypatch.delenv(name)
+    path = pathlib.Path(f"/run/user/{USER}")
+    made = [parent for parent in (path, path.parent) if not parent.exists()]
+    path.mkdir(parents=True)
+    own(path)
+    yield path
+    shutil.rmtree(path)
+    for parent in made[1:]:
+        try:
+            parent.rmdir()
+        except OSError:
+            pass  # another worker's directory is in it
+
+
+def own(path: pathlib.Path) -> pathlib.Path:
+    os.chown(path, USER, USER, follow_symlinks=False)
+    return path
+
+
+def write(path: pathlib.Path, text: object) -> pathlib.Path:
+    """A file of the user's, in directories of the user's."""
+    for parent in reversed(path.parents):
+        if not parent.exists():
+            parent.mkdir()
+            own(parent)
+    path.write_text(text if isinstance(text, str) else json.dumps(text))
+    return own(path)
+
+
+class users_process(subprocess.Popen):
+    """Code run by the user; it says ``up`` when it is ready, or its pid of interest."""
+
+    def __init__(self, code: str, *arguments: str):
+        command = [*AS_USER, sys.executable, "-c", code, *arguments]
+        super().__init__(command, stdout=subprocess.PIPE, text=True, start_new_session=True, cwd="/")
+        assert self.stdout
+        self.said = self.stdout.readline().strip()
+        assert self.said, "it has ended"
+
+    def __exit__(self, *error):
+        os.killpg(self.pid, 9)
+        super().__exit__(*error)
+
+
+# A child in a user namespace of the user's own, whose parent has the arguments of an engine's monitor.
+CONTAINER = """
+import os, subprocess, sys
+child = subprocess.Popen(["unshare", "-Ur", "sleep", "300"])
+while open(f"/proc/{child.pid}/comm").read() != "sleep\\n":
+    pass
+print(child.pid, flush=True)
+child.wait()
+"""
+# What answers each request on a socket with a file.
+DAEMON = """
+import os, socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+os.chmod(sys.argv[1], 0o666)
+listener.listen()
+print("up", flush=True)
+while True:
+    stream = listener.accept()[0]
+    stream.recv(4096)
+    with open(sys.argv[2], "rb") as body:
+        stream.sendall(b"HTTP/1.0 200 OK\\r\\n\\r\\n" + body.read())
+    stream.close()
+"""
+
+
+def inspected(pid: int, id: str = ID, name: str = "web") -> dict[str, object]:
+    state = {"Pid": pid, "Paused": False, "Status": "running", "ExitCode": 0}
+    return {"Id": id, "Name": f"/{name}", "State": state, "Config": {"Image": "x"}, "HostConfig": {}}
+
+
+def listed() -> list[engines.Container]:
+    return listing.running()[0]
+
+
+@pytest.fixture
+def victim():
+    """A process of root's whose cgroup and parent bear no mark of the user's choice."""
+    with subprocess.Popen(["sleep", "300"]) as process:
+        yield process.pid
+        process.kill()
+
+
+def nobody_is_called(*names: str) -> None:
+    for name in names:
+        with pytest.raises(CntrError):
+            engines.verify(engines.resolve(name))
+
+
+# --- a user's word is about the user's own processes ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("id", ["", "0", "us", "er", ID, "system.slice", "/"], ids=ascii)
+def test_a_users_docker_socket_names_no_process_of_others(home, victim, id):
+    write(home / "answer", inspected(victim, id))
+    with users_process(DAEMON, f"{home}/docker.sock", f"{home}/answer"):
+        nobody_is_called("web", "docker:web")
+        write(home / "answer", [{"Id": id, "Names": ["/web"], "State": "running", "Image": "x"}])
+        assert victim not in [found.pid for found in listed()]
+
+
+def test_a_users_docker_socket_names_the_users_own_container_and_root_is_told_whose(home, monkeypatch):
+    with users_process(CONTAINER, "-c", ID) as process:
+        pid = int(process.said)
+        write(home / "answer", inspected(pid))
+        with users_process(DAEMON, f"{home}/docker.sock", f"{home}/answer"):
+            for target in ("web", "docker:web"):
+                found = engines.resolve(target)
+                assert (found.engine, found.pid, found.owner) == ("docker", pid, USER)
+
+
+@pytest.mark.parametrize("variable", [True, False])
+@pytest.mark.parametrize("place", ["the user's", "everybody's", "a link of the user's"])
+def test_a_socket_where_a_user_could_put_it(home, victim, tmp_path, monkeypatch, variable, place):
+    """Also where root's own variable names it: the path is root's word, what lies there is not."""
+    directory = home / "deep"
+    directory.mkdir()
+    own(directory)
+    socket = directory / "docker.sock"
+    if place == "everybody's":
+        shared = tmp_path / "shared"
+        shared.mkdir()
+        shared.chmod(0o777)
+        for parent in (tmp_path, *tmp_path.parents):
+            if parent != pathlib.Path("/tmp"):
+                parent.chmod(parent.stat().st_mode | 0o011)
+            else:
+                break
+        socket = shared / "docker.sock"
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{socket}") if variable else None
+    write(home / "answer", inspected(victim))
+    listens = f"{home}/other.sock" if place.startswith("a link") else str(socket)
+    if place.startswith("a link"):
+        own(socket) if socket.exists() else socket.symlink_to(listens)
+    with users_process(DAEMON, listens, f"{home}/answer"):
+        nobody_is_called("docker:web", "web")
+
+
+@pytest.mark.parametrize("engine", ["crun", "runc"])
+def test_a_users_runtime_state(home, victim, engine):
+    def state(pid: int) -> dict[str, object]:
+        start = procfs.start_time(procfs.read(f"/proc/{pid}/stat"))
+        names = ("pid", "process-start-time") if engine == "crun" else ("init_process_pid", "init_process_start")
+        return dict(zip(names, (pid, start), strict=True))
+
+    file = home / engine / "web" / ("status" if engine == "crun" else "state.json")
+    write(file, state(victim))
+    nobody_is_called("web", f"{engine}:web")
+    assert victim not in [found.pid for found in listed()]
+    with users_process(CONTAINER) as process:
+        write(file, state(int(process.said)))
+        assert (engines.resolve("web").pid, engines.resolve("web").owner) == (int(process.said), USER)
+        assert [found.owner for found in listed() if found.pid == int(process.said)] == [USER]
+
+
+@pytest.mark.parametrize("names", [["web"], ["k8s_app_web_prod_8f0b_0"]], ids=["podman", "cri-o"])
+def test_a_users_store_that_a_variable_of_roots_names(home, victim, monkeypatch, names):
+    """Podman's rows and CRI-O's: the store is the user's."""
+    conf = write(home / "conf", f'[storage]\ngraphroot = "{home}/graph"\nrunroot = "{home}/run"\n')
+    write(home / "graph/overlay-containers/containers.json", [{"id": ID, "names": names, "layer": ID}])
+    monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(conf))
+    code = CONTAINER.replace('"unshare", "-Ur", ', "")
+    with subprocess.Popen([sys.executable, "-c", code, "-c", ID], stdout=subprocess.PIPE, text=True) as roots:
+        assert roots.stdout
+        pid = int(roots.stdout.readline())
+        write(home / "run/overlay-containers" / ID / "userdata/pidfile", str(pid))
+        nobody_is_called("web", "podman:web", "k8s:web", "k8s:prod/web/app")
+        os.kill(pid, 9)
+    with users_process(CONTAINER, "-c", ID) as process:
+        write(home / "run/overlay-containers" / ID / "userdata/pidfile", process.said)
+        found = engines.resolve("podman:web" if names == ["web"] else "k8s:prod/web/app")
+        assert (found.pid, found.owner) == (int(process.said), USER)
+
+
+def test_roots_stale_file_and_a_user_who_waited_for_the_pid(tmp_path, monkeypatch):
+    """The mark is there, in the arguments of a parent of the user's own."""
+    monkeypatch.setenv("CNTR_CONTAINERD_ROOT", str(tmp_path))
+    task = tmp_path / "io.containerd.runtime.v2.task/default" / ID
+    task.mkdir(parents=True)
+    for prefix in (CONTAINER, CONTAINER.replace('"unshare", "-Ur", ', "")):
+        with users_process(prefix, "-c", ID) as process:
+            (task / "init.pid").write_text(process.said)
+            nobody_is_called(f"containerd:{ID}")
+
+
+def test_a_directory_that_anybody_may_write_to_is_nobodys_word(tmp_path, monkeypatch, victim):
+    root = tmp_path / "runc"
+    (root / "web").mkdir(parents=True)
+    start = procfs.start_time(procfs.read(f"/proc/{victim}/stat"))
+    (root / "web/state.json").write_text(json.dumps({"init_process_pid": victim, "init_process_start": start}))
+    monkeypatch.setenv("CNTR_RUNC_ROOT", str(root))
+    assert engines.resolve("runc:web").pid == victim
+    root.chmod(0o777)
+    with pytest.raises(TargetNotFound, match="others than root can write there"):
+        engines.resolve("runc:web")
+    root.chmod(0o755)
+    (root / "web").chmod(0o777)
+    nobody_is_called("runc:web")
+    (root / "web").chmod(0o755)
+    os.chown(root / "web/state.json", USER, USER)
+    nobody_is_called("runc:web")
+
+
+# --- processes that call themselves as monitors are called ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "title"),
+    [
+        ("nspawn:claimed", ["systemd-nspawn", "-M", "claimed"]),
+        ("lxc:claimed", ["[lxc monitor] /var/lib/lxc claimed"]),
+        ("apptainer:claimed", ["Apptainer instance: root [claimed]"]),
+        ("podman:claimed", ["conmon", "-c", ID, "-n", "claimed", "-p", "{}/pidfile"]),
+    ],
+)
+@pytest.mark.parametrize("dumpable", [True, False])
+def test_a_process_with_a_monitors_arguments(home, victim, target, title, dumpable):
+    """An undumpable process's files in /proc are root's (proc(5)): its owner is what its ids are."""
+    write(home / "pidfile", str(victim))
+    arguments = [word.format(home) for word in title]
+    code = (
+        "import ctypes, os, sys, time\n"
+        "if os.fork() == 0:\n time.sleep(300)\n"
+        f"{'' if dumpable else 'ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)'}\n"
+        "print('up', flush=True); time.sleep(300)"
+    )
+    command = [*AS_USER, "bash", "-c", 'exec -a "$0" "$@"', arguments[0], sys.executable, "-c", code, *arguments[1:]]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, text=True, cwd="/") as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == "up\n"
+            for found in [*listed(), *_resolved(target), *_resolved("claimed")]:
+                if found.name.endswith("claimed"):
+                    assert found.owner == USER, (found.engine, found.pid)
+                    assert evidence.uid_of(found.pid) == USER
+        finally:
+            os.killpg(process.pid, 9)
+
+
+def _resolved(target: str) -> list[engines.Container]:
+    try:
+        return [engines.resolve(target)]
+    except CntrError:
+        return []
+
+
+def test_a_set_uid_program_that_a_user_has_started_is_not_the_users(tmp_path):
+    program = tmp_path / "sleep"
+    shutil.copy("/bin/sleep", program)
+    program.chmod(0o4755)
+    for parent in tmp_path.parents[:2]:
+        parent.chmod(0o755)
+    tmp_path.chmod(0o755)
+    with subprocess.Popen([*AS_USER, str(program), "300"]) as process:
+        try:
+            while pathlib.Path(f"/proc/{process.pid}/comm").read_text() != "sleep\n":
+                time.sleep(0.001)
+            assert evidence.uid_of(process.pid) == -1
+            assert not evidence.belongs_to(process.pid, USER)
+        finally:
+            process.kill()
+
+
+# --- a user's name against root's -------------------------------------------------------------------------------------
+
+
+def test_roots_container_goes_before_a_users_of_that_name_or_of_that_beginning_of_an_id(home, tmp_path, monkeypatch):
+    root_id = "abc123" + "7" * 58
+    monkeypatch.setenv("CNTR_CONTAINERD_ROOT", str(tmp_path))
+    task = tmp_path / "io.containerd.runtime.v2.task/default" / root_id
+    task.mkdir(parents=True)
+    code = CONTAINER.replace('"unshare", "-Ur", ', "")
+    with (
+        subprocess.Popen([sys.executable, "-c", code, root_id], stdout=subprocess.PIPE, text=True) as roots,
+        users_process(CONTAINER) as theirs,
+    ):
+        assert roots.stdout
+        pid = int(roots.stdout.readline())
+        (task / "init.pid").write_text(str(pid))
+        start = procfs.start_time(procfs.read(f"/proc/{theirs.said}/stat"))
+        for name in (root_id, root_id[:12], root_id[:5]):
+            write(home / "crun" / name / "status", {"pid": int(theirs.said), "process-start-time": start})
+            assert engines.resolve(name).pid == pid, name
+        os.kill(pid, 9)
+
+
+# --- what a user wrote costs little -----------------------------------------------------------------------------------
+
+HANG = (
+    "import socket, sys, time\ns = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); print('up', flush=True)\n"
+    "c = [s.accept() for _ in range(9)]; time.sleep(300)"
+)
+STREAM = (
+    "import socket, sys\ns = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); print('up', flush=True)\n"
+    "while True:\n c = s.accept()[0]\n try:\n  c.sendall(b'HTTP/1.0 200 OK\\r\\n\\r\\n[')\n  while True: c.sendall(b'[],' * 20000)\n"
+    " except OSError: pass"
+)
+HUGE = "[" + "[],[],{}," * 2_000_000 + "[]]"  # 18 MB that become 400
+CONF = '[storage]\ngraphroot = "{0}/graph"\nrunroot = "{0}/run"\n'
+
+
+def _fifo(path: pathlib.Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for parent in (path.parent, *path.parent.parents):
+        if str(parent).startswith(f"/run/user/{USER}"):
+            own(parent)
+    os.mkfifo(path)
+    own(path)
+
+
+def test_what_a_user_wrote_takes_neither_memory_nor_time(home, monkeypatch):
+    """Each of these hung, or took gigabytes; root's own containers are listed beside them."""
+    write(home / "crun/huge/status", HUGE)
+    write(home / "crun/deep/status", "[" * 3_000_000)
+    _fifo(home / "crun/fifo/status")
+    write(home / "runc/x/y", "")
+    (home / "runc/link").mkdir()
+    own(home / "runc/link")
+    (home / "runc/link/state.json").symlink_to("/dev/zero")
+    conf = write(home / "conf", CONF.format(home))
+    monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(conf))
+    write(home / "graph/overlay-containers/containers.json", HUGE)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with users_process(HANG, f"{home}/docker.sock"):
+        begun = time.monotonic()
+        _, answers = listing.running(1.5)
+        assert time.monotonic() - begun < 4, "1.5 s, on a loaded machine"
+        assert any(answer.owner == USER and answer.refused for answer in answers), "it is said that one did not answer"
+        begun = time.monotonic()
+        nobody_is_called("no-such-container")
+        assert time.monotonic() - begun < 4
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000, "KiB"
+
+
+def test_a_users_daemon_that_talks_for_ever(home):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with users_process(STREAM, f"{home}/docker.sock"):
+        begun = time.monotonic()
+        listing.running(1.5)
+        assert time.monotonic() - begun < 4
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000, "KiB"
+
+
+def test_a_users_database(home, monkeypatch):
+    """A view that computes for ever, and one that makes a huge text."""
+    conf = write(home / "conf", CONF.format(home))
+    monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(conf))
+    write(home / "graph/none", "")
+    with sqlite3.connect(home / "graph/db.sql") as database:
+        database.execute(
+            "CREATE VIEW PodConfig AS WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) "
+            "SELECT x AS ID, printf('%.*c', 60000000, 'x') AS Name FROM n"
+        )
+        database.execute("CREATE TABLE PodState (ID, JSON)")
+        database.execute("CREATE TABLE ContainerConfig (ID, Name, PodID)")
+        database.execute("INSERT INTO PodState VALUES ('-1', '{}')")
+        database.execute("INSERT INTO ContainerConfig VALUES ('-1', '-1', '-1')")
+    database.close()
+    own(home / "graph/db.sql")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begun = time.monotonic()
+    nobody_is_called("no-such-pod")
+    assert time.monotonic() - begun < 4
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000, "KiB"
+
+
+def test_nothing_is_left_of_the_users_processes(home):
+    write(home / "crun/deep/status", "[" * 3_000_000)
+    with users_process(HANG, f"{home}/docker.sock") as process:
+        listing.running(0.5)
+        assert evidence.children(os.getpid()) == [process.pid]
+
+
+# --- whose is a path --------------------------------------------------------------------------------------------------
+
+
+def test_whose_a_path_is(tmp_path):
+    trust.forget()
+    file = tmp_path / "a/b"
+    file.parent.mkdir()
+    file.write_text("")
+    assert trust.owner(str(file)) == 0, "/tmp is sticky"
+
+    def now() -> int:
+        trust.forget()
+        return trust.owner(str(file))
+
+    for mode, owner in ((0o775, 0), (0o757, trust.ANYBODY), (0o1777, 0), (0o755, 0)):
+        file.parent.chmod(mode)
+        assert now() == owner, oct(mode)
+    os.chown(file.parent, 0, USER)
+    file.parent.chmod(0o775)
+    assert now() == trust.ANYBODY, "a group that is not root's may write"
+    file.parent.chmod(0o755)
+    os.chown(file.parent, USER, USER)
+    assert now() == USER
+    os.chown(file, USER + 1, 0)
+    assert now() == USER, "who has the directory decides"
+    os.chown(file.parent, 0, 0)
+    assert now() == USER + 1
+    file.unlink()
+    (tmp_path / "theirs").mkdir()
+    own(tmp_path / "theirs")
+    (tmp_path / "theirs/file").write_text("")
+    file.symlink_to("../theirs/file")
+    assert now() == USER
+    file.unlink()
+    file.symlink_to("b")
+    with pytest.raises(OSError, match=r"symbolic links"):
+        now()
