@@ -17,7 +17,7 @@ def images(name: str, deadline: float) -> list[Image]:
     found, refused = [], None
     for path, owner in docker.endpoints():
         try:
-            status, answer = docker._get(path, f"/images/{quote(name)}/json", deadline)
+            status, answer = docker._get(path, f"/images/{quote(name)}/json", owner, deadline)
         except (FileNotFoundError, ConnectionRefusedError):
             refused = refused or Refused(f"nobody listens on {path}")
             continue
