@@ -66,7 +66,7 @@ def _frozen(directory: str, controllers: str) -> bool:
     return False
 
 
-class Doors:
+class CgroupJoin:
     """The files that let a process into the target's cgroups, opened now: the kernel checks the opener's credentials.
 
     Writing to a cgroup.procs moves a whole process and waits for that, 6-12 ms of RCU grace period. Both ways round it are used: in

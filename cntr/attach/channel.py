@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-FAILED, NOTE, EXITED, KILLED = "failed", "note", "exited", "killed"
+FAILED, NOTE, EXITED, KILLED, NEST, LEFT = "failed", "note", "exited", "killed", "nest", "left"
 
 
 class Channel:

@@ -12,6 +12,7 @@ import os
 import select
 import sys
 
+from cntr.attach import steps, view
 from cntr.linux import procfs, syscalls
 
 HANG_SECONDS = 30.0  # a request neither taken nor answered for so long
@@ -30,21 +31,28 @@ class FileServer:
         "heartbeat",
         "mounted_read",
         "mounted_write",
+        "own_mnt_fd",
         "pid",
         "pidfd",
-        "root_fd",
+        "shown",
         "stop_read",
         "stop_write",
+        "tools",
+        "view_fd",
         "watchdog",
     )
 
-    def __init__(self, root_fd: int, binding: str) -> None:
-        """Start serving ROOT_FD's tree by BINDING (auto, devfuse, pyfuse3). Raises CntrError, OSError."""
+    def __init__(self, tools: Tools, binding: str, shown: View | None, own_mnt_fd: int) -> None:
+        """Start serving the tools' tree by BINDING (auto, devfuse, pyfuse3). Raises CntrError, OSError.
+
+        shown: the tools view, which is then all that is served, and served as nobody; None: the whole tree. own_mnt_fd: the
+        caller's mount namespace.
+        """
         from cntr.cntrfs import mounting
         from cntr.cntrfs.heartbeat import Heartbeat
 
         self.binding = mounting.choose_binding(None if binding == "auto" else binding)
-        self.root_fd, self.heartbeat = root_fd, Heartbeat()
+        self.tools, self.shown, self.own_mnt_fd, self.heartbeat = tools, shown, own_mnt_fd, Heartbeat()
         self.watchdog: Watchdog | None = None
         self.device_fd = mounting.open_device()
         self.stop_read, self.stop_write = os.pipe2(os.O_CLOEXEC)
@@ -70,17 +78,44 @@ class FileServer:
             from cntr.cntrfs.options import Options
 
             mounting.load(self.binding)  # while the session is being assembled
+            root_fd = self._open_view() if self.shown else os.dup(self.tools.root_fd)
             # Reading /dev/fuse before it is mounted is EPERM, so the session says when; its end without a word is the end here too.
             if os.read(self.mounted_read, 1):
                 # The container's /proc and its tree are mounted on entries, and go with an entry that the kernel is told to drop. Since
                 # 6.2 it can be told to ask again instead; before, entries are asked for again after a second.
-                options, root_fd = Options(keep_mounts=True).settle(), os.dup(self.root_fd)
+                options = Options(
+                    keep_mounts=True, as_nobody=self.shown is not None, read_only=self.shown is not None
+                ).settle()
                 mounting.serve(self.device_fd, root_fd, options, self.stop_read, self.heartbeat, binding=self.binding)
             status = 0
         except BaseException as error:  # noqa: BLE001  the one process that may print: its stderr is the user's
             sys.stderr.write(f"cntr: the file server failed: {type(error).__name__}: {error}\n")
         finally:
             os._exit(status)
+
+    def _open_view(self) -> int:
+        """The root of the tools view, made in a mount namespace of its own that a fd keeps; we come back from there.
+
+        What we still import must not be looked up in it: it may be another container's. Raises OSError.
+        """
+        assert self.shown
+        progress, root_fd = steps.Progress(), os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            view.enter_tools(self.tools, self.own_mnt_fd, progress)
+            self.shown.assemble(progress)
+        except OSError as error:
+            raise OSError(error.errno, f"{progress.now.name}: {error.strerror}", error.filename) from None
+        view_root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.view_fd = os.open("self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.shown.proc_fd)
+        syscalls.setns(self.own_mnt_fd, syscalls.CLONE_NEWNS)
+        os.fchdir(root_fd)
+        os.chroot(".")
+        os.close(root_fd)
+        return view_root
+
+    def mount_attributes(self) -> int:
+        """Of the mount in the session: a view is nobody's to write, and nothing in it is set-id or a device."""
+        return view.SAFE if self.shown else 0
 
     def mount_options(self) -> dict[str, str | None]:
         """What fsconfig(2) is told of the connection: the kernel checks permissions itself, for every user."""
@@ -157,4 +192,6 @@ def root_device(pid: int) -> int | None:
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from cntr.attach.tools import Tools
+    from cntr.attach.view import View
     from cntr.cntrfs.watchdog import Watchdog

@@ -8,37 +8,12 @@ from __future__ import annotations
 import os
 import resource
 
-from cntr.attach import cgroup
+from cntr.attach import cgroup, steps
 from cntr.attach.target import CAP_SYS_PTRACE, Target
 from cntr.errors import CntrError, printable
 from cntr.linux import namespaces, procfs, syscalls
 
 NO_ID = 0xFFFFFFFF  # (uid_t)-1: to setresuid(2) it means "leave it as it is"
-
-# Variables by which a process makes its children load code or read files of its choosing. They mean paths of the container and would
-# be obeyed by the tools: the container could write them into its own environment to reach the tools' side.
-WITHHELD = frozenset(
-    (
-        "AWKLIBPATH AWKPATH BASH_ENV BASHOPTS BC_ENV_ARGS BROWSER CDPATH CLASSPATH CVS_RSH DC_ENV_ARGS DEBUGINFOD_URLS EDITOR "
-        "ENV EXINIT FPATH GCONV_PATH GDBHISTFILE GETCONF_DIR GLIBC_TUNABLES GNUPGHOME GREP_OPTIONS HISTFILE HOSTALIASES IFS "
-        "INPUTRC KUBECONFIG LANGUAGE LIBGL_DRIVERS_PATH LIBRARY_PATH LOCALDOMAIN LOCPATH MAGIC MAILCAPS MANPAGER MANPATH NIS_PATH "
-        "NLSPATH OLDPWD PAGER PATH POSIXLY_CORRECT PROMPT_COMMAND PS0 PS1 PS2 PS4 PWD READNULLCMD RESOLV_HOST_CONF RES_OPTIONS "
-        "RIPGREP_CONFIG_PATH RSYNC_RSH SASL_PATH SCREENRC SHELL SHELLOPTS SHLVL SSH_ASKPASS SSH_AUTH_SOCK SSL_CERT_DIR "
-        "SSL_CERT_FILE SYSSCREENRC TAR_OPTIONS TERMCAP TERMINFO TERMINFO_DIRS TK_LIBRARY TMPDIR TMUX TZDIR VISUAL WGETRC ZDOTDIR "
-        "ZIPOPT UNZIP"
-    ).split()
-)
-WITHHELD_PREFIXES = (
-    "BASH_FUNC_", "BUNDLE_", "CARGO_", "CNTR_", "COMPILER_PATH", "CORECLR_", "CURL_", "DOTNET_", "DYLD_", "EMACS", "ERL_", "GCC_",
-    "GDK_", "GEM_", "GIO_", "GIT_", "GO111", "GOFLAGS", "GST_", "GTK_", "GUILE_", "JAVA_TOOL_", "JDK_JAVA_", "KRB5_", "LD_", "LESS",
-    "LUA_", "MAKE", "MALLOC_", "NODE_", "NPM_", "NVIM", "OPENSSL_", "PERL", "PHP", "PYTHON", "QT_", "RUBY", "RUSTC", "SUDO_", "TCL",
-    "TEXTDOMAIN", "VIM", "XDG_", "_JAVA", "npm_",
-)  # fmt: skip
-
-
-def withheld(name: str) -> bool:
-    """Whether a variable of the container stays out of a session (see security.md)."""
-    return name in WITHHELD or name.startswith(WITHHELD_PREFIXES)
 
 
 class User:
@@ -102,11 +77,12 @@ class Identity:
     privileged: stay the host's root, with its capabilities and label.
     """
 
-    def __init__(self, target: Target, user: User, *, own_root: bool, privileged: bool, doors: cgroup.Doors) -> None:
-        """own_root: the session's root is the container's own (``exec``): there is nothing of the host's to read in it."""
-        self.target, self.user, self.privileged, self.doors = target, user, privileged, doors
-        self.proc_fd = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        extra = 0 if own_root else CAP_SYS_PTRACE
+    def __init__(self, target: Target, user: User, request: Request, cgroups: cgroup.CgroupJoin, proc_fd: int) -> None:
+        """proc_fd: the host's /proc. ``exec`` needs no keeping out: its root is the container's own, with nothing of the host's."""
+        self.target, self.user, self.privileged, self.cgroups = target, user, request.privileged, cgroups
+        self.proc_fd = proc_fd
+        # Beside the host's own processes (its pid namespace) it would let the session trace root's.
+        extra = CAP_SYS_PTRACE if "pid" in target.namespaces and not request.own_root else 0
         self.bounding = target.bounding | extra
         self.ambient = self._ambient() | (extra if user.uid else 0)
         same_user = user.uid == target.inside(target.uids[1], target.uid_map)
@@ -122,48 +98,39 @@ class Identity:
 
     def close(self) -> None:
         """Close what was opened for it."""
-        self.doors.close()
-        os.close(self.proc_fd)
+        self.cgroups.close()
 
     def _ambient(self) -> int:
         same_user = self.user.uid == self.target.inside(self.target.uids[1], self.target.uid_map)
         return self.target.ambient if same_user and self.user.uid else 0
 
-    def assume(self, steps: Steps, note: Callable[[str], None]) -> None:
-        """Become it, in the session's process. Raises OSError; ``steps.now`` says where.
+    def assume(self, progress: steps.Progress, note: Callable[[str], None]) -> None:
+        """Become it, in the session's process. Raises OSError; ``progress.now`` says where.
 
         note: called for what the kernel refuses and a session can do without (resource limits, the oom score).
         """
-        steps.now = "join the container's cgroup"
-        self.doors.join()
+        progress.now = steps.CGROUP
+        self.cgroups.join()
         if self.privileged:
-            steps.now = "join the container's"
+            progress.now = steps.NAMESPACES
             namespaces.join(self.target.namespaces, "cgroup")
             return
         if self.oom_score_adj is not None:
             self._write_own("oom_score_adj", str(self.oom_score_adj), note)
         self._set_limits(note)
-        steps.now = "join the container's"
+        progress.now = steps.NAMESPACES
         namespaces.join(self.target.namespaces, "cgroup", "user")
-        steps.now = "take on the container's capability bounding set"
+        progress.now = steps.BOUNDING
         self._drop_bounding(self.bounding)
-        steps.now = "take on the container's ids"
+        progress.now = steps.IDS
         self._set_ids(note)
-        steps.now = "take on the container's capabilities"
+        progress.now = steps.CAPABILITIES
         self._set_capabilities()
         if self.lsm:
-            steps.now = "take on the container's security label"
+            progress.now = steps.LABEL
             self._set_label()
         if self.target.no_new_privs:
             syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
-
-    def shed(self, kept: int) -> None:
-        """In the monitor: hold no more capabilities than the command and KEPT, a mask. Raises OSError."""
-        self._drop_bounding(self.bounding | kept)
-        # The monitor is in the caller's user namespace, the command may be in one of the container's with capabilities
-        # that the caller lacks (CAP_SYS_RESOURCE in many sandboxes): what one does not have, one can't keep.
-        held = (self.permitted | kept) & syscalls.permitted_capabilities()
-        syscalls.capset(held, held, 0)
 
     def _drop_bounding(self, kept: int) -> None:
         for capability in range(self.last_capability + 1):
@@ -245,4 +212,4 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cntr.attach.nest import Steps
+    from cntr.attach.request import Request

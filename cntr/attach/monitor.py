@@ -1,8 +1,8 @@
-"""The session's two processes: the *monitor*, which owns the nest, and the *command*, which becomes the user's shell.
+"""The monitor: the session's process on the host's side, which owns the nest.
 
-The monitor lives in the target's pid namespace: it assembles the nest with the host's privileges, starts the command, sheds them, passes
-signals on, and ends with all that the command left behind: it is the subreaper (prctl(2)) of everything in the session, so nothing
-escapes it, and the end of the orders pipe tells it that the supervisor was killed. Like everything after the fork it imports nothing.
+It stays outside of the container's pid namespace, where nobody can stop, kill or trace it: it assembles the nest with the host's
+privileges, forks the launcher into it, passes signals on, and at the end finds what the session left by its mount namespace and
+ends it, whoever its parent has become. Like everything after the fork it imports nothing.
 """
 
 from __future__ import annotations
@@ -11,161 +11,137 @@ import _signal as signal  # the module behind signal, without its import of enum
 import errno
 import os
 import select
+import time
 
-from cntr.attach.channel import EXITED, FAILED, KILLED, NOTE, Channel
-from cntr.attach.target import CAP_KILL, CAP_SYS_PTRACE
-from cntr.linux import namespaces, syscalls
+from cntr.attach import launcher, remains, steps
+from cntr.attach.channel import EXITED, FAILED, KILLED, LEFT, NEST, NOTE, Channel
+from cntr.attach.identity import Identity
+from cntr.attach.nest import Nest, OwnRoot
+from cntr.linux import syscalls
 
-EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 126, 127
+PATIENCE_SECONDS = 5.0  # for processes that were killed to be gone; a frozen or a hung one takes longer
+STEP_SECONDS = 0.01
 
 
-class Command:
-    """What to run: argv, environment, working directory, and the pty's slave (-1 without a terminal).
+class Monitor:
+    """The process just forked by the supervisor. left_files: paths of what the session leaves in its own /tmp and home."""
 
-    foreign: a program of the container's: it must not find the caller's terminal behind /dev/tty, where it could type (TIOCSTI).
-    """
-
-    __slots__ = ("argv", "directory", "environment", "foreign", "tty_fd")
+    __slots__ = ("channel", "command", "identity", "left_files", "nest", "null_fd", "progress", "reaper")
 
     def __init__(
-        self, argv: list[str], environment: dict[str, str], directory: str, tty_fd: int, *, foreign: bool = False
+        self,
+        nest: Nest | OwnRoot,
+        identity: Identity,
+        command: launcher.Command,
+        channel: Channel,
+        left_files: Callable[[], list[str]] | None,
+        *,
+        null_fd: int,
     ) -> None:
-        """Keep the parts; argv[0] is looked for in environment["PATH"]."""
-        self.argv, self.environment, self.directory, self.tty_fd = argv, environment, directory, tty_fd
-        self.foreign = foreign
-
-
-class Session:
-    """Both processes' code; every object in it was made before the fork."""
-
-    __slots__ = ("channel", "command", "enter", "identity", "proc_fd", "signal_fd", "steps")
-
-    def __init__(self, enter: Entrance, identity: Identity, command: Command, channel: Channel) -> None:
-        """enter: the nest, or the container's own root, with ``assemble()`` and ``steps``."""
-        self.enter, self.identity, self.command, self.channel = enter, identity, command, channel
-        self.steps, self.proc_fd, self.signal_fd = enter.steps, identity.proc_fd, -1
+        """Every object in it was made before the fork."""
+        self.nest, self.identity, self.command, self.channel = nest, identity, command, channel
+        self.progress, self.left_files, self.null_fd, self.reaper = nest.progress, left_files, null_fd, 0
 
     def run(self) -> None:
-        """Be the monitor, in a process just forked; never returns."""
+        """Be the monitor; never returns."""
         status = 1
         try:
             self.channel.keep_session()
             syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # our memory and exe are the host's
-            syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+            syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)  # the launcher ends, and leaves us the reaper
             syscalls.set_process_name("cntr-monitor")
-            if self.command.tty_fd >= 0 or self.command.foreign:
-                os.setsid()  # the caller's terminal sends its signals to the supervisor alone
-            self.steps.now = "join the container's"
-            namespaces.join(self.identity.target.namespaces, "net", "ipc", "uts", "time")
-            try:
-                self.proc_fd = syscalls.new_filesystem("proc", {})  # of this pid namespace, seen by nobody else
-            except OSError:
-                pass  # its owner may not make one where the host's /proc is partly covered: the host's will do
-            self.enter.assemble()
-            command_pid = self._start()
-            self._shed()
-            status = self._monitor(command_pid)
+            os.setsid()  # the caller's terminal sends its signals to the supervisor alone, and is nobody else's to type into
+            for note in self.nest.assemble():
+                self.channel.report(NOTE, note)
+            if isinstance(self.nest, Nest):
+                self.channel.report(NEST, *map(str, remains.mount_namespace(self.identity.proc_fd)))
+            frames, life_write = self._start()
+            status = self._monitor(frames)
+            os.close(life_write)
         except OSError as error:
-            self._failed(error)
+            path = error.filename if isinstance(error.filename, str) else ""
+            self.channel.report(FAILED, self.progress.now.name, str(error.errno or 0), path)
         except BaseException as error:  # noqa: BLE001  nothing may be printed here: the terminal is the user's
-            self.channel.report(FAILED, self.steps.now, "0", f"{type(error).__name__}: {error}")
+            self.channel.report(FAILED, self.progress.now.name, "0", f"{type(error).__name__}: {error}")
         finally:
             os._exit(status)
 
-    def _failed(self, error: OSError) -> None:
-        path = error.filename if isinstance(error.filename, str) else ""
-        self.channel.report(FAILED, self.steps.now, str(error.errno or 0), path)
-
-    def _start(self) -> int:
-        """Fork the command; returns its pid."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-        self.signal_fd = syscalls.signalfd((signal.SIGCHLD,))
-        pid = self.identity.doors.fork()
+    def _start(self) -> tuple[int, int]:
+        """Fork the launcher; the pipe its reaper's frames come from, and the one whose end tells the reaper of ours."""
+        self.progress.now = steps.FORK
+        life_read, life_write = os.pipe2(os.O_CLOEXEC)
+        frames_read, frames_write = os.pipe2(os.O_CLOEXEC)
+        root = self.nest if isinstance(self.nest, OwnRoot) else None
+        below = launcher.Launcher(
+            self.identity,
+            self.command,
+            self.channel,
+            self.progress,
+            root,
+            life_read=life_read,
+            frames_write=frames_write,
+            null_fd=self.null_fd,
+        )
+        pid = self.identity.cgroups.fork()
         if pid == 0:
-            try:
-                self._become_command()
-            except OSError as error:
-                self._failed(error)
-            except BaseException as error:  # noqa: BLE001
-                self.channel.report(FAILED, self.steps.now, "0", f"{type(error).__name__}: {error}")
-            finally:
-                os._exit(EXIT_NOT_EXECUTABLE)
+            os.close(life_write)
+            os.close(frames_read)
+            below.run()
+        os.close(life_read)
+        os.close(frames_write)
+        for fd in (0, 1, 2):  # the command's: whoever reads its output waits for the last writer
+            os.dup2(self.null_fd, fd)
         if self.command.tty_fd >= 0:
             os.close(self.command.tty_fd)
-        return pid
+        os.waitpid(pid, 0)
+        try:
+            os.write(life_write, b"\0")
+        except BrokenPipeError:
+            pass  # there is no reaper: its launcher has said why
+        return frames_read, life_write
 
-    def _shed(self) -> None:
-        """Give up what only the assembling needed: a container that may trace us (CAP_SYS_PTRACE) would gain it.
-
-        Left are the command's own capabilities, CAP_KILL to end it, CAP_SYS_PTRACE to keep lesser containers out, and five fds, none
-        of which leads to the host.
-        """
-        first = 3
-        for kept in sorted((self.signal_fd, self.channel.orders_read, self.channel.reports_write, self.proc_fd)):
-            if kept > first:
-                syscalls.close_range(first, 0, kept - 1)
-            first = kept + 1
-        syscalls.close_range(first, 0)
-        if not self.identity.privileged:
-            self.identity.shed(CAP_KILL | CAP_SYS_PTRACE)
-
-    def _become_command(self) -> None:
-        """Take on the identity and exec. Raises OSError."""
-        self.identity.assume(self.steps, lambda text: self.channel.report(NOTE, text))
-        command = self.command
-        self.steps.now = "set up the terminal"
-        if command.tty_fd >= 0:
-            os.setsid()
-            syscalls.take_terminal(command.tty_fd)
-            for fd in (0, 1, 2):
-                os.dup2(command.tty_fd, fd)
-        self.steps.now = "change to directory"
-        os.chdir(command.directory)
-        # The monitor's death ends the command; asked for last, since a change of credentials clears it.
-        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these two, and exec would pass that on
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        syscalls.close_range(3, syscalls.CLOSE_RANGE_CLOEXEC)
-        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
-        self.steps.now = self.steps.run
-        self._exec()
-
-    def _exec(self) -> None:
-        """execve(2) along PATH, as a shell looks a command up. Raises the most telling OSError."""
-        name, environment = self.command.argv[0], self.command.environment
-        candidates = [name] if "/" in name else [f"{d or '.'}/{name}" for d in environment.get("PATH", "").split(":")]
-        denied = None
-        for path in candidates:
-            try:
-                os.execve(path, self.command.argv, environment)
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-                    denied = denied or OSError(error.errno, error.strerror, path)
-        raise denied or FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-
-    def _monitor(self, command_pid: int) -> int:
-        """Wait for the command, passing signals on; returns the exit status of the monitor, 0 when the command was reported."""
+    def _monitor(self, frames: int) -> int:
+        """Wait for the reaper's end, passing signals on; the monitor's exit status, 0 when the command's was reported."""
+        kind, self.reaper = self._frame(frames)
+        if kind != launcher.STARTED:
+            return 1  # the launcher has said why
+        pidfd = os.pidfd_open(self.reaper)
         poll = select.poll()
-        poll.register(self.signal_fd, select.POLLIN)
-        poll.register(self.channel.orders_read, select.POLLIN)
+        for fd in (frames, self.channel.orders_read, pidfd):
+            poll.register(fd, select.POLLIN)
+        alone = False
         try:
             while True:
                 for fd, _ in poll.poll():
-                    if fd == self.signal_fd:
-                        os.read(fd, 4096)
-                        status = _reap(command_pid)
-                        if status is not None:
-                            self._report_end(status)
-                            return 0
+                    if fd == frames:
+                        kind, ended = self._frame(frames)
+                        if kind != launcher.ENDED:
+                            return self._reaper_lost()
+                        self._report_end(ended & 0xFFFFFFFF)
+                        alone = bool(ended & launcher.ALONE)
+                        return 0
+                    if fd == pidfd:
+                        poll.unregister(pidfd)  # its last frame may still be to be read
                         continue
                     orders = os.read(fd, 64)
-                    if not orders:  # the supervisor is gone
+                    if not orders:  # the supervisor is gone, or wants an end
                         return 1
                     for number in orders:
-                        os.kill(command_pid, number)
+                        self._signal(number)
         finally:
-            self._end_all()
+            self._end_all(pidfd, alone)
+
+    def _frame(self, fd: int) -> tuple[bytes, int]:
+        data = b""
+        while len(data) < launcher.RECORD and (chunk := os.read(fd, launcher.RECORD - len(data))):
+            data += chunk
+        return data[:1], int.from_bytes(data[1:], "little")
+
+    def _signal(self, number: int) -> None:
+        """Pass a signal on to the command, the reaper's first child."""
+        children = remains.descendants(self.identity.proc_fd, self.reaper)
+        if children:
+            remains.kill(self.identity.proc_fd, children[0], number)
 
     def _report_end(self, status: int) -> None:
         if os.WIFSIGNALED(status):
@@ -173,66 +149,37 @@ class Session:
         else:
             self.channel.report(EXITED, str(os.WEXITSTATUS(status)))
 
-    def _end_all(self) -> None:
-        """Kill what the session left behind: orphans come to us, round by round, until there are none."""
-        while True:
-            try:
-                if os.waitpid(-1, os.WNOHANG)[0]:
-                    continue
-            except ChildProcessError:
-                return
-            for pid in self._children():
-                # A /proc/PID directory is a pidfd to the kernel, whichever pid namespace its number is from.
-                try:
-                    fd = os.open(pid, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.proc_fd)
-                except OSError:
-                    continue
-                try:
-                    signal.pidfd_send_signal(fd, signal.SIGKILL)
-                except OSError:
-                    pass
-                finally:
-                    os.close(fd)
-            try:
-                os.waitpid(-1, 0)
-            except ChildProcessError:
-                return
+    def _reaper_lost(self) -> int:
+        """Somebody killed the reaper, and its death the command."""
+        self.channel.report(KILLED, str(int(signal.SIGKILL)))
+        return 0
 
-    def _children(self) -> list[str]:
-        """Our children's names in /proc (proc(5): /proc/PID/task/TID/children)."""
-        fd = os.open("thread-self/children", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.proc_fd)
-        try:
-            return os.read(fd, 1 << 20).decode().split()
-        finally:
-            os.close(fd)
-
-
-def _reap(command_pid: int) -> int | None:
-    """Collect every child that has ended; the command's wait status if it is among them."""
-    found = None
-    try:
-        while True:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
+    def _end_all(self, reaper_fd: int, alone: bool) -> None:
+        """End what the session has left. alone: the reaper, which nothing can leave, said that there is nothing."""
+        proc_fd = self.identity.proc_fd
+        namespace = remains.mount_namespace(proc_fd) if isinstance(self.nest, Nest) else remains.NOTHING
+        poll = select.poll()
+        poll.register(reaper_fd, select.POLLIN)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not alone:
+            below = remains.descendants(proc_fd, self.reaper)
+            for pid in below:
+                remains.kill(proc_fd, pid)
+            if not below or time.monotonic() > deadline - PATIENCE_SECONDS / 2:
+                remains.kill(proc_fd, str(self.reaper))  # it has nobody left to reap, or was stopped
+            if (not below and not remains.end(proc_fd, namespace)) or time.monotonic() > deadline:
                 break
-            if pid == command_pid:
-                found = status
-    except ChildProcessError:
-        pass
-    return found
+            poll.poll(STEP_SECONDS * 1000)
+        if poll.poll(PATIENCE_SECONDS * 1000):
+            try:
+                os.waitpid(self.reaper, 0)
+            except OSError as error:
+                if error.errno != errno.ECHILD:
+                    raise
+        if self.left_files and (files := self.left_files()):
+            self.channel.report(LEFT, *files)
 
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol
-
-    from cntr.attach.identity import Identity
-    from cntr.attach.nest import Steps
-
-    class Entrance(Protocol):
-        """How the session comes by its root: a nested mount namespace, or the container's own."""
-
-        steps: Steps
-
-        def assemble(self) -> None:
-            """Enter it; raises OSError."""
+    from collections.abc import Callable

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import _signal as signal  # the module behind signal, without its import of enum (5 ms)
+import errno
 import os
 import select
 import time
 
-from cntr.attach.channel import EXITED, FAILED, KILLED, NOTE, Channel, Reader
+from cntr.attach import remains, steps
+from cntr.attach.channel import EXITED, FAILED, KILLED, LEFT, NEST, NOTE, Channel, Reader
 from cntr.attach.signals import Watch
 from cntr.attach.target import Target
 from cntr.errors import EXIT_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CntrError, StepFailed, printable
 
 GRACE_SECONDS = 2.0  # between asking a session to end (SIGHUP) and ending it
-SI_KERNEL = 0x80  # ssi_code of a signal from the terminal driver: the whole foreground group has had it already
 
 
 class Outcome:
     """How it ended: the wait status' parts, and the failure that kept it from beginning."""
 
-    __slots__ = ("failed", "notes", "server_gone", "status", "target_gone")
+    __slots__ = ("failed", "left", "nest", "notes", "server_gone", "status", "target_gone")
 
     def __init__(self) -> None:
         """Not ended yet."""
         self.status: int | None = None
         self.failed: list[str] | None = None
         self.notes: list[str] = []
+        self.left: list[str] = []  # files in the session's own directories
+        self.nest = remains.NOTHING
         self.target_gone = self.server_gone = False
 
     def take(self, frame: list[str]) -> None:
@@ -35,6 +38,10 @@ class Outcome:
             self.failed = words
         elif kind == NOTE:
             self.notes += words
+        elif kind == LEFT:
+            self.left += words
+        elif kind == NEST:
+            self.nest = int(words[0]), int(words[1])
         elif kind == EXITED:
             self.status = int(words[0])
         elif kind == KILLED:
@@ -52,11 +59,16 @@ class Supervisor:
         watch: Watch,
         pty: Pty | None,
         server: FileServer | None,
+        service: Service | None,
+        proc_fd: int,
         say: Callable[[str], None],
     ) -> None:
-        """monitor: the process just forked; pty: None where the caller's stdio is the session's; server: the fuse transport's."""
-        self.server, self.server_ended = server, False
-        self.say = say
+        """monitor: the process just forked; pty: None where the caller's stdio is the session's; server: the fuse transport's.
+
+        service: answers `cntr exec` from inside; proc_fd: the host's /proc; say: prints one line.
+        """
+        self.server, self.server_ended, self.service = server, False, service
+        self.say, self.proc_fd = say, proc_fd
         self.target, self.monitor, self.channel, self.watch, self.pty = target, monitor, channel, watch, pty
         self.monitor_fd = os.pidfd_open(monitor)
         self.reader, self.outcome = Reader(channel.reports_read), Outcome()
@@ -68,9 +80,6 @@ class Supervisor:
             self.terminal, self.pump = RawTerminal(0), Pump(0, 1, pty.master)
         self.deadline = 0.0  # monotonic seconds; when the session is ended by force
         self.orders_open = True
-        self.service: Service | None = None  # for `cntr exec` from inside
-        # Whether the session is none of our terminal's: then a signal of its driver is ours to pass on.
-        self.separate = pty is not None
 
     def run(self) -> int:
         """Wait for the end; the exit status of the CLI contract. Raises CntrError."""
@@ -88,8 +97,6 @@ class Supervisor:
             if self.terminal:
                 self.terminal.restore()
             os.close(self.monitor_fd)
-        for frame in self.reader.frames():
-            self.outcome.take(frame)
         return self._verdict()
 
     def _turn(self) -> bool:
@@ -156,7 +163,7 @@ class Supervisor:
         self._close_orders()
 
     def _signals(self) -> None:
-        for number, code in self.watch.read():
+        for number, _ in self.watch.read():
             if number == signal.SIGWINCH:
                 if self.pty:
                     self.pty.resize(0)
@@ -168,7 +175,7 @@ class Supervisor:
                     self._order(number)
             elif self.pty and number in (signal.SIGHUP, signal.SIGTERM):
                 self._hang_up()
-            elif self.separate or code != SI_KERNEL:
+            else:  # the session is none of our terminal's, so a signal of its driver is ours to pass on
                 self._order(number)
 
     def _order(self, number: int) -> None:
@@ -198,6 +205,12 @@ class Supervisor:
         if not poll.poll(GRACE_SECONDS * 1000):
             signal.pidfd_send_signal(self.monitor_fd, signal.SIGKILL)
         _, status = os.waitpid(self.monitor, 0)
+        for frame in self.reader.frames():
+            self.outcome.take(frame)
+        if status != 0 and self.outcome.nest != remains.NOTHING:  # it could not end what the session left: we do
+            deadline = time.monotonic() + GRACE_SECONDS
+            while remains.end(self.proc_fd, self.outcome.nest) and time.monotonic() < deadline:
+                time.sleep(0.01)
         if os.WIFSIGNALED(status) and self.outcome.status is None:
             self.outcome.status = 128 + os.WTERMSIG(status)
             # An init's death kills its namespace first, the monitor with it, and shows only once all that is reaped.
@@ -206,17 +219,10 @@ class Supervisor:
     def _verdict(self) -> int:
         outcome = self.outcome
         if outcome.failed:
-            step, number, path = outcome.failed
-            if int(number) == 0:
-                raise CntrError(
-                    f"{self.target.label}: {step}: {printable(path)}", "this is a bug in cntr: please report it"
-                )
-            error = StepFailed(
-                f"{self.target.label}: {step}", int(number), printable(path), hint_for(step, int(number))
-            )
-            if step.startswith("run"):
-                error.exit_code = EXIT_NOT_FOUND if int(number) == 2 else EXIT_NOT_EXECUTABLE
-            raise error
+            name, number, path = outcome.failed
+            raise failure(self.target.label, name, int(number), path)
+        if outcome.left:
+            self.say(f"gone with the session: {', '.join(outcome.left)}; `--share DIR:rw` keeps what is written in DIR")
         if outcome.server_gone:
             return EXIT_FAILED
         if outcome.status is None or outcome.target_gone:
@@ -225,31 +231,15 @@ class Supervisor:
         return outcome.status
 
 
-def hint_for(step: str, number: int) -> str:
-    """What to do about a failed step, by its name and errno."""
-    if step == "run in the container" and number == 2:
-        return "the container has no such program: `cntr attach` brings your own tools"
-    if step.startswith("run"):
-        return (
-            "is it installed on the tools' side, and in PATH?"
-            if number == 2
-            else "is it an executable of this machine's kind?"
-        )
-    if "cgroup" in step:
-        return "--no-cgroup attaches without joining it"
-    if "directory" in step:
-        return "-w takes a directory of the session's own view; the container is at /var/lib/cntr"
-    if "label" in step:
-        return "--privileged keeps the host's label"
-    if number == 1:
-        return "`cntr doctor` says which privilege is missing here"
-    if number == 11:
-        return "a limit on processes is reached: ulimit -u, or pids.max of the caller's cgroup"
-    if number == 24:
-        return "a limit on open files is reached: ulimit -n"
-    if number == 38:
-        return "the kernel lacks this call (mount API: 5.2, mount_setattr: 5.12)"
-    return "`cntr --debug attach …` shows the whole story"
+def failure(label: str, name: str, number: int, path: str) -> CntrError:
+    """The error of a failed step, by its name and errno."""
+    step = steps.BY_NAME.get(name, steps.START)
+    if number == 0:
+        return CntrError(f"{label}: {name}: {printable(path)}", "this is a bug in cntr: please report it")
+    error = StepFailed(f"{label}: {name}", number, printable(path), step.advice(number))
+    if step in (steps.RUN, steps.RUN_OWN):
+        error.exit_code = EXIT_NOT_FOUND if number == errno.ENOENT else EXIT_NOT_EXECUTABLE
+    return error
 
 
 TYPE_CHECKING = False

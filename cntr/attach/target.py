@@ -19,6 +19,7 @@ CAPABILITIES = (
     "setfcap mac_override mac_admin syslog wake_alarm block_suspend audit_read perfmon bpf checkpoint_restore"
 ).split()
 CAP_KILL, CAP_SYS_PTRACE = 1 << 5, 1 << 19
+UNREAL = (syscalls.PROC_SUPER_MAGIC, syscalls.SYSFS_MAGIC, syscalls.DEVPTS_SUPER_MAGIC, syscalls.FUSE_SUPER_MAGIC)
 
 
 def capability_names(mask: int) -> list[str]:
@@ -48,12 +49,14 @@ class Target:
         "lsm",
         "namespaces",
         "no_new_privs",
+        "partial_proc",
         "permitted",
         "pid",
         "pidfd",
         "proc_fd",
         "root_fd",
         "seccomp",
+        "slow_places",
         "start_time",
         "uid_map",
         "uids",
@@ -102,6 +105,7 @@ class Target:
         self.gid_map = procfs.id_map(procfs.read("gid_map", self.proc_fd))
         self.environment = procfs.environ(procfs.read("environ", self.proc_fd))
         self.lsm = self._read_lsm()
+        self._read_mounts(procfs.read("mountinfo", self.proc_fd))
         if not self.alive():
             raise ProcessLookupError
 
@@ -134,6 +138,19 @@ class Target:
         self.no_new_privs = status.get("NoNewPrivs") == "1"
         self.seccomp = int(status.get("Seccomp", "0"))
 
+    def _read_mounts(self, text: str) -> None:
+        """partial_proc: its /proc shows processes only; slow_places: where a file system of some process' may never answer."""
+        self.partial_proc = False
+        self.slow_places: tuple[str, ...] = ()
+        if "subset=pid" in text:
+            self.partial_proc = any(
+                mount.mount_point == "/proc" and "subset=pid" in mount.super for mount in procfs.mountinfo(text)
+            )
+        if " - fuse" in text:
+            self.slow_places = tuple(
+                mount.mount_point for mount in procfs.mountinfo(text) if mount.fstype.startswith("fuse")
+            )
+
     def _read_lsm(self) -> str:
         """The LSM label; EINVAL and ENOENT mean that no LSM labels processes here."""
         try:
@@ -163,28 +180,45 @@ class Target:
         mapped = procfs.map_id(inside, rows) if "user" in self.namespaces else inside
         return -1 if mapped is None else mapped
 
+    def working_directory(self) -> str:
+        """Where the container's process is, as a path in its root; "/" where that can't be said."""
+        try:
+            path = os.readlink("cwd", dir_fd=self.proc_fd)
+            root = os.readlink("root", dir_fd=self.proc_fd).rstrip("/")
+        except OSError:
+            return "/"
+        return path[len(root) :] or "/" if f"{path}/".startswith(f"{root}/") else "/"
+
     def open_in_root(self, path: str, flags: int) -> int:
         """Open PATH as the target would, never leaving its root (openat2(2), RESOLVE_IN_ROOT). Raises OSError."""
         resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
         return syscalls.openat2(self.root_fd, path.lstrip("/") or ".", flags, resolve)
 
     def read_file(self, path: str, limit: int = 1 << 20) -> str:
-        """The first LIMIT bytes of a regular file of the target, "" where there is none to read."""
+        """The first LIMIT bytes of a regular file of the target as text, "" where there is none to read."""
+        return os.fsdecode(self.read_bytes(path, limit))
+
+    def read_bytes(self, path: str, limit: int = 1 << 20) -> bytes:
+        """The first LIMIT bytes of a regular file of the target, b"" where there is none to read, or only by waiting."""
+        if any(path == place or path.startswith(f"{place.rstrip('/')}/") for place in self.slow_places):
+            return b""
         try:
             handle = self.open_in_root(path, os.O_PATH)
         except OSError:
-            return ""
+            return b""
         try:
-            # Looked at before it is opened: opening a FIFO blocks and opening a device acts.
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                return ""
-            fd = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
+            # Looked at before it is opened: opening a FIFO blocks, opening a device acts, and a file of a kernel's file system
+            # says what its reader is, not what the container wrote.
+            if not stat.S_ISREG(os.fstat(handle).st_mode) or syscalls.filesystem_magic(handle) in UNREAL:
+                return b""
+            # O_NONBLOCK: a file on which somebody holds a lease would be waited for (fcntl(2), F_SETLEASE).
+            fd = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             try:
-                return os.fsdecode(os.pread(fd, limit, 0))
+                return os.pread(fd, limit, 0)
             finally:
                 os.close(fd)
         except OSError:
-            return ""
+            return b""
         finally:
             os.close(handle)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
 
 from cntr.attach.target import Target
 from cntr.errors import CntrError, TargetNotFound, printable
+from cntr.linux import syscalls
 
+HOST_ALL = "host:all"  # the whole host, as it is
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -23,6 +26,20 @@ class Tools:
         """Keep the facts."""
         self.label, self.root_fd, self.mnt_fd, self.path, self.target = label, root_fd, mnt_fd, path, target
 
+    def read_file(self, path: str, limit: int = 1 << 20) -> str:
+        """The first LIMIT bytes of a regular file of the tools' side, "" where there is none to read."""
+        resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
+        try:
+            fd = syscalls.openat2(self.root_fd, path.lstrip("/"), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, resolve)
+        except OSError:
+            return ""
+        try:
+            return os.fsdecode(os.pread(fd, limit, 0)) if stat.S_ISREG(os.fstat(fd).st_mode) else ""
+        except OSError:
+            return ""
+        finally:
+            os.close(fd)
+
     def close(self) -> None:
         """Close what was opened for it."""
         if self.root_fd >= 0 and self.target is None:
@@ -33,8 +50,8 @@ class Tools:
 
 
 def open_tools(source: str) -> Tools:
-    """SOURCE is ``host``, a rootfs directory (a path with a slash), or a TARGET. Raises CntrError."""
-    if source == "host":
+    """SOURCE is ``host``, ``host:all``, a rootfs directory (a path with a slash), or a TARGET. Raises CntrError."""
+    if source in ("host", HOST_ALL):
         return Tools("host", os.open("/", os.O_PATH | os.O_CLOEXEC), -1, os.environ.get("PATH") or DEFAULT_PATH)
     if "/" in source and ":" not in source.partition("/")[0]:
         return _directory(source)

@@ -2,55 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from cntr import engines
-from cntr.attach import cgroup, nest
+from cntr.attach import cgroup, environment, etc_files, nest, steps
 from cntr.attach.channel import Channel
 from cntr.attach.exec_server import VARIABLE, Service
-from cntr.attach.identity import Identity, User, user_of, withheld
-from cntr.attach.monitor import Command, Session
+from cntr.attach.identity import Identity, user_of
+from cntr.attach.launcher import Command
+from cntr.attach.monitor import Monitor
+from cntr.attach.private import INFORMATION, Devices, Private
+from cntr.attach.request import Request
+from cntr.attach.shares import Share
 from cntr.attach.signals import Watch
-from cntr.attach.supervisor import Supervisor, hint_for
+from cntr.attach.supervisor import Supervisor
 from cntr.attach.target import CAP_SYS_PTRACE, Target
-from cntr.attach.tools import DEFAULT_PATH, Tools, open_tools
+from cntr.attach.tools import DEFAULT_PATH, HOST_ALL, Tools, open_tools
+from cntr.attach.view import View, sockets
 from cntr.errors import CntrError, StepFailed, TargetNotFound, printable
-from cntr.linux import procfs, syscalls
-
-
-class Request:
-    """What the user asked for; see the CLI contract for each option's meaning."""
-
-    def __init__(self, target: str, argv: list[str]) -> None:
-        """The defaults of ``cntr attach``."""
-        self.target, self.argv = target, argv
-        self.tools = "host"
-        self.transport = self.binding = "auto"
-        self.read_only = self.privileged = self.verbose = False
-        self.join_cgroup = True
-        self.user: str | None = None
-        self.environment: list[str] = []
-        self.directory = "/"
-        self.own_root = False  # exec: the container's own command in its own root
-
-
-class OwnRoot:
-    """The entrance of ``exec``: the container's own mount namespace and root."""
-
-    __slots__ = ("steps", "target")
-
-    def __init__(self, target: Target) -> None:
-        """Nothing entered yet."""
-        self.target, self.steps = target, nest.Steps()
-        self.steps.run = "run in the container"
-
-    def assemble(self) -> None:
-        """Enter it. Raises OSError."""
-        self.steps.now = "enter the container's root"
-        if "mnt" in self.target.namespaces:
-            syscalls.setns(self.target.namespaces["mnt"], syscalls.CLONE_NEWNS)
-        os.fchdir(self.target.root_fd)
-        os.chroot(".")
+from cntr.linux import namespaces, procfs
 
 
 class Fds:
@@ -96,70 +67,177 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
             ) from None
 
 
+class Prepared:
+    """Everything a session is made of, opened before the fork; fds closes it all."""
+
+    def __init__(self, request: Request, target: Target, fds: Fds, say: Callable[[str], None]) -> None:
+        """Raises CntrError, OSError."""
+        self.request, self.target, self.fds = request, target, fds
+        # 2. the fat side, what of it is shown, and who serves it
+        self.tools = None if request.own_root else open_tools(request.tools)
+        if self.tools:
+            fds.closers.append(self.tools.close)
+        for line in warnings(request, target):
+            say(line)
+        self.proc_fd = fds.fd(os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        self.own_mnt_fd = fds.fd(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
+        self.view = self._view()
+        self.server = self._serve()
+        if self.server:
+            fds.closers.append(self.server.stop)
+        # 3. what needs the host's view: ids, cgroups, terminal, the session's own files
+        self.user = user_of(target, request.user)
+        cgroups = _open_cgroups(request, target, say)
+        self.identity = Identity(target, self.user, request, cgroups, self.proc_fd)
+        fds.closers.append(self.identity.close)
+        self.uid, self.gid = (
+            target.outside(number, rows)
+            for number, rows in ((self.user.uid, target.uid_map), (self.user.gid, target.gid_map))
+        )
+        self.devpts_fd = fds.fd(nest.new_devpts())
+        self.terminal = self._open_terminal()
+        self.null_fd = fds.fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+        self.shell = environment.shell_of(self.tools.root_fd) if self.tools else "/bin/sh"
+        self.home = f"/home/{self._name()}" if self.user.uid else "/root"
+        self.private = self._private() if self.tools else None
+        self.nest = self._nest(self.tools, self.private) if self.tools and self.private else nest.OwnRoot(target)
+        self.command = self._command()
+
+    def _name(self) -> str:
+        """What the session's user is called in it."""
+        known = (
+            self.user.name and etc_files.safe_name(self.user.name) and (self.user.name != "root" or not self.user.uid)
+        )
+        return self.user.name if known else f"uid{self.user.uid}" if self.user.uid else "root"
+
+    def _view(self) -> View | None:
+        """The tools view; None for the container's own root, and for the whole host where that is asked for."""
+        if self.tools is None or self.request.tools == HOST_ALL:
+            return None
+        as_owner, nobody_fd = self.target.as_owner, -1
+        if not as_owner:
+            try:
+                nobody_fd = self.fds.fd(namespaces.nobody())
+            except OSError as error:
+                number = error.errno or 0
+                if number not in (errno.ENOSPC, errno.EPERM, errno.EINVAL, errno.ENOSYS):
+                    raise StepFailed(
+                        f"{self.target.label}: {steps.VIEW.name}", number, "", steps.VIEW.advice(number)
+                    ) from None
+                # This machine allows no user namespaces (user.max_user_namespaces): what only root may read is found by looking.
+        return View(nobody_fd, self.proc_fd, sockets(procfs.read("/proc/net/unix")), as_owner=as_owner)
+
+    def _serve(self) -> FileServer | None:
+        """The file server of the fuse transport. ``auto`` is the mount transport: it needs what both need (Linux 5.2), and is faster."""
+        if self.tools is None or self.request.transport != "fuse":
+            if self.request.binding != "auto":
+                raise CntrError("--binding chooses who speaks FUSE", "it goes with --transport fuse")
+            return None
+        from cntr.attach.fileserver import FileServer
+
+        return FileServer(self.tools, self.request.binding, self.view, self.own_mnt_fd)
+
+    def _open_terminal(self) -> pty.Pty | None:
+        """A pty like the user's terminal, when stdin and stdout are one; else the session's stdio is the caller's own."""
+        if not (os.isatty(0) and os.isatty(1)):
+            return None
+        from cntr.attach import pty  # without a terminal its imports would be for nothing
+
+        terminal = pty.Pty(self.devpts_fd)
+        self.fds.closers.append(terminal.close)
+        terminal.like(0, self.uid)
+        return terminal
+
+    def _private(self) -> Private:
+        """The session's own directories and written files."""
+        private = Private(self.home, self.uid, self.gid)
+        self.fds.closers.append(private.close)
+        tools, target = self.tools, self.target
+        assert tools
+        user = (self.user.uid, self.user.gid, self._name(), self.home, self.shell)
+        for name, data in etc_files.written(target, tools.read_file, user):
+            private.write(f"etc/{name}", data)
+        private.write(f"{INFORMATION}/environ", environment.listing(target.environment))
+        return private
+
+    def _nest(self, tools: Tools, private: Private) -> nest.Nest:
+        request, fds = self.request, self.fds
+        if request.tools in ("host", HOST_ALL) and "mnt" in self.target.namespaces:
+            _make_base_dir()
+        devices = Devices()
+        fds.closers.append(devices.close)
+        shares = []
+        for word in request.shares:
+            shares.append(Share(word, self.uid, self.gid))
+            fds.closers.append(shares[-1].close)
+        entrance: nest.ServedTools | nest.MountedTools
+        if self.server:
+            entrance = nest.ServedTools(self.server, is_view=self.view is not None)
+        else:
+            entrance = nest.MountedTools(tools, self.own_mnt_fd, self.view, read_only=request.read_only)
+        return nest.Nest(
+            self.target,
+            entrance,
+            base=base_dir(),
+            devpts_fd=self.devpts_fd,
+            private=private,
+            devices=devices,
+            shares=shares,
+        )
+
+    def _command(self) -> Command:
+        request, target, tools = self.request, self.target, self.tools
+        if tools is None:
+            home = self.user.home if request.user is not None else ""
+            variables = environment.of_container(target.environment, DEFAULT_PATH, home)
+            argv, directory = request.argv or ["/bin/sh"], request.directory or target.working_directory()
+        else:
+            variables = environment.of_session(
+                request.target,
+                procfs.status(procfs.read("status", target.proc_fd)).get("NSpid", str(target.pid)).split()[-1],
+                base_dir(),
+                path=tools.path,
+                home=self.home,
+                shell=self.shell,
+                user=self._name(),
+                uid=self.user.uid,
+                host_tools=request.tools in ("host", HOST_ALL),
+            )
+            argv, directory = request.argv or [self.shell], request.directory or "/"
+        environment.add(variables, request.environment, target.environment)
+        return Command(argv, variables, directory, self.terminal.slave if self.terminal else -1)
+
+
 def _run_session(request: Request, target: Target, fds: Fds, say: Callable[[str], None]) -> int:
     """From the target on; see ``attach``."""
-    # 2. the fat side, and who serves it
-    tools = None if request.own_root else open_tools(request.tools)
-    if tools:
-        fds.closers.append(tools.close)
-    server = _serve(request, tools)
-    if server:
-        fds.closers.append(server.stop)
-    for line in warnings(request, target):
-        say(line)
-    # 3. what needs the host's view: ids, cgroups, terminal
-    user = user_of(target, request.user)
-    doors = _open_cgroups(request, target, say)
-    identity = Identity(target, user, own_root=request.own_root, privileged=request.privileged, doors=doors)
-    fds.closers.append(identity.close)
-    devpts_fd = fds.fd(nest.new_devpts())
-    terminal = _open_terminal(devpts_fd, target, user)
-    if terminal:
-        fds.closers.append(terminal.close)
+    prepared = Prepared(request, target, fds, say)
     # 4. the session's processes
-    command = Command(
-        request.argv or default_command(tools),
-        environment(request, target, tools, user),
-        request.directory,
-        terminal.slave if terminal else -1,
-        foreign=request.own_root,
-    )
-    service = _service(request, target) if tools else None
+    service = _service(request, target) if prepared.tools else None
     if service:
         fds.closers.append(service.close)
-        command.environment[VARIABLE] = service.name
+        prepared.command.environment[VARIABLE] = service.name
     channel = Channel()
     fds.fd(channel.reports_read)
-    session = Session(_entrance(request, target, tools, server, devpts_fd, fds), identity, command, channel)
+    left_files = prepared.private.left_files if prepared.private and prepared.view else None
+    monitor = Monitor(prepared.nest, prepared.identity, prepared.command, channel, left_files, null_fd=prepared.null_fd)
     watch = Watch()
     fds.closers.append(watch.close)
-    monitor = _fork(session, target)
+    pid = _fork(monitor, target)
     channel.keep_supervisor()
+    terminal, server = prepared.terminal, prepared.server
     if terminal:
         terminal.hand_over()
     if server:
         server.handed_over()
     # 5. until it ends
-    supervisor = Supervisor(target, monitor, channel, watch, terminal, server, say)
-    supervisor.separate |= command.foreign
+    supervisor = Supervisor(target, pid, channel, watch, terminal, server, service, prepared.proc_fd, say)
     if service:
-        service.monitor, supervisor.service = monitor, service
+        service.monitor = pid
     status = supervisor.run()
     if request.verbose:
         for note in supervisor.outcome.notes:
             say(f"note: {printable(note)}")
     return status
-
-
-def _serve(request: Request, tools: Tools | None) -> FileServer | None:
-    """The file server of the fuse transport. ``auto`` is the mount transport: it needs what both need (Linux 5.2), and is faster."""
-    if tools is None or request.transport != "fuse":
-        if request.binding != "auto":
-            raise CntrError("--binding chooses who speaks FUSE", "it goes with --transport fuse")
-        return None
-    from cntr.attach.fileserver import FileServer
-
-    return FileServer(tools.root_fd, request.binding)
 
 
 def _service(request: Request, target: Target) -> Service | None:
@@ -175,32 +253,15 @@ def _service(request: Request, target: Target) -> Service | None:
         return None  # `cntr exec` in the session will say so
 
 
-def _entrance(
-    request: Request, target: Target, tools: Tools | None, server: FileServer | None, devpts_fd: int, fds: Fds
-) -> nest.Nest | OwnRoot:
-    """The nest, or for ``exec`` the container's own root."""
-    if tools is None:
-        return OwnRoot(target)
-    if request.tools == "host" and not request.read_only and "mnt" in target.namespaces:
-        _make_base_dir()
-    own_mnt_fd = fds.fd(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
-    return nest.Nest(
-        target, tools, server, base=base_dir(), read_only=request.read_only, own_mnt_fd=own_mnt_fd, devpts_fd=devpts_fd
-    )
-
-
-def _fork(session: Session, target: Target) -> int:
-    """Fork the monitor. The pid namespace takes effect for children only, so this process joins it: it forks no more."""
+def _fork(monitor: Monitor, target: Target) -> int:
+    """Fork the monitor; its pid. Raises CntrError."""
     try:
-        step = "enter the container's pid namespace"
-        if "pid" in target.namespaces:
-            syscalls.setns(target.namespaces["pid"], syscalls.CLONE_NEWPID)
-        step = "start a process"
         pid = os.fork()
     except OSError as error:
-        raise StepFailed(f"{target.label}: {step}", error.errno or 0, "", hint_for(step, error.errno or 0)) from None
+        number = error.errno or 0
+        raise StepFailed(f"{target.label}: {steps.FORK.name}", number, "", steps.FORK.advice(number)) from None
     if pid == 0:
-        session.run()
+        monitor.run()
     return pid
 
 
@@ -226,132 +287,53 @@ def _make_base_dir() -> None:
             pass  # it exists, or the root is read-only: then the stand-in it is
 
 
-def _open_cgroups(request: Request, target: Target, say: Callable[[str], None]) -> cgroup.Doors:
+def _open_cgroups(request: Request, target: Target, say: Callable[[str], None]) -> cgroup.CgroupJoin:
     """The cgroups to join; none when frozen: joining a frozen cgroup freezes the joiner."""
     if not request.join_cgroup:
-        return cgroup.Doors([])
+        return cgroup.CgroupJoin([])
     found, unreachable = cgroup.memberships(
         procfs.read("cgroup", target.proc_fd), procfs.read("/proc/self/cgroup"), procfs.read("/proc/self/mountinfo")
     )
     if any(membership.frozen for membership in found):
         say(f"note: {target.label} is paused: the session stays outside its cgroup")
-        return cgroup.Doors([])
+        return cgroup.CgroupJoin([])
     if unreachable and request.verbose:
         say(f"note: cgroup not reachable from here: {', '.join(unreachable)}")
     try:
-        return cgroup.Doors(found)
+        return cgroup.CgroupJoin(found)
     except PermissionError as error:
         if not target.as_owner:
-            raise CntrError(f"{error.filename}: {error.strerror}", hint_for("cgroup", 0)) from None
+            raise CntrError(f"{error.filename}: {error.strerror}", steps.CGROUP.hint) from None
         # A user may move processes only below a cgroup delegated to them (cgroups(7)); the engine of a rootless container may.
         say(f"note: the session stays outside the container's cgroup: {error.strerror}: {error.filename}")
-        return cgroup.Doors([])
+        return cgroup.CgroupJoin([])
     except OSError as error:  # EROFS: cntr itself runs in a container
         raise StepFailed(
             f"{target.label}: join the container's cgroup",
             error.errno or 0,
             printable(str(error.filename)),
-            hint_for("cgroup", 0),
+            steps.CGROUP.hint,
         ) from None
 
 
-def _open_terminal(devpts_fd: int, target: Target, user: User) -> pty.Pty | None:
-    """A pty like the user's terminal, when stdin and stdout are one; else the session's stdio is the caller's own."""
-    if not (os.isatty(0) and os.isatty(1)):
-        return None
-    from cntr.attach import pty  # without a terminal its imports would be for nothing
-
-    terminal = pty.Pty(devpts_fd)
-    terminal.like(0, target.outside(user.uid, target.uid_map))
-    return terminal
-
-
 def warnings(request: Request, target: Target) -> list[str]:
-    """What the user must know before: one line each."""
-    found = []
+    """What the user must know before: one line each. Raises CntrError for what goes with --force only."""
+    found: list[str] = []
     reach = target.permitted | target.bounding
-    if not request.own_root and not request.privileged and reach & CAP_SYS_PTRACE:
+    if request.own_root:
+        return found
+    if request.tools == HOST_ALL:
         found.append(
-            f"warning: {target.label} may hold CAP_SYS_PTRACE: its processes can reach the tools' tree through this session"
-            + ("" if request.read_only else "; --read-only makes that tree read-only for the session")
+            "warning: --tools host:all: the session can read and write this machine's files, as far as its user may"
         )
-    return found
-
-
-def environment(request: Request, target: Target, tools: Tools | None, user: User) -> dict[str, str]:
-    """The session's: the container's, its PATH and SHELL the tools', without what would steer the tools (identity.WITHHELD)."""
-    if tools is None:
-        result = dict(target.environment)
-        result.setdefault("PATH", DEFAULT_PATH)
-        result.setdefault("HOME", user.home or "/")
-    else:
-        result = {key: value for key, value in target.environment.items() if not withheld(key)}
-        result["PATH"] = tools.path
-        result["HOME"] = user.home if _is_home(tools, user.home, target.outside(user.uid, target.uid_map)) else "/"
-        result["SHELL"] = shell_of(tools)
-        result["CNTR_TARGET"] = request.target
-        result["CNTR_TARGET_PID"] = (
-            procfs.status(procfs.read("status", target.proc_fd)).get("NSpid", str(target.pid)).split()[-1]
-        )
-        result["CNTR_BASE_DIR"] = base_dir()
-        label = "".join(c if c.isascii() and (c.isalnum() or c in "._:/@-") else "?" for c in request.target)[:40]
-        result["PS1"] = f"[cntr {label}] # "
-        result["debian_chroot"] = f"cntr {label}"
-    if user.name:
-        result["USER"] = result["LOGNAME"] = user.name
-    if "TERM" in os.environ:
-        result["TERM"] = os.environ["TERM"]
-    for setting in request.environment:
-        key, equals, value = setting.partition("=")
-        if not key or "\0" in setting:
+        if target.container.owner not in (0, os.getuid()) and not request.force:
             raise CntrError(
-                f"-e {printable(setting)!r}: not NAME=VALUE",
-                "for example -e DEBUG=1; -e NAME alone passes the caller's on",
+                f"--tools host:all: {target.label} is uid {target.container.owner}'s",
+                "leave it out: the tools view shows this machine's programs; --force brings the whole host all the same",
             )
-        if equals:
-            result[key] = value
-        elif key in os.environ:
-            result[key] = os.environ[key]
-    return result
-
-
-def default_command(tools: Tools | None) -> list[str]:
-    """A shell: the tools' own, or for ``exec`` the container's /bin/sh."""
-    return ["/bin/sh"] if tools is None else [shell_of(tools)]
-
-
-def _is_home(tools: Tools, path: str, uid: int) -> bool:
-    """Whether a home directory, named by the container, is one on the tools' side whose start-up files can be trusted.
-
-    A shell runs what it finds there. So it must not lie where the nest shows the container's own files, nor may anybody but root
-    and UID (of the caller's user namespace) be able to write to it: an image is free to say /tmp, or another user's home.
-    """
-    if not path.startswith("/") or os.path.normpath(path).lstrip("/").split("/")[0] in ("", "proc", "dev", "sys"):
-        return False
-    if f"{os.path.normpath(path)}/".startswith(f"{base_dir()}/"):
-        return False
-    resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_SYMLINKS  # a link could lead into those places
-    try:
-        fd = syscalls.openat2(tools.root_fd, path.lstrip("/"), os.O_PATH | os.O_DIRECTORY, resolve)
-    except OSError:
-        return False
-    try:
-        status = os.fstat(fd)
-        return status.st_uid in (0, uid) and not status.st_mode & 0o022
-    finally:
-        os.close(fd)
-
-
-def shell_of(tools: Tools) -> str:
-    """The caller's $SHELL where the tools have it, else bash or sh, whichever they have."""
-    for shell in (os.environ.get("SHELL", ""), "/bin/bash", "/bin/sh", "/usr/bin/bash", "/usr/bin/sh", "/bin/busybox"):
-        if shell.startswith("/"):
-            try:
-                os.close(syscalls.openat2(tools.root_fd, shell.lstrip("/"), os.O_PATH, syscalls.RESOLVE_IN_ROOT))
-            except OSError:
-                continue
-            return shell
-    return "/bin/sh"
+    if not request.privileged and reach & CAP_SYS_PTRACE and "pid" in target.namespaces:
+        found.append(f"warning: {target.label} may hold CAP_SYS_PTRACE: its processes can look into this session")
+    return found
 
 
 TYPE_CHECKING = False

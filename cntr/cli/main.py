@@ -80,7 +80,9 @@ def _attach(parsed: Parsed) -> int:
     request.transport = parsed.text("transport", "auto")
     request.binding = parsed.text("binding", "auto")
     request.read_only = parsed.flag("read_only")
-    if request.tools != "host":  # their shell is as foreign as the container's own
+    request.shares = parsed.texts("share")
+    request.force = parsed.flag("force")
+    if request.tools not in ("host", "host:all"):  # their shell is as foreign as the container's own
         _protect_interpreter(parsed)
     return walk.attach(request, _say)
 
@@ -136,12 +138,12 @@ def _mount(parsed: Parsed) -> int:
 
 
 def _request(parsed: Parsed) -> Request:
-    from cntr.attach.walk import Request
+    from cntr.attach.request import Request
 
     request = Request(parsed.words[0], parsed.argv)
     request.user = parsed.text("user") if parsed.flag("user") else None
     request.environment = parsed.texts("env")
-    request.directory = parsed.text("workdir", "/")
+    request.directory = parsed.text("workdir") or None
     request.privileged = parsed.flag("privileged")
     request.verbose = parsed.flag("verbose")
     request.join_cgroup = not parsed.flag("no_cgroup")
@@ -177,7 +179,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cntr.attach.walk import Request
+    from cntr.attach.request import Request
 
 HANDLERS = {
     "attach": _attach,

@@ -84,7 +84,7 @@ USER = Option(
     "-u --user", "USER", "run as USER[:GROUP], by the container's names or by number (default: the container's)"
 )
 ENV = Option("-e --env", "K=V", "set a variable; K alone passes the caller's on", repeat=True)
-WORKDIR = Option("-w --workdir", "DIR", "start in DIR (default: /)")
+WORKDIR = Option("-w --workdir", "DIR", "start in DIR (default: / of a session, the container's own for exec)")
 NO_CGROUP = Option("--no-cgroup", "", "stay in the caller's cgroup")
 VERBOSE = Option("-v --verbose", "", "say what could not be inherited")
 PRIVILEGED = Option("--privileged", "", "keep the host root's capabilities, user namespace and security label")
@@ -118,11 +118,19 @@ COMMANDS = (
             Option(
                 "--tools",
                 "SRC",
-                "where the tools come from: host (default), another container, or the directory of a root filesystem",
+                "where the tools come from: host (default: this machine's programs), host:all (its whole tree, as it is), "
+                "another container, or the directory of a root filesystem",
+            ),
+            Option(
+                "--share",
+                "PATH[:rw]",
+                "bring in a file or directory of this machine, read-only or to write",
+                repeat=True,
             ),
             TRANSPORT,
             BINDING,
-            Option("--read-only", "", "mount the whole tools' tree read-only"),
+            Option("--read-only", "", "with host:all: mount the whole tools' tree read-only"),
+            Option("--force", "", "attach all the same where that is refused as unsafe"),
             USER,
             ENV,
             WORKDIR,
@@ -133,6 +141,7 @@ COMMANDS = (
         "cntr attach web                        a shell ($SHELL) beside the container `web`\n"
         "cntr attach web -- gdb -p 1            debug its process with your gdb\n"
         "cntr attach docker:3f2a -- strace -fp 1\n"
+        "cntr attach web --share .:rw           bring this directory along, to write\n"
         "cntr attach web --tools toolbox        tools from the container `toolbox`",
         takes_command=True,
     ),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import _signal as signal  # the module behind signal, without its import of enum (5 ms)
 import errno
 import os
 
 from cntr import engines
-from cntr.attach import cgroup, identity, nest, walk
+from cntr.attach import cgroup, etc_files, identity, nest, view, walk
 from cntr.attach.target import CAP_SYS_PTRACE, Target, capability_names
 from cntr.engines import listing, store
 from cntr.errors import EXIT_FAILED, CntrError, printable
-from cntr.linux import procfs, syscalls
+from cntr.linux import namespaces, procfs, syscalls
 from cntr.linux.namespaces import KINDS
 
 
@@ -94,6 +93,7 @@ def inspect(name: str) -> Report:
         _inspect_limits(report, target)
         _inspect_environment(report, target)
         _inspect_files(report, target)
+        _inspect_tools(report)
     finally:
         target.close()
     return report
@@ -192,13 +192,11 @@ def _inspect_limits(report: Report, target: Target) -> None:
 
 
 def _inspect_environment(report: Report, target: Target) -> None:
-    kept = [key for key in target.environment if not identity.withheld(key)]
-    left = [printable(key) for key in target.environment if identity.withheld(key)]
     report.add(
         "environment",
-        f"{len(kept)} variables",
-        "partly" if left else "yes",
-        f"the tools' own instead: {' '.join(left)}" if left else "",
+        f"{len(target.environment)} variables",
+        "shown",
+        "in /run/cntr/environ, to be read; `-e NAME` takes one over. A session's own is an allow-list",
     )
 
 
@@ -210,28 +208,51 @@ def _hard(limit: int) -> int:
 
 
 def _inspect_files(report: Report, target: Target) -> None:
-    for name, magic in (("proc", syscalls.PROC_SUPER_MAGIC), ("sys", syscalls.SYSFS_MAGIC), ("dev", None)):
+    for name, magic in (("proc", syscalls.PROC_SUPER_MAGIC), ("sys", syscalls.SYSFS_MAGIC)):
         why = ""
         try:
             fd = target.open_in_root(name, os.O_PATH | os.O_DIRECTORY)
             try:
-                if magic is not None and syscalls.filesystem_magic(fd) != magic:
+                if syscalls.filesystem_magic(fd) != magic:
                     why = f"the container has none mounted: a fresh one of its namespaces{', read-only' if name == 'sys' else ''}"
-                elif magic is None and not nest.has_null_device(fd):
-                    why = "the container has no usable one: the tools' own stays"
             finally:
                 os.close(fd)
         except OSError:
-            why = (
-                "the container has none: the tools' own stays"
-                if name == "dev"
-                else "the container has none: a fresh one of its namespaces"
-            )
+            why = "the container has none: a fresh one of its namespaces"
+        if name == "proc" and target.partial_proc:
+            why = "the container's shows processes only (subset=pid): a fresh one of its pid namespace"
         report.add(f"/{name}", None, "no" if why else "yes", why)
-    for name in nest.ETC_FILES:
+    report.add("/dev", None, "no", "the session's own; the container's is below the base directory")
+    for name in ("passwd", "group"):
+        report.add(
+            f"/etc/{name}", None, "partly", "written from its ids and safe names; homes and shells are the tools'"
+        )
+    for name in etc_files.COPIED:
         why = target.odd_file(f"/etc/{name}")
-        report.add(f"/etc/{name}", None, "no" if why else "yes", f"{why}: the tools' own stays" if why else "")
+        report.add(f"/etc/{name}", None, "no" if why else "copy", f"{why}: the tools' own stays" if why else "")
     report.add("root, volumes", walk.base_dir(), "yes", "with all that is mounted below")
+
+
+def _inspect_tools(report: Report) -> None:
+    """How each mount of this machine is shown in a session."""
+    for mount in procfs.mountinfo(procfs.read("/proc/self/mountinfo")):
+        if mount.mount_point == "/" or view.is_shown(mount):
+            fits = _can_be_idmapped(mount.mount_point)
+            how = "read-only, nobody's (idmapped)" if fits else "read-only, with what only root may read covered"
+            report.add(f"tools {mount.mount_point}", mount.fstype, "shown", how)
+
+
+def _can_be_idmapped(path: str) -> bool:
+    """Tried on a detached clone, which is never mounted."""
+    try:
+        userns = namespaces.nobody()
+        try:
+            _idmap(syscalls.open_tree(syscalls.AT_FDCWD, path, syscalls.OPEN_TREE_CLONE), userns)
+        finally:
+            os.close(userns)
+    except OSError:
+        return False
+    return True
 
 
 NEEDED_CAPABILITIES = (
@@ -322,7 +343,7 @@ def _probe_mount_setattr() -> None:
 
 def _probe_idmapped_mounts() -> str:
     """mount_setattr(2) on a detached clone of /, which is never mounted; the filesystem must have it too, so then on a new tmpfs."""
-    userns = _throwaway_user_namespace()
+    userns = namespaces.nobody()
     try:
         try:
             _idmap(syscalls.open_tree(syscalls.AT_FDCWD, "/", syscalls.OPEN_TREE_CLONE), userns)
@@ -343,36 +364,6 @@ def _idmap(tree_fd: int, userns_fd: int) -> None:
         syscalls.mount_setattr(tree_fd, "", recursive=False, attr_set=syscalls.MOUNT_ATTR_IDMAP, userns_fd=userns_fd)
     finally:
         os.close(tree_fd)
-
-
-def _throwaway_user_namespace() -> int:
-    """A fd of a new user namespace with a map, which nothing is in by the time this returns. Raises OSError."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            syscalls.unshare(syscalls.CLONE_NEWUSER)
-            os.write(writing, b"\0")
-            os.close(writing)
-            while True:
-                signal.pause()
-        except OSError as error:
-            os.write(writing, bytes([error.errno or 1]))
-        finally:
-            os._exit(1)
-    try:
-        os.close(writing)
-        number = (os.read(reading, 1) or b"\1")[0]
-        if number:
-            raise OSError(number, f"unshare(CLONE_NEWUSER): {os.strerror(number)}")
-        for file in ("uid_map", "gid_map"):
-            with open(f"/proc/{pid}/{file}", "w") as stream:
-                stream.write("0 100000 1000\n")
-        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        os.close(reading)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
 
 
 def _probe_openat2() -> None:

@@ -21,6 +21,7 @@ class Options:
         read_only: bool = False,
         invalidate: bool = True,
         keep_mounts: bool = False,
+        as_nobody: bool = False,
         max_fds: int | None = None,
         mount_flags: list[str] | None = None,
     ) -> None:
@@ -37,6 +38,7 @@ class Options:
         # Things are mounted on the tree: watch only where an entry can be expired, not dropped; and not for a command of a moment.
         self.keep_mounts = keep_mounts
         self.read_only = read_only
+        self.as_nobody = as_nobody
         self.max_fds = max_fds
         self.hang_timeout = 60.0
         self.trace = False

@@ -62,6 +62,111 @@ def open_differing(proc_fd: int, own_fd: int) -> dict[str, int]:
     return opened
 
 
+def mapped(uid_map: str, gid_map: str) -> int:
+    """A fd of a new user namespace with these maps (user_namespaces(7)), for idmapped mounts; no process stays in it.
+
+    The ids are (in the file system, in the mount, count). Raises OSError.
+    """
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    try:
+        pid = syscalls.fork(flags=syscalls.CLONE_NEWUSER)
+        if pid == 0:
+            os.close(writing)
+            os.read(reading, 1)  # until the other side is done with us
+            os._exit(0)
+        try:
+            for name, text in (("uid_map", uid_map), ("gid_map", gid_map)):
+                fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+                try:
+                    os.write(fd, text.encode())
+                finally:
+                    os.close(fd)
+            return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(writing)
+            writing = -1
+            os.waitpid(pid, 0)
+    finally:
+        os.close(reading)
+        if writing >= 0:
+            os.close(writing)
+
+
+NO_FILES_ID = 0xFFFFFFFD  # an id that no file has: the last but two (the last is "none", (uid_t)-1)
+
+
+def nobody() -> int:
+    """A fd of a user namespace that maps one id, which no file has: by it a mount's files are all nobody's. Raises OSError."""
+    return mapped(f"{NO_FILES_ID} {NO_FILES_ID} 1", f"{NO_FILES_ID} {NO_FILES_ID} 1")
+
+
+def owner(fd: int) -> int:
+    """A fd of the user namespace that owns the namespace behind FD (ioctl_ns(2), NS_GET_USERNS). Raises OSError."""
+    return syscalls.namespace_ioctl(fd, syscalls.NS_GET_USERNS)
+
+
+def proc_of(pid_fd: int) -> int:
+    """A detached mount of a new /proc of the pid namespace behind PID_FD (-1: our own). Raises OSError.
+
+    Linux 6.17 takes the namespace as an option. Before, a process has to be in it: one that holds nothing, is not dumpable, and
+    ends at once.
+    """
+    if pid_fd < 0:
+        return syscalls.new_filesystem("proc", {})
+    try:
+        return syscalls.new_filesystem("proc", {"pidns": pid_fd})
+    except OSError as error:
+        if error.errno != 22:  # EINVAL: no such option
+            raise
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    done_read, done_write = os.pipe2(os.O_CLOEXEC)
+    child = syscalls.fork()
+    if child == 0:
+        os.close(reading)
+        os.close(done_write)
+        _hold_proc(pid_fd, writing, done_read)
+    os.close(writing)
+    os.close(done_read)
+    try:
+        pid, fd, number = (int(word) for word in (os.read(reading, 64) or b"0 0 5").split())
+        if number:
+            raise OSError(number, os.strerror(number), "proc")
+        pidfd = os.pidfd_open(pid)
+        try:
+            return syscalls.pidfd_getfd(pidfd, fd)
+        finally:
+            os.close(pidfd)
+    finally:
+        os.close(reading)
+        os.close(done_write)
+        os.waitpid(child, 0)
+
+
+def _hold_proc(pid_fd: int, writing: int, done_read: int) -> None:
+    """The two processes behind ``proc_of``: one enters and forks, the other mounts and holds it until it is taken. Never returns."""
+    try:
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+        syscalls.setns(pid_fd, syscalls.CLONE_NEWPID)
+        ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
+        pid = syscalls.fork()
+        if pid == 0:
+            try:
+                os.dup2(syscalls.new_filesystem("proc", {}), writing)
+                os.write(ready_write, b"\0")
+                os.read(done_read, 1)
+            except OSError as error:
+                os.write(ready_write, bytes([error.errno or 5]))
+            finally:
+                os._exit(0)
+        os.write(writing, b"%d %d %d" % (pid, writing, (os.read(ready_read, 1) or b"\5")[0]))
+        os.close(done_read)
+        os.waitpid(pid, 0)
+    except OSError as error:
+        os.write(writing, b"0 0 %d" % (error.errno or 5))
+    finally:
+        os._exit(0)
+
+
 def join(fds: dict[str, int], *names: str) -> None:
     """setns(2) into each named namespace that FDS has, in the order given. Raises OSError naming the kind."""
     for name in names:

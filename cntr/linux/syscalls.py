@@ -90,6 +90,7 @@ PROC_SUPER_MAGIC = 0x9FA0
 SYSFS_MAGIC = 0x62656572
 DEVPTS_SUPER_MAGIC = 0x1CD1
 CGROUP2_SUPER_MAGIC = 0x63677270
+FUSE_SUPER_MAGIC = 0x65735546
 
 # asm-generic/ioctls.h
 FIONREAD = 0x541B
@@ -98,7 +99,7 @@ TIOCGPTPEER = 0x5441
 
 # System call numbers from 424 on are the same on every architecture but alpha.
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 428, 429, 430, 431, 432
-_SYS_CLONE3, _SYS_CLOSE_RANGE, _SYS_OPENAT2, _SYS_MOUNT_SETATTR = 435, 436, 437, 442
+_SYS_CLONE3, _SYS_CLOSE_RANGE, _SYS_OPENAT2, _SYS_PIDFD_GETFD, _SYS_MOUNT_SETATTR = 435, 436, 437, 438, 442
 _SYS_PIVOT_ROOT = {"x86_64": 155, "i686": 217, "s390x": 217, "ppc64le": 203}.get(os.uname().machine, 41)
 
 
@@ -158,7 +159,7 @@ Path = str | bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 
 def _check(result: int, call: str, path: object = None) -> int:
@@ -219,17 +220,20 @@ def mount_setattr(
     _check(result, "mount_setattr", _fd_path(dirfd, path))
 
 
-def new_filesystem(fstype: str, options: dict[str, str | None], attrs: int = 0) -> int:
-    """fsopen, fsconfig, fsmount: a detached mount of a new superblock; an option without a value is a flag.
+def new_filesystem(fstype: str, options: Mapping[str, str | int | None], attrs: int = 0) -> int:
+    """fsopen, fsconfig, fsmount: a detached mount of a new superblock.
 
-    Returns the mount's fd (close-on-exec).
+    options: a number is a fd (FSCONFIG_SET_FD), None a flag. Returns the mount's fd (close-on-exec).
     """
     fs = _check(_syscall(_long(_SYS_FSOPEN), fstype.encode(), FSOPEN_CLOEXEC), "fsopen", fstype)
     try:
         for key, value in options.items():
-            command = FSCONFIG_SET_FLAG if value is None else FSCONFIG_SET_STRING
-            data = None if value is None else value.encode()
-            result = _syscall(_long(_SYS_FSCONFIG), fs, command, key.encode(), data, 0)
+            if isinstance(value, int):
+                result = _syscall(_long(_SYS_FSCONFIG), fs, FSCONFIG_SET_FD, key.encode(), None, value)
+            else:
+                command = FSCONFIG_SET_FLAG if value is None else FSCONFIG_SET_STRING
+                data = None if value is None else value.encode()
+                result = _syscall(_long(_SYS_FSCONFIG), fs, command, key.encode(), data, 0)
             _check(result, "fsconfig", f"{fstype} {key}={value}")
         result = _syscall(_long(_SYS_FSCONFIG), fs, FSCONFIG_CMD_CREATE, None, None, 0)
         _check(result, "fsconfig(create)", fstype)
@@ -295,8 +299,10 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     _check(_libc.capset(header, data), "capset")
 
 
-def fork(cgroup_fd: int = -1) -> int:
+def fork(cgroup_fd: int = -1, flags: int = 0) -> int:
     """fork(2); with the fd of a cgroup2 directory by clone3(2) and CLONE_INTO_CGROUP (kernel 5.7): the child begins in there.
+
+    flags: CLONE_NEW* of namespaces that the child begins in (clone3, kernel 5.3).
 
     For a process of one thread. Python's own hooks are called, and the C library's (for other threads' locks) but by clone3.
     os.fork itself reads /proc/self/stat from Python 3.12 on and imports `warnings` if that tells of threads: in a container's
@@ -304,9 +310,10 @@ def fork(cgroup_fd: int = -1) -> int:
     """
     python = _Library(_LockedFunction)
     python.PyOS_BeforeFork()
-    if cgroup_fd >= 0:
+    if cgroup_fd >= 0 or flags:
         # struct clone_args: flags pidfd child_tid parent_tid exit_signal stack stack_size tls set_tid set_tid_size cgroup
-        arguments = _packed(8, CLONE_INTO_CGROUP, 0, 0, 0, _SIGCHLD, *5 * (0,), cgroup_fd)
+        flags |= CLONE_INTO_CGROUP if cgroup_fd >= 0 else 0
+        arguments = _packed(8, flags, 0, 0, 0, _SIGCHLD, *5 * (0,), max(cgroup_fd, 0))
         pid = python.syscall(_long(_SYS_CLONE3), arguments, _ulong(len(arguments)))
     else:
         pid = _int(python.fork()).value  # a long's upper half is not the function's
@@ -316,7 +323,7 @@ def fork(cgroup_fd: int = -1) -> int:
         return 0
     python.PyOS_AfterFork_Parent()
     if pid < 0:
-        raise OSError(number, f"{'clone3' if cgroup_fd >= 0 else 'fork'}: {os.strerror(number)}")
+        raise OSError(number, f"{'clone3' if cgroup_fd >= 0 or flags else 'fork'}: {os.strerror(number)}")
     return pid
 
 
@@ -330,6 +337,16 @@ def bytes_in_pipe(fd: int) -> int:
     count = (_uint * 1)()
     _check(_libc.ioctl(fd, _ulong(FIONREAD), _ctypes.byref(count)), "ioctl(FIONREAD)", f"fd {fd}")
     return int(count[0])
+
+
+def namespace_ioctl(fd: int, request: int) -> int:
+    """ioctl_ns(2) NS_GET_USERNS or NS_GET_PARENT on the namespace behind FD; a fd (close-on-exec)."""
+    return _check(_libc.ioctl(fd, _ulong(request), 0), f"ioctl(0x{request:x})", f"fd {fd}")
+
+
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """pidfd_getfd(2), kernel 5.6: a copy (close-on-exec) of another process' FD."""
+    return _check(_syscall(_long(_SYS_PIDFD_GETFD), pidfd, fd, 0), "pidfd_getfd", f"fd {fd}")
 
 
 def filesystem_magic(fd: int) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cntr.linux import procfs, syscalls
+from cntr.linux import procfs
 from lab.slim import SlimContainer
 from tests.nest.tty import CNTR
 
@@ -26,6 +26,7 @@ def tools(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
         (tmp_path / name).mkdir(parents=True)
     for name in HOST:
         subprocess.run(["mount", "--rbind", f"/{name}", tmp_path / name], check=True)
+    tmp_path.chmod(0o755)  # a root directory that is closed to others is replaced, and no more watched
     yield tmp_path
     for name in HOST:
         subprocess.run(["umount", "--recursive", "--lazy", tmp_path / name], check=True)
@@ -109,7 +110,7 @@ def overflow(session: Session, directory: pathlib.Path) -> None:
 
 @pytest.mark.timeout(300)
 def test_mounts_outlast_what_is_told_of_changes(tools: pathlib.Path) -> None:
-    """Changes of what is mounted on, the host's mounts, an overflow: all seen, and the nest's mounts are as they were."""
+    """Changes of what is mounted on, an overflow: all seen, and the nest's mounts are as they were."""
     if not pathlib.Path("/proc/sys/fs/fanotify").is_dir():
         pytest.skip("the kernel lacks fanotify")
     with SlimContainer("coherent") as container:
@@ -136,11 +137,6 @@ def test_mounts_outlast_what_is_told_of_changes(tools: pathlib.Path) -> None:
                     (tools / name / "made").mkdir()
                     (tools / name / "made").rename(tools / name / "renamed")
                     (tools / name / "renamed").rmdir()
-                syscalls.mount("elsewhere", str(tools / "mounted"), "tmpfs", 0)
-                (tools / "mounted" / "below").touch()
-                seen(session, "ls /mounted", ["below"])
-                syscalls.umount(str(tools / "mounted"), syscalls.MNT_DETACH)  # the server has looked there
-                seen(session, "ls /mounted", [])
                 lost = f"test -e /room-{turn}/lost && echo there || echo missing"
                 (tools / f"room-{turn}" / "many").mkdir(parents=True)
                 seen(session, f"ls /room-{turn}", ["many"])

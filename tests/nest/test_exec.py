@@ -198,17 +198,19 @@ def test_attackers_get_nothing_of_the_host_while_it_starts(tmp_path, prowler):
         assert loot.seen() > 100
 
 
-@pytest.mark.parametrize("verb", ["exec", "attach"])
+@pytest.mark.parametrize("verb", ["exec", "attach", "unprotected"])
 def test_the_callers_terminal_is_out_of_reach(verb):
     """With a pipe for stdout there is no pty: the container's program must not find the caller's terminal behind /dev/tty and type
-    there (TIOCSTI). The tools of a plain attach are the caller's own: they may, and so the check can fail."""
+    there (TIOCSTI), nor may what the tools run. Without the session of its own it is reached, and so the check can fail."""
     with Box() as box:
         script = "(: </dev/tty) 2>/dev/null && echo reached || echo refused"
-        with Terminal(
-            "sh", "-c", f"{' '.join(CNTR)} {verb} {box.pid} -- sh -c '{script}' | cat; echo done"
-        ) as terminal:
+        command = f"{' '.join(CNTR)} {verb} {box.pid} --"
+        if verb == "unprotected":
+            code = "import os; os.setsid = lambda: 0; from cntr.__main__ import main; main()"
+            command = f'{sys.executable} -c "{code}" attach {box.pid} --'
+        with Terminal("sh", "-c", f"{command} sh -c '{script}' | cat; echo done") as terminal:
             shown = terminal.wait_for(r"(reached|refused)\s+done").group(1)
-        assert shown == ("refused" if verb == "exec" else "reached")
+        assert shown == ("reached" if verb == "unprotected" else "refused")
 
 
 def test_ctrl_c_still_ends_a_program_without_a_pty():

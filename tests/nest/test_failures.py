@@ -28,8 +28,9 @@ def test_a_command_that_cannot_be_run_is_126(tmp_path):
     plain = tmp_path / "plain"
     plain.write_text("no program")
     with Box(files={"/plain": "x"}) as box:
-        assert "Permission denied" in one_line_and_hint(box.attach("--", str(plain)), 126)
-        assert "Exec format error" in one_line_and_hint(box.attach("--", str(garbage)), 126)
+        shares = ["--share", str(plain), "--share", str(garbage)]
+        assert "Permission denied" in one_line_and_hint(box.attach(*shares, "--", str(plain)), 126)
+        assert "Exec format error" in one_line_and_hint(box.attach(*shares, "--", str(garbage)), 126)
         assert "Permission denied" in one_line_and_hint(box.attach("--", "/"), 126)
         assert "Permission denied" in one_line_and_hint(box.exec("--", "/plain"), 126)
 
@@ -40,18 +41,15 @@ def test_a_working_directory_that_is_none(tmp_path):
         assert "change to directory /nowhere: No such file" in one_line_and_hint(
             box.attach("-w", "/nowhere", "--", "true")
         )
-        assert "Not a directory" in one_line_and_hint(box.attach("-w", str(tmp_path / "file"), "--", "true"))
+        assert "Not a directory" in one_line_and_hint(box.attach("-w", "/etc/shells", "--", "true"))
         assert "change to directory /nowhere" in one_line_and_hint(box.exec("-w", "/nowhere", "--", "true"))
-        assert box.attach("-w", str(tmp_path), "--", "pwd").stdout == f"{tmp_path}\n"
+        shared = box.attach("--share", str(tmp_path), "-w", str(tmp_path), "--", "pwd")
+        assert shared.stdout == f"{tmp_path}\n"
 
 
-def test_a_working_directory_that_the_user_may_not_enter(tmp_path):
-    (tmp_path / "closed").mkdir(mode=0o700)
-    tmp_path.chmod(0o755)
+def test_a_working_directory_that_the_user_may_not_enter():
     with Box() as box:
         flags = ["--user", "4711", "-w", "/root"]
-        if os.stat("/root").st_mode & 0o005:
-            pytest.skip("everybody may enter this machine's /root")
         assert "Permission denied" in one_line_and_hint(box.attach(*flags, "--", "true"))
 
 
@@ -84,7 +82,7 @@ def test_a_limit_on_processes_in_the_containers_cgroup(cgroups):  # noqa: F811
     if not limit:
         pytest.skip("no pids controller here")
     with Box(cgroups=cgroups) as box:
-        limit[0].write_text("2")
+        limit[0].write_text("3")  # the container's own process, the reaper, the command
         assert box.attach("--", "true").returncode == 0
         done = box.attach("--", "sh", "-c", "cat /proc/1/comm; echo status $?")
         assert "app" not in done.stdout

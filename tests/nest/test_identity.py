@@ -261,17 +261,43 @@ def variables(box: Box, *arguments: str, **options: object) -> dict[str, str]:
     return dict(line.partition("=")[::2] for line in box.sh("env", *arguments, **options).splitlines())
 
 
-def test_the_environment_is_the_containers_with_the_tools_path():
-    theirs = {"PATH": "/opt/app/bin", "APP_MODE": "a b=c", "DATABASE_URL": "postgres://x/y", "EMPTY": ""}
+def test_the_environment_is_an_allow_list():
+    theirs = {
+        "PATH": "/opt/app/bin",
+        "APP_MODE": "a b=c",
+        "DATABASE_URL": "postgres://x/y",
+        "LANG": "xx_XX",
+        "EMPTY": "",
+    }
     with Box(environment=theirs) as box:
-        found = variables(box, env={"SHELL": "/bin/bash", "PATH": "/usr/bin:/bin", "SECRET": "of the caller"})
+        caller = {
+            "SHELL": "/bin/bash",
+            "PATH": "/usr/bin:/bin",
+            "SECRET": "of the caller",
+            "LANG": "C.UTF-8",
+            "LC_TIME": "C",
+        }
+        found = variables(box, env=caller)
         assert found["PATH"] == "/usr/bin:/bin"
-        assert (found["APP_MODE"], found["DATABASE_URL"], found["EMPTY"]) == ("a b=c", "postgres://x/y", "")
-        assert found["SHELL"] == "/bin/bash"
+        assert not {"APP_MODE", "DATABASE_URL", "EMPTY", "SECRET"} & set(found)
+        assert (found["LANG"], found["LC_TIME"], found["SHELL"]) == ("C.UTF-8", "C", "/bin/bash"), (
+            "the caller's own language"
+        )
         assert found["CNTR_TARGET"] == str(box.pid)
-        assert "SECRET" not in found
-        found = variables(box, "-e", "NEW=1", "-e", "APP_MODE=2", "-e", "SECRET", env={"SECRET": "passed on"})
-        assert (found["NEW"], found["APP_MODE"], found["SECRET"]) == ("1", "2", "passed on")
+        shown = box.sh("cat /run/cntr/environ").splitlines()
+        assert {"APP_MODE=a b=c", "DATABASE_URL=postgres://x/y", "EMPTY="} <= set(shown), "visible, and not obeyed"
+        found = variables(box, "-e", "NEW=1", "-e", "APP_MODE", "-e", "SECRET", env={"SECRET": "passed on"})
+        assert (found["NEW"], found["APP_MODE"], found["SECRET"]) == ("1", "a b=c", "passed on")
+
+
+def test_nothing_that_a_tool_obeys_comes_from_the_container():
+    """Whatever it is called: no list of such names is complete."""
+    names = [*STEERING, "TOOL_OF_TOMORROW_PRELOAD", "x", "GDB_RC", "DEBUGINFOD_URLS"]
+    with Box(environment=dict.fromkeys(names, "/var/lib/cntr/evil")) as box:
+        assert [line for line in box.sh("env").splitlines() if "/var/lib/cntr/evil" in line] == []
+        # For the container's own command they are right: it is the container they steer.
+        done = box.exec("--", "/bin/env")
+        assert all(f"{name}=/var/lib/cntr/evil" in done.stdout for name in names if "%" not in name)
 
 
 STEERING = (
@@ -281,78 +307,20 @@ STEERING = (
 ).split()
 
 
-def test_variables_that_would_steer_the_tools_are_withheld_and_inspect_says_so():
-    from tests.nest.box import run
-
-    with Box(environment=dict.fromkeys(STEERING, "/var/lib/cntr/evil") | {"GOOD": "1"}) as box:
-        found = variables(box)
-        assert {name for name in STEERING if found.get(name) == "/var/lib/cntr/evil"} == set()
-        assert found["GOOD"] == "1"
-        told = run("inspect", str(box.pid)).stdout
-        assert all(name in told for name in STEERING)
-        # For the container's own command they are right: it is the container they steer.
-        done = box.exec("--", "/bin/env")
-        assert all(f"{name}=/var/lib/cntr/evil" in done.stdout for name in STEERING if "%" not in name)
+@pytest.mark.parametrize("home", ["/dev/shm", "/proc/1/root/tmp", "/var/lib/cntr/tmp", "/tmp", "/usr", "relative", "/"])
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_the_home_is_the_sessions_own_whatever_the_container_says(home, uid):
+    """A shell runs the start-up files it finds there, and tools leave theirs."""
+    with Box(uid=uid, files={"/etc/passwd": f"app:x:{uid}:{uid}::{home}:/bin/sh\n", "/tmp/x": ""}) as box:
+        told = box.sh("echo $HOME; ls -A $HOME; touch $HOME/mine && ls $HOME; rm $HOME/mine; getent passwd $(id -u)")
+        where = "/home/app" if uid else "/root"
+        assert told.splitlines()[:2] == [where, "mine"]
+        assert told.splitlines()[2].split(":")[5] == where
 
 
-def home_of(box: Box, *arguments: str) -> str:
-    return box.sh("echo $HOME; echo $USER", *arguments).split("\n")[0]
-
-
-@pytest.mark.parametrize(
-    "home",
-    [
-        "/dev/shm",
-        "/proc/1/root/tmp",
-        "/sys/fs",
-        "/var/lib/cntr/tmp",
-        "/var/lib/cntr",
-        "/tmp",
-        "/nowhere",
-        "relative",
-        "/",
-    ],
-)
-def test_a_home_that_the_container_or_anybody_can_write_to_is_not_taken(home):
-    """A shell runs the start-up files it finds there; the container, which names the directory, must not have written them."""
-    if home == "/dev/shm":
-        assert os.path.isdir(home), "it exists on the tools' side"
-    with Box(files={"/etc/passwd": f"root:x:0:0::{home}:/bin/sh\n", "/tmp/x": ""}) as box:
-        assert home_of(box) == "/"
-
-
-def test_a_startup_file_of_the_container_is_not_run(tmp_path):
-    marker = tmp_path / "ran"
-
-    class WithShm(Box):
-        def _pivot(self) -> None:
-            super()._pivot()
-            os.mkdir("/dev/shm", 0o1777)
-            pathlib.Path("/dev/shm/.bashrc").write_text(f"echo hostile > {marker}\n")
-
-    with WithShm(files={"/etc/passwd": "root:x:0:0::/dev/shm:/bin/bash\n"}) as box:
-        done = box.attach("--", "bash", "-i", "-c", "ls /dev/shm/.bashrc", env={"SHELL": "/bin/bash"})
-        assert done.stdout == "/dev/shm/.bashrc\n", done
-        assert not marker.exists()
-        box.attach("-e", "HOME=/dev/shm", "--", "bash", "-i", "-c", "true")
-        assert marker.exists(), "the check can fail"
-
-
-def test_the_home_of_another_user_is_not_taken(tmp_path):
-    """An image may say that root's home is where a user of the host keeps start-up files."""
-    root = tmp_path / "tools"
-    from tests.nest.test_view import tools_tree
-
-    tools_tree(root)
-    for name, uid, mode in (("root", 0, 0o700), ("alice", 1000, 0o755), ("shared", 0, 0o775), ("link", 0, 0o755)):
-        if name == "link":
-            (root / name).symlink_to("proc")
-            continue
-        (root / name).mkdir()
-        os.chown(root / name, uid, uid)
-        (root / name).chmod(mode)
-    for name, uid, taken in (
-        ("root", 0, True), ("alice", 1000, True), ("alice", 0, False), ("shared", 0, False), ("link", 0, False),
-    ):  # fmt: skip
-        with Box(uid=uid, files={"/etc/passwd": f"u:x:{uid}:{uid}::/{name}:/bin/sh\n"}) as box:
-            assert home_of(box, "--tools", str(root)) == (f"/{name}" if taken else "/"), (name, uid)
+def test_nothing_of_the_home_or_the_root_of_this_machine_changes():
+    before = {path: sorted(os.listdir(path)) for path in ("/", "/root", "/home")}
+    with Box(files={"/etc/passwd": "root:x:0:0::/:/bin/sh\n"}, environment={"HOME": "/", "HISTFILESIZE": "0"}) as box:
+        script = "echo x > $HOME/.viminfo; mkdir -p ~/.config/x; HISTFILE=~/.bash_history bash -ic 'history -s x; history -w'"
+        assert box.attach("--", "sh", "-c", script).returncode == 0
+    assert {path: sorted(os.listdir(path)) for path in before} == before

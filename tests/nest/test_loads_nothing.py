@@ -109,6 +109,10 @@ def poison(root: pathlib.Path, paths: set[str]) -> int:
 
 # What a session may look at on its way: through fds opened before (dirfd, ""), its own names in the nest, the command itself.
 PERMITTED = (
+    r'open(at2?|_tree)\(\d+, "',  # below a fd that was opened before
+    r'openat2\(AT_FDCWD, "[^"]*", .*RESOLVE_IN_ROOT',  # a place in the nest: O_PATH, nothing is read there
+    r'openat2\(AT_FDCWD, "[^"]*", .*RESOLVE_NO_SYMLINKS',
+    r'(newfstatat|statx|readlinkat)\(\d+, "',
     r'openat2\(\d+, "(\.|proc|sys|dev|etc/(passwd|group|hosts|hostname|resolv\.conf|localtime))", .*RESOLVE_IN_ROOT',
     r'(newfstatat|statx)\(\d+, "(null)?",',  # fstat(2), and the null device of the target's /dev
     r'openat\(\d+, "thread-self/children"',  # of the host's /proc, by its fd

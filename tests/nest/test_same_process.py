@@ -131,7 +131,7 @@ ASK = "attach runc:web -- readlink /proc/self/ns/net".split()
 
 @pytest.mark.parametrize(
     ("step", "after"),
-    [("Target", False), ("Target", True), ("user_of", True), ("Identity", True), ("environment", True)],
+    [("Target", False), ("Target", True), ("user_of", True), ("Identity", True), ("Monitor", True)],
 )
 def test_the_container_is_replaced_between_two_steps(tmp_path, step, after):
     """Whenever it dies while we look: never a session in the process that took its number, which here is the host's own."""

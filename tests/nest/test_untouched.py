@@ -73,7 +73,10 @@ def test_a_mount_in_the_session_stays_in_the_session(tmp_path):
     with Box(propagation=MS_SHARED, capabilities=(1 << 41) - 1, files={"/own-data/x": "x"}) as box:
         before, own = mountinfo(box.pid), host_mounts(tmp_path)
         with session(str(box.pid)) as shell:
-            ask(shell, f"mount -t tmpfs t /var/lib/cntr/own-data; mount -t tmpfs t {tmp_path}; echo $?")
+            ask(
+                shell,
+                f"mkdir -p {tmp_path}; mount -t tmpfs t /var/lib/cntr/own-data; mount -t tmpfs t {tmp_path}; echo $?",
+            )
             assert ask(shell, f"grep -c -e '/own-data ' -e '{tmp_path} ' /proc/self/mountinfo") == "2"
             assert mountinfo(box.pid) == before
             assert host_mounts(tmp_path) == own

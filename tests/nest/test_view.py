@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 
 import pytest
 
@@ -25,6 +26,7 @@ def test_the_tools_are_the_root_and_the_container_is_at_the_base_directory():
         assert files_of_the_tools("/etc/os-release") in listed
         assert "/strace" in listed
         assert box.sh("stat -c %d:%i /").strip() == f"{os.stat('/').st_dev}:{os.stat('/').st_ino}"
+        assert box.sh("stat -c %U:%G / /usr /etc/hostname | sort -u").split() == ["nobody:nogroup"]
 
 
 def test_the_base_directory_moves(tmp_path):
@@ -84,17 +86,23 @@ def test_without_proc_and_sys_fresh_ones_are_mounted():
         assert box.sh("cat /proc/1/comm") == "app\n", "only a real proc is taken for one"
 
 
-def test_without_a_usable_dev_the_tools_own_stays():
-    def mounts(root: str) -> None:
-        os.rmdir(f"{root}/dev")
+def test_dev_is_the_sessions_own():
+    """The container writes its own: a link in place of /dev/null says where a tool's output goes, /dev/fd whose code runs."""
 
-    class WithoutDev(Box):
+    class Hostile(Box):
         def _pivot(self) -> None:
             super()._pivot()
-            syscalls.umount("/dev", syscalls.MNT_DETACH)
+            os.unlink("/dev/null")
+            os.symlink("/var/lib/cntr/caught", "/dev/null")
+            os.mkdir("/dev/fd")
 
-    with WithoutDev() as box:
+    with Hostile() as box:
         assert box.sh("test -c /dev/null && test -c /dev/zero && echo x >/dev/null && echo yes") == "yes\n"
+        assert box.sh("readlink /dev/fd; bash -c 'cat <(echo y) 2>/dev/null'").split() == ["/proc/self/fd", "y"]
+        assert not (box.root / "caught").exists()
+        assert box.sh(f"readlink {BASE}/dev/null") == "/var/lib/cntr/caught\n", (
+            "the container's own is below the base directory"
+        )
 
 
 ETC = {
@@ -109,15 +117,43 @@ ETC = {
 
 def test_the_etc_files_are_the_containers():
     with Box(files=ETC) as box:
-        for path, text in ETC.items():
-            assert box.sh(f"cat {path}") == text
+        for path in ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/localtime"):
+            assert box.sh(f"cat {path}") == ETC[path]
+        assert box.sh("getent passwd 0; getent group 7").split() == ["root:x:0:0::/root:/bin/bash", "slims:x:7:"]
         assert box.sh("cat /etc/shells") == files_of_the_tools("/etc/shells"), "only those files"
+        assert "read-only" in box.sh("echo x 2>&1 >/etc/hosts || true").lower()
+
+
+HOSTILE_NAMES = ("$(id)", "`id`", "a b", "\x1b]0;x\x07", "-rf", "x;y", "../x", "a" * 40, "", "ro\u00f6t", "root")
+
+
+def test_names_of_the_containers_passwd_are_safe_ones():
+    rows = [f"{name}:x:{2000 + n}:{2000 + n}:$(touch /tmp/x):/tmp:/evil\n" for n, name in enumerate(HOSTILE_NAMES)]
+    with Box(
+        files={"/etc/passwd": "app:x:1000:1000::/tmp:/evil\n" + "".join(rows), "/etc/group": "ev il:x:9:root\n"}
+    ) as box:
+        lines = [line.split(":") for line in box.sh("cat /etc/passwd").splitlines()]
+        known = {line[2]: line for line in lines}
+        assert known["1000"][0] == "app"
+        assert known["0"][0] == "root"
+        for number in range(2000, 2000 + len(HOSTILE_NAMES)):
+            assert known[str(number)][0] == f"uid{number}" or HOSTILE_NAMES[number - 2000] == "root"
+        assert all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", line[0]) for line in lines)
+        assert "/evil" not in box.sh("cat /etc/passwd")
+        assert box.sh("grep :9: /etc/group") == "gid9:x:9:\n"
+
+
+def test_the_tools_service_users_stay_where_nothing_collides():
+    """tcpdump changes to a user of the tools' side that the container's passwd lacks."""
+    with Box(files={"/etc/passwd": "root:x:0:0::/:/bin/sh\nsync:x:4711:4711::/:/bin/sh\n"}) as box:
+        assert box.sh("id -u sync; id -u mail").split() == ["4711", "8"]
 
 
 def test_a_container_without_etc_leaves_the_tools_files():
     with Box() as box:
-        for name in ("passwd", "group", "hosts", "resolv.conf"):
+        for name in ("hosts", "resolv.conf"):
             assert box.sh(f"cat /etc/{name}") == files_of_the_tools(f"/etc/{name}")
+        assert box.sh("id -un; id -un 1").split() == ["root", "daemon"]
 
 
 @pytest.mark.parametrize("kind", ["fifo", "directory", "dangling", "out", "absolute_out", "loop", "device", "socket"])
@@ -153,25 +189,26 @@ def test_an_odd_etc_file_of_the_container_is_left_out(kind, tmp_path):
     for name in ("passwd", "group"):  # read before the fork too, for the ids' names
         os.symlink("hosts", root / "etc" / name)
     with Box(root=root) as box:
-        out = box.sh("cat /etc/hosts; cat /etc/passwd", timeout=10)
-        assert out == files_of_the_tools("/etc/hosts") + files_of_the_tools("/etc/passwd")
+        out = box.sh("cat /etc/hosts; id -un 1", timeout=10)
+        assert out == files_of_the_tools("/etc/hosts") + "daemon\n"
 
 
 def test_a_symbolic_link_inside_the_container_is_followed_there():
-    files = {"/run/resolv.conf": "nameserver 192.0.2.9\n", "/elsewhere/passwd": "root:x:0:0:linked:/:/bin/sh\n"}
+    files = {"/run/resolv.conf": "nameserver 192.0.2.9\n", "/elsewhere/passwd": "linked:x:77:77::/:/bin/sh\n"}
     links = {"/etc/resolv.conf": "/run/resolv.conf", "/etc/passwd": "../../../elsewhere/passwd"}
     with Box(files=files, links=links) as box:
-        assert box.sh("cat /etc/resolv.conf /etc/passwd") == "".join(files.values())
+        assert box.sh("cat /etc/resolv.conf") == files["/run/resolv.conf"]
+        assert box.sh("id -un 77") == "linked\n"
 
 
 def test_a_huge_passwd_is_neither_read_whole_nor_copied(tmp_path):
     root = tmp_path / "root"
     (root / "etc").mkdir(parents=True)
     with open(root / "etc" / "passwd", "wb") as stream:
-        stream.write(b"root:x:0:0:huge:/:/bin/sh\n")
+        stream.write(b"huge:x:77:77::/:/bin/sh\n")
         stream.truncate(10 << 30)
     with Box(root=root) as box:
-        assert box.sh("stat -c %s /etc/passwd; head -c 16 /etc/passwd") == f"{10 << 30}\nroot:x:0:0:huge:"
+        assert box.sh("id -un 77; test $(stat -c %s /etc/passwd) -lt 100000 && echo small").split() == ["huge", "small"]
 
 
 def tools_tree(root: pathlib.Path) -> pathlib.Path:
@@ -218,8 +255,8 @@ def test_a_symbolic_link_at_etc_of_the_tools_is_covered_not_followed(tmp_path):
     os.symlink("/proc/self/fd/0", tools / "etc" / "hosts")
     before = snapshot(tools)
     with Box(files=ETC) as box:
-        out = box.sh("cat /etc/resolv.conf /etc/localtime /etc/hosts /run/stub", "--tools", str(tools))
-        assert out == ETC["/etc/resolv.conf"] + ETC["/etc/localtime"] + ETC["/etc/hosts"] + "tools\n"
+        out = box.sh("cat /etc/resolv.conf /etc/localtime /etc/hosts", "--tools", str(tools))
+        assert out == ETC["/etc/resolv.conf"] + ETC["/etc/localtime"] + ETC["/etc/hosts"]
     assert snapshot(tools) == before
 
 
@@ -234,21 +271,52 @@ def test_a_file_where_a_directory_is_needed_and_the_reverse(tmp_path):
         assert "kernel" in out.stdout
 
 
-def test_read_only_covers_the_whole_tools_tree(tmp_path):
-    def refused(path: str, *arguments: str) -> bool:
-        out = box.sh(f"touch {path} 2>&1 || true", *arguments)
-        return "Read-only file system" in out
+@pytest.mark.parametrize("transport", ["mount", "fuse"])
+def test_nothing_of_the_host_can_be_written(tmp_path, transport):
+    tmp_path.chmod(0o777)
+    words = ["--transport", transport]
+    with Box(capabilities=(1 << 41) - 1) as box:
+        for path in ("/usr/x", "/var/lib/x", "/etc/x", "/x"):
+            assert "Read-only" in box.attach(*words, "--", "touch", path).stderr, path
+        script = "mount -o remount,bind,rw /; touch /usr/x /etc/x; echo x >/etc/hostname"
+        refused = box.attach(*words, "--", "sh", "-c", script).stderr
+        assert "Permission denied" in refused or "Read-only" in refused, (
+            "nor with every capability and a mount made writable"
+        )
+        assert not os.path.exists("/usr/x")
+        done = box.attach(*words, "--", "sh", "-c", f"mkdir -p {tmp_path}; touch {tmp_path}/own /run/own /root/own")
+        assert "gone with the session: " in done.stderr
+        assert "/root/own" in done.stderr
+        assert os.listdir(tmp_path) == []
+        assert box.attach("--tools", "host:all", *words, "--", "touch", f"{tmp_path}/marker").returncode == 0
+        assert os.listdir(tmp_path) == ["marker"], "with the whole host it is: the check above can fail"
 
-    marker = tmp_path / "marker"
-    with Box() as box:
-        for path in ("/root/x", "/usr/x", "/var/lib/x", str(marker), "/run/x"):
-            assert refused(path, "--read-only"), path
-        assert not refused(f"{BASE}/written", "--read-only"), "the container's own tree stays as it is"
-        assert (box.root / "written").exists()
-        out = box.sh("mount -o remount,rw / 2>&1 || true; touch /usr/x 2>&1 || true", "--read-only")
-        assert "Read-only" in out, "and cannot be undone without CAP_SYS_ADMIN"
-        box.sh(f"touch {marker}")
-        assert marker.exists(), "without the option it is writable: the check above can fail"
+
+@pytest.mark.parametrize("transport", ["mount", "fuse"])
+def test_a_share_is_read_only_or_written_with_its_owners_id(tmp_path, transport):
+    shared = tmp_path / "of-alice"
+    shared.mkdir(mode=0o700)
+    (shared / "letter").write_text("dear\n")
+    (shared / "letter").chmod(0o600)
+    for path in (shared, shared / "letter"):
+        os.chown(path, 4711, 4711)
+    (shared / "roots").write_text("root only\n")
+    (shared / "roots").chmod(0o600)
+    words = ["--transport", transport]
+    for uid in (0, 1000):
+        with Box(uid=uid) as box:
+            out = box.sh(
+                f"cat {shared}/letter; touch {shared}/x 2>&1; cat {shared}/roots 2>&1 || true",
+                "--share",
+                str(shared),
+                *words,
+            )
+            assert "dear" in out
+            assert "Read-only" in out
+            assert "root only" not in out
+            box.sh(f"echo new > {shared}/made-{uid}", "--share", f"{shared}:rw", *words)
+            made = (shared / f"made-{uid}").stat()
+            assert (made.st_uid, made.st_gid) == (4711, 4711)
 
 
 def test_a_tools_tree_on_a_read_only_filesystem(tmp_path):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import textwrap
 
-from cntr.attach.identity import WITHHELD, WITHHELD_PREFIXES
 from cntr.cli.options import COMMANDS
 from tests.rules import source
 
@@ -19,14 +17,7 @@ def commands() -> str:
     return "\n".join(["| command | |", "|---|---|", *rows])
 
 
-def withheld() -> str:
-    """The variables that stay out of a session, of docs/security.md."""
-    names = textwrap.fill(" ".join(f"`{name}`" for name in sorted(WITHHELD)), 120)
-    prefixes = textwrap.fill(" ".join(f"`{name}`" for name in WITHHELD_PREFIXES), 120)
-    return f"{names}\n\nAnd all that begin with one of\n\n{prefixes}"
-
-
-WRITTEN = {"docs/cntr.1.md": commands, "docs/security.md": withheld}
+WRITTEN = {"docs/cntr.1.md": commands}
 MARKS = re.compile(r"(<!-- written by tests/rules/written.py -->\n)(.*?)(\n<!-- end -->)", re.DOTALL)
 
 

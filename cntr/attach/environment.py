@@ -1,0 +1,101 @@
+"""A session's environment: an allow-list. What the container's processes have is shown, and not obeyed (docs/security.md).
+
+Hundreds of variables have a tool run, load or write what they name, and no list of them is complete. So the terminal and the
+language are the caller's, the paths and names are ours, and the container's own variables lie in a file to be read; one of them
+comes in by its name (``-e NAME``).
+"""
+
+from __future__ import annotations
+
+import os
+
+from cntr.errors import CntrError, printable
+from cntr.linux import syscalls
+
+# The caller's own words, for the host's tools; the second row where the tools are somebody else's, too.
+FROM_CALLER = ("COLORTERM", "EDITOR", "LANG", "LANGUAGE", "LESS", "NO_COLOR", "PAGER", "TZ", "VISUAL")
+TERMINAL = ("COLORTERM", "NO_COLOR", "TERM")
+NO_SHELLS = ("nologin", "false", "true", "sync", "shutdown", "halt")
+SHELLS = ("/bin/bash", "/bin/sh", "/usr/bin/bash", "/usr/bin/sh", "/bin/busybox")
+LONGEST = 1 << 17  # bytes of one variable: MAX_ARG_STRLEN, execve(2)
+
+
+def safe(text: str) -> str:
+    """TEXT as a prompt may show it."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._:/@-") else "?" for c in text)[:40]
+
+
+def of_session(
+    name: str, in_container: str, base: str, *, path: str, home: str, shell: str, user: str, uid: int, host_tools: bool
+) -> dict[str, str]:
+    """The environment of an attach. name: the target as the user called it; in_container: its pid there; base: where its tree is."""
+    result = {key: os.environ[key] for key in TERMINAL if key in os.environ}
+    if host_tools:
+        result |= {key: value for key, value in os.environ.items() if key in FROM_CALLER or key.startswith("LC_")}
+    label = safe(name)
+    result |= {
+        "PATH": path,
+        "HOME": home,
+        "SHELL": shell,
+        "USER": user,
+        "LOGNAME": user,
+        "XDG_RUNTIME_DIR": f"/run/user/{uid}",
+        "CNTR_TARGET": name,
+        "CNTR_TARGET_PID": in_container,
+        "CNTR_BASE_DIR": base,
+        "PS1": f"[cntr {label}] # ",
+        "debian_chroot": f"cntr {label}",
+    }
+    return result
+
+
+def of_container(environment: dict[str, str], default_path: str, home: str) -> dict[str, str]:
+    """The environment of the container's own command: the container's, which is obeyed in its own root only."""
+    result = {key: value for key, value in environment.items() if len(key) + len(value) + 2 < LONGEST}
+    result.setdefault("PATH", default_path)
+    if home:
+        result["HOME"] = home
+    result.setdefault("HOME", "/")
+    if "TERM" in os.environ:
+        result["TERM"] = os.environ["TERM"]
+    return result
+
+
+def add(result: dict[str, str], settings: list[str], container: dict[str, str]) -> None:
+    """What ``-e`` asks for: NAME=VALUE; NAME alone is the caller's where the caller has it, else the container's. Raises CntrError."""
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not key or "\0" in setting:
+            raise CntrError(
+                f"-e {printable(setting)!r}: not NAME=VALUE",
+                "for example -e DEBUG=1; -e NAME alone takes the caller's, or the container's",
+            )
+        if equals:
+            result[key] = value
+        elif key in os.environ:
+            result[key] = os.environ[key]
+        elif key in container:
+            result[key] = container[key]
+
+
+def listing(environment: dict[str, str]) -> bytes:
+    """The container's variables as a text to read: a line each, fit for a terminal."""
+    return "".join(f"{printable(key)}={printable(value)}\n" for key, value in sorted(environment.items())).encode(
+        "utf-8", "replace"
+    )
+
+
+def shell_of(root_fd: int) -> str:
+    """The caller's $SHELL where the tools have it and it is one, else bash or sh, whichever they have."""
+    for shell in (os.environ.get("SHELL", ""), *SHELLS):
+        if shell.startswith("/") and shell.rpartition("/")[2] not in NO_SHELLS:
+            try:
+                os.close(
+                    syscalls.openat2(
+                        root_fd, shell.lstrip("/"), os.O_PATH, syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
+                    )
+                )
+            except OSError:
+                continue
+            return shell
+    return "/bin/sh"

@@ -1,0 +1,223 @@
+"""From the monitor to the command: three processes, of which the container sees two, both with the session's own identity.
+
+The *launcher* is still in the host's pid namespace. It joins the container's namespaces and cgroups, takes on the whole identity,
+and forks. So the *reaper* is born in the container's pid namespace with nothing of the host's but two pipes: no process with the
+host's ids or capabilities is ever seen there. It is the parent of the command and, as a subreaper (prctl(2)), of what the command
+leaves, so that no zombie is left to the container's init, which may not reap. The *command* closes every fd and runs the program.
+"""
+
+from __future__ import annotations
+
+import _signal as signal  # the module behind signal, without its import of enum (5 ms)
+import errno
+import os
+import select
+
+from cntr.attach import steps
+from cntr.attach.channel import FAILED, NOTE, Channel
+from cntr.attach.identity import Identity
+from cntr.attach.nest import OwnRoot
+from cntr.linux import namespaces, syscalls
+
+EXIT_NOT_EXECUTABLE = 126
+ENDED, STARTED = b"E", b"S"  # the reaper's frames: a byte and a number of 8 bytes; see Frames
+RECORD = 9
+ALONE = 1 << 32  # beside an ended command's wait status: no other process is left
+POLL_SECONDS = 0.2  # between looks for ended children where the container's filter forbids signalfd(2)
+
+
+class Command:
+    """What to run: argv, environment, working directory, and the pty's slave (-1 without a terminal)."""
+
+    __slots__ = ("argv", "directory", "environment", "tty_fd")
+
+    def __init__(self, argv: list[str], environment: dict[str, str], directory: str, tty_fd: int) -> None:
+        """Keep the parts; argv[0] is looked for in environment["PATH"]."""
+        self.argv, self.environment, self.directory, self.tty_fd = argv, environment, directory, tty_fd
+
+
+class Launcher:
+    """The three processes' code; every object in it was made before the fork.
+
+    root: for ``exec``, the container's root, which the launcher enters; life_read: ends when the monitor does; frames_write: to
+    the monitor; null_fd: /dev/null, for the reaper's standard streams.
+    """
+
+    __slots__ = ("channel", "command", "frames_write", "identity", "life_read", "null_fd", "progress", "root")
+
+    def __init__(
+        self,
+        identity: Identity,
+        command: Command,
+        channel: Channel,
+        progress: steps.Progress,
+        root: OwnRoot | None,
+        *,
+        life_read: int,
+        frames_write: int,
+        null_fd: int,
+    ) -> None:
+        """Keep the parts."""
+        self.identity, self.command, self.channel, self.progress, self.root = identity, command, channel, progress, root
+        self.life_read, self.frames_write, self.null_fd = life_read, frames_write, null_fd
+
+    def run(self) -> None:
+        """Be the launcher; never returns."""
+        self._guarded(self._launch, 1)
+
+    def _guarded(self, work: Callable[[], None], status: int) -> None:
+        try:
+            work()
+            status = 0
+        except OSError as error:
+            path = error.filename if isinstance(error.filename, str) else ""
+            self.channel.report(FAILED, self.progress.now.name, str(error.errno or 0), path)
+        except BaseException as error:  # noqa: BLE001  nothing may be printed here: the terminal is the user's
+            self.channel.report(FAILED, self.progress.now.name, "0", f"{type(error).__name__}: {error}")
+        finally:
+            os._exit(status)
+
+    def _launch(self) -> None:
+        target = self.identity.target
+        self.progress.now = steps.NAMESPACES
+        namespaces.join(target.namespaces, "net", "ipc", "uts", "time")
+        if self.root:
+            self.root.enter()
+        self.progress.now = steps.NAMESPACES
+        namespaces.join(target.namespaces, "pid")  # for children only (setns(2))
+        self.identity.assume(self.progress, lambda text: self.channel.report(NOTE, text))
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+        self.progress.now = steps.FORK
+        pid = syscalls.fork()
+        if pid == 0:
+            self._guarded(self._reap, 1)
+        self._frame(STARTED, pid)
+
+    def _frame(self, kind: bytes, number: int) -> None:
+        os.write(self.frames_write, kind + number.to_bytes(8, "little"))
+
+    def _reap(self) -> None:
+        """Be the reaper: fork the command, collect its orphans, end with the last of them, or with the monitor."""
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+        syscalls.set_process_name("cntr-reaper")
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        if not os.read(
+            self.life_read, 1
+        ):  # until the launcher has ended: it counts against the container's limit on processes
+            return
+        command_pid = syscalls.fork()
+        if command_pid == 0:
+            self._guarded(self._become_command, EXIT_NOT_EXECUTABLE)
+        for fd in (0, 1, 2):
+            os.dup2(self.null_fd, fd)
+        try:
+            signal_fd = syscalls.signalfd((signal.SIGCHLD,))
+        except OSError:
+            signal_fd = -1
+        close_all_but(self.life_read, self.frames_write, signal_fd)
+        os.chdir("/")
+        self._wait(command_pid, signal_fd)
+
+    def _wait(self, command_pid: int, signal_fd: int) -> None:
+        poll = select.poll()
+        poll.register(self.life_read, 0)
+        if signal_fd >= 0:
+            poll.register(signal_fd, select.POLLIN)
+        while True:
+            status, alone = reap(command_pid)
+            if status is not None:
+                self._frame(ENDED, status | (ALONE if alone else 0))
+            if alone:
+                return
+            for fd, _ in poll.poll(None if signal_fd >= 0 else POLL_SECONDS * 1000):
+                if fd == self.life_read:  # the monitor is gone, and nobody else would end what is here
+                    end_children()
+                    return
+                os.read(fd, 4096)
+
+    def _become_command(self) -> None:
+        """Close what is not the program's, and exec. Raises OSError."""
+        command = self.command
+        self.progress.now = steps.TERMINAL
+        os.setsid()
+        if command.tty_fd >= 0:
+            syscalls.take_terminal(command.tty_fd)
+            for fd in (0, 1, 2):
+                os.dup2(command.tty_fd, fd)
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these two, and exec would pass that on
+            signal.signal(number, signal.SIG_DFL)
+        # Close-on-exec is too late: execve(2) and chdir(2) follow links, and /proc/self/fd/N/.. would lead to what is open.
+        close_all_but(self.channel.reports_write)
+        self.progress.now = steps.DIRECTORY
+        os.chdir(command.directory)
+        if not os.getcwd().startswith("/"):  # "(unreachable)/…": a directory outside of the root
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command.directory)
+        # The reaper's death ends the command; asked for last, since a change of credentials clears it.
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        self.progress.now = steps.RUN_OWN if self.root else steps.RUN
+        self._exec()
+
+    def _exec(self) -> None:
+        """execve(2) along PATH, as a shell looks a command up. Raises the most telling OSError."""
+        name, environment = self.command.argv[0], self.command.environment
+        candidates = [name] if "/" in name else [f"{d or '.'}/{name}" for d in environment.get("PATH", "").split(":")]
+        denied = None
+        for path in candidates:
+            try:
+                os.execve(path, self.command.argv, environment)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                    denied = denied or OSError(error.errno, error.strerror, path)
+        raise denied or FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+
+
+def close_all_but(*kept: int) -> None:
+    """Close every fd from 3 on but KEPT. Raises OSError."""
+    first = 3
+    for fd in sorted(kept):
+        if fd < first:
+            continue
+        if fd > first:
+            syscalls.close_range(first, 0, fd - 1)
+        first = fd + 1
+    syscalls.close_range(first, 0)
+
+
+def reap(command_pid: int) -> tuple[int | None, bool]:
+    """Collect every child that has ended: the command's wait status if it is among them, and whether no child is left."""
+    found = None
+    try:
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return found, False
+            if pid == command_pid:
+                found = status
+    except ChildProcessError:
+        return found, True
+
+
+def end_children() -> None:
+    """Kill our children round by round, until there are none: orphans of a killed one become ours."""
+    path = "/proc/thread-self/children"
+    while True:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                children = os.read(fd, 1 << 16).decode("ascii").split()
+            finally:
+                os.close(fd)
+            for pid in children:
+                os.kill(int(pid), signal.SIGKILL)
+        except (OSError, ValueError):
+            return  # of another user by now: the command's own death signal has to do
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable

@@ -1,0 +1,195 @@
+"""What a session has of its own: a tmpfs for /tmp, /run, its home and written /etc files, and a /dev.
+
+Made before the fork, as detached mounts; ``Nest`` mounts them. Nothing of the host's and nothing of the container's is in them.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from cntr.attach import places, steps
+from cntr.errors import printable
+from cntr.linux import syscalls
+
+DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
+LINKS = (
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+)
+# Directory in the tmpfs, where it is mounted, mode. Home directories come beside them.
+DIRECTORIES = (
+    ("tmp", "/tmp", 0o1777),
+    ("var-tmp", "/var/tmp", 0o1777),
+    ("root", "/root", 0o700),
+    ("home", "/home", 0o755),
+    ("shm", "/dev/shm", 0o1777),
+)
+KEPT = ("tmp", "var-tmp", "root", "home")  # where a user leaves files without thinking
+INFORMATION = "run/cntr"
+
+
+class Private:
+    """The session's own tmpfs. uid, gid: whose the home is, in the caller's ids; home: its path in the session."""
+
+    __slots__ = ("files", "home", "tree_fd")
+
+    def __init__(self, home: str, uid: int, gid: int) -> None:
+        """Raises OSError."""
+        self.home = home
+        self.files: list[str] = []
+        attributes = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+        self.tree_fd = syscalls.new_filesystem("tmpfs", {"mode": "755", "size": "25%", "nr_inodes": "200k"}, attributes)
+        for name, _, mode in DIRECTORIES:
+            self._directory(name, mode)
+        for name, mode in (
+            ("run", 0o755),
+            (INFORMATION, 0o755),
+            ("run/lock", 0o1777),
+            ("run/user", 0o755),
+            ("etc", 0o755),
+        ):
+            self._directory(name, mode)
+        own = [f"run/user/{max(uid, 0)}", home.lstrip("/")]
+        for name in own:
+            if name != "root":
+                self._directory(name, 0o700)
+            try:
+                os.chown(name, uid, gid, dir_fd=self.tree_fd)
+            except OSError:
+                os.chmod(
+                    name, 0o1777, dir_fd=self.tree_fd
+                )  # an id that can't be expressed here: the session's all the same
+
+    def _directory(self, name: str, mode: int) -> None:
+        os.mkdir(name, dir_fd=self.tree_fd)
+        os.chmod(name, mode, dir_fd=self.tree_fd)
+
+    def write(self, name: str, data: bytes) -> None:
+        """A file that the session can read and not change; NAME as ``etc/hosts``. Raises OSError."""
+        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=self.tree_fd)
+        try:
+            os.fchmod(fd, 0o644)
+            while data:
+                data = data[os.write(fd, data) :]
+        finally:
+            os.close(fd)
+        if name.startswith("etc/"):
+            self.files.append(name)
+
+    def mount(self, progress: steps.Progress) -> None:
+        """Mount it all over the root of the calling process. Raises OSError; ``progress.now`` says where."""
+        progress.now = steps.PRIVATE
+        # Clones can be taken of what is mounted in this namespace only: it is mounted as a whole first.
+        places.place(os.dup(self.tree_fd), "/run", is_dir=True, follow=True)
+        for name, path, _ in DIRECTORIES:
+            places.place(self._clone(name), path, is_dir=True, follow=True)
+        progress.now = steps.ETC
+        for name in self.files:
+            tree = self._clone(name)
+            syscalls.mount_setattr(tree, "", recursive=False, attr_set=syscalls.MOUNT_ATTR_RDONLY)
+            places.place(tree, f"/{name}", is_dir=False)
+        progress.now = steps.PRIVATE
+        run = self._clone("run")
+        whole = places.open_inside("/run")
+        os.fchdir(whole)
+        os.close(whole)
+        syscalls.umount(".", syscalls.MNT_DETACH)
+        os.chdir("/")
+        places.place(run, "/run", is_dir=True, follow=True)
+
+    def mount_files(self, progress: steps.Progress) -> None:
+        """Mount the written files only, where the rest of the root is to stay as it is. Raises OSError."""
+        progress.now = steps.ETC
+        place = places.open_inside("/")
+        syscalls.move_mount(self.tree_fd, place, "")  # over the root, which this process goes on to see
+        os.close(place)
+        for name in (*self.files, INFORMATION):
+            is_dir = name == INFORMATION
+            tree = self._clone(name)
+            syscalls.mount_setattr(tree, "", recursive=False, attr_set=syscalls.MOUNT_ATTR_RDONLY)
+            places.place(tree, f"/{name}", is_dir=is_dir)
+        os.fchdir(self.tree_fd)
+        syscalls.umount(".", syscalls.MNT_DETACH)
+        os.chdir("/")
+
+    def _clone(self, name: str) -> int:
+        return syscalls.open_tree(self.tree_fd, name, syscalls.OPEN_TREE_CLONE)
+
+    def left_files(self) -> list[str]:
+        """Paths of files that a session has left in its /tmp and its home: the first few, none that begins with a dot."""
+        found: list[str] = []
+        pending = [(name, path) for name, path, _ in DIRECTORIES if name in KEPT]
+        while pending and len(found) < 5:
+            name, path = pending.pop()
+            fd = syscalls.openat2(
+                self.tree_fd,
+                name,
+                os.O_RDONLY | os.O_DIRECTORY,
+                syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS,
+            )
+            try:
+                for child in os.listdir(fd):
+                    if child.startswith("."):
+                        continue
+                    mode = os.stat(child, dir_fd=fd, follow_symlinks=False).st_mode
+                    if stat.S_ISDIR(mode):
+                        pending.append((f"{name}/{child}", f"{path}/{child}"))
+                    elif stat.S_ISREG(mode):
+                        found.append(printable(f"{path}/{child}"))
+            except OSError:
+                continue
+            finally:
+                os.close(fd)
+        return found
+
+    def close(self) -> None:
+        """Close the fd; the tmpfs goes with its last mount."""
+        if self.tree_fd >= 0:
+            os.close(self.tree_fd)
+        self.tree_fd = -1
+
+
+class Devices:
+    """The session's /dev: the devices every program expects, its own terminals, nothing of the container's or the host's."""
+
+    __slots__ = ("binds", "tree_fd")
+
+    def __init__(self) -> None:
+        """Raises OSError."""
+        options: dict[str, str | int | None] = {"mode": "755", "size": "64k"}
+        self.tree_fd = syscalls.new_filesystem(
+            "tmpfs", options, syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NOEXEC
+        )
+        self.binds: list[tuple[str, int]] = []
+        for name in ("pts", "shm"):
+            os.mkdir(name, 0o755, dir_fd=self.tree_fd)
+        for name, target in LINKS:
+            os.symlink(target, name, dir_fd=self.tree_fd)
+        for name, major, minor in DEVICES:
+            try:
+                os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(major, minor), dir_fd=self.tree_fd)
+                os.chmod(name, 0o666, dir_fd=self.tree_fd)
+            except PermissionError:  # no CAP_MKNOD, or a tmpfs of a user namespace: the caller's own is mounted there
+                os.close(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o666, dir_fd=self.tree_fd))
+                self.binds.append(
+                    (name, syscalls.open_tree(syscalls.AT_FDCWD, f"/dev/{name}", syscalls.OPEN_TREE_CLONE))
+                )
+
+    def mount(self, devpts_fd: int, progress: steps.Progress) -> None:
+        """Mount it at /dev, and DEVPTS_FD at /dev/pts. Raises OSError."""
+        progress.now = steps.DEVICES
+        places.place(os.dup(self.tree_fd), "/dev", is_dir=True, follow=True)
+        syscalls.move_mount(devpts_fd, self.tree_fd, "pts")
+        for name, fd in self.binds:
+            syscalls.move_mount(fd, self.tree_fd, name)
+
+    def close(self) -> None:
+        """Close every fd."""
+        for fd in (self.tree_fd, *(fd for _, fd in self.binds)):
+            if fd >= 0:
+                os.close(fd)
+        self.tree_fd, self.binds = -1, []

@@ -1,0 +1,22 @@
+"""What the user asked for."""
+
+from __future__ import annotations
+
+
+class Request:
+    """The words of one ``cntr attach`` or ``cntr exec``; see the CLI contract for each option's meaning."""
+
+    def __init__(self, target: str, argv: list[str]) -> None:
+        """The defaults of ``cntr attach``."""
+        self.target, self.argv = target, argv
+        self.tools = "host"
+        self.transport = self.binding = "auto"
+        self.read_only = self.privileged = self.verbose = self.force = False
+        self.join_cgroup = True
+        self.user: str | None = None
+        self.environment: list[str] = []
+        self.shares: list[str] = []
+        self.directory: str | None = (
+            None  # where the command starts; None: / of a session, the container's own for exec
+        )
+        self.own_root = False  # exec: the container's own command in its own root

@@ -1,0 +1,76 @@
+"""What the user brings into a session: ``--share PATH[:rw]``, a file or a directory of the caller's at its own path.
+
+Idmapped, so that the session's user is the owner of what PATH's owner owns, and nobody to everything else there: a session shown a
+directory of alice's writes files of alice's, whatever its uid. Read-only unless asked; never with set-id bits or devices.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from cntr.attach import places, steps
+from cntr.errors import CntrError, printable
+from cntr.linux import namespaces, syscalls
+
+RESERVED = ("/", "/proc", "/sys", "/dev", "/etc")
+
+
+class Share:
+    """One of them: a detached, protected clone, to be mounted at PATH."""
+
+    __slots__ = ("is_dir", "note", "path", "tree_fd")
+
+    def __init__(self, word: str, uid: int, gid: int) -> None:
+        """word: PATH or PATH:rw; uid, gid: the session's, in the caller's ids. Raises CntrError."""
+        path, colon, mode = word.rpartition(":")
+        writable = bool(colon) and mode == "rw"
+        if not colon or mode not in ("rw", "ro"):
+            path = word
+        self.path = os.path.realpath(path)
+        self.note = ""
+        if not path or self.path in RESERVED:
+            raise CntrError(
+                f"--share {printable(word)}: {printable(self.path)} is the session's own",
+                "share a file or a directory below it; `--tools host:all` brings the whole host",
+            )
+        try:
+            fd = os.open(self.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                status = os.fstat(fd)
+                self.is_dir = stat.S_ISDIR(status.st_mode)
+                self.tree_fd = syscalls.open_tree(fd, "", places.CLONE)
+            finally:
+                os.close(fd)
+            self._protect(status, uid, gid, writable)
+        except OSError as error:
+            raise CntrError(
+                f"--share {printable(word)}: {error.strerror}",
+                "PATH is a file or directory of this machine; PATH:rw to write",
+            ) from None
+
+    def _protect(self, status: os.stat_result, uid: int, gid: int, writable: bool) -> None:
+        attributes = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+        attributes |= 0 if writable else syscalls.MOUNT_ATTR_RDONLY
+        try:
+            users = namespaces.mapped(f"{status.st_uid} {uid} 1", f"{status.st_gid} {gid} 1")
+            try:
+                idmapped = attributes | syscalls.MOUNT_ATTR_IDMAP
+                syscalls.mount_setattr(self.tree_fd, "", recursive=False, attr_set=idmapped, userns_fd=users)
+            finally:
+                os.close(users)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP):
+                raise
+            syscalls.mount_setattr(self.tree_fd, "", recursive=False, attr_set=attributes)
+            self.note = f"--share {printable(self.path)}: its file system can't be idmapped: ids are as they are"
+
+    def mount(self, progress: steps.Progress) -> None:
+        """Raises OSError."""
+        progress.now = steps.SHARES
+        places.place(os.dup(self.tree_fd), self.path, is_dir=self.is_dir)
+
+    def close(self) -> None:
+        """Close the fd."""
+        os.close(self.tree_fd)

@@ -1,0 +1,79 @@
+"""The steps of a session's assembly as a user meets them: a name, and what to do about each errno."""
+
+from __future__ import annotations
+
+from errno import EAGAIN, EMFILE, ENFILE, ENOENT, ENOSYS, EPERM
+
+COMMON = {
+    EPERM: "`cntr doctor` says which privilege is missing here",
+    EAGAIN: "a limit on processes is reached: ulimit -u, or pids.max of a cgroup",
+    EMFILE: "a limit on open files is reached: ulimit -n",
+    ENFILE: "the system's limit on open files is reached: fs.file-max",
+    ENOSYS: "the kernel lacks this call (mount API: 5.2, mount_setattr: 5.12)",
+}
+OTHERWISE = "`cntr --debug attach …` shows the whole story"
+
+
+class Step:
+    """One step: its name, the hint for any errno, and hints for particular ones."""
+
+    __slots__ = ("hint", "hints", "name")
+
+    def __init__(self, name: str, hint: str = "", hints: dict[int, str] | None = None) -> None:
+        """hint: for every errno that neither hints nor COMMON has."""
+        self.name, self.hint, self.hints = name, hint, hints or {}
+
+    def advice(self, number: int) -> str:
+        """What to do about errno NUMBER."""
+        return self.hints.get(number) or self.hint or COMMON.get(number) or OTHERWISE
+
+
+START = Step("start")
+FORK = Step("start a process")
+TARGET_MOUNTS = Step("enter the container's mount namespace")
+COPY_TARGET = Step("copy the container's mount tree")
+TOOLS_MOUNTS = Step("enter the tools' mount namespace")
+COPY_TOOLS = Step("copy the tools' mount tree")
+VIEW = Step("make the tools view", "--transport fuse makes it on any file system", dict(COMMON))
+MASKS = Step("cover what only root may read", "--transport fuse makes the tools view on any file system")
+SERVED = Step("mount CntrFS")
+ROOT = Step("make the tools' tree the root")
+TREE = Step("mount the container's tree at")
+PRIVATE = Step("mount the session's own directories")
+PROC = Step("mount the container's /proc")
+SYS = Step("mount the container's /sys")
+DEVICES = Step("mount the session's /dev")
+ETC = Step("mount the session's file at")
+SHARES = Step("share")
+NAMESPACES = Step("join the container's")
+OWN_ROOT = Step("enter the container's root")
+CGROUP = Step("join the container's cgroup", "--no-cgroup attaches without joining it")
+BOUNDING = Step("take on the container's capability bounding set")
+IDS = Step("take on the container's ids")
+CAPABILITIES = Step("take on the container's capabilities")
+LABEL = Step("take on the container's security label", "--privileged keeps the host's label")
+TERMINAL = Step("set up the terminal")
+DIRECTORY = Step(
+    "change to directory", "-w takes a directory of the session's own view; the container is at /var/lib/cntr"
+)
+RUN = Step(
+    "run",
+    "is it an executable of this machine's kind?",
+    {ENOENT: "is it installed on the tools' side, and in PATH?", EAGAIN: COMMON[EAGAIN]},
+)
+RUN_OWN = Step(
+    "run in the container",
+    "is it an executable of this machine's kind?",
+    {ENOENT: "the container has no such program: `cntr attach` brings your own tools", EAGAIN: COMMON[EAGAIN]},
+)
+BY_NAME = {step.name: step for step in list(globals().values()) if isinstance(step, Step)}
+
+
+class Progress:
+    """The step under way, for the error of a failing one."""
+
+    __slots__ = ("now",)
+
+    def __init__(self) -> None:
+        """Before the first step."""
+        self.now = START

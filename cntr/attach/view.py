@@ -1,0 +1,287 @@
+"""The tools view: what a session sees of the tools' side, and nothing that only some user there may read.
+
+Each real file system of the tools' tree is cloned, read-only, without set-id bits and devices, and idmapped so that every file
+belongs to nobody (mount_setattr(2), MOUNT_ATTR_IDMAP): capabilities over files count for owners that a user namespace maps
+(capabilities(7)), so only the permissions for others are left, to uid 0 as well. Where a file system can't be idmapped, what
+others may not read is found by looking, and covered. /proc, /sys, /dev, /run, /tmp, /home and the like are not part of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from cntr.attach import places, steps
+from cntr.attach.tools import Tools
+from cntr.errors import printable
+from cntr.linux import procfs, syscalls
+
+# What a session has of its own, or has from the container (docs/security.md).
+HIDDEN = ("dev", "home", "proc", "root", "run", "sys", "tmp", "var/tmp")
+# File systems that hold installed programs. Not FUSE: a mount whose server has died or hangs would be waited for.
+SHOWN = frozenset(
+    "9p aufs bcachefs btrfs ceph cifs erofs exfat ext2 ext3 ext4 f2fs iso9660 jfs nfs nfs4 ntfs3 overlay reiserfs smb3 squashfs "
+    "tmpfs udf vfat virtiofs xfs zfs".split()
+)
+SAFE = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+LOOKED_AT = 1_000_000  # entries of a file system that can't be idmapped, at most
+MASKED = 10_000
+OWNER_DEPTH = 3  # how deep below / an owner without root has what is theirs alone looked for
+
+
+class Part:
+    """One mount of the view. how: ``idmapped``, or ``masked``; masks: [(path below it, is_dir)] to be covered."""
+
+    __slots__ = ("fstype", "how", "masks", "path", "tree_fd")
+
+    def __init__(self, path: str, fstype: str, tree_fd: int) -> None:
+        """tree_fd: a detached clone."""
+        self.path, self.fstype, self.tree_fd, self.how = path, fstype, tree_fd, ""
+        self.masks: list[tuple[str, bool]] = []
+
+    def protect(self, nobody_fd: int) -> None:
+        """Read-only, and nobody's or to be masked. Raises OSError."""
+        try:
+            if nobody_fd < 0:
+                raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+            attributes = SAFE | syscalls.MOUNT_ATTR_IDMAP
+            syscalls.mount_setattr(self.tree_fd, "", recursive=False, attr_set=attributes, userns_fd=nobody_fd)
+            self.how = "idmapped"
+        except OSError as error:
+            # EINVAL: the file system has no idmapped mounts; EPERM: it belongs to a user namespace, or is idmapped already.
+            if error.errno not in (errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP):
+                raise
+            syscalls.mount_setattr(self.tree_fd, "", recursive=False, attr_set=SAFE)
+            self.how = "masked"
+
+    def look(self) -> None:
+        """Find what others may not read. Raises OSError (EFBIG: there is too much to look at)."""
+        left, pending = LOOKED_AT, [""]
+        hidden = HIDDEN if self.path == "/" else ()
+        resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
+        while pending:
+            directory = pending.pop()
+            fd = syscalls.openat2(self.tree_fd, directory or ".", os.O_RDONLY | os.O_DIRECTORY, resolve)
+            try:
+                with os.scandir(fd) as entries:
+                    for entry in entries:
+                        left -= 1
+                        path = f"{directory}/{entry.name}" if directory else entry.name
+                        if path in hidden:
+                            continue
+                        if closed := self._closed(entry, path):
+                            self.masks.append(closed)
+                        elif entry.is_dir(follow_symlinks=False):
+                            pending.append(path)
+                        if left < 0 or len(self.masks) > MASKED:
+                            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), f"{self.path} ({self.fstype})")
+            finally:
+                os.close(fd)
+
+    def _closed(self, entry: os.DirEntry[str], path: str) -> tuple[str, bool] | None:
+        if entry.is_symlink():
+            return None
+        try:
+            mode = entry.stat(follow_symlinks=False).st_mode
+        except OSError:
+            return None
+        is_dir = stat.S_ISDIR(mode)
+        needed = 0o5 if is_dir else 0o4
+        usable = is_dir or stat.S_ISREG(mode)  # a socket, FIFO or device leads to whoever serves it
+        return None if usable and mode & needed == needed else (path, is_dir)
+
+
+def collect(proc_fd: int, nobody_fd: int) -> list[Part]:
+    """The parts of the view of the calling process's root, / first. proc_fd: a /proc of its pid namespace. Raises OSError."""
+    mounts = procfs.mountinfo(procfs.read("self/mountinfo", proc_fd))
+    root = next((mount.fstype for mount in reversed(mounts) if mount.mount_point == "/"), "?")
+    parts = _closed_root(root) or [
+        Part("/", root, syscalls.open_tree(syscalls.AT_FDCWD, "/", syscalls.OPEN_TREE_CLONE))
+    ]
+    for part in parts:
+        part.protect(nobody_fd)
+    resolve, seen = syscalls.RESOLVE_NO_SYMLINKS, {part.path for part in parts}
+    for mount in mounts:
+        path = mount.mount_point
+        if not is_shown(mount) or path in seen:
+            continue
+        seen.add(path)
+        try:
+            fd = syscalls.openat2(syscalls.AT_FDCWD, path, os.O_PATH, resolve)
+        except OSError:
+            continue  # below another mount, or it has gone
+        try:
+            part = Part(path, mount.fstype, syscalls.open_tree(fd, "", places.CLONE))
+        finally:
+            os.close(fd)
+        part.protect(nobody_fd)
+        parts.append(part)
+    for part in parts:
+        if part.how == "masked":
+            part.look()
+    return parts
+
+
+def _closed_root(fstype: str) -> list[Part]:
+    """For a root directory that is closed to others, as mktemp(1) makes them: a tmpfs in its place, and a part for each entry.
+
+    Nobody could pass such a directory, and it is the one that the user has named.
+    """
+    if os.stat("/").st_mode & 0o5 == 0o5:
+        return []
+    tmpfs = syscalls.new_filesystem("tmpfs", {"mode": "755", "size": "1m"})
+    parts = [Part("/", "tmpfs", tmpfs)]
+    for name in os.listdir("/"):
+        mode = os.lstat(f"/{name}").st_mode
+        if stat.S_ISLNK(mode):
+            os.symlink(os.readlink(f"/{name}"), name, dir_fd=tmpfs)
+        elif stat.S_ISDIR(mode):
+            os.mkdir(name, 0o755, dir_fd=tmpfs)
+            tree = syscalls.open_tree(syscalls.AT_FDCWD, f"/{name}", syscalls.OPEN_TREE_CLONE)
+            parts.append(Part(f"/{name}", fstype, tree))
+    return parts
+
+
+def is_shown(mount: procfs.Mount) -> bool:
+    """Whether a mount of the tools' side is part of the view."""
+    path = mount.mount_point
+    hidden = any(path == f"/{name}" or path.startswith(f"/{name}/") for name in HIDDEN)
+    return mount.fstype in SHOWN and not hidden and path != "/"
+
+
+class View:
+    """Makes the tools view the root of the calling process's mount namespace, a private copy of the tools' own.
+
+    nobody_fd: a user namespace that maps one id no file has (namespaces.nobody), -1 where there can be none; sockets: paths
+    that somebody listens at; as_owner: for the owner of a rootless container, who is not root.
+    """
+
+    __slots__ = ("as_owner", "nobody_fd", "notes", "proc_fd", "sockets")
+
+    def __init__(self, nobody_fd: int, proc_fd: int, sockets: list[str], *, as_owner: bool) -> None:
+        """Nothing made yet."""
+        self.nobody_fd, self.proc_fd, self.sockets, self.as_owner = nobody_fd, proc_fd, sockets, as_owner
+        self.notes: list[str] = []
+
+    def assemble(self, progress: steps.Progress) -> None:
+        """Raises OSError; ``progress.now`` says where."""
+        progress.now = steps.VIEW
+        if self.as_owner:
+            self._owners_view(progress)
+            return
+        parts = collect(self.proc_fd, self.nobody_fd)
+        make_root(parts[0].tree_fd, progress)
+        progress.now = steps.VIEW
+        for part in parts[1:]:
+            try:
+                fd = places.open_inside(part.path, os.O_NOFOLLOW)
+                syscalls.move_mount(part.tree_fd, fd, "")
+                os.close(fd)
+            except OSError:
+                part.how = "left out"  # below a directory that is closed to others: nobody could get there
+            os.close(part.tree_fd)
+        self.notes += [f"tools view: {printable(part.path)} ({part.fstype}): {part.how}" for part in parts]
+        progress.now = steps.MASKS
+        masks = [(f"{part.path.rstrip('/')}/{path}", is_dir) for part in parts for path, is_dir in part.masks]
+        self._cover([*masks, *((path, False) for path in self.sockets)])
+
+    def _cover(self, masks: list[tuple[str, bool]]) -> None:
+        """Mount nothing over each of MASKS. Raises OSError."""
+        if not masks:
+            return
+        nothing = syscalls.new_filesystem("tmpfs", {"mode": "000", "size": "4k"}, SAFE & ~syscalls.MOUNT_ATTR_RDONLY)
+        resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_SYMLINKS
+        try:
+            os.mkdir("directory", 0, dir_fd=nothing)
+            os.close(os.open("file", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0, dir_fd=nothing))
+            # A clone can be taken of what is mounted in this namespace only; this is the last mount that is unmounted.
+            place = places.open_inside("/")
+            syscalls.move_mount(nothing, place, "")
+            os.close(place)
+            for path, is_dir in masks:
+                try:
+                    fd = syscalls.openat2(syscalls.AT_FDCWD, path, os.O_PATH | os.O_NOFOLLOW, resolve)
+                except FileNotFoundError:
+                    continue  # it has gone since
+                except OSError as error:
+                    if error.errno in (errno.EACCES, errno.ELOOP, errno.ENOTDIR):
+                        continue  # out of everybody's reach; or another file by now, below a directory of root's
+                    raise
+                try:
+                    tree = syscalls.open_tree(nothing, "directory" if is_dir else "file", syscalls.OPEN_TREE_CLONE)
+                    syscalls.mount_setattr(tree, "", recursive=False, attr_set=SAFE)
+                    syscalls.move_mount(tree, fd, "")
+                    os.close(tree)
+                finally:
+                    os.close(fd)
+            os.fchdir(nothing)
+            syscalls.umount(".", syscalls.MNT_DETACH)
+            os.chdir("/")
+        finally:
+            os.close(nothing)
+
+    def _owners_view(self, progress: steps.Progress) -> None:
+        """Without root nothing can be idmapped and no mount left out: read-only, and what is the owner's alone is covered."""
+        syscalls.mount_setattr(syscalls.AT_FDCWD, "/", recursive=True, attr_set=SAFE)
+        progress.now = steps.MASKS
+        found: list[tuple[str, bool]] = []
+        pending = [("/", 0)]
+        while pending:
+            directory, depth = pending.pop()
+            try:
+                with os.scandir(directory) as entries:
+                    for entry in entries:
+                        path = f"{directory.rstrip('/')}/{entry.name}"
+                        if path.lstrip("/") in HIDDEN or entry.is_symlink():
+                            continue
+                        status = entry.stat(follow_symlinks=False)
+                        is_dir = stat.S_ISDIR(status.st_mode)
+                        if status.st_uid == os.getuid() and status.st_mode & (5 if is_dir else 4) != (
+                            5 if is_dir else 4
+                        ):
+                            found.append((path, is_dir))
+                        elif is_dir and depth < OWNER_DEPTH:
+                            pending.append((path, depth + 1))
+            except OSError:
+                continue
+        self._cover(found)
+        self.notes.append("tools view: read-only, without what is its owner's alone (no root: nothing can be idmapped)")
+
+
+def enter_tools(tools: Tools, own_mnt_fd: int, progress: steps.Progress) -> None:
+    """Enter a private copy of the tools' mount namespace, with the tools' tree as its root. Raises OSError."""
+    progress.now = steps.TOOLS_MOUNTS
+    syscalls.setns(tools.mnt_fd if tools.mnt_fd >= 0 else own_mnt_fd, syscalls.CLONE_NEWNS)
+    is_namespace_root = os.path.samestat(os.fstat(tools.root_fd), os.stat("/"))
+    progress.now = steps.COPY_TOOLS
+    tree_fd = -1 if is_namespace_root else syscalls.open_tree(tools.root_fd, "", places.CLONE_ALL)
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    # Before anything is mounted: a shared mount would carry it into the namespace we came from.
+    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+    if tree_fd >= 0:
+        make_root(tree_fd, progress)
+
+
+def make_root(tree_fd: int, progress: steps.Progress) -> None:
+    """Make a detached tree the root; nothing of the old one stays mounted, to be found by a privileged session. Raises OSError."""
+    progress.now = steps.ROOT
+    syscalls.move_mount(tree_fd, syscalls.AT_FDCWD, "/")
+    os.fchdir(tree_fd)
+    # A copy of a shared mount is shared; pivot_root(2) wants none.
+    syscalls.mount(None, ".", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+    syscalls.pivot_root(".", ".")
+    syscalls.umount(".", syscalls.MNT_DETACH)
+    os.close(tree_fd)
+    os.chdir("/")
+
+
+def sockets(text: str) -> list[str]:
+    """The paths in /proc/net/unix that a process listens at, outside of what the view leaves out anyway."""
+    found = []
+    for line in text.splitlines()[1:]:
+        # Num RefCount Protocol Flags Type St Inode Path; __SO_ACCEPTCON, or a datagram socket's name
+        path = line.partition(" /")[2]
+        if path and not any(path.startswith(f"{name}/") for name in HIDDEN):
+            found.append(f"/{path}")
+    return list(dict.fromkeys(found))
