@@ -1,38 +1,37 @@
-"""``cntr exec`` from inside a session: asked of the session's supervisor, see ``service``."""
+"""``cntr exec`` from inside a session: asked of a process outside, see ``exec_server``."""
 
 from __future__ import annotations
 
 import _socket  # the module behind socket, without its import of enum (5 ms)
 import os
 import select
+import stat
 
 from cntr.attach import exec_server
 from cntr.attach.signals import FORWARDED, Watch
 from cntr.errors import CntrError, printable
+from cntr.linux import sockets
 
+DIRECTORY = "/run/cntr"  # of the session's own tmpfs
 ON_THE_HOST = "run `cntr exec TARGET` on the host instead"
 
 
 def run(argv: list[str], settings: list[str], directory: str) -> int:
     """Run the container's command; its exit status. Raises CntrError."""
-    name = os.environ.get(exec_server.VARIABLE, "")
-    if not name:
-        raise CntrError("cntr exec: this session has nobody to ask", ON_THE_HOST)
-    # A variable named alone is the session's, which the supervisor does not have.
+    # A variable named alone is the session's, which the one who is asked does not have.
     settings = [s if "=" in s else f"{s}={os.environ[s]}" for s in settings if "=" in s or s in os.environ]
-    watch = Watch()
-    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
-    streams = [_open_stream(fd) for fd in (0, 1, 2)]
-    words = [directory, str(len(settings)), *settings, *argv]
-    packet = os.fsencode("\0".join(words))
+    packet = os.fsencode("\0".join([directory, str(len(settings)), *settings, *argv]))
     if len(packet) > exec_server.PACKET:
         raise CntrError(
             "cntr exec: the command line is too long", f"at most {exec_server.PACKET >> 10} KiB from inside a session"
         )
+    _check_directory()
+    watch = Watch()
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
     try:
-        connection.connect(f"\0{name}")
-        fds = b"".join(fd.to_bytes(4, "little" if _little() else "big") for fd in streams)
-        connection.sendmsg([packet], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)])
+        connection.connect(f"{DIRECTORY}/{exec_server.NAME}")
+        _check_server(connection)
+        sockets.send(connection, packet, [_open_stream(fd) for fd in (0, 1, 2)])
         return _wait(connection, watch)
     except OSError as error:
         raise CntrError(
@@ -43,10 +42,34 @@ def run(argv: list[str], settings: list[str], directory: str) -> int:
         watch.close()
 
 
-def _little() -> bool:
-    import sys
+def _check_directory() -> None:
+    """It is root's of the host, who may have no number here, and nobody else may write to it. Raises CntrError."""
+    try:
+        info = os.lstat(DIRECTORY)
+        os.lstat(f"{DIRECTORY}/{exec_server.NAME}")
+    except OSError:
+        raise CntrError("cntr exec: this session has nobody to ask", ON_THE_HOST) from None
+    if not stat.S_ISDIR(info.st_mode) or info.st_mode & 0o022 or info.st_uid not in (0, _overflow_id()):
+        raise CntrError(f"cntr exec: {DIRECTORY} is not the session's own", ON_THE_HOST)
 
-    return sys.byteorder == "little"
+
+def _check_server(connection: _socket.socket) -> None:
+    """Who listens is the host's root and stands outside: the streams and the command are given to no one else. Raises CntrError."""
+    peer = sockets.Peer(connection)
+    outside = peer.pid == 0  # in no pid namespace of ours
+    if not outside:
+        try:
+            outside = not os.path.samestat(os.stat(f"/proc/{peer.pid}/ns/mnt"), os.stat("/proc/self/ns/mnt"))
+        except OSError:
+            outside = True  # not ours to look at: in a session of the host's pid namespace
+    if not outside or peer.uid not in (0, _overflow_id()):
+        raise CntrError("cntr exec: another process answers in the supervisor's place", ON_THE_HOST)
+
+
+def _overflow_id() -> int:
+    """What the kernel calls an id that this user namespace does not map."""
+    with open("/proc/sys/kernel/overflowuid", "rb") as file:
+        return int(file.read())
 
 
 def _open_stream(fd: int) -> int:

@@ -3,12 +3,13 @@
 A session cannot run the container's own programs safely by itself. It has the container's root at its base directory, but a program
 that is merely chrooted there finds the tools' tree above it: with CAP_SYS_CHROOT it walks out, and to the container's other
 processes its /proc/PID/root is a door whose ``..`` is the host's (path_resolution(7) stops at the *walker's* root). So the session
-asks the supervisor, which runs ``cntr exec`` on the host: in the container's own mount namespace, with the container's own
+asks a process outside, which runs ``cntr exec`` on the host: in the container's own mount namespace, with the container's own
 capabilities, on a terminal of its own.
 
-The question is one packet on an abstract unix(7) socket in the container's network namespace: working directory, variables, command,
-and the three standard streams. Afterwards signal numbers go one way and the exit status the other. The container's processes can
-connect too; only one that stands in the session's nested mount namespace is answered, which none of them can enter.
+The question is one packet on a unix(7) socket in the session's own tmpfs, a directory that nobody else can come to: working directory,
+variables, command, and the three standard streams. Afterwards signal numbers go one way and the exit status the other. Each client
+has a *handler*, a process of its own: what a client sends may be waited for, and an fd it passes may take long to be closed
+(SO_LINGER), but nobody waits for it but the handler. The handler looks who asks: only a process of the session's mount namespace.
 """
 
 from __future__ import annotations
@@ -16,178 +17,253 @@ from __future__ import annotations
 import _signal as signal  # the module behind signal, without its import of enum (5 ms)
 import _socket  # likewise
 import os
+import select
 import sys
 
 from cntr.attach.signals import FORWARDED
-from cntr.linux import syscalls
+from cntr.linux import procfs, sockets, syscalls
 
-VARIABLE = "CNTR_SERVICE"  # in a session: the socket's name
-PACKET = 1 << 17
-SO_PEERCRED = 17
-WAITING = 8  # connections that have not said anything yet
+NAME = "exec.sock"
+PACKET = 1 << 17  # bytes of a question
+STREAMS = 3  # fds that come with it
+BACKLOG = 16  # connections that have no handler yet
+HANDLERS = 64  # at once; each is a running `cntr exec`, or a client that has SILENCE_SECONDS to ask for one
+SILENCE_SECONDS = 5.0
 
 
-class Job:
-    """One ``cntr exec``: its client's connection and its process."""
+class ExecServer:
+    """The supervisor's side. Until somebody connects it is a socket and nothing more; then it is a process, whose pidfd is watched."""
 
-    __slots__ = ("connection", "pid", "pidfd")
+    __slots__ = ("flags", "listener", "pid", "pidfd", "target")
 
-    def __init__(self, connection: _socket.socket, pid: int) -> None:
-        """Raises OSError."""
-        self.connection, self.pid, self.pidfd = connection, pid, os.pidfd_open(pid)
-
-    def signal(self, number: int) -> None:
-        """Pass a signal on; one that has ended is left."""
+    def __init__(self, target: Target, flags: list[str], directory_fd: int) -> None:
+        """Listen in a directory that only the session will see; flags: options of the session that hold for its execs. Raises OSError."""
+        self.target, self.flags, self.pid, self.pidfd = target, flags, 0, -1
+        kind = _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
+        self.listener = _socket.socket(_socket.AF_UNIX, kind)
+        path = f"/proc/self/fd/{directory_fd}/{NAME}"
         try:
-            signal.pidfd_send_signal(self.pidfd, number)
-        except ProcessLookupError:
-            pass
-
-    def reap(self) -> None:
-        """Tell the client how it ended, and close."""
-        _, status = os.waitpid(self.pid, 0)
-        try:
-            self.connection.send(
-                bytes([128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)])
-            )
-        except OSError:
-            pass  # it did not wait for it
-        self.connection.close()
-        os.close(self.pidfd)
-
-
-class Service:
-    """The supervisor's side. monitor: the session's process whose mount namespace a client must be in, set after the fork."""
-
-    __slots__ = ("flags", "jobs", "listener", "monitor", "name", "target", "waiting")
-
-    def __init__(self, target: Target, flags: list[str]) -> None:
-        """Listen in the target's network namespace; flags: options of the session that hold for its execs. Raises OSError."""
-        self.target, self.flags, self.monitor = target, flags, 0
-        self.name = f"cntr-{os.urandom(16).hex()}"
-        self.jobs: list[Job] = []
-        self.waiting: list[_socket.socket] = []
-        self.listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
-        if "net" in target.namespaces:
+            self.listener.bind(path)
+            os.chmod(path, 0o666)  # whoever gets to it is in the session, as whichever user
+            self.listener.listen(BACKLOG)
+        except BaseException:
             self.listener.close()
-            own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                syscalls.setns(target.namespaces["net"], syscalls.CLONE_NEWNET)
-                self.listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
-                syscalls.setns(own, syscalls.CLONE_NEWNET)
-            finally:
-                os.close(own)
-        self.listener.bind(f"\0{self.name}")
-        self.listener.listen(WAITING)
-        self.listener.setblocking(False)
+            raise
 
     def interests(self) -> list[int]:
         """The fds to poll for reading."""
-        found = [connection.fileno() for connection in self.waiting]
-        for job in self.jobs:
-            found += [fd for fd in (job.connection.fileno(), job.pidfd) if fd >= 0]  # -1: a client that left
-        if len(self.waiting) < WAITING:
-            found.append(self.listener.fileno())
-        return found
+        return [fd for fd in (self.pidfd if self.pid else self.listener.fileno(),) if fd >= 0]
 
-    def ready(self, fd: int) -> bool:
-        """Do what FD is ready for; False where it is none of ours."""
-        if fd == self.listener.fileno():
+    def ready(self, fd: int, nest: tuple[int, int]) -> bool:
+        """Do what FD is ready for; False where it is none of ours. nest: (device, inode) of the session's mount namespace."""
+        if fd < 0 or fd not in self.interests():
+            return False
+        if self.pid:
+            self._reap()
+        else:
+            self._fork(nest)
+        return True
+
+    def _fork(self, nest: tuple[int, int]) -> None:
+        """Start the process that serves; the listener is its own from now on, and so is what clients have sent already."""
+        supervisor = os.getpid()
+        try:
+            self.pid = os.fork()
+        except OSError:  # EAGAIN: a limit on processes; the client is told that nobody answers
+            self._discard()
+            return
+        if self.pid == 0:
             try:
-                self.waiting.append(_socket.socket(fileno=self.listener._accept()[0]))  # type: ignore[attr-defined]
-            except OSError:
-                pass  # it went away again
-            return True
-        for connection in self.waiting:
-            if fd == connection.fileno():
-                self.waiting.remove(connection)
-                self._answer(connection)
-                return True
-        for job in self.jobs:
-            if fd == job.pidfd:
-                self.jobs.remove(job)
-                job.reap()
-                return True
-            if fd == job.connection.fileno():
-                self._listen_to(job)
-                return True
-        return False
-
-    def _listen_to(self, job: Job) -> None:
-        try:
-            numbers = job.connection.recv(64)
-        except OSError:
-            numbers = b""
-        if not numbers:  # the client is gone; what it started ends in good order, and gives the session's terminal back
-            job.connection.close()
-            job.signal(signal.SIGTERM)
-        for number in numbers:
-            if number in FORWARDED:
-                job.signal(number)
-
-    def _answer(self, connection: _socket.socket) -> None:
-        """Take one question, from whoever asks, and start what it asks for."""
-        fds: list[int] = []
-        try:
-            connection.setblocking(False)
-            data, ancillary, *_ = connection.recvmsg(PACKET, _socket.CMSG_SPACE(3 * 4), _socket.MSG_CMSG_CLOEXEC)
-            for level, kind, content in ancillary:
-                if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
-                    fds += [
-                        int.from_bytes(content[i : i + 4], sys.byteorder) for i in range(0, len(content) // 4 * 4, 4)
-                    ]
-            if len(fds) == 3 and self._is_ours(connection):
-                self.jobs.append(Job(connection, self._start(data, fds)))
-                return
-        except (OSError, ValueError):
-            pass
-        finally:
-            for fd in fds:
-                os.close(fd)
-        connection.close()
-
-    def _is_ours(self, connection: _socket.socket) -> bool:
-        pid = int.from_bytes(connection.getsockopt(_socket.SOL_SOCKET, SO_PEERCRED, 12)[:4], sys.byteorder)
-        return os.path.samestat(os.stat(f"/proc/{pid}/ns/mnt"), os.stat(f"/proc/{self.monitor}/ns/mnt"))
-
-    def _start(self, data: bytes, fds: list[int]) -> int:
-        """Fork ``cntr exec``; its pid. Raises OSError, ValueError."""
-        from cntr.attach import readonly_interpreter
-
-        directory, count, *words = os.fsdecode(data).split("\0")
-        settings, command = words[: int(count)], words[int(count) :]
-        if not command or not self.target.alive():
-            raise ValueError
-        options = [word for setting in settings for word in ("-e", setting)]
-        line = ["exec", f"pid:{self.target.pid}", *self.flags, "-w", directory, *options, "--", *command]
-        argv = [sys.executable, "-IS", "-c", readonly_interpreter.code(), *line]
-        own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            syscalls.setns(own, syscalls.CLONE_NEWPID)  # our children were to be the target's; this one is not
-        finally:
-            os.close(own)
-        pid = os.fork()
-        if pid == 0:
-            try:
-                os.setsid()  # the terminal behind the standard streams is the session's, and none of it is ours
-                syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-                for number, fd in enumerate(fds):
-                    os.dup2(fd, number)
-                signal.pthread_sigmask(signal.SIG_SETMASK, ())
-                os.execve(sys.executable, argv, os.environ)
+                _become_child(supervisor, self.listener.fileno(), self.target.pidfd)
+                self._serve(nest)
             finally:
-                os._exit(126)
-        return pid
+                os._exit(1)
+        self.pidfd = os.pidfd_open(self.pid)
+        self.listener.close()
+
+    def _serve(self, nest: tuple[int, int]) -> None:
+        """Fork a handler for each connection; never touches a connection, nor what came over one."""
+        syscalls.set_process_name("cntr-exec")
+        os.setsid()  # the terminal's signals are for the session
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for fd in (0, 1, 2):  # the session's, whose readers wait for the last writer
+            os.dup2(null, fd)
+        handlers: dict[int, int] = {}
+        while True:
+            poll = select.poll()
+            for fd in (*handlers, *([self.listener.fileno()] if len(handlers) < HANDLERS else [])):
+                poll.register(fd, select.POLLIN)
+            for fd, _ in poll.poll():
+                if fd in handlers:
+                    os.waitpid(handlers.pop(fd), 0)
+                    os.close(fd)
+                    continue
+                taken_read, taken_write = os.pipe2(os.O_CLOEXEC)
+                pid = os.fork()
+                if pid == 0:
+                    self._handle(taken_write, nest)
+                os.close(taken_write)
+                os.read(taken_read, 1)  # its end: the connection is the handler's
+                os.close(taken_read)
+                handlers[os.pidfd_open(pid)] = pid
+
+    def _handle(self, taken_write: int, nest: tuple[int, int]) -> None:
+        """Be a handler; never returns. It ends by _exit(2), since closing an fd may wait and the end of a process does not."""
+        try:
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+            connection = _socket.socket(fileno=self.listener._accept()[0])  # type: ignore[attr-defined]
+            os.close(taken_write)
+            if is_of(connection, nest):
+                Handler(connection, self.target, self.flags).run()
+        except (OSError, ValueError):
+            pass  # the client sees the end of its connection
+        finally:
+            os._exit(0)
+
+    def _reap(self) -> None:
+        os.waitpid(self.pid, 0)
+        os.close(self.pidfd)
+        self.pid, self.pidfd = 0, -1
+
+    def _discard(self) -> None:
+        """Close the listener; a connection that nobody has taken may hold fds that take long to be closed."""
+        if self.listener.fileno() < 0:
+            return
+        poll = select.poll()
+        poll.register(self.listener.fileno(), select.POLLIN)
+        if not poll.poll(0):
+            self.listener.close()
+            return
+        closed_read, closed_write = os.pipe2(os.O_CLOEXEC)
+        pid = os.fork()
+        if pid == 0:  # the last to hold it, who ends by _exit(2)
+            os.close(closed_write)
+            os.read(closed_read, 1)
+            os._exit(0)
+        self.listener.close()
+        os.close(closed_write)
+        os.close(closed_read)
+        os.waitpid(pid, 0)
 
     def close(self) -> None:
-        """The session ends, and with it what was started for it."""
-        for job in self.jobs:
-            job.signal(signal.SIGKILL)  # its monitor ends the rest
-            job.reap()
-        for connection in self.waiting:
-            connection.close()
-        self.listener.close()
-        self.jobs, self.waiting = [], []
+        """The session ends, and with it what was started for it: each process here is killed when its parent ends."""
+        if self.pid:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            self._reap()
+        self._discard()
+
+
+class Handler:
+    """One client, and the ``cntr exec`` that was started for it."""
+
+    def __init__(self, connection: _socket.socket, target: Target, flags: list[str]) -> None:
+        """connection: of a process of the session."""
+        self.connection, self.target, self.flags = connection, target, flags
+
+    def run(self) -> None:
+        """Take the question, start, wait. Raises OSError, ValueError."""
+        poll = select.poll()
+        poll.register(self.connection.fileno(), select.POLLIN)
+        if not poll.poll(SILENCE_SECONDS * 1000):
+            return
+        data, fds = sockets.receive(self.connection, PACKET, STREAMS)
+        if len(fds) != STREAMS:
+            return
+        line = self._line(data)
+        pid = os.fork()
+        if pid == 0:
+            self._start(line, fds)
+        pidfd = os.pidfd_open(pid)
+        for fd in fds:
+            os.close(fd)
+        self._wait(pid, pidfd)
+
+    def _line(self, data: bytes) -> list[str]:
+        """The command line. Raises ValueError for what a client of ours does not send."""
+        directory, count, *words = os.fsdecode(data).split("\0")
+        settings, command = words[: int(count)], words[int(count) :]
+        # A name alone would take over a variable of this process, which is none of the session's.
+        if int(count) < 0 or not command or not all("=" in setting for setting in settings) or not self.target.alive():
+            raise ValueError
+        options = [word for setting in settings for word in ("-e", setting)]
+        return ["exec", f"pid:{self.target.pid}", *self.flags, "-w", directory, *options, "--", *command]
+
+    def _start(self, line: list[str], fds: list[int]) -> None:
+        """Be ``cntr exec`` with the client's streams; never returns."""
+        try:
+            from cntr.attach import readonly_interpreter
+
+            argv = [sys.executable, "-IS", "-c", readonly_interpreter.code(), *line]
+            os.setsid()  # the terminal behind the streams is the session's, and none of it is ours
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+            for number, fd in enumerate(fds):
+                os.dup2(fd, number)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            os.execve(sys.executable, argv, os.environ)
+        finally:
+            os._exit(126)
+
+    def _wait(self, pid: int, pidfd: int) -> None:
+        """Pass signals on until it ends, then tell how. Raises OSError."""
+        poll = select.poll()
+        poll.register(self.connection.fileno(), select.POLLIN)
+        poll.register(pidfd, select.POLLIN)
+        while True:
+            for fd, _ in poll.poll():
+                if fd == pidfd:
+                    _, status = os.waitpid(pid, 0)
+                    code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+                    self.connection.send(bytes([code]), _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)
+                    return
+                try:
+                    numbers = self.connection.recv(64, _socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    numbers = b""
+                if (
+                    not numbers
+                ):  # the client is gone; what it started ends in good order, and gives the session's terminal back
+                    poll.unregister(fd)
+                    signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+                for number in numbers:
+                    if number in FORWARDED:
+                        signal.pidfd_send_signal(pidfd, number)
+
+
+def is_of(connection: _socket.socket, nest: tuple[int, int]) -> bool:
+    """Whether the process that connected is in the mount namespace NEST, (device, inode). Raises OSError."""
+    pid = sockets.Peer(connection).pid
+    if pid <= 0:
+        return False
+    pidfd = sockets.peer_pidfd(connection)
+    begun = _start_time(pid)
+    found = os.stat(f"/proc/{pid}/ns/mnt")
+    if pidfd < 0:
+        same = begun == _start_time(pid)
+    else:  # it has not ended: so /proc/PID was its own, and no later process' of that number
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        same = not poll.poll(0)
+        os.close(pidfd)
+    return same and (found.st_dev, found.st_ino) == nest
+
+
+def _start_time(pid: int) -> int:
+    return procfs.start_time(procfs.read(f"/proc/{pid}/stat"))
+
+
+def _become_child(parent: int, *kept: int) -> None:
+    """Die with PARENT, and hold none of its fds but KEPT: its pipes tell others of its end. Raises OSError."""
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    first = 3
+    for fd in sorted(kept):
+        if fd > first:
+            syscalls.close_range(first, 0, fd - 1)
+        first = max(first, fd + 1)
+    syscalls.close_range(first, 0)
 
 
 TYPE_CHECKING = False

@@ -59,15 +59,15 @@ class Supervisor:
         watch: Watch,
         pty: Pty | None,
         server: FileServer | None,
-        service: Service | None,
+        exec_server: ExecServer | None,
         proc_fd: int,
         say: Callable[[str], None],
     ) -> None:
         """monitor: the process just forked; pty: None where the caller's stdio is the session's; server: the fuse transport's.
 
-        service: answers `cntr exec` from inside; proc_fd: the host's /proc; say: prints one line.
+        exec_server: answers `cntr exec` from inside; proc_fd: the host's /proc; say: prints one line.
         """
-        self.server, self.server_ended, self.service = server, False, service
+        self.server, self.server_ended, self.exec_server = server, False, exec_server
         self.say, self.proc_fd = say, proc_fd
         self.target, self.monitor, self.channel, self.watch, self.pty = target, monitor, channel, watch, pty
         self.monitor_fd = os.pidfd_open(monitor)
@@ -91,9 +91,9 @@ class Supervisor:
             if self.pump:
                 self.pump.drain()
         finally:
-            if self.service:
-                self.service.close()
             self._end_session()
+            if self.exec_server:
+                self.exec_server.close()
             if self.terminal:
                 self.terminal.restore()
             os.close(self.monitor_fd)
@@ -110,8 +110,8 @@ class Supervisor:
         if self.pump:
             for fd, events in self.pump.interests().items():
                 fds[fd] = events
-        if self.service:
-            fds.update(dict.fromkeys(self.service.interests(), select.POLLIN))
+        if self.exec_server:
+            fds.update(dict.fromkeys(self.exec_server.interests(), select.POLLIN))
         for fd, events in fds.items():
             poll.register(fd, events)
         ready = poll.poll(self._patience())
@@ -135,7 +135,7 @@ class Supervisor:
                 self._close_orders()
             elif self.server and fd == self.server.pidfd:
                 self._server_ended()
-            elif self.service and self.service.ready(fd):
+            elif self.exec_server and self.exec_server.ready(fd, self.outcome.nest):
                 continue
             elif self.pump and not self.pump.ready(fd, events):
                 self._hang_up()
@@ -246,6 +246,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cntr.attach.exec_server import Service
+    from cntr.attach.exec_server import ExecServer
     from cntr.attach.fileserver import FileServer
     from cntr.attach.pty import Pty, Pump, RawTerminal

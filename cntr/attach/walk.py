@@ -8,7 +8,7 @@ import os
 from cntr import engines
 from cntr.attach import cgroup, environment, etc_files, nest, steps
 from cntr.attach.channel import Channel
-from cntr.attach.exec_server import VARIABLE, Service
+from cntr.attach.exec_server import ExecServer
 from cntr.attach.identity import Identity, user_of
 from cntr.attach.launcher import Command
 from cntr.attach.monitor import Monitor
@@ -212,10 +212,9 @@ def _run_session(request: Request, target: Target, fds: Fds, say: Callable[[str]
     """From the target on; see ``attach``."""
     prepared = Prepared(request, target, fds, say)
     # 4. the session's processes
-    service = _service(request, target) if prepared.tools else None
-    if service:
-        fds.closers.append(service.close)
-        prepared.command.environment[VARIABLE] = service.name
+    exec_server = _exec_server(request, target, prepared.private) if prepared.private else None
+    if exec_server:
+        fds.closers.append(exec_server.close)
     channel = Channel()
     fds.fd(channel.reports_read)
     left_files = prepared.private.left_files if prepared.private and prepared.view else None
@@ -230,9 +229,7 @@ def _run_session(request: Request, target: Target, fds: Fds, say: Callable[[str]
     if server:
         server.handed_over()
     # 5. until it ends
-    supervisor = Supervisor(target, pid, channel, watch, terminal, server, service, prepared.proc_fd, say)
-    if service:
-        service.monitor = pid
+    supervisor = Supervisor(target, pid, channel, watch, terminal, server, exec_server, prepared.proc_fd, say)
     status = supervisor.run()
     if request.verbose:
         for note in supervisor.outcome.notes:
@@ -240,17 +237,18 @@ def _run_session(request: Request, target: Target, fds: Fds, say: Callable[[str]
     return status
 
 
-def _service(request: Request, target: Target) -> Service | None:
+def _exec_server(request: Request, target: Target, private: Private) -> ExecServer | None:
     """Who answers `cntr exec` in the session; an owner without root could not come back from the container's namespaces."""
     if target.as_owner:
         return None
     flags = [] if request.join_cgroup else ["--no-cgroup"]
     if request.user is not None:
         flags += ["--user", request.user]
+    directory_fd = os.open(INFORMATION, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=private.tree_fd)
     try:
-        return Service(target, flags)
-    except OSError:
-        return None  # `cntr exec` in the session will say so
+        return ExecServer(target, flags, directory_fd)
+    finally:
+        os.close(directory_fd)
 
 
 def _fork(monitor: Monitor, target: Target) -> int:

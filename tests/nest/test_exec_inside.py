@@ -7,7 +7,6 @@ import pathlib
 import shlex
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -27,9 +26,7 @@ def inside(box: Box, arguments: str, *flags: str, **options: object) -> subproce
 
 def test_it_is_the_containers_own_root_and_environment():
     with Box(files={"/etc/hostname": "slim-name\n"}) as box:
-        done = inside(
-            box, "-- sh -c 'ls /; cat /etc/hostname; echo $PATH $APP_MODE $CNTR_SERVICE; readlink /proc/self/exe'"
-        )
+        done = inside(box, "-- sh -c 'ls /; cat /etc/hostname; echo $PATH $APP_MODE; readlink /proc/self/exe'")
         assert (done.returncode, done.stderr) == (0, ""), done
         assert done.stdout == "app\nbin\ndev\netc\nproc\nsys\nslim-name\n/bin production\n/bin/busybox\n"
         theirs = os.readlink(f"/proc/{box.pid}/ns/mnt")
@@ -80,34 +77,32 @@ def test_another_process_of_the_container_gets_nothing_of_the_host(tmp_path, pro
         assert [line for line in loot.raw() if line.split()[1] in ("root", "cwd")] == []
 
 
-ASK_FROM_THE_CONTAINER = """
-import socket, sys
-from tests.nest.box import REPOSITORY
-connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-connection.connect("\\0" + sys.argv[1])
-socket.send_fds(connection, ["/\\x000\\x00touch\\x00/hacked".encode()], [0, 1, 2])
-print(connection.recv(1))
-"""
-
-
-def test_only_the_session_is_answered():
-    """The socket is in the container's network namespace: whoever is there can connect, and is refused."""
-    with Box() as box, session(str(box.pid)) as shell:
-        name = ask(shell, "echo $CNTR_SERVICE")
-        assert f"@{name}" in pathlib.Path(f"/proc/{box.pid}/net/unix").read_text()
-        done = subprocess.run(
-            ["nsenter", "-t", str(box.pid), "-n", sys.executable, "-c", ASK_FROM_THE_CONTAINER, name],
-            env={**os.environ, "PYTHONPATH": REPOSITORY},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=False,
-        )
-        assert "b''" in done.stdout or "ConnectionResetError" in done.stderr, done
-        assert not (box.root / "hacked").exists()
-        assert ask(shell, f"{INSIDE} -- touch /done; echo $?") == "0", "and the session is, still"
+@pytest.mark.parametrize("transport", ["mount", "fuse"])
+def test_nobody_but_the_session_can_come_to_it(transport):
+    """No socket in the container's network namespace, none that a path of the container's or of the host's leads to."""
+    with Box() as box, session(str(box.pid), "--transport", transport) as shell:
+        before = {path for path in pathlib.Path("/proc/net/unix").read_text().split() if path.startswith("@cntr")}
+        assert ask(shell, f"{INSIDE} -- touch /done; echo $?") == "0"
         assert (box.root / "done").exists()
+        assert "cntr" not in pathlib.Path(f"/proc/{box.pid}/net/unix").read_text()
+        assert not before
+        assert ask(shell, "test -S /run/cntr/exec.sock && echo here") == "here"
+        assert not pathlib.Path(f"/proc/{box.pid}/root/run/cntr").exists()
+        assert not pathlib.Path("/run/cntr/exec.sock").exists()
+
+
+def test_a_process_of_the_container_in_the_sockets_place_is_refused():
+    """The session's own root could put another socket there: the streams of a client are given to no process of the container."""
+    with Box() as box, session(str(box.pid)) as shell:
+        script = (
+            "import os, socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); os.unlink('/run/cntr/exec.sock'); "
+            "s.bind('/run/cntr/exec.sock'); s.listen(); print('up', flush=True); c = s.accept()[0]; print(c.recv(9), flush=True)"
+        )
+        ask(shell, f'python3 -c "{script}" > /tmp/said & while ! test -s /tmp/said; do sleep 0.05; done; echo up')
+        told = ask(shell, f"{INSIDE} -- touch /done 2>&1 | head -1")
+        assert "another process answers" in told
+        assert ask(shell, "wait; tail -1 /tmp/said") == "b''"
+        assert not (box.root / "done").exists()
 
 
 def test_a_terminal_of_its_own_for_a_hostile_shell():

@@ -77,7 +77,7 @@ LAYERS = (
     ("cntr.engines.container", "cntr.engines.trust"),
     ("cntr.cntrfs", "cntr.cntrfs."),
     ("cntr.linux.namespaces", "cntr.linux.process", "cntr.linux.seccomp"),
-    ("cntr.linux.syscalls", "cntr.linux.file_syscalls", "cntr.linux.procfs"),
+    ("cntr.linux.syscalls", "cntr.linux.file_syscalls", "cntr.linux.procfs", "cntr.linux.sockets"),
     ("cntr.linux",),
     ("cntr.errors",),
     ("cntr",),

@@ -1,0 +1,60 @@
+"""unix(7): who is at the other end of a connection, and file descriptors sent along."""
+
+from __future__ import annotations
+
+import _socket  # the module behind socket, without its import of enum (5 ms)
+import errno
+import os
+import sys
+
+SO_PEERPIDFD = 77  # asm-generic/socket.h, kernel 6.5
+_INT = 4  # bytes
+
+
+class Peer:
+    """The process that made a connection, or that listened for it.
+
+    pid: in this pid namespace, 0 for one that can't be seen here; uid: in this user namespace.
+    """
+
+    __slots__ = ("pid", "uid")
+
+    def __init__(self, connection: _socket.socket) -> None:
+        """SO_PEERCRED. Raises OSError."""
+        data = connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 3 * _INT)  # struct ucred
+        self.pid, self.uid = _numbers(data)[:2]
+
+
+def peer_pidfd(connection: _socket.socket) -> int:
+    """SO_PEERPIDFD: a pidfd of the process that made a connection; -1 where the kernel has none. Raises OSError (it has ended)."""
+    try:
+        return _numbers(connection.getsockopt(_socket.SOL_SOCKET, SO_PEERPIDFD, _INT))[0]
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+        return -1
+
+
+def receive(connection: _socket.socket, size: int, most: int) -> tuple[bytes, list[int]]:
+    """One packet of at most SIZE bytes and the fds that came with it, at most MOST, close-on-exec. Raises OSError."""
+    data, ancillary, flags, _ = connection.recvmsg(size, _socket.CMSG_SPACE(most * _INT), _socket.MSG_CMSG_CLOEXEC)
+    fds = []
+    for level, kind, content in ancillary:
+        if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
+            fds += _numbers(content)
+    if flags & (_socket.MSG_TRUNC | _socket.MSG_CTRUNC):
+        raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+    return data, fds
+
+
+def send(connection: _socket.socket, data: bytes, fds: list[int]) -> None:
+    """One packet, and FDS with it. Raises OSError."""
+    content = b"".join(fd.to_bytes(_INT, sys.byteorder) for fd in fds)
+    connection.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, content)])
+
+
+def _numbers(data: bytes) -> list[int]:
+    return [
+        int.from_bytes(data[at : at + _INT], sys.byteorder, signed=True)
+        for at in range(0, len(data) // _INT * _INT, _INT)
+    ]
