@@ -316,7 +316,7 @@ def _open_cgroups(request: Request, target: Target, say: Callable[[str], None]) 
 
 def warnings(request: Request, target: Target) -> list[str]:
     """What the user must know before: one line each. Raises CntrError for what goes with --force only."""
-    found: list[str] = []
+    found = engines.notes(target.container)
     reach = target.permitted | target.bounding
     if request.own_root:
         return found

@@ -87,6 +87,8 @@ def inspect(name: str) -> Report:
         report.add(
             "process", target.pid, "yes", f"{target.label}: {printable(procfs.read('comm', target.proc_fd).strip())}"
         )
+        for line in engines.notes(container):
+            report.add("note", line, "", "")
         _inspect_namespaces(report, target)
         _inspect_cgroups(report, target)
         _inspect_identity(report, target)

@@ -122,6 +122,8 @@ def copy(source: str, destination: str, *, archive: bool, follow: bool, say: Cal
     container = engines.resolve(source_target or target)
     if not container.rootfs or container.state != "rootfs":
         engines.verify(container)
+    for line in engines.notes(container):
+        say(line)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # two for each level of a deep tree
     work = Work(container, archive=archive, follow=follow, outward=bool(source_target))

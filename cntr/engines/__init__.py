@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from cntr.engines.asking import ask, distinct
 from cntr.engines.container import Container, NotRunning, Refused
-from cntr.engines.lookup import resolve, verify
+from cntr.engines.lookup import notes, resolve, verify
 from cntr.engines.registry import REGISTRY, Answer, Entry, entries
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "ask",
     "distinct",
     "entries",
+    "notes",
     "resolve",
     "verify",
 ]

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 EVERYBODYS = ("lxc", "nspawn", "gvisor")  # root asks these for all users: they read no file of a user's
 
 
-def ask(present: list[Entry], name: str | None, deadline: float, method: str = "find") -> list[Answer]:
+def ask(
+    present: list[Entry], name: str | None, deadline: float, method: str = "find", *, users: bool = True
+) -> list[Answer]:
     """Ask each engine for NAME (None: all containers), all at once; who does not answer by the deadline has refused.
 
     Root asks its own engines first, in the order of PRESENT, then each user's: their containers are among those of the same
@@ -26,18 +28,18 @@ def ask(present: list[Entry], name: str | None, deadline: float, method: str = "
     evidence.forget()
     trust.forget()
     theirs = [entry for entry in present if entry in REGISTRY and entry.name not in EVERYBODYS]
-    if os.geteuid() != 0 or not theirs:
+    if os.geteuid() != 0 or not theirs or not users:
         return _ask_here(present, name, deadline, method)
-    from cntr.engines import users
+    from cntr.engines import users as each_user
 
     for entry in theirs:
         entry.load()  # before the fork: a user may not be able to read where the modules lie
-    asked = users.start(
-        *(theirs, users.who(name is None or method != "find")),
+    asked = each_user.start(
+        *(theirs, each_user.who(name is None or method != "find")),
         lambda entries: _ask_here(entries, name, deadline - ON_THE_WAY, method),
     )
     answers = _ask_here(present, name, deadline, method)
-    return answers + _add(answers, users.hear(asked, deadline))
+    return answers + _add(answers, each_user.hear(asked, deadline))
 
 
 ON_THE_WAY = 0.05  # seconds from a user's process back to here

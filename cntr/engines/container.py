@@ -18,10 +18,11 @@ class Container:
 
     start_time: field 22 of /proc/PID/stat when PID was seen to be this container's process, 0 where unknown;
     state: running, paused, sandboxed (its processes are not this host's) or rootfs (no process, only files);
-    rootfs: the directory of those files, as the host sees it; owner: the uid of a rootless engine's user.
+    rootfs: the directory of those files, as the host sees it; owner: the uid of the user whose word and whose process it is, 0 for
+    root's; note: one line for whoever attaches to it, "" for none.
     """
 
-    __slots__ = ("engine", "id", "image", "name", "owner", "pid", "rootfs", "start_time", "state")
+    __slots__ = ("engine", "id", "image", "name", "note", "owner", "pid", "rootfs", "start_time", "state")
 
     def __init__(
         self,
@@ -39,6 +40,7 @@ class Container:
         """Keep the facts."""
         self.engine, self.name, self.pid, self.id, self.image = engine, name, pid, id, image
         self.state, self.owner, self.start_time, self.rootfs = state, owner, start_time, rootfs
+        self.note = ""
 
     def label(self) -> str:
         """``engine:name``, fit for a terminal and for the command line."""

@@ -6,6 +6,7 @@ import os
 
 from cntr.engines import evidence, store, trust, unixhttp
 from cntr.engines.container import Container, NotRunning, Refused
+from cntr.linux import procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,6 +88,20 @@ def is_behind_local_tcp() -> bool:
         return _is_local_tcp(_host())
     except Refused:
         return False
+
+
+def check_tcp() -> None:
+    """Raises Refused where a user listens on the loopback port that $DOCKER_HOST or the context names: anybody may (proc_net_tcp(5))."""
+    port = _host().rpartition(":")[2].partition("/")[0]
+    for table in ("tcp", "tcp6") if port.isdecimal() else ():
+        try:
+            rows = [line.split() for line in procfs.read(f"/proc/net/{table}").splitlines()[1:]]
+        except OSError:
+            continue
+        # local_address is ADDRESS:PORT in hexadecimal, st 0A is LISTEN, uid is the eighth
+        for uid in (row[7] for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == int(port)):
+            if not trust.accepts(int(uid)):
+                raise Refused(f"uid {uid} listens on port {port} of this machine")
 
 
 def _host() -> str:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import os
 import time
 
-from cntr.engines import containerd, containers_storage, docker, evidence, kubernetes, pods, store, unixhttp
+from cntr.engines import containerd, containers_storage, docker, evidence, kubernetes, pods, store, trust, unixhttp
+from cntr.engines.commands import POLLIN, Command, trusted
 from cntr.engines.container import Container, Refused
 
 TYPE_CHECKING = False
@@ -24,12 +25,8 @@ if TYPE_CHECKING:
     # Yields the command lines to run at once, is sent their outputs, returns what answers to the name.
     Talk = Generator[list[list[str]], list[str], list[Container]]
 
-PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 SHIMS = ("containerd-shim-runc-v2", "containerd-shim-runc-v1", "containerd-shim")
 KUBERNETES_LABELS = ("pod.namespace", "pod.name", "container.name")
-LIMIT = 16 << 20  # bytes of one command's output
-SIGKILL, SIGPIPE, SIGXFSZ = 9, 13, 25  # the same everywhere but on MIPS; Python ignores the last two, commands must not
-POLLIN = 1
 
 
 class Cli:
@@ -59,6 +56,7 @@ def _podman(program: str, name: str) -> Talk:
 
 def _docker(program: str, name: str) -> Talk:
     """docker-ps(1), docker-inspect(1): a daemon on this machine that listens on TCP, with the user's TLS keys."""
+    docker.check_tcp()
     (text,) = yield [[program, "ps", "--no-trunc", "--format", "{{.ID}} {{.Names}}"]]
     rows = [line.partition(" ") for line in text.splitlines()]
     ids = [id for id, _, names in rows if id.isalnum() and store.answers_to(name, id, names.split(","))]
@@ -144,7 +142,10 @@ def _containerd() -> bool:
         return False
     try:
         address = os.environ.get("CONTAINERD_ADDRESS") or "/run/containerd/containerd.sock"
-        unixhttp.connect(address.removeprefix("unix://"), time.monotonic() + 0.1).close()
+        path = address.removeprefix("unix://")
+        if not trust.accepts(trust.owner(path)):
+            return False
+        unixhttp.connect(path, time.monotonic() + 0.1).close()
     except OSError:
         return False
     return True
@@ -156,82 +157,6 @@ CLIS = (
     Cli("k8s", "crictl", lambda: _shim("k8s.io") or _conmon(crio=True), _crictl),
     Cli("containerd", "ctr", _containerd, _ctr),
 )
-
-
-def trusted(program: str) -> str:
-    """The path of a command that only root can have put there, "" if there is none: $PATH is the user's, this is not."""
-    for directory in PATH:
-        path = os.path.realpath(f"{directory}/{program}")
-        if os.access(path, os.X_OK) and os.path.isfile(path) and _is_roots(directory) and _is_roots(path):
-            return path
-    return ""
-
-
-def _is_roots(path: str) -> bool:
-    """Whether PATH and all directories above it are root's, and writable for nobody else."""
-    while True:
-        try:
-            info = os.stat(path)
-        except OSError:
-            return False
-        if info.st_uid or info.st_mode & 0o022:
-            return False
-        if path == "/":
-            return True
-        path = os.path.dirname(path)
-
-
-class Command:
-    """A running command: its process and the reading end of its output."""
-
-    __slots__ = ("chunks", "fd", "pid", "size")
-
-    def __init__(self, argv: list[str]) -> None:
-        """Start it. Raises OSError."""
-        # Were cntr killed now, a command that hangs would stay for ever; posix_spawn(3) can't ask for prctl(2)'s signal.
-        setpriv = trusted("setpriv")
-        if setpriv.endswith("/setpriv"):  # util-linux's: busybox's does not know the option
-            argv = [setpriv, "--pdeathsig", "KILL", *argv]
-        environment = {key: value for key, value in os.environ.items() if key not in ("NOTIFY_SOCKET", "DEBUG")}
-        environment.update(PATH=":".join(PATH), LC_ALL="C", TERM="dumb")
-        self.chunks: list[bytes] = []
-        self.size = 0
-        self.fd, writing = os.pipe2(os.O_CLOEXEC)
-        actions = (  # the pipe first: its number may be 0 or 2 where the caller has closed those
-            (os.POSIX_SPAWN_DUP2, writing, 1),
-            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0),
-        )
-        try:
-            # A session of its own: no terminal to ask on, and one signal ends it with all that it started.
-            self.pid = os.posix_spawn(
-                *(argv[0], argv, environment), file_actions=actions, setsid=True, setsigdef=(SIGPIPE, SIGXFSZ)
-            )
-        except BaseException:  # a ValueError too: posix_spawn(3) takes no null byte
-            os.close(self.fd)
-            raise
-        finally:
-            os.close(writing)
-
-    def read(self) -> bool:
-        """Take what is there; False at the end, or when it is too much."""
-        chunk = os.read(self.fd, 1 << 16)
-        self.chunks.append(chunk)
-        self.size += len(chunk)
-        return bool(chunk) and self.size <= LIMIT
-
-    def end(self) -> str:
-        """Its output. What is left of it is killed: it has said all, or is out of time."""
-        os.close(self.fd)
-        try:
-            os.killpg(self.pid, SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
-        for _ in range(20):  # not for ever: one that waits for a dead disk does not even hear SIGKILL
-            if os.waitpid(self.pid, os.WNOHANG)[0]:
-                break
-            time.sleep(0.001)
-        return os.fsdecode(b"".join(self.chunks))
 
 
 class Dialogue:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from cntr.engines import evidence, store
+from cntr.engines import evidence, process, store
 from cntr.engines.asking import ask, distinct
 from cntr.engines.registry import LATE, REGISTRY, entries
 from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound, printable
@@ -26,11 +26,9 @@ def resolve(target: str) -> Container:
         shown = printable(target[:60])
         raise TargetNotFound(f"not a container name: {shown!r}", "name a container, a pid, or engine:name")
     prefix, colon, rest = target.partition(":")
-    if target.isascii() and target.isdecimal() and len(target) < 8:  # pids end at 1 << 22; ids may be all digits too
-        prefix, colon, rest = "pid", ":", target
+    if process.is_pid(target):
+        return _numbered(target)
     if colon and prefix in PREFIXES_WITHOUT_ENGINE:
-        from cntr.engines import process
-
         return process.resolve(prefix, rest)
     known = REGISTRY  # looking for what others have added takes longer than asking Docker
     named = _called(prefix, known) if colon and rest else []
@@ -41,6 +39,44 @@ def resolve(target: str) -> Container:
         return _only(target, rest, prefix, named, known, time.monotonic() + NAMED_SECONDS)
     present = [entry for entry in known if entry.present()]
     return _only(target, target, "", present, known, time.monotonic() + ASK_SECONDS)
+
+
+def _numbered(target: str) -> Container:
+    """A number: the container that an engine calls so, else the process; an error where both are there and differ.
+
+    Where the process is in nobody's container all are asked as for any name: attaching to it would mean this host. A process in a
+    container is what most mean, so then only those are asked whose state says by a glance that they may have such a name.
+    """
+    missing, alone = None, False
+    try:
+        found_process = process.resolve("pid", target)
+        alone = process.is_nobodys(found_process.pid)
+    except TargetNotFound as error:
+        missing = error
+    deadline = time.monotonic() + ASK_SECONDS
+    if missing or alone:
+        known = entries()
+        asked = [entry for entry in known if entry.present()]
+        found, answers = _find(target, [entry.name for entry in known], asked, deadline)
+        stopped = [answer for answer in answers if answer.stopped and not answer.owner]
+    else:
+        asked, stopped = [entry for entry in REGISTRY if entry.may_have(target)], []
+        found = [one for answer in ask(asked, target, deadline, users=False) for one in answer.containers]
+        if asked and not found:
+            later = ask(asked, target, deadline, "find_by_process", users=False)
+            found = [one for answer in later for one in answer.containers]
+    exact = [one for one in found if target in (one.name, one.id)]
+    found = distinct(exact or found)
+    if stopped and not found:
+        raise _not_found(target, stopped, [], "; pid:" + target + " is a process" if not missing else "")
+    if not found:
+        if missing:
+            raise TargetNotFound(f"{missing.message}, and no running container of that name", missing.hint)
+        found_process.note = f"pid {target} is in no container: it is a process of this host" if alone else ""
+        return found_process
+    if len(found) == 1 and (missing or found[0].pid == found_process.pid or (alone and exact and _trusted(found))):
+        return found[0]
+    raise _ambiguous(target, found if missing else [*found, found_process])
 
 
 def _called(prefix: str, known: tuple[Entry, ...]) -> list[Entry]:
@@ -104,13 +140,13 @@ def _by_command(answers: list[Answer], names: list[str], name: str, deadline: fl
     return found
 
 
-def _not_found(target: str, answers: list[Answer], absent: list[str]) -> TargetNotFound:
+def _not_found(target: str, answers: list[Answer], absent: list[str], more: str = "") -> TargetNotFound:
     """The error that says who was asked, who was not there, and who refused and why."""
     shown = printable(target[:200])
     stopped = [f"{printable(answer.refused[:300])}{_of(answer.owner)}" for answer in answers if answer.stopped]
     if stopped:
         hint = "start it first; a container that has ended has no process to join"
-        return TargetNotFound(f"{shown}: {'; '.join(stopped)}", hint)
+        return TargetNotFound(f"{shown}: {'; '.join(stopped)}", hint + more)
     refused = [
         f"{answer.entry.name}{_of(answer.owner)} ({printable(answer.refused[:300])})"
         for answer in answers
@@ -166,3 +202,11 @@ def verify(container: Container, *, runs_its_own: bool = False) -> None:
             raise TargetNotFound(
                 f"{container.label()}: pid {container.pid} belongs to another process now", "the container has stopped"
             )
+
+
+def notes(container: Container) -> list[str]:
+    """What whoever enters CONTAINER is to know before: that it is a process of the host itself, or whose container it is."""
+    found = [container.note] if container.note else []
+    if os.geteuid() == 0 and container.owner:
+        found.append(f"{container.label()} is a container of {store.owner_name(container.owner)}, not of root")
+    return found

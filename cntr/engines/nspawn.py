@@ -35,14 +35,16 @@ def _registered(name: str) -> Container | None:
     try:
         text = store.read(f"{MACHINES}/{name}", limit=store.MEGABYTE)
         fields = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and line[0] != "#")
-        pid = int(fields["LEADER"])
+        pid, owner = int(fields["LEADER"]), int(fields.get("UID", 0))  # newer systemd lets users register machines
     except (OSError, ValueError, KeyError):
         return None
     start = evidence.start_time(pid)
     if not start:
         return None
     state = "sandboxed" if fields.get("CLASS") == "vm" else evidence.state(pid)
-    return Container("nspawn", name, pid, id=name, state=state, start_time=start, image=fields.get("ROOT", ""))
+    return Container(
+        *("nspawn", name, pid), id=name, state=state, owner=owner, start_time=start, image=fields.get("ROOT", "")
+    )
 
 
 def _processes() -> list[Container]:

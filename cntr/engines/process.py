@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 
+from cntr.engines import evidence, store
 from cntr.engines.container import Container
 from cntr.errors import AmbiguousTarget, TargetNotFound, printable
 from cntr.linux import procfs
+
+PF_KTHREAD = 0x00200000  # linux/sched.h
 
 
 def resolve(kind: str, name: str) -> Container:
@@ -14,39 +17,149 @@ def resolve(kind: str, name: str) -> Container:
     return {"pid": _pid, "unit": _unit, "command": _command}[kind](name)
 
 
+def is_pid(name: str) -> bool:
+    """Whether NAME may be a bare pid: they end at 1 << 22 (proc_sys_kernel(5)); ids may be all digits too."""
+    return name.isascii() and name.isdecimal() and len(name) < 8
+
+
 def _pid(name: str) -> Container:
-    if not (name.isascii() and name.isdecimal()) or not 0 < int(name) < 1 << 22:
+    if not is_pid(name) or not 0 < int(name) < 1 << 22:
         raise TargetNotFound(f"pid:{printable(name[:40])}: not a process id", "a pid is a number, as `ps` shows it")
+    pid = int(name)
     try:
-        start = procfs.start_time(procfs.read(f"/proc/{int(name)}/stat"))
+        stat = procfs.read(f"/proc/{pid}/stat")
     except OSError:
+        raise TargetNotFound(f"pid {pid}: no such process", _elsewhere(pid)) from None
+    fields = stat.rpartition(")")[2].split()
+    if int(fields[6]) & PF_KTHREAD:
         raise TargetNotFound(
-            f"pid {int(name)}: no such process", "`cntr ps` lists containers with their pids"
-        ) from None
-    return Container("pid", str(int(name)), int(name), start_time=start)
+            f"pid {pid} is a kernel thread: it has no files and no container", "`cntr ps` lists containers"
+        )
+    start = evidence.start_time(pid)
+    if not start:
+        raise TargetNotFound(
+            f"pid {pid} has ended: it is a zombie that its parent, pid {fields[1]}, has not waited for",
+            "its container may have other processes; `cntr ps` lists containers with their pids",
+        )
+    return Container("pid", str(pid), pid, owner=_owner(pid), start_time=start)
+
+
+def _owner(pid: int) -> int:
+    """The user in whose user namespace PID is; 0 where it is in none, or that is not to be seen."""
+    try:
+        return evidence.namespace_owner(pid) or 0
+    except OSError:
+        return 0
+
+
+def _elsewhere(number: int) -> str:
+    """The hint for a pid that is none here: perhaps it is one inside a container."""
+    usual = "`cntr ps` lists containers with their pids"
+    found = []
+    for pid in _processes():
+        try:
+            ids = procfs.status(procfs.read(f"/proc/{pid}/status")).get("NSpid", "").split()
+        except OSError:
+            continue
+        if str(number) in ids[1:]:
+            found.append(pid)
+    if not found:
+        return usual
+    return (
+        f"inside a container's pid namespace that is the number of pid {', '.join(map(str, found[:4]))} here; {usual}"
+    )
+
+
+def is_nobodys(pid: int) -> bool:
+    """Whether PID is in no container: in this process's own namespaces of mounts, pids and users, with the same root directory."""
+    try:
+        for kind in ("mnt", "pid", "user"):
+            if not os.path.samestat(os.stat(f"/proc/{pid}/ns/{kind}"), os.stat(f"/proc/self/ns/{kind}")):
+                return False
+        return os.path.samestat(os.stat(f"/proc/{pid}/root"), os.stat("/proc/self/root"))
+    except OSError:
+        return False  # it is another user's
+
+
+# --- systemd's units --------------------------------------------------------------------------------------------------
 
 
 def _unit(name: str) -> Container:
-    """The unit's main process: the first pid of its cgroup, which systemd names after the unit (systemd.resource-control(5))."""
+    """The unit's main process. A system unit goes before a user's of that name, which is that user's word (systemd.unit(5))."""
     unit = name if "." in name else f"{name}.service"
     if "/" in unit or unit.startswith("."):
         raise TargetNotFound(f"unit:{printable(unit)}: not a unit name", "systemctl list-units shows the names")
-    pids = []
+    found: dict[int, list[int]] = {}
     for pid in _processes():
-        try:
-            paths = procfs.cgroups(procfs.read(f"/proc/{pid}/cgroup"))
-        except OSError:
-            continue
-        path = paths.get("") or paths.get("name=systemd", "")
-        if f"/{unit}" in path and unit in path.split("/"):
-            pids.append(pid)
-    if not pids:
+        owner = _unit_owner(pid, unit)
+        if owner >= 0 and (owner == 0 or evidence.belongs_to(pid, owner)):
+            found.setdefault(owner, []).append(pid)
+    if not found:
         raise TargetNotFound(
             f"unit:{printable(unit)}: no process in such a unit", "is it active? systemctl status shows it"
         )
+    if 0 not in found and len(found) > 1:
+        users = ", ".join(store.owner_name(owner) for owner in sorted(found)[:8])
+        raise AmbiguousTarget(f"unit:{printable(unit)}: the unit of {len(found)} users: {users}", "attach by pid")
+    owner = 0 if 0 in found else next(iter(found))
+    return _started("unit", unit, _main(unit, owner, found[owner]), owner)
+
+
+def _unit_owner(pid: int, unit: str) -> int:
+    """Whose UNIT the process PID is in: 0 the system's, the uid of a user's manager's; -1 where it is in none of that name."""
+    try:
+        text = procfs.read(f"/proc/{pid}/cgroup")
+    except OSError:
+        return -1
+    if unit not in text:
+        return -1
+    paths = procfs.cgroups(text)
+    return max(owner_in(paths.get(hierarchy, "/"), unit) for hierarchy in ("name=systemd", ""))
+
+
+def owner_in(path: str, unit: str) -> int:
+    """The same for a cgroup path: systemd puts a unit below slices alone, each of them named after the one above.
+
+    What is below a unit is for that unit to name: users and containers make directories called as they like, so it does not count.
+    """
+    words, owner, prefix = path.split("/")[1:], 0, ""
+    while words:
+        word = words.pop(0)
+        if word == unit:
+            return -1 if words[:1] == [".control"] else owner
+        if word.endswith(".slice") and _is_in_slice(word, prefix):
+            prefix = word.removesuffix(".slice")
+        elif prefix.startswith("user-") and word == f"user@{prefix.removeprefix('user-')}.service" and not owner:
+            number = prefix.removeprefix("user-")
+            if not number.isdecimal():
+                return -1
+            owner, prefix = int(number), ""
+        else:
+            return -1
+    return -1
+
+
+def _is_in_slice(word: str, prefix: str) -> bool:
+    name = word.removesuffix(".slice")
+    return name.rpartition("-")[0] == prefix if prefix else "-" not in name
+
+
+def _main(unit: str, owner: int, pids: list[int]) -> int:
+    """The process that the others of the unit descend from; where there are several, what the manager calls its main one."""
     inside = set(pids)
     heads = [pid for pid in pids if _parent(pid) not in inside]
-    return _started("unit", unit, min(heads or pids, key=lambda pid: _start(pid)))
+    if len(heads) == 1:
+        return heads[0]
+    from cntr.engines import commands
+
+    main = commands.main_pid(unit) if owner == 0 else 0
+    if main in inside:
+        return main
+    listed = ", ".join(str(pid) for pid in sorted(heads)[:8])
+    raise AmbiguousTarget(f"unit:{printable(unit)}: {len(heads)} processes of its own: {listed}", "attach by pid")
+
+
+# --- command lines ----------------------------------------------------------------------------------------------------
 
 
 def _command(pattern: str) -> Container:
@@ -55,32 +168,25 @@ def _command(pattern: str) -> Container:
     found = []
     for pid in _processes():
         try:
-            command = procfs.read(f"/proc/{pid}/cmdline", limit=1 << 16).replace("\0", " ").strip()
+            command = procfs.read(f"/proc/{pid}/cmdline", limit=evidence.ARGUMENTS).replace("\0", " ").strip()
         except OSError:
             continue
         if pattern and pattern in command and pid not in own and f"command:{pattern}" not in command:
-            found.append((pid, command))
+            found.append((pid, command[:40]))
     if not found:
         raise TargetNotFound(
             f"command:{printable(pattern[:60])}: no process has that in its command line", "see `ps axww`"
         )
     if len(found) > 1:
-        listed = ", ".join(f"{pid} ({printable(command[:40])})" for pid, command in found[:6])
+        listed = ", ".join(f"{pid} ({printable(command)})" for pid, command in found[:6])
         raise AmbiguousTarget(
             f"command:{printable(pattern[:60])}: {len(found)} processes match: {listed}", "attach by pid"
         )
-    return _started("command", pattern, found[0][0])
+    return _started("command", pattern, found[0][0], 0)
 
 
 def _processes() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
-
-
-def _start(pid: int) -> int:
-    try:
-        return procfs.start_time(procfs.read(f"/proc/{pid}/stat"))
-    except OSError:
-        return 1 << 62
 
 
 def _parent(pid: int) -> int:
@@ -90,8 +196,8 @@ def _parent(pid: int) -> int:
         return 0
 
 
-def _started(engine: str, name: str, pid: int) -> Container:
-    start = _start(pid)
-    if start == 1 << 62:
+def _started(engine: str, name: str, pid: int, owner: int) -> Container:
+    start = evidence.start_time(pid)
+    if not start:
         raise TargetNotFound(f"{engine}:{printable(name)}: its process {pid} is gone", "is it still running?")
-    return Container(engine, name, pid, start_time=start)
+    return Container(engine, name, pid, owner=owner, start_time=start)

@@ -25,6 +25,8 @@ pytestmark = [
 ]
 USER = 4200 + os.getpid() % 90  # of this worker alone: its runtime directory is the machine's
 ID = "5e" * 32
+CLAIMED = f"claimed{os.getpid()}"
+NAME = f"web{os.getpid()}"  # other workers' users have containers too
 AS_USER = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--inh-caps=-all"]
 
 
@@ -103,7 +105,7 @@ while True:
 """
 
 
-def inspected(pid: int, id: str = ID, name: str = "web") -> dict[str, object]:
+def inspected(pid: int, id: str = ID, name: str = NAME) -> dict[str, object]:
     state = {"Pid": pid, "Paused": False, "Status": "running", "ExitCode": 0}
     return {"Id": id, "Name": f"/{name}", "State": state, "Config": {"Image": "x"}, "HostConfig": {}}
 
@@ -133,8 +135,8 @@ def nobody_is_called(*names: str) -> None:
 def test_a_users_docker_socket_names_no_process_of_others(home, victim, id):
     write(home / "answer", inspected(victim, id))
     with users_process(DAEMON, f"{home}/docker.sock", f"{home}/answer"):
-        nobody_is_called("web", "docker:web")
-        write(home / "answer", [{"Id": id, "Names": ["/web"], "State": "running", "Image": "x"}])
+        nobody_is_called(NAME, f"docker:{NAME}")
+        write(home / "answer", [{"Id": id, "Names": [f"/{NAME}"], "State": "running", "Image": "x"}])
         assert victim not in [found.pid for found in listed()]
 
 
@@ -143,7 +145,7 @@ def test_a_users_docker_socket_names_the_users_own_container_and_root_is_told_wh
         pid = int(process.said)
         write(home / "answer", inspected(pid))
         with users_process(DAEMON, f"{home}/docker.sock", f"{home}/answer"):
-            for target in ("web", "docker:web"):
+            for target in (NAME, f"docker:{NAME}"):
                 found = engines.resolve(target)
                 assert (found.engine, found.pid, found.owner) == ("docker", pid, USER)
 
@@ -172,7 +174,7 @@ def test_a_socket_where_a_user_could_put_it(home, victim, tmp_path, monkeypatch,
     if place.startswith("a link"):
         own(socket) if socket.exists() else socket.symlink_to(listens)
     with users_process(DAEMON, listens, f"{home}/answer"):
-        nobody_is_called("docker:web", "web")
+        nobody_is_called(f"docker:{NAME}", NAME)
 
 
 @pytest.mark.parametrize("engine", ["crun", "runc"])
@@ -182,17 +184,17 @@ def test_a_users_runtime_state(home, victim, engine):
         names = ("pid", "process-start-time") if engine == "crun" else ("init_process_pid", "init_process_start")
         return dict(zip(names, (pid, start), strict=True))
 
-    file = home / engine / "web" / ("status" if engine == "crun" else "state.json")
+    file = home / engine / NAME / ("status" if engine == "crun" else "state.json")
     write(file, state(victim))
-    nobody_is_called("web", f"{engine}:web")
+    nobody_is_called(NAME, f"{engine}:{NAME}")
     assert victim not in [found.pid for found in listed()]
     with users_process(CONTAINER) as process:
         write(file, state(int(process.said)))
-        assert (engines.resolve("web").pid, engines.resolve("web").owner) == (int(process.said), USER)
+        assert (engines.resolve(NAME).pid, engines.resolve(NAME).owner) == (int(process.said), USER)
         assert [found.owner for found in listed() if found.pid == int(process.said)] == [USER]
 
 
-@pytest.mark.parametrize("names", [["web"], ["k8s_app_web_prod_8f0b_0"]], ids=["podman", "cri-o"])
+@pytest.mark.parametrize("names", [[NAME], [f"k8s_app_{NAME}_prod_8f0b_0"]], ids=["podman", "cri-o"])
 def test_a_users_store_that_a_variable_of_roots_names(home, victim, monkeypatch, names):
     """Podman's rows and CRI-O's: the store is the user's."""
     conf = write(home / "conf", f'[storage]\ngraphroot = "{home}/graph"\nrunroot = "{home}/run"\n')
@@ -203,11 +205,11 @@ def test_a_users_store_that_a_variable_of_roots_names(home, victim, monkeypatch,
         assert roots.stdout
         pid = int(roots.stdout.readline())
         write(home / "run/overlay-containers" / ID / "userdata/pidfile", str(pid))
-        nobody_is_called("web", "podman:web", "k8s:web", "k8s:prod/web/app")
+        nobody_is_called(NAME, f"podman:{NAME}", f"k8s:{NAME}", f"k8s:prod/{NAME}/app")
         os.kill(pid, 9)
     with users_process(CONTAINER, "-c", ID) as process:
         write(home / "run/overlay-containers" / ID / "userdata/pidfile", process.said)
-        found = engines.resolve("podman:web" if names == ["web"] else "k8s:prod/web/app")
+        found = engines.resolve(f"podman:{NAME}" if names == [NAME] else f"k8s:prod/{NAME}/app")
         assert (found.pid, found.owner) == (int(process.said), USER)
 
 
@@ -224,20 +226,20 @@ def test_roots_stale_file_and_a_user_who_waited_for_the_pid(tmp_path, monkeypatc
 
 def test_a_directory_that_anybody_may_write_to_is_nobodys_word(tmp_path, monkeypatch, victim):
     root = tmp_path / "runc"
-    (root / "web").mkdir(parents=True)
+    (root / NAME).mkdir(parents=True)
     start = procfs.start_time(procfs.read(f"/proc/{victim}/stat"))
-    (root / "web/state.json").write_text(json.dumps({"init_process_pid": victim, "init_process_start": start}))
+    (root / NAME / "state.json").write_text(json.dumps({"init_process_pid": victim, "init_process_start": start}))
     monkeypatch.setenv("CNTR_RUNC_ROOT", str(root))
-    assert engines.resolve("runc:web").pid == victim
+    assert engines.resolve(f"runc:{NAME}").pid == victim
     root.chmod(0o777)
     with pytest.raises(TargetNotFound, match="others than root can write there"):
-        engines.resolve("runc:web")
+        engines.resolve(f"runc:{NAME}")
     root.chmod(0o755)
-    (root / "web").chmod(0o777)
-    nobody_is_called("runc:web")
-    (root / "web").chmod(0o755)
-    os.chown(root / "web/state.json", USER, USER)
-    nobody_is_called("runc:web")
+    (root / NAME).chmod(0o777)
+    nobody_is_called(f"runc:{NAME}")
+    (root / NAME).chmod(0o755)
+    os.chown(root / NAME / "state.json", USER, USER)
+    nobody_is_called(f"runc:{NAME}")
 
 
 # --- processes that call themselves as monitors are called ------------------------------------------------------------
@@ -246,11 +248,12 @@ def test_a_directory_that_anybody_may_write_to_is_nobodys_word(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("target", "title"),
     [
-        ("nspawn:claimed", ["systemd-nspawn", "-M", "claimed"]),
-        ("lxc:claimed", ["[lxc monitor] /var/lib/lxc claimed"]),
-        ("apptainer:claimed", ["Apptainer instance: root [claimed]"]),
-        ("podman:claimed", ["conmon", "-c", ID, "-n", "claimed", "-p", "{}/pidfile"]),
+        (f"nspawn:{CLAIMED}", ["systemd-nspawn", "-M", CLAIMED]),
+        (f"lxc:{CLAIMED}", [f"[lxc monitor] /var/lib/lxc {CLAIMED}"]),
+        (f"apptainer:{CLAIMED}", [f"Apptainer instance: root [{CLAIMED}]"]),
+        (f"podman:{CLAIMED}", ["conmon", "-c", ID, "-n", CLAIMED, "-p", "{}/pidfile"]),
     ],
+    ids=["nspawn", "lxc", "apptainer", "podman"],
 )
 @pytest.mark.parametrize("dumpable", [True, False])
 def test_a_process_with_a_monitors_arguments(home, victim, target, title, dumpable):
@@ -268,8 +271,8 @@ def test_a_process_with_a_monitors_arguments(home, victim, target, title, dumpab
         try:
             assert process.stdout
             assert process.stdout.readline() == "up\n"
-            for found in [*listed(), *_resolved(target), *_resolved("claimed")]:
-                if found.name.endswith("claimed"):
+            for found in [*listed(), *_resolved(target), *_resolved(CLAIMED)]:
+                if found.name.endswith(CLAIMED):
                     assert found.owner == USER, (found.engine, found.pid)
                     assert evidence.uid_of(found.pid) == USER
         finally:
@@ -405,9 +408,10 @@ def test_a_users_database(home, monkeypatch):
 
 def test_nothing_is_left_of_the_users_processes(home):
     write(home / "crun/deep/status", "[" * 3_000_000)
+    before = evidence.children(os.getpid())  # rigs' daemons
     with users_process(HANG, f"{home}/docker.sock") as process:
         listing.running(0.5)
-        assert evidence.children(os.getpid()) == [process.pid]
+        assert set(evidence.children(os.getpid())) - set(before) == {process.pid}
 
 
 # --- whose is a path --------------------------------------------------------------------------------------------------

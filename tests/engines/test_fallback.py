@@ -15,7 +15,7 @@ import time
 import pytest
 
 from cntr import engines
-from cntr.engines import fallback, listing
+from cntr.engines import commands, fallback, listing
 from cntr.errors import TargetNotFound
 
 # --- real commands ----------------------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ def test_a_container_that_was_renamed_in_a_store_elsewhere(podman, monkeypatch):
         script = f'#!/bin/sh\nCONTAINERS_STORAGE_CONF={podman.den.path}/storage.conf exec /usr/bin/podman "$@"\n'
         with roots_directory() as directory:
             put(directory, "podman", script)
-            monkeypatch.setattr(fallback, "PATH", (directory,))
+            monkeypatch.setattr(commands, "PATH", (directory,))
             assert engines.resolve(f"{box.name}-now").pid == box.pid
         podman.command("rename", f"{box.name}-now", box.name)
 
@@ -160,7 +160,7 @@ def put(directory: str, name: str, script: str) -> pathlib.Path:
 def directory(monkeypatch):
     """The only directory in which commands are looked for."""
     with roots_directory() as directory:
-        monkeypatch.setattr(fallback, "PATH", (directory, "/usr/bin", "/bin"))
+        monkeypatch.setattr(commands, "PATH", (directory, "/usr/bin", "/bin"))
         yield directory
 
 
@@ -201,10 +201,10 @@ def test_one_that_hangs_is_killed_with_all_that_it_started(directory, always):
 
 
 def test_one_that_hangs_does_not_outlive_a_cntr_that_is_killed(directory):
-    if not fallback.trusted("setpriv").endswith("/setpriv"):
+    if not commands.trusted("setpriv").endswith("/setpriv"):
         pytest.skip("not installed: util-linux (apt-get install)")
     program = put(directory, "podman", "#!/bin/sh\nexec sleep 98764\n")
-    hanging = f"import time; from cntr.engines import fallback; fallback.Command([{str(program)!r}]); print(flush=True); time.sleep(60)"
+    hanging = f"import time; from cntr.engines import commands; commands.Command([{str(program)!r}]); print(flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", hanging], stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         wait_until(lambda: processes("98764"))
@@ -247,7 +247,7 @@ def test_garbage_finds_nothing_and_is_never_shown(directory, always, answer):
 
 
 def test_one_that_never_stops_talking_is_cut_off(directory, always, monkeypatch):
-    monkeypatch.setattr(fallback, "LIMIT", 1 << 20)
+    monkeypatch.setattr(commands, "LIMIT", 1 << 20)
     put(directory, "podman", "#!/bin/sh\nexec yes 98765\n")
     refusal()
     assert processes("98765") == []
@@ -285,19 +285,19 @@ def test_only_what_is_roots_is_run(directory, always, tmp_path, monkeypatch):
     script = "#!/bin/sh\necho >>$(dirname $0)/ran\n"
     theirs = put(directory, "podman", script)
     os.chown(theirs, 4242, 4242)
-    assert fallback.trusted("podman") != str(theirs)
+    assert commands.trusted("podman") != str(theirs)
     os.chown(theirs, 0, 0)
-    assert fallback.trusted("podman") == str(theirs)
+    assert commands.trusted("podman") == str(theirs)
     for mode in (0o775, 0o757, 0o644):
         theirs.chmod(mode)
-        assert fallback.trusted("podman") != str(theirs), oct(mode)
+        assert commands.trusted("podman") != str(theirs), oct(mode)
     theirs.chmod(0o755)
     os.chmod(directory, 0o777)
-    assert fallback.trusted("podman") != str(theirs), "anybody could have put it there"
+    assert commands.trusted("podman") != str(theirs), "anybody could have put it there"
     os.chmod(directory, 0o755)
     theirs.unlink()
     theirs.symlink_to(put(str(tmp_path), "podman", script))
-    assert fallback.trusted("podman") != str(theirs), "a link out of root's directories"
+    assert commands.trusted("podman") != str(theirs), "a link out of root's directories"
     monkeypatch.setenv("PATH", str(tmp_path))
     refusal()
     assert not (tmp_path / "ran").exists(), "$PATH is not asked"

@@ -73,7 +73,7 @@ LAYERS = (
     ("cntr.engines.apptainer", "cntr.engines.containerd", "cntr.engines.containers_storage", "cntr.engines.docker"),
     ("cntr.engines.lxc", "cntr.engines.nspawn", "cntr.engines.process", "cntr.engines.rkt", "cntr.engines.runc"),
     ("cntr.engines.sandboxed",),
-    ("cntr.engines.evidence", "cntr.engines.store", "cntr.engines.unixhttp"),
+    ("cntr.engines.commands", "cntr.engines.evidence", "cntr.engines.store", "cntr.engines.unixhttp"),
     ("cntr.engines.container", "cntr.engines.trust"),
     ("cntr.cntrfs", "cntr.cntrfs."),
     ("cntr.linux.namespaces", "cntr.linux.process", "cntr.linux.seccomp"),

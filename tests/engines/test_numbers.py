@@ -1,0 +1,132 @@
+"""A number: what an engine calls so goes before the process, ``pid:N`` is never in doubt; units by their exact cgroup."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from cntr import engines
+from cntr.engines import process
+from cntr.errors import AmbiguousTarget, TargetNotFound
+from tests.cli.run import cntr
+from tests.engines.rigs_runtimes import Runc
+
+
+@pytest.fixture
+def sleeper():
+    """A process of the host's: in no container."""
+    with subprocess.Popen(["sleep", "300"]) as process:
+        yield process.pid
+        process.kill()
+
+
+def test_a_container_called_like_a_process_of_the_host(runc: Runc, sleeper, monkeypatch):
+    with runc.box(name=str(sleeper)) as box:
+        box.use(monkeypatch)
+        for target in (str(sleeper), f"runc:{sleeper}"):
+            assert engines.resolve(target).pid == box.pid, target
+        assert engines.resolve(f"pid:{sleeper}").pid == sleeper
+        assert engines.resolve(str(box.pid)).pid == box.pid, "its own pid"
+        done = subprocess.run(
+            [sys.executable, "-m", "cntr", "exec", str(sleeper), "cat", "/etc/motto"],
+            **{"cwd": os.getcwd(), "capture_output": True, "text": True, "env": box.env},
+        )
+        assert (done.returncode, done.stdout) == (0, "slim\n"), done.stderr
+
+
+def test_a_container_called_like_another_containers_process(runc, monkeypatch):
+    with runc.box() as other, runc.box(name=str(other.pid)) as box:
+        box.use(monkeypatch)
+        with pytest.raises(AmbiguousTarget) as caught:
+            engines.resolve(str(other.pid))
+        assert f"runc:{other.pid} (pid {box.pid}" in caught.value.message
+        assert f"pid:{other.pid} (pid {other.pid}" in caught.value.message
+        assert engines.resolve(f"pid:{other.pid}").pid == other.pid
+
+
+def test_a_container_called_like_no_process(runc, monkeypatch):
+    with subprocess.Popen(["true"]) as gone:
+        gone.wait()
+    with runc.box(name=str(gone.pid)) as box:
+        assert engines.resolve(box.use(monkeypatch).name).pid == box.pid
+    with pytest.raises(TargetNotFound, match=f"pid {gone.pid}: no such process, and no running container of that name"):
+        engines.resolve(str(gone.pid))
+
+
+def test_lxc_containers_have_numbers_for_names(lxc, sleeper):
+    with lxc.box(name=str(sleeper)) as box:
+        assert engines.resolve(str(sleeper)).pid == box.pid
+    assert engines.resolve(str(sleeper)).pid == sleeper
+
+
+def test_a_process_of_the_host_is_said_to_be_one(sleeper):
+    line = f"pid {sleeper} is in no container: it is a process of this host"
+    assert engines.notes(engines.resolve(str(sleeper))) == [line]
+    assert engines.notes(engines.resolve(f"pid:{sleeper}")) == [], "asked for by name"
+
+
+def test_a_number_inside_a_container_is_named_by_the_hint(runc):
+    with runc.box():
+        with pytest.raises(TargetNotFound) as caught:
+            engines.resolve("pid:4194303")
+        assert caught.value.hint == "`cntr ps` lists containers with their pids"
+        assert "inside a container's pid namespace that is the number of pid" in process._elsewhere(1)
+
+
+def test_a_kernel_thread_is_said_to_be_one():
+    if not os.path.exists("/proc/2") or pathlib.Path("/proc/2/cmdline").read_bytes():
+        pytest.skip("no kernel thread is seen in this pid namespace")
+    with pytest.raises(TargetNotFound, match="pid 2 is a kernel thread"):
+        engines.resolve("pid:2")
+
+
+def test_a_zombie_is_said_to_be_one():
+    with subprocess.Popen(["true"]) as zombie:
+        os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(
+            TargetNotFound, match=f"pid {zombie.pid} has ended: it is a zombie that its parent, pid {os.getpid()}"
+        ):
+            engines.resolve(str(zombie.pid))
+
+
+# --- units ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "owner"),
+    [
+        ("/system.slice/web.service", 0),
+        ("/system.slice/web.service/payload/x", 0),
+        ("/system.slice/system-web.slice/web.service", 0),
+        ("/machine.slice/web.service", 0),
+        ("/web.service", 0),
+        ("/user.slice/user-1000.slice/user@1000.service/app.slice/web.service", 1000),
+        ("/user.slice/user-1000.slice/user@1000.service/web.service", 1000),
+        ("/user.slice/user-1000.slice/user@1000.service/app.slice/user.slice/user-0.slice/web.service", -1),
+        ("/user.slice/user-1000.slice/user@1000.service/app.slice/own/web.service", -1),
+        ("/user.slice/user-1000.slice/user@1000.service/app.slice/other.service/web.service", -1),
+        ("/user.slice/user-1000.slice/user@1000.service/user.slice/user-0.slice/user@0.service/web.service", -1),
+        ("/user.slice/user-1000.slice/user@1001.service/web.service", -1),
+        ("/user.slice/user-1000.slice/session-1.scope/web.service", -1),
+        ("/system.slice/docker-1234.scope/system.slice/web.service", -1),
+        ("/docker/1234/web.service", -1),
+        ("/system.slice/x-y.slice/web.service", -1),
+        ("/system.slice/web.service/.control", -1),
+        ("/../web.service", -1),
+        ("/", -1),
+        ("", -1),
+    ],
+)
+def test_whose_unit_a_cgroup_is(path, owner):
+    assert process.owner_in(path, "web.service") == owner
+
+
+def test_inspect_and_cp_say_it_too(sleeper, tmp_path):
+    line = f"pid {sleeper} is in no container"
+    assert line in cntr("inspect", str(sleeper)).stdout
+    (tmp_path / "file").write_text("")
+    assert line in cntr("cp", f"{sleeper}:{tmp_path}/file", f"{tmp_path}/copy").stderr
