@@ -60,9 +60,10 @@ def test_hostname_is_the_containers(cntr):
     assert cntr.attach("box", "uname -n") == "boxhost"
 
 
-def test_environment_is_the_containers(cntr):
-    """Variables of the container come in, words and spaces whole; PATH stays the tools'."""
-    assert cntr.attach("slim", 'printf %s "$GREETING|$LAB_NAME"') == "hello world|slim"
+def test_environment_of_the_container_is_shown(cntr):
+    """Variables of the container can be read and are not obeyed; -e NAME takes one over, words and spaces whole."""
+    assert "GREETING=hello world" in cntr.attach("slim", "cat /run/cntr/environ").splitlines()
+    assert cntr.attach("slim", 'printf %s "$GREETING|$LAB_NAME"', options="-e GREETING") == "hello world|"
     assert "/usr/bin" in cntr.attach("slim", "echo $PATH")
 
 
@@ -116,8 +117,15 @@ def test_user_option(cntr):
     assert cntr.attach("box", "id -u", options="--user app") == "1000"
 
 
-def test_read_only_tools(cntr, machine):
-    """--read-only: the tools' whole tree can't be written, the container's can."""
-    assert "Read-only" in cntr.attach("box", "touch /usr/lab-touch 2>&1; true", options="--read-only")
-    assert cntr.attach("box", f"touch {BASE}/tmp/x && rm {BASE}/tmp/x && echo yes", options="--read-only") == "yes"
+def test_nothing_of_the_machine_can_be_written(cntr, machine):
+    """The tools' tree is read-only and nobody's; the container's can be written, and what is shared to that end."""
+    assert "Read-only" in cntr.attach("box", "touch /usr/lab-touch 2>&1; true")
+    assert "Permission denied" in cntr.attach("box", "cat /etc/shadow 2>&1; true")
+    assert cntr.attach("box", f"touch {BASE}/tmp/x && rm {BASE}/tmp/x && echo yes") == "yes"
     machine.fail("test -e /usr/lab-touch")
+    machine.succeed("mkdir -p /srv/lab-share && chown 1234:1234 /srv/lab-share")
+    cntr.attach("box", "echo kept >/srv/lab-share/file", options="--share /srv/lab-share:rw")
+    assert machine.succeed("cat /srv/lab-share/file; stat -c %u /srv/lab-share/file; rm -r /srv/lab-share").split() == [
+        "kept",
+        "1234",
+    ]
