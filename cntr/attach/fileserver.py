@@ -166,6 +166,7 @@ class FileServer:
 
     def stop(self) -> None:
         """End it: asked first, then killed. Never waits for the tree itself."""
+        self.handed_over()  # a server that waits to be mounted learns that it will not be
         os.close(self.stop_write)
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
@@ -173,7 +174,6 @@ class FileServer:
             self.end_connection()
         os.waitpid(self.pid, 0)
         os.close(self.pidfd)
-        self.handed_over()
 
 
 def root_device(pid: int) -> int | None:

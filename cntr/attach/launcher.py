@@ -27,13 +27,16 @@ POLL_SECONDS = 0.2  # between looks for ended children where the container's fil
 
 
 class Command:
-    """What to run: argv, environment, working directory, and the pty's slave (-1 without a terminal)."""
+    """What to run: argv, environment, where, and the pty's slave (-1 without a terminal).
 
-    __slots__ = ("argv", "directory", "environment", "tty_fd")
+    directories: the first that can be entered; the last must be.
+    """
 
-    def __init__(self, argv: list[str], environment: dict[str, str], directory: str, tty_fd: int) -> None:
+    __slots__ = ("argv", "directories", "environment", "tty_fd")
+
+    def __init__(self, argv: list[str], environment: dict[str, str], directories: list[str], tty_fd: int) -> None:
         """Keep the parts; argv[0] is looked for in environment["PATH"]."""
-        self.argv, self.environment, self.directory, self.tty_fd = argv, environment, directory, tty_fd
+        self.argv, self.environment, self.directories, self.tty_fd = argv, environment, directories, tty_fd
 
 
 class Launcher:
@@ -149,9 +152,15 @@ class Launcher:
         # Close-on-exec is too late: execve(2) and chdir(2) follow links, and /proc/self/fd/N/.. would lead to what is open.
         close_all_but(self.channel.reports_write)
         self.progress.now = steps.DIRECTORY
-        os.chdir(command.directory)
-        if not os.getcwd().startswith("/"):  # "(unreachable)/…": a directory outside of the root
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command.directory)
+        for directory in command.directories:
+            try:
+                os.chdir(directory)
+                if not os.getcwd().startswith("/"):  # "(unreachable)/…": a directory outside of the root
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
+                break
+            except OSError:
+                if directory == command.directories[-1]:
+                    raise
         # The reaper's death ends the command; asked for last, since a change of credentials clears it.
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -190,7 +190,8 @@ class Prepared:
         if tools is None:
             home = self.user.home if request.user is not None else ""
             variables = environment.of_container(target.environment, DEFAULT_PATH, home)
-            argv, directory = request.argv or ["/bin/sh"], request.directory or target.working_directory()
+            argv = request.argv or ["/bin/sh"]
+            directories = [request.directory] if request.directory else [target.working_directory(), "/"]
         else:
             variables = environment.of_session(
                 request.target,
@@ -203,9 +204,9 @@ class Prepared:
                 uid=self.user.uid,
                 host_tools=request.tools in ("host", HOST_ALL),
             )
-            argv, directory = request.argv or [self.shell], request.directory or "/"
+            argv, directories = request.argv or [self.shell], [request.directory or "/"]
         environment.add(variables, request.environment, target.environment)
-        return Command(argv, variables, directory, self.terminal.slave if self.terminal else -1)
+        return Command(argv, variables, directories, self.terminal.slave if self.terminal else -1)
 
 
 def _run_session(request: Request, target: Target, fds: Fds, say: Callable[[str], None]) -> int:

@@ -124,11 +124,12 @@ def run(
     prefix: Sequence[str] = (),
     input: str = "",
     timeout: float = 30,
+    code: str = "",
     **more: object,
 ) -> subprocess.CompletedProcess[str]:
-    """Run cntr; env: added to the environment; prefix: the command it runs under."""
+    """Run cntr; env: added to the environment; prefix: the command it runs under; code: Python that runs it in a way of its own."""
     return subprocess.run(
-        [*prefix, *CNTR, *arguments],
+        [*prefix, *([sys.executable, "-c", code] if code else CNTR), *arguments],
         env={**os.environ, "PYTHONPATH": REPOSITORY, **(env or {})},
         input=input,
         capture_output=True,

@@ -344,3 +344,53 @@ def test_the_view_is_the_containers_own_for_exec():
     with Box(files=ETC) as box:
         done = box.exec("--", "/bin/sh", "-c", "ls /; cat /etc/hostname; echo $PATH; cat /proc/1/comm")
         assert done.stdout == "app\nbin\ndev\netc\nproc\nsys\nslim-name\n/bin\napp\n", done
+
+
+@pytest.mark.parametrize("transport", ["mount", "fuse"])
+@pytest.mark.parametrize("backing", ["plain", "overlay"])
+def test_what_only_some_may_read_is_refused_to_everybody(tmp_path, transport, backing):
+    """On a file system that can be idmapped and on one that can't: to root with all capabilities, to the owner, to the group."""
+    lower = tools_tree(tmp_path / "tools")
+    (lower / "open").write_text("for all\n")
+    for name, uid, mode in (("roots", 0, 0o600), ("owners", 1000, 0o600), ("groups", 0, 0o640)):
+        (lower / name).write_text("secret\n")
+        os.chown(lower / name, uid, 1000)
+        (lower / name).chmod(mode)
+    (lower / "closed").mkdir(mode=0o700)
+    (lower / "closed" / "inner").write_text("secret\n")
+    os.chown(lower / "closed", 1000, 1000)
+    os.mkfifo(lower / "fifo")
+    (lower / "fifo").chmod(0o666)
+    tools = lower
+    if backing == "overlay":
+        tools = tmp_path / "merged"
+        for name in ("merged", "upper", "work"):
+            (tmp_path / name).mkdir()
+        options = f"lowerdir={lower},upperdir={tmp_path}/upper,workdir={tmp_path}/work"
+        syscalls.mount("overlay", str(tools), "overlay", 0, options)
+    try:
+        for uid in (0, 1000):
+            with Box(uid=uid, gid=uid, capabilities=0 if uid else (1 << 41) - 1) as box:
+                script = "cat /open; for f in /roots /owners /groups /closed/inner; do cat $f && echo READ; done; ls -A /closed"
+                done = box.attach("--tools", str(tools), "--transport", transport, "--", "/bin/sh", "-c", script)
+                assert done.stdout == "for all\n", (done.stdout, done.stderr)
+                control = box.attach("--tools", str(lower), "--transport", transport, "--", "/bin/sh", "-c", "ls -A /")
+                assert "closed" in control.stdout
+    finally:
+        if backing == "overlay":
+            syscalls.umount(str(tools), syscalls.MNT_DETACH)
+
+
+def test_a_proc_of_the_pid_namespace_is_made_without_the_option_too(tmp_path):
+    """Before Linux 6.17 a process has to be in the namespace to mount its /proc."""
+    code = (
+        "from cntr.linux import syscalls; real = syscalls.new_filesystem\n"
+        "def old(kind, options, attrs=0):\n"
+        "    if 'pidns' in options: raise OSError(22, 'Invalid argument')\n"
+        "    return real(kind, options, attrs)\n"
+        "syscalls.new_filesystem = old\n"
+        "from cntr.__main__ import main; main()"
+    )
+    with Box(mount_proc=False) as box:
+        done = run("attach", str(box.pid), "--", "cat", "/proc/1/comm", code=code)
+        assert (done.stdout, done.stderr) == ("app\n", "")
