@@ -210,7 +210,7 @@ class View:
                     raise
                 try:
                     tree = syscalls.open_tree(nothing, "directory" if is_dir else "file", syscalls.OPEN_TREE_CLONE)
-                    syscalls.mount_setattr(tree, "", recursive=False, attr_set=SAFE)
+                    self._close(tree)
                     syscalls.move_mount(tree, fd, "")
                     os.close(tree)
                 finally:
@@ -220,6 +220,14 @@ class View:
             os.chdir("/")
         finally:
             os.close(nothing)
+
+    def _close(self, tree: int) -> None:
+        """Make a cover nobody's where that can be had: root with its capabilities opens what is its own, whatever the mode."""
+        if self.nobody_fd >= 0:
+            attributes = SAFE | syscalls.MOUNT_ATTR_IDMAP
+            syscalls.mount_setattr(tree, "", recursive=False, attr_set=attributes, userns_fd=self.nobody_fd)
+        else:
+            syscalls.mount_setattr(tree, "", recursive=False, attr_set=SAFE)
 
     def _owners_view(self, progress: steps.Progress) -> None:
         """Without root nothing can be idmapped and no mount left out: read-only, and what is the owner's alone is covered."""
