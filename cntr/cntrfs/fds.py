@@ -25,6 +25,7 @@ class BoundedFds:
     root: Node
     max_fds: int
     on_close: Callable[[Node], None]
+    close_nameless: Callable[[int], None]
     _records: Records
     _idle: list[Node]
     _lru: OrderedDict[Node, None]
@@ -94,10 +95,10 @@ class BoundedFds:
             self._idle.append(node)
 
     def _close_fd(self, node: Node) -> None:
-        os.close(node.fd)
-        node.fd = -1
+        fd, node.fd = node.fd, -1
         if node.open is not None:
             self.on_close(node)
+        (self.close_nameless if node.pinned else os.close)(fd)
 
     def open_retrying(self, path: bytes, flags: int) -> int:
         """open(2), close-on-exec, by ``retrying``."""

@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 _LISTINGS = 32  # directories being read at once whose place is remembered
 _SETID = stat.S_ISUID | stat.S_ISGID
+_NOT_WRITABLE_ANY_MORE = (errno.EPERM, errno.EACCES, errno.EROFS, errno.ETXTBSY)
 _AS_IS: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 
 class FileHandle:
     """An open file or directory. ``fd`` is -1 while nothing needed one: the kernel does the reading and writing."""
 
-    __slots__ = ("append", "fd", "flags", "node", "passthrough", "uncached", "writable")
+    __slots__ = ("append", "fd", "flags", "node", "passthrough", "refusal", "uncached", "writable")
 
     def __init__(self, node: Node, fd: int, flags: int) -> None:
         """flags: of the client's open(2)."""
@@ -37,6 +38,7 @@ class FileHandle:
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
         self.passthrough = False  # the kernel reads and writes the backing file itself
         self.uncached = False  # the kernel must not collect its writes
+        self.refusal: OSError | None = None  # fd is for reading only: the file can't be opened for writing any more
 
 
 class DirectoryHandle(FileHandle):
@@ -93,8 +95,22 @@ class FileOperations:
         """The handle's own fd, opened now if it has none yet."""
         if handle.fd < 0:
             path = proc_path(self.nodes.fd(handle.node))
-            handle.fd = self._open_file(path, self.backing_flags(handle.flags) & ~os.O_TRUNC, handle.flags)
+            try:
+                handle.fd = self.open_file(path, self.backing_flags(handle.flags) & ~os.O_TRUNC, handle.flags)
+            except OSError as error:
+                if not handle.writable or error.errno not in _NOT_WRITABLE_ANY_MORE:
+                    raise
+                # It was writable when the client opened it (chattr +i): what needs no writing goes on.
+                handle.fd = self.nodes.open_retrying(path, os.O_RDONLY)
+                handle.refusal = error
         return handle.fd
+
+    def writing_fd(self, handle: FileHandle) -> int:
+        """``file_fd`` to write by; the error that opening it for writing met, where it had to be opened anew and can't be."""
+        fd = self.file_fd(handle)
+        if handle.refusal is not None:
+            raise OSError(handle.refusal.errno, os.strerror(handle.refusal.errno or 0))
+        return fd
 
     def open(self, nodeid: int, flags: int, killer: Caller | None = None) -> int:
         """OPEN: O_TRUNC by the killer, a caller without CAP_FSETID, clears set-id bits."""
@@ -105,14 +121,19 @@ class FileOperations:
         path = proc_path(node_fd)
         wanted = self.backing_flags(flags)
         with self.killing(node_fd, killer if flags & os.O_TRUNC else None):
-            fd = self._open_file(path, wanted, flags)
+            fd = self.open_file(path, wanted, flags)
         fh = self.add_file(node, fd, flags)
-        if self.options.writeback and file_syscalls.statx(fd).attributes & file_syscalls.STATX_ATTR_APPEND:
-            # The kernel would write whole pages, with what is in them already, and set the times: that can't be done here.
-            self.handles[fh].uncached = True
+        self.note_append_only(self.handles[fh])
         return fh
 
-    def _open_file(self, path: bytes, wanted: int, flags: int) -> int:
+    def note_append_only(self, handle: FileHandle) -> None:
+        """Have the kernel not collect the writes of an append-only file: it would write whole pages, and set the times."""
+        if self.options.writeback:
+            attributes = file_syscalls.statx(handle.fd).attributes
+            handle.uncached = bool(attributes & file_syscalls.STATX_ATTR_APPEND)
+
+    def open_file(self, path: bytes, wanted: int, flags: int) -> int:
+        """open(2) of the backing file; WANTED: ``backing_flags`` of the client's FLAGS."""
         try:
             return self.nodes.open_retrying(path, wanted)
         except PermissionError:
@@ -126,12 +147,33 @@ class FileOperations:
         Whether S_ISGID falls depends on the caller's groups, so it is done as the caller; but looking these up is
         dear, and only a file with such a bit needs it.
         """
-        if killer is None or not os.fstat(fd).st_mode & _SETID or killer.is_capable(file_syscalls.CAP_FSETID):
+        if not self._clears_setid(fd, killer):
             return _AS_IS
+        assert killer is not None
         killer = killer.resolved()
         if killer.uid == self.credentials.uid:
             return self.credentials.without_fsetid()
         return self.credentials.as_caller(killer, groups=True)
+
+    @staticmethod
+    def _clears_setid(fd: int, killer: Caller | None) -> bool:
+        return (
+            killer is not None
+            and bool(os.fstat(fd).st_mode & _SETID)
+            and not killer.is_capable(file_syscalls.CAP_FSETID)
+        )
+
+    def killing_elsewhere(self, fd: int, killer: Caller | None) -> contextlib.AbstractContextManager[None]:
+        """``killing`` for one use in another thread: all that is asked about the caller is asked now."""
+        if not self._clears_setid(fd, killer):
+            return _AS_IS
+        assert killer is not None
+        killer = killer.resolved()
+        known = Caller(killer.uid, killer.gid, 0, groups=killer.groups())
+        credentials = Credentials()
+        return (
+            credentials.without_fsetid() if killer.uid == credentials.uid else credentials.as_caller(known, groups=True)
+        )
 
     def handle(self, fh: int) -> FileHandle:
         """The open file behind a handle number; EBADF when there is none."""
@@ -148,14 +190,15 @@ class FileOperations:
         self, fh: int, offset: int, data: bytes | memoryview, append: bool = False, killer: Caller | None = None
     ) -> int:
         """WRITE: bytes written; append: at the end, whatever offset says (the kernel's idea of it may be old)."""
-        fd = self.file_fd(self.handle(fh))
+        fd = self.writing_fd(self.handle(fh))
         if killer is not None:
             with self.killing(fd, killer):
-                return self._write(fd, offset, data, append)
-        return self._write(fd, offset, data, append)
+                return self.write_at(fd, offset, data, append)
+        return self.write_at(fd, offset, data, append)
 
     @staticmethod
-    def _write(fd: int, offset: int, data: bytes | memoryview, append: bool) -> int:
+    def write_at(fd: int, offset: int, data: bytes | memoryview, append: bool) -> int:
+        """pwrite(2), or at the end; for any thread."""
         if append:
             return os.pwritev(fd, [data], offset, os.RWF_APPEND)
         return os.pwrite(fd, data, offset)
@@ -179,6 +222,7 @@ class FileOperations:
         if handle.node.lent_fd == handle.fd:
             handle.node.lent_fd = -1
         handle.fd = -1
+        handle.refusal = None
 
     # directories
 

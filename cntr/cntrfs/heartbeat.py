@@ -7,9 +7,9 @@ import mmap
 
 
 class Heartbeat:
-    """Three counters in anonymous shared memory; made before the fork.
+    """Four counters in anonymous shared memory; made before the fork.
 
-    counters: requests taken, answered, parked. A session that serves in one loop writes the first two there itself.
+    counters: requests taken, answered, parked, steps done. A session that serves in one loop writes the first two itself.
     """
 
     __slots__ = ("_lock", "_map", "counters")
@@ -33,6 +33,10 @@ class Heartbeat:
         with self._lock:
             self.counters[2] += change
 
-    def read(self) -> tuple[int, int, int]:
-        """(requests taken, answered, parked)."""
-        return self.counters[0], self.counters[1], self.counters[2]
+    def moved(self) -> None:
+        """A step of something long was done: bytes were copied, a job ended. Two threads' may count as one."""
+        self.counters[3] += 1
+
+    def read(self) -> tuple[int, int, int, int]:
+        """(requests taken, answered, parked, steps done)."""
+        return self.counters[0], self.counters[1], self.counters[2], self.counters[3]

@@ -9,10 +9,6 @@ from typing import NamedTuple
 
 from cntr.linux.file_syscalls import Attributes, Handle
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from cntr.cntrfs.devfuse.passthrough import OpenFiles
-
 ROOT_ID = 1  # FUSE_ROOT_ID, linux/fuse.h
 SYNTHETIC = 1 << 63  # node ids that can't be made from the inode number
 INO_BITS = 48
@@ -22,6 +18,12 @@ FILEID_INO32_GEN = 1  # linux/exportfs.h; the handle is (inode number, generatio
 #: proc, sysfs, cgroup, cgroup2, debugfs, tracefs, securityfs, bpf, configfs, fusectl, binfmt_misc, efivarfs, selinuxfs
 PSEUDO = frozenset((0x9FA0, 0x62656572, 0x27E0EB, 0x63677270, 0x64626720, 0x74726163, 0x73636673, 0xCAFE4A11,
                     0x62656570, 0x65735543, 0x42494E4D, 0xDE5E81E4, 0xF97CFF8C))  # fmt: skip
+
+#: tmpfs, ramfs
+MEMORY = frozenset((0x01021994, 0x858458F6))
+#: NFS, CIFS, SMB2, SMB, FUSE, 9P, Ceph, AFS (two), Coda, Lustre, GPFS, OCFS2, GFS2, OrangeFS, VirtualBox, autofs
+REMOTE = frozenset((0x6969, 0xFF534D42, 0xFE534D42, 0x517B, 0x65735546, 0x01021997, 0xC36400, 0x5346414F, 0x6B414653,
+                    0x73757245, 0x0BD00BD3, 0x47504653, 0x7461636F, 0x01161970, 0x20030528, 0x786F4256, 0x0187))  # fmt: skip
 
 #: One int object per file type, for all nodes.
 _KINDS = {kind: kind for kind in (0o010000, 0o020000, 0o040000, 0o060000, 0o100000, 0o120000, 0o140000)}
@@ -39,7 +41,7 @@ class Slot:
     """One (mount, device) pair of the served tree; ``base`` is the upper part of its node ids."""
 
     __slots__ = ("aliases", "any_generation", "base", "dev", "handles", "index", "magic", "mnt_id", "mount_fd",
-                 "mount_node", "watched")  # fmt: skip
+                 "mount_node", "reads_wait", "slow_until", "watched")  # fmt: skip
 
     def __init__(self, mnt_id: int, dev: int, base: int, index: int) -> None:
         """index: the how-manieth slot of the table; handles: does open_by_handle_at(2) work here; None until tried."""
@@ -54,6 +56,8 @@ class Slot:
         self.mount_node: Node | None = None
         self.magic = 0  # the filesystem's f_type, linux/magic.h
         self.watched = False  # the kernel is told what changes here behind the mount
+        self.reads_wait = False  # preadv2(2) can't be told not to wait here
+        self.slow_until = 0.0  # time.monotonic() until which the disk is held to be slow (devfuse)
 
     @property
     def is_pseudo(self) -> bool:
@@ -61,9 +65,30 @@ class Slot:
         return self.magic in PSEUDO
 
     @property
+    def is_memory(self) -> bool:
+        """Are its files in memory alone?"""
+        return self.magic in MEMORY
+
+    @property
+    def is_remote(self) -> bool:
+        """May another machine, or another process, be what an answer is waited for from?"""
+        return self.magic in REMOTE
+
+    @property
     def is_synthetic(self) -> bool:
         """Are the slot's node ids unrelated to inode numbers?"""
         return self.base == SYNTHETIC
+
+
+class OpenFiles:
+    """How often a node is open, and as what (devfuse)."""
+
+    __slots__ = ("backing_id", "count")
+
+    def __init__(self, backing_id: int) -> None:
+        """backing_id: the kernel's number of the backing file; 0: reads and writes come to the server."""
+        self.backing_id = backing_id
+        self.count = 0
 
 
 class Node:

@@ -30,7 +30,7 @@ class Watchdog:
         self.hang_timeout = hang_timeout
         self.device = device or find_device(mountpoint)
         self.control = open_control(self.device)
-        self._progress = (0, 0)
+        self._progress = (0, 0, 0)
         self._since = time.monotonic()
 
     def is_mounted(self) -> bool:
@@ -59,10 +59,10 @@ class Watchdog:
 
         A request parked on purpose (a wait for a lock) does not count. A stopped server is given a tenth of the time.
         """
-        taken, answered, parked = self.heartbeat.read()
+        taken, answered, parked, steps = self.heartbeat.read()
         now = time.monotonic()
-        if self.control < 0 or not self.hang_timeout or (taken, answered) != self._progress:
-            self._progress, self._since = (taken, answered), now
+        if self.control < 0 or not self.hang_timeout or (taken, answered, steps) != self._progress:
+            self._progress, self._since = (taken, answered, steps), now
             return False
         if self.waiting() <= parked:
             self._since = now

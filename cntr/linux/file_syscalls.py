@@ -65,6 +65,7 @@ _declare("fchownat", _int, _charp, _uint, _uint, _int)
 _declare("utimensat", _int, _charp, _voidp, _int)
 _declare("fallocate", _int, _int, ctypes.c_int64, ctypes.c_int64)
 _declare("syncfs", _int)
+_declare("open", _charp, _int)
 _declare("umount2", _charp, _int)
 _declare("mknodat", _int, _charp, _uint, ctypes.c_uint64)
 
@@ -287,6 +288,14 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
         raise _fail("fallocate")
 
 
+def open_interruptible(path: bytes, flags: int) -> int:
+    """open(2), close-on-exec, that a signal to the thread ends (EINTR): os.open would begin anew."""
+    fd = int(_libc.open(path, flags | os.O_CLOEXEC))
+    if fd < 0:
+        raise _fail("open", path)
+    return fd
+
+
 def syncfs(fd: int) -> None:
     """syncfs(2): all of the filesystem that fd (not O_PATH) is on."""
     if _libc.syncfs(fd) < 0:
@@ -348,31 +357,6 @@ def filesystem_magic(fd: int) -> int:
     if _libc.fstatfs(fd, ctypes.byref(buffer)) < 0:
         raise _fail("fstatfs")
     return int(buffer[0])
-
-
-# Locks of open file descriptions (fcntl(2)). The waiting form is called here because os.* would go on after a signal.
-F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW = 36, 37, 38
-_FLOCK = struct.Struct("=hhxxxxqqixxxx")
-_libc.fcntl.argtypes = (_int, _int, _voidp)
-_libc.flock.argtypes = (_int, _int)
-
-
-def ofd_lock(fd: int, command: int, kind: int, start: int, length: int) -> tuple[int, int, int]:
-    """One F_OFD_* command; length in bytes, 0 to the end. Returns (kind, start, length) as the kernel left them.
-
-    EAGAIN when it is held by another; EINTR when a signal ended the wait.
-    """
-    buffer = ctypes.create_string_buffer(_FLOCK.pack(kind, os.SEEK_SET, start, length, 0), _FLOCK.size)
-    if _libc.fcntl(fd, command, ctypes.addressof(buffer)) < 0:
-        raise _fail("fcntl")
-    kind, _, start, length, _ = _FLOCK.unpack(buffer.raw)
-    return kind, start, length
-
-
-def flock(fd: int, operation: int) -> None:
-    """flock(2) that a signal interrupts (EINTR)."""
-    if _libc.flock(fd, operation) < 0:
-        raise _fail("flock")
 
 
 _libc.ioctl.argtypes = (_int, ctypes.c_ulong, _voidp)

@@ -25,6 +25,7 @@ EXPECTED: dict[tuple[str, str], str] = {
     ): "pyfuse3 does not negotiate DONT_MASK: the kernel has applied the umask",
     ("pyfuse3", "locks.flock_excludes_the_backing_tree"): _NO_LOCKS,
     ("pyfuse3", "locks.posix_lock_excludes_the_backing_tree"): _NO_LOCKS,
+    ("pyfuse3", "lock_turns.waiting_for_a_lock_of_the_backing_tree"): _NO_LOCKS,
     ("pyfuse3", "space.fallocate_grows"): _NO_FALLOCATE,
     ("pyfuse3", "space.fallocate_keeps_size"): _NO_FALLOCATE,
     ("pyfuse3", "space.punch_hole"): _NO_FALLOCATE,

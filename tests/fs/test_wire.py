@@ -20,7 +20,7 @@ import pytest
 
 from cntr.cntrfs.core import Core
 from cntr.cntrfs.devfuse import ioctls, wire
-from cntr.cntrfs.devfuse.session import HANDLERS, Session
+from cntr.cntrfs.devfuse.session import OPERATIONS, Session
 from cntr.cntrfs.heartbeat import Heartbeat
 from cntr.cntrfs.options import Options
 from cntr.linux import syscalls as kernel_calls
@@ -268,8 +268,8 @@ def test_a_name_cannot_lead_out(kernel: Kernel, name: bytes) -> None:
 
 
 def test_every_short_request_is_answered(kernel: Kernel) -> None:
-    for opcode in HANDLERS:
-        for length in range(0, wire.MINIMUM.get(opcode, 0)):
+    for opcode, operation in OPERATIONS.items():
+        for length in range(operation.least):
             kernel.send(kernel.request(opcode, 1, bytes(length)))
             ((number, unique, _),) = kernel.answers()
             assert (number, unique) == (errno.EINVAL, kernel.unique), (opcode, length)

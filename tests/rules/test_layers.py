@@ -12,6 +12,33 @@ from lab.slim import SlimContainer
 from tests.rules import source
 
 # From the top down, lazy and type-only imports included. A module imports from rows below its own; a name ending in a dot is a package.
+CNTRFS_LAYERS = (
+    ("cntr.cntrfs.__main__", "cntr.cntrfs.mount_helper", "cntr.cntrfs.probe"),
+    ("cntr.cntrfs.mounting",),
+    ("cntr.cntrfs.devfuse.session", "cntr.cntrfs.pyfuse3_binding"),
+    ("cntr.cntrfs.devfuse.data_ops", "cntr.cntrfs.devfuse.file_ops"),
+    ("cntr.cntrfs.devfuse.namespace_ops",),
+    ("cntr.cntrfs.devfuse.operations",),
+    ("cntr.cntrfs.devfuse.request",),
+    (
+        "cntr.cntrfs.devfuse.locks",
+        "cntr.cntrfs.devfuse.passthrough",
+        "cntr.cntrfs.devfuse.watch",
+        "cntr.cntrfs.devfuse.workers",
+    ),
+    (
+        "cntr.cntrfs.devfuse.ioctls",
+        "cntr.cntrfs.devfuse.lock_table",
+        "cntr.cntrfs.devfuse.notify",
+        "cntr.cntrfs.devfuse.replies",
+        "cntr.cntrfs.devfuse.ticker",
+    ),
+    ("cntr.cntrfs.devfuse.wire",),
+    ("cntr.cntrfs.devfuse",),
+    ("cntr.cntrfs.core",),
+    ("cntr.cntrfs.files",),
+    ("cntr.cntrfs", "cntr.cntrfs."),
+)
 LAYERS = (
     ("cntr.__main__",),
     ("cntr.cli.main",),
@@ -75,9 +102,15 @@ LAYERS = (
     ("cntr.engines.sandboxed",),
     ("cntr.engines.commands", "cntr.engines.evidence", "cntr.engines.store", "cntr.engines.unixhttp"),
     ("cntr.engines.container", "cntr.engines.trust"),
-    ("cntr.cntrfs", "cntr.cntrfs."),
+    *CNTRFS_LAYERS,
     ("cntr.linux.namespaces", "cntr.linux.process", "cntr.linux.seccomp"),
-    ("cntr.linux.syscalls", "cntr.linux.file_syscalls", "cntr.linux.procfs", "cntr.linux.sockets"),
+    (
+        "cntr.linux.syscalls",
+        "cntr.linux.file_locks",
+        "cntr.linux.file_syscalls",
+        "cntr.linux.procfs",
+        "cntr.linux.sockets",
+    ),
     ("cntr.linux",),
     ("cntr.errors",),
     ("cntr",),

@@ -1,4 +1,4 @@
-"""Handlers of the requests on open files and directories: ``(connection, node id, body) -> payload``."""
+"""Handlers of the requests that open and close files and directories, and list them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from cntr.cntrfs.devfuse import ioctls, wire
+from cntr.cntrfs.backing import proc_path
+from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.namespace_ops import creator, extensions, label
 from cntr.cntrfs.devfuse.notify import notify
+from cntr.cntrfs.devfuse.operations import Operation
 from cntr.cntrfs.devfuse.request import NO_ANSWER, Connection
-from cntr.cntrfs.devfuse.workers import sync
+from cntr.cntrfs.node import stale
 from cntr.linux import file_syscalls
 
 if TYPE_CHECKING:
-    from cntr.cntrfs.devfuse.namespace_ops import Handler
+    from cntr.cntrfs.backing import Caller
+    from cntr.cntrfs.devfuse.workers import Job
     from cntr.cntrfs.files import DirectoryHandle
     from cntr.cntrfs.node import Node
 
-MAX_IO = 1 << 20  # bytes in one READ or WRITE: what INIT agrees on
-_GUARDED = file_syscalls.STATX_ATTR_IMMUTABLE | file_syscalls.STATX_ATTR_APPEND
+_LARGE = 64 << 20  # bytes that are not freed in no time
 _ENTRY_SIZE = wire.ENTRY_OUT.size
 _NO_ENTRY = bytes(_ENTRY_SIZE)
 _DOTS = (b".", b"..")
@@ -49,20 +51,55 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
     flags, open_flags = wire.OPEN_IN.unpack_from(body)
     core = c.core
     node = core.nodes.get(nodeid)
-    lazily = False
-    core.backing_flags(flags)  # refuses what a tree served read-only refuses
-    if c.passthrough.enabled and node.kind == stat.S_IFREG and not flags & os.O_TRUNC:
-        # The kernel opens what it was given without asking whether the file is immutable or append-only.
-        fd, mode, attributes = core.nodes.fd_and_mode(node)
-        lazily = not attributes & _GUARDED
-    if lazily:
-        fh = core.add_file(node, -1, flags)
-    else:
-        fh = core.open(nodeid, flags, c.caller() if open_flags & wire.OPEN_KILL_SUIDGID else None)
-        fd = core.handles[fh].fd
-        mode = os.fstat(fd).st_mode
-    answer, backing_id = _open_flags(c, node, fd, mode, fh)
-    if lazily and not backing_id:
+    wanted = core.backing_flags(flags)  # refuses what a tree served read-only refuses
+    killer = c.caller() if flags & os.O_TRUNC and open_flags & wire.OPEN_KILL_SUIDGID else None
+    if node.kind != stat.S_IFREG:  # the kernel asks for no other, unless the inode number is another file's now
+        raise stale()  # a FIFO would be waited for
+    if c.passthrough.enabled and not flags & (os.O_ACCMODE | os.O_TRUNC):
+        # The kernel opens what it was given without asking whether the file is immutable or append-only. To write it is
+        # opened here: of every error that the kernel meets it makes EIO.
+        fd, mode, _ = core.nodes.fd_and_mode(node)
+        return _opened(c, node, -1, fd, mode, flags)
+    path_fd = core.nodes.fd(node)
+    if node.slot.is_remote or (flags & os.O_TRUNC and os.fstat(path_fd).st_size > _LARGE):
+        return _open_elsewhere(c, node, path_fd, flags, wanted, killer)
+    try:
+        with core.killing(path_fd, killer):
+            fd = core.open_file(proc_path(path_fd), wanted | os.O_NONBLOCK, flags)
+    except BlockingIOError:  # somebody has a lease, fcntl(2), who has now been told to give it up
+        if flags & os.O_NONBLOCK:
+            raise
+        return _open_elsewhere(c, node, path_fd, flags, wanted, killer)
+    if node.slot.is_pseudo and not flags & os.O_NONBLOCK:
+        os.set_blocking(fd, True)  # on a disk it means nothing
+    return _opened(c, node, fd, path_fd, os.fstat(fd).st_mode, flags)
+
+
+def _open_elsewhere(c: Connection, node: Node, path_fd: int, flags: int, wanted: int, killer: Caller | None) -> bytes:
+    """Open it by a worker: the open may wait, or truncate much."""
+    scope, own_fd = c.core.killing_elsewhere(path_fd, killer), c.core.nodes.retrying(lambda: os.dup(path_fd))
+
+    def work(job: Job) -> int:
+        try:
+            with scope:
+                return file_syscalls.open_interruptible(proc_path(own_fd), wanted)
+        finally:
+            os.close(own_fd)
+
+    def then(fd: int) -> bytes:
+        return _opened(c, c.core.nodes.get(node.nodeid), fd, fd, os.fstat(fd).st_mode, flags)
+
+    return c.defer(node, work, then, is_interruptible=True)
+
+
+def _opened(c: Connection, node: Node, fd: int, known_fd: int, mode: int, flags: int) -> bytes:
+    """The answer to an OPEN: fd is the open file's, or -1 while nothing needs one; known_fd any of the same file."""
+    core = c.core
+    fh = core.add_file(node, fd, flags)
+    if fd >= 0:
+        core.note_append_only(core.handles[fh])
+    answer, backing_id = _open_flags(c, node, known_fd, mode, fh)
+    if fd < 0 and not backing_id:
         try:
             core.file_fd(core.handles[fh])
         except OSError:
@@ -91,63 +128,26 @@ def _tmpfile(c: Connection, nodeid: int, body: memoryview) -> bytes:
     return c.entry(node, attributes) + wire.OPEN_OUT.pack(fh, *answer)
 
 
-def _read(c: Connection, nodeid: int, body: memoryview) -> bytes:
-    fh, offset, size, _, _, _, _ = wire.READ_IN.unpack_from(body)
-    return c.core.read(fh, offset, min(size, MAX_IO))
-
-
-def _write(c: Connection, nodeid: int, body: memoryview) -> bytes:
-    fh, offset, size, write_flags, _, flags, _ = wire.WRITE_IN.unpack_from(body)
-    data = body[wire.WRITE_IN.size : wire.WRITE_IN.size + size]
-    if len(data) < size:
-        raise wire.Malformed("a WRITE cut off")
-    # A page from the kernel's cache has its place; otherwise the end is where it is now, not where the kernel thinks.
-    append = bool(flags & os.O_APPEND) and not write_flags & wire.WRITE_CACHE
-    killer = c.caller() if write_flags & wire.WRITE_KILL_SUIDGID else None
-    return wire.WRITE_OUT.pack(c.core.write(fh, offset, data, append=append, killer=killer), 0)
-
-
 def _flush(c: Connection, nodeid: int, body: memoryview) -> None:
-    _, _, _, owner = wire.FLUSH_IN.unpack_from(body)
-    node = c.core.nodes.nodes.get(nodeid)
-    if node is not None:
-        c.locks.flushed(node, owner)
+    fh, _, _, owner = wire.FLUSH_IN.unpack_from(body)
+    node = c.core.nodes.known(nodeid)
+    if node is None:
+        return
+    c.locks.flushed(node, owner)
+    handle = c.core.handles.get(fh)
+    if handle is not None and handle.passthrough and handle.fd >= 0 and not c.locks.holds_flock(handle, fh):
+        # The RELEASE comes when close(2) has returned, and somebody may want to run the file by then. Whoever has the
+        # open file still, by another fd, can have it opened anew.
+        c.core.close_file(handle)
 
 
 def _release(c: Connection, nodeid: int, body: memoryview) -> None:
     fh = wire.RELEASE_IN.unpack_from(body)[0]
     handle = c.core.handles.get(fh)
     if handle is not None:
-        c.locks.released(handle, fh)
         c.core.release(fh)
+        c.locks.released(handle, fh)
         c.passthrough.released(handle.node)
-
-
-def _fsync(c: Connection, nodeid: int, body: memoryview) -> bytes:
-    fh, flags, _ = wire.FSYNC_IN.unpack_from(body)
-    fd = c.core.file_fd(c.core.handle(fh))
-    c.workers.submit(c.unique, lambda: sync(fd, bool(flags & wire.FSYNC_FDATASYNC)))
-    return NO_ANSWER
-
-
-def _fsyncdir(c: Connection, nodeid: int, body: memoryview) -> bytes:
-    fh, flags, _ = wire.FSYNC_IN.unpack_from(body)
-    if fh:
-        return _fsync(c, nodeid, body)
-    fd = c.core.open_directory(nodeid).fd
-
-    def work() -> bytes | None:
-        try:
-            return sync(fd, bool(flags & wire.FSYNC_FDATASYNC))
-        finally:
-            os.close(fd)
-
-    c.workers.submit(c.unique, work)
-    return NO_ANSWER
-
-
-def _syncfs(c: Connection, nodeid: int, body: memoryview) -> None:
-    c.core.syncfs(nodeid)
 
 
 def _opendir(c: Connection, nodeid: int, body: memoryview) -> bytes:
@@ -222,100 +222,14 @@ def _readdirplus(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     return b"".join(parts) if parts else _read_to_the_end(c, nodeid, fh)
 
 
-def _lock(c: Connection, body: memoryview, wait: bool) -> bytes | None:
-    fh, owner, start, end, kind, pid, flags, _ = wire.LK_IN.unpack_from(body)
-    handle = c.core.handle(fh)
-    if flags & wire.LK_FLOCK:
-        return None if c.locks.flock(handle, kind, wait) else NO_ANSWER
-    return None if c.locks.set(handle, fh, owner, start, end, kind, pid, wait) else NO_ANSWER
-
-
-def _getlk(c: Connection, nodeid: int, body: memoryview) -> bytes:
-    fh, owner, start, end, kind, pid, _, _ = wire.LK_IN.unpack_from(body)
-    return c.locks.get(c.core.handle(fh), fh, owner, start, end, kind, pid)
-
-
-def _setlk(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
-    return _lock(c, body, wait=False)
-
-
-def _setlkw(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
-    return _lock(c, body, wait=True)
-
-
-def _interrupt(c: Connection, nodeid: int, body: memoryview) -> bytes:
-    c.locks.interrupt(wire.INTERRUPT_IN.unpack_from(body)[0])
-    return NO_ANSWER
-
-
-def _fallocate(c: Connection, nodeid: int, body: memoryview) -> None:
-    fh, offset, length, mode, _ = wire.FALLOCATE_IN.unpack_from(body)
-    c.core.fallocate(fh, mode, offset, length, c.caller())
-
-
-def _lseek(c: Connection, nodeid: int, body: memoryview) -> bytes:
-    fh, offset, whence, _ = wire.LSEEK_IN.unpack_from(body)
-    offset = offset - (1 << 64) if offset >> 63 else offset  # a negative one is ENXIO, says the backing file
-    return wire.LSEEK_OUT.pack(c.core.lseek(fh, offset, whence))
-
-
-def _copy(c: Connection, body: memoryview) -> int:
-    fh_in, offset_in, _, fh_out, offset_out, length, flags = wire.COPY_FILE_RANGE_IN.unpack_from(body)
-    if flags:
-        raise OSError(errno.EINVAL, "copy_file_range flags")
-    return c.core.copy_file_range(fh_in, offset_in, fh_out, offset_out, min(length, 0x7FFFF000), c.caller())
-
-
-def _copy_file_range(c: Connection, nodeid: int, body: memoryview) -> bytes:
-    return wire.WRITE_OUT.pack(_copy(c, body), 0)
-
-
-def _copy_file_range_64(c: Connection, nodeid: int, body: memoryview) -> bytes:
-    return wire.COPY_FILE_RANGE_OUT.pack(_copy(c, body))
-
-
-def _ioctl(c: Connection, nodeid: int, body: memoryview) -> bytes:
-    fh, _, command, _, in_size, out_size = wire.IOCTL_IN.unpack_from(body)
-    if command not in ioctls.KNOWN:  # isatty(3), by every open() of Python's: no reason to open the backing file
-        c.fail(c.unique, errno.ENOTTY)
-        return NO_ANSWER
-    data = bytes(body[wire.IOCTL_IN.size : wire.IOCTL_IN.size + in_size])
-    if command in ioctls.CHANGING:
-        c.core.demand_writable()
-    fd = c.core.file_fd(c.core.handle(fh)) if fh else c.core.open_directory(nodeid).fd
-    try:
-        result = ioctls.perform(fd, command, data, out_size)
-    finally:
-        if not fh:
-            os.close(fd)
-    if command in ioctls.CHANGING:
-        # The kernel does not know that ctime moved.
-        notify(c.fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(nodeid, -1, 0))
-    return wire.IOCTL_OUT.pack(0, 0, 0, 0) + result
-
-
-FILE_HANDLERS: dict[int, Handler] = {
-    wire.OPEN: _open,
-    wire.CREATE: _create,
-    wire.TMPFILE: _tmpfile,
-    wire.READ: _read,
-    wire.WRITE: _write,
-    wire.FLUSH: _flush,
-    wire.RELEASE: _release,
-    wire.FSYNC: _fsync,
-    wire.FSYNCDIR: _fsyncdir,
-    wire.SYNCFS: _syncfs,
-    wire.OPENDIR: _opendir,
-    wire.RELEASEDIR: _releasedir,
-    wire.READDIR: _readdir,
-    wire.READDIRPLUS: _readdirplus,
-    wire.GETLK: _getlk,
-    wire.SETLK: _setlk,
-    wire.SETLKW: _setlkw,
-    wire.INTERRUPT: _interrupt,
-    wire.FALLOCATE: _fallocate,
-    wire.LSEEK: _lseek,
-    wire.COPY_FILE_RANGE: _copy_file_range,
-    wire.COPY_FILE_RANGE_64: _copy_file_range_64,
-    wire.IOCTL: _ioctl,
-}
+FILE_OPERATIONS = (
+    Operation(wire.OPEN, "OPEN", 8, _open),
+    Operation(wire.CREATE, "CREATE", 18, _create),
+    Operation(wire.TMPFILE, "TMPFILE", 16, _tmpfile),
+    Operation(wire.FLUSH, "FLUSH", 24, _flush),
+    Operation(wire.RELEASE, "RELEASE", 24, _release),
+    Operation(wire.OPENDIR, "OPENDIR", 8, _opendir),
+    Operation(wire.RELEASEDIR, "RELEASEDIR", 24, _releasedir),
+    Operation(wire.READDIR, "READDIR", 40, _readdir),
+    Operation(wire.READDIRPLUS, "READDIRPLUS", 40, _readdirplus),
+)

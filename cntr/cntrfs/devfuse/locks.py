@@ -1,14 +1,16 @@
 """flock, POSIX and OFD locks of the mount's clients, taken on the backing file so that all the world sees them.
 
 A lock owner of the kernel (a process, or an open file for OFD locks) gets an open file description of its own, and
-locks there with F_OFD_*: the server's own POSIX locks would all belong to one process, the server. flock(2) locks
-belong to the open file, so they are taken on the handle's fd. A lock that must wait does so in a thread, which
-FUSE_INTERRUPT ends by a signal. What is lost: EDEADLK, which the kernel doesn't look for among OFD locks.
+locks there with F_OFD_*: the server's own POSIX locks would all belong to one process, the server, and go with the
+first fd of the file that it closes. flock(2) locks belong to the open file, so they are taken on the handle's fd.
+
+Nobody waits in a thread. A lock that another client of the mount holds is asked for again when that client's goes; one
+that somebody outside holds, by the ticker, ever more seldom. A waiter's owner keeps its description while it waits:
+what a process loses by closing another fd of the file are the locks it holds, not those it waits for.
 """
 
 from __future__ import annotations
 
-import _signal as signal
 import errno
 import fcntl
 import os
@@ -16,226 +18,265 @@ import threading
 from typing import TYPE_CHECKING
 
 from cntr.cntrfs.backing import proc_path
-from cntr.cntrfs.core import errno_of
 from cntr.cntrfs.devfuse import wire
-from cntr.linux import file_syscalls
+from cntr.cntrfs.devfuse.lock_table import END, FileLocks, LockTable, Owner, Waiter
+from cntr.linux import file_locks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cntr.cntrfs.devfuse.request import Connection
+    from cntr.cntrfs.core import Core
+    from cntr.cntrfs.devfuse.replies import Replies
+    from cntr.cntrfs.devfuse.ticker import Ticker
     from cntr.cntrfs.files import FileHandle
+    from cntr.cntrfs.heartbeat import Heartbeat
     from cntr.cntrfs.node import Node
 
-_END = (1 << 63) - 1  # OFFSET_MAX, the kernel's "to the end of the file"
-_RETRY = 0.02  # seconds between two signals to a waiting thread
-
-
-class Owner:
-    """One lock owner on one node, with the fd that holds its locks."""
-
-    __slots__ = ("fd", "handles", "pid", "ranges")
-
-    def __init__(self, fd: int) -> None:
-        """handles: the open files it locked through; ranges: (start, end, kind) held, to say whose a lock is."""
-        self.fd = fd
-        self.pid = 0
-        self.handles: set[int] = set()
-        self.ranges: list[tuple[int, int, int]] = []
-
-    def note(self, start: int, end: int, kind: int) -> None:
-        """The range is locked as KIND now, or unlocked."""
-        kept = []
-        for low, high, held in self.ranges:
-            if high < start or low > end:
-                kept.append((low, high, held))
-                continue
-            if low < start:
-                kept.append((low, start - 1, held))
-            if high > end:
-                kept.append((end + 1, high, held))
-        if kind != fcntl.F_UNLCK:
-            kept.append((start, end, kind))
-        self.ranges = kept
-
-
-class Waiter:
-    """A lock request that waits in a thread."""
-
-    __slots__ = ("done", "interrupted", "thread")
-
-    def __init__(self, thread: threading.Thread) -> None:
-        """interrupted: the client gave up."""
-        self.thread = thread
-        self.interrupted = False
-        self.done = threading.Event()
+#: Errors of opening a file for writing that leave reading possible: a read-only or immutable file, a running program.
+_READ_ONLY = (errno.EROFS, errno.EPERM, errno.EACCES, errno.ETXTBSY)
+_FIRST, _LAST = 0.001, 0.05  # seconds from one attempt at a lock held outside to the next
 
 
 class Locks:
-    """All locks of one connection."""
+    """All locks of one connection. Public methods may be called by the serving thread and the ticker's."""
 
-    def __init__(self, connection: Connection) -> None:
-        """connection: where waiting requests are answered."""
-        self.connection = connection
-        self._owners: dict[int, dict[int, Owner]] = {}  # node id -> kernel's owner -> Owner
-        self._waiters: dict[int, Waiter] = {}  # request -> its thread
+    def __init__(self, core: Core, replies: Replies, heartbeat: Heartbeat, ticker: Ticker) -> None:
+        """replies: where waiting requests are answered."""
+        self._core = core
+        self._replies = replies
+        self._heartbeat = heartbeat
+        self._ticker = ticker
+        self._mutex = threading.Lock()  # held for all that follows; the innermost lock but the heartbeat's
+        self._table = LockTable()
+        self._pause = _FIRST
+        ticker.add(self._ask_again)
 
-    def _owner(self, node: Node, fh: int, number: int, pid: int) -> Owner:
-        owners = self._owners.setdefault(node.nodeid, {})
-        owner = owners.get(number)
+    # owners
+
+    def _owner(self, waiter: Waiter, file: FileLocks) -> Owner:
+        """Whose request it is, ready to lock with; for the serving thread, since it opens files."""
+        owner = file.owners.get(waiter.number)
         if owner is None:
-            owner = owners[number] = Owner(self._open(node))
-        owner.handles.add(fh)
-        owner.pid = pid or owner.pid
+            owner = file.owners[waiter.number] = Owner(*self._open(waiter.handle.node, waiter.handle.writable))
+        elif waiter.kind == fcntl.F_WRLCK and not owner.writable:
+            self._make_writable(owner, waiter.handle.node)
+        owner.handles.add(waiter.fh)
+        owner.pid = waiter.pid or owner.pid
         return owner
 
-    def _open(self, node: Node) -> int:
-        nodes = self.connection.core.nodes
+    def _open(self, node: Node, writable: bool) -> tuple[int, bool]:
+        """(fd, whether it can hold write locks) of the client's own mode: it must not keep a program from being run."""
+        nodes = self._core.nodes
         path = proc_path(nodes.fd(node))
         try:
-            return nodes.open_retrying(path, os.O_RDWR | os.O_NONBLOCK)
-        except OSError:  # a read-only filesystem, a running program: a read lock is still possible
-            return nodes.open_retrying(path, os.O_RDONLY | os.O_NONBLOCK)
+            if writable:
+                return nodes.open_retrying(path, os.O_RDWR | os.O_NONBLOCK), True
+        except OSError as error:
+            if error.errno not in _READ_ONLY:
+                raise
+        return nodes.open_retrying(path, os.O_RDONLY | os.O_NONBLOCK), False
+
+    def _make_writable(self, owner: Owner, node: Node) -> None:
+        """It has read locks through a file opened for reading, and wants to write through another one."""
+        fd, writable = self._open(node, True)
+        if not writable:
+            os.close(fd)
+            return
+        for start, end, kind in owner.ranges:
+            file_locks.set_range(fd, kind, start, 0 if end >= END else end - start + 1)
+        os.close(owner.fd)
+        owner.fd, owner.writable = fd, True
 
     # requests
 
     def get(self, handle: FileHandle, fh: int, number: int, start: int, end: int, kind: int, pid: int) -> bytes:
         """GETLK: the lock that stands in the way, or F_UNLCK."""
-        owner = self._owner(handle.node, fh, number, pid)
-        length = 0 if end >= _END else end - start + 1
-        kind, found, length = file_syscalls.ofd_lock(owner.fd, file_syscalls.F_OFD_GETLK, kind, start, length)
-        if kind == fcntl.F_UNLCK:
-            return wire.LK_OUT.pack(0, 0, fcntl.F_UNLCK, 0)
-        found_end = found + length - 1 if length else _END
-        return wire.LK_OUT.pack(found, found_end, kind, self._pid_of(handle.node, owner, found, found_end))
-
-    def _pid_of(self, node: Node, asker: Owner, start: int, end: int) -> int:
-        for owner in self._owners.get(node.nodeid, {}).values():
-            if owner is not asker and any(low <= end and high >= start for low, high, _ in owner.ranges):
-                return owner.pid
-        return 0  # someone outside of this mount
+        asker = Waiter(0, handle, fh, number, start, end, kind, pid, False)
+        with self._mutex:
+            file = self._table.files.get(handle.node.nodeid)
+            owners = file.owners if file is not None else {}
+            own = owners.get(number)
+            fd = own.fd if own is not None else self._open(handle.node, False)[0]
+            try:
+                kind, found, length, pid = file_locks.blocking_range(fd, kind, start, asker.length)
+            finally:
+                if own is None:
+                    os.close(fd)
+            if kind == fcntl.F_UNLCK:
+                return wire.LK_OUT.pack(0, 0, fcntl.F_UNLCK, 0)
+            found_end = found + length - 1 if length else END
+            for other, owner in owners.items():
+                if other != number and any(low <= found_end and high >= found for low, high, _ in owner.ranges):
+                    pid = owner.pid
+        return wire.LK_OUT.pack(found, found_end, kind, max(pid, 0))
 
     def set(
-        self, handle: FileHandle, fh: int, number: int, start: int, end: int, kind: int, pid: int, wait: bool
-    ) -> bool:
-        """SETLK and SETLKW of a POSIX or OFD lock; False: it waits, and a thread answers."""
-        owner = self._owner(handle.node, fh, number, pid)
-        length = 0 if end >= _END else end - start + 1
+        self, unique: int, handle: FileHandle, fh: int, number: int, start: int, end: int, kind: int, pid: int,
+        is_flock: bool, wait: bool,
+    ) -> bool:  # fmt: skip
+        """SETLK and SETLKW; False: it waits, and is answered later. EAGAIN; EDEADLK where it would wait for itself."""
+        waiter = Waiter(unique, handle, fh, number, start, end, kind, pid, is_flock)
+        with self._mutex:
+            file = self._table.of(handle.node.nodeid)
+            had = file.flocks.get(fh) if is_flock else None
+            if is_flock:
+                self._core.file_fd(handle)
+            elif kind != fcntl.F_UNLCK or number in file.owners:
+                self._owner(waiter, file)
+            if self._try(waiter, file):
+                if kind != fcntl.F_WRLCK:
+                    self._wake(file)
+                self._tidy(handle.node.nodeid, file)
+                return True
+            if had is not None:
+                self._wake(file)  # converting a flock(2) lock gives it up first
+            if not wait:
+                raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            if self._table.is_deadlock(waiter):
+                raise OSError(errno.EDEADLK, os.strerror(errno.EDEADLK))
+            file.waiters.append(waiter)
+            self._heartbeat.park(1)
+            if not is_flock:
+                file.owners[number].waiting += 1
+            if not any(file.blockers(waiter)):
+                self._pause = _FIRST
+                self._ticker.wake()
+        return False
+
+    @staticmethod
+    def _try(waiter: Waiter, file: FileLocks) -> bool:
+        if waiter.is_flock:
+            file.flocks.pop(waiter.fh, None)
+            if not file_locks.try_flock(waiter.handle.fd, waiter.kind):
+                return False
+            if waiter.kind != fcntl.F_UNLCK:
+                file.flocks[waiter.fh] = waiter.kind
+            return True
+        owner = file.owners.get(waiter.number)
+        if owner is None:
+            return True  # an unlocking of what was never locked
+        kind = waiter.kind
+        if kind == fcntl.F_WRLCK and not owner.writable:
+            # The client opened the file before it became read-only: among the mount's clients the lock is what it says.
+            if any(file.blockers(waiter)):
+                return False
+            kind = fcntl.F_RDLCK
         try:
-            file_syscalls.ofd_lock(owner.fd, file_syscalls.F_OFD_SETLK, kind, start, length)
+            file_locks.set_range(owner.fd, kind, waiter.start, waiter.length)
         except OSError as error:
-            if not wait or error.errno not in (errno.EAGAIN, errno.EACCES):
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
-
-            def lock() -> None:
-                file_syscalls.ofd_lock(owner.fd, file_syscalls.F_OFD_SETLKW, kind, start, length)
-                owner.note(start, end, kind)
-
-            def undo() -> None:
-                file_syscalls.ofd_lock(owner.fd, file_syscalls.F_OFD_SETLK, fcntl.F_UNLCK, start, length)
-                owner.note(start, end, fcntl.F_UNLCK)
-
-            self._wait(lock, undo)
             return False
-        owner.note(start, end, kind)
-        return True
-
-    def flock(self, handle: FileHandle, kind: int, wait: bool) -> bool:
-        """SETLK and SETLKW of a flock(2) lock; False: it waits, and a thread answers."""
-        fd = self.connection.core.file_fd(handle)
-        operation = {fcntl.F_RDLCK: fcntl.LOCK_SH, fcntl.F_WRLCK: fcntl.LOCK_EX}.get(kind, fcntl.LOCK_UN)
-        try:
-            file_syscalls.flock(fd, operation | fcntl.LOCK_NB)
-        except OSError as error:
-            if not wait or error.errno != errno.EWOULDBLOCK:
-                raise
-            self._wait(lambda: file_syscalls.flock(fd, operation), lambda: file_syscalls.flock(fd, fcntl.LOCK_UN))
-            return False
+        owner.note(waiter.start, waiter.end, waiter.kind)
         return True
 
     # waiting
 
-    def _wait(self, lock: Callable[[], object], undo: Callable[[], object]) -> None:
-        connection = self.connection
-        unique = connection.unique
-        heartbeat = connection.workers.heartbeat
+    def _wake(self, file: FileLocks) -> None:
+        """A lock of the file went: those who wait are asked for in their order."""
+        for waiter in list(file.waiters):
+            if waiter in file.waiters:
+                self._ask(waiter, file)
+        if any(not any(file.blockers(waiter)) for waiter in file.waiters):
+            self._pause = _FIRST
+            self._ticker.wake()
 
-        def run() -> None:
-            waiter = self._waiters[unique]
-            number = 0
-            try:
-                while True:
-                    try:
-                        lock()
-                        break
-                    except InterruptedError:
-                        if waiter.interrupted:
-                            raise
-            except Exception as error:  # noqa: BLE001  every mistake becomes an answer
-                number = errno_of(error)
-            self._waiters.pop(unique, None)
-            waiter.done.set()
-            heartbeat.park(-1)
-            if not number and waiter.interrupted:
-                undo()  # granted at the very moment the client gave up
-                number = errno.EINTR
-            if number:
-                connection.fail(unique, number)
-            else:
-                connection.answer(unique, None)
-
-        heartbeat.park(1)
-        thread = threading.Thread(target=run, name="lock", daemon=True)
-        self._waiters[unique] = Waiter(thread)
-        thread.start()
-
-    def interrupt(self, unique: int) -> None:
-        """INTERRUPT: the client of the request UNIQUE got a signal."""
-        waiter = self._waiters.get(unique)
-        if waiter is None:
-            return
-        waiter.interrupted = True
-
-        def signal_until_done() -> None:
-            # The thread may not have entered its system call yet: such a signal would be lost.
-            while not waiter.done.is_set():
-                try:
-                    if waiter.thread.ident is not None:
-                        signal.pthread_kill(waiter.thread.ident, signal.SIGUSR2)
-                except ProcessLookupError:
+    def _ask(self, waiter: Waiter, file: FileLocks) -> None:
+        number = 0
+        try:
+            if any(file.blockers(waiter)) or not self._try(waiter, file):
+                if not self._table.is_deadlock(waiter):
                     return
-                waiter.done.wait(_RETRY)
+                number = errno.EDEADLK
+        except OSError as error:
+            number = error.errno or errno.ENOLCK
+        self._end_wait(waiter, file, number)
 
-        threading.Thread(target=signal_until_done, name="interrupt", daemon=True).start()
+    def _end_wait(self, waiter: Waiter, file: FileLocks, number: int) -> None:
+        file.waiters.remove(waiter)
+        self._heartbeat.park(-1)
+        if not waiter.is_flock:
+            file.owners[waiter.number].waiting -= 1
+        if number:
+            self._replies.fail(waiter.unique, number)
+        else:
+            self._replies.answer(waiter.unique, None)
+
+    def _ask_again(self) -> float | None:
+        """The ticker's: try for what somebody outside holds; seconds to the next time, None for never."""
+        with self._mutex:
+            outside = False
+            for file in list(self._table.files.values()):
+                for waiter in list(file.waiters):
+                    if waiter in file.waiters and not any(file.blockers(waiter)):
+                        self._ask(waiter, file)
+                        outside = outside or waiter in file.waiters
+            if not outside:
+                return None
+            self._pause = min(self._pause * 1.2, _LAST)
+            return self._pause
+
+    def interrupt(self, unique: int) -> bool:
+        """INTERRUPT: the client of the request UNIQUE got a signal; says whether it waited here."""
+        with self._mutex:
+            for nodeid, file in list(self._table.files.items()):
+                for waiter in file.waiters:
+                    if waiter.unique == unique:
+                        self._end_wait(waiter, file, errno.EINTR)
+                        self._tidy(nodeid, file)
+                        return True
+        return False
 
     # releasing
 
     def flushed(self, node: Node, number: int) -> None:
-        """FLUSH: the owner closed a fd of the file, and by POSIX loses all its locks on it."""
-        owners = self._owners.get(node.nodeid)
-        if owners and number in owners:
-            self._drop(node, owners, number)
+        """FLUSH: the owner closed a fd of the file, and by POSIX loses all the locks it has on it."""
+        file = self._table.files.get(node.nodeid)
+        if file is None or number not in file.owners:
+            return
+        with self._mutex:
+            owner = file.owners[number]
+            if owner.waiting:
+                file_locks.set_range(owner.fd, fcntl.F_UNLCK, 0, 0)
+                owner.ranges = []
+            else:
+                self._drop(file, number)
+            self._wake(file)
+            self._tidy(node.nodeid, file)
 
     def released(self, handle: FileHandle, fh: int) -> None:
-        """RELEASE: an open file is gone for good, and with it the owners that knew the file through it alone."""
-        owners = self._owners.get(handle.node.nodeid)
-        if not owners:
+        """RELEASE: an open file is gone for good, its fd closed, and with it the owners that knew the file through it alone."""
+        file = self._table.files.get(handle.node.nodeid)
+        if file is None:
             return
-        for number, owner in list(owners.items()):
-            owner.handles.discard(fh)
-            if not owner.handles:
-                self._drop(handle.node, owners, number)
+        with self._mutex:
+            for waiter in [waiter for waiter in file.waiters if waiter.fh == fh]:
+                self._end_wait(waiter, file, errno.EBADF)  # no kernel does this
+            file.flocks.pop(fh, None)
+            for number, owner in list(file.owners.items()):
+                owner.handles.discard(fh)
+                if not owner.handles:
+                    self._drop(file, number)
+            self._wake(file)
+            self._tidy(handle.node.nodeid, file)
 
-    def _drop(self, node: Node, owners: dict[int, Owner], number: int) -> None:
-        os.close(owners.pop(number).fd)
-        if not owners:
-            self._owners.pop(node.nodeid, None)
+    def holds_flock(self, handle: FileHandle, fh: int) -> bool:
+        """Does a flock(2) lock depend on the handle's fd, or a wait for one?"""
+        file = self._table.files.get(handle.node.nodeid)
+        return file is not None and (fh in file.flocks or any(waiter.fh == fh for waiter in file.waiters))
+
+    @staticmethod
+    def _drop(file: FileLocks, number: int) -> None:
+        os.close(file.owners.pop(number).fd)
+
+    def _tidy(self, nodeid: int, file: FileLocks) -> None:
+        if file.is_unused():
+            self._table.files.pop(nodeid, None)
 
     def close(self) -> None:
         """Let everything go, waiting requests too."""
-        for unique in list(self._waiters):
-            self.interrupt(unique)
-        for owners in self._owners.values():
-            for owner in owners.values():
-                os.close(owner.fd)
-        self._owners.clear()
+        with self._mutex:
+            for file in self._table.files.values():
+                for waiter in list(file.waiters):
+                    self._end_wait(waiter, file, errno.EINTR)
+                for number in list(file.owners):
+                    self._drop(file, number)
+            self._table.files.clear()

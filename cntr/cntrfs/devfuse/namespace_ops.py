@@ -1,24 +1,24 @@
-"""Handlers of the requests on names and attributes: ``(connection, node id, body) -> payload``."""
+"""Handlers of the requests on names and attributes."""
 
 from __future__ import annotations
 
 import errno
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from cntr.cntrfs import core as core_module
-from cntr.cntrfs.backing import Caller
+from cntr.cntrfs.backing import Caller, proc_path
 from cntr.cntrfs.devfuse import wire
+from cntr.cntrfs.devfuse.operations import Operation
 from cntr.cntrfs.devfuse.request import NO_ANSWER, Connection
 from cntr.cntrfs.node import INO_MASK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from cntr.cntrfs.devfuse.workers import Job
     from cntr.cntrfs.node import Node
 
-    Handler = Callable[[Connection, int, memoryview], bytes | None]
-
+_LARGE = 64 << 20  # bytes that are not freed in no time
 _NOW = (0, core_module.NOW)
 _unpack_getattr = wire.GETATTR_IN.unpack_from
 
@@ -96,7 +96,50 @@ def _setattr(c: Connection, nodeid: int, body: memoryview) -> bytes:
         changes.mtime = _NOW if valid & wire.FATTR_MTIME_NOW else (_signed(mtime), mtime_ns)
     if valid & wire.FATTR_KILL_SUIDGID:
         changes.killer = c.caller()
-    return c.attr(*c.core.setattr(nodeid, changes, fh if valid & wire.FATTR_FH else None))
+    number = fh if valid & wire.FATTR_FH else None
+    if changes.size is not None and c.core.nodes.get(nodeid).kind == stat.S_IFREG:
+        return _resize(c, nodeid, changes, changes.size, number)
+    return c.attr(*c.core.setattr(nodeid, changes, number))
+
+
+def _resize(c: Connection, nodeid: int, changes: core_module.Changes, size: int, fh: int | None) -> bytes:
+    """SETATTR with a size: elsewhere where much is to be freed, or where somebody's lease on the file is waited for."""
+    core = c.core
+    core.demand_writable()
+    node, handle = core.nodes.get(nodeid), core.handles.get(fh) if fh is not None else None
+    fd = core.writing_fd(handle) if handle is not None and handle.writable else core.nodes.fd(node)
+    waits = node.slot.is_remote or (not node.slot.is_memory and size + _LARGE < os.fstat(fd).st_size)
+    probe = -1
+    try:
+        if not waits and (handle is None or not handle.writable):
+            try:  # no lease can be taken while it is open for writing
+                probe = core.nodes.open_retrying(proc_path(fd), os.O_WRONLY | os.O_NONBLOCK)
+            except BlockingIOError:
+                waits = True
+        if not waits:
+            return c.attr(*core.setattr(nodeid, changes, fh))
+    finally:
+        if probe >= 0:
+            os.close(probe)
+    path = None if handle is not None and handle.writable else core.nodes.retrying(lambda: os.dup(fd))
+    scope = core.killing_elsewhere(fd, changes.killer)
+
+    def work(job: Job) -> None:
+        try:
+            with scope:
+                os.truncate(fd if path is None else proc_path(path), size)
+        finally:
+            if path is not None:
+                os.close(path)
+
+    def then(result: None) -> bytes:
+        changes.size = None
+        rest = (changes.mode, changes.uid, changes.gid, changes.atime, changes.mtime)
+        return c.attr(
+            *(core.setattr(nodeid, changes, fh) if any(part is not None for part in rest) else core.getattr(nodeid, fh))
+        )
+
+    return c.defer(node, work, then, is_interruptible=path is not None)
 
 
 def _signed(seconds: int) -> int:
@@ -277,27 +320,27 @@ def _destroy(c: Connection, nodeid: int, body: memoryview) -> None:
     """The last request of an unmount."""
 
 
-NAMESPACE_HANDLERS: dict[int, Handler] = {
-    wire.LOOKUP: _lookup,
-    wire.FORGET: _forget,
-    wire.BATCH_FORGET: _batch_forget,
-    wire.GETATTR: _getattr,
-    wire.STATX: _statx,
-    wire.SETATTR: _setattr,
-    wire.READLINK: _readlink,
-    wire.SYMLINK: _symlink,
-    wire.MKNOD: _mknod,
-    wire.MKDIR: _mkdir,
-    wire.LINK: _link,
-    wire.UNLINK: _unlink,
-    wire.RMDIR: _rmdir,
-    wire.RENAME: _rename,
-    wire.RENAME2: _rename2,
-    wire.STATFS: _statfs,
-    wire.SETXATTR: _setxattr,
-    wire.GETXATTR: _getxattr,
-    wire.LISTXATTR: _listxattr,
-    wire.REMOVEXATTR: _removexattr,
-    wire.ACCESS: _access,
-    wire.DESTROY: _destroy,
-}
+NAMESPACE_OPERATIONS = (
+    Operation(wire.LOOKUP, "LOOKUP", 2, _lookup),
+    Operation(wire.FORGET, "FORGET", 8, _forget),
+    Operation(wire.BATCH_FORGET, "BATCH_FORGET", 8, _batch_forget),
+    Operation(wire.GETATTR, "GETATTR", 16, _getattr),
+    Operation(wire.STATX, "STATX", 24, _statx),
+    Operation(wire.SETATTR, "SETATTR", 88, _setattr),
+    Operation(wire.READLINK, "READLINK", 0, _readlink),
+    Operation(wire.SYMLINK, "SYMLINK", 4, _symlink),
+    Operation(wire.MKNOD, "MKNOD", 18, _mknod),
+    Operation(wire.MKDIR, "MKDIR", 10, _mkdir),
+    Operation(wire.LINK, "LINK", 10, _link),
+    Operation(wire.UNLINK, "UNLINK", 2, _unlink),
+    Operation(wire.RMDIR, "RMDIR", 2, _rmdir),
+    Operation(wire.RENAME, "RENAME", 12, _rename),
+    Operation(wire.RENAME2, "RENAME2", 20, _rename2),
+    Operation(wire.STATFS, "STATFS", 0, _statfs),
+    Operation(wire.SETXATTR, "SETXATTR", 10, _setxattr),
+    Operation(wire.GETXATTR, "GETXATTR", 10, _getxattr),
+    Operation(wire.LISTXATTR, "LISTXATTR", 8, _listxattr),
+    Operation(wire.REMOVEXATTR, "REMOVEXATTR", 2, _removexattr),
+    Operation(wire.ACCESS, "ACCESS", 8, _access),
+    Operation(wire.DESTROY, "DESTROY", 0, _destroy),
+)

@@ -3,17 +3,23 @@
 All opens of one inode must agree: the kernel answers EIO to an open that is not passed through while another is. So
 the decision is the node's, made at its first open and kept until its last release; one backing id serves them all. It
 stays for the next open while the node keeps its fd: registering a file takes longer than all the rest of an open.
+
+What is registered is an O_PATH fd. The kernel opens the file anew for each open of a client's, and keeps what it was
+given: an open file of the server's would live on, with its flock(2) lock, and keep the program in it from being run.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import stat
 from typing import TYPE_CHECKING
 
 from cntr.cntrfs import log
+from cntr.cntrfs.backing import proc_path
 from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.notify import notify
+from cntr.cntrfs.node import OpenFiles
 from cntr.linux import file_syscalls
 
 if TYPE_CHECKING:
@@ -21,21 +27,6 @@ if TYPE_CHECKING:
     from cntr.cntrfs.node import Node
 
 _SETID = stat.S_ISUID | stat.S_ISGID
-
-
-class OpenFiles:
-    """How often a node is open, and as what."""
-
-    __slots__ = ("backing_id", "count", "lasting")
-
-    def __init__(self, backing_id: int, lasting: bool) -> None:
-        """backing_id: the kernel's number of the backing file; 0: reads and writes come to the server.
-
-        lasting: it was made of an O_PATH fd, and may outlive the open file: it keeps no program from being run.
-        """
-        self.backing_id = backing_id
-        self.lasting = lasting
-        self.count = 0
 
 
 class Passthrough:
@@ -59,25 +50,35 @@ class Passthrough:
             notify(self.fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(node.nodeid, -1, 0))
 
     def opened(self, node: Node, fd: int, mode: int) -> int:
-        """One more open of the node, whose file is behind fd (O_PATH will do); its backing id, or 0 for none."""
+        """One more open of the node, whose file is behind fd; its backing id, or 0 for none."""
         files = node.open
         if files is not None and not files.count and mode & _SETID:
             self._forget(node)
             files = None
         if files is None:
-            backing_id = self._backing_open(fd, mode) if self.enabled else 0
-            files = node.open = OpenFiles(backing_id, bool(backing_id) and fd == node.fd)
+            files = node.open = OpenFiles(self._register(node, fd, mode) if self.enabled else 0)
         files.count += 1
         return files.backing_id
 
-    def _backing_open(self, fd: int, mode: int) -> int:
+    def _register(self, node: Node, fd: int, mode: int) -> int:
         # Whether a write clears set-id bits depends on the writer, but the kernel writes as whoever registered the
         # file. Such files are written by the server, which is told.
         if not stat.S_ISREG(mode) or mode & _SETID:
             return 0
+        if fd == node.fd:
+            return self._backing_open(fd)
+        path_fd = self.core.nodes.open_retrying(proc_path(fd), os.O_PATH)
+        try:
+            return self._backing_open(path_fd)
+        finally:
+            os.close(path_fd)
+
+    def _backing_open(self, path_fd: int) -> int:
         try:
             with self.core.credentials.without_fsetid():  # for a file that gets set-id bits while it is open
-                return file_syscalls.ioctl_number(self.fd, wire.DEV_IOC_BACKING_OPEN, wire.BACKING_MAP.pack(fd, 0, 0))
+                return file_syscalls.ioctl_number(
+                    self.fd, wire.DEV_IOC_BACKING_OPEN, wire.BACKING_MAP.pack(path_fd, 0, 0)
+                )
         except OSError as error:
             if error.errno in (errno.EPERM, errno.ENOTTY):
                 log.info("no passthrough here: %s", error.strerror)
@@ -90,7 +91,7 @@ class Passthrough:
         files = node.open
         if files is not None:
             files.count -= 1
-            if not files.count and (not files.lasting or node.fd < 0):
+            if not files.count and node.fd < 0:
                 self._forget(node)
 
     def _node_closed(self, node: Node) -> None:

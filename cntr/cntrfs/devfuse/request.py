@@ -1,21 +1,28 @@
-"""What the handlers share: the connection's state, the present request's header, and answering."""
+"""What the handlers share: the connection's state, the present request's header, and answering.
+
+The serving thread alone calls handlers, and touches the core, the passthrough and the connection's fields. ``replies``
+and the heartbeat may be used by any thread; ``locks`` by the ticker's, too, through what it added there; workers use
+what their jobs were given.
+"""
 
 from __future__ import annotations
 
-import errno
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from cntr.cntrfs import log
 from cntr.cntrfs.backing import Caller
 from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.locks import Locks
 from cntr.cntrfs.devfuse.passthrough import Passthrough
+from cntr.cntrfs.devfuse.replies import Replies
+from cntr.cntrfs.devfuse.ticker import Ticker
 from cntr.cntrfs.devfuse.wire import new_encode_dev
-from cntr.cntrfs.devfuse.workers import Workers
+from cntr.cntrfs.devfuse.workers import Job, Workers
 from cntr.cntrfs.node import INO_MASK
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cntr.cntrfs.core import Core
     from cntr.cntrfs.heartbeat import Heartbeat
     from cntr.cntrfs.node import Node, Slot
@@ -23,10 +30,10 @@ if TYPE_CHECKING:
 
 _pack_entry = wire.ENTRY_OUT.pack
 _pack_attr = wire.ATTR_OUT.pack
-_header = wire.OUT_HEADER.pack
-_write = os.write
 
 
+_LARGE = (64 << 20) // 512  # blocks that are not freed in no time
+MAX_IO = 1 << 20  # bytes in one READ or WRITE: what INIT agrees on
 #: A handler's result where the request gets no answer, or gets it from another thread.
 NO_ANSWER = b"no answer"
 
@@ -40,7 +47,7 @@ class Connection:
         self.core = core
         self.flags = 0
         self.minor = wire.MINOR_VERSION
-        self.header = (0,) * 8  # of the request at hand: struct fuse_in_header
+        self.header: tuple[int, ...] = (0,) * 8  # of the request at hand: struct fuse_in_header
         options = core.options
         (entry, entry_ns), (attr, attr_ns) = wire.timeout(options.entry_timeout), wire.timeout(options.attr_timeout)
         self._timeouts = entry, attr, entry_ns, attr_ns
@@ -50,39 +57,48 @@ class Connection:
         self.direct_io = options.cache == "none"
         self.passthrough = Passthrough(fuse_fd, core)
         self.mapped = self.passthrough.mapped
-        self.workers = Workers(self, heartbeat)
-        self.locks = Locks(self)
+        self.scratch = memoryview(bytearray(MAX_IO))  # what is read, on its way to the kernel
+        self.heartbeat = heartbeat
+        self.replies = Replies(fuse_fd)
+        self.answer, self.fail = self.replies.answer, self.replies.fail
+        self.ticker = Ticker()
+        self.workers = Workers(self.replies, heartbeat, self.ticker)
+        self.locks = Locks(core, self.replies, heartbeat, self.ticker)
+
+        core.nodes.close_nameless = self._close_nameless
+
+    def _close_nameless(self, fd: int) -> None:
+        found = os.fstat(fd)
+        if found.st_blocks > _LARGE:
+            self.workers.run(lambda: os.close(fd), found.st_dev)
+        else:
+            os.close(fd)
 
     def close(self) -> None:
         """Give up what is held for the kernel."""
         self.locks.close()
         self.passthrough.close()
+        self.workers.close()
+        self.ticker.close()
 
-    # answering
+    # elsewhere
 
-    def answer(self, unique: int, payload: bytes | None) -> None:
-        """Success, with PAYLOAD."""
-        data = _header(16 + len(payload), 0, unique) + payload if payload else _header(16, 0, unique)
-        try:
-            _write(self.fd, data)
-        except OSError as error:
-            self._refused(data, error)
+    def submit(self, node: Node, work: Callable[[Job], bytes | None], *, is_interruptible: bool = False) -> bytes:
+        """Have a worker answer the request at hand, with what WORK returns. NO_ANSWER."""
+        self.workers.submit(self.header, work, node.slot.dev, is_interruptible=is_interruptible)
+        return NO_ANSWER
 
-    def fail(self, unique: int, number: int) -> None:
-        """Failure, with an errno."""
-        data = _header(16, -number, unique)
-        try:
-            _write(self.fd, data)
-        except OSError as error:
-            self._refused(data, error)
-
-    def _refused(self, data: bytes, error: OSError) -> None:
-        # ENOENT: the request was interrupted, nobody waits. ENODEV and the like: the next read finds out.
-        if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.EBADF):
-            log.error("the kernel refused an answer of %d bytes: %s", len(data), error)
-            if error.errno == errno.EINVAL and len(data) > 16:  # the client must not wait for ever
-                unique = wire.OUT_HEADER.unpack_from(data)[2]
-                os.write(self.fd, _header(16, -errno.EIO, unique))
+    def defer(
+        self,
+        node: Node,
+        work: Callable[[Job], Any],
+        then: Callable[[Any], bytes | None],
+        *,
+        is_interruptible: bool = False,
+    ) -> bytes:
+        """Have a worker do WORK, and answer then: THEN makes the answer of its result, here. NO_ANSWER."""
+        self.workers.defer(self.header, work, then, node.slot.dev, is_interruptible=is_interruptible)
+        return NO_ANSWER
 
     # the request at hand
 

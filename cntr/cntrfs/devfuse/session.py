@@ -1,14 +1,16 @@
 """The session: INIT, then read a request, dispatch it to its handler, answer.
 
 One thread does it all: handing over to a second one costs Python more than the system calls it would overlap. Only
-what may wait for long runs elsewhere (``workers``): fsync, and a lock that another process holds.
+what may wait for long runs elsewhere (``workers``); what needs the core afterwards is finished here.
 """
 
 from __future__ import annotations
 
 import _signal as signal
+import contextlib
 import errno
 import os
+import select
 import sys
 import threading
 from time import monotonic
@@ -17,16 +19,17 @@ from typing import TYPE_CHECKING
 from cntr.cntrfs import log
 from cntr.cntrfs.core import Core, errno_of
 from cntr.cntrfs.devfuse import wire
-from cntr.cntrfs.devfuse.file_ops import FILE_HANDLERS, MAX_IO
-from cntr.cntrfs.devfuse.namespace_ops import NAMESPACE_HANDLERS
-from cntr.cntrfs.devfuse.request import NO_ANSWER, Connection
+from cntr.cntrfs.devfuse.data_ops import DATA_OPERATIONS
+from cntr.cntrfs.devfuse.file_ops import FILE_OPERATIONS
+from cntr.cntrfs.devfuse.namespace_ops import NAMESPACE_OPERATIONS
+from cntr.cntrfs.devfuse.request import MAX_IO, NO_ANSWER, Connection
 from cntr.cntrfs.devfuse.watch import Watch
 from cntr.linux import file_syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cntr.cntrfs.devfuse.namespace_ops import Handler
+    from cntr.cntrfs.devfuse.operations import Handler, Operation
     from cntr.cntrfs.heartbeat import Heartbeat
     from cntr.cntrfs.options import Options
 
@@ -67,6 +70,7 @@ class Session:
         self._reading = False
         self._buffer = bytearray(_BUFFER)
         self._view = memoryview(self._buffer)
+        self._poll: select.poll | None = None  # while a deferred job is under way
 
     # INIT
 
@@ -124,12 +128,15 @@ class Session:
         buffers = [self._buffer]
         counters = self.heartbeat.counters
         taken = counters[0]
+        workers = self.connection.workers
         try:
             while not self.stopping:
                 if self._watch_from and monotonic() > self._watch_from:
                     self._watch_from = 0.0
                     self._watch()
                 self._reading = True
+                if workers.deferred and not self._wait_for_request():
+                    continue
                 try:
                     length = read(fd, buffers)
                 except OSError as error:
@@ -148,6 +155,46 @@ class Session:
                 counters[1] = taken
         except _Stop:
             return
+
+    def _wait_for_request(self) -> bool:
+        """Wait for a request or the end of a deferred job, and finish the latter; says whether there is a request to read.
+
+        The read must not wait then: a request can go before it is read.
+        """
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self.fd, select.POLLIN)
+            self._poll.register(self.connection.workers.done_event, select.POLLIN)
+            os.set_blocking(self.fd, False)
+        ready = [fd for fd, _ in self._poll.poll()]
+        self.finish_deferred()
+        if not self.connection.workers.deferred:
+            os.set_blocking(self.fd, True)
+            self._poll = None
+            return False
+        return self.fd in ready
+
+    def finish_deferred(self) -> None:
+        """Answer the deferred jobs whose work is done."""
+        connection = self.connection
+        workers = connection.workers
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(workers.done_event)
+        while workers.done:
+            job = workers.done.popleft()
+            workers.deferred -= 1
+            connection.header = job.header
+            unique, then = job.header[2], job.then
+            try:
+                if job.error is not None:
+                    raise job.error
+                assert then is not None
+                payload = then(job.result)
+            except Exception as error:  # noqa: BLE001  every mistake becomes an answer
+                connection.fail(unique, errno_of(error))
+            else:
+                if payload is not NO_ANSWER:
+                    connection.answer(unique, payload)
 
     def handle(self, request: memoryview, length: int) -> None:
         """Dispatch the request in the first LENGTH bytes and answer it; never raises for what it holds."""
@@ -210,17 +257,10 @@ class Session:
                 raise _Stop
 
         signal.signal(signal.SIGUSR1, on_signal)
-        signal.signal(signal.SIGUSR2, lambda *_: None)  # ends a lock's wait (locks)
+        signal.signal(signal.SIGUSR2, lambda *_: None)  # ends a worker's system call
 
         def wait() -> None:
-            try:
-                os.read(stop_fd, 1)
-            except BlockingIOError:
-                import select
-
-                select.select([stop_fd], [], [])
-            except OSError:
-                return
+            self.connection.ticker.run_until_readable(stop_fd)
             self.stopping = True
             while not ended.wait(_STOP_RETRY):
                 signal.pthread_kill(serving, signal.SIGUSR1)
@@ -238,11 +278,17 @@ class Session:
         os.close(self.fd)
 
 
-HANDLERS = {**NAMESPACE_HANDLERS, **FILE_HANDLERS}
+#: Every request that is answered, by opcode; but INIT.
+OPERATIONS: dict[int, Operation] = {
+    operation.number: operation for operation in (*NAMESPACE_OPERATIONS, *FILE_OPERATIONS, *DATA_OPERATIONS)
+}
 _OPCODES = 64
 _UNKNOWN: tuple[Handler | None, int] = (None, 0)
-#: Handler and least size of the body, by opcode.
-_TABLE = [(HANDLERS.get(opcode), wire.MINIMUM.get(opcode, 0)) for opcode in range(_OPCODES)]
+#: Handler and least size of the body, by opcode: OPERATIONS as dispatch wants it.
+_TABLE = [
+    (OPERATIONS[number].handler, OPERATIONS[number].least) if number in OPERATIONS else _UNKNOWN
+    for number in range(_OPCODES)
+]
 _unpack_header = wire.IN_HEADER.unpack_from
 _HEADER_SIZE = wire.IN_HEADER.size
 

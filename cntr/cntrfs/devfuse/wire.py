@@ -131,15 +131,6 @@ STATX_OUT = struct.Struct("=QIIQQ" + "IIQIIIHxxQQQQqIxxxxqIxxxxqIxxxxqIxxxxIIII1
 INVAL_INODE_OUT = struct.Struct("=Qqq")
 INVAL_ENTRY_OUT = struct.Struct("=QII")
 
-MINIMUM = {
-    LOOKUP: 2, FORGET: 8, GETATTR: 16, SETATTR: 88, SYMLINK: 4, MKNOD: 18, MKDIR: 10, UNLINK: 2, RMDIR: 2,
-    RENAME: 12, LINK: 10, OPEN: 8, READ: 40, WRITE: 40, RELEASE: 24, FSYNC: 16, SETXATTR: 10, GETXATTR: 10,
-    LISTXATTR: 8, REMOVEXATTR: 2, FLUSH: 24, OPENDIR: 8, READDIR: 40, RELEASEDIR: 24, FSYNCDIR: 16, GETLK: 48,
-    SETLK: 48, SETLKW: 48, ACCESS: 8, CREATE: 18, INTERRUPT: 8, IOCTL: 32, BATCH_FORGET: 8, FALLOCATE: 32,
-    READDIRPLUS: 40, RENAME2: 20, LSEEK: 24, COPY_FILE_RANGE: 56, COPY_FILE_RANGE_64: 56, TMPFILE: 16, STATX: 24,
-}  # fmt: skip
-"""The least number of bytes behind the header, by opcode: anything shorter is malformed (EINVAL)."""
-
 
 class Malformed(Exception):
     """A request that no kernel sends: answered with EINVAL."""

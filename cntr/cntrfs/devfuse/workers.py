@@ -1,63 +1,205 @@
-"""Requests that may wait for long run in a thread of their own, and answer from there.
+"""System calls that may wait for long run in a thread of their own: copies, fsyncs, large changes, opens.
 
-They use nothing of the core but a fd: it is opened before, and the kernel sends no RELEASE for it while they run.
+A job uses nothing of the core but fds of its own, or of a handle: the kernel sends no RELEASE while a request on the
+handle is under way. ``submit`` answers from the worker; ``defer`` hands the result back to the serving thread, which
+alone touches the core. A lane (a disk) takes only some of the threads: one that hangs leaves the others theirs.
 """
 
 from __future__ import annotations
 
+import _signal as signal
 import os
 import threading
 from _queue import SimpleQueue  # the C half of queue: the rest of it is for others
-from typing import TYPE_CHECKING
+from collections import deque
+from typing import TYPE_CHECKING, Any
 
 from cntr.cntrfs.core import errno_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cntr.cntrfs.devfuse.request import Connection
+    from cntr.cntrfs.devfuse.replies import Replies
+    from cntr.cntrfs.devfuse.ticker import Ticker
     from cntr.cntrfs.heartbeat import Heartbeat
 
-_POOL = 2
+_THREADS = 32
+_LANE = 12  # threads
+_SIGNAL_AGAIN = 0.02  # seconds: the thread may not have entered its system call when the signal came
+
+
+class Job:
+    """One piece of work. interrupted: the client got a signal; is_interruptible: so does the thread then (SIGUSR2)."""
+
+    __slots__ = (
+        "error", "finish", "header", "interrupted", "is_interruptible", "lane", "result", "then", "thread", "work",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        header: tuple[int, ...],
+        work: Callable[[Job], object],
+        lane: int,
+        finish: Callable[[Job], None],
+        is_interruptible: bool,
+    ) -> None:
+        """header: of the request, struct fuse_in_header; finish: called by the worker when result or error is there."""
+        self.header, self.work, self.lane, self.finish = header, work, lane, finish
+        self.is_interruptible = is_interruptible
+        self.interrupted = False
+        self.thread = 0  # that runs it
+        self.result: object = None
+        self.error: Exception | None = None
+        self.then: Callable[[Any], bytes | None] | None = None  # a deferred job's: makes the answer of its result
 
 
 class Workers:
-    """A small pool for what the disk delays; started when first needed."""
+    """The threads of one connection, started when first needed. Where none is to be had the serving thread works itself."""
 
-    def __init__(self, connection: Connection, heartbeat: Heartbeat) -> None:
-        """connection: where they answer."""
-        self.connection = connection
-        self.heartbeat = heartbeat
-        self._queue: SimpleQueue[Callable[[], object]] = SimpleQueue()
-        self._threads: list[threading.Thread] = []
+    def __init__(self, replies: Replies, heartbeat: Heartbeat, ticker: Ticker) -> None:
+        """replies: where jobs answer."""
+        self._replies = replies
+        self._heartbeat = heartbeat
+        self._ticker = ticker
+        self._queue: SimpleQueue[Job] = SimpleQueue()
+        self._mutex = threading.Lock()  # for the rest; nothing is called under it but the queue and pthread_kill
+        self._threads = 0
+        self._busy = 0  # jobs handed to a thread, begun or not
+        self._lanes: dict[int, tuple[list[Job], deque[Job]]] = {}  # running, waiting
+        self._jobs: dict[int, Job] = {}  # by request
+        #: The serving thread's: deferred jobs whose end it has not seen.
+        self.deferred = 0
+        self.done: deque[Job] = deque()
+        self.done_event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._is_closed = False
+        ticker.add(self._signal)
 
-    def run(self, work: Callable[[], object]) -> None:
+    # for the serving thread
+
+    def submit(
+        self, header: tuple[int, ...], work: Callable[[Job], bytes | None], lane: int, *, is_interruptible: bool = False
+    ) -> None:
+        """Run WORK and answer the request with what it returns, or with its error."""
+        self._begin(Job(header, work, lane, self._reply, is_interruptible))
+
+    def defer(
+        self,
+        header: tuple[int, ...],
+        work: Callable[[Job], object],
+        then: Callable[[Any], bytes | None],
+        lane: int,
+        *,
+        is_interruptible: bool = False,
+    ) -> None:
+        """Run WORK; the job is in ``done`` afterwards, ``done_event`` readable, and THEN is to be called with its result."""
+        job = Job(header, work, lane, self._hand_back, is_interruptible)
+        job.then = then
+        self.deferred += 1
+        self._begin(job)
+
+    def run(self, work: Callable[[], object], lane: int) -> None:
         """Run WORK, of which nobody waits for the result."""
-        if len(self._threads) < _POOL:
-            thread = threading.Thread(target=self._run, name=f"worker-{len(self._threads)}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
-        self._queue.put(work)
+        self._begin(Job((0,) * 8, lambda job: work(), lane, lambda job: None, False))
 
-    def submit(self, unique: int, work: Callable[[], bytes | None]) -> None:
-        """Run WORK and answer the request UNIQUE with what it returns, or with its error."""
+    def interrupt(self, unique: int) -> None:
+        """INTERRUPT: the client of the request UNIQUE got a signal."""
+        job = self._jobs.get(unique)
+        if job is not None:
+            job.interrupted = True
+            if job.is_interruptible:
+                self._ticker.wake()
 
-        def answer() -> None:
+    def close(self) -> None:
+        """The session has ended: what is under way has nobody to hand its result to."""
+        with self._mutex:
+            self._is_closed = True
+            os.close(self.done_event)
+
+    # for any thread
+
+    def _begin(self, job: Job) -> None:
+        self._heartbeat.park(1)
+        with self._mutex:
+            self._jobs[job.header[2]] = job
+            running, waiting = self._lanes.setdefault(job.lane, ([], deque()))
+            if len(running) >= _LANE:
+                waiting.append(job)
+                return
+            running.append(job)
+            inline = not self._hand_over(job)
+        if inline:
+            self._work(job)
+
+    def _hand_over(self, job: Job) -> bool:
+        """To a thread; False where there is none."""
+        self._busy += 1
+        if self._busy > self._threads and self._threads < _THREADS:
             try:
-                payload = work()
-            except Exception as error:  # noqa: BLE001  every mistake becomes an answer
-                self.connection.fail(unique, errno_of(error))
-            else:
-                self.connection.answer(unique, payload)
-            finally:
-                self.heartbeat.park(-1)
-
-        self.heartbeat.park(1)
-        self.run(answer)
+                threading.Thread(target=self._run, name=f"worker-{self._threads}", daemon=True).start()
+                self._threads += 1
+            except RuntimeError:
+                if not self._threads:
+                    return False
+        self._queue.put(job)
+        return True
 
     def _run(self) -> None:
         while True:
-            self._queue.get()()
+            self._work(self._queue.get())
+
+    def _work(self, first: Job) -> None:
+        job: Job | None = first
+        while job is not None:
+            job.thread = threading.get_ident()
+            try:
+                job.result = job.work(job)
+            except Exception as error:  # noqa: BLE001  every mistake becomes an answer
+                job.error = error
+            with self._mutex:
+                job.thread = 0
+                self._jobs.pop(job.header[2], None)
+            self._heartbeat.park(-1)
+            self._heartbeat.moved()
+            job.finish(job)
+            job = self._next(job)
+
+    def _next(self, ended: Job) -> Job | None:
+        """What waited for the same disk."""
+        with self._mutex:
+            running, waiting = self._lanes[ended.lane]
+            running.remove(ended)
+            if waiting:
+                job = waiting.popleft()
+                running.append(job)
+                return job
+            if not running:
+                del self._lanes[ended.lane]
+            self._busy -= 1
+            return None
+
+    def _reply(self, job: Job) -> None:
+        if job.error is not None:
+            self._replies.fail(job.header[2], errno_of(job.error))
+        else:
+            assert job.result is None or isinstance(job.result, bytes)
+            self._replies.answer(job.header[2], job.result)
+
+    def _hand_back(self, job: Job) -> None:
+        with self._mutex:
+            self.done.append(job)
+            if not self._is_closed:
+                os.eventfd_write(self.done_event, 1)
+
+    def _signal(self) -> float | None:
+        """The ticker's: get interrupted jobs out of their system calls."""
+        again = None
+        with self._mutex:
+            for job in self._jobs.values():
+                if job.interrupted and job.is_interruptible:
+                    again = _SIGNAL_AGAIN
+                    if job.thread:
+                        signal.pthread_kill(job.thread, signal.SIGUSR2)
+        return again
 
 
 def sync(fd: int, data_only: bool) -> bytes | None:

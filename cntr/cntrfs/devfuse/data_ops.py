@@ -1,0 +1,264 @@
+"""Handlers of the requests on a file's data, where the kernel does not read and write it itself.
+
+What may wait for a disk, a network or another process is done by a worker, in turns bounded by time: a client that is
+killed waits for the present turn, everybody else for none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from cntr.cntrfs.devfuse import ioctls, wire
+from cntr.cntrfs.devfuse.notify import notify
+from cntr.cntrfs.devfuse.operations import Operation
+from cntr.cntrfs.devfuse.request import MAX_IO, NO_ANSWER, Connection
+from cntr.cntrfs.devfuse.workers import Job, sync
+from cntr.linux import file_syscalls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cntr.cntrfs.node import Node
+
+_SMALL = 1 << 17  # bytes that are written, or reserved, in no time on a disk that keeps up
+_SLOW = 0.02  # seconds that say that a disk does not keep up …
+_SLOW_FOR = 30.0  # … and for how long it is believed
+_PIECE, _LARGEST_PIECE = 1 << 20, 16 << 20  # bytes copied by one system call
+_TURN = 0.25  # seconds of copying for one request, and _LONGEST_TURN bytes
+_LONGEST_TURN = 256 << 20
+
+
+def may_wait(node: Node, size: int) -> bool:
+    """May reading, writing or reserving SIZE bytes of the file take long?"""
+    slot = node.slot
+    if slot.is_memory:
+        return False
+    return size > _SMALL or slot.is_remote or slot.is_pseudo or slot.slow_until > monotonic()
+
+
+def _timed(node: Node, began: float) -> None:
+    now = monotonic()
+    if now - began > _SLOW:
+        node.slot.slow_until = now + _SLOW_FOR
+
+
+def _read(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    fh, offset, size, _, _, _, _ = wire.READ_IN.unpack_from(body)
+    handle = c.core.handle(fh)
+    fd, node, size = c.core.file_fd(handle), handle.node, min(size, MAX_IO)
+    if node.slot.is_memory:
+        return os.pread(fd, size, offset)
+    if not node.slot.reads_wait:
+        try:
+            got = os.preadv(fd, [c.scratch[:size]], offset, os.RWF_NOWAIT)
+            if got == size or (got and offset + got >= os.fstat(fd).st_size):
+                return bytes(c.scratch[:got])
+        except BlockingIOError:
+            pass  # not in the page cache
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            node.slot.reads_wait = True
+    return c.submit(node, lambda job: os.pread(fd, size, offset))
+
+
+def _write(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    fh, offset, size, write_flags, _, flags, _ = wire.WRITE_IN.unpack_from(body)
+    data = body[wire.WRITE_IN.size : wire.WRITE_IN.size + size]
+    if len(data) < size:
+        raise wire.Malformed("a WRITE cut off")
+    # A page from the kernel's cache has its place; otherwise the end is where it is now, not where the kernel thinks.
+    append = bool(flags & os.O_APPEND) and not write_flags & wire.WRITE_CACHE
+    killer = c.caller() if write_flags & wire.WRITE_KILL_SUIDGID else None
+    handle = c.core.handle(fh)
+    fd, node = c.core.writing_fd(handle), handle.node
+    if not may_wait(node, size):
+        began = monotonic()
+        with c.core.killing(fd, killer):
+            written = c.core.write_at(fd, offset, data, append)
+        _timed(node, began)
+        return wire.WRITE_OUT.pack(written, 0)
+    scope, copied = c.core.killing_elsewhere(fd, killer), bytes(data)  # the buffer is the next request's
+
+    def work(job: Job) -> bytes:
+        with scope:
+            return wire.WRITE_OUT.pack(c.core.write_at(fd, offset, copied, append), 0)
+
+    return c.submit(node, work)
+
+
+def _fsync(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    fh, flags, _ = wire.FSYNC_IN.unpack_from(body)
+    handle = c.core.handle(fh)
+    fd, data_only = c.core.file_fd(handle), bool(flags & wire.FSYNC_FDATASYNC)
+    return c.submit(handle.node, lambda job: sync(fd, data_only))
+
+
+def _fsyncdir(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    fh, flags, _ = wire.FSYNC_IN.unpack_from(body)
+    if fh:
+        return _fsync(c, nodeid, body)
+    opened = c.core.open_directory(nodeid)
+    fd, data_only = opened.fd, bool(flags & wire.FSYNC_FDATASYNC)
+    return c.submit(opened.node, lambda job: _and_close(fd, lambda: sync(fd, data_only)))
+
+
+def _syncfs(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    opened = c.core.open_directory(nodeid)
+    fd = opened.fd
+    return c.submit(opened.node, lambda job: _and_close(fd, lambda: file_syscalls.syncfs(fd)))
+
+
+def _and_close(fd: int, work: Callable[[], bytes | None]) -> bytes | None:
+    try:
+        return work()
+    finally:
+        os.close(fd)
+
+
+def _fallocate(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
+    fh, offset, length, mode, _ = wire.FALLOCATE_IN.unpack_from(body)
+    c.core.demand_writable()
+    handle = c.core.handle(fh)
+    fd, node, caller = c.core.writing_fd(handle), handle.node, c.caller()
+    if length <= _SMALL and not may_wait(node, length):
+        began = monotonic()
+        with c.core.killing(fd, caller):
+            file_syscalls.fallocate(fd, mode, offset, length)
+        _timed(node, began)
+        return None
+    scope = c.core.killing_elsewhere(fd, caller)
+
+    def work(job: Job) -> None:
+        with scope:
+            file_syscalls.fallocate(fd, mode, offset, length)
+
+    return c.submit(node, work, is_interruptible=True)  # as on tmpfs
+
+
+def _lseek(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    fh, offset, whence, _ = wire.LSEEK_IN.unpack_from(body)
+    offset = offset - (1 << 64) if offset >> 63 else offset  # a negative one is ENXIO, says the backing file
+    handle = c.core.handle(fh)
+    fd = c.core.file_fd(handle)
+    if handle.node.slot.is_remote:
+        return c.submit(handle.node, lambda job: wire.LSEEK_OUT.pack(os.lseek(fd, offset, whence)))
+    return wire.LSEEK_OUT.pack(os.lseek(fd, offset, whence))
+
+
+def _copy(c: Connection, body: memoryview, answer: Callable[[int], bytes]) -> bytes:
+    fh_in, offset_in, _, fh_out, offset_out, length, flags = wire.COPY_FILE_RANGE_IN.unpack_from(body)
+    if flags:
+        raise OSError(errno.EINVAL, "copy_file_range flags")
+    core = c.core
+    core.demand_writable()
+    handle_in, handle_out = core.handle(fh_in), core.handle(fh_out)
+    fd_in, fd_out = core.file_fd(handle_in), core.writing_fd(handle_out)
+    scope, moved = core.killing_elsewhere(fd_out, c.caller()), c.heartbeat.moved
+
+    def work(job: Job) -> bytes:
+        with scope:
+            return answer(_copy_a_turn(job, moved, fd_in, fd_out, offset_in, offset_out, length))
+
+    return c.submit(handle_out.node, work)
+
+
+def _copy_a_turn(
+    job: Job, moved: Callable[[], None], fd_in: int, fd_out: int, offset_in: int, offset_out: int, length: int
+) -> int:
+    """Copy as much as one turn allows, copy_file_range(2) may always do less than it was asked; returns bytes."""
+    began = monotonic()
+    done, piece = 0, _PIECE
+    length = min(length, _LONGEST_TURN)
+    while done < length and not (done and (job.interrupted or monotonic() - began > _TURN)):
+        piece_began = monotonic()
+        try:
+            copied = os.copy_file_range(fd_in, fd_out, min(piece, length - done), offset_in + done, offset_out + done)
+        except OSError:
+            if done:
+                break  # what was done is told; the next request meets the error
+            raise
+        if not copied:
+            break
+        done += copied
+        moved()
+        if monotonic() - piece_began < _TURN / 16:
+            piece = min(piece * 2, _LARGEST_PIECE)
+    return done
+
+
+def _copy_file_range(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    return _copy(c, body, lambda done: wire.WRITE_OUT.pack(done, 0))
+
+
+def _copy_file_range_64(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    return _copy(c, body, wire.COPY_FILE_RANGE_OUT.pack)
+
+
+def _ioctl(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    fh, _, command, _, in_size, out_size = wire.IOCTL_IN.unpack_from(body)
+    if command not in ioctls.KNOWN:  # isatty(3), by every open() of Python's: no reason to open the backing file
+        c.fail(c.unique, errno.ENOTTY)
+        return NO_ANSWER
+    data = bytes(body[wire.IOCTL_IN.size : wire.IOCTL_IN.size + in_size])
+    if command in ioctls.CHANGING:
+        c.core.demand_writable()
+    with contextlib.ExitStack() as stack:
+        if fh:
+            fd = c.core.file_fd(c.core.handle(fh))
+        else:
+            fd = c.core.open_directory(nodeid).fd
+            stack.callback(os.close, fd)
+        result = ioctls.perform(fd, command, data, out_size)
+    if command in ioctls.CHANGING:
+        # The kernel does not know that ctime moved.
+        notify(c.fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(nodeid, -1, 0))
+    return wire.IOCTL_OUT.pack(0, 0, 0, 0) + result
+
+
+def _lock(c: Connection, body: memoryview, wait: bool) -> bytes | None:
+    fh, owner, start, end, kind, pid, flags, _ = wire.LK_IN.unpack_from(body)
+    handle, is_flock = c.core.handle(fh), bool(flags & wire.LK_FLOCK)
+    return None if c.locks.set(c.unique, handle, fh, owner, start, end, kind, pid, is_flock, wait) else NO_ANSWER
+
+
+def _getlk(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    fh, owner, start, end, kind, pid, _, _ = wire.LK_IN.unpack_from(body)
+    return c.locks.get(c.core.handle(fh), fh, owner, start, end, kind, pid)
+
+
+def _setlk(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
+    return _lock(c, body, wait=False)
+
+
+def _setlkw(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
+    return _lock(c, body, wait=True)
+
+
+def _interrupt(c: Connection, nodeid: int, body: memoryview) -> bytes:
+    unique = wire.INTERRUPT_IN.unpack_from(body)[0]
+    if not c.locks.interrupt(unique):
+        c.workers.interrupt(unique)
+    return NO_ANSWER
+
+
+DATA_OPERATIONS = (
+    Operation(wire.READ, "READ", 40, _read),
+    Operation(wire.WRITE, "WRITE", 40, _write),
+    Operation(wire.FSYNC, "FSYNC", 16, _fsync),
+    Operation(wire.FSYNCDIR, "FSYNCDIR", 16, _fsyncdir),
+    Operation(wire.SYNCFS, "SYNCFS", 0, _syncfs),
+    Operation(wire.GETLK, "GETLK", 48, _getlk),
+    Operation(wire.SETLK, "SETLK", 48, _setlk),
+    Operation(wire.SETLKW, "SETLKW", 48, _setlkw),
+    Operation(wire.INTERRUPT, "INTERRUPT", 8, _interrupt),
+    Operation(wire.FALLOCATE, "FALLOCATE", 32, _fallocate),
+    Operation(wire.LSEEK, "LSEEK", 24, _lseek),
+    Operation(wire.COPY_FILE_RANGE, "COPY_FILE_RANGE", 56, _copy_file_range),
+    Operation(wire.COPY_FILE_RANGE_64, "COPY_FILE_RANGE_64", 56, _copy_file_range_64),
+    Operation(wire.IOCTL, "IOCTL", 32, _ioctl),
+)

@@ -1,0 +1,44 @@
+"""Answers to the kernel, from any thread: each is one write(2), which the kernel takes whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from cntr.cntrfs import log
+from cntr.cntrfs.devfuse import wire
+
+_header = wire.OUT_HEADER.pack
+_write = os.write
+
+
+class Replies:
+    """Where the answers of one connection go."""
+
+    def __init__(self, fuse_fd: int) -> None:
+        """fuse_fd: the connection's."""
+        self.fd = fuse_fd
+
+    def answer(self, unique: int, payload: bytes | None) -> None:
+        """Success, with PAYLOAD."""
+        data = _header(16 + len(payload), 0, unique) + payload if payload else _header(16, 0, unique)
+        try:
+            _write(self.fd, data)
+        except OSError as error:
+            self._refused(data, error)
+
+    def fail(self, unique: int, number: int) -> None:
+        """Failure, with an errno."""
+        data = _header(16, -number, unique)
+        try:
+            _write(self.fd, data)
+        except OSError as error:
+            self._refused(data, error)
+
+    def _refused(self, data: bytes, error: OSError) -> None:
+        # ENOENT: the request was interrupted, nobody waits. ENODEV and the like: the next read finds out.
+        if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.EBADF):
+            log.error("the kernel refused an answer of %d bytes: %s", len(data), error)
+            if error.errno == errno.EINVAL and len(data) > 16:  # the client must not wait for ever
+                unique = wire.OUT_HEADER.unpack_from(data)[2]
+                os.write(self.fd, _header(16, -errno.EIO, unique))

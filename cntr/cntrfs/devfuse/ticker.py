@@ -1,0 +1,52 @@
+"""What has to be looked at again after a while is, by one thread: the one that waits for the word to stop, too."""
+
+from __future__ import annotations
+
+import os
+import select
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: What a ticker calls: seconds until it wants to be called again, None: not before ``wake``.
+Task = "Callable[[], float | None]"
+
+
+class Ticker:
+    """Calls its tasks in the thread that runs it, after ``wake`` and for as long as one asks for more."""
+
+    def __init__(self) -> None:
+        """Nothing to do yet."""
+        self._tasks: list[Callable[[], float | None]] = []
+        self._is_running = False
+        self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def add(self, task: Callable[[], float | None]) -> None:
+        """Before it runs: one more task."""
+        self._tasks.append(task)
+
+    def wake(self) -> None:
+        """There is something to do; from any thread."""
+        os.eventfd_write(self._event, 1)
+
+    def run_until_readable(self, stop_fd: int) -> None:
+        """The thread's whole life: returns when stop_fd is readable."""
+        poll = select.poll()
+        poll.register(stop_fd, select.POLLIN)
+        poll.register(self._event, select.POLLIN)
+        pause: float | None = None
+        self._is_running = True
+        while True:
+            ready = poll.poll(None if pause is None else max(1.0, pause * 1000))
+            for fd, _ in ready:
+                if fd == stop_fd:
+                    return
+                os.eventfd_read(self._event)
+            wanted = [seconds for seconds in (task() for task in self._tasks) if seconds is not None]
+            pause = min(wanted) if wanted else None
+
+    def close(self) -> None:
+        """After the last ``wake``. A thread that still polls keeps its fd: the process ends with it."""
+        if not self._is_running:
+            os.close(self._event)

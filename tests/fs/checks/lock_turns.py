@@ -1,0 +1,226 @@
+"""Locks of several: who waits, who goes, who closes another descriptor meanwhile; one exclusive owner at a time."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+from ._tools import child, equal, finished, in_threads, make, opened, raises, within
+from .locks import BUSY, _Holder, _lock
+
+
+def check_flock_ends_while_others_have_the_file_open(here: Path) -> None:
+    """`( flock 9; … ) 9>L & ( flock 9; … ) 9>L`: the second has the file open when the first closes it."""
+    make(here / "f")
+    first = os.open(here / "f", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    fcntl.flock(first, fcntl.LOCK_EX)
+    with opened(here / "f", os.O_WRONLY) as second:
+        raises(BUSY, fcntl.flock, second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(first)
+        within(5, lambda: fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB) is None, "the lock of the closed file")
+    created = os.open(here / "created", os.O_WRONLY | os.O_CREAT)
+    fcntl.flock(created, fcntl.LOCK_EX)
+    with opened(here / "created", os.O_RDONLY) as second:
+        os.close(created)
+        within(5, lambda: fcntl.flock(second, fcntl.LOCK_SH | fcntl.LOCK_NB) is None, "the lock of the creator")
+
+
+def check_flock_is_converted(here: Path) -> None:
+    """Converting gives the old lock up first: who fails to convert has none."""
+    make(here / "f")
+    with opened(here / "f") as one, opened(here / "f") as two:
+        fcntl.flock(one, fcntl.LOCK_SH)
+        fcntl.flock(two, fcntl.LOCK_SH)
+        raises(BUSY, fcntl.flock, one, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(two, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        raises(BUSY, fcntl.flock, one, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(two, fcntl.LOCK_SH)
+        fcntl.flock(one, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def check_waiting_posix_lock_outlives_a_close(here: Path) -> None:
+    """One thread waits, another closes a descriptor of the file: what goes are the locks held, not the one awaited."""
+    make(here / "f")
+    take = lambda: _lock(os.open(here / "f", os.O_RDWR), fcntl.F_SETLK, fcntl.F_WRLCK, 0, 10)  # noqa: E731
+    holder = _Holder(take)
+    told, tell = os.pipe()
+
+    def wait() -> None:
+        fd = os.open(here / "f", os.O_RDWR)
+        _lock(fd, fcntl.F_SETLK, fcntl.F_WRLCK, 20, 10)
+        waiter = threading.Thread(target=_lock, args=(fd, fcntl.F_SETLKW, fcntl.F_WRLCK, 0, 10))
+        waiter.start()
+        time.sleep(0.1)
+        os.close(os.open(here / "f", os.O_RDWR))
+        os.write(tell, b"c")
+        waiter.join()
+        os.write(tell, b"g")
+        time.sleep(60)
+
+    waiter = child(wait)
+    try:
+        equal(os.read(told, 1), b"c")
+        with opened(here / "f", os.O_RDWR) as fd:
+            within(5, lambda: _lock(fd, fcntl.F_SETLK, fcntl.F_WRLCK, 20, 10), "the lock that was held is gone")
+            holder.release()
+            equal(os.read(told, 1), b"g", "the waiter has its lock")
+            for _ in range(20):
+                raises(BUSY, _lock, fd, fcntl.F_SETLK, fcntl.F_WRLCK, 0, 10)
+            equal(_lock(fd, fcntl.F_GETLK, fcntl.F_WRLCK, 0, 0), (fcntl.F_WRLCK, 0, 10, waiter), "whose it is")
+    finally:
+        os.kill(waiter, signal.SIGKILL)
+        finished(waiter, -signal.SIGKILL)
+        os.close(told)
+        os.close(tell)
+
+
+def check_one_exclusive_owner_at_a_time(here: Path) -> None:
+    """Many processes and threads take turns at a counter, closing other descriptors all the while."""
+    make(here / "counter", b"0")
+
+    def work() -> None:
+        def turns(number: int) -> None:
+            for _ in range(15):
+                fd = os.open(here / "counter", os.O_RDWR)
+                _lock(fd, fcntl.F_OFD_SETLKW, fcntl.F_WRLCK, 0, 0)  # threads exclude each other too
+                value = int(os.pread(fd, 20, 0))
+                os.close(os.open(here / "counter", os.O_RDONLY))
+                os.pwrite(fd, b"%d" % (value + 1), 0)
+                os.close(fd)
+
+        in_threads(3, turns)
+
+    workers = [child(work) for _ in range(3)]
+    for worker in workers:
+        finished(worker)
+    equal((here / "counter").read_bytes(), b"135", "increments")
+
+
+def check_locks_of_a_forked_process(here: Path) -> None:
+    """POSIX locks are not inherited, flock(2) and OFD locks are shared: the child's close takes nothing from the parent."""
+    make(here / "f", b"x" * 100)
+    with opened(here / "f", os.O_RDWR) as fd, opened(here / "f", os.O_RDWR) as other:
+        _lock(fd, fcntl.F_SETLK, fcntl.F_WRLCK, 0, 10)
+        _lock(fd, fcntl.F_OFD_SETLK, fcntl.F_WRLCK, 50, 10)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+
+        def inherits() -> None:
+            raises(BUSY, _lock, fd, fcntl.F_SETLK, fcntl.F_WRLCK, 0, 10)
+            _lock(fd, fcntl.F_OFD_SETLK, fcntl.F_WRLCK, 55, 10)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.close(fd)
+
+        finished(child(inherits))
+
+        def stranger() -> None:
+            mine = os.open(here / "f", os.O_RDWR)
+            raises(BUSY, _lock, mine, fcntl.F_SETLK, fcntl.F_WRLCK, 9, 1)
+            raises(BUSY, _lock, mine, fcntl.F_OFD_SETLK, fcntl.F_WRLCK, 64, 1)
+            raises(BUSY, fcntl.flock, mine, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+        finished(child(stranger))
+        raises(BUSY, fcntl.flock, other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def check_killed_waiter_takes_nothing(here: Path) -> None:
+    for way in ("posix", "ofd"):
+        make(here / way)
+        command = fcntl.F_SETLKW if way == "posix" else fcntl.F_OFD_SETLKW
+
+        def take(way: str = way, command: int = command) -> None:
+            _lock(os.open(here / way, os.O_RDWR), command, fcntl.F_WRLCK, 0, 0)
+
+        holder = _Holder(take)
+        waiters = [child(take) for _ in range(4)]
+        time.sleep(0.15)
+        for waiter in waiters:
+            os.kill(waiter, signal.SIGKILL)
+            finished(waiter, -signal.SIGKILL)
+        holder.release()
+        with opened(here / way, os.O_RDWR) as fd:
+            within(5, lambda fd=fd: _lock(fd, fcntl.F_SETLK, fcntl.F_WRLCK, 0, 0), "nobody holds it")
+
+
+def check_posix_deadlock_of_two(here: Path) -> None:
+    """Each waits for the other: one of them is told EDEADLK, and the other gets its lock when that one ends."""
+    for name in ("a", "b"):
+        make(here / name)
+    told, tell = os.pipe()
+
+    def take(first: str, second: str) -> None:
+        _lock(os.open(here / first, os.O_RDWR), fcntl.F_SETLK, fcntl.F_WRLCK, 0, 0)
+        os.write(tell, b"x")
+        time.sleep(0.2)
+        try:
+            _lock(os.open(here / second, os.O_RDWR), fcntl.F_SETLKW, fcntl.F_WRLCK, 0, 0)
+        except OSError as error:
+            equal(error.errno, errno.EDEADLK)
+            os.write(tell, b"d")
+        else:
+            os.write(tell, b"g")
+
+    pair = [child(lambda: take("a", "b")), child(lambda: take("b", "a"))]
+    for one in pair:
+        finished(one)
+    seen = os.read(told, 10)
+    os.close(told)
+    os.close(tell)
+    equal(sorted(seen), sorted(b"xxdg"), "one deadlock found, one lock granted")
+
+
+def check_ten_who_wait(here: Path) -> None:
+    """A queue of them, served one after the other."""
+    make(here / "f")
+    take = lambda: fcntl.flock(os.open(here / "f", os.O_RDWR), fcntl.LOCK_EX)  # noqa: E731
+    holder = _Holder(take)
+    waiters = [child(take) for _ in range(10)]
+    time.sleep(0.1)
+    holder.release()
+    for waiter in waiters:
+        finished(waiter)
+
+
+def check_waiting_for_a_lock_of_the_backing_tree(here: Path, behind: Path) -> None:
+    for way in ("flock", "posix"):
+        make(here / way)
+
+        def take(way: str = way) -> None:
+            fd = os.open(here / way, os.O_RDWR)
+            if way == "flock":
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            else:
+                _lock(fd, fcntl.F_SETLKW, fcntl.F_WRLCK, 0, 0)
+
+        with opened(behind / way, os.O_RDWR) as below:
+            if way == "flock":
+                fcntl.flock(below, fcntl.LOCK_EX)
+            else:
+                _lock(below, fcntl.F_OFD_SETLK, fcntl.F_WRLCK, 0, 0)
+            waiter = child(take)
+            time.sleep(0.1)
+            equal(os.waitpid(waiter, os.WNOHANG), (0, 0), f"{way}: it waits")
+            if way == "flock":  # the child has a copy of the descriptor
+                fcntl.flock(below, fcntl.LOCK_UN)
+            else:
+                _lock(below, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, 0, 0)
+            finished(waiter)
+
+
+def check_written_file_can_be_run_behind(here: Path, behind: Path) -> None:
+    """Being open for writing ends with the close, although another has the file open (ETXTBSY)."""
+    program = behind / "program"
+    fd = os.open(here / "program", os.O_WRONLY | os.O_CREAT, 0o755)
+    with opened(here / "program"):
+        os.write(fd, b"#!/bin/sh\nexit 3\n")
+        os.close(fd)
+        within(2, lambda: subprocess.run([program], check=False).returncode == 3, "the creator has closed it")
+    with opened(here / "program"):
+        with opened(here / "program", os.O_WRONLY | os.O_APPEND) as writer:
+            os.write(writer, b"\n")
+        within(2, lambda: subprocess.run([program], check=False).returncode == 3, "a writer has closed it")
