@@ -123,16 +123,17 @@ def _suid_survives_writing() -> None:
         changes.kill_suidgid = False
         return original(self, nodeid, changes, fh)
 
-    def restoring(original: Any, self: FileOperations, fh: int, *args: Any, **kwargs: Any) -> Any:
-        fd = self.handle(fh).fd
+    original = FileOperations.write_at
+
+    def restoring(fd: int, *args: Any) -> Any:
         before = stat.S_IMODE(os.fstat(fd).st_mode)
-        result = original(self, fh, *args, **kwargs)
+        result = original(fd, *args)
         if stat.S_IMODE(os.fstat(fd).st_mode) != before:
             os.chmod(b"/proc/self/fd/%d" % fd, before)
         return result
 
     _wrap(Core, "setattr", setattr_)
-    _wrap(FileOperations, "write", restoring)
+    FileOperations.write_at = staticmethod(restoring)
 
 
 def _umask_is_applied_by_the_server_too() -> None:
@@ -149,11 +150,10 @@ def _rename_flags_are_ignored() -> None:
 
 
 def _append_is_a_plain_write() -> None:
-    def write(original: Any, self: FileOperations, fh: int, offset: int, data: Any, **kwargs: Any) -> Any:
-        kwargs["append"] = False
-        return original(self, fh, 0 if self.handle(fh).append else offset, data, **kwargs)
-
-    _wrap(FileOperations, "write", write)
+    original = FileOperations.write_at
+    FileOperations.write_at = staticmethod(
+        lambda fd, offset, data, append: original(fd, 0 if append else offset, data, False)
+    )
 
 
 def _times_are_whole_microseconds() -> None:
