@@ -29,11 +29,16 @@ class Caller:
 
     __slots__ = ("gid", "known_groups", "pid", "uid", "umask")
 
+    #: Does /proc show the pids that requests come with? Else what is there under a number is somebody else.
+    pids_are_in_proc = True
     #: Calls what opens a fd; the node table's own gives fds up and calls it again when there is none left.
     retrying: Callable[[Callable[[], int]], int] = staticmethod(lambda opener: opener())
 
     def __init__(self, uid: int, gid: int, pid: int, umask: int = 0, groups: tuple[int, ...] = ()) -> None:
-        """pid: of the calling thread, 0 when it has none in the server's pid namespace; groups: as far as told."""
+        """pid: of the calling thread in the mounter's pid namespace, 0 when it has none there; groups: as far as told.
+
+        Of whom no pid is known nothing is known: no capability, no groups but those told.
+        """
         self.uid = uid
         self.gid = gid
         self.pid = pid
@@ -42,7 +47,10 @@ class Caller:
 
     def groups(self) -> tuple[int, ...]:
         """The supplementary groups: as far as the kernel told, else all, from /proc."""
-        return self.known_groups or _identity(self.pid)[2]
+        if self.known_groups:
+            return self.known_groups
+        uid, _, groups, _ = _identity(self.pid)
+        return groups if self.uid in (uid, UNKNOWN_ID) else ()
 
     def resolved(self) -> Caller:
         """The caller with ids: the kernel leaves them out (-1) of what doesn't create, where it allows idmapped mounts.
@@ -56,8 +64,8 @@ class Caller:
 
     def is_capable(self, capability: int) -> bool:
         """Does the caller, when it is root, hold this capability? (Another user's may count in its namespace only.)"""
-        uid, _, _, effective = _identity(self.pid) if self.pid else (self.uid, 0, (), ~0)
-        return uid == 0 and bool(effective >> capability & 1)
+        uid, _, _, effective = _identity(self.pid)
+        return uid == 0 and self.uid in (0, UNKNOWN_ID) and bool(effective >> capability & 1)
 
 
 UNKNOWN_ID = 0xFFFFFFFF
@@ -70,6 +78,8 @@ def _identity(pid: int) -> tuple[int, int, tuple[int, ...], int]:
     /proc shows ids in the reader's user namespace, which is the server's: a caller inside a user namespace comes out
     translated.
     """
+    if not pid or not Caller.pids_are_in_proc:
+        return _NOBODY
     uid, gid, groups, effective = _NOBODY
     try:
         fd = Caller.retrying(lambda: os.open(b"/proc/%d/status" % pid, os.O_RDONLY | os.O_CLOEXEC))
@@ -87,6 +97,16 @@ def _identity(pid: int) -> tuple[int, int, tuple[int, ...], int]:
     except (FileNotFoundError, ProcessLookupError):
         return _NOBODY
     return uid, gid, groups, effective
+
+
+def proc_shows_our_pids() -> bool:
+    """Is what is mounted at /proc of this process's own pid namespace? (NSpid, proc_pid_status(5), tells the depth.)"""
+    try:
+        with open("/proc/self/status", "rb") as status:
+            own = [line.split()[1:] for line in status if line.startswith(b"NSpid:")]
+    except OSError:
+        return False
+    return own == [[b"%d" % os.getpid()]]
 
 
 SERVER = Caller(0, 0, 0)

@@ -138,11 +138,22 @@ def serve(
     on_ready: Callable[[], None] = lambda: None,
     binding: str | None = None,
 ) -> None:
-    """Serve a mounted connection: see the package's docstring. Returns when unmounted or told to stop."""
+    """Serve a mounted connection: see the package's docstring. Returns when unmounted or told to stop.
+
+    The mounter is of the server's own pid namespace: that is where the kernel counts the pids of requests.
+    """
     heartbeat = heartbeat or Heartbeat()
+    serve_it = load(choose_binding(binding))
+    import resource  # what the binding has loaded anyway; an attach's other processes need neither
+
+    from cntr.cntrfs.backing import Caller, proc_shows_our_pids
+
+    Caller.pids_are_in_proc = proc_shows_our_pids()
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))  # the clients' own are the kernel's business
     for number in (signal.SIGXFSZ, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    load(choose_binding(binding))(fuse_fd, root_fd, options, stop_fd, heartbeat, on_ready)
+    serve_it(fuse_fd, root_fd, options, stop_fd, heartbeat, on_ready)
 
 
 def run(source: str, mountpoint: str, options: Options, *, binding: str | None, foreground: bool) -> int:
