@@ -26,6 +26,7 @@ class BoundedFds:
     max_fds: int
     on_close: Callable[[Node], None]
     close_nameless: Callable[[int], None]
+    give_up_open: Callable[[], None]
     _records: Records
     _idle: list[Node]
     _lru: OrderedDict[Node, None]
@@ -106,7 +107,7 @@ class BoundedFds:
 
     def retrying(self, opener: Callable[[], int]) -> int:
         """Call what opens a fd; when no fd is free the table gives up its own and it is called again."""
-        for give_up in (self._give_up_cached, self._give_up_pinned):
+        for give_up in (self._give_up_cached, self.give_up_open, self._give_up_pinned):
             try:
                 return opener()
             except OSError as error:

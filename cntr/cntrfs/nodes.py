@@ -46,8 +46,8 @@ class NodeTable(BoundedFds):
         self._graveyard: OrderedDict[int, tuple[Slot, Handle]] = OrderedDict()
         self.on_new_slot: Callable[[Slot], None] = lambda slot: None
         self.on_close: Callable[[Node], None] = lambda node: None  # the fd of a node with something ``open`` goes
-        #: Closes a fd of a file without a name, whose data goes with it: that may take long.
-        self.close_nameless: Callable[[int], None] = os.close
+        self.close_nameless: Callable[[int], None] = os.close  # of a file whose data goes with it: that may take long
+        self.give_up_open: Callable[[], None] = lambda: None  # closes fds of open files that can do without
         self.max_fds = fd_budget() if max_fds is None else max_fds
         self._found = attributes = file_syscalls.statx(root_fd)  # what the last reopening saw
         slot = self._slot(attributes)

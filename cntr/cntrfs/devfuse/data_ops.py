@@ -157,6 +157,7 @@ def _copy(c: Connection, body: memoryview, answer: Callable[[int], bytes]) -> by
     core = c.core
     core.demand_writable()
     handle_in, handle_out = core.handle(fh_in), core.handle(fh_out)
+    c.other_nodeid = handle_out.node.nodeid
     fd_in, fd_out = core.file_fd(handle_in), core.writing_fd(handle_out)
     scope, moved = core.killing_elsewhere(fd_out, c.caller()), c.heartbeat.moved
 
@@ -164,7 +165,7 @@ def _copy(c: Connection, body: memoryview, answer: Callable[[int], bytes]) -> by
         with scope:
             return answer(_copy_a_turn(job, moved, fd_in, fd_out, offset_in, offset_out, length))
 
-    return c.submit(handle_out.node, work)
+    return c.submit(handle_out.node, work, other=handle_out.node.nodeid)  # the request's own is the source
 
 
 def _copy_a_turn(

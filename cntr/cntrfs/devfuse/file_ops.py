@@ -41,8 +41,8 @@ def _open_flags(c: Connection, node: Node, fd: int, mode: int, fh: int) -> tuple
         answer = wire.FOPEN_DIRECT_IO
     else:
         answer = wire.FOPEN_KEEP_CACHE if c.keep_cache else 0
-    if backing_id and handle.fd >= 0 and len(c.core.handles) > c.core.nodes.max_fds:
-        c.core.close_file(handle)  # fds get scarce, and the kernel holds the file itself now
+    if backing_id and len(c.core.handles) > c.core.nodes.max_fds:
+        c.let_go(handle, fh)  # fds get scarce, and the kernel holds the file itself now
     # No FOPEN_NOFLUSH: a FLUSH is how the kernel says that a process closed one of its fds, which ends its POSIX locks.
     return answer, backing_id
 
@@ -135,10 +135,10 @@ def _flush(c: Connection, nodeid: int, body: memoryview) -> None:
         return
     c.locks.flushed(node, owner)
     handle = c.core.handles.get(fh)
-    if handle is not None and handle.passthrough and handle.fd >= 0 and not c.locks.holds_flock(handle, fh):
+    if handle is not None:
         # The RELEASE comes when close(2) has returned, and somebody may want to run the file by then. Whoever has the
         # open file still, by another fd, can have it opened anew.
-        c.core.close_file(handle)
+        c.let_go(handle, fh)
 
 
 def _release(c: Connection, nodeid: int, body: memoryview) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cntr.cntrfs.core import Core
+    from cntr.cntrfs.files import FileHandle
     from cntr.cntrfs.heartbeat import Heartbeat
     from cntr.cntrfs.node import Node, Slot
     from cntr.linux.file_syscalls import Attributes
@@ -52,6 +53,7 @@ class Connection:
         (entry, entry_ns), (attr, attr_ns) = wire.timeout(options.entry_timeout), wire.timeout(options.attr_timeout)
         self._timeouts = entry, attr, entry_ns, attr_ns
         self._timeouts_mapped = entry, 0, entry_ns, 0
+        self.other_nodeid = 0  # of the second file of the request at hand, or of one before
         self.keep_cache = options.keep_cache
         self.cache_directories = options.cache == "auto"
         self.direct_io = options.cache == "none"
@@ -66,6 +68,7 @@ class Connection:
         self.locks = Locks(core, self.replies, heartbeat, self.ticker)
 
         core.nodes.close_nameless = self._close_nameless
+        core.nodes.give_up_open = self._let_go_of_all
 
     def _close_nameless(self, fd: int) -> None:
         found = os.fstat(fd)
@@ -73,6 +76,21 @@ class Connection:
             self.workers.run(lambda: os.close(fd), found.st_dev)
         else:
             os.close(fd)
+
+    def let_go(self, handle: FileHandle, fh: int) -> bool:
+        """Close the handle's fd, which is opened again when one is needed, if nothing depends on it; says whether it is."""
+        if not handle.passthrough or handle.fd < 0 or self.locks.holds_flock(handle, fh):
+            return False
+        if self.workers.are_using(handle.node.nodeid):
+            return False
+        self.core.close_file(handle)
+        return True
+
+    def _let_go_of_all(self) -> None:
+        """No fd is free: the kernel reads and writes most open files without ours. But for the request at hand's own."""
+        for fh, handle in self.core.handles.items():
+            if handle.node.nodeid not in (self.header[3], self.other_nodeid):
+                self.let_go(handle, fh)
 
     def close(self) -> None:
         """Give up what is held for the kernel."""
@@ -83,9 +101,11 @@ class Connection:
 
     # elsewhere
 
-    def submit(self, node: Node, work: Callable[[Job], bytes | None], *, is_interruptible: bool = False) -> bytes:
+    def submit(
+        self, node: Node, work: Callable[[Job], bytes | None], *, is_interruptible: bool = False, other: int = 0
+    ) -> bytes:
         """Have a worker answer the request at hand, with what WORK returns. NO_ANSWER."""
-        self.workers.submit(self.header, work, node.slot.dev, is_interruptible=is_interruptible)
+        self.workers.submit(self.header, work, node.slot.dev, is_interruptible=is_interruptible, other=other)
         return NO_ANSWER
 
     def defer(

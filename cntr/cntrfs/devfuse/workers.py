@@ -32,7 +32,8 @@ class Job:
     """One piece of work. interrupted: the client got a signal; is_interruptible: so does the thread then (SIGUSR2)."""
 
     __slots__ = (
-        "error", "finish", "header", "interrupted", "is_interruptible", "lane", "result", "then", "thread", "work",
+        "error", "finish", "header", "interrupted", "is_interruptible", "lane", "nodeids", "result", "then", "thread",
+        "work",
     )  # fmt: skip
 
     def __init__(
@@ -43,7 +44,11 @@ class Job:
         finish: Callable[[Job], None],
         is_interruptible: bool,
     ) -> None:
-        """header: of the request, struct fuse_in_header; finish: called by the worker when result or error is there."""
+        """header: of the request, struct fuse_in_header; finish: called by the worker when result or error is there.
+
+        nodeids: of the files whose handles' fds it uses.
+        """
+        self.nodeids: tuple[int, ...] = header[3:4]
         self.header, self.work, self.lane, self.finish = header, work, lane, finish
         self.is_interruptible = is_interruptible
         self.interrupted = False
@@ -77,10 +82,18 @@ class Workers:
     # for the serving thread
 
     def submit(
-        self, header: tuple[int, ...], work: Callable[[Job], bytes | None], lane: int, *, is_interruptible: bool = False
+        self,
+        header: tuple[int, ...],
+        work: Callable[[Job], bytes | None],
+        lane: int,
+        *,
+        is_interruptible: bool = False,
+        other: int = 0,
     ) -> None:
-        """Run WORK and answer the request with what it returns, or with its error."""
-        self._begin(Job(header, work, lane, self._reply, is_interruptible))
+        """Run WORK and answer the request with what it returns, or with its error; other: node id of a second file's."""
+        job = Job(header, work, lane, self._reply, is_interruptible)
+        job.nodeids += (other,)
+        self._begin(job)
 
     def defer(
         self,
@@ -100,6 +113,10 @@ class Workers:
     def run(self, work: Callable[[], object], lane: int) -> None:
         """Run WORK, of which nobody waits for the result."""
         self._begin(Job((0,) * 8, lambda job: work(), lane, lambda job: None, False))
+
+    def are_using(self, nodeid: int) -> bool:
+        """May a fd of a handle on the file be in use by a job?"""
+        return bool(self._jobs) and any(nodeid in job.nodeids for job in list(self._jobs.values()))
 
     def interrupt(self, unique: int) -> None:
         """INTERRUPT: the client of the request UNIQUE got a signal."""
