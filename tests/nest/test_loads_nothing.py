@@ -12,10 +12,11 @@ import pathlib
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 
-from tests.nest.box import CNTR, REPOSITORY, Box
+from tests.nest.box import CNTR, REPOSITORY, Box, run
 
 CALLS = "open,openat,openat2,execve,execveat,stat,lstat,newfstatat,statx,readlink,readlinkat,access,faccessat,faccessat2,uselib"
 CALLS += ",setns,chroot,pivot_root,unshare,clone,clone3,fork,vfork,chdir,fchdir"
@@ -70,12 +71,25 @@ class Trace:
         return found
 
 
-def traced(tmp_path: pathlib.Path, *arguments: str) -> tuple[Trace, subprocess.CompletedProcess[str]]:
+def traced(tmp_path: pathlib.Path, *arguments: str, code: int = 0) -> tuple[Trace, subprocess.CompletedProcess[str]]:
     if not shutil.which("strace"):
         pytest.skip("not installed: strace (apt-get install)")
     log = tmp_path / "trace"
     done = subprocess.run(
-        ["strace", "-f", "-qq", "-s", "300", "-e", f"trace={CALLS}", "-o", str(log), *CNTR, *arguments],
+        [
+            "strace",
+            "-f",
+            "-qq",
+            "--decode-pids=pidns",
+            "-s",
+            "300",
+            "-e",
+            f"trace={CALLS}",
+            "-o",
+            str(log),
+            *CNTR,
+            *arguments,
+        ],
         env={**os.environ, "PYTHONPATH": REPOSITORY, "PATH": "/usr/bin:/bin"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -83,7 +97,7 @@ def traced(tmp_path: pathlib.Path, *arguments: str) -> tuple[Trace, subprocess.C
         timeout=90,
         check=False,
     )
-    assert done.returncode == 0, done
+    assert done.returncode == code, done
     return Trace(log), done
 
 
@@ -202,3 +216,152 @@ def test_tools_of_a_poisoned_container_are_not_loaded_before_the_exec(tmp_path):
         assert "Name:\tcat" in done.stdout
         assert not (root / "poisoned").exists()
         assert unexpected(trace.in_foreign_hands(), "cat") == []
+
+
+# --- every other command, and its errors ------------------------------------------------------------------------------
+
+# What an import, a codec, a name service, a locale, a time zone or dlopen(3) would look at, by an absolute path.
+LIBRARY = re.compile(
+    r'"/[^"]*(\.pyc?|\.so[.\d]*|\.pth|\.zip|python3[^"/]*|encodings|gconv[^"]*|locale[^"]*|nsswitch\.conf|zoneinfo[^"]*)"'
+)
+BY_PATH = re.compile(
+    r"(openat|newfstatat|statx|readlinkat|faccessat2?|openat2)\(AT_FDCWD, |(open|stat|lstat|access|readlink|uselib)\("
+)
+ODD = "odd \x1b[31m\udcff\n\U0010ffff"  # what a message about it has to escape
+EVERYWHERE = ("sitecustomize", "usercustomize", "encodings/idna", "encodings/unicode_escape", "encodings/punycode")
+
+
+def poisoned_root(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A root with a poisoned module at every place that this interpreter knows, and poisoned libraries at theirs."""
+    root = tmp_path / "root"
+    root.mkdir()
+    library = pathlib.Path(os.__file__).parent
+    paths = {str(path) for path in library.glob("*.py")} | set(EXTRA)
+    paths |= {
+        str(path)
+        for name in ("encodings", "importlib", "ctypes", "json", "collections")
+        for path in library.glob(f"{name}/*.py")
+    }
+    paths |= {f"{place}/{name}.py" for place in (*sys.path, REPOSITORY) if place.startswith("/") for name in EVERYWHERE}
+    paths |= {str(path) for path in pathlib.Path(REPOSITORY, "cntr").rglob("*.py")}
+    paths |= {str(path) for path in library.glob("lib-dynload/*.so")}
+    assert poison(root, paths) > 300
+    return root
+
+
+def loaded(trace: Trace) -> list[str]:
+    """What the processes that have entered a container looked at as a loader does, before they became something else."""
+    entered: dict[int, int] = {}  # pid → from which call on
+    for index, (pid, call, text) in enumerate(trace.calls):
+        if call == "setns" and "CLONE_NEWNS" in text:
+            entered.setdefault(pid, index)
+        if call.split()[0] in ("clone", "clone3", "fork", "vfork") and pid in entered and "= -1" not in text:
+            child = re.search(r"(\d+) in strace's PID NS", text) or re.search(r"= (\d+)$", text)
+            if child:
+                entered.setdefault(int(child[1]), 0)
+    found, started = [], set()
+    for index, (pid, call, text) in enumerate(trace.calls):
+        if call.startswith(("execve", "execveat")) and text.endswith(" = 0"):
+            started.add(pid)
+        inside = index > entered.get(pid, len(trace.calls)) and pid not in started
+        if inside and BY_PATH.match(f"{call}({text}") and LIBRARY.search(text):
+            found.append(f"{pid} {call}({text}")
+    return found
+
+
+def fill(root: pathlib.Path) -> None:
+    """Files that a copy meets: odd names, kinds and links, attributes, and one that cannot be read whole."""
+    (root / "d/sub").mkdir(parents=True)
+    (root / "d" / ODD).write_text("x")
+    (root / "d/sub/file").write_text("x" * 1000)
+    os.setxattr(root / "d/sub/file", "user.x", b"y")
+    os.link(root / "d/sub/file", root / "d/zhard")
+    os.mkfifo(root / "d/fifo")
+    os.mkfifo(root / f"d/sub/{ODD}")
+    (root / "d/link").symlink_to(ODD)
+    (root / "odd-link").symlink_to("/proc/self/fd/1")
+    os.mkfifo(root / ODD)
+    (root / "su").write_text("x")
+    (root / "su").chmod(0o6755)
+
+
+COPIES = (
+    (("{at}/d", "{tmp}/out"), 1),
+    (("{at}/d/.", "{tmp}/out2", "-a", "-L"), 1),
+    (("{at}/su", "{tmp}/su", "-a"), 0),
+    (("{tmp}/d", "{at}/in", "-a"), 1),
+    (("{tmp}/su", "{at}/dev/full-of-it/x"), 125),
+    (("{tmp}/big", "{at}/dev/big"), 125),  # a tmpfs of 64 KiB
+    (("{tmp}/su", "{at}/sys/no"), 125),  # read-only
+    (("{tmp}/su", "{at}/odd-link"), 125),
+    (("{at}/odd-link", "{tmp}/got"), 125),
+    (("{at}/" + ODD, "{tmp}/got"), 125),
+    (("{at}/no/" + ODD, "{tmp}/got"), 125),
+    (("{at}/d", "/dev/stdout"), 125),
+    (("{at}/su", "/dev/stdout"), 0),
+)
+
+
+def test_cp_loads_nothing_either_way_whatever_goes_wrong(tmp_path):
+    root = poisoned_root(tmp_path)
+    fill(root)
+    fill(tmp_path)
+    (tmp_path / "big").write_bytes(bytes(1 << 20))
+    with Box(root=root) as box:
+        for words, code in COPIES:
+            filled = [word.format(at=f"{box.pid}:", tmp=tmp_path) for word in words]
+            trace, done = traced(tmp_path, "cp", *filled, code=code)
+            assert loaded(trace) == [], words
+            assert any("openat2(" in call for call in trace.in_foreign_hands()), (words, done)
+            assert "\x1b" not in done.stderr
+        assert not (root / "poisoned").exists()
+    assert not (tmp_path / "poisoned").exists()
+
+
+@pytest.mark.parametrize("transport", ["mount", "fuse"])
+def test_a_session_on_either_transport_with_foreign_tools_loads_nothing(tmp_path, transport):
+    """The file server serves what it must not load from."""
+    root = poisoned_root(tmp_path)
+    with Box(root=root) as box:
+        for words, code in (
+            (("--", "/bin/cat", "/proc/self/status"), 0),
+            (("--", "no-such-command"), 127),
+            (("-w", f"/no/{ODD}", "--", "/bin/true"), 125),
+        ):
+            for tools in ("host", str(box.pid)):
+                options = ("--tools", tools, "--transport", transport)
+                trace, _ = traced(tmp_path, "attach", str(box.pid), *options, *words, code=code)
+                assert loaded(trace) == [], (tools, words)
+        assert not (root / "poisoned").exists()
+
+
+def test_what_only_looks_enters_nothing(tmp_path):
+    """ps, inspect, doctor and mount: a container's files are named to them, and they stay on the host's side."""
+    root = poisoned_root(tmp_path)
+    fill(root)
+    with Box(root=root) as box:
+        for words in (("ps",), ("inspect", str(box.pid)), ("inspect", "--json", str(box.pid)), ("doctor",)):
+            trace, done = traced(tmp_path, *words)
+            entered = [
+                call for call in trace.in_foreign_hands() if not call.startswith(("setns", "clone", "fork", "vfork"))
+            ]
+            assert loaded(trace) == [], (words, entered[:5])
+            assert "Traceback" not in done.stderr
+        assert not (root / "poisoned").exists()
+
+
+def test_a_mounted_container_is_served_and_not_loaded_from(tmp_path):
+    root = poisoned_root(tmp_path)
+    fill(root)
+    there = tmp_path / "there"
+    there.mkdir()
+    with Box(root=root) as box:
+        done = run("mount", f"/proc/{box.pid}/root", str(there))
+        try:
+            assert (done.returncode, done.stderr) == (0, "")
+            assert (there / "d" / ODD).read_text() == "x"
+            with pytest.raises(FileNotFoundError):
+                (there / "no" / ODD).read_text()
+        finally:
+            subprocess.run(["umount", there], check=True)
+        assert not (root / "poisoned").exists()
