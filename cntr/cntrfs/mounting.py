@@ -164,7 +164,8 @@ def run(source: str, mountpoint: str, options: Options, *, binding: str | None, 
     """
     options.settle()
     binding = choose_binding(binding)
-    source, mountpoint = os.path.realpath(source), os.path.realpath(mountpoint)
+    # Not the real path of SOURCE: a link of proc(5), /proc/PID/root, leads to another tree than its text names.
+    source, mountpoint = os.path.abspath(source), os.path.realpath(mountpoint)
     for path in (source, mountpoint):
         if not os.path.isdir(path):
             raise CntrError(f"not a directory: {path}", "SOURCE and MOUNTPOINT are existing directories")
