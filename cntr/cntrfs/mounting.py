@@ -169,7 +169,7 @@ def run(source: str, mountpoint: str, options: Options, *, binding: str | None, 
     for path in (source, mountpoint):
         if not os.path.isdir(path):
             raise CntrError(f"not a directory: {path}", "SOURCE and MOUNTPOINT are existing directories")
-    if foreground:
+    if foreground or options.trace:  # a trace is to be read
         return _Manager(source, mountpoint, options, binding).run(None)
     reader, writer = os.pipe2(os.O_CLOEXEC)
     if pid := os.fork():

@@ -11,6 +11,7 @@ import errno
 import functools
 import os
 import stat
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import pyfuse3
@@ -20,6 +21,7 @@ from cntr.cntrfs.backing import Caller
 from cntr.cntrfs.core import NOBODYS_GROUP, Changes, Core, errno_of
 from cntr.cntrfs.node import Node
 from cntr.cntrfs.options import Options
+from cntr.cntrfs.trace import result, say
 from cntr.linux.file_syscalls import Attributes
 
 if TYPE_CHECKING:
@@ -37,13 +39,20 @@ def _answered(operation: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..
     @functools.wraps(operation)
     async def answered(self: Operations, *arguments: Any) -> Any:
         self.heartbeat.began()
+        began, number = monotonic(), 0
         try:
             return await operation(self, *arguments)
-        except pyfuse3.FUSEError:
+        except pyfuse3.FUSEError as error:
+            number = error.errno
             raise
         except Exception as error:  # noqa: BLE001  every mistake becomes an answer
-            raise pyfuse3.FUSEError(errno_of(error)) from None
+            number = errno_of(error)
+            raise pyfuse3.FUSEError(number) from None
         finally:
+            if self.core.options.trace:
+                shown = " ".join(repr(argument) for argument in arguments if isinstance(argument, int | bytes))
+                took = (monotonic() - began) * 1000
+                say(f"{operation.__name__.upper()} {shown[:200]} = {result(number)} {took:.3f} ms")
             self.core.nodes.trim()
             self.heartbeat.ended()
 

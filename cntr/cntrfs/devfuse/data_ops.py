@@ -256,7 +256,7 @@ DATA_OPERATIONS = (
     Operation(wire.GETLK, "GETLK", 48, _getlk),
     Operation(wire.SETLK, "SETLK", 48, _setlk),
     Operation(wire.SETLKW, "SETLKW", 48, _setlkw),
-    Operation(wire.INTERRUPT, "INTERRUPT", 8, _interrupt),
+    Operation(wire.INTERRUPT, "INTERRUPT", 8, _interrupt, is_answered=False),
     Operation(wire.FALLOCATE, "FALLOCATE", 32, _fallocate),
     Operation(wire.LSEEK, "LSEEK", 24, _lseek),
     Operation(wire.COPY_FILE_RANGE, "COPY_FILE_RANGE", 56, _copy_file_range),

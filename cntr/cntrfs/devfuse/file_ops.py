@@ -224,7 +224,7 @@ def _readdirplus(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
 
 FILE_OPERATIONS = (
     Operation(wire.OPEN, "OPEN", 8, _open),
-    Operation(wire.CREATE, "CREATE", 18, _create),
+    Operation(wire.CREATE, "CREATE", 18, _create, 16),
     Operation(wire.TMPFILE, "TMPFILE", 16, _tmpfile),
     Operation(wire.FLUSH, "FLUSH", 24, _flush),
     Operation(wire.RELEASE, "RELEASE", 24, _release),

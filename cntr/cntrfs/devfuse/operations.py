@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from cntr.cntrfs.devfuse.request import Connection
@@ -13,11 +14,28 @@ if TYPE_CHECKING:
     Handler = Callable[[Connection, int, memoryview], bytes | None]
 
 
+_TWO_NAMES = ("RENAME", "SYMLINK")
+
+
 class Operation:
     """One opcode of linux/fuse.h."""
 
-    __slots__ = ("handler", "least", "name", "number")
+    __slots__ = ("handler", "is_answered", "least", "name", "names_at", "number")
 
-    def __init__(self, number: int, name: str, least: int, handler: Handler) -> None:
-        """least: bytes behind the header that the request has at least; anything shorter is malformed (EINVAL)."""
+    def __init__(
+        self, number: int, name: str, least: int, handler: Handler, names_at: int = -1, is_answered: bool = True
+    ) -> None:
+        """least: bytes behind the header that the request has at least; anything shorter is malformed (EINVAL).
+
+        names_at: where in them names begin, if there are any.
+        """
         self.number, self.name, self.least, self.handler = number, name, least, handler
+        self.names_at, self.is_answered = names_at, is_answered
+
+    def described(self, header: tuple[int, ...], body: memoryview) -> str:
+        """A request of this kind, as a trace shows it."""
+        _, _, unique, nodeid, uid, _, pid, _ = header
+        names = bytes(body[self.names_at : self.names_at + 1024]).split(b"\0")[:-1] if self.names_at >= 0 else []
+        shown = "".join(" " + repr(os.fsdecode(name)) for name in names[: 1 + self.name.startswith(_TWO_NAMES)])
+        who = "" if uid == 0xFFFFFFFF else f" uid={uid}"
+        return f"{self.name} unique={unique} nodeid={nodeid}{who} pid={pid} in={len(body) + 40}{shown}"

@@ -7,6 +7,7 @@ import os
 
 from cntr.cntrfs import log
 from cntr.cntrfs.devfuse import wire
+from cntr.cntrfs.trace import Trace
 
 _header = wire.OUT_HEADER.pack
 _write = os.write
@@ -42,3 +43,22 @@ class Replies:
             if error.errno == errno.EINVAL and len(data) > 16:  # the client must not wait for ever
                 unique = wire.OUT_HEADER.unpack_from(data)[2]
                 os.write(self.fd, _header(16, -errno.EIO, unique))
+
+
+class TracedReplies(Replies):
+    """The same, said aloud."""
+
+    def __init__(self, fuse_fd: int, trace: Trace) -> None:
+        """trace: who says it."""
+        super().__init__(fuse_fd)
+        self.trace = trace
+
+    def answer(self, unique: int, payload: bytes | None) -> None:
+        """Success, with PAYLOAD."""
+        self.trace.went(unique, 0, 16 + len(payload or b""))
+        super().answer(unique, payload)
+
+    def fail(self, unique: int, number: int) -> None:
+        """Failure, with an errno."""
+        self.trace.went(unique, number, 16)
+        super().fail(unique, number)

@@ -14,11 +14,12 @@ from cntr.cntrfs.backing import Caller
 from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.locks import Locks
 from cntr.cntrfs.devfuse.passthrough import Passthrough
-from cntr.cntrfs.devfuse.replies import Replies
+from cntr.cntrfs.devfuse.replies import Replies, TracedReplies
 from cntr.cntrfs.devfuse.ticker import Ticker
 from cntr.cntrfs.devfuse.wire import new_encode_dev
 from cntr.cntrfs.devfuse.workers import Job, Workers
 from cntr.cntrfs.node import INO_MASK
+from cntr.cntrfs.trace import Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +62,8 @@ class Connection:
         self.mapped = self.passthrough.mapped
         self.scratch = memoryview(bytearray(MAX_IO))  # what is read, on its way to the kernel
         self.heartbeat = heartbeat
-        self.replies = Replies(fuse_fd)
+        self.trace = Trace() if core.options.trace else None
+        self.replies = TracedReplies(fuse_fd, self.trace) if self.trace is not None else Replies(fuse_fd)
         self.answer, self.fail = self.replies.answer, self.replies.fail
         self.ticker = Ticker()
         self.workers = Workers(self.replies, heartbeat, self.ticker)

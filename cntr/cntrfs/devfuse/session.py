@@ -123,7 +123,8 @@ class Session:
 
     def run(self) -> None:
         """Serve until unmounted, aborted or stopped."""
-        read, handle, view, fd = os.readv, self.handle, self._view, self.fd
+        read, view, fd = os.readv, self._view, self.fd
+        handle = self._handle_traced if self.connection.trace is not None else self.handle
         nodes = self.core.nodes
         buffers = [self._buffer]
         counters = self.heartbeat.counters
@@ -225,6 +226,18 @@ class Session:
             if payload is not NO_ANSWER:
                 connection.answer(unique, payload)
 
+    def _handle_traced(self, request: memoryview, length: int) -> None:
+        """``handle``, told of before."""
+        trace = self.connection.trace
+        assert trace is not None
+        header = _unpack_header(request)
+        operation = OPERATIONS.get(header[1])
+        body = request[_HEADER_SIZE:length]
+        trace.came(header[2], operation.described(header, body) if operation else _unlisted(header))
+        self.handle(request, length)
+        if operation is not None and not operation.is_answered:
+            trace.needs_no_answer(header[2])
+
     def _answer_init(self, unique: int, body: memoryview) -> None:
         if len(body) < wire.INIT_IN.size:
             self.connection.fail(unique, errno.EPROTO)
@@ -291,6 +304,10 @@ _TABLE = [
 ]
 _unpack_header = wire.IN_HEADER.unpack_from
 _HEADER_SIZE = wire.IN_HEADER.size
+
+
+def _unlisted(header: tuple[int, ...]) -> str:
+    return f"{'INIT' if header[1] == wire.INIT else f'opcode {header[1]}'} unique={header[2]}"
 
 
 def serve(
