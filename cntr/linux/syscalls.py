@@ -161,6 +161,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    Options = list[tuple[str, str | None]]
+
 
 def _check(result: int, call: str, path: object = None) -> int:
     if result < 0:
@@ -220,14 +222,14 @@ def mount_setattr(
     _check(result, "mount_setattr", _fd_path(dirfd, path))
 
 
-def new_filesystem(fstype: str, options: Mapping[str, str | int | None], attrs: int = 0) -> int:
+def new_filesystem(fstype: str, options: Mapping[str, str | int | None] | Options, attrs: int = 0) -> int:
     """fsopen, fsconfig, fsmount: a detached mount of a new superblock.
 
-    options: a number is a fd (FSCONFIG_SET_FD), None a flag. Returns the mount's fd (close-on-exec).
+    options: a number is a fd (FSCONFIG_SET_FD), None a flag; a list of pairs where one repeats (overlay's lowerdir+). Returns the mount's fd (close-on-exec).
     """
     fs = _check(_syscall(_long(_SYS_FSOPEN), fstype.encode(), FSOPEN_CLOEXEC), "fsopen", fstype)
     try:
-        for key, value in options.items():
+        for key, value in options if isinstance(options, list) else options.items():
             if isinstance(value, int):
                 result = _syscall(_long(_SYS_FSCONFIG), fs, FSCONFIG_SET_FD, key.encode(), None, value)
             else:
@@ -252,6 +254,12 @@ def mount(source: str | None, target: str, fstype: str | None, flags: int, data:
 def umount(target: str, flags: int = 0) -> None:
     """umount2(2)."""
     _check(_libc.umount2(os.fsencode(target), flags), "umount2", target)
+
+
+def sethostname(name: str) -> None:
+    """sethostname(2): at most 64 bytes."""
+    encoded = os.fsencode(name)
+    _check(_libc.sethostname(encoded, _ulong(len(encoded))), "sethostname")
 
 
 def pivot_root(new_root: str, put_old: str) -> None:

@@ -1,0 +1,144 @@
+"""What a stand-in is made from: everything an engine's configuration, or an image's, says about the process that is not there."""
+
+from __future__ import annotations
+
+from cntr.errors import printable
+
+# chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw sys_chroot mknod audit_write setfcap
+DEFAULT_CAPABILITIES = 0xA80425FB
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+MASKED = (
+    "/proc/acpi /proc/asound /proc/interrupts /proc/kcore /proc/keys /proc/latency_stats /proc/sched_debug /proc/scsi "
+    "/proc/timer_list /proc/timer_stats /sys/firmware /sys/devices/virtual/powercap"
+).split()
+READ_ONLY = "/proc/bus /proc/fs /proc/irq /proc/sys /proc/sysrq-trigger".split()
+
+
+class Mount:
+    """A mount of the container's: kind is bind or tmpfs; source: the host's path of a bind."""
+
+    __slots__ = ("destination", "kind", "read_only", "source")
+
+    def __init__(self, kind: str, source: str, destination: str, *, read_only: bool = False) -> None:
+        """Keep the four."""
+        self.kind, self.source, self.destination, self.read_only = kind, source, destination, read_only
+
+
+class Blueprint:
+    """See the module. Ids are those of the container's user namespace; maps are rows (inside, outside, count), none for the host's.
+
+    lower: overlayfs' lower directories, topmost first; upper, work: the container's own layer; overlay: its mount options.
+    user: as the configuration has it (NAME|UID[:GROUP]); join: namespaces of others, kind → path; state: exited, created, image, …
+    """
+
+    __slots__ = (
+        *(
+            "ambient",
+            "argv",
+            "capabilities",
+            "directory",
+            "engine",
+            "environment",
+            "gid_map",
+            "health",
+            "hostname",
+            "id",
+        ),
+        *("image", "join", "limits", "log", "lower", "masked", "mounts", "name", "no_new_privs", "oom_killed"),
+        *(
+            "oom_score_adj",
+            "overlay",
+            "owner",
+            "privileged",
+            "read_only",
+            "read_only_paths",
+            "seccomp",
+            "share",
+            "state",
+        ),
+        *("status", "uid_map", "upper", "user", "work", "entrypoint", "check", "groups", "closers"),
+    )
+
+    def __init__(self, engine: str, name: str) -> None:
+        """The defaults of Docker."""
+        self.engine, self.name, self.id, self.image, self.state, self.owner = engine, name, "", "", "image", 0
+        self.lower: list[str] = []
+        self.upper = self.work = ""
+        self.overlay: dict[str, str] = {}
+        self.entrypoint: list[str] = []
+        self.argv: list[str] = []
+        self.environment: dict[str, str] = {}
+        self.directory, self.user, self.hostname = "/", "", ""
+        self.groups: list[str] = []
+        self.mounts: list[Mount] = []
+        self.capabilities, self.ambient = DEFAULT_CAPABILITIES, 0
+        self.no_new_privs = self.read_only = self.privileged = False
+        self.limits: dict[str, tuple[int, int]] = {}
+        self.oom_score_adj = 0
+        self.uid_map: list[tuple[int, int, int]] = []
+        self.gid_map: list[tuple[int, int, int]] = []
+        self.share: set[str] = set()  # namespaces that are the host's
+        self.join: dict[str, str] = {}
+        self.masked, self.read_only_paths = list(MASKED), list(READ_ONLY)
+        self.seccomp: object = None  # an OCI profile, None for Docker's default, "unconfined"
+        self.health: list[str] = []
+        self.check: object = None
+        self.status: int | None = None
+        self.oom_killed = False
+        self.log: Callable[[], list[str]] | None = None
+        self.closers: list[Callable[[], object]] = []  # what holds what the lower directories are
+
+    def label(self) -> str:
+        """``engine:name``, fit for a terminal."""
+        return printable(f"{self.engine}:{self.name}")
+
+    def command(self) -> list[str]:
+        """What would be run: entrypoint and arguments."""
+        return [*self.entrypoint, *self.argv]
+
+    def close(self) -> None:
+        """Let go of what the lower directories need."""
+        while self.closers:
+            self.closers.pop()()
+
+    def take_config(self, config: dict[str, Any]) -> None:
+        """Take over an OCI image configuration (Docker's Config has the same names). Values of another type are passed over."""
+        self.entrypoint = words(config.get("Entrypoint"))
+        self.argv = words(config.get("Cmd"))
+        for setting in words(config.get("Env")):
+            key, equals, value = setting.partition("=")
+            if key and equals and "\0" not in setting:
+                self.environment.setdefault(key, value)
+        self.environment.setdefault("PATH", DEFAULT_PATH)
+        directory, user = config.get("WorkingDir"), config.get("User")
+        self.directory = directory if isinstance(directory, str) and directory.startswith("/") else "/"
+        self.user = user if isinstance(user, str) else ""
+        check = config.get("Healthcheck")
+        self.health = words(check.get("Test")) if isinstance(check, dict) else []
+
+
+def words(value: object) -> list[str]:
+    """A list of strings without NUL; a single string is a shell's line, as in a Dockerfile."""
+    if isinstance(value, str):
+        return ["/bin/sh", "-c", value] if value and "\0" not in value else []
+    if not isinstance(value, list) or not all(isinstance(one, str) and "\0" not in one for one in value):
+        return []
+    return list(value)
+
+
+def of_image(image: Image) -> Blueprint:
+    """The blueprint of a container that `docker run IMAGE` would start."""
+    kind = image.engine if image.engine in ("archive", "oci", "dir") else "image"
+    made = Blueprint(kind, image.reference)
+    made.id, made.image, made.owner = image.id, image.reference, image.owner
+    made.take_config(image.config)
+    made.hostname = "image"
+    return made
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from cntr.images import Image

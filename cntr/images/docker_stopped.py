@@ -1,0 +1,160 @@
+"""Docker's containers that do not run, by the API."""
+
+from __future__ import annotations
+
+import os
+
+from cntr.engines import Refused, docker
+from cntr.errors import printable
+from cntr.images import docker_store
+from cntr.images.blueprint import DEFAULT_CAPABILITIES, Blueprint, Mount
+from cntr.images.spec import CAPABILITIES, capability_mask, limit, mapping, paths
+
+LOG_LINES = 10
+
+
+def find(name: str, deadline: float) -> list[Blueprint]:
+    """The stopped container of that name or id, of each daemon. Raises Refused, OSError."""
+    if not docker.NAME.issuperset(name) or name[:1] in ("", ".", "-", "_"):
+        return []
+    found = []
+    for path, owner in docker.endpoints():
+        try:
+            status, answer = docker._get(path, f"/containers/{name}/json", deadline)
+        except (FileNotFoundError, ConnectionRefusedError):
+            continue
+        if status == 200 and not mapping(answer).get("State", {}).get("Pid"):
+            found.append(blueprint(path, owner, mapping(answer)))
+    return found
+
+
+def stopped(deadline: float) -> list[Blueprint]:
+    """All containers that do not run, with no more than name, state and image."""
+    found = []
+    for path, owner in docker.endpoints():
+        try:
+            status, rows = docker._get(path, "/containers/json?all=1", deadline)
+        except (FileNotFoundError, ConnectionRefusedError, Refused):
+            continue
+        for row in rows if status == 200 and isinstance(rows, list) else ():
+            if mapping(row).get("State") not in ("running", "paused", None):
+                made = Blueprint("docker", str((row.get("Names") or ["/?"])[0]).lstrip("/"))
+                made.id, made.state, made.image, made.owner = (
+                    str(row["Id"]),
+                    str(row["State"]),
+                    str(row["Image"]),
+                    owner,
+                )
+                found.append(made)
+    return found
+
+
+def blueprint(path: str, owner: int, answer: dict[str, Any]) -> Blueprint:
+    """From the answer of /containers/NAME/json."""
+    state, host, config = (mapping(answer.get(key)) for key in ("State", "HostConfig", "Config"))
+    made = Blueprint("docker", str(answer.get("Name", "")).lstrip("/"))
+    made.id, made.image, made.owner = str(answer.get("Id", "")), str(config.get("Image", "")), owner
+    made.state = str(state.get("Status", "exited"))
+    made.take_config(config)
+    made.status = int(state.get("ExitCode") or 0) if made.state != "created" else None
+    made.oom_killed, made.hostname = state.get("OOMKilled") is True, str(config.get("Hostname") or "")[:64]
+    _layers(made, answer)
+    _security(made, host)
+    for row in host.get("Ulimits") or ():
+        found = limit(mapping(row).get("Soft"), mapping(row).get("Hard"))
+        if found:
+            made.limits[f"RLIMIT_{str(row.get('Name', '')).upper()}"] = found
+    made.oom_score_adj = int(host.get("OomScoreAdj") or 0)
+    made.read_only = host.get("ReadonlyRootfs") is True
+    made.groups = [str(one) for one in host.get("GroupAdd") or ()]
+    if host.get("NetworkMode") == "host":
+        made.share.add("net")
+    for row in answer.get("Mounts") or ():
+        kind, source, target = (str(mapping(row).get(key) or "") for key in ("Type", "Source", "Destination"))
+        if kind in ("bind", "volume") and source.startswith("/") and target.startswith("/"):
+            made.mounts.append(Mount("bind", source, target, read_only=row.get("RW") is False))
+        elif kind == "tmpfs" and target.startswith("/"):
+            made.mounts.append(Mount("tmpfs", "", target))
+    made.mounts += [
+        Mount("tmpfs", "", str(target)) for target in mapping(host.get("Tmpfs")) if str(target).startswith("/")
+    ]
+    for key, target in (
+        ("HostnamePath", "/etc/hostname"),
+        ("HostsPath", "/etc/hosts"),
+        ("ResolvConfPath", "/etc/resolv.conf"),
+    ):
+        source = str(answer.get(key) or "")
+        if source.startswith("/") and os.path.isfile(source):
+            made.mounts.append(Mount("bind", source, target, read_only=True))
+    made.log = lambda: _log(path, made.id)
+    made.check = lambda: _runs(path, made.id)
+    return made
+
+
+def _layers(made: Blueprint, answer: dict[str, Any]) -> None:
+    driver = mapping(answer.get("GraphDriver"))
+    data = mapping(driver.get("Data"))
+    if driver.get("Name") != "overlay2" or not data.get("UpperDir"):
+        from cntr.images import containerd_stopped
+
+        containerd_stopped.take_snapshot(made, "moby", "overlayfs", made.id)  # Docker over containerd's image store
+        return
+    made.lower = [path for path in str(data.get("LowerDir") or "").split(":") if path]
+    made.upper, made.work = str(data["UpperDir"]), str(data.get("WorkDir") or "")
+    for part in made.upper.split("/"):  # userns-remap: DATA-ROOT/UID.GID/overlay2/…
+        uid, dot, gid = part.partition(".")
+        if (
+            dot
+            and uid.isdecimal()
+            and gid.isdecimal()
+            and mapping(answer.get("HostConfig")).get("UsernsMode") != "host"
+        ):
+            made.uid_map, made.gid_map = [(0, int(uid), 65536)], [(0, int(gid), 65536)]
+
+
+def _security(made: Blueprint, host: dict[str, Any]) -> None:
+    if host.get("Privileged") is True:
+        made.privileged, made.capabilities = True, (1 << len(CAPABILITIES)) - 1
+        made.masked = made.read_only_paths = []
+        made.seccomp = "unconfined"
+        return
+    dropped, added = capability_mask(host.get("CapDrop")), capability_mask(host.get("CapAdd"))
+    made.capabilities = (DEFAULT_CAPABILITIES & ~dropped) | added
+    if isinstance(host.get("MaskedPaths"), list):
+        made.masked = paths(host["MaskedPaths"])
+    if isinstance(host.get("ReadonlyPaths"), list):
+        made.read_only_paths = paths(host["ReadonlyPaths"])
+    for option in host.get("SecurityOpt") or ():
+        key, _, value = str(option).replace(":", "=", 1).partition("=")
+        if key == "no-new-privileges":
+            made.no_new_privs = value in ("", "true")
+        elif key == "seccomp":
+            made.seccomp = value
+
+
+def _log(path: str, id: str) -> list[str]:
+    """The last lines of its output; a stream of frames: kind, three zero bytes, length in four bytes (Docker Engine API, attach)."""
+    import tempfile
+    import time
+
+    with tempfile.TemporaryFile() as stream:
+        request = f"/containers/{id}/logs?stdout=1&stderr=1&tail={LOG_LINES}"
+        docker_store.download(path, request, stream, time.monotonic() + 5)
+        stream.seek(0)
+        data, text = stream.read(1 << 20), b""
+    while len(data) >= 8 and data[0] in (0, 1, 2) and data[1:4] == b"\0\0\0":
+        size = int.from_bytes(data[4:8], "big")
+        text, data = text + data[8 : 8 + size], data[8 + size :]
+    return [printable(line[:400]) for line in (text or data).decode(errors="replace").splitlines()[-LOG_LINES:]]
+
+
+def _runs(path: str, id: str) -> bool:
+    import time
+
+    status, answer = docker._get(path, f"/containers/{id}/json", time.monotonic() + 5)
+    return status == 200 and bool(mapping(answer).get("State", {}).get("Pid"))
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any

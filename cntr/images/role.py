@@ -1,0 +1,116 @@
+"""Who a stand-in is: user, groups, capabilities, limits, working directory. In its process, the container's root its own."""
+
+from __future__ import annotations
+
+import os
+import resource
+import stat
+
+from cntr.images.room import IN_ROOT, Room
+from cntr.linux import procfs, syscalls
+
+TEXT_LIMIT = 1 << 20
+
+
+class Role:
+    """What ``assume`` takes on; ``room.step`` is what is under way."""
+
+    def __init__(self, room: Room) -> None:
+        """room: entered."""
+        self.room, self.made, self.root, self.write = room, room.made, room.root, room.write
+
+    def read(self, path: str) -> str:
+        """The text of a regular file below the root, "" where there is none."""
+        try:
+            handle = syscalls.openat2(self.root, path, os.O_PATH, IN_ROOT)
+        except OSError:
+            return ""
+        try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                return ""
+            fd = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return os.fsdecode(os.pread(fd, TEXT_LIMIT, 0))
+            finally:
+                os.close(fd)
+        finally:
+            os.close(handle)
+
+    def assume(self) -> None:
+        """Take on user, groups, capabilities, limits and working directory. Raises OSError."""
+        made = self.made
+        self.room.step = "look up its user"
+        uid, gid, groups, home = self._user()
+        made.environment.setdefault("HOME", home or "/")
+        self.room.step = "set its limits"
+        for name, (soft, hard) in made.limits.items():
+            number = getattr(resource, name, None)
+            if number is not None:
+                own = resource.getrlimit(number)[1]
+                ceiling = (
+                    hard if own == resource.RLIM_INFINITY else own if hard == resource.RLIM_INFINITY else min(hard, own)
+                )
+                low = (
+                    ceiling
+                    if soft == resource.RLIM_INFINITY
+                    else soft
+                    if ceiling == resource.RLIM_INFINITY
+                    else min(soft, ceiling)
+                )
+                resource.setrlimit(number, (low, ceiling))
+        self.room.step = f"change to its working directory {made.directory}"
+        relative = made.directory.lstrip("/") or "."
+        if self._find_directory(relative) < 0:
+            if self.write or made.read_only:
+                relative = "."  # the engine makes it when it starts the container; here nothing is changed for that
+            else:
+                self.room.make(relative, is_dir=True)
+        fd = self._find_directory(relative)
+        os.fchdir(fd)
+        os.close(fd)
+        self.room.step = "take on its capabilities"
+        last = int(procfs.read("/proc/sys/kernel/cap_last_cap"))
+        for capability in range(last + 1):
+            if not made.capabilities >> capability & 1:
+                syscalls.prctl(syscalls.PR_CAPBSET_DROP, capability)
+        if made.no_new_privs:
+            syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+        self.room.step = "take on its ids"
+        os.setgroups(groups)
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+        held = 0 if uid else made.capabilities & syscalls.permitted_capabilities()
+        syscalls.capset(held, held, 0)
+
+    def _find_directory(self, relative: str) -> int:
+        try:
+            return syscalls.openat2(self.root, relative, os.O_PATH | os.O_DIRECTORY, IN_ROOT)
+        except OSError:
+            return -1
+
+    def _user(self) -> tuple[int, int, list[int], str]:
+        """(uid, gid, groups, home) of the configuration's USER[:GROUP], as runc resolves it. Raises OSError."""
+        name, colon, group = self.made.user.partition(":")
+        name = name or "0"
+        passwd, groups = self.read("etc/passwd"), self.read("etc/group")
+        entry = procfs.passwd_entry(passwd, name)
+        if entry is None and not (name.isascii() and name.isdecimal() and len(name) < 11):
+            raise OSError(2, f"its /etc/passwd has no user {name[:60]}")
+        uid, gid, home = (entry[1], entry[2], entry[3]) if entry else (int(name), 0, "/")
+        more = [] if colon or entry is None else procfs.groups_of(groups, entry[0])
+        if colon:
+            number = (
+                int(group)
+                if group.isascii() and group.isdecimal() and len(group) < 11
+                else procfs.group_id(groups, group)
+            )
+            if number is None:
+                raise OSError(2, f"its /etc/group has no group {group[:60]}")
+            gid = number
+        for one in self.made.groups:
+            number = int(one) if one.isascii() and one.isdecimal() and len(one) < 11 else procfs.group_id(groups, one)
+            if number is not None and number not in more:
+                more.append(number)
+        if max(uid, gid, *more, 0) >= 0xFFFFFFFF:
+            raise OSError(22, "an id that is none")
+        return uid, gid, more[:65536], home

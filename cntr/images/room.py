@@ -1,0 +1,313 @@
+"""What a stand-in lives in: its root, mounts, /proc, /dev, /sys. See ``standin`` for who calls what, in which process.
+
+From ``enter`` on the container's root is ours: nothing is imported, every path goes by openat2(2) below it, and before the working
+directory is looked up nothing of the host's is open any more.
+"""
+
+from __future__ import annotations
+
+import _socket
+import codecs
+import fcntl
+import os
+import stat
+
+from cntr.errors import CntrError
+from cntr.linux import syscalls
+
+IN_ROOT = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
+CLONE = syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+DEVICE_LINKS = (
+    *(("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1")),
+    *(("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx")),
+)
+SCRATCH = ("/tmp", "/mnt", "/media")  # covered in the builder's own mount namespace
+SIOCSIFFLAGS, IFF_UP = 0x8914, 1  # netdevice(7)
+codecs.lookup("unicode_escape")  # loaded here: in the container's root it would be the container's
+UNKNOWN_OPTION = (22, 38)  # EINVAL, ENOSYS: no lowerdir+ (Linux 6.5)
+
+
+class Room:
+    """Everything mounted and taken on; ``step`` is what is under way, for the error of a failing one."""
+
+    def __init__(
+        self, blueprint: Blueprint, *, network: str, write: bool, program: int, say: Callable[[str], None]
+    ) -> None:
+        """program: a fd of the stand-in's program. Raises CntrError for what can't be had."""
+        self.made, self.network, self.write, self.program, self.step = blueprint, network, write, program, "start"
+        self.joined: dict[str, int] = {}
+        self.root = self.tree = -1
+        self._binds: list[tuple[Mount, int]] = []
+        self._devices: dict[str, int] = {}
+        self._sys = self._null = -1
+        self._scratch, self._layers = "", 0
+        if not blueprint.lower and not (write and blueprint.upper):
+            raise CntrError(
+                f"{blueprint.label()}: none of its layers is unpacked here", "is its storage driver overlay?"
+            )
+        if write and not blueprint.upper:
+            raise CntrError(f"{blueprint.label()}: --write: it has no layer of its own", "an image is never written to")
+        if network == "container" and not (blueprint.join.get("net") or "net" in blueprint.share):
+            say(f"note: {blueprint.label()} does not run and so has no network: the session has none but lo")
+
+    def close(self) -> None:
+        """Close what this process has open for it."""
+        if self.program >= 0:
+            os.close(self.program)
+            self.program = -1
+
+    def shared(self) -> set[str]:
+        """The namespaces that stay the host's: the network where that was asked for."""
+        own = self.network == "host" or (self.network == "container" and "net" in self.made.share)
+        return {"net"} if own else set()
+
+    # --- in the builder ---------------------------------------------------------------------------------------------------
+
+    def mount(self) -> None:
+        """The root, as a detached mount. Raises OSError."""
+        made = self.made
+        self.step = "open its layers"
+        lower = [self._open_as_owner(path) for path in made.lower]
+        layers = [f"/proc/self/fd/{fd}" for fd in lower]
+        self.step = "make a layer for its changes"
+        scratch = self._scratch = next(path for path in SCRATCH if os.path.isdir(path))
+        upper, work = f"{scratch}/upper", f"{scratch}/work"
+        if self.write:
+            upper, work = (f"/proc/self/fd/{self._open_as_owner(path)}" for path in (made.upper, made.work))
+        elif made.upper and os.path.isdir(made.upper):
+            layers.insert(0, f"/proc/self/fd/{self._open_as_owner(made.upper)}")
+        tmpfs = syscalls.new_filesystem("tmpfs", {"mode": "700"}, syscalls.MOUNT_ATTR_NODEV)
+        syscalls.move_mount(tmpfs, syscalls.AT_FDCWD, scratch)
+        for name in ("upper", "work", "merged"):
+            os.mkdir(f"{scratch}/{name}", 0o700)
+        if not self.write:
+            top = os.stat(layers[0])  # the root directory's own mode and owner
+            os.chown(f"{scratch}/upper", top.st_uid, top.st_gid)
+            os.chmod(f"{scratch}/upper", stat.S_IMODE(top.st_mode))
+        self.step = "mount its layers"
+        options: list[tuple[str, str | None]] = [("source", "cntr"), *(("lowerdir+", path) for path in layers)]
+        options += [("upperdir", upper), ("workdir", work), *made.overlay.items()]
+        try:
+            self.tree = syscalls.new_filesystem("overlay", options, syscalls.MOUNT_ATTR_NODEV)
+        except OSError as error:
+            if error.errno not in UNKNOWN_OPTION:
+                raise
+            text = f"lowerdir={':'.join(layers)},upperdir={upper},workdir={work}"
+            text += "".join(f",{key}={value}" if value else f",{key}" for key, value in made.overlay.items())
+            syscalls.mount("cntr", f"{scratch}/merged", "overlay", syscalls.MS_NODEV, text)
+            self.tree = syscalls.open_tree(syscalls.AT_FDCWD, f"{scratch}/merged", syscalls.OPEN_TREE_CLONE)
+
+    def _open_as_owner(self, path: str) -> int:
+        """An O_PATH fd of a path that a rootless engine's user named: opened with that user's rights, not with root's."""
+        owner = self.made.owner
+        if not owner:
+            return os.open(path, os.O_PATH | os.O_CLOEXEC)
+        own = os.getgroups()
+        os.setgroups([])
+        os.setegid(owner)
+        os.seteuid(owner)
+        try:
+            return os.open(path, os.O_PATH | os.O_CLOEXEC)
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
+            os.setgroups(own)
+
+    def open_host_files(self) -> None:
+        """Detached clones of what the host gives: volumes, device nodes; and the namespaces to join. Raises OSError."""
+        for mount in self.made.mounts:
+            fd = -1
+            if mount.kind == "bind":
+                self.step = f"open the volume for {mount.destination}"
+                source = self._open_as_owner(mount.source)
+                fd = self._volume(source, mount)
+                os.close(source)
+            self._binds.append((mount, fd))
+        self.step = "open the devices"
+        for name in DEVICES:
+            self._devices[name] = syscalls.open_tree(syscalls.AT_FDCWD, f"/dev/{name}", syscalls.OPEN_TREE_CLONE)
+        if "net" in self.shared() and self.made.uid_map:
+            flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE
+            self._sys = syscalls.open_tree(syscalls.AT_FDCWD, "/sys", flags)
+        for kind, path in self.made.join.items():
+            if kind != "net" or self.network in ("", "container"):
+                self.step = f"open the {kind} namespace"
+                self.joined[kind] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _volume(self, source: int, mount: Mount) -> int:
+        """A detached mount of a volume; without --write its changes are thrown away too: a file is read-only, a directory has a layer."""
+        if not (self.write or mount.read_only) and stat.S_ISDIR(os.fstat(source).st_mode):
+            self._layers += 1
+            top = os.fstat(source)
+            upper, work = f"{self._scratch}/upper{self._layers}", f"{self._scratch}/work{self._layers}"
+            for name in (upper, work):
+                os.mkdir(name, 0o700)
+            os.chown(upper, top.st_uid, top.st_gid)
+            os.chmod(upper, stat.S_IMODE(top.st_mode))
+            options: dict[str, str | None] = {
+                "source": "cntr",
+                "lowerdir": f"/proc/self/fd/{source}",
+                "upperdir": upper,
+                "workdir": work,
+            }
+            try:
+                return syscalls.new_filesystem("overlay", options, syscalls.MOUNT_ATTR_NODEV)
+            except OSError:
+                pass  # not every filesystem can be under an overlay (one that is one of two already): then read-only
+        fd = syscalls.open_tree(source, "", CLONE | syscalls.AT_RECURSIVE)
+        attributes = syscalls.MOUNT_ATTR_NODEV | (
+            0 if self.write and not mount.read_only else syscalls.MOUNT_ATTR_RDONLY
+        )
+        syscalls.mount_setattr(fd, "", recursive=True, attr_set=attributes)
+        return fd
+
+    # --- in the stand-in --------------------------------------------------------------------------------------------------
+
+    def enter(self) -> None:
+        """Make the tree the root of the new mount namespace and furnish it. Raises OSError."""
+        self.step = "make /proc"
+        # While the host's is still here: in a user namespace the kernel wants to see one that is not covered.
+        proc = syscalls.new_filesystem("proc", {}, _HARMLESS)
+        self.step = "make /sys"
+        sysfs = self._sys if self._sys >= 0 else syscalls.new_filesystem("sysfs", {}, _HARMLESS)
+        syscalls.mount_setattr(sysfs, "", recursive=False, attr_set=syscalls.MOUNT_ATTR_RDONLY)
+        self.step = "make its root"
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.move_mount(self.tree, syscalls.AT_FDCWD, "/")
+        os.fchdir(self.tree)
+        syscalls.pivot_root(".", ".")
+        syscalls.umount(".", syscalls.MNT_DETACH)
+        os.chdir("/")
+        self.root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.step = "mount /proc"
+        self._place(proc, "/proc", is_dir=True)
+        self._place(sysfs, "/sys", is_dir=True)
+        self._make_devices()
+        for mount, fd in sorted(self._binds, key=lambda row: row[0].destination.count("/")):
+            self.step = f"mount at {mount.destination}"
+            if mount.kind == "tmpfs":
+                self._place(
+                    syscalls.new_filesystem("tmpfs", {"mode": "1777"}, _NO_DEVICES), mount.destination, is_dir=True
+                )
+            else:
+                self._place(fd, mount.destination, is_dir=stat.S_ISDIR(os.fstat(fd).st_mode))
+        if not self.made.privileged:
+            self._mask()
+        self.step = "set its hostname"
+        if self.made.hostname and "uts" not in self.joined:
+            syscalls.sethostname(self.made.hostname)
+        if "net" not in self.shared() and "net" not in self.joined:
+            self.step = "bring up lo"
+            _loopback()
+        if self.made.read_only:
+            self.step = "make its root read-only"
+            syscalls.mount_setattr(self.root, "", recursive=False, attr_set=syscalls.MOUNT_ATTR_RDONLY)
+
+    def _make_devices(self) -> None:
+        self.step = "make /dev"
+        dev = syscalls.new_filesystem("tmpfs", {"mode": "755", "size": "64k"}, syscalls.MOUNT_ATTR_NOSUID)
+        for name in DEVICES:
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666, dir_fd=dev))
+        for name, target in DEVICE_LINKS:
+            os.symlink(target, name, dir_fd=dev)
+        for name in ("pts", "shm", "mqueue"):
+            os.mkdir(name, 0o755, dir_fd=dev)
+        self._place(dev, "/dev", is_dir=True, keep=True)
+        for name, fd in self._devices.items():
+            syscalls.move_mount(fd, dev, name)
+        null = self._devices["null"]
+        options = {"newinstance": None, "ptmxmode": "0666", "mode": "0620"}
+        syscalls.move_mount(syscalls.new_filesystem("devpts", options, syscalls.MOUNT_ATTR_NOSUID), dev, "pts")
+        syscalls.move_mount(syscalls.new_filesystem("tmpfs", {"mode": "1777", "size": "64m"}, _HARMLESS), dev, "shm")
+        self._null = null
+        os.close(dev)
+
+    def _mask(self) -> None:
+        for path in self.made.masked:
+            self.step = f"mask {path}"
+            fd = self._find(path)
+            if fd >= 0:
+                if stat.S_ISDIR(os.fstat(fd).st_mode):
+                    cover = syscalls.new_filesystem(
+                        "tmpfs", {"mode": "755", "size": "4k"}, _HARMLESS | syscalls.MOUNT_ATTR_RDONLY
+                    )
+                else:
+                    cover = syscalls.open_tree(self._null, "", CLONE)
+                syscalls.move_mount(cover, fd, "")
+                os.close(fd)
+        for path in self.made.read_only_paths:
+            self.step = f"make {path} read-only"
+            fd = self._find(path)
+            if fd >= 0:
+                cover = syscalls.open_tree(fd, "", CLONE | syscalls.AT_RECURSIVE)
+                syscalls.mount_setattr(cover, "", recursive=True, attr_set=syscalls.MOUNT_ATTR_RDONLY)
+                syscalls.move_mount(cover, fd, "")
+                os.close(fd)
+
+    def _find(self, path: str) -> int:
+        """An O_PATH fd of what is there, reached by no link; -1."""
+        try:
+            return syscalls.openat2(self.root, path.lstrip("/"), os.O_PATH, IN_ROOT | syscalls.RESOLVE_NO_SYMLINKS)
+        except OSError:
+            return -1
+
+    def _place(self, tree: int, path: str, *, is_dir: bool, keep: bool = False) -> None:
+        """Mount a detached tree at a path below the root, which is made to exist."""
+        relative = path.lstrip("/")
+        if not relative:
+            raise OSError(22, "nothing is mounted over the root", path)
+        try:
+            fd = syscalls.openat2(self.root, relative, os.O_PATH, IN_ROOT)
+        except FileNotFoundError:
+            self.make(relative, is_dir=is_dir)
+            fd = syscalls.openat2(self.root, relative, os.O_PATH, IN_ROOT)
+        syscalls.move_mount(tree, fd, "")
+        os.close(fd)
+        if not keep:
+            os.close(tree)
+
+    def make(self, relative: str, *, is_dir: bool) -> None:
+        """Make a path below the root exist."""
+        parts = [part for part in relative.split("/") if part not in ("", ".")]
+        if ".." in parts:
+            raise OSError(22, "a path with ..", relative)
+        directory = os.dup(self.root)
+        try:
+            for index, part in enumerate(parts):
+                last = index == len(parts) - 1
+                so_far = "/".join(parts[: index + 1])
+                try:
+                    below = syscalls.openat2(self.root, so_far, os.O_PATH, IN_ROOT)
+                except FileNotFoundError:
+                    if last and not is_dir:
+                        os.close(
+                            os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=directory)
+                        )
+                    else:
+                        os.mkdir(part, 0o755, dir_fd=directory)
+                    below = syscalls.openat2(self.root, so_far, os.O_PATH, IN_ROOT)
+                os.close(directory)
+                directory = below
+        finally:
+            os.close(directory)
+
+
+_HARMLESS = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
+_NO_DEVICES = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+
+
+def _loopback() -> None:
+    """ip link set lo up (netdevice(7), SIOCSIFFLAGS): struct ifreq is the name in 16 bytes and the flags in two."""
+    stream = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+    try:
+        fcntl.ioctl(stream.fileno(), SIOCSIFFLAGS, b"lo".ljust(16, b"\0") + IFF_UP.to_bytes(2, "little") + bytes(22))
+    finally:
+        stream.close()
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cntr.images.blueprint import Blueprint, Mount

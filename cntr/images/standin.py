@@ -1,0 +1,266 @@
+"""A stand-in: a process that holds the place of one that does not run, made from a ``Blueprint``.
+
+It has the root, namespaces, user, capabilities, limits, environment, working directory, hostname and mounts that the dead process had,
+so that a session finds in /proc all it takes from a target. Three processes make it: the caller; a *builder*, which mounts with the
+host's privileges, opens what is the host's, and enters the new namespaces; and the stand-in, their first process, which runs a program
+of a few instructions from a memfd: it waits for the end of a pipe from the caller and ends. So it ends with the caller, however that
+does, and all that runs in its pid namespace with it. It holds nothing but that pipe; its file can't be read, so nobody in there may
+trace it (ptrace(2): PTRACE_MODE_ATTACH wants capabilities over a namespace in which the file's owner is mapped).
+"""
+
+from __future__ import annotations
+
+import _signal as signal
+import os
+import select
+
+from cntr.errors import CntrError, printable
+from cntr.images import ImageError
+from cntr.images.role import Role
+from cntr.images.room import Room
+from cntr.linux import procfs, syscalls
+
+# read(0, stack, 1) until it gives 0 or fails for another reason than a signal; exit(0).
+PROGRAMS = {
+    "x86_64": (
+        62,
+        # 1: xor edi,edi; lea rsi,[rsp-64]; mov edx,1; xor eax,eax; syscall; cmp rax,-4; je 1b; cmp rax,1; je 1b; mov eax,60;
+        # xor edi,edi; syscall
+        "31ff 488d7424c0 ba01000000 31c0 0f05 4883f8fc 74ea 4883f801 74e4 b83c000000 31ff 0f05",
+    ),
+    "aarch64": (
+        183,
+        # 1: mov x0,0; sub x1,sp,64; mov x2,1; mov x8,63; svc 0; cmn x0,4; b.eq 1b; cmp x0,1; b.eq 1b; mov x8,93; mov x0,0; svc 0
+        "000080d2 e10301d1 220080d2 e80780d2 010000d4 1f1000b1 40ffff54 1f0400f1 00ffff54 a80b80d2 000080d2 010000d4",
+    ),
+}
+KINDS = {
+    "net": syscalls.CLONE_NEWNET,
+    "ipc": syscalls.CLONE_NEWIPC,
+    "uts": syscalls.CLONE_NEWUTS,
+    "pid": syscalls.CLONE_NEWPID,
+}
+SECONDS = 30.0
+
+
+class StandIn:
+    """A running stand-in: its pid and start time. ``close`` ends it, and with it all that runs in its pid namespace."""
+
+    def __init__(
+        self, blueprint: Blueprint, *, network: str = "", write: bool = False, say: Callable[[str], None]
+    ) -> None:
+        """network: none, host, or "" for what the configuration says as far as it is there; write: into its own layer.
+
+        Raises CntrError, with nothing left behind.
+        """
+        if os.geteuid() != 0:
+            raise CntrError(f"{blueprint.label()}: a stand-in for what does not run needs root", "try with sudo")
+        self.blueprint, self.pid, self.start_time, self._pidfd = blueprint, 0, 0, -1
+        self._room = Room(blueprint, network=network, write=write, program=_program(), say=say)
+        self._alive = -1
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> None:
+        reading, self._alive = os.pipe()
+        reports, report = os.pipe()
+        os.set_inheritable(reading, False)
+        builder = os.fork()
+        if builder == 0:
+            status = 1
+            try:
+                os.close(reports)
+                self._build(reading, report)
+                status = 0
+            except OSError as error:
+                path = error.filename if isinstance(error.filename, str) else ""
+                _report(report, f"error\0{self._room.step}\0{path}\0{error.strerror or error}")
+            except BaseException as error:  # noqa: BLE001  there is no terminal to say it on
+                _report(report, f"error\0{self._room.step}\0\0{type(error).__name__}: {error}")
+            finally:
+                os._exit(status)
+        try:
+            os.close(reading)
+            os.close(report)
+            said = _all(reports)
+        finally:
+            os.close(reports)
+            os.waitpid(builder, 0)
+        kinds = [line.split("\0") for line in said.split("\n") if line]
+        failed = next((words for words in kinds if words[0] == "error"), None)
+        started = next((words for words in kinds if words[0] == "pid"), None)
+        if started:
+            self.pid = int(started[1])
+            try:
+                self._pidfd = os.pidfd_open(self.pid)
+                self.start_time = procfs.start_time(procfs.read(f"/proc/{self.pid}/stat"))
+            except OSError:
+                pass
+        if failed or not self.start_time:
+            words = failed or ["", "start it", "", "it ended at once"]
+            where = f" {printable(words[2])}" if words[2] else ""
+            raise CntrError(
+                f"{self.blueprint.label()}: stand-in: {printable(words[1])}{where}: {printable(words[3])}",
+                "`cntr inspect` shows its configuration",
+            )
+
+    def _build(self, reading: int, report: int) -> None:
+        """The builder: mounts, namespaces, and the fork of the stand-in, whose exec closes REPORT."""
+        room, made = self._room, self.blueprint
+        os.close(self._alive)
+        os.setsid()
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+        room.step = "a mount namespace of its own"
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        room.mount()
+        room.open_host_files()
+        shared = room.shared()
+        for kind, fd in room.joined.items():
+            room.step = f"join the {kind} namespace"
+            syscalls.setns(fd, KINDS[kind])
+        if made.uid_map:
+            room.step = "make its user namespace"
+            _enter_user_namespace(made.uid_map, made.gid_map)
+        room.step = "make its namespaces"
+        flags = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWCGROUP
+        syscalls.unshare(
+            flags | sum(flag for kind, flag in KINDS.items() if kind not in shared and kind not in room.joined)
+        )
+        first = os.fork()
+        if first:
+            _report(report, f"pid\0{first}")
+            return
+        try:
+            room.enter()
+            Role(room).assume()
+            os.dup2(reading, 0)
+            os.dup2(reading, 1)
+            os.dup2(reading, 2)
+            syscalls.close_range(3, syscalls.CLOSE_RANGE_CLOEXEC)
+            room.step = "run the stand-in"
+            signal.signal(
+                signal.SIGCHLD, signal.SIG_IGN
+            )  # kept over the exec: what is orphaned in there is reaped by the kernel
+            os.execve(room.program, ["cntr-stand-in"], made.environment)
+        except OSError as error:
+            path = error.filename if isinstance(error.filename, str) else ""
+            _report(report, f"error\0{room.step}\0{path}\0{error.strerror or error}")
+        except BaseException as error:  # noqa: BLE001
+            _report(report, f"error\0{room.step}\0\0{type(error).__name__}: {error}")
+        finally:
+            os._exit(1)
+
+    def close(self) -> None:
+        """End it and wait until it is gone."""
+        if self._alive >= 0:
+            os.close(self._alive)
+            self._alive = -1
+        if self._pidfd >= 0:
+            try:
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            except OSError:
+                pass  # it has ended
+            poll = select.poll()
+            poll.register(self._pidfd, select.POLLIN)
+            poll.poll(SECONDS * 1000)
+            os.close(self._pidfd)
+            self._pidfd = -1
+        self._room.close()
+        self.blueprint.close()
+
+
+def _report(fd: int, text: str) -> None:
+    os.write(fd, os.fsencode(text.replace("\n", " ") + "\n"))
+
+
+def _all(fd: int) -> str:
+    """What comes until every writer has closed: the exec of the stand-in, or the end of both."""
+    chunks, poll = [], select.poll()
+    poll.register(fd, select.POLLIN)
+    while poll.poll(SECONDS * 1000):
+        chunk = os.read(fd, 1 << 16)
+        if not chunk:
+            break
+        chunks.append(chunk)
+    return os.fsdecode(b"".join(chunks))
+
+
+def _program() -> int:
+    """A memfd with the stand-in's program: to be executed, not to be read. Raises CntrError."""
+    machine = os.uname().machine
+    if machine not in PROGRAMS:
+        raise ImageError(f"a stand-in on {machine}: there is no program for it yet", f"known are {', '.join(PROGRAMS)}")
+    number, text = PROGRAMS[machine]
+    code = bytes.fromhex(text)
+    base, header = 0x400000, 64 + 56
+    size = header + len(code)
+
+    def packed(*fields: tuple[int, int]) -> bytes:
+        return b"".join(value.to_bytes(width, "little") for width, value in fields)
+
+    # elf(5): Elf64_Ehdr, one PT_LOAD Elf64_Phdr
+    image = b"\x7fELF\x02\x01\x01" + bytes(9)
+    image += packed(
+        (2, 2),
+        (2, number),
+        (4, 1),
+        (8, base + header),
+        (8, 64),
+        (8, 0),
+        (4, 0),
+        (2, 64),
+        (2, 56),
+        (2, 1),
+        (2, 64),
+        (2, 0),
+        (2, 0),
+    )
+    image += packed((4, 1), (4, 5), (8, 0), (8, base), (8, base), (8, size), (8, size), (8, 0x1000)) + code
+    fd = os.memfd_create("cntr-stand-in", os.MFD_CLOEXEC)
+    os.write(fd, image)
+    os.fchmod(fd, 0o111)
+    # Only a read-only description can be executed: a file that is open for writing is busy (ETXTBSY).
+    result = os.open(f"/proc/self/fd/{fd}", os.O_PATH | os.O_CLOEXEC)
+    os.close(fd)
+    return result
+
+
+def _enter_user_namespace(uid_map: list[tuple[int, int, int]], gid_map: list[tuple[int, int, int]]) -> None:
+    """unshare(CLONE_NEWUSER); a child that stays outside writes the maps, since they need the parent namespace's privileges."""
+    reading, writing = os.pipe()
+    own = os.getpid()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.close(writing)
+            os.read(reading, 1)
+            for name, rows in (("gid_map", gid_map), ("uid_map", uid_map)):
+                fd = os.open(f"/proc/{own}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+                os.write(fd, "".join(f"{a} {b} {c}\n" for a, b, c in rows).encode())
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(reading)
+    try:
+        syscalls.unshare(syscalls.CLONE_NEWUSER)
+        os.write(writing, b".")
+    finally:
+        os.close(writing)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status:
+        raise OSError(1, "the kernel refuses its id maps")
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cntr.images.blueprint import Blueprint
