@@ -65,38 +65,62 @@ class Room:
     # --- in the builder ---------------------------------------------------------------------------------------------------
 
     def mount(self) -> None:
-        """The root, as a detached mount. Raises OSError."""
+        """The root and the volumes, as detached mounts. Raises OSError."""
         made = self.made
+        # All that is the host's is opened first: the scratch directory hides what is below it.
         self.step = "open its layers"
-        lower = [self._open_as_owner(path) for path in made.lower]
-        layers = [f"/proc/self/fd/{fd}" for fd in lower]
+        layers = [self._name(path) for path in made.lower]
+        upper, work = "", ""
+        if self.write:
+            upper, work = self._name(made.upper), self._name(made.work)
+        elif made.upper:
+            layers.insert(0, self._name(made.upper))
+        sources: list[int] = []
+        for mount in made.mounts:
+            self.step = f"open the volume for {mount.destination}"
+            sources.append(self._open_as_owner(mount.source) if mount.kind == "bind" else -1)
         self.step = "make a layer for its changes"
         scratch = self._scratch = next(path for path in SCRATCH if os.path.isdir(path))
-        upper, work = f"{scratch}/upper", f"{scratch}/work"
-        if self.write:
-            upper, work = (f"/proc/self/fd/{self._open_as_owner(path)}" for path in (made.upper, made.work))
-        elif made.upper and os.path.isdir(made.upper):
-            layers.insert(0, f"/proc/self/fd/{self._open_as_owner(made.upper)}")
         tmpfs = syscalls.new_filesystem("tmpfs", {"mode": "700"}, syscalls.MOUNT_ATTR_NODEV)
         syscalls.move_mount(tmpfs, syscalls.AT_FDCWD, scratch)
-        for name in ("upper", "work", "merged"):
-            os.mkdir(f"{scratch}/{name}", 0o700)
         if not self.write:
-            top = os.stat(layers[0])  # the root directory's own mode and owner
-            os.chown(f"{scratch}/upper", top.st_uid, top.st_gid)
-            os.chmod(f"{scratch}/upper", stat.S_IMODE(top.st_mode))
+            upper, work = self._layer(os.stat(layers[0]))
         self.step = "mount its layers"
+        self.tree = self._overlay(layers, upper, work)
+        for mount, source in zip(made.mounts, sources, strict=True):
+            self.step = f"mount the volume for {mount.destination}"
+            self._binds.append((mount, self._volume(source, mount) if source >= 0 else -1))
+
+    def _overlay(self, layers: list[str], upper: str, work: str) -> int:
+        """Detached; by lowerdir+, of which there may be hundreds (Linux 6.5), else by mount(2), whose options are one page."""
+        made = self.made
         options: list[tuple[str, str | None]] = [("source", "cntr"), *(("lowerdir+", path) for path in layers)]
-        options += [("upperdir", upper), ("workdir", work), *made.overlay.items()]
+        options += [("upperdir", upper), ("workdir", work)]
+        options += [(key, value or None) for key, value in made.overlay.items()]
         try:
-            self.tree = syscalls.new_filesystem("overlay", options, syscalls.MOUNT_ATTR_NODEV)
+            return syscalls.new_filesystem("overlay", options, syscalls.MOUNT_ATTR_NODEV)
         except OSError as error:
             if error.errno not in UNKNOWN_OPTION:
                 raise
-            text = f"lowerdir={':'.join(layers)},upperdir={upper},workdir={work}"
-            text += "".join(f",{key}={value}" if value else f",{key}" for key, value in made.overlay.items())
-            syscalls.mount("cntr", f"{scratch}/merged", "overlay", syscalls.MS_NODEV, text)
-            self.tree = syscalls.open_tree(syscalls.AT_FDCWD, f"{scratch}/merged", syscalls.OPEN_TREE_CLONE)
+        text = f"lowerdir={':'.join(layers)},upperdir={upper},workdir={work}"
+        text += "".join(f",{key}={value}" if value else f",{key}" for key, value in made.overlay.items())
+        os.mkdir(f"{self._scratch}/merged", 0o700)
+        syscalls.mount("cntr", f"{self._scratch}/merged", "overlay", syscalls.MS_NODEV, text)
+        return syscalls.open_tree(syscalls.AT_FDCWD, f"{self._scratch}/merged", syscalls.OPEN_TREE_CLONE)
+
+    def _layer(self, top: os.stat_result) -> tuple[str, str]:
+        """(upper, work): two new directories in the scratch; the upper's mode and owner are those of the directory it covers."""
+        self._layers += 1
+        upper, work = f"{self._scratch}/upper{self._layers}", f"{self._scratch}/work{self._layers}"
+        for name in (upper, work):
+            os.mkdir(name, 0o700)
+        os.chown(upper, top.st_uid, top.st_gid)
+        os.chmod(upper, stat.S_IMODE(top.st_mode))
+        return upper, work
+
+    def _name(self, path: str) -> str:
+        """A short name of a directory of the host's: neither its length nor a comma or colon in it matters any more."""
+        return f"/proc/self/fd/{self._open_as_owner(path)}"
 
     def _open_as_owner(self, path: str) -> int:
         """An O_PATH fd of a path that a rootless engine's user named: opened with that user's rights, not with root's."""
@@ -115,15 +139,7 @@ class Room:
             os.setgroups(own)
 
     def open_host_files(self) -> None:
-        """Detached clones of what the host gives: volumes, device nodes; and the namespaces to join. Raises OSError."""
-        for mount in self.made.mounts:
-            fd = -1
-            if mount.kind == "bind":
-                self.step = f"open the volume for {mount.destination}"
-                source = self._open_as_owner(mount.source)
-                fd = self._volume(source, mount)
-                os.close(source)
-            self._binds.append((mount, fd))
+        """Detached clones of the host's device nodes, and the namespaces to join. Raises OSError."""
         self.step = "open the devices"
         for name in DEVICES:
             self._devices[name] = syscalls.open_tree(syscalls.AT_FDCWD, f"/dev/{name}", syscalls.OPEN_TREE_CLONE)
@@ -138,13 +154,7 @@ class Room:
     def _volume(self, source: int, mount: Mount) -> int:
         """A detached mount of a volume; without --write its changes are thrown away too: a file is read-only, a directory has a layer."""
         if not (self.write or mount.read_only) and stat.S_ISDIR(os.fstat(source).st_mode):
-            self._layers += 1
-            top = os.fstat(source)
-            upper, work = f"{self._scratch}/upper{self._layers}", f"{self._scratch}/work{self._layers}"
-            for name in (upper, work):
-                os.mkdir(name, 0o700)
-            os.chown(upper, top.st_uid, top.st_gid)
-            os.chmod(upper, stat.S_IMODE(top.st_mode))
+            upper, work = self._layer(os.fstat(source))
             options: dict[str, str | None] = {
                 "source": "cntr",
                 "lowerdir": f"/proc/self/fd/{source}",

@@ -1,0 +1,229 @@
+"""Why an entrypoint can't start, one line for each reason: what the kernel only calls "no such file" or "exec format error"."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from cntr.errors import printable
+from cntr.images.elf import Elf, NotElf, runs_here
+from cntr.linux import syscalls
+
+IN_ROOT = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
+LINKS, LIBRARIES = 4, 400  # interpreters of interpreters (BINPRM_MAX_RECURSION is 5); libraries looked at
+LIBRARY_DIRECTORIES = "/lib /usr/lib /lib64 /usr/lib64 /usr/local/lib /lib32 /usr/lib32".split()
+LINE = 256  # BINPRM_BUF_SIZE
+TEXT = 1 << 16
+
+
+def lint(root_fd: int, argv: list[str], environment: dict[str, str], directory: str) -> list[str]:
+    """What is wrong with ARGV as the first program of the tree behind ROOT_FD; [] where nothing is found."""
+    return [printable(line) for line in _Linter(root_fd, environment, directory).lint(argv)]
+
+
+class _Linter:
+    """One root, and where its programs are looked for."""
+
+    def __init__(self, root: int, environment: dict[str, str], directory: str) -> None:
+        self.root, self.environment, self.directory = root, environment, directory
+        self.path = environment.get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").split(":")
+
+    def lint(self, argv: list[str]) -> list[str]:
+        if not argv:
+            return ["no entrypoint and no command: the image says nothing to run"]
+        found = []
+        if self._status(self.directory) is None:
+            found.append(f"{self.directory}: the working directory is not there")
+        return found + self._program(argv[0], 0)
+
+    def _open(self, path: str, flags: int) -> int:
+        return syscalls.openat2(self.root, path.lstrip("/") or ".", flags, IN_ROOT)
+
+    def _open_file(self, path: str) -> int:
+        """A regular file for reading. It is looked at before: opening a device acts. Raises OSError."""
+        handle = self._open(path, os.O_PATH)
+        try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise OSError(22, "not a regular file")
+            return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(handle)
+
+    def _status(self, path: str) -> os.stat_result | None:
+        try:
+            fd = self._open(path, os.O_PATH)
+        except OSError:
+            return None
+        try:
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
+
+    def _head(self, path: str, size: int) -> bytes:
+        """The beginning of a regular file."""
+        fd = self._open_file(path)
+        try:
+            return os.pread(fd, size, 0)
+        finally:
+            os.close(fd)
+
+    def find(self, name: str) -> str:
+        """The path of a program, as execvp(3) finds it; "" where there is none."""
+        if "/" in name:
+            return name if name.startswith("/") else f"{self.directory.rstrip('/')}/{name}"
+        for directory in self.path:
+            path = f"{directory or self.directory}/{name}"
+            status = self._status(path)
+            if status and stat.S_ISREG(status.st_mode):
+                return path
+        return ""
+
+    def _program(self, name: str, depth: int) -> list[str]:
+        path = self.find(name)
+        if not path:
+            return [f"{name}: not found in PATH ({':'.join(self.path)})"]
+        status = self._status(path)
+        if status is None:
+            return [f"{path}: not found{self._dangling(path)}"]
+        if not stat.S_ISREG(status.st_mode):
+            return [f"{path}: a {'directory' if stat.S_ISDIR(status.st_mode) else 'special file'}, not a program"]
+        found = (
+            []
+            if status.st_mode & 0o111
+            else [f"{path}: not executable (mode {stat.S_IMODE(status.st_mode):o}): chmod +x"]
+        )
+        try:
+            head = self._head(path, TEXT)
+        except OSError as error:
+            return [*found, f"{path}: {error.strerror}"]
+        if head.startswith(b"#!"):
+            return found + self._script(path, head, depth)
+        if head.startswith(b"\x7fELF"):
+            return found + self._elf(path)
+        if not head:
+            return [*found, f"{path}: an empty file"]
+        if head.startswith(b"\xef\xbb\xbf#!"):
+            return [*found, f"{path}: a byte order mark before #!: save it as UTF-8 without one"]
+        return [*found, f"{path}: neither a program nor a script: no #! in its first line (exec format error)"]
+
+    def _dangling(self, path: str) -> str:
+        """Where a link leads that leads nowhere."""
+        parent, _, last = path.rpartition("/")
+        try:
+            fd = self._open(parent or "/", os.O_PATH | os.O_DIRECTORY)
+        except OSError:
+            return f": there is no {parent}"
+        try:
+            return f": a link to {os.readlink(last, dir_fd=fd)}, which is not there"
+        except OSError:
+            return ""
+        finally:
+            os.close(fd)
+
+    def _script(self, path: str, head: bytes, depth: int) -> list[str]:
+        line = head.partition(b"\n")[0]
+        if line.endswith(b"\r"):
+            return [
+                f"{path}: CRLF line endings: its interpreter would be {os.fsdecode(line[2:].strip(b' ' + bytes([9])))!r}: dos2unix"
+            ]
+        if len(line) > LINE:
+            return [f"{path}: a first line of more than {LINE} bytes"]
+        words = os.fsdecode(line[2:]).split(None, 1)
+        if not words:
+            return [f"{path}: #! without an interpreter"]
+        if depth >= LINKS:
+            return [f"{path}: an interpreter that is a script, too often"]
+        interpreter, argument = words[0], (words[1].strip() if len(words) > 1 else "")
+        found = [f"{path}: its interpreter: {one}" for one in self._program(interpreter, depth + 1)]
+        if interpreter.rpartition("/")[2] == "env" and argument and not found:
+            parts = [word for word in argument.split() if word != "-S" and "=" not in word]
+            if parts and not parts[0].startswith("-"):
+                found = [f"{path}: its interpreter: {one}" for one in self._program(parts[0], depth + 1)]
+        if b"\r\n" in head and not found:
+            found.append(f"{path}: CRLF line endings after the first line")
+        return found
+
+    def _elf(self, path: str) -> list[str]:
+        try:
+            elf = self._read_elf(path)
+        except (NotElf, OSError) as error:
+            return [f"{path}: {error}"]
+        if not runs_here(elf.machine):
+            return [f"{path}: a program for {elf.machine}, on {os.uname().machine} (exec format error)"]
+        if elf.interpreter and self._status(elf.interpreter) is None:
+            return [f"{path}: its interpreter {elf.interpreter} is not there: built for another libc? (no such file)"]
+        return self._libraries(path, elf) if elf.interpreter else []
+
+    def _read_elf(self, path: str) -> Elf:
+        fd = self._open_file(path)
+        try:
+            return Elf(fd)
+        finally:
+            os.close(fd)
+
+    def _libraries(self, path: str, program: Elf) -> list[str]:
+        """Every library that is needed and not there, with who needs it."""
+        usual = self._library_directories(program)
+        missing: list[str] = []
+        seen: set[str] = set()
+        waiting = [(path, program)]
+        while waiting and len(seen) < LIBRARIES:
+            user, elf = waiting.pop(0)
+            origin = user.rpartition("/")[0]
+            own = [one.replace("$ORIGIN", origin).replace("${ORIGIN}", origin) for one in elf.paths]
+            for name in elf.needed:
+                if name in seen:
+                    continue
+                seen.add(name)
+                places = [name] if "/" in name else [f"{directory}/{name}" for directory in [*own, *usual] if directory]
+                for place in places:
+                    try:
+                        library = self._read_elf(place)
+                    except (NotElf, OSError):
+                        continue
+                    if (library.machine, library.bits) == (program.machine, program.bits):
+                        waiting.append((place, library))
+                        break
+                else:
+                    missing.append(f"{user}: its library {name} is not there")
+        return missing
+
+    def _library_directories(self, program: Elf) -> list[str]:
+        found = self.environment.get("LD_LIBRARY_PATH", "").split(":")
+        found += self._configured("etc/ld.so.conf", 0)
+        machine = {"x86_64": "x86_64", "aarch64": "aarch64", "i386": "i386"}.get(program.machine, os.uname().machine)
+        for triplet in (f"{machine}-linux-gnu", f"{machine}-linux-musl"):
+            found += [f"/lib/{triplet}", f"/usr/lib/{triplet}", f"/usr/local/lib/{triplet}"]
+        for line in self._text(f"etc/ld-musl-{machine}.path").replace(":", "\n").splitlines():
+            found.append(line.strip())
+        return [*found, *LIBRARY_DIRECTORIES, os.path.dirname(program.interpreter)]
+
+    def _text(self, path: str) -> str:
+        status = self._status(path)
+        if status is None or not stat.S_ISREG(status.st_mode):
+            return ""
+        try:
+            return os.fsdecode(self._head(path, TEXT))
+        except OSError:
+            return ""
+
+    def _configured(self, path: str, depth: int) -> list[str]:
+        """The directories in ld.so.conf(5), its includes too."""
+        found = []
+        for line in self._text(path).splitlines():
+            line = line.partition("#")[0].strip()
+            if line.startswith("include ") and depth < 4:
+                directory = os.path.dirname(line[8:].strip())
+                try:
+                    fd = self._open(directory, os.O_RDONLY | os.O_DIRECTORY)
+                except OSError:
+                    continue
+                try:
+                    names = sorted(name for name in os.listdir(fd) if name.endswith(".conf"))[:64]
+                finally:
+                    os.close(fd)
+                for name in names:
+                    found += self._configured(f"{directory}/{name}", depth + 1)
+            elif line.startswith("/"):
+                found.append(line)
+        return found
