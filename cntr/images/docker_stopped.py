@@ -20,7 +20,7 @@ def find(name: str, deadline: float) -> list[Blueprint]:
     found = []
     for path, owner in docker.endpoints():
         try:
-            status, answer = docker._get(path, f"/containers/{name}/json", deadline)
+            status, answer = docker._get(path, f"/containers/{name}/json", owner, deadline)
         except (FileNotFoundError, ConnectionRefusedError):
             continue
         if status == 200 and not mapping(answer).get("State", {}).get("Pid"):
@@ -33,7 +33,7 @@ def stopped(deadline: float) -> list[Blueprint]:
     found = []
     for path, owner in docker.endpoints():
         try:
-            status, rows = docker._get(path, "/containers/json?all=1", deadline)
+            status, rows = docker._get(path, "/containers/json?all=1", owner, deadline)
         except (FileNotFoundError, ConnectionRefusedError, Refused):
             continue
         for row in rows if status == 200 and isinstance(rows, list) else ():
@@ -87,7 +87,7 @@ def blueprint(path: str, owner: int, answer: dict[str, Any]) -> Blueprint:
         if source.startswith("/") and os.path.isfile(source):
             made.mounts.append(Mount("bind", source, target, read_only=True))
     made.log = lambda: _log(path, made.id)
-    made.check = lambda: _runs(path, made.id)
+    made.check = lambda: _runs(path, owner, made.id)
     return made
 
 
@@ -148,10 +148,10 @@ def _log(path: str, id: str) -> list[str]:
     return [printable(line[:400]) for line in (text or data).decode(errors="replace").splitlines()[-LOG_LINES:]]
 
 
-def _runs(path: str, id: str) -> bool:
+def _runs(path: str, owner: int, id: str) -> bool:
     import time
 
-    status, answer = docker._get(path, f"/containers/{id}/json", time.monotonic() + 5)
+    status, answer = docker._get(path, f"/containers/{id}/json", owner, time.monotonic() + 5)
     return status == 200 and bool(mapping(answer).get("State", {}).get("Pid"))
 
 
