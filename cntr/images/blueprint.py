@@ -82,7 +82,7 @@ class Blueprint:
         self.masked, self.read_only_paths = list(MASKED), list(READ_ONLY)
         self.seccomp: object = None  # an OCI profile, None for Docker's default, "unconfined"
         self.health: list[str] = []
-        self.check: object = None
+        self.check: Callable[[], bool] | None = None  # whether the engine runs it by now
         self.status: int | None = None
         self.oom_killed = False
         self.log: Callable[[], list[str]] | None = None

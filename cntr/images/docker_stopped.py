@@ -99,6 +99,7 @@ def _layers(made: Blueprint, answer: dict[str, Any]) -> None:
 
         containerd_stopped.take_snapshot(made, "moby", "overlayfs", made.id)  # Docker over containerd's image store
         return
+    made.overlay = {"userxattr": ""} if made.owner else {}
     made.lower = [path for path in str(data.get("LowerDir") or "").split(":") if path]
     made.upper, made.work = str(data["UpperDir"]), str(data.get("WorkDir") or "")
     for part in made.upper.split("/"):  # userns-remap: DATA-ROOT/UID.GID/overlay2/…

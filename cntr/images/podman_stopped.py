@@ -52,10 +52,6 @@ def blueprint(row: containers_storage.Known) -> Blueprint:
         _created(made, asked)
     else:
         spec.take(made, stores.documents(stores.parse(text, f"{made.label()}: config.json")))
-    if one.owner:
-        made.uid_map, made.gid_map = (
-            _map(rows, f"/etc/{file}", one.owner) for rows, file in ((made.uid_map, "subuid"), (made.gid_map, "subgid"))
-        )
     state = spec.mapping(asked.get("State"))
     made.state = str(state.get("Status") or made.state)
     if made.state != "created" and isinstance(state.get("ExitCode"), int):
@@ -102,38 +98,6 @@ def _ask(row: containers_storage.Known) -> dict[str, Any]:
     except ImageError:
         return {}
     return spec.mapping(rows[0]) if isinstance(rows, list) and rows else {}
-
-
-def _map(rows: list[tuple[int, int, int]], file: str, owner: int) -> list[tuple[int, int, int]]:
-    """The map of a rootless container in the host's ids: podman's own namespace maps 0 to the user, the rest to /etc/subuid's range."""
-    outer = [(0, owner, 1)]
-    try:
-        names = {_name(owner), str(owner)}
-        for line in store.read(file).splitlines():
-            row = line.split(":")
-            if len(row) == 3 and row[0] in names and row[1].isdecimal() and row[2].isdecimal():
-                outer.append((outer[-1][0] + outer[-1][2], int(row[1]), int(row[2])))
-    except OSError:
-        pass  # no subordinate ids: the user alone
-    if not rows:
-        return outer
-    found = []
-    for inside, middle, count in rows:
-        for first, outside, length in outer:
-            start, end = max(middle, first), min(middle + count, first + length)
-            if start < end:
-                found.append((inside + start - middle, outside + start - first, end - start))
-    return found
-
-
-def _name(uid: int) -> str:
-    from cntr.linux import procfs
-
-    try:
-        entry = procfs.passwd_entry(store.read("/etc/passwd"), str(uid))
-    except OSError:
-        return ""
-    return entry[0] if entry else ""
 
 
 def _log(path: str, owner: int) -> list[str]:

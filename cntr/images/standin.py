@@ -41,6 +41,7 @@ KINDS = {
     "pid": syscalls.CLONE_NEWPID,
 }
 SECONDS = 30.0
+WATCH_SECONDS = 0.25  # between two looks whether the engine has started it
 
 
 class StandIn:
@@ -55,14 +56,54 @@ class StandIn:
         """
         if os.geteuid() != 0:
             raise CntrError(f"{blueprint.label()}: a stand-in for what does not run needs root", "try with sudo")
-        self.blueprint, self.pid, self.start_time, self._pidfd = blueprint, 0, 0, -1
+        self.blueprint, self.pid, self.start_time, self._pidfd, self._life = blueprint, 0, 0, -1, -1
         self._room = Room(blueprint, network=network, write=write, program=_program(), say=say)
         self._alive = -1
+        self._watcher = 0
         try:
             self._start()
+            if write:
+                self._watch()
         except BaseException:
             self.close()
             raise
+
+    def _runs(self) -> bool:
+        """Whether the engine has started the container meanwhile."""
+        check = self.blueprint.check
+        return bool(check and check())
+
+    def _watch(self) -> None:
+        """A process that ends the session as soon as the container runs: two mounts of one layer would damage it (overlayfs.rst).
+
+        Raises CntrError where it runs already.
+        """
+        if self._runs():
+            raise CntrError(f"{self.blueprint.label()}: it was started meanwhile", "stop it, then --write")
+        reading, self._life = os.pipe()
+        self._watcher = os.fork()
+        if self._watcher:
+            os.close(reading)
+            return
+        try:
+            os.close(self._life)
+            os.close(self._alive)
+            syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+            poll = select.poll()
+            poll.register(reading, 0)  # POLLHUP alone: our parent has ended
+            while not poll.poll(WATCH_SECONDS * 1000):
+                try:
+                    started = self._runs()
+                except Exception:  # noqa: BLE001  an engine that does not answer has started nothing
+                    continue
+                if started:
+                    os.write(
+                        2, f"cntr: {self.blueprint.label()} was started: the session with --write ends\r\n".encode()
+                    )
+                    signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                    break
+        finally:
+            os._exit(0)
 
     def _start(self) -> None:
         reading, self._alive = os.pipe()
@@ -156,6 +197,10 @@ class StandIn:
 
     def close(self) -> None:
         """End it and wait until it is gone."""
+        if self._life >= 0:
+            os.close(self._life)
+            os.waitpid(self._watcher, 0)
+            self._life = -1
         if self._alive >= 0:
             os.close(self._alive)
             self._alive = -1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
-from cntr import images
+from cntr import engines, images
 from cntr.engines import Container, Refused, registry
-from cntr.errors import AmbiguousTarget, CntrError, printable
-from cntr.images import ENGINES, ImageError, blueprint
+from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound, printable
+from cntr.images import ENGINES, ImageError, blueprint, ids
 from cntr.images.standin import StandIn
 
 SECONDS = 10.0
@@ -94,10 +94,11 @@ def hold(
     made = find(target)
     if made is None:
         return None
-    if write and made.state == "image":
+    try:
+        stand_in = start(made, network=network, write=write, say=say)
+    except BaseException:
         made.close()
-        raise CntrError(f"{made.label()}: an image is never written to", "leave out --write: changes are thrown away")
-    stand_in = StandIn(made, network=network, write=write, say=say)
+        raise
     container = Container(
         made.engine,
         made.name,
@@ -109,6 +110,67 @@ def hold(
         start_time=stand_in.start_time,
     )
     return container, stand_in
+
+
+def start(made: Blueprint, *, network: str = "", write: bool = False, say: Callable[[str], None]) -> StandIn:
+    """The stand-in of a blueprint. Raises CntrError."""
+    if write and made.state == "image":
+        raise CntrError(f"{made.label()}: an image is never written to", "leave out --write: changes are thrown away")
+    if made.owner:
+        # A user's engine or store: never as the host's root, whatever it says.
+        made.uid_map = ids.of_rootless(made.uid_map, "/etc/subuid", made.owner)
+        made.gid_map = ids.of_rootless(made.gid_map, "/etc/subgid", made.owner)
+    return StandIn(made, network=network, write=write, say=say)
+
+
+def stand_in(
+    target: str,
+    missing: CntrError | None,
+    fds: list[Callable[[], object]],
+    *,
+    network: str,
+    write: bool,
+    say: Callable[[str], None],
+) -> Container:
+    """A Container for what does not run; its stand-in is closed by the last of FDS. Raises MISSING where nobody knows TARGET, CntrError."""
+    held = hold(target, network=network, write=write, say=say)
+    if held is None:
+        raise missing or TargetNotFound(f"{printable(target[:200])}: no such container", "`cntr ps --all` lists them")
+    container, process = held
+    fds.append(process.close)
+    return container
+
+
+def resolve(
+    target: str, *, write: bool = False, network: str = "", say: Callable[[str], None]
+) -> tuple[Container, StandIn | None]:
+    """TARGET as it runs, or a stand-in for it; the caller closes that. Raises TargetNotFound, AmbiguousTarget, CntrError."""
+    missing: TargetNotFound | None = None
+    if not images.is_reference(target):
+        try:
+            return engines.resolve(target), None
+        except TargetNotFound as error:
+            missing = error
+    held = hold(target, network=network, write=write, say=say)
+    if held is None:
+        raise missing or TargetNotFound(
+            f"{printable(target[:200])}: no such image", "image:NAME, archive:FILE, oci:DIR, dir:PATH"
+        )
+    return held
+
+
+def stopped() -> list[Blueprint]:
+    """All containers that do not run, with no more than engine, name, id, image and state; an engine that can't be asked is left out."""
+    deadline = time.monotonic() + SECONDS
+    known = {entry.name: entry for entry in registry.REGISTRY}
+    found: list[Blueprint] = []
+    for engine in ENGINES:
+        if known[engine].present():
+            try:
+                found += module(engine).stopped(deadline)
+            except (Refused, CntrError, OSError):
+                continue
+    return found
 
 
 TYPE_CHECKING = False

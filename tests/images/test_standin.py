@@ -1,0 +1,237 @@
+"""Stand-ins: what a session finds in /proc of one, what a hostile image can't do to it, and that nothing is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cntr.errors import CntrError
+from cntr.images import blueprint, targets
+from cntr.images.blueprint import Blueprint, Mount
+from cntr.images.standin import StandIn
+from cntr.linux import procfs
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+SCRIPT = """
+import sys, time
+from cntr.images import targets
+_, it = targets.hold(sys.argv[1], say=print)
+print(it.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def root(tmp_path):
+    """The root directory of a container: busybox, a user."""
+    path = tmp_path / "root"
+    for directory in ("bin", "etc", "data", "app"):
+        (path / directory).mkdir(parents=True)
+    shutil.copy(shutil.which("busybox") or pytest.skip("no busybox"), path / "bin/busybox")
+    (path / "bin/sh").symlink_to("busybox")
+    (path / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/app:/bin/sh\n")
+    (path / "etc/group").write_text("root:x:0:\napp:x:1001:\nextra:x:1002:app\n")
+    return path
+
+
+def of(root: pathlib.Path, **config: object) -> Blueprint:
+    made = Blueprint("dir", str(root))
+    made.lower = [str(root)]
+    made.take_config(config)
+    return made
+
+
+@contextlib.contextmanager
+def standing(made: Blueprint, **options: object):
+    held = StandIn(made, say=print, **options)
+    try:
+        yield held
+    finally:
+        held.close()
+    deadline = time.monotonic() + 5
+    while os.path.exists(f"/proc/{held.pid}") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not os.path.exists(f"/proc/{held.pid}")
+
+
+def read(held: StandIn, name: str) -> str:
+    return procfs.read(f"/proc/{held.pid}/{name}")
+
+
+def run(held: StandIn, script: str) -> str:
+    """As a root without CAP_SYS_PTRACE, which a container's has not."""
+    command = ["setpriv", "--bounding-set=-sys_ptrace", "nsenter", "-t", str(held.pid), "-m", "-u", "-n", "-p", "-i", "/bin/busybox", "sh", "-c", script]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_it_has_what_the_configuration_says(root):
+    config = {"Env": ["A=1", "B=x=y"], "WorkingDir": "/app", "User": "app", "Entrypoint": ["/bin/sh"]}
+    made = of(root, **config)
+    made.hostname, made.no_new_privs = "crashed", True
+    made.limits = {"RLIMIT_NOFILE": (100, 200)}
+    with standing(made) as held:
+        status = procfs.status(read(held, "status"))
+        assert (status["Uid"].split()[0], status["Gid"].split()[0], status["Groups"]) == ("1000", "1001", "1002")
+        assert (int(status["CapPrm"], 16), int(status["CapBnd"], 16)) == (0, blueprint.DEFAULT_CAPABILITIES)
+        assert status["NoNewPrivs"] == "1"
+        assert status["NSpid"].split()[-1] == "1"
+        environment = procfs.environ(read(held, "environ"))
+        assert (environment["A"], environment["B"], environment["HOME"]) == ("1", "x=y", "/app")
+        assert os.readlink(f"/proc/{held.pid}/cwd") == "/app"
+        assert procfs.limits(read(held, "limits"))[7] == (100, 200)
+        assert run(held, "hostname; ifconfig lo | grep -c UP").split() == ["crashed", "1"]
+        for kind in ("mnt", "pid", "net", "ipc", "uts", "cgroup"):
+            assert os.readlink(f"/proc/{held.pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}"), kind
+
+
+def test_it_holds_nothing_of_the_hosts(root):
+    with standing(of(root)) as held:
+        fds = [os.readlink(f"/proc/{held.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{held.pid}/fd")]
+        assert all(fd.startswith("pipe:") for fd in fds)
+        assert os.readlink(f"/proc/{held.pid}/exe").startswith("/memfd:")
+        mounts = procfs.mountinfo(read(held, "mountinfo"))
+        devices = {os.lstat("/dev/null").st_dev}
+        assert {mount.fstype for mount in mounts} <= {"overlay", "proc", "sysfs", "tmpfs", "devpts", "devtmpfs"}, (
+            devices
+        )
+        root_mount = next(mount for mount in mounts if mount.mount_point == "/")
+        assert "nodev" in root_mount.options
+        # A container's root may not look into it, though it has every capability that the stand-in has.
+        assert "denied" in run(held, "ls /proc/1/fd 2>&1; cat /proc/1/environ 2>&1").lower()
+
+
+def test_changes_are_thrown_away_those_of_volumes_too(root, tmp_path):
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    made = of(root)
+    made.mounts = [Mount("bind", str(volume), "/data/deep/volume"), Mount("tmpfs", "", "/cache")]
+    before = sorted(map(str, root.rglob("*")))
+    with standing(made) as held:
+        out = run(
+            held,
+            "echo x > /new; rm /etc/group; echo x > /data/deep/volume/new; echo x > /cache/y; ls / /data/deep/volume",
+        )
+        assert out.count("new") == 2
+    assert sorted(map(str, root.rglob("*"))) == before
+    assert os.listdir(volume) == []
+
+
+def test_write_goes_into_its_own_layer(root, tmp_path):
+    made = of(root)
+    made.state = "exited"
+    upper, work = tmp_path / "upper", tmp_path / "work"
+    upper.mkdir()
+    work.mkdir()
+    made.upper, made.work = str(upper), str(work)
+    with standing(made, write=True) as held:
+        run(held, "echo fixed > /app/start")
+    assert (upper / "app/start").read_text() == "fixed\n"
+    assert "start" not in os.listdir(root / "app")
+
+
+def test_with_write_it_ends_as_soon_as_the_container_is_started(root, tmp_path):
+    made = of(root)
+    made.state = "exited"
+    for name in ("upper", "work"):
+        (tmp_path / name).mkdir()
+    made.upper, made.work = str(tmp_path / "upper"), str(tmp_path / "work")
+    started = tmp_path / "started"
+    made.check = started.exists
+    with standing(made, write=True) as held:
+        started.touch()
+        deadline = time.monotonic() + 10
+        while os.path.exists(f"/proc/{held.pid}") and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not os.path.exists(f"/proc/{held.pid}")
+    with pytest.raises(CntrError, match="started meanwhile"):
+        StandIn(made, write=True, say=print)
+
+
+def test_an_image_is_never_written_to(root):
+    with pytest.raises(CntrError, match="never written"):
+        targets.hold(f"dir:{root}", write=True, say=print)
+
+
+def test_kill_9_of_its_maker_leaves_nothing(root):
+    maker = subprocess.Popen([sys.executable, "-c", SCRIPT, f"dir:{root}"], stdout=subprocess.PIPE, text=True)
+    assert maker.stdout
+    pid = int(maker.stdout.readline())
+    inside = subprocess.Popen(["nsenter", "-t", str(pid), "-m", "-p", "/bin/busybox", "sleep", "50"])
+    maker.send_signal(signal.SIGKILL)
+    maker.wait()
+    maker.stdout.close()
+    assert inside.wait(timeout=10) != 0
+    deadline = time.monotonic() + 5
+    while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not os.path.exists(f"/proc/{pid}")
+
+
+@pytest.mark.parametrize("user", ["nobody-knows", "0:nobody-knows", "4294967295", "0:4294967295", "99999999999"])
+def test_a_user_that_is_none_is_said(root, user):
+    with pytest.raises(CntrError, match="look up its user"):
+        StandIn(of(root, User=user), say=print)
+
+
+HOSTILE = {
+    "proc is a link": lambda root: (root / "proc").symlink_to("/etc"),
+    "dev is a file": lambda root: (root / "dev").write_text("x"),
+    "sys is a fifo": lambda root: os.mkfifo(root / "sys"),
+    "passwd is a fifo": lambda root: ((root / "etc/passwd").unlink(), os.mkfifo(root / "etc/passwd")),
+    "passwd leads out": lambda root: (
+        (root / "etc/passwd").unlink(),
+        (root / "etc/passwd").symlink_to("/proc/1/root/etc/passwd"),
+    ),
+    "directory leads to a fd": lambda root: ((root / "app").rmdir(), (root / "app").symlink_to("/proc/self/fd/5/..")),
+    "directory leads out": lambda root: ((root / "app").rmdir(), (root / "app").symlink_to("../../../../../../tmp")),
+    "codec of its own": lambda root: (root / "usr/lib/python3.11/encodings").mkdir(parents=True),
+}
+
+
+@pytest.mark.parametrize("how", HOSTILE)
+def test_a_hostile_root_is_refused_or_harmless(root, how, tmp_path):
+    HOSTILE[how](root)
+    made = of(root, WorkingDir="/app", User="app" if how.startswith("passwd") else "")
+    try:
+        with standing(made) as held:
+            cwd = os.stat(f"/proc/{held.pid}/cwd")
+            assert cwd.st_dev == os.stat(f"/proc/{held.pid}/root").st_dev, "inside its own root"
+    except CntrError as error:
+        assert "stand-in" in error.message
+
+
+def test_many_layers(tmp_path, root):
+    """More than a page of mount options would hold."""
+    made = of(root)
+    made.lower = []
+    for number in range(120):
+        layer = tmp_path / f"a-rather-long-name-of-a-layer-{number}"
+        layer.mkdir()
+        (layer / f"file-{number}").touch()
+        made.lower.append(str(layer))
+    made.lower.append(str(root))
+    with standing(made) as held:
+        assert len([name for name in os.listdir(f"/proc/{held.pid}/root") if name.startswith("file-")]) == 120
+
+
+def test_an_id_map_makes_its_root_an_ordinary_user_of_the_host(root):
+    made = of(root)
+    made.uid_map = made.gid_map = [(0, 300_000, 65536)]
+    for parent, directories, files in os.walk(root):
+        for name in [*directories, *files]:
+            os.lchown(os.path.join(parent, name), 300_000, 300_000)
+    os.chown(root, 300_000, 300_000)
+    with standing(made) as held:
+        status = procfs.status(read(held, "status"))
+        assert status["Uid"].split()[0] == "300000"
+        assert read(held, "uid_map").split() == ["0", "300000", "65536"]
+        assert os.readlink(f"/proc/{held.pid}/ns/user") != os.readlink("/proc/self/ns/user")
+        assert "1" in os.listdir(f"/proc/{held.pid}/root/proc")
