@@ -19,4 +19,7 @@ class Request:
         self.directory: str | None = (
             None  # where the command starts; None: / of a session, the container's own for exec
         )
+        self.network = ""  # of a stand-in: none, host, container
+        self.write = False  # into the layer of a container that does not run
+        self.entrypoint = False  # run: what the container or image would run itself
         self.own_root = False  # exec: the container's own command in its own root

@@ -20,11 +20,12 @@ class Tools:
     looked for in; target: the container it belongs to, None for the host or a directory.
     """
 
-    __slots__ = ("label", "mnt_fd", "path", "root_fd", "target")
+    __slots__ = ("held", "label", "mnt_fd", "path", "root_fd", "target")
 
     def __init__(self, label: str, root_fd: int, mnt_fd: int, path: str, target: Target | None = None) -> None:
         """Keep the facts."""
         self.label, self.root_fd, self.mnt_fd, self.path, self.target = label, root_fd, mnt_fd, path, target
+        self.held: Callable[[], None] | None = None  # lets go of an image's tree in the cache
 
     def read_file(self, path: str, limit: int = 1 << 20) -> str:
         """The first LIMIT bytes of a regular file of the tools' side, "" where there is none to read."""
@@ -47,14 +48,18 @@ class Tools:
         if self.target is not None:
             self.target.close()
         self.root_fd = -1
+        if self.held:
+            self.held()
 
 
 def open_tools(source: str) -> Tools:
-    """SOURCE is ``host``, ``host:all``, a rootfs directory (a path with a slash), or a TARGET. Raises CntrError."""
+    """SOURCE is ``host``, ``host:all``, a rootfs directory (a path with a slash), an image, or a TARGET. Raises CntrError."""
     if source in ("host", HOST_ALL):
         return Tools("host", os.open("/", os.O_PATH | os.O_CLOEXEC), -1, os.environ.get("PATH") or DEFAULT_PATH)
     if "/" in source and ":" not in source.partition("/")[0]:
         return _directory(source)
+    if source.partition(":")[0] in ("image", "archive", "oci", "dir"):
+        return _image(source)
     from cntr import engines
 
     try:
@@ -71,6 +76,33 @@ def open_tools(source: str) -> Tools:
     return Tools(target.label, target.root_fd, target.namespaces.get("mnt", -1), path, target)
 
 
+def _image(source: str) -> Tools:
+    """An image's tree, from the cache. Raises CntrError."""
+    from cntr import images
+    from cntr.images import cache
+
+    with images.find(source) as image:
+        if image.owner not in (0, os.geteuid()):
+            raise CntrError(
+                f"--tools {printable(source)}: it is in the store of uid {image.owner}",
+                "another user's programs are not run as yours: pull the image yourself",
+            )
+        if image.engine == "dir":
+            return _directory(image.lower_directories()[0])
+        held = cache.open_tree(image)
+    try:
+        tools = _directory(held.path)
+    except BaseException:
+        held.close()
+        raise
+    tools.held, tools.label = held.close, printable(source)
+    settings = image.config.get("Env")
+    for setting in settings if isinstance(settings, list) else ():
+        if str(setting).startswith("PATH=/"):
+            tools.path = str(setting)[5:]
+    return tools
+
+
 def _directory(path: str) -> Tools:
     try:
         root_fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -80,3 +112,8 @@ def _directory(path: str) -> Tools:
             "give `host`, a running container, or the directory of a root filesystem",
         ) from None
     return Tools(printable(os.path.abspath(path)), root_fd, -1, DEFAULT_PATH)
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable

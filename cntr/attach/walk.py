@@ -23,6 +23,8 @@ from cntr.attach.view import View, sockets
 from cntr.errors import CntrError, StepFailed, TargetNotFound, printable
 from cntr.linux import namespaces, procfs
 
+IMAGES = ("image", "archive", "oci", "dir")  # the prefixes of what never runs, cntr.images.KINDS
+
 
 class Fds:
     """Everything to be closed on the way out, last first."""
@@ -52,7 +54,7 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
     """Run one session; the exit status of its command. say: prints one line to the user. Raises CntrError."""
     with Fds() as fds:
         # 1. name → pid → everything /proc says about it
-        container = engines.resolve(request.target)
+        container = _find(request, fds, say)
         engines.verify(container, runs_its_own=request.own_root)
         target = Target(container)
         fds.closers.append(target.close)
@@ -65,6 +67,26 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
             raise TargetNotFound(
                 f"{target.label}: it stopped while cntr attached ({error.strerror})", "is it still running?"
             ) from None
+
+
+def _find(request: Request, fds: Fds, say: Callable[[str], None]) -> Container:
+    """The container as it runs; for what does not run, and for an image, a stand-in that ends with FDS. Raises CntrError."""
+    missing: TargetNotFound | None = None
+    if not request.entrypoint and request.target.partition(":")[0] not in IMAGES:
+        try:
+            container = engines.resolve(request.target)
+        except TargetNotFound as error:
+            missing = error
+        else:
+            if request.write or request.network:
+                raise CntrError(
+                    f"{container.label()} runs: --write and --network are for what does not",
+                    "the session is in the running container as it is",
+                )
+            return container
+    from cntr.images import entrypoint
+
+    return entrypoint.for_session(request, missing, fds.closers, say)
 
 
 class Prepared:
@@ -341,3 +363,4 @@ if TYPE_CHECKING:
 
     from cntr.attach import pty
     from cntr.attach.fileserver import FileServer
+    from cntr.engines import Container

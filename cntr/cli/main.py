@@ -104,6 +104,15 @@ def _exec(parsed: Parsed) -> int:
     return walk.attach(request, _say)
 
 
+def _run_entrypoint(parsed: Parsed) -> int:
+    from cntr.attach import walk
+
+    request = _request(parsed)
+    request.entrypoint = True
+    _protect_interpreter(parsed)
+    return walk.attach(request, _say)
+
+
 def _protect_interpreter(parsed: Parsed) -> None:
     """Go on in an interpreter that the program about to be run cannot write to."""
     from cntr.attach import readonly_interpreter
@@ -146,6 +155,7 @@ def _request(parsed: Parsed) -> Request:
     request.directory = parsed.text("workdir") or None
     request.privileged = parsed.flag("privileged")
     request.verbose = parsed.flag("verbose")
+    request.network, request.write = parsed.text("network"), parsed.flag("write")
     request.join_cgroup = not parsed.flag("no_cgroup")
     return request
 
@@ -159,9 +169,12 @@ def _report(name: str) -> Callable[[Parsed], int]:
     """A command that prints a report of cntr.cli.reports: a table, or JSON."""
 
     def handler(parsed: Parsed) -> int:
-        from cntr.cli import reports
-
-        report = getattr(reports, name)(*parsed.words)
+        if name == "cache":
+            from cntr.cli import image_reports as reports
+        else:
+            from cntr.cli import reports  # type: ignore[no-redef]
+        options = {"stopped": True} if parsed.flag("all") else {}
+        report = getattr(reports, name)(*parsed.words, **options)
         print(report.json() if parsed.flag("json") else report.text())
         return int(report.status)
 
@@ -184,10 +197,12 @@ if TYPE_CHECKING:
 HANDLERS = {
     "attach": _attach,
     "exec": _exec,
+    "run": _run_entrypoint,
     "cp": _cp,
     "mount": _mount,
     "ps": _report("ps"),
     "inspect": _report("inspect"),
+    "cache": _report("cache"),
     "doctor": _report("doctor"),
     "completion": _completion,
 }

@@ -85,6 +85,15 @@ USER = Option(
 )
 ENV = Option("-e --env", "K=V", "set a variable; K alone passes the caller's on", repeat=True)
 WORKDIR = Option("-w --workdir", "DIR", "start in DIR (default: / of a session, the container's own for exec)")
+NETWORK = Option(
+    "--network",
+    "KIND",
+    "of what does not run: none but lo (default), the host's, or the container's where it is there",
+    choices="none host container",
+)
+WRITE = Option(
+    "--write", "", "keep the changes in the layer of a container that does not run; it must not be started meanwhile"
+)
 NO_CGROUP = Option("--no-cgroup", "", "stay in the caller's cgroup")
 VERBOSE = Option("-v --verbose", "", "say what could not be inherited")
 PRIVILEGED = Option("--privileged", "", "keep the host root's capabilities, user namespace and security label")
@@ -119,7 +128,7 @@ COMMANDS = (
                 "--tools",
                 "SRC",
                 "where the tools come from: host (default: this machine's programs), host:all (its whole tree, as it is), "
-                "another container, or the directory of a root filesystem",
+                "another container, an image (image:NAME, archive:FILE, oci:DIR), or the directory of a root filesystem",
             ),
             Option(
                 "--share",
@@ -135,6 +144,8 @@ COMMANDS = (
             ENV,
             WORKDIR,
             PRIVILEGED,
+            NETWORK,
+            WRITE,
             NO_CGROUP,
             VERBOSE,
         ),
@@ -142,24 +153,42 @@ COMMANDS = (
         "cntr attach web -- gdb -p 1            debug its process with your gdb\n"
         "cntr attach docker:3f2a -- strace -fp 1\n"
         "cntr attach web --share .:rw           bring this directory along, to write\n"
-        "cntr attach web --tools toolbox        tools from the container `toolbox`",
+        "cntr attach web --tools toolbox        tools from the container `toolbox`\n"
+        "cntr attach image:web:1 -- ls /var/lib/cntr/etc",
         takes_command=True,
     ),
     Command(
         "exec",
         "[TARGET]",
         "the container's own command in its own root; in a session TARGET can be left out",
-        (USER, ENV, WORKDIR, PRIVILEGED, NO_CGROUP, VERBOSE),
+        (USER, ENV, WORKDIR, PRIVILEGED, NETWORK, WRITE, NO_CGROUP, VERBOSE),
         "cntr exec web -- /app --version\ncntr exec                              /bin/sh of the container, from inside a session",
         takes_command=True,
     ),
-    Command("ps", "", "running containers of every engine on this machine", (JSON,), "cntr ps\ncntr ps --json"),
+    Command(
+        "run",
+        "TARGET",
+        "what a container or an image would run itself, in a stand-in; CMD is a tool of yours before it, as strace",
+        (ENV, NETWORK, WRITE, NO_CGROUP, VERBOSE),
+        "cntr run web                           the entrypoint of `web`, whether it has crashed or not\n"
+        "cntr run web -- strace -f              the same, under your strace\n"
+        "cntr run image:web:1 --network host",
+        takes_command=True,
+    ),
+    Command(
+        "ps",
+        "",
+        "running containers of every engine on this machine",
+        (Option("-a --all", "", "those that do not run, too"), JSON),
+        "cntr ps\ncntr ps --all\ncntr ps --json",
+    ),
     Command(
         "inspect",
         "TARGET",
         "what attach would take from a container, property by property, and what not and why",
         (JSON,),
-        "cntr inspect web\ncntr inspect pid:4711 --json",
+        "cntr inspect web\ncntr inspect pid:4711 --json\n"
+        "cntr inspect image:web:1               its entrypoint, and what is missing to start it",
     ),
     Command(
         "cp",
@@ -193,6 +222,13 @@ COMMANDS = (
             Option("-o --options", "OPTS", "mount options, comma-separated: ro, nosuid, noatime, …", repeat=True),
         ),
         "cntr mount /srv/tools /mnt\numount /mnt",
+    ),
+    Command(
+        "cache",
+        "[ACTION] [IMAGE]",
+        "images unpacked for --tools and as targets: list (default), clear",
+        (JSON,),
+        "cntr cache\ncntr cache clear                       all that no session uses\ncntr cache clear toolbox:1",
     ),
     Command("doctor", "", "what this machine lacks, per feature, with the fix", (JSON,), "cntr doctor"),
     Command(

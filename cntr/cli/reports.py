@@ -49,8 +49,8 @@ class Report:
         return json.dumps([dict(zip(self.columns, row, strict=True)) for row in self.rows], indent=2)
 
 
-def ps() -> Report:
-    """The running containers of every engine."""
+def ps(*, stopped: bool = False) -> Report:
+    """The running containers of every engine; stopped: those that do not run, too."""
     report = Report("engine", "name", "id", "pid", "state", "owner", "userns", "image")
     found, answers = listing.running()
     for container in found:
@@ -58,6 +58,12 @@ def ps() -> Report:
             *(container.engine, listing.shown_name(container), container.id[:12], container.pid, container.state),
             *(store.owner_name(container.owner), _user_namespace(container.pid), container.image),
         )
+    if stopped:
+        from cntr.images import targets
+
+        for made in targets.stopped():
+            owner = store.owner_name(made.owner)
+            report.add(made.engine, made.name, made.id[:12], None, made.state, owner, None, made.image)
     for answer in answers:
         if answer.refused:
             whose = f" of {store.owner_name(answer.owner)}" if answer.owner else ""
@@ -78,11 +84,22 @@ def _user_namespace(pid: int) -> str:
 
 
 def inspect(name: str) -> Report:
-    """What a session takes from the target, property by property. Raises CntrError."""
-    container = engines.resolve(name)
-    engines.verify(container)
-    target = Target(container)
-    report = Report("property", "value", "inherited", "why")
+    """What a session takes from the target, property by property; of what does not run, what it was. Raises CntrError."""
+    from cntr.images import targets
+
+    container, stand_in = targets.resolve(name)
+    try:
+        engines.verify(container)
+        report = Report("property", "value", "inherited", "why")
+        for key, value in stand_in.describe() if stand_in else ():
+            report.add(key, value, None, None)
+        return _inspect(report, Target(container))
+    finally:
+        if stand_in:
+            stand_in.close()
+
+
+def _inspect(report: Report, target: Target) -> Report:
     try:
         report.add(
             "process", target.pid, "yes", f"{target.label}: {printable(procfs.read('comm', target.proc_fd).strip())}"

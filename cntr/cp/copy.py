@@ -119,16 +119,26 @@ def copy(source: str, destination: str, *, archive: bool, follow: bool, say: Cal
         raise UsageError(
             "cntr cp: neither side is in a container", "the container's side is TARGET:/PATH, from its root"
         )
-    container = engines.resolve(source_target or target)
-    if not container.rootfs or container.state != "rootfs":
-        engines.verify(container)
-    for line in engines.notes(container):
-        say(line)
+    from cntr.images import targets
+
+    container, stand_in = targets.resolve(source_target or target, write=bool(target), say=say)
+    try:
+        if not container.rootfs or container.state != "rootfs":
+            engines.verify(container)
+        for line in engines.notes(container):
+            say(line)
+        work = Work(container, archive=archive, follow=follow, outward=bool(source_target))
+        return _copy(work, source_path, path, say)
+    finally:
+        if stand_in:
+            stand_in.close()
+
+
+def _copy(work: Work, source_path: bytes, path: bytes, say: Callable[[str], None]) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # two for each level of a deep tree
-    work = Work(container, archive=archive, follow=follow, outward=bool(source_target))
     try:
-        if source_target:
+        if work.outward:
             return work.run(path, source_path, say)
         return work.run(source_path, path, say)
     finally:

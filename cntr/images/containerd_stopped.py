@@ -13,11 +13,11 @@ NAMESPACES = 64
 CRI = "io.kubernetes.cri."
 
 
-def find(name: str, deadline: float) -> list[Blueprint]:
+def find(name: str, deadline: float, *, running: bool = False) -> list[Blueprint]:
     """The container of that id, NAMESPACE/ID, id prefix or nerdctl name, in every namespace. Raises ImageError."""
     known = containerd.nerdctl_ids(name)
     found = []
-    for namespace, id in _all(deadline):
+    for namespace, id in _all(deadline, running=running):
         if (
             (namespace, id) in known
             or name in (id, f"{namespace}/{id}")
@@ -37,16 +37,16 @@ def stopped(deadline: float) -> list[Blueprint]:
     return found
 
 
-def _all(deadline: float) -> list[tuple[str, str]]:
+def _all(deadline: float, *, running: bool = False) -> list[tuple[str, str]]:
     """(namespace, id) of every container that does not run. Docker's own are Docker's to tell."""
     seconds = max(1.0, deadline - time.monotonic())
-    running = {(task.namespace, task.id) for task in containerd.tasks() if containerd.started(task)[2]}
+    tasks = {(task.namespace, task.id) for task in containerd.tasks() if containerd.started(task)[2]}
     found = []
     for namespace in stores.run(["ctr", "namespaces", "ls", "-q"], seconds).split()[:NAMESPACES]:
         if namespace == "moby" or not store.is_component(namespace):
             continue
         ids = stores.run(["ctr", "-n", namespace, "containers", "ls", "-q"], seconds).split()
-        found += [(namespace, id) for id in ids if store.is_component(id) and (namespace, id) not in running]
+        found += [(namespace, id) for id in ids if store.is_component(id) and (running or (namespace, id) not in tasks)]
     return found
 
 

@@ -13,7 +13,7 @@ from cntr.images.spec import CAPABILITIES, capability_mask, limit, mapping, path
 LOG_LINES = 10
 
 
-def find(name: str, deadline: float) -> list[Blueprint]:
+def find(name: str, deadline: float, *, running: bool = False) -> list[Blueprint]:
     """The stopped container of that name or id, of each daemon. Raises Refused, OSError."""
     if not docker.NAME.issuperset(name) or name[:1] in ("", ".", "-", "_"):
         return []
@@ -23,7 +23,7 @@ def find(name: str, deadline: float) -> list[Blueprint]:
             status, answer = docker._get(path, f"/containers/{name}/json", owner, deadline)
         except (FileNotFoundError, ConnectionRefusedError):
             continue
-        if status == 200 and not mapping(answer).get("State", {}).get("Pid"):
+        if status == 200 and (running or not mapping(answer).get("State", {}).get("Pid")):
             found.append(blueprint(path, owner, mapping(answer)))
     return found
 

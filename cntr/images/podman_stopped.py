@@ -12,9 +12,9 @@ from cntr.images.blueprint import Blueprint
 LOG_LINES = 10
 
 
-def find(name: str, deadline: float) -> list[Blueprint]:
+def find(name: str, deadline: float, *, running: bool = False) -> list[Blueprint]:
     """The stopped container of that name or id prefix in every store. Raises ImageError, Refused."""
-    return [blueprint(row) for row in _rows(lambda row: store.answers_to(name, row.id, row.names))]
+    return [blueprint(row) for row in _rows(lambda row: store.answers_to(name, row.id, row.names), running=running)]
 
 
 def stopped(deadline: float) -> list[Blueprint]:
@@ -22,9 +22,11 @@ def stopped(deadline: float) -> list[Blueprint]:
     return [_named(row) for row in _rows(lambda row: True)]
 
 
-def _rows(wanted: Callable[[containers_storage.Known], bool]) -> list[containers_storage.Known]:
+def _rows(
+    wanted: Callable[[containers_storage.Known], bool], *, running: bool = False
+) -> list[containers_storage.Known]:
     rows = containers_storage.known_containers(wanted)
-    return [row for row in rows if not row.is_foreign() and not containers_storage.running(row)]
+    return [row for row in rows if not row.is_foreign() and (running or not containers_storage.running(row))]
 
 
 def _named(row: containers_storage.Known) -> Blueprint:

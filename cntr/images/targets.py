@@ -21,7 +21,7 @@ ALIASES = {
 }
 
 
-def find(target: str) -> Blueprint | None:
+def find(target: str, *, running: bool = False) -> Blueprint | None:
     """The blueprint of an image, or of the one container of that name that does not run; None where nobody has one. Raises CntrError."""
     if images.is_reference(target):
         return _image(target)
@@ -36,7 +36,7 @@ def find(target: str) -> Blueprint | None:
         if len(asked) > 1 and not known[engine].present():
             continue
         try:
-            found += module(engine).find(name, deadline)
+            found += module(engine).find(name, deadline, running=running)
         except ImageError as error:
             failed = failed or error
         except (Refused, OSError):
@@ -88,10 +88,10 @@ def _image(reference: str) -> Blueprint:
 
 
 def hold(
-    target: str, *, network: str = "", write: bool = False, say: Callable[[str], None]
+    target: str, *, network: str = "", write: bool = False, running: bool = False, say: Callable[[str], None]
 ) -> tuple[Container, StandIn] | None:
     """A stand-in for TARGET and the Container of it, None where nobody knows it. The caller closes the stand-in. Raises CntrError."""
-    made = find(target)
+    made = find(target, running=running)
     if made is None:
         return None
     try:
@@ -123,26 +123,8 @@ def start(made: Blueprint, *, network: str = "", write: bool = False, say: Calla
     return StandIn(made, network=network, write=write, say=say)
 
 
-def stand_in(
-    target: str,
-    missing: CntrError | None,
-    fds: list[Callable[[], object]],
-    *,
-    network: str,
-    write: bool,
-    say: Callable[[str], None],
-) -> Container:
-    """A Container for what does not run; its stand-in is closed by the last of FDS. Raises MISSING where nobody knows TARGET, CntrError."""
-    held = hold(target, network=network, write=write, say=say)
-    if held is None:
-        raise missing or TargetNotFound(f"{printable(target[:200])}: no such container", "`cntr ps --all` lists them")
-    container, process = held
-    fds.append(process.close)
-    return container
-
-
 def resolve(
-    target: str, *, write: bool = False, network: str = "", say: Callable[[str], None]
+    target: str, *, write: bool = False, network: str = "", say: Callable[[str], None] = lambda line: None
 ) -> tuple[Container, StandIn | None]:
     """TARGET as it runs, or a stand-in for it; the caller closes that. Raises TargetNotFound, AmbiguousTarget, CntrError."""
     missing: TargetNotFound | None = None
@@ -183,8 +165,8 @@ if TYPE_CHECKING:
     class StoppedModule(Protocol):
         """What each engine's module offers."""
 
-        def find(self, name: str, deadline: float) -> list[Blueprint]:
-            """Those that NAME means."""
+        def find(self, name: str, deadline: float, *, running: bool = False) -> list[Blueprint]:
+            """Those that NAME means; running: those that run, too."""
 
         def stopped(self, deadline: float) -> list[Blueprint]:
             """All."""

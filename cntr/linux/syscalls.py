@@ -225,7 +225,8 @@ def mount_setattr(
 def new_filesystem(fstype: str, options: Mapping[str, str | int | None] | Options, attrs: int = 0) -> int:
     """fsopen, fsconfig, fsmount: a detached mount of a new superblock.
 
-    options: a number is a fd (FSCONFIG_SET_FD), None a flag; a list of pairs where one repeats (overlay's lowerdir+). Returns the mount's fd (close-on-exec).
+    options: a number is a fd (FSCONFIG_SET_FD), None a flag; a list of pairs where one repeats (overlay's lowerdir+).
+    Returns the mount's fd (close-on-exec).
     """
     fs = _check(_syscall(_long(_SYS_FSOPEN), fstype.encode(), FSOPEN_CLOEXEC), "fsopen", fstype)
     try:

@@ -42,6 +42,7 @@ CNTRFS_LAYERS = (
 LAYERS = (
     ("cntr.__main__",),
     ("cntr.cli.main",),
+    ("cntr.cli.image_reports",),
     ("cntr.cli.reports",),
     ("cntr.cli.manual",),
     ("cntr.cli.options",),
