@@ -1,0 +1,200 @@
+"""Containers that do not run, and images, of real engines, through the command line: session, exec, run, cp, inspect, ps."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tests.engines import rigging, rigs
+
+RIGS = ("docker", "docker_remapped", "podman", "podman_rootless", "containerd", "kubernetes")
+ROOT = pathlib.Path(__file__).parents[2]
+ROOTLESS = (
+    'mount -t tmpfs cntr-rig /run/user && mkdir /run/user/{uid} && mount --bind {runtime} /run/user/{uid} && exec "$@"'
+)
+
+
+class Stopped:
+    """A box whose process was killed, and cntr in the environment in which its engine is found."""
+
+    def __init__(self, rig, box) -> None:
+        self.rig, self.box = rig, box
+        self.env = {**rig.den.env, **box.env, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": ""}
+        self.env["CNTR_CACHE_DIR"] = f"{rig.den.path}/cache"
+        self.view: tuple[str, ...] = ()
+        if hasattr(rig, "uid"):  # as root sees a user's containers: by the user's runtime directory and home
+            script = ROOTLESS.format(uid=rig.uid, runtime=f"{rig.den.path}/runtime")
+            self.view = (*rigging.users_view(rig.den.path, [("slim", rig.uid)]), "sh", "-c", script, "sh")
+            self.env = {**box.env, "PYTHONPATH": str(ROOT), "CNTR_RIG": rig.den.mark, "HOME": "/root"}
+            self.env.pop("XDG_RUNTIME_DIR", None)
+        if rig.engine in ("containerd", "k8s"):
+            self.env["CONTAINERD_ADDRESS"] = rig.socket
+        self.kill()
+
+    def kill(self) -> None:
+        os.kill(self.box.pid, 9)
+        self.rig.den.wait_for("the end", lambda: not os.path.exists(f"/proc/{self.box.pid}"))
+        if hasattr(self.rig, "command"):
+            state = ("inspect", "--format", "{{.State.Status}}", self.box.name)
+            self.rig.den.wait_for("the engine's notice", lambda: self.rig.command(*state).strip() == "exited")
+
+    def cntr(self, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [*self.view, sys.executable, "-m", "cntr", *arguments], env=self.env, cwd="/", capture_output=True, text=True,
+            stdin=subprocess.DEVNULL, timeout=100,
+        )  # fmt: skip
+        assert done.returncode == status, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def out(self, *arguments: str) -> str:
+        return self.cntr(*arguments).stdout
+
+    def diff(self) -> str:
+        return self.rig.command("diff", self.box.name)
+
+
+@pytest.fixture
+def stopped(request):
+    rig = rigs.open_rig(request, request.param)
+    with rig.box("busybox") as box:
+        yield Stopped(rig, box)
+
+
+def of(*names: str):
+    return pytest.mark.parametrize("stopped", names, indirect=True)
+
+
+@of(*RIGS)
+def test_a_session_in_a_container_that_has_ended(stopped):
+    target = stopped.box.target
+    script = "cat /var/lib/cntr/etc/motto; echo x > /var/lib/cntr/new && cat /var/lib/cntr/new; readlink /proc/1/exe"
+    done = stopped.cntr("attach", target, "--", "sh", "-c", script)
+    assert done.stdout.split()[:2] == ["slim", "x"], done.stdout
+    assert "stand-in" in done.stderr
+    assert stopped.out("exec", target, "--", "/bin/sh", "-c", "cat /etc/motto; ls /new; id -u").split()[:1] == ["slim"]
+    rows = json.loads(stopped.out("ps", "--all", "--json"))
+    assert [row for row in rows if not row["pid"] and row["id"] == stopped.box.id[:12]], rows
+    properties = {row["property"]: row["value"] for row in json.loads(stopped.out("inspect", target, "--json"))}
+    assert properties["command"] == ("sleep 100000" if hasattr(stopped.rig, "command") else "/bin/sleep 100000")
+    assert properties["entrypoint check"] == "nothing is missing to start it"
+    if stopped.rig.engine in ("docker", "podman") and not stopped.view:
+        assert properties["last exit status"] == "137 (signal 9)"
+
+
+@of("docker", "podman", "docker_remapped")
+def test_nothing_is_different_afterwards_and_with_write_it_is_fixed(stopped):
+    target, before = stopped.box.target, stopped.diff()
+    script = "echo x > /etc/fixed; rm /etc/motto; mkdir -p /new/deep; chmod 700 /data"
+    stopped.cntr("exec", target, "--", "/bin/sh", "-c", script.replace("rm", "/bin/busybox rm").replace("mkdir", "/bin/busybox mkdir")
+                 .replace("chmod", "/bin/busybox chmod"))  # fmt: skip
+    (pathlib.Path(stopped.rig.den.path) / "file").write_text("copied\n")
+    assert stopped.diff() == before
+    stopped.cntr("exec", "--write", target, "--", "/bin/sh", "-c", "echo fixed > /etc/fixed")
+    stopped.cntr("cp", f"{stopped.rig.den.path}/file", f"{target}:/etc/copied")
+    assert stopped.out("cp", f"{target}:/etc/fixed", "/dev/stdout") == "fixed\n"
+    changed = set(stopped.diff().splitlines()) - set(before.splitlines())
+    assert {"A /etc/fixed", "A /etc/copied"} <= changed <= {"A /etc/fixed", "A /etc/copied", "C /etc"}
+    stopped.rig.command("start", stopped.box.name)
+    stopped.box.pid = int(stopped.rig.command("inspect", "--format", "{{.State.Pid}}", stopped.box.name))
+    assert stopped.out("exec", target, "--", "/bin/cat", "/etc/fixed", "/etc/copied") == "fixed\ncopied\n"
+    assert "are for what does not" in stopped.cntr("exec", "--write", target, "--", "/bin/true", status=125).stderr
+
+
+@of("docker", "podman")
+def test_with_write_the_session_ends_when_the_engine_starts_the_container(stopped):
+    session = subprocess.Popen(
+        [sys.executable, "-m", "cntr", "exec", "--write", stopped.box.target, "--", "/bin/sh", "-c", "echo in; sleep 60"],
+        env=stopped.env, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert session.stdout
+    assert session.stdout.readline() == "in\n"
+    stopped.rig.command("start", stopped.box.name)
+    output, errors = session.communicate(timeout=30)
+    assert session.returncode not in (0, None)
+    assert "was started: the session with --write ends" in errors
+
+
+@pytest.mark.parametrize("engine", ["docker", "podman"])
+def test_a_container_that_crash_loops_is_found_out_fixed_and_started(request, engine):
+    """What the recipe says: why does it die, fix a file with --write, start it."""
+    rig = rigs.open_rig(request, engine)
+    name = rigging.unique("crash")
+    flags = [*rig.extra, "--network", "none", "--name", name, "--env", "MODE=prod"]
+    rig.command("create", *flags, "slim:1", "/data/start")
+    made = pathlib.Path(rig.den.path, f"start-{name}")
+    made.write_text("#!/bin/sh\r\nexec sleep 100000\r\n")
+    made.chmod(0o755)
+    rig.command("cp", str(made), f"{name}:/data/start")
+    box = rigs.Box(rig, name, 0)
+    with box:
+        with pytest.raises(rigging.Failed):
+            rig.command("start", name)
+        crashed = Stopped.__new__(Stopped)
+        crashed.kill = lambda: None
+        crashed.__init__(rig, box)
+        properties = json.loads(crashed.out("inspect", box.target, "--json"))
+        said = [row["value"] for row in properties if row["property"] == "entrypoint check"]
+        assert [line for line in said if "CRLF" in line], said
+        crashed.cntr("exec", "--write", box.target, "--", "/bin/busybox", "sed", "-i", "s/\\r//", "/data/start")
+        rig.command("start", name)
+        assert crashed.out("exec", box.target, "--", "/bin/cat", "/data/start") == "#!/bin/sh\nexec sleep 100000\n"
+
+
+@of("docker", "podman")
+def test_its_entrypoint_again_under_a_tool(stopped):
+    name = rigging.unique("run")
+    flags = [*stopped.rig.extra, "--network", "none", "--name", name, "--env", "MODE=prod", "--user", "1000"]
+    stopped.rig.command(
+        "create", *flags, "slim:1", "/bin/sh", "-c", "echo $MODE $(id -u) $(pwd); cat /proc/1/missing; exit 7"
+    )
+    with rigs.Box(stopped.rig, name, 0):
+        target = f"{stopped.rig.engine}:{name}"
+        done = stopped.cntr("run", target, status=7)
+        assert done.stdout.split() == ["prod", "1000", "/"]
+        traced = stopped.cntr("run", target, "--", "strace", "-f", "-e", "trace=openat,open", status=7)
+        assert traced.stdout.split() == ["prod", "1000", "/"]
+        assert "/proc/1/missing" in traced.stderr
+
+
+@of("docker", "podman", "containerd")
+def test_images_as_targets_and_as_tools(stopped):
+    engine, name = stopped.rig.engine, "slim:1" if stopped.rig.engine != "containerd" else "localhost/slim:1"
+    for reference in (f"image:{name}", f"image:{engine}:{name}"):
+        assert stopped.out("exec", reference, "--", "/bin/cat", "/etc/motto") == "slim\n"
+    assert stopped.out("attach", f"image:{name}", "--", "cat", "/var/lib/cntr/etc/motto") == "slim\n"
+    script = "cat /etc/motto; ls /bin/busybox; [ -e /usr/bin/python3 ] || echo none"
+    tools = stopped.out("attach", stopped.box.target, "--tools", f"image:{name}", "--", "/bin/sh", "-c", script)
+    assert tools.split() == ["slim", "/bin/busybox", "none"]
+    rows = json.loads(stopped.out("cache", "--json"))
+    assert [row["image"] for row in rows] in ([name], [name, name])
+    stopped.cntr("cache", "clear")
+    assert json.loads(stopped.out("cache", "list", "--json")) == []
+    assert "never written" in stopped.cntr("exec", "--write", f"image:{name}", "--", "/bin/true", status=125).stderr
+    assert f"{engine}: has none of that name" in stopped.cntr("exec", "image:nobody/has:it", status=125).stderr
+
+
+@of("kubernetes")
+def test_a_pods_container_joins_the_sandbox_while_it_lives(stopped):
+    pod = stopped.box.name.split("/")[1]
+    sandbox = next(row for row in rigging.run([*stopped.rig.cli, "task", "ls"], env=stopped.rig.den.env).splitlines()
+                   if row.split()[0] == stopped.rig.pods[stopped.box.name])  # fmt: skip
+    namespaces = stopped.out(
+        "exec", stopped.box.target, "--", "/bin/sh", "-c", "/bin/busybox readlink /proc/self/ns/ipc"
+    )
+    assert namespaces.strip() == os.readlink(f"/proc/{sandbox.split()[1]}/ns/ipc"), pod
+
+
+def test_a_file_that_docker_saved(docker, tmp_path, monkeypatch):
+    saved = tmp_path / "saved.tar"
+    docker.command("save", "-o", str(saved), "slim:1")
+    monkeypatch.setenv("CNTR_CACHE_DIR", str(tmp_path / "cache"))
+    done = subprocess.run(
+        [sys.executable, "-m", "cntr", "exec", f"archive:{saved}", "--", "/bin/cat", "/etc/motto"],
+        cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60,
+    )  # fmt: skip
+    assert done.stdout == "slim\n", done.stderr
