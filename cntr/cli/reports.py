@@ -61,16 +61,15 @@ def ps(*, stopped: bool = False) -> Report:
     if stopped:
         from cntr.images import targets
 
-        for made in targets.stopped():
-            owner = store.owner_name(made.owner)
-            report.add(made.engine, made.name, made.id[:12], None, made.state, owner, None, made.image)
+        for row in targets.stopped_rows():
+            report.add(*row)
     for answer in answers:
         if answer.refused:
             whose = f" of {store.owner_name(answer.owner)}" if answer.owner else ""
             report.footer.append(f"{answer.entry.name}{whose}: did not answer: {printable(answer.refused[:300])}")
     if not report.rows:
-        asked = ", ".join(answer.entry.name for answer in answers)
-        report.footer.insert(0, f"no running containers (asked: {asked or 'no engine is here'})")
+        asked = ", ".join(answer.entry.name for answer in answers) or "no engine is here"
+        report.footer.insert(0, f"no running containers (asked: {asked})")
     return report
 
 
@@ -88,9 +87,9 @@ def inspect(name: str) -> Report:
     from cntr.images import targets
 
     container, stand_in = targets.resolve(name)
+    report = Report("property", "value", "inherited", "why")
     try:
         engines.verify(container)
-        report = Report("property", "value", "inherited", "why")
         for key, value in stand_in.describe() if stand_in else ():
             report.add(key, value, None, None)
         return _inspect(report, Target(container))
@@ -104,7 +103,7 @@ def _inspect(report: Report, target: Target) -> Report:
         report.add(
             "process", target.pid, "yes", f"{target.label}: {printable(procfs.read('comm', target.proc_fd).strip())}"
         )
-        for line in engines.notes(container):
+        for line in engines.notes(target.container):
             report.add("note", line, "", "")
         _inspect_namespaces(report, target)
         _inspect_cgroups(report, target)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from cntr import engines, images
-from cntr.engines import Container, Refused, registry
+from cntr.engines import Container, Refused, registry, store
 from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound, printable
 from cntr.images import ENGINES, ImageError, blueprint, ids
 from cntr.images.standin import StandIn
@@ -153,6 +153,14 @@ def stopped() -> list[Blueprint]:
             except (Refused, CntrError, OSError):
                 continue
     return found
+
+
+def stopped_rows() -> list[tuple[object, ...]]:
+    """They as rows of ``cntr ps``: engine, name, id, no pid, state, owner, no user namespace, image."""
+    return [
+        (made.engine, made.name, made.id[:12], None, made.state, store.owner_name(made.owner), None, made.image)
+        for made in stopped()
+    ]
 
 
 TYPE_CHECKING = False

@@ -68,22 +68,8 @@ def read(held: StandIn, name: str) -> str:
 
 def run(held: StandIn, script: str) -> str:
     """As a root without CAP_SYS_PTRACE, which a container's has not."""
-    command = [
-        "setpriv",
-        "--bounding-set=-sys_ptrace",
-        "nsenter",
-        "-t",
-        str(held.pid),
-        "-m",
-        "-u",
-        "-n",
-        "-p",
-        "-i",
-        "/bin/busybox",
-        "sh",
-        "-c",
-        script,
-    ]
+    enter = ["nsenter", "-t", str(held.pid), "-m", "-u", "-n", "-p", "-i"]
+    command = ["setpriv", "--bounding-set=-sys_ptrace", *enter, "/bin/busybox", "sh", "-c", script]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
