@@ -5,19 +5,23 @@ A call is a method name of ``Calls`` and its arguments; the answer is ("value", 
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import errno
+import fcntl
 import mmap
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import stat
+import struct
 from typing import Any
 
 from . import syscalls
 from .actors import Actor, fork
 
+_FLOCK = struct.Struct("hhqqi4x")
 Answer = tuple[str, Any]
 ANSWER_SECONDS = 30.0
 
@@ -117,6 +121,44 @@ class Calls:
 
     def name_open_file(self, slot: int, path: str) -> None:
         syscalls.link_fd(self.slots[slot], path)
+
+    # Locks: never waiting, so that both trees answer at once
+
+    def flock(self, slot: int, kind: int) -> None:
+        fcntl.flock(self.slots[slot], kind | fcntl.LOCK_NB)
+
+    def lock(self, slot: int, open_file: bool, kind: int, start: int, length: int) -> None:
+        """A POSIX lock, or the open file's own."""
+        command = fcntl.F_OFD_SETLK if open_file else fcntl.F_SETLK
+        fcntl.fcntl(self.slots[slot], command, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
+
+    def is_locked(self, slot: int, open_file: bool, kind: int, start: int, length: int) -> bool:
+        """Is there a lock of another's in the way? (Which of several, and whose pid it shows, is not told alike.)"""
+        command = fcntl.F_OFD_GETLK if open_file else fcntl.F_GETLK
+        answer = fcntl.fcntl(self.slots[slot], command, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
+        return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+    def lock_in_thread(self, slot: int, open_file: bool, kind: int, start: int, length: int) -> None:
+        """A process's threads are one owner."""
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            pool.submit(self.lock, slot, open_file, kind, start, length).result()
+
+    def dup(self, slot: int, other: int) -> None:
+        self.slots[slot] = os.dup(self.slots[other])
+
+    def lock_in_child(self, slot: int, open_file: bool, kind: int, start: int, length: int) -> int:
+        """By a forked process, which closes all it inherited: the errno that it met, or 0."""
+        pid = fork()
+        if pid == 0:
+            status = 0
+            try:
+                self.lock(slot, open_file, kind, start, length)
+                os.close(self.slots[slot])
+            except OSError as error:
+                status = error.errno or 255
+            finally:
+                os._exit(status)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
     # Names
 

@@ -6,6 +6,7 @@ of every open file its fstat; and that the server lives. $CNTR_EXAMPLES=N runs N
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 from typing import Any
@@ -164,6 +165,35 @@ class Twins(RuleBasedStateMachine):
         other, target = self.open[two % len(self.open)]
         if who == other:
             self.both(who, "copy", source, target, size, offset_in, offset_out)
+
+    # Locks
+
+    @precondition(lambda self: self.open)
+    @rule(index=st.integers(0, 20), kind=st.sampled_from((fcntl.LOCK_SH, fcntl.LOCK_EX, fcntl.LOCK_UN)))
+    def flock(self, index: int, kind: int) -> None:
+        who, slot = self.open[index % len(self.open)]
+        self.both(who, "flock", slot, kind)
+
+    @precondition(lambda self: self.open)
+    @rule(
+        index=st.integers(0, 20),
+        call=st.sampled_from(("lock", "lock", "lock", "is_locked", "lock_in_thread", "lock_in_child")),
+        open_file=st.booleans(),
+        kind=st.sampled_from((fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK)),
+        start=st.sampled_from((0, 5, 10)),
+        length=st.sampled_from((0, 5, 7)),
+    )
+    def lock(self, index: int, call: str, open_file: bool, kind: int, start: int, length: int) -> None:
+        who, slot = self.open[index % len(self.open)]
+        self.both(who, call, slot, open_file, kind, start, length)
+
+    @precondition(lambda self: self.open)
+    @rule(index=st.integers(0, 20))
+    def dup(self, index: int) -> None:
+        who, slot = self.open[index % len(self.open)]
+        self.slots += 1
+        if self.both(who, "dup", self.slots, slot):
+            self.open.append((who, self.slots))
 
     # Names
 
