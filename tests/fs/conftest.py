@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ import pytest
 
 from .servers import BINDINGS, MODES, Place, missing, place
 
-HANG_SECONDS = 90.0
+HANG_SECONDS = 90.0 + 5 * int(os.environ.get("CNTR_EXAMPLES", "0"))  # a long run of the state machine is one test
 
 pytest.register_assert_rewrite("tests.fs.checks")
 
