@@ -20,11 +20,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--read-only", action="store_true")
     parser.add_argument("--foreground", action="store_true")
     parser.add_argument("--cache", choices=CACHE_POLICIES)
-    parser.add_argument("-o", dest="options", default="", metavar="OPTS")
+    parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPTS")
     given = parser.parse_args(arguments)
     logging.basicConfig(format="cntrfs: %(levelname)s: %(message)s", level=logging.INFO)
     try:
-        options = parse(given.options, Options(read_only=given.read_only))
+        options = parse(",".join(given.options), Options(read_only=given.read_only))
         if given.cache:
             set_cache(options, given.cache)
         return mounting.run(given.source, given.mountpoint, options, binding=given.binding, foreground=given.foreground)

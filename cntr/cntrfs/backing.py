@@ -8,6 +8,7 @@ are taken for the calls that create, while the server's capabilities stay, but f
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 STRIPPED = os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_DIRECT | os.O_APPEND | os.O_NOFOLLOW | 0o20000  # FASYNC
 O_TMPFILE = os.O_TMPFILE
 _FSETID = 1 << file_syscalls.CAP_FSETID
+AS_IS: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 
 class Caller:
@@ -169,6 +171,14 @@ class Credentials:
     def without_fsetid(self) -> _WithoutFsetid:
         """A scope in which writing kills set-id bits, as it does for an unprivileged writer."""
         return self._lowering
+
+    def registering(self) -> contextlib.AbstractContextManager[None]:
+        """The scope to register a backing file in: the kernel takes the thread's credentials for all who write to it."""
+        return self._lowering
+
+    def raised(self) -> contextlib.AbstractContextManager[None]:
+        """The scope for what takes capabilities; a server that lowered its own (``nobody``) has them back inside."""
+        return AS_IS
 
 
 class _WithoutFsetid:

@@ -26,6 +26,7 @@ NOW = file_syscalls.UTIME_NOW
 _OMIT = (0, file_syscalls.UTIME_OMIT)
 _UNCHANGED = 0xFFFFFFFF
 _ACL_PREFIX = b"system.posix_acl_"
+_FILE_CAPABILITIES = b"security.capability"
 NOBODYS_GROUP = 0xFFFFFFFE  # a group that no file has
 
 
@@ -60,11 +61,16 @@ class Changes:
 class Core(FileOperations):
     """One served tree."""
 
-    def __init__(self, root_fd: int, options: Options) -> None:
-        """root_fd: a directory fd of the tree's root; the core owns it. Sets the process's umask to 0."""
+    def __init__(self, root_fd: int, options: Options, credentials: Credentials | None = None) -> None:
+        """root_fd: a directory fd of the tree's root; the core owns it. Sets the process's umask to 0.
+
+        credentials: of the thread that serves; its own where none are given.
+        """
         self.options = options
-        self.credentials = Credentials()
-        self.nodes = NodeTable(root_fd, options.max_fds)
+        self.credentials = credentials or Credentials()
+        self.nodes = NodeTable(root_fd, options.max_fds, self.credentials.raised())
+        if options.root_kept:
+            self.nodes.root.slot.forbids = 0
         Caller.retrying = self.nodes.retrying
         self.handles = {}
         self.last_handle = 0
@@ -305,12 +311,23 @@ class Core(FileOperations):
         return proc_path(self.nodes.fd(self.nodes.get(nodeid)))
 
     def getxattr(self, nodeid: int, name: bytes) -> bytes:
-        """GETXATTR."""
-        return os.getxattr(self._path(nodeid), name)
+        """GETXATTR. ENODATA for the ACL of a file whose filesystem has none: EOPNOTSUPP the kernel takes for a refusal."""
+        node = self.nodes.get(nodeid)
+        if name == _FILE_CAPABILITIES and node.slot.forbids & os.ST_NOSUID:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        try:
+            return os.getxattr(proc_path(self.nodes.fd(node)), name)
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP and name.startswith(_ACL_PREFIX):
+                error.errno = errno.ENODATA
+            raise
 
     def listxattr(self, nodeid: int, caller: Caller) -> list[bytes]:
         """LISTXATTR; trusted.* exists for root alone (xattr(7))."""
-        names = [os.fsencode(name) for name in os.listxattr(self._path(nodeid))]
+        node = self.nodes.get(nodeid)
+        names = [os.fsencode(name) for name in os.listxattr(proc_path(self.nodes.fd(node)))]
+        if node.slot.forbids & os.ST_NOSUID and _FILE_CAPABILITIES in names:
+            names.remove(_FILE_CAPABILITIES)
         if not any(name.startswith(b"trusted.") for name in names) or caller.is_capable(file_syscalls.CAP_SYS_ADMIN):
             return names
         return [name for name in names if not name.startswith(b"trusted.")]

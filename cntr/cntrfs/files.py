@@ -8,7 +8,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from cntr.cntrfs.backing import STRIPPED, Caller, Credentials, proc_path
+from cntr.cntrfs.backing import AS_IS, STRIPPED, Caller, Credentials, proc_path
 from cntr.cntrfs.node import Node, Slot, stale
 from cntr.cntrfs.nodes import NodeTable
 from cntr.cntrfs.options import Options
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 _LISTINGS = 32  # directories being read at once whose place is remembered
+_FMODE_EXEC = 0x20  # linux/fs.h: the kernel opens it to run it; open(2) does not let it through
 _SETID = stat.S_ISUID | stat.S_ISGID
 _NOT_WRITABLE_ANY_MORE = (errno.EPERM, errno.EACCES, errno.EROFS, errno.ETXTBSY)
-_AS_IS: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 
 class FileHandle:
@@ -69,12 +69,19 @@ class FileOperations:
         if self.options.read_only:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
+    def demand_open(self, node: Node, flags: int) -> None:
+        """What a client's open(2) with FLAGS may be refused for, whatever the file is like: a read-only tree, noexec."""
+        if flags & (os.O_ACCMODE | os.O_TRUNC):
+            self.demand_writable()
+        if flags & _FMODE_EXEC and node.slot.forbids & os.ST_NOEXEC:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
     def backing_flags(self, flags: int) -> int:
         """The flags to open a backing file with for a client's open(2) FLAGS.
 
         With the kernel's writeback cache a partial page is read before it is written: O_WRONLY becomes O_RDWR.
         """
-        wanted = flags & ~STRIPPED | os.O_CLOEXEC
+        wanted = flags & ~(STRIPPED | _FMODE_EXEC) | os.O_CLOEXEC
         if flags & (os.O_ACCMODE | os.O_TRUNC):
             self.demand_writable()
         if self.options.writeback and flags & os.O_ACCMODE == os.O_WRONLY:
@@ -117,6 +124,7 @@ class FileOperations:
         node = self.nodes.get(nodeid)
         if node.kind != stat.S_IFREG:  # the kernel asks for no other, unless the inode number is another file's now
             raise stale()  # a FIFO would be waited for
+        self.demand_open(node, flags)
         node_fd = self.nodes.fd(node)
         path = proc_path(node_fd)
         wanted = self.backing_flags(flags)
@@ -148,7 +156,7 @@ class FileOperations:
         dear, and only a file with such a bit needs it.
         """
         if not self._clears_setid(fd, killer):
-            return _AS_IS
+            return AS_IS
         assert killer is not None
         killer = killer.resolved()
         if killer.uid == self.credentials.uid:
@@ -166,7 +174,7 @@ class FileOperations:
     def killing_elsewhere(self, fd: int, killer: Caller | None) -> contextlib.AbstractContextManager[None]:
         """``killing`` for one use in another thread: all that is asked about the caller is asked now."""
         if not self._clears_setid(fd, killer):
-            return _AS_IS
+            return AS_IS
         assert killer is not None
         killer = killer.resolved()
         known = Caller(killer.uid, killer.gid, 0, groups=killer.groups())

@@ -1,7 +1,7 @@
 """``mount.fuse.cntrfs``: what mount(8) runs for ``mount -t fuse.cntrfs source:/a /b -o OPTS`` (and from fstab).
 
-The device is shown exactly as given. The mount allows set-id bits and devices unless OPTS says otherwise, as for any
-filesystem that root mounts. Returns when the filesystem answers; a background process serves it.
+The device is shown exactly as given. Set-id bits and devices count where OPTS says ``suid`` and ``dev``, and the source's
+own mount allows them. Returns when the filesystem answers; a background process serves it.
 """
 
 from __future__ import annotations
@@ -81,8 +81,10 @@ def _parse(arguments: list[str]) -> tuple[str, str, list[str], bool]:
 
 
 def _remount(mountpoint: str, words: list[str]) -> None:
+    # Without a word on them set-id bits and devices stay dead.
+    flags = mounting.mount_flags(["nosuid", "nodev", *words])
     try:
-        syscalls.mount(None, mountpoint, None, _MS_REMOUNT | mounting.mount_flags(words))
+        syscalls.mount(None, mountpoint, None, _MS_REMOUNT | flags)
     except OSError as error:
         raise CntrError(f"cannot remount {mountpoint}: {os.strerror(error.errno or 0)}", "is it mounted?") from None
 

@@ -17,7 +17,7 @@ import time
 from cntr.cntrfs import log
 from cntr.cntrfs.heartbeat import Heartbeat
 from cntr.cntrfs.options import Options
-from cntr.cntrfs.watchdog import Watchdog
+from cntr.cntrfs.watchdog import Watchdog, find_device, mountpoints_of
 from cntr.errors import CntrError
 from cntr.linux import syscalls
 
@@ -82,15 +82,15 @@ def open_device() -> int:
         raise CntrError(f"cannot open /dev/fuse: {error.strerror}", hint) from None
 
 
-def open_source(source: str, words: list[str], *, read_only: bool = False) -> int:
-    """The root of the tree to serve.
+def open_source(source: str, words: list[str], *, read_only: bool = False, copied: bool = False) -> int:
+    """The root of the tree to serve; copied: a private copy of the mounts there, which nothing is mounted into later.
 
-    Access times are kept by the backing filesystem, by its own mount's flags. When the mount asks for others, a private
-    copy of the backing mounts that has them is served. What is mounted below SOURCE later is not seen then.
+    Access times are kept by the backing filesystem, by its own mount's flags. When the mount asks for others, such a
+    copy that has them is served. What is mounted below SOURCE later is not seen then.
     """
     wanted = [word for word in words if word in _ATIME_WORDS]
     if not wanted:
-        return os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return _copy_of_mounts(source) if copied else os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     kinds = [word for word in wanted if "diratime" not in word]
     if read_only:
         kinds = ["noatime"]  # mount(8) "ro": no access time moves, "strictatime" or not
@@ -99,7 +99,7 @@ def open_source(source: str, words: list[str], *, read_only: bool = False) -> in
     if wanted[-1] == "nodiratime" or ("nodiratime" in wanted and "diratime" not in wanted):
         attr_set |= syscalls.MOUNT_ATTR_NODIRATIME
     try:
-        fd = syscalls.open_tree(syscalls.AT_FDCWD, source, syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE)
+        fd = _copy_of_mounts(source)
         try:
             syscalls.mount_setattr(fd, "", recursive=True, attr_set=attr_set, attr_clear=attr_clear)
         except OSError:
@@ -111,6 +111,22 @@ def open_source(source: str, words: list[str], *, read_only: bool = False) -> in
             f"cannot give {source} other access time flags: {os.strerror(error.errno or 0)}",
             f"leave out: {','.join(wanted)}",
         ) from None
+
+
+def _copy_of_mounts(source: str) -> int:
+    """A detached copy of the mounts at SOURCE and below, into which no mount made elsewhere is propagated."""
+    fd = syscalls.open_tree(syscalls.AT_FDCWD, source, syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE)
+    try:
+        syscalls.mount_setattr(fd, "", recursive=True, propagation=syscalls.MS_PRIVATE)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def restrictions(root_fd: int) -> int:
+    """MS_NOSUID, MS_NODEV and MS_NOEXEC as the mount that root_fd is on has them: what it forbids stays forbidden."""
+    return os.fstatvfs(root_fd).f_flag & (os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC)  # the bits are the same
 
 
 def mount_data(fuse_fd: int) -> str:
@@ -233,11 +249,15 @@ class _Manager:
         signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, self._note_signal)
-        root_fd = open_source(self.source, self.options.mount_flags, read_only=self.options.begins_read_only())
+        read_only = self.options.begins_read_only()
+        root_fd = open_source(self.source, self.options.mount_flags, read_only=read_only)
+        copy_fd = self._spare_copy(read_only)
         fuse_fd = open_device()
-        self._mount(fuse_fd)
+        self._mount(fuse_fd, restrictions(root_fd))
         try:
+            self.options.root_kept = True
             self.watchdog = Watchdog(self.mountpoint, self.heartbeat, self.options.hang_timeout)
+            root_fd = self._without_ourselves(root_fd, copy_fd)
             self.pid = os.fork()
             if self.pid == 0:
                 os.close(ready_reader)
@@ -260,8 +280,35 @@ class _Manager:
         if number != signal.SIGCHLD:
             self.signalled = number
 
-    def _mount(self, fuse_fd: int) -> None:
-        flags = mount_flags(self.options.mount_flags) | (syscalls.MS_RDONLY if self.options.read_only else 0)
+    def _spare_copy(self, read_only: bool) -> int:
+        """The tree as it is before we mount, in case that puts our mount into it; -1 where none can be made."""
+        try:
+            return open_source(self.source, self.options.mount_flags, read_only=read_only, copied=True)
+        except (OSError, CntrError):
+            return -1
+
+    def _without_ourselves(self, root_fd: int, copy_fd: int) -> int:
+        """The tree to serve: the copy where our mount is in SOURCE now, by its path or by propagation.
+
+        The server would ask itself and wait for ever.
+        """
+        device = find_device(self.mountpoint)
+        below = self.source.rstrip("/") + "/"
+        if not any((path + "/").startswith(below) for path in mountpoints_of(device)):
+            if copy_fd >= 0:
+                os.close(copy_fd)  # it would keep what is mounted there busy
+            return root_fd
+        if copy_fd < 0:
+            raise CntrError(
+                f"{self.mountpoint} lies in {self.source}, and its mounts can't be copied", "mount it elsewhere"
+            )
+        os.close(root_fd)
+        return copy_fd
+
+    def _mount(self, fuse_fd: int, kept: int) -> None:
+        """kept: the restrictions of the source. Set-id programs and devices are for those who ask for them."""
+        flags = mount_flags(["nosuid", "nodev", *self.options.mount_flags]) | kept
+        flags |= syscalls.MS_RDONLY if self.options.read_only else 0
         try:
             syscalls.mount(self.options.fsname or self.source, self.mountpoint, FSTYPE, flags, mount_data(fuse_fd))
         except OSError as error:

@@ -40,7 +40,7 @@ class FileId(NamedTuple):
 class Slot:
     """One (mount, device) pair of the served tree; ``base`` is the upper part of its node ids."""
 
-    __slots__ = ("aliases", "any_generation", "base", "dev", "handles", "index", "magic", "mnt_id", "mount_fd",
+    __slots__ = ("aliases", "any_generation", "base", "dev", "forbids", "handles", "index", "magic", "mnt_id", "mount_fd",
                  "mount_node", "reads_wait", "slow_until", "watched")  # fmt: skip
 
     def __init__(self, mnt_id: int, dev: int, base: int, index: int) -> None:
@@ -56,6 +56,7 @@ class Slot:
         self.mount_node: Node | None = None
         self.magic = 0  # the filesystem's f_type, linux/magic.h
         self.watched = False  # the kernel is told what changes here behind the mount
+        self.forbids = 0  # ST_NOSUID, ST_NODEV, ST_NOEXEC of the mount, as far as the FUSE mount has them not itself
         self.reads_wait = False  # preadv2(2) can't be told not to wait here
         self.slow_until = 0.0  # time.monotonic() until which the disk is held to be slow (devfuse)
 
@@ -63,6 +64,18 @@ class Slot:
     def is_pseudo(self) -> bool:
         """Does the filesystem make its files' content up as they are read? Sizes mean nothing then."""
         return self.magic in PSEUDO
+
+    def allowed(self, mode: int, major: int, minor: int) -> tuple[int, int, int]:
+        """Mode and device number to be shown where the mount forbids something: what it forbids is not there.
+
+        The kernel would honour them: it knows the flags of the one FUSE mount, and not those of the mounts behind it.
+        """
+        kind = mode & 0o170000
+        if kind == stat.S_IFREG and self.forbids & os.ST_NOSUID:
+            mode &= ~(stat.S_ISUID | stat.S_ISGID)
+        elif kind in (stat.S_IFCHR, stat.S_IFBLK) and self.forbids & os.ST_NODEV:
+            major = minor = 0  # no driver has it: ENXIO
+        return mode, major, minor
 
     @property
     def is_memory(self) -> bool:

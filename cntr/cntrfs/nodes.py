@@ -13,28 +13,37 @@ No object is kept per node either: between two operations one without a fd is a 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import zlib
 from collections import OrderedDict
 
+from cntr.cntrfs.backing import AS_IS
 from cntr.cntrfs.fds import BoundedFds, fd_budget
+from cntr.cntrfs.handles import O_PATH, HandleOpener
 from cntr.cntrfs.node import INO_BITS, INO_MASK, ROOT_ID, SYNTHETIC, Node, Slot, derived_handle, generation_of, stale
 from cntr.cntrfs.records import Records
 from cntr.linux import file_syscalls
 from cntr.linux.file_syscalls import Attributes, Handle
 
+RESTRICTIONS = os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC
 _INO_LIMIT = 1 << INO_BITS
 _SLOT_LIMIT = 1 << 14
 _GRAVEYARD = 65536  # handles of forgotten nodes that are kept for exported file handles
-_O_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class NodeTable(BoundedFds):
     """All nodes, by node id; and the bounded set of O_PATH fds."""
 
-    def __init__(self, root_fd: int, max_fds: int | None = None) -> None:
-        """root_fd: an O_PATH or real directory fd of the tree's root, which the table owns from here on."""
+    def __init__(
+        self, root_fd: int, max_fds: int | None = None, raised: contextlib.AbstractContextManager[None] = AS_IS
+    ) -> None:
+        """root_fd: an O_PATH or real directory fd of the tree's root, which the table owns from here on.
+
+        raised: the scope to open by handle in.
+        """
+        self._handles = HandleOpener(raised)
         self.nodes: dict[int, Node] = {}  # in use, or in the way of being a record
         self._records = Records()
         self._idle: list[Node] = []  # to be looked at by the next trim: made, or without a fd or a user since the last
@@ -198,33 +207,20 @@ class NodeTable(BoundedFds):
         """Find out whether files on this mount can be opened by handle: it takes support and CAP_DAC_READ_SEARCH."""
         slot.handles = False
         try:
-            path_fd = self.retrying(lambda: os.open(name, _O_PATH, dir_fd=fd) if name else os.dup(fd))
+            path_fd = self.retrying(lambda: os.open(name, O_PATH, dir_fd=fd) if name else os.dup(fd))
             try:
                 slot.magic = file_syscalls.filesystem_magic(path_fd)
+                slot.forbids = os.fstatvfs(path_fd).f_flag & RESTRICTIONS
             finally:
                 os.close(path_fd)
             handle = file_syscalls.name_to_handle(fd, name)
             mount_fd = self._mount_fd(slot)
-            os.close(self.retrying(lambda: file_syscalls.open_by_handle(mount_fd, handle, _O_PATH)))
+            os.close(self.retrying(lambda: self._handles.open(mount_fd, handle)))
         except OSError:
             return
         slot.handles = True
-        slot.any_generation = self._matches_any_generation(mount_fd, handle)
+        slot.any_generation = self._handles.matches_any_generation(mount_fd, handle)
         self.on_new_slot(slot)
-
-    def _matches_any_generation(self, mount_fd: int, handle: Handle) -> bool:
-        """Whether generation 0 opens the file too; only one with another generation can tell."""
-        if not handle.is_derived or handle.data[4:] == bytes(4):
-            return False
-        ino = int.from_bytes(handle.data[:4], "little")
-        try:
-            fd = self.retrying(lambda: file_syscalls.open_by_handle(mount_fd, derived_handle(ino, 0), _O_PATH))
-        except OSError:
-            return False
-        try:
-            return file_syscalls.statx(fd).ino == ino
-        finally:
-            os.close(fd)
 
     def slots(self) -> list[Slot]:
         """All slots so far."""
@@ -237,7 +233,7 @@ class NodeTable(BoundedFds):
             if not slot.mount_node.is_directory:
                 raise OSError(errno.EOPNOTSUPP, "a file is mounted here: no directory to open handles by")
             with_path = b"/proc/self/fd/%d" % self.fd(slot.mount_node)
-            slot.mount_fd = self.retrying(lambda: os.open(with_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            slot.mount_fd = self.retrying(lambda: self._handles.open_mount(with_path))
         return slot.mount_fd
 
     @staticmethod
@@ -266,11 +262,11 @@ class NodeTable(BoundedFds):
         slot = node.slot
         if node.has_derived_handle:
             generation = 0 if slot.any_generation else node.generation
-            fd = file_syscalls.open_by_ino(
+            fd = self._handles.by_ino(
                 slot.mount_fd if slot.mount_fd >= 0 else self._mount_fd(slot), node.ino, generation
             )
         elif node.handle is not None:
-            fd = file_syscalls.open_by_handle(self._mount_fd(slot), node.handle, _O_PATH)
+            fd = self._handles.open(self._mount_fd(slot), node.handle)
         elif node.parent is not None:
             fd = self._reopen_by_name(node)
         else:
@@ -306,7 +302,7 @@ class NodeTable(BoundedFds):
         opened = -1
         try:
             for name in reversed(names):
-                deeper = os.open(name, _O_PATH, dir_fd=fd)
+                deeper = os.open(name, O_PATH, dir_fd=fd)
                 if opened >= 0:
                     os.close(opened)
                 fd = opened = deeper
@@ -366,7 +362,7 @@ class NodeTable(BoundedFds):
             known = slot, derived_handle(ino, 0)
         slot, handle = known
         try:
-            fd = self.retrying(lambda: file_syscalls.open_by_handle(self._mount_fd(slot), handle, _O_PATH))
+            fd = self.retrying(lambda: self._handles.open(self._mount_fd(slot), handle))
         except OSError:
             raise stale() from None
         attributes = file_syscalls.statx(fd)

@@ -38,7 +38,8 @@ class Options:
         # Things are mounted on the tree: watch only where an entry can be expired, not dropped; and not for a command of a moment.
         self.keep_mounts = keep_mounts
         self.read_only = read_only
-        self.as_nobody = as_nobody
+        self.root_kept = False  # the FUSE mount has nosuid, nodev, noexec where the mount of the tree's root has them
+        self.as_nobody = as_nobody  # read-only, and for every client only the permission bits for others count: nobody
         self.max_fds = max_fds
         self.hang_timeout = 60.0
         self.trace = False
@@ -50,12 +51,15 @@ class Options:
         if self.cache != "auto":
             self.keep_cache = self.writeback = self.invalidate = False
             self.entry_timeout = self.attr_timeout = 0.0
+        self.read_only = self.read_only or self.as_nobody
         if "strictatime" in self.mount_flags or "norelatime" in self.mount_flags:
             self.keep_cache = False  # what is read from the kernel's cache moves no access time
         return self
 
     def leaves_directory_atime(self) -> bool:
         """Whether listing a directory leaves its access time alone, mount(8): the backing filesystem does not know of these."""
+        if self.as_nobody:
+            return False  # O_NOATIME is for owners
         return self.begins_read_only() or "noatime" in self.mount_flags or "nodiratime" in self.mount_flags
 
     def begins_read_only(self) -> bool:
@@ -78,6 +82,7 @@ _FLAGS = {
     "no_invalidate": ("invalidate", False),
     "ro": ("read_only", True),
     "rw": ("read_only", False),
+    "as_nobody": ("as_nobody", True),
     "trace": ("trace", True),
 }
 _NUMBERS = {"entry_timeout": "entry_timeout", "attr_timeout": "attr_timeout", "hang_timeout": "hang_timeout"}

@@ -19,6 +19,7 @@ import trio
 
 from cntr.cntrfs.backing import Caller
 from cntr.cntrfs.core import NOBODYS_GROUP, Changes, Core, errno_of
+from cntr.cntrfs.nobody import NobodyCore
 from cntr.cntrfs.node import Node
 from cntr.cntrfs.options import Options
 from cntr.cntrfs.trace import result, say
@@ -77,6 +78,8 @@ class Operations(pyfuse3.Operations):
         self._on_ready = on_ready
         self._options = core.options
         self.enable_writeback_cache = core.options.writeback
+        # For nobody: neither the named users of an ACL, nor file handles, which lead past the directories.
+        self.supports_dot_lookup = self.enable_acl = not core.options.as_nobody
 
     def init(self) -> None:
         """INIT."""
@@ -88,11 +91,12 @@ class Operations(pyfuse3.Operations):
         entry.generation = node.generation
         entry.entry_timeout = 0 if node.slot.is_pseudo else self._options.entry_timeout
         entry.attr_timeout = 0 if node.slot.is_pseudo else self._options.attr_timeout
-        entry.st_mode = a.mode
+        mode, major, minor = node.slot.allowed(a.mode, a.rdev_major, a.rdev_minor)
+        entry.st_mode = mode
         entry.st_nlink = a.nlink
         entry.st_uid = a.uid
         entry.st_gid = a.gid
-        entry.st_rdev = os.makedev(a.rdev_major, a.rdev_minor)
+        entry.st_rdev = os.makedev(major, minor)
         entry.st_size = a.size
         entry.st_blksize = a.blksize
         entry.st_blocks = a.blocks
@@ -264,8 +268,8 @@ class Operations(pyfuse3.Operations):
                 continue
             try:
                 node, attributes = core.look_at_entry(fh, entry.name)
-            except FileNotFoundError:
-                continue  # removed since the directory was read
+            except (FileNotFoundError, PermissionError):
+                continue  # removed since the directory was read; or, as nobody, listed but not to be looked at
             if not pyfuse3.readdir_reply(token, entry.name, self._entry(node, attributes), entry.next_offset):
                 core.discard(node)
                 return
@@ -320,7 +324,7 @@ def serve(
     fuse_fd: int, root_fd: int, options: Options, stop_fd: int, heartbeat: Heartbeat, on_ready: Callable[[], None]
 ) -> None:
     """Serve the mounted connection fuse_fd until stop_fd is readable or it is unmounted; takes both fds over."""
-    core = Core(root_fd, options)
+    core = (NobodyCore if options.as_nobody else Core)(root_fd, options)
     operations = Operations(core, heartbeat, on_ready)
     pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", {"default_permissions"})
     try:

@@ -17,6 +17,8 @@ from cntr.linux import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cntr.cntrfs.heartbeat import Heartbeat
 
 
@@ -146,17 +148,27 @@ def _has_entries(directory: int) -> bool:
 def find_device(mountpoint: str) -> int:
     """The device number of the topmost mount at MOUNTPOINT, by mountinfo; 0 when nothing is mounted there."""
     device = 0
-    wanted = os.fsencode(mountpoint)
+    for path, number in _mounted():
+        if path == mountpoint:
+            device = number
+    return device
+
+
+def mountpoints_of(device: int) -> list[str]:
+    """Where the filesystem with this device number is mounted in our mount namespace."""
+    return [path for path, number in _mounted() if number == device]
+
+
+def _mounted() -> Iterator[tuple[str, int]]:
+    """(mount point, device number) of each mount."""
     with open("/proc/self/mountinfo", "rb") as mounts:
         for line in mounts:
             fields = line.split()
             path = fields[4]
             if b"\\" in path:
                 path = path.decode("latin-1").encode("latin-1").decode("unicode_escape").encode("latin-1")
-            if path == wanted:
-                major, minor = fields[2].split(b":")
-                device = os.makedev(int(major), int(minor))
-    return device
+            major, minor = fields[2].split(b":")
+            yield os.fsdecode(path), os.makedev(int(major), int(minor))
 
 
 def open_control(device: int) -> int:

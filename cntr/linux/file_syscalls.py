@@ -308,14 +308,17 @@ _setfsuid = _declare("setfsuid", _uint)
 _setfsgid = _declare("setfsgid", _uint)
 
 
-def setfsuid(uid: int) -> None:
-    """setfsuid(2): leaving 0 drops the filesystem capabilities from the effective set, going back to 0 raises them."""
-    _libc.setfsuid(uid)
+def setfsuid(uid: int) -> int:
+    """setfsuid(2): leaving 0 drops the filesystem capabilities from the effective set, going back to 0 raises them.
+
+    Returns what the id was. It can't fail: 0xFFFFFFFF, or an id that is not mapped here, changes nothing.
+    """
+    return int(_libc.setfsuid(uid))
 
 
-def setfsgid(gid: int) -> None:
-    """setfsgid(2)."""
-    _libc.setfsgid(gid)
+def setfsgid(gid: int) -> int:
+    """setfsgid(2), as ``setfsuid``."""
+    return int(_libc.setfsgid(gid))
 
 
 def setgroups(groups: tuple[int, ...]) -> None:

@@ -20,6 +20,8 @@ MODES = {
     "devfuse-writeback": ("devfuse", ("-o", "no_passthrough,writeback")),
     "pyfuse3-writeback": ("pyfuse3", ("-o", "writeback")),
 }
+#: What is compared with a plain directory allows what that does.
+SETID_AND_DEVICES = ("-o", "suid,dev")
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_SECONDS = 20.0
 STOP_SECONDS = 15.0
@@ -215,7 +217,9 @@ def place(name: str, argv: Sequence[str] | None = None, options: Sequence[str] =
     binding, mode = MODES.get(name, (name, ()))
     server = None
     if name != "plain":
-        server = Server(binding, base / "source", base / "mount", base / "log", argv, (*mode, *options))
+        server = Server(
+            binding, base / "source", base / "mount", base / "log", argv, (*SETID_AND_DEVICES, *mode, *options)
+        )
     try:
         if server:
             server.start()

@@ -16,7 +16,7 @@ from .checks import all_checks
 from .checks._tools import Unsupported
 from .expected import reason
 from .run_checks import remove_tree
-from .servers import Place, Server, missing, open_to_others
+from .servers import SETID_AND_DEVICES, Place, Server, missing, open_to_others
 
 PARTS = ("creation", "data", "links", "openfiles", "privileges", "renames", "space", "special", "xattrs")
 MIB = 1 << 20
@@ -107,7 +107,7 @@ def test_what_passes_there_passes_through(binding: str, backing: Path, tmp_path:
         pytest.skip(missing(binding))
     for name in ("source", "mount"):
         (backing / name).mkdir()
-    server = Server(binding, backing / "source", backing / "mount", tmp_path / "log")
+    server = Server(binding, backing / "source", backing / "mount", tmp_path / "log", options=SETID_AND_DEVICES)
     server.start()
     try:
         mounted, plain = Place(binding, backing, server), Place("plain", backing, None)

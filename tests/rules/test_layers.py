@@ -35,6 +35,7 @@ CNTRFS_LAYERS = (
     ),
     ("cntr.cntrfs.devfuse.wire",),
     ("cntr.cntrfs.devfuse",),
+    ("cntr.cntrfs.nobody",),
     ("cntr.cntrfs.core",),
     ("cntr.cntrfs.files",),
     ("cntr.cntrfs", "cntr.cntrfs."),

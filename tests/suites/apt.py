@@ -18,7 +18,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..fs.servers import BINDINGS, REPOSITORY, Server, missing
+from ..fs.servers import BINDINGS, REPOSITORY, SETID_AND_DEVICES, Server, missing
 from . import rooms
 from .results import DIED, FAIL, NOTRUN, PASS, TIMEOUT, Outcome, Progress, Run, finish
 
@@ -225,7 +225,7 @@ class Place:
         if name != "native":
             self.directory = room / f"mount-{name}"
             self.directory.mkdir()
-            self.server = Server(name, self.backing, self.directory, room / f"{name}.log")
+            self.server = Server(name, self.backing, self.directory, room / f"{name}.log", options=SETID_AND_DEVICES)
             self.server.start()
 
     def run(self, test: Test) -> dict[str, Outcome]:

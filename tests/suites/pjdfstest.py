@@ -13,7 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ..fs.servers import BINDINGS, REPOSITORY, Server, missing
+from ..fs.servers import BINDINGS, REPOSITORY, SETID_AND_DEVICES, Server, missing
 from . import rooms
 from .results import DIED, FAIL, NOTRUN, PASS, TIMEOUT, Outcome, Progress, Run, finish
 
@@ -53,7 +53,7 @@ class Place:
         if name != "native":
             self.directory = room / f"mount-{name}"
             self.directory.mkdir()
-            self.server = Server(name, self.backing, self.directory, room / f"{name}.log")
+            self.server = Server(name, self.backing, self.directory, room / f"{name}.log", options=SETID_AND_DEVICES)
             self.server.start()
 
     def run(self, test: Path, top: Path, limit: float) -> Outcome:

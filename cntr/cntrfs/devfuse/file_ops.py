@@ -51,7 +51,8 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
     flags, open_flags = wire.OPEN_IN.unpack_from(body)
     core = c.core
     node = core.nodes.get(nodeid)
-    wanted = core.backing_flags(flags)  # refuses what a tree served read-only refuses
+    core.demand_open(node, flags)
+    wanted = core.backing_flags(flags)
     killer = c.caller() if flags & os.O_TRUNC and open_flags & wire.OPEN_KILL_SUIDGID else None
     if node.kind != stat.S_IFREG:  # the kernel asks for no other, unless the inode number is another file's now
         raise stale()  # a FIFO would be waited for

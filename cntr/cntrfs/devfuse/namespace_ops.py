@@ -69,11 +69,12 @@ def _statx(c: Connection, nodeid: int, body: memoryview) -> bytes:
     node, a = c.core.getattr(nodeid, fh if flags & wire.GETATTR_FH else None)
     _, seconds, _, nanoseconds = c.timeouts(node.slot, nodeid)
     base = node.slot.base
+    mode, major, minor = node.slot.allowed(a.mode, a.rdev_major, a.rdev_minor)
     ino = base | a.ino if base and a.ino <= INO_MASK else a.ino
     return wire.STATX_OUT.pack(
-        seconds, nanoseconds, 0, 0, 0, a.mask & 0xFFF, a.blksize, a.attributes, a.nlink, a.uid, a.gid, a.mode, ino,
+        seconds, nanoseconds, 0, 0, 0, a.mask & 0xFFF, a.blksize, a.attributes, a.nlink, a.uid, a.gid, mode, ino,
         a.size, a.blocks, a.attributes_mask, a.atime, a.atime_ns, a.btime, a.btime_ns, a.ctime, a.ctime_ns, a.mtime,
-        a.mtime_ns, a.rdev_major, a.rdev_minor, a.dev_major, a.dev_minor,
+        a.mtime_ns, major, minor, a.dev_major, a.dev_minor,
     )  # fmt: skip
 
 

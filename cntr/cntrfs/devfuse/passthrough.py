@@ -75,7 +75,7 @@ class Passthrough:
 
     def _backing_open(self, path_fd: int) -> int:
         try:
-            with self.core.credentials.without_fsetid():  # for a file that gets set-id bits while it is open
+            with self.core.credentials.registering():  # for a file that gets set-id bits while it is open
                 return file_syscalls.ioctl_number(
                     self.fd, wire.DEV_IOC_BACKING_OPEN, wire.BACKING_MAP.pack(path_fd, 0, 0)
                 )
@@ -102,7 +102,10 @@ class Passthrough:
         files, node.open = node.open, None
         if files is not None and files.backing_id:
             try:
-                file_syscalls.ioctl_number(self.fd, wire.DEV_IOC_BACKING_CLOSE, files.backing_id.to_bytes(4, "little"))
+                with self.core.credentials.raised():
+                    file_syscalls.ioctl_number(
+                        self.fd, wire.DEV_IOC_BACKING_CLOSE, files.backing_id.to_bytes(4, "little")
+                    )
             except OSError as error:
                 log.warning("closing a backing id: %s", error)
 

@@ -160,6 +160,8 @@ class Connection:
         """
         (_, blksize, _, nlink, uid, gid, mode, ino, size, blocks, _, atime, atime_ns, _, _, ctime, ctime_ns, mtime,
          mtime_ns, major, minor, _, _, _) = a  # fmt: skip
+        if slot.forbids:
+            mode, major, minor = slot.allowed(mode, major, minor)
         crossed = parent is not None and slot.watched and (parent ^ nodeid) & ~INO_MASK
         return _pack_entry(
             nodeid, generation, *(self.timeouts(slot, nodeid) if not crossed else self._timeouts_mapped),
@@ -172,6 +174,8 @@ class Connection:
         (_, blksize, _, nlink, uid, gid, mode, ino, size, blocks, _, atime, atime_ns, _, _, ctime, ctime_ns, mtime,
          mtime_ns, major, minor, _, _, _) = a  # fmt: skip
         slot = node.slot
+        if slot.forbids:
+            mode, major, minor = slot.allowed(mode, major, minor)
         _, seconds, _, nanoseconds = self.timeouts(slot, node.nodeid)
         return _pack_attr(
             seconds, nanoseconds, 0,

@@ -24,6 +24,7 @@ from cntr.cntrfs.devfuse.file_ops import FILE_OPERATIONS
 from cntr.cntrfs.devfuse.namespace_ops import NAMESPACE_OPERATIONS
 from cntr.cntrfs.devfuse.request import MAX_IO, NO_ANSWER, Connection
 from cntr.cntrfs.devfuse.watch import Watch
+from cntr.cntrfs.nobody import NobodyCore
 from cntr.linux import file_syscalls
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ class Session:
         if flags & wire.INIT_EXT and len(body) >= 20:
             flags |= int.from_bytes(body[16:20], sys.byteorder) << 32
         agreed = flags & (_WANTED | self._optional())
+        if self.core.options.as_nobody:
+            agreed &= ~(wire.POSIX_ACL | wire.EXPORT_SUPPORT)  # neither named users, nor ways past the directories
         connection = self.connection
         connection.flags = agreed
         connection.minor = minor
@@ -115,7 +118,8 @@ class Session:
             if self.core.options.keep_mounts and not expire:
                 return
             try:
-                self.watch = Watch(self.fd, self.core, expire)
+                with self.core.credentials.raised():
+                    self.watch = Watch(self.fd, self.core, expire)
             except (OSError, RuntimeError) as error:  # RuntimeError: no thread to be had
                 log.info("changes behind the mount are not watched: %s", error)
 
@@ -314,7 +318,7 @@ def serve(
     fuse_fd: int, root_fd: int, options: Options, stop_fd: int, heartbeat: Heartbeat, on_ready: Callable[[], None]
 ) -> None:
     """Serve the mounted connection fuse_fd until stop_fd is readable or it is unmounted; takes both fds over."""
-    core = Core(root_fd, options)
+    core = (NobodyCore if options.as_nobody else Core)(root_fd, options)
     session = Session(fuse_fd, core, heartbeat, on_ready)
     session.stop_when_readable(stop_fd)
     try:

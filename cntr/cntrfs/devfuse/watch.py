@@ -86,7 +86,11 @@ class Watch:
         theirs.close()
         for slot in core.nodes.slots():
             self.add(slot)
-        core.nodes.on_new_slot = self.add
+        core.nodes.on_new_slot = self._add_later
+
+    def _add_later(self, slot: Slot) -> None:
+        with self.core.credentials.raised():
+            self.add(slot)
 
     def add(self, slot: Slot) -> None:
         """Watch the filesystem of a slot if it can be; ``slot.watched`` says so then."""

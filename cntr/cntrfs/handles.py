@@ -1,0 +1,54 @@
+"""Opening backing files by handle, open_by_handle_at(2): it takes CAP_DAC_READ_SEARCH, which a server may have lowered."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from cntr.cntrfs.backing import AS_IS
+from cntr.cntrfs.node import derived_handle
+from cntr.linux import file_syscalls
+from cntr.linux.file_syscalls import Handle
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+O_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class HandleOpener:
+    """Opens as O_PATH, which reads nothing and asks for no permission on the file. mount_fd: a real fd on its mount."""
+
+    def __init__(self, raised: AbstractContextManager[None] = AS_IS) -> None:
+        """raised: the scope in which the calling thread has the capability."""
+        self._raised = raised
+        #: (mount_fd, inode number, generation): by a handle that is no more than these.
+        self.by_ino = file_syscalls.open_by_ino if raised is AS_IS else self._raised_by_ino
+
+    def open(self, mount_fd: int, handle: Handle) -> int:
+        """By HANDLE. ESTALE: gone."""
+        with self._raised:
+            return file_syscalls.open_by_handle(mount_fd, handle, O_PATH)
+
+    def _raised_by_ino(self, mount_fd: int, ino: int, generation: int) -> int:
+        with self._raised:
+            return file_syscalls.open_by_ino(mount_fd, ino, generation)
+
+    def open_mount(self, path: bytes) -> int:
+        """A mount_fd: the directory PATH, which need not be for everybody: nobody reads it by this fd."""
+        with self._raised:
+            return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def matches_any_generation(self, mount_fd: int, handle: Handle) -> bool:
+        """Whether generation 0 opens the file too; only one with another generation can tell."""
+        if not handle.is_derived or handle.data[4:] == bytes(4):
+            return False
+        ino = int.from_bytes(handle.data[:4], "little")
+        try:
+            fd = self.open(mount_fd, derived_handle(ino, 0))
+        except OSError:
+            return False
+        try:
+            return file_syscalls.statx(fd).ino == ino
+        finally:
+            os.close(fd)

@@ -1,0 +1,196 @@
+"""The tree as a user sees it who owns nothing, is in no group and has no capability: ``Options(as_nobody=True)``.
+
+For a tree that is shown to somebody who is not trusted with it, root beside a container, say. Whoever asks, uid 0 with
+every capability included, only the bits for *others* count: a file of mode 0640 and what is below a directory of mode
+0700 can't be reached, nothing can be changed (EROFS), set-id bits and file capabilities are dead, and every owner is
+nobody (65534). It is held twice, so that neither a stale cache nor a race opens a gap:
+
+- The *server* makes every system call on the tree with an id that no file has, without groups and without effective
+  capabilities. It raises them for three calls which decide nothing: open_by_handle_at(2) of a node that was looked up
+  before (as O_PATH), registering a backing file that was found readable, fanotify.
+- The *kernel* is told that every file belongs to uid and gid -1, which is mapped in no user namespace. So its own check
+  of each access (``default_permissions``) takes the bits for others, and no capability counts on such an inode
+  (``capable_wrt_inode_uidgid``): that holds for entries it has cached, too. POSIX ACLs are not spoken of, since their named
+  users would count again; what an ACL gives to others is in the mode.
+
+Works on any backing filesystem. Where the server may not take another id (in a user namespace that maps one id alone,
+setgroups denied) it looks at the bits for others itself before each call. A program that may be executed but not read
+is refused, where a local user could run it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from cntr.cntrfs.backing import Caller, Credentials, proc_path
+from cntr.cntrfs.core import Core
+from cntr.cntrfs.files import DirectoryHandle
+from cntr.cntrfs.node import Node, Slot, stale
+from cntr.linux import file_syscalls
+from cntr.linux.file_syscalls import Attributes
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from cntr.cntrfs.options import Options
+
+#: In the range that no program assigns users of (systemd's UIDS-GIDS: "unused"), and short of the sign bit.
+NO_FILES_ID = 0x7FFF_C47A
+_UNMAPPED = 0xFFFFFFFF  # make_kuid(9) of it is INVALID_UID in every user namespace; stat(2) shows 65534
+_SETID = stat.S_ISUID | stat.S_ISGID
+_HIDDEN = (b"security.capability", b"trusted.", b"system.posix_acl_", b"system.nfs4_acl", b"system.richacl")
+
+
+class NobodyCredentials(Credentials):
+    """The calling thread, and those it starts later, are nobody; ``raised`` is the only way back."""
+
+    def __init__(self) -> None:
+        """Drop everything. Call in the thread that serves, before it starts others."""
+        effective, permitted, inheritable = file_syscalls.capget()
+        self._raised = _Raised(
+            file_syscalls.pack_capabilities(effective, permitted, inheritable),
+            file_syscalls.pack_capabilities(0, permitted, inheritable),
+        )
+        self.is_other = _become(NO_FILES_ID)  # is the thread's id really another one? False in a small user namespace
+        file_syscalls.capset(file_syscalls.pack_capabilities(0, permitted, inheritable))
+        super().__init__()  # which takes what is left as its own
+
+    def as_caller(self, caller: Caller, groups: bool = False, unprivileged: bool = False) -> Credentials:
+        """Nothing is ever done as a caller here: EROFS."""
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def raised(self) -> _Raised:
+        """A scope with the server's capabilities, for calls that read nothing of the tree for a client. Not nested."""
+        return self._raised
+
+    def registering(self) -> _Raised:
+        """The scope to register a backing file in: it takes CAP_SYS_ADMIN (``demand_open`` has looked at the file)."""
+        return self._raised
+
+
+def _become(number: int) -> bool:
+    """Take NUMBER as the thread's id for files, and no group; says whether that could be done."""
+    try:
+        file_syscalls.setgroups(())
+    except OSError:
+        return False
+    file_syscalls.setfsgid(number)
+    file_syscalls.setfsuid(number)
+    return (file_syscalls.setfsuid(_UNMAPPED), file_syscalls.setfsgid(_UNMAPPED)) == (number, number)
+
+
+class _Raised:
+    """The scope of ``raised``."""
+
+    def __init__(self, own: bytes, none: bytes) -> None:
+        self._own, self._none = own, none
+
+    def __enter__(self) -> None:
+        file_syscalls.capset(self._own)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        file_syscalls.capset(self._none)
+
+
+class NobodyCore(Core):
+    """A served tree, for nobody."""
+
+    credentials: NobodyCredentials
+
+    def __init__(self, root_fd: int, options: Options) -> None:
+        """As ``Core``; the calling thread loses its rights on files for good."""
+        options.read_only = True
+        super().__init__(root_fd, options, NobodyCredentials())
+
+    # what is refused
+
+    def _demand(self, fd: int, bits: int) -> int:
+        """EACCES unless the bits for others allow it; the file's mode."""
+        mode, _ = file_syscalls.mode_and_attributes(fd)
+        if mode & bits != bits:
+            raise _denied()
+        return mode
+
+    def _demand_search(self, parent_fd: int) -> None:
+        if not self.credentials.is_other:
+            self._demand(parent_fd, stat.S_IXOTH)
+
+    def demand_open(self, node: Node, flags: int) -> None:
+        """OPEN, for reading: the kernel, which reads it itself where it can, does not ask the backing file then."""
+        super().demand_open(node, flags)
+        self._demand(self.nodes.fd(node), stat.S_IROTH)
+
+    # names
+
+    def lookup(self, parent_id: int, name: bytes) -> tuple[Node, Attributes]:
+        """LOOKUP. There are no exported file handles: they would lead past the directories."""
+        if name in (b".", b".."):
+            raise stale()
+        self._demand_search(self.nodes.fd(self.nodes.get(parent_id)))
+        node, attributes = super().lookup(parent_id, name)
+        return node, shown(attributes)
+
+    def lookup_entry(self, parent_id: int, name: bytes) -> tuple[int, int, Slot, tuple[int, ...]] | None:
+        """LOOKUP, as ``Core.lookup_entry``."""
+        self._demand_search(self.nodes.fd(self.nodes.get(parent_id)))
+        found = super().lookup_entry(parent_id, name)
+        return found if found is None else (*found[:3], _shown_fields(found[3]))
+
+    def getattr(self, nodeid: int, fh: int | None = None) -> tuple[Node, Attributes]:
+        """GETATTR."""
+        node, attributes = super().getattr(nodeid, fh)
+        return node, shown(attributes)
+
+    def look_at_entry(self, fh: int, name: bytes) -> tuple[Node, Attributes]:
+        """READDIRPLUS, as ``Core.look_at_entry``."""
+        self._demand_search(self.handle(fh).fd)
+        node, attributes = super().look_at_entry(fh, name)
+        return node, shown(attributes)
+
+    def list_entry(self, directory: DirectoryHandle, name: bytes) -> tuple[int, int, Slot, tuple[int, ...]]:
+        """READDIRPLUS, as ``Core.list_entry``."""
+        self._demand_search(directory.fd)
+        found = super().list_entry(directory, name)
+        return *found[:3], _shown_fields(found[3])
+
+    # contents
+
+    def open_directory(self, nodeid: int) -> DirectoryHandle:
+        """OPENDIR. By the inode: a directory that may be listed need not be one that may be searched."""
+        node = self.nodes.get(nodeid)
+        fd = self.nodes.fd(node)
+        self._demand(fd, stat.S_IROTH)
+        return DirectoryHandle(node, self.nodes.open_retrying(proc_path(fd), os.O_RDONLY | os.O_DIRECTORY))
+
+    # extended attributes
+
+    def getxattr(self, nodeid: int, name: bytes) -> bytes:
+        """GETXATTR: of ``user.*`` where the file may be read, of ``security.*`` what any user may."""
+        if name.startswith(_HIDDEN):
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        if name.startswith(b"user."):
+            self._demand(self.nodes.fd(self.nodes.get(nodeid)), stat.S_IROTH)
+        return super().getxattr(nodeid, name)
+
+    def listxattr(self, nodeid: int, caller: Caller) -> list[bytes]:
+        """LISTXATTR, without the names that nobody can ask for."""
+        names = [os.fsencode(name) for name in os.listxattr(self._path(nodeid))]
+        return [name for name in names if not name.startswith(_HIDDEN)]
+
+
+def shown(attributes: Attributes) -> Attributes:
+    """What is told of a file: nobody's, without set-id bits."""
+    return Attributes._make(_shown_fields(attributes))
+
+
+def _shown_fields(fields: tuple[int, ...]) -> tuple[int, ...]:
+    return (*fields[:4], _UNMAPPED, _UNMAPPED, fields[6] & ~_SETID, *fields[7:])
+
+
+def _denied() -> OSError:
+    return OSError(errno.EACCES, os.strerror(errno.EACCES))
