@@ -66,6 +66,68 @@ def _frozen(directory: str, controllers: str) -> bool:
     return False
 
 
+class Memory:
+    """The memory controller's directories of a cgroup and of those above it that limit it: what is free, and who was killed for it."""
+
+    __slots__ = ("directories", "v2")
+
+    def __init__(self, memberships: list[Membership]) -> None:
+        """Of the memberships, the one with the memory controller; none where it is elsewhere or nowhere."""
+        self.directories: list[str] = []
+        self.v2 = False
+        for found in memberships:
+            limit = "memory.max" if not found.controllers else "memory.limit_in_bytes"
+            directory = found.directory if not found.controllers or "memory" in found.controllers.split(",") else ""
+            # The root cgroup of version 2 has no such file; of version 1 it is without a limit.
+            while directory.count("/") > 2 and os.path.exists(f"{directory}/{limit}"):
+                self.directories.append(directory)
+                self.v2 = not found.controllers
+                directory = directory.rpartition("/")[0]
+
+    def room(self) -> tuple[int, int] | None:
+        """(bytes that are free or hold file data that can be dropped, the limit) where that is least; None without a limit."""
+        least: tuple[int, int] | None = None
+        for directory in self.directories:
+            try:
+                found = self._room(directory)
+            except (OSError, ValueError, KeyError):
+                continue
+            if found and (least is None or found[0] < least[0]):
+                least = found
+        return least
+
+    def _room(self, directory: str) -> tuple[int, int] | None:
+        limit, usage = ("max", "current") if self.v2 else ("limit_in_bytes", "usage_in_bytes")
+        text = procfs.read(f"{directory}/memory.{limit}").strip()
+        if text == "max" or int(text) >= NO_LIMIT:
+            return None
+        rows = (line.split() for line in procfs.read(f"{directory}/memory.stat").splitlines())
+        stat = {row[0]: int(row[1]) for row in rows if len(row) == 2}
+        prefix = "" if self.v2 else "total_"
+        dropped = stat.get(f"{prefix}inactive_file", 0) + stat.get(f"{prefix}active_file", 0)
+        dropped = max(0, dropped - stat.get("file_dirty" if self.v2 else "total_dirty", 0))
+        used = int(procfs.read(f"{directory}/memory.{usage}"))
+        return max(0, int(text) - max(0, used - dropped)), int(text)
+
+    def kills(self) -> int:
+        """How many processes of the cgroup itself the kernel has killed for lack of memory (memory.events, memory.oom_control)."""
+        if not self.directories:
+            return 0
+        file = "memory.events" if self.v2 else "memory.oom_control"
+        try:
+            rows = [line.split() for line in procfs.read(f"{self.directories[0]}/{file}").splitlines()]
+            return next((int(row[1]) for row in rows if row[0] == "oom_kill"), 0)
+        except (OSError, ValueError, IndexError):
+            return 0
+
+    def holds(self, membership: Membership) -> bool:
+        """Whether joining this one would count the session's memory there."""
+        return membership.directory in self.directories
+
+
+NO_LIMIT = 1 << 62  # version 1 says PAGE_COUNTER_MAX in bytes
+
+
 class CgroupJoin:
     """The files that let a process into the target's cgroups, opened now: the kernel checks the opener's credentials.
 
@@ -73,10 +135,11 @@ class CgroupJoin:
     version 1 a process of one thread moves that thread by ``tasks``; in version 2 a child is forked straight into the cgroup.
     """
 
-    __slots__ = ("directory_fd", "files", "inside")
+    __slots__ = ("directory_fd", "files", "inside", "memory")
 
     def __init__(self, found: list[Membership]) -> None:
         """Raises OSError naming the file."""
+        self.memory = Memory(found)  # whose limit holds for who joins
         self.files: list[tuple[int, str, bool]] = []  # fd, path, whether of version 2
         self.directory_fd = -1  # version 2's, for fork
         self.inside = False  # whether fork has put us into version 2's

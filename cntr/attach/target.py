@@ -18,7 +18,7 @@ CAPABILITIES = (
     "sys_admin sys_boot sys_nice sys_resource sys_time sys_tty_config mknod lease audit_write audit_control "
     "setfcap mac_override mac_admin syslog wake_alarm block_suspend audit_read perfmon bpf checkpoint_restore"
 ).split()
-CAP_KILL, CAP_SYS_PTRACE = 1 << 5, 1 << 19
+CAP_KILL, CAP_SYS_PTRACE, CAP_SYS_ADMIN = 1 << 5, 1 << 19, 1 << 21
 UNREAL = (syscalls.PROC_SUPER_MAGIC, syscalls.SYSFS_MAGIC, syscalls.DEVPTS_SUPER_MAGIC, syscalls.FUSE_SUPER_MAGIC)
 
 
@@ -49,6 +49,7 @@ class Target:
         "lsm",
         "namespaces",
         "no_new_privs",
+        "notes",
         "partial_proc",
         "permitted",
         "pid",
@@ -70,6 +71,12 @@ class Target:
         self.as_owner = False
         self.pidfd = self.proc_fd = self.root_fd = -1
         self.namespaces: dict[str, int] = {}
+        self.notes: list[str] = []  # one line each, for whoever attaches
+        if os.geteuid() == 0 and not syscalls.permitted_capabilities() & CAP_SYS_ADMIN:
+            raise CntrError(
+                f"{self.label}: this process is root without CAP_SYS_ADMIN: it may not enter a container's namespaces",
+                "run cntr on the host itself, or in a container started with --privileged --pid=host",
+            )
         try:
             self._open()
         except PermissionError as error:
@@ -85,8 +92,8 @@ class Target:
     def _open(self) -> None:
         # The pidfd first: what /proc says afterwards is about this process as long as the pidfd says it lives.
         self.pidfd = os.pidfd_open(self.pid)
-        self.proc_fd = os.open(f"/proc/{self.pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.start_time = procfs.start_time(procfs.read("stat", self.proc_fd))
+        self.start_time = procfs.start_time(procfs.read(f"/proc/{self.pid}/stat"))
+        self.proc_fd = os.open(procfs.living(self.pid), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         if self.container.start_time and self.start_time != self.container.start_time:
             raise TargetNotFound(
                 f"{self.label}: pid {self.pid} belongs to another process now", "the container has stopped"
@@ -103,7 +110,7 @@ class Target:
         self.root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.proc_fd)
         self.uid_map = procfs.id_map(procfs.read("uid_map", self.proc_fd))
         self.gid_map = procfs.id_map(procfs.read("gid_map", self.proc_fd))
-        self.environment = procfs.environ(procfs.read("environ", self.proc_fd))
+        self._read_environment(procfs.read("environ", self.proc_fd))
         self.lsm = self._read_lsm()
         self._read_mounts(procfs.read("mountinfo", self.proc_fd))
         if not self.alive():
@@ -125,6 +132,21 @@ class Target:
         syscalls.unshare(syscalls.CLONE_NEWNS)
         syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
         self.as_owner = True
+
+    def _read_environment(self, text: str) -> None:
+        """What the process was started with: what it shows, or where it has written a title over it, what its engine knows."""
+        self.environment = procfs.environ(text)
+        if not procfs.environ_is_overwritten(text):
+            return
+        from cntr.engines import settings
+
+        known = settings.of(self.container)
+        if known:
+            self.environment = known[0]
+        self.notes.append(
+            "the process has overwritten its environment: "
+            + ("its variables are those of the engine's configuration" if known else "what is left of it is shown")
+        )
 
     def _read_status(self, status: dict[str, str]) -> None:
         if "zombie" in status["State"]:
@@ -181,7 +203,16 @@ class Target:
         return -1 if mapped is None else mapped
 
     def working_directory(self) -> str:
-        """Where the container's process is, as a path in its root; "/" where that can't be said."""
+        """Where the engine starts programs, else where the process is, as a path in the container's root; "/" where neither is known."""
+        from cntr.engines import settings
+
+        known = settings.of(self.container)
+        if known and known[1].startswith("/"):
+            try:
+                os.close(self.open_in_root(known[1], os.O_PATH | os.O_DIRECTORY))
+                return known[1]
+            except OSError:
+                pass  # removed since
         try:
             path = os.readlink("cwd", dir_fd=self.proc_fd)
             root = os.readlink("root", dir_fd=self.proc_fd).rstrip("/")

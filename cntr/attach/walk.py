@@ -6,7 +6,7 @@ import errno
 import os
 
 from cntr import engines
-from cntr.attach import cgroup, environment, etc_files, nest, steps
+from cntr.attach import cgroup, environment, etc_files, memory, nest, steps
 from cntr.attach.channel import Channel
 from cntr.attach.exec_server import ExecServer
 from cntr.attach.identity import Identity, user_of
@@ -110,6 +110,7 @@ class Prepared:
         # 3. what needs the host's view: ids, cgroups, terminal, the session's own files
         self.user = user_of(target, request.user)
         cgroups = _open_cgroups(request, target, say)
+        self.memory = cgroups.memory
         self.identity = Identity(target, self.user, request, cgroups, self.proc_fd)
         fds.closers.append(self.identity.close)
         self.uid, self.gid = (
@@ -253,7 +254,7 @@ def _run_session(request: Request, target: Target, fds: Fds, say: Callable[[str]
         server.handed_over()
     # 5. until it ends
     supervisor = Supervisor(target, pid, channel, watch, terminal, server, exec_server, prepared.proc_fd, say)
-    status = supervisor.run()
+    status = memory.watched(supervisor.run, prepared.memory, target.label, say)
     if request.verbose:
         for note in supervisor.outcome.notes:
             say(f"note: {printable(note)}")
@@ -320,6 +321,8 @@ def _open_cgroups(request: Request, target: Target, say: Callable[[str], None]) 
         return cgroup.CgroupJoin([])
     if unreachable and request.verbose:
         say(f"note: cgroup not reachable from here: {', '.join(unreachable)}")
+    if not request.own_root:
+        found = memory.spared(found, target.label, say)
     try:
         return cgroup.CgroupJoin(found)
     except PermissionError as error:
@@ -339,7 +342,7 @@ def _open_cgroups(request: Request, target: Target, say: Callable[[str], None]) 
 
 def warnings(request: Request, target: Target) -> list[str]:
     """What the user must know before: one line each. Raises CntrError for what goes with --force only."""
-    found = engines.notes(target.container)
+    found = [*engines.notes(target.container), *target.notes]
     reach = target.permitted | target.bounding
     if request.own_root:
         return found

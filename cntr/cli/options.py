@@ -94,6 +94,8 @@ NETWORK = Option(
 WRITE = Option(
     "--write", "", "keep the changes in the layer of a container that does not run; it must not be started meanwhile"
 )
+INTERACTIVE = Option("-i --interactive", "", "nothing: input always goes through (accepted as other tools have it)")
+TTY = Option("-t --tty", "", "nothing: there is a terminal where the caller has one (accepted as other tools have it)")
 NO_CGROUP = Option("--no-cgroup", "", "stay in the caller's cgroup")
 VERBOSE = Option("-v --verbose", "", "say what could not be inherited")
 PRIVILEGED = Option("--privileged", "", "keep the host root's capabilities, user namespace and security label")
@@ -143,6 +145,8 @@ COMMANDS = (
             USER,
             ENV,
             WORKDIR,
+            INTERACTIVE,
+            TTY,
             PRIVILEGED,
             NETWORK,
             WRITE,
@@ -161,7 +165,7 @@ COMMANDS = (
         "exec",
         "[TARGET]",
         "the container's own command in its own root; in a session TARGET can be left out",
-        (USER, ENV, WORKDIR, PRIVILEGED, NETWORK, WRITE, NO_CGROUP, VERBOSE),
+        (USER, ENV, WORKDIR, INTERACTIVE, TTY, PRIVILEGED, NETWORK, WRITE, NO_CGROUP, VERBOSE),
         "cntr exec web -- /app --version\ncntr exec                              /bin/sh of the container, from inside a session",
         takes_command=True,
     ),

@@ -6,7 +6,7 @@ import os
 import time
 
 from cntr.engines import evidence, trust
-from cntr.engines.container import NotRunning, Refused
+from cntr.engines.container import Refused
 from cntr.engines.registry import REGISTRY, Answer
 
 TYPE_CHECKING = False
@@ -75,7 +75,7 @@ def _ask_one(answer: Answer, name: str | None, deadline: float, method: str, don
         answer.containers = [one for one in found if _stands(one)]
         answer.refused = ""
     except Refused as error:
-        answer.refused, answer.stopped = str(error), isinstance(error, NotRunning)
+        answer.refuse(error)
     except OSError as error:
         answer.refused = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
     except Exception as error:  # noqa: BLE001  one engine's bad state file must not hide the others

@@ -6,7 +6,12 @@ from cntr.errors import printable
 
 
 class Refused(Exception):
-    """The engine is there but did not answer: why, in the engine-free words of one line."""
+    """The engine is there but did not answer: why, in the engine-free words of one line; hint: what to do, where that is known."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        """Keep both."""
+        super().__init__(message)
+        self.hint = hint
 
 
 class NotRunning(Refused):
@@ -19,10 +24,24 @@ class Container:
     start_time: field 22 of /proc/PID/stat when PID was seen to be this container's process, 0 where unknown;
     state: running, paused, sandboxed (its processes are not this host's) or rootfs (no process, only files);
     rootfs: the directory of those files, as the host sees it; owner: the uid of the user whose word and whose process it is, 0 for
-    root's; note: one line for whoever attaches to it, "" for none.
+    root's; note: one line for whoever attaches to it, "" for none; spec: the path of its OCI config.json, "" where there is none;
+    settings: (environment, working directory) as the engine itself tells them, None where it does not (``settings``).
     """
 
-    __slots__ = ("engine", "id", "image", "name", "note", "owner", "pid", "rootfs", "start_time", "state")
+    __slots__ = (
+        "engine",
+        "id",
+        "image",
+        "name",
+        "note",
+        "owner",
+        "pid",
+        "rootfs",
+        "settings",
+        "spec",
+        "start_time",
+        "state",
+    )
 
     def __init__(
         self,
@@ -40,7 +59,8 @@ class Container:
         """Keep the facts."""
         self.engine, self.name, self.pid, self.id, self.image = engine, name, pid, id, image
         self.state, self.owner, self.start_time, self.rootfs = state, owner, start_time, rootfs
-        self.note = ""
+        self.note = self.spec = ""
+        self.settings: tuple[dict[str, str], str] | None = None
 
     def label(self) -> str:
         """``engine:name``, fit for a terminal and for the command line."""

@@ -92,7 +92,10 @@ def started(task: Task) -> tuple[int, int, str]:
 
 def _running(task: Task) -> Container | None:
     pid, start, state = started(task)
-    return Container("containerd", task.id, pid, id=task.id, state=state, start_time=start) if state else None
+    found = Container("containerd", task.id, pid, id=task.id, state=state, start_time=start) if state else None
+    if found:
+        found.spec = f"{task.path}/config.json"
+    return found
 
 
 def _is_sandbox(task: Task) -> bool:

@@ -133,7 +133,10 @@ def running(known: Known) -> Container | None:
     """The container, if it runs; None for one that has stopped, and for a stale or a forged file."""
     name = known.names[0] if known.names else known.id[:12]
     pid = known.pid()
-    return checked("podman", name, pid, known.id, known.image, known.store.owner) if pid else None
+    found = checked("podman", name, pid, known.id, known.image, known.store.owner) if pid else None
+    if found:
+        found.spec = f"{known.store.graphroot}/{known.directory}/{known.id}/userdata/config.json"
+    return found
 
 
 def checked(engine: str, name: str, pid: int, id: str, image: str, owner: int) -> Container | None:

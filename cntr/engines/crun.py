@@ -27,4 +27,7 @@ def containers(deadline: float) -> list[Container]:
 def _read(root: str, id: str, owner: int) -> Container | None:
     record = store.load(f"{root}/{id}/status", owner=owner)
     pid, start = int(record["pid"]), int(record["process-start-time"])
-    return runc.started("crun", id, pid, start, owner, str(record.get("rootfs") or ""))
+    found = runc.started("crun", id, pid, start, owner, str(record.get("rootfs") or ""))
+    if found and record.get("bundle"):
+        found.spec = f"{record['bundle']}/config.json"
+    return found

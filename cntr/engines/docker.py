@@ -71,7 +71,12 @@ def endpoints() -> list[tuple[str, int]]:
     if _is_local_tcp(host):
         raise Refused(f"DOCKER_HOST or the context names {host}: only the docker command can ask there")
     if not separator or scheme != "unix":
-        raise Refused(f"DOCKER_HOST or the context names {host}, a daemon on another machine: run cntr on that machine")
+        near = "or choose this machine's daemon: `docker context use default`, DOCKER_HOST=unix:///run/docker.sock"
+        where = path.partition("/")[0] if scheme == "ssh" else ""
+        raise Refused(
+            f"DOCKER_HOST or the context names {host}, a daemon on another machine: run cntr on that machine",
+            f"`ssh {where} sudo cntr attach NAME`, {near}" if where else f"run cntr there, {near}",
+        )
     if not os.path.exists(path):
         return [(path, 0)]  # nobody listens there, as will be said
     owner = trust.owner_or_anybody(path)
@@ -181,14 +186,17 @@ def container(answer: Json, owner: int) -> Container:
     """A Container from the answer of /containers/NAME/json. Raises NotRunning, Refused."""
     state, pid, id = answer["State"], int(answer["State"]["Pid"]), str(answer["Id"])
     name = str(answer["Name"]).lstrip("/")
-    if not pid:
-        raise NotRunning(f"docker has {name}, but it is {state['Status']} (exit status {state['ExitCode']})")
+    if not pid or (state.get("Restarting") and not evidence.start_time(pid)):
+        status = "restarting" if state.get("Restarting") else str(state["Status"])
+        raise NotRunning(*store.ended("docker", name, status, int(state["ExitCode"]), bool(state.get("OOMKilled"))))
     runtime = str(answer.get("HostConfig", {}).get("Runtime", ""))
     start = evidence.marked(pid, id, owner=owner) if store.is_whole_id(id) else 0
     sandbox = evidence.sandbox(pid) or ("Kata Containers" if "kata" in runtime else "")
+    if not start and not sandbox and not evidence.start_time(pid):
+        raise NotRunning(f"docker has {name}, but its process {pid} has just ended", f"see `docker logs {name}`")
     if not start and not sandbox:
         raise Refused(f"{name}: pid {pid} is not a process of that container here: is the daemon on another machine?")
-    return Container(
+    found = Container(
         "docker",
         name,
         pid,
@@ -198,6 +206,9 @@ def container(answer: Json, owner: int) -> Container:
         owner=owner,
         start_time=start,
     )
+    variables = (str(row).partition("=") for row in answer["Config"].get("Env") or [])
+    found.settings = {key: value for key, _, value in variables}, str(answer["Config"].get("WorkingDir") or "/")
+    return found
 
 
 def _list(path: str, owner: int, deadline: float) -> list[Container]:

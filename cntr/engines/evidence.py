@@ -19,14 +19,15 @@ LONG = 32  # characters; ids this long are random, so finding one in a text is n
 
 
 def start_time(pid: int) -> int:
-    """Field 22 of /proc/PID/stat, in clock ticks since boot; 0 where there is no such process, or it is a zombie."""
+    """Field 22 of /proc/PID/stat, in clock ticks since boot; 0 where there is no such process, or no thread of it lives."""
     if pid <= 0:
         return 0
     try:
         stat = procfs.read(f"/proc/{pid}/stat")
     except OSError:
         return 0
-    return 0 if stat.rpartition(")")[2].split()[0] in ("Z", "X") else procfs.start_time(stat)
+    ended = stat.rpartition(")")[2].split()[0] in ("Z", "X") and procfs.living(pid) == f"/proc/{pid}"
+    return 0 if ended else procfs.start_time(stat)
 
 
 def marked(pid: int, *marks: str, owner: int = 0) -> int:
@@ -50,7 +51,7 @@ def marked(pid: int, *marks: str, owner: int = 0) -> int:
 
 def _bears(pid: int, marks: tuple[str, ...], owners: tuple[int, int]) -> bool:
     long = [mark for mark in marks if len(mark) >= LONG]
-    for controllers, path in procfs.cgroups(procfs.read(f"/proc/{pid}/cgroup")).items():
+    for controllers, path in procfs.cgroups(procfs.read(f"{procfs.living(pid)}/cgroup")).items():
         words = path.split("/")
         for count, word in enumerate(words, 1):
             if (word in marks or any(mark in word for mark in long)) and (
@@ -63,7 +64,7 @@ def _bears(pid: int, marks: tuple[str, ...], owners: tuple[int, int]) -> bool:
         return True
     if not long:
         return False
-    mounts = procfs.read(f"/proc/{pid}/mountinfo")
+    mounts = procfs.read(f"{procfs.living(pid)}/mountinfo")
     return any(mark in mounts for mark in long)
 
 
@@ -83,11 +84,12 @@ def namespace_owner(pid: int) -> int | None:
     The owner of a user namespace has every capability in it (user_namespaces(7)). Raises OSError.
     """
     own = os.stat("/proc/self/ns/user")
-    if os.path.samestat(os.stat(f"/proc/{pid}/ns/user"), own):
+    theirs = f"{procfs.living(pid)}/ns/user"
+    if os.path.samestat(os.stat(theirs), own):
         return None
     import fcntl  # a C module: 0.1 ms
 
-    fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(theirs, os.O_RDONLY | os.O_CLOEXEC)
     found = -1
     try:
         while not os.path.samestat(os.fstat(fd), own):

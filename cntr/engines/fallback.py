@@ -16,7 +16,7 @@ import time
 
 from cntr.engines import containerd, containers_storage, docker, evidence, kubernetes, pods, store, trust, unixhttp
 from cntr.engines.commands import POLLIN, Command, trusted
-from cntr.engines.container import Container, Refused
+from cntr.engines.container import Container, NotRunning, Refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,6 +80,15 @@ def _ctr(program: str, name: str) -> Talk:
             if start:
                 state = "sandboxed" if evidence.sandbox(int(pid)) else evidence.state(int(pid))
                 found.append(Container("containerd", id, int(pid), id=id, state=state, start_time=start))
+    if not found:
+        lists = yield [[program, f"--namespace={namespace}", "containers", "ls", "-q"] for namespace in namespaces]
+        for namespace, text in zip(namespaces, lists, strict=True):
+            for id in text.split():
+                if containerd.Task("", namespace, id).answers_to(name, ids):
+                    raise NotRunning(
+                        f"containerd has {namespace}/{id}, but it is not running: it has no task",
+                        f"`ctr --namespace {namespace} tasks start --detach {id}` starts it",
+                    )
     return found
 
 
@@ -137,9 +146,7 @@ def _shim(*namespaces: str) -> bool:
 
 
 def _containerd() -> bool:
-    """Whether there is such a shim, and a daemon to ask: ``ctr`` waits for one that is not there."""
-    if not _shim():
-        return False
+    """Whether there is a daemon to ask: ``ctr`` waits for one that is not there. Only it knows containers without a task."""
     try:
         address = os.environ.get("CONTAINERD_ADDRESS") or "/run/containerd/containerd.sock"
         path = address.removeprefix("unix://")
@@ -170,7 +177,7 @@ class Dialogue:
         self.found: list[Container] = []
         self.commands: list[Command] = []
         self.running: list[Command] = []
-        self.refused = f"the command {cli.program} did not answer in time"
+        self.refused: Refused | None = Refused(f"the command {cli.program} did not answer in time")
         self.go_on(None)
 
     def go_on(self, outputs: list[str] | None) -> None:
@@ -181,13 +188,13 @@ class Dialogue:
                 self.commands, outputs = [], []
                 self._start(lines)
         except StopIteration as end:
-            self.found, self.refused = end.value, ""
+            self.found, self.refused = end.value, None
         except Refused as error:
-            self.refused = str(error)
+            self.refused = error
         except OSError as error:
-            self.refused = f"the command {self.cli.program}: {error.strerror}"
+            self.refused = Refused(f"the command {self.cli.program}: {error.strerror}")
         except Exception:  # noqa: BLE001  a command may print anything
-            self.refused = f"the command {self.cli.program} did not say what it is asked for"
+            self.refused = Refused(f"the command {self.cli.program} did not say what it is asked for")
 
     def _start(self, lines: list[list[str]]) -> None:
         try:
@@ -213,7 +220,7 @@ class Dialogue:
             command.end()
 
 
-def find(name: str, engines: Iterable[str], deadline: float) -> tuple[list[Container], dict[str, str]]:
+def find(name: str, engines: Iterable[str], deadline: float) -> tuple[list[Container], dict[str, Refused]]:
     """(what the commands of ENGINES know under NAME by DEADLINE; engine → why its command did not say)."""
     import select
 

@@ -87,6 +87,7 @@ def _containerd() -> list[tuple[Pod, Container]]:
         pid, start, state = containerd.started(task)
         if state:
             found.append((pod, container(pod, task.id, pid, start, state)))
+            found[-1][1].spec = f"{task.path}/config.json"
     return found
 
 

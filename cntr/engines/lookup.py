@@ -7,6 +7,7 @@ import time
 
 from cntr.engines import evidence, process, store
 from cntr.engines.asking import ask, distinct
+from cntr.engines.container import NotRunning
 from cntr.engines.registry import LATE, REGISTRY, entries
 from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound, printable
 
@@ -136,7 +137,9 @@ def _by_command(answers: list[Answer], names: list[str], name: str, deadline: fl
 
     found, refused = fallback.find(name, names, deadline)
     for answer in answers:
-        answer.refused = answer.refused or refused.get(answer.entry.name, "")
+        error = refused.get(answer.entry.name)
+        if error and (not answer.refused or isinstance(error, NotRunning)):
+            answer.refuse(error)
     return found
 
 
@@ -145,7 +148,8 @@ def _not_found(target: str, answers: list[Answer], absent: list[str], more: str 
     shown = printable(target[:200])
     stopped = [f"{printable(answer.refused[:300])}{_of(answer.owner)}" for answer in answers if answer.stopped]
     if stopped:
-        hint = "start it first; a container that has ended has no process to join"
+        hint = next((printable(answer.hint) for answer in answers if answer.stopped and answer.hint), "")
+        hint = hint or "start it first; a container that has ended has no process to join"
         return TargetNotFound(f"{shown}: {'; '.join(stopped)}", hint + more)
     refused = [
         f"{answer.entry.name}{_of(answer.owner)} ({printable(answer.refused[:300])})"
@@ -161,8 +165,11 @@ def _not_found(target: str, answers: list[Answer], absent: list[str], more: str 
         )
         if names
     )
+    known = [printable(answer.hint) for answer in answers if answer.hint and not answer.owner]
     hint = "`cntr ps` lists what runs; a stopped container has no process to join"
-    if refused and os.geteuid() != 0:
+    if known and len(answers) == 1:
+        hint = known[0]
+    elif refused and os.geteuid() != 0:
         hint = "an engine refused: try with sudo"
     elif slow := [answer.entry.name for answer in answers if answer.refused in LATE]:
         hint = f"a slow engine is waited for when it is named: {slow[0]}:{shown}; `cntr ps` lists what runs"

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import os
 
-from cntr.engines import evidence, pods, store, trust
+from cntr.engines import commands, evidence, pods, store, trust
 from cntr.engines.container import Container, NotRunning
-from cntr.engines.containers_storage import checked, known_containers, running
+from cntr.engines.containers_storage import Known, checked, known_containers, running
 from cntr.engines.store import answers_to
 from cntr.linux import procfs
 
 
 def find(name: str, deadline: float) -> list[Container]:
     """The running containers of that name or id prefix, of root and of each user."""
-    found, stopped = [], ""
+    found, stopped = [], None
     for known in known_containers(lambda row: answers_to(name, row.id, row.names)):
         if known.is_foreign():
             continue
@@ -25,10 +25,26 @@ def find(name: str, deadline: float) -> list[Container]:
         if container:
             found.append(container)
         else:
-            stopped = known.names[0] if known.names else known.id[:12]
+            stopped = known
     if not found and stopped:
-        raise NotRunning(f"podman has {stopped}, but it is not running")
+        raise _ended(stopped, deadline)
     return found
+
+
+def _ended(known: Known, deadline: float) -> NotRunning:
+    """How it ended: by version 5's database; before, the database is one that only podman itself reads."""
+    name, one = known.names[0] if known.names else known.id[:12], known.store
+    ending = pods.ending(one, known.id, deadline)
+    if not ending and os.path.exists(f"{one.graphroot}/libpod/bolt_state.db") and one.owner == os.geteuid():
+        asked = ("ps", "--all", "--no-trunc", "--filter", f"id={known.id}", "--format", "{{.State}} {{.ExitCode}}")
+        words = commands.output(deadline, "podman", *asked).split()
+        if len(words) == 2 and words[1].lstrip("-").isdecimal():
+            ending = words[0], int(words[1])
+    if ending:
+        return NotRunning(*store.ended("podman", name, *ending))
+    return NotRunning(
+        f"podman has {name}, but it is not running", f"`podman start {name}`, or see `podman logs {name}`"
+    )
 
 
 def find_by_process(name: str, deadline: float) -> list[Container]:

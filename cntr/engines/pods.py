@@ -12,6 +12,10 @@ import time
 from cntr.engines import containers_storage, store
 from cntr.engines.container import Container, NotRunning
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 MEMBERS = """SELECT p.ID, p.Name, c.ID, c.Name, s.JSON FROM PodConfig p JOIN PodState s ON s.ID = p.ID
 JOIN ContainerConfig c ON c.PodID = p.ID"""
 SQLITE_LIMIT_LENGTH = 0  # sqlite3.h; Python has the name from 3.11 on, but only where the library was built with it
@@ -48,7 +52,35 @@ def _key(known: containers_storage.Known) -> tuple[str, int, str]:
 
 
 def _members(one: containers_storage.Store, deadline: float) -> list[tuple[str, ...]]:
-    """(pod id, pod, container id, container) of a store's pods, without the infra containers.
+    """(pod id, pod, container id, container) of a store's pods, without the infra containers."""
+    try:
+        # The column InfraContainerID is there too, and stays empty.
+        return [
+            tuple(map(str, row[:4]))
+            for row in _query(one, MEMBERS, (), deadline)
+            if store.parse(os.fsdecode(row[4])).get("InfraContainerID") != row[2]
+        ]
+    except (ValueError, TypeError, AttributeError):
+        return []  # another schema
+
+
+def ending(one: containers_storage.Store, id: str, deadline: float) -> tuple[str, int] | None:
+    """(state, exit status) of a container that does not run, as version 5 keeps them; None where it does not say."""
+    rows = _query(one, "SELECT JSON FROM ContainerState WHERE ID = ?", (id,), deadline)
+    try:
+        state = store.parse(os.fsdecode(rows[0][0]))
+        return STATES.get(state.get("state"), "not running"), int(state.get("exitCode") or 0)
+    except (IndexError, ValueError, TypeError, AttributeError):
+        return None
+
+
+STATES = {1: "created", 2: "created", 4: "stopped", 6: "exited", 7: "removing", 8: "stopping"}  # libpod's define
+
+
+def _query(
+    one: containers_storage.Store, question: str, values: tuple[str, ...], deadline: float
+) -> list[tuple[Any, ...]]:
+    """The rows of an answer of a store's database, at most ten thousand.
 
     The file may be a hostile user's. SQLite never sees its path, only its bytes, in memory; a schema that computes for ever
     ends at the deadline.
@@ -67,14 +99,8 @@ def _members(one: containers_storage.Store, deadline: float) -> list[tuple[str, 
         database.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
         database.deserialize(bytes(image))
         database.execute("PRAGMA trusted_schema = OFF")
-        rows = database.execute(MEMBERS).fetchmany(10_000)
-        # The column InfraContainerID is there too, and stays empty.
-        return [
-            tuple(map(str, row[:4]))
-            for row in rows
-            if store.parse(os.fsdecode(row[4])).get("InfraContainerID") != row[2]
-        ]
-    except (sqlite3.Error, ValueError, TypeError, AttributeError):
+        return database.execute(question, values).fetchmany(10_000)
+    except sqlite3.Error:
         return []  # another schema, or no database
     finally:
         database.close()

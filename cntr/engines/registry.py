@@ -6,6 +6,7 @@ import os
 import sys
 
 from cntr.engines import trust
+from cntr.engines.container import NotRunning, Refused
 from cntr.linux import procfs
 
 TYPE_CHECKING = False
@@ -66,12 +67,17 @@ LATE = ("no answer in time", "timed out")  # the words for both ways to be late:
 class Answer:
     """What one engine said: its containers, or why it refused. owner: the uid of the engine's user, 0 for root's and one's own."""
 
-    __slots__ = ("containers", "entry", "owner", "refused", "stopped")
+    __slots__ = ("containers", "entry", "hint", "owner", "refused", "stopped")
 
     def __init__(self, entry: Entry, owner: int = 0) -> None:
         """Nothing heard yet."""
         self.entry, self.owner, self.refused, self.stopped = entry, owner, LATE[0], False
+        self.hint = ""
         self.containers: list[Container] = []
+
+    def refuse(self, error: Refused) -> None:
+        """Keep what it said instead."""
+        self.refused, self.hint, self.stopped = str(error), error.hint, isinstance(error, NotRunning)
 
 
 _TASKS = "io.containerd.runtime.v2.task"

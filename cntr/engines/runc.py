@@ -74,7 +74,11 @@ def read_state(engine: str, root: str, id: str, owner: int) -> Container | None:
     record = store.load(f"{root}/{id}/state.json", owner=owner)
     pid, start = int(record["init_process_pid"]), int(record["init_process_start"])
     config = record.get("config") or {}
-    return started(engine, id, pid, start, owner, str(config.get("rootfs") or ""))
+    found = started(engine, id, pid, start, owner, str(config.get("rootfs") or ""))
+    bundle = next((str(label)[7:] for label in config.get("labels") or [] if str(label).startswith("bundle=")), "")
+    if found and bundle:
+        found.spec = f"{bundle}/config.json"
+    return found
 
 
 def started(engine: str, id: str, pid: int, start: int, owner: int, rootfs: str = "") -> Container | None:

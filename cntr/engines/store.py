@@ -218,6 +218,18 @@ def owner_name(uid: int) -> str:
     return printable(entry[0]) if entry and entry[0] else f"uid {uid}"
 
 
+def ended(engine: str, name: str, status: str, code: int, out_of_memory: bool = False) -> tuple[str, str]:
+    """(what is, what to do) of a container without a process, for NotRunning; status: the engine's word for it."""
+    why = f"{status} (exit status {code}{', killed for lack of memory' if out_of_memory else ''})"
+    hint = f"`{engine} start {name}`, or see `{engine} logs {name}`; a container that has ended has no process to join"
+    if status in ("created", "configured", "initialized"):
+        why, hint = f"{status} and was never started", f"`{engine} start {name}` starts it"
+    elif status == "restarting":
+        why = f"restarting: its program ends at once, last with exit status {code}"
+        hint = f"`{engine} logs {name}` says why it ends; what it runs has to stay up to be attached to"
+    return f"{engine} has {name}, but it is {why}", hint
+
+
 def setting(text: str, section: str, key: str) -> str:
     """``key = "value"`` of [section] in a TOML text, "" if not there; enough for storage.conf, without tomllib's re."""
     current = ""

@@ -20,6 +20,28 @@ def read(path: str, dir_fd: int | None = None, limit: int = LIMIT) -> str:
         os.close(fd)
 
 
+def living(pid: int) -> str:
+    """The directory of PID in /proc; of one of its threads where the first has ended and others live: a zombie shows no more of itself."""
+    path = f"/proc/{pid}"
+    if not _is_zombie(path):
+        return path
+    return next((thread for thread in _threads(path) if not _is_zombie(thread)), path)
+
+
+def _threads(path: str) -> list[str]:
+    try:
+        return [f"{path}/task/{thread}" for thread in os.listdir(f"{path}/task")]
+    except OSError:
+        return []
+
+
+def _is_zombie(path: str) -> bool:
+    try:
+        return read(f"{path}/stat").rpartition(")")[2].split()[0] in ("Z", "X")
+    except OSError:
+        return True
+
+
 def status(text: str) -> dict[str, str]:
     """/proc/PID/status as {field: value}, the values stripped."""
     return {key: value.strip() for key, _, value in (line.partition(":") for line in text.splitlines()) if key}
@@ -96,6 +118,15 @@ def environ(text: str) -> dict[str, str]:
         if key and equals:
             result.setdefault(key, value)
     return result
+
+
+def environ_is_overwritten(text: str) -> bool:
+    """Whether a process has written something else, a title, over its environment: an entry without a name, or with no such name."""
+    for entry in text.split("\0"):
+        name, equals, _ = entry.partition("=")
+        if entry and (not equals or not name or any(c in " :/[]\t\n" for c in name)):
+            return True
+    return False
 
 
 def limits(text: str) -> list[tuple[int, int]]:

@@ -61,6 +61,7 @@ LAYERS = (
     ("cntr.attach.etc_files", "cntr.attach.places"),
     ("cntr.cp.copy",),
     ("cntr.cp.streams", "cntr.cp.words"),
+    ("cntr.attach.memory",),
     ("cntr.attach.target",),
     ("cntr.attach.stdio",),
     (
@@ -101,7 +102,7 @@ LAYERS = (
     ),
     ("cntr.engines.apptainer", "cntr.engines.containerd", "cntr.engines.containers_storage", "cntr.engines.docker"),
     ("cntr.engines.lxc", "cntr.engines.nspawn", "cntr.engines.process", "cntr.engines.rkt", "cntr.engines.runc"),
-    ("cntr.engines.sandboxed",),
+    ("cntr.engines.sandboxed", "cntr.engines.settings"),
     ("cntr.engines.commands", "cntr.engines.evidence", "cntr.engines.store", "cntr.engines.unixhttp"),
     ("cntr.engines.container", "cntr.engines.trust"),
     *CNTRFS_LAYERS,

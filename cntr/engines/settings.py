@@ -1,0 +1,26 @@
+"""What a container was told at its start: environment and working directory, as its engine has them.
+
+For a process that has overwritten its own environment (setproctitle, nginx), which /proc/PID/environ then shows.
+"""
+
+from __future__ import annotations
+
+from cntr.engines import store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cntr.engines.container import Container
+
+LIMIT = 1 << 20  # bytes of a config.json, which has a few ten thousand
+
+
+def of(container: Container) -> tuple[dict[str, str], str] | None:
+    """(environment, working directory); None where the engine does not tell them, or not where it is read."""
+    if container.settings is None and container.spec:
+        try:
+            process = store.parse(store.read(container.spec, owner=container.owner, limit=LIMIT))["process"]
+            rows = (str(row).partition("=") for row in process.get("env") or [])
+            container.settings = {key: value for key, _, value in rows if key}, str(process.get("cwd") or "/")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            container.spec = ""
+    return container.settings

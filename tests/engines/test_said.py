@@ -1,0 +1,203 @@
+"""What is said of containers that are there and can't be joined, and what an engine knows of one better than its process shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cntr import engines
+from cntr.attach.target import Target
+from cntr.engines import evidence, settings, store
+from cntr.errors import CntrError, TargetNotFound
+from cntr.linux import procfs
+from tests.cli.run import CNTR, cntr
+from tests.engines.rigging import unique
+from tests.engines.rigs_cli import Docker, Podman
+from tests.engines.rigs_containerd import Containerd
+
+
+def said(target: str) -> tuple[str, str]:
+    with pytest.raises(CntrError) as caught:
+        engines.verify(engines.resolve(target))
+    return caught.value.message, caught.value.hint
+
+
+@pytest.fixture
+def made(request):
+    """Containers that the test made by the command of an engine, removed at its end."""
+    found: list[tuple[object, str]] = []
+    yield found
+    for rig, name in found:
+        rig.command("rm", "-f", name)
+
+
+def test_dockers_created_restarting_and_ended_ones(docker: Docker, made, monkeypatch):
+    monkeypatch.setenv("DOCKER_HOST", docker.settings["DOCKER_HOST"])
+    created, restarting, ended = (unique(kind) for kind in ("created", "restarting", "ended"))
+    made += [(docker, name) for name in (created, restarting, ended)]
+    flags = ("--network", "none")
+    docker.command("create", "--name", created, *flags, "slim:1", "sleep", "1")
+    docker.command("run", "-d", "--name", ended, *flags, "slim:1", "sh", "-c", "exit 42")
+    docker.command("wait", ended)
+    docker.command("run", "-d", "--name", restarting, "--restart", "always", *flags, "slim:1", "sh", "-c", "exit 3")
+    docker.den.wait_for(
+        "a restart", lambda: "restarting" in docker.command("inspect", "-f", "{{.State.Status}}", restarting)
+    )
+    message, hint = said(f"docker:{created}")
+    assert message.endswith(f"docker has {created}, but it is created and was never started")
+    assert hint == f"`docker start {created}` starts it"
+    message, hint = said(f"docker:{ended}")
+    assert f"docker has {ended}, but it is exited (exit status 42)" in message
+    assert f"docker logs {ended}" in hint
+    docker.den.wait_for("its rest", lambda: "ends at once" in said(f"docker:{restarting}")[0])
+    message, hint = said(f"docker:{restarting}")
+    assert "restarting: its program ends at once, last with exit status 3" in message
+    assert "start it" not in hint
+    assert f"docker logs {restarting}" in hint
+
+
+def test_podmans_exit_status(podman_newer: Podman, made, monkeypatch):
+    monkeypatch.setenv("CONTAINERS_STORAGE_CONF", podman_newer.settings["CONTAINERS_STORAGE_CONF"])
+    ended, created = unique("ended"), unique("created")
+    made += [(podman_newer, ended), (podman_newer, created)]
+    flags = (*podman_newer.extra, "--network", "none")
+    podman_newer.command("create", "--name", created, *flags, "slim:1", "sleep", "1")
+    podman_newer.command("run", "-d", "--name", ended, *flags, "slim:1", "sh", "-c", "exit 42")
+    podman_newer.command("wait", ended)
+    podman_newer.den.wait_for("the end", lambda: "(exit status 42)" in said(f"podman:{ended}")[0])
+    assert f"podman logs {ended}" in said(f"podman:{ended}")[1]
+    assert "created and was never started" in said(f"podman:{created}")[0]
+
+
+def test_a_container_of_containerds_without_a_task(containerd: Containerd, monkeypatch):
+    monkeypatch.setenv("CONTAINERD_ADDRESS", containerd.socket)
+    name = unique("taskless")
+    ctr = ["ctr", "-a", containerd.socket]
+    subprocess.run([*ctr, "containers", "create", "localhost/slim:1", name, "sleep", "1"], check=True)
+    try:
+        message, hint = said(f"containerd:{name}")
+        assert f"containerd has default/{name}, but it is not running: it has no task" in message
+        assert f"tasks start --detach {name}" in hint
+        assert f"default/{name}, but it is not running" in said(name)[0]
+    finally:
+        subprocess.run([*ctr, "containers", "rm", name], check=True)
+
+
+@pytest.mark.parametrize(
+    ("host", "hint"), [("ssh://admin@far", "ssh admin@far sudo cntr attach"), ("tcp://10.0.0.1:2376", "run cntr there")]
+)
+def test_a_daemon_on_another_machine(monkeypatch, host, hint):
+    monkeypatch.setenv("DOCKER_HOST", host)
+    message, shown = said("docker:web")
+    assert "another machine" in message
+    assert hint in shown
+    assert "stopped" not in shown
+
+
+def test_root_without_cap_sys_admin():
+    with subprocess.Popen(["sleep", "300"]) as process:
+        done = subprocess.run(
+            ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", *CNTR, "attach", f"pid:{process.pid}"],
+            **{"capture_output": True, "text": True},
+        )
+        process.kill()
+    assert done.returncode == 125
+    assert "root without CAP_SYS_ADMIN" in done.stderr
+    assert "--privileged --pid=host" in done.stderr
+
+
+# --- the engine knows better ------------------------------------------------------------------------------------------
+
+TITLE = """
+import ctypes, os, sys, time
+with open("/proc/self/stat") as stream:
+    fields = stream.read().rpartition(")")[2].split()
+start, end = int(fields[47]), int(fields[48])
+ctypes.memset(start, 0, end - start)
+ctypes.memmove(start, b"app: worker", 11)
+print("up", flush=True)
+time.sleep(300)
+"""
+
+
+@pytest.fixture
+def titled(tmp_path):
+    """A process that has written its title over its environment."""
+    with subprocess.Popen(
+        [sys.executable, "-c", TITLE], env={"A": "x" * 100, "B": "1"}, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        process.stdout.readline()
+        yield process.pid
+        process.kill()
+
+
+def test_an_overwritten_environment_is_the_engines(titled, tmp_path):
+    container = engines.Container("pid", "x", titled)
+    target = Target(container)
+    target.close()
+    assert target.environment == {}
+    assert target.notes == ["the process has overwritten its environment: what is left of it is shown"]
+    container.spec = str(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text(json.dumps({"process": {"env": ["A=1", "B=x=y"], "cwd": "/tmp"}}))
+    target = Target(container)
+    try:
+        assert target.environment == {"A": "1", "B": "x=y"}
+        assert "engine's configuration" in target.notes[0]
+        assert target.working_directory() == "/tmp"
+    finally:
+        target.close()
+
+
+@pytest.mark.parametrize("rig", ["docker", "podman", "runc", "containerd", "k8s"])
+def test_each_engine_knows_what_it_started(request, rig, monkeypatch):
+    with request.getfixturevalue(rig).box() as box:
+        box.use(monkeypatch)
+        known = settings.of(engines.resolve(box.target))
+        assert known
+        assert "PATH" in known[0] or rig == "docker", "an image's own"
+        assert known[1].startswith("/")
+
+
+def test_a_process_whose_first_thread_has_ended():
+    """pthread_exit of the main thread: /proc/PID is a zombie's, its threads' directories are alive."""
+    code = (
+        "import ctypes, threading, time\n"
+        "threading.Thread(target=lambda: (print('up', flush=True), time.sleep(300))).start()\n"
+        "ctypes.CDLL(None).pthread_exit(0)"
+    )
+    command = ["unshare", "-m", sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "MARK": "here"}) as process:
+        try:
+            assert process.stdout
+            process.stdout.readline()
+            while procfs.living(process.pid) == f"/proc/{process.pid}":
+                os.sched_yield()
+            assert evidence.start_time(process.pid)
+            found = engines.resolve(f"pid:{process.pid}")
+            target = Target(found)
+            assert target.environment["MARK"] == "here"
+            target.close()
+            done = cntr("attach", str(process.pid), "--", "echo", "inside")
+            assert (done.returncode, done.stdout) == (0, "inside\n"), done.stderr
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("flags", [["-it"], ["-i", "-t"], ["-ti", "-v"], ["--interactive", "--tty"]])
+def test_dockers_habits_are_accepted(runc, flags):
+    with runc.box() as box:
+        for command in (["attach", *flags, box.target, "--", "true"], ["exec", *flags, box.target, "true"]):
+            done = subprocess.run([sys.executable, "-m", "cntr", *command], env=box.env, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+
+
+def test_what_is_said_of_each_state():
+    assert "never started" in store.ended("docker", "web", "created", 0)[0]
+    assert "killed for lack of memory" in store.ended("docker", "web", "exited", 137, True)[0]
+    with pytest.raises(TargetNotFound):
+        engines.resolve("pid:4194303")
