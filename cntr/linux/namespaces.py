@@ -69,7 +69,7 @@ def mapped(uid_map: str, gid_map: str) -> int:
     """
     reading, writing = os.pipe2(os.O_CLOEXEC)
     try:
-        pid = syscalls.fork(flags=syscalls.CLONE_NEWUSER)
+        pid = _fork_unseen(syscalls.CLONE_NEWUSER)
         if pid == 0:
             os.close(writing)
             os.read(reading, 1)  # until the other side is done with us
@@ -90,6 +90,25 @@ def mapped(uid_map: str, gid_map: str) -> int:
         os.close(reading)
         if writing >= 0:
             os.close(writing)
+
+
+def _fork_unseen(flags: int) -> int:
+    """fork(2) into new namespaces, the child closed to everybody who has no capability over *us*. Raises OSError.
+
+    A process in a new user namespace may be looked into by whoever has its creator's uid (user_namespaces(7)): for root's, by the root of a
+    container that shares this pid namespace. Not where it is undumpable: then it takes CAP_SYS_PTRACE in the namespace of its memory, ours.
+    """
+    if os.geteuid() != 0:  # an undumpable child's files in /proc are root's, and its maps could not be written
+        return syscalls.fork(flags=flags)
+    before = syscalls.prctl(syscalls.PR_GET_DUMPABLE)
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    pid = -1
+    try:
+        pid = syscalls.fork(flags=flags)
+    finally:
+        if pid and before == 1:  # 2 can't be asked for
+            syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
+    return pid
 
 
 NO_FILES_ID = 0xFFFFFFFD  # an id that no file has: the last but two (the last is "none", (uid_t)-1)

@@ -66,6 +66,7 @@ RESOLVE_IN_ROOT = 0x10
 
 # linux/prctl.h, linux/capability.h
 PR_SET_PDEATHSIG = 1
+PR_GET_DUMPABLE = 3
 PR_SET_DUMPABLE = 4
 PR_SET_KEEPCAPS = 8
 PR_SET_NAME = 15
