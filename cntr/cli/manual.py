@@ -9,7 +9,8 @@ from cntr.cli.options import COMMANDS, DEBUG, HELP, Command, Option
 from cntr.errors import UsageError, printable
 
 TARGETS = """TARGET   a container's name, id or unique id prefix, a pid, or engine:name
-         (docker:web, k8s:namespace/pod/container, pid:42, unit:nginx.service, command:PATTERN)"""
+         (docker:web, k8s:namespace/pod/container, pid:42, unit:nginx.service, command:PATTERN); an image:
+         image:NAME[:TAG], image:ENGINE:NAME, archive:FILE, oci:DIR[:TAG], dir:PATH; what does not run, too"""
 STATUS = """Exit status: the command's own; 125 cntr failed, 126 the command is not executable, 127 it was not found,
 128+N it was killed by signal N."""
 
@@ -96,7 +97,7 @@ def completion(shell: str) -> str:
     return writers[shell]()
 
 
-RUNNING = 'cntr ps --json 2>/dev/null | sed -n \'s/^ *"name": "\\([A-Za-z0-9_.-]*\\)",*$/\\1/p\''
+RUNNING = 'cntr ps --all --json 2>/dev/null | sed -n \'s/^ *"name": "\\([A-Za-z0-9_.-]*\\)",*$/\\1/p\''
 
 
 def _bash() -> str:

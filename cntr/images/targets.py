@@ -39,8 +39,11 @@ def find(target: str, *, running: bool = False) -> Blueprint | None:
             found += module(engine).find(name, deadline, running=running)
         except ImageError as error:
             failed = failed or error
-        except (Refused, OSError):
+        except Refused:
             continue  # it has said so already, where it was asked for what runs
+        except OSError as error:
+            where = f": {printable(str(error.filename))}" if error.filename else ""
+            failed = failed or ImageError(f"{printable(target[:200])}: {engine}: {error.strerror}{where}", "")
     exact = [one for one in found if name in (one.name, one.id)] or found
     if len(exact) > 1:
         listed = ", ".join(f"{one.label()} ({printable(one.id[:12])})" for one in exact[:8])
