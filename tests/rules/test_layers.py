@@ -53,7 +53,7 @@ LAYERS = (
     ("cntr.attach.monitor",),
     ("cntr.attach.launcher",),
     ("cntr.attach.identity",),
-    ("cntr.attach.guard",),
+    ("cntr.attach.guard", "cntr.attach.outermost"),
     ("cntr.attach.nest",),
     ("cntr.attach.fileserver",),
     ("cntr.attach.exec_server", "cntr.attach.private", "cntr.attach.shares", "cntr.attach.view"),
@@ -67,6 +67,7 @@ LAYERS = (
     (
         "cntr.attach.cgroup",
         "cntr.attach.channel",
+        "cntr.attach.limits",
         "cntr.attach.pty",
         "cntr.attach.readers",
         "cntr.attach.readonly_interpreter",
