@@ -8,7 +8,9 @@ the session or joined by it belongs to whoever has its creator's uid. So every p
 - SECBIT_NO_SETUID_FIXUP, locked: a change of uid changes no set. What else it had ends with the exec of a uid that is not 0
 - no_new_privs: set-id bits and file capabilities, which would empty the ambient set, have no effect
 - a seccomp filter: capset(2) and the ways to lower the ambient set say "done" and do nothing; no user namespace can be made or
-  joined; nothing can be typed into a terminal by ioctl (TIOCSTI, TIOCLINUX)
+  joined; no keyring is reached (keyrings(7)); nothing can be typed into a terminal by ioctl (TIOCSTI, TIOCLINUX)
+
+A session beside the host's own processes (the host's pid namespace) has no CAP_SYS_PTRACE, and of all this no_new_privs and the refusals.
 
 Shown by tests/nest/test_guard.py.
 """
@@ -24,18 +26,18 @@ from cntr.linux import process, seccomp, syscalls
 SECUREBITS = process.SECBIT_NO_SETUID_FIXUP | process.SECBIT_NO_SETUID_FIXUP_LOCKED
 _PTRACE = CAP_SYS_PTRACE.bit_length() - 1
 
-# linux/audit.h; the numbers of capset clone setns prctl ioctl unshare, and which argument of clone(2) holds its flags
-_X86_64 = (0xC000003E, (126, 56, 308, 157, 16, 272), 0)
-_I386 = (0x40000003, (185, 120, 346, 172, 54, 310), 0)
-_ARM = (0x40000028, (185, 120, 375, 172, 54, 337), 0)
-_GENERIC = (91, 220, 268, 167, 29, 97)
+# linux/audit.h; the numbers of capset clone setns prctl ioctl unshare add_key request_key keyctl, and which argument of clone(2) has flags
+_X86_64 = (0xC000003E, (126, 56, 308, 157, 16, 272, 248, 249, 250), 0)
+_I386 = (0x40000003, (185, 120, 346, 172, 54, 310, 286, 287, 288), 0)
+_ARM = (0x40000028, (185, 120, 375, 172, 54, 337, 309, 310, 311), 0)
+_GENERIC = (91, 220, 268, 167, 29, 97, 217, 218, 219)
 _MACHINES: dict[str, tuple[tuple[int, tuple[int, ...], int], ...]] = {
     "x86_64": (_X86_64, _I386),
     "aarch64": ((0xC00000B7, _GENERIC, 0), _ARM),
     "riscv64": ((0xC00000F3, _GENERIC, 0),),
     "loongarch64": ((0xC0000102, _GENERIC, 0),),
-    "ppc64le": ((0xC0000015, (184, 120, 350, 171, 54, 282), 0),),
-    "s390x": ((0x80000016, (185, 120, 339, 172, 54, 303), 1),),
+    "ppc64le": ((0xC0000015, (184, 120, 350, 171, 54, 282, 269, 270, 271), 0),),
+    "s390x": ((0x80000016, (185, 120, 339, 172, 54, 303, 278, 279, 280), 1),),
 }
 _CLONE3 = 435  # on all of them
 _X32_BIT = 0x40000000
@@ -48,46 +50,50 @@ _REFUSE = seccomp.SECCOMP_RET_ERRNO | _EPERM
 _UNKNOWN = seccomp.SECCOMP_RET_ERRNO | _ENOSYS
 
 
-def program(machine: str = os.uname().machine) -> bytes:
-    """The filter. Raises OSError(ENOSYS) on a machine whose call numbers are not known here; a foreign ABI of a known one is killed."""
+def program(machine: str = os.uname().machine, *, keep: bool = True) -> bytes:
+    """The filter; keep: CAP_SYS_PTRACE is to be kept. A process that calls by an ABI which is none of the machine's is killed.
+
+    Raises OSError(ENOSYS) on a machine whose call numbers are not known here.
+    """
     if machine not in _MACHINES:
         raise OSError(_ENOSYS, f"{os.strerror(_ENOSYS)}: no filter of a session's system calls for {machine}")
     found = [_load(_ARCH)]
     for arch, numbers, flags_argument in _MACHINES[machine]:
-        block = _of_one_abi(numbers, flags_argument, x32=machine == "x86_64" and arch == _X86_64[0])
+        block = _of_one_abi(numbers, flags_argument, keep=keep, x32=machine == "x86_64" and arch == _X86_64[0])
         # A jump over more than 255 instructions is none of a conditional one's; these blocks are far shorter.
         found += [_op(seccomp.BPF_JEQ_K, arch, 0, len(block)), *block]
     return b"".join([*found, _return(seccomp.SECCOMP_RET_KILL_PROCESS)])
 
 
-def install() -> None:
+def install(*, keep: bool = True) -> None:
     """In a process that is to be of a session, with its capabilities: the filter, by no_new_privs. Raises OSError."""
     syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
-    seccomp.install(program())
+    seccomp.install(program(keep=keep))
 
 
 _NUMBER, _ARCH = 0, 4  # offsets in struct seccomp_data
 
 
-def _of_one_abi(numbers: tuple[int, ...], flags_argument: int, *, x32: bool) -> list[bytes]:
-    capset, clone, setns, prctl, ioctl, unshare = numbers
+def _of_one_abi(numbers: tuple[int, ...], flags_argument: int, *, keep: bool, x32: bool) -> list[bytes]:
+    capset, clone, setns, prctl, ioctl, unshare, *keys = numbers
     newuser = syscalls.CLONE_NEWUSER
     found = [_load(_NUMBER)]
     if x32:  # its numbers mean other calls; Debian and most others build no x32
         found += [_op(seccomp.BPF_JGE_K, _X32_BIT, 0, 1), _return(_UNKNOWN)]
-    for number, body in (
-        (capset, [_return(_DONE)]),
-        (
-            _CLONE3,
-            [_return(_UNKNOWN)],
-        ),  # its flags are in memory, which a filter can't read; the C library then takes clone(2)
-        (clone, [_argument(flags_argument), *_if_set(newuser), _return(_ALLOW)]),
-        (unshare, [_argument(0), *_if_set(newuser), _return(_ALLOW)]),
+    bodies = {
+        # The keyrings of a uid are the host's where the container has no user namespace.
+        **{number: [_return(_REFUSE)] for number in keys},
+        # Its flags are in memory, which a filter can't read; without it the C library takes clone(2).
+        _CLONE3: [_return(_UNKNOWN)],
+        clone: [_argument(flags_argument), *_if_set(newuser), _return(_ALLOW)],
+        unshare: [_argument(0), *_if_set(newuser), _return(_ALLOW)],
         # Type 0 joins a namespace of any kind.
-        (setns, [_argument(1), *_if(0, _REFUSE), *_if_set(newuser), _return(_ALLOW)]),
-        (ioctl, [_argument(1), *_if(_TIOCSTI, _REFUSE), *_if(_TIOCLINUX, _REFUSE), _return(_ALLOW)]),
-        (prctl, _ambient()),
-    ):
+        setns: [_argument(1), *_if(0, _REFUSE), *_if_set(newuser), _return(_ALLOW)],
+        ioctl: [_argument(1), *_if(_TIOCSTI, _REFUSE), *_if(_TIOCLINUX, _REFUSE), _return(_ALLOW)],
+    }
+    if keep:
+        bodies |= {capset: [_return(_DONE)], prctl: _ambient()}
+    for number, body in bodies.items():
         found += [_op(seccomp.BPF_JEQ_K, number, 0, len(body)), *body]
     return [*found, _return(_ALLOW)]
 

@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 
-from cntr.attach import cgroup, steps
-from cntr.attach.target import CAP_SYS_PTRACE, Target
+from cntr.attach import cgroup, guard, limits, seccomp, steps
+from cntr.attach.target import CAP_SYS_ADMIN, CAP_SYS_PTRACE, Target
 from cntr.errors import CntrError, printable
-from cntr.linux import namespaces, procfs, syscalls
+from cntr.linux import namespaces, process, procfs, syscalls
 
+LIKELIEST_VICTIM = 1000  # oom_score_adj: out of memory, a session is ended before the application (proc(5)); raising it is always allowed
 NO_ID = 0xFFFFFFFF  # (uid_t)-1: to setresuid(2) it means "leave it as it is"
 
 
@@ -26,18 +28,22 @@ class User:
         self.uid, self.gid, self.groups, self.name, self.home = uid, gid, groups, name, home
 
 
-def user_of(target: Target, wanted: str | None) -> User:
-    """The target's user, or WANTED: name, uid, or either with :group. Raises CntrError."""
+def user_of(target: Target, wanted: str | None, *, own_root: bool = False) -> User:
+    """The target's user, or WANTED: name, uid, or either with :group. Raises CntrError.
+
+    own_root: the session sees the container's files only (``exec``): there the groups of its own /etc/group hold. On the tools' they would
+    be rights that the container gives itself; a session has those that its process has.
+    """
     passwd, group = target.read_file("/etc/passwd"), target.read_file("/etc/group")
+    uid, gid = target.inside(target.uids[1], target.uid_map), target.inside(target.gids[1], target.gid_map)
+    held = [inside for outside in target.groups if (inside := target.inside(outside, target.gid_map)) is not None]
     if wanted is None:
-        uid, gid = target.inside(target.uids[1], target.uid_map), target.inside(target.gids[1], target.gid_map)
         if uid is None or gid is None:
             raise CntrError(
                 f"{target.label}: its uid {target.uids[1]} has no name in its own user namespace", "try --user 0"
             )
-        groups = [inside for outside in target.groups if (inside := target.inside(outside, target.gid_map)) is not None]
         entry = procfs.passwd_entry(passwd, str(uid))
-        return User(uid, gid, groups, entry[0] if entry else "", entry[3] if entry else "")
+        return User(uid, gid, held, entry[0] if entry else "", entry[3] if entry else "")
     name, colon, group_name = wanted.partition(":")
     entry = procfs.passwd_entry(passwd, name)
     if entry is None and not (name.isascii() and name.isdecimal()):
@@ -46,13 +52,7 @@ def user_of(target: Target, wanted: str | None) -> User:
         )
     uid, gid = (entry[1], entry[2]) if entry else (int(name), 0)
     if colon:
-        numeric = group_name.isascii() and group_name.isdecimal()
-        found = int(group_name) if numeric else procfs.group_id(group, group_name)
-        if found is None:
-            raise CntrError(
-                f"--user {printable(wanted)}: the container's /etc/group has no such group", "give a numeric gid"
-            )
-        gid = found
+        gid = _group(wanted, group_name, group)
     for kind, number, rows in (("uid", uid, target.uid_map), ("gid", gid, target.gid_map)):
         if number >= NO_ID:
             raise CntrError(f"--user {printable(wanted)}: {kind} {number} is none", f"ids end at {NO_ID - 1}")
@@ -61,48 +61,69 @@ def user_of(target: Target, wanted: str | None) -> User:
                 f"--user {printable(wanted)}: {kind} {number} is not mapped in the container's user namespace",
                 f"`cat /proc/{target.pid}/{kind}_map` shows which ids are",
             )
-    return User(
-        uid,
-        gid,
-        procfs.groups_of(group, entry[0]) if entry else [],
-        entry[0] if entry else "",
-        entry[3] if entry else "",
-    )
+    claimed = procfs.groups_of(group, entry[0]) if entry else []
+    groups = claimed if own_root else [gid for gid in claimed if gid in held]
+    return User(uid, gid, groups, entry[0] if entry else "", entry[3] if entry else "")
+
+
+def _group(wanted: str, name: str, group: str) -> int:
+    """The gid of the group NAME of --user WANTED, by number or by the text of a group(5) file."""
+    found = int(name) if name.isascii() and name.isdecimal() else procfs.group_id(group, name)
+    if found is None:
+        raise CntrError(
+            f"--user {printable(wanted)}: the container's /etc/group has no such group", "give a numeric gid"
+        )
+    return found
 
 
 class Identity:
     """Everything ``assume`` needs, opened and computed before the fork.
 
-    keep_out: add CAP_SYS_PTRACE, so that the container's processes are refused /proc/PID/{root,fd,mem,environ} of the session.
-    privileged: stay the host's root, with its capabilities and label.
+    guarded: with CAP_SYS_PTRACE, which no process of the session can lose (guard.py), so that the container's processes are refused
+    /proc/PID/{root,fd,mem,environ} of the session. privileged: stay the host's root, with its capabilities and label. filters: the
+    container's seccomp filters, for the command alone; raised: limits that were too low to run anything, in words.
     """
 
-    def __init__(self, target: Target, user: User, request: Request, cgroups: cgroup.CgroupJoin, proc_fd: int) -> None:
+    def __init__(
+        self,
+        target: Target,
+        user: User,
+        request: Request,
+        cgroups: cgroup.CgroupJoin,
+        proc_fd: int,
+        filters: list[seccomp.Filter],
+    ) -> None:
         """proc_fd: the host's /proc. ``exec`` needs no keeping out: its root is the container's own, with nothing of the host's."""
         self.target, self.user, self.privileged, self.cgroups = target, user, request.privileged, cgroups
-        self.proc_fd = proc_fd
+        self.proc_fd, self.own_root, self.filters = proc_fd, request.own_root, filters
         # Beside the host's own processes (its pid namespace) it would let the session trace root's.
         extra = CAP_SYS_PTRACE if "pid" in target.namespaces and not request.own_root else 0
+        self.guarded = bool(extra)
         self.bounding = target.bounding | extra
-        self.ambient = self._ambient() | (extra if user.uid else 0)
         same_user = user.uid == target.inside(target.uids[1], target.uid_map)
+        self.ambient = (target.ambient if same_user and user.uid else 0) | extra
         held = target.permitted if same_user else (0 if user.uid else target.bounding)
         effective = target.effective if same_user else held
         self.permitted = held | self.ambient | extra
         self.effective = effective | self.ambient | extra
         self.inheritable = (target.inheritable if same_user else 0) | self.ambient
+        # Who installs a filter holds no_new_privs or CAP_SYS_ADMIN, which the exec then takes. A container that may trace the process
+        # that holds it would gain it.
+        self.no_new_privs = target.no_new_privs or not request.own_root
+        reach = (target.permitted | target.bounding) & (CAP_SYS_PTRACE | CAP_SYS_ADMIN)
+        if filters and reach == CAP_SYS_PTRACE:
+            self.no_new_privs = True
+        self.for_filters = CAP_SYS_ADMIN if filters and not self.no_new_privs else 0
         self.lsm = target.lsm if target.lsm != _own_label() else ""
-        self.oom_score_adj = _oom_score_adj(target)
-        self.limits = list(enumerate(procfs.limits(procfs.read("limits", target.proc_fd))))
+        self.oom_score_adj = _oom_score_adj(target) if request.own_root else LIKELIEST_VICTIM
+        self.personality = int(procfs.read("personality", target.proc_fd), 16) if request.own_root else 0
+        theirs = procfs.limits(procfs.read("limits", target.proc_fd))
+        self.limits, self.raised = limits.of_session(theirs, core_files=request.own_root)
         self.last_capability = int(procfs.read("/proc/sys/kernel/cap_last_cap"))
 
     def close(self) -> None:
         """Close what was opened for it."""
         self.cgroups.close()
-
-    def _ambient(self) -> int:
-        same_user = self.user.uid == self.target.inside(self.target.uids[1], self.target.uid_map)
-        return self.target.ambient if same_user and self.user.uid else 0
 
     def assume(self, progress: steps.Progress, note: Callable[[str], None]) -> None:
         """Become it, in the session's process. Raises OSError; ``progress.now`` says where.
@@ -111,26 +132,57 @@ class Identity:
         """
         progress.now = steps.CGROUP
         self.cgroups.join()
+        progress.now = steps.KEYRING
+        self._new_keyring(note)
+        if self.oom_score_adj is not None:
+            self._write_own("oom_score_adj", str(self.oom_score_adj), note)
         if self.privileged:
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             progress.now = steps.NAMESPACES
             namespaces.join(self.target.namespaces, "cgroup")
             return
-        if self.oom_score_adj is not None:
-            self._write_own("oom_score_adj", str(self.oom_score_adj), note)
         self._set_limits(note)
         progress.now = steps.NAMESPACES
         namespaces.join(self.target.namespaces, "cgroup", "user")
         progress.now = steps.BOUNDING
         self._drop_bounding(self.bounding)
         progress.now = steps.IDS
+        if self.guarded:
+            process.set_securebits(guard.SECUREBITS)
         self._set_ids(note)
         progress.now = steps.CAPABILITIES
         self._set_capabilities()
         if self.lsm:
             progress.now = steps.LABEL
             self._set_label()
-        if self.target.no_new_privs:
+        if self.no_new_privs:
             syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+        if not self.own_root:
+            progress.now = steps.GUARD
+            guard.install(keep=self.guarded)
+
+    def settle(self) -> None:
+        """In the reaper, once the command is forked: hold no more than that one will."""
+        if self.for_filters and not self.privileged:
+            syscalls.capset(self.effective, self.permitted, self.inheritable)
+
+    def confine(self, progress: steps.Progress) -> None:
+        """In the command, the last thing before its exec. Raises OSError."""
+        if self.personality:
+            process.set_personality(self.personality)
+        if self.filters:
+            progress.now = steps.SECCOMP
+            seccomp.install(self.filters)
+
+    def _new_keyring(self, note: Callable[[str], None]) -> None:
+        """Leave the caller's session keyring (session-keyring(7)), with its Kerberos tickets."""
+        try:
+            process.join_new_session_keyring()
+        except OSError as error:
+            # No keys in this kernel; or cntr itself is in a container, whose filter forbids the call, to the session too.
+            if error.errno not in (errno.ENOSYS, errno.EPERM):
+                raise
+            note(f"session keyring: {error.strerror}")
 
     def _drop_bounding(self, kept: int) -> None:
         for capability in range(self.last_capability + 1):
@@ -148,7 +200,7 @@ class Identity:
             note(f"{name} {text}: {error.strerror}")
 
     def _set_limits(self, note: Callable[[str], None]) -> None:
-        for limit, (soft, hard) in self.limits:
+        for limit, (soft, hard) in enumerate(self.limits):
             own_hard = resource.getrlimit(limit)[1]
             try:
                 resource.setrlimit(limit, (soft, hard))
@@ -188,7 +240,8 @@ class Identity:
         os.setresuid(user.uid, user.uid, user.uid)
 
     def _set_capabilities(self) -> None:
-        syscalls.capset(self.effective, self.permitted, self.inheritable)
+        more = self.for_filters
+        syscalls.capset(self.effective | more, self.permitted | more, self.inheritable)
         syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_CLEAR_ALL)
         for capability in range(self.last_capability + 1):
             if self.ambient >> capability & 1:

@@ -111,6 +111,7 @@ class Launcher:
         command_pid = syscalls.fork()
         if command_pid == 0:
             self._guarded(self._become_command, EXIT_NOT_EXECUTABLE)
+        self.identity.settle()
         for fd in (0, 1, 2):
             os.dup2(self.null_fd, fd)
         try:
@@ -164,6 +165,7 @@ class Launcher:
         # The reaper's death ends the command; asked for last, since a change of credentials clears it.
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        self.identity.confine(self.progress)
         self.progress.now = steps.RUN_OWN if self.root else steps.RUN
         self._exec()
 

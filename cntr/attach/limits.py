@@ -16,7 +16,9 @@ FLOORS = {
     resource.RLIMIT_NPROC: 64,
     resource.RLIMIT_NOFILE: 64,
 }
-NAMES = {getattr(resource, name): name for name in dir(resource) if name.startswith("RLIMIT_")}
+NAMES = {
+    getattr(resource, name): name for name in dir(resource) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"
+}
 
 
 def of_session(theirs: list[tuple[int, int]], *, core_files: bool) -> tuple[list[tuple[int, int]], list[str]]:

@@ -58,8 +58,18 @@ class Nest:
         self.graft_kernel_filesystems()
         for share in self.shares:
             share.mount(self.progress)
+        self.forbid_set_id()
         os.chdir("/")
         return notes
+
+    def forbid_set_id(self) -> None:
+        """No set-id bits or file capabilities anywhere: they empty the ambient set, which keeps the container out (guard.py)."""
+        self.progress.now = steps.NOSUID
+        try:
+            syscalls.mount_setattr(syscalls.AT_FDCWD, "/", recursive=True, attr_set=syscalls.MOUNT_ATTR_NOSUID)
+        except OSError as error:
+            if error.errno != errno.ENOSYS:  # before 5.12; no_new_privs is left, which file capabilities get round
+                raise
 
     def clone_target(self) -> None:
         """A detached copy of the target's mount tree, taken inside its mount namespace, which is not changed."""

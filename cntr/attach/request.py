@@ -22,4 +22,5 @@ class Request:
         self.network = ""  # of a stand-in: none, host, container
         self.write = False  # into the layer of a container that does not run
         self.entrypoint = False  # run: what the container or image would run itself
+        self.seccomp = False  # take the container's seccomp filters
         self.own_root = False  # exec: the container's own command in its own root

@@ -21,7 +21,7 @@ PATIENCE_SECONDS = (
 THREAD_SECONDS = 0.5  # for one thread to stop, before another one is asked
 WITHOUT = "--no-seccomp goes without it: then the program may make system calls that the container's may not"
 STRICT, FILTER = 1, 2  # /proc/PID/status, Seccomp
-CAP_SYS_ADMIN = 1 << 21
+_SYS_ADMIN = 1 << 21
 _EMEDIUMTYPE = 124
 
 # x86_64: the calls that end with EINTR when their thread is stopped and goes on, whoever asked for it (signal(7)): epoll_wait semop
@@ -55,7 +55,7 @@ def obstacle() -> str:
     own = procfs.status(procfs.read("/proc/self/status"))
     if own.get("Seccomp", "0") != "0":
         return "cntr runs under a seccomp filter itself, and the kernel lets only a process without one read another's"
-    if not int(own["CapEff"], 16) & CAP_SYS_ADMIN:
+    if not int(own["CapEff"], 16) & _SYS_ADMIN:
         return "only root (CAP_SYS_ADMIN in the first user namespace) may read a process's seccomp filters"
     return ""
 

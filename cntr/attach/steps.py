@@ -45,12 +45,19 @@ SYS = Step("mount the container's /sys")
 DEVICES = Step("mount the session's /dev")
 ETC = Step("mount the session's file at")
 SHARES = Step("share")
+NOSUID = Step("forbid set-id programs in the session")
 NAMESPACES = Step("join the container's")
 OWN_ROOT = Step("enter the container's root")
 CGROUP = Step("join the container's cgroup", "--no-cgroup attaches without joining it")
 BOUNDING = Step("take on the container's capability bounding set")
 IDS = Step("take on the container's ids")
 CAPABILITIES = Step("take on the container's capabilities")
+KEYRING = Step("have a session keyring of its own")
+GUARD = Step("install the session's own system call filter", "it takes CONFIG_SECCOMP_FILTER in the kernel")
+SECCOMP = Step(
+    "install the container's seccomp filter",
+    "--no-seccomp goes without: then it may make calls that the container may not",
+)
 LABEL = Step("take on the container's security label", "--privileged keeps the host's label")
 TERMINAL = Step("set up the terminal")
 DIRECTORY = Step(

@@ -6,7 +6,7 @@ import errno
 import os
 
 from cntr import engines
-from cntr.attach import cgroup, environment, etc_files, memory, nest, steps
+from cntr.attach import cgroup, environment, etc_files, memory, nest, outermost, seccomp, steps
 from cntr.attach.channel import Channel
 from cntr.attach.exec_server import ExecServer
 from cntr.attach.identity import Identity, user_of
@@ -58,6 +58,10 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
         engines.verify(container, runs_its_own=request.own_root)
         target = Target(container)
         fds.closers.append(target.close)
+        if not request.own_root and outermost.stay_outside(target):
+            say(
+                f"note: {target.label}'s process is in a user namespace of its own making: the session stays outside, without capabilities"
+            )
         try:
             return _run_session(request, target, fds, say)
         except OSError as error:
@@ -108,10 +112,15 @@ class Prepared:
         if self.server:
             fds.closers.append(self.server.stop)
         # 3. what needs the host's view: ids, cgroups, terminal, the session's own files
-        self.user = user_of(target, request.user)
+        self.user = user_of(target, request.user, own_root=request.own_root)
         cgroups = _open_cgroups(request, target, say)
         self.memory = cgroups.memory
-        self.identity = Identity(target, self.user, request, cgroups, self.proc_fd)
+        filters = filters_of(request, target, say)
+        self.identity = Identity(target, self.user, request, cgroups, self.proc_fd, filters)
+        if self.identity.raised:
+            say(
+                f"note: nothing would run under {target.label}'s {', '.join(self.identity.raised)}: raised for the session"
+            )
         fds.closers.append(self.identity.close)
         self.uid, self.gid = (
             target.outside(number, rows)
@@ -338,6 +347,18 @@ def _open_cgroups(request: Request, target: Target, say: Callable[[str], None]) 
             printable(str(error.filename)),
             steps.CGROUP.hint,
         ) from None
+
+
+def filters_of(request: Request, target: Target, say: Callable[[str], None]) -> list[seccomp.Filter]:
+    """The container's seccomp filters where they are wanted. Raises CntrError where they can't be had."""
+    if not request.seccomp or target.container.state == "rootfs":  # nothing runs there
+        return []
+    found = seccomp.filters_of(target.pid, target.label)
+    if any(filter.asks_a_listener() for filter in found):
+        say(
+            f"note: {target.label}'s engine answers some system calls itself (seccomp user notification): they fail with ENOSYS here"
+        )
+    return found
 
 
 def warnings(request: Request, target: Target) -> list[str]:

@@ -81,6 +81,7 @@ def _attach(parsed: Parsed) -> int:
     request.binding = parsed.text("binding", "auto")
     request.read_only = parsed.flag("read_only")
     request.shares = parsed.texts("share")
+    request.seccomp = parsed.flag("seccomp")
     request.force = parsed.flag("force")
     if request.tools not in ("host", "host:all"):  # their shell is as foreign as the container's own
         _protect_interpreter(parsed)
@@ -100,6 +101,7 @@ def _exec(parsed: Parsed) -> int:
         return exec_client.run(parsed.argv or ["/bin/sh"], parsed.texts("env"), parsed.text("workdir", "/"))
     request = _request(parsed)
     request.own_root = True
+    request.seccomp = not parsed.flag("no_seccomp")
     _protect_interpreter(parsed)
     return walk.attach(request, _say)
 

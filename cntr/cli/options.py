@@ -98,6 +98,10 @@ INTERACTIVE = Option("-i --interactive", "", "nothing: input always goes through
 TTY = Option("-t --tty", "", "nothing: there is a terminal where the caller has one (accepted as other tools have it)")
 NO_CGROUP = Option("--no-cgroup", "", "stay in the caller's cgroup")
 VERBOSE = Option("-v --verbose", "", "say what could not be inherited")
+SECCOMP = Option("--seccomp", "", "take on the container's seccomp filters too: many tools need what they forbid")
+NO_SECCOMP = Option(
+    "--no-seccomp", "", "without the container's seccomp filters; else it fails where they can't be had"
+)
 PRIVILEGED = Option("--privileged", "", "keep the host root's capabilities, user namespace and security label")
 
 COPYING = """One of SRC and DST is TARGET:PATH, a path from the container's root, with or without its first slash. The first colon ends
@@ -150,6 +154,7 @@ COMMANDS = (
             PRIVILEGED,
             NETWORK,
             WRITE,
+            SECCOMP,
             NO_CGROUP,
             VERBOSE,
         ),
@@ -165,7 +170,7 @@ COMMANDS = (
         "exec",
         "[TARGET]",
         "the container's own command in its own root; in a session TARGET can be left out",
-        (USER, ENV, WORKDIR, INTERACTIVE, TTY, PRIVILEGED, NETWORK, WRITE, NO_CGROUP, VERBOSE),
+        (USER, ENV, WORKDIR, INTERACTIVE, TTY, PRIVILEGED, NO_SECCOMP, NETWORK, WRITE, NO_CGROUP, VERBOSE),
         "cntr exec web -- /app --version\ncntr exec                              /bin/sh of the container, from inside a session",
         takes_command=True,
     ),

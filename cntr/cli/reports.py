@@ -8,6 +8,7 @@ import os
 from cntr import engines
 from cntr.attach import cgroup, etc_files, identity, nest, view, walk
 from cntr.attach.target import CAP_SYS_PTRACE, Target, capability_names
+from cntr.cli import confinement
 from cntr.engines import listing, store
 from cntr.errors import EXIT_FAILED, CntrError, printable
 from cntr.linux import namespaces, procfs, syscalls
@@ -171,23 +172,8 @@ def _inspect_identity(report: Report, target: Target) -> None:
             "no",
             "the container may hold sys_ptrace itself: it can reach the tools' tree",
         )
-    report.add("no_new_privs", target.no_new_privs, "yes", "")
-    mode = {0: "none", 1: "strict", 2: "filter"}.get(target.seccomp, str(target.seccomp))
-    why = (
-        ""
-        if target.seccomp == 0
-        else "a filter cannot be taken over from outside, and it would forbid what debuggers do"
-    )
-    report.add("seccomp", mode, "no" if target.seccomp else "yes", why)
-    report.add(
-        "security label", target.lsm or None, "yes", "" if target.lsm else "no security module labels processes here"
-    )
-    report.add(
-        "oom_score_adj",
-        procfs.read("oom_score_adj", target.proc_fd).strip(),
-        "yes",
-        "lowering it needs CAP_SYS_RESOURCE",
-    )
+    for row in confinement.rows(target):
+        report.add(*row)
 
 
 def _inspect_limits(report: Report, target: Target) -> None:

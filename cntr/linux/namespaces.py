@@ -196,11 +196,6 @@ def join(fds: dict[str, int], *names: str) -> None:
                 raise OSError(error.errno, error.strerror, f"{name} namespace") from None
 
 
-def owner(fd: int) -> int:
-    """ioctl_ns(2) NS_GET_USERNS: the user namespace that owns the namespace behind FD. EPERM: it is none of the caller's or below."""
-    return syscalls.namespace_ioctl(fd, syscalls.NS_GET_USERNS)
-
-
 def is_below(fd: int, other: int) -> bool:
     """Whether the user namespace behind FD descends from the one behind OTHER; no namespace does from itself. Raises OSError."""
     wanted, found = os.fstat(other), -1

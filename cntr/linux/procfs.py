@@ -139,24 +139,32 @@ def limits(text: str) -> list[tuple[int, int]]:
 
 
 def passwd_entry(text: str, user: str) -> tuple[str, int, int, str, str] | None:
-    """(name, uid, gid, home, shell) of USER, a name or a number, in the text of a passwd(5) file."""
+    """(name, uid, gid, home, shell) of USER in the text of a passwd(5) file: a uid where it is a number, else a name.
+
+    A number is never taken for a name: an image may call a user of uid 0 "1000" (CVE-2016-3697).
+    """
+    column = 2 if user.isascii() and user.isdecimal() else 0
     for line in text.split("\n"):
         fields = line.split(":")
-        if len(fields) == 7 and fields[2].isdecimal() and fields[3].isdecimal() and user in (fields[0], fields[2]):
+        if len(fields) == 7 and _is_id(fields[2]) and _is_id(fields[3]) and user == fields[column]:
             return fields[0], int(fields[2]), int(fields[3]), fields[5], fields[6]
     return None
+
+
+def _is_id(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 10
 
 
 def groups_of(text: str, user: str) -> list[int]:
     """The supplementary group ids of USER in the text of a group(5) file."""
     rows = (line.split(":") for line in text.split("\n"))
-    return [int(row[2]) for row in rows if len(row) == 4 and row[2].isdecimal() and user in row[3].split(",")]
+    return [int(row[2]) for row in rows if len(row) == 4 and _is_id(row[2]) and user in row[3].split(",")]
 
 
 def group_id(text: str, group: str) -> int | None:
     """The id of GROUP, a name, in the text of a group(5) file."""
     for line in text.split("\n"):
         fields = line.split(":")
-        if len(fields) == 4 and fields[0] == group and fields[2].isdecimal():
+        if len(fields) == 4 and fields[0] == group and _is_id(fields[2]):
             return int(fields[2])
     return None

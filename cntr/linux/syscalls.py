@@ -342,11 +342,6 @@ def take_terminal(fd: int) -> None:
     _check(_libc.ioctl(fd, _ulong(TIOCSCTTY), 0), "ioctl(TIOCSCTTY)", f"fd {fd}")
 
 
-def namespace_ioctl(fd: int, request: int) -> int:
-    """ioctl_ns(2) NS_GET_USERNS or NS_GET_PARENT of the namespace behind FD; returns a close-on-exec fd."""
-    return _check(_libc.ioctl(fd, _ulong(request), 0), f"ioctl(0x{request:x})", f"fd {fd}")
-
-
 def bytes_in_pipe(fd: int) -> int:
     """ioctl(2) FIONREAD: the bytes that wait to be read in a pipe, by either of its ends."""
     count = (_uint * 1)()

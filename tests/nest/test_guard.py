@@ -202,15 +202,15 @@ def test_the_32_bit_calls_are_held_to_the_same():
     assert int(procfs.status(done.stdout[done.stdout.index("Name:") :])["CapPrm"], 16) & PTRACE
 
 
-ABIS = {  # machine: (audit arch, capset clone setns prctl ioctl unshare, a call that is nobody's business, index of clone's flags)
-    ("x86_64", 0xC000003E): (126, 56, 308, 157, 16, 272, 0, 0),
-    ("x86_64", 0x40000003): (185, 120, 346, 172, 54, 310, 3, 0),
-    ("aarch64", 0xC00000B7): (91, 220, 268, 167, 29, 97, 63, 0),
-    ("aarch64", 0x40000028): (185, 120, 375, 172, 54, 337, 3, 0),
-    ("riscv64", 0xC00000F3): (91, 220, 268, 167, 29, 97, 63, 0),
-    ("loongarch64", 0xC0000102): (91, 220, 268, 167, 29, 97, 63, 0),
-    ("ppc64le", 0xC0000015): (184, 120, 350, 171, 54, 282, 3, 0),
-    ("s390x", 0x80000016): (185, 120, 339, 172, 54, 303, 3, 1),
+ABIS = {  # machine: (audit arch, capset clone setns prctl ioctl unshare keyctl, a call that is nobody's business, index of clone's flags)
+    ("x86_64", 0xC000003E): (126, 56, 308, 157, 16, 272, 250, 0, 0),
+    ("x86_64", 0x40000003): (185, 120, 346, 172, 54, 310, 288, 3, 0),
+    ("aarch64", 0xC00000B7): (91, 220, 268, 167, 29, 97, 219, 63, 0),
+    ("aarch64", 0x40000028): (185, 120, 375, 172, 54, 337, 311, 3, 0),
+    ("riscv64", 0xC00000F3): (91, 220, 268, 167, 29, 97, 219, 63, 0),
+    ("loongarch64", 0xC0000102): (91, 220, 268, 167, 29, 97, 219, 63, 0),
+    ("ppc64le", 0xC0000015): (184, 120, 350, 171, 54, 282, 271, 3, 0),
+    ("s390x", 0x80000016): (185, 120, 339, 172, 54, 303, 280, 3, 1),
 }
 
 
@@ -218,7 +218,7 @@ ABIS = {  # machine: (audit arch, capset clone setns prctl ioctl unshare, a call
 def test_every_abi_is_decided_alike(machine, arch, monkeypatch):
     monkeypatch.setattr(sys, "byteorder", "big" if machine == "s390x" else "little")
     program, order = guard.program(machine), ">" if machine == "s390x" else "<"
-    capset, clone, setns, prctl, ioctl, unshare, other, flags = ABIS[machine, arch]
+    capset, clone, setns, prctl, ioctl, unshare, keyctl, other, flags = ABIS[machine, arch]
 
     def decided(number: int, *arguments: int) -> int:
         padded = [*arguments, *(6 - len(arguments)) * (0,)]
@@ -230,6 +230,7 @@ def test_every_abi_is_decided_alike(machine, arch, monkeypatch):
     assert decided(other) == ALLOWED
     assert decided(capset) == DONE
     assert decided(435) == ENOSYS
+    assert {decided(keyctl), decided(keyctl - 1), decided(keyctl - 2)} == {EPERM}
     assert (fork(17), fork(VM_FORK), fork(NEWPID), fork(NEWUSER | 17), fork(NEWUSER | NEWPID)) == (
         *3 * [ALLOWED],
         EPERM,
@@ -249,6 +250,15 @@ def test_every_abi_is_decided_alike(machine, arch, monkeypatch):
     assert decided(ioctl, 0, 0x5_0000_5412) == EPERM, "the kernel looks at the lower half alone"
     assert (decided(prctl, 15), decided(prctl, 47, 2, 19), decided(prctl, 47, 1, 19)) == (ALLOWED, ALLOWED, ALLOWED)
     assert (decided(prctl, 47, 4), decided(prctl, 47, 3, 19), decided(prctl, 47, 3, 13)) == (DONE, DONE, ALLOWED)
+
+
+def test_where_there_is_nothing_to_keep_capabilities_can_be_dropped():
+    def decided(number: int, *arguments: int) -> int:
+        padded = [*arguments, *(6 - len(arguments)) * (0,)]
+        return run(guard.program("x86_64", keep=False), struct.pack("<IIQ6Q", number, 0xC000003E, 0, *padded), "<")
+
+    assert (decided(126), decided(157, 47, 4)) == (ALLOWED, ALLOWED)
+    assert (decided(272, NEWUSER), decided(16, 0, 0x5412), decided(250)) == (EPERM, EPERM, EPERM)
 
 
 def test_foreign_abis_fail_closed():

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import pathlib
 import resource
+import subprocess
+import sys
+import time
 
 import pytest
 
-from cntr.linux import procfs, syscalls
+from cntr.linux import process, procfs, syscalls
 from lab.slim import DOCKER_DEFAULT
-from tests.nest.box import Box, ask, one_line_and_hint, session
+from lab.slim import NAMESPACES as OF_A_CONTAINER
+from tests.nest.box import REPOSITORY, Box, ask, one_line_and_hint, run, session
 
 PTRACE = 1 << 19
 CHOWN, NET_RAW, SYS_TIME = 1 << 0, 1 << 13, 1 << 25
@@ -62,9 +66,9 @@ def test_the_shell_itself_is_in_the_containers_pid_namespace():
 
 
 CAPABILITY_CASES = {
-    "docker_default": ({}, (), DOCKER_DEFAULT | PTRACE, DOCKER_DEFAULT | PTRACE, 0),
-    "cap_drop_all": ({"capabilities": 0}, (), PTRACE, PTRACE, 0),
-    "a_few": ({"capabilities": CHOWN | NET_RAW}, (), CHOWN | NET_RAW | PTRACE, CHOWN | NET_RAW | PTRACE, 0),
+    "docker_default": ({}, (), DOCKER_DEFAULT | PTRACE, DOCKER_DEFAULT | PTRACE, PTRACE),
+    "cap_drop_all": ({"capabilities": 0}, (), PTRACE, PTRACE, PTRACE),
+    "a_few": ({"capabilities": CHOWN | NET_RAW}, (), CHOWN | NET_RAW | PTRACE, CHOWN | NET_RAW | PTRACE, PTRACE),
     "uid_1000": ({"uid": 1000}, (), PTRACE, DOCKER_DEFAULT | PTRACE, PTRACE),
     "uid_1000_ambient": (
         {"uid": 1000, "ambient": NET_RAW},
@@ -74,7 +78,7 @@ CAPABILITY_CASES = {
         NET_RAW | PTRACE,
     ),
     "root_as_1000": ({}, ("--user", "1000"), PTRACE, DOCKER_DEFAULT | PTRACE, PTRACE),
-    "1000_as_root": ({"uid": 1000}, ("--user", "0"), DOCKER_DEFAULT | PTRACE, DOCKER_DEFAULT | PTRACE, 0),
+    "1000_as_root": ({"uid": 1000}, ("--user", "0"), DOCKER_DEFAULT | PTRACE, DOCKER_DEFAULT | PTRACE, PTRACE),
 }
 
 
@@ -89,7 +93,9 @@ def test_capability_sets_are_the_containers_and_the_one_that_keeps_it_out(case, 
         assert found["Bnd"] == bounding
         assert found["Amb"] == ambient
         assert found["Inh"] == ambient
-        assert fields["NoNewPrivs"] == str(int(no_new_privs))
+        assert fields["NoNewPrivs"] == "1", "a set-id program would lose what keeps the container out"
+        done = box.exec("--", "/bin/cat", "/proc/self/status")
+        assert procfs.status(done.stdout)["NoNewPrivs"] == str(int(no_new_privs))
 
 
 @pytest.mark.parametrize("properties", [{}, {"capabilities": 0}, {"uid": 1000}, {"uid": 1000, "ambient": NET_RAW}])
@@ -125,15 +131,18 @@ def test_ids_and_supplementary_groups():
         ("slim:extra", 1000, 2000, ["2000", "2001"]),
         ("4711:815", 4711, 815, []),
         ("0", 0, 0, []),
+        ("123", 123, 0, []),
     ],
 )
 def test_user_option(user, uid, gid, groups):
-    with Box(files=PASSWD) as box:
+    """The groups of the container's /etc/group are rights on its own files, not on the tools': there only those that its process has."""
+    files = {**PASSWD, "/etc/passwd": "123:x:0:0::/:/bin/sh\n" + PASSWD["/etc/passwd"]}  # CVE-2016-3697
+    with Box(files=files, groups=(2001, 7)) as box:
         fields = status(box, "--user", user)
         assert (fields["Uid"].split()[0], fields["Gid"].split()[0]) == (str(uid), str(gid))
-        assert fields["Groups"].split() == groups
-        done = box.exec("--user", user, "--", "/bin/id", "-u")
-        assert done.stdout == f"{uid}\n", done
+        assert fields["Groups"].split() == [group for group in groups if group == "2001"]
+        own = procfs.status(box.exec("--user", user, "--", "/bin/cat", "/proc/self/status").stdout)
+        assert (own["Uid"].split()[0], own["Groups"].split()) == (str(uid), groups)
 
 
 @pytest.mark.parametrize(
@@ -154,9 +163,116 @@ def test_resource_limits_and_oom_score():
         resource.RLIMIT_STACK: (1 << 20, 1 << 22),
     }
     with Box(limits=limits, oom_score_adj=321) as box:
-        assert box.sh("cat /proc/self/oom_score_adj").strip() == "321"
         assert box.sh("cat /proc/self/limits") == procfs.read(f"/proc/{box.pid}/limits")
         assert box.exec("--", "/bin/cat", "/proc/self/limits").stdout == procfs.read(f"/proc/{box.pid}/limits")
+        assert box.exec("--", "/bin/cat", "/proc/self/oom_score_adj").stdout == "321\n"
+        assert box.sh("cat /proc/self/oom_score_adj") == "1000\n", "out of memory, the session is the first to go"
+        assert box.sh("cat /proc/self/oom_score_adj", "--privileged") == "1000\n"
+
+
+@pytest.mark.parametrize("flags", [(), ("--privileged",)])
+def test_a_session_leaves_no_core_file_whatever_limit_the_container_lifts(flags):
+    """Its root may lift a soft limit of any process with its uid (prlimit(2))."""
+    with Box() as box, session(str(box.pid), *flags) as shell:
+        ask(shell, "sleep 987.5 & echo $!")
+        line = next(
+            line for line in procfs.read(f"/proc/{_pid_of('sleep', '987.5')}/limits").splitlines() if "core" in line
+        )
+        assert line.split()[4:6] == ["0", "0"]
+        done = box.exec("--", "/bin/sh", "-c", "ulimit -Hc")
+        assert done.stdout.strip() == _hard_core_limit(box)
+
+
+def _pid_of(*argv: str) -> str:
+    """The process that runs ARGV, as soon as it does."""
+    wanted, deadline = "\0".join(argv), time.monotonic() + 10
+    while time.monotonic() < deadline:
+        for pid in filter(str.isdecimal, os.listdir("/proc")):
+            try:
+                if procfs.read(f"/proc/{pid}/cmdline").strip("\0") == wanted:
+                    return pid
+            except OSError:
+                continue
+    raise AssertionError(f"{argv} does not run")
+
+
+def _hard_core_limit(box: Box) -> str:
+    hard = procfs.limits(procfs.read(f"/proc/{box.pid}/limits"))[resource.RLIMIT_CORE][1]
+    return "unlimited" if hard < 0 else str(hard // 512)  # in blocks of 512 bytes, by sh
+
+
+@pytest.mark.parametrize("limit", ["AS", "DATA", "STACK", "FSIZE", "CPU", "NPROC", "NOFILE"])
+def test_limits_that_nothing_runs_under_do_not_end_a_session_with_a_bare_status(limit):
+    number = getattr(resource, f"RLIMIT_{limit}")
+    low = 30 if limit == "CPU" else 0
+    with Box() as box:
+        resource.prlimit(box.pid, number, (low, low))
+        for command in (("attach", str(box.pid), "--", "sh"), ("exec", str(box.pid), "--", "/bin/sh")):
+            done = run(*command, "-c", "echo here; exit 3")
+            assert (done.returncode, done.stdout) == (3, "here\n"), done
+            assert f"nothing would run under pid:{box.pid}'s RLIMIT_{limit} {low}: raised" in done.stderr
+
+
+WITH_A_KEY = """
+import ctypes, os, sys
+from cntr.linux import process
+process.join_new_session_keyring()
+libc, keyctl = ctypes.CDLL(None, use_errno=True), process._SYS_KEYCTL
+key = libc.syscall(keyctl - 2, b"user", b"callers-ticket", b"x", 1, -3)  # add_key(2), KEY_SPEC_SESSION_KEYRING
+assert key > 0 and libc.syscall(keyctl, 5, key, 0x3F000000) == 0  # KEYCTL_SETPERM: for who possesses it
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("command", ["attach", "exec"])
+def test_the_session_keyring_is_none_of_the_callers(command):
+    if not os.path.exists("/proc/keys"):
+        pytest.skip("this kernel was built without keys (CONFIG_KEYS)")
+    with Box() as box:
+        wrap = [sys.executable, "-c", WITH_A_KEY]
+        assert "callers-ticket" in subprocess.check_output([*wrap, "cat", "/proc/keys"], text=True, cwd=REPOSITORY)
+        done = run(command, str(box.pid), "--", "/bin/cat", "/proc/keys", prefix=wrap)
+        assert "callers-ticket" not in done.stdout
+        assert "_ses: empty" in done.stdout, done
+
+
+def test_exec_takes_the_personality_over_and_a_session_does_not():
+    def as_root() -> None:
+        process.set_personality(0x0040000 | 8)  # ADDR_NO_RANDOMIZE, PER_LINUX32
+
+    with Box(as_root=as_root) as box:
+        assert box.exec("--", "/bin/cat", "/proc/self/personality").stdout.strip() == "00040008"
+        assert box.sh("cat /proc/self/personality").strip() == "00000000"
+
+
+class Inner(Box):
+    """Its process has unshared a user namespace inside the container, and is root with every capability there."""
+
+    def _drop(self) -> None:
+        super()._drop()
+        syscalls.unshare(syscalls.CLONE_NEWUSER)
+        for name, text in (("setgroups", "deny"), ("uid_map", "0 0 1"), ("gid_map", "0 0 1")):
+            pathlib.Path(f"/proc/self/{name}").write_text(text)
+
+
+def test_a_session_stays_outside_of_a_user_namespace_that_the_container_made():
+    """Whoever stands around it has every capability in it: the others of the container would."""
+    with Inner() as box:
+        assert os.readlink(f"/proc/{box.pid}/ns/user") != os.readlink("/proc/self/ns/user"), "the check can fail"
+        done = box.attach("--", "sh", "-c", "readlink /proc/self/ns/user; cat /proc/self/status")
+        assert "is in a user namespace of its own making" in done.stderr
+        assert done.stdout.splitlines()[0] == os.readlink("/proc/self/ns/user")
+        found = capabilities(procfs.status(done.stdout))
+        assert (found["Prm"], found["Bnd"]) == (PTRACE, PTRACE)
+        own = box.exec("--", "/bin/readlink", "/proc/self/ns/user").stdout.strip()
+        assert own == os.readlink(f"/proc/{box.pid}/ns/user"), "its own command goes where it is"
+
+
+def test_beside_the_hosts_own_processes_a_session_cannot_trace():
+    with Box(namespaces=OF_A_CONTAINER & ~syscalls.CLONE_NEWPID) as box:
+        fields = status(box)
+        assert not any(mask & PTRACE for mask in capabilities(fields).values())
+        assert fields["Seccomp"] == "2", "no user namespaces, no typing into terminals there either"
 
 
 def test_a_limit_above_ours_is_reported_not_fatal():

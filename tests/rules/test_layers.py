@@ -45,7 +45,7 @@ LAYERS = (
     ("cntr.cli.main",),
     ("cntr.cli.image_reports",),
     ("cntr.cli.reports",),
-    ("cntr.cli.manual",),
+    ("cntr.cli.confinement", "cntr.cli.manual"),
     ("cntr.cli.options",),
     ("cntr.cli",),
     ("cntr.attach.walk",),
