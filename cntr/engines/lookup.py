@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from cntr.engines import evidence, process, store
+from cntr.engines import evidence, process
 from cntr.engines.asking import ask, distinct
 from cntr.engines.container import NotRunning
 from cntr.engines.registry import LATE, REGISTRY, entries
@@ -128,7 +128,11 @@ def _ambiguous(target: str, found: list[Container]) -> AmbiguousTarget:
 
 
 def _of(owner: int) -> str:
-    return f", of {store.owner_name(owner)}" if owner else ""
+    if not owner:
+        return ""
+    from cntr.engines import store
+
+    return f", of {store.owner_name(owner)}"
 
 
 def _by_command(answers: list[Answer], names: list[str], name: str, deadline: float) -> list[Container]:
@@ -215,5 +219,7 @@ def notes(container: Container) -> list[str]:
     """What whoever enters CONTAINER is to know before: that it is a process of the host itself, or whose container it is."""
     found = [container.note] if container.note else []
     if os.geteuid() == 0 and container.owner:
+        from cntr.engines import store
+
         found.append(f"{container.label()} is a container of {store.owner_name(container.owner)}, not of root")
     return found

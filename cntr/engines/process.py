@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cntr.engines import evidence, store
+from cntr.engines import evidence
 from cntr.engines.container import Container
 from cntr.errors import AmbiguousTarget, TargetNotFound, printable
 from cntr.linux import procfs
@@ -99,6 +99,8 @@ def _unit(name: str) -> Container:
             f"unit:{printable(unit)}: no process in such a unit", "is it active? systemctl status shows it"
         )
     if 0 not in found and len(found) > 1:
+        from cntr.engines import store
+
         users = ", ".join(store.owner_name(owner) for owner in sorted(found)[:8])
         raise AmbiguousTarget(f"unit:{printable(unit)}: the unit of {len(found)} users: {users}", "attach by pid")
     owner = 0 if 0 in found else next(iter(found))

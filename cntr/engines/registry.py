@@ -144,8 +144,14 @@ REGISTRY: tuple[Entry, ...] = (
     Entry("rkt", "cntr.engines.rkt", "rkt", "/var/lib/rkt", "$CNTR_RKT_ROOT"),
     Entry("sysbox", "cntr.engines.sysbox", "Sysbox", "/run/sysbox-runc", "$CNTR_SYSBOX_ROOT"),
     Entry("buildah", "cntr.engines.buildah", "Buildah", "/usr/bin/buildah", "$CONTAINERS_STORAGE_CONF", holds=_STORAGE),
-    Entry("runc", "cntr.engines.runc", "runc", "$CNTR_RUNC_ROOT", "/run/runc", "/run/user/*/runc"),
-    Entry("crun", "cntr.engines.crun", "crun", "$CNTR_CRUN_ROOT", "/run/crun", "/run/user/*/crun"),
+    Entry(
+        *("runc", "cntr.engines.runc", "runc", "$CNTR_RUNC_ROOT", "/run/runc", "/run/user/*/runc"),
+        holds=("$CNTR_RUNC_ROOT", "/run/runc/*", "/run/user/*/runc"),
+    ),
+    Entry(
+        *("crun", "cntr.engines.crun", "crun", "$CNTR_CRUN_ROOT", "/run/crun", "/run/user/*/crun"),
+        holds=("$CNTR_CRUN_ROOT", "/run/crun/*", "/run/user/*/crun"),
+    ),
     Entry(
         *("gvisor", "cntr.engines.sandboxed", "gVisor, Kata Containers, Firecracker and other virtual machines"),
         *("/run/runsc", "/usr/bin/runsc", "$CNTR_RUNSC_ROOT", "/dev/kvm"),

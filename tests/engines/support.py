@@ -170,8 +170,31 @@ on the test machine; its state files are made by the test over a real process. *
 
 A state file may be stale, forged, or about another machine. So the process behind a pid must bear its container's mark (its
 id in the cgroup path, in the sources of its mounts, or in its monitor's arguments) or have the start time that the engine
-wrote down; and a rootless user's files count only for processes in that user's own user namespaces. The start time is checked
-again once a pidfd is open: a container that stopped, restarted or was replaced in between is an error, never another process.
+wrote down. A cgroup or a monitor counts by who made it, and a monitor's arguments only outside of containers. The start time is
+checked again once a pidfd is open: a container that stopped, restarted or was replaced in between is an error, never another process.
+
+## Who may claim what
+
+A name leads to a process by root's own sources, or by a user's sources for that user's own processes alone: those that run as the user
+(all four ids) in this user namespace, or in a user namespace that the user made. Root's sources are files, sockets and directories that
+only root can change, all the way up; what others could have written there is refused, also where a variable of root's names it. Who
+listens on a socket counts beside who owns its path.
+
+Root asks for each user's engines (those with something in /run/user/UID, of whom a monitor runs, or whom a variable names) in a process
+that has become that user, with 256 MiB of memory and 3 s of processor time: a user's JSON, databases and daemons are read there and
+nowhere else. Root's containers go before a user's of the same name, or of a name that is the beginning of an id. Whoever attaches to a
+user's container as root is told whose it is.
+
+An engine of a third party (see below) is taken only from where nobody but root, or the caller, could have put it.
+
+## Numbers, units
+
+A bare number is the container that an engine calls so (LXC's and Proxmox's `101`); where a process of that number is in another
+container, both are named as ambiguous. Without such a container it is the process, and one that is in no container is said to be a
+process of this host. `pid:101` is always the process.
+
+`unit:web` is the unit as systemd has it: a cgroup below slices alone, whatever directories users and containers make below theirs. A
+user's unit is that user's word. Where a unit has several processes of its own, the main one is what systemctl says.
 
 Names come from hostile places. They are matched and percent-encoded, never joined into a path without a check, never handed
 to a command line, and never printed raw.
@@ -180,11 +203,12 @@ to a command line, and never printed raw.
 
 A command takes many times as long as a state file or a socket (`nox -s bench -- resolve` has them side by side). So `docker`,
 `podman`, `crictl` and `ctr` are asked when nothing else knew the name, and only where they can know more: `podman` where a
-conmon of the caller's runs (names of pods before version 5), `ctr` and `crictl` where a shim runs whose files are not in the
-usual places, `docker` where its daemon listens on this machine's loopback. All at once, within the same 0.8 s; then they are
-killed with all that they started. They list, and the matching is done here. They are looked for in the system's directories, not
-in `$PATH`, and run only if they are root's and nobody else may write to them or to a directory above them; without a terminal,
-their standard error unread. A pid that they tell must bear its container's mark like any other.
+conmon of the caller's runs (names of pods before version 5), `crictl` where a shim runs whose files are not in the usual
+places, `ctr` where its daemon listens (it knows containers without a task), `docker` where its daemon listens on this
+machine's loopback. All at once, within the same 0.8 s; then they are killed with all that they started. They list, and the
+matching is done here. They are looked for in the system's directories, not in `$PATH`, and run only if they are root's and
+nobody else may write to them or to a directory above them; without a terminal, their standard error unread. A pid that they
+tell must bear its container's mark like any other.
 
 Not asked, since they read what is read here and so never know more: `lxc-info`, `lxc`, `incus` (the monitors' sockets and titles,
 whatever the lxcpath), `machinectl` (/run/systemd/machines), `apptainer` (its instance files and titles), `runc`, `crun`, `runsc`
