@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 #: the server (EINVAL), and appending is done per write, because F_SETFL changes it without telling the server.
 STRIPPED = os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_DIRECT | os.O_APPEND | os.O_NOFOLLOW | 0o20000  # FASYNC
 O_TMPFILE = os.O_TMPFILE
+_PF_KTHREAD = 0x00200000  # linux/sched.h
 _FSETID = 1 << file_syscalls.CAP_FSETID
 AS_IS: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
@@ -68,6 +69,24 @@ class Caller:
         """Does the caller, when it is root, hold this capability? (Another user's may count in its namespace only.)"""
         uid, _, _, effective = _identity(self.pid)
         return uid == 0 and self.uid in (0, UNKNOWN_ID) and bool(effective >> capability & 1)
+
+
+def opens_by_handle(pid: int) -> bool:
+    """Does the thread wait in open_by_handle_at(2), or serve NFS in the kernel? False where that can't be seen.
+
+    Others come to a file handle inside the kernel: an overlay whose layers are on CntrFS looks for what it copied up. What it
+    gets can't be revalidated (a dentry without a name, older than the connection's epoch), and the overlay's files
+    were ESTALE; without an answer it does without.
+    """
+    try:
+        with open(f"/proc/{pid}/syscall", "rb") as file:
+            number = file.read().split()[0]
+        if number.isdigit() and int(number) in file_syscalls.OPEN_BY_HANDLE_AT:
+            return True
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return bool(int(file.read().rpartition(b")")[2].split()[6]) & _PF_KTHREAD)
+    except (OSError, IndexError, ValueError):
+        return False
 
 
 UNKNOWN_ID = 0xFFFFFFFF

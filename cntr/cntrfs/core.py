@@ -12,15 +12,20 @@ import errno
 import os
 import stat
 import struct
+from typing import TYPE_CHECKING
 
 from cntr.cntrfs import log
-from cntr.cntrfs.backing import Caller, Credentials, proc_path
+from cntr.cntrfs.backing import Caller, Credentials, opens_by_handle, proc_path
 from cntr.cntrfs.files import FileOperations
+from cntr.cntrfs.handles import O_PATH
 from cntr.cntrfs.node import Node, Slot, stale
 from cntr.cntrfs.nodes import NodeTable
 from cntr.cntrfs.options import Options
 from cntr.linux import file_syscalls
 from cntr.linux.file_syscalls import Attributes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NOW = file_syscalls.UTIME_NOW
 _OMIT = (0, file_syscalls.UTIME_OMIT)
@@ -90,9 +95,11 @@ class Core(FileOperations):
 
     # looking up
 
-    def lookup(self, parent_id: int, name: bytes) -> tuple[Node, Attributes]:
-        """LOOKUP: the node of a name, one lookup counted. ``.`` and ``..`` come from exported file handles."""
+    def lookup(self, parent_id: int, name: bytes, pid: int = 0) -> tuple[Node, Attributes]:
+        """LOOKUP by the thread PID: the node of a name, one lookup counted. ``.`` and ``..`` come from file handles."""
         if name in (b".", b".."):
+            if not opens_by_handle(pid):
+                raise stale()
             node = self._lookup_dots(parent_id, name)
             attributes = file_syscalls.statx(self.nodes.fd(node))
             if not attributes.nlink:  # the kernel asks when it has forgotten the node; its FORGET is under way still
@@ -122,8 +129,7 @@ class Core(FileOperations):
         if name == b"." or node is self.nodes.root:
             return node
         fd = self.nodes.fd(node)
-        attributes = file_syscalls.statx(fd, b"..")
-        return self.nodes.see(attributes, node, fd, b"..")
+        return self.nodes.see(file_syscalls.statx(fd, b".."), node, fd, b"..")
 
     def forget(self, nodeid: int, count: int) -> None:
         """FORGET: COUNT lookups of the node are not referred to any more."""
@@ -179,8 +185,7 @@ class Core(FileOperations):
     # creating
 
     def _made(self, parent: Node, parent_fd: int, name: bytes) -> tuple[Node, Attributes]:
-        attributes = file_syscalls.statx(parent_fd, name)
-        node = self.nodes.see(attributes, parent, parent_fd, name)
+        node = self.nodes.see(attributes := file_syscalls.statx(parent_fd, name), parent, parent_fd, name)
         node.lookups += 1
         return node, attributes
 
@@ -233,37 +238,34 @@ class Core(FileOperations):
 
     def unlink(self, parent_id: int, name: bytes) -> None:
         """UNLINK; a file that is still open stays reachable."""
-        self.demand_writable()
-        parent_fd = self.nodes.fd(self.nodes.get(parent_id))
-        victim = self._keep_reachable(parent_fd, name)
-        try:
-            os.unlink(name, dir_fd=parent_fd)
-        except OSError:
-            if victim is not None:
-                self.nodes.unpin(victim)
-            raise
+        self._remove(parent_id, name, os.unlink)
 
     def rmdir(self, parent_id: int, name: bytes) -> None:
         """RMDIR; someone's working directory stays reachable."""
+        self._remove(parent_id, name, os.rmdir)
+
+    def _remove(self, parent_id: int, name: bytes, remove: Callable[..., None]) -> None:
         self.demand_writable()
-        parent_fd = self.nodes.fd(self.nodes.get(parent_id))
-        victim = self._keep_reachable(parent_fd, name)
+        parent = self.nodes.get(parent_id)
+        parent_fd = self.nodes.fd(parent)
+        victim = self._keep_reachable(parent, parent_fd, name)
         try:
-            os.rmdir(name, dir_fd=parent_fd)
+            remove(name, dir_fd=parent_fd)
         except OSError:
             if victim is not None:
                 self.nodes.unpin(victim)
             raise
 
-    def _keep_reachable(self, parent_fd: int, name: bytes) -> Node | None:
+    def _keep_reachable(self, parent: Node, parent_fd: int, name: bytes) -> Node | None:
         """NAME goes away: when it may be the only way to a file the kernel knows, keep a fd of it instead."""
         attributes = file_syscalls.statx(parent_fd, name)
-        node = self.nodes.find(attributes)
-        if node is None or node.pinned or (node.handle is not None and attributes.nlink > 1 and not node.is_directory):
+        node = self.nodes.find(attributes, parent, name)
+        if node is None or (node.pinned and not self.nodes.is_held(node)):
+            return None
+        if node.handle is not None and attributes.nlink > 1 and not node.is_directory:
             return None
         if node.fd < 0:
-            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-            self.nodes.adopt(node, self.nodes.retrying(lambda: os.open(name, flags, dir_fd=parent_fd)))
+            self.nodes.adopt(node, self.nodes.retrying(lambda: os.open(name, O_PATH, dir_fd=parent_fd)))
         self.nodes.pin(node)
         return node
 
@@ -279,7 +281,7 @@ class Core(FileOperations):
         victim = None
         if not flags & (file_syscalls.RENAME_EXCHANGE | file_syscalls.RENAME_NOREPLACE):
             with contextlib.suppress(FileNotFoundError):
-                victim = self._keep_reachable(new_fd, new_name)
+                victim = self._keep_reachable(new_parent, new_fd, new_name)
         try:
             if flags & file_syscalls.RENAME_WHITEOUT:
                 with self.credentials.as_caller(caller):
@@ -297,7 +299,7 @@ class Core(FileOperations):
     def _renamed(self, parent: Node, parent_fd: int, name: bytes, victim: Node | None) -> None:
         """Note the new name, where nodes are reopened by name."""
         try:
-            node = self.nodes.find(file_syscalls.statx(parent_fd, name))
+            node = self.nodes.find(file_syscalls.statx(parent_fd, name), parent, name)
         except OSError:
             return  # gone again already
         if node is not None:
@@ -306,9 +308,6 @@ class Core(FileOperations):
                 self.nodes.unpin(node)  # two names of one file: renaming does nothing then
 
     # extended attributes
-
-    def _path(self, nodeid: int) -> bytes:
-        return proc_path(self.nodes.fd(self.nodes.get(nodeid)))
 
     def getxattr(self, nodeid: int, name: bytes) -> bytes:
         """GETXATTR. ENODATA for the ACL of a file whose filesystem has none: EOPNOTSUPP the kernel takes for a refusal."""
@@ -341,7 +340,7 @@ class Core(FileOperations):
         said so (kill_sgid), or the caller is given and the backing filesystem decides as for them.
         """
         self.demand_writable()
-        path = self._path(nodeid)
+        path = proc_path(self.nodes.fd(self.nodes.get(nodeid)))
         if kill_sgid:
             caller = Caller(65534, NOBODYS_GROUP, 0)
         if name.startswith(_ACL_PREFIX) and caller is not None and caller.uid != 0:
@@ -353,7 +352,7 @@ class Core(FileOperations):
     def removexattr(self, nodeid: int, name: bytes) -> None:
         """REMOVEXATTR."""
         self.demand_writable()
-        os.removexattr(self._path(nodeid), name)
+        os.removexattr(proc_path(self.nodes.fd(self.nodes.get(nodeid))), name)
 
     # files: creating and opening in one
 

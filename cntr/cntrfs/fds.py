@@ -31,6 +31,7 @@ class BoundedFds:
     _idle: list[Node]
     _lru: OrderedDict[Node, None]
     _pins: dict[Node, None]
+    _held: set[Node]
 
     def _reopen(self, node: Node) -> int:
         raise NotImplementedError
@@ -65,6 +66,7 @@ class BoundedFds:
         else:
             self.own_fd(node)
         self._lru.pop(node, None)
+        self._held.discard(node)
         node.pinned = True
         self._pins[node] = None
 
@@ -74,6 +76,22 @@ class BoundedFds:
             node.pinned = False
             self._pins.pop(node, None)
             self._lru[node] = None
+
+    def hold(self, node: Node) -> None:
+        """Keep the node's fd while the file is open, where nothing else tells that it is the same file afterwards."""
+        if not node.pinned:
+            self.pin(node)
+            self._held.add(node)
+
+    def is_held(self, node: Node) -> bool:
+        """Is its fd kept by ``hold`` alone?"""
+        return node in self._held
+
+    def release_held(self, node: Node) -> None:
+        """It is open no more."""
+        if node in self._held:
+            self._held.discard(node)
+            self.unpin(node)
 
     def needs_trim(self) -> bool:
         """Would ``trim`` find anything to do?"""
@@ -123,12 +141,14 @@ class BoundedFds:
         """The older half: files without a name that the kernel remembers. Most are not open, and none will ask."""
         for node in list(self._pins)[: (len(self._pins) + 1) // 2]:
             self._close(node)
+            self._held.discard(node)
             node.pinned = False
 
     def _close(self, node: Node) -> None:
         if node.fd >= 0 and node is not self.root:
             self._lru.pop(node, None)
             self._pins.pop(node, None)
+            self._held.discard(node)
             self._close_fd(node)
 
 

@@ -96,6 +96,8 @@ class FileOperations:
         number = self.last_handle = self.last_handle + 1
         self.handles[number] = handle
         handle.node.users += 1
+        if handle.node.slot.copies_up:
+            self.nodes.hold(handle.node)
         return number
 
     def file_fd(self, handle: FileHandle) -> int:

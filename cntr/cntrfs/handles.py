@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import zlib
 from typing import TYPE_CHECKING
 
 from cntr.cntrfs.backing import AS_IS
-from cntr.cntrfs.node import derived_handle
+from cntr.cntrfs.node import Node, derived_handle, generation_of
 from cntr.linux import file_syscalls
 from cntr.linux.file_syscalls import Handle
 
@@ -52,3 +53,24 @@ class HandleOpener:
             return file_syscalls.statx(fd).ino == ino
         finally:
             os.close(fd)
+
+
+def take_handle(node: Node, fd: int, name: bytes) -> None:
+    """Give the node what it can be reopened by, if its filesystem has that, and its generation."""
+    if node.slot.any_generation and not node.ino >> 32:
+        node.packed_handle = True
+        node.generation = generation_of(node.birth)
+        return
+    try:
+        handle = file_syscalls.name_to_handle(fd, name)
+    except OSError:
+        return
+    if handle.is_derived:
+        if int.from_bytes(handle.data[:4], "little") != node.ino:
+            return  # the name was given to another file since it was looked up
+        node.generation = int.from_bytes(handle.data[4:], "little")
+        if node.generation:  # 0, as mke2fs -d leaves it, is answered as 1: no handle could be made of that again
+            node.packed_handle = True
+            return
+    node.handle = handle
+    node.generation = zlib.crc32(handle.data) or 1  # the same when a forgotten node is made again

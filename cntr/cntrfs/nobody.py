@@ -127,7 +127,7 @@ class NobodyCore(Core):
 
     # names
 
-    def lookup(self, parent_id: int, name: bytes) -> tuple[Node, Attributes]:
+    def lookup(self, parent_id: int, name: bytes, pid: int = 0) -> tuple[Node, Attributes]:
         """LOOKUP. There are no exported file handles: they would lead past the directories."""
         if name in (b".", b".."):
             raise stale()
@@ -179,7 +179,7 @@ class NobodyCore(Core):
 
     def listxattr(self, nodeid: int, caller: Caller) -> list[bytes]:
         """LISTXATTR, without the names that nobody can ask for."""
-        names = [os.fsencode(name) for name in os.listxattr(self._path(nodeid))]
+        names = [os.fsencode(name) for name in os.listxattr(proc_path(self.nodes.fd(self.nodes.get(nodeid))))]
         return [name for name in names if not name.startswith(_HIDDEN)]
 
 

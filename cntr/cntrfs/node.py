@@ -40,8 +40,8 @@ class FileId(NamedTuple):
 class Slot:
     """One (mount, device) pair of the served tree; ``base`` is the upper part of its node ids."""
 
-    __slots__ = ("aliases", "any_generation", "base", "dev", "forbids", "handles", "index", "magic", "mnt_id", "mount_fd",
-                 "mount_node", "reads_wait", "slow_until", "watched")  # fmt: skip
+    __slots__ = ("aliases", "any_generation", "base", "copies_up", "dev", "forbids", "handles", "index", "magic", "mnt_id",
+                 "mount_fd", "mount_node", "reads_wait", "slow_until", "watched")  # fmt: skip
 
     def __init__(self, mnt_id: int, dev: int, base: int, index: int) -> None:
         """index: the how-manieth slot of the table; handles: does open_by_handle_at(2) work here; None until tried."""
@@ -56,6 +56,7 @@ class Slot:
         self.mount_node: Node | None = None
         self.magic = 0  # the filesystem's f_type, linux/magic.h
         self.watched = False  # the kernel is told what changes here behind the mount
+        self.copies_up = False  # an overlay: files change their inode number, device and birth time (copyup)
         self.forbids = 0  # ST_NOSUID, ST_NODEV, ST_NOEXEC of the mount, as far as the FUSE mount has them not itself
         self.reads_wait = False  # preadv2(2) can't be told not to wait here
         self.slow_until = 0.0  # time.monotonic() until which the disk is held to be slow (devfuse)

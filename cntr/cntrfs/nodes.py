@@ -16,13 +16,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import zlib
 from collections import OrderedDict
 
 from cntr.cntrfs.backing import AS_IS
+from cntr.cntrfs.copyup import OVERLAYFS_MAGIC, CopyUps, is_one_of_several, is_same
 from cntr.cntrfs.fds import BoundedFds, fd_budget
-from cntr.cntrfs.handles import O_PATH, HandleOpener
-from cntr.cntrfs.node import INO_BITS, INO_MASK, ROOT_ID, SYNTHETIC, Node, Slot, derived_handle, generation_of, stale
+from cntr.cntrfs.handles import O_PATH, HandleOpener, take_handle
+from cntr.cntrfs.node import INO_BITS, INO_MASK, ROOT_ID, SYNTHETIC, Node, Slot, derived_handle, stale
 from cntr.cntrfs.records import Records
 from cntr.linux import file_syscalls
 from cntr.linux.file_syscalls import Attributes, Handle
@@ -46,12 +46,14 @@ class NodeTable(BoundedFds):
         self._handles = HandleOpener(raised)
         self.nodes: dict[int, Node] = {}  # in use, or in the way of being a record
         self._records = Records()
+        self._copy_ups = CopyUps(self.nodes)
         self._idle: list[Node] = []  # to be looked at by the next trim: made, or without a fd or a user since the last
         self._by_mount: dict[tuple[int, int, int], Slot] = {}
         self._synthetic = SYNTHETIC
         self._generation = 1
         self._lru: OrderedDict[Node, None] = OrderedDict()
         self._pins: dict[Node, None] = {}
+        self._held: set[Node] = set()
         self._graveyard: OrderedDict[int, tuple[Slot, Handle]] = OrderedDict()
         self.on_new_slot: Callable[[Slot], None] = lambda slot: None
         self.on_close: Callable[[Node], None] = lambda node: None  # the fd of a node with something ``open`` goes
@@ -79,9 +81,10 @@ class NodeTable(BoundedFds):
             index = len(self._records.slots)
             base = index << INO_BITS if index < _SLOT_LIMIT else SYNTHETIC
             slot = Slot(attributes.mnt_id, dev, base, index)
+            slot.copies_up = any(other.copies_up for other in self.slots() if other.mnt_id == slot.mnt_id)
             self._records.slots.append(slot)
-            if index == 0:
-                slot.aliases = {0: -1, ROOT_ID: -1}  # reserved node ids: such an inode gets a synthetic one
+            if index == 0:  # reserved node ids: such an inode gets a synthetic one
+                slot.aliases = {0: -1, ROOT_ID: -1}
             self._by_mount[mount] = slot
         return slot
 
@@ -90,9 +93,12 @@ class NodeTable(BoundedFds):
         if nodeid is None and ino < _INO_LIMIT and slot.base != SYNTHETIC:
             return slot.base | ino
         if nodeid is None or nodeid == -1:
-            self._synthetic += 1
-            nodeid = slot.aliases[ino] = self._synthetic
+            nodeid = slot.aliases[ino] = self._unused_id()
         return nodeid
+
+    def _unused_id(self) -> int:
+        self._synthetic += 1
+        return self._synthetic
 
     def shown_ino(self, slot: Slot, ino: int) -> int:
         """The inode number a client sees: the backing's own, made unique across submounts.
@@ -138,8 +144,10 @@ class NodeTable(BoundedFds):
     def used(self, node: Node, change: int) -> None:
         """CHANGE more open files refer to the node."""
         node.users += change
-        if not node.users and node.fd < 0:
-            self._idle.append(node)
+        if not node.users:
+            self.release_held(node)
+            if node.fd < 0:
+                self._idle.append(node)
 
     def see(self, attributes: Attributes, parent: Node, parent_fd: int, name: bytes) -> Node:
         """The node of what lookup found as NAME in parent: known already, or entered now. Counts nothing."""
@@ -148,8 +156,17 @@ class NodeTable(BoundedFds):
             slot = self._slot(attributes)
         nodeid = self._nodeid(slot, attributes.ino) if slot.aliases else slot.base | attributes.ino
         node = self.nodes.get(nodeid) or self._unpacked(nodeid)
-        if node is not None and self._same(node, attributes):
-            if not node.packed_handle and node is not self.root:
+        if slot.copies_up:
+            node = self._copy_ups.find(slot, attributes, parent, name)
+            if node is not None:
+                self._named(node, parent, name)
+                return node
+            if is_one_of_several(attributes):
+                nodeid = self._unused_id()
+            elif nodeid in self.nodes:  # another file's, that has moved on or was replaced
+                nodeid = slot.aliases[attributes.ino] = self._unused_id()
+        elif node is not None and self._same(node, attributes):
+            if not node.packed_handle:
                 self._named(node, parent, name)
             return node
         fresh = Node(nodeid, slot, attributes)
@@ -158,7 +175,7 @@ class NodeTable(BoundedFds):
             self._named(fresh, parent, name)
             self._probe_handles(slot, parent_fd, name)
         if slot.handles:
-            self._take_handle(fresh, parent_fd, name)
+            take_handle(fresh, parent_fd, name)
         if not fresh.packed_handle or fresh is slot.mount_node:
             self._named(fresh, parent, name)
         if not fresh.generation and not fresh.has_derived_handle:  # 0 is a generation too: mkfs(8) gives it
@@ -188,11 +205,13 @@ class NodeTable(BoundedFds):
         node.lookups += 1
         return node.nodeid, node.generation, node.slot
 
-    def find(self, attributes: Attributes) -> Node | None:
-        """The node the kernel knows for this file, if any."""
+    def find(self, attributes: Attributes, parent: Node, name: bytes) -> Node | None:
+        """The node the kernel knows for this file, which is NAME in parent, if any."""
         slot = self._by_mount.get((attributes.mnt_id, attributes.dev_major, attributes.dev_minor))
         if slot is None:
             return None
+        if slot.copies_up:
+            return self._copy_ups.find(slot, attributes, parent, name)
         node = self.known(slot.aliases.get(attributes.ino) or slot.base | attributes.ino)
         return node if node is not None and self._same(node, attributes) else None
 
@@ -210,6 +229,7 @@ class NodeTable(BoundedFds):
             path_fd = self.retrying(lambda: os.open(name, O_PATH, dir_fd=fd) if name else os.dup(fd))
             try:
                 slot.magic = file_syscalls.filesystem_magic(path_fd)
+                slot.copies_up = slot.magic == OVERLAYFS_MAGIC
                 slot.forbids = os.fstatvfs(path_fd).f_flag & RESTRICTIONS
             finally:
                 os.close(path_fd)
@@ -236,26 +256,6 @@ class NodeTable(BoundedFds):
             slot.mount_fd = self.retrying(lambda: self._handles.open_mount(with_path))
         return slot.mount_fd
 
-    @staticmethod
-    def _take_handle(node: Node, fd: int, name: bytes) -> None:
-        if node.slot.any_generation and not node.ino >> 32:
-            node.packed_handle = True
-            node.generation = generation_of(node.birth)
-            return
-        try:
-            handle = file_syscalls.name_to_handle(fd, name)
-        except OSError:
-            return
-        if handle.is_derived:
-            if int.from_bytes(handle.data[:4], "little") != node.ino:
-                return  # the name was given to another file since it was looked up
-            node.generation = int.from_bytes(handle.data[4:], "little")
-            if node.generation:  # 0, as mke2fs -d leaves it, is answered as 1: no handle could be made of that again
-                node.packed_handle = True
-                return
-        node.handle = handle
-        node.generation = zlib.crc32(handle.data) or 1  # the same when a forgotten node is made again
-
     # reopening
 
     def _reopen(self, node: Node) -> int:
@@ -273,7 +273,8 @@ class NodeTable(BoundedFds):
             raise stale()
         try:
             self._found = found = file_syscalls.statx(fd)
-            if found.ino == node.ino and self._same(node, found) and self._slot(found) is slot:
+            same = is_same(node, slot, found) if slot.copies_up else found.ino == node.ino and self._same(node, found)
+            if same and self._slot(found) is slot:
                 return fd
         except OSError:
             os.close(fd)
@@ -286,8 +287,7 @@ class NodeTable(BoundedFds):
         """(an O_PATH fd as by ``fd``, st_mode, the STATX_ATTR_* bits)."""
         if node.fd < 0:
             return self.own_fd(node), self._found.mode, self._found.attributes
-        fd = self.own_fd(node)
-        return fd, *file_syscalls.mode_and_attributes(fd)
+        return (fd := self.own_fd(node)), *file_syscalls.mode_and_attributes(fd)
 
     def _reopen_by_name(self, node: Node) -> int:
         """Walk down from the nearest ancestor that is open; the check at the end covers every step."""
@@ -316,14 +316,16 @@ class NodeTable(BoundedFds):
 
     # names that move
 
-    @staticmethod
-    def _named(node: Node, parent: Node, name: bytes) -> None:
-        node.parent, node.name = parent, name
-        parent.is_parent = True
+    def _named(self, node: Node, parent: Node, name: bytes) -> None:
+        if node.slot.copies_up:
+            self._copy_ups.named(node, parent, name)
+        if node is not self.root:
+            node.parent, node.name = parent, name
+            parent.is_parent = True
 
     def moved(self, node: Node, parent: Node, name: bytes) -> None:
         """The file has this name now."""
-        if (not node.packed_handle or node.parent is not None) and node is not self.root:
+        if not node.packed_handle or node.parent is not None:
             self._named(node, parent, name)
 
     # lookup counts
@@ -342,6 +344,8 @@ class NodeTable(BoundedFds):
         if node.lookups <= 0:
             self._close(node)
             del self.nodes[nodeid]
+            if node.slot.copies_up:
+                self._copy_ups.forgotten(node)
             self._bury(nodeid, node.slot, None if node.has_derived_handle else node.handle)
 
     def _bury(self, nodeid: int, slot: Slot, handle: Handle | None) -> None:
@@ -370,7 +374,7 @@ class NodeTable(BoundedFds):
             os.close(fd)
             raise stale()
         node = Node(nodeid, slot, attributes)
-        self._take_handle(node, fd, b"")
+        take_handle(node, fd, b"")
         if not node.has_derived_handle:
             node.generation = node.generation or 1
         self.nodes[nodeid] = node

@@ -108,7 +108,7 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def lookup(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         """LOOKUP: the core's ``lookup``."""
-        return self._entry(*self.core.lookup(parent, name))
+        return self._entry(*self.core.lookup(parent, name, ctx.pid))
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """FORGET, of several nodes at once."""

@@ -204,6 +204,12 @@ def open_by_ino(mount_fd: int, ino: int, generation: int) -> int:
     return fd
 
 
+#: open_by_handle_at's number, of the machine's own programs and its 32-bit ones'; 265 is the generic table's.
+OPEN_BY_HANDLE_AT = {"x86_64": (304, 342), "i686": (342,), "armv7l": (371,), "ppc64le": (346,), "s390x": (336,)}.get(
+    os.uname().machine, (265, 371)
+)
+
+
 class DirectoryEntry(NamedTuple):
     """struct linux_dirent64: next_offset is what lseek(2) takes to go on behind this entry."""
 

@@ -28,7 +28,7 @@ def _lookup(c: Connection, nodeid: int, body: memoryview) -> bytes:
     if end or not name or b"/" in name or b"\0" in name:
         raise wire.Malformed("not the name of an entry")
     if name in (b".", b".."):  # from exported file handles
-        return c.entry(*c.core.lookup(nodeid, name))
+        return c.entry(*c.core.lookup(nodeid, name, c.header[6]))
     found = c.core.lookup_entry(nodeid, name)
     if found is not None:
         return c.entry_of(*found, nodeid)

@@ -1,0 +1,85 @@
+"""Files of an overlayfs, which change their inode number, device and birth time when they are copied up.
+
+A lower file that is written, chmod'ed or linked becomes a file of the upper layer. The overlay's own inode stays, so an
+open file and a fd that O_PATH gave lead to it as before, but statx(2) tells of another: another birth time always, another
+inode number for hard links, and where the layers are on several filesystems another device, too
+(Documentation/filesystems/overlayfs.rst, "Inode properties"). And an overlay has no file handles by default. So here a file is:
+
+- what a fd of its node says it is now, where the node has one: nodes of open files keep theirs;
+- else what has its name and inode number;
+- one name alone, where a file has several: names of one lower file part when one of them is copied up.
+"""
+
+from __future__ import annotations
+
+import stat
+from typing import TYPE_CHECKING
+
+from cntr.linux import file_syscalls
+from cntr.linux.file_syscalls import Attributes
+
+if TYPE_CHECKING:
+    from cntr.cntrfs.node import Node, Slot
+
+OVERLAYFS_MAGIC = 0x794C7630  # linux/magic.h
+
+
+class CopyUps:
+    """What the nodes of overlays were called."""
+
+    def __init__(self, nodes: dict[int, Node]) -> None:
+        """nodes: the table's, by node id."""
+        self._nodes = nodes
+        self._names: dict[tuple[int, bytes], int] = {}  # (the directory's node id, name) -> node id
+
+    def named(self, node: Node, parent: Node, name: bytes) -> None:
+        """The node was found as NAME; it may have other names as well."""
+        self._names[parent.nodeid, name] = node.nodeid
+
+    def forgotten(self, node: Node) -> None:
+        """The node goes."""
+        if node.parent is not None and self._names.get((node.parent.nodeid, node.name)) == node.nodeid:
+            del self._names[node.parent.nodeid, node.name]
+
+    def find(self, slot: Slot, attributes: Attributes, parent: Node, name: bytes) -> Node | None:
+        """The node of what is NAME in parent now, if it is one that was seen before."""
+        node = self._nodes.get(self._names.get((parent.nodeid, name), 0))
+        if node is not None and is_same(node, slot, attributes):
+            return node
+        if is_one_of_several(attributes):
+            return None
+        node = self._nodes.get(slot.aliases.get(attributes.ino) or slot.base | attributes.ino)
+        return node if node is not None and is_same(node, slot, attributes) else None
+
+
+def is_one_of_several(attributes: Attributes) -> bool:
+    """Has the file other names, which may be other files soon?"""
+    return attributes.nlink > 1 and not stat.S_ISDIR(attributes.mode)
+
+
+def is_same(node: Node, slot: Slot, attributes: Attributes) -> bool:
+    """Is what has these attributes the node's file? Then the node takes over what has changed."""
+    if node.kind != attributes.mode & 0o170000:
+        return False
+    birth = attributes.btime * 1_000_000_000 + attributes.btime_ns
+    fd = node.lent_fd if node.lent_fd >= 0 else node.fd
+    unchanged = node.ino == attributes.ino and node.slot is slot
+    if unchanged and node.birth == birth:
+        return True
+    if fd >= 0:
+        now = file_syscalls.statx(fd)
+        if _identity(now) != _identity(attributes):
+            return False
+    elif not unchanged:
+        return False
+    node.ino, node.birth = attributes.ino, birth
+    if node.slot is not slot or not unchanged:
+        node.slot = slot
+        if not is_one_of_several(attributes):
+            slot.aliases[attributes.ino] = node.nodeid
+    return True
+
+
+def _identity(attributes: Attributes) -> tuple[int, ...]:
+    a = attributes
+    return a.dev_major, a.dev_minor, a.ino, a.btime, a.btime_ns
