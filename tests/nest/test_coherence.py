@@ -22,11 +22,12 @@ HOST = ("bin", "lib", "lib64", "usr")
 @pytest.fixture
 def tools(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A root with the host's programs in it, on a filesystem of the test's own."""
-    for name in ("var/lib/cntr", "proc", "dev", "sys", "etc", "over", "room", "mounted", *HOST):
+    own = ("proc", "dev", "sys", "home", "root", "run", "tmp", "var/tmp")  # where one is missing, a stand-in covers /
+    for name in (*own, "var/lib/cntr", "etc", "over", "room", "mounted", *HOST):
         (tmp_path / name).mkdir(parents=True)
     for name in HOST:
         subprocess.run(["mount", "--rbind", f"/{name}", tmp_path / name], check=True)
-    tmp_path.chmod(0o755)  # a root directory that is closed to others is replaced, and no more watched
+    tmp_path.chmod(0o755)  # one that is closed to others is replaced
     yield tmp_path
     for name in HOST:
         subprocess.run(["umount", "--recursive", "--lazy", tmp_path / name], check=True)
