@@ -148,6 +148,12 @@ def _mount(parsed: Parsed) -> int:
     )
 
 
+def _slim(parsed: Parsed) -> int:
+    from cntr.cli import slimming
+
+    return slimming.run(parsed, _say, print)
+
+
 def _request(parsed: Parsed) -> Request:
     from cntr.attach.request import Request
 
@@ -202,6 +208,7 @@ HANDLERS = {
     "run": _run_entrypoint,
     "cp": _cp,
     "mount": _mount,
+    "slim": _slim,
     "ps": _report("ps"),
     "inspect": _report("inspect"),
     "cache": _report("cache"),

@@ -1,0 +1,206 @@
+"""The images of the study: what is in each, how it starts, how it is probed, and what else an honest user would do with it.
+
+A step of a probe is a tuple: its kind, then what it takes (``probe`` has a function for each kind):
+
+    ("http", PORT, PATH, TEXT)      a GET is answered with a status below 400 and TEXT is in the answer
+    ("say", PORT, BYTES, BYTES)     what is sent over TCP, and what the answer holds; sent "" waits for a greeting
+    ("exec", WORDS, TEXT)           a program of the container's own, what it prints holds TEXT
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Step = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One image. hub: the name on Docker Hub that it stands for; setup: a shell script, run in the image's root when packages are there."""
+
+    name: str
+    hub: str
+    packages: str
+    command: list[str]
+    probe: tuple[Step, ...]
+    held_back: tuple[Step, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
+    setup: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    stop_signal: str = "SIGTERM"
+    build_packages: str = ""  # for setup only; not in the image
+
+
+FLASK = """from flask import Flask, jsonify, render_template
+app = Flask(__name__)
+
+
+@app.route("/")
+def index():
+    return render_template("index.html", name="slim")
+
+
+@app.route("/json")
+def numbers():
+    return jsonify(answer=42)
+
+
+@app.route("/db")
+def database():
+    import sqlite3
+    with sqlite3.connect("/tmp/x.db") as db:
+        db.execute("create table if not exists t (a)")
+        db.execute("insert into t values (1)")
+        return str(db.execute("select count(*) from t").fetchone()[0] > 0)
+
+
+@app.errorhandler(404)
+def missing(error):
+    return "no such page", 404
+
+
+if __name__ == "__main__":
+    app.run("0.0.0.0", 5000)
+"""
+EXPRESS = """const express = require('express');
+const app = express();
+app.get('/', (req, res) => res.send('hello from express'));
+app.get('/zip', (req, res) => { require('zlib').gzip('x'.repeat(100), (e, b) => res.send(String(b.length < 100))); });
+app.get('/hash', (req, res) => res.send(require('crypto').createHash('sha256').update('x').digest('hex')));
+app.listen(3000);
+"""
+JAVA = """import com.sun.net.httpserver.*;
+import java.net.InetSocketAddress;
+import java.nio.file.*;
+public class Main {
+    public static void main(String[] a) throws Exception {
+        HttpServer s = HttpServer.create(new InetSocketAddress(8080), 0);
+        s.createContext("/", x -> answer(x, "hello from java"));
+        s.createContext("/date", x -> answer(x, java.time.ZonedDateTime.now(java.time.ZoneId.of("Europe/Berlin")).toString()));
+        s.createContext("/hash", x -> { try {
+            answer(x, String.valueOf(java.security.MessageDigest.getInstance("SHA-256").digest(new byte[1]).length));
+        } catch (Exception e) { throw new RuntimeException(e); } });
+        s.start();
+    }
+    static void answer(HttpExchange x, String t) throws java.io.IOException {
+        byte[] b = t.getBytes(); x.sendResponseHeaders(200, b.length); x.getResponseBody().write(b); x.close();
+    }
+}
+"""
+STATIC = """#include <netinet/in.h>
+#include <unistd.h>
+#include <string.h>
+int main(void) {
+    int s = socket(AF_INET, SOCK_STREAM, 0), one = 1;
+    struct sockaddr_in a = { .sin_family = AF_INET, .sin_port = htons(8000) };
+    setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    bind(s, (struct sockaddr *)&a, sizeof a); listen(s, 16);
+    for (;;) {
+        int c = accept(s, 0, 0); char b[4096]; const char *r = "HTTP/1.0 200 OK\\r\\nContent-Length: 7\\r\\n\\r\\nstatic\\n";
+        if (c < 0) continue;
+        read(c, b, sizeof b); write(c, r, strlen(r)); close(c);
+    }
+}
+"""
+POSTGRES = """#!/bin/sh
+set -e
+DATA=/var/lib/postgresql/data
+BIN=/usr/lib/postgresql/15/bin
+if [ "$(id -u)" = 0 ]; then
+    mkdir -p "$DATA" && chown postgres:postgres "$DATA" && chmod 700 "$DATA"
+    exec setpriv --reuid=postgres --regid=postgres --init-groups "$0" "$@"
+fi
+if [ ! -s "$DATA/PG_VERSION" ]; then
+    "$BIN/initdb" -D "$DATA" --auth=trust >/dev/null
+fi
+exec "$BIN/postgres" -D "$DATA" -c unix_socket_directories=/tmp -c listen_addresses=0.0.0.0
+"""
+PSQL = ["psql", "-h", "/tmp", "-U", "postgres", "-Atc"]
+
+RECIPES = (
+    Recipe(
+        *("static", "hello-world", "", ["/server"], (("http", 8000, "/", "static"),)),
+        held_back=(("http", 8000, "/other", "static"),),
+        setup="gcc -O2 -static -o /server /tmp/server.c && rm /tmp/server.c",
+        files={"/tmp/server.c": STATIC},
+        build_packages="SCRATCH gcc libc6-dev",
+        config={"ExposedPorts": {"8000/tcp": {}}},
+    ),
+    Recipe(
+        *("nginx", "nginx", "nginx", ["nginx", "-g", "daemon off;"], (("http", 80, "/", "Welcome to nginx"),)),
+        held_back=(("http", 80, "/50x.html", "An error occurred"), ("exec", ["nginx", "-t"], "")),
+        setup="ln -sf /dev/stdout /var/log/nginx/access.log; ln -sf /dev/stderr /var/log/nginx/error.log",
+        files={"/usr/share/nginx/html/50x.html": "An error occurred\n", "/etc/nginx/sites-enabled/extra": ""},
+        config={"ExposedPorts": {"80/tcp": {}}, "StopSignal": "SIGQUIT"},
+    ),
+    Recipe(
+        *("redis", "redis", "redis-server", ["redis-server", "--protected-mode", "no"]),
+        probe=(("say", 6379, "PING\r\n", "+PONG"), ("say", 6379, "SET a 1\r\nGET a\r\n", "$1\r\n1")),
+        held_back=(
+            ("say", 6379, 'EVAL "return 41 + 1" 0\r\n', ":42"),
+            ("say", 6379, "BGSAVE\r\n", "saving"),
+            ("exec", ["redis-cli", "DBSIZE"], ""),
+        ),
+        config={"ExposedPorts": {"6379/tcp": {}}, "User": "redis", "WorkingDir": "/var/lib/redis"},
+    ),
+    Recipe(
+        *("flask", "python (flask)", "python3-flask", ["python3", "app.py"], (("http", 5000, "/", "hello slim"),)),
+        held_back=(("http", 5000, "/json", "42"), ("http", 5000, "/db", "True")),
+        files={"/app/app.py": FLASK, "/app/templates/index.html": "hello {{ name }}\n"},
+        config={"ExposedPorts": {"5000/tcp": {}}, "WorkingDir": "/app"},
+    ),
+    Recipe(
+        *("node", "node (express)", "nodejs node-express", ["node", "server.js"]),
+        probe=(("http", 3000, "/", "hello from express"),),
+        held_back=(("http", 3000, "/zip", "true"), ("http", 3000, "/hash", "2d711642b726b044")),
+        files={"/app/server.js": EXPRESS, "/app/package.json": '{"dependencies": {"express": "*"}}\n'},
+        config={
+            "ExposedPorts": {"3000/tcp": {}},
+            "WorkingDir": "/app",
+            "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "NODE_PATH=/usr/share/nodejs"],
+        },
+    ),
+    Recipe(
+        *("java", "eclipse-temurin", "openjdk-17-jre-headless", ["java", "-cp", "/app", "Main"]),
+        probe=(("http", 8080, "/", "hello from java"),),
+        held_back=(("http", 8080, "/date", "Europe/Berlin"), ("http", 8080, "/hash", "32")),
+        files={"/app/Main.java": JAVA},
+        setup="javac -d /app /app/Main.java && rm /app/Main.java",
+        build_packages="openjdk-17-jdk-headless",
+        config={"ExposedPorts": {"8080/tcp": {}}},
+    ),
+    Recipe(
+        *("php", "php (apache)", "apache2 libapache2-mod-php", ["apache2ctl", "-D", "FOREGROUND"]),
+        probe=(("http", 80, "/index.php", "3 4 5"),),
+        held_back=(("http", 80, "/other.php", "2026-01-02"), ("http", 80, "/", "3 4 5")),
+        files={
+            "/etc/apache2/conf-enabled/index.conf": "DirectoryIndex index.php\nServerName localhost\n",
+            "/var/www/html/index.php": '<?php echo implode(" ", array_map(fn($x) => $x + 2, [1, 2, 3]));\n',
+            "/var/www/html/other.php": '<?php date_default_timezone_set("Europe/Berlin"); echo json_encode(date("Y-m-d", 1767312000));\n',
+        },
+        config={"ExposedPorts": {"80/tcp": {}}, "StopSignal": "SIGWINCH"},
+    ),
+    Recipe(
+        *("postgres", "postgres", "postgresql-15", ["/entrypoint.sh"]),
+        probe=(
+            ("exec", [*PSQL, "create table if not exists t (a int)"], "CREATE"),
+            ("exec", [*PSQL, "insert into t values (42)"], "INSERT"),
+            ("exec", [*PSQL, "select max(a) from t"], "42"),
+        ),
+        held_back=(
+            ("exec", [*PSQL, "select count(*) > 3 from pg_tables"], "t"),
+            ("exec", [*PSQL, "select to_tsvector('english', 'the cats ran')"], "cat"),
+            ("exec", [*PSQL, "select now() at time zone 'Europe/Berlin' is not null"], "t"),
+            ("exec", [*PSQL, "do $$ begin perform 1; end $$ language plpgsql"], "DO"),
+        ),
+        files={"/entrypoint.sh": POSTGRES},
+        setup="chmod 755 /entrypoint.sh",
+        config={
+            "ExposedPorts": {"5432/tcp": {}},
+            "Volumes": {"/var/lib/postgresql/data": {}},
+            "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/lib/postgresql/15/bin"],
+        },
+    ),
+)
+BY_NAME = {recipe.name: recipe for recipe in RECIPES}

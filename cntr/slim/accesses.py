@@ -1,0 +1,87 @@
+r"""What a run used: paths with the kinds of use, and the text file that keeps them (``--accesses``).
+
+The file is text, one use a line, sorted:
+
+    # cntr accesses 1
+    exec /usr/sbin/nginx
+    open /etc/nginx/nginx.conf
+
+The kinds: ``exec`` executed, ``open`` opened, ``list`` a directory that was read, ``name`` only looked up (stat, access, a
+symbolic link passed). Bytes of a path that are no printable ASCII, and backslashes, are written \xHH. Paths are the
+container's. Two files are merged by putting one behind the other: lines may come twice, in any order; lines that begin with # are ignored.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from cntr.errors import CntrError, printable
+
+HEADER = "# cntr accesses 1"
+KINDS = ("exec", "open", "list", "name")
+LIMIT = 256 << 20  # bytes of a file
+_ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
+
+
+class Accesses:
+    """Paths, each with the kinds of use that were seen."""
+
+    def __init__(self) -> None:
+        """Nothing was used."""
+        self.kinds: dict[str, set[str]] = {}
+        self.lost = False  # the kernel dropped events
+
+    def add(self, kind: str, path: str) -> None:
+        """One use."""
+        self.kinds.setdefault(path, set()).add(kind)
+
+    def merge(self, other: Accesses) -> None:
+        """Take over what another run used."""
+        for path, kinds in other.kinds.items():
+            self.kinds.setdefault(path, set()).update(kinds)
+        self.lost = self.lost or other.lost
+
+    def __len__(self) -> int:
+        """How many paths."""
+        return len(self.kinds)
+
+    def write(self, path: str) -> None:
+        """Save, replacing the file when the new one is whole."""
+        lines = sorted(f"{kind} {escape(name)}" for name, kinds in self.kinds.items() for kind in kinds)
+        temporary = f"{path}.new"
+        with open(temporary, "w", encoding="ascii") as stream:
+            stream.write("\n".join((HEADER, *lines, "")))
+        os.replace(temporary, path)
+
+
+def read(path: str) -> Accesses:
+    """The file of that path. CntrError for one that is none."""
+    found = Accesses()
+    try:
+        with open(path, "rb") as stream:
+            data = stream.read(LIMIT)
+    except OSError as error:
+        raise CntrError(f"--accesses {printable(path)}: {error.strerror}", "name a file that can be written") from None
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if not line or line.startswith(b"#"):
+            continue
+        kind, _, name = line.partition(b" ")
+        if kind.decode("ascii", "replace") not in KINDS or not name.startswith(b"/"):
+            raise CntrError(
+                f"--accesses {printable(path)}, line {number}: not a use of a file",
+                "a line is exec, open, list or name, a space, and a path",
+            )
+        found.add(kind.decode(), unescape(name))
+    return found
+
+
+def escape(path: str) -> str:
+    """PATH in printable ASCII."""
+    data = os.fsencode(path)
+    return "".join(chr(byte) if 0x20 < byte < 0x7F and byte != 0x5C else f"\\x{byte:02x}" for byte in data)
+
+
+def unescape(path: bytes) -> str:
+    """The path that ``escape`` wrote."""
+    return os.fsdecode(_ESCAPE.sub(lambda found: bytes([int(found[1], 16)]), path))

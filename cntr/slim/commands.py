@@ -1,0 +1,68 @@
+"""Running other programs: bounded in time, in a session of their own so that Ctrl-C is ours alone, errors in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+from cntr.errors import CntrError, printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import IO, Any
+
+SECONDS = 120.0  # what any one question to an engine may take
+
+
+class Failed(CntrError):
+    """A program ended with another status than 0; status: -1 where it could not be run, or not in time."""
+
+    def __init__(self, message: str, hint: str = "", status: int = -1, said: str = "") -> None:
+        """said: what it printed on stderr."""
+        super().__init__(message, hint)
+        self.status, self.said = status, said
+
+
+def run(
+    argv: Sequence[str], *, seconds: float = SECONDS, stdin: IO[bytes] | int | None = None, both: bool = False
+) -> str:
+    """What ARGV prints, undecodable bytes as surrogates; both: with its stderr. Raises Failed."""
+    try:
+        done = subprocess.run(
+            list(argv),
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if both else subprocess.PIPE,
+            timeout=seconds,
+            check=False,
+            start_new_session=True,
+        )
+    except FileNotFoundError:
+        raise Failed(f"{argv[0]}: no such program", "install it, or name another engine") from None
+    except subprocess.TimeoutExpired:
+        raise Failed(
+            f"{shown(argv)}: no end within {seconds:g} s", "--timeout is what the application may take"
+        ) from None
+    except OSError as error:
+        raise Failed(f"{argv[0]}: {error.strerror}", "") from None
+    if done.returncode:
+        said = (done.stdout if both else done.stderr).decode("utf-8", "replace").strip()
+        last = said.splitlines()[-1] if said else f"exit status {done.returncode}"
+        raise Failed(f"{shown(argv)}: {printable(last[:400])}", "", done.returncode, said)
+    return done.stdout.decode("utf-8", "surrogateescape")
+
+
+def load(argv: Sequence[str]) -> Any:
+    """The JSON that ARGV prints. Raises Failed."""
+    text = run(argv)
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise Failed(f"{shown(argv)}: the answer is not JSON", "") from None
+
+
+def shown(argv: Sequence[str]) -> str:
+    """The program and its verb: what an error calls it."""
+    words = [word for word in argv[1:] if not word.startswith("-") and "/" not in word]
+    return " ".join([argv[0].rpartition("/")[2], *words[:2]])

@@ -1,0 +1,101 @@
+"""One image on its way: what was asked for, what is known, and the few things that every part of the walk does with it."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from cntr.errors import CntrError, printable
+from cntr.slim.exercise import Exercise
+from cntr.slim.report import Report
+from cntr.slim.rules import Choices
+from cntr.slim.runs import MACHINES, RunOptions
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import IO
+
+    from cntr.slim.leftovers import Guard
+    from cntr.slim.runs import Running
+    from cntr.slim.sources import Source
+
+
+class Request:
+    """What the user asks for."""
+
+    def __init__(self, text: str) -> None:
+        """text: TARGET."""
+        self.text = text
+        self.output = ""
+        self.tag = ""
+        self.load = False
+        self.fat = ""
+        self.accesses = ""
+        self.watch = False
+        self.recorder = "auto"
+        self.verify = "all"
+        self.compress = "gzip"
+        self.explain: list[str] = []
+        self.report = ""
+        self.exercise = Exercise()
+        self.options = RunOptions()
+        self.choices = Choices()
+
+
+class Job:
+    """One image on its way."""
+
+    def __init__(self, request: Request, source: Source, guard: Guard, say: Callable[[str], None]) -> None:
+        """Nothing done yet."""
+        self.request, self.source, self.guard, self.say = request, source, guard, say
+        self.report = Report(source.image)
+        self.begin = time.monotonic()
+
+    def step(self, words: str) -> None:
+        """Progress, with the seconds so far."""
+        self.say(f"{time.monotonic() - self.begin:6.1f} s  {words}")
+
+
+def exercise(job: Job, running: Running, idle: Callable[[], float]) -> float:
+    """The exercise; Ctrl-C ends it as its own end would. Seconds to the first answer."""
+    try:
+        return job.request.exercise.run(running, job.request.options.timeout, idle, job.step)
+    except KeyboardInterrupt:
+        job.step("Ctrl-C: the recording ends here")
+        return 0.0
+
+
+def publish(path: str, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file that is there whole or not at all."""
+    temporary = f"{path}.part"
+    try:
+        with open(temporary, "wb") as stream:
+            write(stream)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CntrError(f"{printable(path)}: {error.strerror}", "is the disk full?") from None
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def configuration(source: Source) -> dict[str, object]:
+    """The image's configuration for the slim image: as it was, with one layer and one line of history."""
+    config = {key: value for key, value in source.image.config.items() if key not in ("rootfs", "history")}
+    config.setdefault("architecture", MACHINES.get(os.uname().machine, os.uname().machine))
+    config.setdefault("os", "linux")
+    created = str(config.get("created") or "1970-01-01T00:00:00Z")
+    config["created"] = created
+    config["history"] = [{"created": created, "created_by": "cntr slim", "comment": printable(source.image.reference)}]
+    return config
+
+
+def slim_name(reference: str) -> str:
+    """What the slim image is called where the user does not say: the image's name, the tag with -slim behind it."""
+    name = reference.partition("@")[0]
+    head, slash, last = name.rpartition("/")
+    base, _, tag = last.partition(":")
+    if len(base) == 64 or not base:
+        return "slim:latest"
+    return f"{head}{slash}{base}:{tag or 'latest'}-slim"

@@ -1,0 +1,136 @@
+"""Nothing stays behind: what was made is told to a process that outlives us, and undone by it if we die.
+
+The guard reads lines of JSON from a pipe: ``["add", KEY, ARGV…]`` and ``["drop", KEY]``. When the pipe closes it runs what was added
+and not dropped, the last first. A normal end drops everything itself; after SIGKILL the guard is who is left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+REMOVE = "\0remove"  # in the place of a program: remove a directory of ours
+KILL = "\0kill"  # end a process: pid, and its start time
+_SECONDS = 60.0
+
+
+class Guard:
+    """The guard process, and what is to be undone."""
+
+    def __init__(self) -> None:
+        """Start it."""
+        self._undo: dict[str, list[str]] = {}
+        reader, self._pipe = os.pipe2(os.O_CLOEXEC)
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                os.close(self._pipe)
+                _wait(reader)
+            finally:
+                os._exit(0)
+        os.close(reader)
+
+    def add(self, key: str, argv: Sequence[str]) -> None:
+        """ARGV undoes what is called KEY."""
+        self._undo[key] = list(argv)
+        os.write(self._pipe, json.dumps(["add", key, *argv]).encode() + b"\n")
+
+    def drop(self, key: str) -> None:
+        """It has been undone, or is to stay."""
+        if self._undo.pop(key, None) is not None:
+            os.write(self._pipe, json.dumps(["drop", key]).encode() + b"\n")
+
+    def undo(self, key: str) -> None:
+        """Undo it now."""
+        argv = self._undo.get(key)
+        if argv is not None:
+            _run(argv)
+            self.drop(key)
+
+    def directory(self) -> str:
+        """A new private directory, removed at the end."""
+        path = tempfile.mkdtemp(prefix="cntr-slim-")
+        self.add(path, [REMOVE, path])
+        return path
+
+    def close(self) -> None:
+        """Undo what is left, the last first, and end the guard."""
+        for key in reversed(list(self._undo)):
+            self.undo(key)
+        os.close(self._pipe)
+        os.waitpid(self.pid, 0)
+
+    def __enter__(self) -> Guard:
+        """Itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close."""
+        self.close()
+
+
+def _wait(reader: int) -> None:
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.closerange(3, reader)  # who waits for the end of our caller's pipes must not wait for us
+    os.closerange(reader + 1, 1 << 12)
+    undo: dict[str, list[str]] = {}
+    with open(reader, encoding="utf-8", errors="surrogateescape") as stream:
+        for line in stream:
+            word, key, *argv = json.loads(line)
+            if word == "add":
+                undo[key] = argv
+            else:
+                undo.pop(key, None)
+    for argv in reversed(list(undo.values())):
+        _run(argv)
+
+
+def _run(argv: list[str]) -> None:
+    if argv[0] == REMOVE:
+        shutil.rmtree(argv[1], ignore_errors=True)
+        return
+    if argv[0] == KILL:
+        end_process(int(argv[1]), int(argv[2]))
+        return
+    try:
+        subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=_SECONDS,
+            check=False,
+            start_new_session=True,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return  # the engine has gone, and with it what it held
+
+
+def end_process(pid: int, start_time: int) -> None:
+    """SIGKILL to the process of that pid and start time (field 22 of /proc/PID/stat), if it is still that one."""
+    from cntr.linux import procfs
+
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        if procfs.start_time(procfs.read(f"/proc/{pid}/stat")) == start_time:
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+    except OSError:
+        return
+    finally:
+        os.close(fd)

@@ -1,0 +1,96 @@
+"""An image's layers as one directory: a detached, read-only overlay that nobody else sees and that ends with its fd."""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import tempfile
+
+from cntr.errors import CntrError
+from cntr.linux import syscalls
+
+MOST_LAYERS = 400  # the kernel's own limit is 500 (OVL_MAX_STACK)
+_ATTRS = (
+    syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOATIME
+)
+
+
+def merged(layers: list[str]) -> int:
+    """A fd of the root directory that LAYERS, the lowest first, make together. CntrError where it can't be had."""
+    if len(layers) > MOST_LAYERS:
+        raise CntrError(f"the image has {len(layers)} layers", f"{MOST_LAYERS} are the most that can be merged here")
+    if len(layers) == 1:
+        return _alone(layers[0])
+    try:
+        return _by_mount(layers)
+    except OSError as error:
+        raise CntrError(
+            f"the image's layers can't be merged: {error.strerror}",
+            "overlayfs takes root, or a user namespace (podman unshare)",
+        ) from None
+
+
+def _alone(layer: str) -> int:
+    """One layer needs no overlay: a read-only copy of its mount."""
+    fd = syscalls.open_tree(syscalls.AT_FDCWD, layer, syscalls.OPEN_TREE_CLONE)
+    try:
+        syscalls.mount_setattr(fd, "", recursive=False, attr_set=_ATTRS, attr_clear=syscalls.MOUNT_ATTR_ATIME)
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY)
+    finally:
+        os.close(fd)
+
+
+def _by_mount(layers: list[str]) -> int:
+    """Mounted by a child in a mount namespace of its own, which hands over a detached copy.
+
+    mount(2) takes one page of options: the layers are named by links of one to three letters in the working directory. (fsconfig(2)
+    has no such limit with ``lowerdir+``, from kernel 6.8 on.)
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    place = tempfile.mkdtemp(prefix="cntr-slim-")
+    pid = os.fork()
+    if pid == 0:
+        try:
+            ours.close()
+            theirs.sendmsg([b"0"], [_rights(_mounted(layers, place))])
+        except OSError as error:
+            theirs.send(str(error.errno or 5).encode())
+        finally:
+            os._exit(0)
+    theirs.close()
+    try:
+        data, rights, _, _ = ours.recvmsg(16, socket.CMSG_SPACE(4))
+    finally:
+        ours.close()
+        os.waitpid(pid, 0)
+        os.rmdir(place)
+    if data != b"0" or not rights:
+        number = int(data or b"5")
+        raise OSError(number, os.strerror(number))
+    tree_fd = array.array("i", rights[0][2][:4])[0]
+    try:
+        return os.open(f"/proc/self/fd/{tree_fd}", os.O_RDONLY | os.O_DIRECTORY)
+    finally:
+        os.close(tree_fd)
+
+
+def _rights(fd: int) -> tuple[int, int, array.array[int]]:
+    return socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd])
+
+
+def _mounted(layers: list[str], place: str) -> int:
+    """In the child: a detached copy of the overlay's mount."""
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+    syscalls.mount("cntr", place, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV)
+    os.chdir(place)
+    os.mkdir("m")
+    for number, layer in enumerate(layers):
+        os.symlink(layer, f"{number:x}")
+    lower = ":".join(f"{number:x}" for number in reversed(range(len(layers))))
+    options = (
+        f"lowerdir={lower}" if os.stat("/proc/self/ns/user").st_ino == 0xEFFFFFFD else f"userxattr,lowerdir={lower}"
+    )
+    syscalls.mount("overlay", "m", "overlay", syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV, options)
+    return syscalls.open_tree(syscalls.AT_FDCWD, "m", syscalls.OPEN_TREE_CLONE)

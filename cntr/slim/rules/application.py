@@ -1,0 +1,106 @@
+"""The application itself, whole: what COPY and ADD brought, the working directory, ``--app``.
+
+A file of it that nobody asked for in the exercise is not one that nobody will ask for. What comes with the base image and what package
+managers installed is not the application; an image of one layer does not tell, and then the working directory and ``--app`` do.
+"""
+
+from __future__ import annotations
+
+import re
+
+from cntr.errors import CntrError, printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cntr.slim.rules import Context, Found
+    from cntr.slim.tree import Tree
+
+NAME = "application"
+SUMMARY = "files of COPY and ADD layers, of the working directory, of --app DIR"
+# Directories of the system: to be in one of them makes a file no part of the application.
+SYSTEM = (
+    *(
+        "/",
+        "/usr",
+        "/etc",
+        "/var",
+        "/bin",
+        "/sbin",
+        "/lib",
+        "/lib64",
+        "/root",
+        "/home",
+        "/tmp",
+        "/run",
+        "/dev",
+        "/proc",
+    ),
+    *(
+        "/sys",
+        "/boot",
+        "/media",
+        "/mnt",
+        "/opt",
+        "/srv",
+        "/usr/bin",
+        "/usr/sbin",
+        "/usr/lib",
+        "/usr/share",
+        "/usr/local",
+    ),
+    *("/usr/local/bin", "/usr/local/lib", "/usr/local/sbin", "/usr/local/share", "/var/lib", "/var/log", "/var/cache"),
+    *("/usr/src", "/usr/include", "/var/tmp", "/go", "/data"),
+)
+_COPY = re.compile(r"^(?:/bin/sh -c #\(nop\) )?(?:COPY|ADD) ")
+_BASE = re.compile(r"^(?:/bin/sh -c #\(nop\) )?ADD \S+ in / *$|^(?:/bin/sh -c #\(nop\) )?ADD \S+ / # buildkit")
+_MOST = 200_000  # files in a layer that is still taken for an application
+
+
+def layers(history: list[str]) -> list[int]:
+    """The numbers of the layers that COPY or ADD made, by what made each; the lowest one with a root in it is the base."""
+    found = [number for number, line in enumerate(history) if _COPY.match(line)]
+    return [number for number in found if not (number == 0 and len(history) > 1)]
+
+
+def of_layers(history: list[str], names: list[list[str]], tree: Tree) -> set[str]:
+    """The files of those layers that are still in the image. names: the files of each layer."""
+    found: set[str] = set()
+    for number in layers(history):
+        if number < len(names) and len(names[number]) <= _MOST and not set(names[number]) & _PACKAGE_DATABASES:
+            found.update(path for path in names[number] if path in tree)
+    return found
+
+
+_PACKAGE_DATABASES = frozenset(
+    "/var/lib/dpkg/status /lib/apk/db/installed /var/lib/rpm/rpmdb.sqlite /var/lib/rpm/Packages".split()
+)
+
+
+def seeds(context: Context) -> Found:
+    """All of it."""
+    tree = context.tree
+    for path in context.application:
+        yield path, "of a layer that COPY or ADD made"
+    for directory in context.choices.application:
+        real, _ = tree.resolve(directory)
+        if not real:
+            raise CntrError(f"--app {printable(directory)}: not in the image", "name a directory of the image")
+        for path in [real, *tree.below(real)]:
+            yield path, f"--app {directory}"
+    real, _ = tree.resolve(str(context.settings.get("WorkingDir") or "/"))
+    if real and real not in SYSTEM and not is_of_a_package(context, real):
+        for path in tree.below(real):
+            yield path, "in the working directory"
+
+
+def is_of_a_package(context: Context, path: str) -> bool:
+    """Whether a package owns the directory: then it holds the package's data, and not an application's."""
+    from cntr.slim.rules import packages
+
+    return path in packages.owners(context)
+
+
+def is_application(context: Context, path: str) -> bool:
+    """Whether a kept file is the application's own code."""
+    reason = context.kept.get(path)
+    return path in context.application or (reason is not None and reason.rule == NAME)

@@ -1,0 +1,72 @@
+"""What every program may ask for without a recording showing it: names and numbers, certificates, time zone, the C library's parts."""
+
+from __future__ import annotations
+
+from cntr.slim.rules import translate
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cntr.slim.rules import Context, Found
+
+NAME = "basics"
+SUMMARY = "passwd, group, nsswitch, hosts, services, certificates, os-release, time zone, libgcc_s, libnss_*, gconv's table, empty files"
+FILES = {
+    "users and groups by name": "/etc/passwd /etc/group /etc/shadow /etc/gshadow /etc/nsswitch.conf /etc/login.defs /etc/shells",
+    "hosts, services and protocols by name": "/etc/hosts /etc/host.conf /etc/resolv.conf /etc/hostname"
+    " /etc/services /etc/protocols /etc/gai.conf",
+    "what system this is": "/etc/os-release /usr/lib/os-release /etc/debian_version"
+    " /etc/alpine-release /etc/redhat-release /etc/lsb-release",
+    "the local time": "/etc/localtime /etc/timezone /usr/share/zoneinfo/UTC /usr/share/zoneinfo/Etc/UTC",
+    "certificates": "/etc/ssl/certs/** /etc/ssl/cert.pem /etc/ssl/openssl.cnf /usr/lib/ssl/*"
+    " /etc/pki/tls/certs/* /etc/pki/ca-trust/extracted/pem/*"
+    " /etc/ca-certificates.conf /usr/share/ca-certificates/** /usr/local/share/ca-certificates/**",
+    "where libraries are": "/etc/ld.so.cache /etc/ld.so.conf /etc/ld.so.conf.d/* /etc/ld.so.preload /etc/ld-musl-*.path",
+    "the shell's and terminal's set-up": "/etc/profile /etc/environment /etc/inputrc",
+    "mounts by name": "/etc/mtab /etc/fstab",
+}
+# The C library loads these by name when a thread is cancelled, a name looked up, a character set converted.
+LIBC = ("libgcc_s.so.1", "libnss_files.so.2", "libnss_dns.so.2", "libnss_compat.so.2", "libresolv.so.2")
+GCONV = ("gconv-modules.cache", "gconv-modules", "UTF-16.so", "UTF-32.so", "ISO8859-1.so", "ISO8859-15.so", "CP1252.so")
+LOCALE = ("/usr/lib/locale/C.utf8", "/usr/lib/locale/C.UTF-8")
+
+
+def seeds(context: Context) -> Found:
+    """Those of them that the image has."""
+    tree = context.tree
+    if len(tree.entries) < 64 and not any("/ld-" in path for path in tree.entries):
+        return  # one static program
+    import re
+
+    for why, patterns in FILES.items():
+        for pattern in patterns.split():
+            if "*" not in pattern:
+                yield pattern, why
+                continue
+            head = pattern.partition("*")[0].rpartition("/")[0]
+            real, _ = tree.resolve(head)
+            expression = re.compile(translate(pattern))
+            for path in tree.below(real) if real else ():
+                if expression.fullmatch(path.replace(real, head, 1)):
+                    yield path, why
+    yield from _empty(context)
+
+
+def _empty(context: Context) -> Found:
+    for path, entry in context.tree.entries.items():
+        if entry.is_file and not entry.size:
+            yield path, "an empty file says something by being there"
+
+
+def follows(context: Context, path: str, entry: object) -> Found:
+    """With the C library: what it loads by itself."""
+    name = path.rpartition("/")[2]
+    if not (name.startswith(("libc.so.", "libc-2.")) or name == "libc.musl"):
+        return
+    directory = path.rpartition("/")[0]
+    for library in LIBC:
+        yield f"{directory}/{library}", "the C library loads it by itself"
+    for table in GCONV:
+        yield f"{directory}/gconv/{table}", "conversions between the usual character sets"
+    for locale in LOCALE:
+        for one in context.tree.below(locale) if locale in context.tree else ():
+            yield one, "the C.UTF-8 locale"

@@ -1,0 +1,344 @@
+"""Running a root directory by an OCI runtime, with no engine: the slim image on CntrFS, and what is recorded without root's rights.
+
+A holder process has a mount namespace of its own. In it: CntrFS over the image's root, an overlay over that for what the run writes (in
+memory), a bundle for the runtime. It becomes the runtime itself; all its mounts end with it and the container.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import time
+
+from cntr.cntrfs import mounting
+from cntr.errors import CntrError, printable
+from cntr.linux import procfs, syscalls
+from cntr.slim import commands, served
+from cntr.slim.leftovers import KILL, Guard
+from cntr.slim.runs import Running, RunOptions, as_words
+from cntr.slim.tree import Tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# Docker's and Podman's default (moby's profiles/seccomp and oci/caps/defaults.go name the same).
+CAPABILITIES = [
+    f"CAP_{name}"
+    for name in "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP "
+    "NET_BIND_SERVICE SYS_CHROOT KILL AUDIT_WRITE".split()
+]
+MASKED = (
+    "/proc/acpi /proc/asound /proc/kcore /proc/keys /proc/latency_stats "
+    "/proc/timer_list /proc/timer_stats /proc/sched_debug /proc/scsi /sys/firmware"
+).split()
+READ_ONLY = "/proc/bus /proc/fs /proc/irq /proc/sys /proc/sysrq-trigger".split()
+_MEMORY = "mode=755,size=80%"
+
+
+def runtime() -> list[str]:
+    """The OCI runtime's command. CntrError if there is none."""
+    for name in ("runc", "crun") if os.geteuid() == 0 and _is_first_namespace() else ("crun", "runc"):
+        if shutil.which(name):
+            return [name, *(["--cgroup-manager=disabled"] if name == "crun" else [])]
+    raise CntrError("no OCI runtime here: neither runc nor crun", "apt-get install runc")
+
+
+def _is_first_namespace() -> bool:
+    return os.stat("/proc/self/ns/user").st_ino == 0xEFFFFFFD  # PROC_USER_INIT_INO, linux/proc_ns.h
+
+
+class RuntimeRunning(Running):
+    """A container that a runtime runs in the holder's mount namespace."""
+
+    def __init__(self, settings: dict[str, Any], tree: Tree, options: RunOptions, guard: Guard) -> None:
+        """settings: the run-time part of the image's configuration; tree: the image's."""
+        self.settings, self.tree, self.options, self.guard = settings, tree, options, guard
+        self.name = f"cntr-slim-{os.getpid()}-{secrets.token_hex(3)}"
+        self.stop_signal = options.stop_signal
+        self.place = guard.directory()
+        self.command = runtime()
+        self.holder = self.server = 0
+        self.notes = os.memfd_create("notes", os.MFD_CLOEXEC)
+        self.output = os.memfd_create("output", os.MFD_CLOEXEC)
+        self._status: int | None = None
+
+    def start(self, shown: set[str] | None, *, grow: bool = False) -> None:
+        """Start it on the image's files that are SHOWN (None: all)."""
+        fuse_fd = mounting.open_device()
+        ready, told = os.pipe2(os.O_CLOEXEC)
+        self.holder = os.fork()
+        if self.holder == 0:
+            os.close(ready)
+            self._hold(fuse_fd, told)
+        os.close(told)
+        self._remember("holder", self.holder)
+        root_fd = os.open(f"/proc/self/fd/{self.tree.root_fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # The holder mounts; its accesses wait until the server is there.
+        self.server = served.start(fuse_fd, root_fd, shown, self.notes, grow)
+        os.close(fuse_fd)
+        os.close(root_fd)
+        self._remember("server", self.server)
+        try:
+            with open(ready, "rb") as stream:
+                trouble = stream.read().decode("utf-8", "replace")
+            if trouble:
+                raise CntrError(f"the slim root can't be mounted: {printable(trouble)}", "it takes root and /dev/fuse")
+            self._wait_for_start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _remember(self, what: str, pid: int) -> None:
+        start = procfs.start_time(procfs.read(f"/proc/{pid}/stat"))
+        self.guard.add(f"{self.name} {what}", [KILL, str(pid), str(start)])
+
+    def _wait_for_start(self) -> None:
+        deadline = time.monotonic() + 30
+        path = f"/proc/{self.holder}/root{self.place}/pid"
+        while time.monotonic() < deadline:
+            try:
+                with open(path, encoding="ascii") as stream:
+                    self.pid = int(stream.read() or "0")
+            except (OSError, ValueError):
+                self.pid = 0
+            if self.pid and self._has_begun():
+                return
+            if self.exited() is not None:
+                if self.pid:
+                    return  # a program of a moment
+                raise CntrError(f"{self.command[0]} can't run the slim root{self.said()}", "see its message")
+            time.sleep(0.005)
+        raise CntrError(f"{self.command[0]}: the container did not start in 30 s", "the machine may be overloaded")
+
+    def _has_begun(self) -> bool:
+        """Whether the first process is the image's and no longer the runtime's own."""
+        try:
+            name = os.readlink(f"/proc/{self.pid}/exe")
+        except OSError:
+            return True  # it has ended
+        return not name.startswith(("/memfd:runc", "/memfd:crun")) and not name.endswith(("/runc", "/crun"))
+
+    # the holder
+
+    def _hold(self, fuse_fd: int, told: int) -> None:
+        """In the child: mount, then become the runtime."""
+        try:
+            os.setsid()
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+            self._mount(fuse_fd)
+            self._bundle()
+            words = [*self.command, "--root", f"{self.place}/state", "run", "--bundle", self.place]
+            words += ["--pid-file", f"{self.place}/pid", self.name]
+            null = os.open(os.devnull, os.O_RDONLY)
+            for fd, mine in ((null, 0), (self.output, 1), (self.output, 2)):
+                os.dup2(fd, mine)
+            os.set_inheritable(told, False)
+            os.execvp(words[0], words)
+        except OSError as error:
+            os.write(told, str(error).encode())
+        finally:
+            os._exit(125)
+
+    def _mount(self, fuse_fd: int) -> None:
+        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount("cntr", self.place, "tmpfs", syscalls.MS_NODEV, _MEMORY)
+        for name in ("lower", "upper", "work", "rootfs", "state", "etc"):
+            os.mkdir(f"{self.place}/{name}", 0o755)
+        root = self.tree.entries["/"]
+        os.chmod(f"{self.place}/upper", root.mode & 0o7777)
+        os.chown(f"{self.place}/upper", root.uid, root.gid)
+        syscalls.mount("cntr", f"{self.place}/lower", mounting.FSTYPE, flags, mounting.mount_data(fuse_fd))
+        os.close(fuse_fd)
+        options = f"lowerdir={self.place}/lower,upperdir={self.place}/upper,workdir={self.place}/work"
+        if not _is_first_namespace():
+            options += ",userxattr"
+        syscalls.mount("overlay", f"{self.place}/rootfs", "overlay", 0, options)
+
+    def _bundle(self) -> None:
+        for name, text in (
+            ("hostname", "slim\n"),
+            ("hosts", "127.0.0.1\tlocalhost slim\n::1\tlocalhost\n"),
+            ("resolv.conf", ""),
+        ):
+            with open(f"{self.place}/etc/{name}", "w", encoding="ascii") as stream:
+                stream.write(text)
+        with open(f"{self.place}/config.json", "w", encoding="utf-8", errors="surrogateescape") as stream:
+            json.dump(self._specification(), stream)
+
+    def _specification(self) -> dict[str, Any]:
+        """The OCI runtime configuration that an engine would make of the image's, with its defaults."""
+        uid, gid, groups, home = user_of(self.tree, str(self.settings.get("User") or ""))
+        entrypoint = self.options.entrypoint or as_words(self.settings.get("Entrypoint"))
+        words = self.options.command or ([] if self.options.entrypoint else as_words(self.settings.get("Cmd")))
+        environment = [str(row) for row in self.settings.get("Env") or []] + self.options.environment
+        names = {row.partition("=")[0] for row in environment}
+        if "PATH" not in names:
+            environment.append("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        environment += ["HOSTNAME=slim"] + ([] if "HOME" in names else [f"HOME={home}"])
+        capabilities = CAPABILITIES if uid == 0 else []
+        namespaces = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")]
+        namespaces += [] if self.options.network == "host" else [{"type": "network"}]
+        return {
+            "ociVersion": "1.0.2",
+            "process": {
+                "user": {"uid": uid, "gid": gid, "additionalGids": groups},
+                "args": [*entrypoint, *words],
+                "env": environment,
+                "cwd": str(self.settings.get("WorkingDir") or "/"),
+                "capabilities": {
+                    "bounding": CAPABILITIES,
+                    **dict.fromkeys(("effective", "permitted"), capabilities),
+                },
+            },
+            "root": {"path": "rootfs"},
+            "hostname": "slim",
+            "mounts": self._mounts(),
+            "linux": {"namespaces": namespaces, "maskedPaths": MASKED, "readonlyPaths": READ_ONLY},
+        }
+
+    def _mounts(self) -> list[dict[str, Any]]:
+        usual = ["nosuid", "noexec", "nodev"]
+        rows = [
+            ("/proc", "proc", "proc", usual),
+            ("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
+            ("/dev/pts", "devpts", "devpts", ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]),
+            ("/dev/shm", "tmpfs", "shm", [*usual, "mode=1777", "size=65536k"]),
+            ("/dev/mqueue", "mqueue", "mqueue", usual),
+        ]
+        if self.options.network != "host":
+            rows.append(("/sys", "sysfs", "sysfs", [*usual, "ro"]))
+        for name in ("hostname", "hosts", "resolv.conf"):
+            if "/etc" in self.tree:
+                rows.append((f"/etc/{name}", "bind", f"{self.place}/etc/{name}", ["bind", "rw"]))
+        for volume in self.options.volumes:
+            source, _, rest = volume.partition(":")
+            target, _, mode = rest.partition(":")
+            if source.startswith("/") and target:
+                rows.append((target, "bind", source, ["rbind", "ro" if "ro" in mode.split(",") else "rw"]))
+        return [
+            {"destination": to, "type": kind, "source": source, "options": words} for to, kind, source, words in rows
+        ]
+
+    # what Running wants
+
+    def exited(self) -> int | None:
+        """The runtime's exit status, which is the container's."""
+        if self._status is None and self.holder:
+            pid, status = os.waitpid(self.holder, os.WNOHANG)
+            if pid:
+                self._status = os.waitstatus_to_exitcode(status)
+        return self._status
+
+    def log(self) -> str:
+        """What it printed at last."""
+        size = os.fstat(self.output).st_size
+        return os.pread(self.output, 1 << 16, max(0, size - (1 << 16))).decode("utf-8", "replace")
+
+    def exec(self, words: list[str], seconds: float) -> str:
+        """Run a program in it by the runtime's exec, from the holder's mount namespace."""
+        space = os.open(f"/proc/{self.holder}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        argv = [*self.command, "--root", f"{self.place}/state", "exec", self.name, *words]
+        try:
+            done = subprocess.run(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=seconds,
+                check=False,
+                start_new_session=True,
+                preexec_fn=lambda: syscalls.setns(space, syscalls.CLONE_NEWNS),
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise commands.Failed(f"exec in the slim container: {printable(str(error))}") from None
+        finally:
+            os.close(space)
+        said = done.stdout.decode("utf-8", "replace").strip()
+        if done.returncode:
+            last = said.splitlines()[-1] if said else f"exit status {done.returncode}"
+            raise commands.Failed(f"exec in the slim container: {printable(last)}", "", done.returncode, said)
+        return said
+
+    def stop(self) -> None:
+        """Ask, then kill; the mounts end with the holder."""
+        if self.pid and self.exited() is None:
+            patience = self.patience(self.stop_signal)
+            self._signal(self.stop_signal if patience else "SIGKILL")
+            self._wait(patience)
+            self._signal("SIGKILL")
+        self._wait(5.0)
+        self.guard.undo(f"{self.name} holder")
+        if self._status is None:
+            os.waitpid(self.holder, 0)
+            self._status = -9
+        self.guard.undo(f"{self.name} server")
+        if self.server:
+            os.waitpid(self.server, 0)
+            self.server = 0
+        self._remove_cgroups()
+        self.guard.undo(self.place)
+
+    def _signal(self, name: str) -> None:
+        number = int(name) if name.isdecimal() else signal.Signals[f"SIG{name.upper().removeprefix('SIG')}"]
+        if self.exited() is None:
+            try:
+                os.kill(self.pid, number)  # the runtime waits for it, so its pid is nobody else's
+            except ProcessLookupError:
+                pass
+
+    def _wait(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while self.exited() is None and time.monotonic() < end:
+            time.sleep(0.01)
+
+    def _remove_cgroups(self) -> None:
+        """A runtime that was killed leaves its cgroups behind, empty."""
+        base = "/sys/fs/cgroup"
+        try:
+            places = [f"{base}/{self.name}", *(f"{base}/{name}/{self.name}" for name in os.listdir(base))]
+        except OSError:
+            return
+        for place in places:
+            try:
+                os.rmdir(place)
+            except OSError:
+                continue
+
+    def used(self) -> list[tuple[str, str]]:
+        """(kind, path) of what was used, or missed."""
+        return served.noted(self.notes)
+
+    def close(self) -> None:
+        """Give the notes and the output up."""
+        os.close(self.notes)
+        os.close(self.output)
+
+
+def user_of(tree: Tree, user: str) -> tuple[int, int, list[int], str]:
+    """(uid, gid, supplementary groups, home) of the configuration's User: NAME or NUMBER, [:GROUP]. CntrError for an unknown name."""
+    name, _, group = user.partition(":")
+    name = name or "0"
+    passwd, groups = tree.text("/etc/passwd"), tree.text("/etc/group")
+    row = procfs.passwd_entry(passwd, name)
+    if row is None and not name.isdecimal():
+        raise CntrError(
+            f"the image's user {printable(name)} is not in its /etc/passwd", "the image does not run as it is"
+        )
+    uid = row[1] if row else int(name)
+    gid = row[2] if row else 0
+    if group:
+        found = int(group) if group.isdecimal() else procfs.group_id(groups, group)
+        if found is None:
+            raise CntrError(
+                f"the image's group {printable(group)} is not in its /etc/group", "it does not run as it is"
+            )
+        gid = found
+    extra = procfs.groups_of(groups, row[0]) if row and not group else []
+    return uid, gid, extra, row[3] if row else "/"
