@@ -58,6 +58,14 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def study(session: nox.Session) -> None:
+    """Images after Docker Hub's most used, split, run and probed; writes docs/study.md: `-- nginx redis`, `-- --peer mint=PATH`."""
+    _require_root(session)
+    session.install("-q", ".[slim]")
+    session.run("python", "-m", "bench.study", *session.posargs, env=CLEAN)
+
+
+@nox.session
 def cleanroom(session: nox.Session) -> None:
     """Prove the README's two commands in a root that has only what a fresh Debian has: `-- bookworm`, `-- trixie`."""
     _require_root(session)

@@ -79,17 +79,19 @@ _PACKAGE_DATABASES = frozenset(
 def seeds(context: Context) -> Found:
     """All of it."""
     tree = context.tree
-    for path in context.application:
+    for path in sorted(context.application):
         yield path, "of a layer that COPY or ADD made"
     for directory in context.choices.application:
         real, _ = tree.resolve(directory)
         if not real:
             raise CntrError(f"--app {printable(directory)}: not in the image", "name a directory of the image")
         for path in [real, *tree.below(real)]:
+            context.application.add(path)
             yield path, f"--app {directory}"
     real, _ = tree.resolve(str(context.settings.get("WorkingDir") or "/"))
     if real and real not in SYSTEM and not is_of_a_package(context, real):
         for path in tree.below(real):
+            context.application.add(path)
             yield path, "in the working directory"
 
 
@@ -101,6 +103,5 @@ def is_of_a_package(context: Context, path: str) -> bool:
 
 
 def is_application(context: Context, path: str) -> bool:
-    """Whether a kept file is the application's own code."""
-    reason = context.kept.get(path)
-    return path in context.application or (reason is not None and reason.rule == NAME)
+    """Whether a file is the application's own, whatever it is kept for."""
+    return path in context.application

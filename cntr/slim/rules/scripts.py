@@ -62,7 +62,7 @@ def _is_started(context: Context, path: str) -> bool:
     if "exec" in context.accesses.kinds.get(path, ()):
         return True
     reason = context.kept.get(path)
-    return reason is not None and reason.rule in ("configuration", "application")
+    return path in context.application or (reason is not None and reason.rule == "configuration")
 
 
 def _is_plain(context: Context, path: str) -> bool:

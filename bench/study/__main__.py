@@ -1,0 +1,164 @@
+"""``nox -s study``: build, slim, load, run, probe each image of the recipes; then docs/study.md of what really ran.
+
+It goes on where it was broken off: an image that has a result is left alone (``--again`` does it anew). One image at a time is on the
+disk besides the base: its archive, its layers and its images are removed when it is done (``--keep`` keeps them).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.study import build, page
+from bench.study.recipes import BY_NAME, RECIPES, Recipe
+
+DOCKER = ["docker"]
+START_SECONDS = 60
+
+
+def run(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """A command; its output is kept."""
+    return subprocess.run(words, env=env, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+
+
+class Container:
+    """A container of an image, probed as the study does it."""
+
+    def __init__(self, recipe: Recipe, image: str) -> None:
+        """Start it."""
+        self.recipe = recipe
+        done = run(*DOCKER, "run", "-d", "--network", "none", image)
+        if done.returncode:
+            raise SystemExit(f"{image}: {done.stderr.strip()}")
+        self.id = done.stdout.strip()
+
+    def probe(self, which: str, seconds: float) -> list[str]:
+        """What fails of the recipe's steps once the container answers, or when the time is up."""
+        end = time.monotonic() + seconds
+        while True:
+            pid = run(*DOCKER, "inspect", "-f", "{{.State.Pid}}", self.id).stdout.strip()
+            if pid in ("", "0"):
+                return [
+                    "the container has ended: " + run(*DOCKER, "logs", "--tail", "3", self.id).stderr.strip()[-200:]
+                ]
+            environment = {**os.environ, "CNTR_SLIM_PID": pid}
+            words = [sys.executable, "-m", "bench.study.probe", self.recipe.name, which]
+            done = run("nsenter", "-t", pid, "-n", *words, env=environment)
+            failed = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+            if not done.returncode or time.monotonic() > end:
+                return failed if done.returncode else []
+            time.sleep(0.2)
+
+    def restart(self) -> list[str]:
+        """``docker stop``, ``docker start``: what fails of either."""
+        failed = []
+        begin = time.monotonic()
+        run(*DOCKER, "stop", "-t", "10", self.id)
+        if time.monotonic() - begin > 60:
+            failed.append(f"docker stop took {time.monotonic() - begin:.0f} s")
+        if run(*DOCKER, "start", self.id).returncode:
+            failed.append("docker start")
+        return failed + [f"after a restart: {line}" for line in self.probe("probe", START_SECONDS)]
+
+    def remove(self) -> None:
+        """With its volumes."""
+        run(*DOCKER, "rm", "-f", "-v", self.id)
+
+
+def whole(recipe: Recipe, image: str) -> tuple[list[str], list[str]]:
+    """What fails in the whole image: a step that fails there says nothing of the slim one."""
+    container = Container(recipe, image)
+    try:
+        return container.probe("probe", START_SECONDS), container.probe("held", 5)
+    finally:
+        container.remove()
+
+
+def study(place: Path, recipe: Recipe, peer: str) -> dict[str, Any]:
+    """One image from its build to its figures."""
+    reference = f"localhost/study/{recipe.name}:1"
+    archive = build.archive(place, recipe)
+    run(*DOCKER, "load", "-q", "-i", str(archive))
+    in_whole, held_in_whole = whole(recipe, reference)
+    result: dict[str, Any] = {"name": recipe.name, "hub": recipe.hub, "whole": in_whole, "held_in_whole": held_in_whole}
+    with tempfile.TemporaryDirectory(prefix="study-") as work:
+        report = Path(work, "report.json")
+        words = [sys.executable, "-m", "cntr", "slim", f"docker:{reference}", "--load", "--report", str(report)]
+        begin = time.monotonic()
+        done = run(*words, "--", sys.executable, "-m", "bench.study.probe", recipe.name, "probe")
+        result["seconds"] = round(time.monotonic() - begin, 1)
+        result["error"] = done.stderr.strip().splitlines()[-2:] if done.returncode else []
+        if not done.returncode:
+            document = json.loads(report.read_text())
+            for key in ("before", "after", "reduction", "rounds", "first_answer", "slim_id", "recorder"):
+                result[key] = document[key]
+            result["packages"] = [len(document["packages"][kind]) for kind in ("kept", "gone")]
+            container = Container(recipe, f"{reference}-slim")
+            try:
+                result["probe"] = container.probe("probe", START_SECONDS)
+                result["held"] = container.probe("held", 5)
+                result["restart"] = container.restart()
+            finally:
+                container.remove()
+    if peer:
+        result["peer"] = by_peer(peer, recipe, reference)
+    run(*DOCKER, "rmi", "-f", f"{reference}-slim", reference)
+    return result
+
+
+def by_peer(peer: str, recipe: Recipe, reference: str) -> dict[str, Any]:
+    """The same by mint (docker-slim): size, time, whether it works. Its exercise is the ports it probes itself."""
+    tag = f"localhost/study/{recipe.name}:peer"
+    begin = time.monotonic()
+    done = run(peer, "slim", "--target", reference, "--tag", tag, "--network", "host", "--continue-after", "10")
+    found: dict[str, Any] = {"seconds": round(time.monotonic() - begin, 1), "status": done.returncode}
+    size = run(*DOCKER, "image", "inspect", "-f", "{{.Size}}", tag).stdout.strip()
+    if size.isdecimal():
+        container = Container(recipe, tag)
+        try:
+            found |= {"bytes": int(size), "probe": container.probe("probe", 20), "held": container.probe("held", 5)}
+        finally:
+            container.remove()
+            run(*DOCKER, "rmi", "-f", tag)
+    return found
+
+
+def main() -> None:
+    """All that is asked for, one after the other."""
+    parser = argparse.ArgumentParser(prog="nox -s study --")
+    parser.add_argument("names", nargs="*", help="the images; all where none is named")
+    parser.add_argument("--place", default="/var/tmp/cntr-study", help="where it builds, and keeps results")
+    parser.add_argument("--again", action="store_true", help="do what has a result anew")
+    parser.add_argument("--keep", action="store_true", help="keep archives and layers")
+    parser.add_argument("--peer", default="", metavar="mint=PATH", help="do the same with mint (docker-slim), beside")
+    options = parser.parse_args()
+    place = Path(options.place)
+    results = place / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    for recipe in [BY_NAME[name] for name in options.names] or RECIPES:
+        path = results / f"{recipe.name}.json"
+        if path.exists() and not options.again:
+            continue
+        print(recipe.name, flush=True)
+        result = study(place, recipe, options.peer.removeprefix("mint="))
+        path.write_text(json.dumps(result, indent=1))
+        print(page.row(result), flush=True)
+        if not options.keep:
+            shutil.rmtree(place / "layers" / recipe.name, ignore_errors=True)
+            (place / f"{recipe.name}.tar").unlink(missing_ok=True)
+    found = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
+    target = Path(__file__).parents[2] / "docs/study.md"
+    target.write_text(page.document([row for row in found if row["name"] in BY_NAME]))
+    print(target)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,326 @@
+"""The parts: the index of a hostile tree, the file of accesses, rules one by one, the writer."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import socket
+import subprocess
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cntr.errors import CntrError
+from cntr.slim import accesses, compare, rules, writer
+from cntr.slim.job import slim_name
+from cntr.slim.rules import elf, packages, scripts
+from tests.slim import trees
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes devices and other owners' files")
+
+
+def complete(tree, used=None, settings=None, **choices):
+    context = trees.context(tree, used, settings)
+    for name, value in choices.items():
+        setattr(context.choices, name, value)
+    try:
+        rules.complete(context)
+    finally:
+        tree.close()
+    return context
+
+
+# --- the tree ------------------------------------------------------------------------------------------------------------
+
+
+def test_links_are_resolved_within_the_root(tmp_path):
+    tree = trees.make(
+        tmp_path,
+        {
+            "/usr/lib/libx.so": "x",
+            "/lib": ("link", "usr/lib"),
+            "/up": ("link", "../../../../etc/passwd"),
+            "/abs": ("link", "/usr/lib/libx.so"),
+            "/loop": ("link", "/loop"),
+        },
+    )
+    try:
+        assert tree.resolve("/lib/libx.so") == ("/usr/lib/libx.so", ["/lib"])
+        assert tree.resolve("/abs")[0] == "/usr/lib/libx.so"
+        assert tree.resolve("/up")[0] == ""  # /etc/passwd of the image, which has none
+        assert tree.resolve("/loop")[0] == ""
+        assert tree.resolve("/abs", follow=False)[0] == "/abs"
+        assert tree.read("/up") == b""
+        assert tree.read("/lib/libx.so") == b""  # through a link: not a path of the index
+    finally:
+        tree.close()
+
+
+def test_a_fifo_and_a_directory_that_became_a_link_are_not_read(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    tree = trees.make(tmp_path, {"/a/file": "inside"})
+    os.rename(tmp_path / "a", tmp_path / "b")
+    os.symlink("/etc", tmp_path / "a")
+    (tmp_path / "b" / "passwd").touch()
+    try:
+        assert tree.read("/fifo") == b""
+        assert tree.read("/a/file") == b""
+    finally:
+        tree.close()
+
+
+# --- accesses ------------------------------------------------------------------------------------------------------------
+
+
+@given(st.dictionaries(st.binary(min_size=1).filter(lambda name: b"\0" not in name), st.sampled_from(accesses.KINDS)))
+def test_what_was_used_is_read_as_it_was_written(tmp_path_factory, uses):
+    place = str(tmp_path_factory.mktemp("accesses") / "file")
+    found = accesses.Accesses()
+    for name, kind in uses.items():
+        found.add(kind, "/" + os.fsdecode(name))
+    found.write(place)
+    assert accesses.read(place).kinds == found.kinds
+
+
+@pytest.mark.parametrize("line", ["open", "open relative", "opened /x", "/x"])
+def test_a_file_that_holds_something_else_is_refused_with_its_line(tmp_path, line):
+    (tmp_path / "uses").write_text(f"{accesses.HEADER}\nopen /ok\n{line}\n")
+    with pytest.raises(CntrError, match="line 3"):
+        accesses.read(str(tmp_path / "uses"))
+
+
+# --- rules ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_scripts_interpreter_and_what_env_finds(tmp_path):
+    tree = trees.make(
+        tmp_path,
+        {"/bin/tool": "#!/usr/bin/env -S lang --fast\n", "/usr/bin/env": "#!", "/usr/bin/lang": "#!", "/bin/no": "#!"},
+    )
+    context = complete(tree, {"/bin/tool": "exec"})
+    assert {"/usr/bin/env", "/usr/bin/lang"} <= context.kept.keys()
+    assert "/bin/no" not in context.kept
+
+
+def test_programs_that_a_start_script_names_in_a_branch_not_taken():
+    words = scripts.named(
+        'if [ "$1" = x ]; then exec gosu app prog --flag; fi\nA=$(helper 1) other | third # comment\n[ -f x ] && last'
+    )
+    assert {"gosu", "prog", "helper", "third", "last"} <= set(words)
+    assert "comment" not in words
+
+
+def test_source_and_bytecode_stay_together_and_an_applications_imports_are_found(tmp_path):
+    library = "/usr/lib/python3.11"
+    tree = trees.make(
+        tmp_path,
+        {
+            "/app/main.py": "import os\n\ndef later():\n    from database import connect\n    import other.thing\n",
+            "/app/database.py": "import _native\n",
+            f"{library}/other/__init__.py": "x",
+            f"{library}/other/thing.py": "x",
+            f"{library}/other/__pycache__/thing.cpython-311.pyc": "x",
+            f"{library}/unused.py": "x",
+            f"{library}/lib-dynload/_native.cpython-311-x86_64-linux-gnu.so": "x",
+        },
+    )
+    context = complete(tree, {"/app/main.py": "open"}, {"WorkingDir": "/app"})
+    wanted = {f"{library}/other/thing.py", f"{library}/other/__pycache__/thing.cpython-311.pyc", "/app/database.py"}
+    assert wanted <= context.kept.keys()
+    assert f"{library}/lib-dynload/_native.cpython-311-x86_64-linux-gnu.so" in context.kept
+    assert f"{library}/unused.py" not in context.kept
+
+
+def test_a_required_package_brings_its_dependencies(tmp_path):
+    tree = trees.make(
+        tmp_path,
+        {
+            "/app/server.js": "function late() { return require('one/sub') }\n",
+            "/app/package.json": "{}",
+            "/app/node_modules/one/package.json": '{"dependencies": {"two": "*"}}',
+            "/app/node_modules/one/sub.js": "x",
+            "/app/node_modules/two/package.json": "{}",
+            "/app/node_modules/two/index.js": "x",
+            "/usr/share/nodejs/three/index.js": "x",
+        },
+    )
+    context = complete(tree, {"/app/server.js": "open"}, application=["/app/server.js"])
+    wanted = {f"/app/{name}" for name in ("package.json", "node_modules/one/sub.js", "node_modules/two/index.js")}
+    assert wanted <= context.kept.keys()
+    assert "/usr/share/nodejs/three/index.js" not in context.kept
+
+
+def test_every_directory_stays_and_links_follow_what_is_kept(tmp_path):
+    tree = trees.make(
+        tmp_path,
+        {
+            "/usr/bin/app": "x",
+            "/usr/bin/gone": "x",
+            "/bin": ("link", "usr/bin"),
+            "/usr/bin/alias": ("link", "app"),
+            "/usr/bin/other": ("link", "gone"),
+            "/log": ("link", "/dev/stdout"),
+            "/var/empty": None,
+            "/etc/marker": "",
+        },
+    )
+    context = complete(tree, {"/usr/bin/app": "exec"})
+    assert {"/usr", "/usr/bin", "/var/empty", "/bin", "/usr/bin/alias", "/log"} <= context.kept.keys()
+    assert not {"/usr/bin/gone", "/usr/bin/other"} & context.kept.keys()
+
+
+def test_keep_and_drop(tmp_path):
+    files = {"/a/one": "1", "/a/b/two": "2", "/c/three": "3"}
+    context = complete(trees.make(tmp_path, files), {"/c/three": "open"}, keep=["/a"], drop=["/a/b/*"])
+    assert {path for path in context.kept if path in files} == {"/a/one", "/c/three"}
+    for option in ("keep", "drop"):
+        with pytest.raises(CntrError, match="nothing in the image matches"):
+            complete(trees.scanned(tmp_path), {}, **{option: ["/no/*"]})
+
+
+def test_the_package_database_is_filtered_to_what_is_there(tmp_path):
+    status = "\n\n".join(f"Package: {name}\nStatus: install ok installed\nVersion: 1\n" for name in ("one", "two"))
+    files = {"/bin/one": "x", "/bin/two": "x", packages.STATUS: status}
+    files |= {f"/var/lib/dpkg/info/{name}.list": f"/bin\n/bin/{name}\n" for name in ("one", "two")}
+    context = complete(trees.make(tmp_path, files), {"/bin/one": "exec"})
+    assert b"Package: one" in context.replaced[packages.STATUS]
+    assert b"Package: two" not in context.replaced[packages.STATUS]
+
+
+def test_the_names_given_to_dlopen():
+    data = b"\0libreal.so.6\0 say libnot.so.1 in a text\0libx.so\0x/libpath.so.2\0libc++.so.1.0\0"
+    assert elf.loaded_by_name(data) == {"libreal.so.6", "libc++.so.1.0"}
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_after_an_elf_head_are_an_error(tmp_path_factory, rest):
+    root = tmp_path_factory.mktemp("elf")
+    tree = trees.make(root, {"/x": b"\x7fELF\x02\x01" + bytes(10) + rest})
+    try:
+        elf.parse(tree, "/x")
+    finally:
+        tree.close()
+
+
+def test_what_the_linker_needs_of_a_real_program(tmp_path):
+    tree = trees.make(tmp_path, {"/true": pathlib.Path("/bin/true").resolve().read_bytes()})
+    try:
+        found = elf.parse(tree, "/true")
+    finally:
+        tree.close()
+    assert found is not None
+    assert "libc.so.6" in found.needed
+    assert found.interpreter.startswith("/lib")
+
+
+# --- writing -------------------------------------------------------------------------------------------------------------
+
+
+def torture(root: pathlib.Path) -> None:
+    """One of everything that a tar can hold."""
+    (root / ("long" * 50)).mkdir()
+    (root / ("long" * 50) / ("name" * 50)).write_text("long")
+    pathlib.Path(os.fsdecode(os.fsencode(root) + b"/\xff\xfe not utf-8")).write_text("bytes")
+    (root / "suid").write_text("x")
+    os.chown(root / "suid", 4_000_000, 5_000_000)
+    (root / "suid").chmod(0o6755)
+    os.setxattr(root / "suid", "user.note", b"\x00\xff\n")
+    subprocess.run(["setcap", "cap_net_raw+ep", root / "suid"], check=False)
+    os.link(root / "suid", root / "zz-same")
+    with open(root / "sparse", "wb") as stream:
+        stream.truncate(1 << 30)
+        stream.seek(1 << 29)
+        stream.write(b"middle")
+    os.mkfifo(root / "fifo")
+    os.mknod(root / "null", 0o20666, os.makedev(1, 3))
+    os.symlink("no\nwhere", root / "dangling")
+    (root / "sticky").mkdir()
+    (root / "sticky").chmod(0o1777)
+    os.chown(root / "sticky", 1000, 1000)
+    for path in root.rglob("*"):
+        os.utime(path, (1_000_000_000, 1_000_000_000), follow_symlinks=False)
+
+
+def archived(tree, place: pathlib.Path, compression: str = "gzip") -> writer.Archive:
+    place.mkdir(exist_ok=True)
+    layer = writer.layer(tree, tree.entries, {}, str(place), compression)
+    return writer.Archive(str(place), {"architecture": "amd64", "os": "linux", "config": {}}, [layer], compression)
+
+
+@as_root
+@pytest.mark.parametrize("compression", ["gzip", "none"])
+def test_everything_comes_back_as_it_was(tmp_path, compression):
+    root, back = tmp_path / "root", tmp_path / "back"
+    root.mkdir()
+    back.mkdir()
+    torture(root)
+    tree = trees.scanned(root)
+    one, two = archived(tree, tmp_path / "1", compression), archived(tree, tmp_path / "2", compression)
+    assert (one.id, one.manifest.digest) == (two.id, two.manifest.digest)
+    path = tmp_path / "image.tar"
+    with open(path, "wb") as stream:
+        one.write(stream, "x:1")
+    assert path.stat().st_size < 1 << 21  # the hole is none of it
+    compare.unpack_over(f"archive:{path}", str(back))
+    other = trees.scanned(back)
+    try:
+        assert [str(one) for one in compare.trees(tree, other)] == []
+        assert (back / "sparse").stat().st_blocks < 1 << 12
+    finally:
+        tree.close()
+        other.close()
+
+
+def test_a_comparison_sees_each_kind_of_difference(tmp_path):
+    first = trees.make(
+        tmp_path / "1", {"/same": "x", "/gone": "x", "/text": "one", "/mode": "x", "/link": ("link", "a")}
+    )
+    second = trees.make(
+        tmp_path / "2", {"/same": "x", "/new": "x", "/text": "two", "/mode": "x", "/link": ("link", "b")}
+    )
+    for name in ("same", "text", "mode", "link"):
+        for side in ("1", "2"):
+            os.utime(tmp_path / side / name, (0, 0), follow_symlinks=False)
+    (tmp_path / "2/mode").chmod(0o600)
+    first.close()
+    second.close()
+    first, second = trees.scanned(tmp_path / "1"), trees.scanned(tmp_path / "2")
+    try:
+        found = {(one.sign, one.path, one.what) for one in compare.trees(first, second)}
+    finally:
+        first.close()
+        second.close()
+    assert found == {
+        ("-", "/gone", ""), ("+", "/new", ""), ("~", "/text", "content"), ("~", "/mode", "mode"), ("~", "/link", "target")
+    }  # fmt: skip
+
+
+def test_a_socket_is_left_out(tmp_path):
+    with socket.socket(socket.AF_UNIX) as stream:
+        stream.bind(str(tmp_path / "s"))
+        tree = trees.scanned(tmp_path)
+    try:
+        archived(tree, tmp_path.parent / f"{tmp_path.name}-blobs")
+    finally:
+        tree.close()
+
+
+@pytest.mark.parametrize(
+    ("reference", "name"),
+    [
+        ("nginx:1.25", "nginx:1.25-slim"),
+        ("localhost:5000/a/b", "localhost:5000/a/b:latest-slim"),
+        ("a/b@sha256:0", "a/b:latest-slim"),
+        ("f" * 64, "slim:latest"),
+    ],
+)
+def test_what_a_slim_image_is_called(reference, name):
+    assert slim_name(reference) == name
+
+
+def test_a_short_reference_is_docker_hubs():
+    assert writer.full("nginx") == "docker.io/library/nginx:latest"
+    assert writer.full("me/app:2") == "docker.io/me/app:2"
+    assert writer.full("localhost/app:2") == "localhost/app:2"
+    assert writer.full("r.example:5000/app") == "r.example:5000/app:latest"

@@ -1,0 +1,212 @@
+"""The whole of it: a busybox image in real engines, and from an archive without any."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import pytest
+
+from tests.engines import rigging
+from tests.engines.rigs_containerd import docker_archive
+
+SERVE = "/bin/busybox httpd -f -p 8000 -h /data"
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="runs containers")
+pytestmark = [needs_root, pytest.mark.timeout(300)]
+
+
+def slim(*words: str, env: dict[str, str] | None = None, cwd: pathlib.Path) -> subprocess.CompletedProcess[str]:
+    environment = {**(env or os.environ), "TMPDIR": str(cwd), "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    return subprocess.run(
+        [sys.executable, "-m", "cntr", "slim", *words],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=cwd,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory) -> str:
+    """An image of busybox with a page to serve and a large file that nobody asks for."""
+    missing = [name for name in ("busybox", "runc") if not shutil.which(name)]
+    if missing:
+        pytest.skip(f"not installed: {' '.join(missing)} (apt-get install)")
+    place = tmp_path_factory.mktemp("image")
+    root = pathlib.Path(rigging.busybox_root(str(place / "root")))
+    (root / "data/index.html").write_text('<a href="/more">more</a>')
+    (root / "data/more").write_text("more\n")
+    (root / "data/unused").write_bytes(os.urandom(1 << 20))
+    (root / "data/run").write_text("#!/bin/sh\nexec busybox httpd -f -p 8000 -h /data\n")
+    (root / "data/run").chmod(0o755)
+    return docker_archive(str(place / "archive"), str(root), "localhost/served:1", ["/data/run"])
+
+
+def names(path: pathlib.Path) -> dict[str, tarfile.TarInfo]:
+    """The members of an archive's only layer."""
+    with tarfile.open(path) as outer:
+        (row,) = json.load(outer.extractfile("manifest.json"))
+        with tarfile.open(fileobj=outer.extractfile(row["Layers"][0])) as inner:
+            return {member.name: member for member in inner}
+
+
+def test_an_archive_is_split_without_an_engine(archive, tmp_path):
+    done = slim(
+        f"archive:{archive}",
+        "--http",
+        "8000",
+        "-o",
+        "one.tar",
+        "--fat",
+        "fat.tar",
+        "--explain",
+        "/data/more",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    members = names(tmp_path / "one.tar")
+    assert {"bin/busybox", "bin/sh", "data/run", "data/index.html", "data/more", "etc/passwd", "tmp"} <= members.keys()
+    assert "data/unused" not in members
+    assert members["tmp"].mode == 0o1777
+    assert "kept: /data/more" in done.stdout
+    assert "both together are the image" in done.stderr
+    again = slim(f"archive:{archive}", "--http", "8000", "-o", "two.tar", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
+    same = slim("diff", f"archive:{archive}", "archive:one.tar", "archive:fat.tar", cwd=tmp_path)
+    assert (same.returncode, same.stdout.splitlines()[-1].split(" ")[0]) == (0, "0"), same.stdout
+    differs = slim("diff", f"archive:{archive}", "archive:one.tar", cwd=tmp_path)
+    assert differs.returncode == 1
+    assert "- /data/unused" in differs.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"one.tar", "two.tar", "fat.tar"}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--http", "9999", "--timeout", "1s"], "no answer in time"),
+        (["--http", "8000", "--cmd", "/bin/busybox false"], "ended with status 1"),
+        (["--http", "8000", "--drop", "/data/run"], "does not work"),
+        (["--http", "8000", "--keep", "/nothing/*"], "nothing in the image matches"),
+        (["--", "false"], "exit status 1"),
+    ],
+    ids=["never answers", "ends", "what it needs is dropped", "no such file", "the exercise fails"],
+)
+def test_what_goes_wrong_is_said_and_leaves_nothing(archive, tmp_path, words, says):
+    extra = [] if "--timeout" in words else ["--timeout", "3s"]
+    done = slim(f"archive:{archive}", "-o", "slim.tar", *extra, *words, cwd=tmp_path)
+    assert done.returncode == 125
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_of_another_machine_is_refused(archive, tmp_path):
+    place = tmp_path / "foreign"
+    with tarfile.open(archive) as image:
+        image.extractall(place, filter="data")
+    config = json.loads((place / "config.json").read_text())
+    config["architecture"] = "s390x" if os.uname().machine != "s390x" else "amd64"
+    (place / "config.json").write_text(json.dumps(config))
+    with tarfile.open(tmp_path / "foreign.tar", "w") as image:
+        for path in place.iterdir():
+            image.add(path, path.name)
+    done = slim(f"archive:{tmp_path}/foreign.tar", cwd=tmp_path)
+    assert done.returncode == 125
+    assert "is an image for" in done.stderr
+
+
+def engine_images(rig) -> set[str]:
+    return set(rig.command("images", "-q", "--no-trunc").split())
+
+
+@pytest.mark.parametrize("engine", ["docker", "podman"])
+def test_an_engines_image_is_recorded_proved_and_loaded(request, archive, tmp_path, engine, monkeypatch):
+    rig = request.getfixturevalue(engine)
+    environment = {**rig.den.env, **rig.settings}
+    if engine == "podman":
+        wrapper = tmp_path.parent / f"{tmp_path.name}-bin"
+        wrapper.mkdir()
+        # the rig's own podman: its store and runtime are in its command line
+        (wrapper / "podman").write_text(
+            f'#!/bin/sh\nexec {" ".join(rig.cli[:-3]).replace("podman", shutil.which("podman"), 1)} "$@"\n'
+        )
+        (wrapper / "podman").chmod(0o755)
+        environment["PATH"] = f"{wrapper}:{environment['PATH']}"
+    rig.command("load", "-i", archive)
+    before = engine_images(rig)
+    target = f"{engine}:localhost/served:1"
+    failed = slim(target, "--http", "9999", "--timeout", "1s", env=environment, cwd=tmp_path)
+    assert failed.returncode == 125, failed.stdout
+    assert "no answer in time" in failed.stderr
+    done = slim(
+        target, "--http", "8000", "--load", "-t", "localhost/slim-served:2", "--json", env=environment, cwd=tmp_path
+    )
+    try:
+        assert done.returncode == 0, done.stderr
+        report = json.loads(done.stdout)
+        assert report["recorder"] == "fanotify"
+        assert report["on_cntrfs"]
+        assert report["in_engine"] == engine
+        assert report["after"]["bytes"] < report["before"]["bytes"] - (1 << 20) + 4096
+        assert rig.command("ps", "-aq") == ""
+        assert engine_images(rig) - before == {f"sha256:{report['slim_id']}"}
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        rig.command("rmi", "-f", "localhost/slim-served:2")
+        rig.command("rmi", "-f", "localhost/served:1")
+
+
+def test_a_watched_container_is_left_alone(docker, tmp_path):
+    with docker.box("busybox") as box:
+        pid = box.pid
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cntr", "slim", box.target, "--watch", "--accesses", "uses", "--for", "3s"],
+            env={**box.env, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for line in process.stderr:
+            if "watching" in line:
+                break
+        docker.command("exec", box.name, "/bin/cat", "/etc/motto")
+        process.stderr.read()
+        process.stderr.close()
+        assert process.wait() == 0
+        assert os.path.exists(f"/proc/{pid}")
+    text = (tmp_path / "uses").read_text()
+    assert "open /etc/motto\n" in text
+    assert "exec /bin/busybox\n" in text
+
+
+def test_nothing_is_left_when_it_is_killed(archive, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cntr", "slim", f"archive:{archive}", "--http", "9999", "--timeout", "60s"],
+        env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
+        cwd=tmp_path,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not _served(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _served(pid: int) -> bool:
+    """Whether a child of PID serves CntrFS: the run is under way."""
+    children = pathlib.Path("/proc", str(pid), "task", str(pid), "children").read_text().split()
+    return any("cntrfs" in pathlib.Path("/proc", child, "comm").read_text() for child in children)
