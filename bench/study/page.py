@@ -52,7 +52,8 @@ def document(results: list[dict[str, Any]]) -> str:
         parts.append(
             f"**{len(results)} images; mean reduction of file bytes {statistics.mean(reductions):.1f} %** (median "
             f"{statistics.median(reductions):.1f}; the paper: {PAPER} % over the Top-50 with docker-slim). "
-            f"{answered} of {len(results)} answer their probe, {full} everything held back. The proof on CntrFS added {added} files in all.\n"
+            f"{answered} of {len(results)} answer their probe, {full} everything held back. The proof on CntrFS "
+            f"added {added} files in all.\n"
         )
         parts.append("```\n" + "\n".join(histogram(reductions)) + "\n```\n")
     parts.append(

@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 
 from bench.study.recipes import BY_NAME, Step
 
@@ -55,7 +56,7 @@ def exec_step(words: list[str], wanted: str) -> str:
     return "" if wanted in said else f"{wanted!r} is not in {said[:80]!r}"
 
 
-KINDS = {"http": http_step, "say": say_step, "exec": exec_step}
+KINDS: dict[str, Callable[..., str]] = {"http": http_step, "say": say_step, "exec": exec_step}
 
 
 def failures(steps: tuple[Step, ...]) -> list[str]:
