@@ -124,7 +124,7 @@ class Target:
         """
         if "user" not in self.namespaces:
             raise PermissionError(errno.EPERM, "Operation not permitted")
-        fd = self.namespaces.pop("user")
+        fd = self._owner_of_namespaces()
         try:
             syscalls.setns(fd, syscalls.CLONE_NEWUSER)
         finally:
@@ -132,6 +132,22 @@ class Target:
         syscalls.unshare(syscalls.CLONE_NEWNS)
         syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
         self.as_owner = True
+
+    def _owner_of_namespaces(self) -> int:
+        """The user namespace to enter first: the target's, taken out of its ``namespaces``; or one above it that owns some of the others.
+
+        bubblewrap and what stands on it (Flatpak) make the namespaces in one, and put the program into a second below it: that is joined
+        at the end, as root does.
+        """
+        inner = self.namespaces["user"]
+        for kind, fd in self.namespaces.items():
+            if kind != "user":
+                owner = namespaces.owner(fd)
+                if not os.path.sameopenfile(owner, inner) and namespaces.is_below(inner, owner):
+                    return owner
+                os.close(owner)
+        del self.namespaces["user"]
+        return inner
 
     def _read_environment(self, text: str) -> None:
         """What the process was started with: what it shows, or where it has written a title over it, what its engine knows."""
