@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import EAGAIN, EMFILE, ENFILE, ENOENT, ENOSYS, EPERM
+from errno import EAGAIN, EINVAL, EMFILE, ENFILE, ENOENT, ENOSYS, EPERM
 
 COMMON = {
     EPERM: "`cntr doctor` says which privilege is missing here",
@@ -31,7 +31,12 @@ class Step:
 START = Step("start")
 FORK = Step("start a process")
 TARGET_MOUNTS = Step("enter the container's mount namespace")
-COPY_TARGET = Step("copy the container's mount tree")
+COPY_TARGET = Step(
+    "copy the container's mount tree",
+    hints={
+        EINVAL: "its root directory is gone: it has been unmounted; `cntr exec` runs what its process can still reach"
+    },
+)
 TOOLS_MOUNTS = Step("enter the tools' mount namespace")
 COPY_TOOLS = Step("copy the tools' mount tree")
 VIEW = Step("make the tools view", "--transport fuse makes it on any file system", dict(COMMON))

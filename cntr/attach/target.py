@@ -108,6 +108,11 @@ class Target:
         self._read_status(procfs.status(procfs.read("status", self.proc_fd)))
         root = self.container.rootfs if self.container.state == "rootfs" else "root"
         self.root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.proc_fd)
+        if not os.fstat(self.root_fd).st_nlink and os.readlink("root", dir_fd=self.proc_fd).endswith(" (deleted)"):
+            raise CntrError(
+                f"{self.label}: its root directory is gone: it has been deleted",
+                f"the process still runs: /proc/{self.pid}/fd and /proc/{self.pid}/maps show what it holds",
+            )
         self.uid_map = procfs.id_map(procfs.read("uid_map", self.proc_fd))
         self.gid_map = procfs.id_map(procfs.read("gid_map", self.proc_fd))
         self._read_environment(procfs.read("environ", self.proc_fd))
