@@ -7,7 +7,7 @@ import resource
 import stat
 
 from cntr.images.room import IN_ROOT, Room
-from cntr.linux import procfs, syscalls
+from cntr.linux import procfs, seccomp, syscalls
 
 TEXT_LIMIT = 1 << 20
 
@@ -68,6 +68,9 @@ class Role:
         fd = self._find_directory(relative)
         os.fchdir(fd)
         os.close(fd)
+        if self.room.filter:
+            self.room.step = "take on its system call filter"
+            seccomp.install(self.room.filter)  # while CAP_SYS_ADMIN over our own user namespace is held
         self.room.step = "take on its capabilities"
         last = int(procfs.read("/proc/sys/kernel/cap_last_cap"))
         for capability in range(last + 1):

@@ -13,6 +13,7 @@ import os
 import stat
 
 from cntr.errors import CntrError
+from cntr.images import profile
 from cntr.linux import syscalls
 
 IN_ROOT = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
@@ -31,17 +32,17 @@ UNKNOWN_OPTION = (22, 38)  # EINVAL, ENOSYS: no lowerdir+ (Linux 6.5)
 class Room:
     """Everything mounted and taken on; ``step`` is what is under way, for the error of a failing one."""
 
-    def __init__(
-        self, blueprint: Blueprint, *, network: str, write: bool, program: int, say: Callable[[str], None]
-    ) -> None:
-        """program: a fd of the stand-in's program. Raises CntrError for what can't be had."""
-        self.made, self.network, self.write, self.program, self.step = blueprint, network, write, program, "start"
+    def __init__(self, blueprint: Blueprint, *, network: str, write: bool, say: Callable[[str], None]) -> None:
+        """Nothing made yet. Raises CntrError for what can't be had."""
+        self.made, self.network, self.write, self.step = blueprint, network, write, "start"
+        self.program = -1  # a fd of the stand-in's program
         self.joined: dict[str, int] = {}
         self.root = self.tree = -1
         self._binds: list[tuple[Mount, int]] = []
         self._devices: dict[str, int] = {}
         self._sys = self._null = -1
         self._scratch, self._layers = "", 0
+        self.filter = profile.filter_of(blueprint.seccomp, blueprint.capabilities)
         if not blueprint.lower and not (write and blueprint.upper):
             raise CntrError(
                 f"{blueprint.label()}: none of its layers is unpacked here", "is its storage driver overlay?"

@@ -4,8 +4,8 @@ It has the root, namespaces, user, capabilities, limits, environment, working di
 so that a session finds in /proc all it takes from a target. Three processes make it: the caller; a *builder*, which mounts with the
 host's privileges, opens what is the host's, and enters the new namespaces; and the stand-in, their first process, which runs a program
 of a few instructions from a memfd: it waits for the end of a pipe from the caller and ends. So it ends with the caller, however that
-does, and all that runs in its pid namespace with it. It holds nothing but that pipe; its file can't be read, so nobody in there may
-trace it (ptrace(2): PTRACE_MODE_ATTACH wants capabilities over a namespace in which the file's owner is mapped).
+does, and all that runs in its pid namespace with it. It holds nothing but that pipe, and is not dumpable: nobody without
+CAP_SYS_PTRACE may look into /proc/1 there, where the pipe could be opened for writing and so kept from ending.
 """
 
 from __future__ import annotations
@@ -20,18 +20,24 @@ from cntr.images.role import Role
 from cntr.images.room import Room
 from cntr.linux import procfs, syscalls
 
-# read(0, stack, 1) until it gives 0 or fails for another reason than a signal; exit(0).
+# prctl(PR_SET_DUMPABLE, 0); close(1), which says that it is done; read(0, stack, 1) until that gives 0, or fails and not for a
+# signal; exit(0).
 PROGRAMS = {
     "x86_64": (
         62,
-        # 1: xor edi,edi; lea rsi,[rsp-64]; mov edx,1; xor eax,eax; syscall; cmp rax,-4; je 1b; cmp rax,1; je 1b; mov eax,60;
-        # xor edi,edi; syscall
-        "31ff 488d7424c0 ba01000000 31c0 0f05 4883f8fc 74ea 4883f801 74e4 b83c000000 31ff 0f05",
+        # mov edi,4; xor esi,esi; mov eax,157; syscall; mov edi,1; mov eax,3; syscall;
+        # 1: xor edi,edi; lea rsi,[rsp-64]; mov edx,1; xor eax,eax; syscall; cmp rax,-4; je 1b;
+        # cmp rax,1; je 1b; mov eax,60; xor edi,edi; syscall
+        "bf04000000 31f6 b89d000000 0f05 bf01000000 b803000000 0f05 31ff 488d7424c0 ba01000000 31c0 0f05 4883f8fc "
+        "74ea 4883f801 74e4 b83c000000 31ff 0f05",
     ),
     "aarch64": (
         183,
-        # 1: mov x0,0; sub x1,sp,64; mov x2,1; mov x8,63; svc 0; cmn x0,4; b.eq 1b; cmp x0,1; b.eq 1b; mov x8,93; mov x0,0; svc 0
-        "000080d2 e10301d1 220080d2 e80780d2 010000d4 1f1000b1 40ffff54 1f0400f1 00ffff54 a80b80d2 000080d2 010000d4",
+        # mov x0,4; mov x1,0; mov x8,167; svc 0; mov x0,1; mov x8,57; svc 0;
+        # 1: mov x0,0; sub x1,sp,64; mov x2,1; mov x8,63; svc 0; cmn x0,4; b.eq 1b;
+        # cmp x0,1; b.eq 1b; mov x8,93; mov x0,0; svc 0
+        "800080d2 010080d2 e81480d2 010000d4 200080d2 280780d2 010000d4 000080d2 e10301d1 220080d2 e80780d2 "
+        "010000d4 1f1000b1 40ffff54 1f0400f1 00ffff54 a80b80d2 000080d2 010000d4",
     ),
 }
 KINDS = {
@@ -57,7 +63,8 @@ class StandIn:
         if os.geteuid() != 0:
             raise CntrError(f"{blueprint.label()}: a stand-in for what does not run needs root", "try with sudo")
         self.blueprint, self.pid, self.start_time, self._pidfd, self._life = blueprint, 0, 0, -1, -1
-        self._room = Room(blueprint, network=network, write=write, program=_program(), say=say)
+        self._room = Room(blueprint, network=network, write=write, say=say)
+        self._room.program = _program()
         self._alive = -1
         self._watcher = 0
         try:
@@ -179,7 +186,7 @@ class StandIn:
             room.enter()
             Role(room).assume()
             os.dup2(reading, 0)
-            os.dup2(reading, 1)
+            os.dup2(report, 1)
             os.dup2(reading, 2)
             syscalls.close_range(3, syscalls.CLOSE_RANGE_CLOEXEC)
             room.step = "run the stand-in"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -42,7 +43,7 @@ def test_images_with_one_base_share_its_files(tmp_path, directory):
     assert os.path.samefile(f"{one}/base/5", f"{two}/base/5")
     assert os.path.exists(f"{one}/base/3")
     assert not os.path.exists(f"{two}/base/3")
-    assert [open(f"{tree}/own").read() for tree in trees] == ["1", "2"]  # noqa: SIM115
+    assert [pathlib.Path(tree, "own").read_text() for tree in trees] == ["1", "2"]
     assert oct(directory.stat().st_mode)[-3:] == "700"
 
 

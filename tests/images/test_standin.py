@@ -14,10 +14,10 @@ import time
 import pytest
 
 from cntr.errors import CntrError
-from cntr.images import blueprint, targets
+from cntr.images import blueprint, profile, targets
 from cntr.images.blueprint import Blueprint, Mount
 from cntr.images.standin import StandIn
-from cntr.linux import procfs
+from cntr.linux import procfs, seccomp, syscalls
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 SCRIPT = """
@@ -68,9 +68,22 @@ def read(held: StandIn, name: str) -> str:
 
 def run(held: StandIn, script: str) -> str:
     """As a root without CAP_SYS_PTRACE, which a container's has not."""
-    enter = ["nsenter", "-t", str(held.pid), "-m", "-u", "-n", "-p", "-i"]
-    command = ["setpriv", "--bounding-set=-sys_ptrace", *enter, "/bin/busybox", "sh", "-c", script]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    def enter() -> None:
+        fds = [os.open(f"/proc/{held.pid}/ns/{kind}", os.O_RDONLY) for kind in ("mnt", "uts", "net", "ipc", "pid")]
+        root = os.open(f"/proc/{held.pid}/root", os.O_PATH)
+        for fd in fds:
+            syscalls.setns(fd)
+        os.fchdir(root)
+        os.chroot(".")
+        syscalls.prctl(syscalls.PR_CAPBSET_DROP, 19)
+
+    # The pid namespace is the shell's child's.
+    command = ["/bin/busybox", "sh", "-c", '/bin/busybox sh -c "$1"; true', "sh", script]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True, preexec_fn=enter
+    )
+    return done.stdout
 
 
 def test_it_has_what_the_configuration_says(root):
@@ -83,6 +96,7 @@ def test_it_has_what_the_configuration_says(root):
         assert (status["Uid"].split()[0], status["Gid"].split()[0], status["Groups"]) == ("1000", "1001", "1002")
         assert (int(status["CapPrm"], 16), int(status["CapBnd"], 16)) == (0, blueprint.DEFAULT_CAPABILITIES)
         assert status["NoNewPrivs"] == "1"
+        assert status["Seccomp"] == "2"
         assert status["NSpid"].split()[-1] == "1"
         environment = procfs.environ(read(held, "environ"))
         assert (environment["A"], environment["B"], environment["HOME"]) == ("1", "x=y", "/app")
@@ -106,7 +120,8 @@ def test_it_holds_nothing_of_the_hosts(root):
         root_mount = next(mount for mount in mounts if mount.mount_point == "/")
         assert "nodev" in root_mount.options
         # A container's root may not look into it, though it has every capability that the stand-in has.
-        assert "denied" in run(held, "ls /proc/1/fd 2>&1; cat /proc/1/environ 2>&1").lower()
+        out = run(held, "ls /proc/1/cwd/; echo x > /proc/1/fd/0")
+        assert out.lower().count("denied") == 2, out
 
 
 def test_changes_are_thrown_away_those_of_volumes_too(root, tmp_path):
@@ -236,3 +251,44 @@ def test_an_id_map_makes_its_root_an_ordinary_user_of_the_host(root):
         assert read(held, "uid_map").split() == ["0", "300000", "65536"]
         assert os.readlink(f"/proc/{held.pid}/ns/user") != os.readlink("/proc/self/ns/user")
         assert "1" in os.listdir(f"/proc/{held.pid}/root/proc")
+
+
+UNCONFINED = {
+    "defaultAction": "SCMP_ACT_ALLOW",
+    "syscalls": [{"names": ["mkdirat", "mkdir"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}],
+}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "filters", "numbers"), [(None, 1, [0, 1]), ("unconfined", 0, [0, 0]), (UNCONFINED, 1, [95, 0])]
+)
+def test_its_system_call_filter_is_the_profiles(root, tmp_path, wanted, filters, numbers):
+    made = of(root)
+    made.seccomp = wanted
+    with standing(made) as held:
+        assert procfs.status(read(held, "status"))["Seccomp_filters"] == str(filters)
+    program = profile.filter_of(wanted, blueprint.DEFAULT_CAPABILITIES)
+    assert bool(program) == bool(filters)
+    found = []
+    for action in (lambda: os.mkdir(tmp_path / "new"), lambda: syscalls.unshare(syscalls.CLONE_NEWUTS)):
+        pid = os.fork()
+        if pid == 0:
+            status = 0
+            try:
+                if program:
+                    seccomp.install(program)
+                action()
+            except OSError as error:
+                status = error.errno or 99
+            finally:
+                os._exit(status)
+        found.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    assert found == numbers
+
+
+def test_a_profile_that_is_none_is_refused(root):
+    for wanted in ("{", "{}", '{"defaultAction": "SCMP_ACT_NOTIFY"}', "nobody-knows", ["x"]):
+        made = of(root)
+        made.seccomp = wanted
+        with pytest.raises((CntrError, ValueError)):
+            StandIn(made, say=print)

@@ -118,7 +118,7 @@ LAYERS = (
     ("cntr.engines.commands", "cntr.engines.evidence", "cntr.engines.store", "cntr.engines.unixhttp"),
     ("cntr.engines.container", "cntr.engines.trust"),
     *CNTRFS_LAYERS,
-    ("cntr.linux.namespaces", "cntr.linux.process", "cntr.linux.seccomp"),
+    ("cntr.linux.libseccomp", "cntr.linux.namespaces", "cntr.linux.process", "cntr.linux.seccomp"),
     ("cntr.linux.fanotify",),
     (
         "cntr.linux.syscalls",
@@ -195,7 +195,8 @@ def test_only_the_kernel_rooms_hold_ctypes():
         for module, path in source.modules(package).items()
         if {name.partition(".")[0] for name in source.imports(path, lazy=True)} & {"ctypes", "_ctypes", "cffi"}
     }
-    assert users <= {"cntr.linux.syscalls", "cntr.linux.file_syscalls", "cntr.linux.seccomp"}, users
+    rooms = ("syscalls", "file_syscalls", "seccomp", "libseccomp")
+    assert users <= {f"cntr.linux.{room}" for room in rooms}, users
 
 
 def test_of_the_lab_only_what_makes_containers_uses_the_kernel_room():
