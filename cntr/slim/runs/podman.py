@@ -150,11 +150,9 @@ def _limits() -> list[str]:
         line = next(line for line in stream if line.startswith("CapEff"))
     if int(line.split()[1], 16) >> CAP_SYS_RESOURCE & 1 and os.geteuid() == 0:
         return []
-    flags = []
-    for name, number in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC)):
-        hard = resource.getrlimit(number)[1]
-        flags += ["--ulimit", f"{name}={hard}:{hard}"]
-    return flags
+    # Podman 4.3 itself comes down to the lower of the two for both (its early_init_linux.go).
+    hard = min(resource.getrlimit(number)[1] for number in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC))
+    return ["--ulimit", f"nofile={hard}:{hard}", "--ulimit", f"nproc={hard}:{hard}"] if hard > 0 else []
 
 
 def start(image: str, options: RunOptions, guard: Guard, arm: Callable[[int], None] | None) -> Running:
