@@ -71,7 +71,7 @@ def find(text: str, guard: Guard, *, running: bool = False) -> Source:
         prefix, colon, rest = rest.partition(":") if rest.partition(":")[0] in ENGINES else ("", "", rest)
         text = rest or text
     if colon and prefix in ENGINES and rest:
-        found = _in_engine(module(prefix), rest, running)
+        found = _in_engine(module(prefix), rest, guard, running)
         if found is None:
             raise TargetNotFound(
                 f"{prefix} has no image and no container {printable(rest[:200])}", f"`{prefix} images` lists them"
@@ -82,7 +82,7 @@ def find(text: str, guard: Guard, *, running: bool = False) -> Source:
         if not shutil.which({"containerd": "ctr"}.get(name, name)):
             continue
         try:
-            found = _in_engine(module(name), text, running)
+            found = _in_engine(module(name), text, guard, running)
         except CntrError as error:
             refused.append(f"{name}: {error.message}")
             continue
@@ -100,7 +100,7 @@ def find(text: str, guard: Guard, *, running: bool = False) -> Source:
     return hits[0]
 
 
-def _in_engine(engine: Engine, name: str, running: bool) -> Source | None:
+def _in_engine(engine: Engine, name: str, guard: Guard, running: bool) -> Source | None:
     """The image of that name; or that of the container of that name, with what the container was told."""
     image = None if running else engine.image(name)
     settings: dict[str, Any] = {}
@@ -120,7 +120,15 @@ def _in_engine(engine: Engine, name: str, running: bool) -> Source | None:
         raise CntrError(
             f"{printable(name)} does not run", "--watch looks on while a container runs; without it, it is started"
         )
-    source = Source(image, engine, Tree(overlay.merged(image.layers)))
+    if image.layers:
+        source = Source(image, engine, Tree(overlay.merged(image.layers)))
+    else:
+        path = os.path.join(guard.directory(), "saved.tar")
+        engine.save(image.id, path)
+        saved = of_file(f"archive:{path}", guard)
+        os.unlink(path)
+        source = Source(image, engine, saved.tree)
+        source.layer_names, image.layers = saved.layer_names, saved.image.layers
     source.pid, source.container = pid, name if settings else ""
     return source
 
@@ -177,7 +185,7 @@ def named(reference: str, text: str) -> str:
 
 def layer_names(source: Source) -> list[list[str]]:
     """The files of each layer, the lowest first."""
-    if source.layer_names or source.engine is None:
+    if source.layer_names or source.engine is None or not all(map(os.path.isdir, source.image.layers)):
         return source.layer_names
     from cntr.slim.rules import application
 

@@ -130,7 +130,7 @@ def engine_images(rig) -> set[str]:
 
 
 @pytest.mark.parametrize("engine", ["docker", "podman"])
-def test_an_engines_image_is_recorded_proved_and_loaded(request, archive, tmp_path, engine, monkeypatch):
+def test_an_engines_image_is_recorded_proved_and_loaded(request, archive, tmp_path, engine):
     rig = request.getfixturevalue(engine)
     environment = {**rig.den.env, **rig.settings}
     if engine == "podman":
@@ -210,3 +210,40 @@ def _served(pid: int) -> bool:
     """Whether a child of PID serves CntrFS: the run is under way."""
     children = pathlib.Path("/proc", str(pid), "task", str(pid), "children").read_text().split()
     return any("cntrfs" in pathlib.Path("/proc", child, "comm").read_text() for child in children)
+
+
+def test_a_user_without_root_splits_their_own_image(podman_rootless, other_users, archive):
+    rig = podman_rootless
+    shutil.copy(archive, f"{rig.den.path}/served.tar")
+    os.chmod(f"{rig.den.path}/served.tar", 0o644)
+    rig.command("load", "-i", f"{rig.den.path}/served.tar")
+    work = pathlib.Path(rig.den.path, "home-slim")
+    as_user = [*rig.cli[: rig.cli.index("podman")]]
+    if not os.stat("/dev/fuse").st_mode & 0o006:  # a machine without udev: usually everybody may open it
+        os.mknod(f"{rig.den.path}/fuse", 0o20666, os.makedev(10, 229))
+        os.chmod(f"{rig.den.path}/fuse", 0o666)
+        bind = f'mount --bind {rig.den.path}/fuse /dev/fuse; exec "$@"'
+        as_user[as_user.index("setpriv") : as_user.index("setpriv")] = ["sh", "-c", bind, "sh"]
+        rig.command("system", "migrate")  # Podman's pause process holds a mount namespace without that
+    environment = {**rig.den.env, "PYTHONPATH": str(pathlib.Path(__file__).parents[2]), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        words = ["podman:localhost/served:1", "--http", "8000", "-o", f"{work}/slim.tar", "--json"]
+        done = subprocess.run(
+            [*as_user, sys.executable, "-m", "cntr", "slim", *words],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd="/",
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        report = json.loads(done.stdout)
+        assert (report["recorder"], report["on_cntrfs"], report["in_engine"]) == ("CntrFS", True, "podman")
+        members = names(work / "slim.tar")
+        assert "data/unused" not in members
+        assert {members[name].uid for name in ("bin/busybox", "data/run", "tmp")} == {0}
+        assert rig.command("ps", "-aq") == ""
+        assert not [path for path in pathlib.Path(rig.den.path, "tmp").iterdir() if path.name.startswith("cntr-slim-")]
+    finally:
+        rig.command("rmi", "-f", "localhost/served:1")

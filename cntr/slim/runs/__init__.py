@@ -34,7 +34,8 @@ STOP_SECONDS = 3.0  # between the signal that asks a container to stop and the o
 class Image:
     """An image as its engine has it.
 
-    config: the image configuration (OCI image-spec), whole; layers: directories of its layers, the lowest first;
+    config: the image configuration (OCI image-spec), whole; layers: directories of its layers, the lowest first, [] where there
+    are none to be had;
     settings: the run-time part of the configuration with what a container of it was told (Entrypoint, Cmd, Env, User).
     """
 
@@ -134,6 +135,9 @@ if TYPE_CHECKING:
 
         def tag(self, image: str, reference: str) -> None:
             """Give an image a name."""
+
+        def save(self, image: str, path: str) -> None:
+            """Write the image as an archive to PATH."""
 
         def removal(self, image: str) -> list[str]:
             """The command that removes an image."""

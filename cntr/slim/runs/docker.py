@@ -46,36 +46,27 @@ def image(reference: str) -> Image | None:
         return None
     driver = row.get("GraphDriver") or {}
     data = driver.get("Data") or {}
-    if driver.get("Name") != "overlay2" or not data.get("UpperDir"):
-        raise CntrError(
-            f"docker keeps {printable(reference)} by the storage driver {printable(str(driver.get('Name')))}, not overlay2",
-            f"`docker save {printable(reference)} -o image.tar`, then `cntr slim archive:image.tar`",
-        )
-    layers = [data["UpperDir"], *str(data.get("LowerDir") or "").split(":")]
+    layers = [data.get("UpperDir") or "", *str(data.get("LowerDir") or "").split(":")]
     layers = [layer for layer in reversed(layers) if layer]
-    _demand_layers(layers)
+    if driver.get("Name") != "overlay2" or not all(map(_is_plain, layers)):
+        layers = []  # another storage driver, users remapped, a daemon whose files are not here: the image is saved
     tags = row.get("RepoTags") or []
     name = reference if reference in tags or not tags else str(tags[0])
     return Image(NAME, name, str(row["Id"]).removeprefix("sha256:"), _config(row), layers)
 
 
-def _demand_layers(layers: list[str]) -> None:
-    for path in layers:
-        if not os.path.isdir(path):
-            raise CntrError(
-                f"docker's layers are not to be seen here: {printable(path)}",
-                "run cntr as root, on the machine where the daemon runs",
-            )
-        if "-remap" in path or os.stat(path).st_uid:
-            raise CntrError(
-                "docker remaps users: its layers' owners are not the image's", "`docker save` it, and slim archive:FILE"
-            )
+def _is_plain(path: str) -> bool:
+    """Whether a layer's directory is to be seen here, its owners the image's own."""
+    try:
+        return "-remap" not in path and os.stat(path).st_uid == 0
+    except OSError:
+        return False
 
 
 def _config(row: dict[str, Any]) -> dict[str, Any]:
     """The image's configuration: the very file where it can be read, proved by its digest; else what inspect tells of it."""
     id = str(row["Id"]).removeprefix("sha256:")
-    root = str((row["GraphDriver"]["Data"])["UpperDir"]).partition("/overlay2/")[0]
+    root = str(((row.get("GraphDriver") or {}).get("Data") or {}).get("UpperDir")).partition("/overlay2/")[0]
     try:
         with open(f"{root}/image/overlay2/imagedb/content/sha256/{id}", "rb") as stream:
             data = stream.read(64 << 20)
@@ -226,6 +217,11 @@ def feed(argv: list[str], write: Callable[[IO[bytes], str], None], reference: st
         last = text.splitlines()[-1] if text else f"exit status {process.returncode}"
         raise commands.Failed(f"{commands.shown(argv)}: {printable(last[:400])}", "", process.returncode, text)
     return printed.decode("utf-8", "replace")
+
+
+def save(image: str, path: str) -> None:
+    """``docker save``."""
+    commands.run([*CLI, "save", "-o", path, image], seconds=commands.SECONDS * 10)
 
 
 def present(image: str) -> bool:

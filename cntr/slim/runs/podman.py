@@ -10,7 +10,7 @@ import resource
 import secrets
 import shutil
 
-from cntr.errors import CntrError, printable
+from cntr.errors import CntrError
 from cntr.slim import commands
 from cntr.slim.runs import Image, Running, RunOptions, open_root, wait_for_pid
 from cntr.slim.runs.docker import feed, loaded
@@ -56,18 +56,10 @@ def image(reference: str) -> Image | None:
         return None
     driver = row.get("GraphDriver") or {}
     data = driver.get("Data") or {}
-    if driver.get("Name") != "overlay" or not data.get("UpperDir"):
-        raise CntrError(
-            f"podman keeps {printable(reference)} by the storage driver {printable(str(driver.get('Name')))}, not overlay",
-            f"`podman save {printable(reference)} -o image.tar`, then `cntr slim archive:image.tar`",
-        )
-    layers = [data["UpperDir"], *str(data.get("LowerDir") or "").split(":")]
+    layers = [data.get("UpperDir") or "", *str(data.get("LowerDir") or "").split(":")]
     layers = [layer for layer in reversed(layers) if layer]
-    for path in layers:
-        if not os.path.isdir(path):
-            raise CntrError(
-                f"podman's layers are not to be seen here: {printable(path)}", "run cntr as the user whose image it is"
-            )
+    if driver.get("Name") != "overlay" or not all(map(os.path.isdir, layers)):
+        layers = []  # another storage driver: the image is saved
     tags = row.get("RepoTags") or row.get("NamesHistory") or []
     name = reference if reference in tags or not tags else str(tags[0])
     return Image(NAME, name, str(row["Id"]).removeprefix("sha256:"), _config(row), layers)
@@ -76,7 +68,7 @@ def image(reference: str) -> Image | None:
 def _config(row: dict[str, Any]) -> dict[str, Any]:
     """The very configuration, proved by its digest (containers/storage keeps it as the image's big data); else inspect's."""
     id = str(row["Id"]).removeprefix("sha256:")
-    root = str(row["GraphDriver"]["Data"]["UpperDir"]).partition("/overlay/")[0]
+    root = str(((row.get("GraphDriver") or {}).get("Data") or {}).get("UpperDir")).partition("/overlay/")[0]
     name = base64.b64encode(f"sha256:{id}".encode()).decode()
     try:
         with open(f"{root}/overlay-images/{id}/={name}", "rb") as stream:
@@ -185,6 +177,11 @@ def start(image: str, options: RunOptions, guard: Guard, arm: Callable[[int], No
 def load(write: Callable[[IO[bytes], str], None], reference: str, id: str) -> str:
     """``podman load``; what to call the image."""
     return loaded(feed([*cli(), "load", "-q"], write, reference)) or reference or id
+
+
+def save(image: str, path: str) -> None:
+    """``podman save``."""
+    commands.run([*cli(), "save", "--format", "docker-archive", "-o", path, image], seconds=commands.SECONDS * 10)
 
 
 def present(image: str) -> bool:
