@@ -69,7 +69,9 @@ def _module(name: str) -> Check:
     import importlib.util
 
     ok = importlib.util.find_spec(name) is not None
-    return Check(f"Python module {name}", ok, "found" if ok else "not found", "scenarios", "pip install 'cntr[lab]'")
+    return Check(
+        f"Python module {name}", ok, "found" if ok else "not found", "scenarios", "pip install 'cntr-attach[lab]'"
+    )
 
 
 def _vagrant_plugin() -> Check:

@@ -29,7 +29,7 @@ def build_wheel() -> Path:
         if source.is_file() and "__pycache__" not in source.parts:
             digest.update(str(source.relative_to(paths.REPOSITORY)).encode() + source.read_bytes())
     place = paths.cache_dir() / "wheels" / digest.hexdigest()[:12]
-    found = list(place.glob("cntr-*.whl"))
+    found = list(place.glob("cntr_attach-*.whl"))
     if found:
         return found[0]
     command = [
@@ -44,7 +44,7 @@ def build_wheel() -> Path:
         str(paths.REPOSITORY),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = list(place.glob("cntr-*.whl"))
+    found = list(place.glob("cntr_attach-*.whl"))
     if done.returncode != 0 or not found:
         raise LabError(
             f"building cntr's wheel failed: {done.stderr.strip()[-600:]}", "does `pip wheel .` work in the checkout?"

@@ -38,16 +38,14 @@ class Report:
             tuple(printable("-" if cell is None or cell == "" else str(cell)) for cell in row) for row in self.rows
         ]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
-        shown = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-        ]
+        shown = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
         return "\n".join([*shown, *self.footer])
 
     def json(self) -> str:
         """A list of objects."""
         import json
 
-        return json.dumps([dict(zip(self.columns, row, strict=True)) for row in self.rows], indent=2)
+        return json.dumps([dict(zip(self.columns, row)) for row in self.rows], indent=2)
 
 
 def ps(*, stopped: bool = False) -> Report:

@@ -39,7 +39,7 @@ def errno_of(error: BaseException) -> int:
     """The errno to answer with; what is not an OSError is a mistake of ours, logged with its traceback."""
     if isinstance(error, OSError) and error.errno:
         return error.errno
-    if isinstance(error, OverflowError | struct.error):
+    if isinstance(error, (OverflowError, struct.error)):
         return errno.EINVAL  # a number that no system call takes
     if isinstance(error, MemoryError):
         return errno.ENOMEM

@@ -210,7 +210,7 @@ class FileOperations:
     def write_at(fd: int, offset: int, data: bytes | memoryview, append: bool) -> int:
         """pwrite(2), or at the end; for any thread."""
         if append:
-            return os.pwritev(fd, [data], offset, os.RWF_APPEND)
+            return os.pwritev(fd, [data], offset, file_syscalls.RWF_APPEND)
         return os.pwrite(fd, data, offset)
 
     def fsync(self, fh: int, data_only: bool) -> None:

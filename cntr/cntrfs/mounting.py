@@ -68,7 +68,7 @@ def choose_binding(binding: str | None) -> str:
         except ImportError as error:
             raise CntrError(
                 f"the pyfuse3 binding is not available: {error}",
-                "install it with: pip install 'cntr[pyfuse3]' (it compiles against libfuse3-dev, pkg-config, gcc)",
+                "install it with: pip install 'cntr-attach[pyfuse3]' (it compiles against libfuse3-dev, pkg-config, gcc)",
             ) from None
     return binding
 

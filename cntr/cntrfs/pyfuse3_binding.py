@@ -51,7 +51,7 @@ def _answered(operation: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..
             raise pyfuse3.FUSEError(number) from None
         finally:
             if self.core.options.trace:
-                shown = " ".join(repr(argument) for argument in arguments if isinstance(argument, int | bytes))
+                shown = " ".join(repr(argument) for argument in arguments if isinstance(argument, (int, bytes)))
                 took = (monotonic() - began) * 1000
                 say(f"{operation.__name__.upper()} {shown[:200]} = {result(number)} {took:.3f} ms")
             self.core.nodes.trim()

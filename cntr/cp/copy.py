@@ -381,7 +381,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 def _widen(fd: int) -> None:
     try:
-        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, stream.PIPE_SIZE)
+        fcntl.fcntl(fd, stream.F_SETPIPE_SZ, stream.PIPE_SIZE)
     except OSError:  # EPERM: the user's pipes are over their limit (pipe(7)); a narrow one does too
         pass
 

@@ -28,7 +28,8 @@ MAX_BODY = 1 << 21  # bytes; a longer frame is none of ours
 MAX_SHOWN = 4096  # bytes of a path in a message, its end
 FLUSH_AT = 1 << 16  # bytes collected before they are written
 KEEP = 0xFFFFFFFF  # an id that nobody has: chown(2) leaves the owner as it is
-PIPE_SIZE = 1 << 20  # bytes in a pipe (F_SETPIPE_SZ), the most an unprivileged user may ask for
+F_SETPIPE_SZ = 1031  # linux/fcntl.h; fcntl has it since Python 3.10
+PIPE_SIZE = 1 << 20  # bytes in a pipe, the most an unprivileged user may ask for
 
 _HEADER = struct.Struct("<cI")
 _META = struct.Struct("<IIIqqQB")

@@ -72,7 +72,7 @@ def _ctr(program: str, name: str) -> Talk:
     namespaces = text.split()
     tables = yield [[program, f"--namespace={namespace}", "tasks", "ls"] for namespace in namespaces]
     ids, found = containerd.nerdctl_ids(name), []
-    for namespace, table in zip(namespaces, tables, strict=True):
+    for namespace, table in zip(namespaces, tables):
         for line in table.splitlines()[1:]:
             id, pid, *_ = line.split()
             task = containerd.Task("", namespace, id)
@@ -82,7 +82,7 @@ def _ctr(program: str, name: str) -> Talk:
                 found.append(Container("containerd", id, int(pid), id=id, state=state, start_time=start))
     if not found:
         lists = yield [[program, f"--namespace={namespace}", "containers", "ls", "-q"] for namespace in namespaces]
-        for namespace, text in zip(namespaces, lists, strict=True):
+        for namespace, text in zip(namespaces, lists):
             for id in text.split():
                 if containerd.Task("", namespace, id).answers_to(name, ids):
                     raise NotRunning(
@@ -105,7 +105,7 @@ def _crictl(program: str, name: str) -> Talk:
             rows.append((pod, id))
     texts = yield [[program, "inspect", "-o", "json", id] for _, id in rows]
     found = []
-    for (pod, id), text in zip(rows, texts, strict=True):
+    for (pod, id), text in zip(rows, texts):
         pid = int(store.parse(text)["info"]["pid"])
         start = evidence.marked(pid, id)
         if start:

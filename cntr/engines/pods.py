@@ -14,6 +14,7 @@ from cntr.engines.container import Container, NotRunning
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import sqlite3
     from typing import Any
 
 MEMBERS = """SELECT p.ID, p.Name, c.ID, c.Name, s.JSON FROM PodConfig p JOIN PodState s ON s.ID = p.ID
@@ -94,10 +95,27 @@ def _query(
     # A header that says "write-ahead log" would want a second file beside this one (sqlite.org/fileformat2.html).
     image[18:20] = b"\1\1"
     database = sqlite3.connect(":memory:")
-    try:
-        database.setlimit(SQLITE_LIMIT_LENGTH, store.LIMIT)
-        database.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
+    if hasattr(database, "deserialize"):  # Python 3.11
         database.deserialize(bytes(image))
+        return _answer(database, question, values, deadline)
+    database.close()
+    import tempfile
+
+    with tempfile.NamedTemporaryFile(prefix="cntr-") as file:
+        file.write(image)
+        file.flush()
+        return _answer(sqlite3.connect(f"file:{file.name}?mode=ro&immutable=1", uri=True), question, values, deadline)
+
+
+def _answer(
+    database: sqlite3.Connection, question: str, values: tuple[str, ...], deadline: float
+) -> list[tuple[Any, ...]]:
+    import sqlite3
+
+    try:
+        if hasattr(database, "setlimit"):  # Python 3.11; what is read is bounded all the same
+            database.setlimit(SQLITE_LIMIT_LENGTH, store.LIMIT)
+        database.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
         database.execute("PRAGMA trusted_schema = OFF")
         return database.execute(question, values).fetchmany(10_000)
     except sqlite3.Error:

@@ -213,7 +213,7 @@ def read_manifest(files: Files, manifest: dict[str, Any], engine: str, reference
     configuration = blob(files, description)
     diff_ids = _diff_ids(configuration, len(rows), files.what)
     layers = []
-    for row, diff_id in zip(rows, diff_ids, strict=True):
+    for row, diff_id in zip(rows, diff_ids):
         name, size = blob_name(row.get("digest")), row.get("size", -1)
         layers.append(
             Layer(
@@ -253,7 +253,7 @@ def _docker(files: Files, engine: str, reference: str) -> Image:
     if not isinstance(configuration, dict):
         raise ImageError(f"{files.what}: {printable(name)}: not a JSON object", "the image is damaged")
     diff_ids = _diff_ids(configuration, len(names), files.what)
-    layers = [Layer(diff_id=diff_id, opener=_opener(files, one)) for one, diff_id in zip(names, diff_ids, strict=True)]
+    layers = [Layer(diff_id=diff_id, opener=_opener(files, one)) for one, diff_id in zip(names, diff_ids)]
     id = f"sha256:{hashlib.sha256(data).hexdigest()}"
     return Image(reference, engine, id, configuration, layers, close=files.close)
 

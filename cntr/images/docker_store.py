@@ -44,7 +44,7 @@ def _image(path: str, owner: int, name: str, answer: dict[str, Any]) -> Image:
     lower = directories(answer, owner)
     layers = [Layer(diff_id=diff_id) for diff_id in diff_ids]
     if len(lower) == len(layers):
-        for layer, directory in zip(layers, reversed(lower), strict=True):
+        for layer, directory in zip(layers, reversed(lower)):
             layer.directory = directory
     document = {
         "architecture": answer.get("Architecture"),

@@ -88,7 +88,7 @@ class Room:
             upper, work = self._layer(os.stat(layers[0]))
         self.step = "mount its layers"
         self.tree = self._overlay(layers, upper, work)
-        for mount, source in zip(made.mounts, sources, strict=True):
+        for mount, source in zip(made.mounts, sources):
             self.step = f"mount the volume for {mount.destination}"
             self._binds.append((mount, self._volume(source, mount) if source >= 0 else -1))
 

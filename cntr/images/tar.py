@@ -231,7 +231,7 @@ class Reader:
             numbers = [self._decimal(word) for word in pax[b"GNU.sparse.map"].split(b",")]
         if numbers is None:
             return
-        rows = list(zip(numbers[::2], numbers[1::2], strict=False))
+        rows = list(zip(numbers[::2], numbers[1::2]))
         end = 0
         for offset, length in rows:
             if offset < end or length < 0:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import struct
 from typing import NamedTuple
+
+from cntr.linux.numbers import MACHINE, number
 
 # linux/fcntl.h
 AT_FDCWD = -100
@@ -30,6 +33,7 @@ STATX_WANTED = STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 RENAME_WHITEOUT = 4
+RWF_APPEND = 0x10  # os has it since Python 3.10
 
 # linux/stat.h: the two magic nanosecond values of utimensat(2)
 UTIME_NOW = (1 << 30) - 1
@@ -60,14 +64,13 @@ _declare("name_to_handle_at", _int, _charp, _voidp, _voidp, _int)
 _declare("open_by_handle_at", _int, _voidp, _int)
 _declare("getdents64", _int, _voidp, ctypes.c_size_t, result=ctypes.c_ssize_t)
 _declare("linkat", _int, _charp, _int, _charp, _int)
-_declare("renameat2", _int, _charp, _int, _charp, _uint)
 _declare("fchownat", _int, _charp, _uint, _uint, _int)
 _declare("utimensat", _int, _charp, _voidp, _int)
 _declare("fallocate", _int, _int, ctypes.c_int64, ctypes.c_int64)
 _declare("syncfs", _int)
 _declare("open", _charp, _int)
 _declare("umount2", _charp, _int)
-_declare("mknodat", _int, _charp, _uint, ctypes.c_uint64)
+_SYS_MKNODAT, _SYS_RENAMEAT2 = number("mknodat"), number("renameat2")
 
 
 def _fail(call: str, path: object = None) -> OSError:
@@ -109,7 +112,7 @@ _statx_buffer = ctypes.create_string_buffer(256)
 # Without argument types, and with the buffer's reference made once, the call takes two thirds of the time. Every number
 # given is a C int: fds, and flags below 1 << 31.
 _statx_reference = ctypes.byref(_statx_buffer)
-_statx = _libc.statx
+_statx = getattr(_libc, "statx", None) or functools.partial(_libc.syscall, _long(number("statx")))
 _unpack_statx = _STATX.unpack_from
 _make_attributes = Attributes._make
 
@@ -248,13 +251,13 @@ def linkat(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int = 0) -> 
 
 def renameat2(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int = 0) -> None:
     """renameat2(2) with RENAME_* flags."""
-    if _libc.renameat2(old_fd, old, new_fd, new, flags) < 0:
+    if _libc.syscall(_long(_SYS_RENAMEAT2), _long(old_fd), old, _long(new_fd), new, _long(flags)) < 0:
         raise _fail("renameat2", old)
 
 
 def mknodat(fd: int, name: bytes, mode: int, device: int) -> None:
     """mknodat(2); unlike os.mknod it takes 64-bit device numbers as the kernel gave them."""
-    if _libc.mknodat(fd, name, mode, device) < 0:
+    if _libc.syscall(_long(_SYS_MKNODAT), _long(fd), name, _long(mode), ctypes.c_ulong(device & 0xFFFFFFFF)) < 0:
         raise _fail("mknodat", name)
 
 
@@ -309,7 +312,7 @@ def syncfs(fd: int) -> None:
 
 
 # Credentials of the calling thread. The C library's setgroups() changes every thread, so the raw call is made.
-_SYS_SETGROUPS = {"x86_64": 116, "i686": 206, "armv7l": 206, "ppc64le": 81, "s390x": 206}.get(os.uname().machine, 159)
+_SYS_SETGROUPS = number("setgroups")
 _setfsuid = _declare("setfsuid", _uint)
 _setfsgid = _declare("setfsgid", _uint)
 
@@ -362,7 +365,8 @@ def capset(packed: bytes) -> None:
 
 def filesystem_magic(fd: int) -> int:
     """statfs(2)'s f_type (linux/magic.h) of the filesystem behind any fd."""
-    buffer = (ctypes.c_long * 32)()  # struct statfs: 120 bytes on 64-bit machines, f_type first
+    # struct statfs: 120 bytes on 64-bit machines, f_type first, of 4 bytes on one of them
+    buffer = ((_uint if MACHINE == "s390x" else _long) * 64)()
     if _libc.fstatfs(fd, ctypes.byref(buffer)) < 0:
         raise _fail("fstatfs")
     return int(buffer[0])
@@ -409,4 +413,16 @@ def filesystem_id(fd: int) -> bytes:
     buffer = ctypes.create_string_buffer(256)
     if _libc.fstatfs(fd, buffer) < 0:
         raise _fail("fstatfs")
-    return buffer.raw[56:64]  # struct statfs of 64-bit machines
+    start = 48 if MACHINE == "s390x" else 56  # struct statfs of 64-bit machines
+    return buffer.raw[start : start + 8]
+
+
+EVENT = struct.pack("=Q", 1)  # to be written to an eventfd; reading takes 8 bytes
+
+
+def eventfd() -> int:
+    """eventfd(2), close-on-exec and non-blocking; os has it since Python 3.10."""
+    fd = int(_libc.eventfd(0, os.O_CLOEXEC | os.O_NONBLOCK))
+    if fd < 0:
+        raise _fail("eventfd")
+    return fd

@@ -5,8 +5,7 @@ Constants keep the kernel's names (linux/{prctl,securebits,keyctl,personality}.h
 
 from __future__ import annotations
 
-import os
-
+from cntr.linux.numbers import number
 from cntr.linux.syscalls import _check, _libc, _long, _syscall, _ulong, prctl
 
 # linux/prctl.h
@@ -20,7 +19,7 @@ SECBIT_NO_CAP_AMBIENT_RAISE, SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED = 1 << 6, 1 << 7
 
 # linux/keyctl.h
 KEYCTL_JOIN_SESSION_KEYRING = 1
-_SYS_KEYCTL = {"x86_64": 250, "i686": 288, "ppc64le": 271, "ppc64": 271, "s390x": 280}.get(os.uname().machine, 219)
+_SYS_KEYCTL = number("keyctl")
 
 
 def securebits() -> int:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import _ctypes
 import errno
-import os
 import sys
 
+from cntr.linux.numbers import number
 from cntr.linux.syscalls import _check, _libc, _long, _packed, _syscall, _ulong
 
 # linux/ptrace.h
@@ -37,7 +37,7 @@ BPF_JEQ_K, BPF_JGE_K, BPF_JSET_K = 0x15, 0x35, 0x45
 BPF_RET_K = 0x06
 
 INSTRUCTION = 8  # bytes of a struct sock_filter
-_SYS_SECCOMP = {"x86_64": 317, "i686": 354, "ppc64le": 358, "ppc64": 358, "s390x": 348}.get(os.uname().machine, 277)
+_SYS_SECCOMP = number("seccomp")
 
 
 def ptrace_seize(tid: int) -> None:

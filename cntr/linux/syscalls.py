@@ -11,6 +11,8 @@ import _ctypes  # the C half of ctypes: its Python half costs 3 ms of every star
 import os
 import sys
 
+from cntr.linux.numbers import MACHINE, number
+
 # linux/sched.h
 CLONE_NEWTIME = 0x00000080
 CLONE_NEWNS = 0x00020000
@@ -80,6 +82,8 @@ PR_CAP_AMBIENT_LOWER = 3
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
+_NR_OPEN = 1 << 20  # fs.nr_open, unless somebody raised it (proc(5))
+_NO_CLOSE_RANGE = (1, 22, 38)  # EPERM, EINVAL, ENOSYS (errno.h, whose module would be one more to import)
 CLOSE_RANGE_CLOEXEC = 4
 
 # linux/nsfs.h
@@ -101,7 +105,7 @@ TIOCGPTPEER = 0x5441
 # System call numbers from 424 on are the same on every architecture but alpha.
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 428, 429, 430, 431, 432
 _SYS_CLONE3, _SYS_CLOSE_RANGE, _SYS_OPENAT2, _SYS_PIDFD_GETFD, _SYS_MOUNT_SETATTR = 435, 436, 437, 438, 442
-_SYS_PIVOT_ROOT = {"x86_64": 155, "i686": 217, "s390x": 217, "ppc64le": 203}.get(os.uname().machine, 41)
+_SYS_PIVOT_ROOT = number("pivot_root")
 
 
 class _int(_ctypes._SimpleCData):  # type: ignore[type-arg]  # the C types by their names
@@ -156,13 +160,12 @@ class _Library:
 _libc = _Library(_Function)
 _syscall = _Library(_LongFunction).syscall
 
-Path = str | bytes
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     Options = list[tuple[str, str | None]]
+    Path = str | bytes
 
 
 def _check(result: int, call: str, path: object = None) -> int:
@@ -278,8 +281,21 @@ def openat2(dirfd: int, path: Path, flags: int, resolve: int, mode: int = 0) -> 
 
 
 def close_range(first: int, flags: int, last: int = 0xFFFFFFFF) -> None:
-    """close_range(2) from FIRST to LAST; CLOSE_RANGE_CLOEXEC only marks them."""
+    """close_range(2) from FIRST to LAST; CLOSE_RANGE_CLOEXEC only marks them (kernel 5.11, before: EINVAL).
+
+    Where there is no such call (before 5.9), or a filter from before it refuses it (EPERM), it is done one by one.
+    """
     result = _syscall(_long(_SYS_CLOSE_RANGE), _uint(first), _uint(last), flags)
+    if result < 0 and _ctypes.get_errno() in _NO_CLOSE_RANGE:
+        if not flags:
+            os.closerange(first, min(last + 1, _NR_OPEN))
+            return
+        for fd in range(first, min(last + 1, _NR_OPEN)):
+            try:
+                os.set_inheritable(fd, False)
+            except OSError:
+                continue  # not open
+        return
     _check(result, "close_range")
 
 
@@ -361,7 +377,8 @@ def pidfd_getfd(pidfd: int, fd: int) -> int:
 
 def filesystem_magic(fd: int) -> int:
     """statfs(2)'s f_type (linux/magic.h) of the filesystem behind fd."""
-    buffer = (_long * 32)()  # struct statfs: 120 bytes on 64-bit machines, f_type first
+    # struct statfs: 120 bytes on 64-bit machines, f_type first, of 4 bytes on one of them
+    buffer = ((_uint if MACHINE == "s390x" else _long) * 64)()
     _check(_libc.fstatfs(fd, _ctypes.byref(buffer)), "fstatfs", f"fd {fd}")
     return int(buffer[0])
 

@@ -76,7 +76,7 @@ def mount(*words: object, **options) -> subprocess.CompletedProcess:
 
 def skip_without(binding: str) -> None:
     if binding == "pyfuse3":
-        pytest.importorskip("pyfuse3", reason="not installed: pyfuse3 (pip install 'cntr[pyfuse3]')")
+        pytest.importorskip("pyfuse3", reason="not installed: pyfuse3 (pip install 'cntr-attach[pyfuse3]')")
 
 
 @pytest.mark.parametrize("binding", ["auto", "devfuse", "pyfuse3"])
@@ -204,7 +204,7 @@ def test_without_pyfuse3_the_error_says_how_to_get_it(places):
     assert result.returncode == 125
     message, hint = result.stderr.decode().splitlines()
     assert "pyfuse3 binding is not available" in message
-    assert "pip install 'cntr[pyfuse3]'" in hint
+    assert "pip install 'cntr-attach[pyfuse3]'" in hint
     assert mounted(point) is None
 
 
@@ -238,7 +238,7 @@ def test_doctor_says_how_to_get_what_is_missing(monkeypatch):
     found = rows()
     state, fix = found["pyfuse3 (--binding pyfuse3)"]
     assert state == "no"
-    assert "pip install 'cntr[pyfuse3]'" in str(fix)
+    assert "pip install 'cntr-attach[pyfuse3]'" in str(fix)
     state, fix = found["FUSE passthrough"]
     assert state == "no"
     assert str(fix).startswith("Operation not permitted: ")

@@ -46,7 +46,7 @@ def missing(binding: str) -> str:
     if importlib.util.find_spec("cntr.cntrfs") is None:
         return "cntr.cntrfs is missing"
     if binding == "pyfuse3" and importlib.util.find_spec("pyfuse3") is None:
-        return "the Python package pyfuse3 is missing (pip install 'cntr[pyfuse3]')"
+        return "the Python package pyfuse3 is missing (pip install 'cntr-attach[pyfuse3]')"
     if binding == "devfuse" and importlib.util.find_spec("cntr.cntrfs.devfuse") is None:
         return "the package cntr.cntrfs.devfuse is missing"
     return ""

@@ -125,7 +125,7 @@ def test_an_attacker_gets_nothing(tmp_path, prowler, attacker, user):
 
 
 def test_an_attacker_gets_nothing_through_cntrfs(tmp_path, prowler):
-    pytest.importorskip("pyfuse3", reason="the fuse transport needs cntr[pyfuse3]")
+    pytest.importorskip("pyfuse3", reason="the fuse transport needs cntr-attach[pyfuse3]")
     box, loot = den(tmp_path, prowler, "same", "1000", "1000+")
     with box:
         visits(str(box.pid), ["--transport", "fuse"], rounds=1)

@@ -230,7 +230,7 @@ def test_a_file_server_that_dies_or_hangs_ends_the_session_and_hangs_nobody(numb
 def test_the_nests_mounts_outlast_changes_of_the_tools_tree(way, start, tmp_path):
     """A notification that an entry changed makes the kernel drop the entry, and with it what is mounted there."""
     if "pyfuse3" in way:
-        pytest.importorskip("pyfuse3", reason="the pyfuse3 binding needs cntr[pyfuse3]")
+        pytest.importorskip("pyfuse3", reason="the pyfuse3 binding needs cntr-attach[pyfuse3]")
     (tmp_path / "var/lib/cntr").mkdir(parents=True)
     for name in ("bin", "lib", "lib64", "usr", "proc", "dev", "sys", "etc"):
         (tmp_path / name).mkdir()

@@ -40,7 +40,7 @@ def host_mounts(tmp_path: pathlib.Path) -> set[str]:
 )
 def test_neither_a_file_nor_a_mount(flags):
     if "fuse" in flags:
-        pytest.importorskip("pyfuse3", reason="the fuse transport needs cntr[pyfuse3]")
+        pytest.importorskip("pyfuse3", reason="the fuse transport needs cntr-attach[pyfuse3]")
     with Box(files=ETC) as box:
         before = state(box)
         with session(str(box.pid), *flags) as shell:

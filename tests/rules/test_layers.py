@@ -125,6 +125,7 @@ LAYERS = (
         "cntr.linux.procfs",
         "cntr.linux.sockets",
     ),
+    ("cntr.linux.numbers",),
     ("cntr.linux",),
     ("cntr.errors",),
     ("cntr",),

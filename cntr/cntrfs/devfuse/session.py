@@ -184,7 +184,7 @@ class Session:
         connection = self.connection
         workers = connection.workers
         with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(workers.done_event)
+            os.read(workers.done_event, 8)
         while workers.done:
             job = workers.done.popleft()
             workers.deferred -= 1

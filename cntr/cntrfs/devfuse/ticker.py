@@ -6,6 +6,8 @@ import os
 import select
 from typing import TYPE_CHECKING
 
+from cntr.linux import file_syscalls
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -20,7 +22,7 @@ class Ticker:
         """Nothing to do yet."""
         self._tasks: list[Callable[[], float | None]] = []
         self._is_running = False
-        self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._event = file_syscalls.eventfd()
 
     def add(self, task: Callable[[], float | None]) -> None:
         """Before it runs: one more task."""
@@ -28,7 +30,7 @@ class Ticker:
 
     def wake(self) -> None:
         """There is something to do; from any thread."""
-        os.eventfd_write(self._event, 1)
+        os.write(self._event, file_syscalls.EVENT)
 
     def run_until_readable(self, stop_fd: int) -> None:
         """The thread's whole life: returns when stop_fd is readable."""
@@ -42,7 +44,7 @@ class Ticker:
             for fd, _ in ready:
                 if fd == stop_fd:
                     return
-                os.eventfd_read(self._event)
+                os.read(self._event, 8)
             wanted = [seconds for seconds in (task() for task in self._tasks) if seconds is not None]
             pause = min(wanted) if wanted else None
 

@@ -15,6 +15,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from cntr.cntrfs.core import errno_of
+from cntr.linux import file_syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,7 +76,7 @@ class Workers:
         #: The serving thread's: deferred jobs whose end it has not seen.
         self.deferred = 0
         self.done: deque[Job] = deque()
-        self.done_event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.done_event = file_syscalls.eventfd()
         self._is_closed = False
         ticker.add(self._signal)
 
@@ -205,7 +206,7 @@ class Workers:
         with self._mutex:
             self.done.append(job)
             if not self._is_closed:
-                os.eventfd_write(self.done_event, 1)
+                os.write(self.done_event, file_syscalls.EVENT)
 
     def _signal(self) -> float | None:
         """The ticker's: get interrupted jobs out of their system calls."""

@@ -1,0 +1,43 @@
+"""System call numbers that differ between architectures (asm/unistd.h); those from 424 on are the same on all but alpha.
+
+For calls that the C library has no function for, or not every one of them: mknodat since glibc 2.33, statx and renameat2 since 2.28.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+MACHINES = ("x86_64", "i386", "arm", "ppc64", "s390x", "generic")  # generic: aarch64, riscv64, loongarch64
+TABLE = {
+    "keyctl": (250, 288, 311, 271, 280, 219),
+    "mknodat": (259, 297, 324, 288, 290, 33),
+    "pivot_root": (155, 217, 218, 203, 217, 41),
+    "renameat2": (316, 353, 382, 357, 347, 276),
+    "seccomp": (317, 354, 383, 358, 348, 277),
+    "setgroups": (116, 206, 206, 81, 206, 159),  # with ids of 32 bits: setgroups32 on i386 and arm
+    "statx": (332, 383, 397, 383, 379, 291),
+}
+# 64-bit kernels that run 32-bit programs, this interpreter among them
+NARROW = {"x86_64": "i386", "aarch64": "arm"}
+
+
+def machine(name: str = os.uname().machine, *, wide: bool = sys.maxsize > 1 << 32) -> str:
+    """The column of TABLE for uname(2)'s machine; wide: whether this is a 64-bit program."""
+    if not wide:
+        name = NARROW.get(name, name)
+    if name[:1] == "i" and name[2:] == "86":
+        return "i386"
+    if name.startswith("arm"):
+        return "arm"
+    if name.startswith("ppc64"):
+        return "ppc64"
+    return name if name in MACHINES else "generic"
+
+
+MACHINE = machine()
+
+
+def number(call: str) -> int:
+    """The number of a system call of TABLE on this machine."""
+    return TABLE[call][MACHINES.index(MACHINE)]
