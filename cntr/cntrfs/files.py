@@ -225,14 +225,18 @@ class FileOperations:
                 self.close_file(handle)
             self.nodes.used(handle.node, -1)
 
-    @staticmethod
-    def close_file(handle: FileHandle) -> None:
+    def close_file(self, handle: FileHandle) -> None:
         """Close the handle's fd; it is opened again when one is needed."""
-        os.close(handle.fd)
-        if handle.node.lent_fd == handle.fd:
+        os.close(self.detach_file(handle))
+
+    @staticmethod
+    def detach_file(handle: FileHandle) -> int:
+        """The handle's fd, for the caller to close."""
+        fd, handle.fd = handle.fd, -1
+        if handle.node.lent_fd == fd:
             handle.node.lent_fd = -1
-        handle.fd = -1
         handle.refusal = None
+        return fd
 
     # directories
 

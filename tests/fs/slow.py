@@ -1,7 +1,7 @@
 """CntrFS over a slow disk, to be the backing of another: python -m tests.fs.slow SOURCE MOUNTPOINT …
 
-Copies and writes move BYTES_PER_SECOND, fsync(2) and truncating take SYNC_SECONDS, and whoever looks up a name that
-begins with "sleepy" waits for LOOKUP_SECONDS. Everything else is as fast as it is.
+Copies and writes move BYTES_PER_SECOND, fsync(2) and closing an executable file take SYNC_SECONDS, and whoever looks up
+a name that begins with "sleepy" waits for LOOKUP_SECONDS. Everything else is as fast as it is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from cntr.cntrfs.__main__ import main as serve
 from cntr.cntrfs.core import Core
+from cntr.cntrfs.devfuse.request import Connection
 
 BYTES_PER_SECOND = 16 << 20
 SYNC_SECONDS = 2.0
@@ -42,7 +43,12 @@ def slow_down() -> None:
             time.sleep(LOOKUP_SECONDS)
         return lookup_entry(self, parent_id, name)
 
+    def flushing(self: Connection, handle: Any, fh: int) -> None:
+        if os.fstat(handle.fd).st_mode & 0o100:
+            time.sleep(SYNC_SECONDS)
+
     Core.lookup_entry = sleepily
+    Connection.let_go = flushing
 
 
 if __name__ == "__main__":

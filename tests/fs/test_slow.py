@@ -24,10 +24,10 @@ PROMPT = 1.0  # seconds within which a call that has nothing to do with the slow
 HANG_SECONDS = 1
 
 
-@pytest.fixture
-def here() -> Iterator[Place]:
+@contextlib.contextmanager
+def on_a_slow_disk(binding: str) -> Iterator[Place]:
     """``slow`` in its tree is on the slow disk."""
-    with place("devfuse", options=("-o", f"hang_timeout={HANG_SECONDS}")) as outer:
+    with place(binding, options=("-o", f"hang_timeout={HANG_SECONDS}")) as outer:
         for name in ("disk", "source/slow"):
             (outer.base / name).mkdir()
         argv = (
@@ -52,6 +52,12 @@ def here() -> Iterator[Place]:
             inner_problem = inner.stop()
         assert not problem
         assert not inner_problem
+
+
+@pytest.fixture
+def here() -> Iterator[Place]:
+    with on_a_slow_disk("devfuse") as made:
+        yield made
 
 
 @contextlib.contextmanager
@@ -136,6 +142,19 @@ def test_many_fsyncs(here: Place) -> None:
     assert max(took) < PROMPT
 
 
+def test_a_close_that_flushes(here: Place) -> None:
+    """As on NFS: close(2) writes what is left. The one who closes waits for it."""
+    fd = os.open(here.directory / "slow" / "program", os.O_WRONLY | os.O_CREAT, 0o755)
+    os.write(fd, b"x")
+    with nobody_else_waits(here) as took:
+        began = time.monotonic()
+        os.close(fd)
+        seconds = time.monotonic() - began
+        time.sleep(0.2)
+    assert seconds > SYNC_SECONDS * 0.9
+    assert max(took) < PROMPT
+
+
 def test_the_server_waits_for_the_disk_itself(here: Place) -> None:
     """A lookup is made by the serving thread: it keeps all waiting, for longer than hang_timeout, and lives."""
     (here.base / "disk" / "sleepy").write_bytes(b"well?")
@@ -147,6 +166,18 @@ def test_the_server_waits_for_the_disk_itself(here: Place) -> None:
     assert time.monotonic() - began > HANG_SECONDS * 2, "it was not kept waiting"
     sleeper.join()
     assert LOOKUP_SECONDS > HANG_SECONDS * 3
+
+
+@pytest.mark.skipif(bool(missing("pyfuse3")), reason=missing("pyfuse3") or "nothing is missing")
+def test_the_reference_binding_waits_for_the_disk_and_lives() -> None:
+    """It does everything by one thread: what the kernel keeps there for longer than hang_timeout is no hang."""
+    with on_a_slow_disk("pyfuse3") as here, open(here.directory / "slow" / "file", "wb", buffering=0) as file:
+        file.write(b"x")
+        syncing = threading.Thread(target=os.fsync, args=(file.fileno(),))
+        syncing.start()
+        time.sleep(0.1)
+        (here.directory / "new").write_bytes(b"x")
+        syncing.join()
 
 
 def within(seconds: float, condition: Callable[[], bool], what: str) -> None:

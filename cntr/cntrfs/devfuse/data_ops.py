@@ -76,7 +76,7 @@ def _write(c: Connection, nodeid: int, body: memoryview) -> bytes:
     killer = c.caller() if write_flags & wire.WRITE_KILL_SUIDGID else None
     handle = c.core.handle(fh)
     fd, node = c.core.writing_fd(handle), handle.node
-    if not may_wait(node, size):
+    if not may_wait(node, size) and not handle.flags & os.O_DSYNC:  # a part of O_SYNC
         began = monotonic()
         with c.core.killing(fd, killer):
             written = c.core.write_at(fd, offset, data, append)

@@ -129,23 +129,32 @@ def _tmpfile(c: Connection, nodeid: int, body: memoryview) -> bytes:
     return c.entry(node, attributes) + wire.OPEN_OUT.pack(fh, *answer)
 
 
-def _flush(c: Connection, nodeid: int, body: memoryview) -> None:
+def _flush(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     fh, _, _, owner = wire.FLUSH_IN.unpack_from(body)
     node = c.core.nodes.known(nodeid)
     if node is None:
-        return
+        return None
     c.locks.flushed(node, owner)
     handle = c.core.handles.get(fh)
+    if handle is not None and handle.fd >= 0 and node.slot.is_remote:
+        # Closing writes what is not yet written there, waits for that, and says what went wrong.
+        fd = handle.fd
+        fd = c.core.detach_file(handle) if c.can_let_go(handle, fh) else c.core.nodes.retrying(lambda: os.dup(fd))
+        return c.submit(node, lambda job: os.close(fd))
     if handle is not None:
         # The RELEASE comes when close(2) has returned, and somebody may want to run the file by then. Whoever has the
         # open file still, by another fd, can have it opened anew.
         c.let_go(handle, fh)
+    return None
 
 
 def _release(c: Connection, nodeid: int, body: memoryview) -> None:
     fh = wire.RELEASE_IN.unpack_from(body)[0]
     handle = c.core.handles.get(fh)
     if handle is not None:
+        if handle.fd >= 0 and handle.node.slot.is_remote:
+            fd = c.core.detach_file(handle)
+            c.workers.run(lambda: os.close(fd), handle.node.slot.dev)
         c.core.release(fh)
         c.locks.released(handle, fh)
         c.passthrough.released(handle.node)

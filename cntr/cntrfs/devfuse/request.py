@@ -79,14 +79,16 @@ class Connection:
         else:
             os.close(fd)
 
-    def let_go(self, handle: FileHandle, fh: int) -> bool:
-        """Close the handle's fd, which is opened again when one is needed, if nothing depends on it; says whether it is."""
+    def can_let_go(self, handle: FileHandle, fh: int) -> bool:
+        """Does nothing depend on the handle's fd, so that it may be closed, and opened again when one is needed?"""
         if not handle.passthrough or handle.fd < 0 or self.locks.holds_flock(handle, fh):
             return False
-        if self.workers.are_using(handle.node.nodeid):
-            return False
-        self.core.close_file(handle)
-        return True
+        return not self.workers.are_using(handle.node.nodeid)
+
+    def let_go(self, handle: FileHandle, fh: int) -> None:
+        """Close the handle's fd if that can be done."""
+        if self.can_let_go(handle, fh):
+            self.core.close_file(handle)
 
     def _let_go_of_all(self) -> None:
         """No fd is free: the kernel reads and writes most open files without ours. But for the request at hand's own."""
