@@ -129,7 +129,7 @@ class Watch:
         Not by FUSE_NOTIFY_INC_EPOCH, which would drop the entries, and with them whatever is mounted on one.
         """
         for node in self.core.nodes.directories():
-            for name in _names(node):
+            for name in _names(node, self.core.credentials.raised()):
                 if self._is_closing:
                     return
                 notify(self.fuse_fd, wire.NOTIFY_INVAL_ENTRY, _entry(node.nodeid, name, _EXPIRE_ONLY))
@@ -150,13 +150,17 @@ class Watch:
         self._socket.close()
 
 
-def _names(node: Node) -> Iterator[bytes]:
-    """The names in a directory; of one that is gone, none: its own attributes are asked for again, and missed."""
+def _names(node: Node, raised: contextlib.AbstractContextManager[None]) -> Iterator[bytes]:
+    """The names in a directory; of one that is gone, none: its own attributes are asked for again, and missed.
+
+    raised: the scope to open by handle in.
+    """
     try:
         if node.handle is not None and node.slot.mount_fd >= 0:
-            fd = file_syscalls.open_by_handle(
-                node.slot.mount_fd, node.handle, os.O_RDONLY | os.O_DIRECTORY, shared=False
-            )
+            with raised:
+                fd = file_syscalls.open_by_handle(
+                    node.slot.mount_fd, node.handle, os.O_RDONLY | os.O_DIRECTORY, shared=False
+                )
         else:
             fd = os.open(f"/proc/self/fd/{node.fd}", os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
