@@ -56,7 +56,7 @@ def _candidates() -> list[int]:
         if trust.accepts(evidence.speaker(monitor))
         for pid in evidence.children(monitor)
     ]
-    for name in store.some_names(TMP, "buildah"):
+    for name in trust.some_names(TMP, "buildah"):
         if trust.accepts(trust.owner_or_anybody(f"{TMP}/{name}")):
             try:
                 found.append(int(store.read(f"{TMP}/{name}/pid", limit=32)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 
-from cntr.engines import evidence, store, unixhttp
+from cntr.engines import evidence, store, trust, unixhttp
 from cntr.engines.container import Container, NotRunning, Refused
 from cntr.linux import procfs
 
@@ -88,7 +88,7 @@ def sockets() -> list[tuple[str, str]]:
             path, _, name = line[at + 2 : -len(SUFFIX)].rpartition("/")
             if path and name:
                 found[path, name] = None
-    return sorted(found, key=lambda row: not row[0].startswith("/var/"))[: store.SOME]
+    return sorted(found, key=lambda row: not row[0].startswith("/var/"))[: trust.SOME]
 
 
 def _ask(stream: unixhttp.Stream, path: str, name: str, deadline: float) -> Container | None:

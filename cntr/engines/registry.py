@@ -171,7 +171,15 @@ def _trace_exists(trace: str) -> bool:
     if "*" not in trace:
         return os.path.exists(trace)
     head, _, tail = trace.partition("/*")  # one star per trace: a directory per user or namespace
-    return any(os.path.exists(f"{head}/{name}{tail}") for name in _listed(head))
+    if not tail:
+        return bool(_listed(head))
+    mounts = procfs.read("/proc/self/mountinfo").split("\n") if head == "/run/user" and _listed(head) else []
+    # Names alone: what is called so may be the mount point of a file system of a user's making, which never answers.
+    return any(
+        tail[1:] in trust.some_names(f"{head}/{name}", tail[1:])
+        for name in _listed(head)
+        if trust.answers(f"{head}/{name}", mounts)
+    )
 
 
 def entries() -> tuple[Entry, ...]:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     Json = Any  # what a JSON text may hold; who looks inside expects KeyError and TypeError
 
 MEGABYTE = 1 << 20
-SOME = 20_000  # directory entries looked through where anybody makes them
 LIMIT = 64 * MEGABYTE  # the list of ten thousand containers fits; a 10 GB "state file" does not
 
 
@@ -117,21 +116,6 @@ def listdir(path: str) -> list[str]:
         return os.listdir(path)
     except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def some_names(path: str, beginning: str) -> list[str]:
-    """The names that begin so, of the first SOME in a directory where anybody may make as many as they like."""
-    found = []
-    try:
-        with os.scandir(path) as entries:
-            for count, entry in enumerate(entries):
-                if count >= SOME:
-                    break
-                if entry.name.startswith(beginning):
-                    found.append(entry.name)
-    except OSError:
-        pass
-    return found
 
 
 def is_component(name: str) -> bool:

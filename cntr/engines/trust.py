@@ -14,6 +14,8 @@ ANYBODY = -1  # several users, or all of them, could have written it: nobody's w
 LINKS = 40  # symbolic links followed in one path, as many as the kernel does (path_resolution(7))
 S_IFMT, S_IFDIR, S_IFLNK, S_IFREG, S_IFSOCK = 0o170000, 0o040000, 0o120000, 0o100000, 0o140000
 
+SOME = 20_000  # directory entries looked through where anybody makes them
+
 _owners: dict[str, int] = {}  # of the paths of this look-up
 _speaker = -1  # the uid that the process speaks for: see ``speak_for``
 
@@ -61,6 +63,27 @@ def owner_or_anybody(path: str) -> int:
         return owner(path)
     except OSError:
         return ANYBODY
+
+
+def some_names(path: str, beginning: str) -> list[str]:
+    """The names that begin so, of the first SOME in a directory where anybody may make as many as they like."""
+    found = []
+    try:
+        with os.scandir(path) as entries:
+            for count, entry in enumerate(entries):
+                if count >= SOME:
+                    break
+                if entry.name.startswith(beginning):
+                    found.append(entry.name)
+    except OSError:
+        pass
+    return found
+
+
+def answers(path: str, mounts: list[str]) -> bool:
+    """Whether PATH is of a file system that answers: no mount point (the lines of mountinfo), or a tmpfs as logind makes it."""
+    lines = [line for line in mounts if f" {path} " in line]
+    return not lines or lines[-1].partition(" - ")[2].startswith("tmpfs ")
 
 
 def merge(above: int, here: int) -> int:

@@ -11,7 +11,7 @@ import time
 
 from cntr.engines import evidence, store, trust
 from cntr.engines.container import Container
-from cntr.linux import syscalls
+from cntr.linux import procfs, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,12 +65,16 @@ class Asked:
 def who(monitors: bool) -> list[int]:
     """The users of whom something is to be asked: by their runtime directories, by what the caller's variables name, by their monitors."""
     found: dict[int, None] = {}
+    mounts = procfs.read("/proc/self/mountinfo").split("\n")
     for name in store.listdir("/run/user"):
-        if name.isdecimal() and any(os.path.exists(f"/run/user/{name}/{trace}") for trace in TRACES):
+        path = f"/run/user/{name}"
+        # Names alone: what is called so may be the mount point of a file system of the user's making, which never answers.
+        if name.isdecimal() and trust.answers(path, mounts) and not set(TRACES).isdisjoint(trust.some_names(path, "")):
             found[int(name)] = None
-    for name in store.some_names("/tmp", ""):
+    for name in trust.some_names("/tmp", ""):
         head, _, uid = name.rpartition("-")
-        if head in store.FALLBACKS and uid.isdecimal() and trust.owner_or_anybody(f"/tmp/{name}") == int(uid):
+        known = head in store.FALLBACKS and uid.isdecimal() and trust.answers(f"/tmp/{name}", mounts)
+        if known and trust.owner_or_anybody(f"/tmp/{name}") == int(uid):
             found[int(uid)] = None
     for name, value in os.environ.items():
         if name in VARIABLES or (name.startswith("CNTR_") and name.endswith("_ROOT")):

@@ -451,3 +451,19 @@ def test_whose_a_path_is(tmp_path):
     file.symlink_to("b")
     with pytest.raises(OSError, match=r"symbolic links"):
         now()
+
+
+def test_a_file_system_of_a_users_that_never_answers(home, monkeypatch):
+    """Mounted where root looks for traces: a look at it would wait for ever; a name is enough."""
+    write(home / "crun/web/status", "{}")
+    looked = []
+    monkeypatch.setattr(os.path, "exists", lambda path, real=os.path.exists: looked.append(str(path)) or real(path))
+    monkeypatch.setattr(
+        os, "stat", lambda path, *rest, real=os.stat, **more: looked.append(str(path)) or real(path, *rest, **more)
+    )
+    listing.running(0.5)
+    assert [path for path in looked if path.startswith(f"{home}/")] == []
+    mounts = [f"1 2 0:3 / {home} rw - fuse.slow x rw,allow_other", "3 2 0:4 / /run/user/1 rw - tmpfs tmpfs rw"]
+    assert not trust.answers(str(home), mounts)
+    assert trust.answers("/run/user/1", mounts)
+    assert trust.answers("/run/user/2", mounts)
