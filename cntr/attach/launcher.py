@@ -17,7 +17,7 @@ from cntr.attach import steps
 from cntr.attach.channel import FAILED, NOTE, Channel
 from cntr.attach.identity import Identity
 from cntr.attach.nest import OwnRoot
-from cntr.linux import namespaces, syscalls
+from cntr.linux import namespaces, process, procfs, syscalls
 
 EXIT_NOT_EXECUTABLE = 126
 ENDED, STARTED = b"E", b"S"  # the reaper's frames: a byte and a number of 8 bytes; see Frames
@@ -90,11 +90,22 @@ class Launcher:
         namespaces.join(target.namespaces, "pid")  # for children only (setns(2))
         self.identity.assume(self.progress, lambda text: self.channel.report(NOTE, text))
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+        self._strip()
         self.progress.now = steps.FORK
         pid = syscalls.fork()
         if pid == 0:
             self._guarded(self._reap, 1)
         self._frame(STARTED, pid)
+
+    def _strip(self) -> None:
+        """Keep nothing that the container could see or take of a process about to be born in its pid namespace.
+
+        A command line is readable to all (proc(5)), with what ``-e`` was given; the rest is for a container with CAP_SYS_PTRACE.
+        """
+        memory = process.command_line_memory(procfs.read("self/stat", self.identity.proc_fd))
+        process.wipe_command_line(memory)
+        streams = (self.command.tty_fd, *getattr(self.command, "streams", ()))
+        close_all_but(self.life_read, self.frames_write, self.channel.reports_write, self.null_fd, *streams)
 
     def _frame(self, kind: bytes, number: int) -> None:
         os.write(self.frames_write, kind + number.to_bytes(8, "little"))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 class Request:
     """The words of one ``cntr attach`` or ``cntr exec``; see the CLI contract for each option's meaning."""
@@ -24,3 +28,4 @@ class Request:
         self.entrypoint = False  # run: what the container or image would run itself
         self.seccomp = False  # take the container's seccomp filters
         self.own_root = False  # exec: the container's own command in its own root
+        self.protect: Callable[[], None] | None = None  # goes on in an interpreter that nobody can write to

@@ -57,6 +57,9 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
         container = _find(request, fds, say)
         engines.verify(container, runs_its_own=request.own_root)
         target = Target(container)
+        if request.protect and not fds.closers and (target.permitted | target.bounding) & CAP_SYS_PTRACE:
+            # It can open /proc/PID/exe of the reaper, this Python, and write to it afterwards (CVE-2019-5736).
+            request.protect()
         fds.closers.append(target.close)
         if not request.own_root and outermost.stay_outside(target):
             say(

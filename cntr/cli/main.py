@@ -83,8 +83,9 @@ def _attach(parsed: Parsed) -> int:
     request.shares = parsed.texts("share")
     request.seccomp = parsed.flag("seccomp")
     request.force = parsed.flag("force")
+    request.protect = lambda: _protect_interpreter(parsed)
     if request.tools not in ("host", "host:all"):  # their shell is as foreign as the container's own
-        _protect_interpreter(parsed)
+        request.protect()
     return walk.attach(request, _say)
 
 

@@ -1,0 +1,36 @@
+"""What is born in the container's pid namespace has nothing of the caller's: no command line, no environment, no fd."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+from tests.nest.box import Box, ask, session
+
+SECRET = "S3CR3T-OF-THE-CALLER"
+
+
+def test_the_reaper_shows_neither_words_nor_variables_of_the_caller():
+    """/proc/PID/cmdline is for everybody to read; -e TOKEN=… is in it as long as nobody takes it out."""
+    with Box() as box, session(str(box.pid), "-e", f"TOKEN={SECRET}", env={"CALLERS": SECRET}) as shell:
+        assert ask(shell, "echo $TOKEN") == SECRET
+        theirs = os.readlink(f"/proc/{box.pid}/ns/pid")
+        seen = 0
+        for name in os.listdir("/proc"):
+            if not name.isdecimal() or int(name) == box.pid:
+                continue
+            try:
+                if os.readlink(f"/proc/{name}/ns/pid") != theirs:
+                    continue
+                comm = pathlib.Path(f"/proc/{name}/comm").read_text().strip()
+                words = pathlib.Path(f"/proc/{name}/cmdline").read_bytes()
+                variables = pathlib.Path(f"/proc/{name}/environ").read_bytes()
+            except OSError:
+                continue
+            assert SECRET.encode() not in words
+            if comm == "cntr-reaper":
+                seen += 1
+                assert words.strip(b"\0") == b"cntr"
+                assert variables.strip(b"\0") == b""
+                assert len(os.listdir(f"/proc/{name}/fd")) <= 6
+        assert seen == 1
