@@ -321,36 +321,6 @@ class FileOperations:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         return *self.nodes.listed(fields, directory.node, directory.fd, name), fields
 
-    def syncfs(self, nodeid: int) -> None:
-        """SYNCFS of the filesystem that the node is on."""
-        directory = self.open_directory(nodeid)
-        try:
-            file_syscalls.syncfs(directory.fd)
-        finally:
-            os.close(directory.fd)
-
-    # what only the kernel's own protocol carries
-
-    def fallocate(self, fh: int, mode: int, offset: int, length: int, caller: Caller) -> None:
-        """FALLOCATE with FALLOC_FL_* flags."""
-        self.demand_writable()
-        fd = self.file_fd(self.handle(fh))
-        with self.killing(fd, caller):
-            file_syscalls.fallocate(fd, mode, offset, length)
-
-    def lseek(self, fh: int, offset: int, whence: int) -> int:
-        """LSEEK: SEEK_DATA and SEEK_HOLE (the kernel does the others itself)."""
-        return os.lseek(self.file_fd(self.handle(fh)), offset, whence)
-
-    def copy_file_range(
-        self, fh_in: int, offset_in: int, fh_out: int, offset_out: int, length: int, caller: Caller
-    ) -> int:
-        """COPY_FILE_RANGE: bytes copied."""
-        self.demand_writable()
-        fd_in, fd_out = self.file_fd(self.handle(fh_in)), self.file_fd(self.handle(fh_out))
-        with self.killing(fd_out, caller):
-            return os.copy_file_range(fd_in, fd_out, length, offset_in, offset_out)
-
     def tmpfile(
         self, parent_id: int, flags: int, mode: int, caller: Caller
     ) -> tuple[Node, file_syscalls.Attributes, int]:

@@ -11,12 +11,12 @@ from cntr.linux import file_syscalls
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: What a ticker calls: seconds until it wants to be called again, None: not before ``wake``.
-Task = "Callable[[], float | None]"
-
 
 class Ticker:
-    """Calls its tasks in the thread that runs it, after ``wake`` and for as long as one asks for more."""
+    """Calls its tasks in the thread that runs it, after ``wake`` and for as long as one asks for more.
+
+    A task returns the seconds after which it wants to be called again; None: not before the next ``wake``.
+    """
 
     def __init__(self) -> None:
         """Nothing to do yet."""
