@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 STRIPPED = os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_DIRECT | os.O_APPEND | os.O_NOFOLLOW | 0o20000  # FASYNC
 O_TMPFILE = os.O_TMPFILE
 _PF_KTHREAD = 0x00200000  # linux/sched.h
-_FSETID = 1 << file_syscalls.CAP_FSETID
+#: What the server has and a user has not: set-id bits stay; a filesystem's reserve may be used, and quotas be exceeded.
+_SPENDING = 1 << file_syscalls.CAP_SYS_RESOURCE
+_PRIVILEGED = 1 << file_syscalls.CAP_FSETID | _SPENDING
+_SOMEBODY = 65534  # not root: ext4's reserve is for an id, too (resuid=0)
 AS_IS: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 
@@ -140,8 +143,11 @@ class Credentials:
         """Take the server's own capabilities as what to come back to."""
         effective, permitted, inheritable = file_syscalls.capget()
         self._own = file_syscalls.pack_capabilities(effective, permitted, inheritable)
-        self._lowered = file_syscalls.pack_capabilities(effective & ~_FSETID, permitted, inheritable)
+        self._lowered = file_syscalls.pack_capabilities(effective & ~_PRIVILEGED, permitted, inheritable)
         self._lowering = _WithoutFsetid(self._own, self._lowered)
+        self._ordinary = _Ordinary(self._own, self._lowered)
+        frugal = file_syscalls.pack_capabilities(effective & ~_SPENDING, permitted, inheritable)
+        self._keeping_setid = _Ordinary(self._own, frugal)
         self.uid = os.geteuid()
         self.gid = os.getegid()
         self._caller = SERVER
@@ -192,8 +198,18 @@ class Credentials:
         return self._lowering
 
     def registering(self) -> contextlib.AbstractContextManager[None]:
-        """The scope to register a backing file in: the kernel takes the thread's credentials for all who write to it."""
-        return self._lowering
+        """The scope to register a backing file in: the kernel takes the thread's credentials for all who write to it.
+
+        They share one registration, so it is an ordinary user's.
+        """
+        return self._ordinary
+
+    def ordinary(self, keeps_setid: bool = False) -> contextlib.AbstractContextManager[None]:
+        """The scope to write in for whoever is not root, in any thread: no reserve, no more than the quota.
+
+        keeps_setid: whether set-id bits fall was the kernel's business, and is done.
+        """
+        return self._keeping_setid if keeps_setid else self._ordinary
 
     def raised(self) -> contextlib.AbstractContextManager[None]:
         """The scope for what takes capabilities; a server that lowered its own (``nobody``) has them back inside."""
@@ -212,6 +228,26 @@ class _WithoutFsetid:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        file_syscalls.capset(self._own)
+
+
+class _Ordinary:
+    """The scope of ``ordinary``: another id and fewer capabilities; the open fd it is for has its permissions already."""
+
+    def __init__(self, own: bytes, lowered: bytes) -> None:
+        self._own, self._lowered = own, lowered
+        self._uid, self._gid = os.geteuid(), os.getegid()
+
+    def __enter__(self) -> None:
+        file_syscalls.setfsgid(_SOMEBODY)
+        file_syscalls.setfsuid(_SOMEBODY)
+        file_syscalls.capset(self._lowered)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        file_syscalls.setfsuid(self._uid)
+        file_syscalls.setfsgid(self._gid)
         file_syscalls.capset(self._own)
 
 

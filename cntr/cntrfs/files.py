@@ -157,27 +157,29 @@ class FileOperations:
         Whether S_ISGID falls depends on the caller's groups, so it is done as the caller; but looking these up is
         dear, and only a file with such a bit needs it.
         """
-        if not self._clears_setid(fd, killer):
+        if killer is None:
             return AS_IS
-        assert killer is not None
+        if not self._clears_setid(fd, killer):
+            return self._spending(killer)
         killer = killer.resolved()
         if killer.uid == self.credentials.uid:
             return self.credentials.without_fsetid()
         return self.credentials.as_caller(killer, groups=True)
 
     @staticmethod
-    def _clears_setid(fd: int, killer: Caller | None) -> bool:
-        return (
-            killer is not None
-            and bool(os.fstat(fd).st_mode & _SETID)
-            and not killer.is_capable(file_syscalls.CAP_FSETID)
-        )
+    def _clears_setid(fd: int, killer: Caller) -> bool:
+        return bool(os.fstat(fd).st_mode & _SETID) and not killer.is_capable(file_syscalls.CAP_FSETID)
+
+    def _spending(self, caller: Caller) -> contextlib.AbstractContextManager[None]:
+        """The scope to use up space in; a caller whose id the kernel left out is taken for one who isn't root."""
+        return AS_IS if caller.uid == self.credentials.uid else self.credentials.ordinary()
 
     def killing_elsewhere(self, fd: int, killer: Caller | None) -> contextlib.AbstractContextManager[None]:
         """``killing`` for one use in another thread: all that is asked about the caller is asked now."""
-        if not self._clears_setid(fd, killer):
+        if killer is None:
             return AS_IS
-        assert killer is not None
+        if not self._clears_setid(fd, killer):
+            return self._spending(killer)
         killer = killer.resolved()
         known = Caller(killer.uid, killer.gid, 0, groups=killer.groups())
         credentials = Credentials()

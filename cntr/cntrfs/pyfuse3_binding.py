@@ -224,8 +224,12 @@ class Operations(pyfuse3.Operations):
         # writeback cache places appended data itself.
         direct = self._is_direct(fh)
         append = (direct or not self._options.writeback) and self.core.handle(fh).append
-        # Past its cache the kernel leaves the set-id bits to the server, and pyfuse3 does not say who writes.
-        return self.core.write(fh, offset, data, append=append, killer=_ANYBODY if direct else None)
+        # Past its cache the kernel leaves the set-id bits to the server, and pyfuse3 never says who writes. So whoever
+        # it is gets neither a filesystem's reserve nor more than the quota.
+        if direct:
+            return self.core.write(fh, offset, data, append=append, killer=_ANYBODY)
+        with self.core.credentials.ordinary(keeps_setid=True):
+            return self.core.write(fh, offset, data, append=append)
 
     @_answered
     async def flush(self, fh: int) -> None:

@@ -124,7 +124,7 @@ def _fallocate(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     fh, offset, length, mode, _ = wire.FALLOCATE_IN.unpack_from(body)
     c.core.demand_writable()
     handle = c.core.handle(fh)
-    fd, node, caller = c.core.writing_fd(handle), handle.node, c.caller()
+    fd, node, caller = c.core.writing_fd(handle), handle.node, c.caller().resolved()
     if length <= _SMALL and not may_wait(node, length):
         began = monotonic()
         with c.core.killing(fd, caller):
@@ -159,7 +159,7 @@ def _copy(c: Connection, body: memoryview, answer: Callable[[int], bytes]) -> by
     handle_in, handle_out = core.handle(fh_in), core.handle(fh_out)
     c.other_nodeid = handle_out.node.nodeid
     fd_in, fd_out = core.file_fd(handle_in), core.writing_fd(handle_out)
-    scope, moved = core.killing_elsewhere(fd_out, c.caller()), c.heartbeat.moved
+    scope, moved = core.killing_elsewhere(fd_out, c.caller().resolved()), c.heartbeat.moved
 
     def work(job: Job) -> bytes:
         with scope:

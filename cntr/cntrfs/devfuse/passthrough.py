@@ -66,16 +66,18 @@ class Passthrough:
         if not stat.S_ISREG(mode) or mode & _SETID:
             return 0
         if fd == node.fd:
-            return self._backing_open(fd)
+            return self._backing_open(fd, node)
         path_fd = self.core.nodes.open_retrying(proc_path(fd), os.O_PATH)
         try:
-            return self._backing_open(path_fd)
+            return self._backing_open(path_fd, node)
         finally:
             os.close(path_fd)
 
-    def _backing_open(self, path_fd: int) -> int:
+    def _backing_open(self, path_fd: int, node: Node) -> int:
         try:
-            with self.core.credentials.registering():  # for a file that gets set-id bits while it is open
+            # Set-id bits a file gets while it is open must fall. A network filesystem checks who writes, too: the server may.
+            credentials = self.core.credentials
+            with credentials.without_fsetid() if node.slot.is_remote else credentials.registering():
                 return file_syscalls.ioctl_number(
                     self.fd, wire.DEV_IOC_BACKING_OPEN, wire.BACKING_MAP.pack(path_fd, 0, 0)
                 )

@@ -1,0 +1,126 @@
+"""The limits that docs/cntrfs.md lists: that they are so. One that falls is taken out of the table."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cntr.linux import syscalls
+
+from .servers import BINDINGS, Place, Server, missing, place
+
+pytestmark = pytest.mark.skipif(bool(missing("devfuse")), reason=missing("devfuse") or "nothing is missing")
+FICLONE = 0x40049409
+
+
+@pytest.fixture(params=BINDINGS)
+def here(request: pytest.FixtureRequest) -> Iterator[Place]:
+    if missing(request.param):
+        pytest.skip(missing(request.param))
+    with place(request.param) as found:
+        yield found
+
+
+def _errno(call: Callable[[], object]) -> int:
+    try:
+        call()
+    except OSError as error:
+        return error.errno or 0
+    return 0
+
+
+def test_submounts_have_one_device_number(here: Place, tmp_path: Path) -> None:
+    (here.behind / "below").mkdir()
+    syscalls.mount("below", str(here.behind / "below"), "tmpfs", 0)
+    try:
+        (here.behind / "below" / "file").touch()
+        found = subprocess.run(
+            ["find", here.directory, "-xdev", "-name", "file"], capture_output=True, check=True
+        ).stdout
+        assert found, "docs/cntrfs.md warns of -xdev in vain"
+        assert _errno(lambda: os.rename(here.directory / "below" / "file", here.directory / "file")) == errno.EXDEV
+        # What it says to do instead: a bind mount has no submounts.
+        tmp_path.joinpath("bound").mkdir()
+        syscalls.mount(str(here.behind), str(tmp_path / "bound"), None, syscalls.MS_BIND)
+        try:
+            assert os.listdir(tmp_path / "bound" / "below") == []
+        finally:
+            syscalls.umount(str(tmp_path / "bound"), syscalls.MNT_DETACH)
+    finally:
+        syscalls.umount(str(here.behind / "below"), syscalls.MNT_DETACH)
+
+
+def test_locks_leases_and_fifos_are_of_one_path(here: Place) -> None:
+    (here.directory / "file").write_text("text")
+    fds = [os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (here.directory, here.behind)]
+    try:
+        for fd in fds:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        for fd in fds:
+            os.close(fd)
+    os.mkfifo(here.directory / "fifo")
+    reader = os.open(here.directory / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert _errno(lambda: os.open(here.behind / "fifo", os.O_WRONLY | os.O_NONBLOCK)) == errno.ENXIO
+        os.close(os.open(here.directory / "fifo", os.O_WRONLY | os.O_NONBLOCK))
+    finally:
+        os.close(reader)
+    leased = os.open(here.directory / "file", os.O_RDONLY)
+    try:
+        fcntl.fcntl(leased, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        os.close(os.open(here.behind / "file", os.O_RDWR | os.O_NONBLOCK))  # EWOULDBLOCK if it took part
+    finally:
+        os.close(leased)
+
+
+def test_neither_nowait_nor_clones(here: Place) -> None:
+    (here.directory / "file").write_text("text" * 5000)
+    with open(here.directory / "file", "rb") as file, open(here.directory / "clone", "wb") as clone:
+        assert _errno(lambda: os.preadv(file.fileno(), [bytearray(10)], 0, os.RWF_NOWAIT)) == errno.EOPNOTSUPP
+        assert _errno(lambda: fcntl.ioctl(clone.fileno(), FICLONE, file.fileno())) == errno.EOPNOTSUPP
+    done = subprocess.run(["cp", "--reflink=auto", here.directory / "file", here.directory / "copy"], check=False)
+    assert not done.returncode
+
+
+def test_no_shared_mapping_past_the_cache() -> None:
+    if missing("pyfuse3"):
+        pytest.skip(missing("pyfuse3"))
+    with place("pyfuse3", options=("-o", "cache=none")) as here:
+        (here.directory / "file").write_bytes(b"x" * 5000)
+        with open(here.directory / "file", "r+b") as file:
+            assert _errno(lambda: mmap.mmap(file.fileno(), 4096, mmap.MAP_SHARED)) == errno.ENODEV
+
+
+def test_how_deep_filesystems_stack(tmp_path: Path) -> None:
+    """An overlay over CntrFS over an overlay: one too many for the kernel while CntrFS passes through."""
+    for options, stacks in (((), False), (("-o", "no_passthrough"), True)):
+        base = tmp_path / ("served" if options else "passed")
+        for name in ("lower", "upper", "work", "source", "mount", "upper2", "work2", "top"):
+            (base / name).mkdir(parents=True)
+        layers = f"lowerdir={base}/lower,upperdir={base}/upper,workdir={base}/work"
+        syscalls.mount("overlay", str(base / "source"), "overlay", 0, layers)
+        try:
+            server = Server("devfuse", base / "source", base / "mount", base / "log", options=options)
+            server.start()
+            try:
+                os.listdir(base / "mount")
+                over = f"lowerdir={base}/mount,upperdir={base}/upper2,workdir={base}/work2"
+                refused = _errno(
+                    lambda over=over, base=base: syscalls.mount("overlay", str(base / "top"), "overlay", 0, over)
+                )
+                if not refused:
+                    syscalls.umount(str(base / "top"), 0)
+                assert bool(refused) != stacks
+            finally:
+                problem = server.stop()
+            assert not problem
+        finally:
+            syscalls.umount(str(base / "source"), syscalls.MNT_DETACH)
