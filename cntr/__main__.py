@@ -8,6 +8,11 @@ import sys
 
 def main() -> None:
     """Run the command line and exit with its status; never returns."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)  # or the next file opened would be somebody's stdin
     from cntr.cli.main import run
 
     status = run(sys.argv[1:])

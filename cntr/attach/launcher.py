@@ -27,16 +27,19 @@ POLL_SECONDS = 0.2  # between looks for ended children where the container's fil
 
 
 class Command:
-    """What to run: argv, environment, where, and the pty's slave (-1 without a terminal).
+    """What to run: argv, environment, where, its standard streams, and the pty's slave (-1 without a terminal).
 
-    directories: the first that can be entered; the last must be.
+    directories: the first that can be entered; the last must be. streams: fds, where one above 2 is to take the place of 0, 1 or 2.
     """
 
-    __slots__ = ("argv", "directories", "environment", "tty_fd")
+    __slots__ = ("argv", "directories", "environment", "streams", "tty_fd")
 
-    def __init__(self, argv: list[str], environment: dict[str, str], directories: list[str], tty_fd: int) -> None:
+    def __init__(
+        self, argv: list[str], environment: dict[str, str], directories: list[str], streams: list[int], tty_fd: int
+    ) -> None:
         """Keep the parts; argv[0] is looked for in environment["PATH"]."""
-        self.argv, self.environment, self.directories, self.tty_fd = argv, environment, directories, tty_fd
+        self.argv, self.environment, self.directories = argv, environment, directories
+        self.streams, self.tty_fd = streams, tty_fd
 
 
 class Launcher:
@@ -157,8 +160,9 @@ class Launcher:
         os.setsid()
         if command.tty_fd >= 0:
             syscalls.take_terminal(command.tty_fd)
-            for fd in (0, 1, 2):
-                os.dup2(command.tty_fd, fd)
+        for number, fd in enumerate(command.streams):
+            if fd > 2:
+                os.dup2(fd, number)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these two, and exec would pass that on
             signal.signal(number, signal.SIG_DFL)
         # Close-on-exec is too late: execve(2) and chdir(2) follow links, and /proc/self/fd/N/.. would lead to what is open.

@@ -26,7 +26,7 @@ STEP_SECONDS = 0.01
 class Monitor:
     """The process just forked by the supervisor. left_files: paths of what the session leaves in its own /tmp and home."""
 
-    __slots__ = ("channel", "command", "identity", "left_files", "nest", "null_fd", "progress", "reaper")
+    __slots__ = ("channel", "command", "identity", "left_files", "nest", "null_fd", "progress", "reaper", "stdio")
 
     def __init__(
         self,
@@ -36,17 +36,20 @@ class Monitor:
         channel: Channel,
         left_files: Callable[[], list[str]] | None,
         *,
+        stdio: Stdio,
         null_fd: int,
     ) -> None:
         """Every object in it was made before the fork."""
         self.nest, self.identity, self.command, self.channel = nest, identity, command, channel
         self.progress, self.left_files, self.null_fd, self.reaper = nest.progress, left_files, null_fd, 0
+        self.stdio = stdio
 
     def run(self) -> None:
         """Be the monitor; never returns."""
         status = 1
         try:
             self.channel.keep_session()
+            self.stdio.keep_session()
             syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # our memory and exe are the host's
             syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)  # the launcher ends, and leaves us the reaper
             syscalls.set_process_name("cntr-monitor")
@@ -91,8 +94,8 @@ class Monitor:
         os.close(frames_write)
         for fd in (0, 1, 2):  # the command's: whoever reads its output waits for the last writer
             os.dup2(self.null_fd, fd)
-        if self.command.tty_fd >= 0:
-            os.close(self.command.tty_fd)
+        for fd in {fd for fd in (self.command.tty_fd, *self.command.streams) if fd > 2}:
+            os.close(fd)
         os.waitpid(pid, 0)
         try:
             os.write(life_write, b"\0")
@@ -183,3 +186,5 @@ class Monitor:
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from cntr.attach.stdio import Stdio

@@ -49,11 +49,19 @@ def kind_of(fd: int) -> int:
 
 
 def read_only_null() -> int:
-    """/dev/null by a read-only clone of its mount: a device can be written to all the same, its mode and owner can't be changed."""
-    tree = syscalls.open_tree(syscalls.AT_FDCWD, os.devnull, syscalls.OPEN_TREE_CLONE)
+    """/dev/null by a read-only clone of its mount: a device can be written to all the same, its mode and owner can't be changed.
+
+    -1 where the kernel makes none (mount_setattr(2): 5.12).
+    """
+    try:
+        tree = syscalls.open_tree(syscalls.AT_FDCWD, os.devnull, syscalls.OPEN_TREE_CLONE)
+    except OSError:
+        return -1
     try:
         syscalls.mount_setattr(tree, "", recursive=False, attr_set=syscalls.MOUNT_ATTR_RDONLY)
         return os.open(f"/proc/self/fd/{tree}", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return -1
     finally:
         os.close(tree)
 
@@ -228,8 +236,8 @@ class Stdio:
                 kind = kind_of(fd)
                 if kind == TERMINAL and slave >= 0:
                     self.given[fd] = slave
-                elif kind == NULL:
-                    self.given[fd] = read_only_null()
+                elif kind == NULL and (null := read_only_null()) >= 0:
+                    self.given[fd] = null
                 elif kind == NOTHING or (kind in (PIPE, SOCKET) and not foreign):
                     continue
                 elif fd == 2 and self.given[1] > 2 and self.outputs and _same(1, 2):
@@ -258,6 +266,14 @@ class Stdio:
         for fd in {fd for fd in self.given if fd > 2 and fd != slave}:
             os.close(fd)
         self.given = [0, 1, 2]
+
+    def keep_session(self) -> None:
+        """In the session's processes: close the supervisor's ends, or the command would never see the end of its input."""
+        for fd in [self.input.pipe, self.input.back] if self.input else []:
+            if fd >= 0:
+                os.close(fd)
+        for output in self.outputs:
+            os.close(output.pipe)
 
     def watch(self, proc_fd: int, pids: Callable[[], list[str]]) -> None:
         """From now on look whether the session's processes, which PIDS lists, wait for input."""
@@ -294,11 +310,14 @@ class Stdio:
                 output.ready(output.fd)
 
     def close(self) -> None:
-        """Close our ends. Raises CntrError where output got lost."""
+        """Close our ends."""
         if self.input:
             self.input.close()
         for output in self.outputs:
             output.close()
+
+    def check(self) -> None:
+        """Raises CntrError where output got lost."""
         for output in self.outputs:
             if output.failed:
                 name = "stdout" if output.fd == 1 else "stderr"

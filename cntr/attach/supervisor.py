@@ -58,12 +58,13 @@ class Supervisor:
         channel: Channel,
         watch: Watch,
         pty: Pty | None,
+        stdio: Stdio,
         server: FileServer | None,
         exec_server: ExecServer | None,
         proc_fd: int,
         say: Callable[[str], None],
     ) -> None:
-        """monitor: the process just forked; pty: None where the caller's stdio is the session's; server: the fuse transport's.
+        """monitor: the process just forked; pty: None without a terminal; stdio: the other streams; server: the fuse transport's.
 
         exec_server: answers `cntr exec` from inside; proc_fd: the host's /proc; say: prints one line.
         """
@@ -78,6 +79,8 @@ class Supervisor:
             from cntr.attach.pty import Pump, RawTerminal
 
             self.terminal, self.pump = RawTerminal(0), Pump(0, 1, pty.master)
+        self.stdio = stdio
+        stdio.watch(proc_fd, lambda: remains.descendants(proc_fd, monitor))
         self.deadline = 0.0  # monotonic seconds; when the session is ended by force
         self.orders_open = True
 
@@ -90,6 +93,7 @@ class Supervisor:
                 pass
             if self.pump:
                 self.pump.drain()
+            self.stdio.drain(self.watch.fd)
         finally:
             self._end_session()
             if self.exec_server:
@@ -110,6 +114,7 @@ class Supervisor:
         if self.pump:
             for fd, events in self.pump.interests().items():
                 fds[fd] = events
+        fds.update(self.stdio.interests())
         if self.exec_server:
             fds.update(dict.fromkeys(self.exec_server.interests(), select.POLLIN))
         for fd, events in fds.items():
@@ -135,7 +140,7 @@ class Supervisor:
                 self._close_orders()
             elif self.server and fd == self.server.pidfd:
                 self._server_ended()
-            elif self.exec_server and self.exec_server.ready(fd, self.outcome.nest):
+            elif (self.exec_server and self.exec_server.ready(fd, self.outcome.nest)) or self.stdio.ready(fd, events):
                 continue
             elif self.pump and not self.pump.ready(fd, events):
                 self._hang_up()
@@ -144,6 +149,8 @@ class Supervisor:
     def _patience(self) -> float | None:
         """Milliseconds to wait for events: until the deadline, or the next look at the file server."""
         limits = [1000.0] if self.server else []
+        if (pause := self.stdio.patience()) is not None:
+            limits.append(pause * 1000)
         if self.deadline:
             limits.append(max(0.0, self.deadline - time.monotonic()) * 1000)
         return min(limits, default=None)
@@ -223,6 +230,7 @@ class Supervisor:
             raise failure(self.target.label, name, int(number), path)
         if outcome.left:
             self.say(f"gone with the session: {', '.join(outcome.left)}; `--share DIR:rw` keeps what is written in DIR")
+        self.stdio.check()
         if outcome.server_gone:
             return EXIT_FAILED
         if outcome.status is None or outcome.target_gone:
@@ -249,3 +257,4 @@ if TYPE_CHECKING:
     from cntr.attach.exec_server import ExecServer
     from cntr.attach.fileserver import FileServer
     from cntr.attach.pty import Pty, Pump, RawTerminal
+    from cntr.attach.stdio import Stdio

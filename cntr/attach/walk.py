@@ -16,6 +16,7 @@ from cntr.attach.private import INFORMATION, Devices, Private
 from cntr.attach.request import Request
 from cntr.attach.shares import Share
 from cntr.attach.signals import Watch
+from cntr.attach.stdio import Stdio
 from cntr.attach.supervisor import Supervisor
 from cntr.attach.target import CAP_SYS_PTRACE, Target
 from cntr.attach.tools import DEFAULT_PATH, HOST_ALL, Tools, open_tools
@@ -131,6 +132,8 @@ class Prepared:
         )
         self.devpts_fd = fds.fd(nest.new_devpts())
         self.terminal = self._open_terminal()
+        self.stdio = Stdio(self.terminal.slave if self.terminal else -1, self.uid, foreign=request.own_root)
+        fds.closers.append(self.stdio.close)
         self.null_fd = fds.fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
         self.shell = environment.shell_of(self.tools.root_fd) if self.tools else "/bin/sh"
         self.home = f"/home/{self._name()}" if self.user.uid else "/root"
@@ -173,7 +176,7 @@ class Prepared:
         return FileServer(self.tools, self.request.binding, self.view, self.own_mnt_fd)
 
     def _open_terminal(self) -> pty.Pty | None:
-        """A pty like the user's terminal, when stdin and stdout are one; else the session's stdio is the caller's own."""
+        """A pty like the user's terminal, when stdin and stdout are one; what else the command gets is Stdio's."""
         if not (os.isatty(0) and os.isatty(1)):
             return None
         from cntr.attach import pty  # without a terminal its imports would be for nothing
@@ -241,7 +244,8 @@ class Prepared:
             )
             argv, directories = request.argv or [self.shell], [request.directory or "/"]
         environment.add(variables, request.environment, target.environment)
-        return Command(argv, variables, directories, self.terminal.slave if self.terminal else -1)
+        slave = self.terminal.slave if self.terminal else -1
+        return Command(argv, variables, directories, list(self.stdio.given), slave)
 
 
 def _run_session(request: Request, target: Target, fds: Fds, say: Callable[[str], None]) -> int:
@@ -254,18 +258,20 @@ def _run_session(request: Request, target: Target, fds: Fds, say: Callable[[str]
     channel = Channel()
     fds.fd(channel.reports_read)
     left_files = prepared.private.left_files if prepared.private and prepared.view else None
-    monitor = Monitor(prepared.nest, prepared.identity, prepared.command, channel, left_files, null_fd=prepared.null_fd)
+    stdio, identity, null_fd = prepared.stdio, prepared.identity, prepared.null_fd
+    monitor = Monitor(prepared.nest, identity, prepared.command, channel, left_files, stdio=stdio, null_fd=null_fd)
     watch = Watch()
     fds.closers.append(watch.close)
     pid = _fork(monitor, target)
     channel.keep_supervisor()
     terminal, server = prepared.terminal, prepared.server
+    stdio.hand_over(terminal.slave if terminal else -1)
     if terminal:
         terminal.hand_over()
     if server:
         server.handed_over()
     # 5. until it ends
-    supervisor = Supervisor(target, pid, channel, watch, terminal, server, exec_server, prepared.proc_fd, say)
+    supervisor = Supervisor(target, pid, channel, watch, terminal, stdio, server, exec_server, prepared.proc_fd, say)
     status = memory.watched(supervisor.run, prepared.memory, target.label, say)
     if request.verbose:
         for note in supervisor.outcome.notes:

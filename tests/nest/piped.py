@@ -53,6 +53,7 @@ def main() -> int:
     status = os.waitpid(pid, 0)[1]
     stdio.drain(watch.fd)
     stdio.close()
+    stdio.check()
     return os.waitstatus_to_exitcode(status) % 256
 
 
