@@ -51,11 +51,12 @@ def test_files_as_stdin_and_stdout(box, how, flags, tmp_path):
     assert (tmp_path / "out").read_text() == data
     done = shell(f"{{ {command} /bin/true; {command} /bin/sh -c 'read x; echo got $x'; head -1; }} < in", cwd=tmp_path)
     assert done.stdout == "got line 0\nline 1\n", done
+    (tmp_path / "in").write_text("original")
     done = shell(
         f"{command} /bin/sh -c 'echo over > /proc/self/fd/0; echo over > /dev/stdin; cd /proc/self/fd/0' < in",
         cwd=tmp_path,
     )
-    assert (tmp_path / "in").read_text() == data
+    assert (tmp_path / "in").read_text() == "original"
     done = shell(f"{command} /bin/sh -c 'cd /proc/self/fd/0/etc && echo in' < /")
     assert done.stdout == ""
 
@@ -90,7 +91,7 @@ def test_streams_that_the_caller_closed_are_the_null_device(box, how, closed, tm
 def test_a_pipe_is_the_callers_own_for_tools_alone(box, how):
     reading, writing = os.pipe()
     link = os.readlink(f"/proc/self/fd/{writing}")
-    command = [*CNTR, how, str(box.pid), "--", "/bin/sh", "-c", "readlink /proc/$$/fd/1 >&2; true"]
+    command = [*CNTR, how, str(box.pid), "--", "/bin/sh", "-c", "ls -l /proc/$$/fd >&2; true"]
     done = subprocess.run(
         command,
         env=ENVIRONMENT,
@@ -102,7 +103,7 @@ def test_a_pipe_is_the_callers_own_for_tools_alone(box, how):
     )
     os.close(reading)
     os.close(writing)
-    assert (done.stderr.strip() == link) == (how == "attach"), done
+    assert (link in done.stderr) == (how == "attach"), done
 
 
 @pytest.mark.parametrize("how", ["attach", "exec"])
