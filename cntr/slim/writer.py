@@ -139,6 +139,8 @@ def write_tar(tree: Tree, paths: Iterable[str], replaced: dict[str, bytes], stre
             entry = tree.entries[path]
             info = tarfile.TarInfo(path.strip("/") or ".")
             info.mode, info.uid, info.gid, info.mtime = stat.S_IMODE(entry.mode), entry.uid, entry.gid, entry.mtime
+            if path == "/":  # no archive holds the root's own time: it is when the engine unpacked the image
+                info.mtime = max((tree.entries[name].mtime for name in tree.children("/")), default=0)
             if not entry.is_directory and entry.nlink > 1:
                 name = first.setdefault((entry.dev, entry.ino), path)
                 if name != path:

@@ -247,3 +247,24 @@ def test_a_user_without_root_splits_their_own_image(podman_rootless, other_users
         assert not [path for path in pathlib.Path(rig.den.path, "tmp").iterdir() if path.name.startswith("cntr-slim-")]
     finally:
         rig.command("rmi", "-f", "localhost/served:1")
+
+
+def test_containerds_image_is_recorded_and_proved(containerd, archive, tmp_path):
+    rig = containerd
+    environment = {**rig.den.env, "CONTAINERD_ADDRESS": rig.socket, "CONTAINERD_NAMESPACE": rig.namespace}
+    rigging.run([*rig.cli, "image", "import", archive], env=rig.den.env)
+    before = rigging.run([*rig.cli, "image", "ls", "-q"], env=rig.den.env)
+    try:
+        done = slim(
+            "containerd:localhost/served:1", "--http", "8000", "-o", "slim.tar", "--json", env=environment, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        report = json.loads(done.stdout)
+        assert (report["recorder"], report["on_cntrfs"], report["in_engine"]) == ("fanotify", True, "containerd")
+        assert "data/unused" not in names(tmp_path / "slim.tar")
+        assert rigging.run([*rig.cli, "image", "ls", "-q"], env=rig.den.env) == before
+        assert "cntr-slim" not in rigging.run([*rig.cli, "container", "ls"], env=rig.den.env)
+        assert "cntr-slim" not in rigging.run([*rig.cli, "snapshot", "ls"], env=rig.den.env)
+        assert [path.name for path in tmp_path.iterdir()] == ["slim.tar"]
+    finally:
+        rigging.run([*rig.cli, "image", "rm", "localhost/served:1"], env=rig.den.env)

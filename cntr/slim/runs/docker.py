@@ -215,7 +215,8 @@ def feed(argv: list[str], write: Callable[[IO[bytes], str], None], reference: st
     if process.returncode:
         text = said.decode("utf-8", "replace").strip()
         last = text.splitlines()[-1] if text else f"exit status {process.returncode}"
-        raise commands.Failed(f"{commands.shown(argv)}: {printable(last[:400])}", "", process.returncode, text)
+        hint = "this engine may not know zstd: --compress gzip" if "invalid tar header" in text else ""
+        raise commands.Failed(f"{commands.shown(argv)}: {printable(last[:400])}", hint, process.returncode, text)
     return printed.decode("utf-8", "replace")
 
 
