@@ -139,15 +139,34 @@ def archive(place: Path, recipe: Recipe) -> Path:
     work.mkdir()
     blobs = []
     for directory in directories:
-        tree = Tree(os.open(directory, os.O_RDONLY | os.O_DIRECTORY)).scan()
-        _without_whiteouts(tree, directory)
-        blobs.append(writer.layer(tree, tree.entries, {}, str(work), "none"))
-        tree.close()
+        blobs.append(_base_blob(place) if directory == place / "base" else _blob(directory, work))
     with open(path.with_suffix(".part"), "wb") as stream:
         writer.Archive(str(work), config, blobs, "none").write(stream, f"localhost/study/{recipe.name}:1")
     shutil.rmtree(work)
     path.with_suffix(".part").rename(path)
     return path
+
+
+def _blob(directory: Path, work: Path) -> writer.Blob:
+    tree = Tree(os.open(directory, os.O_RDONLY | os.O_DIRECTORY)).scan()
+    try:
+        _without_whiteouts(tree, directory)
+        return writer.layer(tree, tree.entries, {}, str(work), "none")
+    finally:
+        tree.close()
+
+
+def _base_blob(place: Path) -> writer.Blob:
+    """The base's layer, which all images share: made once."""
+    kept = place / "base.blob"
+    facts = kept / "facts"
+    if not facts.exists():
+        shutil.rmtree(kept, ignore_errors=True)
+        kept.mkdir()
+        blob = _blob(place / "base", kept)
+        facts.write_text(f"{blob.digest} {blob.size}")
+    digest, size = facts.read_text().split()
+    return writer.Blob(str(kept / digest), digest, int(size), digest, int(size))
 
 
 def _history(recipe: Recipe, count: int) -> list[str]:

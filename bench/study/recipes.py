@@ -116,6 +116,33 @@ if [ ! -s "$DATA/PG_VERSION" ]; then
 fi
 exec "$BIN/postgres" -D "$DATA" -c unix_socket_directories=/tmp -c listen_addresses=0.0.0.0
 """
+SQL = ["mariadb", "-N", "-e"]
+MARIADB = """#!/bin/sh
+set -e
+mkdir -p /run/mysqld && chown mysql:mysql /run/mysqld /var/lib/mysql
+[ -d /var/lib/mysql/mysql ] || mariadb-install-db --user=mysql --datadir=/var/lib/mysql >/dev/null
+exec mariadbd --user=mysql --datadir=/var/lib/mysql --bind-address=0.0.0.0
+"""
+RUBY = """require 'webrick'
+server = WEBrick::HTTPServer.new(Port: 4567, BindAddress: '0.0.0.0')
+server.mount_proc('/') { |_, answer| answer.body = 'hello from ruby' }
+server.mount_proc('/json') { |_, answer| require 'json'; answer.body = JSON.generate(answer: 42) }
+server.mount_proc('/time') { |_, answer| require 'time'; answer.body = Time.parse('2026-01-02').iso8601 }
+trap('TERM') { server.shutdown }
+server.start
+"""
+PERL = """use strict;
+use IO::Socket::INET;
+my $server = IO::Socket::INET->new(LocalPort => 5001, Listen => 5, ReuseAddr => 1) or die;
+$SIG{TERM} = sub { exit 0 };
+while (my $client = $server->accept) {
+    my $line = <$client> // ''; while (defined(my $l = <$client>)) { last if $l =~ /^\\s*$/ }
+    my $body = 'hello from perl';
+    if ($line =~ m{/digest}) { require Digest::MD5; $body = Digest::MD5::md5_hex('x') }
+    if ($line =~ m{/json}) { require JSON::PP; $body = JSON::PP::encode_json({ answer => 42 }) }
+    print $client "HTTP/1.0 200 OK\\r\\nContent-Length: " . length($body) . "\\r\\n\\r\\n$body"; close $client;
+}
+"""
 PSQL = ["psql", "-h", "/tmp", "-U", "postgres", "-Atc"]
 
 RECIPES = (
@@ -200,6 +227,120 @@ RECIPES = (
             "ExposedPorts": {"5432/tcp": {}},
             "Volumes": {"/var/lib/postgresql/data": {}},
             "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/lib/postgresql/15/bin"],
+        },
+    ),
+    Recipe(
+        *("memcached", "memcached", "memcached", ["memcached", "-u", "memcache"]),
+        probe=(("say", 11211, "set a 0 0 1\r\n1\r\nget a\r\n", "VALUE a 0 1"),),
+        held_back=(("say", 11211, "stats\r\n", "STAT curr_items"), ("say", 11211, "incr b 1\r\n", "NOT_FOUND")),
+        config={"ExposedPorts": {"11211/tcp": {}}},
+    ),
+    Recipe(
+        *("httpd", "httpd", "apache2", ["apache2ctl", "-D", "FOREGROUND"], (("http", 80, "/", "It works"),)),
+        held_back=(("http", 80, "/icons/README", "Public Domain"), ("exec", ["apache2", "-v"], "Apache")),
+        files={"/etc/apache2/conf-enabled/name.conf": "ServerName localhost\n"},
+        config={"ExposedPorts": {"80/tcp": {}}, "StopSignal": "SIGWINCH"},
+    ),
+    Recipe(
+        *("haproxy", "haproxy", "haproxy", ["haproxy", "-W", "-db", "-f", "/etc/haproxy/study.cfg"]),
+        probe=(("http", 8404, "/stats", "Statistics Report"),),
+        held_back=(
+            ("http", 8404, "/stats;csv", "pxname"),
+            ("exec", ["haproxy", "-c", "-f", "/etc/haproxy/study.cfg"], "valid"),
+        ),
+        files={
+            "/etc/haproxy/study.cfg": "defaults\n mode http\n timeout client 5s\n timeout server 5s\n timeout connect 5s\n"
+            "frontend f\n bind *:8404\n stats enable\n stats uri /stats\n"
+        },
+        config={"ExposedPorts": {"8404/tcp": {}}},
+    ),
+    Recipe(
+        *("lighttpd", "lighttpd", "lighttpd", ["lighttpd", "-D", "-f", "/etc/lighttpd/lighttpd.conf"]),
+        probe=(("http", 80, "/index.html", "hello from lighttpd"),),
+        held_back=(("http", 80, "/other.txt", "other"),),
+        files={"/var/www/html/index.html": "hello from lighttpd\n", "/var/www/html/other.txt": "other\n"},
+        config={"ExposedPorts": {"80/tcp": {}}},
+    ),
+    Recipe(
+        *(
+            "mosquitto",
+            "eclipse-mosquitto",
+            "mosquitto mosquitto-clients",
+            ["mosquitto", "-c", "/etc/mosquitto/study.conf"],
+        ),
+        probe=(("exec", ["mosquitto_pub", "-t", "a", "-m", "hello", "-r"], ""),),
+        held_back=(("exec", ["mosquitto_sub", "-t", "a", "-C", "1"], "hello"),),
+        files={"/etc/mosquitto/study.conf": "listener 1883\nallow_anonymous true\n"},
+        config={"ExposedPorts": {"1883/tcp": {}}},
+    ),
+    Recipe(
+        *("mariadb", "mariadb", "mariadb-server", ["/entrypoint.sh"]),
+        probe=(
+            ("exec", [*SQL, "create database if not exists d; create table if not exists d.t (a int)"], ""),
+            ("exec", [*SQL, "insert into d.t values (42); select max(a) from d.t"], "42"),
+        ),
+        held_back=(
+            ("exec", [*SQL, "select json_extract('[1, 2]', '$[1]')"], "2"),
+            ("exec", [*SQL, "select count(*) > 0 from information_schema.tables"], "1"),
+            ("exec", [*SQL, "select convert('ä' using latin1) is not null"], "1"),
+        ),
+        files={"/entrypoint.sh": MARIADB},
+        setup="chmod 755 /entrypoint.sh",
+        config={"ExposedPorts": {"3306/tcp": {}}, "Volumes": {"/var/lib/mysql": {}}},
+    ),
+    Recipe(
+        *("ruby", "ruby (webrick)", "ruby ruby-webrick", ["ruby", "app.rb"], (("http", 4567, "/", "hello from ruby"),)),
+        held_back=(("http", 4567, "/json", "42"), ("http", 4567, "/time", "2026")),
+        files={"/app/app.rb": RUBY},
+        config={"ExposedPorts": {"4567/tcp": {}}, "WorkingDir": "/app"},
+    ),
+    Recipe(
+        *("perl", "perl", "perl", ["perl", "app.pl"], (("http", 5001, "/", "hello from perl"),)),
+        held_back=(("http", 5001, "/digest", "9dd4e461268c8034"), ("http", 5001, "/json", "42")),
+        files={"/app/app.pl": PERL},
+        config={"ExposedPorts": {"5001/tcp": {}}, "WorkingDir": "/app"},
+    ),
+    Recipe(
+        *("python", "python", "python3", ["python3", "-m", "http.server", "8000", "-d", "/srv"]),
+        probe=(("http", 8000, "/page.html", "hello from python"),),
+        held_back=(
+            ("http", 8000, "/", "Directory listing"),
+            ("exec", ["python3", "-c", "import json; print(json.dumps([1]))"], "[1]"),
+        ),
+        files={"/srv/page.html": "hello from python\n"},
+        config={"ExposedPorts": {"8000/tcp": {}}},
+    ),
+    Recipe(
+        *("unbound", "unbound", "unbound", ["unbound", "-d", "-c", "/etc/unbound/study.conf"]),
+        probe=(
+            (
+                "say",
+                53,
+                "\x00\x1d\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04slim\x04test\x00\x00\x01\x00\x01",
+                "slim",
+            ),
+        ),
+        held_back=(("exec", ["unbound-checkconf", "/etc/unbound/study.conf"], "no errors"),),
+        files={
+            "/etc/unbound/study.conf": 'server:\n chroot: ""\n interface: 0.0.0.0\n access-control: 0.0.0.0/0 allow\n do-ip6: no\n'
+            ' use-syslog: no\n local-zone: "test." static\n local-data: "slim.test. A 10.0.0.1"\n'
+        },
+        config={"ExposedPorts": {"53/tcp": {}}},
+    ),
+    Recipe(
+        *("tomcat", "tomcat", "tomcat9 openjdk-17-jre-headless", ["/usr/share/tomcat9/bin/catalina.sh", "run"]),
+        probe=(("http", 8080, "/", "hello from tomcat"),),
+        held_back=(("http", 8080, "/sum.jsp", "42"),),
+        files={
+            "/var/lib/tomcat9/webapps/ROOT/index.jsp": '<%= "hello from " + "tomcat" %>\n',
+            "/var/lib/tomcat9/webapps/ROOT/sum.jsp": "<%= 40 + 2 %>\n",
+        },
+        config={
+            "ExposedPorts": {"8080/tcp": {}},
+            "Env": [
+                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                *("CATALINA_HOME=/usr/share/tomcat9", "CATALINA_BASE=/var/lib/tomcat9"),
+            ],
         },
     ),
 )
