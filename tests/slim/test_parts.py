@@ -179,6 +179,26 @@ def test_keep_and_drop(tmp_path):
             complete(trees.scanned(tmp_path), {}, **{option: ["/no/*"]})
 
 
+@pytest.mark.parametrize(
+    ("used", "variables", "all_zones"),
+    [
+        ({"/usr/bin/app": "exec"}, [], False),
+        ({"/usr/bin/app": "exec", "/usr/share/zoneinfo/Etc/UTC": "open"}, [], False),
+        ({"/usr/bin/app": "exec", "/usr/share/zoneinfo/Asia/Tokyo": "open"}, [], True),
+        ({"/usr/lib/php/libphp8.2.so": "open"}, [], True),
+        ({"/usr/bin/app": "exec"}, ["TZ=Europe/Berlin"], True),
+    ],
+)
+def test_time_zones_where_they_are_named(tmp_path, used, variables, all_zones):
+    zones = {
+        f"/usr/share/zoneinfo/{name}": "zone" for name in ("Etc/UTC", "Europe/Berlin", "Asia/Tokyo", "right/Asia/Tokyo")
+    }
+    files = {"/usr/bin/app": "x", "/usr/lib/php/libphp8.2.so": "x", "/lib/ld-x": "x", **zones}
+    context = complete(trees.make(tmp_path, files), used, {"Env": variables})
+    assert ("/usr/share/zoneinfo/Europe/Berlin" in context.kept) == all_zones
+    assert "/usr/share/zoneinfo/right/Asia/Tokyo" not in context.kept
+
+
 def test_the_package_database_is_filtered_to_what_is_there(tmp_path):
     status = "\n\n".join(f"Package: {name}\nStatus: install ok installed\nVersion: 1\n" for name in ("one", "two"))
     files = {"/bin/one": "x", "/bin/two": "x", packages.STATUS: status}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from cntr.slim.rules import translate
 
 TYPE_CHECKING = False
@@ -9,7 +11,10 @@ if TYPE_CHECKING:
     from cntr.slim.rules import Context, Found
 
 NAME = "basics"
-SUMMARY = "passwd, group, nsswitch, hosts, services, certificates, os-release, time zone, libgcc_s, libnss_*, gconv's table, empty files"
+SUMMARY = (
+    "passwd, group, nsswitch, hosts, services, certificates, os-release, local time, time zones where they are named, "
+    "libgcc_s, libnss_*, gconv's table, empty files"
+)
 FILES = {
     "users and groups by name": "/etc/passwd /etc/group /etc/shadow /etc/gshadow /etc/nsswitch.conf /etc/login.defs /etc/shells",
     "hosts, services and protocols by name": "/etc/hosts /etc/host.conf /etc/resolv.conf /etc/hostname"
@@ -27,6 +32,10 @@ FILES = {
 # The C library loads these by name when a thread is cancelled, a name looked up, a character set converted.
 LIBC = ("libgcc_s.so.1", "libnss_files.so.2", "libnss_dns.so.2", "libnss_compat.so.2", "libresolv.so.2")
 GCONV = ("gconv-modules.cache", "gconv-modules", "UTF-16.so", "UTF-32.so", "ISO8859-1.so", "ISO8859-15.so", "CP1252.so")
+ZONES = "/usr/share/zoneinfo"
+LOCAL = (f"{ZONES}/UTC", f"{ZONES}/Etc/UTC", f"{ZONES}/localtime")
+# Programs and libraries whose users name a time zone, and which ask the system for it.
+ZONED = re.compile(r"libphp[\d.]*\.so|php(?:-fpm|-cgi)?[\d.]*|postgres|mariadbd|mysqld|ruby[\d.]*|Rscript|beam\.smp")
 LOCALE = ("/usr/lib/locale/C.utf8", "/usr/lib/locale/C.UTF-8")
 
 
@@ -35,8 +44,6 @@ def seeds(context: Context) -> Found:
     tree = context.tree
     if len(tree.entries) < 64 and not any("/ld-" in path for path in tree.entries):
         return  # one static program
-    import re
-
     for why, patterns in FILES.items():
         for pattern in patterns.split():
             if "*" not in pattern:
@@ -49,6 +56,18 @@ def seeds(context: Context) -> Found:
                 if expression.fullmatch(path.replace(real, head, 1)):
                     yield path, why
     yield from _empty(context)
+    if context.environment().get("TZ"):
+        yield from _zones(context, "TZ")
+
+
+def _zones(context: Context, why: str) -> Found:
+    """The time zones, once."""
+    done: list[str] = context.once("zones", list)
+    if not done:
+        done.append(why)
+        for path in context.tree.below(ZONES):
+            if not path.startswith((f"{ZONES}/right/", f"{ZONES}/posix/")):
+                yield path, "time zones by name"
 
 
 def _empty(context: Context) -> Found:
@@ -58,8 +77,12 @@ def _empty(context: Context) -> Found:
 
 
 def follows(context: Context, path: str, entry: object) -> Found:
-    """With the C library: what it loads by itself."""
+    """With the C library: what it loads by itself. With what knows time zones by name: the zones."""
     name = path.rpartition("/")[2]
+    if ZONED.fullmatch(name) or path.startswith(f"{ZONES}/") or path.endswith("/zoneinfo/__init__.py"):
+        if ZONED.fullmatch(name) or path not in LOCAL:
+            yield from _zones(context, path)
+        return
     if not (name.startswith(("libc.so.", "libc-2.")) or name == "libc.musl"):
         return
     directory = path.rpartition("/")[0]
