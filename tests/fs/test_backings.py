@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from .actors import USER
 from .checks import all_checks
 from .checks._tools import Unsupported
 from .expected import reason
@@ -42,7 +43,7 @@ def _overlay(base: Path, over: Path | None = None) -> None:
     """An overlay; over: a lower directory that is one itself."""
     room = base / ("upper" if over else "lower")
     for name in ("lower", "upper", "work"):
-        (room / name).mkdir(parents=True)
+        (room / name).mkdir(parents=True, exist_ok=True)
     options = f"lowerdir={over or room / 'lower'},upperdir={room / 'upper'},workdir={room / 'work'}"
     _mount("-t", "overlay", "overlay", "-o", options, base / "top")
 
@@ -55,7 +56,17 @@ def _overlays(base: Path) -> None:
     _overlay(base, base / "first")
 
 
+def _filled_overlay(base: Path) -> None:
+    """What is worked in lies in the lower layer: everything is copied up."""
+    for name in ("source", "mount"):
+        (base / "lower" / "lower" / name).mkdir(parents=True)
+        (base / "lower" / "lower" / name).chmod(0o755)
+    _overlay(base)
+
+
 BACKINGS = {
+    "ramfs": lambda base: _mount("-t", "ramfs", "ramfs", base / "top"),
+    "filled overlay": _filled_overlay,
     "tmpfs": lambda base: _mount("-t", "tmpfs", "tmpfs", base / "top"),
     "xfs": lambda base: _image("xfs", "xfsprogs", base),
     "btrfs": lambda base: _image("btrfs", "btrfs-progs", base),
@@ -80,10 +91,14 @@ def backing(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 def _unmount_below(base: Path) -> None:
     """The server's processes hold the filesystem until the last of them is gone, a moment after it was told to stop."""
     for path in (base / "top", base / "first"):
-        deadline = time.monotonic() + 30
-        while os.path.ismount(path) and time.monotonic() < deadline:
-            if subprocess.run(["umount", path], capture_output=True, check=False).returncode:
-                time.sleep(0.1)
+        _unmount(path)
+
+
+def _unmount(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while os.path.ismount(path) and time.monotonic() < deadline:
+        if subprocess.run(["umount", path], capture_output=True, check=False).returncode:
+            time.sleep(0.1)
 
 
 def _outcome(check: object, place: Place) -> str:
@@ -106,7 +121,7 @@ def test_what_passes_there_passes_through(binding: str, backing: Path, tmp_path:
     if missing(binding):
         pytest.skip(missing(binding))
     for name in ("source", "mount"):
-        (backing / name).mkdir()
+        (backing / name).mkdir(exist_ok=True)
     server = Server(binding, backing / "source", backing / "mount", tmp_path / "log", options=SETID_AND_DEVICES)
     server.start()
     try:
@@ -122,4 +137,39 @@ def test_what_passes_there_passes_through(binding: str, backing: Path, tmp_path:
         assert not server.new_suspicious_lines()
     finally:
         problem = server.stop()
+    assert not problem
+
+
+@pytest.mark.parametrize("binding", ["devfuse", "pyfuse3"])
+def test_squashfs(binding: str, tmp_path: Path) -> None:
+    """Read-only, without ACLs: everything is readable to every user, and nothing can be written."""
+    if missing(binding):
+        pytest.skip(missing(binding))
+    if shutil.which("mksquashfs") is None:
+        pytest.skip("mksquashfs is missing (Debian: squashfs-tools)")
+    tree = tmp_path / "tree"
+    for number in range(20):
+        (tree / f"d{number}").mkdir(parents=True)
+        (tree / f"d{number}" / "file").write_text(f"{number}" * 1000)
+    for name in ("disk", "mount"):
+        (tmp_path / name).mkdir()
+    open_to_others(tmp_path)
+    subprocess.run(["mksquashfs", tree, tmp_path / "image", "-quiet", "-no-progress"], check=True, capture_output=True)
+    _mount("-o", "loop", tmp_path / "image", tmp_path / "disk")
+    server = Server(binding, tmp_path / "disk", tmp_path / "mount", tmp_path / "log")
+    try:
+        server.start()
+
+        def read() -> list[str]:
+            return [(tmp_path / "mount" / f"d{number}" / "file").read_text() for number in range(20)]
+
+        assert USER(read) == [f"{number}" * 1000 for number in range(20)]
+        with pytest.raises(OSError, match="Read-only"):
+            (tmp_path / "mount" / "new").touch()
+        with pytest.raises(OSError, match="Read-only"):
+            (tmp_path / "mount" / "d1" / "file").chmod(0o600)
+        assert server.alive
+    finally:
+        problem = server.stop()
+        _unmount(tmp_path / "disk")
     assert not problem
