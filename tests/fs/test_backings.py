@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
 
 from .actors import USER
 from .checks import all_checks
@@ -18,6 +20,7 @@ from .checks._tools import Unsupported
 from .expected import reason
 from .run_checks import remove_tree
 from .servers import SETID_AND_DEVICES, Place, Server, missing, open_to_others
+from .test_statemachine import Pair, Twins, bounds
 
 PARTS = ("creation", "data", "links", "openfiles", "privileges", "renames", "space", "special", "xattrs")
 MIB = 1 << 20
@@ -172,4 +175,25 @@ def test_squashfs(binding: str, tmp_path: Path) -> None:
     finally:
         problem = server.stop()
         _unmount(tmp_path / "disk")
+    assert not problem
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("backing", ["filled overlay", "xfs"], indirect=True)
+def test_the_state_machine_there(backing: Path, tmp_path: Path) -> None:
+    for name in ("source", "mount"):
+        (backing / name).mkdir(exist_ok=True)
+    server = Server("devfuse", backing / "source", backing / "mount", tmp_path / "log", options=SETID_AND_DEVICES)
+    server.start()
+    try:
+        pair = Pair(Place("devfuse", backing, server))
+        machine = type("TwinsThere", (Twins,), {"pair": pair})
+        try:
+            run_state_machine_as_test(machine, settings=settings(bounds(), max_examples=10))
+        finally:
+            pair.end()
+        assert server.alive, server.log_end()
+        assert not server.new_suspicious_lines()
+    finally:
+        problem = server.stop()
     assert not problem

@@ -315,7 +315,8 @@ def _brief(value: object) -> str:
     return text if len(text) < 300 else f"{text[:200]}… ({len(text)} characters)"
 
 
-def _settings() -> settings:
+def bounds() -> settings:
+    """How much one run tries: $CNTR_EXAMPLES."""
     examples = int(os.environ.get("CNTR_EXAMPLES", "0"))
     return settings(
         max_examples=examples or 40,
@@ -334,7 +335,7 @@ def test_twins(here: Place) -> None:
     pair = Pair(here)
     machine = type("TwinsOfOnePlace", (Twins,), {"pair": pair})
     try:
-        run_state_machine_as_test(machine, settings=_settings())
+        run_state_machine_as_test(machine, settings=bounds())
     except AgentLost:
         if here.server:
             here.server.kill()
