@@ -1,4 +1,4 @@
-"""System call numbers that differ between architectures (asm/unistd.h); those from 424 on are the same on all but alpha.
+"""System call and ioctl numbers that differ between architectures (asm/unistd.h); those from 424 on are the same on all but alpha.
 
 For calls that the C library has no function for, or not every one of them: mknodat since glibc 2.33, statx and renameat2 since 2.28.
 """
@@ -17,6 +17,14 @@ TABLE = {
     "seccomp": (317, 354, 383, 358, 348, 277),
     "setgroups": (116, 206, 206, 81, 206, 159),  # with ids of 32 bits: setgroups32 on i386 and arm
     "statx": (332, 383, 397, 383, 379, 291),
+}
+# ioctl(2) requests, and what they are on powerpc, whose bits for direction are others (asm/ioctl.h, asm/ioctls.h)
+IOCTLS = {
+    "FIONREAD": (0x541B, 0x4004667F),
+    "NS_GET_PARENT": (0xB702, 0x2000B702),
+    "NS_GET_USERNS": (0xB701, 0x2000B701),
+    "TIOCGPTPEER": (0x5441, 0x20005441),
+    "TIOCSCTTY": (0x540E, 0x540E),
 }
 # 64-bit kernels that run 32-bit programs, this interpreter among them
 NARROW = {"x86_64": "i386", "aarch64": "arm"}
@@ -41,3 +49,8 @@ MACHINE = machine()
 def number(call: str) -> int:
     """The number of a system call of TABLE on this machine."""
     return TABLE[call][MACHINES.index(MACHINE)]
+
+
+def ioctl(request: str, column: str = MACHINE) -> int:
+    """The number of an ioctl of IOCTLS on this machine."""
+    return IOCTLS[request][column == "ppc64"]

@@ -11,7 +11,7 @@ import _ctypes  # the C half of ctypes: its Python half costs 3 ms of every star
 import os
 import sys
 
-from cntr.linux.numbers import MACHINE, number
+from cntr.linux.numbers import MACHINE, ioctl, number
 
 # linux/sched.h
 CLONE_NEWTIME = 0x00000080
@@ -87,8 +87,8 @@ _NO_CLOSE_RANGE = (1, 22, 38)  # EPERM, EINVAL, ENOSYS (errno.h, whose module wo
 CLOSE_RANGE_CLOEXEC = 4
 
 # linux/nsfs.h
-NS_GET_USERNS = 0xB701
-NS_GET_PARENT = 0xB702
+NS_GET_USERNS = ioctl("NS_GET_USERNS")
+NS_GET_PARENT = ioctl("NS_GET_PARENT")
 
 # linux/magic.h
 PROC_SUPER_MAGIC = 0x9FA0
@@ -98,9 +98,9 @@ CGROUP2_SUPER_MAGIC = 0x63677270
 FUSE_SUPER_MAGIC = 0x65735546
 
 # asm-generic/ioctls.h
-FIONREAD = 0x541B
-TIOCSCTTY = 0x540E
-TIOCGPTPEER = 0x5441
+FIONREAD = ioctl("FIONREAD")
+TIOCSCTTY = ioctl("TIOCSCTTY")
+TIOCGPTPEER = ioctl("TIOCGPTPEER")
 
 # System call numbers from 424 on are the same on every architecture but alpha.
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 428, 429, 430, 431, 432
