@@ -130,11 +130,11 @@ def test_a_command_that_is_not_there_and_one_that_is_no_program(container, tmp_p
     assert done.returncode == 127
     plain = tmp_path / "plain"
     plain.write_text("no program\n")
-    done = cntr("attach", container, "--", str(plain))
+    done = cntr("attach", container, "--share", str(plain), "--", str(plain))
     assert f"run {plain}: Permission denied" in complaint(done)[0]
     assert done.returncode == 126
     plain.chmod(plain.stat().st_mode | stat.S_IXUSR)
-    done = cntr("attach", container, "--", str(plain))
+    done = cntr("attach", container, "--share", str(plain), "--", str(plain))
     assert f"run {plain}: Exec format error" in complaint(done)[0]
     assert done.returncode == 126
 
@@ -167,7 +167,7 @@ def test_inspect_as_json_holds_what_the_table_holds(container):
     table = cntr("inspect", container).stdout.splitlines()
     assert table[0].split() == ["PROPERTY", "VALUE", "INHERITED", "WHY"]
     assert len(table) == 1 + len(rows)
-    assert {row["inherited"] for row in rows} <= {"yes", "no", "partly"}
+    assert {row["inherited"] for row in rows} <= {"yes", "no", "partly", "copy", "shown", "exec only"}
     assert all(row["why"] for row in rows if row["inherited"] != "yes"), "what is not inherited has a reason"
     by_name = {row["property"]: row for row in rows}
     for kind in ("mnt", "pid", "net", "ipc", "uts"):
