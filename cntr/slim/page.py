@@ -41,9 +41,13 @@ def html(report: Report, context: Context) -> str:
     from plotly.offline import get_plotlyjs
 
     charts = []
-    for name, rows, depth in (("directory", _directories(context), 4), ("package", _packages(context), 3)):
-        figure = _icicle(rows, depth)
-        drawn = plotly.io.to_html(figure, full_html=False, include_plotlyjs=False, div_id=f"by-{name}")
+    for name, kind, rows, depth in (
+        ("directory", "Icicle", _directories(context), 5),
+        ("package", "Treemap", _packages(context), 2),
+    ):
+        figure = _chart(kind, rows, depth)
+        bare = {"displayModeBar": False, "responsive": True}
+        drawn = plotly.io.to_html(figure, full_html=False, include_plotlyjs=False, div_id=f"by-{name}", config=bare)
         charts.append(f"<h2>By {name}</h2><div class=plot>{drawn}</div>")
     return "\n".join(
         [
@@ -118,19 +122,20 @@ def _packages(context: Context) -> dict[str, tuple[str, float, float]]:
     return rows
 
 
-def _icicle(rows: dict[str, tuple[str, float, float]], depth: int) -> object:
+def _chart(kind: str, rows: dict[str, tuple[str, float, float]], depth: int) -> object:
+    """ROWS (id → parent, bytes kept, bytes in all) as a chart of plotly's, its colours the share that is kept."""
     import plotly.graph_objects as graph
 
     ids = list(rows)
     figure = graph.Figure(
-        graph.Icicle(
+        getattr(graph, kind)(
             ids=[_text(name) for name in ids],
             labels=[_text(name.rpartition("/")[2] or name) for name in ids],
             parents=[_text(rows[name][0]) for name in ids],
             values=[rows[name][2] for name in ids],
             branchvalues="total",
             maxdepth=depth,
-            tiling={"orientation": "v"},
+            **({"tiling": {"orientation": "v"}} if kind == "Icicle" else {}),
             marker={
                 "colors": [rows[name][1] / rows[name][2] if rows[name][2] else 0 for name in ids],
                 "colorscale": [[0, GONE], [1, KEPT]],

@@ -40,6 +40,7 @@ NAMES = (
     "ruby",
     "php",
     "perl",
+    "databases",
     "links",
     "packages",
 )

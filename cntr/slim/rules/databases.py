@@ -1,0 +1,51 @@
+"""Database servers: what an SQL statement loads that no start does: languages, dictionaries, character sets."""
+
+from __future__ import annotations
+
+import re
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cntr.slim.rules import Context, Found
+    from cntr.slim.tree import Entry
+
+NAME = "databases"
+SUMMARY = (
+    "PostgreSQL's conversions, dictionaries, PL/pgSQL and zone names; MySQL's and MariaDB's character sets and messages"
+)
+_POSTGRES = re.compile(r"(.*)/bin/postgres")
+# The just-in-time compiler needs a compiler's library of 100 MB: it stays where the recording shows its use.
+_MODULE = re.compile(
+    r"/(?:plpgsql|dict_\w+|utf8_and_\w+|\w+_and_\w+|cyrillic_and_mic|latin\w*_mic|libpqwalreceiver|pgoutput)\.so$"
+)
+_SHARED = ("tsearch_data", "timezonesets", "timezone")
+_MYSQL = ("mysqld", "mariadbd")
+_MESSAGES = ("/usr/share/mysql", "/usr/share/mariadb", "/usr/share/mysql-8.0", "/usr/local/share/mysql")
+
+
+def follows(context: Context, path: str, entry: Entry) -> Found:
+    """With a server's program."""
+    found = _POSTGRES.fullmatch(path)
+    if found:
+        yield from _postgres(context, found[1])
+    if path.rpartition("/")[2] in _MYSQL:
+        for place in _MESSAGES:
+            for one in [*context.tree.below(f"{place}/charsets"), f"{place}/errmsg.sys", f"{place}/english/errmsg.sys"]:
+                yield one, "character sets and messages of the database"
+
+
+def _postgres(context: Context, home: str) -> Found:
+    """HOME: what bin is in: /usr/lib/postgresql/15 in Debian, /usr/local in the official image."""
+    tree = context.tree
+    for place in (f"{home}/lib", f"{home}/lib/postgresql"):
+        for one in tree.children(place):
+            if _MODULE.search(one):
+                yield one, "loaded by an SQL statement"
+    version = home.rpartition("/")[2]
+    for place in (f"/usr/share/postgresql/{version}", f"{home}/share/postgresql", f"{home}/share"):
+        for name in _SHARED:
+            for one in tree.below(f"{place}/{name}"):
+                yield one, "read by an SQL statement"
+        for one in tree.children(f"{place}/extension"):
+            if one.rpartition("/")[2].startswith("plpgsql"):
+                yield one, "the language that is there by default"
