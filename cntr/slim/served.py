@@ -33,10 +33,12 @@ MODE = file_syscalls.Attributes._fields.index("mode")
 class SlimCore(Core):
     """The core, with eyes: it knows each node's path and writes down what is done with it."""
 
-    def __init__(self, root_fd: int, options: Options, shown: set[str] | None, notes: int, grow: bool) -> None:
-        """notes: fd of the file that lines go to; grow: what was looked up in vain is there from then on."""
+    def __init__(
+        self, root_fd: int, options: Options, shown: set[str] | None, hidden: frozenset[str], notes: int, grow: bool
+    ) -> None:
+        """notes: fd of the file that lines go to; grow: what was looked up in vain is there from then on, but for HIDDEN."""
         super().__init__(root_fd, options)
-        self.shown, self.notes, self.grow = shown, notes, grow
+        self.shown, self.hidden, self.notes, self.grow = shown, hidden, notes, grow
         self.paths = {1: ""}
         self.noted: set[tuple[str, str]] = set()
 
@@ -53,9 +55,10 @@ class SlimCore(Core):
         if self.shown is None or path in self.shown or stat.S_ISDIR(mode):
             return True
         self.note(MISSED, path)
-        if self.grow:
-            self.shown.add(path)
-        return self.grow
+        if not self.grow or path in self.hidden:
+            return False
+        self.shown.add(path)
+        return True
 
     def lookup_entry(self, parent_id: int, name: bytes) -> tuple[int, int, Slot, tuple[int, ...]] | None:
         """LOOKUP, of what the slim image has."""
@@ -88,17 +91,17 @@ class SlimCore(Core):
                 yield entry
 
 
-def serve(fuse_fd: int, root_fd: int, shown: set[str] | None, notes: int, grow: bool) -> None:
+def serve(fuse_fd: int, root_fd: int, shown: set[str] | None, hidden: frozenset[str], notes: int, grow: bool) -> None:
     """Serve the mounted connection until it is unmounted; takes both fds over."""
     options = Options(fsname="cntr-slim", read_only=True, invalidate=False)
     options.passthrough = options.readdirplus = False  # neither works under an overlay of several layers
     options.entry_timeout = options.attr_timeout = 1.0
     options.timeouts_given = True
-    core = SlimCore(root_fd, options, shown, notes, grow)
+    core = SlimCore(root_fd, options, shown, hidden, notes, grow)
     Session(fuse_fd, core, Heartbeat(), lambda: None).run()
 
 
-def start(fuse_fd: int, root_fd: int, shown: set[str] | None, notes: int, grow: bool) -> int:
+def start(fuse_fd: int, root_fd: int, shown: set[str] | None, hidden: frozenset[str], notes: int, grow: bool) -> int:
     """``serve`` in a process of its own; its pid. It ends with the last mount, and with us."""
     pid = os.fork()
     if pid:
@@ -110,7 +113,7 @@ def start(fuse_fd: int, root_fd: int, shown: set[str] | None, notes: int, grow: 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         syscalls.set_process_name("cntrfs")
-        serve(fuse_fd, root_fd, set(shown) if shown is not None else None, notes, grow)
+        serve(fuse_fd, root_fd, set(shown) if shown is not None else None, hidden, notes, grow)
     finally:
         os._exit(0)
 

@@ -49,8 +49,10 @@ class Watched(Running):
         """It goes on."""
 
 
-def _on_cntrfs(job: Job, shown: set[str] | None, *, grow: bool) -> tuple[list[tuple[str, str]], CntrError | None]:
-    """One run on CntrFS: what was used or missed, and why the exercise failed."""
+def _on_cntrfs(
+    job: Job, shown: set[str] | None, hidden: frozenset[str] = frozenset(), *, grow: bool
+) -> tuple[list[tuple[str, str]], CntrError | None]:
+    """One run on CntrFS: what was used or missed, and why the exercise failed. hidden: paths that are never there."""
     options = job.request.options
     if options.network not in ("none", "host"):
         raise CntrError(
@@ -60,14 +62,14 @@ def _on_cntrfs(job: Job, shown: set[str] | None, *, grow: bool) -> tuple[list[tu
     running = RuntimeRunning(job.source.image.settings, job.source.tree, options, job.guard)
     failed: CntrError | None = None
     try:
-        running.start(shown, grow=grow)
         try:
-            idle = _Idle(running)
-            exercise(job, running, idle)
+            running.start(shown, hidden, grow=grow)
+            try:
+                exercise(job, running, _Idle(running))
+            finally:
+                running.stop()
         except CntrError as error:
             failed = error
-        finally:
-            running.stop()
         return running.used(), failed
     finally:
         running.close()
@@ -108,7 +110,7 @@ def on_cntrfs(job: Job, context: Context) -> None:
         return
     grow = True
     for number in range(1, ROUNDS + 1):
-        used, failed = _on_cntrfs(job, set(context.kept), grow=grow)
+        used, failed = _on_cntrfs(job, set(context.kept), frozenset(context.dropped), grow=grow)
         missed = {path for kind, path in used if kind == MISSED and path not in context.dropped} - context.missed
         job.report.rounds.append(sorted(missed))
         job.step(

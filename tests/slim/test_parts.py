@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cntr.errors import CntrError
-from cntr.slim import accesses, compare, rules, writer
+from cntr.slim import accesses, compare, overlay, rules, writer
 from cntr.slim.job import slim_name
 from cntr.slim.rules import elf, packages, scripts
+from cntr.slim.tree import Tree
 from tests.slim import trees
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes devices and other owners' files")
@@ -149,6 +150,52 @@ def test_a_required_package_brings_its_dependencies(tmp_path):
     wanted = {f"/app/{name}" for name in ("package.json", "node_modules/one/sub.js", "node_modules/two/index.js")}
     assert wanted <= context.kept.keys()
     assert "/usr/share/nodejs/three/index.js" not in context.kept
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"WorkingDir": "/code"}, {"/code/late.txt"}),
+        ({"Cmd": ["run", "/code/main"]}, {"/code/late.txt"}),
+        ({"Cmd": ["serve", "--dir=/srv"]}, {"/srv/site/page"}),
+        ({"Cmd": ["/usr/bin/app"], "WorkingDir": "/usr/bin"}, set()),
+        ({"Cmd": ["/usr/bin/app", "/"]}, set()),
+    ],
+)
+def test_what_is_the_application(tmp_path, settings, kept):
+    files = {
+        "/code/main": "x",
+        "/code/late.txt": "x",
+        "/srv/site/page": "x",
+        "/usr/bin/app": "x",
+        "/usr/bin/other": "x",
+    }
+    context = complete(trees.make(tmp_path, files), {}, settings)
+    assert {path for path in context.kept if path in files} - {"/code/main", "/usr/bin/app"} == kept
+
+
+def test_of_a_used_site_everything_stays(tmp_path):
+    files = {"/var/www/html/index.php": "x", "/var/www/html/late.css": "x", "/var/www/other/page": "x"}
+    context = complete(trees.make(tmp_path, files), {"/var/www/html/index.php": "open"})
+    assert {path for path in context.kept if path in files} == {"/var/www/html/index.php", "/var/www/html/late.css"}
+
+
+@as_root
+def test_a_hundred_layers_are_merged(tmp_path):
+    layers = []
+    for number in range(130):
+        layer = tmp_path / f"a-layer-with-a-long-name-so-that-mount-options-of-a-page-do-not-hold-them-{number}"
+        layer.mkdir()
+        (layer / f"file-{number}").touch()
+        (layer / "same").write_text(str(number))
+        layers.append(str(layer))
+    tree = Tree(overlay.merged(layers)).scan()
+    try:
+        assert len(tree.entries) == 132
+        assert tree.read("/same") == b"129"
+    finally:
+        tree.close()
+    assert {path.name for path in tmp_path.iterdir()} == {os.path.basename(layer) for layer in layers}
 
 
 def test_every_directory_stays_and_links_follow_what_is_kept(tmp_path):

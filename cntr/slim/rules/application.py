@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from cntr.errors import CntrError, printable
+from cntr.slim.runs import as_words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
     from cntr.slim.tree import Tree
 
 NAME = "application"
-SUMMARY = "files of COPY and ADD layers, of the working directory, of --app DIR"
+SUMMARY = (
+    "files of COPY and ADD layers, of the working directory, beside a program or in a directory that the image starts, "
+    "of a used site, of --app DIR"
+)
 # Directories of the system: to be in one of them makes a file no part of the application.
 SYSTEM = (
     *(
@@ -50,6 +54,12 @@ SYSTEM = (
     ),
     *("/usr/local/bin", "/usr/local/lib", "/usr/local/sbin", "/usr/local/share", "/var/lib", "/var/log", "/var/cache"),
     *("/usr/src", "/usr/include", "/var/tmp", "/go", "/data"),
+)
+# Of those, what may hold an application all the same, where the configuration names it.
+NAMED = ("/srv", "/opt", "/data", "/usr/src")
+# Where sites are.
+CONTENT = re.compile(
+    r"(/var/www/[^/]+|/srv/[^/]+|/usr/share/nginx/html|/usr/local/apache2/htdocs|/usr/src/[^/]+|/opt/app)/"
 )
 _COPY = re.compile(r"^(?:/bin/sh -c #\(nop\) )?(?:COPY|ADD) ")
 _BASE = re.compile(r"^(?:/bin/sh -c #\(nop\) )?ADD \S+ in / *$|^(?:/bin/sh -c #\(nop\) )?ADD \S+ / # buildkit")
@@ -89,10 +99,36 @@ def seeds(context: Context) -> Found:
             context.application.add(path)
             yield path, f"--app {directory}"
     real, _ = tree.resolve(str(context.settings.get("WorkingDir") or "/"))
-    if real and real not in SYSTEM and not is_of_a_package(context, real):
-        for path in tree.below(real):
-            context.application.add(path)
-            yield path, "in the working directory"
+    yield from _whole(context, real, "in the working directory")
+    for word in [*as_words(context.settings.get("Entrypoint")), *as_words(context.settings.get("Cmd"))]:
+        real, _ = tree.resolve(word.rpartition("=")[2]) if "/" in word else ("", [])
+        if real and not tree.entries[real].is_directory:
+            yield from _whole(context, real.rpartition("/")[0], f"beside {real}, which the image starts")
+        elif real:
+            yield from _whole(context, real, f"in {word}, an argument of what the image starts", named=True)
+
+
+def _whole(context: Context, directory: str, why: str, *, named: bool = False) -> Found:
+    """All of a directory, if it is an application's; named: the image's configuration names that very directory."""
+    usual = directory in SYSTEM or is_of_a_package(context, directory)
+    if not directory or (usual and not (named and directory in NAMED)):
+        return
+    paths = context.tree.below(directory)
+    if len(paths) > _MOST:
+        return
+    for path in paths:
+        context.application.add(path)
+        yield path, why
+
+
+def follows(context: Context, path: str, entry: object) -> Found:
+    """Of a file of a site: the whole site."""
+    found = CONTENT.match(path)
+    done: set[str] = context.once("sites", set)
+    if found and found[1] not in done:
+        done.add(found[1])
+        for one in context.tree.below(found[1])[:_MOST]:
+            yield one, f"content of {found[1]}, of which something is used"
 
 
 def is_of_a_package(context: Context, path: str) -> bool:

@@ -67,8 +67,8 @@ class RuntimeRunning(Running):
         self.output = os.memfd_create("output", os.MFD_CLOEXEC)
         self._status: int | None = None
 
-    def start(self, shown: set[str] | None, *, grow: bool = False) -> None:
-        """Start it on the image's files that are SHOWN (None: all)."""
+    def start(self, shown: set[str] | None, hidden: frozenset[str] = frozenset(), *, grow: bool = False) -> None:
+        """Start it on the image's files that are SHOWN (None: all). grow, hidden: see ``served``."""
         fuse_fd = mounting.open_device()
         ready, told = os.pipe2(os.O_CLOEXEC)
         self.holder = os.fork()
@@ -79,7 +79,7 @@ class RuntimeRunning(Running):
         self._remember("holder", self.holder)
         root_fd = os.open(f"/proc/self/fd/{self.tree.root_fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         # The holder mounts; its accesses wait until the server is there.
-        self.server = served.start(fuse_fd, root_fd, shown, self.notes, grow)
+        self.server = served.start(fuse_fd, root_fd, shown, hidden, self.notes, grow)
         os.close(fuse_fd)
         os.close(root_fd)
         self._remember("server", self.server)
