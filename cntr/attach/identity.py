@@ -45,7 +45,7 @@ def user_of(target: Target, wanted: str | None, *, own_root: bool = False) -> Us
         entry = procfs.passwd_entry(passwd, str(uid))
         return User(uid, gid, held, entry[0] if entry else "", entry[3] if entry else "")
     name, colon, group_name = wanted.partition(":")
-    entry = procfs.passwd_entry(passwd, name)
+    entry = procfs.passwd_entry(passwd, name) if name else None  # a line without a name is nobody's
     if entry is None and not (name.isascii() and name.isdecimal()):
         raise CntrError(
             f"--user {printable(name)}: the container's /etc/passwd has no such user", "give a numeric uid[:gid]"

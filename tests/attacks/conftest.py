@@ -1,0 +1,42 @@
+"""What the attacks share as fixtures."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+from tests.attacks import kit
+
+
+@pytest.fixture(scope="session")
+def accomplice(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The hostile program of accomplice.c."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    return kit.compiled(tmp_path_factory.mktemp("accomplice"))
+
+
+@pytest.fixture
+def canary(accomplice: str) -> Iterator[kit.Canary]:
+    """Secrets of the host, below /opt."""
+    with kit.canary(accomplice) as laid:
+        yield laid
+        laid.untouched()
+
+
+@pytest.fixture(params=kit.TRANSPORTS)
+def transport(request: pytest.FixtureRequest) -> str:
+    """Both ways of bringing the tools in."""
+    return request.param
+
+
+@pytest.fixture
+def place() -> Iterator[pathlib.Path]:
+    """A directory that containers of any user can be made in: the way to pytest's own is closed to others."""
+    with tempfile.TemporaryDirectory(prefix="cntr-attacks-") as directory:
+        os.chmod(directory, 0o755)
+        yield pathlib.Path(directory)

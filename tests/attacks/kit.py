@@ -1,0 +1,238 @@
+"""What the attacks share: a hostile container, the host's secrets, and how to tell that one was had.
+
+An attack is real when its proof can be had: every secret here is shown to be there for whoever stands on the host (``Canary.check``), and a
+check that a proof was *not* had goes with a control in which it is (a tool that does obey the variable, a mutated cntr that lets it through).
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import secrets
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tests.nest.box import Box, run
+
+TRANSPORTS = ("mount", "fuse")
+SHADOW = 42  # the group that may read /etc/shadow in Debian
+PROOF = "THE-PROOF-RAN"
+LIMIT_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Canary:
+    """Files of the host that no session may hand out. Each holds ``secret`` and what kind of file it is.
+
+    directory: of the host's root file system, open to all; path: root's alone (0600), beside it ``.public`` (0644, to be written to),
+    ``.group`` (0640, shadow's), ``.user`` (0600, uid 1000's), a directory ``.open`` that every user may write to, and ``proof``, root's program.
+    """
+
+    directory: pathlib.Path
+    secret: str
+
+    @property
+    def path(self) -> str:
+        return str(self.directory / "canary")
+
+    def file(self, kind: str) -> str:
+        return f"{self.path}.{kind}"
+
+    def check(self) -> None:
+        """The proof can be had: by root, outside."""
+        assert self.secret in pathlib.Path(self.path).read_text()
+
+    def untouched(self) -> None:
+        """Nothing was written to the host."""
+        assert pathlib.Path(self.file("public")).read_text() == f"{self.secret} public\n"
+        assert os.listdir(self.file("open")) == []
+        assert sorted(os.listdir(self.directory)) == sorted(
+            ["canary", *(f"canary.{kind}" for kind in ("public", "group", "user", "open")), "proof"]
+        )
+
+
+@contextmanager
+def canary(accomplice: str, place: str = "/opt") -> Iterator[Canary]:
+    """Lay the secrets out below PLACE; gone with the block."""
+    directory = pathlib.Path(place, f"cntr-attacks-{os.getpid()}-{secrets.token_hex(4)}")
+    directory.mkdir(mode=0o755)
+    try:
+        laid = Canary(directory, secrets.token_hex(16))
+        for name, mode, uid, gid in (
+            ("canary", 0o600, 0, 0),
+            ("canary.public", 0o644, 0, 0),
+            ("canary.group", 0o640, 0, SHADOW),
+            ("canary.user", 0o600, 1000, 1000),
+        ):
+            file = directory / name
+            file.write_text(f"{laid.secret} {name.partition('.')[2] or 'root'}\n")
+            file.chmod(mode)
+            os.chown(file, uid, gid)
+        (directory / "canary.open").mkdir()
+        (directory / "canary.open").chmod(0o1777)
+        shutil.copy(accomplice, directory / "proof")
+        (directory / "proof").chmod(0o700)
+        laid.check()
+        yield laid
+    finally:
+        shutil.rmtree(directory)
+
+
+class Hostile(Box):
+    """A container whose first process is the accomplice's, or any program of its own; made in a directory of the test's."""
+
+    @property
+    def loot(self) -> list[str]:
+        """What the accomplice found, each once."""
+        try:
+            return sorted(set((self.root / "loot").read_text(errors="replace").splitlines()) - {"ready"})
+        except FileNotFoundError:
+            return []
+
+    def proofs(self, secret: str) -> list[str]:
+        """The lines that hold a secret of the host, or tell of something done to it."""
+        return [line for line in self.loot if secret in line or line.startswith(("canary", "written", PROOF))]
+
+    def write(self, path: str, text: str | bytes, mode: int = 0o755) -> pathlib.Path:
+        """A file in its root, as an image would bring it."""
+        file = self.root / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(text.encode() if isinstance(text, str) else text)
+        file.chmod(mode)
+        return file
+
+    def inside(self, path: str) -> pathlib.Path:
+        """PATH as the running container has it, its own mounts (/dev, tmpfs) included."""
+        return pathlib.Path(f"/proc/{self.pid}/root/{path.lstrip('/')}")
+
+
+def hostile(
+    tmp_path: pathlib.Path, accomplice: str, *argv: str, root: pathlib.Path | None = None, **more: object
+) -> Hostile:
+    """A container to be entered with ``with``; argv: of the accomplice as its first process, none for one that only waits."""
+    root = root or tmp_path / "root"
+    root.mkdir(exist_ok=True)
+    loot = root / "loot"
+    loot.touch()
+    loot.chmod(0o666)
+    programs: dict[str, str] = {"/accomplice": accomplice, **more.pop("programs", {})}  # type: ignore[dict-item]
+    files: dict[str, str] = {
+        "/etc/passwd": "root:x:0:0::/root:/bin/sh\nslim:x:1000:1000::/:/bin/sh\n",
+        **more.pop("files", {}),
+    }  # type: ignore[dict-item]
+    if argv:
+        more["argv"] = ["/accomplice", *argv]
+    return Hostile(root=root, programs=programs, files=files, **more)  # type: ignore[arg-type]
+
+
+def each(values: Sequence[object], few: int = 2) -> list[tuple[str, object]]:
+    """(transport, value) pairs: all VALUES on the mount transport, the first FEW on the other, where the same code meets them."""
+    return [("mount", value) for value in values] + [("fuse", value) for value in list(values)[:few]]
+
+
+def until(condition, what: str, seconds: float = LIMIT_SECONDS) -> None:
+    """Wait for CONDITION; a test's failure where it does not come."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not in {seconds} s: {what}"
+        time.sleep(0.01)
+
+
+def await_ready(box: Box) -> None:
+    """Until the accomplice looks."""
+    until(lambda: "ready\n" in (box.root / "loot").read_text(errors="replace"), "the accomplice is ready")
+
+
+def attach(box: Box, transport: str, *flags: str, command: Sequence[str] = ("true",), **more: object):
+    """``cntr attach`` with a transport."""
+    return run("attach", str(box.pid), "--transport", transport, *flags, "--", *command, **more)  # type: ignore[arg-type]
+
+
+def in_session(box: Box, transport: str, script: str, *flags: str, **more: object) -> str:
+    """What a bash of the tools' prints in a session, both streams; whatever its status."""
+    done = attach(box, transport, *flags, command=["/bin/bash", "-c", script], **more)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode not in (125, 126, 127), done
+    return done.stdout + done.stderr
+
+
+def need(*commands: str) -> None:
+    """Skip, naming what is missing."""
+    import pytest
+
+    missing = [command for command in commands if not shutil.which(command)]
+    if missing:
+        pytest.skip(f"not installed: {' '.join(missing)}")
+
+
+def compiled(directory: pathlib.Path) -> str:
+    """The accomplice, static: it runs in any container."""
+    need("gcc")
+    program = str(directory / "accomplice")
+    source = str(pathlib.Path(__file__).with_name("accomplice.c"))
+    subprocess.run(["gcc", "-O1", "-Wall", "-Werror", "-static", "-o", program, source], check=True)
+    return program
+
+
+FIRST_ID = 100_000
+
+
+class Remapped(Hostile):
+    """A container in a user namespace of its own: ids 0-65535 there are 100000-165535 of the host."""
+
+    def _start(self, read: int, write: int) -> None:
+        from cntr.linux import syscalls
+
+        told, tell = os.pipe()
+        done, mapped = os.pipe()
+        starter = os.getpid()
+        if os.fork() == 0:  # stays outside, where the maps may be written
+            os.close(read)
+            os.close(write)
+            os.read(told, 1)
+            for kind in ("uid", "gid"):
+                pathlib.Path(f"/proc/{starter}/{kind}_map").write_text(f"0 {FIRST_ID} 65536\n")
+            os._exit(os.write(mapped, b"m") - 1)
+        syscalls.unshare(syscalls.CLONE_NEWUSER)
+        os.write(tell, b"n")
+        os.read(done, 1)
+        for fd in (told, tell, done, mapped):
+            os.close(fd)
+        os.wait()
+        os.setgroups([])
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+        super()._start(read, write)
+
+    def _pivot(self) -> None:
+        from cntr.linux import syscalls
+
+        root = str(self.root)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount(root, root, None, syscalls.MS_BIND | syscalls.MS_REC)
+        syscalls.mount("proc", f"{root}/proc", "proc", syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC)
+        syscalls.mount("tmpfs", f"{root}/dev", "tmpfs", syscalls.MS_NOSUID, "mode=755,size=64k")
+        for device in ("null", "zero", "full", "random", "urandom", "tty"):
+            pathlib.Path(f"{root}/dev/{device}").touch()
+            syscalls.mount(f"/dev/{device}", f"{root}/dev/{device}", None, syscalls.MS_BIND)
+        os.mkdir(f"{root}/dev/pts")
+        syscalls.mount("devpts", f"{root}/dev/pts", "devpts", syscalls.MS_NOSUID, "newinstance,ptmxmode=0666,mode=0620")
+        os.symlink("pts/ptmx", f"{root}/dev/ptmx")
+        syscalls.mount("sysfs", f"{root}/sys", "sysfs", syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV)
+        os.chdir(root)
+        syscalls.pivot_root(".", ".")
+        syscalls.umount(".", syscalls.MNT_DETACH)
+        os.chdir("/")
+
+
+def remapped(place: pathlib.Path, accomplice: str, *argv: str, **more: object) -> Remapped:
+    """``hostile`` in a user namespace of its own; its files belong to its root."""
+    box = hostile(place, accomplice, *argv, **more)
+    for path in (box.root, box.root / "loot"):
+        os.chown(path, FIRST_ID, FIRST_ID)
+    box.__class__ = Remapped
+    return box  # type: ignore[return-value]

@@ -1,0 +1,166 @@
+"""B4: the service behind `cntr exec` in a session. Neither the container nor a user of the host may speak to it, pose as it, or stall it."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import shlex
+import socket
+import threading
+import time
+
+import pytest
+
+from tests.attacks import kit
+from tests.nest.box import CNTR, REPOSITORY, ask, session
+from tests.nest.test_exec_inside import INSIDE
+
+ASKS = f"timeout 8 env {INSIDE} -- /bin/sh -c 'echo answered' </dev/null || echo nothing"
+NAMES = re.compile(r"@?(cntr-[0-9a-f]{8,})")
+
+
+def sockets_of(pid: int | str) -> list[str]:
+    """The unix sockets with a name that a network namespace shows."""
+    return [
+        line.split()[7]
+        for line in pathlib.Path(f"/proc/{pid}/net/unix").read_text().splitlines()[1:]
+        if len(line.split()) > 7
+    ]
+
+
+def in_net_of(pid: int, act):
+    """Run ACT in a thread that stands in PID's network namespace; its result."""
+    from cntr.linux import syscalls
+
+    result: list[object] = []
+
+    def run() -> None:
+        fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
+        syscalls.setns(fd, syscalls.CLONE_NEWNET)
+        os.close(fd)
+        result.append(act())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(20)
+    return result[0] if result else None
+
+
+def test_the_container_sees_no_socket_of_a_session(accomplice, canary, place, transport):
+    with kit.hostile(place, accomplice) as box:
+        before = set(sockets_of(box.pid))
+        with session(str(box.pid), "--transport", transport) as shell:
+            ask(shell, "echo there")
+            assert set(sockets_of(box.pid)) - before == set()
+
+
+def test_the_host_shows_no_socket_to_other_users(accomplice, canary, place, transport):
+    """With the host's network namespace every local user sees the names of abstract sockets."""
+    from cntr.linux import syscalls
+    from lab.slim import NAMESPACES
+
+    with kit.hostile(place, accomplice, namespaces=NAMESPACES & ~syscalls.CLONE_NEWNET) as box:
+        before = set(sockets_of("self"))
+        with session(str(box.pid), "--transport", transport) as shell:
+            ask(shell, "echo there")
+            assert [name for name in set(sockets_of("self")) - before if NAMES.match(name)] == []
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_flood_delays_nobody(accomplice, canary, place, shared):
+    """Whatever name it listens on: connections that say nothing, of the container's processes."""
+    from cntr.linux import syscalls
+    from lab.slim import NAMESPACES
+
+    namespaces = NAMESPACES & ~syscalls.CLONE_NEWNET if shared else NAMESPACES
+    with kit.hostile(place, accomplice, namespaces=namespaces) as box, session(str(box.pid)) as shell:
+        names = [name for name in sockets_of(box.pid) if NAMES.match(name)]
+
+        def flood() -> list[socket.socket]:
+            held = []
+            for name in names:
+                for _ in range(64):
+                    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                    connection.setblocking(False)
+                    try:
+                        connection.connect("\0" + name.lstrip("@"))
+                    except OSError:
+                        connection.close()
+                        continue
+                    held.append(connection)
+            return held
+
+        held = in_net_of(box.pid, flood) or []
+        started = time.monotonic()
+        assert ask(shell, ASKS) == "answered"
+        assert time.monotonic() - started < 7
+        for connection in held:
+            connection.close()
+
+
+def test_a_slow_client_delays_nobody(accomplice, canary, place):
+    """One `cntr exec` in the session that is stopped with its question half asked, or its answers unread."""
+    with kit.hostile(place, accomplice) as box, session(str(box.pid)) as shell:
+        ask(
+            shell,
+            f"({INSIDE} -- /bin/sh -c 'while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxx; done' | sleep 30) >/dev/null 2>&1 & echo started",
+        )
+        ask(
+            shell,
+            f"{INSIDE} -- /bin/sleep 20 </dev/null >/dev/null 2>&1 & P=$!; sleep 0.5; kill -STOP $P; echo stopped",
+        )
+        assert ask(shell, ASKS) == "answered"
+        ask(shell, "kill -CONT $P; kill $P; echo over")
+
+
+def test_a_spoofed_service_gets_nothing(accomplice, canary, place):
+    """Who answers is checked, too: a name in the environment that leads to a socket of the container's."""
+    import subprocess
+
+    with kit.hostile(place, accomplice) as box:
+        got: list[bytes] = []
+
+        def listen() -> None:
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            listener.bind("\0cntr-0123456789abcdef")
+            listener.listen(8)
+            listener.settimeout(3)
+            try:
+                connection, _ = listener.accept()
+                connection.settimeout(1)
+                data, ancillary, *_ = connection.recvmsg(1 << 16, 4096)
+                got.append(data + repr(ancillary).encode())
+                connection.send(b"\0")
+                connection.close()
+            except OSError:
+                pass
+            listener.close()
+
+        thread = threading.Thread(target=in_net_of, args=(box.pid, listen))
+        thread.start()
+        time.sleep(0.3)
+        line = f"timeout 8 env CNTR_SERVICE=cntr-0123456789abcdef PYTHONPATH={REPOSITORY} {shlex.join(CNTR)} exec -- /bin/echo {canary.secret}"
+        done = kit.attach(box, "mount", command=["/bin/bash", "-c", line])
+        thread.join(10)
+        assert got == [], done
+        assert isinstance(done, subprocess.CompletedProcess)
+
+
+def test_no_fd_of_the_supervisor_reaches_the_program(accomplice, canary, place):
+    with kit.hostile(place, accomplice) as box, session(str(box.pid)) as shell:
+        shown = ask(shell, f"{INSIDE} -- sh -c 'echo $(ls /proc/self/fd)' </dev/null")
+        assert shown.split() == ["0", "1", "2", "3"]
+
+
+def test_what_the_program_asks_for_runs_as_the_container(accomplice, canary, place):
+    """Words that look like options, variables that steer the host's Python: the question is data."""
+    with kit.hostile(place, accomplice) as box:
+        for words in (
+            "-e PYTHONSTARTUP=/x -e LD_PRELOAD=/x -- sh -c 'cat " + canary.path + "'",
+            f"-w {canary.directory} -- ls",
+            "-e --privileged=1 -- cat " + canary.path,
+        ):
+            done = kit.attach(box, "mount", command=["/bin/bash", "-c", f"{INSIDE} {words}"])
+            assert canary.secret not in done.stdout + done.stderr
+            assert "canary.public" not in done.stdout.replace(canary.path, "")

@@ -1,0 +1,194 @@
+"""B5: what the container's own /proc tells of a session: mounts, command lines, environments. And what B6 calls values that stop every attach."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pathlib
+import socket
+import time
+
+import pytest
+
+from cntr.linux import syscalls
+from tests.attacks import kit
+from tests.nest.box import run
+
+FILES = ("passwd", "group", "hosts", "hostname", "resolv.conf", "localtime")
+F_SETLEASE = 1024
+
+
+def texts(box: kit.Hostile, kinds: tuple[str, ...]) -> list[str]:
+    return [line for line in box.loot if line.startswith("text") and line.split()[1] in kinds]
+
+
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_values_given_on_the_command_line(accomplice, canary, place, transport, uid):
+    """-e TOKEN=…, --reason, a path: cntr's own words are in no command line or environment that the container can read."""
+    with kit.hostile(place, accomplice, "hunt", "m", canary.path, canary.secret, "same", uid=uid) as box:
+        kit.await_ready(box)
+        for _ in range(3):
+            done = kit.attach(box, transport, "-e", f"TOKEN={canary.secret}", command=["sh", "-c", "sleep 0.1"])
+            assert done.returncode == 0, done
+            run("exec", str(box.pid), "-e", f"TOKEN={canary.secret}", "--", "sh", "-c", "sleep 0.1")
+        leaks = texts(box, ("cmdline", "comm", "stat", "cgroup"))
+        assert leaks == []
+
+
+def test_variables_of_the_caller(accomplice, canary, place, transport):
+    """What the caller's shell had in its environment is in none of the processes that the container sees."""
+    with kit.hostile(place, accomplice, "hunt", "m", canary.path, canary.secret, "same", "1000") as box:
+        kit.await_ready(box)
+        for _ in range(3):
+            kit.attach(
+                box,
+                transport,
+                command=["sh", "-c", "sleep 0.1; env"],
+                env={"AWS_SECRET_ACCESS_KEY": canary.secret, "HISTFILE": canary.secret},
+            )
+            run("exec", str(box.pid), "--", "sh", "-c", "sleep 0.1", env={"AWS_SECRET_ACCESS_KEY": canary.secret})
+        assert texts(box, ("environ", "cmdline")) == []
+        assert canary.secret not in kit.in_session(box, transport, "env", env={"AWS_SECRET_ACCESS_KEY": canary.secret})
+
+
+def test_the_host_name_and_the_callers_directory(accomplice, canary, place, transport):
+    (place / canary.secret).mkdir()
+    with kit.hostile(place, accomplice, "hunt", "m", canary.path, canary.secret, "same") as box:
+        kit.await_ready(box)
+        kit.attach(box, transport, command=["sh", "-c", "sleep 0.2"], cwd=str(place / canary.secret))
+        assert texts(box, ("cmdline", "environ", "maps", "stat")) == []
+
+
+# --- B6: values that stop every attach --------------------------------------------------------------------------------
+
+
+def odd(box: kit.Hostile, path: pathlib.Path, kind: str) -> list[int]:
+    """Something else at PATH; fds to be closed at the end."""
+    path.unlink(missing_ok=True)
+    if kind == "fifo":
+        os.mkfifo(path, 0o644)
+    elif kind == "directory":
+        path.mkdir()
+        (path / "x").touch()
+    elif kind == "loop":
+        path.symlink_to(path.name)
+    elif kind == "long link":
+        path.symlink_to("x/../" * 800 + "y")
+    elif kind == "proc link":
+        path.symlink_to("/proc/self/fd/0")
+    elif kind == "kmsg link":
+        path.symlink_to("/proc/kmsg")
+    elif kind == "pagemap link":
+        path.symlink_to("/proc/1/pagemap")
+    elif kind == "mem link":
+        path.symlink_to("/proc/self/mem")
+    elif kind == "shadow link":
+        path.symlink_to("../../../../../../etc/shadow")
+    elif kind == "device":
+        os.mknod(path, 0o20644, os.makedev(1, 5))
+    elif kind == "tty device":
+        os.mknod(path, 0o20644, os.makedev(5, 1))
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as unix:
+            here = os.open(path.parent, os.O_PATH)
+            unix.bind(f"/proc/self/fd/{here}/{path.name}")
+            os.close(here)
+    elif kind == "sparse":
+        path.touch()
+        os.truncate(path, 1 << 40)
+    elif kind == "unreadable":
+        path.write_text("root:x:0:0::/:/bin/sh\n")
+        path.chmod(0)
+    elif kind in ("lease", "lock", "immutable name"):
+        path.write_text("root:x:0:0::/:/bin/sh\n")
+        fd = os.open(path, os.O_RDWR)
+        if kind == "lease":
+            fcntl.fcntl(fd, F_SETLEASE, fcntl.F_WRLCK)
+            fcntl.fcntl(fd, fcntl.F_SETSIG, 64)
+        else:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return [fd]
+    return []
+
+
+KINDS = ("fifo directory loop,long link,proc link,kmsg link,pagemap link,mem link,shadow link,device,tty device,socket,sparse,unreadable,lease,lock").replace(
+    "fifo directory loop", "fifo,directory,loop"
+).split(",")  # fmt: skip
+
+
+@pytest.mark.parametrize(("transport", "kind"), kit.each(KINDS), indirect=["transport"])
+def test_odd_files_in_etc_stop_nothing(accomplice, canary, place, transport, kind):
+    """All six at once; in little time, and nothing of the host's comes in by them."""
+    import signal
+
+    before = signal.signal(64, signal.SIG_IGN)  # the lease-breaker's signal
+    held: list[int] = []
+    try:
+        with kit.hostile(place, accomplice) as box:
+            for name in FILES:
+                held += odd(box, box.root / "etc" / name, kind)
+            started = time.monotonic()
+            shown = kit.in_session(
+                box,
+                transport,
+                "id -u; cat /etc/passwd /etc/group /etc/hosts /etc/hostname | head -c 100000; echo over",
+                timeout=15,
+            )
+            assert time.monotonic() - started < 12
+            assert shown.startswith("0\n")
+            assert shown.endswith("over\n")
+            assert "root:$" not in shown
+            assert "root:*:" not in shown
+            for verb in ("exec", "inspect"):
+                assert run(verb, str(box.pid), *(("--", "true") if verb == "exec" else ()), timeout=15).returncode == 0
+            assert run("attach", str(box.pid), "--user", "root", "--", "true", timeout=15).returncode in (0, 125)
+    finally:
+        for fd in held:
+            os.close(fd)
+        signal.signal(64, before)
+
+
+@pytest.mark.parametrize(
+    ("transport", "source"),
+    kit.each(["/proc/kmsg", "/proc/self/pagemap", "/dev/random", "/sys/kernel/notes"], 1),
+    indirect=["transport"],
+)
+def test_files_of_other_filesystems_over_passwd(accomplice, canary, place, transport, source):
+    """A bind mount of a file of procfs, sysfs: regular by its mode, but reading it waits, acts, or has no end."""
+
+    def over(root: str) -> None:
+        for name in ("passwd", "group", "hosts"):
+            syscalls.mount(source, f"{root}/etc/{name}", None, syscalls.MS_BIND)
+
+    files = {f"/etc/{name}": "" for name in ("passwd", "group", "hosts")}
+    with kit.hostile(place, accomplice, files=files, mounts=over) as box:
+        started = time.monotonic()
+        shown = kit.in_session(box, transport, "id -u", timeout=15)
+        assert shown.endswith("0\n")
+        assert time.monotonic() - started < 12
+
+
+@pytest.mark.parametrize("what", ["var", "var/lib", "var/lib/cntr", "proc", "sys", "etc", "usr"])
+def test_directories_that_are_something_else(accomplice, canary, place, transport, what):
+    """The container's tree is grafted, not looked up: whatever /var/lib/cntr, /etc or /usr are in it."""
+    with kit.hostile(place, accomplice, files={}) as box:
+        path = box.root / what
+        if path.exists() and what in ("proc", "sys"):
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            path.rename(path.with_name("moved"))
+        path.symlink_to("/proc/self/root")
+        assert (
+            kit.in_session(box, transport, "echo here; test -e /var/lib/cntr/app && echo app", timeout=15)
+            == "here\napp\n"
+        )
+
+
+def test_names_of_the_container_in_messages(accomplice, canary, place):
+    with kit.hostile(place, accomplice, name="x") as box:
+        box.write("/\x1b[31mevil", "x")
+        for words in (["exec", "--", "/\x1b[31mevil"], ["exec", "-w", "/\x1b[31mevil", "--", "true"]):
+            done = run(words[0], str(box.pid), *words[1:])
+            assert "\x1b" not in done.stderr

@@ -1,0 +1,239 @@
+"""Each defence is undone once, and its attack must then succeed: a check that no mutation makes fail proves nothing.
+
+A mutation is a line of Python that patches one function or constant of cntr before it runs. The interpreter that ``exec`` starts anew has it too.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from tests.attacks import kit, test_a1_descriptors, test_b1_exec
+from tests.nest.box import REPOSITORY
+
+START = "from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))"
+# The second interpreter's code is a template: what is undone goes in front of it.
+AGAIN = "import cntr.attach.readonly_interpreter as again; again.CODE = again.CODE.replace('from cntr.__main__', {undone!r}.replace('{{', '{{{{').replace('}}', '}}}}') + '; from cntr.__main__')"
+
+
+def mutated(undone: str, *words: str, **more: object) -> subprocess.CompletedProcess[str]:
+    """cntr WORDS with a defence undone."""
+    code = f"import sys; {undone}; {AGAIN.format(undone=undone)}; {START}" if undone else f"import sys; {START}"
+    return subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env={**os.environ, "PYTHONPATH": REPOSITORY, "SHELL": "/bin/bash"},
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+        **{"input": "", **more},  # type: ignore[call-overload]
+    )
+
+
+class Scene:
+    """What an attack needs: fixtures, and cntr with or without the defence."""
+
+    def __init__(self, undone: str, accomplice: str, canary: kit.Canary, place) -> None:
+        self.undone, self.accomplice, self.canary, self.place = undone, accomplice, canary, place
+
+    def hostile(self, *argv: str, **more: object) -> kit.Hostile:
+        return kit.hostile(self.place, self.accomplice, *argv, **more)
+
+    def cntr(self, *words: str, **more: object) -> str:
+        done = mutated(self.undone, *words, **more)
+        return done.stdout + done.stderr
+
+    def bash(self, box: kit.Hostile, script: str, *flags: str, **more: object) -> str:
+        return self.cntr("attach", str(box.pid), *flags, "--", "/bin/bash", "-c", script, **more)
+
+
+def descriptors(scene: Scene) -> bool:
+    paths = test_a1_descriptors.links("/proc/self/fd/{}", str(scene.canary.directory))
+    with scene.hostile(links=paths, environment=test_a1_descriptors.along(paths)) as box:
+        return kit.PROOF in scene.cntr("exec", str(box.pid), "--", "proof")
+
+
+def prompt(scene: Scene) -> bool:
+    with scene.hostile(files={"/etc/passwd": "$(echo canary name >>/var/lib/cntr/loot):x:0:0::/:/bin/sh\n"}) as box:
+        scene.cntr("attach", str(box.pid), "--", "/bin/bash", "-i", input="PS1='\\u@\\h '\n:\nexit\n")
+        return bool(box.proofs(scene.canary.secret))
+
+
+def escapes(scene: Scene) -> bool:
+    with scene.hostile(files={"/etc/hosts": "127.0.0.1 \x1b]0;owned\x07\n"}) as box:
+        return "\x1b" in scene.bash(box, "cat /etc/hosts")
+
+
+def devices(scene: Scene) -> bool:
+    with scene.hostile() as box:
+        box.inside("/dev/zero").unlink()
+        box.inside("/dev/zero").write_text(scene.canary.secret)
+        return scene.canary.secret in scene.bash(box, "head -c 32 /dev/zero")
+
+
+def variables(scene: Scene) -> bool:
+    with scene.hostile(
+        environment={"BASH_ENV": "/var/lib/cntr/trap"}, files={"/trap": "echo canary >>/var/lib/cntr/loot\n"}
+    ) as box:
+        scene.bash(box, "true")
+        return bool(box.proofs(scene.canary.secret))
+
+
+def root_files(scene: Scene) -> bool:
+    with scene.hostile() as box:
+        return scene.canary.secret in scene.bash(box, f"cat {scene.canary.path}")
+
+
+def written_files(scene: Scene) -> bool:
+    with scene.hostile() as box:
+        scene.bash(box, f"mount -o remount,rw / 2>/dev/null; touch {scene.canary.file('open')}/new && echo written")
+    new = os.path.join(scene.canary.file("open"), "new")
+    if os.path.exists(new):
+        os.unlink(new)
+        return True
+    return False
+
+
+def sockets(scene: Scene) -> bool:
+    from tests.attacks.test_b9_host import DIAL, listening
+
+    path = str(scene.canary.directory / "daemon.sock")
+    unix = listening(path, 0o666)
+    try:
+        with scene.hostile() as box:
+            return "talked to" in scene.bash(box, f'python3 -c "{DIAL}" {path}')
+    finally:
+        unix.close()
+        os.unlink(path)
+
+
+def doors(scene: Scene) -> bool:
+    """The session's memory, or a file that its root shows, is open to the container."""
+    with scene.hostile("hunt", "l", scene.canary.file("public"), scene.canary.secret, "same") as box:
+        kit.await_ready(box)
+        for _ in range(3):
+            scene.bash(box, "sleep 0.15")
+        return any(line.startswith(("memory", "canary")) for line in box.loot)
+
+
+def dropped(scene: Scene) -> bool:
+    """The same for a tool that gives its capabilities up."""
+    with scene.hostile("hunt", "l", scene.canary.file("public"), scene.canary.secret, "same") as box:
+        kit.await_ready(box)
+        for _ in range(3):
+            scene.bash(box, "setpriv --bounding-set=-all --inh-caps=-all --ambient-caps=-all sleep 0.2")
+        return any(line.startswith(("memory", "canary")) for line in box.loot)
+
+
+def tickets(scene: Scene) -> bool:
+    with scene.hostile() as box:
+        ticket = test_b1_exec.with_a_ticket("ticket", scene.canary.secret)
+        return scene.canary.secret in scene.cntr(
+            "exec", str(box.pid), "--", "/accomplice", "keys", "ticket", preexec_fn=ticket
+        )
+
+
+def core_limit(scene: Scene) -> bool:
+    with scene.hostile() as box:
+        return scene.bash(box, "ulimit -Hc").strip() != "0"
+
+
+def filters(scene: Scene) -> bool:
+    with test_b1_exec.filtered(scene.place, scene.accomplice, ((test_b1_exec.SYS_GETCPU, 77),)) as box:
+        return "77" not in scene.cntr("exec", str(box.pid), "--", "/accomplice", "call", str(test_b1_exec.SYS_GETCPU))
+
+
+def number(scene: Scene) -> bool:
+    with scene.hostile(files={"/etc/passwd": "1000:x:0:0::/:/bin/sh\n"}) as box:
+        return scene.cntr("exec", str(box.pid), "--user", "1000", "--", "id", "-u").strip() == "0"
+
+
+def streams(scene: Scene) -> bool:
+    """A file given as stdin is opened for writing by the program."""
+    file = scene.place / "file"
+    file.write_text("caller's\n")
+    with scene.hostile() as box, open(file) as opened:
+        scene.cntr("exec", str(box.pid), "--", "/accomplice", "streams", input=None, stdin=opened)
+    return file.read_text() != "caller's\n"
+
+
+def orphans(scene: Scene) -> bool:
+    """Something of the session's outlives it."""
+    with scene.hostile() as box:
+        scene.bash(box, "setsid sleep 600 >/dev/null 2>&1 </dev/null & sleep 0.2")
+        left = [
+            pid
+            for pid in os.listdir("/proc")
+            if pid.isdecimal() and _is(pid, b"sleep\x00600") and _same_pids(pid, box.pid)
+        ]
+        for pid in left:
+            os.kill(int(pid), 9)
+        return bool(left)
+
+
+def _is(pid: str, line: bytes) -> bool:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read().startswith(line)
+    except OSError:
+        return False
+
+
+def _same_pids(pid: str, other: int) -> bool:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid") == os.readlink(f"/proc/{other}/ns/pid")
+    except OSError:
+        return False
+
+
+# On an idmapped mount nobody writes, and nobody connects, whatever the permissions for others: what stands behind it is seen without it only.
+OWNED = (
+    "import cntr.attach.view as m; "
+    "m.Part.protect = lambda self, fd: (m.syscalls.mount_setattr(self.tree_fd, '', recursive=False, attr_set=m.SAFE), setattr(self, 'how', 'idmapped'))[0]"
+)
+# defence → (what undoes it, the attack)
+DEFENCES: dict[str, tuple[str, Callable[[Scene], bool]]] = {
+    "every fd is closed before a path is followed": (
+        "import cntr.attach.launcher as m; m.close_all_but = lambda *kept: None",
+        descriptors,
+    ),
+    "names are safe ones": ("import cntr.attach.etc_files as m; m.safe_name = lambda name: True", prompt),
+    "copies hold no escapes": ("import cntr.attach.etc_files as m; m.copied = lambda name, data: data", escapes),
+    "/dev is the session's own": (
+        "import cntr.attach.nest as m; old = m.Nest.graft_kernel_filesystems; "
+        "m.Nest.graft_kernel_filesystems = lambda self: (old(self), self._graft_directory('dev', 0x01021994))[0]",
+        devices,
+    ),
+    "the environment is an allow-list": (
+        "import cntr.attach.environment as m; old = m.add; "
+        "m.add = lambda result, settings, container: (old(result, settings, container), result.update(container))[0]",
+        variables,
+    ),
+    "files belong to nobody": (OWNED, root_files),
+    "the view is read-only": (f"{OWNED}; m.SAFE &= ~m.syscalls.MOUNT_ATTR_RDONLY", written_files),
+    "sockets are covered": (f"{OWNED}; import cntr.attach.walk as w; w.sockets = lambda text: []", sockets),
+    "the session has a capability more than the container": (
+        "import cntr.attach.identity as m; m.CAP_SYS_PTRACE = 0",
+        doors,
+    ),
+}
+
+
+@pytest.fixture
+def scene(accomplice, canary, place):
+    return Scene("", accomplice, canary, place)
+
+
+@pytest.mark.parametrize("name", DEFENCES)
+def test_without_its_defence_the_attack_succeeds(scene, name):
+    scene.undone, attack = DEFENCES[name]
+    assert attack(scene), f"{attack.__name__} goes on failing without: {name}"
+
+
+@pytest.mark.parametrize("name", DEFENCES)
+def test_with_it_the_same_attack_fails(scene, name):
+    assert not DEFENCES[name][1](scene)
