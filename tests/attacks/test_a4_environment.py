@@ -240,7 +240,7 @@ HUGE = {
 def test_an_environment_that_would_stop_every_attach(accomplice, canary, place, transport, kind):
     """E2BIG is the kernel's answer to a variable of 128 KiB, or to more than a quarter of the stack."""
     with kit.hostile(place, accomplice, environment=HUGE[kind]) as box:
-        assert kit.in_session(box, transport, "echo here", "-e", "MINE=1") == "here\n"
+        assert kit.in_session(box, transport, "echo here", "-e", "MINE=1").startswith("here\n")
         shown = run("inspect", str(box.pid))
         assert shown.returncode == 0
         assert "\x1b" not in shown.stdout
@@ -250,4 +250,4 @@ def test_an_environment_overwritten_by_its_process(accomplice, canary, place, tr
     """/proc/PID/environ is the process's own memory: it may hold anything by now (setproctitle)."""
     text = "\0".join(["LD_PRELOAD=/x", "=", "novalue", "PATH=/evil", "A" * 4000, "\x1b]0;t\x07=1"])
     with kit.hostile(place, accomplice, environment={"FILLER": text.replace("\0", "\n")}) as box:
-        assert kit.in_session(box, transport, "echo here") == "here\n"
+        assert kit.in_session(box, transport, "echo here").startswith("here\n")

@@ -150,7 +150,7 @@ def test_set_id_programs_of_the_container_are_dead_in_a_session(who, accomplice,
         arm(box.root / "armed", who)
         drop = "" if uid else "setpriv --reuid 12345 --regid 12345 --clear-groups --inh-caps=-all "
         script = f"for p in setuid setgid caps; do {drop}/var/lib/cntr/armed/$p 2>&1; done; echo over"
-        shown = kit.in_session(box, transport, script, *(["--user", "12345"] if uid else []))
+        shown = kit.in_session(box, transport, script, *(["--user", "12345:12345"] if uid else []))
         assert "over" in shown
         assert "euid 0" not in shown
         assert "egid 0" not in shown
