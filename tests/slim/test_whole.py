@@ -112,8 +112,10 @@ def test_what_goes_wrong_is_said_and_leaves_nothing(archive, tmp_path, words, sa
 
 def test_an_image_of_another_machine_is_refused(archive, tmp_path):
     place = tmp_path / "foreign"
+    place.mkdir()
     with tarfile.open(archive) as image:
-        image.extractall(place, filter="data")
+        for member in image:
+            (place / member.name).write_bytes(image.extractfile(member).read())
     config = json.loads((place / "config.json").read_text())
     config["architecture"] = "s390x" if os.uname().machine != "s390x" else "amd64"
     (place / "config.json").write_text(json.dumps(config))
