@@ -152,6 +152,28 @@ def test_a_required_package_brings_its_dependencies(tmp_path):
     assert "/usr/share/nodejs/three/index.js" not in context.kept
 
 
+def test_what_ruby_and_perl_load_later(tmp_path):
+    tree = trees.make(
+        tmp_path,
+        {
+            "/app/app.rb": "server.mount('/x') { require 'json'; JSON }\n",
+            "/usr/lib/ruby/3.1.0/json.rb": "require 'json/common'\n",
+            "/usr/lib/ruby/3.1.0/json/common.rb": "x",
+            "/usr/lib/ruby/3.1.0/csv.rb": "x",
+            "/app/app.pl": "if (1) { require Digest::MD5; }\n",
+            "/usr/lib/x86_64-linux-gnu/perl/5.36.0/Digest/MD5.pm": "x",
+            "/usr/lib/x86_64-linux-gnu/perl/5.36.0/auto/Digest/MD5/MD5.so": "x",
+            "/usr/share/perl5/Other.pm": "x",
+        },
+    )
+    perl = "/usr/lib/x86_64-linux-gnu/perl/5.36.0"
+    wanted = {"/usr/lib/ruby/3.1.0/json.rb", "/usr/lib/ruby/3.1.0/json/common.rb"}
+    wanted |= {f"{perl}/Digest/MD5.pm", f"{perl}/auto/Digest/MD5/MD5.so"}
+    context = complete(tree, {"/app/app.rb": "open"}, {"WorkingDir": "/app"})
+    assert wanted <= context.kept.keys()
+    assert not {"/usr/lib/ruby/3.1.0/csv.rb", "/usr/share/perl5/Other.pm"} & context.kept.keys()
+
+
 @pytest.mark.parametrize(
     ("settings", "kept"),
     [

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import re
 
+from cntr.slim.rules import application
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cntr.slim.rules import Context, Found
     from cntr.slim.tree import Entry
 
 NAME = "ruby"
-SUMMARY = "lib, data and specification of each gem that is used; a bundle's files"
+SUMMARY = "what the application requires anywhere in its code; lib, data and specification of each gem that is used; a bundle's files"
+_REQUIRE = re.compile(
+    r"""(?:^|[;{(\s])(require|require_relative|load|autoload\s+:\w+\s*,)\s*\(?\s*["']([\w./-]{1,200})["']""",
+    re.MULTILINE,
+)
+_PLACE = re.compile(
+    r"(?:/usr|/usr/local)/lib(?:/[a-z0-9_]+-linux-gnu)?/ruby/(?:(?:vendor|site)_ruby/?)?(?:\d[\d.]*)?(?:/[a-z0-9_]+-linux(?:-gnu)?)?|.*/gems/[^/]+/lib"
+)
+_MOST = 4 << 20
 _GEM = re.compile(r"(.*)/gems/([^/]+)/(?:lib|app|ext|bin|exe|config|data)/")
 
 
 def follows(context: Context, path: str, entry: Entry) -> Found:
     """Of a file in a gem: autoload takes the rest when it is first named."""
+    required: set[str] = context.once("ruby required", set)
+    if path.endswith((".rb", ".ru", ".rake")) and (path in required or application.is_application(context, path)):
+        yield from _required(context, path, required)
     found = _GEM.match(path)
     if found:
         root, name = found[1], found[2]
@@ -31,3 +44,23 @@ def follows(context: Context, path: str, entry: Entry) -> Found:
         directory = path.rpartition("/")[0]
         for name in ("Gemfile.lock", "gems.locked", ".bundle/config", "Gemfile"):
             yield f"{directory}/{name}", "the bundle that a program belongs to"
+
+
+def _required(context: Context, path: str, required: set[str]) -> Found:
+    text = context.tree.read(path, _MOST).decode("utf-8", "replace")
+    here = path.rpartition("/")[0]
+    for how, name in _REQUIRE.findall(text):
+        places = [here] if how == "require_relative" else [here, *_places(context)]
+        for one in (f"{place}/{name}{end}" for place in places for end in ("", ".rb", ".so")):
+            real, _ = context.tree.resolve(one)
+            if real and context.tree.entries[real].is_file:
+                required.add(real)
+                yield one, f"required by the application as {name}"
+                break
+
+
+def _places(context: Context) -> list[str]:
+    def make() -> list[str]:
+        return [path for path, entry in context.tree.entries.items() if entry.is_directory and _PLACE.fullmatch(path)]
+
+    return context.once("ruby places", make)  # type: ignore[no-any-return]
