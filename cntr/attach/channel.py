@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-FAILED, NOTE, EXITED, KILLED, NEST, LEFT = "failed", "note", "exited", "killed", "nest", "left"
+FAILED, NOTE, EXITED, KILLED, NEST, LEFT, DONE = "failed", "note", "exited", "killed", "nest", "left", "done"
 
 
 class Channel:

@@ -14,7 +14,7 @@ import select
 import time
 
 from cntr.attach import launcher, remains, steps
-from cntr.attach.channel import EXITED, FAILED, KILLED, LEFT, NEST, NOTE, Channel
+from cntr.attach.channel import DONE, EXITED, FAILED, KILLED, LEFT, NEST, NOTE, Channel
 from cntr.attach.identity import Identity
 from cntr.attach.nest import Nest, OwnRoot
 from cntr.linux import syscalls
@@ -154,7 +154,7 @@ class Monitor:
 
     def _reaper_lost(self) -> int:
         """Somebody killed the reaper, and its death the command."""
-        self.channel.report(KILLED, str(int(signal.SIGKILL)))
+        self.channel.report(KILLED, str(int(signal.SIGKILL)), "reaper")
         return 0
 
     def _end_all(self, reaper_fd: int, alone: bool) -> None:
@@ -181,6 +181,7 @@ class Monitor:
                     raise
         if self.left_files and (files := self.left_files()):
             self.channel.report(LEFT, *files)
+        self.channel.report(DONE)
 
 
 TYPE_CHECKING = False

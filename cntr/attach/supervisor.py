@@ -9,7 +9,7 @@ import select
 import time
 
 from cntr.attach import remains, steps
-from cntr.attach.channel import EXITED, FAILED, KILLED, LEFT, NEST, NOTE, Channel, Reader
+from cntr.attach.channel import DONE, EXITED, FAILED, KILLED, LEFT, NEST, NOTE, Channel, Reader
 from cntr.attach.signals import Watch
 from cntr.attach.target import Target
 from cntr.errors import EXIT_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CntrError, StepFailed, printable
@@ -20,7 +20,7 @@ GRACE_SECONDS = 2.0  # between asking a session to end (SIGHUP) and ending it
 class Outcome:
     """How it ended: the wait status' parts, and the failure that kept it from beginning."""
 
-    __slots__ = ("failed", "left", "nest", "notes", "server_gone", "status", "target_gone")
+    __slots__ = ("done", "failed", "left", "nest", "notes", "reaper_gone", "server_gone", "status", "target_gone")
 
     def __init__(self) -> None:
         """Not ended yet."""
@@ -29,7 +29,7 @@ class Outcome:
         self.notes: list[str] = []
         self.left: list[str] = []  # files in the session's own directories
         self.nest = remains.NOTHING
-        self.target_gone = self.server_gone = False
+        self.reaper_gone = self.done = self.target_gone = self.server_gone = False
 
     def take(self, frame: list[str]) -> None:
         """Take one report in; the first failure is the one that counts."""
@@ -40,12 +40,15 @@ class Outcome:
             self.notes += words
         elif kind == LEFT:
             self.left += words
+        elif kind == DONE:
+            self.done = True
         elif kind == NEST:
             self.nest = int(words[0]), int(words[1])
         elif kind == EXITED:
             self.status = int(words[0])
         elif kind == KILLED:
             self.status = 128 + int(words[0])
+            self.reaper_gone = len(words) > 1
 
 
 class Supervisor:
@@ -82,7 +85,7 @@ class Supervisor:
         self.stdio = stdio
         stdio.watch(proc_fd, lambda: remains.descendants(proc_fd, monitor))
         self.deadline = 0.0  # monotonic seconds; when the session is ended by force
-        self.orders_open = True
+        self.orders_open = self.reports_open = True
 
     def run(self) -> int:
         """Wait for the end; the exit status of the CLI contract. Raises CntrError."""
@@ -106,7 +109,9 @@ class Supervisor:
     def _turn(self) -> bool:
         """Wait for one round of events; True once the monitor has ended."""
         poll = select.poll()
-        fds = {self.monitor_fd: select.POLLIN, self.watch.fd: select.POLLIN, self.channel.reports_read: select.POLLIN}
+        fds = {self.monitor_fd: select.POLLIN, self.watch.fd: select.POLLIN}
+        if self.reports_open:
+            fds[self.channel.reports_read] = select.POLLIN
         if not self.outcome.target_gone:
             fds[self.target.pidfd] = select.POLLIN
         if self.server and not self.server_ended:
@@ -134,6 +139,10 @@ class Supervisor:
             elif fd == self.channel.reports_read:
                 for frame in self.reader.frames():
                     self.outcome.take(frame)
+                # The monitor's end, which has ended all that was in the session: what it still waits for is the kernel taking the
+                # nested mount namespace apart, tens of milliseconds of RCU grace periods that nobody else need wait for.
+                self.reports_open = bool(events & select.POLLIN)
+                ended |= self._is_done()
             elif fd == self.target.pidfd:
                 # The kernel ends the whole pid namespace with its init; a session beside another process ends here.
                 self.outcome.target_gone = True
@@ -145,6 +154,10 @@ class Supervisor:
             elif self.pump and not self.pump.ready(fd, events):
                 self._hang_up()
         return ended
+
+    def _is_done(self) -> bool:
+        """Whether the monitor is ending, having ended the session. With a file server its mounts are waited for."""
+        return self.outcome.done and not self.reports_open and not self.server
 
     def _patience(self) -> float | None:
         """Milliseconds to wait for events: until the deadline, or the next look at the file server."""
@@ -207,6 +220,13 @@ class Supervisor:
     def _end_session(self) -> None:
         """Reap the monitor; one that does not end by itself within the grace period is killed, and the command with it."""
         self._close_orders()
+        if self._is_done():
+            os.waitpid(self.monitor, os.WNOHANG)
+            if (
+                self.outcome.reaper_gone
+            ):  # by an init's death, for one, which is seen only once its whole namespace is reaped
+                self.outcome.target_gone = not self.target.alive(GRACE_SECONDS / 4)
+            return
         poll = select.poll()
         poll.register(self.monitor_fd, select.POLLIN)
         if not poll.poll(GRACE_SECONDS * 1000):
