@@ -152,6 +152,15 @@ def test_a_required_package_brings_its_dependencies(tmp_path):
     assert "/usr/share/nodejs/three/index.js" not in context.kept
 
 
+def test_a_servers_own_tools_stay_where_they_are_small(tmp_path):
+    files = {f"/usr/local/bin/{name}": b"\x7fELF" for name in ("store-server", "store-cli", "other-tool", "sh")}
+    for name, size, kept in (("small", 10, True), ("large", 4 << 20, False)):
+        tree = trees.make(tmp_path / name, {**files, "/usr/local/bin/store-check": b"\x7fELF" + bytes(size)})
+        context = complete(tree, {}, {"Cmd": ["store-server"]})
+        assert ("/usr/local/bin/store-cli" in context.kept) == kept
+        assert "/usr/local/bin/other-tool" not in context.kept
+
+
 def test_what_ruby_and_perl_load_later(tmp_path):
     tree = trees.make(
         tmp_path,

@@ -31,6 +31,7 @@ RECORDED, VERIFIED = "recorded", "verified"
 NAMES = (
     "configuration",
     "application",
+    "companions",
     "basics",
     "elf",
     "scripts",

@@ -1,0 +1,53 @@
+"""A server's own small tools: what people run beside it with `docker exec` (redis-cli, haproxy's halog, keytool)."""
+
+from __future__ import annotations
+
+from cntr.slim.rules import packages
+from cntr.slim.runs import as_words
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cntr.slim.rules import Context, Found
+
+NAME = "companions"
+SUMMARY = "the programs of the started program's package, or beside it with its name's first word, where all are small"
+MOST = 3 << 20  # bytes of all together; a larger set is left to the exercise and --keep
+_LETTERS = 4  # of a name's first word: shorter ones mean nothing
+PLACES = ("/usr/bin", "/usr/sbin", "/bin", "/sbin", "/usr/local/bin", "/usr/local/sbin")
+
+
+def seeds(context: Context) -> Found:
+    """Of the first words of Entrypoint and Cmd."""
+    settings = context.settings
+    for words in (as_words(settings.get("Entrypoint")), as_words(settings.get("Cmd"))):
+        program = context.program(words[0]) if words else ""
+        real, _ = context.tree.resolve(program) if program else ("", [])
+        if not real or real.rpartition("/")[0] not in PLACES:
+            continue
+        found = _of_package(context, real) or _of_name(context, real)
+        if sum(context.tree.entries[path].size for path in found) <= MOST:
+            for path in found:
+                yield path, f"a tool of {real}, which the image starts"
+
+
+def _of_package(context: Context, program: str) -> list[str]:
+    owners = packages.owners(context)
+    name = owners.get(program)
+    if not name or name in ("coreutils", "busybox", "bash", "dash"):
+        return []
+    return [path for path in _programs(context) if owners.get(path) == name and path != program]
+
+
+def _of_name(context: Context, program: str) -> list[str]:
+    if program in packages.owners(context):
+        return []
+    directory, _, name = program.rpartition("/")
+    word = name.partition("-")[0]
+    if len(word) < _LETTERS:
+        return []
+    return [path for path in _programs(context) if path.startswith(f"{directory}/{word}-") and path != program]
+
+
+def _programs(context: Context) -> list[str]:
+    tree = context.tree
+    return [path for place in PLACES for path in tree.children(place) if tree.entries[path].is_executable]
