@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from cntr.slim.rules import Context, Found
 
 NAME = "companions"
-SUMMARY = "the programs of the started program's package, or beside it with its name's first word, where all are small"
-MOST = 3 << 20  # bytes of all together; a larger set is left to the exercise and --keep
+SUMMARY = "the small programs of the started program's package, or beside it with its name's first word"
+LARGEST, MOST = 1 << 20, 3 << 20  # bytes of one, of all together; what is larger is left to the exercise and --keep
 _LETTERS = 4  # of a name's first word: shorter ones mean nothing
 PLACES = ("/usr/bin", "/usr/sbin", "/bin", "/sbin", "/usr/local/bin", "/usr/local/sbin")
 
@@ -25,6 +25,7 @@ def seeds(context: Context) -> Found:
         if not real or real.rpartition("/")[0] not in PLACES:
             continue
         found = _of_package(context, real) or _of_name(context, real)
+        found = [path for path in found if context.tree.entries[path].size <= LARGEST]
         if sum(context.tree.entries[path].size for path in found) <= MOST:
             for path in found:
                 yield path, f"a tool of {real}, which the image starts"
