@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 NAME = "perl"
 SUMMARY = "modules that the application uses, auto/…/*.so and autosplit files of kept modules"
-_USE = re.compile(r"(?:^|[;{}\s])(?:use|require)\s+([A-Z]\w*(?:::\w+)*)", re.MULTILINE)
+_USE = re.compile(r"(?:^|[;{}\s])(?:use|require)\s+([A-Za-z]\w*(?:::\w+)*)", re.MULTILINE)
 _PLACE = re.compile(
     r"(?:/usr|/usr/local)/(?:lib|share)(?:/[a-z0-9_]+-linux-gnu)?/(?:perl5?|site_perl)(?:-base|/\d[\d.]*|/\d[\d.]*/[^/]+)?"
 )
