@@ -28,9 +28,7 @@ def row(result: dict[str, Any]) -> str:
         return f"{name}| – | – | – | – | – | {' '.join(result['error'])[:120]} |"
     before, after = result["before"], result["after"]
     held = [line for line in result["held"] if line not in result["held_in_whole"]] + result["restart"]
-    lost = (
-        "all answered" if not held else "; ".join(line.replace("|", "/").partition(", hint")[0][:90] for line in held)
-    )
+    lost = "all answered" if not held else "; ".join(" ".join(line.replace("|", "/").split())[:90] for line in held)
     works = "yes" if not result["probe"] else "**no**"
     return (
         f"{name}| {_megabytes(before['bytes'])} / {before['files']} | {_megabytes(after['bytes'])} / {after['files']} "
