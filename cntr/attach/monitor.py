@@ -108,6 +108,8 @@ class Monitor:
         kind, self.reaper = self._frame(frames)
         if kind != launcher.STARTED:
             return 1  # the launcher has said why
+        # A pid is a claim of a process that wears the container's identity: only our own child is taken for the reaper.
+        os.waitid(os.P_PID, self.reaper, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         pidfd = os.pidfd_open(self.reaper)
         poll = select.poll()
         for fd in (frames, self.channel.orders_read, pidfd):

@@ -68,7 +68,10 @@ def make(path: str, *, is_dir: bool) -> None:
         binds = _show(parent_fd, tmpfs, missing[0])
         syscalls.move_mount(tmpfs, parent_fd, "")
         for name, fd in binds:
-            syscalls.move_mount(fd, tmpfs, name)
+            try:
+                syscalls.move_mount(fd, tmpfs, name)
+            except FileNotFoundError:
+                pass  # it has been removed since
             os.close(fd)
         if parent == "/":  # our root is still the covered directory: move to what covers it
             os.fchdir(tmpfs)

@@ -170,7 +170,13 @@ class View:
         if self.as_owner:
             self._owners_view(progress)
             return
-        parts = collect(self.proc_fd, self.nobody_fd)
+        try:
+            parts = collect(self.proc_fd, self.nobody_fd)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self._whole_view(progress)
+            return
         make_root(parts[0].tree_fd, progress)
         progress.now = steps.VIEW
         for part in parts[1:]:
@@ -185,6 +191,19 @@ class View:
         progress.now = steps.MASKS
         masks = [(f"{part.path.rstrip('/')}/{path}", is_dir) for part in parts for path, is_dir in part.masks]
         self._cover([*masks, *((path, False) for path in self.sockets)])
+
+    def _whole_view(self, progress: steps.Progress) -> None:
+        """Of a container with a user namespace: its mounts are locked together (mount_namespaces(7)), none can be cloned by itself."""
+        syscalls.mount_setattr(syscalls.AT_FDCWD, "/", recursive=True, attr_set=SAFE)
+        progress.now = steps.MASKS
+        whole = Part("/", "mounts locked together", os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        whole.how = "masked"
+        whole.look()
+        os.close(whole.tree_fd)
+        self._cover(
+            [*((f"/{path}", is_dir) for path, is_dir in whole.masks), *((path, False) for path in self.sockets)]
+        )
+        self.notes.append(f"tools view: / ({whole.fstype}): {whole.how}")
 
     def _cover(self, masks: list[tuple[str, bool]]) -> None:
         """Mount nothing over each of MASKS. Raises OSError."""

@@ -11,7 +11,7 @@ import pytest
 
 from cntr.linux import procfs
 from tests.engines import rigs
-from tests.nest.box import run
+from tests.nest.box import Box, run
 from tests.nest.test_hostile import ground, visits
 
 PTRACE = 1 << 19
@@ -90,3 +90,17 @@ def test_a_hostile_container_of_a_real_engine_gets_nothing(request, prowler, rig
         time.sleep(0.05)
         assert loot.lines() == []
         assert loot.seen() > 200, "the attackers did look"
+
+
+@pytest.mark.parametrize("transport", ["mount", "fuse"])
+def test_tools_of_a_container_with_a_user_namespace(request, transport):
+    """Its mounts are locked together, so that none can be cloned by itself; what only some may read is covered all the same."""
+    with rigs.open_rig(request, "runc").box("userns") as fat, Box() as box:
+        secret = pathlib.Path(f"/proc/{fat.pid}/root/secret")
+        secret.write_text("secret\n")
+        secret.chmod(0o600)
+        (secret.parent / "open").write_text("open\n")
+        script = "cat /open; cat /secret; cat /proc/1/comm"
+        done = box.attach("--tools", f"pid:{fat.pid}", "--transport", transport, "--", "/bin/sh", "-c", script)
+        assert done.stdout == "open\napp\n", done
+        assert done.returncode == 0
