@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cntr.slim.rules import Context
     from cntr.slim.writer import Archive
 
+NOT_PROVED = 1  # exit status: the slim image was made and does not do what the whole one does
 ROUNDS = 8
 IDLE = 1e9
 
@@ -128,7 +129,9 @@ def on_cntrfs(job: Job, context: Context) -> None:
             return
         grow = failed is not None and grow
     raise CntrError(
-        f"the slim image does not work after {ROUNDS} rounds on CntrFS", "a longer exercise, or --app and --keep"
+        f"the slim image does not work after {ROUNDS} rounds on CntrFS",
+        "a longer exercise, or --app and --keep",
+        NOT_PROVED,
     )
 
 
@@ -136,7 +139,7 @@ def _blame(job: Job, failed: CntrError) -> None:
     """The slim image fails and misses nothing: then the whole one must fail here too, or the slim one is wrong."""
     _, whole = _on_cntrfs(job, None, grow=False)
     if whole is None:
-        raise CntrError(f"the slim image does not work: {failed.message}", failed.hint)
+        raise CntrError(f"the slim image does not work: {failed.message}", failed.hint, NOT_PROVED)
     if job.source.engine is None or job.request.verify == "cntrfs":
         raise CntrError(f"the image does not work on CntrFS, the whole one neither: {whole.message}", "--verify engine")
     job.report.note(f"not proved on CntrFS, where the whole image does not work either: {whole.message}")
@@ -165,7 +168,7 @@ def what_was_written(job: Job, archive: Archive, place: str) -> str:
             exercise(job, running, lambda: IDLE)
         except CntrError as error:
             raise CntrError(
-                f"the slim image does not work in {engine.NAME}: {error.message}", "nothing was written"
+                f"the slim image does not work in {engine.NAME}: {error.message}", "nothing was written", NOT_PROVED
             ) from None
         finally:
             running.stop()
@@ -189,7 +192,9 @@ def _unpacked(job: Job, archive: Archive, place: str) -> None:
         try:
             exercise(job, running, lambda: IDLE)
         except CntrError as error:
-            raise CntrError(f"the slim image does not work: {error.message}", "nothing was written") from None
+            raise CntrError(
+                f"the slim image does not work: {error.message}", "nothing was written", NOT_PROVED
+            ) from None
         finally:
             running.stop()
     finally:
