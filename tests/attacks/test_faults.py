@@ -1,0 +1,257 @@
+"""Faults: each process that holds a session together is killed or stopped; disks, files and memory run out; the terminal goes.
+
+Afterwards there is nothing left of the session, no process waits uninterruptibly, and the user was told once.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import resource
+import signal
+import subprocess
+import time
+
+import pytest
+
+from cntr.linux import procfs
+from tests.attacks import kit
+from tests.attacks.test_a8_monitor import launch, no_session_left, one_message
+from tests.nest.box import CNTR, run
+from tests.nest.tty import Terminal
+
+
+def family(pid: int) -> dict[str, int]:
+    """{what it is called: pid} of a process and all below it."""
+    found, todo = {}, [pid]
+    while todo:
+        at = todo.pop()
+        try:
+            name = pathlib.Path(f"/proc/{at}/comm").read_text().strip()
+            todo += [int(child) for child in pathlib.Path(f"/proc/{at}/task/{at}/children").read_text().split()]
+        except OSError:
+            continue
+        found[f"{name}{'' if at != pid else ' supervisor'}"] = at
+    return found
+
+
+def members(box: kit.Hostile, supervisor: int) -> dict[str, int]:
+    """All processes of a session, those in the container's pid namespace too, whose parent the host sees as 0."""
+    found = family(supervisor)
+    for name in os.listdir("/proc"):
+        if name.isdecimal() and int(name) not in found.values() and int(name) != box.pid:
+            try:
+                if os.readlink(f"/proc/{name}/ns/pid") == os.readlink(f"/proc/{box.pid}/ns/pid"):
+                    found[f"inside {pathlib.Path(f'/proc/{name}/comm').read_text().strip()} {name}"] = int(name)
+            except OSError:
+                continue
+    return found
+
+
+def nobody_waits(pids: list[int]) -> None:
+    """No process in state D."""
+
+    def waiting() -> list[int]:
+        found = []
+        for pid in pids:
+            try:
+                if pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "D":
+                    found.append(pid)
+            except OSError:
+                continue
+        return found
+
+    kit.until(lambda: not waiting(), f"nobody waits uninterruptibly: {waiting()}", 10)
+
+
+def began(box: kit.Hostile, transport: str) -> subprocess.Popen[str]:
+    """A session that runs: a shell with a child and a daemon, busy with files of the tools' tree."""
+    process = launch(
+        box,
+        transport,
+        "/bin/bash",
+        "-c",
+        "touch /var/lib/cntr/began; setsid sleep 600 & while :; do cat /etc/hostname /usr/bin/env >/dev/null; sleep 0.02; done",
+    )
+    kit.until(lambda: (box.root / "began").exists() or process.poll() is not None, "the session runs")
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV, signal.SIGTERM])
+@pytest.mark.parametrize("index", range(6))
+def test_each_process_in_turn(accomplice, place, transport, number, index):
+    """Whoever it is. A stopped one is let go on at the end by nobody: cntr is asked to end, and ends."""
+    with kit.hostile(place, accomplice) as box:
+        process = began(box, transport)
+        everybody = members(box, process.pid)
+        names = sorted(everybody, key=everybody.get)
+        if index >= len(names):
+            process.terminate()
+            process.communicate(timeout=20)
+            pytest.skip(f"the session has {len(names)} processes")
+        victim = everybody[names[index]]
+        os.kill(victim, number)
+        time.sleep(0.1)
+        if victim != process.pid or number != signal.SIGSTOP:
+            process.terminate()
+        else:
+            os.kill(victim, signal.SIGCONT)  # a stopped supervisor is its user's: `fg`
+            process.terminate()
+        try:
+            _, error = process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.kill(victim, signal.SIGCONT)
+            process.kill()
+            process.communicate(timeout=20)
+            raise AssertionError(f"{names[index]} got {number!r}, and cntr does not end") from None
+        one_message(error)
+        no_session_left(box)
+        nobody_waits(list(everybody.values()))
+
+
+def test_the_container_is_killed(accomplice, place, transport):
+    with kit.hostile(place, accomplice) as box:
+        process = began(box, transport)
+        everybody = list(members(box, process.pid).values())
+        os.kill(box.pid, signal.SIGKILL)
+        _, error = process.communicate(timeout=20)
+        assert process.returncode == 137
+        assert error.count("\n") == 1, error
+        assert "stopped" in error
+        nobody_waits(everybody)
+        kit.until(
+            lambda: not any(os.path.exists(f"/proc/{pid}/ns") and pid != process.pid for pid in everybody),
+            "all are gone",
+        )
+
+
+def test_the_container_is_stopped_and_killed(accomplice, place, transport):
+    with kit.hostile(place, accomplice) as box:
+        process = began(box, transport)
+        for pid in members(box, process.pid).values():
+            if pid != process.pid:
+                try:
+                    os.kill(pid, signal.SIGSTOP)
+                except ProcessLookupError:
+                    continue
+        os.kill(box.pid, signal.SIGKILL)
+        _, error = process.communicate(timeout=30)
+        assert error.count("\n") <= 1, error
+        no_leftover = time.monotonic() + 10
+        while any(os.path.exists(f"/proc/{pid}") for pid in members_of(process)) and time.monotonic() < no_leftover:
+            time.sleep(0.02)
+
+
+def members_of(process: subprocess.Popen[str]) -> list[int]:
+    return [pid for pid in family(process.pid).values() if pid != process.pid]
+
+
+@pytest.mark.parametrize("transport", kit.TRANSPORTS)
+def test_the_terminal_goes(accomplice, place, transport):
+    with kit.hostile(place, accomplice) as box:
+        terminal = Terminal(
+            *CNTR, "attach", str(box.pid), "--transport", transport, "--", "/bin/bash", "--norc", env={"PS1": ""}
+        )
+        terminal.type("trap '' HUP; setsid sleep 600 & echo rea''dy\n")
+        terminal.wait_for("ready")
+        terminal.hang_up()
+        assert terminal.process.wait(20) is not None
+        no_session_left(box)
+
+
+@pytest.mark.parametrize("kind", ["nofile", "fsize", "as", "stack", "nproc"])
+def test_limits_of_the_caller(accomplice, place, transport, kind):
+    """Little of something: it works, or one message and a hint."""
+    values = {
+        "nofile": (16, 24, 40),
+        "fsize": (0, 100),
+        "as": (30 << 20, 60 << 20),
+        "stack": (1 << 16,),
+        "nproc": (1,),
+    }[kind]
+    with kit.hostile(place, accomplice) as box:
+        for value in values:
+
+            def limit(value: int = value) -> None:
+                resource.setrlimit(getattr(resource, f"RLIMIT_{kind.upper()}"), (value, value))
+
+            done = kit.attach(box, transport, command=["true"], preexec_fn=limit, timeout=30)
+            if done.returncode and done.stderr.startswith("cntr: "):
+                assert done.stderr.count("\n") <= 2, done
+            assert "Traceback" not in done.stderr or kind in ("as", "stack"), done
+
+
+@pytest.mark.parametrize("what", ["base", "tmp"])
+def test_a_full_disk(accomplice, place, transport, what):
+    """Nothing is written to begin a session: a full /tmp, a full /var/lib."""
+    where = "/tmp" if what == "tmp" else "/var/lib"
+    script = f'mkdir -p {place}/small; mount -t tmpfs -o size=4k,mode=1777 x {place}/small; cp /dev/zero {place}/small/zero 2>/dev/null; mount --bind {place}/small {where}; exec "$@"'
+    with kit.hostile(place, accomplice) as box:
+        done = kit.attach(
+            box,
+            transport,
+            command=["true"],
+            prefix=["unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh"],
+        )
+        assert "Traceback" not in done.stderr
+        if what == "base":
+            assert done.returncode == 0, done
+
+
+def test_a_session_that_fills_its_own_tmp(accomplice, place, transport):
+    """It gets ENOSPC before the host gets short of memory."""
+    with kit.hostile(place, accomplice) as box:
+        before = procfs.read("/proc/meminfo")
+        shown = kit.in_session(
+            box,
+            transport,
+            "df -k --output=size /tmp | tail -1; dd if=/dev/zero of=/tmp/x bs=1M count=4 2>/dev/null; rm -f /tmp/x",
+        )
+        total = int(before.split("MemTotal:")[1].split()[0])
+        assert int(shown.split()[0]) <= total
+
+
+def test_out_of_memory(accomplice, place, transport, leaves_nothing):
+    """The container's cgroup at its limit: the application lives, the session ends with a word, or stayed outside."""
+    top = next(
+        (path for path in ("/sys/fs/cgroup/memory", "/sys/fs/cgroup") if os.path.exists(f"{path}/cgroup.procs")), ""
+    )
+    group = pathlib.Path(top, f"cntr-{leaves_nothing}")
+    limit = "memory.limit_in_bytes" if top.endswith("memory") else "memory.max"
+    try:
+        group.mkdir()
+        (group / limit).write_text(str(24 << 20))
+    except OSError as error:
+        if group.exists():
+            group.rmdir()
+        pytest.skip(f"no memory controller here: {error}")
+    try:
+        with kit.hostile(place, accomplice, cgroups=[str(group)]) as box:
+            done = kit.attach(
+                box, transport, command=["python3", "-c", "x = [bytearray(1 << 20) for _ in range(200)]"], timeout=60
+            )
+            assert os.path.exists(f"/proc/{box.pid}/exe"), "the application lives"
+            assert done.returncode != 125 or done.stderr
+            assert "Traceback (most recent call last)" not in done.stderr or "MemoryError" in done.stderr
+            no_session_left(box)
+            assert run("attach", str(box.pid), "--", "true").returncode == 0
+    finally:
+        kit.until(lambda: _removed(group), "the cgroup is empty")
+
+
+def _removed(group: pathlib.Path) -> bool:
+    try:
+        group.rmdir()
+    except OSError:
+        return False
+    return True
+
+
+def test_many_at_once_leave_nothing(accomplice, place, transport):
+    with kit.hostile(place, accomplice) as box:
+        crowd = [launch(box, transport, "/bin/bash", "-c", "(setsid sleep 600 &); exit 3") for _ in range(12)]
+        for process in crowd:
+            _, error = process.communicate(timeout=60)
+            assert process.returncode == 3, error
+        no_session_left(box)
+        assert pathlib.Path(f"/proc/{box.pid}/task/{box.pid}/children").read_text().split() == []
