@@ -21,6 +21,7 @@ from cntr.linux import syscalls
 
 PATIENCE_SECONDS = 5.0  # for processes that were killed to be gone; a frozen or a hung one takes longer
 STEP_SECONDS = 0.01
+LOOK_SECONDS = 1.0  # between looks whether somebody has stopped the reaper
 
 
 class Monitor:
@@ -117,7 +118,12 @@ class Monitor:
         alone = False
         try:
             while True:
-                for fd, _ in poll.poll():
+                ready = poll.poll(LOOK_SECONDS * 1000)
+                if not ready and remains.is_stopped(self.identity.proc_fd, self.reaper):
+                    remains.kill(
+                        self.identity.proc_fd, str(self.reaper), signal.SIGCONT
+                    )  # the container can stop what it sees
+                for fd, _ in ready:
                     if fd == frames:
                         kind, ended = self._frame(frames)
                         if kind != launcher.ENDED:
@@ -145,6 +151,7 @@ class Monitor:
     def _signal(self, number: int) -> None:
         """Pass a signal on to the command, the reaper's first child."""
         children = remains.descendants(self.identity.proc_fd, self.reaper)
+        remains.kill(self.identity.proc_fd, str(self.reaper), signal.SIGCONT)
         if children:
             remains.kill(self.identity.proc_fd, children[0], number)
 

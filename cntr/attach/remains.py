@@ -46,6 +46,18 @@ def descendants(proc_fd: int, pid: int) -> list[str]:
     return found
 
 
+def is_stopped(proc_fd: int, pid: int) -> bool:
+    """Whether a process is in state T (proc(5)): SIGSTOP, which nobody can refuse."""
+    try:
+        fd = os.open(f"{pid}/stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc_fd)
+        try:
+            return os.read(fd, 1024).rpartition(b") ")[2][:1] == b"T"
+        finally:
+            os.close(fd)
+    except OSError:
+        return False
+
+
 def kill(proc_fd: int, pid: str, number: int = signal.SIGKILL) -> None:
     """Send a signal to a process by its /proc directory, which is a pidfd to the kernel; one that has gone is left."""
     try:

@@ -16,7 +16,7 @@ FORWARDED = (
     signal.SIGUSR2,
     signal.SIGWINCH,
 )
-WATCHED = (*FORWARDED, signal.SIGCONT)
+WATCHED = (*FORWARDED, signal.SIGCONT, signal.SIGCHLD)
 
 
 class Watch:

@@ -14,6 +14,7 @@ from cntr.attach.signals import Watch
 from cntr.attach.target import Target
 from cntr.errors import EXIT_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CntrError, StepFailed, printable
 
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 GRACE_SECONDS = 2.0  # between asking a session to end (SIGHUP) and ending it
 
 
@@ -177,6 +178,8 @@ class Supervisor:
     def _lose_server(self, how: str) -> None:
         """Without its file server the session has no tools, and every call of it would fail: it ends, and nobody waits."""
         assert self.server
+        if self.outcome.server_gone:
+            return  # it has been said: ended by us, it dies as well
         self.outcome.server_gone = True
         self.say(f"{self.target.label}: the file server {how}: the session ended with it")
         self.server.end_connection()
@@ -184,7 +187,9 @@ class Supervisor:
 
     def _signals(self) -> None:
         for number, _ in self.watch.read():
-            if number == signal.SIGWINCH:
+            if number == signal.SIGCHLD:
+                self._keep_going()
+            elif number == signal.SIGWINCH:
                 if self.pty:
                     self.pty.resize(0)
             elif number == signal.SIGCONT:
@@ -197,6 +202,16 @@ class Supervisor:
                 self._hang_up()
             else:  # the session is none of our terminal's, so a signal of its driver is ours to pass on
                 self._order(number)
+                if number in ENDING:
+                    self._order(signal.SIGCONT)  # a command that somebody has stopped would not hear it
+
+    def _keep_going(self) -> None:
+        """Nobody is to stop the monitor: the container's init could not end while it has the reaper to collect (pid_namespaces(7))."""
+        try:
+            if os.waitid(os.P_PID, self.monitor, os.WSTOPPED | os.WNOHANG):
+                signal.pidfd_send_signal(self.monitor_fd, signal.SIGCONT)
+        except (ChildProcessError, ProcessLookupError):
+            pass  # it has ended
 
     def _order(self, number: int) -> None:
         if self.orders_open:

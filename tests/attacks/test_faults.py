@@ -77,14 +77,16 @@ def began(box: kit.Hostile, transport: str) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize("index", range(6))
 def test_each_process_in_turn(accomplice, place, transport, number, index):
     """Whoever it is. A stopped one is let go on at the end by nobody: cntr is asked to end, and ends."""
     with kit.hostile(place, accomplice) as box:
         process = began(box, transport)
         everybody = members(box, process.pid)
-        names = sorted(everybody, key=everybody.get)
+        names = sorted(
+            (name for name in everybody if " cat " not in name), key=everybody.get
+        )  # those end by themselves
         if index >= len(names):
             process.terminate()
             process.communicate(timeout=20)
