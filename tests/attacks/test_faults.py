@@ -92,7 +92,12 @@ def test_each_process_in_turn(accomplice, place, transport, number, index):
             process.communicate(timeout=20)
             pytest.skip(f"the session has {len(names)} processes")
         victim = everybody[names[index]]
-        os.kill(victim, number)
+        try:
+            os.kill(victim, number)
+        except ProcessLookupError:
+            process.terminate()
+            process.communicate(timeout=20)
+            pytest.skip(f"{names[index]} had ended by itself")
         time.sleep(0.1)
         if victim != process.pid or number != signal.SIGSTOP:
             process.terminate()
