@@ -8,6 +8,7 @@ import pathlib
 import pytest
 
 from cntr import engines
+from cntr.errors import TargetNotFound
 from cntr.linux import procfs
 from tests.engines import rigs
 
@@ -83,5 +84,5 @@ def test_the_name_is_enough(request, monkeypatch, rig, variant):
             assert engines.resolve(box.name).pid == box.pid, "without its engine's prefix"
             assert found.state == (variant if variant in ("paused", "sandboxed", "rootfs") else "running")
     if box.rig.engine != "pid":
-        with pytest.raises(engines.TargetNotFound):
+        with pytest.raises(TargetNotFound):
             engines.resolve(box.target)
