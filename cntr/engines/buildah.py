@@ -6,8 +6,10 @@ import os
 
 from cntr.engines import containers_storage, evidence, store, trust
 from cntr.engines.container import Container, NotRunning
+from cntr.linux import procfs
 
 TMP = "/var/tmp"
+ANCESTORS = 3  # buildah run, buildah-chroot-runtime, buildah-chroot-exec
 
 
 def find(name: str, deadline: float) -> list[Container]:
@@ -49,12 +51,15 @@ def _container(known: containers_storage.Known) -> Container | None:
 
 def _candidates() -> list[int]:
     """The pids that ``buildah run`` wrote down, and the children of its chroot isolation."""
+    monitors = [
+        pid for name in ("buildah-chroot-exec", "buildah-oci-runtime") for pid, _ in evidence.processes_named(name)
+    ]
     found = [
         pid
-        for name in ("buildah-chroot-exec", "buildah-oci-runtime")
-        for monitor, _ in evidence.processes_named(name)
-        if trust.accepts(evidence.speaker(monitor))
+        for monitor in monitors
+        if _is_heard(monitor)
         for pid in evidence.children(monitor)
+        if pid not in monitors  # one of them may be another's child, and is not what runs
     ]
     for name in trust.some_names(TMP, "buildah"):
         if trust.accepts(trust.owner_or_anybody(f"{TMP}/{name}")):
@@ -63,3 +68,18 @@ def _candidates() -> list[int]:
             except (OSError, ValueError):
                 continue
     return found
+
+
+def _is_heard(monitor: int) -> bool:
+    """Whether a monitor is one's whose word counts: its own, or that of the ``buildah run`` above it.
+
+    In chroot isolation the monitor has given up the capabilities that tell root's monitors from what merely calls itself so.
+    """
+    for _ in range(ANCESTORS):
+        if trust.accepts(evidence.speaker(monitor)):
+            return True
+        try:
+            monitor = procfs.parent_pid(procfs.read(f"/proc/{monitor}/stat"))
+        except OSError:
+            return False
+    return False

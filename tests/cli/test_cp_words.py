@@ -167,7 +167,7 @@ def odd_links(top: pathlib.Path) -> list[str]:
         "to-stdout": "/proc/self/fd/1",
         "twice": "to-stdout",
         "far": f"{'../' * 20}proc/self/fd/1",
-        "by-dev": "/dev/stderr",
+        "by-dev": "/proc/thread-self/fd/2",
         "other": f"/proc/{os.getpid()}/fd/0",
     }
     for name, target in links.items():

@@ -152,7 +152,7 @@ def test_a_stopped_container_is_said_to_be_stopped(docker, podman, monkeypatch):
                 rig.command("wait", box.name)
             with pytest.raises(TargetNotFound, match=f"{rig.engine} has {box.name}, but it is") as caught:
                 engines.resolve(box.target)
-            assert "start it" in caught.value.hint
+            assert " start " in caught.value.hint
 
 
 # --- a target that stops, restarts or is replaced between lookup and attach ------------------------------------------
