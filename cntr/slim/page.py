@@ -31,7 +31,7 @@ def demand_library() -> None:
         import plotly.graph_objects  # noqa: F401
     except ImportError:
         raise CntrError(
-            "--report FILE.html: the Python package plotly is not installed", "pip install 'cntr[slim]'"
+            "--report FILE.html: the Python package plotly is not installed", "pip install 'cntr-attach[slim]'"
         ) from None
 
 

@@ -96,7 +96,7 @@ def _compressor(name: str) -> Callable[[bytes], bytes]:
             import zstandard
         except ImportError:
             raise CntrError(
-                "--compress zstd: the Python package zstandard is not installed", "pip install 'cntr[slim]'"
+                "--compress zstd: the Python package zstandard is not installed", "pip install 'cntr-attach[slim]'"
             ) from None
         return lambda data: bytes(zstandard.ZstdCompressor(level=9).compress(data))
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.engines import rigging, rigs
 
-RIGS = ("docker", "docker_remapped", "podman", "containerd", "k8s")
+RIGS = ("docker", "docker_remapped", "podman", "containerd")
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -23,7 +23,7 @@ class Stopped:
         self.rig, self.box = rig, box
         self.env = {**rig.den.env, **box.env, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": ""}
         self.env["CNTR_CACHE_DIR"] = f"{rig.den.path}/cache"
-        if rig.engine in ("containerd", "k8s"):
+        if rig.engine == "containerd":
             self.env["CONTAINERD_ADDRESS"] = rig.socket
         self.kill()
 
@@ -77,7 +77,7 @@ def test_a_session_in_a_container_that_has_ended(stopped):
         assert properties["last exit status"] == "137 (signal 9)"
 
 
-@of("docker", "podman", "docker_remapped")
+@of("docker", "docker_remapped")
 def test_nothing_is_different_afterwards_and_with_write_it_is_fixed(stopped):
     target, before = stopped.box.target, stopped.diff()
     script = "echo x > /etc/fixed; rm /etc/motto; mkdir -p /new/deep; chmod 700 /data"
@@ -170,17 +170,6 @@ def test_images_as_targets_and_as_tools(stopped):
     assert json.loads(stopped.out("cache", "list", "--json")) == []
     assert "never written" in stopped.cntr("exec", "--write", f"image:{name}", "--", "/bin/true", status=125).stderr
     assert f"{engine}: has none of that name" in stopped.cntr("exec", "image:nobody/has:it", status=125).stderr
-
-
-@of("k8s")
-def test_a_pods_container_joins_the_sandbox_while_it_lives(stopped):
-    pod = stopped.box.name.split("/")[1]
-    sandbox = next(row for row in rigging.run([*stopped.rig.cli, "task", "ls"], env=stopped.rig.den.env).splitlines()
-                   if row.split()[0] == stopped.rig.pods[stopped.box.name])  # fmt: skip
-    namespaces = stopped.out(
-        "exec", stopped.box.target, "--", "/bin/sh", "-c", "/bin/busybox readlink /proc/self/ns/ipc"
-    )
-    assert namespaces.strip() == os.readlink(f"/proc/{sandbox.split()[1]}/ns/ipc"), pod
 
 
 def test_a_file_that_docker_saved(docker, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _ctypes
 import errno
+import fcntl
 import os
 
 import pytest
@@ -18,7 +19,10 @@ def test_it_is_done_one_by_one(monkeypatch, number, flags):
         _ctypes.set_errno(number)
         return -1
 
-    fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
+    base = fcntl.fcntl(0, fcntl.F_DUPFD, 700)  # three in a row, where nobody else has one
+    fds = [base, base + 1, base + 2]
+    for fd in fds[1:]:
+        os.dup2(base, fd)
     for fd in fds:
         os.set_inheritable(fd, True)
     monkeypatch.setattr(syscalls, "_syscall", refused)
