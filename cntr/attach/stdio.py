@@ -13,6 +13,7 @@ command waits for it (readers.py); and for a pipe, from then on whatever comes.
 
 from __future__ import annotations
 
+import _signal as signal  # the module behind signal, without its import of enum (5 ms)
 import os
 import select
 import stat
@@ -298,16 +299,19 @@ class Stdio:
             return True
         return any(output.ready(fd) for output in self.outputs)
 
-    def drain(self, interrupt: int) -> None:
-        """After the session's end: what it wrote last. A signal (the fd INTERRUPT turns readable) ends the wait for a slow reader."""
+    def drain(self, watch: Watch) -> None:
+        """After the session's end: what it wrote last. A signal that WATCH sees ends the wait for a slow reader."""
         for output in self.outputs:
             while output.more():
                 poll = select.poll()
                 poll.register(output.fd, select.POLLOUT)
-                poll.register(interrupt, select.POLLIN)
-                if any(fd == interrupt for fd, _ in poll.poll()):
+                poll.register(watch.fd, select.POLLIN)
+                ready = [fd for fd, _ in poll.poll()]
+                # SIGCHLD is no user's wish: the monitor ends while this is written
+                if watch.fd in ready and any(number != signal.SIGCHLD for number, _ in watch.read()):
                     return
-                output.ready(output.fd)
+                if output.fd in ready:
+                    output.ready(output.fd)
 
     def close(self) -> None:
         """Close our ends."""
@@ -340,3 +344,5 @@ def _in_foreground(terminal: int) -> bool:
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from cntr.attach.signals import Watch

@@ -97,7 +97,7 @@ class Supervisor:
                 pass
             if self.pump:
                 self.pump.drain()
-            self.stdio.drain(self.watch.fd)
+            self.stdio.drain(self.watch)
         finally:
             self._end_session()
             if self.exec_server:

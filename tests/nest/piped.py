@@ -47,11 +47,15 @@ def main() -> int:
                 ended = True
             elif fd == watch.fd:
                 for number, _ in watch.read():
-                    signal.pidfd_send_signal(pidfd, number)
+                    if number != signal.SIGCHLD:
+                        signal.pidfd_send_signal(pidfd, number)
             else:
                 assert stdio.ready(fd, events)
     status = os.waitpid(pid, 0)[1]
-    stdio.drain(watch.fd)
+    if os.fork() == 0:  # the end of a child, as a session's monitor ends while its output is drained
+        os._exit(0)
+    os.wait()
+    stdio.drain(watch)
     stdio.close()
     stdio.check()
     return os.waitstatus_to_exitcode(status) % 256

@@ -34,6 +34,13 @@ def shell(script: str, **options: object) -> subprocess.CompletedProcess[bytes]:
     )  # type: ignore[call-overload]
 
 
+def test_the_end_of_the_sessions_processes_does_not_cut_what_they_wrote(tmp_path):
+    """Their SIGCHLD arrives while the last output waits for a slow reader."""
+    slow = "until test -e ended; do sleep 0.01; done; wc -c"
+    done = shell(f"$F sh -c 'head -c 120000 /dev/zero; touch ended' | ({slow})", cwd=tmp_path)
+    assert done.stdout == b"120000\n", done
+
+
 KINDS = "import os, stat, sys; print(*(os.readlink(f'/proc/self/fd/{fd}').split(':')[0] for fd in (0, 1, 2)))"
 
 
