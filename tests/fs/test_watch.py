@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -88,6 +89,7 @@ def test_a_session_goes_on_where_nothing_can_be_watched(monkeypatch: pytest.Monk
     monkeypatch.setattr(session, "Watch", refuse)
     options = Options(keep_mounts=True)
     connection = SimpleNamespace(flags=wire.HAS_EXPIRE_ONLY)
-    serving: Any = SimpleNamespace(core=SimpleNamespace(options=options), connection=connection, fd=-1, watch=None)
+    core = SimpleNamespace(options=options, credentials=SimpleNamespace(raised=contextlib.nullcontext))
+    serving: Any = SimpleNamespace(core=core, connection=connection, fd=-1, watch=None)
     session.Session._watch(serving)
     assert serving.watch is None
