@@ -105,7 +105,6 @@ def leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> I
     places = (str(tmp_path), os.environ.get("CNTR_BASE_DIR", "/var/lib/cntr"))
     mounts, fds, rigs = nest_mounts(places), own_fds(), rigs_started()
     yield mark
-    gc.collect()  # pipes of a finished subprocess that nobody closed close with its object
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         left = [f"process {process}" for process in marked_processes(mark)]
@@ -115,5 +114,6 @@ def leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> I
         left += [f"fd {fd}" for fd in opened]
         if not left or time.monotonic() > deadline:
             break
+        gc.collect()  # pipes of a finished subprocess that nobody closed close with its object
         time.sleep(0.02)
     assert not left, "left behind: " + "; ".join(left)
