@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from cntr.cli.options import Parsed, parse
+from cntr.cli.options import parse
+from cntr.cli.parser import Parsed
 from cntr.errors import EXIT_FAILED, CntrError, UsageError, printable
 
 

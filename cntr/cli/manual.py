@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 from cntr import __version__
-from cntr.cli.options import COMMANDS, DEBUG, HELP, Command, Option
+from cntr.cli.options import COMMANDS, DEBUG, HELP
+from cntr.cli.parser import Command, Option
 from cntr.errors import UsageError, printable
 
 TARGETS = """TARGET   a container's name, id or unique id prefix, a pid, or engine:name

@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 
-from cntr.cli.options import Parsed
+from cntr.cli.parser import Parsed
 from cntr.errors import CntrError, UsageError, printable
 from cntr.slim import splitting
 from cntr.slim.exercise import Http

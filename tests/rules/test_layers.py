@@ -47,6 +47,8 @@ LAYERS = (
     ("cntr.cli.reports", "cntr.cli.slimming"),
     ("cntr.cli.confinement", "cntr.cli.manual"),
     ("cntr.cli.options",),
+    ("cntr.cli.options_files",),
+    ("cntr.cli.parser",),
     ("cntr.cli",),
     ("cntr.attach.walk",),
     ("cntr.attach.exec_client", "cntr.attach.supervisor"),

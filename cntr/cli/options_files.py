@@ -1,0 +1,112 @@
+"""The options of the commands that work on files: ``cp`` and ``slim``, and those that they share with others."""
+
+from __future__ import annotations
+
+from cntr.cli.parser import Command, Option
+
+JSON = Option("--json", "", "machine-readable output")
+ENV = Option("-e --env", "K=V", "set a variable; K alone passes the caller's on", repeat=True)
+
+COPYING = """One of SRC and DST is TARGET:PATH, a path from the container's root, with or without its first slash. The first colon ends
+TARGET, after a prefix (docker:web:/x, pid:42:/x) the next one; after unit: and command: it is the first `:/`. The other is a path of
+the host; one that holds a colon begins with ./ or /. The container's tmpfs mounts and volumes are seen, and a paused container can
+be copied from and to.
+
+SRC a file:       it gets the name DST, or goes into DST where that is a directory. DST/ must be one.
+SRC a directory:  it goes into DST; where there is no DST yet, it is copied as DST. SRC/. is what is in it, without itself.
+
+Kept are modes, times (ns), symbolic and hard links, holes, and user.* attributes. What is copied belongs to the caller, in the
+container to its root. A file of the same name is replaced when the new one is whole, a symbolic link in its place is not followed;
+directories that were there keep their mode, owner and other files. Devices, sockets and FIFOs are named and left out,
+/proc, /sys and the like below SRC are left out. Exit status 1: something was not copied, and was named.
+
+/dev/stdin, /dev/stdout and /dev/fd/N of the host are the caller's open files: read to their end, or written to. Any other link into
+/proc, to a device, a socket or a FIFO is neither replaced nor copied when SRC or DST names it.
+
+With --archive owners are kept: what the container calls root of its user namespace is that namespace's owner on the host, and back.
+An id of the host that the namespace does not map keeps its number in the container. Set-id bits and file capabilities go into a
+container and never come out of one."""
+
+COPY = Command(
+    "cp",
+    "SRC DST",
+    "copy files between the host and a container; nothing is needed in its image",
+    (
+        Option(
+            "-a --archive", "", "keep owner, group and ACLs too; into a container set-id bits and file capabilities"
+        ),
+        Option("-L --follow-link", "", "where SRC is a symbolic link, copy what it names"),
+    ),
+    "cntr cp web:/var/log/app.log .         a file out of the container\n"
+    "cntr cp ./conf/. docker:web:/etc/app   what is in conf into /etc/app\n"
+    "cntr cp web:/run/state /tmp            a directory, from a tmpfs too: /tmp/state",
+    details=COPYING,
+)
+
+SLIMMING = """TARGET is an image or a container of Docker, Podman or containerd (docker:NAME where several have it), archive:FILE
+(docker save, podman save), oci:DIR or dir:ROOT. The image runs in its engine, without a network of its own, while what it uses is recorded,
+from before its first instruction; nothing is put into it. `-- CMD…` is a command of this machine: it runs in the container's
+network namespace, where the container is 127.0.0.1, and is tried again until it succeeds or --timeout is over; CNTR_SLIM_PID and
+CNTR_SLIM_NAME say which container it is. --http, --exec and CMD may be given together, Ctrl-C ends the recording. With none of
+them the image is started, its ports are asked once, and the recording ends when nothing new has been opened for two seconds.
+
+What rules add has its reason (--explain). The slim image must then do the same exercise on CntrFS, where each file that it misses
+is added, and once more in the engine. If it does not, the status is 125 and no archive is written. What the exercise did not ask
+for may be missing.
+
+`cntr slim diff TARGET OTHER [OVER]` compares two images file by file, OVER laid over OTHER: status 0 if they are the same, 1 if
+not."""
+
+SLIM_OPTIONS = (
+    Option("-o --output", "FILE", "the archive, Docker's and OCI's at once (default without --load: slim.tar)"),
+    Option("-t --tag", "REF", "what the slim image is called (default: NAME:TAG-slim)"),
+    Option("--load", "", "load it into the engine that has the image"),
+    Option("--http", "[HOST:]PORT[/PATH]", "the exercise: GET it, and what its page names", repeat=True),
+    Option("--exec", "WORDS", "the exercise: a program of the container's own, run in it", repeat=True),
+    Option("--for", "TIME", "record for so long: 30s, 5m, 2h"),
+    Option("--timeout", "TIME", "how long the image may take until it answers (default: 60s)"),
+    Option("--watch", "", "look on while the container TARGET runs, and leave it alone; Ctrl-C ends it"),
+    Option("--accesses", "FILE", "take what FILE says was used before, and save what was used in all"),
+    Option(
+        "--recorder",
+        "KIND",
+        "fanotify (root, the engine's own run), cntrfs (rootless, archives; sees stat too)",
+        choices="auto fanotify cntrfs",
+    ),
+    Option(
+        "--verify",
+        "WHERE",
+        "prove the slim image on CntrFS, where what is missing is added, and in the engine (default: all)",
+        choices="all cntrfs engine none",
+    ),
+    Option("--keep", "GLOB", "keep these paths too: * in a name, ** across; a directory is all below", repeat=True),
+    Option("--drop", "GLOB", "leave these files out, whatever says otherwise", repeat=True),
+    Option("--app", "DIR", "the application is in DIR: keep all of it", repeat=True),
+    Option("--keep-shell", "", "keep a shell and some twenty tools"),
+    Option("--package-db", "KIND", "dpkg's and apk's records (default: filtered)", choices="filtered full none"),
+    Option("--licences", "", "keep the copyright files of kept packages"),
+    Option("--explain", "PATH", "say why PATH is kept, or left out", repeat=True),
+    Option("--report", "FILE", "write a report: .html, one page with charts, or .json, everything"),
+    Option("--fat", "FILE", "write the rest as an archive too; proved to be the image together with the slim one"),
+    Option("--compress", "KIND", "of the archive's layer (default: gzip)", choices="gzip zstd none"),
+    Option("--network", "NAME", "the engine's network to run it in: none (default), host, container:NAME, …"),
+    ENV,
+    Option("-v --volume", "SPEC", "a volume for the runs, as the engine takes it", repeat=True),
+    Option("--cmd", "WORDS", "run this instead of the image's Cmd"),
+    Option("--entrypoint", "WORDS", "run this instead of the image's Entrypoint"),
+    JSON,
+)
+
+SLIM = Command(
+    "slim",
+    "TARGET [OTHER] [OVER] [LAST]",
+    "split an image: what runs into a slim one, the rest left to be had when it is needed",
+    SLIM_OPTIONS,
+    "cntr slim nginx:1 --http 80 --load     record, complete, prove, load as nginx:1-slim\n"
+    "cntr slim app:2 -o app.tar -- curl -f http://127.0.0.1:8080/login\n"
+    "cntr slim podman:db -e PW=x --exec 'psql -U postgres -c \"select 1\"'\n"
+    "cntr slim web --watch --accesses web.txt    what the running container `web` uses, until Ctrl-C\n"
+    "cntr slim diff nginx:1 archive:slim.tar     what was left out",
+    takes_command=True,
+    details=SLIMMING,
+)
