@@ -40,6 +40,13 @@ def types(session: nox.Session) -> None:
     session.run("mypy")
 
 
+@nox.session(venv_backend="none")
+def zipapp(session: nox.Session) -> None:
+    """All of cntr in one file, ./cntr.pyz; the same sources make the same file: `-- PATH`."""
+    (path,) = session.posargs or ["cntr.pyz"]
+    session.run("python3", "-m", "cntr.remote.onefile", path, env=CLEAN, external=True)
+
+
 @nox.session
 def demo(session: nox.Session) -> None:
     """A shell with this machine's tools in a container of one static binary; a transcript where there is no terminal."""

@@ -130,6 +130,7 @@ LAYERS = (
     ("cntr.linux.numbers",),
     ("cntr.linux",),
     ("cntr.errors",),
+    ("cntr.remote", "cntr.remote.onefile"),
     ("cntr",),
 )
 HEAVY = frozenset(

@@ -1,0 +1,161 @@
+"""``cntr.pyz``: the whole of cntr in one file that runs where it is put.
+
+A zip archive behind a few lines of sh(1), as ``python3 cntr.pyz`` takes it too. Python compiles what it imports from an archive anew
+each time: so the first run unpacks it into the user's cache, where bytecode is kept, and the later ones find it there by the digest of its
+sources. The cache is used only where it is a directory of this user alone (mode 0700); elsewhere cntr runs from the archive, slower.
+The archive holds nothing of when, where or by whom it was made: equal sources and an equal zlib make equal files.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+KEPT = 4  # unpacked builds: sessions of an older one may still run
+ARCHIVE_TIME = (1980, 1, 1, 0, 0, 0)  # the first that a zip archive can hold
+
+# Before the first import of ours: so it holds what an older Python still parses. {digest} is filled in.
+START = """\
+import os, sys
+if sys.version_info < (3, 9):
+    sys.stderr.write("cntr: Python 3.9 or newer is needed, this is %d.%d: %s\\n" % (sys.version_info[:2] + (sys.executable,)))
+    os._exit(125)
+path = sys.argv[0] = os.path.abspath(sys.argv.pop(1))
+cache = os.environ.get("CNTR_CACHE_DIR") or "/var/cache/cntr"
+if os.geteuid() and not os.environ.get("CNTR_CACHE_DIR"):
+    cache = (os.environ.get("XDG_CACHE_HOME") or os.environ.get("HOME", "") + "/.cache") + "/cntr"
+home = cache + "/program/{digest}"
+try:
+    status = os.lstat(cache)
+    if status.st_mode & 0o170077 != 0o040000 or status.st_uid != os.geteuid() or not os.access(home, os.R_OK):
+        raise OSError
+except OSError:
+    sys.path.insert(0, path)
+    from cntr.remote import onefile
+    home = onefile.unpacked(path, cache, home) or path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "cntr"]:
+        del sys.modules[name]
+    del sys.path[0]
+sys.path.insert(0, home)
+if os.path.basename(path).startswith("mount."):
+    from cntr.cntrfs.mount_helper import main
+    sys.exit(main())
+from cntr.__main__ import main
+main()
+"""
+HEADER = """\
+#!/bin/sh
+# cntr {version} in one file (MIT license): ./cntr.pyz attach NAME. It is a program of sh(1), then a zip archive of Python's.
+command -v python3 >/dev/null || {{
+  echo "cntr: python3 is not on this machine" >&2
+  echo "hint: install it, or run cntr from a privileged container that has it: docs/install.md" >&2
+  exit 125
+}}
+exec python3 -IS -c '{start}' "$0" "$@"
+"""
+MAIN = """\
+import sys
+sys.argv.insert(1, sys.argv[0])
+del sys.path[0]
+exec({start!r})
+"""
+
+
+def build() -> bytes:
+    """The file's bytes. Raises OSError."""
+    import hashlib
+    import io
+    import zipfile
+
+    from cntr import __version__
+
+    found = members()
+    digest = hashlib.sha256(repr(found).encode()).hexdigest()[:32]
+    start = START.replace("{digest}", digest)
+    head = HEADER.format(version=__version__, start=start)
+    file = io.BytesIO(head.encode())
+    file.seek(0, io.SEEK_END)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, data in [("__main__.py", MAIN.format(start=start).encode()), *found]:
+            entry = zipfile.ZipInfo(name, ARCHIVE_TIME)
+            entry.external_attr, entry.compress_type, entry.create_system = 0o100644 << 16, zipfile.ZIP_DEFLATED, 3
+            archive.writestr(entry, data)
+    return file.getvalue()
+
+
+def members() -> list[tuple[str, bytes]]:
+    """(name, content) of each file of the package, sorted. Raises OSError."""
+    if os.path.isfile(os.path.dirname(PACKAGE)):  # run from an archive
+        import zipfile
+
+        with zipfile.ZipFile(os.path.dirname(PACKAGE)) as archive:
+            return [(name, archive.read(name)) for name in archive.namelist() if name.startswith("cntr/")]
+    names = [
+        os.path.relpath(f"{directory}/{file}", os.path.dirname(PACKAGE))
+        for directory, _, files in os.walk(PACKAGE)
+        for file in files
+        if file.endswith(".py") or file == "py.typed"
+    ]
+    found = []
+    for name in sorted(names):
+        with open(f"{os.path.dirname(PACKAGE)}/{name}", "rb") as opened:
+            found.append((name, opened.read()))
+    return found
+
+
+def unpacked(path: str, cache: str, home: str) -> str:
+    """Unpack the archive PATH as HOME, a directory below CACHE; "" where there is no directory of this user alone for it."""
+    import shutil
+    import tempfile
+    import zipfile
+
+    place = os.path.dirname(home)
+    try:
+        os.makedirs(os.path.dirname(cache), exist_ok=True)
+        os.makedirs(cache, mode=0o700, exist_ok=True)
+        status = os.lstat(cache)
+        if status.st_mode & 0o170077 != 0o040000 or status.st_uid != os.geteuid():
+            return ""
+        os.makedirs(place, mode=0o700, exist_ok=True)
+        partial = tempfile.mkdtemp(prefix="tmp-", dir=place)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                archive.extractall(partial)
+            os.rename(partial, home)
+        except OSError:  # ENOTEMPTY: another process was faster
+            if not os.path.isdir(home):
+                return ""
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        _remove_old(place, home)
+    except OSError:  # a read-only root, no home
+        return ""
+    return home
+
+
+def _remove_old(place: str, home: str) -> None:
+    """Remove all but the KEPT newest, and what killed processes have left an hour ago. Raises OSError."""
+    import shutil
+    import time
+
+    found = [(entry.stat().st_mtime, entry.path) for entry in os.scandir(place) if entry.path != home]
+    builds = sorted((row for row in found if "/tmp-" not in row[1]), reverse=True)
+    left = [row for row in found if "/tmp-" in row[1] and row[0] < time.time() - 3600]
+    for _, path in builds[KEPT - 1 :] + left:
+        away = f"{place}/tmp-{os.getpid()}-{os.path.basename(path)}"
+        os.rename(path, away)
+        shutil.rmtree(away, ignore_errors=True)
+
+
+def write(path: str) -> None:
+    """Write the file, executable, in one move. Raises OSError."""
+    partial = f"{path}.{os.getpid()}"
+    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o755)
+    with open(fd, "wb") as file:
+        file.write(build())
+    os.rename(partial, path)
+
+
+if __name__ == "__main__":
+    write(sys.argv[1])
