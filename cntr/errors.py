@@ -56,6 +56,32 @@ class StepFailed(CntrError):
         self.path = path
 
 
+# What sudo's secure_path holds everywhere (sudoers(5)): a program in another directory is called by its whole path.
+_SUDO_FINDS = ("/usr/bin", "/usr/sbin", "/bin", "/sbin")
+
+
+def with_sudo(reason: str = "") -> str:
+    """A hint that ends with this process' command line as root would give it, fit to be copied; for root the reason alone."""
+    import os
+    import shlex
+    import sys
+
+    if os.geteuid() == 0:
+        return reason
+    program = os.path.abspath(sys.argv[0])
+    directory, name = os.path.split(program)
+    words = [name if directory in _SUDO_FINDS else program]
+    if name == "__main__.py":  # python -m cntr
+        words = [sys.executable, "-m", os.path.basename(directory)]
+        if os.getcwd() != os.path.dirname(directory):
+            words[:0] = ["env", f"PYTHONPATH={os.path.dirname(directory)}"]
+    elif not os.access(program, os.X_OK):  # python cntr.pyz
+        words.insert(0, sys.executable)
+    here = any(os.access(f"{place}/sudo", os.X_OK) for place in os.environ.get("PATH", os.defpath).split(":"))
+    line = ("sudo " if here else "") + printable(shlex.join(words + sys.argv[1:]))
+    return f"{reason}{': ' if reason else ''}{'try' if here else 'as root'} `{line}`"
+
+
 def printable(text: str) -> str:
     """TEXT fit for a terminal: control characters, escape sequences and lone surrogates escaped.
 

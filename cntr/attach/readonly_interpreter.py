@@ -20,7 +20,10 @@ ST_RDONLY = 1
 MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_EXEC = 0x1, 0x2, 0x10
 F_ADD_SEALS, F_GET_SEALS = 1033, 1034
 SEALS = 0xF  # F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE (fcntl(2))
-CODE = "import sys; sys.path[:] = {path!r}; sys.executable = {executable!r}; from cntr.__main__ import main; main()"
+CODE = (
+    "import sys; sys.path[:] = {path!r}; sys.executable = {executable!r}; sys.argv[0] = {program!r}; "
+    "from cntr.__main__ import main; main()"
+)
 
 
 def from_read_only_copy(argv: list[str]) -> None:
@@ -47,7 +50,7 @@ def code() -> str:
     """For ``python -IS -c``: run cntr. What decides where modules come from is this process's path, no variable and no site file."""
     home = os.path.abspath(f"{__file__}/../../..")
     path = sys.path if home in sys.path else [home, *sys.path]  # an editable install is found by a hook of site's
-    return CODE.format(path=path, executable=sys.executable)
+    return CODE.format(path=path, executable=sys.executable, program=os.path.abspath(sys.argv[0]))
 
 
 def is_read_only() -> bool:

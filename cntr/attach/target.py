@@ -8,7 +8,7 @@ import select
 import stat
 
 from cntr.engines import Container
-from cntr.errors import CntrError, TargetNotFound
+from cntr.errors import CntrError, TargetNotFound, with_sudo
 from cntr.linux import namespaces, procfs, syscalls
 
 # linux/capability.h, by number
@@ -296,5 +296,5 @@ class Target:
 
 def _who_may(pid: int) -> str:
     if os.geteuid() != 0:
-        return "only root, or the owner of a rootless container, may attach: try with sudo"
+        return with_sudo("only root, or the owner of a rootless container, may attach")
     return "a security module or a missing CAP_SYS_PTRACE forbids it: `cntr doctor` says what this process may do"

@@ -10,7 +10,7 @@ from cntr.attach import cgroup, etc_files, identity, nest, view, walk
 from cntr.attach.target import CAP_SYS_PTRACE, Target, capability_names
 from cntr.cli import confinement
 from cntr.engines import listing, store
-from cntr.errors import EXIT_FAILED, CntrError, printable
+from cntr.errors import EXIT_FAILED, CntrError, printable, with_sudo
 from cntr.linux import namespaces, procfs, syscalls
 from cntr.linux.namespaces import KINDS
 
@@ -270,7 +270,9 @@ def doctor() -> Report:
     report = Report("feature", "state", "fix")
     root = os.geteuid() == 0
     report.add(
-        "root", "yes" if root else "no", "" if root else "rootless containers of your own work; for all others use sudo"
+        "root",
+        "yes" if root else "no",
+        "" if root else with_sudo("rootless containers of your own work; for all others"),
     )
     for feature, probe, fix in (
         ("mount API (open_tree, move_mount)", _probe_mount_api, "kernel 5.2 or newer, CAP_SYS_ADMIN"),

@@ -8,7 +8,7 @@ import shlex
 import sys
 
 from cntr.cli.parser import Parsed
-from cntr.errors import CntrError, UsageError, printable
+from cntr.errors import CntrError, UsageError, printable, with_sudo
 from cntr.slim import splitting
 from cntr.slim.exercise import Http
 from cntr.slim.job import Request
@@ -96,7 +96,7 @@ def _in_user_namespace(parsed: Parsed) -> None:
     import shutil
 
     if not shutil.which("podman"):
-        raise CntrError("slim takes root, or rootless Podman", "run it as root: sudo cntr slim …")
+        raise CntrError("slim takes root, or rootless Podman", with_sudo())
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     os.execvp("podman", ["podman", "unshare", sys.executable, "-m", "cntr", *parsed.line])
 

@@ -18,7 +18,7 @@ from cntr.cntrfs import log
 from cntr.cntrfs.heartbeat import Heartbeat
 from cntr.cntrfs.options import Options
 from cntr.cntrfs.watchdog import Watchdog, find_device, mountpoints_of
-from cntr.errors import CntrError
+from cntr.errors import CntrError, with_sudo
 from cntr.linux import syscalls
 
 TYPE_CHECKING = False
@@ -78,7 +78,8 @@ def open_device() -> int:
     try:
         return os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        hint = "load the module: modprobe fuse" if error.errno in (errno.ENOENT, errno.ENODEV) else "run as root"
+        absent = error.errno in (errno.ENOENT, errno.ENODEV)
+        hint = "load the module: modprobe fuse" if absent else with_sudo("mounting takes root")
         raise CntrError(f"cannot open /dev/fuse: {error.strerror}", hint) from None
 
 
@@ -312,7 +313,7 @@ class _Manager:
         try:
             syscalls.mount(self.options.fsname or self.source, self.mountpoint, FSTYPE, flags, mount_data(fuse_fd))
         except OSError as error:
-            hint = "mounting takes root (CAP_SYS_ADMIN)" if error.errno == errno.EPERM else ""
+            hint = with_sudo("mounting takes root (CAP_SYS_ADMIN)") if error.errno == errno.EPERM else ""
             raise CntrError(
                 f"cannot mount CntrFS on {self.mountpoint}: {os.strerror(error.errno or 0)}", hint
             ) from None

@@ -9,7 +9,7 @@ from cntr.engines import evidence, process
 from cntr.engines.asking import ask, distinct
 from cntr.engines.container import NotRunning
 from cntr.engines.registry import LATE, REGISTRY, entries
-from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound, printable
+from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound, printable, with_sudo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _not_found(target: str, answers: list[Answer], absent: list[str], more: str 
     if known and len(answers) == 1:
         hint = known[0]
     elif refused and os.geteuid() != 0:
-        hint = "an engine refused: try with sudo"
+        hint = with_sudo("an engine refused")
     elif slow := [answer.entry.name for answer in answers if answer.refused in LATE]:
         hint = f"a slow engine is waited for when it is named: {slow[0]}:{shown}; `cntr ps` lists what runs"
     return TargetNotFound(f"{shown}: no running container of that name ({said})", hint)

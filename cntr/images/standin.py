@@ -14,7 +14,7 @@ import _signal as signal
 import os
 import select
 
-from cntr.errors import CntrError, printable
+from cntr.errors import CntrError, printable, with_sudo
 from cntr.images import ImageError
 from cntr.images.role import Role
 from cntr.images.room import Room
@@ -61,7 +61,7 @@ class StandIn:
         Raises CntrError, with nothing left behind.
         """
         if os.geteuid() != 0:
-            raise CntrError(f"{blueprint.label()}: a stand-in for what does not run needs root", "try with sudo")
+            raise CntrError(f"{blueprint.label()}: a stand-in for what does not run needs root", with_sudo())
         self.blueprint, self.pid, self.start_time, self._pidfd, self._life = blueprint, 0, 0, -1, -1
         self._room = Room(blueprint, network=network, write=write, say=say)
         self._room.program = _program()

@@ -151,7 +151,8 @@ def test_another_users_container_is_refused_with_the_way_in(container):
     done = cntr("attach", container, "--", "true", user=65534)
     message, hint = complaint(done)
     assert re.search(r"pid \d+: (Permission denied|Operation not permitted)", message)
-    assert "sudo" in hint
+    assert hint.startswith("only root, or the owner")
+    assert f"attach {container} -- true`" in hint
     assert done.returncode == 125
 
 
