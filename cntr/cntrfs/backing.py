@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from cntr.linux import file_syscalls
@@ -26,6 +27,8 @@ _PF_KTHREAD = 0x00200000  # linux/sched.h
 #: What the server has and a user has not: set-id bits stay; a filesystem's reserve may be used, and quotas be exceeded.
 _SPENDING = 1 << file_syscalls.CAP_SYS_RESOURCE
 _PRIVILEGED = 1 << file_syscalls.CAP_FSETID | _SPENDING
+NOBODYS_GROUP = 0xFFFFFFFE  # a group that no file has
+_SETID = stat.S_ISUID | stat.S_ISGID
 _SOMEBODY = 65534  # not root: ext4's reserve is for an id, too (resuid=0)
 AS_IS: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
@@ -210,6 +213,42 @@ class Credentials:
         keeps_setid: whether set-id bits fall was the kernel's business, and is done.
         """
         return self._keeping_setid if keeps_setid else self._ordinary
+
+    def killpriv(self, fd: int, caller: Caller | None) -> contextlib.AbstractContextManager[None]:
+        """The scope to change a file's data in: set-id bits fall as they would for the caller (None: they stay).
+
+        Whether S_ISGID falls depends on the caller's groups, so it is done as the caller; but looking these up is
+        dear, and only a file with such a bit needs it.
+        """
+        if caller is None:
+            return AS_IS
+        if not self._clears_setid(fd, caller):
+            return self._spending(caller)
+        caller = caller.resolved()
+        if caller.uid == self.uid:
+            return self.without_fsetid()
+        return self.as_caller(caller, groups=True)
+
+    @staticmethod
+    def _clears_setid(fd: int, caller: Caller) -> bool:
+        return bool(os.fstat(fd).st_mode & _SETID) and not caller.is_capable(file_syscalls.CAP_FSETID)
+
+    def _spending(self, caller: Caller) -> contextlib.AbstractContextManager[None]:
+        """The scope to use up space in; a caller whose id the kernel left out is taken for one who isn't root."""
+        return AS_IS if caller.uid == self.uid else self.ordinary()
+
+    def killpriv_elsewhere(self, fd: int, caller: Caller | None) -> contextlib.AbstractContextManager[None]:
+        """``killpriv`` for one use in another thread: all that is asked about the caller is asked now."""
+        if caller is None:
+            return AS_IS
+        if not self._clears_setid(fd, caller):
+            return self._spending(caller)
+        caller = caller.resolved()
+        known = Caller(caller.uid, caller.gid, 0, groups=caller.groups())
+        credentials = Credentials()
+        return (
+            credentials.without_fsetid() if caller.uid == credentials.uid else credentials.as_caller(known, groups=True)
+        )
 
     def raised(self) -> contextlib.AbstractContextManager[None]:
         """The scope for what takes capabilities; a server that lowered its own (``nobody``) has them back inside."""

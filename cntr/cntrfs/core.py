@@ -1,7 +1,7 @@
 """The filesystem's operations, synchronous and binding-free: one method per operation of the kernel.
 
 A binding hands in node ids, names as bytes and a ``Caller``, and gets nodes, ``Attributes`` (struct statx) or plain
-values back. Every failure is an OSError whose errno is the answer; ``errno_of`` turns anything else into EIO and logs
+values back. Every failure is an OSError whose errno is the answer; ``log.errno_of`` turns anything else into EIO and logs
 it, because a mistake in one operation must never end the mount. A binding calls ``nodes.trim()`` between operations.
 """
 
@@ -11,62 +11,37 @@ import contextlib
 import errno
 import os
 import stat
-import struct
 from typing import TYPE_CHECKING
 
-from cntr.cntrfs import log
 from cntr.cntrfs.backing import Caller, Credentials, opens_by_handle, proc_path
-from cntr.cntrfs.files import FileOperations
+from cntr.cntrfs.files import FMODE_EXEC, DirectoryHandle, OpenFiles
 from cntr.cntrfs.handles import O_PATH
 from cntr.cntrfs.node import Node, Slot, stale
 from cntr.cntrfs.nodes import NodeTable
 from cntr.cntrfs.options import Options
+from cntr.cntrfs.xattrs import Xattrs
 from cntr.linux import file_syscalls
 from cntr.linux.file_syscalls import Attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-NOW = file_syscalls.UTIME_NOW
+    from cntr.cntrfs.changes import Changes
+
 _OMIT = (0, file_syscalls.UTIME_OMIT)
 _UNCHANGED = 0xFFFFFFFF
-_ACL_PREFIX = b"system.posix_acl_"
-_FILE_CAPABILITIES = b"security.capability"
-NOBODYS_GROUP = 0xFFFFFFFE  # a group that no file has
 
 
-def errno_of(error: BaseException) -> int:
-    """The errno to answer with; what is not an OSError is a mistake of ours, logged with its traceback."""
-    if isinstance(error, OSError) and error.errno:
-        return error.errno
-    if isinstance(error, (OverflowError, struct.error)):
-        return errno.EINVAL  # a number that no system call takes
-    if isinstance(error, MemoryError):
-        return errno.ENOMEM
-    log.error("an operation failed unexpectedly", exc_info=error)
-    return errno.EIO
-
-
-class Changes:
-    """What SETATTR is to change; None leaves a value alone. Times are (seconds, nanoseconds or NOW)."""
-
-    __slots__ = ("atime", "gid", "killer", "mode", "mtime", "size", "uid")
-
-    def __init__(self) -> None:
-        """Nothing changes."""
-        self.mode: int | None = None
-        self.uid: int | None = None
-        self.gid: int | None = None
-        self.size: int | None = None  # bytes
-        self.atime: tuple[int, int] | None = None
-        self.mtime: tuple[int, int] | None = None
-        self.killer: Caller | None = None  # truncating kills set-id bits: this caller has no CAP_FSETID
-
-
-class Core(FileOperations):
+class Core:
     """One served tree."""
 
-    def __init__(self, root_fd: int, options: Options, credentials: Credentials | None = None) -> None:
+    def __init__(
+        self,
+        root_fd: int,
+        options: Options,
+        credentials: Credentials | None = None,
+        xattrs: type[Xattrs] = Xattrs,
+    ) -> None:
         """root_fd: a directory fd of the tree's root; the core owns it. Sets the process's umask to 0.
 
         credentials: of the thread that serves; its own where none are given.
@@ -74,23 +49,17 @@ class Core(FileOperations):
         self.options = options
         self.credentials = credentials or Credentials()
         self.nodes = NodeTable(root_fd, options.max_fds, self.credentials.raised())
+        self.fds = self.nodes.fds
         if options.root_kept:
             self.nodes.root.slot.forbids = 0
-        Caller.retrying = self.nodes.retrying
-        self.handles = {}
-        self.last_handle = 0
-        self.listings = {}
+        Caller.retrying = self.fds.retrying
+        self.files = OpenFiles(self.nodes, options)
+        self.xattrs = xattrs(self.nodes, options, self.credentials)
         os.umask(0)
 
     def close(self) -> None:
         """Close every fd of the tree."""
-        for handle in self.handles.values():
-            if handle.fd >= 0:
-                os.close(handle.fd)
-        self.handles.clear()
-        for listing in self.listings.values():
-            os.close(listing.fd)
-        self.listings.clear()
+        self.files.close_all()
         self.nodes.close()
 
     # looking up
@@ -101,12 +70,12 @@ class Core(FileOperations):
             if not opens_by_handle(pid):
                 raise stale()
             node = self._lookup_dots(parent_id, name)
-            attributes = file_syscalls.statx(self.nodes.fd(node))
+            attributes = file_syscalls.statx(self.fds.fd(node))
             if not attributes.nlink:  # the kernel asks when it has forgotten the node; its FORGET is under way still
                 raise stale()
         else:
             parent = self.nodes.get(parent_id)
-            parent_fd = self.nodes.fd(parent)
+            parent_fd = self.fds.fd(parent)
             attributes = file_syscalls.statx(parent_fd, name)
             node = self.nodes.see(attributes, parent, parent_fd, name)
         node.lookups += 1
@@ -118,7 +87,7 @@ class Core(FileOperations):
         None when there is no such name.
         """
         parent = self.nodes.get(parent_id)
-        parent_fd = self.nodes.fd(parent)
+        parent_fd = self.fds.fd(parent)
         fields = file_syscalls.statx_fields(parent_fd, name)
         if fields is None:
             return None
@@ -128,7 +97,7 @@ class Core(FileOperations):
         node = self.nodes.known(nodeid) or self.nodes.revive(nodeid)
         if name == b"." or node is self.nodes.root:
             return node
-        fd = self.nodes.fd(node)
+        fd = self.fds.fd(node)
         return self.nodes.see(file_syscalls.statx(fd, b".."), node, fd, b"..")
 
     def forget(self, nodeid: int, count: int) -> None:
@@ -141,32 +110,32 @@ class Core(FileOperations):
 
     def getattr(self, nodeid: int, fh: int | None = None) -> tuple[Node, Attributes]:
         """GETATTR, on the open file where one is given."""
-        handle = self.handles.get(fh) if fh is not None else None
+        handle = self.files.handles.get(fh) if fh is not None else None
         if handle is not None and handle.fd >= 0:
             return handle.node, file_syscalls.statx(handle.fd)
         node = self.nodes.get(nodeid)
-        return node, file_syscalls.statx(self.nodes.fd(node))
+        return node, file_syscalls.statx(self.fds.fd(node))
 
     def readlink(self, nodeid: int) -> bytes:
         """READLINK."""
-        return os.readlink(b"", dir_fd=self.nodes.fd(self.nodes.get(nodeid)))
+        return os.readlink(b"", dir_fd=self.fds.fd(self.nodes.get(nodeid)))
 
     def statfs(self, nodeid: int) -> os.statvfs_result:
         """STATFS of the filesystem that the node is on."""
-        return os.fstatvfs(self.nodes.fd(self.nodes.get(nodeid)))
+        return os.fstatvfs(self.fds.fd(self.nodes.get(nodeid)))
 
     # changing attributes
 
     def setattr(self, nodeid: int, changes: Changes, fh: int | None = None) -> tuple[Node, Attributes]:
         """SETATTR: size, then owner, then mode (a change of owner clears set-id bits), then times."""
-        self.demand_writable()
+        self.options.demand_writable()
         node = self.nodes.get(nodeid)
-        handle = self.handles.get(fh) if fh is not None else None
-        fd = handle.fd if handle is not None and handle.fd >= 0 else self.nodes.fd(node)
+        handle = self.files.handles.get(fh) if fh is not None else None
+        fd = handle.fd if handle is not None and handle.fd >= 0 else self.fds.fd(node)
         if changes.size is not None:
             # Through the open file where there is one: ftruncate(2) sets mtime even when the size stays.
             writable = handle is not None and handle.writable
-            self._truncate(self.file_fd(handle) if handle is not None and writable else None, changes, fd)
+            self._truncate(self.files.fd(handle) if handle is not None and writable else None, changes, fd)
         if changes.uid is not None or changes.gid is not None:
             uid = _UNCHANGED if changes.uid is None else changes.uid
             file_syscalls.chown(fd, uid, _UNCHANGED if changes.gid is None else changes.gid)
@@ -179,7 +148,7 @@ class Core(FileOperations):
         return node, file_syscalls.statx(fd)
 
     def _truncate(self, fd: int | None, changes: Changes, node_fd: int) -> None:
-        with self.killing(node_fd, changes.killer):
+        with self.credentials.killpriv(node_fd, changes.killpriv):
             os.truncate(proc_path(node_fd) if fd is None else fd, changes.size or 0)
 
     # creating
@@ -191,45 +160,45 @@ class Core(FileOperations):
 
     def mknod(self, parent_id: int, name: bytes, mode: int, device: int, caller: Caller) -> tuple[Node, Attributes]:
         """MKNOD: a regular file, FIFO, socket or device; device as makedev(3) makes it."""
-        self.demand_writable()
+        self.options.demand_writable()
         parent = self.nodes.get(parent_id)
-        parent_fd = self.nodes.fd(parent)
+        parent_fd = self.fds.fd(parent)
         with self.credentials.as_caller(caller, groups=bool(mode & stat.S_ISGID)):
             file_syscalls.mknodat(parent_fd, name, mode, device)
         return self._made(parent, parent_fd, name)
 
     def mkdir(self, parent_id: int, name: bytes, mode: int, caller: Caller) -> tuple[Node, Attributes]:
         """MKDIR."""
-        self.demand_writable()
+        self.options.demand_writable()
         parent = self.nodes.get(parent_id)
-        parent_fd = self.nodes.fd(parent)
+        parent_fd = self.fds.fd(parent)
         with self.credentials.as_caller(caller):
             os.mkdir(name, mode, dir_fd=parent_fd)
         return self._made(parent, parent_fd, name)
 
     def symlink(self, parent_id: int, name: bytes, target: bytes, caller: Caller) -> tuple[Node, Attributes]:
         """SYMLINK: NAME leads to TARGET."""
-        self.demand_writable()
+        self.options.demand_writable()
         parent = self.nodes.get(parent_id)
-        parent_fd = self.nodes.fd(parent)
+        parent_fd = self.fds.fd(parent)
         with self.credentials.as_caller(caller):
             os.symlink(target, name, dir_fd=parent_fd)
         return self._made(parent, parent_fd, name)
 
     def link(self, nodeid: int, parent_id: int, name: bytes) -> tuple[Node, Attributes]:
         """LINK: one more name for the node's file."""
-        self.demand_writable()
+        self.options.demand_writable()
         node = self.nodes.get(nodeid)
         parent = self.nodes.get(parent_id)
-        parent_fd = self.nodes.fd(parent)
-        fd = self.nodes.fd(node)
+        parent_fd = self.fds.fd(parent)
+        fd = self.fds.fd(node)
         try:
             file_syscalls.linkat(fd, b"", parent_fd, name, file_syscalls.AT_EMPTY_PATH)
         except FileNotFoundError:  # AT_EMPTY_PATH takes CAP_DAC_READ_SEARCH, and refuses a file made by O_TMPFILE
             file_syscalls.linkat(
                 file_syscalls.AT_FDCWD, proc_path(fd), parent_fd, name, file_syscalls.AT_SYMLINK_FOLLOW
             )
-        self.nodes.unpin(node)
+        self.fds.unpin(node)
         self.nodes.moved(node, parent, name)
         node.lookups += 1
         return node, file_syscalls.statx(fd)
@@ -245,39 +214,39 @@ class Core(FileOperations):
         self._remove(parent_id, name, os.rmdir)
 
     def _remove(self, parent_id: int, name: bytes, remove: Callable[..., None]) -> None:
-        self.demand_writable()
+        self.options.demand_writable()
         parent = self.nodes.get(parent_id)
-        parent_fd = self.nodes.fd(parent)
+        parent_fd = self.fds.fd(parent)
         victim = self._keep_reachable(parent, parent_fd, name)
         try:
             remove(name, dir_fd=parent_fd)
         except OSError:
             if victim is not None:
-                self.nodes.unpin(victim)
+                self.fds.unpin(victim)
             raise
 
     def _keep_reachable(self, parent: Node, parent_fd: int, name: bytes) -> Node | None:
         """NAME goes away: when it may be the only way to a file the kernel knows, keep a fd of it instead."""
         attributes = file_syscalls.statx(parent_fd, name)
         node = self.nodes.find(attributes, parent, name)
-        if node is None or (node.pinned and not self.nodes.is_held(node)):
+        if node is None or (node.pinned and not self.fds.is_held(node)):
             return None
         if node.handle is not None and attributes.nlink > 1 and not node.is_directory:
             return None
         if node.fd < 0:
-            self.nodes.adopt(node, self.nodes.retrying(lambda: os.open(name, O_PATH, dir_fd=parent_fd)))
-        self.nodes.pin(node)
+            self.fds.adopt(node, self.fds.retrying(lambda: os.open(name, O_PATH, dir_fd=parent_fd)))
+        self.fds.pin(node)
         return node
 
     def rename(
         self, parent_id: int, name: bytes, new_parent_id: int, new_name: bytes, flags: int, caller: Caller
     ) -> None:
         """RENAME with the flags of renameat2(2); a whiteout belongs to the caller."""
-        self.demand_writable()
+        self.options.demand_writable()
         old_parent, new_parent = self.nodes.get(parent_id), self.nodes.get(new_parent_id)
-        old_fd, new_fd = self.nodes.fd(old_parent), self.nodes.fd(new_parent)
+        old_fd, new_fd = self.fds.fd(old_parent), self.fds.fd(new_parent)
         if old_parent.fd < 0:  # opening the second gave the first up: fds were that scarce
-            old_fd = self.nodes.fd(old_parent)
+            old_fd = self.fds.fd(old_parent)
         victim = None
         if not flags & (file_syscalls.RENAME_EXCHANGE | file_syscalls.RENAME_NOREPLACE):
             with contextlib.suppress(FileNotFoundError):
@@ -290,7 +259,7 @@ class Core(FileOperations):
                 file_syscalls.renameat2(old_fd, name, new_fd, new_name, flags)
         except OSError:
             if victim is not None:
-                self.nodes.unpin(victim)
+                self.fds.unpin(victim)
             raise
         self._renamed(new_parent, new_fd, new_name, victim)
         if flags & file_syscalls.RENAME_EXCHANGE:
@@ -305,54 +274,7 @@ class Core(FileOperations):
         if node is not None:
             self.nodes.moved(node, parent, name)
             if node is victim:
-                self.nodes.unpin(node)  # two names of one file: renaming does nothing then
-
-    # extended attributes
-
-    def getxattr(self, nodeid: int, name: bytes) -> bytes:
-        """GETXATTR. ENODATA for the ACL of a file whose filesystem has none: EOPNOTSUPP the kernel takes for a refusal."""
-        node = self.nodes.get(nodeid)
-        if name == _FILE_CAPABILITIES and node.slot.forbids & os.ST_NOSUID:
-            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
-        try:
-            return os.getxattr(proc_path(self.nodes.fd(node)), name)
-        except OSError as error:
-            if error.errno == errno.EOPNOTSUPP and name.startswith(_ACL_PREFIX):
-                error.errno = errno.ENODATA
-            raise
-
-    def listxattr(self, nodeid: int, caller: Caller) -> list[bytes]:
-        """LISTXATTR; trusted.* exists for root alone (xattr(7))."""
-        node = self.nodes.get(nodeid)
-        names = [os.fsencode(name) for name in os.listxattr(proc_path(self.nodes.fd(node)))]
-        if node.slot.forbids & os.ST_NOSUID and _FILE_CAPABILITIES in names:
-            names.remove(_FILE_CAPABILITIES)
-        if not any(name.startswith(b"trusted.") for name in names) or caller.is_capable(file_syscalls.CAP_SYS_ADMIN):
-            return names
-        return [name for name in names if not name.startswith(b"trusted.")]
-
-    def setxattr(
-        self, nodeid: int, name: bytes, value: bytes, flags: int, caller: Caller | None, kill_sgid: bool = False
-    ) -> None:
-        """SETXATTR with XATTR_CREATE or XATTR_REPLACE.
-
-        Setting an ACL clears S_ISGID unless the caller is in the file's group or has CAP_FSETID. Either the kernel
-        said so (kill_sgid), or the caller is given and the backing filesystem decides as for them.
-        """
-        self.demand_writable()
-        path = proc_path(self.nodes.fd(self.nodes.get(nodeid)))
-        if kill_sgid:
-            caller = Caller(65534, NOBODYS_GROUP, 0)
-        if name.startswith(_ACL_PREFIX) and caller is not None and caller.uid != 0:
-            with self.credentials.as_caller(caller, groups=True):
-                os.setxattr(path, name, value, flags)
-        else:
-            os.setxattr(path, name, value, flags)
-
-    def removexattr(self, nodeid: int, name: bytes) -> None:
-        """REMOVEXATTR."""
-        self.demand_writable()
-        os.removexattr(proc_path(self.nodes.fd(self.nodes.get(nodeid))), name)
+                self.fds.unpin(node)  # two names of one file: renaming does nothing then
 
     # files: creating and opening in one
 
@@ -360,13 +282,13 @@ class Core(FileOperations):
         self, parent_id: int, name: bytes, flags: int, mode: int, caller: Caller
     ) -> tuple[Node, Attributes, int]:
         """CREATE: node, attributes and the open file's handle."""
-        self.demand_writable()
+        self.options.demand_writable()
         parent = self.nodes.get(parent_id)
-        parent_fd = self.nodes.fd(parent)
-        backing_flags = self.backing_flags(flags) & ~os.O_TRUNC
+        parent_fd = self.fds.fd(parent)
+        backing_flags = self.files.backing_flags(flags) & ~os.O_TRUNC
         try:
             with self.credentials.as_caller(caller, groups=bool(mode & stat.S_ISGID)):
-                fd = self.nodes.retrying(
+                fd = self.fds.retrying(
                     lambda: os.open(name, backing_flags | os.O_CREAT | os.O_EXCL, mode, dir_fd=parent_fd)
                 )
         except FileExistsError:
@@ -381,7 +303,7 @@ class Core(FileOperations):
             raise
         node.lookups += 1
         node.lent_fd = fd
-        return node, attributes, self.add_file(node, fd, flags)
+        return node, attributes, self.files.add(node, fd, flags)
 
     def _open_appeared(
         self, parent: Node, parent_fd: int, name: bytes, flags: int, caller: Caller
@@ -391,9 +313,88 @@ class Core(FileOperations):
         if not stat.S_ISREG(attributes.mode):
             raise stale()  # the kernel looks again, and finds out what it is
         with self.credentials.as_caller(caller, groups=True, unprivileged=True):
-            opened = self.backing_flags(flags) | flags & os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK
-            fd = self.nodes.retrying(lambda: os.open(name, opened, dir_fd=parent_fd))
+            opened = self.files.backing_flags(flags) | flags & os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK
+            fd = self.fds.retrying(lambda: os.open(name, opened, dir_fd=parent_fd))
         attributes = file_syscalls.statx(fd)
         node = self.nodes.see(attributes, parent, parent_fd, name)
         node.lookups += 1
-        return node, attributes, self.add_file(node, fd, flags)
+        return node, attributes, self.files.add(node, fd, flags)
+
+    # files and directories: opening
+
+    def demand_open(self, node: Node, flags: int) -> None:
+        """What a client's open(2) with FLAGS may be refused for, whatever the file is like: a read-only tree, noexec."""
+        if flags & (os.O_ACCMODE | os.O_TRUNC):
+            self.options.demand_writable()
+        if flags & FMODE_EXEC and node.slot.forbids & os.ST_NOEXEC:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    def open(self, nodeid: int, flags: int, killpriv: Caller | None = None) -> int:
+        """OPEN: O_TRUNC by killpriv, a caller without CAP_FSETID, clears set-id bits."""
+        node = self.nodes.get(nodeid)
+        if node.kind != stat.S_IFREG:  # the kernel asks for no other, unless the inode number is another file's now
+            raise stale()  # a FIFO would be waited for
+        self.demand_open(node, flags)
+        node_fd = self.fds.fd(node)
+        path = proc_path(node_fd)
+        wanted = self.files.backing_flags(flags)
+        with self.credentials.killpriv(node_fd, killpriv if flags & os.O_TRUNC else None):
+            fd = self.files.open_file(path, wanted, flags)
+        fh = self.files.add(node, fd, flags)
+        self.files.note_append_only(self.files.handles[fh])
+        return fh
+
+    # directories
+
+    def opendir(self, nodeid: int) -> int:
+        """OPENDIR."""
+        return self.files.enter(self.open_directory(nodeid))
+
+    def open_directory(self, nodeid: int) -> DirectoryHandle:
+        """The directory opened for reading, with a fd that the caller closes."""
+        node = self.nodes.get(nodeid)
+        parent_fd = self.fds.fd(node)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        quiet = os.O_NOATIME if self.options.leaves_directory_atime() else 0
+
+        def opener() -> int:
+            try:
+                return os.open(b".", flags | quiet, dir_fd=parent_fd)
+            except PermissionError:  # O_NOATIME is the owner's, and CAP_FOWNER's
+                return os.open(b".", flags, dir_fd=parent_fd)
+
+        return DirectoryHandle(node, self.fds.retrying(opener))
+
+    def listing(self, nodeid: int) -> DirectoryHandle:
+        """The directory as it is being read, where nobody opens it."""
+        return self.files.listing(self.nodes.get(nodeid), self.open_directory)
+
+    def entries(self, directory: DirectoryHandle, offset: int) -> Iterator[file_syscalls.DirectoryEntry]:
+        """READDIR, as ``DirectoryHandle.entries``."""
+        return directory.entries(offset)
+
+    def look_at_entry(self, fh: int, name: bytes) -> tuple[Node, Attributes]:
+        """READDIRPLUS: the node and attributes of an entry; the binding counts the lookup once the entry has fitted in."""
+        handle = self.files.handle(fh)
+        attributes = file_syscalls.statx(handle.fd, name)
+        return self.nodes.see(attributes, handle.node, handle.fd, name), attributes
+
+    def list_entry(self, directory: DirectoryHandle, name: bytes) -> tuple[int, int, Slot, tuple[int, ...]]:
+        """READDIRPLUS: (node id, generation, slot, fields of statx) of an entry, one lookup counted."""
+        fields = file_syscalls.statx_fields(directory.fd, name)
+        if fields is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return *self.nodes.listed(fields, directory.node, directory.fd, name), fields
+
+    def tmpfile(self, parent_id: int, flags: int, mode: int, caller: Caller) -> tuple[Node, Attributes, int]:
+        """TMPFILE: open(2) with O_TMPFILE; the file has no name, so its fd is kept until it is forgotten."""
+        self.options.demand_writable()
+        parent_fd = self.fds.fd(self.nodes.get(parent_id))
+        wanted = self.files.backing_flags(flags) | os.O_TMPFILE | flags & os.O_EXCL
+        with self.credentials.as_caller(caller, groups=bool(mode & 0o2000)):
+            fd = self.fds.retrying(lambda: os.open(b".", wanted, mode, dir_fd=parent_fd))
+        attributes = file_syscalls.statx(fd)
+        node = self.nodes.see(attributes, self.nodes.root, fd, b"")
+        self.fds.pin(node, self.fds.open_retrying(proc_path(fd), os.O_PATH))
+        node.lookups += 1
+        return node, attributes, self.files.add(node, fd, flags)

@@ -1,4 +1,4 @@
-"""The bounded set of O_PATH fds of a node table: the ones used longest ago are closed, pinned ones stay.
+"""A bounded set of O_PATH fds, a node table's: the ones used longest ago are closed, pinned ones stay.
 
 A file that lost its last name is pinned: only its fd leads to it. When no fd is free at all, the set gives up its own first.
 """
@@ -11,30 +11,32 @@ import resource
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from cntr.cntrfs.node import Node
-from cntr.cntrfs.records import Records
+from cntr.cntrfs.node import ROOT_ID, Node
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
 class BoundedFds:
-    """The part of the node table that opens and closes."""
+    """The O_PATH fds of nodes. The serving thread's alone."""
 
-    nodes: dict[int, Node]
-    root: Node
-    max_fds: int
-    on_close: Callable[[Node], None]
-    close_nameless: Callable[[int], None]
-    give_up_open: Callable[[], None]
-    _records: Records
-    _idle: list[Node]
-    _lru: OrderedDict[Node, None]
-    _pins: dict[Node, None]
-    _held: set[Node]
+    def __init__(
+        self, reopen: Callable[[Node], int], evicted: Callable[[Node], None], max_fds: int | None = None
+    ) -> None:
+        """reopen: opens a node's file anew; evicted: told of each node whose fd was closed because others were used more.
 
-    def _reopen(self, node: Node) -> int:
-        raise NotImplementedError
+        max_fds: how many are kept, not counting pinned ones; None: a share of what the process may have.
+        """
+        self._reopen = reopen
+        self._evicted = evicted
+        self.max_fds = fd_budget() if max_fds is None else max_fds
+        self.cached: OrderedDict[Node, None] = OrderedDict()  # by last use
+        self._pins: dict[Node, None] = {}
+        self._held: set[Node] = set()
+        # What a binding keeps beside them, and sets:
+        self.on_close: Callable[[Node], None] = lambda node: None  # the fd of a node with something ``open`` goes
+        self.close_nameless: Callable[[int], None] = os.close  # of a file whose data goes with it: that may take long
+        self.give_up_open: Callable[[], None] = lambda: None  # closes fds of open files that can do without
 
     def fd(self, node: Node) -> int:
         """A fd of the node's file for what O_PATH is enough for, valid until the next ``trim``."""
@@ -44,11 +46,11 @@ class BoundedFds:
         """An O_PATH fd of the node's own, valid until the next ``trim``."""
         if node.fd >= 0:
             if not node.pinned:
-                self._lru.move_to_end(node)
+                self.cached.move_to_end(node)
             return node.fd
         fd = self.retrying(lambda: self._reopen(node))
         node.fd = fd
-        self._lru[node] = None
+        self.cached[node] = None
         return fd
 
     def adopt(self, node: Node, fd: int) -> None:
@@ -57,7 +59,7 @@ class BoundedFds:
             os.close(fd)
             return
         node.fd = fd
-        self._lru[node] = None
+        self.cached[node] = None
 
     def pin(self, node: Node, fd: int | None = None) -> None:
         """Keep the node's fd: its last name goes away now, and only the fd leads to the file from here on."""
@@ -65,17 +67,17 @@ class BoundedFds:
             self.adopt(node, fd)
         else:
             self.own_fd(node)
-        self._lru.pop(node, None)
+        self.cached.pop(node, None)
         self._held.discard(node)
         node.pinned = True
         self._pins[node] = None
 
     def unpin(self, node: Node) -> None:
         """The file has a name after all."""
-        if node.pinned and node is not self.root:
+        if node.pinned and node.nodeid != ROOT_ID:
             node.pinned = False
             self._pins.pop(node, None)
-            self._lru[node] = None
+            self.cached[node] = None
 
     def hold(self, node: Node) -> None:
         """Keep the node's fd while the file is open, where nothing else tells that it is the same file afterwards."""
@@ -93,25 +95,16 @@ class BoundedFds:
             self._held.discard(node)
             self.unpin(node)
 
-    def needs_trim(self) -> bool:
-        """Would ``trim`` find anything to do?"""
-        return bool(self._idle) or len(self._lru) > self.max_fds
-
     def trim(self) -> None:
         """Close the fds used longest ago, down to the limit. Called between operations, never inside one."""
-        if len(self._lru) > self.max_fds:
+        if len(self.cached) > self.max_fds:
             self._close_oldest(self.max_fds)
-        if self._idle:
-            for node in self._idle:
-                if self.nodes.get(node.nodeid) is node and self._records.put(node):
-                    del self.nodes[node.nodeid]
-            self._idle.clear()
 
     def _close_oldest(self, keep: int) -> None:
-        while len(self._lru) > keep:
-            node, _ = self._lru.popitem(last=False)
+        while len(self.cached) > keep:
+            node, _ = self.cached.popitem(last=False)
             self._close_fd(node)
-            self._idle.append(node)
+            self._evicted(node)
 
     def _close_fd(self, node: Node) -> None:
         fd, node.fd = node.fd, -1
@@ -140,16 +133,22 @@ class BoundedFds:
     def _give_up_pinned(self) -> None:
         """The older half: files without a name that the kernel remembers. Most are not open, and none will ask."""
         for node in list(self._pins)[: (len(self._pins) + 1) // 2]:
-            self._close(node)
+            self.close(node)
             self._held.discard(node)
             node.pinned = False
 
-    def _close(self, node: Node) -> None:
-        if node.fd >= 0 and node is not self.root:
-            self._lru.pop(node, None)
+    def close(self, node: Node) -> None:
+        """Close the node's fd, pinned or not; the root's stays."""
+        if node.fd >= 0 and node.nodeid != ROOT_ID:
+            self.cached.pop(node, None)
             self._pins.pop(node, None)
             self._held.discard(node)
             self._close_fd(node)
+
+    def close_cached(self) -> None:
+        """Close all but the pinned ones."""
+        for node in list(self.cached):
+            self.close(node)
 
 
 def fd_budget() -> int:

@@ -6,7 +6,9 @@ warning. Until it is imported nobody can have asked for less than that, and what
 
 from __future__ import annotations
 
+import errno
 import os
+import struct
 import sys
 
 NAME = "cntr.cntrfs"
@@ -40,3 +42,15 @@ def _say(level: str, text: str, values: tuple[object, ...], exc_info: BaseExcept
             os.write(2, f"cntrfs: {level}: {text % values if values else text}{cause}\n".encode(errors="replace"))
         except OSError:
             pass  # nobody listens
+
+
+def errno_of(failure: BaseException) -> int:
+    """The errno to answer with; what is not an OSError is a mistake of ours, logged with its traceback."""
+    if isinstance(failure, OSError) and failure.errno:
+        return failure.errno
+    if isinstance(failure, (OverflowError, struct.error)):
+        return errno.EINVAL  # a number that no system call takes
+    if isinstance(failure, MemoryError):
+        return errno.ENOMEM
+    error("an operation failed unexpectedly", exc_info=failure)
+    return errno.EIO

@@ -29,6 +29,7 @@ from cntr.cntrfs.backing import Caller, Credentials, proc_path
 from cntr.cntrfs.core import Core
 from cntr.cntrfs.files import DirectoryHandle
 from cntr.cntrfs.node import Node, Slot, stale
+from cntr.cntrfs.xattrs import Xattrs
 from cntr.linux import file_syscalls
 from cntr.linux.file_syscalls import Attributes
 
@@ -105,25 +106,18 @@ class NobodyCore(Core):
     def __init__(self, root_fd: int, options: Options) -> None:
         """As ``Core``; the calling thread loses its rights on files for good."""
         options.read_only = True
-        super().__init__(root_fd, options, NobodyCredentials())
+        super().__init__(root_fd, options, NobodyCredentials(), NobodyXattrs)
 
     # what is refused
 
-    def _demand(self, fd: int, bits: int) -> int:
-        """EACCES unless the bits for others allow it; the file's mode."""
-        mode, _ = file_syscalls.mode_and_attributes(fd)
-        if mode & bits != bits:
-            raise _denied()
-        return mode
-
     def _demand_search(self, parent_fd: int) -> None:
         if not self.credentials.is_other:
-            self._demand(parent_fd, stat.S_IXOTH)
+            _demand(parent_fd, stat.S_IXOTH)
 
     def demand_open(self, node: Node, flags: int) -> None:
         """OPEN, for reading: the kernel, which reads it itself where it can, does not ask the backing file then."""
         super().demand_open(node, flags)
-        self._demand(self.nodes.fd(node), stat.S_IROTH)
+        _demand(self.fds.fd(node), stat.S_IROTH)
 
     # names
 
@@ -131,13 +125,13 @@ class NobodyCore(Core):
         """LOOKUP. There are no exported file handles: they would lead past the directories."""
         if name in (b".", b".."):
             raise stale()
-        self._demand_search(self.nodes.fd(self.nodes.get(parent_id)))
+        self._demand_search(self.fds.fd(self.nodes.get(parent_id)))
         node, attributes = super().lookup(parent_id, name)
         return node, shown(attributes)
 
     def lookup_entry(self, parent_id: int, name: bytes) -> tuple[int, int, Slot, tuple[int, ...]] | None:
         """LOOKUP, as ``Core.lookup_entry``."""
-        self._demand_search(self.nodes.fd(self.nodes.get(parent_id)))
+        self._demand_search(self.fds.fd(self.nodes.get(parent_id)))
         found = super().lookup_entry(parent_id, name)
         return found if found is None else (*found[:3], _shown_fields(found[3]))
 
@@ -148,7 +142,7 @@ class NobodyCore(Core):
 
     def look_at_entry(self, fh: int, name: bytes) -> tuple[Node, Attributes]:
         """READDIRPLUS, as ``Core.look_at_entry``."""
-        self._demand_search(self.handle(fh).fd)
+        self._demand_search(self.files.handle(fh).fd)
         node, attributes = super().look_at_entry(fh, name)
         return node, shown(attributes)
 
@@ -163,23 +157,25 @@ class NobodyCore(Core):
     def open_directory(self, nodeid: int) -> DirectoryHandle:
         """OPENDIR. By the inode: a directory that may be listed need not be one that may be searched."""
         node = self.nodes.get(nodeid)
-        fd = self.nodes.fd(node)
-        self._demand(fd, stat.S_IROTH)
-        return DirectoryHandle(node, self.nodes.open_retrying(proc_path(fd), os.O_RDONLY | os.O_DIRECTORY))
+        fd = self.fds.fd(node)
+        _demand(fd, stat.S_IROTH)
+        return DirectoryHandle(node, self.fds.open_retrying(proc_path(fd), os.O_RDONLY | os.O_DIRECTORY))
 
-    # extended attributes
 
-    def getxattr(self, nodeid: int, name: bytes) -> bytes:
+class NobodyXattrs(Xattrs):
+    """Extended attributes, for nobody."""
+
+    def get(self, nodeid: int, name: bytes) -> bytes:
         """GETXATTR: of ``user.*`` where the file may be read, of ``security.*`` what any user may."""
         if name.startswith(_HIDDEN):
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         if name.startswith(b"user."):
-            self._demand(self.nodes.fd(self.nodes.get(nodeid)), stat.S_IROTH)
-        return super().getxattr(nodeid, name)
+            _demand(self._nodes.fds.fd(self._nodes.get(nodeid)), stat.S_IROTH)
+        return super().get(nodeid, name)
 
-    def listxattr(self, nodeid: int, caller: Caller) -> list[bytes]:
+    def names(self, nodeid: int, caller: Caller) -> list[bytes]:
         """LISTXATTR, without the names that nobody can ask for."""
-        names = [os.fsencode(name) for name in os.listxattr(proc_path(self.nodes.fd(self.nodes.get(nodeid))))]
+        names = [os.fsencode(name) for name in os.listxattr(proc_path(self._nodes.fds.fd(self._nodes.get(nodeid))))]
         return [name for name in names if not name.startswith(_HIDDEN)]
 
 
@@ -190,6 +186,14 @@ def shown(attributes: Attributes) -> Attributes:
 
 def _shown_fields(fields: tuple[int, ...]) -> tuple[int, ...]:
     return (*fields[:4], _UNMAPPED, _UNMAPPED, fields[6] & ~_SETID, *fields[7:])
+
+
+def _demand(fd: int, bits: int) -> int:
+    """EACCES unless the bits for others allow it; the file's mode."""
+    mode, _ = file_syscalls.mode_and_attributes(fd)
+    if mode & bits != bits:
+        raise _denied()
+    return mode
 
 
 def _denied() -> OSError:

@@ -19,22 +19,20 @@ import os
 from collections import OrderedDict
 
 from cntr.cntrfs.backing import AS_IS
-from cntr.cntrfs.copyup import OVERLAYFS_MAGIC, CopyUps, is_one_of_several, is_same
-from cntr.cntrfs.fds import BoundedFds, fd_budget
-from cntr.cntrfs.handles import O_PATH, HandleOpener, take_handle
-from cntr.cntrfs.node import INO_BITS, INO_MASK, ROOT_ID, SYNTHETIC, Node, Slot, derived_handle, stale
+from cntr.cntrfs.copyup import CopyUps, is_one_of_several, is_same
+from cntr.cntrfs.fds import BoundedFds
+from cntr.cntrfs.handles import O_PATH, take_handle
+from cntr.cntrfs.mounts import Mounts
+from cntr.cntrfs.node import INO_MASK, ROOT_ID, Node, Slot, derived_handle, stale
 from cntr.cntrfs.records import Records
 from cntr.linux import file_syscalls
 from cntr.linux.file_syscalls import Attributes, Handle
 
-RESTRICTIONS = os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC
-_INO_LIMIT = 1 << INO_BITS
-_SLOT_LIMIT = 1 << 14
 _GRAVEYARD = 65536  # handles of forgotten nodes that are kept for exported file handles
 
 
-class NodeTable(BoundedFds):
-    """All nodes, by node id; and the bounded set of O_PATH fds."""
+class NodeTable:
+    """All nodes, by node id."""
 
     def __init__(
         self, root_fd: int, max_fds: int | None = None, raised: contextlib.AbstractContextManager[None] = AS_IS
@@ -43,25 +41,17 @@ class NodeTable(BoundedFds):
 
         raised: the scope to open by handle in.
         """
-        self._handles = HandleOpener(raised)
         self.nodes: dict[int, Node] = {}  # in use, or in the way of being a record
-        self._records = Records()
-        self._copy_ups = CopyUps(self.nodes)
         self._idle: list[Node] = []  # to be looked at by the next trim: made, or without a fd or a user since the last
-        self._by_mount: dict[tuple[int, int, int], Slot] = {}
-        self._synthetic = SYNTHETIC
+        self.fds = BoundedFds(self._reopen, self._idle.append, max_fds)
+        self.mounts = Mounts(self.fds, raised)
+        self._records = Records(self.mounts.slots)
+        self._copy_ups = CopyUps(self.nodes)
+        self._by_mount = self.mounts.by_id
         self._generation = 1
-        self._lru: OrderedDict[Node, None] = OrderedDict()
-        self._pins: dict[Node, None] = {}
-        self._held: set[Node] = set()
         self._graveyard: OrderedDict[int, tuple[Slot, Handle]] = OrderedDict()
-        self.on_new_slot: Callable[[Slot], None] = lambda slot: None
-        self.on_close: Callable[[Node], None] = lambda node: None  # the fd of a node with something ``open`` goes
-        self.close_nameless: Callable[[int], None] = os.close  # of a file whose data goes with it: that may take long
-        self.give_up_open: Callable[[], None] = lambda: None  # closes fds of open files that can do without
-        self.max_fds = fd_budget() if max_fds is None else max_fds
         self._found = attributes = file_syscalls.statx(root_fd)  # what the last reopening saw
-        slot = self._slot(attributes)
+        slot = self.mounts.of(attributes)
         slot.aliases[attributes.ino] = ROOT_ID
         self.root = Node(ROOT_ID, slot, attributes)
         slot.mount_node = self.root
@@ -69,43 +59,7 @@ class NodeTable(BoundedFds):
         self.root.pinned = True
         self.root.lookups = 1
         self.nodes[ROOT_ID] = self.root
-        self._probe_handles(slot, root_fd, b"")
-
-    # identity
-
-    def _slot(self, attributes: Attributes) -> Slot:
-        mount = attributes.mnt_id, attributes.dev_major, attributes.dev_minor
-        slot = self._by_mount.get(mount)
-        if slot is None:
-            dev = os.makedev(attributes.dev_major, attributes.dev_minor)
-            index = len(self._records.slots)
-            base = index << INO_BITS if index < _SLOT_LIMIT else SYNTHETIC
-            slot = Slot(attributes.mnt_id, dev, base, index)
-            slot.copies_up = any(other.copies_up for other in self.slots() if other.mnt_id == slot.mnt_id)
-            self._records.slots.append(slot)
-            if index == 0:  # reserved node ids: such an inode gets a synthetic one
-                slot.aliases = {0: -1, ROOT_ID: -1}
-            self._by_mount[mount] = slot
-        return slot
-
-    def _nodeid(self, slot: Slot, ino: int) -> int:
-        nodeid = slot.aliases.get(ino)
-        if nodeid is None and ino < _INO_LIMIT and slot.base != SYNTHETIC:
-            return slot.base | ino
-        if nodeid is None or nodeid == -1:
-            nodeid = slot.aliases[ino] = self._unused_id()
-        return nodeid
-
-    def _unused_id(self) -> int:
-        self._synthetic += 1
-        return self._synthetic
-
-    def shown_ino(self, slot: Slot, ino: int) -> int:
-        """The inode number a client sees: the backing's own, made unique across submounts.
-
-        A FUSE mount has one st_dev, and two files with one (st_dev, st_ino) would be taken for hard links.
-        """
-        return slot.base | ino if ino < _INO_LIMIT and slot.base != SYNTHETIC else ino
+        self.mounts.probe_handles(slot, root_fd, b"")
 
     def get(self, nodeid: int) -> Node:
         """The node behind a node id; ESTALE when there is none."""
@@ -145,7 +99,7 @@ class NodeTable(BoundedFds):
         """CHANGE more open files refer to the node."""
         node.users += change
         if not node.users:
-            self.release_held(node)
+            self.fds.release_held(node)
             if node.fd < 0:
                 self._idle.append(node)
 
@@ -153,8 +107,8 @@ class NodeTable(BoundedFds):
         """The node of what lookup found as NAME in parent: known already, or entered now. Counts nothing."""
         slot = self._by_mount.get((attributes.mnt_id, attributes.dev_major, attributes.dev_minor))
         if slot is None:
-            slot = self._slot(attributes)
-        nodeid = self._nodeid(slot, attributes.ino) if slot.aliases else slot.base | attributes.ino
+            slot = self.mounts.of(attributes)
+        nodeid = self.mounts.nodeid(slot, attributes.ino) if slot.aliases else slot.base | attributes.ino
         node = self.nodes.get(nodeid) or self._unpacked(nodeid)
         if slot.copies_up:
             node = self._copy_ups.find(slot, attributes, parent, name)
@@ -162,9 +116,9 @@ class NodeTable(BoundedFds):
                 self._named(node, parent, name)
                 return node
             if is_one_of_several(attributes):
-                nodeid = self._unused_id()
+                nodeid = self.mounts.unused_id()
             elif nodeid in self.nodes:  # another file's, that has moved on or was replaced
-                nodeid = slot.aliases[attributes.ino] = self._unused_id()
+                nodeid = slot.aliases[attributes.ino] = self.mounts.unused_id()
         elif node is not None and self._same(node, attributes):
             if not node.packed_handle:
                 self._named(node, parent, name)
@@ -173,7 +127,7 @@ class NodeTable(BoundedFds):
         if slot.handles is None:
             slot.mount_node = slot.mount_node or fresh
             self._named(fresh, parent, name)
-            self._probe_handles(slot, parent_fd, name)
+            self.mounts.probe_handles(slot, parent_fd, name)
         if slot.handles:
             take_handle(fresh, parent_fd, name)
         if not fresh.packed_handle or fresh is slot.mount_node:
@@ -183,7 +137,7 @@ class NodeTable(BoundedFds):
             fresh.generation = self._generation & 0xFFFFFFFF or 1
         if node is not None:  # the inode number was reused behind our back: the counts go on under one node id
             fresh.lookups = node.lookups
-            self._close(node)
+            self.fds.close(node)
         self.nodes[nodeid] = fresh
         self._idle.append(fresh)
         return fresh
@@ -220,53 +174,17 @@ class NodeTable(BoundedFds):
         birth = attributes.btime * 1_000_000_000 + attributes.btime_ns
         return node.birth == birth and node.kind == attributes.mode & 0o170000
 
-    # handles
-
-    def _probe_handles(self, slot: Slot, fd: int, name: bytes) -> None:
-        """Find out whether files on this mount can be opened by handle: it takes support and CAP_DAC_READ_SEARCH."""
-        slot.handles = False
-        try:
-            path_fd = self.retrying(lambda: os.open(name, O_PATH, dir_fd=fd) if name else os.dup(fd))
-            try:
-                slot.magic = file_syscalls.filesystem_magic(path_fd)
-                slot.copies_up = slot.magic == OVERLAYFS_MAGIC
-                slot.forbids = os.fstatvfs(path_fd).f_flag & RESTRICTIONS
-            finally:
-                os.close(path_fd)
-            handle = file_syscalls.name_to_handle(fd, name)
-            mount_fd = self._mount_fd(slot)
-            os.close(self.retrying(lambda: self._handles.open(mount_fd, handle)))
-        except OSError:
-            return
-        slot.handles = True
-        slot.any_generation = self._handles.matches_any_generation(mount_fd, handle)
-        self.on_new_slot(slot)
-
-    def slots(self) -> list[Slot]:
-        """All slots so far."""
-        return list(self._records.slots)
-
-    def _mount_fd(self, slot: Slot) -> int:
-        if slot.mount_fd < 0:
-            if slot.mount_node is None:
-                raise stale()
-            if not slot.mount_node.is_directory:
-                raise OSError(errno.EOPNOTSUPP, "a file is mounted here: no directory to open handles by")
-            with_path = b"/proc/self/fd/%d" % self.fd(slot.mount_node)
-            slot.mount_fd = self.retrying(lambda: self._handles.open_mount(with_path))
-        return slot.mount_fd
-
     # reopening
 
     def _reopen(self, node: Node) -> int:
         slot = node.slot
         if node.has_derived_handle:
             generation = 0 if slot.any_generation else node.generation
-            fd = self._handles.by_ino(
-                slot.mount_fd if slot.mount_fd >= 0 else self._mount_fd(slot), node.ino, generation
+            fd = self.mounts.open_by_ino(
+                slot.mount_fd if slot.mount_fd >= 0 else self.mounts.fd(slot), node.ino, generation
             )
         elif node.handle is not None:
-            fd = self._handles.open(self._mount_fd(slot), node.handle)
+            fd = self.mounts.open_by_handle(slot, node.handle)
         elif node.parent is not None:
             fd = self._reopen_by_name(node)
         else:
@@ -274,7 +192,7 @@ class NodeTable(BoundedFds):
         try:
             self._found = found = file_syscalls.statx(fd)
             same = is_same(node, slot, found) if slot.copies_up else found.ino == node.ino and self._same(node, found)
-            if same and self._slot(found) is slot:
+            if same and self.mounts.of(found) is slot:
                 return fd
         except OSError:
             os.close(fd)
@@ -286,8 +204,8 @@ class NodeTable(BoundedFds):
     def fd_and_mode(self, node: Node) -> tuple[int, int, int]:
         """(an O_PATH fd as by ``fd``, st_mode, the STATX_ATTR_* bits)."""
         if node.fd < 0:
-            return self.own_fd(node), self._found.mode, self._found.attributes
-        return (fd := self.own_fd(node)), *file_syscalls.mode_and_attributes(fd)
+            return self.fds.own_fd(node), self._found.mode, self._found.attributes
+        return (fd := self.fds.own_fd(node)), *file_syscalls.mode_and_attributes(fd)
 
     def _reopen_by_name(self, node: Node) -> int:
         """Walk down from the nearest ancestor that is open; the check at the end covers every step."""
@@ -298,7 +216,7 @@ class NodeTable(BoundedFds):
             above = above.parent
         if above is None:
             raise stale()
-        fd = self.fd(above)
+        fd = self.fds.fd(above)
         opened = -1
         try:
             for name in reversed(names):
@@ -328,6 +246,20 @@ class NodeTable(BoundedFds):
         if not node.packed_handle or node.parent is not None:
             self._named(node, parent, name)
 
+    def needs_trim(self) -> bool:
+        """Would ``trim`` find anything to do?"""
+        fds = self.fds
+        return bool(self._idle) or len(fds.cached) > fds.max_fds
+
+    def trim(self) -> None:
+        """Close fds down to the limit, and make records of what nobody uses. Between operations, never inside one."""
+        self.fds.trim()
+        if self._idle:
+            for node in self._idle:
+                if self.nodes.get(node.nodeid) is node and self._records.put(node):
+                    del self.nodes[node.nodeid]
+            self._idle.clear()
+
     # lookup counts
 
     def forget(self, nodeid: int, count: int) -> None:
@@ -342,7 +274,7 @@ class NodeTable(BoundedFds):
             return
         node.lookups -= count
         if node.lookups <= 0:
-            self._close(node)
+            self.fds.close(node)
             del self.nodes[nodeid]
             if node.slot.copies_up:
                 self._copy_ups.forgotten(node)
@@ -358,7 +290,7 @@ class NodeTable(BoundedFds):
         """A forgotten node, for an exported handle (a lookup of ``.``): ESTALE when its file is gone."""
         known = self._graveyard.get(nodeid)
         if known is None:
-            slot = next((s for s in self._records.slots if s.handles and s.base == nodeid & ~INO_MASK), None)
+            slot = next((s for s in self.mounts.slots if s.handles and s.base == nodeid & ~INO_MASK), None)
             ino = nodeid & INO_MASK
             if slot is None or ino >> 32:
                 raise stale()
@@ -366,11 +298,11 @@ class NodeTable(BoundedFds):
             known = slot, derived_handle(ino, 0)
         slot, handle = known
         try:
-            fd = self.retrying(lambda: self._handles.open(self._mount_fd(slot), handle))
+            fd = self.fds.retrying(lambda: self.mounts.open_by_handle(slot, handle))
         except OSError:
             raise stale() from None
         attributes = file_syscalls.statx(fd)
-        if self._nodeid(slot, attributes.ino) != nodeid or attributes.nlink == 0:
+        if self.mounts.nodeid(slot, attributes.ino) != nodeid or attributes.nlink == 0:
             os.close(fd)
             raise stale()
         node = Node(nodeid, slot, attributes)
@@ -378,23 +310,14 @@ class NodeTable(BoundedFds):
         if not node.has_derived_handle:
             node.generation = node.generation or 1
         self.nodes[nodeid] = node
-        self.adopt(node, fd)
+        self.fds.adopt(node, fd)
         return node
 
     def close(self) -> None:
         """Close every fd, the root's too."""
-        for node in list(self._lru):
-            self._close(node)
+        self.fds.close_cached()
         for node in self.nodes.values():
             if node.fd >= 0:
                 os.close(node.fd)
                 node.fd = -1
-        for slot in self._records.slots:
-            if slot.mount_fd >= 0:
-                os.close(slot.mount_fd)
-                slot.mount_fd = -1
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
+        self.mounts.close()

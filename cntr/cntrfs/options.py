@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 from cntr.errors import UsageError
 
 CACHE_POLICIES = ("auto", "strict", "none")
@@ -55,6 +58,11 @@ class Options:
         if "strictatime" in self.mount_flags or "norelatime" in self.mount_flags:
             self.keep_cache = False  # what is read from the kernel's cache moves no access time
         return self
+
+    def demand_writable(self) -> None:
+        """EROFS where the tree is served read-only, whatever the mount's flags are: a client's root can change those."""
+        if self.read_only:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     def leaves_directory_atime(self) -> bool:
         """Whether listing a directory leaves its access time alone, mount(8): the backing filesystem does not know of these."""

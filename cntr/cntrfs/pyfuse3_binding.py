@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import pyfuse3
 import trio
 
-from cntr.cntrfs.backing import Caller
-from cntr.cntrfs.core import NOBODYS_GROUP, Changes, Core, errno_of
+from cntr.cntrfs.backing import NOBODYS_GROUP, Caller
+from cntr.cntrfs.changes import Changes
+from cntr.cntrfs.core import Core
+from cntr.cntrfs.log import errno_of
 from cntr.cntrfs.nobody import NobodyCore
 from cntr.cntrfs.node import Node
 from cntr.cntrfs.options import Options
@@ -191,7 +193,7 @@ class Operations(pyfuse3.Operations):
 
     def _is_direct(self, fh: int) -> bool:
         # Of a pseudo-filesystem's file a size of 0 would be taken for its end.
-        handle = self.core.handle(fh)
+        handle = self.core.files.handle(fh)
         return self._options.cache == "none" or handle.uncached or handle.node.slot.is_pseudo
 
     def _info(self, fh: int) -> pyfuse3.FileInfo:
@@ -202,7 +204,7 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         """OPEN: the core's ``open``."""
         # libfuse leaves O_TRUNC to us, so nobody else clears the set-id bits of a file that another user truncates.
-        return self._info(self.core.open(inode, flags, killer=_caller(ctx)))
+        return self._info(self.core.open(inode, flags, killpriv=_caller(ctx)))
 
     @_answered
     async def create(
@@ -215,7 +217,7 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def read(self, fh: int, offset: int, size: int) -> bytes:
         """READ: the core's ``read``."""
-        return self.core.read(fh, offset, size)
+        return self.core.files.read(fh, offset, size)
 
     @_answered
     async def write(self, fh: int, offset: int, data: bytes) -> int:
@@ -223,13 +225,13 @@ class Operations(pyfuse3.Operations):
         # pyfuse3 drops the flags of a WRITE, so what counts is whether the file was opened with O_APPEND. The
         # writeback cache places appended data itself.
         direct = self._is_direct(fh)
-        append = (direct or not self._options.writeback) and self.core.handle(fh).append
+        append = (direct or not self._options.writeback) and self.core.files.handle(fh).append
         # Past its cache the kernel leaves the set-id bits to the server, and pyfuse3 never says who writes. So whoever
         # it is gets neither a filesystem's reserve nor more than the quota.
-        if direct:
-            return self.core.write(fh, offset, data, append=append, killer=_ANYBODY)
-        with self.core.credentials.ordinary(keeps_setid=True):
-            return self.core.write(fh, offset, data, append=append)
+        files, credentials = self.core.files, self.core.credentials
+        fd = files.writing_fd(files.handle(fh))
+        with credentials.killpriv(fd, _ANYBODY) if direct else credentials.ordinary(keeps_setid=True):
+            return files.write_at(fd, offset, data, append)
 
     @_answered
     async def flush(self, fh: int) -> None:
@@ -239,12 +241,12 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def fsync(self, fh: int, datasync: bool) -> None:
         """FSYNC: the core's ``fsync``."""
-        self.core.fsync(fh, datasync)
+        self.core.files.fsync(fh, datasync)
 
     @_answered
     async def release(self, fh: int) -> None:
         """RELEASE: the core's ``release``."""
-        self.core.release(fh)
+        self.core.files.release(fh)
 
     @_answered
     async def poll(self, inode: int, fh: int, handle: object, ctx: pyfuse3.RequestContext) -> int:
@@ -260,12 +262,12 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """READDIR: the core's ``entries``."""
         core = self.core
-        handle = core.handle(fh)
-        for entry in core.entries(core.directory(fh), start_id):
+        handle = core.files.handle(fh)
+        for entry in core.entries(core.files.directory(fh), start_id):
             if entry.name in (b".", b".."):
                 # The kernel takes only number, type and name from these two: they are not looked up.
                 dots = pyfuse3.EntryAttributes()
-                dots.st_ino = core.nodes.shown_ino(handle.node.slot, entry.ino)
+                dots.st_ino = core.nodes.mounts.shown_ino(handle.node.slot, entry.ino)
                 dots.st_mode = stat.S_IFDIR
                 if not pyfuse3.readdir_reply(token, entry.name, dots, entry.next_offset):
                     return
@@ -282,12 +284,12 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def releasedir(self, fh: int) -> None:
         """RELEASEDIR: the core's ``release``."""
-        self.core.release(fh)
+        self.core.files.release(fh)
 
     @_answered
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         """FSYNCDIR: the core's ``fsync``."""
-        self.core.fsync(fh, datasync)
+        self.core.files.fsync(fh, datasync)
 
     @_answered
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
@@ -302,22 +304,22 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         """SETXATTR: the core's ``setxattr``."""
-        self.core.setxattr(inode, name, value, 0, _caller(ctx))
+        self.core.xattrs.set(inode, name, value, 0, _caller(ctx))
 
     @_answered
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         """GETXATTR: the core's ``getxattr``."""
-        return self.core.getxattr(inode, name)
+        return self.core.xattrs.get(inode, name)
 
     @_answered
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
         """LISTXATTR: the core's ``listxattr``."""
-        return self.core.listxattr(inode, _caller(ctx))
+        return self.core.xattrs.names(inode, _caller(ctx))
 
     @_answered
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         """REMOVEXATTR: the core's ``removexattr``."""
-        self.core.removexattr(inode, name)
+        self.core.xattrs.remove(inode, name)
 
     async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
         """The kernel checks (default_permissions) and does not ask."""

@@ -21,9 +21,9 @@ _DIRECTORY = stat.S_IFDIR >> 12
 class Records:
     """The records of a node table, by node id."""
 
-    def __init__(self) -> None:
+    def __init__(self, slots: list[Slot]) -> None:
         """slots: all slots, at their index."""
-        self.slots: list[Slot] = []
+        self.slots = slots
         self._records: dict[int, bytes] = {}
 
     def __contains__(self, nodeid: int) -> bool:

@@ -74,18 +74,18 @@ class SlimCore(Core):
             self.note("name", path)
         return found
 
-    def open(self, nodeid: int, flags: int, killer: Caller | None = None) -> int:
+    def open(self, nodeid: int, flags: int, killpriv: Caller | None = None) -> int:
         """OPEN."""
         if self.shown is None:
             self.note("open", self.paths.get(nodeid, ""))
-        return super().open(nodeid, flags, killer)
+        return super().open(nodeid, flags, killpriv)
 
-    def entries(self, handle: DirectoryHandle, offset: int) -> Iterator[DirectoryEntry]:  # type: ignore[override]
+    def entries(self, directory: DirectoryHandle, offset: int) -> Iterator[DirectoryEntry]:
         """READDIR, of what the slim image has."""
-        here = self.paths.get(handle.node.nodeid, "")
+        here = self.paths.get(directory.node.nodeid, "")
         if self.shown is None:
             self.note("list", here)
-        for entry in super().entries(handle, offset):
+        for entry in super().entries(directory, offset):
             name = f"{here}/{os.fsdecode(entry.name)}"
             if self.shown is None or entry.kind == DT_DIR or name in self.shown:
                 yield entry

@@ -15,9 +15,11 @@ from typing import Any
 from cntr.cntrfs.__main__ import main as serve
 from cntr.cntrfs.backing import SERVER, Credentials
 from cntr.cntrfs.core import Core
-from cntr.cntrfs.files import FileOperations
+from cntr.cntrfs.fds import BoundedFds
+from cntr.cntrfs.files import OpenFiles
 from cntr.cntrfs.nodes import NodeTable
 from cntr.cntrfs.options import Options
+from cntr.cntrfs.xattrs import Xattrs
 from cntr.linux import file_syscalls
 
 Fault = Callable[[], None]
@@ -64,7 +66,7 @@ def _nodes_are_paths() -> None:
             paths[node.nodeid] = (os.readlink(b"/proc/self/fd/%d" % parent_fd) + b"/" + name, attributes.ino)
         return node
 
-    def fd(original: Any, self: NodeTable, node: Any) -> Any:
+    def fd(original: Any, self: BoundedFds, node: Any) -> Any:
         if node.nodeid in paths:
             path, inode = paths[node.nodeid]
             if os.lstat(path).st_ino != inode:
@@ -72,18 +74,18 @@ def _nodes_are_paths() -> None:
         return original(self, node)
 
     _wrap(NodeTable, "see", see)
-    _wrap(NodeTable, "fd", fd)
+    _wrap(BoundedFds, "fd", fd)
 
 
 def _unlinked_files_are_lost() -> None:
     _wrap(Core, "_keep_reachable", lambda original, self, *args: None)
 
     def unlink(original: Any, self: Core, parent: int, name: bytes) -> None:
-        parent_fd = self.nodes.fd(self.nodes.get(parent))
-        node = self.nodes.find(file_syscalls.statx(parent_fd, name))
+        directory = self.nodes.get(parent)
+        node = self.nodes.find(file_syscalls.statx(self.fds.fd(directory), name), directory, name)
         original(self, parent, name)
         if node is not None:
-            self.nodes._close(node)
+            self.fds.close(node)
             node.handle = node.parent = None  # no other way back to it
 
     _wrap(Core, "unlink", unlink)
@@ -91,7 +93,7 @@ def _unlinked_files_are_lost() -> None:
 
 def _setgid_directories_are_not_inherited() -> None:
     def undo(core: Core, parent: int, name: bytes, caller: Any) -> None:
-        parent_fd = core.nodes.fd(core.nodes.get(parent))
+        parent_fd = core.fds.fd(core.nodes.get(parent))
         os.chown(name, -1, caller.gid, dir_fd=parent_fd, follow_symlinks=False)
         found = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
         if stat.S_ISDIR(found.st_mode):
@@ -100,12 +102,12 @@ def _setgid_directories_are_not_inherited() -> None:
     def mkdir(original: Any, self: Core, parent: int, name: bytes, mode: int, caller: Any) -> Any:
         node, _ = original(self, parent, name, mode, caller)
         undo(self, parent, name, caller)
-        return node, file_syscalls.statx(self.nodes.fd(node))
+        return node, file_syscalls.statx(self.fds.fd(node))
 
     def create(original: Any, self: Core, parent: int, name: bytes, flags: int, mode: int, caller: Any) -> Any:
         node, _, fh = original(self, parent, name, flags, mode, caller)
         undo(self, parent, name, caller)
-        return node, file_syscalls.statx(self.handles[fh].fd), fh
+        return node, file_syscalls.statx(self.files.handles[fh].fd), fh
 
     _wrap(Core, "mkdir", mkdir)
     _wrap(Core, "create", create)
@@ -116,14 +118,14 @@ def _suid_survives_writing() -> None:
 
     def setattr_(original: Any, self: Core, nodeid: int, changes: Any, fh: Any = None) -> Any:
         if changes.mode is not None and changes.uid is None and changes.gid is None:
-            current = stat.S_IMODE(os.stat(b"/proc/self/fd/%d" % self.nodes.fd(self.nodes.get(nodeid))).st_mode)
+            current = stat.S_IMODE(os.stat(b"/proc/self/fd/%d" % self.fds.fd(self.nodes.get(nodeid))).st_mode)
             set_ids = stat.S_ISUID | stat.S_ISGID
             if current & set_ids and changes.mode & 0o7777 == current & ~set_ids:
                 changes.mode = None
-        changes.kill_suidgid = False
+        changes.killpriv = None
         return original(self, nodeid, changes, fh)
 
-    original = FileOperations.write_at
+    original = OpenFiles.write_at
 
     def restoring(fd: int, *args: Any) -> Any:
         before = stat.S_IMODE(os.fstat(fd).st_mode)
@@ -133,7 +135,7 @@ def _suid_survives_writing() -> None:
         return result
 
     _wrap(Core, "setattr", setattr_)
-    FileOperations.write_at = staticmethod(restoring)
+    OpenFiles.write_at = staticmethod(restoring)
 
 
 def _umask_is_applied_by_the_server_too() -> None:
@@ -150,8 +152,8 @@ def _rename_flags_are_ignored() -> None:
 
 
 def _append_is_a_plain_write() -> None:
-    original = FileOperations.write_at
-    FileOperations.write_at = staticmethod(
+    original = OpenFiles.write_at
+    OpenFiles.write_at = staticmethod(
         lambda fd, offset, data, append: original(fd, 0 if append else offset, data, False)
     )
 
@@ -168,8 +170,8 @@ def _times_are_whole_microseconds() -> None:
 
 def _hard_links_are_copies() -> None:
     def link(original: Any, self: Core, nodeid: int, parent: int, name: bytes) -> Any:
-        parent_fd = self.nodes.fd(self.nodes.get(parent))
-        with open(b"/proc/self/fd/%d" % self.nodes.fd(self.nodes.get(nodeid)), "rb") as source:
+        parent_fd = self.fds.fd(self.nodes.get(parent))
+        with open(b"/proc/self/fd/%d" % self.fds.fd(self.nodes.get(nodeid)), "rb") as source:
             data = source.read()
         fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644, dir_fd=parent_fd)
         os.write(fd, data)
@@ -180,24 +182,24 @@ def _hard_links_are_copies() -> None:
 
 
 def _listing_has_no_dots() -> None:
-    def entries(original: Any, self: FileOperations, fh: int, offset: int) -> Any:
-        return (entry for entry in original(self, fh, offset) if entry.name not in (b".", b".."))
+    def entries(original: Any, self: Core, directory: Any, offset: int) -> Any:
+        return (entry for entry in original(self, directory, offset) if entry.name not in (b".", b".."))
 
-    _wrap(FileOperations, "entries", entries)
+    _wrap(Core, "entries", entries)
 
 
 def _listing_loses_an_entry_per_buffer() -> None:
-    def entries(original: Any, self: FileOperations, fh: int, offset: int) -> Any:
-        found = original(self, fh, offset)
+    def entries(original: Any, self: Core, directory: Any, offset: int) -> Any:
+        found = original(self, directory, offset)
         if offset:
             next(found, None)
         return found
 
-    _wrap(FileOperations, "entries", entries)
+    _wrap(Core, "entries", entries)
 
 
 def _direct_io_reaches_the_backing_file() -> None:
-    _wrap(FileOperations, "backing_flags", lambda original, self, flags: original(self, flags) | flags & os.O_DIRECT)
+    _wrap(OpenFiles, "backing_flags", lambda original, self, flags: original(self, flags) | flags & os.O_DIRECT)
 
 
 def _link_count_is_one() -> None:
@@ -225,7 +227,7 @@ def _an_operation_raises() -> None:
 
 
 def _all_xattrs_are_lost() -> None:
-    _wrap(Core, "setxattr", lambda original, self, *args, **kwargs: None)
+    _wrap(Xattrs, "set", lambda original, self, *args, **kwargs: None)
 
 
 def _truncation_is_ignored() -> None:

@@ -323,7 +323,7 @@ def test_the_server_refuses_by_itself(is_other: bool, tmp_path: Path) -> None:
             assert core.credentials.is_other == is_other
             shadow, home = core.lookup(1, b"shadow")[0], core.lookup(1, b"home")[0]
             public = core.lookup(1, b"public")[0]
-            assert core.read(core.open(public.nodeid, os.O_RDONLY), 0, 10) == PUBLIC
+            assert core.files.read(core.open(public.nodeid, os.O_RDONLY), 0, 10) == PUBLIC
             denied = [
                 _errno(lambda: core.open(shadow.nodeid, os.O_RDONLY)),
                 _errno(lambda: core.opendir(home.nodeid)),

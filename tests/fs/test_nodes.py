@@ -24,9 +24,9 @@ def table(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NodeTable]
     """A table that reopens by file handle, and one that has to do it by parent and name."""
     made = NodeTable(os.open(tmp_path, os.O_PATH), max_fds=3)
     if request.param == "names":
-        for slot in made.slots():
+        for slot in made.mounts.slots:
             slot.handles = slot.any_generation = False
-    elif not made.slots()[0].handles:
+    elif not made.mounts.slots[0].handles:
         pytest.skip(f"no file handles on the filesystem of {tmp_path}")
     yield made
     made.close()
@@ -34,7 +34,7 @@ def table(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NodeTable]
 
 def see(table: NodeTable, name: str, parent: Node | None = None) -> Node:
     parent = parent or table.root
-    fd = table.fd(parent)
+    fd = table.fds.fd(parent)
     node = table.see(file_syscalls.statx(fd, name.encode()), parent, fd, name.encode())
     node.lookups += 1
     return node
@@ -54,7 +54,7 @@ def test_a_file_is_one_node_under_all_its_names(table: NodeTable, tmp_path: Path
 def test_fd_leads_to_the_file(table: NodeTable, tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     node = see(table, "a")
-    assert identity(table.fd(node)) == node.id
+    assert identity(table.fds.fd(node)) == node.id
 
 
 def test_fds_are_bounded_and_reopened(table: NodeTable, tmp_path: Path) -> None:
@@ -63,11 +63,11 @@ def test_fds_are_bounded_and_reopened(table: NodeTable, tmp_path: Path) -> None:
         (tmp_path / str(number)).touch()
         nodes.append(see(table, str(number)))
     for node in nodes:
-        table.fd(node)
+        table.fds.fd(node)
         table.trim()
     assert sum(node.fd >= 0 for node in nodes) <= 3
     for node in nodes:
-        assert identity(table.fd(node)) == node.id
+        assert identity(table.fds.fd(node)) == node.id
         table.trim()
 
 
@@ -80,8 +80,8 @@ def test_a_deep_path_reopens(table: NodeTable, tmp_path: Path) -> None:
         node = see(table, "d", node)
         table.trim()
     for _ in range(5):
-        table.fd(see(table, "d"))
-    assert identity(table.fd(node)) == node.id
+        table.fds.fd(see(table, "d"))
+    assert identity(table.fds.fd(node)) == node.id
 
 
 def test_renaming_a_parent_keeps_its_children(table: NodeTable, tmp_path: Path) -> None:
@@ -91,11 +91,11 @@ def test_renaming_a_parent_keeps_its_children(table: NodeTable, tmp_path: Path) 
     child = see(table, "child", parent)
     for other in range(6):
         (tmp_path / str(other)).touch()
-        table.fd(see(table, str(other)))
+        table.fds.fd(see(table, str(other)))
     table.trim()
     os.rename(tmp_path / "old", tmp_path / "new")
     table.moved(parent, table.root, b"new")
-    assert identity(table.fd(child)) == child.id
+    assert identity(table.fds.fd(child)) == child.id
 
 
 def test_a_replaced_file_is_stale(table: NodeTable, tmp_path: Path) -> None:
@@ -104,20 +104,20 @@ def test_a_replaced_file_is_stale(table: NodeTable, tmp_path: Path) -> None:
     (tmp_path / "other").write_text("second")
     os.replace(tmp_path / "other", tmp_path / "a")
     with pytest.raises(OSError, match=r"\[Errno") as caught:
-        table.fd(node)
+        table.fds.fd(node)
     assert caught.value.errno == errno.ESTALE
 
 
 def test_a_pinned_file_outlives_its_name(table: NodeTable, tmp_path: Path) -> None:
     (tmp_path / "a").write_text("kept")
     node = see(table, "a")
-    table.pin(node)
+    table.fds.pin(node)
     os.unlink(tmp_path / "a")
     for number in range(6):
         (tmp_path / str(number)).touch()
-        table.fd(see(table, str(number)))
+        table.fds.fd(see(table, str(number)))
     table.trim()
-    assert Path(f"/proc/self/fd/{table.fd(node)}").read_text() == "kept"
+    assert Path(f"/proc/self/fd/{table.fds.fd(node)}").read_text() == "kept"
 
 
 def test_forget_counts(table: NodeTable, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_reused_inode_number_is_another_node(table: NodeTable, tmp_path: Path)
 
 def test_a_forgotten_node_comes_back_by_its_id(tmp_path: Path) -> None:
     table = NodeTable(os.open(tmp_path, os.O_PATH), max_fds=3)
-    if not table.slots()[0].handles:
+    if not table.mounts.slots[0].handles:
         pytest.skip(f"no file handles on the filesystem of {tmp_path}")
     (tmp_path / "a").touch()
     node = see(table, "a")
@@ -170,10 +170,10 @@ def test_a_forgotten_node_comes_back_by_its_id(tmp_path: Path) -> None:
 
 
 def test_no_fd_left_gives_up_cached_ones(table: NodeTable, tmp_path: Path) -> None:
-    table.max_fds = 1000
+    table.fds.max_fds = 1000
     for number in range(20):
         (tmp_path / str(number)).touch()
-        table.fd(see(table, str(number)))
+        table.fds.fd(see(table, str(number)))
     attempts = []
 
     def opener() -> int:
@@ -182,8 +182,8 @@ def test_no_fd_left_gives_up_cached_ones(table: NodeTable, tmp_path: Path) -> No
             raise OSError(errno.EMFILE, "too many")
         return 7
 
-    assert table.retrying(opener) == 7
-    assert len(table._lru) <= 3
+    assert table.fds.retrying(opener) == 7
+    assert len(table.fds.cached) <= 3
 
 
 def test_a_generation_of_zero_is_one(tmp_path: Path) -> None:
@@ -201,8 +201,8 @@ def test_a_generation_of_zero_is_one(tmp_path: Path) -> None:
         try:
             node, other = see(table, "directory"), see(table, "lost+found")
             for _ in range(3):
-                assert identity(table.fd(node)) == node.id
-                assert identity(table.fd(other)) == other.id
+                assert identity(table.fds.fd(node)) == node.id
+                assert identity(table.fds.fd(other)) == other.id
                 table.trim()
         finally:
             table.close()
@@ -212,7 +212,7 @@ def test_a_generation_of_zero_is_one(tmp_path: Path) -> None:
 
 def test_an_idle_node_is_a_record(table: NodeTable, tmp_path: Path) -> None:
     """Between operations it takes no object, where the file can be reopened by handle; and comes back as it was."""
-    has_handles = bool(table.slots()[0].handles)
+    has_handles = bool(table.mounts.slots[0].handles)
     names = [f"file{number}" for number in range(20)]
     for name in names:
         (tmp_path / name).touch()
@@ -228,7 +228,7 @@ def test_an_idle_node_is_a_record(table: NodeTable, tmp_path: Path) -> None:
         node = table.get(expected[0])
         assert (node.nodeid, node.generation, node.birth, node.kind, node.id, node.handle) == expected
         assert node.lookups == 1
-        assert identity(table.fd(node)) == node.id
+        assert identity(table.fds.fd(node)) == node.id
         assert see(table, name) is node
         table.trim()
         table.forget(node.nodeid, 1)
@@ -240,7 +240,7 @@ def test_an_idle_node_is_a_record(table: NodeTable, tmp_path: Path) -> None:
 
 def listed(table: NodeTable, name: str) -> tuple[int, int]:
     """(node id, generation) of an entry of the root's listing."""
-    fd = table.fd(table.root)
+    fd = table.fds.fd(table.root)
     nodeid, generation, slot = table.listed(
         file_syscalls.statx_fields(fd, name.encode()), table.root, fd, name.encode()
     )
@@ -254,7 +254,7 @@ def test_what_is_listed_is_what_is_looked_up(table: NodeTable, tmp_path: Path) -
     node = see(table, "a")
     assert (node.nodeid, node.generation) == first == listed(table, "a")
     assert node.lookups == 3
-    assert identity(table.fd(node)) == node.id
+    assert identity(table.fds.fd(node)) == node.id
     table.trim()
     table.forget(node.nodeid, 3)
     assert node.nodeid not in table
@@ -275,7 +275,7 @@ def test_a_listing_tells_a_reused_inode_number_apart(table: NodeTable, tmp_path:
             assert newer != generation
             node = table.get(nodeid)
             assert node.lookups == 2
-            assert identity(table.fd(node)) == node.id
+            assert identity(table.fds.fd(node)) == node.id
             return
     pytest.skip(f"the filesystem of {tmp_path} does not reuse inode numbers")
 
@@ -288,7 +288,7 @@ def test_a_node_in_use_stays_an_object(table: NodeTable, tmp_path: Path) -> None
     assert table.get(node.nodeid) is node
     table.used(node, -1)
     table.trim()
-    assert (table.get(node.nodeid) is node) == (not table.slots()[0].handles)
+    assert (table.get(node.nodeid) is node) == (not table.mounts.slots[0].handles)
 
 
 def test_directories_at_rest_are_listed(table: NodeTable, tmp_path: Path) -> None:

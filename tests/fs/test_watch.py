@@ -37,7 +37,9 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.fixture
 def watching() -> Iterator[Any]:
     """A watch whose table knows of a hundred nodes, none of them a directory."""
-    table = SimpleNamespace(slots=list, directories=list, ids=lambda: iter(range(100)), on_new_slot=None)
+    table = SimpleNamespace(
+        mounts=SimpleNamespace(slots=[], on_new_slot=None), directories=list, ids=lambda: iter(range(100))
+    )
     fd = os.open("/dev/null", os.O_RDWR)
     made = watch.Watch(fd, SimpleNamespace(nodes=table), expire_only=True)  # type: ignore[arg-type]
     yield made

@@ -360,10 +360,10 @@ def test_fuzz(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
                 for _, unique, _ in kernel.answers():
                     assert unique >= 0
                 count += 1
-                handles = kernel.session.core.handles
+                handles = kernel.session.core.files.handles
                 if len(handles) > 500:
                     for fh in list(handles)[:400]:
-                        kernel.session.core.release(fh)
+                        kernel.session.core.files.release(fh)
                 wrong = [record for record in caplog.records if "refused" not in record.getMessage()]
                 assert not wrong, f"seed {FUZZ_SEED}, request {request.hex()}"
         finally:

@@ -37,8 +37,16 @@ CNTRFS_LAYERS = (
     ("cntr.cntrfs.devfuse",),
     ("cntr.cntrfs.nobody",),
     ("cntr.cntrfs.core",),
-    ("cntr.cntrfs.files",),
-    ("cntr.cntrfs", "cntr.cntrfs."),
+    ("cntr.cntrfs.files", "cntr.cntrfs.xattrs"),
+    ("cntr.cntrfs.nodes",),
+    ("cntr.cntrfs.mounts",),
+    ("cntr.cntrfs.fds",),
+    ("cntr.cntrfs.copyup", "cntr.cntrfs.handles", "cntr.cntrfs.records"),
+    ("cntr.cntrfs.changes", "cntr.cntrfs.node"),
+    ("cntr.cntrfs.backing",),
+    ("cntr.cntrfs.watchdog",),
+    ("cntr.cntrfs.heartbeat", "cntr.cntrfs.log", "cntr.cntrfs.options", "cntr.cntrfs.trace"),
+    ("cntr.cntrfs",),
 )
 LAYERS = (
     ("cntr.__main__",),

@@ -48,8 +48,8 @@ def _timed(node: Node, began: float) -> None:
 
 def _read(c: Connection, nodeid: int, body: memoryview) -> bytes:
     fh, offset, size, _, _, _, _ = wire.READ_IN.unpack_from(body)
-    handle = c.core.handle(fh)
-    fd, node, size = c.core.file_fd(handle), handle.node, min(size, MAX_IO)
+    handle = c.core.files.handle(fh)
+    fd, node, size = c.core.files.fd(handle), handle.node, min(size, MAX_IO)
     if node.slot.is_memory:
         return os.pread(fd, size, offset)
     if not node.slot.reads_wait:
@@ -73,28 +73,28 @@ def _write(c: Connection, nodeid: int, body: memoryview) -> bytes:
         raise wire.Malformed("a WRITE cut off")
     # A page from the kernel's cache has its place; otherwise the end is where it is now, not where the kernel thinks.
     append = bool(flags & os.O_APPEND) and not write_flags & wire.WRITE_CACHE
-    killer = c.caller() if write_flags & wire.WRITE_KILL_SUIDGID else None
-    handle = c.core.handle(fh)
-    fd, node = c.core.writing_fd(handle), handle.node
+    killpriv = c.caller() if write_flags & wire.WRITE_KILL_SUIDGID else None
+    handle = c.core.files.handle(fh)
+    fd, node = c.core.files.writing_fd(handle), handle.node
     if not may_wait(node, size) and not handle.flags & os.O_DSYNC:  # a part of O_SYNC
         began = monotonic()
-        with c.core.killing(fd, killer):
-            written = c.core.write_at(fd, offset, data, append)
+        with c.core.credentials.killpriv(fd, killpriv):
+            written = c.core.files.write_at(fd, offset, data, append)
         _timed(node, began)
         return wire.WRITE_OUT.pack(written, 0)
-    scope, copied = c.core.killing_elsewhere(fd, killer), bytes(data)  # the buffer is the next request's
+    scope, copied = c.core.credentials.killpriv_elsewhere(fd, killpriv), bytes(data)  # the buffer is the next request's
 
     def work(job: Job) -> bytes:
         with scope:
-            return wire.WRITE_OUT.pack(c.core.write_at(fd, offset, copied, append), 0)
+            return wire.WRITE_OUT.pack(c.core.files.write_at(fd, offset, copied, append), 0)
 
     return c.submit(node, work)
 
 
 def _fsync(c: Connection, nodeid: int, body: memoryview) -> bytes:
     fh, flags, _ = wire.FSYNC_IN.unpack_from(body)
-    handle = c.core.handle(fh)
-    fd, data_only = c.core.file_fd(handle), bool(flags & wire.FSYNC_FDATASYNC)
+    handle = c.core.files.handle(fh)
+    fd, data_only = c.core.files.fd(handle), bool(flags & wire.FSYNC_FDATASYNC)
     return c.submit(handle.node, lambda job: sync(fd, data_only))
 
 
@@ -122,16 +122,16 @@ def _and_close(fd: int, work: Callable[[], bytes | None]) -> bytes | None:
 
 def _fallocate(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     fh, offset, length, mode, _ = wire.FALLOCATE_IN.unpack_from(body)
-    c.core.demand_writable()
-    handle = c.core.handle(fh)
-    fd, node, caller = c.core.writing_fd(handle), handle.node, c.caller().resolved()
+    c.core.options.demand_writable()
+    handle = c.core.files.handle(fh)
+    fd, node, caller = c.core.files.writing_fd(handle), handle.node, c.caller().resolved()
     if length <= _SMALL and not may_wait(node, length):
         began = monotonic()
-        with c.core.killing(fd, caller):
+        with c.core.credentials.killpriv(fd, caller):
             file_syscalls.fallocate(fd, mode, offset, length)
         _timed(node, began)
         return None
-    scope = c.core.killing_elsewhere(fd, caller)
+    scope = c.core.credentials.killpriv_elsewhere(fd, caller)
 
     def work(job: Job) -> None:
         with scope:
@@ -143,8 +143,8 @@ def _fallocate(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
 def _lseek(c: Connection, nodeid: int, body: memoryview) -> bytes:
     fh, offset, whence, _ = wire.LSEEK_IN.unpack_from(body)
     offset = offset - (1 << 64) if offset >> 63 else offset  # a negative one is ENXIO, says the backing file
-    handle = c.core.handle(fh)
-    fd = c.core.file_fd(handle)
+    handle = c.core.files.handle(fh)
+    fd = c.core.files.fd(handle)
     if handle.node.slot.is_remote:
         return c.submit(handle.node, lambda job: wire.LSEEK_OUT.pack(os.lseek(fd, offset, whence)))
     return wire.LSEEK_OUT.pack(os.lseek(fd, offset, whence))
@@ -155,11 +155,11 @@ def _copy(c: Connection, body: memoryview, answer: Callable[[int], bytes]) -> by
     if flags:
         raise OSError(errno.EINVAL, "copy_file_range flags")
     core = c.core
-    core.demand_writable()
-    handle_in, handle_out = core.handle(fh_in), core.handle(fh_out)
+    core.options.demand_writable()
+    handle_in, handle_out = core.files.handle(fh_in), core.files.handle(fh_out)
     c.other_nodeid = handle_out.node.nodeid
-    fd_in, fd_out = core.file_fd(handle_in), core.writing_fd(handle_out)
-    scope, moved = core.killing_elsewhere(fd_out, c.caller().resolved()), c.heartbeat.moved
+    fd_in, fd_out = core.files.fd(handle_in), core.files.writing_fd(handle_out)
+    scope, moved = core.credentials.killpriv_elsewhere(fd_out, c.caller().resolved()), c.heartbeat.moved
 
     def work(job: Job) -> bytes:
         with scope:
@@ -207,10 +207,10 @@ def _ioctl(c: Connection, nodeid: int, body: memoryview) -> bytes:
         return NO_ANSWER
     data = bytes(body[wire.IOCTL_IN.size : wire.IOCTL_IN.size + in_size])
     if command in ioctls.CHANGING:
-        c.core.demand_writable()
+        c.core.options.demand_writable()
     with contextlib.ExitStack() as stack:
         if fh:
-            fd = c.core.file_fd(c.core.handle(fh))
+            fd = c.core.files.fd(c.core.files.handle(fh))
         else:
             fd = c.core.open_directory(nodeid).fd
             stack.callback(os.close, fd)
@@ -223,13 +223,13 @@ def _ioctl(c: Connection, nodeid: int, body: memoryview) -> bytes:
 
 def _lock(c: Connection, body: memoryview, wait: bool) -> bytes | None:
     fh, owner, start, end, kind, pid, flags, _ = wire.LK_IN.unpack_from(body)
-    handle, is_flock = c.core.handle(fh), bool(flags & wire.LK_FLOCK)
+    handle, is_flock = c.core.files.handle(fh), bool(flags & wire.LK_FLOCK)
     return None if c.locks.set(c.unique, handle, fh, owner, start, end, kind, pid, is_flock, wait) else NO_ANSWER
 
 
 def _getlk(c: Connection, nodeid: int, body: memoryview) -> bytes:
     fh, owner, start, end, kind, pid, _, _ = wire.LK_IN.unpack_from(body)
-    return c.locks.get(c.core.handle(fh), fh, owner, start, end, kind, pid)
+    return c.locks.get(c.core.files.handle(fh), fh, owner, start, end, kind, pid)
 
 
 def _setlk(c: Connection, nodeid: int, body: memoryview) -> bytes | None:

@@ -30,7 +30,7 @@ _DOTS = (b".", b"..")
 
 def _open_flags(c: Connection, node: Node, fd: int, mode: int, fh: int) -> tuple[int, int]:
     """(FOPEN_* flags, backing id) of a new open file."""
-    handle = c.core.handles[fh]
+    handle = c.core.files.handles[fh]
     backing_id = c.passthrough.opened(node, fd, mode)
     if backing_id:
         handle.passthrough = True
@@ -41,7 +41,7 @@ def _open_flags(c: Connection, node: Node, fd: int, mode: int, fh: int) -> tuple
         answer = wire.FOPEN_DIRECT_IO
     else:
         answer = wire.FOPEN_KEEP_CACHE if c.keep_cache else 0
-    if backing_id and len(c.core.handles) > c.core.nodes.max_fds:
+    if backing_id and len(c.core.files.handles) > c.core.fds.max_fds:
         c.let_go(handle, fh)  # fds get scarce, and the kernel holds the file itself now
     # No FOPEN_NOFLUSH: a FLUSH is how the kernel says that a process closed one of its fds, which ends its POSIX locks.
     return answer, backing_id
@@ -52,8 +52,8 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
     core = c.core
     node = core.nodes.get(nodeid)
     core.demand_open(node, flags)
-    wanted = core.backing_flags(flags)
-    killer = c.caller() if flags & os.O_TRUNC and open_flags & wire.OPEN_KILL_SUIDGID else None
+    wanted = core.files.backing_flags(flags)
+    killpriv = c.caller() if flags & os.O_TRUNC and open_flags & wire.OPEN_KILL_SUIDGID else None
     if node.kind != stat.S_IFREG:  # the kernel asks for no other, unless the inode number is another file's now
         raise stale()  # a FIFO would be waited for
     if c.passthrough.enabled and not flags & (os.O_ACCMODE | os.O_TRUNC):
@@ -61,24 +61,25 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
         # opened here: of every error that the kernel meets it makes EIO.
         fd, mode, _ = core.nodes.fd_and_mode(node)
         return _opened(c, node, -1, fd, mode, flags)
-    path_fd = core.nodes.fd(node)
+    path_fd = core.fds.fd(node)
     if node.slot.is_remote or (flags & os.O_TRUNC and os.fstat(path_fd).st_size > _LARGE):
-        return _open_elsewhere(c, node, path_fd, flags, wanted, killer)
+        return _open_elsewhere(c, node, path_fd, flags, wanted, killpriv)
     try:
-        with core.killing(path_fd, killer):
-            fd = core.open_file(proc_path(path_fd), wanted | os.O_NONBLOCK, flags)
+        with core.credentials.killpriv(path_fd, killpriv):
+            fd = core.files.open_file(proc_path(path_fd), wanted | os.O_NONBLOCK, flags)
     except BlockingIOError:  # somebody has a lease, fcntl(2), who has now been told to give it up
         if flags & os.O_NONBLOCK:
             raise
-        return _open_elsewhere(c, node, path_fd, flags, wanted, killer)
+        return _open_elsewhere(c, node, path_fd, flags, wanted, killpriv)
     if node.slot.is_pseudo and not flags & os.O_NONBLOCK:
         os.set_blocking(fd, True)  # on a disk it means nothing
     return _opened(c, node, fd, path_fd, os.fstat(fd).st_mode, flags)
 
 
-def _open_elsewhere(c: Connection, node: Node, path_fd: int, flags: int, wanted: int, killer: Caller | None) -> bytes:
+def _open_elsewhere(c: Connection, node: Node, path_fd: int, flags: int, wanted: int, killpriv: Caller | None) -> bytes:
     """Open it by a worker: the open may wait, or truncate much."""
-    scope, own_fd = c.core.killing_elsewhere(path_fd, killer), c.core.nodes.retrying(lambda: os.dup(path_fd))
+    scope = c.core.credentials.killpriv_elsewhere(path_fd, killpriv)
+    own_fd = c.core.fds.retrying(lambda: os.dup(path_fd))
 
     def work(job: Job) -> int:
         try:
@@ -96,15 +97,15 @@ def _open_elsewhere(c: Connection, node: Node, path_fd: int, flags: int, wanted:
 def _opened(c: Connection, node: Node, fd: int, known_fd: int, mode: int, flags: int) -> bytes:
     """The answer to an OPEN: fd is the open file's, or -1 while nothing needs one; known_fd any of the same file."""
     core = c.core
-    fh = core.add_file(node, fd, flags)
+    fh = core.files.add(node, fd, flags)
     if fd >= 0:
-        core.note_append_only(core.handles[fh])
+        core.files.note_append_only(core.files.handles[fh])
     answer, backing_id = _open_flags(c, node, known_fd, mode, fh)
     if fd < 0 and not backing_id:
         try:
-            core.file_fd(core.handles[fh])
+            core.files.fd(core.files.handles[fh])
         except OSError:
-            core.release(fh)
+            core.files.release(fh)
             c.passthrough.released(node)
             raise
     return wire.OPEN_OUT.pack(fh, answer, backing_id)
@@ -116,7 +117,7 @@ def _create(c: Connection, nodeid: int, body: memoryview) -> bytes:
     (name,) = wire.split_names(arguments[16:], 1)
     node, attributes, fh = c.core.create(nodeid, name, flags, mode, creator(c, umask, groups))
     label(c, node, contexts)
-    answer = _open_flags(c, node, c.core.handles[fh].fd, attributes.mode, fh)  # first: it decides on the timeouts
+    answer = _open_flags(c, node, c.core.files.handles[fh].fd, attributes.mode, fh)  # first: it decides on the timeouts
     return c.entry(node, attributes) + wire.OPEN_OUT.pack(fh, *answer)
 
 
@@ -125,7 +126,7 @@ def _tmpfile(c: Connection, nodeid: int, body: memoryview) -> bytes:
     _, contexts, groups = extensions(c, body)
     node, attributes, fh = c.core.tmpfile(nodeid, flags, mode, creator(c, umask, groups))
     label(c, node, contexts)
-    answer = _open_flags(c, node, c.core.handles[fh].fd, attributes.mode, fh)
+    answer = _open_flags(c, node, c.core.files.handles[fh].fd, attributes.mode, fh)
     return c.entry(node, attributes) + wire.OPEN_OUT.pack(fh, *answer)
 
 
@@ -135,11 +136,11 @@ def _flush(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     if node is None:
         return None
     c.locks.flushed(node, owner)
-    handle = c.core.handles.get(fh)
+    handle = c.core.files.handles.get(fh)
     if handle is not None and handle.fd >= 0 and node.slot.is_remote:
         # Closing writes what is not yet written there, waits for that, and says what went wrong.
         fd = handle.fd
-        fd = c.core.detach_file(handle) if c.can_let_go(handle, fh) else c.core.nodes.retrying(lambda: os.dup(fd))
+        fd = c.core.files.detach(handle) if c.can_let_go(handle, fh) else c.core.fds.retrying(lambda: os.dup(fd))
         return c.submit(node, lambda job: os.close(fd))
     if handle is not None:
         # The RELEASE comes when close(2) has returned, and somebody may want to run the file by then. Whoever has the
@@ -150,12 +151,12 @@ def _flush(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
 
 def _release(c: Connection, nodeid: int, body: memoryview) -> None:
     fh = wire.RELEASE_IN.unpack_from(body)[0]
-    handle = c.core.handles.get(fh)
+    handle = c.core.files.handles.get(fh)
     if handle is not None:
         if handle.fd >= 0 and handle.node.slot.is_remote:
-            fd = c.core.detach_file(handle)
+            fd = c.core.files.detach(handle)
             c.workers.run(lambda: os.close(fd), handle.node.slot.dev)
-        c.core.release(fh)
+        c.core.files.release(fh)
         c.locks.released(handle, fh)
         c.passthrough.released(handle.node)
 
@@ -166,13 +167,13 @@ def _opendir(c: Connection, nodeid: int, body: memoryview) -> bytes:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     fh = c.core.opendir(nodeid)
     answer = 0
-    if c.cache_directories and c.core.handles[fh].node.slot.watched:
+    if c.cache_directories and c.core.files.handles[fh].node.slot.watched:
         answer = wire.FOPEN_CACHE_DIR | wire.FOPEN_KEEP_CACHE
     return wire.OPEN_OUT.pack(fh, answer, 0)
 
 
 def _directory(c: Connection, nodeid: int, fh: int) -> DirectoryHandle:
-    return c.core.directory(fh) if fh else c.core.listing(nodeid)
+    return c.core.files.directory(fh) if fh else c.core.listing(nodeid)
 
 
 def _read_to_the_end(c: Connection, nodeid: int, fh: int) -> bytes | None:
@@ -180,7 +181,7 @@ def _read_to_the_end(c: Connection, nodeid: int, fh: int) -> bytes | None:
     if fh:
         return b""
     watched = c.core.listing(nodeid).node.slot.watched
-    c.core.end_listing(nodeid)
+    c.core.files.end_listing(nodeid)
     if watched:
         return b""
     c.answer(c.unique, b"")
@@ -190,7 +191,7 @@ def _read_to_the_end(c: Connection, nodeid: int, fh: int) -> bytes | None:
 
 
 def _releasedir(c: Connection, nodeid: int, body: memoryview) -> None:
-    c.core.release(wire.RELEASE_IN.unpack_from(body)[0])
+    c.core.files.release(wire.RELEASE_IN.unpack_from(body)[0])
 
 
 def _readdir(c: Connection, nodeid: int, body: memoryview) -> bytes | None:

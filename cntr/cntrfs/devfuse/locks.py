@@ -65,14 +65,14 @@ class Locks:
     def _open(self, node: Node, writable: bool) -> tuple[int, bool]:
         """(fd, whether it can hold write locks) of the client's own mode: it must not keep a program from being run."""
         nodes = self._core.nodes
-        path = proc_path(nodes.fd(node))
+        path = proc_path(nodes.fds.fd(node))
         try:
             if writable:
-                return nodes.open_retrying(path, os.O_RDWR | os.O_NONBLOCK), True
+                return nodes.fds.open_retrying(path, os.O_RDWR | os.O_NONBLOCK), True
         except OSError as error:
             if error.errno not in _READ_ONLY:
                 raise
-        return nodes.open_retrying(path, os.O_RDONLY | os.O_NONBLOCK), False
+        return nodes.fds.open_retrying(path, os.O_RDONLY | os.O_NONBLOCK), False
 
     def _make_writable(self, owner: Owner, node: Node) -> None:
         """It has read locks through a file opened for reading, and wants to write through another one."""
@@ -118,7 +118,7 @@ class Locks:
             file = self._table.of(handle.node.nodeid)
             had = file.flocks.get(fh) if is_flock else None
             if is_flock:
-                self._core.file_fd(handle)
+                self._core.files.fd(handle)
             elif kind != fcntl.F_UNLCK or number in file.owners:
                 self._owner(waiter, file)
             if self._try(waiter, file):

@@ -7,8 +7,8 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from cntr.cntrfs import core as core_module
 from cntr.cntrfs.backing import Caller, proc_path
+from cntr.cntrfs.changes import NOW, Changes
 from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.operations import Operation
 from cntr.cntrfs.devfuse.request import NO_ANSWER, Connection
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cntr.cntrfs.node import Node
 
 _LARGE = 64 << 20  # bytes that are not freed in no time
-_NOW = (0, core_module.NOW)
+_NOW = (0, NOW)
 _unpack_getattr = wire.GETATTR_IN.unpack_from
 
 
@@ -82,7 +82,7 @@ def _setattr(c: Connection, nodeid: int, body: memoryview) -> bytes:
     (valid, _, fh, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, _) = wire.SETATTR_IN.unpack_from(
         body
     )
-    changes = core_module.Changes()
+    changes = Changes()
     if valid & wire.FATTR_MODE:
         changes.mode = mode
     if valid & wire.FATTR_UID:
@@ -96,25 +96,25 @@ def _setattr(c: Connection, nodeid: int, body: memoryview) -> bytes:
     if valid & wire.FATTR_MTIME:
         changes.mtime = _NOW if valid & wire.FATTR_MTIME_NOW else (_signed(mtime), mtime_ns)
     if valid & wire.FATTR_KILL_SUIDGID:
-        changes.killer = c.caller()
+        changes.killpriv = c.caller()
     number = fh if valid & wire.FATTR_FH else None
     if changes.size is not None and c.core.nodes.get(nodeid).kind == stat.S_IFREG:
         return _resize(c, nodeid, changes, changes.size, number)
     return c.attr(*c.core.setattr(nodeid, changes, number))
 
 
-def _resize(c: Connection, nodeid: int, changes: core_module.Changes, size: int, fh: int | None) -> bytes:
+def _resize(c: Connection, nodeid: int, changes: Changes, size: int, fh: int | None) -> bytes:
     """SETATTR with a size: elsewhere where much is to be freed, or where somebody's lease on the file is waited for."""
     core = c.core
-    core.demand_writable()
-    node, handle = core.nodes.get(nodeid), core.handles.get(fh) if fh is not None else None
-    fd = core.writing_fd(handle) if handle is not None and handle.writable else core.nodes.fd(node)
+    core.options.demand_writable()
+    node, handle = core.nodes.get(nodeid), core.files.handles.get(fh) if fh is not None else None
+    fd = core.files.writing_fd(handle) if handle is not None and handle.writable else core.fds.fd(node)
     waits = node.slot.is_remote or (not node.slot.is_memory and size + _LARGE < os.fstat(fd).st_size)
     probe = -1
     try:
         if not waits and (handle is None or not handle.writable):
             try:  # no lease can be taken while it is open for writing
-                probe = core.nodes.open_retrying(proc_path(fd), os.O_WRONLY | os.O_NONBLOCK)
+                probe = core.fds.open_retrying(proc_path(fd), os.O_WRONLY | os.O_NONBLOCK)
             except BlockingIOError:
                 waits = True
         if not waits:
@@ -122,8 +122,8 @@ def _resize(c: Connection, nodeid: int, changes: core_module.Changes, size: int,
     finally:
         if probe >= 0:
             os.close(probe)
-    path = None if handle is not None and handle.writable else core.nodes.retrying(lambda: os.dup(fd))
-    scope = core.killing_elsewhere(fd, changes.killer)
+    path = None if handle is not None and handle.writable else core.fds.retrying(lambda: os.dup(fd))
+    scope = core.credentials.killpriv_elsewhere(fd, changes.killpriv)
 
     def work(job: Job) -> None:
         try:
@@ -198,7 +198,7 @@ def label(c: Connection, node: Node, contexts: list[tuple[bytes, bytes]]) -> Non
     """Give a new file the label that the kernel's security module wants it to have."""
     for name, value in contexts:
         try:
-            c.core.setxattr(node.nodeid, name, value, 0, None)
+            c.core.xattrs.set(node.nodeid, name, value, 0, None)
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise
@@ -285,7 +285,7 @@ def _setxattr(c: Connection, nodeid: int, body: memoryview) -> None:
     name, separator, value = bytes(body[start:]).partition(b"\0")
     if not separator or size > len(value):
         raise wire.Malformed("an attribute cut off")
-    c.core.setxattr(nodeid, name, value[:size], flags, None, kill_sgid=kill)
+    c.core.xattrs.set(nodeid, name, value[:size], flags, None, kill_sgid=kill)
 
 
 def _sized(c: Connection, value: bytes, size: int) -> bytes:
@@ -300,17 +300,17 @@ def _sized(c: Connection, value: bytes, size: int) -> bytes:
 def _getxattr(c: Connection, nodeid: int, body: memoryview) -> bytes:
     size, _ = wire.GETXATTR_IN.unpack_from(body)
     (name,) = wire.split_strings(body[8:], 1)
-    return _sized(c, c.core.getxattr(nodeid, name), size)
+    return _sized(c, c.core.xattrs.get(nodeid, name), size)
 
 
 def _listxattr(c: Connection, nodeid: int, body: memoryview) -> bytes:
     size, _ = wire.GETXATTR_IN.unpack_from(body)
-    return _sized(c, b"".join(name + b"\0" for name in c.core.listxattr(nodeid, c.caller())), size)
+    return _sized(c, b"".join(name + b"\0" for name in c.core.xattrs.names(nodeid, c.caller())), size)
 
 
 def _removexattr(c: Connection, nodeid: int, body: memoryview) -> None:
     (name,) = wire.split_strings(body, 1)
-    c.core.removexattr(nodeid, name)
+    c.core.xattrs.remove(nodeid, name)
 
 
 def _access(c: Connection, nodeid: int, body: memoryview) -> None:

@@ -40,7 +40,7 @@ class Passthrough:
         #: Node ids of files that a client may have mapped for writing. The kernel writes to the backing file then and
         #: tells nobody, even after the file was closed: their times and blocks must not be cached.
         self.mapped: set[int] = set()
-        core.nodes.on_close = self._node_closed
+        core.fds.on_close = self._node_closed
 
     def may_be_mapped(self, node: Node) -> None:
         """The file is open for reading and writing, passed through: what the kernel knows of it gets old unseen."""
@@ -67,7 +67,7 @@ class Passthrough:
             return 0
         if fd == node.fd:
             return self._backing_open(fd, node)
-        path_fd = self.core.nodes.open_retrying(proc_path(fd), os.O_PATH)
+        path_fd = self.core.fds.open_retrying(proc_path(fd), os.O_PATH)
         try:
             return self._backing_open(path_fd, node)
         finally:
@@ -114,4 +114,4 @@ class Passthrough:
     def close(self) -> None:
         """The kernel drops all backing ids with the connection."""
         self.enabled = False
-        self.core.nodes.on_close = lambda node: None
+        self.core.fds.on_close = lambda node: None

@@ -69,8 +69,8 @@ class Connection:
         self.workers = Workers(self.replies, heartbeat, self.ticker)
         self.locks = Locks(core, self.replies, heartbeat, self.ticker)
 
-        core.nodes.close_nameless = self._close_nameless
-        core.nodes.give_up_open = self._let_go_of_all
+        core.fds.close_nameless = self._close_nameless
+        core.fds.give_up_open = self._let_go_of_all
 
     def _close_nameless(self, fd: int) -> None:
         found = os.fstat(fd)
@@ -88,11 +88,11 @@ class Connection:
     def let_go(self, handle: FileHandle, fh: int) -> None:
         """Close the handle's fd if that can be done."""
         if self.can_let_go(handle, fh):
-            self.core.close_file(handle)
+            self.core.files.close(handle)
 
     def _let_go_of_all(self) -> None:
         """No fd is free: the kernel reads and writes most open files without ours. But for the request at hand's own."""
-        for fh, handle in self.core.handles.items():
+        for fh, handle in self.core.files.handles.items():
             if handle.node.nodeid not in (self.header[3], self.other_nodeid):
                 self.let_go(handle, fh)
 

@@ -17,7 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from cntr.cntrfs import log
-from cntr.cntrfs.core import Core, errno_of
+from cntr.cntrfs.core import Core
 from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.data_ops import DATA_OPERATIONS
 from cntr.cntrfs.devfuse.file_ops import FILE_OPERATIONS
@@ -196,7 +196,7 @@ class Session:
                 assert then is not None
                 payload = then(job.result)
             except Exception as error:  # noqa: BLE001  every mistake becomes an answer
-                connection.fail(unique, errno_of(error))
+                connection.fail(unique, log.errno_of(error))
             else:
                 if payload is not NO_ANSWER:
                     connection.answer(unique, payload)
@@ -225,7 +225,7 @@ class Session:
             log.warning("malformed request: %s", error)
             connection.fail(unique, errno.EINVAL)
         except Exception as error:  # noqa: BLE001  every mistake becomes an answer
-            connection.fail(unique, errno_of(error))
+            connection.fail(unique, log.errno_of(error))
         else:
             if payload is not NO_ANSWER:
                 connection.answer(unique, payload)

@@ -84,9 +84,9 @@ class Watch:
             self._socket.close()
             _run_helper(fuse_fd, self.group, theirs, server, expire_only, mounted)
         theirs.close()
-        for slot in core.nodes.slots():
+        for slot in list(core.nodes.mounts.slots):
             self.add(slot)
-        core.nodes.on_new_slot = self._add_later
+        core.nodes.mounts.on_new_slot = self._add_later
 
     def _add_later(self, slot: Slot) -> None:
         with self.core.credentials.raised():
@@ -118,9 +118,9 @@ class Watch:
             self._flush()
         if self._is_closing:
             return
-        for slot in self.core.nodes.slots():  # the helper is gone: promise nothing any more
+        for slot in list(self.core.nodes.mounts.slots):  # the helper is gone: promise nothing any more
             slot.watched = False
-        self.core.nodes.on_new_slot = lambda slot: None
+        self.core.nodes.mounts.on_new_slot = lambda slot: None
         self._flush()
 
     def _flush(self) -> None:
@@ -141,7 +141,7 @@ class Watch:
     def close(self) -> None:
         """End the helper, and what it asked for: afterwards the number of the connection's fd may be another file's."""
         self._is_closing = True
-        self.core.nodes.on_new_slot = lambda slot: None
+        self.core.nodes.mounts.on_new_slot = lambda slot: None
         os.close(self.group)
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self.pid, signal.SIGKILL)

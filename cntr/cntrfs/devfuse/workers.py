@@ -14,7 +14,7 @@ from _queue import SimpleQueue  # the C half of queue: the rest of it is for oth
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from cntr.cntrfs.core import errno_of
+from cntr.cntrfs.log import errno_of
 from cntr.linux import file_syscalls
 
 if TYPE_CHECKING:

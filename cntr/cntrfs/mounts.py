@@ -1,0 +1,116 @@
+"""The mounts behind one served tree, and what node ids their files get."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from cntr.cntrfs.copyup import OVERLAYFS_MAGIC
+from cntr.cntrfs.handles import O_PATH, HandleOpener
+from cntr.cntrfs.node import INO_BITS, ROOT_ID, SYNTHETIC, Slot, stale
+from cntr.linux import file_syscalls
+from cntr.linux.file_syscalls import Attributes, Handle
+
+if TYPE_CHECKING:
+    import contextlib
+    from collections.abc import Callable
+
+    from cntr.cntrfs.fds import BoundedFds
+
+RESTRICTIONS = os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC
+_INO_LIMIT = 1 << INO_BITS
+_SLOT_LIMIT = 1 << 14
+
+
+class Mounts:
+    """All slots, in the order that they were found in."""
+
+    def __init__(self, fds: BoundedFds, raised: contextlib.AbstractContextManager[None]) -> None:
+        """raised: the scope to open by handle in."""
+        self._fds = fds
+        self._opener = HandleOpener(raised)
+        self.open_by_ino = self._opener.by_ino
+        self.slots: list[Slot] = []
+        self.by_id: dict[tuple[int, int, int], Slot] = {}  # by mount id and device: major, minor
+        self._synthetic = SYNTHETIC
+        self.on_new_slot: Callable[[Slot], None] = lambda slot: None
+
+    def of(self, attributes: Attributes) -> Slot:
+        """The slot of a file."""
+        mount = attributes.mnt_id, attributes.dev_major, attributes.dev_minor
+        slot = self.by_id.get(mount)
+        if slot is None:
+            dev = os.makedev(attributes.dev_major, attributes.dev_minor)
+            index = len(self.slots)
+            base = index << INO_BITS if index < _SLOT_LIMIT else SYNTHETIC
+            slot = Slot(attributes.mnt_id, dev, base, index)
+            slot.copies_up = any(other.copies_up for other in self.slots if other.mnt_id == slot.mnt_id)
+            self.slots.append(slot)
+            if index == 0:  # reserved node ids: such an inode gets a synthetic one
+                slot.aliases = {0: -1, ROOT_ID: -1}
+            self.by_id[mount] = slot
+        return slot
+
+    def nodeid(self, slot: Slot, ino: int) -> int:
+        """The node id of the file with this inode number."""
+        nodeid = slot.aliases.get(ino)
+        if nodeid is None and ino < _INO_LIMIT and slot.base != SYNTHETIC:
+            return slot.base | ino
+        if nodeid is None or nodeid == -1:
+            nodeid = slot.aliases[ino] = self.unused_id()
+        return nodeid
+
+    def unused_id(self) -> int:
+        """A node id that no inode number makes."""
+        self._synthetic += 1
+        return self._synthetic
+
+    def shown_ino(self, slot: Slot, ino: int) -> int:
+        """The inode number a client sees: the backing's own, made unique across submounts.
+
+        A FUSE mount has one st_dev, and two files with one (st_dev, st_ino) would be taken for hard links.
+        """
+        return slot.base | ino if ino < _INO_LIMIT and slot.base != SYNTHETIC else ino
+
+    def probe_handles(self, slot: Slot, fd: int, name: bytes) -> None:
+        """Find out whether files on this mount can be opened by handle: it takes support and CAP_DAC_READ_SEARCH."""
+        slot.handles = False
+        try:
+            path_fd = self._fds.retrying(lambda: os.open(name, O_PATH, dir_fd=fd) if name else os.dup(fd))
+            try:
+                slot.magic = file_syscalls.filesystem_magic(path_fd)
+                slot.copies_up = slot.magic == OVERLAYFS_MAGIC
+                slot.forbids = os.fstatvfs(path_fd).f_flag & RESTRICTIONS
+            finally:
+                os.close(path_fd)
+            handle = file_syscalls.name_to_handle(fd, name)
+            mount_fd = self.fd(slot)
+            os.close(self._fds.retrying(lambda: self._opener.open(mount_fd, handle)))
+        except OSError:
+            return
+        slot.handles = True
+        slot.any_generation = self._opener.matches_any_generation(mount_fd, handle)
+        self.on_new_slot(slot)
+
+    def fd(self, slot: Slot) -> int:
+        """A real fd on the mount, which open_by_handle_at(2) takes."""
+        if slot.mount_fd < 0:
+            if slot.mount_node is None:
+                raise stale()
+            if not slot.mount_node.is_directory:
+                raise OSError(errno.EOPNOTSUPP, "a file is mounted here: no directory to open handles by")
+            with_path = b"/proc/self/fd/%d" % self._fds.fd(slot.mount_node)
+            slot.mount_fd = self._fds.retrying(lambda: self._opener.open_mount(with_path))
+        return slot.mount_fd
+
+    def open_by_handle(self, slot: Slot, handle: Handle) -> int:
+        """An O_PATH fd of a file of the slot; ESTALE: gone."""
+        return self._opener.open(self.fd(slot), handle)
+
+    def close(self) -> None:
+        """Close the fds of all."""
+        for slot in self.slots:
+            if slot.mount_fd >= 0:
+                os.close(slot.mount_fd)
+                slot.mount_fd = -1
