@@ -19,7 +19,7 @@ from cntr.linux import file_syscalls
 from cntr.linux.file_syscalls import Attributes
 
 if TYPE_CHECKING:
-    from cntr.cntrfs.node import Node, Slot
+    from cntr.cntrfs.node import BackingMount, Node
 
 OVERLAYFS_MAGIC = 0x794C7630  # linux/magic.h
 
@@ -41,15 +41,15 @@ class CopyUps:
         if node.parent is not None and self._names.get((node.parent.nodeid, node.name)) == node.nodeid:
             del self._names[node.parent.nodeid, node.name]
 
-    def find(self, slot: Slot, attributes: Attributes, parent: Node, name: bytes) -> Node | None:
+    def find(self, mount: BackingMount, attributes: Attributes, parent: Node, name: bytes) -> Node | None:
         """The node of what is NAME in parent now, if it is one that was seen before."""
         node = self._nodes.get(self._names.get((parent.nodeid, name), 0))
-        if node is not None and is_same(node, slot, attributes):
+        if node is not None and is_same(node, mount, attributes):
             return node
         if is_one_of_several(attributes):
             return None
-        node = self._nodes.get(slot.aliases.get(attributes.ino) or slot.base | attributes.ino)
-        return node if node is not None and is_same(node, slot, attributes) else None
+        node = self._nodes.get(mount.aliases.get(attributes.ino) or mount.base | attributes.ino)
+        return node if node is not None and is_same(node, mount, attributes) else None
 
 
 def is_one_of_several(attributes: Attributes) -> bool:
@@ -57,13 +57,13 @@ def is_one_of_several(attributes: Attributes) -> bool:
     return attributes.nlink > 1 and not stat.S_ISDIR(attributes.mode)
 
 
-def is_same(node: Node, slot: Slot, attributes: Attributes) -> bool:
+def is_same(node: Node, mount: BackingMount, attributes: Attributes) -> bool:
     """Is what has these attributes the node's file? Then the node takes over what has changed."""
     if node.kind != attributes.mode & 0o170000:
         return False
     birth = attributes.btime * 1_000_000_000 + attributes.btime_ns
     fd = node.lent_fd if node.lent_fd >= 0 else node.fd
-    unchanged = node.ino == attributes.ino and node.slot is slot
+    unchanged = node.ino == attributes.ino and node.mount is mount
     if unchanged and node.birth == birth:
         return True
     if fd >= 0:
@@ -73,10 +73,10 @@ def is_same(node: Node, slot: Slot, attributes: Attributes) -> bool:
     elif not unchanged:
         return False
     node.ino, node.birth = attributes.ino, birth
-    if node.slot is not slot or not unchanged:
-        node.slot = slot
+    if node.mount is not mount or not unchanged:
+        node.mount = mount
         if not is_one_of_several(attributes):
-            slot.aliases[attributes.ino] = node.nodeid
+            mount.aliases[attributes.ino] = node.nodeid
     return True
 
 

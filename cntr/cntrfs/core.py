@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from cntr.cntrfs.backing import Caller, Credentials, opens_by_handle, proc_path
 from cntr.cntrfs.files import FMODE_EXEC, DirectoryHandle, OpenFiles
 from cntr.cntrfs.handles import O_PATH
-from cntr.cntrfs.node import Node, Slot, stale
+from cntr.cntrfs.node import BackingMount, Node, stale
 from cntr.cntrfs.nodes import NodeTable
 from cntr.cntrfs.options import Options
 from cntr.cntrfs.xattrs import Xattrs
@@ -51,7 +51,7 @@ class Core:
         self.nodes = NodeTable(root_fd, options.max_fds, self.credentials.raised())
         self.fds = self.nodes.fds
         if options.root_kept:
-            self.nodes.root.slot.forbids = 0
+            self.nodes.root.mount.forbids = 0
         Caller.retrying = self.fds.retrying
         self.files = OpenFiles(self.nodes, options)
         self.xattrs = xattrs(self.nodes, options, self.credentials)
@@ -81,8 +81,8 @@ class Core:
         node.lookups += 1
         return node, attributes
 
-    def lookup_entry(self, parent_id: int, name: bytes) -> tuple[int, int, Slot, tuple[int, ...]] | None:
-        """LOOKUP: (node id, generation, slot, fields of statx) of a name that is neither dot, one lookup counted.
+    def lookup_entry(self, parent_id: int, name: bytes) -> tuple[int, int, BackingMount, tuple[int, ...]] | None:
+        """LOOKUP: (node id, generation, mount, fields of statx) of a name that is neither dot, one lookup counted.
 
         None when there is no such name.
         """
@@ -326,7 +326,7 @@ class Core:
         """What a client's open(2) with FLAGS may be refused for, whatever the file is like: a read-only tree, noexec."""
         if flags & (os.O_ACCMODE | os.O_TRUNC):
             self.options.demand_writable()
-        if flags & FMODE_EXEC and node.slot.forbids & os.ST_NOEXEC:
+        if flags & FMODE_EXEC and node.mount.forbids & os.ST_NOEXEC:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
     def open(self, nodeid: int, flags: int, killpriv: Caller | None = None) -> int:
@@ -379,8 +379,8 @@ class Core:
         attributes = file_syscalls.statx(handle.fd, name)
         return self.nodes.see(attributes, handle.node, handle.fd, name), attributes
 
-    def list_entry(self, directory: DirectoryHandle, name: bytes) -> tuple[int, int, Slot, tuple[int, ...]]:
-        """READDIRPLUS: (node id, generation, slot, fields of statx) of an entry, one lookup counted."""
+    def list_entry(self, directory: DirectoryHandle, name: bytes) -> tuple[int, int, BackingMount, tuple[int, ...]]:
+        """READDIRPLUS: (node id, generation, mount, fields of statx) of an entry, one lookup counted."""
         fields = file_syscalls.statx_fields(directory.fd, name)
         if fields is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))

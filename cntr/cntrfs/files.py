@@ -115,7 +115,7 @@ class OpenFiles:
         number = self._last = self._last + 1
         self.handles[number] = handle
         handle.node.users += 1
-        if handle.node.slot.copies_up:
+        if handle.node.mount.copies_up:
             self._fds.hold(handle.node)
         return number
 

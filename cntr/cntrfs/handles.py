@@ -57,7 +57,7 @@ class HandleOpener:
 
 def take_handle(node: Node, fd: int, name: bytes) -> None:
     """Give the node what it can be reopened by, if its filesystem has that, and its generation."""
-    if node.slot.any_generation and not node.ino >> 32:
+    if node.mount.any_generation and not node.ino >> 32:
         node.packed_handle = True
         node.generation = generation_of(node.birth)
         return

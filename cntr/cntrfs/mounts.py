@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cntr.cntrfs.copyup import OVERLAYFS_MAGIC
 from cntr.cntrfs.handles import O_PATH, HandleOpener
-from cntr.cntrfs.node import INO_BITS, ROOT_ID, SYNTHETIC, Slot, stale
+from cntr.cntrfs.node import INO_BITS, ROOT_ID, SYNTHETIC, BackingMount, stale
 from cntr.linux import file_syscalls
 from cntr.linux.file_syscalls import Attributes, Handle
 
@@ -20,45 +20,45 @@ if TYPE_CHECKING:
 
 RESTRICTIONS = os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC
 _INO_LIMIT = 1 << INO_BITS
-_SLOT_LIMIT = 1 << 14
+_MOUNT_LIMIT = 1 << 14
 
 
 class Mounts:
-    """All slots, in the order that they were found in."""
+    """All backing mounts, in the order that they were found in."""
 
     def __init__(self, fds: BoundedFds, raised: contextlib.AbstractContextManager[None]) -> None:
         """raised: the scope to open by handle in."""
         self._fds = fds
         self._opener = HandleOpener(raised)
         self.open_by_ino = self._opener.by_ino
-        self.slots: list[Slot] = []
-        self.by_id: dict[tuple[int, int, int], Slot] = {}  # by mount id and device: major, minor
+        self.all: list[BackingMount] = []
+        self.by_id: dict[tuple[int, int, int], BackingMount] = {}  # by mount id and device: major, minor
         self._synthetic = SYNTHETIC
-        self.on_new_slot: Callable[[Slot], None] = lambda slot: None
+        self.on_new_mount: Callable[[BackingMount], None] = lambda mount: None
 
-    def of(self, attributes: Attributes) -> Slot:
-        """The slot of a file."""
-        mount = attributes.mnt_id, attributes.dev_major, attributes.dev_minor
-        slot = self.by_id.get(mount)
-        if slot is None:
+    def of(self, attributes: Attributes) -> BackingMount:
+        """The mount of a file."""
+        key = attributes.mnt_id, attributes.dev_major, attributes.dev_minor
+        mount = self.by_id.get(key)
+        if mount is None:
             dev = os.makedev(attributes.dev_major, attributes.dev_minor)
-            index = len(self.slots)
-            base = index << INO_BITS if index < _SLOT_LIMIT else SYNTHETIC
-            slot = Slot(attributes.mnt_id, dev, base, index)
-            slot.copies_up = any(other.copies_up for other in self.slots if other.mnt_id == slot.mnt_id)
-            self.slots.append(slot)
+            index = len(self.all)
+            base = index << INO_BITS if index < _MOUNT_LIMIT else SYNTHETIC
+            mount = BackingMount(attributes.mnt_id, dev, base, index)
+            mount.copies_up = any(other.copies_up for other in self.all if other.mnt_id == mount.mnt_id)
+            self.all.append(mount)
             if index == 0:  # reserved node ids: such an inode gets a synthetic one
-                slot.aliases = {0: -1, ROOT_ID: -1}
-            self.by_id[mount] = slot
-        return slot
+                mount.aliases = {0: -1, ROOT_ID: -1}
+            self.by_id[key] = mount
+        return mount
 
-    def nodeid(self, slot: Slot, ino: int) -> int:
+    def nodeid(self, mount: BackingMount, ino: int) -> int:
         """The node id of the file with this inode number."""
-        nodeid = slot.aliases.get(ino)
-        if nodeid is None and ino < _INO_LIMIT and slot.base != SYNTHETIC:
-            return slot.base | ino
+        nodeid = mount.aliases.get(ino)
+        if nodeid is None and ino < _INO_LIMIT and mount.base != SYNTHETIC:
+            return mount.base | ino
         if nodeid is None or nodeid == -1:
-            nodeid = slot.aliases[ino] = self.unused_id()
+            nodeid = mount.aliases[ino] = self.unused_id()
         return nodeid
 
     def unused_id(self) -> int:
@@ -66,51 +66,51 @@ class Mounts:
         self._synthetic += 1
         return self._synthetic
 
-    def shown_ino(self, slot: Slot, ino: int) -> int:
+    def shown_ino(self, mount: BackingMount, ino: int) -> int:
         """The inode number a client sees: the backing's own, made unique across submounts.
 
         A FUSE mount has one st_dev, and two files with one (st_dev, st_ino) would be taken for hard links.
         """
-        return slot.base | ino if ino < _INO_LIMIT and slot.base != SYNTHETIC else ino
+        return mount.base | ino if ino < _INO_LIMIT and mount.base != SYNTHETIC else ino
 
-    def probe_handles(self, slot: Slot, fd: int, name: bytes) -> None:
+    def probe_handles(self, mount: BackingMount, fd: int, name: bytes) -> None:
         """Find out whether files on this mount can be opened by handle: it takes support and CAP_DAC_READ_SEARCH."""
-        slot.handles = False
+        mount.handles = False
         try:
             path_fd = self._fds.retrying(lambda: os.open(name, O_PATH, dir_fd=fd) if name else os.dup(fd))
             try:
-                slot.magic = file_syscalls.filesystem_magic(path_fd)
-                slot.copies_up = slot.magic == OVERLAYFS_MAGIC
-                slot.forbids = os.fstatvfs(path_fd).f_flag & RESTRICTIONS
+                mount.magic = file_syscalls.filesystem_magic(path_fd)
+                mount.copies_up = mount.magic == OVERLAYFS_MAGIC
+                mount.forbids = os.fstatvfs(path_fd).f_flag & RESTRICTIONS
             finally:
                 os.close(path_fd)
             handle = file_syscalls.name_to_handle(fd, name)
-            mount_fd = self.fd(slot)
+            mount_fd = self.fd(mount)
             os.close(self._fds.retrying(lambda: self._opener.open(mount_fd, handle)))
         except OSError:
             return
-        slot.handles = True
-        slot.any_generation = self._opener.matches_any_generation(mount_fd, handle)
-        self.on_new_slot(slot)
+        mount.handles = True
+        mount.any_generation = self._opener.matches_any_generation(mount_fd, handle)
+        self.on_new_mount(mount)
 
-    def fd(self, slot: Slot) -> int:
+    def fd(self, mount: BackingMount) -> int:
         """A real fd on the mount, which open_by_handle_at(2) takes."""
-        if slot.mount_fd < 0:
-            if slot.mount_node is None:
+        if mount.fd < 0:
+            if mount.node is None:
                 raise stale()
-            if not slot.mount_node.is_directory:
+            if not mount.node.is_directory:
                 raise OSError(errno.EOPNOTSUPP, "a file is mounted here: no directory to open handles by")
-            with_path = b"/proc/self/fd/%d" % self._fds.fd(slot.mount_node)
-            slot.mount_fd = self._fds.retrying(lambda: self._opener.open_mount(with_path))
-        return slot.mount_fd
+            with_path = b"/proc/self/fd/%d" % self._fds.fd(mount.node)
+            mount.fd = self._fds.retrying(lambda: self._opener.open_mount(with_path))
+        return mount.fd
 
-    def open_by_handle(self, slot: Slot, handle: Handle) -> int:
-        """An O_PATH fd of a file of the slot; ESTALE: gone."""
-        return self._opener.open(self.fd(slot), handle)
+    def open_by_handle(self, mount: BackingMount, handle: Handle) -> int:
+        """An O_PATH fd of a file of the mount; ESTALE: gone."""
+        return self._opener.open(self.fd(mount), handle)
 
     def close(self) -> None:
         """Close the fds of all."""
-        for slot in self.slots:
-            if slot.mount_fd >= 0:
-                os.close(slot.mount_fd)
-                slot.mount_fd = -1
+        for mount in self.all:
+            if mount.fd >= 0:
+                os.close(mount.fd)
+                mount.fd = -1

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from cntr.cntrfs.backing import Caller, Credentials, proc_path
 from cntr.cntrfs.core import Core
 from cntr.cntrfs.files import DirectoryHandle
-from cntr.cntrfs.node import Node, Slot, stale
+from cntr.cntrfs.node import BackingMount, Node, stale
 from cntr.cntrfs.xattrs import Xattrs
 from cntr.linux import file_syscalls
 from cntr.linux.file_syscalls import Attributes
@@ -129,7 +129,7 @@ class NobodyCore(Core):
         node, attributes = super().lookup(parent_id, name)
         return node, shown(attributes)
 
-    def lookup_entry(self, parent_id: int, name: bytes) -> tuple[int, int, Slot, tuple[int, ...]] | None:
+    def lookup_entry(self, parent_id: int, name: bytes) -> tuple[int, int, BackingMount, tuple[int, ...]] | None:
         """LOOKUP, as ``Core.lookup_entry``."""
         self._demand_search(self.fds.fd(self.nodes.get(parent_id)))
         found = super().lookup_entry(parent_id, name)
@@ -146,7 +146,7 @@ class NobodyCore(Core):
         node, attributes = super().look_at_entry(fh, name)
         return node, shown(attributes)
 
-    def list_entry(self, directory: DirectoryHandle, name: bytes) -> tuple[int, int, Slot, tuple[int, ...]]:
+    def list_entry(self, directory: DirectoryHandle, name: bytes) -> tuple[int, int, BackingMount, tuple[int, ...]]:
         """READDIRPLUS, as ``Core.list_entry``."""
         self._demand_search(directory.fd)
         found = super().list_entry(directory, name)

@@ -37,14 +37,14 @@ class FileId(NamedTuple):
     ino: int
 
 
-class Slot:
+class BackingMount:
     """One (mount, device) pair of the served tree; ``base`` is the upper part of its node ids."""
 
-    __slots__ = ("aliases", "any_generation", "base", "copies_up", "dev", "forbids", "handles", "index", "magic", "mnt_id",
-                 "mount_fd", "mount_node", "reads_wait", "slow_until", "watched")  # fmt: skip
+    __slots__ = ("aliases", "any_generation", "base", "copies_up", "dev", "fd", "forbids", "handles", "index", "magic",
+                 "mnt_id", "node", "reads_wait", "slow_until", "watched")  # fmt: skip
 
     def __init__(self, mnt_id: int, dev: int, base: int, index: int) -> None:
-        """index: the how-manieth slot of the table; handles: does open_by_handle_at(2) work here; None until tried."""
+        """index: the how-manieth of the table; handles: does open_by_handle_at(2) work here; None until tried."""
         self.index = index
         self.mnt_id = mnt_id
         self.dev = dev
@@ -52,8 +52,8 @@ class Slot:
         self.aliases: dict[int, int] = {}  # inode number -> node id, where base + ino won't do
         self.handles: bool | None = None
         self.any_generation = False  # generation 0 in a handle matches any (ext4): no file need be asked for its own
-        self.mount_fd = -1  # a real fd on this mount, for open_by_handle_at
-        self.mount_node: Node | None = None
+        self.fd = -1  # a real fd on this mount, for open_by_handle_at
+        self.node: Node | None = None  # the directory that is mounted
         self.magic = 0  # the filesystem's f_type, linux/magic.h
         self.watched = False  # the kernel is told what changes here behind the mount
         self.copies_up = False  # an overlay: files change their inode number, device and birth time (copyup)
@@ -90,7 +90,7 @@ class Slot:
 
     @property
     def is_synthetic(self) -> bool:
-        """Are the slot's node ids unrelated to inode numbers?"""
+        """Are the mount's node ids unrelated to inode numbers?"""
         return self.base == SYNTHETIC
 
 
@@ -108,13 +108,13 @@ class OpenFiles:
 class Node:
     """A file the kernel knows; ``lookups`` is how often it was handed out and not yet forgotten."""
 
-    __slots__ = ("birth", "fd", "generation", "ino", "is_parent", "kind", "lent_fd", "lookups", "name", "nodeid",
-                 "open", "packed_handle", "parent", "pinned", "slot", "users")  # fmt: skip
+    __slots__ = ("birth", "fd", "generation", "ino", "is_parent", "kind", "lent_fd", "lookups", "mount", "name",
+                 "nodeid", "open", "packed_handle", "parent", "pinned", "users")  # fmt: skip
 
-    def __init__(self, nodeid: int, slot: Slot, attributes: Attributes) -> None:
+    def __init__(self, nodeid: int, mount: BackingMount, attributes: Attributes) -> None:
         """kind: the S_IFMT bits; birth: statx's btime in ns, which tells a reused inode number apart."""
         self.nodeid = nodeid
-        self.slot = slot
+        self.mount = mount
         self.ino = nodeid if nodeid == attributes.ino else attributes.ino  # one object for both, mostly
         self.kind = _KINDS.get(attributes.mode & 0o170000, 0)
         self.birth = attributes.btime * 1_000_000_000 + attributes.btime_ns
@@ -138,7 +138,7 @@ class Node:
     def handle(self) -> Handle | None:
         """The file handle to reopen the file by, if there is one."""
         if self.packed_handle is True:
-            return derived_handle(self.ino, 0 if self.slot.any_generation else self.generation)
+            return derived_handle(self.ino, 0 if self.mount.any_generation else self.generation)
         return self.packed_handle or None
 
     @handle.setter
@@ -153,7 +153,7 @@ class Node:
     @property
     def id(self) -> FileId:
         """The node's identity."""
-        return FileId(self.slot.mnt_id, self.slot.dev, self.ino)
+        return FileId(self.mount.mnt_id, self.mount.dev, self.ino)
 
     @property
     def is_directory(self) -> bool:

@@ -1,7 +1,7 @@
 """The node table: which backing file a node id of the kernel means.
 
 A node is a backing file's identity, ``FileId(mnt_id, dev, ino)``, never its path: renaming a directory leaves its
-children's nodes as they are. Node ids are made from the identity (mount slot and inode number), so that a node id a
+children's nodes as they are. Node ids are made from the identity (backing mount and inode number), so that a node id a
 client kept in an exported file handle means the same file later; generation tells a reused inode number apart.
 
 No fd is kept per node: a bounded set of O_PATH fds is opened when an operation needs one, by file handle where the
@@ -23,7 +23,7 @@ from cntr.cntrfs.copyup import CopyUps, is_one_of_several, is_same
 from cntr.cntrfs.fds import BoundedFds
 from cntr.cntrfs.handles import O_PATH, take_handle
 from cntr.cntrfs.mounts import Mounts
-from cntr.cntrfs.node import INO_MASK, ROOT_ID, Node, Slot, derived_handle, stale
+from cntr.cntrfs.node import INO_MASK, ROOT_ID, BackingMount, Node, derived_handle, stale
 from cntr.cntrfs.records import Records
 from cntr.linux import file_syscalls
 from cntr.linux.file_syscalls import Attributes, Handle
@@ -45,21 +45,21 @@ class NodeTable:
         self._idle: list[Node] = []  # to be looked at by the next trim: made, or without a fd or a user since the last
         self.fds = BoundedFds(self._reopen, self._idle.append, max_fds)
         self.mounts = Mounts(self.fds, raised)
-        self._records = Records(self.mounts.slots)
+        self._records = Records(self.mounts.all)
         self._copy_ups = CopyUps(self.nodes)
         self._by_mount = self.mounts.by_id
         self._generation = 1
-        self._graveyard: OrderedDict[int, tuple[Slot, Handle]] = OrderedDict()
+        self._graveyard: OrderedDict[int, tuple[BackingMount, Handle]] = OrderedDict()
         self._found = attributes = file_syscalls.statx(root_fd)  # what the last reopening saw
-        slot = self.mounts.of(attributes)
-        slot.aliases[attributes.ino] = ROOT_ID
-        self.root = Node(ROOT_ID, slot, attributes)
-        slot.mount_node = self.root
+        mount = self.mounts.of(attributes)
+        mount.aliases[attributes.ino] = ROOT_ID
+        self.root = Node(ROOT_ID, mount, attributes)
+        mount.node = self.root
         self.root.fd = root_fd
         self.root.pinned = True
         self.root.lookups = 1
         self.nodes[ROOT_ID] = self.root
-        self.mounts.probe_handles(slot, root_fd, b"")
+        self.mounts.probe_handles(mount, root_fd, b"")
 
     def get(self, nodeid: int) -> Node:
         """The node behind a node id; ESTALE when there is none."""
@@ -105,32 +105,32 @@ class NodeTable:
 
     def see(self, attributes: Attributes, parent: Node, parent_fd: int, name: bytes) -> Node:
         """The node of what lookup found as NAME in parent: known already, or entered now. Counts nothing."""
-        slot = self._by_mount.get((attributes.mnt_id, attributes.dev_major, attributes.dev_minor))
-        if slot is None:
-            slot = self.mounts.of(attributes)
-        nodeid = self.mounts.nodeid(slot, attributes.ino) if slot.aliases else slot.base | attributes.ino
+        mount = self._by_mount.get((attributes.mnt_id, attributes.dev_major, attributes.dev_minor))
+        if mount is None:
+            mount = self.mounts.of(attributes)
+        nodeid = self.mounts.nodeid(mount, attributes.ino) if mount.aliases else mount.base | attributes.ino
         node = self.nodes.get(nodeid) or self._unpacked(nodeid)
-        if slot.copies_up:
-            node = self._copy_ups.find(slot, attributes, parent, name)
+        if mount.copies_up:
+            node = self._copy_ups.find(mount, attributes, parent, name)
             if node is not None:
                 self._named(node, parent, name)
                 return node
             if is_one_of_several(attributes):
                 nodeid = self.mounts.unused_id()
             elif nodeid in self.nodes:  # another file's, that has moved on or was replaced
-                nodeid = slot.aliases[attributes.ino] = self.mounts.unused_id()
+                nodeid = mount.aliases[attributes.ino] = self.mounts.unused_id()
         elif node is not None and self._same(node, attributes):
             if not node.packed_handle:
                 self._named(node, parent, name)
             return node
-        fresh = Node(nodeid, slot, attributes)
-        if slot.handles is None:
-            slot.mount_node = slot.mount_node or fresh
+        fresh = Node(nodeid, mount, attributes)
+        if mount.handles is None:
+            mount.node = mount.node or fresh
             self._named(fresh, parent, name)
-            self.mounts.probe_handles(slot, parent_fd, name)
-        if slot.handles:
+            self.mounts.probe_handles(mount, parent_fd, name)
+        if mount.handles:
             take_handle(fresh, parent_fd, name)
-        if not fresh.packed_handle or fresh is slot.mount_node:
+        if not fresh.packed_handle or fresh is mount.node:
             self._named(fresh, parent, name)
         if not fresh.generation and not fresh.has_derived_handle:  # 0 is a generation too: mkfs(8) gives it
             self._generation += 1
@@ -142,31 +142,33 @@ class NodeTable:
         self._idle.append(fresh)
         return fresh
 
-    def listed(self, attributes: tuple[int, ...], parent: Node, parent_fd: int, name: bytes) -> tuple[int, int, Slot]:
-        """(node id, generation, slot) of what a listing shows as NAME in parent, one lookup counted.
+    def listed(
+        self, attributes: tuple[int, ...], parent: Node, parent_fd: int, name: bytes
+    ) -> tuple[int, int, BackingMount]:
+        """(node id, generation, mount) of what a listing shows as NAME in parent, one lookup counted.
 
         What ``see`` does, without making an object of what the kernel may never ask about. attributes: the fields of statx.
         """
         birth, birth_ns, ino, kind = attributes[13], attributes[14], attributes[7], attributes[6] & 0o170000
-        slot = self._by_mount.get((attributes[23], attributes[21], attributes[22]))
-        if slot is not None and slot.any_generation and not ino >> 32 and ino not in slot.aliases:
-            nodeid = slot.base | ino
+        mount = self._by_mount.get((attributes[23], attributes[21], attributes[22]))
+        if mount is not None and mount.any_generation and not ino >> 32 and ino not in mount.aliases:
+            nodeid = mount.base | ino
             if nodeid not in self.nodes:
-                generation = self._records.enter(nodeid, birth * 1_000_000_000 + birth_ns, slot, kind >> 12)
+                generation = self._records.enter(nodeid, birth * 1_000_000_000 + birth_ns, mount, kind >> 12)
                 if generation:
-                    return nodeid, generation, slot
+                    return nodeid, generation, mount
         node = self.see(Attributes._make(attributes), parent, parent_fd, name)
         node.lookups += 1
-        return node.nodeid, node.generation, node.slot
+        return node.nodeid, node.generation, node.mount
 
     def find(self, attributes: Attributes, parent: Node, name: bytes) -> Node | None:
         """The node the kernel knows for this file, which is NAME in parent, if any."""
-        slot = self._by_mount.get((attributes.mnt_id, attributes.dev_major, attributes.dev_minor))
-        if slot is None:
+        mount = self._by_mount.get((attributes.mnt_id, attributes.dev_major, attributes.dev_minor))
+        if mount is None:
             return None
-        if slot.copies_up:
-            return self._copy_ups.find(slot, attributes, parent, name)
-        node = self.known(slot.aliases.get(attributes.ino) or slot.base | attributes.ino)
+        if mount.copies_up:
+            return self._copy_ups.find(mount, attributes, parent, name)
+        node = self.known(mount.aliases.get(attributes.ino) or mount.base | attributes.ino)
         return node if node is not None and self._same(node, attributes) else None
 
     @staticmethod
@@ -177,22 +179,20 @@ class NodeTable:
     # reopening
 
     def _reopen(self, node: Node) -> int:
-        slot = node.slot
+        mount = node.mount
         if node.has_derived_handle:
-            generation = 0 if slot.any_generation else node.generation
-            fd = self.mounts.open_by_ino(
-                slot.mount_fd if slot.mount_fd >= 0 else self.mounts.fd(slot), node.ino, generation
-            )
+            generation = 0 if mount.any_generation else node.generation
+            fd = self.mounts.open_by_ino(mount.fd if mount.fd >= 0 else self.mounts.fd(mount), node.ino, generation)
         elif node.handle is not None:
-            fd = self.mounts.open_by_handle(slot, node.handle)
+            fd = self.mounts.open_by_handle(mount, node.handle)
         elif node.parent is not None:
             fd = self._reopen_by_name(node)
         else:
             raise stale()
         try:
             self._found = found = file_syscalls.statx(fd)
-            same = is_same(node, slot, found) if slot.copies_up else found.ino == node.ino and self._same(node, found)
-            if same and self.mounts.of(found) is slot:
+            same = is_same(node, mount, found) if mount.copies_up else found.ino == node.ino and self._same(node, found)
+            if same and self.mounts.of(found) is mount:
                 return fd
         except OSError:
             os.close(fd)
@@ -235,7 +235,7 @@ class NodeTable:
     # names that move
 
     def _named(self, node: Node, parent: Node, name: bytes) -> None:
-        if node.slot.copies_up:
+        if node.mount.copies_up:
             self._copy_ups.named(node, parent, name)
         if node is not self.root:
             node.parent, node.name = parent, name
@@ -276,13 +276,13 @@ class NodeTable:
         if node.lookups <= 0:
             self.fds.close(node)
             del self.nodes[nodeid]
-            if node.slot.copies_up:
+            if node.mount.copies_up:
                 self._copy_ups.forgotten(node)
-            self._bury(nodeid, node.slot, None if node.has_derived_handle else node.handle)
+            self._bury(nodeid, node.mount, None if node.has_derived_handle else node.handle)
 
-    def _bury(self, nodeid: int, slot: Slot, handle: Handle | None) -> None:
+    def _bury(self, nodeid: int, mount: BackingMount, handle: Handle | None) -> None:
         if handle is not None:
-            self._graveyard[nodeid] = slot, handle
+            self._graveyard[nodeid] = mount, handle
             if len(self._graveyard) > _GRAVEYARD:
                 self._graveyard.popitem(last=False)
 
@@ -290,22 +290,22 @@ class NodeTable:
         """A forgotten node, for an exported handle (a lookup of ``.``): ESTALE when its file is gone."""
         known = self._graveyard.get(nodeid)
         if known is None:
-            slot = next((s for s in self.mounts.slots if s.handles and s.base == nodeid & ~INO_MASK), None)
+            mount = next((s for s in self.mounts.all if s.handles and s.base == nodeid & ~INO_MASK), None)
             ino = nodeid & INO_MASK
-            if slot is None or ino >> 32:
+            if mount is None or ino >> 32:
                 raise stale()
             # Generation 0 matches any in ext4's handles; the kernel compares the one that we answer.
-            known = slot, derived_handle(ino, 0)
-        slot, handle = known
+            known = mount, derived_handle(ino, 0)
+        mount, handle = known
         try:
-            fd = self.fds.retrying(lambda: self.mounts.open_by_handle(slot, handle))
+            fd = self.fds.retrying(lambda: self.mounts.open_by_handle(mount, handle))
         except OSError:
             raise stale() from None
         attributes = file_syscalls.statx(fd)
-        if self.mounts.nodeid(slot, attributes.ino) != nodeid or attributes.nlink == 0:
+        if self.mounts.nodeid(mount, attributes.ino) != nodeid or attributes.nlink == 0:
             os.close(fd)
             raise stale()
-        node = Node(nodeid, slot, attributes)
+        node = Node(nodeid, mount, attributes)
         take_handle(node, fd, b"")
         if not node.has_derived_handle:
             node.generation = node.generation or 1

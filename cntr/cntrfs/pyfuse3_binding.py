@@ -91,9 +91,9 @@ class Operations(pyfuse3.Operations):
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = node.nodeid
         entry.generation = node.generation
-        entry.entry_timeout = 0 if node.slot.is_pseudo else self._options.entry_timeout
-        entry.attr_timeout = 0 if node.slot.is_pseudo else self._options.attr_timeout
-        mode, major, minor = node.slot.allowed(a.mode, a.rdev_major, a.rdev_minor)
+        entry.entry_timeout = 0 if node.mount.is_pseudo else self._options.entry_timeout
+        entry.attr_timeout = 0 if node.mount.is_pseudo else self._options.attr_timeout
+        mode, major, minor = node.mount.allowed(a.mode, a.rdev_major, a.rdev_minor)
         entry.st_mode = mode
         entry.st_nlink = a.nlink
         entry.st_uid = a.uid
@@ -194,7 +194,7 @@ class Operations(pyfuse3.Operations):
     def _is_direct(self, fh: int) -> bool:
         # Of a pseudo-filesystem's file a size of 0 would be taken for its end.
         handle = self.core.files.handle(fh)
-        return self._options.cache == "none" or handle.uncached or handle.node.slot.is_pseudo
+        return self._options.cache == "none" or handle.uncached or handle.node.mount.is_pseudo
 
     def _info(self, fh: int) -> pyfuse3.FileInfo:
         direct = self._is_direct(fh)
@@ -267,7 +267,7 @@ class Operations(pyfuse3.Operations):
             if entry.name in (b".", b".."):
                 # The kernel takes only number, type and name from these two: they are not looked up.
                 dots = pyfuse3.EntryAttributes()
-                dots.st_ino = core.nodes.mounts.shown_ino(handle.node.slot, entry.ino)
+                dots.st_ino = core.nodes.mounts.shown_ino(handle.node.mount, entry.ino)
                 dots.st_mode = stat.S_IFDIR
                 if not pyfuse3.readdir_reply(token, entry.name, dots, entry.next_offset):
                     return

@@ -9,10 +9,10 @@ from __future__ import annotations
 import stat
 import struct
 
-from cntr.cntrfs.node import INO_MASK, ROOT_ID, SYNTHETIC, Node, Slot, generation_of
+from cntr.cntrfs.node import INO_MASK, ROOT_ID, SYNTHETIC, BackingMount, Node, generation_of
 from cntr.linux.file_syscalls import Handle
 
-_RECORD = struct.Struct("=qIIHB")  # birth generation lookups slot kind; then the handle, if it isn't derived
+_RECORD = struct.Struct("=qIIHB")  # birth generation lookups mount kind; then the handle, if it isn't derived
 _SIZE = _RECORD.size
 _HANDLE_KIND = struct.Struct("=i")
 _DIRECTORY = stat.S_IFDIR >> 12
@@ -21,9 +21,9 @@ _DIRECTORY = stat.S_IFDIR >> 12
 class Records:
     """The records of a node table, by node id."""
 
-    def __init__(self, slots: list[Slot]) -> None:
-        """slots: all slots, at their index."""
-        self.slots = slots
+    def __init__(self, mounts: list[BackingMount]) -> None:
+        """mounts: all mounts, at their index."""
+        self.mounts = mounts
         self._records: dict[int, bytes] = {}
 
     def __contains__(self, nodeid: int) -> bool:
@@ -52,7 +52,7 @@ class Records:
         ):  # fmt: skip
             return False
         try:
-            record = _RECORD.pack(node.birth, node.generation, node.lookups, node.slot.index, node.kind >> 12)
+            record = _RECORD.pack(node.birth, node.generation, node.lookups, node.mount.index, node.kind >> 12)
         except struct.error:  # born after the year 2262
             return False
         if isinstance(handle, Handle):
@@ -60,7 +60,7 @@ class Records:
         self._records[node.nodeid] = record
         return True
 
-    def enter(self, nodeid: int, birth: int, slot: Slot, kind: int) -> int:
+    def enter(self, nodeid: int, birth: int, mount: BackingMount, kind: int) -> int:
         """A file with a derived handle is looked up once more, or for the first time; its generation, 0 for "not here".
 
         A record of another birth or kind is of a file that is gone: its inode number is this one's now.
@@ -73,7 +73,7 @@ class Records:
             lookups += _RECORD.unpack_from(record)[2]
         generation = generation_of(birth)
         try:
-            self._records[nodeid] = _RECORD.pack(birth, generation, lookups, slot.index, kind)
+            self._records[nodeid] = _RECORD.pack(birth, generation, lookups, mount.index, kind)
         except struct.error:
             return 0
         return generation
@@ -83,22 +83,22 @@ class Records:
         record = self._records.pop(nodeid, None)
         return None if record is None else self._node(nodeid, record)
 
-    def forget(self, nodeid: int, count: int) -> tuple[Slot, Handle | None] | None:
-        """COUNT lookups less. When none is left the record goes: its slot, and the handle where it isn't derived."""
+    def forget(self, nodeid: int, count: int) -> tuple[BackingMount, Handle | None] | None:
+        """COUNT lookups less. When none is left the record goes: its mount, and the handle where it isn't derived."""
         record = self._records[nodeid]
         birth, generation, lookups, index, kind = _RECORD.unpack_from(record)
         if lookups > count:
             self._records[nodeid] = _RECORD.pack(birth, generation, lookups - count, index, kind) + record[_SIZE:]
             return None
         del self._records[nodeid]
-        return self.slots[index], _handle(record)
+        return self.mounts[index], _handle(record)
 
     def _node(self, nodeid: int, record: bytes) -> Node:
         node = Node.__new__(Node)
         node.nodeid = nodeid
         node.birth, node.generation, node.lookups, index, kind = _RECORD.unpack_from(record)
-        node.slot = slot = self.slots[index]
-        node.ino = nodeid & INO_MASK if slot.base else nodeid
+        node.mount = mount = self.mounts[index]
+        node.ino = nodeid & INO_MASK if mount.base else nodeid
         node.kind = kind << 12
         node.packed_handle = _handle(record) or True
         node.rest()

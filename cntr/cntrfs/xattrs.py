@@ -29,7 +29,7 @@ class Xattrs:
     def get(self, nodeid: int, name: bytes) -> bytes:
         """GETXATTR. ENODATA for the ACL of a file whose filesystem has none: EOPNOTSUPP the kernel takes for a refusal."""
         node = self._nodes.get(nodeid)
-        if name == _FILE_CAPABILITIES and node.slot.forbids & os.ST_NOSUID:
+        if name == _FILE_CAPABILITIES and node.mount.forbids & os.ST_NOSUID:
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         try:
             return os.getxattr(proc_path(self._nodes.fds.fd(node)), name)
@@ -42,7 +42,7 @@ class Xattrs:
         """LISTXATTR; trusted.* exists for root alone (xattr(7))."""
         node = self._nodes.get(nodeid)
         names = [os.fsencode(name) for name in os.listxattr(proc_path(self._nodes.fds.fd(node)))]
-        if node.slot.forbids & os.ST_NOSUID and _FILE_CAPABILITIES in names:
+        if node.mount.forbids & os.ST_NOSUID and _FILE_CAPABILITIES in names:
             names.remove(_FILE_CAPABILITIES)
         if not any(name.startswith(b"trusted.") for name in names) or caller.is_capable(file_syscalls.CAP_SYS_ADMIN):
             return names

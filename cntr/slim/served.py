@@ -12,7 +12,7 @@ import stat
 from cntr.cntrfs.core import Core
 from cntr.cntrfs.devfuse.session import Session
 from cntr.cntrfs.heartbeat import Heartbeat
-from cntr.cntrfs.node import Slot
+from cntr.cntrfs.node import BackingMount
 from cntr.cntrfs.options import Options
 from cntr.linux import file_syscalls, syscalls
 from cntr.slim.accesses import escape, unescape
@@ -60,7 +60,7 @@ class SlimCore(Core):
         self.shown.add(path)
         return True
 
-    def lookup_entry(self, parent_id: int, name: bytes) -> tuple[int, int, Slot, tuple[int, ...]] | None:
+    def lookup_entry(self, parent_id: int, name: bytes) -> tuple[int, int, BackingMount, tuple[int, ...]] | None:
         """LOOKUP, of what the slim image has."""
         found = super().lookup_entry(parent_id, name)
         if found is None:

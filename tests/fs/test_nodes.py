@@ -24,9 +24,9 @@ def table(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NodeTable]
     """A table that reopens by file handle, and one that has to do it by parent and name."""
     made = NodeTable(os.open(tmp_path, os.O_PATH), max_fds=3)
     if request.param == "names":
-        for slot in made.mounts.slots:
-            slot.handles = slot.any_generation = False
-    elif not made.mounts.slots[0].handles:
+        for mount in made.mounts.all:
+            mount.handles = mount.any_generation = False
+    elif not made.mounts.all[0].handles:
         pytest.skip(f"no file handles on the filesystem of {tmp_path}")
     yield made
     made.close()
@@ -153,7 +153,7 @@ def test_a_reused_inode_number_is_another_node(table: NodeTable, tmp_path: Path)
 
 def test_a_forgotten_node_comes_back_by_its_id(tmp_path: Path) -> None:
     table = NodeTable(os.open(tmp_path, os.O_PATH), max_fds=3)
-    if not table.mounts.slots[0].handles:
+    if not table.mounts.all[0].handles:
         pytest.skip(f"no file handles on the filesystem of {tmp_path}")
     (tmp_path / "a").touch()
     node = see(table, "a")
@@ -212,7 +212,7 @@ def test_a_generation_of_zero_is_one(tmp_path: Path) -> None:
 
 def test_an_idle_node_is_a_record(table: NodeTable, tmp_path: Path) -> None:
     """Between operations it takes no object, where the file can be reopened by handle; and comes back as it was."""
-    has_handles = bool(table.mounts.slots[0].handles)
+    has_handles = bool(table.mounts.all[0].handles)
     names = [f"file{number}" for number in range(20)]
     for name in names:
         (tmp_path / name).touch()
@@ -241,10 +241,10 @@ def test_an_idle_node_is_a_record(table: NodeTable, tmp_path: Path) -> None:
 def listed(table: NodeTable, name: str) -> tuple[int, int]:
     """(node id, generation) of an entry of the root's listing."""
     fd = table.fds.fd(table.root)
-    nodeid, generation, slot = table.listed(
+    nodeid, generation, mount = table.listed(
         file_syscalls.statx_fields(fd, name.encode()), table.root, fd, name.encode()
     )
-    assert slot is table.root.slot
+    assert mount is table.root.mount
     return nodeid, generation
 
 
@@ -288,7 +288,7 @@ def test_a_node_in_use_stays_an_object(table: NodeTable, tmp_path: Path) -> None
     assert table.get(node.nodeid) is node
     table.used(node, -1)
     table.trim()
-    assert (table.get(node.nodeid) is node) == (not table.mounts.slots[0].handles)
+    assert (table.get(node.nodeid) is node) == (not table.mounts.all[0].handles)
 
 
 def test_directories_at_rest_are_listed(table: NodeTable, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def watching() -> Iterator[Any]:
     """A watch whose table knows of a hundred nodes, none of them a directory."""
     table = SimpleNamespace(
-        mounts=SimpleNamespace(slots=[], on_new_slot=None), directories=list, ids=lambda: iter(range(100))
+        mounts=SimpleNamespace(all=[], on_new_mount=None), directories=list, ids=lambda: iter(range(100))
     )
     fd = os.open("/dev/null", os.O_RDWR)
     made = watch.Watch(fd, SimpleNamespace(nodes=table), expire_only=True)  # type: ignore[arg-type]

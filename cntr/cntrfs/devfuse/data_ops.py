@@ -34,25 +34,25 @@ _LONGEST_TURN = 256 << 20
 
 def may_wait(node: Node, size: int) -> bool:
     """May reading, writing or reserving SIZE bytes of the file take long?"""
-    slot = node.slot
-    if slot.is_memory:
+    mount = node.mount
+    if mount.is_memory:
         return False
-    return size > _SMALL or slot.is_remote or slot.is_pseudo or slot.slow_until > monotonic()
+    return size > _SMALL or mount.is_remote or mount.is_pseudo or mount.slow_until > monotonic()
 
 
 def _timed(node: Node, began: float) -> None:
     now = monotonic()
     if now - began > _SLOW:
-        node.slot.slow_until = now + _SLOW_FOR
+        node.mount.slow_until = now + _SLOW_FOR
 
 
 def _read(c: Connection, nodeid: int, body: memoryview) -> bytes:
     fh, offset, size, _, _, _, _ = wire.READ_IN.unpack_from(body)
     handle = c.core.files.handle(fh)
     fd, node, size = c.core.files.fd(handle), handle.node, min(size, MAX_IO)
-    if node.slot.is_memory:
+    if node.mount.is_memory:
         return os.pread(fd, size, offset)
-    if not node.slot.reads_wait:
+    if not node.mount.reads_wait:
         try:
             got = os.preadv(fd, [c.scratch[:size]], offset, os.RWF_NOWAIT)
             if got == size or (got and offset + got >= os.fstat(fd).st_size):
@@ -62,7 +62,7 @@ def _read(c: Connection, nodeid: int, body: memoryview) -> bytes:
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise
-            node.slot.reads_wait = True
+            node.mount.reads_wait = True
     return c.submit(node, lambda job: os.pread(fd, size, offset))
 
 
@@ -145,7 +145,7 @@ def _lseek(c: Connection, nodeid: int, body: memoryview) -> bytes:
     offset = offset - (1 << 64) if offset >> 63 else offset  # a negative one is ENXIO, says the backing file
     handle = c.core.files.handle(fh)
     fd = c.core.files.fd(handle)
-    if handle.node.slot.is_remote:
+    if handle.node.mount.is_remote:
         return c.submit(handle.node, lambda job: wire.LSEEK_OUT.pack(os.lseek(fd, offset, whence)))
     return wire.LSEEK_OUT.pack(os.lseek(fd, offset, whence))
 

@@ -37,7 +37,7 @@ def _open_flags(c: Connection, node: Node, fd: int, mode: int, fh: int) -> tuple
         if handle.flags & os.O_ACCMODE == os.O_RDWR:
             c.passthrough.may_be_mapped(node)
         answer = wire.FOPEN_PASSTHROUGH
-    elif c.direct_io or handle.uncached or node.slot.is_pseudo:  # there, a size of 0 would be taken for the end
+    elif c.direct_io or handle.uncached or node.mount.is_pseudo:  # there, a size of 0 would be taken for the end
         answer = wire.FOPEN_DIRECT_IO
     else:
         answer = wire.FOPEN_KEEP_CACHE if c.keep_cache else 0
@@ -62,7 +62,7 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
         fd, mode, _ = core.nodes.fd_and_mode(node)
         return _opened(c, node, -1, fd, mode, flags)
     path_fd = core.fds.fd(node)
-    if node.slot.is_remote or (flags & os.O_TRUNC and os.fstat(path_fd).st_size > _LARGE):
+    if node.mount.is_remote or (flags & os.O_TRUNC and os.fstat(path_fd).st_size > _LARGE):
         return _open_elsewhere(c, node, path_fd, flags, wanted, killpriv)
     try:
         with core.credentials.killpriv(path_fd, killpriv):
@@ -71,7 +71,7 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
         if flags & os.O_NONBLOCK:
             raise
         return _open_elsewhere(c, node, path_fd, flags, wanted, killpriv)
-    if node.slot.is_pseudo and not flags & os.O_NONBLOCK:
+    if node.mount.is_pseudo and not flags & os.O_NONBLOCK:
         os.set_blocking(fd, True)  # on a disk it means nothing
     return _opened(c, node, fd, path_fd, os.fstat(fd).st_mode, flags)
 
@@ -137,7 +137,7 @@ def _flush(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
         return None
     c.locks.flushed(node, owner)
     handle = c.core.files.handles.get(fh)
-    if handle is not None and handle.fd >= 0 and node.slot.is_remote:
+    if handle is not None and handle.fd >= 0 and node.mount.is_remote:
         # Closing writes what is not yet written there, waits for that, and says what went wrong.
         fd = handle.fd
         fd = c.core.files.detach(handle) if c.can_let_go(handle, fh) else c.core.fds.retrying(lambda: os.dup(fd))
@@ -153,9 +153,9 @@ def _release(c: Connection, nodeid: int, body: memoryview) -> None:
     fh = wire.RELEASE_IN.unpack_from(body)[0]
     handle = c.core.files.handles.get(fh)
     if handle is not None:
-        if handle.fd >= 0 and handle.node.slot.is_remote:
+        if handle.fd >= 0 and handle.node.mount.is_remote:
             fd = c.core.files.detach(handle)
-            c.workers.run(lambda: os.close(fd), handle.node.slot.dev)
+            c.workers.run(lambda: os.close(fd), handle.node.mount.dev)
         c.core.files.release(fh)
         c.locks.released(handle, fh)
         c.passthrough.released(handle.node)
@@ -167,7 +167,7 @@ def _opendir(c: Connection, nodeid: int, body: memoryview) -> bytes:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     fh = c.core.opendir(nodeid)
     answer = 0
-    if c.cache_directories and c.core.files.handles[fh].node.slot.watched:
+    if c.cache_directories and c.core.files.handles[fh].node.mount.watched:
         answer = wire.FOPEN_CACHE_DIR | wire.FOPEN_KEEP_CACHE
     return wire.OPEN_OUT.pack(fh, answer, 0)
 
@@ -180,7 +180,7 @@ def _read_to_the_end(c: Connection, nodeid: int, fh: int) -> bytes | None:
     """The empty answer, which ends a listing; where changes are not told of, the kernel must not keep it after all."""
     if fh:
         return b""
-    watched = c.core.listing(nodeid).node.slot.watched
+    watched = c.core.listing(nodeid).node.mount.watched
     c.core.files.end_listing(nodeid)
     if watched:
         return b""
@@ -197,7 +197,7 @@ def _releasedir(c: Connection, nodeid: int, body: memoryview) -> None:
 def _readdir(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     fh, offset, size, _, _, _, _ = wire.READ_IN.unpack_from(body)
     directory = _directory(c, nodeid, fh)
-    base = directory.node.slot.base
+    base = directory.node.mount.base
     parts: list[bytes] = []
     room = size
     for entry in c.core.entries(directory, offset):
@@ -213,7 +213,7 @@ def _readdirplus(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     fh, offset, size, _, _, _, _ = wire.READ_IN.unpack_from(body)
     core = c.core
     directory = _directory(c, nodeid, fh)
-    base = directory.node.slot.base
+    base = directory.node.mount.base
     list_entry, entry_of, pack_dirent = core.list_entry, c.entry_of, wire.pack_dirent
     parts: list[bytes] = []
     room = size

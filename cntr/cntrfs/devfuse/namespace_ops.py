@@ -32,12 +32,12 @@ def _lookup(c: Connection, nodeid: int, body: memoryview) -> bytes:
     found = c.core.lookup_entry(nodeid, name)
     if found is not None:
         return c.entry_of(*found, nodeid)
-    slot = c.core.nodes.get(nodeid).slot
-    if not slot.watched:
+    mount = c.core.nodes.get(nodeid).mount
+    if not mount.watched:
         c.fail(c.unique, errno.ENOENT)
         return NO_ANSWER
     # Node id 0: the kernel remembers that there is no such name, until it is told otherwise.
-    return wire.ENTRY_OUT.pack(0, 0, *c.timeouts(slot), *[0] * 16)
+    return wire.ENTRY_OUT.pack(0, 0, *c.timeouts(mount), *[0] * 16)
 
 
 def _forget(c: Connection, nodeid: int, body: memoryview) -> bytes:
@@ -67,9 +67,9 @@ def _getattr(c: Connection, nodeid: int, body: memoryview) -> bytes:
 def _statx(c: Connection, nodeid: int, body: memoryview) -> bytes:
     flags, _, fh, _, _ = wire.STATX_IN.unpack_from(body)
     node, a = c.core.getattr(nodeid, fh if flags & wire.GETATTR_FH else None)
-    _, seconds, _, nanoseconds = c.timeouts(node.slot, nodeid)
-    base = node.slot.base
-    mode, major, minor = node.slot.allowed(a.mode, a.rdev_major, a.rdev_minor)
+    _, seconds, _, nanoseconds = c.timeouts(node.mount, nodeid)
+    base = node.mount.base
+    mode, major, minor = node.mount.allowed(a.mode, a.rdev_major, a.rdev_minor)
     ino = base | a.ino if base and a.ino <= INO_MASK else a.ino
     return wire.STATX_OUT.pack(
         seconds, nanoseconds, 0, 0, 0, a.mask & 0xFFF, a.blksize, a.attributes, a.nlink, a.uid, a.gid, mode, ino,
@@ -109,7 +109,7 @@ def _resize(c: Connection, nodeid: int, changes: Changes, size: int, fh: int | N
     core.options.demand_writable()
     node, handle = core.nodes.get(nodeid), core.files.handles.get(fh) if fh is not None else None
     fd = core.files.writing_fd(handle) if handle is not None and handle.writable else core.fds.fd(node)
-    waits = node.slot.is_remote or (not node.slot.is_memory and size + _LARGE < os.fstat(fd).st_size)
+    waits = node.mount.is_remote or (not node.mount.is_memory and size + _LARGE < os.fstat(fd).st_size)
     probe = -1
     try:
         if not waits and (handle is None or not handle.writable):

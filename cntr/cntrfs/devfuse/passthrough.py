@@ -77,7 +77,7 @@ class Passthrough:
         try:
             # Set-id bits a file gets while it is open must fall. A network filesystem checks who writes, too: the server may.
             credentials = self.core.credentials
-            with credentials.without_fsetid() if node.slot.is_remote else credentials.registering():
+            with credentials.without_fsetid() if node.mount.is_remote else credentials.registering():
                 return file_syscalls.ioctl_number(
                     self.fd, wire.DEV_IOC_BACKING_OPEN, wire.BACKING_MAP.pack(path_fd, 0, 0)
                 )

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cntr.cntrfs.core import Core
     from cntr.cntrfs.files import FileHandle
     from cntr.cntrfs.heartbeat import Heartbeat
-    from cntr.cntrfs.node import Node, Slot
+    from cntr.cntrfs.node import BackingMount, Node
     from cntr.linux.file_syscalls import Attributes
 
 _pack_entry = wire.ENTRY_OUT.pack
@@ -109,7 +109,7 @@ class Connection:
         self, node: Node, work: Callable[[Job], bytes | None], *, is_interruptible: bool = False, other: int = 0
     ) -> bytes:
         """Have a worker answer the request at hand, with what WORK returns. NO_ANSWER."""
-        self.workers.submit(self.header, work, node.slot.dev, is_interruptible=is_interruptible, other=other)
+        self.workers.submit(self.header, work, node.mount.dev, is_interruptible=is_interruptible, other=other)
         return NO_ANSWER
 
     def defer(
@@ -121,7 +121,7 @@ class Connection:
         is_interruptible: bool = False,
     ) -> bytes:
         """Have a worker do WORK, and answer then: THEN makes the answer of its result, here. NO_ANSWER."""
-        self.workers.defer(self.header, work, then, node.slot.dev, is_interruptible=is_interruptible)
+        self.workers.defer(self.header, work, then, node.mount.dev, is_interruptible=is_interruptible)
         return NO_ANSWER
 
     # the request at hand
@@ -143,31 +143,33 @@ class Connection:
 
     # pieces of answers
 
-    def timeouts(self, slot: Slot, nodeid: int = 0) -> tuple[int, int, int, int]:
-        """(entry seconds, attribute seconds, entry ns, attribute ns) for a file of this slot."""
-        if slot.watched and nodeid < _SYNTHETIC:  # the watch knows inode numbers
+    def timeouts(self, mount: BackingMount, nodeid: int = 0) -> tuple[int, int, int, int]:
+        """(entry seconds, attribute seconds, entry ns, attribute ns) for a file of this mount."""
+        if mount.watched and nodeid < _SYNTHETIC:  # the watch knows inode numbers
             return _WATCHED if nodeid not in self.mapped else _WATCHED_MAPPED
-        if slot.is_pseudo:
+        if mount.is_pseudo:
             return _NEVER
         return self._timeouts if nodeid not in self.mapped else self._timeouts_mapped
 
     def entry(self, node: Node, a: Attributes, parent: int | None = None) -> bytes:
         """struct fuse_entry_out of a node; parent as in ``entry_of``."""
-        return self.entry_of(node.nodeid, node.generation, node.slot, a, parent)
+        return self.entry_of(node.nodeid, node.generation, node.mount, a, parent)
 
-    def entry_of(self, nodeid: int, generation: int, slot: Slot, a: tuple[int, ...], parent: int | None) -> bytes:
+    def entry_of(
+        self, nodeid: int, generation: int, mount: BackingMount, a: tuple[int, ...], parent: int | None
+    ) -> bytes:
         """struct fuse_entry_out; parent: the node id of the directory, where the name may lead into another mount.
 
         Such a name is not kept for long: of a mount that came and went between two looks at mountinfo nobody tells.
         """
         (_, blksize, _, nlink, uid, gid, mode, ino, size, blocks, _, atime, atime_ns, _, _, ctime, ctime_ns, mtime,
          mtime_ns, major, minor, _, _, _) = a  # fmt: skip
-        if slot.forbids:
-            mode, major, minor = slot.allowed(mode, major, minor)
-        crossed = parent is not None and slot.watched and (parent ^ nodeid) & ~INO_MASK
+        if mount.forbids:
+            mode, major, minor = mount.allowed(mode, major, minor)
+        crossed = parent is not None and mount.watched and (parent ^ nodeid) & ~INO_MASK
         return _pack_entry(
-            nodeid, generation, *(self.timeouts(slot, nodeid) if not crossed else self._timeouts_mapped),
-            slot.base | ino if slot.base and ino <= INO_MASK else ino, size, blocks, atime, mtime, ctime, atime_ns,
+            nodeid, generation, *(self.timeouts(mount, nodeid) if not crossed else self._timeouts_mapped),
+            mount.base | ino if mount.base and ino <= INO_MASK else ino, size, blocks, atime, mtime, ctime, atime_ns,
             mtime_ns, ctime_ns, mode, nlink, uid, gid, new_encode_dev(major, minor) if major or minor else 0, blksize, 0,
         )  # fmt: skip
 
@@ -175,13 +177,13 @@ class Connection:
         """struct fuse_attr_out."""
         (_, blksize, _, nlink, uid, gid, mode, ino, size, blocks, _, atime, atime_ns, _, _, ctime, ctime_ns, mtime,
          mtime_ns, major, minor, _, _, _) = a  # fmt: skip
-        slot = node.slot
-        if slot.forbids:
-            mode, major, minor = slot.allowed(mode, major, minor)
-        _, seconds, _, nanoseconds = self.timeouts(slot, node.nodeid)
+        mount = node.mount
+        if mount.forbids:
+            mode, major, minor = mount.allowed(mode, major, minor)
+        _, seconds, _, nanoseconds = self.timeouts(mount, node.nodeid)
         return _pack_attr(
             seconds, nanoseconds, 0,
-            slot.base | ino if slot.base and ino <= INO_MASK else ino, size, blocks, atime, mtime, ctime, atime_ns,
+            mount.base | ino if mount.base and ino <= INO_MASK else ino, size, blocks, atime, mtime, ctime, atime_ns,
             mtime_ns, ctime_ns, mode, nlink, uid, gid, new_encode_dev(major, minor) if major or minor else 0, blksize, 0,
         )  # fmt: skip
 

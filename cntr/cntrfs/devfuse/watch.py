@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from cntr.cntrfs import log
 from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.notify import notify
-from cntr.cntrfs.node import Node, Slot
+from cntr.cntrfs.node import BackingMount, Node
 from cntr.linux import file_syscalls, syscalls
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ _MASK = _ENTRY_EVENTS | file_syscalls.FAN_MODIFY | file_syscalls.FAN_ATTRIB | fi
 _METADATA = struct.Struct("=IBBHQii")  # event_len vers reserved metadata_len mask fd pid
 _INFO = struct.Struct("=BxH8sIi")  # type len fsid handle_bytes handle_type
 _INFO_FID, _INFO_DFID_NAME, _INFO_DFID = 1, 2, 3
-_SLOT = struct.Struct("=8sQQQ")  # fsid, base, inode number and node id of an alias
+_MOUNT = struct.Struct("=8sQQQ")  # fsid, base, inode number and node id of an alias
 _PACE = 0.01  # seconds between two invalidations of a file that is being written
 #: Seconds between two looks at the events: they merge in the kernel meanwhile, so a filesystem that is written all the time
 #: costs no more than this many wake-ups.
@@ -84,28 +84,28 @@ class Watch:
             self._socket.close()
             _run_helper(fuse_fd, self.group, theirs, server, expire_only, mounted)
         theirs.close()
-        for slot in list(core.nodes.mounts.slots):
-            self.add(slot)
-        core.nodes.mounts.on_new_slot = self._add_later
+        for mount in list(core.nodes.mounts.all):
+            self.add(mount)
+        core.nodes.mounts.on_new_mount = self._add_later
 
-    def _add_later(self, slot: Slot) -> None:
+    def _add_later(self, mount: BackingMount) -> None:
         with self.core.credentials.raised():
-            self.add(slot)
+            self.add(mount)
 
-    def add(self, slot: Slot) -> None:
-        """Watch the filesystem of a slot if it can be; ``slot.watched`` says so then."""
-        if slot.watched or not slot.handles or slot.magic not in WATCHABLE or slot.mount_fd < 0 or slot.is_synthetic:
+    def add(self, mount: BackingMount) -> None:
+        """Watch the filesystem of a mount if it can be; ``mount.watched`` says so then."""
+        if mount.watched or not mount.handles or mount.magic not in WATCHABLE or mount.fd < 0 or mount.is_synthetic:
             return
-        alias = next(((ino, nodeid) for ino, nodeid in slot.aliases.items() if nodeid > 0), (0, 0))
+        alias = next(((ino, nodeid) for ino, nodeid in mount.aliases.items() if nodeid > 0), (0, 0))
         try:
-            file_syscalls.fanotify_mark_filesystem(self.group, _MASK, slot.mount_fd)
-            message = _SLOT.pack(file_syscalls.filesystem_id(slot.mount_fd), slot.base, *alias)
-            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [slot.mount_fd]))
+            file_syscalls.fanotify_mark_filesystem(self.group, _MASK, mount.fd)
+            message = _MOUNT.pack(file_syscalls.filesystem_id(mount.fd), mount.base, *alias)
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [mount.fd]))
             self._socket.sendmsg([message], [rights])
         except OSError as error:
-            log.info("changes behind the mount are not watched on device %d: %s", slot.dev, error)
+            log.info("changes behind the mount are not watched on device %d: %s", mount.dev, error)
             return
-        slot.watched = True
+        mount.watched = True
 
     def _flush_when_asked(self) -> None:
         """Invalidate everything the kernel may have cached, each time the helper asks for it."""
@@ -118,9 +118,9 @@ class Watch:
             self._flush()
         if self._is_closing:
             return
-        for slot in list(self.core.nodes.mounts.slots):  # the helper is gone: promise nothing any more
-            slot.watched = False
-        self.core.nodes.mounts.on_new_slot = lambda slot: None
+        for mount in list(self.core.nodes.mounts.all):  # the helper is gone: promise nothing any more
+            mount.watched = False
+        self.core.nodes.mounts.on_new_mount = lambda mount: None
         self._flush()
 
     def _flush(self) -> None:
@@ -141,7 +141,7 @@ class Watch:
     def close(self) -> None:
         """End the helper, and what it asked for: afterwards the number of the connection's fd may be another file's."""
         self._is_closing = True
-        self.core.nodes.mounts.on_new_slot = lambda slot: None
+        self.core.nodes.mounts.on_new_mount = lambda mount: None
         os.close(self.group)
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self.pid, signal.SIGKILL)
@@ -156,10 +156,10 @@ def _names(node: Node, raised: contextlib.AbstractContextManager[None]) -> Itera
     raised: the scope to open by handle in.
     """
     try:
-        if node.handle is not None and node.slot.mount_fd >= 0:
+        if node.handle is not None and node.mount.fd >= 0:
             with raised:
                 fd = file_syscalls.open_by_handle(
-                    node.slot.mount_fd, node.handle, os.O_RDONLY | os.O_DIRECTORY, shared=False
+                    node.mount.fd, node.handle, os.O_RDONLY | os.O_DIRECTORY, shared=False
                 )
         else:
             fd = os.open(f"/proc/self/fd/{node.fd}", os.O_RDONLY | os.O_DIRECTORY)
@@ -199,7 +199,7 @@ class Helper:
         self.server = server
         self.server_pid = server_pid
         self.entry_flags = _EXPIRE_ONLY if expire_only else 0
-        self.slots: dict[bytes, list[tuple[int, int, int, int]]] = {}  # fsid -> (base, alias, its node id, mount fd)
+        self.mounts: dict[bytes, list[tuple[int, int, int, int]]] = {}  # fsid -> (base, alias, its node id, mount fd)
         self.paced: dict[int, float] = {}  # node id -> when it was last told to have been modified
         self.pending: set[int] = set()
         self.mountpoints = mounted
@@ -209,14 +209,14 @@ class Helper:
         poll = select.poll()
         poll.register(self.group, select.POLLIN)
         poll.register(self.server, select.POLLIN)
-        mounts = os.open("/proc/self/mountinfo", os.O_RDONLY)
-        poll.register(mounts, select.POLLPRI)
+        mountinfo = os.open("/proc/self/mountinfo", os.O_RDONLY)
+        poll.register(mountinfo, select.POLLPRI)
         self.mounts_changed()
         while True:
             for fd, _ in poll.poll(_PACE * 1000 if self.pending else None):
                 if fd == self.server.fileno():
-                    self.read_slots()
-                elif fd == mounts:
+                    self.read_mounts()
+                elif fd == mountinfo:
                     self.mounts_changed()
                 else:
                     self.read_events()
@@ -226,7 +226,7 @@ class Helper:
     def mounts_changed(self) -> None:
         """Something was mounted or unmounted: the name it is mounted on leads elsewhere now."""
         before, self.mountpoints = self.mountpoints, mountpoints()
-        self.read_slots()
+        self.read_mounts()
         for path in before ^ self.mountpoints:
             directory, _, name = path.rstrip(b"/").rpartition(b"/")
             try:
@@ -237,24 +237,24 @@ class Helper:
                 fsid, ino = file_syscalls.filesystem_id(fd), os.fstat(fd).st_ino
             finally:
                 os.close(fd)
-            for base, alias, nodeid, _ in self.slots.get(fsid, []):
+            for base, alias, nodeid, _ in self.mounts.get(fsid, []):
                 parent = nodeid if ino == alias else base | ino
                 notify(self.fuse_fd, wire.NOTIFY_INVAL_ENTRY, _entry(parent, name, self.entry_flags))
 
-    def read_slots(self) -> None:
+    def read_mounts(self) -> None:
         """What the server says about filesystems; its end is ours."""
         while True:
             try:
-                data, rights, _, _ = self.server.recvmsg(_SLOT.size, 64, socket.MSG_DONTWAIT)
+                data, rights, _, _ = self.server.recvmsg(_MOUNT.size, 64, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             except ConnectionError:
                 data = b""
             if not data:
                 os._exit(0)
-            fsid, base, ino, nodeid = _SLOT.unpack(data)
+            fsid, base, ino, nodeid = _MOUNT.unpack(data)
             fd = struct.unpack_from("=i", rights[0][2])[0] if rights else -1
-            self.slots.setdefault(fsid, []).append((base, ino, nodeid, fd))
+            self.mounts.setdefault(fsid, []).append((base, ino, nodeid, fd))
 
     def read_events(self) -> None:
         """One buffer of events; what is said twice in it is told once."""
@@ -325,22 +325,22 @@ class Helper:
 
     def nodeids(self, fsid: bytes, handle: file_syscalls.Handle) -> list[int]:
         """The node ids that a file can have: one per mount of its filesystem."""
-        slots = self.slots.get(fsid)
-        if slots is None:
-            self.read_slots()
-            slots = self.slots.get(fsid, [])
-        if not slots:
+        mounts = self.mounts.get(fsid)
+        if mounts is None:
+            self.read_mounts()
+            mounts = self.mounts.get(fsid, [])
+        if not mounts:
             return []
         if handle.kind in (1, 2) and len(handle.data) in (8, 16):  # FILEID_INO32_GEN(_PARENT)
             ino = int.from_bytes(handle.data[:4], "little")
         else:
             try:
-                fd = file_syscalls.open_by_handle(slots[0][3], handle, os.O_PATH | os.O_NOFOLLOW)
+                fd = file_syscalls.open_by_handle(mounts[0][3], handle, os.O_PATH | os.O_NOFOLLOW)
             except OSError:
                 return []  # gone
             ino = os.fstat(fd).st_ino
             os.close(fd)
-        return [nodeid if ino == alias else base | ino for base, alias, nodeid, _ in slots]
+        return [nodeid if ino == alias else base | ino for base, alias, nodeid, _ in mounts]
 
 
 def mountpoints() -> set[bytes]:
