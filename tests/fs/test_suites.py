@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.suites.results import FAIL, NOTRUN, PASS, Expectation, Outcome, Run, judge, read_cannot, read_table
+
+from .servers import REPOSITORY
 
 
 def _problems(run: Run, table: list[Expectation], cannot: Path) -> dict[str, str]:
@@ -40,3 +46,29 @@ def test_the_lists_of_the_repository_have_reasons(tmp_path: Path) -> None:
     (tmp_path / "wrong").write_text("regex | reason\n")
     with pytest.raises(ValueError, match="wrong:1"):
         read_cannot(tmp_path / "wrong")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root is missing: a room is made of mounts")
+def test_a_checkout_and_a_suite_below_tmp(tmp_path: Path) -> None:
+    """The room has a /tmp of its own, which covers neither; and a suite of which nothing was run has not passed."""
+    checkout, suite = tmp_path / "checkout", tmp_path / "suite"
+    for part in ("cntr", "tests/fs", "tests/suites"):
+        shutil.copytree(REPOSITORY / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__"))
+    (checkout / "tests" / "__init__.py").touch()
+    (suite / "tests" / "a").mkdir(parents=True)
+    (suite / "pjdfstest").touch()
+    (suite / "tests" / "a" / "0.t").write_text('echo 1..1; test -f "${0%/*}/../../pjdfstest" && echo ok 1\n')
+    command = [sys.executable, "-m", "tests.suites.pjdfstest", "--dir", "../suite", "--bindings", "devfuse"]
+    space = {"CNTR_SUITE_SPACE": str(tmp_path), "PYTHONPATH": str(checkout)}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *words], cwd=checkout, env=os.environ | space, capture_output=True, text=True, check=False
+        )
+
+    done = run()
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = (checkout / "reports" / "pjdfstest.txt").read_text()
+    assert [line.split()[:2] for line in report.splitlines()[2:4]] == [["native", "1"], ["devfuse", "1"]], report
+    nothing = run("chmod")
+    assert (nothing.returncode, nothing.stderr) == (2, "no such test: nothing was run\n"), nothing.stdout

@@ -288,8 +288,7 @@ def main() -> int:
     parser.add_argument("--fio-size", type=int, default=64, metavar="MIB")
     parser.add_argument("--reports", type=Path, default=REPOSITORY / "reports")
     options = parser.parse_args()
-    options.reports = rooms.keep(options.reports)
-    room = rooms.enter()
+    room = rooms.enter(options.reports)
     names = ["native"]
     for binding in filter(None, options.bindings.split(",")):
         if why := missing(binding):

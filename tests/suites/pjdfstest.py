@@ -98,8 +98,7 @@ def main() -> int:
     if not (top / "pjdfstest").is_file() or not (top / "tests").is_dir():
         print(f"{top} holds no built pjdfstest (wanted: {top}/pjdfstest and {top}/tests)", file=sys.stderr)
         return 2
-    options.reports = rooms.keep(options.reports)
-    room = rooms.enter()
+    room = rooms.enter(options.reports, top)
     names = [] if options.no_native else ["native"]
     for binding in filter(None, options.bindings.split(",")):
         if why := missing(binding):

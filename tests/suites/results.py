@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
@@ -207,7 +208,10 @@ class Progress:
 
 
 def finish(run: Run, table_path: Path, reports: Path) -> int:
-    """Save, judge, report; the exit status of the runner."""
+    """Save, judge, report; the exit status of the runner: 1 for a problem, 2 where there was nothing to run."""
+    if not run.outcomes:
+        print("no such test: nothing was run", file=sys.stderr)
+        return 2
     verdicts = judge(run, read_table(table_path), read_cannot(table_path.with_suffix(".cannot")))
     run.save(reports / f"{run.suite}.json")
     write_junit(reports / f"{run.suite}.junit.xml", run, verdicts)

@@ -17,17 +17,24 @@ import tempfile
 import time
 from pathlib import Path
 
+from cntr.linux import syscalls
+
 from ..fs.servers import REPOSITORY
 
 _ROOM = "CNTR_SUITE_ROOM"
 
 
-def enter() -> Path:
-    """The room's work directory; re-executes the program in new namespaces first. Needs root."""
+def enter(*kept: Path) -> Path:
+    """The room's work directory; re-executes the program in new namespaces first. Needs root.
+
+    kept: directories that are needed in the room, which has a /tmp of its own; made where they are not there.
+    """
     inside = os.environ.get(_ROOM)
     if inside:
         room = Path(inside)
-        _private_tmp(room)
+        for directory in kept:
+            directory.mkdir(parents=True, exist_ok=True)
+        _private_tmp(room, [room, REPOSITORY, Path(sys.prefix), *kept])
         return room
     if os.geteuid() != 0:
         sys.exit("root is missing: mounting needs it")
@@ -52,21 +59,23 @@ def enter() -> Path:
     sys.exit(status)
 
 
-def keep(directory: Path) -> Path:
-    """DIRECTORY (made if need be) by a way that a private /tmp does not cover: call it before ``enter``."""
-    directory.mkdir(parents=True, exist_ok=True)
-    return Path(f"/proc/self/fd/{os.open(directory, os.O_PATH | os.O_DIRECTORY)}")
-
-
 def _die_with_parent() -> None:
     """The room goes (unshare --kill-child) even when its runner is killed."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def _private_tmp(room: Path) -> None:
+def _private_tmp(room: Path, kept: list[Path]) -> None:
+    """The room's own /tmp; what is kept of the one it covers stays at its path."""
     (room / "tmp").mkdir(exist_ok=True)
     (room / "tmp").chmod(0o1777)
+    below = sorted({path.resolve() for path in kept if path.resolve().is_relative_to("/tmp")})  # the outer one first
+    clone = syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE
+    trees = [(path, syscalls.open_tree(syscalls.AT_FDCWD, str(path), clone)) for path in below]
     subprocess.run(["mount", "--bind", room / "tmp", "/tmp"], check=True)
+    for path, tree in trees:
+        path.mkdir(parents=True, exist_ok=True)
+        syscalls.move_mount(tree, syscalls.AT_FDCWD, str(path))
+        os.close(tree)
     os.environ["TMPDIR"] = "/tmp"
     tempfile.tempdir = None
 

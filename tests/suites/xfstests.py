@@ -203,8 +203,7 @@ def main() -> int:
     if not (top / "check").is_file() or not (top / "ltp" / "fsstress").exists():
         print(f"{top} holds no built xfstests (wanted: {top}/check and {top}/ltp/fsstress)", file=sys.stderr)
         return 2
-    options.reports = rooms.keep(options.reports)
-    room = rooms.enter()
+    room = rooms.enter(options.reports, top)
     names = []
     for binding in filter(None, options.bindings.split(",")):
         if why := missing(binding):
