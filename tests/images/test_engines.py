@@ -28,11 +28,18 @@ class Stopped:
         self.kill()
 
     def kill(self) -> None:
-        if hasattr(self.rig, "command"):
-            self.rig.command("stop", "-t", "0", self.box.name)
-        else:
-            os.kill(self.box.pid, 9)
-        self.rig.den.wait_for("the end", lambda: not os.path.exists(f"/proc/{self.box.pid}"))
+        os.kill(self.box.pid, 9)
+        self.rig.den.wait_for("the end", self.ended)
+        records = f"{self.rig.den.path}/oci"
+        if os.path.exists(f"{records}/{self.box.id}"):  # conmon's `podman container cleanup` isn't given --runtime-flag
+            rigging.run([self.rig.runtime, "--root", records, "delete", "--force", self.box.id])
+
+    def ended(self) -> bool:
+        """Whether the process is gone, and the engine has seen it and taken the container down."""
+        if os.path.exists(f"/proc/{self.box.pid}"):
+            return False
+        status = ("inspect", "--format", "{{.State.Status}}", self.box.name)
+        return not hasattr(self.rig, "command") or self.rig.command(*status).strip() == "exited"
 
     def cntr(self, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
