@@ -156,6 +156,12 @@ def _slim(parsed: Parsed) -> int:
     return slimming.run(parsed, _say, print)
 
 
+def _forward(parsed: Parsed) -> int:
+    from cntr.cli import forwarding
+
+    return forwarding.run(parsed, _say, print)
+
+
 def _request(parsed: Parsed) -> Request:
     from cntr.attach.request import Request
 
@@ -209,6 +215,7 @@ HANDLERS = {
     "exec": _exec,
     "run": _run_entrypoint,
     "cp": _cp,
+    "forward": _forward,
     "mount": _mount,
     "slim": _slim,
     "ps": _report("ps"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cntr.cli import parser
 from cntr.cli.options_files import COPY, ENV, JSON, SLIM
+from cntr.cli.options_ports import FORWARD
 from cntr.cli.parser import Command, Option, Parsed
 
 HELP = Option("-h --help", "", "show this help")
@@ -115,6 +116,7 @@ COMMANDS = (
         "cntr inspect image:web:1               its entrypoint, and what is missing to start it",
     ),
     COPY,
+    FORWARD,
     Command(
         "mount",
         "SOURCE MOUNTPOINT",

@@ -36,9 +36,13 @@ class Command:
         takes_command: bool = False,
         details: str = "",
     ) -> None:
-        """positional: names of the words it needs, ``[NAME]`` for one it can do without; takes_command: ``-- CMD…`` follows."""
+        """positional: its words, ``[NAME]`` for one it can do without, ``[NAME]…`` for any number; takes_command: ``-- CMD…``."""
         self.name, self.positional, self.help, self.options = name, positional.split(), help, options
         self.examples, self.takes_command, self.details = examples, takes_command, details
+
+    def is_open(self) -> bool:
+        """Whether it takes any number of words."""
+        return self.positional[-1:] != [] and self.positional[-1].endswith("…")
 
 
 class Parsed:
@@ -92,7 +96,7 @@ def parse(argv: list[str], commands: tuple[Command, ...], common: tuple[Option, 
             break
         if word.startswith("-") and len(word) > 1:
             _take_option(parsed, known, word, rest)
-        elif command.takes_command and len(parsed.words) == len(command.positional):
+        elif command.takes_command and len(parsed.words) == len(command.positional) and not command.is_open():
             _take_command(parsed, [word, *rest])
             break
         else:
@@ -144,7 +148,7 @@ def _check_words(parsed: Parsed) -> None:
         missing = needed[len(parsed.words)]
         hint = "`cntr ps` lists running containers" if missing == "TARGET" else f"see `cntr {command.name} --help`"
         raise UsageError(f"{command.name}: {missing} is missing", hint)
-    if len(parsed.words) > len(command.positional):
+    if len(parsed.words) > len(command.positional) and not command.is_open():
         raise UsageError(
             f"{command.name}: unexpected word: {printable(parsed.words[-1])}", f"see `cntr {command.name} --help`"
         )

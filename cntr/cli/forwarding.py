@@ -1,0 +1,51 @@
+"""``cntr forward``: its words, and what is printed of it."""
+
+from __future__ import annotations
+
+import sys
+
+from cntr.cli.parser import Parsed
+from cntr.errors import UsageError
+
+
+def run(parsed: Parsed, say: Callable[[str], None], out: Callable[[str], None]) -> int:
+    """Forward; say: prints a line to the user; out: to standard output. Raises CntrError, UsageError."""
+    from cntr.forward import relay, spec
+
+    target, *words = parsed.words
+    if words[:1] == ["-"]:
+        if len(words) != 2 or parsed.argv or parsed.texts("reverse"):
+            raise UsageError("forward TARGET - PORT: one end and nothing else", "`cntr forward web - 5432`")
+        from cntr.forward import standard
+
+        return standard.run(target, spec.one_endpoint(words[1]))
+    forwards = [spec.parse(word) for word in words]
+    forwards += [spec.parse(word, reverse=True) for word in parsed.texts("reverse")]
+    if not forwards:
+        raise UsageError("forward: no port", "`cntr forward web 8080:80`; -R for one of this machine in the container")
+    return relay.run(target, forwards, parsed.argv, _teller(parsed, say, out))
+
+
+def _teller(parsed: Parsed, say: Callable[[str], None], out: Callable[[str], None]) -> Tell:
+    """What prints events: words to stderr; JSON to stdout, which is the command's where there is one."""
+    if not parsed.flag("json"):
+        return lambda kind, fields, text: say(text)
+    import json
+
+    def tell(kind: str, fields: Mapping[str, object], text: str) -> None:
+        line = json.dumps({"event": kind, **fields})
+        if parsed.argv:
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
+        else:
+            out(line)
+            sys.stdout.flush()
+
+    return tell
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from cntr.forward.relay import Tell

@@ -1,0 +1,253 @@
+"""From an accepted connection to the one it leads to: each address in turn, and again while a container starts."""
+
+from __future__ import annotations
+
+import _socket as socket
+import errno
+import os
+import select
+
+from cntr.forward import stream
+from cntr.forward.sides import Gone
+
+CONNECT_SECONDS = 10.0
+AWAY_SECONDS = 60.0  # a connection waits so long for a container that is being restarted
+STARTING_SECONDS = 10.0  # a container that has just come back may not listen yet
+AGAIN_SECONDS = 0.05
+# of connect(2) while a container starts: nothing listens yet, the socket is not made yet, its network is not up yet
+NOT_YET = (errno.ECONNREFUSED, errno.ENOENT, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL)
+
+
+class Dial:
+    """One connection on its way. It ends in a stream.Connection, or with NEAR reset."""
+
+    __slots__ = ("error", "far", "listener", "near", "number", "patience", "timer")
+
+    def __init__(self, listener: Listener, near: socket.socket) -> None:
+        """near: accepted from LISTENER; over: its count goes down at the end."""
+        self.listener, self.near, self.number, self.error = listener, near, 0, 0
+        self.far: socket.socket | None = None
+        self.timer: Timer | None = None
+        self.patience = listener.loop.after(AWAY_SECONDS, self._too_long)
+        listener.dials.add(self)
+        self.start()
+
+    def start(self) -> None:
+        """Try the first address; where the container is away, when it is back."""
+        self.number = self.error = 0
+        if self.listener.far_side.is_up:
+            self._attempt()
+        else:
+            self.listener.away[self] = None
+
+    def _attempt(self) -> None:
+        side, (family, address) = self.listener.far_side, self.listener.addresses[self.number]
+        if family == socket.AF_UNIX and isinstance(address, str):
+            side.connect_file(address, self._made)
+        else:
+            side.socket(family, socket.SOCK_STREAM, self._made)
+
+    def _made(self, answer: Answer) -> None:
+        """A socket, connected where it has a path; or why there is none."""
+        if self.near.fileno() < 0:
+            if isinstance(answer, socket.socket):
+                answer.close()
+        elif isinstance(answer, Gone):
+            self.start()
+        elif not isinstance(answer, socket.socket):
+            self._failed(answer.errno if isinstance(answer, OSError) else None)
+        else:
+            self.far = answer
+            family, address = self.listener.addresses[self.number]
+            if family == socket.AF_UNIX and isinstance(address, str):
+                self._connected()
+            else:
+                self._connect()
+
+    def _connect(self) -> None:
+        assert self.far
+        loop, number = self.listener.loop, self.far.connect_ex(self.listener.addresses[self.number][1])
+        if not number:
+            self._connected()
+        elif number == errno.EINPROGRESS:
+            loop.add(self.far.fileno(), self._answered, select.EPOLLOUT)
+            self.timer = loop.after(CONNECT_SECONDS, self._silent)
+        else:
+            self._failed(number)
+
+    def _answered(self, events: int) -> None:
+        assert self.far
+        self._stop_waiting()
+        number = self.far.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number:
+            self._failed(number)
+        else:
+            self._connected()
+
+    def _silent(self) -> None:
+        self._stop_waiting()
+        self._failed(errno.ETIMEDOUT)
+
+    def _stop_waiting(self) -> None:
+        if self.timer and self.far:
+            self.timer.cancel()
+            self.timer = None
+            self.listener.loop.remove(self.far.fileno())
+
+    def _connected(self) -> None:
+        far, self.far = self.far, None
+        assert far
+        self._leave()
+        self.listener.connected(self.near, far)
+
+    def _failed(self, number: int | None) -> None:
+        if self.far:
+            self.far.close()
+            self.far = None
+        listener, self.error = self.listener, self.error or number or errno.EIO
+        if number == errno.EAGAIN:  # unix(7): the backlog is full
+            self.timer = listener.loop.after(AGAIN_SECONDS, self._again)
+        elif self.number + 1 < len(listener.addresses) and number != errno.ETIMEDOUT:
+            self.number += 1
+            self._attempt()
+        elif listener.far_side.is_young and self.error in NOT_YET:
+            self.timer = listener.loop.after(AGAIN_SECONDS, self._again)
+        else:
+            self._leave()
+            listener.refused(self.near, self.error)
+
+    def _again(self) -> None:
+        self.timer = None
+        self.start()
+
+    def _too_long(self) -> None:
+        self.cancel()
+        self.listener.refused(self.near, errno.ETIMEDOUT)
+
+    def _leave(self) -> None:
+        self.patience.cancel()
+        self.listener.dials.discard(self)
+        self.listener.away.pop(self, None)
+
+    def cancel(self) -> None:
+        """Give up, without a word; NEAR stays open."""
+        self._stop_waiting()
+        if self.timer:
+            self.timer.cancel()
+        self._leave()
+        if self.far:
+            self.far.close()
+            self.far = None
+
+
+class Listener:
+    """What listens for one forward: accepts, dials, counts. most: connections at once; more wait in the kernel's queue."""
+
+    def __init__(
+        self, loop: Loop, pipes: stream.Pipes, made: socket.socket, forward: Forward, far_side: Side, most: int
+    ) -> None:
+        """Begin to accept."""
+        self.loop, self.pipes, self.made, self.forward, self.far_side, self.most = (
+            loop,
+            pipes,
+            made,
+            forward,
+            far_side,
+            most,
+        )
+        self.addresses = forward.connect.addresses()
+        self.dials: set[Dial] = set()
+        self.away: dict[Dial, None] = {}
+        self.connections: set[stream.Connection] = set()
+        self.said_refused = self.listens = False
+        self.tell_refused: Callable[[Listener, int], object] = lambda listener, number: None
+        self._listen()
+
+    def _listen(self) -> None:
+        if not self.listens and self.made.fileno() >= 0:
+            self.listens = True
+            self.loop.add(self.made.fileno(), self._accept)
+
+    def _pause(self) -> None:
+        if self.listens:
+            self.listens = False
+            self.loop.remove(self.made.fileno())
+
+    def _accept(self, events: int) -> None:
+        for _ in range(64):
+            if len(self.connections) + len(self.dials) >= self.most:
+                self._pause()
+                return
+            try:
+                fd, _ = self.made._accept()  # type: ignore[attr-defined]
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError:  # EMFILE, ENOMEM: it waits
+                self._pause()
+                self.loop.after(0.2, self._listen)
+                return
+            Dial(self, socket.socket(fileno=fd))
+
+    def back(self) -> None:
+        """The container is there: whoever waited for it goes on."""
+        waiting, self.away = self.away, {}
+        for dial in waiting:
+            dial.start()
+
+    def connected(self, near: socket.socket, far: socket.socket) -> None:
+        """Join the two."""
+        self.said_refused = False
+        try:
+            connection = stream.Connection(self.loop, self.pipes, near, far, self._over)
+        except OSError:
+            for end in (near, far):
+                self.loop.remove(end.fileno())
+                stream.close(end, reset=True)
+            return
+        self.connections.add(connection)
+        connection.pump()
+
+    def _over(self, connection: stream.Connection) -> None:
+        self.connections.discard(connection)
+        self._listen()
+
+    def refused(self, near: socket.socket, number: int) -> None:
+        """Nobody is there: the client gets a reset, and the user is told once."""
+        stream.close(near, reset=True)
+        self._listen()
+        if not self.said_refused:
+            self.said_refused = True
+            self.tell_refused(self, number)
+
+    def is_busy(self) -> bool:
+        """Whether something that was sent has not yet arrived."""
+        return any(
+            not flow.done and (flow.held or flow.ended) for one in self.connections for flow in one.flows
+        ) or bool(self.dials)
+
+    def close(self) -> None:
+        """Close all; what was under way is cut off, and both ends see that."""
+        self._pause()
+        self.made.close()
+        for dial in list(self.dials):
+            dial.cancel()
+            stream.close(dial.near, reset=True)
+        for connection in list(self.connections):
+            connection.close(reset=True)
+
+
+def why(number: int) -> str:
+    """An errno in the words of connect(2)."""
+    return os.strerror(number).lower()
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Union
+
+    from cntr.forward.loop import Loop, Timer
+    from cntr.forward.sides import Answer, Here, There
+    from cntr.forward.spec import Forward
+
+    Side = Union[Here, There]

@@ -1,0 +1,94 @@
+"""One epoll(7) loop: what is ready, what is due, and what has more to do."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import select
+import time
+from collections import deque
+
+EDGE = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+MOST_EVENTS = 512
+
+
+class Timer:
+    """Something due at a time.monotonic() value."""
+
+    __slots__ = ("callback", "due", "off")
+
+    def __init__(self, due: float, callback: Callable[[], object]) -> None:
+        """Keep both."""
+        self.due, self.callback, self.off = due, callback, False
+
+    def cancel(self) -> None:
+        """It won't be called."""
+        self.off = True
+
+
+class Loop:
+    """Callbacks by fd, each called with its epoll events; timers; and callbacks for the next turn."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.epoll = select.epoll()
+        self.handlers: dict[int, Callable[[int], object]] = {}
+        self.timers: list[tuple[float, int, Timer]] = []
+        self.waiting: deque[Callable[[], object]] = deque()
+        self.serial = itertools.count()
+        self.status: int | None = None
+
+    def add(self, fd: int, handler: Callable[[int], object], events: int = select.EPOLLIN) -> None:
+        """Have HANDLER called with the events of FD. Raises OSError."""
+        self.epoll.register(fd, events)
+        self.handlers[fd] = handler
+
+    def remove(self, fd: int) -> None:
+        """No more of that; before the fd is closed."""
+        if self.handlers.pop(fd, None):
+            self.epoll.unregister(fd)
+
+    def after(self, seconds: float, callback: Callable[[], object]) -> Timer:
+        """Have CALLBACK called once, SECONDS from now."""
+        timer = Timer(time.monotonic() + seconds, callback)
+        heapq.heappush(self.timers, (timer.due, next(self.serial), timer))
+        return timer
+
+    def soon(self, callback: Callable[[], object]) -> None:
+        """Have CALLBACK called in the next turn: whoever has more to do lets the others go first."""
+        self.waiting.append(callback)
+
+    def run(self) -> int:
+        """Until somebody sets the status; returns it."""
+        while self.status is None:
+            self.turn()
+        return self.status
+
+    def turn(self) -> None:
+        """Wait until something is to be done, and do it."""
+        for fd, events in self.epoll.poll(self._patience(), MOST_EVENTS):
+            handler = self.handlers.get(fd)
+            if handler:  # it may have been removed by one before
+                handler(events)
+        for _ in range(len(self.waiting)):
+            self.waiting.popleft()()
+        while self.timers and self.timers[0][0] <= time.monotonic():
+            timer = heapq.heappop(self.timers)[2]
+            if not timer.off:
+                timer.callback()
+
+    def _patience(self) -> float:
+        if self.waiting:
+            return 0
+        while self.timers and self.timers[0][2].off:
+            heapq.heappop(self.timers)
+        return max(0.0, self.timers[0][0] - time.monotonic()) if self.timers else -1
+
+    def close(self) -> None:
+        """Close the epoll fd."""
+        self.epoll.close()
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable

@@ -1,0 +1,307 @@
+"""``cntr forward``: listens, finds the container as often as it restarts, and runs a command with the ports up."""
+
+from __future__ import annotations
+
+import _signal as signal
+import _socket as socket
+import errno
+import os
+import resource
+import select
+import time
+
+from cntr.attach.signals import FORWARDED, Watch
+from cntr.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CntrError, printable
+from cntr.forward import listening, stream
+from cntr.forward.datagrams import Datagrams
+from cntr.forward.dial import STARTING_SECONDS, Listener, why
+from cntr.forward.dialer import Wanted
+from cntr.forward.loop import Loop
+from cntr.forward.sides import Here, There
+
+WANTED_FILES = 1 << 18  # fds, where root may raise the limit: two a connection
+OWN_FILES = 128  # for all else
+SETTLE_SECONDS = 2.0  # for what a command has sent before it ended
+SI_KERNEL = 0x80  # asm-generic/siginfo.h: the terminal's own, which the command has got too
+AGAIN_SECONDS = 1.0
+
+
+def run(target: str, forwards: list[Forward], argv: list[str], tell: Tell) -> int:
+    """Forward until a signal comes or ARGV, if there is one, ends; the exit status. Raises CntrError, OSError."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _raise_limit(limits)
+    watch = Watch()
+    relay = Relay(target, forwards, argv, tell, watch, limits)
+    try:
+        relay.there.start()
+        return relay.loop.run()
+    finally:
+        relay.close()
+        watch.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def _raise_limit(limits: tuple[int, int]) -> None:
+    soft, hard = limits
+    for wanted in ((max(WANTED_FILES, soft), max(WANTED_FILES, hard)), (hard, hard)):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, wanted)
+        except (OSError, ValueError):
+            continue  # no CAP_SYS_RESOURCE, or fs.nr_open is lower
+        return
+
+
+class Relay:
+    """All forwards of one container."""
+
+    def __init__(
+        self, target: str, forwards: list[Forward], argv: list[str], tell: Tell, watch: Watch, limits: tuple[int, int]
+    ) -> None:
+        """Nothing is started yet."""
+        self.forwards, self.argv, self.tell, self.watch, self.limits = forwards, argv, tell, watch, limits
+        self.loop, self.pipes, self.here = Loop(), stream.Pipes(), Here()
+        paths = any((one.listen if one.reverse else one.connect).is_file for one in forwards)
+        self.there = There(self.loop, Wanted(target, paths=paths), self)
+        self.listeners: dict[Forward, Listener | Datagrams] = {}
+        self.begun: set[Forward] = set()  # have listened once
+        self.command = 0
+        self.times = 0
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OWN_FILES
+        self.most = max(8, files // 3 // max(1, len(forwards)))
+        self.loop.add(watch.fd, self._signals)
+
+    # --- the container ---
+
+    def up(self, notes: list[str]) -> None:
+        """It is there, for the first time or again."""
+        self.times += 1
+        for note in notes:
+            self.tell("note", {"text": note}, note)
+        if self.times > 1:
+            self.tell("found", {"container": self.there.label, "pid": self.there.pid}, f"{self.there.label} is back")
+            self.there.is_young = True
+            self.loop.after(STARTING_SECONDS, self._grown(self.times))
+        for forward in self.forwards:
+            if forward not in self.listeners:
+                self._open(forward)
+        for listener in list(self.listeners.values()):
+            listener.back()
+
+    def _grown(self, times: int) -> Callable[[], None]:
+        def grown() -> None:
+            if times == self.times:
+                self.there.is_young = False
+
+        return grown
+
+    def gone(self) -> None:
+        """It has ended: what listens in it has gone with it; what listens here stays."""
+        if self.there.wanted.engine == "pid":
+            raise CntrError(f"{self.there.label} has ended", "name a container by its name to have it found again")
+        self.tell(
+            "gone",
+            {"container": self.there.label},
+            f"{self.there.label} has stopped: its ports are kept until it is back",
+        )
+        for forward in self.forwards:
+            if forward.reverse and forward in self.listeners:
+                self.listeners.pop(forward).close()
+
+    # --- listening ---
+
+    def _open(self, forward: Forward) -> None:
+        """Listen; in the container that takes an answer of its side."""
+        side: Here | There = self.there if forward.reverse else self.here
+        endpoint = forward.listen
+
+        def made(answer: Answer) -> None:
+            try:
+                if isinstance(answer, OSError):
+                    raise answer
+                assert isinstance(answer, socket.socket)
+                if endpoint.path[:1] == "@":
+                    answer.bind(endpoint.addresses()[0][1])
+                    answer.listen(listening.BACKLOG)
+                elif not endpoint.path:
+                    address = endpoint.addresses()[0][1]
+                    assert isinstance(address, tuple)
+                    endpoint.port = listening.bind_port(answer, address)
+            except OSError as error:
+                if isinstance(answer, socket.socket):
+                    answer.close()
+                self._not_open(forward, error.errno or errno.EIO)
+            else:
+                self._listens(forward, answer)
+
+        if endpoint.is_file:
+            side.bind_file(endpoint.path, made)
+        else:
+            kind = socket.SOCK_DGRAM if forward.udp else socket.SOCK_STREAM
+            side.socket(endpoint.addresses()[0][0], kind, made)
+
+    def _not_open(self, forward: Forward, number: int) -> None:
+        """Fatal where it has never listened; else it is tried again."""
+        if forward in self.begun:
+            if self.there.is_up:
+                self.loop.after(AGAIN_SECONDS, lambda: self._open_again(forward))
+            return
+        if number == errno.ENOTCONN:  # the container has just ended: again when it is back
+            return
+        raise CntrError(*_not_listening(forward, self.there, number))
+
+    def _open_again(self, forward: Forward) -> None:
+        if forward not in self.listeners and self.there.is_up:
+            self._open(forward)
+
+    def _listens(self, forward: Forward, made: socket.socket) -> None:
+        far_side: Here | There = self.here if forward.reverse else self.there
+        listener: Listener | Datagrams
+        if forward.udp:
+            listener = Datagrams(self.loop, made, forward, far_side)
+        else:
+            listener = Listener(self.loop, self.pipes, made, forward, far_side, self.most)
+        listener.tell_refused = self._refused
+        self.listeners[forward] = listener
+        if forward in self.begun:
+            return
+        self.begun.add(forward)
+        if len(self.begun) == len(self.forwards):
+            for one in self.forwards:
+                self._announce(one)
+            if self.argv:
+                self._start_command()
+
+    def _announce(self, forward: Forward) -> None:
+        listen, connect = forward.texts(self.there.wanted.target)
+        fields = {"listen": listen, "connect": connect, "port": forward.listen.port, "reverse": forward.reverse}
+        self.tell("listening", fields, f"{printable(listen)} → {printable(connect)}")
+
+    def _refused(self, listener: Listener | Datagrams, number: int) -> None:
+        forward = listener.forward
+        listen, connect = forward.texts(self.there.wanted.target)
+
+        def say(table: list[str]) -> None:
+            more = "" if forward.connect.path else _who_listens(table, forward)
+            fields = {"listen": listen, "connect": connect, "error": why(number)}
+            self.tell("refused", fields, f"{printable(listen)} → {printable(connect)}: {why(number)}{more}")
+
+        if forward.reverse or number != errno.ECONNREFUSED:
+            say([])
+        else:
+            self.there.listeners(say)
+
+    # --- the command and the signals ---
+
+    def _start_command(self) -> None:
+        variables = dict(os.environ)
+        for number, forward in enumerate(self.forwards, 1):
+            variables[f"CNTR_FORWARD_{number}"] = forward.listen.text()
+        failed_read, failed_write = os.pipe2(os.O_CLOEXEC)
+        self.command = os.fork()
+        if self.command == 0:
+            try:
+                resource.setrlimit(resource.RLIMIT_NOFILE, self.limits)
+                signal.pthread_sigmask(signal.SIG_SETMASK, self.watch.before)
+                os.execvpe(self.argv[0], self.argv, variables)
+            except OSError as error:
+                os.write(failed_write, b"%d" % (error.errno or errno.EIO))
+            finally:
+                os._exit(EXIT_NOT_EXECUTABLE)
+        os.close(failed_write)
+        said = os.read(failed_read, 16)
+        os.close(failed_read)
+        if said:
+            os.waitpid(self.command, 0)
+            self.command = 0
+            number, name = int(said), printable(self.argv[0])
+            status = EXIT_NOT_FOUND if number == errno.ENOENT else EXIT_NOT_EXECUTABLE
+            raise CntrError(f"{name}: {why(number)}", "it is a command of this machine", status)
+
+    def _signals(self, events: int) -> None:
+        for number, code in self.watch.read():
+            if number == signal.SIGCHLD:
+                self._reap()
+            elif number not in FORWARDED or number == signal.SIGWINCH:
+                continue
+            elif not self.command:
+                if number not in (signal.SIGUSR1, signal.SIGUSR2):
+                    self.loop.status = 128 + number
+            elif code != SI_KERNEL:
+                os.kill(self.command, number)
+
+    def _reap(self) -> None:
+        if not self.command:
+            return
+        pid, status = os.waitpid(self.command, os.WNOHANG)
+        if pid:
+            self.command = 0
+            ended = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+            self._settle()
+            self.loop.status = ended
+
+    def _settle(self) -> None:
+        """What the command has sent before it ended still arrives."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        self.loop.after(SETTLE_SECONDS, lambda: None)
+        self.loop.remove(self.watch.fd)
+        poll = select.poll()
+        poll.register(self.watch.fd, select.POLLIN)
+        while any(one.is_busy() for one in self.listeners.values()) and time.monotonic() < deadline:
+            self.loop.turn()
+
+    def close(self) -> None:
+        """Close all; what was under way is cut off."""
+        for listener in self.listeners.values():
+            listener.close()
+        self.there.close()
+        self.here.close()
+        self.pipes.close()
+        self.loop.close()
+        if self.command:
+            os.kill(self.command, signal.SIGTERM)
+            os.waitpid(self.command, 0)
+
+
+def _not_listening(forward: Forward, there: There, number: int) -> tuple[str, str]:
+    """Message and hint."""
+    listen = printable(forward.texts(there.label)[0])
+    where = there.label if forward.reverse else "this machine"
+    if number == errno.EADDRINUSE:
+        who = "" if forward.reverse or forward.listen.path else listening.holder(forward.listen.port, udp=forward.udp)
+        by = f" by {who}" if who else ""
+        hint = "another port: OTHER:PORT; 0:PORT takes a free one"
+        if forward.listen.path:
+            return f"{listen}: there is something of that name already", "remove it, or take another name"
+        if there.host_network and not forward.reverse:
+            hint = f"{there.label} uses this machine's network: its ports are this machine's already"
+        return f"{listen}: the port is in use on {where}{by}", hint
+    if number == errno.EACCES and not forward.listen.path:
+        return (
+            f"{listen}: ports below 1024 are for root (net.ipv4.ip_unprivileged_port_start)",
+            "take a higher one, HIGHER:PORT, or sudo",
+        )
+    if number == errno.EADDRNOTAVAIL:
+        return f"{listen}: {where} has no such address", "127.0.0.1 is the default; 0.0.0.0 and [::] are all addresses"
+    return f"{listen}: {why(number)}", "`cntr --debug forward …` shows where"
+
+
+def _who_listens(table: list[str], forward: Forward) -> str:
+    """What a container does listen at, for who has asked in vain."""
+    rows = [line.split() for line in table if line.startswith("udp" if forward.udp else "tcp")]
+    same = [row[1] for row in rows if row[2] == str(forward.connect.port)]
+    if same:
+        return f" (that port is listened at on {same[0]})"
+    ports = sorted({int(row[2]) for row in rows})
+    if not ports:
+        return " (nothing listens there)"
+    return f" (listened at there: {', '.join(map(str, ports[:8]))}{', …' if len(ports) > 8 else ''})"
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from cntr.forward.sides import Answer
+    from cntr.forward.spec import Forward
+
+    Tell = Callable[[str, Mapping[str, object], str], object]

@@ -1,0 +1,281 @@
+"""The two sides of a forward as the relay sees them: who makes sockets here, and who makes them in the container."""
+
+from __future__ import annotations
+
+import _signal as signal
+import _socket as socket
+import errno
+import os
+import select
+from collections import deque
+
+from cntr.errors import CntrError
+from cntr.forward import dialer, listening
+from cntr.linux import sockets
+
+AT_ONCE = 64  # questions to the child that wait for an answer: they fit in the socket
+SPARE = 16  # TCP sockets of the container kept ready: a connection need not wait for one
+ANSWER_SECONDS = 10.0  # a path in the container may lead to a file system that never answers
+PAUSE = 0.5  # seconds before a child that has failed is replaced
+_MODE = 0o600
+
+
+class Gone(OSError):
+    """The container is not there at the moment."""
+
+
+class Here:
+    """This machine."""
+
+    is_up, is_young = True, False
+
+    def __init__(self) -> None:
+        """No socket with a path yet."""
+        self.made: list[tuple[int, str, int]] = []
+
+    def socket(self, family: int, kind: int, done: Done) -> None:
+        """A new socket, to DONE."""
+        done(socket.socket(family, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK))
+
+    def connect_file(self, path: str, done: Done) -> None:
+        """A socket connected to PATH, or the error, to DONE."""
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            made.connect(path)
+        except OSError as error:
+            made.close()
+            done(error)
+            return
+        done(made)
+
+    def bind_file(self, path: str, done: Done) -> None:
+        """A socket that listens at PATH, for the caller alone, or the error, to DONE."""
+        parent, _, name = path.rpartition("/")
+        try:
+            directory = os.open(parent or "/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            made, inode = listening.bind_file(directory, name, _MODE)
+            self.made.append((directory, name, inode))
+            owner = os.environ.get("SUDO_UID", "")
+            if os.geteuid() == 0 and owner.isdecimal():
+                os.chown(name, int(owner), -1, dir_fd=directory, follow_symlinks=False)
+        except OSError as error:
+            done(error)
+            return
+        done(made)
+
+    def close(self) -> None:
+        """Take the sockets' names away."""
+        for directory, name, inode in self.made:
+            listening.remove(directory, name, inode)
+            os.close(directory)
+        self.made = []
+
+
+class There:
+    """The container, by a child of the module ``dialer``; another one as often as it has ended."""
+
+    def __init__(self, loop: Loop, wanted: dialer.Wanted, told: Told) -> None:
+        """told: hears of it. Nothing is started yet."""
+        self.loop, self.wanted, self.told = loop, wanted, told
+        self.label, self.pid, self.host_network, self.failed = wanted.target, 0, False, ""
+        self.is_up = self.is_young = self.closing = False
+        self.control: socket.socket | None = None
+        self.child = 0
+        self.asked: deque[Done] = deque()
+        self.unsent: deque[tuple[bytes, Done]] = deque()
+        self.spare: list[socket.socket] = []
+        self.on_the_way = 0
+        self.deadline: Timer | None = None
+        self.stuck: list[int] = []
+
+    def start(self) -> None:
+        """Look for the container. Raises OSError."""
+        if self.closing:
+            return
+        self.stuck = [pid for pid in self.stuck if not os.waitpid(pid, os.WNOHANG)[0]]
+        ours, childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        self.child = os.fork()
+        if self.child == 0:
+            dialer.run(self.wanted, childs)
+        childs.close()
+        ours.setblocking(False)
+        self.control = ours
+        self.loop.add(ours.fileno(), self._ready)
+
+    # --- questions ---
+
+    def socket(self, family: int, kind: int, done: Done) -> None:
+        """A new socket in the container's network namespace, or Gone, to DONE."""
+        if (family, kind) != (socket.AF_INET, socket.SOCK_STREAM):
+            self._ask(done, "socket", str(int(family)), str(int(kind)))
+            return
+        if self.spare:
+            done(self.spare.pop())
+        else:
+            self._ask(done, "socket", str(int(family)), str(int(kind)))
+        self._stock()
+
+    def connect_file(self, path: str, done: Done) -> None:
+        """A socket connected to PATH of the container, or the error, to DONE."""
+        self._ask(done, "connect", path)
+
+    def bind_file(self, path: str, done: Done) -> None:
+        """A socket that listens at PATH of the container, or the error, to DONE."""
+        self._ask(done, "bind", path)
+
+    def listeners(self, done: Callable[[list[str]], object]) -> None:
+        """What listens in the container, as ``listening.table`` has it, to DONE."""
+        self._ask(lambda answer: done(answer.split("\n") if isinstance(answer, str) else []), "table")
+
+    def _stock(self) -> None:
+        """Have some sockets on the way, while there are fewer than SPARE."""
+        while self.is_up and len(self.spare) + self.on_the_way < SPARE and len(self.asked) < AT_ONCE:
+            self.on_the_way += 1
+            self._ask(self._spare, "socket", str(int(socket.AF_INET)), str(int(socket.SOCK_STREAM)))
+
+    def _spare(self, made: Answer) -> None:
+        self.on_the_way -= 1
+        if isinstance(made, socket.socket):
+            self.spare.append(made)
+
+    def _ask(self, done: Done, *words: str) -> None:
+        if not self.is_up:
+            done(Gone(errno.ENOTCONN, "the container is not there"))
+            return
+        self.unsent.append(("\0".join(words).encode(errors="surrogateescape"), done))
+        self._send()
+
+    def _send(self) -> None:
+        while self.unsent and len(self.asked) < AT_ONCE and self.control:
+            data, done = self.unsent.popleft()
+            try:
+                self.control.send(data)
+            except OSError:  # it has ended: told when its end of the socket is read
+                pass
+            self.asked.append(done)
+            if self.deadline is None:
+                self.deadline = self.loop.after(ANSWER_SECONDS, self._give_up)
+
+    # --- answers ---
+
+    def _ready(self, events: int) -> None:
+        while self.control:
+            try:
+                data, fds = sockets.receive(self.control, dialer.PACKET, 1)
+            except BlockingIOError:
+                return
+            except OSError:
+                data, fds = b"", []
+            if not data:
+                self._end()
+                return
+            if not self.is_up:
+                self._first_word(os.fsdecode(data).split("\0"))
+                continue
+            self._answered(data, fds)
+
+    def _answered(self, data: bytes, fds: list[int]) -> None:
+        done = self.asked.popleft()
+        if self.deadline:
+            self.deadline.cancel()
+        self.deadline = self.loop.after(ANSWER_SECONDS, self._give_up) if self.asked else None
+        if fds:
+            done(socket.socket(fileno=fds[0]))
+        elif data.isdigit():
+            done(OSError(int(data), os.strerror(int(data))))
+        else:
+            done(data.decode())
+        self._send()
+
+    def _first_word(self, words: list[str]) -> None:
+        kind, *rest = words
+        if kind == "error":
+            self.failed = rest[0]
+            if not self.wanted.engine:
+                raise CntrError(rest[0], rest[1], int(rest[2]))
+            return
+        self.wanted.engine, self.wanted.owner = rest[0], int(rest[1])
+        self.pid, self.label, self.host_network = int(rest[2]), rest[3], rest[4] == "host"
+        self.is_up, self.failed = True, ""
+        self._stock()
+        self.told.up(rest[5:])
+
+    def _give_up(self) -> None:
+        """It does not answer: it is ended, and another one asked."""
+        self.deadline = None
+        os.kill(self.child, signal.SIGKILL)
+        self._end(stuck=True)
+
+    def _end(self, *, stuck: bool = False) -> None:
+        """The child has ended, most often since the container has."""
+        assert self.control
+        self.loop.remove(self.control.fileno())
+        self.control.close()
+        self.control = None
+        was_up, self.is_up = self.is_up, False
+        if stuck:
+            self.stuck.append(self.child)
+        else:
+            os.waitpid(self.child, 0)
+        self.child = 0
+        for made in self.spare:
+            made.close()
+        self.spare, self.on_the_way = [], 0
+        if self.deadline:
+            self.deadline.cancel()
+            self.deadline = None
+        waiting = [*self.asked, *(done for _, done in self.unsent)]
+        self.asked.clear()
+        self.unsent.clear()
+        error = OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) if stuck else Gone(errno.ENOTCONN, "")
+        if was_up:
+            self.told.gone()
+        for done in waiting:
+            done(error)
+        if was_up and not stuck:
+            self.start()
+        else:
+            self.loop.after(PAUSE, self.start)
+
+    def close(self) -> None:
+        """End the child; it takes the names away that it has made."""
+        self.closing = True
+        for made in self.spare:
+            made.close()
+        self.spare = []
+        if self.control:
+            self.loop.remove(self.control.fileno())
+            self.control.close()
+            self.control = None
+        if not self.child:
+            return
+        pidfd = os.pidfd_open(self.child)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        for number in (0, signal.SIGKILL):
+            if number:
+                os.kill(self.child, number)
+            if poll.poll(1000):
+                os.waitpid(self.child, 0)
+                break
+        os.close(pidfd)
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol, Union
+
+    from cntr.forward.loop import Loop, Timer
+
+    Answer = Union[socket.socket, OSError, str]
+    Done = Callable[[Answer], object]
+
+    class Told(Protocol):
+        """Who hears of the container."""
+
+        def up(self, notes: list[str]) -> object:
+            """It is there."""
+
+        def gone(self) -> object:
+            """It has ended."""

@@ -1,0 +1,150 @@
+"""``cntr forward TARGET - PORT``: stdin and stdout joined to a port or socket of the container, as ssh's ProxyCommand takes it."""
+
+from __future__ import annotations
+
+import _socket as socket
+import errno
+import os
+import select
+import stat
+
+from cntr.errors import CntrError, printable
+from cntr.forward.dial import CONNECT_SECONDS, why
+from cntr.forward.dialer import Wanted
+from cntr.forward.loop import Loop
+from cntr.forward.sides import There
+from cntr.forward.spec import Endpoint
+
+SIZE = 1 << 16
+PIPE_BUF = 4096  # a pipe that poll(2) calls writable takes so many bytes without waiting (pipe(7))
+
+
+def run(target: str, endpoint: Endpoint) -> int:
+    """Join them until both have ended; 0. Raises CntrError, OSError."""
+    loop = Loop()
+    there = There(loop, Wanted(target, paths=endpoint.is_file), _Told())
+    try:
+        there.start()
+        while not there.is_up:
+            loop.turn()
+        far = _connect(loop, there, endpoint)
+    finally:
+        there.close()
+        loop.close()
+    try:
+        Streams(far).run()
+    finally:
+        far.close()
+    return 0
+
+
+class _Told:
+    """It has to be there once; that it ends is told by its connections."""
+
+    def up(self, notes: list[str]) -> None:
+        """Nothing to be said: stderr may be a log."""
+
+    def gone(self) -> None:
+        """Nothing either."""
+
+
+def _connect(loop: Loop, there: There, endpoint: Endpoint) -> socket.socket:
+    """The connection. Raises CntrError."""
+    number = errno.ECONNREFUSED
+    for family, address in endpoint.addresses():
+        answers: list[Answer] = []
+        if family == socket.AF_UNIX and isinstance(address, str):
+            there.connect_file(address, answers.append)
+        else:
+            there.socket(family, socket.SOCK_STREAM, answers.append)
+        while not answers:
+            loop.turn()
+        (made,) = answers
+        if isinstance(made, OSError):
+            number = made.errno or errno.EIO
+            continue
+        assert isinstance(made, socket.socket)
+        if endpoint.is_file:
+            return made
+        made.settimeout(CONNECT_SECONDS)
+        try:
+            made.connect(address)
+        except OSError as error:
+            made.close()
+            number = error.errno or errno.ETIMEDOUT
+            continue
+        return made
+    raise CntrError(
+        f"{printable(endpoint.text(there.wanted.target))}: {why(number)}",
+        "is it listened at there? 127.0.0.1 and ::1 are asked unless an address is named",
+    )
+
+
+class Streams:
+    """stdin → FAR and FAR → stdout; neither of the caller's streams has its flags changed, which others share."""
+
+    def __init__(self, far: socket.socket) -> None:
+        """far: connected."""
+        self.far = far
+        self.far.setblocking(False)
+        self.to_far, self.to_us = b"", b""
+        self.ended = self.shut = self.far_ended = False
+        self.step = _step(1)
+
+    def run(self) -> None:
+        """Until the far end has said its last and all of it is written. Raises OSError, BrokenPipeError."""
+        far = self.far.fileno()
+        while not (self.far_ended and not self.to_us):
+            poll = select.poll()
+            reading = not self.ended and not self.to_far
+            wanted = (0 if self.to_us else select.POLLIN) | (select.POLLOUT if self.to_far else 0)
+            if wanted:  # else a hang-up would be told again and again
+                poll.register(far, wanted)
+            if reading:
+                poll.register(0, select.POLLIN)
+            if self.to_us:
+                poll.register(1, select.POLLOUT)
+            ready = dict(poll.poll())
+            if 0 in ready:
+                self.to_far = os.read(0, SIZE)
+                self.ended = not self.to_far
+            if self.to_far:
+                self._send()
+            if self.ended and not self.to_far and not self.shut:
+                self.shut = True
+                self._shut()
+            if not self.to_us and far in ready and not self.far_ended:
+                self._receive()
+            if self.to_us and 1 in ready:
+                self.to_us = self.to_us[os.write(1, self.to_us[: self.step]) :]
+
+    def _send(self) -> None:
+        try:
+            self.to_far = self.to_far[self.far.send(self.to_far) :]
+        except BlockingIOError:
+            pass
+        except OSError:  # it hears no more; what it has said is still written
+            self.to_far, self.ended, self.shut = b"", True, True
+
+    def _shut(self) -> None:
+        try:
+            self.far.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # it has gone
+
+    def _receive(self) -> None:
+        try:
+            self.to_us = self.far.recv(SIZE)
+            self.far_ended = not self.to_us
+        except BlockingIOError:
+            pass
+
+
+def _step(fd: int) -> int:
+    """How many bytes can be written to FD at once without waiting where poll(2) says that it can be written to."""
+    return PIPE_BUF if stat.S_ISFIFO(os.fstat(fd).st_mode) or stat.S_ISSOCK(os.fstat(fd).st_mode) else SIZE
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cntr.forward.sides import Answer

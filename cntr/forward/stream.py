@@ -1,0 +1,194 @@
+"""Two stream sockets joined: what one end says the other hears, in both directions, until both have said their last."""
+
+from __future__ import annotations
+
+import _socket as socket
+import os
+import sys
+
+from cntr.forward.loop import EDGE
+from cntr.linux.pipes import splice, wide_pipe
+
+CHUNK = 1 << 20  # bytes of a pipe
+ROUNDS = 16  # system calls for one direction before the others have their turn
+IDLE_PIPES = 32
+_LINGER_NONE = (1).to_bytes(4, sys.byteorder) + bytes(4)  # struct linger: on, 0 s
+
+
+class Pipes:
+    """Empty pipes: a connection has one only while it holds bytes, so that thousands of idle ones cost two fds each."""
+
+    __slots__ = ("idle",)
+
+    def __init__(self) -> None:
+        """None yet."""
+        self.idle: list[tuple[int, int]] = []
+
+    def take(self) -> tuple[int, int]:
+        """One. Raises OSError."""
+        return self.idle.pop() if self.idle else wide_pipe(CHUNK)
+
+    def give(self, pipe: tuple[int, int], *, empty: bool = True) -> None:
+        """It back."""
+        if empty and len(self.idle) < IDLE_PIPES:
+            self.idle.append(pipe)
+        else:
+            for fd in pipe:
+                os.close(fd)
+
+    def close(self) -> None:
+        """All."""
+        while self.idle:
+            for fd in self.idle.pop():
+                os.close(fd)
+
+
+class Flow:
+    """One direction. It reads only when it holds nothing: so a slow reader stops the writer, and nothing else.
+
+    readable, writable: until the kernel says EAGAIN (epoll is asked for edges); ended: the source has said its last; broken: by an
+    error; lost: the sink takes no more.
+    """
+
+    __slots__ = ("broken", "done", "ended", "held", "lost", "pipe", "pipes", "readable", "sink", "source", "writable")
+
+    def __init__(self, source: socket.socket, sink: socket.socket, pipes: Pipes) -> None:
+        """Nothing moved yet."""
+        self.source, self.sink, self.pipes = source, sink, pipes
+        self.pipe: tuple[int, int] | None = None
+        self.held = 0
+        self.readable = self.writable = True
+        self.ended = self.broken = self.lost = self.done = False
+
+    def pump(self) -> bool:
+        """Move what can be moved; whether there is more to do at once. Raises OSError: no fd left."""
+        source, sink = self.source.fileno(), self.sink.fileno()
+        for _ in range(ROUNDS):
+            if self.held and self.pipe:
+                if not self.writable:
+                    return False
+                try:
+                    self.held -= splice(self.pipe[0], sink, self.held)
+                except BlockingIOError:
+                    self.writable = False
+                except OSError:  # EPIPE, ECONNRESET: nobody is there to hear it
+                    self.lost = True
+                    self.finish()
+            elif self.done:
+                return False
+            elif self.ended or not self.readable:
+                self.rest()
+                return False
+            else:
+                self.pipe = self.pipe or self.pipes.take()
+                try:
+                    self.held = splice(source, self.pipe[1], CHUNK)
+                    self.ended = not self.held
+                except BlockingIOError:
+                    self.readable = False
+                except OSError:
+                    self.ended = self.broken = True
+        return True
+
+    def rest(self) -> None:
+        """It holds nothing: the pipe goes back; at the end the sink is told."""
+        if self.pipe:
+            self.pipes.give(self.pipe)
+            self.pipe = None
+        if self.ended:
+            self.finish()
+
+    def finish(self) -> None:
+        """No more in this direction."""
+        self.done = True
+        if self.pipe:
+            self.pipes.give(self.pipe, empty=not self.held)
+        self.pipe, self.held = None, 0
+        if not self.broken and not self.lost:
+            try:
+                self.sink.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass  # it has gone in the meantime: its own direction says so
+
+
+class Connection:
+    """Two flows over two sockets. What was cut off at one end is cut off at the other: an end that nobody meant is never shown as one."""
+
+    __slots__ = ("ends", "flows", "loop", "over", "queued")
+
+    def __init__(
+        self, loop: Loop, pipes: Pipes, near: socket.socket, far: socket.socket, over: Callable[[Connection], object]
+    ) -> None:
+        """Begin. over: called at the end. Raises OSError."""
+        self.loop, self.ends, self.over, self.queued = loop, (near, far), over, False
+        self.flows = (Flow(near, far, pipes), Flow(far, near, pipes))
+        for number, end in enumerate(self.ends):
+            end.setblocking(False)
+            if end.family != socket.AF_UNIX:
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            loop.add(end.fileno(), (self._near, self._far)[number], EDGE)
+
+    def _near(self, events: int) -> None:
+        self._ready(self.flows[0], self.flows[1], events)
+
+    def _far(self, events: int) -> None:
+        self._ready(self.flows[1], self.flows[0], events)
+
+    def _ready(self, out: Flow, back: Flow, events: int) -> None:
+        """One end can be read (out) or written to (back); errors and hang-ups are told by the call itself."""
+        if events & ~4:  # all but EPOLLOUT
+            out.readable = True
+        if events & ~1:  # all but EPOLLIN
+            back.writable = True
+        self.pump()
+
+    def pump(self) -> None:
+        """Move both directions on; again in the next turn where there is more."""
+        self.queued = False
+        try:
+            more = [flow.pump() for flow in self.flows]
+        except OSError:  # no fd for a pipe
+            self.close(reset=True)
+            return
+        near, far = self.flows
+        if near.broken or far.broken or (near.done and far.done):
+            broken = [flow for flow in self.flows if flow.broken and not flow.done]
+            if not broken:
+                self.close(reset=any(flow.broken or flow.lost for flow in self.flows))
+                return
+        if any(more) and not self.queued:
+            self.queued = True
+            self.loop.soon(self._again)
+
+    def _again(self) -> None:
+        if self.queued:
+            self.pump()
+
+    def close(self, *, reset: bool = False) -> None:
+        """Close both ends, with a reset where something was cut off."""
+        self.queued = False
+        for flow in self.flows:
+            if not flow.done:
+                flow.broken = True
+                flow.finish()
+        for end in self.ends:
+            self.loop.remove(end.fileno())
+            close(end, reset=reset)
+        self.over(self)
+
+
+def close(end: socket.socket, *, reset: bool = False) -> None:
+    """Close it; reset: so that its peer sees an error (tcp(7): RST), where its kind has that."""
+    if reset and end.family != socket.AF_UNIX:
+        try:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
+        except OSError:
+            pass
+    end.close()
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cntr.forward.loop import Loop

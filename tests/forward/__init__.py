@@ -1,0 +1,1 @@
+"""Ports and sockets: ``cntr forward``."""

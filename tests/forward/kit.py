@@ -1,0 +1,134 @@
+"""A container that serves, and a running ``cntr forward``."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from lab.slim import SlimContainer
+from tests.nest.box import CNTR, REPOSITORY
+
+SERVER = str(pathlib.Path(__file__).with_name("server.py"))
+ENVIRONMENT = {**os.environ, "PYTHONPATH": REPOSITORY}
+
+
+class Web:
+    """A container of this module's server. Its target is a word of its command line: it is found again when it is started again."""
+
+    def __init__(self) -> None:
+        """Not started."""
+        self.mark = f"web-{secrets.token_hex(6)}"
+        self.target = f"command:{self.mark}"
+        self.container: SlimContainer | None = None
+        self.server: subprocess.Popen[str] | None = None
+
+    def start(self, *, serve: bool = True) -> None:
+        """serve: its server too."""
+        self.container = SlimContainer("web", argv=["/app", self.mark])
+        self.container.__enter__()
+        (self.container.root / "run").mkdir()
+        if serve:
+            self.serve()
+
+    def serve(self) -> None:
+        """Start the server."""
+        self.server = self.run_in_network(SERVER, f"{self.container.root}/run")
+        assert self.server.stdout.readline() == "up\n"
+
+    def run_in_network(self, *arguments: str) -> subprocess.Popen[str]:
+        """A Python program in its network namespace."""
+        words = ["nsenter", "-t", str(self.container.pid), "-n", sys.executable, *arguments]
+        return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, code: str) -> str:
+        """What a program of a few lines in its network namespace prints."""
+        with self.run_in_network("-c", code) as process:
+            return process.communicate(timeout=20)[0].strip()
+
+    def stop(self) -> None:
+        """The server first, as all of a container ends."""
+        if self.server:
+            self.server.kill()
+            self.server.communicate()
+            self.server = None
+        if self.container:
+            self.container.stop()
+            self.container = None
+
+
+@contextmanager
+def web() -> Iterator[Web]:
+    """One that runs."""
+    made = Web()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+class Running:
+    """A ``cntr forward --json`` without a command; its ports in the order of the command line."""
+
+    def __init__(self, process: subprocess.Popen[str], count: int) -> None:
+        """Waits until all listen."""
+        self.process = process
+        self.events: list[dict[str, object]] = []
+        self.ports = [int(str(self.wait_for("listening")["port"])) for _ in range(count)]
+
+    def wait_for(self, kind: str) -> dict[str, object]:
+        """The next event of that kind."""
+        while line := self.process.stdout.readline():
+            self.events.append(json.loads(line))
+            if self.events[-1]["event"] == kind:
+                return self.events[-1]
+        raise AssertionError(f"no {kind}: {self.events} {self.process.stderr.read()}")
+
+    def connect(self, number: int = 0, timeout: float = 20) -> socket.socket:
+        """A connection to the port."""
+        return socket.create_connection(("127.0.0.1", self.ports[number]), timeout)
+
+
+@contextmanager
+def forward(target: str, *words: str, prefix: Sequence[str] = ()) -> Iterator[Running]:
+    """One that runs, and ends by SIGTERM with the status of that. prefix: the command it runs under."""
+    process = subprocess.Popen(
+        [*prefix, *CNTR, "forward", target, "--json", *words],
+        env=ENVIRONMENT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield Running(process, sum(not word.startswith("-") for word in words))
+        process.terminate()
+        assert process.wait(10) == 128 + 15
+        assert process.stderr.read() == ""
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def say(connection: socket.socket, text: bytes = b"hello") -> bytes:
+    """What comes back until the end, after TEXT and an end of our own."""
+    with connection:
+        connection.sendall(text)
+        connection.shutdown(socket.SHUT_WR)
+        return rest(connection)
+
+
+def rest(connection: socket.socket) -> bytes:
+    """All that comes until the end."""
+    chunks = []
+    while data := connection.recv(1 << 18):
+        chunks.append(data)
+    return b"".join(chunks)
