@@ -55,15 +55,13 @@ def _directory(mounts: list[procfs.Mount], controllers: str, path: str) -> str |
 
 
 def _frozen(directory: str, controllers: str) -> bool:
-    """Whether joining would freeze the joiner: version 1 FROZEN or FREEZING, version 2 ``frozen 1``."""
+    """Whether joining would freeze the joiner."""
+    if controllers and "freezer" not in controllers.split(","):
+        return False
     try:
-        if controllers == "":
-            return "\nfrozen 1" in "\n" + procfs.read(f"{directory}/cgroup.events")
-        if "freezer" in controllers.split(","):
-            return procfs.read(f"{directory}/freezer.state").strip() != "THAWED"
+        return procfs.is_frozen(procfs.read(f"{directory}/{'freezer.state' if controllers else 'cgroup.events'}"))
     except OSError:
         return False  # version 1's root cgroup has no freezer.state: it cannot be frozen
-    return False
 
 
 class Memory:

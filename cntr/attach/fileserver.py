@@ -29,6 +29,7 @@ class FileServer:
         "binding",
         "device_fd",
         "heartbeat",
+        "mount_options",
         "mounted_read",
         "mounted_write",
         "own_mnt_fd",
@@ -50,11 +51,14 @@ class FileServer:
         """
         from cntr.cntrfs import mounting
         from cntr.cntrfs.heartbeat import Heartbeat
+        from cntr.cntrfs.options import connection_options
 
         self.binding = mounting.choose_binding(None if binding == "auto" else binding)
         self.tools, self.shown, self.own_mnt_fd, self.heartbeat = tools, shown, own_mnt_fd, Heartbeat()
         self.watchdog: Watchdog | None = None
         self.device_fd = mounting.open_device()
+        #: What fsconfig(2) is told of the connection, by the session.
+        self.mount_options = {"source": "cntr", "subtype": "cntrfs", **connection_options(self.device_fd)}
         self.stop_read, self.stop_write = os.pipe2(os.O_CLOEXEC)
         self.mounted_read, self.mounted_write = os.pipe2(os.O_CLOEXEC)
         self.pid = os.fork()
@@ -117,19 +121,6 @@ class FileServer:
         """Of the mount in the session: a view is nobody's to write, and nothing in it is set-id or a device."""
         return view.SAFE if self.shown else 0
 
-    def mount_options(self) -> dict[str, str | None]:
-        """What fsconfig(2) is told of the connection: the kernel checks permissions itself, for every user."""
-        return {
-            "source": "cntr",
-            "subtype": "cntrfs",
-            "fd": str(self.device_fd),
-            "rootmode": "40000",
-            "user_id": "0",
-            "group_id": "0",
-            "default_permissions": None,
-            "allow_other": None,
-        }
-
     def mounted(self) -> None:
         """In the session: have the server begin."""
         os.write(self.mounted_write, b"m")
@@ -182,12 +173,8 @@ def root_device(pid: int) -> int | None:
         text = procfs.read(f"/proc/{pid}/mountinfo")
     except OSError:
         return None
-    for line in text.splitlines():
-        fields = line.split(" ")
-        if fields[4] == "/" and " - fuse.cntrfs " in line:
-            major, minor = fields[2].split(":")
-            return os.makedev(int(major), int(minor))
-    return None
+    mounts = procfs.mountinfo(text)
+    return next((m.device for m in mounts if m.mount_point == "/" and m.fstype == "fuse.cntrfs"), None)
 
 
 TYPE_CHECKING = False

@@ -170,7 +170,7 @@ class ServedTools:
         progress.now = steps.SERVED
         syscalls.unshare(syscalls.CLONE_NEWNS)
         syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
-        tree_fd = syscalls.new_filesystem("fuse", self.server.mount_options(), self.server.mount_attributes())
+        tree_fd = syscalls.new_filesystem("fuse", self.server.mount_options, self.server.mount_attributes())
         self.server.mounted()
         view.make_root(tree_fd, progress)
         return []

@@ -10,7 +10,7 @@ The host side opens ``/dev/fuse`` (``mounting.open_device()``) and the root of t
 enters the target's mount namespace and mounts there, before it enters a user namespace (the kernel demands that the
 opener of the fd and the mounter share one)::
 
-    kernel.mount("cntr", where, "fuse.cntrfs", kernel.MS_NOSUID…, mounting.mount_data(fuse_fd))
+    mounting.mount(fuse_fd, "cntr", where, MS_NOSUID…)
 
 mount(2) returns at once; the first access waits for the server. A *server process* of the host side, single-threaded,
 serves it until the last user is gone or ``stop_fd`` becomes readable::

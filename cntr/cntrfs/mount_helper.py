@@ -11,6 +11,7 @@ import os
 import sys
 
 from cntr.cntrfs import mounting
+from cntr.cntrfs.mount_words import mount_flags
 from cntr.cntrfs.options import MOUNT_FLAGS, Options, parse
 from cntr.errors import CntrError, UsageError
 from cntr.linux import syscalls
@@ -82,7 +83,7 @@ def _parse(arguments: list[str]) -> tuple[str, str, list[str], bool]:
 
 def _remount(mountpoint: str, words: list[str]) -> None:
     # Without a word on them set-id bits and devices stay dead.
-    flags = mounting.mount_flags(["nosuid", "nodev", *words])
+    flags = mount_flags(["nosuid", "nodev", *words])
     try:
         syscalls.mount(None, mountpoint, None, _MS_REMOUNT | flags)
     except OSError as error:

@@ -16,7 +16,8 @@ import time
 
 from cntr.cntrfs import log
 from cntr.cntrfs.heartbeat import Heartbeat
-from cntr.cntrfs.options import Options
+from cntr.cntrfs.mount_words import ATIME_WORDS, mount_flags
+from cntr.cntrfs.options import Options, connection_options
 from cntr.cntrfs.watchdog import Watchdog, find_device, mountpoints_of
 from cntr.errors import CntrError, with_sudo
 from cntr.linux import syscalls
@@ -29,33 +30,6 @@ if TYPE_CHECKING:
 FSTYPE = "fuse.cntrfs"
 BINDINGS = ("devfuse", "pyfuse3")
 _READY_TIMEOUT = 30.0  # seconds from mount to the kernel's INIT
-MNT_FORCE = 1
-_PR_SET_PDEATHSIG = syscalls.PR_SET_PDEATHSIG
-
-_FLAG_BITS = {
-    "ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "sync": 16, "dirsync": 128, "nosymfollow": 256, "noatime": 1024,
-    "nodiratime": 2048, "relatime": 1 << 21, "strictatime": 1 << 24, "lazytime": 1 << 25,
-}  # fmt: skip
-_FLAG_OPPOSITES = {
-    "rw": "ro", "suid": "nosuid", "dev": "nodev", "exec": "noexec", "async": "sync", "atime": "noatime",
-    "diratime": "nodiratime", "norelatime": "relatime", "nolazytime": "lazytime",
-}  # fmt: skip
-
-_ATIME_WORDS = {
-    "noatime": syscalls.MOUNT_ATTR_NOATIME, "strictatime": syscalls.MOUNT_ATTR_STRICTATIME, "relatime": 0, "atime": 0,
-    "norelatime": syscalls.MOUNT_ATTR_STRICTATIME, "nodiratime": 0, "diratime": 0,
-}  # fmt: skip
-
-
-def mount_flags(words: list[str]) -> int:
-    """The MS_* bits of mount option words; the last word on a subject wins."""
-    flags = 0
-    for word in words:
-        if word in _FLAG_OPPOSITES:
-            flags &= ~_FLAG_BITS[_FLAG_OPPOSITES[word]]
-        else:
-            flags |= _FLAG_BITS[word]
-    return flags
 
 
 def choose_binding(binding: str | None) -> str:
@@ -89,13 +63,13 @@ def open_source(source: str, words: list[str], *, read_only: bool = False, copie
     Access times are kept by the backing filesystem, by its own mount's flags. When the mount asks for others, such a
     copy that has them is served. What is mounted below SOURCE later is not seen then.
     """
-    wanted = [word for word in words if word in _ATIME_WORDS]
+    wanted = [word for word in words if word in ATIME_WORDS]
     if not wanted:
         return _copy_of_mounts(source) if copied else os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     kinds = [word for word in wanted if "diratime" not in word]
     if read_only:
         kinds = ["noatime"]  # mount(8) "ro": no access time moves, "strictatime" or not
-    attr_set = _ATIME_WORDS[kinds[-1]] if kinds else 0
+    attr_set = ATIME_WORDS[kinds[-1]] if kinds else 0
     attr_clear = syscalls.MOUNT_ATTR_ATIME if kinds else 0
     if wanted[-1] == "nodiratime" or ("nodiratime" in wanted and "diratime" not in wanted):
         attr_set |= syscalls.MOUNT_ATTR_NODIRATIME
@@ -130,9 +104,11 @@ def restrictions(root_fd: int) -> int:
     return os.fstatvfs(root_fd).f_flag & (os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC)  # the bits are the same
 
 
-def mount_data(fuse_fd: int) -> str:
-    """The data argument of mount(2) for a connection: the kernel checks permissions, for every user."""
-    return f"fd={fuse_fd},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other"
+def mount(fuse_fd: int, source: str, mountpoint: str, flags: int) -> None:
+    """Mount a connection by mount(2): SOURCE is what mountinfo shows. Raises OSError."""
+    options = connection_options(fuse_fd)
+    data = ",".join(key if value is None else f"{key}={value}" for key, value in options.items())
+    syscalls.mount(source, mountpoint, FSTYPE, flags, data)
 
 
 def load(binding: str) -> Callable[[int, int, Options, int, Heartbeat, Callable[[], None]], None]:
@@ -311,7 +287,7 @@ class _Manager:
         flags = mount_flags(["nosuid", "nodev", *self.options.mount_flags]) | kept
         flags |= syscalls.MS_RDONLY if self.options.read_only else 0
         try:
-            syscalls.mount(self.options.fsname or self.source, self.mountpoint, FSTYPE, flags, mount_data(fuse_fd))
+            mount(fuse_fd, self.options.fsname or self.source, self.mountpoint, flags)
         except OSError as error:
             hint = with_sudo("mounting takes root (CAP_SYS_ADMIN)") if error.errno == errno.EPERM else ""
             raise CntrError(
@@ -327,7 +303,7 @@ class _Manager:
             stop_reader, stop_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGTERM, lambda *_: os.write(stop_writer, b"x"))
-            syscalls.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGTERM)
             syscalls.set_process_name("cntrfs")
 
             def ready() -> None:

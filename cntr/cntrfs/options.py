@@ -76,6 +76,18 @@ class Options:
         return self.read_only or words[-1:] == ["ro"]
 
 
+def connection_options(fuse_fd: int) -> dict[str, str | None]:
+    """What the kernel is told of a connection when it is mounted: it checks permissions itself, for every user."""
+    return {
+        "fd": str(fuse_fd),
+        "rootmode": "40000",
+        "user_id": "0",
+        "group_id": "0",
+        "default_permissions": None,
+        "allow_other": None,
+    }
+
+
 _FLAGS = {
     "keep_cache": ("keep_cache", True),
     "no_keep_cache": ("keep_cache", False),

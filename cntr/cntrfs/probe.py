@@ -9,6 +9,7 @@ import sys
 
 from cntr.cntrfs import mounting
 from cntr.cntrfs.devfuse import wire
+from cntr.cntrfs.options import connection_options
 from cntr.linux import file_syscalls, syscalls
 
 _BUFFER = 1 << 17  # bytes; the kernel hands out no request to less than 8 KiB
@@ -30,8 +31,8 @@ def passthrough() -> None:
     fuse_fd = mounting.open_device()
     mount_fd = backing_fd = -1
     try:
-        options = {"fd": str(fuse_fd), "rootmode": "40000", "user_id": "0", "group_id": "0"}
-        mount_fd = syscalls.new_filesystem("fuse", {"source": "cntr-doctor", **options})
+        options = {"source": "cntr-doctor", **connection_options(fuse_fd)}
+        mount_fd = syscalls.new_filesystem("fuse", options)
         _agree(fuse_fd)
         backing_fd = os.open("/proc/self/exe", os.O_PATH | os.O_CLOEXEC)
         number = file_syscalls.ioctl_number(fuse_fd, wire.DEV_IOC_BACKING_OPEN, wire.BACKING_MAP.pack(backing_fd, 0, 0))

@@ -13,12 +13,10 @@ from __future__ import annotations
 import os
 import time
 
-from cntr.linux import syscalls
+from cntr.linux import procfs, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from cntr.cntrfs.heartbeat import Heartbeat
 
 
@@ -147,28 +145,16 @@ def _has_entries(directory: int) -> bool:
 
 def find_device(mountpoint: str) -> int:
     """The device number of the topmost mount at MOUNTPOINT, by mountinfo; 0 when nothing is mounted there."""
-    device = 0
-    for path, number in _mounted():
-        if path == mountpoint:
-            device = number
-    return device
+    return next((mount.device for mount in reversed(_mounts()) if mount.mount_point == mountpoint), 0)
 
 
 def mountpoints_of(device: int) -> list[str]:
     """Where the filesystem with this device number is mounted in our mount namespace."""
-    return [path for path, number in _mounted() if number == device]
+    return [mount.mount_point for mount in _mounts() if mount.device == device]
 
 
-def _mounted() -> Iterator[tuple[str, int]]:
-    """(mount point, device number) of each mount."""
-    with open("/proc/self/mountinfo", "rb") as mounts:
-        for line in mounts:
-            fields = line.split()
-            path = fields[4]
-            if b"\\" in path:
-                path = path.decode("latin-1").encode("latin-1").decode("unicode_escape").encode("latin-1")
-            major, minor = fields[2].split(b":")
-            yield os.fsdecode(path), os.makedev(int(major), int(minor))
+def _mounts() -> list[procfs.Mount]:
+    return procfs.mountinfo(procfs.read("/proc/self/mountinfo"))
 
 
 def open_control(device: int) -> int:

@@ -91,14 +91,11 @@ def acl(value: bytes, translate: Callable[[int, int], tuple[int, int]]) -> bytes
 
 def _strangers(text: str) -> frozenset[int]:
     """The devices of FUSE mounts that a user made: the server, a user's program, says whose each file is (mount.fuse3(8))."""
-    found = set()
-    for line in text.splitlines():
-        fields, _, right = line.partition(" - ")
-        kind, *more = right.split(" ")
-        if kind.partition(".")[0] in ("fuse", "fuseblk") and "user_id=0" not in ",".join(more[1:]).split(","):
-            major, minor = fields.split(" ")[2].split(":")
-            found.add(os.makedev(int(major), int(minor)))
-    return frozenset(found)
+    return frozenset(
+        mount.device
+        for mount in procfs.mountinfo(text)
+        if mount.fstype.partition(".")[0] in ("fuse", "fuseblk") and "user_id=0" not in mount.super
+    )
 
 
 def _keep(number: int | None) -> int:

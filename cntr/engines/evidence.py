@@ -175,21 +175,20 @@ def state(pid: int) -> str:
         return "running"
     for controllers, path in paths.items():
         if "freezer" in controllers.split(","):
-            if _says(f"/sys/fs/cgroup/freezer{path}/freezer.state", ("FROZEN", "FREEZING")):
+            if _is_frozen(f"/sys/fs/cgroup/freezer{path}/freezer.state"):
                 return "paused"
         elif not controllers and path != "/":
             for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
-                if _says(f"{root}{path}/cgroup.events", ("frozen 1",)):
+                if _is_frozen(f"{root}{path}/cgroup.events"):
                     return "paused"
     return "running"
 
 
-def _says(path: str, lines: tuple[str, ...]) -> bool:
+def _is_frozen(path: str) -> bool:
     try:
-        text = procfs.read(path)
+        return procfs.is_frozen(procfs.read(path))
     except OSError:
         return False
-    return any(line in lines for line in text.splitlines())
 
 
 SANDBOXES = {

@@ -173,7 +173,8 @@ def _trace_exists(trace: str) -> bool:
     head, _, tail = trace.partition("/*")  # one star per trace: a directory per user or namespace
     if not tail:
         return bool(_listed(head))
-    mounts = procfs.read("/proc/self/mountinfo").split("\n") if head == "/run/user" and _listed(head) else []
+    asked = head == "/run/user" and _listed(head)
+    mounts = procfs.mountinfo(procfs.read("/proc/self/mountinfo")) if asked else []
     # Names alone: what is called so may be the mount point of a file system of a user's making, which never answers.
     return any(
         tail[1:] in trust.some_names(f"{head}/{name}", tail[1:])

@@ -80,10 +80,10 @@ def some_names(path: str, beginning: str) -> list[str]:
     return found
 
 
-def answers(path: str, mounts: list[str]) -> bool:
-    """Whether PATH is of a file system that answers: no mount point (the lines of mountinfo), or a tmpfs as logind makes it."""
-    lines = [line for line in mounts if f" {path} " in line]
-    return not lines or lines[-1].partition(" - ")[2].startswith("tmpfs ")
+def answers(path: str, mounts: list[procfs.Mount]) -> bool:
+    """Whether PATH is of a file system that answers: no mount point, or a tmpfs as logind makes it."""
+    types = [mount.fstype for mount in mounts if mount.mount_point == path]
+    return not types or types[-1] == "tmpfs"
 
 
 def merge(above: int, here: int) -> int:

@@ -65,7 +65,7 @@ class Asked:
 def who(monitors: bool) -> list[int]:
     """The users of whom something is to be asked: by their runtime directories, by what the caller's variables name, by their monitors."""
     found: dict[int, None] = {}
-    mounts = procfs.read("/proc/self/mountinfo").split("\n")
+    mounts = procfs.mountinfo(procfs.read("/proc/self/mountinfo"))
     for name in store.listdir("/run/user"):
         path = f"/run/user/{name}"
         # Names alone: what is called so may be the mount point of a file system of the user's making, which never answers.

@@ -58,15 +58,28 @@ def parent_pid(stat: str) -> int:
 
 
 class Mount:
-    """One line of /proc/PID/mountinfo: ids, root within its filesystem, mount point, options, type, source."""
+    """One line of /proc/PID/mountinfo: ids, device, root within its filesystem, mount point, options, type, source."""
 
-    __slots__ = ("fstype", "mount_id", "mount_point", "options", "parent_id", "propagation", "root", "source", "super")
+    __slots__ = (
+        "device",
+        "fstype",
+        "mount_id",
+        "mount_point",
+        "options",
+        "parent_id",
+        "propagation",
+        "root",
+        "source",
+        "super",
+    )
 
     def __init__(self, line: str) -> None:
         """Parse one line; raises ValueError or IndexError for what is not one."""
         left, _, right = line.partition(" - ")
         fields = left.split(" ")
         self.mount_id, self.parent_id = int(fields[0]), int(fields[1])
+        major, _, minor = fields[2].partition(":")
+        self.device = os.makedev(int(major), int(minor))
         self.root, self.mount_point = unescape(fields[3]), unescape(fields[4])
         self.options = fields[5].split(",")
         self.propagation = fields[6:]
@@ -87,6 +100,11 @@ def unescape(text: str) -> str:
     for code, char in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\043", "#"), ("\\134", "\\")):
         text = text.replace(code, char)
     return text
+
+
+def is_frozen(text: str) -> bool:
+    """Whether a cgroup is: the text of its freezer.state (version 1) or cgroup.events (version 2), cgroups(7)."""
+    return any(line in ("FROZEN", "FREEZING", "frozen 1") for line in text.split("\n"))
 
 
 def id_map(text: str) -> tuple[tuple[int, int, int], ...]:

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from cntr.linux import procfs
 from tests.engines import rigs
 
 TRANSPORTS = ("mount", "fuse")
@@ -29,8 +30,8 @@ ATTACHED = [
 
 def mounts_of(pid: int) -> list[str]:
     """A container's mounts, but for those of other rigs that reach one whose mounts follow the host's (Apptainer)."""
-    lines = pathlib.Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
-    return [line for line in lines if "/cntr-rig-" not in line.split()[4]]
+    lines = procfs.read(f"/proc/{pid}/mountinfo").splitlines()
+    return [line for line in lines if "/cntr-rig-" not in procfs.Mount(line).mount_point]
 
 
 def cntr(box: rigs.Box, *arguments: str, input: str = "", timeout: float = 60) -> subprocess.CompletedProcess[str]:

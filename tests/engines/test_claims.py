@@ -465,7 +465,8 @@ def test_a_file_system_of_a_users_that_never_answers(home, monkeypatch):
     )
     listing.running(0.5)
     assert [path for path in looked if path.startswith(f"{home}/")] == []
-    mounts = [f"1 2 0:3 / {home} rw - fuse.slow x rw,allow_other", "3 2 0:4 / /run/user/1 rw - tmpfs tmpfs rw"]
+    lines = f"1 2 0:3 / {home} rw - fuse.slow x rw,allow_other\n3 2 0:4 / /run/user/1 rw - tmpfs tmpfs rw\n"
+    mounts = procfs.mountinfo(lines)
     assert not trust.answers(str(home), mounts)
     assert trust.answers("/run/user/1", mounts)
     assert trust.answers("/run/user/2", mounts)

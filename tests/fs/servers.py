@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from cntr.linux import procfs
+
 BINDINGS = ("pyfuse3", "devfuse")
 #: Bindings in another mode: the same suite, with some more that is expected to fail.
 MODES = {
@@ -54,9 +56,8 @@ def missing(binding: str) -> str:
 
 def is_mountpoint(path: Path) -> bool:
     """Answered from mountinfo: a stat would hang on a dead server's mount."""
-    wanted = os.fsencode(str(path)).replace(b" ", b"\\040")
-    with open("/proc/self/mountinfo", "rb") as mounts:
-        return any(line.split()[4] == wanted for line in mounts)
+    mounts = procfs.mountinfo(procfs.read("/proc/self/mountinfo"))
+    return any(mount.mount_point == str(path) for mount in mounts)
 
 
 def _die_with_parent() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from cntr.cntrfs import mount_helper, mounting
 from cntr.cntrfs.heartbeat import Heartbeat
+from cntr.cntrfs.mount_words import mount_flags
 from cntr.cntrfs.options import Options, parse
 from cntr.cntrfs.watchdog import Watchdog, find_device
 from cntr.errors import UsageError
@@ -206,7 +207,7 @@ def test_a_mount_that_took_over_the_device_number_is_another(tmp_path: Path) -> 
 
     def mounted() -> int:
         fd = mounting.open_device()
-        syscalls.mount("cntr-test", str(tmp_path), "fuse.cntrfs", 0, mounting.mount_data(fd))
+        mounting.mount(fd, "cntr-test", str(tmp_path), 0)
         return fd
 
     fd = mounted()
@@ -252,8 +253,8 @@ def test_options() -> None:
 
 
 def test_flag_words() -> None:
-    assert mounting.mount_flags(["nosuid", "nodev", "suid"]) == syscalls.MS_NODEV
-    assert mounting.mount_flags(["ro", "rw"]) == 0
+    assert mount_flags(["nosuid", "nodev", "suid"]) == syscalls.MS_NODEV
+    assert mount_flags(["ro", "rw"]) == 0
 
 
 def test_a_wrong_call_of_the_helper(capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ from cntr.cntrfs import log
 from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.notify import notify
 from cntr.cntrfs.node import BackingMount, Node
-from cntr.linux import file_syscalls, syscalls
+from cntr.linux import file_syscalls, procfs, syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -344,10 +344,8 @@ class Helper:
 
 
 def mountpoints() -> set[bytes]:
-    """Where something is mounted in this mount namespace, as mountinfo writes it but for its escapes."""
-    with open("/proc/self/mountinfo", "rb") as mounts:
-        paths = {line.split()[4] for line in mounts}
-    return {path.decode("unicode_escape").encode("latin-1") if b"\\" in path else path for path in paths}
+    """Where something is mounted in this mount namespace."""
+    return {os.fsencode(mount.mount_point) for mount in procfs.mountinfo(procfs.read("/proc/self/mountinfo"))}
 
 
 def _run_helper(

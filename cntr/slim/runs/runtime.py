@@ -154,7 +154,7 @@ class RuntimeRunning(Running):
         root = self.tree.entries["/"]
         os.chmod(f"{self.place}/upper", root.mode & 0o7777)
         os.chown(f"{self.place}/upper", root.uid, root.gid)
-        syscalls.mount("cntr", f"{self.place}/lower", mounting.FSTYPE, flags, mounting.mount_data(fuse_fd))
+        mounting.mount(fuse_fd, "cntr", f"{self.place}/lower", flags)
         os.close(fuse_fd)
         options = f"lowerdir={self.place}/lower,upperdir={self.place}/upper,workdir={self.place}/work"
         if not _is_first_namespace():

@@ -1,0 +1,30 @@
+"""Mount option words, mount(8), as the bits that mount(2) and mount_setattr(2) take."""
+
+from __future__ import annotations
+
+from cntr.linux import syscalls
+
+_FLAG_BITS = {
+    "ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "sync": 16, "dirsync": 128, "nosymfollow": 256, "noatime": 1024,
+    "nodiratime": 2048, "relatime": 1 << 21, "strictatime": 1 << 24, "lazytime": 1 << 25,
+}  # fmt: skip
+_FLAG_OPPOSITES = {
+    "rw": "ro", "suid": "nosuid", "dev": "nodev", "exec": "noexec", "async": "sync", "atime": "noatime",
+    "diratime": "nodiratime", "norelatime": "relatime", "nolazytime": "lazytime",
+}  # fmt: skip
+
+ATIME_WORDS = {
+    "noatime": syscalls.MOUNT_ATTR_NOATIME, "strictatime": syscalls.MOUNT_ATTR_STRICTATIME, "relatime": 0, "atime": 0,
+    "norelatime": syscalls.MOUNT_ATTR_STRICTATIME, "nodiratime": 0, "diratime": 0,
+}  # fmt: skip
+
+
+def mount_flags(words: list[str]) -> int:
+    """The MS_* bits of mount option words; the last word on a subject wins."""
+    flags = 0
+    for word in words:
+        if word in _FLAG_OPPOSITES:
+            flags &= ~_FLAG_BITS[_FLAG_OPPOSITES[word]]
+        else:
+            flags |= _FLAG_BITS[word]
+    return flags
