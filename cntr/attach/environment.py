@@ -20,6 +20,20 @@ SHELLS = ("/bin/bash", "/bin/sh", "/usr/bin/bash", "/usr/bin/sh", "/bin/busybox"
 LONGEST = 1 << 17  # bytes of one variable: MAX_ARG_STRLEN, execve(2)
 
 
+# What cntr itself obeys, and the engines' commands that it asks; see ``of_caller``.
+OWN = frozenset(
+    "PATH HOME SHELL USER LOGNAME XDG_RUNTIME_DIR XDG_CACHE_HOME XDG_CONFIG_HOME XDG_DATA_HOME DOCKER_HOST DOCKER_CONTEXT DOCKER_CONFIG "
+    "DOCKER_CERT_PATH DOCKER_TLS_VERIFY CONTAINER_HOST CONTAINERS_CONF CONTAINERS_STORAGE_CONF CONTAINERD_ADDRESS "
+    "CONTAINERD_NAMESPACE CONTAINER_RUNTIME_ENDPOINT LXD_DIR INCUS_DIR APPTAINER_CONFIGDIR".split()
+)
+
+
+def of_caller(settings: list[str]) -> dict[str, str]:
+    """The caller's variables without those that are nobody's business here: no tokens, no passwords. settings: of ``-e``."""
+    kept = OWN | set(FROM_CALLER) | set(TERMINAL) | {setting for setting in settings if "=" not in setting}
+    return {key: value for key, value in os.environ.items() if key in kept or key.startswith(("CNTR_", "LC_"))}
+
+
 def safe(text: str) -> str:
     """TEXT as a prompt may show it."""
     return "".join(c if c.isascii() and (c.isalnum() or c in "._:/@-") else "?" for c in text)[:40]

@@ -93,5 +93,8 @@ def _wait(connection: _socket.socket, watch: Watch) -> int:
                 continue
             status = connection.recv(1)
             if not status:
-                raise CntrError("cntr exec: the supervisor refused, or ended", ON_THE_HOST)
+                raise CntrError(
+                    "cntr exec: the supervisor refused, or ended",
+                    f"{ON_THE_HOST}; a file of /proc or /sys goes through a pipe: `cat FILE | cntr exec …`",
+                )
             return status[0]

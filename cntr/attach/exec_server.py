@@ -20,8 +20,9 @@ import os
 import select
 import sys
 
+from cntr.attach import stdio
 from cntr.attach.signals import FORWARDED
-from cntr.linux import procfs, sockets, syscalls
+from cntr.linux import kernelfs, procfs, sockets, syscalls
 
 NAME = "exec.sock"
 PACKET = 1 << 17  # bytes of a question
@@ -167,7 +168,7 @@ class Handler:
         if not poll.poll(SILENCE_SECONDS * 1000):
             return
         data, fds = sockets.receive(self.connection, PACKET, STREAMS)
-        if len(fds) != STREAMS:
+        if len(fds) != STREAMS or any(_is_the_kernels(fd) for fd in fds):
             return
         line = self._line(data)
         pid = os.fork()
@@ -186,7 +187,16 @@ class Handler:
         if int(count) < 0 or not command or not all("=" in setting for setting in settings) or not self.target.alive():
             raise ValueError
         options = [word for setting in settings for word in ("-e", setting)]
-        return ["exec", f"pid:{self.target.pid}", *self.flags, "-w", directory, *options, "--", *command]
+        return [
+            "exec",
+            f"pid:{self.target.pid}@{self.target.start_time}",
+            *self.flags,
+            "-w",
+            directory,
+            *options,
+            "--",
+            *command,
+        ]
 
     def _start(self, line: list[str], fds: list[int]) -> None:
         """Be ``cntr exec`` with the client's streams; never returns."""
@@ -229,6 +239,14 @@ class Handler:
                 for number in numbers:
                     if number in FORWARDED:
                         signal.pidfd_send_signal(pidfd, number)
+
+
+def _is_the_kernels(fd: int) -> bool:
+    """Whether reading or writing FD asks the kernel who does it: /proc and its like look at who reads, and not only at who opened.
+
+    What is moved for a client is moved by the host's root. Raises OSError.
+    """
+    return stdio.kind_of(fd) == stdio.FILE and kernelfs.holds(fd)
 
 
 def is_of(connection: _socket.socket, nest: tuple[int, int]) -> bool:

@@ -26,19 +26,19 @@ CODE = (
 )
 
 
-def from_read_only_copy(argv: list[str]) -> None:
+def from_read_only_copy(argv: list[str], environment: dict[str, str] | None = None) -> None:
     """Run ``cntr ARGV`` again in this process, from an executable that cannot be written; returns if it is one already.
 
-    Raises CntrError.
+    environment: all the variables that are to be left in its memory, None for those of now. Raises CntrError.
     """
-    if is_read_only():
+    if is_read_only() and environment in (None, dict(os.environ)):
         return
     try:
         fd = _read_only_mount(EXECUTABLE)
     except OSError:
         fd = _sealed_copy(EXECUTABLE)
     try:
-        os.execve(fd, [sys.executable, "-IS", "-c", code(), *argv], os.environ)
+        os.execve(fd, [sys.executable, "-IS", "-c", code(), *argv], os.environ if environment is None else environment)
     except OSError as error:
         raise CntrError(
             f"run {sys.executable} from a read-only copy: {error.strerror}",

@@ -28,4 +28,9 @@ class Request:
         self.entrypoint = False  # run: what the container or image would run itself
         self.seccomp = False  # take the container's seccomp filters
         self.own_root = False  # exec: the container's own command in its own root
-        self.protect: Callable[[], None] | None = None  # goes on in an interpreter that nobody can write to
+        self.protect: Callable[[], None] | None = None  # goes on as ``tracers`` says
+
+    @property
+    def uses_host(self) -> bool:
+        """Whether the programs that run are this machine's, and no container's or directory's."""
+        return not self.own_root and self.tools in ("host", "host:all")

@@ -25,13 +25,14 @@ SHOWN = frozenset(
     "tmpfs udf vfat virtiofs xfs zfs".split()
 )
 SAFE = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+LEFT_OUT = "left out"
 LOOKED_AT = 1_000_000  # entries of a file system that can't be idmapped, at most
 MASKED = 10_000
 OWNER_DEPTH = 3  # how deep below / an owner without root has what is theirs alone looked for
 
 
 class Part:
-    """One mount of the view. how: ``idmapped``, or ``masked``; masks: [(path below it, is_dir)] to be covered."""
+    """One mount of the view. how: ``idmapped``, ``masked`` or LEFT_OUT; masks: [(path below it, is_dir)] to be covered."""
 
     __slots__ = ("fstype", "how", "masks", "path", "tree_fd")
 
@@ -118,9 +119,24 @@ def collect(proc_fd: int, nobody_fd: int) -> list[Part]:
         part.protect(nobody_fd)
         parts.append(part)
     for part in parts:
-        if part.how == "masked":
-            part.look()
+        if part.how != "masked":
+            continue
+        try:
+            if _is_reachable(part.path):
+                part.look()
+            else:
+                part.how = LEFT_OUT
+        except OSError as error:
+            if error.errno != errno.EFBIG or part.path == "/":
+                raise
+            part.how, part.masks = LEFT_OUT, []  # whoever may write there makes as many files as they like
     return parts
+
+
+def _is_reachable(path: str) -> bool:
+    """Whether others get to PATH: no directory above it is closed to them, as those are that hold other containers' trees."""
+    above = path.split("/")[1:-1]
+    return all(os.stat(f"/{'/'.join(above[:count])}").st_mode & 1 for count in range(1, len(above) + 1))
 
 
 def _closed_root(fstype: str) -> list[Part]:
@@ -153,15 +169,15 @@ def is_shown(mount: procfs.Mount) -> bool:
 class View:
     """Makes the tools view the root of the calling process's mount namespace, a private copy of the tools' own.
 
-    nobody_fd: a user namespace that maps one id no file has (namespaces.nobody), -1 where there can be none; sockets: paths
-    that somebody listens at; as_owner: for the owner of a rootless container, who is not root.
+    nobody_fd: a user namespace that maps one id no file has (namespaces.nobody), -1 where there can be none; as_owner: for the owner
+    of a rootless container, who is not root.
     """
 
-    __slots__ = ("as_owner", "nobody_fd", "notes", "proc_fd", "sockets")
+    __slots__ = ("as_owner", "nobody_fd", "notes", "proc_fd")
 
-    def __init__(self, nobody_fd: int, proc_fd: int, sockets: list[str], *, as_owner: bool) -> None:
+    def __init__(self, nobody_fd: int, proc_fd: int, *, as_owner: bool) -> None:
         """Nothing made yet."""
-        self.nobody_fd, self.proc_fd, self.sockets, self.as_owner = nobody_fd, proc_fd, sockets, as_owner
+        self.nobody_fd, self.proc_fd, self.as_owner = nobody_fd, proc_fd, as_owner
         self.notes: list[str] = []
 
     def assemble(self, progress: steps.Progress) -> None:
@@ -181,16 +197,19 @@ class View:
         progress.now = steps.VIEW
         for part in parts[1:]:
             try:
+                if part.how == LEFT_OUT:
+                    continue
                 fd = places.open_inside(part.path, os.O_NOFOLLOW)
                 syscalls.move_mount(part.tree_fd, fd, "")
                 os.close(fd)
             except OSError:
-                part.how = "left out"  # below a directory that is closed to others: nobody could get there
-            os.close(part.tree_fd)
+                part.how = LEFT_OUT  # below a directory that is closed to others: nobody could get there
+            finally:
+                os.close(part.tree_fd)
         self.notes += [f"tools view: {printable(part.path)} ({part.fstype}): {part.how}" for part in parts]
         progress.now = steps.MASKS
         masks = [(f"{part.path.rstrip('/')}/{path}", is_dir) for part in parts for path, is_dir in part.masks]
-        self._cover([*masks, *((path, False) for path in self.sockets)])
+        self._cover(masks)
 
     def _whole_view(self, progress: steps.Progress) -> None:
         """Of a container with a user namespace: its mounts are locked together (mount_namespaces(7)), none can be cloned by itself."""
@@ -200,9 +219,7 @@ class View:
         whole.how = "masked"
         whole.look()
         os.close(whole.tree_fd)
-        self._cover(
-            [*((f"/{path}", is_dir) for path, is_dir in whole.masks), *((path, False) for path in self.sockets)]
-        )
+        self._cover([(f"/{path}", is_dir) for path, is_dir in whole.masks])
         self.notes.append(f"tools view: / ({whole.fstype}): {whole.how}")
 
     def _cover(self, masks: list[tuple[str, bool]]) -> None:
@@ -301,14 +318,3 @@ def make_root(tree_fd: int, progress: steps.Progress) -> None:
     syscalls.umount(".", syscalls.MNT_DETACH)
     os.close(tree_fd)
     os.chdir("/")
-
-
-def sockets(text: str) -> list[str]:
-    """The paths in /proc/net/unix that a process listens at, outside of what the view leaves out anyway."""
-    found = []
-    for line in text.splitlines()[1:]:
-        # Num RefCount Protocol Flags Type St Inode Path; __SO_ACCEPTCON, or a datagram socket's name
-        path = line.partition(" /")[2]
-        if path and not any(path.startswith(f"{name}/") for name in HIDDEN):
-            found.append(f"/{path}")
-    return list(dict.fromkeys(found))

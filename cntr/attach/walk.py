@@ -6,7 +6,7 @@ import errno
 import os
 
 from cntr import engines
-from cntr.attach import cgroup, environment, etc_files, memory, nest, outermost, seccomp, steps
+from cntr.attach import cgroup, environment, etc_files, memory, nest, outermost, steps, tracers
 from cntr.attach.channel import Channel
 from cntr.attach.exec_server import ExecServer
 from cntr.attach.identity import Identity, user_of
@@ -18,9 +18,9 @@ from cntr.attach.shares import Share
 from cntr.attach.signals import Watch
 from cntr.attach.stdio import Stdio
 from cntr.attach.supervisor import Supervisor
-from cntr.attach.target import CAP_SYS_PTRACE, Target
+from cntr.attach.target import Target
 from cntr.attach.tools import DEFAULT_PATH, HOST_ALL, Tools, open_tools
-from cntr.attach.view import View, sockets
+from cntr.attach.view import View
 from cntr.errors import CntrError, StepFailed, TargetNotFound, printable
 from cntr.linux import namespaces, procfs
 
@@ -57,10 +57,12 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
         # 1. name → pid → everything /proc says about it
         container = _find(request, fds, say)
         engines.verify(container, runs_its_own=request.own_root)
+        protect = request.protect if not fds.closers else None  # nobody is in a stand-in
+        if protect and tracers.of_owner(container.pid):
+            protect()
         target = Target(container)
-        if request.protect and not fds.closers and (target.permitted | target.bounding) & CAP_SYS_PTRACE:
-            # It can open /proc/PID/exe of the reaper, this Python, and write to it afterwards (CVE-2019-5736).
-            request.protect()
+        if protect and not target.as_owner and tracers.of(request, target):
+            protect()
         fds.closers.append(target.close)
         if not request.own_root and outermost.stay_outside(target):
             say(
@@ -107,7 +109,8 @@ class Prepared:
         self.tools = None if request.own_root else open_tools(request.tools)
         if self.tools:
             fds.closers.append(self.tools.close)
-        for line in warnings(request, target):
+        traced = tracers.of(request, target)
+        for line in tracers.warnings(request, target, traced):
             say(line)
         self.proc_fd = fds.fd(os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         self.own_mnt_fd = fds.fd(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
@@ -119,7 +122,7 @@ class Prepared:
         self.user = user_of(target, request.user, own_root=request.own_root)
         cgroups = _open_cgroups(request, target, say)
         self.memory = cgroups.memory
-        filters = filters_of(request, target, say)
+        filters = tracers.filters_of(request, target, traced, say)
         self.identity = Identity(target, self.user, request, cgroups, self.proc_fd, filters)
         if self.identity.raised:
             say(
@@ -132,7 +135,10 @@ class Prepared:
         )
         self.devpts_fd = fds.fd(nest.new_devpts())
         self.terminal = self._open_terminal()
-        self.stdio = Stdio(self.terminal.slave if self.terminal else -1, self.uid, foreign=request.own_root)
+        foreign = (
+            bool(traced) or not request.uses_host
+        )  # whoever gets a pipe of the caller's can read, and write, both ends
+        self.stdio = Stdio(self.terminal.slave if self.terminal else -1, self.uid, foreign=foreign)
         fds.closers.append(self.stdio.close)
         self.null_fd = fds.fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
         self.shell = environment.shell_of(self.tools.root_fd) if self.tools else "/bin/sh"
@@ -163,7 +169,7 @@ class Prepared:
                         f"{self.target.label}: {steps.VIEW.name}", number, "", steps.VIEW.advice(number)
                     ) from None
                 # This machine allows no user namespaces (user.max_user_namespaces): what only root may read is found by looking.
-        return View(nobody_fd, self.proc_fd, sockets(procfs.read("/proc/net/unix")), as_owner=as_owner)
+        return View(nobody_fd, self.proc_fd, as_owner=as_owner)
 
     def _serve(self) -> FileServer | None:
         """The file server of the fuse transport. ``auto`` is the mount transport: it needs what both need (Linux 5.2), and is faster."""
@@ -200,7 +206,7 @@ class Prepared:
 
     def _nest(self, tools: Tools, private: Private) -> nest.Nest:
         request, fds = self.request, self.fds
-        if request.tools in ("host", HOST_ALL) and "mnt" in self.target.namespaces:
+        if request.uses_host and "mnt" in self.target.namespaces:
             _make_base_dir()
         devices = Devices()
         fds.closers.append(devices.close)
@@ -240,7 +246,7 @@ class Prepared:
                 shell=self.shell,
                 user=self._name(),
                 uid=self.user.uid,
-                host_tools=request.tools in ("host", HOST_ALL),
+                host_tools=request.uses_host,
             )
             argv, directories = request.argv or [self.shell], [request.directory or "/"]
         environment.add(variables, request.environment, target.environment)
@@ -356,38 +362,6 @@ def _open_cgroups(request: Request, target: Target, say: Callable[[str], None]) 
             printable(str(error.filename)),
             steps.CGROUP.hint,
         ) from None
-
-
-def filters_of(request: Request, target: Target, say: Callable[[str], None]) -> list[seccomp.Filter]:
-    """The container's seccomp filters where they are wanted. Raises CntrError where they can't be had."""
-    if not request.seccomp or target.container.state == "rootfs":  # nothing runs there
-        return []
-    found = seccomp.filters_of(target.pid, target.label)
-    if any(filter.asks_a_listener() for filter in found):
-        say(
-            f"note: {target.label}'s engine answers some system calls itself (seccomp user notification): they fail with ENOSYS here"
-        )
-    return found
-
-
-def warnings(request: Request, target: Target) -> list[str]:
-    """What the user must know before: one line each. Raises CntrError for what goes with --force only."""
-    found = [*engines.notes(target.container), *target.notes]
-    reach = target.permitted | target.bounding
-    if request.own_root:
-        return found
-    if request.tools == HOST_ALL:
-        found.append(
-            "warning: --tools host:all: the session can read and write this machine's files, as far as its user may"
-        )
-        if target.container.owner not in (0, os.getuid()) and not request.force:
-            raise CntrError(
-                f"--tools host:all: {target.label} is uid {target.container.owner}'s",
-                "leave it out: the tools view shows this machine's programs; --force brings the whole host all the same",
-            )
-    if not request.privileged and reach & CAP_SYS_PTRACE and "pid" in target.namespaces:
-        found.append(f"warning: {target.label} may hold CAP_SYS_PTRACE: its processes can look into this session")
-    return found
 
 
 TYPE_CHECKING = False

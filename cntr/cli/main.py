@@ -84,9 +84,8 @@ def _attach(parsed: Parsed) -> int:
     request.shares = parsed.texts("share")
     request.seccomp = parsed.flag("seccomp")
     request.force = parsed.flag("force")
-    request.protect = lambda: _protect_interpreter(parsed)
-    if request.tools not in ("host", "host:all"):  # their shell is as foreign as the container's own
-        request.protect()
+    if not request.uses_host:  # their shell is as foreign as the container's own
+        _protect_interpreter(parsed)
     return walk.attach(request, _say)
 
 
@@ -122,6 +121,13 @@ def _protect_interpreter(parsed: Parsed) -> None:
     from cntr.attach import readonly_interpreter
 
     readonly_interpreter.from_read_only_copy(parsed.line)
+
+
+def _begin_again(parsed: Parsed) -> None:
+    """The same, with nothing in memory that a container might look for there."""
+    from cntr.attach import environment, readonly_interpreter
+
+    readonly_interpreter.from_read_only_copy(parsed.line, environment.of_caller(parsed.texts("env")))
 
 
 def _cp(parsed: Parsed) -> int:
@@ -172,6 +178,7 @@ def _request(parsed: Parsed) -> Request:
     request.privileged = parsed.flag("privileged")
     request.verbose = parsed.flag("verbose")
     request.network, request.write = parsed.text("network"), parsed.flag("write")
+    request.protect = lambda: _begin_again(parsed)
     request.join_cgroup = not parsed.flag("no_cgroup")
     return request
 

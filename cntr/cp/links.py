@@ -10,24 +10,9 @@ import os
 import stat
 
 from cntr.cp import stream
-from cntr.linux import syscalls
+from cntr.linux import kernelfs, syscalls
 
 MAX_HOPS = 40  # links in a chain that the kernel follows (path_resolution(7))
-
-# linux/magic.h: what shows the kernel's state and no files. Not entered from above; one named on the command line is.
-KERNEL_FILESYSTEMS = frozenset(
-    (
-        *(syscalls.PROC_SUPER_MAGIC, syscalls.SYSFS_MAGIC, syscalls.DEVPTS_SUPER_MAGIC, syscalls.CGROUP2_SUPER_MAGIC),
-        *(0x27E0EB, 0x19800202, 0x64626720, 0x74726163, 0x73636673),  # cgroup, mqueue, debugfs, tracefs, securityfs
-        *(0xCAFE4A11, 0x6165676C, 0x62656570, 0x65735543, 0x42494E4D),  # bpf, pstore, configfs, fusectl, binfmt_misc
-        *(0xF97CFF8C, 0x6E736673),  # selinuxfs, nsfs
-    )
-)
-
-
-def is_kernels(fd: int) -> bool:
-    """Whether fd is on a file system that shows the kernel's state. Raises OSError."""
-    return syscalls.filesystem_magic(fd) in KERNEL_FILESYSTEMS
 
 
 def stands_for(dir_fd: int, name: bytes) -> str:
@@ -82,7 +67,7 @@ def _is_below_kernels(dir_fd: int, path: bytes) -> bool:
             path = os.path.dirname(path)
             continue
         try:
-            return is_kernels(fd)
+            return kernelfs.holds(fd)
         finally:
             os.close(fd)
     return False

@@ -13,7 +13,7 @@ import stat
 from cntr.cp import links, owners, stream
 from cntr.cp.stream import Incoming, Meta, Outgoing, Tell, denied, meta_of
 from cntr.errors import CntrError
-from cntr.linux import syscalls
+from cntr.linux import kernelfs, syscalls
 
 LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 MAX_LINK_PATH = 4000  # bytes below PATH_MAX: a hard link's other name is opened by path
@@ -219,7 +219,7 @@ class Sender:
             self.tell.problem(self._path(name), "the destination itself: not copied into itself")
             return None
         source = self._reopen(fd, info)
-        if info.st_dev != device and links.is_kernels(source):
+        if info.st_dev != device and kernelfs.holds(source):
             self.tell.note("the kernel's own, no files: not copied", self._path(name))
             os.close(source)
             return None
@@ -231,7 +231,7 @@ class Sender:
         """A file's data, attributes and END; fd is closed. Whether it was read whole: the receiver drops what was not."""
         whole = False
         try:
-            size = self._send_blocks(fd, 0 if links.is_kernels(fd) else meta.size)
+            size = self._send_blocks(fd, 0 if kernelfs.holds(fd) else meta.size)
             # A size alone says nothing: a file of /sys gives one page and holds less.
             after = os.fstat(fd)
             if (after.st_size, after.st_mtime_ns) != (meta.size, meta.mtime):

@@ -23,6 +23,8 @@ def is_pid(name: str) -> bool:
 
 
 def _pid(name: str) -> Container:
+    """N, or N@START for the process of that number that started then (proc_pid_stat(5), field 22)."""
+    name, at, wanted = name.partition("@")
     if not is_pid(name) or not 0 < int(name) < 1 << 22:
         raise TargetNotFound(f"pid:{printable(name[:40])}: not a process id", "a pid is a number, as `ps` shows it")
     pid = int(name)
@@ -41,6 +43,8 @@ def _pid(name: str) -> Container:
             f"pid {pid} has ended: it is a zombie that its parent, pid {fields[1]}, has not waited for",
             "its container may have other processes; `cntr ps` lists containers with their pids",
         )
+    if at and wanted != str(start):
+        raise TargetNotFound(f"pid {pid} belongs to another process now", "the container has stopped")
     return Container("pid", str(pid), pid, owner=_owner(pid), start_time=start)
 
 
@@ -184,7 +188,7 @@ def _command(pattern: str) -> Container:
         raise AmbiguousTarget(
             f"command:{printable(pattern[:60])}: {len(found)} processes match: {listed}", "attach by pid"
         )
-    return _started("command", pattern, found[0][0], 0)
+    return _started("command", pattern, found[0][0], _owner(found[0][0]))
 
 
 def _processes() -> list[int]:

@@ -89,8 +89,8 @@ class Mount:
 
 
 def mountinfo(text: str) -> list[Mount]:
-    """All mounts of /proc/PID/mountinfo, in the kernel's order."""
-    return [Mount(line) for line in text.split("\n") if line]
+    """All mounts of /proc/PID/mountinfo, in the kernel's order; a last line that is cut off (LIMIT) is left out."""
+    return [Mount(line) for line in text.split("\n")[:-1] if line]
 
 
 def unescape(text: str) -> str:

@@ -5,6 +5,7 @@
  *       Every role is a process of its own (as in tests/nest/prowl.c): "same", a uid, or a uid with "+" for its capabilities.
  *       DEEDS: l look (open CANARY through every door of /proc), t trace and have the victim open CANARY itself,
  *       s stop, k kill, a abort with a core file, T terminate, x hold the executable and write to it later, m read /proc/PID/{mountinfo,cmdline,environ} for MARKER,
+ *       M search a process's memory for MARKER,
  *       i note ids and capabilities.
  *   accomplice inner CANARY          pid 1 goes into a user namespace of its own and drops everything; a sibling outside hunts
  *   accomplice keys NAME             print the key NAME of the session keyring
@@ -190,6 +191,34 @@ static void read_texts(const char *role, int pid, const char *marker)
 	}
 }
 
+/* All that is written to in a process, with the right to trace it: its variables, its heap, whoever it was forked from. */
+static void search_memory(const char *role, int pid, const char *marker)
+{
+	static char scans[PIDS], data[1 << 16];
+	char path[64], line[512];
+	unsigned long start, end;
+	if (scans[pid % PIDS] >= 3)
+		return;
+	snprintf(path, sizeof path, "/proc/%d/maps", pid);
+	FILE *maps = fopen(path, "re");
+	if (!maps)
+		return;
+	for (int parts = 0; fgets(line, sizeof line, maps); parts++) {
+		if (sscanf(line, "%lx-%lx rw", &start, &end) != 2 || !strstr(line, " rw"))
+			continue;
+		scans[pid % PIDS] += parts == 0;
+		for (unsigned long at = start; at < end && end - start < 64ul << 20; at += sizeof data) {
+			struct iovec here = {data, sizeof data}, there = {(void *)at, end - at < sizeof data ? end - at : sizeof data};
+			long count = process_vm_readv(pid, &here, 1, &there, 1, 0);
+			char *hit = count > 0 ? memmem(data, count, marker, strlen(marker)) : NULL;
+			if (hit && once(pid, 11))
+				found("memory holds %d %s %s %.60s", pid, role, name_of(pid), hit);
+		}
+	}
+	scans[pid % PIDS]++;
+	fclose(maps);
+}
+
 #if defined(__x86_64__)
 /* One system call made by a traced process; its result. */
 static long inject(int pid, long number, long a, long b, long c)
@@ -293,6 +322,7 @@ static void meet(const char *role, int pid, const char *deeds, const char *canar
 		case 'i': note_ids(role, pid); break;
 		case 'x': hold(pid); break;
 		case 'm': read_texts(role, pid, marker); break;
+		case 'M': search_memory(role, pid, marker); break;
 		case 's': if (!kill(pid, SIGSTOP) && once(pid, 14)) found("stopped %d %s", pid, role); break;
 		case 'k': if (!kill(pid, SIGKILL) && once(pid, 14)) found("killed %d %s", pid, role); break;
 		case 'T': if (!kill(pid, SIGTERM) && once(pid, 14)) found("terminated %d %s", pid, role); break;

@@ -12,8 +12,9 @@ import time
 
 import pytest
 
+from cntr.linux import procfs
 from tests.attacks import kit
-from tests.nest.box import CNTR, REPOSITORY, ask, session
+from tests.nest.box import CNTR, REPOSITORY, ask, one_line_and_hint, run, session
 from tests.nest.test_exec_inside import INSIDE
 
 ASKS = f"timeout 8 env {INSIDE} -- /bin/sh -c 'echo answered' </dev/null || echo nothing"
@@ -164,3 +165,27 @@ def test_what_the_program_asks_for_runs_as_the_container(accomplice, canary, pla
             done = kit.attach(box, "mount", command=["/bin/bash", "-c", f"{INSIDE} {words}"])
             assert canary.secret not in done.stdout + done.stderr
             assert "canary.public" not in done.stdout.replace(canary.path, "")
+
+
+def test_what_the_kernel_asks_of_a_writer_is_not_asked_of_root(accomplice, canary, place):
+    """Files of /proc that look at who writes, after the open: the session's fd is not moved by the host's root.
+
+    The value written is the one that is there.
+    """
+    path = "/proc/sys/kernel/kptr_restrict"  # proc_dointvec_minmax_sysadmin: CAP_SYS_ADMIN at the time of the write
+    script = f"v=$(cat {path}); (echo $v >{path}) 2>/dev/null && echo written; "
+    script += f'{INSIDE} -- /bin/sh -c "echo $v" >{path} </dev/null && echo written by root; '
+    script += f"{INSIDE} -- /bin/cat </proc/1/stat; cat /proc/1/stat | {INSIDE} -- /bin/cat"
+    with kit.hostile(place, accomplice) as box:
+        shown = kit.in_session(box, "mount", script)
+    assert "written" not in shown
+    assert shown.count("supervisor refused") == 2
+    assert "(app)" in shown, "a pipe is taken"
+
+
+def test_a_pid_that_is_another_process_by_now_is_not_entered(accomplice, canary, place):
+    with kit.hostile(place, accomplice) as box:
+        begun = procfs.start_time(pathlib.Path(f"/proc/{box.pid}/stat").read_text())
+        assert run("exec", f"pid:{box.pid}@{begun}", "--", "true").returncode == 0
+        done = run("exec", f"pid:{box.pid}@{begun - 1}", "--", "true")
+        assert "belongs to another process now" in one_line_and_hint(done)

@@ -277,9 +277,8 @@ def test_no_daemon_of_the_host_is_talked_to(accomplice, canary, place, transport
     """docker.sock, D-Bus, X11, a database: whoever may connect to them as uid 0 is their root."""
     if not os.path.isdir(where):
         pytest.skip(f"no {where} here")
-    mode = 0o600 if where in ("/var/lib", "/opt") else 0o666  # there: what every user of the host may talk to stays so
     path = f"{where}/cntr-attack-{canary.secret[:8]}.sock"
-    unix = listening(path, mode)
+    unix = listening(path)
     try:
         with kit.hostile(place, accomplice) as box:
             shown = kit.in_session(
@@ -294,8 +293,8 @@ def test_no_daemon_of_the_host_is_talked_to(accomplice, canary, place, transport
 @pytest.mark.parametrize(
     "how", ["by a relative name", "from another network", "while the session runs", "without a listener"]
 )
-def test_a_roots_socket_that_is_harder_to_find(accomplice, canary, place, transport, how):
-    """Root's alone (0600), in a directory that is everybody's: whoever bound it, wherever, whenever."""
+def test_a_socket_that_is_harder_to_find(accomplice, canary, place, transport, how):
+    """Everybody's, in a directory that is everybody's: whoever bound it, wherever, whenever."""
     path = canary.directory / "late.sock"
     kind = socket.SOCK_DGRAM if how == "without a listener" else socket.SOCK_STREAM
     unix = None
@@ -309,7 +308,7 @@ def test_a_roots_socket_that_is_harder_to_find(accomplice, canary, place, transp
             os.chdir(here)
         else:
             made.bind(str(path))
-        os.chmod(path, 0o600)
+        os.chmod(path, 0o666)
         if kind == socket.SOCK_STREAM:
             made.listen(8)
         return made
@@ -336,6 +335,64 @@ def test_a_roots_socket_that_is_harder_to_find(accomplice, canary, place, transp
         if unix:
             unix.close()
         path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("name", ["\0cntr-x /usr/bin/env", "x\n0: 2 0 10000 1 1 9 /usr/bin/env", "own/usr/bin/env"])
+def test_a_sockets_name_covers_no_program(accomplice, canary, place, transport, name):
+    """Any user binds sockets to any name: in /proc/net/unix it looks as if somebody listened at a program's path."""
+    unix = socket.socket(socket.AF_UNIX)
+    here, path = os.getcwd(), name.partition("/")[0]
+    if name.startswith("own"):  # in a root directory of the user's own it has that very path
+        (place / "own/usr/bin").mkdir(parents=True)
+        line = f"import os, socket, time; os.chroot('{place}/own'); s = socket.socket(1); s.bind('/usr/bin/env'); s.listen(); print('ready', flush=True); time.sleep(60)"
+        binder = subprocess.Popen(["python3", "-c", line], stdout=subprocess.PIPE)
+        assert binder.stdout
+        assert binder.stdout.readline() == b"ready\n"
+    elif name[0] == "\0":
+        unix.bind(name)
+    else:
+        os.makedirs(f"{place}/{path}/usr/bin")
+        os.chdir(place)
+        unix.bind(name)
+        os.chdir(here)
+    if not name.startswith("own"):
+        unix.listen()
+    try:
+        with kit.hostile(place, accomplice) as box:
+            assert kit.in_session(box, transport, "/usr/bin/env echo here") == "here\n"
+    finally:
+        unix.close()
+        if name.startswith("own"):
+            binder.kill()
+            binder.communicate()
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o755])
+def test_files_without_number_stop_no_session(accomplice, canary, place, mode):
+    """Each container's tree is a mount of the host's, an overlay: what it is filled with is not looked through where others can't get to it.
+
+    Where they can, more than is looked at is not shown.
+    """
+    lower, where = place / "lower", canary.directory / "canary.open" / "containers"
+    (lower / "l").mkdir(parents=True)
+    for number in range(300):
+        (lower / "l" / str(number)).touch()
+    line = (
+        f"mkdir -m {mode:o} {where}; mkdir {where}/tree; mount -t tmpfs x {place}/up; mkdir {place}/up/u {place}/up/w; "
+        f"mount -t overlay -o lowerdir={lower}/l,upperdir={place}/up/u,workdir={place}/up/w o {where}/tree || exit 77; "
+        f'"$@"; s=$?; umount -l {where}/tree; rm -r {where}; exit $s'
+    )
+    (place / "up").mkdir()
+    code = "import sys, cntr.attach.view as v; v.LOOKED_AT = 200; from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    with kit.hostile(place, accomplice) as box:
+        done = run(
+            *("attach", str(box.pid), "--transport", "mount", "--", "/bin/sh", "-c", f"echo here; ls {where}/tree"),
+            prefix=["unshare", "-m", "--propagation", "private", "bash", "-c", line, "sh"],
+            code=code,
+        )
+    if done.returncode == 77:
+        pytest.skip("no overlay can be mounted here")
+    assert done.stdout == "here\n", done
 
 
 def test_control_a_daemon_can_be_talked_to(canary):

@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.attacks import kit, test_a1_descriptors, test_b1_exec
+from tests.attacks import kit, test_a1_descriptors, test_a12_ptrace, test_b1_exec
 from tests.nest.box import REPOSITORY
+from tests.nest.test_exec_inside import INSIDE
 
 START = "from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))"
 # The second interpreter's code is a template: what is undone goes in front of it.
@@ -152,6 +153,34 @@ def number(scene: Scene) -> bool:
         return scene.cntr("exec", str(box.pid), "--user", "1000", "--", "id", "-u").strip() == "0"
 
 
+def groups(scene: Scene) -> bool:
+    with scene.hostile(
+        files={"/etc/passwd": "root:x:0:0::/:/bin/sh\napp:x:1000:1000::/:/bin/sh\n", "/etc/group": "shadow:x:42:app\n"}
+    ) as box:
+        return scene.canary.secret in scene.bash(box, f"cat {scene.canary.file('group')}", "--user", "app")
+
+
+def deputy(scene: Scene) -> bool:
+    """Written to as root of the host, through a session's fd; it is the value that is there."""
+    path = "/proc/sys/kernel/kptr_restrict"
+    with scene.hostile() as box:
+        line = f'v=$(cat {path}); {INSIDE} -- /bin/sh -c "echo $v" >{path} </dev/null && echo written'
+        return "written" in scene.bash(box, line)
+
+
+def memory(scene: Scene) -> bool:
+    token = f"TOKEN-{scene.canary.secret[:16]}"
+    with (
+        scene.hostile("hunt", "M", scene.canary.path, token, "same", capabilities=test_a12_ptrace.PTRACE) as box,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("AWS_SECRET_ACCESS_KEY", token)
+        kit.await_ready(box)
+        for _ in range(2):
+            scene.bash(box, "sleep 0.3")
+        return any(line.startswith("memory holds") for line in box.loot)
+
+
 def streams(scene: Scene) -> bool:
     """A file given as stdin is opened for writing by the program."""
     file = scene.place / "file"
@@ -162,9 +191,9 @@ def streams(scene: Scene) -> bool:
 
 
 def orphans(scene: Scene) -> bool:
-    """Something of the session's outlives it."""
+    """Something of the session's outlives it, where the container kills the reaper: then it is a child of the container's init."""
     with scene.hostile() as box:
-        scene.bash(box, "setsid sleep 600 >/dev/null 2>&1 </dev/null & sleep 0.2")
+        scene.bash(box, "setsid sleep 600 >/dev/null 2>&1 </dev/null & sleep 0.2; kill -9 $PPID; sleep 5")
         left = [
             pid
             for pid in os.listdir("/proc")
@@ -178,7 +207,7 @@ def orphans(scene: Scene) -> bool:
 def _is(pid: str, line: bytes) -> bool:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return file.read().startswith(line)
+            return line in file.read()  # perhaps it is setsid still
     except OSError:
         return False
 
@@ -215,10 +244,47 @@ DEFENCES: dict[str, tuple[str, Callable[[Scene], bool]]] = {
     ),
     "files belong to nobody": (OWNED, root_files),
     "the view is read-only": (f"{OWNED}; m.SAFE &= ~m.syscalls.MOUNT_ATTR_RDONLY", written_files),
-    "sockets are covered": (f"{OWNED}; import cntr.attach.walk as w; w.sockets = lambda text: []", sockets),
+    "nobody connects to sockets": (OWNED, sockets),
     "the session has a capability more than the container": (
         "import cntr.attach.identity as m; m.CAP_SYS_PTRACE = 0",
         doors,
+    ),
+    "no tool loses that capability": ("import cntr.attach.guard as m; m.install = lambda keep: None", dropped),
+    "the session keyring is a new one": (
+        "import cntr.attach.identity as m; m.process.join_new_session_keyring = lambda: None",
+        tickets,
+    ),
+    "no core files": (
+        "import cntr.attach.limits as m; old = m.of_session; m.of_session = lambda theirs, core_files: old(theirs, core_files=True)",
+        core_limit,
+    ),
+    "exec has the container's filters": ("import cntr.attach.tracers as m; m.filters_of = lambda *all: []", filters),
+    "a number is a number": (
+        "import cntr.attach.identity as m, builtins; old = m.procfs.passwd_entry; "
+        "m.procfs.passwd_entry = lambda text, user: next((old(text, line.split(':')[2]) for line in text.splitlines() if line.startswith(user + ':')), old(text, user))",
+        number,
+    ),
+    "groups of the container open nothing": (
+        "import cntr.attach.identity as m; old = m.user_of; "
+        f"m.user_of = lambda target, wanted, own_root=False: old(target, wanted, own_root=True); {OWNED}",
+        groups,
+    ),
+    "streams are pipes of our own": (
+        "import cntr.attach.stdio as m; m.kind_of = lambda fd: m.PIPE; old = m.Stdio.__init__; "
+        "m.Stdio.__init__ = lambda self, slave, owner, foreign: old(self, slave, owner, foreign=False)",
+        streams,
+    ),
+    "what is left is found by its mount namespace": (
+        "import cntr.attach.remains as m; m.end = lambda *all: 0",
+        orphans,
+    ),
+    "a file of the kernel's is not moved by root": (
+        "import cntr.attach.exec_server as m; m._is_the_kernels = lambda fd: False",
+        deputy,
+    ),
+    "no variable of the caller's stays in memory": (
+        "import cntr.attach.environment as m, os; m.of_caller = lambda settings: dict(os.environ)",
+        memory,
     ),
 }
 

@@ -288,7 +288,7 @@ def test_nothing_of_the_host_can_be_written(tmp_path, transport):
         assert "gone with the session: " in done.stderr
         assert "/root/own" in done.stderr
         assert os.listdir(tmp_path) == []
-        assert box.attach("--tools", "host:all", *words, "--", "touch", f"{tmp_path}/marker").returncode == 0
+        assert box.attach("--tools", "host:all", "--force", *words, "--", "touch", f"{tmp_path}/marker").returncode == 0
         assert os.listdir(tmp_path) == ["marker"], "with the whole host it is: the check above can fail"
 
 

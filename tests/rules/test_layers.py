@@ -60,7 +60,7 @@ LAYERS = (
     ("cntr.cli.parser",),
     ("cntr.cli",),
     ("cntr.attach.walk",),
-    ("cntr.attach.exec_client", "cntr.attach.supervisor"),
+    ("cntr.attach.exec_client", "cntr.attach.supervisor", "cntr.attach.tracers"),
     ("cntr.attach.monitor",),
     ("cntr.attach.launcher",),
     ("cntr.attach.identity",),
@@ -135,6 +135,7 @@ LAYERS = (
     ("cntr.engines.container", "cntr.engines.trust"),
     *CNTRFS_LAYERS,
     (
+        "cntr.linux.kernelfs",
         "cntr.linux.libseccomp",
         "cntr.linux.namespaces",
         "cntr.linux.pipes",

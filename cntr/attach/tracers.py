@@ -1,0 +1,122 @@
+"""Containers that can't be kept out of a session: their processes hold CAP_SYS_PTRACE, as the session's do (ptrace(2)).
+
+What they do to a session they can do to themselves: then it is worth nothing to them. So beside such a container
+
+- what is behind /proc/PID/root is the tools view: the whole host, and the host's capabilities, are refused without ``--force``
+- cntr goes on from an executable that can't be written (CVE-2019-5736), without the variables of its caller: what stays in the
+  container's pid namespace was forked from it, with all its memory
+- no pipe of the caller's is handed over
+- the tools run under the container's own seccomp filters
+
+What is typed and shown in the session, and what ``--share`` and ``-e`` bring, they do see: that is said in one line.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cntr import engines
+from cntr.attach import seccomp
+from cntr.attach.target import CAP_SYS_PTRACE, Target
+from cntr.attach.tools import HOST_ALL
+from cntr.errors import CntrError
+from cntr.linux import procfs
+
+ANCESTORS = 32  # of a process, looked at in its pid namespace
+
+
+def of(request: Request, target: Target) -> str:
+    """Which processes can look into the session and act as it, in words; "" for none."""
+    if "pid" not in target.namespaces or (request.privileged and "user" in target.namespaces):
+        return ""  # beside the host's own processes, or in no user namespace in which they have a say
+    if (target.permitted | target.bounding | _of_ancestors(target)) & CAP_SYS_PTRACE:
+        return f"{target.label} may hold CAP_SYS_PTRACE: its processes can look into this session"
+    return ""
+
+
+def of_owner(pid: int) -> bool:
+    """The same for a caller without root, who can't begin again once ``Target`` has entered the container's user namespace."""
+    try:
+        return os.geteuid() != 0 and bool(_reach(pid) & CAP_SYS_PTRACE)
+    except (OSError, KeyError, ValueError):
+        return False
+
+
+def _reach(pid: int) -> int:
+    """What a process may hold. Raises OSError, KeyError, ValueError."""
+    status = procfs.status(procfs.read(f"/proc/{pid}/status"))
+    return int(status["CapPrm"], 16) | int(status["CapBnd"], 16)
+
+
+def _of_ancestors(target: Target) -> int:
+    """The capabilities of those above a process in its pid namespace: a worker may have given up what its container's init holds."""
+    found, pid = 0, target.pid
+    for _ in range(ANCESTORS):
+        try:
+            status = procfs.status(procfs.read(f"/proc/{pid}/status"))
+            if status.get("NSpid", "1").split()[-1] == "1":
+                break
+            pid = int(status["PPid"])
+            if not os.path.samestat(os.stat(f"/proc/{pid}/ns/pid"), os.fstat(target.namespaces["pid"])):
+                break
+            found |= _reach(pid)
+        except (OSError, KeyError, ValueError):
+            break
+    return found
+
+
+def warnings(request: Request, target: Target, traced: str) -> list[str]:
+    """What the user must know before: one line each. traced: see ``of``. Raises CntrError for what goes with --force only."""
+    found = [*([] if target.as_owner else engines.notes(target.container)), *target.notes]
+    if request.own_root:
+        return found
+    if request.tools == HOST_ALL:
+        found.append(
+            "warning: --tools host:all: the session can read and write this machine's files, as far as its user may"
+        )
+    if not request.force:
+        _check(request, target, traced)
+    if traced:
+        found.append(f"warning: {traced}")
+    return found
+
+
+def _check(request: Request, target: Target, traced: str) -> None:
+    owner = target.container.owner
+    others = f"{target.label} is uid {owner}'s" if owner and not target.as_owner else ""
+    if request.tools == HOST_ALL and (traced or others):
+        raise CntrError(
+            f"--tools host:all: {traced or others}",
+            "leave it out: the tools view shows this machine's programs; --force brings the whole host all the same",
+        )
+    if request.privileged and traced:
+        raise CntrError(
+            f"--privileged: {traced}, and use the host's capabilities",
+            "leave it out; with --force the container is as good as root of this machine",
+        )
+
+
+def filters_of(request: Request, target: Target, traced: str, say: Callable[[str], None]) -> list[seccomp.Filter]:
+    """The container's seccomp filters where they are wanted. Raises CntrError where they can't be had."""
+    # An owner without root may read none, and the container is theirs.
+    unasked = bool(traced) and not (request.own_root or request.seccomp or request.force or target.as_owner)
+    if not (request.seccomp or unasked) or target.container.state == "rootfs":  # nothing runs there
+        return []
+    try:
+        found = seccomp.filters_of(target.pid, target.label)
+    except CntrError as error:
+        if unasked:
+            error.hint = "--force goes without it: then the container can make any system call, by way of the session"
+        raise
+    if any(filter.asks_a_listener() for filter in found):
+        say(
+            f"note: {target.label}'s engine answers some system calls itself (seccomp user notification): they fail with ENOSYS here"
+        )
+    return found
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cntr.attach.request import Request
