@@ -77,8 +77,12 @@ class Dial:
 
     def _answered(self, events: int) -> None:
         assert self.far
-        self._stop_waiting()
         number = self.far.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        try:
+            number or self.far.getpeername()
+        except OSError:  # the event was of another socket, which had this fd before
+            return
+        self._stop_waiting()
         if number:
             self._failed(number)
         else:

@@ -69,7 +69,8 @@ def _find(wanted: Wanted) -> tuple[Target, list[str]]:
             container = engines.resolve(wanted.target)
             if not wanted.engine or (container.engine, container.owner) == (wanted.engine, wanted.owner):
                 engines.verify(container, runs_its_own=True)
-                return Target(container), engines.notes(container)
+                notes = engines.notes(container)  # while the caller's ids are the host's
+                return Target(container), notes
         except (TargetNotFound, AmbiguousTarget, FileNotFoundError, ProcessLookupError):
             if not wanted.engine:
                 raise

@@ -103,9 +103,11 @@ class Relay:
             {"container": self.there.label},
             f"{self.there.label} has stopped: its ports are kept until it is back",
         )
-        for forward in self.forwards:
-            if forward.reverse and forward in self.listeners:
+        for forward, listener in list(self.listeners.items()):
+            if forward.reverse:
                 self.listeners.pop(forward).close()
+            elif isinstance(listener, Datagrams):
+                listener.back()
 
     # --- listening ---
 

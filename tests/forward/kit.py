@@ -9,7 +9,7 @@ import secrets
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from lab.slim import SlimContainer
@@ -97,11 +97,13 @@ class Running:
 
 
 @contextmanager
-def forward(target: str, *words: str, prefix: Sequence[str] = ()) -> Iterator[Running]:
+def forward(
+    target: str, *words: str, prefix: Sequence[str] = (), environment: Mapping[str, str] = os.environ
+) -> Iterator[Running]:
     """One that runs, and ends by SIGTERM with the status of that. prefix: the command it runs under."""
     process = subprocess.Popen(
         [*prefix, *CNTR, "forward", target, "--json", *words],
-        env=ENVIRONMENT,
+        env={**environment, "PYTHONPATH": REPOSITORY},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

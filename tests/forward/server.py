@@ -72,7 +72,10 @@ def main() -> None:
     fcntl.ioctl(datagrams, SIOCSIFFLAGS, struct.pack("16sH", b"lo", IFF_UP))
     for port, work in ((80, echo), (9, count), (19, give), (7, hold)):
         serve(socket.create_server(("127.0.0.1", port), backlog=4096), work)
-    serve(socket.create_server(("::1", 81), family=socket.AF_INET6), echo)
+    try:
+        serve(socket.create_server(("::1", 81), family=socket.AF_INET6), echo)
+    except OSError:
+        pass  # Docker has no IPv6 in a container's network unless it is asked for
     serve(unix("\0app"), echo)
     serve(unix(f"{sys.argv[1]}/app.sock"), echo)
     datagrams.bind(("127.0.0.1", 53))
