@@ -8,6 +8,7 @@ import stat
 from cntr.attach.target import Target
 from cntr.errors import CntrError, TargetNotFound, printable
 from cntr.linux import syscalls
+from cntr.linux.host import VIEW
 
 HOST_ALL = "host:all"  # the whole host, as it is
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -50,6 +51,8 @@ class Tools:
         self.root_fd = -1
         if self.held:
             self.held()
+            if self.mnt_fd >= 0:
+                os.close(self.mnt_fd)
 
 
 def open_tools(source: str) -> Tools:
@@ -78,6 +81,15 @@ def open_tools(source: str) -> Tools:
 
 def _image(source: str) -> Tools:
     """An image's tree, from the cache. Raises CntrError."""
+    if source.startswith("image:"):
+        with VIEW:
+            tools = _unpacked(source)
+        tools.mnt_fd = VIEW.mount_namespace()
+        return tools
+    return _unpacked(source)
+
+
+def _unpacked(source: str) -> Tools:
     from cntr import images
     from cntr.images import cache
 

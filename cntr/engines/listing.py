@@ -9,14 +9,16 @@ from cntr.engines import store
 from cntr.engines.asking import ask, distinct
 from cntr.engines.container import Container
 from cntr.engines.registry import Answer, Entry, entries
+from cntr.linux.host import VIEW
 
 LIST_SECONDS = 2.0  # an engine that has not answered by then is named as one that did not
 
 
 def running(seconds: float = LIST_SECONDS) -> tuple[list[Container], list[Answer]]:
     """(the running containers by engine and name, each process once; what each engine on this machine answered)."""
-    present = [entry for entry in entries() if entry.present()]
-    answers = ask(present, None, time.monotonic() + seconds)
+    with VIEW:
+        present = [entry for entry in entries() if entry.present()]
+        answers = ask(present, None, time.monotonic() + seconds)
     found = distinct([container for answer in answers for container in answer.containers])
     return sorted(found, key=lambda container: (container.engine, container.name)), answers
 
@@ -41,7 +43,8 @@ def findings(seconds: float = LIST_SECONDS) -> list[Finding]:
     """What was found of each engine, where, and why not; engines are asked as ``cntr ps`` asks them."""
     known = entries()
     answers = {answer.entry.name: answer for answer in running(seconds)[1] if not answer.owner}
-    return [_finding(entry, answers.get(entry.name)) for entry in known]
+    with VIEW:
+        return [_finding(entry, answers.get(entry.name)) for entry in known]
 
 
 def _finding(entry: Entry, answer: Answer | None) -> Finding:

@@ -10,6 +10,8 @@ from cntr.engines.asking import ask, distinct
 from cntr.engines.container import NotRunning
 from cntr.engines.registry import LATE, REGISTRY, entries
 from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound, printable, with_sudo
+from cntr.linux import host
+from cntr.linux.host import VIEW
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +25,14 @@ PREFIXES_WITHOUT_ENGINE = ("pid", "unit", "command")
 
 def resolve(target: str) -> Container:
     """TARGET (see the CLI contract) → the one running container. Raises TargetNotFound, AmbiguousTarget, CntrError."""
+    with VIEW:
+        found = _resolve(target)
+    if found.rootfs and VIEW.is_toolbox():
+        found.rootfs = f"/proc/1/root{found.rootfs}"
+    return found
+
+
+def _resolve(target: str) -> Container:
     if not target or "\0" in target or len(target) > 4096:
         shown = printable(target[:60])
         raise TargetNotFound(f"not a container name: {shown!r}", "name a container, a pid, or engine:name")
@@ -173,7 +183,9 @@ def _not_found(target: str, answers: list[Answer], absent: list[str], more: str 
     )
     known = [printable(answer.hint) for answer in answers if answer.hint and not answer.owner]
     hint = "`cntr ps` lists what runs; a stopped container has no process to join"
-    if known and len(answers) == 1:
+    if advice := host.advice(engines=bool(answers)):
+        hint = advice
+    elif known and len(answers) == 1:
         hint = known[0]
     elif refused and os.geteuid() != 0:
         hint = with_sudo("an engine refused")

@@ -6,6 +6,7 @@ For a process that has overwritten its own environment (setproctitle, nginx), wh
 from __future__ import annotations
 
 from cntr.engines import store
+from cntr.linux.host import VIEW
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ def of(container: Container) -> tuple[dict[str, str], str] | None:
     """(environment, working directory); None where the engine does not tell them, or not where it is read."""
     if container.settings is None and container.spec:
         try:
-            process = store.parse(store.read(container.spec, owner=container.owner, limit=LIMIT))["process"]
+            with VIEW:
+                text = store.read(container.spec, owner=container.owner, limit=LIMIT)
+            process = store.parse(text)["process"]
             rows = (str(row).partition("=") for row in process.get("env") or [])
             container.settings = {key: value for key, _, value in rows if key}, str(process.get("cwd") or "/")
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -10,6 +10,7 @@ from cntr.errors import CntrError, TargetNotFound, printable
 from cntr.images import targets
 from cntr.images.lint import lint
 from cntr.linux import procfs
+from cntr.linux.host import VIEW
 
 BASE_DIR = "/var/lib/cntr"
 ENV, UNSHARE = "/usr/bin/env", "/usr/bin/unshare"  # of the tools
@@ -93,7 +94,8 @@ def describe(pid: int, made: Blueprint) -> list[tuple[str, str]]:
     for line in problems(pid, made) or ["nothing is missing to start it"]:
         rows.append(("entrypoint check", line))
     try:
-        log = made.log() if made.log else []
+        with VIEW:
+            log = made.log() if made.log else []
     except (CntrError, OSError, engines.Refused):
         log = []
     return rows + [("log", line) for line in log]

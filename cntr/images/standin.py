@@ -19,6 +19,7 @@ from cntr.images import ImageError
 from cntr.images.role import Role
 from cntr.images.room import Room
 from cntr.linux import procfs, syscalls
+from cntr.linux.host import VIEW
 
 # prctl(PR_SET_DUMPABLE, 0); close(1), which says that it is done; read(0, stack, 1) until that gives 0, or fails and not for a
 # signal; exit(0).
@@ -46,6 +47,7 @@ KINDS = {
     "uts": syscalls.CLONE_NEWUTS,
     "pid": syscalls.CLONE_NEWPID,
 }
+OWN_FILES = ("archive", "oci", "dir")  # what a user names by a path, which in a toolbox is the toolbox's
 SECONDS = 30.0
 WATCH_SECONDS = 0.25  # between two looks whether the engine has started it
 
@@ -78,7 +80,8 @@ class StandIn:
     def _runs(self) -> bool:
         """Whether the engine has started the container meanwhile."""
         check = self.blueprint.check
-        return bool(check and check())
+        with VIEW:
+            return bool(check and check())
 
     def _watch(self) -> None:
         """A process that ends the session as soon as the container runs: two mounts of one layer would damage it (overlayfs.rst).
@@ -162,6 +165,8 @@ class StandIn:
         os.setsid()
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         room.step = "a mount namespace of its own"
+        if made.engine not in OWN_FILES:
+            VIEW.enter_mounts()
         syscalls.unshare(syscalls.CLONE_NEWNS)
         syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
         room.mount()

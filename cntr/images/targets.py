@@ -8,7 +8,8 @@ from cntr import engines, images
 from cntr.engines import Container, Refused, registry, store
 from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound, printable
 from cntr.images import ENGINES, ImageError, blueprint, ids
-from cntr.images.standin import StandIn
+from cntr.images.standin import OWN_FILES, StandIn
+from cntr.linux.host import VIEW
 
 SECONDS = 10.0
 MODULES = {"docker": "docker_stopped", "podman": "podman_stopped", "containerd": "containerd_stopped"}
@@ -23,8 +24,13 @@ ALIASES = {
 
 def find(target: str, *, running: bool = False) -> Blueprint | None:
     """The blueprint of an image, or of the one container of that name that does not run; None where nobody has one. Raises CntrError."""
-    if images.is_reference(target):
+    if target.partition(":")[0] in OWN_FILES and images.is_reference(target):
         return _image(target)
+    with VIEW:
+        return _image(target) if images.is_reference(target) else _stopped(target, running=running)
+
+
+def _stopped(target: str, *, running: bool) -> Blueprint | None:
     prefix, colon, rest = target.partition(":")
     engine = ALIASES.get(prefix, prefix)
     asked, name = ((engine,), rest) if colon and engine in ENGINES else (ENGINES, target)
@@ -121,8 +127,9 @@ def start(made: Blueprint, *, network: str = "", write: bool = False, say: Calla
         raise CntrError(f"{made.label()}: an image is never written to", "leave out --write: changes are thrown away")
     if made.owner:
         # A user's engine or store: never as the host's root, whatever it says.
-        made.uid_map = ids.of_rootless(made.uid_map, "/etc/subuid", made.owner)
-        made.gid_map = ids.of_rootless(made.gid_map, "/etc/subgid", made.owner)
+        with VIEW:
+            made.uid_map = ids.of_rootless(made.uid_map, "/etc/subuid", made.owner)
+            made.gid_map = ids.of_rootless(made.gid_map, "/etc/subgid", made.owner)
     return StandIn(made, network=network, write=write, say=say)
 
 
@@ -149,12 +156,13 @@ def stopped() -> list[Blueprint]:
     deadline = time.monotonic() + SECONDS
     known = {entry.name: entry for entry in registry.REGISTRY}
     found: list[Blueprint] = []
-    for engine in ENGINES:
-        if known[engine].present():
-            try:
-                found += module(engine).stopped(deadline)
-            except (Refused, CntrError, OSError):
-                continue
+    with VIEW:
+        for engine in ENGINES:
+            if known[engine].present():
+                try:
+                    found += module(engine).stopped(deadline)
+                except (Refused, CntrError, OSError):
+                    continue
     return found
 
 

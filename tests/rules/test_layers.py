@@ -135,6 +135,7 @@ LAYERS = (
     ("cntr.engines.container", "cntr.engines.trust"),
     *CNTRFS_LAYERS,
     (
+        "cntr.linux.host",
         "cntr.linux.kernelfs",
         "cntr.linux.libseccomp",
         "cntr.linux.namespaces",

@@ -1,0 +1,161 @@
+"""cntr in a container beside those it attaches to: what it was started with decides what it sees; real Docker, cntr's one file."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from cntr.linux import syscalls
+from cntr.remote import onefile
+from tests.nest.box import LAST_CAPABILITY, Box
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+TOOLBOX, BESIDE = ["--privileged", "--pid=host"], ["--privileged", "--pid=container:web"]
+MOTTO = "/etc/motto"  # of the busybox image
+CASES = {  # what: (docker's flags, cntr's words, status, what is said, in stdout or stderr)
+    "ps": (TOOLBOX, ["ps", "--all"], 0, " web "),
+    "stopped": (TOOLBOX, ["ps", "--all", "--json"], 0, '"state": "created"'),
+    "attach": (TOOLBOX, ["attach", "web", "--", "cat", "/etc/toolbox", f"/var/lib/cntr{MOTTO}"], 0, "here\nslim\n"),
+    "fuse": (TOOLBOX, ["attach", "web", "--transport", "fuse", "--", "cat", "/etc/toolbox"], 0, "here\n"),
+    "exec": (TOOLBOX, ["exec", "web", "--", "/bin/cat", MOTTO], 0, "slim\n"),
+    "within": (
+        TOOLBOX,
+        ["attach", "web", "--share", "/cntr.pyz", "--", "python3", "-IS", "/cntr.pyz", "exec", "--", "/bin/cat", MOTTO],
+        0,
+        "slim\n",
+    ),
+    "stand-in": (
+        TOOLBOX,
+        ["attach", "stopped", "--", "sh", "-c", "cat /etc/toolbox /run/cntr/environ"],
+        0,
+        "WORD=kept",
+    ),
+    "its program": (TOOLBOX, ["exec", "stopped", "--", "/bin/cat", MOTTO], 0, "slim\n"),
+    "image": (
+        TOOLBOX,
+        ["attach", "image:slim:1", "--", "cat", "/etc/toolbox", f"/var/lib/cntr{MOTTO}"],
+        0,
+        "here\nslim\n",
+    ),
+    "tools": (TOOLBOX, ["attach", "web", "--tools", "image:slim:1", "--", "/bin/cat", MOTTO], 0, "slim\n"),
+    "own files": (TOOLBOX, ["attach", "dir:/", "--", "cat", "/var/lib/cntr/etc/toolbox"], 0, "here\n"),
+    "cp": (TOOLBOX, ["cp", f"web:{MOTTO}", "/dev/stdout"], 0, "slim\n"),
+    "inspect": (TOOLBOX, ["inspect", "web"], 0, "docker:web"),
+    "beside, by pid": (
+        BESIDE,
+        ["attach", "1", "--", "cat", "/etc/toolbox", f"/var/lib/cntr{MOTTO}"],
+        0,
+        "here\nslim\n",
+    ),
+    "beside, by name": (BESIDE, ["attach", "web"], 125, "hint: does cntr run in a container? It wants --pid=host ("),
+    "without privileges": (
+        TOOLBOX[1:],
+        ["attach", "web"],
+        125,
+        "hint: does cntr run in a container? It wants --privileged (",
+    ),
+    "without anything": (
+        [],
+        ["attach", "web"],
+        125,
+        "hint: does cntr run in a container? It wants --pid=host --privileged (",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
+    pyz = tmp_path_factory.mktemp("toolbox") / "cntr.pyz"
+    onefile.write(str(pyz))
+    host = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable]
+    cases = [[flags, words] for flags, words, *_ in CASES.values()]
+    script = ["-m", "tests.engines.toolbox", str(pyz), json.dumps(cases)]
+    done = subprocess.run([*host, *script], capture_output=True, text=True, check=False, timeout=110)
+    if "SKIP " in done.stderr:
+        pytest.skip(done.stderr.partition("SKIP ")[2].strip())
+    assert done.returncode == 0, done.stderr
+    return dict(zip(CASES, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_in_a_toolbox(results, case):
+    _, _, status, words = CASES[case]
+    found, stdout, stderr = results[case]
+    assert found == status, (stdout, stderr)
+    assert words in stdout + stderr
+    if status:
+        assert stderr.count("\n") == 2, stderr
+
+
+STATUS = "while read -r name value; do [ $name = PPid: ] && parent=$value; done < /proc/self/status"
+ASK = "from cntr.linux.host import VIEW; import sys; sys.stdout.write(str(VIEW.is_toolbox()))"
+
+
+def test_the_root_of_a_containers_init_is_not_taken_for_the_hosts(tmp_path):
+    """docker run --pid=container:web: that container may be privileged, and this process an orphan of its init's."""
+    with Box("init", capabilities=(1 << LAST_CAPABILITY + 1) - 1) as box:
+        for orphan in (False, True):
+            answer = tmp_path / f"answer-{orphan}"
+            if not os.fork():
+                try:
+                    own = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+                    fd = os.open(f"/proc/{box.pid}/ns/pid", os.O_RDONLY)
+                    syscalls.setns(fd, syscalls.CLONE_NEWPID)
+                    child = os.fork()
+                    if child:
+                        os.waitpid(child, 0)
+                        os._exit(0)
+                    syscalls.setns(own, syscalls.CLONE_NEWNS)
+                    syscalls.unshare(syscalls.CLONE_NEWNS)
+                    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+                    syscalls.mount("proc", "/proc", "proc", 0, None)
+                    script = f"{sys.executable} -c '{ASK}' > {answer}.new; mv {answer}.new {answer}"
+                    orphaned = f"({STATUS}; while [ $parent != 1 ]; do sleep 0.01; {STATUS}; done; {script}) &"
+                    os.execv("/bin/sh", ["sh", "-c", orphaned if orphan else script])
+                finally:
+                    os._exit(1)
+            os.wait()
+            deadline = 200
+            while not answer.exists() and deadline:
+                deadline -= 1
+                subprocess.run(["sleep", "0.05"], check=True)
+            assert answer.read_text() == "False"
+
+
+def test_on_the_host_itself_nothing_is_changed():
+    """And a private mount namespace of the same root is no toolbox."""
+    for prefix in ([], ["unshare", "-m"]):
+        done = subprocess.run([*prefix, sys.executable, "-c", ASK], capture_output=True, text=True, check=True)
+        assert done.stdout == "False"
+
+
+def test_modules_come_from_the_toolbox_while_the_root_is_the_hosts(tmp_path: pathlib.Path):
+    """Whatever is imported for the first time then; and the way back leads to the same working directory."""
+    fake = tmp_path / "json.py"
+    fake.write_text("raise SystemExit('the host is imported')")
+    code = f"""
+import os, sys
+from cntr.linux import host
+host._is_toolbox = lambda: True
+old, before = os.open, os.getcwd()
+os.open = lambda path, *rest, **more: old({str(tmp_path)!r} if path == "/proc/1/root" else path, *rest, **more)
+sys.path.append("/"); os.chdir("/usr")
+with host.VIEW:
+    with host.VIEW:
+        assert sorted(os.listdir("/")) == ["json.py", "proc"]
+        import json, cntr.engines.docker
+    assert not os.path.exists("/usr")
+assert os.path.exists("/usr/bin") and os.getcwd() == "/usr"
+assert json.__file__.startswith("/proc/self/fd/")
+assert not [p for p in sys.path + json.__path__ + cntr.engines.__path__ if p.startswith("/proc/")]
+import plistlib
+"""
+    (tmp_path / "proc").mkdir()
+    view = f'mount --rbind /proc {tmp_path}/proc && exec {sys.executable} -c "$0"'
+    done = subprocess.run(["unshare", "-m", "sh", "-c", view, code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,92 @@
+"""``python -m tests.engines.toolbox PYZ SCRIPT``: a Docker daemon, containers, and cntr's one file in toolbox containers beside them.
+
+The host here is a pid namespace whose first process this is, since a toolbox looks where pid 1 has its root: on a machine whose real pid 1
+may do more than its root, nobody may look there. Prints a list of [name, status, stdout, stderr] as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cntr.attach.target import capability_names
+from cntr.linux import syscalls
+from tests.engines.rigs_cli import Docker
+
+# A root that has a python3: busybox, and this machine's /usr to read.
+# What --privileged is on a machine whose root lacks a capability.
+LESS = ["--device", "/dev/fuse"]
+LESS += [
+    word for name in capability_names(syscalls.permitted_capabilities() & (1 << 38) - 1) for word in ("--cap-add", name)
+]
+LESS += [word for what in ("seccomp", "apparmor", "systempaths") for word in ("--security-opt", f"{what}=unconfined")]
+PRIVILEGED = ["--privileged"] if syscalls.permitted_capabilities() >> 24 & 1 else LESS
+USR = ["-v", "/usr:/usr:ro", "-v", "/etc/ld.so.cache:/etc/ld.so.cache:ro"]
+
+
+def image(docker: Docker) -> None:
+    """toolbox:1: the busybox image with /lib, /lib64 and /bin of this machine."""
+    root = f"{docker.den.path}/image-slim"
+    subprocess.run(["cp", "-a", root, f"{root}-toolbox"], check=True)
+    for name in ("lib", "lib64"):
+        if os.path.islink(f"/{name}"):
+            os.symlink(f"usr/{name}", f"{root}-toolbox/{name}")
+    os.makedirs(f"{root}-toolbox/usr", exist_ok=True)
+    with open(f"{root}-toolbox/etc/toolbox", "w") as file:
+        file.write("here\n")
+    subprocess.run(["tar", "-C", f"{root}-toolbox", "-cf", f"{root}-toolbox.tar", "."], check=True)
+    docker.command("import", f"{root}-toolbox.tar", "toolbox:1")
+
+
+def run(docker: Docker, pyz: str, flags: list[str], words: list[str]) -> tuple[int, str, str]:
+    """cntr WORDS in a new toolbox container with FLAGS."""
+    mounts = ["-v", f"{pyz}:/cntr.pyz:ro", "-e", f"DOCKER_HOST={docker.settings['DOCKER_HOST']}", *USR]
+    environment = ["-e", "PATH=/usr/bin:/bin", "--network", "none"]
+    command = [
+        "run",
+        "--rm",
+        *flags,
+        *mounts,
+        *environment,
+        "toolbox:1",
+        "/usr/bin/python3",
+        "-IS",
+        "/cntr.pyz",
+        *words,
+    ]
+    done = subprocess.run(
+        [*docker.cli, *command], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def main() -> None:
+    """See the module."""
+    pyz, cases = sys.argv[1], json.loads(sys.argv[2])
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
+    try:
+        docker = Docker()
+    except pytest.skip.Exception as reason:
+        sys.exit(f"SKIP {reason}")
+    try:
+        image(docker)
+        with docker.box("busybox", name="web"):
+            docker.command(
+                "create", "--name", "stopped", "--network", "none", "-e", "WORD=kept", "slim:1", "/bin/false"
+            )
+            results = []
+            for flags, words in cases:
+                flags = [flag for one in flags for flag in (PRIVILEGED if one == "--privileged" else [one])]
+                results.append(run(docker, pyz, flags, words))
+            docker.command("rm", "stopped")
+        print(json.dumps(results))
+    finally:
+        docker.stop()
+
+
+if __name__ == "__main__":
+    main()
