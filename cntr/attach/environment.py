@@ -8,6 +8,7 @@ comes in by its name (``-e NAME``).
 from __future__ import annotations
 
 import os
+import stat
 
 from cntr.errors import CntrError, printable
 from cntr.linux import syscalls
@@ -99,17 +100,32 @@ def listing(environment: dict[str, str]) -> bytes:
     )
 
 
-def shell_of(root_fd: int) -> str:
-    """The caller's $SHELL where the tools have it and it is one, else bash or sh, whichever they have."""
+def shell_of(root_fd: int, hidden: tuple[str, ...]) -> str:
+    """The caller's $SHELL where the session can run it and it is one, else bash or sh, whichever the tools have.
+
+    hidden: the directories of the tools' tree that the session does not see; none where it sees all.
+    """
     for shell in (os.environ.get("SHELL", ""), *SHELLS):
-        if shell.startswith("/") and shell.rpartition("/")[2] not in NO_SHELLS:
-            try:
-                os.close(
-                    syscalls.openat2(
-                        root_fd, shell.lstrip("/"), os.O_PATH, syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
-                    )
-                )
-            except OSError:
-                continue
+        if shell.startswith("/") and shell.rpartition("/")[2] not in NO_SHELLS and _runs(root_fd, shell, hidden):
             return shell
     return "/bin/sh"
+
+
+def _runs(root_fd: int, path: str, hidden: tuple[str, ...]) -> bool:
+    """Is PATH a program below root_fd that everybody can get to? The view shows nothing else."""
+    resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
+    try:
+        fd = syscalls.openat2(root_fd, path.lstrip("/"), os.O_PATH, resolve)
+        try:
+            mode = os.fstat(fd).st_mode
+            found = os.readlink(f"/proc/self/fd/{fd}")
+        finally:
+            os.close(fd)
+        if not stat.S_ISREG(mode) or not mode & 0o111:
+            return False
+        top = os.readlink(f"/proc/self/fd/{root_fd}").rstrip("/")
+        names = found[len(top) + 1 :].split("/") if hidden and found.startswith(f"{top}/") else []
+        above = ["/".join(names[:count]) for count in range(1, len(names))]
+        return all(name not in hidden and os.stat(name, dir_fd=root_fd).st_mode & 1 for name in above)
+    except OSError:
+        return False

@@ -69,7 +69,12 @@ class Private:
         os.chmod(name, mode, dir_fd=self.tree_fd)
 
     def write(self, name: str, data: bytes) -> None:
-        """A file that the session can read and not change; NAME as ``etc/hosts``. Raises OSError."""
+        """A file that the session can read; one of /etc it can't change. NAME as ``etc/hosts``. Raises OSError."""
+        for above in (name[:end] for end, char in enumerate(name) if char == "/"):
+            try:
+                os.mkdir(above, 0o755, dir_fd=self.tree_fd)
+            except FileExistsError:
+                pass
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=self.tree_fd)
         try:
             os.fchmod(fd, 0o644)

@@ -6,7 +6,7 @@ import errno
 import os
 
 from cntr import engines
-from cntr.attach import cgroup, environment, etc_files, memory, nest, outermost, steps, tracers
+from cntr.attach import cgroup, environment, etc_files, memory, nest, outermost, steps, terminfo, tracers
 from cntr.attach.channel import Channel
 from cntr.attach.exec_server import ExecServer
 from cntr.attach.identity import Identity, user_of
@@ -20,7 +20,7 @@ from cntr.attach.stdio import Stdio
 from cntr.attach.supervisor import Supervisor
 from cntr.attach.target import Target
 from cntr.attach.tools import DEFAULT_PATH, HOST_ALL, Tools, open_tools
-from cntr.attach.view import View
+from cntr.attach.view import HIDDEN, View
 from cntr.errors import CntrError, StepFailed, TargetNotFound, printable
 from cntr.linux import namespaces, procfs
 
@@ -141,7 +141,7 @@ class Prepared:
         self.stdio = Stdio(self.terminal.slave if self.terminal else -1, self.uid, foreign=foreign)
         fds.closers.append(self.stdio.close)
         self.null_fd = fds.fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
-        self.shell = environment.shell_of(self.tools.root_fd) if self.tools else "/bin/sh"
+        self.shell = environment.shell_of(self.tools.root_fd, HIDDEN if self.view else ()) if self.tools else "/bin/sh"
         self.home = f"/home/{self._name()}" if self.user.uid else "/root"
         self.private = self._private() if self.tools else None
         self.nest = self._nest(self.tools, self.private) if self.tools and self.private else nest.OwnRoot(target)
@@ -149,10 +149,9 @@ class Prepared:
 
     def _name(self) -> str:
         """What the session's user is called in it."""
-        known = (
-            self.user.name and etc_files.safe_name(self.user.name) and (self.user.name != "root" or not self.user.uid)
-        )
-        return self.user.name if known else f"uid{self.user.uid}" if self.user.uid else "root"
+        name = self.user.name
+        known = name and etc_files.safe_name(name) and (name != "root" or not self.user.uid)
+        return name if known else f"uid{self.user.uid}" if self.user.uid else "root"
 
     def _view(self) -> View | None:
         """The tools view; None for the container's own root, and for the whole host where that is asked for."""
@@ -201,6 +200,8 @@ class Prepared:
         user = (self.user.uid, self.user.gid, self._name(), self.home, self.shell)
         for name, data in etc_files.written(target, tools.read_file, user):
             private.write(f"etc/{name}", data)
+        for name, data in terminfo.missing(tools.read_file):
+            private.write(f"{self.home[1:]}/{name}", data)
         private.write(f"{INFORMATION}/environ", environment.listing(target.environment))
         return private
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import shutil
+import subprocess
 
 import pytest
 
@@ -317,6 +319,38 @@ def test_a_share_is_read_only_or_written_with_its_owners_id(tmp_path, transport)
             box.sh(f"echo new > {shared}/made-{uid}", "--share", f"{shared}:rw", *words)
             made = (shared / f"made-{uid}").stat()
             assert (made.st_uid, made.st_gid) == (4711, 4711)
+
+
+@pytest.mark.parametrize("transport", ["mount", "fuse"])
+def test_the_callers_terminal_is_known(tmp_path, transport):
+    """Its description may be in the caller's home alone, or nowhere in the tools' tree."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "source").write_text("my-term|a terminal of one's own,\n\tcols#77, clear=\\E[J,\n")
+    subprocess.run(["tic", "-o", tmp_path / "home" / ".terminfo", tmp_path / "source"], check=True)
+    words = ["--transport", transport, "--", "tput", "cols"]
+    for uid in (0, 1000):
+        with Box(uid=uid) as box:
+            done = box.attach(*words, env={"TERM": "my-term", "HOME": str(tmp_path / "home"), "COLUMNS": ""})
+            assert (done.returncode, done.stdout) == (0, "77\n"), done
+            env = {"TERM": "my-term", "HOME": "/nowhere", "TERMINFO": str(tmp_path / "home" / ".terminfo")}
+            assert box.attach(*words, env=env).stdout == "77\n"
+            for name in ("my-term", "../my-term", "m/my-term", ""):
+                assert box.attach(*words, env={"TERM": name, "HOME": "/nowhere", "TERMINFO": ""}).stdout != "77\n"
+
+
+@pytest.mark.parametrize("transport", ["mount", "fuse"])
+def test_a_shell_that_the_session_cannot_run_is_not_its_shell(tmp_path, transport):
+    """In a hidden or closed directory, no program, no file: bash, or what the tools have."""
+    hidden = tmp_path / "bash"
+    shutil.copy("/bin/bash", hidden)
+    with Box() as box:
+        for shell in (str(hidden), "/etc/passwd", "/etc", "/dev/null", "bash", "/usr/sbin/nologin", "/none"):
+            done = box.attach("--transport", transport, input="echo $SHELL $0\n", env={"SHELL": shell})
+            assert (done.returncode, done.stdout, done.stderr) == (0, "/bin/bash /bin/bash\n", ""), shell
+        done = box.attach("--transport", transport, input="echo $SHELL\n", env={"SHELL": "/usr/bin/dash"})
+        assert done.stdout == "/usr/bin/dash\n"
+        whole = ["--tools", "host:all", "--transport", transport]
+        assert box.attach(*whole, input="echo $SHELL\n", env={"SHELL": str(hidden)}).stdout == f"{hidden}\n"
 
 
 def test_a_tools_tree_on_a_read_only_filesystem(tmp_path):

@@ -69,7 +69,7 @@ LAYERS = (
     ("cntr.attach.fileserver",),
     ("cntr.attach.exec_server", "cntr.attach.private", "cntr.attach.shares", "cntr.attach.view"),
     ("cntr.attach.tools",),
-    ("cntr.attach.etc_files", "cntr.attach.places"),
+    ("cntr.attach.etc_files", "cntr.attach.places", "cntr.attach.terminfo"),
     ("cntr.forward.relay", "cntr.forward.standard"),
     ("cntr.forward.datagrams", "cntr.forward.dial"),
     ("cntr.forward.sides",),

@@ -1,0 +1,53 @@
+"""The description of the caller's terminal (terminfo(5)), where the tools have none: else vim, less or top would not know it.
+
+A terminal of one's own brings it in ~/.terminfo or $TERMINFO, which a session doesn't see; and the tools of an image know few.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+SYSTEM = ("/etc/terminfo", "/lib/terminfo", "/usr/share/terminfo")
+LONGEST = 1 << 15  # bytes: what ncurses reads of a description
+MAGIC = (b"\x1a\x01", b"\x1e\x02")  # term(5)
+
+
+def missing(read_tools_file: Callable[[str], str]) -> list[tuple[str, bytes]]:
+    """[(path below the home, content)] of what is to be added for $TERM: none where the tools know it, or the caller doesn't either."""
+    name = os.environ.get("TERM", "")
+    if not name or "/" in name or name.startswith(".") or len(name) > 64 or not name.isascii():
+        return []
+    if any(read_tools_file(f"{top}/{path}") for top in SYSTEM for path in _paths(name)):
+        return []
+    own = [os.environ.get("TERMINFO", ""), f"{os.environ.get('HOME', '')}/.terminfo"]
+    for top in (*own, *os.environ.get("TERMINFO_DIRS", "").split(":"), *SYSTEM):
+        if top.startswith("/"):
+            for path in _paths(name):
+                data = _read(f"{top}/{path}")
+                if data.startswith(MAGIC):
+                    return [(f".terminfo/{name[0]}/{name}", data)]
+    return []
+
+
+def _paths(name: str) -> tuple[str, str]:
+    """Both ways in which ncurses names the directory."""
+    return f"{name[0]}/{name}", f"{ord(name[0]):x}/{name}"
+
+
+def _read(path: str) -> bytes:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.pread(fd, LONGEST, 0) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
