@@ -42,6 +42,10 @@ class AmbiguousTarget(CntrError):
     """More than one running container answers to the name."""
 
 
+class Refused(CntrError):
+    """The policy forbids it, or no record could be written where one is required."""
+
+
 class StepFailed(CntrError):
     """One step of the walk failed: carries the step's name and the kernel's errno."""
 

@@ -6,6 +6,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cntr.engines import Container
+
 
 class Request:
     """The words of one ``cntr attach`` or ``cntr exec``; see the CLI contract for each option's meaning."""
@@ -29,6 +31,9 @@ class Request:
         self.seccomp = False  # take the container's seccomp filters
         self.own_root = False  # exec: the container's own command in its own root
         self.protect: Callable[[], None] | None = None  # goes on as ``tracers`` says
+        self.reason = ""  # why, for the record
+        # Called with the container before anything is entered; raises CntrError where the session may not begin.
+        self.begin: Callable[[Container], None] | None = None
 
     @property
     def uses_host(self) -> bool:

@@ -64,6 +64,8 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
         if protect and not target.as_owner and tracers.of(request, target):
             protect()
         fds.closers.append(target.close)
+        if request.begin:  # not before protect, which starts anew
+            request.begin(container)
         if not request.own_root and outermost.stay_outside(target):
             say(
                 f"note: {target.label}'s process is in a user namespace of its own making: the session stays outside, without capabilities"
@@ -208,7 +210,7 @@ class Prepared:
     def _nest(self, tools: Tools, private: Private) -> nest.Nest:
         request, fds = self.request, self.fds
         if request.uses_host and "mnt" in self.target.namespaces:
-            _make_base_dir()
+            nest.make_base_dir()
         devices = Devices()
         fds.closers.append(devices.close)
         shares = []
@@ -223,7 +225,7 @@ class Prepared:
         return nest.Nest(
             self.target,
             entrance,
-            base=base_dir(),
+            base=nest.base_dir(),
             devpts_fd=self.devpts_fd,
             private=private,
             devices=devices,
@@ -241,7 +243,7 @@ class Prepared:
             variables = environment.of_session(
                 request.target,
                 procfs.status(procfs.read("status", target.proc_fd)).get("NSpid", str(target.pid)).split()[-1],
-                base_dir(),
+                nest.base_dir(),
                 path=tools.path,
                 home=self.home,
                 shell=self.shell,
@@ -293,6 +295,8 @@ def _exec_server(request: Request, target: Target, private: Private) -> ExecServ
     flags = [] if request.join_cgroup else ["--no-cgroup"]
     if request.user is not None:
         flags += ["--user", request.user]
+    if request.reason:
+        flags += ["--reason", request.reason]
     directory_fd = os.open(INFORMATION, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=private.tree_fd)
     try:
         return ExecServer(target, flags, directory_fd)
@@ -310,28 +314,6 @@ def _fork(monitor: Monitor, target: Target) -> int:
     if pid == 0:
         monitor.run()
     return pid
-
-
-def base_dir() -> str:
-    """Where the container's tree is in a session: /var/lib/cntr, or CNTR_BASE_DIR. Raises CntrError."""
-    base = os.environ.get("CNTR_BASE_DIR") or nest.BASE_DIR
-    if not base.startswith("/") or os.path.normpath(base) != base or base == "/":
-        raise CntrError(
-            f"CNTR_BASE_DIR={printable(base)}: not a clean absolute path below /", f"for example {nest.BASE_DIR}"
-        )
-    return base
-
-
-def _make_base_dir() -> None:
-    """The host's /var/lib/cntr, as a package would ship it: root makes it once, empty.
-
-    Without it each session covers /var/lib with a stand-in (nest.make_mountpoint), 3 ms of mounts on a machine with 35 packages there.
-    """
-    if os.geteuid() == 0 and "CNTR_BASE_DIR" not in os.environ:
-        try:
-            os.mkdir(nest.BASE_DIR, 0o755)
-        except OSError:
-            pass  # it exists, or the root is read-only: then the stand-in it is
 
 
 def _open_cgroups(request: Request, target: Target, say: Callable[[str], None]) -> cgroup.CgroupJoin:

@@ -74,8 +74,6 @@ def _run(argv: list[str]) -> int:
 
 
 def _attach(parsed: Parsed) -> int:
-    from cntr.attach import walk
-
     request = _request(parsed)
     request.tools = parsed.text("tools", "host")
     request.transport = parsed.text("transport", "auto")
@@ -86,12 +84,10 @@ def _attach(parsed: Parsed) -> int:
     request.force = parsed.flag("force")
     if not request.uses_host:  # their shell is as foreign as the container's own
         _protect_interpreter(parsed)
-    return walk.attach(request, _say)
+    return _recorded(parsed, request)
 
 
 def _exec(parsed: Parsed) -> int:
-    from cntr.attach import walk
-
     if not parsed.words or ("CNTR_TARGET" in os.environ and parsed.words == [os.environ["CNTR_TARGET"]]):
         if "CNTR_TARGET" not in os.environ:
             raise UsageError(
@@ -104,16 +100,14 @@ def _exec(parsed: Parsed) -> int:
     request.own_root = True
     request.seccomp = not parsed.flag("no_seccomp")
     _protect_interpreter(parsed)
-    return walk.attach(request, _say)
+    return _recorded(parsed, request)
 
 
 def _run_entrypoint(parsed: Parsed) -> int:
-    from cntr.attach import walk
-
     request = _request(parsed)
     request.entrypoint = True
     _protect_interpreter(parsed)
-    return walk.attach(request, _say)
+    return _recorded(parsed, request)
 
 
 def _protect_interpreter(parsed: Parsed) -> None:
@@ -130,11 +124,65 @@ def _begin_again(parsed: Parsed) -> None:
     readonly_interpreter.from_read_only_copy(parsed.line, environment.of_caller(parsed.texts("env")))
 
 
+def _recorded(parsed: Parsed, request: Request) -> int:
+    """One session of attach, exec or run, as the policy allows it, and recorded."""
+    from cntr.attach import walk
+
+    with _session(parsed, request.target) as session:
+        request.begin = session.begin
+        session.status = walk.attach(request, _say)
+    return session.status
+
+
+def _session(parsed: Parsed, target: str) -> Session:
+    from cntr.audit.session import Session
+
+    session = Session(
+        parsed.command.name, without_secrets(parsed.line), _say, target=target, reason=parsed.text("reason")
+    )
+    for option in parsed.command.options:
+        if f"--{option.key}".replace("_", "-") in WIDENING:
+            name = option.names[-1]
+            values = parsed.texts(option.key) if option.repeat else [parsed.text(option.key)]
+            given = option.key in parsed.values and (name, values) != ("--tools", ["host"])
+            session.widening += [f"{name} {value}" if option.value else name for value in values] if given else []
+    return session
+
+
+def without_secrets(line: list[str]) -> list[str]:
+    """The words of a command line for the record: of a variable its name."""
+    words = list(line)
+    end = words.index("--") if "--" in words else len(words)
+    for at, word in enumerate(words[:end]):
+        before = words[at - 1] if at else ""
+        if before in ("-e", "--env"):
+            words[at] = _only_name(word)
+        elif word.startswith("--env="):
+            words[at] = f"--env={_only_name(word[6:])}"
+        elif word.startswith("-e") and len(word) > 2:
+            words[at] = f"-e{_only_name(word[2:])}"
+    return words
+
+
+def _only_name(setting: str) -> str:
+    name, equals, _ = setting.partition("=")
+    return f"{name}=…" if equals else name
+
+
 def _cp(parsed: Parsed) -> int:
     from cntr.cp import copy
 
     source, destination = parsed.words
-    return copy.copy(source, destination, archive=parsed.flag("archive"), follow=parsed.flag("follow_link"), say=_say)
+    with _session(parsed, "") as session:
+        session.status = copy.copy(
+            source,
+            destination,
+            archive=parsed.flag("archive"),
+            follow=parsed.flag("follow_link"),
+            say=_say,
+            session=session,
+        )
+    return session.status
 
 
 def _mount(parsed: Parsed) -> int:
@@ -147,13 +195,19 @@ def _mount(parsed: Parsed) -> int:
     if parsed.flag("cache"):
         options.set_cache(settings, parsed.text("cache"))
     binding = parsed.text("binding", "auto")
-    return mounting.run(
-        source,
-        mountpoint,
-        settings,
-        binding=None if binding == "auto" else binding,
-        foreground=parsed.flag("foreground"),
-    )
+    with _session(parsed, os.path.abspath(source)) as session:
+        session.begin()
+        session.status = mounting.run(
+            source,
+            mountpoint,
+            settings,
+            binding=None if binding == "auto" else binding,
+            foreground=parsed.flag("foreground"),
+            ended=session.end,
+        )
+        if not parsed.flag("foreground"):
+            session.hand_over()
+    return session.status
 
 
 def _slim(parsed: Parsed) -> int:
@@ -180,6 +234,7 @@ def _request(parsed: Parsed) -> Request:
     request.network, request.write = parsed.text("network"), parsed.flag("write")
     request.protect = lambda: _begin_again(parsed)
     request.join_cgroup = not parsed.flag("no_cgroup")
+    request.reason = parsed.text("reason")
     return request
 
 
@@ -216,7 +271,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cntr.attach.request import Request
+    from cntr.audit.session import Session
 
+# The options that widen what a session reaches: recorded by themselves, and what a policy can forbid.
+WIDENING = (
+    *("--force", "--network", "--no-cgroup", "--no-seccomp", "--privileged", "--share", "--tools", "--user", "--write"),
+)
 HANDLERS = {
     "attach": _attach,
     "exec": _exec,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cntr.cli import parser
-from cntr.cli.options_files import COPY, ENV, JSON, SLIM
+from cntr.cli.options_files import COPY, ENV, JSON, REASON, SLIM
 from cntr.cli.options_ports import FORWARD
 from cntr.cli.parser import Command, Option, Parsed
 
@@ -72,6 +72,7 @@ COMMANDS = (
             WRITE,
             SECCOMP,
             NO_CGROUP,
+            REASON,
             VERBOSE,
         ),
         "cntr attach web                        a shell ($SHELL) beside the container `web`\n"
@@ -86,7 +87,7 @@ COMMANDS = (
         "exec",
         "[TARGET]",
         "the container's own command in its own root; in a session TARGET can be left out",
-        (USER, ENV, WORKDIR, INTERACTIVE, TTY, PRIVILEGED, NO_SECCOMP, NETWORK, WRITE, NO_CGROUP, VERBOSE),
+        (USER, ENV, WORKDIR, INTERACTIVE, TTY, PRIVILEGED, NO_SECCOMP, NETWORK, WRITE, NO_CGROUP, REASON, VERBOSE),
         "cntr exec web -- /app --version\ncntr exec                              /bin/sh of the container, from inside a session",
         takes_command=True,
     ),
@@ -94,7 +95,7 @@ COMMANDS = (
         "run",
         "TARGET",
         "what a container or an image would run itself, in a stand-in; CMD is a tool of yours before it, as strace",
-        (ENV, NETWORK, WRITE, NO_CGROUP, VERBOSE),
+        (ENV, NETWORK, WRITE, NO_CGROUP, REASON, VERBOSE),
         "cntr run web                           the entrypoint of `web`, whether it has crashed or not\n"
         "cntr run web -- strace -f              the same, under your strace\n"
         "cntr run image:web:1 --network host",
@@ -131,6 +132,7 @@ COMMANDS = (
                 "what the kernel keeps: auto (all, told of changes), strict (asks each time), none",
                 choices="auto strict none",
             ),
+            REASON,
             Option("-o --options", "OPTS", "mount options, comma-separated: ro, nosuid, noatime, …", repeat=True),
         ),
         "cntr mount /srv/tools /mnt\numount /mnt",

@@ -6,6 +6,7 @@ from cntr.cli.parser import Command, Option
 
 JSON = Option("--json", "", "machine-readable output")
 ENV = Option("-e --env", "K=V", "set a variable; K alone passes the caller's on", repeat=True)
+REASON = Option("--reason", "TEXT", "why, for the record; a policy may require it (docs/audit.md)")
 
 COPYING = """One of SRC and DST is TARGET:PATH, a path from the container's root, with or without its first slash. The first colon ends
 TARGET, after a prefix (docker:web:/x, pid:42:/x) the next one; after unit: and command: it is the first `:/`. The other is a path of
@@ -36,6 +37,7 @@ COPY = Command(
             "-a --archive", "", "keep owner, group and ACLs too; into a container set-id bits and file capabilities"
         ),
         Option("-L --follow-link", "", "where SRC is a symbolic link, copy what it names"),
+        REASON,
     ),
     "cntr cp web:/var/log/app.log .         a file out of the container\n"
     "cntr cp ./conf/. docker:web:/etc/app   what is in conf into /etc/app\n"

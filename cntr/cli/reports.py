@@ -6,7 +6,7 @@ import errno
 import os
 
 from cntr import engines
-from cntr.attach import cgroup, etc_files, identity, nest, view, walk
+from cntr.attach import cgroup, etc_files, identity, nest, view
 from cntr.attach.target import CAP_SYS_PTRACE, Target, capability_names
 from cntr.cli import confinement
 from cntr.engines import listing, store
@@ -233,7 +233,7 @@ def _inspect_files(report: Report, target: Target) -> None:
     for name in etc_files.COPIED:
         why = target.odd_file(f"/etc/{name}")
         report.add(f"/etc/{name}", None, "no" if why else "copy", f"{why}: the tools' own stays" if why else "")
-    report.add("root, volumes", walk.base_dir(), "yes", "with all that is mounted below")
+    report.add("root, volumes", nest.base_dir(), "yes", "with all that is mounted below")
 
 
 def _inspect_tools(report: Report) -> None:

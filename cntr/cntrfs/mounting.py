@@ -21,11 +21,14 @@ from cntr.cntrfs.options import Options, connection_options
 from cntr.cntrfs.watchdog import Watchdog, find_device, mountpoints_of
 from cntr.errors import CntrError, with_sudo
 from cntr.linux import syscalls
+from cntr.linux.process import let_go_of_stdio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
+
+    Ended = Callable[[int], None]
 
 FSTYPE = "fuse.cntrfs"
 BINDINGS = ("devfuse", "pyfuse3")
@@ -149,11 +152,12 @@ def serve(
     serve_it(fuse_fd, root_fd, options, stop_fd, heartbeat, on_ready)
 
 
-def run(source: str, mountpoint: str, options: Options, *, binding: str | None, foreground: bool) -> int:
-    """``cntr mount``: mount SOURCE at MOUNTPOINT and serve it; returns the exit status.
+def run(
+    source: str, mountpoint: str, options: Options, *, binding: str | None, foreground: bool, ended: Ended | None = None
+) -> int:
+    """``cntr mount``: mount SOURCE at MOUNTPOINT and serve it; returns the exit status. CntrError when it can't be mounted.
 
-    foreground: return when it is unmounted; else a background process serves, and this returns once it does.
-    CntrError when it can't be mounted.
+    foreground: return when it is unmounted; else a background process serves, and calls ENDED with the status of its end.
     """
     options.settle()
     binding = choose_binding(binding)
@@ -174,10 +178,10 @@ def run(source: str, mountpoint: str, options: Options, *, binding: str | None, 
         os.waitpid(pid, 0)
         said, _, hint = message.decode(errors="replace").partition("\0")
         raise CntrError(said or "the server ended before it was ready", hint or "--foreground shows more")
-    _in_background(source, mountpoint, options, binding, reader, writer)
+    _in_background(_Manager(source, mountpoint, options, binding), reader, writer, ended)
 
 
-def _in_background(source: str, mountpoint: str, options: Options, binding: str, reader: int, writer: int) -> NoReturn:
+def _in_background(manager: _Manager, reader: int, writer: int, ended: Ended | None) -> NoReturn:
     """The rest of the daemon's life; reports over the pipe and never returns."""
     status = 1
     try:
@@ -186,25 +190,19 @@ def _in_background(source: str, mountpoint: str, options: Options, binding: str,
         os.chdir("/")
 
         def ready() -> None:
-            _let_go_of_stdio()
+            let_go_of_stdio()
             os.write(writer, b"ready")
             os.close(writer)
 
-        status = _Manager(source, mountpoint, options, binding).run(ready)
+        status = manager.run(ready)
+        if ended:
+            ended(status)
     except CntrError as error:
         os.write(writer, f"{error.message}\0{error.hint}".encode(errors="backslashreplace"))
     except BaseException as error:  # noqa: BLE001  a process of its own, with nobody to raise to
         log.error("the manager failed", exc_info=error)
     finally:
         os._exit(status)
-
-
-def _let_go_of_stdio() -> None:
-    """Who reads our output (a pipe, ssh) waits until the last copy of it is closed."""
-    null = os.open("/dev/null", os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    os.close(null)
 
 
 class _Manager:
@@ -308,7 +306,7 @@ class _Manager:
 
             def ready() -> None:
                 if background:
-                    _let_go_of_stdio()
+                    let_go_of_stdio()
                 os.write(ready_writer, b"x")
                 os.close(ready_writer)
 

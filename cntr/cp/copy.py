@@ -12,8 +12,6 @@ import os
 import resource
 import select
 import signal
-import sys
-import time
 
 from cntr import engines
 from cntr.attach.target import Target
@@ -25,6 +23,7 @@ from cntr.cp.streams import StreamReceiver, StreamSender
 from cntr.cp.words import own_fd, split
 from cntr.errors import CntrError, TargetNotFound, UsageError, printable
 from cntr.linux import namespaces, procfs, syscalls
+from cntr.progress import Progress
 
 PARTIAL = 1  # exit status: something was not copied, and was named
 GRACE_SECONDS = 3.0  # for the container's side to take its temporary file away
@@ -72,47 +71,19 @@ class Console(Tell):
             self.say(f"note: {path}{more}: {printable(text)}")
 
 
-class Progress:
-    """A line on stderr for a copy that takes longer than a second, where stderr is a terminal."""
-
-    __slots__ = ("begun", "done", "next", "shown", "size")
-
-    def __init__(self) -> None:
-        """Nothing moved yet."""
-        self.begun, self.done, self.size, self.shown = time.monotonic(), 0, 0, False
-        self.next = self.begun + 1 if os.isatty(2) else float("inf")
-
-    def moved(self, count: int) -> None:
-        """COUNT bytes more."""
-        self.done += count
-        now = time.monotonic()
-        if now >= self.next:
-            self.next, self.shown = now + 0.25, True
-            rate = self.done / (now - self.begun)
-            of = f" of {human(self.size)} ({min(100 * self.done // self.size, 100)} %)" if self.size else ""
-            sys.stderr.write(f"\r\x1b[K{human(self.done)}{of}, {human(rate)}/s")
-            sys.stderr.flush()
-
-    def clear(self) -> None:
-        """Take the line away."""
-        if self.shown:
-            self.shown = False
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-
-
-def human(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
-def copy(source: str, destination: str, *, archive: bool, follow: bool, say: Callable[[str], None]) -> int:
+def copy(
+    source: str,
+    destination: str,
+    *,
+    archive: bool,
+    follow: bool,
+    say: Callable[[str], None],
+    session: Session | None = None,
+) -> int:
     """Copy; the exit status: 0, or 1 when something was not copied and was named. Raises CntrError, UsageError."""
     (source_target, source_path), (target, path) = split(source), split(destination)
+    if session:
+        session.target = source_target or target
     if source_target and target:
         raise UsageError("cntr cp: both sides are in a container", "copy to a directory of the host first")
     if not (source_target or target):
@@ -127,8 +98,14 @@ def copy(source: str, destination: str, *, archive: bool, follow: bool, say: Cal
             engines.verify(container)
         for line in engines.notes(container):
             say(line)
+        if session:
+            session.begin(container)
         work = Work(container, archive=archive, follow=follow, outward=bool(source_target))
-        return _copy(work, source_path, path, say)
+        try:
+            return _copy(work, source_path, path, say)
+        finally:
+            if session:
+                session.copied = work.copied
     finally:
         if stand_in:
             stand_in.close()
@@ -151,7 +128,7 @@ class Work:
     def __init__(self, container: Container, *, archive: bool, follow: bool, outward: bool) -> None:
         """Nothing started yet. Raises CntrError, OSError."""
         self.container, self.archive, self.follow, self.outward = container, archive, follow, outward
-        self.pid = 0
+        self.pid = self.copied = 0
         self.owners = owners.of(container) if archive else owners.Owners()
 
     def run(self, host_path: bytes, container_path: bytes, say: Callable[[str], None]) -> int:
@@ -183,6 +160,7 @@ class Work:
             for number in INTERRUPTS:
                 signal.signal(number, signal.SIG_IGN)
             console.close()
+            self.copied = console.progress.done
             incoming.stream.close()
             os.close(outgoing.fd)
             self._reap()
@@ -390,5 +368,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cntr.audit.session import Session
     from cntr.cp.stream import Meta
     from cntr.engines import Container

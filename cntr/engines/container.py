@@ -25,10 +25,12 @@ class Container:
     state: running, paused, sandboxed (its processes are not this host's) or rootfs (no process, only files);
     rootfs: the directory of those files, as the host sees it; owner: the uid of the user whose word and whose process it is, 0 for
     root's; note: one line for whoever attaches to it, "" for none; spec: the path of its OCI config.json, "" where there is none;
-    settings: (environment, working directory) as the engine itself tells them, None where it does not (``settings``).
+    settings: (environment, working directory) as the engine itself tells them, None where it does not (``settings``);
+    digest: the image's id, ``sha256:…``, "" where the engine's record has none.
     """
 
     __slots__ = (
+        "digest",
         "engine",
         "id",
         "image",
@@ -59,7 +61,7 @@ class Container:
         """Keep the facts."""
         self.engine, self.name, self.pid, self.id, self.image = engine, name, pid, id, image
         self.state, self.owner, self.start_time, self.rootfs = state, owner, start_time, rootfs
-        self.note = self.spec = ""
+        self.note = self.spec = self.digest = ""
         self.settings: tuple[dict[str, str], str] | None = None
 
     def label(self) -> str:

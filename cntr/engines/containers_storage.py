@@ -33,7 +33,7 @@ class Store:
 class Known:
     """A container as the store's index has it: its id, names, image, and the driver's directory it was in."""
 
-    __slots__ = ("directory", "id", "image", "layer", "names", "store")
+    __slots__ = ("digest", "directory", "id", "image", "layer", "names", "store")
 
     def __init__(self, store: Store, directory: str, row: dict[str, object]) -> None:
         """Take over a row of containers.json. Raises KeyError, ValueError, TypeError for what is not one."""
@@ -43,6 +43,7 @@ class Known:
         metadata = str(row.get("metadata") or "")
         self.image = str(parse_metadata(metadata).get("image-name") or "")
         self.layer = str(row.get("layer") or "")
+        self.digest = f"sha256:{row['image']}" if is_whole_id(str(row.get("image"))) else ""
         if not is_whole_id(self.id) or (self.layer and not is_whole_id(self.layer)):
             raise ValueError("an id that is no id")
 
@@ -135,6 +136,7 @@ def running(known: Known) -> Container | None:
     pid = known.pid()
     found = checked("podman", name, pid, known.id, known.image, known.store.owner) if pid else None
     if found:
+        found.digest = known.digest
         found.spec = f"{known.store.graphroot}/{known.directory}/{known.id}/userdata/config.json"
     return found
 

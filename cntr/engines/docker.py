@@ -206,6 +206,7 @@ def container(answer: Json, owner: int) -> Container:
         owner=owner,
         start_time=start,
     )
+    found.digest = str(answer.get("Image") or "")
     variables = (str(row).partition("=") for row in answer["Config"].get("Env") or [])
     found.settings = {key: value for key, _, value in variables}, str(answer["Config"].get("WorkingDir") or "/")
     return found

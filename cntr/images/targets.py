@@ -118,6 +118,7 @@ def hold(
         owner=made.owner,
         start_time=stand_in.start_time,
     )
+    container.digest = made.id if made.id.startswith("sha256:") else ""
     return container, stand_in
 
 

@@ -5,6 +5,8 @@ Constants keep the kernel's names (linux/{prctl,securebits,keyctl,personality}.h
 
 from __future__ import annotations
 
+import os
+
 from cntr.linux.numbers import number
 from cntr.linux.syscalls import _check, _libc, _long, _syscall, _ulong, prctl
 
@@ -64,3 +66,11 @@ def wipe_command_line(memory: tuple[int, int, int, int], name: bytes = b"cntr") 
     kept = name[: max(0, end - start - 1)]
     if kept:
         _libc.memcpy(_ulong(start), kept, _ulong(len(kept)))
+
+
+def let_go_of_stdio() -> None:
+    """Who reads our output (a pipe, ssh) waits until the last copy of it is closed."""
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)

@@ -1,0 +1,212 @@
+"""The sinks that a policy names: the kernel's audit system and a file of JSON lines; and syslog, where there is no journald."""
+
+from __future__ import annotations
+
+import _socket  # the module behind socket, without its import of enum (5 ms)
+import errno
+import fcntl
+import os
+import stat
+import sys
+import time
+
+from cntr.audit.sinks import FACILITY, PATIENCE_SECONDS, PRIORITY, write_all
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cntr.audit.sinks import Fields, Settings
+
+SYSLOG_LIMIT = 8192  # bytes of a line: what rsyslog takes
+# linux/netlink.h, linux/audit.h
+NETLINK_AUDIT, NLMSG_ERROR, NLM_F_REQUEST, NLM_F_ACK = 9, 2, 0x1, 0x4
+AUDIT_GET, AUDIT_USER_CMD = 1000, 1123
+
+
+def write(kind: str, fields: Fields, settings: Settings) -> list[tuple[str, OSError]]:
+    """One record into those of SETTINGS; what failed, by the sink's name."""
+    failed: list[tuple[str, OSError]] = []
+    if settings.audit and kind != "end":  # USER_CMD says what is begun, as sudo's does
+        try:
+            to_audit(fields, succeeded=kind != "denied")
+        except OSError as error:
+            failed.append(("the audit system", error))
+    if settings.file:
+        try:
+            to_file(settings.file, fields, durable=settings.require)
+        except OSError as error:
+            failed.append((settings.file, error))
+    return failed
+
+
+def to_syslog(path: str, fields: Fields) -> None:
+    """One line of RFC 3164 at PATH, /dev/log: all fields as JSON behind @cee:, which rsyslog's mmjsonparse reads. Raises OSError."""
+    line, words = to_json(fields), fields["process.args"]
+    while len(line) > SYSLOG_LIMIT - 256 and isinstance(words, list) and len(words) > 2:
+        words = words[: len(words) // 2]
+        line = to_json({**fields, "process.args": words})
+    when = time.localtime()
+    month = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")[when.tm_mon - 1]
+    head = f"<{FACILITY * 8 + PRIORITY}>{month} {when.tm_mday:2d} {time.strftime('%H:%M:%S', when)} cntr[{os.getpid()}]"
+    data = f"{head}: @cee: {line}".encode()[:SYSLOG_LIMIT]
+    for kind, end in ((_socket.SOCK_DGRAM, b""), (_socket.SOCK_STREAM, b"\0")):
+        connection = _socket.socket(_socket.AF_UNIX, kind | _socket.SOCK_CLOEXEC)
+        try:
+            connection.settimeout(PATIENCE_SECONDS)
+            connection.connect(path)
+            connection.sendall(data + end)
+            return
+        except OSError as error:
+            if error.errno != errno.EPROTOTYPE or kind == _socket.SOCK_STREAM:
+                raise
+        finally:
+            connection.close()
+
+
+# --- audit ---------------------------------------------------------------------------------------------------------------
+
+
+def to_audit(fields: Fields, *, succeeded: bool) -> None:
+    """AUDIT_USER_CMD, the record that sudo writes: needs CAP_AUDIT_WRITE (audit_log_user_command(3)).
+
+    Raises OSError: ENOTCONN for an audit system that is switched off, or has no daemon, where the caller may ask that.
+    """
+    connection = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, NETLINK_AUDIT)
+    try:
+        connection.settimeout(PATIENCE_SECONDS)
+        status = _ask_kernel(connection, AUDIT_GET, b"")  # struct audit_status: mask, enabled, failure, pid
+        enabled, daemon = (int.from_bytes(status[at : at + 4], sys.byteorder) for at in (4, 12))
+        if not enabled or not daemon:
+            raise OSError(errno.ENOTCONN, "auditing is switched off, or auditd does not run")
+        _ask_kernel(connection, AUDIT_USER_CMD, audit_text(fields, succeeded=succeeded).encode())
+    finally:
+        connection.close()
+
+
+def audit_text(fields: Fields, *, succeeded: bool) -> str:
+    """The record's own part; the kernel puts pid, uid, auid, ses and the security label before it."""
+    words = fields["process.args"]
+    assert isinstance(words, list)
+    plain = (
+        ("op", f"cntr-{fields['event.action']}"),
+        ("id", fields["event.id"]),
+        ("addr", fields.get("source.ip", "?")),
+    )
+    text = [f"{name}={_plain(str(value))}" for name, value in (*plain, ("terminal", fields.get("cntr.tty", "?")))]
+    command = " ".join(words)[:4000]
+    text += [
+        f"{name}={audit_value(value)}" for name, value in (("cwd", _where()), ("cmd", command), ("exe", _program()))
+    ]
+    return f"{' '.join(text)} res={'success' if succeeded else 'failed'}"
+
+
+def _where() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return "?"
+
+
+def _program() -> str:
+    return os.readlink("/proc/self/exe")
+
+
+def _plain(text: str) -> str:
+    """For a field that is read as it stands."""
+    return "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_.:/?") else "_" for letter in text)
+
+
+def audit_value(text: str) -> str:
+    """As libaudit encodes it: in quotes, or in hexadecimal where that could be misread (audit_encode_nv_string(3))."""
+    data = os.fsencode(text)
+    return data.hex().upper() if any(byte in b"\"'" or not 0x21 <= byte < 0x7F for byte in data) else f'"{text}"'
+
+
+def _ask_kernel(connection: _socket.socket, kind: int, text: bytes) -> bytes:
+    """One netlink(7) request; the body of its answer. Raises OSError."""
+    body = text + b"\0" * (-len(text) % 4)
+    head = b"".join(
+        number.to_bytes(size, sys.byteorder)
+        for number, size in ((16 + len(text), 4), (kind, 2), (NLM_F_REQUEST | NLM_F_ACK, 2), (1, 4), (0, 4))
+    )
+    connection.sendto(head + body, (0, 0))
+    while True:
+        answer = connection.recv(8192)
+        answered, code = int.from_bytes(answer[4:6], sys.byteorder), answer[16:20]
+        if answered != NLMSG_ERROR:
+            return answer[16:]
+        number = -int.from_bytes(code, sys.byteorder, signed=True)
+        if number:
+            raise OSError(number, os.strerror(number))
+        if kind != AUDIT_GET:
+            return b""
+
+
+# --- a file --------------------------------------------------------------------------------------------------------------
+
+
+def to_file(path: str, fields: Fields, *, durable: bool) -> None:
+    """Append one line of JSON to root's file, made 0600 where it is not there; durable: and wait for the disk. Raises OSError.
+
+    A line is whole or not there: what a full disk has cut is taken back, under the file's lock.
+    """
+    directory, _, name = path.rpartition("/")
+    parent = os.open(directory or "/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _only_roots(os.fstat(parent))
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+        fd = os.open(name, flags, 0o600, dir_fd=parent)
+    finally:
+        os.close(parent)
+    try:
+        status = os.fstat(fd)
+        _only_roots(status)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        _lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        before = os.fstat(fd).st_size
+        try:
+            write_all(fd, f"{to_json(fields)}\n".encode())
+        except OSError:
+            os.ftruncate(fd, before)
+            raise
+        if durable:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int, operation: int) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return fcntl.flock(fd, operation)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _only_roots(status: os.stat_result) -> None:
+    """What others can write to, or remove, is no record."""
+    if status.st_uid or status.st_mode & 0o022:
+        raise OSError(errno.EPERM, "it, or its directory, is not root's alone to write to")
+
+
+def to_json(fields: Fields) -> str:
+    """One line. By hand: the module json takes 2 ms to import, and there are three kinds of values."""
+    parts = []
+    for key, value in fields.items():
+        shown = (
+            f"[{','.join(map(quoted, value))}]"
+            if isinstance(value, list)
+            else value
+            if isinstance(value, int)
+            else quoted(value)
+        )
+        parts.append(f"{quoted(key)}:{shown}")
+    return f"{{{','.join(parts)}}}"
+
+
+def quoted(text: str) -> str:
+    """TEXT, which is printable by now, as a JSON string."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,253 @@
+"""Root's policy, /etc/cntr.conf: who may do what with which containers, for how long, and what must be recorded."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from cntr.audit import sinks, who
+from cntr.audit.toml import Table, TomlError, parse
+from cntr.errors import CntrError, Refused, printable
+from cntr.linux import procfs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cntr.engines import Container
+
+LIMIT = 1 << 16  # bytes
+COMMANDS = ("attach", "cp", "exec", "forward", "mount", "run")
+# The options that `forbid` may name: each widens what a session reaches.
+WIDENING = (
+    *("--force", "--network", "--no-cgroup", "--no-seccomp", "--privileged", "--share", "--tools", "--tools host:all"),
+    *("--user", "--write"),
+)
+# {table: {key: type}}
+KEYS: dict[str, dict[str, type]] = {
+    "record": {"require": bool, "journal": bool, "audit": bool, "file": str},
+    "session": {"reason": bool, "limit": str, "forbid": list},
+    "allow": {"commands": list, "targets": list, "users": list},
+}
+TYPES = {bool: "true or false", str: "a string", list: "an array of strings"}
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Rule:
+    """One [[allow]]: patterns, of which one of each kind must match; None for any."""
+
+    __slots__ = ("commands", "targets", "users")
+
+    def __init__(self, table: Table) -> None:
+        """Keep them."""
+        lists = {key: value for key, (value, _) in table.items.items() if isinstance(value, list)}
+        self.commands, self.targets, self.users = (lists.get(key) for key in ("commands", "targets", "users"))
+
+
+class Policy:
+    """What the file says. rules: none where every user and target is allowed."""
+
+    def __init__(self) -> None:
+        """That of an empty file."""
+        self.sinks = sinks.Settings()
+        self.reason = False
+        self.limit: float | None = None
+        self.forbid: list[str] = []
+        self.rules: list[Rule] = []
+
+    def limit_of(self, wanted: float | None) -> float | None:
+        """The seconds that a session may take: what was asked for, and no more than is allowed."""
+        return min((limit for limit in (wanted, self.limit) if limit is not None), default=None)
+
+    def check(self, command: str, reason: str, widening: list[str]) -> None:
+        """What does not hang on the target. Raises Refused."""
+        if self.reason and not reason.strip():
+            raise Refused(
+                f"{command}: no reason is given", "--reason TEXT says why: the policy of this machine wants one"
+            )
+        for option in widening:
+            if any(option == word or option.startswith(f"{word} ") for word in self.forbid):
+                raise _no(f"{printable(option)} is forbidden")
+        if self.rules and not self._rules_for(command):
+            raise _no(f"{command} is not allowed for {_caller()}")
+
+    def check_target(self, command: str, target: str, container: Container | None) -> None:
+        """Whether one rule has the user, the command and the target. Raises Refused."""
+        if not self.rules:
+            return
+        names = _names(target, container)
+        if not any(rule.targets is None or _match_any(rule.targets, names) for rule in self._rules_for(command)):
+            raise _no(f"{names[0]} is not allowed for {_caller()}")
+
+    def _rules_for(self, command: str) -> list[Rule]:
+        users = _callers()
+        return [
+            rule
+            for rule in self.rules
+            if (rule.commands is None or command in rule.commands)
+            and (rule.users is None or _match_any(rule.users, users))
+        ]
+
+
+def _no(what: str) -> Refused:
+    return Refused(f"{what} by the policy of this machine", "/etc/cntr.conf is root's to change")
+
+
+def _names(target: str, container: Container | None) -> list[str]:
+    """What a target is called in the patterns, by the engine's word and not by the caller's."""
+    if container is None:
+        return [printable(target)]
+    if container.state == "image":
+        return [printable(f"image:{container.image or container.name}")]
+    found = [container, *(_around(container.pid) if container.engine in ("pid", "unit", "command") else [])]
+    names = [f"{one.engine}:{name}" for one in found for name in (one.name, one.id) if name]
+    return [printable(name) for name in names]
+
+
+def _around(pid: int) -> list[Container]:
+    """The containers that a process is in: those whose process has its root's mount namespace and its pid namespace."""
+    from cntr.engines import listing
+
+    return [one for one in listing.running()[0] if one.pid and _namespaces(one.pid) == _namespaces(pid) != ()]
+
+
+def _namespaces(pid: int) -> tuple[tuple[int, int], ...]:
+    try:
+        found = [os.stat(f"/proc/{pid}/ns/{kind}") for kind in ("mnt", "pid")]
+    except OSError:
+        return ()
+    return tuple((status.st_dev, status.st_ino) for status in found)
+
+
+def _match_any(patterns: list[str], names: list[str]) -> bool:
+    from fnmatch import fnmatchcase
+
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def responsible() -> int:
+    """The uid of whom the policy is about: who has logged in; else who called sudo; else the process' own."""
+    login = who.login_uid()
+    if login is not None:
+        return login
+    sudo = os.environ.get("SUDO_UID", "")
+    return int(sudo) if sudo.isdecimal() and who.real_uid() == 0 else who.real_uid()
+
+
+def _callers() -> list[str]:
+    """The caller as patterns know it: name, uid, and @group for each group of that user."""
+    import grp
+    import pwd
+
+    uid = responsible()
+    names = [str(uid)]
+    try:
+        entry = pwd.getpwuid(uid)
+    except KeyError:
+        return names
+    names.append(entry.pw_name)
+    for gid in os.getgrouplist(entry.pw_name, entry.pw_gid):
+        try:
+            names.append(f"@{grp.getgrgid(gid).gr_name}")
+        except KeyError:
+            names.append(f"@{gid}")
+    return names
+
+
+def _caller() -> str:
+    names = _callers()
+    return printable(names[1] if len(names) > 1 else f"uid {names[0]}")
+
+
+# --- the file ------------------------------------------------------------------------------------------------------------
+
+
+def load(path: str) -> Policy:
+    """The policy of a file. Raises CntrError for one that is not root's alone to write, and for anything in it that is not understood."""
+    try:
+        return _policy(parse(_text(path)))
+    except TomlError as error:
+        raise CntrError(
+            f"{path}: {printable(str(error))}", "nothing is done by a policy that is not understood"
+        ) from None
+    except OSError as error:
+        raise CntrError(
+            f"{path}: {error.strerror}", "a regular file, root's, and readable for who is to use cntr"
+        ) from None
+
+
+def _text(path: str) -> str:
+    """Raises OSError, TomlError."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(22, "not a regular file")
+        if status.st_uid not in _roots() or status.st_mode & 0o022:
+            raise OSError(1, "others than root can write to it")
+        if status.st_size > LIMIT:
+            raise OSError(27, f"larger than {LIMIT >> 10} KiB")
+        data = b""
+        while len(data) <= LIMIT and (chunk := os.read(fd, LIMIT + 1 - len(data))):
+            data += chunk
+    finally:
+        os.close(fd)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise TomlError(data[: error.start].count(b"\n") + 1, "not UTF-8") from None
+
+
+def _roots() -> tuple[int, ...]:
+    """The uids that root has here: in a user namespace that has no root of the machine's, who is not mapped."""
+    rows = procfs.id_map(procfs.read("/proc/self/uid_map"))
+    return (0,) if rows == ((0, 0, (1 << 32) - 1),) else (0, int(procfs.read("/proc/sys/kernel/overflowuid")))
+
+
+def _policy(tables: list[Table]) -> Policy:
+    policy = Policy()
+    for table in tables:
+        _check_keys(table)
+        found = {key: value for key, (value, _) in table.items.items()}
+        if table.name == "record":
+            for key, value in found.items():
+                setattr(policy.sinks, key, value)
+        elif table.name == "allow":
+            policy.rules.append(Rule(table))
+        elif table.name == "session":
+            policy.reason, policy.forbid = bool(found.get("reason")), found.get("forbid", [])  # type: ignore[assignment]
+            if "limit" in found:
+                policy.limit = _seconds(str(found["limit"]), table.items["limit"][1])
+    if policy.sinks.require and not (policy.sinks.journal or policy.sinks.audit or policy.sinks.file):
+        raise TomlError(1, "a record is required, and there is nowhere to write one: journal, audit, file")
+    return policy
+
+
+def _check_keys(table: Table) -> None:
+    """Raises TomlError for whatever is not known."""
+    if table.name not in KEYS and (table.name or table.items):
+        line = table.line if table.name else min(line for _, line in table.items.values())
+        raise TomlError(
+            line, f"[{table.name}] is not one of {', '.join(KEYS)}" if table.name else "a key outside of any table"
+        )
+    if table.name and table.repeated != (table.name == "allow"):
+        raise TomlError(table.line, f"it is {'[[allow]]' if table.name == 'allow' else f'[{table.name}]'}")
+    for key, (value, line) in table.items.items():
+        kind = KEYS[table.name].get(key)
+        if kind is None:
+            raise TomlError(line, f"`{key}` is not one of {', '.join(KEYS[table.name])}")
+        if not isinstance(value, kind):
+            raise TomlError(line, f"`{key}` is {TYPES[kind]}")
+        known = {"forbid": WIDENING, "commands": COMMANDS}.get(key)
+        for word in value if known and isinstance(value, list) else ():
+            if word not in known:  # type: ignore[operator]
+                raise TomlError(line, f"`{key}`: {word!r} is not one of {', '.join(known)}")  # type: ignore[arg-type]
+        if key == "file" and (not str(value).startswith("/") or os.path.normpath(str(value)) != value):
+            raise TomlError(line, "`file` is a clean absolute path")
+        if key == "users" and not value:
+            raise TomlError(line, "`users` is empty: leave it out for everybody")
+
+
+def _seconds(text: str, line: int) -> float:
+    number, unit = text[:-1], text[-1:]
+    if unit not in UNITS or not number.isascii() or not number.isdecimal() or not int(number):
+        raise TomlError(line, f"`limit`: {text!r} is not a time, as 30m or 8h")
+    return float(int(number) * UNITS[unit])

@@ -1,0 +1,183 @@
+"""One use of cntr: allowed by the policy or refused, recorded at its beginning and its end."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from cntr.audit import sinks, who
+from cntr.errors import EXIT_FAILED, CntrError, Refused, printable
+
+POLICY = "/etc/cntr.conf"
+STRING_LIMIT, LIST_LIMIT = 8192, 256  # characters of a value, values of a list
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cntr.audit.policy import Policy
+    from cntr.audit.sinks import Fields
+    from cntr.engines import Container
+
+
+class Session:
+    """A scope. What it was begun with: the command's name, cntr's words (secrets taken out), options that widen, reason, target as typed.
+
+    copied: bytes moved by cp; status: of the command, for the record of the end; why: what ended it but the command itself; limit: seconds
+    that it may take, None for any time.
+    """
+
+    def __init__(
+        self, command: str, words: list[str], say: Callable[[str], None], *, target: str = "", reason: str = ""
+    ) -> None:
+        """Nothing looked at yet. say: prints one line to the user."""
+        self.command, self.words, self.say, self.target, self.reason = command, words, say, target, reason
+        self.widening: list[str] = []
+        self.limit: float | None = None
+        self.policy: Policy | None = None
+        self.settings = sinks.Settings()
+        self.fields: Fields = {}
+        self.begun = self.started = 0.0  # monotonic, and of the clock; 0: no record yet
+        self.copied, self.status, self.why = 0, EXIT_FAILED, ""
+
+    def __enter__(self) -> Session:
+        """Ask the policy what can be asked before the target is known. Raises CntrError."""
+        try:
+            os.lstat(POLICY)
+        except FileNotFoundError:
+            return self
+        except OSError:
+            pass  # there is one, and reading it says why it can't be read
+        from cntr.audit import policy
+
+        self.policy = policy.load(POLICY)
+        self.settings = self.policy.sinks
+        self._ask(lambda rules: rules.check(self.command, self.reason, self.widening))
+        self.limit = self.policy.limit_of(self.limit)
+        return self
+
+    def begin(self, container: Container | None = None) -> None:
+        """The target is known, and is entered next: the first record. Raises CntrError where the policy says no."""
+        self._describe(container)
+        self._ask(lambda rules: rules.check_target(self.command, self.target, container))
+        self.begun, self.started = time.monotonic(), time.time()
+        self._write("start", f"{self._label()}: {self.command} began")
+
+    def end(self, status: int, *, said: bool = False) -> None:
+        """The last record, once. Fails nobody: what is over is over. said: that there is no record has been said at the beginning."""
+        if not self.begun:
+            return
+        seconds, self.begun = time.monotonic() - self.begun, 0.0
+        fields: Fields = {
+            "event.outcome": "success" if status == 0 else "failure",
+            "event.start": timestamp(self.started),
+            "event.duration": int(seconds * 1e9),
+            "process.exit_code": status,
+            "cntr.ended_by": self.why,
+        }
+        if self.copied:
+            fields["cntr.copied.bytes"] = self.copied
+        why = f" ({self.why})" if self.why else ""
+        try:
+            self._write("end", f"{self._label()}: {self.command} ended with status {status}{why}", fields)
+        except CntrError as error:
+            if not said:
+                self.say(error.message)
+
+    def hand_over(self) -> None:
+        """The end is another process' to record."""
+        self.begun = 0.0
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """The end: by an error, or with ``status``."""
+        if error is not None:
+            self.status = error.exit_code if isinstance(error, CntrError) else EXIT_FAILED
+            message = error.message if isinstance(error, CntrError) else f"{type(error).__name__}: {error}"
+            self.fields["error.message"] = bounded(message)
+        self.end(self.status, said=isinstance(error, Refused))
+
+    def _ask(self, question: Callable[[Policy], None]) -> None:
+        """Have the policy answer; a refusal is recorded. Raises Refused."""
+        if self.policy is None:
+            return
+        try:
+            question(self.policy)
+        except Refused as error:
+            if not self.fields:
+                self._describe(None)
+            try:
+                self._write("denied", f"{self._label()}: {self.command} refused: {error.message}")
+            except CntrError:
+                pass  # it is refused all the same
+            raise
+
+    def _describe(self, container: Container | None) -> None:
+        """Everything both records say."""
+        self.fields = who.fields()
+        self.fields.update(
+            {
+                "event.kind": "event",
+                "event.provider": "cntr",
+                "event.dataset": "cntr.session",
+                "event.category": ["session"],
+                "event.action": self.command,
+                "event.id": os.urandom(8).hex(),
+                "event.reason": bounded(self.reason),
+                "process.args": ["cntr", *(bounded(word) for word in self.words[:LIST_LIMIT])],
+                "cntr.target": bounded(self.target),
+                "cntr.widening": [bounded(word) for word in self.widening],
+            }
+        )
+        if len(self.words) > LIST_LIMIT:
+            self.fields["process.args_count"] = len(self.words) + 1
+        if container:
+            self.fields.update(
+                {
+                    "container.runtime": bounded(container.engine),
+                    "container.name": bounded(container.name),
+                    "container.id": bounded(container.id),
+                    "container.image.name": bounded(container.image),
+                    "container.image.hash.all": [bounded(container.digest)] if container.digest else [],
+                    "cntr.target_pid": container.pid,
+                    "cntr.target_owner": str(container.owner),
+                }
+            )
+
+    def _label(self) -> str:
+        """Who, and on what: the head of a message."""
+        found = self.fields
+        user = found["user.audit.name"] or found["cntr.sudo.user"] or found["user.name"] or f"uid {found['user.id']}"
+        name = found.get("container.name") or found.get("container.id")
+        return f"{user}: {found['container.runtime']}:{name}" if name else f"{user}: {found['cntr.target']}"
+
+    def _write(self, kind: str, message: str, more: Fields | None = None) -> None:
+        """One record into every sink. Raises Refused where one is required and could not be written."""
+        fields: Fields = {
+            "@timestamp": timestamp(time.time()),
+            "message": message,
+            "ecs.version": "8.11.0",
+            "event.type": [kind],
+            "event.outcome": {"start": "unknown", "denied": "failure"}.get(kind, "unknown"),
+            **self.fields,
+            **(more or {}),
+        }
+        failed = sinks.write(
+            kind, {key: value for key, value in fields.items() if value not in ("", [])}, self.settings
+        )
+        for sink, error in failed:
+            what = f"no record in {sink}: {printable(str(error.strerror or error))}"
+            if self.settings.require:
+                raise Refused(f"{what}: {POLICY} requires one", "a session without its record is not begun")
+            self.say(f"note: {what}")
+
+
+def timestamp(seconds: float) -> str:
+    """ISO 8601, UTC, with milliseconds."""
+    year, month, day, hour, minute, second = time.gmtime(seconds)[:6]
+    return f"{year}-{month:02d}-{day:02d}T{hour:02d}:{minute:02d}:{second:02d}.{int(seconds % 1 * 1000):03d}Z"
+
+
+def bounded(text: str) -> str:
+    """TEXT fit for a record: on one line, no escape sequences, and not endless."""
+    shown = printable(text[:STRING_LIMIT])
+    return shown if len(text) <= STRING_LIMIT else f"{shown}… ({len(text) - STRING_LIMIT} more)"

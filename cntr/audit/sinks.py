@@ -1,0 +1,124 @@
+"""Where a record goes: journald's own socket; whatever else a policy names is in ``elsewhere``, which is loaded then.
+
+Nobody is waited for longer than PATIENCE_SECONDS. Sockets are opened for each record: journald may be started anew in between.
+"""
+
+from __future__ import annotations
+
+import _socket  # the module behind socket, without its import of enum (5 ms)
+import errno
+import os
+
+from cntr.linux import sockets
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Union
+
+    Fields = dict[str, Union[str, int, list[str]]]  # by their ECS names; "" and [] are left out of a record
+
+JOURNAL, SYSLOG = "/run/systemd/journal/socket", "/dev/log"
+PATIENCE_SECONDS = 1.0
+PRIORITY, FACILITY = 5, 10  # notice, authpriv (syslog(3))
+# sd-id128(3), one a kind of record: `journalctl MESSAGE_ID=…`
+MESSAGE_IDS = {
+    "start": "b0c0c3f1b94b4b9a9b1f5a7d0a6e2c11",
+    "end": "b0c0c3f1b94b4b9a9b1f5a7d0a6e2c12",
+    "denied": "b0c0c3f1b94b4b9a9b1f5a7d0a6e2c13",
+}
+MFD_CLOEXEC, MFD_ALLOW_SEALING = 0x1, 0x2
+F_ADD_SEALS, SEALS = 1033, 0xF  # F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE (fcntl(2))
+
+
+class Settings:
+    """What the policy says of records.
+
+    journal: to journald, else syslog; audit: to the kernel's audit system; file: path of JSON lines, "" for none; require: no session
+    without a record in each of them.
+    """
+
+    __slots__ = ("audit", "file", "journal", "require")
+
+    def __init__(self) -> None:
+        """Those of a machine without a policy."""
+        self.journal, self.audit, self.require, self.file = True, False, False, ""
+
+
+def write(kind: str, fields: Fields, settings: Settings) -> list[tuple[str, OSError]]:
+    """One record into every sink; what failed, by the sink's name. Nowhere to write to without a policy is no failure."""
+    failed: list[tuple[str, OSError]] = []
+    if settings.journal:
+        try:
+            _journal_or_syslog(kind, fields)
+        except OSError as error:
+            if settings.require or error.errno != errno.ENOENT:
+                failed.append(("the system's journal", error))
+    if settings.audit or settings.file:
+        from cntr.audit import elsewhere
+
+        failed += elsewhere.write(kind, fields, settings)
+    return failed
+
+
+def _journal_or_syslog(kind: str, fields: Fields) -> None:
+    try:
+        to_journal(kind, fields)
+    except OSError:
+        if not os.path.exists(SYSLOG):
+            raise
+        from cntr.audit import elsewhere
+
+        elsewhere.to_syslog(SYSLOG, fields)
+
+
+def journal_name(key: str) -> str:
+    """The journal's name of a field: ``container.name`` is CNTR_CONTAINER_NAME."""
+    return ("" if key.startswith("cntr.") else "CNTR_") + key.replace(".", "_").upper()
+
+
+def to_journal(kind: str, fields: Fields) -> None:
+    """systemd's native protocol: a datagram of FIELD=value lines. Values have no newline in them. Raises OSError."""
+    lines = [
+        f"MESSAGE={fields['message']}",
+        f"MESSAGE_ID={MESSAGE_IDS[kind]}",
+        f"PRIORITY={PRIORITY}",
+        f"SYSLOG_FACILITY={FACILITY}",
+        "SYSLOG_IDENTIFIER=cntr",
+    ]
+    if "cntr.target_pid" in fields:
+        lines.append(f"OBJECT_PID={fields['cntr.target_pid']}")  # journald adds what it knows of that process
+    for key, value in fields.items():
+        if key not in ("@timestamp", "message"):
+            lines += [f"{journal_name(key)}={one}" for one in (value if isinstance(value, list) else [value])]
+    data = "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+    try:
+        connection.settimeout(PATIENCE_SECONDS)
+        try:
+            connection.sendto(data, JOURNAL)
+        except OSError as error:
+            if error.errno not in (errno.EMSGSIZE, errno.ENOBUFS):
+                raise
+            connection.connect(JOURNAL)
+            _send_sealed(connection, data)
+    finally:
+        connection.close()
+
+
+def _send_sealed(connection: _socket.socket, data: bytes) -> None:
+    """A record too large for a datagram: an empty one, with a sealed memfd that holds it (sd_journal_sendv(3))."""
+    from fcntl import fcntl
+
+    fd = os.memfd_create("cntr-record", MFD_CLOEXEC | MFD_ALLOW_SEALING)
+    try:
+        write_all(fd, data)
+        fcntl(fd, F_ADD_SEALS, SEALS)
+        sockets.send(connection, b"", [fd])
+    finally:
+        os.close(fd)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """write(2) until all of DATA is written. Raises OSError."""
+    while data:
+        data = data[os.write(fd, data) :]

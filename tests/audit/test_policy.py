@@ -1,0 +1,288 @@
+"""/etc/cntr.conf: how it is read, what is refused, and that a record that is required is one."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cntr.audit import policy, toml
+from cntr.engines import Container
+from cntr.errors import CntrError, Refused
+from tests.audit.support import Place, only
+from tests.nest import box
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a policy is root's: needs root")
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Place(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def container():
+    with box.Box("governed") as made:
+        yield made
+
+
+# --- the language ------------------------------------------------------------------------------------------------------
+
+PIECES = (
+    """[a] [[a]] a b-1 = = true false "x" 'y\\' "\\u00e9\\n" " ' #c [ ] , 1 "" '' \\ ä a.b {}""".split(),
+    ["\n", "\r\n", " ", "\t", "[ b ]", "\x00", "\x7f", '"' * 3],
+)
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    st.lists(st.sampled_from([*PIECES[0], *PIECES[1]]), max_size=14).map("".join)
+    | st.lists(st.sampled_from(["[a]", 'k="v"', "k=[", '"x"', ",", "]", "#"]), max_size=9).map("\n".join)
+)
+def test_what_is_accepted_means_what_toml_says(text):
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 has the module to compare with")
+    try:
+        tables = toml.parse(text)
+    except toml.TomlError as error:
+        assert 1 <= error.line <= text.count("\n") + 1
+        return
+    expected: dict[str, object] = {}
+    for table in tables:
+        found = {key: value for key, (value, _) in table.items.items()}
+        if not table.name:
+            expected.update(found)
+        elif table.repeated:
+            expected.setdefault(table.name, []).append(found)  # type: ignore[attr-defined]
+        else:
+            expected[table.name] = found
+    assert tomllib.loads(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "word"),
+    [
+        ("[session]\nreason = true\nresaon = true\n", 3, "resaon"),
+        ("# c\n[sitting]\n", 2, "sitting"),
+        ("reason = true\n", 1, "outside"),
+        ("[session]\nreason = 'yes'\n", 2, "true or false"),
+        ("[session]\nforbid = ['--root']\n", 2, "--root"),
+        ("[session]\nforbid = [\n'--force',\n1]\n", 2, "forbid"),
+        ("[session]\nlimit = '8 hours'\n", 2, "8 hours"),
+        ("[session]\nlimit = '0m'\n", 2, "0m"),
+        ("[[allow]]\nusers = []\n", 2, "users"),
+        ("[[allow]]\ncommands = ['ps']\n", 2, "ps"),
+        ("[allow]\nusers = ['root']\n", 1, "[[allow]]"),
+        ("[record]\nfile = 'relative'\n", 2, "absolute"),
+        ("[record]\nfile = '/var/../etc/x'\n", 2, "absolute"),
+        ("[record]\nrequire = true\njournal = false\n", 1, "nowhere"),
+        ("[record]\nrequire = true\nrequire = false\n", 3, "already"),
+        ("[record]\n[session]\n[record]\n", 3, "already"),
+        ("[session]\nreason = true \x1b[2J\n", 2, "control"),
+    ],
+)
+def test_what_is_not_understood_is_an_error_with_its_line(tmp_path, text, line, word):
+    path = tmp_path / "cntr.conf"
+    path.write_text(text)
+    with pytest.raises(CntrError) as raised:
+        policy.load(str(path))
+    assert word in raised.value.message
+    if word != "forbid":
+        assert f": line {line}: " in raised.value.message
+    assert raised.value.message.isprintable()
+
+
+@pytest.mark.parametrize(
+    "what", ["link", "fifo", "directory", "group-writable", "another's", "huge", "no UTF-8", "device"]
+)
+def test_a_file_that_is_not_roots_alone_is_refused(tmp_path, what):
+    path = tmp_path / "cntr.conf"
+    path.write_text("[session]\nreason = true\n")
+    os.chmod(path, 0o664 if what == "group-writable" else 0o644)
+    if what == "another's":
+        os.chown(path, 1000, 1000)
+    elif what == "huge":
+        path.write_text("#" * (policy.LIMIT + 1))
+    elif what == "no UTF-8":
+        path.write_bytes(b"[session]\n#\xff\n")
+    elif what in ("link", "fifo", "directory", "device"):
+        path.unlink()
+        {
+            "link": lambda: path.symlink_to("/dev/null"),
+            "fifo": lambda: os.mkfifo(path),
+            "directory": path.mkdir,
+            "device": lambda: os.mknod(path, 0o644 | 0o020000, os.makedev(1, 5)),
+        }[what]()
+    with pytest.raises(CntrError) as raised:
+        policy.load(str(path))
+    assert str(path) in raised.value.message
+
+
+# --- users, targets, options -------------------------------------------------------------------------------------------
+
+
+def rules(tmp_path, text):
+    path = tmp_path / "cntr.conf"
+    path.write_text(text)
+    return policy.load(str(path))
+
+
+def test_options_are_forbidden_by_name_and_value(tmp_path):
+    found = rules(tmp_path, "[session]\nforbid = ['--tools host:all', '--share']\n")
+    for widening in (["--privileged"], ["--tools web"], []):
+        found.check("attach", "", widening)
+    for widening in (["--tools host:all"], ["--privileged", "--share /x:rw"]):
+        with pytest.raises(Refused, match="is forbidden by the policy"):
+            found.check("attach", "", widening)
+
+
+def test_users_are_who_logged_in_and_not_who_they_became(tmp_path, monkeypatch):
+    found = rules(
+        tmp_path,
+        "[[allow]]\nusers = ['root', '@daemon']\ntargets = ['docker:web*', 'image:tools*']\n"
+        "[[allow]]\nusers = ['1000']\ncommands = ['cp']\n",
+    )
+    container = policy_container("docker", "web-1")
+    for login, sudo, command, allowed in (
+        (None, "", "attach", True),
+        (None, "1000", "attach", False),
+        (0, "1000", "attach", True),  # sudo's word counts only where nobody has logged in
+        (1000, "0", "attach", False),
+        (1000, "", "cp", True),
+        (1, "", "exec", True),  # daemon's group
+        (65534, "", "attach", False),
+    ):
+        monkeypatch.setattr(policy.who, "login_uid", lambda login=login: login)
+        monkeypatch.setenv("SUDO_UID", sudo)
+        try:
+            found.check(command, "", [])
+            found.check_target(command, "typed", container)
+        except Refused:
+            assert not allowed, (login, sudo, command)
+        else:
+            assert allowed, (login, sudo, command)
+
+
+def policy_container(engine, name, **more):
+    return Container(engine, name, os.getpid(), **more)
+
+
+def test_a_process_counts_as_the_container_it_is_in(tmp_path, monkeypatch):
+    from cntr.engines import listing
+
+    monkeypatch.setattr(policy.who, "login_uid", lambda: 0)
+    found = rules(tmp_path, "[[allow]]\ntargets = ['docker:web']\n")
+    process = policy_container("pid", str(os.getpid()))
+    for known, allowed in (
+        ([], False),
+        ([policy_container("docker", "web")], True),
+        ([Container("docker", "web", 1)], None),
+    ):
+        monkeypatch.setattr(listing, "running", lambda known=known: (known, []))
+        if allowed is None:  # this test may run in pid 1's namespaces, or not
+            allowed = policy._namespaces(1) == policy._namespaces(os.getpid())
+        if allowed:
+            found.check_target("exec", "", process)
+        else:
+            with pytest.raises(Refused):
+                found.check_target("exec", "", process)
+
+
+def test_targets_are_the_engines_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(policy.who, "login_uid", lambda: 0)
+    found = rules(tmp_path, "[[allow]]\ntargets = ['docker:web*', 'docker:0123*', 'image:tools*']\n")
+    for container in (
+        policy_container("docker", "web"),
+        policy_container("docker", "db", id="0123ab"),
+        policy_container("docker", "x", image="tools:1", state="image"),
+    ):
+        found.check_target("attach", "", container)
+    for container in (
+        policy_container("podman", "web"),
+        policy_container("docker", "db", id="ff", image="tools:1"),  # made of that image, and not the image
+        policy_container("docker", "web", image="web", state="image"),
+    ):
+        with pytest.raises(Refused):
+            found.check_target("attach", "docker:web", container)
+
+
+# --- the whole command -------------------------------------------------------------------------------------------------
+
+
+def test_a_reason_is_required_of_root_too_and_the_refusal_recorded(place, container, tmp_path):
+    place.policy = f"[record]\nfile = '{tmp_path}/log'\n[session]\nreason = true\nforbid = ['--privileged']\n"
+    os.chmod(tmp_path, 0o755)
+    marker = tmp_path / "entered"
+    with place.journal() as journal:
+        command = ("--share", f"{tmp_path}:rw", "--", "touch", str(marker))
+        refused = place.cntr("attach", str(container.pid), *command, env={"CNTR_CONF": "/dev/null"})
+        assert "no reason is given" in box.one_line_and_hint(refused)
+        refused = place.cntr("attach", str(container.pid), "--reason", "r", "--privileged", *command)
+        assert "--privileged is forbidden" in box.one_line_and_hint(refused)
+        assert not marker.exists()
+        done = place.cntr("attach", str(container.pid), "--reason", "r", *command)
+        assert (done.returncode, marker.exists()) == (0, True), done
+    assert [only(entry, "CNTR_EVENT_TYPE") for entry in journal.entries] == ["denied", "denied", "start", "end"]
+    log = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert [entry["event.type"] for entry in log] == [["denied"], ["denied"], ["start"], ["end"]]
+    assert log[0]["message"] == f"root: {container.pid}: attach refused: attach: no reason is given"
+
+
+@pytest.mark.parametrize("sink", ["journal", "file", "full", "audit"])
+def test_no_record_no_session(place, container, tmp_path, sink):
+    """Nothing is entered where the record that is required can't be written: status 125."""
+    os.chmod(tmp_path, 0o755)
+    marker = tmp_path / "entered"
+    place.policy = {
+        "journal": "[record]\nrequire = true\n",
+        "file": f"[record]\nrequire = true\njournal = false\nfile = '{tmp_path}/none/log'\n",
+        "full": "[record]\nrequire = true\njournal = false\nfile = '/run/full/log'\n",
+        "audit": "[record]\nrequire = true\njournal = false\naudit = true\n",
+    }[sink]
+    if sink == "full":
+        place.setup = (
+            "mkdir -p /run/full; mount -t tmpfs -o size=4k,mode=755 t /run/full; head -c 4096 /dev/zero > /run/full/log"
+        )
+    done = place.cntr("attach", str(container.pid), "--share", f"{tmp_path}:rw", "--", "touch", str(marker))
+    message = box.one_line_and_hint(done)
+    assert message.startswith("cntr: no record in ")
+    assert message.endswith(": /etc/cntr.conf requires one")
+    assert not marker.exists()
+    if sink != "journal":
+        place.policy = place.policy.replace("require = true\n", "")
+        done = place.cntr("attach", str(container.pid), "--", "true")
+        assert done.returncode == 0
+        assert "note: no record in " in done.stderr
+
+
+@pytest.mark.parametrize("what", ["link", "group-writable", "unknown key"])
+def test_nothing_is_done_by_a_policy_that_is_not_roots(place, container, what):
+    place.policy = "" if what != "unknown key" else "[session]\nx = true\n"
+    place.setup = {
+        "link": "rm /etc/cntr.conf; ln -s /dev/null /etc/cntr.conf",
+        "group-writable": "chmod g+w /etc/cntr.conf",
+        "unknown key": ":",
+    }[what]
+    for command in (["attach", str(container.pid), "--", "true"], ["cp", f"{container.pid}:/app", "/dev/stdout"]):
+        message = box.one_line_and_hint(place.cntr(*command))
+        assert "/etc/cntr.conf" in message
+
+
+def test_the_policy_looks_at_what_a_pid_is_in(place, container):
+    place.policy = "[[allow]]\ntargets = ['docker:*']\n"
+    assert "is not allowed for root" in box.one_line_and_hint(place.cntr("attach", str(container.pid), "--", "true"))
+    place.policy = f"[[allow]]\ntargets = ['pid:{container.pid}']\n"
+    assert place.cntr("attach", str(container.pid), "--", "true").returncode == 0
+
+
+@pytest.mark.usefixtures("other_users")
+def test_a_user_without_root_is_told_what_the_policy_says(place):
+    place.policy = "[session]\nreason = true\n"
+    code = "import os, sys\nos.setgid(1000); os.setuid(1000)\nfrom cntr.__main__ import main\nmain()"
+    done = place.cntr("attach", str(os.getpid()), "--", "true", code=code)
+    assert "no reason is given" in box.one_line_and_hint(done)
+    place.setup = "chmod 600 /etc/cntr.conf"
+    done = place.cntr("attach", str(os.getpid()), "--", "true", code=code)
+    assert "/etc/cntr.conf: Permission denied" in box.one_line_and_hint(done)

@@ -1,0 +1,380 @@
+"""What is recorded of a session, and where."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cntr.audit import elsewhere, session, sinks, who
+from tests.audit.support import Place, only
+from tests.nest import box
+from tests.nest.test_exec_inside import INSIDE
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="records of root's sessions: needs root")
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Place(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def container():
+    with box.Box("audited") as made:
+        yield made
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_an_attach_leaves_a_record_of_its_beginning_and_of_its_end(place, container):
+    with place.journal() as journal:
+        done = place.cntr(
+            *("attach", str(container.pid), "--reason", "INC-7: it hangs", "--privileged", "-e", "TOKEN=hunter2"),
+            *("--share", "/usr", "--", "sh", "-c", "exit 3"),
+            env={"SUDO_USER": "alice", "SUDO_UID": "1000", "SSH_CONNECTION": "192.0.2.7 50312 192.0.2.1 22"},
+        )
+        assert (done.returncode, done.stderr) == (3, "")
+    begin, end = journal.entries
+    for entry in (begin, end):
+        assert only(entry, "CNTR_EVENT_ACTION") == "attach"
+        assert only(entry, "CNTR_EVENT_REASON") == "INC-7: it hangs"
+        assert entry["CNTR_WIDENING"] == ["--share /usr", "--privileged"]
+        assert only(entry, "CNTR_TARGET") == str(container.pid)
+        assert only(entry, "CNTR_CONTAINER_RUNTIME") == "pid"
+        assert only(entry, "OBJECT_PID") == str(container.pid)
+        assert only(entry, "CNTR_USER_ID") == "0"
+        assert only(entry, "CNTR_SUDO_USER") == "alice"
+        assert only(entry, "CNTR_SOURCE_IP") == "192.0.2.7"
+        assert only(entry, "CNTR_HOST_HOSTNAME") == os.uname().nodename
+        assert only(entry, "SYSLOG_IDENTIFIER") == "cntr"
+        words = entry["CNTR_PROCESS_ARGS"]
+        assert words[:2] == ["cntr", "attach"]
+        assert words[-4:] == ["--", "sh", "-c", "exit 3"]
+        assert "hunter2" not in str(entry)
+        assert "TOKEN=…" in words
+    assert only(begin, "CNTR_EVENT_ID") == only(end, "CNTR_EVENT_ID")
+    assert [only(entry, "CNTR_EVENT_TYPE") for entry in (begin, end)] == ["start", "end"]
+    assert only(begin, "MESSAGE") == f"alice: pid:{container.pid}: attach began"
+    assert only(end, "MESSAGE") == f"alice: pid:{container.pid}: attach ended with status 3"
+    assert only(end, "CNTR_PROCESS_EXIT_CODE") == "3"
+    assert only(end, "CNTR_EVENT_OUTCOME") == "failure"
+    assert int(only(end, "CNTR_EVENT_DURATION")) > 0
+
+
+@pytest.mark.parametrize("line", ["exec", "cp", "mount"])
+def test_so_do_the_other_commands(place, container, tmp_path, line):
+    (tmp_path / "file").write_bytes(b"x" * 100_000)
+    (tmp_path / "mountpoint").mkdir()
+    commands = {
+        "exec": ["exec", str(container.pid), "--", "/bin/true"],
+        "cp": ["cp", str(tmp_path / "file"), f"{container.pid}:/file"],
+        "mount": ["mount", str(tmp_path), str(tmp_path / "mountpoint")],
+    }
+    with place.journal() as journal:
+        # The daemon of a mount records its end when it is unmounted, in its own mount namespace.
+        code = (
+            "import subprocess, sys, time, os\n"
+            "done = subprocess.run([sys.executable, '-m', 'cntr', *sys.argv[1:]])\n"
+            "if sys.argv[1] == 'mount' and not done.returncode:\n"
+            "    subprocess.run(['umount', sys.argv[-1]], check=True)\n"
+            "sys.exit(done.returncode)"
+        )
+        done = place.cntr(*commands[line], code=code)
+        assert (done.returncode, done.stderr) == (0, "")
+        deadline = time.monotonic() + 10
+        while len(journal.entries) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    begin, end = journal.entries
+    assert [only(entry, "CNTR_EVENT_TYPE") for entry in (begin, end)] == ["start", "end"]
+    assert only(begin, "CNTR_EVENT_ID") == only(end, "CNTR_EVENT_ID")
+    assert only(end, "CNTR_EVENT_ACTION") == line
+    assert only(end, "CNTR_PROCESS_EXIT_CODE") == "0"
+    if line == "cp":
+        assert int(only(end, "CNTR_COPIED_BYTES")) >= 100_000
+        assert only(end, "CNTR_TARGET") == str(container.pid)
+
+
+def test_an_exec_from_inside_a_session_is_recorded_with_its_reason(place, container):
+    with place.journal() as journal:
+        done = place.cntr("attach", str(container.pid), "--reason", "why", "--", "sh", "-c", f"{INSIDE} -- id")
+        assert done.returncode == 0, done
+    assert [
+        (only(e, "CNTR_EVENT_ACTION"), only(e, "CNTR_EVENT_TYPE"), only(e, "CNTR_EVENT_REASON"))
+        for e in journal.entries
+    ] == [
+        ("attach", "start", "why"),
+        ("exec", "start", "why"),
+        ("exec", "end", "why"),
+        ("attach", "end", "why"),
+    ]
+
+
+def test_nothing_forges_a_field_or_a_line(place, container, tmp_path):
+    """Newlines and escape sequences in arguments, reason, variables; a target that nobody knows leaves no record."""
+    forged = "x\nCNTR_USER_ID=1000\nMESSAGE=all is well\x1b]0;owned\x07"
+    place.policy = f'[record]\nfile = "{tmp_path}/log"\n'
+    os.chmod(tmp_path, 0o755)
+    with place.journal() as journal:
+        done = place.cntr(
+            *("attach", str(container.pid), "--reason", forged, "--", "true", forged),
+            env={"SUDO_USER": forged, "TERM": forged},
+        )
+        assert done.returncode == 0, done
+        assert place.cntr("attach", forged).returncode == 125
+    assert len(journal.entries) == 2
+    for entry in journal.entries:
+        assert only(entry, "CNTR_USER_ID") == "0"
+        assert only(entry, "CNTR_EVENT_REASON") == session.bounded(forged)
+        assert not any("\x1b" in value for values in entry.values() for value in values)
+    log = (tmp_path / "log").read_bytes()
+    assert log.count(b"\n") == 2
+    assert b"\x1b" not in log
+    assert lines(tmp_path / "log")[0]["process.args"][-1] == session.bounded(forged)
+
+
+def test_a_record_too_large_for_a_datagram_comes_in_a_memfd(place, container):
+    words = ["w" * 9000] * 40
+    with place.journal() as journal:
+        done = place.cntr("attach", str(container.pid), "--", "true", *words)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert journal.large == 2
+    begin, _ = journal.entries
+    assert len(begin["CNTR_PROCESS_ARGS"]) == 5 + 40
+    assert begin["CNTR_PROCESS_ARGS"][-1] == "w" * session.STRING_LIMIT + "… (808 more)"
+
+
+def test_without_journald_it_is_syslog(container, monkeypatch, tmp_path):
+    """/dev/log as a datagram and as a stream socket, by the function: a test has no /dev of its own."""
+    fields: sinks.Fields = {"message": "m", "process.args": ["cntr", *["w" * 100] * 200], "event.action": "attach"}
+    for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+        path = tmp_path / f"log{kind}"
+        monkeypatch.setattr(sinks, "JOURNAL", str(tmp_path / "none"))
+        monkeypatch.setattr(sinks, "SYSLOG", str(path))
+        with socket.socket(socket.AF_UNIX, kind) as server:
+            server.bind(str(path))
+            if kind == socket.SOCK_STREAM:
+                server.listen()
+            assert sinks.write("end", fields, sinks.Settings()) == []
+            if kind == socket.SOCK_STREAM:
+                connection, _ = server.accept()
+                with connection:
+                    data = connection.recv(1 << 16)
+                assert data.endswith(b"\0")
+                data = data[:-1]
+            else:
+                data = server.recv(1 << 16)
+        head, _, text = data.decode().partition(": @cee: ")
+        assert head.startswith("<85>")
+        assert head.endswith(f"cntr[{os.getpid()}]")
+        assert json.loads(text)["message"] == "m"
+        assert len(data) <= elsewhere.SYSLOG_LIMIT
+
+
+def _would_block(sender, path):
+    try:
+        sender.sendto(b"x", path)
+    except BlockingIOError:
+        return True
+    return False
+
+
+def test_nobody_is_waited_for(monkeypatch, tmp_path):
+    """A journal that takes nothing: after PATIENCE_SECONDS the session goes on, and says so."""
+    monkeypatch.setattr(sinks, "JOURNAL", str(tmp_path / "journal"))
+    monkeypatch.setattr(sinks, "SYSLOG", str(tmp_path / "none"))
+    monkeypatch.setattr(sinks, "PATIENCE_SECONDS", 0.05)
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as full,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender,
+    ):
+        full.bind(str(tmp_path / "journal"))
+        sender.setblocking(False)
+        while not _would_block(sender, str(tmp_path / "journal")):
+            pass
+        ((sink, error),) = sinks.write("end", {"message": "m", "process.args": []}, sinks.Settings())
+    assert sink == "the system's journal"
+    assert isinstance(error, TimeoutError)
+
+
+# --- the file ----------------------------------------------------------------------------------------------------------
+
+
+FIELDS: sinks.Fields = {"message": 'a "quoted" \\ word', "process.pid": 7, "process.args": ["cntr", "ä"]}
+
+
+@pytest.fixture
+def directory(tmp_path):
+    path = tmp_path / "log"
+    path.mkdir(mode=0o755)
+    return path
+
+
+def test_the_file_is_roots_and_grows_by_lines(directory):
+    for _ in range(2):
+        elsewhere.to_file(f"{directory}/r.jsonl", FIELDS, durable=True)
+    assert os.stat(f"{directory}/r.jsonl").st_mode & 0o7777 == 0o600
+    assert lines(directory / "r.jsonl") == [FIELDS, FIELDS]
+
+
+@pytest.mark.parametrize("what", ["link", "fifo", "group-writable", "another's", "directory of another's"])
+def test_what_is_not_roots_own_file_is_refused(directory, what):
+    path = directory / "r.jsonl"
+    if what == "link":
+        path.symlink_to(directory / "elsewhere")
+    elif what == "fifo":
+        os.mkfifo(path, 0o600)
+    elif what != "directory of another's":
+        path.touch(0o600)
+        os.chmod(path, 0o620 if what == "group-writable" else 0o600)
+        os.chown(path, 1000 if what == "another's" else 0, 0)
+    else:
+        os.chown(directory, 1000, 0)
+    with pytest.raises(OSError, match=r"not root|regular|symbolic|No such device"):
+        elsewhere.to_file(str(path), FIELDS, durable=False)
+    assert not (directory / "elsewhere").exists()
+
+
+def test_a_full_disk_leaves_no_half_line(directory):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k,mode=755", "tmpfs", directory], check=True)
+    try:
+        path, count = directory / "r.jsonl", 0
+        large: sinks.Fields = {**FIELDS, "event.reason": "r" * 1500}
+        with pytest.raises(OSError, match="No space left"):  # noqa: PT012
+            while count < 100:
+                elsewhere.to_file(str(path), large, durable=True)
+                count += 1
+        assert lines(path) == [large] * count
+    finally:
+        subprocess.run(["umount", directory], check=True)
+
+
+# --- audit -------------------------------------------------------------------------------------------------------------
+
+
+def test_audits_text_can_be_read_in_one_way_only():
+    fields: sinks.Fields = {
+        "process.args": ["cntr", "attach", "a' res=success", "x\ny"],
+        "event.action": "attach",
+        "event.id": "0123",
+        "cntr.tty": "pts/0 res=success",
+    }
+    text = elsewhere.audit_text(fields, succeeded=False)
+    assert text.endswith(" res=failed")
+    assert text.count("res=") == 1
+    assert "'" not in text
+    assert "terminal=pts/0_res_success " in text
+    pairs = dict(word.split("=", 1) for word in text.split(" "))
+    assert bytes.fromhex(pairs["cmd"]).decode() == "cntr attach a' res=success x\ny"
+    assert elsewhere.audit_value("/usr/bin/x") == '"/usr/bin/x"'
+
+
+def test_the_kernels_audit_system_answers(monkeypatch):
+    """Everything but a daemon, which one test of a shared machine can't start: a lab scenario reads the record back."""
+    fields: sinks.Fields = {"process.args": ["cntr", "attach"], "event.action": "attach", "event.id": "0123"}
+    try:
+        elsewhere.to_audit(fields, succeeded=True)
+    except OSError as error:
+        if error.errno in (errno.EPROTONOSUPPORT, errno.ECONNREFUSED, errno.EPERM):
+            pytest.skip(f"no audit here: {error.strerror}")
+        assert error.errno == errno.ENOTCONN
+    # What the kernel says of the record itself, with the question before it left out.
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, elsewhere.NETLINK_AUDIT) as connection:
+        text = elsewhere.audit_text(fields, succeeded=True).encode()
+        assert elsewhere._ask_kernel(connection, elsewhere.AUDIT_USER_CMD, text) == b""
+        with pytest.raises(OSError, match=r"\[Errno"):
+            elsewhere._ask_kernel(connection, 999, b"")
+
+
+# --- who ---------------------------------------------------------------------------------------------------------------
+
+
+def test_terminals_have_their_names():
+    assert who.terminal(0) == ""
+    assert who.terminal(136 << 8 | 3) == "pts/3"
+    assert who.terminal((700 & 0xFF) | 136 << 8 | (700 & ~0xFF) << 12) == "pts/700"
+    assert who.terminal(4 << 8 | 1) == "tty1"
+    assert who.terminal(4 << 8 | 64) == "ttyS0"
+
+
+def test_behind_sudo_the_connection_is_an_ancestors(monkeypatch):
+    script = (
+        "import os, sys; sys.path[:0] = [sys.argv[1]]; from cntr.audit import who; print(who.fields().get('source.ip'))"
+    )
+    inner = [sys.executable, "-c", script, box.REPOSITORY]
+    clean = {name: value for name, value in os.environ.items() if name != "SSH_CONNECTION"}
+    for sudo, expected in (({"SUDO_UID": "1000"}, "192.0.2.7"), ({}, "None")):
+        outer = f"import subprocess, sys; subprocess.run(sys.argv[1:], env={ {**clean, **sudo}!r}, check=True)"
+        done = subprocess.run(
+            [sys.executable, "-c", outer, *inner],
+            env={**clean, "SSH_CONNECTION": "192.0.2.7 1 192.0.2.1 22"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == expected
+
+
+LOGIN = 4711
+
+
+def test_the_login_uid_stays_with_a_session_and_what_it_execs(container):
+    """What `docker exec` loses, since its process is the daemon's child (loginuid of none)."""
+    path = "/proc/self/loginuid"
+    if not os.path.exists(path):
+        pytest.skip("this kernel has no audit (CONFIG_AUDITSYSCALL): no loginuid")
+    code = (
+        "import os, sys\n"
+        f"open('{path}', 'w').write('{LOGIN}')\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'cntr', *sys.argv[1:]])"
+    )
+    for words in (["attach"], ["exec"]):
+        done = box.run(*words, str(container.pid), "--", "/bin/cat", "/proc/self/loginuid", code=code)
+        if "PermissionError" in done.stderr or "Operation not permitted" in done.stderr:
+            pytest.skip("CAP_AUDIT_CONTROL is missing here: the login uid can't be set")
+        assert (done.stdout.strip(), done.stderr) == (str(LOGIN), "")
+
+
+# --- the real one ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not shutil.which("journalctl"), reason="not installed: systemd (journalctl)")
+def test_journald_itself_keeps_it(place, container, tmp_path):
+    """systemd-journald, in a mount namespace of its own, and journalctl's answer."""
+    daemon = "/usr/lib/systemd/systemd-journald"
+    if not os.path.exists(daemon):
+        pytest.skip(f"not installed: {daemon}")
+    script = (
+        f"mkdir -p /run/systemd/journal /run/log/journal; {daemon} >/run/said 2>&1 & daemon=$!\n"
+        "for i in $(seq 300); do [ -S /run/systemd/journal/socket ] && break; sleep 0.05; done\n"
+        '"$@" || echo failed >&2\n'
+        "journalctl --sync >&2 2>/dev/null; journalctl -D /run/log/journal -t cntr -o json\n"
+        "kill $daemon; wait $daemon"
+    )
+    place.setup = "printf '[Journal]\\nStorage=volatile\\n' > /etc/systemd/journald.conf"
+    command = [sys.executable, "-m", "cntr", "attach", str(container.pid), "--reason", "look", "--", "true"]
+    done = subprocess.run(
+        [*place.prefix(), "sh", "-c", script, "sh", *command],
+        env={**os.environ, "PYTHONPATH": box.REPOSITORY},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    if not found:
+        pytest.skip(f"systemd-journald does not run here: {(place.run / 'said').read_text()[:300]}")
+    assert [entry["CNTR_EVENT_TYPE"] for entry in found] == ["start", "end"]
+    assert found[0]["CNTR_EVENT_REASON"] == "look"
+    assert found[0]["_UID"] == "0"
+    assert found[0]["MESSAGE_ID"] == sinks.MESSAGE_IDS["start"]
+    assert found[0]["OBJECT_COMM"]
