@@ -102,8 +102,8 @@ class Input:
             elif self.buffer:
                 self._write()
             return True
-        if fd != self.fd:
-            return False
+        if fd != self.fd or self.pipe < 0:  # closed by an event of the same round: what stdin holds is not read for nobody
+            return fd == self.fd
         if events & select.POLLIN and not self._wanted():
             self.again = time.monotonic() + self.pause
             self.pause = min(self.pause * 2, LONGEST_PAUSE)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pathlib
+import select
 import subprocess
 import sys
 import time
 
 import pytest
 
+from cntr.attach.stdio import PIPE, Input
 from tests.nest.box import REPOSITORY
 from tests.nest.tty import Terminal
 
@@ -32,6 +34,21 @@ def shell(script: str, **options: object) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         ["bash", "-c", script], env=environment, capture_output=True, check=False, timeout=60, **options
     )  # type: ignore[call-overload]
+
+
+def test_input_that_nobody_will_read_is_left_where_it_is():
+    """Poll tells of both in one round: the command has closed its stdin, and there is more for it."""
+    (reading, writing), (given, pipe) = os.pipe(), os.pipe()
+    os.write(writing, b"rest")
+    moved = Input(reading, PIPE, pipe, given)
+    os.close(given)
+    assert moved.ready(pipe, select.POLLERR)
+    assert moved.ready(reading, select.POLLIN)
+    assert moved.interests() == {}
+    assert os.read(reading, 9) == b"rest"
+    moved.close()
+    os.close(reading)
+    os.close(writing)
 
 
 def test_the_end_of_the_sessions_processes_does_not_cut_what_they_wrote(tmp_path):
