@@ -6,6 +6,7 @@ Nothing is put into the container. A command of the host's runs in the container
 
 from __future__ import annotations
 
+import errno
 import http.client
 import os
 import re
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 RETRY = 0.05  # seconds
 QUIET = 2.0  # seconds without a new file that end a recording which nothing else ends
 HEALTHY = 5.0  # seconds that a health check may take, all its attempts together
+END = 10.0  # seconds from the end of a container's process to its engine's word for it, at most
 AGAIN = 5.0  # seconds that --for lasts in a proof, at most
 MOST_PAGES = 40  # of the links that an HTTP probe follows
 ANSWER = 1 << 20  # bytes of an answer that are looked at
@@ -84,13 +86,13 @@ class Exercise:
         deadline = begin + timeout
         first = 0.0
         for probe in self.http:
-            self._in_network(running, lambda probe=probe: self._ask(running, probe, deadline))  # type: ignore[misc]
+            self._in_network(running, lambda probe=probe: self._ask(running, probe, deadline), str(probe))  # type: ignore[misc]
             first = first or time.monotonic() - begin
         for words in self.inside:
             self._exec(running, words, deadline)
             first = first or time.monotonic() - begin
         if self.command:
-            self._in_network(running, lambda: self._command(running, deadline))
+            self._in_network(running, lambda: self._command(running, deadline), shlex.join(self.command))
             first = first or time.monotonic() - begin
         if self.health:
             self._health(running)
@@ -104,8 +106,11 @@ class Exercise:
 
     # the steps
 
-    def _in_network(self, running: Running, step: Callable[[], None]) -> None:
-        """Run STEP in a thread that is in the container's network namespace."""
+    def _in_network(self, running: Running, step: Callable[[], None], what: str = "") -> None:
+        """Run STEP in a thread that is in the container's network namespace. what: it takes a container that runs.
+
+        ProcessLookupError, with WHAT a CntrError, if it has ended.
+        """
         failed: list[BaseException] = []
 
         def run() -> None:
@@ -119,6 +124,12 @@ class Exercise:
         thread.start()
         while thread.is_alive():  # so that Ctrl-C is heard
             thread.join(0.1)
+        if failed and isinstance(failed[0], ProcessLookupError):  # its end is known a moment after the process is gone
+            end = time.monotonic() + END
+            while running.exited() is None and time.monotonic() < end:
+                time.sleep(RETRY)
+            if what:
+                running.demand_running(what)
         if failed:
             raise failed[0]
 
@@ -263,11 +274,11 @@ class Exercise:
 
 
 def _enter_network(pid: int) -> None:
-    """Join the network namespace of PID with this thread alone."""
+    """Join the network namespace of PID with this thread alone. ProcessLookupError where it has ended."""
     try:
         fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        raise CntrError("the container has ended", "look at what it printed") from None
+        raise ProcessLookupError(errno.ESRCH, "the container has ended") from None
     try:
         if os.fstat(fd).st_ino != os.stat("/proc/thread-self/ns/net").st_ino:
             syscalls.setns(fd, syscalls.CLONE_NEWNET)

@@ -101,8 +101,10 @@ def serve(fuse_fd: int, root_fd: int, shown: set[str] | None, hidden: frozenset[
     Session(fuse_fd, core, Heartbeat(), lambda: None).run()
 
 
-def start(fuse_fd: int, root_fd: int, shown: set[str] | None, hidden: frozenset[str], notes: int, grow: bool) -> int:
-    """``serve`` in a process of its own; its pid. It ends with the last mount, and with us."""
+def start(
+    fuse_fd: int, mounted: int, root_fd: int, shown: set[str] | None, hidden: frozenset[str], notes: int, grow: bool
+) -> int:
+    """``serve`` in a process of its own, once a byte comes from MOUNTED; its pid. It ends with the last mount, and with us."""
     pid = os.fork()
     if pid:
         return pid
@@ -113,7 +115,8 @@ def start(fuse_fd: int, root_fd: int, shown: set[str] | None, hidden: frozenset[
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         syscalls.set_process_name("cntrfs")
-        serve(fuse_fd, root_fd, set(shown) if shown is not None else None, hidden, notes, grow)
+        if os.read(mounted, 1):  # reading /dev/fuse before it is mounted is EPERM
+            serve(fuse_fd, root_fd, set(shown) if shown is not None else None, hidden, notes, grow)
     finally:
         os._exit(0)
 

@@ -274,7 +274,6 @@ def test_a_listing_tells_a_reused_inode_number_apart(table: NodeTable, tmp_path:
         if again == nodeid:
             assert newer != generation
             node = table.get(nodeid)
-            assert node.lookups == 2
             assert identity(table.fds.fd(node)) == node.id
             return
     pytest.skip(f"the filesystem of {tmp_path} does not reuse inode numbers")

@@ -90,6 +90,31 @@ def test_an_archive_is_split_without_an_engine(archive, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"one.tar", "two.tar", "fat.tar"}
 
 
+SLOW_MOUNT = """
+import sys, time
+from cntr.linux import syscalls
+quick = syscalls.unshare
+syscalls.unshare = lambda flags: (time.sleep(0.5), quick(flags))[1]
+from cntr.cli.main import run
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+def test_the_file_server_waits_for_its_mount(archive, tmp_path):
+    """The holder, a process of its own, may be late with it."""
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    words = ["slim", f"archive:{archive}", "--http", "8000", "-o", "slim.tar"]
+    done = subprocess.run(
+        [sys.executable, "-c", SLOW_MOUNT, *words],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import secrets
 import time
 
@@ -72,19 +71,22 @@ def _layers(name: str, config: dict[str, Any]) -> list[str]:
     for diff_id in config["rootfs"]["diff_ids"]:
         chain = f"sha256:{hashlib.sha256(f'{chain} {diff_id}'.encode()).hexdigest()}" if chain else str(diff_id)
     key = f"cntr-slim-{os.getpid()}-{secrets.token_hex(3)}"
-    try:
-        commands.run([*CLI, "snapshot", "view", key, chain])
+    try:  # told at once: a view that nothing leases may be collected before the next call
+        mounts = commands.load([*CLI, "snapshot", "view", "--mounts", key, chain])
     except commands.Failed:
         return []  # not unpacked by overlayfs' snapshotter
     try:
-        text = commands.run([*CLI, "snapshot", "mounts", "/", key])
-    finally:
         commands.run([*CLI, "snapshot", "rm", key])
-    found = re.search(r"lowerdir=([^,\s]+)", text)
-    if found:
-        return found[1].split(":")[::-1]
-    bind = re.search(r"mount -t bind (\S+) ", text)
-    return [bind[1]] if bind else []
+    except commands.Failed:
+        if key in commands.run([*CLI, "snapshot", "ls"]):
+            raise
+    for mount in mounts:
+        for option in mount.get("Options") or []:
+            if option.startswith("lowerdir="):
+                return list(option.partition("=")[2].split(":")[::-1])
+        if mount.get("Type") == "bind":
+            return [str(mount["Source"])]
+    return []
 
 
 def container(name: str) -> tuple[str, dict[str, Any], int] | None:

@@ -60,7 +60,12 @@ class RuntimeRunning(Running):
         self.settings, self.tree, self.options, self.guard = settings, tree, options, guard
         self.name = f"cntr-slim-{os.getpid()}-{secrets.token_hex(3)}"
         self.stop_signal = options.stop_signal
-        self.place = guard.directory()
+        self.directory = guard.directory()
+        self.pid_file = (
+            f"{self.directory}/pid"  # beside the holder's own mounts, to be read also when the holder has ended
+        )
+        self.place = f"{self.directory}/own"
+        os.mkdir(self.place, 0o755)
         self.command = runtime()
         self.holder = self.server = 0
         self.notes = os.memfd_create("notes", os.MFD_CLOEXEC)
@@ -71,17 +76,18 @@ class RuntimeRunning(Running):
         """Start it on the image's files that are SHOWN (None: all). grow, hidden: see ``served``."""
         fuse_fd = mounting.open_device()
         ready, told = os.pipe2(os.O_CLOEXEC)
+        mounted, mounting_done = os.pipe2(os.O_CLOEXEC)
         self.holder = os.fork()
         if self.holder == 0:
             os.close(ready)
-            self._hold(fuse_fd, told)
+            self._hold(fuse_fd, told, mounting_done)
         os.close(told)
+        os.close(mounting_done)
         self._remember("holder", self.holder)
         root_fd = os.open(f"/proc/self/fd/{self.tree.root_fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        # The holder mounts; its accesses wait until the server is there.
-        self.server = served.start(fuse_fd, root_fd, shown, hidden, self.notes, grow)
-        os.close(fuse_fd)
-        os.close(root_fd)
+        self.server = served.start(fuse_fd, mounted, root_fd, shown, hidden, self.notes, grow)
+        for fd in (fuse_fd, mounted, root_fd):
+            os.close(fd)
         self._remember("server", self.server)
         try:
             with open(ready, "rb") as stream:
@@ -99,10 +105,9 @@ class RuntimeRunning(Running):
 
     def _wait_for_start(self) -> None:
         deadline = time.monotonic() + 30
-        path = f"/proc/{self.holder}/root{self.place}/pid"
         while time.monotonic() < deadline:
             try:
-                with open(path, encoding="ascii") as stream:
+                with open(self.pid_file, encoding="ascii") as stream:
                     self.pid = int(stream.read() or "0")
             except (OSError, ValueError):
                 self.pid = 0
@@ -125,15 +130,15 @@ class RuntimeRunning(Running):
 
     # the holder
 
-    def _hold(self, fuse_fd: int, told: int) -> None:
+    def _hold(self, fuse_fd: int, told: int, mounting_done: int) -> None:
         """In the child: mount, then become the runtime."""
         try:
             os.setsid()
             syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-            self._mount(fuse_fd)
+            self._mount(fuse_fd, mounting_done)
             self._bundle()
             words = [*self.command, "--root", f"{self.place}/state", "run", "--bundle", self.place]
-            words += ["--pid-file", f"{self.place}/pid", self.name]
+            words += ["--pid-file", self.pid_file, self.name]
             null = os.open(os.devnull, os.O_RDONLY)
             for fd, mine in ((null, 0), (self.output, 1), (self.output, 2)):
                 os.dup2(fd, mine)
@@ -144,7 +149,7 @@ class RuntimeRunning(Running):
         finally:
             os._exit(125)
 
-    def _mount(self, fuse_fd: int) -> None:
+    def _mount(self, fuse_fd: int, mounting_done: int) -> None:
         flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
         syscalls.unshare(syscalls.CLONE_NEWNS)
         syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
@@ -156,6 +161,7 @@ class RuntimeRunning(Running):
         os.chown(f"{self.place}/upper", root.uid, root.gid)
         mounting.mount(fuse_fd, "cntr", f"{self.place}/lower", flags)
         os.close(fuse_fd)
+        os.write(mounting_done, b"m")
         options = f"lowerdir={self.place}/lower,upperdir={self.place}/upper,workdir={self.place}/work"
         if not _is_first_namespace():
             options += ",userxattr"
@@ -283,7 +289,7 @@ class RuntimeRunning(Running):
             os.waitpid(self.server, 0)
             self.server = 0
         self._remove_cgroups()
-        self.guard.undo(self.place)
+        self.guard.undo(self.directory)
 
     def _signal(self, name: str) -> None:
         number = int(name) if name.isdecimal() else signal.Signals[f"SIG{name.upper().removeprefix('SIG')}"]
