@@ -102,7 +102,7 @@ class Input:
             elif self.buffer:
                 self._write()
             return True
-        if fd != self.fd or self.pipe < 0:  # closed by an event of the same round: what stdin holds is not read for nobody
+        if fd != self.fd or self.pipe < 0:  # an event of the same round closed it
             return fd == self.fd
         if events & select.POLLIN and not self._wanted():
             self.again = time.monotonic() + self.pause
