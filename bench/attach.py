@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bench import measure
 from bench.measure import Row
-from lab.slim import SlimContainer
+from testkit.container import SlimContainer
 
 ISOLATED = "python3 -ISc pass"  # what any program in Python costs at least
 BY_PID, BY_NAME, DOCKER_EXEC = "cntr attach PID", "cntr attach docker:NAME", "docker exec"
@@ -45,7 +45,7 @@ def docker_rows(stack: ExitStack, cntr: str, environment: dict[str, str]) -> tup
     """The rows of a container in a Docker daemon of the bench's own, and the container's name; or why there are none."""
     import pytest
 
-    from tests.engines import rigs_cli
+    from testkit.engines import rigs_cli
 
     try:
         docker = rigs_cli.Docker()

@@ -29,8 +29,8 @@ from bench import fs_memory, fs_paper
 from bench.fs_workloads import Workload, workloads
 from bench.plot import chart
 from cntr.linux import syscalls
-from tests.fs.servers import BINDINGS, REPOSITORY, Server, is_mountpoint, missing
-from tests.suites import rooms
+from testkit import rooms
+from testkit.servers import BINDINGS, REPOSITORY, Server, is_mountpoint, missing
 
 _SETTLING = 0.1  # seconds after a mount: what a server has to do yet is not what is measured
 PEERS = {

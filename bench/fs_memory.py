@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.fs.servers import Server
+from testkit.servers import Server
 
 BYTES_PER_FILE = 640  # an inode of 256 bytes, its entry, the directories' overhead; twice that
 PER_DIRECTORY = 1000

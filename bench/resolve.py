@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from bench import measure
 
 if TYPE_CHECKING:
-    from tests.engines.rig import Box
+    from testkit.engines.rig import Box
 
 # rig → the command that a user would ask for the pid, with {name}
 COMMANDS: dict[str, str] = {
@@ -102,7 +102,7 @@ def _questions(stack: ExitStack, name: str) -> list[Question]:
     import pytest
 
     from cntr import engines
-    from tests.engines import rigs
+    from testkit.engines import rigs
 
     try:
         rig = rigs.RIGS[name]()
@@ -128,10 +128,10 @@ def _questions(stack: ExitStack, name: str) -> list[Question]:
 def _crowds(stack: ExitStack) -> list[Question]:
     """500 containers by the state files of three engines, over real processes."""
     from cntr.engines import listing
-    from tests.engines import test_many
+    from testkit.engines import crowd as many
 
     directory = Path(stack.enter_context(TemporaryDirectory(prefix="cntr-bench-")))
-    crowd = stack.enter_context(test_many.processes(directory))
+    crowd = stack.enter_context(many.processes(directory))
 
     def question(layout: Callable[[Path, dict[str, int]], dict[str, str]]) -> Question:
         name = layout.__name__.removesuffix("_layout")
@@ -149,7 +149,7 @@ def _crowds(stack: ExitStack) -> list[Question]:
 
         return Question(f"{len(crowd)} of {name}", "cntr ps", ours)
 
-    return [question(layout) for layout in test_many.LAYOUTS]
+    return [question(layout) for layout in many.LAYOUTS]
 
 
 def _command(name: str, box: Box) -> tuple[list[str], Mapping[str, str]]:

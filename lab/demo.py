@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from lab.slim import SlimContainer
+from testkit.container import SlimContainer
 
 TRANSCRIPT = (
     ("the container's root: no shell, no /etc", "ls -l /var/lib/cntr"),

@@ -16,7 +16,7 @@ import pytest
 
 from cntr.linux import procfs
 
-pytest_plugins = ["tests.engines.rigs"]
+pytest_plugins = ["testkit.engines.rigs"]
 
 # nohup(1) and a shell's `&` have signals ignored, which every process of a test would inherit; and cntr keeps to it.
 for _number, _handler in (

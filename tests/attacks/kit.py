@@ -11,11 +11,11 @@ import pathlib
 import secrets
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from testkit.waiting import wait_until
 from tests.nest.box import Box, run
 
 TRANSPORTS = ("mount", "fuse")
@@ -134,17 +134,9 @@ def each(values: Sequence[object], few: int = 2) -> list[tuple[str, object]]:
     return [("mount", value) for value in values] + [("fuse", value) for value in list(values)[:few]]
 
 
-def until(condition, what: str, seconds: float = LIMIT_SECONDS) -> None:
-    """Wait for CONDITION; a test's failure where it does not come."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not in {seconds} s: {what}"
-        time.sleep(0.01)
-
-
 def await_ready(box: Box) -> None:
     """Until the accomplice looks."""
-    until(lambda: "ready\n" in (box.root / "loot").read_text(errors="replace"), "the accomplice is ready")
+    wait_until(lambda: "ready\n" in (box.root / "loot").read_text(errors="replace"), "the accomplice is ready")
 
 
 def attach(box: Box, transport: str, *flags: str, command: Sequence[str] = ("true",), **more: object):

@@ -17,6 +17,7 @@ import time
 
 import pytest
 
+from testkit.waiting import wait_until
 from tests.attacks import kit
 from tests.nest.box import CNTR, REPOSITORY
 
@@ -116,7 +117,7 @@ def test_no_key_is_read_after_the_end(accomplice, canary, place, screen, pattern
         process = start(box, screen, pattern, "sh", "-c", reader)
         drain(process, screen)
         os.write(screen.master, b"password-word")
-        kit.until(lambda: b"password-word" in screen.typed() or box.loot, "the key went somewhere", 3)
+        wait_until(lambda: b"password-word" in screen.typed() or box.loot, "the key went somewhere", 3)
         assert not any("password-word" in line for line in box.loot)
 
 

@@ -15,6 +15,7 @@ import time
 
 import pytest
 
+from testkit.waiting import wait_until
 from tests.attacks import kit
 from tests.conftest import MARK, marked_processes
 from tests.nest.box import CNTR, REPOSITORY, run
@@ -50,7 +51,7 @@ def no_session_left(box: kit.Hostile) -> None:
                 continue
         return found
 
-    kit.until(lambda: not strangers(), f"the session's processes are gone: {strangers()}", 10)
+    wait_until(lambda: not strangers(), f"the session's processes are gone: {strangers()}", 10)
 
 
 def one_message(error: str) -> None:
@@ -66,7 +67,7 @@ def test_everything_visible_is_stopped_or_killed(accomplice, canary, place, tran
         kit.await_ready(box)
         process = launch(box, transport, "/bin/bash", "-c", "setsid sleep 600 & (sleep 600 & sleep 600); sleep 600")
         try:
-            kit.until(lambda: box.loot or process.poll() is not None, "the accomplice met it")
+            wait_until(lambda: box.loot or process.poll() is not None, "the accomplice met it")
             time.sleep(0.3)  # let it act on whoever came after
             if process.poll() is None and deed == "s":
                 process.kill()  # a stopped command hears nothing, and its user has to do without cntr
@@ -85,7 +86,7 @@ def test_the_supervisor_is_killed_while_the_container_stops_the_rest(accomplice,
     with kit.hostile(place, accomplice, "hunt", "s", canary.path, canary.secret, "same", uid=uid) as box:
         kit.await_ready(box)
         process = launch(box, transport, "/bin/bash", "-c", "setsid sleep 600 & sleep 600")
-        kit.until(lambda: box.loot, "the accomplice stopped it")
+        wait_until(lambda: box.loot, "the accomplice stopped it")
         process.kill()
         process.communicate(timeout=10)
         no_session_left(box)

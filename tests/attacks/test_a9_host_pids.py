@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from cntr.linux import procfs, syscalls
-from lab.slim import NAMESPACES
+from testkit.container import NAMESPACES
 from tests.attacks import kit
 from tests.attacks.test_a8_monitor import launch
 

@@ -59,7 +59,7 @@ def test_the_container_sees_no_socket_of_a_session(accomplice, canary, place, tr
 def test_the_host_shows_no_socket_to_other_users(accomplice, canary, place, transport):
     """With the host's network namespace every local user sees the names of abstract sockets."""
     from cntr.linux import syscalls
-    from lab.slim import NAMESPACES
+    from testkit.container import NAMESPACES
 
     with kit.hostile(place, accomplice, namespaces=NAMESPACES & ~syscalls.CLONE_NEWNET) as box:
         before = set(sockets_of("self"))
@@ -72,7 +72,7 @@ def test_the_host_shows_no_socket_to_other_users(accomplice, canary, place, tran
 def test_a_flood_delays_nobody(accomplice, canary, place, shared):
     """Whatever name it listens on: connections that say nothing, of the container's processes."""
     from cntr.linux import syscalls
-    from lab.slim import NAMESPACES
+    from testkit.container import NAMESPACES
 
     namespaces = NAMESPACES & ~syscalls.CLONE_NEWNET if shared else NAMESPACES
     with kit.hostile(place, accomplice, namespaces=namespaces) as box, session(str(box.pid)) as shell:

@@ -12,9 +12,10 @@ import subprocess
 
 import pytest
 
+from testkit.engines.rig import Box
+from testkit.engines.rigs import open_rig
+from testkit.waiting import wait_until
 from tests.attacks import kit
-from tests.engines.rig import Box
-from tests.engines.rigs import open_rig
 from tests.nest.box import CNTR, REPOSITORY
 
 ENGINES = ("docker", "docker_remapped", "podman", "podman_rootless")
@@ -63,7 +64,7 @@ def proofs(box: Box, canary: kit.Canary) -> list[str]:
 
 def set_to_hunt(box: Box, deeds: str, canary: kit.Canary, *roles: str) -> None:
     box.rig.command("exec", "-d", box.name, "/accomplice", "hunt", deeds, canary.path, canary.secret, *roles)
-    kit.until(lambda: "ready" in loot(box), "the accomplice is ready")
+    wait_until(lambda: "ready" in loot(box), "the accomplice is ready")
 
 
 def test_hunters(box, canary, transport):

@@ -15,6 +15,7 @@ import time
 import pytest
 
 from cntr.linux import procfs
+from testkit.waiting import wait_until
 from tests.attacks import kit
 from tests.attacks.test_a8_monitor import launch, no_session_left, one_message
 from tests.nest.box import CNTR, run
@@ -61,7 +62,7 @@ def nobody_waits(pids: list[int]) -> None:
                 continue
         return found
 
-    kit.until(lambda: not waiting(), f"nobody waits uninterruptibly: {waiting()}", 10)
+    wait_until(lambda: not waiting(), f"nobody waits uninterruptibly: {waiting()}", 10)
 
 
 def began(box: kit.Hostile, transport: str) -> subprocess.Popen[str]:
@@ -73,7 +74,7 @@ def began(box: kit.Hostile, transport: str) -> subprocess.Popen[str]:
         "-c",
         "touch /var/lib/cntr/began; setsid sleep 600 & while :; do cat /etc/hostname /usr/bin/env >/dev/null; sleep 0.02; done",
     )
-    kit.until(lambda: (box.root / "began").exists() or process.poll() is not None, "the session runs")
+    wait_until(lambda: (box.root / "began").exists() or process.poll() is not None, "the session runs")
     return process
 
 
@@ -126,7 +127,7 @@ def test_the_container_is_killed(accomplice, place, transport):
         assert error.count("\n") == 1, error
         assert "stopped" in error
         nobody_waits(everybody)
-        kit.until(
+        wait_until(
             lambda: not any(os.path.exists(f"/proc/{pid}/ns") and pid != process.pid for pid in everybody),
             "all are gone",
         )
@@ -243,7 +244,7 @@ def test_out_of_memory(accomplice, place, transport, leaves_nothing):
             no_session_left(box)
             assert run("attach", str(box.pid), "--", "true").returncode == 0
     finally:
-        kit.until(lambda: _removed(group), "the cgroup is empty")
+        wait_until(lambda: _removed(group), "the cgroup is empty")
 
 
 def _removed(group: pathlib.Path) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from cntr.cp import copy
 from cntr.engines import Container
 from cntr.linux import syscalls
-from lab.slim import SlimContainer
+from testkit.container import SlimContainer
 from tests.cli.trees import CNTR, cp, done, leftovers, look, make_tree, names
 
 

@@ -9,8 +9,8 @@ import subprocess
 
 import pytest
 
+from testkit.engines import rigs
 from tests.cli.trees import cp, done, look, make_tree
-from tests.engines import rigs
 
 ENGINES = [
     *(("docker", variant) for variant in ("busybox", "scratch", "unprivileged", "paused")),

@@ -21,7 +21,8 @@ from cntr.cp.receive import Receiver
 from cntr.cp.stream import Incoming, Meta, Outgoing, ProtocolError, Tell
 from cntr.errors import CntrError
 from cntr.linux import syscalls
-from lab.slim import SlimContainer
+from testkit.container import SlimContainer
+from testkit.waiting import wait_until
 from tests.cli.trees import CNTR, cp, done, leftovers, names
 from tests.nest.tty import Terminal
 
@@ -381,13 +382,6 @@ def copying(*words: str):
         if process.poll() is None:
             process.kill()
             process.communicate(timeout=20)
-
-
-def wait_until(condition, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.01)
 
 
 # /proc/PID/pagemap is a regular file whose reading has no end worth waiting for.

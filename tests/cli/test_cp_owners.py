@@ -14,7 +14,7 @@ import pytest
 from cntr.cp import owners, stream
 from cntr.cp.owners import Owners
 from cntr.linux import syscalls
-from lab.slim import SlimContainer
+from testkit.container import SlimContainer
 from tests.cli.trees import cp, done, look
 
 CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")

@@ -11,7 +11,7 @@ import pytest
 
 from cntr.cp import words
 from cntr.errors import UsageError
-from lab.slim import SlimContainer
+from testkit.container import SlimContainer
 from tests.cli.trees import CNTR, cp, done, leftovers
 
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from lab.slim import SlimContainer
+from testkit.container import SlimContainer
 from tests.cli.run import cntr, complaint
 
 USAGE = {

@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 
 import pytest
 
 from cntr.cli import reports
 from cntr.cntrfs import probe
 from cntr.linux import procfs, syscalls
+from testkit.waiting import wait_until
 from tests.cli.trees import CNTR
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse")
@@ -24,13 +24,6 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/fu
 def mounted(point: pathlib.Path) -> procfs.Mount | None:
     found = [m for m in procfs.mountinfo(procfs.read("/proc/self/mountinfo")) if m.mount_point == str(point)]
     return found[-1] if found else None
-
-
-def wait_until(condition, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.02)
 
 
 def servers(point: pathlib.Path) -> list[int]:

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from lab.slim import SlimContainer
+from testkit.container import SlimContainer
 from tests.cli.run import CNTR, ENVIRONMENT, cntr, complaint
 
 

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from cntr.remote import onefile
-from lab.slim import SlimContainer
+from testkit.container import SlimContainer
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 USER = 29997

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from cntr.linux import procfs
-from tests.engines import rigs
+from testkit.engines import rigs
 
 TRANSPORTS = ("mount", "fuse")
 REAL = [

@@ -17,6 +17,7 @@ import pytest
 from cntr import engines
 from cntr.engines import commands, fallback, listing
 from cntr.errors import TargetNotFound
+from testkit.waiting import wait_until
 
 # --- real commands ----------------------------------------------------------------------------------------------------
 
@@ -210,13 +211,6 @@ def test_one_that_hangs_does_not_outlive_a_cntr_that_is_killed(directory):
         wait_until(lambda: processes("98764"))
         process.kill()
     wait_until(lambda: not processes("98764"))
-
-
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_one_that_hangs_does_not_keep_the_others_from_answering(directory, always, containerd, monkeypatch):

@@ -232,10 +232,10 @@ def test_virtual_machines(tmp_path, program, options, target, hint):
 
 def _sleeper(tmp_path: pathlib.Path) -> str:
     """A program that waits whatever its name and arguments."""
-    from tests.engines import tinyelf
+    from testkit.elf import static_program
 
     path = tmp_path / "sleeper"
-    path.write_bytes(tinyelf.program())
+    path.write_bytes(static_program())
     path.chmod(0o755)
     return str(path)
 

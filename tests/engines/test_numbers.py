@@ -12,8 +12,8 @@ import pytest
 from cntr import engines
 from cntr.engines import process
 from cntr.errors import AmbiguousTarget, TargetNotFound
+from testkit.engines.rigs_runtimes import Runc
 from tests.cli.run import cntr
-from tests.engines.rigs_runtimes import Runc
 
 
 @pytest.fixture

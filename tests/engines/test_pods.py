@@ -12,8 +12,8 @@ import pytest
 from cntr import engines
 from cntr.engines import pods
 from cntr.errors import AmbiguousTarget, TargetNotFound
-from tests.engines import rigs
-from tests.engines.rigging import unique
+from testkit.engines import rigs
+from testkit.engines.rigging import unique
 from tests.engines.test_together import cntr
 
 RIGS = ("podman", "podman_newer")

@@ -10,7 +10,7 @@ import pytest
 from cntr import engines
 from cntr.errors import TargetNotFound
 from cntr.linux import procfs
-from tests.engines import rigs
+from testkit.engines import rigs
 
 
 def status(pid: int) -> dict[str, str]:

@@ -14,10 +14,10 @@ from cntr.attach.target import Target
 from cntr.engines import evidence, settings, store
 from cntr.errors import CntrError, TargetNotFound
 from cntr.linux import procfs
+from testkit.engines.rigging import unique
+from testkit.engines.rigs_cli import Docker, Podman
+from testkit.engines.rigs_containerd import Containerd
 from tests.cli.run import CNTR, cntr
-from tests.engines.rigging import unique
-from tests.engines.rigs_cli import Docker, Podman
-from tests.engines.rigs_containerd import Containerd
 
 
 def said(target: str) -> tuple[str, str]:

@@ -8,7 +8,8 @@ import re
 import pytest
 
 from cntr import engines
-from tests.engines import rigs, support
+from testkit.engines import rigs
+from tests.engines import support
 
 
 def test_the_document_is_generated_from_the_table():

@@ -9,7 +9,7 @@ import pathlib
 import subprocess
 import sys
 
-from tests.engines import rigs
+from testkit.engines import rigs
 
 TOGETHER = ("docker", "podman", "podman_rootless", "containerd", "lxc", "nspawn", "runc")
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from lab.slim import SlimContainer
+from testkit.container import SlimContainer
 from tests.nest.box import CNTR, REPOSITORY
 
 SERVER = str(pathlib.Path(__file__).with_name("server.py"))

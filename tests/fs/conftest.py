@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .servers import BINDINGS, MODES, Place, missing, place
+from testkit.servers import BINDINGS, MODES, Place, missing, place
 
 HANG_SECONDS = 90.0 + 5 * int(os.environ.get("CNTR_EXAMPLES", "0"))  # a long run of the state machine is one test
 

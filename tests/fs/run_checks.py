@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 import tempfile
 import time
 import traceback
 from pathlib import Path
+
+from testkit.servers import remove_tree
 
 from .checks import all_checks
 from .checks._tools import Unsupported
@@ -20,16 +21,6 @@ def fresh_directory(parent: Path) -> str:
     made = tempfile.mkdtemp(prefix="check-", dir=parent)
     os.chmod(made, 0o755)
     return os.path.basename(made)
-
-
-def remove_tree(path: Path) -> None:
-    """Remove what a check left, whatever its modes and flags; what is already gone is fine."""
-    shutil.rmtree(path, ignore_errors=True)
-    if path.exists():
-        import subprocess
-
-        subprocess.run(["chattr", "-R", "-f", "-i", "-a", path], check=False, capture_output=True)
-        shutil.rmtree(path)
 
 
 def main() -> int:

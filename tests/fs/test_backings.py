@@ -14,12 +14,12 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from testkit.servers import SETID_AND_DEVICES, Place, Server, missing, open_to_others, remove_tree
+
 from .actors import USER
 from .checks import all_checks
 from .checks._tools import Unsupported
 from .expected import reason
-from .run_checks import remove_tree
-from .servers import SETID_AND_DEVICES, Place, Server, missing, open_to_others
 from .test_statemachine import Pair, Twins, bounds
 
 PARTS = ("creation", "data", "links", "openfiles", "privileges", "renames", "space", "special", "xattrs")

@@ -13,9 +13,8 @@ import pytest
 from bench import fs_paper
 from bench.fs import picture
 from bench.plot import chart
+from testkit.servers import open_to_others
 from tests.suites.document import performance
-
-from .servers import open_to_others
 
 WORKLOADS = {workload.name: workload for workload in fs_paper.workloads()}
 RESULTS = {

@@ -12,8 +12,8 @@ import pytest
 
 from cntr.cntrfs.backing import Caller
 from cntr.cntrfs.devfuse import wire
+from testkit.servers import REPOSITORY
 
-from .servers import REPOSITORY
 from .test_wire import standing_in
 
 

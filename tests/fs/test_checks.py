@@ -7,12 +7,12 @@ import os
 
 import pytest
 
+from testkit.servers import BINDINGS, MODES, Place, remove_tree
+
 from . import syscalls
 from .checks import Check, all_checks
 from .checks._tools import Unsupported
 from .expected import EXPECTED, reason
-from .run_checks import remove_tree
-from .servers import BINDINGS, MODES, Place
 
 CHECKS = all_checks()
 

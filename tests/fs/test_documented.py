@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from cntr.linux import syscalls
-
-from .servers import BINDINGS, Place, Server, missing, place
+from testkit.servers import BINDINGS, Place, Server, missing, place
 
 pytestmark = pytest.mark.skipif(bool(missing("devfuse")), reason=missing("devfuse") or "nothing is missing")
 FICLONE = 0x40049409

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from cntr.linux import syscalls as kernel
+from testkit.servers import Place, missing, open_to_others, place
 
 from . import syscalls
 from .actors import Actor, fork
-from .servers import Place, missing, open_to_others, place
 
 START = 300000  # id 0 of the filesystem, seen through the mount
 OWNER = Actor("owner", START + 5, START + 5, (START + 6,))

@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from cntr.linux import syscalls
-
-from .servers import Place, missing, place
+from testkit.servers import Place, missing, place
 
 pytestmark = pytest.mark.skipif(bool(missing("devfuse")), reason=missing("devfuse") or "nothing is missing")
 FDS = 64

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,17 +19,10 @@ from cntr.cntrfs.options import Options, parse
 from cntr.cntrfs.watchdog import Watchdog, find_device
 from cntr.errors import UsageError
 from cntr.linux import syscalls
-
-from .servers import REPOSITORY, Place, Server, is_mountpoint, missing, place
+from testkit.servers import REPOSITORY, Place, Server, is_mountpoint, missing, place
+from testkit.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(bool(missing("devfuse")), reason=missing("devfuse") or "nothing is missing")
-
-
-def within(seconds: float, condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.01)
 
 
 @pytest.fixture(params=["devfuse", "pyfuse3"])
@@ -52,7 +45,7 @@ def test_a_mount_over_it_survives_mounts_elsewhere(here: Place, tmp_path: Path) 
         syscalls.umount(str(elsewhere), 0)
         os.utime(here.behind / "over")
         (here.behind / "other").touch()
-        within(5, lambda: (here.directory / "other").exists(), "a file made behind")
+        wait_until(lambda: (here.directory / "other").exists(), "a file made behind", 5)
         assert is_mountpoint(over)
         assert (over / "inside").exists()
     finally:
@@ -66,7 +59,7 @@ def test_a_mount_behind_it_is_crossed(here: Place) -> None:
     syscalls.mount("below", str(below), "tmpfs", 0)
     try:
         (below / "new").write_text("on the submount")
-        within(5, lambda: (here.directory / "below" / "new").exists(), "the submount's file")
+        wait_until(lambda: (here.directory / "below" / "new").exists(), "the submount's file", 5)
         assert (here.directory / "below" / "new").read_text() == "on the submount"
         with pytest.raises(OSError, match="cross-device"):
             os.rename(here.directory / "below" / "new", here.directory / "new")
@@ -102,12 +95,12 @@ def test_a_mount_that_came_and_went_unseen() -> None:
         try:
             syscalls.mount("below", str(below), "tmpfs", 0)
             (below / "new").touch()
-            within(5, lambda: (here.directory / "below" / "new").exists(), "the submount's file")
+            wait_until(lambda: (here.directory / "below" / "new").exists(), "the submount's file", 5)
             syscalls.umount(str(below), syscalls.MNT_DETACH)
         finally:
             for pid in watches:
                 os.kill(pid, signal.SIGCONT)
-        within(5, lambda: not (here.directory / "below" / "new").exists(), "the end of the submount")
+        wait_until(lambda: not (here.directory / "below" / "new").exists(), "the end of the submount", 5)
         assert list((here.directory / "below").iterdir()) == []
 
 

@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
+from testkit.servers import BINDINGS, missing, place
+
 from .checks import all_checks
 from .checks._tools import Unsupported
-from .servers import BINDINGS, missing, place
 
 if importlib.util.find_spec("cntr.cntrfs") is None:
     pytest.skip("cntr.cntrfs is missing", allow_module_level=True)

@@ -18,9 +18,9 @@ from cntr.cntrfs.nobody import NobodyCore
 from cntr.cntrfs.node import generation_of
 from cntr.cntrfs.options import Options
 from cntr.linux import file_syscalls, syscalls
+from testkit.servers import BINDINGS, Server, missing, open_to_others
 
 from .actors import Actor, fork
-from .servers import BINDINGS, Server, missing, open_to_others
 
 pytestmark = pytest.mark.skipif(bool(missing("devfuse")), reason=missing("devfuse") or "nothing is missing")
 

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from cntr.linux import syscalls
-
-from .servers import BINDINGS, Server, missing, open_to_others
+from testkit.servers import BINDINGS, Server, missing, open_to_others
 
 pytestmark = pytest.mark.skipif(bool(missing("devfuse")), reason=missing("devfuse") or "nothing is missing")
 

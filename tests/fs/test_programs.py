@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from .servers import BINDINGS, missing, place
+from testkit.servers import BINDINGS, missing, place
 
 pytestmark = [
     pytest.mark.skipif(bool(missing("devfuse")), reason=missing("devfuse") or "nothing is missing"),

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from testkit.servers import Server, missing, open_to_others
+
 from .actors import Actor
-from .servers import Server, missing, open_to_others
 
 pytestmark = pytest.mark.skipif(bool(missing("devfuse")), reason=missing("devfuse") or "nothing is missing")
 MIB = 1 << 20

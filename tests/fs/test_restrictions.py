@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from cntr.linux import syscalls
+from testkit.servers import BINDINGS, Server, missing, open_to_others
 
 from .actors import Actor
-from .servers import BINDINGS, Server, missing, open_to_others
 
 pytestmark = pytest.mark.skipif(bool(missing("devfuse")), reason=missing("devfuse") or "nothing is missing")
 USER = Actor("user", 1000, 1000)

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from testkit.servers import BINDINGS, Place, missing, place
+
 from .actors import OTHER, USER
-from .servers import BINDINGS, Place, missing, place
 
 FILES = 50_000
 BYTES_PER_FILE = {"devfuse": 200, "pyfuse3": 300}  # a million files: 250 and 400 MB with the server's own 20 to 50

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .servers import Place, Server, missing, place
+from testkit.servers import Place, Server, missing, place
+from testkit.waiting import wait_until
+
 from .slow import BYTES_PER_SECOND, LOOKUP_SECONDS, SYNC_SECONDS
 
 pytestmark = pytest.mark.skipif(bool(missing("devfuse")), reason=missing("devfuse") or "nothing is missing")
@@ -180,13 +182,6 @@ def test_the_reference_binding_waits_for_the_disk_and_lives() -> None:
         syncing.join()
 
 
-def within(seconds: float, condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.02)
-
-
 LEASE = """
 import fcntl, os, signal, sys, time
 fd = os.open(sys.argv[1], os.O_RDONLY)
@@ -260,7 +255,7 @@ def test_an_opener_that_waits_for_a_lease_is_killed() -> None:
 def test_a_stopped_server_is_ended() -> None:
     with place("devfuse", options=("-o", "hang_timeout=5")) as here:
         assert here.server is not None
-        within(10, lambda: len(here.server.processes()) > 1, "the server's process")
+        wait_until(lambda: len(here.server.processes()) > 1, "the server's process", 10)
         (here.directory / "before").touch()
         serving = here.server.processes()[1]
         os.kill(serving, signal.SIGSTOP)
@@ -268,7 +263,7 @@ def test_a_stopped_server_is_ended() -> None:
         with pytest.raises(OSError, match=r"\[Errno"):
             (here.directory / "new").write_bytes(b"x")
         assert time.monotonic() - began < 10
-        within(10, lambda: not here.server.alive, "the manager has ended it")
+        wait_until(lambda: not here.server.alive, "the manager has ended it", 10)
 
 
 DEADLOCKED = """
@@ -290,7 +285,7 @@ def test_a_deadlocked_server_is_ended() -> None:
         with pytest.raises(OSError, match=r"\[Errno"):
             os.readlink(here.directory / "link")
         assert here.server is not None
-        within(10, lambda: not here.server.alive, "the manager has ended it")
+        wait_until(lambda: not here.server.alive, "the manager has ended it", 10)
 
 
 def test_a_lock_that_is_held_for_long_is_no_hang() -> None:

@@ -16,14 +16,14 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from testkit.servers import Place, remove_tree
+
 from . import snapshots, syscalls
 from .actors import ACTORS, GROUPS, UID, USER
 from .agents import Agent, AgentLost
 from .checks._acl import ACCESS, DEFAULT, acl
 from .checks._tools import FUTURE_NS, PAST_NS
 from .divergences import result_allowed, tree_allowed
-from .run_checks import remove_tree
-from .servers import Place
 
 NAMES = st.sampled_from(("a", "b", "c"))
 PATHS = st.one_of(NAMES, st.lists(NAMES, min_size=2, max_size=3).map("/".join), st.sampled_from(("a/../b", "n" * 255)))

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from testkit.servers import REPOSITORY
 from tests.suites.results import FAIL, NOTRUN, PASS, Expectation, Outcome, Run, judge, read_cannot, read_table
-
-from .servers import REPOSITORY
 
 
 def _problems(run: Run, table: list[Expectation], cannot: Path) -> dict[str, str]:

@@ -10,8 +10,7 @@ import pytest
 
 from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.session import OPERATIONS
-
-from .servers import missing, place
+from testkit.servers import missing, place
 
 LINE = {
     "devfuse": re.compile(

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,15 +15,9 @@ import pytest
 
 from cntr.cntrfs.devfuse import session, watch, wire
 from cntr.cntrfs.options import Options
+from testkit.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="fanotify's file handles need CAP_SYS_ADMIN")
-
-
-def until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -57,14 +51,14 @@ def test_closing_tells_the_kernel_nothing(watching: Any, told: list[int]) -> Non
 
 def test_a_lost_helper_has_everything_asked_for_again(watching: Any, told: list[int]) -> None:
     os.kill(watching.pid, signal.SIGKILL)
-    until(lambda: not watching._flusher.is_alive())
+    wait_until(lambda: not watching._flusher.is_alive())
     assert told == list(range(100))
 
 
 def test_closing_ends_a_flush_under_way(watching: Any, told: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "notify", lambda *_: (told.append(0), time.sleep(0.05)))
     os.kill(watching.pid, signal.SIGKILL)
-    until(lambda: bool(told))
+    wait_until(lambda: bool(told))
     watching.close()
     assert not watching._flusher.is_alive()
     assert len(told) < 100

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.engines import rigging, rigs
+from testkit.engines import rigging, rigs
 
 RIGS = ("docker", "docker_remapped", "podman", "containerd")
 ROOT = pathlib.Path(__file__).parents[2]

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from cntr.images.lint import lint
-from tests.engines import tinyelf
+from testkit.elf import static_program
 
 PATH = {"PATH": "/bin:/usr/bin"}
 
@@ -22,7 +22,7 @@ def root(tmp_path):
     path = tmp_path / "root"
     (path / "bin").mkdir(parents=True)
     (path / "app").mkdir()
-    program(path / "bin/sh", tinyelf.program())
+    program(path / "bin/sh", static_program())
     return path
 
 
@@ -80,15 +80,15 @@ def test_what_is_not_there(root):
 
 
 def test_env_finds_its_program_in_path(root):
-    program(root / "usr/bin/env", tinyelf.program())
+    program(root / "usr/bin/env", static_program())
     program(root / "app/start", b"#!/usr/bin/env python3\n")
     assert lines(root, "/app/start") == ["/app/start: its interpreter: python3: not found in PATH (/bin:/usr/bin)"]
-    program(root / "bin/python3", tinyelf.program())
+    program(root / "bin/python3", static_program())
     assert lines(root, "/app/start") == []
 
 
 def test_another_machines_program(root):
-    data = bytearray(tinyelf.program())
+    data = bytearray(static_program())
     data[18:20] = struct.pack("<H", 243 if os.uname().machine != "riscv64" else 62)
     program(root / "app/start", bytes(data))
     assert "exec format error" in lines(root, "/app/start")[0]
@@ -120,7 +120,7 @@ def test_a_fifo_and_a_device_are_not_opened(root):
 
 @pytest.mark.parametrize("cut", [1, 20, 60, 63, 64, 100, 119])
 def test_a_broken_elf_file_is_no_traceback(root, cut):
-    program(root / "app/start", tinyelf.program()[:cut])
+    program(root / "app/start", static_program()[:cut])
     assert all(isinstance(line, str) for line in lines(root, "/app/start"))
-    program(root / "app/start", tinyelf.program()[:32] + b"\xff" * 88)
+    program(root / "app/start", static_program()[:32] + b"\xff" * 88)
     assert all(isinstance(line, str) for line in lines(root, "/app/start"))

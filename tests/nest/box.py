@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from cntr.linux import procfs, syscalls
-from lab.slim import SlimContainer
+from testkit.container import SlimContainer
 from tests.conftest import MARK
 
 REPOSITORY = str(pathlib.Path(__file__).parents[2])

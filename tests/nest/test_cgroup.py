@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from cntr.linux import procfs, syscalls
-from tests.engines import rigs
+from testkit.engines import rigs
 
 CGROUP2 = next(
     (

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from cntr.linux import procfs
-from lab.slim import SlimContainer
+from testkit.container import SlimContainer
 from tests.nest.tty import CNTR
 
 SEEN_SECONDS = 40.0  # after an overflow sixteen thousand events are read first

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from testkit.waiting import wait_until
 from tests.nest.box import CNTR, REPOSITORY, Box, ask, session
 from tests.nest.conftest import prowler  # noqa: F401
 from tests.nest.test_hostile import Loot, ground
@@ -133,12 +134,12 @@ def test_it_ends_with_its_client_and_with_the_session():
     with Box() as box:
         with session(str(box.pid)) as shell:
             ask(shell, f"{INSIDE} -- sleep 987.1 & echo up")
-            _until(lambda: _running("sleep\0987.1\0"))
+            wait_until(lambda: _running("sleep\0987.1\0"))
             ask(shell, "kill -9 $!; echo killed")
-            _until(lambda: not _running("sleep\0987.1\0"))
+            wait_until(lambda: not _running("sleep\0987.1\0"))
             ask(shell, f"{INSIDE} -- sleep 987.2 & echo up")
-            _until(lambda: _running("sleep\0987.2\0"))
-        _until(lambda: not _running("sleep\0987.2\0"))
+            wait_until(lambda: _running("sleep\0987.2\0"))
+        wait_until(lambda: not _running("sleep\0987.2\0"))
 
 
 def test_it_ends_when_cntr_is_killed():
@@ -148,10 +149,10 @@ def test_it_ends_when_cntr_is_killed():
             env={**os.environ, "PYTHONPATH": REPOSITORY},
             stdin=subprocess.DEVNULL,
         )
-        _until(lambda: _running("sleep\0987.3\0"))
+        wait_until(lambda: _running("sleep\0987.3\0"))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        _until(lambda: not _running("sleep\0987.3\0"))
+        wait_until(lambda: not _running("sleep\0987.3\0"))
 
 
 def _running(command: str) -> bool:
@@ -164,10 +165,3 @@ def _running(command: str) -> bool:
             if text == command:
                 return True
     return False
-
-
-def _until(condition, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

@@ -11,7 +11,7 @@ import pytest
 
 from cntr.linux import procfs, syscalls
 from cntr.linux import seccomp as calls
-from lab.slim import DOCKER_DEFAULT
+from testkit.container import DOCKER_DEFAULT
 from tests.nest.box import CNTR, REPOSITORY, Box, one_line_and_hint, run
 from tests.nest.filters import KILL, answering, refusing
 

@@ -13,7 +13,7 @@ import pytest
 
 from cntr.attach import guard
 from cntr.linux import process, procfs, syscalls
-from lab.slim import DOCKER_DEFAULT
+from testkit.container import DOCKER_DEFAULT
 from tests.nest.filters import run
 
 PTRACE = 1 << 19

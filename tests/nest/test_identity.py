@@ -12,8 +12,8 @@ import time
 import pytest
 
 from cntr.linux import process, procfs, syscalls
-from lab.slim import DOCKER_DEFAULT
-from lab.slim import NAMESPACES as OF_A_CONTAINER
+from testkit.container import DOCKER_DEFAULT
+from testkit.container import NAMESPACES as OF_A_CONTAINER
 from tests.nest.box import REPOSITORY, Box, ask, one_line_and_hint, run, session
 
 PTRACE = 1 << 19

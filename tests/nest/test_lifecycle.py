@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from lab.slim import SlimContainer
+from testkit.container import SlimContainer
+from testkit.waiting import wait_until
 from tests.nest.tty import CNTR
 
 
@@ -65,15 +66,6 @@ def alive(pid: int) -> bool:
         return "State:\tZ" not in pathlib.Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-def wait_until(condition, seconds: float = 10) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 @pytest.mark.parametrize("status", [0, 1, 3, 77, 255])
@@ -145,11 +137,11 @@ def test_the_session_ends_with_a_target_that_is_not_an_init(start):
 def test_cntr_killed_by_sigkill_leaves_no_process(container, start):
     process = start(container, "--", "sh", "-c", "setsid sleep 999.75 & (sleep 999.75 &) ; echo ready; sleep 999.75")
     assert process.stdout.readline() == b"ready\n"
-    assert wait_until(lambda: len(descendants(process.pid)) >= 4)
+    wait_until(lambda: len(descendants(process.pid)) >= 4)
     session = descendants(process.pid)
     process.kill()
     process.wait(10)
-    assert wait_until(lambda: not any(alive(pid) for pid in session)), session
+    wait_until(lambda: not any(alive(pid) for pid in session))
 
 
 def test_the_monitor_killed_by_sigkill_ends_the_command(container, start):
@@ -161,7 +153,7 @@ def test_the_monitor_killed_by_sigkill_ends_the_command(container, start):
     os.kill(monitor, signal.SIGKILL)
     process.communicate(timeout=20)
     assert process.returncode == 137
-    assert wait_until(lambda: not any(alive(pid) for pid in session))
+    wait_until(lambda: not any(alive(pid) for pid in session))
 
 
 def test_what_the_command_leaves_behind_ends_with_it(container, start):
@@ -180,7 +172,7 @@ def test_no_mount_namespace_outlives_the_session(container, start):
     assert namespace in _mount_namespaces()
     process.kill()
     process.wait(10)
-    assert wait_until(lambda: namespace not in _mount_namespaces())
+    wait_until(lambda: namespace not in _mount_namespaces())
 
 
 def test_a_stopped_reader_does_not_lose_output(container, start):
@@ -221,7 +213,7 @@ def test_a_file_server_that_dies_or_hangs_ends_the_session_and_hangs_nobody(numb
         assert process.returncode == 125
         assert b"the file server" in said
         # The server's helper is killed by the kernel when the server is (PR_SET_PDEATHSIG), which takes it a moment to notice.
-        assert wait_until(lambda: not any(alive(pid) for pid in session), 2)
+        wait_until(lambda: not any(alive(pid) for pid in session), "the end of the session", 2)
 
 
 @pytest.mark.parametrize(

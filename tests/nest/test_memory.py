@@ -10,7 +10,7 @@ import pytest
 
 from cntr.attach import cgroup
 from cntr.linux import procfs
-from tests.engines.rigs_runtimes import Runc
+from testkit.engines.rigs_runtimes import Runc
 
 MIB = 1 << 20
 

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from lab.slim import SlimContainer
+from testkit.container import SlimContainer
 from tests.nest.box import BUSYBOX, CNTR, REPOSITORY, Box
 from tests.nest.tty import Terminal
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from lab.slim import SlimContainer
+from testkit.container import SlimContainer
 from tests.nest.tty import CNTR, Terminal
 
 PROMPT = r"\) ?\S*# "

@@ -11,8 +11,8 @@ import time
 import pytest
 
 from cntr.linux import procfs, syscalls
+from testkit.engines.rigging import busybox_root
 from tests.conftest import nest_mounts
-from tests.engines.rigging import busybox_root
 from tests.nest.box import CNTR, REPOSITORY, Box, ask, session
 from tests.nest.test_view import ETC, snapshot
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from cntr.linux import procfs
-from tests.engines import rigs
+from testkit.engines import rigs
 from tests.nest.box import Box, run
 from tests.nest.test_hostile import ground, visits
 

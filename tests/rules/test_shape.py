@@ -24,7 +24,7 @@ def test_a_module_fits_in_the_head(module):
     assert not long
 
 
-@pytest.mark.parametrize("package", ["cntr", "lab", "bench", "tests"])
+@pytest.mark.parametrize("package", ["cntr", "lab", "testkit", "bench", "tests"])
 def test_every_module_begins_with_a_docstring(package):
     bare = [
         module

@@ -14,8 +14,8 @@ import time
 
 import pytest
 
-from tests.engines import rigging
-from tests.engines.rigs_containerd import docker_archive
+from testkit.engines import rigging
+from testkit.engines.rigs_containerd import docker_archive
 
 SERVE = "/bin/busybox httpd -f -p 8000 -h /data"
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="runs containers")

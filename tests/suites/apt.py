@@ -18,8 +18,9 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..fs.servers import BINDINGS, REPOSITORY, SETID_AND_DEVICES, Server, missing
-from . import rooms
+from testkit import rooms
+from testkit.servers import BINDINGS, REPOSITORY, SETID_AND_DEVICES, Server, missing
+
 from .results import DIED, FAIL, NOTRUN, PASS, TIMEOUT, Outcome, Progress, Run, finish
 
 TABLE = Path(__file__).with_name("apt.table")

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.fs import picture
+from testkit.servers import BINDINGS, REPOSITORY
 
 from ..fs.expected import EXPECTED
-from ..fs.servers import BINDINGS, REPOSITORY
 from .results import BAD, NOTRUN, PASS, Run, Verdict, judge, read_cannot, read_table
 
 SUITES = {

@@ -13,8 +13,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ..fs.servers import BINDINGS, REPOSITORY, SETID_AND_DEVICES, Server, missing
-from . import rooms
+from testkit import rooms
+from testkit.servers import BINDINGS, REPOSITORY, SETID_AND_DEVICES, Server, missing
+
 from .results import DIED, FAIL, NOTRUN, PASS, TIMEOUT, Outcome, Progress, Run, finish
 
 TABLE = Path(__file__).with_name("pjdfstest.table")

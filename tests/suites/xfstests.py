@@ -16,8 +16,9 @@ import sys
 import time
 from pathlib import Path
 
-from ..fs.servers import BINDINGS, REPOSITORY, is_mountpoint, missing
-from . import rooms
+from testkit import rooms
+from testkit.servers import BINDINGS, REPOSITORY, is_mountpoint, missing
+
 from .results import BAD, DIED, FAIL, NOTRUN, PASS, TIMEOUT, Outcome, Progress, Run, finish, read_cannot, why_not
 
 TABLE = Path(__file__).with_name("xfstests.table")

@@ -94,17 +94,6 @@ def umask(value: int) -> Iterator[None]:
         os.umask(old)
 
 
-def within(seconds: float, condition: Callable[[], Any], what: str) -> Any:
-    """Wait until CONDITION is true; its value. Errors of the kind "not yet there" count as false."""
-    deadline = time.monotonic() + seconds
-    while True:
-        with contextlib.suppress(OSError):
-            if value := condition():
-                return value
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.005)
-
-
 def child(function: Callable[[], Any]) -> int:
     """Fork a process that runs FUNCTION and exits 0, or 1 on any error; its pid. See ``finished``."""
     from ..actors import fork

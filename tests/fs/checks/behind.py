@@ -9,14 +9,16 @@ import errno
 import os
 from pathlib import Path
 
-from ._tools import PAST_NS, equal, make, make_directory, names, opened, permissions, raises, within
+from testkit.waiting import wait_until
+
+from ._tools import PAST_NS, equal, make, make_directory, names, opened, permissions, raises
 
 SECONDS = 2.0  # what the default cache policy promises, with room for a loaded machine
 
 
 def _seen(condition: object, what: str) -> None:
     assert callable(condition)
-    within(SECONDS, condition, what)
+    wait_until(condition, what, SECONDS, passing=OSError)
 
 
 def _gone(path: Path) -> bool:

@@ -11,7 +11,9 @@ import threading
 import time
 from pathlib import Path
 
-from ._tools import child, equal, finished, in_threads, make, opened, raises, within
+from testkit.waiting import wait_until
+
+from ._tools import child, equal, finished, in_threads, make, opened, raises
 from .locks import BUSY, _Holder, _lock
 
 
@@ -23,12 +25,22 @@ def check_flock_ends_while_others_have_the_file_open(here: Path) -> None:
     with opened(here / "f", os.O_WRONLY) as second:
         raises(BUSY, fcntl.flock, second, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(first)
-        within(5, lambda: fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB) is None, "the lock of the closed file")
+        wait_until(
+            lambda: fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB) is None,
+            "the lock of the closed file",
+            5,
+            passing=OSError,
+        )
     created = os.open(here / "created", os.O_WRONLY | os.O_CREAT)
     fcntl.flock(created, fcntl.LOCK_EX)
     with opened(here / "created", os.O_RDONLY) as second:
         os.close(created)
-        within(5, lambda: fcntl.flock(second, fcntl.LOCK_SH | fcntl.LOCK_NB) is None, "the lock of the creator")
+        wait_until(
+            lambda: fcntl.flock(second, fcntl.LOCK_SH | fcntl.LOCK_NB) is None,
+            "the lock of the creator",
+            5,
+            passing=OSError,
+        )
 
 
 def check_flock_is_converted(here: Path) -> None:
@@ -67,7 +79,12 @@ def check_waiting_posix_lock_outlives_a_close(here: Path) -> None:
     try:
         equal(os.read(told, 1), b"c")
         with opened(here / "f", os.O_RDWR) as fd:
-            within(5, lambda: _lock(fd, fcntl.F_SETLK, fcntl.F_WRLCK, 20, 10), "the lock that was held is gone")
+            wait_until(
+                lambda: _lock(fd, fcntl.F_SETLK, fcntl.F_WRLCK, 20, 10),
+                "the lock that was held is gone",
+                5,
+                passing=OSError,
+            )
             holder.release()
             equal(os.read(told, 1), b"g", "the waiter has its lock")
             for _ in range(20):
@@ -144,7 +161,9 @@ def check_killed_waiter_takes_nothing(here: Path) -> None:
             finished(waiter, -signal.SIGKILL)
         holder.release()
         with opened(here / way, os.O_RDWR) as fd:
-            within(5, lambda fd=fd: _lock(fd, fcntl.F_SETLK, fcntl.F_WRLCK, 0, 0), "nobody holds it")
+            wait_until(
+                lambda fd=fd: _lock(fd, fcntl.F_SETLK, fcntl.F_WRLCK, 0, 0), "nobody holds it", 5, passing=OSError
+            )
 
 
 def check_posix_deadlock_of_two(here: Path) -> None:
@@ -219,8 +238,15 @@ def check_written_file_can_be_run_behind(here: Path, behind: Path) -> None:
     with opened(here / "program"):
         os.write(fd, b"#!/bin/sh\nexit 3\n")
         os.close(fd)
-        within(2, lambda: subprocess.run([program], check=False).returncode == 3, "the creator has closed it")
+        wait_until(
+            lambda: subprocess.run([program], check=False).returncode == 3,
+            "the creator has closed it",
+            2,
+            passing=OSError,
+        )
     with opened(here / "program"):
         with opened(here / "program", os.O_WRONLY | os.O_APPEND) as writer:
             os.write(writer, b"\n")
-        within(2, lambda: subprocess.run([program], check=False).returncode == 3, "a writer has closed it")
+        wait_until(
+            lambda: subprocess.run([program], check=False).returncode == 3, "a writer has closed it", 2, passing=OSError
+        )

@@ -10,7 +10,9 @@ import struct
 import time
 from pathlib import Path
 
-from ._tools import child, equal, finished, make, opened, raises, within
+from testkit.waiting import wait_until
+
+from ._tools import child, equal, finished, make, opened, raises
 
 BUSY = (errno.EWOULDBLOCK, errno.EACCES)
 _FLOCK = struct.Struct("hhqqi4x")
@@ -213,8 +215,11 @@ def check_waiting_process_can_be_killed(here: Path) -> None:
     finished(waiter, -signal.SIGKILL)
     holder.release()
     with opened(here / "f", os.O_RDWR) as fd:
-        within(
-            5, lambda: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB) is None, "the dead waiter's lock is not granted"
+        wait_until(
+            lambda: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB) is None,
+            "the dead waiter's lock is not granted",
+            5,
+            passing=OSError,
         )
 
 
@@ -231,8 +236,15 @@ def check_dead_process_leaves_no_lock(here: Path) -> None:
     finished(holder.pid, -signal.SIGKILL)
     holder.forget()
     with opened(here / "f", os.O_RDWR) as fd:
-        within(5, lambda: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB) is None, "flock of a dead process")
-        within(5, lambda: _lock(fd, fcntl.F_SETLK, fcntl.F_WRLCK, 0, 0), "POSIX lock of a dead process")
+        wait_until(
+            lambda: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB) is None,
+            "flock of a dead process",
+            5,
+            passing=OSError,
+        )
+        wait_until(
+            lambda: _lock(fd, fcntl.F_SETLK, fcntl.F_WRLCK, 0, 0), "POSIX lock of a dead process", 5, passing=OSError
+        )
 
 
 def check_posix_deadlock_is_found(here: Path) -> None:
@@ -276,4 +288,6 @@ def check_posix_lock_excludes_the_backing_tree(here: Path, behind: Path) -> None
             _lock(below, fcntl.F_SETLK, fcntl.F_WRLCK, 0, 5)
         finally:
             holder.release()
-        within(5, lambda: _lock(below, fcntl.F_SETLK, fcntl.F_WRLCK, 0, 0), "released at the backing file")
+        wait_until(
+            lambda: _lock(below, fcntl.F_SETLK, fcntl.F_WRLCK, 0, 0), "released at the backing file", 5, passing=OSError
+        )

@@ -9,9 +9,9 @@ import pathlib
 import subprocess
 from collections.abc import Iterator
 
-from tests.engines import newer, rigging
-from tests.engines.rig import Box, Rig
-from tests.engines.rigging import Failed, run
+from testkit.engines import newer, rigging
+from testkit.engines.rig import Box, Rig
+from testkit.engines.rigging import Failed, run
 
 WAIT = ["sleep", "100000"]
 CLI = {  # variant → the flags that docker and podman share
@@ -95,7 +95,7 @@ class Docker(CliRig):
 
     engine = "docker"
     needs = {"dockerd": "docker.io", "docker": "docker.io", "busybox": "busybox-static"}  # noqa: RUF012
-    variants = (
+    variants: tuple[str, ...] = (
         *("busybox", "scratch", "read_only", "unprivileged", "host_net", "host_pid", "shared_pid"),
         *("paused", "volume", "tmpfs"),
     )
@@ -130,7 +130,7 @@ class Docker(CliRig):
 class DockerRemapped(Docker):
     """dockerd --userns-remap: the container's root is an ordinary uid of the host."""
 
-    variants = ("busybox", "scratch", "read_only", "unprivileged", "volume")
+    variants: tuple[str, ...] = ("busybox", "scratch", "read_only", "unprivileged", "volume")
     flags = ("--userns-remap", "default")
 
     def prefix(self) -> tuple[str, ...]:
@@ -143,8 +143,8 @@ class Podman(CliRig):
 
     engine = "podman"
     needs = {"podman": "podman", "runc": "runc", "busybox": "busybox-static"}  # noqa: RUF012
-    variants = (*Docker.variants, "privileged")
-    extra = rigging.ULIMITS
+    variants: tuple[str, ...] = (*Docker.variants, "privileged")
+    extra: tuple[str, ...] = rigging.ULIMITS
     remove_flags = ("-t", "0")
     runtime = "runc"  # runs on hybrid cgroups as they are
 
@@ -206,7 +206,7 @@ class PodmanNewer(Podman):
     """Podman of Debian 13, from a cached root: its state is an SQLite database."""
 
     needs = {"busybox": "busybox-static"}  # noqa: RUF012
-    variants = ("busybox", "paused")
+    variants: tuple[str, ...] = ("busybox", "paused")
 
     def prefix(self) -> tuple[str, ...]:
         """The root of the newer suite."""
@@ -217,7 +217,16 @@ class PodmanRootless(Podman):
     """Podman as an ordinary user with subordinate ids, in a view of /etc in which the user exists."""
 
     needs = {"podman": "podman", "crun": "crun", "newuidmap": "uidmap", "busybox": "busybox-static"}  # noqa: RUF012
-    variants = ("busybox", "scratch", "read_only", "unprivileged", "host_net", "volume", "tmpfs", "keep_id")
+    variants: tuple[str, ...] = (
+        "busybox",
+        "scratch",
+        "read_only",
+        "unprivileged",
+        "host_net",
+        "volume",
+        "tmpfs",
+        "keep_id",
+    )
     uid = 29998
 
     def start(self) -> None:

@@ -14,7 +14,7 @@ BASE = 0x400000
 HEADERS = 64 + 56
 
 
-def program(machine: str | None = None) -> bytes:
+def static_program(machine: str | None = None) -> bytes:
     """The ELF file for MACHINE (uname -m; this one's by default)."""
     number, code = CODE[machine or os.uname().machine]
     ident = b"\x7fELF" + bytes((2, 1, 1, 0)) + bytes(8)

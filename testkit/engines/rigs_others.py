@@ -7,11 +7,11 @@ import os
 import pathlib
 import subprocess
 
-from tests.engines import newer, rigging
-from tests.engines.rig import Box, Rig
-from tests.engines.rigging import run
-from tests.engines.rigs_cli import Docker
-from tests.engines.rigs_containerd import docker_archive
+from testkit.engines import newer, rigging
+from testkit.engines.rig import Box, Rig
+from testkit.engines.rigging import run
+from testkit.engines.rigs_cli import Docker
+from testkit.engines.rigs_containerd import docker_archive
 
 
 class Buildah(Rig):
@@ -19,7 +19,7 @@ class Buildah(Rig):
 
     engine = "buildah"
     needs = {"buildah": "buildah", "runc": "runc", "busybox": "busybox-static"}  # noqa: RUF012
-    variants = ("busybox", "chroot", "rootfs")
+    variants: tuple[str, ...] = ("busybox", "chroot", "rootfs")
 
     def start(self) -> None:
         """Write the store's configuration."""
@@ -84,7 +84,7 @@ class Apptainer(Rig):
 
     engine = "apptainer"
     needs = {"busybox": "busybox-static"}  # noqa: RUF012
-    variants = ("busybox",)
+    variants: tuple[str, ...] = ("busybox",)
     uid = 29997
 
     def start(self) -> None:
@@ -113,7 +113,10 @@ class Apptainer(Rig):
         with open(log, "ab") as stream:  # the instance keeps these streams
             subprocess.run(
                 [*self.cli, "instance", "start", "--userns", self.image, name],
-                **{"env": self.den.env, "stdin": subprocess.DEVNULL, "stdout": stream, "stderr": stream},
+                env=self.den.env,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
                 timeout=60,
                 check=True,
             )
@@ -130,7 +133,7 @@ class Gvisor(Rig):
 
     engine = "gvisor"
     needs = {"runsc": "runsc", "busybox": "busybox-static"}  # noqa: RUF012
-    variants = ("sandboxed",)
+    variants: tuple[str, ...] = ("sandboxed",)
 
     def start(self) -> None:
         """Make the root."""
@@ -179,7 +182,7 @@ class DockerRootless(Docker):
     """dockerd as an ordinary user, by rootlesskit."""
 
     needs = {**Docker.needs, "rootlesskit": "rootlesskit", "newuidmap": "uidmap"}  # noqa: RUF012
-    variants = ("busybox", "scratch", "read_only", "unprivileged", "volume")
+    variants: tuple[str, ...] = ("busybox", "scratch", "read_only", "unprivileged", "volume")
     uid = 29996
 
     def start(self) -> None:
@@ -191,7 +194,7 @@ class DockerRootless(Docker):
             os.chown(directory, self.uid, self.uid)
         socket = f"unix://{runtime}/docker.sock"
         user = ("setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups", "--inh-caps=-all")
-        kit = ("rootlesskit", "--net=host", "--copy-up=/etc", "--copy-up=/run", "--propagation=rslave")
+        kit: tuple[str, ...] = ("rootlesskit", "--net=host", "--copy-up=/etc", "--copy-up=/run", "--propagation=rslave")
         kit += (f"--state-dir={runtime}/kit",)
         # What copy-up brought of the host's own engines belongs to the real root: in the way, and not removable later.
         script = 'rm -f /run/docker /run/containerd /run/xtables.lock; exec dockerd "$@"'

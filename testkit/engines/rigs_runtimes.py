@@ -7,17 +7,28 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
-from tests.engines import rigging
-from tests.engines.rig import Box, Rig
-from tests.engines.rigging import Failed, cg1, run
+from testkit.engines import rigging
+from testkit.engines.rig import Box, Rig
+from testkit.engines.rigging import Failed, cg1, run
 
 
 class Bundle(Rig):
     """runc and crun: a bundle and a config.json for each container."""
 
     needs = {"runc": "runc", "busybox": "busybox-static"}  # noqa: RUF012
-    variants = ("busybox", "scratch", "read_only", "unprivileged", "host_net", "host_pid", "userns", "paused", "tmpfs")
+    variants: tuple[str, ...] = (
+        "busybox",
+        "scratch",
+        "read_only",
+        "unprivileged",
+        "host_net",
+        "host_pid",
+        "userns",
+        "paused",
+        "tmpfs",
+    )
     runtime = "runc"
 
     def start(self) -> None:
@@ -53,14 +64,14 @@ class Bundle(Rig):
             run([*self.cli, "pause", name], env=self.den.env)
         return box
 
-    def config(self, variant: str, name: str) -> dict:
+    def config(self, variant: str, name: str) -> dict[str, Any]:
         """The OCI runtime configuration of VARIANT."""
         root = self.roots["scratch" if variant == "scratch" else "busybox"]
         plain = variant == "unprivileged"
         capabilities = [] if plain else ["CAP_CHOWN", "CAP_KILL", "CAP_SETUID", "CAP_SETGID", "CAP_NET_BIND_SERVICE"]
         namespaces = [{"type": kind} for kind in ("mount", "ipc", "uts", "pid", "network")]
         namespaces = [n for n in namespaces if variant != f"host_{ {'network': 'net'}.get(n['type'], n['type']) }"]
-        linux: dict = {"namespaces": namespaces, "cgroupsPath": f"/{self.den.mark}/{name}"}
+        linux: dict[str, Any] = {"namespaces": namespaces, "cgroupsPath": f"/{self.den.mark}/{name}"}
         if variant == "userns":
             root = self.mapped_root(name)
             namespaces.append({"type": "user"})
@@ -130,7 +141,7 @@ class Bwrap(Rig):
 
     engine = "pid"
     needs = {"bwrap": "bubblewrap", "busybox": "busybox-static"}  # noqa: RUF012
-    variants = ("busybox", "scratch", "read_only", "no_proc")
+    variants: tuple[str, ...] = ("busybox", "scratch", "read_only", "no_proc")
 
     def start(self) -> None:
         """Make the two roots."""
@@ -178,7 +189,7 @@ class ByHand(Rig):
 
     engine = "pid"
     needs = {"busybox": "busybox-static"}  # noqa: RUF012
-    variants = ("busybox", "scratch", "chroot", "deleted_exe", "many_mounts", "shared_root")
+    variants: tuple[str, ...] = ("busybox", "scratch", "chroot", "deleted_exe", "many_mounts", "shared_root")
 
     def start(self) -> None:
         """Make the two roots."""
@@ -195,7 +206,7 @@ class ByHand(Rig):
         command = ["/app"] if variant == "scratch" else ["/bin/sleep", "100000"]
         if variant == "chroot":
             run(["cp", "-a", f"{source}/.", path])
-        argv = [sys.executable, "-m", "tests.engines.byhand", variant, source, path, "--", *command]
+        argv = [sys.executable, "-m", "testkit.engines.byhand", variant, source, path, "--", *command]
         with open(f"{self.den.path}/log", "ab") as stream:
             process = subprocess.Popen(
                 argv,

@@ -39,15 +39,16 @@ What the variants are:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from tests.engines.rig import Box, Rig
-from tests.engines.rigs_cli import Docker, DockerRemapped, Podman, PodmanNewer, PodmanRootless
-from tests.engines.rigs_containerd import Containerd, Kubernetes
-from tests.engines.rigs_others import Apptainer, Buildah, DockerRootless, Gvisor
-from tests.engines.rigs_runtimes import Bwrap, ByHand, Crun, Runc
-from tests.engines.rigs_system import Incus, Lxc, Lxd, Nspawn
+from testkit.engines.rig import Box, Rig
+from testkit.engines.rigs_cli import Docker, DockerRemapped, Podman, PodmanNewer, PodmanRootless
+from testkit.engines.rigs_containerd import Containerd, Kubernetes
+from testkit.engines.rigs_others import Apptainer, Buildah, DockerRootless, Gvisor
+from testkit.engines.rigs_runtimes import Bwrap, ByHand, Crun, Runc
+from testkit.engines.rigs_system import Incus, Lxc, Lxd, Nspawn
 
 __all__ = ["CASES", "RIGS", "Box", "Rig", "open_rig"]
 
@@ -75,7 +76,7 @@ RIGS: dict[str, type[Rig]] = {
 CASES = [pytest.param(name, variant, id=f"{name}-{variant}") for name, rig in RIGS.items() for variant in rig.variants]
 
 
-def _fixture(name: str, rig: type[Rig]):
+def _fixture(name: str, rig: type[Rig]) -> Any:
     def fixture() -> Iterator[Rig]:
         started = rig()
         yield started
@@ -96,4 +97,5 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def open_rig(request: pytest.FixtureRequest, name: str) -> Rig:
     """The session's rig of that name, started if it is the first to be asked for."""
-    return request.getfixturevalue(name)
+    rig: Rig = request.getfixturevalue(name)
+    return rig

@@ -1,4 +1,4 @@
-"""``python -m tests.engines.otherroot ROOT [--hide DIR] [--bind FILE:PLACE]… -- CMD…``: run CMD with ROOT as its root.
+"""``python -m testkit.engines.otherroot ROOT [--hide DIR] [--bind FILE:PLACE]… -- CMD…``: run CMD with ROOT as its root.
 
 For engines that only a newer Debian has: their programs live in a cached root made by mmdebstrap, and run here, in this
 machine's pid namespace, with its /proc, /sys, /dev and /tmp. pivot_root and not chroot: the kernel refuses new user

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.engines import rigging
+from testkit.engines import rigging
 
 CACHE = os.environ.get("CNTR_TEST_CACHE", "/var/cache/cntr-tests")
 SUITES = {
@@ -62,4 +62,4 @@ def prefix(suite: str, *, uid: int = 0, files: Sequence[tuple[str, str]] = ()) -
     if uid:
         options += ["--uid", str(uid)]
     here = str(pathlib.Path(__file__).parents[2])
-    return ("env", f"PYTHONPATH={here}", sys.executable, "-m", "tests.engines.otherroot", where, *options, "--")
+    return ("env", f"PYTHONPATH={here}", sys.executable, "-m", "testkit.engines.otherroot", where, *options, "--")

@@ -1,7 +1,6 @@
 """A slim container made by hand in milliseconds: one static binary, no shell, no /etc, no engine, no image.
 
-What the demo attaches to, and what tests use where any container will do. The one module of the lab that uses ``cntr.linux.syscalls``: a
-container is nothing but a few system calls, and those are written once.
+What the demo attaches to, and what tests use where any container will do.
 """
 
 from __future__ import annotations
@@ -11,33 +10,13 @@ import shutil
 import signal
 import socket
 import stat
-import struct
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 from cntr.linux import procfs, syscalls
-
-# pause() in a loop; as the init of a pid namespace it leaves its zombies to the kernel (SIGCHLD ignored by the parent's choice).
-_CODE = {
-    "x86_64": (62, bytes.fromhex("b8220000000f05ebf7")),  # mov eax,34; syscall; jmp -9
-    "aarch64": (
-        183,
-        bytes.fromhex("000080d2 010080d2 020080d2 030080d2 040080d2 280980d2 010000d4 f9ffff17"),
-    ),  # ppoll(0…)
-}
-
-
-def static_binary() -> bytes:
-    """An ELF executable of some 130 bytes, with no library and no interpreter, that sleeps until it is killed (elf(5))."""
-    machine, code = _CODE[os.uname().machine]
-    base, header = 0x400000, 64 + 56
-    ident = b"\x7fELF\x02\x01\x01" + bytes(9)
-    ehdr = struct.pack("<HHIQQQIHHHHHH", 2, machine, 1, base + header, 64, 0, 0, 64, 56, 1, 0, 0, 0)
-    phdr = struct.pack("<IIQQQQQQ", 1, 5, 0, base, base, header + len(code), header + len(code), 0x1000)
-    return ident + ehdr + phdr + code
-
+from testkit.elf import static_program
 
 # chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw sys_chroot mknod audit_write setfcap
 DOCKER_DEFAULT = 0xA80425FB
@@ -84,7 +63,7 @@ class SlimContainer:
         for directory in ("proc", "dev", "sys"):
             (self.root / directory).mkdir(exist_ok=True)
         app = self.root / "app"
-        app.write_bytes(static_binary())
+        app.write_bytes(static_program())
         app.chmod(0o755)
         for path, content in (*self.files.items(), *self.programs.items()):
             file = self.root / path.lstrip("/")

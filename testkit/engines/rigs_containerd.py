@@ -10,9 +10,9 @@ import subprocess
 
 import pytest
 
-from tests.engines import cri, rigging
-from tests.engines.rig import Box, Rig
-from tests.engines.rigging import Failed, run
+from testkit.engines import cri, rigging
+from testkit.engines.rig import Box, Rig
+from testkit.engines.rigging import Failed, run
 
 WAIT = ["/bin/sleep", "100000"]
 
@@ -96,7 +96,7 @@ class Kubernetes(Containerd):
     """containerd's CRI plugin, as a kubelet would use it: pods in the host's network, no CNI plugin, no kubelet."""
 
     engine = "k8s"
-    variants = ("busybox", "scratch", "read_only", "unprivileged", "shared_pid")
+    variants: tuple[str, ...] = ("busybox", "scratch", "read_only", "unprivileged", "shared_pid")
     namespace = "k8s.io"
 
     def start(self) -> None:

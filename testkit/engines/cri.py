@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 from lab.provision.cri import Message, encode, first_string
-from tests.engines.rigging import Failed
+from testkit.engines.rigging import Failed
 
 SERVICE = "/runtime.v1.RuntimeService/"
 POD, CONTAINER, NODE = 0, 1, 2  # NamespaceMode

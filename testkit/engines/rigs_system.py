@@ -8,9 +8,9 @@ import pathlib
 import shutil
 import subprocess
 
-from tests.engines import newer, rigging
-from tests.engines.rig import Box, Rig
-from tests.engines.rigging import Failed, run
+from testkit.engines import newer, rigging
+from testkit.engines.rig import Box, Rig
+from testkit.engines.rigging import Failed, run
 
 MAP = 7 * 65536  # systemd-nspawn chowns to multiples of 65536 only
 
@@ -20,7 +20,7 @@ class Lxc(Rig):
 
     engine = "lxc"
     needs = {"lxc-start": "lxc", "busybox": "busybox-static"}  # noqa: RUF012
-    variants = ("busybox", "scratch", "userns", "paused")
+    variants: tuple[str, ...] = ("busybox", "scratch", "userns", "paused")
 
     def start(self) -> None:
         """Nothing runs until a container does."""
@@ -74,7 +74,7 @@ class Lxd(Rig):
 
     engine = "lxd"
     needs = {"lxd": "lxd", "lxc": "lxd-client", "busybox": "busybox-static"}  # noqa: RUF012
-    variants = ("busybox", "paused", "privileged")
+    variants: tuple[str, ...] = ("busybox", "paused", "privileged")
     variable = "LXD_DIR"
     client: tuple[str, ...] = ("lxc",)
     server: tuple[str, ...] = ("lxd", "--group", "root")
@@ -154,7 +154,7 @@ class Nspawn(Rig):
 
     engine = "nspawn"
     needs = {"systemd-nspawn": "systemd-container", "busybox": "busybox-static"}  # noqa: RUF012
-    variants = ("busybox", "read_only", "as_pid2", "userns")
+    variants: tuple[str, ...] = ("busybox", "read_only", "as_pid2", "userns")
 
     def make(self, variant: str, name: str) -> Box:
         """Start one; its child in the new pid namespace is the container."""

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from tests.engines.rigging import Den, unique
+from testkit.engines.rigging import Den, unique
 
 
 class Box:

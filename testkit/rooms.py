@@ -18,8 +18,7 @@ import time
 from pathlib import Path
 
 from cntr.linux import syscalls
-
-from ..fs.servers import REPOSITORY
+from testkit.servers import REPOSITORY
 
 _ROOM = "CNTR_SUITE_ROOM"
 

@@ -1,4 +1,4 @@
-"""``python -m tests.engines.byhand VARIANT SOURCE PATH -- CMD…``: become a container, one system call after another.
+"""``python -m testkit.engines.byhand VARIANT SOURCE PATH -- CMD…``: become a container, one system call after another.
 
 SOURCE is a root directory, PATH an empty directory to mount it on. Prints the pid of the container's first process, then
 waits for it. Variants: see ``rigs.ByHand``.

@@ -16,10 +16,11 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cntr.linux import procfs, syscalls
-from tests.engines import tinyelf
+from testkit.elf import static_program
+from testkit.waiting import wait_until
 
 PREFIX = "cntr-rig-"
 UNIFIED = "/sys/fs/cgroup/unified"
@@ -50,7 +51,7 @@ def run(
             env=env,
             timeout=timeout,
             capture_output=True,
-            **({"stdin": subprocess.DEVNULL} if input is None else {"input": input}),
+            input=input or b"",
         )
     except subprocess.TimeoutExpired as error:
         raise Failed(f"{' '.join(argv)}: no end within {timeout:g} s: {error.stderr!r}") from None
@@ -120,15 +121,22 @@ class Den:
         except OSError as error:
             return str(error)
 
-    def wait_for(self, what: str, probe, *, seconds: float = 30, process=None, log: str = "log") -> None:
+    def wait_for(
+        self,
+        what: str,
+        probe: Callable[[], object],
+        *,
+        seconds: float = 30,
+        process: subprocess.Popen[bytes] | None = None,
+        log: str = "log",
+    ) -> None:
         """Wait until PROBE() is true. Raises Failed when PROCESS ends before, or the time is up."""
-        end = time.monotonic() + seconds
-        while not probe():
-            if process is not None and process.poll() is not None:
-                raise Failed(f"{what}: it ended with {process.returncode}\n{self.log(log)}")
-            if time.monotonic() > end:
-                raise Failed(f"{what}: not within {seconds:g} s\n{self.log(log)}")
-            time.sleep(0.02)
+        try:
+            wait_until(lambda: probe() or (process is not None and process.poll() is not None), what, seconds)
+        except AssertionError as error:
+            raise Failed(f"{error}\n{self.log(log)}") from None
+        if process is not None and process.poll() is not None and not probe():
+            raise Failed(f"{what}: it ended with {process.returncode}\n{self.log(log)}")
 
 
 def users_view(directory: str, rows: Sequence[tuple[str, int]]) -> tuple[str, ...]:
@@ -195,7 +203,7 @@ def scratch_root(path: str) -> str:
     """A root directory with one static program, /app, that waits: no shell, no /etc."""
     os.makedirs(path)
     program = pathlib.Path(path, "app")
-    program.write_bytes(tinyelf.program())
+    program.write_bytes(static_program())
     program.chmod(0o755)
     return path
 

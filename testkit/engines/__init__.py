@@ -1,0 +1,1 @@
+"""Real engines, started and ended by who uses them: see ``rigs``."""
