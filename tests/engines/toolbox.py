@@ -15,7 +15,7 @@ import pytest
 
 from cntr.attach.target import capability_names
 from cntr.linux import syscalls
-from tests.engines.rigs_cli import Docker
+from testkit.engines.rigs_cli import Docker
 
 # A root that has a python3: busybox, and this machine's /usr to read.
 # What --privileged is on a machine whose root lacks a capability.

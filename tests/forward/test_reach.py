@@ -19,7 +19,7 @@ from cntr.forward import sides
 from cntr.forward.dialer import Wanted
 from cntr.forward.loop import Loop
 from cntr.linux import syscalls
-from lab.slim import NAMESPACES, SlimContainer
+from testkit.container import NAMESPACES, SlimContainer
 from tests.cli.run import cntr
 from tests.forward.kit import SERVER, forward, say, web
 from tests.nest.box import one_line_and_hint, run
