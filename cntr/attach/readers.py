@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from cntr.attach import patience
 from cntr.linux import procfs
 
 # Call numbers, and where the fds are: in the first argument, or in what poll(2), select(2), epoll_wait(2) and io_uring wait for.
@@ -31,6 +32,9 @@ _CALLS = {
 }
 CALLS = _CALLS.get(os.uname().machine, _CALLS[""])
 FDS = 4096  # of one poll(2) or select(2) that are looked at
+MEMORY_SECONDS = 0.2  # a page may be that of a file which never answers
+
+_silent: set[str] = set()  # pids whose memory did not
 
 
 def wanted(proc_fd: int, pids: list[str], link: str) -> bool:
@@ -40,6 +44,9 @@ def wanted(proc_fd: int, pids: list[str], link: str) -> bool:
             if any(_waits(proc_fd, f"{pid}/task/{tid}", link) for tid in _names(proc_fd, f"{pid}/task")):
                 return True
         except PermissionError:
+            return True
+        except TimeoutError:
+            _silent.add(pid)
             return True
         except OSError:
             continue  # it has ended
@@ -62,6 +69,8 @@ def _waits(proc_fd: int, thread: str, link: str) -> bool:
     first, second = int(words[1], 16), int(words[2], 16)
     if kind is None:
         return False
+    if kind in (_POLL, _SELECT) and thread.partition("/")[0] in _silent:
+        return True
     if kind == _FD:
         fds = {first}
     elif kind == _POLL:  # struct pollfd: int fd, short events, short revents
@@ -90,6 +99,6 @@ def _memory(proc_fd: int, thread: str, address: int, size: int) -> bytes:
         return b""
     fd = os.open(f"{thread}/mem", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc_fd)
     try:
-        return os.pread(fd, size, address)
+        return patience.bounded(lambda: os.pread(fd, size, address), MEMORY_SECONDS)
     finally:
         os.close(fd)

@@ -7,6 +7,7 @@ import os
 import select
 import stat
 
+from cntr.attach import patience
 from cntr.engines import Container
 from cntr.errors import CntrError, TargetNotFound, with_sudo
 from cntr.linux import namespaces, procfs, syscalls
@@ -57,6 +58,8 @@ class Target:
         "proc_fd",
         "root_fd",
         "seccomp",
+        "silent",
+        "slow",
         "slow_places",
         "start_time",
         "uid_map",
@@ -108,7 +111,8 @@ class Target:
         self._read_status(procfs.status(procfs.read("status", self.proc_fd)))
         root = self.container.rootfs if self.container.state == "rootfs" else "root"
         self.root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.proc_fd)
-        if not os.fstat(self.root_fd).st_nlink and os.readlink("root", dir_fd=self.proc_fd).endswith(" (deleted)"):
+        self._read_mounts(procfs.read("mountinfo", self.proc_fd))
+        if self._is_deleted() and os.readlink("root", dir_fd=self.proc_fd).endswith(" (deleted)"):
             raise CntrError(
                 f"{self.label}: its root directory is gone: it has been deleted",
                 f"the process still runs: /proc/{self.pid}/fd and /proc/{self.pid}/maps show what it holds",
@@ -117,7 +121,6 @@ class Target:
         self.gid_map = procfs.id_map(procfs.read("gid_map", self.proc_fd))
         self._read_environment(procfs.read("environ", self.proc_fd))
         self.lsm = self._read_lsm()
-        self._read_mounts(procfs.read("mountinfo", self.proc_fd))
         if not self.alive():
             raise ProcessLookupError
 
@@ -183,7 +186,7 @@ class Target:
 
     def _read_mounts(self, text: str) -> None:
         """partial_proc: its /proc shows processes only; slow_places: where a file system of some process' may never answer."""
-        self.partial_proc = False
+        self.slow, self.silent, self.partial_proc = patience.may_never_answer(text), False, False
         self.slow_places: tuple[str, ...] = ()
         if "subset=pid" in text:
             self.partial_proc = any(
@@ -193,6 +196,24 @@ class Target:
             self.slow_places = tuple(
                 mount.mount_point for mount in procfs.mountinfo(text) if mount.fstype.startswith("fuse")
             )
+
+    def _bounded(self, work: Callable[[], T]) -> T:
+        """WORK on files of the target's. Raises OSError, TimeoutError where they do not answer; then at once for every other."""
+        if not self.slow:
+            return work()
+        if self.silent:
+            raise TimeoutError
+        try:
+            return patience.bounded(work)
+        except TimeoutError:
+            self.silent = True
+            raise
+
+    def _is_deleted(self) -> bool:
+        try:
+            return self._bounded(lambda: os.fstat(self.root_fd).st_nlink) == 0
+        except TimeoutError:
+            return False
 
     def _read_lsm(self) -> str:
         """The LSM label; EINVAL and ENOENT mean that no LSM labels processes here."""
@@ -243,6 +264,9 @@ class Target:
 
     def open_in_root(self, path: str, flags: int) -> int:
         """Open PATH as the target would, never leaving its root (openat2(2), RESOLVE_IN_ROOT). Raises OSError."""
+        return self._bounded(lambda: self._open_in_root(path, flags))
+
+    def _open_in_root(self, path: str, flags: int) -> int:
         resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
         return syscalls.openat2(self.root_fd, path.lstrip("/") or ".", flags, resolve)
 
@@ -255,7 +279,13 @@ class Target:
         if any(path == place or path.startswith(f"{place.rstrip('/')}/") for place in self.slow_places):
             return b""
         try:
-            handle = self.open_in_root(path, os.O_PATH)
+            return self._bounded(lambda: self._read_bytes(path, limit))
+        except TimeoutError:
+            return b""
+
+    def _read_bytes(self, path: str, limit: int) -> bytes:
+        try:
+            handle = self._open_in_root(path, os.O_PATH)
         except OSError:
             return b""
         try:
@@ -279,7 +309,7 @@ class Target:
         try:
             handle = self.open_in_root(path, os.O_PATH)
         except OSError as error:
-            return (error.strerror or str(error)).lower()
+            return "it does not answer" if isinstance(error, TimeoutError) else (error.strerror or str(error)).lower()
         try:
             return "" if stat.S_ISREG(os.fstat(handle).st_mode) else "not a regular file"
         finally:
@@ -298,3 +328,11 @@ def _who_may(pid: int) -> str:
     if os.geteuid() != 0:
         return with_sudo("only root, or the owner of a rootless container, may attach")
     return "a security module or a missing CAP_SYS_PTRACE forbids it: `cntr doctor` says what this process may do"
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    T = TypeVar("T")

@@ -148,6 +148,8 @@ class Prepared:
         self.private = self._private() if self.tools else None
         self.nest = self._nest(self.tools, self.private) if self.tools and self.private else nest.OwnRoot(target)
         self.command = self._command()
+        if target.silent:
+            say(f"note: {target.label}: some of its files do not answer: they are left out")
 
     def _name(self) -> str:
         """What the session's user is called in it."""

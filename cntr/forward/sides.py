@@ -57,7 +57,7 @@ class Here:
             self.made.append((directory, name, inode))
             owner = os.environ.get("SUDO_UID", "")
             if os.geteuid() == 0 and owner.isdecimal():
-                os.chown(name, int(owner), -1, dir_fd=directory, follow_symlinks=False)
+                listening.give(directory, name, inode, int(owner))
         except OSError as error:
             done(error)
             return

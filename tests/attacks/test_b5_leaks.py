@@ -169,6 +169,35 @@ def test_files_of_other_filesystems_over_passwd(accomplice, canary, place, trans
         assert time.monotonic() - started < 12
 
 
+def silent_fuse(where: str) -> None:
+    """A FUSE mount whose server never says a word; it lives as long as the container that inherits it."""
+    fd = os.open("/dev/fuse", os.O_RDWR)
+    os.set_inheritable(fd, True)
+    words = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other"
+    syscalls.mount("fuse.x", where, "fuse.x", 0, words)
+
+
+def test_files_that_never_answer(accomplice, canary, place, transport):
+    """Behind a link: what is read of the container's goes without them."""
+
+    def mounts(root: str) -> None:
+        os.makedirs(f"{root}/data/passwd")
+        silent_fuse(f"{root}/data/passwd")
+        pathlib.Path(root, "etc/passwd").unlink(missing_ok=True)
+        pathlib.Path(root, "etc/passwd").symlink_to("/data/passwd/x")
+        pathlib.Path(root, "etc/hosts").symlink_to("../data/passwd/../passwd/y")
+
+    if not os.access("/dev/fuse", os.W_OK):
+        pytest.skip("no /dev/fuse here")
+    code = "import sys, cntr.attach.patience as p; p.SECONDS = 0.5; from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    with kit.hostile(place, accomplice, mounts=mounts) as box:
+        for words in (["attach", str(box.pid), "--transport", transport, "--"], ["exec", str(box.pid), "--"]):
+            done = run(*words, "/bin/sh", "-c", "echo here", code=code, timeout=20)
+            assert (done.returncode, done.stdout) == (0, "here\n"), done
+            assert "do not answer" in done.stderr
+        assert "does not answer" in run("inspect", str(box.pid), code=code, timeout=20).stdout
+
+
 @pytest.mark.parametrize("what", ["var", "var/lib", "var/lib/cntr", "proc", "sys", "etc", "usr"])
 def test_directories_that_are_something_else(accomplice, canary, place, transport, what):
     """The container's tree is grafted, not looked up: whatever /var/lib/cntr, /etc or /usr are in it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import pathlib
 import select
@@ -11,6 +12,7 @@ import time
 
 import pytest
 
+from cntr.attach import readers
 from cntr.attach.stdio import PIPE, Input
 from tests.nest.box import REPOSITORY
 from tests.nest.tty import Terminal
@@ -277,3 +279,28 @@ def test_nothing_spins():
         process.wait(10)
         os.close(reading)
         os.close(writing)
+
+
+def test_memory_that_never_answers_is_taken_for_a_reader(monkeypatch):
+    """What a program waits for lies in its memory, which may be a file's whose server is silent."""
+    held = _thread.allocate_lock()
+    held.acquire()
+    monkeypatch.setattr(readers.os, "pread", lambda *_: held.acquire())
+    code = "import select; p = select.poll(); p.register(0, 1); print('ready', flush=True); p.poll()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin
+    assert process.stdout
+    try:
+        assert process.stdout.readline() == b"ready\n"
+        proc_fd = os.open("/proc", os.O_PATH)
+        deadline = time.monotonic() + 10
+        while not readers.wanted(proc_fd, [str(process.pid)], "pipe:[0]"):
+            assert time.monotonic() < deadline
+        assert str(process.pid) in readers._silent, "it is not looked at again"
+        os.close(proc_fd)
+    finally:
+        readers._silent.clear()
+        held.release()
+        process.stdin.close()
+        process.stdout.close()
+        process.wait(10)

@@ -90,6 +90,7 @@ LAYERS = (
     ("cntr.attach.seccomp",),
     (
         "cntr.attach.environment",
+        "cntr.attach.patience",
         "cntr.attach.remains",
         "cntr.attach.request",
         "cntr.attach.signals",
