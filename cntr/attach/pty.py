@@ -98,15 +98,19 @@ class RawTerminal:
 
 
 class Pump:
-    """Moves bytes between the user's terminal (stdin, stdout) and the pty's master, never blocking on either."""
+    """Moves bytes between the user's terminal (stdin, stdout) and the pty's master, never blocking on either.
 
-    __slots__ = ("input_open", "master", "stdin", "stdout", "to_session", "to_user")
+    copy: is told of what the session shows: the fd, the bytes.
+    """
+
+    __slots__ = ("copy", "input_open", "master", "stdin", "stdout", "to_session", "to_user")
 
     def __init__(self, stdin: int, stdout: int, master: int) -> None:
         """Nothing moved yet."""
         self.stdin, self.stdout, self.master = stdin, stdout, master
         self.to_session = self.to_user = b""
         self.input_open = True
+        self.copy: Callable[[int, bytes], None] | None = None
 
     def interests(self) -> dict[int, int]:
         """{fd: poll events}; a full buffer stops reading from the other side."""
@@ -148,6 +152,8 @@ class Pump:
         except OSError:  # EIO: no slave is open any more
             return False
         self.to_user += data
+        if self.copy:
+            self.copy(self.stdout, data)
         return bool(data)
 
     def drain(self) -> None:
@@ -168,3 +174,8 @@ def _write(fd: int, data: bytes) -> int:
         return 0
     except OSError:
         return len(data)  # nobody is there to read it
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable

@@ -6,7 +6,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cntr.engines import Container
+    from cntr.audit.session import Session
 
 
 class Request:
@@ -31,9 +31,7 @@ class Request:
         self.seccomp = False  # take the container's seccomp filters
         self.own_root = False  # exec: the container's own command in its own root
         self.protect: Callable[[], None] | None = None  # goes on as ``tracers`` says
-        self.reason = ""  # why, for the record
-        # Called with the container before anything is entered; raises CntrError where the session may not begin.
-        self.begin: Callable[[Container], None] | None = None
+        self.session: Session | None = None  # asked before anything is entered, and told of the end
 
     @property
     def uses_host(self) -> bool:

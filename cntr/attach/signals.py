@@ -16,7 +16,8 @@ FORWARDED = (
     signal.SIGUSR2,
     signal.SIGWINCH,
 )
-WATCHED = (*FORWARDED, signal.SIGCONT, signal.SIGCHLD)
+END = signal.SIGRTMIN + 3  # of `cntr sessions end`; 1 and 2 are what the C library may be using
+WATCHED = (*FORWARDED, signal.SIGCONT, signal.SIGCHLD, END)
 
 
 class Watch:

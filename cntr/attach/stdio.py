@@ -156,15 +156,19 @@ class Input:
 
 
 class Output:
-    """A pipe from the command to one of the caller's fds. failed: the error that kept output from arriving, None for a reader that left."""
+    """A pipe from the command to one of the caller's fds.
 
-    __slots__ = ("buffer", "failed", "fd", "limit", "pipe")
+    failed: the error that kept output from arriving, None for a reader that left; copy: is told of what comes: the fd, the bytes.
+    """
+
+    __slots__ = ("buffer", "copy", "failed", "fd", "limit", "pipe")
 
     def __init__(self, fd: int, kind: int, pipe: int) -> None:
         """pipe: our end."""
         self.fd, self.pipe, self.buffer = fd, pipe, b""
         self.limit = TERMINAL_BUF if kind == TERMINAL else PIPE_BUF
         self.failed: OSError | None = None
+        self.copy: Callable[[int, bytes], None] | None = None
         if kind == FILE and stat.S_ISREG(os.fstat(fd).st_mode):
             self.limit = CHUNK
         os.set_blocking(pipe, False)
@@ -190,6 +194,8 @@ class Output:
             self.buffer = os.read(self.pipe, CHUNK)
         except BlockingIOError:
             return False
+        if self.copy and self.buffer:
+            self.copy(self.fd, self.buffer)
         if not self.buffer:
             self._close()
         return bool(self.buffer)
@@ -280,6 +286,11 @@ class Stdio:
         """From now on look whether the session's processes, which PIDS lists, wait for input."""
         if self.input:
             self.input.proc_fd, self.input.pids = proc_fd, pids
+
+    def copy(self, copy: Callable[[int, bytes], None]) -> None:
+        """From now on tell COPY what the command writes."""
+        for output in self.outputs:
+            output.copy = copy
 
     def interests(self) -> dict[int, int]:
         """{fd: poll events}."""

@@ -10,7 +10,7 @@ import time
 
 from cntr.attach import remains, steps
 from cntr.attach.channel import DONE, EXITED, FAILED, KILLED, LEFT, NEST, NOTE, Channel, Reader
-from cntr.attach.signals import Watch
+from cntr.attach.signals import END, Watch
 from cntr.attach.target import Target
 from cntr.errors import EXIT_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CntrError, StepFailed, printable
 
@@ -21,7 +21,18 @@ GRACE_SECONDS = 2.0  # between asking a session to end (SIGHUP) and ending it
 class Outcome:
     """How it ended: the wait status' parts, and the failure that kept it from beginning."""
 
-    __slots__ = ("done", "failed", "left", "nest", "notes", "reaper_gone", "server_gone", "status", "target_gone")
+    __slots__ = (
+        "done",
+        "ended",
+        "failed",
+        "left",
+        "nest",
+        "notes",
+        "reaper_gone",
+        "server_gone",
+        "status",
+        "target_gone",
+    )
 
     def __init__(self) -> None:
         """Not ended yet."""
@@ -30,6 +41,7 @@ class Outcome:
         self.notes: list[str] = []
         self.left: list[str] = []  # files in the session's own directories
         self.nest = remains.NOTHING
+        self.ended = ""  # why, if it was neither the command nor the container
         self.reaper_gone = self.done = self.target_gone = self.server_gone = False
 
     def take(self, frame: list[str]) -> None:
@@ -87,6 +99,21 @@ class Supervisor:
         stdio.watch(proc_fd, lambda: remains.descendants(proc_fd, monitor))
         self.deadline = 0.0  # monotonic seconds; when the session is ended by force
         self.orders_open = self.reports_open = True
+        self.session: Session | None = None
+        self.term: Term | None = None
+
+    def audited(self, session: Session) -> None:
+        """Keep to the session's time, write what it shows to its recording, and have it listed."""
+        self.session = session
+        if session.limit is not None:
+            from cntr.audit.times import Term
+
+            self.term = Term(session.limit)
+        if session.recorder:
+            self.stdio.copy(session.recorder.output)
+            if self.pump:
+                self.pump.copy = session.recorder.output
+        session.announce()
 
     def run(self) -> int:
         """Wait for the end; the exit status of the CLI contract. Raises CntrError."""
@@ -129,6 +156,8 @@ class Supervisor:
         if self.deadline and time.monotonic() >= self.deadline:
             self._close_orders()
             self.deadline = 0.0
+        if self.term and self.term.is_over(self._warn):
+            self._end(f"its time is over: {self.term}")
         if self.server and not ready and not self.server_ended and self.server.hangs(self.monitor):
             self._lose_server("does not answer")
         ended = False
@@ -167,6 +196,8 @@ class Supervisor:
             limits.append(pause * 1000)
         if self.deadline:
             limits.append(max(0.0, self.deadline - time.monotonic()) * 1000)
+        if self.term:
+            limits.append(self.term.patience() * 1000)
         return min(limits, default=None)
 
     def _server_ended(self) -> None:
@@ -189,9 +220,13 @@ class Supervisor:
         for number, _ in self.watch.read():
             if number == signal.SIGCHLD:
                 self._keep_going()
+            elif number == END:
+                self._end("`cntr sessions end`")
             elif number == signal.SIGWINCH:
                 if self.pty:
                     self.pty.resize(0)
+                if self.session and self.session.recorder:
+                    self.session.recorder.resize()
             elif number == signal.SIGCONT:
                 if self.terminal and self.pty:  # back in the foreground: somebody else may have set the terminal
                     self.terminal.raw()
@@ -225,6 +260,17 @@ class Supervisor:
             self.deadline = time.monotonic() + GRACE_SECONDS
         if self.pump:
             self.pump.input_open = False
+
+    def _end(self, why: str) -> None:
+        """End the session as a hang-up would, with or without a terminal."""
+        self.term = None
+        self.outcome.ended = self.outcome.ended or why
+        self._hang_up()
+
+    def _warn(self, line: str) -> None:
+        self.say(
+            f"{self.target.label}: {line}" + ("\r" if self.terminal else "")
+        )  # a raw terminal goes to no new column by itself
 
     def _close_orders(self) -> None:
         """The monitor ends everything when its orders end."""
@@ -268,6 +314,11 @@ class Supervisor:
         self.stdio.check()
         if outcome.server_gone:
             return EXIT_FAILED
+        if outcome.ended:
+            self.say(f"{self.target.label}: the session was ended: {outcome.ended}")
+            if self.session:
+                self.session.why = outcome.ended
+            return 128 + int(signal.SIGHUP) if outcome.status is None else outcome.status
         if outcome.status is None or outcome.target_gone:
             self.say(f"{self.target.label} stopped: the session ended with it")
             return 128 + int(signal.SIGKILL)
@@ -293,3 +344,5 @@ if TYPE_CHECKING:
     from cntr.attach.fileserver import FileServer
     from cntr.attach.pty import Pty, Pump, RawTerminal
     from cntr.attach.stdio import Stdio
+    from cntr.audit.session import Session
+    from cntr.audit.times import Term

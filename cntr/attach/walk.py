@@ -64,8 +64,8 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
         if protect and not target.as_owner and tracers.of(request, target):
             protect()
         fds.closers.append(target.close)
-        if request.begin:  # not before protect, which starts anew
-            request.begin(container)
+        if request.session:  # not before protect, which starts anew
+            request.session.begin(container)
         if not request.own_root and outermost.stay_outside(target):
             say(
                 f"note: {target.label}'s process is in a user namespace of its own making: the session stays outside, without capabilities"
@@ -137,9 +137,8 @@ class Prepared:
         )
         self.devpts_fd = fds.fd(nest.new_devpts())
         self.terminal = self._open_terminal()
-        foreign = (
-            bool(traced) or not request.uses_host
-        )  # whoever gets a pipe of the caller's can read, and write, both ends
+        # Whoever gets a pipe of the caller's can read, and write, both ends; and what is recorded comes by here.
+        foreign = bool(traced) or not request.uses_host or bool(request.session and request.session.recording)
         self.stdio = Stdio(self.terminal.slave if self.terminal else -1, self.uid, foreign=foreign)
         fds.closers.append(self.stdio.close)
         self.null_fd = fds.fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
@@ -283,6 +282,8 @@ def _run_session(request: Request, target: Target, fds: Fds, say: Callable[[str]
         server.handed_over()
     # 5. until it ends
     supervisor = Supervisor(target, pid, channel, watch, terminal, stdio, server, exec_server, prepared.proc_fd, say)
+    if request.session:
+        supervisor.audited(request.session)
     status = memory.watched(supervisor.run, prepared.memory, target.label, say)
     if request.verbose:
         for note in supervisor.outcome.notes:
@@ -297,8 +298,8 @@ def _exec_server(request: Request, target: Target, private: Private) -> ExecServ
     flags = [] if request.join_cgroup else ["--no-cgroup"]
     if request.user is not None:
         flags += ["--user", request.user]
-    if request.reason:
-        flags += ["--reason", request.reason]
+    if request.session and request.session.reason:
+        flags += ["--reason", request.session.reason]
     directory_fd = os.open(INFORMATION, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=private.tree_fd)
     try:
         return ExecServer(target, flags, directory_fd)

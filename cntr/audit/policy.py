@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from cntr.audit import sinks, who
+from cntr.audit import sinks, times, who
 from cntr.audit.toml import Table, TomlError, parse
 from cntr.errors import CntrError, Refused, printable
 from cntr.linux import procfs
@@ -28,7 +28,6 @@ KEYS: dict[str, dict[str, type]] = {
     "allow": {"commands": list, "targets": list, "users": list},
 }
 TYPES = {bool: "true or false", str: "a string", list: "an array of strings"}
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class Rule:
@@ -59,6 +58,8 @@ class Policy:
 
     def check(self, command: str, reason: str, widening: list[str]) -> None:
         """What does not hang on the target. Raises Refused."""
+        if command == "sessions":  # which are there, and ending one: nothing is entered
+            return
         if self.reason and not reason.strip():
             raise Refused(
                 f"{command}: no reason is given", "--reason TEXT says why: the policy of this machine wants one"
@@ -71,7 +72,7 @@ class Policy:
 
     def check_target(self, command: str, target: str, container: Container | None) -> None:
         """Whether one rule has the user, the command and the target. Raises Refused."""
-        if not self.rules:
+        if not self.rules or command == "sessions":
             return
         names = _names(target, container)
         if not any(rule.targets is None or _match_any(rule.targets, names) for rule in self._rules_for(command)):
@@ -215,7 +216,7 @@ def _policy(tables: list[Table]) -> Policy:
         elif table.name == "session":
             policy.reason, policy.forbid = bool(found.get("reason")), found.get("forbid", [])  # type: ignore[assignment]
             if "limit" in found:
-                policy.limit = _seconds(str(found["limit"]), table.items["limit"][1])
+                policy.limit = times.seconds(str(found["limit"]))
     if policy.sinks.require and not (policy.sinks.journal or policy.sinks.audit or policy.sinks.file):
         raise TomlError(1, "a record is required, and there is nowhere to write one: journal, audit, file")
     return policy
@@ -242,12 +243,7 @@ def _check_keys(table: Table) -> None:
                 raise TomlError(line, f"`{key}`: {word!r} is not one of {', '.join(known)}")  # type: ignore[arg-type]
         if key == "file" and (not str(value).startswith("/") or os.path.normpath(str(value)) != value):
             raise TomlError(line, "`file` is a clean absolute path")
+        if key == "limit" and times.seconds(str(value)) is None:
+            raise TomlError(line, f"`limit`: {str(value)!r} is not a time, as 30m or 8h")
         if key == "users" and not value:
             raise TomlError(line, "`users` is empty: leave it out for everybody")
-
-
-def _seconds(text: str, line: int) -> float:
-    number, unit = text[:-1], text[-1:]
-    if unit not in UNITS or not number.isascii() or not number.isdecimal() or not int(number):
-        raise TomlError(line, f"`limit`: {text!r} is not a time, as 30m or 8h")
-    return float(int(number) * UNITS[unit])

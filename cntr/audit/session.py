@@ -10,11 +10,14 @@ from cntr.errors import EXIT_FAILED, CntrError, Refused, printable
 
 POLICY = "/etc/cntr.conf"
 STRING_LIMIT, LIST_LIMIT = 8192, 256  # characters of a value, values of a list
+ANNOUNCED = "cntr-session"  # the memfd's name; see ``announce``
+SHOWN_WORDS, SHOWN_LENGTH = 32, 200  # of a command line, for whoever lists sessions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cntr.audit.cast import Recorder
     from cntr.audit.policy import Policy
     from cntr.audit.sinks import Fields
     from cntr.engines import Container
@@ -24,7 +27,7 @@ class Session:
     """A scope. What it was begun with: the command's name, cntr's words (secrets taken out), options that widen, reason, target as typed.
 
     copied: bytes moved by cp; status: of the command, for the record of the end; why: what ended it but the command itself; limit: seconds
-    that it may take, None for any time.
+    that it may take, None for any time; recording: the path of a file that gets what it shows, "" for none, and recorder, who writes it.
     """
 
     def __init__(
@@ -39,6 +42,8 @@ class Session:
         self.fields: Fields = {}
         self.begun = self.started = 0.0  # monotonic, and of the clock; 0: no record yet
         self.copied, self.status, self.why = 0, EXIT_FAILED, ""
+        self.recording, self.announced = "", -1
+        self.recorder: Recorder | None = None
 
     def __enter__(self) -> Session:
         """Ask the policy what can be asked before the target is known. Raises CntrError."""
@@ -60,8 +65,22 @@ class Session:
         """The target is known, and is entered next: the first record. Raises CntrError where the policy says no."""
         self._describe(container)
         self._ask(lambda rules: rules.check_target(self.command, self.target, container))
+        if self.recording:
+            from cntr.audit import cast
+
+            self.recorder = cast.Recorder(self.recording, self.words)
         self.begun, self.started = time.monotonic(), time.time()
         self._write("start", f"{self._label()}: {self.command} began")
+
+    def announce(self) -> None:
+        """Be found by `cntr sessions`: a memfd that says what the session is, and goes with this process. After the last fork."""
+        words = self.fields["process.args"]
+        assert isinstance(words, list)
+        shown: Fields = {**self.fields, "event.start": timestamp(self.started), "cntr.limit": int(self.limit or 0)}
+        shown["process.args"] = [word[:SHOWN_LENGTH] for word in words[:SHOWN_WORDS]]
+        shown["event.reason"] = str(shown["event.reason"])[:SHOWN_LENGTH]
+        self.announced = os.memfd_create(ANNOUNCED, sinks.MFD_CLOEXEC)
+        sinks.write_all(self.announced, sinks.to_json(shown).encode())
 
     def end(self, status: int, *, said: bool = False) -> None:
         """The last record, once. Fails nobody: what is over is over. said: that there is no record has been said at the beginning."""
@@ -90,6 +109,11 @@ class Session:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """The end: by an error, or with ``status``."""
+        if self.announced >= 0:
+            os.close(self.announced)
+            self.announced = -1
+        if self.recorder:
+            self.recorder.close(self.say, unused=error is not None and not self.recorder.size)
         if error is not None:
             self.status = error.exit_code if isinstance(error, CntrError) else EXIT_FAILED
             message = error.message if isinstance(error, CntrError) else f"{type(error).__name__}: {error}"

@@ -122,3 +122,23 @@ def write_all(fd: int, data: bytes) -> None:
     """write(2) until all of DATA is written. Raises OSError."""
     while data:
         data = data[os.write(fd, data) :]
+
+
+def to_json(fields: Fields) -> str:
+    """One line. By hand: the module json takes 2 ms to import, and there are three kinds of values."""
+    parts = []
+    for key, value in fields.items():
+        shown = (
+            f"[{','.join(map(quoted, value))}]"
+            if isinstance(value, list)
+            else value
+            if isinstance(value, int)
+            else quoted(value)
+        )
+        parts.append(f"{quoted(key)}:{shown}")
+    return f"{{{','.join(parts)}}}"
+
+
+def quoted(text: str) -> str:
+    """TEXT, which is printable by now, as a JSON string."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -129,7 +129,7 @@ def _recorded(parsed: Parsed, request: Request) -> int:
     from cntr.attach import walk
 
     with _session(parsed, request.target) as session:
-        request.begin = session.begin
+        request.session = session
         session.status = walk.attach(request, _say)
     return session.status
 
@@ -140,6 +140,13 @@ def _session(parsed: Parsed, target: str) -> Session:
     session = Session(
         parsed.command.name, without_secrets(parsed.line), _say, target=target, reason=parsed.text("reason")
     )
+    session.recording = parsed.text("record")
+    if parsed.flag("timeout"):
+        from cntr.audit import times
+
+        session.limit = times.seconds(parsed.text("timeout"))
+        if session.limit is None:
+            raise UsageError(f"--timeout {printable(parsed.text('timeout'))}: not a time", "30s, 30m, 8h")
     for option in parsed.command.options:
         if f"--{option.key}".replace("_", "-") in WIDENING:
             name = option.names[-1]
@@ -234,7 +241,6 @@ def _request(parsed: Parsed) -> Request:
     request.network, request.write = parsed.text("network"), parsed.flag("write")
     request.protect = lambda: _begin_again(parsed)
     request.join_cgroup = not parsed.flag("no_cgroup")
-    request.reason = parsed.text("reason")
     return request
 
 
@@ -257,6 +263,24 @@ def _report(name: str) -> Callable[[Parsed], int]:
         return int(report.status)
 
     return handler
+
+
+def _sessions(parsed: Parsed) -> int:
+    from cntr.cli import session_reports
+
+    with _session(parsed, " ".join(parsed.words[1:])) as session:
+        if parsed.words[:1] == ["end"]:
+            session.begin()  # who ended it
+        report = session_reports.sessions(*parsed.words)
+        session.status = 0
+    print(report.json() if parsed.flag("json") else report.text())
+    return 0
+
+
+def _replay(parsed: Parsed) -> int:
+    from cntr.cli import session_reports
+
+    return session_reports.shown_again(parsed)
 
 
 def _completion(parsed: Parsed) -> int:
@@ -289,5 +313,7 @@ HANDLERS = {
     "inspect": _report("inspect"),
     "cache": _report("cache"),
     "doctor": _report("doctor"),
+    "sessions": _sessions,
+    "replay": _replay,
     "completion": _completion,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from cntr.cli import parser
 from cntr.cli.options_files import COPY, ENV, JSON, REASON, SLIM
 from cntr.cli.options_ports import FORWARD
+from cntr.cli.options_sessions import RECORD, REPLAY, SESSIONS, TIMEOUT
 from cntr.cli.parser import Command, Option, Parsed
 
 HELP = Option("-h --help", "", "show this help")
@@ -39,7 +40,6 @@ NO_SECCOMP = Option(
     "--no-seccomp", "", "without the container's seccomp filters; else it fails where they can't be had"
 )
 PRIVILEGED = Option("--privileged", "", "keep the host root's capabilities, user namespace and security label")
-
 COMMANDS = (
     Command(
         "attach",
@@ -73,6 +73,8 @@ COMMANDS = (
             SECCOMP,
             NO_CGROUP,
             REASON,
+            TIMEOUT,
+            RECORD,
             VERBOSE,
         ),
         "cntr attach web                        a shell ($SHELL) beside the container `web`\n"
@@ -87,7 +89,22 @@ COMMANDS = (
         "exec",
         "[TARGET]",
         "the container's own command in its own root; in a session TARGET can be left out",
-        (USER, ENV, WORKDIR, INTERACTIVE, TTY, PRIVILEGED, NO_SECCOMP, NETWORK, WRITE, NO_CGROUP, REASON, VERBOSE),
+        (
+            USER,
+            ENV,
+            WORKDIR,
+            INTERACTIVE,
+            TTY,
+            PRIVILEGED,
+            NO_SECCOMP,
+            NETWORK,
+            WRITE,
+            NO_CGROUP,
+            REASON,
+            TIMEOUT,
+            RECORD,
+            VERBOSE,
+        ),
         "cntr exec web -- /app --version\ncntr exec                              /bin/sh of the container, from inside a session",
         takes_command=True,
     ),
@@ -95,7 +112,7 @@ COMMANDS = (
         "run",
         "TARGET",
         "what a container or an image would run itself, in a stand-in; CMD is a tool of yours before it, as strace",
-        (ENV, NETWORK, WRITE, NO_CGROUP, REASON, VERBOSE),
+        (ENV, NETWORK, WRITE, NO_CGROUP, REASON, TIMEOUT, RECORD, VERBOSE),
         "cntr run web                           the entrypoint of `web`, whether it has crashed or not\n"
         "cntr run web -- strace -f              the same, under your strace\n"
         "cntr run image:web:1 --network host",
@@ -145,6 +162,8 @@ COMMANDS = (
         "cntr cache\ncntr cache clear                       all that no session uses\ncntr cache clear toolbox:1",
     ),
     SLIM,
+    SESSIONS,
+    REPLAY,
     Command("doctor", "", "what this machine lacks, per feature, with the fix", (JSON,), "cntr doctor"),
     Command(
         "completion",

@@ -1,0 +1,124 @@
+"""Which sessions there are: found by looking at processes, so that nothing of a session survives it.
+
+Each has a memfd (``Session.announce``) that says what it is. What it says is its process': a row whose user is not the process' own is
+none. That a link in /proc/PID/fd is a memfd is known by its mount, the kernel's own, before anything is opened: a file of that name
+could be of a file system that never answers.
+"""
+
+from __future__ import annotations
+
+import _signal as signal
+import json
+import os
+import select
+
+from cntr.audit.session import ANNOUNCED
+from cntr.errors import CntrError, printable
+from cntr.linux import procfs
+
+LINK = f"/memfd:{ANNOUNCED} (deleted)"
+LIMIT = 1 << 16  # bytes of what a session says
+PATIENCE_SECONDS = 8.0  # for one that was told to end: its command has two
+
+
+class Live:
+    """A session: its process, and the fields of its record. start: of the process (proc(5), field 22)."""
+
+    __slots__ = ("fields", "pid", "start")
+
+    def __init__(self, pid: int, start: int, fields: dict[str, object]) -> None:
+        """Keep them."""
+        self.pid, self.start, self.fields = pid, start, fields
+
+    def text(self, key: str) -> str:
+        """A field as text; "" where it has none. It may hold anything: printed escaped."""
+        value = self.fields.get(key, "")
+        return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    def user(self) -> str:
+        """Who."""
+        return (
+            self.text("user.audit.name")
+            or self.text("cntr.sudo.user")
+            or self.text("user.name")
+            or self.text("user.id")
+        )
+
+    def container(self) -> str:
+        """On what."""
+        name = self.text("container.name") or self.text("container.id")
+        return f"{self.text('container.runtime')}:{name}" if name else self.text("cntr.target")
+
+
+def sessions() -> list[Live]:
+    """Those of this machine that the caller may see: root all, others their own; the oldest first."""
+    place = _memfds_mount()
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdecimal() and (one := _session(int(name), place)):
+            found.append(one)
+    return sorted(found, key=lambda one: one.start)
+
+
+def end(id: str, number: int) -> Live:
+    """End the session whose id begins with ID, as a hang-up would; returns when it has ended. Raises CntrError.
+
+    number: the signal that its supervisor takes for that.
+    """
+    matching = [one for one in sessions() if id and one.text("event.id").startswith(id)]
+    if len(matching) != 1:
+        what = "no session has that id" if not matching else f"{len(matching)} sessions have an id that begins so"
+        raise CntrError(f"sessions end {printable(id[:40])}: {what}", "`cntr sessions` lists them")
+    one = matching[0]
+    try:
+        pidfd = os.pidfd_open(one.pid)
+    except ProcessLookupError:
+        return one
+    try:
+        if _session(one.pid, _memfds_mount()) is None:
+            return one  # it has ended, and its pid is another's
+        signal.pidfd_send_signal(pidfd, number)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(PATIENCE_SECONDS * 1000):
+            raise CntrError(
+                f"sessions end {printable(id)}: it has not ended in {PATIENCE_SECONDS:.0f} s",
+                f"`kill -9 {one.pid}` ends what is left of it",
+            )
+    except ProcessLookupError:
+        pass
+    except PermissionError:
+        raise CntrError(f"sessions end {printable(id)}: it is another user's", "root may end it") from None
+    finally:
+        os.close(pidfd)
+    return one
+
+
+def _session(pid: int, place: str) -> Live | None:
+    """The session that a process runs, None for none."""
+    directory = f"/proc/{pid}"
+    try:
+        for fd in os.listdir(f"{directory}/fd"):
+            if os.readlink(f"{directory}/fd/{fd}") != LINK or _mount_id(f"{directory}/fdinfo/{fd}") != place:
+                continue
+            text = procfs.read(f"{directory}/fd/{fd}", limit=LIMIT)
+            fields = json.loads(text)
+            status = procfs.status(procfs.read(f"{directory}/status"))
+            start = procfs.start_time(procfs.read(f"{directory}/stat"))
+            if isinstance(fields, dict) and fields.get("user.id") == status["Uid"].split()[0]:
+                return Live(pid, start, fields)
+    except (OSError, ValueError, KeyError, RecursionError):
+        return None  # it has ended meanwhile, is another user's, or says nothing that we know
+    return None
+
+
+def _memfds_mount() -> str:
+    fd = os.memfd_create("cntr-looks", 1)
+    try:
+        return _mount_id(f"/proc/self/fdinfo/{fd}")
+    finally:
+        os.close(fd)
+
+
+def _mount_id(path: str) -> str:
+    return procfs.status(procfs.read(path, limit=4096))["mnt_id"]

@@ -1,0 +1,227 @@
+"""``cntr replay``: a recording shown again, at its own speed or another.
+
+A terminal obeys what is written to it: it answers questions as if somebody had typed, sets the clipboard, prints, loads fonts. At the
+session that was the session's doing; a file may have been changed since, and whoever looks at it later has another terminal. So only
+what moves the cursor and draws is let through: text, colours, positions, the alternate screen, sizes of the scrolling region. The rest,
+every string (OSC, DCS, APC, PM, SOS) and every question, is dropped; and at the end the terminal is given back as it was.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import stat
+import sys
+import time
+
+from cntr.errors import CntrError, printable
+
+LINE_LIMIT, PENDING_LIMIT = 1 << 22, 1 << 16  # bytes of an event, characters of an escape sequence
+# ECMA-48 and xterm's ctlseqs: CSI … final byte. Cursor, erase, insert, delete, scroll, SGR, region, save and restore.
+DRAWING = frozenset("ABCDEFGHIJKLMPSTXZ@`abdefmrsu")
+MODES = {
+    "5": False,
+    "6": False,
+    "7": True,
+    "12": False,
+    "25": True,
+    "45": False,
+    "47": False,
+    "1047": False,
+    "1049": False,
+    "2026": False,
+}
+PLAIN_MODES = {"4": False, "20": False}  # insert, new line
+ESCAPES = frozenset("78DEM")  # save, restore, index, next line, reverse index
+CHARSETS = frozenset("()*+")
+CONTROLS = frozenset("\b\t\n\v\f\r\x0e\x0f")  # not BEL, and not ENQ, which is answered
+PLAIN = "\x1b[0m\x1b(B\x0f\r\n"  # attributes off, the usual character set; below what has been shown
+
+
+class Screen:
+    """What is let through to the terminal; a sequence may come in several pieces. modes: those that are not as usual now."""
+
+    __slots__ = ("modes", "pending", "region")
+
+    def __init__(self) -> None:
+        """Nothing begun."""
+        self.pending, self.region = "", False
+        self.modes: set[str] = set()
+
+    def filtered(self, text: str) -> str:
+        """TEXT without what a terminal does more than show."""
+        text, self.pending = self.pending + text, ""
+        shown, at = [], 0
+        while at < len(text):
+            letter = text[at]
+            if letter != "\x1b" and not "\x80" <= letter <= "\x9f":
+                if letter in CONTROLS or (letter >= " " and letter != "\x7f" and not "\ud800" <= letter <= "\udfff"):
+                    shown.append(letter)
+                at += 1
+                continue
+            end, kept = _sequence(text, at)
+            if end < 0:
+                if len(text) - at <= PENDING_LIMIT:
+                    self.pending = text[at:]
+                break  # not whole yet; of one that never ends the rest is text
+            if kept:
+                shown.append(text[at:end])
+                self._remember(text[at:end])
+            at = end
+        return "".join(shown)
+
+    def _remember(self, sequence: str) -> None:
+        if sequence[:2] == "\x1b[" and sequence[-1] in "hlr":
+            self.region |= sequence[-1] == "r"
+            private, usual = ("?", MODES) if sequence[2] == "?" else ("", PLAIN_MODES)
+            for mode in sequence[2 + len(private) : -1].split(";") if sequence[-1] != "r" else ():
+                (self.modes.discard if usual[mode] == (sequence[-1] == "h") else self.modes.add)(private + mode)
+
+    def restoring(self) -> str:
+        """What gives the terminal back as it was."""
+        usual = {**{f"?{mode}": on for mode, on in MODES.items()}, **PLAIN_MODES}
+        back = "".join(f"\x1b[{mode}{'h' if usual[mode] else 'l'}" for mode in sorted(self.modes))
+        return back + ("\x1b7\x1b[r\x1b8" if self.region else "") + PLAIN  # a region that is set sends the cursor home
+
+
+def _sequence(text: str, at: int) -> tuple[int, bool]:
+    """(where the escape sequence at AT ends, whether it is let through); -1 where it goes on. 8-bit ones are none that is."""
+    if text[at] != "\x1b":  # C1, which UTF-8 terminals mostly ignore: a string's begin hides what follows until its end
+        return (_string_end(text, at + 1), False) if text[at] in "\x90\x98\x9d\x9e\x9f" else (at + 1, False)
+    if at + 1 == len(text):
+        return -1, False
+    kind = text[at + 1]
+    if kind in "]P_^X":
+        return _string_end(text, at + 2), False
+    if kind == "[":
+        return _control(text, at + 2)
+    if " " <= kind <= "/":  # nF: designate a character set, …
+        end = at + 2
+        while end < len(text) and " " <= text[end] <= "/":
+            end += 1
+        return (
+            (end + 1, kind in CHARSETS and end == at + 2 and text[end].isascii() and text[end].isalnum())
+            if end < len(text)
+            else (-1, False)
+        )
+    return at + 2 if kind >= " " else at + 1, kind in ESCAPES
+
+
+def _string_end(text: str, at: int) -> int:
+    """Behind BEL, ST (ESC backslash, or one character), CAN or SUB; -1 where it is not there."""
+    while at < len(text):
+        if text[at] in "\x07\x9c\x18\x1a":
+            return at + 1
+        if text[at] == "\x1b":
+            if at + 1 == len(text):
+                return -1
+            return at + 2 if text[at + 1] == "\\" else at
+        at += 1
+    return -1
+
+
+def _control(text: str, at: int) -> tuple[int, bool]:
+    """CSI: parameters 0-?, intermediates space-/, one final byte @-~."""
+    end = at
+    while end < len(text) and "0" <= text[end] <= "?":
+        end += 1
+    parameters, middle = text[at:end], end
+    while end < len(text) and " " <= text[end] <= "/":
+        end += 1
+    if end == len(text):
+        return -1, False
+    final = text[end]
+    if not "@" <= final <= "~":
+        return end, False  # broken off by a control character, which is looked at by itself
+    if end != middle:
+        return end + 1, final == "q" and text[middle:end] == " "  # the cursor's shape
+    if final in "hl":
+        private = parameters.startswith("?")
+        known, wanted = (MODES, parameters[1:]) if private else (PLAIN_MODES, parameters)
+        return end + 1, all(mode in known for mode in wanted.split(";"))
+    return end + 1, final in DRAWING and all(
+        len(word) <= 5 for word in parameters.split(";")
+    ) and not parameters.startswith(("<", "=", ">", "?"))
+
+
+def events(stream: BinaryIO, path: str) -> Iterator[tuple[float, str, str]]:
+    """(seconds from the beginning, kind, text) of a recording. Raises CntrError for what is none."""
+    head = _line(stream, path, 1)
+    if not isinstance(head, dict) or head.get("version") != 2:
+        raise CntrError(
+            f"{printable(path)}: not a recording in asciicast v2", "what `cntr attach --record FILE` has written"
+        )
+    number, last = 1, 0.0
+    while (event := _line(stream, path, number := number + 1)) is not None:
+        if (
+            not isinstance(event, list)
+            or len(event) != 3
+            or not isinstance(event[0], (int, float))
+            or not isinstance(event[2], str)
+        ):
+            raise _broken(path, number)
+        if not math.isfinite(event[0]) or event[0] < last:
+            raise _broken(path, number)
+        last = float(event[0])
+        yield last, str(event[1]), event[2]
+
+
+def _line(stream: BinaryIO, path: str, number: int) -> object:
+    line = stream.readline(LINE_LIMIT)
+    if not line:
+        return None
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        if not line.endswith(b"\n") and len(line) < LINE_LIMIT:
+            return None  # the last one was being written when the session was killed
+        raise _broken(path, number) from None
+
+
+def _broken(path: str, number: int) -> CntrError:
+    return CntrError(f"{printable(path)}: line {number}: not an event of asciicast v2", "the file has been damaged")
+
+
+def run(path: str, speed: float, idle_limit: float) -> int:
+    """Show PATH on stdout; speed: times its own; idle_limit: seconds that a pause lasts at most. Raises CntrError."""
+    fd = _open(path)
+    screen, out = Screen(), sys.stdout
+    if isinstance(out, io.TextIOWrapper):
+        out.reconfigure(errors="replace")
+    with open(fd, "rb") as stream:
+        begun, last = time.monotonic(), 0.0
+        try:
+            for at, kind, text in events(stream, path):
+                begun -= max(0.0, at - last - idle_limit) / speed
+                pause, last = begun + at / speed - time.monotonic(), at
+                if pause > 0:
+                    out.flush()
+                    time.sleep(pause)
+                if kind == "o":
+                    out.write(screen.filtered(text))
+                    out.flush()
+        finally:
+            out.write(screen.restoring() if out.isatty() else "")
+            out.flush()
+    return 0
+
+
+def _open(path: str) -> int:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(22, "not a regular file")
+    except OSError as error:
+        raise CntrError(
+            f"{printable(path)}: {error.strerror}", "what `cntr attach --record FILE` has written"
+        ) from None
+    return fd
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import BinaryIO

@@ -1,0 +1,56 @@
+"""How long a session may last."""
+
+from __future__ import annotations
+
+import time
+
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+WARNING_SECONDS = 60.0  # before the end
+
+
+def seconds(text: str) -> float | None:
+    """30s, 5m, 8h or 1d; None for what is no time."""
+    number, unit = text[:-1], text[-1:]
+    if unit not in UNITS or not number.isascii() or not number.isdecimal() or len(number) > 6 or not int(number):
+        return None
+    return int(number) * UNITS[unit]
+
+
+def shown(limit: float) -> str:
+    """As it is typed."""
+    unit = next(unit for unit in "dhms" if limit % UNITS[unit] == 0 or unit == "s")
+    return f"{limit / UNITS[unit]:g}{unit}"
+
+
+class Term:
+    """A session's time: it ends LIMIT seconds from now, and is warned a minute before."""
+
+    __slots__ = ("end", "limit", "warning")
+
+    def __init__(self, limit: float) -> None:
+        """Now it begins."""
+        self.limit = limit
+        self.end = time.monotonic() + limit
+        self.warning: float | None = self.end - WARNING_SECONDS if limit > WARNING_SECONDS else None
+
+    def __str__(self) -> str:
+        """As it is typed."""
+        return shown(self.limit)
+
+    def patience(self) -> float:
+        """Seconds until there is something to say."""
+        due = self.end if self.warning is None else self.warning
+        return max(0.0, due - time.monotonic())
+
+    def is_over(self, warn: Callable[[str], None]) -> bool:
+        """Whether it has come to its end; WARN is told once before."""
+        now = time.monotonic()
+        if self.warning is not None and now >= self.warning:
+            self.warning = None
+            warn(f"the session ends in a minute: its time is {shown(self.limit)}")
+        return now >= self.end
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable

@@ -1,0 +1,167 @@
+"""Sessions that are open: how long they may be, who sees them, and ending one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cntr.attach import signals
+from cntr.audit import live, times
+from tests.audit.support import Place, only
+from tests.nest import box
+from tests.nest.tty import CNTR, Terminal
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="sessions of containers made by hand: needs root")
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Place(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def container():
+    with box.Box("listed") as made:
+        yield made
+
+
+def listed(container):
+    done = box.run("sessions", "--json")
+    assert done.returncode == 0, done
+    return [row for row in json.loads(done.stdout) if row["container"] == f"pid:{container.pid}"]
+
+
+def test_times():
+    assert [times.seconds(text) for text in ("30s", "5m", "8h", "1d")] == [30, 300, 28800, 86400]
+    assert {times.seconds(text) for text in ("", "m", "5", "0m", "-5m", "1.5h", "٣m", "9999999m", "5 m")} == {None}
+    assert [times.shown(float(number)) for number in (30, 300, 28800, 90)] == ["30s", "5m", "8h", "90s"]
+    said: list[str] = []
+    term = times.Term(61)
+    assert not term.is_over(said.append)
+    assert 0 < term.patience() <= 1
+    term.warning = time.monotonic()
+    assert not term.is_over(said.append)
+    assert said == ["the session ends in a minute: its time is 61s"]
+    assert 60 < term.patience() <= 61
+    term.end = time.monotonic()
+    assert term.is_over(said.append)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("command", ["trap '' HUP; while :; do sleep 1; done", "sleep 100"])
+def test_a_session_ends_with_its_time_whatever_its_command_does(place, container, command):
+    with place.journal() as journal:
+        done = place.cntr("attach", str(container.pid), "--timeout", "1s", "--", "sh", "-c", command)
+    assert done.returncode in (129, 137), done
+    assert done.stderr == f"cntr: pid:{container.pid}: the session was ended: its time is over: 1s\n"
+    assert only(journal.entries[-1], "CNTR_ENDED_BY") == "its time is over: 1s"
+
+
+def test_the_policys_limit_holds_and_can_be_made_shorter(place, container):
+    place.policy = "[session]\nlimit = '1s'\n"
+    done = place.cntr("exec", str(container.pid), "--timeout", "8h", "--", "/bin/sleep", "100")
+    assert done.returncode == 129, done
+    place.policy = "[session]\nlimit = '8h'\n"
+    assert place.cntr("exec", str(container.pid), "--timeout", "1s", "--", "/bin/sleep", "100").returncode == 129
+    assert "not a time" in box.one_line_and_hint(box.run("attach", "x", "--timeout", "soon"))
+
+
+def test_a_session_is_listed_while_it_is_open_and_can_be_ended(container):
+    assert listed(container) == []
+    with box.session(str(container.pid), "--reason", "look\x1b[2J") as process:
+        (row,) = listed(container)
+        assert (row["command"], row["pid"], row["reason"]) == ("attach", process.pid, "look\\x1b[2J")
+        assert re.fullmatch("0m0[0-9]s", row["for"])
+        assert "no session has that id" in box.one_line_and_hint(box.run("sessions", "end", "x"))
+        assert box.ask(process, "sh -c 'trap \"\" HUP; sleep 100' & trap '' HUP; echo deaf") == "deaf"
+        done = box.run("sessions", "end", row["id"][:8])
+        assert done.returncode == 0, done
+        assert process.wait(1) in (129, 137)
+        assert process.stderr.read() == f"cntr: pid:{container.pid}: the session was ended: `cntr sessions end`\n"
+    assert listed(container) == []
+
+
+def test_at_a_terminal_too_and_the_terminal_is_given_back(container):
+    with Terminal(*CNTR, "attach", str(container.pid), "--timeout", "8h", "--", "sh") as terminal:
+        terminal.wait_for("#")
+        (row,) = listed(container)
+        assert row["tty"].startswith("pts/")
+        assert box.run("sessions", "end", row["id"]).returncode == 0
+        assert terminal.process.wait(10) == 129
+        assert terminal.mode() == terminal.before
+
+
+def test_one_that_is_killed_leaves_nothing(container):
+    with box.session(str(container.pid)) as process:
+        assert len(listed(container)) == 1
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert listed(container) == []
+
+
+FORGER = """
+import os, signal, sys, time
+uid, text, kind = int(sys.argv[1]), sys.argv[2].encode(), sys.argv[3]
+if kind == "memfd":
+    fd = os.memfd_create("cntr-session")
+    os.write(fd, text)
+else:
+    fd = os.open("/memfd:cntr-session (deleted)", os.O_RDONLY)
+os.setgroups([]); os.setgid(uid); os.setuid(uid)
+print("there", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "rows"),
+    [
+        ('{"event.id":"f0f0","user.id":"0","container.runtime":"docker","container.name":"web"}', "memfd", 0),
+        ('{"event.id":"f0f0","user.id":"1000","event.start":"never","container.name":["\\u001b[2J"]}', "memfd", 1),
+        ("[" * 50000, "memfd", 0),
+        ('{"user.id":', "memfd", 0),
+        ("[]", "memfd", 0),
+    ],
+)
+def test_what_a_user_makes_up_is_a_users(text, kind, rows):
+    """A row is its process' own word, and its process is the user's; what is no such thing is no row."""
+    with subprocess.Popen(
+        [sys.executable, "-c", FORGER, "1000", text, kind], stdout=subprocess.PIPE, text=True
+    ) as forger:
+        try:
+            assert forger.stdout.readline() == "there\n"
+            found = [one for one in live.sessions() if one.pid == forger.pid]
+            assert len(found) == rows
+            done = box.run("sessions")
+            assert done.returncode == 0
+            assert "\x1b" not in done.stdout
+            if rows:
+                assert box.run("sessions", "end", "f0f0").returncode == 0
+                assert forger.wait() == -signals.END
+        finally:
+            forger.kill()
+
+
+def test_a_file_of_that_name_is_not_opened(tmp_path):
+    """It could be of a file system that never answers: a link's text is any file's name."""
+    root = tmp_path / "root"
+    root.mkdir()
+    fifo = root / "memfd:cntr-session (deleted)"
+    os.mkfifo(fifo)
+    code = (
+        "import os, sys, time\nfd = os.open(sys.argv[1], os.O_RDWR)\nos.chroot(os.path.dirname(sys.argv[1]))\n"
+        "print('there', flush=True)\ntime.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(fifo)], stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline() == "there\n"
+            assert [one for one in live.sessions() if one.pid == holder.pid] == []
+        finally:
+            holder.kill()
