@@ -35,7 +35,9 @@ class UsageError(CntrError):
 
 
 class TargetNotFound(CntrError):
-    """No engine knows the name, or the process is gone."""
+    """No engine knows the name, or the process is gone. late: the engines that were waited for in vain."""
+
+    late: tuple[str, ...] = ()
 
 
 class AmbiguousTarget(CntrError):

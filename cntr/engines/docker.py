@@ -11,10 +11,16 @@ from cntr.linux import procfs
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TypeVar
 
     from cntr.engines.store import Json
 
+    Found = TypeVar("Found")
+
 BLOCKING = True
+LATE = "timed out"  # of a socket, as in registry.LATE
+SCHEMES = ("unix", "tcp", "ssh", "http", "https", "npipe")
+LONGEST = 107  # bytes of a socket's path: sockaddr_un, unix(7)
 NAME = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 # Where containerd's shims leave the pids of Docker's containers: the listing of the API has no pids.
 PID_FILES = (
@@ -27,23 +33,25 @@ def find(name: str, deadline: float) -> list[Container]:
     """The container of that name, id or unique id prefix, of each daemon on this machine."""
     if not NAME.issuperset(name) or name[0] in ".-_":
         return []
-    return _each(lambda path, owner: _inspect(path, name, owner, deadline))
+    return each(lambda path, owner: _inspect(path, name, owner, deadline))
 
 
 def containers(deadline: float) -> list[Container]:
     """All running and paused containers of each daemon on this machine."""
-    return _each(lambda path, owner: _list(path, owner, deadline))
+    return each(lambda path, owner: _list(path, owner, deadline))
 
 
-def _each(ask: Callable[[str, int], list[Container]]) -> list[Container]:
-    """The answers of all sockets; a refusal counts only where no other daemon had anything to say."""
-    found: list[Container] = []
+def each(ask: Callable[[str, int], list[Found]]) -> list[Found]:
+    """The answers of all sockets; a refusal counts only where no other daemon had anything to say. Raises Refused, OSError."""
+    found: list[Found] = []
     refused: Refused | None = None
     for path, owner in endpoints():
         try:
             found += ask(path, owner)
         except (FileNotFoundError, ConnectionRefusedError):
-            refused = refused or Refused(f"nobody listens on {path}")
+            refused = refused or Refused(f"nobody listens on {path}", "is the daemon running? `systemctl start docker`")
+        except (TimeoutError, BlockingIOError):
+            refused = refused or Refused(LATE)
         except PermissionError:
             refused = Refused(f"{path}: permission denied")
         except NotRunning as error:
@@ -67,11 +75,13 @@ def endpoints() -> list[tuple[str, int]]:
         usual = ["/run/docker.sock", *(f"{path}/docker.sock" for path in store.runtime_dirs())]
         found = [(path, trust.owner_or_anybody(path)) for path in usual if os.path.exists(path)]
         return [row for row in found if trust.accepts(row[1])]
-    scheme, separator, path = host.partition("://")
+    scheme, _, path = host.partition("://")
     if _is_local_tcp(host):
         raise Refused(f"DOCKER_HOST or the context names {host}: only the docker command can ask there")
-    if not separator or scheme != "unix":
-        near = "or choose this machine's daemon: `docker context use default`, DOCKER_HOST=unix:///run/docker.sock"
+    near = "or choose this machine's daemon: `docker context use default`, DOCKER_HOST=unix:///run/docker.sock"
+    if scheme not in SCHEMES or not path or (scheme == "unix" and (path[0] != "/" or len(os.fsencode(path)) > LONGEST)):
+        raise Refused(f"DOCKER_HOST or the context names {host}: no daemon's address", f"correct it, {near}")
+    if scheme != "unix":
         where = path.partition("/")[0] if scheme == "ssh" else ""
         raise Refused(
             f"DOCKER_HOST or the context names {host}, a daemon on another machine: run cntr on that machine",

@@ -105,7 +105,12 @@ def _only(
     if len(found) == 1:
         return found[0]
     if not found:
-        raise _not_found(target, answers, [entry.name for entry in known if entry not in asked] if not prefix else [])
+        absent = (
+            [entry for entry in asked if not entry.present()]
+            if prefix
+            else [entry for entry in known if entry not in asked]
+        )
+        raise _not_found(target, answers, [entry.name for entry in absent])
     raise _ambiguous(target, found)
 
 
@@ -172,16 +177,18 @@ def _not_found(target: str, answers: list[Answer], absent: list[str], more: str 
         for answer in answers
         if answer.refused
     ]
+    quiet = [answer.entry.name for answer in answers if not answer.refused]
     said = "; ".join(
         f"{words}: {', '.join(names)}"
         for words, names in (
-            ("asked", [answer.entry.name for answer in answers if not answer.refused]),
+            ("asked", [name for name in quiet if name not in absent]),
             ("refused", refused),
             ("not on this machine", absent),
         )
         if names
     )
     known = [printable(answer.hint) for answer in answers if answer.hint and not answer.owner]
+    slow = [answer.entry.name for answer in answers if answer.refused in LATE]
     hint = "`cntr ps` lists what runs; a stopped container has no process to join"
     if advice := host.advice(engines=bool(answers)):
         hint = advice
@@ -189,9 +196,15 @@ def _not_found(target: str, answers: list[Answer], absent: list[str], more: str 
         hint = known[0]
     elif refused and os.geteuid() != 0:
         hint = with_sudo("an engine refused")
-    elif slow := [answer.entry.name for answer in answers if answer.refused in LATE]:
+    elif slow:
         hint = f"a slow engine is waited for when it is named: {slow[0]}:{shown}; `cntr ps` lists what runs"
-    return TargetNotFound(f"{shown}: no running container of that name ({said})", hint)
+        if shown.startswith(f"{slow[0]}:"):
+            hint = "its daemon does not answer: its log says why (`journalctl -u docker`, for one)"
+    elif known:
+        hint = known[0]
+    error = TargetNotFound(f"{shown}: no running container of that name ({said})", hint)
+    error.late = tuple(slow)
+    return error
 
 
 SANDBOX_HINTS = {

@@ -17,15 +17,13 @@ def find(name: str, deadline: float, *, running: bool = False) -> list[Blueprint
     """The stopped container of that name or id, of each daemon. Raises Refused, OSError."""
     if not docker.NAME.issuperset(name) or name[:1] in ("", ".", "-", "_"):
         return []
-    found = []
-    for path, owner in docker.endpoints():
-        try:
-            status, answer = docker._get(path, f"/containers/{name}/json", owner, deadline)
-        except (FileNotFoundError, ConnectionRefusedError):
-            continue
-        if status == 200 and (running or not mapping(answer).get("State", {}).get("Pid")):
-            found.append(blueprint(path, owner, mapping(answer)))
-    return found
+
+    def ask(path: str, owner: int) -> list[Blueprint]:
+        status, answer = docker._get(path, f"/containers/{name}/json", owner, deadline)
+        held = status != 200 or (mapping(answer).get("State", {}).get("Pid") and not running)
+        return [] if held else [blueprint(path, owner, mapping(answer))]
+
+    return docker.each(ask)
 
 
 def stopped(deadline: float) -> list[Blueprint]:

@@ -17,11 +17,11 @@ ENV, UNSHARE = "/usr/bin/env", "/usr/bin/unshare"  # of the tools
 
 
 def for_session(
-    request: Request, missing: CntrError | None, closers: list[Callable[[], object]], say: Callable[[str], None]
+    request: Request, missing: TargetNotFound | None, closers: list[Callable[[], object]], say: Callable[[str], None]
 ) -> Container:
     """The stand-in that a session is for; the last of CLOSERS ends it. Raises MISSING where nobody knows the target, CntrError."""
     found = targets.hold(
-        request.target, network=request.network, write=request.write, say=say, running=request.entrypoint
+        request.target, missing, network=request.network, write=request.write, say=say, running=request.entrypoint
     )
     if found is None:
         raise missing or TargetNotFound(

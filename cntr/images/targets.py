@@ -7,7 +7,7 @@ import time
 from cntr import engines, images
 from cntr.engines import Container, Refused, registry, store
 from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound, printable
-from cntr.images import ENGINES, ImageError, blueprint, ids
+from cntr.images import ENGINES, blueprint, ids
 from cntr.images.standin import OWN_FILES, StandIn
 from cntr.linux.host import VIEW
 
@@ -22,15 +22,18 @@ ALIASES = {
 }
 
 
-def find(target: str, *, running: bool = False) -> Blueprint | None:
-    """The blueprint of an image, or of the one container of that name that does not run; None where nobody has one. Raises CntrError."""
+def find(target: str, *, running: bool = False, late: tuple[str, ...] = ()) -> Blueprint | None:
+    """The blueprint of an image, or of the one container of that name that does not run; None where nobody has one. Raises CntrError.
+
+    late: the engines that have not answered just before, and are not asked again.
+    """
     if target.partition(":")[0] in OWN_FILES and images.is_reference(target):
         return _image(target)
     with VIEW:
-        return _image(target) if images.is_reference(target) else _stopped(target, running=running)
+        return _image(target) if images.is_reference(target) else _stopped(target, late, running=running)
 
 
-def _stopped(target: str, *, running: bool) -> Blueprint | None:
+def _stopped(target: str, late: tuple[str, ...], *, running: bool) -> Blueprint | None:
     prefix, colon, rest = target.partition(":")
     engine = ALIASES.get(prefix, prefix)
     asked, name = ((engine,), rest) if colon and engine in ENGINES else (ENGINES, target)
@@ -39,17 +42,17 @@ def _stopped(target: str, *, running: bool) -> Blueprint | None:
     found: list[Blueprint] = []
     failed: CntrError | None = None
     for engine in asked:
-        if len(asked) > 1 and not known[engine].present():
+        if engine in late or not known[engine].present():
             continue
         try:
             found += module(engine).find(name, deadline, running=running)
-        except ImageError as error:
-            failed = failed or error
-        except Refused:
-            continue  # it has said so already, where it was asked for what runs
+        except CntrError as error:
+            failed = failed or (_unanswered(target, engine, error.message) if len(asked) > 1 else error)
+        except Refused as error:
+            failed = failed or _unanswered(target, engine, str(error), error.hint)
         except OSError as error:
-            where = f": {printable(str(error.filename))}" if error.filename else ""
-            failed = failed or ImageError(f"{printable(target[:200])}: {engine}: {error.strerror}{where}", "")
+            where = f": {error.filename}" if error.filename else ""
+            failed = failed or _unanswered(target, engine, f"{error.strerror or error}{where}")
     exact = [one for one in found if name in (one.name, one.id)] or found
     if len(exact) > 1:
         listed = ", ".join(f"{one.label()} ({printable(one.id[:12])})" for one in exact[:8])
@@ -59,6 +62,14 @@ def _stopped(target: str, *, running: bool) -> Blueprint | None:
     if not exact and failed:
         raise failed
     return exact[0] if exact else None
+
+
+def _unanswered(target: str, engine: str, why: str, hint: str = "") -> TargetNotFound:
+    """One engine did not say whether it has such a container, and no other has one."""
+    return TargetNotFound(
+        f"{printable(target[:200])}: no such container or image (refused: {engine} ({printable(why[:300])}))",
+        printable(hint) or "`cntr ps --all` lists containers",
+    )
 
 
 def module(engine: str) -> StoppedModule:
@@ -97,10 +108,22 @@ def _image(reference: str) -> Blueprint:
 
 
 def hold(
-    target: str, *, network: str = "", write: bool = False, running: bool = False, say: Callable[[str], None]
+    target: str,
+    missing: TargetNotFound | None = None,
+    *,
+    network: str = "",
+    write: bool = False,
+    running: bool = False,
+    say: Callable[[str], None],
 ) -> tuple[Container, StandIn] | None:
-    """A stand-in for TARGET and the Container of it, None where nobody knows it. The caller closes the stand-in. Raises CntrError."""
-    made = find(target, running=running)
+    """A stand-in for TARGET and the Container of it, None where nobody knows it. The caller closes the stand-in. Raises CntrError.
+
+    missing: what was said of TARGET where it was looked for among what runs: each engine's answer.
+    """
+    try:
+        made = find(target, running=running, late=missing.late if missing else ())
+    except TargetNotFound as error:
+        raise missing or error from None
     if made is None:
         return None
     try:
@@ -144,7 +167,7 @@ def resolve(
             return engines.resolve(target), None
         except TargetNotFound as error:
             missing = error
-    held = hold(target, network=network, write=write, say=say)
+    held = hold(target, missing, network=network, write=write, say=say)
     if held is None:
         raise missing or TargetNotFound(
             f"{printable(target[:200])}: no such image", "image:NAME, archive:FILE, oci:DIR, dir:PATH"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
 from cntr import engines
 from cntr.attach.target import Target
-from cntr.engines import evidence, settings, store
+from cntr.engines import evidence, registry, settings, store
 from cntr.errors import CntrError, TargetNotFound
 from cntr.linux import procfs
 from testkit.engines.rigging import unique
@@ -96,6 +99,46 @@ def test_a_daemon_on_another_machine(monkeypatch, host, hint):
     assert "another machine" in message
     assert hint in shown
     assert "stopped" not in shown
+
+
+COMMANDS = ("attach {}", "exec {} true", "inspect {}", "cp {}:/x /tmp", "run {}")
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_daemon_that_is_down_or_hangs(tmp_path, listens):
+    """Every command says whose word is missing, and what to do; none waits for it as long as for a named one's."""
+    path = tmp_path / "docker.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        if listens:
+            listener.listen()
+        why = r"docker \((no answer in time|timed out)\)" if listens else rf"docker \(nobody listens on {path}\)"
+        for words in COMMANDS[: 4 if listens else 5]:
+            began = time.monotonic()
+            done = cntr(*words.format("no-such").split(), DOCKER_HOST=f"unix://{path}")
+            line, hint = done.stderr.splitlines()
+            assert re.search(f"no such container|no running container of that name .*refused: {why}", line), line
+            assert ("when it is named" if listens else "is the daemon running?") in hint
+            assert time.monotonic() - began < 5, words  # a named one has ten
+
+
+@pytest.mark.parametrize(
+    "host", ["unix://", "unix://relative", f"unix:///{'x' * 108}", "nonsense", "fd://", "://x", "tcp://"]
+)
+def test_an_address_that_is_none(host):
+    for target in ("no-such", "docker:no-such"):
+        line, hint = cntr("exec", target, "true", DOCKER_HOST=host).stderr.splitlines()
+        assert f"refused: docker (DOCKER_HOST or the context names {host}: no daemon's address)" in line
+        assert hint.startswith("hint: correct it, or choose this machine's daemon")
+
+
+def test_an_engine_that_is_not_here():
+    """It was not asked, and neither was its command, which would wait for a daemon."""
+    absent = next((entry.name for entry in registry.REGISTRY if not entry.present()), "")
+    if not absent:
+        pytest.skip("an engine that is missing on this machine is missing")
+    line = cntr("exec", f"{absent}:web", "true").stderr.splitlines()[0]
+    assert line == f"cntr: {absent}:web: no running container of that name (not on this machine: {absent})"
 
 
 def test_root_without_cap_sys_admin():
