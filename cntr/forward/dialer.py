@@ -103,8 +103,9 @@ class Service:
         self.pidfd = pidfd
         held = int(procfs.status(procfs.read("/proc/self/status"))["CapPrm"], 16)
         kept = held & CAP_DAC_OVERRIDE if paths else 0
-        syscalls.capset(kept, kept, 0)
+        # In this order: without capabilities, uid 0 of a container that shares the pid namespace could trace a dumpable child.
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+        syscalls.capset(kept, kept, 0)
 
     def run(self, notes: list[str]) -> None:
         """Say what was found, then answer until the container or whoever asks has gone."""
