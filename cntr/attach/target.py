@@ -45,6 +45,7 @@ class Target:
         "gid_map",
         "gids",
         "groups",
+        "impatient",
         "inheritable",
         "label",
         "lsm",
@@ -66,11 +67,14 @@ class Target:
         "uids",
     )
 
-    def __init__(self, container: Container) -> None:
-        """Open and read it; raises TargetNotFound when it is gone, CntrError when the caller may not look at it."""
+    def __init__(self, container: Container, *, impatient: bool = False) -> None:
+        """Open and read it; raises TargetNotFound when it is gone, CntrError when the caller may not look at it.
+
+        impatient: its files are waited for in a thread, and not for ever; with a thread, this process can't enter namespaces itself.
+        """
         # Only a root directory, no process (a mounted working container): everything but the root is the caller's own.
         self.container, self.pid = container, os.getpid() if container.state == "rootfs" else container.pid
-        self.label = container.label()
+        self.label, self.impatient = container.label(), impatient
         self.as_owner = False
         self.pidfd = self.proc_fd = self.root_fd = -1
         self.namespaces: dict[str, int] = {}
@@ -186,7 +190,8 @@ class Target:
 
     def _read_mounts(self, text: str) -> None:
         """partial_proc: its /proc shows processes only; slow_places: where a file system of some process' may never answer."""
-        self.slow, self.silent, self.partial_proc = patience.may_never_answer(text), False, False
+        self.slow = self.impatient and patience.may_never_answer(text)
+        self.silent = self.partial_proc = False
         self.slow_places: tuple[str, ...] = ()
         if "subset=pid" in text:
             self.partial_proc = any(

@@ -60,7 +60,7 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
         protect = request.protect if not fds.closers else None  # nobody is in a stand-in
         if protect and tracers.of_owner(container.pid):
             protect()
-        target = Target(container)
+        target = Target(container, impatient=True)
         if protect and not target.as_owner and tracers.of(request, target):
             protect()
         fds.closers.append(target.close)

@@ -91,7 +91,7 @@ def inspect(name: str) -> Report:
         engines.verify(container)
         for key, value in stand_in.describe() if stand_in else ():
             report.add(key, value, None, None)
-        return _inspect(report, Target(container))
+        return _inspect(report, Target(container, impatient=True))
     finally:
         if stand_in:
             stand_in.close()

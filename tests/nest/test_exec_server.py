@@ -209,8 +209,10 @@ def test_an_fd_that_takes_long_to_be_closed_delays_nobody(served, how):
     listener, slow = lingering()
     assert status(served.ask("true")) == 0 or how == "not taken"
     clients = []
+    if how == "unread":  # both packets are there before anybody looks: who has refused the first takes no second one
+        os.kill(served.server.pid, signal.SIGSTOP)
     for _ in range(4):
-        if how == "not taken":  # the session ends before anybody has looked
+        if how in ("not taken", "unread"):
             client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             client.connect(served.path)
         else:
@@ -220,6 +222,8 @@ def test_an_fd_that_takes_long_to_be_closed_delays_nobody(served, how):
         if how == "unread":
             sockets.send(client, words, [slow.fileno()] * 3)
         clients.append(client)
+    if how == "unread":
+        os.kill(served.server.pid, signal.SIGCONT)
     listener.close()  # our own copy must not be the last: the others' close would not wait
     os.close(slow.detach())
     if how != "not taken":
