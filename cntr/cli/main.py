@@ -226,7 +226,9 @@ def _slim(parsed: Parsed) -> int:
 def _forward(parsed: Parsed) -> int:
     from cntr.cli import forwarding
 
-    return forwarding.run(parsed, _say, print)
+    with _session(parsed, parsed.words[0]) as session:
+        session.status = forwarding.run(parsed, _say, print, session)
+    return session.status
 
 
 def _request(parsed: Parsed) -> Request:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cntr.cli.options_files import JSON
+from cntr.cli.options_files import JSON, REASON, TIMEOUT
 from cntr.cli.parser import Command, Option
 
 FORWARDING = """FORWARD is [ADDR:]PORT[:PORT], what listens here and what it leads to in TARGET; PORT alone is both.
@@ -28,6 +28,8 @@ FORWARD = Command(
             "listen in the container, at its 127.0.0.1, and lead to this machine",
             repeat=True,
         ),
+        REASON,
+        TIMEOUT,
         JSON,
     ),
     "cntr forward web 8080:80               its port 80 at 127.0.0.1:8080\n"

@@ -10,7 +10,8 @@ import resource
 import select
 import time
 
-from cntr.attach.signals import FORWARDED, Watch
+from cntr.attach.signals import END, FORWARDED, Watch
+from cntr.audit import times
 from cntr.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CntrError, printable
 from cntr.forward import listening, stream
 from cntr.forward.datagrams import Datagrams
@@ -26,12 +27,24 @@ SI_KERNEL = 0x80  # asm-generic/siginfo.h: the terminal's own, which the command
 AGAIN_SECONDS = 1.0
 
 
-def run(target: str, forwards: list[Forward], argv: list[str], tell: Tell) -> int:
-    """Forward until a signal comes or ARGV, if there is one, ends; the exit status. Raises CntrError, OSError."""
+def run(target: str, forwards: list[Forward], argv: list[str], tell: Tell, session: Session | None = None) -> int:
+    """Forward until a signal comes or ARGV, if there is one, ends; the exit status. Raises CntrError, OSError.
+
+    session: asked before the container is entered, and told of the end.
+    """
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     _raise_limit(limits)
     watch = Watch()
-    relay = Relay(target, forwards, argv, tell, watch, limits)
+    relay = Relay(
+        Wanted(
+            target, paths=any((one.listen if one.reverse else one.connect).is_file for one in forwards), session=session
+        ),
+        forwards,
+        argv,
+        tell,
+        watch,
+        limits,
+    )
     try:
         relay.there.start()
         return relay.loop.run()
@@ -55,13 +68,18 @@ class Relay:
     """All forwards of one container."""
 
     def __init__(
-        self, target: str, forwards: list[Forward], argv: list[str], tell: Tell, watch: Watch, limits: tuple[int, int]
+        self,
+        wanted: Wanted,
+        forwards: list[Forward],
+        argv: list[str],
+        tell: Tell,
+        watch: Watch,
+        limits: tuple[int, int],
     ) -> None:
         """Nothing is started yet."""
         self.forwards, self.argv, self.tell, self.watch, self.limits = forwards, argv, tell, watch, limits
         self.loop, self.pipes, self.here = Loop(), stream.Pipes(), Here()
-        paths = any((one.listen if one.reverse else one.connect).is_file for one in forwards)
-        self.there = There(self.loop, Wanted(target, paths=paths), self)
+        self.there = There(self.loop, wanted, self)
         self.listeners: dict[Forward, Listener | Datagrams] = {}
         self.begun: set[Forward] = set()  # have listened once
         self.command = 0
@@ -69,6 +87,8 @@ class Relay:
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OWN_FILES
         self.most = max(8, files // 3 // max(1, len(forwards)))
         self.loop.add(watch.fd, self._signals)
+        if wanted.session and wanted.session.limit is not None:
+            self._keep_to(wanted.session.limit)
 
     # --- the container ---
 
@@ -223,6 +243,8 @@ class Relay:
         for number, code in self.watch.read():
             if number == signal.SIGCHLD:
                 self._reap()
+            elif number == END:
+                self._end("`cntr sessions end`")
             elif number not in FORWARDED or number == signal.SIGWINCH:
                 continue
             elif not self.command:
@@ -230,6 +252,22 @@ class Relay:
                     self.loop.status = 128 + number
             elif code != SI_KERNEL:
                 os.kill(self.command, number)
+
+    def _keep_to(self, limit: float) -> None:
+        """End after LIMIT seconds, and say so a minute before."""
+        if limit > times.WARNING_SECONDS:
+            text = f"the session ends in a minute: its time is {times.shown(limit)}"
+            self.loop.after(
+                limit - times.WARNING_SECONDS, lambda: self.tell("ending", {}, f"{self.there.label}: {text}")
+            )
+        self.loop.after(limit, lambda: self._end(f"its time is over: {times.shown(limit)}"))
+
+    def _end(self, why: str) -> None:
+        """Not by the command, nor by a signal of the caller's."""
+        self.tell("ended", {"why": why}, f"{self.there.label}: the session was ended: {why}")
+        if self.there.wanted.session:
+            self.there.wanted.session.why = why
+        self.loop.status = 128 + signal.SIGHUP
 
     def _reap(self) -> None:
         if not self.command:
@@ -260,7 +298,12 @@ class Relay:
         self.pipes.close()
         self.loop.close()
         if self.command:
-            os.kill(self.command, signal.SIGTERM)
+            pidfd = os.pidfd_open(self.command)
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                signal.pidfd_send_signal(pidfd, number)
+                if select.select([pidfd], [], [], SETTLE_SECONDS)[0]:
+                    break
+            os.close(pidfd)
             os.waitpid(self.command, 0)
 
 
@@ -303,6 +346,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from cntr.audit.session import Session
     from cntr.forward.sides import Answer
     from cntr.forward.spec import Forward
 

@@ -9,6 +9,7 @@ import os
 import select
 from collections import deque
 
+from cntr.engines import Container
 from cntr.errors import CntrError
 from cntr.forward import dialer, listening
 from cntr.linux import sockets
@@ -194,11 +195,17 @@ class There:
             if not self.wanted.engine:
                 raise CntrError(rest[0], rest[1], int(rest[2]))
             return
+        session = None if self.wanted.engine else self.wanted.session
         self.wanted.engine, self.wanted.owner = rest[0], int(rest[1])
         self.pid, self.label, self.host_network = int(rest[2]), rest[3], rest[4] == "host"
         self.is_up, self.failed = True, ""
+        if session:
+            found = Container(rest[0], rest[5], self.pid, id=rest[6], image=rest[7], owner=self.wanted.owner)
+            found.digest = rest[8]
+            session.begun_by_child(found)
+            session.announce()
         self._stock()
-        self.told.up(rest[5:])
+        self.told.up(rest[9:])
 
     def _give_up(self) -> None:
         """It does not answer: it is ended, and another one asked."""

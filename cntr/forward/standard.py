@@ -19,10 +19,10 @@ SIZE = 1 << 16
 PIPE_BUF = 4096  # a pipe that poll(2) calls writable takes so many bytes without waiting (pipe(7))
 
 
-def run(target: str, endpoint: Endpoint) -> int:
+def run(target: str, endpoint: Endpoint, session: Session | None = None) -> int:
     """Join them until both have ended; 0. Raises CntrError, OSError."""
     loop = Loop()
-    there = There(loop, Wanted(target, paths=endpoint.is_file), _Told())
+    there = There(loop, Wanted(target, paths=endpoint.is_file, session=session), _Told())
     try:
         there.start()
         while not there.is_up:
@@ -147,4 +147,5 @@ def _step(fd: int) -> int:
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from cntr.audit.session import Session
     from cntr.forward.sides import Answer
