@@ -102,6 +102,9 @@ def filters_of(request: Request, target: Target, traced: str, say: Callable[[str
     unasked = bool(traced) and not (request.own_root or request.seccomp or request.force or target.as_owner)
     if not (request.seccomp or unasked) or target.container.state == "rootfs":  # nothing runs there
         return []
+    program = target.container.filter
+    if program is not None:
+        return [seccomp.Filter(program)] if program else []
     try:
         found = seccomp.filters_of(target.pid, target.label)
     except CntrError as error:

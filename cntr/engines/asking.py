@@ -35,8 +35,8 @@ def ask(
     for entry in theirs:
         entry.load()  # before the fork: a user may not be able to read where the modules lie
     asked = each_user.start(
-        *(theirs, each_user.who(name is None or method != "find")),
-        lambda entries: _ask_here(entries, name, deadline - ON_THE_WAY, method),
+        each_user.who(name is None or method != "find"),
+        lambda: each_user.said(_ask_here(theirs, name, deadline - ON_THE_WAY, method)),
     )
     answers = _ask_here(present, name, deadline, method)
     return answers + _add(answers, each_user.hear(asked, deadline))

@@ -39,13 +39,14 @@ class Command:
 
     __slots__ = ("chunks", "fd", "pid", "size")
 
-    def __init__(self, argv: list[str]) -> None:
-        """Start it. Raises OSError."""
+    def __init__(self, argv: list[str], environment: dict[str, str] | None = None) -> None:
+        """Start it; environment: all of it, for a program that is to have nothing of the caller's. Raises OSError."""
         # Were cntr killed now, a command that hangs would stay for ever; posix_spawn(3) can't ask for prctl(2)'s signal.
         setpriv = trusted("setpriv")
         if setpriv.endswith("/setpriv"):  # util-linux's: busybox's does not know the option
             argv = [setpriv, "--pdeathsig", "KILL", *argv]
-        environment = {key: value for key, value in os.environ.items() if key not in ("NOTIFY_SOCKET", "DEBUG")}
+        if environment is None:
+            environment = {key: value for key, value in os.environ.items() if key not in ("NOTIFY_SOCKET", "DEBUG")}
         environment.update(PATH=":".join(PATH), LC_ALL="C", TERM="dumb")
         self.chunks: list[bytes] = []
         self.size = 0
@@ -87,7 +88,7 @@ class Command:
         return os.fsdecode(b"".join(self.chunks))
 
 
-def output(deadline: float, program: str, *arguments: str) -> str:
+def output(deadline: float, program: str, *arguments: str, environment: dict[str, str] | None = None) -> str:
     """What PROGRAM, if it is root's, prints before DEADLINE; "" where it is not here, is late, or can't be run."""
     import select
 
@@ -95,7 +96,7 @@ def output(deadline: float, program: str, *arguments: str) -> str:
     if not path:
         return ""
     try:
-        command = Command([path, *arguments])
+        command = Command([path, *arguments], environment)
     except OSError:
         return ""
     poll, ended = select.poll(), False

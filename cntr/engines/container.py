@@ -26,12 +26,14 @@ class Container:
     rootfs: the directory of those files, as the host sees it; owner: the uid of the user whose word and whose process it is, 0 for
     root's; note: one line for whoever attaches to it, "" for none; spec: the path of its OCI config.json, "" where there is none;
     settings: (environment, working directory) as the engine itself tells them, None where it does not (``settings``);
-    digest: the image's id, ``sha256:…``, "" where the engine's record has none.
+    digest: the image's id, ``sha256:…``, "" where the engine's record has none; filter: the seccomp program of a stand-in of our own
+    making, b"" for none, None where nobody knows but the process.
     """
 
     __slots__ = (
         "digest",
         "engine",
+        "filter",
         "id",
         "image",
         "name",
@@ -63,6 +65,7 @@ class Container:
         self.state, self.owner, self.start_time, self.rootfs = state, owner, start_time, rootfs
         self.note = self.spec = self.digest = ""
         self.settings: tuple[dict[str, str], str] | None = None
+        self.filter: bytes | None = None
 
     def label(self) -> str:
         """``engine:name``, fit for a terminal and for the command line."""

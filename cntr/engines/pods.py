@@ -75,6 +75,16 @@ def ending(one: containers_storage.Store, id: str, deadline: float) -> tuple[str
         return None
 
 
+def configuration(one: containers_storage.Store, id: str, deadline: float) -> dict[str, Any]:
+    """What version 5 keeps of a container from the start (libpod's ContainerConfig); {} where it does not say."""
+    rows = _query(one, "SELECT JSON FROM ContainerConfig WHERE ID = ?", (id,), deadline)
+    try:
+        found = store.parse(os.fsdecode(rows[0][0]))
+    except (IndexError, ValueError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 STATES = {1: "created", 2: "created", 4: "stopped", 6: "exited", 7: "removing", 8: "stopping"}  # libpod's define
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-    from cntr.engines.registry import Answer, Entry
+    from cntr.engines.registry import Answer
 
 MOST_USERS, MOST_CONTAINERS = 64, 10_000  # who are asked at once; what each may have
 MOST_BYTES, MOST_TEXT = 1 << 20, 512  # of an answer; characters of a name
@@ -33,11 +33,11 @@ POLLIN, SIGKILL = 1, 9
 class Asked:
     """A user's process: whose it is, its pid, and the pipe from it."""
 
-    __slots__ = ("chunks", "fd", "pid", "size", "uid")
+    __slots__ = ("chunks", "fd", "late", "pid", "size", "uid")
 
     def __init__(self, uid: int, pid: int, fd: int) -> None:
         """Nothing heard yet."""
-        self.uid, self.pid, self.fd = uid, pid, fd
+        self.uid, self.pid, self.fd, self.late = uid, pid, fd, True
         self.chunks: list[bytes] = []
         self.size = 0
 
@@ -48,8 +48,8 @@ class Asked:
         self.size += len(chunk)
         return bool(chunk) and self.size <= MOST_BYTES
 
-    def end(self) -> list[str]:
-        """The fields of its answer. What is left of it is killed: it has said all, or is out of time."""
+    def end(self) -> bytes:
+        """Its answer. What is left of it is killed: it has said all, or is out of time."""
         os.close(self.fd)
         try:
             os.kill(self.pid, SIGKILL)
@@ -59,7 +59,7 @@ class Asked:
             if os.waitpid(self.pid, os.WNOHANG)[0]:
                 break
             time.sleep(0.001)
-        return os.fsdecode(b"".join(self.chunks)).split("\0")
+        return b"".join(self.chunks)
 
 
 def who(monitors: bool) -> list[int]:
@@ -86,8 +86,8 @@ def who(monitors: bool) -> list[int]:
     return [uid for uid in found if uid > 0][:MOST_USERS]
 
 
-def start(present: list[Entry], users: list[int], ask: Callable[[list[Entry]], list[Answer]]) -> list[Asked]:
-    """A process for each of USERS that does ASK and says what it answers."""
+def start(users: list[int], answer: Callable[[], bytes]) -> list[Asked]:
+    """A process for each of USERS that says what ANSWER gives there. All that ANSWER imports must be loaded."""
     import resource
 
     asked = []
@@ -100,7 +100,7 @@ def start(present: list[Entry], users: list[int], ask: Callable[[list[Entry]], l
             continue
         try:
             _become(uid, writing, resource)
-            text = _said(ask(present)).encode("utf-8", "surrogateescape")
+            text = answer()
             while text:
                 text = text[os.write(0, text) :]
         except BaseException:  # noqa: BLE001  whatever a user's files did to it: nothing was said
@@ -140,7 +140,8 @@ def _become(uid: int, pipe: int, resource: ModuleType) -> None:
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, SIGKILL)
 
 
-def _said(answers: list[Answer]) -> str:
+def said(answers: list[Answer]) -> bytes:
+    """Answers as what ``hear`` takes apart."""
     fields: list[str] = []
     for answer in answers:
         engine = answer.entry.name
@@ -149,15 +150,15 @@ def _said(answers: list[Answer]) -> str:
         for found in answer.containers[:MOST_CONTAINERS]:
             texts = (_short(found.engine), _short(found.name), str(found.pid), _short(found.id), _short(found.image))
             fields += ["c", *texts, found.state, str(found.start_time)]
-    return "\0".join(fields)
+    return "\0".join(fields).encode("utf-8", "surrogateescape")
 
 
 def _short(text: str) -> str:
     return text.replace("\0", "")[:MOST_TEXT]
 
 
-def hear(asked: list[Asked], deadline: float) -> list[tuple[int, list[str]]]:
-    """(uid, the fields of a line) for all that the users' processes have said by DEADLINE; then they are ended."""
+def listen(asked: list[Asked], deadline: float) -> list[tuple[Asked, bytes]]:
+    """What each has said by DEADLINE; then they are ended, and those that had not come to their end are late."""
     import select
 
     running = {one.fd: one for one in asked}
@@ -167,13 +168,17 @@ def hear(asked: list[Asked], deadline: float) -> list[tuple[int, list[str]]]:
             poll.register(fd, POLLIN)
         for fd, _ in poll.poll(left * 1000):
             if not running[fd].read():
-                del running[fd]
+                running.pop(fd).late = False
+    return [(one, one.end()) for one in asked]
+
+
+def hear(asked: list[Asked], deadline: float) -> list[tuple[int, list[str]]]:
+    """(uid, the fields of a line) for all that the users' processes have said by DEADLINE."""
     lines = []
-    for one in asked:
-        late = one.fd in running
-        fields = one.end()
+    for one, answer in listen(asked, deadline):
+        fields = os.fsdecode(answer).split("\0")
         lines += [(one.uid, fields[at : at + FIELDS]) for at in range(0, len(fields) - FIELDS + 1, FIELDS)]
-        if late:
+        if one.late:
             lines.append((one.uid, ["r", "", "no answer in time", "", "", "", "", ""]))
     return lines
 

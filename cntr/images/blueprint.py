@@ -84,7 +84,7 @@ class Blueprint:
         self.health: list[str] = []
         self.check: Callable[[], bool] | None = None  # whether the engine runs it by now
         self.status: int | None = None
-        self.oom_killed = False
+        self.oom_killed: bool | None = None  # None: nobody says
         self.log: Callable[[], list[str]] | None = None
         self.closers: list[Callable[[], object]] = []  # what holds what the lower directories are
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import time
 
 from cntr.engines import Refused, docker
 from cntr.errors import printable
@@ -61,7 +63,8 @@ def blueprint(path: str, owner: int, answer: dict[str, Any]) -> Blueprint:
     for row in host.get("Ulimits") or ():
         found = limit(mapping(row).get("Soft"), mapping(row).get("Hard"))
         if found:
-            made.limits[f"RLIMIT_{str(row.get('Name', '')).upper()}"] = found
+            name = str(row.get("Name", "")).upper().removeprefix("RLIMIT_")  # Podman has it with the prefix
+            made.limits[f"RLIMIT_{name}"] = found
     made.oom_score_adj = int(host.get("OomScoreAdj") or 0)
     made.read_only = host.get("ReadonlyRootfs") is True
     made.groups = [str(one) for one in host.get("GroupAdd") or ()]
@@ -100,7 +103,7 @@ def _layers(made: Blueprint, answer: dict[str, Any]) -> None:
     made.overlay = {"userxattr": ""} if made.owner else {}
     made.lower = [path for path in str(data.get("LowerDir") or "").split(":") if path]
     made.upper, made.work = str(data["UpperDir"]), str(data.get("WorkDir") or "")
-    for part in made.upper.split("/"):  # userns-remap: DATA-ROOT/UID.GID/overlay2/…
+    for part in made.upper.split("/") if not made.owner else ():  # userns-remap: DATA-ROOT/UID.GID/overlay2/…
         uid, dot, gid = part.partition(".")
         if (
             dot
@@ -133,14 +136,10 @@ def _security(made: Blueprint, host: dict[str, Any]) -> None:
 
 def _log(path: str, id: str) -> list[str]:
     """The last lines of its output; a stream of frames: kind, three zero bytes, length in four bytes (Docker Engine API, attach)."""
-    import tempfile
-    import time
-
-    with tempfile.TemporaryFile() as stream:
-        request = f"/containers/{id}/logs?stdout=1&stderr=1&tail={LOG_LINES}"
-        docker_store.download(path, request, stream, time.monotonic() + 5)
-        stream.seek(0)
-        data, text = stream.read(1 << 20), b""
+    request = f"/containers/{id}/logs?stdout=1&stderr=1&tail={LOG_LINES}"
+    stream = io.BytesIO()
+    docker_store.download(path, request, stream, time.monotonic() + 5, limit=1 << 20)
+    data, text = stream.getvalue(), b""
     while len(data) >= 8 and data[0] in (0, 1, 2) and data[1:4] == b"\0\0\0":
         size = int.from_bytes(data[4:8], "big")
         text, data = text + data[8 : 8 + size], data[8 + size :]
@@ -148,8 +147,6 @@ def _log(path: str, id: str) -> list[str]:
 
 
 def _runs(path: str, owner: int, id: str) -> bool:
-    import time
-
     status, answer = docker._get(path, f"/containers/{id}/json", owner, time.monotonic() + 5)
     return status == 200 and bool(mapping(answer).get("State", {}).get("Pid"))
 

@@ -87,12 +87,12 @@ def _saved(path: str, image: Image) -> Image:
     return result
 
 
-def download(path: str, request: str, into: BinaryIO, deadline: float) -> None:
-    """GET a body of any length into a file. Raises ImageError, OSError."""
+def download(path: str, request: str, into: BinaryIO, deadline: float, *, limit: int = Limits().total) -> None:
+    """GET a body of no more than LIMIT bytes into a file. Raises ImageError, OSError."""
     connection = unixhttp.connect(path, deadline)
     try:
         connection.sendall(f"GET {request} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode("ascii"))
-        head, size, limit = b"", 0, Limits().total
+        head, size = b"", 0
         while b"\r\n\r\n" not in head:
             data = connection.recv(1 << 16)
             head += data
@@ -106,7 +106,7 @@ def download(path: str, request: str, into: BinaryIO, deadline: float) -> None:
             into.write(body)
             size += len(body)
             if size > limit:
-                raise ImageError(f"{printable(path)}: an image of more than {limit} bytes", "")
+                raise ImageError(f"{printable(path)}: more than {limit} bytes", "")
             connection.settimeout(max(0.01, deadline - time.monotonic()))
             body = connection.recv(1 << 18)
         into.flush()

@@ -89,7 +89,7 @@ def describe(pid: int, made: Blueprint) -> list[tuple[str, str]]:
     if made.status is not None:
         killed = f" (signal {made.status - 128})" if 128 < made.status < 160 else ""
         rows.append(("last exit status", f"{made.status}{killed}"))
-    if made.state != "image":
+    if made.oom_killed is not None:
         rows.append(("killed for memory", "yes" if made.oom_killed else "no"))
     for line in problems(pid, made) or ["nothing is missing to start it"]:
         rows.append(("entrypoint check", line))

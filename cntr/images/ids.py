@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from cntr.engines import store
-from cntr.linux import procfs
+import os
+
+from cntr.engines import commands, store
+from cntr.linux import procfs, syscalls
 
 Rows = list[tuple[int, int, int]]
 
 
 def of_rootless(rows: Rows, file: str, owner: int) -> Rows:
     """ROWS, a map into the engine's own user namespace, as one into the host's; [] means one to one. file: /etc/subuid or /etc/subgid."""
-    outer = [(0, owner, 1)]
+    outer = [(0, owner if file.endswith("subuid") else store.home_and_group(owner)[1], 1)]
     try:
         names = {_name(owner), str(owner)}
         for line in store.read(file).splitlines():
@@ -36,3 +38,48 @@ def _name(uid: int) -> str:
     except OSError:
         return ""
     return entry[0] if entry else ""
+
+
+def enter_user_namespace(uid_map: Rows, gid_map: Rows) -> None:
+    """unshare(CLONE_NEWUSER), as its root; a child that stays outside writes the maps, which takes the parent namespace's rights.
+
+    Who is not root has newuidmap(1) write them. Raises OSError.
+    """
+    reading, writing = os.pipe()
+    own = os.getpid()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.close(writing)
+            os.read(reading, 1)
+            for kind, rows in (("gid", gid_map), ("uid", uid_map)):
+                _map(own, kind, rows)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(reading)
+    try:
+        syscalls.unshare(syscalls.CLONE_NEWUSER)
+        os.write(writing, b".")
+    finally:
+        os.close(writing)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status:
+        raise OSError(1, "its id maps are refused")
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+
+
+def _map(pid: int, kind: str, rows: Rows) -> None:
+    if os.geteuid():
+        numbers = [str(number) for row in rows for number in row]
+        program = f"new{kind}map"
+        helper = os.posix_spawn(commands.trusted(program), [program, str(pid), *numbers], {})
+        if os.waitpid(helper, 0)[1]:
+            raise OSError(1, f"{program}: refused")
+        return
+    fd = os.open(f"/proc/{pid}/{kind}_map", os.O_WRONLY | os.O_CLOEXEC)
+    os.write(fd, "".join(f"{a} {b} {c}\n" for a, b, c in rows).encode())
+    os.close(fd)

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 
-from cntr.engines import containers_storage, store
+from cntr.engines import containers_storage, pods, store
 from cntr.errors import printable
-from cntr.images import ImageError, podman_store, spec, stores
+from cntr.images import ImageError, docker_stopped, podman_store, spec, stores
 from cntr.images.blueprint import Blueprint
 
 LOG_LINES = 10
 
 
-def find(name: str, deadline: float, *, running: bool = False) -> list[Blueprint]:
-    """The stopped container of that name or id prefix in every store. Raises ImageError, Refused."""
-    return [blueprint(row) for row in _rows(lambda row: store.answers_to(name, row.id, row.names), running=running)]
+def find(
+    name: str, deadline: float, *, running: bool = False, inspect: Callable[[str], dict[str, Any]] | None = None
+) -> list[Blueprint]:
+    """The stopped container of that name or id prefix in every store of root's, or of one's own. Raises ImageError, Refused.
+
+    inspect: in place of `podman container inspect ID`, and asked only for what no file says.
+    """
+    rows = _rows(lambda row: store.answers_to(name, row.id, row.names), running=running)
+    return [blueprint(row, deadline, inspect) for row in rows]
 
 
 def stopped(deadline: float) -> list[Blueprint]:
@@ -25,40 +31,57 @@ def stopped(deadline: float) -> list[Blueprint]:
 def _rows(
     wanted: Callable[[containers_storage.Known], bool], *, running: bool = False
 ) -> list[containers_storage.Known]:
-    rows = containers_storage.known_containers(wanted)
+    rows = {
+        row.id: row for row in containers_storage.known_containers(wanted)
+    }.values()  # two settings may name one store
     return [row for row in rows if not row.is_foreign() and (running or not containers_storage.running(row))]
 
 
 def _named(row: containers_storage.Known) -> Blueprint:
     made = Blueprint("podman", row.names[0] if row.names else row.id[:12])
-    made.id, made.image, made.owner, made.state = row.id, row.image, row.store.owner, "exited"
+    made.id, made.image, made.owner = row.id, row.image, row.store.owner
+    started = os.path.exists(f"{row.store.graphroot}/{row.directory}/{row.id}/userdata/config.json")
+    made.state = "exited" if started else "created"
     return made
 
 
-def blueprint(row: containers_storage.Known) -> Blueprint:
-    """From the store; what podman itself knows beyond it (exit status) where its store is ours to ask."""
+def blueprint(
+    row: containers_storage.Known, deadline: float, inspect: Callable[[str], dict[str, Any]] | None = None
+) -> Blueprint:
+    """From the store; how it ended by podman's database (version 5), or by podman."""
     made, one = _named(row), row.store
-    chain = podman_store.layer_chain(one, row.layer)
     base = f"{one.graphroot}/{podman_store.DRIVER}"
-    made.upper, made.work = f"{base}/{row.layer}/diff", f"{base}/{row.layer}/work"
-    made.lower = [f"{base}/{layer['id']}/diff" for layer in reversed(chain[:-1])]
-    made.overlay = {"userxattr": ""} if one.owner else {"metacopy": "on"}
+    if row.directory == "vfs-containers":  # each has a whole copy
+        made.upper = f"{one.graphroot}/vfs/dir/{row.layer}"
+    else:
+        chain = podman_store.layer_chain(one, row.layer)
+        made.upper, made.work = f"{base}/{row.layer}/diff", f"{base}/{row.layer}/work"
+        made.lower = [f"{base}/{layer['id']}/diff" for layer in reversed(chain[:-1])]
+        made.overlay = {"userxattr": ""} if one.owner else {"metacopy": "on"}
     for path in [made.upper, *made.lower]:
         if not os.path.isdir(path):
             raise ImageError(f"{made.label()}: layer {printable(path)} is not there", "its store is damaged")
     directory = f"{one.graphroot}/{row.directory}/{row.id}/userdata"
-    asked = _ask(row) if one.owner in (0, os.geteuid()) else {}
+    asked = {} if inspect else ask(row.id)
     try:
         text = store.read(f"{directory}/config.json", owner=one.owner, limit=8 << 20)
     except FileNotFoundError:
-        _created(made, asked)
+        known = pods.configuration(one, row.id, deadline)
+        if known.get("spec"):
+            spec.take(made, spec.mapping(known["spec"]))
+            made.user = str(known.get("user") or "")
+        else:
+            _created(made, inspect(row.id) if inspect else asked)
     else:
         spec.take(made, stores.documents(stores.parse(text, f"{made.label()}: config.json")))
     state = spec.mapping(asked.get("State"))
-    made.state = str(state.get("Status") or made.state)
-    if made.state != "created" and isinstance(state.get("ExitCode"), int):
-        made.status = state["ExitCode"]
-    made.oom_killed = state.get("OOMKilled") is True
+    ending = (
+        (str(state["Status"]), state.get("ExitCode")) if state.get("Status") else pods.ending(one, row.id, deadline)
+    )
+    made.state, status = ending or (made.state, None)
+    if made.state != "created" and isinstance(status, int):
+        made.status = status
+    made.oom_killed = state.get("OOMKilled") is True if state else None
     made.log = lambda: _log(f"{directory}/ctr.log", one.owner)
     made.check = lambda: containers_storage.running(row) is not None
     return made
@@ -66,39 +89,32 @@ def blueprint(row: containers_storage.Known) -> Blueprint:
 
 def _created(made: Blueprint, asked: dict[str, Any]) -> None:
     """It has never been started, so there is no config.json; `podman inspect` says what Docker's would."""
-    from cntr.images import docker_stopped
-
     if not asked:
         raise ImageError(
-            f"{made.label()}: it has never been started, and its configuration is its owner's", "as that user: `cntr …`"
+            f"{made.label()}: it has never been started, and podman does not say what it would run",
+            f"`podman container inspect {printable(made.name)}`",
         )
     like = docker_stopped.blueprint(
         "", made.owner, asked | {"GraphDriver": {"Name": "overlay2", "Data": {"UpperDir": made.upper}}}
     )
-    for name in (
-        "entrypoint",
-        "argv",
-        "environment",
-        "directory",
-        "user",
-        "hostname",
-        "mounts",
-        "capabilities",
-        "limits",
-    ):
+    for name in "entrypoint argv environment directory user hostname mounts capabilities limits seccomp".split():
         setattr(made, name, getattr(like, name))
     made.read_only, made.no_new_privs, made.privileged = like.read_only, like.no_new_privs, like.privileged
     bounding = spec.capability_mask(asked.get("BoundingCaps"))
     made.capabilities = bounding or made.capabilities
 
 
-def _ask(row: containers_storage.Known) -> dict[str, Any]:
+def ask(id: str) -> dict[str, Any]:
     """What `podman container inspect` says; {} where it can't be asked."""
     try:
-        text = stores.run(["podman", "container", "inspect", row.id], 10)
-        rows = stores.parse(text, "podman inspect")
+        return parsed(stores.run(["podman", "container", "inspect", id], 10))
     except ImageError:
         return {}
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """The one answer of `podman container inspect`. Raises ImageError."""
+    rows = stores.parse(text, "podman inspect")
     return spec.mapping(rows[0]) if isinstance(rows, list) and rows else {}
 
 

@@ -43,7 +43,7 @@ class Room:
         self._sys = self._null = -1
         self._scratch, self._layers = "", 0
         self.filter = profile.filter_of(blueprint.seccomp, blueprint.capabilities)
-        if not blueprint.lower and not (write and blueprint.upper):
+        if not blueprint.lower and not blueprint.upper:
             raise CntrError(
                 f"{blueprint.label()}: none of its layers is unpacked here", "is its storage driver overlay?"
             )
@@ -66,20 +66,24 @@ class Room:
     # --- in the builder ---------------------------------------------------------------------------------------------------
 
     def mount(self) -> None:
-        """The root and the volumes, as detached mounts. Raises OSError."""
+        """The root and the volumes, as detached mounts. Raises OSError.
+
+        What a user named (``owner``) is opened and mounted by that user's rights, in the container's user namespace: an overlay reads its
+        layers with its maker's, and merges directories, so that root's would show what is below a directory that only root may enter.
+        """
         made = self.made
         # All that is the host's is opened first: the scratch directory hides what is below it.
         self.step = "open its layers"
         layers = [self._name(path) for path in made.lower]
         upper, work = "", ""
         if self.write:
-            upper, work = self._name(made.upper), self._name(made.work)
+            upper, work = self._name(made.upper), self._name(made.work) if made.work else ""
         elif made.upper:
             layers.insert(0, self._name(made.upper))
         sources: list[int] = []
         for mount in made.mounts:
             self.step = f"open the volume for {mount.destination}"
-            sources.append(self._open_as_owner(mount.source) if mount.kind == "bind" else -1)
+            sources.append(os.open(mount.source, os.O_PATH | os.O_CLOEXEC) if mount.kind == "bind" else -1)
         self.step = "make a layer for its changes"
         scratch = self._scratch = next(path for path in SCRATCH if os.path.isdir(path))
         tmpfs = syscalls.new_filesystem("tmpfs", {"mode": "700"}, syscalls.MOUNT_ATTR_NODEV)
@@ -93,8 +97,15 @@ class Room:
             self._binds.append((mount, self._volume(source, mount) if source >= 0 else -1))
 
     def _overlay(self, layers: list[str], upper: str, work: str) -> int:
-        """Detached; by lowerdir+, of which there may be hundreds (Linux 6.5), else by mount(2), whose options are one page."""
+        """Detached; without lower layers it is the upper itself.
+
+        By lowerdir+, of which there may be hundreds (Linux 6.5), else by mount(2), whose options are one page.
+        """
         made = self.made
+        if not layers:
+            tree = syscalls.open_tree(syscalls.AT_FDCWD, upper, syscalls.OPEN_TREE_CLONE)
+            syscalls.mount_setattr(tree, "", recursive=False, attr_set=syscalls.MOUNT_ATTR_NODEV)
+            return tree
         options: list[tuple[str, str | None]] = [("source", "cntr"), *(("lowerdir+", path) for path in layers)]
         options += [("upperdir", upper), ("workdir", work)]
         options += [(key, value or None) for key, value in made.overlay.items()]
@@ -121,23 +132,7 @@ class Room:
 
     def _name(self, path: str) -> str:
         """A short name of a directory of the host's: neither its length nor a comma or colon in it matters any more."""
-        return f"/proc/self/fd/{self._open_as_owner(path)}"
-
-    def _open_as_owner(self, path: str) -> int:
-        """An O_PATH fd of a path that a rootless engine's user named: opened with that user's rights, not with root's."""
-        owner = self.made.owner
-        if not owner:
-            return os.open(path, os.O_PATH | os.O_CLOEXEC)
-        own = os.getgroups()
-        os.setgroups([])
-        os.setegid(owner)
-        os.seteuid(owner)
-        try:
-            return os.open(path, os.O_PATH | os.O_CLOEXEC)
-        finally:
-            os.seteuid(0)
-            os.setegid(0)
-            os.setgroups(own)
+        return f"/proc/self/fd/{os.open(path, os.O_PATH | os.O_CLOEXEC)}"
 
     def open_host_files(self) -> None:
         """Detached clones of the host's device nodes, and the namespaces to join. Raises OSError."""

@@ -16,6 +16,7 @@ import select
 
 from cntr.errors import CntrError, printable, with_sudo
 from cntr.images import ImageError
+from cntr.images.ids import enter_user_namespace
 from cntr.images.role import Role
 from cntr.images.room import Room
 from cntr.linux import procfs, syscalls
@@ -62,10 +63,11 @@ class StandIn:
 
         Raises CntrError, with nothing left behind.
         """
-        if os.geteuid() != 0:
+        if os.geteuid() not in (0, blueprint.owner):
             raise CntrError(f"{blueprint.label()}: a stand-in for what does not run needs root", with_sudo())
         self.blueprint, self.pid, self.start_time, self._pidfd, self._life = blueprint, 0, 0, -1, -1
         self._room = Room(blueprint, network=network, write=write, say=say)
+        self.filter = self._room.filter
         self._room.program = _program()
         self._alive = -1
         self._watcher = 0
@@ -163,10 +165,13 @@ class StandIn:
         room, made = self._room, self.blueprint
         os.close(self._alive)
         os.setsid()
-        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         room.step = "a mount namespace of its own"
         if made.engine not in OWN_FILES:
             VIEW.enter_mounts()
+        if made.owner:
+            room.step = "make its user namespace"
+            enter_user_namespace(made.uid_map, made.gid_map)
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # not before: newuidmap(1) wants a process of its caller's
         syscalls.unshare(syscalls.CLONE_NEWNS)
         syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
         room.mount()
@@ -175,9 +180,9 @@ class StandIn:
         for kind, fd in room.joined.items():
             room.step = f"join the {kind} namespace"
             syscalls.setns(fd, KINDS[kind])
-        if made.uid_map:
+        if made.uid_map and not made.owner:
             room.step = "make its user namespace"
-            _enter_user_namespace(made.uid_map, made.gid_map)
+            enter_user_namespace(made.uid_map, made.gid_map)
         room.step = "make its namespaces"
         flags = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWCGROUP
         syscalls.unshare(
@@ -290,36 +295,6 @@ def _program() -> int:
     result = os.open(f"/proc/self/fd/{fd}", os.O_PATH | os.O_CLOEXEC)
     os.close(fd)
     return result
-
-
-def _enter_user_namespace(uid_map: list[tuple[int, int, int]], gid_map: list[tuple[int, int, int]]) -> None:
-    """unshare(CLONE_NEWUSER); a child that stays outside writes the maps, since they need the parent namespace's privileges."""
-    reading, writing = os.pipe()
-    own = os.getpid()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.close(writing)
-            os.read(reading, 1)
-            for name, rows in (("gid_map", gid_map), ("uid_map", uid_map)):
-                fd = os.open(f"/proc/{own}/{name}", os.O_WRONLY | os.O_CLOEXEC)
-                os.write(fd, "".join(f"{a} {b} {c}\n" for a, b, c in rows).encode())
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(reading)
-    try:
-        syscalls.unshare(syscalls.CLONE_NEWUSER)
-        os.write(writing, b".")
-    finally:
-        os.close(writing)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status:
-        raise OSError(1, "the kernel refuses its id maps")
-    os.setgroups([])
-    os.setresgid(0, 0, 0)
-    os.setresuid(0, 0, 0)
 
 
 TYPE_CHECKING = False

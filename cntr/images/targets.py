@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from cntr import engines, images
@@ -53,6 +54,8 @@ def _stopped(target: str, late: tuple[str, ...], *, running: bool) -> Blueprint 
         except OSError as error:
             where = f": {error.filename}" if error.filename else ""
             failed = failed or _unanswered(target, engine, f"{error.strerror or error}{where}")
+    if not found and not os.geteuid():
+        found, failed = _of_users(asked, name, failed, running=running)
     exact = [one for one in found if name in (one.name, one.id)] or found
     if len(exact) > 1:
         listed = ", ".join(f"{one.label()} ({printable(one.id[:12])})" for one in exact[:8])
@@ -70,6 +73,21 @@ def _unanswered(target: str, engine: str, why: str, hint: str = "") -> TargetNot
         f"{printable(target[:200])}: no such container or image (refused: {engine} ({printable(why[:300])}))",
         printable(hint) or "`cntr ps --all` lists containers",
     )
+
+
+def _of_users(
+    asked: tuple[str, ...], name: str, failed: CntrError | None, *, running: bool
+) -> tuple[list[Blueprint], CntrError | None]:
+    """A user's container counts where nothing of root's answers to the name: else a user could give theirs the name of one of root's."""
+    from cntr.images import of_users
+
+    found: list[Blueprint] = []
+    for engine in [engine for engine in asked if engine in of_users.MODULES]:
+        try:
+            found += of_users.find(engine, name, running=running)
+        except CntrError as error:
+            failed = failed or error
+    return found, failed
 
 
 def module(engine: str) -> StoppedModule:
@@ -141,6 +159,7 @@ def hold(
         owner=made.owner,
         start_time=stand_in.start_time,
     )
+    container.filter = stand_in.filter
     container.digest = made.id if made.id.startswith("sha256:") else ""
     return container, stand_in
 
@@ -187,6 +206,10 @@ def stopped() -> list[Blueprint]:
                     found += module(engine).stopped(deadline)
                 except (Refused, CntrError, OSError):
                     continue
+        if not os.geteuid():
+            from cntr.images import of_users
+
+            found += [made for engine in of_users.MODULES for made in of_users.stopped(engine)]
     return found
 
 

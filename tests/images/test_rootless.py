@@ -1,0 +1,263 @@
+"""Users' stopped containers, for root and for the user; what a user's store says is worth no more than the user's rights."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from cntr.errors import CntrError
+from cntr.images import targets
+from cntr.linux import procfs
+from testkit.engines import rigging
+from testkit.engines.rigs_cli import PodmanRootless
+
+ROOT = pathlib.Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+UID = 29_994
+
+
+class Native(PodmanRootless):
+    """With overlayfs as the kernel mounts it for a user."""
+
+    driver = "overlay"
+
+    def images(self) -> None:
+        """The store's configuration first; $CONTAINERS_STORAGE_CONF tells root of it."""
+        home = f"{self.den.path}/home-slim"
+        self.conf = pathlib.Path(home, ".config/containers/storage.conf")
+        self.conf.parent.mkdir(parents=True)
+        graph = f"{home}/.local/share/containers/storage"
+        self.conf.write_text(
+            f'[storage]\ndriver = "{self.driver}"\ngraphroot = "{graph}"\nrunroot = "{self.den.path}/runtime/containers"\n'
+        )
+        for path in (self.conf, self.conf.parent, self.conf.parent.parent):
+            os.chown(path, self.uid, self.uid)
+        super().images()
+
+    def cntr(self, *arguments: str, as_user: bool, status: int = 0) -> str:
+        """What cntr prints, for root or for the user, where the user exists."""
+        view = self.cli[: self.cli.index("podman" if as_user else "setpriv")]
+        env = (
+            self.den.env
+            if as_user
+            else {**os.environ, "CNTR_RIG": self.den.mark, "CONTAINERS_STORAGE_CONF": str(self.conf)}
+        )
+        done = subprocess.run(
+            [*view, sys.executable, "-m", "cntr", *arguments],
+            env={**env, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": ""},
+            **{"cwd": "/", "capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "timeout": 100},
+        )
+        assert done.returncode == status, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+
+class Copies(Native):
+    """With a whole copy of the files for each container."""
+
+    driver = "vfs"
+
+
+@pytest.fixture(params=[Native, Copies])
+def rig(request):
+    started = request.param()
+    yield started
+    started.stop()
+
+
+def test_a_users_stopped_and_created_containers(rig):
+    box = rig.box("busybox")
+    os.kill(box.pid, 9)
+    status = ("inspect", "--format", "{{.State.Status}}", box.name)
+    rig.den.wait_for("the end", lambda: rig.command(*status).strip() == "exited")
+    made = rigging.unique("made")
+    rig.command(
+        *(
+            "create",
+            "--name",
+            made,
+            "--network",
+            "none",
+            *rigging.ULIMITS,
+            "--env",
+            "MODE=prod",
+            "--user",
+            "1000",
+            "slim:1",
+        ),
+        *("/bin/sh", "-c", "echo $MODE $(id -u); exit 3"),
+    )
+    before = rig.command("diff", box.name)
+    script = (
+        "cat /etc/motto; echo x > /new; busybox chown 1000 /new; busybox stat -c %u /new; id -u; cat /proc/self/uid_map"
+    )
+    for as_user in (False, True):
+        out = rig.cntr("exec", box.target, "--", "/bin/sh", "-c", script, as_user=as_user)
+        assert out.split() == ["slim", "1000", "0", "0", str(rig.uid), "1", "1", "300000", "65536"]
+        script_outside = "cat /var/lib/cntr/etc/motto; echo x > /var/lib/cntr/etc/motto; cat /var/lib/cntr/etc/motto"
+        assert rig.cntr("attach", box.target, "--", "sh", "-c", script_outside, as_user=as_user).split() == [
+            "slim",
+            "x",
+        ]
+        assert rig.cntr("run", made, as_user=as_user, status=3).split() == ["prod", "1000"]
+        states = {row["name"]: row["state"] for row in json.loads(rig.cntr("ps", "--all", "--json", as_user=as_user))}
+        assert (states[box.name], states[made]) == ("exited", "created")
+    assert rig.command("diff", box.name) == before
+    for as_user in (False, True):
+        name = f"/etc/fixed-{as_user}"
+        rig.cntr("exec", "--write", box.target, "--", "/bin/sh", "-c", f"echo x > {name}", as_user=as_user)
+        assert f"A {name}" in rig.command("diff", box.name)
+    rig.command("start", box.name)
+    box.pid = int(rig.command("inspect", "--format", "{{.State.Pid}}", box.name))
+    assert rig.command("exec", box.name, "cat", "/etc/fixed-True") == "x\n"
+
+
+@pytest.fixture
+def hostile(tmp_path, monkeypatch):
+    """(directory, configuration, layers.json, name): a store of a user's making, busybox in its one layer of its own."""
+    top = pathlib.Path(rigging.tempfile.mkdtemp(prefix=f"{rigging.PREFIX}store-", dir="/tmp"))
+    top.chmod(0o755)
+    id, layer, lower = ("a" * 64, "b" * 64, "c" * 64)
+    graph = top / "graph"
+    for directory in (
+        f"overlay-containers/{id}/userdata",
+        "overlay-layers",
+        f"overlay/{layer}/diff/bin",
+        f"overlay/{layer}/work",
+    ):
+        (graph / directory).mkdir(parents=True)
+    (graph / f"overlay/{lower}").mkdir()
+    shutil.copy(
+        shutil.which("busybox") or pytest.skip("not installed: busybox-static"),
+        graph / f"overlay/{layer}/diff/bin/busybox",
+    )
+    rows = [{"id": lower}, {"id": layer, "parent": lower}]
+    (graph / "overlay-layers/layers.json").write_text(json.dumps(rows))
+    (graph / "overlay-containers/containers.json").write_text(
+        json.dumps([{"id": id, "names": ["mine"], "layer": layer}])
+    )
+    (top / "storage.conf").write_text(f'[storage]\ndriver = "overlay"\ngraphroot = "{graph}"\nrunroot = "{top}/run"\n')
+    monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(top / "storage.conf"))
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "open").write_text("root's\n")
+    secret.chmod(0o700)
+
+    def own() -> None:
+        for parent, directories, files in os.walk(graph):
+            for name in [*directories, *files]:
+                os.lchown(os.path.join(parent, name), UID, UID)
+        for path in (graph, top / "storage.conf"):
+            os.chown(path, UID, UID)
+
+    yield graph, id, own, secret
+    shutil.rmtree(top)
+
+
+def configure(graph: pathlib.Path, id: str, **more: object) -> None:
+    config = {
+        "process": {"args": ["/bin/busybox", "sleep", "9"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
+        "linux": {},
+    } | more
+    (graph / f"overlay-containers/{id}/userdata/config.json").write_text(json.dumps(config))
+
+
+def test_a_store_that_merges_what_only_root_may_enter(hostile):
+    """An overlay takes a directory's mode from the topmost layer and its entries from all: with root's rights it would show them."""
+    graph, id, own, secret = hostile
+    (graph / f"overlay/{'b' * 64}/diff/secret").mkdir()
+    (graph / f"overlay/{'b' * 64}/diff/bin/mark").write_text("user's")
+    own()
+    shutil.copytree(secret.parent, graph / "real")  # what is root's and that a link of the user's leads to
+    for path in (graph / "real", *(graph / "real").rglob("*")):
+        os.chown(path, 0, 0)
+    os.symlink(graph / "real", graph / f"overlay/{'c' * 64}/diff")
+    (graph / "real").chmod(0o755)
+    configure(graph, id)
+    os.chown(graph / f"overlay-containers/{id}/userdata/config.json", UID, UID)
+    try:
+        _, held = targets.hold("podman:mine", say=print)
+    except CntrError as error:
+        assert "stand-in" in error.message
+        return
+    try:
+        seen = subprocess.run(
+            [
+                "nsenter",
+                "-t",
+                str(held.pid),
+                "-U",
+                "-S",
+                "0",
+                "-G",
+                "0",
+                "-m",
+                "/bin/busybox",
+                "cat",
+                "/bin/mark",
+                "/secret/open",
+            ],
+            **{"capture_output": True, "text": True},
+        )
+        assert seen.stdout.startswith("user's"), seen
+        assert "root's" not in seen.stdout, seen
+    finally:
+        held.close()
+
+
+def test_what_a_users_configuration_claims_is_that_users(hostile):
+    graph, id, own, secret = hostile
+    (graph / f"overlay/{'c' * 64}/diff").mkdir()
+    rows = [{"containerID": 0, "hostID": 0, "size": 4294967295}]
+    process = {
+        "args": ["/bin/busybox"],
+        "capabilities": {"bounding": ["ALL"]},
+        "oomScoreAdj": -1000,
+        "env": ["A=1", 5, "B"],
+    }
+    configure(
+        graph,
+        id,
+        process=process,
+        linux={
+            "uidMappings": rows,
+            "gidMappings": rows,
+            "namespaces": [{"type": "network", "path": f"/proc/{os.getpid()}/ns/net"}],
+        },
+    )
+    own()
+    _, held = targets.hold("mine", say=print)
+    try:
+        status = procfs.status(procfs.read(f"/proc/{held.pid}/status"))
+        assert (status["Uid"].split()[0], status["Gid"].split()[0]) == (str(UID), str(UID))
+        assert procfs.read(f"/proc/{held.pid}/uid_map").split() == ["0", str(UID), "1"]
+        assert os.readlink(f"/proc/{held.pid}/ns/net") != os.readlink("/proc/self/ns/net")
+        assert int(procfs.read(f"/proc/{held.pid}/oom_score_adj")) >= 0
+    finally:
+        held.close()
+    process["env"] = ["A=1"]
+    configure(
+        graph, id, process=process, mounts=[{"type": "bind", "source": str(secret / "open"), "destination": "/volume"}]
+    )
+    own()
+    with pytest.raises(CntrError, match="volume for /volume"):
+        targets.hold("mine", say=print)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"process": 5}', '{"linux": [], "mounts": {}}', "[" * 100_000])
+def test_a_configuration_that_is_none_is_one_error_or_a_bare_container(hostile, text):
+    graph, id, own, _ = hostile
+    (graph / f"overlay/{'c' * 64}/diff").mkdir()
+    (graph / f"overlay-containers/{id}/userdata/config.json").write_text(text)
+    own()
+    try:
+        held = targets.hold("podman:mine", say=print)
+    except CntrError:
+        return
+    if held:
+        held[1].close()
