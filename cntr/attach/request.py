@@ -22,6 +22,8 @@ class Request:
         self.user: str | None = None
         self.environment: list[str] = []
         self.shares: list[str] = []
+        self.x11 = self.agent = self.bus = self.wayland = False  # sockets of the caller's that the session reaches
+        self.sockets: list[str] = []  # and others, by their paths
         self.directory: str | None = (
             None  # where the command starts; None: / of a session, the container's own for exec
         )

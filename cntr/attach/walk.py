@@ -145,6 +145,7 @@ class Prepared:
         self.shell = environment.shell_of(self.tools.root_fd, HIDDEN if self.view else ()) if self.tools else "/bin/sh"
         self.home = f"/home/{self._name()}" if self.user.uid else "/root"
         self.private = self._private() if self.tools else None
+        self.brought = self._bring(self.private) if self.private else {}
         self.nest = self._nest(self.tools, self.private) if self.tools and self.private else nest.OwnRoot(target)
         self.command = self._command()
         if target.silent:
@@ -208,6 +209,24 @@ class Prepared:
         private.write(f"{INFORMATION}/environ", environment.listing(target.environment))
         return private
 
+    def _bring(self, private: Private) -> dict[str, str]:
+        """Sockets of the caller's that the session reaches; the variables that name them."""
+        request = self.request
+        if not (request.x11 or request.agent or request.bus or request.wayland or request.sockets):
+            return {}
+        if self.view is None:
+            raise CntrError(
+                "-X, -A, --dbus, --wayland and --socket go with the tools view",
+                "host:all has this machine's own sockets: -e DISPLAY -e XAUTHORITY -e SSH_AUTH_SOCK …",
+            )
+        from cntr.attach import user_sockets
+
+        user = (self.user.uid, self.uid, self.gid, self.home)
+        brought = user_sockets.Brought(request, self.target, private, user)
+        self.fds.closers.append(brought.close)
+        brought.start()
+        return brought.variables
+
     def _nest(self, tools: Tools, private: Private) -> nest.Nest:
         request, fds = self.request, self.fds
         if request.uses_host and "mnt" in self.target.namespaces:
@@ -252,6 +271,7 @@ class Prepared:
                 uid=self.user.uid,
                 host_tools=request.uses_host,
             )
+            variables |= self.brought
             argv, directories = request.argv or [self.shell], [request.directory or "/"]
         environment.add(variables, request.environment, target.environment)
         slave = self.terminal.slave if self.terminal else -1

@@ -80,6 +80,9 @@ def _attach(parsed: Parsed) -> int:
     request.binding = parsed.text("binding", "auto")
     request.read_only = parsed.flag("read_only")
     request.shares = parsed.texts("share")
+    request.x11, request.agent = parsed.flag("x11"), parsed.flag("agent")
+    request.bus, request.wayland = parsed.flag("dbus"), parsed.flag("wayland")
+    request.sockets = parsed.texts("socket")
     request.seccomp = parsed.flag("seccomp")
     request.force = parsed.flag("force")
     if not request.uses_host:  # their shell is as foreign as the container's own
@@ -121,7 +124,9 @@ def _begin_again(parsed: Parsed) -> None:
     """The same, with nothing in memory that a container might look for there."""
     from cntr.attach import environment, readonly_interpreter
 
-    readonly_interpreter.from_read_only_copy(parsed.line, environment.of_caller(parsed.texts("env")))
+    readonly_interpreter.from_read_only_copy(
+        parsed.line, environment.of_caller([*parsed.texts("env"), *SOCKET_VARIABLES])
+    )
 
 
 def _recorded(parsed: Parsed, request: Request) -> int:
@@ -227,7 +232,7 @@ def _forward(parsed: Parsed) -> int:
     from cntr.cli import forwarding
 
     with _session(parsed, parsed.words[0]) as session:
-        session.status = forwarding.run(parsed, _say, print, session)
+        session.status = forwarding.run(parsed, session, _say, print)
     return session.status
 
 
@@ -299,9 +304,12 @@ if TYPE_CHECKING:
     from cntr.attach.request import Request
     from cntr.audit.session import Session
 
+# What names the sockets that attach brings in: places, no secrets.
+SOCKET_VARIABLES = ("DISPLAY", "XAUTHORITY", "SSH_AUTH_SOCK", "DBUS_SESSION_BUS_ADDRESS", "WAYLAND_DISPLAY")
 # The options that widen what a session reaches: recorded by themselves, and what a policy can forbid.
 WIDENING = (
     *("--force", "--network", "--no-cgroup", "--no-seccomp", "--privileged", "--share", "--tools", "--user", "--write"),
+    *("--agent", "--dbus", "--reverse", "--socket", "--wayland", "--x11"),
 )
 HANDLERS = {
     "attach": _attach,

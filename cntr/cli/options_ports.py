@@ -1,9 +1,23 @@
-"""The options of ``cntr forward``."""
+"""The options of ``cntr forward``, and those of ``attach`` that bring in sockets of the caller's."""
 
 from __future__ import annotations
 
-from cntr.cli.options_files import JSON, REASON, TIMEOUT
+from cntr.cli.options_files import JSON, REASON
+from cntr.cli.options_sessions import TIMEOUT
 from cntr.cli.parser import Command, Option
+
+SESSION_SOCKETS = (
+    Option("-X --x11", "", "windows of the session's programs on your display, as ssh -Y has it"),
+    Option("-A --agent", "", "your ssh agent"),
+    Option("--dbus", "", "your session bus"),
+    Option("--wayland", "", "your Wayland compositor"),
+    Option(
+        "--socket",
+        "PATH[:AS]",
+        "any other Unix socket of yours, at its own path in the session's /run, /tmp or home, or AS another",
+        repeat=True,
+    ),
+)
 
 FORWARDING = """FORWARD is [ADDR:]PORT[:PORT], what listens here and what it leads to in TARGET; PORT alone is both.
 Without ADDR it is 127.0.0.1, in the container ::1 too; port 0 to listen at is a free one, which is said. /udp behind it is UDP. A Unix
@@ -28,8 +42,8 @@ FORWARD = Command(
             "listen in the container, at its 127.0.0.1, and lead to this machine",
             repeat=True,
         ),
-        REASON,
         TIMEOUT,
+        REASON,
         JSON,
     ),
     "cntr forward web 8080:80               its port 80 at 127.0.0.1:8080\n"

@@ -201,8 +201,9 @@ class Listener:
     def connected(self, near: socket.socket, far: socket.socket) -> None:
         """Join the two."""
         self.said_refused = False
+        flows = stream.Flow(near, far, self.pipes), stream.Flow(far, near, self.pipes)
         try:
-            connection = stream.Connection(self.loop, self.pipes, near, far, self._over)
+            connection = stream.Connection(self.loop, near, far, flows, self._over)
         except OSError:
             for end in (near, far):
                 self.loop.remove(end.fileno())

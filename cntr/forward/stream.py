@@ -60,15 +60,25 @@ class Flow:
         self.readable = self.writable = True
         self.ended = self.broken = self.lost = self.done = False
 
+    def take(self) -> bool:
+        """Hold what can be read; False at the end. Raises OSError."""
+        self.pipe = self.pipe or self.pipes.take()
+        self.held = splice(self.source.fileno(), self.pipe[1], CHUNK)
+        return self.held > 0
+
+    def give(self) -> None:
+        """Pass on what is held, or some of it. Raises OSError."""
+        assert self.pipe
+        self.held -= splice(self.pipe[0], self.sink.fileno(), self.held)
+
     def pump(self) -> bool:
-        """Move what can be moved; whether there is more to do at once. Raises OSError: no fd left."""
-        source, sink = self.source.fileno(), self.sink.fileno()
+        """Move what can be moved; whether there is more to do at once."""
         for _ in range(ROUNDS):
-            if self.held and self.pipe:
+            if self.held:
                 if not self.writable:
                     return False
                 try:
-                    self.held -= splice(self.pipe[0], sink, self.held)
+                    self.give()
                 except BlockingIOError:
                     self.writable = False
                 except OSError:  # EPIPE, ECONNRESET: nobody is there to hear it
@@ -80,10 +90,8 @@ class Flow:
                 self.rest()
                 return False
             else:
-                self.pipe = self.pipe or self.pipes.take()
                 try:
-                    self.held = splice(source, self.pipe[1], CHUNK)
-                    self.ended = not self.held
+                    self.ended = not self.take()
                 except BlockingIOError:
                     self.readable = False
                 except OSError:
@@ -101,14 +109,18 @@ class Flow:
     def finish(self) -> None:
         """No more in this direction."""
         self.done = True
-        if self.pipe:
-            self.pipes.give(self.pipe, empty=not self.held)
-        self.pipe, self.held = None, 0
+        self.drop()
         if not self.broken and not self.lost:
             try:
                 self.sink.shutdown(socket.SHUT_WR)
             except OSError:
                 pass  # it has gone in the meantime: its own direction says so
+
+    def drop(self) -> None:
+        """Hold nothing any more."""
+        if self.pipe:
+            self.pipes.give(self.pipe, empty=not self.held)
+        self.pipe, self.held = None, 0
 
 
 class Connection:
@@ -117,11 +129,16 @@ class Connection:
     __slots__ = ("ends", "flows", "loop", "over", "queued")
 
     def __init__(
-        self, loop: Loop, pipes: Pipes, near: socket.socket, far: socket.socket, over: Callable[[Connection], object]
+        self,
+        loop: Loop,
+        near: socket.socket,
+        far: socket.socket,
+        flows: tuple[Flow, Flow],
+        over: Callable[[Connection], object],
     ) -> None:
-        """Begin. over: called at the end. Raises OSError."""
+        """flows: from near to far, and back; over: called at the end. Raises OSError."""
         self.loop, self.ends, self.over, self.queued = loop, (near, far), over, False
-        self.flows = (Flow(near, far, pipes), Flow(far, near, pipes))
+        self.flows = flows
         for number, end in enumerate(self.ends):
             end.setblocking(False)
             if end.family != socket.AF_UNIX:
@@ -145,11 +162,7 @@ class Connection:
     def pump(self) -> None:
         """Move both directions on; again in the next turn where there is more."""
         self.queued = False
-        try:
-            more = [flow.pump() for flow in self.flows]
-        except OSError:  # no fd for a pipe
-            self.close(reset=True)
-            return
+        more = [flow.pump() for flow in self.flows]
         near, far = self.flows
         if near.broken or far.broken or (near.done and far.done):
             broken = [flow for flow in self.flows if flow.broken and not flow.done]

@@ -43,14 +43,16 @@ def receive(connection: _socket.socket, size: int, most: int) -> tuple[bytes, li
         if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
             fds += _numbers(content)
     if flags & (_socket.MSG_TRUNC | _socket.MSG_CTRUNC):
+        for fd in fds:
+            os.close(fd)
         raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
     return data, fds
 
 
-def send(connection: _socket.socket, data: bytes, fds: list[int]) -> None:
-    """One packet, and FDS with it. Raises OSError."""
+def send(connection: _socket.socket, data: bytes | memoryview, fds: list[int]) -> int:
+    """One packet, or what of DATA a stream takes, and FDS with it; the bytes sent. Raises OSError."""
     content = b"".join(fd.to_bytes(_INT, sys.byteorder) for fd in fds)
-    connection.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, content)])
+    return connection.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, content)])
 
 
 def _numbers(data: bytes) -> list[int]:

@@ -120,7 +120,9 @@ def test_thousands_of_connections_cost_two_files_each():
 
 
 def test_a_container_that_restarts_is_found_again_and_nobody_is_refused_meanwhile():
-    with web() as served, forward(served.target, "0:9", "-R", "8125:9") as running:
+    here = socket.create_server(("127.0.0.1", 0))
+    reverse = f"8125:{here.getsockname()[1]}"
+    with here, web() as served, forward(served.target, "0:9", "-R", reverse) as running:
         for _ in range(3):
             served.stop()
             running.wait_for("gone")
@@ -210,3 +212,19 @@ def test_a_pid_is_not_found_again():
         assert process.wait(10) == 125
         assert "has ended" in process.stderr.read()
         process.stderr.close()
+
+
+def test_its_time_is_kept():
+    with web() as served:
+        done = run("forward", served.target, "0:80", "--timeout", "1s", "--", "sleep", "100")
+        assert done.returncode == 128 + 1
+        assert "the session was ended: its time is over: 1s" in done.stderr
+        process = subprocess.Popen(
+            [*CNTR, "forward", served.target, "--timeout", "1s", "-", "80"],
+            env=ENVIRONMENT,
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.wait(20) == 128 + 1
+        assert "its time is over" in process.communicate()[1]

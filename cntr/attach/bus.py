@@ -1,0 +1,64 @@
+"""D-Bus for a session: its address, and the client's part of the authentication (D-Bus Specification, "Authentication Protocol").
+
+A client says its uid, and the bus compares that with the socket's. The session's uid is another one than the caller's, who is connected
+here: the caller's is put in its place, and nothing else is touched.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import unquote_to_bytes
+
+from cntr.forward.passing import Opening
+
+LONGEST = 1 << 14
+EXTERNAL = b"AUTH EXTERNAL"
+
+
+def path(address: str) -> str:
+    """The socket of a bus address, ``@name`` for an abstract one; "" where none of its addresses is a Unix socket."""
+    for one in address.split(";"):
+        kind, _, rest = one.partition(":")
+        pairs = dict(pair.partition("=")[::2] for pair in rest.split(","))
+        for key, before in (("path", ""), ("abstract", "@")):
+            if kind == "unix" and key in pairs:
+                return before + unquote_to_bytes(pairs[key]).decode(errors="surrogateescape")
+    return ""
+
+
+class Authentication(Opening):
+    """The lines until BEGIN. uid: what the client is to call itself."""
+
+    def __init__(self, uid: int) -> None:
+        """Nothing said yet."""
+        self.uid = str(uid).encode().hex().encode()
+        self.held, self.first, self.external = b"", True, False
+
+    def feed(self, data: bytes) -> bytes:
+        """Whole lines. Raises ValueError."""
+        self.held += data
+        out = b""
+        if self.first and self.held:
+            if self.held[:1] != b"\0":
+                raise ValueError
+            self.first, self.held, out = False, self.held[1:], b"\0"
+        while not self.done:
+            line, end, rest = self.held.partition(b"\r\n")
+            if not end:
+                if len(line) > LONGEST:
+                    raise ValueError
+                return out
+            self.held = rest
+            out += self._line(line) + end
+        return out + self.held
+
+    def _line(self, line: bytes) -> bytes:
+        if line == b"BEGIN":
+            self.done = True
+        elif line.startswith(EXTERNAL):
+            self.external = True
+            return EXTERNAL + b" " + self.uid if line != EXTERNAL else line
+        elif line.startswith(b"AUTH"):
+            self.external = False
+        elif self.external and line.startswith(b"DATA "):
+            return b"DATA " + self.uid
+        return line
