@@ -171,7 +171,10 @@ class ServedTools:
         progress.now = steps.SERVED
         syscalls.unshare(syscalls.CLONE_NEWNS)
         syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
-        tree_fd = syscalls.new_filesystem("fuse", self.server.mount_options, self.server.mount_attributes())
+        options = self.server.mount_options
+        if self.is_view:
+            options = {**options, "ro": None}  # the superblock too: so what is read leaves no access time to be asked for again
+        tree_fd = syscalls.new_filesystem("fuse", options, self.server.mount_attributes())
         self.server.mounted()
         view.make_root(tree_fd, progress)
         return []

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import stat
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -165,6 +167,28 @@ def test_only_the_bits_for_others_count(base: Path, binding: str, words: tuple[s
                 assert seen.pop("listed") == []
                 seen["listed"] = ["name"]
             assert seen == EXPECTED, actor.name
+
+
+@pytest.mark.parametrize("binding", BINDINGS)
+def test_a_lock_keeps_only_the_mounts_own_users_waiting(tmp_path: Path, binding: str) -> None:
+    """A lock can be taken of what may only be read: nobody's must not stop those who write."""
+    for name in ("source", "mount"):
+        (tmp_path / name).mkdir()
+    _fill(tmp_path / "source")
+    with _served(tmp_path, binding) as top, (top / "public").open("rb") as held, (top / "public").open("rb") as other:
+        for lock in (fcntl.flock, lambda fd, how: fcntl.fcntl(fd, F_OFD_SETLK, _lock_of(how))):
+            lock(held, fcntl.LOCK_EX | fcntl.LOCK_NB if lock is fcntl.flock else fcntl.LOCK_SH)
+            with (tmp_path / "source/public").open("r+b") as owners:
+                lock(owners, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert errno_of(lambda: fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)) == errno.EWOULDBLOCK
+
+
+F_OFD_SETLK = 37
+
+
+def _lock_of(how: int) -> bytes:
+    """struct flock of the whole file: to read for LOCK_SH, else to write."""
+    return struct.pack("hhqqi4x", fcntl.F_RDLCK if how == fcntl.LOCK_SH else fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
 def _xattrs(top: Path) -> tuple[list[str], list[int]]:

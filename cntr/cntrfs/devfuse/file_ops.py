@@ -43,7 +43,9 @@ def _open_flags(c: Connection, node: Node, fd: int, mode: int, fh: int) -> tuple
         answer = wire.FOPEN_KEEP_CACHE if c.keep_cache else 0
     if backing_id and len(c.core.files.handles) > c.core.fds.max_fds:
         c.let_go(handle, fh)  # fds get scarce, and the kernel holds the file itself now
-    # No FOPEN_NOFLUSH: a FLUSH is how the kernel says that a process closed one of its fds, which ends its POSIX locks.
+    if c.local_locks:
+        # Else a FLUSH is how the kernel says that a process closed one of its fds, which ends its POSIX locks.
+        answer |= wire.FOPEN_NOFLUSH
     return answer, backing_id
 
 

@@ -48,6 +48,7 @@ class Connection:
         self.fd = fuse_fd
         self.core = core
         self.flags = 0
+        self.local_locks = False  # the kernel keeps the locks of this tree, of its own clients alone
         self.minor = wire.MINOR_VERSION
         self.header: tuple[int, ...] = (0,) * 8  # of the request at hand: struct fuse_in_header
         options = core.options

@@ -86,8 +86,10 @@ class Session:
         agreed = flags & (_WANTED | self._optional())
         if self.core.options.as_nobody:
             agreed &= ~(wire.POSIX_ACL | wire.EXPORT_SUPPORT)  # neither named users, nor ways past the directories
+            agreed &= ~(wire.POSIX_LOCKS | wire.FLOCK_LOCKS)  # nobody keeps those waiting who may write
         connection = self.connection
         connection.flags = agreed
+        connection.local_locks = not agreed & (wire.POSIX_LOCKS | wire.FLOCK_LOCKS)
         connection.minor = minor
         depth = 0
         if agreed & wire.PASSTHROUGH:
