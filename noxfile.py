@@ -106,15 +106,26 @@ def pjdfstest(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Broken requests to the FUSE server for longer than the tests have time: `-- --minutes 10 [--seed N]`."""
+    """Broken texts, files and requests, longer than the tests have time: `-- --minutes 10 --inputs 10000000 [--seed N]`."""
     _require_root(session)
     session.install("-q", ".[test]")
     parser = argparse.ArgumentParser(prog="nox -s fuzz --")
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--minutes", type=float, default=10.0, help="of requests to the FUSE server")
+    parser.add_argument("--inputs", type=int, default=10_000_000, help="texts of /proc, state files, questions")
     parser.add_argument("--seed", type=int, default=0, help="0: another one each time; a failure says which")
     options = parser.parse_args(session.posargs)
     words = {"CNTR_FUZZ_SECONDS": str(options.minutes * 60), "CNTR_FUZZ_SEED": str(options.seed)}
-    session.run("pytest", "-n0", "--timeout=0", "tests/fs/test_wire.py", "-k", "fuzz", env=CLEAN | words)
+    words["CNTR_FUZZ_INPUTS"] = str(options.inputs)
+    files = ["tests/attacks/test_fuzz.py", "tests/fs/test_wire.py"]
+    session.run("pytest", "-n0", "--timeout=0", *files, "-k", "fuzz", env=CLEAN | words)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Ten thousand attaches, then two hundred sessions at once, leave nothing: `-- --attaches 10000 --fuse 1000 --sessions 200`."""
+    _require_root(session)
+    session.install("-q", ".[test]")
+    session.run("python", "-m", "bench.soak", *session.posargs, env=CLEAN)
 
 
 @nox.session

@@ -1,0 +1,154 @@
+"""Thousands of attaches one after the other, and hundreds of sessions at once: what is left afterwards must be nothing.
+
+``nox -s soak -- --attaches 10000 --fuse 1000 --sessions 200``. The sessions at once end in four ways: by themselves, by SIGTERM, by
+SIGHUP, and by a SIGKILL of cntr; each leaves a daemon behind that ignores all signals. Looked for: processes, zombies, mounts (here and
+in the container), fds, cgroups, files, keys, sockets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from testkit.container import SlimContainer
+from testkit.waiting import wait_until
+
+REPOSITORY = str(Path(__file__).parents[1])
+CNTR = [sys.executable, "-m", "cntr"]
+MARK = "CNTR_SOAK"
+PLACES = ("/tmp", "/var/tmp", "/run", "/dev/shm", "/var/lib", "/var/lib/cntr", "/root", "/etc")
+SECONDS = 30.0  # for the kernel to take down what is no longer used
+DAEMON = "(trap '' HUP TERM INT; setsid sleep 600 </dev/null >/dev/null 2>&1 &) ; echo ready; read line"
+
+
+class Traces:
+    """What cntr could leave, as it is now; a later one is compared with an earlier one."""
+
+    def __init__(self, container: SlimContainer, mark: str) -> None:
+        """Look."""
+        self.container, self.mark = container, mark
+        self.found = {
+            "process": set(self._processes()),
+            "mount": set(Path("/proc/self/mountinfo").read_text().splitlines()),
+            "mount in the container": set(Path(f"/proc/{container.pid}/mountinfo").read_text().splitlines()),
+            "fd": set(self._fds()),
+            "cgroup": set(self._cgroups()),
+            "file": {f"{place}/{name}" for place in PLACES if os.path.isdir(place) for name in os.listdir(place)},
+            "socket": {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if "cntr" in line},
+        }
+        self.keys = self._keys()
+
+    def _processes(self) -> Iterator[str]:
+        """Those of the container, zombies too, and whatever has our mark in its environment."""
+        own = os.stat(f"/proc/{self.container.pid}/ns/pid")
+        for name in filter(str.isdecimal, os.listdir("/proc")):
+            try:
+                inside = os.path.samestat(os.stat(f"/proc/{name}/ns/pid"), own)
+                marked = f"{MARK}={self.mark}\0".encode() in Path(f"/proc/{name}/environ").read_bytes() + b"\0"
+                if (inside or marked) and int(name) not in (self.container.pid, os.getpid()):
+                    yield f"{name} {Path(f'/proc/{name}/comm').read_text().strip()}"
+            except OSError:
+                continue
+        for child in Path(f"/proc/{self.container.pid}/task/{self.container.pid}/children").read_text().split():
+            yield f"{child} is the container's"
+
+    def _fds(self) -> Iterator[str]:
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                yield f"{name} {os.readlink(f'/proc/self/fd/{name}')}"
+            except OSError:
+                continue
+
+    def _cgroups(self) -> Iterator[str]:
+        for line in Path(f"/proc/{self.container.pid}/cgroup").read_text().splitlines():
+            controllers, path = line.split(":", 2)[1:]
+            for top in (f"/sys/fs/cgroup/{controllers.removeprefix('name=')}", "/sys/fs/cgroup"):
+                if os.path.isdir(f"{top}{path}"):
+                    yield from (entry.path for entry in os.scandir(f"{top}{path}") if entry.is_dir())
+                    break
+
+    def _keys(self) -> int:
+        """How many keys and keyrings root has: a session's keyring goes with it."""
+        rows = [line.split() for line in Path("/proc/key-users").read_text().splitlines()]
+        return next((int(row[1]) for row in rows if row[0] == "0:"), 0)
+
+    def left(self, before: Traces) -> list[str]:
+        """What is there now and was not then. A file counts by its name: the machine has others."""
+        found = [
+            f"{kind} {one}"
+            for kind, now in self.found.items()
+            for one in sorted(now - before.found[kind])
+            if kind != "file" or "cntr" in one or self.mark in one
+        ]
+        return found + ([f"{self.keys - before.keys} keys"] if self.keys > before.keys + 8 else [])
+
+
+def environment(mark: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": REPOSITORY, MARK: mark}
+
+
+def one_after_the_other(container: SlimContainer, mark: str, transport: str, count: int) -> float:
+    """COUNT attaches; seconds that one took. Raises CalledProcessError."""
+    words = [*CNTR, "attach", str(container.pid), "--transport", transport, "--", "true"]
+    begun = time.monotonic()
+    for _ in range(count):
+        subprocess.run(words, env=environment(mark), stdin=subprocess.DEVNULL, check=True, timeout=120)
+    return (time.monotonic() - begun) / max(count, 1)
+
+
+def at_once(container: SlimContainer, mark: str, transport: str, count: int) -> None:
+    """COUNT sessions that all run before the first of them ends."""
+    words = [*CNTR, "attach", str(container.pid), "--transport", transport, "--", "sh", "-c", DAEMON]
+    crowd = []
+    try:
+        for _ in range(count):
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            crowd.append(subprocess.Popen(words, env=environment(mark), **pipes))  # type: ignore[call-overload]
+        for process in crowd:
+            assert process.stdout
+            if process.stdout.readline() != b"ready\n":
+                raise SystemExit(f"a session did not begin: status {process.wait(30)}")
+        for number, process in enumerate(crowd):
+            if number % 4:
+                process.send_signal((0, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)[number % 4])
+            else:
+                process.communicate(b"\n", timeout=120)
+    finally:
+        for process in crowd:
+            process.communicate(timeout=120)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0 where nothing is left."""
+    parser = argparse.ArgumentParser(prog="nox -s soak --", description=__doc__)
+    parser.add_argument("--attaches", type=int, default=10_000, help="one after the other, on the mount transport")
+    parser.add_argument("--fuse", type=int, default=1_000, help="and on the fuse transport")
+    parser.add_argument("--sessions", type=int, default=200, help="at once, on each")
+    options = parser.parse_args(argv)
+    mark = f"soak{os.getpid()}"
+    with SlimContainer() as container:
+        one_after_the_other(container, mark, "mount", 1)  # what a first one makes, and keeps: /var/lib/cntr, bytecode
+        one_after_the_other(container, mark, "fuse", 1)
+        before = Traces(container, mark)
+        for transport, count in (("mount", options.attaches), ("fuse", options.fuse)):
+            took = one_after_the_other(container, mark, transport, count)
+            print(f"{transport}: {count} attaches, {took * 1000:.1f} ms each", flush=True)
+            at_once(container, mark, transport, options.sessions)
+            print(f"{transport}: {options.sessions} sessions at once", flush=True)
+        try:
+            wait_until(lambda: not Traces(container, mark).left(before), "nothing is left", SECONDS)
+        except AssertionError:
+            print("\n".join(["left:", *Traces(container, mark).left(before)[:40]]))
+            return 1
+    print("nothing is left")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
