@@ -6,7 +6,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .report import Cell, Run
+    from .results import Cell, Run
 
 WORDS = {"pass": "PASS", "fail": "FAIL", "skip": "SKIP", "expected": "XFAIL", "unexpected": "XPASS", "lost": "LOST"}
 

@@ -14,7 +14,7 @@ import pytest
 
 from . import artefacts, paths, report, session
 from .errors import LabError, LostMachine
-from .report import TRANSPORTS
+from .results import TRANSPORTS
 from .table import SUITES, load
 
 NO_TRANSPORT = "-"

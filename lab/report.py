@@ -14,26 +14,9 @@ import pytest
 
 from . import html
 from .errors import CommandFailed, LabError, LostMachine
+from .results import BAD, SYMBOLS, Cell, Run
 
-SYMBOLS = {"pass": ".", "fail": "F", "skip": "s", "expected": "x", "unexpected": "X", "lost": "L"}
 CLEAR_LINE = "\r\x1b[K"  # console_codes(4)
-TRANSPORTS = ("mount", "devfuse", "pyfuse3")
-BAD = ("fail", "unexpected", "lost")
-
-
-@dataclasses.dataclass
-class Cell:
-    """One scenario on one machine by one transport."""
-
-    machine: str
-    transport: str
-    scenario: str
-    about: str
-    file: str
-    outcome: str
-    reason: str
-    seconds: float
-    artefacts: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
@@ -44,22 +27,6 @@ class Row:
     began: float
     ended: float = 0.0
     cells: list[str] = dataclasses.field(default_factory=list)
-
-
-@dataclasses.dataclass
-class Run:
-    """Everything a report tells."""
-
-    started: str
-    seconds: float = 0.0
-    host: dict[str, str] = dataclasses.field(default_factory=dict)
-    machines: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
-    cells: list[Cell] = dataclasses.field(default_factory=list)
-    peers: list[dict[str, str]] = dataclasses.field(default_factory=list)
-
-    def counts(self) -> dict[str, int]:
-        """Cells per outcome."""
-        return {outcome: sum(c.outcome == outcome for c in self.cells) for outcome in SYMBOLS}
 
 
 def failure_text(error: BaseException) -> str | None:

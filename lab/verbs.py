@@ -15,6 +15,7 @@ from . import boxbuild, emulator, host, paths, session
 from .accel import choose
 from .drivers import Endpoint
 from .errors import LabError
+from .results import BAD, TRANSPORTS
 from .table import SUITES, TIERS, load
 
 
@@ -43,7 +44,6 @@ def select_failed(told: argparse.Namespace) -> None:
     Raises:
         LabError: there is no report, or nothing failed in it.
     """
-    from .report import BAD, TRANSPORTS  # brings pytest, which a host that only tries a machine need not have
 
     report = Path(told.report)
     try:

@@ -1,1 +1,1 @@
-"""One attach: the walk, and the processes of a session (docs/architecture.md)."""
+"""One session: the walk from a name to a running command, and the processes that take part."""

@@ -1,4 +1,6 @@
-"""Who was here: the record of each session, and root's policy in /etc/cntr.conf; see docs/audit.md.
+"""Who was here: the record of each session, and root's policy in ``/etc/cntr.conf``.
+
+See docs/audit.md.
 
 ``session.Session`` is the whole interface: a scope around one command of cntr, which refuses what the policy forbids, before anything is
 entered, and writes a record at the beginning and at the end. ``sinks`` is where records go to, ``who`` what is known of the caller. The

@@ -1,1 +1,1 @@
-"""The command line: the one place that prints."""
+"""The command line: options, reports, the manual; the one place that prints."""

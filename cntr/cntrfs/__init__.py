@@ -1,4 +1,6 @@
-"""CntrFS: a FUSE filesystem that brings one tree into another mount namespace (the paper, section 4).
+"""CntrFS, a FUSE filesystem: serves one tree into another mount namespace.
+
+Section 4 of the paper.
 
 One synchronous core (``nodes``, ``backing``, ``core``, ``files``) that knows no binding; two bindings: ``devfuse``
 speaks the kernel's protocol on /dev/fuse itself, ``pyfuse3_binding`` is the well-kept library. This module imports

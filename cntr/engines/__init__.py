@@ -1,4 +1,4 @@
-"""Name → pid: the only room that knows a container engine.
+"""From a name to a pid, engine by engine: the only package that knows container engines.
 
 Each engine is one small module with these functions, loaded only where one of its traces (a socket, a directory) exists:
 

@@ -1,4 +1,4 @@
-"""Container images, and containers that do not run: found in an engine's store or a file, read, verified, unpacked.
+"""Container images and containers that do not run: found, read, verified, unpacked, and stand-ins for them.
 
     image = images.find("image:web:1")          # Docker's, Podman's or containerd's; image:podman:web names the engine
     image = images.find("archive:web.tar")      # what `docker save`, `podman save` or `skopeo copy oci-archive:` wrote

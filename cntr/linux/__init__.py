@@ -1,1 +1,1 @@
-"""The kernel's interface: system calls, /proc, namespaces, and every number they need."""
+"""The kernel's interface: system calls, ``/proc``, namespaces, and every number they need."""

@@ -72,7 +72,7 @@ def environment_by_hand() -> dict[str, object]:
     import contextlib
     import sys
 
-    from ..provisioning import build_wheel
+    from ..wheel import build_wheel
 
     with contextlib.redirect_stdout(sys.stderr):  # the JSON alone goes to stdout
         found = {name: built for name, box in load().boxes.items() if (built := boxbuild.cached(box))}

@@ -45,7 +45,8 @@ from lab.drivers.qemu import QemuDriver
 from lab.errors import LabError
 from lab.local import LocalCarrier
 from lab.machine import Machine, is_greeted
-from lab.report import Cell, Collector, Run
+from lab.report import Collector
+from lab.results import Cell, Run
 from lab.transports import owned_by_root
 
 needs_qemu = pytest.mark.skipif(

@@ -1,4 +1,4 @@
-"""The project's own source, parsed: what the rules of the house are held against."""
+"""The project's own source, parsed: what the project's rules are held against."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def all_imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {_module(node.module or "", alias.name) for alias in node.names}
+            found |= {_module(_base(path, node), alias.name) for alias in node.names}
     return found
 
 
@@ -57,6 +57,14 @@ def _imports(body: list[ast.stmt], lazy: bool) -> Iterator[str]:
                 for handler in inner:
                     if isinstance(handler, ast.ExceptHandler):
                         yield from _imports(handler.body, lazy)
+
+
+def _base(path: Path, node: ast.ImportFrom) -> str:
+    """The module that names are imported from, relative ones resolved."""
+    if not node.level:
+        return node.module or ""
+    above = path.relative_to(ROOT).parts[: -node.level]
+    return ".".join([*above, *filter(None, [node.module])])
 
 
 def _module(module: str, name: str) -> str:

@@ -87,14 +87,6 @@ def test_the_drawn_walk_names_what_exists():
     assert [name for name in inner if not hasattr(nest, name)] == []
 
 
-def test_every_room_is_in_the_architectures_table():
-    rooms = ARCHITECTURE.partition("## Rooms")[2].partition("## ")[0]
-    named = set(re.findall(r"`([\w/.]+)`", rooms))
-    files = {path.name for path in (source.ROOT / "cntr").glob("*.py")} - {"__init__.py"}
-    files |= {f"{path.parent.name}/" for path in (source.ROOT / "cntr").glob("*/__init__.py")}
-    assert files - named == set()
-
-
 # --- what is generated -------------------------------------------------------------------------------------------------
 
 

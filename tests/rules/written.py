@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 
 from cntr.cli.options import COMMANDS
 from tests.rules import source
+from tests.rules.test_layers import LAYERS
 
 
 def commands() -> str:
@@ -17,7 +19,31 @@ def commands() -> str:
     return "\n".join(["| command | |", "|---|---|", *rows])
 
 
-WRITTEN = {"docs/cntr.1.md": commands}
+def packages() -> str:
+    """The table of packages of docs/architecture.md: the first line of each docstring, and whom it imports."""
+    modules = source.modules("cntr")
+    named = (name.rstrip(".").split(".") for row in LAYERS for name in row)
+    order = list(dict.fromkeys(parts[1] for parts in named if len(parts) > 1 and parts[1] != "__main__"))
+    imports = {
+        package: {
+            imported.split(".")[1]
+            for name, file in modules.items()
+            if f"{name}.".startswith(f"cntr.{package}.")
+            for imported in source.all_imports(file)
+            if imported.startswith("cntr.") and imported.split(".")[1] != package
+        }
+        for package in order
+    }
+    rows = []
+    for package in order:
+        path = modules[f"cntr.{package}"]
+        first = (ast.get_docstring(source.tree(path)) or "").split("\n")[0].replace("``", "`").rstrip(".")
+        used = " ".join(f"`{other}`" for other in order if other in imports[package])
+        rows.append(f"| `{package}{'/' if path.name == '__init__.py' else '.py'}` | {first} | {used} |")
+    return "\n".join(["| package | what it is | imports from |", "|---|---|---|", *rows])
+
+
+WRITTEN = {"docs/cntr.1.md": commands, "docs/architecture.md": packages}
 MARKS = re.compile(r"(<!-- written by tests/rules/written.py -->\n)(.*?)(\n<!-- end -->)", re.DOTALL)
 
 
