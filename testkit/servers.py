@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pytest
+
 from cntr.linux import procfs
 
 BINDINGS = ("pyfuse3", "devfuse")
@@ -213,6 +215,22 @@ def remove_tree(path: Path) -> None:
     if path.exists():
         subprocess.run(["chattr", "-R", "-f", "-i", "-a", path], check=False, capture_output=True)
         shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def served(binding: str, base: Path, options: Sequence[str] = (), *, log: Path | None = None) -> Iterator[Path]:
+    """BASE/mount, where BASE/source is served; skips where the binding can't be. A failure where the server had one."""
+    if missing(binding):
+        pytest.skip(missing(binding))
+    server = Server(binding, base / "source", base / "mount", log or base / "log", options=options)
+    server.start()
+    try:
+        yield base / "mount"
+        assert server.alive, server.log_end()
+        assert not server.new_suspicious_lines()
+    finally:
+        problem = server.stop()
+    assert not problem
 
 
 @contextlib.contextmanager

@@ -37,6 +37,13 @@ class Channel:
         body = "\0".join(words).encode("utf-8", "surrogateescape")[:4000]
         os.write(self.reports_write, len(body).to_bytes(2, "little") + body)
 
+    def report_failure(self, step: str, error: BaseException) -> None:
+        """A step failed: its errno and path, or for what is a mistake of ours what it is. Nothing may be printed by a session."""
+        if isinstance(error, OSError):
+            self.report(FAILED, step, str(error.errno or 0), error.filename if isinstance(error.filename, str) else "")
+        else:
+            self.report(FAILED, step, "0", f"{type(error).__name__}: {error}")
+
     def order(self, signal_number: int) -> None:
         """Have the monitor pass a signal on; nothing happens when it is gone."""
         try:

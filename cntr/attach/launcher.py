@@ -14,7 +14,7 @@ import os
 import select
 
 from cntr.attach import steps
-from cntr.attach.channel import FAILED, NOTE, Channel
+from cntr.attach.channel import NOTE, Channel
 from cntr.attach.identity import Identity
 from cntr.attach.nest import OwnRoot
 from cntr.linux import namespaces, process, procfs, syscalls
@@ -75,11 +75,8 @@ class Launcher:
         try:
             work()
             status = 0
-        except OSError as error:
-            path = error.filename if isinstance(error.filename, str) else ""
-            self.channel.report(FAILED, self.progress.now.name, str(error.errno or 0), path)
         except BaseException as error:  # noqa: BLE001  nothing may be printed here: the terminal is the user's
-            self.channel.report(FAILED, self.progress.now.name, "0", f"{type(error).__name__}: {error}")
+            self.channel.report_failure(self.progress.now.name, error)
         finally:
             os._exit(status)
 

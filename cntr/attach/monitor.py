@@ -14,7 +14,7 @@ import select
 import time
 
 from cntr.attach import launcher, remains, steps
-from cntr.attach.channel import DONE, EXITED, FAILED, KILLED, LEFT, NEST, NOTE, Channel
+from cntr.attach.channel import DONE, EXITED, KILLED, LEFT, NEST, NOTE, Channel
 from cntr.attach.identity import Identity
 from cntr.attach.nest import Nest, OwnRoot
 from cntr.linux import syscalls
@@ -62,11 +62,8 @@ class Monitor:
             frames, life_write = self._start()
             status = self._monitor(frames)
             os.close(life_write)
-        except OSError as error:
-            path = error.filename if isinstance(error.filename, str) else ""
-            self.channel.report(FAILED, self.progress.now.name, str(error.errno or 0), path)
         except BaseException as error:  # noqa: BLE001  nothing may be printed here: the terminal is the user's
-            self.channel.report(FAILED, self.progress.now.name, "0", f"{type(error).__name__}: {error}")
+            self.channel.report_failure(self.progress.now.name, error)
         finally:
             os._exit(status)
 

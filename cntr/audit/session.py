@@ -61,16 +61,31 @@ class Session:
         self.limit = self.policy.limit_of(self.limit)
         return self
 
+    def prepare(self) -> None:
+        """Look who is there: for a child that begins."""
+        self._describe()
+
     def begin(self, container: Container | None = None) -> None:
         """The target is known, and is entered next: the first record. Raises CntrError where the policy says no."""
-        self._describe(container)
-        self._ask(lambda rules: rules.check_target(self.command, self.target, container))
+        if not self.fields:
+            self._describe()
+        self._add(container)
+        self.check_target(container)
         if self.recording:
             from cntr.audit import cast
 
             self.recorder = cast.Recorder(self.recording, self.words)
         self.begun, self.started = time.monotonic(), time.time()
         self._write("start", f"{self._label()}: {self.command} began")
+
+    def check_target(self, container: Container | None) -> None:
+        """Whether the policy allows it, for a target that is found again. Raises CntrError."""
+        self._ask(lambda rules: rules.check_target(self.command, self.target, container))
+
+    def begun_by_child(self, container: Container) -> None:
+        """A child of ours has begun: the end is ours."""
+        self._add(container)
+        self.begun, self.started = time.monotonic(), time.time()
 
     def announce(self) -> None:
         """Be found by `cntr sessions`: a memfd that says what the session is, and goes with this process. After the last fork."""
@@ -128,15 +143,15 @@ class Session:
             question(self.policy)
         except Refused as error:
             if not self.fields:
-                self._describe(None)
+                self._describe()
             try:
                 self._write("denied", f"{self._label()}: {self.command} refused: {error.message}")
             except CntrError:
                 pass  # it is refused all the same
             raise
 
-    def _describe(self, container: Container | None) -> None:
-        """Everything both records say."""
+    def _describe(self) -> None:
+        """Everything both records say of the caller."""
         self.fields = who.fields()
         self.fields.update(
             {
@@ -154,6 +169,9 @@ class Session:
         )
         if len(self.words) > LIST_LIMIT:
             self.fields["process.args_count"] = len(self.words) + 1
+
+    def _add(self, container: Container | None) -> None:
+        """Everything both records say of the target."""
         if container:
             self.fields.update(
                 {

@@ -8,8 +8,8 @@ from cntr.cli.parser import Parsed
 from cntr.errors import UsageError
 
 
-def run(parsed: Parsed, session: Session, say: Callable[[str], None], out: Callable[[str], None]) -> int:
-    """Forward; session: its record; say: prints a line to the user; out: to standard output. Raises CntrError, UsageError."""
+def run(parsed: Parsed, say: Callable[[str], None], out: Callable[[str], None], session: Session) -> int:
+    """Forward; say: prints a line to the user; out: to standard output. Raises CntrError, UsageError."""
     from cntr.forward import relay, spec
 
     target, *words = parsed.words
@@ -18,12 +18,15 @@ def run(parsed: Parsed, session: Session, say: Callable[[str], None], out: Calla
             raise UsageError("forward TARGET - PORT: one end and nothing else", "`cntr forward web - 5432`")
         from cntr.forward import standard
 
-        return standard.run(target, spec.one_endpoint(words[1]), session)
+        endpoint = spec.one_endpoint(words[1])
+        session.prepare()
+        return standard.run(target, endpoint, session)
     forwards = [spec.parse(word) for word in words]
     forwards += [spec.parse(word, reverse=True) for word in parsed.texts("reverse")]
     if not forwards:
         raise UsageError("forward: no port", "`cntr forward web 8080:80`; -R for one of this machine in the container")
-    return relay.run(target, forwards, parsed.argv, session, _teller(parsed, say, out))
+    session.prepare()
+    return relay.run(target, forwards, parsed.argv, _teller(parsed, say, out), session)
 
 
 def _teller(parsed: Parsed, say: Callable[[str], None], out: Callable[[str], None]) -> Tell:

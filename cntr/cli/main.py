@@ -232,7 +232,7 @@ def _forward(parsed: Parsed) -> int:
     from cntr.cli import forwarding
 
     with _session(parsed, parsed.words[0]) as session:
-        session.status = forwarding.run(parsed, session, _say, print)
+        session.status = forwarding.run(parsed, _say, print, session)
     return session.status
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from cntr.cli import parser
-from cntr.cli.options_files import COPY, ENV, JSON, REASON, SLIM
+from cntr.cli.options_files import COPY, ENV, JSON, REASON, SLIM, TIMEOUT
 from cntr.cli.options_ports import FORWARD, SESSION_SOCKETS
-from cntr.cli.options_sessions import RECORD, REPLAY, SESSIONS, TIMEOUT
+from cntr.cli.options_sessions import RECORD, REPLAY, SESSIONS
 from cntr.cli.parser import Command, Option, Parsed
 
 HELP = Option("-h --help", "", "show this help")

@@ -7,6 +7,7 @@ from cntr.cli.parser import Command, Option
 JSON = Option("--json", "", "machine-readable output")
 ENV = Option("-e --env", "K=V", "set a variable; K alone passes the caller's on", repeat=True)
 REASON = Option("--reason", "TEXT", "why, for the record; a policy may require it (docs/audit.md)")
+TIMEOUT = Option("--timeout", "TIME", "end the session after so long (30s, 30m, 8h), with a warning a minute before")
 
 COPYING = """One of SRC and DST is TARGET:PATH, a path from the container's root, with or without its first slash. The first colon ends
 TARGET, after a prefix (docker:web:/x, pid:42:/x) the next one; after unit: and command: it is the first `:/`. The other is a path of

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from cntr.cli.options_files import JSON, REASON
-from cntr.cli.options_sessions import TIMEOUT
+from cntr.cli.options_files import JSON, REASON, TIMEOUT
 from cntr.cli.parser import Command, Option
 
 SESSION_SOCKETS = (
@@ -42,8 +41,8 @@ FORWARD = Command(
             "listen in the container, at its 127.0.0.1, and lead to this machine",
             repeat=True,
         ),
-        TIMEOUT,
         REASON,
+        TIMEOUT,
         JSON,
     ),
     "cntr forward web 8080:80               its port 80 at 127.0.0.1:8080\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from cntr.cli.options_files import JSON
 from cntr.cli.parser import Command, Option
 
-TIMEOUT = Option("--timeout", "TIME", "end the session after so long (30s, 30m, 8h), with a warning a minute before")
 RECORD = Option(
     "--record", "FILE", "keep what the session shows, never what is typed, in a new FILE (asciicast v2: `cntr replay`)"
 )

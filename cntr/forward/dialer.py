@@ -17,7 +17,7 @@ import time
 
 from cntr import engines
 from cntr.attach.target import Target
-from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound
+from cntr.errors import EXIT_FAILED, AmbiguousTarget, CntrError, TargetNotFound
 from cntr.forward import listening
 from cntr.linux import namespaces, procfs, sockets, syscalls
 
@@ -30,11 +30,11 @@ PR_SET_PDEATHSIG_KILL = int(signal.SIGKILL)
 class Wanted:
     """The container that is asked for. engine, owner: once found, it is found again only there, and as that user's; "" and -1 before."""
 
-    __slots__ = ("engine", "owner", "paths", "target")
+    __slots__ = ("engine", "owner", "paths", "session", "target")
 
-    def __init__(self, target: str, *, paths: bool) -> None:
-        """paths: whether Unix sockets with a path in the container will be asked for."""
-        self.target, self.paths, self.engine, self.owner = target, paths, "", -1
+    def __init__(self, target: str, *, paths: bool, session: Session | None = None) -> None:
+        """paths: whether Unix sockets with a path in the container will be asked for; session: asked whether it may be entered."""
+        self.target, self.paths, self.session, self.engine, self.owner = target, paths, session, "", -1
 
 
 def run(wanted: Wanted, control: socket.socket) -> None:
@@ -51,10 +51,17 @@ def run(wanted: Wanted, control: socket.socket) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         try:
             target, notes = _find(wanted)
-            Service(target, control, wanted.paths).run(notes)
+            service = Service(target, control, wanted.paths)
+            if wanted.session:
+                wanted.session.hand_over()
+            service.run(notes)
         except CntrError as error:
+            if wanted.session:
+                wanted.session.end(error.exit_code, said=True)
             _tell(control, "error", error.message, error.hint, str(error.exit_code))
         except OSError as error:
+            if wanted.session:
+                wanted.session.end(EXIT_FAILED)
             text = f"{error.strerror} {error.filename or ''}".rstrip()
             _tell(control, "error", f"{wanted.target}: {text}", "`cntr doctor` says what is missing here", "125")
     finally:
@@ -70,6 +77,8 @@ def _find(wanted: Wanted) -> tuple[Target, list[str]]:
             if not wanted.engine or (container.engine, container.owner) == (wanted.engine, wanted.owner):
                 engines.verify(container, runs_its_own=True)
                 notes = engines.notes(container)  # while the caller's ids are the host's
+                if wanted.session:
+                    (wanted.session.check_target if wanted.engine else wanted.session.begin)(container)
                 return Target(container), notes
         except (TargetNotFound, AmbiguousTarget, FileNotFoundError, ProcessLookupError):
             if not wanted.engine:
@@ -109,9 +118,9 @@ class Service:
 
     def run(self, notes: list[str]) -> None:
         """Say what was found, then answer until the container or whoever asks has gone."""
-        one = self.container
-        facts = (one.engine, str(one.owner), str(self.pid), self.label, "host" if self.host_network else "own")
-        _tell(self.control, "found", *facts, one.name, one.id, one.image, one.digest, *notes)
+        it = self.container
+        found = (it.engine, str(it.owner), str(self.pid), self.label, "host" if self.host_network else "own")
+        _tell(self.control, "found", *found, it.name, it.id, it.image, it.digest, *notes)
         poll = select.poll()
         poll.register(self.control.fileno(), select.POLLIN)
         poll.register(self.pidfd, select.POLLIN)
@@ -171,3 +180,8 @@ class Service:
         made, inode = listening.bind_file(directory, name, 0o666)
         self.made.append((directory, name, inode))
         return made
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cntr.audit.session import Session

@@ -10,8 +10,8 @@ import resource
 import select
 import time
 
-from cntr.attach.signals import FORWARDED, Watch
-from cntr.audit.times import Term
+from cntr.attach.signals import END, FORWARDED, Watch
+from cntr.audit import times
 from cntr.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CntrError, printable
 from cntr.forward import listening, stream
 from cntr.forward.datagrams import Datagrams
@@ -27,15 +27,24 @@ SI_KERNEL = 0x80  # asm-generic/siginfo.h: the terminal's own, which the command
 AGAIN_SECONDS = 1.0
 
 
-def run(target: str, forwards: list[Forward], argv: list[str], session: Session, tell: Tell) -> int:
-    """Forward until a signal comes, the session's time is over or ARGV, if there is one, ends; the exit status.
+def run(target: str, forwards: list[Forward], argv: list[str], tell: Tell, session: Session | None = None) -> int:
+    """Forward until a signal comes or ARGV, if there is one, ends; the exit status. Raises CntrError, OSError.
 
-    Raises CntrError, OSError.
+    session: asked before the container is entered, and told of the end.
     """
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     _raise_limit(limits)
     watch = Watch()
-    relay = Relay(target, forwards, argv, session, tell, watch, limits)
+    relay = Relay(
+        Wanted(
+            target, paths=any((one.listen if one.reverse else one.connect).is_file for one in forwards), session=session
+        ),
+        forwards,
+        argv,
+        tell,
+        watch,
+        limits,
+    )
     try:
         relay.there.start()
         return relay.loop.run()
@@ -60,20 +69,17 @@ class Relay:
 
     def __init__(
         self,
-        target: str,
+        wanted: Wanted,
         forwards: list[Forward],
         argv: list[str],
-        session: Session,
         tell: Tell,
         watch: Watch,
         limits: tuple[int, int],
     ) -> None:
         """Nothing is started yet."""
-        self.forwards, self.argv, self.session, self.tell = forwards, argv, session, tell
-        self.watch, self.limits = watch, limits
+        self.forwards, self.argv, self.tell, self.watch, self.limits = forwards, argv, tell, watch, limits
         self.loop, self.pipes, self.here = Loop(), stream.Pipes(), Here()
-        paths = any((one.listen if one.reverse else one.connect).is_file for one in forwards)
-        self.there = There(self.loop, Wanted(target, paths=paths), self)
+        self.there = There(self.loop, wanted, self)
         self.listeners: dict[Forward, Listener | Datagrams] = {}
         self.begun: set[Forward] = set()  # have listened once
         self.command = 0
@@ -81,21 +87,18 @@ class Relay:
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OWN_FILES
         self.most = max(8, files // 3 // max(1, len(forwards)))
         self.loop.add(watch.fd, self._signals)
+        if wanted.session and wanted.session.limit is not None:
+            self._keep_to(wanted.session.limit)
 
     # --- the container ---
 
     def up(self, notes: list[str]) -> None:
         """It is there, for the first time or again."""
         self.times += 1
-        if self.times == 1:
-            self.session.begin(self.there.container)
-            self.session.announce()
-            if self.session.limit is not None:
-                self._keep_time(Term(self.session.limit))
         for note in notes:
-            self._note(note)
+            self.tell("note", {"text": note}, note)
         if self.times > 1:
-            self.tell("found", {"container": self.there.label}, f"{self.there.label} is back")
+            self.tell("found", {"container": self.there.label, "pid": self.there.pid}, f"{self.there.label} is back")
             self.there.is_young = True
             self.loop.after(STARTING_SECONDS, self._grown(self.times))
         for forward in self.forwards:
@@ -125,18 +128,6 @@ class Relay:
                 self.listeners.pop(forward).close()
             elif isinstance(listener, Datagrams):
                 listener.back()
-
-    def _note(self, text: str) -> None:
-        self.tell("note", {"text": text}, text)
-
-    def _keep_time(self, term: Term) -> None:
-        """Warn a minute before the session's time is over, and end."""
-        if not term.is_over(self._note):
-            self.loop.after(term.patience(), lambda: self._keep_time(term))
-            return
-        self.session.why = f"its time is over: {term}"
-        self._note(f"the session was ended: {self.session.why}")
-        self.loop.status = 128 + signal.SIGHUP
 
     # --- listening ---
 
@@ -252,6 +243,8 @@ class Relay:
         for number, code in self.watch.read():
             if number == signal.SIGCHLD:
                 self._reap()
+            elif number == END:
+                self._end("`cntr sessions end`")
             elif number not in FORWARDED or number == signal.SIGWINCH:
                 continue
             elif not self.command:
@@ -259,6 +252,22 @@ class Relay:
                     self.loop.status = 128 + number
             elif code != SI_KERNEL:
                 os.kill(self.command, number)
+
+    def _keep_to(self, limit: float) -> None:
+        """End after LIMIT seconds, and say so a minute before."""
+        if limit > times.WARNING_SECONDS:
+            text = f"the session ends in a minute: its time is {times.shown(limit)}"
+            self.loop.after(
+                limit - times.WARNING_SECONDS, lambda: self.tell("ending", {}, f"{self.there.label}: {text}")
+            )
+        self.loop.after(limit, lambda: self._end(f"its time is over: {times.shown(limit)}"))
+
+    def _end(self, why: str) -> None:
+        """Not by the command, nor by a signal of the caller's."""
+        self.tell("ended", {"why": why}, f"{self.there.label}: the session was ended: {why}")
+        if self.there.wanted.session:
+            self.there.wanted.session.why = why
+        self.loop.status = 128 + signal.SIGHUP
 
     def _reap(self) -> None:
         if not self.command:
@@ -275,6 +284,8 @@ class Relay:
         deadline = time.monotonic() + SETTLE_SECONDS
         self.loop.after(SETTLE_SECONDS, lambda: None)
         self.loop.remove(self.watch.fd)
+        poll = select.poll()
+        poll.register(self.watch.fd, select.POLLIN)
         while any(one.is_busy() for one in self.listeners.values()) and time.monotonic() < deadline:
             self.loop.turn()
 
@@ -287,18 +298,13 @@ class Relay:
         self.pipes.close()
         self.loop.close()
         if self.command:
-            self._end_command()
-
-    def _end_command(self) -> None:
-        pidfd = os.pidfd_open(self.command)
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            signal.pidfd_send_signal(pidfd, number)
-            if poll.poll(SETTLE_SECONDS * 1000):
-                break
-        os.waitpid(self.command, 0)
-        os.close(pidfd)
+            pidfd = os.pidfd_open(self.command)
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                signal.pidfd_send_signal(pidfd, number)
+                if select.select([pidfd], [], [], SETTLE_SECONDS)[0]:
+                    break
+            os.close(pidfd)
+            os.waitpid(self.command, 0)
 
 
 def _not_listening(forward: Forward, there: There, number: int) -> tuple[str, str]:

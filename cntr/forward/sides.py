@@ -78,8 +78,7 @@ class There:
     def __init__(self, loop: Loop, wanted: dialer.Wanted, told: Told) -> None:
         """told: hears of it. Nothing is started yet."""
         self.loop, self.wanted, self.told = loop, wanted, told
-        self.label, self.host_network = wanted.target, False
-        self.container: Container | None = None
+        self.label, self.pid, self.host_network, self.failed = wanted.target, 0, False, ""
         self.is_up = self.is_young = self.closing = False
         self.control: socket.socket | None = None
         self.child = 0
@@ -192,16 +191,21 @@ class There:
     def _first_word(self, words: list[str]) -> None:
         kind, *rest = words
         if kind == "error":
+            self.failed = rest[0]
             if not self.wanted.engine:
                 raise CntrError(rest[0], rest[1], int(rest[2]))
             return
-        engine, owner, pid, self.label, network, name, id, image, digest, *notes = rest
-        self.wanted.engine, self.wanted.owner, self.host_network = engine, int(owner), network == "host"
-        self.container = Container(engine, name, int(pid), id=id, image=image, owner=int(owner))
-        self.container.digest = digest
-        self.is_up = True
+        session = None if self.wanted.engine else self.wanted.session
+        self.wanted.engine, self.wanted.owner = rest[0], int(rest[1])
+        self.pid, self.label, self.host_network = int(rest[2]), rest[3], rest[4] == "host"
+        self.is_up, self.failed = True, ""
+        if session:
+            found = Container(rest[0], rest[5], self.pid, id=rest[6], image=rest[7], owner=self.wanted.owner)
+            found.digest = rest[8]
+            session.begun_by_child(found)
+            session.announce()
         self._stock()
-        self.told.up(notes)
+        self.told.up(rest[9:])
 
     def _give_up(self) -> None:
         """It does not answer: it is ended, and another one asked."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import _signal as signal
 import _socket as socket
 import errno
 import os
 import select
 import stat
-import time
 
 from cntr.errors import CntrError, printable
 from cntr.forward.dial import CONNECT_SECONDS, why
@@ -21,22 +19,20 @@ SIZE = 1 << 16
 PIPE_BUF = 4096  # a pipe that poll(2) calls writable takes so many bytes without waiting (pipe(7))
 
 
-def run(target: str, endpoint: Endpoint, session: Session) -> int:
-    """Join them until both have ended, or the session's time is over; 0. Raises CntrError, OSError."""
+def run(target: str, endpoint: Endpoint, session: Session | None = None) -> int:
+    """Join them until both have ended; 0. Raises CntrError, OSError."""
     loop = Loop()
-    there = There(loop, Wanted(target, paths=endpoint.is_file), _Told())
+    there = There(loop, Wanted(target, paths=endpoint.is_file, session=session), _Told())
     try:
         there.start()
         while not there.is_up:
             loop.turn()
-        session.begin(there.container)
-        session.announce()
         far = _connect(loop, there, endpoint)
     finally:
         there.close()
         loop.close()
     try:
-        Streams(far, session.limit).run()
+        Streams(far).run()
     finally:
         far.close()
     return 0
@@ -87,9 +83,9 @@ def _connect(loop: Loop, there: There, endpoint: Endpoint) -> socket.socket:
 class Streams:
     """stdin → FAR and FAR → stdout; neither of the caller's streams has its flags changed, which others share."""
 
-    def __init__(self, far: socket.socket, limit: float | None) -> None:
-        """far: connected; limit: seconds that it may take."""
-        self.far, self.end = far, None if limit is None else time.monotonic() + limit
+    def __init__(self, far: socket.socket) -> None:
+        """far: connected."""
+        self.far = far
         self.far.setblocking(False)
         self.to_far, self.to_us = b"", b""
         self.ended = self.shut = self.far_ended = False
@@ -108,7 +104,7 @@ class Streams:
                 poll.register(0, select.POLLIN)
             if self.to_us:
                 poll.register(1, select.POLLOUT)
-            ready = dict(poll.poll(self._patience()))
+            ready = dict(poll.poll())
             if 0 in ready:
                 self.to_far = os.read(0, SIZE)
                 self.ended = not self.to_far
@@ -121,15 +117,6 @@ class Streams:
                 self._receive()
             if self.to_us and 1 in ready:
                 self.to_us = self.to_us[os.write(1, self.to_us[: self.step]) :]
-
-    def _patience(self) -> float | None:
-        """Milliseconds. Raises CntrError: the time is over."""
-        if self.end is None:
-            return None
-        left = self.end - time.monotonic()
-        if left <= 0:
-            raise CntrError("the session was ended: its time is over", "", 128 + signal.SIGHUP)
-        return left * 1000
 
     def _send(self) -> None:
         try:

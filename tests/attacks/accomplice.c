@@ -40,6 +40,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "../nest/become.h"
+
 #define PIDS (1 << 16)
 static unsigned short said[PIDS];
 static unsigned hashes[2][PIDS];
@@ -334,25 +336,6 @@ static void meet(const char *role, int pid, const char *deeds, const char *canar
 				found("aborted %d %s", pid, role);
 		}
 		}
-}
-
-static void become(const char *role)
-{
-	struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
-	struct __user_cap_data_struct data[2];
-	int uid = atoi(role), keep = strchr(role, '+') != NULL;
-	if (!strcmp(role, "same"))
-		return;
-	if (keep)
-		prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0);
-	if (syscall(SYS_setgroups, 0, NULL) || syscall(SYS_setresgid, uid, uid, uid) || syscall(SYS_setresuid, uid, uid, uid))
-		_exit(4);
-	if (keep) {
-		syscall(SYS_capget, &header, data);
-		data[0].effective = data[0].permitted;
-		data[1].effective = data[1].permitted;
-		syscall(SYS_capset, &header, data);
-	}
 }
 
 static void hunt(const char *deeds, const char *canary, const char *marker, const char *role)

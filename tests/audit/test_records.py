@@ -104,6 +104,22 @@ def test_so_do_the_other_commands(place, container, tmp_path, line):
         assert only(end, "CNTR_TARGET") == str(container.pid)
 
 
+def test_so_does_forward_of_which_a_child_begins_and_the_parent_ends(place, container):
+    with place.journal() as journal:
+        done = place.cntr("forward", str(container.pid), "0:9", "--reason", "r", "--", "sh", "-c", "exit 4")
+        assert done.returncode == 4, done
+        assert place.cntr("forward", "no-such-container", "0:9").returncode == 125
+    begin, end = journal.entries
+    for field in ("CNTR_EVENT_ID", "CNTR_CONTAINER_NAME", "CNTR_TARGET_PID", "CNTR_PROCESS_PID", "CNTR_EVENT_REASON"):
+        assert only(begin, field) == only(end, field) != ""
+    assert only(begin, "MESSAGE") == f"root: pid:{container.pid}: forward began"
+    assert only(end, "MESSAGE") == f"root: pid:{container.pid}: forward ended with status 4"
+    place.policy = "[session]\nreason = true\n[[allow]]\ntargets = ['docker:*']\n"
+    assert "no reason is given" in box.one_line_and_hint(place.cntr("forward", str(container.pid), "0:9", "--", "true"))
+    done = place.cntr("forward", str(container.pid), "0:9", "--reason", "r", "--", "true")
+    assert "is not allowed for root" in box.one_line_and_hint(done)
+
+
 def test_an_exec_from_inside_a_session_is_recorded_with_its_reason(place, container):
     with place.journal() as journal:
         done = place.cntr("attach", str(container.pid), "--reason", "why", "--", "sh", "-c", f"{INSIDE} -- id")

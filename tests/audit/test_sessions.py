@@ -98,6 +98,22 @@ def test_at_a_terminal_too_and_the_terminal_is_given_back(container):
         assert terminal.mode() == terminal.before
 
 
+def test_a_forward_is_one_too(container):
+    words = [*CNTR, "forward", str(container.pid), "0:9", "--timeout", "1h"]
+    with subprocess.Popen(
+        [*words, "--", "sh", "-c", "trap '' TERM HUP; sleep 60"], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert "→" in process.stderr.readline()
+        (row,) = listed(container)
+        assert (row["command"], row["pid"]) == ("forward", process.pid)
+        assert box.run("sessions", "end", row["id"]).returncode == 0
+        assert process.wait() == 129
+        assert process.stderr.read() == f"cntr: pid:{container.pid}: the session was ended: `cntr sessions end`\n"
+    done = box.run("forward", str(container.pid), "0:9", "--timeout", "1s")
+    assert done.returncode == 129
+    assert "its time is over: 1s" in done.stderr
+
+
 def test_one_that_is_killed_leaves_nothing(container):
     with box.session(str(container.pid)) as process:
         assert len(listed(container)) == 1

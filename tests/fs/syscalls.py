@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 AT_FDCWD = -100
@@ -217,3 +217,12 @@ class Inotify:
 
     def close(self) -> None:
         os.close(self.fd)
+
+
+def errno_of(call: Callable[[], object]) -> int:
+    """The errno that CALL fails with; 0 where it does not."""
+    try:
+        call()
+    except OSError as error:
+        return error.errno or 0
+    return 0

@@ -7,13 +7,14 @@ import fcntl
 import mmap
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cntr.linux import syscalls
 from testkit.servers import BINDINGS, Place, Server, missing, place
+from tests.fs.syscalls import errno_of
 
 pytestmark = pytest.mark.skipif(bool(missing("devfuse")), reason=missing("devfuse") or "nothing is missing")
 FICLONE = 0x40049409
@@ -27,14 +28,6 @@ def here(request: pytest.FixtureRequest) -> Iterator[Place]:
         yield found
 
 
-def _errno(call: Callable[[], object]) -> int:
-    try:
-        call()
-    except OSError as error:
-        return error.errno or 0
-    return 0
-
-
 def test_submounts_have_one_device_number(here: Place, tmp_path: Path) -> None:
     (here.behind / "below").mkdir()
     syscalls.mount("below", str(here.behind / "below"), "tmpfs", 0)
@@ -44,7 +37,7 @@ def test_submounts_have_one_device_number(here: Place, tmp_path: Path) -> None:
             ["find", here.directory, "-xdev", "-name", "file"], capture_output=True, check=True
         ).stdout
         assert found, "docs/cntrfs.md warns of -xdev in vain"
-        assert _errno(lambda: os.rename(here.directory / "below" / "file", here.directory / "file")) == errno.EXDEV
+        assert errno_of(lambda: os.rename(here.directory / "below" / "file", here.directory / "file")) == errno.EXDEV
         # What it says to do instead: a bind mount has no submounts.
         tmp_path.joinpath("bound").mkdir()
         syscalls.mount(str(here.behind), str(tmp_path / "bound"), None, syscalls.MS_BIND)
@@ -68,7 +61,7 @@ def test_locks_leases_and_fifos_are_of_one_path(here: Place) -> None:
     os.mkfifo(here.directory / "fifo")
     reader = os.open(here.directory / "fifo", os.O_RDONLY | os.O_NONBLOCK)
     try:
-        assert _errno(lambda: os.open(here.behind / "fifo", os.O_WRONLY | os.O_NONBLOCK)) == errno.ENXIO
+        assert errno_of(lambda: os.open(here.behind / "fifo", os.O_WRONLY | os.O_NONBLOCK)) == errno.ENXIO
         os.close(os.open(here.directory / "fifo", os.O_WRONLY | os.O_NONBLOCK))
     finally:
         os.close(reader)
@@ -83,8 +76,8 @@ def test_locks_leases_and_fifos_are_of_one_path(here: Place) -> None:
 def test_neither_nowait_nor_clones(here: Place) -> None:
     (here.directory / "file").write_text("text" * 5000)
     with open(here.directory / "file", "rb") as file, open(here.directory / "clone", "wb") as clone:
-        assert _errno(lambda: os.preadv(file.fileno(), [bytearray(10)], 0, os.RWF_NOWAIT)) == errno.EOPNOTSUPP
-        assert _errno(lambda: fcntl.ioctl(clone.fileno(), FICLONE, file.fileno())) == errno.EOPNOTSUPP
+        assert errno_of(lambda: os.preadv(file.fileno(), [bytearray(10)], 0, os.RWF_NOWAIT)) == errno.EOPNOTSUPP
+        assert errno_of(lambda: fcntl.ioctl(clone.fileno(), FICLONE, file.fileno())) == errno.EOPNOTSUPP
     done = subprocess.run(["cp", "--reflink=auto", here.directory / "file", here.directory / "copy"], check=False)
     assert not done.returncode
 
@@ -95,7 +88,7 @@ def test_no_shared_mapping_past_the_cache() -> None:
     with place("pyfuse3", options=("-o", "cache=none")) as here:
         (here.directory / "file").write_bytes(b"x" * 5000)
         with open(here.directory / "file", "r+b") as file:
-            assert _errno(lambda: mmap.mmap(file.fileno(), 4096, mmap.MAP_SHARED)) == errno.ENODEV
+            assert errno_of(lambda: mmap.mmap(file.fileno(), 4096, mmap.MAP_SHARED)) == errno.ENODEV
 
 
 def test_how_deep_filesystems_stack(tmp_path: Path) -> None:
@@ -112,7 +105,7 @@ def test_how_deep_filesystems_stack(tmp_path: Path) -> None:
             try:
                 os.listdir(base / "mount")
                 over = f"lowerdir={base}/mount,upperdir={base}/upper2,workdir={base}/work2"
-                refused = _errno(
+                refused = errno_of(
                     lambda over=over, base=base: syscalls.mount("overlay", str(base / "top"), "overlay", 0, over)
                 )
                 if not refused:

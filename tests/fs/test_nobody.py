@@ -20,7 +20,8 @@ from cntr.cntrfs.nobody import NobodyCore
 from cntr.cntrfs.node import generation_of
 from cntr.cntrfs.options import Options
 from cntr.linux import file_syscalls, syscalls
-from testkit.servers import BINDINGS, Server, missing, open_to_others
+from testkit.servers import BINDINGS, missing, open_to_others, served
+from tests.fs.syscalls import errno_of
 
 from .actors import Actor, fork
 
@@ -104,39 +105,18 @@ def _unmount(path: Path) -> None:
             time.sleep(0.02)
 
 
-@contextlib.contextmanager
-def _served(base: Path, binding: str, *words: str) -> Iterator[Path]:
-    if missing(binding):
-        pytest.skip(missing(binding))
-    server = Server(
-        binding, base / "source", base / "mount", base / "log", options=("-o", ",".join(("as_nobody", *words)))
-    )
-    server.start()
-    try:
-        yield base / "mount"
-        assert server.alive, server.log_end()
-        assert not server.new_suspicious_lines()
-    finally:
-        problem = server.stop()
-    assert not problem
-
-
-def _errno(call: Callable[[], object]) -> int:
-    try:
-        call()
-    except OSError as error:
-        return error.errno or 0
-    return 0
+def _served(base: Path, binding: str, *words: str) -> contextlib.AbstractContextManager[Path]:
+    return served(binding, base, ("-o", ",".join(("as_nobody", *words))))
 
 
 def _look(top: Path) -> dict[str, object]:
     """What an actor gets to see; run in its process."""
     found: dict[str, object] = {}
     for name in ("shadow", "key", "group", "unreadable", "home/note", "listed/name"):
-        found[name] = _errno(lambda name=name: (top / name).read_bytes())
+        found[name] = errno_of(lambda name=name: (top / name).read_bytes())
     for name in ("home", "searched"):
-        found[f"list {name}"] = _errno(lambda name=name: os.listdir(top / name))
-    found["stat below home"] = _errno(lambda: os.stat(top / "home" / "note"))
+        found[f"list {name}"] = errno_of(lambda name=name: os.listdir(top / name))
+    found["stat below home"] = errno_of(lambda: os.stat(top / "home" / "note"))
     found["listed"] = os.listdir(top / "listed")
     found["public"] = [(top / name).read_bytes() for name in ("public", "link", "searched/known")]
     found["owners"] = sorted({(os.lstat(top / name).st_uid, os.lstat(top / name).st_gid) for name in os.listdir(top)})
@@ -194,8 +174,8 @@ def _lock_of(how: int) -> bytes:
 def _xattrs(top: Path) -> tuple[list[str], list[int]]:
     asked = ("user.note", "trusted.note", "security.capability")
     return os.listxattr(top / "public"), [
-        *(_errno(lambda name=name: os.getxattr(top / "public", name)) for name in asked),
-        _errno(lambda: os.getxattr(top / "shadow", "user.note")),
+        *(errno_of(lambda name=name: os.getxattr(top / "public", name)) for name in asked),
+        errno_of(lambda: os.getxattr(top / "shadow", "user.note")),
     ]
 
 
@@ -228,7 +208,7 @@ def test_named_users_of_an_acl_do_not_count(binding: str, base: Path) -> None:
     if done.returncode:
         pytest.skip(f"no ACLs there: {done.stderr.strip()}")
     with _served(base, binding) as top:
-        assert USER(_errno, (top / "key").read_bytes) == DENIED
+        assert USER(errno_of, (top / "key").read_bytes) == DENIED
 
 
 @pytest.mark.parametrize("binding", BINDINGS)
@@ -264,7 +244,7 @@ def _changes(top: Path) -> list[tuple[str, Callable[[], object]]]:
 
 
 def _tried(top: Path) -> dict[str, int]:
-    return {name: _errno(call) for name, call in _changes(top)}
+    return {name: errno_of(call) for name, call in _changes(top)}
 
 
 @pytest.mark.parametrize("binding", BINDINGS)
@@ -288,10 +268,10 @@ def test_what_was_seen_before_a_directory_was_closed(binding: str, base: Path) -
         assert (top / "open" / "file").read_bytes() == PUBLIC
         (base / "source" / "open").chmod(0o700)
         deadline = time.monotonic() + 10
-        while _errno((top / "open" / "file").read_bytes) != DENIED:
+        while errno_of((top / "open" / "file").read_bytes) != DENIED:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        assert _errno(lambda: os.stat(top / "open" / "file")) == DENIED
+        assert errno_of(lambda: os.stat(top / "open" / "file")) == DENIED
 
 
 @pytest.mark.parametrize("binding", BINDINGS)
@@ -323,7 +303,7 @@ def test_no_way_in_by_handle(binding: str, base: Path) -> None:
             forged = note.ino.to_bytes(8, "little")
             data = forged[4:] + forged[:4] + generation.to_bytes(4, "little")
             forged_handle = file_syscalls.Handle(handle.kind, data)
-            assert _errno(lambda: file_syscalls.open_by_handle(fd, forged_handle, os.O_RDONLY)) == errno.ESTALE
+            assert errno_of(lambda: file_syscalls.open_by_handle(fd, forged_handle, os.O_RDONLY)) == errno.ESTALE
         finally:
             os.close(fd)
 
@@ -349,10 +329,10 @@ def test_the_server_refuses_by_itself(is_other: bool, tmp_path: Path) -> None:
             public = core.lookup(1, b"public")[0]
             assert core.files.read(core.open(public.nodeid, os.O_RDONLY), 0, 10) == PUBLIC
             denied = [
-                _errno(lambda: core.open(shadow.nodeid, os.O_RDONLY)),
-                _errno(lambda: core.opendir(home.nodeid)),
-                _errno(lambda: core.lookup(home.nodeid, b"note")),
-                _errno(lambda: core.lookup_entry(home.nodeid, b"note")),
+                errno_of(lambda: core.open(shadow.nodeid, os.O_RDONLY)),
+                errno_of(lambda: core.opendir(home.nodeid)),
+                errno_of(lambda: core.lookup(home.nodeid, b"note")),
+                errno_of(lambda: core.lookup_entry(home.nodeid, b"note")),
             ]
             status = 0 if denied == [DENIED] * 4 else 2
         finally:

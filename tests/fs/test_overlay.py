@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cntr.linux import syscalls
-from testkit.servers import BINDINGS, Server, missing, open_to_others
+from testkit.servers import BINDINGS, Server, missing, open_to_others, served
 
 pytestmark = pytest.mark.skipif(bool(missing("devfuse")), reason=missing("devfuse") or "nothing is missing")
 
@@ -49,18 +49,9 @@ def base(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture(params=["devfuse", "devfuse few fds", "devfuse served", "pyfuse3"])
 def top(request: pytest.FixtureRequest, base: Path) -> Iterator[Path]:
     binding, _, how = request.param.partition(" ")
-    if missing(binding):
-        pytest.skip(missing(binding))
     words = {"few fds": ("-o", "max_fds=4"), "served": ("-o", "no_passthrough")}.get(how, ())
-    server = Server(binding, base / "source", base / "mount", base / "log", options=words)
-    server.start()
-    try:
-        yield base / "mount"
-        assert server.alive, server.log_end()
-        assert not server.new_suspicious_lines()
-    finally:
-        problem = server.stop()
-    assert not problem
+    with served(binding, base, words) as top:
+        yield top
 
 
 def _walk(top: Path) -> None:

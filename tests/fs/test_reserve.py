@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from testkit.servers import Server, missing, open_to_others
+from testkit.servers import missing, open_to_others, served
 
 from .actors import Actor
 
@@ -71,12 +71,8 @@ def _fill(path: Path, allocate: bool) -> int:
 @pytest.mark.parametrize("how", ["devfuse", "devfuse served", "devfuse allocated", "pyfuse3", "pyfuse3 uncached"])
 def test_a_user_leaves_the_reserve(how: str, disk: Path, tmp_path: Path) -> None:
     binding, _, mode = how.partition(" ")
-    if missing(binding):
-        pytest.skip(missing(binding))
     words = {"served": ("-o", "no_passthrough"), "uncached": ("-o", "cache=none")}.get(mode, ())
-    server = Server(binding, disk / "source", disk / "mount", tmp_path / "log", options=words)
-    server.start()
-    try:
+    with served(binding, disk, words, log=tmp_path / "log"):
         # Opened by root first: one registration of a backing file serves all who have it open.
         (disk / "mount" / "file").touch()
         (disk / "mount" / "file").chmod(0o666)
@@ -92,7 +88,3 @@ def test_a_user_leaves_the_reserve(how: str, disk: Path, tmp_path: Path) -> None
             if number >= 5:
                 break
         assert os.statvfs(disk).f_bfree * os.statvfs(disk).f_frsize > 12 * MIB
-        assert server.alive
-    finally:
-        problem = server.stop()
-    assert not problem

@@ -8,13 +8,14 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cntr.linux import syscalls
-from testkit.servers import BINDINGS, Server, missing, open_to_others
+from testkit.servers import BINDINGS, Server, missing, open_to_others, served
+from tests.fs.syscalls import errno_of
 
 from .actors import Actor
 
@@ -55,19 +56,8 @@ def _remount(path: Path, flags: int) -> None:
     syscalls.mount(None, str(path), None, MS_REMOUNT | syscalls.MS_BIND | flags)
 
 
-@contextlib.contextmanager
-def _served(base: Path, binding: str, *words: str) -> Iterator[Path]:
-    if missing(binding):
-        pytest.skip(missing(binding))
-    server = Server(binding, base / "source", base / "mount", base / "log", options=("-o", ",".join(words)))
-    server.start()
-    try:
-        yield base / "mount"
-        assert server.alive, server.log_end()
-        assert not server.new_suspicious_lines()
-    finally:
-        problem = server.stop()
-    assert not problem
+def _served(base: Path, binding: str, *words: str) -> contextlib.AbstractContextManager[Path]:
+    return served(binding, base, ("-o", ",".join(words)))
 
 
 def _effective(top: Path) -> str:
@@ -79,15 +69,7 @@ def _effective(top: Path) -> str:
 
 
 def _device(top: Path) -> int:
-    return _errno(lambda: os.close(os.open(top / "null", os.O_RDONLY)))
-
-
-def _errno(call: Callable[[], object]) -> int:
-    try:
-        call()
-    except OSError as error:
-        return error.errno or 0
-    return 0
+    return errno_of(lambda: os.close(os.open(top / "null", os.O_RDONLY)))
 
 
 @pytest.mark.parametrize("binding", BINDINGS)
@@ -109,7 +91,7 @@ def test_the_flags_of_a_submount_are_kept(binding: str, base: Path) -> None:
     with _served(base, binding, "suid", "dev") as top:
         assert USER(_effective, top / "below") == "1000"
         assert _device(top / "below") == errno.ENXIO
-        assert _errno(lambda: os.getxattr(top / "below" / "id", "security.capability")) == errno.ENODATA
+        assert errno_of(lambda: os.getxattr(top / "below" / "id", "security.capability")) == errno.ENODATA
         assert os.listxattr(top / "below" / "id") == []
         assert USER(_effective, top / "bound") == "EACCES"
         assert (top / "bound" / "id").read_bytes() == (source / "id").read_bytes()
@@ -179,7 +161,7 @@ def test_a_backing_without_acls(binding: str, tmp_path: Path) -> None:
         with _served(tmp_path, binding, "keep_cache") as top:
             assert USER((top / "file").read_text) == "text"
             USER(lambda: (top / "new").write_text("mine"))
-            assert _errno(lambda: os.getxattr(top / "file", "system.posix_acl_access")) in (
+            assert errno_of(lambda: os.getxattr(top / "file", "system.posix_acl_access")) in (
                 errno.ENODATA,
                 errno.EOPNOTSUPP,
             )

@@ -22,6 +22,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "become.h"
+
 static int loot;
 static unsigned long *seen;
 static int at_start[4096], n_at_start;
@@ -111,26 +113,6 @@ static int newest(void)
 	text[n > 0 ? n : 0] = 0;
 	last = strrchr(text, ' ');
 	return last ? atoi(last) : 0;
-}
-
-static void become(const char *role)
-{
-	struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
-	struct __user_cap_data_struct data[2];
-	int uid = atoi(role), keep = strchr(role, '+') != NULL;
-
-	if (!strcmp(role, "same"))
-		return;
-	if (keep)
-		prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0);
-	if (syscall(SYS_setgroups, 0, NULL) || syscall(SYS_setresgid, uid, uid, uid) || syscall(SYS_setresuid, uid, uid, uid))
-		_exit(4);
-	if (keep) {
-		syscall(SYS_capget, &header, data);
-		data[0].effective = data[0].permitted;
-		data[1].effective = data[1].permitted;
-		syscall(SYS_capset, &header, data);
-	}
 }
 
 static void prowl(const char *role)

@@ -13,7 +13,7 @@ from cntr.linux import procfs
 from cntr.slim import commands
 from cntr.slim.leftovers import Guard
 from cntr.slim.runs import MACHINES, Image, MountWatch, Running, RunOptions, wait_for_pid
-from cntr.slim.runs.docker import feed
+from cntr.slim.runs.command import feed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

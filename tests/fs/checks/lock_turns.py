@@ -14,7 +14,7 @@ from pathlib import Path
 from testkit.waiting import wait_until
 
 from ._tools import child, equal, finished, in_threads, make, opened, raises
-from .locks import BUSY, _Holder, _lock
+from .locks import BUSY, _Holder, _is_free, _lock
 
 
 def check_flock_ends_while_others_have_the_file_open(here: Path) -> None:
@@ -25,12 +25,7 @@ def check_flock_ends_while_others_have_the_file_open(here: Path) -> None:
     with opened(here / "f", os.O_WRONLY) as second:
         raises(BUSY, fcntl.flock, second, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(first)
-        wait_until(
-            lambda: fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB) is None,
-            "the lock of the closed file",
-            5,
-            passing=OSError,
-        )
+        _is_free(second, "the lock of the closed file")
     created = os.open(here / "created", os.O_WRONLY | os.O_CREAT)
     fcntl.flock(created, fcntl.LOCK_EX)
     with opened(here / "created", os.O_RDONLY) as second:

@@ -54,6 +54,11 @@ class _Holder:
         os.close(self._go_read)
 
 
+def _is_free(fd: int, what: str) -> None:
+    """WHAT can be had by flock(2), at once or soon."""
+    wait_until(lambda: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB) is None, what, 5, passing=OSError)
+
+
 def check_flock(here: Path) -> None:
     make(here / "f")
 
@@ -215,12 +220,7 @@ def check_waiting_process_can_be_killed(here: Path) -> None:
     finished(waiter, -signal.SIGKILL)
     holder.release()
     with opened(here / "f", os.O_RDWR) as fd:
-        wait_until(
-            lambda: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB) is None,
-            "the dead waiter's lock is not granted",
-            5,
-            passing=OSError,
-        )
+        _is_free(fd, "the dead waiter's lock is not granted")
 
 
 def check_dead_process_leaves_no_lock(here: Path) -> None:
@@ -236,12 +236,7 @@ def check_dead_process_leaves_no_lock(here: Path) -> None:
     finished(holder.pid, -signal.SIGKILL)
     holder.forget()
     with opened(here / "f", os.O_RDWR) as fd:
-        wait_until(
-            lambda: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB) is None,
-            "flock of a dead process",
-            5,
-            passing=OSError,
-        )
+        _is_free(fd, "flock of a dead process")
         wait_until(
             lambda: _lock(fd, fcntl.F_SETLK, fcntl.F_WRLCK, 0, 0), "POSIX lock of a dead process", 5, passing=OSError
         )
