@@ -173,7 +173,10 @@ class ServedTools:
         syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
         options = self.server.mount_options
         if self.is_view:
-            options = {**options, "ro": None}  # the superblock too: so what is read leaves no access time to be asked for again
+            options = {
+                **options,
+                "ro": None,
+            }  # the superblock too: so what is read leaves no access time to be asked for again
         tree_fd = syscalls.new_filesystem("fuse", options, self.server.mount_attributes())
         self.server.mounted()
         view.make_root(tree_fd, progress)
