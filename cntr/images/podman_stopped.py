@@ -82,7 +82,7 @@ def blueprint(
     if made.state != "created" and isinstance(status, int):
         made.status = status
     made.oom_killed = state.get("OOMKilled") is True if state else None
-    made.log = lambda: _log(f"{directory}/ctr.log", one.owner)
+    made.log = lambda: log_lines(f"{directory}/ctr.log", one.owner)
     made.check = lambda: containers_storage.running(row) is not None
     return made
 
@@ -118,8 +118,8 @@ def parsed(text: str) -> dict[str, Any]:
     return spec.mapping(rows[0]) if isinstance(rows, list) and rows else {}
 
 
-def _log(path: str, owner: int) -> list[str]:
-    """The last lines of conmon's k8s-file log: time, stream, F or P, text."""
+def log_lines(path: str, owner: int) -> list[str]:
+    """The last lines of a log as CRI has it, and conmon's k8s-file: time, stream, F or P, text."""
     try:
         lines = store.read(path, owner=owner).splitlines()[-LOG_LINES:]
     except OSError:

@@ -10,9 +10,9 @@ import sys
 
 import pytest
 
-from testkit.engines import rigging, rigs
+from testkit.engines import cri, rigging, rigs
 
-RIGS = ("docker", "docker_remapped", "podman", "containerd")
+RIGS = ("docker", "docker_remapped", "podman", "containerd", "k8s")
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -23,7 +23,7 @@ class Stopped:
         self.rig, self.box = rig, box
         self.env = {**rig.den.env, **box.env, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": ""}
         self.env["CNTR_CACHE_DIR"] = f"{rig.den.path}/cache"
-        if rig.engine == "containerd":
+        if rig.engine in ("containerd", "k8s"):
             self.env["CONTAINERD_ADDRESS"] = rig.socket
         self.kill()
 
@@ -38,6 +38,9 @@ class Stopped:
         """Whether the process is gone, and the engine has seen it and taken the container down."""
         if os.path.exists(f"/proc/{self.box.pid}"):
             return False
+        if self.rig.engine == "k8s":
+            plugin = f"{self.rig.den.path}/root/io.containerd.grpc.v1.cri"
+            return json.loads(pathlib.Path(f"{plugin}/containers/{self.box.id}/status").read_text())["FinishedAt"] > 0
         status = ("inspect", "--format", "{{.State.Status}}", self.box.name)
         return not hasattr(self.rig, "command") or self.rig.command(*status).strip() == "exited"
 
@@ -80,7 +83,7 @@ def test_a_session_in_a_container_that_has_ended(stopped):
     properties = {row["property"]: row["value"] for row in json.loads(stopped.out("inspect", target, "--json"))}
     assert properties["command"] == ("sleep 100000" if hasattr(stopped.rig, "command") else "/bin/sleep 100000")
     assert properties["entrypoint check"] == "nothing is missing to start it"
-    if stopped.rig.engine in ("docker", "podman"):
+    if stopped.rig.engine != "containerd":
         assert properties["last exit status"] == "137 (signal 9)"
 
 
@@ -177,6 +180,29 @@ def test_images_as_targets_and_as_tools(stopped):
     assert json.loads(stopped.out("cache", "list", "--json")) == []
     assert "never written" in stopped.cntr("exec", "--write", f"image:{name}", "--", "/bin/true", status=125).stderr
     assert f"{engine}: has none of that name" in stopped.cntr("exec", "image:nobody/has:it", status=125).stderr
+
+
+@of("k8s")
+def test_a_pods_container_joins_the_sandbox_while_it_lives_and_the_last_attempt_counts(stopped):
+    rig, name = stopped.rig, stopped.box.name.split("/")[1]
+    tasks = rigging.run([*rig.cli, "task", "ls"], env=rig.den.env).splitlines()
+    sandbox = next(row.split() for row in tasks if row.split()[0] == rig.pods[stopped.box.name])
+    script = "/bin/busybox readlink /proc/self/ns/ipc; /bin/busybox hostname"
+    for target in (stopped.box.target, f"k8s:{name}", f"k8s:prod/{name[:-2]}", stopped.box.id[:12]):
+        out = stopped.out("exec", target, "--", "/bin/sh", "-c", script).split()
+        assert out == [os.readlink(f"/proc/{sandbox[1]}/ns/ipc"), os.uname().nodename], target
+    pod = cri.sandbox(name, "prod", f"uid-{name}", cgroup=f"/{rig.den.mark}", pid=cri.CONTAINER)
+    again = cri.container("app", "localhost/slim:1", ["/data/start"], pid=cri.CONTAINER)
+    again[1] = {1: "app", 2: 1}  # the second attempt
+    second = rig.runtime.call("CreateContainer", {1: sandbox[0], 2: again, 3: pod})
+    rows = json.loads(stopped.out("inspect", stopped.box.target, "--json"))
+    assert {row["property"]: row["value"] for row in rows}["entrypoint check"].startswith("/data/start: ")
+    script = "echo '#!/bin/sh' > /data/start; echo 'exit 5' >> /data/start; /bin/busybox chmod 755 /data/start"
+    stopped.cntr("exec", "--write", stopped.box.target, "--", "/bin/sh", "-c", script)
+    rig.runtime.call("StartContainer", {1: second})
+    rig.runtime.call("StopPodSandbox", {1: sandbox[0]})
+    rows = json.loads(stopped.out("inspect", stopped.box.target, "--json"))
+    assert {row["property"]: row["value"] for row in rows}["last exit status"] == "5"
 
 
 def test_a_file_that_docker_saved(docker, tmp_path, monkeypatch):
