@@ -64,6 +64,12 @@ def _run(argv: list[str]) -> int:
 
         print(f"cntr {__version__}")
         return 0
+    if argv[0].partition("=")[0] == "--host":
+        return _elsewhere(argv)
+    if argv[0] == "--far":  # what `cntr --host` starts there
+        from cntr.remote import far
+
+        return far.run(argv[1], lambda: run(argv[2:]))
     parsed = parse(argv)
     if parsed.flag("help"):
         from cntr.cli import manual
@@ -71,6 +77,39 @@ def _run(argv: list[str]) -> int:
         print(manual.usage(parsed.command))
         return 0
     return HANDLERS[parsed.command.name](parsed)
+
+
+def _elsewhere(argv: list[str]) -> int:
+    """``cntr --host HOST COMMAND…``: the words are checked here, and run there."""
+    _, equals, host = argv[0].partition("=")
+    words = argv[1:] if equals else argv[2:]
+    host = host if equals else "".join(argv[1:2])
+    if not host or not words:
+        raise UsageError("--host: HOST or the command is missing", "cntr --host ssh://admin@far attach web")
+    parsed = parse(words)
+    if parsed.flag("help"):
+        return _run(words)
+    if parsed.command.name == "cp":
+        raise UsageError(
+            "--host: cp copies files of that machine, and none from here",
+            "a file comes by `cntr --host HOST exec TARGET -- cat PATH > FILE`",
+        )
+    if parsed.command.name == "ps" and "," in host:
+        parsed.values["host"] = host
+        return _ps(parsed)
+    from cntr.remote import ssh
+
+    return ssh.run(host, words)
+
+
+def _ps(parsed: Parsed) -> int:
+    if not parsed.flag("host"):
+        return _report("ps")(parsed)
+    from cntr.cli import remote_reports
+
+    report = remote_reports.ps(parsed.text("host").split(","), stopped=parsed.flag("all"))
+    print(report.json() if parsed.flag("json") else report.text())
+    return int(report.status)
 
 
 def _attach(parsed: Parsed) -> int:
@@ -319,7 +358,7 @@ HANDLERS = {
     "forward": _forward,
     "mount": _mount,
     "slim": _slim,
-    "ps": _report("ps"),
+    "ps": _ps,
     "inspect": _report("inspect"),
     "cache": _report("cache"),
     "doctor": _report("doctor"),

@@ -12,6 +12,8 @@ from cntr.errors import UsageError, printable
 TARGETS = """TARGET   a container's name, id or unique id prefix, a pid, or engine:name
          (docker:web, k8s:namespace/pod/container, pid:42, unit:nginx.service, command:PATTERN); an image:
          image:NAME[:TAG], image:ENGINE:NAME, archive:FILE, oci:DIR[:TAG], dir:PATH; what does not run, too"""
+HOSTS = """HOST     another machine, where all of it is done, by ssh and sudo: ssh://[user@]host[:port], or a Host of
+         ~/.ssh/config. Paths are that machine's; it needs a python3, and cntr is brought along."""
 STATUS = """Exit status: the command's own; 125 cntr failed, 126 the command is not executable, 127 it was not found,
 128+N it was killed by signal N."""
 
@@ -26,8 +28,8 @@ def overview() -> str:
     width = max(len(command.name) for command in COMMANDS)
     commands = "\n".join(f"  {command.name.ljust(width)}  {command.help}" for command in COMMANDS)
     return (
-        "cntr: your tools inside a slim container\n\nUsage: cntr COMMAND [OPTION…] [TARGET] [-- CMD…]\n\n"
-        f"{commands}\n\n{TARGETS}\n\nExamples:\n"
+        "cntr: your tools inside a slim container\n\nUsage: cntr [--host HOST] COMMAND [OPTION…] [TARGET] [-- CMD…]\n\n"
+        f"{commands}\n\n{TARGETS}\n\n{HOSTS}\n\nExamples:\n"
         "  cntr attach web                 a shell with your tools beside the container `web`; its files are at /var/lib/cntr\n"
         "  cntr attach web -- strace -p 1  one tool instead of a shell\n"
         "  cntr exec web -- /app --check   the container's own program in its own root\n\n"
@@ -69,6 +71,7 @@ def man_page() -> str:
         ),
         f".SH DESCRIPTION\n{DESCRIPTION}",
         f".SH TARGETS\n.nf\n{TARGETS}\n.fi",
+        f".SH OTHER MACHINES\n.B cntr \\-\\-host HOST COMMAND…\n.PP\n.nf\n{HOSTS}\n.fi",
     ]
     for command in COMMANDS:
         parts.append(f".SH CNTR {command.name.upper()}\n{command.help[0].upper()}{command.help[1:]}.")

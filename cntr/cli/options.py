@@ -123,8 +123,14 @@ COMMANDS = (
         "ps",
         "",
         "running containers of every engine on this machine",
-        (Option("-a --all", "", "those that do not run, too"), JSON),
-        "cntr ps\ncntr ps --all\ncntr ps --json",
+        (
+            Option("-a --all", "", "those that do not run, too"),
+            Option(
+                "--host", "HOSTS", "on other machines, comma-separated, all asked at once by ssh: [user@]host, ssh://…"
+            ),
+            JSON,
+        ),
+        "cntr ps\ncntr ps --all\ncntr ps --json\ncntr ps --host alpha,admin@beta,ssh://gamma:2222",
     ),
     Command(
         "inspect",

@@ -85,7 +85,7 @@ def endpoints() -> list[tuple[str, int]]:
         where = path.partition("/")[0] if scheme == "ssh" else ""
         raise Refused(
             f"DOCKER_HOST or the context names {host}, a daemon on another machine: run cntr on that machine",
-            f"`ssh {where} sudo cntr attach NAME`, {near}" if where else f"run cntr there, {near}",
+            f"`cntr --host {where} attach NAME`, {near}" if where else f"run cntr there, {near}",
         )
     if not os.path.exists(path):
         return [(path, 0)]  # nobody listens there, as will be said

@@ -1,1 +1,1 @@
-"""cntr where it is not installed: in one file, on other hosts, in a toolbox container."""
+"""cntr where it is not installed: in one file, on other machines by ssh."""

@@ -64,15 +64,13 @@ exec({start!r})
 
 def build() -> bytes:
     """The file's bytes. Raises OSError."""
-    import hashlib
     import io
     import zipfile
 
     from cntr import __version__
 
     found = members()
-    digest = hashlib.sha256(repr(found).encode()).hexdigest()[:32]
-    start = START.replace("{digest}", digest)
+    start = START.replace("{digest}", digest(found))
     head = HEADER.format(version=__version__, start=start)
     file = io.BytesIO(head.encode())
     file.seek(0, io.SEEK_END)
@@ -82,6 +80,20 @@ def build() -> bytes:
             entry.external_attr, entry.compress_type, entry.create_system = 0o100644 << 16, zipfile.ZIP_DEFLATED, 3
             archive.writestr(entry, data)
     return file.getvalue()
+
+
+def digest(found: list[tuple[str, bytes]] | None = None) -> str:
+    """What says which build it is: of the sources FOUND, by default this process' own. Raises OSError."""
+    import hashlib
+
+    return hashlib.sha256(repr(members() if found is None else found).encode()).hexdigest()[:32]
+
+
+def cache_directory() -> str:
+    """The directory that START names."""
+    if os.environ.get("CNTR_CACHE_DIR") or not os.geteuid():
+        return os.environ.get("CNTR_CACHE_DIR") or "/var/cache/cntr"
+    return (os.environ.get("XDG_CACHE_HOME") or os.environ.get("HOME", "") + "/.cache") + "/cntr"
 
 
 def members() -> list[tuple[str, bytes]]:

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -155,21 +156,25 @@ def test_what_was_cut_short_is_replaced_and_old_builds_go(pyz, tmp_path):
 
 
 @ROOT
-def test_a_user_has_a_cache_of_their_own(pyz, tmp_path):
+def test_a_user_has_a_cache_of_their_own(pyz):
     """Below HOME; root's is not theirs, and a session's root has one by itself."""
-    for path in (*reversed(pyz.parents[:3]), *reversed(tmp_path.parents[:2])):
-        path.chmod(path.stat().st_mode | 0o011)
-    home = tmp_path / "home"
-    home.mkdir()
-    os.chown(home, 29997, 29997)
-    tmp_path.chmod(0o755)
-    drop = ("setpriv", "--reuid=29997", "--regid=29997", "--clear-groups", "env", "-u", "CNTR_CACHE_DIR")
-    system = "/usr/sbin:/usr/bin:/sbin:/bin"  # an interpreter that another user may run
-    for _ in range(2):
-        assert said(run(pyz, "", "--version", by=drop, HOME=str(home), PATH=system)).startswith("cntr ")
-    assert len(trees(home / ".cache/cntr")) == 1
-    assert (home / ".cache/cntr").stat().st_mode & 0o777 == 0o700
-    assert said(run(pyz, "", "--version", by=drop, PATH=system)).startswith("cntr ")  # no HOME
+    with tempfile.TemporaryDirectory(
+        prefix="cntr-user-"
+    ) as name:  # other users come to it, as to pytest's own they do not
+        place = pathlib.Path(name)
+        place.chmod(0o755)
+        shutil.copy2(pyz, place / "cntr.pyz")
+        home = place / "home"
+        home.mkdir()
+        os.chown(home, 29997, 29997)
+        drop = ("setpriv", "--reuid=29997", "--regid=29997", "--clear-groups", "env", "-u", "CNTR_CACHE_DIR")
+        system = "/usr/sbin:/usr/bin:/sbin:/bin"  # an interpreter that another user may run
+        for _ in range(2):
+            done = run(place / "cntr.pyz", "", "--version", by=drop, HOME=str(home), PATH=system)
+            assert said(done).startswith("cntr ")
+        assert len(trees(home / ".cache/cntr")) == 1
+        assert (home / ".cache/cntr").stat().st_mode & 0o777 == 0o700
+        assert said(run(place / "cntr.pyz", "", "--version", by=drop, PATH=system)).startswith("cntr ")  # no HOME
 
 
 def test_without_python_it_says_so(pyz, tmp_path):

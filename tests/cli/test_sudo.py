@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -27,10 +28,18 @@ def run(command: list[str], **more) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture
-def place(tmp_path: pathlib.Path) -> pathlib.Path:
+def place():
     """A home with the package, a script in a directory that sudo does not look into, the one file, and a sudo."""
-    for path in (tmp_path, *tmp_path.parents[:2]):
-        path.chmod(path.stat().st_mode | 0o055)
+    with tempfile.TemporaryDirectory(
+        prefix="cntr-sudo-"
+    ) as name:  # other users come to it, as to pytest's own they do not
+        furnish(pathlib.Path(name))
+        yield pathlib.Path(name)
+
+
+def furnish(tmp_path: pathlib.Path) -> None:
+    """As said above."""
+    tmp_path.chmod(0o755)
     shutil.copytree(onefile.PACKAGE, tmp_path / "checkout/cntr", ignore=shutil.ignore_patterns("__pycache__"))
     onefile.write(str(tmp_path / "cntr.pyz"))
     (tmp_path / "plain.pyz").write_bytes((tmp_path / "cntr.pyz").read_bytes())
@@ -42,7 +51,6 @@ def place(tmp_path: pathlib.Path) -> pathlib.Path:
         path.chmod(0o755)
     for path in (tmp_path, *tmp_path.rglob("*")):
         os.chown(path, USER, USER)
-    return tmp_path
 
 
 def test_the_command_line_of_the_hint_works(place):

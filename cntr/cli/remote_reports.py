@@ -1,0 +1,23 @@
+"""What several machines have, in one table."""
+
+from __future__ import annotations
+
+import json
+
+from cntr.cli.reports import Report
+from cntr.errors import EXIT_FAILED, printable
+from cntr.remote import ssh
+
+
+def ps(hosts: list[str], *, stopped: bool) -> Report:
+    """The running containers of several machines; a machine that can't be asked is named. Raises UsageError."""
+    report = Report("host", "engine", "name", "id", "pid", "state", "owner", "userns", "image")
+    for host, (status, out, err) in ssh.on_all(hosts, ["ps", "--json", *(["--all"] if stopped else [])]).items():
+        try:
+            for row in json.loads(out):
+                report.add(*(row.get(name, host) for name in report.columns))
+        except (ValueError, AttributeError):
+            report.status = EXIT_FAILED
+            said = (err.strip().splitlines() or [f"status {status}"])[0]
+            report.footer.append(f"{printable(host)}: {printable(said.removeprefix('cntr: ')[:300])}")
+    return report
