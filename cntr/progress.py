@@ -1,4 +1,4 @@
-"""The line on a terminal while something takes long."""
+"""What is shown while something takes long: a line on a terminal, nothing in a pipe, or events for a program."""
 
 from __future__ import annotations
 
@@ -6,27 +6,62 @@ import os
 import sys
 import time
 
+QUIET_SECONDS = 1.0  # what is done by then is not spoken of
+BAR = 24  # columns
+
 
 class Progress:
-    """A line on stderr for a copy that takes longer than a second, where stderr is a terminal."""
+    """Bytes that are moved, on stderr where that is a terminal. size: how many it will be, 0 where that is not known.
 
-    __slots__ = ("begun", "done", "next", "shown", "size")
+    what: goes before; tell: is told of each event instead: its kind, its fields.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("begun", "done", "next", "shown", "size", "tell", "what")
+
+    def __init__(self, what: str = "", tell: Tell | None = None) -> None:
         """Nothing moved yet."""
+        self.what, self.tell = what, tell
         self.begun, self.done, self.size, self.shown = time.monotonic(), 0, 0, False
-        self.next = self.begun + 1 if os.isatty(2) else float("inf")
+        self.next = self.begun + QUIET_SECONDS if tell or os.isatty(2) else float("inf")
 
     def moved(self, count: int) -> None:
         """COUNT bytes more."""
         self.done += count
         now = time.monotonic()
-        if now >= self.next:
-            self.next, self.shown = now + 0.25, True
-            rate = self.done / (now - self.begun)
-            of = f" of {human(self.size)} ({min(100 * self.done // self.size, 100)} %)" if self.size else ""
-            sys.stderr.write(f"\r\x1b[K{human(self.done)}{of}, {human(rate)}/s")
-            sys.stderr.flush()
+        if now < self.next:
+            return
+        self.next = now + 0.25
+        if self.tell:
+            self.next = now + QUIET_SECONDS
+            self.tell("progress", {"bytes": self.done, "size": self.size})
+        else:
+            self._show(now)
+
+    def say(self, text: str) -> None:
+        """A line without numbers, at once; where stderr is a terminal."""
+        if self.next != float("inf") and not self.tell:
+            self._line(text)
+
+    def _show(self, now: float) -> None:
+        rate = self.done / (now - self.begun)
+        numbers = f"{human(self.done)}, {human(rate)}/s"
+        if self.size:
+            part = min(1.0, self.done / self.size)
+            left = int((self.size - self.done) / rate) if rate and self.done < self.size else 0
+            bar = "#" * int(part * BAR)
+            numbers = f"[{bar.ljust(BAR, '.')}] {int(100 * part)} %, {human(self.done)} of {human(self.size)}, {human(rate)}/s"
+            numbers += f", {left // 60}:{left % 60:02d} left"
+        self._line(f"{self.what}{numbers}")
+
+    def _line(self, text: str) -> None:
+        """In one row, or it could not be taken back."""
+        try:
+            columns = os.get_terminal_size(2).columns or 80
+        except OSError:
+            columns = 80
+        self.shown = True
+        sys.stderr.write(f"\r\x1b[K{text[: columns - 1]}")
+        sys.stderr.flush()
 
     def clear(self) -> None:
         """Take the line away."""
@@ -43,3 +78,10 @@ def human(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    Tell = Callable[[str, Mapping[str, object]], object]

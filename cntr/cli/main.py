@@ -232,6 +232,7 @@ def _cp(parsed: Parsed) -> int:
             follow=parsed.flag("follow_link"),
             say=_say,
             session=session,
+            event=_event if parsed.flag("json") else None,
         )
     return session.status
 
@@ -290,6 +291,14 @@ def _request(parsed: Parsed) -> Request:
     return request
 
 
+def _event(kind: str, fields: Mapping[str, object]) -> None:
+    """A line of JSON on stderr: stdout may be what is copied to."""
+    import json
+
+    if sys.stderr is not None:
+        print(json.dumps({"event": kind, **fields}), file=sys.stderr, flush=True)
+
+
 def _say(line: str) -> None:
     if sys.stderr is not None:
         print(f"cntr: {line}", file=sys.stderr)
@@ -338,7 +347,7 @@ def _completion(parsed: Parsed) -> int:
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from cntr.attach.request import Request
     from cntr.audit.session import Session

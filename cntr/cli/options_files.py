@@ -39,6 +39,7 @@ COPY = Command(
         ),
         Option("-L --follow-link", "", "where SRC is a symbolic link, copy what it names"),
         REASON,
+        Option("--json", "", "events on stderr, a line of JSON each: progress, problem, note, done"),
     ),
     "cntr cp web:/var/log/app.log .         a file out of the container\n"
     "cntr cp ./conf/. docker:web:/etc/app   what is in conf into /etc/app\n"

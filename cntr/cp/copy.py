@@ -45,17 +45,21 @@ class Interrupted(Exception):
 class Console(Tell):
     """The user's terminal: problems at once, notes of one text together at the end, progress in between."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        """say: prints one line."""
-        self.say, self.problems = say, 0
+    def __init__(self, say: Callable[[str], None], event: Event | None = None) -> None:
+        """say: prints one line; event: for a program, is told of everything instead."""
+        self.say, self.event, self.problems = say, event, 0
         self.notes: dict[str, list[str]] = {}
-        self.progress = Progress()
+        self.progress = Progress(tell=event)
 
     def problem(self, path: bytes, text: str) -> None:
         """One line, and the exit status."""
         self.problems += 1
         self.progress.clear()
-        self.say(f"{printable(os.fsdecode(path))}: {printable(text)}")
+        shown = printable(os.fsdecode(path))
+        if self.event:
+            self.event("problem", {"path": shown, "text": printable(text)})
+        else:
+            self.say(f"{shown}: {printable(text)}")
 
     def note(self, text: str, path: bytes) -> None:
         """Kept for the end; of many the first and the count."""
@@ -67,6 +71,9 @@ class Console(Tell):
         """Say the notes."""
         self.progress.clear()
         for text, (path, count) in self.notes.items():
+            if self.event:
+                self.event("note", {"path": path, "text": printable(text), "count": len(count)})
+                continue
             more = f" (and {len(count) - 1} more)" if len(count) > 1 else ""
             self.say(f"note: {path}{more}: {printable(text)}")
 
@@ -79,8 +86,9 @@ def copy(
     follow: bool,
     say: Callable[[str], None],
     session: Session | None = None,
+    event: Event | None = None,
 ) -> int:
-    """Copy; the exit status: 0, or 1 when something was not copied and was named. Raises CntrError, UsageError."""
+    """Copy; the exit status: 0, or 1 when something was not copied and was named. event: see Console. Raises CntrError, UsageError."""
     (source_target, source_path), (target, path) = split(source), split(destination)
     if session:
         session.target = source_target or target
@@ -100,7 +108,7 @@ def copy(
             say(line)
         if session:
             session.begin(container)
-        work = Work(container, archive=archive, follow=follow, outward=bool(source_target))
+        work = Work(container, archive=archive, follow=follow, outward=bool(source_target), event=event)
         try:
             return _copy(work, source_path, path, say)
         finally:
@@ -125,9 +133,11 @@ def _copy(work: Work, source_path: bytes, path: bytes, say: Callable[[str], None
 class Work:
     """One copy: the pipes, the child and the host's end. outward: from the container to the host."""
 
-    def __init__(self, container: Container, *, archive: bool, follow: bool, outward: bool) -> None:
+    def __init__(
+        self, container: Container, *, archive: bool, follow: bool, outward: bool, event: Event | None = None
+    ) -> None:
         """Nothing started yet. Raises CntrError, OSError."""
-        self.container, self.archive, self.follow, self.outward = container, archive, follow, outward
+        self.event, self.container, self.archive, self.follow, self.outward = event, container, archive, follow, outward
         self.pid = self.copied = 0
         self.owners = owners.of(container) if archive else owners.Owners()
 
@@ -136,7 +146,7 @@ class Work:
         stream_fd = own_fd(host_path)
         to_child, to_parent = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
         _widen((to_parent if self.outward else to_child)[1])
-        console = Console(say)
+        console = Console(say, self.event)
         before = {number: signal.getsignal(number) for number in INTERRUPTS}
         signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
         self.pid = os.fork()
@@ -161,6 +171,8 @@ class Work:
                 signal.signal(number, signal.SIG_IGN)
             console.close()
             self.copied = console.progress.done
+            if self.event:
+                self.event("done", {"bytes": self.copied, "problems": console.problems})
             incoming.stream.close()
             os.close(outgoing.fd)
             self._reap()
@@ -371,3 +383,4 @@ if TYPE_CHECKING:
     from cntr.audit.session import Session
     from cntr.cp.stream import Meta
     from cntr.engines import Container
+    from cntr.progress import Tell as Event

@@ -11,9 +11,12 @@ from cntr.engines.registry import REGISTRY, Answer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _thread import LockType
+
     from cntr.engines.container import Container
     from cntr.engines.registry import Entry
 
+QUIET_SECONDS = 1.0  # before it is said who is waited for
 EVERYBODYS = ("lxc", "nspawn", "gvisor")  # root asks these for all users: they read no file of a user's
 
 
@@ -29,7 +32,7 @@ def ask(
     trust.forget()
     theirs = [entry for entry in present if entry in REGISTRY and entry.name not in EVERYBODYS]
     if os.geteuid() != 0 or not theirs or not users:
-        return _ask_here(present, name, deadline, method)
+        return _ask_here(present, name, deadline, method, aloud=True)
     from cntr.engines import users as each_user
 
     for entry in theirs:
@@ -38,14 +41,17 @@ def ask(
         each_user.who(name is None or method != "find"),
         lambda: each_user.said(_ask_here(theirs, name, deadline - ON_THE_WAY, method)),
     )
-    answers = _ask_here(present, name, deadline, method)
+    answers = _ask_here(present, name, deadline, method, aloud=True)
     return answers + _add(answers, each_user.hear(asked, deadline))
 
 
 ON_THE_WAY = 0.05  # seconds from a user's process back to here
 
 
-def _ask_here(present: list[Entry], name: str | None, deadline: float, method: str) -> list[Answer]:
+def _ask_here(
+    present: list[Entry], name: str | None, deadline: float, method: str, *, aloud: bool = False
+) -> list[Answer]:
+    """aloud: say on a terminal who is waited for."""
     import _thread  # threading costs 3 ms of imports, and all that is needed is a lock to wait on
 
     answers, waiting = [], []
@@ -57,11 +63,29 @@ def _ask_here(present: list[Entry], name: str | None, deadline: float, method: s
             continue
         done = _thread.allocate_lock()
         done.acquire()
-        waiting.append(done)
+        waiting.append((entry.name, done))
         _thread.start_new_thread(_ask_one, (answer, name, deadline, method, done))
-    for done in waiting:
-        done.acquire(timeout=max(0.0, deadline - time.monotonic()))
+    silent = time.monotonic() + QUIET_SECONDS
+    slow = [
+        pair for pair in waiting if not pair[1].acquire(timeout=_until(min(silent, deadline) if aloud else deadline))
+    ]
+    if slow and aloud and silent < deadline:
+        _wait_aloud(slow, deadline)
     return answers
+
+
+def _until(moment: float) -> float:
+    return max(0.0, moment - time.monotonic())
+
+
+def _wait_aloud(slow: list[tuple[str, LockType]], deadline: float) -> None:
+    from cntr.progress import Progress
+
+    line = Progress()
+    line.say(f"waiting for {', '.join(name for name, _ in slow)}")
+    for _, done in slow:
+        done.acquire(timeout=_until(deadline))
+    line.clear()
 
 
 def _ask_one(answer: Answer, name: str | None, deadline: float, method: str, done: object = None) -> None:

@@ -189,4 +189,4 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, BinaryIO
 
-    from cntr.images.unpack import Unpacked
+    from cntr.images.unpacked import Unpacked

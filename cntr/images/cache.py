@@ -22,6 +22,7 @@ import time
 
 from cntr.errors import CntrError, printable
 from cntr.images import Image, ImageError, Limits, unpack
+from cntr.images.unpacked import Unpacked
 
 DIRECTORY = "/var/cache/cntr"
 
@@ -128,25 +129,25 @@ def _make_all(path: str, image: Image, chains: list[str], limits: Limits) -> Non
     with image.with_blobs() as source:
         if [layer.diff_id for layer in source.layers] != [layer.diff_id for layer in image.layers]:
             raise ImageError(f"{image.label()}: what its engine saved has other layers than it said", "try again")
-        result = unpack.Unpacked()
         below = -1
         try:
-            for index, chain in enumerate(chains):
-                lock = _lock(path, chain, fcntl.LOCK_EX)
-                try:
-                    if not os.path.isdir(f"{path}/trees/{chain}"):
-                        _make(path, source, index, chains, limits, result)
-                    fcntl.flock(lock, fcntl.LOCK_SH)  # the next is made of links into it
-                finally:
-                    if below >= 0:
-                        os.close(below)
-                    below = lock
+            with Unpacked(image.label()) as result:
+                for index, chain in enumerate(chains):
+                    lock = _lock(path, chain, fcntl.LOCK_EX)
+                    try:
+                        if not os.path.isdir(f"{path}/trees/{chain}"):
+                            _make(path, source, index, chains, limits, result)
+                        fcntl.flock(lock, fcntl.LOCK_SH)  # the next is made of links into it
+                    finally:
+                        if below >= 0:
+                            os.close(below)
+                        below = lock
         finally:
             if below >= 0:
                 os.close(below)
 
 
-def _make(path: str, source: Image, index: int, chains: list[str], limits: Limits, result: unpack.Unpacked) -> None:
+def _make(path: str, source: Image, index: int, chains: list[str], limits: Limits, result: Unpacked) -> None:
     """Layer INDEX on links to the chain below, under another name until it is whole."""
     temporary = f"{path}/tmp/{os.getpid()}-{chains[index]}"
     os.mkdir(temporary, 0o700)

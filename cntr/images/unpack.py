@@ -13,6 +13,7 @@ import stat
 from cntr.errors import printable
 from cntr.images import ImageError, Limits
 from cntr.images.tar import Entry, Reader
+from cntr.images.unpacked import Unpacked
 from cntr.linux import syscalls
 
 RESOLVE = (
@@ -29,22 +30,14 @@ FREE_EVERY = 64 << 20  # bytes written between two looks at the disk
 ENOENT, EEXIST, ENOTDIR, ELOOP, EXDEV = 2, 17, 20, 40, 18
 
 
-class Unpacked:
-    """What was done: entries read, files and bytes written, devices and xattrs left out."""
-
-    __slots__ = ("bytes", "devices", "entries", "files", "xattrs")
-
-    def __init__(self) -> None:
-        """Nothing yet."""
-        self.entries = self.files = self.bytes = self.devices = self.xattrs = 0
-
-
 def unpack(image: Image, directory_fd: int, limits: Limits, *, devices: bool = False) -> Unpacked:
     """All layers of IMAGE, lowest first. Raises ImageError, OSError."""
-    result = Unpacked()
-    for layer in image.layers:
-        with layer.open(limits) as stream:
-            apply(stream, directory_fd, printable(layer.digest or layer.diff_id)[:79], limits, result, devices=devices)
+    with Unpacked(image.label()) as result:
+        for layer in image.layers:
+            with layer.open(limits) as stream:
+                apply(
+                    stream, directory_fd, printable(layer.digest or layer.diff_id)[:79], limits, result, devices=devices
+                )
     return result
 
 
@@ -344,7 +337,7 @@ class _Layer:
 
     def room(self, fd: int, size: int) -> None:
         """Refuse what the disk, or the limits, have no room for."""
-        self.result.bytes += size
+        self.result.wrote(size)
         if self.result.bytes > self.limits.total:
             raise self.reader.bad(f"files of more than {self.limits.total} bytes")
         self.unchecked += size

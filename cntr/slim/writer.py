@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from cntr.errors import CntrError
 from cntr.linux import syscalls
+from cntr.progress import Progress
 from cntr.slim.tree import Tree
 
 TYPE_CHECKING = False
@@ -50,7 +51,7 @@ class _Compressed(io.RawIOBase):
         super().__init__()
         from collections import deque
 
-        self.target, self.compress = target, _compressor(compression)
+        self.target, self.compress, self.progress = target, _compressor(compression), Progress("writing the layer: ")
         self.raw, self.packed = hashlib.sha256(), hashlib.sha256()
         self.raw_size = self.packed_size = 0
         self._buffer = bytearray()
@@ -70,6 +71,7 @@ class _Compressed(io.RawIOBase):
     def _submit(self, chunk: bytes) -> None:
         self.raw.update(chunk)
         self.raw_size += len(chunk)
+        self.progress.moved(len(chunk))
         self._waiting.append(self._pool.submit(self.compress, chunk))
         while len(self._waiting) > 8:
             self._take()
@@ -86,6 +88,7 @@ class _Compressed(io.RawIOBase):
         while self._waiting:
             self._take()
         self._pool.shutdown()
+        self.progress.clear()
 
 
 def _compressor(name: str) -> Callable[[bytes], bytes]:

@@ -1,0 +1,29 @@
+"""What unpacking an image has done so far, and a line about that where it takes long."""
+
+from __future__ import annotations
+
+from cntr.progress import Progress
+
+
+class Unpacked:
+    """What was done: entries read, files and bytes written, devices and xattrs left out. A scope: leaving it takes the line away."""
+
+    __slots__ = ("bytes", "devices", "entries", "files", "progress", "xattrs")
+
+    def __init__(self, image: str) -> None:
+        """Nothing yet. image: its name, printable."""
+        self.entries = self.files = self.bytes = self.devices = self.xattrs = 0
+        self.progress = Progress(f"unpacking {image}: ")
+
+    def wrote(self, count: int) -> None:
+        """COUNT bytes more."""
+        self.bytes += count
+        self.progress.moved(count)
+
+    def __enter__(self) -> Unpacked:
+        """A scope."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The end of it."""
+        self.progress.clear()
