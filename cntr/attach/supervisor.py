@@ -283,10 +283,7 @@ class Supervisor:
         self._close_orders()
         if self._is_done():
             os.waitpid(self.monitor, os.WNOHANG)
-            if (
-                self.outcome.reaper_gone
-            ):  # by an init's death, for one, which is seen only once its whole namespace is reaped
-                self.outcome.target_gone = not self.target.alive(GRACE_SECONDS / 4)
+            self._look_after_target(0)
             return
         poll = select.poll()
         poll.register(self.monitor_fd, select.POLLIN)
@@ -301,7 +298,14 @@ class Supervisor:
                 time.sleep(0.01)
         if os.WIFSIGNALED(status) and self.outcome.status is None:
             self.outcome.status = 128 + os.WTERMSIG(status)
-            # An init's death kills its namespace first, the monitor with it, and shows only once all that is reaped.
+        self._look_after_target(status)
+
+    def _look_after_target(self, status: int) -> None:
+        """Whether the container has ended, where the reaper or the monitor was killed. status: the monitor's.
+
+        An init's death kills its namespace first, and shows only once all that is reaped.
+        """
+        if self.outcome.reaper_gone or os.WIFSIGNALED(status):
             self.outcome.target_gone = not self.target.alive(GRACE_SECONDS / 4)
 
     def _verdict(self) -> int:

@@ -18,7 +18,7 @@ from cntr.linux import procfs
 from testkit.waiting import wait_until
 from tests.attacks import kit
 from tests.attacks.test_a8_monitor import launch, no_session_left, one_message
-from tests.nest.box import CNTR, run
+from tests.nest.box import CNTR, REPOSITORY, run
 from tests.nest.tty import Terminal
 
 
@@ -167,6 +167,69 @@ def test_the_terminal_goes(accomplice, place, transport):
         no_session_left(box)
 
 
+def executing(box: kit.Hostile) -> subprocess.Popen[str]:
+    """The container's own shell by ``exec``, with a child."""
+    process = subprocess.Popen(
+        [*CNTR, "exec", str(box.pid), "--", "/bin/sh", "-c", "sleep 600 & touch /began; sleep 600"],
+        env={**os.environ, "PYTHONPATH": REPOSITORY},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until(lambda: (box.root / "began").exists() or process.poll() is not None, "the program runs")
+    return process
+
+
+def alone(box: kit.Hostile, supervisor: int) -> None:
+    """Nothing of cntr's, nor of what it has started, in the container or outside."""
+    wait_until(lambda: not members(box, supervisor), f"nobody is left: {members(box, supervisor)}", 10)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("index", range(5))
+def test_each_process_of_an_exec(accomplice, place, number, index):
+    """cntr, its monitor, the reaper, the program and its child."""
+    with kit.hostile(place, accomplice) as box:
+        process = executing(box)
+        everybody = sorted(set(members(box, process.pid).values()))
+        assert len(everybody) >= 5
+        victim = everybody[index]
+        name = pathlib.Path(f"/proc/{victim}/comm").read_text().strip()
+        os.kill(victim, number)
+        time.sleep(0.1)
+        if victim == process.pid and number == signal.SIGSTOP:
+            os.kill(victim, signal.SIGCONT)
+        if process.poll() is None:
+            process.terminate()
+        _, error = process.communicate(timeout=20)
+        one_message(error)
+        if name != "cntr-reaper" or number == signal.SIGSTOP:  # what its program leaves is the container's own
+            alone(box, process.pid)
+        nobody_waits(everybody)
+
+
+def test_an_exec_whose_container_is_killed(accomplice, place):
+    with kit.hostile(place, accomplice) as box:
+        process = executing(box)
+        everybody = list(members(box, process.pid).values())
+        os.kill(box.pid, signal.SIGKILL)
+        _, error = process.communicate(timeout=20)
+        assert process.returncode == 137
+        assert error.count("\n") == 1, error
+        nobody_waits(everybody)
+
+
+def test_an_exec_whose_terminal_goes(accomplice, place):
+    with kit.hostile(place, accomplice) as box:
+        terminal = Terminal(*CNTR, "exec", str(box.pid), "--", "/bin/sh", env={"PS1": ""})
+        terminal.type("trap '' HUP; sleep 600 & echo rea''dy\n")
+        terminal.wait_for("ready")
+        terminal.hang_up()
+        assert terminal.process.wait(20) is not None
+        alone(box, terminal.process.pid)
+
+
 @pytest.mark.parametrize("kind", ["nofile", "fsize", "as", "stack", "nproc"])
 def test_limits_of_the_caller(accomplice, place, transport, kind):
     """Little of something: it works, or one message and a hint."""
@@ -241,6 +304,35 @@ def test_out_of_memory(accomplice, place, transport, leaves_nothing):
             assert os.path.exists(f"/proc/{box.pid}/exe"), "the application lives"
             assert done.returncode != 125 or done.stderr
             assert "Traceback (most recent call last)" not in done.stderr or "MemoryError" in done.stderr
+            no_session_left(box)
+            assert run("attach", str(box.pid), "--", "true").returncode == 0
+    finally:
+        wait_until(lambda: _removed(group), "the cgroup is empty")
+
+
+@pytest.mark.parametrize("mebibytes", [6, 12, 20])
+def test_cntr_itself_is_out_of_memory(accomplice, place, transport, leaves_nothing, mebibytes):
+    """In a cgroup of the caller's, from too little to begin to too little for the file server: whoever the kernel kills, nothing is left."""
+    top = next(
+        (path for path in ("/sys/fs/cgroup/memory", "/sys/fs/cgroup") if os.path.exists(f"{path}/cgroup.procs")), ""
+    )
+    group = pathlib.Path(top, f"cntr-{leaves_nothing}")
+    try:
+        group.mkdir()
+        (group / ("memory.limit_in_bytes" if top.endswith("memory") else "memory.max")).write_text(str(mebibytes << 20))
+    except OSError as error:
+        if group.exists():
+            group.rmdir()
+        pytest.skip(f"no memory controller here: {error}")
+    try:
+        with kit.hostile(place, accomplice) as box:
+
+            def join() -> None:
+                (group / "cgroup.procs").write_text("0")
+
+            words = ["sh", "-c", "cat /usr/bin/* >/dev/null 2>&1 & sleep 0.5"]
+            done = kit.attach(box, transport, "--no-cgroup", command=words, timeout=60, preexec_fn=join)
+            assert done.returncode in (0, 125, 137, -9), done
             no_session_left(box)
             assert run("attach", str(box.pid), "--", "true").returncode == 0
     finally:
