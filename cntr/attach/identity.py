@@ -9,10 +9,10 @@ import errno
 import os
 import resource
 
-from cntr.attach import cgroup, guard, limits, seccomp, steps
+from cntr.attach import cgroup, guard, limits, steps
 from cntr.attach.target import CAP_SYS_ADMIN, CAP_SYS_PTRACE, Target
 from cntr.errors import CntrError, printable
-from cntr.linux import namespaces, process, procfs, syscalls
+from cntr.linux import namespaces, process, procfs, seccomp, syscalls
 
 LIKELIEST_VICTIM = 1000  # oom_score_adj: out of memory, a session is ended before the application (proc(5)); raising it is always allowed
 NO_ID = 0xFFFFFFFF  # (uid_t)-1: to setresuid(2) it means "leave it as it is"
@@ -91,7 +91,7 @@ class Identity:
         request: Request,
         cgroups: cgroup.CgroupJoin,
         proc_fd: int,
-        filters: list[seccomp.Filter],
+        filters: list[Filter],
     ) -> None:
         """proc_fd: the host's /proc. ``exec`` needs no keeping out: its root is the container's own, with nothing of the host's."""
         self.target, self.user, self.privileged, self.cgroups = target, user, request.privileged, cgroups
@@ -172,7 +172,10 @@ class Identity:
             process.set_personality(self.personality)
         if self.filters:
             progress.now = steps.SECCOMP
-            seccomp.install(self.filters)
+            # The last thing before the exec: what comes after is at the container's mercy, which may have written a filter that
+            # answers "success" to whatever gives privileges up or closes files.
+            for filter in self.filters:
+                seccomp.install(filter.program, filter.flags)
 
     def _new_keyring(self, note: Callable[[str], None]) -> None:
         """Leave the caller's session keyring (session-keyring(7)), with its Kerberos tickets."""
@@ -266,3 +269,4 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cntr.attach.request import Request
+    from cntr.attach.seccomp import Filter

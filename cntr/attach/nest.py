@@ -11,7 +11,6 @@ import os
 
 from cntr.attach import places, steps, view
 from cntr.attach.private import Devices, Private
-from cntr.attach.shares import Share
 from cntr.attach.target import Target
 from cntr.attach.tools import Tools
 from cntr.errors import CntrError, printable
@@ -239,6 +238,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from cntr.attach.fileserver import FileServer
+    from cntr.attach.shares import Share
 
     class Entrance(Protocol):
         """How the tools' tree becomes the root of the session."""

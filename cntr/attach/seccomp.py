@@ -83,16 +83,6 @@ def filters_of(pid: int, label: str) -> list[Filter]:
     raise CntrError(f"{label}: its seccomp filter can't be read: {_reason(pid, int(number or 0), step)}", WITHOUT)
 
 
-def install(filters: list[Filter]) -> None:
-    """Add FILTERS, oldest first, to the calling process, which holds no_new_privs or CAP_SYS_ADMIN in its user namespace.
-
-    To be the last thing before execve(2): what comes after is at the container's mercy, which may have written a filter that answers
-    "success" to whatever gives privileges up or closes files. Raises OSError.
-    """
-    for filter in filters:
-        seccomp.install(filter.program, filter.flags)
-
-
 def _threads(pid: int) -> list[int]:
     """The ids of the threads that live, the leader first; ProcessLookupError where none does."""
     try:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 
 from cntr import engines
-from cntr.attach import seccomp
 from cntr.attach.target import CAP_SYS_PTRACE, Target
 from cntr.attach.tools import HOST_ALL
 from cntr.errors import CntrError
@@ -102,6 +101,8 @@ def filters_of(request: Request, target: Target, traced: str, say: Callable[[str
     unasked = bool(traced) and not (request.own_root or request.seccomp or request.force or target.as_owner)
     if not (request.seccomp or unasked) or target.container.state == "rootfs":  # nothing runs there
         return []
+    from cntr.attach import seccomp  # for those that most sessions go without
+
     program = target.container.filter
     if program is not None:
         return [seccomp.Filter(program)] if program else []
@@ -122,4 +123,5 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cntr.attach import seccomp
     from cntr.attach.request import Request

@@ -14,7 +14,6 @@ from cntr.attach.launcher import Command
 from cntr.attach.monitor import Monitor
 from cntr.attach.private import INFORMATION, Devices, Private
 from cntr.attach.request import Request
-from cntr.attach.shares import Share
 from cntr.attach.signals import Watch
 from cntr.attach.stdio import Stdio
 from cntr.attach.supervisor import Supervisor
@@ -233,10 +232,13 @@ class Prepared:
             nest.make_base_dir()
         devices = Devices()
         fds.closers.append(devices.close)
-        shares = []
-        for word in request.shares:
-            shares.append(Share(word, self.uid, self.gid))
-            fds.closers.append(shares[-1].close)
+        shares: list[Share] = []
+        if request.shares:
+            from cntr.attach.shares import Share
+
+            for word in request.shares:
+                shares.append(Share(word, self.uid, self.gid))
+                fds.closers.append(shares[-1].close)
         entrance: nest.ServedTools | nest.MountedTools
         if self.server:
             entrance = nest.ServedTools(self.server, is_view=self.view is not None)
@@ -376,4 +378,5 @@ if TYPE_CHECKING:
 
     from cntr.attach import pty
     from cntr.attach.fileserver import FileServer
+    from cntr.attach.shares import Share
     from cntr.engines import Container

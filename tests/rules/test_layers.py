@@ -194,6 +194,7 @@ LAB_LAYERS = (
     ),
     ("lab", "lab.", "scenarios."),
 )
+CORE_LINES = 7000  # of code that a plain attach loads: each module more is a tenth of a millisecond, and more to read before trusting it
 HEAVY = frozenset(
     "typing dataclasses enum re json argparse subprocess socket signal contextlib pathlib shutil "
     "threading logging tempfile inspect importlib.metadata trio pyfuse3".split()
@@ -344,8 +345,12 @@ def test_a_whole_attach_imports_nothing_heavy_and_no_terminal_code():
         loaded = loaded_by("-c", start, "attach", str(container.pid), "--", "true")
     assert "cntr.attach.supervisor" in loaded
     assert not loaded & (
-        HEAVY | {"cntr.attach.pty", "termios", "cntr.attach.fileserver", "cntr.cli.reports", "cntr.cli.manual"}
+        HEAVY
+        | {"cntr.attach.pty", "termios", "cntr.attach.fileserver", "cntr.cli.reports", "cntr.cli.manual"}
+        | {"cntr.attach.seccomp", "cntr.attach.shares", "cntr.attach.user_sockets"}
     )
+    known = source.modules("cntr")
+    assert sum(source.code_lines(known[module]) for module in loaded & known.keys()) <= CORE_LINES
 
 
 def test_a_sessions_file_server_loads_no_more_than_it_serves_with():
