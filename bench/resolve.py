@@ -17,10 +17,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 from bench import measure
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from testkit.engines.rig import Box
 

@@ -6,6 +6,12 @@ import os
 import sys
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    Tell = Callable[[str, Mapping[str, object]], object]
+
 QUIET_SECONDS = 1.0  # what is done by then is not spoken of
 BAR = 24  # columns
 
@@ -78,10 +84,3 @@ def human(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    Tell = Callable[[str, Mapping[str, object]], object]

@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from cntr.attach.target import Target
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 ENTRIES = 4096
 LIMIT = 1 << 18  # bytes of a file that is looked at
 SAFE_FIRST = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_")
@@ -117,8 +121,3 @@ def written(
         if data:
             found.append((name, data))
     return found
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable

@@ -24,6 +24,10 @@ from cntr.attach import stdio
 from cntr.attach.signals import FORWARDED
 from cntr.linux import kernelfs, procfs, sockets, syscalls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cntr.attach.target import Target
+
 NAME = "exec.sock"
 PACKET = 1 << 17  # bytes of a question
 STREAMS = 3  # fds that come with it
@@ -282,8 +286,3 @@ def _become_child(parent: int, *kept: int) -> None:
             syscalls.close_range(first, 0, fd - 1)
         first = max(first, fd + 1)
     syscalls.close_range(first, 0)
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from cntr.attach.target import Target

@@ -15,6 +15,12 @@ import sys
 from cntr.attach import steps, view
 from cntr.linux import procfs, syscalls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cntr.attach.tools import Tools
+    from cntr.attach.view import View
+    from cntr.cntrfs.watchdog import Watchdog
+
 HANG_SECONDS = 30.0  # a request neither taken nor answered for so long
 GRACE_SECONDS = 3.0
 
@@ -175,10 +181,3 @@ def root_device(pid: int) -> int | None:
         return None
     mounts = procfs.mountinfo(text)
     return next((m.device for m in mounts if m.mount_point == "/" and m.fstype == "fuse.cntrfs"), None)
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from cntr.attach.tools import Tools
-    from cntr.attach.view import View
-    from cntr.cntrfs.watchdog import Watchdog

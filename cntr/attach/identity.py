@@ -14,6 +14,13 @@ from cntr.attach.target import CAP_SYS_ADMIN, CAP_SYS_PTRACE, Target
 from cntr.errors import CntrError, printable
 from cntr.linux import namespaces, process, procfs, seccomp, syscalls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cntr.attach.request import Request
+    from cntr.attach.seccomp import Filter
+
 LIKELIEST_VICTIM = 1000  # oom_score_adj: out of memory, a session is ended before the application (proc(5)); raising it is always allowed
 NO_ID = 0xFFFFFFFF  # (uid_t)-1: to setresuid(2) it means "leave it as it is"
 
@@ -262,11 +269,3 @@ def _oom_score_adj(target: Target) -> int | None:
     """The target's, None where it is ours already."""
     theirs = int(procfs.read("oom_score_adj", target.proc_fd))
     return theirs if theirs != int(procfs.read("/proc/self/oom_score_adj")) else None
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cntr.attach.request import Request
-    from cntr.attach.seccomp import Filter

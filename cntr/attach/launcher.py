@@ -19,6 +19,10 @@ from cntr.attach.identity import Identity
 from cntr.attach.nest import OwnRoot
 from cntr.linux import namespaces, process, procfs, syscalls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 EXIT_NOT_EXECUTABLE = 126
 ENDED, STARTED = b"E", b"S"  # the reaper's frames: a byte and a number of 8 bytes; see Frames
 RECORD = 9
@@ -239,8 +243,3 @@ def end_children() -> None:
             os.waitpid(-1, 0)
         except ChildProcessError:
             return
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable

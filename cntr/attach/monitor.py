@@ -19,6 +19,12 @@ from cntr.attach.identity import Identity
 from cntr.attach.nest import Nest, OwnRoot
 from cntr.linux import syscalls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cntr.attach.stdio import Stdio
+
 PATIENCE_SECONDS = 5.0  # for processes that were killed to be gone; a frozen or a hung one takes longer
 STEP_SECONDS = 0.01
 LOOK_SECONDS = 1.0  # between looks whether somebody has stopped the reaper
@@ -188,10 +194,3 @@ class Monitor:
         if self.left_files and (files := self.left_files()):
             self.channel.report(LEFT, *files)
         self.channel.report(DONE)
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cntr.attach.stdio import Stdio

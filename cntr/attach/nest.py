@@ -16,6 +16,24 @@ from cntr.attach.tools import Tools
 from cntr.errors import CntrError, printable
 from cntr.linux import namespaces, syscalls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from cntr.attach.fileserver import FileServer
+    from cntr.attach.shares import Share
+
+    class Entrance(Protocol):
+        """How the tools' tree becomes the root of the session."""
+
+        @property
+        def is_view(self) -> bool:
+            """Whether the tools view is the root."""
+
+        def enter(self, progress: steps.Progress) -> list[str]:
+            """Make it the root; notes. Raises OSError."""
+
+
 BASE_DIR = "/var/lib/cntr"
 IN_TARGET = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
 
@@ -231,21 +249,3 @@ def make_base_dir() -> None:
             os.mkdir(BASE_DIR, 0o755)
         except OSError:
             pass  # it exists, or the root is read-only: then the stand-in it is
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Protocol
-
-    from cntr.attach.fileserver import FileServer
-    from cntr.attach.shares import Share
-
-    class Entrance(Protocol):
-        """How the tools' tree becomes the root of the session."""
-
-        @property
-        def is_view(self) -> bool:
-            """Whether the tools view is the root."""
-
-        def enter(self, progress: steps.Progress) -> list[str]:
-            """Make it the root; notes. Raises OSError."""

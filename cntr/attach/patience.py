@@ -7,6 +7,13 @@ from __future__ import annotations
 
 import _thread
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
 SECONDS = 3.0
 # Of mountinfo: whose server may be anybody; an overlay's lower layers are not to be seen there.
 SLOW = tuple(
@@ -40,11 +47,3 @@ def bounded(work: Callable[[], T], seconds: float | None = None) -> T:
     if errors:
         raise errors[0]
     return results[0]
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import TypeVar
-
-    T = TypeVar("T")

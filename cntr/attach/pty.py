@@ -10,6 +10,10 @@ import termios
 
 from cntr.linux import syscalls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 CHUNK = 1 << 14
 
 
@@ -174,8 +178,3 @@ def _write(fd: int, data: bytes) -> int:
         return 0
     except OSError:
         return len(data)  # nobody is there to read it
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable

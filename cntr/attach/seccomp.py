@@ -15,6 +15,10 @@ import time
 from cntr.errors import CntrError, printable
 from cntr.linux import procfs, seccomp, syscalls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Literal
+
 PATIENCE_SECONDS = (
     3.0  # for all of it; a stop takes far below a millisecond, but for a thread in an uninterruptible wait
 )
@@ -247,8 +251,3 @@ def _byteorder() -> Literal["little", "big"]:
     import sys
 
     return sys.byteorder
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Literal

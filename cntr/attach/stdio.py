@@ -23,6 +23,12 @@ from cntr.attach import readers
 from cntr.errors import CntrError
 from cntr.linux import syscalls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cntr.attach.signals import Watch
+
 CHUNK = 1 << 16
 PIPE_BUF = 4096  # bytes that a pipe has room for when it polls writable (pipe(7))
 TERMINAL_BUF = 512  # a terminal promises room for little more
@@ -350,10 +356,3 @@ def _in_foreground(terminal: int) -> bool:
         return os.tcgetpgrp(terminal) == os.getpgrp()
     except OSError:
         return True  # not our controlling terminal: reading it never stops us
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cntr.attach.signals import Watch

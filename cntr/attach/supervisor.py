@@ -14,6 +14,17 @@ from cntr.attach.signals import END, Watch
 from cntr.attach.target import Target
 from cntr.errors import EXIT_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CntrError, StepFailed, printable
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cntr.attach.exec_server import ExecServer
+    from cntr.attach.fileserver import FileServer
+    from cntr.attach.pty import Pty, Pump, RawTerminal
+    from cntr.attach.stdio import Stdio
+    from cntr.audit.session import Session
+    from cntr.audit.times import Term
+
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 GRACE_SECONDS = 2.0  # between asking a session to end (SIGHUP) and ending it
 
@@ -338,15 +349,3 @@ def failure(label: str, name: str, number: int, path: str) -> CntrError:
     if step in (steps.RUN, steps.RUN_OWN):
         error.exit_code = EXIT_NOT_FOUND if number == errno.ENOENT else EXIT_NOT_EXECUTABLE
     return error
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cntr.attach.exec_server import ExecServer
-    from cntr.attach.fileserver import FileServer
-    from cntr.attach.pty import Pty, Pump, RawTerminal
-    from cntr.attach.stdio import Stdio
-    from cntr.audit.session import Session
-    from cntr.audit.times import Term

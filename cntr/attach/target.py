@@ -12,6 +12,13 @@ from cntr.engines import Container
 from cntr.errors import CntrError, TargetNotFound, with_sudo
 from cntr.linux import namespaces, procfs, syscalls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
 # linux/capability.h, by number
 CAPABILITIES = (
     "chown dac_override dac_read_search fowner fsetid kill setgid setuid setpcap linux_immutable net_bind_service "
@@ -333,11 +340,3 @@ def _who_may(pid: int) -> str:
     if os.geteuid() != 0:
         return with_sudo("only root, or the owner of a rootless container, may attach")
     return "a security module or a missing CAP_SYS_PTRACE forbids it: `cntr doctor` says what this process may do"
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import TypeVar
-
-    T = TypeVar("T")

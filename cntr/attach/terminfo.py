@@ -8,6 +8,10 @@ from __future__ import annotations
 import os
 import stat
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 SYSTEM = ("/etc/terminfo", "/lib/terminfo", "/usr/share/terminfo")
 LONGEST = 1 << 15  # bytes: what ncurses reads of a description
 MAGIC = (b"\x1a\x01", b"\x1e\x02")  # term(5)
@@ -46,8 +50,3 @@ def _read(path: str) -> bytes:
         return b""
     finally:
         os.close(fd)
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable

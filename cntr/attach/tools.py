@@ -10,6 +10,10 @@ from cntr.errors import CntrError, TargetNotFound, printable
 from cntr.linux import syscalls
 from cntr.linux.host import VIEW
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 HOST_ALL = "host:all"  # the whole host, as it is
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -124,8 +128,3 @@ def _directory(path: str) -> Tools:
             "give `host`, a running container, or the directory of a root filesystem",
         ) from None
     return Tools(printable(os.path.abspath(path)), root_fd, -1, DEFAULT_PATH)
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable

@@ -21,6 +21,13 @@ from cntr.attach.tools import HOST_ALL
 from cntr.errors import CntrError
 from cntr.linux import procfs
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cntr.attach import seccomp
+    from cntr.attach.request import Request
+
 ANCESTORS = 32  # of a process, looked at in its pid namespace
 
 
@@ -117,11 +124,3 @@ def filters_of(request: Request, target: Target, traced: str, say: Callable[[str
             f"note: {target.label}'s engine answers some system calls itself (seccomp user notification): they fail with ENOSYS here"
         )
     return found
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cntr.attach import seccomp
-    from cntr.attach.request import Request

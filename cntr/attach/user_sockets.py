@@ -22,6 +22,14 @@ from cntr.forward.passing import Opening, Passage
 from cntr.forward.stream import Connection, close
 from cntr.linux import namespaces, sockets, syscalls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cntr.attach.private import Private
+    from cntr.attach.request import Request
+    from cntr.attach.target import Target
+
 BACKLOG = 64
 MOST = 256  # connections of one socket at once
 AGAIN_SECONDS = 0.05
@@ -340,12 +348,3 @@ class Server:
         self.connections.discard(connection)
         if self.listener.fileno() not in self.loop.handlers:
             self.loop.add(self.listener.fileno(), self._accept)
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cntr.attach.private import Private
-    from cntr.attach.request import Request
-    from cntr.attach.target import Target

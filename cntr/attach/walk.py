@@ -23,6 +23,15 @@ from cntr.attach.view import HIDDEN, View
 from cntr.errors import CntrError, StepFailed, TargetNotFound, printable
 from cntr.linux import namespaces, procfs
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cntr.attach import pty
+    from cntr.attach.fileserver import FileServer
+    from cntr.attach.shares import Share
+    from cntr.engines import Container
+
 IMAGES = ("image", "archive", "oci", "dir")  # the prefixes of what never runs, cntr.images.KINDS
 
 
@@ -370,13 +379,3 @@ def _open_cgroups(request: Request, target: Target, say: Callable[[str], None]) 
             printable(str(error.filename)),
             steps.CGROUP.hint,
         ) from None
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cntr.attach import pty
-    from cntr.attach.fileserver import FileServer
-    from cntr.attach.shares import Share
-    from cntr.engines import Container

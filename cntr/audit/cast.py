@@ -15,6 +15,10 @@ import time
 from cntr.audit.sinks import write_all
 from cntr.errors import CntrError, printable
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 LIMIT = 256 << 20  # bytes of a file; then recording stops, and that is said
 COLUMNS, ROWS = 80, 24  # of a session without a terminal
 
@@ -102,8 +106,3 @@ def _size() -> tuple[int, int]:
         if columns > 0 and rows > 0:
             return columns, rows
     return COLUMNS, ROWS
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable

@@ -18,6 +18,11 @@ import time
 
 from cntr.errors import CntrError, printable
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import BinaryIO
+
 LINE_LIMIT, PENDING_LIMIT = 1 << 22, 1 << 16  # bytes of an event, characters of an escape sequence
 # ECMA-48 and xterm's ctlseqs: CSI … final byte. Cursor, erase, insert, delete, scroll, SGR, region, save and restore.
 DRAWING = frozenset("ABCDEFGHIJKLMPSTXZ@`abdefmrsu")
@@ -219,9 +224,3 @@ def _open(path: str) -> int:
             f"{printable(path)}: {error.strerror}", "what `cntr attach --record FILE` has written"
         ) from None
     return fd
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import BinaryIO

@@ -8,11 +8,6 @@ import time
 from cntr.audit import sinks, who
 from cntr.errors import EXIT_FAILED, CntrError, Refused, printable
 
-POLICY = "/etc/cntr.conf"
-STRING_LIMIT, LIST_LIMIT = 8192, 256  # characters of a value, values of a list
-ANNOUNCED = "cntr-session"  # the memfd's name; see ``announce``
-SHOWN_WORDS, SHOWN_LENGTH = 32, 200  # of a command line, for whoever lists sessions
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +16,11 @@ if TYPE_CHECKING:
     from cntr.audit.policy import Policy
     from cntr.audit.sinks import Fields
     from cntr.engines import Container
+
+POLICY = "/etc/cntr.conf"
+STRING_LIMIT, LIST_LIMIT = 8192, 256  # characters of a value, values of a list
+ANNOUNCED = "cntr-session"  # the memfd's name; see ``announce``
+SHOWN_WORDS, SHOWN_LENGTH = 32, 200  # of a command line, for whoever lists sessions
 
 
 class Session:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 WARNING_SECONDS = 60.0  # before the end
 
@@ -49,8 +53,3 @@ class Term:
             self.warning = None
             warn(f"the session ends in a minute: its time is {shown(self.limit)}")
         return now >= self.end
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable

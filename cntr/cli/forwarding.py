@@ -7,6 +7,13 @@ import sys
 from cntr.cli.parser import Parsed
 from cntr.errors import UsageError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from cntr.audit.session import Session
+    from cntr.forward.relay import Tell
+
 
 def run(parsed: Parsed, say: Callable[[str], None], out: Callable[[str], None], session: Session) -> int:
     """Forward; say: prints a line to the user; out: to standard output. Raises CntrError, UsageError."""
@@ -45,11 +52,3 @@ def _teller(parsed: Parsed, say: Callable[[str], None], out: Callable[[str], Non
             sys.stdout.flush()
 
     return tell
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from cntr.audit.session import Session
-    from cntr.forward.relay import Tell

@@ -9,6 +9,13 @@ from cntr.cli.options import parse
 from cntr.cli.parser import Parsed
 from cntr.errors import EXIT_FAILED, CntrError, UsageError, printable
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from cntr.attach.request import Request
+    from cntr.audit.session import Session
+
 
 def run(argv: list[str]) -> int:
     """Run one command line (without the program's name); the exit status of the CLI contract."""
@@ -344,13 +351,6 @@ def _completion(parsed: Parsed) -> int:
     print(manual.completion(parsed.words[0]), end="")
     return 0
 
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from cntr.attach.request import Request
-    from cntr.audit.session import Session
 
 # What names the sockets that attach brings in: places, no secrets.
 SOCKET_VARIABLES = ("DISPLAY", "XAUTHORITY", "SSH_AUTH_SOCK", "DBUS_SESSION_BUS_ADDRESS", "WAYLAND_DISPLAY")

@@ -14,6 +14,10 @@ from cntr.errors import EXIT_FAILED, CntrError, printable, with_sudo
 from cntr.linux import namespaces, procfs, syscalls
 from cntr.linux.namespaces import KINDS
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 class Report:
     """A table with a head, or the same rows as JSON; status: the exit status; footer: lines below the table."""
@@ -380,8 +384,3 @@ def _cgroup_mode() -> str:
     if {"cgroup", "cgroup2"} <= types:
         return "hybrid (v1 and v2)"
     return "v2" if "cgroup2" in types else "v1" if "cgroup" in types else "not mounted"
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable

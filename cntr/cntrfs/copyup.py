@@ -13,11 +13,11 @@ inode number for hard links, and where the layers are on several filesystems ano
 from __future__ import annotations
 
 import stat
-from typing import TYPE_CHECKING
 
 from cntr.linux import file_syscalls
 from cntr.linux.file_syscalls import Attributes
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cntr.cntrfs.node import BackingMount, Node
 

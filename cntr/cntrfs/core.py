@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from cntr.cntrfs.backing import Caller, Credentials, opens_by_handle, proc_path
 from cntr.cntrfs.files import FMODE_EXEC, DirectoryHandle, OpenFiles
@@ -23,6 +22,7 @@ from cntr.cntrfs.xattrs import Xattrs
 from cntr.linux import file_syscalls
 from cntr.linux.file_syscalls import Attributes
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 

@@ -9,10 +9,10 @@ import errno
 import os
 import resource
 from collections import OrderedDict
-from typing import TYPE_CHECKING
 
 from cntr.cntrfs.node import ROOT_ID, Node
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

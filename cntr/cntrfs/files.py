@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
 
 from cntr.cntrfs.backing import STRIPPED, proc_path
 from cntr.cntrfs.node import Node
 from cntr.linux import file_syscalls
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import zlib
-from typing import TYPE_CHECKING
 
 from cntr.cntrfs.backing import AS_IS
 from cntr.cntrfs.node import Node, derived_handle, generation_of
 from cntr.linux import file_syscalls
 from cntr.linux.file_syscalls import Handle
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
 
 from cntr.cntrfs.copyup import OVERLAYFS_MAGIC
 from cntr.cntrfs.handles import O_PATH, HandleOpener
@@ -12,6 +11,7 @@ from cntr.cntrfs.node import INO_BITS, ROOT_ID, SYNTHETIC, BackingMount, stale
 from cntr.linux import file_syscalls
 from cntr.linux.file_syscalls import Attributes, Handle
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import contextlib
     from collections.abc import Callable

@@ -23,7 +23,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from cntr.cntrfs.backing import Caller, Credentials, proc_path
 from cntr.cntrfs.core import Core
@@ -33,6 +32,7 @@ from cntr.cntrfs.xattrs import Xattrs
 from cntr.linux import file_syscalls
 from cntr.linux.file_syscalls import Attributes
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
 

@@ -12,7 +12,7 @@ import functools
 import os
 import stat
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyfuse3
 import trio
@@ -27,6 +27,7 @@ from cntr.cntrfs.options import Options
 from cntr.cntrfs.trace import result, say
 from cntr.linux.file_syscalls import Attributes
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 

@@ -25,6 +25,15 @@ from cntr.errors import CntrError, TargetNotFound, UsageError, printable
 from cntr.linux import namespaces, procfs, syscalls
 from cntr.progress import Progress
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cntr.audit.session import Session
+    from cntr.cp.stream import Meta
+    from cntr.engines import Container
+    from cntr.progress import Tell as Event
+
 PARTIAL = 1  # exit status: something was not copied, and was named
 GRACE_SECONDS = 3.0  # for the container's side to take its temporary file away
 # chown dac_override dac_read_search fowner fsetid setfcap: all that a copy takes. Not sys_ptrace: a link in the container's /proc to
@@ -374,13 +383,3 @@ def _widen(fd: int) -> None:
         fcntl.fcntl(fd, stream.F_SETPIPE_SZ, stream.PIPE_SIZE)
     except OSError:  # EPERM: the user's pipes are over their limit (pipe(7)); a narrow one does too
         pass
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cntr.audit.session import Session
-    from cntr.cp.stream import Meta
-    from cntr.engines import Container
-    from cntr.progress import Tell as Event

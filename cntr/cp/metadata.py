@@ -10,6 +10,10 @@ from cntr.cp import owners, stream
 from cntr.cp.send import ARCHIVE_ATTRIBUTES, PLAIN_ATTRIBUTES
 from cntr.cp.stream import Meta, Tell
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 NO_SET_ID = "set-id bits not kept: whoever fills the container would give rights on the host"
 NO_CAPABILITIES = "file capabilities not kept: whoever fills the container would give rights on the host"
 
@@ -80,8 +84,3 @@ class Metadata:
 
     def _not_kept(self, what: str, error: OSError, name: bytes) -> None:
         self.tell.note(f"{what} not kept: {os.strerror(error.errno or 0)}", self.path(name))
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable

@@ -11,6 +11,14 @@ from cntr.cp.stream import KEEP
 from cntr.errors import TargetNotFound
 from cntr.linux import procfs
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cntr.engines import Container
+
+    Rows = tuple[tuple[int, int, int], ...]
+
 ACL = b"system.posix_acl_"
 NO_ACL = "access control list not kept: it names an id that the other side does not know"
 ACL_VERSION = (
@@ -107,12 +115,3 @@ def _inside(number: int, rows: Rows) -> int:
         return KEEP
     inside = [first + number - outside for first, outside, count in rows if outside <= number < outside + count]
     return inside[0] if inside else number
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cntr.engines import Container
-
-    Rows = tuple[tuple[int, int, int], ...]

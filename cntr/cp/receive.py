@@ -27,6 +27,10 @@ from cntr.cp.stream import Incoming, Meta, Outgoing, ProtocolError, Tell, denied
 from cntr.errors import CntrError
 from cntr.linux import syscalls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 # Errors after which every other file would fail too.
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -354,8 +358,3 @@ class Receiver:
 
 def _reason(error: OSError) -> str:
     return str(error.strerror) if isinstance(error, NotReplaced) else os.strerror(error.errno or 0)
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable

@@ -15,6 +15,10 @@ from cntr.cp.stream import Incoming, Meta, Outgoing, Tell, denied, meta_of
 from cntr.errors import CntrError
 from cntr.linux import kernelfs, syscalls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
 LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 MAX_LINK_PATH = 4000  # bytes below PATH_MAX: a hard link's other name is opened by path
 
@@ -304,8 +308,3 @@ def extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
             return
         yield start, end - start
         offset = end
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator

@@ -20,6 +20,10 @@ import struct
 
 from cntr.errors import CntrError, printable
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 START, ITEM, LINK, UP, BLOCK, TRUNCATE, XATTR, END = b"S", b"I", b"L", b"U", b"B", b"T", b"X", b"E"
 DONE, READY, PROBLEM, NOTE, FATAL = b"Z", b"R", b"P", b"N", b"!"
 
@@ -250,8 +254,3 @@ def same(uid: int, gid: int) -> tuple[int, int]:
 
 def nothing(what: object) -> None:
     """For nobody to hear."""
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable

@@ -7,6 +7,12 @@ import os
 from cntr.engines import evidence, store, trust
 from cntr.engines.container import Container, Refused
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Reader = Callable[[str, str, int], Container | None]
+
 ENGINE = "runc"
 
 
@@ -24,13 +30,6 @@ def find(name: str, deadline: float) -> list[Container]:
 def containers(deadline: float) -> list[Container]:
     """All running containers."""
     return search(roots(), None, lambda path, id, owner: read_state(ENGINE, path, id, owner))
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    Reader = Callable[[str, str, int], Container | None]
 
 
 def search(where: list[tuple[str, int]], name: str | None, reader: Reader) -> list[Container]:

@@ -7,6 +7,18 @@ import errno
 import time
 from collections import OrderedDict
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from cntr.forward.dial import Side
+    from cntr.forward.loop import Loop
+    from cntr.forward.sides import Answer
+    from cntr.forward.spec import Forward
+
+    Address = tuple[Any, ...]
+
 LARGEST = 1 << 16
 AT_ONCE = 64  # datagrams of one socket before the others have their turn
 QUEUE = 16  # datagrams that wait for their socket to be made
@@ -146,16 +158,3 @@ class Datagrams:
         self.back()
         self.loop.remove(self.made.fileno())
         self.made.close()
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
-    from cntr.forward.dial import Side
-    from cntr.forward.loop import Loop
-    from cntr.forward.sides import Answer
-    from cntr.forward.spec import Forward
-
-    Address = tuple[Any, ...]

@@ -10,6 +10,17 @@ import select
 from cntr.forward import stream
 from cntr.forward.sides import Gone
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Union
+
+    from cntr.forward.loop import Loop, Timer
+    from cntr.forward.sides import Answer, Here, There
+    from cntr.forward.spec import Forward
+
+    Side = Union[Here, There]
+
 CONNECT_SECONDS = 10.0
 AWAY_SECONDS = 60.0  # a connection waits so long for a container that is being restarted
 STARTING_SECONDS = 10.0  # a container that has just come back may not listen yet
@@ -244,15 +255,3 @@ class Listener:
 def why(number: int) -> str:
     """An errno in the words of connect(2)."""
     return os.strerror(number).lower()
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Union
-
-    from cntr.forward.loop import Loop, Timer
-    from cntr.forward.sides import Answer, Here, There
-    from cntr.forward.spec import Forward
-
-    Side = Union[Here, There]

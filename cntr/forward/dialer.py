@@ -21,6 +21,10 @@ from cntr.errors import EXIT_FAILED, AmbiguousTarget, CntrError, TargetNotFound
 from cntr.forward import listening
 from cntr.linux import namespaces, procfs, sockets, syscalls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cntr.audit.session import Session
+
 PACKET = 1 << 16
 CAP_DAC_OVERRIDE = 1 << 1
 FIRST_PAUSE, LAST_PAUSE = 0.02, 1.0  # seconds between two searches for a container that has gone
@@ -180,8 +184,3 @@ class Service:
         made, inode = listening.bind_file(directory, name, 0o666)
         self.made.append((directory, name, inode))
         return made
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from cntr.audit.session import Session

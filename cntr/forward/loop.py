@@ -8,6 +8,10 @@ import select
 import time
 from collections import deque
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 EDGE = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 MOST_EVENTS = 512
 
@@ -87,8 +91,3 @@ class Loop:
     def close(self) -> None:
         """Close the epoll fd."""
         self.epoll.close()
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable

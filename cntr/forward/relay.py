@@ -20,6 +20,16 @@ from cntr.forward.dialer import Wanted
 from cntr.forward.loop import Loop
 from cntr.forward.sides import Here, There
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from cntr.audit.session import Session
+    from cntr.forward.sides import Answer
+    from cntr.forward.spec import Forward
+
+    Tell = Callable[[str, Mapping[str, object], str], object]
+
 WANTED_FILES = 1 << 18  # fds, where root may raise the limit: two a connection
 OWN_FILES = 128  # for all else
 SETTLE_SECONDS = 2.0  # for what a command has sent before it ended
@@ -340,14 +350,3 @@ def _who_listens(table: list[str], forward: Forward) -> str:
     if not ports:
         return " (nothing listens there)"
     return f" (listened at there: {', '.join(map(str, ports[:8]))}{', …' if len(ports) > 8 else ''})"
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from cntr.audit.session import Session
-    from cntr.forward.sides import Answer
-    from cntr.forward.spec import Forward
-
-    Tell = Callable[[str, Mapping[str, object], str], object]

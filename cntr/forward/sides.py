@@ -14,6 +14,26 @@ from cntr.errors import CntrError
 from cntr.forward import dialer, listening
 from cntr.linux import sockets
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol, Union
+
+    from cntr.forward.loop import Loop, Timer
+
+    Answer = Union[socket.socket, OSError, str]
+    Done = Callable[[Answer], object]
+
+    class Told(Protocol):
+        """Who hears of the container."""
+
+        def up(self, notes: list[str]) -> object:
+            """It is there."""
+
+        def gone(self) -> object:
+            """It has ended."""
+
+
 AT_ONCE = 64  # questions to the child that wait for an answer: they fit in the socket
 SPARE = 16  # TCP sockets of the container kept ready: a connection need not wait for one
 ANSWER_SECONDS = 10.0  # a path in the container may lead to a file system that never answers
@@ -266,23 +286,3 @@ class There:
                 os.waitpid(self.child, 0)
                 break
         os.close(pidfd)
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Protocol, Union
-
-    from cntr.forward.loop import Loop, Timer
-
-    Answer = Union[socket.socket, OSError, str]
-    Done = Callable[[Answer], object]
-
-    class Told(Protocol):
-        """Who hears of the container."""
-
-        def up(self, notes: list[str]) -> object:
-            """It is there."""
-
-        def gone(self) -> object:
-            """It has ended."""

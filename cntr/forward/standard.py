@@ -15,6 +15,11 @@ from cntr.forward.loop import Loop
 from cntr.forward.sides import There
 from cntr.forward.spec import Endpoint
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cntr.audit.session import Session
+    from cntr.forward.sides import Answer
+
 SIZE = 1 << 16
 PIPE_BUF = 4096  # a pipe that poll(2) calls writable takes so many bytes without waiting (pipe(7))
 
@@ -143,9 +148,3 @@ class Streams:
 def _step(fd: int) -> int:
     """How many bytes can be written to FD at once without waiting where poll(2) says that it can be written to."""
     return PIPE_BUF if stat.S_ISFIFO(os.fstat(fd).st_mode) or stat.S_ISSOCK(os.fstat(fd).st_mode) else SIZE
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from cntr.audit.session import Session
-    from cntr.forward.sides import Answer

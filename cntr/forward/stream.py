@@ -9,6 +9,12 @@ import sys
 from cntr.forward.loop import EDGE
 from cntr.linux.pipes import splice, wide_pipe
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cntr.forward.loop import Loop
+
 CHUNK = 1 << 20  # bytes of a pipe
 ROUNDS = 16  # system calls for one direction before the others have their turn
 IDLE_PIPES = 32
@@ -198,10 +204,3 @@ def close(end: socket.socket, *, reset: bool = False) -> None:
         except OSError:
             pass
     end.close()
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cntr.forward.loop import Loop

@@ -21,6 +21,13 @@ from __future__ import annotations
 
 from cntr.errors import CntrError, printable
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, BinaryIO
+
+    from cntr.images.unpacked import Unpacked
+
 KINDS = ("image", "archive", "oci", "dir")
 ENGINES = ("docker", "podman", "containerd")
 ID_HEX = frozenset("0123456789abcdef")
@@ -182,11 +189,3 @@ def find(reference: str, *, seconds: float = 10.0) -> Image:
     from cntr.images import stores
 
     return stores.find(rest, seconds)
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any, BinaryIO
-
-    from cntr.images.unpacked import Unpacked

@@ -11,6 +11,26 @@ from cntr.errors import printable
 from cntr.images import Image, ImageError, Layer, Limits
 from cntr.linux import syscalls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, BinaryIO, Protocol
+
+    class Files(Protocol):
+        """Where an image's files are."""
+
+        what: str
+
+        def open(self, name: str) -> BinaryIO:
+            """Open one for reading. Raises ImageError."""
+
+        def has(self, name: str) -> bool:
+            """Whether there is one of that name."""
+
+        def close(self) -> None:
+            """No more."""
+
+
 INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
 MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
 MACHINES = {
@@ -256,23 +276,3 @@ def _docker(files: Files, engine: str, reference: str) -> Image:
     layers = [Layer(diff_id=diff_id, opener=_opener(files, one)) for one, diff_id in zip(names, diff_ids)]
     id = f"sha256:{hashlib.sha256(data).hexdigest()}"
     return Image(reference, engine, id, configuration, layers, close=files.close)
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any, BinaryIO, Protocol
-
-    class Files(Protocol):
-        """Where an image's files are."""
-
-        what: str
-
-        def open(self, name: str) -> BinaryIO:
-            """Open one for reading. Raises ImageError."""
-
-        def has(self, name: str) -> bool:
-            """Whether there is one of that name."""
-
-        def close(self) -> None:
-            """No more."""

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from cntr.errors import printable
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from cntr.images import Image
+
 # chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw sys_chroot mknod audit_write setfcap
 DEFAULT_CAPABILITIES = 0xA80425FB
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -134,11 +141,3 @@ def of_image(image: Image) -> Blueprint:
     made.take_config(image.config)
     made.hostname = "image"
     return made
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
-    from cntr.images import Image

@@ -10,6 +10,11 @@ import zlib
 from cntr.errors import printable
 from cntr.images import ImageError, Layer, Limits
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, BinaryIO
+
 CHUNK = 1 << 18
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 ZSTD_SKIPPABLE = bytes(range(0x50, 0x60))  # first byte of a skippable frame, before 2A 4D 18
@@ -263,9 +268,3 @@ class _Zstd:
             self._feeder.join()
         elif self._process.stdin:
             self._process.stdin.close()
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any, BinaryIO

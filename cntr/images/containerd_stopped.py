@@ -11,6 +11,10 @@ from cntr.errors import printable
 from cntr.images import ImageError, containerd_store, podman_stopped, spec, stores
 from cntr.images.blueprint import Blueprint
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 NAMESPACES = 64
 CRI, PODS = kubernetes.CRI, "k8s.io"
 
@@ -160,8 +164,3 @@ def take_snapshot(made: Blueprint, namespace: str, snapshotter: str, key: str) -
     options = dict(option.partition("=")[::2] for option in words[words.index("-o") + 1].split(","))
     made.lower = [path for path in options.get("lowerdir", "").split(":") if path]
     made.upper, made.work = options.get("upperdir", ""), options.get("workdir", "")
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any

@@ -12,6 +12,10 @@ from cntr.images import docker_store
 from cntr.images.blueprint import DEFAULT_CAPABILITIES, Blueprint, Mount
 from cntr.images.spec import CAPABILITIES, capability_mask, limit, mapping, paths
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 LOG_LINES = 10
 
 
@@ -149,8 +153,3 @@ def _log(path: str, id: str) -> list[str]:
 def _runs(path: str, owner: int, id: str) -> bool:
     status, answer = docker._get(path, f"/containers/{id}/json", owner, time.monotonic() + 5)
     return status == 200 and bool(mapping(answer).get("State", {}).get("Pid"))
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any

@@ -9,6 +9,10 @@ from cntr.engines import Refused, docker, unixhttp
 from cntr.errors import printable
 from cntr.images import Image, ImageError, Layer, Limits, stores
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, BinaryIO
+
 SAVE_SECONDS = 600.0
 
 
@@ -112,8 +116,3 @@ def download(path: str, request: str, into: BinaryIO, deadline: float, *, limit:
         into.flush()
     finally:
         connection.close()
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any, BinaryIO

@@ -12,6 +12,25 @@ from cntr.images.lint import lint
 from cntr.linux import procfs
 from cntr.linux.host import VIEW
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
+    from cntr.images.blueprint import Blueprint
+
+    class Request(Protocol):
+        """What a session asks for; see attach.request."""
+
+        target: str
+        argv: list[str]
+        user: str | None
+        network: str
+        write: bool
+        entrypoint: bool
+        own_root: bool
+
+
 BASE_DIR = "/var/lib/cntr"
 ENV, UNSHARE = "/usr/bin/env", "/usr/bin/unshare"  # of the tools
 
@@ -107,22 +126,3 @@ def _shown(argv: list[str]) -> str:
     return " ".join(
         word if word and plain.issuperset(word) else "'" + word.replace("'", "'\\''") + "'" for word in argv
     )
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Protocol
-
-    from cntr.images.blueprint import Blueprint
-
-    class Request(Protocol):
-        """What a session asks for; see attach.request."""
-
-        target: str
-        argv: list[str]
-        user: str | None
-        network: str
-        write: bool
-        entrypoint: bool
-        own_root: bool

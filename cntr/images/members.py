@@ -10,6 +10,10 @@ from cntr.errors import printable
 from cntr.images import ImageError, Limits, compression
 from cntr.images.tar import Reader
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, BinaryIO
+
 LIMITS = Limits(entries=100_000)
 
 
@@ -128,8 +132,3 @@ class _Part(io.RawIOBase):
         if not self.closed:
             os.close(self._fd)
             super().close()
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any, BinaryIO

@@ -15,6 +15,11 @@ from cntr.errors import CntrError, printable
 from cntr.images import ImageError, docker_stopped, podman_stopped
 from cntr.images.blueprint import Blueprint, Mount
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
 MODULES = {"docker": docker_stopped, "podman": podman_stopped}
 MOST = 16  # containers of one name
 SECONDS = 3.0
@@ -197,9 +202,3 @@ def _inspected(uid: int, id: str) -> str:
     user = ("setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups", "--inh-caps=-all", "env", "--chdir=/")
     asked = ("podman", "container", "inspect", id if store.is_whole_id(id) else "")
     return commands.output(time.monotonic() + 10, *user, *asked, environment=environment)
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any

@@ -9,6 +9,11 @@ from cntr.errors import printable
 from cntr.images import ImageError, docker_stopped, podman_store, spec, stores
 from cntr.images.blueprint import Blueprint
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
 LOG_LINES = 10
 
 
@@ -125,9 +130,3 @@ def log_lines(path: str, owner: int) -> list[str]:
     except OSError:
         return []
     return [printable(line.split(" ", 3)[-1][:400]) for line in lines]
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any

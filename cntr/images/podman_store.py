@@ -9,6 +9,10 @@ from cntr.engines import containers_storage, store
 from cntr.errors import printable
 from cntr.images import Image, ImageError, Layer, stores
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 DRIVER = "overlay"
 
 
@@ -100,8 +104,3 @@ def layer_chain(one: containers_storage.Store, top: str) -> list[dict[str, Any]]
         chain.insert(0, row)
         top = str(row.get("parent") or "")
     return chain
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any

@@ -14,6 +14,10 @@ from cntr.images.blueprint import words
 from cntr.images.spec import CAPABILITIES, mapping
 from cntr.linux import libseccomp
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 DEFAULT = "/usr/share/containers/seccomp.json"
 EPERM, ENOSYS = 1, 38
 MACHINES = {"x86_64": ("amd64", ["x86", "x32"]), "aarch64": ("arm64", ["arm"]), "riscv64": ("riscv64", [])}
@@ -117,8 +121,3 @@ def _comparisons(rows: object) -> list[libseccomp.Comparison]:
             raise ImageError("its seccomp profile compares in a way that is not known", "")
         found.append((numbers[0], operation, numbers[1], numbers[2]))
     return found
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any

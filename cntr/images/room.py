@@ -16,6 +16,12 @@ from cntr.errors import CntrError
 from cntr.images import profile
 from cntr.linux import syscalls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cntr.images.blueprint import Blueprint, Mount
+
 IN_ROOT = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
 CLONE = syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
@@ -310,10 +316,3 @@ def _loopback() -> None:
         fcntl.ioctl(stream.fileno(), SIOCSIFFLAGS, b"lo".ljust(16, b"\0") + IFF_UP.to_bytes(2, "little") + bytes(22))
     finally:
         stream.close()
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cntr.images.blueprint import Blueprint, Mount

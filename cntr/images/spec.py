@@ -6,6 +6,10 @@ import os
 
 from cntr.images.blueprint import Blueprint, Mount, words
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 # By number, linux/capability.h.
 CAPABILITIES = (
     "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE "
@@ -116,8 +120,3 @@ def _mount(row: dict[str, Any]) -> Mount | None:
             return None  # the engine makes it anew at each start
         return Mount("bind", source, destination, read_only=read_only)
     return Mount("tmpfs", "", destination, read_only=read_only) if kind == "tmpfs" else None
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any

@@ -22,6 +22,12 @@ from cntr.images.room import Room
 from cntr.linux import procfs, syscalls
 from cntr.linux.host import VIEW
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cntr.images.blueprint import Blueprint
+
 # prctl(PR_SET_DUMPABLE, 0); close(1), which says that it is done; read(0, stack, 1) until that gives 0, or fails and not for a
 # signal; exit(0).
 PROGRAMS = {
@@ -295,10 +301,3 @@ def _program() -> int:
     result = os.open(f"/proc/self/fd/{fd}", os.O_PATH | os.O_CLOEXEC)
     os.close(fd)
     return result
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cntr.images.blueprint import Blueprint

@@ -10,6 +10,17 @@ from cntr.engines import Refused, store
 from cntr.errors import AmbiguousTarget, printable
 from cntr.images import ENGINES, ID_HEX, Image, ImageError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+
+    class StoreModule(Protocol):
+        """What each store's module offers."""
+
+        def images(self, name: str, deadline: float) -> list[Image]:
+            """The images that NAME means, at most one for each store."""
+
+
 HOSTS = ("docker.io/library/", "docker.io/", "localhost/")
 
 
@@ -133,14 +144,3 @@ def parse(text: str, what: str) -> Any:
         return store.parse(text)
     except ValueError as error:
         raise ImageError(f"{what}: {printable(str(error))}", "its store is damaged") from None
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any, Protocol
-
-    class StoreModule(Protocol):
-        """What each store's module offers."""
-
-        def images(self, name: str, deadline: float) -> list[Image]:
-            """The images that NAME means, at most one for each store."""

@@ -8,6 +8,18 @@ from __future__ import annotations
 from cntr.errors import printable
 from cntr.images import ImageError, Limits
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Protocol
+
+    class Stream(Protocol):
+        """What is read: read(n) gives n bytes, fewer only at the end."""
+
+        def read(self, size: int, /) -> bytes:
+            """The next bytes."""
+
+
 BLOCK = 512
 KINDS = {
     **{b"0": "file", b"\0": "file", b"7": "file", b"S": "file"},
@@ -280,15 +292,3 @@ class Reader:
         if not text.isdigit() or len(text) > 19:
             raise self.bad(f"not a number: {printable(text[:20].decode('latin-1'))}")
         return int(text)
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Protocol
-
-    class Stream(Protocol):
-        """What is read: read(n) gives n bytes, fewer only at the end."""
-
-        def read(self, size: int, /) -> bytes:
-            """The next bytes."""

@@ -12,6 +12,23 @@ from cntr.images import ENGINES, blueprint, ids
 from cntr.images.standin import OWN_FILES, StandIn
 from cntr.linux.host import VIEW
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
+    from cntr.images.blueprint import Blueprint
+
+    class StoppedModule(Protocol):
+        """What each engine's module offers."""
+
+        def find(self, name: str, deadline: float, *, running: bool = False) -> list[Blueprint]:
+            """Those that NAME means; running: those that run, too."""
+
+        def stopped(self, deadline: float) -> list[Blueprint]:
+            """All."""
+
+
 SECONDS = 10.0
 MODULES = {"docker": "docker_stopped", "podman": "podman_stopped", "containerd": "containerd_stopped"}
 ALIASES = {
@@ -219,20 +236,3 @@ def stopped_rows() -> list[tuple[object, ...]]:
         (made.engine, made.name, made.id[:12], None, made.state, store.owner_name(made.owner), None, made.image)
         for made in stopped()
     ]
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Protocol
-
-    from cntr.images.blueprint import Blueprint
-
-    class StoppedModule(Protocol):
-        """What each engine's module offers."""
-
-        def find(self, name: str, deadline: float, *, running: bool = False) -> list[Blueprint]:
-            """Those that NAME means; running: those that run, too."""
-
-        def stopped(self, deadline: float) -> list[Blueprint]:
-            """All."""

@@ -16,6 +16,12 @@ from cntr.images.tar import Entry, Reader
 from cntr.images.unpacked import Unpacked
 from cntr.linux import syscalls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+    from cntr.images import Image
+
 RESOLVE = (
     syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS | syscalls.RESOLVE_NO_XDEV
 )
@@ -384,10 +390,3 @@ def _xattr_names(fd: int) -> list[str]:
 def _remove_xattr(fd: int, key: str) -> None:
     if _is_wanted(os.fsencode(key)):
         os.removexattr(fd, key)
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import BinaryIO
-
-    from cntr.images import Image

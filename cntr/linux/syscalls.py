@@ -13,6 +13,13 @@ import sys
 
 from cntr.linux.numbers import MACHINE, ioctl, number
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    Options = list[tuple[str, str | None]]
+    Path = str | bytes
+
 # linux/sched.h
 CLONE_NEWTIME = 0x00000080
 CLONE_NEWNS = 0x00020000
@@ -159,13 +166,6 @@ class _Library:
 
 _libc = _Library(_Function)
 _syscall = _Library(_LongFunction).syscall
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    Options = list[tuple[str, str | None]]
-    Path = str | bytes
 
 
 def _check(result: int, call: str, path: object = None) -> int:

@@ -10,6 +10,10 @@ import _signal as signal
 import os
 import select
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 GRACE_SECONDS = 3.0  # between asking it to end and ending it
 
@@ -61,8 +65,3 @@ def _wait(child: int, pidfd: int, reading: int) -> None:
             for number in os.read(reading, 64):
                 if number in FORWARDED:
                     signal.pidfd_send_signal(pidfd, number)
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable

@@ -16,6 +16,10 @@ from cntr.errors import EXIT_FAILED, CntrError, UsageError, printable
 from cntr.linux import syscalls
 from cntr.remote import onefile
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 MISSING, NO_PYTHON = 213, 212  # statuses of the far side's first steps: no command of ours ends so
 SSH_FAILED = 255  # ssh(1), EXIT STATUS
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -305,8 +309,3 @@ def on_all(hosts: list[str], words: list[str]) -> dict[str, tuple[int, str, str]
     for thread in threads:
         thread.join()
     return {host: found[host] for host in hosts}
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any

@@ -34,6 +34,28 @@ def test_every_module_begins_with_a_docstring(package):
     assert not bare
 
 
+@pytest.mark.parametrize("package", ["cntr", "lab", "testkit", "bench", "tests"])
+def test_what_only_a_type_checker_sees_is_imported_in_one_way(package):
+    """``TYPE_CHECKING = False`` right after the imports: ``typing`` takes as long to import as a tenth of an attach."""
+    for module, path in source.modules(package).items():
+        found = [
+            number
+            for number, node in enumerate(source.tree(path).body)
+            if isinstance(node, ast.If)
+            and ast.unparse(node.test) == "TYPE_CHECKING"
+            and any(isinstance(inner, ast.Import | ast.ImportFrom) for inner in node.body)
+        ]
+        taken = [
+            node for node in ast.walk(source.tree(path)) if isinstance(node, ast.ImportFrom) and node.module == "typing"
+        ]
+        assert not any(alias.name == "TYPE_CHECKING" for node in taken for alias in node.names), module
+        assert len(found) <= 1, module
+        for number in found:
+            before = source.tree(path).body[:number]
+            assert ast.unparse(before[-1]) == "TYPE_CHECKING = False", module
+            assert all(isinstance(node, ast.Import | ast.ImportFrom | ast.Expr) for node in before[:-1]), module
+
+
 def test_the_kernel_rooms_name_the_call_in_every_error():
     """Each function that makes a system call by ctypes hands its result to the one that raises with the call's name."""
     for name in (name for name in source.modules("cntr") if name.startswith("cntr.linux.")):

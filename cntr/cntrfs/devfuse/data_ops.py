@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 from time import monotonic
-from typing import TYPE_CHECKING
 
 from cntr.cntrfs.devfuse import ioctls, wire
 from cntr.cntrfs.devfuse.notify import notify
@@ -19,6 +18,7 @@ from cntr.cntrfs.devfuse.request import MAX_IO, NO_ANSWER, Connection
 from cntr.cntrfs.devfuse.workers import Job, sync
 from cntr.linux import file_syscalls
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from cntr.cntrfs.backing import proc_path
 from cntr.cntrfs.devfuse import wire
@@ -16,6 +15,7 @@ from cntr.cntrfs.devfuse.request import NO_ANSWER, Connection
 from cntr.cntrfs.node import stale
 from cntr.linux import file_syscalls
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cntr.cntrfs.backing import Caller
     from cntr.cntrfs.devfuse.workers import Job

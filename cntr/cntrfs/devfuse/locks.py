@@ -15,13 +15,13 @@ import errno
 import fcntl
 import os
 import threading
-from typing import TYPE_CHECKING
 
 from cntr.cntrfs.backing import proc_path
 from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.lock_table import END, FileLocks, LockTable, Owner, Waiter
 from cntr.linux import file_locks
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cntr.cntrfs.core import Core
     from cntr.cntrfs.devfuse.replies import Replies

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from cntr.cntrfs.backing import Caller, proc_path
 from cntr.cntrfs.changes import NOW, Changes
@@ -14,6 +13,7 @@ from cntr.cntrfs.devfuse.operations import Operation
 from cntr.cntrfs.devfuse.request import NO_ANSWER, Connection
 from cntr.cntrfs.node import INO_MASK
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cntr.cntrfs.devfuse.workers import Job
     from cntr.cntrfs.node import Node

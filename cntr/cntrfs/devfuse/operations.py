@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from cntr.cntrfs.devfuse.request import Connection
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     #: (connection, node id, body) -> the answer's payload, or NO_ANSWER
     Handler = Callable[[Connection, int, memoryview], bytes | None]
-
 
 _TWO_NAMES = ("RENAME", "SYMLINK")
 

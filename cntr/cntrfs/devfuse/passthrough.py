@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from cntr.cntrfs import log
 from cntr.cntrfs.backing import proc_path
@@ -22,6 +21,7 @@ from cntr.cntrfs.devfuse.notify import notify
 from cntr.cntrfs.node import OpenFiles
 from cntr.linux import file_syscalls
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cntr.cntrfs.core import Core
     from cntr.cntrfs.node import Node

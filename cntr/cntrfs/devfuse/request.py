@@ -8,7 +8,7 @@ what their jobs were given.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cntr.cntrfs.backing import Caller
 from cntr.cntrfs.devfuse import wire
@@ -21,6 +21,7 @@ from cntr.cntrfs.devfuse.workers import Job, Workers
 from cntr.cntrfs.node import INO_MASK
 from cntr.cntrfs.trace import Trace
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

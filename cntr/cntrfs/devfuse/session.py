@@ -14,7 +14,6 @@ import select
 import sys
 import threading
 from time import monotonic
-from typing import TYPE_CHECKING
 
 from cntr.cntrfs import log
 from cntr.cntrfs.core import Core
@@ -27,6 +26,7 @@ from cntr.cntrfs.devfuse.watch import Watch
 from cntr.cntrfs.nobody import NobodyCore
 from cntr.linux import file_syscalls
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

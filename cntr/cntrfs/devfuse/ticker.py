@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import select
-from typing import TYPE_CHECKING
 
 from cntr.linux import file_syscalls
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

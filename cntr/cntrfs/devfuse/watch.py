@@ -21,7 +21,6 @@ import select
 import struct
 import threading
 import time
-from typing import TYPE_CHECKING
 
 from cntr.cntrfs import log
 from cntr.cntrfs.devfuse import wire
@@ -29,6 +28,7 @@ from cntr.cntrfs.devfuse.notify import notify
 from cntr.cntrfs.node import BackingMount, Node
 from cntr.linux import file_syscalls, procfs, syscalls
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 

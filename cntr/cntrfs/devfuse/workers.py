@@ -12,11 +12,12 @@ import os
 import threading
 from _queue import SimpleQueue  # the C half of queue: the rest of it is for others
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cntr.cntrfs.log import errno_of
 from cntr.linux import file_syscalls
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
