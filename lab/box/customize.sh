@@ -89,6 +89,7 @@ in_root ldconfig
 : >"$root/var/.updated"
 
 # --- nothing of the building machine stays: its mirror, its proxy, its resolver, its logs
+# shellcheck source=/etc/os-release
 suite=$(. "$root/etc/os-release" && echo "$VERSION_CODENAME")
 rm -f "$root"/etc/apt/apt.conf.d/99mmdebstrap "$root"/etc/apt/sources.list "$root"/etc/apt/sources.list.d/*
 echo "# The box has what its scenarios need; for more, name a mirror here (suite: $suite)." >"$root/etc/apt/sources.list"

@@ -1,3 +1,4 @@
+# shellcheck shell=sh disable=SC2034 # what describe sets is the scripts' that read this one
 # What every ENGINE.sh shares: root filesystems, the list of containers and what each of them is, and the verbs.
 #
 # Verbs:  up [NAME…]     start the engine, make the images, start the containers (all that this engine has, or these)
@@ -56,9 +57,9 @@ make_volume() {
 # --- what a container is ----------------------------------------------------------------------------------------------
 
 describe() { # NAME -> IMAGE CMD READONLY RUNAS
-    IMAGE=box READONLY= RUNAS= CMD='echo in-the-tmpfs >/scratch/marker 2>/dev/null; exec /slim-app'
+    IMAGE=box READONLY='' RUNAS='' CMD='echo in-the-tmpfs >/scratch/marker 2>/dev/null; exec /slim-app'
     case $1 in
-    slim) IMAGE=slim CMD= ;;
+    slim) IMAGE=slim CMD='' ;;
     box | userns | tools) ;;
     readonly) READONLY=1 ;;
     nonroot) RUNAS=1000 ;;
@@ -95,6 +96,7 @@ slim_app_below() { # PID
         echo "$1"
         return 0
     fi
+    # shellcheck disable=SC2013 # words, on one line
     for child in $(cat /proc/"$1"/task/*/children 2>/dev/null); do
         if (slim_app_below "$child"); then return 0; fi
     done
@@ -112,13 +114,15 @@ main() {
         engine_start
         make_images
         starting=
-        for name in ${*:-$CONTAINERS}; do # all at once: an emulated machine spends most of a start waiting for its other core
+        # shellcheck disable=SC2086 # a list of words
+        [ $# -gt 0 ] || set -- $CONTAINERS
+        for name; do # all at once: an emulated machine spends most of a start waiting for its other core
             log "container $name"
             container_start "$name" &
             starting="$starting $!"
         done
         for start in $starting; do wait "$start"; done
-        for name in ${*:-$CONTAINERS}; do
+        for name; do
             wait_for 120 container_pid "$name"
         done
         ;;

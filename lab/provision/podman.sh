@@ -25,6 +25,7 @@ make_images() {
 
 container_start() {
     describe "$1"
+    # shellcheck disable=SC2086 # several words, or none
     set -- "$1" --network none -e "LAB_NAME=$1" -e "GREETING=hello world" $LIMITS
     name=$1
     shift
