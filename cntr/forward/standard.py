@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _signal as signal
 import _socket as socket
 import errno
 import os
 import select
 import stat
+import time
 
 from cntr.errors import CntrError, printable
 from cntr.forward.dial import CONNECT_SECONDS, why
@@ -37,7 +39,7 @@ def run(target: str, endpoint: Endpoint, session: Session | None = None) -> int:
         there.close()
         loop.close()
     try:
-        Streams(far).run()
+        Streams(far, session.limit if session else None).run()
     finally:
         far.close()
     return 0
@@ -88,9 +90,9 @@ def _connect(loop: Loop, there: There, endpoint: Endpoint) -> socket.socket:
 class Streams:
     """stdin → FAR and FAR → stdout; neither of the caller's streams has its flags changed, which others share."""
 
-    def __init__(self, far: socket.socket) -> None:
-        """far: connected."""
-        self.far = far
+    def __init__(self, far: socket.socket, limit: float | None) -> None:
+        """far: connected; limit: seconds that it may take."""
+        self.far, self.end = far, None if limit is None else time.monotonic() + limit
         self.far.setblocking(False)
         self.to_far, self.to_us = b"", b""
         self.ended = self.shut = self.far_ended = False
@@ -109,7 +111,7 @@ class Streams:
                 poll.register(0, select.POLLIN)
             if self.to_us:
                 poll.register(1, select.POLLOUT)
-            ready = dict(poll.poll())
+            ready = dict(poll.poll(self._patience()))
             if 0 in ready:
                 self.to_far = os.read(0, SIZE)
                 self.ended = not self.to_far
@@ -122,6 +124,15 @@ class Streams:
                 self._receive()
             if self.to_us and 1 in ready:
                 self.to_us = self.to_us[os.write(1, self.to_us[: self.step]) :]
+
+    def _patience(self) -> float | None:
+        """Milliseconds. Raises CntrError: the time is over."""
+        if self.end is None:
+            return None
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise CntrError("the session was ended: its time is over", "", 128 + signal.SIGHUP)
+        return left * 1000
 
     def _send(self) -> None:
         try:

@@ -101,7 +101,7 @@ def test_at_a_terminal_too_and_the_terminal_is_given_back(container):
 def test_a_forward_is_one_too(container):
     words = [*CNTR, "forward", str(container.pid), "0:9", "--timeout", "1h"]
     with subprocess.Popen(
-        [*words, "--", "sh", "-c", "trap '' TERM HUP; sleep 60"], stderr=subprocess.PIPE, text=True
+        [*words, "--", "sh", "-c", "trap '' TERM HUP; exec sleep 60"], stderr=subprocess.PIPE, text=True
     ) as process:
         assert "→" in process.stderr.readline()
         (row,) = listed(container)
