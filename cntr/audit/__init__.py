@@ -6,3 +6,11 @@ See docs/audit.md.
 entered, and writes a record at the beginning and at the end. ``sinks`` is where records go to, ``who`` what is known of the caller. The
 policy's reader is loaded where there is a policy, and nothing once a container is entered.
 """
+
+from __future__ import annotations
+
+# The options that widen what a session reaches: recorded by themselves, and what a policy can forbid.
+WIDENING = tuple(
+    "--agent --dbus --force --network --no-cgroup --no-seccomp --privileged --reverse --share --socket --tools --user --wayland --write "
+    "--x11".split()
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from cntr.audit import sinks, times, who
+from cntr.audit import WIDENING, sinks, times, who
 from cntr.audit.toml import Table, TomlError, parse
 from cntr.errors import CntrError, Refused, printable
 from cntr.linux import procfs
@@ -16,11 +16,6 @@ if TYPE_CHECKING:
 
 LIMIT = 1 << 16  # bytes
 COMMANDS = ("attach", "cp", "exec", "forward", "mount", "run")
-# The options that `forbid` may name: each widens what a session reaches.
-WIDENING = (
-    *("--force", "--network", "--no-cgroup", "--no-seccomp", "--privileged", "--share", "--tools", "--tools host:all"),
-    *("--user", "--write"),
-)
 # {table: {key: type}}
 KEYS: dict[str, dict[str, type]] = {
     "record": {"require": bool, "journal": bool, "audit": bool, "file": str},
@@ -237,7 +232,7 @@ def _check_keys(table: Table) -> None:
             raise TomlError(line, f"`{key}` is not one of {', '.join(KEYS[table.name])}")
         if not isinstance(value, kind):
             raise TomlError(line, f"`{key}` is {TYPES[kind]}")
-        known = {"forbid": WIDENING, "commands": COMMANDS}.get(key)
+        known = {"forbid": (*WIDENING, "--tools host:all"), "commands": COMMANDS}.get(key)
         for word in value if known and isinstance(value, list) else ():
             if word not in known:  # type: ignore[operator]
                 raise TomlError(line, f"`{key}`: {word!r} is not one of {', '.join(known)}")  # type: ignore[arg-type]

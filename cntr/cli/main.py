@@ -186,6 +186,7 @@ def _recorded(parsed: Parsed, request: Request) -> int:
 
 
 def _session(parsed: Parsed, target: str) -> Session:
+    from cntr.audit import WIDENING
     from cntr.audit.session import Session
 
     session = Session(
@@ -354,11 +355,6 @@ def _completion(parsed: Parsed) -> int:
 
 # What names the sockets that attach brings in: places, no secrets.
 SOCKET_VARIABLES = ("DISPLAY", "XAUTHORITY", "SSH_AUTH_SOCK", "DBUS_SESSION_BUS_ADDRESS", "WAYLAND_DISPLAY")
-# The options that widen what a session reaches: recorded by themselves, and what a policy can forbid.
-WIDENING = (
-    *("--force", "--network", "--no-cgroup", "--no-seccomp", "--privileged", "--share", "--tools", "--user", "--write"),
-    *("--agent", "--dbus", "--reverse", "--socket", "--wayland", "--x11"),
-)
 HANDLERS = {
     "attach": _attach,
     "exec": _exec,

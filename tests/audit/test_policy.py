@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cntr.audit import policy, toml
+from cntr.audit import WIDENING, policy, toml
+from cntr.cli.options import COMMANDS
 from cntr.engines import Container
 from cntr.errors import CntrError, Refused
 from tests.audit.support import Place, only
@@ -136,6 +138,13 @@ def test_options_are_forbidden_by_name_and_value(tmp_path):
     for widening in (["--tools host:all"], ["--privileged", "--share /x:rw"]):
         with pytest.raises(Refused, match="is forbidden by the policy"):
             found.check("attach", "", widening)
+
+
+def test_what_widens_are_options_that_there_are_and_the_page_lists_them():
+    known = {option.names[-1] for command in COMMANDS for option in command.options}
+    assert set(WIDENING) <= known
+    page = (pathlib.Path(box.REPOSITORY) / "docs/audit.md").read_text()
+    assert [name for name in WIDENING if f"`{name}`" not in page] == []
 
 
 def test_users_are_who_logged_in_and_not_who_they_became(tmp_path, monkeypatch):

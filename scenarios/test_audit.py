@@ -1,0 +1,88 @@
+"""Who was here: records, read back by journalctl, and root's policy."""
+
+import json
+
+import pytest
+
+pytestmark = pytest.mark.vm  # a policy is the whole machine's
+
+POLICY = """[record]
+require = true
+file = "/var/log/cntr-lab.jsonl"
+[session]
+reason = true
+forbid = ["--privileged"]
+limit = "8h"
+"""
+
+
+def records(machine, reason):
+    """What the journal has of the sessions with that reason, the oldest first."""
+    said = machine.succeed(f"journalctl --sync; journalctl -t cntr -o json CNTR_EVENT_REASON={reason}")
+    return [json.loads(line) for line in said.splitlines()]
+
+
+@pytest.mark.systemd
+def test_record(cli, engine, machine):
+    """journalctl tells of each session: who, what, why, how it ended; and the container's own unit shows it."""
+    assert machine.run("cntr attach slim --reason lab-record -- sh -c 'exit 3'").returncode == 3
+    begin, end = records(machine, "lab-record")
+    assert [entry["CNTR_EVENT_TYPE"] for entry in (begin, end)] == ["start", "end"]
+    assert begin["CNTR_EVENT_ID"] == end["CNTR_EVENT_ID"]
+    assert begin["CNTR_CONTAINER_NAME"].endswith("slim")
+    assert begin["CNTR_CONTAINER_RUNTIME"] != "pid"
+    assert begin["OBJECT_PID"] == str(engine.pid("slim"))
+    assert begin["_UID"] == "0"
+    assert end["CNTR_PROCESS_EXIT_CODE"] == "3"
+
+
+@pytest.mark.systemd
+def test_policy(cli, machine):
+    """An auditor's policy: no session without a reason, none of what it forbids, and each is in a file of root's."""
+    machine.succeed(f"cat > /etc/cntr.conf <<'EOF'\n{POLICY}EOF")
+    try:
+        for options in ("", "--reason lab-policy --privileged"):
+            result = machine.run(f"cntr attach slim {options} -- true")
+            assert result.returncode == 125
+            assert "policy" in result.stderr
+        assert machine.succeed("cntr attach slim --reason lab-policy -- cat /proc/self/loginuid") != ""
+        machine.succeed("chmod g+w /etc/cntr.conf")
+        assert "others than root" in machine.fail("cntr attach slim --reason lab-policy -- true", status=125)
+    finally:
+        machine.succeed("rm /etc/cntr.conf")
+    log = [
+        json.loads(line)
+        for line in machine.succeed("cat /var/log/cntr-lab.jsonl; rm /var/log/cntr-lab.jsonl").splitlines()
+    ]
+    assert [entry["event.type"] for entry in log] == [["denied"], ["denied"], ["start"], ["end"]]
+    assert [entry["CNTR_EVENT_TYPE"] for entry in records(machine, "lab-policy")] == ["denied", "start", "end"]
+
+
+def test_login_uid(cli, machine):
+    """The login uid of whoever came by ssh and sudo stays that of the session and of exec."""
+    login = machine.succeed("cat /proc/self/loginuid", user="vagrant")
+    if int(login) == (1 << 32) - 1:
+        pytest.skip("this machine has no login uid: its kernel runs with audit=0, or its PAM has no pam_loginuid")
+    for line in ("attach slim -- cat /proc/self/loginuid", "exec box -- cat /proc/self/loginuid"):
+        assert machine.succeed(f"sudo cntr {line}", user="vagrant") == login
+
+
+def test_sessions(cli, machine):
+    """A session is listed while it is open, and can be ended."""
+    with machine.background("cntr attach slim --reason lab-sessions -- sleep 4646") as session:
+        machine.wait_until_succeeds("pgrep -f '^sleep 4646'")
+        (row,) = [row for row in cli.json("sessions") if row["reason"] == "lab-sessions"]
+        machine.succeed(f"cntr sessions end {row['id']}")
+        assert session.wait(20 * machine.slowness) == 129
+        assert "cntr sessions end" in session.output()
+    assert "lab-sessions" not in machine.succeed("cntr sessions")
+
+
+@pytest.mark.tool("script")
+def test_recording(cli, machine):
+    """What a session at a terminal showed can be replayed."""
+    machine.succeed(
+        "rm -f /tmp/lab.cast; script -qec \"cntr attach slim --record /tmp/lab.cast -- sh -c 'echo sho''wn'\" /dev/null"
+    )
+    assert machine.succeed("stat -c %a /tmp/lab.cast") == "600"
+    assert "shown" in machine.succeed("cntr replay --speed 100 /tmp/lab.cast; rm /tmp/lab.cast")
