@@ -73,6 +73,10 @@ def _run(argv: list[str]) -> int:
         return 0
     if argv[0].partition("=")[0] == "--host":
         return _elsewhere(argv)
+    if argv[0] == "--kubectl":  # bin/kubectl-cntr
+        from cntr.cli import kubectl
+
+        return kubectl.run(argv[1:])
     if argv[0] == "--far":  # what `cntr --host` starts there
         from cntr.remote import far
 

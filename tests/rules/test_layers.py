@@ -51,7 +51,7 @@ CNTRFS_LAYERS = (
 LAYERS = (
     ("cntr.__main__",),
     ("cntr.cli.main",),
-    ("cntr.cli.image_reports", "cntr.cli.remote_reports", "cntr.cli.session_reports"),
+    ("cntr.cli.image_reports", "cntr.cli.kubectl", "cntr.cli.remote_reports", "cntr.cli.session_reports"),
     ("cntr.cli.forwarding", "cntr.cli.reports", "cntr.cli.slimming"),
     ("cntr.cli.confinement", "cntr.cli.manual"),
     ("cntr.cli.options",),

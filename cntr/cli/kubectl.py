@@ -1,0 +1,191 @@
+"""``kubectl cntr POD``: a session beside a container of a pod, wherever it runs, by kubectl(1) alone.
+
+kubectl says where the pod is and starts a toolbox pod there, privileged and in the node's pid namespace; cntr's one file is copied into it,
+attaches from it, and the pod is removed. It ends by itself after PATIENCE_SECONDS, should nobody be left who could remove it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from typing import Any
+
+from cntr.cli import options, parser
+from cntr.cli.options_files import ENV
+from cntr.cli.parser import Command, Option
+from cntr.errors import CntrError, UsageError, printable
+from cntr.remote import onefile
+
+IMAGE = "docker.io/library/python:3-slim"
+PATIENCE_SECONDS = 12 * 3600
+START_SECONDS = 180.0
+WAITING = ("ContainerCreating", "PodInitializing", "")
+COMMAND = Command(
+    "kubectl",
+    "POD",
+    "a shell with a toolbox's tools beside a container of a pod, on whichever node it runs",
+    (
+        Option("-n --namespace", "NAME", "the pod's namespace (default: the context's)"),
+        Option("-c --container", "NAME", "the container (default: the pod's default one, else its first)"),
+        Option("--context", "NAME", "kubectl's context"),
+        Option("--kubeconfig", "FILE", "kubectl's configuration"),
+        Option(
+            "--image", "REF", f"the toolbox's image, which has a python3 (default: $CNTR_TOOLBOX_IMAGE, else {IMAGE})"
+        ),
+        options.USER,
+        ENV,
+        options.PRIVILEGED,
+    ),
+    "kubectl cntr busybox-88d82d92\n"
+    "kubectl cntr -n prod web-0 -c app -- strace -fp 1\n"
+    "kubectl cntr web-0 --image registry.example/toolbox:1 -- gdb -p 1",
+    takes_command=True,
+)
+
+
+def run(argv: list[str]) -> int:
+    """The plugin's words; the exit status. Raises CntrError, UsageError."""
+    parsed = parser.parse(["kubectl", *argv], (COMMAND,), (options.HELP, options.DEBUG))
+    if parsed.flag("help"):
+        from cntr.cli import manual
+
+        os.write(1, manual.usage(COMMAND).replace("cntr kubectl", "kubectl cntr").encode() + b"\n")
+        return 0
+    pod = parsed.words[0].removeprefix("pod/").removeprefix("pods/")
+    if not pod or pod.startswith("-") or not all(letter.isalnum() or letter in ".-" for letter in pod):
+        raise UsageError(f"{printable(pod)}: not a pod's name", "kubectl get pods")
+    where = [f"--{key}={parsed.text(key)}" for key in ("namespace", "context", "kubeconfig") if parsed.flag(key)]
+    cluster = Cluster(where)
+    found = cluster.get(pod)
+    target, node = _target(found, parsed.text("container"))
+    words = ["attach", target]
+    words += ["--user", parsed.text("user")] if parsed.flag("user") else []
+    words += [word for setting in parsed.texts("env") for word in ("--env", setting)]
+    words += ["--privileged"] if parsed.flag("privileged") else []
+    words += ["--", *parsed.argv] if parsed.argv else []
+    image = parsed.text("image") or os.environ.get("CNTR_TOOLBOX_IMAGE") or IMAGE
+    return cluster.attach(node, image, words)
+
+
+def _target(pod: dict[str, Any], wanted: str) -> tuple[str, str]:
+    """(cntr's name of the container, the node). Raises CntrError."""
+    meta, spec, status = pod["metadata"], pod["spec"], pod.get("status", {})
+    name, node = f"{meta['namespace']}/{meta['name']}", spec.get("nodeName", "")
+    containers = [
+        one["name"] for kind in ("containers", "initContainers", "ephemeralContainers") for one in spec.get(kind, [])
+    ]
+    usual = meta.get("annotations", {}).get("kubectl.kubernetes.io/default-container", "")
+    container = wanted or (usual if usual in containers else containers[0])
+    if container not in containers:
+        raise CntrError(
+            f"{printable(name)} has no container {printable(container)}", f"it has {printable(', '.join(containers))}"
+        )
+    if not node:
+        raise CntrError(
+            f"{printable(name)}: it is on no node yet: {printable(status.get('phase', ''))}",
+            "kubectl describe pod says why",
+        )
+    return f"k8s:{name}/{container}", node
+
+
+class Cluster:
+    """kubectl, told where."""
+
+    def __init__(self, where: list[str]) -> None:
+        """where: its options that say which cluster and namespace."""
+        self.where = where
+
+    def call(self, *words: str, input: bytes | None = None) -> bytes:
+        """What it prints. Raises CntrError with what it complains of."""
+        try:
+            done = subprocess.run(["kubectl", *self.where, *words], input=input, capture_output=True, check=False)
+        except FileNotFoundError:
+            raise CntrError("kubectl is not on this machine", "Debian has it in kubernetes-client") from None
+        if done.returncode:
+            lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
+            raise CntrError(
+                f"kubectl {words[0]}: {printable((lines or ['it failed'])[-1])}",
+                "may you do that? `kubectl auth can-i --list`",
+            )
+        return done.stdout
+
+    def get(self, pod: str) -> dict[str, Any]:
+        """A pod. Raises CntrError."""
+        found = json.loads(self.call("get", "pod", pod, "-o", "json"))
+        if not isinstance(found, dict):
+            raise CntrError(f"{pod}: kubectl does not say what it is", "kubectl get pod -o json")
+        return found
+
+    def attach(self, node: str, image: str, words: list[str]) -> int:
+        """Run cntr WORDS in a new toolbox on NODE; the exit status. Raises CntrError."""
+        toolbox = f"cntr-{os.urandom(5).hex()}"
+        before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGHUP)}
+        try:
+            self.call(
+                "create", "--validate=false", "-f", "-", input=json.dumps(_manifest(toolbox, node, image)).encode()
+            )
+            self._wait(toolbox)
+            file = f"/tmp/{toolbox}.pyz"
+            self.call(
+                "exec", "-i", toolbox, "--", "sh", "-c", f"cat > {file} && chmod 700 {file}", input=onefile.build()
+            )
+            streams = ["-i", *(["-t"] if os.isatty(0) and os.isatty(1) else [])]
+            command = ["kubectl", *self.where, "exec", *streams, toolbox, "--", file, "--far", f"{file}.mark", *words]
+            return subprocess.call(command)
+        finally:
+            for number in before:
+                signal.signal(number, signal.SIG_IGN)
+            self.call("delete", "pod", toolbox, "--now", "--wait=false", "--ignore-not-found")
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _wait(self, toolbox: str) -> None:
+        """Until it runs. Raises CntrError."""
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            status = self.get(toolbox).get("status", {})
+            if status.get("phase") == "Running":
+                return
+            states = [one.get("state", {}).get("waiting", {}) for one in status.get("containerStatuses", [])]
+            wrong = next((state for state in states if state.get("reason", "") not in WAITING), None)
+            late = time.monotonic() > deadline
+            if wrong or late or status.get("phase") in ("Failed", "Succeeded"):
+                said = (
+                    f"{wrong['reason']}: {wrong.get('message', '')}"
+                    if wrong
+                    else f"{status.get('phase', 'Pending')}{', still' if late else ''}"
+                )
+                raise CntrError(
+                    f"the toolbox pod does not run: {printable(said)[:300]}",
+                    "--image names another image that has a python3",
+                )
+            time.sleep(0.3)
+
+
+def _end(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def _manifest(name: str, node: str, image: str) -> dict[str, Any]:
+    """The toolbox: what `kubectl debug node/N --profile=sysadmin` makes, but with an end."""
+    container = {
+        "name": "toolbox",
+        "image": image,
+        "command": ["sleep", str(PATIENCE_SECONDS)],
+        "securityContext": {"privileged": True},
+    }
+    spec = {
+        "nodeName": node,
+        "hostPID": True,
+        "hostNetwork": True,
+        "restartPolicy": "Never",
+        "activeDeadlineSeconds": PATIENCE_SECONDS,
+        "terminationGracePeriodSeconds": 1,
+        "tolerations": [{"operator": "Exists"}],
+        "containers": [container],
+    }
+    meta = {"name": name, "labels": {"app.kubernetes.io/managed-by": "cntr"}}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}
