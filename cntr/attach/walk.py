@@ -103,8 +103,9 @@ def _find(request: Request, fds: Fds, say: Callable[[str], None]) -> Container:
                     f"{container.label()} runs: --write and --network are for what does not",
                     "the session is in the running container as it is",
                 )
-            return container
-    from cntr.images import entrypoint
+            if container.state != "rootfs" or not request.own_root:
+                return container
+    from cntr.images import entrypoint  # in a working container of Buildah's nothing runs, mounted or not
 
     return entrypoint.for_session(request, missing, fds.closers, say)
 

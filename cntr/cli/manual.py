@@ -101,7 +101,7 @@ def completion(shell: str) -> str:
     return writers[shell]()
 
 
-RUNNING = 'cntr ps --all --json 2>/dev/null | sed -n \'s/^ *"name": "\\([A-Za-z0-9_.-]*\\)",*$/\\1/p\''
+RUNNING = 'cntr ps --all --json 2>/dev/null | sed -n \'s/^ *"name": "\\([A-Za-z0-9_./-]*\\)",*$/\\1/p\''
 
 
 def _bash() -> str:

@@ -283,6 +283,7 @@ def doctor() -> Report:
         ("mount_setattr (--read-only)", _probe_mount_setattr, "kernel 5.12 or newer"),
         ("openat2 (paths never leave the container)", _probe_openat2, "kernel 5.6 or newer"),
         ("private terminals (devpts)", lambda: os.close(nest.new_devpts()), "CAP_SYS_ADMIN, and devpts in the kernel"),
+        ("stand-ins (what does not run, images)", _probe_stand_ins, "x86_64 or aarch64"),
         ("idmapped mounts", _probe_idmapped_mounts, "kernel 5.12 or newer, CAP_SYS_ADMIN, user namespaces"),
     ):
         _feature(report, feature, probe, fix)
@@ -336,6 +337,13 @@ def _feature(report: Report, feature: str, probe: Callable[[], str | None], fix:
         report.add(feature, "no", f"{error.message}: {error.hint}")
     else:
         report.add(feature, "yes", said)
+
+
+def _probe_stand_ins() -> str:
+    from cntr.images import standin, targets
+
+    os.close(standin.program())
+    return ", ".join(targets.present())
 
 
 def _probe_mount_api() -> None:

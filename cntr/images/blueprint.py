@@ -35,6 +35,7 @@ class Blueprint:
     """See the module. Ids are those of the container's user namespace; maps are rows (inside, outside, count), none for the host's.
 
     lower: overlayfs' lower directories, topmost first; upper, work: the container's own layer; overlay: its mount options.
+    shift: whether the files on the disk are not shifted by the maps, so that mounts of them have to be (mount_setattr(2), IDMAP).
     user: as the configuration has it (NAME|UID[:GROUP]); join: namespaces of others, kind → path; state: exited, created, image, …
     """
 
@@ -61,6 +62,7 @@ class Blueprint:
             "read_only_paths",
             "seccomp",
             "share",
+            "shift",
             "state",
         ),
         *("status", "uid_map", "upper", "user", "work", "entrypoint", "check", "groups", "closers"),
@@ -79,7 +81,7 @@ class Blueprint:
         self.groups: list[str] = []
         self.mounts: list[Mount] = []
         self.capabilities, self.ambient = DEFAULT_CAPABILITIES, 0
-        self.no_new_privs = self.read_only = self.privileged = False
+        self.no_new_privs = self.read_only = self.privileged = self.shift = False
         self.limits: dict[str, tuple[int, int]] = {}
         self.oom_score_adj = 0
         self.uid_map: list[tuple[int, int, int]] = []

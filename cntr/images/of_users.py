@@ -12,7 +12,7 @@ import time
 
 from cntr.engines import asking, commands, registry, store, users
 from cntr.errors import CntrError, printable
-from cntr.images import ImageError, docker_stopped, podman_stopped
+from cntr.images import ImageError, buildah_stopped, docker_stopped, podman_stopped
 from cntr.images.blueprint import Blueprint, Mount
 
 TYPE_CHECKING = False
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-MODULES = {"docker": docker_stopped, "podman": podman_stopped}
+MODULES = {"docker": docker_stopped, "podman": podman_stopped, "buildah": buildah_stopped}
 MOST = 16  # containers of one name
 SECONDS = 3.0
 

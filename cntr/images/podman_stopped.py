@@ -55,17 +55,7 @@ def blueprint(
 ) -> Blueprint:
     """From the store; how it ended by podman's database (version 5), or by podman."""
     made, one = _named(row), row.store
-    base = f"{one.graphroot}/{podman_store.DRIVER}"
-    if row.directory == "vfs-containers":  # each has a whole copy
-        made.upper = f"{one.graphroot}/vfs/dir/{row.layer}"
-    else:
-        chain = podman_store.layer_chain(one, row.layer)
-        made.upper, made.work = f"{base}/{row.layer}/diff", f"{base}/{row.layer}/work"
-        made.lower = [f"{base}/{layer['id']}/diff" for layer in reversed(chain[:-1])]
-        made.overlay = {"userxattr": ""} if one.owner else {"metacopy": "on"}
-    for path in [made.upper, *made.lower]:
-        if not os.path.isdir(path):
-            raise ImageError(f"{made.label()}: layer {printable(path)} is not there", "its store is damaged")
+    take_layers(made, row)
     directory = f"{one.graphroot}/{row.directory}/{row.id}/userdata"
     asked = {} if inspect else ask(row.id)
     try:
@@ -90,6 +80,22 @@ def blueprint(
     made.log = lambda: log_lines(f"{directory}/ctr.log", one.owner)
     made.check = lambda: containers_storage.running(row) is not None
     return made
+
+
+def take_layers(made: Blueprint, row: containers_storage.Known) -> None:
+    """Its own layer, and those of its image. Raises ImageError."""
+    one = row.store
+    base = f"{one.graphroot}/{podman_store.DRIVER}"
+    if row.directory == "vfs-containers":  # each has a whole copy
+        made.upper = f"{one.graphroot}/vfs/dir/{row.layer}"
+    else:
+        chain = podman_store.layer_chain(one, row.layer)
+        made.upper, made.work = f"{base}/{row.layer}/diff", f"{base}/{row.layer}/work"
+        made.lower = [f"{base}/{layer['id']}/diff" for layer in reversed(chain[:-1])]
+        made.overlay = {"userxattr": ""} if one.owner else {"metacopy": "on"}
+    for path in [made.upper, *made.lower]:
+        if not os.path.isdir(path):
+            raise ImageError(f"{made.label()}: layer {printable(path)} is not there", "its store is damaged")
 
 
 def _created(made: Blueprint, asked: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import stat
 
 from cntr.errors import CntrError
 from cntr.images import profile
-from cntr.linux import syscalls
+from cntr.linux import namespaces, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,6 +94,11 @@ class Room:
         scratch = self._scratch = next(path for path in SCRATCH if os.path.isdir(path))
         tmpfs = syscalls.new_filesystem("tmpfs", {"mode": "700"}, syscalls.MOUNT_ATTR_NODEV)
         syscalls.move_mount(tmpfs, syscalls.AT_FDCWD, scratch)
+        if made.shift:
+            if self.write:
+                upper = self._shifted(upper)
+            else:
+                layers[0] = self._shifted(layers[0])
         if not self.write:
             upper, work = self._layer(os.stat(layers[0]))
         self.step = "mount its layers"
@@ -125,6 +130,19 @@ class Room:
         os.mkdir(f"{self._scratch}/merged", 0o700)
         syscalls.mount("cntr", f"{self._scratch}/merged", "overlay", syscalls.MS_NODEV, text)
         return syscalls.open_tree(syscalls.AT_FDCWD, f"{self._scratch}/merged", syscalls.OPEN_TREE_CLONE)
+
+    def _shifted(self, path: str) -> str:
+        """A mount of a directory on which the files' ids are those that the container's user namespace has outside."""
+        made = self.made
+        maps = ("".join(f"{a} {b} {count}\n" for a, b, count in rows) for rows in (made.uid_map, made.gid_map))
+        users = namespaces.mapped(*maps)
+        tree = syscalls.open_tree(syscalls.AT_FDCWD, path, syscalls.OPEN_TREE_CLONE)
+        syscalls.mount_setattr(tree, "", recursive=False, attr_set=syscalls.MOUNT_ATTR_IDMAP, userns_fd=users)
+        os.close(users)
+        os.mkdir(f"{self._scratch}/shifted", 0o700)
+        syscalls.move_mount(tree, syscalls.AT_FDCWD, f"{self._scratch}/shifted")
+        os.close(tree)
+        return f"{self._scratch}/shifted"
 
     def _layer(self, top: os.stat_result) -> tuple[str, str]:
         """(upper, work): two new directories in the scratch; the upper's mode and owner are those of the directory it covers."""

@@ -74,7 +74,7 @@ class StandIn:
         self.blueprint, self.pid, self.start_time, self._pidfd, self._life = blueprint, 0, 0, -1, -1
         self._room = Room(blueprint, network=network, write=write, say=say)
         self.filter = self._room.filter
-        self._room.program = _program()
+        self._room.program = program()
         self._alive = -1
         self._watcher = 0
         try:
@@ -263,7 +263,7 @@ def _all(fd: int) -> str:
     return os.fsdecode(b"".join(chunks))
 
 
-def _program() -> int:
+def program() -> int:
     """A memfd with the stand-in's program: to be executed, not to be read. Raises CntrError."""
     machine = os.uname().machine
     if machine not in PROGRAMS:

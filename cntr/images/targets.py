@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 
 from cntr import engines, images
 from cntr.engines import Container, Refused, registry, store
 from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound, printable
-from cntr.images import ENGINES, blueprint, ids
+from cntr.images import blueprint, ids
 from cntr.images.standin import OWN_FILES, StandIn
 from cntr.linux.host import VIEW
 
@@ -30,13 +31,13 @@ if TYPE_CHECKING:
 
 
 SECONDS = 10.0
-MODULES = {"docker": "docker_stopped", "podman": "podman_stopped", "containerd": "containerd_stopped"}
+MODULES = {
+    **{"docker": "docker_stopped", "podman": "podman_stopped", "containerd": "containerd_stopped"},
+    **{"lxc": "lxc_stopped", "nspawn": "nspawn_stopped", "buildah": "buildah_stopped"},
+}
 ALIASES = {
-    "k8s": "containerd",
-    "kubernetes": "containerd",
-    "cri": "containerd",
-    "nerdctl": "containerd",
-    "ctr": "containerd",
+    **dict.fromkeys(("k8s", "kubernetes", "cri", "nerdctl", "ctr"), "containerd"),
+    **dict.fromkeys(("lxd", "incus"), "lxc"),
 }
 
 
@@ -54,7 +55,7 @@ def find(target: str, *, running: bool = False, late: tuple[str, ...] = ()) -> B
 def _stopped(target: str, late: tuple[str, ...], *, running: bool) -> Blueprint | None:
     prefix, colon, rest = target.partition(":")
     engine = ALIASES.get(prefix, prefix)
-    asked, name = ((engine,), rest) if colon and engine in ENGINES else (ENGINES, target)
+    asked, name = ((engine,), rest) if colon and engine in MODULES else (tuple(MODULES), target)
     deadline = time.monotonic() + SECONDS
     known = {entry.name: entry for entry in registry.REGISTRY}
     found: list[Blueprint] = []
@@ -109,17 +110,15 @@ def _of_users(
 
 def module(engine: str) -> StoppedModule:
     """The module that knows ENGINE's containers that do not run."""
-    if engine == "docker":
-        from cntr.images import docker_stopped
+    name = f"cntr.images.{MODULES[engine]}"
+    __import__(name)
+    return sys.modules[name]
 
-        return docker_stopped
-    if engine == "podman":
-        from cntr.images import podman_stopped
 
-        return podman_stopped
-    from cntr.images import containerd_stopped
-
-    return containerd_stopped
+def present() -> list[str]:
+    """The engines on this machine whose containers are taken though they do not run."""
+    known = {entry.name: entry for entry in registry.REGISTRY}
+    return [engine for engine in MODULES if known[engine].present()]
 
 
 def _image(reference: str) -> Blueprint:
@@ -214,15 +213,13 @@ def resolve(
 def stopped() -> list[Blueprint]:
     """All containers that do not run, with no more than engine, name, id, image and state; an engine that can't be asked is left out."""
     deadline = time.monotonic() + SECONDS
-    known = {entry.name: entry for entry in registry.REGISTRY}
     found: list[Blueprint] = []
     with VIEW:
-        for engine in ENGINES:
-            if known[engine].present():
-                try:
-                    found += module(engine).stopped(deadline)
-                except (Refused, CntrError, OSError):
-                    continue
+        for engine in present():
+            try:
+                found += module(engine).stopped(deadline)
+            except (Refused, CntrError, OSError):
+                continue
         if not os.geteuid():
             from cntr.images import of_users
 

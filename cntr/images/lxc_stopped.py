@@ -1,0 +1,154 @@
+"""LXC's containers that do not run, by their configuration files (lxc.container.conf(5)); LXD's and Incus's are asked for, too."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from cntr.engines import lxc, store
+from cntr.engines.container import NotRunning, Refused
+from cntr.errors import printable
+from cntr.images import ImageError, incus_stopped
+from cntr.images.blueprint import Blueprint, Mount
+from cntr.images.spec import CAPABILITIES, capability_mask, limit
+
+PATH, SYSTEM_CONF = "/var/lib/lxc", "/etc/lxc/lxc.conf"
+ALL = (1 << len(CAPABILITIES)) - 1
+INCLUDES, LINES = 64, 10_000
+DIRECTORIES = ("dir", "btrfs", "rootfs")  # the kinds of lxc.rootfs.path that are a directory at all times
+MAPS = {"u": "uid_map", "g": "gid_map"}
+
+
+def find(name: str, deadline: float, *, running: bool = False) -> list[Blueprint]:
+    """The container of that name; of LXD's and Incus's also PROJECT/NAME. Raises ImageError."""
+    found = [
+        blueprint(directory, name)
+        for directory in _directories()
+        if store.is_component(name) and os.path.isfile(f"{directory}/{name}/config") and (running or not runs(name))
+    ]
+    return found + incus_stopped.find(name, deadline, running=running)
+
+
+def stopped(deadline: float) -> list[Blueprint]:
+    """All, with no more than the name."""
+    found = []
+    for directory in _directories():
+        for name in store.listdir(directory):
+            if os.path.isfile(f"{directory}/{name}/config") and not runs(name):
+                found.append(_named(name))
+    return found + incus_stopped.stopped(deadline)
+
+
+def runs(name: str) -> bool:
+    """Whether LXC, LXD or Incus runs a container of that name."""
+    try:
+        return any(one.name == name for one in lxc.find(name, time.monotonic() + 2))
+    except NotRunning:
+        return False
+    except Refused:
+        return True  # its monitor is there
+
+
+def _directories() -> list[str]:
+    """Where containers are: $CNTR_LXC_ROOT, lxc.lxcpath of the system's configuration (lxc.system.conf(5)), /var/lib/lxc."""
+    try:
+        usual = dict(_settings(store.read(SYSTEM_CONF, limit=store.MEGABYTE))).get("lxc.lxcpath") or PATH
+    except OSError:
+        usual = PATH
+    return list(dict.fromkeys(store.roots("lxc", usual)))
+
+
+def _settings(text: str) -> list[tuple[str, str]]:
+    rows = (line.partition("=") for line in text.splitlines()[:LINES] if not line.lstrip().startswith("#"))
+    return [(key.strip(), value.strip()) for key, equals, value in rows if equals]
+
+
+def _configuration(path: str, left: list[int]) -> list[tuple[str, str]]:
+    """The settings of a configuration file, those of what it includes at their place. Raises OSError."""
+    found = []
+    for key, value in _settings(store.read(path, limit=store.MEGABYTE)):
+        if key != "lxc.include":
+            found.append((key, value))
+            continue
+        names = [f"{value}/{name}" for name in sorted(store.listdir(value)) if name.endswith(".conf")]
+        for name in names or [value]:
+            left[0] -= 1
+            if left[0] >= 0 and os.path.isfile(name):
+                found += _configuration(name, left)
+    return found
+
+
+def _named(name: str) -> Blueprint:
+    made = Blueprint("lxc", name)
+    made.id, made.state = name, "stopped"
+    return made
+
+
+def blueprint(directory: str, name: str) -> Blueprint:
+    """From its configuration. Raises ImageError, OSError."""
+    made = _named(name)
+    settings = _configuration(f"{directory}/{name}/config", [INCLUDES])
+    last = dict(settings)
+    _root(made, last.get("lxc.rootfs.path") or f"{directory}/{name}/rootfs")
+    made.capabilities, made.hostname = ALL, last.get("lxc.uts.name", name)[:64]
+    made.argv = (last.get("lxc.init.cmd") or last.get("lxc.execute.cmd") or "/sbin/init").split()
+    made.user = f"{last.get('lxc.init.uid', '0')}:{last.get('lxc.init.gid', '0')}"
+    made.directory = last.get("lxc.init.cwd") or "/"
+    made.no_new_privs, made.read_only = (
+        last.get("lxc.no_new_privs") == "1",
+        "ro" in last.get("lxc.rootfs.options", "").split(","),
+    )
+    made.check = lambda: runs(name)
+    if last.get("lxc.net.0.type") == "none" or "net" in last.get("lxc.namespace.keep", "").split():
+        made.share.add("net")
+    for key, value in settings:
+        _take(made, key, value)
+    return made
+
+
+def _root(made: Blueprint, path: str) -> None:
+    kind, _, rest = path.partition(":")
+    if path.startswith("/"):
+        kind, rest = "dir", path
+    if kind in ("overlay", "overlayfs") and rest.count(":") == 1:
+        lower, made.upper = rest.split(":")
+        made.lower, made.work = [lower], f"{os.path.dirname(made.upper)}/olwork"  # liblxc's name for it
+    elif kind in DIRECTORIES and os.path.isdir(rest):
+        made.upper = rest
+    else:
+        raise ImageError(
+            f"{made.label()}: its root {printable(path)} is no directory here", "mount it, then `dir:PATH`"
+        )
+
+
+def _take(made: Blueprint, key: str, value: str) -> None:
+    words = value.split()
+    if key == "lxc.idmap" and len(words) == 4 and words[0] in MAPS and all(word.isdecimal() for word in words[1:]):
+        inside, outside, count = map(int, words[1:])
+        getattr(made, MAPS[words[0]]).append((inside, outside, count))
+    elif key == "lxc.cap.drop":
+        made.capabilities = made.capabilities & ~capability_mask(words) if words else ALL
+    elif key == "lxc.cap.keep":
+        made.capabilities = 0 if words == ["none"] else capability_mask(words)
+    elif key == "lxc.environment" and "=" in value:
+        name, _, made.environment[name] = value.partition("=")
+    elif key.startswith("lxc.prlimit."):
+        soft, _, hard = value.partition(":")
+        numbers = [
+            -1 if word == "unlimited" else int(word)
+            for word in (soft, hard or soft)
+            if word.isdecimal() or word == "unlimited"
+        ]
+        found = limit(*numbers) if len(numbers) == 2 else None
+        if found:
+            made.limits[f"RLIMIT_{key[12:].upper()}"] = found
+    elif key == "lxc.mount.entry" and len(words) >= 4:
+        source, destination, kind, options = words[0], "/" + words[1].lstrip("/"), words[2], words[3].split(",")
+        if kind == "tmpfs":
+            made.mounts.append(Mount("tmpfs", "", destination))
+        elif (
+            {"bind", "rbind"} & set(options)
+            and source.startswith("/")
+            and (os.path.exists(source) or "optional" not in options)
+        ):
+            made.mounts.append(Mount("bind", source, destination, read_only="ro" in options))

@@ -1,0 +1,149 @@
+"""systemd-nspawn's machines that do not run: root directories in /var/lib/machines, their settings in NAME.nspawn (systemd.nspawn(5)).
+
+Raw images are listed and not mounted: a file system that somebody made is read by the kernel with all its rights, and that is for the
+administrator to decide (`systemd-dissect --mount`).
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+
+from cntr.engines import nspawn, store
+from cntr.images import ImageError
+from cntr.images.blueprint import Blueprint, Mount
+from cntr.images.spec import capability_mask
+
+PLACES = ("/var/lib/machines", "/run/machines", "/usr/local/lib/machines", "/usr/lib/machines")
+SETTINGS = ("/etc/systemd/nspawn", "/run/systemd/nspawn")
+IDS = 65536  # of a machine with --private-users; it begins at a multiple of them, which is its root directory's owner
+# What systemd-nspawn(1) leaves a machine.
+CAPABILITIES = (
+    "AUDIT_CONTROL AUDIT_WRITE CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID IPC_OWNER KILL LEASE LINUX_IMMUTABLE MKNOD "
+    "NET_BIND_SERVICE NET_BROADCAST NET_RAW SETFCAP SETGID SETPCAP SETUID SYS_ADMIN SYS_BOOT SYS_CHROOT SYS_NICE SYS_PTRACE "
+    "SYS_RESOURCE SYS_TTY_CONFIG"
+).split()
+
+
+def find(name: str, deadline: float, *, running: bool = False) -> list[Blueprint]:
+    """The machine of that name. Raises ImageError."""
+    if not store.is_component(name) or name.startswith("."):
+        return []
+    return [blueprint(place, name) for place in _places() if _kind(place, name) and (running or not runs(name))][:1]
+
+
+def stopped(deadline: float) -> list[Blueprint]:
+    """All, with no more than the name."""
+    found: dict[str, Blueprint] = {}
+    for place in _places():
+        for entry in store.listdir(place):
+            name = entry.removesuffix(".raw")
+            if not name.startswith(".") and _kind(place, name) and name not in found and not runs(name):
+                found[name] = _named(name)
+                found[name].image = f"{place}/{entry}"
+    return list(found.values())
+
+
+def runs(name: str) -> bool:
+    """Whether systemd-nspawn runs a machine of that name."""
+    deadline = time.monotonic() + 2
+    return bool(nspawn.find(name, deadline) or nspawn.find_by_process(name, deadline))
+
+
+def _places() -> list[str]:
+    return store.roots("nspawn", *PLACES)
+
+
+def _kind(place: str, name: str) -> str:
+    if os.path.isdir(f"{place}/{name}"):
+        return "directory"
+    return "raw" if os.path.isfile(f"{place}/{name}.raw") else ""
+
+
+def _named(name: str) -> Blueprint:
+    made = Blueprint("nspawn", name)
+    made.id, made.state = name, "stopped"
+    return made
+
+
+def blueprint(place: str, name: str) -> Blueprint:
+    """From its directory and settings. Raises ImageError."""
+    made = _named(name)
+    if _kind(place, name) == "raw":
+        raise ImageError(
+            f"{made.label()}: {place}/{name}.raw is an image of a disk: cntr has no file system that somebody made read by the kernel",
+            f"if you trust it: `systemd-dissect --mount {place}/{name}.raw DIR`, then dir:DIR",
+        )
+    made.upper = f"{place}/{name}"
+    made.hostname, made.argv, made.capabilities = name[:64], ["/sbin/init"], capability_mask(CAPABILITIES)
+    made.check = lambda: runs(name)
+    owner = os.stat(made.upper)
+    settings = _settings(name)
+    if owner.st_uid and owner.st_uid % IDS == 0 and owner.st_gid == owner.st_uid:
+        made.uid_map = made.gid_map = [(0, owner.st_uid, IDS)]
+    elif owner.st_uid and "Exec.PrivateUsers" not in settings:
+        raise ImageError(f"{made.label()}: {made.upper} is uid {owner.st_uid}'s, and no map says whose ids its are", "")
+    for key, values in settings.items():
+        for value in values:
+            _take(made, key, value)
+    return made
+
+
+def _settings(name: str) -> dict[str, list[str]]:
+    """Section.Key → values, of the administrator's file: one beside the image is only believed in part by systemd, and not here."""
+    found: dict[str, list[str]] = {}
+    for directory in SETTINGS:
+        try:
+            text = store.read(f"{directory}/{name}.nspawn", limit=store.MEGABYTE)
+        except OSError:
+            continue
+        section = ""
+        for line in text.splitlines():
+            line = line.strip()
+            key, equals, value = line.partition("=")
+            if line.startswith("["):
+                section = line.strip("[]")
+            elif equals and line[0] not in "#;":
+                found.setdefault(f"{section}.{key.strip()}", []).append(value.strip())
+        break
+    return found
+
+
+def _take(made: Blueprint, key: str, value: str) -> None:
+    if key == "Exec.Parameters":
+        made.argv = _words(value)
+    elif key == "Exec.Environment":
+        made.environment.update(dict(word.partition("=")[::2] for word in _words(value) if "=" in word))
+    elif key == "Exec.User":
+        made.user = value
+    elif key == "Exec.WorkingDirectory" and value.startswith("/"):
+        made.directory = value
+    elif key == "Exec.Hostname":
+        made.hostname = value[:64]
+    elif key == "Exec.NoNewPrivileges":
+        made.no_new_privs = value in ("yes", "true", "1", "on")
+    elif key == "Exec.Capability":
+        made.capabilities |= capability_mask(["ALL"] if value == "all" else value.split())
+    elif key == "Exec.DropCapability":
+        made.capabilities &= ~capability_mask(value.split())
+    elif key == "Exec.PrivateUsers":
+        first, _, count = value.partition(":")
+        if first.isdecimal() and (count or "1").isdecimal():
+            made.uid_map = made.gid_map = [(0, int(first), int(count or IDS))]
+    elif key == "Files.ReadOnly":
+        made.read_only = value in ("yes", "true", "1", "on")
+    elif key in ("Files.Bind", "Files.BindReadOnly"):
+        source, _, rest = value.partition(":")
+        destination = rest.partition(":")[0] or source
+        if source.startswith("/") and destination.startswith("/"):
+            made.mounts.append(Mount("bind", source, destination, read_only=key == "Files.BindReadOnly"))
+    elif key == "Files.TemporaryFileSystem":
+        made.mounts.append(Mount("tmpfs", "", value.partition(":")[0]))
+
+
+def _words(value: str) -> list[str]:
+    try:
+        return shlex.split(value)
+    except ValueError:
+        return value.split()
