@@ -36,11 +36,7 @@ class Core:
     """One served tree."""
 
     def __init__(
-        self,
-        root_fd: int,
-        options: Options,
-        credentials: Credentials | None = None,
-        xattrs: type[Xattrs] = Xattrs,
+        self, root_fd: int, options: Options, credentials: Credentials | None = None, xattrs: type[Xattrs] = Xattrs
     ) -> None:
         """root_fd: a directory fd of the tree's root; the core owns it. Sets the process's umask to 0.
 
@@ -49,7 +45,8 @@ class Core:
         self.options = options
         self.credentials = credentials or Credentials()
         self.nodes = NodeTable(root_fd, options.max_fds, self.credentials.raised())
-        self.fds = self.nodes.fds
+        self.fds, self.mounts = self.nodes.fds, self.nodes.mounts
+        self.mounts.own_device = options.own_device
         if options.root_kept:
             self.nodes.root.mount.forbids = 0
         Caller.retrying = self.fds.retrying
@@ -76,7 +73,7 @@ class Core:
         else:
             parent = self.nodes.get(parent_id)
             parent_fd = self.fds.fd(parent)
-            attributes = file_syscalls.statx(parent_fd, name)
+            attributes = self.mounts.look(parent.mount, parent_fd, name)
             node = self.nodes.see(attributes, parent, parent_fd, name)
         node.lookups += 1
         return node, attributes
@@ -88,7 +85,7 @@ class Core:
         """
         parent = self.nodes.get(parent_id)
         parent_fd = self.fds.fd(parent)
-        fields = file_syscalls.statx_fields(parent_fd, name)
+        fields = self.mounts.fields(parent.mount, parent_fd, name)
         if fields is None:
             return None
         return *self.nodes.listed(fields, parent, parent_fd, name), fields
@@ -154,7 +151,7 @@ class Core:
     # creating
 
     def _made(self, parent: Node, parent_fd: int, name: bytes) -> tuple[Node, Attributes]:
-        node = self.nodes.see(attributes := file_syscalls.statx(parent_fd, name), parent, parent_fd, name)
+        node = self.nodes.see(attributes := self.mounts.look(parent.mount, parent_fd, name), parent, parent_fd, name)
         node.lookups += 1
         return node, attributes
 
@@ -227,7 +224,7 @@ class Core:
 
     def _keep_reachable(self, parent: Node, parent_fd: int, name: bytes) -> Node | None:
         """NAME goes away: when it may be the only way to a file the kernel knows, keep a fd of it instead."""
-        attributes = file_syscalls.statx(parent_fd, name)
+        attributes = self.mounts.look(parent.mount, parent_fd, name)
         node = self.nodes.find(attributes, parent, name)
         if node is None or (node.pinned and not self.fds.is_held(node)):
             return None
@@ -268,7 +265,7 @@ class Core:
     def _renamed(self, parent: Node, parent_fd: int, name: bytes, victim: Node | None) -> None:
         """Note the new name, where nodes are reopened by name."""
         try:
-            node = self.nodes.find(file_syscalls.statx(parent_fd, name), parent, name)
+            node = self.nodes.find(self.mounts.look(parent.mount, parent_fd, name), parent, name)
         except OSError:
             return  # gone again already
         if node is not None:
@@ -376,12 +373,12 @@ class Core:
     def look_at_entry(self, fh: int, name: bytes) -> tuple[Node, Attributes]:
         """READDIRPLUS: the node and attributes of an entry; the binding counts the lookup once the entry has fitted in."""
         handle = self.files.handle(fh)
-        attributes = file_syscalls.statx(handle.fd, name)
+        attributes = self.mounts.look(handle.node.mount, handle.fd, name)
         return self.nodes.see(attributes, handle.node, handle.fd, name), attributes
 
     def list_entry(self, directory: DirectoryHandle, name: bytes) -> tuple[int, int, BackingMount, tuple[int, ...]]:
         """READDIRPLUS: (node id, generation, mount, fields of statx) of an entry, one lookup counted."""
-        fields = file_syscalls.statx_fields(directory.fd, name)
+        fields = self.mounts.fields(directory.node.mount, directory.fd, name)
         if fields is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         return *self.nodes.listed(fields, directory.node, directory.fd, name), fields

@@ -233,6 +233,7 @@ class _Manager:
             self.options.root_kept = True
             self.watchdog = Watchdog(self.mountpoint, self.heartbeat, self.options.hang_timeout)
             root_fd = self._without_ourselves(root_fd, copy_fd)
+            self.options.own_device = self.watchdog.device if root_fd != copy_fd else 0
             self.pid = os.fork()
             if self.pid == 0:
                 os.close(ready_reader)

@@ -7,7 +7,7 @@ import os
 
 from cntr.cntrfs.copyup import OVERLAYFS_MAGIC
 from cntr.cntrfs.handles import O_PATH, HandleOpener
-from cntr.cntrfs.node import INO_BITS, ROOT_ID, SYNTHETIC, BackingMount, stale
+from cntr.cntrfs.node import ENTRY, INO_BITS, ROOT_ID, SYNTHETIC, BackingMount, stale
 from cntr.linux import file_syscalls
 from cntr.linux.file_syscalls import Attributes, Handle
 
@@ -34,6 +34,7 @@ class Mounts:
         self.all: list[BackingMount] = []
         self.by_id: dict[tuple[int, int, int], BackingMount] = {}  # by mount id and device: major, minor
         self._synthetic = SYNTHETIC
+        self.own_device = 0  # of the FUSE mount, which may come to be mounted in its own tree
         self.on_new_mount: Callable[[BackingMount], None] = lambda mount: None
 
     def of(self, attributes: Attributes) -> BackingMount:
@@ -51,6 +52,26 @@ class Mounts:
                 mount.aliases = {0: -1, ROOT_ID: -1}
             self.by_id[key] = mount
         return mount
+
+    def fields(self, mount: BackingMount, fd: int, name: bytes) -> tuple[int, ...] | None:
+        """``statx_fields`` of NAME in the directory FD of the mount. ELOOP: our own FUSE mount is there.
+
+        It is never asked for its attributes: the server would wait for itself. So at first no server is asked, and then what is
+        mounted there is, if it is another one.
+        """
+        fields = file_syscalls.statx_fields(fd, name, mount.entry_flags)
+        if fields is None or fields[23] == mount.mnt_id:
+            return fields
+        if self.own_device and os.makedev(fields[21], fields[22]) == self.own_device:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        return file_syscalls.statx_fields(fd, name)
+
+    def look(self, mount: BackingMount, fd: int, name: bytes) -> Attributes:
+        """The same as ``Attributes``; ENOENT where there is no such name."""
+        fields = self.fields(mount, fd, name)
+        if fields is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return Attributes._make(fields)
 
     def nodeid(self, mount: BackingMount, ino: int) -> int:
         """The node id of the file with this inode number."""
@@ -81,6 +102,8 @@ class Mounts:
             try:
                 mount.magic = file_syscalls.filesystem_magic(path_fd)
                 mount.copies_up = mount.magic == OVERLAYFS_MAGIC
+                if mount.mnt_id and not mount.is_remote:  # what is not mounted there is as it is known
+                    mount.entry_flags = ENTRY | file_syscalls.AT_STATX_DONT_SYNC
                 mount.forbids = os.fstatvfs(path_fd).f_flag & RESTRICTIONS
             finally:
                 os.close(path_fd)

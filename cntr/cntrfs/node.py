@@ -7,12 +7,13 @@ import os
 import stat
 from typing import NamedTuple
 
-from cntr.linux.file_syscalls import Attributes, Handle
+from cntr.linux.file_syscalls import AT_NO_AUTOMOUNT, AT_SYMLINK_NOFOLLOW, Attributes, Handle
 
 ROOT_ID = 1  # FUSE_ROOT_ID, linux/fuse.h
 SYNTHETIC = 1 << 63  # node ids that can't be made from the inode number
 INO_BITS = 48
 INO_MASK = (1 << INO_BITS) - 1
+ENTRY = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT  # statx(2): the name's own file
 FILEID_INO32_GEN = 1  # linux/exportfs.h; the handle is (inode number, generation), 32 bits each
 
 #: proc, sysfs, cgroup, cgroup2, debugfs, tracefs, securityfs, bpf, configfs, fusectl, binfmt_misc, efivarfs, selinuxfs
@@ -40,8 +41,8 @@ class FileId(NamedTuple):
 class BackingMount:
     """One (mount, device) pair of the served tree; ``base`` is the upper part of its node ids."""
 
-    __slots__ = ("aliases", "any_generation", "base", "copies_up", "dev", "fd", "forbids", "handles", "index", "magic",
-                 "mnt_id", "node", "reads_wait", "slow_until", "watched")  # fmt: skip
+    __slots__ = ("aliases", "any_generation", "base", "copies_up", "dev", "entry_flags", "fd", "forbids", "handles", "index",
+                 "magic", "mnt_id", "node", "reads_wait", "slow_until", "watched")  # fmt: skip
 
     def __init__(self, mnt_id: int, dev: int, base: int, index: int) -> None:
         """index: the how-manieth of the table; handles: does open_by_handle_at(2) work here; None until tried."""
@@ -55,6 +56,7 @@ class BackingMount:
         self.fd = -1  # a real fd on this mount, for open_by_handle_at
         self.node: Node | None = None  # the directory that is mounted
         self.magic = 0  # the filesystem's f_type, linux/magic.h
+        self.entry_flags = ENTRY  # statx(2)'s for a name in a directory of it
         self.watched = False  # the kernel is told what changes here behind the mount
         self.copies_up = False  # an overlay: files change their inode number, device and birth time (copyup)
         self.forbids = 0  # ST_NOSUID, ST_NODEV, ST_NOEXEC of the mount, as far as the FUSE mount has them not itself

@@ -42,6 +42,9 @@ class Options:
         self.keep_mounts = keep_mounts
         self.read_only = read_only
         self.root_kept = False  # the FUSE mount has nosuid, nodev, noexec where the mount of the tree's root has them
+        self.own_device = (
+            0  # of the FUSE mount, where it may come to be mounted in the tree that it serves; 0: it can't
+        )
         self.as_nobody = as_nobody  # read-only, and for every client only the permission bits for others count: nobody
         self.max_fds = max_fds
         self.hang_timeout = 60.0

@@ -277,6 +277,13 @@ class Operations(pyfuse3.Operations):
                 node, attributes = core.look_at_entry(fh, entry.name)
             except (FileNotFoundError, PermissionError):
                 continue  # removed since the directory was read; or, as nobody, listed but not to be looked at
+            except OSError:  # a mount whose server is gone, or our own: the name is there, and who looks at it is told
+                unseen = pyfuse3.EntryAttributes()
+                unseen.st_ino, unseen.st_mode = core.mounts.unused_id(), entry.kind << 12
+                unseen.entry_timeout = unseen.attr_timeout = 0
+                if not pyfuse3.readdir_reply(token, entry.name, unseen, entry.next_offset):
+                    return
+                continue
             if not pyfuse3.readdir_reply(token, entry.name, self._entry(node, attributes), entry.next_offset):
                 core.discard(node)
                 return

@@ -21,6 +21,7 @@ AT_SYMLINK_NOFOLLOW = 0x100
 AT_SYMLINK_FOLLOW = 0x400
 AT_NO_AUTOMOUNT = 0x800
 AT_EMPTY_PATH = 0x1000
+AT_STATX_DONT_SYNC = 0x4000
 
 # linux/stat.h
 STATX_BASIC_STATS = 0x7FF
@@ -125,12 +126,12 @@ def statx(fd: int, name: bytes = b"", flags: int = AT_SYMLINK_NOFOLLOW | AT_NO_A
     return _make_attributes(_unpack_statx(_statx_buffer))
 
 
-def statx_fields(fd: int, name: bytes) -> tuple[int, ...] | None:
+def statx_fields(fd: int, name: bytes, flags: int = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) -> tuple[int, ...] | None:
     """``statx`` of an entry, as the plain tuple of the fields of ``Attributes``; None when there is none of this name.
 
     For listings and lookups: names that don't exist are asked for as often as others, and an exception takes longer.
     """
-    if _statx(fd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, STATX_WANTED, _statx_reference) < 0:
+    if _statx(fd, name, flags, STATX_WANTED, _statx_reference) < 0:
         if _get_errno() == errno.ENOENT:
             return None
         raise _fail("statx", name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -65,6 +66,64 @@ def test_a_mount_behind_it_is_crossed(here: Place) -> None:
             os.rename(here.directory / "below" / "new", here.directory / "new")
     finally:
         syscalls.umount(str(below), syscalls.MNT_DETACH)
+
+
+@pytest.mark.parametrize("words", [(), ("-o", "cache=strict")], ids=["auto", "strict"])
+@pytest.mark.parametrize("binding", ["devfuse", "pyfuse3"])
+def test_our_own_mount_bound_into_its_source(binding: str, words: tuple[str, ...]) -> None:
+    """It can't be looked at without asking ourselves; all else is served, and once it is gone the directory is there again."""
+    if missing(binding):
+        pytest.skip(missing(binding))
+    with place(binding, options=("-o", "hang_timeout=5", *words)) as here:
+        sub, seen = here.behind / "d" / "sub", here.directory / "d" / "sub"
+        sub.mkdir(parents=True)
+        (here.behind / "other").mkdir()
+        (here.behind / "file").write_text("x")
+        known = here.directory if words else seen  # to the kernel, before; and the server serves
+        assert len(os.listdir(known)) == (3 if words else 0)
+        for _ in range(2):
+            syscalls.mount(str(here.directory), str(sub), None, syscalls.MS_BIND | syscalls.MS_REC)
+            try:
+                begun = time.monotonic()
+                with pytest.raises(OSError, match="levels of symbolic links"):
+                    seen.rmdir()
+                with pytest.raises(OSError, match="levels of symbolic links"):
+                    (here.directory / "other").rename(seen)
+                assert _error_of(seen) in (errno.ELOOP, 0), "what the kernel knows of before is the directory below"
+                assert os.listdir(seen.parent) == ["sub"]
+                assert (sub / "file").read_text() == (here.directory / "file").read_text() == "x"
+                assert time.monotonic() - begun < 5, "the server waited for itself"
+            finally:
+                syscalls.umount(str(sub), syscalls.MNT_DETACH)
+            assert _error_of(seen) == 0, "the directory below"
+        assert here.server
+        assert here.server.alive, here.server.log_end()
+
+
+def test_a_mount_whose_server_is_gone_hides_no_other_name(here: Place) -> None:
+    """Its own name is listed, too, and says why when it is looked at."""
+    dead = here.behind / "d" / "dead"
+    dead.mkdir(parents=True)
+    (here.behind / "d" / "file").write_text("x")
+    fd = os.open("/dev/fuse", os.O_RDWR)
+    syscalls.mount("dead", str(dead), "fuse", 0, f"fd={fd},rootmode=40000,user_id=0,group_id=0")
+    os.close(fd)
+    try:
+        for _ in range(2):
+            assert sorted(os.listdir(here.directory / "d")) == ["dead", "file"]
+            assert (here.directory / "d" / "file").read_text() == "x"
+            assert _error_of(here.directory / "d" / "dead") == errno.ENOTCONN
+    finally:
+        syscalls.umount(str(dead), syscalls.MNT_DETACH)
+    wait_until(lambda: os.listdir(here.directory / "d" / "dead") == [], "the directory below", 5)
+
+
+def _error_of(path: Path) -> int:
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno or -1
+    return 0
 
 
 def test_a_listing_is_not_kept_where_nobody_watches(tmp_path: Path) -> None:
