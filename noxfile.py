@@ -39,7 +39,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Mypy, strict."""
+    """Mypy: strict, and in tests that what is used is there."""
     session.install("-q", "mypy>=1.13", "nox", ".[lab]", "hypothesis")
     session.run("mypy")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from . import sources
@@ -33,7 +33,7 @@ def command(options: list[str], suite: str, target: str, mirror: str | None) -> 
     return [*found, suite, target, *sources.lines(suite, mirror)]
 
 
-def followed(command: list[str], log: Path, work: Path) -> Iterator[str]:
+def followed(command: list[str], log: Path, work: Path) -> Generator[str]:
     """Run `command` into `log`, its files in `work`; give mmdebstrap's own steps as they come, each with its time."""
     started = time.monotonic()
     with (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,8 @@ class Box:
 
     def __init__(self, rig: Rig, name: str, pid: int, *, id: str = "", rootfs: str = "", upper: str = "") -> None:
         """Keep what the engine said."""
-        self.rig, self.name, self.pid, self.id, self.rootfs, self.upper = rig, name, pid, id or name, rootfs, upper
+        self.rig: Any = rig  # of whatever kind: what it offers beside ``Rig`` is its own
+        self.name, self.pid, self.id, self.rootfs, self.upper = name, pid, id or name, rootfs, upper
         self.target = f"{rig.engine}:{name}" if rig.engine != "pid" else str(pid)
         self.env = {**os.environ, **rig.settings}
         self.parts: list[Box] = []  # containers this one needs, removed after it

@@ -95,7 +95,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: one more variant of what another test shows already")
 
 
-def open_rig(request: pytest.FixtureRequest, name: str) -> Rig:
+def open_rig(request: pytest.FixtureRequest, name: str) -> Any:
     """The session's rig of that name, started if it is the first to be asked for."""
-    rig: Rig = request.getfixturevalue(name)
-    return rig
+    return request.getfixturevalue(name)

@@ -38,6 +38,7 @@ class Client:
     """kubectl with the plugin in PATH, told of the server."""
 
     def __init__(self, place: pathlib.Path, server: Server) -> None:
+        self.name = ""
         self.server = server
         plugin = place / "bin/kubectl-cntr"
         plugin.parent.mkdir()

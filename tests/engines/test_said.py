@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def said(target: str) -> tuple[str, str]:
 @pytest.fixture
 def made(request):
     """Containers that the test made by the command of an engine, removed at its end."""
-    found: list[tuple[object, str]] = []
+    found: list[tuple[Any, str]] = []
     yield found
     for rig, name in found:
         rig.command("rm", "-f", name)

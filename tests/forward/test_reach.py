@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -128,7 +129,7 @@ def test_who_never_reads_and_who_floods_hold_up_nobody_else():
 def test_a_side_that_does_not_answer_is_given_up(monkeypatch):
     """As a path does that leads to a file system of the container's which never answers."""
     monkeypatch.setattr(sides, "ANSWER_SECONDS", 0.2)
-    heard: list[object] = []
+    heard: list[Any] = []
 
     class Told:
         def up(self, notes: list[str]) -> None:

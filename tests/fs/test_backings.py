@@ -17,7 +17,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from testkit.servers import SETID_AND_DEVICES, Place, Server, missing, open_to_others, remove_tree
 
 from .actors import USER
-from .checks import all_checks
+from .checks import Check, all_checks
 from .checks._tools import Unsupported
 from .expected import reason
 from .test_statemachine import Pair, Twins, bounds
@@ -104,7 +104,7 @@ def _unmount(path: Path) -> None:
             time.sleep(0.1)
 
 
-def _outcome(check: object, place: Place) -> str:
+def _outcome(check: Check, place: Place) -> str:
     """Empty when it passes."""
     name = place.fresh()
     try:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Self
 
 from cntr.linux import procfs, syscalls
 from testkit.container import SlimContainer
@@ -56,7 +57,7 @@ class Box(SlimContainer):
             self.programs = {"/bin/busybox": BUSYBOX, **self.programs}
             self.links = {**{f"/bin/{applet}": "busybox" for applet in APPLETS}, **self.links}
 
-    def __enter__(self) -> Box:
+    def __enter__(self) -> Self:
         """Put the links into the root before the container sees it."""
         if self.root == pathlib.Path():
             import tempfile

@@ -7,6 +7,7 @@ import pathlib
 import signal
 import subprocess
 import time
+from dataclasses import dataclass
 
 import pytest
 
@@ -15,11 +16,17 @@ from testkit.waiting import wait_until
 from tests.nest.tty import CNTR
 
 
+@dataclass
+class Attached(SlimContainer):
+    """A container, and the transport to attach to it by."""
+
+    transport: str = "mount"
+
+
 @pytest.fixture(params=["mount", "fuse"])
 def container(request):
     """A container and the transport to attach to it by."""
-    with SlimContainer("life") as running:
-        running.transport = request.param
+    with Attached("life", transport=request.param) as running:
         yield running
 
 
@@ -201,8 +208,7 @@ def test_nohup_stays_in_force(container, start):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_file_server_that_dies_or_hangs_ends_the_session_and_hangs_nobody(number, start):
-    with SlimContainer("served") as container:
-        container.transport = "fuse"
+    with Attached("served", transport="fuse") as container:
         busy = "echo ready; while :; do find /usr/share/doc; done >/dev/null 2>&1"
         process = start(container, "--", "sh", "-c", busy, stderr=subprocess.PIPE)
         assert process.stdout.readline() == b"ready\n"

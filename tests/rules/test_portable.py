@@ -64,7 +64,7 @@ class Newer(ast.NodeVisitor):
         self.found: list[str] = []
 
     def say(self, node: ast.AST, what: str) -> None:
-        self.found.append(f"line {node.lineno}: {what}")
+        self.found.append(f"line {getattr(node, 'lineno', 0)}: {what}")
 
     def visit_If(self, node: ast.If) -> None:
         if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
