@@ -150,7 +150,7 @@ def _join_sandbox(made: Blueprint, sandbox: str, runtime: dict[str, Any]) -> Non
             made.join[kind] = f"/proc/{pid}/ns/{kind}"
 
 
-def take_snapshot(made: Blueprint, namespace: str, snapshotter: str, key: str) -> None:
+def take_snapshot(made: Blueprint, namespace: str, snapshotter: str, key: str, *, socket: str = "") -> None:
     """The layers of a snapshot, by the mount command that ctr prints: mount -t overlay overlay TARGET -o lowerdir=…,… Raises ImageError."""
     text = stores.run(
         containerd_store.ctr("-n", namespace, "snapshots", "--snapshotter", snapshotter, "mounts", "/mnt", key), 10

@@ -6,19 +6,26 @@ import os
 import time
 
 from cntr.engines import containerd, store
+from cntr.errors import printable
 from cntr.images import Image, ImageError, stores
 
 NAMESPACES = 64
 
 
-def ctr(*words: str) -> list[str]:
-    """The command line of ctr, which by itself asks at /run/containerd or $CONTAINERD_ADDRESS; else k3s', k0s' or microk8s' containerd."""
-    if "CONTAINERD_ADDRESS" not in os.environ and not os.path.exists(f"{containerd.STATES[0]}/containerd.sock"):
-        for state in containerd.STATES[1:]:
-            for socket in (f"{state}/containerd.sock", f"{state}.sock"):
-                if os.path.exists(socket):
-                    return ["ctr", "-a", socket, *words]
-    return ["ctr", *words]
+def ctr(*words: str, socket: str = "") -> list[str]:
+    """A command line of ctr; socket: whose, "" for $CONTAINERD_ADDRESS or a usual one. Raises ImageError: ctr would wait."""
+    usual = [
+        f"{state}{name}"
+        for state in containerd.STATES
+        for name in ("/containerd.sock", ".sock")
+        if "docker" not in state
+    ]
+    asked = [socket or os.environ.get("CONTAINERD_ADDRESS", "")]
+    asked = asked if asked[0] else usual
+    found = next((path for path in asked if os.path.exists(path)), "")
+    if not found:
+        raise ImageError(f"containerd: nobody listens on {printable(asked[0])}", "$CONTAINERD_ADDRESS names its socket")
+    return ["ctr", "-a", found, *words]
 
 
 def images(name: str, deadline: float) -> list[Image]:

@@ -8,7 +8,7 @@ import time
 
 from cntr.engines import Refused, docker
 from cntr.errors import printable
-from cntr.images import docker_store
+from cntr.images import ImageError, docker_store
 from cntr.images.blueprint import DEFAULT_CAPABILITIES, Blueprint, Mount
 from cntr.images.spec import CAPABILITIES, capability_mask, limit, mapping, paths
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 LOG_LINES = 10
+OWN_CONTAINERD = "/run/docker/containerd/containerd.sock"  # of a dockerd that started it itself
 
 
 def find(name: str, deadline: float, *, running: bool = False) -> list[Blueprint]:
@@ -62,7 +63,7 @@ def blueprint(path: str, owner: int, answer: dict[str, Any]) -> Blueprint:
     made.take_config(config)
     made.status = int(state.get("ExitCode") or 0) if made.state != "created" else None
     made.oom_killed, made.hostname = state.get("OOMKilled") is True, str(config.get("Hostname") or "")[:64]
-    _layers(made, answer)
+    _layers(made, path, answer)
     _security(made, host)
     for row in host.get("Ulimits") or ():
         found = limit(mapping(row).get("Soft"), mapping(row).get("Hard"))
@@ -96,13 +97,29 @@ def blueprint(path: str, owner: int, answer: dict[str, Any]) -> Blueprint:
     return made
 
 
-def _layers(made: Blueprint, answer: dict[str, Any]) -> None:
+def _snapshot(made: Blueprint, path: str, snapshotter: str) -> None:
+    """Docker over containerd's image store: the daemon tells since version 27 where its containerd listens. Raises ImageError."""
+    from cntr.images import containerd_stopped
+
+    if made.owner:
+        raise ImageError(
+            f"{made.label()}: in containerd's image store, which is its user's to ask", "overlay2 is known"
+        )
+    try:
+        status, answer = docker._get(path, "/info", made.owner, time.monotonic() + 5)
+    except (OSError, Refused):
+        status, answer = 0, None
+    own = str(mapping(mapping(answer).get("Containerd")).get("Address") or "") if status == 200 else ""
+    sockets = (os.environ.get("CONTAINERD_ADDRESS", ""), own, OWN_CONTAINERD)
+    socket = next((socket for socket in sockets if socket and os.path.exists(socket)), "")
+    containerd_stopped.take_snapshot(made, "moby", snapshotter, made.id, socket=socket)
+
+
+def _layers(made: Blueprint, path: str, answer: dict[str, Any]) -> None:
     driver = mapping(answer.get("GraphDriver"))
     data = mapping(driver.get("Data"))
     if driver.get("Name") != "overlay2" or not data.get("UpperDir"):
-        from cntr.images import containerd_stopped
-
-        containerd_stopped.take_snapshot(made, "moby", "overlayfs", made.id)  # Docker over containerd's image store
+        _snapshot(made, path, str(driver.get("Name") or "overlayfs"))
         return
     made.overlay = {"userxattr": ""} if made.owner else {}
     made.lower = [path for path in str(data.get("LowerDir") or "").split(":") if path]

@@ -2,7 +2,7 @@
 
 How to use one (this module is a pytest plugin; the fixtures are session-scoped, one engine per xdist worker):
 
-    def test_it(docker):                              # docker docker_remapped podman podman_newer podman_rootless runc crun bwrap byhand
+    def test_it(docker):                              # a key of RIGS
         with docker.box("scratch") as box:            # a variant of VARIANTS; a running container, gone after the block
             box.name, box.id, box.pid                 # what the engine itself says
             subprocess.run([..., "attach", box.target, ...], env=box.env)
@@ -44,7 +44,7 @@ from typing import Any
 import pytest
 
 from testkit.engines.rig import Box, Rig
-from testkit.engines.rigs_cli import Docker, DockerRemapped, Podman, PodmanNewer, PodmanRootless
+from testkit.engines.rigs_cli import Docker, DockerRemapped, DockerSnapshots, Podman, PodmanNewer, PodmanRootless
 from testkit.engines.rigs_containerd import Containerd, Kubernetes
 from testkit.engines.rigs_others import Apptainer, Buildah, DockerRootless, Gvisor
 from testkit.engines.rigs_runtimes import Bwrap, ByHand, Crun, Runc
@@ -55,6 +55,7 @@ __all__ = ["CASES", "RIGS", "Box", "Rig", "open_rig"]
 RIGS: dict[str, type[Rig]] = {
     "docker": Docker,
     "docker_remapped": DockerRemapped,
+    "docker_snapshots": DockerSnapshots,
     "podman": Podman,
     "podman_newer": PodmanNewer,
     "podman_rootless": PodmanRootless,

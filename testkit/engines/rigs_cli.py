@@ -111,20 +111,40 @@ class Docker(CliRig):
         socket = f"unix://{path}/docker.sock"
         # Two daemons must not share a containerd namespace's cgroup, and the cgroup's name lets the clean-up find it.
         flags = ["--data-root", f"{path}/data", "--exec-root", f"{path}/exec", "-p", f"{path}/docker.pid", "-H", socket]
-        flags += ["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=overlay2"]
+        flags += ["--iptables=false", "--ip6tables=false", "--bridge=none", *self.store()]
         flags += ["--cgroup-parent", f"/{self.den.mark}", *self.flags]
         process = self.den.daemon([*self.prefix(), "dockerd", *flags], log="log")
-        self.settings = {"DOCKER_HOST": socket}
+        self.settings["DOCKER_HOST"] = socket
         self.socket = f"{path}/docker.sock"
         self.cli = ("docker", "-H", socket)
         self.den.wait_for("dockerd", self._answers, process=process)
         self.images()
+
+    def store(self) -> tuple[str, ...]:
+        """The flags that choose where images are kept."""
+        return ("--storage-driver=overlay2",)
 
     def _answers(self) -> bool:
         # Not `version`: docker.io 26.1's rootless daemon panics over it when rootlesskit serves no network of its own.
         return os.path.exists(self.socket) and not subprocess.call(
             [*self.cli, "ps"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=self.den.env
         )
+
+
+class DockerSnapshots(Docker):
+    """dockerd of Debian 13, with containerd's image store (in Docker since version 23; Debian 12 has 20.10)."""
+
+    variants = ("busybox",)
+
+    def prefix(self) -> tuple[str, ...]:
+        """The root of the newer suite."""
+        return newer.prefix("trixie")
+
+    def store(self) -> tuple[str, ...]:
+        """The daemon's feature; its own containerd's socket is in its own state directory."""
+        pathlib.Path(self.den.path, "daemon.json").write_text('{"features": {"containerd-snapshotter": true}}')
+        self.settings = {"CONTAINERD_ADDRESS": f"{self.den.path}/exec/containerd/containerd.sock"}
+        return ("--config-file", f"{self.den.path}/daemon.json")
 
 
 class DockerRemapped(Docker):

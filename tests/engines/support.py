@@ -22,7 +22,14 @@ class Row:
 
 
 ROWS = (
-    Row("Docker", "docker:NAME", "API on its socket", ENGINE, ("docker", "docker_remapped"), "userns-remap too"),
+    Row(
+        "Docker",
+        "docker:NAME",
+        "API on its socket",
+        ENGINE,
+        ("docker", "docker_remapped", "docker_snapshots"),
+        "userns-remap too",
+    ),
     Row(
         *("Docker behind TCP on this machine", "docker:NAME", "the command `docker`", ENGINE, ("docker",)),
         "`$DOCKER_HOST` or a context with tcp://localhost",
@@ -166,6 +173,20 @@ says which. An id may be shortened as long as it stays unique; an exact name goe
 exec'ed in, listed and inspected (what a command or a database tells, is found by name). *layout test*: the engine does not run
 on the test machine; its state files are made by the test over a real process. *refused*: the test asserts the error.
 
+## What does not run
+
+| engine | found by | its files |
+|---|---|---|
+| Docker | the API, as the daemon's `docker inspect` has it | overlay2's layers, or containerd's snapshot |
+| Podman | containers.json and config.json; `podman inspect`, or version 5's database | the layers, native overlay or vfs |
+| Buildah | containers.json and buildah.json | the layers |
+| containerd, Kubernetes over it | `ctr`; pods by the annotations of CRI, its status file and its log | the snapshot |
+| LXC | `/var/lib/lxc/NAME/config` with what it includes; lxc.lxcpath, `$CNTR_LXC_ROOT` | `dir:`, `btrfs:`, `overlay:` |
+| LXD, Incus | the API | `containers/NAME/rootfs`, shifted as the pool's files are |
+| systemd-nspawn | `/var/lib/machines` and its like, /etc/systemd/nspawn/NAME.nspawn; `$CNTR_NSPAWN_ROOT` | the directory, no raw image |
+
+Docker's, Podman's and Buildah's are also each user's own. `tests/images` starts each of these engines, stops a container and looks into it.
+
 ## What counts as found
 
 A state file may be stale, forged, or about another machine. So the process behind a pid must bear its container's mark (its
@@ -226,6 +247,7 @@ files, and `ctr` tells the containers.
 | `LXD_DIR`, `INCUS_DIR`, `APPTAINER_CONFIGDIR` | as for those programs |
 | `CNTR_RUNC_ROOT`, `CNTR_CRUN_ROOT`, `CNTR_RUNSC_ROOT`, `CNTR_SYSBOX_ROOT`, `CNTR_RKT_ROOT` | more state directories, colon-separated |
 | `CNTR_CONTAINERD_ROOT`, `CNTR_NERDCTL_ROOT` | more of containerd's `state` directories, of nerdctl's data directories |
+| `CNTR_LXC_ROOT`, `CNTR_NSPAWN_ROOT` | more directories of LXC's and systemd-nspawn's, for what does not run |
 | `CONTAINERD_ADDRESS` | the socket that `ctr` asks, for a containerd whose state is elsewhere |
 
 `sudo` drops such variables: `sudo DOCKER_HOST=… cntr attach …`.

@@ -12,7 +12,7 @@ import pytest
 
 from testkit.engines import cri, rigging, rigs
 
-RIGS = ("docker", "docker_remapped", "podman", "containerd", "k8s")
+RIGS = ("docker", "docker_remapped", "docker_snapshots", "podman", "containerd", "k8s")
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -87,7 +87,7 @@ def test_a_session_in_a_container_that_has_ended(stopped):
         assert properties["last exit status"] == "137 (signal 9)"
 
 
-@of("docker", "docker_remapped")
+@of("docker", "docker_remapped", "docker_snapshots")
 def test_nothing_is_different_afterwards_and_with_write_it_is_fixed(stopped):
     target, before = stopped.box.target, stopped.diff()
     script = "echo x > /etc/fixed; rm /etc/motto; mkdir -p /new/deep; chmod 700 /data"
