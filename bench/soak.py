@@ -31,7 +31,6 @@ class Traces:
     """What cntr could leave, as it is now; a later one is compared with an earlier one."""
 
     def __init__(self, container: SlimContainer, mark: str) -> None:
-        """Look."""
         self.container, self.mark = container, mark
         self.found = {
             "process": set(self._processes()),

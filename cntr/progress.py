@@ -25,7 +25,6 @@ class Progress:
     __slots__ = ("begun", "done", "next", "shown", "size", "tell", "what")
 
     def __init__(self, what: str = "", tell: Tell | None = None) -> None:
-        """Nothing moved yet."""
         self.what, self.tell = what, tell
         self.begun, self.done, self.size, self.shown = time.monotonic(), 0, 0, False
         self.next = self.begun + QUIET_SECONDS if tell or os.isatty(2) else float("inf")

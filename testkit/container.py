@@ -178,5 +178,4 @@ class SlimContainer:
             self._own.cleanup()
 
     def __exit__(self, *_: object) -> None:
-        """Stop it."""
         self.stop()

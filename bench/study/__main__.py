@@ -33,7 +33,6 @@ class Container:
     """A container of an image, probed as the study does it."""
 
     def __init__(self, recipe: Recipe, image: str) -> None:
-        """Start it."""
         self.recipe = recipe
         done = run(*DOCKER, "run", "-d", "--network", "none", image)
         if done.returncode:

@@ -29,7 +29,6 @@ class Authentication(Opening):
     """The lines until BEGIN. uid: what the client is to call itself."""
 
     def __init__(self, uid: int) -> None:
-        """Nothing said yet."""
         self.uid = str(uid).encode().hex().encode()
         self.held, self.first, self.external = b"", True, False
 

@@ -48,7 +48,6 @@ class Names:
     __slots__ = ("ids", "names")
 
     def __init__(self) -> None:
-        """None taken."""
         self.ids: set[int] = set()
         self.names: set[str] = set()
 

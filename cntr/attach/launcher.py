@@ -67,7 +67,6 @@ class Launcher:
         frames_write: int,
         null_fd: int,
     ) -> None:
-        """Keep the parts."""
         self.identity, self.command, self.channel, self.progress, self.root = identity, command, channel, progress, root
         self.life_read, self.frames_write, self.null_fd = life_read, frames_write, null_fd
 

@@ -46,7 +46,6 @@ class Monitor:
         stdio: Stdio,
         null_fd: int,
     ) -> None:
-        """Every object in it was made before the fork."""
         self.nest, self.identity, self.command, self.channel = nest, identity, command, channel
         self.progress, self.left_files, self.null_fd, self.reaper = nest.progress, left_files, null_fd, 0
         self.stdio = stdio

@@ -58,7 +58,6 @@ class Nest:
         devices: Devices,
         shares: list[Share],
     ) -> None:
-        """Keep the parts."""
         self.target, self.entrance, self.base, self.devpts_fd = target, entrance, base, devpts_fd
         self.private, self.devices, self.shares, self.tree_fd = private, devices, shares, -1
         self.progress = steps.Progress()
@@ -154,7 +153,6 @@ class MountedTools:
     __slots__ = ("own_mnt_fd", "read_only", "shown", "tools")
 
     def __init__(self, tools: Tools, own_mnt_fd: int, shown: view.View | None, *, read_only: bool) -> None:
-        """Nothing entered yet."""
         self.tools, self.own_mnt_fd, self.shown, self.read_only = tools, own_mnt_fd, shown, read_only
 
     @property
@@ -180,7 +178,6 @@ class ServedTools:
     __slots__ = ("is_view", "server")
 
     def __init__(self, server: FileServer, *, is_view: bool) -> None:
-        """Nothing entered yet."""
         self.server, self.is_view = server, is_view
 
     def enter(self, progress: steps.Progress) -> list[str]:
@@ -206,7 +203,6 @@ class OwnRoot:
     __slots__ = ("progress", "target")
 
     def __init__(self, target: Target) -> None:
-        """Nothing entered yet."""
         self.target, self.progress = target, steps.Progress()
 
     def assemble(self) -> list[str]:

@@ -18,7 +18,7 @@ CHUNK = 1 << 14
 
 
 class Pty:
-    """A pseudoterminal in a devpts instance that no container sees (mount_devpts, Documentation/filesystems/devpts.rst).
+    """A pseudoterminal in a devpts instance that no container sees (``nest.new_devpts``, Documentation/filesystems/devpts.rst).
 
     devpts_fd: the detached mount, to be mounted at the nest's /dev/pts, so that ``tty`` and tmux work in the session;
     master, slave: the fds, slave -1 once handed over.
@@ -110,7 +110,6 @@ class Pump:
     __slots__ = ("copy", "input_open", "master", "stdin", "stdout", "to_session", "to_user")
 
     def __init__(self, stdin: int, stdout: int, master: int) -> None:
-        """Nothing moved yet."""
         self.stdin, self.stdout, self.master = stdin, stdout, master
         self.to_session = self.to_user = b""
         self.input_open = True

@@ -26,7 +26,6 @@ class Watch:
     __slots__ = ("before", "fd")
 
     def __init__(self) -> None:
-        """Block and open."""
         self.before = signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
         self.fd = syscalls.signalfd(WATCHED)
 

@@ -82,7 +82,6 @@ class Input:
     __slots__ = ("again", "back", "buffer", "fd", "kind", "link", "pause", "pids", "pipe", "proc_fd", "taking")
 
     def __init__(self, fd: int, kind: int, pipe: int, reading: int) -> None:
-        """Nothing moved yet."""
         self.fd, self.kind, self.pipe, self.buffer = fd, kind, pipe, b""
         self.back = os.dup(reading) if stat.S_ISREG(os.fstat(fd).st_mode) else -1
         self.link = os.readlink(f"/proc/self/fd/{pipe}")

@@ -87,5 +87,4 @@ class Progress:
     __slots__ = ("now",)
 
     def __init__(self) -> None:
-        """Before the first step."""
         self.now = START

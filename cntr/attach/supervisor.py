@@ -46,7 +46,6 @@ class Outcome:
     )
 
     def __init__(self) -> None:
-        """Not ended yet."""
         self.status: int | None = None
         self.failed: list[str] | None = None
         self.notes: list[str] = []

@@ -26,7 +26,7 @@ CAPABILITIES = (
     "sys_admin sys_boot sys_nice sys_resource sys_time sys_tty_config mknod lease audit_write audit_control "
     "setfcap mac_override mac_admin syslog wake_alarm block_suspend audit_read perfmon bpf checkpoint_restore"
 ).split()
-CAP_KILL, CAP_SYS_PTRACE, CAP_SYS_ADMIN = 1 << 5, 1 << 19, 1 << 21
+CAP_SYS_PTRACE, CAP_SYS_ADMIN = 1 << 19, 1 << 21
 UNREAL = (syscalls.PROC_SUPER_MAGIC, syscalls.SYSFS_MAGIC, syscalls.DEVPTS_SUPER_MAGIC, syscalls.FUSE_SUPER_MAGIC)
 
 

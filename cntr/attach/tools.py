@@ -28,7 +28,6 @@ class Tools:
     __slots__ = ("held", "label", "mnt_fd", "path", "root_fd", "target")
 
     def __init__(self, label: str, root_fd: int, mnt_fd: int, path: str, target: Target | None = None) -> None:
-        """Keep the facts."""
         self.label, self.root_fd, self.mnt_fd, self.path, self.target = label, root_fd, mnt_fd, path, target
         self.held: Callable[[], None] | None = None  # lets go of an image's tree in the cache
 

@@ -292,7 +292,6 @@ class Server:
     """In that process: what is behind one socket."""
 
     def __init__(self, loop: Loop, source: Source, caller: Caller) -> None:
-        """Begin to accept. Raises OSError."""
         self.loop, self.source, self.caller = loop, source, caller
         self.connections: set[Connection] = set()
         self.waiting = 0

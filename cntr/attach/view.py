@@ -176,7 +176,6 @@ class View:
     __slots__ = ("as_owner", "nobody_fd", "notes", "proc_fd")
 
     def __init__(self, nobody_fd: int, proc_fd: int, *, as_owner: bool) -> None:
-        """Nothing made yet."""
         self.nobody_fd, self.proc_fd, self.as_owner = nobody_fd, proc_fd, as_owner
         self.notes: list[str] = []
 

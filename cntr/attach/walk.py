@@ -41,15 +41,12 @@ class Fds:
     __slots__ = ("closers",)
 
     def __init__(self) -> None:
-        """Nothing yet."""
         self.closers: list[Callable[[], object]] = []
 
     def __enter__(self) -> Fds:
-        """A scope."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close all."""
         while self.closers:
             self.closers.pop()()
 

@@ -27,7 +27,6 @@ class Live:
     __slots__ = ("fields", "pid", "start")
 
     def __init__(self, pid: int, start: int, fields: dict[str, object]) -> None:
-        """Keep them."""
         self.pid, self.start, self.fields = pid, start, fields
 
     def text(self, key: str) -> str:

@@ -31,7 +31,6 @@ class Rule:
     __slots__ = ("commands", "targets", "users")
 
     def __init__(self, table: Table) -> None:
-        """Keep them."""
         lists = {key: value for key, (value, _) in table.items.items() if isinstance(value, list)}
         self.commands, self.targets, self.users = (lists.get(key) for key in ("commands", "targets", "users"))
 
@@ -40,7 +39,6 @@ class Policy:
     """What the file says. rules: none where every user and target is allowed."""
 
     def __init__(self) -> None:
-        """That of an empty file."""
         self.sinks = sinks.Settings()
         self.reason = False
         self.limit: float | None = None

@@ -51,7 +51,6 @@ class Screen:
     __slots__ = ("modes", "pending", "region")
 
     def __init__(self) -> None:
-        """Nothing begun."""
         self.pending, self.region = "", False
         self.modes: set[str] = set()
 

@@ -33,7 +33,6 @@ class Session:
     def __init__(
         self, command: str, words: list[str], say: Callable[[str], None], *, target: str = "", reason: str = ""
     ) -> None:
-        """Nothing looked at yet. say: prints one line to the user."""
         self.command, self.words, self.say, self.target, self.reason = command, words, say, target, reason
         self.widening: list[str] = []
         self.limit: float | None = None

@@ -32,13 +32,11 @@ class Term:
     __slots__ = ("end", "limit", "warning")
 
     def __init__(self, limit: float) -> None:
-        """Now it begins."""
         self.limit = limit
         self.end = time.monotonic() + limit
         self.warning: float | None = self.end - WARNING_SECONDS if limit > WARNING_SECONDS else None
 
     def __str__(self) -> str:
-        """As it is typed."""
         return shown(self.limit)
 
     def patience(self) -> float:

@@ -20,7 +20,6 @@ class TomlError(ValueError):
     """line: where, from 1."""
 
     def __init__(self, line: int, message: str) -> None:
-        """Keep both."""
         super().__init__(f"line {line}: {message}")
         self.line = line
 
@@ -31,7 +30,6 @@ class Table:
     __slots__ = ("items", "line", "name", "repeated")
 
     def __init__(self, name: str, line: int, *, repeated: bool) -> None:
-        """Empty."""
         self.name, self.line, self.repeated = name, line, repeated
         self.items: dict[str, tuple[Value, int]] = {}
 

@@ -51,7 +51,6 @@ class Parsed:
     __slots__ = ("argv", "command", "line", "values", "words")
 
     def __init__(self, command: Command) -> None:
-        """Empty."""
         self.command = command
         self.values: dict[str, object] = {}
         self.words: list[str] = []

@@ -25,7 +25,6 @@ class Report:
     __slots__ = ("columns", "footer", "rows", "status")
 
     def __init__(self, *columns: str) -> None:
-        """No rows yet."""
         self.columns = columns
         self.rows: list[tuple[object, ...]] = []
         self.footer: list[str] = []

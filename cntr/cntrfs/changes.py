@@ -17,7 +17,6 @@ class Changes:
     __slots__ = ("atime", "gid", "killpriv", "mode", "mtime", "size", "uid")
 
     def __init__(self) -> None:
-        """Nothing changes."""
         self.mode: int | None = None
         self.uid: int | None = None
         self.gid: int | None = None

@@ -76,7 +76,6 @@ class OpenFiles:
     """What the clients have open, by handle number; for the serving thread."""
 
     def __init__(self, nodes: NodeTable, options: Options) -> None:
-        """Nothing is open."""
         self._nodes = nodes
         self._fds = nodes.fds
         self._options = options

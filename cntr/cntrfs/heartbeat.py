@@ -15,7 +15,6 @@ class Heartbeat:
     __slots__ = ("_lock", "_map", "counters")
 
     def __init__(self) -> None:
-        """All zero."""
         self._lock = _thread.allocate_lock()
         self._map = mmap.mmap(-1, mmap.PAGESIZE)
         self.counters = memoryview(self._map).cast("Q")

@@ -73,7 +73,6 @@ class NodeTable:
         return self.nodes.get(nodeid) or self._unpacked(nodeid)
 
     def __contains__(self, nodeid: int) -> bool:
-        """Is there a node behind this id?"""
         return nodeid in self.nodes or nodeid in self._records
 
     def __len__(self) -> int:

@@ -27,11 +27,9 @@ class Records:
         self._records: dict[int, bytes] = {}
 
     def __contains__(self, nodeid: int) -> bool:
-        """Is there a record of this id?"""
         return nodeid in self._records
 
     def __len__(self) -> int:
-        """How many there are."""
         return len(self._records)
 
     def ids(self) -> list[int]:

@@ -28,7 +28,6 @@ class Trace:
     """The requests under way, and what was said of them when they came."""
 
     def __init__(self) -> None:
-        """None yet."""
         self._under_way: dict[int, tuple[str, float]] = {}
 
     def came(self, unique: int, text: str) -> None:

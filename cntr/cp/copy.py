@@ -46,7 +46,6 @@ class Interrupted(Exception):
     """A signal asked us to end; number: which."""
 
     def __init__(self, number: int) -> None:
-        """Keep it."""
         super().__init__(number)
         self.number = number
 
@@ -145,7 +144,6 @@ class Work:
     def __init__(
         self, container: Container, *, archive: bool, follow: bool, outward: bool, event: Event | None = None
     ) -> None:
-        """Nothing started yet. Raises CntrError, OSError."""
         self.event, self.container, self.archive, self.follow, self.outward = event, container, archive, follow, outward
         self.pid = self.copied = 0
         self.owners = owners.of(container) if archive else owners.Owners()

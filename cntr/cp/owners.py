@@ -38,7 +38,6 @@ class Owners:
     __slots__ = ("gid_map", "owner", "start_time", "strangers", "uid_map")
 
     def __init__(self) -> None:
-        """The same on both sides."""
         self.uid_map: Rows = ()
         self.gid_map: Rows = ()
         self.start_time = self.owner = 0

@@ -64,7 +64,6 @@ class Meta:
     __slots__ = ("atime", "gid", "linked", "mode", "mtime", "size", "uid")
 
     def __init__(self, mode: int, uid: int, gid: int, mtime: int, atime: int, size: int, linked: bool) -> None:
-        """Keep the numbers."""
         self.mode, self.uid, self.gid, self.mtime, self.atime = mode, uid, gid, mtime, atime
         self.size, self.linked = size, linked
 

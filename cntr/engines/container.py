@@ -9,7 +9,6 @@ class Refused(Exception):
     """The engine is there but did not answer: why, in the engine-free words of one line; hint: what to do, where that is known."""
 
     def __init__(self, message: str, hint: str = "") -> None:
-        """Keep both."""
         super().__init__(message)
         self.hint = hint
 
@@ -60,7 +59,6 @@ class Container:
         start_time: int = 0,
         rootfs: str = "",
     ) -> None:
-        """Keep the facts."""
         self.engine, self.name, self.pid, self.id, self.image = engine, name, pid, id, image
         self.state, self.owner, self.start_time, self.rootfs = state, owner, start_time, rootfs
         self.note = self.spec = self.digest = ""

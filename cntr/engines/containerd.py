@@ -27,7 +27,6 @@ class Task:
     __slots__ = ("id", "namespace", "path")
 
     def __init__(self, path: str, namespace: str, id: str) -> None:
-        """Keep the three."""
         self.path, self.namespace, self.id = path, namespace, id
 
     def answers_to(self, name: str, ids: list[tuple[str, str]]) -> bool:

@@ -26,7 +26,6 @@ class Store:
     __slots__ = ("graphroot", "owner", "runroots")
 
     def __init__(self, graphroot: str, runroots: list[str], owner: int) -> None:
-        """Keep the paths."""
         self.graphroot, self.runroots, self.owner = graphroot, runroots, owner
 
 

@@ -35,7 +35,6 @@ class Cli:
     __slots__ = ("engine", "needed", "program", "talk")
 
     def __init__(self, engine: str, program: str, needed: Callable[[], bool], talk: Callable[[str, str], Talk]) -> None:
-        """Keep the row."""
         self.engine, self.program, self.needed, self.talk = engine, program, needed, talk
 
 
@@ -172,7 +171,6 @@ class Dialogue:
     __slots__ = ("cli", "commands", "found", "refused", "running", "talk")
 
     def __init__(self, cli: Cli, talk: Talk) -> None:
-        """Begin. Nothing is heard yet."""
         self.cli, self.talk = cli, talk
         self.found: list[Container] = []
         self.commands: list[Command] = []

@@ -18,7 +18,6 @@ class Pod:
     __slots__ = ("container", "image", "namespace", "pod")
 
     def __init__(self, namespace: str, pod: str, container: str, image: str) -> None:
-        """Keep the names."""
         self.namespace, self.pod, self.container, self.image = namespace, pod, container, image
 
     def name(self) -> str:

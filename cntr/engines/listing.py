@@ -35,7 +35,6 @@ class Finding:
     __slots__ = ("engine", "found", "state")
 
     def __init__(self, engine: str, state: str, found: str) -> None:
-        """Keep the three."""
         self.engine, self.state, self.found = engine, state, found
 
 

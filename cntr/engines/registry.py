@@ -70,7 +70,6 @@ class Answer:
     __slots__ = ("containers", "entry", "hint", "owner", "refused", "stopped")
 
     def __init__(self, entry: Entry, owner: int = 0) -> None:
-        """Nothing heard yet."""
         self.entry, self.owner, self.refused, self.stopped = entry, owner, LATE[0], False
         self.hint = ""
         self.containers: list[Container] = []

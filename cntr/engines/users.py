@@ -36,7 +36,6 @@ class Asked:
     __slots__ = ("chunks", "fd", "late", "pid", "size", "uid")
 
     def __init__(self, uid: int, pid: int, fd: int) -> None:
-        """Nothing heard yet."""
         self.uid, self.pid, self.fd, self.late = uid, pid, fd, True
         self.chunks: list[bytes] = []
         self.size = 0

@@ -32,7 +32,6 @@ class Sender:
     __slots__ = ("far", "heard", "queue")
 
     def __init__(self) -> None:
-        """Nothing was said yet."""
         self.far: socket.socket | None = None
         self.queue: list[bytes] = []
         self.heard = time.monotonic()
@@ -42,7 +41,6 @@ class Datagrams:
     """What listens for one forward."""
 
     def __init__(self, loop: Loop, made: socket.socket, forward: Forward, far_side: Side) -> None:
-        """Begin to receive."""
         self.loop, self.made, self.forward, self.far_side = loop, made, forward, far_side
         self.addresses, self.number = forward.connect.addresses(), 0
         self.senders: OrderedDict[Address, Sender] = OrderedDict()

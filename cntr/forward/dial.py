@@ -161,7 +161,6 @@ class Listener:
     def __init__(
         self, loop: Loop, pipes: stream.Pipes, made: socket.socket, forward: Forward, far_side: Side, most: int
     ) -> None:
-        """Begin to accept."""
         self.loop, self.pipes, self.made, self.forward, self.far_side, self.most = (
             loop,
             pipes,

@@ -22,7 +22,6 @@ class Timer:
     __slots__ = ("callback", "due", "off")
 
     def __init__(self, due: float, callback: Callable[[], object]) -> None:
-        """Keep both."""
         self.due, self.callback, self.off = due, callback, False
 
     def cancel(self) -> None:
@@ -34,7 +33,6 @@ class Loop:
     """Callbacks by fd, each called with its epoll events; timers; and callbacks for the next turn."""
 
     def __init__(self) -> None:
-        """Nothing yet."""
         self.epoll = select.epoll()
         self.handlers: dict[int, Callable[[int], object]] = {}
         self.timers: list[tuple[float, int, Timer]] = []

@@ -30,7 +30,6 @@ class Passage(Flow):
     __slots__ = ("data", "fds", "opening")
 
     def __init__(self, source: socket.socket, sink: socket.socket, opening: Opening | None = None) -> None:
-        """Nothing moved yet."""
         super().__init__(source, sink, NO_PIPES)
         self.data, self.opening = memoryview(b""), opening
         self.fds: list[int] = []

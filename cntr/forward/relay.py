@@ -86,7 +86,6 @@ class Relay:
         watch: Watch,
         limits: tuple[int, int],
     ) -> None:
-        """Nothing is started yet."""
         self.forwards, self.argv, self.tell, self.watch, self.limits = forwards, argv, tell, watch, limits
         self.loop, self.pipes, self.here = Loop(), stream.Pipes(), Here()
         self.there = There(self.loop, wanted, self)

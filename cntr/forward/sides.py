@@ -51,7 +51,6 @@ class Here:
     is_up, is_young = True, False
 
     def __init__(self) -> None:
-        """No socket with a path yet."""
         self.made: list[tuple[int, str, int]] = []
 
     def socket(self, family: int, kind: int, done: Done) -> None:

@@ -48,7 +48,6 @@ class Forward:
     __slots__ = ("connect", "listen", "reverse", "udp")
 
     def __init__(self, listen: Endpoint, connect: Endpoint, *, udp: bool = False, reverse: bool = False) -> None:
-        """Keep them."""
         self.listen, self.connect, self.udp, self.reverse = listen, connect, udp, reverse
 
     def texts(self, target: str) -> tuple[str, str]:

@@ -27,7 +27,6 @@ class Pipes:
     __slots__ = ("idle",)
 
     def __init__(self) -> None:
-        """None yet."""
         self.idle: list[tuple[int, int]] = []
 
     def take(self) -> tuple[int, int]:
@@ -59,7 +58,6 @@ class Flow:
     __slots__ = ("broken", "done", "ended", "held", "lost", "pipe", "pipes", "readable", "sink", "source", "writable")
 
     def __init__(self, source: socket.socket, sink: socket.socket, pipes: Pipes) -> None:
-        """Nothing moved yet."""
         self.source, self.sink, self.pipes = source, sink, pipes
         self.pipe: tuple[int, int] | None = None
         self.held = 0

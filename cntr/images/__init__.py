@@ -151,11 +151,9 @@ class Image:
             self._close = None
 
     def __enter__(self) -> Image:
-        """Itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Close."""
         self.close()
 
 

@@ -27,7 +27,6 @@ class Mount:
     __slots__ = ("destination", "kind", "read_only", "source")
 
     def __init__(self, kind: str, source: str, destination: str, *, read_only: bool = False) -> None:
-        """Keep the four."""
         self.kind, self.source, self.destination, self.read_only = kind, source, destination, read_only
 
 

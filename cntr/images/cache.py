@@ -47,7 +47,6 @@ class Row:
     __slots__ = ("bytes", "chain", "files", "id", "in_use", "reference", "used")
 
     def __init__(self, id: str, record: dict[str, object], used: float, in_use: bool) -> None:
-        """From its record."""
         self.id, self.used, self.in_use = id, used, in_use
         self.reference, self.chain = str(record.get("reference", "")), str(record.get("chain", ""))
         self.bytes, self.files = _int(record.get("bytes")), _int(record.get("files"))

@@ -39,7 +39,6 @@ class Room:
     """Everything mounted and taken on; ``step`` is what is under way, for the error of a failing one."""
 
     def __init__(self, blueprint: Blueprint, *, network: str, write: bool, say: Callable[[str], None]) -> None:
-        """Nothing made yet. Raises CntrError for what can't be had."""
         self.made, self.network, self.write, self.step = blueprint, network, write, "start"
         self.program = -1  # a fd of the stand-in's program
         self.joined: dict[str, int] = {}

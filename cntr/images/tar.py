@@ -75,7 +75,6 @@ class Reader:
         self.entries = 0
 
     def __iter__(self) -> Iterator[Entry]:
-        """Every entry, to the end of the archive."""
         while (entry := self._next()) is not None:
             yield entry
             self.skip()

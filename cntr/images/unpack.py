@@ -69,7 +69,6 @@ class _Layer:
         self.open: dict[bytes, int] = {}  # directory fds, by path
         self.times: dict[bytes, int] = {}
         self.unchecked = FREE_EVERY  # bytes since the disk was looked at
-        self.root_named = False
 
     def close(self) -> None:
         for fd in self.open.values():

@@ -11,7 +11,6 @@ class Unpacked:
     __slots__ = ("bytes", "devices", "entries", "files", "progress", "xattrs")
 
     def __init__(self, image: str) -> None:
-        """Nothing yet. image: its name, printable."""
         self.entries = self.files = self.bytes = self.devices = self.xattrs = 0
         self.progress = Progress(f"unpacking {image}: ")
 
@@ -21,9 +20,7 @@ class Unpacked:
         self.progress.moved(count)
 
     def __enter__(self) -> Unpacked:
-        """A scope."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """The end of it."""
         self.progress.clear()

@@ -27,7 +27,6 @@ class View:
     __slots__ = ("_cwd", "_depth", "_host", "_known", "_own")
 
     def __init__(self) -> None:
-        """Nothing looked at yet."""
         self._depth, self._known, self._host, self._own, self._cwd = 0, False, -1, -1, -1
 
     def is_toolbox(self) -> bool:
@@ -49,7 +48,6 @@ class View:
             _change_root(self._host)
 
     def __exit__(self, *error: object) -> None:
-        """And back."""
         self._depth -= 1
         if not self._depth and self._cwd >= 0:
             _change_root(self._own)

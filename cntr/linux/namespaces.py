@@ -13,7 +13,6 @@ class NamespaceKind:
     __slots__ = ("flag", "name")
 
     def __init__(self, name: str, flag: int) -> None:
-        """Keep the row."""
         self.name, self.flag = name, flag
 
 

@@ -32,7 +32,6 @@ SECCOMP_RET_ACTION_FULL = 0xFFFF0000
 
 # linux/bpf_common.h, combined
 BPF_LD_W_ABS = 0x20
-BPF_ALU_AND_K = 0x54
 BPF_JEQ_K, BPF_JGE_K, BPF_JSET_K = 0x15, 0x35, 0x45
 BPF_RET_K = 0x06
 

@@ -28,7 +28,6 @@ class Accesses:
     """Paths, each with the kinds of use that were seen."""
 
     def __init__(self) -> None:
-        """Nothing was used."""
         self.kinds: dict[str, set[str]] = {}
         self.lost = False  # the kernel dropped events
 

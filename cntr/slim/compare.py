@@ -29,7 +29,6 @@ class Difference:
         self.sign, self.path, self.what, self.size = sign, path, what, size
 
     def __str__(self) -> str:
-        """One line."""
         return f"{self.sign} {printable(self.path)}{f'  ({self.what})' if self.what else ''}"
 
 

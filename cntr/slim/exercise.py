@@ -49,7 +49,6 @@ class Http:
         self.port, self.path = int(found[2]), found[3] or "/"
 
     def __str__(self) -> str:
-        """What the user typed."""
         return f"GET http://{self.host or '127.0.0.1'}:{self.port}{self.path}"
 
 
@@ -57,7 +56,6 @@ class Exercise:
     """All that is done with one container, the same for each run of it."""
 
     def __init__(self) -> None:
-        """Nothing."""
         self.http: list[Http] = []
         self.inside: list[list[str]] = []  # --exec
         self.command: list[str] = []

@@ -47,7 +47,6 @@ class Job:
     """One image on its way."""
 
     def __init__(self, request: Request, source: Source, guard: Guard, say: Callable[[str], None]) -> None:
-        """Nothing done yet."""
         self.request, self.source, self.guard, self.say = request, source, guard, say
         self.report = Report(source.image)
         self.begin = time.monotonic()

@@ -26,7 +26,6 @@ class Guard:
     """The guard process, and what is to be undone."""
 
     def __init__(self) -> None:
-        """Start it."""
         self._undo: dict[str, list[str]] = {}
         reader, self._pipe = os.pipe2(os.O_CLOEXEC)
         self.pid = os.fork()
@@ -69,11 +68,9 @@ class Guard:
         os.waitpid(self.pid, 0)
 
     def __enter__(self) -> Guard:
-        """Itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Close."""
         self.close()
 
 

@@ -27,7 +27,6 @@ class Report:
     """The facts, filled in as they come. Sizes in bytes, times in seconds."""
 
     def __init__(self, image: Image) -> None:
-        """Of one image."""
         self.reference, self.engine, self.id = image.reference, image.engine, image.id
         self.recorder = self.name = self.output = self.loaded = self.fat = self.in_engine = ""
         self.slim_id = self.manifest = ""

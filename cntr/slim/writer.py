@@ -40,7 +40,6 @@ class Blob:
     """A file named by what it holds. diff_id: of a layer, the digest before it was compressed; sizes in bytes."""
 
     def __init__(self, path: str, digest: str, size: int, diff_id: str = "", raw: int = 0) -> None:
-        """Keep the facts."""
         self.path, self.digest, self.size, self.diff_id, self.raw = path, digest, size, diff_id, raw
 
 

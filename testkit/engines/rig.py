@@ -15,7 +15,6 @@ class Box:
     """A running container."""
 
     def __init__(self, rig: Rig, name: str, pid: int, *, id: str = "", rootfs: str = "", upper: str = "") -> None:
-        """Keep what the engine said."""
         self.rig: Any = rig  # of whatever kind: what it offers beside ``Rig`` is its own
         self.name, self.pid, self.id, self.rootfs, self.upper = name, pid, id or name, rootfs, upper
         self.target = f"{rig.engine}:{name}" if rig.engine != "pid" else str(pid)
@@ -29,11 +28,9 @@ class Box:
         return self
 
     def __enter__(self) -> Box:
-        """The box itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Remove the container, and those it was joined to."""
         self.rig.remove(self)
         for part in self.parts:
             part.rig.remove(part)

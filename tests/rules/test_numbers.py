@@ -85,7 +85,7 @@ def constants() -> dict[str, int]:
 
 # Made of several, another name's value, or no number of a header; and what the headers of 6.1 and before do not have.
 OWN = frozenset(
-    "STATX_WANTED MAX_HANDLE_SZ BPF_LD_W_ABS BPF_ALU_AND_K BPF_JEQ_K BPF_JGE_K BPF_JSET_K BPF_RET_K INSTRUCTION WALL NT_PRSTATUS "
+    "STATX_WANTED MAX_HANDLE_SZ BPF_LD_W_ABS BPF_JEQ_K BPF_JGE_K BPF_JSET_K BPF_RET_K INSTRUCTION WALL NT_PRSTATUS "
     "OPEN_TREE_CLOEXEC MOUNT_ATTR_ATIME LINUX_CAPABILITY_VERSION_3 FAN_REPORT_DFID_NAME_TARGET UTIME_NOW UTIME_OMIT NO_FILES_ID".split()
 )
 

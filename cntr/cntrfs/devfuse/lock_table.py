@@ -77,7 +77,6 @@ class FileLocks:
     __slots__ = ("flocks", "owners", "waiters")
 
     def __init__(self) -> None:
-        """None yet."""
         self.owners: dict[int, Owner] = {}
         self.flocks: dict[int, int] = {}
         self.waiters: list[Waiter] = []
@@ -103,7 +102,6 @@ class LockTable:
     """All files with locks, by node id."""
 
     def __init__(self) -> None:
-        """None yet."""
         self.files: dict[int, FileLocks] = {}
 
     def of(self, nodeid: int) -> FileLocks:

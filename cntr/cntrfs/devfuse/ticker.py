@@ -19,7 +19,6 @@ class Ticker:
     """
 
     def __init__(self) -> None:
-        """Nothing to do yet."""
         self._tasks: list[Callable[[], float | None]] = []
         self._is_running = False
         self._event = file_syscalls.eventfd()

@@ -53,7 +53,6 @@ class Reason:
     __slots__ = ("by", "rule", "why")
 
     def __init__(self, rule: str, why: str, by: str = "") -> None:
-        """Keep the three."""
         self.rule, self.why, self.by = rule, why, by
 
 
@@ -61,7 +60,6 @@ class Choices:
     """What the user chose: --keep, --drop, --app, --package-db, …"""
 
     def __init__(self) -> None:
-        """The defaults."""
         self.keep: list[str] = []
         self.drop: list[str] = []
         self.application: list[str] = []

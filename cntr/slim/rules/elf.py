@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 NAME = "elf"
 SUMMARY = "ELF interpreter, needed libraries by rpath, runpath, ld.so.conf and the usual directories, names given to dlopen(3)"
 PT_LOAD, PT_DYNAMIC, PT_INTERP = 1, 2, 3
-DT_NEEDED, DT_STRTAB, DT_STRSZ, DT_SONAME, DT_RPATH, DT_RUNPATH = 1, 5, 10, 14, 15, 29
+DT_NEEDED, DT_STRTAB, DT_STRSZ, DT_RPATH, DT_RUNPATH = 1, 5, 10, 15, 29
 USUAL = ("/lib", "/usr/lib", "/lib64", "/usr/lib64", "/usr/local/lib", "/lib32", "/usr/lib32")
 _DLOPEN = re.compile(rb"lib[A-Za-z0-9_+.-]{1,60}\.so\.[0-9][0-9.]{0,9}")
 # What loads by name by tables of its own (basics), or what is of use on a desktop alone.

@@ -40,7 +40,6 @@ class Image:
     """
 
     def __init__(self, engine: str, reference: str, id: str, config: dict[str, Any], layers: list[str]) -> None:
-        """Keep the facts."""
         self.engine, self.reference, self.id, self.config, self.layers = engine, reference, id, config, layers
         own = config.get("config")
         self.settings: dict[str, Any] = dict(own) if isinstance(own, dict) else {}
