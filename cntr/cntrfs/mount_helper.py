@@ -1,7 +1,8 @@
 """``mount.fuse.cntrfs``: what mount(8) runs for ``mount -t fuse.cntrfs source:/a /b -o OPTS`` (and from fstab).
 
-The device is shown exactly as given. Set-id bits and devices count where OPTS says ``suid`` and ``dev``, and the source's
-own mount allows them. Returns when the filesystem answers; a background process serves it.
+The device is shown exactly as given. Set-id bits and devices count where OPTS says ``allow_suid`` and ``allow_dev``
+(mount(8) does not hand on ``suid`` and ``dev``), and the source's own mount allows them.
+Returns when the filesystem answers; a background process serves it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from cntr.cntrfs import mounting
 from cntr.cntrfs.mount_words import mount_flags
 from cntr.cntrfs.options import MOUNT_FLAGS, Options, parse
 from cntr.errors import CntrError, UsageError
-from cntr.linux import syscalls
+from cntr.linux import procfs, syscalls
 
 PREFIX = "source:"
 _MS_REMOUNT = 32
@@ -82,8 +83,10 @@ def _parse(arguments: list[str]) -> tuple[str, str, list[str], bool]:
 
 
 def _remount(mountpoint: str, words: list[str]) -> None:
-    # Without a word on them set-id bits and devices stay dead.
-    flags = mount_flags(["nosuid", "nodev", *words])
+    now = [mount.options for mount in procfs.mountinfo(procfs.read("/proc/self/mountinfo"))
+           if mount.mount_point == os.path.realpath(mountpoint)]  # fmt: skip
+    kept = [word for word in ("nosuid", "nodev", "noexec") if not now or word in now[-1]]
+    flags = mount_flags([*kept, *words])  # what nobody says a word of stays as it is
     try:
         syscalls.mount(None, mountpoint, None, _MS_REMOUNT | flags)
     except OSError as error:

@@ -11,6 +11,7 @@ _FLAG_BITS = {
 _FLAG_OPPOSITES = {
     "rw": "ro", "suid": "nosuid", "dev": "nodev", "exec": "noexec", "async": "sync", "atime": "noatime",
     "diratime": "nodiratime", "norelatime": "relatime", "nolazytime": "lazytime",
+    "allow_suid": "nosuid", "allow_dev": "nodev",  # mount(8) keeps suid and dev to itself, which are its defaults
 }  # fmt: skip
 
 ATIME_WORDS = {

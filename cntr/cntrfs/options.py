@@ -113,6 +113,7 @@ _NUMBERS = {"entry_timeout": "entry_timeout", "attr_timeout": "attr_timeout", "h
 MOUNT_FLAGS = (
     "nosuid", "nodev", "noexec", "noatime", "nodiratime", "relatime", "norelatime", "strictatime", "sync", "dirsync",
     "suid", "dev", "exec", "atime", "diratime", "async", "lazytime", "nolazytime", "nosymfollow",
+    "allow_suid", "allow_dev",
 )  # fmt: skip
 #: Said by mount(8), fstab or habit; always so here, or meant for someone else.
 IGNORED = ("allow_other", "default_permissions", "defaults", "auto", "noauto", "user", "users", "nouser", "_netdev",

@@ -188,6 +188,44 @@ def test_the_mount_helper(binding: str, tmp_path: Path) -> None:
     assert (source / "file").read_text() == "y"
 
 
+BY_MOUNT = """
+mount -t overlay overlay -o lowerdir=/usr/sbin,upperdir=$1/upper,workdir=$1/work /usr/sbin
+printf '#!/bin/sh\\ncd %s && exec %s -m cntr.cntrfs.mount_helper "$@"\\n' "$2" "$3" > /usr/sbin/mount.fuse.cntrfs
+chmod 755 /usr/sbin/mount.fuse.cntrfs
+flags() { grep " $1/mount " /proc/self/mountinfo | cut -d" " -f6; }
+for words in defaults suid,dev allow_suid,allow_dev,noexec; do
+  mount -t fuse.cntrfs -o $words $1/source $1/mount
+  (: < $1/mount/null) 2>/dev/null && echo $words read
+  flags $1; mount -o remount,ro $1/mount; flags $1
+  umount $1/mount
+done
+"""
+
+
+def test_by_mount(tmp_path: Path) -> None:
+    """What mount(8) hands on to a helper, and what it keeps to itself: suid and dev. A remount leaves both as they are."""
+    for name in ("upper", "work", "source", "mount"):
+        (tmp_path / name).mkdir()
+    os.mknod(tmp_path / "source" / "null", 0o020666, os.makedev(1, 3))
+    words = [
+        "unshare",
+        "-m",
+        "--propagation",
+        "private",
+        "sh",
+        "-ec",
+        BY_MOUNT,
+        "sh",
+        tmp_path,
+        REPOSITORY,
+        sys.executable,
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    safe = ["rw,nosuid,nodev,relatime", "ro,nosuid,nodev,relatime"]
+    allowed = ["allow_suid,allow_dev,noexec read", "rw,noexec,relatime", "ro,noexec,relatime"]
+    assert done.stdout.split("\n")[:-1] == [*safe, *safe, *allowed], done
+
+
 def test_access_times_follow_the_mounts_own_flags(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("x")

@@ -76,7 +76,7 @@ class Place:
             self.backing: list[Path] = []
         else:
             self.backing = [rooms.ext4(room, f"{letter}-{name}") for letter in "ts"]
-            options = "-oallow_other,default_permissions,dev,suid"
+            options = "-oallow_other,default_permissions,allow_dev,allow_suid"
             self.environment |= {
                 "FSTYP": "fuse", "FUSE_SUBTYP": ".cntrfs",
                 "TEST_DEV": f"source:{self.backing[0]}", "SCRATCH_DEV": f"source:{self.backing[1]}",
