@@ -48,6 +48,8 @@ from lab.machine import Machine, is_greeted
 from lab.report import Collector
 from lab.results import Cell, Run
 from lab.transports import owned_by_root
+from testkit.processes import running
+from testkit.waiting import wait_until
 
 needs_qemu = pytest.mark.skipif(
     not (shutil.which("qemu-img") and shutil.which("qemu-system-x86_64")),
@@ -715,8 +717,8 @@ def test_a_terminal_on_this_host():
     try:
         screen.type("stty size; echo rea''dy\r")
         assert "17 91" in screen.expect(r"17 91[\s\S]*ready")
-        screen.type("sleep 60\r")
-        time.sleep(0.3)
+        screen.type(f"sleep 60.{os.getpid()}\r")
+        wait_until(lambda: running("sleep", f"60.{os.getpid()}"), "the command runs")
         screen.type("\x03")
         screen.type("exit 5\r")
         assert screen.wait_closed() == 5

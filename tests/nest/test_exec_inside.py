@@ -7,10 +7,10 @@ import pathlib
 import shlex
 import signal
 import subprocess
-import time
 
 import pytest
 
+from testkit.processes import running
 from testkit.waiting import wait_until
 from tests.nest.box import CNTR, REPOSITORY, Box, ask, session
 from tests.nest.conftest import prowler  # noqa: F401
@@ -115,8 +115,9 @@ def test_a_terminal_of_its_own_for_a_hostile_shell():
         terminal.type(f"{INSIDE} -- sh -c 'test -t 0 && (: </dev/tty) && echo own-$((1+1)); stty size; exec sh'\n")
         terminal.wait_for("own-2")
         terminal.wait_for("24 80")
-        terminal.type("sleep 50\n")
-        time.sleep(0.5)
+        seconds = f"50.{os.getpid()}"
+        terminal.type(f"sleep {seconds}\n")
+        wait_until(lambda: running("sleep", seconds), "the command runs")
         terminal.type("\x03")
         terminal.type("echo after-$((2+3)); readlink /proc/self/exe\n")
         terminal.wait_for("after-5")
@@ -134,12 +135,12 @@ def test_it_ends_with_its_client_and_with_the_session():
     with Box() as box:
         with session(str(box.pid)) as shell:
             ask(shell, f"{INSIDE} -- sleep 987.1 & echo up")
-            wait_until(lambda: _running("sleep\0987.1\0"))
+            wait_until(lambda: running("sleep", "987.1"))
             ask(shell, "kill -9 $!; echo killed")
-            wait_until(lambda: not _running("sleep\0987.1\0"))
+            wait_until(lambda: not running("sleep", "987.1"))
             ask(shell, f"{INSIDE} -- sleep 987.2 & echo up")
-            wait_until(lambda: _running("sleep\0987.2\0"))
-        wait_until(lambda: not _running("sleep\0987.2\0"))
+            wait_until(lambda: running("sleep", "987.2"))
+        wait_until(lambda: not running("sleep", "987.2"))
 
 
 def test_it_ends_when_cntr_is_killed():
@@ -149,19 +150,7 @@ def test_it_ends_when_cntr_is_killed():
             env={**os.environ, "PYTHONPATH": REPOSITORY},
             stdin=subprocess.DEVNULL,
         )
-        wait_until(lambda: _running("sleep\0987.3\0"))
+        wait_until(lambda: running("sleep", "987.3"))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        wait_until(lambda: not _running("sleep\0987.3\0"))
-
-
-def _running(command: str) -> bool:
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            try:
-                text = pathlib.Path("/proc", name, "cmdline").read_text(errors="replace")
-            except OSError:
-                continue
-            if text == command:
-                return True
-    return False
+        wait_until(lambda: not running("sleep", "987.3"))

@@ -10,9 +10,11 @@ import time
 import pytest
 
 from testkit.container import SlimContainer
+from testkit.processes import running
+from testkit.waiting import wait_until
 from tests.nest.tty import CNTR, Terminal
 
-PROMPT = r"\) ?\S*# "
+SECONDS = f"100.{os.getpid()}"  # of a sleep(1) that is told from those of tests beside this one
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +51,13 @@ def test_the_window_size_is_the_users_and_follows_it(terminal):
     terminal.wait_for("24 80")
     terminal.resize(31, 97)
     # The kernel tells the foreground group of the user's terminal, which is cntr.
-    time.sleep(0.2)
-    terminal.type("stty size\n")
-    terminal.wait_for("31 97")
+    terminal.type("until [ \"$(stty size)\" = '31 97' ]; do sleep 0.02; done; echo resized-$((1+1))\n")
+    terminal.wait_for("resized-2")
 
 
 def test_ctrl_c_interrupts_the_command_not_the_session(terminal):
-    terminal.type("sleep 100; echo status-$?\n")
-    time.sleep(0.5)
+    terminal.type(f"sleep {SECONDS}; echo status-$?\n")
+    wait_until(lambda: running("sleep", SECONDS), "the command runs")
     terminal.type("\x03")
     terminal.wait_for(r"\(s\)# ")
     terminal.type("echo still-$((40+2))\n")
@@ -64,13 +65,13 @@ def test_ctrl_c_interrupts_the_command_not_the_session(terminal):
 
 
 def test_ctrl_z_suspends_the_job_in_the_session_and_fg_brings_it_back(terminal):
-    terminal.type("sleep 100\n")
-    time.sleep(0.5)
+    terminal.type(f"sleep {SECONDS}\n")
+    wait_until(lambda: running("sleep", SECONDS), "the command runs")
     terminal.type("\x1a")
     terminal.wait_for("Stopped")
     terminal.type("fg\n")
-    terminal.wait_for("sleep 100")
-    time.sleep(0.3)
+    terminal.wait_for(f"sleep {SECONDS}")
+    wait_until(lambda: "S" in running("sleep", SECONDS).values(), "the command goes on")
     terminal.type("\x03")
     terminal.type("echo back-$((6*7))\n")
     terminal.wait_for("back-42")
@@ -96,7 +97,7 @@ def test_closing_the_window_ends_the_session(container, terminal):
     terminal.wait_for("started-2")
     terminal.hang_up()
     terminal.process.wait(10)
-    assert not _processes_with("sleep\0001234.5")
+    assert not running("sleep", "1234.5")
 
 
 def test_a_program_that_ignores_hangups_is_ended_after_the_grace_period(container):
@@ -106,7 +107,7 @@ def test_a_program_that_ignores_hangups_is_ended_after_the_grace_period(containe
         opened.wait_for("up-2")
         opened.hang_up()
         opened.process.wait(15)
-    assert not _processes_with("sleep\0004321.5")
+    assert not running("sleep", "4321.5")
 
 
 def test_output_of_megabytes_arrives_whole(terminal):
@@ -135,15 +136,3 @@ def test_suspending_cntr_itself_gives_the_terminal_back_as_it_was(container, ter
     os.kill(terminal.process.pid, signal.SIGCONT)
     terminal.type("echo again-$((2*4))\n")
     terminal.wait_for("again-8")
-
-
-def _processes_with(command: str) -> list[str]:
-    found = []
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/cmdline") as stream:
-                if command in stream.read():
-                    found.append(pid)
-        except OSError:
-            continue
-    return found
