@@ -65,49 +65,29 @@ def mapped(uid_map: str, gid_map: str) -> int:
     """A fd of a new user namespace with these maps (user_namespaces(7)), for idmapped mounts; no process stays in it.
 
     The ids are (in the file system, in the mount, count). Raises OSError.
-    """
-    reading, writing = os.pipe2(os.O_CLOEXEC)
-    try:
-        pid = _fork_unseen(syscalls.CLONE_NEWUSER)
-        if pid == 0:
-            os.close(writing)
-            os.read(reading, 1)  # until the other side is done with us
-            os._exit(0)
-        try:
-            for name, text in (("uid_map", uid_map), ("gid_map", gid_map)):
-                fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
-                try:
-                    os.write(fd, text.encode())
-                finally:
-                    os.close(fd)
-            return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-        finally:
-            os.close(writing)
-            writing = -1
-            os.waitpid(pid, 0)
-    finally:
-        os.close(reading)
-        if writing >= 0:
-            os.close(writing)
-
-
-def _fork_unseen(flags: int) -> int:
-    """fork(2) into new namespaces, the child closed to everybody who has no capability over *us*. Raises OSError.
 
     A process in a new user namespace may be looked into by whoever has its creator's uid (user_namespaces(7)): for root's, by the root of a
     container that shares this pid namespace. Not where it is undumpable: then it takes CAP_SYS_PTRACE in the namespace of its memory, ours.
     """
-    if os.geteuid() != 0:  # an undumpable child's files in /proc are root's, and its maps could not be written
-        return syscalls.fork(flags=flags)
-    before = syscalls.prctl(syscalls.PR_GET_DUMPABLE)
-    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
-    pid = -1
+    # An ordinary user's undumpable child has files in /proc that are root's: its maps could not be written.
+    before = syscalls.prctl(syscalls.PR_GET_DUMPABLE) if os.geteuid() == 0 else 0
+    if before:
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     try:
-        pid = syscalls.fork(flags=flags)
+        child = syscalls.Idler(syscalls.CLONE_NEWUSER)
+        try:
+            for name, text in (("uid_map", uid_map), ("gid_map", gid_map)):
+                fd = os.open(f"/proc/{child.pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+                try:
+                    os.write(fd, text.encode())
+                finally:
+                    os.close(fd)
+            return os.open(f"/proc/{child.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            child.end()
     finally:
-        if pid and before == 1:  # 2 can't be asked for
+        if before == 1:  # 2 can't be asked for
             syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
-    return pid
 
 
 NO_FILES_ID = 0xFFFFFFFD  # an id that no file has: the last but two (the last is "none", (uid_t)-1)
