@@ -62,8 +62,9 @@ class Monitor:
             os.setsid()  # the caller's terminal sends its signals to the supervisor alone, and is nobody else's to type into
             for note in self.nest.assemble():
                 self.channel.report(NOTE, note)
-            if isinstance(self.nest, Nest):
-                self.channel.report(NEST, *map(str, remains.mount_namespace(self.identity.proc_fd)))
+            is_nest = isinstance(self.nest, Nest)
+            found = remains.mount_namespace(self.identity.proc_fd) if is_nest else remains.NOTHING
+            self.channel.report(NEST, *map(str, found))  # before there is a process that a container may trace
             frames, life_write = self._start()
             status = self._monitor(frames)
             os.close(life_write)

@@ -50,22 +50,26 @@ class Outcome:
         self.failed: list[str] | None = None
         self.notes: list[str] = []
         self.left: list[str] = []  # files in the session's own directories
-        self.nest = remains.NOTHING
+        self.nest: tuple[int, int] | None = None
         self.ended = ""  # why, if it was neither the command nor the container
         self.reaper_gone = self.done = self.target_gone = self.server_gone = False
 
     def take(self, frame: list[str]) -> None:
         """Take one report in; the first failure is the one that counts."""
         kind, *words = frame
+        if not words and kind != DONE:
+            return
         if kind == FAILED and self.failed is None:
             self.failed = words
         elif kind == NOTE:
             self.notes += words
         elif kind == LEFT:
-            self.left += words
+            self.left += map(printable, words)
         elif kind == DONE:
             self.done = True
-        elif kind == NEST:
+        elif (
+            kind == NEST and self.nest is None
+        ):  # the monitor's first word; a later one may be a process's that traces the session's
             self.nest = int(words[0]), int(words[1])
         elif kind == EXITED:
             self.status = int(words[0])
@@ -189,7 +193,9 @@ class Supervisor:
                 self._close_orders()
             elif self.server and fd == self.server.pidfd:
                 self._server_ended()
-            elif (self.exec_server and self.exec_server.ready(fd, self.outcome.nest)) or self.stdio.ready(fd, events):
+            elif (
+                self.exec_server and self.exec_server.ready(fd, self.outcome.nest or remains.NOTHING)
+            ) or self.stdio.ready(fd, events):
                 continue
             elif self.pump and not self.pump.ready(fd, events):
                 self._hang_up()
@@ -302,7 +308,7 @@ class Supervisor:
         _, status = os.waitpid(self.monitor, 0)
         for frame in self.reader.frames():
             self.outcome.take(frame)
-        if status != 0 and self.outcome.nest != remains.NOTHING:  # it could not end what the session left: we do
+        if status != 0 and self.outcome.nest:  # it could not end what the session left: we do
             deadline = time.monotonic() + GRACE_SECONDS
             while remains.end(self.proc_fd, self.outcome.nest) and time.monotonic() < deadline:
                 time.sleep(0.01)

@@ -132,8 +132,24 @@ class Target:
         self.gid_map = procfs.id_map(procfs.read("gid_map", self.proc_fd))
         self._read_environment(procfs.read("environ", self.proc_fd))
         self.lsm = self._read_lsm()
+        self._check_unchanged()
         if not self.alive():
             raise ProcessLookupError
+
+    def _check_unchanged(self) -> None:
+        """Its capabilities are those that it has in the user namespace which was opened: one of its own making would give it all of them.
+
+        It may have gone into another while it was read. Raises CntrError.
+        """
+        for kind in ("user", "mnt", "pid"):
+            fd = self.namespaces.get(kind, -1)
+            if fd < 0 and self.as_owner:
+                continue  # entered by now
+            expected = os.fstat(fd) if fd >= 0 else os.stat(f"/proc/self/ns/{kind}")
+            if namespaces.identity(self.proc_fd, kind) != (expected.st_dev, expected.st_ino):
+                raise CntrError(
+                    f"{self.label}: pid {self.pid} changed its {kind} namespace while cntr looked at it", "run it again"
+                )
 
     def _enter_as_owner(self) -> None:
         """Without root: enter the user namespace of one's own rootless container before all else, with all capabilities in it.

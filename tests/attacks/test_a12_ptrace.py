@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from cntr.attach.supervisor import Outcome
 from cntr.linux import syscalls
 from tests.attacks import kit, test_b1_exec
 from tests.nest.box import REPOSITORY, one_line_and_hint, run
@@ -125,3 +126,15 @@ def test_a_worker_that_has_less_than_its_init(accomplice, canary, place, transpo
         (child,) = pathlib.Path(f"/proc/{box.pid}/task/{box.pid}/children").read_text().split()
         done = run("attach", child, "--transport", transport, "--privileged", "--", "true")
         assert "CAP_SYS_PTRACE" in one_line_and_hint(done)
+
+
+def test_what_a_traced_process_reports_names_no_other_nest():
+    """A process of a session's that is traced has the pipe to the supervisor, who ends what is in the nest, and prints what it is told."""
+    outcome = Outcome()
+    outcome.take(["nest", "4", "4026531841"])
+    outcome.take(["nest", "4", "4026531832"])
+    assert outcome.nest == (4, 4026531841)
+    outcome.take(["left", "/tmp/\x1b]0;x\x07"])
+    assert all(word.isprintable() for word in outcome.left)
+    for words in (["nest"], ["exited"], ["killed"], [""], ["note"], ["failed"]):
+        outcome.take(words)

@@ -6,12 +6,16 @@ And the containers that have one from the start: root there is an ordinary user 
 from __future__ import annotations
 
 import os
+import pathlib
+import signal
 
 import pytest
 
-from cntr.linux import procfs
+from cntr.linux import procfs, syscalls
+from testkit.container import DOCKER_DEFAULT
+from testkit.waiting import wait_until
 from tests.attacks import kit
-from tests.nest.box import run
+from tests.nest.box import one_line_and_hint, run
 
 
 def visits(box: kit.Hostile, transport: str, *flags: str, rounds: int = 3) -> list[str]:
@@ -96,3 +100,49 @@ def test_the_session_is_in_the_containers_user_namespace_only(accomplice, canary
         own = int(procfs.status(procfs.read("/proc/self/status"))["CapPrm"], 16)
         assert own
         assert os.stat(f"/proc/{box.pid}").st_uid == 100000
+
+
+GOES_INSIDE = """
+import os, signal, sys, time
+import cntr.linux.namespaces as n
+old = n.open_differing
+def opened(*fds):
+    found, path = old(*fds), f"/proc/{os.environ['VICTIM']}/ns/user"
+    before = os.readlink(path)
+    os.kill(int(os.environ["VICTIM"]), signal.SIGUSR1)
+    while os.readlink(path) == before:
+        time.sleep(0.001)
+    return found
+n.open_differing = opened
+import cntr.attach.readonly_interpreter as r
+r.from_read_only_copy = lambda *all: None
+from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("verb", ["attach", "exec"])
+def test_a_process_that_goes_into_one_while_it_is_looked_at(accomplice, canary, place, verb):
+    """In one of its own making it has all capabilities: they would be the session's in the one that was opened before."""
+
+    def worker() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        if os.fork() == 0:
+            os.closerange(0, 1024)
+            for capability in range(41):
+                if not DOCKER_DEFAULT >> capability & 1:
+                    syscalls.prctl(syscalls.PR_CAPBSET_DROP, capability)
+            syscalls.capset(DOCKER_DEFAULT, DOCKER_DEFAULT, 0)
+            signal.sigwait({signal.SIGUSR1})
+            syscalls.unshare(syscalls.CLONE_NEWUSER)
+            while True:
+                signal.pause()
+
+    with kit.hostile(place, accomplice, as_root=worker) as box:
+        children = pathlib.Path(f"/proc/{box.pid}/task/{box.pid}/children")
+        (child,) = wait_until(lambda: children.read_text().split(), "the worker is there")
+        wait_until(
+            lambda: f"CapBnd:\t{DOCKER_DEFAULT:016x}" in pathlib.Path(f"/proc/{child}/status").read_text(),
+            "it has dropped the rest",
+        )
+        done = run(verb, child, "--", "/bin/cat", "/proc/self/status", code=GOES_INSIDE, env={"VICTIM": child})
+        assert "changed its user namespace" in one_line_and_hint(done)
