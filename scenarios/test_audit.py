@@ -63,7 +63,10 @@ def test_login_uid(cli, machine):
     login = machine.succeed("cat /proc/self/loginuid", user="vagrant")
     if int(login) == (1 << 32) - 1:
         pytest.skip("this machine has no login uid: its kernel runs with audit=0, or its PAM has no pam_loginuid")
-    for line in ("attach slim -- sleep 4747", "exec box -- sleep 4747"):  # read here: in a user namespace it has another number
+    for line in (
+        "attach slim -- sleep 4747",
+        "exec box -- sleep 4747",
+    ):  # read here: in a user namespace it has another number
         with machine.background(f"sudo cntr {line}", user="vagrant"):
             pid = machine.wait_until_succeeds("pgrep -f '^sleep 4747'").split()[0]
             assert machine.succeed(f"cat /proc/{pid}/loginuid") == login

@@ -240,3 +240,19 @@ def _check_keys(table: Table) -> None:
             raise TomlError(line, f"`limit`: {str(value)!r} is not a time, as 30m or 8h")
         if key == "users" and not value:
             raise TomlError(line, "`users` is empty: leave it out for everybody")
+
+
+def findings(path: str) -> list[tuple[str, str, str]]:
+    """For `cntr doctor`: (feature, state, fix) of records and of the policy at PATH."""
+    settings, rows = sinks.Settings(), []
+    try:
+        settings = load(path).sinks if os.path.lexists(path) else settings
+        rows.append((f"policy ({path})", "yes" if os.path.lexists(path) else "none", ""))
+    except CntrError as error:
+        rows.append((f"policy ({path})", "no", f"{error.message}: {error.hint}"))
+    known = (("journald", sinks.JOURNAL), ("syslog", sinks.SYSLOG))
+    where = [name for name, socket in known if settings.journal and os.path.exists(socket)][:1]
+    where += ["the audit system"] if settings.audit else []
+    where += [settings.file] if settings.file else []
+    fix = f"neither journald nor syslog listens here: `file` in {path} names one, docs/audit.md"
+    return [("records of sessions", ", ".join(where) or "nowhere", "" if where else fix), *rows]

@@ -148,6 +148,12 @@ def _exec(parsed: Parsed) -> int:
             )
         from cntr.attach import exec_client
 
+        for key in ("reason", "record", "timeout"):
+            if parsed.flag(key):
+                raise UsageError(
+                    f"exec --{key}: not from inside a session",
+                    "it has the session's reason, and ends with it; run it outside",
+                )
         return exec_client.run(parsed.argv or ["/bin/sh"], parsed.texts("env"), parsed.text("workdir", "/"))
     request = _request(parsed)
     request.own_root = True
@@ -236,7 +242,7 @@ def _cp(parsed: Parsed) -> int:
     from cntr.cp import copy
 
     source, destination = parsed.words
-    with _session(parsed, "") as session:
+    with _session(parsed, " ".join(parsed.words)) as session:  # until copy has told target and path apart
         session.status = copy.copy(
             source,
             destination,

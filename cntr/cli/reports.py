@@ -294,6 +294,10 @@ def doctor() -> Report:
     fix = "mount -t cgroup2 cgroup2 /sys/fs/cgroup: without it sessions count nowhere"
     report.add("cgroups", mode, fix if mode == "not mounted" else "")
     _doctor_security(report)
+    from cntr.audit import policy, session
+
+    for row in policy.findings(session.POLICY):
+        report.add(*row)
     for finding in listing.findings():
         report.add(f"engine {finding.engine}", finding.state, finding.found)
     if not root or any(row[1] == "no" for row in report.rows[1:4]):

@@ -295,3 +295,19 @@ def test_a_user_without_root_is_told_what_the_policy_says(place):
     place.setup = "chmod 600 /etc/cntr.conf"
     done = place.cntr("attach", str(os.getpid()), "--", "true", code=code)
     assert "/etc/cntr.conf: Permission denied" in box.one_line_and_hint(done)
+
+
+def test_doctor_says_where_records_go_and_what_is_wrong_with_the_policy(place):
+    def rows():
+        found = json.loads(place.cntr("doctor", "--json").stdout)
+        return {row["feature"].split(" (")[0]: (row["state"], row["fix"]) for row in found}
+
+    assert rows()["records of sessions"][0] == "nowhere"
+    assert rows()["policy"] == ("none", "")
+    place.policy = "[record]\nfile = '/var/log/x'\n"
+    with place.journal():
+        assert rows()["records of sessions"] == ("journald, /var/log/x", "")
+    assert rows()["policy"] == ("yes", "")
+    place.policy = "[x]\n"
+    assert rows()["policy"][0] == "no"
+    assert "line 1" in rows()["policy"][1]

@@ -222,6 +222,27 @@ def test_nobody_is_waited_for(monkeypatch, tmp_path):
     assert isinstance(error, TimeoutError)
 
 
+@pytest.mark.usefixtures("other_users")
+def test_the_owner_of_a_rootless_container_is_recorded_by_the_uid_outside(place):
+    """Its user namespace is entered on the way, where the caller's uid is 0."""
+    code = (
+        "import os, subprocess, sys, time\nos.setgroups([]); os.setgid(1000); os.setuid(1000)\n"
+        "held = subprocess.Popen(['unshare', '-Urm', 'sleep', '60'])\n"
+        "while os.readlink(f'/proc/{held.pid}/ns/user') == os.readlink('/proc/self/ns/user'): time.sleep(0.01)\n"
+        "done = subprocess.run([sys.executable, '-m', 'cntr', 'attach', str(held.pid), '--', 'id', '-u'])\n"
+        "held.kill(); held.wait(); sys.exit(done.returncode)"
+    )
+    os.chmod(place.run, 0o755)
+    with place.journal() as journal:
+        os.chmod(place.run / "systemd/journal/socket", 0o666)
+        done = place.cntr(code=code)
+        assert (done.returncode, done.stdout) == (0, "0\n"), done
+    assert [(only(entry, "CNTR_USER_ID"), only(entry, "CNTR_EVENT_TYPE")) for entry in journal.entries] == [
+        ("1000", "start"),
+        ("1000", "end"),
+    ]
+
+
 # --- the file ----------------------------------------------------------------------------------------------------------
 
 

@@ -88,6 +88,12 @@ def test_a_session_is_listed_while_it_is_open_and_can_be_ended(container):
     assert listed(container) == []
 
 
+def test_an_exec_inside_is_the_sessions(container):
+    for option in (["--timeout", "1h"], ["--record", "f"], ["--reason", "r"]):
+        done = box.run("exec", *option, "--", "true", env={"CNTR_TARGET": "web"})
+        assert "not from inside a session" in box.one_line_and_hint(done)
+
+
 def test_at_a_terminal_too_and_the_terminal_is_given_back(container):
     with Terminal(*CNTR, "attach", str(container.pid), "--timeout", "8h", "--", "sh") as terminal:
         terminal.wait_for("#")
