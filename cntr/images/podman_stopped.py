@@ -93,9 +93,21 @@ def take_layers(made: Blueprint, row: containers_storage.Known) -> None:
         made.upper, made.work = f"{base}/{row.layer}/diff", f"{base}/{row.layer}/work"
         made.lower = [f"{base}/{layer['id']}/diff" for layer in reversed(chain[:-1])]
         made.overlay = {"userxattr": ""} if one.owner else {"metacopy": "on"}
+        made.served = _is_served(one)
     for path in [made.upper, *made.lower]:
         if not os.path.isdir(path):
             raise ImageError(f"{made.label()}: layer {printable(path)} is not there", "its store is damaged")
+
+
+def _is_served(one: containers_storage.Store) -> bool:
+    """Whether fuse-overlayfs mounts this store's layers: containers/storage writes that down where it has looked."""
+    try:
+        return (
+            store.read(f"{one.graphroot}/{podman_store.DRIVER}/.has-mount-program", owner=one.owner, limit=16).strip()
+            == "true"
+        )
+    except OSError:
+        return False
 
 
 def _created(made: Blueprint, asked: dict[str, Any]) -> None:

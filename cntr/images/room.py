@@ -12,8 +12,9 @@ import fcntl
 import os
 import stat
 
+from cntr.engines import commands
 from cntr.errors import CntrError
-from cntr.images import profile
+from cntr.images import profile, served
 from cntr.linux import namespaces, syscalls
 
 TYPE_CHECKING = False
@@ -47,6 +48,16 @@ class Room:
         self._devices: dict[str, int] = {}
         self._sys = self._null = -1
         self._scratch, self._layers = "", 0
+        self._server = commands.trusted(served.PROGRAM) if blueprint.served else ""
+        if blueprint.served and not self._server:
+            raise CntrError(
+                f"{blueprint.label()}: its layers are fuse-overlayfs', which is not here", "install fuse-overlayfs"
+            )
+        if blueprint.served and blueprint.owner and not os.geteuid():
+            raise CntrError(
+                f"{blueprint.label()}: its layers are fuse-overlayfs', and the kernel keeps a user's FUSE file systems from root",
+                "as that user: `cntr`",
+            )
         self.filter = profile.filter_of(blueprint.seccomp, blueprint.capabilities)
         if not blueprint.lower and not blueprint.upper:
             raise CntrError(
@@ -116,6 +127,8 @@ class Room:
             tree = syscalls.open_tree(syscalls.AT_FDCWD, upper, syscalls.OPEN_TREE_CLONE)
             syscalls.mount_setattr(tree, "", recursive=False, attr_set=syscalls.MOUNT_ATTR_NODEV)
             return tree
+        if made.served:
+            return served.overlay(self._server, layers, upper, work, self._scratch)
         options: list[tuple[str, str | None]] = [("source", "cntr"), *(("lowerdir+", path) for path in layers)]
         options += [("upperdir", upper), ("workdir", work)]
         options += [(key, value or None) for key, value in made.overlay.items()]

@@ -178,7 +178,7 @@ on the test machine; its state files are made by the test over a real process. *
 | engine | found by | its files |
 |---|---|---|
 | Docker | the API, as the daemon's `docker inspect` has it | overlay2's layers, or containerd's snapshot |
-| Podman | containers.json and config.json; `podman inspect`, or version 5's database | the layers, native overlay or vfs |
+| Podman | containers.json and config.json; `podman inspect`, or version 5's database | the layers; fuse-overlayfs' for their user alone |
 | Buildah | containers.json and buildah.json | the layers |
 | containerd, Kubernetes over it | `ctr`; pods by the annotations of CRI, its status file and its log | the snapshot |
 | LXC | `/var/lib/lxc/NAME/config` with what it includes; lxc.lxcpath, `$CNTR_LXC_ROOT` | `dir:`, `btrfs:`, `overlay:` |

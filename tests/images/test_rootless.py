@@ -6,15 +6,17 @@ import json
 import os
 import pathlib
 import shutil
+import stat
 import subprocess
 import sys
 
 import pytest
 
+from cntr.engines import evidence
 from cntr.errors import CntrError
 from cntr.images import targets
 from cntr.linux import procfs
-from testkit.engines import rigging
+from testkit.engines import newer, rigging
 from testkit.engines.rigs_cli import PodmanRootless
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -26,6 +28,15 @@ class Native(PodmanRootless):
     """With overlayfs as the kernel mounts it for a user."""
 
     driver = "overlay"
+    roots = True  # whether root can look into it
+
+    def prefix(self) -> tuple[str, ...]:
+        """Nothing more than the view in which the user exists."""
+        return ()
+
+    def options(self) -> str:
+        """More of the store's configuration."""
+        return ""
 
     def images(self) -> None:
         """The store's configuration first; $CONTAINERS_STORAGE_CONF tells root of it."""
@@ -35,7 +46,9 @@ class Native(PodmanRootless):
         graph = f"{home}/.local/share/containers/storage"
         self.conf.write_text(
             f'[storage]\ndriver = "{self.driver}"\ngraphroot = "{graph}"\nrunroot = "{self.den.path}/runtime/containers"\n'
+            + self.options()
         )
+        self.cli = (*self.prefix(), *self.cli)
         for path in (self.conf, self.conf.parent, self.conf.parent.parent):
             os.chown(path, self.uid, self.uid)
         super().images()
@@ -57,13 +70,37 @@ class Native(PodmanRootless):
         return done.stdout
 
 
+class Served(Native):
+    """With fuse-overlayfs, Debian 13's."""
+
+    roots = False
+
+    def prefix(self) -> tuple[str, ...]:
+        """A view in which it is installed, and /dev/fuse is there for everybody."""
+        root, machine = newer.root("trixie"), os.uname().machine
+        loader = next(pathlib.Path(root).glob("usr/lib64/ld-linux-*"))
+        program, device = pathlib.Path(self.den.path, "fuse-overlayfs"), pathlib.Path(self.den.path, "fuse")
+        library = f"{root}/usr/lib/{machine}-linux-gnu"
+        program.write_text(f'#!/bin/sh\nexec {loader} --library-path {library} {root}/usr/bin/fuse-overlayfs "$@"\n')
+        program.chmod(0o755)
+        os.mknod(device, 0o666 | stat.S_IFCHR, os.stat("/dev/fuse").st_rdev)
+        device.chmod(0o666)  # as udev makes it
+        place = "/usr/local/sbin"
+        script = f'mount -t tmpfs -o mode=755 none {place} && cp {program} {place} && mount --bind {device} /dev/fuse && exec "$@"'
+        return ("unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh")
+
+    def options(self) -> str:
+        """The program, by its name."""
+        return '[storage.options.overlay]\nmount_program = "/usr/local/sbin/fuse-overlayfs"\n'
+
+
 class Copies(Native):
     """With a whole copy of the files for each container."""
 
     driver = "vfs"
 
 
-@pytest.fixture(params=[Native, Copies])
+@pytest.fixture(params=[Native, Copies, Served])
 def rig(request):
     started = request.param()
     yield started
@@ -96,7 +133,8 @@ def test_a_users_stopped_and_created_containers(rig):
     script = (
         "cat /etc/motto; echo x > /new; busybox chown 1000 /new; busybox stat -c %u /new; id -u; cat /proc/self/uid_map"
     )
-    for as_user in (False, True):
+    callers = (False, True) if rig.roots else (True,)
+    for as_user in callers:
         out = rig.cntr("exec", box.target, "--", "/bin/sh", "-c", script, as_user=as_user)
         assert out.split() == ["slim", "1000", "0", "0", str(rig.uid), "1", "1", "300000", "65536"]
         script_outside = "cat /var/lib/cntr/etc/motto; echo x > /var/lib/cntr/etc/motto; cat /var/lib/cntr/etc/motto"
@@ -108,10 +146,15 @@ def test_a_users_stopped_and_created_containers(rig):
         states = {row["name"]: row["state"] for row in json.loads(rig.cntr("ps", "--all", "--json", as_user=as_user))}
         assert (states[box.name], states[made]) == ("exited", "created")
     assert rig.command("diff", box.name) == before
-    for as_user in (False, True):
+    for as_user in callers:
         name = f"/etc/fixed-{as_user}"
         rig.cntr("exec", "--write", box.target, "--", "/bin/sh", "-c", f"echo x > {name}", as_user=as_user)
         assert f"A {name}" in rig.command("diff", box.name)
+    if not rig.roots:
+        rig.cntr("exec", box.target, "--", "/bin/sh", as_user=False, status=125)
+        rig.den.wait_for(
+            "the end of the servers", lambda: not evidence.processes_named("fuse-overlayfs", "ld-linux-x86-64")
+        )
     rig.command("start", box.name)
     box.pid = int(rig.command("inspect", "--format", "{{.State.Pid}}", box.name))
     assert rig.command("exec", box.name, "cat", "/etc/fixed-True") == "x\n"
