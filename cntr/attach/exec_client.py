@@ -8,7 +8,7 @@ import select
 import stat
 
 from cntr.attach import exec_server
-from cntr.attach.signals import FORWARDED, Watch
+from cntr.attach.signals import FORWARDED, SignalFile
 from cntr.errors import CntrError, printable
 from cntr.linux import sockets
 
@@ -26,7 +26,7 @@ def run(argv: list[str], settings: list[str], directory: str) -> int:
             "cntr exec: the command line is too long", f"at most {exec_server.PACKET >> 10} KiB from inside a session"
         )
     _check_directory()
-    watch = Watch()
+    watch = SignalFile()
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
     try:
         connection.connect(f"{DIRECTORY}/{exec_server.NAME}")
@@ -81,7 +81,7 @@ def _open_stream(fd: int) -> int:
     return fd
 
 
-def _wait(connection: _socket.socket, watch: Watch) -> int:
+def _wait(connection: _socket.socket, watch: SignalFile) -> int:
     """Pass signals on until the exit status comes. Raises CntrError, OSError."""
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)

@@ -20,7 +20,7 @@ END = signal.SIGRTMIN + 3  # of `cntr sessions end`; 1 and 2 are what the C libr
 WATCHED = (*FORWARDED, signal.SIGCONT, signal.SIGCHLD, END)
 
 
-class Watch:
+class SignalFile:
     """The signals of this process as a file: blocked before the fork, so that none is lost in between."""
 
     __slots__ = ("before", "fd")

@@ -27,7 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cntr.attach.signals import Watch
+    from cntr.attach.signals import SignalFile
 
 CHUNK = 1 << 16
 PIPE_BUF = 4096  # bytes that a pipe has room for when it polls writable (pipe(7))
@@ -315,7 +315,7 @@ class Stdio:
             return True
         return any(output.ready(fd) for output in self.outputs)
 
-    def drain(self, watch: Watch) -> None:
+    def drain(self, watch: SignalFile) -> None:
         """After the session's end: what it wrote last. A signal that WATCH sees ends the wait for a slow reader."""
         for output in self.outputs:
             while output.more():

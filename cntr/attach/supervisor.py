@@ -10,7 +10,7 @@ import time
 
 from cntr.attach import remains, steps
 from cntr.attach.channel import DONE, EXITED, FAILED, KILLED, LEFT, NEST, NOTE, Channel, Reader
-from cntr.attach.signals import END, Watch
+from cntr.attach.signals import END, SignalFile
 from cntr.attach.target import Target
 from cntr.errors import EXIT_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CntrError, StepFailed, printable
 
@@ -86,7 +86,7 @@ class Supervisor:
         target: Target,
         monitor: int,
         channel: Channel,
-        watch: Watch,
+        watch: SignalFile,
         pty: Pty | None,
         stdio: Stdio,
         server: FileServer | None,

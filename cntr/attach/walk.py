@@ -14,7 +14,7 @@ from cntr.attach.launcher import Command
 from cntr.attach.monitor import Monitor
 from cntr.attach.private import INFORMATION, Devices, Private
 from cntr.attach.request import Request
-from cntr.attach.signals import Watch
+from cntr.attach.signals import SignalFile
 from cntr.attach.stdio import Stdio
 from cntr.attach.supervisor import Supervisor
 from cntr.attach.target import Target
@@ -299,7 +299,7 @@ def _run_session(request: Request, target: Target, fds: Fds, say: Callable[[str]
     left_files = prepared.private.left_files if prepared.private and prepared.view else None
     stdio, identity, null_fd = prepared.stdio, prepared.identity, prepared.null_fd
     monitor = Monitor(prepared.nest, identity, prepared.command, channel, left_files, stdio=stdio, null_fd=null_fd)
-    watch = Watch()
+    watch = SignalFile()
     fds.closers.append(watch.close)
     pid = _fork(monitor, target)
     channel.keep_supervisor()

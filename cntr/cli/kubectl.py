@@ -15,7 +15,7 @@ from typing import Any
 
 from cntr.cli import options, parser
 from cntr.cli.options_files import ENV
-from cntr.cli.parser import Command, Option
+from cntr.cli.parser import Option, Subcommand
 from cntr.errors import CntrError, UsageError, printable
 from cntr.remote import onefile
 
@@ -23,7 +23,7 @@ IMAGE = "docker.io/library/python:3-slim"
 PATIENCE_SECONDS = 12 * 3600
 START_SECONDS = 180.0
 WAITING = ("ContainerCreating", "PodInitializing", "")
-COMMAND = Command(
+COMMAND = Subcommand(
     "kubectl",
     "POD",
     "a shell with a toolbox's tools beside a container of a pod, on whichever node it runs",

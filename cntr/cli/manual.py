@@ -6,7 +6,7 @@ import sys
 
 from cntr import __version__
 from cntr.cli.options import COMMANDS, DEBUG, HELP
-from cntr.cli.parser import Command, Option
+from cntr.cli.parser import Option, Subcommand
 from cntr.errors import UsageError, printable
 
 TARGETS = """TARGET   a container's name, id or unique id prefix, a pid, or engine:name
@@ -37,7 +37,7 @@ def overview() -> str:
     )
 
 
-def usage(command: Command) -> str:
+def usage(command: Subcommand) -> str:
     """``cntr COMMAND --help``."""
     words = " ".join(command.positional)
     line = f"Usage: cntr {command.name} {'[OPTION…] ' if command.options else ''}{words}{' [-- CMD…]' if command.takes_command else ''}"

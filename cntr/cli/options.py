@@ -6,7 +6,7 @@ from cntr.cli import parser
 from cntr.cli.options_files import COPY, ENV, JSON, REASON, SLIM, TIMEOUT
 from cntr.cli.options_ports import FORWARD, SESSION_SOCKETS
 from cntr.cli.options_sessions import RECORD, REPLAY, SESSIONS
-from cntr.cli.parser import Command, Option, Parsed
+from cntr.cli.parser import Option, Parsed, Subcommand
 
 HELP = Option("-h --help", "", "show this help")
 DEBUG = Option("--debug", "", "show a traceback with an error")
@@ -41,7 +41,7 @@ NO_SECCOMP = Option(
 )
 PRIVILEGED = Option("--privileged", "", "keep the host root's capabilities, user namespace and security label")
 COMMANDS = (
-    Command(
+    Subcommand(
         "attach",
         "TARGET",
         "a shell with your tools in a container's namespaces; the container is at /var/lib/cntr",
@@ -86,7 +86,7 @@ COMMANDS = (
         "cntr attach image:web:1 -- ls /var/lib/cntr/etc",
         takes_command=True,
     ),
-    Command(
+    Subcommand(
         "exec",
         "[TARGET]",
         "the container's own command in its own root; in a session TARGET can be left out",
@@ -109,7 +109,7 @@ COMMANDS = (
         "cntr exec web -- /app --version\ncntr exec                              /bin/sh of the container, from inside a session",
         takes_command=True,
     ),
-    Command(
+    Subcommand(
         "run",
         "TARGET",
         "what a container or an image would run itself, in a stand-in; CMD is a tool of yours before it, as strace",
@@ -119,7 +119,7 @@ COMMANDS = (
         "cntr run image:web:1 --network host",
         takes_command=True,
     ),
-    Command(
+    Subcommand(
         "ps",
         "",
         "running containers of every engine on this machine",
@@ -132,7 +132,7 @@ COMMANDS = (
         ),
         "cntr ps\ncntr ps --all\ncntr ps --json\ncntr ps --host alpha,admin@beta,ssh://gamma:2222",
     ),
-    Command(
+    Subcommand(
         "inspect",
         "TARGET",
         "what attach would take from a container, property by property, and what not and why",
@@ -142,7 +142,7 @@ COMMANDS = (
     ),
     COPY,
     FORWARD,
-    Command(
+    Subcommand(
         "mount",
         "SOURCE MOUNTPOINT",
         "show the directory SOURCE at MOUNTPOINT through CntrFS, until it is unmounted",
@@ -161,7 +161,7 @@ COMMANDS = (
         ),
         "cntr mount /srv/tools /mnt\numount /mnt",
     ),
-    Command(
+    Subcommand(
         "cache",
         "[ACTION] [IMAGE]",
         "images unpacked for --tools and as targets: list (default), clear",
@@ -171,8 +171,8 @@ COMMANDS = (
     SLIM,
     SESSIONS,
     REPLAY,
-    Command("doctor", "", "what this machine lacks, per feature, with the fix", (JSON,), "cntr doctor"),
-    Command(
+    Subcommand("doctor", "", "what this machine lacks, per feature, with the fix", (JSON,), "cntr doctor"),
+    Subcommand(
         "completion",
         "SHELL",
         "print a completion script for bash, zsh or fish",

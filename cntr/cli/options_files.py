@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cntr.cli.parser import Command, Option
+from cntr.cli.parser import Option, Subcommand
 
 JSON = Option("--json", "", "machine-readable output")
 ENV = Option("-e --env", "K=V", "set a variable; K alone passes the caller's on", repeat=True)
@@ -29,7 +29,7 @@ With --archive owners are kept: what the container calls root of its user namesp
 An id of the host that the namespace does not map keeps its number in the container. Set-id bits and file capabilities go into a
 container and never come out of one."""
 
-COPY = Command(
+COPY = Subcommand(
     "cp",
     "SRC DST",
     "copy files between the host and a container; nothing is needed in its image",
@@ -101,7 +101,7 @@ SLIM_OPTIONS = (
     JSON,
 )
 
-SLIM = Command(
+SLIM = Subcommand(
     "slim",
     "TARGET [OTHER] [OVER] [LAST]",
     "split an image: what runs into a slim one, the rest left to be had when it is needed",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cntr.cli.options_files import JSON, REASON, TIMEOUT
-from cntr.cli.parser import Command, Option
+from cntr.cli.parser import Option, Subcommand
 
 SESSION_SOCKETS = (
     Option("-X --x11", "", "windows of the session's programs on your display, as ssh -Y has it"),
@@ -30,7 +30,7 @@ line says so. A connection that was cut off at one end is reset at the other.
 `-- CMD…` is run when all ports are up, and its status is that of cntr; CNTR_FORWARD_1, CNTR_FORWARD_2, … are the addresses. Without
 it, it goes on until a signal comes. `cntr forward TARGET - PORT` joins stdin and stdout to the port: ssh's ProxyCommand."""
 
-FORWARD = Command(
+FORWARD = Subcommand(
     "forward",
     "TARGET [FORWARD]…",
     "ports and sockets of a container on this machine, or with -R of this machine in the container",

@@ -20,7 +20,7 @@ class Option:
         self.key = self.names[-1].lstrip("-").replace("-", "_")
 
 
-class Command:
+class Subcommand:
     """One command: its positional words, options, an example or two, and where one line of help is not enough, details."""
 
     __slots__ = ("details", "examples", "help", "name", "options", "positional", "takes_command")
@@ -50,7 +50,7 @@ class Parsed:
 
     __slots__ = ("argv", "command", "line", "values", "words")
 
-    def __init__(self, command: Command) -> None:
+    def __init__(self, command: Subcommand) -> None:
         self.command = command
         self.values: dict[str, object] = {}
         self.words: list[str] = []
@@ -72,7 +72,7 @@ class Parsed:
         return list(value) if isinstance(value, list) else []
 
 
-def parse(argv: list[str], commands: tuple[Command, ...], common: tuple[Option, ...]) -> Parsed:
+def parse(argv: list[str], commands: tuple[Subcommand, ...], common: tuple[Option, ...]) -> Parsed:
     """The command line after the program's name; common: options that each command takes. Raises UsageError."""
     name = argv[0]
     command = next((known for known in commands if known.name == name), None)

@@ -96,7 +96,7 @@ class BackingMount:
         return self.base == SYNTHETIC
 
 
-class OpenFiles:
+class OpenState:
     """How often a node is open, and as what (devfuse)."""
 
     __slots__ = ("backing_id", "count")
@@ -134,7 +134,7 @@ class Node:
         self.fd = -1
         self.lent_fd = -1  # of the open file that it was made by
         self.pinned = False  # the fd is the only way left to the file: it has no name any more
-        self.open: OpenFiles | None = None  # the devfuse binding's state of open files
+        self.open: OpenState | None = None  # the devfuse binding's state of open files
 
     @property
     def handle(self) -> Handle | None:

@@ -34,7 +34,7 @@ def _is_roots(path: str) -> bool:
         path = os.path.dirname(path)
 
 
-class Command:
+class Invocation:
     """A running command: its process and the reading end of its output."""
 
     __slots__ = ("chunks", "fd", "pid", "size")
@@ -96,7 +96,7 @@ def output(deadline: float, program: str, *arguments: str, environment: dict[str
     if not path:
         return ""
     try:
-        command = Command([path, *arguments], environment)
+        command = Invocation([path, *arguments], environment)
     except OSError:
         return ""
     poll, ended = select.poll(), False

@@ -15,7 +15,7 @@ import os
 import time
 
 from cntr.engines import containerd, containers_storage, docker, evidence, kubernetes, pods, store, trust, unixhttp
-from cntr.engines.commands import POLLIN, Command, trusted
+from cntr.engines.commands import POLLIN, Invocation, trusted
 from cntr.engines.container import Container, NotRunning, Refused
 
 TYPE_CHECKING = False
@@ -173,8 +173,8 @@ class Dialogue:
     def __init__(self, cli: Cli, talk: Talk) -> None:
         self.cli, self.talk = cli, talk
         self.found: list[Container] = []
-        self.commands: list[Command] = []
-        self.running: list[Command] = []
+        self.commands: list[Invocation] = []
+        self.running: list[Invocation] = []
         self.refused: Refused | None = Refused(f"the command {cli.program} did not answer in time")
         self.go_on(None)
 
@@ -197,14 +197,14 @@ class Dialogue:
     def _start(self, lines: list[list[str]]) -> None:
         try:
             for line in lines:
-                self.commands.append(Command(line))
+                self.commands.append(Invocation(line))
         except BaseException:
             for command in self.commands:
                 command.end()
             raise
         self.running = list(self.commands)
 
-    def hear(self, command: Command) -> None:
+    def hear(self, command: Invocation) -> None:
         """COMMAND has said something, or has ended."""
         if command.read():
             return

@@ -10,7 +10,7 @@ import resource
 import select
 import time
 
-from cntr.attach.signals import END, FORWARDED, Watch
+from cntr.attach.signals import END, FORWARDED, SignalFile
 from cntr.audit import times
 from cntr.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CntrError, printable
 from cntr.forward import listening, stream
@@ -44,7 +44,7 @@ def run(target: str, forwards: list[Forward], argv: list[str], tell: Tell, sessi
     """
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     _raise_limit(limits)
-    watch = Watch()
+    watch = SignalFile()
     relay = Relay(
         Wanted(
             target, paths=any((one.listen if one.reverse else one.connect).is_file for one in forwards), session=session
@@ -83,7 +83,7 @@ class Relay:
         forwards: list[Forward],
         argv: list[str],
         tell: Tell,
-        watch: Watch,
+        watch: SignalFile,
         limits: tuple[int, int],
     ) -> None:
         self.forwards, self.argv, self.tell, self.watch, self.limits = forwards, argv, tell, watch, limits

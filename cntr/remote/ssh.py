@@ -115,7 +115,7 @@ class Host:
         return ["ssh", *options, *where, RUN.format(code=code.encode().hex())]
 
 
-class Session:
+class SshCommand:
     """One command line on one host."""
 
     def __init__(self, host: Host, words: list[str], *, batch: bool = False) -> None:
@@ -278,7 +278,7 @@ def _alone() -> None:
 
 def run(host: str, words: list[str]) -> int:
     """``cntr --host HOST WORDS``; the exit status. Raises CntrError, UsageError."""
-    session = Session(Host(host), words)
+    session = SshCommand(Host(host), words)
     try:
         return session.run()
     finally:
@@ -292,10 +292,10 @@ def on_all(hosts: list[str], words: list[str]) -> dict[str, tuple[int, str, str]
     """
     import threading
 
-    sessions = [Session(Host(host), words, batch=True) for host in hosts]
+    sessions = [SshCommand(Host(host), words, batch=True) for host in hosts]
     found: dict[str, tuple[int, str, str]] = {}
 
-    def ask(session: Session) -> None:
+    def ask(session: SshCommand) -> None:
         try:
             found[session.host.text] = session.capture()
         except CntrError as error:

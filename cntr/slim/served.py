@@ -10,7 +10,7 @@ import os
 import stat
 
 from cntr.cntrfs.core import Core
-from cntr.cntrfs.devfuse.session import Session
+from cntr.cntrfs.devfuse.session import FuseSession
 from cntr.cntrfs.heartbeat import Heartbeat
 from cntr.cntrfs.node import BackingMount
 from cntr.cntrfs.options import Options
@@ -98,7 +98,7 @@ def serve(fuse_fd: int, root_fd: int, shown: set[str] | None, hidden: frozenset[
     options.entry_timeout = options.attr_timeout = 1.0
     options.timeouts_given = True
     core = SlimCore(root_fd, options, shown, hidden, notes, grow)
-    Session(fuse_fd, core, Heartbeat(), lambda: None).run()
+    FuseSession(fuse_fd, core, Heartbeat(), lambda: None).run()
 
 
 def start(

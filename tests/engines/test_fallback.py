@@ -205,7 +205,7 @@ def test_one_that_hangs_does_not_outlive_a_cntr_that_is_killed(directory):
     if not commands.trusted("setpriv").endswith("/setpriv"):
         pytest.skip("not installed: util-linux (apt-get install)")
     program = put(directory, "podman", "#!/bin/sh\nexec sleep 98764\n")
-    hanging = f"import time; from cntr.engines import commands; commands.Command([{str(program)!r}]); print(flush=True); time.sleep(60)"
+    hanging = f"import time; from cntr.engines import commands; commands.Invocation([{str(program)!r}]); print(flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", hanging], stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         wait_until(lambda: processes("98764"))

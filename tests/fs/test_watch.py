@@ -87,5 +87,5 @@ def test_a_session_goes_on_where_nothing_can_be_watched(monkeypatch: pytest.Monk
     connection = SimpleNamespace(flags=wire.HAS_EXPIRE_ONLY)
     core = SimpleNamespace(options=options, credentials=SimpleNamespace(raised=contextlib.nullcontext))
     serving: Any = SimpleNamespace(core=core, connection=connection, fd=-1, watch=None)
-    session.Session._watch(serving)
+    session.FuseSession._watch(serving)
     assert serving.watch is None

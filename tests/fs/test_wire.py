@@ -20,7 +20,7 @@ import pytest
 
 from cntr.cntrfs.core import Core
 from cntr.cntrfs.devfuse import ioctls, wire
-from cntr.cntrfs.devfuse.session import OPERATIONS, Session
+from cntr.cntrfs.devfuse.session import OPERATIONS, FuseSession
 from cntr.cntrfs.heartbeat import Heartbeat
 from cntr.cntrfs.options import Options
 from cntr.linux import syscalls as kernel_calls
@@ -38,7 +38,7 @@ class Kernel:
         self.ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         options = Options(invalidate=False, max_fds=8)
         core = Core(os.open(root, os.O_PATH), options)
-        self.session = Session(theirs.detach(), core, Heartbeat(), lambda: None)
+        self.session = FuseSession(theirs.detach(), core, Heartbeat(), lambda: None)
         self.unique = 0
 
     def request(self, opcode: int, nodeid: int, body: bytes, extensions: bytes = b"") -> bytes:

@@ -7,7 +7,7 @@ import select
 import signal
 import sys
 
-from cntr.attach.signals import Watch
+from cntr.attach.signals import SignalFile
 from cntr.attach.stdio import Stdio
 
 
@@ -22,7 +22,7 @@ def below(pid: str) -> list[str]:
 
 def main() -> int:
     kind, *command = sys.argv[1:]
-    watch = Watch()
+    watch = SignalFile()
     stdio = Stdio(-1, 0, foreign=kind == "foreign")
     pid = os.fork()
     if pid == 0:

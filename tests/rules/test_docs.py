@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import shutil
@@ -122,3 +123,65 @@ def test_bash_completes_commands_options_and_nothing_else():
     assert set(complete("cntr", "")) == {command.name for command in COMMANDS}
     assert complete("cntr", "attach", "--read") == ["--read-only"]
     assert complete("cntr", "ps", "--read") == []
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+# Said twice, of things of one kind in packages that do not meet.
+TWICE = frozenset(
+    "Caller Reader Request Progress Source View Recorder Report Connection Job Level Sender Refused Entry Image Mount Elf".split()
+)
+# The kernel's, the engines', the file formats' words, and those that programs are made of everywhere.
+COMMON = frozenset(
+    """
+    accesses ambiguous answer archive asked attributes authentication backing blob bounded brought caller cgroup changes channel
+    choices cli cluster cntr command compare compressed connection console container containerd context core credentials datagrams
+    devices dial dialogue difference directory elf endpoint entry error exec exercise failed fds file files filter finding flow
+    forward found fsetid function fuse gone gzip handle handler heartbeat held helper here host http id idle image in incoming input
+    interrupted invocation job join kind known layer layout level library limits linter listener live lock locked locks long loop
+    malformed manager members membership memory meta metadata module mount mounted mounts names namespace node not open opener opening
+    operation operations option options ordinary outcome outgoing output own owner owners package parsed partial parts passthrough
+    peer pipes plain pod policy private progress protocol pty pump raised raw reader reason receiver recorder records refused remote
+    replaced replies report request root row rule run running runtime screen seeking sender served server service session settings
+    setup signal slim source ssh state stdio stop stopped store stream streams strict subcommand table target task tell term terminal
+    there ticker timer told toml tools trace traced tree unpacked usage user verified view waiter wanted watch watched without work
+    workers xattrs zstd stack idler pointer
+    """.split()
+)
+
+
+def words_of(name: str) -> list[str]:
+    """The words that a class's name is made of."""
+    return [word.lower() for word in re.findall(r"[A-Z]+(?=[A-Z][a-z])|[A-Z][a-z0-9]*", name)]
+
+
+def classes() -> list[tuple[str, str]]:
+    """(module, name) of every class of cntr."""
+    return [
+        (module, node.name)
+        for module, path in source.modules("cntr").items()
+        for node in ast.walk(source.tree(path))
+        if isinstance(node, ast.ClassDef)
+    ]
+
+
+def test_a_name_is_one_class():
+    seen: dict[str, str] = {}
+    twice = {}
+    for module, name in classes():
+        if name in seen and name not in TWICE:
+            twice[name] = (seen[name], module)
+        seen[name] = module
+    assert not twice, "two meanings of one word"
+
+
+def test_the_glossary_has_every_word_of_our_own():
+    glossary = (source.ROOT / "docs/glossary.md").read_text().lower()
+    listed = set(re.findall(r"[a-z]+", " ".join(re.findall(r"^\| ([^|]*) \|", glossary, re.MULTILINE))))
+    lost = {
+        f"{word} ({module}.{name})"
+        for module, name in classes()
+        for word in words_of(name)
+        if word not in COMMON and not {word, word.removesuffix("s")} & listed
+    }
+    assert not lost, "a word of the project's own: docs/glossary.md says what it means; anybody's: COMMON"

@@ -18,7 +18,7 @@ from cntr.cntrfs import log
 from cntr.cntrfs.backing import proc_path
 from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.notify import notify
-from cntr.cntrfs.node import OpenFiles
+from cntr.cntrfs.node import OpenState
 from cntr.linux import file_syscalls
 
 TYPE_CHECKING = False
@@ -56,7 +56,7 @@ class Passthrough:
             self._forget(node)
             files = None
         if files is None:
-            files = node.open = OpenFiles(self._register(node, fd, mode) if self.enabled else 0)
+            files = node.open = OpenState(self._register(node, fd, mode) if self.enabled else 0)
         files.count += 1
         return files.backing_id
 

@@ -54,7 +54,7 @@ class _Stop(Exception):
     """Raised by the signal handler inside the read: the session is over."""
 
 
-class Session:
+class FuseSession:
     """One connection, from INIT to its end."""
 
     def __init__(self, fuse_fd: int, core: Core, heartbeat: Heartbeat, on_ready: Callable[[], None]) -> None:
@@ -321,7 +321,7 @@ def serve(
 ) -> None:
     """Serve the mounted connection fuse_fd until stop_fd is readable or it is unmounted; takes both fds over."""
     core = (NobodyCore if options.as_nobody else Core)(root_fd, options)
-    session = Session(fuse_fd, core, heartbeat, on_ready)
+    session = FuseSession(fuse_fd, core, heartbeat, on_ready)
     session.stop_when_readable(stop_fd)
     try:
         session.run()
