@@ -77,13 +77,13 @@ def to_audit(fields: Fields, *, succeeded: bool) -> None:
         enabled, daemon = (int.from_bytes(status[at : at + 4], sys.byteorder) for at in (4, 12))
         if not enabled or not daemon:
             raise OSError(errno.ENOTCONN, "auditing is switched off, or auditd does not run")
-        _ask_kernel(connection, AUDIT_USER_CMD, audit_text(fields, succeeded=succeeded).encode())
+        _ask_kernel(connection, AUDIT_USER_CMD, audit_text(fields, succeeded=succeeded))
     finally:
         connection.close()
 
 
-def audit_text(fields: Fields, *, succeeded: bool) -> str:
-    """The record's own part; the kernel puts pid, uid, auid, ses and the security label before it."""
+def audit_text(fields: Fields, *, succeeded: bool) -> bytes:
+    """The record's own part; the kernel puts pid, uid, auid, ses and the security label before it, and a NUL over its last byte."""
     words = fields["process.args"]
     assert isinstance(words, list)
     plain = (
@@ -96,7 +96,7 @@ def audit_text(fields: Fields, *, succeeded: bool) -> str:
     text += [
         f"{name}={audit_value(value)}" for name, value in (("cwd", _where()), ("cmd", command), ("exe", _program()))
     ]
-    return f"{' '.join(text)} res={'success' if succeeded else 'failed'}"
+    return f"{' '.join(text)} res={'success' if succeeded else 'failed'}\0".encode()
 
 
 def _where() -> str:

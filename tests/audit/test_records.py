@@ -305,7 +305,11 @@ def test_audits_text_can_be_read_in_one_way_only():
         "event.id": "0123",
         "cntr.tty": "pts/0 res=success",
     }
-    text = elsewhere.audit_text(fields, succeeded=False)
+    text, end = (
+        elsewhere.audit_text(fields, succeeded=False).decode()[:-1],
+        elsewhere.audit_text(fields, succeeded=True)[-1],
+    )
+    assert end == 0
     assert text.endswith(" res=failed")
     assert text.count("res=") == 1
     assert "'" not in text
@@ -326,7 +330,7 @@ def test_the_kernels_audit_system_answers(monkeypatch):
         assert error.errno == errno.ENOTCONN
     # What the kernel says of the record itself, with the question before it left out.
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, elsewhere.NETLINK_AUDIT) as connection:
-        text = elsewhere.audit_text(fields, succeeded=True).encode()
+        text = elsewhere.audit_text(fields, succeeded=True)
         assert elsewhere._ask_kernel(connection, elsewhere.AUDIT_USER_CMD, text) == b""
         with pytest.raises(OSError, match=r"\[Errno"):
             elsewhere._ask_kernel(connection, 999, b"")
