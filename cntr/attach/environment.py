@@ -50,7 +50,8 @@ def of_session(
         result |= {key: value for key, value in os.environ.items() if key in FROM_CALLER or key.startswith("LC_")}
     label = safe(name)
     result |= {
-        "PATH": path,
+        # "." would be wherever the user goes, the container's tree too
+        "PATH": ":".join(one for one in path.split(":") if one.startswith("/")),
         "HOME": home,
         "SHELL": shell,
         "USER": user,

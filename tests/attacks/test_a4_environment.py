@@ -251,3 +251,15 @@ def test_an_environment_overwritten_by_its_process(accomplice, canary, place, tr
     text = "\0".join(["LD_PRELOAD=/x", "=", "novalue", "PATH=/evil", "A" * 4000, "\x1b]0;t\x07=1"])
     with kit.hostile(place, accomplice, environment={"FILLER": text.replace("\0", "\n")}) as box:
         assert kit.in_session(box, transport, "echo here").startswith("here\n")
+
+
+@pytest.mark.parametrize("path", [".:{}", ":{}", "bin:{}", "{}:", "../bin:./:{}"])
+def test_the_callers_path_leads_to_no_program_of_the_containers(accomplice, canary, place, transport, path):
+    """A PATH with "." or an empty word in it means the directory that one is in: below the base directory, the container's."""
+    with kit.hostile(place, accomplice) as box:
+        for name in ("/id", "/bin/id", "/cntr-trap"):
+            (box.root / name[1:]).unlink(missing_ok=True)
+            shutil.copy(accomplice, box.write(name, ""))
+        script = "cd /var/lib/cntr; id -u; cntr-trap run; cd bin; id -u; cd ../etc; id -u; true"
+        shown = kit.in_session(box, transport, script, env={"PATH": path.format("/usr/bin:/bin")})
+        assert [line for line in shown.splitlines() if "trap" not in line] == ["0"] * 3, shown
