@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import EAGAIN, EINVAL, EMFILE, ENFILE, ENOENT, ENOSYS, EPERM
+from errno import EAGAIN, EINVAL, EMFILE, ENFILE, ENOENT, ENOSPC, ENOSYS, EPERM
 
 COMMON = {
     EPERM: "`cntr doctor` says which privilege is missing here",
@@ -39,7 +39,11 @@ COPY_TARGET = Step(
 )
 TOOLS_MOUNTS = Step("enter the tools' mount namespace")
 COPY_TOOLS = Step("copy the tools' mount tree")
-VIEW = Step("make the tools view", "--transport fuse makes it on any file system", dict(COMMON))
+VIEW = Step(
+    "make the tools view",
+    "--transport fuse makes it on any file system",
+    {**COMMON, ENOSPC: "root's user namespaces are used up, by a container perhaps: user.max_user_namespaces"},
+)
 MASKS = Step("cover what only root may read", "--transport fuse makes the tools view on any file system")
 SERVED = Step("mount CntrFS")
 ROOT = Step("make the tools' tree the root")

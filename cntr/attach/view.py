@@ -292,6 +292,17 @@ class View:
         self.notes.append("tools view: read-only, without what is its owner's alone (no root: nothing can be idmapped)")
 
 
+def namespaces_used_up(number: int) -> bool:
+    """Whether a user namespace could not be made (errno NUMBER) since root has all it may have: so count those of any container's uid 0.
+
+    A machine that allows none at all (/proc/sys/user, namespaces(7)) has none to use up.
+    """
+    try:
+        return number == errno.ENOSPC and int(procfs.read("/proc/sys/user/max_user_namespaces")) > 0
+    except OSError:
+        return False
+
+
 def enter_tools(tools: Tools, own_mnt_fd: int, progress: steps.Progress) -> None:
     """Enter a private copy of the tools' mount namespace, with the tools' tree as its root. Raises OSError."""
     progress.now = steps.TOOLS_MOUNTS

@@ -19,7 +19,7 @@ from cntr.attach.stdio import Stdio
 from cntr.attach.supervisor import Supervisor
 from cntr.attach.target import Target
 from cntr.attach.tools import DEFAULT_PATH, HOST_ALL, Tools, open_tools
-from cntr.attach.view import HIDDEN, View
+from cntr.attach.view import HIDDEN, View, namespaces_used_up
 from cntr.errors import CntrError, StepFailed, TargetNotFound, printable
 from cntr.linux import namespaces, procfs
 
@@ -173,7 +173,7 @@ class Prepared:
                 nobody_fd = self.fds.fd(namespaces.nobody())
             except OSError as error:
                 number = error.errno or 0
-                if number not in (errno.ENOSPC, errno.EPERM, errno.EINVAL, errno.ENOSYS):
+                if number not in (errno.ENOSPC, errno.EPERM, errno.EINVAL, errno.ENOSYS) or namespaces_used_up(number):
                     raise StepFailed(
                         f"{self.target.label}: {steps.VIEW.name}", number, "", steps.VIEW.advice(number)
                     ) from None

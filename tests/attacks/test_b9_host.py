@@ -14,7 +14,7 @@ import subprocess
 import pytest
 
 from tests.attacks import kit
-from tests.nest.box import run
+from tests.nest.box import one_line_and_hint, run
 
 PLACES = ("/opt", "/etc", "/usr/local/lib", "/var/lib", "/srv", "/usr/share", "/var/cache", "/boot", "/mnt", "/media")
 READS = {
@@ -453,3 +453,38 @@ def test_inspect_and_verbose_say_how_each_mount_is_kept(accomplice, canary, plac
         done = run("attach", str(box.pid), "-v", "--", "true")
         assert done.returncode == 0
         assert "Traceback" not in done.stderr
+
+
+NONE = """
+import errno, sys
+import cntr.linux.namespaces as n
+def nobody():
+    raise OSError(errno.ENOSPC, "No space left on device")
+n.nobody = nobody
+import cntr.attach.walk as w
+w.namespaces_used_up = lambda number, real=w.namespaces_used_up: {used_up} and real(number)
+from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))
+"""
+
+
+def test_on_a_machine_without_user_namespaces(accomplice, canary, place, transport):
+    """Nothing can be idmapped: what others may not read is covered, sockets too."""
+    path = canary.directory / "daemon.sock"
+    unix = listening(str(path))
+    script = f"cat {canary.path} {canary.file('group')} {canary.file('user')}; touch {canary.file('open')}/new; echo x >>{canary.file('public')}; "
+    script += f'cat {canary.file("public")}; python3 -c "{DIAL}" {path}; echo over'
+    try:
+        with kit.hostile(place, accomplice) as box:
+            done = kit.attach(box, transport, command=["/bin/bash", "-c", script], code=NONE.format(used_up=False))
+    finally:
+        unix.close()
+        path.unlink()
+    assert done.stdout == f"{canary.secret} public\nover\n", done
+
+
+def test_user_namespaces_that_are_used_up_open_nothing(accomplice, canary, place, transport):
+    """A container without a user namespace counts as the host's root: it can hold all that root may have."""
+    with kit.hostile(place, accomplice) as box:
+        done = kit.attach(box, transport, code=NONE.format(used_up=True))
+        assert "make the tools view" in one_line_and_hint(done)
+        assert "user namespaces are used up" in done.stderr
