@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.study import build, page
-from bench.study.recipes import BY_NAME, RECIPES, Recipe
+from bench.study.recipe import Recipe
+from bench.study.recipes import BY_NAME, RECIPES
 
 DOCKER = ["docker"]
 START_SECONDS = 60

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.study.recipes import BY_NAME, Recipe
+from bench.study.recipe import Recipe
+from bench.study.recipes import BY_NAME
 from cntr.slim import writer
 from cntr.slim.tree import Tree
 

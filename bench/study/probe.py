@@ -12,7 +12,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from bench.study.recipes import BY_NAME, Step
+from bench.study.recipe import Step
+from bench.study.recipes import BY_NAME
 
 SECONDS = 30
 
