@@ -34,6 +34,7 @@ class Blueprint:
     """See the module. Ids are those of the container's user namespace; maps are rows (inside, outside, count), none for the host's.
 
     lower: overlayfs' lower directories, topmost first; upper, work: the container's own layer; overlay: its mount options.
+    memory, pids: limits, in bytes and processes, 0 for none.
     served: whether fuse-overlayfs mounts its layers (it has marks of its own for what a layer hides).
     shift: whether the files on the disk are not shifted by the maps, so that mounts of them have to be (mount_setattr(2), IDMAP).
     user: as the configuration has it (NAME|UID[:GROUP]); join: namespaces of others, kind → path; state: exited, created, image, …
@@ -52,7 +53,20 @@ class Blueprint:
             "hostname",
             "id",
         ),
-        *("image", "join", "limits", "log", "lower", "masked", "mounts", "name", "no_new_privs", "oom_killed"),
+        *(
+            "image",
+            "join",
+            "limits",
+            "log",
+            "lower",
+            "masked",
+            "memory",
+            "mounts",
+            "name",
+            "no_new_privs",
+            "oom_killed",
+            "pids",
+        ),
         *(
             "oom_score_adj",
             "overlay",
@@ -84,7 +98,7 @@ class Blueprint:
         self.capabilities, self.ambient = DEFAULT_CAPABILITIES, 0
         self.no_new_privs = self.read_only = self.privileged = self.served = self.shift = False
         self.limits: dict[str, tuple[int, int]] = {}
-        self.oom_score_adj = 0
+        self.oom_score_adj = self.memory = self.pids = 0
         self.uid_map: list[tuple[int, int, int]] = []
         self.gid_map: list[tuple[int, int, int]] = []
         self.share: set[str] = set()  # namespaces that are the host's

@@ -71,6 +71,7 @@ def blueprint(path: str, owner: int, answer: dict[str, Any]) -> Blueprint:
             name = str(row.get("Name", "")).upper().removeprefix("RLIMIT_")  # Podman has it with the prefix
             made.limits[f"RLIMIT_{name}"] = found
     made.oom_score_adj = int(host.get("OomScoreAdj") or 0)
+    made.memory, made.pids = int(host.get("Memory") or 0), int(host.get("PidsLimit") or 0)
     made.read_only = host.get("ReadonlyRootfs") is True
     made.groups = [str(one) for one in host.get("GroupAdd") or ()]
     if host.get("NetworkMode") == "host":

@@ -120,7 +120,7 @@ def _created(made: Blueprint, asked: dict[str, Any]) -> None:
     like = docker_stopped.blueprint(
         "", made.owner, asked | {"GraphDriver": {"Name": "overlay2", "Data": {"UpperDir": made.upper}}}
     )
-    for name in "entrypoint argv environment directory user hostname mounts capabilities limits seccomp".split():
+    for name in "entrypoint argv environment directory user hostname mounts capabilities limits seccomp memory pids oom_score_adj".split():
         setattr(made, name, getattr(like, name))
     made.read_only, made.no_new_privs, made.privileged = like.read_only, like.no_new_privs, like.privileged
     bounding = spec.capability_mask(asked.get("BoundingCaps"))

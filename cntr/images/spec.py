@@ -82,9 +82,15 @@ def take(made: Blueprint, spec: dict[str, Any]) -> None:
     made.masked, made.read_only_paths = paths(linux.get("maskedPaths")), paths(linux.get("readonlyPaths"))
     made.seccomp = linux.get("seccomp") or "unconfined"
     made.uid_map, made.gid_map = id_map(linux.get("uidMappings")), id_map(linux.get("gidMappings"))
+    resources = mapping(linux.get("resources"))
+    made.memory, made.pids = (_number(mapping(resources.get(key)).get("limit")) for key in ("memory", "pids"))
     named = {str(mapping(row).get("type")): mapping(row).get("path") for row in linux.get("namespaces") or ()}
     made.share = {own for kind, own in NAMESPACES.items() if kind not in named}
     made.mounts = [mount for row in spec.get("mounts") or () if (mount := _mount(mapping(row)))]
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) and 0 < value < 1 << 63 else 0
 
 
 def mapping(value: object) -> dict[str, Any]:

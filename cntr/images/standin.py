@@ -16,6 +16,7 @@ import select
 
 from cntr.errors import CntrError, printable, with_sudo
 from cntr.images import ImageError
+from cntr.images.cgroups import Cgroup, write
 from cntr.images.ids import enter_user_namespace
 from cntr.images.role import Role
 from cntr.images.room import Room
@@ -77,10 +78,14 @@ class StandIn:
         self._room.program = program()
         self._alive = -1
         self._watcher = 0
+        self._cgroup: Cgroup | None = None
         try:
+            self._limit(say)
             self._start()
-            if write:
-                self._watch()
+            if write and self._runs():
+                raise CntrError(f"{blueprint.label()}: it was started meanwhile", "stop it, then --write")
+            if write or self._cgroup:
+                self._watch(write=write)
         except BaseException:
             self.close()
             raise
@@ -91,13 +96,23 @@ class StandIn:
         with VIEW:
             return bool(check and check())
 
-    def _watch(self) -> None:
-        """A process that ends the session as soon as the container runs: two mounts of one layer would damage it (overlayfs.rst).
+    def _limit(self, say: Callable[[str], None]) -> None:
+        """A cgroup with the container's limits, where root can make one."""
+        made = self.blueprint
+        limits = {key: value for key, value in (("memory", made.memory), ("pids", made.pids)) if value > 0}
+        if limits and not os.geteuid():
+            with VIEW:
+                self._cgroup = Cgroup(limits)
+            if self._cgroup.missing:
+                say(
+                    f"note: {made.label()}'s limit of {' and '.join(self._cgroup.missing)} is not kept: no cgroup of this machine has it"
+                )
 
-        Raises CntrError where it runs already.
+    def _watch(self, *, write: bool) -> None:
+        """A process that outlives this one: it takes the cgroup away and, with WRITE, ends the session as soon as the container runs.
+
+        Two mounts of one layer would damage it (overlayfs.rst).
         """
-        if self._runs():
-            raise CntrError(f"{self.blueprint.label()}: it was started meanwhile", "stop it, then --write")
         reading, self._life = os.pipe()
         self._watcher = os.fork()
         if self._watcher:
@@ -109,7 +124,7 @@ class StandIn:
             syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
             poll = select.poll()
             poll.register(reading, 0)  # POLLHUP alone: our parent has ended
-            while not poll.poll(WATCH_SECONDS * 1000):
+            while not poll.poll(WATCH_SECONDS * 1000 if write else None):
                 try:
                     started = self._runs()
                 except Exception:  # noqa: BLE001  an engine that does not answer has started nothing
@@ -120,8 +135,17 @@ class StandIn:
                     )
                     signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
                     break
+            if self._cgroup:
+                self._wait()
+                self._cgroup.remove()
         finally:
             os._exit(0)
+
+    def _wait(self) -> None:
+        """Until the stand-in has ended."""
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        poll.poll(SECONDS * 1000)
 
     def _start(self) -> None:
         reading, self._alive = os.pipe()
@@ -171,6 +195,10 @@ class StandIn:
         room, made = self._room, self.blueprint
         os.close(self._alive)
         os.setsid()
+        _be_killed_as(made.oom_score_adj)
+        if self._cgroup:
+            room.step = "join its cgroup"
+            self._cgroup.join()
         room.step = "a mount namespace of its own"
         if made.engine not in OWN_FILES:
             VIEW.enter_mounts()
@@ -226,10 +254,6 @@ class StandIn:
 
     def close(self) -> None:
         """End it and wait until it is gone."""
-        if self._life >= 0:
-            os.close(self._life)
-            os.waitpid(self._watcher, 0)
-            self._life = -1
         if self._alive >= 0:
             os.close(self._alive)
             self._alive = -1
@@ -238,13 +262,26 @@ class StandIn:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             except OSError:
                 pass  # it has ended
-            poll = select.poll()
-            poll.register(self._pidfd, select.POLLIN)
-            poll.poll(SECONDS * 1000)
+            self._wait()
+        if self._life >= 0:
+            os.close(self._life)
+            os.waitpid(self._watcher, 0)
+            self._life = -1
+        elif self._cgroup:
+            self._cgroup.remove()
+        if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
         self._room.close()
         self.blueprint.close()
+
+
+def _be_killed_as(score: int) -> None:
+    """Out of memory: as likely as the container (proc_pid_oom_score_adj(5)); to be less likely takes CAP_SYS_RESOURCE."""
+    try:
+        write("/proc/self/oom_score_adj", str(max(-1000, min(score, 1000))))
+    except OSError:
+        pass  # it is as likely as its maker
 
 
 def _report(fd: int, text: str) -> None:

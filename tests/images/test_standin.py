@@ -253,6 +253,50 @@ def test_an_id_map_makes_its_root_an_ordinary_user_of_the_host(root):
         assert "1" in os.listdir(f"/proc/{held.pid}/root/proc")
 
 
+def test_limits_of_a_cgroup_hold_and_nothing_is_left_of_it(root):
+    """Also after kill -9."""
+    made = of(root)
+    made.memory, made.pids, made.oom_score_adj = 64 << 20, 20, 500
+    said = []
+    held = StandIn(made, say=said.append)
+    try:
+        directories = list(held._cgroup.directories)
+        if not directories or held._cgroup.missing:
+            pytest.skip(f"no cgroup here has {held._cgroup.missing}")
+        assert read(held, "oom_score_adj").strip() == "500"
+        assert all(read(held, "cgroup").count(os.path.basename(path)) for path in directories)
+        for path in directories:
+            assert str(held.pid) in pathlib.Path(path, "cgroup.procs").read_text().split()
+        limits = [
+            pathlib.Path(path, name)
+            for path in directories
+            for name in ("memory.max", "memory.limit_in_bytes", "pids.max")
+        ]
+        assert {path.read_text().strip() for path in limits if path.exists()} == {str(64 << 20), "20"}
+    finally:
+        held.close()
+    assert not [path for path in directories if os.path.exists(path)]
+    assert not said
+    script = SCRIPT.replace("_, it = targets.hold(sys.argv[1], say=print)", LIMITED)
+    maker = subprocess.Popen([sys.executable, "-c", script, str(root)], stdout=subprocess.PIPE, text=True)
+    assert maker.stdout
+    maker.stdout.readline()
+    own = f"cntr-stand-in-{maker.pid}-*"
+    assert list(pathlib.Path("/sys/fs/cgroup").rglob(own))
+    maker.send_signal(signal.SIGKILL)
+    maker.wait()
+    maker.stdout.close()
+    deadline = time.monotonic() + 10
+    while list(pathlib.Path("/sys/fs/cgroup").rglob(own)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not list(pathlib.Path("/sys/fs/cgroup").rglob(own))
+
+
+LIMITED = """
+made = targets.find("dir:" + sys.argv[1])
+made.memory = 64 << 20
+it = targets.start(made, say=print)
+"""
 UNCONFINED = {
     "defaultAction": "SCMP_ACT_ALLOW",
     "syscalls": [{"names": ["mkdirat", "mkdir"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}],
