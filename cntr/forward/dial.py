@@ -155,29 +155,47 @@ class Dial:
             self.far = None
 
 
+class Quota:
+    """How many connections there may be at once: of a quarter each forward has its part for itself, the rest is whoever's comes first."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.listeners: list[Listener] = []
+
+    def may(self, listener: Listener) -> bool:
+        """Whether LISTENER may accept one more."""
+        own = self.total // 4 // len(self.listeners)
+        return listener.count() < own or sum(max(own, one.count()) for one in self.listeners) < self.total
+
+    def left(self) -> None:
+        """One is over: who had to wait accepts again."""
+        for listener in self.listeners:
+            listener.listen()
+
+
 class Listener:
-    """What listens for one forward: accepts, dials, counts. most: connections at once; more wait in the kernel's queue."""
+    """What listens for one forward: accepts, dials, counts. What its quota does not allow waits in the kernel's queue."""
 
     def __init__(
-        self, loop: Loop, pipes: stream.Pipes, made: socket.socket, forward: Forward, far_side: Side, most: int
+        self, loop: Loop, pipes: stream.Pipes, made: socket.socket, forward: Forward, far_side: Side, quota: Quota
     ) -> None:
-        self.loop, self.pipes, self.made, self.forward, self.far_side, self.most = (
-            loop,
-            pipes,
-            made,
-            forward,
-            far_side,
-            most,
-        )
+        self.loop, self.pipes, self.made, self.forward = loop, pipes, made, forward
+        self.far_side, self.quota = far_side, quota
+        quota.listeners.append(self)
         self.addresses = forward.connect.addresses()
         self.dials: set[Dial] = set()
         self.away: dict[Dial, None] = {}
         self.connections: set[stream.Connection] = set()
         self.said_refused = self.listens = False
         self.tell_refused: Callable[[Listener, int], object] = lambda listener, number: None
-        self._listen()
+        self.listen()
 
-    def _listen(self) -> None:
+    def count(self) -> int:
+        """Connections, and those on their way."""
+        return len(self.connections) + len(self.dials)
+
+    def listen(self) -> None:
+        """Accept, unless it does."""
         if not self.listens and self.made.fileno() >= 0:
             self.listens = True
             self.loop.add(self.made.fileno(), self._accept)
@@ -189,7 +207,7 @@ class Listener:
 
     def _accept(self, events: int) -> None:
         for _ in range(64):
-            if len(self.connections) + len(self.dials) >= self.most:
+            if not self.quota.may(self):
                 self._pause()
                 return
             try:
@@ -198,7 +216,7 @@ class Listener:
                 return
             except OSError:  # EMFILE, ENOMEM: it waits
                 self._pause()
-                self.loop.after(0.2, self._listen)
+                self.loop.after(0.2, self.listen)
                 return
             Dial(self, socket.socket(fileno=fd))
 
@@ -224,12 +242,12 @@ class Listener:
 
     def _over(self, connection: stream.Connection) -> None:
         self.connections.discard(connection)
-        self._listen()
+        self.quota.left()
 
     def refused(self, near: socket.socket, number: int) -> None:
         """Nobody is there: the client gets a reset, and the user is told once."""
         stream.close(near, reset=True)
-        self._listen()
+        self.quota.left()
         if not self.said_refused:
             self.said_refused = True
             self.tell_refused(self, number)
@@ -243,6 +261,7 @@ class Listener:
     def close(self) -> None:
         """Close all; what was under way is cut off, and both ends see that."""
         self._pause()
+        self.quota.listeners.remove(self)
         self.made.close()
         for dial in list(self.dials):
             dial.cancel()

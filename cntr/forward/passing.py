@@ -27,11 +27,11 @@ class Opening:
 class Passage(Flow):
     """One direction. The fds of a message go with its first byte; none is looked at."""
 
-    __slots__ = ("data", "fds", "opening")
+    __slots__ = ("fds", "opening")
 
     def __init__(self, source: socket.socket, sink: socket.socket, opening: Opening | None = None) -> None:
         super().__init__(source, sink, NO_PIPES)
-        self.data, self.opening = memoryview(b""), opening
+        self.opening = opening
         self.fds: list[int] = []
 
     def take(self) -> bool:

@@ -14,8 +14,8 @@ from cntr.attach.signals import END, FORWARDED, SignalFile
 from cntr.audit import times
 from cntr.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CntrError, printable
 from cntr.forward import listening, stream
-from cntr.forward.datagrams import Datagrams
-from cntr.forward.dial import STARTING_SECONDS, Listener, why
+from cntr.forward.datagrams import MOST, Datagrams
+from cntr.forward.dial import STARTING_SECONDS, Listener, Quota, why
 from cntr.forward.dialer import Wanted
 from cntr.forward.loop import Loop
 from cntr.forward.sides import Here, There
@@ -94,7 +94,8 @@ class Relay:
         self.command = 0
         self.times = 0
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OWN_FILES
-        self.most = max(8, files // 3 // max(1, len(forwards)))
+        files -= 2 * stream.MOST_PIPES + MOST * sum(one.udp for one in forwards)
+        self.quota = Quota(max(8, files // 2))
         self.loop.add(watch.fd, self._signals)
         if wanted.session and wanted.session.limit is not None:
             self._keep_to(wanted.session.limit)
@@ -190,7 +191,7 @@ class Relay:
         if forward.udp:
             listener = Datagrams(self.loop, made, forward, far_side)
         else:
-            listener = Listener(self.loop, self.pipes, made, forward, far_side, self.most)
+            listener = Listener(self.loop, self.pipes, made, forward, far_side, self.quota)
         listener.tell_refused = self._refused
         self.listeners[forward] = listener
         if forward in self.begun:

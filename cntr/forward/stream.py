@@ -18,23 +18,34 @@ if TYPE_CHECKING:
 CHUNK = 1 << 20  # bytes of a pipe
 ROUNDS = 16  # system calls for one direction before the others have their turn
 IDLE_PIPES = 32
+MOST_PIPES = 256  # at once; who finds none copies, by a small buffer
+BUFFER = 1 << 14
 _LINGER_NONE = (1).to_bytes(4, sys.byteorder) + bytes(4)  # struct linger: on, 0 s
 
 
 class Pipes:
     """Empty pipes: a connection has one only while it holds bytes, so that thousands of idle ones cost two fds each."""
 
-    __slots__ = ("idle",)
+    __slots__ = ("idle", "lent")
 
     def __init__(self) -> None:
         self.idle: list[tuple[int, int]] = []
+        self.lent = 0
 
-    def take(self) -> tuple[int, int]:
-        """One. Raises OSError."""
-        return self.idle.pop() if self.idle else wide_pipe(CHUNK)
+    def take(self) -> tuple[int, int] | None:
+        """One; None where MOST_PIPES are in use, or this process may open no more files."""
+        if self.lent >= MOST_PIPES:
+            return None
+        try:
+            pipe = self.idle.pop() if self.idle else wide_pipe(CHUNK)
+        except OSError:
+            return None
+        self.lent += 1
+        return pipe
 
     def give(self, pipe: tuple[int, int], *, empty: bool = True) -> None:
         """It back."""
+        self.lent -= 1
         if empty and len(self.idle) < IDLE_PIPES:
             self.idle.append(pipe)
         else:
@@ -51,15 +62,30 @@ class Pipes:
 class Flow:
     """One direction. It reads only when it holds nothing: so a slow reader stops the writer, and nothing else.
 
+    held: bytes in the pipe, or of data where there was no pipe;
     readable, writable: until the kernel says EAGAIN (epoll is asked for edges); ended: the source has said its last; broken: by an
     error; lost: the sink takes no more.
     """
 
-    __slots__ = ("broken", "done", "ended", "held", "lost", "pipe", "pipes", "readable", "sink", "source", "writable")
+    __slots__ = (
+        "broken",
+        "data",
+        "done",
+        "ended",
+        "held",
+        "lost",
+        "pipe",
+        "pipes",
+        "readable",
+        "sink",
+        "source",
+        "writable",
+    )
 
     def __init__(self, source: socket.socket, sink: socket.socket, pipes: Pipes) -> None:
         self.source, self.sink, self.pipes = source, sink, pipes
         self.pipe: tuple[int, int] | None = None
+        self.data = memoryview(b"")
         self.held = 0
         self.readable = self.writable = True
         self.ended = self.broken = self.lost = self.done = False
@@ -67,13 +93,20 @@ class Flow:
     def take(self) -> bool:
         """Hold what can be read; False at the end. Raises OSError."""
         self.pipe = self.pipe or self.pipes.take()
-        self.held = splice(self.source.fileno(), self.pipe[1], CHUNK)
+        if self.pipe:
+            self.held = splice(self.source.fileno(), self.pipe[1], CHUNK)
+        else:
+            self.data = memoryview(self.source.recv(BUFFER))
+            self.held = len(self.data)
         return self.held > 0
 
     def give(self) -> None:
         """Pass on what is held, or some of it. Raises OSError."""
-        assert self.pipe
-        self.held -= splice(self.pipe[0], self.sink.fileno(), self.held)
+        if self.pipe:
+            self.held -= splice(self.pipe[0], self.sink.fileno(), self.held)
+        else:
+            self.data = self.data[self.sink.send(self.data) :]
+            self.held = len(self.data)
 
     def pump(self) -> bool:
         """Move what can be moved; whether there is more to do at once."""
@@ -124,7 +157,7 @@ class Flow:
         """Hold nothing any more."""
         if self.pipe:
             self.pipes.give(self.pipe, empty=not self.held)
-        self.pipe, self.held = None, 0
+        self.pipe, self.held, self.data = None, 0, memoryview(b"")
 
 
 class Connection:

@@ -21,6 +21,7 @@ from cntr.forward.dialer import Wanted
 from cntr.forward.loop import Loop
 from cntr.linux import syscalls
 from testkit.container import NAMESPACES, SlimContainer
+from testkit.waiting import wait_until
 from tests.cli.run import cntr
 from tests.forward.kit import SERVER, forward, say, web
 from tests.nest.box import one_line_and_hint, run
@@ -40,7 +41,7 @@ def test_a_rootless_container_is_its_owners_to_forward_from(tmp_path):
     os.chmod(tmp_path, 0o755)
     with subprocess.Popen(words) as process:
         try:
-            _wait(lambda: "sleep" in Path(f"/proc/{process.pid}/comm").read_text())
+            wait_until(lambda: "sleep" in Path(f"/proc/{process.pid}/comm").read_text())
             with serving(process.pid, str(tmp_path)):
                 for caller in (user, 0):
                     target = f"pid:{process.pid}"
@@ -188,10 +189,3 @@ def serving(pid: int, directory: str) -> Iterator[None]:
             yield
         finally:
             server.kill()
-
-
-def _wait(condition) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ import pytest
 
 from cntr.attach import bus, x11
 from testkit.container import SlimContainer
+from testkit.waiting import wait_until
 from tests.cli.run import cntr
 from tests.forward.kit import ENVIRONMENT
 from tests.nest.box import CNTR, Box, one_line_and_hint, run
@@ -81,7 +81,7 @@ def display(tmp_path: Path) -> Iterator[dict[str, str]]:
     read, write = os.pipe()
     # The server picks the number, and the cookie is found by it.
     authority.write_bytes(b"".join(x11.authority(number, cookie) for number in range(100)))
-    words = f"Xvfb -displayfd {write} -auth {authority} -nolisten tcp -screen 0 300x200x24".split()
+    words = f"Xvfb -noreset -displayfd {write} -auth {authority} -nolisten tcp -screen 0 300x200x24".split()
     process = subprocess.Popen(words, pass_fds=[write], stderr=subprocess.DEVNULL)
     os.close(write)
     try:
@@ -109,17 +109,14 @@ def test_a_window_of_a_sessions_program_is_on_the_callers_display(tmp_path, tran
             "xclock & cat; kill $!",
         )
         showing = subprocess.Popen(
-            [*CNTR, *words], env={**ENVIRONMENT, **env}, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+            [*CNTR, *words], env={**ENVIRONMENT, **env}, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         try:
-            deadline = time.monotonic() + 30
-            while len(set(picture(env))) == 1:
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+            wait_until(lambda: len(set(picture(env))) > 1 or showing.poll() is not None, "the clock", 50)
         finally:
-            showing.stdin.close()
-            showing.wait(20)
-        assert picture(env) == before
+            said = showing.communicate("", timeout=30)[1]
+        assert showing.returncode == 0, said
+        wait_until(lambda: picture(env) == before, "the clock's end")
 
 
 def picture(env: dict[str, str]) -> list[bytes]:
@@ -168,7 +165,7 @@ def test_an_ssh_agent_answers_whatever_the_sessions_uid(place, transport):
     agent, key = place / "agent.sock", place / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "mine", "-f", key], check=True)
     with daemon("ssh-agent", "-D", "-a", str(agent), user=NOBODY.pw_uid), Box("agent", uid=1000) as box:
-        _wait(agent.exists)
+        wait_until(agent.exists)
         env = {"SSH_AUTH_SOCK": str(agent), "SUDO_UID": str(NOBODY.pw_uid)}
         subprocess.run(["ssh-add", "-q", key], env={**os.environ, **env}, check=True)
         for user in ("0", "1000"):
@@ -200,7 +197,7 @@ def test_beside_a_container_that_may_trace_where_cntr_starts_anew(place):
     needs("ssh-agent")
     agent = place / "agent.sock"
     with daemon("ssh-agent", "-D", "-a", str(agent)), SlimContainer("traces", capabilities=-1) as container:
-        _wait(agent.exists)
+        wait_until(agent.exists)
         done = run("attach", str(container.pid), "-A", "--", "ssh-add", "-l", env={"SSH_AUTH_SOCK": str(agent)})
         assert (done.returncode, done.stdout) == (1, "The agent has no identities.\n"), done
 
@@ -213,7 +210,7 @@ def test_an_owner_without_root_brings_their_own(place):
     words = ("dbus-daemon", "--session", "--nofork", "--print-address", f"--address={address}")
     with daemon(*words, user=user) as running, daemon("unshare", "-Urnm", "sleep", "100", user=user) as container:
         assert running.stdout.readline().startswith("unix:")
-        _wait(lambda: "sleep" in Path(f"/proc/{container.pid}/comm").read_text())
+        wait_until(lambda: "sleep" in Path(f"/proc/{container.pid}/comm").read_text())
         gdbus = "gdbus call --session --dest org.freedesktop.DBus --object-path / --method org.freedesktop.DBus.GetId"
         words = ("attach", f"pid:{container.pid}", "--dbus", "--", "sh", "-c", f"id -u; {gdbus}")
         done = cntr(*words, user=user, DBUS_SESSION_BUS_ADDRESS=address)
@@ -231,7 +228,7 @@ def test_gpg_finds_its_agent(tmp_path):
             text=True,
             check=True,
         ).stdout.strip()
-        _wait(lambda: os.path.exists(agent))
+        wait_until(lambda: os.path.exists(agent))
         words = ("--socket", f"{agent}:/run/user/0/gnupg/S.gpg-agent")
         said = session(box.pid, *words, "--", "gpg-connect-agent", "--no-autostart", "GETINFO version", "/bye")
         assert said.splitlines()[-1] == "OK"
@@ -285,7 +282,7 @@ def test_a_server_that_belongs_to_somebody_else_is_not_connected_to(tmp_path):
             listener.listen()
             signal.pause()
         try:
-            _wait(lambda: f"@{place}" in Path("/proc/net/unix").read_text())
+            wait_until(lambda: f"@{place}" in Path("/proc/net/unix").read_text())
             env = {"DBUS_SESSION_BUS_ADDRESS": f"unix:abstract={place}"}
             script = (
                 "import os, socket; s = socket.socket(socket.AF_UNIX); s.connect('/run/cntr/bus'); print(s.recv(9))"
@@ -411,10 +408,3 @@ def test_a_bus_client_calls_itself_the_caller():
     assert bus.path("tcp:host=x;unix:abstract=/tmp/a%20b,guid=1") == "@/tmp/a b"
     assert bus.path("unix:path=/run/bus") == "/run/bus"
     assert bus.path("unix:tmpdir=/tmp") == bus.path("") == ""
-
-
-def _wait(condition) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
