@@ -14,7 +14,7 @@ from cntr.attach.private import Devices, Private
 from cntr.attach.target import Target
 from cntr.attach.tools import Tools
 from cntr.errors import CntrError, printable
-from cntr.linux import namespaces, syscalls
+from cntr.linux import attributes, namespaces, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,9 +43,21 @@ class Nest:
 
     entrance: how the tools' tree becomes the root; base: where the target's tree goes; devpts_fd: a detached devpts of the
     session's own, whose terminals the container cannot open; private, devices: what the session has of its own.
+    proc_fd: a /proc of this process' pid namespace.
     """
 
-    __slots__ = ("base", "devices", "devpts_fd", "entrance", "private", "progress", "shares", "target", "tree_fd")
+    __slots__ = (
+        "base",
+        "devices",
+        "devpts_fd",
+        "entrance",
+        "private",
+        "proc_fd",
+        "progress",
+        "shares",
+        "target",
+        "tree_fd",
+    )
 
     def __init__(
         self,
@@ -57,7 +69,9 @@ class Nest:
         private: Private,
         devices: Devices,
         shares: list[Share],
+        proc_fd: int,
     ) -> None:
+        self.proc_fd = proc_fd
         self.target, self.entrance, self.base, self.devpts_fd = target, entrance, base, devpts_fd
         self.private, self.devices, self.shares, self.tree_fd = private, devices, shares, -1
         self.progress = steps.Progress()
@@ -77,16 +91,12 @@ class Nest:
             share.mount(self.progress)
         self.forbid_set_id()
         os.chdir("/")
-        return notes
+        return notes + [share.note for share in self.shares if share.note]
 
     def forbid_set_id(self) -> None:
         """No set-id bits or file capabilities anywhere: they empty the ambient set, which keeps the container out (guard.py)."""
         self.progress.now = steps.NOSUID
-        try:
-            syscalls.mount_setattr(syscalls.AT_FDCWD, "/", recursive=True, attr_set=syscalls.MOUNT_ATTR_NOSUID)
-        except OSError as error:
-            if error.errno != errno.ENOSYS:  # before 5.12; no_new_privs is left, which file capabilities get round
-                raise
+        attributes.add_everywhere(syscalls.MOUNT_ATTR_NOSUID, self.proc_fd)
 
     def clone_target(self) -> None:
         """A detached copy of the target's mount tree, taken inside its mount namespace, which is not changed."""
@@ -111,7 +121,7 @@ class Nest:
         """The target's tree at the base directory."""
         self.progress.now = steps.TREE
         places.place(os.dup(self.tree_fd), self.base, is_dir=True)
-        syscalls.mount_setattr(self.tree_fd, "", recursive=True, propagation=syscalls.MS_PRIVATE)
+        attributes.make_private(self.tree_fd)
 
     def graft_kernel_filesystems(self) -> None:
         """/proc and /sys as the target has them; a fresh one of its namespaces where it has none, or none that shows all."""

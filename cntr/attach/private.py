@@ -10,7 +10,7 @@ import stat
 
 from cntr.attach import places, steps
 from cntr.errors import printable
-from cntr.linux import syscalls
+from cntr.linux import attributes, syscalls
 
 DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
 LINKS = (
@@ -95,7 +95,7 @@ class Private:
         progress.now = steps.ETC
         for name in self.files:
             tree = self._clone(name)
-            syscalls.mount_setattr(tree, "", recursive=False, attr_set=syscalls.MOUNT_ATTR_RDONLY)
+            attributes.add(tree, syscalls.MOUNT_ATTR_RDONLY)
             places.place(tree, f"/{name}", is_dir=False)
         progress.now = steps.PRIVATE
         run = self._clone("run")
@@ -115,7 +115,7 @@ class Private:
         for name in (*self.files, INFORMATION):
             is_dir = name == INFORMATION
             tree = self._clone(name)
-            syscalls.mount_setattr(tree, "", recursive=False, attr_set=syscalls.MOUNT_ATTR_RDONLY)
+            attributes.add(tree, syscalls.MOUNT_ATTR_RDONLY)
             places.place(tree, f"/{name}", is_dir=is_dir)
         os.fchdir(self.tree_fd)
         syscalls.umount(".", syscalls.MNT_DETACH)

@@ -12,7 +12,7 @@ import stat
 
 from cntr.attach import places, steps
 from cntr.errors import CntrError, printable
-from cntr.linux import namespaces, syscalls
+from cntr.linux import attributes, namespaces, syscalls
 
 RESERVED = ("/", "/proc", "/sys", "/dev", "/etc")
 
@@ -51,19 +51,18 @@ class Share:
             ) from None
 
     def _protect(self, status: os.stat_result, uid: int, gid: int, writable: bool) -> None:
-        attributes = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
-        attributes |= 0 if writable else syscalls.MOUNT_ATTR_RDONLY
+        flags = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+        flags |= 0 if writable else syscalls.MOUNT_ATTR_RDONLY
         try:
             users = namespaces.mapped(f"{status.st_uid} {uid} 1", f"{status.st_gid} {gid} 1")
             try:
-                idmapped = attributes | syscalls.MOUNT_ATTR_IDMAP
-                syscalls.mount_setattr(self.tree_fd, "", recursive=False, attr_set=idmapped, userns_fd=users)
+                attributes.add(self.tree_fd, flags, users)
             finally:
                 os.close(users)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP):
+            if error.errno not in (errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
-            syscalls.mount_setattr(self.tree_fd, "", recursive=False, attr_set=attributes)
+            attributes.add(self.tree_fd, flags)
             self.note = f"--share {printable(self.path)}: its file system can't be idmapped: ids are as they are"
 
     def mount(self, progress: steps.Progress) -> None:

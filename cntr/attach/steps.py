@@ -9,7 +9,7 @@ COMMON = {
     EAGAIN: "a limit on processes is reached: ulimit -u, or pids.max of a cgroup",
     EMFILE: "a limit on open files is reached: ulimit -n",
     ENFILE: "the system's limit on open files is reached: fs.file-max",
-    ENOSYS: "the kernel lacks this call (mount API: 5.2, mount_setattr: 5.12)",
+    ENOSYS: "the kernel lacks this call (mount API: 5.2, openat2: 5.6, mount_setattr: 5.12)",
 }
 OTHERWISE = "`cntr --debug attach …` shows the whole story"
 

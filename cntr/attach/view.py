@@ -15,7 +15,7 @@ import stat
 from cntr.attach import places, steps
 from cntr.attach.tools import Tools
 from cntr.errors import printable
-from cntr.linux import procfs, syscalls
+from cntr.linux import attributes, procfs, syscalls
 
 # What a session has of its own, or has from the container (docs/security.md).
 HIDDEN = ("dev", "home", "proc", "root", "run", "sys", "tmp", "var/tmp")
@@ -46,14 +46,14 @@ class Part:
         try:
             if nobody_fd < 0:
                 raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-            attributes = SAFE | syscalls.MOUNT_ATTR_IDMAP
-            syscalls.mount_setattr(self.tree_fd, "", recursive=False, attr_set=attributes, userns_fd=nobody_fd)
+            attributes.add(self.tree_fd, SAFE, nobody_fd)
             self.how = "idmapped"
         except OSError as error:
             # EINVAL: the file system has no idmapped mounts; EPERM: it belongs to a user namespace, or is idmapped already.
-            if error.errno not in (errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP):
+            # ENOSYS: nothing can be, before Linux 5.12.
+            if error.errno not in (errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
-            syscalls.mount_setattr(self.tree_fd, "", recursive=False, attr_set=SAFE)
+            attributes.add(self.tree_fd, SAFE)
             self.how = "masked"
 
     def look(self) -> None:
@@ -63,7 +63,12 @@ class Part:
         resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
         while pending:
             directory = pending.pop()
-            fd = syscalls.openat2(self.tree_fd, directory or ".", os.O_RDONLY | os.O_DIRECTORY, resolve)
+            try:
+                fd = syscalls.openat2(self.tree_fd, directory or ".", os.O_RDONLY | os.O_DIRECTORY, resolve)
+            except OSError as error:
+                if directory and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                    continue  # it has gone since
+                raise
             try:
                 with os.scandir(fd) as entries:
                     for entry in entries:
@@ -206,13 +211,17 @@ class View:
             finally:
                 os.close(part.tree_fd)
         self.notes += [f"tools view: {printable(part.path)} ({part.fstype}): {part.how}" for part in parts]
+        if not attributes.are_known():
+            self.notes.append(
+                "tools view: this kernel has no mount_setattr (Linux 5.12): nothing is idmapped, what only some may read is covered"
+            )
         progress.now = steps.MASKS
         masks = [(f"{part.path.rstrip('/')}/{path}", is_dir) for part in parts for path, is_dir in part.masks]
         self._cover(masks)
 
     def _whole_view(self, progress: steps.Progress) -> None:
         """Of a container with a user namespace: its mounts are locked together (mount_namespaces(7)), none can be cloned by itself."""
-        syscalls.mount_setattr(syscalls.AT_FDCWD, "/", recursive=True, attr_set=SAFE)
+        attributes.add_everywhere(SAFE, self.proc_fd)
         progress.now = steps.MASKS
         whole = Part("/", "mounts locked together", os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         whole.how = "masked"
@@ -258,15 +267,16 @@ class View:
 
     def _close(self, tree: int) -> None:
         """Make a cover nobody's where that can be had: root with its capabilities opens what is its own, whatever the mode."""
-        if self.nobody_fd >= 0:
-            attributes = SAFE | syscalls.MOUNT_ATTR_IDMAP
-            syscalls.mount_setattr(tree, "", recursive=False, attr_set=attributes, userns_fd=self.nobody_fd)
-        else:
-            syscalls.mount_setattr(tree, "", recursive=False, attr_set=SAFE)
+        try:
+            attributes.add(tree, SAFE, self.nobody_fd)
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            attributes.add(tree, SAFE)
 
     def _owners_view(self, progress: steps.Progress) -> None:
         """Without root nothing can be idmapped and no mount left out: read-only, and what is the owner's alone is covered."""
-        syscalls.mount_setattr(syscalls.AT_FDCWD, "/", recursive=True, attr_set=SAFE)
+        attributes.add_everywhere(SAFE, self.proc_fd)
         progress.now = steps.MASKS
         found: list[tuple[str, bool]] = []
         pending = [("/", 0)]

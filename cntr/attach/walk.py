@@ -259,6 +259,7 @@ class Prepared:
             private=private,
             devices=devices,
             shares=shares,
+            proc_fd=self.proc_fd,
         )
 
     def _command(self) -> Command:

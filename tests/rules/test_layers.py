@@ -146,6 +146,7 @@ LAYERS = (
     ("cntr.engines.container", "cntr.engines.trust"),
     *CNTRFS_LAYERS,
     (
+        "cntr.linux.attributes",
         "cntr.linux.host",
         "cntr.linux.kernelfs",
         "cntr.linux.libseccomp",
@@ -181,7 +182,7 @@ LAB_LAYERS = (
     ("lab.drivers",),
     ("lab.drivers.base",),
     ("lab.accel", "lab.transports"),
-    ("lab.boxbuild", "lab.emulator"),
+    ("lab.boxbuild", "lab.emulator", "lab.packages"),
     (
         "lab.cleanroom",
         "lab.demo",

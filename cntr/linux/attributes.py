@@ -1,0 +1,109 @@
+"""Attributes of mounts (read-only, nosuid, …): mount_setattr(2), and mount(2) where the kernel has no such call (before Linux 5.12).
+
+mount(2) changes a mount only where it is attached in the caller's own mount namespace, one at a time. So a detached mount is attached in a
+namespace of a child's and remounted there, and a clone of it, which has its attributes, is sent back. Nothing is idmapped then.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import os
+import stat
+
+from cntr.linux import procfs, sockets, syscalls
+
+_KEPT = 0xF  # ST_RDONLY, ST_NOSUID, ST_NODEV, ST_NOEXEC of statvfs(3): the numbers of mount(2), and of mount_setattr(2)
+_MS_REMOUNT, _MS_REC, _MS_PRIVATE = 32, syscalls.MS_REC, syscalls.MS_PRIVATE
+
+
+def are_known() -> bool:
+    """Whether the kernel has mount_setattr(2)."""
+    try:
+        syscalls.mount_setattr(-1, "", recursive=False)
+    except OSError as error:
+        return error.errno != errno.ENOSYS
+    return True
+
+
+def add(tree_fd: int, attributes: int, userns_fd: int = -1) -> None:
+    """Add ATTRIBUTES to the detached mount behind TREE_FD, idmapped where USERNS_FD is given. Raises OSError (ENOSYS: it can't be)."""
+    idmap = syscalls.MOUNT_ATTR_IDMAP if userns_fd >= 0 else 0
+    try:
+        syscalls.mount_setattr(tree_fd, "", recursive=False, attr_set=attributes | idmap, userns_fd=max(userns_fd, 0))
+        return
+    except OSError as error:
+        if error.errno != errno.ENOSYS or userns_fd >= 0:
+            raise
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        number = errno.EIO
+        try:
+            sockets.send(theirs, b"0", [_remounted(tree_fd, attributes)])
+            number = 0
+        except OSError as error:
+            number = error.errno or number
+        finally:
+            os._exit(number)
+    theirs.close()
+    try:
+        _, fds = sockets.receive(ours, 1, 1)
+    finally:
+        ours.close()
+        number = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if not fds:
+        raise OSError(number, os.strerror(number), "mount(MS_REMOUNT)")
+    os.dup2(fds[0], tree_fd, inheritable=False)
+    os.close(fds[0])
+
+
+def _remounted(tree_fd: int, attributes: int) -> int:
+    """In a child: a detached clone with them."""
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount(None, "/", None, _MS_REC | _MS_PRIVATE)
+    scratch = syscalls.new_filesystem("tmpfs", {"mode": "700", "size": "4k"})
+    if stat.S_ISDIR(os.fstat(tree_fd).st_mode):
+        os.mkdir("tree", dir_fd=scratch)
+    else:
+        os.close(os.open("tree", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=scratch))
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    syscalls.move_mount(scratch, root, "")
+    syscalls.move_mount(tree_fd, scratch, "tree")
+    os.fchdir(scratch)
+    flags = os.fstatvfs(tree_fd).f_flag & _KEPT | attributes
+    syscalls.mount(None, "tree", None, _MS_REMOUNT | syscalls.MS_BIND | flags)
+    return syscalls.open_tree(syscalls.AT_FDCWD, "tree", syscalls.OPEN_TREE_CLONE)
+
+
+def add_everywhere(attributes: int, proc_fd: int) -> None:
+    """Add ATTRIBUTES to each mount below this process' root. proc_fd: a /proc of its pid namespace. Raises OSError."""
+    try:
+        syscalls.mount_setattr(syscalls.AT_FDCWD, "/", recursive=True, attr_set=attributes)
+        return
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+    for path in dict.fromkeys(mount.mount_point for mount in procfs.mountinfo(procfs.read("self/mountinfo", proc_fd))):
+        try:
+            flags = os.statvfs(path).f_flag & _KEPT | attributes
+            syscalls.mount(None, path, None, _MS_REMOUNT | syscalls.MS_BIND | flags)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.EACCES):
+                raise
+            # It has gone; or the path leads to a file of a directory that another mount covers: then nobody gets to it.
+
+
+def make_private(tree_fd: int) -> None:
+    """The attached tree behind TREE_FD: mounts come to it from nowhere, and go nowhere. Raises OSError."""
+    try:
+        syscalls.mount_setattr(tree_fd, "", recursive=True, propagation=_MS_PRIVATE)
+        return
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+    before = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.fchdir(tree_fd)
+    syscalls.mount(None, ".", None, _MS_REC | _MS_PRIVATE)
+    os.fchdir(before)
+    os.close(before)

@@ -1,0 +1,122 @@
+"""Sessions where the kernel has no mount_setattr(2): what they hold elsewhere they hold there, with the same checks."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from cntr.attach import view
+from tests.nest import box as boxes
+from tests.nest import test_view
+from tests.nest.box import CNTR, REPOSITORY, Box
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+FILTERED = [sys.executable, "-m", "tests.nest.filtered"]
+
+
+@pytest.fixture(autouse=True)
+def no_mount_setattr(monkeypatch):
+    monkeypatch.setattr(boxes, "CNTR", [*FILTERED, *CNTR])
+
+
+def test_the_call_is_not_there():
+    """The control: without it a mount cannot be changed that way."""
+    code = "from cntr.linux import syscalls as s; s.mount_setattr(s.AT_FDCWD, '/', recursive=True, attr_set=1)"
+    done = subprocess.run(
+        [*FILTERED, sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=REPOSITORY
+    )
+    assert "Function not implemented" in done.stderr
+
+
+@pytest.fixture
+def tools(tmp_path):
+    """A tree of its own: what only some may read is found by looking at every file, and this machine has many."""
+    return str(test_view.tools_tree(tmp_path / "tools"))
+
+
+def test_a_session_its_files_and_its_words(tools):
+    with Box(files={"/etc/hosts": "127.0.0.1 slim\n"}) as box:
+        script = "hostname; touch /bin/x /etc/hosts; cat /var/lib/cntr/bin/busybox | wc -c; echo x > /tmp/x; cat /proc/self/mountinfo"
+        done = box.attach("-v", "--tools", tools, "--", "/bin/sh", "-c", script)
+        assert done.stdout.startswith(f"demo\n{os.path.getsize(boxes.BUSYBOX)}\n"), done
+        assert done.stderr.count("Read-only file system") == 2, done
+        assert "): masked" in done.stderr
+        assert "no mount_setattr (Linux 5.12): nothing is idmapped" in done.stderr
+        rows = [row.split() for row in done.stdout.splitlines()[2:]]
+        flags = {row[4]: set(row[5].split(",")) for row in rows}
+        assert all("nosuid" in found for found in flags.values()), flags
+        assert {"ro", "nosuid", "nodev"} <= flags["/bin"]
+        assert {"ro", "nosuid"} <= flags["/etc/hosts"]
+        assert not [row for row in rows if any(word.startswith("shared:") for word in row[6:])]
+        assert box.exec("--", "/bin/readlink", "/proc/self/exe").stdout == "/bin/busybox\n"
+
+
+@pytest.mark.parametrize("transport", ["mount", "fuse"])
+def test_what_only_some_may_read_is_not_seen(tools, transport):
+    """To root with all capabilities and to the owner: an empty file is in its place, which root can open, since it is root's."""
+    tree = pathlib.Path(tools)
+    (tree / "closed").mkdir()
+    for name, uid, mode in (
+        ("open", 0, 0o644),
+        ("roots", 0, 0o600),
+        ("owners", 1000, 0o600),
+        ("groups", 0, 0o640),
+        ("closed/inner", 0, 0o644),
+    ):
+        (tree / name).write_text(f"secret of {name}\n")
+        os.chown(tree / name, uid, 1000)
+        (tree / name).chmod(mode)
+    (tree / "closed").chmod(0o700)
+    for uid in (0, 1000):
+        with Box(uid=uid, gid=uid, capabilities=0 if uid else (1 << 41) - 1) as box:
+            script = "cat /open /roots /owners /groups /closed/inner; ls -A /closed"
+            done = box.attach("--tools", tools, "--transport", transport, "--", "/bin/sh", "-c", script)
+            assert done.stdout == "secret of open\n", (done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("transport", ["mount", "fuse"])
+def test_the_tools_are_not_written_to_with_every_capability(tools, transport):
+    before = test_view.snapshot(pathlib.Path(tools))
+    with Box(capabilities=(1 << 41) - 1) as box:
+        script = (
+            "mount -o remount,bind,rw /; touch /bin/x /x; echo x > /etc/hostname; chmod 777 /bin; mknod /tmp/d b 7 0"
+        )
+        box.attach("--tools", tools, "--transport", transport, "--", "/bin/sh", "-c", script)
+    assert test_view.snapshot(pathlib.Path(tools)) == before
+
+
+def test_a_share(tools, tmp_path):
+    """Ids are as they are, since nothing is idmapped; read-only is read-only."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "letter").write_text("dear\n")
+    with Box() as box:
+        script = f"cat {shared}/letter; touch {shared}/x"
+        done = box.attach("-v", "--tools", tools, "--share", str(shared), "--", "/bin/sh", "-c", script)
+        assert done.stdout == "dear\n"
+        assert "Read-only" in done.stderr
+        assert "can't be idmapped" in done.stderr
+        box.attach("--tools", tools, "--share", f"{shared}:rw", "--", "/bin/sh", "-c", f"touch {shared}/x")
+        assert (shared / "x").exists()
+
+
+def test_a_directory_that_goes_while_it_is_looked_at(tools, monkeypatch):
+    """As on any file system that can't be idmapped."""
+    part = view.Part("/", "tmpfs", os.open(tools, os.O_PATH))
+    (pathlib.Path(tools) / "goes").mkdir()
+    scandir = os.scandir
+
+    def scan(fd):
+        found = scandir(fd)
+        if (pathlib.Path(tools) / "goes").exists():
+            (pathlib.Path(tools) / "goes").rmdir()
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(view.os, "scandir", scan)
+        part.look()
+    os.close(part.tree_fd)
