@@ -77,9 +77,29 @@ def study(session: nox.Session) -> None:
 
 
 @nox.session
-def cleanroom(session: nox.Session) -> None:
-    """Prove the README's two commands in a root that has only what a fresh Debian has: `-- bookworm`, `-- trixie`."""
+def packages(session: nox.Session) -> None:
+    """What can be installed, in dist/: Debian package, wheel and source archive, one file, image of tools; `-- deb wheel`."""
     _require_root(session)
+    session.install("-q", "build")
+    session.run("python", "-m", "lab.packages", *session.posargs, env=CLEAN)
+
+
+@nox.session(venv_backend="none")
+def toolbox(session: nox.Session) -> None:
+    """An image of cntr and tools for `docker load`, `podman load`, `ctr image import`: dist/cntr-toolbox.tar."""
+    _require_root(session)
+    session.run("python3", "-m", "lab.packages", "toolbox", env=CLEAN, external=True)
+
+
+@nox.session
+def cleanroom(session: nox.Session) -> None:
+    """Prove the README's two commands in a root that has only what a fresh Debian has: `-- bookworm`; and `-- packages bookworm`."""
+    _require_root(session)
+    if session.posargs[:1] == ["packages"]:
+        session.install("-q", "build")
+        suites = [word for suite in session.posargs[1:] or ["bookworm", "trixie"] for word in ("--trial", suite)]
+        session.run("python", "-m", "lab.packages", *suites, env=CLEAN)
+        return
     session.run("python", "-m", "lab.cleanroom", *session.posargs, env=CLEAN)
 
 

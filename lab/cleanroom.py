@@ -117,9 +117,9 @@ def tarball(suite: str) -> Path:
     return cached
 
 
-def furnish(root: Path, suite: str) -> None:
-    """Unpack the root, carry the settings in, and copy the checkout as it is committed."""
-    subprocess.run(["tar", "-C", root, "-xpf", tarball(suite), "--numeric-owner"], check=True)
+def furnish(root: Path, suite: str, base: Path | None = None) -> None:
+    """Unpack the root (BASE, else SUITE's), carry the settings in, and copy the checkout as it is committed."""
+    subprocess.run(["tar", "-C", root, "-xpf", base or tarball(suite), "--numeric-owner"], check=True)
     (root / "etc/apt/apt.conf.d/90cleanroom").write_text("\n".join(apt_settings()) + "\n")
     for name in ("resolv.conf", "hosts"):
         shutil.copy(f"/etc/{name}", root / "etc" / name)
