@@ -52,12 +52,12 @@ class Cntr:
         self.transport = transport
         options = {"mount": "--transport mount", "devfuse": "--transport fuse --binding devfuse"}
         options["pyfuse3"] = "--transport fuse --binding pyfuse3"
-        self._options = options.get(transport, "")
+        self.options = options.get(transport, "")
 
     def line(self, target, *command, options=""):
         """The command line of an attach, for a shell."""
         words = " ".join(shlex.quote(word) for word in command)
-        parts = ("cntr attach", shlex.quote(target), self._options, options, f"-- {words}" if words else "")
+        parts = ("cntr attach", shlex.quote(target), self.options, options, f"-- {words}" if words else "")
         return " ".join(part for part in parts if part)
 
     def attach(self, target, script, options="", user="root", timeout=30):

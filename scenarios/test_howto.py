@@ -1,0 +1,38 @@
+"""docs/howto.md, word for word, on a container that has an /etc/passwd (lab/provision: box)."""
+
+import pytest
+
+from testkit import howto
+
+CAP_NET_RAW = 13
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(recipe, marks=pytest.mark.tool(recipe.tool), id=f"{recipe.tool}-{number}")
+        for number, recipe in enumerate(howto.RECIPES)
+    ],
+)
+def test_recipe(cntr, engine, machine, recipe):
+    """The command of the howto shows what it is there for."""
+    options = cntr.options
+    if recipe.tool == "tcpdump":
+        bounding = machine.succeed(f"awk '/CapBnd/ {{ print $2 }}' /proc/{engine.pid('box')}/status")
+        options += "" if int(bounding, 16) >> CAP_NET_RAW & 1 else " --privileged"
+    if recipe.tool == "perf" and int(machine.succeed("cat /proc/sys/kernel/perf_event_paranoid")) > 2:
+        options += " --privileged"  # Debian's kernels
+    assert machine.succeed(recipe.script("box", options.strip()), timeout=90)
+
+
+def test_files_in_and_out(cli, machine):
+    """A file goes in and comes out by `cntr cp`, through a pipe, too."""
+    directory = machine.succeed("mktemp -d").strip()
+    try:
+        machine.succeed(f"echo 'a = 1' > {directory}/config.toml")
+        into = howto.line("cntr cp config.toml", "box").replace("/app/", "/scratch/")
+        machine.succeed(f"cd {directory} && {into}")
+        out = howto.line("cntr cp web:/app/dump.bin /dev/stdout", "box").replace("app/dump.bin", "scratch/config.toml")
+        assert "a = 1" in machine.succeed(f"cd {directory} && {out}")
+    finally:
+        machine.succeed(f"rm -r {directory}; cntr exec box rm -f /scratch/config.toml")
