@@ -95,6 +95,6 @@ def _wait(connection: _socket.socket, watch: SignalFile) -> int:
             if not status:
                 raise CntrError(
                     "cntr exec: the supervisor refused, or ended",
-                    f"{ON_THE_HOST}; a file of /proc or /sys goes through a pipe: `cat FILE | cntr exec …`",
+                    f"{ON_THE_HOST}; a file of /proc and a daemon's socket go through a pipe: `cat FILE | cntr exec …`",
                 )
             return status[0]

@@ -119,7 +119,7 @@ class ExecServer:
             connection = _socket.socket(fileno=self.listener._accept()[0])  # type: ignore[attr-defined]
             os.close(taken_write)
             if is_of(connection, nest):
-                Handler(connection, self.target, self.flags).run()
+                Handler(connection, self.target, self.flags, nest).run()
         except (OSError, ValueError):
             pass  # the client sees the end of its connection
         finally:
@@ -161,9 +161,9 @@ class ExecServer:
 class Handler:
     """One client, and the ``cntr exec`` that was started for it."""
 
-    def __init__(self, connection: _socket.socket, target: Target, flags: list[str]) -> None:
+    def __init__(self, connection: _socket.socket, target: Target, flags: list[str], nest: tuple[int, int]) -> None:
         """connection: of a process of the session."""
-        self.connection, self.target, self.flags = connection, target, flags
+        self.connection, self.target, self.flags, self.nest = connection, target, flags, nest
 
     def run(self) -> None:
         """Take the question, start, wait. Raises OSError, ValueError."""
@@ -172,7 +172,7 @@ class Handler:
         if not poll.poll(SILENCE_SECONDS * 1000):
             return
         data, fds = sockets.receive(self.connection, PACKET, STREAMS)
-        if len(fds) != STREAMS or any(_is_the_kernels(fd) for fd in fds):
+        if len(fds) != STREAMS or not all(_may_be_moved(fd, self.nest) for fd in fds):
             return
         line = self._line(data)
         pid = os.fork()
@@ -245,12 +245,21 @@ class Handler:
                         signal.pidfd_send_signal(pidfd, number)
 
 
-def _is_the_kernels(fd: int) -> bool:
-    """Whether reading or writing FD asks the kernel who does it: /proc and its like look at who reads, and not only at who opened.
+def _may_be_moved(fd: int, nest: tuple[int, int]) -> bool:
+    """Whether what is read from and written to FD may be so by the host's root, in place of the client. Raises OSError.
 
-    What is moved for a client is moved by the host's root. Raises OSError.
+    Files of /proc and its like look at who reads, and not only at who opened; a unix socket tells its peer who wrote (SCM_CREDENTIALS),
+    so the peer has to be of the session, too.
     """
-    return stdio.kind_of(fd) == stdio.FILE and kernelfs.holds(fd)
+    kind = stdio.kind_of(fd)
+    if kind == stdio.FILE:
+        return not kernelfs.holds(fd)
+    if kind != stdio.SOCKET:
+        return True
+    peer = _socket.socket(fileno=os.dup(fd))
+    if peer.family == _socket.AF_UNIX:
+        return is_of(peer, nest)
+    return peer.family in (_socket.AF_INET, _socket.AF_INET6)
 
 
 def is_of(connection: _socket.socket, nest: tuple[int, int]) -> bool:

@@ -130,12 +130,15 @@ class Private:
         pending = [(name, path) for name, path, _ in DIRECTORIES if name in KEPT]
         while pending and len(found) < 5:
             name, path = pending.pop()
-            fd = syscalls.openat2(
-                self.tree_fd,
-                name,
-                os.O_RDONLY | os.O_DIRECTORY,
-                syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS,
-            )
+            try:
+                fd = syscalls.openat2(
+                    self.tree_fd,
+                    name,
+                    os.O_RDONLY | os.O_DIRECTORY,
+                    syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS,
+                )
+            except OSError:  # ENAMETOOLONG
+                continue
             try:
                 for child in os.listdir(fd):
                     if child.startswith("."):

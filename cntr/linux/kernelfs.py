@@ -10,7 +10,7 @@ MAGICS = frozenset(
         *(syscalls.PROC_SUPER_MAGIC, syscalls.SYSFS_MAGIC, syscalls.DEVPTS_SUPER_MAGIC, syscalls.CGROUP2_SUPER_MAGIC),
         *(0x27E0EB, 0x19800202, 0x64626720, 0x74726163, 0x73636673),  # cgroup, mqueue, debugfs, tracefs, securityfs
         *(0xCAFE4A11, 0x6165676C, 0x62656570, 0x65735543, 0x42494E4D),  # bpf, pstore, configfs, fusectl, binfmt_misc
-        *(0xF97CFF8C, 0x6E736673),  # selinuxfs, nsfs
+        *(0xF97CFF8C, 0x6E736673, 0x09041934, 0x50494446),  # selinuxfs, nsfs, anon_inode (fanotify, …), pidfs
     )
 )
 

@@ -189,3 +189,29 @@ def test_a_pid_that_is_another_process_by_now_is_not_entered(accomplice, canary,
         assert run("exec", f"pid:{box.pid}@{begun}", "--", "true").returncode == 0
         done = run("exec", f"pid:{box.pid}@{begun - 1}", "--", "true")
         assert "belongs to another process now" in one_line_and_hint(done)
+
+
+def test_a_daemon_is_not_written_to_as_root(accomplice, canary, place):
+    """A socket of a daemon's as the standard output of `cntr exec`: who writes is told to the daemon, and would be the host's root."""
+    with kit.remapped(place, accomplice) as box:
+        path = box.root / "log"
+        daemon = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        daemon.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        daemon.bind(str(path))
+        path.chmod(0o666)
+        daemon.settimeout(0.5)
+        code = "import os, socket, subprocess; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect('/var/lib/cntr/log'); "
+        code += "s.send(b'mine'); e = socket.socketpair(); "
+        code += f"w = {[*CNTR, 'exec', '--', '/bin/busybox', 'echo', 'roots']!r}; e[1].settimeout(9); "
+        code += "print(subprocess.run(w, stdout=s, stdin=subprocess.DEVNULL).returncode, subprocess.run(w, stdout=e[0], stdin=subprocess.DEVNULL).returncode, e[1].recv(99))"
+        done = kit.attach(box, "mount", "-e", f"PYTHONPATH={REPOSITORY}", command=["python3", "-c", code])
+        assert done.stdout == "125 0 b'roots\\n'\n", done
+        said = []
+        try:
+            while True:
+                data, ancillary, *_ = daemon.recvmsg(99, 99)
+                said.append((data, int.from_bytes(ancillary[0][2][4:8], "little")))
+        except TimeoutError:
+            pass
+        daemon.close()
+    assert said == [(b"mine", kit.FIRST_ID)]
