@@ -13,7 +13,7 @@ import pytest
 
 from cntr.cli import manual
 from cntr.cli.options import COMMANDS
-from tests.rules import source
+from tests.rules import source, wrap
 from tests.rules.written import MARKS, WRITTEN
 
 PAGES = [*source.ROOT.glob("*.md"), *(source.ROOT / "docs").glob("*.md")]
@@ -123,6 +123,11 @@ def test_bash_completes_commands_options_and_nothing_else():
     assert set(complete("cntr", "")) == {command.name for command in COMMANDS}
     assert complete("cntr", "attach", "--read") == ["--read-only"]
     assert complete("cntr", "ps", "--read") == []
+
+
+@pytest.mark.parametrize("page", wrap.PAGES, ids=lambda page: page.name)
+def test_prose_is_wrapped_at_100(page):
+    assert not wrap.too_long(page), "run `python -m tests.rules.wrap`"
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
