@@ -119,6 +119,10 @@ def filters_of(request: Request, target: Target, traced: str, say: Callable[[str
         if unasked:
             error.hint = "--force goes without it: then the container can make any system call, by way of the session"
         raise
+    if unasked and found:
+        say(
+            f"note: {target.label}'s seccomp filters hold for the tools too, since it may trace them: --force goes without"
+        )
     if any(filter.asks_a_listener() for filter in found):
         say(
             f"note: {target.label}'s engine answers some system calls itself (seccomp user notification): they fail with ENOSYS here"

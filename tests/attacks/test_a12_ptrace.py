@@ -94,7 +94,9 @@ def test_it_has_its_own_filter_in_the_session(accomplice, canary, place, transpo
     rules = ((test_b1_exec.SYS_GETCPU, 77),)
     script = 'python3 -c "import ctypes; l = ctypes.CDLL(None, use_errno=True); print(l.syscall(309, 0, 0, 0), ctypes.get_errno())"'
     with test_b1_exec.filtered(place, accomplice, rules, capabilities=PTRACE) as box:
-        assert kit.in_session(box, transport, script).splitlines()[0] == "-1 77"
+        shown = kit.in_session(box, transport, script)
+        assert shown.splitlines()[0] == "-1 77"
+        assert "seccomp filters hold for the tools too" in shown
         assert kit.in_session(box, transport, script, "--force").splitlines()[0] == "0 0"
 
 

@@ -11,6 +11,8 @@ import subprocess
 
 import pytest
 
+from cntr.linux import procfs
+from testkit.engines import rigs_cli
 from testkit.engines.rig import Box
 from testkit.engines.rigs import open_rig
 from testkit.waiting import wait_until
@@ -197,3 +199,19 @@ def test_the_owner_of_a_rootless_container(request, accomplice, canary):
         assert done.returncode != 125, done
         assert canary.secret not in done.stdout
         assert (home / "canary").read_text() == canary.secret
+
+
+@pytest.mark.parametrize("engine", ["docker", "podman"])
+def test_a_container_that_may_trace(request, accomplice, canary, transport, monkeypatch, engine):
+    """Under the engine's own filter, which lets it trace, strace works in the session; it has no call that the container has not."""
+    rig = open_rig(request, engine)
+    monkeypatch.setitem(rigs_cli.CLI, "busybox", ["--cap-add", "SYS_PTRACE"])
+    script = "timeout -s INT 1 strace -o /tmp/trace -p 1; wc -c </tmp/trace; grep Seccomp_filters /proc/self/status; "
+    script += "python3 -c 'import ctypes; print(ctypes.CDLL(None).syscall(323, 0))'"  # userfaultfd
+    with rig.box("busybox") as box:
+        held = int(procfs.status(procfs.read(f"/proc/{box.pid}/status"))["Seccomp_filters"])
+        done = cntr(box, "attach", box.target, "--transport", transport, "--", "/bin/bash", "-c", script)
+        size, filters, call = done.stdout.splitlines()
+        assert held > 0
+        assert (int(size) > 0, filters.split()[1], call) == (True, str(held + 1), "-1"), done
+        assert cntr(box, "attach", box.target, "--tools", "host:all", "--", "true").returncode == 125
