@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from bench import forward
 from bench.fs import picture
 from testkit.servers import BINDINGS, REPOSITORY
 
@@ -207,6 +208,9 @@ def performance(path: Path) -> str:
             f"| {name} | {found['files']:.0f} | {found['peak_mb']} | {found['fds']:.0f} | {found['seconds']} |"
             for name, found in memory.items()
         ]
+    ports = path.with_name("bench-forward.json")
+    if ports.exists():
+        lines += ["\n## Ports: `cntr forward`\n", forward.page(json.loads(ports.read_text()))]
     if one_processor.exists():
         alone = json.loads(one_processor.read_text())
         lines += ["\n## On one processor\n", _ONE_PROCESSOR, _made_by(alone), *_ratios(alone), *_calls(alone)]
@@ -223,7 +227,7 @@ def main() -> int:
         "--bench",
         type=Path,
         help="bench.fs's JSON (default: bench-fs.json in the first of the reports); beside it bench-one.json, made by `taskset -c 0`, "
-        "bench-options.json, of bindings with an option each, and bench-million.json, made with --million",
+        "bench-options.json, of bindings with an option each, bench-million.json, made with --million, and bench-forward.json",
     )
     parser.add_argument("--docs", type=Path, default=REPOSITORY / "docs")
     options = parser.parse_args()
