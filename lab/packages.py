@@ -189,12 +189,8 @@ def trial(kind: str, suite: str) -> bool:
     """Install what was made of KIND in a clean room of SUITE, and use it."""
     made = current(kind)
     install, program = TRIALS[kind]
-    settings = cleanroom.pip_settings()
-    environment = {
-        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "HOME": "/root",
-        "LANG": "C.UTF-8",
-    } | settings
+    path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    environment = {"PATH": path, "HOME": "/root", "LANG": "C.UTF-8"}  # pip needs no index: cntr depends on nothing
     with tempfile.TemporaryDirectory(prefix=f"{kind}-", dir=cleanroom.CACHE) as name:
         root = Path(name)
         root.chmod(0o755)

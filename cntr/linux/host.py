@@ -82,7 +82,7 @@ def _is_toolbox() -> bool:
         if os.path.samestat(one, own) or not os.path.samestat(*map(os.stat, ("/proc/1/ns/user", "/proc/self/ns/user"))):
             return False
         first, ours = (procfs.status(procfs.read(f"/proc/{pid}/status")) for pid in ("1", "self"))
-        if int(ours["CapPrm"], 16) & ~int(first["CapPrm"], 16) or first["Seccomp"] != "0":
+        if int(ours["CapPrm"], 16) & ~int(first["CapPrm"], 16) or first.get("Seccomp", "0") != "0":
             return False
         pid = os.getppid()
         while pid > 1:

@@ -24,6 +24,8 @@ MISSING, NO_PYTHON = 213, 212  # statuses of the far side's first steps: no comm
 SSH_FAILED = 255  # ssh(1), EXIT STATUS
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 RUN = "exec sh -c \"command -v python3 >/dev/null && exec python3 -IS -c 'import sys;exec(bytes.fromhex(sys.argv[1]))' {code}; exit 212\""
+# Whatever the user's configuration has for sessions of their own: none of it is for these.
+OPTIONS = ("-o", "LogLevel=ERROR", "-o", "RemoteCommand=none", "-o", "ClearAllForwardings=yes")
 SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:%@+")
 
 # What follows runs on the far side, in whichever Python it has.
@@ -52,6 +54,15 @@ partial = file + "." + str(os.getpid())
 with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700), "wb") as opened:
     opened.write(data)
 os.rename(partial, file)
+builds = sorted((os.lstat(place + "/" + name).st_mtime, name) for name in os.listdir(place) if name.endswith(".pyz"))
+for time, name in builds[:-4]:
+    os.unlink(place + "/" + name)
+for name in os.listdir(place):
+    try:
+        if name.startswith("run-") and not os.path.exists("/proc/" + open(place + "/" + name).read()):
+            os.unlink(place + "/" + name)  # of a session that was killed
+    except OSError:
+        pass
 """
 START = """\
 if not os.access(file, os.R_OK):
@@ -128,14 +139,7 @@ class SshCommand:
 
     def ssh(self, code: str, options: list[str], **more: Any) -> subprocess.Popen[bytes]:
         """Start ssh(1). Raises CntrError."""
-        options = [
-            *options,
-            "-o",
-            "LogLevel=ERROR",
-            "-E",
-            self.log[1],
-            *(["-o", "BatchMode=yes"] if self.batch else []),
-        ]
+        options = [*options, *OPTIONS, "-E", self.log[1], *(["-o", "BatchMode=yes"] if self.batch else [])]
         try:
             return subprocess.Popen(self.host.command(options, self.place + code), **more)
         except FileNotFoundError:

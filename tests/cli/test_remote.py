@@ -47,6 +47,9 @@ Host *
   UserKnownHostsFile {place}/known
   StrictHostKeyChecking yes
   IdentitiesOnly yes
+  RemoteCommand echo not this
+  LocalForward {port} localhost:1
+  SendEnv LANG
 """
 # What the far side has for itself, so that this machine keeps what it has.
 VIEW = """
@@ -200,8 +203,13 @@ def test_a_session_there_is_as_one_here(far, box, user):
     assert (place.stat().st_mode & 0o777, file.stat().st_mode & 0o777) == (0o700, 0o700)
     assert file.stat().st_uid == (WORKER if user == "worker" else 0)
     file.unlink()  # a far side that has lost it
+    for number in range(6):
+        (place / f"{number}.pyz").touch()
+        os.utime(place / f"{number}.pyz", (number, number))
+    (place / "run-left").write_text("4194303")
     done = far.run("attach", pid, "--", "echo", "again", host=host)
     assert (done.stdout, done.stderr) == (b"again\n", b"")
+    assert sorted(path.name for path in place.iterdir()) == sorted(["3.pyz", "4.pyz", "5.pyz", file.name])
 
 
 def test_an_error_of_sshs_is_no_status_of_a_commands(far, box):
