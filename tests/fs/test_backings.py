@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,113 @@ def test_squashfs(binding: str, tmp_path: Path) -> None:
     finally:
         problem = server.stop()
         _unmount(tmp_path / "disk")
+    assert not problem
+
+
+def _tried(call: Callable[[], object]) -> object:
+    try:
+        return call()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+
+
+def _fill_up(top: Path) -> tuple[int, list[object]]:
+    """(bytes that a file took, what else was answered on a filesystem without room)."""
+    big = os.open(top / "big", os.O_RDWR | os.O_CREAT)
+    (top / "small").write_bytes(b"s" * 100)
+    size = 0
+    while isinstance(written := _tried(lambda: os.write(big, b"x" * (1 << 16))), int):
+        size += written
+    said = [written, _tried(lambda: os.fsync(big)), _tried(lambda: os.write(big, b"y" * (1 << 16)))]
+    said.append(_tried(lambda: os.posix_fallocate(big, size, MIB)))
+    said.append(_tried(lambda: os.ftruncate(big, size + MIB)))  # a hole takes no room
+    made = 0
+    while (last := _tried((top / f"d{made}").mkdir)) is None and made < 1000:
+        made += 1
+    said += [last, _tried((top / "no").touch), _tried(lambda: os.mkfifo(top / "p"))]
+    said += [_tried(lambda: os.rename(top / "small", top / "moved")), _tried(lambda: len((top / "moved").read_bytes()))]
+    os.ftruncate(big, 0)
+    said.append(_tried(lambda: os.write(big, b"z" * 5000)))
+    os.close(big)
+    for number in range(made):
+        (top / f"d{number}").rmdir()
+    for name in ("big", "moved", "no", "p"):
+        (top / name).unlink(missing_ok=True)
+    return size, [*said, sorted(os.listdir(top))]
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+@pytest.mark.parametrize("binding", ["devfuse", "pyfuse3"])
+def test_a_full_disk(binding: str, kind: str, tmp_path: Path) -> None:
+    """The same is refused, the same goes on, and what is freed is free."""
+    if missing(binding):
+        pytest.skip(missing(binding))
+    for name in ("disk", "mount"):
+        (tmp_path / name).mkdir()
+    if kind == "tmpfs":
+        _mount("-t", "tmpfs", "-o", "size=2m,nr_inodes=30", "tmpfs", tmp_path / "disk")
+    else:
+        with open(tmp_path / "image", "wb") as image:
+            image.truncate(16 * MIB)
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-N", "48", "-O", "^has_journal", tmp_path / "image"], check=True)
+        _mount("-o", "loop", tmp_path / "image", tmp_path / "disk")
+    server = Server(binding, tmp_path / "disk", tmp_path / "mount", tmp_path / "log")
+    try:
+        before = _fill_up(tmp_path / "disk")
+        assert "ENOSPC" in before[1]
+        server.start()
+        for _ in range(2):
+            size, said = _fill_up(tmp_path / "mount")
+            assert said == before[1]
+            assert abs(size - before[0]) <= MIB // 8
+        assert not server.new_suspicious_lines()
+    finally:
+        problem = server.stop()
+        _unmount(tmp_path / "disk")
+    assert not problem
+
+
+@pytest.mark.parametrize("binding", ["devfuse", "pyfuse3"])
+def test_proc(binding: str, tmp_path: Path) -> None:
+    """Files without a size, made up as they are read; a directory that goes with its process."""
+    if missing(binding):
+        pytest.skip(missing(binding))
+    (tmp_path / "mount").mkdir()
+    server = Server(binding, Path("/proc"), tmp_path / "mount", tmp_path / "log")
+    with subprocess.Popen(["sleep", "100"], env={"WORTH": "1" * 9000}) as process:
+        try:
+            server.start()
+            there, here = Path("/proc"), tmp_path / "mount"
+            of_process = f"{process.pid}"
+            for name in ("cmdline", "comm", "environ", "maps", "mountinfo", "uid_map"):
+                assert (here / of_process / name).read_bytes() == (there / of_process / name).read_bytes(), name
+            for name in ("sys/kernel/ostype", "filesystems", "cpuinfo", "sys/kernel/random/boot_id", "version"):
+                if name != "cpuinfo" or binding == "devfuse":
+                    lines = [(top / name).read_text().splitlines() for top in (here, there)]
+                    assert [line for line in lines[0] if "MHz" not in line] == [
+                        line for line in lines[1] if "MHz" not in line
+                    ]
+            for name in ("exe", "cwd", "root", "fd/0"):
+                assert os.readlink(here / of_process / name) == os.readlink(there / of_process / name)
+            assert sorted(os.listdir(here / of_process / "fd")) == sorted(os.listdir(there / of_process / "fd"))
+            assert set(os.listdir(here / of_process)) == set(os.listdir(there / of_process))
+            with open(here / of_process / "environ", "rb", buffering=0) as file:  # in pieces, from where one likes
+                file.seek(4000)
+                assert file.read(10) == b"1" * 10
+                assert os.pread(file.fileno(), 6, 0) == b"WORTH="
+            (here / of_process / "oom_score_adj").write_text("77")
+            assert (there / of_process / "oom_score_adj").read_text() == "77\n"
+            assert _tried(lambda: (here / of_process / "oom_score_adj").write_text("9999")) == "EINVAL"
+            assert _tried(lambda: (here / of_process / "new").touch()) in ("ENOENT", "EACCES", "EPERM")
+            process.kill()
+            process.wait()
+            assert _tried(lambda: (here / of_process / "comm").read_text()) in ("ENOENT", "ESRCH", "ESTALE")
+            assert of_process not in os.listdir(here)
+            assert server.alive, server.log_end()
+            assert not server.new_suspicious_lines()
+        finally:
+            process.kill()
+            problem = server.stop()
     assert not problem
 
 
