@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _socket as socket
+import os
 
 from cntr.errors import UsageError, printable
 
@@ -23,7 +24,7 @@ class Endpoint:
     def addresses(self) -> list[tuple[int, tuple[str, int] | bytes | str]]:
         """(family, address) of each to be tried, as socket's functions take them."""
         if self.path:
-            return [(socket.AF_UNIX, b"\0" + self.path[1:].encode() if self.path[0] == "@" else self.path)]
+            return [(socket.AF_UNIX, b"\0" + os.fsencode(self.path[1:]) if self.path[0] == "@" else self.path)]
         found = (self.address,) if self.address else LOCALHOST
         return [(socket.AF_INET6 if ":" in one else socket.AF_INET, (one, self.port)) for one in found]
 

@@ -14,6 +14,8 @@ import threading
 
 import pytest
 
+from cntr.forward import stream
+from cntr.forward.loop import Loop
 from tests.forward.kit import ENVIRONMENT, forward, rest, say, web
 from tests.nest.box import CNTR, one_line_and_hint, run
 
@@ -30,10 +32,11 @@ def unix(name: str) -> socket.socket:
 def test_every_kind_of_socket_leads_into_the_container(tmp_path):
     here = f"{tmp_path}/here.sock"
     abstract = f"@cntr-{os.getpid()}"
-    words = ["0:80", "0:81", "0:53/udp", "0:@app", "0:/run/app.sock", f"{here}:80", f"{abstract}:80"]
+    words = ["0:80", "[::1]:0:81", "0:53/udp", "0:@app", "0:/run/app.sock", f"{here}:80", f"{abstract}:80"]
     with web() as served, forward(served.target, *words) as running:
-        for number in (0, 1, 3, 4):
+        for number in (0, 3, 4):
             assert say(running.connect(number)) == b"<hello", words[number]
+        assert say(socket.create_connection(("::1", running.ports[1]), 20)) == b"<hello"
         assert say(unix(here)) == b"<hello"
         assert stat.S_IMODE(os.stat(here).st_mode) == 0o600
         assert say(unix("\0" + abstract[1:])) == b"<hello"
@@ -55,10 +58,19 @@ def test_the_containers_processes_reach_exactly_the_port(tmp_path):
         other.listen()
         port = server.getsockname()[1]
         before = served.ask(listening)
-        words = ["-R", f"8125:{port}", "-R", f"@up:{port}", "-R", f"/run/up.sock:{there}"]
+        words = ["-R", f"8125:{port}", "-R", f"@up:{port}", "-R", f"/run/up.sock:{there}", "-R", f"8126:{port}/udp"]
         with forward(served.target, *words):
             assert served.ask(listening).split() == sorted([*before.split(), f"0100007F:{8125:04X}"])
             root = served.container.root
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+                datagrams.bind(("127.0.0.1", port))
+                datagrams.settimeout(20)
+                code = "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.connect(('127.0.0.1', 8126))"
+                code += "; s.send(b'up'); print(s.recv(9))"
+                with served.run_in_network("-c", code) as process:
+                    data, sender = datagrams.recvfrom(9)
+                    datagrams.sendto(b"<" + data, sender)
+                    assert process.communicate(timeout=20)[0] == "b'<up'\n"
             for family, address in (
                 ("AF_INET", ("127.0.0.1", 8125)),
                 ("AF_UNIX", "\0up"),
@@ -87,6 +99,30 @@ def test_much_of_both_ways_is_whole_and_a_half_closed_connection_goes_on():
             sender.start()
             assert rest(echoing).replace(b"<", b"") == data.replace(b"<", b"")
             sender.join()
+
+
+def test_where_no_pipe_is_left_a_buffer_does(monkeypatch):
+    monkeypatch.setattr(stream, "MOST_PIPES", 1)
+    loop, pipes, over = Loop(), stream.Pipes(), []
+    pairs = [socket.socketpair() for _ in range(4)]
+    data = os.urandom(3 << 20)
+    ends = []
+    for (outer, near), (far, other) in (pairs[:2], pairs[2:]):
+        stream.Connection(loop, near, far, (stream.Flow(near, far, pipes), stream.Flow(far, near, pipes)), over.append)
+        ends.append((outer, other))
+    sending = [threading.Thread(target=lambda end=end: (end.sendall(data), end.close())) for end, _ in ends]
+    said: list[bytes] = []
+    hearing = [threading.Thread(target=lambda end=end: (said.append(rest(end)), end.close())) for _, end in ends]
+    for thread in (*sending, *hearing):
+        thread.start()
+    while len(over) < 2:
+        loop.turn()
+    for thread in (*sending, *hearing):
+        thread.join()
+    assert said == [data] * 2
+    assert pipes.lent == 0
+    pipes.close()
+    loop.close()
 
 
 def test_what_is_cut_off_is_seen_to_be_cut_off():
