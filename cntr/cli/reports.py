@@ -86,13 +86,13 @@ def _user_namespace(pid: int) -> str:
 
 def inspect(name: str) -> Report:
     """What a session takes from the target, property by property; of what does not run, what it was. Raises CntrError."""
-    from cntr.images import targets
+    from cntr.images import entrypoint, targets
 
     container, stand_in = targets.resolve(name)
     report = Report("property", "value", "inherited", "why")
     try:
         engines.verify(container)
-        for key, value in stand_in.describe() if stand_in else ():
+        for key, value in entrypoint.describe(stand_in.pid, stand_in.blueprint) if stand_in else ():
             report.add(key, value, None, None)
         return _inspect(report, Target(container, impatient=True))
     finally:

@@ -8,7 +8,7 @@ import time
 
 from cntr.engines import containerd, evidence, kubernetes, store
 from cntr.errors import printable
-from cntr.images import ImageError, containerd_store, podman_stopped, spec, stores
+from cntr.images import ImageError, answers, containerd_store, spec
 from cntr.images.blueprint import Blueprint
 
 TYPE_CHECKING = False
@@ -91,24 +91,24 @@ def _all(deadline: float, *, running: bool = False) -> list[tuple[str, str]]:
     seconds = max(1.0, deadline - time.monotonic())
     tasks = {(task.namespace, task.id) for task in containerd.tasks() if containerd.started(task)[2]}
     found = []
-    for namespace in stores.run(containerd_store.ctr("namespaces", "ls", "-q"), seconds).split()[:NAMESPACES]:
+    for namespace in answers.run(containerd_store.ctr("namespaces", "ls", "-q"), seconds).split()[:NAMESPACES]:
         if namespace == "moby" or not store.is_component(namespace):
             continue
-        ids = stores.run(containerd_store.ctr("-n", namespace, "containers", "ls", "-q"), seconds).split()
+        ids = answers.run(containerd_store.ctr("-n", namespace, "containers", "ls", "-q"), seconds).split()
         found += [(namespace, id) for id in ids if store.is_component(id) and (running or (namespace, id) not in tasks)]
     return found
 
 
 def _info(namespace: str, id: str) -> dict[str, Any]:
-    text = stores.run(containerd_store.ctr("-n", namespace, "containers", "info", id), 10)
-    return stores.documents(stores.parse(text, "ctr containers info"))
+    text = answers.run(containerd_store.ctr("-n", namespace, "containers", "info", id), 10)
+    return answers.documents(answers.parse(text, "ctr containers info"))
 
 
 def blueprint(namespace: str, info: dict[str, Any]) -> Blueprint:
     """From containerd's own record: the runtime configuration it made, and the snapshot."""
     pod = _pod(info)
     made = _named(info, pod)
-    runtime = stores.documents(info.get("Spec"))
+    runtime = answers.documents(info.get("Spec"))
     spec.take(made, runtime)
     take_snapshot(made, namespace, str(info.get("Snapshotter") or "overlayfs"), str(info.get("SnapshotKey") or made.id))
     if pod:
@@ -135,7 +135,7 @@ def _ending(made: Blueprint, info: dict[str, Any]) -> None:
     except (ValueError, KeyError, TypeError):
         path = ""
     if path:
-        made.log = lambda: podman_stopped.log_lines(path, 0)
+        made.log = lambda: answers.log_lines(path, 0)
 
 
 def _join_sandbox(made: Blueprint, sandbox: str, runtime: dict[str, Any]) -> None:
@@ -152,7 +152,7 @@ def _join_sandbox(made: Blueprint, sandbox: str, runtime: dict[str, Any]) -> Non
 
 def take_snapshot(made: Blueprint, namespace: str, snapshotter: str, key: str, *, socket: str = "") -> None:
     """The layers of a snapshot, by the mount command that ctr prints: mount -t overlay overlay TARGET -o lowerdir=…,… Raises ImageError."""
-    text = stores.run(
+    text = answers.run(
         containerd_store.ctr("-n", namespace, "snapshots", "--snapshotter", snapshotter, "mounts", "/mnt", key), 10
     )
     words = text.split()

@@ -7,7 +7,7 @@ import time
 
 from cntr.engines import containerd, store
 from cntr.errors import printable
-from cntr.images import Image, ImageError, stores
+from cntr.images import Image, ImageError, answers
 
 NAMESPACES = 64
 
@@ -32,13 +32,13 @@ def images(name: str, deadline: float) -> list[Image]:
     """The images of that name, or NAMESPACE/NAME, in all namespaces. Raises ImageError."""
     seconds = max(1.0, deadline - time.monotonic())
     found = []
-    for namespace in stores.run(ctr("namespaces", "ls", "-q"), seconds).split()[:NAMESPACES]:
+    for namespace in answers.run(ctr("namespaces", "ls", "-q"), seconds).split()[:NAMESPACES]:
         if not store.is_component(namespace):
             continue
-        wanted = stores.spellings(name)
+        wanted = answers.spellings(name)
         if name.startswith(f"{namespace}/"):
-            wanted += stores.spellings(name[len(namespace) + 1 :])
-        for line in stores.run(ctr("-n", namespace, "images", "ls"), seconds).splitlines()[1:]:
+            wanted += answers.spellings(name[len(namespace) + 1 :])
+        for line in answers.run(ctr("-n", namespace, "images", "ls"), seconds).splitlines()[1:]:
             words = line.split()
             if len(words) > 2 and words[0] in wanted:
                 found.append(_exported(namespace, words[0]))
@@ -49,7 +49,7 @@ def images(name: str, deadline: float) -> list[Image]:
 def _exported(namespace: str, name: str) -> Image:
     """Its configuration is in containerd's content store; an export is the way to both."""
     blank = Image(name, "containerd", "", {}, [])
-    image = stores.saved(ctr("-n", namespace, "images", "export", "{}", name), blank)
+    image = answers.saved(ctr("-n", namespace, "images", "export", "{}", name), blank)
     manifest = image.document
     if not manifest:
         raise ImageError(f"{image.label()}: no configuration", "")

@@ -7,7 +7,7 @@ import time
 
 from cntr.engines import Refused, docker, unixhttp
 from cntr.errors import printable
-from cntr.images import Image, ImageError, Layer, Limits, stores
+from cntr.images import Image, ImageError, Layer, Limits, answers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def images(name: str, deadline: float) -> list[Image]:
             refused = refused or error
             continue
         if status == 200:
-            found.append(_image(path, owner, name, stores.documents(answer)))
+            found.append(_image(path, owner, name, answers.documents(answer)))
         elif status != 404:
             refused = refused or Refused(f"{path}: HTTP {status}")
     if not found and refused:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 
 from cntr.engines import docker, lxc, store, trust
-from cntr.engines.container import Refused
+from cntr.engines.container import NotRunning, Refused
 from cntr.images import ImageError, spec
 from cntr.images.blueprint import Blueprint, Mount
 
@@ -88,10 +89,18 @@ def blueprint(engine: str, root: str, row: dict[str, Any]) -> Blueprint:
         source, target = str(device.get("source") or ""), str(device.get("path") or "")
         if device.get("type") == "disk" and source.startswith("/") and target.startswith("/") and target != "/":
             made.mounts.append(Mount("bind", source, target, read_only=device.get("readonly") == "true"))
-    from cntr.images import lxc_stopped
-
-    made.check = lambda: lxc_stopped.runs(called)
+    made.check = lambda: runs(called)
     return made
+
+
+def runs(name: str) -> bool:
+    """Whether LXC, LXD or Incus runs a container of that name."""
+    try:
+        return any(one.name == name for one in lxc.find(name, time.monotonic() + 2))
+    except NotRunning:
+        return False
+    except Refused:
+        return True  # its monitor is there
 
 
 def _take_maps(made: Blueprint, settings: dict[str, Any]) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
 
-from cntr.engines import lxc, store
-from cntr.engines.container import NotRunning, Refused
+from cntr.engines import store
 from cntr.errors import printable
 from cntr.images import ImageError, incus_stopped
 from cntr.images.blueprint import Blueprint, Mount
@@ -24,7 +22,9 @@ def find(name: str, deadline: float, *, running: bool = False) -> list[Blueprint
     found = [
         blueprint(directory, name)
         for directory in _directories()
-        if store.is_component(name) and os.path.isfile(f"{directory}/{name}/config") and (running or not runs(name))
+        if store.is_component(name)
+        and os.path.isfile(f"{directory}/{name}/config")
+        and (running or not incus_stopped.runs(name))
     ]
     return found + incus_stopped.find(name, deadline, running=running)
 
@@ -34,19 +34,9 @@ def stopped(deadline: float) -> list[Blueprint]:
     found = []
     for directory in _directories():
         for name in store.listdir(directory):
-            if os.path.isfile(f"{directory}/{name}/config") and not runs(name):
+            if os.path.isfile(f"{directory}/{name}/config") and not incus_stopped.runs(name):
                 found.append(_named(name))
     return found + incus_stopped.stopped(deadline)
-
-
-def runs(name: str) -> bool:
-    """Whether LXC, LXD or Incus runs a container of that name."""
-    try:
-        return any(one.name == name for one in lxc.find(name, time.monotonic() + 2))
-    except NotRunning:
-        return False
-    except Refused:
-        return True  # its monitor is there
 
 
 def _directories() -> list[str]:
@@ -98,7 +88,7 @@ def blueprint(directory: str, name: str) -> Blueprint:
         last.get("lxc.no_new_privs") == "1",
         "ro" in last.get("lxc.rootfs.options", "").split(","),
     )
-    made.check = lambda: runs(name)
+    made.check = lambda: incus_stopped.runs(name)
     if last.get("lxc.net.0.type") == "none" or "net" in last.get("lxc.namespace.keep", "").split():
         made.share.add("net")
     for key, value in settings:

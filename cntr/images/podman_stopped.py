@@ -6,15 +6,13 @@ import os
 
 from cntr.engines import containers_storage, pods, store
 from cntr.errors import printable
-from cntr.images import ImageError, docker_stopped, podman_store, spec, stores
+from cntr.images import ImageError, answers, docker_stopped, podman_store, spec
 from cntr.images.blueprint import Blueprint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
-
-LOG_LINES = 10
 
 
 def find(
@@ -68,7 +66,7 @@ def blueprint(
         else:
             _created(made, inspect(row.id) if inspect else asked)
     else:
-        spec.take(made, stores.documents(stores.parse(text, f"{made.label()}: config.json")))
+        spec.take(made, answers.documents(answers.parse(text, f"{made.label()}: config.json")))
     state = spec.mapping(asked.get("State"))
     ending = (
         (str(state["Status"]), state.get("ExitCode")) if state.get("Status") else pods.ending(one, row.id, deadline)
@@ -77,7 +75,7 @@ def blueprint(
     if made.state != "created" and isinstance(status, int):
         made.status = status
     made.oom_killed = state.get("OOMKilled") is True if state else None
-    made.log = lambda: log_lines(f"{directory}/ctr.log", one.owner)
+    made.log = lambda: answers.log_lines(f"{directory}/ctr.log", one.owner)
     made.check = lambda: containers_storage.running(row) is not None
     return made
 
@@ -130,21 +128,12 @@ def _created(made: Blueprint, asked: dict[str, Any]) -> None:
 def ask(id: str) -> dict[str, Any]:
     """What `podman container inspect` says; {} where it can't be asked."""
     try:
-        return parsed(stores.run(["podman", "container", "inspect", id], 10))
+        return parsed(answers.run(["podman", "container", "inspect", id], 10))
     except ImageError:
         return {}
 
 
 def parsed(text: str) -> dict[str, Any]:
     """The one answer of `podman container inspect`. Raises ImageError."""
-    rows = stores.parse(text, "podman inspect")
+    rows = answers.parse(text, "podman inspect")
     return spec.mapping(rows[0]) if isinstance(rows, list) and rows else {}
-
-
-def log_lines(path: str, owner: int) -> list[str]:
-    """The last lines of a log as CRI has it, and conmon's k8s-file: time, stream, F or P, text."""
-    try:
-        lines = store.read(path, owner=owner).splitlines()[-LOG_LINES:]
-    except OSError:
-        return []
-    return [printable(line.split(" ", 3)[-1][:400]) for line in lines]

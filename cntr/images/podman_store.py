@@ -7,7 +7,7 @@ import os
 
 from cntr.engines import containers_storage, store
 from cntr.errors import printable
-from cntr.images import Image, ImageError, Layer, stores
+from cntr.images import Image, ImageError, Layer, answers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def images(name: str, deadline: float) -> list[Image]:
 
 
 def _choose(rows: object, name: str) -> dict[str, Any] | None:
-    wanted = stores.spellings(name)
+    wanted = answers.spellings(name)
     best = None
     for row in rows if isinstance(rows, list) else ():
         if not isinstance(row, dict) or not str(row.get("id", "")).isalnum():
@@ -41,7 +41,7 @@ def _choose(rows: object, name: str) -> dict[str, Any] | None:
         names = [str(one) for one in row.get("names") or []]
         if name in names:
             return row
-        if set(wanted) & set(names) or stores.is_id(name, str(row["id"])):
+        if set(wanted) & set(names) or answers.is_id(name, str(row["id"])):
             best = row
     return best
 
@@ -51,7 +51,7 @@ def _image(one: containers_storage.Store, row: dict[str, Any], name: str) -> Ima
     key = base64.b64encode(f"sha256:{id}".encode()).decode()
     path = f"{one.graphroot}/{DRIVER}-images/{id}/={key}"
     try:
-        document = stores.documents(stores.parse(store.read(path, owner=one.owner, limit=8 << 20), path))
+        document = answers.documents(answers.parse(store.read(path, owner=one.owner, limit=8 << 20), path))
     except OSError as error:
         raise ImageError(
             f"podman image {printable(name)}: its configuration: {error.strerror}: {printable(path)}", ""
@@ -78,7 +78,7 @@ def _saved(image: Image, id: str) -> Image:
             f"{image.label()}: in the store of uid {image.owner}, as whom nothing is run here",
             "as that user: `podman save -o FILE`, then archive:FILE",
         )
-    return stores.saved(["podman", "save", "--quiet", "--format", "oci-archive", "--output", "{}", id], image)
+    return answers.saved(["podman", "save", "--quiet", "--format", "oci-archive", "--output", "{}", id], image)
 
 
 def layer_chain(one: containers_storage.Store, top: str) -> list[dict[str, Any]]:

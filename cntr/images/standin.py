@@ -246,12 +246,6 @@ class StandIn:
         finally:
             os._exit(1)
 
-    def describe(self) -> list[tuple[str, str]]:
-        """(property, value) rows of what it stands for, for ``cntr inspect``."""
-        from cntr.images import entrypoint
-
-        return entrypoint.describe(self.pid, self.blueprint)
-
     def close(self) -> None:
         """End it and wait until it is gone."""
         if self._alive >= 0:
