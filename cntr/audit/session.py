@@ -60,10 +60,6 @@ class Session:
         self.limit = self.policy.limit_of(self.limit)
         return self
 
-    def prepare(self) -> None:
-        """Look who is there: for a child that begins."""
-        self._describe()
-
     def begin(self, container: Container | None = None) -> None:
         """The target is known, and is entered next: the first record. Raises CntrError where the policy says no."""
         if not self.fields:
@@ -80,11 +76,6 @@ class Session:
     def check_target(self, container: Container | None) -> None:
         """Whether the policy allows it, for a target that is found again. Raises CntrError."""
         self._ask(lambda rules: rules.check_target(self.command, self.target, container))
-
-    def begun_by_child(self, container: Container) -> None:
-        """A child of ours has begun: the end is ours."""
-        self._add(container)
-        self.begun, self.started = time.monotonic(), time.time()
 
     def announce(self) -> None:
         """Be found by `cntr sessions`: a memfd that says what the session is, and goes with this process. After the last fork."""

@@ -26,13 +26,11 @@ def run(parsed: Parsed, say: Callable[[str], None], out: Callable[[str], None], 
         from cntr.forward import standard
 
         endpoint = spec.one_endpoint(words[1])
-        session.prepare()
         return standard.run(target, endpoint, session)
     forwards = [spec.parse(word) for word in words]
     forwards += [spec.parse(word, reverse=True) for word in parsed.texts("reverse")]
     if not forwards:
         raise UsageError("forward: no port", "`cntr forward web 8080:80`; -R for one of this machine in the container")
-    session.prepare()
     return relay.run(target, forwards, parsed.argv, _teller(parsed, say, out), session)
 
 

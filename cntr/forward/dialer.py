@@ -17,15 +17,17 @@ import time
 
 from cntr import engines
 from cntr.attach.target import Target
-from cntr.errors import EXIT_FAILED, AmbiguousTarget, CntrError, TargetNotFound
+from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound
 from cntr.forward import listening
 from cntr.linux import namespaces, procfs, sockets, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cntr.audit.session import Session
+    from cntr.engines import Container
 
 PACKET = 1 << 16
+GO = b"y"  # the answer to "begin"
 CAP_DAC_OVERRIDE = 1 << 1
 FIRST_PAUSE, LAST_PAUSE = 0.02, 1.0  # seconds between two searches for a container that has gone
 PR_SET_PDEATHSIG_KILL = int(signal.SIGKILL)
@@ -54,25 +56,18 @@ def run(wanted: Wanted, control: socket.socket) -> None:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         try:
-            target, notes = _find(wanted)
-            service = Service(target, control, wanted.paths)
-            if wanted.session:
-                wanted.session.hand_over()
-            service.run(notes)
+            target, notes = _find(wanted, control)
+            Service(target, control, wanted.paths).run(notes)
         except CntrError as error:
-            if wanted.session:
-                wanted.session.end(error.exit_code, said=True)
             _tell(control, "error", error.message, error.hint, str(error.exit_code))
         except OSError as error:
-            if wanted.session:
-                wanted.session.end(EXIT_FAILED)
             text = f"{error.strerror} {error.filename or ''}".rstrip()
             _tell(control, "error", f"{wanted.target}: {text}", "`cntr doctor` says what is missing here", "125")
     finally:
         os._exit(0)
 
 
-def _find(wanted: Wanted) -> tuple[Target, list[str]]:
+def _find(wanted: Wanted, control: socket.socket) -> tuple[Target, list[str]]:
     """The container; one that was there before is waited for. Raises CntrError, OSError."""
     pause = FIRST_PAUSE
     while True:
@@ -82,13 +77,21 @@ def _find(wanted: Wanted) -> tuple[Target, list[str]]:
                 engines.verify(container, runs_its_own=True)
                 notes = engines.notes(container)  # while the caller's ids are the host's
                 if wanted.session:
-                    (wanted.session.check_target if wanted.engine else wanted.session.begin)(container)
+                    _ask(container, control)
                 return Target(container), notes
         except (TargetNotFound, AmbiguousTarget, FileNotFoundError, ProcessLookupError):
             if not wanted.engine:
                 raise
         time.sleep(pause)
         pause = min(2 * pause, LAST_PAUSE)
+
+
+def _ask(container: Container, control: socket.socket) -> None:
+    """Have the parent, who writes the session's records, look whether it may be entered; ends where it may not."""
+    found = (container.engine, container.name, container.id, container.image, container.digest)
+    _tell(control, "begin", *found, str(container.pid), str(container.owner))
+    if control.recv(1) != GO:
+        os._exit(0)
 
 
 def _tell(control: socket.socket, *words: str) -> None:
@@ -122,9 +125,8 @@ class Service:
 
     def run(self, notes: list[str]) -> None:
         """Say what was found, then answer until the container or whoever asks has gone."""
-        it = self.container
-        found = (it.engine, str(it.owner), str(self.pid), self.label, "host" if self.host_network else "own")
-        _tell(self.control, "found", *found, it.name, it.id, it.image, it.digest, *notes)
+        found = (self.container.engine, str(self.container.owner), str(self.pid), self.label)
+        _tell(self.control, "found", *found, "host" if self.host_network else "own", *notes)
         poll = select.poll()
         poll.register(self.control.fileno(), select.POLLIN)
         poll.register(self.pidfd, select.POLLIN)

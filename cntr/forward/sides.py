@@ -214,17 +214,33 @@ class There:
             if not self.wanted.engine:
                 raise CntrError(rest[0], rest[1], int(rest[2]))
             return
-        session = None if self.wanted.engine else self.wanted.session
+        if kind == "begin":
+            self._begin(rest)
+            return
         self.wanted.engine, self.wanted.owner = rest[0], int(rest[1])
         self.pid, self.label, self.host_network = int(rest[2]), rest[3], rest[4] == "host"
         self.is_up, self.failed = True, ""
-        if session:
-            found = Container(rest[0], rest[5], self.pid, id=rest[6], image=rest[7], owner=self.wanted.owner)
-            found.digest = rest[8]
-            session.begun_by_child(found)
-            session.announce()
         self._stock()
-        self.told.up(rest[9:])
+        self.told.up(rest[5:])
+
+    def _begin(self, words: list[str]) -> None:
+        """The child is about to enter a container: is it allowed, and recorded? One that is not the first is left out. Raises CntrError."""
+        session, (engine, name, id, image, digest, pid, owner) = self.wanted.session, words
+        assert session
+        assert self.control
+        container = Container(engine, name, int(pid), id=id, image=image, owner=int(owner))
+        container.digest = digest
+        if not self.wanted.engine:
+            session.begin(container)
+            session.announce()
+        else:
+            try:
+                session.check_target(container)
+            except CntrError as error:
+                self.failed = error.message
+                os.kill(self.child, signal.SIGKILL)
+                return
+        self.control.send(dialer.GO)
 
     def _give_up(self) -> None:
         """It does not answer: it is ended, and another one asked."""

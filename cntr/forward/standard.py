@@ -10,6 +10,7 @@ import select
 import stat
 import time
 
+from cntr.attach.signals import END
 from cntr.errors import CntrError, printable
 from cntr.forward.dial import CONNECT_SECONDS, why
 from cntr.forward.dialer import Wanted
@@ -28,6 +29,8 @@ PIPE_BUF = 4096  # a pipe that poll(2) calls writable takes so many bytes withou
 
 def run(target: str, endpoint: Endpoint, session: Session | None = None) -> int:
     """Join them until both have ended; 0. Raises CntrError, OSError."""
+    if session:
+        _end_in_order(session)
     loop = Loop()
     there = There(loop, Wanted(target, paths=endpoint.is_file, session=session), _Told())
     try:
@@ -43,6 +46,17 @@ def run(target: str, endpoint: Endpoint, session: Session | None = None) -> int:
     finally:
         far.close()
     return 0
+
+
+def _end_in_order(session: Session) -> None:
+    """A signal that ends us ends the session, which has a record then."""
+
+    def end(number: int, frame: object) -> None:
+        session.why = "`cntr sessions end`" if number == END else f"signal {number}"
+        raise CntrError(f"the session was ended: {session.why}", "", 128 + (signal.SIGHUP if number == END else number))
+
+    for number in (signal.SIGHUP, signal.SIGTERM, END):
+        signal.signal(number, end)
 
 
 class _Told:

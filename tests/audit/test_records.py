@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import time
 
 import pytest
 
+from cntr.attach import signals
 from cntr.audit import elsewhere, session, sinks, who
+from testkit.waiting import wait_until
 from tests.audit.support import Place, only
 from tests.nest import box
 from tests.nest.test_exec_inside import INSIDE
@@ -118,6 +121,41 @@ def test_so_does_forward_of_which_a_child_begins_and_the_parent_ends(place, cont
     assert "no reason is given" in box.one_line_and_hint(place.cntr("forward", str(container.pid), "0:9", "--", "true"))
     done = place.cntr("forward", str(container.pid), "0:9", "--reason", "r", "--", "true")
     assert "is not allowed for root" in box.one_line_and_hint(done)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signals.END])
+def test_a_stream_that_a_signal_ends_has_its_record(place, container, number):
+    """`forward TARGET - PORT`, as ssh's ProxyCommand has it; with nobody listening in the container it waits for its stdin."""
+    listener = (
+        "import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True)\n"
+        "held = [s.accept(), s.accept()]"
+    )
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", listener], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as server,
+        place.journal() as journal,
+    ):
+        port = server.stdout.readline().strip()
+        command = [*place.prefix(), *box.CNTR, "forward", str(os.getpid()), "-", port]
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": box.REPOSITORY},
+        )
+        try:
+            wait_until(lambda: journal.entries)
+            process.send_signal(number)
+            assert process.wait(10) == 128 + (signal.SIGHUP if number == signals.END else number)
+        finally:
+            process.kill()
+            process.communicate()
+            server.kill()
+    begin, end = journal.entries
+    assert only(begin, "CNTR_EVENT_ID") == only(end, "CNTR_EVENT_ID")
+    assert only(end, "CNTR_ENDED_BY") == ("`cntr sessions end`" if number == signals.END else f"signal {int(number)}")
 
 
 def test_an_exec_from_inside_a_session_is_recorded_with_its_reason(place, container):
