@@ -77,6 +77,10 @@ def test_a_session_in_a_container_that_has_ended(stopped):
     done = stopped.cntr("attach", target, "--", "sh", "-c", script)
     assert done.stdout.split()[:2] == ["slim", "x"], done.stdout
     assert "stand-in" in done.stderr
+    if stopped.rig.engine in ("docker", "k8s"):  # the tools by CntrFS, beside a stopped container and an image
+        for place in (target, "image:docker:slim:1")[: 2 if stopped.rig.engine == "docker" else 1]:
+            served = stopped.out("attach", "--transport", "fuse", place, "--", "sh", "-c", f"{script}; stat -f -c %T /")
+            assert served.split() == ["slim", "x", "fuseblk"], place
     assert stopped.out("exec", target, "--", "/bin/sh", "-c", "cat /etc/motto; ls /new; id -u").split()[:1] == ["slim"]
     status = stopped.out("exec", target, "--", "/bin/cat", "/proc/self/status").splitlines()
     assert ("Seccomp:\t2" in status) == (stopped.rig.engine not in ("containerd", "k8s")), (
