@@ -88,7 +88,7 @@ def inspect(name: str) -> Report:
     """What a session takes from the target, property by property; of what does not run, what it was. Raises CntrError."""
     from cntr.images import entrypoint, targets
 
-    container, stand_in = targets.resolve(name)
+    container, stand_in = targets.resolve(name, confined=True)
     report = Report("property", "value", "inherited", "why")
     try:
         engines.verify(container)

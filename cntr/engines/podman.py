@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from cntr.engines import commands, evidence, pods, store, trust
+from cntr.engines import evidence, pods, store, trust
 from cntr.engines.container import Container, NotRunning
 from cntr.engines.containers_storage import Known, checked, known_containers, running
 from cntr.engines.store import answers_to
@@ -32,14 +32,9 @@ def find(name: str, deadline: float) -> list[Container]:
 
 
 def _ended(known: Known, deadline: float) -> NotRunning:
-    """How it ended: by version 5's database; before, the database is one that only podman itself reads."""
-    name, one = known.names[0] if known.names else known.id[:12], known.store
-    ending = pods.ending(one, known.id, deadline)
-    if not ending and os.path.exists(f"{one.graphroot}/libpod/bolt_state.db") and one.owner == os.geteuid():
-        asked = ("ps", "--all", "--no-trunc", "--filter", f"id={known.id}", "--format", "{{.State}} {{.ExitCode}}")
-        words = commands.output(deadline, "podman", *asked).split()
-        if len(words) == 2 and words[1].lstrip("-").isdecimal():
-            ending = words[0], int(words[1])
+    """How it ended, by version 5's database; before, it is one that only podman itself reads."""
+    name = known.names[0] if known.names else known.id[:12]
+    ending = pods.ending(known.store, known.id, deadline)
     if ending:
         return NotRunning(*store.ended("podman", name, *ending))
     return NotRunning(

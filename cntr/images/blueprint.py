@@ -61,6 +61,7 @@ class Blueprint:
             "lower",
             "masked",
             "memory",
+            "more",
             "mounts",
             "name",
             "no_new_privs",
@@ -109,6 +110,7 @@ class Blueprint:
         self.check: Callable[[], bool] | None = None  # whether the engine runs it by now
         self.status: int | None = None
         self.oom_killed: bool | None = None  # None: nobody says
+        self.more: Callable[[], None] | None = None  # what takes long to learn: how it ended
         self.log: Callable[[], list[str]] | None = None
         self.closers: list[Callable[[], object]] = []  # what holds what the lower directories are
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         network: str
         write: bool
         entrypoint: bool
+        seccomp: bool
         own_root: bool
 
 
@@ -40,7 +41,13 @@ def for_session(
 ) -> Container:
     """The stand-in that a session is for; the last of CLOSERS ends it. Raises MISSING where nobody knows the target, CntrError."""
     found = targets.hold(
-        request.target, missing, network=request.network, write=request.write, say=say, running=request.entrypoint
+        request.target,
+        missing,
+        network=request.network,
+        write=request.write,
+        say=say,
+        running=request.entrypoint,
+        confined=request.seccomp or request.entrypoint,
     )
     if found is None:
         raise missing or TargetNotFound(
@@ -101,6 +108,9 @@ def _ids(pid: int) -> tuple[int, int, list[int]]:
 
 def describe(pid: int, made: Blueprint) -> list[tuple[str, str]]:
     """(property, value) rows of what does not run, for ``cntr inspect``; control characters are the printer's to escape."""
+    if made.more:
+        with VIEW:
+            made.more()
     rows = [("state", made.state), ("image", made.image), ("entrypoint", _shown(made.entrypoint))]
     rows += [("command", _shown(made.argv)), ("working directory", made.directory), ("user", made.user or "0")]
     if made.health:

@@ -55,7 +55,6 @@ def blueprint(
     made, one = _named(row), row.store
     take_layers(made, row)
     directory = f"{one.graphroot}/{row.directory}/{row.id}/userdata"
-    asked = {} if inspect else ask(row.id)
     try:
         text = store.read(f"{directory}/config.json", owner=one.owner, limit=8 << 20)
     except FileNotFoundError:
@@ -64,20 +63,24 @@ def blueprint(
             spec.take(made, spec.mapping(known["spec"]))
             made.user = str(known.get("user") or "")
         else:
-            _created(made, inspect(row.id) if inspect else asked)
+            _created(made, (inspect or ask)(row.id))
     else:
         spec.take(made, answers.documents(answers.parse(text, f"{made.label()}: config.json")))
-    state = spec.mapping(asked.get("State"))
-    ending = (
-        (str(state["Status"]), state.get("ExitCode")) if state.get("Status") else pods.ending(one, row.id, deadline)
-    )
-    made.state, status = ending or (made.state, None)
-    if made.state != "created" and isinstance(status, int):
-        made.status = status
-    made.oom_killed = state.get("OOMKilled") is True if state else None
+    if inspect:
+        _ending(made, {}, pods.ending(one, row.id, deadline))
+    else:
+        made.more = lambda: _ending(made, spec.mapping(ask(row.id).get("State")), None)
     made.log = lambda: answers.log_lines(f"{directory}/ctr.log", one.owner)
     made.check = lambda: containers_storage.running(row) is not None
     return made
+
+
+def _ending(made: Blueprint, state: dict[str, Any], known: tuple[str, int] | None) -> None:
+    """How it ended, as podman says, or its database."""
+    made.state, status = known or (str(state.get("Status") or made.state), state.get("ExitCode"))
+    if made.state != "created" and isinstance(status, int):
+        made.status = status
+    made.oom_killed = state.get("OOMKilled") is True if state else None
 
 
 def take_layers(made: Blueprint, row: containers_storage.Known) -> None:

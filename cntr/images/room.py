@@ -39,7 +39,9 @@ UNKNOWN_OPTION = (22, 38)  # EINVAL, ENOSYS: no lowerdir+ (Linux 6.5)
 class Room:
     """Everything mounted and taken on; ``step`` is what is under way, for the error of a failing one."""
 
-    def __init__(self, blueprint: Blueprint, *, network: str, write: bool, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, blueprint: Blueprint, *, network: str, write: bool, confined: bool, say: Callable[[str], None]
+    ) -> None:
         self.made, self.network, self.write, self.step = blueprint, network, write, "start"
         self.program = -1  # a fd of the stand-in's program
         self.joined: dict[str, int] = {}
@@ -58,7 +60,7 @@ class Room:
                 f"{blueprint.label()}: its layers are fuse-overlayfs', and the kernel keeps a user's FUSE file systems from root",
                 "as that user: `cntr`",
             )
-        self.filter = profile.filter_of(blueprint.seccomp, blueprint.capabilities)
+        self.filter = profile.filter_of(blueprint.seccomp, blueprint.capabilities) if confined else b""
         if not blueprint.lower and not blueprint.upper:
             raise CntrError(
                 f"{blueprint.label()}: none of its layers is unpacked here", "is its storage driver overlay?"

@@ -64,17 +64,25 @@ class StandIn:
     """A running stand-in: its pid and start time. ``close`` ends it, and with it all that runs in its pid namespace."""
 
     def __init__(
-        self, blueprint: Blueprint, *, network: str = "", write: bool = False, say: Callable[[str], None]
+        self,
+        blueprint: Blueprint,
+        *,
+        network: str = "",
+        write: bool = False,
+        confined: bool = True,
+        say: Callable[[str], None],
     ) -> None:
         """network: none, host, or "" for what the configuration says as far as it is there; write: into its own layer.
+
+        confined: with the container's system call filter, which takes a while to compile.
 
         Raises CntrError, with nothing left behind.
         """
         if os.geteuid() not in (0, blueprint.owner):
             raise CntrError(f"{blueprint.label()}: a stand-in for what does not run needs root", with_sudo())
         self.blueprint, self.pid, self.start_time, self._pidfd, self._life = blueprint, 0, 0, -1, -1
-        self._room = Room(blueprint, network=network, write=write, say=say)
-        self.filter = self._room.filter
+        self._room = Room(blueprint, network=network, write=write, confined=confined, say=say)
+        self.filter = self._room.filter if confined else None
         self._room.program = program()
         self._alive = -1
         self._watcher = 0

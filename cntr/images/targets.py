@@ -148,6 +148,7 @@ def hold(
     network: str = "",
     write: bool = False,
     running: bool = False,
+    confined: bool = True,
     say: Callable[[str], None],
 ) -> tuple[Container, StandIn] | None:
     """A stand-in for TARGET and the Container of it, None where nobody knows it. The caller closes the stand-in. Raises CntrError.
@@ -161,7 +162,7 @@ def hold(
     if made is None:
         return None
     try:
-        stand_in = start(made, network=network, write=write, say=say)
+        stand_in = start(made, network=network, write=write, confined=confined, say=say)
     except BaseException:
         made.close()
         raise
@@ -180,8 +181,10 @@ def hold(
     return container, stand_in
 
 
-def start(made: Blueprint, *, network: str = "", write: bool = False, say: Callable[[str], None]) -> StandIn:
-    """The stand-in of a blueprint. Raises CntrError."""
+def start(
+    made: Blueprint, *, network: str = "", write: bool = False, confined: bool = True, say: Callable[[str], None]
+) -> StandIn:
+    """The stand-in of a blueprint (see ``StandIn``). Raises CntrError."""
     if write and made.state == "image":
         raise CntrError(f"{made.label()}: an image is never written to", "leave out --write: changes are thrown away")
     if made.owner:
@@ -189,11 +192,11 @@ def start(made: Blueprint, *, network: str = "", write: bool = False, say: Calla
         with VIEW:
             made.uid_map = ids.of_rootless(made.uid_map, "/etc/subuid", made.owner)
             made.gid_map = ids.of_rootless(made.gid_map, "/etc/subgid", made.owner)
-    return StandIn(made, network=network, write=write, say=say)
+    return StandIn(made, network=network, write=write, confined=confined, say=say)
 
 
 def resolve(
-    target: str, *, write: bool = False, network: str = "", say: Callable[[str], None] = lambda line: None
+    target: str, *, write: bool = False, confined: bool = False, say: Callable[[str], None] = lambda line: None
 ) -> tuple[Container, StandIn | None]:
     """TARGET as it runs, or a stand-in for it; the caller closes that. Raises TargetNotFound, AmbiguousTarget, CntrError."""
     missing: TargetNotFound | None = None
@@ -202,7 +205,7 @@ def resolve(
             return engines.resolve(target), None
         except TargetNotFound as error:
             missing = error
-    held = hold(target, missing, network=network, write=write, say=say)
+    held = hold(target, missing, write=write, confined=confined, say=say)
     if held is None:
         raise missing or TargetNotFound(
             f"{printable(target[:200])}: no such image", "image:NAME, archive:FILE, oci:DIR, dir:PATH"
