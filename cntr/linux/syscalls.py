@@ -8,9 +8,9 @@ Constants keep the kernel's names (include/uapi/linux/{mount,sched,openat2,prctl
 from __future__ import annotations
 
 import _ctypes  # the C half of ctypes: its Python half costs 3 ms of every start, and only wraps what is used here
+import _signal as signal  # the module behind signal, without its import of enum (5 ms)
 import os
 import sys
-from _signal import SIG_SETMASK, pthread_sigmask, valid_signals  # without signal's import of enum (5 ms)
 
 from cntr.linux.numbers import MACHINE, ioctl, number
 
@@ -373,12 +373,12 @@ class Idler:
         top = (_ctypes.addressof(self.stack) + _ctypes.sizeof(self.stack)) & ~63
         pause = _ctypes.dlsym(_ctypes.dlopen(None, 0), "pause")  # type: ignore[arg-type]
         # No handler of ours may run in it: it would do so on our memory.
-        before = pthread_sigmask(SIG_SETMASK, valid_signals())
+        before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
         try:
             result = _libc.clone(_Pointer(pause), _Pointer(top), _int(CLONE_VM | flags | _SIGCHLD), None)
             self.pid = _check(result, "clone")
         finally:
-            pthread_sigmask(SIG_SETMASK, before)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def end(self) -> None:
         """End it, and with it all use of its stack."""
