@@ -15,7 +15,7 @@ import stat
 from cntr.engines import commands
 from cntr.errors import CntrError
 from cntr.images import profile, served
-from cntr.linux import namespaces, syscalls
+from cntr.linux import attributes, namespaces, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Room:
         made = self.made
         if not layers:
             tree = syscalls.open_tree(syscalls.AT_FDCWD, upper, syscalls.OPEN_TREE_CLONE)
-            syscalls.mount_setattr(tree, "", recursive=False, attr_set=syscalls.MOUNT_ATTR_NODEV)
+            attributes.add(tree, syscalls.MOUNT_ATTR_NODEV)
             return tree
         if made.served:
             return served.overlay(self._server, layers, upper, work, self._scratch)
@@ -200,10 +200,8 @@ class Room:
             except OSError:
                 pass  # not every filesystem can be under an overlay (one that is one of two already): then read-only
         fd = syscalls.open_tree(source, "", CLONE | syscalls.AT_RECURSIVE)
-        attributes = syscalls.MOUNT_ATTR_NODEV | (
-            0 if self.write and not mount.read_only else syscalls.MOUNT_ATTR_RDONLY
-        )
-        syscalls.mount_setattr(fd, "", recursive=True, attr_set=attributes)
+        writable = self.write and not mount.read_only
+        attributes.add(fd, syscalls.MOUNT_ATTR_NODEV | (0 if writable else syscalls.MOUNT_ATTR_RDONLY), recursive=True)
         return fd
 
     # --- in the stand-in --------------------------------------------------------------------------------------------------
@@ -215,7 +213,7 @@ class Room:
         proc = syscalls.new_filesystem("proc", {}, _HARMLESS)
         self.step = "make /sys"
         sysfs = self._sys if self._sys >= 0 else syscalls.new_filesystem("sysfs", {}, _HARMLESS)
-        syscalls.mount_setattr(sysfs, "", recursive=False, attr_set=syscalls.MOUNT_ATTR_RDONLY)
+        attributes.add(sysfs, syscalls.MOUNT_ATTR_RDONLY)
         self.step = "make its root"
         syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
         syscalls.move_mount(self.tree, syscalls.AT_FDCWD, "/")
@@ -246,7 +244,7 @@ class Room:
             _loopback()
         if self.made.read_only:
             self.step = "make its root read-only"
-            syscalls.mount_setattr(self.root, "", recursive=False, attr_set=syscalls.MOUNT_ATTR_RDONLY)
+            attributes.add_here(self.root, syscalls.MOUNT_ATTR_RDONLY)
 
     def _make_devices(self) -> None:
         self.step = "make /dev"
@@ -285,7 +283,7 @@ class Room:
             fd = self._find(path)
             if fd >= 0:
                 cover = syscalls.open_tree(fd, "", CLONE | syscalls.AT_RECURSIVE)
-                syscalls.mount_setattr(cover, "", recursive=True, attr_set=syscalls.MOUNT_ATTR_RDONLY)
+                attributes.add(cover, syscalls.MOUNT_ATTR_RDONLY, recursive=True)
                 syscalls.move_mount(cover, fd, "")
                 os.close(fd)
 

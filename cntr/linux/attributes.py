@@ -26,11 +26,13 @@ def are_known() -> bool:
     return True
 
 
-def add(tree_fd: int, attributes: int, userns_fd: int = -1) -> None:
+def add(tree_fd: int, attributes: int, userns_fd: int = -1, *, recursive: bool = False) -> None:
     """Add ATTRIBUTES to the detached mount behind TREE_FD, idmapped where USERNS_FD is given. Raises OSError (ENOSYS: it can't be)."""
     idmap = syscalls.MOUNT_ATTR_IDMAP if userns_fd >= 0 else 0
     try:
-        syscalls.mount_setattr(tree_fd, "", recursive=False, attr_set=attributes | idmap, userns_fd=max(userns_fd, 0))
+        syscalls.mount_setattr(
+            tree_fd, "", recursive=recursive, attr_set=attributes | idmap, userns_fd=max(userns_fd, 0)
+        )
         return
     except OSError as error:
         if error.errno != errno.ENOSYS or userns_fd >= 0:
@@ -40,7 +42,7 @@ def add(tree_fd: int, attributes: int, userns_fd: int = -1) -> None:
     if pid == 0:
         number = errno.EIO
         try:
-            sockets.send(theirs, b"0", [_remounted(tree_fd, attributes)])
+            sockets.send(theirs, b"0", [_remounted(tree_fd, attributes, recursive)])
             number = 0
         except OSError as error:
             number = error.errno or number
@@ -58,22 +60,47 @@ def add(tree_fd: int, attributes: int, userns_fd: int = -1) -> None:
     os.close(fds[0])
 
 
-def _remounted(tree_fd: int, attributes: int) -> int:
+def _remounted(tree_fd: int, attributes: int, recursive: bool) -> int:
     """In a child: a detached clone with them."""
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount(None, "/", None, _MS_REC | _MS_PRIVATE)
-    scratch = syscalls.new_filesystem("tmpfs", {"mode": "700", "size": "4k"})
+    scratch, name = syscalls.new_filesystem("tmpfs", {"mode": "700", "size": "4k"}), f"cntr-{os.getpid()}"
     if stat.S_ISDIR(os.fstat(tree_fd).st_mode):
-        os.mkdir("tree", dir_fd=scratch)
+        os.mkdir(name, dir_fd=scratch)
     else:
-        os.close(os.open("tree", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=scratch))
+        os.close(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=scratch))
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    proc_fd = os.open("proc", os.O_PATH | os.O_CLOEXEC, dir_fd=root) if recursive else -1
     syscalls.move_mount(scratch, root, "")
-    syscalls.move_mount(tree_fd, scratch, "tree")
+    syscalls.move_mount(tree_fd, scratch, name)
     os.fchdir(scratch)
-    flags = os.fstatvfs(tree_fd).f_flag & _KEPT | attributes
-    syscalls.mount(None, "tree", None, _MS_REMOUNT | syscalls.MS_BIND | flags)
-    return syscalls.open_tree(syscalls.AT_FDCWD, "tree", syscalls.OPEN_TREE_CLONE)
+    _remount(name, attributes)
+    if recursive:
+        for mount in procfs.mountinfo(procfs.read("self/mountinfo", proc_fd)):
+            if mount.mount_point.startswith(f"/{name}/"):
+                _remount(mount.mount_point[1:], attributes)
+    flags = syscalls.OPEN_TREE_CLONE | (syscalls.AT_RECURSIVE if recursive else 0)
+    return syscalls.open_tree(syscalls.AT_FDCWD, name, flags)
+
+
+def _remount(path: str, attributes: int) -> None:
+    flags = os.statvfs(path).f_flag & _KEPT | attributes
+    syscalls.mount(None, path, None, _MS_REMOUNT | syscalls.MS_BIND | flags)
+
+
+def add_here(fd: int, attributes: int) -> None:
+    """Add ATTRIBUTES to the attached mount whose root directory FD is. Raises OSError."""
+    try:
+        syscalls.mount_setattr(fd, "", recursive=False, attr_set=attributes)
+        return
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+    before = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.fchdir(fd)
+    _remount(".", attributes)
+    os.fchdir(before)
+    os.close(before)
 
 
 def add_everywhere(attributes: int, proc_fd: int) -> None:
@@ -86,8 +113,7 @@ def add_everywhere(attributes: int, proc_fd: int) -> None:
             raise
     for path in dict.fromkeys(mount.mount_point for mount in procfs.mountinfo(procfs.read("self/mountinfo", proc_fd))):
         try:
-            flags = os.statvfs(path).f_flag & _KEPT | attributes
-            syscalls.mount(None, path, None, _MS_REMOUNT | syscalls.MS_BIND | flags)
+            _remount(path, attributes)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.EACCES):
                 raise

@@ -120,3 +120,14 @@ def test_a_directory_that_goes_while_it_is_looked_at(tools, monkeypatch):
         patched.setattr(view.os, "scandir", scan)
         part.look()
     os.close(part.tree_fd)
+
+
+def test_a_stand_in_for_what_does_not_run(tools):
+    """Its /sys, the covers of /proc and its root, in the same way."""
+    done = boxes.run(
+        "exec", f"dir:{tools}", "--", "/bin/sh", "-c", "cat /proc/self/mountinfo; touch /sys/x /proc/sys/x"
+    )
+    assert done.returncode in (0, 1), done
+    flags = {row.split()[4]: row.split()[5].split(",") for row in done.stdout.splitlines()}
+    assert "ro" in flags["/sys"], done
+    assert "ro" in flags["/proc/sys"]
