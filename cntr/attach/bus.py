@@ -1,4 +1,4 @@
-"""D-Bus for a session: its address, and the client's part of the authentication (D-Bus Specification, "Authentication Protocol").
+"""D-Bus for a session: the bus address, and the client side of authentication (D-Bus Specification, "Authentication Protocol").
 
 A client says its uid, and the bus compares that with the socket's. The session's uid is another one than the caller's, who is connected
 here: the caller's is put in its place, and nothing else is touched.

@@ -1,4 +1,4 @@
-"""Whose session it is: the user behind sudo, with whose rights, and no more, sockets of the user's are reached."""
+"""The user behind sudo: the user's sockets are reached with this user's rights and no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the session's processes say to each other.
+"""The pipes between the processes of a session.
 
 Two pipes. *reports*: session → supervisor, frames of NUL-separated words in a length-prefixed packet. *orders*: supervisor →
 session's monitor, one byte each, a signal number to pass on; its end of file says the supervisor is gone.

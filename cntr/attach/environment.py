@@ -1,4 +1,4 @@
-"""A session's environment: an allow-list. What the container's processes have is shown, and not obeyed (docs/security.md).
+"""A session's environment is an allow-list; the container's variables are shown but not applied (docs/security.md).
 
 Hundreds of variables have a tool run, load or write what they name, and no list of them is complete. So the terminal and the
 language are the caller's, the paths and names are ours, and the container's own variables lie in a file to be read; one of them

@@ -1,4 +1,4 @@
-"""The files of /etc that a session has from the container, written by us: ids and names that can't hurt, bounded copies of the rest.
+"""The /etc files of a session: written by cntr with harmless ids and names, or bounded copies of the container's.
 
 The container writes its passwd, and the tools believe theirs: a name with ``$(…)`` in it is run by a prompt, a home is where
 start-up files are read from, a shell is what su runs. So: ids to safe names, the tools' own homes and shells, and the tools' own

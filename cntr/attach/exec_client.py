@@ -1,4 +1,4 @@
-"""``cntr exec`` from inside a session: asked of a process outside, see ``exec_server``."""
+"""``cntr exec`` from inside a session: asks the process outside, see ``exec_server``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``cntr exec`` asked for from inside a session, done from outside it.
+"""Serves ``cntr exec`` requests from inside a session, on the outside.
 
 A session cannot run the container's own programs safely by itself. It has the container's root at its base directory, but a program
 that is merely chrooted there finds the tools' tree above it: with CAP_SYS_CHROOT it walks out, and to the container's other

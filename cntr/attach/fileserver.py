@@ -1,4 +1,4 @@
-"""The fuse transport's third process: it serves the tools' tree by CntrFS to the session (the paper, section 4).
+"""The fuse transport's server process: serves the tools' tree to the session through CntrFS (the paper, section 4).
 
 Forked before anything is entered, it stays on the host's side; nothing of FUSE is imported anywhere else. The connection ends with
 the last copy of its fd, so that a server that dies takes no client into a wait that never ends, and the supervisor aborts the connection

@@ -1,4 +1,4 @@
-"""What keeps CAP_SYS_PTRACE with every process of an attach session, whatever a tool does to itself.
+"""Keeps CAP_SYS_PTRACE with every process of an attach session, whatever a tool does to itself.
 
 The kernel's ptrace check (ptrace(2)) refuses the container's processes /proc/PID/{root,cwd,fd,mem,…} of a process whose permitted set
 holds a capability that theirs lacks: CAP_SYS_PTRACE. Tools give capabilities up, though (ping, setpriv, su), and a user namespace made in

@@ -1,4 +1,4 @@
-"""Who the session is: ids, capabilities, label, limits and environment, taken from the target's process.
+"""The session's identity: ids, capabilities, label, limits and environment, taken from the target's process.
 
 ``Identity`` is put together before the fork; ``assume`` runs in the session's process and loads nothing.
 """

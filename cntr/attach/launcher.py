@@ -1,4 +1,4 @@
-"""From the monitor to the command: three processes, of which the container sees two, both with the session's own identity.
+"""From the monitor to the command: three processes. The container sees two of them, both with the session's own identity.
 
 The *launcher* is still in the host's pid namespace. It joins the container's namespaces and cgroups, takes on the whole identity,
 and forks. So the *reaper* is born in the container's pid namespace with nothing of the host's but two pipes: no process with the

@@ -1,4 +1,4 @@
-"""Resource limits of a session (getrlimit(2)): the container's process's, but none so low that nothing runs, and no core files."""
+"""A session's resource limits (getrlimit(2)): those of the container's process, raised where nothing could run; no core files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The container's memory limit: whoever debugs a full container must not get its own processes killed, nor be killed unsaid."""
+"""The container's memory limit: debugging a full container must not kill its processes, and a killed session must say why."""
 
 from __future__ import annotations
 

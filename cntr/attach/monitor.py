@@ -1,4 +1,4 @@
-"""The monitor: the session's process on the host's side, which owns the nest.
+"""The monitor: the host-side process of a session that owns the nested mount namespace.
 
 It stays outside of the container's pid namespace, where nobody can stop, kill or trace it: it assembles the nest with the host's
 privileges, forks the launcher into it, passes signals on, and at the end finds what the session left by its mount namespace and

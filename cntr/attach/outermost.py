@@ -1,4 +1,4 @@
-"""User namespaces that were made inside a container: a session stays outside of them.
+"""User namespaces created inside a container; a session stays outside of them.
 
 The owner of a user namespace, and every process with the right capabilities in one around it, has all capabilities in it
 (user_namespaces(7)). A process of the container may unshare one and be attached to: the others of its pid namespace would then

@@ -1,4 +1,4 @@
-"""Looking at files of a container's that may never answer: on FUSE, over a network, on an overlay of such.
+"""Looking at a container's files that may never answer: on FUSE, on a network file system, on an overlay of either.
 
 A process that waits for one hears nothing but SIGKILL, so it is a thread that waits, and is left waiting; it ends with the process.
 """

@@ -1,4 +1,4 @@
-"""Mounting at a path of a session's root that may belong to a stranger: never through a link that leads out of it."""
+"""Mounting at a path below a root that may belong to a stranger, without following links out of it."""
 
 from __future__ import annotations
 

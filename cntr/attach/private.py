@@ -1,4 +1,4 @@
-"""What a session has of its own: a tmpfs for /tmp, /run, its home and written /etc files, and a /dev.
+"""A session's own files: a tmpfs for /tmp, /run, its home and the written /etc files, and its own /dev.
 
 Made before the fork, as detached mounts; ``Nest`` mounts them. Nothing of the host's and nothing of the container's is in them.
 """

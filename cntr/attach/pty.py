@@ -1,4 +1,4 @@
-"""The terminal: a devpts of the session's own, raw mode, and the pump between the user's terminal and the session's."""
+"""The session's terminal: its own devpts, raw mode, and the pump between it and the user's terminal."""
 
 from __future__ import annotations
 

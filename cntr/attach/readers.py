@@ -1,4 +1,4 @@
-"""Whether a process waits to read a pipe: by the system call it sleeps in (/proc/PID/syscall, proc(5)).
+"""Whether a process is waiting to read a pipe, by the system call it sleeps in (/proc/PID/syscall, proc(5)).
 
 What is read from a caller's stdin for a command can't be put back. `cat list | while read x; do cntr exec web -- …; done` must not lose
 its list to a command that does not ask for it, nor `cntr exec web -- cat log | less` the keys that are less's.

@@ -1,4 +1,4 @@
-"""Before a container's own program is run: become a copy of our interpreter that nobody can write to.
+"""Before running a container's own program, cntr restarts itself from an interpreter that nobody can write to.
 
 A program of a container may be a script whose interpreter is ``/proc/self/exe``, or have such a link in its place: the kernel then
 runs *our* executable, the host's Python, inside the container, where a library of the container can open ``/proc/self/exe`` again

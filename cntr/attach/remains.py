@@ -1,4 +1,4 @@
-"""What a session leaves: its processes, found by the nested mount namespace in the host's /proc, and ended by pidfd."""
+"""Ending what a session leaves behind: processes found by the nested mount namespace, killed by pidfd."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The container's seccomp filters: read from its process, installed in the command of ``cntr exec`` (seccomp(2)).
+"""The container's seccomp filters: read from its process, installed for the command of ``cntr exec`` (seccomp(2)).
 
 An engine's own exec puts the container's filters on what it runs. cntr takes them from the running process, which an engine cannot be asked
 for alike, and which knows of the filters that came after the start too.

@@ -1,4 +1,4 @@
-"""What the user brings into a session: ``--share PATH[:rw]``, a file or a directory of the caller's at its own path.
+"""``--share PATH[:rw]``: files and directories of the caller, brought into a session at their own paths.
 
 Idmapped, so that the session's user is the owner of what PATH's owner owns, and nobody to everything else there: a session shown a
 directory of alice's writes files of alice's, whatever its uid. Read-only unless asked; never with set-id bits or devices.

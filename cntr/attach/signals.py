@@ -1,4 +1,4 @@
-"""The signals of the caller's side: which are passed on to a session, and reading them from a file."""
+"""Signals on the caller's side: which ones are forwarded to a session, and a file to read them from."""
 
 from __future__ import annotations
 

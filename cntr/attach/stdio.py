@@ -1,4 +1,4 @@
-"""A command's standard streams: what of the caller's it gets itself, and what is moved to and from it through pipes of our own.
+"""A command's standard streams: which of the caller's it gets directly, and which are relayed through pipes.
 
 An fd is more than its direction. A file open for reading can be opened for writing by /proc/self/fd/0, a directory leads to all of its
 file system, a terminal can be read and typed into after the end, either end of a pipe opens the other one. So

@@ -1,4 +1,4 @@
-"""The steps of a session's assembly as a user meets them: a name, and what to do about each errno."""
+"""The steps of assembling a session: for each its name, and what to do about each errno."""
 
 from __future__ import annotations
 

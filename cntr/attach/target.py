@@ -1,4 +1,4 @@
-"""The process attached to, read once from /proc and held by fds that cannot come to mean another process."""
+"""The process to attach to: read once from /proc, and held by fds that cannot come to mean another process."""
 
 from __future__ import annotations
 

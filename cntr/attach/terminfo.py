@@ -1,4 +1,4 @@
-"""The description of the caller's terminal (terminfo(5)), where the tools have none: else vim, less or top would not know it.
+"""The terminfo(5) entry of the caller's terminal, for tools that lack it: without it vim, less or top would not know the terminal.
 
 A terminal of one's own brings it in ~/.terminfo or $TERMINFO, which a session doesn't see; and the tools of an image know few.
 """

@@ -1,4 +1,4 @@
-"""The fat side: where the tools' tree comes from."""
+"""The fat side: where the tools come from."""
 
 from __future__ import annotations
 

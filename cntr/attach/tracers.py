@@ -1,4 +1,4 @@
-"""Containers that can't be kept out of a session: their processes hold CAP_SYS_PTRACE, as the session's do (ptrace(2)).
+"""Containers that cannot be kept out of a session, because their processes hold CAP_SYS_PTRACE as well (ptrace(2)).
 
 What they do to a session they can do to themselves: then it is worth nothing to them. So beside such a container
 

@@ -1,4 +1,4 @@
-"""Sockets of the user's that a session reaches: X11, Wayland, D-Bus, the agents of ssh and gpg, and whatever has a path.
+"""The user's sockets in a session: X11, Wayland, D-Bus, the ssh and gpg agents, and any path.
 
 What the session finds is a socket in its own tmpfs, where nobody else can come to. Behind it is a process of ours on the host, with the
 caller's ids and nothing else, which connects to the real one and passes on what is said, open files too. So it is the same on both

@@ -1,4 +1,4 @@
-"""The tools view: what a session sees of the tools' side, and nothing that only some user there may read.
+"""The tools view: what a session sees of the tools' side, without anything that only some user there may read.
 
 Each real file system of the tools' tree is cloned, read-only, without set-id bits and devices, and idmapped so that every file
 belongs to nobody (mount_setattr(2), MOUNT_ATTR_IDMAP): capabilities over files count for owners that a user namespace maps

@@ -1,4 +1,4 @@
-"""The walk of one attach, readable as the paper's list of steps (section 3.2). ``exec`` is the same walk into the container's own root."""
+"""One attach from top to bottom, in the order of the paper (section 3.2). ``exec`` takes the same steps into the container's root."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a session shows, kept as asciicast v2: a line of JSON for the terminal, then one for each piece of output.
+"""Recordings of sessions in asciicast v2: one line of JSON for the terminal, then one for each piece of output.
 
 https://docs.asciinema.org/manual/asciicast/v2/. Never what is typed: of that the file has what the session's terminal echoed, no more.
 Each event is one write(2), so that what was shown until a crash is there.

@@ -1,4 +1,4 @@
-"""Which sessions there are: found by looking at processes, so that nothing of a session survives it.
+"""The list of running sessions: found by looking at processes, so that no session leaves an entry behind.
 
 Each has a memfd (``Session.announce``) that says what it is. What it says is its process': a row whose user is not the process' own is
 none. That a link in /proc/PID/fd is a memfd is known by its mount, the kernel's own, before anything is opened: a file of that name

@@ -1,4 +1,4 @@
-"""``cntr replay``: a recording shown again, at its own speed or another.
+"""``cntr replay``: play a recording, at its own speed or another.
 
 A terminal obeys what is written to it: it answers questions as if somebody had typed, sets the clipboard, prints, loads fonts. At the
 session that was the session's doing; a file may have been changed since, and whoever looks at it later has another terminal. So only

@@ -1,4 +1,4 @@
-"""One use of cntr: allowed by the policy or refused, recorded at its beginning and its end."""
+"""One use of cntr: allowed or refused by the policy, and recorded when it begins and ends."""
 
 from __future__ import annotations
 

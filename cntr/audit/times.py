@@ -1,4 +1,4 @@
-"""How long a session may last."""
+"""Time limits of sessions."""
 
 from __future__ import annotations
 

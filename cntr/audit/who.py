@@ -1,4 +1,4 @@
-"""Who runs cntr, and where: what the kernel knows, and what sudo and sshd left in the environment."""
+"""Who runs cntr, and from where: what the kernel knows, and what sudo and sshd left in the environment."""
 
 from __future__ import annotations
 

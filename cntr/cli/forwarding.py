@@ -1,4 +1,4 @@
-"""``cntr forward``: its words, and what is printed of it."""
+"""``cntr forward``: parsing its arguments and printing its events."""
 
 from __future__ import annotations
 

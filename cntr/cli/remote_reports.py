@@ -1,4 +1,4 @@
-"""What several machines have, in one table."""
+"""Reports from several machines in one table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``cntr ps``, ``inspect`` and ``doctor``: what runs, what a session would take over, what this machine lacks."""
+"""``cntr ps``, ``inspect`` and ``doctor``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``cntr slim``: the command line's words as a request, and what is printed of the result."""
+"""``cntr slim``: turning its arguments into a request, and printing the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Acting on backing files: as whom, and with which flags.
+"""Access to backing files: with whose ids, and with which flags.
 
 The mount has ``default_permissions``: the kernel checks every access of a client against the attributes and ACLs that
 the server gave it. What is left to the server is *ownership*: a new file belongs to the caller. So the caller's ids

@@ -1,4 +1,4 @@
-"""A bounded set of O_PATH fds, a node table's: the ones used longest ago are closed, pinned ones stay.
+"""The node table's bounded set of O_PATH fds: the least recently used are closed, pinned ones stay.
 
 A file that lost its last name is pinned: only its fd leads to it. When no fd is free at all, the set gives up its own first.
 """

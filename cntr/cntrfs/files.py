@@ -1,4 +1,4 @@
-"""What is open: one backing fd per open, with that open's own flags."""
+"""Open files and directories: one backing fd per open, with the flags of that open."""
 
 from __future__ import annotations
 

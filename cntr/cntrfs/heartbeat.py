@@ -1,4 +1,4 @@
-"""What a server tells its watchdog: how many requests it took and finished, in memory that both share."""
+"""The progress that a server reports to its watchdog: requests taken and finished, in shared memory."""
 
 from __future__ import annotations
 

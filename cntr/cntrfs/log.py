@@ -1,4 +1,4 @@
-"""What a server says, by the logger ``cntr.cntrfs``.
+"""Messages of a server, by the logger ``cntr.cntrfs``.
 
 ``logging`` takes longer to import than the whole attach core, and a session's server rarely has a word to say: it comes with the first
 warning. Until it is imported nobody can have asked for less than that, and what is below a warning has no reader.

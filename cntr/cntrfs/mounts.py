@@ -1,4 +1,4 @@
-"""The mounts behind one served tree, and what node ids their files get."""
+"""The backing mounts of a served tree, and the node ids of their files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tree as a user sees it who owns nothing, is in no group and has no capability: ``Options(as_nobody=True)``.
+"""The tree as seen by a user who owns nothing, is in no group and has no capability: ``Options(as_nobody=True)``.
 
 For a tree that is shown to somebody who is not trusted with it, root beside a container, say. Whoever asks, uid 0 with
 every capability included, only the bits for *others* count: a file of mode 0640 and what is below a directory of mode

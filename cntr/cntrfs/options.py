@@ -1,4 +1,4 @@
-"""What a mount may be told: cache policy, timeouts, flags. The same for both bindings."""
+"""Mount options: cache policy, timeouts, flags. The same for both bindings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of CntrFS works on this machine, found out by doing it: for ``cntr doctor``. Each probe raises OSError or CntrError."""
+"""What of CntrFS works on this machine, found out by trying: for ``cntr doctor``. Each probe raises OSError or CntrError."""
 
 from __future__ import annotations
 

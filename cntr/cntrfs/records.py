@@ -1,4 +1,4 @@
-"""Nodes at rest: the kernel remembers each file that a READDIRPLUS told it of, millions of them, and asks about few.
+"""Nodes at rest: READDIRPLUS tells the kernel about millions of files, and it asks about few of them again.
 
 A node that has no fd, no open file, and a file handle to be reopened by is a record of bytes between two operations:
 64 bytes, a fifth of what the object takes, and nothing for the garbage collector to walk through.

@@ -1,4 +1,4 @@
-"""Ending a FUSE connection whose server hangs: a client in a hung call is in D state, and not even SIGKILL ends it.
+"""Ends a FUSE connection whose server hangs: a client in such a call is in D state, and not even SIGKILL ends it.
 
 The kernel's control filesystem (fusectl) says how many requests wait, and ends the connection on a write to
 ``abort``. It is mounted detached, seen by nobody else. Where that is refused, killing the server does the same.

@@ -1,4 +1,4 @@
-"""``cntr cp``: files between the host and a container, which needs nothing in its image for it.
+"""``cntr cp``: copying files between the host and a container; the image needs no tools for it.
 
 Two processes and two pipes. The child enters the container (its mount and user namespaces, its root) and is one end of the copy; the
 parent is the other and keeps the caller's rights, all of them and no more. It is the child that looks at the container's process, so

@@ -1,4 +1,4 @@
-"""One file on the receiving end: a temporary name until it is whole, then its own, in one step."""
+"""A file on the receiving end: written under a temporary name, then renamed in one step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Symbolic links that stand for no file: /dev/stdout and its like, a device, a FIFO; and the file systems that hold no files.
+"""Symbolic links that do not lead to a regular file: /dev/stdout, devices, FIFOs; and file systems that hold no files.
 
 A copy never takes the place of such a link, and never carries one off for the file that its name promises.
 """

@@ -1,4 +1,4 @@
-"""What is kept of a file beside its data: owner, mode, times, extended attributes."""
+"""File metadata that a copy keeps: owner, mode, times, extended attributes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose a copied file is, with ``--archive``: the ids of a container's user namespace and those of the host.
+"""Owners with ``--archive``: translating between the ids of a container's user namespace and the host's.
 
 What the container calls root of its user namespace is, on the host, whoever made that. A number alone would make a user's file root's.
 """

@@ -1,4 +1,4 @@
-"""The receiving end: build a tree below one directory fd, whatever names and links there are or come up meanwhile.
+"""The receiving end: builds a tree below one directory fd, whatever names and links exist or appear meanwhile.
 
 Names are single components, directories are opened with O_NOFOLLOW and held by fd, a hard link's other name is opened with
 RESOLVE_BENEATH: nothing is written outside. A file gets its name when it is whole; until then it has a temporary one.

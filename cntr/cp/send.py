@@ -1,4 +1,4 @@
-"""The sending end: walk a tree by directory fds and put it on the wire.
+"""The sending end: walks a tree by directory fds and sends it.
 
 Nothing is opened before it was looked at: opening a FIFO blocks, opening a device acts, and a container may swap one for the other
 between two calls. So each name is opened with O_PATH, looked at, and only then opened for reading, by its fd.

@@ -1,4 +1,4 @@
-"""Frames over two pipes: the tree goes from sender to receiver, answers and complaints come back.
+"""Frames over two pipes: the tree goes from sender to receiver, answers and complaints go back.
 
     sender → receiver   START                the thing named on the command line: flags, then an ITEM
                         ITEM                 meta, name, and a symbolic link's target; a directory's items follow it, up to UP

@@ -1,4 +1,4 @@
-"""The caller's own open files as an end of a copy: standard input, standard output, ``/dev/fd/N``.
+"""The caller's open files as source or destination: standard input, standard output, ``/dev/fd/N``.
 
 They have no name, no owner and no length: the bytes are read until they end, or written in their order.
 """

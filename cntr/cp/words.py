@@ -1,4 +1,4 @@
-"""The words of the command line: SRC and DST, a target and a path of it, and the caller's own open files by name."""
+"""Parsing SRC and DST: a target and a path in it, a path, or one of the caller's open files."""
 
 from __future__ import annotations
 

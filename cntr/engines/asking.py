@@ -1,4 +1,4 @@
-"""Asking engines, all at once, and by a deadline: root's own here, users' each in a process of that user's."""
+"""Asking all engines at once, with a deadline: root's own here, users' engines each in a process of that user."""
 
 from __future__ import annotations
 

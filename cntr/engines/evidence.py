@@ -1,4 +1,4 @@
-"""Is that pid still that container? What the kernel says about a process, against what an engine's file says.
+"""Is this pid still this container? Checks what an engine's files say against what the kernel says.
 
 State files outlive their container, pids are reused, and a rootless user's files are that user's word only. So a pid
 from an engine counts when the process itself bears the container's mark, and its start time is handed on: with a pidfd

@@ -1,4 +1,4 @@
-"""The engines' own commands, asked when no file, socket or process knew the name.
+"""The engines' own commands, asked if no file, socket or process knew the name.
 
 They find what only their configuration or their database tells: a state directory elsewhere, a pod's name, a daemon behind
 TCP. They take tens of milliseconds (bench/resolve.py), so each is asked only where something of its engine runs that its files

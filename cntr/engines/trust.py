@@ -1,4 +1,4 @@
-"""Whose word is it? Who besides root could have written a path, and whose words count for who asks.
+"""Whose word is it? Who besides root could have written a path, and whose claims count for the caller.
 
 The rule that every engine's module keeps to: a name leads to a process by root's own sources (files, sockets and directories that
 only root can change, all the way up), or by a user's sources for that user's own processes alone.

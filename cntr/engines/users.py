@@ -1,4 +1,4 @@
-"""What users' own engines know, asked by root: for each user a process that has become that user, with little memory and time.
+"""What users' own engines know, asked by root: one process per user that has become that user, with little memory and time.
 
 What a user wrote (state files, databases, sockets' answers) is read and parsed there, as that user and nobody else, and what comes back
 is a few short lines, each of them that user's word: it counts for that user's own processes alone. A user's cntr asks the same way.

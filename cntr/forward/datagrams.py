@@ -1,4 +1,4 @@
-"""UDP: each sender has a socket of its own on the other side, so that answers find back; it goes when nothing was said for a while."""
+"""UDP: each sender gets a socket of its own on the other side, so that answers find their way back; idle ones are closed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From an accepted connection to the one it leads to: each address in turn, and again while a container starts."""
+"""Connecting an accepted connection: each address in turn, and again while a container starts."""
 
 from __future__ import annotations
 

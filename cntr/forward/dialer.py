@@ -1,4 +1,4 @@
-"""The container's side of a forward: a child that finds the container, joins its network namespace and makes sockets there.
+"""The container side of a forward: a child that finds the container, joins its network namespace and creates sockets there.
 
 What it makes is connected and bound by us, outside; a socket stays in the namespace it was made in (network_namespaces(7)). The child
 holds one end of a socket, the container's root where paths are asked for, and no capability but those a path takes. It looks the

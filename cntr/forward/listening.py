@@ -1,4 +1,4 @@
-"""Sockets that listen: making them, and who has what another wants."""
+"""Listening sockets: creating them, and who already has the wanted address."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One epoll(7) loop: what is ready, what is due, and what has more to do."""
+"""One epoll(7) loop: what is ready, what is due, and who has more to do."""
 
 from __future__ import annotations
 

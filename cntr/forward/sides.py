@@ -1,4 +1,4 @@
-"""The two sides of a forward as the relay sees them: who makes sockets here, and who makes them in the container."""
+"""The two sides of a forward: creating sockets on this machine, and in the container."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two stream sockets joined: what one end says the other hears, in both directions, until both have said their last."""
+"""Two stream sockets joined in both directions until both are done."""
 
 from __future__ import annotations
 

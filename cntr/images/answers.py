@@ -1,4 +1,4 @@
-"""What stores and engines' commands answer, for the modules of one engine each."""
+"""Helpers for the modules of one engine each: running its command, parsing and checking what it answers."""
 
 from __future__ import annotations
 

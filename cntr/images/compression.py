@@ -1,4 +1,4 @@
-"""A layer's bytes: decompressed, counted, and hashed on the way, so that who reads to the end has verified it."""
+"""Decompressing a layer: bytes are counted and hashed on the way, so reading to the end verifies it."""
 
 from __future__ import annotations
 

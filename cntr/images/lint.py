@@ -1,4 +1,4 @@
-"""Why an entrypoint can't start, one line for each reason: what the kernel only calls "no such file" or "exec format error"."""
+"""Why an entrypoint cannot start, one line per reason, where the kernel only says "no such file" or "exec format error"."""
 
 from __future__ import annotations
 

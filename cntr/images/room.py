@@ -1,4 +1,4 @@
-"""What a stand-in lives in: its root, mounts, /proc, /dev, /sys. See ``standin`` for who calls what, in which process.
+"""The environment of a stand-in: root, mounts, /proc, /dev, /sys. See ``standin`` for who calls what, in which process.
 
 From ``enter`` on the container's root is ours: nothing is imported, every path goes by openat2(2) below it, and before the working
 directory is looked up nothing of the host's is open any more.

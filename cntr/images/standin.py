@@ -1,4 +1,4 @@
-"""A stand-in: a process that holds the place of one that does not run, made from a ``Blueprint``.
+"""A stand-in: a process in place of one that does not run, built from a ``Blueprint``.
 
 It has the root, namespaces, user, capabilities, limits, environment, working directory, hostname and mounts that the dead process had,
 so that a session finds in /proc all it takes from a target. Three processes make it: the caller; a *builder*, which mounts with the

@@ -1,4 +1,4 @@
-"""Layers into a directory, as the kernel's overlayfs would show them: whiteouts, opaque directories, hard links, holes, xattrs.
+"""Unpacking layers into a directory, as overlayfs would show them: whiteouts, opaque directories, hard links, holes, xattrs.
 
 Every name is opened relative to a directory's fd by openat2(2) with RESOLVE_BENEATH, NO_SYMLINKS, NO_MAGICLINKS and NO_XDEV: nothing an
 archive says leads out. Where a lower layer has a link or a file and an upper one needs a directory, the directory replaces it, as an

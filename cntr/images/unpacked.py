@@ -1,4 +1,4 @@
-"""What unpacking an image has done so far, and a line about that where it takes long."""
+"""The progress of unpacking an image, and a line about it if it takes long."""
 
 from __future__ import annotations
 

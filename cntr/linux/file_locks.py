@@ -1,4 +1,4 @@
-"""Locks of open file descriptions (fcntl(2), F_OFD_*) and flock(2), never waiting: who must wait asks again."""
+"""Non-blocking locks of open file descriptions (fcntl(2), F_OFD_*) and flock(2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The filesystem server's kernel room: every system call it needs that ``os`` lacks.
+"""The filesystem server's system calls: everything it needs that ``os`` lacks.
 
 The attach core's room is ``kernel``; this one belongs to ``cntrfs`` alone. Every function raises OSError with the
 kernel's errno. Constants keep the kernel's names (include/uapi/linux/{stat,fcntl,fs,capability,falloc}.h).

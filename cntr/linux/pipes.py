@@ -1,4 +1,4 @@
-"""pipe(7) and splice(2): bytes of one stream socket to another that are never copied into this process."""
+"""pipe(7) and splice(2): moving bytes between stream sockets without copying them into this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process is beside its ids: secure bits, personality, keyring, and the memory its command line and environment lie in.
+"""A process beside its ids: secure bits, personality, keyring, and the memory of its command line and environment.
 
 Constants keep the kernel's names (linux/{prctl,securebits,keyctl,personality}.h).
 """

@@ -1,4 +1,4 @@
-"""The attach core's kernel room: constants, structs, and one small function per system call.
+"""The attach core's system calls: constants, structs, and one small function per call.
 
 The only module of the attach core that holds ctypes (the filesystem's own calls are in ``file_syscalls``). Every function
 raises OSError(errno, "call: reason", path), so that an error always names the call and what it was made on.

@@ -1,4 +1,4 @@
-"""The far side of ``cntr --host``: one process that watches over the command it has forked.
+"""The remote end of ``cntr --host``: one process that watches over the command it has forked.
 
 It passes signals on, and ends the command when nobody reads it any more: when the near side has died, sshd closes the pipe that is this
 process' stdout, or hangs up its terminal, and poll(2) says so without a word being written.

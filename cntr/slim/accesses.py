@@ -1,4 +1,4 @@
-r"""What a run used: paths with the kinds of use, and the text file that keeps them (``--accesses``).
+r"""What a run used: paths and kinds of use, and the text file that keeps them (``--accesses``).
 
 The file is text, one use a line, sorted:
 

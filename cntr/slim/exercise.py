@@ -1,4 +1,4 @@
-"""The exercise: what is done with the container while its use of files is recorded, and what tells whether it works.
+"""The exercise: what is done with the container while its file use is recorded, and whether it works.
 
 Nothing is put into the container. A command of the host's runs in the container's network namespace, where the container is
 127.0.0.1; an HTTP probe asks from there too; ``--exec`` has the container's own programs run in it.

@@ -1,4 +1,4 @@
-"""One image on its way: what was asked for, what is known, and the few things that every part of the walk does with it."""
+"""One image being split: the request, what is known so far, and what every part of the walk needs."""
 
 from __future__ import annotations
 

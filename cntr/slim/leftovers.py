@@ -1,4 +1,4 @@
-"""Nothing stays behind: what was made is told to a process that outlives us, and undone by it if we die.
+"""Cleaning up: a process that outlives us undoes what was made if we die.
 
 The guard reads lines of JSON from a pipe: ``["add", KEY, ARGV…]`` and ``["drop", KEY]``. When the pipe closes it runs what was added
 and not dropped, the last first. A normal end drops everything itself; after SIGKILL the guard is who is left.

@@ -1,4 +1,4 @@
-"""An image's layers as one directory: a detached, read-only overlay that nobody else sees and that ends with its fd."""
+"""An image's layers as one directory: a detached, read-only overlay, visible to nobody else, that ends with its fd."""
 
 from __future__ import annotations
 

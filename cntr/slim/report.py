@@ -1,4 +1,4 @@
-"""What was done and what came of it: for the terminal, as JSON, and for ``--explain``."""
+"""The result: for the terminal, as JSON, and for ``--explain``."""
 
 from __future__ import annotations
 

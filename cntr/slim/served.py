@@ -1,4 +1,4 @@
-"""CntrFS as the root of a run: only what is kept is there, and every name that is looked up in vain is noted.
+"""CntrFS as the root of a run: only what is kept is visible, and every failed lookup is noted.
 
 The served tree is the whole image's. ``shown`` holds the paths that the slim image has; None serves everything and notes all uses, which is
 how a run is recorded where fanotify is not to be had (rootless), stat-only use and links passed included.

@@ -1,4 +1,4 @@
-"""TARGET: an image of an engine, a container, an archive, an OCI directory, a root directory; as one thing to be split."""
+"""TARGET as something to split: an image or container of an engine, an archive, an OCI directory, a root directory."""
 
 from __future__ import annotations
 

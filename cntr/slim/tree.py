@@ -1,4 +1,4 @@
-"""A root directory that may be hostile, as an index: every file's facts by its path, and reads that never leave the root."""
+"""An index of a root directory that may be hostile: facts about each file by path, and reads that never leave the root."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Proving the slim image: on CntrFS, where each name that is missed is seen; in its engine; and that nothing got lost."""
+"""Verifying the slim image: on CntrFS, where each missing name is seen, and in its engine; and that nothing got lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing: a layer as a tar, deterministic to the byte, and one archive that is a Docker and an OCI archive at once.
+"""Writing a layer as a reproducible tar, and one archive that is a Docker and an OCI archive at once.
 
 A layer keeps what tar(5) can say: owners by number, modes with set-id bits, whole seconds, hard links, devices, FIFOs, extended
 attributes (file capabilities, ACLs, user.*), holes, names of any bytes and length. Sockets have no place in a tar, as everywhere.

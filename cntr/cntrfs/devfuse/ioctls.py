@@ -1,4 +1,4 @@
-"""The ioctls that travel: file flags and project ids (ioctl_iflags(2)). Everything else is ENOTTY.
+"""The supported ioctls: file flags and project ids (ioctl_iflags(2)). All others are ENOTTY.
 
 The kernel has checked the caller (owner, CAP_LINUX_IMMUTABLE); FIEMAP it does not hand to FUSE at all.
 """

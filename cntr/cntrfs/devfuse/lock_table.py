@@ -1,4 +1,4 @@
-"""Who of the mount's clients holds and awaits which locks: what the kernel does not tell of locks on the backing file.
+"""Which client of the mount holds or awaits which lock; the kernel does not say this about locks on the backing file.
 
 The kernel decides who gets a lock. The table says whose a lock is (F_GETLK), who stands in whose way and whether they
 would wait for each other for ever (EDEADLK), and whom to ask again when a lock goes.

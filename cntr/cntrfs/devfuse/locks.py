@@ -1,4 +1,4 @@
-"""flock, POSIX and OFD locks of the mount's clients, taken on the backing file so that all the world sees them.
+"""flock, POSIX and OFD locks of the clients, taken on the backing file so that everybody sees them.
 
 A lock owner of the kernel (a process, or an open file for OFD locks) gets an open file description of its own, and
 locks there with F_OFD_*: the server's own POSIX locks would all belong to one process, the server, and go with the

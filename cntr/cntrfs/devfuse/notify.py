@@ -1,4 +1,4 @@
-"""Notifications: what the server says to the kernel unasked.
+"""Notifications: messages that the server sends to the kernel unasked.
 
 Invalidating an entry takes the lock of its directory, which a client may hold while it waits for the server: never from
 the serving thread. Invalidating the attributes of an inode that a client has open takes no such lock.

@@ -1,4 +1,4 @@
-"""What the server knows of one kind of request: a row of the table that dispatch, its checks and the trace all use."""
+"""The table row for one kind of request, used for dispatch, checks and the trace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the handlers share: the connection's state, the present request's header, and answering.
+"""What handlers share: the state of the connection, the header of the current request, and answering it.
 
 The serving thread alone calls handlers, and touches the core, the passthrough and the connection's fields. ``replies``
 and the heartbeat may be used by any thread; ``locks`` by the ticker's, too, through what it added there; workers use

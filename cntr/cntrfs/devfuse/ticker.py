@@ -1,4 +1,4 @@
-"""What has to be looked at again after a while is, by one thread: the one that waits for the word to stop, too."""
+"""One thread for whatever must be looked at again later; it also waits for the request to stop."""
 
 from __future__ import annotations
 

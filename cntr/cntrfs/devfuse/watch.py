@@ -1,4 +1,4 @@
-"""Telling the kernel what changed behind the mount, so that it may keep entries and attributes for long.
+"""Telling the kernel about changes behind the mount, so that it may cache entries and attributes for long.
 
 A helper process reads fanotify events of the served tree's local filesystems and writes invalidations to the
 connection. It is a process of its own because a notification can wait for a lock that a client holds while it waits

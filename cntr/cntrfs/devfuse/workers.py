@@ -1,4 +1,4 @@
-"""System calls that may wait for long run in a thread of their own: copies, fsyncs, large changes, opens.
+"""Worker threads for system calls that may take long: copies, fsyncs, large changes, opens.
 
 A job uses nothing of the core but fds of its own, or of a handle: the kernel sends no RELEASE while a request on the
 handle is under way. ``submit`` answers from the worker; ``defer`` hands the result back to the serving thread, which

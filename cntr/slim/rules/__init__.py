@@ -1,4 +1,4 @@
-"""What a recording does not show and an application needs all the same: a table of rules, one file a kind.
+"""What an application needs and a recording does not show: a table of rules, one file per kind.
 
 A rule's module has NAME and SUMMARY, and some of:
 

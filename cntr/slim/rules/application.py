@@ -1,4 +1,4 @@
-"""The application itself, whole: what COPY and ADD brought, the working directory, ``--app``.
+"""The application itself: what COPY and ADD brought, the working directory, ``--app``.
 
 A file of it that nobody asked for in the exercise is not one that nobody will ask for. What comes with the base image and what package
 managers installed is not the application; an image of one layer does not tell, and then the working directory and ``--app`` do.

@@ -1,4 +1,4 @@
-"""What Docker and Podman have in common: a command that is asked, and a container that it knows by name."""
+"""What Docker and Podman have in common: a command to ask, and containers known by name."""
 
 from __future__ import annotations
 
