@@ -6,8 +6,10 @@ A mutation is a line of Python that patches one function or constant of cntr bef
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -204,6 +206,51 @@ def orphans(scene: Scene) -> bool:
         return bool(left)
 
 
+def displays(scene: Scene) -> bool:
+    """A program of the container's listens where X clients of the session look first."""
+    squat = (
+        "import socket\nheld = [socket.socket(socket.AF_UNIX) for _ in range(3)]\n"
+        "for number, one in enumerate(held, 10): one.bind(f'\\0/tmp/.X11-unix/X{number}'); one.listen()\n"
+        "print('up', flush=True); input()"
+    )
+    client = (
+        "import os, socket; number = os.environ['DISPLAY'][1:].partition('.')[0]; "
+        "socket.socket(socket.AF_UNIX).connect('\\0/tmp/.X11-unix/X' + number); print('typed into')"
+    )
+    with scene.hostile() as box, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DISPLAY", "localhost:77")
+        words = ["nsenter", "-t", str(box.pid), "-n", sys.executable, "-c", squat]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as squatter:
+            assert squatter.stdout.readline() == "up\n"
+            said = scene.cntr("attach", str(box.pid), "-X", "--", "python3", "-c", client)
+            squatter.communicate("\n")
+    return "typed into" in said
+
+
+def linked_socket(scene: Scene) -> bool:
+    """A link in the container to a socket of the host's, where a forward is asked for a socket of the container's."""
+    path = str(scene.place / "outside.sock")
+    with socket.socket(socket.AF_UNIX) as listener, scene.hostile(links={"/app.sock": path}) as box:
+        listener.bind(path)
+        listener.listen()
+
+        def serve() -> None:
+            """Answered, so that the forward ends."""
+            try:
+                connection = listener.accept()[0]
+            except OSError:
+                return
+            connection.sendall(b"from the host")
+            connection.close()
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+        said = scene.cntr("forward", str(box.pid), "-", "/app.sock")
+        listener.shutdown(socket.SHUT_RDWR)  # ends the accept
+        serving.join()
+    return "from the host" in said
+
+
 def _is(pid: str, line: bytes) -> bool:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
@@ -281,6 +328,14 @@ DEFENCES: dict[str, tuple[str, Callable[[Scene], bool]]] = {
     "a file of the kernel's is not moved by root": (
         "import cntr.attach.exec_server as m; m._may_be_moved = lambda fd, nest: True",
         deputy,
+    ),
+    "the display's abstract name is nobody's": (
+        "import cntr.attach.user_sockets as m; m.Brought._free_display = lambda self: 10",
+        displays,
+    ),
+    "a path of the container's is resolved below its root": (
+        "import os, cntr.forward.dialer as m; m.syscalls.openat2 = lambda fd, path, flags, resolve, mode=0: os.open(path, flags, dir_fd=fd)",
+        linked_socket,
     ),
     "no variable of the caller's stays in memory": (
         "import cntr.attach.environment as m, os; m.of_caller = lambda settings: dict(os.environ)",
