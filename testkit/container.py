@@ -30,6 +30,14 @@ NAMESPACES = (
 )
 
 
+def enter_root(path: str) -> None:
+    """Make PATH, a mount point, the root of the calling process's mount namespace; what was the root goes. Raises OSError."""
+    os.chdir(path)
+    syscalls.pivot_root(".", ".")  # the old root ends up on top of the new one: no directory is needed (pivot_root(2))
+    syscalls.umount(".", syscalls.MNT_DETACH)
+    os.chdir("/")
+
+
 @dataclass
 class SlimContainer:
     """A running container: its own mnt, pid, net, ipc and uts namespaces, a root with /app, /proc, /dev and /sys.
@@ -157,10 +165,7 @@ class SlimContainer:
         os.symlink("pts/ptmx", f"{root}/dev/ptmx")
         if self.namespaces & syscalls.CLONE_NEWNET:
             syscalls.mount("sysfs", f"{root}/sys", "sysfs", syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV)
-        os.chdir(root)
-        syscalls.pivot_root(".", ".")
-        syscalls.umount(".", syscalls.MNT_DETACH)
-        os.chdir("/")
+        enter_root(root)
         if self.propagation != syscalls.MS_PRIVATE:
             syscalls.mount(None, "/", None, syscalls.MS_REC | self.propagation)
 

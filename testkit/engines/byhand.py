@@ -11,10 +11,8 @@ import shutil
 import sys
 
 from cntr.linux import syscalls
+from testkit.container import NAMESPACES, enter_root
 
-NAMESPACES = (
-    syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWNET
-)
 PRIVATE = syscalls.MS_REC | syscalls.MS_PRIVATE
 MS_SHARED = 1 << 20
 MANY = 2000
@@ -35,10 +33,7 @@ def assemble(variant: str, source: str, path: str) -> None:
         for number in range(MANY):
             os.mkdir(f"{path}/data/{number}")
             syscalls.mount(f"{path}/data/{number}", f"{path}/data/{number}", None, syscalls.MS_BIND)
-    os.chdir(path)
-    syscalls.pivot_root(".", ".")  # pivot_root(2): the old root ends up on top of the new one, no directory needed
-    syscalls.umount(".", syscalls.MNT_DETACH)
-    os.chdir("/")
+    enter_root(path)
     if variant == "shared_root":
         syscalls.mount(None, "/", None, syscalls.MS_REC | MS_SHARED)
 

@@ -11,6 +11,7 @@ import argparse
 import os
 
 from cntr.linux import syscalls
+from testkit.container import enter_root
 
 MS_BIND, MS_REC = syscalls.MS_BIND, syscalls.MS_REC
 
@@ -39,10 +40,7 @@ def main() -> None:
         if not os.path.exists(f"{root}{place}"):
             raise SystemExit(f"{place} is not in {root}")
         syscalls.mount(file, f"{root}{place}", None, MS_BIND)
-    os.chdir(root)
-    syscalls.pivot_root(".", ".")
-    syscalls.umount(".", syscalls.MNT_DETACH)
-    os.chdir("/")
+    enter_root(root)
     if options.uid:
         os.setgroups([])
         os.setgid(options.uid)

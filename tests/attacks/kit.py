@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from testkit.container import enter_root
 from testkit.waiting import wait_until
 from tests.nest.box import Box, run
 
@@ -215,10 +216,7 @@ class Remapped(Hostile):
         syscalls.mount("devpts", f"{root}/dev/pts", "devpts", syscalls.MS_NOSUID, "newinstance,ptmxmode=0666,mode=0620")
         os.symlink("pts/ptmx", f"{root}/dev/ptmx")
         syscalls.mount("sysfs", f"{root}/sys", "sysfs", syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV)
-        os.chdir(root)
-        syscalls.pivot_root(".", ".")
-        syscalls.umount(".", syscalls.MNT_DETACH)
-        os.chdir("/")
+        enter_root(root)
 
 
 def remapped(place: pathlib.Path, accomplice: str, *argv: str, **more: object) -> Remapped:
