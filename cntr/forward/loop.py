@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 EDGE = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 MOST_EVENTS = 512
+FEW_TIMERS = 1024
+
+
+def _nothing() -> None:
+    """What a timer calls that was called off."""
 
 
 class Timer:
@@ -25,8 +30,8 @@ class Timer:
         self.due, self.callback, self.off = due, callback, False
 
     def cancel(self) -> None:
-        """It won't be called."""
-        self.off = True
+        """It won't be called, and holds nothing until it would have been due."""
+        self.off, self.callback = True, _nothing
 
 
 class Loop:
@@ -38,6 +43,7 @@ class Loop:
         self.timers: list[tuple[float, int, Timer]] = []
         self.waiting: deque[Callable[[], object]] = deque()
         self.serial = itertools.count()
+        self.purge_at = FEW_TIMERS
         self.status: int | None = None
 
     def add(self, fd: int, handler: Callable[[int], object], events: int = select.EPOLLIN) -> None:
@@ -54,6 +60,10 @@ class Loop:
         """Have CALLBACK called once, SECONDS from now."""
         timer = Timer(time.monotonic() + seconds, callback)
         heapq.heappush(self.timers, (timer.due, next(self.serial), timer))
+        if len(self.timers) > self.purge_at:  # most are called off long before they are due
+            self.timers = [row for row in self.timers if not row[2].off]
+            heapq.heapify(self.timers)
+            self.purge_at = max(FEW_TIMERS, 2 * len(self.timers))
         return timer
 
     def soon(self, callback: Callable[[], object]) -> None:

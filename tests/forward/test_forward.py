@@ -125,6 +125,18 @@ def test_where_no_pipe_is_left_a_buffer_does(monkeypatch):
     loop.close()
 
 
+def test_timers_that_were_called_off_are_not_kept():
+    loop, called = Loop(), []
+    loop.after(0.001, lambda: called.append("due"))
+    for _ in range(10000):
+        loop.after(60, lambda: called.append("too long")).cancel()
+    assert len(loop.timers) < 3000
+    while not called:
+        loop.turn()
+    assert called == ["due"]
+    loop.close()
+
+
 def test_what_is_cut_off_is_seen_to_be_cut_off():
     """Killed in the midst of an answer, the container's end must not look as if all had been said."""
     with web() as served, forward(served.target, "0:7", "0:19", "0:80") as running, running.connect(0) as unread:
