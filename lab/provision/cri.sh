@@ -56,8 +56,11 @@ container_start() {
     export VOLUME READONLY RUNAS
     ask run "$1" "localhost/lab-$IMAGE:1" "$CMD" "$PODS/$1.scratch" >"$PODS/$1"
 }
+container_again() { tasks start --detach "$(id_of "$1")"; }
 container_stop() { ask stop "$(id_of "$1")"; }
 container_remove() {
+    # Started again behind the plugin's back, it would not let the pod go.
+    [ "$1" != crash ] || tasks delete --force "$(id_of "$1")" >/dev/null 2>&1 || true
     ask remove "$(cut -d' ' -f1 "$PODS/$1")" || true
     rm -f "$PODS/$1"
     if mountpoint -q "$PODS/$1.scratch"; then umount "$PODS/$1.scratch"; fi

@@ -39,6 +39,7 @@ container_start() {
     [ -z "$READONLY" ] || set -- "$@" --read-only
     [ -z "$RUNAS" ] || set -- "$@" --user "$RUNAS:$RUNAS" --group-add 2000 --cap-drop ALL --security-opt no-new-privileges
     [ "$name" != box ] || set -- "$@" --hostname boxhost
+    [ "$name" != crash ] || set -- "$@" --restart always
     if [ "$IMAGE" = slim ]; then
         set -- "$@" lab/slim:1 /slim-app
     else
@@ -47,6 +48,7 @@ container_start() {
     docker run -d --name "$name" "$@" >/dev/null
 }
 container_remove() { docker rm -f "$1"; }
+container_again() { docker start "$1" >/dev/null; }
 container_stop() { docker stop -t 20 "$1" >/dev/null; }
 container_pause() { docker pause "$1" >/dev/null; }
 container_unpause() { docker unpause "$1" >/dev/null; }

@@ -3,6 +3,9 @@
 #
 # Verbs:  up [NAME…]     start the engine, make the images, start the containers (all that this engine has, or these)
 #         reset NAME     remove it and start it afresh
+#         crash NAME     the same, of one that ends at once
+#         again NAME     start it as it is, files and all
+#         remove NAME
 #         stop|pause|unpause|pid NAME
 #         exec NAME CMD… the engine's own way in (what people use today)
 #         log            the engine's journal
@@ -14,6 +17,7 @@
 #   readonly  busybox on a read-only root
 #   nonroot   busybox as uid 1000, no capabilities, no_new_privs
 #   fat       the machine's own userland, privileged, in the host's pid namespace (docker only)
+#   crash     busybox whose program ends with status 3 while there is no /etc/mended (docker, podman, cri), Docker's again and again
 #   userns    busybox in a user namespace of its own (podman, nspawn)
 #   boot      a whole system with its init (nspawn only)
 # All of them carry GREETING="hello world" and LAB_NAME=NAME in their environment and run /slim-app.
@@ -63,6 +67,7 @@ describe() { # NAME -> IMAGE CMD READONLY RUNAS
     box | userns | tools) ;;
     readonly) READONLY=1 ;;
     nonroot) RUNAS=1000 ;;
+    crash) CMD='[ -e /etc/mended ] || { echo "no /etc/mended"; exit 3; }; exec /slim-app' ;;
     *) return 1 ;;
     esac
 }
@@ -131,6 +136,15 @@ main() {
         container_start "$1"
         wait_for 120 container_pid "$1"
         ;;
+    crash)
+        container_remove "$1" >/dev/null 2>&1 || true
+        container_start "$1"
+        ;;
+    again)
+        container_again "$1"
+        wait_for 120 container_pid "$1"
+        ;;
+    remove) container_remove "$1" ;;
     stop) container_stop "$1" ;;
     pause) container_pause "$1" ;;
     unpause) container_unpause "$1" ;;

@@ -41,6 +41,7 @@ container_start() {
     $PODMAN run -d --name "$name" "$@" >/dev/null
 }
 container_remove() { $PODMAN rm -f -t 5 "$1"; }
+container_again() { $PODMAN start "$1" >/dev/null; }
 container_stop() { $PODMAN stop -t 20 "$1" >/dev/null; }
 container_pause() { $PODMAN pause "$1" >/dev/null; }
 container_unpause() { $PODMAN unpause "$1" >/dev/null; }

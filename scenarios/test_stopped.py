@@ -1,0 +1,64 @@
+"""A container that crashes before anybody can look: found out, mended, started; and an image, from end to end."""
+
+import pytest
+from conftest import BASE
+
+from lab.errors import CommandFailed
+
+
+@pytest.fixture
+def crashing(engine, machine):
+    """The container `crash`, whose program has ended, and which its engine starts no more."""
+    engine.crash("crash")
+    machine.wait_until_succeeds("cntr ps --all --json | grep -q crash")
+    try:
+        engine.stop("crash")  # the loop, where there is one
+        yield "crash"
+    finally:
+        engine.remove("crash")
+
+
+@pytest.mark.engines("docker", "podman", "podman-rootless", "cri")
+@pytest.mark.tool("strace")
+def test_a_crash_loop(cntr, engine, machine, crashing):
+    """Why does it end: status, log, strace of its own entrypoint; a file is mended in its layer; the engine starts it, and it runs."""
+    if engine.name == "podman-rootless":
+        machine.succeed("ls /run/user/1000/containers")  # root finds users by what their engines leave there
+    machine.wait_until_succeeds(f"cntr inspect {crashing} | grep -E '^command .*no /etc/mended'")
+    shown = {row["property"]: str(row["value"]) for row in cntr.json(f"inspect {crashing}")}
+    assert shown["entrypoint check"] == "nothing is missing to start it"
+    if engine.name != "podman-rootless":  # before version 5 Podman tells it to its user alone
+        assert shown["last exit status"] == "3"
+    ran = machine.run(f"cntr run {crashing} -- strace -f -e trace=file")
+    assert ran.returncode == 3
+    assert '"/etc/mended"' in ran.stderr
+    assert cntr.attach(crashing, f"echo x > {BASE}/etc/mended; ls {BASE}/etc/mended").split() == [f"{BASE}/etc/mended"]
+    assert machine.run(f"cntr run {crashing}").returncode == 3, "what the session wrote is gone"
+    machine.succeed(f"cntr exec --write {crashing} -- touch /etc/mended")
+    engine.again(crashing)
+    assert cntr.attach(crashing, f"ls {BASE}/etc/mended").split() == [f"{BASE}/etc/mended"]
+    with pytest.raises(CommandFailed, match="are for what does not"):
+        machine.succeed(f"cntr exec --write {crashing} -- true")
+
+
+@pytest.mark.engines("docker", "podman", "cri")
+@pytest.mark.tool("strace")
+def test_an_image(cntr, machine, engine):
+    """An image is looked into with the tools, its command run under strace, its files copied out; nothing of it is changed."""
+    image = {"docker": "lab/box:1", "podman": "localhost/lab/box:1", "cri": "localhost/lab-box:1"}[engine.name]
+    target = f"image:{image}"
+    assert (
+        cntr.attach(target, f"echo x > {BASE}/etc/new; cat {BASE}/etc/lab-marker {BASE}/etc/new")
+        == "only in the container\nx"
+    )
+    assert machine.succeed(f"cntr exec {target} -- ls /etc/lab-marker /bin/sh").split() == [
+        "/bin/sh",
+        "/etc/lab-marker",
+    ]
+    machine.fail(f"cntr exec {target} -- ls /etc/new")
+    machine.fail(f"cntr exec --write {target} -- true")
+    assert machine.succeed(f"cntr cp {target}:/etc/lab-marker /dev/stdout") == "only in the container"
+    traced = machine.succeed(
+        f"cntr attach {target} -- strace -f -e trace=openat chroot {BASE} /bin/cat /etc/lab-marker 2>&1"
+    )
+    assert "/etc/lab-marker" in traced
