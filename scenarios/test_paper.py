@@ -52,7 +52,7 @@ def test_session_is_closed_to_the_container(cntr, engine, machine):
     if (
         int(bounding, 16) >> CAP_SYS_PTRACE & 1
     ):  # Incus gives all capabilities, in a user namespace: then it can, and is told so
-        assert "its processes can look into this session" in machine.run(cntr.line("box", "true")).stderr
+        assert "its processes can see and do what this session can" in machine.run(cntr.line("box", "true")).stderr
         return
     with machine.background(cntr.line("box", "sleep", "4646")):
         machine.wait_until_succeeds("pgrep -f '^sleep 4646'")

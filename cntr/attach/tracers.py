@@ -36,7 +36,7 @@ def of(request: Request, target: Target) -> str:
     if "pid" not in target.namespaces or (request.privileged and "user" in target.namespaces):
         return ""  # beside the host's own processes, or in no user namespace in which they have a say
     if (target.permitted | target.bounding | _of_ancestors(target)) & CAP_SYS_PTRACE:
-        return f"{target.label} may hold CAP_SYS_PTRACE: its processes can look into this session"
+        return f"{target.label} may hold CAP_SYS_PTRACE: its processes can see and do what this session can"
     return ""
 
 
@@ -97,7 +97,7 @@ def _check(request: Request, target: Target, traced: str) -> None:
         )
     if request.privileged and traced:
         raise CntrError(
-            f"--privileged: {traced}, and use the host's capabilities",
+            f"--privileged: {traced}",
             "leave it out; with --force the container is as good as root of this machine",
         )
 
