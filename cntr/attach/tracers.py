@@ -18,6 +18,7 @@ import os
 from cntr import engines
 from cntr.attach.target import CAP_SYS_PTRACE, Target
 from cntr.attach.tools import HOST_ALL
+from cntr.engines import evidence
 from cntr.errors import CntrError
 from cntr.linux import procfs
 
@@ -113,6 +114,9 @@ def filters_of(request: Request, target: Target, traced: str, say: Callable[[str
     program = target.container.filter
     if program is not None:
         return [seccomp.Filter(program)] if program else []
+    if unasked and target.seccomp and evidence.state(target.pid) == "paused":  # it can't be asked
+        say(f"warning: {target.label} is paused, its seccomp filters can't be read: the tools run without them")
+        return []
     try:
         found = seccomp.filters_of(target.pid, target.label)
     except CntrError as error:
