@@ -80,7 +80,7 @@ def _find(wanted: Wanted, control: socket.socket) -> tuple[Target, list[str]]:
                     _ask(container, control)
                 return Target(container), notes
         except (TargetNotFound, AmbiguousTarget, FileNotFoundError, ProcessLookupError):
-            if not wanted.engine:
+            if wanted.engine in ("", "pid"):
                 raise
         time.sleep(pause)
         pause = min(2 * pause, LAST_PAUSE)

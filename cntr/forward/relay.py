@@ -92,7 +92,7 @@ class Relay:
         self.listeners: dict[Forward, Listener | Datagrams] = {}
         self.begun: set[Forward] = set()  # have listened once
         self.command = 0
-        self.times = 0
+        self.times, self.away = 0, False
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OWN_FILES
         files -= 2 * stream.MOST_PIPES + MOST * sum(one.udp for one in forwards)
         self.quota = Quota(max(8, files // 2))
@@ -104,10 +104,11 @@ class Relay:
 
     def up(self, notes: list[str]) -> None:
         """It is there, for the first time or again."""
+        back, self.away = self.away, False
         self.times += 1
-        for note in notes:
+        for note in notes if back or self.times == 1 else []:
             self.tell("note", {"text": note}, note)
-        if self.times > 1:
+        if back:
             self.tell("found", {"container": self.there.label, "pid": self.there.pid}, f"{self.there.label} is back")
             self.there.is_young = True
             self.loop.after(STARTING_SECONDS, self._grown(self.times))
@@ -128,6 +129,7 @@ class Relay:
         """It has ended: what listens in it has gone with it; what listens here stays."""
         if self.there.wanted.engine == "pid":
             raise CntrError(f"{self.there.label} has ended", "name a container by its name to have it found again")
+        self.away = True
         self.tell(
             "gone",
             {"container": self.there.label},

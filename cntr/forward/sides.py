@@ -98,7 +98,7 @@ class There:
         """told: hears of it. Nothing is started yet."""
         self.loop, self.wanted, self.told = loop, wanted, told
         self.label, self.pid, self.host_network, self.failed = wanted.target, 0, False, ""
-        self.is_up = self.is_young = self.closing = False
+        self.is_up = self.is_young = self.closing = self.gave_up = False
         self.control: socket.socket | None = None
         self.child = 0
         self.asked: deque[Done] = deque()
@@ -211,13 +211,16 @@ class There:
         kind, *rest = words
         if kind == "error":
             self.failed = rest[0]
-            if not self.wanted.engine:
+            if self.wanted.engine in ("", "pid"):  # nor is a pid found again
                 raise CntrError(rest[0], rest[1], int(rest[2]))
             return
         if kind == "begin":
             self._begin(rest)
             return
         self.wanted.engine, self.wanted.owner = rest[0], int(rest[1])
+        if self.gave_up and self.pid != int(rest[2]):  # it has ended while its side did not answer
+            self.told.gone()
+        self.gave_up = False
         self.pid, self.label, self.host_network = int(rest[2]), rest[3], rest[4] == "host"
         self.is_up, self.failed = True, ""
         self._stock()
@@ -257,6 +260,7 @@ class There:
         was_up, self.is_up = self.is_up, False
         if stuck:
             self.stuck.append(self.child)
+            self.gave_up = True
         else:
             os.waitpid(self.child, 0)
         self.child = 0
@@ -270,7 +274,7 @@ class There:
         self.asked.clear()
         self.unsent.clear()
         error = OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) if stuck else Gone(errno.ENOTCONN, "")
-        if was_up:
+        if was_up and not stuck:
             self.told.gone()
         for done in waiting:
             done(error)
