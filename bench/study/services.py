@@ -191,15 +191,19 @@ SERVICES = (
         config=_on(80, Env=[f"PATH={BIN}", "HOME=/tmp"]),
     ),
     Recipe(
-        *("registry", "registry", "docker-registry", ["docker-registry", "serve", "/etc/docker/registry/config.yml"]),
+        *("registry", "registry", "docker-registry", ["docker-registry", "serve", "/etc/docker/study.yml"]),
         probe=(("http", 5000, "/v2/", "{}"),),
         held_back=(("http", 5000, "/v2/_catalog", "repositories"),),
+        files={
+            "/etc/docker/study.yml": "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: /tmp/registry\n"
+            "http:\n  addr: :5000\n"
+        },
         config=_on(5000),
     ),
     Recipe(
         *("etcd", "etcd (bitnami)", "etcd-server etcd-client", ["etcd", "--data-dir", "/tmp/etcd"]),
-        probe=(("http", 2379, "/version", "etcdserver"),),
-        held_back=(("http", 2379, "/health", "true"), ("exec", ["etcdctl", "put", "a", "1"], "OK")),
+        probe=(("http", 2379, "/version", "etcdserver"), ("exec", ["etcdctl", "put", "a", "1"], "OK")),
+        held_back=(("http", 2379, "/health", "true"), ("exec", ["etcdctl", "get", "a"], "1")),
         config=_on(2379, Env=[f"PATH={BIN}", "ETCDCTL_API=3"]),
     ),
     Recipe(

@@ -152,6 +152,20 @@ def test_a_required_package_brings_its_dependencies(tmp_path):
     assert "/usr/share/nodejs/three/index.js" not in context.kept
 
 
+def test_a_directory_of_etc_stays_whole_where_one_of_its_files_is_used(tmp_path):
+    """A proxy's page templates, PAM's services: which of them are read is decided by a later request."""
+    large = "x" * (1 << 20)
+    files = {"/etc/proxy/pages/ok": "", "/etc/proxy/pages/error": "", "/etc/proxy/conf": "", "/etc/other": ""}
+    tree = trees.make(
+        tmp_path, {**files, "/etc/many/a": "", "/etc/many/b": large, "/etc/more": "", "/usr/x/a": "", "/usr/x/b": ""}
+    )
+    context = complete(
+        tree, {"/etc/proxy/pages/ok": "open", "/etc/other": "open", "/etc/many/a": "open", "/usr/x/a": "open"}
+    )
+    assert "/etc/proxy/pages/error" in context.kept
+    assert not {"/etc/proxy/conf", "/etc/many/b", "/etc/more", "/usr/x/b"} & context.kept.keys()
+
+
 def test_a_servers_own_small_tools_stay(tmp_path):
     files = {f"/usr/local/bin/{name}": b"\x7fELF" for name in ("store-server", "store-cli", "other-tool", "sh")}
     tree = trees.make(tmp_path, {**files, "/usr/local/bin/store-check": b"\x7fELF" + bytes(2 << 20)})
