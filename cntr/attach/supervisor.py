@@ -123,6 +123,9 @@ class Supervisor:
             from cntr.audit.times import Term
 
             self.term = Term(session.limit)
+            signal.pthread_sigmask(
+                signal.SIG_BLOCK, (signal.SIGTSTP,)
+            )  # the command would go on for as long as we are stopped
         if session.recorder:
             self.stdio.copy(session.recorder.output)
             if self.pump:
@@ -145,6 +148,8 @@ class Supervisor:
                 self.exec_server.close()
             if self.terminal:
                 self.terminal.restore()
+            if self.session and self.session.limit is not None:
+                signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # one that was held back
             os.close(self.monitor_fd)
         return self._verdict()
 

@@ -8,7 +8,8 @@ What they do to a session they can do to themselves: then it is worth nothing to
 - no pipe of the caller's is handed over
 - the tools run under the container's own seccomp filters
 
-What is typed and shown in the session, and what ``--share`` and ``-e`` bring, they do see: that is said in one line.
+What is typed and shown in the session, what ``--share`` and ``-e`` bring, and the record's words of the caller and the reason, they do see:
+that is said in one line.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ class Session:
                 "event.reason": bounded(self.reason),
                 "process.args": ["cntr", *(bounded(word) for word in self.words[:LIST_LIMIT])],
                 "cntr.target": bounded(self.target),
-                "cntr.widening": [bounded(word) for word in self.widening],
+                "cntr.widening": [bounded(word) for word in self.widening[:LIST_LIMIT]],
             }
         )
         if len(self.words) > LIST_LIMIT:

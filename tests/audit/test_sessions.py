@@ -64,6 +64,17 @@ def test_a_session_ends_with_its_time_whatever_its_command_does(place, container
     assert only(journal.entries[-1], "CNTR_ENDED_BY") == "its time is over: 1s"
 
 
+def test_who_stops_cntr_stops_no_time(container):
+    command = [*CNTR, "attach", str(container.pid), "--timeout", "1s", "--", "sh", "-c", "echo begun; sleep 100"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=os.setpgrp, text=True
+    ) as process:
+        assert process.stdout.readline() == "begun\n"
+        os.killpg(process.pid, signal.SIGTSTP)  # Ctrl-Z
+        assert process.wait(20) in (129, 137)
+        assert "its time is over" in process.stderr.read()
+
+
 def test_the_policys_limit_holds_and_can_be_made_shorter(place, container):
     place.policy = "[session]\nlimit = '1s'\n"
     done = place.cntr("exec", str(container.pid), "--timeout", "8h", "--", "/bin/sleep", "100")
