@@ -34,6 +34,7 @@ BACKLOG = 64
 MOST = 256  # connections of one socket at once
 AGAIN_SECONDS = 0.05
 TRIES = 100
+TCP_SECONDS = 2.0
 AUTHORITY = f"{INFORMATION}/Xauthority"
 X11_DIRECTORY = "tmp/.X11-unix"
 
@@ -317,6 +318,7 @@ class Server:
         far = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             if source.port:
+                far.settimeout(TCP_SECONDS)  # of this machine: at once, unless its queue is full
                 far.connect(("127.0.0.1", source.port))
             else:
                 far.setblocking(False)
