@@ -14,6 +14,9 @@ DEEPEST = 200
 _LIMIT = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
 
 
+READ_MOST = 64 << 20  # bytes
+
+
 class Entry:
     """What lstat(2) says of a file; target: of a symbolic link."""
 
@@ -181,7 +184,14 @@ class Tree:
         )
 
     def read(self, path: str, limit: int = 1 << 20, offset: int = 0) -> bytes:
-        """The first LIMIT bytes of a regular file from OFFSET; b"" for anything else, and for one that can't be read."""
+        """LIMIT bytes of a regular file from OFFSET, READ_MOST at most; b"" for anything else, and for one that can't be read.
+
+        Both may be what a file of the image says.
+        """
+        size = self.entries[path].size if path in self.entries else 0
+        if not 0 <= offset < size or limit <= 0:
+            return b""
+        limit = min(limit, size - offset, READ_MOST)
         try:
             fd = self.open(path)
         except OSError:

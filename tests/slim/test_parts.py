@@ -304,6 +304,13 @@ def test_the_names_given_to_dlopen():
     assert elf.loaded_by_name(data) == {"libreal.so.6", "libc++.so.1.0"}
 
 
+@pytest.mark.parametrize("offset", [-1, 2, 1 << 63, 1 << 80])
+def test_what_a_file_says_of_its_own_size_is_not_believed(tmp_path, offset):
+    tree = trees.make(tmp_path, {"/x": "ab"})
+    assert tree.read("/x", 1 << 80, 1) == b"b"
+    assert tree.read("/x", 1, offset) == tree.read("/x", -1) == b""
+
+
 @given(st.binary(max_size=300))
 def test_no_bytes_after_an_elf_head_are_an_error(tmp_path_factory, rest):
     root = tmp_path_factory.mktemp("elf")
