@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cntr.engines import store
+from cntr.engines import commands, store
 from cntr.errors import printable
 from cntr.images import ID_HEX, Image, ImageError
 
@@ -31,20 +31,24 @@ def is_id(name: str, id: str) -> bool:
 
 
 def run(argv: list[str], seconds: float, limit: int = 8 << 20) -> str:
-    """The output of an engine's command. Raises ImageError."""
+    """The output of an engine's command; root runs none but root's (see ``commands``). Raises ImageError."""
     import subprocess
+
+    name = argv[0]
+    if not os.geteuid():
+        argv = [commands.trusted(argv[0]) or "/nonexistent", *argv[1:]]
 
     try:
         done = subprocess.run(
             argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=max(1.0, seconds), check=False
         )
     except FileNotFoundError:
-        raise ImageError(f"{argv[0]}: not installed", f"install {argv[0]}") from None
+        raise ImageError(f"{name}: not installed", f"install {name}") from None
     except subprocess.TimeoutExpired:
         raise ImageError(f"{' '.join(argv[:4])}: no answer within {seconds:.0f} s", "") from None
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
-        raise ImageError(f"{argv[0]}: {printable(last[0][:300])}", f"try `{printable(' '.join(argv))}`")
+        raise ImageError(f"{name}: {printable(last[0][:300])}", f"try `{printable(' '.join(argv))}`")
     return os.fsdecode(done.stdout[:limit])
 
 

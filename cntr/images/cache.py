@@ -23,6 +23,7 @@ import time
 from cntr.errors import CntrError, printable
 from cntr.images import Image, ImageError, Limits, unpack
 from cntr.images.unpacked import Unpacked
+from cntr.linux import procfs
 
 DIRECTORY = "/var/cache/cntr"
 
@@ -59,7 +60,7 @@ def _int(value: object) -> int:
 def directory() -> str:
     """The cache's directory, made if it isn't there; only this user's. Raises CntrError."""
     path = os.environ.get("CNTR_CACHE_DIR") or DIRECTORY
-    if os.geteuid() and not os.environ.get("CNTR_CACHE_DIR"):
+    if not (procfs.has_all_ids() or os.environ.get("CNTR_CACHE_DIR")):
         path = os.path.join(
             os.environ.get("XDG_CACHE_HOME") or os.path.join(os.environ.get("HOME", "/"), ".cache"), "cntr"
         )

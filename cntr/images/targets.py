@@ -187,6 +187,8 @@ def start(
     """The stand-in of a blueprint (see ``StandIn``). Raises CntrError."""
     if write and made.state == "image":
         raise CntrError(f"{made.label()}: an image is never written to", "leave out --write: changes are thrown away")
+    if made.engine in OWN_FILES:
+        made.owner = os.geteuid()  # a user's own archive, or directory
     if made.owner:
         # A user's engine or store: never as the host's root, whatever it says.
         with VIEW:

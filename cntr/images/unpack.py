@@ -14,7 +14,7 @@ from cntr.errors import printable
 from cntr.images import ImageError, Limits
 from cntr.images.tar import Entry, Reader
 from cntr.images.unpacked import Unpacked
-from cntr.linux import syscalls
+from cntr.linux import procfs, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class _Layer:
         self.open: dict[bytes, int] = {}  # directory fds, by path
         self.times: dict[bytes, int] = {}
         self.unchecked = FREE_EVERY  # bytes since the disk was looked at
+        self.owners = procfs.has_all_ids()  # else all is the caller's: with a user, the container's root's
 
     def close(self) -> None:
         for fd in self.open.values():
@@ -275,7 +276,8 @@ class _Layer:
         else:
             self.result.devices += 1
             return
-        os.chown(name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False)
+        if self.owners:
+            os.chown(name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False)
         if entry.kind != "symlink":
             # Nobody else writes here, so the name is still what was made a line above: no link.
             os.chmod(name, entry.mode, dir_fd=fd)
@@ -354,7 +356,8 @@ class _Layer:
 
     def metadata(self, fd: int, entry: Entry) -> None:
         """Owner, mode, xattrs: in this order, since chown(2) clears set-id bits and file capabilities."""
-        os.fchown(fd, entry.uid, entry.gid)
+        if self.owners:
+            os.fchown(fd, entry.uid, entry.gid)
         os.fchmod(fd, entry.mode)
         for key, value in entry.xattrs.items():
             if not _is_wanted(key) or len(value) > XATTR_LIMIT:

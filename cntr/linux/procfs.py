@@ -88,6 +88,11 @@ class Mount:
         self.super = kind[2].split(",") if len(kind) > 2 else []
 
 
+def has_all_ids() -> bool:
+    """Whether this process is root over all ids, not a user or the root of a user namespace with a few of them."""
+    return not os.geteuid() and read("/proc/self/uid_map").split() == ["0", "0", "4294967295"]
+
+
 def mountinfo(text: str) -> list[Mount]:
     """All mounts of /proc/PID/mountinfo, in the kernel's order; a last line that is cut off (LIMIT) is left out."""
     return [Mount(line) for line in text.split("\n")[:-1] if line]

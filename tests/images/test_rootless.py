@@ -160,6 +160,35 @@ def test_a_users_stopped_and_created_containers(rig):
     assert rig.command("exec", box.name, "cat", "/etc/fixed-True") == "x\n"
 
 
+def test_a_users_own_archive_and_directory():
+    """As targets and as tools, without root: in the user's ids."""
+    rig = Native()
+    try:
+        rig.command("save", "-q", "-o", f"{rig.den.path}/tmp/saved.tar", "slim:1")
+        root = f"{rig.den.path}/home-slim/root"
+        shutil.copytree(f"{rig.den.path}/image-slim", root, symlinks=True)
+        rigging.run(["chown", "-hR", f"{rig.uid}:{rig.uid}", root])
+        for target in (f"dir:{root}", f"archive:{rig.den.path}/tmp/saved.tar"):
+            script = "cat /etc/motto; echo x > /etc/motto; busybox stat -c %u /etc/motto /bin/busybox; cat /proc/self/uid_map"
+            out = rig.cntr("exec", target, "--", "/bin/sh", "-c", script, as_user=True).split()
+            assert out == ["slim", "0", "0", "0", str(rig.uid), "1", "1", "300000", "65536"], target
+            command = (
+                "attach",
+                target,
+                "--tools",
+                target,
+                "--",
+                "/bin/sh",
+                "-c",
+                "cat /etc/motto /var/lib/cntr/etc/motto",
+            )
+            assert rig.cntr(*command, as_user=True).split() == ["slim", "slim"]
+        assert pathlib.Path(root, "etc/motto").read_text() == "slim\n"
+        assert os.stat(f"{rig.den.path}/home-slim/.cache/cntr").st_uid == rig.uid
+    finally:
+        rig.stop()
+
+
 @pytest.fixture
 def hostile(tmp_path, monkeypatch):
     """(directory, configuration, layers.json, name): a store of a user's making, busybox in its one layer of its own."""
