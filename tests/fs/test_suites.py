@@ -51,7 +51,7 @@ def test_the_lists_of_the_repository_have_reasons(tmp_path: Path) -> None:
 def test_a_checkout_and_a_suite_below_tmp(tmp_path: Path) -> None:
     """The room has a /tmp of its own, which covers neither; and a suite of which nothing was run has not passed."""
     checkout, suite = tmp_path / "checkout", tmp_path / "suite"
-    for part in ("cntr", "tests/fs", "tests/suites"):
+    for part in ("cntr", "testkit", "tests/fs", "tests/suites"):
         shutil.copytree(REPOSITORY / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__"))
     (checkout / "tests" / "__init__.py").touch()
     (suite / "tests" / "a").mkdir(parents=True)
