@@ -16,13 +16,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from cntr.linux import syscalls
 from testkit.container import SlimContainer
 from testkit.waiting import wait_until
 
 REPOSITORY = str(Path(__file__).parents[1])
 CNTR = [sys.executable, "-m", "cntr"]
 MARK = "CNTR_SOAK"
-PLACES = ("/tmp", "/var/tmp", "/run", "/dev/shm", "/var/lib", "/var/lib/cntr", "/root", "/etc")
+OWN_PLACES = ("/var/tmp", "/dev/shm")  # a tmpfs each for the time of a soak
+PLACES = (*OWN_PLACES, "/run", "/var/lib", "/var/lib/cntr", "/root", "/etc")
+SOMEBODYS_KEYS = 100  # others of the machine have sessions, too
 SECONDS = 30.0  # for the kernel to take down what is no longer used
 DAEMON = "(trap '' HUP TERM INT; setsid sleep 600 </dev/null >/dev/null 2>&1 &) ; echo ready; read line"
 
@@ -39,7 +42,7 @@ class Traces:
             "fd": set(self._fds()),
             "cgroup": set(self._cgroups()),
             "file": {f"{place}/{name}" for place in PLACES if os.path.isdir(place) for name in os.listdir(place)},
-            "socket": {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if "cntr" in line},
+            "socket": {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines()},
         }
         self.keys = self._keys()
 
@@ -65,12 +68,11 @@ class Traces:
                 continue
 
     def _cgroups(self) -> Iterator[str]:
-        for line in Path(f"/proc/{self.container.pid}/cgroup").read_text().splitlines():
-            controllers, path = line.split(":", 2)[1:]
-            for top in (f"/sys/fs/cgroup/{controllers.removeprefix('name=')}", "/sys/fs/cgroup"):
-                if os.path.isdir(f"{top}{path}"):
-                    yield from (entry.path for entry in os.scandir(f"{top}{path}") if entry.is_dir())
-                    break
+        """Who is in the container's own cgroups, and what is below them."""
+        for directory in own_cgroups(self.mark):
+            members = Path(directory, "cgroup.procs").read_text().split()
+            yield from (f"{directory}: {pid}" for pid in members if pid != str(self.container.pid))
+            yield from (entry.path for entry in os.scandir(directory) if entry.is_dir())
 
     def _keys(self) -> int:
         """How many keys and keyrings root has: a session's keyring goes with it."""
@@ -78,14 +80,42 @@ class Traces:
         return next((int(row[1]) for row in rows if row[0] == "0:"), 0)
 
     def left(self, before: Traces) -> list[str]:
-        """What is there now and was not then. A file counts by its name: the machine has others."""
+        """What is there now and was not then. In places that are everybody's, a file counts by its name."""
         found = [
             f"{kind} {one}"
             for kind, now in self.found.items()
             for one in sorted(now - before.found[kind])
-            if kind != "file" or "cntr" in one or self.mark in one
+            if kind != "file" or one.startswith(OWN_PLACES) or "cntr" in one.rpartition("/")[2]
         ]
-        return found + ([f"{self.keys - before.keys} keys"] if self.keys > before.keys + 8 else [])
+        return found + ([f"{self.keys - before.keys} keys"] if self.keys > before.keys + SOMEBODYS_KEYS else [])
+
+
+def own_cgroups(mark: str) -> list[str]:
+    """The container's, in each hierarchy where there can be one."""
+    tops = ["/sys/fs/cgroup", *(entry.path for entry in os.scandir("/sys/fs/cgroup") if entry.is_dir())]
+    return [f"{top}/cntr-{mark}" for top in tops if os.path.exists(f"{top}/cntr-{mark}/cgroup.procs")]
+
+
+def make_cgroups(container: SlimContainer, mark: str) -> None:
+    """Put the container into cgroups of its own, which sessions then join."""
+    for top in ("/sys/fs/cgroup", *(entry.path for entry in os.scandir("/sys/fs/cgroup") if entry.is_dir())):
+        directory = Path(top, f"cntr-{mark}")
+        try:
+            if os.path.exists(f"{top}/cgroup.procs"):
+                directory.mkdir()
+                (directory / "cgroup.procs").write_text(str(container.pid))
+        except OSError:  # a controller that wants to be set up first (cpuset)
+            if directory.exists():
+                directory.rmdir()
+
+
+def stand_apart() -> None:
+    """A mount and a network namespace of our own: what others of the machine do is not seen. Raises OSError."""
+    syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWNET)
+    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+    for place in OWN_PLACES:
+        syscalls.mount("tmpfs", place, "tmpfs", 0, "mode=1777")
+    os.environ["TMPDIR"] = OWN_PLACES[0]
 
 
 def environment(mark: str) -> dict[str, str]:
@@ -124,14 +154,30 @@ def at_once(container: SlimContainer, mark: str, transport: str, count: int) -> 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 where nothing is left."""
+    """0 where nothing is left; in a process of its own, which it moves into namespaces."""
     parser = argparse.ArgumentParser(prog="nox -s soak --", description=__doc__)
     parser.add_argument("--attaches", type=int, default=10_000, help="one after the other, on the mount transport")
     parser.add_argument("--fuse", type=int, default=1_000, help="and on the fuse transport")
     parser.add_argument("--sessions", type=int, default=200, help="at once, on each")
     options = parser.parse_args(argv)
     mark = f"soak{os.getpid()}"
+    stand_apart()
+    try:
+        return soak(options, mark)
+    finally:
+        for directory in own_cgroups(mark):
+            wait_until(lambda path=Path(directory): not _members(path), "the cgroup is empty")  # type: ignore[misc]
+            os.rmdir(directory)
+
+
+def _members(directory: Path) -> str:
+    return (directory / "cgroup.procs").read_text()
+
+
+def soak(options: argparse.Namespace, mark: str) -> int:
+    """0 where nothing is left."""
     with SlimContainer() as container:
+        make_cgroups(container, mark)
         one_after_the_other(container, mark, "mount", 1)  # what a first one makes, and keeps: /var/lib/cntr, bytecode
         one_after_the_other(container, mark, "fuse", 1)
         before = Traces(container, mark)
