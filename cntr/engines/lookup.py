@@ -189,7 +189,7 @@ def _not_found(target: str, answers: list[Answer], absent: list[str], more: str 
     )
     known = [printable(answer.hint) for answer in answers if answer.hint and not answer.owner]
     slow = [answer.entry.name for answer in answers if answer.refused in LATE]
-    hint = "`cntr ps` lists what runs; a stopped container has no process to join"
+    hint = "`cntr ps --all` lists what there is, running or not"
     if advice := host.advice(engines=bool(answers)):
         hint = advice
     elif known and len(answers) == 1:
