@@ -37,8 +37,13 @@ def from_read_only_copy(argv: list[str], environment: dict[str, str] | None = No
         fd = _read_only_mount(EXECUTABLE)
     except OSError:
         fd = _sealed_copy(EXECUTABLE)
+    words = [sys.executable, "-IS", "-c", code(), *argv]
+    variables = os.environ if environment is None else environment
     try:
-        os.execve(fd, [sys.executable, "-IS", "-c", code(), *argv], os.environ if environment is None else environment)
+        try:
+            os.execve(fd, words, variables)
+        except FileNotFoundError:  # fexecve(3) of Linux 5.10 and glibc 2.31
+            os.execve(f"/proc/self/fd/{fd}", words, variables)
     except OSError as error:
         raise CntrError(
             f"run {sys.executable} from a read-only copy: {error.strerror}",

@@ -245,7 +245,10 @@ class StandIn:
             signal.signal(
                 signal.SIGCHLD, signal.SIG_IGN
             )  # kept over the exec: what is orphaned in there is reaped by the kernel
-            os.execve(room.program, ["cntr-stand-in"], made.environment)
+            try:
+                os.execve(room.program, ["cntr-stand-in"], made.environment)
+            except FileNotFoundError:  # fexecve(3) of Linux 5.10 and glibc 2.31
+                os.execve(f"/proc/self/fd/{room.program}", ["cntr-stand-in"], made.environment)
         except OSError as error:
             path = error.filename if isinstance(error.filename, str) else ""
             _report(report, f"error\0{room.step}\0{path}\0{error.strerror or error}")
