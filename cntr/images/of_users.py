@@ -11,6 +11,7 @@ import os
 import time
 
 from cntr.engines import asking, commands, registry, store, users
+from cntr.engines.container import Refused
 from cntr.errors import CntrError, printable
 from cntr.images import ImageError, buildah_stopped, docker_stopped, podman_stopped
 from cntr.images.blueprint import Blueprint, Mount
@@ -21,49 +22,81 @@ if TYPE_CHECKING:
     from typing import Any
 
 MODULES = {"docker": docker_stopped, "podman": podman_stopped, "buildah": buildah_stopped}
-MOST = 16  # containers of one name
-SECONDS = 3.0
+MOST = 4  # containers of one name that podman is asked about
+SECONDS, NAMED_SECONDS = 0.8, 5.0  # as for what runs (lookup): so long can a user keep root waiting
 
 
-def find(engine: str, name: str, *, running: bool = False) -> list[Blueprint]:
-    """The container of that name in each user's store. Raises ImageError where all that is known is why it can't be had."""
+def find(engines: tuple[str, ...], name: str, *, running: bool = False) -> list[Blueprint]:
+    """The container of that name in each user's stores. Raises ImageError where all that is known is why it can't be had."""
+    asked = tuple(engine for engine in engines if engine in MODULES)
+    deadline = time.monotonic() + (NAMED_SECONDS if len(engines) == 1 else SECONDS)
     found: list[Blueprint] = []
     refused = ""
-    uids = users.who(monitors=False)
-    for uid, answer in _asked(uids, lambda: _found(engine, name, running, {})):
-        texts = {id: _inspected(uid, id) for id in _strings(answer.get("ask"))[:MOST]}
+    for uid, answers in _asked(users.who(monitors=False) if asked else [], asked, name, {}, deadline, running=running):
+        ids = _strings(answers.get("podman", {}).get("ask"))[:MOST]
+        texts = {id: _inspected(uid, id, deadline + SECONDS) for id in ids}
         if any(texts.values()):
-            answer = dict(_asked([uid], lambda: _found(engine, name, running, texts))).get(uid, {})  # noqa: B023
-        found += _blueprints(engine, uid, answer)
-        refused = refused or _text(answer.get("refused"))
+            again = _asked([uid], ("podman",), name, texts, time.monotonic() + SECONDS, running=running)
+            answers.update(dict(again).get(uid, {}))
+        for engine, answer in answers.items():
+            found += _blueprints(engine, uid, answer)
+            refused = refused or _text(answer.get("refused"))
     if refused and not found:
         raise ImageError(printable(refused), "as that user, try `cntr`")
     return found
 
 
-def stopped(engine: str) -> list[Blueprint]:
+def stopped() -> list[Blueprint]:
     """All, with no more than name, id, image and state."""
-    answers = _asked(users.who(monitors=False), lambda: _listed(engine))
-    return [made for uid, answer in answers for made in _blueprints(engine, uid, answer)]
+    answers = _asked(users.who(monitors=False), tuple(MODULES), None, {}, time.monotonic() + SECONDS)
+    return [
+        made for uid, rows in answers for engine, answer in rows.items() for made in _blueprints(engine, uid, answer)
+    ]
 
 
-def _asked(uids: list[int], answer: Callable[[], dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
-    deadline = time.monotonic() + SECONDS
+def _asked(
+    uids: list[int],
+    engines: tuple[str, ...],
+    name: str | None,
+    texts: dict[str, str],
+    deadline: float,
+    *,
+    running: bool = False,
+) -> list[tuple[int, dict[str, dict[str, Any]]]]:
+    """(uid, engine → its answer) of each user who has answered by the deadline."""
     found = []
-    for one, text in users.listen(users.start(uids, lambda: json.dumps(answer()).encode()), deadline):
+    asked = users.start(uids, lambda: _answers(engines, name, texts, deadline - asking.ON_THE_WAY, running))
+    for one, text in users.listen(asked, deadline):
         try:
             value = store.parse(text.decode("utf-8", "surrogateescape"))
         except ValueError:
             continue  # it had nothing to say, or was late
         if isinstance(value, dict) and not one.late:
-            found.append((one.uid, value))
+            found.append(
+                (one.uid, {key: row for key, row in value.items() if key in engines and isinstance(row, dict)})
+            )
     return found
 
 
 # --- in the user's process --------------------------------------------------------------------------------------------------
 
 
-def _found(engine: str, name: str, running: bool, texts: dict[str, str]) -> dict[str, Any]:
+def _answers(
+    engines: tuple[str, ...], name: str | None, texts: dict[str, str], deadline: float, running: bool
+) -> bytes:
+    answers: dict[str, dict[str, Any]] = {}
+    for engine in engines:
+        try:
+            if name is None:
+                answers[engine] = {"rows": [_said(made) for made in MODULES[engine].stopped(deadline)]}
+            else:
+                answers[engine] = _found(engine, name, texts, deadline, running)
+        except (Refused, OSError, ValueError, TypeError, KeyError, AttributeError):
+            continue  # it is not there, or its files are not what they should be
+    return json.dumps(answers).encode()
+
+
+def _found(engine: str, name: str, texts: dict[str, str], deadline: float, running: bool) -> dict[str, Any]:
     missing: list[str] = []
 
     def inspect(id: str) -> dict[str, Any]:
@@ -74,14 +107,10 @@ def _found(engine: str, name: str, running: bool, texts: dict[str, str]) -> dict
 
     more: dict[str, Any] = {"inspect": inspect} if engine == "podman" else {}
     try:
-        rows = MODULES[engine].find(name, time.monotonic() + SECONDS - 1, running=running, **more)
+        rows = MODULES[engine].find(name, deadline, running=running, **more)
     except CntrError as error:
         return {"ask": missing, "refused": error.message}
     return {"rows": [_said(made) for made in rows]}
-
-
-def _listed(engine: str) -> dict[str, Any]:
-    return {"rows": [_said(made) for made in MODULES[engine].stopped(time.monotonic() + SECONDS - 1)]}
 
 
 def _said(made: Blueprint) -> dict[str, Any]:
@@ -192,7 +221,7 @@ CHECKS: dict[str, Callable[[object], object]] = {
 }
 
 
-def _inspected(uid: int, id: str) -> str:
+def _inspected(uid: int, id: str, deadline: float) -> str:
     """What that user's podman says of a container of theirs, run with their rights; "" where it says nothing."""
     home, gid = store.home_and_group(uid)
     environment = {key: value for key, value in os.environ.items() if key == "CONTAINERS_STORAGE_CONF"}
@@ -201,4 +230,4 @@ def _inspected(uid: int, id: str) -> str:
         environment["XDG_RUNTIME_DIR"] = f"/run/user/{uid}"
     user = ("setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups", "--inh-caps=-all", "env", "--chdir=/")
     asked = ("podman", "container", "inspect", id if store.is_whole_id(id) else "")
-    return commands.output(time.monotonic() + 10, *user, *asked, environment=environment)
+    return commands.output(deadline, *user, *asked, environment=environment)

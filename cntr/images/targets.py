@@ -99,13 +99,10 @@ def _of_users(
     """A user's container counts where nothing of root's answers to the name: else a user could give theirs the name of one of root's."""
     from cntr.images import of_users
 
-    found: list[Blueprint] = []
-    for engine in [engine for engine in asked if engine in of_users.MODULES]:
-        try:
-            found += of_users.find(engine, name, running=running)
-        except CntrError as error:
-            failed = failed or error
-    return found, failed
+    try:
+        return of_users.find(asked, name, running=running), failed
+    except CntrError as error:
+        return [], failed or error
 
 
 def module(engine: str) -> StoppedModule:
@@ -228,7 +225,7 @@ def stopped() -> list[Blueprint]:
         if not os.geteuid():
             from cntr.images import of_users
 
-            found += [made for engine in of_users.MODULES for made in of_users.stopped(engine)]
+            found += of_users.stopped()
     return found
 
 
