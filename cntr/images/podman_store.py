@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import binascii
 import os
 
 from cntr.engines import containers_storage, store
@@ -48,7 +48,7 @@ def _choose(rows: object, name: str) -> dict[str, Any] | None:
 
 def _image(one: containers_storage.Store, row: dict[str, Any], name: str) -> Image:
     id = str(row["id"])
-    key = base64.b64encode(f"sha256:{id}".encode()).decode()
+    key = binascii.b2a_base64(f"sha256:{id}".encode(), newline=False).decode()
     path = f"{one.graphroot}/{DRIVER}-images/{id}/={key}"
     try:
         document = answers.documents(answers.parse(store.read(path, owner=one.owner, limit=8 << 20), path))
