@@ -104,6 +104,7 @@ class Far:
             **os.environ,
             "PATH": f"{wrapper.parent}:{os.environ['PATH']}",
             "CNTR_CACHE_DIR": f"{place}/near",
+            "TMPDIR": str(place),
         }
         (place / "near").mkdir(mode=0o700)
         script = VIEW.format(**values)
