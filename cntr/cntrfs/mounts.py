@@ -23,6 +23,14 @@ _INO_LIMIT = 1 << INO_BITS
 _MOUNT_LIMIT = 1 << 14
 
 
+class RemoteMount(OSError):
+    """What is mounted there must be asked for its attributes, which may be waited for. EBUSY, for who would remove it."""
+
+    def __init__(self) -> None:
+        """No more is known."""
+        super().__init__(errno.EBUSY, os.strerror(errno.EBUSY))
+
+
 class Mounts:
     """All backing mounts, in the order that they were found in."""
 
@@ -34,6 +42,8 @@ class Mounts:
         self.all: list[BackingMount] = []
         self.by_id: dict[tuple[int, int, int], BackingMount] = {}  # by mount id and device: major, minor
         self._synthetic = SYNTHETIC
+        self.any_remote = False  # what is asked of such a mount may be waited for
+        self.may_wait = True  # for a mount that may be remote, when a name leads into it
         self.own_device = 0  # of the FUSE mount, which may come to be mounted in its own tree
         self.on_new_mount: Callable[[BackingMount], None] = lambda mount: None
 
@@ -57,13 +67,17 @@ class Mounts:
         """``statx_fields`` of NAME in the directory FD of the mount. ELOOP: our own FUSE mount is there.
 
         It is never asked for its attributes: the server would wait for itself. So at first no server is asked, and then what is
-        mounted there is, if it is another one.
+        mounted there is, if it is another one; RemoteMount: it may keep one waiting, and ``may_wait`` says not to.
         """
         fields = file_syscalls.statx_fields(fd, name, mount.entry_flags)
         if fields is None or fields[23] == mount.mnt_id:
             return fields
         if self.own_device and os.makedev(fields[21], fields[22]) == self.own_device:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        if not self.may_wait:
+            other = self.by_id.get((fields[23], fields[21], fields[22]))
+            if other is None or other.is_remote:
+                raise RemoteMount
         return file_syscalls.statx_fields(fd, name)
 
     def look(self, mount: BackingMount, fd: int, name: bytes) -> Attributes:
@@ -102,6 +116,7 @@ class Mounts:
             try:
                 mount.magic = file_syscalls.filesystem_magic(path_fd)
                 mount.copies_up = mount.magic == OVERLAYFS_MAGIC
+                self.any_remote = self.any_remote or mount.is_remote
                 if mount.mnt_id and not mount.is_remote:  # what is not mounted there is as it is known
                     mount.entry_flags = ENTRY | file_syscalls.AT_STATX_DONT_SYNC
                 mount.forbids = os.fstatvfs(path_fd).f_flag & RESTRICTIONS

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,6 +44,7 @@ def on_a_slow_disk(binding: str) -> Iterator[Place]:
         )
         inner = Server("devfuse", outer.base / "disk", outer.behind / "slow", outer.base / "inner-log", argv)
         inner.start()
+        wait_until(lambda: "d" not in os.listdir(outer.behind / "slow"), "the slow disk", 20)  # it serves
         try:
             yield outer
             assert outer.server is not None
@@ -64,8 +65,10 @@ def here() -> Iterator[Place]:
 
 @contextlib.contextmanager
 def nobody_else_waits(here: Place) -> Iterator[list[float]]:
-    """Meanwhile another client uses the mount; yields how long its calls took."""
+    """Meanwhile another client uses another directory of the mount; yields how long its calls took."""
     took: list[float] = []
+    others = here.directory / "others"
+    others.mkdir()
     ended = threading.Event()
 
     def use() -> None:
@@ -73,7 +76,7 @@ def nobody_else_waits(here: Place) -> Iterator[list[float]]:
         while not ended.wait(0.02):
             began = time.monotonic()
             number += 1
-            path = here.directory / f"file{number}"
+            path = others / f"file{number}"
             path.write_bytes(b"x")
             path.unlink()
             took.append(time.monotonic() - began)
@@ -157,17 +160,74 @@ def test_a_close_that_flushes(here: Place) -> None:
     assert max(took) < PROMPT
 
 
-def test_the_server_waits_for_the_disk_itself(here: Place) -> None:
-    """A lookup is made by the serving thread: it keeps all waiting, for longer than hang_timeout, and lives."""
+def test_a_lookup(here: Place) -> None:
+    """Who looks up a name waits until it is there, for longer than hang_timeout; nobody else does."""
     (here.base / "disk" / "sleepy").write_bytes(b"well?")
-    sleeper = threading.Thread(target=lambda: (here.directory / "slow" / "sleepy").read_bytes())
-    sleeper.start()
-    time.sleep(0.2)
-    began = time.monotonic()
-    (here.directory / "new").write_bytes(b"x")
-    assert time.monotonic() - began > HANG_SECONDS * 2, "it was not kept waiting"
-    sleeper.join()
-    assert LOOKUP_SECONDS > HANG_SECONDS * 3
+    read: list[bytes] = []
+    sleeper = threading.Thread(target=lambda: read.append((here.directory / "slow" / "sleepy").read_bytes()))
+    with nobody_else_waits(here) as took:
+        began = time.monotonic()
+        sleeper.start()
+        sleeper.join()
+        seconds = time.monotonic() - began
+    assert read == [b"well?"]
+    assert LOOKUP_SECONDS * 0.9 < seconds < LOOKUP_SECONDS * 1.9, "once, not twice"
+    assert max(took) < PROMPT
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_backing_that_stands_still(here: Place, seen: bool) -> None:
+    """Its names and attributes are waited for by who asks for them; the mount, and its watchdog, go on."""
+    (here.base / "disk" / "d").mkdir()
+    (here.base / "disk" / "d" / "file").write_bytes(b"x")
+    slow = here.directory / "slow"
+    asked = [lambda: slow.stat(), lambda: (slow / "d").stat(), lambda: (slow / "d" / "file").read_bytes()]
+    asked += [lambda: os.listdir(slow), lambda: (slow / "none").exists()]
+    inside = here.base / "disk"
+    expected = [_answer((inside / name).stat) for name in ("", "d")] + [b"x", ["d"], False]
+    if seen:
+        for ask in asked:
+            ask()
+        time.sleep(1.1)  # what the kernel keeps of a mount that nobody watches is old by then
+    servers = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and _serves(pid, here.behind / "slow")]
+    assert servers
+    for pid in servers:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        answers: list[object] = []
+        threads = [threading.Thread(target=lambda ask=ask: answers.append(_answer(ask))) for ask in asked]
+        with nobody_else_waits(here) as took:
+            for thread in threads:
+                thread.start()
+            time.sleep(HANG_SECONDS * 2.5)
+        assert len(took) > 20
+        assert max(took) < PROMPT
+        assert any(thread.is_alive() for thread in threads), ("it stood still", answers)
+    finally:
+        for pid in servers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert sorted(map(str, answers)) == sorted(map(str, expected))
+
+
+def _serves(pid: str, mountpoint: Path) -> bool:
+    """Is it a server, and no manager, of what is mounted there?"""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        return bytes(mountpoint) in words and Path(f"/proc/{pid}/comm").read_text().startswith("cntrfs")
+    except OSError:
+        return False
+
+
+def _answer(ask: Callable[[], object]) -> object:
+    try:
+        found = ask()
+    except OSError as error:
+        return error
+    return found.st_mode if isinstance(found, os.stat_result) else found
 
 
 @pytest.mark.skipif(bool(missing("pyfuse3")), reason=missing("pyfuse3") or "nothing is missing")

@@ -11,6 +11,7 @@ from cntr.cntrfs.changes import NOW, Changes
 from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.operations import Operation
 from cntr.cntrfs.devfuse.request import NO_ANSWER, Connection
+from cntr.cntrfs.mounts import RemoteMount
 from cntr.cntrfs.node import INO_MASK
 
 TYPE_CHECKING = False
@@ -29,6 +30,15 @@ def _lookup(c: Connection, nodeid: int, body: memoryview) -> bytes:
         raise wire.Malformed("not the name of an entry")
     if name in (b".", b".."):  # from exported file handles
         return c.entry(*c.core.lookup(nodeid, name, c.header[6]))
+    if c.core.mounts.any_remote and (parent := c.core.nodes.get(nodeid)).mount.is_remote:
+        return c.elsewhere(parent, name, lambda: _looked_up(c, nodeid, name))
+    try:
+        return _looked_up(c, nodeid, name)
+    except RemoteMount:
+        return c.elsewhere(c.core.nodes.get(nodeid), name, lambda: _looked_up(c, nodeid, name), crosses=True)
+
+
+def _looked_up(c: Connection, nodeid: int, name: bytes) -> bytes:
     found = c.core.lookup_entry(nodeid, name)
     if found is not None:
         return c.entry_of(*found, nodeid)
@@ -60,13 +70,23 @@ def _batch_forget(c: Connection, nodeid: int, body: memoryview) -> bytes:
 
 
 def _getattr(c: Connection, nodeid: int, body: memoryview) -> bytes:
-    flags, _, fh = _unpack_getattr(body)
-    return c.attr(*c.core.getattr(nodeid, fh if flags & 1 else None))  # wire.GETATTR_FH
+    flags, _, number = _unpack_getattr(body)
+    fh = number if flags & 1 else None  # wire.GETATTR_FH
+    if c.core.mounts.any_remote and (node := c.core.nodes.get(nodeid)).mount.is_remote:
+        return c.elsewhere(node, b"", lambda: c.attr(*c.core.getattr(nodeid, fh)))
+    return c.attr(*c.core.getattr(nodeid, fh))
 
 
 def _statx(c: Connection, nodeid: int, body: memoryview) -> bytes:
-    flags, _, fh, _, _ = wire.STATX_IN.unpack_from(body)
-    node, a = c.core.getattr(nodeid, fh if flags & wire.GETATTR_FH else None)
+    flags, _, number, _, _ = wire.STATX_IN.unpack_from(body)
+    fh = number if flags & wire.GETATTR_FH else None
+    if c.core.mounts.any_remote and (node := c.core.nodes.get(nodeid)).mount.is_remote:
+        return c.elsewhere(node, b"", lambda: _statx_answer(c, nodeid, fh))
+    return _statx_answer(c, nodeid, fh)
+
+
+def _statx_answer(c: Connection, nodeid: int, fh: int | None) -> bytes:
+    node, a = c.core.getattr(nodeid, fh)
     _, seconds, _, nanoseconds = c.timeouts(node.mount, nodeid)
     base = node.mount.base
     mode, major, minor = node.mount.allowed(a.mode, a.rdev_major, a.rdev_minor)

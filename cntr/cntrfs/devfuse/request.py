@@ -7,6 +7,7 @@ what their jobs were given.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any
 
@@ -18,6 +19,7 @@ from cntr.cntrfs.devfuse.replies import Replies, TracedReplies
 from cntr.cntrfs.devfuse.ticker import Ticker
 from cntr.cntrfs.devfuse.wire import new_encode_dev
 from cntr.cntrfs.devfuse.workers import Job, Workers
+from cntr.cntrfs.handles import O_PATH
 from cntr.cntrfs.node import INO_MASK
 from cntr.cntrfs.trace import Trace
 
@@ -48,6 +50,7 @@ class Connection:
         """fuse_fd: where answers are written."""
         self.fd = fuse_fd
         self.core = core
+        core.mounts.may_wait = False
         self.flags = 0
         self.local_locks = False  # the kernel keeps the locks of this tree, of its own clients alone
         self.minor = wire.MINOR_VERSION
@@ -125,6 +128,38 @@ class Connection:
         """Have a worker do WORK, and answer then: THEN makes the answer of its result, here. NO_ANSWER."""
         self.workers.defer(self.header, work, then, node.mount.dev, is_interruptible=is_interruptible)
         return NO_ANSWER
+
+    def elsewhere(self, node: Node, name: bytes, then: Callable[[], bytes | None], *, crosses: bool = False) -> bytes:
+        """Have a worker wait until the file, or NAME in it, can be looked at; then THEN answers, here. NO_ANSWER.
+
+        What it has seen is not used but for that it came: the answer is made of what is so then. crosses: into another mount, of
+        which more will be asked.
+        """
+        fd = self.core.fds.retrying(lambda: os.dup(self.core.fds.fd(node)))
+
+        def work(job: Job) -> None:
+            try:
+                os.stat(name, dir_fd=fd, follow_symlinks=False) if name else os.fstat(fd)
+                if crosses:
+                    mounted = os.open(name, O_PATH, dir_fd=fd)
+                    try:
+                        os.fstatvfs(mounted)  # which nobody keeps an answer to
+                    finally:
+                        os.close(mounted)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                    raise
+            finally:
+                os.close(fd)
+
+        def answer(result: None) -> bytes | None:
+            self.core.mounts.may_wait = True  # it has answered just now
+            try:
+                return then()
+            finally:
+                self.core.mounts.may_wait = False
+
+        return self.defer(node, work, answer)
 
     # the request at hand
 
