@@ -107,7 +107,7 @@ class Launcher:
         """
         memory = process.command_line_memory(procfs.read("self/stat", self.identity.proc_fd))
         process.wipe_command_line(memory)
-        streams = (self.command.tty_fd, *getattr(self.command, "streams", ()))
+        streams = (self.command.tty_fd, *self.command.streams)
         close_all_but(self.life_read, self.frames_write, self.channel.reports_write, self.null_fd, *streams)
 
     def _frame(self, kind: bytes, number: int) -> None:
