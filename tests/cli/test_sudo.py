@@ -75,6 +75,9 @@ def test_the_command_line_of_the_hint_works(place):
             settings["CNTR_CACHE_DIR"] = f"{place}/cache"
             again = run(["sh", "-c", found[1]], env=settings, cwd=where)
             assert (again.stdout, again.stderr, again.returncode) == ("it's $HOME\n", "", 0), found[1]
-        without = environment | {"PATH": path.partition(":")[2]}
+        (place / "bare").mkdir()
+        for name in ("setpriv", "env"):
+            (place / "bare" / name).symlink_to(shutil.which(name))
+        without = environment | {"PATH": f"{place}/.local/my bin:{place}/bare"}
         bare = run([*drop, "env", "cntr", "attach", str(box.pid)], env=without)
         assert f": as root `'{place}/.local/my bin/cntr' attach {box.pid}`\n" in bare.stderr, bare

@@ -12,7 +12,7 @@ import pytest
 
 from cntr.linux import syscalls
 from cntr.remote import onefile
-from tests.nest.box import LAST_CAPABILITY, Box
+from tests.nest.box import LAST_CAPABILITY, REPOSITORY, Box
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 TOOLBOX, BESIDE = ["--privileged", "--pid=host"], ["--privileged", "--pid=container:web"]
@@ -75,7 +75,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, st
     host = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable]
     cases = [[flags, words] for flags, words, *_ in CASES.values()]
     script = ["-m", "tests.engines.toolbox", str(pyz), json.dumps(cases)]
-    done = subprocess.run([*host, *script], capture_output=True, text=True, check=False, timeout=110)
+    environment = {**os.environ, "PYTHONPATH": REPOSITORY}
+    done = subprocess.run([*host, *script], capture_output=True, text=True, check=False, timeout=110, env=environment)
     if "SKIP " in done.stderr:
         pytest.skip(done.stderr.partition("SKIP ")[2].strip())
     assert done.returncode == 0, done.stderr

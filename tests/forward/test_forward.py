@@ -226,7 +226,7 @@ def test_stdin_and_stdout_are_joined_to_a_port():
 def test_who_listens_is_told_where_nobody_does_and_only_once():
     with web() as served, forward(served.target, "0:85") as running:
         for _ in range(3):
-            with running.connect() as refused, pytest.raises(ConnectionResetError):
+            with pytest.raises(ConnectionResetError), running.connect() as refused:
                 refused.recv(1)
         assert [event["event"] for event in running.events] == ["listening"]
         running.wait_for("refused")

@@ -70,7 +70,7 @@ def test_with_the_hosts_network_it_is_a_plain_forward():
 
 def test_a_container_without_a_network_is_said_to_have_none():
     with SlimContainer("none") as container, forward(str(container.pid), "0:80") as running:
-        with running.connect() as asked, pytest.raises(ConnectionResetError):
+        with pytest.raises(ConnectionResetError), running.connect() as asked:
             asked.recv(1)
         assert running.wait_for("refused")["error"] == "network is unreachable"
 
@@ -101,7 +101,7 @@ def test_links_in_the_container_do_not_lead_out_of_it(tmp_path):
         (root / "d").symlink_to("/run/app.sock")
         with forward(served.target, *(f"0:/{name}" for name in "abcd")) as running:
             for number in range(3):
-                with running.connect(number) as asked, pytest.raises(ConnectionResetError):
+                with pytest.raises(ConnectionResetError), running.connect(number) as asked:
                     asked.recv(1)
             assert say(running.connect(3)) == b"<hello"
             listener.settimeout(0)
