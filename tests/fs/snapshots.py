@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from . import syscalls
 
+TICK_NS = 10_000_000  # of the clock that the kernel stamps with, at its coarsest (HZ=100)
+
 Times = tuple[int, int, int]
 
 
@@ -91,7 +93,7 @@ def differences(
     found: list[tuple[str, str, object, object]] = [
         (path, "exists", path in native, path in mounted) for path in sorted(native.keys() ^ mounted.keys())
     ]
-    both = sorted(native.keys() & mounted.keys())
+    both, now_ns = sorted(native.keys() & mounted.keys()), time.time_ns()
     groups = [_groups(native), _groups(mounted)]
     previous = [{record.ino: record.times for record in tree.values()} for tree in before or ({}, {})]
     for path in both:
@@ -107,11 +109,10 @@ def differences(
                 found.append((path, name, *shown))
             elif name != "atime" and one.ino in previous[0] and two.ino in previous[1]:
                 # (the clock of atime is coarse: two reads in one tick leave it, in another they move it)
-                moved = [
-                    record.times[index] != old[record.ino][index]
-                    for record, old in zip((one, two), previous, strict=True)
-                ]
-                if moved[0] != moved[1]:
+                old = [times[record.ino][index] for record, times in zip((one, two), previous, strict=True)]
+                moved = [record.times[index] != time for record, time in zip((one, two), old, strict=True)]
+                # so is that of utimensat(2)'s "now": a time that was set in the same tick stays as it is
+                if moved[0] != moved[1] and max(old) < now_ns - TICK_NS:
                     found.append((path, f"{name} moved", *moved))
     return found
 
