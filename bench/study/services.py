@@ -299,7 +299,7 @@ SERVICES = (
     Recipe(
         *("squid", "ubuntu/squid", "squid", ["squid", "-N", "-f", "/etc/squid/study.conf"]),
         probe=(_get(3128, "http://127.0.0.1:1/", "ERR_CONNECT_FAIL"),),
-        held_back=(_get(3128, "http://no.such.host/", "squid"),),
+        held_back=(_get(3128, "http://127.0.0.1:2/", "squid"), ("exec", ["squid", "-v"], "Squid Cache")),
         files={"/etc/squid/study.conf": SQUID},
         config=_on(3128),
     ),
@@ -404,7 +404,7 @@ SERVICES = (
         *("transmission", "linuxserver/transmission", "transmission-daemon"),
         ["transmission-daemon", "-f", "-g", "/tmp/t", "--allowed", "*"],
         probe=(("http", 9091, "/transmission/web/", "Transmission"),),
-        held_back=(("http", 9091, "/transmission/web/style/transmission-app.css", "{"),),
+        held_back=(("http", 9091, "/transmission/web/index.html", "html"),),
         config=_on(9091),
     ),
     Recipe(

@@ -182,6 +182,11 @@ def test_what_ruby_and_perl_load_later(tmp_path):
             "/usr/lib/ruby/3.1.0/json.rb": "require 'json/common'\n",
             "/usr/lib/ruby/3.1.0/json/common.rb": "x",
             "/usr/lib/ruby/3.1.0/csv.rb": "x",
+            "/usr/lib/ruby/vendor_ruby/tilt.rb": "autoload :ERB, 'tilt/erb'\n",
+            "/usr/lib/ruby/vendor_ruby/tilt/erb.rb": "require 'erb'\n",
+            "/usr/lib/ruby/vendor_ruby/rubygems.rb": "x",
+            "/usr/lib/ruby/vendor_ruby/rubygems/install.rb": "require 'csv'\n",
+            "/usr/lib/ruby/3.1.0/erb.rb": "x",
             "/app/app.pl": "if (1) { require Digest::MD5; }\n",
             "/usr/lib/x86_64-linux-gnu/perl/5.36.0/Digest/MD5.pm": "x",
             "/usr/lib/x86_64-linux-gnu/perl/5.36.0/auto/Digest/MD5/MD5.so": "x",
@@ -190,8 +195,11 @@ def test_what_ruby_and_perl_load_later(tmp_path):
     )
     perl = "/usr/lib/x86_64-linux-gnu/perl/5.36.0"
     wanted = {"/usr/lib/ruby/3.1.0/json.rb", "/usr/lib/ruby/3.1.0/json/common.rb"}
+    wanted |= {"/usr/lib/ruby/vendor_ruby/tilt/erb.rb", "/usr/lib/ruby/3.1.0/erb.rb"}
     wanted |= {f"{perl}/Digest/MD5.pm", f"{perl}/auto/Digest/MD5/MD5.so"}
-    context = complete(tree, {"/app/app.rb": "open"}, {"WorkingDir": "/app"})
+    vendor = "/usr/lib/ruby/vendor_ruby"
+    used = {"/app/app.rb": "open", f"{vendor}/tilt.rb": "open", f"{vendor}/rubygems.rb": "open"}
+    context = complete(tree, used, {"WorkingDir": "/app"})
     assert wanted <= context.kept.keys()
     assert not {"/usr/lib/ruby/3.1.0/csv.rb", "/usr/share/perl5/Other.pm"} & context.kept.keys()
 

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from cntr.slim.tree import Entry
 
 NAME = "ruby"
-SUMMARY = "what the application requires anywhere in its code; lib, data and specification of each gem that is used; a bundle's files"
+SUMMARY = (
+    "what the application, or a gem or library that it uses, requires anywhere in its code; lib, data and specification of each "
+    "gem that is used; a bundle's files"
+)
 _REQUIRE = re.compile(
     r"""(?:^|[;{(\s])(require|require_relative|load|autoload\s+:\w+\s*,)\s*\(?\s*["']([\w./-]{1,200})["']""",
     re.MULTILINE,
@@ -20,6 +23,8 @@ _REQUIRE = re.compile(
 _PLACE = re.compile(
     r"(?:/usr|/usr/local)/lib(?:/[a-z0-9_]+-linux-gnu)?/ruby/(?:(?:vendor|site)_ruby/?)?(?:\d[\d.]*)?(?:/[a-z0-9_]+-linux(?:-gnu)?)?|.*/gems/[^/]+/lib"
 )
+# As distributions have it.
+_PACKAGED = re.compile(r"((?:/usr|/usr/local)/lib/ruby/vendor_ruby/(?!rubygems|bundler)[\w-]+)(?:\.rb|/)")
 _MOST = 4 << 20
 _GEM = re.compile(r"(.*)/gems/([^/]+)/(?:lib|app|ext|bin|exe|config|data)/")
 
@@ -27,9 +32,15 @@ _GEM = re.compile(r"(.*)/gems/([^/]+)/(?:lib|app|ext|bin|exe|config|data)/")
 def follows(context: Context, path: str, entry: Entry) -> Found:
     """Of a file in a gem: autoload takes the rest when it is first named."""
     required: set[str] = context.once("ruby required", set)
-    if path.endswith((".rb", ".ru", ".rake")) and (path in required or application.is_application(context, path)):
+    found, packaged = _GEM.match(path), _PACKAGED.match(path)
+    if path.endswith((".rb", ".ru", ".rake")) and (
+        found or packaged or path in required or application.is_application(context, path)
+    ):
         yield from _required(context, path, required)
-    found = _GEM.match(path)
+    if packaged and packaged[1] not in context.once("ruby packages", set):
+        context.once("ruby packages", set).add(packaged[1])
+        for one in context.tree.below(packaged[1]):
+            yield one, f"the library {packaged[1]}, which is used"
     if found:
         root, name = found[1], found[2]
         done: set[str] = context.once("ruby gems", set)
@@ -48,14 +59,15 @@ def follows(context: Context, path: str, entry: Entry) -> Found:
 
 def _required(context: Context, path: str, required: set[str]) -> Found:
     text = context.tree.read(path, _MOST).decode("utf-8", "replace")
-    here = path.rpartition("/")[0]
+    here, own = path.rpartition("/")[0], application.is_application(context, path)
     for how, name in _REQUIRE.findall(text):
-        places = [here] if how == "require_relative" else [here, *_places(context)]
+        places = [here] if how == "require_relative" or own else []
+        places += [] if how == "require_relative" else _places(context)
         for one in (f"{place}/{name}{end}" for place in places for end in ("", ".rb", ".so")):
             real, _ = context.tree.resolve(one)
             if real and context.tree.entries[real].is_file:
                 required.add(real)
-                yield one, f"required by the application as {name}"
+                yield one, f"required by {path} as {name}"
                 break
 
 
