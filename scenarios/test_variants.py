@@ -71,7 +71,7 @@ def test_booted_system(cntr, machine):
 def test_systemd_unit(cntr, machine):
     """unit:NAME.service: a hardened service without ProtectProc's walls in the way."""
     machine.succeed(
-        "systemd-run -q --collect --unit lab-hard -p ProtectProc=invisible -p ProtectSystem=strict -p PrivateTmp=yes "
+        "systemd-run -q --collect --unit lab-hard -p Type=exec -p ProtectProc=invisible -p ProtectSystem=strict -p PrivateTmp=yes "
         "-p NoNewPrivileges=yes sleep 600"
     )
     try:
