@@ -154,6 +154,7 @@ end
 """
 TCL = """proc answer {channel address port} {
     gets $channel line
+    while {[gets $channel header] > 1} {}
     set body [expr {[string match */clock* $line] ? [clock format 0 -gmt 1 -format %Y] : {hello from tcl}}]
     puts -nonewline $channel "HTTP/1.0 200 OK\\r\\nContent-Length: [string length $body]\\r\\n\\r\\n$body"
     close $channel
