@@ -152,16 +152,6 @@ while true do
   client:close()
 end
 """
-TCL = """proc answer {channel address port} {
-    gets $channel line
-    while {[gets $channel header] > 1} {}
-    set body [expr {[string match */clock* $line] ? [clock format 0 -gmt 1 -format %Y] : {hello from tcl}}]
-    puts -nonewline $channel "HTTP/1.0 200 OK\\r\\nContent-Length: [string length $body]\\r\\n\\r\\n$body"
-    close $channel
-}
-socket -server answer 8000
-vwait forever
-"""
 ERLANG = (
     'inets:start(), {ok, _} = inets:start(httpd, [{port, 8000}, {server_name, "slim"}, {server_root, "/tmp"}, '
     '{document_root, "/srv"}, {bind_address, any}]).'
@@ -513,12 +503,6 @@ SERVICES = (
         probe=(("http", 8000, "/", "hello from lua"),),
         held_back=(("http", 8000, "/upper", "SLIM"),),
         files={"/app/app.lua": LUA},
-        config=_on(8000),
-    ),
-    Recipe(
-        *("tcl", "tcl (efrecon)", "tcl", ["tclsh", "/app/app.tcl"], (("http", 8000, "/", "hello from tcl"),)),
-        held_back=(("http", 8000, "/clock", "1970"),),
-        files={"/app/app.tcl": TCL},
         config=_on(8000),
     ),
 )
