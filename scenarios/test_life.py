@@ -80,7 +80,7 @@ def test_killed_leaves_nothing(cntr, machine, traces):
     """cntr killed by SIGKILL: no process, no mount, no FUSE connection stays."""
     with traces.none_left("slim"), machine.background(cntr.line("slim", "sleep", "4444")):
         machine.wait_until_succeeds("pgrep -f '^sleep 4444'")
-        machine.succeed("pkill -KILL -f '^[^ ]*python.*cntr attach slim'")
+        machine.succeed("pkill -KILL -f '^[^ ]*python.* attach slim'")
         machine.wait_until_succeeds("! pgrep -f '^sleep 4444'")
 
 
