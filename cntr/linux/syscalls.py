@@ -355,8 +355,11 @@ class _Pointer(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "P"
 
 
+_IDLE_SECONDS = 60  # and it ends by itself, should we be killed before
+
+
 class Idler:
-    """A child in new namespaces that shares our memory (clone(2), CLONE_VM) and waits in pause(2) for ``end``: nothing of ours runs in it.
+    """A child in new namespaces that shares our memory (clone(2), CLONE_VM) and waits in sleep(3) for ``end``: nothing of ours runs in it.
 
     No page table is copied for it: a tenth of a millisecond, where fork(2) takes eight.
     """
@@ -371,11 +374,13 @@ class Idler:
 
         self.stack = Stack()
         top = (_ctypes.addressof(self.stack) + _ctypes.sizeof(self.stack)) & ~63
-        pause = _ctypes.dlsym(_ctypes.dlopen(None, 0), "pause")  # type: ignore[arg-type]
+        sleep = _ctypes.dlsym(_ctypes.dlopen(None, 0), "sleep")  # type: ignore[arg-type]
         # No handler of ours may run in it: it would do so on our memory.
         before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
         try:
-            result = _libc.clone(_Pointer(pause), _Pointer(top), _int(CLONE_VM | flags | _SIGCHLD), None)
+            result = _libc.clone(
+                _Pointer(sleep), _Pointer(top), _int(CLONE_VM | flags | _SIGCHLD), _Pointer(_IDLE_SECONDS)
+            )
             self.pid = _check(result, "clone")
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
