@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Callable
 
 from cntr.cli.options import COMMANDS
+from tests.engines import support
+from tests.engines.test_names import MODULE
 from tests.rules import source
 from tests.rules.test_layers import LAYERS
 
@@ -43,15 +46,31 @@ def packages() -> str:
     return "\n".join(["| package | what it is | imports from |", "|---|---|---|", *rows])
 
 
-WRITTEN = {"docs/cntr.1.md": commands, "docs/architecture.md": packages}
+def example() -> str:
+    """The module of docs/engines.md's example, which a test runs."""
+    return f"```python\n{MODULE.strip()}\n```"
+
+
+# page → what is between its marks, in their order
+WRITTEN = {
+    "docs/cntr.1.md": (commands,),
+    "docs/architecture.md": (packages,),
+    "docs/engines.md": (support.table, example),
+}
 MARKS = re.compile(r"(<!-- written by tests/rules/written.py -->\n)(.*?)(\n<!-- end -->)", re.DOTALL)
+
+
+def rewritten(text: str, texts: tuple[Callable[[], str], ...]) -> str:
+    """TEXT with what is between its marks written anew."""
+    anew = iter(texts)
+    return MARKS.sub(lambda found: found[1] + next(anew)() + found[3], text)
 
 
 def main() -> None:
     """Write each between its marks."""
-    for name, text in WRITTEN.items():
+    for name, texts in WRITTEN.items():
         path = source.ROOT / name
-        path.write_text(MARKS.sub(lambda found, text=text: found[1] + text() + found[3], path.read_text()))
+        path.write_text(rewritten(path.read_text(), texts))
 
 
 if __name__ == "__main__":
