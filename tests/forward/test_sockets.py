@@ -36,6 +36,8 @@ PACKAGES = {
     "gdbus": "libglib2.0-bin",
     "busctl": "systemd",
     "gpg-agent": "gnupg",
+    "weston": "weston",
+    "wayland-info": "wayland-utils",
 }
 
 
@@ -233,6 +235,66 @@ def test_gpg_finds_its_agent(tmp_path):
         said = session(box.pid, *words, "--", "gpg-connect-agent", "--no-autostart", "GETINFO version", "/bye")
         assert said.splitlines()[-1] == "OK"
         subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "gpg-agent"], check=True)
+
+
+@contextmanager
+def compositor(directory: Path) -> Iterator[Path]:
+    """A Wayland compositor of nobody's without a screen; its socket."""
+    needs("weston", "wayland-info")
+    runtime = directory / "runtime"
+    runtime.mkdir(mode=0o700)
+    os.chown(runtime, NOBODY.pw_uid, -1)
+    version = subprocess.run(["weston", "--version"], capture_output=True, text=True).stdout.split()[-1]
+    renderer = "--use-pixman" if int(version.split(".")[0]) < 13 else "--renderer=pixman"
+    still = ("animation", "close-animation", "startup-animation", "focus-animation", "panel-position")
+    settings = "".join(f"{key}=none\n" for key in still)
+    (directory / "weston.ini").write_text(f"[shell]\nbackground-color=0xff002244\n{settings}[input-method]\npath=\n")
+    words = f"weston --backend=headless-backend.so {renderer} --socket=wayland-7 --config={directory}/weston.ini"
+    words += f" --idle-time=0 --debug --width=320 --height=240 --log={runtime}/log"
+    with daemon("env", f"XDG_RUNTIME_DIR={runtime}", *words.split(), user=NOBODY.pw_uid) as running:
+        place = runtime / "wayland-7"
+        wait_until(lambda: place.exists() or running.poll() is not None, "the compositor")
+        yield place
+
+
+def screen(place: Path, directory: Path) -> bytes:
+    """A picture of what the compositor shows, as its own screenshooter takes it."""
+    directory.mkdir()
+    env = {**os.environ, "XDG_RUNTIME_DIR": str(place.parent), "WAYLAND_DISPLAY": str(place)}
+    subprocess.run(["weston-screenshooter"], cwd=directory, env=env, check=True, capture_output=True)
+    (picture,) = directory.iterdir()
+    return picture.read_bytes()
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_window_of_a_sessions_program_is_on_the_callers_compositor(place, transport):
+    """Its pixels are in a file of memory that the client has sent along."""
+    with compositor(place) as display, SlimContainer("wayland") as container:
+        numbers = iter(range(1000))
+
+        def pictures() -> int:
+            """How many of three differ: its window never stands still, and nothing else moves."""
+            return len({screen(display, place / str(next(numbers))) for _ in range(3)})
+
+        wait_until(lambda: pictures() == 1, "the background")
+        env = {"WAYLAND_DISPLAY": str(display), "SUDO_UID": str(NOBODY.pw_uid)}
+        words = ("--wayland", "--transport", transport, "--")
+        assert "interface: 'wl_shm'" in session(container.pid, *words, "wayland-info", env=env)
+        program = "weston-simple-shm & read line; kill $!"
+        showing = subprocess.Popen(
+            [*CNTR, "attach", str(container.pid), *words, "sh", "-c", program],
+            env={**ENVIRONMENT, **env},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            wait_until(lambda: pictures() == 3 or showing.poll() is not None, "a window")
+        finally:
+            said = showing.communicate("\n", timeout=30)[1]
+        assert showing.returncode in (0, 128 + 15), said
+        wait_until(lambda: pictures() == 1, "the window's end")
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
