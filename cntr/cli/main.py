@@ -256,27 +256,10 @@ def _cp(parsed: Parsed) -> int:
 
 
 def _mount(parsed: Parsed) -> int:
-    from cntr.cntrfs import mounting, options
+    from cntr.cli import mounted
 
-    source, mountpoint = parsed.words
-    settings = options.parse(",".join(parsed.texts("options")))
-    if parsed.flag("read_only"):
-        settings.read_only = True
-    if parsed.flag("cache"):
-        options.set_cache(settings, parsed.text("cache"))
-    binding = parsed.text("binding", "auto")
-    with _session(parsed, os.path.abspath(source)) as session:
-        session.begin()
-        session.status = mounting.run(
-            source,
-            mountpoint,
-            settings,
-            binding=None if binding == "auto" else binding,
-            foreground=parsed.flag("foreground"),
-            ended=session.end,
-        )
-        if not parsed.flag("foreground"):
-            session.hand_over()
+    with _session(parsed, os.path.abspath(parsed.words[0])) as session:
+        session.status = mounted.run(parsed, session)
     return session.status
 
 

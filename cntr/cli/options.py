@@ -157,6 +157,7 @@ COMMANDS = (
                 choices="auto strict none",
             ),
             REASON,
+            Option("--timeout", "TIME", "unmount after so long (30s, 30m, 8h)"),
             Option("-o --options", "OPTS", "mount options, comma-separated: ro, nosuid, noatime, …", repeat=True),
         ),
         "cntr mount /srv/tools /mnt\numount /mnt",

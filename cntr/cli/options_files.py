@@ -39,7 +39,8 @@ COPY = Subcommand(
         ),
         Option("-L --follow-link", "", "where SRC is a symbolic link, copy what it names"),
         REASON,
-        Option("--json", "", "events on stderr, a line of JSON each: progress, problem, note, done"),
+        TIMEOUT,
+        Option("--json", "", "events on stderr, a line of JSON each: progress, problem, note, warning, done"),
     ),
     "cntr cp web:/var/log/app.log .         a file out of the container\n"
     "cntr cp ./conf/. docker:web:/etc/app   what is in conf into /etc/app\n"

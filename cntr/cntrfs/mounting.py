@@ -28,11 +28,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
-    Ended = Callable[[int], None]
-
 FSTYPE = "fuse.cntrfs"
 BINDINGS = ("devfuse", "pyfuse3")
 _READY_TIMEOUT = 30.0  # seconds from mount to the kernel's INIT
+
+
+class MountSession:
+    """What a mount's maker wants to know of it, and to say. end_signal: one more that unmounts it, 0 for none."""
+
+    end_signal = 0
+
+    def begun(self) -> None:
+        """It is served, by another process than this one, which lasts as long."""
+
+    def must_end(self, signalled: int) -> bool:
+        """Asked each second, and when a signal has come (else 0): whether it is unmounted now."""
+        return bool(signalled)
+
+    def ended(self, status: int) -> None:
+        """In the background: its exit status."""
 
 
 def choose_binding(binding: str | None) -> str:
@@ -153,12 +167,19 @@ def serve(
 
 
 def run(
-    source: str, mountpoint: str, options: Options, *, binding: str | None, foreground: bool, ended: Ended | None = None
+    source: str,
+    mountpoint: str,
+    options: Options,
+    *,
+    binding: str | None,
+    foreground: bool,
+    life: MountSession | None = None,
 ) -> int:
     """``cntr mount``: mount SOURCE at MOUNTPOINT and serve it; returns the exit status. CntrError when it can't be mounted.
 
-    foreground: return when it is unmounted; else a background process serves, and calls ENDED with the status of its end.
+    foreground: return when it is unmounted; else a background process serves, and tells LIFE of its end.
     """
+    life = life or MountSession()
     options.settle()
     binding = choose_binding(binding)
     # Not the real path of SOURCE: a link of proc(5), /proc/PID/root, leads to another tree than its text names.
@@ -167,7 +188,7 @@ def run(
         if not os.path.isdir(path):
             raise CntrError(f"not a directory: {path}", "SOURCE and MOUNTPOINT are existing directories")
     if foreground or options.trace:  # a trace is to be read
-        return _Manager(source, mountpoint, options, binding).run(None)
+        return _Manager(source, mountpoint, options, binding, life).run(None)
     reader, writer = os.pipe2(os.O_CLOEXEC)
     if pid := os.fork():
         os.close(writer)
@@ -178,10 +199,10 @@ def run(
         os.waitpid(pid, 0)
         said, _, hint = message.decode(errors="replace").partition("\0")
         raise CntrError(said or "the server ended before it was ready", hint or "--foreground shows more")
-    _in_background(_Manager(source, mountpoint, options, binding), reader, writer, ended)
+    _in_background(_Manager(source, mountpoint, options, binding, life), reader, writer)
 
 
-def _in_background(manager: _Manager, reader: int, writer: int, ended: Ended | None) -> NoReturn:
+def _in_background(manager: _Manager, reader: int, writer: int) -> NoReturn:
     """The rest of the daemon's life; reports over the pipe and never returns."""
     status = 1
     try:
@@ -195,8 +216,7 @@ def _in_background(manager: _Manager, reader: int, writer: int, ended: Ended | N
             os.close(writer)
 
         status = manager.run(ready)
-        if ended:
-            ended(status)
+        manager.life.ended(status)
     except CntrError as error:
         os.write(writer, f"{error.message}\0{error.hint}".encode(errors="backslashreplace"))
     except BaseException as error:  # noqa: BLE001  a process of its own, with nobody to raise to
@@ -208,7 +228,8 @@ def _in_background(manager: _Manager, reader: int, writer: int, ended: Ended | N
 class _Manager:
     """The parent process of one mount."""
 
-    def __init__(self, source: str, mountpoint: str, options: Options, binding: str) -> None:
+    def __init__(self, source: str, mountpoint: str, options: Options, binding: str, life: MountSession) -> None:
+        self.life = life
         self.source = source
         self.mountpoint = mountpoint
         self.options = options
@@ -222,8 +243,9 @@ class _Manager:
         ready_reader, ready_writer = os.pipe2(os.O_CLOEXEC)
         wake_reader, wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
-            signal.signal(number, self._note_signal)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, self.life.end_signal):
+            if number:
+                signal.signal(number, self._note_signal)
         read_only = self.options.begins_read_only()
         root_fd = open_source(self.source, self.options.mount_flags, read_only=read_only)
         copy_fd = self._spare_copy(read_only)
@@ -244,6 +266,7 @@ class _Manager:
             if not select.select([ready_reader], [], [], _READY_TIMEOUT)[0] or not os.read(ready_reader, 1):
                 raise CntrError(f"CntrFS on {self.mountpoint}: the server did not start", "see its messages above")
             os.close(ready_reader)
+            self.life.begun()
             if on_ready:
                 on_ready()
             return self._wait(wake_reader)
@@ -337,10 +360,10 @@ class _Manager:
                 self._unmount(syscalls.MNT_DETACH)
                 sys.stderr.write(f"cntr: the server of {self.mountpoint} ended with {how}; unmounted\n")
                 return 1
-            if self.signalled:
+            if self.life.must_end(self.signalled):
                 self._unmount(0) or self._unmount(syscalls.MNT_DETACH)
                 self._end_server()
-                return 0
+                return 0 if self.signalled not in (0, self.life.end_signal) else 128 + signal.SIGHUP
             if self.watchdog.hangs(self.pid):
                 sys.stderr.write(f"cntr: the server of {self.mountpoint} hangs; connection ended, unmounted\n")
                 self.watchdog.abort()

@@ -16,6 +16,7 @@ import signal
 from cntr import engines
 from cntr.attach.target import Target
 from cntr.cp import owners, stream
+from cntr.cp.interrupts import Interrupted, Signals
 from cntr.cp.receive import Receiver
 from cntr.cp.send import Sender
 from cntr.cp.stream import Incoming, Outgoing, ProtocolError, Remote, Tell
@@ -39,15 +40,6 @@ GRACE_SECONDS = 3.0  # for the container's side to take its temporary file away
 # chown dac_override dac_read_search fowner fsetid setfcap: all that a copy takes. Not sys_ptrace: a link in the container's /proc to
 # another process' root is not followed; not mknod, not sys_admin.
 FILE_CAPABILITIES = 0b11111 | 1 << 31
-INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class Interrupted(Exception):
-    """A signal asked us to end; number: which."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
 
 
 class Console(Tell):
@@ -74,6 +66,14 @@ class Console(Tell):
         found = self.notes.setdefault(text, ["", ""])
         found[0] = found[0] or printable(os.fsdecode(path))
         found[1] += "x" if len(found[1]) < 1000 else ""
+
+    def warn(self, text: str) -> None:
+        """At once."""
+        self.progress.clear()
+        if self.event:
+            self.event("warning", {"text": text})
+        else:
+            self.say(text)
 
     def close(self) -> None:
         """Say the notes."""
@@ -116,7 +116,8 @@ def copy(
             say(line)
         if session:
             session.begin(container)
-        work = Work(container, archive=archive, follow=follow, outward=bool(source_target), event=event)
+        outward = bool(source_target)
+        work = Work(container, archive=archive, follow=follow, outward=outward, event=event, session=session)
         try:
             return _copy(work, source_path, path, say)
         finally:
@@ -142,9 +143,17 @@ class Work:
     """One copy: the pipes, the child and the host's end. outward: from the container to the host."""
 
     def __init__(
-        self, container: Container, *, archive: bool, follow: bool, outward: bool, event: Event | None = None
+        self,
+        container: Container,
+        *,
+        archive: bool,
+        follow: bool,
+        outward: bool,
+        event: Event | None = None,
+        session: Session | None = None,
     ) -> None:
-        self.event, self.container, self.archive, self.follow, self.outward = event, container, archive, follow, outward
+        self.container, self.archive, self.follow, self.outward = container, archive, follow, outward
+        self.event, self.session = event, session
         self.pid = self.copied = 0
         self.owners = owners.of(container) if archive else owners.Owners()
 
@@ -154,28 +163,25 @@ class Work:
         to_child, to_parent = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
         _widen((to_parent if self.outward else to_child)[1])
         console = Console(say, self.event)
-        before = {number: signal.getsignal(number) for number in INTERRUPTS}
-        signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
+        signals = Signals(self.container.label(), self.session)
         self.pid = os.fork()
         if self.pid == 0:
             os.close(to_child[1])
             os.close(to_parent[0])
-            self._be_child(container_path, to_child[0], to_parent[1])
+            self._be_child(container_path, to_child[0], to_parent[1], signals)
+        if self.session:
+            self.session.announce()
         os.close(to_child[0])
         os.close(to_parent[1])
         incoming, outgoing = Incoming(to_parent[0]), Outgoing(to_child[1])
         try:
-            for number in INTERRUPTS:
-                signal.signal(number, signal.SIG_IGN if before[number] == signal.SIG_IGN else _interrupt)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
+            signals.watch(console.warn)
             self._be_host(host_path, stream_fd, incoming, outgoing, console)
             return PARTIAL if console.problems else 0
         except Interrupted as error:
-            what = "no half-copied file stays; what was copied before does"
-            raise CntrError(f"interrupted: {what}", "", 128 + error.number) from None
+            raise signals.error(error.number) from None
         finally:
-            for number in INTERRUPTS:
-                signal.signal(number, signal.SIG_IGN)
+            signals.ignore()
             console.close()
             self.copied = console.progress.done
             if self.event:
@@ -183,8 +189,7 @@ class Work:
             incoming.stream.close()
             os.close(outgoing.fd)
             self._reap()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            signals.restore()
 
     def _be_host(self, path: bytes, stream_fd: int, incoming: Incoming, outgoing: Outgoing, console: Console) -> None:
         """stream_fd: the caller's open file that PATH is, or -1."""
@@ -258,15 +263,13 @@ class Work:
         finally:
             os.close(pidfd)
 
-    def _be_child(self, path: bytes, read_fd: int, write_fd: int) -> None:
+    def _be_child(self, path: bytes, read_fd: int, write_fd: int, signals: Signals) -> None:
         """The container's end; never returns. Whoever holds the other ends of the pipes says when it is over."""
         label = self.container.label()
         out = Outgoing(write_fd)
         tell = Remote(out, f"{label}:")
         try:
-            for number in INTERRUPTS:
-                signal.signal(number, signal.SIG_IGN)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
+            signals.ignore()
             syscalls.set_process_name("cntr-cp")
             incoming = Incoming(read_fd)
             own_fds = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -370,10 +373,6 @@ def _last_words(tell: Remote, error: CntrError) -> None:
 
 def _expect(console: Console, meta: Meta) -> None:
     console.progress.size = meta.size if meta.is_file() else 0
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise Interrupted(number)
 
 
 def _widen(fd: int) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from cntr.attach import signals
 from cntr.audit import live, times
+from testkit.waiting import wait_until
 from tests.audit.support import Place, only
 from tests.nest import box
 from tests.nest.tty import CNTR, Terminal
@@ -129,6 +130,61 @@ def test_a_forward_is_one_too(container):
     done = box.run("forward", str(container.pid), "0:9", "--timeout", "1s")
     assert done.returncode == 129
     assert "its time is over: 1s" in done.stderr
+
+
+@pytest.fixture
+def endless():
+    """A pipe that says nothing and does not end."""
+    reader, writer = os.pipe()
+    yield reader
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_copy_is_one_too(place, container, endless):
+    words = ("cp", "/dev/stdin", f"{container.pid}:/copied")
+    place.policy = "[session]\nlimit = '1s'\n"
+    with place.journal() as journal:
+        done = place.cntr(*words, stdin=endless, input=None)
+        assert done.returncode == 129, done
+        said = box.one_line_and_hint(done, 129)
+        assert said == f"cntr: pid:{container.pid}: the session was ended: its time is over: 1s"
+    assert only(journal.entries[-1], "CNTR_ENDED_BY") == "its time is over: 1s"
+    with subprocess.Popen([*CNTR, *words, "--timeout", "1h"], stdin=endless, stderr=subprocess.PIPE, text=True) as one:
+        (row,) = wait_until(lambda: listed(container))
+        assert (row["command"], row["pid"]) == ("cp", one.pid)
+        assert box.run("sessions", "end", row["id"]).returncode == 0
+        assert one.wait() == 129
+        assert "the session was ended: `cntr sessions end`" in one.stderr.read()
+    assert listed(container) == []
+    assert not [name for name in os.listdir(f"/proc/{container.pid}/root") if "copied" in name]
+
+
+def test_so_is_a_mount_which_is_unmounted_then(place, tmp_path):
+    (tmp_path / "there").write_text("x")
+    mountpoint = tmp_path / "mountpoint"
+    mountpoint.mkdir()
+    place.policy = "[session]\nlimit = '1s'\n[[allow]]\ncommands = ['mount']\n"
+    with place.journal() as journal:
+        done = place.cntr("mount", str(tmp_path), str(mountpoint), "--foreground")
+        assert (done.returncode, done.stderr) == (
+            129,
+            f"cntr: {mountpoint}: the session was ended: its time is over: 1s\n",
+        )
+    assert only(journal.entries[-1], "CNTR_ENDED_BY") == "its time is over: 1s"
+    assert only(journal.entries[-1], "CNTR_PROCESS_EXIT_CODE") == "129"
+    assert box.run("mount", str(tmp_path), str(mountpoint)).returncode == 0
+    busy = os.open(mountpoint / "there", os.O_PATH)
+    try:
+        rows = json.loads(box.run("sessions", "--json").stdout)
+        (row,) = [row for row in rows if row["container"] == str(tmp_path)]
+        assert row["command"] == "mount"
+        assert box.run("sessions", "end", row["id"]).returncode == 0
+        assert not mountpoint.is_mount()
+    finally:
+        os.close(busy)
+        if mountpoint.is_mount():
+            subprocess.run(["umount", "-l", mountpoint], check=True)
 
 
 def test_one_that_is_killed_leaves_nothing(container):

@@ -1,0 +1,76 @@
+"""``cntr mount``: a mount is a session, too."""
+
+from __future__ import annotations
+
+import sys
+
+from cntr.attach.signals import END
+from cntr.cntrfs import mounting, options
+from cntr.errors import printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cntr.audit.session import Session
+    from cntr.audit.times import Term
+    from cntr.cli.parser import Parsed
+
+
+class RecordedMount(mounting.MountSession):
+    """One that is recorded, listed, and has its time. mountpoint: for what is said of it."""
+
+    end_signal = END
+
+    def __init__(self, session: Session, mountpoint: str) -> None:
+        self.session, self.mountpoint = session, printable(mountpoint)
+        self.term: Term | None = None
+
+    def begun(self) -> None:
+        """From now on it is listed, and its time runs."""
+        self.session.announce()
+        if self.session.limit is not None:
+            from cntr.audit.times import Term
+
+            self.term = Term(self.session.limit)
+
+    def must_end(self, signalled: int) -> bool:
+        """By its time, or by SIGNALLED."""
+        if signalled:
+            self.session.why = "`cntr sessions end`" if signalled == END else f"signal {signalled}"
+            if signalled == END:
+                self._say(f"the session was ended: {self.session.why}")
+        elif self.term and self.term.is_over(self._say):
+            self.session.why = f"its time is over: {self.term}"
+            self._say(f"the session was ended: {self.session.why}")
+        return bool(self.session.why)
+
+    def ended(self, status: int) -> None:
+        """The record."""
+        self.session.end(status)
+
+    def _say(self, text: str) -> None:
+        """To who is there: of the background process nobody is."""
+        sys.stderr.write(f"cntr: {self.mountpoint}: {text}\n")
+        sys.stderr.flush()
+
+
+def run(parsed: Parsed, session: Session) -> int:
+    """Mount as the words say; the status. Raises CntrError."""
+    source, mountpoint = parsed.words
+    settings = options.parse(",".join(parsed.texts("options")))
+    if parsed.flag("read_only"):
+        settings.read_only = True
+    if parsed.flag("cache"):
+        options.set_cache(settings, parsed.text("cache"))
+    binding = parsed.text("binding", "auto")
+    session.begin()
+    status = mounting.run(
+        source,
+        mountpoint,
+        settings,
+        binding=None if binding == "auto" else binding,
+        foreground=parsed.flag("foreground"),
+        life=RecordedMount(session, mountpoint),
+    )
+    if not parsed.flag("foreground"):
+        session.hand_over()
+    return status
