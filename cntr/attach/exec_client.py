@@ -1,4 +1,4 @@
-"""``cntr exec`` from inside a session: asks the process outside, see ``exec_server``."""
+"""``cntr exec`` and ``cntr forward`` from inside a session: asks the process outside, see ``exec_server``."""
 
 from __future__ import annotations
 
@@ -20,10 +20,31 @@ def run(argv: list[str], settings: list[str], directory: str) -> int:
     """Run the container's command; its exit status. Raises CntrError."""
     # A variable named alone is the session's, which the one who is asked does not have.
     settings = [s if "=" in s else f"{s}={os.environ[s]}" for s in settings if "=" in s or s in os.environ]
-    packet = os.fsencode("\0".join([directory, str(len(settings)), *settings, *argv]))
+    return _ask("exec", [directory, str(len(settings)), *settings, *argv])
+
+
+def forward(words: list[str]) -> int:
+    """Forward until a signal comes; WORDS as ``forward.spec.from_inside`` has them. Raises CntrError."""
+    try:
+        return _ask("forward", ["", exec_server.FORWARD, *words])
+    except NotAnswered:
+        raise CntrError(
+            "cntr forward: this session may not, or it has ended",
+            "begin it with `cntr attach --forward`, or run `cntr forward` outside of it",
+        ) from None
+
+
+class NotAnswered(CntrError):
+    """The connection was closed without a word."""
+
+
+def _ask(command: str, words: list[str]) -> int:
+    """The exit status of what is started outside. Raises CntrError."""
+    packet = os.fsencode("\0".join(words))
     if len(packet) > exec_server.PACKET:
         raise CntrError(
-            "cntr exec: the command line is too long", f"at most {exec_server.PACKET >> 10} KiB from inside a session"
+            f"cntr {command}: the command line is too long",
+            f"at most {exec_server.PACKET >> 10} KiB from inside a session",
         )
     _check_directory()
     watch = SignalFile()
@@ -93,7 +114,7 @@ def _wait(connection: _socket.socket, watch: SignalFile) -> int:
                 continue
             status = connection.recv(1)
             if not status:
-                raise CntrError(
+                raise NotAnswered(
                     "cntr exec: the supervisor refused, or ended",
                     f"{ON_THE_HOST}; a file of /proc and a daemon's socket go through a pipe: `cat FILE | cntr exec …`",
                 )

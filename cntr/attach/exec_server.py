@@ -1,4 +1,4 @@
-"""Serves ``cntr exec`` requests from inside a session, on the outside.
+"""Serves ``cntr exec`` requests from inside a session, on the outside; and ``cntr forward``, where the session may.
 
 A session cannot run the container's own programs safely by itself. It has the container's root at its base directory, but a program
 that is merely chrooted there finds the tools' tree above it: with CAP_SYS_CHROOT it walks out, and to the container's other
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cntr.attach.target import Target
 
 NAME = "exec.sock"
+FORWARD = "forward"  # in a question, in place of the number of variables
 PACKET = 1 << 17  # bytes of a question
 STREAMS = 3  # fds that come with it
 BACKLOG = 16  # connections that have no handler yet
@@ -39,11 +40,14 @@ SILENCE_SECONDS = 5.0
 class ExecServer:
     """The supervisor's side. Until somebody connects it is a socket and nothing more; then it is a process, whose pidfd is watched."""
 
-    __slots__ = ("flags", "listener", "pid", "pidfd", "target")
+    __slots__ = ("flags", "forward", "listener", "pid", "pidfd", "target")
 
-    def __init__(self, target: Target, flags: list[str], directory_fd: int) -> None:
-        """Listen in a directory that only the session will see; flags: options of the session that hold for its execs. Raises OSError."""
-        self.target, self.flags, self.pid, self.pidfd = target, flags, 0, -1
+    def __init__(self, target: Target, flags: list[str], directory_fd: int, forward: list[str] | None = None) -> None:
+        """Listen in a directory that only the session will see; flags: options of the session that hold for its execs.
+
+        forward: those for its forwards, None where it may have none. Raises OSError.
+        """
+        self.target, self.flags, self.forward, self.pid, self.pidfd = target, flags, forward, 0, -1
         kind = _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
         self.listener = _socket.socket(_socket.AF_UNIX, kind)
         path = f"/proc/self/fd/{directory_fd}/{NAME}"
@@ -119,7 +123,7 @@ class ExecServer:
             connection = _socket.socket(fileno=self.listener._accept()[0])  # type: ignore[attr-defined]
             os.close(taken_write)
             if is_of(connection, nest):
-                Handler(connection, self.target, self.flags, nest).run()
+                Handler(connection, self, nest).run()
         except (OSError, ValueError):
             pass  # the client sees the end of its connection
         finally:
@@ -159,11 +163,12 @@ class ExecServer:
 
 
 class Handler:
-    """One client, and the ``cntr exec`` that was started for it."""
+    """One client, and the ``cntr exec`` or ``cntr forward`` that was started for it."""
 
-    def __init__(self, connection: _socket.socket, target: Target, flags: list[str], nest: tuple[int, int]) -> None:
+    def __init__(self, connection: _socket.socket, server: ExecServer, nest: tuple[int, int]) -> None:
         """connection: of a process of the session."""
-        self.connection, self.target, self.flags, self.nest = connection, target, flags, nest
+        self.connection, self.target, self.nest = connection, server.target, nest
+        self.flags, self.forward = server.flags, server.forward
 
     def run(self) -> None:
         """Take the question, start, wait. Raises OSError, ValueError."""
@@ -186,6 +191,8 @@ class Handler:
     def _line(self, data: bytes) -> list[str]:
         """The command line. Raises ValueError for what a client of ours does not send."""
         directory, count, *words = os.fsdecode(data).split("\0")
+        if count == FORWARD:
+            return self._forward_line(words)
         settings, command = words[: int(count)], words[int(count) :]
         # A name alone would take over a variable of this process, which is none of the session's.
         if int(count) < 0 or not command or not all("=" in setting for setting in settings) or not self.target.alive():
@@ -202,14 +209,29 @@ class Handler:
             *command,
         ]
 
+    def _forward_line(self, words: list[str]) -> list[str]:
+        """Raises ValueError, also where the session has no such right."""
+        from cntr.errors import UsageError
+        from cntr.forward import spec
+
+        if self.forward is None or not self.target.alive():
+            raise ValueError
+        try:
+            line = spec.from_inside(words)
+        except UsageError:
+            raise ValueError from None
+        return ["forward", f"pid:{self.target.pid}@{self.target.start_time}", *self.forward, *line]
+
     def _start(self, line: list[str], fds: list[int]) -> None:
-        """Be ``cntr exec`` with the client's streams; never returns."""
+        """Be that, with the client's streams; never returns."""
         try:
             from cntr.attach import readonly_interpreter
 
             argv = [sys.executable, "-IS", "-c", readonly_interpreter.code(), *line]
             os.setsid()  # the terminal behind the streams is the session's, and none of it is ours
-            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+            # A forward ends in order by itself, and has its record; an exec waits for a command.
+            at_our_end = signal.SIGTERM if line[0] == FORWARD else signal.SIGKILL
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, at_our_end)
             for number, fd in enumerate(fds):
                 os.dup2(fd, number)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())

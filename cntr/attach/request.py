@@ -23,6 +23,7 @@ class Request:
         self.environment: list[str] = []
         self.shares: list[str] = []
         self.x11 = self.agent = self.bus = self.wayland = False  # sockets of the caller's that the session reaches
+        self.forward = False  # `cntr forward` in the session reaches this machine's loopback
         self.sockets: list[str] = []  # and others, by their paths
         self.directory: str | None = (
             None  # where the command starts; None: / of a session, the container's own for exec

@@ -324,15 +324,19 @@ def _run_session(request: Request, target: Target, fds: Fds, say: Callable[[str]
 def _exec_server(request: Request, target: Target, private: Private) -> ExecServer | None:
     """Who answers `cntr exec` in the session; an owner without root could not come back from the container's namespaces."""
     if target.as_owner:
+        if request.forward:
+            raise CntrError(
+                "--forward: without root nobody outside of the session can be asked",
+                f"`cntr forward {printable(request.target)} …` beside it does the same",
+            )
         return None
     flags = [] if request.join_cgroup else ["--no-cgroup"]
     if request.user is not None:
         flags += ["--user", request.user]
-    if request.session and request.session.reason:
-        flags += ["--reason", request.session.reason]
+    reason = ["--reason", request.session.reason] if request.session and request.session.reason else []
     directory_fd = os.open(INFORMATION, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=private.tree_fd)
     try:
-        return ExecServer(target, flags, directory_fd)
+        return ExecServer(target, [*flags, *reason], directory_fd, reason if request.forward else None)
     finally:
         os.close(directory_fd)
 

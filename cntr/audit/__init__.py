@@ -11,6 +11,6 @@ from __future__ import annotations
 
 # The options that widen what a session reaches: recorded by themselves, and what a policy can forbid.
 WIDENING = tuple(
-    "--agent --dbus --force --network --no-cgroup --no-seccomp --privileged --reverse --share --socket --tools --user --wayland --write "
-    "--x11".split()
+    "--agent --dbus --force --forward --network --no-cgroup --no-seccomp --privileged --reverse --share --socket --tools --user --wayland "
+    "--write --x11".split()
 )

@@ -18,6 +18,7 @@ from cntr.linux import procfs
 
 LINK = f"/memfd:{ANNOUNCED} (deleted)"
 LIMIT = 1 << 16  # bytes of what a session says
+NEAR = 3  # generations
 PATIENCE_SECONDS = 8.0  # for one that was told to end: its command has two
 
 
@@ -57,6 +58,23 @@ def sessions() -> list[Live]:
         if name.isdecimal() and (one := _session(int(name), place)):
             found.append(one)
     return sorted(found, key=lambda one: one.start)
+
+
+def begun_in() -> dict[str, object]:
+    """The fields of the session of the same user's that this process was started for from inside of it; {} for none.
+
+    Its ancestors are the handler of that, who serves, and the supervisor (``attach.exec_server``).
+    """
+    place, pid = _memfds_mount(), os.getppid()
+    for _ in range(NEAR):
+        found = _session(pid, place)
+        if found:
+            return found.fields if found.text("user.id") == str(os.getuid()) else {}
+        try:
+            pid = procfs.parent_pid(procfs.read(f"/proc/{pid}/stat"))
+        except (OSError, ValueError, IndexError):
+            break
+    return {}
 
 
 def end(id: str, number: int) -> Live:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 POLICY = "/etc/cntr.conf"
 STRING_LIMIT, LIST_LIMIT = 8192, 256  # characters of a value, values of a list
+# What a session in a session has from the outer one, which has asked the engine.
+OF_ENGINE = ("container.runtime", "container.name", "container.id", "container.image.name", "container.image.hash.all")
 ANNOUNCED = "cntr-session"  # the memfd's name; see ``announce``
 SHOWN_WORDS, SHOWN_LENGTH = 32, 200  # of a command line, for whoever lists sessions
 
@@ -27,7 +29,8 @@ class Session:
     """A scope. What it was begun with: the command's name, cntr's words (secrets taken out), options that widen, reason, target as typed.
 
     copied: bytes moved by cp; status: of the command, for the record of the end; why: what ended it but the command itself; limit: seconds
-    that it may take, None for any time; recording: the path of a file that gets what it shows, "" for none, and recorder, who writes it.
+    that it may take, None for any time; recording: the path of a file that gets what it shows, "" for none, and recorder, who writes it;
+    outer: fields of the session that it was begun in.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class Session:
     ) -> None:
         self.command, self.words, self.say, self.target, self.reason = command, words, say, target, reason
         self.widening: list[str] = []
+        self.outer: dict[str, object] = {}
         self.limit: float | None = None
         self.policy: Policy | None = None
         self.settings = sinks.Settings()
@@ -174,6 +178,13 @@ class Session:
                     "cntr.target_owner": str(container.owner),
                 }
             )
+            if str(self.outer.get("cntr.target_pid")) == str(container.pid):
+                self.fields["cntr.session.parent"] = bounded(str(self.outer.get("event.id", "")))
+                for key in OF_ENGINE:
+                    found = self.outer.get(key, "")
+                    self.fields[key] = (
+                        [bounded(str(one)) for one in found] if isinstance(found, list) else bounded(str(found))
+                    )
 
     def _label(self) -> str:
         """Who, and on what: the head of a message."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from cntr.cli.parser import Parsed
@@ -19,6 +20,8 @@ def run(parsed: Parsed, say: Callable[[str], None], out: Callable[[str], None], 
     """Forward; say: prints a line to the user; out: to standard output. Raises CntrError, UsageError."""
     from cntr.forward import relay, spec
 
+    if not parsed.words:
+        raise UsageError("forward: TARGET is missing", "`cntr ps` lists running containers")
     target, *words = parsed.words
     if words[:1] == ["-"]:
         if len(words) != 2 or parsed.argv or parsed.texts("reverse"):
@@ -32,6 +35,29 @@ def run(parsed: Parsed, say: Callable[[str], None], out: Callable[[str], None], 
     if not forwards:
         raise UsageError("forward: no port", "`cntr forward web 8080:80`; -R for one of this machine in the container")
     return relay.run(target, forwards, parsed.argv, _teller(parsed, say, out), session)
+
+
+def is_inside(parsed: Parsed) -> bool:
+    """In a session: whether it is the session's container that is meant."""
+    first = parsed.words[0] if parsed.words else ""
+    return not first or first == os.environ["CNTR_TARGET"] or first[0] in "0123456789[/@-"
+
+
+def run_inside(parsed: Parsed) -> int:
+    """Have it done outside of the session. Raises CntrError, UsageError."""
+    from cntr.attach import exec_client
+    from cntr.forward import spec
+
+    given = parsed.words[1:] if parsed.words[:1] == [os.environ["CNTR_TARGET"]] else parsed.words
+    if parsed.argv or parsed.flag("timeout") or parsed.flag("reason") or "-" in given:
+        raise UsageError(
+            "forward: from inside a session ports and --json, and nothing else",
+            "it ends with the session, whose reason it has; programs in the session reach the container's ports as they are",
+        )
+    words = ["J"] if parsed.flag("json") else []
+    words += [f"L{word}" for word in given] + [f"R{word}" for word in parsed.texts("reverse")]
+    spec.from_inside(words)
+    return exec_client.forward(words)
 
 
 def _teller(parsed: Parsed, say: Callable[[str], None], out: Callable[[str], None]) -> Tell:

@@ -132,7 +132,7 @@ def _attach(parsed: Parsed) -> int:
     request.shares = parsed.texts("share")
     request.x11, request.agent = parsed.flag("x11"), parsed.flag("agent")
     request.bus, request.wayland = parsed.flag("dbus"), parsed.flag("wayland")
-    request.sockets = parsed.texts("socket")
+    request.sockets, request.forward = parsed.texts("socket"), parsed.flag("forward")
     request.seccomp = parsed.flag("seccomp")
     request.force = parsed.flag("force")
     if not request.uses_host:  # their shell is as foreign as the container's own
@@ -203,6 +203,10 @@ def _session(parsed: Parsed, target: str) -> Session:
         parsed.command.name, without_secrets(parsed.line), _say, target=target, reason=parsed.text("reason")
     )
     session.recording = parsed.text("record")
+    if target.startswith("pid:") and "@" in target:  # as a session has it run, see attach.exec_server
+        from cntr.audit import live
+
+        session.outer = live.begun_in()
     if parsed.flag("timeout"):
         from cntr.audit import times
 
@@ -272,6 +276,8 @@ def _slim(parsed: Parsed) -> int:
 def _forward(parsed: Parsed) -> int:
     from cntr.cli import forwarding
 
+    if "CNTR_TARGET" in os.environ and forwarding.is_inside(parsed):
+        return forwarding.run_inside(parsed)
     with _session(parsed, parsed.words[0]) as session:
         session.status = forwarding.run(parsed, _say, print, session)
     return session.status

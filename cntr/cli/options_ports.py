@@ -16,6 +16,7 @@ SESSION_SOCKETS = (
         "any other Unix socket of yours, at its own path in the session's /run, /tmp or home, or AS another",
         repeat=True,
     ),
+    Option("--forward", "", "let `cntr forward` in the session open ports of this machine's loopback, both ways"),
 )
 
 FORWARDING = """FORWARD is [ADDR:]PORT[:PORT], what listens here and what it leads to in TARGET; PORT alone is both.
@@ -28,11 +29,14 @@ a minute. A container named by its pid is not found again. Where nobody listens 
 line says so. A connection that was cut off at one end is reset at the other.
 
 `-- CMD…` is run when all ports are up, and its status is that of cntr; CNTR_FORWARD_1, CNTR_FORWARD_2, … are the addresses. Without
-it, it goes on until a signal comes. `cntr forward TARGET - PORT` joins stdin and stdout to the port: ssh's ProxyCommand."""
+it, it goes on until a signal comes. `cntr forward TARGET - PORT` joins stdin and stdout to the port: ssh's ProxyCommand.
+
+In a session of `cntr attach --forward` TARGET is left out, and it ends with the session: `cntr forward 8080:80 &`. Of this machine it
+reaches ports on 127.0.0.1 and ::1 then, from 1024 on where it listens."""
 
 FORWARD = Subcommand(
     "forward",
-    "TARGET [FORWARD]…",
+    "[TARGET] [FORWARD]…",
     "ports and sockets of a container on this machine, or with -R of this machine in the container",
     (
         Option(

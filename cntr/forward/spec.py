@@ -9,6 +9,7 @@ from cntr.errors import UsageError, printable
 
 LOCALHOST = ("127.0.0.1", "::1")
 FORMS = "[ADDR:]PORT[:[ADDR:]PORT|:/socket/path|:@name][/udp]: 8080:80, 0.0.0.0:53:53/udp, 5432:/run/pg.sock, [::1]:80"
+UNPRIVILEGED = 1024  # ip(7)
 UNIX_LENGTH = 107  # bytes of sun_path, and the zero behind it (unix(7))
 
 
@@ -84,6 +85,32 @@ def one_endpoint(word: str) -> Endpoint:
     if rest or not (endpoint.path or endpoint.port):
         raise _wrong(word, "one end is enough: PORT, ADDR:PORT, /socket/path, @name")
     return endpoint
+
+
+def from_inside(words: list[str]) -> list[str]:
+    """What a session asks of the process outside of it, as ``cntr forward`` takes it: each ``L`` or ``R`` and a forward, ``J`` for --json.
+
+    Of this machine they reach ports on its loopback, that any user could listen at: no files, which would be root's. Raises UsageError.
+    """
+    line = []
+    for word in words:
+        kind, rest = word[:1], word[1:]
+        if word == "J":
+            line.append("--json")
+            continue
+        if kind not in ("L", "R"):
+            raise _wrong(word, "it is neither L nor R")
+        forward = parse(rest, reverse=kind == "R")
+        ours = forward.connect if forward.reverse else forward.listen
+        if ours.path or ours.address not in ("", *LOCALHOST) or (not forward.reverse and 0 < ours.port < UNPRIVILEGED):
+            raise UsageError(
+                f"{printable(rest)}: from inside a session only ports of this machine's 127.0.0.1 and ::1, from {UNPRIVILEGED} on",
+                "any other: `cntr forward TARGET …` outside of it",
+            )
+        line += ["-R", rest] if forward.reverse else [rest]
+    if not any(word != "--json" for word in line):
+        raise UsageError("forward: no port", "`cntr forward 8080:80`")
+    return line
 
 
 def _has_path(word: str) -> bool:

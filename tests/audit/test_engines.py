@@ -25,7 +25,15 @@ def test_the_container_is_the_engines_and_a_pid_in_it_is_that_container(request,
         for target in (other.name, other.id[:12], f"pid:{other.pid}"):
             done = place.cntr("attach", target, "--", "true", env=one.env)
             assert "is not allowed for" in box.one_line_and_hint(done)
-    named = [entry for entry in journal.entries if only(entry, "CNTR_CONTAINER_RUNTIME") == engine]
+    inside = [entry for entry in journal.entries if only(entry, "CNTR_EVENT_ACTION") == "exec"]
+    assert len(inside) == 8
+    for entry in inside[:6]:  # the last was a pid's
+        assert only(entry, "CNTR_EVENT_REASON") == "r"
+        assert (only(entry, "CNTR_CONTAINER_RUNTIME"), only(entry, "CNTR_CONTAINER_NAME")) == (engine, one.name)
+        assert only(entry, "CNTR_CONTAINER_ID") == one.id
+        begun = {only(outer, "CNTR_EVENT_ID") for outer in journal.entries if outer not in inside}
+        assert only(entry, "CNTR_SESSION_PARENT") in begun
+    named = [one for one in journal.entries if only(one, "CNTR_CONTAINER_RUNTIME") == engine and one not in inside]
     kinds = [(only(entry, "CNTR_EVENT_ACTION"), only(entry, "CNTR_EVENT_TYPE")) for entry in named]
     assert kinds[:2] == [("attach", "start"), ("attach", "end")]
     assert kinds.count(("attach", "denied")) == 2
@@ -34,6 +42,3 @@ def test_the_container_is_the_engines_and_a_pid_in_it_is_that_container(request,
         assert only(entry, "CNTR_CONTAINER_ID") == one.id
         assert only(entry, "CNTR_CONTAINER_IMAGE_NAME").endswith("slim:1")
         assert only(entry, "CNTR_CONTAINER_IMAGE_HASH_ALL").removeprefix("sha256:") == image.removeprefix("sha256:")
-    inside = [entry for entry in journal.entries if only(entry, "CNTR_EVENT_ACTION") == "exec"]
-    assert len(inside) == 8
-    assert {only(entry, "CNTR_EVENT_REASON") for entry in inside} == {"r"}

@@ -150,7 +150,7 @@ COMMON = frozenset(
     replaced replies report request root row rule run running runtime screen seeking sender served server service session settings
     setup signal slim source ssh state stdio stop stopped store stream streams strict subcommand table target task tell term terminal
     there ticker timer told toml tools trace traced tree unpacked usage user verified view waiter wanted watch watched without work
-    workers xattrs zstd stack idler pointer recorded signals
+    workers xattrs zstd stack idler pointer recorded signals answered
     """.split()
 )
 
