@@ -78,7 +78,7 @@ RUN = Step(
     {ENOENT: "is it installed on the tools' side, and in PATH?", EAGAIN: COMMON[EAGAIN]},
 )
 RUN_OWN = Step(
-    "run in the container",
+    "exec",
     "is it an executable of this machine's kind?",
     {ENOENT: "the container has no such program: `cntr attach` brings your own tools", EAGAIN: COMMON[EAGAIN]},
 )

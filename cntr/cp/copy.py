@@ -101,11 +101,9 @@ def copy(
     if session:
         session.target = source_target or target
     if source_target and target:
-        raise UsageError("cntr cp: both sides are in a container", "copy to a directory of the host first")
+        raise UsageError("cp: both sides are in a container", "copy to a directory of the host first")
     if not (source_target or target):
-        raise UsageError(
-            "cntr cp: neither side is in a container", "the container's side is TARGET:/PATH, from its root"
-        )
+        raise UsageError("cp: neither side is in a container", "the container's side is TARGET:/PATH, from its root")
     from cntr.images import targets
 
     container, stand_in = targets.resolve(source_target or target, write=bool(target), say=say)

@@ -21,11 +21,11 @@ def split(word: str) -> tuple[str, bytes]:
     """
     if word == "-":
         raise UsageError(
-            "cntr cp: - is no file",
+            "cp: - is no file",
             "/dev/stdin and /dev/stdout are; a tar stream: `cntr attach TARGET -- tar -C /var/lib/cntr/DIR -c .`",
         )
     if not word or "\0" in word:
-        raise UsageError("cntr cp: an empty path", "`.` is this directory")
+        raise UsageError("cp: an empty path", "`.` is this directory")
     head, colon, rest = word.partition(":")
     if not (head and colon) or word.startswith(("/", ".")):
         return "", os.fsencode(word)
@@ -43,9 +43,7 @@ def split(word: str) -> tuple[str, bytes]:
     else:
         target, path = head, rest
     if not path:
-        raise UsageError(
-            f"cntr cp: {printable(word)}: no path", f"{printable(target)}:/PATH, from the container's root"
-        )
+        raise UsageError(f"cp: {printable(word)}: no path", f"{printable(target)}:/PATH, from the container's root")
     return target, os.fsencode(path if path.startswith("/") else f"/{path}")
 
 

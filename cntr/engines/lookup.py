@@ -33,10 +33,10 @@ def resolve(target: str) -> Container:
 
 
 def _resolve(target: str) -> Container:
-    if not target or "\0" in target or len(target) > 4096:
+    prefix, colon, rest = target.partition(":")
+    if not target or (colon and not rest) or "\0" in target or len(target) > 4096:
         shown = printable(target[:60])
         raise TargetNotFound(f"not a container name: {shown!r}", "name a container, a pid, or engine:name")
-    prefix, colon, rest = target.partition(":")
     if process.is_pid(target):
         return _numbered(target)
     if colon and prefix in PREFIXES_WITHOUT_ENGINE:

@@ -68,7 +68,7 @@ def open_layout(path: str) -> Image:
         raise ImageError(
             f"oci:{printable(path)}: {error.strerror}", "give the directory that holds index.json"
         ) from None
-    layout = _Layout(fd, f"layout {printable(path)}")
+    layout = _Layout(fd, f"oci:{printable(path)}")
     try:
         return _read(layout, "oci", path, tag)
     except BaseException:

@@ -49,6 +49,7 @@ NAMES = {
     "no-such-container-here": "no-such-container-here: no running container of that name",
     "docker:no-such-container-here": "no running container of that name",
     "": "not a container name: ''",
+    "docker:": "not a container name: 'docker:'",
     "pid:0": "pid:0: not a process id",
     "pid:one": "pid:one: not a process id",
     "4194303": "pid 4194303: no such process",
