@@ -19,15 +19,17 @@ BAR = 24  # columns
 class Progress:
     """Bytes that are moved, on stderr where that is a terminal. size: how many it will be, 0 where that is not known.
 
-    what: goes before; tell: is told of each event instead: its kind, its fields.
+    what: goes before; tell: is told of each event instead: its kind, its fields. events: who is told where nobody is named, set by the
+    command line when a program has asked for JSON.
     """
 
     __slots__ = ("begun", "done", "next", "shown", "size", "tell", "what")
+    events: Tell | None = None
 
     def __init__(self, what: str = "", tell: Tell | None = None) -> None:
-        self.what, self.tell = what, tell
+        self.what, self.tell = what, tell or Progress.events
         self.begun, self.done, self.size, self.shown = time.monotonic(), 0, 0, False
-        self.next = self.begun + QUIET_SECONDS if tell or os.isatty(2) else float("inf")
+        self.next = self.begun + QUIET_SECONDS if self.tell or os.isatty(2) else float("inf")
 
     def moved(self, count: int) -> None:
         """COUNT bytes more."""
@@ -38,13 +40,16 @@ class Progress:
         self.next = now + 0.25
         if self.tell:
             self.next = now + QUIET_SECONDS
-            self.tell("progress", {"bytes": self.done, "size": self.size})
+            what = {"what": self.what.rstrip(": ")} if self.what else {}
+            self.tell("progress", {**what, "bytes": self.done, "size": self.size})
         else:
             self._show(now)
 
     def say(self, text: str) -> None:
         """A line without numbers, at once; where stderr is a terminal."""
-        if self.next != float("inf") and not self.tell:
+        if self.tell:
+            self.tell("waiting", {"text": text})
+        elif self.next != float("inf"):
             self._line(text)
 
     def _show(self, now: float) -> None:

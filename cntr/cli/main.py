@@ -87,6 +87,10 @@ def _run(argv: list[str]) -> int:
 
         print(manual.usage(parsed.command))
         return 0
+    if parsed.flag("json"):
+        from cntr.progress import Progress
+
+        Progress.events = _event
     return HANDLERS[parsed.command.name](parsed)
 
 
@@ -244,6 +248,7 @@ def _only_name(setting: str) -> str:
 
 def _cp(parsed: Parsed) -> int:
     from cntr.cp import copy
+    from cntr.progress import Progress
 
     source, destination = parsed.words
     with _session(parsed, " ".join(parsed.words)) as session:  # until copy has told target and path apart
@@ -254,7 +259,7 @@ def _cp(parsed: Parsed) -> int:
             follow=parsed.flag("follow_link"),
             say=_say,
             session=session,
-            event=_event if parsed.flag("json") else None,
+            event=Progress.events,
         )
     return session.status
 
@@ -299,7 +304,7 @@ def _request(parsed: Parsed) -> Request:
 
 
 def _event(kind: str, fields: Mapping[str, object]) -> None:
-    """A line of JSON on stderr: stdout may be what is copied to."""
+    """A line of JSON on stderr: stdout is for the answer, or what is copied to."""
     import json
 
     if sys.stderr is not None:

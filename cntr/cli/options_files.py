@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cntr.cli.parser import Option, Subcommand
 
-JSON = Option("--json", "", "machine-readable output")
+JSON = Option("--json", "", "machine-readable output; on stderr a line of JSON for what takes more than a second")
 ENV = Option("-e --env", "K=V", "set a variable; K alone passes the caller's on", repeat=True)
 REASON = Option("--reason", "TEXT", "why, for the record; a policy may require it (docs/audit.md)")
 TIMEOUT = Option("--timeout", "TIME", "end the session after so long (30s, 30m, 8h), with a warning a minute before")

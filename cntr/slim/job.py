@@ -6,6 +6,7 @@ import os
 import time
 
 from cntr.errors import CntrError, printable
+from cntr.progress import Progress
 from cntr.slim.exercise import Exercise
 from cntr.slim.report import Report
 from cntr.slim.rules import Choices
@@ -53,7 +54,11 @@ class Job:
 
     def step(self, words: str) -> None:
         """Progress, with the seconds so far."""
-        self.say(f"{time.monotonic() - self.begin:6.1f} s  {words}")
+        seconds = time.monotonic() - self.begin
+        if Progress.events:
+            Progress.events("step", {"seconds": round(seconds, 1), "text": words})
+        else:
+            self.say(f"{seconds:6.1f} s  {words}")
 
 
 def exercise(job: Job, running: Running, idle: Callable[[], float]) -> float:

@@ -74,6 +74,27 @@ def test_a_line_on_a_terminal_that_is_taken_back_and_silence_in_a_pipe(code, lin
     assert (done.stdout, done.stderr) == (f"{last}\n", "")
 
 
+@pytest.mark.parametrize(
+    ("code", "first"),
+    [
+        (WAITING, {"event": "waiting", "text": "waiting for slowpoke"}),
+        (UNPACKING, {"event": "progress", "what": "unpacking image:big", "size": 0}),
+    ],
+)
+def test_events_where_a_program_has_asked_for_json(code, first):
+    setup = "from cntr.cli import main\nfrom cntr.progress import Progress\nProgress.events = main._event\n"
+    done = subprocess.run(
+        [sys.executable, "-c", setup + code],
+        env={**os.environ, **ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert events[0].items() >= first.items()
+    assert done.stdout
+
+
 def test_the_line_is_no_longer_than_the_terminal_is_wide():
     with Terminal(sys.executable, "-c", MOVING.replace("copying", "c" * 200), env=ENVIRONMENT) as terminal:
         assert len(terminal.wait_for(r"\x1b\[K(c+)").group(1)) == 79

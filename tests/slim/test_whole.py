@@ -181,6 +181,9 @@ def test_an_engines_image_is_recorded_proved_and_loaded(request, archive, tmp_pa
     try:
         assert done.returncode == 0, done.stderr
         report = json.loads(done.stdout)
+        steps = [json.loads(line) for line in done.stderr.splitlines()]
+        assert {event["event"] for event in steps} == {"step"}
+        assert all(event["text"] and event["seconds"] >= 0 for event in steps)
         assert report["recorder"] == "fanotify"
         assert report["on_cntrfs"]
         assert report["in_engine"] == engine
