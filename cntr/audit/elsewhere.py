@@ -88,7 +88,7 @@ def audit_text(fields: Fields, *, succeeded: bool) -> bytes:
     assert isinstance(words, list)
     plain = (
         ("op", f"cntr-{fields['event.action']}"),
-        ("id", fields["event.id"]),
+        ("cntr_id", fields["event.id"]),  # `id` is a uid to ausearch(8)
         ("addr", fields.get("source.ip", "?")),
     )
     text = [f"{name}={_plain(str(value))}" for name, value in (*plain, ("terminal", fields.get("cntr.tty", "?")))]
@@ -107,7 +107,9 @@ def _where() -> str:
 
 
 def _program() -> str:
-    return os.readlink("/proc/self/exe")
+    """The interpreter; of a copy that is mounted nowhere (``readonly_interpreter``) the kernel's word is "/"."""
+    found = os.readlink("/proc/self/exe")
+    return found if found.startswith("/") and found != "/" and not found.endswith(" (deleted)") else sys.executable
 
 
 def _plain(text: str) -> str:

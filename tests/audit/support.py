@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import array
+import errno
+import fcntl
 import os
 import pathlib
 import shlex
 import socket
+import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from cntr.audit import elsewhere
 from tests.nest import box
 
 HERE = pathlib.Path(__file__).parent
@@ -95,6 +99,71 @@ class Place:
         finally:
             journal.close()
             os.unlink(self.run / "systemd/journal/socket")
+
+
+@contextmanager
+def audit_lock() -> Iterator[None]:
+    """One test at a time has to do with the kernel's audit system, of which there is one."""
+    fd = os.open(HERE, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+class AuditDaemon:
+    """In auditd's place: the kernel's audit system is switched on, and sends its records here. OSError where that can't be had.
+
+    A scope. The machine's own daemon is left alone: EBUSY.
+    """
+
+    def __init__(self) -> None:
+        """Not yet."""
+        self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, elsewhere.NETLINK_AUDIT)
+        self.socket.bind((0, 0))
+        self.socket.settimeout(20)
+
+    def _set(self, enabled: int, pid: int) -> None:
+        """AUDIT_SET of struct audit_status (linux/audit.h): mask, enabled, failure, pid, …"""
+        body = struct.pack("=10I", 1 | 4, enabled, 0, pid, 0, 0, 0, 0, 0, 0)
+        self.socket.send(struct.pack("=IHHII", 16 + len(body), 1001, 1 | 4, 1, 0) + body)
+        while True:
+            data = self.socket.recv(1 << 14)
+            if int.from_bytes(data[4:6], sys.byteorder) == elsewhere.NLMSG_ERROR:
+                number = -int.from_bytes(data[16:20], sys.byteorder, signed=True)
+                if number:
+                    raise OSError(number, os.strerror(number))
+                return
+
+    def __enter__(self) -> AuditDaemon:
+        try:
+            with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, elsewhere.NETLINK_AUDIT) as asking:
+                status = elsewhere._ask_kernel(asking, elsewhere.AUDIT_GET, b"")
+            if any(status[4:8]) or any(status[12:16]):
+                raise OSError(errno.EBUSY, "auditing is switched on")
+            self._set(1, os.getpid())
+        except BaseException:
+            self.socket.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._set(0, 0)
+        finally:
+            self.socket.close()
+
+    def user_commands(self, word: str) -> Iterator[str]:
+        """Each USER_CMD whose command has WORD in it, as it comes."""
+        while True:
+            data = self.socket.recv(1 << 14)
+            text = data[16:].rstrip(b"\0").decode()
+            if (
+                int.from_bytes(data[4:6], sys.byteorder) == elsewhere.AUDIT_USER_CMD
+                and word.encode().hex().upper() in text
+            ):
+                yield text
 
 
 def only(entry: dict[str, list[str]], field: str) -> str:

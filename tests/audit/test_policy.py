@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ from cntr.audit import WIDENING, policy, toml
 from cntr.cli.options import COMMANDS
 from cntr.engines import Container
 from cntr.errors import CntrError, Refused
-from tests.audit.support import Place, only
+from tests.audit.support import Place, audit_lock, only
 from tests.nest import box
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a policy is root's: needs root")
@@ -254,14 +255,16 @@ def test_no_record_no_session(place, container, tmp_path, sink):
         place.setup = (
             "mkdir -p /run/full; mount -t tmpfs -o size=4k,mode=755 t /run/full; head -c 4096 /dev/zero > /run/full/log"
         )
-    done = place.cntr("attach", str(container.pid), "--share", f"{tmp_path}:rw", "--", "touch", str(marker))
+    with audit_lock() if sink == "audit" else contextlib.nullcontext():
+        done = place.cntr("attach", str(container.pid), "--share", f"{tmp_path}:rw", "--", "touch", str(marker))
     message = box.one_line_and_hint(done)
     assert message.startswith("cntr: no record in ")
     assert message.endswith(": /etc/cntr.conf requires one")
     assert not marker.exists()
     if sink != "journal":
         place.policy = place.policy.replace("require = true\n", "")
-        done = place.cntr("attach", str(container.pid), "--", "true")
+        with audit_lock() if sink == "audit" else contextlib.nullcontext():
+            done = place.cntr("attach", str(container.pid), "--", "true")
         assert done.returncode == 0
         assert "note: no record in " in done.stderr
 

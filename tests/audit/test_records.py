@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -17,7 +18,7 @@ import pytest
 from cntr.attach import signals
 from cntr.audit import elsewhere, session, sinks, who
 from testkit.waiting import wait_until
-from tests.audit.support import Place, only
+from tests.audit.support import AuditDaemon, Place, audit_lock, only
 from tests.nest import box
 from tests.nest.test_exec_inside import INSIDE
 
@@ -357,8 +358,14 @@ def test_audits_text_can_be_read_in_one_way_only():
     assert elsewhere.audit_value("/usr/bin/x") == '"/usr/bin/x"'
 
 
-def test_the_kernels_audit_system_answers(monkeypatch):
-    """Everything but a daemon, which one test of a shared machine can't start: a lab scenario reads the record back."""
+@pytest.fixture
+def audit():
+    """The kernel's audit system, for one test at a time."""
+    with audit_lock():
+        yield
+
+
+def test_without_a_daemon_the_kernels_audit_system_says_so(audit):
     fields: sinks.Fields = {"process.args": ["cntr", "attach"], "event.action": "attach", "event.id": "0123"}
     try:
         elsewhere.to_audit(fields, succeeded=True)
@@ -372,6 +379,33 @@ def test_the_kernels_audit_system_answers(monkeypatch):
         assert elsewhere._ask_kernel(connection, elsewhere.AUDIT_USER_CMD, text) == b""
         with pytest.raises(OSError, match=r"\[Errno"):
             elsewhere._ask_kernel(connection, 999, b"")
+
+
+def test_the_audit_daemon_gets_what_is_begun_and_what_is_refused(audit, place, container):
+    """The kernel's own record of it: who is the kernel's word, and the program the interpreter, also where that is a sealed copy."""
+    mark = f"mark-{os.urandom(6).hex()}"
+    place.policy = "[record]\nrequire = true\njournal = false\naudit = true\n[session]\nforbid = ['--privileged']\n"
+    try:
+        with AuditDaemon() as daemon:
+            words = ("--reason", f"{mark} it's down", "--", "true")
+            allowed = place.cntr("exec", str(container.pid), *words)
+            refused = place.cntr("attach", str(container.pid), "--privileged", *words)
+            commands = daemon.user_commands(mark)
+            found = [next(commands), next(commands)]
+    except OSError as error:
+        if error.errno not in (errno.EPROTONOSUPPORT, errno.ECONNREFUSED, errno.EPERM, errno.EBUSY):
+            raise
+        pytest.skip(f"no audit system for a test here: {error.strerror}")
+    assert (allowed.returncode, allowed.stderr) == (0, "")
+    assert "--privileged is forbidden" in box.one_line_and_hint(refused)
+    for text, action, result in zip(found, ("exec", "attach"), ("success", "failed"), strict=True):
+        head, _, said = text.partition(" msg='")
+        pairs = dict(word.split("=", 1) for word in said.rstrip("'").split(" "))
+        assert " uid=0 " in head, text
+        assert (pairs["op"], pairs["res"]) == (f"cntr-{action}", result)
+        assert re.fullmatch("[0-9a-f]{16}", pairs["cntr_id"]), text
+        assert bytes.fromhex(pairs["cmd"]).decode().endswith(f"--reason {mark} it's down -- true")
+        assert os.path.realpath(pairs["exe"].strip('"')) == os.path.realpath(sys.executable)
 
 
 # --- who ---------------------------------------------------------------------------------------------------------------
