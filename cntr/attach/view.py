@@ -73,29 +73,26 @@ class Part:
                 with os.scandir(fd) as entries:
                     for entry in entries:
                         left -= 1
+                        if left < 0 or len(self.masks) > MASKED:
+                            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), f"{self.path} ({self.fstype})")
+                        if entry.is_symlink():
+                            continue
+                        try:
+                            mode = entry.stat(follow_symlinks=False).st_mode
+                        except OSError:
+                            continue
+                        kind = stat.S_IFMT(mode)
+                        if kind == stat.S_IFREG and mode & 0o4:  # nearly all are
+                            continue
                         path = f"{directory}/{entry.name}" if directory else entry.name
                         if path in hidden:
                             continue
-                        if closed := self._closed(entry, path):
-                            self.masks.append(closed)
-                        elif entry.is_dir(follow_symlinks=False):
+                        if kind == stat.S_IFDIR and mode & 0o5 == 0o5:
                             pending.append(path)
-                        if left < 0 or len(self.masks) > MASKED:
-                            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), f"{self.path} ({self.fstype})")
+                        else:  # a socket, FIFO or device leads to whoever serves it
+                            self.masks.append((path, kind == stat.S_IFDIR))
             finally:
                 os.close(fd)
-
-    def _closed(self, entry: os.DirEntry[str], path: str) -> tuple[str, bool] | None:
-        if entry.is_symlink():
-            return None
-        try:
-            mode = entry.stat(follow_symlinks=False).st_mode
-        except OSError:
-            return None
-        is_dir = stat.S_ISDIR(mode)
-        needed = 0o5 if is_dir else 0o4
-        usable = is_dir or stat.S_ISREG(mode)  # a socket, FIFO or device leads to whoever serves it
-        return None if usable and mode & needed == needed else (path, is_dir)
 
 
 def collect(proc_fd: int, nobody_fd: int) -> list[Part]:
