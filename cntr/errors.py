@@ -14,7 +14,8 @@ EXIT_USAGE = 125
 class CntrError(Exception):
     """A failure the user can act on.
 
-    message: one line, what failed, on what and why; hint: one line, what to do; exit_code: see docs/cntr.1.md.
+    message: one line, what failed, on what and why, "" where that was said already; hint: one line, what to do; exit_code: see
+    docs/cntr.1.md.
     """
 
     exit_code = EXIT_FAILED

@@ -47,7 +47,7 @@ def run(argv: list[str]) -> int:
 
 
 def _complain(message: str, hint: str) -> None:
-    if sys.stderr is None:  # closed by the caller; print would take stdout instead
+    if sys.stderr is None or not message:  # closed by the caller, print would take stdout instead; or said already
         return
     print(f"cntr: {message}", file=sys.stderr)
     if hint:
@@ -81,6 +81,8 @@ def _run(argv: list[str]) -> int:
         from cntr.remote import far
 
         return far.run(argv[1], lambda: run(argv[2:]))
+    if argv[0] == "--cp":  # what `cntr --host HOST cp` starts there
+        return _cp_end(parse(argv[1:]))
     parsed = parse(argv)
     if parsed.flag("help"):
         from cntr.cli import manual
@@ -95,26 +97,9 @@ def _run(argv: list[str]) -> int:
 
 
 def _elsewhere(argv: list[str]) -> int:
-    """``cntr --host HOST COMMAND…``: the words are checked here, and run there."""
-    _, equals, host = argv[0].partition("=")
-    words = argv[1:] if equals else argv[2:]
-    host = host if equals else "".join(argv[1:2])
-    if not host or not words:
-        raise UsageError("--host: HOST or the command is missing", "cntr --host ssh://admin@far attach web")
-    parsed = parse(words)
-    if parsed.flag("help"):
-        return _run(words)
-    if parsed.command.name == "cp":
-        raise UsageError(
-            "--host: cp copies files of that machine, and none from here",
-            "a file comes by `cntr --host HOST exec TARGET -- cat PATH > FILE`",
-        )
-    if parsed.command.name == "ps" and "," in host:
-        parsed.values["host"] = host
-        return _ps(parsed)
-    from cntr.remote import ssh
+    from cntr.cli import elsewhere
 
-    return ssh.run(host, words)
+    return elsewhere.run(argv, _run, _ps, say=_say, event=_event)
 
 
 def _ps(parsed: Parsed) -> int:
@@ -261,6 +246,15 @@ def _cp(parsed: Parsed) -> int:
             session=session,
             event=Progress.events,
         )
+    return session.status
+
+
+def _cp_end(parsed: Parsed) -> int:
+    from cntr.cp import far
+
+    with _session(parsed, " ".join(parsed.words)) as session:
+        archive, follow = parsed.flag("archive"), parsed.flag("follow_link")
+        session.status = far.serve(*parsed.words, archive=archive, follow=follow, say=_say, session=session)
     return session.status
 
 

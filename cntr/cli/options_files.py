@@ -27,7 +27,9 @@ directories that were there keep their mode, owner and other files. Devices, soc
 
 With --archive owners are kept: what the container calls root of its user namespace is that namespace's owner on the host, and back.
 An id of the host that the namespace does not map keeps its number in the container. Set-id bits and file capabilities go into a
-container and never come out of one."""
+container and never come out of one.
+
+With `cntr --host HOST cp` the container is on HOST and the other side is here; --archive then keeps the container's own numbers."""
 
 COPY = Subcommand(
     "cp",

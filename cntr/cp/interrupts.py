@@ -36,13 +36,17 @@ class Signals:
         self.before = {number: signal.getsignal(number) for number in SIGNALS}
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
+    def release(self) -> None:
+        """Let them through as they were before."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
     def watch(self, warn: Callable[[str], None]) -> None:
         """The host's side: raise Interrupted when one comes, or the time is over. warn: is told a minute before."""
         self.warn = warn
         for number, handler in self.before.items():
             ignored = handler == signal.SIG_IGN and number not in (signal.SIGALRM, END)
             signal.signal(number, signal.SIG_IGN if ignored else self._came)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        self.release()
         if self.session and self.session.limit is not None:
             from cntr.audit.times import Term
 
@@ -54,7 +58,7 @@ class Signals:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        self.release()
 
     def restore(self) -> None:
         """It is over."""

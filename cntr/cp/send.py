@@ -47,10 +47,12 @@ class Sender:
     """Sends one file or tree.
 
     open_path: opens what the user named, on this side: ``(path, flags) → fd``; own_fds: a directory fd of /proc/self/fd; owner: gives
-    the other side's ids for this one's; strangers: devices whose word on owners is not passed on.
+    the other side's ids for this one's; strangers: devices whose word on owners is not passed on; same_machine: whether the other
+    side's device and inode numbers are this side's too.
     """
 
     fd = -1  # an open file that is sent instead, see ``streams``
+    same_machine = True
 
     def __init__(
         self,
@@ -139,7 +141,8 @@ class Sender:
             kind, body = self.answers.receive()
             if kind == stream.READY:
                 device, inode = stream.NUMBERS.unpack(body)
-                self.target = device, inode
+                if self.same_machine:
+                    self.target = device, inode
                 return
             if not stream.take_word(kind, body, self.tell):
                 raise stream.ProtocolError(f"no answer: {kind!r}")

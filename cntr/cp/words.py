@@ -47,6 +47,23 @@ def split(word: str) -> tuple[str, bytes]:
     return target, os.fsencode(path if path.startswith("/") else f"/{path}")
 
 
+class Sides:
+    """SRC and DST of the command line. outward: from the container to the host."""
+
+    def __init__(self, source: str, destination: str, *, far: str = "") -> None:
+        """far: the word that stands for another machine's side. Raises UsageError."""
+        parts = [("", b"") if far and word == far else split(word) for word in (source, destination)]
+        (source_target, source_path), (target, path) = parts
+        if source_target and target:
+            raise UsageError("cp: both sides are in a container", "copy to a directory of the host first")
+        if not (source_target or target):
+            raise UsageError(
+                "cp: neither side is in a container", "the container's side is TARGET:/PATH, from its root"
+            )
+        self.target, self.outward = source_target or target, bool(source_target)
+        self.container_path, self.host_path = (source_path, path) if self.outward else (path, source_path)
+
+
 def own_fd(path: bytes) -> int:
     """The fd that a path of the host names as the caller's own: /dev/stdin, /dev/fd/N and the like; -1 for every other path.
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MISSING, NO_PYTHON = 213, 212  # statuses of the far side's first steps: no command of ours ends so
 SSH_FAILED = 255  # ssh(1), EXIT STATUS
+END_SECONDS = 5.0  # for the far side of a copy, whose pipes are closed
+MAX_NOISE = 1 << 16  # bytes that a login shell may say before
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 RUN = "exec sh -c \"command -v python3 >/dev/null && exec python3 -IS -c 'import sys;exec(bytes.fromhex(sys.argv[1]))' {code}; exit 212\""
 # Whatever the user's configuration has for sessions of their own: none of it is for these.
@@ -135,6 +137,7 @@ class SshCommand:
         self.digest = onefile.digest()
         self.token = f"run-{os.urandom(12).hex()}"
         self.place = PLACE.replace("{digest}", self.digest)
+        self.piped: subprocess.Popen[bytes] | None = None
         self.log = tempfile.mkstemp(prefix="cntr-ssh-")  # ssh's own words, which are no session's
 
     def ssh(self, code: str, options: list[str], **more: Any) -> subprocess.Popen[bytes]:
@@ -239,6 +242,40 @@ class SshCommand:
         self.check(process.returncode)
         return process.returncode, out.decode(errors="replace"), err.decode(errors="replace")
 
+    # --- as the way to a process there ------------------------------------------------------------------------------------
+
+    def begin(self, hello: bytes) -> tuple[int, int]:
+        """Start it with pipes: the fds to read and to write, once it has written HELLO. Raises CntrError."""
+        for ship in (not self.is_known(), True):
+            if ship:
+                self.ship()
+            (far_in, write_fd), (read_fd, far_out) = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
+            try:
+                process = self.piped = self.ssh(self.code(), ["-T"], stdin=far_in, stdout=far_out, preexec_fn=_alone)
+            finally:
+                os.close(far_in)
+                os.close(far_out)
+            if _reads(read_fd, hello):
+                return read_fd, write_fd
+            os.close(read_fd)
+            os.close(write_fd)
+            if process.wait() != MISSING:
+                break
+        self.check(process.returncode)
+        raise CntrError("", "", process.returncode)  # it has said why
+
+    def end(self) -> int:
+        """Wait for its end, which that of the pipes brings: its exit status. Raises CntrError where that is not its own."""
+        if self.piped is None:
+            return 0
+        process, self.piped = self.piped, None
+        try:
+            self.check(process.wait(END_SECONDS))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        return process.returncode
+
     # --- what was brought where ------------------------------------------------------------------------------------------
 
     def _memory(self) -> str:
@@ -266,6 +303,17 @@ class SshCommand:
             os.rename(f"{self._memory()}.{os.getpid()}", self._memory())
         except OSError:
             pass  # it is asked for each time
+
+
+def _reads(fd: int, hello: bytes) -> bool:
+    """Whether HELLO comes; byte by byte, since what follows is another's."""
+    seen = b""
+    while len(seen) < MAX_NOISE and not seen.endswith(hello):
+        byte = os.read(fd, 1)
+        if not byte:
+            return False
+        seen += byte
+    return seen.endswith(hello)
 
 
 def _with_us() -> None:
