@@ -137,10 +137,12 @@ def time_workload(workload: Workload, places: list[Place], rounds: int) -> dict[
 
 
 def cpu_nanoseconds(server: Server) -> int:
-    """CPU time of the server's processes (proc_pid_schedstat: exact, unlike the ticks of stat)."""
+    """CPU time of the server's processes, of all their threads (schedstat: exact, unlike the ticks of stat)."""
     total = 0
     for pid in server.processes():
-        total += int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                total += int((thread / "schedstat").read_text().split()[0])
     return total
 
 

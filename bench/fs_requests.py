@@ -1,0 +1,240 @@
+"""How many requests a piece of work costs, by kind: python -m bench.fs_requests
+
+Exact, whatever else the machine does: the server is asked by ``-o trace`` what it was asked. *Session*: served read-only, as a
+session's tools are (``as_nobody``). Not counted are INIT, FORGET and INTERRUPT, which nobody waits for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from testkit.servers import BINDINGS, REPOSITORY, Server, is_mountpoint, missing
+
+_NOT_WAITED_FOR = frozenset(("INIT", "FORGET", "BATCH_FORGET", "INTERRUPT", "DESTROY"))
+_QUIET = 0.2  # seconds without a request that say that a server has settled
+MODULES = (
+    "abc argparse ast base64 bisect calendar codecs collections contextlib copy csv dataclasses datetime decimal difflib email "
+    "enum fnmatch functools hashlib heapq html http inspect io ipaddress itertools json logging uuid"
+).split()
+
+
+@dataclass(frozen=True)
+class Work:
+    """prepare: on the backing tree, before it is served; first: what goes before, not counted; writes: takes a writable mount."""
+
+    name: str
+    prepare: Callable[[Path], None]
+    run: Callable[[Path], object]
+    first: Callable[[Path], object] | None = None
+    writes: bool = False
+    tool: str = ""
+
+
+def _open_read_close(top: Path) -> None:
+    fd = os.open(top / "file", os.O_RDONLY)
+    os.read(fd, 65536)
+    os.close(fd)
+
+
+def _open_stat_read_close(top: Path) -> bytes:
+    return (top / "file").read_bytes()
+
+
+def _one(top: Path) -> None:
+    (top / "file").write_bytes(b"x" * 4000)
+
+
+def tree(top: Path) -> None:
+    """20 directories of 50 files each, 4000 bytes long."""
+    for directory in range(20):
+        path = top / "tree" / f"d{directory:03d}"
+        path.mkdir(parents=True)
+        for number in range(50):
+            (path / f"f{number:04d}").write_bytes(b"x" * 4000)
+
+
+def _read_tree(top: Path) -> None:
+    for directory, _, files in os.walk(top / "tree"):
+        for name in files:
+            with open(f"{directory}/{name}", "rb", buffering=0) as file:
+                file.read()
+
+
+def _find(top: Path) -> None:
+    _run("find", top / "tree", "-printf", "%s %p\n")
+
+
+def _run(*words: str | Path) -> None:
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+
+
+def _repository(top: Path) -> None:
+    tree(top)
+    git = ["git", "-C", str(top / "tree"), "-c", "user.name=bench", "-c", "user.email=bench@localhost"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "tree"], ["status"]):
+        _run(*git, *words)
+
+
+def _git_status(top: Path) -> None:
+    _run("git", "-c", "safe.directory=*", "-C", top / "tree", "status", "--porcelain")
+
+
+def _library(top: Path) -> None:
+    shutil.copytree(os.path.dirname(os.__file__), top / "lib", symlinks=True,
+                    ignore=shutil.ignore_patterns("test*", "site-packages", "dist-packages", "idlelib", "tkinter", "config-*"))  # fmt: skip
+    _import(top)
+
+
+def _import(top: Path) -> None:
+    lines = f"import sys; sys.path[:] = [{str(top / 'lib')!r}, {str(top / 'lib/lib-dynload')!r}]; import {', '.join(MODULES)}"
+    _run(sys.executable, "-I", "-S", "-c", lines)
+
+
+def _archive(top: Path) -> None:
+    tree(top)
+    _run("tar", "-C", top, "-cf", top / "tree.tar", "tree")
+    shutil.rmtree(top / "tree")
+
+
+def _untar(top: Path) -> None:
+    _run("tar", "-C", top, "-xf", top / "tree.tar")
+
+
+def _remove(top: Path) -> None:
+    _run("rm", "-rf", top / "tree")
+
+
+WORKS = (
+    Work("open, read, close: warm", _one, _open_read_close, _open_read_close),
+    Work("Path.read_bytes: warm", _one, _open_stat_read_close, _open_stat_read_close),
+    Work("read a tree of 1000 files: cold", tree, _read_tree),
+    Work("read a tree of 1000 files: warm", tree, _read_tree, _read_tree),
+    Work("find 1000 files: cold", tree, _find, tool="find"),
+    Work("find 1000 files: warm", tree, _find, _find, tool="find"),
+    Work("git status of 1000 files: cold", _repository, _git_status, tool="git"),
+    Work("git status of 1000 files: warm", _repository, _git_status, _git_status, tool="git"),
+    Work("import 30 modules: cold", _library, _import),
+    Work("import 30 modules: warm", _library, _import, _import),
+    Work("untar 1000 files", _archive, _untar, writes=True, tool="tar"),
+    Work("rm -r 1000 files", _archive, _remove, _untar, writes=True, tool="tar"),
+)  # fmt: skip
+
+
+class Log:
+    """What a server's trace says was asked."""
+
+    def __init__(self, path: Path, mountpoint: Path) -> None:
+        self.path, self.mountpoint = path, mountpoint
+        self._read = 0
+
+    def new(self) -> Counter[str]:
+        """The requests since the last call, by opcode."""
+        with open(self.path, "rb") as file:
+            file.seek(self._read)
+            text = file.read()
+            self._read = file.tell()
+        words = (line.split(b" ", 1)[0].decode() for line in text.splitlines())
+        return Counter(word for word in words if word.isupper() and word not in _NOT_WAITED_FOR)
+
+    def settled(self) -> Counter[str]:
+        """``new``, once all that was asked until now is answered; without the question that finds this out."""
+        found: Counter[str] = Counter()
+        while True:
+            os.statvfs(self.mountpoint)  # requests are taken in the order that they were made in
+            time.sleep(_QUIET)
+            more = self.new()
+            more["STATFS"] -= 1
+            more = +more
+            if not more:
+                return found
+            found += more
+
+
+@contextlib.contextmanager
+def traced(binding: str, base: Path, *words: str) -> Iterator[Log]:
+    """BASE/source served at BASE/mount, with a trace."""
+    server = Server(binding, base / "source", base / "mount", base / "log", options=("-o", ",".join(("trace", *words))))
+    server.start()
+    try:
+        log = Log(base / "log", base / "mount")
+        log.settled()
+        yield log
+    finally:
+        problem = server.stop()
+    if problem:
+        raise RuntimeError(problem)
+
+
+def count(work: Work, binding: str, base: Path, *words: str) -> Counter[str]:
+    """The requests of one run of WORK on a new tree in BASE, by opcode."""
+    for name in ("source", "mount"):
+        (base / name).mkdir(parents=True)
+    base.chmod(0o755)
+    work.prepare(base / "source")
+    with traced(binding, base, *words) as log:
+        if work.first:
+            work.first(base / "mount")
+            log.settled()
+        work.run(base / "mount")
+        return log.settled()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.fs_requests", description=__doc__)
+    parser.add_argument("--only", default="", help="work whose name contains this")
+    parser.add_argument("--json", type=Path, default=REPOSITORY / "reports" / "bench-requests.json")
+    options = parser.parse_args()
+    places = [(binding, "as_nobody") for binding in BINDINGS if not missing(binding)]
+    places += [(binding, "") for binding, _ in places]
+    if not places:
+        print(f"bench.fs_requests: {missing('devfuse')}", file=sys.stderr)
+        return 2
+    requests: dict[str, dict[str, dict[str, int]]] = {}
+    room = Path(tempfile.mkdtemp(prefix="bench-requests-"))
+    room.chmod(0o755)
+    try:
+        for work in WORKS:
+            if options.only not in work.name:
+                continue
+            if work.tool and not shutil.which(work.tool):
+                print(f"{work.name} left out: {work.tool} is not installed")
+                continue
+            for binding, words in places:
+                if work.writes and words:
+                    continue
+                base = room / f"{len(requests)}-{binding}-{words}"
+                found = count(work, binding, base, *filter(None, [words]))
+                place = f"{binding}, {'session' if words else 'writable'}"
+                requests.setdefault(work.name, {})[place] = dict(found.most_common())
+                shown = " ".join(f"{name} {number}" for name, number in found.most_common())
+                print(f"{work.name:34} {place:20} {sum(found.values()):6}  {shown}", flush=True)
+                shutil.rmtree(base)
+    finally:
+        if not any(is_mountpoint(path) for path in room.glob("*/mount")):
+            shutil.rmtree(room, ignore_errors=True)
+    report = {
+        "kernel": platform.release(),
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "command": f"python -m bench.fs_requests{' --only ' + options.only if options.only else ''}",
+        "requests": requests,
+    }
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
