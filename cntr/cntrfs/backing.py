@@ -276,9 +276,12 @@ class _Ordinary:
     def __init__(self, own: bytes, lowered: bytes) -> None:
         self._own, self._lowered = own, lowered
         self._uid, self._gid = os.geteuid(), os.getegid()
+        # Group 0 has no reserve (ext4 takes resgid=0 for "none"), and each change of credentials takes the kernel 2 us.
+        self._changes_group = self._gid != 0
 
     def __enter__(self) -> None:
-        file_syscalls.setfsgid(_SOMEBODY)
+        if self._changes_group:
+            file_syscalls.setfsgid(_SOMEBODY)
         file_syscalls.setfsuid(_SOMEBODY)
         file_syscalls.capset(self._lowered)
 
@@ -286,7 +289,8 @@ class _Ordinary:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         file_syscalls.setfsuid(self._uid)
-        file_syscalls.setfsgid(self._gid)
+        if self._changes_group:
+            file_syscalls.setfsgid(self._gid)
         file_syscalls.capset(self._own)
 
 

@@ -319,8 +319,11 @@ class Core:
 
     # files and directories: opening
 
-    def demand_open(self, node: Node, flags: int) -> None:
-        """What a client's open(2) with FLAGS may be refused for, whatever the file is like: a read-only tree, noexec."""
+    def demand_open(self, node: Node, flags: int, mode: int = -1) -> None:
+        """What a client's open(2) with FLAGS may be refused for, whatever the file is like: a read-only tree, noexec.
+
+        mode: st_mode as the server has just asked for it, if it has.
+        """
         if flags & (os.O_ACCMODE | os.O_TRUNC):
             self.options.demand_writable()
         if flags & FMODE_EXEC and node.mount.forbids & os.ST_NOEXEC:

@@ -114,10 +114,13 @@ class NobodyCore(Core):
         if not self.credentials.is_other:
             _demand(parent_fd, stat.S_IXOTH)
 
-    def demand_open(self, node: Node, flags: int) -> None:
+    def demand_open(self, node: Node, flags: int, mode: int = -1) -> None:
         """OPEN, for reading: the kernel, which reads it itself where it can, does not ask the backing file then."""
         super().demand_open(node, flags)
-        _demand(self.fds.fd(node), stat.S_IROTH)
+        if mode < 0:
+            _demand(self.fds.fd(node), stat.S_IROTH)
+        elif not mode & stat.S_IROTH:
+            raise _denied()
 
     # names
 

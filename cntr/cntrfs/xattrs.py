@@ -32,7 +32,8 @@ class Xattrs:
         if name == _FILE_CAPABILITIES and node.mount.forbids & os.ST_NOSUID:
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         try:
-            return os.getxattr(proc_path(self._nodes.fds.fd(node)), name)
+            # By the open file itself where it has been made just now: each write and chown of it is preceded by this question.
+            return os.getxattr(node.lent_fd if node.lent_fd >= 0 else proc_path(self._nodes.fds.fd(node)), name)
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP and name.startswith(_ACL_PREFIX):
                 error.errno = errno.ENODATA

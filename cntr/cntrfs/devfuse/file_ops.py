@@ -43,8 +43,9 @@ def _open_flags(c: Connection, node: Node, fd: int, mode: int, fh: int) -> tuple
         answer = wire.FOPEN_KEEP_CACHE if c.keep_cache else 0
     if backing_id and len(c.core.files.handles) > c.core.fds.max_fds:
         c.let_go(handle, fh)  # fds get scarce, and the kernel holds the file itself now
-    if c.local_locks:
-        # Else a FLUSH is how the kernel says that a process closed one of its fds, which ends its POSIX locks.
+    if c.local_locks or (not handle.writable and not node.mount.is_remote and not c.locks.has_owners(node)):
+        # Else a FLUSH is how the kernel says that a process closed one of its fds, which ends its POSIX locks. Who takes one
+        # by a file that was open for reading before there were any keeps it until that open file is gone.
         answer |= wire.FOPEN_NOFLUSH
     return answer, backing_id
 
@@ -53,16 +54,17 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
     flags, open_flags = wire.OPEN_IN.unpack_from(body)
     core = c.core
     node = core.nodes.get(nodeid)
-    core.demand_open(node, flags)
-    wanted = core.files.backing_flags(flags)
-    killpriv = c.caller() if flags & os.O_TRUNC and open_flags & wire.OPEN_KILL_SUIDGID else None
     if node.kind != stat.S_IFREG:  # the kernel asks for no other, unless the inode number is another file's now
         raise stale()  # a FIFO would be waited for
     if c.passthrough.enabled and not flags & (os.O_ACCMODE | os.O_TRUNC):
         # The kernel opens what it was given without asking whether the file is immutable or append-only. To write it is
         # opened here: of every error that the kernel meets it makes EIO.
         fd, mode, _ = core.nodes.fd_and_mode(node)
+        core.demand_open(node, flags, mode)
         return _opened(c, node, -1, fd, mode, flags)
+    core.demand_open(node, flags)
+    wanted = core.files.backing_flags(flags)
+    killpriv = c.caller() if flags & os.O_TRUNC and open_flags & wire.OPEN_KILL_SUIDGID else None
     path_fd = core.fds.fd(node)
     if node.mount.is_remote or (flags & os.O_TRUNC and os.fstat(path_fd).st_size > _LARGE):
         return _open_elsewhere(c, node, path_fd, flags, wanted, killpriv)

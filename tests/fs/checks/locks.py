@@ -242,6 +242,31 @@ def check_dead_process_leaves_no_lock(here: Path) -> None:
         )
 
 
+def check_read_lock_of_a_reader(here: Path) -> None:
+    """By a file that is open for reading alone, whose close the kernel may not tell the server of: it keeps writers waiting, and ends."""
+    make(here / "f")
+
+    def take() -> None:
+        fd = os.open(here / "f", os.O_RDONLY)
+        _lock(fd, fcntl.F_SETLK, fcntl.F_RDLCK, 0, 0)
+
+    with opened(here / "f", os.O_RDWR) as fd:
+        for end in (_Holder.release, lambda holder: (os.kill(holder.pid, signal.SIGKILL), holder.forget())):
+            holder = _Holder(take)
+            raises(BUSY, _lock, fd, fcntl.F_SETLK, fcntl.F_WRLCK, 0, 0)
+            _lock(fd, fcntl.F_SETLK, fcntl.F_RDLCK, 0, 0)
+            _lock(fd, fcntl.F_SETLK, fcntl.F_UNLCK, 0, 0)
+            end(holder)
+            wait_until(
+                lambda: _lock(fd, fcntl.F_SETLK, fcntl.F_WRLCK, 0, 0),
+                "the lock of one who has gone",
+                5,
+                passing=OSError,
+            )
+            _lock(fd, fcntl.F_SETLK, fcntl.F_UNLCK, 0, 0)
+    finished(holder.pid, -signal.SIGKILL)
+
+
 def check_posix_deadlock_is_found(here: Path) -> None:
     """EDEADLK, or at least no hang: the waiter below gives up by alarm."""
     make(here / "f", b"x" * 10)
