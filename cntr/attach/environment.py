@@ -42,9 +42,22 @@ def safe(text: str) -> str:
 
 
 def of_session(
-    name: str, in_container: str, base: str, *, path: str, home: str, shell: str, user: str, uid: int, host_tools: bool
+    name: str,
+    in_container: str,
+    base: str,
+    *,
+    path: str,
+    home: str,
+    shell: str,
+    user: str,
+    uid: int,
+    host_tools: bool,
+    shares: list[str],
 ) -> dict[str, str]:
-    """The environment of an attach. name: the target as the user called it; in_container: its pid there; base: where its tree is."""
+    """The environment of an attach. name: the target as the user called it; in_container: its pid there; base: where its tree is.
+
+    shares: of ``--share``.
+    """
     result = {key: os.environ[key] for key in TERMINAL if key in os.environ}
     if host_tools:
         result |= {key: value for key, value in os.environ.items() if key in FROM_CALLER or key.startswith("LC_")}
@@ -62,7 +75,18 @@ def of_session(
         "CNTR_BASE_DIR": base,
         "PS1": f"[cntr {label}] # ",
         "debian_chroot": f"cntr {label}",
+        # Whoever goes to the container's tree works there: nothing of it is run for that. Git takes the owner of a repository for its
+        # user's word, and there both are root; it looks away from all but the shares, and from what its own configuration names.
+        "PYTHONSAFEPATH": "1",
+        "GIT_TEST_ASSUME_DIFFERENT_OWNER": "1",
     }
+    safe_directories = [
+        place for share in shares for place in (share.removesuffix(":rw"), f"{share.removesuffix(':rw')}/*")
+    ]
+    for at, place in enumerate(safe_directories):
+        result |= {f"GIT_CONFIG_KEY_{at}": "safe.directory", f"GIT_CONFIG_VALUE_{at}": place}
+    if safe_directories:
+        result["GIT_CONFIG_COUNT"] = str(len(safe_directories))
     return result
 
 

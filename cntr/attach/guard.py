@@ -10,6 +10,10 @@ the session or joined by it belongs to whoever has its creator's uid. So every p
 - a seccomp filter: capset(2) and the ways to lower the ambient set say "done" and do nothing; no user namespace can be made or
   joined; no keyring is reached (keyrings(7)); nothing can be typed into a terminal by ioctl (TIOCSTI, TIOCLINUX)
 
+In the tools view that filter refuses, too, what gets around it for a session with the container's CAP_DAC_READ_SEARCH or CAP_SYS_ADMIN: a
+file by its handle (open_by_handle_at(2)), whichever directories are closed and covered above it; changes of mounts, by which a cover or an
+id map can be taken off (open_tree_attr(2), Linux 6.15); the ioctls that stop a whole file system.
+
 A session beside the host's own processes (the host's pid namespace) has no CAP_SYS_PTRACE, and of all this no_new_privs and the refusals.
 
 Shown by tests/nest/test_guard.py.
@@ -40,6 +44,19 @@ _MACHINES: dict[str, tuple[tuple[int, tuple[int, ...], int], ...]] = {
     "s390x": ((0x80000016, (185, 120, 339, 172, 54, 303, 278, 279, 280), 1),),
 }
 _CLONE3 = 435  # on all of them
+# open_by_handle_at mount umount2 pivot_root, and umount where there is one
+_AROUND = {
+    0xC000003E: (304, 165, 166, 155),
+    0x40000003: (342, 21, 52, 217, 22),
+    0x40000028: (371, 21, 52, 218),
+    0xC0000015: (346, 21, 52, 203, 22),
+    0x80000016: (336, 21, 52, 217, 22),
+}
+_AROUND_GENERIC = (265, 40, 39, 41)
+# open_tree move_mount fsopen fsconfig fsmount fspick mount_setattr open_tree_attr: on all of them
+_AROUND_NEW = (428, 429, 430, 431, 432, 433, 442, 467)
+# FIFREEZE FITHAW; FS_IOC_SHUTDOWN, as powerpc has it too; XFS_IOC_OPEN_BY_HANDLE
+_FILE_SYSTEM_IOCTLS = (0xC0045877, 0xC0045878, 0x8004587D, 0x4004587D, 0xC038586B)
 _X32_BIT = 0x40000000
 _EPERM, _ENOSYS = 1, 38
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # asm-generic/ioctls.h, and what the machines above have too
@@ -50,8 +67,8 @@ _REFUSE = seccomp.SECCOMP_RET_ERRNO | _EPERM
 _UNKNOWN = seccomp.SECCOMP_RET_ERRNO | _ENOSYS
 
 
-def program(machine: str = os.uname().machine, *, keep: bool = True) -> bytes:
-    """The filter; keep: CAP_SYS_PTRACE is to be kept. A process that calls by an ABI which is none of the machine's is killed.
+def program(machine: str = os.uname().machine, *, keep: bool = True, view: bool = True) -> bytes:
+    """The filter; keep: CAP_SYS_PTRACE is to be kept; view: the root is the tools view. An ABI that is none of the machine's is death.
 
     Raises OSError(ENOSYS) on a machine whose call numbers are not known here.
     """
@@ -60,15 +77,17 @@ def program(machine: str = os.uname().machine, *, keep: bool = True) -> bytes:
     found = [_load(_ARCH)]
     for arch, numbers, flags_argument in _MACHINES[machine]:
         block = _of_one_abi(numbers, flags_argument, keep=keep, x32=machine == "x86_64" and arch == _X86_64[0])
+        if view:
+            block = [*_around_the_view(arch, numbers[4]), *block]
         # A jump over more than 255 instructions is none of a conditional one's; these blocks are far shorter.
         found += [_op(seccomp.BPF_JEQ_K, arch, 0, len(block)), *block]
     return b"".join([*found, _return(seccomp.SECCOMP_RET_KILL_PROCESS)])
 
 
-def install(*, keep: bool = True) -> None:
+def install(*, keep: bool = True, view: bool = True) -> None:
     """In a process that is to be of a session, with its capabilities: the filter, by no_new_privs. Raises OSError."""
     syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
-    seccomp.install(program(keep=keep))
+    seccomp.install(program(keep=keep, view=view))
 
 
 _NUMBER, _ARCH = 0, 4  # offsets in struct seccomp_data
@@ -96,6 +115,14 @@ def _of_one_abi(numbers: tuple[int, ...], flags_argument: int, *, keep: bool, x3
     for number, body in bodies.items():
         found += [_op(seccomp.BPF_JEQ_K, number, 0, len(body)), *body]
     return [*found, _return(_ALLOW)]
+
+
+def _around_the_view(arch: int, ioctl: int) -> list[bytes]:
+    found = [_load(_NUMBER)]
+    for number in (*_AROUND.get(arch, _AROUND_GENERIC), *_AROUND_NEW):
+        found += _if(number, _REFUSE)
+    refused = [_argument(1), *(one for value in _FILE_SYSTEM_IOCTLS for one in _if(value, _REFUSE))]
+    return [*found, _op(seccomp.BPF_JEQ_K, ioctl, 0, len(refused)), *refused]
 
 
 def _ambient() -> list[bytes]:

@@ -11,6 +11,7 @@ import resource
 
 from cntr.attach import cgroup, guard, limits, steps
 from cntr.attach.target import CAP_SYS_ADMIN, CAP_SYS_PTRACE, Target
+from cntr.attach.tools import HOST_ALL
 from cntr.errors import CntrError, printable
 from cntr.linux import namespaces, process, procfs, seccomp, syscalls
 
@@ -103,6 +104,7 @@ class Identity:
         """proc_fd: the host's /proc. ``exec`` needs no keeping out: its root is the container's own, with nothing of the host's."""
         self.target, self.user, self.privileged, self.cgroups = target, user, request.privileged, cgroups
         self.proc_fd, self.own_root, self.filters = proc_fd, request.own_root, filters
+        self.in_view = request.tools != HOST_ALL
         # Beside the host's own processes (its pid namespace) it would let the session trace root's.
         extra = CAP_SYS_PTRACE if "pid" in target.namespaces and not request.own_root else 0
         self.guarded = bool(extra)
@@ -166,7 +168,7 @@ class Identity:
             syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
         if not self.own_root:
             progress.now = steps.GUARD
-            guard.install(keep=self.guarded)
+            guard.install(keep=self.guarded, view=self.in_view)
 
     def settle(self) -> None:
         """In the reaper, once the command is forked: hold no more than that one will."""

@@ -9,6 +9,7 @@ leaves, so that no zombie is left to the container's init, which may not reap. T
 from __future__ import annotations
 
 import _signal as signal  # the module behind signal, without its import of enum (5 ms)
+import _socket  # the module behind socket, likewise
 import errno
 import os
 import select
@@ -89,6 +90,8 @@ class Launcher:
         namespaces.join(target.namespaces, "net", "ipc", "uts", "time")
         if self.root:
             self.root.enter()
+        elif "uts" in target.namespaces:
+            self._check_hostname()
         self.progress.now = steps.NAMESPACES
         namespaces.join(target.namespaces, "pid")  # for children only (setns(2))
         self.identity.assume(self.progress, lambda text: self.channel.report(NOTE, text))
@@ -99,6 +102,20 @@ class Launcher:
         if pid == 0:
             self._guarded(self._reap, 1)
         self._frame(STARTED, pid)
+
+    def _check_hostname(self) -> None:
+        """Prompts print it raw: one that is no name, or that a user namespace made inside the container may change, is not joined."""
+        uts, name = self.identity.target.namespaces["uts"], os.uname().nodename
+        safe = "".join(char for char in name if char.isascii() and (char.isalnum() or char in "-._"))
+        owner = namespaces.owner(uts)
+        try:
+            pid = self.identity.target.namespaces.get("pid", -1)
+            theirs = pid >= 0 and namespaces.is_below(owner, namespaces.owner(pid))
+        finally:
+            os.close(owner)
+        if safe != name or theirs:
+            syscalls.unshare(syscalls.CLONE_NEWUTS)
+            _socket.sethostname(safe or "container")
 
     def _strip(self) -> None:
         """Keep nothing that the container could see or take of a process about to be born in its pid namespace.

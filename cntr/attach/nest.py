@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from cntr.attach import places, steps, view
 from cntr.attach.private import Devices, Private
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 BASE_DIR = "/var/lib/cntr"
 IN_TARGET = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
+# What an engine keeps a container from in its /proc; a new one has it all, and the machine's settings obey uid 0 without a capability.
+PROC_READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
+PROC_COVERED = ("acpi", "kcore", "keys", "latency_stats", "sched_debug", "scsi", "timer_list", "timer_stats")
 
 
 class Nest:
@@ -124,10 +128,11 @@ class Nest:
         attributes.make_private(self.tree_fd)
 
     def graft_kernel_filesystems(self) -> None:
-        """/proc and /sys as the target has them; a fresh one of its namespaces where it has none, or none that shows all."""
+        """/proc and /sys as the target has them; new ones of its namespaces where it has none, or none that shows all."""
         self.progress.now = steps.PROC
         if self.target.partial_proc or not self._graft_directory("proc", syscalls.PROC_SUPER_MAGIC):
             places.place(namespaces.proc_of(self.target.namespaces.get("pid", -1)), "/proc", is_dir=True)
+            self._restrict_proc()
         self.progress.now = steps.SYS
         if not self._graft_directory("sys", syscalls.SYSFS_MAGIC):
             try:
@@ -137,6 +142,26 @@ class Nest:
                     raise
                 return  # the network namespace is the host's, whose owner alone may make a sysfs of it
             places.place(sysfs, "/sys", is_dir=True)
+
+    def _restrict_proc(self) -> None:
+        """A new /proc as an engine would have made it. Raises OSError."""
+        for name in (*PROC_READ_ONLY, *PROC_COVERED):
+            try:
+                fd = places.open_inside(f"/proc/{name}", os.O_NOFOLLOW)
+            except FileNotFoundError:
+                continue  # not in this kernel
+            try:
+                if name in PROC_READ_ONLY:
+                    tree = syscalls.open_tree(fd, "", places.CLONE)
+                elif stat.S_ISDIR(os.fstat(fd).st_mode):
+                    tree = syscalls.new_filesystem("tmpfs", {"mode": "555", "size": "4k"})
+                else:
+                    tree = syscalls.open_tree(self.devices.tree_fd, "null", syscalls.OPEN_TREE_CLONE)
+                attributes.add(tree, syscalls.MOUNT_ATTR_RDONLY)
+                syscalls.move_mount(tree, fd, "")
+                os.close(tree)
+            finally:
+                os.close(fd)
 
     def _graft_directory(self, name: str, magic: int) -> bool:
         """Mount the target's /NAME at /NAME, if it is a directory of that filesystem type."""

@@ -34,6 +34,8 @@ def stay_outside(target: Target) -> bool:
             target.namespaces["user"] = os.dup(owner)
     finally:
         os.close(owner)
+    # What it has mounted over its /proc holds for tools that take /proc for the kernel's word; and what its engine mounted, no longer.
+    target.partial_proc = True
     target.permitted = target.effective = target.inheritable = target.ambient = target.bounding = 0
     return True
 

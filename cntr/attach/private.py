@@ -194,6 +194,8 @@ class Devices:
         syscalls.move_mount(devpts_fd, self.tree_fd, "pts")
         for name, fd in self.binds:
             syscalls.move_mount(fd, self.tree_fd, name)
+        # What is made here later would be a device, too.
+        attributes.add_here(self.tree_fd, syscalls.MOUNT_ATTR_RDONLY)
 
     def close(self) -> None:
         """Close every fd."""

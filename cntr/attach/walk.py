@@ -280,6 +280,7 @@ class Prepared:
                 user=self._name(),
                 uid=self.user.uid,
                 host_tools=request.uses_host,
+                shares=[os.path.abspath(word) for word in request.shares],
             )
             variables |= self.brought
             argv, directories = request.argv or [self.shell], [request.directory or "/"]

@@ -12,6 +12,7 @@ import json
 import os
 import time
 
+from cntr.audit import who
 from cntr.audit.sinks import write_all
 from cntr.errors import CntrError, printable
 
@@ -32,7 +33,10 @@ class Recorder:
         """Create PATH, which must not be there yet, for the caller alone; words: the command line. Raises CntrError."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_APPEND | os.O_CLOEXEC
         try:
-            self.fd = os.open(path, flags, 0o600)
+            with (
+                who.RightsOfCaller()
+            ):  # behind sudo: a file anywhere, with words of theirs in it, is more than a session
+                self.fd = os.open(path, flags, 0o600)
         except OSError as error:
             hint = "a recording is a new file: name another" if error.errno == errno.EEXIST else ""
             raise CntrError(

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from cntr.engines import Container
 
 LIMIT = 1 << 16  # bytes
-COMMANDS = ("attach", "cp", "exec", "forward", "mount", "run")
+COMMANDS = ("attach", "cp", "exec", "forward", "mount", "run", "slim")
+OWN_FILES = ("archive", "dir", "oci")  # targets that are files of this machine
 # {table: {key: type}}
 KEYS: dict[str, dict[str, type]] = {
     "record": {"require": bool, "journal": bool, "audit": bool, "file": str},
@@ -71,6 +72,11 @@ class Policy:
         if not any(rule.targets is None or _match_any(rule.targets, names) for rule in self._rules_for(command)):
             raise _no(f"{names[0]} is not allowed for {_caller()}")
 
+    def check_slim(self) -> None:
+        """slim runs what it is told, containers with any volume and commands of this machine: a rule has to name it. Raises Refused."""
+        if self.rules and not any(rule.commands and rule.targets is None for rule in self._rules_for("slim")):
+            raise _no(f"slim is not allowed for {_caller()}")
+
     def _rules_for(self, command: str) -> list[Rule]:
         users = _callers()
         return [
@@ -89,6 +95,8 @@ def _names(target: str, container: Container | None) -> list[str]:
     """What a target is called in the patterns, by the engine's word and not by the caller's."""
     if container is None:
         return [printable(target)]
+    if container.engine in OWN_FILES:  # by its place: it says itself what image it is, and so does a link
+        return [printable(f"{container.engine}:{os.path.realpath(container.name)}")]
     if container.state == "image":
         return [printable(f"image:{container.image or container.name}")]
     found = [container, *(_around(container.pid) if container.engine in ("pid", "unit", "command") else [])]

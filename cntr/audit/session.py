@@ -214,6 +214,14 @@ class Session:
             self.say(f"note: {what}")
 
 
+def check_slim() -> None:
+    """Whether the policy lets the caller use slim, which has no session. Raises CntrError."""
+    if os.path.lexists(POLICY):
+        from cntr.audit import policy
+
+        policy.load(POLICY).check_slim()
+
+
 def timestamp(seconds: float) -> str:
     """ISO 8601, UTC, with milliseconds."""
     year, month, day, hour, minute, second = time.gmtime(seconds)[:6]

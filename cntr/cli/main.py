@@ -189,7 +189,11 @@ def _session(parsed: Parsed, target: str) -> Session:
     from cntr.audit.session import Session
 
     session = Session(
-        parsed.command.name, without_secrets(parsed.line), _say, target=target, reason=parsed.text("reason")
+        parsed.command.name,
+        without_secrets(parsed.line, parsed.texts("env")),
+        _say,
+        target=target,
+        reason=parsed.text("reason"),
     )
     session.recording = parsed.text("record")
     if target.startswith("pid:") and "@" in target:  # as a session has it run, see attach.exec_server
@@ -211,24 +215,15 @@ def _session(parsed: Parsed, target: str) -> Session:
     return session
 
 
-def without_secrets(line: list[str]) -> list[str]:
-    """The words of a command line for the record: of a variable its name."""
+def without_secrets(line: list[str], settings: list[str]) -> list[str]:
+    """The words of a command line for the record: of a variable its name, however its option was written. settings: the values of -e."""
     words = list(line)
     end = words.index("--") if "--" in words else len(words)
-    for at, word in enumerate(words[:end]):
-        before = words[at - 1] if at else ""
-        if before in ("-e", "--env"):
-            words[at] = _only_name(word)
-        elif word.startswith("--env="):
-            words[at] = f"--env={_only_name(word[6:])}"
-        elif word.startswith("-e") and len(word) > 2:
-            words[at] = f"-e{_only_name(word[2:])}"
+    for setting in sorted((one for one in settings if "=" in one), key=len, reverse=True):
+        for at, word in enumerate(words[:end]):
+            if (word.startswith("-") and word.endswith(setting)) or word == setting:
+                words[at] = f"{word[: len(word) - len(setting)]}{setting.partition('=')[0]}=…"
     return words
-
-
-def _only_name(setting: str) -> str:
-    name, equals, _ = setting.partition("=")
-    return f"{name}=…" if equals else name
 
 
 def _cp(parsed: Parsed) -> int:
@@ -261,14 +256,17 @@ def _cp_end(parsed: Parsed) -> int:
 def _mount(parsed: Parsed) -> int:
     from cntr.cli import mounted
 
-    with _session(parsed, os.path.abspath(parsed.words[0])) as session:
+    # A link's own name is whoever made it's.
+    with _session(parsed, os.path.realpath(parsed.words[0])) as session:
         session.status = mounted.run(parsed, session)
     return session.status
 
 
 def _slim(parsed: Parsed) -> int:
+    from cntr.audit import session
     from cntr.cli import slimming
 
+    session.check_slim()
     return slimming.run(parsed, _say, print)
 
 

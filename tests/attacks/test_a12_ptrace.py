@@ -12,6 +12,7 @@ import pytest
 
 from cntr.attach.supervisor import Outcome
 from cntr.linux import syscalls
+from testkit.waiting import wait_until
 from tests.attacks import kit, test_b1_exec
 from tests.nest.box import REPOSITORY, one_line_and_hint, run
 
@@ -65,6 +66,101 @@ def test_what_is_found_is_worth_nothing(accomplice, canary, place, transport, ca
         for _ in range(3):
             kit.attach(box, transport, command=["sh", "-c", "sleep 0.15"], timeout=30)
         assert box.proofs(canary.secret) == []
+
+
+# What CAP_SYS_PTRACE lets a container do to a session's process is to have it make any system call: so do these.
+BY_HANDLE = """
+import ctypes, os, struct, sys
+fd = os.open("/", os.O_RDONLY)
+inode = int(sys.argv[1])
+for kind, handle in ((1, struct.pack("II", inode, 0)), (0x81, struct.pack("QI", inode, 0))):
+    opened = ctypes.CDLL(None).open_by_handle_at(fd, struct.pack("Ii", len(handle), kind) + handle, 0)
+    if opened >= 0:
+        print(os.read(opened, 200))
+"""
+AROUND = """
+import ctypes, os, sys
+libc, path = ctypes.CDLL(None, use_errno=True), sys.argv[1]
+attributes = (ctypes.c_uint64 * 4)(0, 0x100001, 0, 0)  # clear MOUNT_ATTR_IDMAP, MOUNT_ATTR_RDONLY
+trees = [libc.syscall(467, -100, b"/", 1 | flag, ctypes.byref(attributes), 32) for flag in (0, 0x8000)]  # open_tree_attr
+trees += [libc.syscall(428, -100, b"/", 1), libc.syscall(428, -100, path.encode(), 1)]  # open_tree, without what is mounted below
+for tree in trees:
+    if tree >= 0:
+        try: print(open(f"/proc/self/fd/{tree}" + path).read())
+        except OSError: pass
+for place in (path, os.path.dirname(path)):
+    libc.umount2(place.encode(), 2)
+os.makedirs("/tmp/x", exist_ok=True)
+libc.mount(b"/", b"/tmp/x", None, 4096, None)
+libc.mount(None, b"/tmp/x", None, 4096 | 32, None)
+for at in ("", "/tmp/x"):
+    try: print(open(at + path).read())
+    except OSError: pass
+print([libc.syscall(16, os.open("/usr", os.O_RDONLY), ctypes.c_ulong(call), 0) for call in (0xC0045878,)])  # FITHAW
+"""
+PROC = """
+import os
+for name in ("sys/kernel/core_pattern", "sys/kernel/randomize_va_space", "irq/default_smp_affinity", "sysrq-trigger"):
+    try: os.close(os.open(f"/proc/{name}", os.O_WRONLY)); print("written", name)
+    except OSError: pass
+for name in ("keys", "timer_list", "kcore"):
+    try: print("read", name, len(open(f"/proc/{name}", "rb").read(64))) if open(f"/proc/{name}", "rb").read(1) else 0
+    except OSError: pass
+"""
+
+
+def test_files_by_their_number(accomplice, canary, place, transport):
+    """With CAP_DAC_READ_SEARCH a file of a directory that is closed, or covered, has a handle, which needs no path (open_by_handle_at(2))."""
+    closed = canary.directory / "canary.open" / "closed"
+    closed.mkdir(mode=0o700)
+    readable = closed / "readable"
+    readable.write_text(canary.secret)
+    readable.chmod(0o644)
+    try:
+        command = ["python3", "-c", BY_HANDLE, str(readable.stat().st_ino)]
+        assert canary.secret in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        with kit.hostile(place, accomplice, capabilities=PTRACE | 1 << 2) as box:
+            assert canary.secret not in (shown := kit.attach(box, transport, command=command)).stdout, shown
+            assert shown.returncode == 0, shown
+    finally:
+        shutil.rmtree(closed)
+
+
+def test_mounts_that_are_taken_off(accomplice, canary, place, transport):
+    """With CAP_SYS_ADMIN covers can be unmounted, id maps be left out of a copy, a file system of the host be stopped."""
+    with kit.hostile(place, accomplice, capabilities=ALL) as box:
+        shown = kit.attach(box, transport, command=["python3", "-c", AROUND, canary.path], timeout=60)
+        assert shown.stdout.strip() == "[-1]", shown
+        control = ["--tools", "host:all", "--force"]
+        assert canary.secret in kit.attach(box, transport, *control, command=["cat", canary.path]).stdout
+
+
+def test_a_proc_that_it_makes_cntr_mount_anew(accomplice, canary, place, transport):
+    """Where it has none, or has covered its own from a user namespace of its making: the new one obeys its uid 0 no more than an engine's."""
+
+    def hide() -> None:
+        if os.fork():
+            return
+        syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
+        for name, text in (("setgroups", "deny"), ("uid_map", "0 0 1"), ("gid_map", "0 0 1")):
+            pathlib.Path("/proc/self", name).write_text(text)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount("none", "/proc", "tmpfs", 0)
+        os.execv("/bin/sleep", ["sleep", "600"])
+
+    assert (
+        "written sys/kernel/core_pattern"
+        in subprocess.run(["python3", "-c", PROC], capture_output=True, text=True, check=True).stdout
+    )
+    for number, more in enumerate(({"as_root": hide}, {"mount_proc": False})):
+        root = place / str(number)
+        root.mkdir()
+        with kit.hostile(root, accomplice, **{"capabilities": PTRACE, **more}) as box:
+            child = pathlib.Path(f"/proc/{box.pid}/task/{box.pid}/children").read_text().split()
+            for target in child or [str(box.pid)]:
+                wait_until(lambda of=target: not os.path.exists(f"/proc/{of}/root/proc/1"), "its /proc is covered")
+                shown = run("attach", target, "--transport", transport, "--", "python3", "-c", PROC)
+                assert (shown.returncode, shown.stdout) == (0, ""), shown
 
 
 @pytest.mark.parametrize("command", ["attach", "exec"])

@@ -5,6 +5,7 @@ Names hold what a prompt would run, what a terminal would obey; homes hold start
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import pathlib
 import re
@@ -13,7 +14,10 @@ import subprocess
 
 import pytest
 
+from cntr.linux import syscalls
+from testkit.waiting import wait_until
 from tests.attacks import kit
+from tests.nest.box import run
 from tests.nest.tty import CNTR, Terminal
 
 MARK = "/var/lib/cntr/loot"
@@ -254,3 +258,51 @@ def test_the_tools_service_users_stay(accomplice, canary, place, transport):
     """A tool that gives its rights up to a user of its package finds it (tcpdump, sshd): where the container's names and ids leave room."""
     with kit.hostile(place, accomplice, files=users()) as box:
         assert "nobody" in kit.in_session(box, transport, "getent passwd nobody")
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_host_name_that_a_terminal_obeys(accomplice, canary, place, transport, later):
+    """Prompts print it raw. A process in a user namespace of its making gives its UTS namespace any name, before the session or in it."""
+    name = "\x1b]0;t\x07$(id)`id`"
+
+    def worker() -> None:
+        if os.fork():
+            return
+        syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWUTS)
+        pathlib.Path("/proc/self/uid_map").write_text("0 0 1")
+        if not later:
+            socket.sethostname(name)
+        os.execv("/bin/sleep", ["sleep", "600"])
+
+    with kit.hostile(place, accomplice, as_root=worker) as box:
+        (child,) = pathlib.Path(f"/proc/{box.pid}/task/{box.pid}/children").read_text().split()
+        changed = [
+            "nsenter",
+            "--preserve-credentials",
+            f"--user=/proc/{child}/ns/user",
+            f"--uts=/proc/{child}/ns/uts",
+            "--",
+            "python3",
+            "-c",
+            "import socket, sys; socket.sethostname(sys.argv[1])",
+            name,
+        ]
+        wait_until(lambda: pathlib.Path(f"/proc/{child}/comm").read_text() == "sleep\n", "the worker is there")
+        begun = box.root / "begun"
+        command = [
+            "sh",
+            "-c",
+            "touch /var/lib/cntr/begun; while [ -e /var/lib/cntr/begun ]; do sleep 0.1; done; uname -n; bash -c 'x=\\h; echo ${x@P}'",
+        ]
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            done = pool.submit(run, "attach", child, "--transport", transport, "--", *command)
+            wait_until(begun.exists, "the session is there")
+            if later:
+                subprocess.run(changed, check=True)
+                assert (
+                    subprocess.run([*changed[:5], "uname", "-n"], capture_output=True, text=True, check=True).stdout
+                    == f"{name}\n"
+                )
+            begun.unlink()
+        shown = done.result()
+        assert (shown.returncode, set(shown.stdout.replace("\n", "")) & set(name) - set("0tid")) == (0, set()), shown

@@ -263,3 +263,37 @@ def test_the_callers_path_leads_to_no_program_of_the_containers(accomplice, cana
         script = "cd /var/lib/cntr; id -u; cntr-trap run; cd bin; id -u; cd ../etc; id -u; true"
         shown = kit.in_session(box, transport, script, env={"PATH": path.format("/usr/bin:/bin")})
         assert [line for line in shown.splitlines() if "trap" not in line] == ["0"] * 3, shown
+
+
+def test_a_directory_of_the_containers_that_one_works_in(accomplice, canary, place, transport):
+    """Where the user has gone, tools look for what they run: modules of Python, hooks and programs of a repository's configuration."""
+    kit.need("git", "gdb")
+    loud = f"echo {kit.PROOF}"
+    with kit.hostile(place, accomplice) as box:
+        for name in ("json.py", "sitecustomize.py", "readline.py", "encodings/__init__.py", "gdb.py"):
+            box.write(f"/evil/{name}", f"print({kit.PROOF!r})\n", 0o644)
+        box.write("/evil/.gdbinit", f"shell {loud}\n", 0o644)
+        for name in (".vimrc", ".exrc", ".bashrc", ".profile", ".inputrc", ".lessfilter"):
+            box.write(f"/evil/{name}", f"{loud}\n")
+        keys = "".join(f"{key} = {loud}; false\n" for key in ("fsmonitor", "pager", "editor", "sshCommand", "askPass"))
+        box.write(
+            "/evil/.git/config", f"[core]\nrepositoryformatversion = 0\nhooksPath = /var/lib/cntr/evil\n{keys}", 0o644
+        )
+        box.write("/evil/.git/HEAD", "ref: refs/heads/m\n", 0o644)
+        for name in ("objects", "refs"):
+            box.write(f"/evil/.git/{name}/x", "")
+        box.write("/evil/post-index-change", f"#!/bin/sh\n{loud} >&2\n")
+        lines = (
+            "git status; git diff; git log; git ls-files; git fetch; python3 -c 'import json, readline'; echo 1 | python3 -i; "
+            "echo 'import json' | python3 -; gdb -batch -ex 'python import json'; bash -ic true; ls; true"
+        )
+        shown = kit.in_session(box, transport, f"cd /var/lib/cntr/evil; ( {lines} ) </dev/null", timeout=60)
+        assert kit.PROOF not in shown, shown
+        assert "dubious ownership" in shown, "git says what it is not told to trust, and how"
+        undone = kit.in_session(
+            box, transport, "cd /var/lib/cntr/evil; unset GIT_TEST_ASSUME_DIFFERENT_OWNER; git status"
+        )
+        assert kit.PROOF in undone or "Untracked" in undone, "the attack works where the variable is taken away"
+        shared = place / "shared"
+        subprocess.run(["git", "init", "-q", shared], check=True)
+        assert "No commits yet" in kit.in_session(box, transport, f"cd {shared}; git status", "--share", str(shared))

@@ -252,6 +252,20 @@ def test_limits_of_the_caller(accomplice, place, transport, kind):
             assert "Traceback" not in done.stderr or kind in ("as", "stack"), done
 
 
+def test_signals_that_the_caller_ignores(accomplice, place, transport):
+    """Ignored, SIGCHLD makes the kernel keep the status of each child to itself (waitpid(2)); it is inherited by exec."""
+    ignoring = [
+        "python3",
+        "-c",
+        "import os, signal, sys\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n    except (OSError, ValueError): pass\nos.execvp(sys.argv[1], sys.argv[1:])",
+    ]
+    with kit.hostile(place, accomplice) as box:
+        for words in (["attach", str(box.pid), "--transport", transport], ["exec", str(box.pid)]):
+            done = run(*words, "--", "sh", "-c", "true & wait; exit 7", prefix=ignoring)
+            assert (done.returncode, done.stderr) == (7, ""), done
+        assert run("inspect", str(box.pid), prefix=ignoring).returncode == 0
+
+
 @pytest.mark.parametrize("what", ["base", "tmp"])
 def test_a_full_disk(accomplice, place, transport, what):
     """Nothing is written to begin a session: a full /tmp, a full /var/lib."""

@@ -218,6 +218,39 @@ def test_targets_are_the_engines_names(tmp_path, monkeypatch):
             found.check_target("attach", "docker:web", container)
 
 
+def test_a_file_of_this_machine_is_its_place_and_not_what_it_is_called(place, tmp_path):
+    """A caller who names a link like an image that is allowed, and has it lead to the root of the machine."""
+    os.chmod(tmp_path, 0o755)
+    (tmp_path / "nginx").symlink_to("/")
+    here = tmp_path / "x:web"
+    here.symlink_to("/etc")
+    place.policy = "[[allow]]\ntargets = ['image:nginx*', '*:web']\n"
+    for words in (
+        ["exec", "dir:nginx", "--", "true"],
+        ["exec", f"dir:{tmp_path}/nginx", "--", "true"],
+        ["mount", str(here), str(tmp_path)],
+    ):
+        done = place.cntr(*words, cwd=str(tmp_path))
+        assert "is not allowed for root" in box.one_line_and_hint(done), words
+    real = tmp_path / "real"
+    real.mkdir()
+    place.policy = f"[[allow]]\ntargets = ['dir:{real}']\n"
+    refused = place.cntr("exec", f"dir:{tmp_path}/nginx", "--", "true")
+    assert "dir:/ is not allowed" in box.one_line_and_hint(refused), "the link's target is what it is called"
+
+
+def test_slim_runs_whatever_it_is_told_and_has_to_be_allowed_by_name(place, tmp_path):
+    words = ("slim", f"dir:{tmp_path}/none", "--", "true")
+    for rule, allowed in (
+        ("targets = ['docker:*']", False),
+        ("users = ['root']", False),
+        ("commands = ['slim']\ntargets = ['docker:*']", False),
+        ("commands = ['slim']", True),
+    ):
+        place.policy = f"[[allow]]\n{rule}\n"
+        assert ("slim is not allowed" in place.cntr(*words).stderr) != allowed, rule
+
+
 # --- the whole command -------------------------------------------------------------------------------------------------
 
 

@@ -102,6 +102,24 @@ def test_a_recording_is_a_new_file_of_the_callers(container, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_behind_sudo_it_is_made_with_the_rights_of_who_called(container, tmp_path):
+    """A new file anywhere, with words of theirs in it, would be root's machine for whoever may use no more than `sudo cntr`."""
+    for above in (tmp_path, *tmp_path.parents):
+        if above != above.parent:
+            above.chmod(above.stat().st_mode | 0o711)
+    roots, own = tmp_path / "roots", tmp_path / "own"
+    for directory in (roots, own):
+        directory.mkdir(mode=0o755)
+    os.chown(own, 1000, 1000)
+    for directory, allowed in ((roots, False), (own, True)):
+        file = directory / "new.cast"
+        words = ("--record", str(file), str(container.pid), "--", "echo", "$(id)")
+        done = box.run("attach", *words, env={"SUDO_UID": "1000", "SUDO_GID": "1000", "SUDO_USER": "u"})
+        assert (done.returncode, file.exists()) == ((0, True) if allowed else (125, False)), done
+    assert "$(id)" in file.read_text()
+    assert (file.stat().st_uid, file.stat().st_gid, file.stat().st_mode & 0o777) == (1000, 1000, 0o600)
+
+
 def test_a_full_disk_or_file_stops_the_recording_and_not_the_session(container, tmp_path, monkeypatch):
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", tmp_path], check=True)
     try:

@@ -254,6 +254,24 @@ def test_every_abi_is_decided_alike(machine, arch, monkeypatch):
     assert (decided(prctl, 47, 4), decided(prctl, 47, 3, 19), decided(prctl, 47, 3, 13)) == (DONE, DONE, ALLOWED)
 
 
+@pytest.mark.parametrize(("machine", "arch"), ABIS)
+def test_what_gets_around_the_view_is_refused_in_it_alone(machine, arch, monkeypatch):
+    monkeypatch.setattr(sys, "byteorder", "big" if machine == "s390x" else "little")
+    order, ioctl = ">" if machine == "s390x" else "<", ABIS[machine, arch][4]
+    old = {  # open_by_handle_at mount umount2 pivot_root
+        "x86_64": (304, 165, 166, 155),
+        "ppc64le": (346, 21, 52, 203),
+        "s390x": (336, 21, 52, 217),
+    }.get(machine, (265, 40, 39, 41))
+    old = {0x40000003: (342, 21, 52, 217), 0x40000028: (371, 21, 52, 218)}.get(arch, old)
+    for view, answer in ((True, EPERM), (False, ALLOWED)):
+        program = guard.program(machine, view=view)
+        for number in (*old, 428, 429, 430, 431, 432, 433, 442, 467):
+            assert run(program, struct.pack(f"{order}IIQ6Q", number, arch, 0, *6 * (0,)), order) == answer, number
+        for request in (0xC0045877, 0xC0045878, 0x8004587D):
+            assert run(program, struct.pack(f"{order}IIQ6Q", ioctl, arch, 0, 3, request, *4 * (0,)), order) == answer
+
+
 def test_where_there_is_nothing_to_keep_capabilities_can_be_dropped():
     def decided(number: int, *arguments: int) -> int:
         padded = [*arguments, *(6 - len(arguments)) * (0,)]
