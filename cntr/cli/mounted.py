@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from cntr.attach.signals import END
@@ -56,6 +57,8 @@ class RecordedMount(mounting.MountSession):
 def run(parsed: Parsed, session: Session) -> int:
     """Mount as the words say; the status. Raises CntrError."""
     source, mountpoint = parsed.words
+    if session.policy:
+        source = os.path.realpath(source)  # what it was asked about
     settings = options.parse(",".join(parsed.texts("options")))
     if parsed.flag("read_only"):
         settings.read_only = True
