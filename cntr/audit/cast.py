@@ -33,9 +33,7 @@ class Recorder:
         """Create PATH, which must not be there yet, for the caller alone; words: the command line. Raises CntrError."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_APPEND | os.O_CLOEXEC
         try:
-            with (
-                who.RightsOfCaller()
-            ):  # behind sudo: a file anywhere, with words of theirs in it, is more than a session
+            with who.CallerOpener():  # behind sudo: a file anywhere, with words of theirs in it, is more than a session
                 self.fd = os.open(path, flags, 0o600)
         except OSError as error:
             hint = "a recording is a new file: name another" if error.errno == errno.EEXIST else ""

@@ -41,7 +41,7 @@ def fields() -> Fields:
     return found
 
 
-class RightsOfCaller:
+class CallerOpener:
     """A scope in which whoever called sudo opens files by their own rights; others by those that they have."""
 
     def __init__(self) -> None:
