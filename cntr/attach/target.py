@@ -159,11 +159,14 @@ class Target:
         """
         if "user" not in self.namespaces:
             raise PermissionError(errno.EPERM, "Operation not permitted")
-        fd = self._owner_of_namespaces()
+        fd, uid = self._owner_of_namespaces(), os.geteuid()
         try:
             syscalls.setns(fd, syscalls.CLONE_NEWUSER)
         finally:
             os.close(fd)
+        rows = procfs.id_map(procfs.read("/proc/self/uid_map"))
+        if not any(outside <= uid < outside + count for _, outside, count in rows):
+            _be_its_root()  # LXC's are of subordinate ids alone: as the owner no file could be made there (EOVERFLOW)
         syscalls.unshare(syscalls.CLONE_NEWNS)
         syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
         self.as_owner = True
@@ -356,3 +359,14 @@ def _who_may(pid: int) -> str:
     if os.geteuid() != 0:
         return with_sudo("only root, or the owner of a rootless container, may attach")
     return "a security module or a missing CAP_SYS_PTRACE forbids it: `cntr doctor` says what this process may do"
+
+
+def _be_its_root() -> None:
+    """Be the root of the user namespace that was entered, with what it may do there. Raises OSError."""
+    syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1)
+    try:
+        os.setgroups([])
+    except PermissionError:  # user_namespaces(7): "deny" in /proc/PID/setgroups
+        pass
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MOST_USERS, MOST_CONTAINERS = 64, 10_000  # who are asked at once; what each may have
 MOST_BYTES, MOST_TEXT = 1 << 20, 512  # of an answer; characters of a name
 MEMORY, SECONDS = 256 << 20, 3  # above what the process has; of processor time
-TRACES = ("docker.sock", "crun", "runc", "containers", "podman")  # in a user's runtime directory
+TRACES = ("docker.sock", "crun", "runc", "containers", "podman", "lxc")  # in a user's runtime directory
 VARIABLES = ("DOCKER_HOST", "CONTAINERS_STORAGE_CONF", "APPTAINER_CONFIGDIR")
 MONITORS = ("conmon", "buildah-chroot-exec", "buildah-oci-runtime")
 FIELDS = 8  # kind, engine, name or words, pid, id, image, state, start time

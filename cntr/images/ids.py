@@ -12,6 +12,17 @@ Rows = list[tuple[int, int, int]]
 
 def of_rootless(rows: Rows, file: str, owner: int) -> Rows:
     """ROWS, a map into the engine's own user namespace, as one into the host's; [] means one to one. file: /etc/subuid or /etc/subgid."""
+    outer = _of_user(file, owner)
+    return _through(rows, outer) if rows else outer
+
+
+def into_rootless(rows: Rows, file: str, owner: int) -> Rows:
+    """ROWS, a map into the host's ids, as one into the user's own user namespace (``of_rootless`` is the way back)."""
+    return _through(rows, [(outside, inside, count) for inside, outside, count in _of_user(file, owner)])
+
+
+def _of_user(file: str, owner: int) -> Rows:
+    """What the user may map: 0 for the user, then the ranges of FILE."""
     outer = [(0, owner if file.endswith("subuid") else store.home_and_group(owner)[1], 1)]
     try:
         names = {_name(owner), str(owner)}
@@ -21,8 +32,11 @@ def of_rootless(rows: Rows, file: str, owner: int) -> Rows:
                 outer.append((outer[-1][0] + outer[-1][2], int(row[1]), int(row[2])))
     except OSError:
         pass  # no subordinate ids: the user alone
-    if not rows:
-        return outer
+    return outer
+
+
+def _through(rows: Rows, outer: Rows) -> Rows:
+    """Two maps, one after the other; what OUTER lacks is left out."""
     found = []
     for inside, middle, count in rows:
         for first, outside, length in outer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cntr.engines import store
+from cntr.engines import store, trust
 from cntr.errors import printable
 from cntr.images import ImageError, incus_stopped
 from cntr.images.blueprint import Blueprint, Mount
@@ -36,16 +36,23 @@ def stopped(deadline: float) -> list[Blueprint]:
         for name in store.listdir(directory):
             if os.path.isfile(f"{directory}/{name}/config") and not incus_stopped.runs(name):
                 found.append(_named(name))
+                found[-1].owner = max(0, trust.owner_or_anybody(directory))
     return found + incus_stopped.stopped(deadline)
 
 
 def _directories() -> list[str]:
-    """Where containers are: $CNTR_LXC_ROOT, lxc.lxcpath of the system's configuration (lxc.system.conf(5)), /var/lib/lxc."""
-    try:
-        usual = dict(_settings(store.read(SYSTEM_CONF, limit=store.MEGABYTE))).get("lxc.lxcpath") or PATH
-    except OSError:
-        usual = PATH
-    return list(dict.fromkeys(store.roots("lxc", usual)))
+    """Where containers are: $CNTR_LXC_ROOT, lxc.lxcpath of the configuration (lxc.system.conf(5)), the usual place; a user's first."""
+    places = [(SYSTEM_CONF, PATH)]
+    me = os.geteuid()
+    if me and store.runtime_dirs() and (home := store.home(me)):  # a home may be an automount that takes its time
+        places.insert(0, (f"{home}/.config/lxc/lxc.conf", f"{home}/.local/share/lxc"))
+    found = []
+    for conf, usual in places:
+        try:
+            found.append(dict(_settings(store.read(conf, limit=store.MEGABYTE))).get("lxc.lxcpath") or usual)
+        except OSError:
+            found.append(usual)
+    return list(dict.fromkeys(store.roots("lxc", *found)))
 
 
 def _settings(text: str) -> list[tuple[str, str]]:
@@ -93,6 +100,9 @@ def blueprint(directory: str, name: str) -> Blueprint:
         made.share.add("net")
     for key, value in settings:
         _take(made, key, value)
+    owner = trust.owner_or_anybody(directory)
+    if owner > 0:  # a user's, in whose ids it is
+        made.owner, made.overlay = owner, {"userxattr": ""}
     return made
 
 

@@ -13,7 +13,7 @@ import time
 from cntr.engines import asking, commands, registry, store, users
 from cntr.engines.container import Refused
 from cntr.errors import CntrError, printable
-from cntr.images import ImageError, buildah_stopped, docker_stopped, podman_stopped
+from cntr.images import ImageError, buildah_stopped, docker_stopped, lxc_stopped, podman_stopped
 from cntr.images.blueprint import Blueprint, Mount
 
 TYPE_CHECKING = False
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-MODULES = {"docker": docker_stopped, "podman": podman_stopped, "buildah": buildah_stopped}
+MODULES = {"docker": docker_stopped, "podman": podman_stopped, "buildah": buildah_stopped, "lxc": lxc_stopped}
 MOST = 4  # containers of one name that podman is asked about
 SECONDS, NAMED_SECONDS = 0.8, 5.0  # as for what runs (lookup): so long can a user keep root waiting
 

@@ -212,7 +212,10 @@ class StandIn:
             VIEW.enter_mounts()
         if made.owner:
             room.step = "make its user namespace"
+            as_user = os.geteuid() != 0
             enter_user_namespace(made.uid_map, made.gid_map)
+            if as_user:  # who may look at it is asked in the user namespace that has its program's owner (proc(5))
+                room.program = program()
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # not before: newuidmap(1) wants a process of its caller's
         syscalls.unshare(syscalls.CLONE_NEWNS)
         syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
@@ -242,9 +245,8 @@ class StandIn:
             os.dup2(reading, 2)
             syscalls.close_range(3, syscalls.CLOSE_RANGE_CLOEXEC)
             room.step = "run the stand-in"
-            signal.signal(
-                signal.SIGCHLD, signal.SIG_IGN
-            )  # kept over the exec: what is orphaned in there is reaped by the kernel
+            # Kept over the exec: what is orphaned in there is reaped by the kernel.
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
             try:
                 os.execve(room.program, ["cntr-stand-in"], made.environment)
             except FileNotFoundError:  # fexecve(3) of Linux 5.10 and glibc 2.31

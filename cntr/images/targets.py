@@ -189,8 +189,16 @@ def start(
     if made.owner:
         # A user's engine or store: never as the host's root, whatever it says.
         with VIEW:
-            made.uid_map = ids.of_rootless(made.uid_map, "/etc/subuid", made.owner)
-            made.gid_map = ids.of_rootless(made.gid_map, "/etc/subgid", made.owner)
+            for name in ("uid", "gid"):
+                rows = getattr(made, f"{name}_map")
+                if rows and made.engine == "lxc":  # which knows the host's ids alone
+                    rows = ids.into_rootless(rows, f"/etc/sub{name}", made.owner)
+                    if not rows:
+                        raise CntrError(
+                            f"{made.label()}: its {name} map is none of {store.owner_name(made.owner)}'s",
+                            f"/etc/sub{name} lists what a user may map",
+                        )
+                setattr(made, f"{name}_map", ids.of_rootless(rows, f"/etc/sub{name}", made.owner))
     return StandIn(made, network=network, write=write, confined=confined, say=say)
 
 

@@ -17,7 +17,9 @@ from cntr.errors import CntrError
 from cntr.images import targets
 from cntr.linux import procfs
 from testkit.engines import newer, rigging
+from testkit.engines.rig import Box, Rig
 from testkit.engines.rigs_cli import PodmanRootless
+from testkit.engines.rigs_others import DockerRootless
 
 ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -158,6 +160,146 @@ def test_a_users_stopped_and_created_containers(rig):
     rig.command("start", box.name)
     box.pid = int(rig.command("inspect", "--format", "{{.State.Pid}}", box.name))
     assert rig.command("exec", box.name, "cat", "/etc/fixed-True") == "x\n"
+
+
+def test_rootless_dockers_stopped_and_created_containers():
+    """By its API: for the user, and for root, who is told whose it is."""
+    rig = DockerRootless()
+    try:
+        box, made = rig.box("busybox"), rigging.unique("made")
+        words = ("create", "--name", made, "--network", "none", "--env", "MODE=prod", "--user", "1000", "slim:1")
+        rig.command(*words, "/bin/sh", "-c", "echo $MODE $(id -u); exit 3")
+        rig.command("kill", box.name)
+        view = rigging.users_view(rig.den.path, [("slim", rig.uid)])
+        become = ("setpriv", f"--reuid={rig.uid}", f"--regid={rig.uid}", "--clear-groups", "--inh-caps=-all")
+        own = {"HOME": f"{rig.den.path}/home-slim", "XDG_RUNTIME_DIR": f"{rig.den.path}/runtime"}
+
+        def cntr(*words: str, as_user: bool, status: int = 0) -> str:
+            more = {"CNTR_RIG": rig.den.mark, "DOCKER_HOST": f"unix://{rig.socket}", **(own if as_user else {})}
+            done = subprocess.run(
+                [*view, *(become if as_user else ()), sys.executable, "-m", "cntr", *words],
+                env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "", **more},
+                **{"cwd": "/", "capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "timeout": 100},
+            )
+            assert done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+            return done.stdout
+
+        for as_user in (False, True):
+            script = "cat /etc/motto; echo x > /new; id -u; cat /proc/self/uid_map"
+            out = cntr("exec", box.target, "--", "/bin/sh", "-c", script, as_user=as_user)
+            assert out.split() == ["slim", "0", "0", str(rig.uid), "1", "1", "300000", "65536"]
+            out = cntr("attach", box.target, "--", "cat", "/var/lib/cntr/etc/motto", as_user=as_user)
+            assert out == "slim\n"
+            assert cntr("run", made, as_user=as_user, status=3).split() == ["prod", "1000"]
+            states = {row["name"]: row["state"] for row in json.loads(cntr("ps", "--all", "--json", as_user=as_user))}
+            assert (states[box.name], states[made]) == ("exited", "created")
+            assert "/new" not in rig.command("diff", box.name)
+            fixed = f"/etc/fixed-{as_user}"
+            cntr("exec", "--write", box.target, "--", "/bin/sh", "-c", f"echo x > {fixed}", as_user=as_user)
+            assert f"A {fixed}" in rig.command("diff", box.name)
+        rig.command("start", box.name)
+        assert rig.command("exec", box.name, "cat", "/etc/fixed-True", "/etc/fixed-False") == "x\nx\n"
+    finally:
+        rig.stop()
+
+
+class UsersLxc(Rig):
+    """LXC's containers of an ordinary user, whose own uid is no id of theirs."""
+
+    engine = "lxc"
+    needs = {"lxc-start": "lxc", "newuidmap": "uidmap", "busybox": "busybox-static"}  # noqa: RUF012
+    variants: tuple[str, ...] = ("busybox",)
+    uid = 29993
+
+    def start(self) -> None:
+        """A home, a runtime directory, the view in which the user exists."""
+        self.home, self.run = f"{self.den.path}/home-slim", f"{self.den.path}/runtime"
+        self.containers = f"{self.home}/.local/share/lxc"
+        os.makedirs(self.containers)
+        os.mkdir(self.run)
+        places = (self.home, self.run, f"{self.home}/.local", f"{self.home}/.local/share", self.containers)
+        for path in places:
+            os.chown(path, self.uid, self.uid)
+            os.chmod(path, 0o711)
+        self.view = rigging.users_view(self.den.path, [("slim", self.uid)])
+
+    def make(self, variant: str, name: str) -> Box:
+        """As lxc-create leaves it: not started."""
+        root = rigging.busybox_root(f"{self.containers}/{name}/rootfs")
+        os.makedirs(f"{root}/dev", exist_ok=True)
+        rigging.run(["chown", "-hR", "300000:300000", root])
+        (pathlib.Path(root).parent / "config").write_text(
+            f"lxc.uts.name = {name}\nlxc.rootfs.path = dir:{root}\nlxc.net.0.type = empty\nlxc.mount.auto = proc:mixed sys:mixed\n"
+            "lxc.init.cmd = /bin/sleep 100000\nlxc.idmap = u 0 300000 65536\nlxc.idmap = g 0 300000 65536\nlxc.cap.drop = sys_ptrace\n"
+        )
+        for path in (f"{root}/..", f"{root}/../config"):
+            os.chown(path, self.uid, self.uid)
+        return Box(self, name, 0, rootfs=root)
+
+    def go(self, *words: str, as_user: bool = True, status: int = 0) -> str:
+        """What a command prints."""
+        become = ("setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups", "--inh-caps=-all")
+        more = {"HOME": self.home, "XDG_RUNTIME_DIR": self.run} if as_user else {"CNTR_LXC_ROOT": self.containers}
+        done = subprocess.run(
+            [*self.view, *(become if as_user else ()), *words],
+            env={**self.den.env, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "", **more},
+            **{"cwd": "/", "capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "timeout": 100},
+        )
+        assert done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def cntr(self, *words: str, as_user: bool = True, status: int = 0) -> str:
+        """What cntr prints."""
+        return self.go(sys.executable, "-m", "cntr", *words, as_user=as_user, status=status)
+
+    def remove(self, box: Box) -> None:
+        """Stop it, if it runs."""
+        self.go("sh", "-c", f"lxc-stop -k -n {box.name} || true")
+
+
+def test_a_users_lxc_container_stopped_and_running(other_users):
+    rig = UsersLxc()
+    try:
+        box = rig.box("busybox")
+        script = "cat /etc/motto; busybox stat -c %u /etc/motto; echo x > /new; id -u; cat /proc/self/uid_map"
+        for as_user in (True, False):
+            listed = json.loads(rig.cntr("ps", "--all", "--json", as_user=as_user))
+            assert [(row["state"], row["owner"]) for row in listed if row["name"] == box.name] == [("stopped", "slim")]
+            out = rig.cntr("exec", f"lxc:{box.name}", "--", "/bin/sh", "-c", script, as_user=as_user)
+            assert out.split() == ["slim", "0", "0", "0", "300000", "65536"]
+            out = rig.cntr(
+                "attach", box.name, "--", "sh", "-c", "touch /tmp/x; cat /var/lib/cntr/etc/motto", as_user=as_user
+            )
+            assert out == "slim\n"
+            assert not os.path.exists(f"{box.rootfs}/new")
+            words = ("exec", "--write", box.name, "--", "/bin/sh", "-c", f"echo x > /etc/fixed-{as_user}")
+            rig.cntr(*words, as_user=as_user)
+            assert os.stat(f"{box.rootfs}/etc/fixed-{as_user}").st_uid == 300000
+        rig.go("lxc-start", "-n", box.name, "-d")
+        box.pid = int(rig.go("lxc-info", "-n", box.name, "-pH"))
+        for as_user in (True, False):
+            words = (
+                "attach",
+                f"lxc:{box.name}",
+                "--",
+                "sh",
+                "-c",
+                "id -u; touch /tmp/x; cat /var/lib/cntr/etc/fixed-True",
+            )
+            assert rig.cntr(*words, as_user=as_user) == "0\nx\n"
+            assert (
+                rig.cntr("exec", box.name, "--", "/bin/sh", "-c", "id -u; ls /etc/fixed*", as_user=as_user).split()[0]
+                == "0"
+            )
+        config = pathlib.Path(box.rootfs).parent / "config"
+        rig.go("lxc-stop", "-k", "-n", box.name)
+        config.write_text(
+            config.read_text().replace(" 300000 ", " 100 ")
+        )  # ids of others, which newuidmap would refuse
+        for as_user in (True, False):
+            rig.cntr("exec", f"lxc:{box.name}", "--", "/bin/sh", as_user=as_user, status=125)
+    finally:
+        rig.stop()
 
 
 def test_a_users_own_archive_and_directory():
