@@ -10,7 +10,8 @@ from pathlib import Path
 from .errors import LabError
 
 TABLE_FILE = Path(__file__).with_name("boxes.json")
-TIERS = ("gate", "full")
+TIERS = ("gate", "full", "named")
+"""What `gate` and `all` stand for; machines of the tier `named` run when they are named."""
 SUITES = {"xfstests": "ltp/fsstress", "pjdfstest": "pjdfstest"}
 """File system suites that machines run from an installed copy, and a file by which a built copy is known."""
 
@@ -60,7 +61,8 @@ class Table:
 
     def tier(self, tier: str) -> list[str]:
         """Names of the machines of a tier; the full tier holds the gate's too."""
-        return [m.name for m in self.machines.values() if tier == "full" or m.tier == tier]
+        wanted = ("gate", "full") if tier == "full" else (tier,)
+        return [m.name for m in self.machines.values() if m.tier in wanted]
 
 
 def parse(text: str) -> Table:
