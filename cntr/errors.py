@@ -36,9 +36,13 @@ class UsageError(CntrError):
 
 
 class TargetNotFound(CntrError):
-    """No engine knows the name, or the process is gone. late: the engines that were waited for in vain."""
+    """No engine knows the name, or the process is gone.
+
+    late: the engines that were waited for in vain; elsewhere: the machine that one of them has its containers on, as ``--host`` takes it.
+    """
 
     late: tuple[str, ...] = ()
+    elsewhere = ""
 
 
 class AmbiguousTarget(CntrError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from cntr.cli.reports import Report
+from cntr.cli.table import Report
 from cntr.errors import CntrError, printable
 from cntr.images import cache as images_cache
 

@@ -7,7 +7,7 @@ import sys
 
 from cntr.cli.options import parse
 from cntr.cli.parser import Parsed
-from cntr.errors import EXIT_FAILED, CntrError, UsageError, printable
+from cntr.errors import EXIT_FAILED, CntrError, TargetNotFound, UsageError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,7 +93,16 @@ def _run(argv: list[str]) -> int:
         from cntr.progress import Progress
 
         Progress.events = _event
-    return HANDLERS[parsed.command.name](parsed)
+    try:
+        return HANDLERS[parsed.command.name](parsed)
+    except TargetNotFound as error:
+        if not error.elsewhere:
+            raise
+        host = error.elsewhere
+    _say(
+        f"note: {printable(parsed.words[0])} is looked for on {printable(host)}, as DOCKER_HOST or docker's context has it"
+    )
+    return _elsewhere(["--host", host, *argv])
 
 
 def _elsewhere(argv: list[str]) -> int:
@@ -103,11 +112,19 @@ def _elsewhere(argv: list[str]) -> int:
 
 
 def _ps(parsed: Parsed) -> int:
-    if not parsed.flag("host"):
-        return _report("ps")(parsed)
-    from cntr.cli import remote_reports
+    from cntr.cli import reports
 
-    report = remote_reports.ps(parsed.text("host").split(","), stopped=parsed.flag("all"))
+    stopped = parsed.flag("all")
+    if parsed.flag("host"):
+        from cntr.cli import remote_reports
+
+        report = remote_reports.ps(parsed.text("host").split(","), stopped=stopped)
+    else:
+        report = reports.ps(stopped=stopped)
+        if report.elsewhere:
+            from cntr.cli import remote_reports
+
+            report = remote_reports.docker(report, stopped=stopped)
     print(report.json() if parsed.flag("json") else report.text())
     return int(report.status)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from cntr.cli.reports import Report
+from cntr.cli.table import Report
 from cntr.errors import EXIT_FAILED, printable
 from cntr.remote import ssh
 
@@ -21,3 +21,13 @@ def ps(hosts: list[str], *, stopped: bool) -> Report:
             said = (err.strip().splitlines() or [f"status {status}"])[0]
             report.footer.append(f"{printable(host)}: {printable(said.removeprefix('cntr: ')[:300])}")
     return report
+
+
+def docker(here: Report, *, stopped: bool) -> Report:
+    """HERE, and what Docker has on the machine that it is told to work on. Raises UsageError."""
+    there = ps([here.elsewhere], stopped=stopped)
+    at = there.columns.index("engine")
+    rows = [row for row in there.rows if row[at] == "docker"]
+    there.rows = [*((None, *row) for row in here.rows), *rows]
+    there.footer += [line for line in here.footer if here.rows or not rows]
+    return there

@@ -9,6 +9,7 @@ from cntr import engines
 from cntr.attach import cgroup, etc_files, identity, nest, view
 from cntr.attach.target import CAP_SYS_PTRACE, Target, capability_names
 from cntr.cli import confinement
+from cntr.cli.table import Report
 from cntr.engines import listing, store
 from cntr.errors import EXIT_FAILED, CntrError, printable, with_sudo
 from cntr.linux import namespaces, procfs, syscalls
@@ -17,38 +18,6 @@ from cntr.linux.namespaces import KINDS
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-class Report:
-    """A table with a head, or the same rows as JSON; status: the exit status; footer: lines below the table."""
-
-    __slots__ = ("columns", "footer", "rows", "status")
-
-    def __init__(self, *columns: str) -> None:
-        self.columns = columns
-        self.rows: list[tuple[object, ...]] = []
-        self.footer: list[str] = []
-        self.status = 0
-
-    def add(self, *cells: object) -> None:
-        """One row."""
-        self.rows.append(cells)
-
-    def text(self) -> str:
-        """Aligned columns; what comes from a container is made printable."""
-        lines = [tuple(column.upper().replace("_", " ") for column in self.columns)]
-        lines += [
-            tuple(printable("-" if cell is None or cell == "" else str(cell)) for cell in row) for row in self.rows
-        ]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
-        shown = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
-        return "\n".join([*shown, *self.footer])
-
-    def json(self) -> str:
-        """A list of objects."""
-        import json
-
-        return json.dumps([dict(zip(self.columns, row)) for row in self.rows], indent=2)
 
 
 def ps(*, stopped: bool = False) -> Report:
@@ -66,7 +35,9 @@ def ps(*, stopped: bool = False) -> Report:
         for row in targets.stopped_rows():
             report.add(*row)
     for answer in answers:
-        if answer.refused:
+        if answer.elsewhere and not answer.owner:
+            report.elsewhere = answer.elsewhere
+        elif answer.refused:
             whose = f" of {store.owner_name(answer.owner)}" if answer.owner else ""
             report.footer.append(f"{answer.entry.name}{whose}: did not answer: {printable(answer.refused[:300])}")
     if not report.rows:

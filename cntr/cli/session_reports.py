@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from cntr.attach.signals import END
 from cntr.audit import live, replay
 from cntr.cli.parser import Parsed
-from cntr.cli.reports import Report
+from cntr.cli.table import Report
 from cntr.errors import UsageError, printable
 
 

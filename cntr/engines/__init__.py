@@ -16,7 +16,7 @@ its traces (docs/engines.md has an example).
 from __future__ import annotations
 
 from cntr.engines.asking import ask, distinct
-from cntr.engines.container import Container, NotRunning, Refused
+from cntr.engines.container import Container, NotRunning, Refused, RemoteRefused
 from cntr.engines.lookup import notes, resolve, verify
 from cntr.engines.registry import REGISTRY, Answer, Entry, entries
 
@@ -27,6 +27,7 @@ __all__ = [
     "Entry",
     "NotRunning",
     "Refused",
+    "RemoteRefused",
     "ask",
     "distinct",
     "entries",

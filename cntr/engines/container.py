@@ -17,6 +17,14 @@ class NotRunning(Refused):
     """The engine has a container of that name, but no process of it runs: one line that says so."""
 
 
+class RemoteRefused(Refused):
+    """The engine's containers are on another machine; host: as ``--host`` takes it."""
+
+    def __init__(self, message: str, hint: str, host: str) -> None:
+        super().__init__(message, hint)
+        self.host = host
+
+
 class Container:
     """A running container as its engine knows it.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from cntr.engines import evidence, store, trust, unixhttp
-from cntr.engines.container import Container, NotRunning, Refused
+from cntr.engines.container import Container, NotRunning, Refused, RemoteRefused
 from cntr.linux import procfs
 
 TYPE_CHECKING = False
@@ -82,11 +82,11 @@ def endpoints() -> list[tuple[str, int]]:
     if scheme not in SCHEMES or not path or (scheme == "unix" and (path[0] != "/" or len(os.fsencode(path)) > LONGEST)):
         raise Refused(f"DOCKER_HOST or the context names {host}: no daemon's address", f"correct it, {near}")
     if scheme != "unix":
-        where = path.partition("/")[0] if scheme == "ssh" else ""
-        raise Refused(
-            f"DOCKER_HOST or the context names {host}, a daemon on another machine: run cntr on that machine",
-            f"`cntr --host {where} attach NAME`, {near}" if where else f"run cntr there, {near}",
-        )
+        words = f"DOCKER_HOST or the context names {host}, a daemon on another machine"
+        if scheme == "ssh":  # ssh://[user@]host[:port][/path of its socket]
+            where = f"ssh://{path.partition('/')[0]}"
+            raise RemoteRefused(words, f"`cntr --host {where} attach NAME`, {near}", where)
+        raise Refused(f"{words}: run cntr on that machine", f"run cntr there, {near}")
     if not os.path.exists(path):
         return [(path, 0)]  # nobody listens there, as will be said
     owner = trust.owner_or_anybody(path)

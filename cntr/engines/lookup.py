@@ -204,6 +204,7 @@ def _not_found(target: str, answers: list[Answer], absent: list[str], more: str 
         hint = known[0]
     error = TargetNotFound(f"{shown}: no running container of that name ({said})", hint)
     error.late = tuple(slow)
+    error.elsewhere = next((answer.elsewhere for answer in answers if answer.elsewhere and not answer.owner), "")
     return error
 
 

@@ -6,7 +6,7 @@ import os
 import sys
 
 from cntr.engines import trust
-from cntr.engines.container import NotRunning, Refused
+from cntr.engines.container import NotRunning, Refused, RemoteRefused
 from cntr.linux import procfs
 
 TYPE_CHECKING = False
@@ -65,18 +65,23 @@ LATE = ("no answer in time", "timed out")  # the words for both ways to be late:
 
 
 class Answer:
-    """What one engine said: its containers, or why it refused. owner: the uid of the engine's user, 0 for root's and one's own."""
+    """What one engine said: its containers, or why it refused.
 
-    __slots__ = ("containers", "entry", "hint", "owner", "refused", "stopped")
+    owner: the uid of the engine's user, 0 for root's and one's own; elsewhere: the machine that its containers are on, as ``--host``
+    takes it, "" for this one.
+    """
+
+    __slots__ = ("containers", "elsewhere", "entry", "hint", "owner", "refused", "stopped")
 
     def __init__(self, entry: Entry, owner: int = 0) -> None:
         self.entry, self.owner, self.refused, self.stopped = entry, owner, LATE[0], False
-        self.hint = ""
+        self.hint = self.elsewhere = ""
         self.containers: list[Container] = []
 
     def refuse(self, error: Refused) -> None:
         """Keep what it said instead."""
         self.refused, self.hint, self.stopped = str(error), error.hint, isinstance(error, NotRunning)
+        self.elsewhere = error.host if isinstance(error, RemoteRefused) else ""
 
 
 _TASKS = "io.containerd.runtime.v2.task"
@@ -89,7 +94,7 @@ _STORAGE = (
 REGISTRY: tuple[Entry, ...] = (
     Entry(
         *("docker", "cntr.engines.docker", "Docker", "/run/docker.sock", "/run/user/*/docker.sock"),
-        *("$DOCKER_HOST", "$DOCKER_CONTEXT", "~/.docker/contexts"),
+        *("$DOCKER_HOST", "$DOCKER_CONTEXT", "$DOCKER_CONFIG", "~/.docker/contexts"),
     ),
     Entry(
         *(

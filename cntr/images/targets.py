@@ -69,6 +69,8 @@ def _stopped(target: str, late: tuple[str, ...], *, running: bool) -> Blueprint 
             failed = failed or (_unanswered(target, engine, error.message) if len(asked) > 1 else error)
         except Refused as error:
             failed = failed or _unanswered(target, engine, str(error), error.hint)
+            if isinstance(error, engines.RemoteRefused) and isinstance(failed, TargetNotFound):
+                failed.elsewhere = error.host
         except OSError as error:
             where = f": {error.filename}" if error.filename else ""
             failed = failed or _unanswered(target, engine, f"{error.strerror or error}{where}")

@@ -34,7 +34,11 @@ ROWS = (
         "root sees every user's below /run/user",
     ),
     Row(
-        *("Docker, remote", "docker:NAME", "`$DOCKER_HOST` or a context with tcp:// or ssh://", REFUSED),
+        *("Docker, remote by ssh", "docker:NAME", "`$DOCKER_HOST` or a context with ssh://", ENGINE, ("docker",)),
+        "what this machine has not is looked for there, as by `--host`",
+    ),
+    Row(
+        *("Docker, remote by TCP", "docker:NAME", "`$DOCKER_HOST` or a context with tcp://", REFUSED),
         ("test_a_remote_docker_is_refused", "test_a_remote_context_is_refused_and_a_missing_one_named"),
         "run cntr on that machine",
     ),

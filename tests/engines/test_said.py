@@ -101,7 +101,8 @@ def test_a_container_of_containerds_without_a_task(containerd: Containerd, monke
 
 
 @pytest.mark.parametrize(
-    ("host", "hint"), [("ssh://admin@far", "cntr --host admin@far attach"), ("tcp://10.0.0.1:2376", "run cntr there")]
+    ("host", "hint"),
+    [("ssh://admin@far", "cntr --host ssh://admin@far attach"), ("tcp://10.0.0.1:2376", "run cntr there")],
 )
 def test_a_daemon_on_another_machine(monkeypatch, host, hint):
     monkeypatch.setenv("DOCKER_HOST", host)

@@ -59,7 +59,7 @@ LAYERS = (
         "cntr.cli.session_reports",
     ),
     ("cntr.cli.forwarding", "cntr.cli.mounted", "cntr.cli.reports", "cntr.cli.slimming"),
-    ("cntr.cli.confinement", "cntr.cli.manual"),
+    ("cntr.cli.confinement", "cntr.cli.manual", "cntr.cli.table"),
     ("cntr.cli.options",),
     ("cntr.cli.options_ports",),
     ("cntr.cli.options_sessions",),

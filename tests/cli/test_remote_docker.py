@@ -1,0 +1,77 @@
+"""Docker's ssh:// hosts and contexts: what runs there is found as by ``--host``; a real daemon, docker, sshd and ssh."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+
+import pytest
+
+from cntr.cli import main
+from testkit.engines.rigs_cli import Docker
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+@pytest.fixture(scope="module")
+def docker(far):
+    """Its socket is at the usual place of the far machine, and nowhere on this one."""
+    rig = Docker()
+    try:
+        script = f"touch /run/docker.sock && mount --bind {rig.socket} /run/docker.sock"
+        subprocess.run(["nsenter", "-t", str(far.process.pid), "-m", "sh", "-c", script], check=True)
+        with rig.box("busybox", name="web-there"):
+            yield rig
+    finally:
+        rig.stop()
+
+
+@pytest.fixture(params=["host", "context"])
+def run(request, far, docker, tmp_path):
+    """cntr as a user of Docker there runs it."""
+    where = "ssh://worker@far/run/docker.sock"
+    settings = {"DOCKER_HOST": where}
+    if request.param == "context":
+        place = tmp_path / "contexts/meta" / hashlib.sha256(b"there").hexdigest()
+        place.mkdir(parents=True)
+        (place / "meta.json").write_text(json.dumps({"Name": "there", "Endpoints": {"docker": {"Host": where}}}))
+        (tmp_path / "config.json").write_text('{"currentContext": "there"}')
+        settings = {"DOCKER_CONFIG": str(tmp_path)}
+
+    def run(*words: str, **more) -> subprocess.CompletedProcess:
+        environment = {**far.environment, **settings}
+        return subprocess.run(
+            far.command(*words), env=environment, capture_output=True, text=True, timeout=60, check=False, **more
+        )
+
+    return run
+
+
+def test_what_runs_there_is_found(run, tmp_path):
+    done = run("attach", "web-there", "--", "cat", "/var/lib/cntr/etc/motto")
+    assert (done.returncode, done.stdout) == (0, "slim\n"), done.stderr
+    assert done.stderr.startswith("cntr: note: web-there is looked for on ssh://worker@far, as DOCKER_HOST")
+    assert run("exec", "docker:web-there", "--", "sh", "-c", "exit 7").returncode == 7
+    done = run("cp", "web-there:/etc/motto", str(tmp_path / "motto"))
+    assert (done.returncode, (tmp_path / "motto").read_text()) == (0, "slim\n"), done.stderr
+    rows = [row for row in json.loads(run("ps", "--json").stdout) if row["host"]]
+    assert [(row["host"], row["engine"], row["name"]) for row in rows] == [("ssh://worker@far", "docker", "web-there")]
+    assert "docker:web-there" in run("inspect", "web-there").stdout
+
+
+def test_what_is_nowhere_is_said_by_whom_was_asked(run):
+    done = run("attach", "no-such")
+    assert done.returncode == 125
+    note, error, hint = done.stderr.splitlines()
+    assert "no-such is looked for on ssh://worker@far" in note
+    assert (error[:14], hint[:6]) == ("cntr: no-such:", "hint: ")
+    done = run("attach", "podman:no-such")  # of this machine, as it is said
+    assert (done.returncode, "looked for on" in done.stderr) == (125, False)
+
+
+def test_a_host_that_is_none_is_not_given_to_ssh(monkeypatch, capsys):
+    monkeypatch.setenv("DOCKER_HOST", "ssh://-oProxyCommand=touch")
+    assert main.run(["attach", "docker:web"]) == 125
+    assert "not a host" in capsys.readouterr().err
