@@ -33,7 +33,7 @@ def memberships(target: str, own: str, mountinfo: str) -> tuple[list[Membership]
     for controllers, path in theirs.items():
         if ours.get(controllers) == path:
             continue
-        directory = _directory(mounts, controllers, path)
+        directory = directory_in(mounts, controllers, path)
         if directory is None:
             unreachable.append(controllers or "cgroup2")
         else:
@@ -41,7 +41,7 @@ def memberships(target: str, own: str, mountinfo: str) -> tuple[list[Membership]
     return found, unreachable
 
 
-def _directory(mounts: list[procfs.Mount], controllers: str, path: str) -> str | None:
+def directory_in(mounts: list[procfs.Mount], controllers: str, path: str) -> str | None:
     """Where PATH of a hierarchy lies in our mounts; both sides are relative to our cgroup namespace's root."""
     wanted = set(controllers.split(","))
     for mount in mounts:
@@ -133,7 +133,7 @@ class CgroupJoin:
     version 1 a process of one thread moves that thread by ``tasks``; in version 2 a child is forked straight into the cgroup.
     """
 
-    __slots__ = ("directory_fd", "files", "inside", "memory")
+    __slots__ = ("directory_fd", "files", "inside", "memory", "own")
 
     def __init__(self, found: list[Membership]) -> None:
         """Raises OSError naming the file."""
@@ -141,6 +141,9 @@ class CgroupJoin:
         self.files: list[tuple[int, str, bool]] = []  # fd, path, whether of version 2
         self.directory_fd = -1  # version 2's, for fork
         self.inside = False  # whether fork has put us into version 2's
+        self.own: tuple[int, str] | None = (
+            None  # one made for the session: the directory it is in, as a fd, and its name
+        )
         try:
             for membership in found:
                 v2 = not membership.controllers
@@ -172,8 +175,20 @@ class CgroupJoin:
             except OSError as error:
                 raise OSError(error.errno, error.strerror, path) from None
 
+    def remove(self) -> None:
+        """The session's own cgroup, once nobody is in it."""
+        if self.own:
+            try:
+                os.rmdir(self.own[1], dir_fd=self.own[0])
+            except OSError:
+                pass  # the other of supervisor and monitor was first, or somebody is still in it
+
     def close(self) -> None:
         """Close every fd."""
+        if self.own:
+            self.remove()
+            os.close(self.own[0])
+            self.own = None
         for fd, _, _ in self.files:
             os.close(fd)
         if self.directory_fd >= 0:

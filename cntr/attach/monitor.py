@@ -191,6 +191,7 @@ class Monitor:
             except OSError as error:
                 if error.errno != errno.ECHILD:
                     raise
+        self.identity.cgroups.remove()
         if self.left_files and (files := self.left_files()):
             self.channel.report(LEFT, *files)
         self.channel.report(DONE)

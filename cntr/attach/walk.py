@@ -6,7 +6,7 @@ import errno
 import os
 
 from cntr import engines
-from cntr.attach import cgroup, environment, etc_files, memory, nest, outermost, steps, terminfo, tracers
+from cntr.attach import environment, etc_files, joining, memory, nest, outermost, steps, terminfo, tracers
 from cntr.attach.channel import Channel
 from cntr.attach.exec_server import ExecServer
 from cntr.attach.identity import Identity, user_of
@@ -128,7 +128,7 @@ class Prepared:
             fds.closers.append(self.server.stop)
         # 3. what needs the host's view: ids, cgroups, terminal, the session's own files
         self.user = user_of(target, request.user, own_root=request.own_root)
-        cgroups = _open_cgroups(request, target, say)
+        cgroups = joining.open_cgroups(request, target, traced, say)
         self.memory = cgroups.memory
         filters = tracers.filters_of(request, target, traced, say)
         self.identity = Identity(target, self.user, request, cgroups, self.proc_fd, filters)
@@ -352,34 +352,3 @@ def _fork(monitor: Monitor, target: Target) -> int:
     if pid == 0:
         monitor.run()
     return pid
-
-
-def _open_cgroups(request: Request, target: Target, say: Callable[[str], None]) -> cgroup.CgroupJoin:
-    """The cgroups to join; none when frozen: joining a frozen cgroup freezes the joiner."""
-    if not request.join_cgroup:
-        return cgroup.CgroupJoin([])
-    found, unreachable = cgroup.memberships(
-        procfs.read("cgroup", target.proc_fd), procfs.read("/proc/self/cgroup"), procfs.read("/proc/self/mountinfo")
-    )
-    if any(membership.frozen for membership in found):
-        say(f"note: {target.label} is paused: the session stays outside its cgroup")
-        return cgroup.CgroupJoin([])
-    if unreachable and request.verbose:
-        say(f"note: cgroup not reachable from here: {', '.join(unreachable)}")
-    if not request.own_root:
-        found = memory.spared(found, target.label, say)
-    try:
-        return cgroup.CgroupJoin(found)
-    except PermissionError as error:
-        if not target.as_owner:
-            raise CntrError(f"{error.filename}: {error.strerror}", steps.CGROUP.hint) from None
-        # A user may move processes only below a cgroup delegated to them (cgroups(7)); the engine of a rootless container may.
-        say(f"note: the session stays outside the container's cgroup: {error.strerror}: {error.filename}")
-        return cgroup.CgroupJoin([])
-    except OSError as error:  # EROFS: cntr itself runs in a container
-        raise StepFailed(
-            f"{target.label}: join the container's cgroup",
-            error.errno or 0,
-            printable(str(error.filename)),
-            steps.CGROUP.hint,
-        ) from None

@@ -33,7 +33,7 @@ WRITE = Option(
 )
 INTERACTIVE = Option("-i --interactive", "", "nothing: input always goes through (accepted as other tools have it)")
 TTY = Option("-t --tty", "", "nothing: there is a terminal where the caller has one (accepted as other tools have it)")
-NO_CGROUP = Option("--no-cgroup", "", "stay in the caller's cgroup")
+NO_CGROUP = Option("--no-cgroup", "", "stay in the caller's cgroup; which devices may be opened stays the container's")
 VERBOSE = Option("-v --verbose", "", "say what could not be inherited")
 SECCOMP = Option("--seccomp", "", "take on the container's seccomp filters too: many tools need what they forbid")
 NO_SECCOMP = Option(

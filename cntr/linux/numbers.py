@@ -10,6 +10,7 @@ import sys
 
 MACHINES = ("x86_64", "i386", "arm", "ppc64", "s390x", "generic")  # generic: aarch64, riscv64, loongarch64
 TABLE = {
+    "bpf": (321, 357, 386, 361, 351, 280),
     "keyctl": (250, 288, 311, 271, 280, 219),
     "mknodat": (259, 297, 324, 288, 290, 33),
     "pivot_root": (155, 217, 218, 203, 217, 41),

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import socket
+import stat
 
 import pytest
 
+from cntr.linux import bpf, procfs
+from testkit.waiting import wait_until
 from tests.attacks import kit
-from tests.nest.box import ask, session
+from tests.nest.box import ask, run, session
 from tests.nest.tty import CNTR, Terminal
 
 EVIL = f"#!/bin/bash\necho {kit.PROOF} $0 >>/var/lib/cntr/loot\n"
@@ -192,3 +196,129 @@ def test_the_log_socket_is_not_the_containers(accomplice, canary, place, transpo
         )
         with pytest.raises(BlockingIOError):
             log.recv(4096)
+
+
+FUSE = os.makedev(10, 229)  # any device that containers do not have, and root may open
+USUAL = (
+    "c *:* m",
+    "b *:* m",
+    "c 1:3 rwm",
+    "c 1:5 rwm",
+    "c 1:7 rwm",
+    "c 1:8 rwm",
+    "c 1:9 rwm",
+    "c 5:0 rwm",
+    "c 5:2 rwm",
+    "c 136:* rwm",
+)
+OPEN = """
+for at in /dev /tmp $1/tmp; do mknod $at/made c 10 229; done 2>/dev/null
+for node in /dev/made /tmp/made $1/tmp/made $1/theirs /proc/1/root/theirs; do ( : <>$node ) 2>/dev/null && echo opened $node; done
+( : </dev/null ) && ( : </dev/zero ) && ( : >/dev/full ) && echo done
+"""
+
+
+@pytest.fixture
+def restricted():
+    """Cgroups as an engine makes them: {controllers: directory}, with its devices only, and one that can be frozen."""
+    found = {}
+    for name, file in (("devices", "devices.deny"), ("freezer", "freezer.state"), ("unified", "cgroup.freeze")):
+        for directory in (f"/sys/fs/cgroup/{name}", "/sys/fs/cgroup"):
+            place = pathlib.Path(directory, f"cntr-attack-{os.getpid()}-{name}")
+            if directory == "/sys/fs/cgroup" and not os.path.exists(f"{directory}/cgroup.controllers"):
+                continue
+            try:
+                place.mkdir()
+            except OSError:
+                continue
+            if not (place / file).exists():
+                place.rmdir()
+                continue
+            found[name] = place
+            break
+    try:
+        if "devices" in found:
+            (found["devices"] / "devices.deny").write_text("a")
+            for rule in USUAL:
+                (found["devices"] / "devices.allow").write_text(rule)
+        elif "unified" in found:
+            restrict(found["unified"])
+        else:
+            pytest.skip("no cgroup that decides about devices can be made here")
+        yield found
+    finally:
+        for place in found.values():
+            wait_until(lambda place=place: not (place / "cgroup.procs").read_text(), "its cgroup is empty")
+            place.rmdir()
+
+
+def restrict(directory: pathlib.Path) -> None:
+    fd, program = os.open(directory, os.O_RDONLY), bpf.load(bpf.usual_devices())
+    bpf.attach(program, fd)
+    os.close(fd)
+    os.close(program)
+
+
+ONLY_VERSION_2 = """
+umount /sys/fs/cgroup/devices 2>/dev/null; exec "$@"
+"""
+
+
+@pytest.mark.parametrize("way", ["joined", "paused", "--no-cgroup", "unreachable"])
+def test_devices_that_its_cgroup_keeps_it_from(accomplice, canary, place, transport, restricted, way):
+    """Its own program (exec), and one that may trace a session, open no node, its own or new, that the container can't open itself."""
+    if not os.path.exists("/dev/fuse"):
+        pytest.skip("no /dev/fuse: a device that a container must not have")
+    os.close(os.open("/dev/fuse", os.O_RDWR))
+    frozen = next(
+        (
+            path / file
+            for path in restricted.values()
+            for file in ("freezer.state", "cgroup.freeze")
+            if (path / file).exists()
+        ),
+        None,
+    )
+    if way == "paused" and frozen is None:
+        pytest.skip("no freezer here")
+    prefix = (
+        ["unshare", "-m", "--propagation", "private", "sh", "-c", ONLY_VERSION_2, "sh"] if way == "unreachable" else []
+    )
+    flags = ["--no-cgroup"] if way == "--no-cgroup" else []
+    traced = 0xA80425FB | 1 << 19
+
+    def node() -> None:
+        os.mknod("/theirs", stat.S_IFCHR | 0o666, FUSE)
+        os.chmod("/theirs", 0o666)
+        os.mkdir("/tmp")
+
+    before = cgroup_directories()
+    with kit.hostile(
+        place, accomplice, capabilities=traced, as_root=node, cgroups=[str(path) for path in restricted.values()]
+    ) as box:
+        os.close(os.open(box.root / "theirs", os.O_RDWR))
+        if way == "paused" and frozen:
+            frozen.write_text("FROZEN" if frozen.name == "freezer.state" else "1")
+        try:
+            for words, root in (
+                (["attach", str(box.pid), "--transport", transport, "--force"], "/var/lib/cntr"),
+                (["exec", str(box.pid), "--no-seccomp"], ""),
+            ):
+                done = run(*words, *flags, "--", "/bin/sh", "-c", OPEN, "sh", root, prefix=prefix)
+                assert (done.returncode, done.stdout) == (0, "done\n"), done
+        finally:
+            if way == "paused" and frozen:
+                frozen.write_text("THAWED" if frozen.name == "freezer.state" else "0")
+    assert cgroup_directories() == before
+
+
+def cgroup_directories() -> list[str]:
+    """Those that a session may make."""
+    mounts = procfs.mountinfo(procfs.read("/proc/self/mountinfo"))
+    return [
+        name
+        for mount in mounts
+        if mount.fstype == "cgroup2"
+        for name in os.listdir(mount.mount_point)
+        if re.fullmatch(r"cntr-\d+", name)
+    ]

@@ -86,6 +86,7 @@ LAYERS = (
     ("cntr.cp.copy",),
     ("cntr.cp.host_end",),
     ("cntr.cp.interrupts", "cntr.cp.streams", "cntr.cp.words"),
+    ("cntr.attach.joining",),
     ("cntr.attach.bus", "cntr.attach.caller", "cntr.attach.memory", "cntr.attach.x11"),
     ("cntr.attach.target",),
     ("cntr.attach.stdio",),
@@ -155,6 +156,7 @@ LAYERS = (
     *CNTRFS_LAYERS,
     (
         "cntr.linux.attributes",
+        "cntr.linux.bpf",
         "cntr.linux.host",
         "cntr.linux.kernelfs",
         "cntr.linux.libseccomp",
@@ -315,7 +317,7 @@ def test_only_the_kernel_rooms_hold_ctypes():
         for module, path in source.modules(package).items()
         if {name.partition(".")[0] for name in source.imports(path, lazy=True)} & {"ctypes", "_ctypes", "cffi"}
     }
-    rooms = ("syscalls", "file_syscalls", "seccomp", "libseccomp")
+    rooms = ("bpf", "syscalls", "file_syscalls", "seccomp", "libseccomp")
     assert users <= {f"cntr.linux.{room}" for room in rooms}, users
 
 
