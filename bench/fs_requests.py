@@ -24,7 +24,6 @@ from pathlib import Path
 from testkit.servers import BINDINGS, REPOSITORY, Server, is_mountpoint, missing
 
 _NOT_WAITED_FOR = frozenset(("INIT", "FORGET", "BATCH_FORGET", "INTERRUPT", "DESTROY"))
-_QUIET = 0.2  # seconds without a request that say that a server has settled
 MODULES = (
     "abc argparse ast base64 bisect calendar codecs collections contextlib copy csv dataclasses datetime decimal difflib email "
     "enum fnmatch functools hashlib heapq html http inspect io ipaddress itertools json logging uuid"
@@ -57,12 +56,11 @@ def _one(top: Path) -> None:
     (top / "file").write_bytes(b"x" * 4000)
 
 
-def tree(top: Path) -> None:
-    """20 directories of 50 files each, 4000 bytes long."""
-    for directory in range(20):
+def _tree(top: Path, directories: int, files: int) -> None:
+    for directory in range(directories):
         path = top / "tree" / f"d{directory:03d}"
         path.mkdir(parents=True)
-        for number in range(50):
+        for number in range(files):
             (path / f"f{number:04d}").write_bytes(b"x" * 4000)
 
 
@@ -81,8 +79,7 @@ def _run(*words: str | Path) -> None:
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
 
 
-def _repository(top: Path) -> None:
-    tree(top)
+def _commit(top: Path) -> None:
     git = ["git", "-C", str(top / "tree"), "-c", "user.name=bench", "-c", "user.email=bench@localhost"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "tree"], ["status"]):
         _run(*git, *words)
@@ -104,7 +101,6 @@ def _import(top: Path) -> None:
 
 
 def _archive(top: Path) -> None:
-    tree(top)
     _run("tar", "-C", top, "-cf", top / "tree.tar", "tree")
     shutil.rmtree(top / "tree")
 
@@ -117,20 +113,32 @@ def _remove(top: Path) -> None:
     _run("rm", "-rf", top / "tree")
 
 
-WORKS = (
-    Work("open, read, close: warm", _one, _open_read_close, _open_read_close),
-    Work("Path.read_bytes: warm", _one, _open_stat_read_close, _open_stat_read_close),
-    Work("read a tree of 1000 files: cold", tree, _read_tree),
-    Work("read a tree of 1000 files: warm", tree, _read_tree, _read_tree),
-    Work("find 1000 files: cold", tree, _find, tool="find"),
-    Work("find 1000 files: warm", tree, _find, _find, tool="find"),
-    Work("git status of 1000 files: cold", _repository, _git_status, tool="git"),
-    Work("git status of 1000 files: warm", _repository, _git_status, _git_status, tool="git"),
-    Work("import 30 modules: cold", _library, _import),
-    Work("import 30 modules: warm", _library, _import, _import),
-    Work("untar 1000 files", _archive, _untar, writes=True, tool="tar"),
-    Work("rm -r 1000 files", _archive, _remove, _untar, writes=True, tool="tar"),
-)  # fmt: skip
+def works(directories: int = 20, files: int = 50) -> tuple[Work, ...]:
+    """All of them; on a tree of so many DIRECTORIES of so many FILES each, 4000 bytes long."""
+    number = directories * files
+
+    def then(work: Callable[[Path], object]) -> Callable[[Path], None]:
+        def prepare(top: Path) -> None:
+            _tree(top, directories, files)
+            work(top)
+
+        return prepare
+
+    tree = then(lambda top: None)
+    return (
+        Work("open, read, close: warm", _one, _open_read_close, _open_read_close),
+        Work("Path.read_bytes: warm", _one, _open_stat_read_close, _open_stat_read_close),
+        Work(f"read a tree of {number} files: cold", tree, _read_tree),
+        Work(f"read a tree of {number} files: warm", tree, _read_tree, _read_tree),
+        Work(f"find {number} files: cold", tree, _find, tool="find"),
+        Work(f"find {number} files: warm", tree, _find, _find, tool="find"),
+        Work(f"git status of {number} files: cold", then(_commit), _git_status, tool="git"),
+        Work(f"git status of {number} files: warm", then(_commit), _git_status, _git_status, tool="git"),
+        Work("import 30 modules: cold", _library, _import),
+        Work("import 30 modules: warm", _library, _import, _import),
+        Work(f"untar {number} files", then(_archive), _untar, writes=True, tool="tar"),
+        Work(f"rm -r {number} files", then(_archive), _remove, _untar, writes=True, tool="tar"),
+    )
 
 
 class Log:
@@ -153,8 +161,7 @@ class Log:
         """``new``, once all that was asked until now is answered; without the question that finds this out."""
         found: Counter[str] = Counter()
         while True:
-            os.statvfs(self.mountpoint)  # requests are taken in the order that they were made in
-            time.sleep(_QUIET)
+            os.statvfs(self.mountpoint)  # taken after what was asked before, and written down before it is answered
             more = self.new()
             more["STATFS"] -= 1
             more = +more
@@ -206,7 +213,7 @@ def main() -> int:
     room = Path(tempfile.mkdtemp(prefix="bench-requests-"))
     room.chmod(0o755)
     try:
-        for work in WORKS:
+        for work in works():
             if options.only not in work.name:
                 continue
             if work.tool and not shutil.which(work.tool):

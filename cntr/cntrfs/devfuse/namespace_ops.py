@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _LARGE = 64 << 20  # bytes that are not freed in no time
 _NOW = (0, NOW)
 _unpack_getattr = wire.GETATTR_IN.unpack_from
+_pack_entry = wire.ENTRY_OUT.pack
+_NOTHING = (0,) * 16
 
 
 def _lookup(c: Connection, nodeid: int, body: memoryview) -> bytes:
@@ -42,12 +44,12 @@ def _looked_up(c: Connection, nodeid: int, name: bytes) -> bytes:
     found = c.core.lookup_entry(nodeid, name)
     if found is not None:
         return c.entry_of(*found, nodeid)
-    mount = c.core.nodes.get(nodeid).mount
-    if not mount.watched:
+    timeouts = c.timeouts(c.core.nodes.get(nodeid).mount, nodeid)
+    if not timeouts[0] and not timeouts[2]:
         c.fail(c.unique, errno.ENOENT)
         return NO_ANSWER
-    # Node id 0: the kernel remembers that there is no such name, until it is told otherwise.
-    return wire.ENTRY_OUT.pack(0, 0, *c.timeouts(mount), *[0] * 16)
+    # Node id 0: the kernel remembers that there is no such name, as long as it remembers names, or until it is told otherwise.
+    return _pack_entry(0, 0, *timeouts, *_NOTHING)
 
 
 def _forget(c: Connection, nodeid: int, body: memoryview) -> bytes:

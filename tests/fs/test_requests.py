@@ -1,0 +1,77 @@
+"""How many requests work costs, which no load changes: bench.fs_requests' counts, held."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from bench.fs_requests import Work, count, works
+from cntr.cntrfs import probe
+from testkit.servers import missing, open_to_others
+
+pytestmark = pytest.mark.skipif(bool(missing("devfuse")), reason=missing("devfuse") or "nothing is missing")
+DIRECTORIES, FILES = 4, 25
+ALL = DIRECTORIES * FILES
+LISTED = 2 * (DIRECTORIES + 1)  # a listing, and its end
+TOP = {"LOOKUP": 1, "GETATTR": 1, "OPENDIR": 1}
+SESSION: Mapping[str, Mapping[str, int]] = {
+    "open, read, close: warm": {"OPEN": 1, "RELEASE": 1},
+    "Path.read_bytes: warm": {"OPEN": 1, "RELEASE": 1, "IOCTL": 1},  # isatty(3)
+    f"read a tree of {ALL} files: cold": {**TOP, "READDIR": LISTED, "OPEN": ALL, "RELEASE": ALL},
+    f"read a tree of {ALL} files: warm": {"OPEN": ALL, "RELEASE": ALL},
+    f"find {ALL} files: cold": {**TOP, "READDIR": LISTED},
+    f"find {ALL} files: warm": {},
+}
+# A read moves an access time, so attributes are asked for again.
+WRITABLE: Mapping[str, Mapping[str, int]] = {
+    "open, read, close: warm": {"OPEN": 1, "RELEASE": 1},
+    f"read a tree of {ALL} files: cold": {**TOP, "READDIR": LISTED, "OPEN": ALL, "RELEASE": ALL},
+    f"read a tree of {ALL} files: warm": {"GETATTR": ALL + DIRECTORIES + 1, "OPEN": ALL, "RELEASE": ALL},
+    f"find {ALL} files: warm": {"GETATTR": DIRECTORIES + 1},
+    # tar itself sets times, owner and mode of each; and before a write and a chown the kernel asks for capabilities.
+    f"untar {ALL} files": {
+        "LOOKUP": ALL + DIRECTORIES + 3, "CREATE": ALL, "GETXATTR": 2 * ALL, "SETATTR": 3 * (ALL + DIRECTORIES + 1),
+        "FLUSH": ALL, "RELEASE": ALL + 1, "GETATTR": ALL + 3, "MKDIR": DIRECTORIES + 1, "OPEN": 1, "OPENDIR": 1,
+    },
+    f"rm -r {ALL} files": {
+        "GETATTR": ALL + DIRECTORIES + 1, "UNLINK": ALL, "READDIR": 2 * LISTED, "RMDIR": DIRECTORIES + 1, "LOOKUP": 1,
+        "OPENDIR": 1,
+    },
+}  # fmt: skip
+WORKS = {work.name: work for work in works(DIRECTORIES, FILES)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def passthrough() -> None:
+    try:
+        probe.passthrough()
+    except OSError as error:
+        pytest.skip(f"the kernel passes nothing through: {error.strerror}")
+
+
+def _counted(work: Work, base: Path, *words: str) -> Counter[str]:
+    if work.tool and not shutil.which(work.tool):
+        pytest.skip(f"{work.tool} is missing")
+    open_to_others(base)
+    found = count(work, "devfuse", base / "place", *words)
+    found["READDIR"] += found.pop("READDIRPLUS", 0)  # which of the two is the kernel's choice
+    del found["STATFS"]  # find(1) and rm(1) ask, or don't
+    return found
+
+
+@pytest.mark.parametrize("name", SESSION)
+def test_session(name: str, tmp_path: Path) -> None:
+    assert +_counted(WORKS[name], tmp_path, "as_nobody") == Counter(SESSION[name])
+
+
+@pytest.mark.parametrize("name", WRITABLE)
+def test_writable_mount(name: str, tmp_path: Path) -> None:
+    found, most = _counted(WORKS[name], tmp_path), Counter(WRITABLE[name])
+    if WORKS[name].tool:
+        assert not found - most, "the tool may ask for less, by its version, and not for more"
+    else:
+        assert +found == most
