@@ -15,6 +15,7 @@ import ctypes
 import json
 import os
 import platform
+import shlex
 import shutil
 import signal
 import statistics
@@ -26,6 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench import fs_memory, fs_paper
+from bench.crossing import Share
 from bench.fs_workloads import Workload, workloads
 from bench.plot import chart
 from cntr.linux import syscalls
@@ -33,29 +35,32 @@ from testkit import rooms
 from testkit.servers import BINDINGS, REPOSITORY, Server, is_mountpoint, missing
 
 _SETTLING = 0.1  # seconds after a mount: what a server has to do yet is not what is measured
+#: How a peer is started, by its name, where --peer gives no more than its path; {source} and {mountpoint} are filled in.
 PEERS = {
-    "bindfs": ("bindfs", "-f", "-o", "allow_other", "{source}", "{mountpoint}"),
-    "passthrough_hp": ("{hp}", "--foreground", "{source}", "{mountpoint}"),
+    "bindfs": ("-f", "-o", "allow_other", "{source}", "{mountpoint}"),
+    "passthrough_hp": ("--foreground", "{source}", "{mountpoint}"),
+    "passthrough_ll": ("-f", "-o", "allow_other,cache=always,source={source}", "{mountpoint}"),
 }
 
 
 class Place:
     """A directory tree reached in one way."""
 
-    def __init__(self, name: str, base: Path, hp: str, options: tuple[str, ...] = ()) -> None:
-        """name: with mount options for the CntrFS server after colons; hp: the path of libfuse's passthrough_hp."""
+    def __init__(self, name: str, base: Path, argv: list[str] | None = None, options: tuple[str, ...] = ()) -> None:
+        """name: with mount options for the CntrFS server after colons; argv: of another server."""
         self.name, self.base = name, base / name
         name, *words = name.split(":")
-        self.kind = name
+        self.kind, self.is_peer = name, argv is not None
+        self.read_only = "as_nobody" in words or "ro" in words
         options += ("-o", ",".join(words)) if words else ()
         self.source, self.mountpoint = self.base / "source", self.base / "mount"
         for directory in (self.source, self.mountpoint):
             directory.mkdir(parents=True)
         self.server: Server | None = None
         self.directory = self.source if name == "native" else self.mountpoint
-        if name in PEERS or name in BINDINGS:
-            argv = [hp if word == "{hp}" else word for word in PEERS[name]] if name in PEERS else None
-            self.server = Server(name, self.source, self.mountpoint, self.base / "log", argv, options)
+        if argv or name in BINDINGS:
+            filled = [word.replace("{source}", str(self.source)) for word in argv] if argv else None
+            self.server = Server(name, self.source, self.mountpoint, self.base / "log", filled, options)
 
     def mount(self) -> None:
         """Mount it, with empty caches of its own."""
@@ -66,7 +71,7 @@ class Place:
 
     def unmount(self) -> None:
         """The opposite; peers that stay after SIGTERM are unmounted first."""
-        if self.kind in PEERS and is_mountpoint(self.mountpoint):
+        if self.is_peer and is_mountpoint(self.mountpoint):
             subprocess.run(["umount", self.mountpoint], check=True)
         if self.server is not None:
             self.server.stop()
@@ -104,8 +109,14 @@ def awake() -> Iterator[None]:
             os.waitpid(pid, 0)
 
 
-def time_workload(workload: Workload, places: list[Place], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each round by place; a peer that fails (passthrough_hp keeps a fd a file) drops out."""
+def time_workload(
+    workload: Workload, places: list[Place], rounds: int, shares: dict[str, Share] | None = None
+) -> dict[str, list[float]]:
+    """Seconds of each round by place; a peer that fails (passthrough_hp keeps a fd a file) drops out.
+
+    shares: of the places whose crossings are counted.
+    """
+    places = [place for place in places if workload.reads or not place.read_only]
     seconds: dict[str, list[float]] = {place.name: [] for place in places}
     for place in places:
         workload.prepare(place.source)
@@ -123,9 +134,10 @@ def time_workload(workload: Workload, places: list[Place], rounds: int) -> dict[
                 if place.name not in seconds:
                     continue
                 try:
-                    seconds[place.name].append(workload.run(place.directory))
+                    with watched(place, shares):
+                        seconds[place.name].append(workload.run(place.directory))
                 except (OSError, subprocess.CalledProcessError):
-                    if place.kind not in PEERS:
+                    if not place.is_peer:
                         raise
                     del seconds[place.name]
     finally:
@@ -134,6 +146,13 @@ def time_workload(workload: Workload, places: list[Place], rounds: int) -> dict[
             for entry in place.source.iterdir():
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     return seconds
+
+
+def watched(place: Place, shares: dict[str, Share] | None) -> contextlib.AbstractContextManager[None]:
+    """What counts the crossings of a place's server, where they are asked for and there is one."""
+    if shares is None or place.server is None or place.is_peer:
+        return contextlib.nullcontext()
+    return shares.setdefault(place.name, Share()).watched(place.server.processes()[1])
 
 
 def cpu_nanoseconds(server: Server) -> int:
@@ -148,7 +167,7 @@ def cpu_nanoseconds(server: Server) -> int:
 
 def per_call(name: str, base: Path, calls: int) -> dict[str, tuple[float, float]]:
     """(server CPU, what the client waited) in µs per client call, with timeouts of 0 so that every call reaches the server."""
-    place = Place(name, base, "", ("-o", "entry_timeout=0,attr_timeout=0"))
+    place = Place(name, base, None, ("-o", "entry_timeout=0,attr_timeout=0"))
     (place.source / "file").write_bytes(b"x")
     place.mount()
     path = str(place.directory / "file")
@@ -189,7 +208,7 @@ def table(results: dict[str, dict[str, list[float]]], names: list[str]) -> str:
             if name == "native":
                 continue
             if name not in seconds:
-                cells.append("failed".rjust(max(14, len(name))))
+                cells.append("–".rjust(max(14, len(name))))
                 continue
             median = statistics.median(seconds[name]) / statistics.median(native)
             best = min(seconds[name]) / min(native)
@@ -224,8 +243,10 @@ def main() -> int:
         help="mount options after colons measure them: native,pyfuse3,pyfuse3:no_readdirplus (default: %(default)s)",
     )
     parser.add_argument(
-        "--passthrough-hp", default="", metavar="PATH", help="libfuse's example server, as one more place"
-    )
+        "--peer", action="append", default=[], metavar="NAME=COMMAND",
+        help="one more place: another server, staying in the foreground; {source} and {mountpoint} are filled in, and of "
+        f"{', '.join(PEERS)} the path is enough",
+    )  # fmt: skip
     parser.add_argument("--only", default="", help="workloads whose name contains one of these texts (a,b); -: none")
     parser.add_argument("--cpu-calls", type=int, default=5000, help="calls per server CPU figure; 0: none")
     parser.add_argument(
@@ -249,17 +270,21 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the trees are removed
     private_mounts()
     names = [name for name in options.places.split(",") if _usable(name)]
-    if options.passthrough_hp and "passthrough_hp" not in names:
-        names.append("passthrough_hp")
+    peers = {"bindfs": ["bindfs", *PEERS["bindfs"]]}
+    for name, _, command in (peer.partition("=") for peer in options.peer):
+        words = shlex.split(command)
+        peers[name] = [*words, *(PEERS.get(name, ()) if len(words) == 1 else ())]
+        names.append(name)
     bindings = [name for name in names if name in BINDINGS]
     report: dict[str, object] = {
         "kernel": platform.release(), "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "rounds": options.rounds,
-        "command": f"python -m bench.fs {' '.join(sys.argv[1:])}", "load": list(os.getloadavg()),
+        "command": shlex.join(["python", "-m", "bench.fs", *sys.argv[1:]]), "load": list(os.getloadavg()),
         "processors": len(os.sched_getaffinity(0)),
     }  # fmt: skip
     results: dict[str, dict[str, list[float]]] = {}
     absent: dict[str, str] = {}
-    report |= {"seconds": results, "absent": absent}
+    crossed: dict[str, dict[str, float]] = {}
+    report |= {"seconds": results, "absent": absent, "crossed": crossed}
 
     def save() -> None:
         """After each part: a long run that is ended early keeps what it has measured."""
@@ -278,7 +303,7 @@ def main() -> int:
             running.callback(lambda: subprocess.run(["umount", "-l", base], check=True))
         if options.awake:
             running.enter_context(awake())
-        places = [Place(name, base, options.passthrough_hp) for name in names]
+        places = [Place(name, base, peers.get(name)) for name in names]
         for workload in (*workloads(options.scale), *fs_paper.workloads()):
             if options.only == "-" or not any(part in workload.name for part in options.only.split(",")):
                 continue
@@ -286,8 +311,18 @@ def main() -> int:
                 absent[workload.name] = workload.package or workload.tool
                 print(f"{workload.name} left out: {workload.tool} is not installed (Debian: {absent[workload.name]})")
                 continue
-            results[workload.name] = time_workload(workload, places, options.rounds)
-            print(table({workload.name: results[workload.name]}, names).splitlines()[1], flush=True)
+            shares: dict[str, Share] = {}
+            results[workload.name] = time_workload(
+                workload, places, options.rounds, shares if len(os.sched_getaffinity(0)) > 1 else None
+            )
+            crossed[workload.name] = {
+                name: round(share.crossed / share.seen, 2) for name, share in shares.items() if share.seen
+            }
+            print(
+                table({workload.name: results[workload.name]}, names).splitlines()[1],
+                crossed[workload.name] or "",
+                flush=True,
+            )
             save()
         if options.cpu_calls:
             report["us_per_call"] = {name: per_call(name, base / "cpu", options.cpu_calls) for name in bindings}

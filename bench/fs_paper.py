@@ -180,7 +180,7 @@ def workloads() -> list[Workload]:
     return [
         Workload("compilebench-like: create", nothing, _create),
         Workload("compilebench-like: compile", tree, _compile),
-        Workload("compilebench-like: read", tree, _read, cold=True),
+        Workload("compilebench-like: read", tree, _read, cold=True, reads=True),
         Workload("PostMark-like", nothing, _postmark),
         _fio_workload("fio, 4k random mixed", _MIXED),
         _fio_workload("fio, AIO past the cache", _AIO),

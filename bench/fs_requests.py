@@ -21,13 +21,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.fs_workloads import git_status, import_modules, library
 from testkit.servers import BINDINGS, REPOSITORY, Server, is_mountpoint, missing
 
 _NOT_WAITED_FOR = frozenset(("INIT", "FORGET", "BATCH_FORGET", "INTERRUPT", "DESTROY"))
-MODULES = (
-    "abc argparse ast base64 bisect calendar codecs collections contextlib copy csv dataclasses datetime decimal difflib email "
-    "enum fnmatch functools hashlib heapq html http inspect io ipaddress itertools json logging uuid"
-).split()
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,7 @@ def _tree(top: Path, directories: int, files: int) -> None:
         path.mkdir(parents=True)
         for number in range(files):
             (path / f"f{number:04d}").write_bytes(b"x" * 4000)
+            os.utime(path / f"f{number:04d}", (1e9, 1e9))  # older than git's index: it reads again what may be as new
 
 
 def _read_tree(top: Path) -> None:
@@ -86,18 +84,7 @@ def _commit(top: Path) -> None:
 
 
 def _git_status(top: Path) -> None:
-    _run("git", "-c", "safe.directory=*", "-C", top / "tree", "status", "--porcelain")
-
-
-def _library(top: Path) -> None:
-    shutil.copytree(os.path.dirname(os.__file__), top / "lib", symlinks=True,
-                    ignore=shutil.ignore_patterns("test*", "site-packages", "dist-packages", "idlelib", "tkinter", "config-*"))  # fmt: skip
-    _import(top)
-
-
-def _import(top: Path) -> None:
-    lines = f"import sys; sys.path[:] = [{str(top / 'lib')!r}, {str(top / 'lib/lib-dynload')!r}]; import {', '.join(MODULES)}"
-    _run(sys.executable, "-I", "-S", "-c", lines)
+    _run(*git_status(top))
 
 
 def _archive(top: Path) -> None:
@@ -134,8 +121,8 @@ def works(directories: int = 20, files: int = 50) -> tuple[Work, ...]:
         Work(f"find {number} files: warm", tree, _find, _find, tool="find"),
         Work(f"git status of {number} files: cold", then(_commit), _git_status, tool="git"),
         Work(f"git status of {number} files: warm", then(_commit), _git_status, _git_status, tool="git"),
-        Work("import 30 modules: cold", _library, _import),
-        Work("import 30 modules: warm", _library, _import, _import),
+        Work("import 30 modules: cold", library, import_modules),
+        Work("import 30 modules: warm", library, import_modules, import_modules),
         Work(f"untar {number} files", then(_archive), _untar, writes=True, tool="tar"),
         Work(f"rm -r {number} files", then(_archive), _remove, _untar, writes=True, tool="tar"),
     )

@@ -54,7 +54,7 @@ def test_chart_of_nothing_is_one() -> None:
 def test_page_shows_the_chart_and_what_was_not_measured(tmp_path: Path) -> None:
     report = {
         "date": "2026-01-01", "kernel": "6.18", "rounds": 3, "load": [0.1, 0, 0],
-        "command": "python -m bench.fs --passthrough-hp /x/hp --rounds 3 --dir /x",
+        "command": "python -m bench.fs --peer passthrough_hp=/x/hp --rounds 3 --dir /x",
         "seconds": RESULTS, "absent": {"pgbench": "postgresql"},
     }  # fmt: skip
     (tmp_path / "bench-fs.json").write_text(json.dumps(report))
@@ -74,6 +74,6 @@ def test_page_shows_the_chart_and_what_was_not_measured(tmp_path: Path) -> None:
     page = performance(tmp_path / "bench-fs.json")
     assert "| find | 1000.0 ms | 4.00 (4.00) |" in page.partition("Each option")[2]
     assert "(performance.svg)" in page
-    assert "`python -m bench.fs --passthrough-hp PATH --rounds 3`" in page
+    assert "`python -m bench.fs --peer passthrough_hp=PATH --rounds 3`" in page
     assert "| pgbench | not measured: postgresql is not installed | | |" in page
     assert "/x" not in page

@@ -138,11 +138,11 @@ def _made_by(report: dict[str, Any]) -> str:
     """When, where and by which command; paths of the machine it ran on are nobody's business."""
     command = re.sub(r" --(dir|json) \S+", "", report["command"])
     command = "taskset -c 0 " * (report.get("processors") == 1) + command
-    command = re.sub(r"(--passthrough-hp) \S+", r"\1 PATH", command)
-    return (
-        f"{report['date']}, kernel {report['kernel']}, {report['rounds']} rounds, load average {report['load'][0]:.1f} at the "
-        f"start; made by `{command}`.\n"
+    command = re.sub(r"(--peer '?\w+=)/[^\s']*", r"\1PATH", command)
+    how = (
+        f"{report['rounds']} rounds, load average {report['load'][0]:.1f} at the start; " if "rounds" in report else ""
     )
+    return f"{report['date']}, kernel {report['kernel']}, {how}made by `{command}`.\n"
 
 
 def _ratios(report: dict[str, Any]) -> list[str]:
@@ -150,18 +150,40 @@ def _ratios(report: dict[str, Any]) -> list[str]:
     names = [
         name for name in dict.fromkeys(name for seconds in results.values() for name in seconds) if name != "native"
     ]
+    crossed: dict[str, dict[str, float]] = report.get("crossed", {})
     lines = [f"| workload | native | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
+    if any(crossed.values()):
+        lines = [f"{lines[0]} crossed |", f"{lines[1]}---|"]
     for workload, seconds in results.items():
         native = seconds["native"]
         cells = [
             f"{statistics.median(seconds[name]) / statistics.median(native):.2f} ({min(seconds[name]) / min(native):.2f})"
             if name in seconds
-            else "failed"
+            else "–"
             for name in names
         ]
+        if any(crossed.values()):
+            share = crossed.get(workload, {}).get("devfuse")
+            cells.append("" if share is None else f"{share:.0%}")
         lines.append(f"| {workload} | {statistics.median(native) * 1000:.1f} ms | {' | '.join(cells)} |")
     for workload, package in report.get("absent", {}).items():
         lines.append(f"| {workload} | not measured: {package} is not installed |{' |' * len(names)}")
+    return lines
+
+
+def _requests(report: dict[str, Any]) -> list[str]:
+    """Totals of all places, and of the server's own binding the kinds."""
+    works: dict[str, dict[str, dict[str, int]]] = report["requests"]
+    places = list(dict.fromkeys(place for found in works.values() for place in found))
+    lines = [f"| work | {' | '.join(places)} | devfuse, by kind |", "|---" * (len(places) + 2) + "|"]
+    for work, found in works.items():
+        totals = [str(sum(found[place].values())) if place in found else "–" for place in places]
+        kinds = [
+            f"{place.partition(', ')[2]}: {', '.join(f'{kind} {number}' for kind, number in found[place].items())}"
+            for place in places
+            if place in found and place.startswith("devfuse")
+        ]
+        lines.append(f"| {work} | {' | '.join(totals)} | {'; '.join(kinds)} |")
     return lines
 
 
@@ -179,6 +201,11 @@ def _calls(report: dict[str, Any]) -> list[str]:
     return lines
 
 
+_REQUESTS = (
+    "What a client waits for, exact under any load: the counts are held by `tests/fs/test_requests.py`. *Session*: read-only, as a\n"
+    "session's tools are served (`as_nobody`). RELEASE is not waited for; FORGET and INIT are not counted. A row's time is about\n"
+    "its native time and, for each request, what the table of single calls says.\n"
+)
 _ONE_PROCESSOR = (
     "Who asks a FUSE server waits for another process, twice for another processor: an interrupt, out of an idle state, and in a\n"
     "virtual machine by way of the hypervisor. On one processor that is a context switch, and what is left is the work.\n"
@@ -187,18 +214,25 @@ _ONE_PROCESSOR = (
 
 def performance(path: Path) -> str:
     """The page of bench.fs's report PATH and of those beside it, as far as there are: ``main`` names them."""
-    one_processor, by_option, million = (path.with_name(f"bench-{name}.json") for name in ("one", "options", "million"))
+    one_processor, by_option, million, counted = (
+        path.with_name(f"bench-{name}.json") for name in ("one", "options", "million", "requests")
+    )
     lines = [
         _GENERATED,
         "# How fast CntrFS is\n",
         "Ratios of the median time to the native directory, rounds interleaved, lower is better; in brackets the ratio",
-        "of the best times. *FUSE cold*: mounted anew before each run.\n",
+        "of the best times. *FUSE cold*: mounted anew before each run. *devfuse:as_nobody* is how a session's tools are served,",
+        "read-only. *Crossed*: how often devfuse's server was seen to have run on another processor than who asked it. –: the",
+        "place is read-only, or its server failed.\n",
     ]
     if not path.exists():
         return "\n".join([*lines, "No report of a quiet machine yet: `nox -s bench -- fs` makes one.", ""])
     report = json.loads(path.read_text())
     lines += [_made_by(report), *_ratios(report), "\n![The ratios of the table as bars](performance.svg)"]
     lines += _calls(report)
+    if counted.exists():
+        requests = json.loads(counted.read_text())
+        lines += ["\n## Requests\n", _REQUESTS, _made_by(requests), *_requests(requests)]
     if million.exists():
         walked = json.loads(million.read_text())
         memory: dict[str, dict[str, float]] = walked["memory"]
@@ -227,17 +261,20 @@ def main() -> int:
         "--bench",
         type=Path,
         help="bench.fs's JSON (default: bench-fs.json in the first of the reports); beside it bench-one.json, made by `taskset -c 0`, "
-        "bench-options.json, of bindings with an option each, bench-million.json, made with --million, and bench-forward.json",
+        "bench-options.json, of bindings with an option each, bench-million.json, made with --million, bench-requests.json and "
+        "bench-forward.json: bench.page makes them all",
     )
+    parser.add_argument("--performance", action="store_true", help="write docs/performance.md alone")
     parser.add_argument("--docs", type=Path, default=REPOSITORY / "docs")
     options = parser.parse_args()
     options.docs.mkdir(exist_ok=True)
-    (options.docs / "compliance.md").write_text(compliance(options.reports))
+    if not options.performance:
+        (options.docs / "compliance.md").write_text(compliance(options.reports))
     bench = options.bench or options.reports[0] / "bench-fs.json"
     (options.docs / "performance.md").write_text(performance(bench))
     if bench.exists():
         (options.docs / "performance.svg").write_text(picture(json.loads(bench.read_text())["seconds"]))
-    print(f"wrote {options.docs}/compliance.md and performance.md for {', '.join(BINDINGS)}")
+    print(f"wrote {options.docs} for {', '.join(BINDINGS)}")
     return 0
 
 
