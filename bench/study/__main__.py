@@ -1,12 +1,14 @@
 """``nox -s study``: build, slim, load, run, probe each image of the recipes; then docs/study.md of what really ran.
 
-It goes on where it was broken off: an image that has a result is left alone (``--again`` does it anew). One image at a time is on the
-disk besides the base: its archive, its layers and its images are removed when it is done (``--keep`` keeps them).
+It goes on where it was broken off: an image that has a result by the same rules is left alone (``--again`` does it anew), so that the
+page never mixes. One image at a time is on the disk besides the base: its archive, its layers and its images are removed when it is
+done (``--keep`` keeps them).
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -21,8 +23,23 @@ from bench.study import build, page
 from bench.study.recipe import Recipe
 from bench.study.recipes import BY_NAME, RECIPES
 
+ROOT = Path(__file__).parents[2]
 DOCKER = ["docker"]
 START_SECONDS = 60
+
+
+def rules_digest() -> str:
+    """What the result depends on: the text of the rules."""
+    digest = hashlib.sha256()
+    for path in sorted((ROOT / "cntr/slim/rules").glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def results_by(results: Path, digest: str) -> list[dict[str, Any]]:
+    """The results of the images that the recipes name, by those rules."""
+    found = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
+    return [row for row in found if row["name"] in BY_NAME and row.get("rules_digest") == digest]
 
 
 def run(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -143,20 +160,21 @@ def main() -> None:
     place = Path(options.place)
     results = place / "results"
     results.mkdir(parents=True, exist_ok=True)
+    digest = rules_digest()
+    done = set() if options.again else {row["name"] for row in results_by(results, digest)}
     for recipe in [BY_NAME[name] for name in options.names] or RECIPES:
         path = results / f"{recipe.name}.json"
-        if path.exists() and not options.again:
+        if recipe.name in done:
             continue
         print(recipe.name, flush=True)
-        result = study(place, recipe, options.peer.removeprefix("mint="))
+        result = study(place, recipe, options.peer.removeprefix("mint=")) | {"rules_digest": digest}
         path.write_text(json.dumps(result, indent=1))
         print(page.row(result), flush=True)
         if not options.keep:
             shutil.rmtree(place / "layers" / recipe.name, ignore_errors=True)
             (place / f"{recipe.name}.tar").unlink(missing_ok=True)
-    found = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
-    target = Path(__file__).parents[2] / "docs/study.md"
-    target.write_text(page.document([row for row in found if row["name"] in BY_NAME]))
+    target = ROOT / "docs/study.md"
+    target.write_text(page.document(results_by(results, digest)))
     print(target)
 
 

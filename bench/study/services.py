@@ -412,8 +412,7 @@ SERVICES = (
     Recipe(
         *("php-fpm", "php (fpm), nginx", "nginx php-fpm", ["/entrypoint.sh"], (("http", 80, "/index.php", "5"),)),
         held_back=(("http", 80, "/date.php", "2026"),),
-        setup="chmod 755 /entrypoint.sh; mkdir -p /run/php; rm -f /etc/nginx/sites-enabled/default; "
-        "ln -s /etc/nginx/sites-available/study /etc/nginx/sites-enabled/study",
+        setup="chmod 755 /entrypoint.sh; mkdir -p /run/php; ln -sf ../sites-available/study /etc/nginx/sites-enabled/default",
         files={
             "/entrypoint.sh": FPM,
             "/etc/nginx/sites-available/study": FPM_SITE,
