@@ -67,22 +67,23 @@ _MOST = 200_000  # files in a layer that is still taken for an application
 
 
 def layers(history: list[str]) -> list[int]:
-    """The numbers of the layers that COPY or ADD made, by what made each; the lowest one with a root in it is the base."""
-    found = [number for number, line in enumerate(history) if _COPY.match(line)]
-    return [number for number in found if not (number == 0 and len(history) > 1)]
+    """The numbers of the layers that COPY or ADD made, by what made each, without the root directory that a base image adds."""
+    return [number for number, line in enumerate(history) if _COPY.match(line) and (number or not _BASE.match(line))]
 
 
 def of_layers(history: list[str], names: list[list[str]], tree: Tree) -> set[str]:
     """The files of those layers that are still in the image. names: the files of each layer."""
     found: set[str] = set()
     for number in layers(history):
-        if number < len(names) and len(names[number]) <= _MOST and not set(names[number]) & _PACKAGE_DATABASES:
+        if number < len(names) and len(names[number]) <= _MOST and not set(names[number]) & _SYSTEMS:
             found.update(path for path in names[number] if path in tree)
     return found
 
 
-_PACKAGE_DATABASES = frozenset(
-    "/var/lib/dpkg/status /lib/apk/db/installed /var/lib/rpm/rpmdb.sqlite /var/lib/rpm/Packages".split()
+# Of a layer that holds one of them the whole is a system's root, however it was brought.
+_SYSTEMS = frozenset(
+    "/var/lib/dpkg/status /lib/apk/db/installed /usr/lib/apk/db/installed /var/lib/rpm/rpmdb.sqlite /var/lib/rpm/Packages "
+    "/usr/lib/sysimage/rpm/rpmdb.sqlite /etc/os-release /usr/lib/os-release".split()
 )
 
 

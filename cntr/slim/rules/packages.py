@@ -11,9 +11,16 @@ if TYPE_CHECKING:
 NAME = "packages"
 SUMMARY = "dpkg's and apk's records of the packages that are still there (--package-db), copyright files (--licences)"
 STATUS = "/var/lib/dpkg/status"
-APK = "/lib/apk/db/installed"
+APK = ("/lib/apk/db/installed", "/usr/lib/apk/db/installed")  # the latter from Alpine's merged /usr on
 _MOST = 64 << 20  # bytes
-_DATABASES = ("/var/lib/dpkg/", "/lib/apk/db/", "/var/lib/rpm/", "/usr/lib/sysimage/rpm/", "/usr/share/doc/")
+_DATABASES = (
+    "/var/lib/dpkg/",
+    "/lib/apk/db/",
+    "/usr/lib/apk/db/",
+    "/var/lib/rpm/",
+    "/usr/lib/sysimage/rpm/",
+    "/usr/share/doc/",
+)
 _HEAD = re.compile(r"^(Package|Version|Architecture|Status):[ \t]*(.*)$", re.MULTILINE)
 
 
@@ -40,7 +47,7 @@ def _installed(context: Context) -> dict[str, Package]:
         if head.get("Package") and "not-installed" not in head.get("Status", ""):
             name = head["Package"]
             found[name] = Package(name, head.get("Version", ""), head.get("Architecture", ""), record.strip("\n"))
-    for record in filter(str.strip, _read(context, APK).split("\n\n")):
+    for record in filter(str.strip, "\n\n".join(_read(context, path) for path in APK).split("\n\n")):
         rows = dict(line.split(":", 1) for line in record.split("\n") if line[1:2] == ":")
         if rows.get("P"):
             found[rows["P"]] = Package(rows["P"], rows.get("V", ""), rows.get("A", ""), record.strip("\n"))
@@ -60,6 +67,19 @@ def owners(context: Context) -> dict[str, str]:
     return context.once("owners", lambda: _owners(context))  # type: ignore[no-any-return]
 
 
+def files(context: Context, name: str) -> list[str]:
+    """The files that the package of that name owns, directories left out."""
+
+    def make() -> dict[str, list[str]]:
+        table: dict[str, list[str]] = {}
+        for path, owner in owners(context).items():
+            if not context.tree.entries[path].is_directory:
+                table.setdefault(owner, []).append(path)
+        return table
+
+    return context.once("files of packages", make).get(name, [])  # type: ignore[no-any-return]
+
+
 def _owners(context: Context) -> dict[str, str]:
     tree, table = context.tree, dict[str, str]()
     for path in tree.children("/var/lib/dpkg/info"):
@@ -68,7 +88,7 @@ def _owners(context: Context) -> dict[str, str]:
             for line in tree.read(path, _MOST).decode("utf-8", "surrogateescape").splitlines():
                 _own(context, table, line, name)
     name = directory = ""
-    for line in _read(context, APK).splitlines():
+    for line in "\n".join(_read(context, path) for path in APK).splitlines():
         if line.startswith("P:"):
             name = line[2:]
         elif line.startswith("F:"):
@@ -112,7 +132,7 @@ def closing(context: Context) -> Found:
                 yield path, "--package-db full"
     elif choice == "filtered":
         known = installed(context)
-        for path in (STATUS, APK):
+        for path in (STATUS, *APK):
             if path in tree and tree.entries[path].is_file:
                 records = [package.record for name, package in known.items() if name in there]
                 context.replaced[path] = ("\n\n".join(records) + "\n\n" if records else "").encode(
