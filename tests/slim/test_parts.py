@@ -8,13 +8,13 @@ import socket
 import subprocess
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cntr.errors import CntrError
 from cntr.slim import accesses, compare, overlay, rules, writer
 from cntr.slim.job import slim_name
-from cntr.slim.rules import elf, packages, scripts
+from cntr.slim.rules import application, elf, packages, scripts
 from cntr.slim.tree import Tree
 from tests.slim import trees
 
@@ -74,6 +74,7 @@ def test_a_fifo_and_a_directory_that_became_a_link_are_not_read(tmp_path):
 # --- accesses ------------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.binary(min_size=1).filter(lambda name: b"\0" not in name), st.sampled_from(accesses.KINDS)))
 def test_what_was_used_is_read_as_it_was_written(tmp_path_factory, uses):
     place = str(tmp_path_factory.mktemp("accesses") / "file")
@@ -204,8 +205,119 @@ def test_what_ruby_and_perl_load_later(tmp_path):
     assert not {"/usr/lib/ruby/3.1.0/csv.rb", "/usr/share/perl5/Other.pm"} & context.kept.keys()
 
 
+def test_what_is_beside_an_empty_file_of_etc_is_not_used(tmp_path):
+    """Empty files are kept without being used; a script beside one is not a start script."""
+    files = {
+        "/etc/pam/empty": "",
+        "/etc/pam/init": "#!/bin/sh\ncut -f1\n",
+        "/bin/cut": b"\x7fELF",
+        "/bin/app": "x",
+        "/lib/ld-x": "x",
+    }
+    context = complete(trees.make(tmp_path, files), {"/bin/app": "exec"})
+    assert "/etc/pam/empty" in context.kept
+    assert not {"/etc/pam/init", "/bin/cut"} & context.kept.keys()
+    context = complete(trees.scanned(tmp_path), {"/bin/app": "exec", "/etc/pam/empty": "open"})
+    assert "/etc/pam/init" in context.kept
+    assert "/bin/cut" not in context.kept
+
+
+def test_a_tool_of_the_server_comes_with_what_it_starts_and_imports(tmp_path):
+    """mosquitto_sub is another package's, rabbitmqctl a script of the shell, supervisorctl one of Python."""
+    library = "/usr/lib/python3/dist-packages"
+    tree = trees.make(
+        tmp_path,
+        {
+            "/usr/bin/server": b"\x7fELF",
+            "/usr/bin/server_sub": b"\x7fELF",
+            "/usr/bin/server-ctl": '#!/bin/sh\nexec /usr/lib/server/ctl "$@"\n',
+            "/usr/lib/server/ctl": "#!/bin/sh\nexec helper\n",
+            "/usr/bin/server-py": "#!/usr/bin/python3\n# 'server==1','console_scripts','server-py'\nimport entry_point\n",
+            f"{library}/server-1.dist-info/entry_points.txt": "[console_scripts]\nserver-py = server.tool:main\n",
+            f"{library}/server/__init__.py": "x",
+            f"{library}/server/tool.py": "from . import (\n    first,  # one\n    second,\n)\n",
+            f"{library}/server/first.py": "x",
+            f"{library}/server/second.py": "x",
+            f"{library}/server/third.py": "x",
+        },
+    )
+    context = complete(tree, {"/usr/bin/server": "exec"}, {"Cmd": ["server"]})
+    wanted = {"/usr/bin/server_sub", "/usr/lib/server/ctl"}
+    wanted |= {f"{library}/server/{name}.py" for name in ("tool", "first", "second")}
+    assert wanted <= context.kept.keys()
+    assert f"{library}/server/third.py" not in context.kept
+
+
+def test_what_python_names_in_a_string(tmp_path):
+    place = "/usr/local/lib/python3.11"
+    files = {
+        "/app/settings.py": "APPS = ['blog.admin', 'no.such']\nx = '€'.encode('cp1252')\n__import__('plug.%s' % name)\n",
+        f"{place}/site-packages/blog/admin/__init__.py": "x",
+        f"{place}/site-packages/blog/admin/apps.py": "x",
+        f"{place}/site-packages/blog/admin/templates/page.html": "x",
+        f"{place}/site-packages/blog/other.py": "x",
+        f"{place}/site-packages/plug/__init__.py": "x",
+        f"{place}/site-packages/plug/one.py": "import zoned\n",
+        f"{place}/site-packages/used.py": "{'thread': 'used.thread', 'db': 'blog.other'}\n",
+        f"{place}/zoned.py": "x",
+        f"{place}/encodings/cp1252.py": "x",
+        f"{place}/encodings/cp037.py": "x",
+        f"{place}/site-packages/web/__init__.py": "kinds = {'thread': 'web.thread', 'db': 'blog.other'}\n",
+        f"{place}/site-packages/web/thread.py": "x",
+    }
+    tree = trees.make(tmp_path, files)
+    used = {"/app/settings.py": "open", f"{place}/site-packages/web/__init__.py": "open"}
+    context = complete(tree, used, {"WorkingDir": "/app"})
+    left = {f"{place}/{name}.py" for name in ("site-packages/blog/other", "site-packages/used", "encodings/cp037")}
+    assert files.keys() - context.kept.keys() == left
+
+
+def test_what_code_starts_and_programs_call(tmp_path):
+    program = b"\x7fELF"
+    files = {f"/bin/{name}": program for name in ("sh", "convert", "gs", "jq", "awk", "git", "gone")}
+    files |= {
+        "/app/a.py": "subprocess.run(['convert', x])\nshutil.which('git')\nos.run('127.0.0.1')\n",
+        "/app/b.js": "execSync('cat x | jq .a')\n",
+        "/app/c.rb": "puts `awk 1`\n",
+        "/app/node_modules/x/d.js": "execSync('gone')\n",
+        "/app/e.php": '<?php shell_exec("gs -v");',
+    }
+    context = complete(trees.make(tmp_path, files), {}, {"WorkingDir": "/app"})
+    assert files.keys() - context.kept.keys() == {"/bin/gone"}
+
+
+def test_what_lua_requires(tmp_path):
+    files = {
+        "/etc/nginx/conf.d/app.conf": 'lua_package_path "/opt/lua/?.lua;;"; content_by_lua_block { require("app.late") }',
+        "/opt/lua/app/late.lua": "local json = require 'cjson'\n",
+        "/usr/lib/x86_64-linux-gnu/lua/5.1/cjson.so": ("link", "../../libcjson.so.0"),
+        "/usr/lib/x86_64-linux-gnu/libcjson.so.0": "x",
+        "/usr/share/lua/5.1/other.lua": "x",
+    }
+    context = complete(trees.make(tmp_path, files), {"/etc/nginx/conf.d/app.conf": "open"})
+    assert files.keys() - context.kept.keys() == {"/usr/share/lua/5.1/other.lua"}
+
+
+def test_what_perl_loads_by_a_name_it_is_given(tmp_path):
+    share = "/usr/share/perl/5.36.0"
+    files = {
+        "/app/app.pl": "use parent -norequire, 'None'; use base qw(One::Two); require charnames; require DBI;\n",
+        "/usr/share/perl5/One/Two.pm": "x",
+        "/usr/share/perl5/DBI.pm": "x",
+        "/usr/share/perl5/DBD/Some.pm": "use Template;\n",
+        "/usr/share/perl5/Template.pm": "x",
+        "/usr/share/perl5/Template/Plugin.pm": "x",
+        f"{share}/charnames.pm": "use _charnames ();\n",
+        f"{share}/_charnames.pm": "x",
+        f"{share}/unicore/Name.pl": "x",
+        f"{share}/Encode/JP.pm": "x",
+    }
+    context = complete(trees.make(tmp_path, files), {"/app/app.pl": "open"}, {"WorkingDir": "/app"})
+    assert files.keys() - context.kept.keys() == {f"{share}/Encode/JP.pm"}
+
+
 @pytest.mark.parametrize(
-    ("settings", "kept"),
+    ("configured", "kept"),
     [
         ({"WorkingDir": "/code"}, {"/code/late.txt"}),
         ({"Cmd": ["run", "/code/main"]}, {"/code/late.txt"}),
@@ -214,7 +326,7 @@ def test_what_ruby_and_perl_load_later(tmp_path):
         ({"Cmd": ["/usr/bin/app", "/"]}, set()),
     ],
 )
-def test_what_is_the_application(tmp_path, settings, kept):
+def test_what_is_the_application(tmp_path, configured, kept):
     files = {
         "/code/main": "x",
         "/code/late.txt": "x",
@@ -222,8 +334,30 @@ def test_what_is_the_application(tmp_path, settings, kept):
         "/usr/bin/app": "x",
         "/usr/bin/other": "x",
     }
-    context = complete(trees.make(tmp_path, files), {}, settings)
+    context = complete(trees.make(tmp_path, files), {}, configured)
     assert {path for path in context.kept if path in files} - {"/code/main", "/usr/bin/app"} == kept
+
+
+@pytest.mark.parametrize(
+    ("history", "names", "found"),
+    [
+        (["COPY /bin/app /app", "COPY /etc/ssl /etc/ssl"], [["/app"], ["/etc/ssl/a"]], {"/app", "/etc/ssl/a"}),
+        (["/bin/sh -c #(nop) ADD file:1 in / ", "COPY . /x # buildkit"], [["/app"], ["/etc/ssl/a"]], {"/etc/ssl/a"}),
+        (
+            ["ADD root.tar.gz / # buildkit", "RUN x", "ADD app.tar / "],
+            [["/app"], ["/x"], ["/etc/ssl/a"]],
+            {"/etc/ssl/a"},
+        ),
+        (["COPY /rootfs / # buildkit"], [["/app", "/etc/os-release"]], set()),
+    ],
+    ids=["from scratch", "on a base", "an archive each", "a whole system"],
+)
+def test_the_layers_that_are_the_application(tmp_path, history, names, found):
+    tree = trees.make(tmp_path, {"/app": "", "/x": "", "/etc/ssl/a": "", "/etc/os-release": ""})
+    try:
+        assert application.of_layers(history, names, tree) == found
+    finally:
+        tree.close()
 
 
 def test_of_a_used_site_everything_stays(tmp_path):
@@ -322,6 +456,7 @@ def test_what_a_file_says_of_its_own_size_is_not_believed(tmp_path, offset):
         tree.close()
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_no_bytes_after_an_elf_head_are_an_error(tmp_path_factory, rest):
     root = tmp_path_factory.mktemp("elf")

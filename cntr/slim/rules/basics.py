@@ -57,10 +57,10 @@ def seeds(context: Context) -> Found:
                     yield path, why
     yield from _empty(context)
     if context.environment().get("TZ"):
-        yield from _zones(context, "TZ")
+        yield from zones(context, "TZ")
 
 
-def _zones(context: Context, why: str) -> Found:
+def zones(context: Context, why: str) -> Found:
     """The time zones, once."""
     done: list[str] = context.once("zones", list)
     if not done:
@@ -81,7 +81,7 @@ def follows(context: Context, path: str, entry: object) -> Found:
     name = path.rpartition("/")[2]
     if ZONED.fullmatch(name) or path.startswith(f"{ZONES}/") or path.endswith("/zoneinfo/__init__.py"):
         if ZONED.fullmatch(name) or path not in LOCAL:
-            yield from _zones(context, path)
+            yield from zones(context, path)
         return
     if not (name.startswith(("libc.so.", "libc-2.")) or name == "libc.musl"):
         return

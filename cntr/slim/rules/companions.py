@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from cntr.slim.rules import Context, Found
 
 NAME = "companions"
-SUMMARY = "the small programs of the started program's package, or beside it with its name's first word"
-LARGEST, MOST = 1 << 20, 3 << 20  # bytes of one, of all together; what is larger is left to the exercise and --keep
+SUMMARY = "the small programs of the started program's package, and those with its name or its name's first word before a - or _"
+LARGEST, MOST = 3 << 19, 3 << 20  # bytes of one, of all together; what is larger is left to the exercise and --keep
 _LETTERS = 4  # of a name's first word: shorter ones mean nothing
 PLACES = ("/usr/bin", "/usr/sbin", "/bin", "/sbin", "/usr/local/bin", "/usr/local/sbin")
 
@@ -24,10 +24,11 @@ def seeds(context: Context) -> Found:
         real, _ = context.tree.resolve(program) if program else ("", [])
         if not real or real.rpartition("/")[0] not in PLACES:
             continue
-        found = _of_package(context, real) or _of_name(context, real)
-        found = [path for path in found if context.tree.entries[path].size <= LARGEST]
-        if sum(context.tree.entries[path].size for path in found) <= MOST:
-            for path in found:
+        found = {*_of_package(context, real), *_of_name(context, real)} - {real}
+        size = 0
+        for path in sorted(found, key=lambda path: context.tree.entries[path].size):
+            size += context.tree.entries[path].size
+            if context.tree.entries[path].size <= LARGEST and size <= MOST:
                 yield path, f"a tool of {real}, which the image starts"
 
 
@@ -40,13 +41,12 @@ def _of_package(context: Context, program: str) -> list[str]:
 
 
 def _of_name(context: Context, program: str) -> list[str]:
-    if program in packages.owners(context):
-        return []
-    directory, _, name = program.rpartition("/")
-    word = name.partition("-")[0]
+    """Its tools may be another package's (mosquitto_sub), or nobody's."""
+    name = program.rpartition("/")[2]
+    word = name if program in packages.owners(context) else name.partition("-")[0]
     if len(word) < _LETTERS:
         return []
-    return [path for path in _programs(context) if path.startswith(f"{directory}/{word}-") and path != program]
+    return [path for path in _programs(context) if path.rpartition("/")[2].startswith((f"{word}-", f"{word}_"))]
 
 
 def _programs(context: Context) -> list[str]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 NAME = "configuration"
 SUMMARY = "Entrypoint, Cmd, Healthcheck, Shell, what is in Volumes, files among their arguments; a used directory of /etc whole"
 SMALL = 256 << 10  # bytes of a directory of /etc that is kept whole
+BESIDE = "in a directory of /etc of which a file is used"
 SHELL_TOOLS = "sh bash ls cat cp mv rm mkdir rmdir ln chmod chown ps id env grep sed head tail sleep true false echo pwd date find which"
 
 
@@ -51,13 +52,14 @@ def follows(context: Context, path: str, entry: Entry) -> Found:
     """What lies beside a file of /etc/NAME: which templates, sites or services are read is decided later, by a request or a login."""
     directory = path.rpartition("/")[0]
     seen: set[str] = context.once("directories of /etc", set)
-    if not entry.is_file or not directory.startswith("/etc/") or directory in seen:
+    used = context.accesses.kinds.get(path, {"name"}) != {"name"} or path in context.missed
+    if not used or not entry.is_file or not directory.startswith("/etc/") or directory in seen:
         return
     seen.add(directory)
     beside = [one for one in context.tree.children(directory) if context.tree.entries[one].is_file and one != path]
     if sum(context.tree.entries[one].size for one in beside) <= SMALL:
         for one in beside:
-            yield one, "in a directory of /etc of which a file is used"
+            yield one, BESIDE
 
 
 def _file(context: Context, word: str) -> str:

@@ -29,6 +29,7 @@ class Elf:
         """Read it. ValueError if it is no ELF file."""
         self.needed: list[str] = []
         self.paths: list[str] = []
+        self.names: frozenset[str] = frozenset()  # of symbols, its own and those that it asks for
         self.interpreter = ""
         head = tree.read(path, 64)
         if head[:4] != b"\x7fELF" or len(head) < 52 or head[4] not in (1, 2) or head[5] not in (1, 2):
@@ -77,6 +78,7 @@ class Elf:
         def text(offset: int) -> str:
             return strings[offset : strings.find(b"\0", offset)].decode("utf-8", "replace")
 
+        self.names = frozenset(strings.decode("ascii", "replace").split("\0"))
         self.needed = [text(value) for tag, value in rows if tag == DT_NEEDED]
         self.paths = [p for tag, value in rows if tag in (DT_RPATH, DT_RUNPATH) for p in text(value).split(":") if p]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from cntr.slim.rules import application
+from cntr.slim.rules import application, scripts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,15 +12,27 @@ if TYPE_CHECKING:
     from cntr.slim.tree import Entry
 
 NAME = "python"
-SUMMARY = ".pyc with .py and the other way round, modules that the application imports anywhere in its code, distributions' metadata"
+SUMMARY = (
+    ".pyc with .py and the other way round, modules that the application imports anywhere in its code or names in a string, what a "
+    "distribution imports of itself by name, codecs by name, distributions' metadata"
+)
 _CACHED = re.compile(r"(.*)/__pycache__/([^/]+)\.[a-z]+-?\d+(?:\.opt-\d)?\.pyc")
 _IMPORT = re.compile(
-    r"^[ \t]*(?:from[ \t]+(\.*[\w.]*)[ \t]+import[ \t]+([^#\n]*)|import[ \t]+([\w., \t]+))", re.MULTILINE
+    r"^[ \t]*(?:from[ \t]+(\.*[\w.]*)[ \t]+import[ \t]+(\([^)]*\)|[^#\n]*)|import[ \t]+([\w., \t]+))", re.MULTILINE
 )
 _DISTRIBUTION = re.compile(r"(.*/(?:site|dist)-packages)/([^/]+)")
 _METADATA = ("METADATA", "PKG-INFO", "entry_points.txt", "top_level.txt", "INSTALLER")
 _LIBRARY = re.compile(r".*/python3(?:\.\d+)?(?:/(?:site|dist)-packages|/lib-dynload)?")
 _MOST = 4 << 20  # bytes of a module that is read for imports
+# "package.module", "package.module.Class", "package.module.%s", f"package.module.{name}"
+_DOTTED = re.compile(r"""["']([A-Za-z_]\w*(?:\.\w+)*)(\.(?:%s|\{|["'])|(?=["':]))""")
+_ENCODING = re.compile(
+    r"""(?:\b(?:en|de)code\(|\bencoding\s*=|\b(?:lookup|getreader|getwriter|iterdecode)\(|\bopen\([^\n]{1,80},)\s*["']([\w.-]{2,20})["']"""
+)
+# As pkg_resources' scripts have it.
+_ENTRY = re.compile(r"""["']([\w.-]+)==[^"'\n]*["']\s*,\s*["'](\w+)["']\s*,\s*["']([\w.-]+)["']""")
+_COMMENT = re.compile(r"#[^\n]*")
+_TESTS = ("/tests/", "/test/", "/testing/")
 _IMPORTED = "python imported"
 
 
@@ -31,11 +43,17 @@ def follows(context: Context, path: str, entry: Entry) -> Found:
         if found:
             yield f"{found[1]}/{found[2]}.py", "the source of a module"
         return
+    imported: set[str] = context.once(_IMPORTED, set)
+    if "." not in path.rpartition("/")[2] and scripts.language(context, path, entry) == "python":
+        yield from _imports(context, path, imported)
+        yield from _entry_points(context, path, imported)
     if path.endswith(".py"):
         yield from _bytecode(context, path)
-        imported: set[str] = context.once(_IMPORTED, set)
-        if path in imported or application.is_application(context, path):
+        own = application.is_application(context, path)
+        if path in imported or own:
             yield from _imports(context, path, imported)
+        if own or path in imported or "-packages/" in path:
+            yield from _by_name(context, path, imported, own)
     if "-packages/" in path:
         yield from _metadata(context, path)
 
@@ -53,16 +71,86 @@ def _imports(context: Context, path: str, imported: set[str]) -> Found:
     text = context.tree.read(path, _MOST).decode("utf-8", "replace")
     for package, names, modules in _IMPORT.findall(text):
         wanted = [part.split()[0] for part in modules.split(",") if part.strip()] if modules else [package]
-        wanted += (
-            [f"{package.rstrip('.')}.{n.split()[0]}" for n in names.strip("() ").split(",") if n.split()]
-            if names
-            else []
-        )
+        listed = _COMMENT.sub("", names).strip("() ").split(",")
+        prefix = package if package.endswith(".") else f"{package}."
+        wanted += [f"{prefix}{name.split()[0]}" for name in listed if name.split()]
         for module in wanted:
             for found in _files_of(context, path, module):
                 if found.endswith(".py"):
                     imported.add(found)
                 yield found, f"imported by the application as {module}"
+
+
+def _entry_points(context: Context, path: str, imported: set[str]) -> Found:
+    """The module of a script that asks its distribution's metadata for it."""
+    wanted = path.rpartition("/")[2]
+    text = context.tree.read(path, 1 << 16).decode("utf-8", "replace")
+    if "entry_point" not in text:
+        return
+    named = {one[0].lower().replace("-", "_") for one in _ENTRY.findall(text)}
+    for (_, _), places in context.once("python distributions", lambda: _distributions(context)).items():
+        for place in places:
+            if place.rpartition("/")[2].partition("-")[0].lower().replace("-", "_") not in named:
+                continue
+            yield f"{place}/entry_points.txt", "the metadata of a distribution"
+            for module in re.findall(
+                rf"^{re.escape(wanted)}\s*=\s*([\w.]+)",
+                context.tree.text(f"{place}/entry_points.txt", 1 << 16),
+                re.MULTILINE,
+            ):
+                for found in _files_of(context, path, module):
+                    imported.update([found] if found.endswith(".py") else [])
+                    yield found, f"what {path} runs"
+
+
+def _by_name(context: Context, path: str, imported: set[str], own: bool) -> Found:
+    """Modules that a string names: settings, plug-ins, drivers. A distribution's strings count for the distribution itself."""
+    text = context.tree.read(path, _MOST).decode("utf-8", "replace")
+    top = "" if own else _top(path)
+    for module, open_end in set(_DOTTED.findall(text)):
+        if ("." not in module and not open_end) or (top and module.partition(".")[0] != top):
+            continue
+        files = _files_of(context, path, module)
+        for found in files:
+            imported.update([found] if found.endswith(".py") else [])
+            yield found, f"named by {path} as {module}"
+        last = files[-1].removesuffix("/__init__.py") if files else ""
+        whole = open_end and last.endswith("/" + module.replace(".", "/"))
+        if (whole or (own and _is_django(context, last))) and last in context.tree:
+            for one in context.tree.below(last):
+                if not any(part in one for part in _TESTS) and not one.endswith((".po", ".mo")):
+                    imported.update([one] if one.endswith(".py") else [])
+                    yield one, f"named by {path} as {module}"
+    if top == "sysconfig":
+        directory = path.rpartition("/")[0]
+        for one in context.tree.children(directory):
+            if one.startswith(f"{directory}/_sysconfigdata"):
+                yield one, "what sysconfig tells is in it"
+    for encoding in set(_ENCODING.findall(text)) if own else ():
+        yield from _codec(context, encoding, imported)
+
+
+def _top(path: str) -> str:
+    """The first part of a module's name."""
+    return (
+        re.sub(r".*/python3[\d.]*/(?:(?:site|dist)-packages/)?|.*/(?:site|dist)-packages/", "", path)
+        .partition("/")[0]
+        .removesuffix(".py")
+    )
+
+
+def _is_django(context: Context, directory: str) -> bool:
+    """An application of Django's: what is in it is found by the names of its files."""
+    return f"{directory}/apps.py" in context.tree
+
+
+def _codec(context: Context, encoding: str, imported: set[str]) -> Found:
+    from encodings import aliases, normalize_encoding
+
+    name = normalize_encoding(encoding).lower()
+    for found in _files_of(context, "", f"encodings.{aliases.aliases.get(name, name)}"):
+        imported.add(found)
+        yield found, f"the codec of {encoding}"
 
 
 def _files_of(context: Context, importer: str, module: str) -> list[str]:
@@ -87,8 +175,8 @@ def _files_of(context: Context, importer: str, module: str) -> list[str]:
             else:
                 extension = _extension(context, here)
                 found += [extension] if extension else []
-                if not extension and number == 0:
-                    break
+                if not extension and number == 0 and here not in context.tree:
+                    break  # a directory without __init__.py is a namespace package
         if found:
             return found
     return []

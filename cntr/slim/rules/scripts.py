@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 
+from cntr.slim.rules import configuration
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cntr.slim.rules import Context, Found
@@ -48,7 +50,7 @@ def follows(context: Context, path: str, entry: Entry) -> Found:
     if program == "env" and rest:
         program = rest[0].rpartition("/")[2]
         yield context.program(rest[0]), f"what `env {rest[0]}` of a script finds"
-    if program in SHELLS and entry.size <= _MOST and _is_started(context, path):
+    if program in SHELLS and entry.size <= _MOST and is_started(context, path):
         text = context.tree.read(path, _MOST).decode("utf-8", "replace")
         for name in named(text):
             yield context.program(name), "named by a start script"
@@ -57,12 +59,29 @@ def follows(context: Context, path: str, entry: Entry) -> Found:
                 yield name, "named by a start script"
 
 
-def _is_started(context: Context, path: str) -> bool:
-    """Whether the script is run when the container starts: executed in the recording, named by the configuration, the application's own."""
+def language(context: Context, path: str, entry: Entry) -> str:
+    """The program of the first line of a script that is run, without its version (python, perl, ruby); "" for anything else."""
+    if not entry.is_executable or entry.size > _MOST or not is_started(context, path):
+        return ""
+    head = context.tree.read(path, 256)
+    if not head.startswith(b"#!"):
+        return ""
+    words = interpreter(head.partition(b"\n")[0].decode("utf-8", "replace"))
+    names = [word.rpartition("/")[2] for word in words if not word.startswith("-")]
+    name = names[1] if names[:1] == ["env"] and len(names) > 1 else "".join(names[:1])
+    return name.rstrip("0123456789.")
+
+
+def is_started(context: Context, path: str) -> bool:
+    """Whether the script is run when the container starts: executed in the recording, named by the configuration,
+    a tool of the started program, the application's own.
+    """
     if "exec" in context.accesses.kinds.get(path, ()):
         return True
     reason = context.kept.get(path)
-    return path in context.application or (reason is not None and reason.rule == "configuration")
+    return path in context.application or (
+        reason is not None and reason.rule in ("configuration", "companions") and reason.why != configuration.BESIDE
+    )
 
 
 def _is_plain(context: Context, path: str) -> bool:
