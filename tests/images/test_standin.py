@@ -14,10 +14,11 @@ import time
 import pytest
 
 from cntr.errors import CntrError
-from cntr.images import blueprint, profile, targets
+from cntr.images import blueprint, cgroups, profile, targets
 from cntr.images.blueprint import Blueprint, Mount
 from cntr.images.standin import StandIn
 from cntr.linux import procfs, seccomp, syscalls
+from testkit.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 SCRIPT = """
@@ -290,6 +291,53 @@ def test_limits_of_a_cgroup_hold_and_nothing_is_left_of_it(root):
     while list(pathlib.Path("/sys/fs/cgroup").rglob(own)) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not list(pathlib.Path("/sys/fs/cgroup").rglob(own))
+
+
+@pytest.fixture
+def huge_pages():
+    """A controller that cgroup2 has here, whose limit a hierarchy of version 1 does not take: it is switched on for its children."""
+    for mount in procfs.mountinfo(procfs.read("/proc/self/mountinfo")):
+        own = pathlib.Path(mount.mount_point)
+        if mount.fstype != "cgroup2" or "hugetlb" not in (own / "cgroup.controllers").read_text().split():
+            continue
+        before = (own / "cgroup.subtree_control").read_text().split()
+        try:
+            (own / "cgroup.subtree_control").write_text("+hugetlb")
+        except OSError:
+            continue
+        yield own
+        if "hugetlb" not in before:
+            (own / "cgroup.subtree_control").write_text("-hugetlb")
+        return
+    pytest.skip("no cgroup2 with a controller that can be given to its children")
+
+
+def test_on_cgroup2_a_limit_is_written_joined_and_removed(huge_pages, monkeypatch):
+    """The kernel's own files; memory and processes differ in their names alone."""
+    file = next(huge_pages.glob("*/hugetlb.*.max")).name
+    monkeypatch.setattr(cgroups, "LIMITS", {"hugetlb": (file, "none"), "none": ("none.max", "none")})
+    made = cgroups.Cgroup({"hugetlb": 4 << 20, "none": 1})
+    try:
+        (directory,) = made.directories
+        assert (made.missing, os.path.dirname(directory)) == (["none"], str(huge_pages))
+        assert pathlib.Path(directory, file).read_text() == f"{4 << 20}\n"
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if not pid:
+            made.join()
+            os.close(writing)
+            os.read(reading, 1)
+            os._exit(0)
+        os.close(reading)
+        try:
+            wait_until(lambda: f"0::/{os.path.basename(directory)}" in procfs.read(f"/proc/{pid}/cgroup"))
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            os.close(writing)
+    finally:
+        made.remove()
+    assert not os.path.exists(directory)
 
 
 LIMITED = """
