@@ -206,13 +206,13 @@ class Launcher:
         name, environment = self.command.argv[0], self.command.environment
         candidates = [name] if "/" in name else [f"{d or '.'}/{name}" for d in environment.get("PATH", "").split(":")]
         denied = None
-        for path in candidates:
+        for path in candidates if name else ():
             try:
                 os.execve(path, self.command.argv, environment)
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                     denied = denied or OSError(error.errno, error.strerror, path)
-        raise denied or FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        raise denied or FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name or "''")
 
 
 def close_all_but(*kept: int) -> None:

@@ -82,6 +82,7 @@ class Blueprint:
             "state",
         ),
         *("status", "uid_map", "upper", "user", "work", "entrypoint", "check", "groups", "closers"),
+        *("exact", "faults", "left_out", "sysctls"),
     )
 
     def __init__(self, engine: str, name: str) -> None:
@@ -106,7 +107,13 @@ class Blueprint:
         self.join: dict[str, str] = {}
         self.masked, self.read_only_paths = list(MASKED), list(READ_ONLY)
         self.seccomp: object = None  # an OCI profile, None for Docker's default, "unconfined"
+        self.sysctls: dict[str, str] = {}  # of its own namespaces
         self.health: list[str] = []
+        self.exact = (
+            False  # what its engine would not start it with is an error; else it is left out, and one of its faults
+        )
+        self.faults: list[str] = []
+        self.left_out: list[str] = []  # what a stand-in does not have
         self.check: Callable[[], bool] | None = None  # whether the engine runs it by now
         self.status: int | None = None
         self.oom_killed: bool | None = None  # None: nobody says

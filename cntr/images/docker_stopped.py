@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 LOG_LINES = 10
+OWN_SYSCTLS_REMAPPED = {"net.ipv4.ip_unprivileged_port_start": "0"}  # since Docker 20.10
+OWN_SYSCTLS = {**OWN_SYSCTLS_REMAPPED, "net.ipv4.ping_group_range": "0 2147483647"}
 OWN_CONTAINERD = "/run/docker/containerd/containerd.sock"  # of a dockerd that started it itself
 
 
@@ -76,6 +78,12 @@ def blueprint(path: str, owner: int, answer: dict[str, Any]) -> Blueprint:
     made.groups = [str(one) for one in host.get("GroupAdd") or ()]
     if host.get("NetworkMode") == "host":
         made.share.add("net")
+    else:
+        made.sysctls |= OWN_SYSCTLS_REMAPPED if made.owner or made.uid_map else OWN_SYSCTLS
+    made.sysctls |= {str(key): str(value) for key, value in mapping(host.get("Sysctls")).items()}
+    devices = [printable(str(mapping(row).get("PathInContainer"))) for row in host.get("Devices") or ()]
+    if devices:
+        made.left_out.append(f"no devices but the usual ones: {', '.join(devices[:20])}")
     for row in answer.get("Mounts") or ():
         kind, source, target = (str(mapping(row).get(key) or "") for key in ("Type", "Source", "Destination"))
         if kind in ("bind", "volume") and source.startswith("/") and target.startswith("/"):

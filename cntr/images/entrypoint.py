@@ -48,6 +48,7 @@ def for_session(
         say=say,
         running=request.entrypoint,
         confined=request.seccomp or request.entrypoint,
+        exact=request.entrypoint,
     )
     if found is None:
         raise missing or TargetNotFound(
@@ -90,7 +91,7 @@ def problems(pid: int, made: Blueprint) -> list[str]:
     """The lint of what would be run in the stand-in PID."""
     root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return lint(root, made.command(), made.environment, made.directory)
+        return [*made.faults, *lint(root, made.command(), made.environment, made.directory)]
     finally:
         os.close(root)
 

@@ -81,7 +81,7 @@ class _Linter:
     def _program(self, name: str, depth: int) -> list[str]:
         path = self.find(name)
         if not path:
-            return [f"{name}: not found in PATH ({':'.join(self.path)})"]
+            return [f"{name or repr(name)}: not found in PATH ({':'.join(self.path)})"]
         status = self._status(path)
         if status is None:
             return [f"{path}: not found{self._dangling(path)}"]

@@ -130,6 +130,8 @@ def _take(made: Blueprint, key: str, value: str) -> None:
         made.capabilities = made.capabilities & ~capability_mask(words) if words else ALL
     elif key == "lxc.cap.keep":
         made.capabilities = 0 if words == ["none"] else capability_mask(words)
+    elif key.startswith("lxc.sysctl."):
+        made.sysctls[key[11:]] = value
     elif key == "lxc.environment" and "=" in value:
         name, _, made.environment[name] = value.partition("=")
     elif key.startswith("lxc.prlimit."):

@@ -212,11 +212,11 @@ def _mounts(value: object) -> list[Mount]:
 
 CHECKS: dict[str, Callable[[object], object]] = {
     **dict.fromkeys("name id image state upper work directory user hostname".split(), _text),
-    **dict.fromkeys("lower entrypoint argv groups masked read_only_paths health".split(), _strings),
+    **dict.fromkeys("lower entrypoint argv groups masked read_only_paths health left_out".split(), _strings),
     **dict.fromkeys("no_new_privs read_only privileged served".split(), _flag),
     **dict.fromkeys("capabilities memory oom_score_adj pids".split(), _number),
     **dict.fromkeys("uid_map gid_map".split(), _rows),
-    **{"environment": _environment, "limits": _limits, "seccomp": _profile, "status": _status},
+    **{"environment": _environment, "sysctls": _environment, "limits": _limits, "seccomp": _profile, "status": _status},
     "oom_killed": lambda value: value if isinstance(value, bool) else None,
 }
 

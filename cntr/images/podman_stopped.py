@@ -121,8 +121,11 @@ def _created(made: Blueprint, asked: dict[str, Any]) -> None:
     like = docker_stopped.blueprint(
         "", made.owner, asked | {"GraphDriver": {"Name": "overlay2", "Data": {"UpperDir": made.upper}}}
     )
-    for name in "entrypoint argv environment directory user hostname mounts capabilities limits seccomp memory pids oom_score_adj".split():
+    taken = "entrypoint argv environment directory user hostname mounts capabilities limits seccomp memory pids oom_score_adj left_out"
+    for name in taken.split():
         setattr(made, name, getattr(like, name))
+    own = spec.mapping(spec.mapping(asked.get("HostConfig")).get("Sysctls"))  # of newer ones than 4.3
+    made.sysctls = {str(key): str(value) for key, value in own.items()}
     made.read_only, made.no_new_privs, made.privileged = like.read_only, like.no_new_privs, like.privileged
     bounding = spec.capability_mask(asked.get("BoundingCaps"))
     made.capabilities = bounding or made.capabilities

@@ -40,24 +40,14 @@ class Role:
         """Take on user, groups, capabilities, limits and working directory. Raises OSError."""
         made = self.made
         self.room.step = "look up its user"
-        uid, gid, groups, home = self._user()
+        try:
+            uid, gid, groups, home = self._user()
+        except OSError as error:
+            if made.exact:
+                raise
+            self.room.tell(f"{error.strerror}: root in its place")
+            uid, gid, groups, home = 0, 0, [], "/"
         made.environment.setdefault("HOME", home or "/")
-        self.room.step = "set its limits"
-        for name, (soft, hard) in made.limits.items():
-            number = getattr(resource, name, None)
-            if number is not None:
-                own = resource.getrlimit(number)[1]
-                ceiling = (
-                    hard if own == resource.RLIM_INFINITY else own if hard == resource.RLIM_INFINITY else min(hard, own)
-                )
-                low = (
-                    ceiling
-                    if soft == resource.RLIM_INFINITY
-                    else soft
-                    if ceiling == resource.RLIM_INFINITY
-                    else min(soft, ceiling)
-                )
-                resource.setrlimit(number, (low, ceiling))
         self.room.step = f"change to its working directory {made.directory}"
         relative = made.directory.lstrip("/") or "."
         if self._find_directory(relative) < 0:
@@ -78,12 +68,26 @@ class Role:
                 syscalls.prctl(syscalls.PR_CAPBSET_DROP, capability)
         if made.no_new_privs:
             syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+        self._limit()  # after all that opens files
         self.room.step = "take on its ids"
         os.setgroups(groups)
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
         held = 0 if uid else made.capabilities & syscalls.permitted_capabilities()
         syscalls.capset(held, held, 0)
+
+    def _limit(self) -> None:
+        """Its resource limits, as far as ours allow them. Raises OSError."""
+        self.room.step = "set its limits"
+        for name, (soft, hard) in self.made.limits.items():
+            number = getattr(resource, name, None)
+            if number is None:
+                continue
+            own = resource.getrlimit(number)[1]
+            unlimited = resource.RLIM_INFINITY
+            ceiling = hard if own == unlimited else own if hard == unlimited else min(hard, own)
+            low = ceiling if soft == unlimited else soft if ceiling == unlimited else min(soft, ceiling)
+            resource.setrlimit(number, (low, ceiling))
 
     def _find_directory(self, relative: str) -> int:
         try:

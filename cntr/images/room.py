@@ -33,6 +33,7 @@ DEVICE_LINKS = (
 SCRATCH = ("/tmp", "/mnt", "/media")  # covered in the builder's own mount namespace
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1  # netdevice(7)
 codecs.lookup("unicode_escape")  # loaded here: in the container's root it would be the container's
+SYSCTLS_OF_IPC = ("kernel.msg", "kernel.sem", "kernel.shm", "fs.mqueue.")
 UNKNOWN_OPTION = (22, 38)  # EINVAL, ENOSYS: no lowerdir+ (Linux 6.5)
 
 
@@ -50,6 +51,7 @@ class Room:
         self._devices: dict[str, int] = {}
         self._sys = self._null = -1
         self._scratch, self._layers = "", 0
+        self.tell: Callable[[str], object] = say  # of what the engine would not start it with
         self._server = commands.trusted(served.PROGRAM) if blueprint.served else ""
         if blueprint.served and not self._server:
             raise CntrError(
@@ -99,9 +101,15 @@ class Room:
         elif made.upper:
             layers.insert(0, self._name(made.upper))
         sources: list[int] = []
+        mounts: list[Mount] = []
         for mount in made.mounts:
             self.step = f"open the volume for {mount.destination}"
-            sources.append(os.open(mount.source, os.O_PATH | os.O_CLOEXEC) if mount.kind == "bind" else -1)
+            try:
+                sources.append(os.open(mount.source, os.O_PATH | os.O_CLOEXEC) if mount.kind == "bind" else -1)
+            except OSError as error:
+                self._fault(error, f"its volume at {mount.destination}: {mount.source}")
+            else:
+                mounts.append(mount)
         self.step = "make a layer for its changes"
         scratch = self._scratch = next(path for path in SCRATCH if os.path.isdir(path))
         tmpfs = syscalls.new_filesystem("tmpfs", {"mode": "700"}, syscalls.MOUNT_ATTR_NODEV)
@@ -115,9 +123,16 @@ class Room:
             upper, work = self._layer(os.stat(layers[0]))
         self.step = "mount its layers"
         self.tree = self._overlay(layers, upper, work)
-        for mount, source in zip(made.mounts, sources):
+        for mount, source in zip(mounts, sources):
             self.step = f"mount the volume for {mount.destination}"
             self._binds.append((mount, self._volume(source, mount) if source >= 0 else -1))
+
+    def _fault(self, error: OSError, what: str) -> None:
+        """Go on without it, and say so; the one who wants exactly what the engine would start gets the error. Raises OSError."""
+        if self.made.exact:
+            where = str(error.filename or "")
+            raise OSError(error.errno, os.strerror(error.errno or 0), None if where.startswith("fd ") else where)
+        self.tell(f"{what}: {os.strerror(error.errno or 0)}: left out")
 
     def _overlay(self, layers: list[str], upper: str, work: str) -> int:
         """Detached; without lower layers it is the upper itself.
@@ -222,6 +237,7 @@ class Room:
         syscalls.umount(".", syscalls.MNT_DETACH)
         os.chdir("/")
         self.root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._set_sysctls(proc)
         self.step = "mount /proc"
         self._place(proc, "/proc", is_dir=True)
         self._place(sysfs, "/sys", is_dir=True)
@@ -229,11 +245,12 @@ class Room:
         for mount, fd in sorted(self._binds, key=lambda row: row[0].destination.count("/")):
             self.step = f"mount at {mount.destination}"
             if mount.kind == "tmpfs":
-                self._place(
-                    syscalls.new_filesystem("tmpfs", {"mode": "1777"}, _NO_DEVICES), mount.destination, is_dir=True
-                )
-            else:
-                self._place(fd, mount.destination, is_dir=stat.S_ISDIR(os.fstat(fd).st_mode))
+                fd = syscalls.new_filesystem("tmpfs", {"mode": "1777"}, _NO_DEVICES)
+            try:
+                is_dir = mount.kind == "tmpfs" or stat.S_ISDIR(os.fstat(fd).st_mode)
+                self._place(fd, mount.destination, is_dir=is_dir)
+            except OSError as error:  # a file where it had a directory, or the other way round
+                self._fault(error, f"its volume at {mount.destination}")
         if not self.made.privileged:
             self._mask()
         self.step = "set its hostname"
@@ -245,6 +262,21 @@ class Room:
         if self.made.read_only:
             self.step = "make its root read-only"
             attributes.add_here(self.root, syscalls.MOUNT_ATTR_RDONLY)
+
+    def _set_sysctls(self, proc: int) -> None:
+        """Those of namespaces that are its own (sysctl(5))."""
+        for name, value in self.made.sysctls.items():
+            kind = "net" if name.startswith("net.") else "ipc" if name.startswith(SYSCTLS_OF_IPC) else ""
+            if not kind or kind in self.shared() or kind in self.joined or "/" in name or ".." in name:
+                continue
+            try:
+                fd = os.open(f"sys/{name.replace('.', '/')}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
+                try:
+                    os.write(fd, value.encode())
+                finally:
+                    os.close(fd)
+            except OSError as error:
+                self._fault(error, f"its sysctl {name}={value}")
 
     def _make_devices(self) -> None:
         self.step = "make /dev"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from cntr.errors import printable
 from cntr.images.blueprint import Blueprint, Mount, words
 
 TYPE_CHECKING = False
@@ -31,6 +32,10 @@ LIMIT_NAMES = (
     "RLIMIT_AS RLIMIT_CORE RLIMIT_CPU RLIMIT_DATA RLIMIT_FSIZE RLIMIT_MEMLOCK RLIMIT_MSGQUEUE RLIMIT_NICE RLIMIT_NOFILE "
     "RLIMIT_NPROC RLIMIT_RSS RLIMIT_RTPRIO RLIMIT_RTTIME RLIMIT_SIGPENDING RLIMIT_STACK"
 ).split()
+# runtime-spec config-linux.md, "Default Devices"
+USUAL_DEVICES = tuple(
+    f"/dev/{name}" for name in "null zero full random urandom tty console ptmx fd stdin stdout stderr".split()
+)
 NAMESPACES = {"network": "net", "ipc": "ipc", "uts": "uts"}
 
 
@@ -82,6 +87,11 @@ def take(made: Blueprint, spec: dict[str, Any]) -> None:
     made.masked, made.read_only_paths = paths(linux.get("maskedPaths")), paths(linux.get("readonlyPaths"))
     made.seccomp = linux.get("seccomp") or "unconfined"
     made.uid_map, made.gid_map = id_map(linux.get("uidMappings")), id_map(linux.get("gidMappings"))
+    made.sysctls = {str(key): str(value) for key, value in mapping(linux.get("sysctl")).items()}
+    devices = [str(mapping(row).get("path")) for row in linux.get("devices") or ()]
+    more = [path for path in devices if path not in USUAL_DEVICES]
+    if more:
+        made.left_out.append(f"no devices but the usual ones: {', '.join(map(printable, more[:20]))}")
     resources = mapping(linux.get("resources"))
     made.memory, made.pids = (_number(mapping(resources.get(key)).get("limit")) for key in ("memory", "pids"))
     named = {str(mapping(row).get("type")): mapping(row).get("path") for row in linux.get("namespaces") or ()}

@@ -56,6 +56,7 @@ KINDS = {
     "pid": syscalls.CLONE_NEWPID,
 }
 OWN_FILES = ("archive", "oci", "dir")  # what a user names by a path, which in a toolbox is the toolbox's
+OWN_PROCESSES = 3  # the stand-in, and the launcher and the reaper of a session
 SECONDS = 30.0
 WATCH_SECONDS = 0.25  # between two looks whether the engine has started it
 
@@ -89,7 +90,7 @@ class StandIn:
         self._cgroup: Cgroup | None = None
         try:
             self._limit(say)
-            self._start()
+            self._start(say)
             if write and self._runs():
                 raise CntrError(f"{blueprint.label()}: it was started meanwhile", "stop it, then --write")
             if write or self._cgroup:
@@ -107,7 +108,8 @@ class StandIn:
     def _limit(self, say: Callable[[str], None]) -> None:
         """A cgroup with the container's limits, where root can make one."""
         made = self.blueprint
-        limits = {key: value for key, value in (("memory", made.memory), ("pids", made.pids)) if value > 0}
+        pids = made.pids + OWN_PROCESSES if made.pids > 0 else 0
+        limits = {key: value for key, value in (("memory", made.memory), ("pids", pids)) if value > 0}
         if limits and not os.geteuid():
             with VIEW:
                 self._cgroup = Cgroup(limits)
@@ -155,7 +157,7 @@ class StandIn:
         poll.register(self._pidfd, select.POLLIN)
         poll.poll(SECONDS * 1000)
 
-    def _start(self) -> None:
+    def _start(self, say: Callable[[str], None]) -> None:
         reading, self._alive = os.pipe()
         reports, report = os.pipe()
         os.set_inheritable(reading, False)
@@ -183,6 +185,9 @@ class StandIn:
         kinds = [line.split("\0") for line in said.split("\n") if line]
         failed = next((words for words in kinds if words[0] == "error"), None)
         started = next((words for words in kinds if words[0] == "pid"), None)
+        self.blueprint.faults += [printable(words[1]) for words in kinds if words[0] == "fault"]
+        for line in [] if failed else [*self.blueprint.faults, *self.blueprint.left_out]:
+            say(f"note: {self.blueprint.label()}: {line}")
         if started:
             self.pid = int(started[1])
             try:
@@ -201,6 +206,7 @@ class StandIn:
     def _build(self, reading: int, report: int) -> None:
         """The builder: mounts, namespaces, and the fork of the stand-in, whose exec closes REPORT."""
         room, made = self._room, self.blueprint
+        room.tell = lambda text: _report(report, f"fault\0{text}")
         os.close(self._alive)
         os.setsid()
         _be_killed_as(made.oom_score_adj)
@@ -247,10 +253,7 @@ class StandIn:
             room.step = "run the stand-in"
             # Kept over the exec: what is orphaned in there is reaped by the kernel.
             signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-            try:
-                os.execve(room.program, ["cntr-stand-in"], made.environment)
-            except FileNotFoundError:  # fexecve(3) of Linux 5.10 and glibc 2.31
-                os.execve(f"/proc/self/fd/{room.program}", ["cntr-stand-in"], made.environment)
+            _execute(room.program, made.environment)
         except OSError as error:
             path = error.filename if isinstance(error.filename, str) else ""
             _report(report, f"error\0{room.step}\0{path}\0{error.strerror or error}")
@@ -281,6 +284,14 @@ class StandIn:
             self._pidfd = -1
         self._room.close()
         self.blueprint.close()
+
+
+def _execute(program: int, environment: dict[str, str]) -> None:
+    """execveat(2). Raises OSError."""
+    try:
+        os.execve(program, ["cntr-stand-in"], environment)
+    except FileNotFoundError:  # fexecve(3) of Linux 5.10 and glibc 2.31
+        os.execve(f"/proc/self/fd/{program}", ["cntr-stand-in"], environment)
 
 
 def _be_killed_as(score: int) -> None:

@@ -148,11 +148,12 @@ def hold(
     write: bool = False,
     running: bool = False,
     confined: bool = True,
+    exact: bool = False,
     say: Callable[[str], None],
 ) -> tuple[Container, StandIn] | None:
     """A stand-in for TARGET and the Container of it, None where nobody knows it. The caller closes the stand-in. Raises CntrError.
 
-    missing: what was said of TARGET where it was looked for among what runs: each engine's answer.
+    missing: what was said of TARGET where it was looked for among what runs: each engine's answer; exact: see ``Blueprint``.
     """
     try:
         made = find(target, running=running, late=missing.late if missing else ())
@@ -160,6 +161,7 @@ def hold(
         raise missing or error from None
     if made is None:
         return None
+    made.exact = exact
     try:
         stand_in = start(made, network=network, write=write, confined=confined, say=say)
     except BaseException:

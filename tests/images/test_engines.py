@@ -173,6 +173,42 @@ def test_its_entrypoint_again_under_a_tool(stopped):
         assert "/proc/1/missing" in traced.stderr
 
 
+@of("docker", "podman")
+def test_what_its_engine_would_not_start_is_looked_into_all_the_same(stopped):
+    """A volume, or a user, that is not there: said, left out; `run` starts exactly what is configured, or nothing."""
+    rig, name = stopped.rig, rigging.unique("odd")
+    place = pathlib.Path(rig.den.path, name)
+    place.mkdir()
+    flags = [
+        "--user",
+        "1000",
+        "-v",
+        f"{place}:/gone",
+        "--ulimit",
+        "nofile=11:11",
+        "--pids-limit",
+        "1",
+        "--device",
+        "/dev/fuse",
+    ]
+    flags += ["--sysctl", "net.ipv4.ip_unprivileged_port_start=99"]
+    rig.command("create", *rig.extra, "--network", "none", "--name", name, *flags, "slim:1", "/bin/sh", "-c", "exit 7")
+    with rigs.Box(rig, name, 0):
+        target = f"{rig.engine}:{name}"
+        assert stopped.cntr("run", target, status=7).stdout == ""
+        place.rmdir()
+        script = "cat /proc/sys/net/ipv4/ip_unprivileged_port_start; busybox ls /gone"
+        done = stopped.cntr("exec", target, "--", "/bin/sh", "-c", f"{script} || true")
+        assert done.stdout == "99\n" or rig.engine == "podman"  # which does not tell of one that was never started
+        assert f"its volume at /gone: {place}: No such file or directory: left out" in done.stderr
+        assert "no devices but the usual ones: /dev/fuse" in done.stderr
+        assert stopped.out("attach", target, "--", "cat", "/var/lib/cntr/etc/motto") == "slim\n"
+        shown = json.loads(stopped.out("inspect", target, "--json"))
+        assert any("/gone" in row["value"] for row in shown if row["property"] == "entrypoint check")
+        refused = stopped.cntr("run", target, status=125)
+        assert "open the volume for /gone" in refused.stderr
+
+
 @of("docker", "podman", "containerd")
 def test_images_as_targets_and_as_tools(stopped):
     engine, name = stopped.rig.engine, "slim:1" if stopped.rig.engine != "containerd" else "localhost/slim:1"

@@ -194,8 +194,10 @@ def test_kill_9_of_its_maker_leaves_nothing(root):
 
 @pytest.mark.parametrize("user", ["nobody-knows", "0:nobody-knows", "4294967295", "0:4294967295", "99999999999"])
 def test_a_user_that_is_none_is_said(root, user):
+    made = of(root, User=user)
+    made.exact = True
     with pytest.raises(CntrError, match="look up its user"):
-        StandIn(of(root, User=user), say=print)
+        StandIn(made, say=print)
 
 
 HOSTILE = {
@@ -254,6 +256,51 @@ def test_an_id_map_makes_its_root_an_ordinary_user_of_the_host(root):
         assert "1" in os.listdir(f"/proc/{held.pid}/root/proc")
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_what_it_can_not_have_is_said_and_left_out_or_refused(root, tmp_path, exact):
+    (tmp_path / "file").write_text("")
+    cases = {
+        "user": ("nosuch", "its /etc/passwd has no user nosuch"),
+        "mounts": ([Mount("bind", str(tmp_path / "none"), "/data")], "/none: No such file or directory"),
+    }
+    cases["user "] = ("0:nosuch", "its /etc/group has no group nosuch")
+    cases["mounts "] = ([Mount("bind", str(tmp_path / "file"), "/data")], "/data")
+    cases["sysctls"] = ({"net.ipv4.no_such": "1"}, "net.ipv4.no_such=1")
+    for key, (value, says) in cases.items():
+        made, said = of(root), []
+        made.exact = exact
+        setattr(made, key.strip(), value)
+        if exact:
+            with pytest.raises(CntrError) as refused:
+                StandIn(made, say=said.append)
+            assert " fd " not in refused.value.message
+            continue
+        held = StandIn(made, say=said.append)
+        try:
+            assert len(said) == 1, said
+            assert says in said[0]
+            assert made.faults
+            assert "app" in os.listdir(f"/proc/{held.pid}/root")
+        finally:
+            held.close()
+
+
+def test_sysctls_of_its_own_namespaces_are_set_and_no_others(root):
+    made = of(root)
+    made.sysctls = {"net.ipv4.ip_unprivileged_port_start": "7", "kernel.shmmni": "77", "fs.mqueue.msg_max": "8"}
+    made.sysctls |= {
+        "kernel.panic": "123",
+        "net.ipv4/../../kernel/panic": "123",
+        "net...kernel.panic": "123",
+        "vm.swappiness": "3",
+    }
+    before = procfs.read("/proc/sys/kernel/panic"), procfs.read("/proc/sys/vm/swappiness")
+    with standing(made) as held:
+        files = ("net/ipv4/ip_unprivileged_port_start", "kernel/shmmni", "fs/mqueue/msg_max")
+        assert run(held, "; ".join(f"cat /proc/sys/{file}" for file in files)).split() == ["7", "77", "8"]
+    assert (procfs.read("/proc/sys/kernel/panic"), procfs.read("/proc/sys/vm/swappiness")) == before
+
+
 def test_limits_of_a_cgroup_hold_and_nothing_is_left_of_it(root):
     """Also after kill -9."""
     made = of(root)
@@ -273,7 +320,7 @@ def test_limits_of_a_cgroup_hold_and_nothing_is_left_of_it(root):
             for path in directories
             for name in ("memory.max", "memory.limit_in_bytes", "pids.max")
         ]
-        assert {path.read_text().strip() for path in limits if path.exists()} == {str(64 << 20), "20"}
+        assert {path.read_text().strip() for path in limits if path.exists()} == {str(64 << 20), "23"}
     finally:
         held.close()
     assert not [path for path in directories if os.path.exists(path)]
