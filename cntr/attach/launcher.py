@@ -14,7 +14,7 @@ import errno
 import os
 import select
 
-from cntr.attach import steps
+from cntr.attach import remains, steps
 from cntr.attach.channel import NOTE, Channel
 from cntr.attach.identity import Identity
 from cntr.attach.nest import OwnRoot
@@ -133,7 +133,7 @@ class Launcher:
     def _reap(self) -> None:
         """Be the reaper: fork the command, collect its orphans, end with the last of them, or with the monitor."""
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
-        syscalls.set_process_name("cntr-reaper")
+        syscalls.set_process_name(remains.REAPER)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         if not os.read(
             self.life_read, 1

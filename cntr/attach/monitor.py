@@ -17,6 +17,7 @@ from cntr.attach import launcher, remains, steps
 from cntr.attach.channel import DONE, EXITED, KILLED, LEFT, NEST, NOTE, Channel
 from cntr.attach.identity import Identity
 from cntr.attach.nest import Nest, OwnRoot
+from cntr.attach.target import CAP_SYS_PTRACE
 from cntr.linux import syscalls
 
 TYPE_CHECKING = False
@@ -33,7 +34,18 @@ LOOK_SECONDS = 1.0  # between looks whether somebody has stopped the reaper
 class Monitor:
     """The process just forked by the supervisor. left_files: paths of what the session leaves in its own /tmp and home."""
 
-    __slots__ = ("channel", "command", "identity", "left_files", "nest", "null_fd", "progress", "reaper", "stdio")
+    __slots__ = (
+        "channel",
+        "command",
+        "identity",
+        "in_order",
+        "left_files",
+        "nest",
+        "null_fd",
+        "progress",
+        "reaper",
+        "stdio",
+    )
 
     def __init__(
         self,
@@ -48,7 +60,7 @@ class Monitor:
     ) -> None:
         self.nest, self.identity, self.command, self.channel = nest, identity, command, channel
         self.progress, self.left_files, self.null_fd, self.reaper = nest.progress, left_files, null_fd, 0
-        self.stdio = stdio
+        self.stdio, self.in_order = stdio, False
 
     def run(self) -> None:
         """Be the monitor; never returns."""
@@ -131,6 +143,7 @@ class Monitor:
                         kind, ended = self._frame(frames)
                         if kind != launcher.ENDED:
                             return self._reaper_lost()
+                        self.in_order = True
                         self._report_end(ended & 0xFFFFFFFF)
                         alone = bool(ended & launcher.ALONE)
                         return 0
@@ -169,6 +182,14 @@ class Monitor:
         self.channel.report(KILLED, str(int(signal.SIGKILL)), "reaper")
         return 0
 
+    def _orphans(self) -> list[str]:
+        """What the reaper has left, wherever it is now, unless it said itself that the command has ended."""
+        pid_fd = self.identity.target.namespaces.get("pid", -1)
+        if self.in_order or pid_fd < 0 or not self.identity.guarded:
+            return []
+        status = os.fstat(pid_fd)
+        return remains.orphans(self.identity.proc_fd, (status.st_dev, status.st_ino), CAP_SYS_PTRACE)
+
     def _end_all(self, reaper_fd: int, alone: bool) -> None:
         """End what the session has left. alone: the reaper, which nothing can leave, said that there is nothing."""
         proc_fd = self.identity.proc_fd
@@ -177,7 +198,7 @@ class Monitor:
         poll.register(reaper_fd, select.POLLIN)
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not alone:
-            below = remains.descendants(proc_fd, self.reaper)
+            below = remains.descendants(proc_fd, self.reaper) + self._orphans()
             for pid in below:
                 remains.kill(proc_fd, pid)
             if not below or time.monotonic() > deadline - PATIENCE_SECONDS / 2:

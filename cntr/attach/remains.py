@@ -5,7 +5,10 @@ from __future__ import annotations
 import _signal as signal  # the module behind signal, without its import of enum (5 ms)
 import os
 
+from cntr.linux import procfs
+
 NOTHING = (0, 0)
+REAPER = "cntr-reaper"  # its name in /proc (launcher.py)
 
 
 def mount_namespace(proc_fd: int, pid: str = "self") -> tuple[int, int]:
@@ -70,6 +73,42 @@ def kill(proc_fd: int, pid: str, number: int = signal.SIGKILL) -> None:
         pass
     finally:
         os.close(fd)
+
+
+def orphans(proc_fd: int, pid_namespace: tuple[int, int], guard: int) -> list[str]:
+    """The pids of processes that sessions of a pid namespace have left to others: those with a session's marks, and no reaper above.
+
+    One that may mount (CAP_SYS_ADMIN) goes into another mount namespace, and is known by that no more. guard: the capabilities that no
+    process of a session can give up (guard.py); they are among its ambient ones, as is hardly ever the case for others.
+    """
+    found, parents, names = [], {}, {}
+    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc_fd)
+    try:
+        pids = [name for name in os.listdir(fd) if name.isdecimal()]
+    finally:
+        os.close(fd)
+    for pid in pids:
+        try:
+            namespace = os.stat(f"{pid}/ns/pid", dir_fd=proc_fd)
+            if (namespace.st_dev, namespace.st_ino) != pid_namespace:
+                continue
+            fields = procfs.status(procfs.read(f"{pid}/status", proc_fd))
+            parents[pid], names[pid] = fields["PPid"], fields["Name"]
+            if int(fields["CapAmb"], 16) & guard and fields.get("NoNewPrivs") == "1" and fields.get("Seccomp") == "2":
+                found.append(pid)
+        except (OSError, KeyError, ValueError):
+            continue  # it has ended
+    return [pid for pid in found if not _has_reaper(pid, parents, names)]
+
+
+def _has_reaper(pid: str, parents: dict[str, str], names: dict[str, str]) -> bool:
+    """Whether a living session's reaper is above a process: one whose own parent, the monitor, is outside of the pid namespace."""
+    for _ in parents:
+        above = parents.get(pid, "0")
+        if above not in parents:
+            return names.get(pid) == REAPER
+        pid = above
+    return False
 
 
 def end(proc_fd: int, namespace: tuple[int, int]) -> int:

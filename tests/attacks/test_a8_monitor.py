@@ -15,6 +15,8 @@ import time
 
 import pytest
 
+from cntr.linux import procfs
+from testkit import processes
 from testkit.waiting import wait_until
 from tests.attacks import kit
 from tests.conftest import MARK, marked_processes
@@ -186,3 +188,54 @@ def test_the_session_lives_on_beside_a_stopped_application(accomplice, canary, p
         assert kit.in_session(box, transport, "(sleep 0.05 &); echo here", timeout=15) == "here\n"
         assert run("exec", str(box.pid), "--", "true", timeout=15).returncode == 0
         os.kill(box.pid, signal.SIGCONT)
+
+
+ELSEWHERE = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None)
+for how in ("unshare", "setns"):
+    if os.fork() == 0:
+        os.setsid()
+        if how == "unshare": failed = libc.unshare(0x20000)
+        else: failed = libc.setns(os.open("/proc/1/ns/mnt", os.O_RDONLY), 0x20000)
+        os.execvp("/bin/busybox" if how == "setns" else "sleep", ["sleep", f"98765{failed}"])
+open("/var/lib/cntr/begun", "w")
+os.wait()
+"""
+
+
+def test_orphans_in_another_mount_namespace_end_when_the_reaper_is_killed(accomplice, canary, place, transport):
+    """With CAP_SYS_ADMIN a process of a session goes where the monitor doesn't look, and its parent is gone by the container's hand."""
+    with kit.hostile(place, accomplice, capabilities=(1 << 41) - 1) as box:
+        other = launch(box, transport, "sleep", "987651")
+        process = launch(box, transport, "python3", "-c", ELSEWHERE)
+        wait_until(lambda: len(processes.running("sleep", "987650")) == 2, "both are there", 20)
+        reapers = [pid for pid in pids_named("cntr-reaper") if monitor_of(pid, process.pid)]
+        assert len(reapers) == 1
+        os.kill(reapers[0], signal.SIGKILL)
+        assert process.wait(20) == 137
+        one_message(process.communicate()[1])
+        wait_until(lambda: not processes.running("sleep", "987650"), "nothing of it is left", 10)
+        assert processes.running("sleep", "987651"), "another session of the same container goes on"
+        other.terminate()
+        other.communicate()
+
+
+def pids_named(name: str) -> list[int]:
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/comm"):
+        try:
+            if path.read_text() == f"{name}\n":
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def monitor_of(pid: int, supervisor: int) -> bool:
+    """Whether the monitor of a reaper is SUPERVISOR's."""
+    try:
+        parent = procfs.parent_pid(procfs.read(f"/proc/{pid}/stat"))
+        return procfs.parent_pid(procfs.read(f"/proc/{parent}/stat")) == supervisor
+    except (OSError, ValueError):
+        return False
