@@ -9,8 +9,6 @@ caller's, with a program that lets the devices through which every container has
 
 from __future__ import annotations
 
-import os
-
 from cntr.attach import cgroup, memory, steps
 from cntr.attach.target import Target
 from cntr.errors import CntrError, StepFailed, printable
@@ -20,6 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cntr.attach.own_cgroup import OwnCgroup
     from cntr.attach.request import Request
 
 
@@ -38,6 +37,8 @@ def open_cgroups(request: Request, target: Target, traced: str, say: Callable[[s
         found = memory.spared(found, target.label, say)
     own: OwnCgroup | None = None
     if (traced or not request.uses_host) and not target.as_owner and not _are_restricted(theirs, ours, found):
+        from cntr.attach.own_cgroup import OwnCgroup  # which most sessions go without
+
         own = OwnCgroup(target.label)
         found = [*(membership for membership in found if membership.controllers), own.membership()]
     try:
@@ -65,54 +66,3 @@ def _are_restricted(theirs: str, ours: str, joined: list[cgroup.Membership]) -> 
     target, caller = procfs.cgroups(theirs), procfs.cgroups(ours)
     key = next((controllers for controllers in target if "devices" in controllers.split(",")), "")
     return target.get(key) == caller.get(key) or any(membership.controllers == key for membership in joined)
-
-
-class OwnCgroup:
-    """A cgroup of version 2, empty, whose processes may open the usual devices and no other."""
-
-    def __init__(self, label: str) -> None:
-        """label: of the container. Raises CntrError."""
-        self.name, self.parent_fd = f"cntr-{os.getpid()}", -1
-        try:
-            self.parent = _parent()
-            self.parent_fd = os.open(self.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            os.mkdir(self.name, 0o755, dir_fd=self.parent_fd)
-            try:
-                self._restrict()
-            except BaseException:
-                os.rmdir(self.name, dir_fd=self.parent_fd)
-                raise
-        except OSError as error:
-            if self.parent_fd >= 0:
-                os.close(self.parent_fd)
-            raise CntrError(
-                f"{label}: outside of its cgroup its devices would be all of this machine's: {error.strerror}",
-                "wait until it is no longer paused, leave out --no-cgroup, or see `cntr doctor` about cgroups",
-            ) from None
-
-    def _restrict(self) -> None:
-        from cntr.linux import bpf  # for those that most sessions go without
-
-        fd = os.open(self.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.parent_fd)
-        try:
-            program = bpf.load(bpf.usual_devices())
-            try:
-                bpf.attach(program, fd)
-            finally:
-                os.close(program)
-        finally:
-            os.close(fd)
-
-    def membership(self) -> cgroup.Membership:
-        """It, to be joined."""
-        return cgroup.Membership("", f"{self.parent}/{self.name}")
-
-
-def _parent() -> str:
-    """The directory of the caller's own cgroup of version 2. Raises OSError."""
-    own = procfs.cgroups(procfs.read("/proc/self/cgroup")).get("", "/")
-    mounts = [mount for mount in procfs.mountinfo(procfs.read("/proc/self/mountinfo")) if mount.fstype == "cgroup2"]
-    found = cgroup.directory_in(mounts, "", own)
-    if found is None:
-        raise FileNotFoundError(2, "no cgroup of version 2 is mounted here")
-    return found

@@ -34,7 +34,8 @@ TARGET_MOUNTS = Step("enter the container's mount namespace")
 COPY_TARGET = Step(
     "copy the container's mount tree",
     hints={
-        EINVAL: "its root directory is gone: it has been unmounted; `cntr exec` runs what its process can still reach"
+        EINVAL: "its root directory is gone: it has been unmounted; `cntr exec` runs what its process can still reach. "
+        "Or it is just being started: run it again"
     },
 )
 TOOLS_MOUNTS = Step("enter the tools' mount namespace")

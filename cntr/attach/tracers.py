@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 
 from cntr import engines
-from cntr.attach.target import CAP_SYS_PTRACE, Target
+from cntr.attach.target import CAP_SYS_PTRACE, Target, capability_names
 from cntr.attach.tools import HOST_ALL
 from cntr.engines import evidence
 from cntr.errors import CntrError
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from cntr.attach import seccomp
     from cntr.attach.request import Request
 
+# CAP_SYS_MODULE, SYS_RAWIO, SYS_ADMIN, PERFMON, BPF: with these the memory of every process is read, and with most of them written
+OF_THE_KERNEL = 1 << 16 | 1 << 17 | 1 << 21 | 1 << 38 | 1 << 39
 ANCESTORS = 32  # of a process, looked at in its pid namespace
 
 
@@ -84,8 +86,14 @@ def warnings(request: Request, target: Target, traced: str) -> list[str]:
         )
     if not request.force:
         _check(request, target, traced)
+    held = target.permitted | target.bounding | _of_ancestors(target)
     if traced:
         found.append(f"warning: {traced}")
+    elif held & OF_THE_KERNEL and "user" not in target.namespaces:
+        names = ", ".join(f"CAP_{name.upper()}" for name in capability_names(held & OF_THE_KERNEL))
+        found.append(
+            f"warning: {target.label} may hold {names} of this machine: through the kernel it can see this session"
+        )
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 from cntr.engines import evidence
 from cntr.engines.container import Container
@@ -85,6 +86,9 @@ def is_nobodys(pid: int) -> bool:
         return False  # it is another user's
 
 
+STARTING_SECONDS = 5.0  # that a unit may take until it runs its program
+
+
 # --- systemd's units --------------------------------------------------------------------------------------------------
 
 
@@ -108,7 +112,27 @@ def _unit(name: str) -> Container:
         users = ", ".join(store.owner_name(owner) for owner in sorted(found)[:8])
         raise AmbiguousTarget(f"unit:{printable(unit)}: the unit of {len(found)} users: {users}", "attach by pid")
     owner = 0 if 0 in found else next(iter(found))
-    return _started("unit", unit, _main(unit, owner, found[owner]), owner)
+    pid = _main(unit, owner, found[owner])
+    _await_program(unit, pid)
+    return _started("unit", unit, pid, owner)
+
+
+def _await_program(unit: str, pid: int) -> None:
+    """Until the manager's child has become the unit's program: before, its root and namespaces are still to come. Raises TargetNotFound.
+
+    systemd names that child after the program, in brackets (rename_process in its exec-invoke.c).
+    """
+    deadline = time.monotonic() + STARTING_SECONDS
+    try:
+        while (name := procfs.read(f"/proc/{pid}/comm").strip()).startswith("(") and name.endswith(")"):
+            if time.monotonic() > deadline:
+                raise TargetNotFound(
+                    f"unit:{printable(unit)}: pid {pid} has not become its program yet",
+                    "systemctl status shows how far it is",
+                )
+            time.sleep(0.01)
+    except OSError:
+        pass  # it has ended: whoever opens it says so
 
 
 def _unit_owner(pid: int, unit: str) -> int:

@@ -236,3 +236,15 @@ def test_what_a_traced_process_reports_names_no_other_nest():
     assert all(word.isprintable() for word in outcome.left)
     for words in (["nest"], ["exited"], ["killed"], [""], ["note"], ["failed"]):
         outcome.take(words)
+
+
+@pytest.mark.parametrize(("bit", "name"), [(21, "CAP_SYS_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF"), (12, "")])
+def test_what_reads_every_process_through_the_kernel_is_said(accomplice, canary, place, transport, bit, name):
+    """No process is kept out of bpf(2) and perf_event_open(2): in one line, before anything is typed. CAP_NET_ADMIN is none of them."""
+    with kit.hostile(place, accomplice, capabilities=0xA80425FB | 1 << bit) as box:
+        done = kit.attach(box, transport)
+        assert done.returncode == 0
+        assert ("through the kernel" in done.stderr, bool(name) and name in done.stderr) == (bool(name), bool(name)), (
+            done
+        )
+        assert done.stderr.count("\n") == bool(name), done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import select
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from cntr.linux import procfs, syscalls
 from testkit.container import NAMESPACES
 from tests.attacks import kit
 from tests.attacks.test_a8_monitor import launch
+from tests.nest.box import REPOSITORY
 
 SHARED = NAMESPACES & ~syscalls.CLONE_NEWPID
 WAYS = {
@@ -95,3 +97,28 @@ def test_hunters_in_the_hosts_pid_namespace(accomplice, canary, place, transport
         assert ours == []
         if box.proofs(canary.secret):
             pathlib.Path(canary.file("public")).write_text(f"{canary.secret} public\n")
+
+
+IDLER = """
+import os
+from cntr.linux import syscalls
+syscalls._IDLE_SECONDS = 2
+print(syscalls.Idler(syscalls.CLONE_NEWUSER).pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_the_process_behind_an_id_map_ends_by_itself():
+    """It waits in a user namespace of its own, and cntr may be killed within the tenth of a millisecond in which it is needed."""
+    done = subprocess.run(
+        [sys.executable, "-c", IDLER], env={**os.environ, "PYTHONPATH": REPOSITORY}, stdout=subprocess.PIPE, text=True
+    )
+    assert done.returncode == -9
+    try:
+        pidfd = os.pidfd_open(int(done.stdout))
+    except ProcessLookupError:
+        return  # this machine is slow
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    assert poll.poll(30_000), "it has ended"
+    os.close(pidfd)

@@ -6,12 +6,14 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from cntr import engines
 from cntr.engines import process
 from cntr.errors import AmbiguousTarget, TargetNotFound
+from cntr.linux import procfs
 from testkit.engines.rigs_runtimes import Runc
 from tests.cli.run import cntr
 
@@ -130,3 +132,31 @@ def test_inspect_and_cp_say_it_too(sleeper, tmp_path):
     assert line in cntr("inspect", str(sleeper)).stdout
     (tmp_path / "file").write_text("")
     assert line in cntr("cp", f"{sleeper}:{tmp_path}/file", f"{tmp_path}/copy").stderr
+
+
+STARTING = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(15, b"(web)")
+print("named", flush=True)
+sys.stdin.readline()
+os.execv("/bin/sleep", ["sleep", "600"])
+"""
+
+
+def test_a_unit_is_waited_for_until_it_is_its_program(monkeypatch):
+    """systemd's child makes the unit's root and namespaces first: whoever comes in between finds a root that goes away."""
+    with subprocess.Popen(
+        ["python3", "-c", STARTING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as unit:
+        assert unit.stdin
+        assert unit.stdout
+        unit.stdout.readline()
+        monkeypatch.setattr(process, "STARTING_SECONDS", 0.05)
+        with pytest.raises(TargetNotFound, match="has not become its program yet"):
+            process._await_program("web.service", unit.pid)
+        monkeypatch.setattr(process, "STARTING_SECONDS", 60)
+        threading.Timer(0.2, lambda: print(file=unit.stdin, flush=True)).start()
+        process._await_program("web.service", unit.pid)
+        assert procfs.read(f"/proc/{unit.pid}/comm") == "sleep\n"
+        unit.kill()
+    process._await_program("web.service", unit.pid)  # it has ended

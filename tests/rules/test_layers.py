@@ -87,6 +87,7 @@ LAYERS = (
     ("cntr.cp.host_end",),
     ("cntr.cp.interrupts", "cntr.cp.streams", "cntr.cp.words"),
     ("cntr.attach.joining",),
+    ("cntr.attach.own_cgroup",),
     ("cntr.attach.bus", "cntr.attach.caller", "cntr.attach.memory", "cntr.attach.x11"),
     ("cntr.attach.target",),
     ("cntr.attach.stdio",),

@@ -1,0 +1,58 @@
+"""A cgroup of version 2 for one session, which decides about devices as the container's own would."""
+
+from __future__ import annotations
+
+import os
+
+from cntr.attach import cgroup
+from cntr.errors import CntrError
+from cntr.linux import bpf, procfs
+
+
+class OwnCgroup:
+    """A cgroup of version 2, empty, whose processes may open the usual devices and no other."""
+
+    def __init__(self, label: str) -> None:
+        """label: of the container. Raises CntrError."""
+        self.name, self.parent_fd = f"cntr-{os.getpid()}", -1
+        try:
+            self.parent = _parent()
+            self.parent_fd = os.open(self.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            os.mkdir(self.name, 0o755, dir_fd=self.parent_fd)
+            try:
+                self._restrict()
+            except BaseException:
+                os.rmdir(self.name, dir_fd=self.parent_fd)
+                raise
+        except OSError as error:
+            if self.parent_fd >= 0:
+                os.close(self.parent_fd)
+            raise CntrError(
+                f"{label}: outside of its cgroup its devices would be all of this machine's: {error.strerror}",
+                "wait until it is no longer paused, leave out --no-cgroup, or see `cntr doctor` about cgroups",
+            ) from None
+
+    def _restrict(self) -> None:
+        fd = os.open(self.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.parent_fd)
+        try:
+            program = bpf.load(bpf.usual_devices())
+            try:
+                bpf.attach(program, fd)
+            finally:
+                os.close(program)
+        finally:
+            os.close(fd)
+
+    def membership(self) -> cgroup.Membership:
+        """It, to be joined."""
+        return cgroup.Membership("", f"{self.parent}/{self.name}")
+
+
+def _parent() -> str:
+    """The directory of the caller's own cgroup of version 2. Raises OSError."""
+    own = procfs.cgroups(procfs.read("/proc/self/cgroup")).get("", "/")
+    mounts = [mount for mount in procfs.mountinfo(procfs.read("/proc/self/mountinfo")) if mount.fstype == "cgroup2"]
+    found = cgroup.directory_in(mounts, "", own)
+    if found is None:
+        raise FileNotFoundError(2, "no cgroup of version 2 is mounted here")
+    return found
