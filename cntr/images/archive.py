@@ -37,21 +37,27 @@ MACHINES = {
     **{"ppc64le": "ppc64le", "s390x": "s390x", "riscv64": "riscv64", "loongarch64": "loong64"},
 }
 BENEATH = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_MAGICLINKS | syscalls.RESOLVE_NO_SYMLINKS
+ONE_OF_SEVERAL = "`oci:DIR:TAG`, `archive:FILE:TAG` names one"
 REF_NAMES = ("org.opencontainers.image.ref.name", "io.containerd.image.name")
 
 
 def open_archive(path: str) -> Image:
-    """The image in a tar file, compressed or not. Raises ImageError."""
-    return archive_of(_open_regular(path), path)
+    """The image in a tar file, compressed or not, FILE or FILE:TAG. Raises ImageError."""
+    file, tag = path, ""
+    for at in [] if os.path.exists(path) else [at for at, letter in enumerate(path) if letter == ":"]:
+        if os.path.isfile(path[:at]):
+            file, tag = path[:at], path[at + 1 :]
+            break
+    return archive_of(_open_regular(file), file, tag)
 
 
-def archive_of(stream: BinaryIO, reference: str) -> Image:
-    """The image in the tar behind STREAM, which it owns from now on. Raises ImageError."""
+def archive_of(stream: BinaryIO, reference: str, tag: str = "") -> Image:
+    """The image in the tar behind STREAM, which it owns from now on; tag: where it holds several. Raises ImageError."""
     from cntr.images.members import Members
 
     members = Members(stream, f"archive {printable(reference)}")
     try:
-        return _read(members, "archive", reference, "")
+        return _read(members, "archive", f"{reference}:{tag}" if tag else reference, tag)
     except BaseException:
         members.close()
         raise
@@ -136,7 +142,7 @@ def _read(files: Files, engine: str, reference: str, tag: str) -> Image:
         manifest = _manifest(files, _object(files, "index.json"), tag)
         return read_manifest(files, manifest, engine, reference)
     if files.has("manifest.json"):
-        return _docker(files, engine, reference)
+        return _docker(files, engine, reference, tag)
     raise ImageError(f"{files.what}: neither index.json nor manifest.json", "not an image that was saved")
 
 
@@ -189,14 +195,9 @@ def _manifest(files: Files, index: dict[str, Any], tag: str, depth: int = 0) -> 
     fitting = [row for row in rows if _fits(row.get("platform"))] or rows
     fitting = list({str(row["digest"]): row for row in fitting}.values())
     if not fitting:
-        raise ImageError(
-            f"{files.what}: no image{f' {printable(tag)}' if tag else ''} in it", "`oci:DIR:TAG` names one"
-        )
+        raise ImageError(f"{files.what}: no image{f' {printable(tag)}' if tag else ''} in it", ONE_OF_SEVERAL)
     if len(fitting) > 1 and depth == 0:
-        names = [str((row.get("annotations") or {}).get(REF_NAMES[0], row["digest"])) for row in fitting]
-        raise ImageError(
-            f"{files.what}: {len(fitting)} images: {printable(', '.join(names[:8]))}", "`oci:DIR:TAG` names one"
-        )
+        raise _several(files, [_name(row) for row in fitting])
     found = blob(files, fitting[0])
     if "manifests" in found and "layers" not in found:
         if depth > 3:
@@ -205,9 +206,25 @@ def _manifest(files: Files, index: dict[str, Any], tag: str, depth: int = 0) -> 
     return found
 
 
+def _several(files: Files, names: list[str]) -> ImageError:
+    return ImageError(f"{files.what}: {len(names)} images: {printable(', '.join(names[:8]))}", ONE_OF_SEVERAL)
+
+
+def _name(row: dict[str, Any]) -> str:
+    """What an image in an index is called; Docker's archives have the tag alone as its ref.name."""
+    annotations = row.get("annotations")
+    annotations = annotations if isinstance(annotations, dict) else {}
+    return next((str(annotations[key]) for key in reversed(REF_NAMES) if key in annotations), str(row["digest"]))
+
+
 def _names(annotations: object, key: str, tag: str) -> bool:
     value = str(annotations.get(key, "")) if isinstance(annotations, dict) else ""
-    return tag in (value, value.rpartition(":")[2])
+    return answers_to(tag, value)
+
+
+def answers_to(tag: str, name: str) -> bool:
+    """Whether TAG is NAME, its last part (app:1 of localhost/app:1), or what follows its colon."""
+    return tag in (name, name.rpartition("/")[2], name.rpartition(":")[2])
 
 
 def _fits(platform: object) -> bool:
@@ -258,13 +275,23 @@ def _opener(files: Files, name: str) -> Callable[[], BinaryIO]:
     return lambda: files.open(name)
 
 
-def _docker(files: Files, engine: str, reference: str) -> Image:
+def _docker(files: Files, engine: str, reference: str, tag: str) -> Image:
     """manifest.json of `docker save` before version 25: a list of images, layers by name."""
     rows = document(files, "manifest.json")[1]
+    if isinstance(rows, dict) and "schemaVersion" in rows:
+        raise ImageError(
+            f"{files.what}: a `dir:` of containers-image(5), as `podman save --format docker-dir` makes it",
+            "`skopeo copy dir:DIR oci:OTHER`, then oci:OTHER",
+        )
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise ImageError(f"{files.what}: manifest.json: not a list of images", "the image is damaged")
+    tags = [[str(one) for one in found] if isinstance(found := row.get("RepoTags"), list) else [] for row in rows]
+    if tag:
+        rows = [row for row, own in zip(rows, tags) if any(answers_to(tag, one) for one in own)]
+        if not rows:
+            raise ImageError(f"{files.what}: no image {printable(tag)} in it", ONE_OF_SEVERAL)
     if len(rows) > 1:
-        raise ImageError(f"{files.what}: {len(rows)} images in one archive", "save them one by one")
+        raise _several(files, [" ".join(own) or "without a tag" for own in tags])
     names, name = rows[0].get("Layers"), rows[0].get("Config")
     if not isinstance(names, list) or not isinstance(name, str) or not all(isinstance(one, str) for one in names):
         raise ImageError(f"{files.what}: manifest.json: no configuration and layers", "the image is damaged")

@@ -225,6 +225,40 @@ def test_the_smallest_of_an_index_is_chosen_by_platform_and_tag(tmp_path):
     assert (os.listdir(tmp_path / "one"), os.listdir(tmp_path / "two")) == (["own"], ["other"])
 
 
+@pytest.mark.parametrize("old", [True, False])
+def test_one_of_several_in_an_archive_is_named_by_its_tag(tmp_path, old):
+    """As `docker save a b` before version 25, and as it or `skopeo` writes since."""
+    two = [build.files([member(name.encode(), b"0") + END]) for name in ("one", "two")]
+    files = {**two[0], **two[1]}
+    names = ("example/one:1", "example/two:1")
+    if old:
+        rows = []
+        for found, name in zip(two, names, strict=True):
+            manifest = json.loads(
+                found["blobs/" + json.loads(found["index.json"])["manifests"][0]["digest"].replace(":", "/")]
+            )
+            places = ["blobs/" + layer["digest"].replace(":", "/") for layer in manifest["layers"]]
+            config = "blobs/" + manifest["config"]["digest"].replace(":", "/")
+            rows.append({"Config": config, "RepoTags": [name], "Layers": places})
+        del files["index.json"]
+        files["manifest.json"] = json.dumps(rows).encode()
+    else:
+        rows = [json.loads(found["index.json"])["manifests"][0] for found in two]
+        for row, name in zip(rows, names, strict=True):
+            row["annotations"] = {"org.opencontainers.image.ref.name": "1", "io.containerd.image.name": name}
+        files["index.json"] = json.dumps({"manifests": rows}).encode()
+    reference = build.archive(tmp_path / "i.tar", files)
+    for tag in ("example/two:1", "two:1"):
+        root = tmp_path / tag.replace("/", "-")
+        unpack(f"{reference}:{tag}", root)
+        assert os.listdir(root) == ["two"]
+    for tag in ("", ":1"):
+        with pytest.raises(ImageError, match="2 images: example/one:1, example/two:1"):
+            images.find(f"{reference}{tag}")
+    with pytest.raises(ImageError, match="no image three in it"):
+        images.find(f"{reference}:three")
+
+
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
