@@ -6,7 +6,7 @@ import os
 import sys
 
 from cntr.cli.parser import Parsed
-from cntr.errors import UsageError
+from cntr.errors import UsageError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +34,10 @@ def run(parsed: Parsed, say: Callable[[str], None], out: Callable[[str], None], 
     forwards += [spec.parse(word, reverse=True) for word in parsed.texts("reverse")]
     if not forwards:
         raise UsageError("forward: no port", "`cntr forward web 8080:80`; -R for one of this machine in the container")
+    listen = [(one.reverse, one.udp, one.listen.address, one.listen.port, one.listen.path) for one in forwards]
+    for one, place in zip(forwards, listen):
+        if listen.count(place) > 1 and (one.listen.port or one.listen.path):
+            raise UsageError(f"forward: {printable(one.texts(target)[0])} is given twice", "0:PORT takes a free port")
     return relay.run(target, forwards, parsed.argv, _teller(parsed, say, out), session)
 
 

@@ -339,6 +339,8 @@ def _not_listening(forward: Forward, there: There, number: int) -> tuple[str, st
         )
     if number == errno.EADDRNOTAVAIL:
         return f"{listen}: {where} has no such address", "127.0.0.1 is the default; 0.0.0.0 and [::] are all addresses"
+    if number == errno.ENOENT and forward.listen.path:
+        return f"{listen}: {why(number)}", "the directory must be there: mkdir"
     return f"{listen}: {why(number)}", "`cntr --debug forward …` shows where"
 
 

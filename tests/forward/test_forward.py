@@ -243,6 +243,9 @@ def test_errors_say_what_to_do():
         for word in ("x:1", "80:81:82", "1.2.3.4", "/a", "99999", "0:0", "@", "[::1]", "80:name:80", "", "80/sctp"):
             one_line_and_hint(run("forward", served.target, word))
         one_line_and_hint(run("forward", served.target))
+        for words in (("18099:80", "18099:81"), ("-R", "99:1", "-R", "99:2"), ("@a:80", "@a:81")):
+            assert "is given twice" in one_line_and_hint(run("forward", served.target, *words))
+        assert "mkdir" in one_line_and_hint(run("forward", served.target, "/no/dir/x:80"))
         one_line_and_hint(run("forward", served.target, "-", "1", "2"))
     assert "no process has that" in one_line_and_hint(run("forward", served.target, "80"))
 
