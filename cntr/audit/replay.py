@@ -154,12 +154,11 @@ def events(stream: BinaryIO, path: str) -> Iterator[tuple[float, str, str]]:
     """(seconds from the beginning, kind, text) of a recording. Raises CntrError for what is none."""
     head = _line(stream, path, 1)
     if not isinstance(head, dict) or head.get("version") != 2:
-        other = isinstance(head, dict) and head.get("version") in (1, 3)
-        hint = "asciinema has others, too: `asciinema convert -f asciicast-v2 FILE OTHER`" if other else ""
-        raise CntrError(
-            f"{printable(path)}: not a recording in asciicast v2",
-            hint or "what `cntr attach --record FILE` has written",
-        )
+        shown, version = printable(path), head.get("version") if isinstance(head, dict) else None
+        if version in (1, 3):
+            hint = f"`asciinema convert -f asciicast-v2 {shown} OTHER`"
+            raise CntrError(f"{shown}: not a recording in asciicast v2 but v{version}", hint)
+        raise CntrError(f"{shown}: not a recording in asciicast v2", "what `cntr attach --record FILE` has written")
     number, last = 1, 0.0
     while (event := _line(stream, path, number := number + 1)) is not None:
         if (

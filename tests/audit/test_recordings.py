@@ -248,7 +248,7 @@ def test_the_terminal_is_given_back_as_it_was():
     [
         ("", [], "not a recording"),
         ("[]\n", [], "not a recording"),
-        ('{"version": 3}\n', [], "asciinema convert"),
+        ('{"version": 3}\n', [], "but v3"),
         ("\x7fELF\n", [], "line 1"),
         (HEAD, [[0, "o"]], "line 2"),
         (HEAD, [[0, "o", "x"], [1, "o", 7]], "line 3"),
