@@ -15,6 +15,7 @@ from cntr.errors import CntrError
 from cntr.slim import accesses, compare, overlay, rules, writer
 from cntr.slim.job import slim_name
 from cntr.slim.rules import application, elf, packages, scripts
+from cntr.slim.runs.runtime import user_of
 from cntr.slim.tree import Tree
 from tests.slim import trees
 
@@ -67,6 +68,18 @@ def test_a_fifo_and_a_directory_that_became_a_link_are_not_read(tmp_path):
     try:
         assert tree.read("/fifo") == b""
         assert tree.read("/a/file") == b""
+    finally:
+        tree.close()
+
+
+def test_a_file_of_users_that_is_no_file_is_refused(tmp_path):
+    """A runtime opens it, and would wait for the other end of a FIFO."""
+    (tmp_path / "etc").mkdir()
+    os.mkfifo(tmp_path / "etc/group")
+    tree = trees.make(tmp_path, {"/etc/passwd": ""})
+    try:
+        with pytest.raises(CntrError, match="/etc/group is no regular file"):
+            user_of(tree, "0")
     finally:
         tree.close()
 

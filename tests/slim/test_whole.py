@@ -135,21 +135,46 @@ def test_what_goes_wrong_is_said_and_leaves_nothing(archive, tmp_path, words, sa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_image_of_another_machine_is_refused(archive, tmp_path):
-    place = tmp_path / "foreign"
+def configured(archive: str, place: pathlib.Path, **changes: object) -> str:
+    """The archive with another configuration, as an archive."""
     place.mkdir()
     with tarfile.open(archive) as image:
         for member in image:
             (place / member.name).write_bytes(image.extractfile(member).read())
     config = json.loads((place / "config.json").read_text())
-    config["architecture"] = "s390x" if os.uname().machine != "s390x" else "amd64"
+    config["config"].update({key: value for key, value in changes.items() if key[0].isupper()})
+    config.update({key: value for key, value in changes.items() if not key[0].isupper()})
     (place / "config.json").write_text(json.dumps(config))
-    with tarfile.open(tmp_path / "foreign.tar", "w") as image:
+    with tarfile.open(f"{place}.tar", "w") as image:
         for path in place.iterdir():
             image.add(path, path.name)
-    done = slim(f"archive:{tmp_path}/foreign.tar", cwd=tmp_path)
+    return f"archive:{place}.tar"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"architecture": "s390x" if os.uname().machine != "s390x" else "amd64"}, "is an image for"),
+        ({"os": "windows"}, "is an image for windows"),
+        ({"User": "nobody-knows"}, "the image's user nobody-knows is not in its /etc/passwd"),
+        ({"Cmd": None}, "the image has neither Entrypoint nor Cmd"),
+        ({"Cmd": ["/no/such"]}, 'exec: "/no/such"'),
+        ({"Cmd": {"a": 1}}, "Cmd in its configuration is dict, not list"),
+        ({"Healthcheck": "x"}, "Healthcheck in its configuration is str, not dict"),
+        ({"ExposedPorts": [1]}, "ExposedPorts in its configuration is list, not dict"),
+    ],
+    ids=["processor", "system", "user", "no command", "no program", "a command", "a health check", "ports"],
+)
+def test_an_image_that_cannot_run_is_refused_in_one_line(archive, tmp_path, changes, says):
+    work = tmp_path / "work"
+    work.mkdir()
+    done = slim(configured(archive, tmp_path / "image", **changes), "--http", "8000", cwd=work)
     assert done.returncode == 125
-    assert "is an image for" in done.stderr
+    *steps, error, hint = done.stderr.splitlines()
+    assert says in error
+    assert hint.startswith("hint: ")
+    assert all(" s  " in line for line in steps)
+    assert list(work.iterdir()) == []
 
 
 def engine_images(rig) -> set[str]:

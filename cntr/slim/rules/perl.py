@@ -28,7 +28,6 @@ _BY_NAME = {
     "Encode": ("Encode", "auto/Encode"),
     "charnames": ("unicore/Name.pl", "unicore/Name.pm"),
     "_charnames": ("unicore/Name.pl", "unicore/Name.pm"),
-    "PerlIO/encoding": ("Encode", "auto/Encode"),
     "DBI": ("DBD", "auto/DBD"),
     "JSON": ("JSON", "auto/JSON"),
     "JSON/MaybeXS": ("JSON", "auto/JSON"),
@@ -55,7 +54,7 @@ def follows(context: Context, path: str, entry: Entry) -> Found:
                 if found in context.tree:
                     used.add(found)
                     yield found, f"used by the application as {module}"
-                    for one, why in _whole(context, place, module, found, own):
+                    for one, why in _whole(context, place, module, found, application.is_application(context, path)):
                         used.add(one)
                         yield one, why
                     break

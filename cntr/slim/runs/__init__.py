@@ -31,6 +31,33 @@ MACHINES = {
 STOP_SECONDS = 3.0  # between the signal that asks a container to stop and the one that does not ask
 
 
+# What the run-time part of a configuration may hold (OCI image-spec, config.md), "" and null aside.
+KINDS: dict[str, tuple[type, ...]] = {
+    "Entrypoint": (list, str),
+    "Cmd": (list, str),
+    "Shell": (list, str),
+    "Env": (list,),
+    "ExposedPorts": (dict,),
+    "Volumes": (dict,),
+    "Healthcheck": (dict,),
+    "WorkingDir": (str,),
+    "User": (str,),
+    "StopSignal": (str,),
+}
+
+
+def checked(settings: dict[str, Any], reference: str) -> dict[str, Any]:
+    """SETTINGS, if each is of its kind. CntrError."""
+    for name, kinds in KINDS.items():
+        value = settings.get(name)
+        if value and not isinstance(value, kinds):
+            raise CntrError(
+                f"{printable(reference)}: {name} in its configuration is {type(value).__name__}, not {kinds[0].__name__}",
+                "the image is damaged, or made to do harm",
+            )
+    return settings
+
+
 class Image:
     """An image as its engine has it.
 
@@ -42,7 +69,7 @@ class Image:
     def __init__(self, engine: str, reference: str, id: str, config: dict[str, Any], layers: list[str]) -> None:
         self.engine, self.reference, self.id, self.config, self.layers = engine, reference, id, config, layers
         own = config.get("config")
-        self.settings: dict[str, Any] = dict(own) if isinstance(own, dict) else {}
+        self.settings: dict[str, Any] = checked(dict(own) if isinstance(own, dict) else {}, reference)
 
     def history(self) -> list[str]:
         """What made each of the layers, the lowest first; as many as there are layers, "" where nothing is told."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -37,6 +38,7 @@ MASKED = (
     "/proc/timer_list /proc/timer_stats /proc/sched_debug /proc/scsi /sys/firmware"
 ).split()
 READ_ONLY = "/proc/bus /proc/fs /proc/irq /proc/sys /proc/sysrq-trigger".split()
+_LOGGED = re.compile(r'^time="[^"]*" level=\w+ msg="((?:[^"\\]|\\.)*)"$', re.MULTILINE)
 _MEMORY = "mode=755,size=80%"
 
 
@@ -73,14 +75,15 @@ class RuntimeRunning(Running):
         self._status: int | None = None
 
     def start(self, shown: set[str] | None, hidden: frozenset[str] = frozenset(), *, grow: bool = False) -> None:
-        """Start it on the image's files that are SHOWN (None: all). grow, hidden: see ``served``."""
+        """Start it on the image's files that are SHOWN (None: all). grow, hidden: see ``served``. CntrError where it can't run."""
+        specification = self._specification()
         fuse_fd = mounting.open_device()
         ready, told = os.pipe2(os.O_CLOEXEC)
         mounted, mounting_done = os.pipe2(os.O_CLOEXEC)
         self.holder = os.fork()
         if self.holder == 0:
             os.close(ready)
-            self._hold(fuse_fd, told, mounting_done)
+            self._hold(fuse_fd, told, mounting_done, specification)
         os.close(told)
         os.close(mounting_done)
         self._remember("holder", self.holder)
@@ -130,13 +133,13 @@ class RuntimeRunning(Running):
 
     # the holder
 
-    def _hold(self, fuse_fd: int, told: int, mounting_done: int) -> None:
+    def _hold(self, fuse_fd: int, told: int, mounting_done: int, specification: dict[str, Any]) -> None:
         """In the child: mount, then become the runtime."""
         try:
             os.setsid()
             syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
             self._mount(fuse_fd, mounting_done)
-            self._bundle()
+            self._bundle(specification)
             words = [*self.command, "--root", f"{self.place}/state", "run", "--bundle", self.place]
             words += ["--pid-file", self.pid_file, self.name]
             null = os.open(os.devnull, os.O_RDONLY)
@@ -167,7 +170,7 @@ class RuntimeRunning(Running):
             options += ",userxattr"
         syscalls.mount("overlay", f"{self.place}/rootfs", "overlay", 0, options)
 
-    def _bundle(self) -> None:
+    def _bundle(self, specification: dict[str, Any]) -> None:
         for name, text in (
             ("hostname", "slim\n"),
             ("hosts", "127.0.0.1\tlocalhost slim\n::1\tlocalhost\n"),
@@ -176,13 +179,15 @@ class RuntimeRunning(Running):
             with open(f"{self.place}/etc/{name}", "w", encoding="ascii") as stream:
                 stream.write(text)
         with open(f"{self.place}/config.json", "w", encoding="utf-8", errors="surrogateescape") as stream:
-            json.dump(self._specification(), stream)
+            json.dump(specification, stream)
 
     def _specification(self) -> dict[str, Any]:
-        """The OCI runtime configuration that an engine would make of the image's, with its defaults."""
+        """The OCI runtime configuration that an engine would make of the image's, with its defaults. CntrError."""
         uid, gid, groups, home = user_of(self.tree, str(self.settings.get("User") or ""))
         entrypoint = self.options.entrypoint or as_words(self.settings.get("Entrypoint"))
         words = self.options.command or ([] if self.options.entrypoint else as_words(self.settings.get("Cmd")))
+        if not entrypoint and not words:
+            raise CntrError("the image has neither Entrypoint nor Cmd", "--cmd 'PROGRAM ARGUMENT…' says what to run")
         environment = [str(row) for row in self.settings.get("Env") or []] + self.options.environment
         names = {row.partition("=")[0] for row in environment}
         if "PATH" not in names:
@@ -243,9 +248,10 @@ class RuntimeRunning(Running):
         return self._status
 
     def log(self) -> str:
-        """What it printed at last."""
+        """What it printed at last; the runtime's own words without its time and level."""
         size = os.fstat(self.output).st_size
-        return os.pread(self.output, 1 << 16, max(0, size - (1 << 16))).decode("utf-8", "replace")
+        text = os.pread(self.output, 1 << 16, max(0, size - (1 << 16))).decode("utf-8", "replace")
+        return _LOGGED.sub(lambda found: found[1].replace('\\"', '"'), text)
 
     def exec(self, words: list[str], seconds: float) -> str:
         """Run a program in it by the runtime's exec, from the holder's mount namespace."""
@@ -331,6 +337,10 @@ def user_of(tree: Tree, user: str) -> tuple[int, int, list[int], str]:
     """(uid, gid, supplementary groups, home) of the configuration's User: NAME or NUMBER, [:GROUP]. CntrError for an unknown name."""
     name, _, group = user.partition(":")
     name = name or "0"
+    for path in ("/etc/passwd", "/etc/group"):
+        real, _ = tree.resolve(path)
+        if real and not tree.entries[real].is_file:  # the runtime opens it, and would wait for a FIFO's other end
+            raise CntrError(f"the image's {path} is no regular file", "the image is damaged, or made to do harm")
     passwd, groups = tree.text("/etc/passwd"), tree.text("/etc/group")
     row = procfs.passwd_entry(passwd, name)
     if row is None and not name.isdecimal():
