@@ -48,8 +48,14 @@ def request_of(parsed: Parsed) -> Request:
     exercise.command = parsed.argv
     exercise.seconds = seconds("--for", parsed.text("for")) if parsed.flag("for") else None
     options = request.options
-    options.network, options.environment = parsed.text("network", "none"), parsed.texts("env")
-    options.volumes = parsed.texts("volume")
+    options.network = parsed.text("network", "none")
+    # As with the engines: a name without a value is the caller's own variable, if there is one.
+    named = [
+        row if "=" in row else f"{row}={os.environ[row]}"
+        for row in parsed.texts("env")
+        if "=" in row or row in os.environ
+    ]
+    options.environment, options.volumes = named, parsed.texts("volume")
     options.command = _words("--cmd", parsed.text("cmd")) if parsed.flag("cmd") else []
     options.entrypoint = _words("--entrypoint", parsed.text("entrypoint")) if parsed.flag("entrypoint") else []
     options.timeout = seconds("--timeout", parsed.text("timeout", "60s"))

@@ -48,9 +48,15 @@ def run(
         raise Failed(f"{argv[0]}: {error.strerror}", "") from None
     if done.returncode:
         said = (done.stdout if both else done.stderr).decode("utf-8", "replace").strip()
-        last = said.splitlines()[-1] if said else f"exit status {done.returncode}"
-        raise Failed(f"{shown(argv)}: {printable(last[:400])}", "", done.returncode, said)
+        raise Failed(f"{shown(argv)}: {printable(reason(said, done.returncode)[:400])}", "", done.returncode, said)
     return done.stdout.decode("utf-8", "surrogateescape")
+
+
+def reason(said: str, status: int) -> str:
+    """The line of what a program SAID that tells why it failed: the daemon's word, where its client says no more than that it failed."""
+    lines = [line for line in said.splitlines() if line.strip()]
+    daemons = [line for line in lines if line.startswith("Error response from daemon: ")]
+    return (daemons or lines or [f"exit status {status}"])[-1]
 
 
 def load(argv: Sequence[str]) -> Any:

@@ -51,6 +51,10 @@ def check(request: Request) -> None:
         from cntr.slim import page
 
         page.demand_library()
+    for volume in request.options.volumes:
+        place = volume.partition(":")[0]
+        if place.startswith("/") and not os.path.exists(place):  # an engine would make it
+            raise CntrError(f"--volume {printable(volume)}: {printable(place)} is not there", "make it first")
     for name in filter(None, (request.output, request.fat, request.report, request.accesses)):
         directory = os.path.dirname(os.path.abspath(name))
         if not os.path.isdir(directory) or not os.access(directory, os.W_OK) or os.path.isdir(name):
