@@ -245,7 +245,7 @@ def test_errors_say_what_to_do():
         one_line_and_hint(run("forward", served.target))
         for words in (("18099:80", "18099:81"), ("-R", "99:1", "-R", "99:2"), ("@a:80", "@a:81")):
             assert "is given twice" in one_line_and_hint(run("forward", served.target, *words))
-        assert "mkdir" in one_line_and_hint(run("forward", served.target, "/no/dir/x:80"))
+        assert "hint: the directory must be there" in run("forward", served.target, "/no/dir/x:80").stderr
         one_line_and_hint(run("forward", served.target, "-", "1", "2"))
     assert "no process has that" in one_line_and_hint(run("forward", served.target, "80"))
 
