@@ -105,10 +105,10 @@ def cleanroom(session: nox.Session) -> None:
 
 @nox.session
 def compliance(session: nox.Session) -> None:
-    """The filesystem checks, the state machine and the mutations, then the suites that Debian has; native beside CntrFS."""
+    """All filesystem checks on all places, the state machine and the mutations, then the suites that Debian has; native beside CntrFS."""
     _require_root(session)
     session.install("-q", ".[test,pyfuse3]")
-    session.run("pytest", "-n", "2", "tests/fs", env=CLEAN)
+    session.run("pytest", "-n", "2", "tests/fs", env={**CLEAN, "CNTR_EVERY_CHECK": "1"})
     session.run("python", "-m", "tests.suites.apt", *session.posargs, env=CLEAN)
 
 

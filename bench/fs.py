@@ -34,6 +34,7 @@ from cntr.linux import syscalls
 from testkit import rooms
 from testkit.servers import BINDINGS, REPOSITORY, Server, is_mountpoint, missing
 
+IO_URING = "devfuse:io_uring"
 _SETTLING = 0.1  # seconds after a mount: what a server has to do yet is not what is measured
 #: How a peer is started, by its name, where --peer gives no more than its path; {source} and {mountpoint} are filled in.
 PEERS = {
@@ -239,7 +240,7 @@ def main() -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="of the sizes of files")
     parser.add_argument(
         "--places",
-        default=f"native,bind,bindfs,{','.join(BINDINGS)}",
+        default=f"native,bind,bindfs,{','.join(BINDINGS)},{IO_URING}",
         help="mount options after colons measure them: native,pyfuse3,pyfuse3:no_readdirplus (default: %(default)s)",
     )
     parser.add_argument(
@@ -275,7 +276,7 @@ def main() -> int:
         words = shlex.split(command)
         peers[name] = [*words, *(PEERS.get(name, ()) if len(words) == 1 else ())]
         names.append(name)
-    bindings = [name for name in names if name in BINDINGS]
+    bindings = [name for name in names if name in (*BINDINGS, IO_URING)]
     report: dict[str, object] = {
         "kernel": platform.release(), "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "rounds": options.rounds,
         "command": shlex.join(["python", "-m", "bench.fs", *sys.argv[1:]]), "load": list(os.getloadavg()),
@@ -328,7 +329,9 @@ def main() -> int:
             report["us_per_call"] = {name: per_call(name, base / "cpu", options.cpu_calls) for name in bindings}
             save()
         if options.million:
-            report["memory"] = fs_memory.measure(base / "memory", bindings, options.million)
+            report["memory"] = fs_memory.measure(
+                base / "memory", [name for name in bindings if name != IO_URING], options.million
+            )
             save()
     finally:
         running.close()
@@ -342,8 +345,8 @@ def main() -> int:
 
 
 def _usable(name: str) -> bool:
-    name = name.partition(":")[0]
-    why = missing(name) if name in BINDINGS else ""
+    name, *words = name.split(":")
+    why = missing(f"{name}-io_uring" if "io_uring" in words else name) if name in BINDINGS else ""
     if name == "bindfs" and shutil.which("bindfs") is None:
         why = "bindfs is not installed"
     if why:

@@ -26,7 +26,7 @@ def parts(rounds: int, peers: list[str]) -> dict[str, list[str]]:
     cpu = str(min(os.sched_getaffinity(0)))
     return {
         "requests": [sys.executable, "-m", "bench.fs_requests"],
-        "fs": [*fs, "--places", "native,bind,devfuse,devfuse:as_nobody,pyfuse3", *others],
+        "fs": [*fs, "--places", "native,bind,devfuse,devfuse:io_uring,devfuse:as_nobody,pyfuse3", *others],
         "one": ["taskset", "-c", cpu, *fs, "--places", "native,bind,devfuse,devfuse:as_nobody", *others],
         "options": [*fs, "--cpu-calls", "0", "--only", "FUSE cold,warm,write 4k", "--places", f"native,{_OPTIONS}"],
         "million": [*fs, "--only", "-", "--cpu-calls", "0", "--places", "native,devfuse,pyfuse3", "--million"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib.util
 import os
 import shutil
@@ -22,6 +23,7 @@ from cntr.linux import procfs
 BINDINGS = ("pyfuse3", "devfuse")
 #: Bindings in another mode: the same suite, with some more that is expected to fail.
 MODES = {
+    "devfuse-io_uring": ("devfuse", ("-o", "io_uring")),
     "devfuse-writeback": ("devfuse", ("-o", "no_passthrough,writeback")),
     "pyfuse3-writeback": ("pyfuse3", ("-o", "writeback")),
 }
@@ -39,8 +41,10 @@ class ServerFailed(Exception):
     """The server did not start or did not stop; the text has the end of its log."""
 
 
+@functools.cache
 def missing(binding: str) -> str:
     """Why this binding, mode or the plain directory cannot be used here; empty when it can."""
+    mode = binding
     binding, _ = MODES.get(binding, (binding, ()))
     if os.geteuid() != 0:
         return "root is missing: mounting and the actors need it"
@@ -54,6 +58,16 @@ def missing(binding: str) -> str:
         return "the Python package pyfuse3 is missing (pip install 'cntr-attach[pyfuse3]')"
     if binding == "devfuse" and importlib.util.find_spec("cntr.cntrfs.devfuse") is None:
         return "the package cntr.cntrfs.devfuse is missing"
+    return _missing_io_uring() if mode == "devfuse-io_uring" else ""
+
+
+def _missing_io_uring() -> str:
+    from cntr.cntrfs import probe
+
+    try:
+        probe.io_uring()
+    except OSError as error:
+        return f"FUSE over io_uring is missing: {error.strerror} ({probe.ENABLE_URING})"
     return ""
 
 
@@ -71,6 +85,8 @@ def _die_with_parent() -> None:
 class Server:
     """``python -m cntr.cntrfs SOURCE MOUNTPOINT --foreground --binding B``, or another server's argv in its place.
 
+    binding: or a name of MODES.
+
     In argv the words {source} and {mountpoint} are filled in; every such server stays in the foreground.
     """
 
@@ -83,7 +99,9 @@ class Server:
         argv: Sequence[str] | None = None,
         options: Sequence[str] = (),
     ) -> None:
-        self.binding, self.source, self.mountpoint, self.log = binding, source, mountpoint, log
+        self.source, self.mountpoint, self.log = source, mountpoint, log
+        binding, mode = MODES.get(binding, (binding, ()))
+        options = (*mode, *options)
         command = argv or (
             sys.executable, "-m", "cntr.cntrfs", "{source}", "{mountpoint}", "--foreground", "--binding", binding, *options
         )  # fmt: skip
@@ -240,12 +258,9 @@ def place(name: str, argv: Sequence[str] | None = None, options: Sequence[str] =
     os.chmod(base, 0o755)
     for directory in ("source", "mount"):
         (base / directory).mkdir(mode=0o755)
-    binding, mode = MODES.get(name, (name, ()))
     server = None
     if name != "plain":
-        server = Server(
-            binding, base / "source", base / "mount", base / "log", argv, (*SETID_AND_DEVICES, *mode, *options)
-        )
+        server = Server(name, base / "source", base / "mount", base / "log", argv, (*SETID_AND_DEVICES, *options))
     try:
         if server:
             server.start()

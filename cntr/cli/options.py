@@ -158,7 +158,7 @@ COMMANDS = (
             ),
             REASON,
             Option("--timeout", "TIME", "unmount after so long (30s, 30m, 8h)"),
-            Option("-o --options", "OPTS", "mount options, comma-separated: ro, nosuid, noatime, …", repeat=True),
+            Option("-o --options", "OPTS", "mount options, comma-separated: ro, noatime, io_uring, …", repeat=True),
         ),
         "cntr mount /srv/tools /mnt\numount /mnt",
     ),

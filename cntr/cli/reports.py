@@ -297,6 +297,11 @@ def _doctor_filesystem(report: Report) -> None:
     for feature, check, fix in (
         ("/dev/fuse (--transport fuse, cntr mount)", probe.device, ""),
         ("FUSE passthrough", probe.passthrough, "without it the server copies file data; Linux 6.9, CAP_SYS_ADMIN"),
+        (
+            "FUSE over io_uring (-o io_uring)",
+            probe.io_uring,
+            f"Linux 6.14; echo Y > {probe.ENABLE_URING}; mounts do without",
+        ),
         ("pyfuse3 (--binding pyfuse3)", probe.pyfuse3, ""),
     ):
         _feature(report, feature, check, fix)

@@ -7,9 +7,10 @@ import mmap
 
 
 class Heartbeat:
-    """Four counters in anonymous shared memory; made before the fork.
+    """Five numbers in anonymous shared memory; made before the fork.
 
-    counters: requests taken, answered, parked, steps done. A session that serves in one loop writes the first two itself.
+    counters: requests taken, answered, parked, steps done; the id of the serving thread, 0 for the process' first. A session
+    that serves in one loop, or in one thread at a time, writes the first two and the last itself.
     """
 
     __slots__ = ("_lock", "_map", "counters")
@@ -39,3 +40,8 @@ class Heartbeat:
     def read(self) -> tuple[int, int, int, int]:
         """(requests taken, answered, parked, steps done)."""
         return self.counters[0], self.counters[1], self.counters[2], self.counters[3]
+
+    @property
+    def serving_thread(self) -> int:
+        """The id of the thread that serves, or did last; 0: the process' first."""
+        return self.counters[4]

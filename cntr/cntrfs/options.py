@@ -37,6 +37,7 @@ class Options:
         self.writeback = False
         self.readdirplus = True
         self.passthrough = True
+        self.io_uring = False
         self.invalidate = invalidate  # watch the backing filesystems and tell the kernel what changed behind the mount
         # Things are mounted on the tree: watch only where an entry can be expired, not dropped; and not for a command of a moment.
         self.keep_mounts = keep_mounts
@@ -101,6 +102,8 @@ _FLAGS = {
     "no_readdirplus": ("readdirplus", False),
     "passthrough": ("passthrough", True),
     "no_passthrough": ("passthrough", False),
+    "io_uring": ("io_uring", True),
+    "no_io_uring": ("io_uring", False),
     "invalidate": ("invalidate", True),
     "no_invalidate": ("invalidate", False),
     "ro": ("read_only", True),

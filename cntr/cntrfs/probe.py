@@ -8,12 +8,13 @@ import select
 import sys
 
 from cntr.cntrfs import mounting
-from cntr.cntrfs.devfuse import wire
+from cntr.cntrfs.devfuse import rings, wire
 from cntr.cntrfs.options import connection_options
-from cntr.linux import file_syscalls, syscalls
+from cntr.linux import file_syscalls, procfs, syscalls
 
 _BUFFER = 1 << 17  # bytes; the kernel hands out no request to less than 8 KiB
 _ANSWER_SECONDS = 2.0
+ENABLE_URING = "/sys/module/fuse/parameters/enable_uring"
 
 
 def device() -> None:
@@ -31,9 +32,9 @@ def passthrough() -> None:
     fuse_fd = mounting.open_device()
     mount_fd = backing_fd = -1
     try:
-        options = {"source": "cntr-doctor", **connection_options(fuse_fd)}
-        mount_fd = syscalls.new_filesystem("fuse", options)
-        _agree(fuse_fd)
+        mount_fd = _mounted(fuse_fd)
+        if not _agree(fuse_fd, wire.PASSTHROUGH) & wire.PASSTHROUGH:
+            raise OSError(errno.EOPNOTSUPP, "not offered by this kernel")
         backing_fd = os.open("/proc/self/exe", os.O_PATH | os.O_CLOEXEC)
         number = file_syscalls.ioctl_number(fuse_fd, wire.DEV_IOC_BACKING_OPEN, wire.BACKING_MAP.pack(backing_fd, 0, 0))
         file_syscalls.ioctl_number(fuse_fd, wire.DEV_IOC_BACKING_CLOSE, number.to_bytes(4, sys.byteorder))
@@ -47,8 +48,43 @@ def passthrough() -> None:
                 os.close(fd)
 
 
-def _agree(fuse_fd: int) -> None:
-    """Answer the kernel's INIT, agreeing on passthrough and nothing else. Raises OSError where it is not offered."""
+def io_uring() -> str:
+    """Requests can come by io_uring, ``-o io_uring``; how many queues that takes."""
+    fuse_fd = mounting.open_device()
+    mount_fd = -1
+    try:
+        mount_fd = _mounted(fuse_fd)
+        if not _agree(fuse_fd, 0) & wire.OVER_IO_URING:
+            raise OSError(errno.EOPNOTSUPP, _why_not_offered())
+    finally:
+        os.close(fuse_fd)
+        if mount_fd >= 0:
+            os.close(mount_fd)
+    if why := rings.why_not():
+        raise OSError(errno.EOPNOTSUPP, why)
+    try:
+        rings.try_ring()
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror} (kernel.io_uring_disabled, or a seccomp filter)") from None
+    return f"for mounts with -o io_uring; {rings.possible_processors()} queues"
+
+
+def _why_not_offered() -> str:
+    """The kernel's INIT has no word of io_uring: is it switched off, or not in the kernel?"""
+    try:
+        value = procfs.read(ENABLE_URING).strip()
+    except OSError:
+        return "this kernel has it not"
+    return "switched off" if value == "N" else "not offered by this kernel"
+
+
+def _mounted(fuse_fd: int) -> int:
+    """The fd of a mount in no namespace, of the connection that fuse_fd is."""
+    return syscalls.new_filesystem("fuse", {"source": "cntr-doctor", **connection_options(fuse_fd)})
+
+
+def _agree(fuse_fd: int, wanted: int) -> int:
+    """Answer the kernel's INIT, agreeing on WANTED and nothing else; the flags that it offered. OSError."""
     poll = select.poll()
     poll.register(fuse_fd, select.POLLIN)
     if not poll.poll(_ANSWER_SECONDS * 1000):
@@ -59,10 +95,9 @@ def _agree(fuse_fd: int) -> None:
     flags = wire.INIT_IN.unpack_from(body)[3]
     if flags & wire.INIT_EXT and len(body) >= 20:
         flags |= int.from_bytes(body[16:20], sys.byteorder) << 32
-    if not flags & wire.PASSTHROUGH:
-        raise OSError(errno.EOPNOTSUPP, "not offered by this kernel")
-    agreed = wire.INIT_EXT | wire.PASSTHROUGH
+    agreed = flags & (wire.INIT_EXT | wanted)
     answer = wire.INIT_OUT.pack(
         *(wire.KERNEL_VERSION, wire.MINOR_VERSION, 0, agreed & 0xFFFFFFFF, 1, 1, 4096, 1, 1, 0, agreed >> 32, 1, 0)
     )
     os.write(fuse_fd, wire.OUT_HEADER.pack(wire.OUT_HEADER.size + len(answer), 0, unique) + answer)
+    return int(flags)

@@ -24,7 +24,7 @@ _LOOKS, _LOOK_AGAIN = 10, 0.02  # times, seconds
 #: Where a thread sleeps that waits for another thread, for a request or for the time: nobody works for it.
 _IDLE = (b"futex", b"fuse_dev", b"do_poll", b"poll_sched", b"do_sys_poll", b"ep_poll", b"do_epoll", b"do_select",
          b"hrtimer_nanosleep", b"do_nanosleep", b"do_sigtimedwait", b"sigsuspend", b"do_wait", b"pipe_read",
-         b"anon_pipe_read", b"unix_stream", b"eventfd", b"do_signal_stop", b"ptrace_stop")  # fmt: skip
+         b"anon_pipe_read", b"unix_stream", b"io_cqring", b"__io_cqring", b"eventfd", b"do_signal_stop", b"ptrace_stop")  # fmt: skip
 _FUSE_CLIENT = (b"request_wait_answer", b"__fuse_request", b"fuse_simple_request", b"__fuse_simple_request")
 
 
@@ -82,12 +82,13 @@ class Watchdog:
         return True
 
     def is_kept_by_the_kernel(self, pid: int) -> bool:
-        """Is the serving thread, PID's first, in a system call that the kernel works on: in one of some looks?"""
-        first = _times(pid)
+        """Is the serving thread, PID's first or the one it names, in a system call that the kernel works on: in one of some looks?"""
+        thread = self.heartbeat.serving_thread or pid
+        first = _times(pid, thread)
         for _ in range(_LOOKS):
-            state, place = _state(pid), _wait_channel(pid)
+            state, place = _state(pid, thread), _wait_channel(pid, thread)
             if state == b"R":
-                if _was_in_the_kernel(first, _times(pid)):
+                if _was_in_the_kernel(first, _times(pid, thread)):
                     return True
             elif place.startswith(_FUSE_CLIENT):
                 if self._others_are_asked():
@@ -171,27 +172,27 @@ def open_control(device: int) -> int:
         os.close(tree)
 
 
-def _stat(pid: int) -> list[bytes]:
-    """The fields of /proc/PID/task/PID/stat from the state on; none when it is gone."""
+def _stat(pid: int, thread: int) -> list[bytes]:
+    """The fields of /proc/PID/task/TID/stat from the state on; none when it is gone."""
     try:
-        with open(f"/proc/{pid}/task/{pid}/stat", "rb") as stat:
+        with open(f"/proc/{pid}/task/{thread}/stat", "rb") as stat:
             return stat.read().rpartition(b")")[2].split()
     except OSError:
         return []
 
 
-def _state(pid: int) -> bytes:
-    return (_stat(pid) or [b"X"])[0]
+def _state(pid: int, thread: int) -> bytes:
+    return (_stat(pid, thread) or [b"X"])[0]
 
 
 def is_stopped(pid: int) -> bool:
     """Is the process stopped by a signal or a tracer (state T or t in proc_pid_stat(5))?"""
-    return _state(pid) in (b"T", b"t")
+    return _state(pid, pid) in (b"T", b"t")
 
 
-def _times(pid: int) -> tuple[int, int]:
+def _times(pid: int, thread: int) -> tuple[int, int]:
     """(user, system) time of the thread, in ticks."""
-    fields = _stat(pid)
+    fields = _stat(pid, thread)
     return (int(fields[11]), int(fields[12])) if fields else (0, 0)
 
 
@@ -200,10 +201,10 @@ def _was_in_the_kernel(before: tuple[int, int], after: tuple[int, int]) -> bool:
     return after[1] - before[1] > after[0] - before[0]
 
 
-def _wait_channel(pid: int) -> bytes:
+def _wait_channel(pid: int, thread: int) -> bytes:
     """The kernel's function that the thread sleeps in, /proc/PID/wchan; empty where that may not be read."""
     try:
-        with open(f"/proc/{pid}/task/{pid}/wchan", "rb") as channel:
+        with open(f"/proc/{pid}/task/{thread}/wchan", "rb") as channel:
             return channel.read().strip()
     except OSError:
         return b""

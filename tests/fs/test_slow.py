@@ -57,9 +57,11 @@ def on_a_slow_disk(binding: str) -> Iterator[Place]:
         assert not inner_problem
 
 
-@pytest.fixture
-def here() -> Iterator[Place]:
-    with on_a_slow_disk("devfuse") as made:
+@pytest.fixture(params=["devfuse", "devfuse-io_uring"])
+def here(request: pytest.FixtureRequest) -> Iterator[Place]:
+    if missing(request.param):
+        pytest.skip(missing(request.param))
+    with on_a_slow_disk(request.param) as made:
         yield made
 
 

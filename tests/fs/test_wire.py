@@ -51,7 +51,7 @@ class Kernel:
         )
 
     def send(self, request: bytes) -> None:
-        self.session.handle(memoryview(request), len(request))
+        self.session.handle(wire.IN_HEADER.unpack_from(request), memoryview(request)[wire.IN_HEADER.size :])
         self.session.core.nodes.trim()
 
     def answers(self) -> list[tuple[int, int, bytes]]:

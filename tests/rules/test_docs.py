@@ -146,8 +146,8 @@ COMMON = frozenset(
     interrupted invocation job join kind known layer layout level library limits linter listener live lock locked locks long loop
     malformed manager members membership memory meta metadata module mount mounted mounts names namespace node not open opener opening
     operation operations option options ordinary outcome outgoing output own owner owners package parsed partial parts passthrough
-    peer pipes plain pod policy private progress protocol pty pump quota raised raw reader reason receiver recorder records refused remote
-    replaced replies report request root row rule run running runtime screen seeking sender served server service session settings
+    peer pipes plain pod policy private progress protocol pty pump queue quota raised raw reader reason receiver recorder records refused
+    remote replaced replies report request root row rule run running runtime screen seeking sender served server service session settings
     setup signal slim source ssh state stdio stop stopped store stream streams strict subcommand table target task tell term terminal
     there ticker timer told toml tools trace traced tree unpacked usage user verified view waiter wanted watch watched without work
     workers xattrs zstd stack idler pointer recorded signals answered

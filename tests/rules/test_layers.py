@@ -33,6 +33,7 @@ CNTRFS_LAYERS = (
         "cntr.cntrfs.devfuse.replies",
         "cntr.cntrfs.devfuse.ticker",
     ),
+    ("cntr.cntrfs.devfuse.rings",),
     ("cntr.cntrfs.devfuse.wire",),
     ("cntr.cntrfs.devfuse",),
     ("cntr.cntrfs.nobody",),
@@ -166,7 +167,7 @@ LAYERS = (
         "cntr.linux.process",
         "cntr.linux.seccomp",
     ),
-    ("cntr.linux.fanotify",),
+    ("cntr.linux.fanotify", "cntr.linux.io_uring"),
     (
         "cntr.linux.syscalls",
         "cntr.linux.file_locks",
@@ -318,7 +319,7 @@ def test_only_the_kernel_rooms_hold_ctypes():
         for module, path in source.modules(package).items()
         if {name.partition(".")[0] for name in source.imports(path, lazy=True)} & {"ctypes", "_ctypes", "cffi"}
     }
-    rooms = ("bpf", "syscalls", "file_syscalls", "seccomp", "libseccomp")
+    rooms = ("bpf", "syscalls", "file_syscalls", "io_uring", "seccomp", "libseccomp")
     assert users <= {f"cntr.linux.{room}" for room in rooms}, users
 
 

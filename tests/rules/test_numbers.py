@@ -25,7 +25,7 @@ ARCHITECTURES = {
 HEADERS = (
     "asm/unistd.h asm/ioctls.h linux/sched.h linux/mount.h linux/fcntl.h linux/openat2.h linux/prctl.h linux/capability.h "
     "linux/nsfs.h linux/magic.h linux/stat.h linux/fs.h linux/ptrace.h linux/seccomp.h linux/securebits.h linux/keyctl.h "
-    "linux/falloc.h linux/fanotify.h linux/close_range.h linux/audit.h linux/elf.h asm/socket.h linux/types.h"
+    "linux/falloc.h linux/fanotify.h linux/io_uring.h linux/close_range.h linux/audit.h linux/elf.h asm/socket.h linux/types.h"
 ).split()
 CALLS = {
     "_SYS_OPEN_TREE": "open_tree",

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from testkit import rooms
-from testkit.servers import BINDINGS, REPOSITORY, is_mountpoint, missing
+from testkit.servers import BINDINGS, MODES, REPOSITORY, is_mountpoint, missing
 
 from .results import BAD, DIED, FAIL, NOTRUN, PASS, TIMEOUT, Outcome, Progress, Run, finish, read_cannot, why_not
 
@@ -42,14 +42,16 @@ def prepare_host(room: Path) -> None:
 
 
 def install_helper(binding: str) -> None:
-    """/sbin/mount.fuse.cntrfs for this binding; xfstests only knows how to call mount(8).
+    """/sbin/mount.fuse.cntrfs for this binding or mode; xfstests only knows how to call mount(8).
 
     It compares the type that df shows with FSTYP, so the mounts are of type "fuse" here, without the subtype.
     """
+    binding, mode = MODES.get(binding, (binding, ()))
+    words = ",".join((f"binding={binding}", *mode[1::2]))
     program = "from cntr.cntrfs import mount_helper, mounting; mounting.FSTYPE = 'fuse'; raise SystemExit(mount_helper.main())"
     helper = Path("/usr/sbin/mount.fuse.cntrfs")
     helper.write_text(
-        f'#!/bin/sh\ncd /; PYTHONPATH={REPOSITORY} exec {sys.executable} -c "{program}" "$@" -o binding={binding}\n'
+        f'#!/bin/sh\ncd /; PYTHONPATH={REPOSITORY} exec {sys.executable} -c "{program}" "$@" -o {words}\n'
     )
     helper.chmod(0o755)
 

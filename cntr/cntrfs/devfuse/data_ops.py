@@ -237,13 +237,12 @@ def _setlk(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
 
 
 def _setlkw(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
+    c.replies.demand_room(c.unique)
     return _lock(c, body, wait=True)
 
 
 def _interrupt(c: Connection, nodeid: int, body: memoryview) -> bytes:
-    unique = wire.INTERRUPT_IN.unpack_from(body)[0]
-    if not c.locks.interrupt(unique):
-        c.workers.interrupt(unique)
+    c.interrupt(wire.INTERRUPT_IN.unpack_from(body)[0])
     return NO_ANSWER
 
 

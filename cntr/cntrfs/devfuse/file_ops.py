@@ -189,6 +189,7 @@ def _read_to_the_end(c: Connection, nodeid: int, fh: int) -> bytes | None:
     if watched:
         return b""
     c.answer(c.unique, b"")
+    c.replies.flush()
     # Takes no lock of the directory's. Its mtime alone would not do: /proc has no use for it, and a tick may hold two changes.
     notify(c.fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(nodeid, 0, 0))
     return NO_ANSWER

@@ -1,4 +1,7 @@
-"""Answers to the kernel, from any thread: each is one write(2), which the kernel takes whole or not at all."""
+"""Answers to the kernel, from any thread: each is one write(2), which the kernel takes whole or not at all.
+
+Or it goes by the ring that the request came by (``rings``).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,10 @@ import os
 from cntr.cntrfs import log
 from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.trace import Trace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cntr.cntrfs.devfuse.rings import Rings
 
 _header = wire.OUT_HEADER.pack
 _write = os.write
@@ -19,9 +26,12 @@ class Replies:
     def __init__(self, fuse_fd: int) -> None:
         """fuse_fd: the connection's."""
         self.fd = fuse_fd
+        self.rings: Rings | None = None
 
     def answer(self, unique: int, payload: bytes | None) -> None:
         """Success, with PAYLOAD."""
+        if self.rings is not None and self.rings.answer(unique, 0, payload):
+            return
         data = _header(16 + len(payload), 0, unique) + payload if payload else _header(16, 0, unique)
         try:
             _write(self.fd, data)
@@ -30,11 +40,23 @@ class Replies:
 
     def fail(self, unique: int, number: int) -> None:
         """Failure, with an errno."""
+        if self.rings is not None and self.rings.answer(unique, number, None):
+            return
         data = _header(16, -number, unique)
         try:
             _write(self.fd, data)
         except OSError as error:
             self._refused(data, error)
+
+    def flush(self) -> None:
+        """What the calling thread has answered is with the kernel afterwards."""
+        if self.rings is not None:
+            self.rings.flush()
+
+    def demand_room(self, unique: int) -> None:
+        """ENOLCK where one request more cannot be kept waiting."""
+        if self.rings is not None and not self.rings.has_room(unique):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     def _refused(self, data: bytes, error: OSError) -> None:
         # ENOENT: the request was interrupted, nobody waits. ENODEV and the like: the next read finds out.

@@ -101,6 +101,12 @@ class Connection:
             if handle.node.nodeid not in (self.header[3], self.other_nodeid):
                 self.let_go(handle, fh)
 
+    def interrupt(self, unique: int) -> None:
+        """The client of the request UNIQUE got a signal."""
+        known = self.locks.interrupt(unique) or self.workers.interrupt(unique)
+        if not known and self.replies.rings is not None:
+            self.replies.rings.interrupted(unique)
+
     def close(self) -> None:
         """Give up what is held for the kernel."""
         self.locks.close()

@@ -1,7 +1,8 @@
 """The session: INIT, then read a request, dispatch it to its handler, answer.
 
 One thread does it all: handing over to a second one costs Python more than the system calls it would overlap. Only
-what may wait for long runs elsewhere (``workers``); what needs the core afterwards is finished here.
+what may wait for long runs elsewhere (``workers``); what needs the core afterwards is finished here. With ``rings`` it is
+one thread at a time.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cntr.cntrfs.devfuse.operations import Handler, Operation
+    from cntr.cntrfs.devfuse.rings import Rings
     from cntr.cntrfs.heartbeat import Heartbeat
     from cntr.cntrfs.options import Options
 
@@ -72,6 +74,8 @@ class FuseSession:
         self._buffer = bytearray(_BUFFER)
         self._view = memoryview(self._buffer)
         self._poll: select.poll | None = None  # while a deferred job is under way
+        self.rings: Rings | None = None
+        self.handle = self._handle if self.connection.trace is None else self._handle_traced
 
     # INIT
 
@@ -95,9 +99,13 @@ class FuseSession:
         if agreed & wire.PASSTHROUGH:
             depth = 2 if file_syscalls.filesystem_magic(self.core.nodes.root.fd) == _OVERLAYFS_MAGIC else 1
             connection.passthrough.enabled = True
+        size = MAX_IO
+        if self.core.options.io_uring and self._make_rings(flags):
+            agreed |= wire.OVER_IO_URING
+            size = self.rings.payload if self.rings is not None else MAX_IO
         return wire.INIT_OUT.pack(
             wire.KERNEL_VERSION, min(minor, wire.MINOR_VERSION), max(readahead, 1 << 20), agreed & 0xFFFFFFFF,
-            64, 48, MAX_IO, 1, MAX_IO // 4096, 0, agreed >> 32, depth, 0,
+            64, 48, size, 1, size // 4096, 0, agreed >> 32, depth, 0,
         )  # fmt: skip
 
     def _optional(self) -> int:
@@ -112,6 +120,24 @@ class FuseSession:
         if options.cache == "none":
             flags |= wire.DIRECT_IO_ALLOW_MMAP
         return flags
+
+    def _make_rings(self, flags: int) -> bool:
+        """The threads of ``rings``; False where /dev/fuse it is, and then a line says why."""
+        from cntr.cntrfs.devfuse import rings
+
+        why = (
+            rings.why_not()
+            if flags & wire.OVER_IO_URING
+            else "not offered by this kernel (fuse.enable_uring, Linux 6.14)"
+        )
+        if not why:
+            try:
+                self.rings = rings.Rings(self.fd, self.heartbeat, self._serve, self.connection.workers.wake)
+                return True
+            except (OSError, RuntimeError) as error:
+                why = str(error)
+        log.info("requests come by /dev/fuse, not io_uring: %s", why)
+        return False
 
     def _watch(self) -> None:
         """Long timeouts, where the kernel can be told of changes."""
@@ -129,8 +155,7 @@ class FuseSession:
 
     def run(self) -> None:
         """Serve until unmounted, aborted or stopped."""
-        read, view, fd = os.readv, self._view, self.fd
-        handle = self._handle_traced if self.connection.trace is not None else self.handle
+        read, view, fd, handle, unpack_header = os.readv, self._view, self.fd, self.handle, _unpack_header
         nodes = self.core.nodes
         buffers = [self._buffer]
         counters = self.heartbeat.counters
@@ -138,6 +163,9 @@ class FuseSession:
         workers = self.connection.workers
         try:
             while not self.stopping:
+                if self.rings is not None:
+                    self._run_beside(self.rings)
+                    return
                 if self._watch_from and monotonic() > self._watch_from:
                     self._watch_from = 0.0
                     self._watch()
@@ -156,12 +184,50 @@ class FuseSession:
                 self._reading = False
                 taken += 1
                 counters[0] = taken
-                handle(view, length)
+                handle(unpack_header(view), view[_HEADER_SIZE:length])
                 if nodes.needs_trim():
                     nodes.trim()
                 counters[1] = taken
         except _Stop:
             return
+
+    def _run_beside(self, rings: Rings) -> None:
+        """Take what does not come by a ring, FORGET and INTERRUPT, and finish deferred jobs."""
+        done_event = self.connection.workers.done_event
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        poll.register(done_event, select.POLLIN)
+        os.set_blocking(self.fd, False)
+        while not (self.stopping or rings.is_broken):
+            self._reading = True
+            poll.poll(max(0.0, self._watch_from - monotonic()) * 1000 if self._watch_from else None)
+            self._reading = False
+            with rings.serving:
+                self.heartbeat.counters[4] = 0
+                if self._watch_from and monotonic() > self._watch_from:
+                    self._watch_from = 0.0
+                    self._watch()
+                self.finish_deferred()
+                try:
+                    length = os.readv(self.fd, [self._buffer])
+                except OSError as error:
+                    if error.errno in (errno.ENODEV, errno.ECONNABORTED, errno.EBADF):
+                        return
+                    if error.errno not in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
+                        raise
+                else:
+                    self._serve(_unpack_header(self._view), self._view[_HEADER_SIZE:length])
+
+    def _serve(self, header: tuple[int, ...], body: memoryview) -> None:
+        """One request, for the thread that holds ``rings.serving``."""
+        counters, rings = self.heartbeat.counters, self.rings
+        counters[0] += 1
+        self.handle(header, body)
+        if rings is not None and rings.was_interrupted(header[2]):
+            self.connection.interrupt(header[2])
+        if self.core.nodes.needs_trim():
+            self.core.nodes.trim()
+        counters[1] += 1
 
     def _wait_for_request(self) -> bool:
         """Wait for a request or the end of a deferred job, and finish the latter; says whether there is a request to read.
@@ -203,15 +269,11 @@ class FuseSession:
                 if payload is not NO_ANSWER:
                     connection.answer(unique, payload)
 
-    def handle(self, request: memoryview, length: int) -> None:
-        """Dispatch the request in the first LENGTH bytes and answer it; never raises for what it holds."""
-        if length < _HEADER_SIZE:
-            log.warning("a request of %d bytes", length)
-            return
+    def _handle(self, header: tuple[int, ...], body: memoryview) -> None:
+        """Dispatch a request, struct fuse_in_header and what follows it, and answer; never raises for what it holds."""
         connection = self.connection
-        connection.header = header = _unpack_header(request)
+        connection.header = header
         _, opcode, unique, nodeid, _, _, _, _ = header
-        body = request[_HEADER_SIZE:length]
         try:
             handler, minimum = _TABLE[opcode] if opcode < _OPCODES else _UNKNOWN
             if len(body) < minimum:
@@ -232,15 +294,13 @@ class FuseSession:
             if payload is not NO_ANSWER:
                 connection.answer(unique, payload)
 
-    def _handle_traced(self, request: memoryview, length: int) -> None:
-        """``handle``, told of before."""
+    def _handle_traced(self, header: tuple[int, ...], body: memoryview) -> None:
+        """``_handle``, told of before."""
         trace = self.connection.trace
         assert trace is not None
-        header = _unpack_header(request)
         operation = OPERATIONS.get(header[1])
-        body = request[_HEADER_SIZE:length]
         trace.came(header[2], operation.described(header, body) if operation else _unlisted(header))
-        self.handle(request, length)
+        self._handle(header, body)
         if operation is not None and not operation.is_answered:
             trace.needs_no_answer(header[2])
 
@@ -252,11 +312,15 @@ class FuseSession:
         if self.initialized:
             return
         self.initialized = True
+        if self.rings is not None:
+            self.connection.replies.rings = self.rings
+            self.rings.start()
         self.on_ready()  # before the watch forks: its helper must not keep the caller's stdio open
         if self.core.options.keep_mounts:
             self._watch_from = monotonic() + _SHORT_SESSION
         else:
-            self._watch()
+            with self.rings.serving if self.rings is not None else contextlib.nullcontext():
+                self._watch()
 
     # stopping
 
@@ -291,6 +355,8 @@ class FuseSession:
         """End of the session: the connection goes with its last fd."""
         if hasattr(self, "_ended"):
             self._ended.set()
+        if self.rings is not None:
+            self.rings.close()
         if self.watch is not None:
             self.watch.close()
         self.connection.close()

@@ -120,13 +120,14 @@ class Workers:
         """May a fd of a handle on the file be in use by a job?"""
         return bool(self._jobs) and any(nodeid in job.nodeids for job in list(self._jobs.values()))
 
-    def interrupt(self, unique: int) -> None:
-        """INTERRUPT: the client of the request UNIQUE got a signal."""
+    def interrupt(self, unique: int) -> bool:
+        """INTERRUPT: the client of the request UNIQUE got a signal; says whether it is at work on."""
         job = self._jobs.get(unique)
         if job is not None:
             job.interrupted = True
             if job.is_interruptible:
                 self._ticker.wake()
+        return job is not None
 
     def close(self) -> None:
         """The session has ended: what is under way has nobody to hand its result to."""
@@ -204,8 +205,12 @@ class Workers:
             self._replies.answer(job.header[2], job.result)
 
     def _hand_back(self, job: Job) -> None:
+        self.done.append(job)
+        self.wake()
+
+    def wake(self) -> None:
+        """Have who waits for ``done_event`` look around; from any thread."""
         with self._mutex:
-            self.done.append(job)
             if not self._is_closed:
                 os.write(self.done_event, file_syscalls.EVENT)
 
