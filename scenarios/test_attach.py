@@ -131,7 +131,5 @@ def test_nothing_of_the_machine_can_be_written(cntr, machine):
     machine.fail("test -e /usr/lab-touch")
     machine.succeed("mkdir -p /srv/lab-share && chown 1234:1234 /srv/lab-share")
     cntr.attach("box", "echo kept >/srv/lab-share/file", options="--share /srv/lab-share:rw")
-    assert machine.succeed("cat /srv/lab-share/file; stat -c %u /srv/lab-share/file; rm -r /srv/lab-share").split() == [
-        "kept",
-        "1234",
-    ]
+    said = machine.succeed("cat /srv/lab-share/file; stat -c %u /srv/lab-share/file; rm -r /srv/lab-share")
+    assert said.split() == ["kept", "1234" if is_idmapped else "0"]  # its directory's owner, where that can be had
