@@ -240,6 +240,10 @@ class View:
             place = places.open_inside("/")
             syscalls.move_mount(nothing, place, "")
             os.close(place)
+            # A clone has its mount's attributes; each by itself would take a process, where there is no mount_setattr(2).
+            by_itself = attributes.are_known()
+            if not by_itself:
+                attributes.add_here(nothing, SAFE)
             for path, is_dir in masks:
                 try:
                     fd = syscalls.openat2(syscalls.AT_FDCWD, path, os.O_PATH | os.O_NOFOLLOW, resolve)
@@ -251,7 +255,8 @@ class View:
                     raise
                 try:
                     tree = syscalls.open_tree(nothing, "directory" if is_dir else "file", syscalls.OPEN_TREE_CLONE)
-                    self._close(tree)
+                    if by_itself:  # nobody's, where that can be had: root with its capabilities opens what is its own
+                        attributes.add(tree, SAFE, self.nobody_fd)
                     syscalls.move_mount(tree, fd, "")
                     os.close(tree)
                 finally:
@@ -261,15 +266,6 @@ class View:
             os.chdir("/")
         finally:
             os.close(nothing)
-
-    def _close(self, tree: int) -> None:
-        """Make a cover nobody's where that can be had: root with its capabilities opens what is its own, whatever the mode."""
-        try:
-            attributes.add(tree, SAFE, self.nobody_fd)
-        except OSError as error:
-            if error.errno != errno.ENOSYS:
-                raise
-            attributes.add(tree, SAFE)
 
     def _owners_view(self, progress: steps.Progress) -> None:
         """Without root nothing can be idmapped and no mount left out: read-only, and what is the owner's alone is covered."""

@@ -15,7 +15,7 @@ from tests.nest import test_view
 from tests.nest.box import CNTR, REPOSITORY, Box
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-FILTERED = [sys.executable, "-m", "tests.nest.filtered"]
+FILTERED = [sys.executable, "-m", "tests.nest.filtered", "5.10"]
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +76,29 @@ def test_what_only_some_may_read_is_not_seen(tools, transport):
             script = "cat /open /roots /owners /groups /closed/inner; ls -A /closed"
             done = box.attach("--tools", tools, "--transport", transport, "--", "/bin/sh", "-c", script)
             assert done.stdout == "secret of open\n", (done.stdout, done.stderr)
+
+
+def test_a_thousand_covers_take_no_process_each(tmp_path):
+    """Each is read-only, as the mount that it is cloned from."""
+    for number in range(1000):
+        (tmp_path / str(number)).touch()
+    code = f"""
+import os
+from cntr.attach import view
+from cntr.linux import attributes, syscalls as s
+s.unshare(s.CLONE_NEWNS)
+s.mount(None, "/", None, s.MS_REC | s.MS_PRIVATE)
+attributes.os.fork = None
+os.chdir("/")
+paths = [f"{tmp_path}/{{number}}" for number in range(1000)]
+view.View(-1, os.open("/proc", os.O_PATH), as_owner=False)._cover([(path, False) for path in paths])
+flags = {{os.statvfs(path).f_flag & 15 for path in paths}}
+assert flags == {{os.ST_RDONLY | os.ST_NOSUID | os.ST_NODEV}}, flags
+"""
+    done = subprocess.run(
+        [*FILTERED, sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=REPOSITORY
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("transport", ["mount", "fuse"])
