@@ -126,7 +126,7 @@ def test_nothing_of_the_machine_can_be_written(cntr, machine):
         machine.run("cntr doctor | grep -q '^idmapped mounts *yes'").returncode == 0
     )  # else something empty covers it
     shadow = cntr.attach("box", "cat /etc/shadow 2>&1; true")
-    assert "Permission denied" in shadow if is_idmapped else shadow == ""
+    assert "Permission denied" in shadow or (not is_idmapped and shadow == "")
     assert cntr.attach("box", f"touch {BASE}/tmp/x && rm {BASE}/tmp/x && echo yes") == "yes"
     machine.fail("test -e /usr/lab-touch")
     machine.succeed("mkdir -p /srv/lab-share && chown 1234:1234 /srv/lab-share")

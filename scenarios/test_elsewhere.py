@@ -97,7 +97,9 @@ def test_from_a_toolbox_container(cli, machine):
     privileged = "--privileged"
     if machine.driver.name == "here":  # a root with fewer capabilities can't give them all
         held = machine.succeed("capsh --print | sed -n 's/^Bounding set =//p'").replace("cap_", "").split(",")
-        known = [name for name in held if name not in ("perfmon", "bpf", "checkpoint_restore")]  # Debian 12's Docker has no such words
+        known = [
+            name for name in held if name not in ("perfmon", "bpf", "checkpoint_restore")
+        ]  # Debian 12's Docker has no such words
         privileged = " ".join(f"--cap-add {name}" for name in known) + " --device /dev/fuse"
         privileged += " --security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined"
     mounts = "-v /usr:/usr:ro -v /opt:/opt:ro -v /etc/ld.so.cache:/etc/ld.so.cache:ro"
