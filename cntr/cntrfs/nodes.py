@@ -50,7 +50,8 @@ class NodeTable:
         self._by_mount = self.mounts.by_id
         self._generation = 1
         self._graveyard: OrderedDict[int, tuple[BackingMount, Handle]] = OrderedDict()
-        self._found = attributes = file_syscalls.statx(root_fd)  # what the last reopening saw
+        attributes = file_syscalls.statx(root_fd)
+        self._found: tuple[int, ...] = attributes  # what the last reopening saw
         mount = self.mounts.of(attributes)
         mount.aliases[attributes.ino] = ROOT_ID
         self.root = Node(ROOT_ID, mount, attributes)
@@ -180,8 +181,7 @@ class NodeTable:
     def _reopen(self, node: Node) -> int:
         mount = node.mount
         if node.has_derived_handle:
-            generation = 0 if mount.any_generation else node.generation
-            fd = self.mounts.open_by_ino(mount.fd if mount.fd >= 0 else self.mounts.fd(mount), node.ino, generation)
+            fd = self._open_by_ino(node)
         elif node.handle is not None:
             fd = self.mounts.open_by_handle(mount, node.handle)
         elif node.parent is not None:
@@ -189,9 +189,16 @@ class NodeTable:
         else:
             raise stale()
         try:
-            self._found = found = file_syscalls.statx(fd)
-            same = is_same(node, mount, found) if mount.copies_up else found.ino == node.ino and self._same(node, found)
-            if same and self.mounts.of(found) is mount:
+            fields = file_syscalls.statx_fields(fd, b"", file_syscalls.OPENED)
+            if fields is None:
+                raise stale()
+            self._found = fields
+            if mount.copies_up:
+                same = is_same(node, mount, Attributes._make(fields))
+            else:
+                birth = fields[13] * 1_000_000_000 + fields[14]
+                same = fields[7] == node.ino and birth == node.birth and node.kind == fields[6] & 0o170000
+            if same and self._by_mount.get((fields[23], fields[21], fields[22])) is mount:
                 return fd
         except OSError:
             os.close(fd)
@@ -200,10 +207,22 @@ class NodeTable:
         node.handle = None  # it was another file's: the next lookup notes parent and name instead
         raise stale()
 
+    def _open_by_ino(self, node: Node) -> int:
+        mount = node.mount
+        generation = 0 if mount.any_generation else node.generation
+        return self.mounts.open_by_ino(mount.fd if mount.fd >= 0 else self.mounts.fd(mount), node.ino, generation)
+
+    def fd_while_open(self, node: Node) -> int:
+        """``own_fd`` of a file that somebody holds open: its inode number can't be another file's, so nothing is compared."""
+        if node.fd < 0 and node.has_derived_handle and not node.mount.copies_up:
+            self.fds.adopt(node, self.fds.retrying(lambda: self._open_by_ino(node)))
+            return node.fd
+        return self.fds.own_fd(node)
+
     def fd_and_mode(self, node: Node) -> tuple[int, int, int]:
         """(an O_PATH fd as by ``fd``, st_mode, the STATX_ATTR_* bits)."""
         if node.fd < 0:
-            return self.fds.own_fd(node), self._found.mode, self._found.attributes
+            return self.fds.own_fd(node), self._found[6], self._found[2]
         return (fd := self.fds.own_fd(node)), *file_syscalls.mode_and_attributes(fd)
 
     def _reopen_by_name(self, node: Node) -> int:

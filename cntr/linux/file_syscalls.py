@@ -138,14 +138,14 @@ def statx_fields(fd: int, name: bytes, flags: int = AT_SYMLINK_NOFOLLOW | AT_NO_
     return _unpack_statx(_statx_buffer)
 
 
+OPENED = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH  # statx(2)'s flags for what is behind a fd
 _STATX_TYPE_MODE = 3
 _unpack_mode = struct.Struct("=8xQ12xH").unpack_from
 
 
 def mode_and_attributes(fd: int) -> tuple[int, int]:
     """st_mode and the STATX_ATTR_* bits of the file behind fd, by a statx(2) that asks for no more."""
-    flags = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH
-    if _statx(fd, b"", flags, _STATX_TYPE_MODE, _statx_reference) < 0:
+    if _statx(fd, b"", OPENED, _STATX_TYPE_MODE, _statx_reference) < 0:
         raise _fail("statx")
     attributes, mode = _unpack_mode(_statx_buffer)
     return mode, attributes

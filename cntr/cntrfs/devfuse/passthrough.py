@@ -68,7 +68,7 @@ class Passthrough:
         if fd == node.fd:
             return self._backing_open(fd, node)
         try:  # a fd that stays, and with it the backing id: what was made is often opened again
-            return self._backing_open(self.core.fds.own_fd(node), node)
+            return self._backing_open(self.core.nodes.fd_while_open(node), node)
         except OSError:  # removed or renamed meanwhile: only the open file leads to it
             path_fd = self.core.fds.open_retrying(proc_path(fd), os.O_PATH)
         try:
