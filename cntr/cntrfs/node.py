@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import NamedTuple
 
 from cntr.linux.file_syscalls import AT_NO_AUTOMOUNT, AT_SYMLINK_NOFOLLOW, Attributes, Handle
+from cntr.linux.named import NamedTuple
 
 ROOT_ID = 1  # FUSE_ROOT_ID, linux/fuse.h
 SYNTHETIC = 1 << 63  # node ids that can't be made from the inode number

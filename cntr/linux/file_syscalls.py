@@ -11,8 +11,8 @@ import errno
 import functools
 import os
 import struct
-from typing import NamedTuple
 
+from cntr.linux.named import NamedTuple
 from cntr.linux.numbers import MACHINE, number
 
 # linux/fcntl.h

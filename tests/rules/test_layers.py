@@ -175,7 +175,7 @@ LAYERS = (
         "cntr.linux.procfs",
         "cntr.linux.sockets",
     ),
-    ("cntr.linux.numbers",),
+    ("cntr.linux.named", "cntr.linux.numbers"),
     ("cntr.linux",),
     ("cntr.progress",),
     ("cntr.errors",),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Any
 
 from cntr.cntrfs.backing import Caller
 from cntr.cntrfs.devfuse import wire
@@ -26,6 +25,7 @@ from cntr.cntrfs.trace import Trace
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from cntr.cntrfs.core import Core
     from cntr.cntrfs.files import FileHandle

@@ -12,7 +12,6 @@ import os
 import threading
 from _queue import SimpleQueue  # the C half of queue: the rest of it is for others
 from collections import deque
-from typing import Any
 
 from cntr.cntrfs.log import errno_of
 from cntr.linux import file_syscalls
@@ -20,6 +19,7 @@ from cntr.linux import file_syscalls
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from cntr.cntrfs.devfuse.replies import Replies
     from cntr.cntrfs.devfuse.ticker import Ticker
