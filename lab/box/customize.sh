@@ -57,10 +57,10 @@ for unit in systemd-networkd-wait-online.service systemd-resolved.service system
     systemd-firstboot.service systemd-pcrphase.service systemd-binfmt.service; do
     ln -sf /dev/null "$root/etc/systemd/system/$unit"
 done
-# Engines are installed, not running: the provision script of a machine starts the one it is about.
+# Engines and nginx are installed, not running: the provision script of a machine, or a scenario, starts the one it is about.
 for unit in docker.service docker.socket containerd.service podman.socket podman.service podman-restart.service \
     podman-auto-update.timer lxc.service lxc-net.service lxc-monitord.service incus.service incus.socket \
-    incus-startup.service incus-user.socket incus-user.service incus-lxcfs.service lxcfs.service; do
+    incus-startup.service incus-user.socket incus-user.service incus-lxcfs.service lxcfs.service nginx.service; do
     [ -e "$root/usr/lib/systemd/system/$unit" ] || [ -e "$root/lib/systemd/system/$unit" ] || continue
     in_root systemctl -q disable "$unit" 2>/dev/null || true
 done
