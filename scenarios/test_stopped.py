@@ -41,6 +41,17 @@ def test_a_crash_loop(cntr, engine, machine, crashing):
         machine.succeed(f"cntr exec --write {crashing} -- true")
 
 
+@pytest.mark.vm
+@pytest.mark.engines("docker", "podman", "cri")
+def test_its_apparmor_profile(cli, engine, machine, crashing):
+    """On a kernel with AppArmor a session in what does not run has the profile that it has in the running container."""
+    question = f"cntr exec {crashing} -- cat /proc/self/attr/apparmor/current"
+    stopped = machine.run(question).stdout.strip("\0\n ")
+    machine.succeed(f"cntr exec --write {crashing} -- touch /etc/mended")
+    engine.again(crashing)
+    assert machine.run(question).stdout.strip("\0\n ") == stopped
+
+
 @pytest.mark.engines("docker", "podman", "cri")
 @pytest.mark.tool("strace")
 def test_an_image(cntr, machine, engine):

@@ -82,7 +82,7 @@ class Blueprint:
             "state",
         ),
         *("status", "uid_map", "upper", "user", "work", "entrypoint", "check", "groups", "closers"),
-        *("exact", "faults", "left_out", "sysctls"),
+        *("apparmor", "exact", "faults", "left_out", "sysctls"),
     )
 
     def __init__(self, engine: str, name: str) -> None:
@@ -108,6 +108,7 @@ class Blueprint:
         self.masked, self.read_only_paths = list(MASKED), list(READ_ONLY)
         self.seccomp: object = None  # an OCI profile, None for Docker's default, "unconfined"
         self.sysctls: dict[str, str] = {}  # of its own namespaces
+        self.apparmor = ""  # its profile; "" or unconfined for none
         self.health: list[str] = []
         self.exact = (
             False  # what its engine would not start it with is an error; else it is left out, and one of its faults

@@ -67,6 +67,7 @@ def blueprint(path: str, owner: int, answer: dict[str, Any]) -> Blueprint:
     made.oom_killed, made.hostname = state.get("OOMKilled") is True, str(config.get("Hostname") or "")[:64]
     _layers(made, path, answer)
     _security(made, host)
+    made.apparmor = str(answer.get("AppArmorProfile") or "")
     for row in host.get("Ulimits") or ():
         found = limit(mapping(row).get("Soft"), mapping(row).get("Hard"))
         if found:

@@ -18,6 +18,7 @@ class Role:
     def __init__(self, room: Room) -> None:
         """room: entered."""
         self.room, self.made, self.root, self.write = room, room.made, room.root, room.write
+        self.profile = ""  # of AppArmor, to be taken on by the exec
 
     def read(self, path: str) -> str:
         """The text of a regular file below the root, "" where there is none."""
@@ -68,6 +69,7 @@ class Role:
                 syscalls.prctl(syscalls.PR_CAPBSET_DROP, capability)
         if made.no_new_privs:
             syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+        self._take_profile()
         self._limit()  # after all that opens files
         self.room.step = "take on its ids"
         os.setgroups(groups)
@@ -75,6 +77,55 @@ class Role:
         os.setresuid(uid, uid, uid)
         held = 0 if uid else made.capabilities & syscalls.permitted_capabilities()
         syscalls.capset(held, held, 0)
+
+    def _take_profile(self) -> None:
+        """With the exec (aa_change_onexec(2)), where AppArmor is switched on; the session takes it over from there. Raises OSError."""
+        profile = self.made.apparmor
+        if profile in ("", "unconfined") or self.made.owner:
+            return
+        self.room.step = "take on its AppArmor profile"
+        try:
+            self._attribute("current")
+        except OSError:  # ENOENT: a kernel before 5.8, or without it; EINVAL: it is switched off
+            return
+        try:
+            self._at_exec(profile)
+        except OSError as error:  # ENOENT: it is not loaded
+            self.room.fault(error, f"its AppArmor profile {profile}")
+        else:
+            self.profile = profile
+
+    def _at_exec(self, profile: str) -> None:
+        fd = os.open("self/attr/apparmor/exec", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.room.proc)
+        try:
+            os.write(fd, f"exec {profile}".encode())
+        finally:
+            os.close(fd)
+
+    def _attribute(self, name: str) -> bytes:
+        fd = os.open(f"self/attr/apparmor/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.room.proc)
+        try:
+            return os.read(fd, 4096)
+        finally:
+            os.close(fd)
+
+    def execute(self) -> None:
+        """Be the stand-in's program (execveat(2)). Raises OSError."""
+        try:
+            self._execute()
+        except PermissionError as error:
+            if not self.profile:
+                raise
+            self.room.fault(error, f"its AppArmor profile {self.profile}")  # which forbids our program
+            self._at_exec("unconfined")
+            self._execute()
+
+    def _execute(self) -> None:
+        program, environment = self.room.program, self.made.environment
+        try:
+            os.execve(program, ["cntr-stand-in"], environment)
+        except FileNotFoundError:  # fexecve(3) of Linux 5.10 and glibc 2.31
+            os.execve(f"/proc/self/fd/{program}", ["cntr-stand-in"], environment)
 
     def _limit(self) -> None:
         """Its resource limits, as far as ours allow them. Raises OSError."""

@@ -46,7 +46,7 @@ class Room:
         self.made, self.network, self.write, self.step = blueprint, network, write, "start"
         self.program = -1  # a fd of the stand-in's program
         self.joined: dict[str, int] = {}
-        self.root = self.tree = -1
+        self.root = self.tree = self.proc = -1  # proc: the same file system as at /proc, whatever is there by now
         self._binds: list[tuple[Mount, int]] = []
         self._devices: dict[str, int] = {}
         self._sys = self._null = -1
@@ -107,7 +107,7 @@ class Room:
             try:
                 sources.append(os.open(mount.source, os.O_PATH | os.O_CLOEXEC) if mount.kind == "bind" else -1)
             except OSError as error:
-                self._fault(error, f"its volume at {mount.destination}: {mount.source}")
+                self.fault(error, f"its volume at {mount.destination}: {mount.source}")
             else:
                 mounts.append(mount)
         self.step = "make a layer for its changes"
@@ -127,7 +127,7 @@ class Room:
             self.step = f"mount the volume for {mount.destination}"
             self._binds.append((mount, self._volume(source, mount) if source >= 0 else -1))
 
-    def _fault(self, error: OSError, what: str) -> None:
+    def fault(self, error: OSError, what: str) -> None:
         """Go on without it, and say so; the one who wants exactly what the engine would start gets the error. Raises OSError."""
         if self.made.exact:
             where = str(error.filename or "")
@@ -238,6 +238,7 @@ class Room:
         os.chdir("/")
         self.root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._set_sysctls(proc)
+        self.proc = os.dup(proc)
         self.step = "mount /proc"
         self._place(proc, "/proc", is_dir=True)
         self._place(sysfs, "/sys", is_dir=True)
@@ -250,7 +251,7 @@ class Room:
                 is_dir = mount.kind == "tmpfs" or stat.S_ISDIR(os.fstat(fd).st_mode)
                 self._place(fd, mount.destination, is_dir=is_dir)
             except OSError as error:  # a file where it had a directory, or the other way round
-                self._fault(error, f"its volume at {mount.destination}")
+                self.fault(error, f"its volume at {mount.destination}")
         if not self.made.privileged:
             self._mask()
         self.step = "set its hostname"
@@ -276,7 +277,7 @@ class Room:
                 finally:
                     os.close(fd)
             except OSError as error:
-                self._fault(error, f"its sysctl {name}={value}")
+                self.fault(error, f"its sysctl {name}={value}")
 
     def _make_devices(self) -> None:
         self.step = "make /dev"

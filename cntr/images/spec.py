@@ -76,6 +76,8 @@ def take(made: Blueprint, spec: dict[str, Any]) -> None:
     made.groups = [str(one) for one in extra if isinstance(one, int)] if isinstance(extra, list) else []
     made.capabilities = capability_mask(mapping(process.get("capabilities")).get("bounding"))
     made.no_new_privs = process.get("noNewPrivileges") is True
+    profile = process.get("apparmorProfile")
+    made.apparmor = profile if isinstance(profile, str) else ""
     score = process.get("oomScoreAdj")
     made.oom_score_adj = score if isinstance(score, int) else 0
     for row in process.get("rlimits") or ():

@@ -245,7 +245,8 @@ class StandIn:
             return
         try:
             room.enter()
-            Role(room).assume()
+            role = Role(room)
+            role.assume()
             os.dup2(reading, 0)
             os.dup2(report, 1)
             os.dup2(reading, 2)
@@ -253,7 +254,7 @@ class StandIn:
             room.step = "run the stand-in"
             # Kept over the exec: what is orphaned in there is reaped by the kernel.
             signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-            _execute(room.program, made.environment)
+            role.execute()
         except OSError as error:
             path = error.filename if isinstance(error.filename, str) else ""
             _report(report, f"error\0{room.step}\0{path}\0{error.strerror or error}")
@@ -284,14 +285,6 @@ class StandIn:
             self._pidfd = -1
         self._room.close()
         self.blueprint.close()
-
-
-def _execute(program: int, environment: dict[str, str]) -> None:
-    """execveat(2). Raises OSError."""
-    try:
-        os.execve(program, ["cntr-stand-in"], environment)
-    except FileNotFoundError:  # fexecve(3) of Linux 5.10 and glibc 2.31
-        os.execve(f"/proc/self/fd/{program}", ["cntr-stand-in"], environment)
 
 
 def _be_killed_as(score: int) -> None:

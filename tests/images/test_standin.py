@@ -16,6 +16,8 @@ import pytest
 from cntr.errors import CntrError
 from cntr.images import blueprint, cgroups, profile, targets
 from cntr.images.blueprint import Blueprint, Mount
+from cntr.images.role import Role
+from cntr.images.room import Room
 from cntr.images.standin import StandIn
 from cntr.linux import procfs, seccomp, syscalls
 from testkit.waiting import wait_until
@@ -283,6 +285,33 @@ def test_what_it_can_not_have_is_said_and_left_out_or_refused(root, tmp_path, ex
             assert "app" in os.listdir(f"/proc/{held.pid}/root")
         finally:
             held.close()
+
+
+def test_what_is_written_for_an_apparmor_profile(root, tmp_path):
+    """The kernel's files are plain ones here, since AppArmor may be switched off; a scenario of the lab has the real ones."""
+    place = tmp_path / "self/attr/apparmor"
+    made = of(root)
+    room = Room(made, network="", write=False, confined=False, say=print)
+    room.proc = os.open(tmp_path, os.O_PATH)
+    try:
+        for profile, owner, there, text in (
+            ("docker-default", 0, False, None),
+            ("docker-default", 0, True, "exec docker-default"),
+            ("docker-default", 1000, True, ""),
+            ("unconfined", 0, True, ""),
+            ("", 0, True, ""),
+        ):
+            made.apparmor, made.owner = profile, owner
+            if there:
+                place.mkdir(parents=True, exist_ok=True)
+                for name in ("current", "exec"):
+                    (place / name).write_text("")
+            role = Role(room)
+            role._take_profile()
+            assert role.profile == (profile if text else "")
+            assert not there or (place / "exec").read_text() == text
+    finally:
+        os.close(room.proc)
 
 
 def test_sysctls_of_its_own_namespaces_are_set_and_no_others(root):
