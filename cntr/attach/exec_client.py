@@ -7,7 +7,7 @@ import os
 import select
 import stat
 
-from cntr.attach import exec_server
+from cntr.attach import exec_handler, exec_server
 from cntr.attach.signals import FORWARDED, SignalFile
 from cntr.errors import CntrError, printable
 from cntr.linux import sockets
@@ -26,7 +26,7 @@ def run(argv: list[str], settings: list[str], directory: str) -> int:
 def forward(words: list[str]) -> int:
     """Forward until a signal comes; WORDS as ``forward.spec.from_inside`` has them. Raises CntrError."""
     try:
-        return _ask("forward", ["", exec_server.FORWARD, *words])
+        return _ask("forward", ["", exec_handler.FORWARD, *words])
     except NotAnswered:
         raise CntrError(
             "cntr forward: this session may not, or it has ended",
@@ -41,10 +41,10 @@ class NotAnswered(CntrError):
 def _ask(command: str, words: list[str]) -> int:
     """The exit status of what is started outside. Raises CntrError."""
     packet = os.fsencode("\0".join(words))
-    if len(packet) > exec_server.PACKET:
+    if len(packet) > exec_handler.PACKET:
         raise CntrError(
             f"cntr {command}: the command line is too long",
-            f"at most {exec_server.PACKET >> 10} KiB from inside a session",
+            f"at most {exec_handler.PACKET >> 10} KiB from inside a session",
         )
     _check_directory()
     watch = SignalFile()

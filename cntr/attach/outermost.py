@@ -9,13 +9,10 @@ the inner one says nothing of the outer one: the session has its ids there, and 
 
 from __future__ import annotations
 
-import _signal as signal  # the module behind signal, without its import of enum (5 ms)
 import os
 
 from cntr.attach.target import Target
-from cntr.linux import namespaces, procfs, syscalls
-
-IdMap = tuple[tuple[int, int, int], ...]
+from cntr.linux import namespaces
 
 
 def stay_outside(target: Target) -> bool:
@@ -28,7 +25,9 @@ def stay_outside(target: Target) -> bool:
             return False
         own = os.path.samestat(os.fstat(owner), os.stat("/proc/self/ns/user"))
         if not own:
-            target.uid_map, target.gid_map = _maps(owner)
+            from cntr.attach import id_maps  # which most sessions go without
+
+            target.uid_map, target.gid_map = id_maps.of(owner)
         os.close(target.namespaces.pop("user"))
         if not own:
             target.namespaces["user"] = os.dup(owner)
@@ -38,31 +37,3 @@ def stay_outside(target: Target) -> bool:
     target.partial_proc = True
     target.permitted = target.effective = target.inheritable = target.ambient = target.bounding = 0
     return True
-
-
-def _maps(userns_fd: int) -> tuple[IdMap, IdMap]:
-    """The id maps of a user namespace, in the caller's ids: those of a process that is put into it for a moment. Raises OSError."""
-    reading, writing = os.pipe2(os.O_CLOEXEC)
-    pid = syscalls.fork()
-    if pid == 0:
-        try:
-            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-            syscalls.setns(userns_fd, syscalls.CLONE_NEWUSER)
-            os.write(writing, b"\0")
-            while True:
-                signal.pause()
-        except OSError as error:
-            os.write(writing, bytes([error.errno or 1]))
-        finally:
-            os._exit(1)
-    try:
-        os.close(writing)
-        number = (os.read(reading, 1) or b"\1")[0]
-        if number:
-            raise OSError(number, os.strerror(number), "user namespace of the container's pid namespace")
-        uid_map, gid_map = (procfs.id_map(procfs.read(f"/proc/{pid}/{name}")) for name in ("uid_map", "gid_map"))
-        return uid_map, gid_map
-    finally:
-        os.close(reading)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)

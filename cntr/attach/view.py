@@ -2,8 +2,9 @@
 
 Each real file system of the tools' tree is cloned, read-only, without set-id bits and devices, and idmapped so that every file
 belongs to nobody (mount_setattr(2), MOUNT_ATTR_IDMAP): capabilities over files count for owners that a user namespace maps
-(capabilities(7)), so only the permissions for others are left, to uid 0 as well. Where a file system can't be idmapped, what
-others may not read is found by looking, and covered. /proc, /sys, /dev, /run, /tmp, /home and the like are not part of it.
+(capabilities(7)), so only the permissions for others are left, to uid 0 as well. Where a file system can't be idmapped, an overlay of
+it does the same (cntr/linux/nobodys_overlay.py); where there can be none, what others may not read is found by looking, and covered.
+/proc, /sys, /dev, /run, /tmp, /home and the like are not part of it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,12 @@ from cntr.attach import places, steps
 from cntr.attach.tools import Tools
 from cntr.errors import printable
 from cntr.linux import attributes, procfs, syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Overlay = Callable[[int, int], int]
 
 # What a session has of its own, or has from the container (docs/security.md).
 HIDDEN = ("dev", "home", "proc", "root", "run", "sys", "tmp", "var/tmp")
@@ -32,7 +39,7 @@ OWNER_DEPTH = 3  # how deep below / an owner without root has what is theirs alo
 
 
 class Part:
-    """One mount of the view. how: ``idmapped``, ``masked`` or LEFT_OUT; masks: [(path below it, is_dir)] to be covered."""
+    """One mount of the view. how: ``idmapped``, ``overlaid``, ``masked`` or LEFT_OUT; masks: [(path below it, is_dir)] to be covered."""
 
     __slots__ = ("fstype", "how", "masks", "path", "tree_fd")
 
@@ -41,8 +48,8 @@ class Part:
         self.path, self.fstype, self.tree_fd, self.how = path, fstype, tree_fd, ""
         self.masks: list[tuple[str, bool]] = []
 
-    def protect(self, nobody_fd: int) -> None:
-        """Read-only, and nobody's or to be masked. Raises OSError."""
+    def protect(self, nobody_fd: int, mounted: int, overlay: Overlay | None) -> None:
+        """Read-only, and nobody's or to be masked. mounted: a fd of the directory that it is a clone of, -1 for none. Raises OSError."""
         try:
             if nobody_fd < 0:
                 raise OSError(errno.EPERM, os.strerror(errno.EPERM))
@@ -53,8 +60,26 @@ class Part:
             # ENOSYS: nothing can be, before Linux 5.12.
             if error.errno not in (errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
+            if overlay and mounted >= 0 and error.errno != errno.ENOSYS and self._overlay(nobody_fd, mounted, overlay):
+                return
             attributes.add(self.tree_fd, SAFE)
             self.how = "masked"
+
+    def _overlay(self, nobody_fd: int, mounted: int, make: Overlay) -> bool:
+        """Have an overlay of it in its place that looks with nobody's rights; False where there can be none."""
+        if nobody_fd < 0 or not stat.S_ISDIR(os.fstat(mounted).st_mode):
+            return False
+        clone = syscalls.open_tree(mounted, "", places.CLONE)
+        try:
+            overlay = make(clone, nobody_fd)
+        except OSError:  # before Linux 5.11, without overlayfs, on top of two others already
+            return False
+        finally:
+            os.close(clone)
+        attributes.add(overlay, SAFE)
+        os.close(self.tree_fd)
+        self.tree_fd, self.how = overlay, "overlaid"
+        return True
 
     def look(self) -> None:
         """Find what others may not read. Raises OSError (EFBIG: there is too much to look at)."""
@@ -95,15 +120,21 @@ class Part:
                 os.close(fd)
 
 
-def collect(proc_fd: int, nobody_fd: int) -> list[Part]:
+def collect(proc_fd: int, nobody_fd: int, overlay: Overlay | None) -> list[Part]:
     """The parts of the view of the calling process's root, / first. proc_fd: a /proc of its pid namespace. Raises OSError."""
     mounts = procfs.mountinfo(procfs.read("self/mountinfo", proc_fd))
     root = next((mount.fstype for mount in reversed(mounts) if mount.mount_point == "/"), "?")
     parts = _closed_root(root) or [
         Part("/", root, syscalls.open_tree(syscalls.AT_FDCWD, "/", syscalls.OPEN_TREE_CLONE))
     ]
-    for part in parts:
-        part.protect(nobody_fd)
+    for number, part in enumerate(parts):
+        closed = number == 0 and len(parts) > 1  # a tmpfs of our own
+        mounted = -1 if closed else os.open(part.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            part.protect(nobody_fd, mounted, overlay)
+        finally:
+            if mounted >= 0:
+                os.close(mounted)
     resolve, seen = syscalls.RESOLVE_NO_SYMLINKS, {part.path for part in parts}
     for mount in mounts:
         path = mount.mount_point
@@ -116,9 +147,9 @@ def collect(proc_fd: int, nobody_fd: int) -> list[Part]:
             continue  # below another mount, or it has gone
         try:
             part = Part(path, mount.fstype, syscalls.open_tree(fd, "", places.CLONE))
+            part.protect(nobody_fd, fd if _is_reachable(path) else -1, overlay)
         finally:
             os.close(fd)
-        part.protect(nobody_fd)
         parts.append(part)
     for part in parts:
         if part.how != "masked":
@@ -172,13 +203,13 @@ class View:
     """Makes the tools view the root of the calling process's mount namespace, a private copy of the tools' own.
 
     nobody_fd: a user namespace that maps one id no file has (namespaces.nobody), -1 where there can be none; as_owner: for the owner
-    of a rootless container, who is not root.
+    of a rootless container, who is not root; overlay: nobodys_overlay.make, None where it is not loaded.
     """
 
-    __slots__ = ("as_owner", "nobody_fd", "notes", "proc_fd")
+    __slots__ = ("as_owner", "nobody_fd", "notes", "overlay", "proc_fd")
 
-    def __init__(self, nobody_fd: int, proc_fd: int, *, as_owner: bool) -> None:
-        self.nobody_fd, self.proc_fd, self.as_owner = nobody_fd, proc_fd, as_owner
+    def __init__(self, nobody_fd: int, proc_fd: int, overlay: Overlay | None, *, as_owner: bool) -> None:
+        self.nobody_fd, self.proc_fd, self.overlay, self.as_owner = nobody_fd, proc_fd, overlay, as_owner
         self.notes: list[str] = []
 
     def assemble(self, progress: steps.Progress) -> None:
@@ -188,7 +219,7 @@ class View:
             self._owners_view(progress)
             return
         try:
-            parts = collect(self.proc_fd, self.nobody_fd)
+            parts = collect(self.proc_fd, self.nobody_fd, self.overlay)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise

@@ -178,7 +178,12 @@ class Prepared:
                         f"{self.target.label}: {steps.VIEW.name}", number, "", steps.VIEW.advice(number)
                     ) from None
                 # This machine allows no user namespaces (user.max_user_namespaces): what only root may read is found by looking.
-        return View(nobody_fd, self.proc_fd, as_owner=as_owner)
+        overlay = None
+        if nobody_fd >= 0 and (self.request.tools != "host" or " - overlay " in procfs.read("/proc/self/mountinfo")):
+            from cntr.linux import nobodys_overlay  # now: not once in another mount namespace
+
+            overlay = nobodys_overlay.make
+        return View(nobody_fd, self.proc_fd, overlay, as_owner=as_owner)
 
     def _serve(self) -> FileServer | None:
         """The file server of the fuse transport. ``auto`` is the mount transport: it needs what both need (Linux 5.2), and is faster."""

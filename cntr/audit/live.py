@@ -63,7 +63,7 @@ def sessions() -> list[Live]:
 def begun_in() -> dict[str, object]:
     """The fields of the session of the same user's that this process was started for from inside of it; {} for none.
 
-    Its ancestors are the handler of that, who serves, and the supervisor (``attach.exec_server``).
+    Its ancestors are the handler of that, who serves, and the supervisor (``attach.exec_handler``).
     """
     place, pid = _memfds_mount(), os.getppid()
     for _ in range(NEAR):

@@ -213,7 +213,7 @@ def _session(parsed: Parsed, target: str) -> Session:
         reason=parsed.text("reason"),
     )
     session.recording = parsed.text("record")
-    if target.startswith("pid:") and "@" in target:  # as a session has it run, see attach.exec_server
+    if target.startswith("pid:") and "@" in target:  # as a session has it run, see attach.exec_handler
         from cntr.audit import live
 
         session.outer = live.begun_in()

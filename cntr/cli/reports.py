@@ -215,7 +215,11 @@ def _inspect_tools(report: Report) -> None:
     for mount in procfs.mountinfo(procfs.read("/proc/self/mountinfo")):
         if mount.mount_point == "/" or view.is_shown(mount):
             fits = _can_be_idmapped(mount.mount_point)
-            how = "read-only, nobody's (idmapped)" if fits else "read-only, with what only root may read covered"
+            how = (
+                "read-only, nobody's (idmapped)"
+                if fits
+                else "read-only, what all may read (overlaid, or the rest covered)"
+            )
             report.add(f"tools {mount.mount_point}", mount.fstype, "shown", how)
 
 

@@ -10,11 +10,12 @@ import pathlib
 import re
 import socket
 import subprocess
+import sys
 
 import pytest
 
 from tests.attacks import kit
-from tests.nest.box import one_line_and_hint, run
+from tests.nest.box import REPOSITORY, one_line_and_hint, run
 
 PLACES = ("/opt", "/etc", "/usr/local/lib", "/var/lib", "/srv", "/usr/share", "/var/cache", "/boot", "/mnt", "/media")
 READS = {
@@ -195,9 +196,7 @@ FILESYSTEMS = {
 
 @pytest.mark.parametrize("kind", FILESYSTEMS)
 def test_on_every_filesystem_of_the_tools(accomplice, canary, place, transport, kind):
-    """A file system that takes no idmapped mount is masked where only root may read; none is writable."""
-    import sys
-
+    """On one that takes no idmapped mount an overlay shows what all may read, or what only root may is masked; none is writable."""
     where, lower, image = canary.directory / "canary.open", place / "lower", place / "image"
     lower.mkdir()
     lower.chmod(0o755)
@@ -219,9 +218,11 @@ def test_on_every_filesystem_of_the_tools(accomplice, canary, place, transport, 
         "echo written >>pub/file; touch all/new; echo over"
     )
     with kit.hostile(place, accomplice) as box:
-        done = kit.attach(box, transport, command=["/bin/bash", "-c", script], prefix=prefix, timeout=60)
+        done = kit.attach(box, transport, "-v", command=["/bin/bash", "-c", script], prefix=prefix, timeout=60)
         if done.returncode == 77:
             pytest.skip(f"{kind} can't be mounted here")
+        if transport == "mount" and kind == "overlay":
+            assert f"{where} ({kind}): overlaid" in done.stderr, "and nothing is looked for"
         assert "over" in done.stdout, done
         assert canary.secret not in done.stdout, done
         assert "written" not in done.stderr, done
@@ -367,11 +368,11 @@ def test_a_sockets_name_covers_no_program(accomplice, canary, place, transport, 
             binder.communicate()
 
 
-@pytest.mark.parametrize("mode", [0o700, 0o755])
-def test_files_without_number_stop_no_session(accomplice, canary, place, mode):
+@pytest.mark.parametrize(("mode", "overlaid", "shown"), [(0o700, True, 0), (0o755, True, 300), (0o755, False, 0)])
+def test_files_without_number_stop_no_session(accomplice, canary, place, mode, overlaid, shown):
     """Each container's tree is a mount of the host's, an overlay: what it is filled with is not looked through where others can't get to it.
 
-    Where they can, more than is looked at is not shown.
+    Where they can, an overlay shows it without looking; where there can be none, more than is looked at is not shown.
     """
     lower, where = place / "lower", canary.directory / "canary.open" / "containers"
     (lower / "l").mkdir(parents=True)
@@ -383,16 +384,28 @@ def test_files_without_number_stop_no_session(accomplice, canary, place, mode):
         f'"$@"; s=$?; umount -l {where}/tree; rm -r {where}; exit $s'
     )
     (place / "up").mkdir()
-    code = "import sys, cntr.attach.view as v; v.LOOKED_AT = 200; from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    without = (
+        "" if overlaid else "import cntr.linux.nobodys_overlay as n; n._mount = lambda *_: v.os.open('/none', 0); "
+    )
+    code = f"import sys, cntr.attach.view as v; v.LOOKED_AT = 200; {without}from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))"
     with kit.hostile(place, accomplice) as box:
         done = run(
-            *("attach", str(box.pid), "--transport", "mount", "--", "/bin/sh", "-c", f"echo here; ls {where}/tree"),
+            *(
+                "attach",
+                str(box.pid),
+                "--transport",
+                "mount",
+                "--",
+                "/bin/sh",
+                "-c",
+                f"echo here; ls {where}/tree | wc -l",
+            ),
             prefix=["unshare", "-m", "--propagation", "private", "bash", "-c", line, "sh"],
             code=code,
         )
     if done.returncode == 77:
         pytest.skip("no overlay can be mounted here")
-    assert done.stdout == "here\n", done
+    assert done.stdout == f"here\n{shown}\n", done
 
 
 def test_control_a_daemon_can_be_talked_to(canary):
@@ -488,3 +501,49 @@ def test_user_namespaces_that_are_used_up_open_nothing(accomplice, canary, place
         done = kit.attach(box, transport, code=NONE.format(used_up=True))
         assert "make the tools view" in one_line_and_hint(done)
         assert "user namespaces are used up" in done.stderr
+
+
+OVERLAY_ROOT = """
+import os, subprocess, sys
+from cntr.linux import syscalls
+place, *binds = sys.argv[1].split(":")
+syscalls.unshare(syscalls.CLONE_NEWNS)
+syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+syscalls.mount("tmpfs", place, "tmpfs", 0)
+for name in ("upper", "work", "root"):
+    os.mkdir(f"{place}/{name}")
+os.chmod(f"{place}/upper", 0o755)
+options = f"lowerdir=/,upperdir={place}/upper,workdir={place}/work"
+if subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, f"{place}/root"], stderr=subprocess.DEVNULL).returncode:
+    sys.exit(77)
+for path in binds:
+    os.makedirs(f"{place}/root{path}", exist_ok=True)
+    syscalls.mount(path, f"{place}/root{path}", None, syscalls.MS_BIND | syscalls.MS_REC)
+os.chdir(f"{place}/root")
+syscalls.pivot_root(".", ".")
+syscalls.umount(".", syscalls.MNT_DETACH)
+os.chdir("/")
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def test_a_machine_whose_root_is_an_overlay(accomplice, canary, place, transport):
+    """As in a live system, or a container of tools: nothing is searched, and what becomes private in a session is so at once."""
+    inner = place / "overlay"
+    inner.mkdir()
+    binds = [str(inner), "/proc", "/sys", "/dev", "/tmp", REPOSITORY, os.path.realpath(sys.prefix)]
+    prefix = [sys.executable, "-c", OVERLAY_ROOT, ":".join(dict.fromkeys(binds))]
+    script = (
+        f"cat {canary.path} {canary.file('group')} {canary.file('user')}; cat {canary.file('public')}; echo x >>{canary.file('public')}; "
+        f"touch {canary.file('open')}/new; ls /root/.ssh /etc/ssl/private; cat /etc/shadow; {canary.directory}/proof; python3 -c 'import json; print(json)'"
+    )
+    with kit.hostile(place, accomplice, capabilities=(1 << 41) - 1) as box:
+        words = ("attach", str(box.pid), "-v", "--transport", transport, "--", "bash", "-c", script)
+        done = run(*words, prefix=prefix, timeout=60)
+    if done.returncode == 77:
+        pytest.skip("no overlay can be mounted here")
+    assert done.returncode == 0, done
+    first, second = done.stdout.splitlines()
+    assert first == f"{canary.secret} public", done
+    assert second.startswith("<module 'json'"), done
+    assert ("/ (overlay): overlaid" in done.stderr) == (transport == "mount"), done

@@ -16,7 +16,7 @@ import pytest
 from cntr import errors
 from cntr.attach import environment, etc_files
 from cntr.attach.channel import Reader
-from cntr.attach.exec_server import Handler
+from cntr.attach.exec_handler import Handler
 from cntr.audit import toml
 from cntr.cp import stream
 from cntr.engines import docker, evidence, process, registry, store, users

@@ -326,7 +326,7 @@ DEFENCES: dict[str, tuple[str, Callable[[Scene], bool]]] = {
         orphans,
     ),
     "a file of the kernel's is not moved by root": (
-        "import cntr.attach.exec_server as m; m._may_be_moved = lambda fd, nest: True",
+        "import cntr.attach.exec_handler as m; m._may_be_moved = lambda fd, nest: True",
         deputy,
     ),
     "the display's abstract name is nobody's": (

@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-from cntr.attach import exec_client, exec_server
+from cntr.attach import exec_client, exec_handler, exec_server
 from cntr.attach.exec_server import ExecServer
 from cntr.attach.target import Target
 from cntr.engines.container import Container
@@ -182,7 +182,7 @@ def test_silent_clients_delay_nobody_and_are_sent_away(served, monkeypatch):
     silent = [served.connect() for _ in range(10)]
     begun = time.monotonic()
     assert status(served.ask("true")) == 0
-    assert time.monotonic() - begun < exec_server.SILENCE_SECONDS * 0.8
+    assert time.monotonic() - begun < exec_handler.SILENCE_SECONDS * 0.8
     assert [status(connection) for connection in silent] == [-1] * 10
 
 
