@@ -38,10 +38,12 @@ class UsageError(CntrError):
 class TargetNotFound(CntrError):
     """No engine knows the name, or the process is gone.
 
-    late: the engines that were waited for in vain; elsewhere: the machine that one of them has its containers on, as ``--host`` takes it.
+    late: the engines that were waited for in vain; elsewhere: the machine that one of them has its containers on, as ``--host`` takes it;
+    restarting: an engine has such a container, which is between two of its runs.
     """
 
     late: tuple[str, ...] = ()
+    restarting = False
     elsewhere = ""
 
 

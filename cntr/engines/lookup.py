@@ -171,7 +171,9 @@ def _not_found(target: str, answers: list[Answer], absent: list[str], more: str 
     if stopped:
         hint = next((printable(answer.hint) for answer in answers if answer.stopped and answer.hint), "")
         hint = hint or "start it first; a container that has ended has no process to join"
-        return TargetNotFound(f"{shown}: {'; '.join(stopped)}", hint + more)
+        missing = TargetNotFound(f"{shown}: {'; '.join(stopped)}", hint + more)
+        missing.restarting = any(answer.stopped and "restarting" in answer.refused for answer in answers)
+        return missing
     refused = [
         f"{answer.entry.name}{_of(answer.owner)} ({printable(answer.refused[:300])})"
         for answer in answers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -114,11 +115,17 @@ class _Linter:
         except OSError:
             return f": there is no {parent}"
         try:
-            return f": a link to {os.readlink(last, dir_fd=fd)}, which is not there"
+            target = os.readlink(last, dir_fd=fd)
         except OSError:
             return ""
         finally:
             os.close(fd)
+        try:
+            os.close(self._open(path, os.O_PATH))
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                return f": a link to {target}, and so on without end"
+        return f": a link to {target}, which is not there"
 
     def _script(self, path: str, head: bytes, depth: int) -> list[str]:
         line = head.partition(b"\n")[0]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 SECONDS = 10.0
+RESTART_SECONDS = 2.0
 MODULES = {
     **{"docker": "docker_stopped", "podman": "podman_stopped", "containerd": "containerd_stopped"},
     **{"lxc": "lxc_stopped", "nspawn": "nspawn_stopped", "buildah": "buildah_stopped"},
@@ -157,6 +158,10 @@ def hold(
     """
     try:
         made = find(target, running=running, late=missing.late if missing else ())
+        end = time.monotonic() + RESTART_SECONDS
+        while made is None and missing and missing.restarting and time.monotonic() < end:
+            time.sleep(0.02)  # it ran just now: its next end is not far
+            made = find(target, running=running, late=missing.late)
     except TargetNotFound as error:
         raise missing or error from None
     if made is None:

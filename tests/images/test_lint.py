@@ -73,6 +73,8 @@ def test_what_is_not_there(root):
     assert lines(root, "/opt/x") == ["/opt/x: not found: there is no /opt"]
     (root / "app/link").symlink_to("/opt/gone")
     assert lines(root, "/app/link") == ["/app/link: not found: a link to /opt/gone, which is not there"]
+    (root / "app/round").symlink_to("round")
+    assert lines(root, "/app/round") == ["/app/round: not found: a link to round, and so on without end"]
     assert lines(root, "/app") == ["/app: a directory, not a program"]
     assert lines(root, "sh", directory="/nowhere") == ["/nowhere: the working directory is not there"]
     (root / "app/out").symlink_to("../../../../../../../bin/true")

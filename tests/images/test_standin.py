@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from cntr.errors import CntrError
+from cntr.errors import CntrError, TargetNotFound
 from cntr.images import blueprint, cgroups, profile, targets
 from cntr.images.blueprint import Blueprint, Mount
 from cntr.images.role import Role
@@ -312,6 +312,19 @@ def test_what_is_written_for_an_apparmor_profile(root, tmp_path):
             assert not there or (place / "exec").read_text() == text
     finally:
         os.close(room.proc)
+
+
+@pytest.mark.parametrize("restarting", [True, False])
+def test_what_ran_for_a_moment_between_two_looks_is_waited_for(root, monkeypatch, restarting):
+    """A crash loop: it did not run when engines were asked, and does when what does not run is looked for."""
+    answers = [None, None, of(root)]
+    monkeypatch.setattr(targets, "find", lambda *words, **options: answers.pop(0))
+    missing = TargetNotFound("web: docker has web, but it is restarting")
+    missing.restarting = restarting
+    held = targets.hold("web", missing, say=print)
+    assert (held is not None) == restarting
+    if held:
+        held[1].close()
 
 
 def test_sysctls_of_its_own_namespaces_are_set_and_no_others(root):
