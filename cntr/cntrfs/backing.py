@@ -237,10 +237,17 @@ class Credentials:
         """The scope to use up space in; a caller whose id the kernel left out is taken for one who isn't root."""
         return AS_IS if caller.uid == self.uid else self.ordinary()
 
-    def killpriv_elsewhere(self, fd: int, caller: Caller | None) -> contextlib.AbstractContextManager[None]:
-        """``killpriv`` for one use in another thread: all that is asked about the caller is asked now."""
+    def killpriv_elsewhere(
+        self, fd: int, caller: Caller | None, remote: bool
+    ) -> contextlib.AbstractContextManager[None]:
+        """``killpriv`` for one use in another thread: all that is asked about the caller is asked now.
+
+        remote: the file may keep one waiting, so it is asked by that thread, and the caller too.
+        """
         if caller is None:
             return AS_IS
+        if remote:
+            return _AskedThere(self, fd, caller)
         if not self._clears_setid(fd, caller):
             return self._spending(caller)
         caller = caller.resolved()
@@ -292,6 +299,25 @@ class _Ordinary:
         if self._changes_group:
             file_syscalls.setfsgid(self._gid)
         file_syscalls.capset(self._own)
+
+
+class _AskedThere:
+    """The scope of ``killpriv``, made by the thread that enters it."""
+
+    def __init__(self, credentials: Credentials, fd: int, caller: Caller) -> None:
+        self._asked = credentials, fd, caller
+
+    def __enter__(self) -> None:
+        own, fd, caller = self._asked
+        credentials = object.__new__(type(own))
+        credentials.__dict__.update(own.__dict__)
+        self._scope = credentials.killpriv(fd, caller)
+        self._scope.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._scope.__exit__(kind, error, trace)
 
 
 def proc_path(fd: int) -> bytes:

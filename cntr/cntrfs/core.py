@@ -25,6 +25,7 @@ from cntr.linux.file_syscalls import Attributes
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Any
 
     from cntr.cntrfs.changes import Changes
 
@@ -34,6 +35,8 @@ _UNCHANGED = 0xFFFFFFFF
 
 class Core:
     """One served tree."""
+
+    calls: Any = file_syscalls  # statx(2), for the thread that uses it
 
     def __init__(
         self, root_fd: int, options: Options, credentials: Credentials | None = None, xattrs: type[Xattrs] = Xattrs
@@ -67,7 +70,7 @@ class Core:
             if not opens_by_handle(pid):
                 raise stale()
             node = self._lookup_dots(parent_id, name)
-            attributes = file_syscalls.statx(self.fds.fd(node))
+            attributes = self.calls.statx(self.fds.fd(node))
             if not attributes.nlink:  # the kernel asks when it has forgotten the node; its FORGET is under way still
                 raise stale()
         else:
@@ -95,11 +98,7 @@ class Core:
         if name == b"." or node is self.nodes.root:
             return node
         fd = self.fds.fd(node)
-        return self.nodes.see(file_syscalls.statx(fd, b".."), node, fd, b"..")
-
-    def forget(self, nodeid: int, count: int) -> None:
-        """FORGET: COUNT lookups of the node are not referred to any more."""
-        self.nodes.forget(nodeid, count)
+        return self.nodes.see(self.calls.statx(fd, b".."), node, fd, b"..")
 
     def discard(self, node: Node) -> None:
         """An entry that was looked at did not fit into the answer: the kernel will not forget what it never got."""
@@ -109,9 +108,9 @@ class Core:
         """GETATTR, on the open file where one is given."""
         handle = self.files.handles.get(fh) if fh is not None else None
         if handle is not None and handle.fd >= 0:
-            return handle.node, file_syscalls.statx(handle.fd)
+            return handle.node, self.calls.statx(handle.fd)
         node = self.nodes.get(nodeid)
-        return node, file_syscalls.statx(self.fds.fd(node))
+        return node, self.calls.statx(self.fds.fd(node))
 
     def readlink(self, nodeid: int) -> bytes:
         """READLINK."""
@@ -142,7 +141,7 @@ class Core:
             file_syscalls.utimens(fd, changes.atime or _OMIT, changes.mtime or _OMIT)
         elif changes.size is None and changes.uid is None and changes.gid is None and changes.mode is None:
             file_syscalls.chown(fd, _UNCHANGED, _UNCHANGED)  # a client's chown(-1, -1), which moves ctime
-        return node, file_syscalls.statx(fd)
+        return node, self.calls.statx(fd)
 
     def _truncate(self, fd: int | None, changes: Changes, node_fd: int) -> None:
         with self.credentials.killpriv(node_fd, changes.killpriv):
@@ -198,7 +197,7 @@ class Core:
         self.fds.unpin(node)
         self.nodes.moved(node, parent, name)
         node.lookups += 1
-        return node, file_syscalls.statx(fd)
+        return node, self.calls.statx(fd)
 
     # removing and renaming
 
@@ -225,13 +224,19 @@ class Core:
     def _keep_reachable(self, parent: Node, parent_fd: int, name: bytes) -> Node | None:
         """NAME goes away: when it may be the only way to a file the kernel knows, keep a fd of it instead."""
         attributes = self.mounts.look(parent.mount, parent_fd, name)
+        return self.keep_reachable(attributes, parent, name, lambda: os.open(name, O_PATH, dir_fd=parent_fd))
+
+    def keep_reachable(
+        self, attributes: Attributes, parent: Node, name: bytes, opener: Callable[[], int]
+    ) -> Node | None:
+        """The file NAME of parent loses the name: the node that is pinned for it. opener: of an O_PATH fd of the file."""
         node = self.nodes.find(attributes, parent, name)
         if node is None or (node.pinned and not self.fds.is_held(node)):
             return None
         if node.handle is not None and attributes.nlink > 1 and not node.is_directory:
             return None
         if node.fd < 0:
-            self.fds.adopt(node, self.fds.retrying(lambda: os.open(name, O_PATH, dir_fd=parent_fd)))
+            self.fds.adopt(node, self.fds.retrying(opener))
         self.fds.pin(node)
         return node
 
@@ -265,13 +270,11 @@ class Core:
     def _renamed(self, parent: Node, parent_fd: int, name: bytes, victim: Node | None) -> None:
         """Note the new name, where nodes are reopened by name."""
         try:
-            node = self.nodes.find(self.mounts.look(parent.mount, parent_fd, name), parent, name)
+            node = self.nodes.renamed(self.mounts.look(parent.mount, parent_fd, name), parent, name)
         except OSError:
             return  # gone again already
-        if node is not None:
-            self.nodes.moved(node, parent, name)
-            if node is victim:
-                self.fds.unpin(node)  # two names of one file: renaming does nothing then
+        if node is not None and node is victim:
+            self.fds.unpin(node)  # two names of one file: renaming does nothing then
 
     # files: creating and opening in one
 
@@ -293,7 +296,7 @@ class Core:
                 raise
             return self._open_appeared(parent, parent_fd, name, flags, caller)
         try:
-            attributes = file_syscalls.statx(fd)
+            attributes = self.calls.statx(fd)
             node = self.nodes.see(attributes, parent, parent_fd, name)
         except BaseException:
             os.close(fd)
@@ -306,13 +309,13 @@ class Core:
         self, parent: Node, parent_fd: int, name: bytes, flags: int, caller: Caller
     ) -> tuple[Node, Attributes, int]:
         """The file appeared behind the mount, so the kernel checked no permission: check as the caller."""
-        attributes = file_syscalls.statx(parent_fd, name)
+        attributes = self.calls.statx(parent_fd, name)
         if not stat.S_ISREG(attributes.mode):
             raise stale()  # the kernel looks again, and finds out what it is
         with self.credentials.as_caller(caller, groups=True, unprivileged=True):
             opened = self.files.backing_flags(flags) | flags & os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK
             fd = self.fds.retrying(lambda: os.open(name, opened, dir_fd=parent_fd))
-        attributes = file_syscalls.statx(fd)
+        attributes = self.calls.statx(fd)
         node = self.nodes.see(attributes, parent, parent_fd, name)
         node.lookups += 1
         return node, attributes, self.files.add(node, fd, flags)
@@ -393,7 +396,7 @@ class Core:
         wanted = self.files.backing_flags(flags) | os.O_TMPFILE | flags & os.O_EXCL
         with self.credentials.as_caller(caller, groups=bool(mode & 0o2000)):
             fd = self.fds.retrying(lambda: os.open(b".", wanted, mode, dir_fd=parent_fd))
-        attributes = file_syscalls.statx(fd)
+        attributes = self.calls.statx(fd)
         node = self.nodes.see(attributes, self.nodes.root, fd, b"")
         self.fds.pin(node, self.fds.open_retrying(proc_path(fd), os.O_PATH))
         node.lookups += 1

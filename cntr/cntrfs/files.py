@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from _thread import allocate_lock
 
 from cntr.cntrfs.backing import STRIPPED, proc_path
 from cntr.cntrfs.node import Node
@@ -41,7 +42,7 @@ class FileHandle:
 class DirectoryHandle(FileHandle):
     """An open directory, and how far it was read."""
 
-    __slots__ = ("index", "pending", "position")
+    __slots__ = ("index", "is_filled", "pending", "position", "reading")
 
     def __init__(self, node: Node, fd: int) -> None:
         """pending: read from the directory; what follows index is not yet handed out."""
@@ -49,19 +50,31 @@ class DirectoryHandle(FileHandle):
         self.pending: list[file_syscalls.DirectoryEntry] = []
         self.index = 0
         self.position = 0
+        self.is_filled = False  # by ``refill``, and by nothing else
+        self.reading = allocate_lock()  # for who reads it to refill it
+
+    def has(self, offset: int) -> bool:
+        """Has an entry been read that follows OFFSET?"""
+        return offset == self.position and self.index < len(self.pending)
+
+    def refill(self, offset: int, entries: list[file_syscalls.DirectoryEntry]) -> None:
+        """What was read behind OFFSET; empty at the end."""
+        self.pending, self.index, self.position, self.is_filled = entries, 0, offset, True
 
     def entries(self, offset: int) -> Iterator[file_syscalls.DirectoryEntry]:
         """READDIR: the entries behind OFFSET, which is the backing filesystem's own and so stays valid.
 
         An entry is handed out for good when the next one is asked for: what a full buffer refuses comes again.
         """
-        if offset == 0 or offset != self.position:
+        if not self.is_filled and (offset == 0 or offset != self.position):
             os.lseek(self.fd, offset, os.SEEK_SET)
             self.pending = []
             self.index = 0
             self.position = offset
         while True:
             if self.index >= len(self.pending):
+                if self.is_filled:
+                    return
                 self.pending = file_syscalls.getdents(self.fd)
                 self.index = 0
                 if not self.pending:
@@ -205,17 +218,27 @@ class OpenFiles:
 
     def listing(self, node: Node, open_directory: Callable[[int], DirectoryHandle]) -> DirectoryHandle:
         """The directory as it is being read, where nobody opens it: one for all who read, told apart by their offsets."""
-        nodeid = node.nodeid
+        listing = self.known_listing(node.nodeid)
+        if listing is None:
+            listing = open_directory(node.nodeid)
+            self.add_listing(listing)
+        return listing
+
+    def known_listing(self, nodeid: int) -> DirectoryHandle | None:
+        """The same, if there is one already."""
         listing = self._listings.get(nodeid)
-        if listing is not None:
-            if listing.node is node:
-                return listing
+        if listing is not None and listing.node is not self._nodes.known(nodeid):
             self.end_listing(nodeid)  # another directory has the inode number now
-        listing = self._listings[nodeid] = open_directory(nodeid)
+            return None
+        return listing
+
+    def add_listing(self, listing: DirectoryHandle) -> None:
+        """A directory that begins to be read."""
+        self.end_listing(listing.node.nodeid)
+        self._listings[listing.node.nodeid] = listing
         listing.node.users += 1
         if len(self._listings) > min(_LISTINGS, self._fds.max_fds // 4):
             self.end_listing(next(iter(self._listings)))
-        return listing
 
     def end_listing(self, nodeid: int) -> None:
         """It was read to its end, or too many are under way: who goes on reading it opens it again."""

@@ -26,10 +26,10 @@ class HandleOpener:
         #: (mount_fd, inode number, generation): by a handle that is no more than these.
         self.by_ino = file_syscalls.open_by_ino if raised is AS_IS else self._raised_by_ino
 
-    def open(self, mount_fd: int, handle: Handle) -> int:
+    def open(self, mount_fd: int, handle: Handle, shared: bool = True) -> int:
         """By HANDLE. ESTALE: gone."""
         with self._raised:
-            return file_syscalls.open_by_handle(mount_fd, handle, O_PATH)
+            return file_syscalls.open_by_handle(mount_fd, handle, O_PATH, shared)
 
     def _raised_by_ino(self, mount_fd: int, ino: int, generation: int) -> int:
         with self._raised:

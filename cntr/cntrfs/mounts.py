@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import contextlib
     from collections.abc import Callable
+    from typing import Any
 
     from cntr.cntrfs.fds import BoundedFds
 
@@ -33,6 +34,8 @@ class RemoteMount(OSError):
 
 class Mounts:
     """All backing mounts, in the order that they were found in."""
+
+    calls: Any = file_syscalls
 
     def __init__(self, fds: BoundedFds, raised: contextlib.AbstractContextManager[None]) -> None:
         """raised: the scope to open by handle in."""
@@ -69,7 +72,7 @@ class Mounts:
         It is never asked for its attributes: the server would wait for itself. So at first no server is asked, and then what is
         mounted there is, if it is another one; RemoteMount: it may keep one waiting, and ``may_wait`` says not to.
         """
-        fields = file_syscalls.statx_fields(fd, name, mount.entry_flags)
+        fields: tuple[int, ...] | None = self.calls.statx_fields(fd, name, mount.entry_flags)
         if fields is None or fields[23] == mount.mnt_id:
             return fields
         if self.own_device and os.makedev(fields[21], fields[22]) == self.own_device:
@@ -78,7 +81,8 @@ class Mounts:
             other = self.by_id.get((fields[23], fields[21], fields[22]))
             if other is None or other.is_remote:
                 raise RemoteMount
-        return file_syscalls.statx_fields(fd, name)
+        fields = self.calls.statx_fields(fd, name)
+        return fields
 
     def look(self, mount: BackingMount, fd: int, name: bytes) -> Attributes:
         """The same as ``Attributes``; ENOENT where there is no such name."""
@@ -142,9 +146,9 @@ class Mounts:
             mount.fd = self._fds.retrying(lambda: self._opener.open_mount(with_path))
         return mount.fd
 
-    def open_by_handle(self, mount: BackingMount, handle: Handle) -> int:
-        """An O_PATH fd of a file of the mount; ESTALE: gone."""
-        return self._opener.open(self.fd(mount), handle)
+    def open_by_handle(self, mount: BackingMount, handle: Handle, shared: bool = True) -> int:
+        """An O_PATH fd of a file of the mount; ESTALE: gone. shared: as for ``file_syscalls.open_by_handle``."""
+        return self._opener.open(self.fd(mount), handle, shared)
 
     def close(self) -> None:
         """Close the fds of all."""

@@ -29,12 +29,13 @@ from cntr.cntrfs.core import Core
 from cntr.cntrfs.files import DirectoryHandle
 from cntr.cntrfs.node import BackingMount, Node, stale
 from cntr.cntrfs.xattrs import Xattrs
-from cntr.linux import file_syscalls
+from cntr.linux import any_thread, file_syscalls
 from cntr.linux.file_syscalls import Attributes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
+    from typing import Any
 
     from cntr.cntrfs.options import Options
 
@@ -112,13 +113,13 @@ class NobodyCore(Core):
 
     def _demand_search(self, parent_fd: int) -> None:
         if not self.credentials.is_other:
-            _demand(parent_fd, stat.S_IXOTH)
+            _demand(self.calls, parent_fd, stat.S_IXOTH)
 
     def demand_open(self, node: Node, flags: int, mode: int = -1) -> None:
         """OPEN, for reading: the kernel, which reads it itself where it can, does not ask the backing file then."""
         super().demand_open(node, flags)
         if mode < 0:
-            _demand(self.fds.fd(node), stat.S_IROTH)
+            _demand(self.calls, self.fds.fd(node), stat.S_IROTH)
         elif not mode & stat.S_IROTH:
             raise _denied()
 
@@ -161,7 +162,7 @@ class NobodyCore(Core):
         """OPENDIR. By the inode: a directory that may be listed need not be one that may be searched."""
         node = self.nodes.get(nodeid)
         fd = self.fds.fd(node)
-        _demand(fd, stat.S_IROTH)
+        _demand(self.calls, fd, stat.S_IROTH)
         return DirectoryHandle(node, self.fds.open_retrying(proc_path(fd), os.O_RDONLY | os.O_DIRECTORY))
 
 
@@ -173,7 +174,7 @@ class NobodyXattrs(Xattrs):
         if name.startswith(_HIDDEN):
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         if name.startswith(b"user."):
-            _demand(self._nodes.fds.fd(self._nodes.get(nodeid)), stat.S_IROTH)
+            _demand(any_thread, self._nodes.fds.fd(self._nodes.get(nodeid)), stat.S_IROTH)
         return super().get(nodeid, name)
 
     def names(self, nodeid: int, caller: Caller) -> list[bytes]:
@@ -191,9 +192,9 @@ def _shown_fields(fields: tuple[int, ...]) -> tuple[int, ...]:
     return (*fields[:4], _UNMAPPED, _UNMAPPED, fields[6] & ~_SETID, *fields[7:])
 
 
-def _demand(fd: int, bits: int) -> int:
-    """EACCES unless the bits for others allow it; the file's mode."""
-    mode, _ = file_syscalls.mode_and_attributes(fd)
+def _demand(calls: Any, fd: int, bits: int) -> int:
+    """EACCES unless the bits for others allow it; the file's mode. calls: as ``Core.calls``."""
+    mode: int = calls.mode_and_attributes(fd)[0]
     if mode & bits != bits:
         raise _denied()
     return mode

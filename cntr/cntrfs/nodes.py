@@ -103,8 +103,11 @@ class NodeTable:
             if node.fd < 0:
                 self._idle.append(node)
 
-    def see(self, attributes: Attributes, parent: Node, parent_fd: int, name: bytes) -> Node:
-        """The node of what lookup found as NAME in parent: known already, or entered now. Counts nothing."""
+    def see(self, attributes: Attributes, parent: Node, parent_fd: int, name: bytes, is_itself: bool = False) -> Node:
+        """The node of what lookup found as NAME in parent: known already, or entered now. Counts nothing.
+
+        is_itself: parent_fd is an O_PATH fd of the file instead.
+        """
         mount = self._by_mount.get((attributes.mnt_id, attributes.dev_major, attributes.dev_minor))
         if mount is None:
             mount = self.mounts.of(attributes)
@@ -127,9 +130,9 @@ class NodeTable:
         if mount.handles is None:
             mount.node = mount.node or fresh
             self._named(fresh, parent, name)
-            self.mounts.probe_handles(mount, parent_fd, name)
+            self.mounts.probe_handles(mount, parent_fd, b"" if is_itself else name)
         if mount.handles:
-            take_handle(fresh, parent_fd, name)
+            take_handle(fresh, parent_fd, b"" if is_itself else name)
         if not fresh.packed_handle or fresh is mount.node:
             self._named(fresh, parent, name)
         if not fresh.generation and not fresh.has_derived_handle:  # 0 is a generation too: mkfs(8) gives it
@@ -258,6 +261,13 @@ class NodeTable:
         if node is not self.root:
             node.parent, node.name = parent, name
             parent.is_parent = True
+
+    def renamed(self, attributes: Attributes, parent: Node, name: bytes) -> Node | None:
+        """The file that is NAME in parent now: its node, if the kernel knows it."""
+        node = self.find(attributes, parent, name)
+        if node is not None:
+            self.moved(node, parent, name)
+        return node
 
     def moved(self, node: Node, parent: Node, name: bytes) -> None:
         """The file has this name now."""

@@ -116,7 +116,7 @@ class Operations(pyfuse3.Operations):
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """FORGET, of several nodes at once."""
         for nodeid, count in inode_list:
-            self.core.forget(nodeid, count)
+            self.core.nodes.forget(nodeid, count)
 
     @_answered
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import struct
 import sys
 
 from cntr.linux.file_syscalls import _fail, _libc
+from cntr.linux.numbers import MACHINE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,3 +55,12 @@ def events(group: int) -> Iterator[tuple[int, int, int]]:
                 raise OSError(f"fanotify: events of version {version}, and {sys.byteorder} is what this machine speaks")
             position += length
             yield mask, fd, pid
+
+
+def filesystem_id(fd: int) -> bytes:
+    """statfs(2)'s f_fsid, the 8 bytes that fanotify reports."""
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.fstatfs(fd, buffer) < 0:
+        raise _fail("fstatfs")
+    start = 48 if MACHINE == "s390x" else 56  # struct statfs of 64-bit machines
+    return buffer.raw[start : start + 8]

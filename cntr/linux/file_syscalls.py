@@ -117,16 +117,17 @@ _statx_reference = ctypes.byref(_statx_buffer)
 _statx = getattr(_libc, "statx", None) or functools.partial(_libc.syscall, _long(number("statx")))
 _unpack_statx = _STATX.unpack_from
 _make_attributes = Attributes._make
+_ENTRY = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT
 
 
-def statx(fd: int, name: bytes = b"", flags: int = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH) -> Attributes:
+def statx(fd: int, name: bytes = b"", flags: int = _ENTRY | AT_EMPTY_PATH) -> Attributes:
     """statx(2) of (fd, NAME), or of fd itself when NAME is empty. One thread only: the buffer is shared."""
     if _statx(fd, name, flags, STATX_WANTED, _statx_reference) < 0:
         raise _fail("statx", name)
     return _make_attributes(_unpack_statx(_statx_buffer))
 
 
-def statx_fields(fd: int, name: bytes, flags: int = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) -> tuple[int, ...] | None:
+def statx_fields(fd: int, name: bytes, flags: int = _ENTRY) -> tuple[int, ...] | None:
     """``statx`` of an entry, as the plain tuple of the fields of ``Attributes``; None when there is none of this name.
 
     For listings and lookups: names that don't exist are asked for as often as others, and an exception takes longer.
@@ -138,7 +139,7 @@ def statx_fields(fd: int, name: bytes, flags: int = AT_SYMLINK_NOFOLLOW | AT_NO_
     return _unpack_statx(_statx_buffer)
 
 
-OPENED = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH  # statx(2)'s flags for what is behind a fd
+OPENED = _ENTRY | AT_EMPTY_PATH  # statx(2)'s flags for what is behind a fd
 _STATX_TYPE_MODE = 3
 _unpack_mode = struct.Struct("=8xQ12xH").unpack_from
 
@@ -226,15 +227,15 @@ class DirectoryEntry(NamedTuple):
 
 _DIRENT = struct.Struct("=QqHB")
 _dents_buffer = ctypes.create_string_buffer(32768)
-_dents_address = ctypes.addressof(_dents_buffer)
 
 
-def getdents(fd: int) -> list[DirectoryEntry]:
-    """getdents64(2): the next entries of an open directory, ``.`` and ``..`` among them; empty at the end."""
-    length = _libc.getdents64(fd, _dents_address, len(_dents_buffer))
+def getdents(fd: int, shared: bool = True) -> list[DirectoryEntry]:
+    """getdents64(2): the next entries of an open directory, dots among them; empty at the end. shared: as above."""
+    buffer = _dents_buffer if shared else ctypes.create_string_buffer(32768)
+    length = _libc.getdents64(fd, ctypes.addressof(buffer), len(buffer))
     if length < 0:
         raise _fail("getdents64")
-    raw = _dents_buffer.raw[:length]
+    raw = buffer.raw[:length]
     entries = []
     position = 0
     while position < length:
@@ -408,15 +409,6 @@ def fanotify_mark_filesystem(group: int, mask: int, fd: int) -> None:
     """fanotify_mark(2): report the events of MASK on the whole filesystem that fd is on."""
     if _libc.fanotify_mark(group, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, mask, fd, None) < 0:
         raise _fail("fanotify_mark")
-
-
-def filesystem_id(fd: int) -> bytes:
-    """statfs(2)'s f_fsid, the 8 bytes that fanotify reports."""
-    buffer = ctypes.create_string_buffer(256)
-    if _libc.fstatfs(fd, buffer) < 0:
-        raise _fail("fstatfs")
-    start = 48 if MACHINE == "s390x" else 56  # struct statfs of 64-bit machines
-    return buffer.raw[start : start + 8]
 
 
 EVENT = struct.pack("=Q", 1)  # to be written to an eventfd; reading takes 8 bytes

@@ -68,7 +68,16 @@ def _filled_overlay(base: Path) -> None:
     _overlay(base)
 
 
+def _served(base: Path) -> Callable[[], object]:
+    """Another FUSE server: each operation on it is a worker's."""
+    (base / "disk").mkdir()
+    server = Server("devfuse", base / "disk", base / "top", base / "log-below", options=SETID_AND_DEVICES)
+    server.start()
+    return server.stop
+
+
 BACKINGS = {
+    "fuse": _served,
     "ramfs": lambda base: _mount("-t", "ramfs", "ramfs", base / "top"),
     "filled overlay": _filled_overlay,
     "tmpfs": lambda base: _mount("-t", "tmpfs", "tmpfs", base / "top"),
@@ -87,7 +96,9 @@ def backing(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     open_to_others(tmp_path)
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: _unmount_below(tmp_path))
-        BACKINGS[request.param](tmp_path)
+        stop = BACKINGS[request.param](tmp_path)
+        if stop is not None:
+            stack.callback(stop)
         (tmp_path / "top").chmod(0o755)
         yield tmp_path / "top"
 
@@ -287,7 +298,7 @@ def test_proc(binding: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("backing", ["filled overlay", "xfs"], indirect=True)
+@pytest.mark.parametrize("backing", ["filled overlay", "fuse", "xfs"], indirect=True)
 def test_the_state_machine_there(backing: Path, tmp_path: Path) -> None:
     for name in ("source", "mount"):
         (backing / name).mkdir(exist_ok=True)

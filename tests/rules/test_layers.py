@@ -18,9 +18,10 @@ CNTRFS_LAYERS = (
     ("cntr.cntrfs.devfuse.session", "cntr.cntrfs.pyfuse3_binding"),
     ("cntr.cntrfs.devfuse.data_ops", "cntr.cntrfs.devfuse.file_ops"),
     ("cntr.cntrfs.devfuse.namespace_ops",),
-    ("cntr.cntrfs.devfuse.operations",),
+    ("cntr.cntrfs.devfuse.creating", "cntr.cntrfs.devfuse.operations"),
     ("cntr.cntrfs.devfuse.request",),
     (
+        "cntr.cntrfs.devfuse.lent",
         "cntr.cntrfs.devfuse.locks",
         "cntr.cntrfs.devfuse.passthrough",
         "cntr.cntrfs.devfuse.watch",
@@ -169,7 +170,7 @@ LAYERS = (
         "cntr.linux.process",
         "cntr.linux.seccomp",
     ),
-    ("cntr.linux.fanotify", "cntr.linux.io_uring"),
+    ("cntr.linux.any_thread", "cntr.linux.fanotify", "cntr.linux.io_uring"),
     (
         "cntr.linux.syscalls",
         "cntr.linux.file_locks",
@@ -321,7 +322,9 @@ def test_only_the_kernel_rooms_hold_ctypes():
         for module, path in source.modules(package).items()
         if {name.partition(".")[0] for name in source.imports(path, lazy=True)} & {"ctypes", "_ctypes", "cffi"}
     }
-    rooms = ("bpf", "syscalls", "file_syscalls", "io_uring", "seccomp", "libseccomp")
+    rooms = (
+        "any_thread", "bpf", "fanotify", "file_syscalls", "io_uring", "libseccomp", "seccomp", "syscalls",
+    )  # fmt: skip
     assert users <= {f"cntr.linux.{room}" for room in rooms}, users
 
 

@@ -22,6 +22,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cntr.cntrfs.core import Core
+    from cntr.cntrfs.files import DirectoryHandle, FileHandle
     from cntr.cntrfs.node import Node
 
 _SMALL = 1 << 17  # bytes that are written, or reserved, in no time on a disk that keeps up
@@ -46,9 +48,17 @@ def _timed(node: Node, began: float) -> None:
         node.mount.slow_until = now + _SLOW_FOR
 
 
-def _read(c: Connection, nodeid: int, body: memoryview) -> bytes:
+def _read(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     fh, offset, size, _, _, _, _ = wire.READ_IN.unpack_from(body)
     handle = c.core.files.handle(fh)
+    if handle.node.mount.is_remote:
+        size = min(size, MAX_IO)
+
+        def read() -> bytes:
+            fd = handle.fd
+            return c.submit(handle.node, lambda job: os.pread(fd, size, offset))
+
+        return c.ready(handle, read)
     fd, node, size = c.core.files.fd(handle), handle.node, min(size, MAX_IO)
     if node.mount.is_memory:
         return os.pread(fd, size, offset)
@@ -82,7 +92,10 @@ def _write(c: Connection, nodeid: int, body: memoryview) -> bytes:
             written = c.core.files.write_at(fd, offset, data, append)
         _timed(node, began)
         return wire.WRITE_OUT.pack(written, 0)
-    scope, copied = c.core.credentials.killpriv_elsewhere(fd, killpriv), bytes(data)  # the buffer is the next request's
+    scope, copied = (
+        c.core.credentials.killpriv_elsewhere(fd, killpriv, node.mount.is_remote),
+        bytes(data),
+    )  # the buffer is the next request's
 
     def work(job: Job) -> bytes:
         with scope:
@@ -91,26 +104,36 @@ def _write(c: Connection, nodeid: int, body: memoryview) -> bytes:
     return c.submit(node, work)
 
 
-def _fsync(c: Connection, nodeid: int, body: memoryview) -> bytes:
+def _fsync(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     fh, flags, _ = wire.FSYNC_IN.unpack_from(body)
-    handle = c.core.files.handle(fh)
-    fd, data_only = c.core.files.fd(handle), bool(flags & wire.FSYNC_FDATASYNC)
-    return c.submit(handle.node, lambda job: sync(fd, data_only))
+    handle, data_only = c.core.files.handle(fh), bool(flags & wire.FSYNC_FDATASYNC)
+
+    def begin() -> bytes:
+        fd = handle.fd
+        return c.submit(handle.node, lambda job: sync(fd, data_only))
+
+    return c.ready(handle, begin)
 
 
-def _fsyncdir(c: Connection, nodeid: int, body: memoryview) -> bytes:
+def _on_directory(c: Connection, nodeid: int, work: Callable[[int], bytes | None]) -> bytes | None:
+    """Answer with what WORK, a worker's, makes of a fd of the directory."""
+
+    def begin(opened: DirectoryHandle) -> bytes:
+        fd = opened.fd
+        return c.submit(opened.node, lambda job: _and_close(fd, lambda: work(fd)))
+
+    return c.on((nodeid,), lambda core: core.open_directory(nodeid), begin)
+
+
+def _fsyncdir(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     fh, flags, _ = wire.FSYNC_IN.unpack_from(body)
     if fh:
         return _fsync(c, nodeid, body)
-    opened = c.core.open_directory(nodeid)
-    fd, data_only = opened.fd, bool(flags & wire.FSYNC_FDATASYNC)
-    return c.submit(opened.node, lambda job: _and_close(fd, lambda: sync(fd, data_only)))
+    return _on_directory(c, nodeid, lambda fd: sync(fd, bool(flags & wire.FSYNC_FDATASYNC)))
 
 
-def _syncfs(c: Connection, nodeid: int, body: memoryview) -> bytes:
-    opened = c.core.open_directory(nodeid)
-    fd = opened.fd
-    return c.submit(opened.node, lambda job: _and_close(fd, lambda: file_syscalls.syncfs(fd)))
+def _syncfs(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
+    return _on_directory(c, nodeid, file_syscalls.syncfs)
 
 
 def _and_close(fd: int, work: Callable[[], bytes | None]) -> bytes | None:
@@ -124,6 +147,10 @@ def _fallocate(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     fh, offset, length, mode, _ = wire.FALLOCATE_IN.unpack_from(body)
     c.core.options.demand_writable()
     handle = c.core.files.handle(fh)
+    return c.ready(handle, lambda: _reserve(c, handle, mode, offset, length))
+
+
+def _reserve(c: Connection, handle: FileHandle, mode: int, offset: int, length: int) -> bytes | None:
     fd, node, caller = c.core.files.writing_fd(handle), handle.node, c.caller().resolved()
     if length <= _SMALL and not may_wait(node, length):
         began = monotonic()
@@ -131,7 +158,7 @@ def _fallocate(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
             file_syscalls.fallocate(fd, mode, offset, length)
         _timed(node, began)
         return None
-    scope = c.core.credentials.killpriv_elsewhere(fd, caller)
+    scope = c.core.credentials.killpriv_elsewhere(fd, caller, node.mount.is_remote)
 
     def work(job: Job) -> None:
         with scope:
@@ -140,32 +167,41 @@ def _fallocate(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     return c.submit(node, work, is_interruptible=True)  # as on tmpfs
 
 
-def _lseek(c: Connection, nodeid: int, body: memoryview) -> bytes:
+def _lseek(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     fh, offset, whence, _ = wire.LSEEK_IN.unpack_from(body)
     offset = offset - (1 << 64) if offset >> 63 else offset  # a negative one is ENXIO, says the backing file
     handle = c.core.files.handle(fh)
-    fd = c.core.files.fd(handle)
-    if handle.node.mount.is_remote:
-        return c.submit(handle.node, lambda job: wire.LSEEK_OUT.pack(os.lseek(fd, offset, whence)))
-    return wire.LSEEK_OUT.pack(os.lseek(fd, offset, whence))
+
+    def seek() -> bytes:
+        fd = handle.fd
+        if handle.node.mount.is_remote:
+            return c.submit(handle.node, lambda job: wire.LSEEK_OUT.pack(os.lseek(fd, offset, whence)))
+        return wire.LSEEK_OUT.pack(os.lseek(fd, offset, whence))
+
+    return c.ready(handle, seek)
 
 
-def _copy(c: Connection, body: memoryview, answer: Callable[[int], bytes]) -> bytes:
+def _copy(c: Connection, body: memoryview, answer: Callable[[int], bytes]) -> bytes | None:
     fh_in, offset_in, _, fh_out, offset_out, length, flags = wire.COPY_FILE_RANGE_IN.unpack_from(body)
     if flags:
         raise OSError(errno.EINVAL, "copy_file_range flags")
     core = c.core
     core.options.demand_writable()
     handle_in, handle_out = core.files.handle(fh_in), core.files.handle(fh_out)
-    c.other_nodeid = handle_out.node.nodeid
-    fd_in, fd_out = core.files.fd(handle_in), core.files.writing_fd(handle_out)
-    scope, moved = core.credentials.killpriv_elsewhere(fd_out, c.caller().resolved()), c.heartbeat.moved
 
-    def work(job: Job) -> bytes:
-        with scope:
-            return answer(_copy_a_turn(job, moved, fd_in, fd_out, offset_in, offset_out, length))
+    def begin() -> bytes:
+        c.other_nodeid = handle_out.node.nodeid
+        fd_in, fd_out = core.files.fd(handle_in), core.files.writing_fd(handle_out)
+        remote, moved = handle_out.node.mount.is_remote, c.heartbeat.moved
+        scope = core.credentials.killpriv_elsewhere(fd_out, c.caller().resolved(), remote)
 
-    return c.submit(handle_out.node, work, other=handle_out.node.nodeid)  # the request's own is the source
+        def work(job: Job) -> bytes:
+            with scope:
+                return answer(_copy_a_turn(job, moved, fd_in, fd_out, offset_in, offset_out, length))
+
+        return c.submit(handle_out.node, work, other=handle_out.node.nodeid)  # the request's own is the source
+
+    return c.ready(handle_in, lambda: c.ready(handle_out, begin))
 
 
 def _copy_a_turn(
@@ -192,15 +228,15 @@ def _copy_a_turn(
     return done
 
 
-def _copy_file_range(c: Connection, nodeid: int, body: memoryview) -> bytes:
+def _copy_file_range(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     return _copy(c, body, lambda done: wire.WRITE_OUT.pack(done, 0))
 
 
-def _copy_file_range_64(c: Connection, nodeid: int, body: memoryview) -> bytes:
+def _copy_file_range_64(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     return _copy(c, body, wire.COPY_FILE_RANGE_OUT.pack)
 
 
-def _ioctl(c: Connection, nodeid: int, body: memoryview) -> bytes:
+def _ioctl(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     fh, _, command, _, in_size, out_size = wire.IOCTL_IN.unpack_from(body)
     if command not in ioctls.KNOWN:  # isatty(3), by every open() of Python's: no reason to open the backing file
         c.fail(c.unique, errno.ENOTTY)
@@ -208,28 +244,53 @@ def _ioctl(c: Connection, nodeid: int, body: memoryview) -> bytes:
     data = bytes(body[wire.IOCTL_IN.size : wire.IOCTL_IN.size + in_size])
     if command in ioctls.CHANGING:
         c.core.options.demand_writable()
-    with contextlib.ExitStack() as stack:
-        if fh:
-            fd = c.core.files.fd(c.core.files.handle(fh))
-        else:
-            fd = c.core.open_directory(nodeid).fd
-            stack.callback(os.close, fd)
-        result = ioctls.perform(fd, command, data, out_size)
-    if command in ioctls.CHANGING:
-        # The kernel does not know that ctime moved.
-        notify(c.fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(nodeid, -1, 0))
-    return wire.IOCTL_OUT.pack(0, 0, 0, 0) + result
+
+    def do(core: Core) -> bytes:
+        with contextlib.ExitStack() as stack:
+            if fh:
+                fd = core.files.handle(fh).fd
+            else:
+                fd = core.open_directory(nodeid).fd
+                stack.callback(os.close, fd)
+            return ioctls.perform(fd, command, data, out_size)
+
+    def answer(result: bytes) -> bytes:
+        if command in ioctls.CHANGING:
+            # The kernel does not know that ctime moved.
+            notify(c.fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(nodeid, -1, 0))
+        return wire.IOCTL_OUT.pack(0, 0, 0, 0) + result
+
+    if not fh:
+        return c.on((nodeid,), do, answer)
+    return c.ready(c.core.files.handle(fh), lambda: c.on((nodeid,), do, answer))
 
 
 def _lock(c: Connection, body: memoryview, wait: bool) -> bytes | None:
     fh, owner, start, end, kind, pid, flags, _ = wire.LK_IN.unpack_from(body)
-    handle, is_flock = c.core.files.handle(fh), bool(flags & wire.LK_FLOCK)
-    return None if c.locks.set(c.unique, handle, fh, owner, start, end, kind, pid, is_flock, wait) else NO_ANSWER
+    handle, is_flock, unique = c.core.files.handle(fh), bool(flags & wire.LK_FLOCK), c.unique
+    locks = c.locks_on(handle.node, wanted=True)
+    if locks is c.locks:
+        return None if locks.set(unique, handle, fh, owner, start, end, kind, pid, is_flock, wait) else NO_ANSWER
+
+    def work(job: Job) -> bytes | None:
+        if locks.set(unique, handle, fh, owner, start, end, kind, pid, is_flock, wait):
+            return None
+        if job.interrupted:
+            locks.interrupt(unique)
+        return NO_ANSWER
+
+    return c.ready(handle, lambda: c.submit(handle.node, work))
 
 
-def _getlk(c: Connection, nodeid: int, body: memoryview) -> bytes:
+def _getlk(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     fh, owner, start, end, kind, pid, _, _ = wire.LK_IN.unpack_from(body)
-    return c.locks.get(c.core.files.handle(fh), fh, owner, start, end, kind, pid)
+    handle = c.core.files.handle(fh)
+    locks = c.locks_on(handle.node, wanted=True)
+    if locks is c.locks:
+        return locks.get(handle, fh, owner, start, end, kind, pid)
+    return c.ready(
+        handle, lambda: c.submit(handle.node, lambda job: locks.get(handle, fh, owner, start, end, kind, pid))
+    )
 
 
 def _setlk(c: Connection, nodeid: int, body: memoryview) -> bytes | None:

@@ -8,7 +8,7 @@ import stat
 
 from cntr.cntrfs.backing import proc_path
 from cntr.cntrfs.devfuse import wire
-from cntr.cntrfs.devfuse.namespace_ops import creator, extensions, label
+from cntr.cntrfs.devfuse.creating import creator, extensions, label
 from cntr.cntrfs.devfuse.notify import notify
 from cntr.cntrfs.devfuse.operations import Operation
 from cntr.cntrfs.devfuse.request import NO_ANSWER, Connection
@@ -17,10 +17,15 @@ from cntr.linux import file_syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cntr.cntrfs.backing import Caller
+    from cntr.cntrfs.core import Core
+    from cntr.cntrfs.devfuse.locks import Locks
     from cntr.cntrfs.devfuse.workers import Job
-    from cntr.cntrfs.files import DirectoryHandle
+    from cntr.cntrfs.files import DirectoryHandle, FileHandle
     from cntr.cntrfs.node import Node
+    from cntr.linux.file_syscalls import Attributes
 
 _LARGE = 64 << 20  # bytes that are not freed in no time
 _ENTRY_SIZE = wire.ENTRY_OUT.size
@@ -56,6 +61,9 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
     node = core.nodes.get(nodeid)
     if node.kind != stat.S_IFREG:  # the kernel asks for no other, unless the inode number is another file's now
         raise stale()  # a FIFO would be waited for
+    if node.mount.is_remote:
+        killpriv = c.caller() if flags & os.O_TRUNC and open_flags & wire.OPEN_KILL_SUIDGID else None
+        return _open_remote(c, node, flags, core.files.backing_flags(flags), killpriv)
     if c.passthrough.enabled and not flags & (os.O_ACCMODE | os.O_TRUNC):
         # The kernel opens what it was given without asking whether the file is immutable or append-only. To write it is
         # opened here: of every error that the kernel meets it makes EIO.
@@ -66,7 +74,7 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
     wanted = core.files.backing_flags(flags)
     killpriv = c.caller() if flags & os.O_TRUNC and open_flags & wire.OPEN_KILL_SUIDGID else None
     path_fd = core.fds.fd(node)
-    if node.mount.is_remote or (flags & os.O_TRUNC and os.fstat(path_fd).st_size > _LARGE):
+    if flags & os.O_TRUNC and os.fstat(path_fd).st_size > _LARGE:
         return _open_elsewhere(c, node, path_fd, flags, wanted, killpriv)
     try:
         with core.credentials.killpriv(path_fd, killpriv):
@@ -80,9 +88,28 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
     return _opened(c, node, fd, path_fd, os.fstat(fd).st_mode, flags)
 
 
+def _open_remote(c: Connection, node: Node, flags: int, wanted: int, killpriv: Caller | None) -> bytes:
+    nodeid = node.nodeid
+
+    def do(core: Core) -> tuple[int, int]:
+        lent = core.nodes.get(nodeid)
+        core.demand_open(lent, flags)
+        path_fd = core.fds.fd(lent)
+        with core.credentials.killpriv(path_fd, killpriv):
+            fd = core.files.open_file(proc_path(path_fd), wanted, flags)
+        return fd, os.fstat(fd).st_mode
+
+    def then(opened: tuple[int, int]) -> bytes:
+        fd, mode = opened
+        node = c.core.nodes.get(nodeid)
+        return _opened(c, node, fd, node.fd if node.fd >= 0 else fd, mode, flags)
+
+    return c.elsewhere([node], do, then, node.mount.dev)
+
+
 def _open_elsewhere(c: Connection, node: Node, path_fd: int, flags: int, wanted: int, killpriv: Caller | None) -> bytes:
     """Open it by a worker: the open may wait, or truncate much."""
-    scope = c.core.credentials.killpriv_elsewhere(path_fd, killpriv)
+    scope = c.core.credentials.killpriv_elsewhere(path_fd, killpriv, remote=False)
     own_fd = c.core.fds.retrying(lambda: os.dup(path_fd))
 
     def work(job: Job) -> int:
@@ -115,22 +142,31 @@ def _opened(c: Connection, node: Node, fd: int, known_fd: int, mode: int, flags:
     return wire.OPEN_OUT.pack(fh, answer, backing_id)
 
 
-def _create(c: Connection, nodeid: int, body: memoryview) -> bytes:
+def _create(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     flags, mode, umask, _ = wire.CREATE_IN.unpack_from(body)
     arguments, contexts, groups = extensions(c, body)
     (name,) = wire.split_names(arguments[16:], 1)
-    node, attributes, fh = c.core.create(nodeid, name, flags, mode, creator(c, umask, groups))
-    label(c, node, contexts)
-    answer = _open_flags(c, node, c.core.files.handles[fh].fd, attributes.mode, fh)  # first: it decides on the timeouts
-    return c.entry(node, attributes) + wire.OPEN_OUT.pack(fh, *answer)
+    caller = creator(c, umask, groups)
+    return c.on(
+        (nodeid,),
+        lambda core: core.create(nodeid, name, flags, mode, caller),
+        lambda made: _created(c, contexts, *made),
+    )
 
 
-def _tmpfile(c: Connection, nodeid: int, body: memoryview) -> bytes:
+def _tmpfile(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     flags, mode, umask, _ = wire.CREATE_IN.unpack_from(body)
     _, contexts, groups = extensions(c, body)
-    node, attributes, fh = c.core.tmpfile(nodeid, flags, mode, creator(c, umask, groups))
+    caller = creator(c, umask, groups)
+    return c.on(
+        (nodeid,), lambda core: core.tmpfile(nodeid, flags, mode, caller), lambda made: _created(c, contexts, *made)
+    )
+
+
+def _created(c: Connection, contexts: list[tuple[bytes, bytes]], node: Node, attributes: Attributes, fh: int) -> bytes:
     label(c, node, contexts)
-    answer = _open_flags(c, node, c.core.files.handles[fh].fd, attributes.mode, fh)
+    known_fd = node.fd if node.mount.is_remote and node.fd >= 0 else c.core.files.handles[fh].fd
+    answer = _open_flags(c, node, known_fd, attributes.mode, fh)  # first: it decides on the timeouts
     return c.entry(node, attributes) + wire.OPEN_OUT.pack(fh, *answer)
 
 
@@ -139,13 +175,22 @@ def _flush(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     node = c.core.nodes.known(nodeid)
     if node is None:
         return None
-    c.locks.flushed(node, owner)
-    handle = c.core.files.handles.get(fh)
-    if handle is not None and handle.fd >= 0 and node.mount.is_remote:
-        # Closing writes what is not yet written there, waits for that, and says what went wrong.
-        fd = handle.fd
-        fd = c.core.files.detach(handle) if c.can_let_go(handle, fh) else c.core.fds.retrying(lambda: os.dup(fd))
-        return c.submit(node, lambda job: os.close(fd))
+    handle, locks = c.core.files.handles.get(fh), c.locks_on(node)
+    if node.mount.is_remote:
+        fd = handle.fd if handle is not None else -1
+        if handle is not None and fd >= 0:
+            # Closing writes what is not yet written there, waits for that, and says what went wrong.
+            fd = c.core.files.detach(handle) if c.can_let_go(handle, fh) else c.core.fds.retrying(lambda: os.dup(fd))
+
+        def close(job: Job) -> None:
+            try:
+                locks.flushed(node, owner)
+            finally:
+                if fd >= 0:
+                    os.close(fd)
+
+        return c.submit(node, close)
+    locks.flushed(node, owner)
     if handle is not None:
         # The RELEASE comes when close(2) has returned, and somebody may want to run the file by then. Whoever has the
         # open file still, by another fd, can have it opened anew.
@@ -157,36 +202,79 @@ def _release(c: Connection, nodeid: int, body: memoryview) -> None:
     fh = wire.RELEASE_IN.unpack_from(body)[0]
     handle = c.core.files.handles.get(fh)
     if handle is not None:
-        if handle.fd >= 0 and handle.node.mount.is_remote:
-            fd = c.core.files.detach(handle)
-            c.workers.run(lambda: os.close(fd), handle.node.mount.dev)
+        locks, fd = c.locks_on(handle.node), -1
+        if handle.node.mount.is_remote:
+            if handle.fd >= 0:
+                fd = c.core.files.detach(handle)
+            c.workers.run(lambda: _close_remote(locks, handle, fh, fd), handle.node.mount.dev)
         c.core.files.release(fh)
-        c.locks.released(handle, fh)
+        if not handle.node.mount.is_remote:
+            locks.released(handle, fh)
         c.passthrough.released(handle.node)
 
 
-def _opendir(c: Connection, nodeid: int, body: memoryview) -> bytes:
+def _close_remote(locks: Locks, handle: FileHandle, fh: int, fd: int) -> None:
+    if fd >= 0:
+        os.close(fd)
+    locks.released(handle, fh)
+
+
+def _opendir(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     if c.cache_directories and c.flags & wire.NO_OPENDIR_SUPPORT:
         # It does not ask again: each directory is read without being opened, and each listing kept.
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    fh = c.core.opendir(nodeid)
+    return c.on((nodeid,), lambda core: core.open_directory(nodeid), lambda opened: _opened_directory(c, opened))
+
+
+def _opened_directory(c: Connection, opened: DirectoryHandle) -> bytes:
+    fh = c.core.files.enter(opened)
     answer = 0
-    if c.cache_directories and c.core.files.handles[fh].node.mount.watched:
+    if c.cache_directories and opened.node.mount.watched:
         answer = wire.FOPEN_CACHE_DIR | wire.FOPEN_KEEP_CACHE
     return wire.OPEN_OUT.pack(fh, answer, 0)
 
 
-def _directory(c: Connection, nodeid: int, fh: int) -> DirectoryHandle:
-    return c.core.files.directory(fh) if fh else c.core.listing(nodeid)
+def _with_entries(
+    c: Connection, nodeid: int, fh: int, offset: int, answer: Callable[[DirectoryHandle], bytes | None]
+) -> bytes | None:
+    """ANSWER with the directory, once it has what follows OFFSET, where that may be waited for."""
+    files = c.core.files
+    if not c.core.mounts.any_remote or not c.core.nodes.get(nodeid).mount.is_remote:
+        return answer(files.directory(fh) if fh else c.core.listing(nodeid))
+    directory = files.directory(fh) if fh else files.known_listing(nodeid)
+    if directory is None:
+
+        def opened(made: DirectoryHandle) -> bytes | None:
+            files.add_listing(made)
+            return _with_entries(c, nodeid, fh, offset, answer)
+
+        return c.on((nodeid,), lambda core: core.open_directory(nodeid), opened)
+    if directory.has(offset):
+        return answer(directory)
+    listed = directory
+    fd = c.core.fds.retrying(lambda: os.dup(listed.fd))
+
+    def read(job: Job) -> list[file_syscalls.DirectoryEntry]:
+        try:
+            with listed.reading:
+                os.lseek(fd, offset, os.SEEK_SET)
+                return file_syscalls.getdents(fd, shared=False)
+        finally:
+            os.close(fd)
+
+    def then(entries: list[file_syscalls.DirectoryEntry]) -> bytes | None:
+        listed.refill(offset, entries)
+        return answer(listed)
+
+    return c.defer(directory.node, read, then)
 
 
 def _read_to_the_end(c: Connection, nodeid: int, fh: int) -> bytes | None:
     """The empty answer, which ends a listing; where changes are not told of, the kernel must not keep it after all."""
     if fh:
         return b""
-    watched = c.core.listing(nodeid).node.mount.watched
     c.core.files.end_listing(nodeid)
-    if watched:
+    if c.core.nodes.get(nodeid).mount.watched:
         return b""
     c.answer(c.unique, b"")
     c.replies.flush()
@@ -201,25 +289,36 @@ def _releasedir(c: Connection, nodeid: int, body: memoryview) -> None:
 
 def _readdir(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     fh, offset, size, _, _, _, _ = wire.READ_IN.unpack_from(body)
-    directory = _directory(c, nodeid, fh)
-    base = directory.node.mount.base
-    parts: list[bytes] = []
-    room = size
-    for entry in c.core.entries(directory, offset):
-        part = wire.pack_dirent(base | entry.ino, entry.next_offset, entry.kind, entry.name)
-        room -= len(part)
-        if room < 0:
-            break
-        parts.append(part)
-    return b"".join(parts) if parts else _read_to_the_end(c, nodeid, fh)
+
+    def answer(directory: DirectoryHandle) -> bytes | None:
+        base = directory.node.mount.base
+        parts: list[bytes] = []
+        room = size
+        for entry in c.core.entries(directory, offset):
+            part = wire.pack_dirent(base | entry.ino, entry.next_offset, entry.kind, entry.name)
+            room -= len(part)
+            if room < 0:
+                break
+            parts.append(part)
+        return b"".join(parts) if parts else _read_to_the_end(c, nodeid, fh)
+
+    return _with_entries(c, nodeid, fh, offset, answer)
 
 
 def _readdirplus(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     fh, offset, size, _, _, _, _ = wire.READ_IN.unpack_from(body)
+    return _with_entries(
+        c, nodeid, fh, offset, lambda directory: _listed_with_attributes(c, nodeid, fh, directory, offset, size)
+    )
+
+
+def _listed_with_attributes(
+    c: Connection, nodeid: int, fh: int, directory: DirectoryHandle, offset: int, size: int
+) -> bytes | None:
     core = c.core
-    directory = _directory(c, nodeid, fh)
     base = directory.node.mount.base
     list_entry, entry_of, pack_dirent = core.list_entry, c.entry_of, wire.pack_dirent
+    names_only = directory.node.mount.is_remote  # their attributes would be waited for, one by one
     parts: list[bytes] = []
     room = size
     for ino, next_offset, kind, name in core.entries(directory, offset):
@@ -227,7 +326,7 @@ def _readdirplus(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
         room -= _ENTRY_SIZE + len(dirent)
         if room < 0:
             break
-        if name not in _DOTS:
+        if name not in _DOTS and not names_only:
             try:
                 parts.append(entry_of(*list_entry(directory, name), nodeid))
             except OSError:  # removed since the directory was read: the name alone is listed, not looked up

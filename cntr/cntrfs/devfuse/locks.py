@@ -19,13 +19,13 @@ import threading
 from cntr.cntrfs.backing import proc_path
 from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.lock_table import END, FileLocks, LockTable, Owner, Waiter
-from cntr.linux import file_locks
+from cntr.cntrfs.devfuse.ticker import Ticker
+from cntr.linux import file_locks, file_syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cntr.cntrfs.core import Core
     from cntr.cntrfs.devfuse.replies import Replies
-    from cntr.cntrfs.devfuse.ticker import Ticker
     from cntr.cntrfs.files import FileHandle
     from cntr.cntrfs.heartbeat import Heartbeat
     from cntr.cntrfs.node import Node
@@ -55,28 +55,30 @@ class Locks:
         """Whose request it is, ready to lock with; for the serving thread, since it opens files."""
         owner = file.owners.get(waiter.number)
         if owner is None:
-            owner = file.owners[waiter.number] = Owner(*self._open(waiter.handle.node, waiter.handle.writable))
+            owner = file.owners[waiter.number] = Owner(*self._open(waiter.handle, waiter.handle.writable))
         elif waiter.kind == fcntl.F_WRLCK and not owner.writable:
-            self._make_writable(owner, waiter.handle.node)
+            self._make_writable(owner, waiter.handle)
         owner.handles.add(waiter.fh)
         owner.pid = waiter.pid or owner.pid
         return owner
 
-    def _open(self, node: Node, writable: bool) -> tuple[int, bool]:
+    def _open(self, handle: FileHandle, writable: bool) -> tuple[int, bool]:
         """(fd, whether it can hold write locks) of the client's own mode: it must not keep a program from being run."""
-        nodes = self._core.nodes
-        path = proc_path(nodes.fds.fd(node))
         try:
             if writable:
-                return nodes.fds.open_retrying(path, os.O_RDWR | os.O_NONBLOCK), True
+                return self._open_file(handle, os.O_RDWR | os.O_NONBLOCK), True
         except OSError as error:
             if error.errno not in _READ_ONLY:
                 raise
-        return nodes.fds.open_retrying(path, os.O_RDONLY | os.O_NONBLOCK), False
+        return self._open_file(handle, os.O_RDONLY | os.O_NONBLOCK), False
 
-    def _make_writable(self, owner: Owner, node: Node) -> None:
+    def _open_file(self, handle: FileHandle, flags: int) -> int:
+        fds = self._core.fds
+        return fds.open_retrying(proc_path(fds.fd(handle.node)), flags)
+
+    def _make_writable(self, owner: Owner, handle: FileHandle) -> None:
         """It has read locks through a file opened for reading, and wants to write through another one."""
-        fd, writable = self._open(node, True)
+        fd, writable = self._open(handle, True)
         if not writable:
             os.close(fd)
             return
@@ -94,7 +96,7 @@ class Locks:
             file = self._table.files.get(handle.node.nodeid)
             owners = file.owners if file is not None else {}
             own = owners.get(number)
-            fd = own.fd if own is not None else self._open(handle.node, False)[0]
+            fd = own.fd if own is not None else self._open(handle, False)[0]
             try:
                 kind, found, length, pid = file_locks.blocking_range(fd, kind, start, asker.length)
             finally:
@@ -285,3 +287,20 @@ class Locks:
                 for number in list(file.owners):
                     self._drop(file, number)
             self._table.files.clear()
+
+
+class RemoteLocks(Locks):
+    """Those of one filesystem that may keep one waiting. For workers; the handles have their fds. Waits in a thread of its own."""
+
+    def __init__(self, core: Core, replies: Replies, heartbeat: Heartbeat) -> None:
+        """RuntimeError: no thread to be had."""
+        ticker = Ticker()
+        super().__init__(core, replies, heartbeat, ticker)
+        never = file_syscalls.eventfd()
+        threading.Thread(target=ticker.run_until_readable, args=(never,), name="remote-locks", daemon=True).start()
+
+    def _open_file(self, handle: FileHandle, flags: int) -> int:
+        return os.open(proc_path(handle.fd), flags | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """The process ends, and with it all locks; one that hangs is not waited for."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 
-from cntr.cntrfs.backing import Caller, proc_path
+from cntr.cntrfs.backing import proc_path
 from cntr.cntrfs.changes import NOW, Changes
 from cntr.cntrfs.devfuse import wire
+from cntr.cntrfs.devfuse.creating import creator, extensions, label
 from cntr.cntrfs.devfuse.operations import Operation
 from cntr.cntrfs.devfuse.request import NO_ANSWER, Connection
 from cntr.cntrfs.mounts import RemoteMount
@@ -16,8 +18,12 @@ from cntr.cntrfs.node import INO_MASK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cntr.cntrfs.core import Core
     from cntr.cntrfs.devfuse.workers import Job
     from cntr.cntrfs.node import Node
+    from cntr.linux.file_syscalls import Attributes
 
 _LARGE = 64 << 20  # bytes that are not freed in no time
 _NOW = (0, NOW)
@@ -33,17 +39,37 @@ def _lookup(c: Connection, nodeid: int, body: memoryview) -> bytes:
     if name in (b".", b".."):  # from exported file handles
         return c.entry(*c.core.lookup(nodeid, name, c.header[6]))
     if c.core.mounts.any_remote and (parent := c.core.nodes.get(nodeid)).mount.is_remote:
-        return c.elsewhere(parent, name, lambda: _looked_up(c, nodeid, name))
+        return _look_up_elsewhere(c, parent, name, parent.mount.dev)
     try:
         return _looked_up(c, nodeid, name)
     except RemoteMount:
-        return c.elsewhere(c.core.nodes.get(nodeid), name, lambda: _looked_up(c, nodeid, name), crosses=True)
+        parent = c.core.nodes.get(nodeid)
+        return _look_up_elsewhere(c, parent, name, ~parent.mount.dev)  # it isn't this disk that may hang
+
+
+def _look_up_elsewhere(c: Connection, parent: Node, name: bytes, lane: int) -> bytes:
+    nodeid = parent.nodeid
+
+    def look(core: Core) -> tuple[Node, Attributes] | None:
+        with contextlib.suppress(FileNotFoundError):
+            return core.lookup(nodeid, name)
+        return None
+
+    def answer(found: tuple[Node, Attributes] | None) -> bytes:
+        return c.entry(*found, nodeid) if found is not None else _missing(c, nodeid)
+
+    return c.elsewhere([parent], look, answer, lane)
 
 
 def _looked_up(c: Connection, nodeid: int, name: bytes) -> bytes:
     found = c.core.lookup_entry(nodeid, name)
     if found is not None:
         return c.entry_of(*found, nodeid)
+    return _missing(c, nodeid)
+
+
+def _missing(c: Connection, nodeid: int) -> bytes:
+    """There is no such name in the directory."""
     timeouts = c.timeouts(c.core.nodes.get(nodeid).mount, nodeid)
     if not timeouts[0] and not timeouts[2]:
         c.fail(c.unique, errno.ENOENT)
@@ -71,25 +97,22 @@ def _batch_forget(c: Connection, nodeid: int, body: memoryview) -> bytes:
     return NO_ANSWER
 
 
-def _getattr(c: Connection, nodeid: int, body: memoryview) -> bytes:
+def _getattr(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     flags, _, number = _unpack_getattr(body)
     fh = number if flags & 1 else None  # wire.GETATTR_FH
-    if c.core.mounts.any_remote and (node := c.core.nodes.get(nodeid)).mount.is_remote:
-        return c.elsewhere(node, b"", lambda: c.attr(*c.core.getattr(nodeid, fh)))
+    if c.core.mounts.any_remote:
+        return c.on((nodeid,), lambda core: core.getattr(nodeid, fh), lambda found: c.attr(*found))
     return c.attr(*c.core.getattr(nodeid, fh))
 
 
-def _statx(c: Connection, nodeid: int, body: memoryview) -> bytes:
+def _statx(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     flags, _, number, _, _ = wire.STATX_IN.unpack_from(body)
     fh = number if flags & wire.GETATTR_FH else None
-    if c.core.mounts.any_remote and (node := c.core.nodes.get(nodeid)).mount.is_remote:
-        return c.elsewhere(node, b"", lambda: _statx_answer(c, nodeid, fh))
-    return _statx_answer(c, nodeid, fh)
+    return c.on((nodeid,), lambda core: core.getattr(nodeid, fh), lambda found: _statx_answer(c, *found))
 
 
-def _statx_answer(c: Connection, nodeid: int, fh: int | None) -> bytes:
-    node, a = c.core.getattr(nodeid, fh)
-    _, seconds, _, nanoseconds = c.timeouts(node.mount, nodeid)
+def _statx_answer(c: Connection, node: Node, a: Attributes) -> bytes:
+    _, seconds, _, nanoseconds = c.timeouts(node.mount, node.nodeid)
     base = node.mount.base
     mode, major, minor = node.mount.allowed(a.mode, a.rdev_major, a.rdev_minor)
     ino = base | a.ino if base and a.ino <= INO_MASK else a.ino
@@ -100,7 +123,7 @@ def _statx_answer(c: Connection, nodeid: int, fh: int | None) -> bytes:
     )  # fmt: skip
 
 
-def _setattr(c: Connection, nodeid: int, body: memoryview) -> bytes:
+def _setattr(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     (valid, _, fh, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, _) = wire.SETATTR_IN.unpack_from(
         body
     )
@@ -120,9 +143,15 @@ def _setattr(c: Connection, nodeid: int, body: memoryview) -> bytes:
     if valid & wire.FATTR_KILL_SUIDGID:
         changes.killpriv = c.caller()
     number = fh if valid & wire.FATTR_FH else None
-    if changes.size is not None and c.core.nodes.get(nodeid).kind == stat.S_IFREG:
+    node = c.core.nodes.get(nodeid)
+    if changes.size is not None and node.kind == stat.S_IFREG and not node.mount.is_remote:
         return _resize(c, nodeid, changes, changes.size, number)
-    return c.attr(*c.core.setattr(nodeid, changes, number))
+    handle = c.core.files.handles.get(fh) if number is not None else None
+
+    def change() -> bytes | None:
+        return c.on((nodeid,), lambda core: core.setattr(nodeid, changes, number), lambda found: c.attr(*found))
+
+    return c.ready(handle, change) if handle is not None and changes.size is not None else change()
 
 
 def _resize(c: Connection, nodeid: int, changes: Changes, size: int, fh: int | None) -> bytes:
@@ -131,7 +160,7 @@ def _resize(c: Connection, nodeid: int, changes: Changes, size: int, fh: int | N
     core.options.demand_writable()
     node, handle = core.nodes.get(nodeid), core.files.handles.get(fh) if fh is not None else None
     fd = core.files.writing_fd(handle) if handle is not None and handle.writable else core.fds.fd(node)
-    waits = node.mount.is_remote or (not node.mount.is_memory and size + _LARGE < os.fstat(fd).st_size)
+    waits = not node.mount.is_memory and size + _LARGE < os.fstat(fd).st_size
     probe = -1
     try:
         if not waits and (handle is None or not handle.writable):
@@ -145,7 +174,7 @@ def _resize(c: Connection, nodeid: int, changes: Changes, size: int, fh: int | N
         if probe >= 0:
             os.close(probe)
     path = None if handle is not None and handle.writable else core.fds.retrying(lambda: os.dup(fd))
-    scope = core.credentials.killpriv_elsewhere(fd, changes.killpriv)
+    scope = core.credentials.killpriv_elsewhere(fd, changes.killpriv, remote=False)
 
     def work(job: Job) -> None:
         try:
@@ -170,132 +199,102 @@ def _signed(seconds: int) -> int:
     return seconds - (1 << 64) if seconds >> 63 else seconds
 
 
-def _readlink(c: Connection, nodeid: int, body: memoryview) -> bytes:
-    return c.core.readlink(nodeid)
+def _readlink(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
+    return c.on((nodeid,), lambda core: core.readlink(nodeid), _as_it_is)
 
 
-def extensions(c: Connection, body: memoryview) -> tuple[memoryview, list[tuple[bytes, bytes]], tuple[int, ...]]:
-    """What follows the arguments of a creating request.
-
-    Returns (the arguments alone, security attributes to set as (name, value), the caller's group that matters here).
-    """
-    if not c.extensions:
-        return body, [], ()
-    start = len(body) - c.extensions * 8
-    if start < 0:
-        raise wire.Malformed("extensions longer than the request")
-    contexts: list[tuple[bytes, bytes]] = []
-    groups: tuple[int, ...] = ()
-    position = start
-    while position + 8 <= len(body):
-        size, kind = wire.EXT_HEADER.unpack_from(body, position)
-        if size < 8 or position + size > len(body):
-            raise wire.Malformed("an extension of wrong size")
-        data = body[position + 8 : position + size]
-        if kind == wire.EXT_GROUPS and len(data) >= 4:
-            count = min(int.from_bytes(data[:4], "little"), (len(data) - 4) // 4)
-            groups = tuple(int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "little") for i in range(count))
-        elif kind <= wire.MAX_NR_SECCTX:
-            contexts += _security_contexts(data, kind)
-        position += (size + 7) & ~7
-    return body[:start], contexts, groups
-
-
-def _security_contexts(data: memoryview, count: int) -> list[tuple[bytes, bytes]]:
-    found = []
-    position = 0
-    for _ in range(count):
-        if position + 8 > len(data):
-            raise wire.Malformed("a security context cut off")
-        size = int.from_bytes(data[position : position + 4], "little")
-        name, separator, rest = bytes(data[position + 8 :]).partition(b"\0")
-        if not separator or size > len(rest):
-            raise wire.Malformed("a security context cut off")
-        found.append((name, rest[:size]))
-        position += (8 + len(name) + 1 + size + 7) & ~7
+def _as_it_is(found: bytes) -> bytes:
     return found
 
 
-def label(c: Connection, node: Node, contexts: list[tuple[bytes, bytes]]) -> None:
-    """Give a new file the label that the kernel's security module wants it to have."""
-    for name, value in contexts:
-        try:
-            c.core.xattrs.set(node.nodeid, name, value, 0, None)
-        except OSError as error:
-            if error.errno != errno.EOPNOTSUPP:
-                raise
+def _nothing(done: None) -> None:
+    """The answer of what only succeeds."""
 
 
-def creator(c: Connection, umask: int, groups: tuple[int, ...]) -> Caller:
-    """The caller of a creating request; the kernel names the one supplementary group that matters."""
-    return c.caller(umask & 0o777, groups)
+def _made(
+    c: Connection,
+    parent_id: int,
+    contexts: list[tuple[bytes, bytes]],
+    make: Callable[[Core], tuple[Node, Attributes]],
+) -> bytes | None:
+    def answer(made: tuple[Node, Attributes]) -> bytes:
+        label(c, made[0], contexts)
+        return c.entry(*made)
+
+    return c.on((parent_id,), make, answer)
 
 
-def _mknod(c: Connection, nodeid: int, body: memoryview) -> bytes:
+def _mknod(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     mode, device, umask, _ = wire.MKNOD_IN.unpack_from(body)
     arguments, contexts, groups = extensions(c, body)
     (name,) = wire.split_names(arguments[16:], 1)
-    number = os.makedev(*wire.decode_dev(device))
-    node, attributes = c.core.mknod(nodeid, name, mode, number, creator(c, umask, groups))
-    label(c, node, contexts)
-    return c.entry(node, attributes)
+    number, caller = os.makedev(*wire.decode_dev(device)), creator(c, umask, groups)
+    return _made(c, nodeid, contexts, lambda core: core.mknod(nodeid, name, mode, number, caller))
 
 
-def _mkdir(c: Connection, nodeid: int, body: memoryview) -> bytes:
+def _mkdir(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     mode, umask = wire.MKDIR_IN.unpack_from(body)
     arguments, contexts, groups = extensions(c, body)
     (name,) = wire.split_names(arguments[8:], 1)
-    node, attributes = c.core.mkdir(nodeid, name, mode & 0o7777, creator(c, umask, groups))
-    label(c, node, contexts)
-    return c.entry(node, attributes)
+    caller = creator(c, umask, groups)
+    return _made(c, nodeid, contexts, lambda core: core.mkdir(nodeid, name, mode & 0o7777, caller))
 
 
-def _symlink(c: Connection, nodeid: int, body: memoryview) -> bytes:
+def _symlink(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     arguments, contexts, groups = extensions(c, body)
     name, target = wire.split_strings(arguments, 2)
     wire.split_names(name + b"\0", 1)
-    node, attributes = c.core.symlink(nodeid, name, target, creator(c, 0, groups))
-    label(c, node, contexts)
-    return c.entry(node, attributes)
+    caller = creator(c, 0, groups)
+    return _made(c, nodeid, contexts, lambda core: core.symlink(nodeid, name, target, caller))
 
 
-def _link(c: Connection, nodeid: int, body: memoryview) -> bytes:
+def _link(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     (old,) = wire.LINK_IN.unpack_from(body)
     (name,) = wire.split_names(body[8:], 1)
-    return c.entry(*c.core.link(old, nodeid, name))
+    return c.on((old, nodeid), lambda core: core.link(old, nodeid, name), lambda made: c.entry(*made))
 
 
-def _unlink(c: Connection, nodeid: int, body: memoryview) -> None:
+def _unlink(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     (name,) = wire.split_names(body, 1)
-    c.core.unlink(nodeid, name)
+    return c.on((nodeid,), lambda core: core.unlink(nodeid, name), _nothing)
 
 
-def _rmdir(c: Connection, nodeid: int, body: memoryview) -> None:
+def _rmdir(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     (name,) = wire.split_names(body, 1)
-    c.core.rmdir(nodeid, name)
+    return c.on((nodeid,), lambda core: core.rmdir(nodeid, name), _nothing)
 
 
-def _rename(c: Connection, nodeid: int, body: memoryview) -> None:
+def _renamed(c: Connection, parent: int, new_parent: int, names: memoryview, flags: int) -> bytes | None:
+    name, new_name = wire.split_names(names, 2)
+    caller = c.caller()
+    return c.on(
+        (parent, new_parent), lambda core: core.rename(parent, name, new_parent, new_name, flags, caller), _nothing
+    )
+
+
+def _rename(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     (new_parent,) = wire.RENAME_IN.unpack_from(body)
-    name, new_name = wire.split_names(body[8:], 2)
-    c.core.rename(nodeid, name, new_parent, new_name, 0, c.caller())
+    return _renamed(c, nodeid, new_parent, body[8:], 0)
 
 
-def _rename2(c: Connection, nodeid: int, body: memoryview) -> None:
+def _rename2(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     new_parent, flags, _ = wire.RENAME2_IN.unpack_from(body)
-    name, new_name = wire.split_names(body[16:], 2)
-    c.core.rename(nodeid, name, new_parent, new_name, flags, c.caller())
+    return _renamed(c, nodeid, new_parent, body[16:], flags)
 
 
-def _statfs(c: Connection, nodeid: int, body: memoryview) -> bytes:
-    found = c.core.statfs(nodeid or 1)
+def _statfs(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
+    nodeid = nodeid or 1
+    return c.on((nodeid,), lambda core: core.statfs(nodeid), _statfs_answer)
+
+
+def _statfs_answer(found: os.statvfs_result) -> bytes:
     return wire.STATFS_OUT.pack(
         found.f_blocks, found.f_bfree, found.f_bavail, found.f_files, found.f_ffree, found.f_bsize, found.f_namemax,
         found.f_frsize, 0,
     )  # fmt: skip
 
 
-def _setxattr(c: Connection, nodeid: int, body: memoryview) -> None:
+def _setxattr(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     size, flags = wire.SETXATTR_IN.unpack_from(body)
     start = 8
     kill = False
@@ -307,10 +306,11 @@ def _setxattr(c: Connection, nodeid: int, body: memoryview) -> None:
     name, separator, value = bytes(body[start:]).partition(b"\0")
     if not separator or size > len(value):
         raise wire.Malformed("an attribute cut off")
-    c.core.xattrs.set(nodeid, name, value[:size], flags, None, kill_sgid=kill)
+    value = value[:size]
+    return c.on((nodeid,), lambda core: core.xattrs.set(nodeid, name, value, flags, None, kill_sgid=kill), _nothing)
 
 
-def _sized(c: Connection, value: bytes, size: int) -> bytes:
+def _sized(value: bytes, size: int) -> bytes:
     """GETXATTR and LISTXATTR: the value, or its length when that was asked; ERANGE when it does not fit."""
     if size == 0:
         return wire.GETXATTR_OUT.pack(len(value), 0)
@@ -319,20 +319,25 @@ def _sized(c: Connection, value: bytes, size: int) -> bytes:
     return value
 
 
-def _getxattr(c: Connection, nodeid: int, body: memoryview) -> bytes:
+def _getxattr(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     size, _ = wire.GETXATTR_IN.unpack_from(body)
     (name,) = wire.split_strings(body[8:], 1)
-    return _sized(c, c.core.xattrs.get(nodeid, name), size)
+    return c.on((nodeid,), lambda core: core.xattrs.get(nodeid, name), lambda value: _sized(value, size))
 
 
-def _listxattr(c: Connection, nodeid: int, body: memoryview) -> bytes:
+def _listxattr(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     size, _ = wire.GETXATTR_IN.unpack_from(body)
-    return _sized(c, b"".join(name + b"\0" for name in c.core.xattrs.names(nodeid, c.caller())), size)
+    caller = c.caller()
+    return c.on(
+        (nodeid,),
+        lambda core: core.xattrs.names(nodeid, caller),
+        lambda names: _sized(b"".join(name + b"\0" for name in names), size),
+    )
 
 
-def _removexattr(c: Connection, nodeid: int, body: memoryview) -> None:
+def _removexattr(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     (name,) = wire.split_strings(body, 1)
-    c.core.xattrs.remove(nodeid, name)
+    return c.on((nodeid,), lambda core: core.xattrs.remove(nodeid, name), _nothing)
 
 
 def _access(c: Connection, nodeid: int, body: memoryview) -> None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _header = wire.OUT_HEADER.pack
 _write = os.write
 
+#: A handler's result, or a job's, where the request gets no answer, or gets it later.
+NO_ANSWER = b"no answer"
+
 
 class Replies:
     """Where the answers of one connection go."""

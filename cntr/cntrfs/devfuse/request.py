@@ -7,20 +7,21 @@ what their jobs were given.
 
 from __future__ import annotations
 
-import errno
+import functools
 import os
 
-from cntr.cntrfs.backing import Caller
+from cntr.cntrfs.backing import Caller, proc_path
 from cntr.cntrfs.devfuse import wire
-from cntr.cntrfs.devfuse.locks import Locks
+from cntr.cntrfs.devfuse.lent import Lent
+from cntr.cntrfs.devfuse.locks import Locks, RemoteLocks
 from cntr.cntrfs.devfuse.passthrough import Passthrough
-from cntr.cntrfs.devfuse.replies import Replies, TracedReplies
+from cntr.cntrfs.devfuse.replies import NO_ANSWER, Replies, TracedReplies
 from cntr.cntrfs.devfuse.ticker import Ticker
 from cntr.cntrfs.devfuse.wire import new_encode_dev
 from cntr.cntrfs.devfuse.workers import Job, Workers
-from cntr.cntrfs.handles import O_PATH
 from cntr.cntrfs.node import INO_MASK
 from cntr.cntrfs.trace import Trace
+from cntr.linux import file_syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,8 +40,6 @@ _pack_attr = wire.ATTR_OUT.pack
 
 _LARGE = (64 << 20) // 512  # blocks that are not freed in no time
 MAX_IO = 1 << 20  # bytes in one READ or WRITE: what INIT agrees on
-#: A handler's result where the request gets no answer, or gets it from another thread.
-NO_ANSWER = b"no answer"
 
 
 class Connection:
@@ -73,26 +72,45 @@ class Connection:
         self.ticker = Ticker()
         self.workers = Workers(self.replies, heartbeat, self.ticker)
         self.locks = Locks(core, self.replies, heartbeat, self.ticker)
+        self.remote_locks: dict[int, Locks] = {}  # by the index of the mount
 
         core.fds.close_nameless = self._close_nameless
         core.fds.give_up_open = self._let_go_of_all
 
     def _close_nameless(self, fd: int) -> None:
-        found = os.fstat(fd)
-        if found.st_blocks > _LARGE:
-            self.workers.run(lambda: os.close(fd), found.st_dev)
+        found = file_syscalls.statx(fd, b"", file_syscalls.AT_EMPTY_PATH | file_syscalls.AT_STATX_DONT_SYNC)
+        if found.blocks > _LARGE:
+            self.workers.run(lambda: os.close(fd), os.makedev(found.dev_major, found.dev_minor))
         else:
             os.close(fd)
 
+    def locks_on(self, node: Node, *, wanted: bool = False) -> Locks:
+        """The locks of the node's filesystem: where a lock may keep one waiting they are its own, and for workers.
+
+        wanted: one is about to be taken.
+        """
+        index = node.mount.index
+        if wanted and node.mount.is_remote and index not in self.remote_locks:
+            try:
+                self.remote_locks[index] = RemoteLocks(self.core, self.replies, self.heartbeat)
+            except RuntimeError:  # no thread is to be had
+                self.remote_locks[index] = self.locks
+        return self.remote_locks.get(index, self.locks)
+
     def can_let_go(self, handle: FileHandle, fh: int) -> bool:
         """Does nothing depend on the handle's fd, so that it may be closed, and opened again when one is needed?"""
-        if not handle.passthrough or handle.fd < 0 or self.locks.holds_flock(handle, fh):
+        if not handle.passthrough or handle.fd < 0 or self.locks_on(handle.node).holds_flock(handle, fh):
             return False
         return not self.workers.are_using(handle.node.nodeid)
 
     def let_go(self, handle: FileHandle, fh: int) -> None:
         """Close the handle's fd if that can be done."""
-        if self.can_let_go(handle, fh):
+        if not self.can_let_go(handle, fh):
+            return
+        if handle.node.mount.is_remote:
+            fd = self.core.files.detach(handle)
+            self.workers.run(lambda: os.close(fd), handle.node.mount.dev)
+        else:
             self.core.files.close(handle)
 
     def _let_go_of_all(self) -> None:
@@ -104,12 +122,16 @@ class Connection:
     def interrupt(self, unique: int) -> None:
         """The client of the request UNIQUE got a signal."""
         known = self.locks.interrupt(unique) or self.workers.interrupt(unique)
+        for index, locks in self.remote_locks.items():
+            if locks is not self.locks:
+                self.workers.run(functools.partial(locks.interrupt, unique), self.core.mounts.all[index].dev)
         if not known and self.replies.rings is not None:
             self.replies.rings.interrupted(unique)
 
     def close(self) -> None:
         """Give up what is held for the kernel."""
-        self.locks.close()
+        for locks in (self.locks, *self.remote_locks.values()):
+            locks.close()
         self.passthrough.close()
         self.workers.close()
         self.ticker.close()
@@ -135,37 +157,44 @@ class Connection:
         self.workers.defer(self.header, work, then, node.mount.dev, is_interruptible=is_interruptible)
         return NO_ANSWER
 
-    def elsewhere(self, node: Node, name: bytes, then: Callable[[], bytes | None], *, crosses: bool = False) -> bytes:
-        """Have a worker wait until the file, or NAME in it, can be looked at; then THEN answers, here. NO_ANSWER.
+    def on(
+        self, nodeids: tuple[int, ...], do: Callable[[Core], Any], then: Callable[[Any], bytes | None]
+    ) -> bytes | None:
+        """Answer with what THEN makes of DO's result, an operation of the core's on these nodes.
 
-        What it has seen is not used but for that it came: the answer is made of what is so then. crosses: into another mount, of
-        which more will be asked.
+        DO is a worker's, with a core that is lent to it, where one of them may keep us waiting.
         """
-        fd = self.core.fds.retrying(lambda: os.dup(self.core.fds.fd(node)))
+        core = self.core
+        if core.mounts.any_remote:
+            nodes = [core.nodes.get(nodeid) for nodeid in nodeids]
+            for node in nodes:
+                if node.mount.is_remote:
+                    return self.elsewhere(nodes, do, then, node.mount.dev)
+        return then(do(core))
 
-        def work(job: Job) -> None:
-            try:
-                os.stat(name, dir_fd=fd, follow_symlinks=False) if name else os.fstat(fd)
-                if crosses:
-                    mounted = os.open(name, O_PATH, dir_fd=fd)
-                    try:
-                        os.fstatvfs(mounted)  # which nobody keeps an answer to
-                    finally:
-                        os.close(mounted)
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-                    raise
-            finally:
+    def elsewhere(
+        self, nodes: list[Node], do: Callable[[Core], Any], then: Callable[[Any], bytes | None], lane: int
+    ) -> bytes:
+        """``on``, by a worker. NO_ANSWER."""
+        lent = Lent(self.core, nodes)
+        self.workers.defer(self.header, lambda job: lent.act(do), lambda result: then(lent.settled(result)), lane)
+        return NO_ANSWER
+
+    def ready(self, handle: FileHandle, go: Callable[[], bytes | None]) -> bytes | None:
+        """GO once the handle has a fd: to open it anew may be waited for."""
+        if handle.fd >= 0 or not handle.node.mount.is_remote:
+            self.core.files.fd(handle)
+            return go()
+        nodeid, wanted = handle.node.nodeid, handle.flags & (os.O_ACCMODE | os.O_APPEND) | os.O_CLOEXEC
+
+        def opened(fd: int) -> bytes | None:
+            if handle.fd < 0:
+                handle.fd = fd
+            else:
                 os.close(fd)
+            return go()
 
-        def answer(result: None) -> bytes | None:
-            self.core.mounts.may_wait = True  # it has answered just now
-            try:
-                return then()
-            finally:
-                self.core.mounts.may_wait = False
-
-        return self.defer(node, work, answer)
+        return self.on((nodeid,), lambda core: os.open(proc_path(core.fds.fd(core.nodes.get(nodeid))), wanted), opened)
 
     # the request at hand
 

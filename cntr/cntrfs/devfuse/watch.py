@@ -26,7 +26,7 @@ from cntr.cntrfs import log
 from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.notify import notify
 from cntr.cntrfs.node import BackingMount, Node
-from cntr.linux import file_syscalls, procfs, syscalls
+from cntr.linux import fanotify, file_syscalls, procfs, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Watch:
         alias = next(((ino, nodeid) for ino, nodeid in mount.aliases.items() if nodeid > 0), (0, 0))
         try:
             file_syscalls.fanotify_mark_filesystem(self.group, _MASK, mount.fd)
-            message = _MOUNT.pack(file_syscalls.filesystem_id(mount.fd), mount.base, *alias)
+            message = _MOUNT.pack(fanotify.filesystem_id(mount.fd), mount.base, *alias)
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [mount.fd]))
             self._socket.sendmsg([message], [rights])
         except OSError as error:
@@ -234,7 +234,7 @@ class Helper:
             except OSError:
                 continue
             try:
-                fsid, ino = file_syscalls.filesystem_id(fd), os.fstat(fd).st_ino
+                fsid, ino = fanotify.filesystem_id(fd), os.fstat(fd).st_ino
             finally:
                 os.close(fd)
             for base, alias, nodeid, _ in self.mounts.get(fsid, []):

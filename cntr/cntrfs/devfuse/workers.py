@@ -13,6 +13,7 @@ import threading
 from _queue import SimpleQueue  # the C half of queue: the rest of it is for others
 from collections import deque
 
+from cntr.cntrfs.devfuse.replies import NO_ANSWER
 from cntr.cntrfs.log import errno_of
 from cntr.linux import file_syscalls
 
@@ -200,7 +201,7 @@ class Workers:
     def _reply(self, job: Job) -> None:
         if job.error is not None:
             self._replies.fail(job.header[2], errno_of(job.error))
-        else:
+        elif job.result is not NO_ANSWER:
             assert job.result is None or isinstance(job.result, bytes)
             self._replies.answer(job.header[2], job.result)
 
