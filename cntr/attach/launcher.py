@@ -205,6 +205,8 @@ class Launcher:
         """execve(2) along PATH, as a shell looks a command up. Raises the most telling OSError."""
         name, environment = self.command.argv[0], self.command.environment
         candidates = [name] if "/" in name else [f"{d or '.'}/{name}" for d in environment.get("PATH", "").split(":")]
+        if not name:  # Python takes it for a mistake of ours
+            candidates, name = [], "''"
         denied = None
         for path in candidates if name else ():
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -42,8 +43,18 @@ def run(argv: list[str]) -> int:
         if debug:
             raise
         where = f" {error.filename}" if error.filename else ""
-        _complain(f"{printable(str(error.strerror or error))}{printable(where)}", "`cntr --debug …` shows where")
+        hint = _LIMITS.get(error.errno or 0, "`cntr --debug …` shows where")
+        _complain(f"{printable(str(error.strerror or error))}{printable(where)}", hint)
         return EXIT_FAILED
+
+
+_LIMITS = {
+    errno.EMFILE: "a limit on open files is reached: ulimit -n",
+    errno.ENFILE: "the system's limit on open files is reached: fs.file-max",
+    errno.EFBIG: "a limit on the size of files is reached: ulimit -f",
+    errno.ENOSPC: "free some space, or inodes: `df -h; df -i`",
+    errno.EDQUOT: "a quota is used up: `quota`",
+}
 
 
 def _complain(message: str, hint: str) -> None:

@@ -15,6 +15,10 @@ _KERNELS_TIMES = "with the writeback cache the kernel believes its own size, mti
 _OWN_INODE = "the kernel keys sockets and watches by its own inode, which is not the backing one"
 
 EXPECTED: dict[tuple[str, str], str] = {
+    (
+        "*",
+        "privileges.writing_takes_what_it_takes",
+    ): "before root writes a file with capabilities the kernel asks for what it asks for a chown(-1, -1): set-id bits go too",
     ("pyfuse3", "attributes.statx_birth_time"): "pyfuse3 has no STATX request",
     ("pyfuse3", "creation.tmpfile"): _NO_TMPFILE,
     ("pyfuse3", "creation.tmpfile_exclusive_cannot_be_linked"): _NO_TMPFILE,

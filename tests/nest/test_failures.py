@@ -19,6 +19,10 @@ def test_a_command_that_is_not_there_is_127():
         for verb in (box.attach, box.exec):
             assert "no-such-command: No such file" in one_line_and_hint(verb("--", "no-such-command"), 127)
             assert "/no/such/path: No such file" in one_line_and_hint(verb("--", "/no/such/path"), 127)
+            assert "'': No such file" in one_line_and_hint(verb("--", ""), 127)  # `"$unset"`
+            limited = verb("--", "true", prefix=["prlimit", "--fsize=0"])
+            assert "File too large" in one_line_and_hint(limited)
+            assert "ulimit -f" in limited.stderr
 
 
 def test_a_command_that_cannot_be_run_is_126(tmp_path):

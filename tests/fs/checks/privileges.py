@@ -180,3 +180,24 @@ def check_unlink_needs_the_directory_not_the_file(here: Path) -> None:
     USER(os.unlink, directory / "f")
     make(here / "g", b"x", 0o777)
     raises(errno.EACCES, USER, os.unlink, here / "g")
+
+
+def check_writing_takes_what_it_takes(here: Path) -> None:
+    """File capabilities go whoever writes; set-id bits beside them stay where the writer has CAP_FSETID."""
+    capability = b"\x01\x00\x00\x02\x00\x20" + bytes(14)  # struct vfs_cap_data: cap_net_raw=ep
+    for name, writer, mode in (
+        ("by-root", Actor("root"), 0o6755),
+        ("by-one-without", _root_without("fsetid"), 0o755),
+        ("by-a-user", USER, 0o777),
+    ):
+        file = make(here / name, b"x", mode & 0o777 | 0o6000)
+        os.setxattr(file, "security.capability", capability)
+        os.chmod(file, mode & 0o777 | 0o6000)
+
+        def write(file: Path = file) -> None:
+            with open(file, "r+b") as opened_file:
+                opened_file.write(b"y")
+
+        writer(write)
+        equal_mode(file, mode)
+        raises(errno.ENODATA, os.getxattr, file, "security.capability")
