@@ -154,11 +154,15 @@ def set_cache(options: Options, policy: str) -> None:
     options.cache = policy
 
 
+_LARGEST = 1e9
+
+
 def _number(key: str, value: str) -> float:
     try:
         number = float(value)
     except ValueError:
         number = -1.0
-    if number < 0:
-        raise UsageError(f"mount option {key} wants a number of seconds, not {value!r}", f"for example {key}=1.5")
+    if not 0 <= number <= _LARGEST:  # nan is not either
+        what = "how many" if key == "max_fds" else "a number of seconds"
+        raise UsageError(f"mount option {key} wants {what}, not {value!r}", f"for example {key}=60")
     return number

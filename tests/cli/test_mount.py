@@ -171,6 +171,8 @@ REFUSED = [
     (["{source}", "{point}", "more"], "unexpected word: more"),
     (["{source}", "{point}", "-o", "nonsense"], "unknown mount option: nonsense"),
     (["{source}", "{point}", "-o", "attr_timeout=x"], "attr_timeout wants a number"),
+    (["{source}", "{point}", "-o", "entry_timeout=nan"], "entry_timeout wants a number"),
+    (["{source}", "{point}", "-o", "hang_timeout=1e400"], "hang_timeout wants a number"),
     (["{source}", "{point}", "--cache", "all"], "--cache all: not one of auto, strict, none"),
     (["{source}", "{point}", "--binding", "fuse2"], "--binding fuse2: not one of auto, devfuse, pyfuse3"),
 ]
