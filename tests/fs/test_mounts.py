@@ -68,6 +68,34 @@ def test_a_mount_behind_it_is_crossed(here: Place) -> None:
         syscalls.umount(str(below), syscalls.MNT_DETACH)
 
 
+def test_two_that_show_each_other() -> None:
+    """Each is a submount of what the other serves: what comes round to its own mount ends there, and nobody waits for himself."""
+    with place("devfuse") as first, place("devfuse") as second:
+        (first.behind / "second").mkdir()
+        (second.behind / "first").mkdir()
+        (first.behind / "file").write_text("of the first")
+        shown = (
+            (first.directory, second.behind / "first"),
+            (second.directory, first.behind / "second"),
+        )
+        for directory, point in shown:
+            syscalls.mount(str(directory), str(point), None, syscalls.MS_BIND)
+        try:
+            assert (second.directory / "first" / "file").read_text() == "of the first"
+            deep = first.directory / "/".join(["second/first"] * 20)  # more than the workers that one disk may have
+            assert _error_of(deep) == errno.ELOOP
+            found = subprocess.run(["find", first.directory], capture_output=True, text=True, timeout=60, check=False)
+            assert "levels of symbolic links" in found.stderr
+            assert (first.directory / "file").read_text() == "of the first"
+        finally:
+            for _, point in shown:
+                syscalls.umount(str(point), syscalls.MNT_DETACH)
+        for one in (first, second):
+            assert one.server is not None
+            assert one.server.alive
+            assert not one.server.new_suspicious_lines()
+
+
 @pytest.mark.parametrize("words", [(), ("-o", "cache=strict")], ids=["auto", "strict"])
 @pytest.mark.parametrize("binding", ["devfuse", "pyfuse3"])
 def test_our_own_mount_bound_into_its_source(binding: str, words: tuple[str, ...]) -> None:

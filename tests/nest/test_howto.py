@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from cntr.linux import syscalls
 from testkit import howto
+from testkit.waiting import wait_until
 from tests.nest.box import REPOSITORY, Box
+from tests.nest.tty import Terminal
 
 PROGRAM = Path(REPOSITORY) / "lab" / "provision" / "slim-app.c"
 USERS = {
@@ -89,3 +92,93 @@ def test_files_in_and_out(web: Box, environment: dict[str, str], tmp_path: Path)
         pytest.skip("envsubst is missing (Debian: gettext-base)")
     recipe("envsubst < config.in | cntr cp")
     assert (web.root / "app" / "config.toml").read_text() == "b = 2\n"
+
+
+@pytest.mark.parametrize("transport", ["mount", "fuse"])
+def test_an_editor(web: Box, environment: dict[str, str], transport: str) -> None:
+    """At a terminal, where it writes the container's own file."""
+    if shutil.which("vim") is None:
+        pytest.skip("vim is missing")
+    file = web.root / "app" / "config.toml"
+    file.write_text("a = 1\n")
+    command = howto.line("cntr attach web -- vim", str(web.pid)).replace(
+        " attach ", f" attach --transport {transport} "
+    )
+    with Terminal("sh", "-c", command, env={**environment, "TERM": "xterm"}) as terminal:
+        terminal.wait_for(r'config\.toml" 1L', 30)
+        terminal.type(f"ob = '{transport}'\x1b:wq\r")
+        assert terminal.process.wait(30) == 0
+    assert file.read_text() == f"a = 1\nb = '{transport}'\n"
+    assert not list(file.parent.glob(".*.sw?"))
+
+
+@pytest.mark.parametrize("transport", ["mount", "fuse"])
+def test_what_is_brought_in(web: Box, environment: dict[str, str], tmp_path: Path, transport: str) -> None:
+    """Each command of "What a session sees, and how to bring more in"."""
+    (tmp_path / "note").write_text("of the caller\n")
+    (tmp_path / "dumps").mkdir()
+    (tmp_path / "gdb-scripts").mkdir()
+    script = f"shell cat /proc/1/comm > {tmp_path}/dumps/comm\ninfo proc\nquit\n"
+    (tmp_path / "gdb-scripts" / "app").write_text(script)
+
+    def recipe(beginning: str, typed: str = "") -> subprocess.CompletedProcess[str]:
+        command = howto.line(beginning, str(web.pid))
+        return subprocess.run(
+            ["sh", "-c", command.replace(" attach ", f" attach --transport {transport} ")],
+            cwd=tmp_path,
+            env={**environment, "HOME": str(tmp_path), "SHELL": "/bin/sh"},
+            input=typed,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    read = recipe("cntr attach web --share .", f"cat {tmp_path}/note; touch {tmp_path}/new || echo refused")
+    assert read.stdout == "of the caller\nrefused\n", read
+    assert recipe("cntr attach -v web -- true").returncode == 0
+    if shutil.which("gdb") is None:
+        pytest.skip("gdb is missing")
+    done = recipe("cntr attach web --share ~/gdb-scripts")
+    assert done.returncode == 0, done
+    assert "process 1" in done.stdout
+    assert (tmp_path / "dumps" / "comm").read_text() == "slim-app\n"
+
+
+SLEEPER = "public class Sleeper { public static void main(String[] a) throws Exception { Thread.sleep(1000000); } }"
+MACHINE = ("/usr", "/etc", "/bin", "/lib", "/lib64")
+
+
+def _with_a_jdk(root: str) -> None:
+    """The host's programs, to read, in the container's root."""
+    for name in MACHINE:
+        if os.path.isdir(name):
+            os.makedirs(f"{root}{name}", exist_ok=True)
+            syscalls.mount(name, f"{root}{name}", None, syscalls.MS_BIND)
+    for name in ("/tmp", "/srv"):
+        os.makedirs(f"{root}{name}", exist_ok=True)
+
+
+@pytest.mark.parametrize("transport", ["mount", "fuse"])
+def test_a_java_virtual_machine(environment: dict[str, str], tmp_path: Path, transport: str) -> None:
+    if missing := [name for name in ("java", "javac", "jcmd") if shutil.which(name) is None]:
+        pytest.skip(f"{missing[0]} is missing (Debian: default-jdk-headless)")
+    (tmp_path / "Sleeper.java").write_text(SLEEPER)
+    subprocess.run(["javac", "-d", tmp_path, tmp_path / "Sleeper.java"], check=True)
+    programs = {"/srv/Sleeper.class": str(tmp_path / "Sleeper.class")}
+    argv = [shutil.which("java") or "", "-Xmx64m", "-cp", "/srv", "Sleeper"]
+    with Box(busybox=False, programs=programs, argv=argv, mounts=_with_a_jdk) as box:
+        seen = Path(f"/proc/{box.pid}/root/tmp")
+        wait_until(lambda: (seen / "hsperfdata_root" / "1").exists(), "the virtual machine", 30)
+        command = howto.line("cntr attach web -- sh -c '\n", str(box.pid))
+        done = subprocess.run(
+            ["sh", "-c", command.replace(" attach ", f" attach --transport {transport} ", 1)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+        assert done.returncode == 0, done
+        assert "Heap dump file created" in done.stdout, done
+        assert (seen / "heap.hprof").read_bytes()[:12] == b"JAVA PROFILE"
