@@ -100,10 +100,6 @@ class Core:
         fd = self.fds.fd(node)
         return self.nodes.see(self.calls.statx(fd, b".."), node, fd, b"..")
 
-    def discard(self, node: Node) -> None:
-        """An entry that was looked at did not fit into the answer: the kernel will not forget what it never got."""
-        self.nodes.forget(node.nodeid, 0)
-
     def getattr(self, nodeid: int, fh: int | None = None) -> tuple[Node, Attributes]:
         """GETATTR, on the open file where one is given."""
         handle = self.files.handles.get(fh) if fh is not None else None

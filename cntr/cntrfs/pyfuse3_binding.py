@@ -285,7 +285,7 @@ class Operations(pyfuse3.Operations):
                     return
                 continue
             if not pyfuse3.readdir_reply(token, entry.name, self._entry(node, attributes), entry.next_offset):
-                core.discard(node)
+                core.nodes.forget(node.nodeid, 0)  # the kernel will not forget what it never got
                 return
             node.lookups += 1
 
