@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from cntr.slim.rules import Context
 
 SMALL = 0.0008  # of the image: smaller directories are not drawn apart
+SMALLER = "… smaller ones"
 KEPT, GONE = "#2f7f6b", "#d9d4c7"
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1180px;padding:0 1rem;color:#222;background:#fbfaf7}
 h1{font-size:1.7rem;margin:0}h2{font-size:1.15rem;margin:2.2rem 0 .4rem}p.sub{color:#666;margin:.2rem 0 1.2rem}
-.figures{display:flex;gap:1rem;flex-wrap:wrap}.figures div{background:#fff;border:1px solid #e5e1d8;border-radius:8px;padding:.7rem 1.1rem}
-.figures b{display:block;font-size:1.45rem}.figures span{color:#666;font-size:.85rem}
+.figures{display:flex;gap:.8rem;flex-wrap:wrap}
+.figures div{flex:1 1 auto;background:#fff;border:1px solid #e5e1d8;border-radius:8px;padding:.6rem .9rem}
+.figures b{display:block;font-size:1.3rem;white-space:nowrap}.figures span{color:#666;font-size:.85rem}
 table{border-collapse:collapse;background:#fff}td,th{border-bottom:1px solid #eee;padding:.25rem .8rem;text-align:left;vertical-align:top}
 td.n{text-align:right;font-variant-numeric:tabular-nums}details{margin:.5rem 0}
 code{font-size:.88em}.plot{background:#fff;border:1px solid #e5e1d8;border-radius:8px}
@@ -98,10 +100,26 @@ def _directories(context: Context) -> dict[str, tuple[str, float, float]]:
                 break
             here = here.rpartition("/")[0] or "/"
     limit = sizes["/"][1] * SMALL
-    return {
+    rows = {
         path: ("" if path == "/" else path.rpartition("/")[0] or "/", kept, whole)
         for path, (kept, whole) in sizes.items()
         if whole >= limit or path == "/"
+    }
+    return rows | _rest(rows, limit)
+
+
+def _rest(rows: dict[str, tuple[str, float, float]], limit: float) -> dict[str, tuple[str, float, float]]:
+    """For each directory of which something is drawn, all that is too small, as one: no place of the picture stays empty."""
+    drawn: dict[str, list[float]] = {}
+    for parent, kept, whole in rows.values():
+        if parent:
+            row = drawn.setdefault(parent, [0, 0])
+            row[0] += kept
+            row[1] += whole
+    return {
+        f"{path.rstrip('/')}/{SMALLER}": (path, max(0.0, rows[path][1] - kept), rows[path][2] - whole)
+        for path, (kept, whole) in drawn.items()
+        if rows[path][2] - whole >= limit
     }
 
 

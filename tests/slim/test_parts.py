@@ -245,6 +245,9 @@ def test_a_tool_of_the_server_comes_with_what_it_starts_and_imports(tmp_path):
             "/usr/bin/server_sub": b"\x7fELF",
             "/usr/bin/server-ctl": '#!/bin/sh\nexec /usr/lib/server/ctl "$@"\n',
             "/usr/lib/server/ctl": "#!/bin/sh\nexec helper\n",
+            "/usr/bin/python3": b"\x7fELF",
+            "/usr/bin/perl": b"\x7fELF",
+            "/usr/bin/server-pl": "#!/usr/bin/perl\n",
             "/usr/bin/server-py": "#!/usr/bin/python3\n# 'server==1','console_scripts','server-py'\nimport entry_point\n",
             f"{library}/server-1.dist-info/entry_points.txt": "[console_scripts]\nserver-py = server.tool:main\n",
             f"{library}/server/__init__.py": "x",
@@ -254,11 +257,11 @@ def test_a_tool_of_the_server_comes_with_what_it_starts_and_imports(tmp_path):
             f"{library}/server/third.py": "x",
         },
     )
-    context = complete(tree, {"/usr/bin/server": "exec"}, {"Cmd": ["server"]})
+    context = complete(tree, {"/usr/bin/server": "exec", "/usr/bin/python3": "exec"}, {"Cmd": ["server"]})
     wanted = {"/usr/bin/server_sub", "/usr/lib/server/ctl"}
     wanted |= {f"{library}/server/{name}.py" for name in ("tool", "first", "second")}
     assert wanted <= context.kept.keys()
-    assert f"{library}/server/third.py" not in context.kept
+    assert not {f"{library}/server/third.py", "/usr/bin/server-pl", "/usr/bin/perl"} & context.kept.keys()
 
 
 def test_what_python_names_in_a_string(tmp_path):
@@ -283,6 +286,23 @@ def test_what_python_names_in_a_string(tmp_path):
     context = complete(tree, used, {"WorkingDir": "/app"})
     left = {f"{place}/{name}.py" for name in ("site-packages/blog/other", "site-packages/used", "encodings/cp037")}
     assert files.keys() - context.kept.keys() == left
+
+
+def test_what_the_standard_library_imports_for_its_own_tests_is_left_out(tmp_path):
+    place = "/usr/lib/python3.11"
+    files = {
+        "/app/a.py": "import pickle\n",
+        f"{place}/pickle.py": "def _test():\n    import doctest\nimport copyreg\n",
+        f"{place}/doctest.py": "x",
+        f"{place}/copyreg.py": "x",
+        f"{place}/encodings/__init__.py": "mod = __import__('encodings.' + name)\n",
+        f"{place}/encodings/euc_jp.py": "x",
+    }
+    used = {"/app/a.py": "open", f"{place}/encodings/__init__.py": "open"}
+    context = complete(trees.make(tmp_path, files), used, {"WorkingDir": "/app"})
+    assert files.keys() - context.kept.keys() == {f"{place}/doctest.py", f"{place}/encodings/euc_jp.py"}
+    context = complete(trees.make(tmp_path, {"/app/b.py": "import doctest\n"}), used, {"WorkingDir": "/app"})
+    assert f"{place}/doctest.py" in context.kept
 
 
 def test_what_code_starts_and_programs_call(tmp_path):

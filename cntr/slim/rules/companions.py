@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cntr.slim.rules import packages
+from cntr.slim.rules import packages, scripts
 from cntr.slim.runs import as_words
 
 TYPE_CHECKING = False
@@ -25,11 +25,26 @@ def seeds(context: Context) -> Found:
         if not real or real.rpartition("/")[0] not in PLACES:
             continue
         found = {*_of_package(context, real), *_of_name(context, real)} - {real}
+        found = {path for path in found if _runs_anyway(context, path)}
         size = 0
         for path in sorted(found, key=lambda path: context.tree.entries[path].size):
             size += context.tree.entries[path].size
             if context.tree.entries[path].size <= LARGEST and size <= MOST:
                 yield path, f"a tool of {real}, which the image starts"
+
+
+def _runs_anyway(context: Context, path: str) -> bool:
+    """Whether a tool needs no language that the application does not use: Perl for a2enmod would be 5 MB."""
+    head = context.tree.read(path, 256)
+    if not head.startswith(b"#!"):
+        return True
+    words = scripts.interpreter(head.partition(b"\n")[0].decode("utf-8", "replace"))
+    names = [word for word in words if not word.startswith("-")]
+    name = names[1] if len(names) > 1 and names[0].endswith("/env") else "".join(names[:1])
+    if name.rpartition("/")[2] in scripts.SHELLS:
+        return True
+    real, _ = context.tree.resolve(context.program(name))
+    return any("exec" in context.accesses.kinds.get(one, ()) for one in context.tree.siblings(real)) if real else False
 
 
 def _of_package(context: Context, program: str) -> list[str]:

@@ -23,6 +23,7 @@ _IMPORT = re.compile(
 _DISTRIBUTION = re.compile(r"(.*/(?:site|dist)-packages)/([^/]+)")
 _METADATA = ("METADATA", "PKG-INFO", "entry_points.txt", "top_level.txt", "INSTALLER")
 _LIBRARY = re.compile(r".*/python3(?:\.\d+)?(?:/(?:site|dist)-packages|/lib-dynload)?")
+_LIBRARY_FILE = re.compile(r".*/python3(?:\.\d+)?/(?!(?:site|dist)-packages/).*")
 _MOST = 4 << 20  # bytes of a module that is read for imports
 # "package.module", "package.module.Class", "package.module.%s", f"package.module.{name}"
 _DOTTED = re.compile(r"""["']([A-Za-z_]\w*(?:\.\w+)*)(\.(?:%s|\{|["'])|(?=["':]))""")
@@ -32,6 +33,11 @@ _ENCODING = re.compile(
 # As pkg_resources' scripts have it.
 _ENTRY = re.compile(r"""["']([\w.-]+)==[^"'\n]*["']\s*,\s*["'](\w+)["']\s*,\s*["']([\w.-]+)["']""")
 _COMMENT = re.compile(r"#[^\n]*")
+# What the standard library imports of itself for its own tests and debugging, or where a compiled half is missing.
+_NOT_AT_WORK = frozenset(
+    "doctest pdb pydoc test unittest tkinter idlelib lib2to3 turtle ensurepip cProfile profile pstats _pydecimal _pyio _pydatetime".split()
+)
+_BY_NAME = ("/sysconfig.py", "/xml/sax/__init__.py", "/xml/dom/domreg.py")  # of the standard library
 _TESTS = ("/tests/", "/test/", "/testing/")
 _IMPORTED = "python imported"
 
@@ -52,7 +58,7 @@ def follows(context: Context, path: str, entry: Entry) -> Found:
         own = application.is_application(context, path)
         if path in imported or own:
             yield from _imports(context, path, imported)
-        if own or path in imported or "-packages/" in path:
+        if own or "-packages/" in path or path.endswith(_BY_NAME):
             yield from _by_name(context, path, imported, own)
     if "-packages/" in path:
         yield from _metadata(context, path)
@@ -74,7 +80,10 @@ def _imports(context: Context, path: str, imported: set[str]) -> Found:
         listed = _COMMENT.sub("", names).strip("() ").split(",")
         prefix = package if package.endswith(".") else f"{package}."
         wanted += [f"{prefix}{name.split()[0]}" for name in listed if name.split()]
+        library = _LIBRARY_FILE.fullmatch(path) and not application.is_application(context, path)
         for module in wanted:
+            if library and module.partition(".")[0] in _NOT_AT_WORK:
+                continue
             for found in _files_of(context, path, module):
                 if found.endswith(".py"):
                     imported.add(found)
