@@ -20,7 +20,8 @@ from testkit.container import SlimContainer
 
 ISOLATED = "python3 -ISc pass"  # what any program in Python costs at least
 BY_PID, BY_NAME, DOCKER_EXEC = "cntr attach PID", "cntr attach docker:NAME", "docker exec"
-REACH = ((BY_PID, ISOLATED, 3.0), (BY_NAME, DOCKER_EXEC, 0.35))
+STOPPED = "cntr attach docker:STOPPED"
+REACH = ((BY_PID, ISOLATED, 3.0), (BY_NAME, DOCKER_EXEC, 0.35), (STOPPED, BY_NAME, 2.0))
 
 
 def our_cntr() -> str:
@@ -55,9 +56,12 @@ def docker_rows(stack: ExitStack, cntr: str, environment: dict[str, str]) -> tup
     stack.callback(docker.stop)
     box = stack.enter_context(docker.box("scratch"))
     stocked = stack.enter_context(docker.box("busybox"))  # docker exec needs a `true` in the container
+    stopped = stack.enter_context(docker.box("scratch"))
+    docker.command("kill", stopped.name)
     found = {**environment, **docker.settings}
     rows = [
         Row(BY_NAME, [cntr, "attach", box.target, "--", "true"], found),
+        Row(STOPPED, [cntr, "attach", stopped.target, "--", "true"], found),
         Row("cntr attach NAME", [cntr, "attach", box.name, "--", "true"], found),
         Row(DOCKER_EXEC, ["docker", "exec", stocked.name, "true"], found),
     ]
