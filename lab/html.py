@@ -30,6 +30,7 @@ tr.file th { background: #e9edf2; } td.about { min-width: 19rem; max-width: 34re
 .none { color: #b6bdc6; }
 pre { background: #f6f8fa; border: 1px solid var(--line); border-radius: 4px; padding: .6rem .8rem; }
 p, pre, article { max-width: 80rem; } pre { overflow-x: auto; margin: .4rem 0; white-space: pre-wrap; }
+figure { display: inline-block; margin: 0 1rem 1rem 0; } figure img { width: 20rem; border: 1px solid var(--line); }
 article { margin: 0 0 1.4rem; } article h3 { font-size: 1rem; margin: 0 0 .2rem; }
 """
 
@@ -51,6 +52,11 @@ def page(run: Run) -> str:
     if bad:
         parts += ["<h2>What failed</h2>", *(_details(cell) for cell in bad)]
     parts += ["<h2>Scenarios</h2>", _matrix(run)]
+    pictures = [
+        (cell, path) for cell in run.cells if cell.outcome == "pass" for path in cell.artefacts if path.endswith(".png")
+    ]
+    if pictures:
+        parts += ["<h2>What was on the display</h2><div>", *(_picture(cell, path) for cell, path in pictures), "</div>"]
     reasons = _reasons(run)
     if reasons:
         parts += ["<h2>Expected failures and skips, with their reasons</h2>", reasons]
@@ -110,6 +116,13 @@ def _details(cell: Cell) -> str:
         f"<span class=soft>on {escape(cell.machine)} by {escape(cell.transport)}</span></h3>"
         f"<div class=soft>{escape(cell.about)}</div><pre>{escape(cell.reason)}</pre><div>{links}</div></article>"
     )
+
+
+def _picture(cell: Cell, path: str) -> str:
+    """Small, and whole behind a click."""
+    name = f"{escape(cell.machine)} by {escape(cell.transport)}"
+    said = f"{escape(cell.scenario.replace('_', ' '))} <span class=soft>on {name}</span>"
+    return f"<figure><a href='{escape(path)}'><img src='{escape(path)}' alt='{name}'></a><figcaption>{said}</figcaption></figure>"
 
 
 def _reasons(run: Run) -> str:

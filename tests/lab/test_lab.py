@@ -484,6 +484,7 @@ def test_the_page_tells_every_outcome_and_escapes():
             ["artefacts/x/f.txt"],
         ),
         Cell("docker", "mount", "other", "Other", "test_life.py", "expected", "kernel too old", 1.0),
+        Cell("docker", "mount", "window", "A window", "test_x.py", "pass", "", 1.0, ["artefacts/<w>.png"]),
         Cell("docker", "mount", "gone", "Gone", "test_life.py", "lost", "LOST: machine", 1.0),
     ]
     peers = [
@@ -499,6 +500,7 @@ def test_the_page_tells_every_outcome_and_escapes():
         "kernel too old",
         "artefacts/x/f.txt",
         "&lt;no&gt;",
+        "<img src='artefacts/&lt;w&gt;.png'",
     ):
         assert word in page
     assert "<b>" not in page
