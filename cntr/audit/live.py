@@ -1,8 +1,8 @@
 """The list of running sessions: found by looking at processes, so that no session leaves an entry behind.
 
 Each has a memfd (``Session.announce``) that says what it is. What it says is its process': a row whose user is not the process' own is
-none. That a link in /proc/PID/fd is a memfd is known by its mount, the kernel's own, before anything is opened: a file of that name
-could be of a file system that never answers.
+none; nor is one of a process in a container. That a link in /proc/PID/fd is a memfd is known by its mount, the kernel's own, before
+anything is opened: a file of that name could be of a file system that never answers.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from cntr.linux import procfs
 LINK = f"/memfd:{ANNOUNCED} (deleted)"
 LIMIT = 1 << 16  # bytes of what a session says
 NEAR = 3  # generations
+CAP_SYS_ADMIN = 1 << 21
 PATIENCE_SECONDS = 8.0  # for one that was told to end: its command has two
 
 
@@ -122,11 +123,18 @@ def _session(pid: int, place: str) -> Live | None:
             fields = json.loads(text)
             status = procfs.status(procfs.read(f"{directory}/status"))
             start = procfs.start_time(procfs.read(f"{directory}/stat"))
-            if isinstance(fields, dict) and fields.get("user.id") == status["Uid"].split()[0]:
+            if isinstance(fields, dict) and fields.get("user.id") == status["Uid"].split()[0] and _is_ours(pid, status):
                 return Live(pid, start, fields)
     except (OSError, ValueError, KeyError, RecursionError):
         return None  # it has ended meanwhile, is another user's, or says nothing that we know
     return None
+
+
+def _is_ours(pid: int, status: dict[str, str]) -> bool:
+    """Whether it is no container's: its root may have root's uid, in another pid namespace, or without what a session takes."""
+    if status["Uid"].split()[0] == "0" and not int(status["CapBnd"], 16) & CAP_SYS_ADMIN:
+        return False
+    return os.path.samestat(os.stat(f"/proc/{pid}/ns/pid"), os.stat("/proc/self/ns/pid"))
 
 
 def _memfds_mount() -> str:

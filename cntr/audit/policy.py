@@ -69,7 +69,7 @@ class Policy:
         if not self.rules or command == "sessions":
             return
         names = _names(target, container)
-        if not any(rule.targets is None or _match_any(rule.targets, names) for rule in self._rules_for(command)):
+        if not any(rule.targets is None or _has_target(rule.targets, names) for rule in self._rules_for(command)):
             raise _no(f"{names[0]} is not allowed for {_caller()}")
 
     def check_slim(self) -> None:
@@ -98,10 +98,24 @@ def _names(target: str, container: Container | None) -> list[str]:
     if container.engine in OWN_FILES:  # by its place: it says itself what image it is, and so does a link
         return [printable(f"{container.engine}:{os.path.realpath(container.name)}")]
     if container.state == "image":
-        return [printable(f"image:{container.image or container.name}")]
+        return [printable(f"{_owner(container)}image:{container.image or container.name}")]
     found = [container, *(_around(container.pid) if container.engine in ("pid", "unit", "command") else [])]
-    names = [f"{one.engine}:{name}" for one in found for name in (one.name, one.id) if name]
+    names = [f"{_owner(one)}{one.engine}:{name}" for one in found for name in (one.name, one.id) if name]
     return [printable(name) for name in names]
+
+
+def _owner(container: Container) -> str:
+    """``UID/`` for a container of another user's: its name, and which process it is, are that user's word, who may want root's rights."""
+    return f"{container.owner}/" if container.owner and container.owner != who.real_uid() else ""
+
+
+def _has_target(patterns: list[str], names: list[str]) -> bool:
+    """A pattern that has a user before its first colon, or is of a path, is for those; one that hasn't is for no such name."""
+
+    def is_owned(text: str) -> bool:
+        return "/" in text.partition(":")[0]
+
+    return any(_match_any([one for one in patterns if is_owned(one) == is_owned(name)], [name]) for name in names)
 
 
 def _around(pid: int) -> list[Container]:

@@ -6,6 +6,7 @@ A mutation is a line of Python that patches one function or constant of cntr bef
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -84,6 +85,29 @@ def variables(scene: Scene) -> bool:
     ) as box:
         scene.bash(box, "true")
         return bool(box.proofs(scene.canary.secret))
+
+
+def handles(scene: Scene) -> bool:
+    closed = scene.canary.directory / "canary.open" / "closed"
+    closed.mkdir(mode=0o700)
+    try:
+        (closed / "file").write_text(scene.canary.secret)
+        number = (closed / "file").stat().st_ino
+        with scene.hostile(capabilities=test_a12_ptrace.PTRACE | 1 << 2) as box:
+            words = ("python3", "-c", test_a12_ptrace.BY_HANDLE, str(number))
+            return scene.canary.secret in scene.cntr("attach", str(box.pid), "--", *words)
+    finally:
+        shutil.rmtree(closed)
+
+
+def kernel_settings(scene: Scene) -> bool:
+    with scene.hostile(mount_proc=False) as box:
+        return "written sys/kernel" in scene.cntr("attach", str(box.pid), "--", "python3", "-c", test_a12_ptrace.PROC)
+
+
+def host_name(scene: Scene) -> bool:
+    with scene.hostile(as_root=lambda: socket.sethostname("\x1b]0;t\x07")) as box:
+        return "\x1b" in scene.cntr("attach", str(box.pid), "--", "uname", "-n")
 
 
 def root_files(scene: Scene) -> bool:
@@ -269,7 +293,7 @@ def _same_pids(pid: str, other: int) -> bool:
 # On an idmapped mount nobody writes, and nobody connects, whatever the permissions for others: what stands behind it is seen without it only.
 OWNED = (
     "import cntr.attach.view as m; "
-    "m.Part.protect = lambda self, fd: (m.syscalls.mount_setattr(self.tree_fd, '', recursive=False, attr_set=m.SAFE), setattr(self, 'how', 'idmapped'))[0]"
+    "m.Part.protect = lambda self, *fds: (m.syscalls.mount_setattr(self.tree_fd, '', recursive=False, attr_set=m.SAFE), setattr(self, 'how', 'idmapped'))[0]"
 )
 # defence → (what undoes it, the attack)
 DEFENCES: dict[str, tuple[str, Callable[[Scene], bool]]] = {
@@ -289,6 +313,15 @@ DEFENCES: dict[str, tuple[str, Callable[[Scene], bool]]] = {
         "m.add = lambda result, settings, container: (old(result, settings, container), result.update(container))[0]",
         variables,
     ),
+    "a file has no handle": ("import cntr.attach.guard as m; m._around_the_view = lambda *all: []", handles),
+    "a new /proc is as an engine makes it": (
+        "import cntr.attach.nest as m; m.Nest._restrict_proc = lambda self: None",
+        kernel_settings,
+    ),
+    "a host name is a name": (
+        "import cntr.attach.launcher as m; m.Launcher._check_hostname = lambda self: None",
+        host_name,
+    ),
     "files belong to nobody": (OWNED, root_files),
     "the view is read-only": (f"{OWNED}; m.SAFE &= ~m.syscalls.MOUNT_ATTR_RDONLY", written_files),
     "nobody connects to sockets": (OWNED, sockets),
@@ -296,7 +329,7 @@ DEFENCES: dict[str, tuple[str, Callable[[Scene], bool]]] = {
         "import cntr.attach.identity as m; m.CAP_SYS_PTRACE = 0",
         doors,
     ),
-    "no tool loses that capability": ("import cntr.attach.guard as m; m.install = lambda keep: None", dropped),
+    "no tool loses that capability": ("import cntr.attach.guard as m; m.install = lambda **all: None", dropped),
     "the session keyring is a new one": (
         "import cntr.attach.identity as m; m.process.join_new_session_keyring = lambda: None",
         tickets,
@@ -322,7 +355,7 @@ DEFENCES: dict[str, tuple[str, Callable[[Scene], bool]]] = {
         streams,
     ),
     "what is left is found by its mount namespace": (
-        "import cntr.attach.remains as m; m.end = lambda *all: 0",
+        "import cntr.attach.remains as m; m.end = lambda *all: 0; m.orphans = lambda *all: []",
         orphans,
     ),
     "a file of the kernel's is not moved by root": (

@@ -251,6 +251,31 @@ def test_slim_runs_whatever_it_is_told_and_has_to_be_allowed_by_name(place, tmp_
         assert ("slim is not allowed" in place.cntr(*words).stderr) != allowed, rule
 
 
+def test_a_users_container_is_none_of_those_that_roots_patterns_mean(tmp_path, monkeypatch):
+    """What is called web, and which process that is, a user's engine may say of any of their own: `-u 0` would make them root by it."""
+    from cntr.engines import listing
+
+    monkeypatch.setattr(policy.who, "login_uid", lambda: 0)
+    own = policy_container("docker", "web", owner=1000)
+    for text, allowed in (
+        ("['docker:web*', '*:web', '*']", False),
+        ("['1000/docker:*']", True),
+        ("['*/docker:web']", True),
+        ("['1001/docker:web']", False),
+    ):
+        found = rules(tmp_path, f"[[allow]]\ntargets = {text}\n")
+        monkeypatch.setattr(listing, "running", lambda: ([own], []))
+        for container in (own, policy_container("pid", str(os.getpid()))):
+            try:
+                found.check_target("exec", "docker:web", container)
+            except Refused:
+                assert not allowed or container is not own, (text, container.engine)
+            else:
+                assert allowed or (container is not own and "'*'" in text), (text, container.engine)
+    monkeypatch.setattr(policy.who, "real_uid", lambda: 1000)
+    rules(tmp_path, "[[allow]]\ntargets = ['docker:web']\n").check_target("exec", "", own)
+
+
 # --- the whole command -------------------------------------------------------------------------------------------------
 
 

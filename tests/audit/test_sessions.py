@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import re
 import signal
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 
 from cntr.attach import signals
 from cntr.audit import live, times
+from cntr.linux.syscalls import CLONE_NEWPID
+from testkit.container import NAMESPACES
 from testkit.waiting import wait_until
 from tests.audit.support import Place, only
 from tests.nest import box
@@ -236,6 +239,20 @@ def test_what_a_user_makes_up_is_a_users(text, kind, rows):
                 assert forger.wait() == -signals.END
         finally:
             forger.kill()
+
+
+@pytest.mark.parametrize("host_pids", [False, True])
+def test_what_a_containers_root_makes_up_is_nobodys(host_pids):
+    """It has root's uid where it has no user namespace of its own, and could stand beside a session that root wants to see, or end."""
+
+    def claim() -> None:
+        os.write(os.memfd_create("cntr-session", 0), b'{"user.id": "0", "event.id": "f0f0", "container.name": "web"}')
+
+    namespaces = NAMESPACES & ~(CLONE_NEWPID if host_pids else 0)
+    with box.Box(as_root=claim, argv=["/bin/sleep", "600"], namespaces=namespaces) as made:
+        assert any("cntr-session" in os.readlink(path) for path in pathlib.Path(f"/proc/{made.pid}/fd").iterdir())
+        assert "f0f0" not in box.run("sessions").stdout
+        assert "no session has that id" in box.run("sessions", "end", "f0f0").stderr
 
 
 def test_a_file_of_that_name_is_not_opened(tmp_path):
