@@ -227,6 +227,7 @@ class DirectoryEntry(NamedTuple):
 
 _DIRENT = struct.Struct("=QqHB")
 _dents_buffer = ctypes.create_string_buffer(32768)
+_new_entry = tuple.__new__  # in half the time of the class's own
 
 
 def getdents(fd: int, shared: bool = True) -> list[DirectoryEntry]:
@@ -241,7 +242,7 @@ def getdents(fd: int, shared: bool = True) -> list[DirectoryEntry]:
     while position < length:
         ino, offset, size, kind = _DIRENT.unpack_from(raw, position)
         start = position + 19
-        entries.append(DirectoryEntry(ino, offset, kind, raw[start : raw.index(b"\0", start)]))
+        entries.append(_new_entry(DirectoryEntry, (ino, offset, kind, raw[start : raw.index(b"\0", start)])))
         position += size
     return entries
 

@@ -238,9 +238,12 @@ class Connection:
          mtime_ns, major, minor, _, _, _) = a  # fmt: skip
         if mount.forbids:
             mode, major, minor = mount.allowed(mode, major, minor)
-        crossed = parent is not None and mount.watched and (parent ^ nodeid) & ~INO_MASK
+        if parent is not None and mount.watched and (parent ^ nodeid) & ~INO_MASK:
+            timeouts = self._timeouts_mapped
+        else:
+            timeouts = self.timeouts(mount, nodeid)
         return _pack_entry(
-            nodeid, generation, *(self.timeouts(mount, nodeid) if not crossed else self._timeouts_mapped),
+            nodeid, generation, *timeouts,
             mount.base | ino if mount.base and ino <= INO_MASK else ino, size, blocks, atime, mtime, ctime, atime_ns,
             mtime_ns, ctime_ns, mode, nlink, uid, gid, new_encode_dev(major, minor) if major or minor else 0, blksize, 0,
         )  # fmt: skip

@@ -157,10 +157,14 @@ def split_names(body: memoryview | bytes, count: int) -> list[bytes]:
     return names
 
 
+_pack_dirent = DIRENT.pack
+_PADDING = tuple(bytes(-length % 8) for length in range(8))
+
+
 def pack_dirent(ino: int, offset: int, kind: int, name: bytes) -> bytes:
     """struct fuse_dirent and its name, padded to 8 bytes."""
     length = len(name)
-    return DIRENT.pack(ino, offset, length, kind) + name + bytes(-length % 8)
+    return _pack_dirent(ino, offset, length, kind) + name + _PADDING[length & 7]
 
 
 def timeout(seconds: float) -> tuple[int, int]:
