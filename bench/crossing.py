@@ -1,78 +1,45 @@
 """Whether who asks a file server and the server run on one processor: two states that last, and differ by several times.
 
-Looked at from outside, every few milliseconds: proc_pid_stat(5) tells which processor a thread ran on last.
+Waking somebody on another processor takes an interrupt there (/proc/interrupts), on one's own it takes none. They are
+counted for the whole machine, so that the share means nothing where others work, too.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-_PAUSE = 0.004  # seconds
-_PROCESSOR = 36  # in what follows the name in parentheses
+_WAKE_UPS = 2  # for a request: the server's, and with the answer the client's
 
 
 class Share:
-    """seen: how often the server had worked when it was looked at; crossed: how often on another processor than its client."""
+    """turns: how often the server waited for a request; interrupts: sent from processor to processor meanwhile."""
 
     def __init__(self) -> None:
-        self.seen = self.crossed = 0
+        self.turns = self.interrupts = 0
+
+    @property
+    def crossed(self) -> float:
+        """The share of wake-ups that led to another processor, 0 to 1."""
+        return min(1.0, self.interrupts / (_WAKE_UPS * self.turns)) if self.turns else 0.0
 
     @contextlib.contextmanager
     def watched(self, server: int) -> Iterator[None]:
-        """While the block runs. server: the pid that serves; the client is this process, or what it has started inside."""
-        reader, writer = os.pipe()
-        client = os.getpid()
-        others = set(_children(client))
-        pid = os.fork()
-        if not pid:
-            _look(server, client, others, writer)
-        os.close(writer)
-        try:
-            yield
-        finally:
-            os.kill(pid, signal.SIGTERM)
-            with open(reader, "rb") as found:
-                numbers = found.read().split()
-            os.waitpid(pid, 0)
-            if len(numbers) == 2:
-                self.seen += int(numbers[0])
-                self.crossed += int(numbers[1])
+        """While the block runs. server: the pid that serves."""
+        turns, sent = _turns(server), _sent()
+        yield
+        self.turns += _turns(server) - turns
+        self.interrupts += _sent() - sent
 
 
-def _look(server: int, client: int, others: set[int], writer: int) -> None:
-    """The process that looks; never returns."""
-    seen = crossed = turns = 0
-    ended = False
-
-    def end(*_: object) -> None:
-        nonlocal ended
-        ended = True
-
-    signal.signal(signal.SIGTERM, end)
-    try:
-        while not ended:
-            time.sleep(_PAUSE)
-            with contextlib.suppress(OSError, IndexError, ValueError):
-                now = int(Path(f"/proc/{server}/schedstat").read_text().split()[2])
-                if now == turns:
-                    continue
-                turns = now
-                started = [child for child in _children(client) if child not in others and child != os.getpid()]
-                seen += 1
-                crossed += _processor(server) != _processor(started[0] if started else client)
-        os.write(writer, b"%d %d" % (seen, crossed))
-    finally:
-        os._exit(0)
+def _turns(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
 
 
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def _processor(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[_PROCESSOR])
+def _sent() -> int:
+    """Between processors, since the machine started."""
+    lines = Path("/proc/interrupts").read_text().splitlines()
+    sent = (line for line in lines if line.endswith(("Rescheduling interrupts", "Function call interrupts")))
+    return sum(int(word) for line in sent for word in line.split() if word.isdigit())

@@ -35,6 +35,7 @@ from testkit import rooms
 from testkit.servers import BINDINGS, REPOSITORY, Server, is_mountpoint, missing
 
 IO_URING = "devfuse:io_uring"
+_FEW = 50  # requests, of which no share is told
 _SETTLING = 0.1  # seconds after a mount: what a server has to do yet is not what is measured
 #: How a peer is started, by its name, where --peer gives no more than its path; {source} and {mountpoint} are filled in.
 PEERS = {
@@ -317,7 +318,7 @@ def main() -> int:
                 workload, places, options.rounds, shares if len(os.sched_getaffinity(0)) > 1 else None
             )
             crossed[workload.name] = {
-                name: round(share.crossed / share.seen, 2) for name, share in shares.items() if share.seen
+                name: round(share.crossed, 2) for name, share in shares.items() if share.turns >= _FEW
             }
             print(
                 table({workload.name: results[workload.name]}, names).splitlines()[1],

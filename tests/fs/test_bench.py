@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from bench import fs_paper
+from bench.crossing import Share
 from bench.fs import picture
 from bench.plot import chart
 from testkit.servers import open_to_others
@@ -45,6 +46,34 @@ def test_chart_shows_every_ratio() -> None:
     bars = [element for element in root.iter("{http://www.w3.org/2000/svg}rect") if element.get("height") == "8"]
     assert len(bars) == 4
     assert float(bars[1].get("width", 0)) > float(bars[0].get("width", 0))
+
+
+def test_who_wakes_another_processor_is_seen() -> None:
+    processors = sorted(before := os.sched_getaffinity(0))
+    if len(processors) < 2:
+        pytest.skip("there is one processor")
+    (asked, ask), (answered, answer) = os.pipe(), os.pipe()
+    server = os.fork()
+    if not server:
+        os.sched_setaffinity(0, {processors[1]})
+        os.close(ask)
+        while os.read(asked, 1):
+            os.write(answer, b"x")
+        os._exit(0)
+    share = Share()
+    assert share.crossed == 0
+    os.sched_setaffinity(0, {processors[0]})
+    try:
+        with share.watched(server):
+            for _ in range(2000):
+                os.write(ask, b"x")
+                os.read(answered, 1)
+    finally:
+        os.sched_setaffinity(0, before)
+        for fd in (asked, ask, answered, answer):
+            os.close(fd)
+        os.waitpid(server, 0)
+    assert share.crossed > 0.3
 
 
 def test_chart_of_nothing_is_one() -> None:

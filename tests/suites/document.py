@@ -231,8 +231,8 @@ def performance(path: Path) -> str:
         "# How fast CntrFS is\n",
         "Ratios of the median time to the native directory, rounds interleaved, lower is better; in brackets the ratio",
         "of the best times. *FUSE cold*: mounted anew before each run. *devfuse:as_nobody* is how a session's tools are served,",
-        "read-only. *Crossed*: how often devfuse's server was seen to have run on another processor than who asked it. –: the",
-        "place is read-only, or its server failed.\n",
+        "read-only. *Crossed*: the share of devfuse's requests and answers that woke another processor. –: the place is read-only,",
+        "or its server failed.\n",
     ]
     if not path.exists():
         return "\n".join([*lines, "No report of a quiet machine yet: `nox -s bench -- fs` makes one.", ""])
