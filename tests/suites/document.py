@@ -1,7 +1,7 @@
 """Write docs/compliance.md and docs/performance.md from the reports: python -m tests.suites.document [--reports DIR …]
 
 The reports are the JSON files that the runners and bench.fs leave; several directories may hold parts of one suite.
-What has no report keeps no numbers: the page says so.
+What has no report keeps what the page says of it; where that is nothing, the page says so.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .results import BAD, NOTRUN, PASS, Run, Verdict, judge, read_cannot, read_t
 SUITES = {
     "pjdfstest": "POSIX permissions, links, renames, times: pjdfstest",
     "xfstests": "xfstests, generic/quick",
+    "xfstests-auto": "xfstests, generic/auto beyond quick, on devfuse",  # a report of xfstests, renamed
     "apt": "Suites packaged by Debian: acl, attr, CPython, stress-ng, fio",
 }
 WORDS = {"*": "both", "writeback": "both, with `writeback`"}
@@ -48,7 +49,15 @@ def merged(suite: str, directories: list[Path]) -> Run | None:
     return whole
 
 
-def compliance(directories: list[Path]) -> str:
+def kept(page: Path, title: str) -> list[str]:
+    """The lines of the section TITLE as the page has it."""
+    text = page.read_text() if page.exists() else ""
+    _, found, rest = text.partition(f"\n## {title}\n")
+    return [rest.partition("\n## ")[0].strip("\n")] if found else ["No report yet.\n"]
+
+
+def compliance(directories: list[Path], page: Path) -> str:
+    """page: as it is."""
     lines = [
         _GENERATED,
         "# How much of the Linux filesystem API CntrFS has\n",
@@ -61,7 +70,7 @@ def compliance(directories: list[Path]) -> str:
     for suite, title in SUITES.items():
         lines += [f"\n## {title}\n"]
         run = merged(suite, directories)
-        lines += _suite(run, suite) if run else ["No report yet.\n"]
+        lines += _suite(run, suite) if run else kept(page, title)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -77,7 +86,7 @@ def _known_failures() -> list[str]:
 
 
 def _suite(run: Run, suite: str) -> list[str]:
-    table = Path(__file__).with_name(f"{suite}.table")
+    table = Path(__file__).with_name(f"{suite.partition('-')[0]}.table")
     verdicts = judge(run, read_table(table), read_cannot(table.with_suffix(".cannot")))
     parts = Counter(test.partition("/")[0] for test in run.outcomes)
     covered = ", ".join(f"{part} {count}" for part, count in sorted(parts.items()))
@@ -278,9 +287,11 @@ def main() -> int:
     options = parser.parse_args()
     options.docs.mkdir(exist_ok=True)
     if not options.performance:
-        (options.docs / "compliance.md").write_text(compliance(options.reports))
+        page = options.docs / "compliance.md"
+    page.write_text(compliance(options.reports, page))
     bench = options.bench or options.reports[0] / "bench-fs.json"
-    (options.docs / "performance.md").write_text(performance(bench))
+    if bench.exists() or not (options.docs / "performance.md").exists():
+        (options.docs / "performance.md").write_text(performance(bench))
     if bench.exists():
         (options.docs / "performance.svg").write_text(picture(json.loads(bench.read_text())["seconds"]))
     print(f"wrote {options.docs} for {', '.join(BINDINGS)}")
