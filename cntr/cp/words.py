@@ -55,7 +55,10 @@ class Sides:
         parts = [("", b"") if far and word == far else split(word) for word in (source, destination)]
         (source_target, source_path), (target, path) = parts
         if source_target and target:
-            raise UsageError("cp: both sides are in a container", "copy to a directory of the host first")
+            raise UsageError(
+                "cp: both sides are in a container",
+                "copy to a directory of the host first; a name with a colon in it is the host's as ./NAME",
+            )
         if not (source_target or target):
             raise UsageError(
                 "cp: neither side is in a container", "the container's side is TARGET:/PATH, from its root"

@@ -239,3 +239,10 @@ def test_a_file_of_sys_is_whole_and_no_change_is_seen(container, at, tmp_path):
     assert (tmp_path / "address").read_text() == "00:00:00:00:00:00\n"
     done(cp(at("/proc/sys/kernel/ostype"), tmp_path / "name"))
     assert (tmp_path / "name").read_text() == "Linux\n"
+
+
+def test_a_name_of_the_host_with_a_colon_in_it():
+    with pytest.raises(UsageError) as refused:
+        words.Sides("co:lon", "web:/c")
+    assert "./NAME" in refused.value.hint
+    assert words.Sides("./co:lon", "web:/c").host_path == b"./co:lon"
