@@ -60,7 +60,8 @@ class Part:
             # ENOSYS: nothing can be, before Linux 5.12.
             if error.errno not in (errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
-            if overlay and mounted >= 0 and error.errno != errno.ENOSYS and self._overlay(nobody_fd, mounted, overlay):
+            can = mounted >= 0 and error.errno != errno.ENOSYS and _is_reachable(self.path)
+            if overlay and can and self._overlay(nobody_fd, mounted, overlay):
                 return
             attributes.add(self.tree_fd, SAFE)
             self.how = "masked"
@@ -127,15 +128,16 @@ def collect(proc_fd: int, nobody_fd: int, overlay: Overlay | None) -> list[Part]
     parts = _closed_root(root) or [
         Part("/", root, syscalls.open_tree(syscalls.AT_FDCWD, "/", syscalls.OPEN_TREE_CLONE))
     ]
+    resolve = syscalls.RESOLVE_NO_SYMLINKS
     for number, part in enumerate(parts):
         closed = number == 0 and len(parts) > 1  # a tmpfs of our own
-        mounted = -1 if closed else os.open(part.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        mounted = -1 if closed else syscalls.openat2(syscalls.AT_FDCWD, part.path, os.O_PATH, resolve)
         try:
             part.protect(nobody_fd, mounted, overlay)
         finally:
             if mounted >= 0:
                 os.close(mounted)
-    resolve, seen = syscalls.RESOLVE_NO_SYMLINKS, {part.path for part in parts}
+    seen = {part.path for part in parts}
     for mount in mounts:
         path = mount.mount_point
         if not is_shown(mount) or path in seen:
@@ -147,7 +149,7 @@ def collect(proc_fd: int, nobody_fd: int, overlay: Overlay | None) -> list[Part]
             continue  # below another mount, or it has gone
         try:
             part = Part(path, mount.fstype, syscalls.open_tree(fd, "", places.CLONE))
-            part.protect(nobody_fd, fd if _is_reachable(path) else -1, overlay)
+            part.protect(nobody_fd, fd, overlay)
         finally:
             os.close(fd)
         parts.append(part)
