@@ -379,6 +379,20 @@ class Rings:
             queue.join()
 
 
+def make(
+    fuse_fd: int, heartbeat: Heartbeat, serve: Serve, on_failure: Callable[[], object], *, offered: bool
+) -> Rings | None:
+    """``Rings``, before INIT is answered; None where /dev/fuse it is, and then a line says why. offered: by INIT."""
+    why = why_not() if offered else "not offered by this kernel (fuse.enable_uring, Linux 6.14)"
+    if not why:
+        try:
+            return Rings(fuse_fd, heartbeat, serve, on_failure)
+        except (OSError, RuntimeError) as error:
+            why = str(error)
+    log.info("requests come by /dev/fuse, not io_uring: %s", why)
+    return None
+
+
 _unpack_header = wire.IN_HEADER.unpack_from
 _unpack_in_out = _IN_OUT_STRUCT.unpack_from
 _pack_error = _ERROR.pack_into

@@ -49,6 +49,9 @@ _WANTED = (
 )  # fmt: skip
 # An attach's command has often ended before that, and the end of a watch alone takes the kernel 15 ms (fanotify's marks).
 _SHORT_SESSION = 1.0
+#: Milliseconds between two looks at /dev/fuse beside rings: the FORGETs of that time are one request then. Each look takes the
+#: turn of a thread that somebody waits for.
+_REST = 2
 _STOP_RETRY = 0.05  # seconds between two attempts to get the serving thread out of its read
 
 
@@ -100,9 +103,14 @@ class FuseSession:
             depth = 2 if file_syscalls.filesystem_magic(self.core.nodes.root.fd) == _OVERLAYFS_MAGIC else 1
             connection.passthrough.enabled = True
         size = MAX_IO
-        if self.core.options.io_uring and self._make_rings(flags):
+        if self.core.options.io_uring:
+            from cntr.cntrfs.devfuse import rings
+
+            offered = bool(flags & wire.OVER_IO_URING)
+            self.rings = rings.make(self.fd, self.heartbeat, self._serve, connection.workers.wake, offered=offered)
+        if self.rings is not None:
             agreed |= wire.OVER_IO_URING
-            size = self.rings.payload if self.rings is not None else MAX_IO
+            size = self.rings.payload
         return wire.INIT_OUT.pack(
             wire.KERNEL_VERSION, min(minor, wire.MINOR_VERSION), max(readahead, 1 << 20), agreed & 0xFFFFFFFF,
             64, 48, size, 1, size // 4096, 0, agreed >> 32, depth, 0,
@@ -120,24 +128,6 @@ class FuseSession:
         if options.cache == "none":
             flags |= wire.DIRECT_IO_ALLOW_MMAP
         return flags
-
-    def _make_rings(self, flags: int) -> bool:
-        """The threads of ``rings``; False where /dev/fuse it is, and then a line says why."""
-        from cntr.cntrfs.devfuse import rings
-
-        why = (
-            rings.why_not()
-            if flags & wire.OVER_IO_URING
-            else "not offered by this kernel (fuse.enable_uring, Linux 6.14)"
-        )
-        if not why:
-            try:
-                self.rings = rings.Rings(self.fd, self.heartbeat, self._serve, self.connection.workers.wake)
-                return True
-            except (OSError, RuntimeError) as error:
-                why = str(error)
-        log.info("requests come by /dev/fuse, not io_uring: %s", why)
-        return False
 
     def _watch(self) -> None:
         """Long timeouts, where the kernel can be told of changes."""
@@ -176,11 +166,9 @@ class FuseSession:
                     length = read(fd, buffers)
                 except OSError as error:
                     self._reading = False
-                    if error.errno in (errno.ENODEV, errno.ECONNABORTED, errno.EBADF):
-                        return  # unmounted, or aborted
-                    if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
-                        continue  # the request was interrupted before we got it
-                    raise
+                    if _is_over(error):
+                        return
+                    continue
                 self._reading = False
                 taken += 1
                 counters[0] = taken
@@ -194,29 +182,30 @@ class FuseSession:
     def _run_beside(self, rings: Rings) -> None:
         """Take what does not come by a ring, FORGET and INTERRUPT, and finish deferred jobs."""
         done_event = self.connection.workers.done_event
-        poll = select.poll()
+        poll, rest = select.poll(), select.poll()
         poll.register(self.fd, select.POLLIN)
         poll.register(done_event, select.POLLIN)
+        rest.register(done_event, select.POLLIN)
         os.set_blocking(self.fd, False)
         while not (self.stopping or rings.is_broken):
             self._reading = True
-            poll.poll(max(0.0, self._watch_from - monotonic()) * 1000 if self._watch_from else None)
+            ready = poll.poll(max(0.0, self._watch_from - monotonic()) * 1000 if self._watch_from else None)
             self._reading = False
             with rings.serving:
                 self.heartbeat.counters[4] = 0
                 if self._watch_from and monotonic() > self._watch_from:
                     self._watch_from = 0.0
                     self._watch()
-                self.finish_deferred()
+                if (done_event, select.POLLIN) in ready:
+                    self.finish_deferred()
                 try:
                     length = os.readv(self.fd, [self._buffer])
                 except OSError as error:
-                    if error.errno in (errno.ENODEV, errno.ECONNABORTED, errno.EBADF):
+                    if _is_over(error):
                         return
-                    if error.errno not in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
-                        raise
                 else:
                     self._serve(_unpack_header(self._view), self._view[_HEADER_SIZE:length])
+            rest.poll(_REST)
 
     def _serve(self, header: tuple[int, ...], body: memoryview) -> None:
         """One request, for the thread that holds ``rings.serving``."""
@@ -376,6 +365,13 @@ _TABLE = [
 ]
 _unpack_header = wire.IN_HEADER.unpack_from
 _HEADER_SIZE = wire.IN_HEADER.size
+
+
+def _is_over(error: OSError) -> bool:
+    """After a read that failed: unmounted or aborted? False: the request was interrupted before we got it. Raises any other."""
+    if error.errno not in (errno.ENODEV, errno.ECONNABORTED, errno.EBADF, errno.ENOENT, errno.EINTR, errno.EAGAIN):
+        raise error
+    return error.errno in (errno.ENODEV, errno.ECONNABORTED, errno.EBADF)
 
 
 def _unlisted(header: tuple[int, ...]) -> str:
