@@ -301,18 +301,18 @@ RECIPES = (
         config={"ExposedPorts": {"53/tcp": {}}},
     ),
     Recipe(
-        *("tomcat", "tomcat", "tomcat9 openjdk-17-jre-headless", ["/usr/share/tomcat9/bin/catalina.sh", "run"]),
+        *("tomcat", "tomcat", "tomcat10 openjdk-17-jre-headless", ["/usr/share/tomcat10/bin/catalina.sh", "run"]),
         probe=(("http", 8080, "/", "hello from tomcat"),),
         held_back=(("http", 8080, "/sum.jsp", "42"),),
         files={
-            "/var/lib/tomcat9/webapps/ROOT/index.jsp": '<%= "hello from " + "tomcat" %>\n',
-            "/var/lib/tomcat9/webapps/ROOT/sum.jsp": "<%= 40 + 2 %>\n",
+            "/var/lib/tomcat10/webapps/ROOT/index.jsp": '<%= "hello from " + "tomcat" %>\n',
+            "/var/lib/tomcat10/webapps/ROOT/sum.jsp": "<%= 40 + 2 %>\n",
         },
         config={
             "ExposedPorts": {"8080/tcp": {}},
             "Env": [
                 "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                *("CATALINA_HOME=/usr/share/tomcat9", "CATALINA_BASE=/var/lib/tomcat9"),
+                *("CATALINA_HOME=/usr/share/tomcat10", "CATALINA_BASE=/var/lib/tomcat10"),
             ],
         },
     ),

@@ -96,6 +96,7 @@ SLIM_OPTIONS = (
     Option("--report", "FILE", "write a report: .html, one page with charts, or .json, everything"),
     Option("--fat", "FILE", "write the rest as an archive too; proved to be the image together with the slim one"),
     Option("--compress", "KIND", "of the archive's layer (default: gzip)", choices="gzip zstd none"),
+    Option("--layers", "N", "2: the application in a layer of its own (default: 1)", choices="1 2"),
     Option("--network", "NAME", "the engine's network to run it in: none (default), host, container:NAME, …"),
     ENV,
     Option("-v --volume", "SPEC", "a volume for the runs, as the engine takes it", repeat=True),

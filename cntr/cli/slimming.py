@@ -42,6 +42,7 @@ def request_of(parsed: Parsed) -> Request:
     request.tag = _tag(parsed.text("tag"))
     request.recorder, request.verify = parsed.text("recorder", "auto"), parsed.text("verify", "all")
     request.compress, request.explain = parsed.text("compress", "gzip"), parsed.texts("explain")
+    request.layers = int(parsed.text("layers", "1"))
     exercise = request.exercise
     exercise.http = [Http(text) for text in parsed.texts("http")]
     exercise.inside = [_words("--exec", text) for text in parsed.texts("exec")]

@@ -37,6 +37,7 @@ class Request:
         self.recorder = "auto"
         self.verify = "all"
         self.compress = "gzip"
+        self.layers = 1
         self.explain: list[str] = []
         self.report = ""
         self.exercise = Exercise()
@@ -84,14 +85,15 @@ def publish(path: str, write: Callable[[IO[bytes]], object]) -> None:
             os.unlink(temporary)
 
 
-def configuration(source: Source) -> dict[str, object]:
-    """The image's configuration for the slim image: as it was, with one layer and one line of history."""
+def configuration(source: Source, layers: int = 1) -> dict[str, object]:
+    """The image's configuration for the slim image: as it was, with a line of history for each of its layers."""
     config = {key: value for key, value in source.image.config.items() if key not in ("rootfs", "history")}
     config.setdefault("architecture", MACHINES.get(os.uname().machine, os.uname().machine))
     config.setdefault("os", "linux")
     created = str(config.get("created") or "1970-01-01T00:00:00Z")
     config["created"] = created
-    config["history"] = [{"created": created, "created_by": "cntr slim", "comment": printable(source.image.reference)}]
+    line = {"created": created, "created_by": "cntr slim", "comment": printable(source.image.reference)}
+    config["history"] = [line] * layers
     return config
 
 

@@ -7,7 +7,7 @@ import signal
 import time
 
 from cntr.errors import CntrError, UsageError, printable
-from cntr.slim import accesses, record, rules, sources, verify, writer
+from cntr.slim import accesses, layering, record, rules, sources, verify, writer
 from cntr.slim.accesses import Accesses
 from cntr.slim.job import Job, Request, configuration, exercise, publish, slim_name
 from cntr.slim.leftovers import Guard
@@ -218,9 +218,13 @@ def _write(job: Job, context: Context) -> None:
     """Write the archive where nobody looks, verify it, and only then give it its name."""
     request, source = job.request, job.source
     place = job.guard.directory()
-    layer = writer.layer(source.tree, context.kept, context.replaced, place, request.compress)
-    archive = writer.Archive(place, configuration(source), [layer], request.compress)
-    job.step(f"layer of {layer.raw / 1e6:.1f} MB, {layer.size / 1e6:.1f} MB compressed; image {archive.id[:12]}")
+    parts = layering.parts(context, request.layers)
+    layers = [writer.layer(source.tree, part, context.replaced, place, request.compress) for part in parts]
+    archive = writer.Archive(place, configuration(source, len(layers)), layers, request.compress)
+    for layer in layers:
+        job.step(f"layer of {layer.raw / 1e6:.1f} MB, {layer.size / 1e6:.1f} MB compressed; image {archive.id[:12]}")
+    if len(layers) < request.layers:
+        job.report.note("one layer: nothing in the image tells application from system (--app DIR does)")
     job.report.archive(archive)
     name = request.tag or slim_name(source.image.reference)
     job.report.name = name

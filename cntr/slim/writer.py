@@ -129,6 +129,9 @@ def _named(temporary: str, directory: str, stream: _Compressed) -> Blob:
 def write_tar(tree: Tree, paths: Iterable[str], replaced: dict[str, bytes], stream: io.RawIOBase) -> None:
     """Write PATHS as a tar, each directory before what is in it, the first name of a hard link before the others."""
     first: dict[tuple[int, int], str] = {}
+    there = sorted(paths, key=lambda path: path.split("/"))
+    # No archive holds the root's own time: it is when the engine unpacked the image.
+    newest = max((tree.entries[path].mtime for path in there if path.count("/") == 1 and path != "/"), default=0)
     with tarfile.open(
         fileobj=stream,
         mode="w|",
@@ -137,12 +140,12 @@ def write_tar(tree: Tree, paths: Iterable[str], replaced: dict[str, bytes], stre
         errors="surrogateescape",
         bufsize=1 << 20,
     ) as tar:
-        for path in sorted(paths, key=lambda path: path.split("/")):
+        for path in there:
             entry = tree.entries[path]
             info = tarfile.TarInfo(path.strip("/") or ".")
             info.mode, info.uid, info.gid, info.mtime = stat.S_IMODE(entry.mode), entry.uid, entry.gid, entry.mtime
-            if path == "/":  # no archive holds the root's own time: it is when the engine unpacked the image
-                info.mtime = max((tree.entries[name].mtime for name in tree.children("/")), default=0)
+            if path == "/":
+                info.mtime = newest
             if not entry.is_directory and entry.nlink > 1:
                 name = first.setdefault((entry.dev, entry.ino), path)
                 if name != path:

@@ -124,7 +124,7 @@ LAYERS = (
     ("cntr.cp",),
     ("cntr.slim.splitting",),
     ("cntr.slim.page", "cntr.slim.verify"),
-    ("cntr.slim.compare", "cntr.slim.job"),
+    ("cntr.slim.compare", "cntr.slim.job", "cntr.slim.layering"),
     ("cntr.slim.report", "cntr.slim.sources"),
     ("cntr.slim.exercise", "cntr.slim.record", "cntr.slim.rules", "cntr.slim.rules."),
     ("cntr.slim.runs.containerd", "cntr.slim.runs.docker", "cntr.slim.runs.podman", "cntr.slim.runs.runtime"),

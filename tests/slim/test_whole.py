@@ -90,6 +90,44 @@ def test_an_archive_is_split_without_an_engine(archive, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"one.tar", "two.tar", "fat.tar"}
 
 
+def layers_of(path: pathlib.Path) -> list[tuple[str, set[str]]]:
+    """(digest, names) of each layer."""
+    with tarfile.open(path) as outer:
+        (row,) = json.load(outer.extractfile("manifest.json"))
+        found = []
+        for name in row["Layers"]:
+            with tarfile.open(fileobj=outer.extractfile(name)) as inner:
+                found.append((name, {member.name for member in inner}))
+        assert len(json.load(outer.extractfile(row["Config"]))["history"]) == len(found)
+        return found
+
+
+def test_another_build_of_the_application_leaves_the_systems_layer(archive, tmp_path):
+    first = ["--layers", "2", "--app", "/data", "--http", "8000", "-o"]
+    done = slim(f"archive:{archive}", *first, "one.tar", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (system, kept), (_, own) = layers_of(tmp_path / "one.tar")
+    assert {"bin/busybox", "etc/passwd"} <= kept
+    assert {"data", "data/index.html", "data/unused", "."} == own - {"data/more", "data/run"}
+    root = tmp_path / "root"
+    root.mkdir()
+    with tarfile.open(archive) as outer:
+        (row,) = json.load(outer.extractfile("manifest.json"))
+        layer = outer.extractfile(row["Layers"][0]).read()
+    subprocess.run(["tar", "-C", root, "-x"], input=layer, check=True)
+    (root / "data/index.html").write_text("another build")
+    other = docker_archive(str(tmp_path / "other"), str(root), "localhost/served:1", ["/data/run"])
+    again = slim(f"archive:{other}", *first, "two.tar", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    changed = layers_of(tmp_path / "two.tar")
+    assert changed[0][0] == system
+    assert changed[1][0] != layers_of(tmp_path / "one.tar")[1][0]
+    whole = slim(f"archive:{archive}", "--app", "/data", "--http", "8000", "-o", "whole.tar", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    same = slim("diff", "archive:whole.tar", "archive:one.tar", cwd=tmp_path)
+    assert (same.returncode, same.stdout.splitlines()[-1].split(" ")[0]) == (0, "0"), same.stdout
+
+
 SLOW_MOUNT = """
 import sys, time
 from cntr.linux import syscalls
