@@ -84,6 +84,10 @@ class Part:
 
     def look(self) -> None:
         """Find what others may not read. Raises OSError (EFBIG: there is too much to look at)."""
+        mode = os.fstat(self.tree_fd).st_mode
+        if not stat.S_ISDIR(mode):  # a file mounted on a file, as engines do with /etc/hosts
+            self.how = self.how if stat.S_ISREG(mode) and mode & 0o4 else LEFT_OUT
+            return
         left, pending = LOOKED_AT, [""]
         hidden = HIDDEN if self.path == "/" else ()
         resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS

@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import os
 import re
+import subprocess
 import tarfile
 import tomllib
 from pathlib import Path
+
+import pytest
 
 from cntr import __version__, images
 from lab import packages
@@ -42,3 +45,13 @@ def test_versions_and_names_are_the_projects():
 
 def test_every_kind_is_tried():
     assert set(packages.TRIALS) == set(packages.MAKERS)
+
+
+def test_the_source_archive_holds_tests_documents_and_all_else_that_is_kept():
+    """MANIFEST.in grafts each directory; what begins with a dot is the workshop's own."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no checkout: git ls-files says what is kept")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    directories = {line.partition("/")[0] for line in tracked.splitlines() if "/" in line and line[0] != "."}
+    grafted = set(re.findall(r"^graft (\S+)$", (ROOT / "MANIFEST.in").read_text(), re.MULTILINE))
+    assert {"tests", "docs"} <= grafted == directories - {"cntr"}

@@ -91,7 +91,7 @@ s.mount(None, "/", None, s.MS_REC | s.MS_PRIVATE)
 attributes.os.fork = None
 os.chdir("/")
 paths = [f"{tmp_path}/{{number}}" for number in range(1000)]
-view.View(-1, os.open("/proc", os.O_PATH), as_owner=False)._cover([(path, False) for path in paths])
+view.View(-1, os.open("/proc", os.O_PATH), None, as_owner=False)._cover([(path, False) for path in paths])
 flags = {{os.statvfs(path).f_flag & 15 for path in paths}}
 assert flags == {{os.ST_RDONLY | os.ST_NOSUID | os.ST_NODEV}}, flags
 """
@@ -143,6 +143,18 @@ def test_a_directory_that_goes_while_it_is_looked_at(tools, monkeypatch):
         patched.setattr(view.os, "scandir", scan)
         part.look()
     os.close(part.tree_fd)
+
+
+@pytest.mark.parametrize(("mode", "how"), [(0o644, "masked"), (0o640, "left out")])
+def test_a_file_that_is_mounted_on_a_file(tmp_path, mode, how):
+    """As an engine mounts /etc/hosts, in a toolbox: it is shown, or left out, and is no directory to be looked through."""
+    (tmp_path / "file").touch()
+    (tmp_path / "file").chmod(mode)
+    part = view.Part("/etc/hosts", "ext4", os.open(tmp_path / "file", os.O_PATH))
+    part.how = "masked"
+    part.look()
+    os.close(part.tree_fd)
+    assert (part.how, part.masks) == (how, [])
 
 
 def test_a_stand_in_for_what_does_not_run(tools):
