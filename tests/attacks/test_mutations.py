@@ -355,7 +355,7 @@ DEFENCES: dict[str, tuple[str, Callable[[Scene], bool]]] = {
         streams,
     ),
     "what is left is found by its mount namespace": (
-        "import cntr.attach.remains as m; m.end = lambda *all: 0; m.orphans = lambda *all: []",
+        "import cntr.attach.remains as m; m.end = lambda *all: 0; m.orphans = m.descendants = lambda *all: []",
         orphans,
     ),
     "a file of the kernel's is not moved by root": (
