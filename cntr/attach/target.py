@@ -6,6 +6,7 @@ import errno
 import os
 import select
 import stat
+import time
 
 from cntr.attach import patience
 from cntr.engines import Container
@@ -26,6 +27,7 @@ CAPABILITIES = (
     "sys_admin sys_boot sys_nice sys_resource sys_time sys_tty_config mknod lease audit_write audit_control "
     "setfcap mac_override mac_admin syslog wake_alarm block_suspend audit_read perfmon bpf checkpoint_restore"
 ).split()
+THREAD_SECONDS = 3.0
 CAP_SYS_PTRACE, CAP_SYS_ADMIN = 1 << 19, 1 << 21
 UNREAL = (syscalls.PROC_SUPER_MAGIC, syscalls.SYSFS_MAGIC, syscalls.DEVPTS_SUPER_MAGIC, syscalls.FUSE_SUPER_MAGIC)
 
@@ -161,6 +163,7 @@ class Target:
             raise PermissionError(errno.EPERM, "Operation not permitted")
         fd, uid = self._owner_of_namespaces(), os.geteuid()
         try:
+            _wait_for_threads()
             syscalls.setns(fd, syscalls.CLONE_NEWUSER)
         finally:
             os.close(fd)
@@ -370,3 +373,18 @@ def _be_its_root() -> None:
         pass
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
+
+
+def _wait_for_threads() -> None:
+    """Until this process is one thread, as setns(2) wants it for a user namespace: an engine that is late is still being asked in another.
+
+    Raises CntrError.
+    """
+    end = time.monotonic() + THREAD_SECONDS
+    while len(os.listdir("/proc/self/task")) > 1:
+        if time.monotonic() > end:
+            raise CntrError(
+                "an engine that was asked for that name does not answer, and is in the way",
+                "ENGINE:NAME asks one alone",
+            )
+        time.sleep(0.002)

@@ -460,7 +460,14 @@ def test_what_a_users_configuration_claims_is_that_users(hostile):
     )
     own()
     with pytest.raises(CntrError, match="volume for /volume"):
-        targets.hold("mine", say=print)
+        targets.hold("mine", say=print, exact=True)
+    said: list[str] = []
+    _, held = targets.hold("mine", say=said.append)
+    try:
+        assert [line for line in said if line.endswith(f"{secret}/open: Permission denied: left out")], said
+        assert "/volume" not in procfs.read(f"/proc/{held.pid}/mountinfo")
+    finally:
+        held.close()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"process": 5}', '{"linux": [], "mounts": {}}', "[" * 100_000])
