@@ -61,7 +61,7 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Ratios measured side by side in one run: `-- attach`, `-- resolve`, `-- fs`, `-- forward`; default attach."""
+    """Ratios measured side by side in one run: `-- attach`, `-- resolve`, `-- fs`, `-- forward`, `-- slim`; default attach."""
     _require_root(session)
     session.install("-q", ".[test]")  # the engines to measure beside are the tests' own
     name, *rest = session.posargs or ["attach"]
