@@ -14,7 +14,6 @@ import pytest
 
 from cntr.linux import syscalls
 from testkit.servers import BINDINGS, Place, Server, missing, place
-from testkit.waiting import wait_until
 from tests.fs.syscalls import errno_of
 
 pytestmark = pytest.mark.skipif(bool(missing("devfuse")), reason=missing("devfuse") or "nothing is missing")
@@ -81,32 +80,6 @@ def test_neither_nowait_nor_clones(here: Place) -> None:
         assert errno_of(lambda: fcntl.ioctl(clone.fileno(), FICLONE, file.fileno())) == errno.EOPNOTSUPP
     done = subprocess.run(["cp", "--reflink=auto", here.directory / "file", here.directory / "copy"], check=False)
     assert not done.returncode
-
-
-def test_a_readers_lock_goes_with_the_open_file() -> None:
-    """Where a second process has it; the lock's owner has closed it."""
-    with place("devfuse") as here:
-        (here.directory / "file").touch()
-        reader = os.open(here.directory / "file", os.O_RDONLY)
-        told, tell = os.pipe()
-        if not (owner := os.fork()):
-            fcntl.lockf(reader, fcntl.LOCK_SH)
-            if os.fork():
-                os._exit(0)  # by which a lock ends
-            os.read(told, 1)
-            os._exit(0)
-        os.close(reader)
-        os.waitpid(owner, 0)
-        with open(here.directory / "file", "r+b") as file:
-
-            def lock() -> None:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-            assert errno_of(lock) in (errno.EACCES, errno.EAGAIN)
-            os.write(tell, b"x")
-            wait_until(lambda: errno_of(lock) == 0, "the lock", 10)
-        os.close(told)
-        os.close(tell)
 
 
 def test_no_shared_mapping_past_the_cache() -> None:

@@ -48,9 +48,9 @@ def _open_flags(c: Connection, node: Node, fd: int, mode: int, fh: int) -> tuple
         answer = wire.FOPEN_KEEP_CACHE if c.keep_cache else 0
     if backing_id and len(c.core.files.handles) > c.core.fds.max_fds:
         c.let_go(handle, fh)  # fds get scarce, and the kernel holds the file itself now
-    if c.local_locks or (not handle.writable and not node.mount.is_remote and not c.locks.has_owners(node)):
-        # Else a FLUSH is how the kernel says that a process closed one of its fds, which ends its POSIX locks. Who takes one
-        # by a file that was open for reading before there were any keeps it until that open file is gone.
+    if c.local_locks:
+        # Else a FLUSH is how the kernel says that a process closed one of its fds, which ends its POSIX locks. That can't be
+        # left out for a file open for reading alone: a lock taken later would outlive its owner where a child has the file, too.
         answer |= wire.FOPEN_NOFLUSH
     return answer, backing_id
 

@@ -260,11 +260,6 @@ class Locks:
             self._wake(file)
             self._tidy(handle.node.nodeid, file)
 
-    def has_owners(self, node: Node) -> bool:
-        """Has somebody POSIX or OFD locks on the file, or waits for one?"""
-        file = self._table.files.get(node.nodeid)
-        return file is not None and bool(file.owners)
-
     def holds_flock(self, handle: FileHandle, fh: int) -> bool:
         """Does a flock(2) lock depend on the handle's fd, or a wait for one?"""
         file = self._table.files.get(handle.node.nodeid)

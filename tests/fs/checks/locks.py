@@ -267,6 +267,31 @@ def check_read_lock_of_a_reader(here: Path) -> None:
     finished(holder.pid, -signal.SIGKILL)
 
 
+def check_read_lock_ends_with_its_owner(here: Path) -> None:
+    """Although a child has the same open file, and whatever it is open for: fcntl(2) gives a child none of its parent's locks."""
+    make(here / "f")
+    reader = os.open(here / "f", os.O_RDONLY)
+    told, tell = os.pipe()
+    if not (owner := os.fork()):
+        try:
+            _lock(reader, fcntl.F_SETLK, fcntl.F_RDLCK, 0, 0)
+            if not os.fork():
+                os.close(tell)
+                os.read(told, 1)  # until the check is over
+        finally:
+            os._exit(0)
+    os.close(reader)
+    os.waitpid(owner, 0)
+    try:
+        with opened(here / "f", os.O_RDWR) as fd:
+            wait_until(
+                lambda: _lock(fd, fcntl.F_SETLK, fcntl.F_WRLCK, 0, 0), "the owner's lock to end", 5, passing=OSError
+            )
+    finally:
+        os.close(tell)
+        os.close(told)
+
+
 def check_posix_deadlock_is_found(here: Path) -> None:
     """EDEADLK, or at least no hang: the waiter below gives up by alarm."""
     make(here / "f", b"x" * 10)
