@@ -57,6 +57,10 @@ class RecordedMount(mounting.MountSession):
 def run(parsed: Parsed, session: Session) -> int:
     """Mount as the words say; the status. Raises CntrError."""
     source, mountpoint = parsed.words
+    if parsed.flag("verbose"):
+        import logging
+
+        logging.basicConfig(format="cntr: %(message)s", level=logging.INFO)
     if session.policy:
         source = os.path.realpath(source)  # what it was asked about
     settings = options.parse(",".join(parsed.texts("options")))

@@ -159,6 +159,7 @@ COMMANDS = (
             REASON,
             Option("--timeout", "TIME", "unmount after so long (30s, 30m, 8h)"),
             Option("-o --options", "OPTS", "mount options, comma-separated: ro, noatime, io_uring, …", repeat=True),
+            Option("-v --verbose", "", "say what the mount does without, and why"),
         ),
         "cntr mount /srv/tools /mnt\numount /mnt",
     ),
