@@ -26,6 +26,7 @@ class _Strict:
     strict = True
     object_hook = None
     object_pairs_hook = None
+    array_hook = None  # read since Python 3.15
     parse_float = float
     parse_int = int
     parse_constant = float
@@ -37,9 +38,10 @@ def _scanner() -> Callable[[str, int], tuple[Json, int]] | None:
     # scanner that does all of json.loads' work. It is CPython's own, so other interpreters take the documented road.
     try:
         from _json import make_scanner
-    except ImportError:
+
+        return make_scanner(_Strict)  # type: ignore[arg-type]  # typeshed wants a JSONDecoder; these attributes are all it reads
+    except (ImportError, AttributeError):  # or it reads one that it has not yet
         return None
-    return make_scanner(_Strict)  # type: ignore[arg-type]  # typeshed wants a JSONDecoder; these attributes are all it reads
 
 
 _SCAN = _scanner()

@@ -9,6 +9,7 @@ import tomllib
 
 import pytest
 
+from cntr.engines import store
 from tests.rules import source
 
 PROJECT = tomllib.loads((source.ROOT / "pyproject.toml").read_text())["project"]
@@ -212,3 +213,15 @@ def test_nobody_is_told_to_install_a_foreign_package():
             text = path.read_text(errors="replace")
             assert not foreign.search(text), (name, foreign.search(text))
             assert not extra.search(text), (name, extra.search(text))
+
+
+def test_a_scanner_of_json_that_reads_more_than_we_know_is_done_without(monkeypatch):
+    """Python 3.15's reads one attribute more than 3.14's did; then the documented way is taken."""
+
+    def make_scanner(context: object) -> None:
+        raise AttributeError("array_hook_of_tomorrow")
+
+    monkeypatch.setattr("_json.make_scanner", make_scanner)
+    assert store._scanner() is None
+    monkeypatch.setattr(store, "_SCAN", None)
+    assert store.parse(b'{"a": [1, "\\u00e9"]}') == {"a": [1, "é"]}
