@@ -6,6 +6,8 @@ import contextlib
 import fcntl
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -174,6 +176,14 @@ def test_a_lock_there_is_waited_for(tmp_path: Path) -> None:
                     wait_until(got.is_set, "the lock", 10)
                     thread.join()
                     take(waiter, fcntl.LOCK_UN)
+        with open(path, "r+b") as holder:
+            fcntl.flock(holder, fcntl.LOCK_EX)
+            script = "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX)"
+            with subprocess.Popen([sys.executable, "-c", script, str(path)]) as killed:
+                waits = Path(f"/proc/{killed.pid}/wchan")
+                wait_until(lambda: "fuse" in waits.read_text() or "request_wait" in waits.read_text(), "the waiter", 10)
+                killed.kill()
+                assert killed.wait(10) == -signal.SIGKILL
 
 
 F_OFD_SETLKW = 38
