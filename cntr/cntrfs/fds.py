@@ -16,6 +16,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+NO_FD = (errno.EMFILE, errno.ENFILE)
+GIVE_UPS = 3
+
 
 class BoundedFds:
     """The O_PATH fds of nodes. The serving thread's alone."""
@@ -118,14 +121,18 @@ class BoundedFds:
 
     def retrying(self, opener: Callable[[], int]) -> int:
         """Call what opens a fd; when no fd is free the table gives up its own and it is called again."""
-        for give_up in (self._give_up_cached, self.give_up_open, self._give_up_pinned):
+        for turn in range(GIVE_UPS):
             try:
                 return opener()
             except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                if error.errno not in NO_FD:
                     raise
-                give_up()
+                self.give_up(turn)
         return opener()
+
+    def give_up(self, turn: int) -> None:
+        """Close what can be opened again, dearer with each TURN below GIVE_UPS: no fd was free."""
+        (self._give_up_cached, self.give_up_open, self._give_up_pinned)[turn]()
 
     def _give_up_cached(self) -> None:
         self._close_oldest(min(3, self.max_fds))  # the fds an operation holds already are the newest

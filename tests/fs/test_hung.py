@@ -208,3 +208,41 @@ def test_the_mount_ends_beside_it() -> None:
             assert time.monotonic() - began < 15
         asker.join(20)
         outer.server.start()
+
+
+def test_few_fds_are_enough(tmp_path: Path) -> None:
+    """Where none is free the workers' requests are begun again, once the server has given up what it can open anew."""
+    (tmp_path / "disk").mkdir()
+    for name in ("below", "mount"):
+        (tmp_path / name).mkdir()
+    for number in range(100):
+        (tmp_path / "disk" / f"{number}").write_text(f"{number}")
+    inner = Server("devfuse", tmp_path / "disk", tmp_path / "below", tmp_path / "log-below")
+    inner.start()
+    argv = ("prlimit", "--nofile=64", sys.executable, "-m", "cntr.cntrfs", "{source}", "{mountpoint}", "--foreground")
+    outer = Server("devfuse", tmp_path / "below", tmp_path / "mount", tmp_path / "log", argv)
+    try:
+        outer.start()
+        failed: list[object] = []
+
+        def use(writer: int) -> None:
+            for number in range(30):
+                path = tmp_path / "mount" / f"new{writer}-{number}"
+                for call in (path.touch, lambda: path.rename(f"{path}-renamed"), lambda: os.unlink(f"{path}-renamed")):
+                    if (answer := _answer(call)) and isinstance(answer, OSError):
+                        failed.append(answer)
+
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(open(tmp_path / "mount" / f"{number}")) for number in range(20)]
+            writers = [threading.Thread(target=use, args=(number,)) for number in range(4)]
+            for writer in writers:
+                writer.start()
+            for writer in writers:
+                writer.join()
+            assert [file.read() for file in files] == [f"{number}" for number in range(20)]
+        assert not failed
+        assert sorted(os.listdir(tmp_path / "mount")) == sorted(os.listdir(tmp_path / "disk"))
+        assert not outer.new_suspicious_lines()
+    finally:
+        problem = outer.stop() + inner.stop()
+    assert not problem

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from cntr.cntrfs.backing import proc_path
+from cntr.cntrfs.fds import NO_FD
 from cntr.cntrfs.files import FileHandle
 from cntr.cntrfs.handles import O_PATH
 from cntr.cntrfs.node import Node, stale
@@ -103,9 +104,15 @@ class _Table:
 
     def _look(self, attributes: Attributes, parent: Node, fd: int, name: bytes) -> _FoundFile:
         """The file NAME in the directory FD, or FD itself, as an O_PATH fd. ESTALE: another one has the name by now."""
-        opened = os.open(name, O_PATH, dir_fd=fd) if name else self.open_retrying(proc_path(fd), os.O_PATH)
-        seen = _FoundFile(attributes, parent.nodeid, name, opened)
+        seen = _FoundFile(attributes, parent.nodeid, name, -1)
         self.looked_at.append(seen)
+        try:
+            opened = os.open(name, O_PATH, dir_fd=fd) if name else self.open_retrying(proc_path(fd), os.O_PATH)
+        except OSError as error:
+            if error.errno not in NO_FD or not name:
+                raise
+            return seen  # what was to be done is done: the table looks by the name
+        seen.fd = opened
         found = any_thread.statx(opened)
         if (found.ino, found.mnt_id, found.btime_ns) != (attributes.ino, attributes.mnt_id, attributes.btime_ns):
             raise stale()
@@ -114,7 +121,7 @@ class _Table:
     def see(self, attributes: Attributes, parent: Node, parent_fd: int, name: bytes) -> _FoundFile:
         seen = self._look(attributes, parent, parent_fd, name)
         self.seen.append(seen)
-        if attributes.mnt_id != parent.mount.mnt_id:
+        if attributes.mnt_id != parent.mount.mnt_id and seen.fd >= 0:
             os.fstatvfs(seen.fd)  # of another filesystem more will be asked
         return seen
 
@@ -147,7 +154,8 @@ class Lent:
         self._table = _Table(core, self._nodes)
         try:
             for node in nodes:
-                self._nodes[node.nodeid] = self._copy(node)
+                if node.nodeid not in self._nodes:  # a rename may name one directory twice
+                    self._nodes[node.nodeid] = self._copy(node)
         except OSError:
             self.close()
             raise
@@ -220,11 +228,18 @@ class Lent:
 
     def _keep_reachable(self, seen: _FoundFile) -> Node | None:
         parent = self._core.nodes.get(seen.parent_id)
+        if seen.fd < 0:
+            return None  # no fd was free to keep it by
         return self._core.keep_reachable(seen.attributes, parent, seen.name, lambda: self._taken(seen))
 
     def _see(self, seen: _FoundFile) -> Node:
         core = self._core
         fd = self._taken(seen)
+        if fd < 0:
+            parent = core.nodes.get(seen.parent_id)
+            node = core.nodes.see(seen.attributes, parent, core.fds.fd(parent), seen.name)
+            node.lookups += seen.lookups
+            return node
         try:
             node = core.nodes.see(seen.attributes, core.nodes.get(seen.parent_id), fd, seen.name, True)
         except OSError:

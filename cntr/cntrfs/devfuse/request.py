@@ -19,6 +19,7 @@ from cntr.cntrfs.devfuse.replies import NO_ANSWER, Replies, TracedReplies
 from cntr.cntrfs.devfuse.ticker import Ticker
 from cntr.cntrfs.devfuse.wire import new_encode_dev
 from cntr.cntrfs.devfuse.workers import Job, Workers
+from cntr.cntrfs.fds import GIVE_UPS, NO_FD
 from cntr.cntrfs.node import INO_MASK
 from cntr.cntrfs.trace import Trace
 from cntr.linux import file_syscalls
@@ -39,6 +40,7 @@ _pack_attr = wire.ATTR_OUT.pack
 
 
 _LARGE = (64 << 20) // 512  # blocks that are not freed in no time
+_AGAIN = object()
 MAX_IO = 1 << 20  # bytes in one READ or WRITE: what INIT agrees on
 
 
@@ -176,8 +178,35 @@ class Connection:
         self, nodes: list[Node], do: Callable[[Core], Any], then: Callable[[Any], bytes | None], lane: int
     ) -> bytes:
         """``on``, by a worker. NO_ANSWER."""
-        lent = Lent(self.core, nodes)
-        self.workers.defer(self.header, lambda job: lent.act(do), lambda result: then(lent.settled(result)), lane)
+        self._try_elsewhere([node.nodeid for node in nodes], do, then, lane, 0)
+        return NO_ANSWER
+
+    def _try_elsewhere(
+        self,
+        nodeids: list[int],
+        do: Callable[[Core], Any],
+        then: Callable[[Any], bytes | None],
+        lane: int,
+        turn: int,
+    ) -> bytes | None:
+        """turn: how often no fd was free for it."""
+        lent = Lent(self.core, [self.core.nodes.get(nodeid) for nodeid in nodeids])
+
+        def work(job: Job) -> Any:
+            try:
+                return lent.act(do)
+            except OSError as error:
+                if error.errno not in NO_FD or turn == GIVE_UPS:
+                    raise
+                return _AGAIN
+
+        def answer(result: Any) -> bytes | None:
+            if result is not _AGAIN:
+                return then(lent.settled(result))
+            self.core.fds.give_up(turn)
+            return self._try_elsewhere(nodeids, do, then, lane, turn + 1)
+
+        self.workers.defer(self.header, work, answer, lane)
         return NO_ANSWER
 
     def ready(self, handle: FileHandle, go: Callable[[], bytes | None]) -> bytes | None:
