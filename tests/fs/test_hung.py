@@ -225,12 +225,14 @@ def test_few_fds_are_enough(tmp_path: Path) -> None:
         outer.start()
         failed: list[object] = []
 
+        def make(path: Path) -> None:
+            path.touch()
+            path.rename(f"{path}-renamed")
+            os.unlink(f"{path}-renamed")
+
         def use(writer: int) -> None:
-            for number in range(30):
-                path = tmp_path / "mount" / f"new{writer}-{number}"
-                for call in (path.touch, lambda: path.rename(f"{path}-renamed"), lambda: os.unlink(f"{path}-renamed")):
-                    if (answer := _answer(call)) and isinstance(answer, OSError):
-                        failed.append(answer)
+            paths = [tmp_path / "mount" / f"new{writer}-{number}" for number in range(30)]
+            failed.extend(answer for answer in (_answer(lambda path=path: make(path)) for path in paths) if answer)
 
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(open(tmp_path / "mount" / f"{number}")) for number in range(20)]
