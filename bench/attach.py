@@ -54,18 +54,18 @@ def docker_rows(stack: ExitStack, cntr: str, environment: dict[str, str]) -> tup
         print(f"bench: no Docker rows: {reason}")
         return [], ""
     stack.callback(docker.stop)
-    box = stack.enter_context(docker.box("scratch"))
-    stocked = stack.enter_context(docker.box("busybox"))  # docker exec needs a `true` in the container
-    stopped = stack.enter_context(docker.box("scratch"))
+    container = stack.enter_context(docker.container("scratch"))
+    stocked = stack.enter_context(docker.container("busybox"))  # docker exec needs a `true` in the container
+    stopped = stack.enter_context(docker.container("scratch"))
     docker.command("kill", stopped.name)
     found = {**environment, **docker.settings}
     rows = [
-        Row(BY_NAME, [cntr, "attach", box.target, "--", "true"], found),
+        Row(BY_NAME, [cntr, "attach", container.target, "--", "true"], found),
         Row(STOPPED, [cntr, "attach", stopped.target, "--", "true"], found),
-        Row("cntr attach NAME", [cntr, "attach", box.name, "--", "true"], found),
+        Row("cntr attach NAME", [cntr, "attach", container.name, "--", "true"], found),
         Row(DOCKER_EXEC, ["docker", "exec", stocked.name, "true"], found),
     ]
-    return rows, box.name
+    return rows, container.name
 
 
 def main() -> int:

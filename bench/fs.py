@@ -45,7 +45,7 @@ PEERS = {
 }
 
 
-class Place:
+class BenchedTree:
     """A directory tree reached in one way."""
 
     def __init__(self, name: str, base: Path, argv: list[str] | None = None, options: tuple[str, ...] = ()) -> None:
@@ -112,7 +112,7 @@ def awake() -> Iterator[None]:
 
 
 def time_workload(
-    workload: Workload, places: list[Place], rounds: int, shares: dict[str, Share] | None = None
+    workload: Workload, places: list[BenchedTree], rounds: int, shares: dict[str, Share] | None = None
 ) -> dict[str, list[float]]:
     """Seconds of each round by place; a peer that fails (passthrough_hp keeps a fd a file) drops out.
 
@@ -150,7 +150,7 @@ def time_workload(
     return seconds
 
 
-def watched(place: Place, shares: dict[str, Share] | None) -> contextlib.AbstractContextManager[None]:
+def watched(place: BenchedTree, shares: dict[str, Share] | None) -> contextlib.AbstractContextManager[None]:
     """What counts the crossings of a place's server, where they are asked for and there is one."""
     if shares is None or place.server is None or place.is_peer:
         return contextlib.nullcontext()
@@ -169,7 +169,7 @@ def cpu_nanoseconds(server: Server) -> int:
 
 def per_call(name: str, base: Path, calls: int) -> dict[str, tuple[float, float]]:
     """(server CPU, what the client waited) in µs per client call, with timeouts of 0 so that every call reaches the server."""
-    place = Place(name, base, None, ("-o", "entry_timeout=0,attr_timeout=0"))
+    place = BenchedTree(name, base, None, ("-o", "entry_timeout=0,attr_timeout=0"))
     (place.source / "file").write_bytes(b"x")
     place.mount()
     path = str(place.directory / "file")
@@ -305,7 +305,7 @@ def main() -> int:
             running.callback(lambda: subprocess.run(["umount", "-l", base], check=True))
         if options.awake:
             running.enter_context(awake())
-        places = [Place(name, base, peers.get(name)) for name in names]
+        places = [BenchedTree(name, base, peers.get(name)) for name in names]
         for workload in (*workloads(options.scale), *fs_paper.workloads()):
             if options.only == "-" or not any(part in workload.name for part in options.only.split(",")):
                 continue

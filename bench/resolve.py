@@ -22,7 +22,7 @@ from bench import measure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from testkit.engines.rig import Box
+    from testkit.engines.rig import EngineContainer
 
 # rig → the command that a user would ask for the pid, with {name}
 COMMANDS: dict[str, str] = {
@@ -110,15 +110,15 @@ def _questions(stack: ExitStack, name: str) -> list[Question]:
         print(f"bench: no {name}: {reason}")
         return []
     stack.callback(rig.stop)
-    box = stack.enter_context(rig.box("busybox"))
+    container = stack.enter_context(rig.container("busybox"))
     for variable, value in rig.settings.items():  # two rigs may have state directories of the same kind
         before = os.environ.get(variable) if variable.startswith("CNTR_") else None
         os.environ[variable] = f"{before}:{value}" if before else value
 
     def ours() -> None:
-        assert engines.resolve(box.target).pid == box.pid, box.target
+        assert engines.resolve(container.target).pid == container.pid, container.target
 
-    command, environment = _command(name, box)
+    command, environment = _command(name, container)
     return [
         Question(name, f"cntr: {WAYS.get(name, 'files')}", ours),
         Question(name, COMMANDS[name].split(" ")[0], lambda: _run(command, environment), is_ours=False),
@@ -152,12 +152,16 @@ def _crowds(stack: ExitStack) -> list[Question]:
     return [question(layout) for layout in many.LAYOUTS]
 
 
-def _command(name: str, box: Box) -> tuple[list[str], Mapping[str, str]]:
+def _command(name: str, container: EngineContainer) -> tuple[list[str], Mapping[str, str]]:
     """The engine's own command with the options that lead to the rig's private instance."""
-    rig = box.rig
-    words = COMMANDS[name].format(name=box.id if name == "k8s" else box.name, path=getattr(rig, "path", "")).split(" ")
+    rig = container.rig
+    words = (
+        COMMANDS[name]
+        .format(name=container.id if name == "k8s" else container.name, path=getattr(rig, "path", ""))
+        .split(" ")
+    )
     prefix = list(getattr(rig, "client", ())) or list(getattr(rig, "cli", ())) or words[:1]
-    return [*prefix, *words[1:]], rig.den.env
+    return [*prefix, *words[1:]], rig.workspace.env
 
 
 def _run(command: list[str], environment: Mapping[str, str]) -> None:

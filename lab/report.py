@@ -20,7 +20,7 @@ CLEAR_LINE = "\r\x1b[K"  # console_codes(4)
 
 
 @dataclasses.dataclass
-class Row:
+class MachineRow:
     """The cells of a machine and transport so far, for the terminal: outcomes, and when the first began and the last ended."""
 
     transport: str
@@ -48,7 +48,7 @@ class Collector:
         self.place = Path(config.getoption("--lab-report"))
         self.run = Run(time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
         self._begun = time.monotonic()
-        self._rows: dict[str, Row] = {}
+        self._rows: dict[str, MachineRow] = {}
         # Machines at once would mix their rows: then a row is shown when it is whole.
         self._several = bool(getattr(config.option, "numprocesses", 0))
         self._counted = self._several and sys.stdout.isatty()
@@ -95,7 +95,7 @@ class Collector:
         if row is None or row.transport != cell.transport:
             for machine in [cell.machine] if self._several else list(self._rows):
                 self._end_row(machine)
-            row = self._rows[cell.machine] = Row(cell.transport, time.monotonic() - cell.seconds)
+            row = self._rows[cell.machine] = MachineRow(cell.transport, time.monotonic() - cell.seconds)
             if not self._several:
                 print(f"\n{cell.machine:16} {cell.transport:8} ", end="", flush=True)
         row.cells.append(cell.outcome)

@@ -198,7 +198,7 @@ class Server:
         return text.decode(errors="replace") if any(word in text for word in SUSPICIOUS) else ""
 
 
-class Place:
+class TreeUnderTest:
     """A tree under test: ``directory`` through the filesystem, ``behind`` the same tree directly."""
 
     def __init__(self, name: str, base: Path, server: Server | None) -> None:
@@ -252,7 +252,7 @@ def served(binding: str, base: Path, options: Sequence[str] = (), *, log: Path |
 
 
 @contextlib.contextmanager
-def place(name: str, argv: Sequence[str] | None = None, options: Sequence[str] = ()) -> Iterator[Place]:
+def place(name: str, argv: Sequence[str] | None = None, options: Sequence[str] = ()) -> Iterator[TreeUnderTest]:
     """A Place called NAME: ``plain``, or a binding or mode with its server running; removed afterwards."""
     base = Path(tempfile.mkdtemp(prefix="cntrfs-", dir=backing_parent()))
     os.chmod(base, 0o755)
@@ -264,7 +264,7 @@ def place(name: str, argv: Sequence[str] | None = None, options: Sequence[str] =
     try:
         if server:
             server.start()
-        yield Place(name, base, server)
+        yield TreeUnderTest(name, base, server)
     finally:
         problem = server.stop() if server else ""
         if server is None or not is_mountpoint(server.mountpoint):

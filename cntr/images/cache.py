@@ -42,7 +42,7 @@ class Held:
             self._lock = -1
 
 
-class Row:
+class CacheEntry:
     """An image in the cache, for ``cntr cache``: sizes in bytes, times in seconds since 1970."""
 
     __slots__ = ("bytes", "chain", "files", "id", "in_use", "reference", "used")
@@ -251,7 +251,7 @@ def _sweep(path: str) -> None:
             os.close(fd)
 
 
-def rows() -> list[Row]:
+def rows() -> list[CacheEntry]:
     """The images in the cache, the last used first. Raises CntrError."""
     path = directory()
     found = []
@@ -261,7 +261,7 @@ def rows() -> list[Row]:
             with open(f"{path}/images/{name}") as stream:
                 record = json.loads(stream.read(1 << 20))
             used = os.stat(f"{path}/images/{name}").st_mtime
-            found.append(Row(id, record, used, _in_use(path, str(record.get("chain", "")))))
+            found.append(CacheEntry(id, record, used, _in_use(path, str(record.get("chain", "")))))
         except (OSError, ValueError, AttributeError):
             continue  # being removed
     return sorted(found, key=lambda row: -row.used)
@@ -276,7 +276,7 @@ def _in_use(path: str, chain: str) -> bool:
     return False
 
 
-def clear(wanted: str = "") -> tuple[list[Row], list[Row]]:
+def clear(wanted: str = "") -> tuple[list[CacheEntry], list[CacheEntry]]:
     """Remove the image WANTED (reference, id or its beginning; "" all) and every chain that no image needs. (removed, in use)."""
     path = directory()
     known = rows()
@@ -301,7 +301,7 @@ def _is_prefix(wanted: str, id: str) -> bool:
     return len(value) >= 6 and id.startswith(value)
 
 
-def _chains_of(path: str, row: Row) -> set[str]:
+def _chains_of(path: str, row: CacheEntry) -> set[str]:
     """All chains that an image's tree stands on: they hold what the next image of the same base begins with."""
     with open(f"{path}/images/{row.id}.json") as stream:
         layers = json.loads(stream.read(1 << 20)).get("layers", [])

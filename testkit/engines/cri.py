@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 from lab.provision.cri import Message, encode, first_string
-from testkit.engines.rigging import Failed
+from testkit.engines.workspaces import Failed
 
 SERVICE = "/runtime.v1.RuntimeService/"
 POD, CONTAINER, NODE = 0, 1, 2  # NamespaceMode

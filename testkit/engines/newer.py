@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from testkit.engines import rigging
+from testkit.engines import workspaces
 
 CACHE = os.environ.get("CNTR_TEST_CACHE", "/var/cache/cntr-tests")
 SUITES = {
@@ -56,7 +56,7 @@ def root(suite: str) -> str:
 def prefix(suite: str, *, uid: int = 0, files: Sequence[tuple[str, str]] = ()) -> tuple[str, ...]:
     """The command that runs a program in SUITE's root; FILES are (host's file, place in the root)."""
     where = root(suite)
-    options = ["--hide", rigging.UNIFIED] if os.path.ismount(rigging.UNIFIED) else []
+    options = ["--hide", workspaces.UNIFIED] if os.path.ismount(workspaces.UNIFIED) else []
     for file, place in files:
         options += ["--bind", f"{file}:{place}"]
     if uid:

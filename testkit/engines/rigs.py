@@ -3,15 +3,15 @@
 How to use one (this module is a pytest plugin; the fixtures are session-scoped, one engine per xdist worker):
 
     def test_it(docker):                              # a key of RIGS
-        with docker.box("scratch") as box:            # a variant of VARIANTS; a running container, gone after the block
-            box.name, box.id, box.pid                 # what the engine itself says
-            subprocess.run([..., "attach", box.target, ...], env=box.env)
+        with docker.container("scratch") as container:  # a variant of VARIANTS; a running container, gone after the block
+            container.name, container.id, container.pid                 # what the engine itself says
+            subprocess.run([..., "attach", container.target, ...], env=container.env)
 
-``box.target`` is what a user would type (``docker:NAME``); ``box.env`` is the environment in which cntr finds the private
-engine (DOCKER_HOST, CONTAINERS_STORAGE_CONF, CNTR_RUNC_ROOT, … set); inside a test ``box.use(monkeypatch)`` sets the same
+``container.target`` is what a user would type (``docker:NAME``); ``container.env`` is the environment in which cntr finds the private
+engine (DOCKER_HOST, CONTAINERS_STORAGE_CONF, CNTR_RUNC_ROOT, … set); inside a test ``container.use(monkeypatch)`` sets the same
 for the test's own process. ``rig.variants`` names what the rig offers; ``rigs.CASES`` is the list of all (rig, variant)
-pairs for a parametrize, ``rigs.open_rig(request, name)`` the fixture of a rig by its name. ``box.rootfs`` is the host's
-view of the container's root directory where there is one, ``box.upper`` what the container changed in it (overlay).
+pairs for a parametrize, ``rigs.open_rig(request, name)`` the fixture of a rig by its name. ``container.rootfs`` is the host's
+view of the container's root directory where there is one, ``container.upper`` what the container changed in it (overlay).
 
 A rig that can't run here is a skip that names the missing package, never a silent pass. Where an engine refuses to start
 although it is installed, the test fails with the engine's log.
@@ -43,14 +43,14 @@ from typing import Any
 
 import pytest
 
-from testkit.engines.rig import Box, Rig
+from testkit.engines.rig import EngineContainer, Rig
 from testkit.engines.rigs_cli import Docker, DockerRemapped, DockerSnapshots, Podman, PodmanNewer, PodmanRootless
 from testkit.engines.rigs_containerd import Containerd, Kubernetes
 from testkit.engines.rigs_others import Apptainer, Buildah, DockerRootless, Gvisor
 from testkit.engines.rigs_runtimes import Bwrap, ByHand, Crun, Runc
 from testkit.engines.rigs_system import Incus, Lxc, Lxd, Nspawn
 
-__all__ = ["CASES", "RIGS", "Box", "Rig", "open_rig"]
+__all__ = ["CASES", "RIGS", "EngineContainer", "Rig", "open_rig"]
 
 RIGS: dict[str, type[Rig]] = {
     "docker": Docker,

@@ -9,9 +9,9 @@ import pathlib
 import subprocess
 from collections.abc import Iterator
 
-from testkit.engines import newer, rigging
-from testkit.engines.rig import Box, Rig
-from testkit.engines.rigging import Failed, run
+from testkit.engines import newer, workspaces
+from testkit.engines.rig import EngineContainer, Rig
+from testkit.engines.workspaces import Failed, run
 
 WAIT = ["sleep", "100000"]
 CLI = {  # variant → the flags that docker and podman share
@@ -35,32 +35,32 @@ class CliRig(Rig):
 
     def command(self, *arguments: str, timeout: float = 60) -> str:
         """Run the engine's CLI. Raises Failed."""
-        return run([*self.cli, *arguments], env=self.den.env, timeout=timeout)
+        return run([*self.cli, *arguments], env=self.workspace.env, timeout=timeout)
 
     cli: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()  # flags of every run
 
     def images(self) -> None:
         """Import the two images of every rig."""
-        for image, make in (("slim:1", rigging.busybox_root), ("scratch:1", rigging.scratch_root)):
-            root = make(f"{self.den.path}/image-{image[:-2]}")
+        for image, make in (("slim:1", workspaces.busybox_root), ("scratch:1", workspaces.scratch_root)):
+            root = make(f"{self.workspace.path}/image-{image[:-2]}")
             tarball = f"{root}.tar"
             run(["tar", "-C", root, "-cf", tarball, "."])
             os.chmod(tarball, 0o644)
             self.command("import", tarball, image)
 
-    def make(self, variant: str, name: str) -> Box:
+    def make(self, variant: str, name: str) -> EngineContainer:
         """``run -d`` with the variant's flags."""
         flags, parts = [*self.extra, *CLI[variant]], []
         if variant != "host_net":
             flags += ["--network", "none"]
         if variant == "volume":
-            directory = pathlib.Path(self.den.path, f"volume-{name}")
+            directory = pathlib.Path(self.workspace.path, f"volume-{name}")
             directory.mkdir()
             (directory / "mark").write_text(f"{name}\n")
             flags += ["-v", f"{directory}:/data"]
         if variant == "shared_pid":
-            parts.append(self.box("busybox"))
+            parts.append(self.container("busybox"))
             flags += ["--pid", f"container:{parts[0].name}"]
         image = ["scratch:1", "/app"] if variant == "scratch" else ["slim:1", *WAIT]
         self.command("run", "-d", "--name", name, *flags, *image)
@@ -68,7 +68,7 @@ class CliRig(Rig):
             self.command("pause", name)
         record = json.loads(self.command("inspect", name))[0]
         data = record.get("GraphDriver", {}).get("Data") or {}
-        box = Box(
+        container = EngineContainer(
             self,
             name,
             record["State"]["Pid"],
@@ -76,16 +76,16 @@ class CliRig(Rig):
             rootfs=data.get("MergedDir", ""),
             upper=data.get("UpperDir", ""),
         )
-        box.parts = parts
-        return box
+        container.parts = parts
+        return container
 
-    def remove(self, box: Box) -> None:
+    def remove(self, container: EngineContainer) -> None:
         """``rm -f``, unpaused before: a frozen process can't be killed on version 1 cgroups."""
         try:
-            self.command("unpause", box.name)
+            self.command("unpause", container.name)
         except Failed:
             pass
-        self.command("rm", "-f", *self.remove_flags, box.name)
+        self.command("rm", "-f", *self.remove_flags, container.name)
 
     remove_flags: tuple[str, ...] = ()
 
@@ -107,17 +107,17 @@ class Docker(CliRig):
 
     def start(self) -> None:
         """Start dockerd, wait for its socket, import the images."""
-        path = self.den.path
+        path = self.workspace.path
         socket = f"unix://{path}/docker.sock"
         # Two daemons must not share a containerd namespace's cgroup, and the cgroup's name lets the clean-up find it.
         flags = ["--data-root", f"{path}/data", "--exec-root", f"{path}/exec", "-p", f"{path}/docker.pid", "-H", socket]
         flags += ["--iptables=false", "--ip6tables=false", "--bridge=none", *self.store()]
-        flags += ["--cgroup-parent", f"/{self.den.mark}", *self.flags]
-        process = self.den.daemon([*self.prefix(), "dockerd", *flags], log="log")
+        flags += ["--cgroup-parent", f"/{self.workspace.mark}", *self.flags]
+        process = self.workspace.daemon([*self.prefix(), "dockerd", *flags], log="log")
         self.settings["DOCKER_HOST"] = socket
         self.socket = f"{path}/docker.sock"
         self.cli = ("docker", "-H", socket)
-        self.den.wait_for("dockerd", self._answers, process=process)
+        self.workspace.wait_for("dockerd", self._answers, process=process)
         self.images()
 
     def store(self) -> tuple[str, ...]:
@@ -127,7 +127,7 @@ class Docker(CliRig):
     def _answers(self) -> bool:
         # Not `version`: docker.io 26.1's rootless daemon panics over it when rootlesskit serves no network of its own.
         return os.path.exists(self.socket) and not subprocess.call(
-            [*self.cli, "ps"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=self.den.env
+            [*self.cli, "ps"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=self.workspace.env
         )
 
 
@@ -142,9 +142,9 @@ class DockerSnapshots(Docker):
 
     def store(self) -> tuple[str, ...]:
         """The daemon's feature; its own containerd's socket is in its own state directory."""
-        pathlib.Path(self.den.path, "daemon.json").write_text('{"features": {"containerd-snapshotter": true}}')
-        self.settings = {"CONTAINERD_ADDRESS": f"{self.den.path}/exec/containerd/containerd.sock"}
-        return ("--config-file", f"{self.den.path}/daemon.json")
+        pathlib.Path(self.workspace.path, "daemon.json").write_text('{"features": {"containerd-snapshotter": true}}')
+        self.settings = {"CONTAINERD_ADDRESS": f"{self.workspace.path}/exec/containerd/containerd.sock"}
+        return ("--config-file", f"{self.workspace.path}/daemon.json")
 
 
 class DockerRemapped(Docker):
@@ -155,7 +155,7 @@ class DockerRemapped(Docker):
 
     def prefix(self) -> tuple[str, ...]:
         """A view of /etc in which dockremap exists, so that the machine's own files stay as they are."""
-        return rigging.users_view(self.den.path, [("dockremap", 29999)])
+        return workspaces.users_view(self.workspace.path, [("dockremap", 29999)])
 
 
 class Podman(CliRig):
@@ -164,22 +164,22 @@ class Podman(CliRig):
     engine = "podman"
     needs = {"podman": "podman", "runc": "runc", "busybox": "busybox-static"}  # noqa: RUF012
     variants: tuple[str, ...] = (*Docker.variants, "privileged")
-    extra: tuple[str, ...] = rigging.ULIMITS
+    extra: tuple[str, ...] = workspaces.ULIMITS
     remove_flags = ("-t", "0")
     runtime = "runc"  # runs on hybrid cgroups as they are
 
     def start(self) -> None:
         """Write the store's configuration, import the images."""
-        path = self.den.path
+        path = self.workspace.path
         conf = f"{path}/storage.conf"
         pathlib.Path(conf).write_text(
             f'[storage]\ndriver = "overlay"\ngraphroot = "{path}/graph"\nrunroot = "{path}/run"\n'
         )
         self.settings = {"CONTAINERS_STORAGE_CONF": conf}
         # A pod's infra container takes no --ulimit.
-        limits = ", ".join(f'"{limit}"' for limit in rigging.ULIMITS[1::2])
+        limits = ", ".join(f'"{limit}"' for limit in workspaces.ULIMITS[1::2])
         pathlib.Path(f"{path}/containers.conf").write_text(f"[containers]\ndefault_ulimits = [{limits}]\n")
-        self.den.env.update(self.settings, CONTAINERS_CONF=f"{path}/containers.conf")
+        self.workspace.env.update(self.settings, CONTAINERS_CONF=f"{path}/containers.conf")
         self.cli = (
             *self.prefix(),
             "podman",
@@ -189,20 +189,20 @@ class Podman(CliRig):
             f"root={path}/oci",
             *self.common(),
         )
-        self.extra = (*rigging.ULIMITS, "--cgroup-parent", f"/{self.den.mark}")
+        self.extra = (*workspaces.ULIMITS, "--cgroup-parent", f"/{self.workspace.mark}")
         self.images()
 
     @contextlib.contextmanager
     def pod(self, *containers: str, infra: bool) -> Iterator[tuple[str, str]]:
         """(name, id) of a running pod with these containers, with or without the infra container."""
-        name = rigging.unique("pod")
+        name = workspaces.unique("pod")
         flags = ["--infra-image", "slim:1", "--infra-command", " ".join(["/bin/sleep", *WAIT[1:]]), "--network", "none"]
-        flags += ["--cgroup-parent", f"/{self.den.mark}"]
+        flags += ["--cgroup-parent", f"/{self.workspace.mark}"]
         id = self.command("pod", "create", "--name", name, *(flags if infra else ["--infra=false"])).strip()
         try:
             for container in containers:
                 network = () if infra else ("--network", "none")
-                limits = self.extra if not infra else rigging.ULIMITS
+                limits = self.extra if not infra else workspaces.ULIMITS
                 self.command("run", "-d", "--pod", name, "--name", container, *limits, *network, "slim:1", *WAIT)
             yield name, id
         finally:
@@ -214,7 +214,7 @@ class Podman(CliRig):
 
     def common(self) -> tuple[str, ...]:
         """The flags before the subcommand."""
-        tmp = f"{self.den.path}/libpod"
+        tmp = f"{self.workspace.path}/libpod"
         return ("--cgroup-manager=cgroupfs", "--events-backend=file", "--tmpdir", tmp)
 
     def prefix(self) -> tuple[str, ...]:
@@ -251,21 +251,21 @@ class PodmanRootless(Podman):
 
     def start(self) -> None:
         """Make the user's home and runtime directory, import the images as the user."""
-        path = self.den.path
+        path = self.workspace.path
         home, runtime = f"{path}/home-slim", f"{path}/runtime"
         for directory in (home, runtime):
             os.mkdir(directory, 0o700)
             os.chown(directory, self.uid, self.uid)
         os.mkdir(f"{path}/tmp", 0o1777)
         os.chmod(f"{path}/tmp", 0o1777)
-        self.den.env = {
+        self.workspace.env = {
             "PATH": os.environ["PATH"],
             **{"HOME": home, "XDG_RUNTIME_DIR": runtime, "USER": "slim", "LOGNAME": "slim"},
-            **{"CNTR_RIG": self.den.mark, "TMPDIR": f"{path}/tmp"},
+            **{"CNTR_RIG": self.workspace.mark, "TMPDIR": f"{path}/tmp"},
         }
-        view = rigging.users_view(path, [("slim", self.uid)])
+        view = workspaces.users_view(path, [("slim", self.uid)])
         user = ("setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups", "--inh-caps=-all")
         self.cli = (*view, *user, "podman", "--cgroup-manager=cgroupfs", "--events-backend=file", "--runtime", "crun")
-        self.extra = rigging.ULIMITS
+        self.extra = workspaces.ULIMITS
         os.chdir("/")
         self.images()

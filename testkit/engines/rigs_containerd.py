@@ -10,9 +10,9 @@ import subprocess
 
 import pytest
 
-from testkit.engines import cri, rigging
-from testkit.engines.rig import Box, Rig
-from testkit.engines.rigging import Failed, run
+from testkit.engines import cri, workspaces
+from testkit.engines.rig import EngineContainer, Rig
+from testkit.engines.workspaces import Failed, run
 
 WAIT = ["/bin/sleep", "100000"]
 
@@ -52,44 +52,46 @@ class Containerd(Rig):
 
     def start(self) -> None:
         """Start the daemon, import the images."""
-        path = self.den.path
+        path = self.workspace.path
         self.socket = f"{path}/c.sock"
         pathlib.Path(path, "config.toml").write_text(self.configuration())
-        process = self.den.daemon(["containerd", "-c", f"{path}/config.toml"], log="log")
+        process = self.workspace.daemon(["containerd", "-c", f"{path}/config.toml"], log="log")
         self.cli = ("ctr", "-a", self.socket, "-n", self.namespace)
         self.settings = {"CNTR_CONTAINERD_ROOT": f"{path}/state"}
-        self.den.wait_for("containerd", lambda: os.path.exists(self.socket), process=process)
+        self.workspace.wait_for("containerd", lambda: os.path.exists(self.socket), process=process)
         images = (
-            ("localhost/slim:1", rigging.busybox_root, WAIT),
-            ("localhost/scratch:1", rigging.scratch_root, ["/app"]),
+            ("localhost/slim:1", workspaces.busybox_root, WAIT),
+            ("localhost/scratch:1", workspaces.scratch_root, ["/app"]),
         )
         for name, make, command in images:
             kind = name[10:-2]
             archive = docker_archive(f"{path}/archive-{kind}", make(f"{path}/image-{kind}"), name, command)
-            run([*self.cli, "image", "import", archive], env=self.den.env)
+            run([*self.cli, "image", "import", archive], env=self.workspace.env)
 
     def configuration(self) -> str:
         """The daemon's config.toml."""
-        path = self.den.path
+        path = self.workspace.path
         return f'version = 2\nroot = "{path}/root"\nstate = "{path}/state"\n[grpc]\naddress = "{self.socket}"\n'
 
-    def make(self, variant: str, name: str) -> Box:
+    def make(self, variant: str, name: str) -> EngineContainer:
         """``ctr run -d``."""
         image = ["localhost/scratch:1"] if variant == "scratch" else ["localhost/slim:1"]
         command = ["/app"] if variant == "scratch" else WAIT
-        flags = ["--cgroup", f"/{self.den.mark}/{name}", *self.flags.get(variant, [])]
-        run([*self.cli, "run", "-d", *flags, *image, name, *command], env=self.den.env)
-        rows = run([*self.cli, "task", "ls"], env=self.den.env).splitlines()
+        flags = ["--cgroup", f"/{self.workspace.mark}/{name}", *self.flags.get(variant, [])]
+        run([*self.cli, "run", "-d", *flags, *image, name, *command], env=self.workspace.env)
+        rows = run([*self.cli, "task", "ls"], env=self.workspace.env).splitlines()
         pid = next(int(row.split()[1]) for row in rows if row.split()[0] == name)
         if variant == "paused":
-            run([*self.cli, "task", "pause", name], env=self.den.env)
-        return Box(self, name, pid)
+            run([*self.cli, "task", "pause", name], env=self.workspace.env)
+        return EngineContainer(self, name, pid)
 
-    def remove(self, box: Box) -> None:
+    def remove(self, container: EngineContainer) -> None:
         """Kill the task and wait until it is gone, then delete the container."""
-        subprocess.call([*self.cli, "task", "resume", box.name], env=self.den.env, stderr=subprocess.DEVNULL)
-        run([*self.cli, "task", "delete", "--force", box.name], env=self.den.env)
-        run([*self.cli, "container", "delete", box.name], env=self.den.env)
+        subprocess.call(
+            [*self.cli, "task", "resume", container.name], env=self.workspace.env, stderr=subprocess.DEVNULL
+        )
+        run([*self.cli, "task", "delete", "--force", container.name], env=self.workspace.env)
+        run([*self.cli, "container", "delete", container.name], env=self.workspace.env)
 
 
 class Kubernetes(Containerd):
@@ -110,7 +112,7 @@ class Kubernetes(Containerd):
 
     def configuration(self) -> str:
         """With the CRI plugin's settings for a machine without AppArmor and CAP_SYS_RESOURCE."""
-        path = self.den.path
+        path = self.workspace.path
         return f"""{super().configuration()}
 [plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = "localhost/scratch:1"
@@ -124,10 +126,10 @@ conf_dir = "{path}/cni/conf"
 path = "{path}/opt"
 """
 
-    def make(self, variant: str, name: str) -> Box:
+    def make(self, variant: str, name: str) -> EngineContainer:
         """RunPodSandbox, CreateContainer, StartContainer."""
         pid = cri.POD if variant == "shared_pid" else cri.CONTAINER
-        pod = cri.sandbox(name, "prod", f"uid-{name}", cgroup=f"/{self.den.mark}", pid=pid)
+        pod = cri.sandbox(name, "prod", f"uid-{name}", cgroup=f"/{self.workspace.mark}", pid=pid)
         sandbox = self.runtime.call("RunPodSandbox", {1: pod})
         image, command = ("scratch", ["/app"]) if variant == "scratch" else ("slim", WAIT)
         config = cri.container(
@@ -138,15 +140,15 @@ path = "{path}/opt"
         )
         id = self.runtime.call("CreateContainer", {1: sandbox, 2: config, 3: pod})
         self.runtime.call("StartContainer", {1: id})
-        rows = run([*self.cli, "task", "ls"], env=self.den.env).splitlines()
+        rows = run([*self.cli, "task", "ls"], env=self.workspace.env).splitlines()
         number = next((int(row.split()[1]) for row in rows if row.split()[0] == id), 0)
         if not number:
-            raise Failed(f"no task of {id}:\n{rows}\n{self.den.log('log')}")
-        box = Box(self, f"prod/{name}/app", number, id=id)
-        self.pods[box.name] = sandbox
-        return box
+            raise Failed(f"no task of {id}:\n{rows}\n{self.workspace.log('log')}")
+        container = EngineContainer(self, f"prod/{name}/app", number, id=id)
+        self.pods[container.name] = sandbox
+        return container
 
-    def remove(self, box: Box) -> None:
+    def remove(self, container: EngineContainer) -> None:
         """StopPodSandbox ends its containers too."""
         for method in ("StopPodSandbox", "RemovePodSandbox"):
-            self.runtime.call(method, {1: self.pods[box.name]})
+            self.runtime.call(method, {1: self.pods[container.name]})

@@ -7,11 +7,11 @@ import os
 import pathlib
 import subprocess
 
-from testkit.engines import newer, rigging
-from testkit.engines.rig import Box, Rig
-from testkit.engines.rigging import run
+from testkit.engines import newer, workspaces
+from testkit.engines.rig import EngineContainer, Rig
 from testkit.engines.rigs_cli import Docker
 from testkit.engines.rigs_containerd import docker_archive
+from testkit.engines.workspaces import run
 
 
 class Buildah(Rig):
@@ -23,32 +23,32 @@ class Buildah(Rig):
 
     def start(self) -> None:
         """Write the store's configuration."""
-        path = self.den.path
+        path = self.workspace.path
         conf = f"{path}/storage.conf"
         pathlib.Path(conf).write_text(
             f'[storage]\ndriver = "overlay"\ngraphroot = "{path}/graph"\nrunroot = "{path}/run"\n'
         )
         self.settings = {"CONTAINERS_STORAGE_CONF": conf}
-        self.den.env.update(self.settings)
-        del self.den.env["TMPDIR"]  # where `buildah run` leaves its pid file: /var/tmp
-        self.root = rigging.busybox_root(f"{path}/slim")
+        self.workspace.env.update(self.settings)
+        del self.workspace.env["TMPDIR"]  # where `buildah run` leaves its pid file: /var/tmp
+        self.root = workspaces.busybox_root(f"{path}/slim")
 
-    def make(self, variant: str, name: str) -> Box:
+    def make(self, variant: str, name: str) -> EngineContainer:
         """``from scratch``, ``add``, ``mount``, and, unless only the files are wanted, ``run``."""
         limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]  # more than its own none may have here
-        run(["buildah", "from", *limits, "--name", name, "scratch"], env=self.den.env)
-        run(["buildah", "add", name, self.root, "/"], env=self.den.env)
-        merged = run(["buildah", "mount", name], env=self.den.env).strip()
-        id = run(["buildah", "inspect", "--format", "{{.ContainerID}}", name], env=self.den.env).strip()
+        run(["buildah", "from", *limits, "--name", name, "scratch"], env=self.workspace.env)
+        run(["buildah", "add", name, self.root, "/"], env=self.workspace.env)
+        merged = run(["buildah", "mount", name], env=self.workspace.env).strip()
+        id = run(["buildah", "inspect", "--format", "{{.ContainerID}}", name], env=self.workspace.env).strip()
         if variant == "rootfs":
-            return Box(self, name, 0, id=id, rootfs=merged)
+            return EngineContainer(self, name, 0, id=id, rootfs=merged)
         how = (
             ["--isolation", "chroot"]
             if variant == "chroot"
             else ["--isolation", "oci", "--runtime", "runc", "--network", "none"]
         )
-        mark = f"10{os.getpid()}{len(self.den.daemons)}"  # seconds to sleep: what tells this sleep from others
-        process = self.den.daemon(["buildah", "run", *how, name, "/bin/sleep", mark], log="log")
+        mark = f"10{os.getpid()}{len(self.workspace.daemons)}"  # seconds to sleep: what tells this sleep from others
+        process = self.workspace.daemon(["buildah", "run", *how, name, "/bin/sleep", mark], log="log")
         found: list[int] = []
 
         def arrived() -> bool:
@@ -56,16 +56,16 @@ class Buildah(Rig):
             found[:] = [pid for pid in _pids() if _read(pid, "cmdline") == wanted and _read(pid, "comm") == b"sleep\n"]
             return bool(found)
 
-        self.den.wait_for("buildah run", arrived, process=process)
-        return Box(self, name, found[0], id=id, rootfs=merged)
+        self.workspace.wait_for("buildah run", arrived, process=process)
+        return EngineContainer(self, name, found[0], id=id, rootfs=merged)
 
-    def remove(self, box: Box) -> None:
+    def remove(self, container: EngineContainer) -> None:
         """Kill what runs, unmount, remove."""
-        if box.pid:
-            os.kill(box.pid, 9)
-            self.den.daemons[-1].wait(timeout=20)
-        run(["buildah", "umount", box.name], env=self.den.env)
-        run(["buildah", "rm", box.name], env=self.den.env)
+        if container.pid:
+            os.kill(container.pid, 9)
+            self.workspace.daemons[-1].wait(timeout=20)
+        run(["buildah", "umount", container.name], env=self.workspace.env)
+        run(["buildah", "rm", container.name], env=self.workspace.env)
 
 
 def _pids() -> list[int]:
@@ -89,43 +89,46 @@ class Apptainer(Rig):
 
     def start(self) -> None:
         """Build the sandbox image as the user."""
-        path = self.den.path
-        rigging.users_view(path, [("slim", self.uid)])  # for the files it writes
+        path = self.workspace.path
+        workspaces.users_view(path, [("slim", self.uid)])  # for the files it writes
         home = f"{path}/home-slim"
         os.mkdir(home, 0o700)
         os.chown(home, self.uid, self.uid)
         files = [(f"{path}/etc-{name}", f"/etc/{name}") for name in ("passwd", "group", "subuid", "subgid")]
         self.cli = (*newer.prefix("sid", uid=self.uid, files=files), "apptainer", "-q")
-        self.den.env = {
+        self.workspace.env = {
             **{"PATH": os.environ["PATH"], "HOME": home, "USER": "slim", "LOGNAME": "slim", "LC_ALL": "C"},
-            **{"CNTR_RIG": self.den.mark, "APPTAINER_CONFIGDIR": f"{home}/.apptainer", "APPTAINER_TMPDIR": home},
+            **{"CNTR_RIG": self.workspace.mark, "APPTAINER_CONFIGDIR": f"{home}/.apptainer", "APPTAINER_TMPDIR": home},
         }
         self.settings = {"APPTAINER_CONFIGDIR": f"{home}/.apptainer"}
         archive = docker_archive(
-            f"{path}/archive", rigging.busybox_root(f"{path}/slim"), "localhost/slim:1", ["/bin/sh"]
+            f"{path}/archive", workspaces.busybox_root(f"{path}/slim"), "localhost/slim:1", ["/bin/sh"]
         )
         self.image = f"{home}/image"
-        run([*self.cli, "build", "--userns", "--sandbox", self.image, f"docker-archive:{archive}"], env=self.den.env)
+        run(
+            [*self.cli, "build", "--userns", "--sandbox", self.image, f"docker-archive:{archive}"],
+            env=self.workspace.env,
+        )
 
-    def make(self, variant: str, name: str) -> Box:
+    def make(self, variant: str, name: str) -> EngineContainer:
         """``instance start``; the pid of ``instance list``."""
-        log = f"{self.den.path}/log"
+        log = f"{self.workspace.path}/log"
         with open(log, "ab") as stream:  # the instance keeps these streams
             subprocess.run(
                 [*self.cli, "instance", "start", "--userns", self.image, name],
-                env=self.den.env,
+                env=self.workspace.env,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
                 timeout=60,
                 check=True,
             )
-        rows = json.loads(run([*self.cli, "instance", "list", "--json"], env=self.den.env))["instances"]
-        return Box(self, name, next(row["pid"] for row in rows if row["instance"] == name))
+        rows = json.loads(run([*self.cli, "instance", "list", "--json"], env=self.workspace.env))["instances"]
+        return EngineContainer(self, name, next(row["pid"] for row in rows if row["instance"] == name))
 
-    def remove(self, box: Box) -> None:
+    def remove(self, container: EngineContainer) -> None:
         """``instance stop``."""
-        run([*self.cli, "instance", "stop", "-t", "1", box.name], env=self.den.env)
+        run([*self.cli, "instance", "stop", "-t", "1", container.name], env=self.workspace.env)
 
 
 class Gvisor(Rig):
@@ -137,13 +140,13 @@ class Gvisor(Rig):
 
     def start(self) -> None:
         """Make the root."""
-        self.state = f"{self.den.path}/runsc"
+        self.state = f"{self.workspace.path}/runsc"
         self.settings = {"CNTR_RUNSC_ROOT": self.state}
-        self.root = rigging.busybox_root(f"{self.den.path}/slim")
+        self.root = workspaces.busybox_root(f"{self.workspace.path}/slim")
 
-    def make(self, variant: str, name: str) -> Box:
+    def make(self, variant: str, name: str) -> EngineContainer:
         """``runsc run``, in the background."""
-        bundle = pathlib.Path(self.den.path, f"bundle-{name}")
+        bundle = pathlib.Path(self.workspace.path, f"bundle-{name}")
         bundle.mkdir()
         config = {
             "ociVersion": "1.0.0",
@@ -160,9 +163,11 @@ class Gvisor(Rig):
         (bundle / "config.json").write_text(json.dumps(config))
         self.cli = ("runsc", "--root", self.state, "--platform=ptrace", "--network=none", "--ignore-cgroups")
         # runsc chowns its standard streams to the sandbox's user (nobody): never hand it the machine's own /dev/null.
-        process = self.den.daemon([*self.cli, "run", "-bundle", str(bundle), name], log="log", stdin=f"{bundle}/stdin")
-        self.den.wait_for("runsc", lambda: self._pid(name), process=process)
-        return Box(self, name, self._pid(name), rootfs=self.root)
+        process = self.workspace.daemon(
+            [*self.cli, "run", "-bundle", str(bundle), name], log="log", stdin=f"{bundle}/stdin"
+        )
+        self.workspace.wait_for("runsc", lambda: self._pid(name), process=process)
+        return EngineContainer(self, name, self._pid(name), rootfs=self.root)
 
     def _pid(self, name: str) -> int:
         path = pathlib.Path(self.state, f"{name}_sandbox:{name}.state")
@@ -171,11 +176,13 @@ class Gvisor(Rig):
         record = json.loads(path.read_text() or "{}")
         return record["sandbox"]["pid"] if record.get("status") == "running" else 0
 
-    def remove(self, box: Box) -> None:
+    def remove(self, container: EngineContainer) -> None:
         """``kill`` and ``delete``."""
-        run([*self.cli, "kill", box.name, "KILL"], env=self.den.env)
-        self.den.daemons[-1].wait(timeout=20)
-        subprocess.call([*self.cli, "delete", "-force", box.name], env=self.den.env, stderr=subprocess.DEVNULL)
+        run([*self.cli, "kill", container.name, "KILL"], env=self.workspace.env)
+        self.workspace.daemons[-1].wait(timeout=20)
+        subprocess.call(
+            [*self.cli, "delete", "-force", container.name], env=self.workspace.env, stderr=subprocess.DEVNULL
+        )
 
 
 class DockerRootless(Docker):
@@ -187,7 +194,7 @@ class DockerRootless(Docker):
 
     def start(self) -> None:
         """Start rootlesskit and dockerd below it, as the user."""
-        path = self.den.path
+        path = self.workspace.path
         home, runtime = f"{path}/home-slim", f"{path}/runtime"
         for directory in (home, runtime):
             os.mkdir(directory, 0o700)
@@ -203,12 +210,14 @@ class DockerRootless(Docker):
         flags += ["--storage-driver=overlay2"]
         environment = {
             **{"PATH": os.environ["PATH"], "HOME": home, "XDG_RUNTIME_DIR": runtime, "USER": "slim", "LOGNAME": "slim"},
-            "CNTR_RIG": self.den.mark,
+            "CNTR_RIG": self.workspace.mark,
         }
-        view = rigging.users_view(path, [("slim", self.uid)])
-        process = self.den.daemon([*view, *user, *kit, "sh", "-c", script, "sh", *flags], log="log", env=environment)
+        view = workspaces.users_view(path, [("slim", self.uid)])
+        process = self.workspace.daemon(
+            [*view, *user, *kit, "sh", "-c", script, "sh", *flags], log="log", env=environment
+        )
         self.settings = {"DOCKER_HOST": socket}
         self.cli = ("docker", "-H", socket)
         self.socket = f"{runtime}/docker.sock"
-        self.den.wait_for("rootless dockerd", self._answers, process=process, seconds=60)
+        self.workspace.wait_for("rootless dockerd", self._answers, process=process, seconds=60)
         self.images()

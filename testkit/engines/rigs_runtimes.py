@@ -9,9 +9,9 @@ import subprocess
 import sys
 from typing import Any
 
-from testkit.engines import rigging
-from testkit.engines.rig import Box, Rig
-from testkit.engines.rigging import Failed, cg1, run
+from testkit.engines import workspaces
+from testkit.engines.rig import EngineContainer, Rig
+from testkit.engines.workspaces import Failed, cg1, run
 
 
 class Bundle(Rig):
@@ -33,10 +33,10 @@ class Bundle(Rig):
 
     def start(self) -> None:
         """Make the two roots; there is no daemon."""
-        path = self.den.path
+        path = self.workspace.path
         self.roots = {
-            "busybox": rigging.busybox_root(f"{path}/slim"),
-            "scratch": rigging.scratch_root(f"{path}/scratch"),
+            "busybox": workspaces.busybox_root(f"{path}/slim"),
+            "scratch": workspaces.scratch_root(f"{path}/scratch"),
         }
         self.cli = (*self.prefix(), self.runtime, "--root", f"{path}/state")
         self.settings = {f"CNTR_{self.runtime.upper()}_ROOT": f"{path}/state"}
@@ -45,9 +45,9 @@ class Bundle(Rig):
         """The command that the runtime runs under."""
         return ()
 
-    def make(self, variant: str, name: str) -> Box:
+    def make(self, variant: str, name: str) -> EngineContainer:
         """``run -d`` of a bundle."""
-        bundle = pathlib.Path(self.den.path, f"bundle-{name}")
+        bundle = pathlib.Path(self.workspace.path, f"bundle-{name}")
         bundle.mkdir()
         config = self.config(variant, name)
         (bundle / "config.json").write_text(json.dumps(config))
@@ -56,13 +56,15 @@ class Bundle(Rig):
         # The container keeps these streams: a pipe would never see its end. crun chowns them to the container's user,
         # so not the machine's own /dev/null either.
         with open(log, "wb") as stream, open(f"{bundle}/stdin", "w+b") as source:
-            code = subprocess.call(command, stdin=source, stdout=stream, stderr=stream, env=self.den.env, timeout=60)
+            code = subprocess.call(
+                command, stdin=source, stdout=stream, stderr=stream, env=self.workspace.env, timeout=60
+            )
         if code:
             raise Failed(f"{' '.join(command)}: exit status {code}\n{pathlib.Path(log).read_text()}")
-        box = Box(self, name, int((bundle / "pid").read_text()), rootfs=config["root"]["path"])
+        container = EngineContainer(self, name, int((bundle / "pid").read_text()), rootfs=config["root"]["path"])
         if variant == "paused":
-            run([*self.cli, "pause", name], env=self.den.env)
-        return box
+            run([*self.cli, "pause", name], env=self.workspace.env)
+        return container
 
     def config(self, variant: str, name: str) -> dict[str, Any]:
         """The OCI runtime configuration of VARIANT."""
@@ -71,7 +73,7 @@ class Bundle(Rig):
         capabilities = [] if plain else ["CAP_CHOWN", "CAP_KILL", "CAP_SETUID", "CAP_SETGID", "CAP_NET_BIND_SERVICE"]
         namespaces = [{"type": kind} for kind in ("mount", "ipc", "uts", "pid", "network")]
         namespaces = [n for n in namespaces if variant != f"host_{ {'network': 'net'}.get(n['type'], n['type']) }"]
-        linux: dict[str, Any] = {"namespaces": namespaces, "cgroupsPath": f"/{self.den.mark}/{name}"}
+        linux: dict[str, Any] = {"namespaces": namespaces, "cgroupsPath": f"/{self.workspace.mark}/{name}"}
         if variant == "userns":
             root = self.mapped_root(name)
             namespaces.append({"type": "user"})
@@ -105,18 +107,18 @@ class Bundle(Rig):
 
     def mapped_root(self, name: str) -> str:
         """A copy of the busybox root that belongs to the mapped root."""
-        root = f"{self.den.path}/root-{name}"
+        root = f"{self.workspace.path}/root-{name}"
         run(["cp", "-a", self.roots["busybox"], root])
         run(["chown", "-hR", "300000:300000", root])
         return root
 
-    def remove(self, box: Box) -> None:
+    def remove(self, container: EngineContainer) -> None:
         """``delete --force``, thawed before."""
         try:
-            run([*self.cli, "resume", box.name], env=self.den.env)
+            run([*self.cli, "resume", container.name], env=self.workspace.env)
         except Failed:
             pass
-        run([*self.cli, "delete", "--force", box.name], env=self.den.env)
+        run([*self.cli, "delete", "--force", container.name], env=self.workspace.env)
 
 
 class Runc(Bundle):
@@ -146,11 +148,11 @@ class Bwrap(Rig):
     def start(self) -> None:
         """Make the two roots."""
         self.roots = {
-            "busybox": rigging.busybox_root(f"{self.den.path}/slim"),
-            "scratch": rigging.scratch_root(f"{self.den.path}/scratch"),
+            "busybox": workspaces.busybox_root(f"{self.workspace.path}/slim"),
+            "scratch": workspaces.scratch_root(f"{self.workspace.path}/scratch"),
         }
 
-    def make(self, variant: str, name: str) -> Box:
+    def make(self, variant: str, name: str) -> EngineContainer:
         """Start one bwrap; --info-fd tells the pid."""
         root = self.roots["scratch" if variant == "scratch" else "busybox"]
         reading, writing = os.pipe()
@@ -159,29 +161,31 @@ class Bwrap(Rig):
         if variant in ("busybox", "read_only"):
             flags += ["--proc", "/proc", "--dev", "/dev"]
         argv = ["/app"] if variant == "scratch" else ["/bin/sleep", "100000"]
-        with open(f"{self.den.path}/log", "ab") as stream:
+        with open(f"{self.workspace.path}/log", "ab") as stream:
             process = subprocess.Popen(
                 ["bwrap", *flags, "--", *argv],
                 pass_fds=(writing,),
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
-                env={"PATH": "/bin", "CNTR_RIG": self.den.mark, "BOX": name},
+                env={"PATH": "/bin", "CNTR_RIG": self.workspace.mark, "BOX": name},
             )
         os.close(writing)
         with open(reading, "rb") as stream:
             text = stream.read()
         if not text:
             process.wait(timeout=10)
-            raise Failed(f"bwrap {' '.join(flags)}: {self.den.log('log')}")
-        self.den.daemons.append(process)
-        box = Box(self, name, json.loads(text)["child-pid"], rootfs=root)
-        self.den.wait_for("bwrap", lambda: os.readlink(f"/proc/{box.pid}/exe").startswith(("/app", "/bin/busybox")))
-        return box
+            raise Failed(f"bwrap {' '.join(flags)}: {self.workspace.log('log')}")
+        self.workspace.daemons.append(process)
+        container = EngineContainer(self, name, json.loads(text)["child-pid"], rootfs=root)
+        self.workspace.wait_for(
+            "bwrap", lambda: os.readlink(f"/proc/{container.pid}/exe").startswith(("/app", "/bin/busybox"))
+        )
+        return container
 
-    def remove(self, box: Box) -> None:
+    def remove(self, container: EngineContainer) -> None:
         """Kill its pid 1; the namespaces end with it."""
-        os.kill(box.pid, 9)
+        os.kill(container.pid, 9)
 
 
 class ByHand(Rig):
@@ -194,36 +198,36 @@ class ByHand(Rig):
     def start(self) -> None:
         """Make the two roots."""
         self.roots = {
-            "busybox": rigging.busybox_root(f"{self.den.path}/slim"),
-            "scratch": rigging.scratch_root(f"{self.den.path}/scratch"),
+            "busybox": workspaces.busybox_root(f"{self.workspace.path}/slim"),
+            "scratch": workspaces.scratch_root(f"{self.workspace.path}/scratch"),
         }
 
-    def make(self, variant: str, name: str) -> Box:
+    def make(self, variant: str, name: str) -> EngineContainer:
         """Run the steps of the variant in a shell that becomes the container's first process."""
-        path = f"{self.den.path}/root-{name}"
+        path = f"{self.workspace.path}/root-{name}"
         os.mkdir(path)
         source = self.roots["scratch" if variant == "scratch" else "busybox"]
         command = ["/app"] if variant == "scratch" else ["/bin/sleep", "100000"]
         if variant == "chroot":
             run(["cp", "-a", f"{source}/.", path])
         argv = [sys.executable, "-m", "testkit.engines.byhand", variant, source, path, "--", *command]
-        with open(f"{self.den.path}/log", "ab") as stream:
+        with open(f"{self.workspace.path}/log", "ab") as stream:
             process = subprocess.Popen(
                 argv,
                 cwd=pathlib.Path(__file__).parents[2],
-                env={**self.den.env, "BOX": name},
+                env={**self.workspace.env, "BOX": name},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=stream,
             )
-        self.den.daemons.append(process)
+        self.workspace.daemons.append(process)
         assert process.stdout
         with process.stdout:
             line = process.stdout.readline()
         if not line:
-            raise Failed(f"by hand, {variant}: {self.den.log('log')}")
-        return Box(self, name, int(line), rootfs=path)
+            raise Failed(f"by hand, {variant}: {self.workspace.log('log')}")
+        return EngineContainer(self, name, int(line), rootfs=path)
 
-    def remove(self, box: Box) -> None:
+    def remove(self, container: EngineContainer) -> None:
         """Kill it; its namespaces end with it."""
-        os.kill(box.pid, 9)
+        os.kill(container.pid, 9)

@@ -8,9 +8,9 @@ import pathlib
 import shutil
 import subprocess
 
-from testkit.engines import newer, rigging
-from testkit.engines.rig import Box, Rig
-from testkit.engines.rigging import Failed, run
+from testkit.engines import newer, workspaces
+from testkit.engines.rig import EngineContainer, Rig
+from testkit.engines.workspaces import Failed, run
 
 MAP = 7 * 65536  # systemd-nspawn chowns to multiples of 65536 only
 
@@ -24,17 +24,17 @@ class Lxc(Rig):
 
     def start(self) -> None:
         """Nothing runs until a container does."""
-        self.path = f"{self.den.path}/lxc"
+        self.path = f"{self.workspace.path}/lxc"
         os.mkdir(self.path)
 
-    def make(self, variant: str, name: str) -> Box:
+    def make(self, variant: str, name: str) -> EngineContainer:
         """Write the configuration, lxc-start."""
         directory = f"{self.path}/{name}"
         os.mkdir(directory)
-        root = (rigging.scratch_root if variant == "scratch" else rigging.busybox_root)(f"{directory}/rootfs")
+        root = (workspaces.scratch_root if variant == "scratch" else workspaces.busybox_root)(f"{directory}/rootfs")
         os.makedirs(f"{root}/dev", exist_ok=True)  # LXC puts links there even without lxc.autodev
         lines = [f"lxc.uts.name = {name}", f"lxc.rootfs.path = dir:{root}", "lxc.net.0.type = empty"]
-        lines += [f"lxc.cgroup.dir = {self.den.mark}/{name}"]
+        lines += [f"lxc.cgroup.dir = {self.workspace.mark}/{name}"]
         if variant == "scratch":
             lines += [
                 "lxc.init.cmd = /app",
@@ -52,21 +52,23 @@ class Lxc(Rig):
         try:
             run(
                 ["lxc-start", "-P", self.path, "-n", name, "-d", "-o", f"{directory}/log", "-l", "INFO"],
-                env=self.den.env,
+                env=self.workspace.env,
             )
         except Failed as error:
             raise Failed(f"{error}\n{pathlib.Path(directory, 'log').read_text()}") from None
         if variant == "paused":
-            run(["lxc-freeze", "-P", self.path, "-n", name], env=self.den.env)
-        return Box(
-            self, name, int(run(["lxc-info", "-P", self.path, "-n", name, "-pH"], env=self.den.env)), rootfs=root
+            run(["lxc-freeze", "-P", self.path, "-n", name], env=self.workspace.env)
+        return EngineContainer(
+            self, name, int(run(["lxc-info", "-P", self.path, "-n", name, "-pH"], env=self.workspace.env)), rootfs=root
         )
 
-    def remove(self, box: Box) -> None:
+    def remove(self, container: EngineContainer) -> None:
         """Stop it, thawed before."""
-        subprocess.call(["lxc-unfreeze", "-P", self.path, "-n", box.name], env=self.den.env, stderr=subprocess.DEVNULL)
-        run(["lxc-stop", "-k", "-P", self.path, "-n", box.name], env=self.den.env)
-        shutil.rmtree(f"{self.path}/{box.name}")
+        subprocess.call(
+            ["lxc-unfreeze", "-P", self.path, "-n", container.name], env=self.workspace.env, stderr=subprocess.DEVNULL
+        )
+        run(["lxc-stop", "-k", "-P", self.path, "-n", container.name], env=self.workspace.env)
+        shutil.rmtree(f"{self.path}/{container.name}")
 
 
 class Lxd(Rig):
@@ -81,27 +83,27 @@ class Lxd(Rig):
 
     def start(self) -> None:
         """Start the daemon; make pool, profile and image."""
-        directory = f"{self.den.path}/state"
+        directory = f"{self.workspace.path}/state"
         os.mkdir(directory, 0o711)
         self.settings = {self.variable: directory}
-        self.den.env = {
-            **self.den.env,
+        self.workspace.env = {
+            **self.workspace.env,
             **self.settings,
-            "HOME": self.den.path,
+            "HOME": self.workspace.path,
             "PATH": f"{os.environ['PATH']}:/usr/libexec/incus",
         }
-        process = self.den.daemon(self.server, log="log")
-        self.den.wait_for(self.engine, self._answers, process=process, seconds=60)
-        root = rigging.busybox_root(f"{self.den.path}/image/rootfs")
+        process = self.workspace.daemon(self.server, log="log")
+        self.workspace.wait_for(self.engine, self._answers, process=process, seconds=60)
+        root = workspaces.busybox_root(f"{self.workspace.path}/image/rootfs")
         os.mkdir(f"{root}/sbin")
         pathlib.Path(root, "sbin/init").write_text("#!/bin/sh\nexec /bin/sleep 100000\n")
         pathlib.Path(root, "sbin/init").chmod(0o755)
         machine = os.uname().machine
-        pathlib.Path(self.den.path, "image/metadata.yaml").write_text(
+        pathlib.Path(self.workspace.path, "image/metadata.yaml").write_text(
             f"architecture: {machine}\ncreation_date: 1700000000\nproperties:\n  description: slim\n"
         )
-        tarball = f"{self.den.path}/image.tar"
-        run(["tar", "-C", f"{self.den.path}/image", "-cf", tarball, "metadata.yaml", "rootfs"])
+        tarball = f"{self.workspace.path}/image.tar"
+        run(["tar", "-C", f"{self.workspace.path}/image", "-cf", tarball, "metadata.yaml", "rootfs"])
         self.command("storage", "create", "default", "dir")
         self.command("profile", "device", "add", "default", "root", "disk", "path=/", "pool=default")
         self.command("image", "import", tarball, "--alias", "slim")
@@ -109,30 +111,32 @@ class Lxd(Rig):
     def command(self, *arguments: str) -> str:
         """Run the client. Raises Failed with the daemon's log."""
         try:
-            return run([*self.client, *arguments], env=self.den.env, timeout=90)
+            return run([*self.client, *arguments], env=self.workspace.env, timeout=90)
         except Failed as error:
-            raise Failed(f"{error}\n{self.den.log('log')}") from None
+            raise Failed(f"{error}\n{self.workspace.log('log')}") from None
 
     def _answers(self) -> bool:
         command = [*self.client, "query", "/1.0"]
-        return not subprocess.call(command, env=self.den.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return not subprocess.call(
+            command, env=self.workspace.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
 
-    def make(self, variant: str, name: str) -> Box:
+    def make(self, variant: str, name: str) -> EngineContainer:
         """``launch``; the pid as the API tells it."""
         flags = ["-c", "security.privileged=true"] if variant == "privileged" else []
         self.command("launch", "slim", name, "-q", *flags)
         state = json.loads(self.command("query", f"/1.0/instances/{name}/state"))
         if variant == "paused":
             self.command("pause", name)
-        return Box(self, name, int(state["pid"]))
+        return EngineContainer(self, name, int(state["pid"]))
 
-    def remove(self, box: Box) -> None:
+    def remove(self, container: EngineContainer) -> None:
         """``delete --force``, thawed before."""
         try:
-            self.command("start", box.name)
+            self.command("start", container.name)
         except Failed:
             pass
-        self.command("delete", "--force", box.name)
+        self.command("delete", "--force", container.name)
 
 
 class Incus(Lxd):
@@ -156,9 +160,9 @@ class Nspawn(Rig):
     needs = {"systemd-nspawn": "systemd-container", "busybox": "busybox-static"}  # noqa: RUF012
     variants: tuple[str, ...] = ("busybox", "read_only", "as_pid2", "userns")
 
-    def make(self, variant: str, name: str) -> Box:
+    def make(self, variant: str, name: str) -> EngineContainer:
         """Start one; its child in the new pid namespace is the container."""
-        root = rigging.busybox_root(f"{self.den.path}/{name}")
+        root = workspaces.busybox_root(f"{self.workspace.path}/{name}")
         for directory in ("usr", "root", "run", "var"):
             os.mkdir(f"{root}/{directory}")
         flags = {
@@ -177,7 +181,7 @@ class Nspawn(Rig):
             name,
             *flags.get(variant, []),
         ]
-        process = self.den.daemon([*command, "/bin/sleep", "100000"], log="log")
+        process = self.workspace.daemon([*command, "/bin/sleep", "100000"], log="log")
         found: list[int] = []
 
         def arrived() -> bool:
@@ -185,20 +189,20 @@ class Nspawn(Rig):
             found[:] = [pid for pid in map(int, pathlib.Path(path).read_text().split()) if _runs(pid, variant)]
             return bool(found)
 
-        self.den.wait_for("systemd-nspawn", arrived, process=process)
+        self.workspace.wait_for("systemd-nspawn", arrived, process=process)
         self.monitors[name] = process
-        return Box(self, name, found[0], rootfs=root)
+        return EngineContainer(self, name, found[0], rootfs=root)
 
     def start(self) -> None:
         """No daemon."""
         self.monitors: dict[str, subprocess.Popen[bytes]] = {}
 
-    def remove(self, box: Box) -> None:
+    def remove(self, container: EngineContainer) -> None:
         """Kill the container; systemd-nspawn follows."""
-        os.kill(box.pid, 9)
-        self.monitors[box.name].wait(timeout=20)
+        os.kill(container.pid, 9)
+        self.monitors[container.name].wait(timeout=20)
         # It stays where /run is no tmpfs: "Attempted to remove disk file system …, and we can't allow that."
-        shutil.rmtree(f"/run/systemd/nspawn/propagate/{box.name}", ignore_errors=True)
+        shutil.rmtree(f"/run/systemd/nspawn/propagate/{container.name}", ignore_errors=True)
 
 
 def _runs(pid: int, variant: str) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from testkit.container import enter_root
 from testkit.waiting import wait_until
-from tests.nest.box import Box, run
+from tests.nest.busybox import BusyboxContainer, run
 
 TRANSPORTS = ("mount", "fuse")
 SHADOW = 42  # the group that may read /etc/shadow in Debian
@@ -83,7 +83,7 @@ def canary(accomplice: str, place: str = "/opt") -> Iterator[Canary]:
         shutil.rmtree(directory)
 
 
-class Hostile(Box):
+class Hostile(BusyboxContainer):
     """A container whose first process is the accomplice's, or any program of its own; made in a directory of the test's."""
 
     @property
@@ -135,19 +135,21 @@ def each(values: Sequence[object], few: int = 2) -> list[tuple[str, object]]:
     return [("mount", value) for value in values] + [("fuse", value) for value in list(values)[:few]]
 
 
-def await_ready(box: Box) -> None:
+def await_ready(container: BusyboxContainer) -> None:
     """Until the accomplice looks."""
-    wait_until(lambda: "ready\n" in (box.root / "loot").read_text(errors="replace"), "the accomplice is ready")
+    wait_until(lambda: "ready\n" in (container.root / "loot").read_text(errors="replace"), "the accomplice is ready")
 
 
-def attach(box: Box, transport: str, *flags: str, command: Sequence[str] = ("true",), **more: object):
+def attach(
+    container: BusyboxContainer, transport: str, *flags: str, command: Sequence[str] = ("true",), **more: object
+):
     """``cntr attach`` with a transport."""
-    return run("attach", str(box.pid), "--transport", transport, *flags, "--", *command, **more)  # type: ignore[arg-type]
+    return run("attach", str(container.pid), "--transport", transport, *flags, "--", *command, **more)  # type: ignore[arg-type]
 
 
-def in_session(box: Box, transport: str, script: str, *flags: str, **more: object) -> str:
+def in_session(container: BusyboxContainer, transport: str, script: str, *flags: str, **more: object) -> str:
     """What a bash of the tools' prints in a session, both streams; whatever its status."""
-    done = attach(box, transport, *flags, command=["/bin/bash", "-c", script], **more)
+    done = attach(container, transport, *flags, command=["/bin/bash", "-c", script], **more)
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode not in (125, 126, 127), done
     return done.stdout + done.stderr
@@ -221,8 +223,8 @@ class Remapped(Hostile):
 
 def remapped(place: pathlib.Path, accomplice: str, *argv: str, **more: object) -> Remapped:
     """``hostile`` in a user namespace of its own; its files belong to its root."""
-    box = hostile(place, accomplice, *argv, **more)
-    for path in (box.root, box.root / "loot"):
+    container = hostile(place, accomplice, *argv, **more)
+    for path in (container.root, container.root / "loot"):
         os.chown(path, FIRST_ID, FIRST_ID)
-    box.__class__ = Remapped
-    return box  # type: ignore[return-value]
+    container.__class__ = Remapped
+    return container  # type: ignore[return-value]

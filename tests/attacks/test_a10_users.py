@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.attacks import kit
-from tests.nest.box import run
+from tests.nest.busybox import run
 
 NUMBERS = {
     "name is the number": ("1000", "1000:x:0:0::/:/bin/sh\n"),
@@ -40,8 +40,8 @@ GROUPS = "shadow:x:42:app,1000\ndisk:x:6:app,1000\nroot:x:0:app,1000\ndocker:x:9
 @pytest.mark.parametrize("kind", NUMBERS)
 def test_a_number_is_a_number(accomplice, canary, place, verb, kind):
     wanted, passwd = NUMBERS[kind]
-    with kit.hostile(place, accomplice, files={"/etc/passwd": passwd, "/etc/group": GROUPS}) as box:
-        done = run(verb, str(box.pid), "--user", wanted, "--", "sh", "-c", "id -u; cat /proc/self/status")
+    with kit.hostile(place, accomplice, files={"/etc/passwd": passwd, "/etc/group": GROUPS}) as container:
+        done = run(verb, str(container.pid), "--user", wanted, "--", "sh", "-c", "id -u; cat /proc/self/status")
         if done.returncode == 125:
             assert kind == "leading zero"
             return
@@ -53,8 +53,8 @@ def test_a_number_is_a_number(accomplice, canary, place, verb, kind):
 def test_no_other_spelling_is_a_number(accomplice, canary, place, kind):
     verb = "attach" if len(kind) % 2 else "exec"
     wanted, passwd = REFUSED[kind]
-    with kit.hostile(place, accomplice, files={"/etc/passwd": passwd}) as box:
-        done = run(verb, str(box.pid), f"--user={wanted}", "--", "sh", "-c", "id -u")
+    with kit.hostile(place, accomplice, files={"/etc/passwd": passwd}) as container:
+        done = run(verb, str(container.pid), f"--user={wanted}", "--", "sh", "-c", "id -u")
         if done.returncode == 0:  # a name may be what it says: never root by a detour
             assert done.stdout.strip() == "1000", done
             return
@@ -68,7 +68,9 @@ def test_groups_of_the_container_open_no_file_of_the_host(accomplice, canary, pl
     """--user NAME, and the container's process itself, with the host's shadow, disk or root among their groups."""
     path = canary.path if kind == "path" else canary.file(kind)
     passwd = "app:x:1234:42::/:/bin/sh\nslim:x:1000:1000::/:/x\n"
-    with kit.hostile(place, accomplice, files={"/etc/passwd": passwd, "/etc/group": GROUPS}, groups=(42, 6, 0)) as box:
+    with kit.hostile(
+        place, accomplice, files={"/etc/passwd": passwd, "/etc/group": GROUPS}, groups=(42, 6, 0)
+    ) as container:
         for flags in (
             [],
             ["--user", "app"],
@@ -78,7 +80,7 @@ def test_groups_of_the_container_open_no_file_of_the_host(accomplice, canary, pl
             ["--user", "app:shadow"],
         ):
             done = kit.attach(
-                box,
+                container,
                 transport,
                 *flags,
                 command=["/bin/bash", "-c", f"cat {path}; cat /etc/shadow; head -c1 /dev/vda /dev/sda"],
@@ -88,15 +90,17 @@ def test_groups_of_the_container_open_no_file_of_the_host(accomplice, canary, pl
 
 
 def test_a_user_of_a_container_with_a_user_namespace(accomplice, canary, place, transport):
-    with kit.remapped(place, accomplice, files={"/etc/passwd": "1000:x:0:0::/:/x\n", "/etc/group": GROUPS}) as box:
+    with kit.remapped(
+        place, accomplice, files={"/etc/passwd": "1000:x:0:0::/:/x\n", "/etc/group": GROUPS}
+    ) as container:
         for flags in (["--user", "1000"], ["--user", "0"], ["--user", "65535"]):
             done = kit.attach(
-                box,
+                container,
                 transport,
                 *flags,
                 command=["/bin/bash", "-c", f"id -u; cat {canary.path} {canary.file('group')} {canary.file('user')}"],
             )
             assert done.stdout.split()[0] == flags[1], done
             assert canary.secret not in done.stdout
-        refused = run("attach", str(box.pid), "--user", "70000", "--", "true")
+        refused = run("attach", str(container.pid), "--user", "70000", "--", "true")
         assert refused.returncode == 125

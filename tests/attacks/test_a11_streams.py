@@ -19,7 +19,7 @@ import pytest
 
 from testkit.waiting import wait_until
 from tests.attacks import kit
-from tests.nest.box import CNTR, REPOSITORY
+from tests.nest.busybox import CNTR, REPOSITORY
 
 PATTERNS = ("t--", "-t-", "--t", "tt-", "t-t", "-tt", "ttt")  # which of 0, 1, 2 are the terminal
 
@@ -53,7 +53,7 @@ def screen():
 
 
 def start(
-    box: kit.Hostile, screen: Screen, pattern: str, *words: str, verb: str = "exec", flags: tuple[str, ...] = ()
+    container: kit.Hostile, screen: Screen, pattern: str, *words: str, verb: str = "exec", flags: tuple[str, ...] = ()
 ) -> subprocess.Popen[bytes]:
     """cntr with the terminal as its controlling one, and as the standard streams that PATTERN says; the others are pipes."""
 
@@ -63,7 +63,7 @@ def start(
 
     streams = [screen.slave if letter == "t" else subprocess.PIPE for letter in pattern]
     process = subprocess.Popen(
-        [*CNTR, verb, str(box.pid), *flags, "--", *words],
+        [*CNTR, verb, str(container.pid), *flags, "--", *words],
         env={**os.environ, "PYTHONPATH": REPOSITORY},
         stdin=streams[0],
         stdout=streams[1],
@@ -94,8 +94,8 @@ def drain(process: subprocess.Popen[bytes], screen: Screen) -> bytes:
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_nothing_is_typed_into_the_callers_terminal(accomplice, canary, place, screen, pattern):
     """TIOCSTI through every stream, /dev/tty, and a terminal reopened and taken as the controlling one."""
-    with kit.hostile(place, accomplice, capabilities=0xA80425FB | 1 << 21) as box:
-        process = start(box, screen, pattern, "/accomplice", "tty")
+    with kit.hostile(place, accomplice, capabilities=0xA80425FB | 1 << 21) as container:
+        process = start(container, screen, pattern, "/accomplice", "tty")
         drain(process, screen)
         assert b"typed-by-the-container" not in screen.typed()
 
@@ -103,8 +103,8 @@ def test_nothing_is_typed_into_the_callers_terminal(accomplice, canary, place, s
 @pytest.mark.parametrize("pattern", ["t--", "-tt", "ttt"])
 def test_nothing_is_typed_from_a_user_namespace(accomplice, canary, place, screen, pattern):
     """Its owner has CAP_SYS_ADMIN there, which TIOCSTI asks for where the terminal is not one's own."""
-    with kit.remapped(place, accomplice, capabilities=(1 << 41) - 1) as box:
-        process = start(box, screen, pattern, "/accomplice", "tty")
+    with kit.remapped(place, accomplice, capabilities=(1 << 41) - 1) as container:
+        process = start(container, screen, pattern, "/accomplice", "tty")
         drain(process, screen)
         assert b"typed-by-the-container" not in screen.typed()
 
@@ -113,24 +113,24 @@ def test_nothing_is_typed_from_a_user_namespace(accomplice, canary, place, scree
 def test_no_key_is_read_after_the_end(accomplice, canary, place, screen, pattern):
     """A child that keeps a stream and goes on reading when cntr has ended: the user's password for the next command."""
     reader = "for fd in 0 1 2; do (exec 3<&$fd; setsid sh -c 'while :; do cat <&3 >>/loot; sleep 0.05; done' &) ; done; sleep 0.2"
-    with kit.hostile(place, accomplice) as box:
-        process = start(box, screen, pattern, "sh", "-c", reader)
+    with kit.hostile(place, accomplice) as container:
+        process = start(container, screen, pattern, "sh", "-c", reader)
         drain(process, screen)
         os.write(screen.master, b"password-word")
-        wait_until(lambda: b"password-word" in screen.typed() or box.loot, "the key went somewhere", 3)
-        assert not any("password-word" in line for line in box.loot)
+        wait_until(lambda: b"password-word" in screen.typed() or container.loot, "the key went somewhere", 3)
+        assert not any("password-word" in line for line in container.loot)
 
 
 def test_no_key_is_read_while_it_runs_unless_it_is_stdin(accomplice, canary, place, screen):
     """`cntr exec … | less`: the terminal is stderr's alone, and what is typed is the pager's."""
-    with kit.hostile(place, accomplice) as box:
+    with kit.hostile(place, accomplice) as container:
         process = start(
-            box, screen, "--t", "sh", "-c", "timeout 0.5 cat <&2 >>/loot; timeout 0.5 cat </dev/tty >>/loot; true"
+            container, screen, "--t", "sh", "-c", "timeout 0.5 cat <&2 >>/loot; timeout 0.5 cat </dev/tty >>/loot; true"
         )
         time.sleep(0.3)
         os.write(screen.master, b"password-word\n")
         drain(process, screen)
-        assert not any("password-word" in line for line in box.loot)
+        assert not any("password-word" in line for line in container.loot)
 
 
 @pytest.mark.parametrize("verb", ["exec", "tools"])
@@ -140,11 +140,15 @@ def test_a_file_is_not_opened_for_more_than_its_direction(accomplice, canary, pl
     file = place / "file"
     file.write_text(f"{canary.secret}\n")
     file.chmod(0o600)
-    with kit.hostile(place, accomplice) as box, kit.hostile(place, accomplice, root=place / "other") as other:
+    with kit.hostile(place, accomplice) as container, kit.hostile(place, accomplice, root=place / "other") as other:
         streams = [subprocess.DEVNULL, subprocess.PIPE, subprocess.PIPE]
         flags = os.O_RDONLY if stream == 0 else os.O_WRONLY | os.O_APPEND
         streams[stream] = os.open(file, flags)
-        words = ["exec", str(box.pid)] if verb == "exec" else ["attach", str(other.pid), "--tools", str(box.pid)]
+        words = (
+            ["exec", str(container.pid)]
+            if verb == "exec"
+            else ["attach", str(other.pid), "--tools", str(container.pid)]
+        )
         done = subprocess.run(
             [*CNTR, *words, "--", "/accomplice", "streams"],
             env={**os.environ, "PYTHONPATH": REPOSITORY},
@@ -166,10 +170,10 @@ def test_a_file_is_not_opened_for_more_than_its_direction(accomplice, canary, pl
 
 def test_a_directory_as_stdin(accomplice, canary, place):
     """`cntr exec … </some/dir`: a directory of the host's open in the container is a way out of it."""
-    with kit.hostile(place, accomplice) as box:
+    with kit.hostile(place, accomplice) as container:
         where = os.open(canary.directory, os.O_RDONLY | os.O_DIRECTORY)
         done = subprocess.run(
-            [*CNTR, "exec", str(box.pid), "--", "/accomplice", "streams"],
+            [*CNTR, "exec", str(container.pid), "--", "/accomplice", "streams"],
             env={**os.environ, "PYTHONPATH": REPOSITORY},
             stdin=where,
             capture_output=True,
@@ -184,13 +188,13 @@ def test_a_directory_as_stdin(accomplice, canary, place):
 @pytest.mark.parametrize("flags", [os.O_PATH | os.O_DIRECTORY, os.O_PATH])
 def test_a_handle_as_stdin(accomplice, canary, place, flags):
     """An O_PATH fd is a place to begin a path at, too."""
-    with kit.hostile(place, accomplice, programs={"/bin/proof": accomplice}) as box:
+    with kit.hostile(place, accomplice, programs={"/bin/proof": accomplice}) as container:
         where = os.open(canary.directory if flags & os.O_DIRECTORY else canary.path, flags)
         done = subprocess.run(
             [
                 *CNTR,
                 "exec",
-                str(box.pid),
+                str(container.pid),
                 "--",
                 "sh",
                 "-c",
@@ -209,8 +213,8 @@ def test_a_handle_as_stdin(accomplice, canary, place, flags):
 
 def test_a_host_socket_as_stdin_is_what_was_given(accomplice, canary, place):
     """The control of the above: a pipe given is a pipe had, and works."""
-    with kit.hostile(place, accomplice) as box:
-        assert box.exec("--", "cat", input="through\n").stdout == "through\n"
+    with kit.hostile(place, accomplice) as container:
+        assert container.exec("--", "cat", input="through\n").stdout == "through\n"
 
 
 def test_control_the_terminal_is_there_to_be_typed_into(accomplice, screen):

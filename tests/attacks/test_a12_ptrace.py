@@ -14,7 +14,7 @@ from cntr.attach.supervisor import Outcome
 from cntr.linux import syscalls
 from testkit.waiting import wait_until
 from tests.attacks import kit, test_b1_exec
-from tests.nest.box import REPOSITORY, one_line_and_hint, run
+from tests.nest.busybox import REPOSITORY, one_line_and_hint, run
 
 PTRACE, ALL = 0xA80425FB | 1 << 19, (1 << 41) - 1
 CODE = "import sys; from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))"
@@ -46,13 +46,13 @@ def test_the_executable_is_held_and_written_to(accomplice, canary, place, transp
     before = pathlib.Path(python).read_bytes()
     with kit.hostile(
         place, accomplice, "hunt", "x", canary.path, canary.secret, "same", "same", capabilities=capabilities
-    ) as box:
-        kit.await_ready(box)
-        for words in (["attach", str(box.pid), "--transport", transport], ["exec", str(box.pid)]):
+    ) as container:
+        kit.await_ready(container)
+        for words in (["attach", str(container.pid), "--transport", transport], ["exec", str(container.pid)]):
             for _ in range(3):
                 visit(python, *words, "--", "sh", "-c", "sleep 0.1; true")
-        kit.attach(box, transport, command=["true"])  # time for the accomplice to try again
-        assert [line for line in box.loot if line.startswith("written")] == []
+        kit.attach(container, transport, command=["true"])  # time for the accomplice to try again
+        assert [line for line in container.loot if line.startswith("written")] == []
         assert pathlib.Path(python).read_bytes() == before
 
 
@@ -61,11 +61,11 @@ def test_what_is_found_is_worth_nothing(accomplice, canary, place, transport, ca
     """Every door is open to it; behind them is the tools view. (With all capabilities the disks are its own: it looks at doors only.)"""
     with kit.hostile(
         place, accomplice, "hunt", "lt", canary.path, canary.secret, "same", capabilities=capabilities
-    ) as box:
-        kit.await_ready(box)
+    ) as container:
+        kit.await_ready(container)
         for _ in range(3):
-            kit.attach(box, transport, command=["sh", "-c", "sleep 0.15"], timeout=30)
-        assert box.proofs(canary.secret) == []
+            kit.attach(container, transport, command=["sh", "-c", "sleep 0.15"], timeout=30)
+        assert container.proofs(canary.secret) == []
 
 
 # What CAP_SYS_PTRACE lets a container do to a session's process is to have it make any system call: so do these.
@@ -119,8 +119,8 @@ def test_files_by_their_number(accomplice, canary, place, transport):
     try:
         command = ["python3", "-c", BY_HANDLE, str(readable.stat().st_ino)]
         assert canary.secret in subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        with kit.hostile(place, accomplice, capabilities=PTRACE | 1 << 2) as box:
-            assert canary.secret not in (shown := kit.attach(box, transport, command=command)).stdout, shown
+        with kit.hostile(place, accomplice, capabilities=PTRACE | 1 << 2) as container:
+            assert canary.secret not in (shown := kit.attach(container, transport, command=command)).stdout, shown
             assert shown.returncode == 0, shown
     finally:
         shutil.rmtree(closed)
@@ -128,11 +128,11 @@ def test_files_by_their_number(accomplice, canary, place, transport):
 
 def test_mounts_that_are_taken_off(accomplice, canary, place, transport):
     """With CAP_SYS_ADMIN covers can be unmounted, id maps be left out of a copy, a file system of the host be stopped."""
-    with kit.hostile(place, accomplice, capabilities=ALL) as box:
-        shown = kit.attach(box, transport, command=["python3", "-c", AROUND, canary.path], timeout=60)
+    with kit.hostile(place, accomplice, capabilities=ALL) as container:
+        shown = kit.attach(container, transport, command=["python3", "-c", AROUND, canary.path], timeout=60)
         assert shown.stdout.strip() == "[-1]", shown
         control = ["--tools", "host:all", "--force"]
-        assert canary.secret in kit.attach(box, transport, *control, command=["cat", canary.path]).stdout
+        assert canary.secret in kit.attach(container, transport, *control, command=["cat", canary.path]).stdout
 
 
 def test_a_proc_that_it_makes_cntr_mount_anew(accomplice, canary, place, transport):
@@ -155,9 +155,9 @@ def test_a_proc_that_it_makes_cntr_mount_anew(accomplice, canary, place, transpo
     for number, more in enumerate(({"as_root": hide}, {"mount_proc": False})):
         root = place / str(number)
         root.mkdir()
-        with kit.hostile(root, accomplice, **{"capabilities": PTRACE, **more}) as box:
-            child = pathlib.Path(f"/proc/{box.pid}/task/{box.pid}/children").read_text().split()
-            for target in child or [str(box.pid)]:
+        with kit.hostile(root, accomplice, **{"capabilities": PTRACE, **more}) as container:
+            child = pathlib.Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text().split()
+            for target in child or [str(container.pid)]:
                 wait_until(lambda of=target: not os.path.exists(f"/proc/{of}/root/proc/1"), "its /proc is covered")
                 shown = run("attach", target, "--transport", transport, "--", "python3", "-c", PROC)
                 assert (shown.returncode, shown.stdout) == (0, ""), shown
@@ -167,33 +167,37 @@ def test_a_proc_that_it_makes_cntr_mount_anew(accomplice, canary, place, transpo
 def test_the_callers_variables_are_not_in_a_sessions_memory(accomplice, canary, place, transport, command):
     """Of whatever is seen there, the reaper too, which was forked from cntr: neither by /proc/PID/environ nor in its heap."""
     token = f"TOKEN-{canary.secret[:16]}"
-    with kit.hostile(place, accomplice, "hunt", "mM", canary.path, token, "same", capabilities=PTRACE) as box:
-        kit.await_ready(box)
-        words = ["attach", str(box.pid), "--transport", transport] if command == "attach" else ["exec", str(box.pid)]
+    with kit.hostile(place, accomplice, "hunt", "mM", canary.path, token, "same", capabilities=PTRACE) as container:
+        kit.await_ready(container)
+        words = (
+            ["attach", str(container.pid), "--transport", transport]
+            if command == "attach"
+            else ["exec", str(container.pid)]
+        )
         for _ in range(2):
             done = run(*words, "--", "/bin/sh", "-c", "sleep 0.3", env={"AWS_SECRET_ACCESS_KEY": token}, timeout=30)
             assert done.returncode == 0, done
-        assert [line for line in box.loot if line.startswith(("text", "memory holds"))] == []
+        assert [line for line in container.loot if line.startswith(("text", "memory holds"))] == []
 
 
 @pytest.mark.parametrize("flags", [["--tools", "host:all"], ["--privileged"]])
 def test_what_is_worth_something_takes_force(accomplice, canary, place, transport, flags):
-    with kit.hostile(place, accomplice, capabilities=PTRACE) as box:
-        done = kit.attach(box, transport, *flags)
+    with kit.hostile(place, accomplice, capabilities=PTRACE) as container:
+        done = kit.attach(container, transport, *flags)
         assert "CAP_SYS_PTRACE" in one_line_and_hint(done)
         assert "--force" in done.stderr
-        assert kit.attach(box, transport, *flags, "--force").returncode == 0
+        assert kit.attach(container, transport, *flags, "--force").returncode == 0
 
 
 def test_it_has_its_own_filter_in_the_session(accomplice, canary, place, transport):
     """Through a session without one it could make every system call."""
     rules = ((test_b1_exec.SYS_GETCPU, 77),)
     script = 'python3 -c "import ctypes; l = ctypes.CDLL(None, use_errno=True); print(l.syscall(309, 0, 0, 0), ctypes.get_errno())"'
-    with test_b1_exec.filtered(place, accomplice, rules, capabilities=PTRACE) as box:
-        shown = kit.in_session(box, transport, script)
+    with test_b1_exec.filtered(place, accomplice, rules, capabilities=PTRACE) as container:
+        shown = kit.in_session(container, transport, script)
         assert shown.splitlines()[0] == "-1 77"
         assert "seccomp filters hold for the tools too" in shown
-        assert kit.in_session(box, transport, script, "--force").splitlines()[0] == "0 0"
+        assert kit.in_session(container, transport, script, "--force").splitlines()[0] == "0 0"
 
 
 def test_it_gets_no_pipe_of_the_callers(accomplice, canary, place, transport):
@@ -203,8 +207,8 @@ def test_it_gets_no_pipe_of_the_callers(accomplice, canary, place, transport):
     for capabilities, own in ((PTRACE, True), (PTRACE & ~(1 << 19), False)):
         root = place / str(own)
         root.mkdir()
-        with kit.hostile(root, accomplice, capabilities=capabilities) as box:
-            done = kit.attach(box, transport, command=["/bin/sh", "-c", script], input=None, stdin=reading)
+        with kit.hostile(root, accomplice, capabilities=capabilities) as container:
+            done = kit.attach(container, transport, command=["/bin/sh", "-c", script], input=None, stdin=reading)
         assert (os.readlink(f"/proc/self/fd/{reading}") not in done.stdout) == own, done
     os.close(reading)
     os.close(writing)
@@ -220,8 +224,8 @@ def test_a_worker_that_has_less_than_its_init(accomplice, canary, place, transpo
             syscalls.capset(0, 0, 0)
             os.execv("/bin/sleep", ["sleep", "600"])
 
-    with kit.hostile(place, accomplice, capabilities=PTRACE, as_root=worker) as box:
-        (child,) = pathlib.Path(f"/proc/{box.pid}/task/{box.pid}/children").read_text().split()
+    with kit.hostile(place, accomplice, capabilities=PTRACE, as_root=worker) as container:
+        (child,) = pathlib.Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text().split()
         done = run("attach", child, "--transport", transport, "--privileged", "--", "true")
         assert "CAP_SYS_PTRACE" in one_line_and_hint(done)
 
@@ -241,8 +245,8 @@ def test_what_a_traced_process_reports_names_no_other_nest():
 @pytest.mark.parametrize(("bit", "name"), [(21, "CAP_SYS_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF"), (12, "")])
 def test_what_reads_every_process_through_the_kernel_is_said(accomplice, canary, place, transport, bit, name):
     """No process is kept out of bpf(2) and perf_event_open(2): in one line, before anything is typed. CAP_NET_ADMIN is none of them."""
-    with kit.hostile(place, accomplice, capabilities=0xA80425FB | 1 << bit) as box:
-        done = kit.attach(box, transport)
+    with kit.hostile(place, accomplice, capabilities=0xA80425FB | 1 << bit) as container:
+        done = kit.attach(container, transport)
         assert done.returncode == 0
         assert ("through the kernel" in done.stderr, bool(name) and name in done.stderr) == (bool(name), bool(name)), (
             done

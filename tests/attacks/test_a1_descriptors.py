@@ -13,7 +13,7 @@ import subprocess
 import pytest
 
 from tests.attacks import kit
-from tests.nest.box import CNTR, REPOSITORY, run
+from tests.nest.busybox import CNTR, REPOSITORY, run
 
 NUMBERS = range(40)
 UP = "/.." * 14
@@ -48,20 +48,20 @@ def along(paths: dict[str, str] | list[str]) -> dict[str, str]:
     return {"PATH": ":".join(paths), "HOME": "/"}
 
 
-def expect_nothing(box: kit.Hostile, canary: kit.Canary, *dones: subprocess.CompletedProcess[str]) -> None:
+def expect_nothing(container: kit.Hostile, canary: kit.Canary, *dones: subprocess.CompletedProcess[str]) -> None:
     for done in dones:
         assert kit.PROOF not in done.stdout + done.stderr
         assert canary.secret not in done.stdout + done.stderr
         assert "Traceback" not in done.stderr
-    assert box.proofs(canary.secret) == []
+    assert container.proofs(canary.secret) == []
 
 
 def test_control_an_open_directory_is_the_way_out(accomplice, canary, place):
     """The links do lead to the host for a program that keeps a directory of the host's open in the container."""
     paths = links(PREFIXES["self"], str(canary.directory))
-    with kit.hostile(place, accomplice, links=paths) as box:
+    with kit.hostile(place, accomplice, links=paths) as container:
         done = subprocess.run(
-            [CNTR[0], "-c", KEEPS_A_DIRECTORY, f"/proc/{box.pid}/ns"],
+            [CNTR[0], "-c", KEEPS_A_DIRECTORY, f"/proc/{container.pid}/ns"],
             env={**os.environ, "PYTHONPATH": REPOSITORY},
             capture_output=True,
             text=True,
@@ -74,10 +74,12 @@ def test_control_an_open_directory_is_the_way_out(accomplice, canary, place):
 def test_exec_of_a_program_through_an_open_descriptor(accomplice, canary, place, prefix):
     paths = links(PREFIXES[prefix], str(canary.directory))
     fd_links = {"/dev/fd": "/proc/self/fd"} if prefix == "dev_fd" else {}
-    with kit.hostile(place, accomplice, links=paths, environment=along(paths)) as box:
+    with kit.hostile(place, accomplice, links=paths, environment=along(paths)) as container:
         for link, to in fd_links.items():
-            box.inside(link).symlink_to(to)
-        expect_nothing(box, canary, box.exec("--", "proof", "run"), box.exec("--user", "1000", "--", "proof"))
+            container.inside(link).symlink_to(to)
+        expect_nothing(
+            container, canary, container.exec("--", "proof", "run"), container.exec("--user", "1000", "--", "proof")
+        )
 
 
 def test_exec_of_a_program_through_a_directory_of_the_hosts_proc(accomplice, canary, place):
@@ -87,41 +89,43 @@ def test_exec_of_a_program_through_a_directory_of_the_hosts_proc(accomplice, can
         for n in NUMBERS
         for i, way in enumerate(("../1/root", "1/root", "root"))
     }
-    with kit.hostile(place, accomplice, links=paths, environment=along(paths)) as box:
-        expect_nothing(box, canary, box.exec("--", "proof", "run"))
+    with kit.hostile(place, accomplice, links=paths, environment=along(paths)) as container:
+        expect_nothing(container, canary, container.exec("--", "proof", "run"))
 
 
 def test_exec_of_a_script_whose_interpreter_is_behind_a_descriptor(accomplice, canary, place):
     """#! chains are followed by the kernel, with all that is open at the execve(2)."""
-    with kit.hostile(place, accomplice, environment=along([f"/p{n}" for n in NUMBERS])) as box:
+    with kit.hostile(place, accomplice, environment=along([f"/p{n}" for n in NUMBERS])) as container:
         for number in NUMBERS:
             # A #! line holds 255 bytes.
-            (box.root / f"l{number}").symlink_to(f"/proc/self/fd/{number}{UP}{canary.directory}")
-            box.write(f"/p{number}/tool", f"#!/l{number}/proof shebang\n")
-            box.write(f"/q{number}/tool", f"#!/p{number}/tool\n")
-        expect_nothing(box, canary, box.exec("--", "tool"))
-        expect_nothing(box, canary, box.exec("-e", "PATH=" + ":".join(f"/q{n}" for n in NUMBERS), "--", "tool"))
+            (container.root / f"l{number}").symlink_to(f"/proc/self/fd/{number}{UP}{canary.directory}")
+            container.write(f"/p{number}/tool", f"#!/l{number}/proof shebang\n")
+            container.write(f"/q{number}/tool", f"#!/p{number}/tool\n")
+        expect_nothing(container, canary, container.exec("--", "tool"))
+        expect_nothing(
+            container, canary, container.exec("-e", "PATH=" + ":".join(f"/q{n}" for n in NUMBERS), "--", "tool")
+        )
 
 
 @pytest.mark.parametrize("verb", ["exec", "attach"])
 def test_a_working_directory_that_is_a_descriptor(accomplice, canary, place, verb):
     """CVE-2024-21626 itself: -w (or an image's WORKDIR) leads to an open directory, and the program finds itself in the host's tree."""
     up = UP.lstrip("/")
-    with kit.hostile(place, accomplice) as box:
+    with kit.hostile(place, accomplice) as container:
         for number in range(3, 24):
-            (box.root / f"w{number}").symlink_to(f"/proc/self/fd/{number}")
+            (container.root / f"w{number}").symlink_to(f"/proc/self/fd/{number}")
         for number in range(3, 24):
             where = f"/w{number}" if verb == "exec" else f"/var/lib/cntr/w{number}"
-            done = run(verb, str(box.pid), "-w", where, "--", "cat", f"{up}{canary.path}", f"..{UP}{canary.path}")
-            expect_nothing(box, canary, done)
+            done = run(verb, str(container.pid), "-w", where, "--", "cat", f"{up}{canary.path}", f"..{UP}{canary.path}")
+            expect_nothing(container, canary, done)
 
 
 def test_a_working_directory_that_is_moved_out_of_the_root(accomplice, canary, place):
     """The directory is the container's when it is opened, and lies outside of its root a moment later: .. must not lead up."""
-    with kit.hostile(place, accomplice) as box:
-        (box.root / "in").mkdir()
-        done = run("exec", str(box.pid), "-w", "/in", "--", "sh", "-c", f"cat {UP.lstrip('/')}{canary.path}; pwd")
-        expect_nothing(box, canary, done)
+    with kit.hostile(place, accomplice) as container:
+        (container.root / "in").mkdir()
+        done = run("exec", str(container.pid), "-w", "/in", "--", "sh", "-c", f"cat {UP.lstrip('/')}{canary.path}; pwd")
+        expect_nothing(container, canary, done)
         assert "/in" in done.stdout
 
 
@@ -133,7 +137,7 @@ def test_tools_of_another_container_through_a_descriptor(accomplice, canary, pla
     paths = links(PREFIXES["self"], str(canary.directory))
     with (
         kit.hostile(place, accomplice, root=tools_root, links=paths, environment=along(paths)) as tools,
-        kit.hostile(place, accomplice) as box,
+        kit.hostile(place, accomplice) as container,
     ):
         source = str(tools.pid) if kind == "container" else str(tools_root)
         for number in NUMBERS:
@@ -148,8 +152,8 @@ def test_tools_of_another_container_through_a_descriptor(accomplice, canary, pla
         else:
             (tools.root / "bin" / "bash").symlink_to(f"/proc/self/fd/5{UP}{canary.directory}/proof")
             words = []
-        done = run("attach", str(box.pid), "--tools", source, *words)
-        expect_nothing(box, canary, done)
+        done = run("attach", str(container.pid), "--tools", source, *words)
+        expect_nothing(container, canary, done)
         assert tools.proofs(canary.secret) == []
 
 
@@ -161,16 +165,16 @@ def test_magic_links_as_the_program(accomplice, canary, place):
         f"/proc/self/cwd{UP}{canary.directory}/proof",
         f"/proc/self/root{UP}{canary.directory}/proof",
     ]
-    with kit.hostile(place, accomplice, links={f"/bin/t{i}": way for i, way in enumerate(ways)}) as box:
+    with kit.hostile(place, accomplice, links={f"/bin/t{i}": way for i, way in enumerate(ways)}) as container:
         for index in range(len(ways)):
-            done = box.exec("--", f"/bin/t{index}", "-c", "print('HOST-' + 'PYTHON')")
-            expect_nothing(box, canary, done)
+            done = container.exec("--", f"/bin/t{index}", "-c", "print('HOST-' + 'PYTHON')")
+            expect_nothing(container, canary, done)
             assert "HOST-PYTHON" not in done.stdout, "the host's interpreter ran with the container's words"
 
 
 def test_what_the_program_of_exec_holds(accomplice, canary, place):
     """0, 1, 2 and no more."""
-    with kit.hostile(place, accomplice) as box:
-        names = box.exec("--", "sh", "-c", "ls /proc/self/fd; readlink /proc/self/fd/*").stdout.split()
+    with kit.hostile(place, accomplice) as container:
+        names = container.exec("--", "sh", "-c", "ls /proc/self/fd; readlink /proc/self/fd/*").stdout.split()
         assert [name for name in names if name.isdecimal()] == ["0", "1", "2", "3"], names  # 3 is ls's own directory
         assert not [name for name in names if name.startswith("/") and name.startswith(str(pathlib.Path(place)))]

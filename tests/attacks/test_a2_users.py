@@ -17,7 +17,7 @@ import pytest
 from cntr.linux import syscalls
 from testkit.waiting import wait_until
 from tests.attacks import kit
-from tests.nest.box import run
+from tests.nest.busybox import run
 from tests.nest.tty import CNTR, Terminal
 
 MARK = "/var/lib/cntr/loot"
@@ -54,7 +54,7 @@ def users(
     return {"/etc/passwd": f"{name}:x:{uid}:{gid}:{name}:{home}:{shell}\n", "/etc/group": f"{name}:x:{gid}:\n"}
 
 
-def start_files(box: kit.Hostile, home: pathlib.Path) -> None:
+def start_files(container: kit.Hostile, home: pathlib.Path) -> None:
     """In HOME, everything that tools read at their start."""
     for name in STARTUP:
         file = home / name
@@ -77,17 +77,17 @@ def start_files(box: kit.Hostile, home: pathlib.Path) -> None:
 @pytest.mark.parametrize(("transport", "name"), kit.each(list(NAMES)), indirect=["transport"])
 def test_a_name_in_a_prompt(accomplice, canary, place, transport, name):
     """An interactive shell with the prompt that Debian gives it, and with others that show the user."""
-    with kit.hostile(place, accomplice, files=users(NAMES[name])) as box:
+    with kit.hostile(place, accomplice, files=users(NAMES[name])) as container:
         prompts = "PS1='\\u@\\h:\\w\\$ '\n:\nPS1='\\u \\H \\j'\n:\necho \"${PS1@P}\"\nexit\n"
-        done = kit.attach(box, transport, command=["/bin/bash", "-i"], input=prompts, env={"SHELL": "/bin/bash"})
+        done = kit.attach(container, transport, command=["/bin/bash", "-i"], input=prompts, env={"SHELL": "/bin/bash"})
         assert done.returncode == 0, done
-        assert box.proofs(canary.secret) == []
-        with Terminal(*CNTR, "attach", str(box.pid), "--transport", transport) as terminal:
+        assert container.proofs(canary.secret) == []
+        with Terminal(*CNTR, "attach", str(container.pid), "--transport", transport) as terminal:
             terminal.type("echo rea''dy\n")
             terminal.wait_for("ready")
             terminal.type("exit\n")
             terminal.process.wait(20)
-        assert box.proofs(canary.secret) == []
+        assert container.proofs(canary.secret) == []
 
 
 def test_control_a_name_in_a_prompt_runs(place):
@@ -119,16 +119,16 @@ def test_a_host_name_in_a_prompt(accomplice, canary, place, transport, name):
     }[name]
     with kit.hostile(
         place, accomplice, files={"/etc/hostname": f"{evil}\n", **users()}, as_root=lambda: socket.sethostname(evil)
-    ) as box:
+    ) as container:
         done = kit.attach(
-            box,
+            container,
             transport,
             command=["/bin/bash", "-i"],
             input="PS1='\\u@\\h:\\w\\$ '\n:\nPS1='\\H '\n:\nexit\n",
             env={"SHELL": "/bin/bash"},
         )
         assert done.returncode == 0, done
-        assert box.proofs(canary.secret) == []
+        assert container.proofs(canary.secret) == []
 
 
 @pytest.mark.parametrize(("transport", "name"), kit.each(list(ESCAPES)), indirect=["transport"])
@@ -141,28 +141,28 @@ def test_escapes_in_names_reach_no_terminal(accomplice, canary, place, transport
         "/etc/hostname": evil,
         "/etc/hosts": f"127.0.0.1 localhost {evil}\n",
     }
-    with kit.hostile(place, accomplice, files=files) as box:
-        os.chown(box.root / "loot", 4242, 4242)
+    with kit.hostile(place, accomplice, files=files) as container:
+        os.chown(container.root / "loot", 4242, 4242)
         script = (
             f"id 4242; id; groups; ls -l {MARK}; stat {MARK}; find {MARK} -ls; getent passwd; getent group; "
             "ls -ln /etc/passwd >/dev/null; ps -eo user,group,args | head -5; cat /etc/passwd /etc/group /etc/hostname"
         )
-        shown = kit.in_session(box, transport, script)
+        shown = kit.in_session(container, transport, script)
         assert re.findall("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", shown) == []
         assert evil not in shown
 
 
-def homes(box: kit.Hostile) -> dict[str, str]:
+def homes(container: kit.Hostile) -> dict[str, str]:
     """Homes that lead to start-up files of the container's."""
     return {
-        "as the host sees it": f"{box.root}/home",
+        "as the host sees it": f"{container.root}/home",
         "base": "/var/lib/cntr/home",
-        "dots": f"/usr/../{box.root}/home",
+        "dots": f"/usr/../{container.root}/home",
         "proc": "/proc/1/root/home",
         "cwd": "/proc/1/cwd/home",
         "fd": "/proc/self/root/var/lib/cntr/home",
-        "slashes": f"//{box.root}//home/",
-        "host process": f"/proc/{box.pid}/root/home",
+        "slashes": f"//{container.root}//home/",
+        "host process": f"/proc/{container.pid}/root/home",
         "dev": "/dev/home",
         "sys": "/sys/../var/lib/cntr/home",
     }
@@ -177,10 +177,10 @@ def test_a_home_of_the_containers(accomplice, canary, place, transport, kind):
     root = place / "root"
     root.mkdir()
     home = homes(kit.Hostile(root=root))[kind]
-    with kit.hostile(place, accomplice, root=root, files=users(home=home)) as box:
-        start_files(box, box.root / "home")
-        (box.inside("/dev") / "home").mkdir()
-        (box.inside("/dev/home") / ".bashrc").write_text(EVIL)
+    with kit.hostile(place, accomplice, root=root, files=users(home=home)) as container:
+        start_files(container, container.root / "home")
+        (container.inside("/dev") / "home").mkdir()
+        (container.inside("/dev/home") / ".bashrc").write_text(EVIL)
         script = (
             "bash -i -c true; bash -l -c true; env -u HOME bash -l -c true; sh -l -c true; "
             "gdb -batch -ex quit 2>/dev/null; env -u HOME gdb -batch -ex quit; python3 -c pass; env -u HOME python3 -c pass; "
@@ -188,8 +188,8 @@ def test_a_home_of_the_containers(accomplice, canary, place, transport, kind):
             "ssh -G nowhere >/dev/null; bash -c '. ~root/.bashrc'; bash -c '. ~/.profile'; tmux -L y new-session -d true; "
             'env -u HOME tmux -L z new-session -d true; sleep 0.1; echo "home $HOME"; getent passwd 0'
         )
-        shown = kit.in_session(box, transport, f"({script}) </dev/null", timeout=60)
-        assert box.proofs(canary.secret) == [], shown
+        shown = kit.in_session(container, transport, f"({script}) </dev/null", timeout=60)
+        assert container.proofs(canary.secret) == [], shown
         assert f":{home}:" not in shown
 
 
@@ -199,15 +199,17 @@ def test_a_shell_of_the_containers(accomplice, canary, place, transport, shell):
     root = place / "root"
     root.mkdir()
     shell = f"{root}/proof" if shell == "as the host sees it" else shell.replace("accomplice", "proof")
-    with kit.hostile(place, accomplice, root=root, files=users(shell=shell), programs={"/proof": accomplice}) as box:
+    with kit.hostile(
+        place, accomplice, root=root, files=users(shell=shell), programs={"/proof": accomplice}
+    ) as container:
         script = (
             "su -c true; su - -c true; env -u SHELL script -qc true /dev/null; env -u SHELL tmux -L w new-session -d; sleep 0.1; "
             "env -u SHELL vim -es -c '!true' -c q; env -u SHELL bash -c '$SHELL -c true'; "
             "python3 -c 'import os,pwd; os.system(pwd.getpwuid(0).pw_shell + \" x\")' </dev/null; getent passwd root"
         )
-        shown = kit.in_session(box, transport, f"({script}) </dev/null", "-e", "TERM=dumb", timeout=60)
+        shown = kit.in_session(container, transport, f"({script}) </dev/null", "-e", "TERM=dumb", timeout=60)
         assert kit.PROOF not in shown
-        assert box.proofs(canary.secret) == []
+        assert container.proofs(canary.secret) == []
 
 
 COLLISIONS = {
@@ -229,12 +231,12 @@ COLLISIONS = {
 @pytest.mark.parametrize(("transport", "kind"), kit.each(list(COLLISIONS)), indirect=["transport"])
 def test_an_odd_passwd_stops_nothing(accomplice, canary, place, transport, kind):
     """The session comes, uid 0 has a name that is one, and every line is one that getpwent(3) can read."""
-    with kit.hostile(place, accomplice) as box:
+    with kit.hostile(place, accomplice) as container:
         text = COLLISIONS[kind].encode(errors="surrogateescape")
         for name in ("passwd", "group"):
-            box.write(f"/etc/{name}", text, 0o644)
+            container.write(f"/etc/{name}", text, 0o644)
         shown = kit.in_session(
-            box,
+            container,
             transport,
             "id -un; id -u; getent passwd | grep -c .; grep -vE '^([^:]*:){6}[^:]*$' /etc/passwd; getent passwd 0",
         )
@@ -248,16 +250,16 @@ def test_an_odd_passwd_stops_nothing(accomplice, canary, place, transport, kind)
 
 @pytest.mark.parametrize("lines", [10**6])
 def test_a_million_users(accomplice, canary, place, transport, lines):
-    with kit.hostile(place, accomplice) as box:
-        box.write("/etc/passwd", "".join(f"u{n}:x:{n}:{n}::/:/x\n" for n in range(lines)), 0o644)
-        box.write("/etc/group", "".join(f"u{n}:x:{n}:root,u{n}\n" for n in range(lines)), 0o644)
-        assert kit.in_session(box, transport, "id -un", timeout=kit.LIMIT_SECONDS) in ("root\n", "u0\n")
+    with kit.hostile(place, accomplice) as container:
+        container.write("/etc/passwd", "".join(f"u{n}:x:{n}:{n}::/:/x\n" for n in range(lines)), 0o644)
+        container.write("/etc/group", "".join(f"u{n}:x:{n}:root,u{n}\n" for n in range(lines)), 0o644)
+        assert kit.in_session(container, transport, "id -un", timeout=kit.LIMIT_SECONDS) in ("root\n", "u0\n")
 
 
 def test_the_tools_service_users_stay(accomplice, canary, place, transport):
     """A tool that gives its rights up to a user of its package finds it (tcpdump, sshd): where the container's names and ids leave room."""
-    with kit.hostile(place, accomplice, files=users()) as box:
-        assert "nobody" in kit.in_session(box, transport, "getent passwd nobody")
+    with kit.hostile(place, accomplice, files=users()) as container:
+        assert "nobody" in kit.in_session(container, transport, "getent passwd nobody")
 
 
 @pytest.mark.parametrize("later", [False, True])
@@ -274,8 +276,8 @@ def test_a_host_name_that_a_terminal_obeys(accomplice, canary, place, transport,
             socket.sethostname(name)
         os.execv("/bin/sleep", ["sleep", "600"])
 
-    with kit.hostile(place, accomplice, as_root=worker) as box:
-        (child,) = pathlib.Path(f"/proc/{box.pid}/task/{box.pid}/children").read_text().split()
+    with kit.hostile(place, accomplice, as_root=worker) as container:
+        (child,) = pathlib.Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text().split()
         changed = [
             "nsenter",
             "--preserve-credentials",
@@ -288,7 +290,7 @@ def test_a_host_name_that_a_terminal_obeys(accomplice, canary, place, transport,
             name,
         ]
         wait_until(lambda: pathlib.Path(f"/proc/{child}/comm").read_text() == "sleep\n", "the worker is there")
-        begun = box.root / "begun"
+        begun = container.root / "begun"
         command = [
             "sh",
             "-c",

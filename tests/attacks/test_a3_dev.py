@@ -17,16 +17,16 @@ import pytest
 from cntr.linux import bpf, procfs
 from testkit.waiting import wait_until
 from tests.attacks import kit
-from tests.nest.box import ask, run, session
+from tests.nest.busybox import ask, run, session
 from tests.nest.tty import CNTR, Terminal
 
 EVIL = f"#!/bin/bash\necho {kit.PROOF} $0 >>/var/lib/cntr/loot\n"
 DEVICES = {"null": "1:3", "zero": "1:5", "full": "1:7", "random": "1:8", "urandom": "1:9", "tty": "5:0"}
 
 
-def replace(box: kit.Hostile, name: str, what: str) -> pathlib.Path:
+def replace(container: kit.Hostile, name: str, what: str) -> pathlib.Path:
     """Put something else at /dev/NAME of the running container."""
-    path = box.inside(f"/dev/{name}")
+    path = container.inside(f"/dev/{name}")
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         path.unlink()
     if what == "file":
@@ -61,77 +61,77 @@ KINDS = ["file", "link", "link_to_the_nest", "fifo", "directory", "zero", "socke
 def test_every_device_is_the_real_one(accomplice, canary, place, transport, what):
     """Whatever the container put at its place; a tool that writes to /dev/null or reads /dev/urandom gets that."""
     what, _, spared = what.partition(" but ")
-    with kit.hostile(place, accomplice, files={"/trap": "trap"}) as box:
-        (box.root / "trap").chmod(0o666)
+    with kit.hostile(place, accomplice, files={"/trap": "trap"}) as container:
+        (container.root / "trap").chmod(0o666)
         for name in DEVICES:
             if name != spared:
-                replace(box, name, what)
+                replace(container, name, what)
         script = "".join(f"stat -L -c '{name} %F %Hr:%Lr' /dev/{name}; " for name in DEVICES)
         shown = kit.in_session(
-            box, transport, f"{script} echo hidden >/dev/null; head -c 64 /dev/urandom | od -An -tx1", timeout=20
+            container, transport, f"{script} echo hidden >/dev/null; head -c 64 /dev/urandom | od -An -tx1", timeout=20
         )
         for name, number in DEVICES.items():
             assert f"{name} character special file {number}" in shown, shown
         assert "41 41 41 41" not in shown, "random bytes of the container's choice"
-        assert "hidden" not in (box.root / "trap").read_text()
-        assert "trap" in (box.root / "trap").read_text()
+        assert "hidden" not in (container.root / "trap").read_text()
+        assert "trap" in (container.root / "trap").read_text()
 
 
 @pytest.mark.parametrize("what", ["file", "link_to_the_nest"])
 def test_a_device_replaced_while_the_session_runs(accomplice, canary, place, transport, what):
     with (
-        kit.hostile(place, accomplice, files={"/trap": ""}) as box,
-        session(str(box.pid), "--transport", transport) as shell,
+        kit.hostile(place, accomplice, files={"/trap": ""}) as container,
+        session(str(container.pid), "--transport", transport) as shell,
     ):
-        (box.root / "trap").chmod(0o666)
+        (container.root / "trap").chmod(0o666)
         for name in DEVICES:
-            replace(box, name, what)
+            replace(container, name, what)
         assert ask(shell, "stat -L -c '%F %Hr:%Lr' /dev/null") == "character special file 1:3"
         ask(shell, "echo secret-word >/dev/null; echo done")
         ask(shell, "echo secret-word 2>/dev/null >/dev/full; echo done")
-        assert "secret-word" not in (box.root / "trap").read_text()
-        assert "secret-word" not in box.inside("/dev/null").read_text() if what == "file" else True
+        assert "secret-word" not in (container.root / "trap").read_text()
+        assert "secret-word" not in container.inside("/dev/null").read_text() if what == "file" else True
 
 
 def test_process_substitution_runs_nothing_of_the_containers(accomplice, canary, place, transport):
     """bash's <(…) opens /dev/fd/N: with a directory there, whatever lies in it."""
-    with kit.hostile(place, accomplice) as box:
-        box.inside("/dev/fd").mkdir()
+    with kit.hostile(place, accomplice) as container:
+        container.inside("/dev/fd").mkdir()
         for number in (3, 4, 62, 63):
-            file = box.inside(f"/dev/fd/{number}")
+            file = container.inside(f"/dev/fd/{number}")
             file.write_text(EVIL)
             file.chmod(0o755)
         script = "source <(echo 'echo mine'); . <(echo echo mine2); bash <(echo echo mine3); cat <(echo plain)"
-        shown = kit.in_session(box, transport, script)
-        assert box.proofs(canary.secret) == []
+        shown = kit.in_session(container, transport, script)
+        assert container.proofs(canary.secret) == []
         assert shown == "mine\nmine2\nmine3\nplain\n"
 
 
 @pytest.mark.parametrize("entry", ["stdin", "stdout", "stderr", "fd"])
 def test_the_standard_streams_by_name(accomplice, canary, place, transport, entry):
     """/dev/stdin is read as a script by many a tool (bash /dev/stdin, git apply -F /dev/stdin)."""
-    with kit.hostile(place, accomplice) as box:
+    with kit.hostile(place, accomplice) as container:
         if entry == "fd":
-            box.inside("/dev/fd").mkdir()
-            (box.inside("/dev/fd") / "0").write_text(EVIL)
+            container.inside("/dev/fd").mkdir()
+            (container.inside("/dev/fd") / "0").write_text(EVIL)
         else:
-            replace(box, entry, "none")
-            box.inside(f"/dev/{entry}").write_text(EVIL)
+            replace(container, entry, "none")
+            container.inside(f"/dev/{entry}").write_text(EVIL)
         shown = kit.in_session(
-            box, transport, "bash /dev/fd/0; echo out >/dev/stdout; echo err >/dev/stderr", input="echo mine\n"
+            container, transport, "bash /dev/fd/0; echo out >/dev/stdout; echo err >/dev/stderr", input="echo mine\n"
         )
-        bash = kit.in_session(box, transport, "bash /dev/stdin", input="echo mine\n")
-        assert box.proofs(canary.secret) == []
+        bash = kit.in_session(container, transport, "bash /dev/stdin", input="echo mine\n")
+        assert container.proofs(canary.secret) == []
         assert sorted(shown.split()) == ["err", "mine", "out"]
         assert bash == "mine\n"
 
 
 def test_a_passphrase_goes_to_the_sessions_terminal(accomplice, canary, place, transport):
     """/dev/tty of the container's as a file: what a tool asks for there must not land in it."""
-    with kit.hostile(place, accomplice) as box:
-        tty = replace(box, "tty", "file")
+    with kit.hostile(place, accomplice) as container:
+        tty = replace(container, "tty", "file")
         kit.in_session(
-            box,
+            container,
             transport,
             "echo passphrase-word >/dev/tty; ssh-keygen -q -t ed25519 -N passphrase-word -f /dev/tty; echo y | openssl passwd -salt x passphrase-word >/dev/tty",
         )
@@ -148,10 +148,10 @@ def test_terminals_opened_in_a_session_are_not_the_containers(accomplice, canary
         "tmux": "tmux -L x -f /dev/null new-session -d 'stat -L -c %d /proc/self/fd/0 >/tmp/answer; sleep 0.1'; "
         "for i in 1 2 3 4 5 6 7 8 9; do sleep 0.1; [ -s /tmp/answer ] && break; done; cat /tmp/answer; rm -f /tmp/answer",
     }
-    with kit.hostile(place, accomplice) as box:
-        theirs = os.stat(f"/proc/{box.pid}/root/dev/pts").st_dev
+    with kit.hostile(place, accomplice) as container:
+        theirs = os.stat(f"/proc/{container.pid}/root/dev/pts").st_dev
         script = f'python3 -c "{programs[how]}"' if how == "python" else programs[how]
-        shown = kit.in_session(box, transport, script, "-e", "TERM=dumb").split()
+        shown = kit.in_session(container, transport, script, "-e", "TERM=dumb").split()
         assert shown, "a terminal was opened"
         assert str(theirs) not in shown, "the container's devpts"
 
@@ -159,38 +159,38 @@ def test_terminals_opened_in_a_session_are_not_the_containers(accomplice, canary
 def test_the_sessions_own_terminal_is_not_to_be_had(accomplice, canary, place, transport):
     """Neither is the terminal of an interactive session in the container's /dev/pts, nor can its root open it by number there."""
     with (
-        kit.hostile(place, accomplice) as box,
-        Terminal(*CNTR, "attach", str(box.pid), "--transport", transport, "--", "sh") as terminal,
+        kit.hostile(place, accomplice) as container,
+        Terminal(*CNTR, "attach", str(container.pid), "--transport", transport, "--", "sh") as terminal,
     ):
         terminal.type("echo rea''dy\n")
         terminal.wait_for("ready")
-        assert [name for name in os.listdir(box.inside("/dev/pts")) if name.isdecimal()] == []
+        assert [name for name in os.listdir(container.inside("/dev/pts")) if name.isdecimal()] == []
         terminal.type("exit\n")
         terminal.process.wait(20)
 
 
 def test_shared_memory_is_private(accomplice, canary, place, transport):
     """What tools keep in /dev/shm (semaphores, databases' buffers) is neither read nor planted by the container."""
-    with kit.hostile(place, accomplice) as box:
-        box.inside("/dev/shm").mkdir(exist_ok=True)
-        (box.inside("/dev/shm") / "planted").write_text(EVIL)
+    with kit.hostile(place, accomplice) as container:
+        container.inside("/dev/shm").mkdir(exist_ok=True)
+        (container.inside("/dev/shm") / "planted").write_text(EVIL)
         shown = kit.in_session(
-            box, transport, "ls -A /dev/shm; echo word >/dev/shm/secret-name; cat /dev/shm/secret-name"
+            container, transport, "ls -A /dev/shm; echo word >/dev/shm/secret-name; cat /dev/shm/secret-name"
         )
         assert "planted" not in shown
-        assert not (box.inside("/dev/shm") / "secret-name").exists()
+        assert not (container.inside("/dev/shm") / "secret-name").exists()
         assert not pathlib.Path("/dev/shm/secret-name").exists()
 
 
 def test_the_log_socket_is_not_the_containers(accomplice, canary, place, transport):
     """logger(1) and syslog(3) of a tool write to /dev/log: sudo's and ssh's words are none of the container's."""
-    with kit.hostile(place, accomplice) as box, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
-        here = os.open(box.inside("/dev"), os.O_PATH)
+    with kit.hostile(place, accomplice) as container, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+        here = os.open(container.inside("/dev"), os.O_PATH)
         log.bind(f"/proc/self/fd/{here}/log")
         os.close(here)
         log.setblocking(False)
         kit.in_session(
-            box,
+            container,
             transport,
             "python3 -c \"import syslog; syslog.syslog('secret-word')\"; logger secret-word 2>/dev/null; true",
         )
@@ -295,14 +295,14 @@ def test_devices_that_its_cgroup_keeps_it_from(accomplice, canary, place, transp
     before = cgroup_directories()
     with kit.hostile(
         place, accomplice, capabilities=traced, as_root=node, cgroups=[str(path) for path in restricted.values()]
-    ) as box:
-        os.close(os.open(box.root / "theirs", os.O_RDWR))
+    ) as container:
+        os.close(os.open(container.root / "theirs", os.O_RDWR))
         if way == "paused" and frozen:
             frozen.write_text("FROZEN" if frozen.name == "freezer.state" else "1")
         try:
             for words, root in (
-                (["attach", str(box.pid), "--transport", transport, "--force"], "/var/lib/cntr"),
-                (["exec", str(box.pid), "--no-seccomp"], ""),
+                (["attach", str(container.pid), "--transport", transport, "--force"], "/var/lib/cntr"),
+                (["exec", str(container.pid), "--no-seccomp"], ""),
             ):
                 done = run(*words, *flags, "--", "/bin/sh", "-c", OPEN, "sh", root, prefix=prefix)
                 assert (done.returncode, done.stdout) == (0, "done\n"), done

@@ -15,7 +15,7 @@ import subprocess
 import pytest
 
 from tests.attacks import kit
-from tests.nest.box import run
+from tests.nest.busybox import run
 
 # tool → (variable, value, command). {trap}: a script that leaves its mark; {so}: a library that does; {dir}: a directory with the trap under
 # many names. In a session they mean the container's, below the base directory.
@@ -184,11 +184,11 @@ def test_a_variable_that_a_tool_obeys(accomplice, canary, place, library, name):
     root.mkdir()
     words = lay(root / "trap", "/var/lib/cntr/loot", "/var/lib/cntr/trap", library)
     environment = {"HOME": "/", variable: value.format(**words)}
-    with kit.hostile(place, accomplice, root=root, environment=environment) as box:
+    with kit.hostile(place, accomplice, root=root, environment=environment) as container:
         line = command.format(**words)
-        done = kit.attach(box, "mount", command=["/bin/bash", "-c", line], timeout=60, env={"TERM": "dumb"})
+        done = kit.attach(container, "mount", command=["/bin/bash", "-c", line], timeout=60, env={"TERM": "dumb"})
         assert done.returncode != 125, done
-        assert box.proofs(canary.secret) == [], done
+        assert container.proofs(canary.secret) == [], done
 
 
 def test_all_of_them_at_once(accomplice, canary, place, transport, library):
@@ -197,13 +197,13 @@ def test_all_of_them_at_once(accomplice, canary, place, transport, library):
     root.mkdir()
     words = lay(root / "trap", "/var/lib/cntr/loot", "/var/lib/cntr/trap", library)
     environment = {variable: value.format(**words) for variable, value, _ in ROWS.values()}
-    with kit.hostile(place, accomplice, root=root, environment=environment) as box:
-        done = kit.attach(box, transport, command=["/usr/bin/env", "-0"])
+    with kit.hostile(place, accomplice, root=root, environment=environment) as container:
+        done = kit.attach(container, transport, command=["/usr/bin/env", "-0"])
         assert done.returncode == 0, done
         assert "/var/lib/cntr/trap" not in done.stdout
         script = "bash -c true; python3 -c pass; perl -e 1; git trap; make -f /dev/null; dash -i; man ls; vim -es -c q; tar cf /dev/null /etc/hostname"
-        kit.attach(box, transport, command=["/bin/bash", "-ic", script], timeout=60)
-        assert box.proofs(canary.secret) == []
+        kit.attach(container, transport, command=["/bin/bash", "-ic", script], timeout=60)
+        assert container.proofs(canary.secret) == []
 
 
 def test_no_variable_of_the_containers_comes_in(accomplice, canary, place, transport):
@@ -212,18 +212,18 @@ def test_no_variable_of_the_containers_comes_in(accomplice, canary, place, trans
     names = [f"X{secrets.token_hex(4).upper()}" for _ in range(20)]
     names += "http_proxy HTTPS_PROXY LC_ALL LANG LANGUAGE LC_MESSAGES TZ DISPLAY COLUMNS LINES TMOUT HISTSIZE COLORTERM EDITOR USER MAIL".split()
     names += "CNTR_SERVICE CNTR_TARGET CNTR_BASE_DIR CNTR_DEBUG TERMINFO_DIRS PATH HOME SHELL LOGNAME PWD OLDPWD TMPDIR TERM debian_chroot".split()
-    with kit.hostile(place, accomplice, environment=dict.fromkeys(names, f"/{token}")) as box:
+    with kit.hostile(place, accomplice, environment=dict.fromkeys(names, f"/{token}")) as container:
         for flags in ([], ["--user", "1000"], ["--privileged"]):
-            done = kit.attach(box, transport, *flags, command=["/usr/bin/env"])
+            done = kit.attach(container, transport, *flags, command=["/usr/bin/env"])
             assert done.returncode == 0, done
             assert token not in done.stdout, [line for line in done.stdout.splitlines() if token in line]
 
 
 def test_the_containers_variables_are_to_be_had_by_name(accomplice, canary, place, transport):
     """What an application has is what one debugs: it can be seen, and `-e NAME=` says what one wants."""
-    with kit.hostile(place, accomplice, environment={"DATABASE_URL": "postgres://db/x"}) as box:
+    with kit.hostile(place, accomplice, environment={"DATABASE_URL": "postgres://db/x"}) as container:
         assert (
-            kit.in_session(box, transport, "tr '\\0' '\\n' </proc/1/environ | grep DATABASE_URL").strip()
+            kit.in_session(container, transport, "tr '\\0' '\\n' </proc/1/environ | grep DATABASE_URL").strip()
             == "DATABASE_URL=postgres://db/x"
         )
 
@@ -239,9 +239,9 @@ HUGE = {
 @pytest.mark.parametrize("kind", HUGE)
 def test_an_environment_that_would_stop_every_attach(accomplice, canary, place, transport, kind):
     """E2BIG is the kernel's answer to a variable of 128 KiB, or to more than a quarter of the stack."""
-    with kit.hostile(place, accomplice, environment=HUGE[kind]) as box:
-        assert kit.in_session(box, transport, "echo here", "-e", "MINE=1").startswith("here\n")
-        shown = run("inspect", str(box.pid))
+    with kit.hostile(place, accomplice, environment=HUGE[kind]) as container:
+        assert kit.in_session(container, transport, "echo here", "-e", "MINE=1").startswith("here\n")
+        shown = run("inspect", str(container.pid))
         assert shown.returncode == 0
         assert "\x1b" not in shown.stdout
 
@@ -249,19 +249,19 @@ def test_an_environment_that_would_stop_every_attach(accomplice, canary, place, 
 def test_an_environment_overwritten_by_its_process(accomplice, canary, place, transport):
     """/proc/PID/environ is the process's own memory: it may hold anything by now (setproctitle)."""
     text = "\0".join(["LD_PRELOAD=/x", "=", "novalue", "PATH=/evil", "A" * 4000, "\x1b]0;t\x07=1"])
-    with kit.hostile(place, accomplice, environment={"FILLER": text.replace("\0", "\n")}) as box:
-        assert kit.in_session(box, transport, "echo here").startswith("here\n")
+    with kit.hostile(place, accomplice, environment={"FILLER": text.replace("\0", "\n")}) as container:
+        assert kit.in_session(container, transport, "echo here").startswith("here\n")
 
 
 @pytest.mark.parametrize("path", [".:{}", ":{}", "bin:{}", "{}:", "../bin:./:{}"])
 def test_the_callers_path_leads_to_no_program_of_the_containers(accomplice, canary, place, transport, path):
     """A PATH with "." or an empty word in it means the directory that one is in: below the base directory, the container's."""
-    with kit.hostile(place, accomplice) as box:
+    with kit.hostile(place, accomplice) as container:
         for name in ("/id", "/bin/id", "/cntr-trap"):
-            (box.root / name[1:]).unlink(missing_ok=True)
-            shutil.copy(accomplice, box.write(name, ""))
+            (container.root / name[1:]).unlink(missing_ok=True)
+            shutil.copy(accomplice, container.write(name, ""))
         script = "cd /var/lib/cntr; id -u; cntr-trap run; cd bin; id -u; cd ../etc; id -u; true"
-        shown = kit.in_session(box, transport, script, env={"PATH": path.format("/usr/bin:/bin")})
+        shown = kit.in_session(container, transport, script, env={"PATH": path.format("/usr/bin:/bin")})
         assert [line for line in shown.splitlines() if "trap" not in line] == ["0"] * 3, shown
 
 
@@ -269,31 +269,33 @@ def test_a_directory_of_the_containers_that_one_works_in(accomplice, canary, pla
     """Where the user has gone, tools look for what they run: modules of Python, hooks and programs of a repository's configuration."""
     kit.need("git", "gdb")
     loud = f"echo {kit.PROOF}"
-    with kit.hostile(place, accomplice) as box:
+    with kit.hostile(place, accomplice) as container:
         for name in ("json.py", "sitecustomize.py", "readline.py", "encodings/__init__.py", "gdb.py"):
-            box.write(f"/evil/{name}", f"print({kit.PROOF!r})\n", 0o644)
-        box.write("/evil/.gdbinit", f"shell {loud}\n", 0o644)
+            container.write(f"/evil/{name}", f"print({kit.PROOF!r})\n", 0o644)
+        container.write("/evil/.gdbinit", f"shell {loud}\n", 0o644)
         for name in (".vimrc", ".exrc", ".bashrc", ".profile", ".inputrc", ".lessfilter"):
-            box.write(f"/evil/{name}", f"{loud}\n")
+            container.write(f"/evil/{name}", f"{loud}\n")
         keys = "".join(f"{key} = {loud}; false\n" for key in ("fsmonitor", "pager", "editor", "sshCommand", "askPass"))
-        box.write(
+        container.write(
             "/evil/.git/config", f"[core]\nrepositoryformatversion = 0\nhooksPath = /var/lib/cntr/evil\n{keys}", 0o644
         )
-        box.write("/evil/.git/HEAD", "ref: refs/heads/m\n", 0o644)
+        container.write("/evil/.git/HEAD", "ref: refs/heads/m\n", 0o644)
         for name in ("objects", "refs"):
-            box.write(f"/evil/.git/{name}/x", "")
-        box.write("/evil/post-index-change", f"#!/bin/sh\n{loud} >&2\n")
+            container.write(f"/evil/.git/{name}/x", "")
+        container.write("/evil/post-index-change", f"#!/bin/sh\n{loud} >&2\n")
         lines = (
             "git status; git diff; git log; git ls-files; git fetch; python3 -c 'import json, readline'; echo 1 | python3 -i; "
             "echo 'import json' | python3 -; gdb -batch -ex 'python import json'; bash -ic true; ls; true"
         )
-        shown = kit.in_session(box, transport, f"cd /var/lib/cntr/evil; ( {lines} ) </dev/null", timeout=60)
+        shown = kit.in_session(container, transport, f"cd /var/lib/cntr/evil; ( {lines} ) </dev/null", timeout=60)
         assert kit.PROOF not in shown, shown
         assert "dubious ownership" in shown, "git says what it is not told to trust, and how"
         undone = kit.in_session(
-            box, transport, "cd /var/lib/cntr/evil; unset GIT_TEST_ASSUME_DIFFERENT_OWNER; git status"
+            container, transport, "cd /var/lib/cntr/evil; unset GIT_TEST_ASSUME_DIFFERENT_OWNER; git status"
         )
         assert kit.PROOF in undone or "Untracked" in undone, "the attack works where the variable is taken away"
         shared = place / "shared"
         subprocess.run(["git", "init", "-q", shared], check=True)
-        assert "No commits yet" in kit.in_session(box, transport, f"cd {shared}; git status", "--share", str(shared))
+        assert "No commits yet" in kit.in_session(
+            container, transport, f"cd {shared}; git status", "--share", str(shared)
+        )

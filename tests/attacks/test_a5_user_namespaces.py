@@ -15,14 +15,14 @@ from cntr.linux import procfs, syscalls
 from testkit.container import DOCKER_DEFAULT
 from testkit.waiting import wait_until
 from tests.attacks import kit
-from tests.nest.box import one_line_and_hint, run
+from tests.nest.busybox import one_line_and_hint, run
 
 
-def visits(box: kit.Hostile, transport: str, *flags: str, rounds: int = 3) -> list[str]:
+def visits(container: kit.Hostile, transport: str, *flags: str, rounds: int = 3) -> list[str]:
     """Sessions that live long enough to be looked at; what they said on stderr."""
     said = []
     for _ in range(rounds):
-        done = kit.attach(box, transport, *flags, command=["sh", "-c", "sleep 0.15"])
+        done = kit.attach(container, transport, *flags, command=["sh", "-c", "sleep 0.15"])
         assert "Traceback" not in done.stderr
         said.append(f"{done.returncode} {done.stderr}")
     return said
@@ -31,27 +31,27 @@ def visits(box: kit.Hostile, transport: str, *flags: str, rounds: int = 3) -> li
 @pytest.mark.parametrize("uid", [0, 1000])
 def test_the_owner_of_an_inner_namespace_hunts(accomplice, canary, place, transport, uid):
     """pid 1 goes into a namespace of its own making and gives CAP_SYS_PTRACE up; a sibling outside owns that namespace."""
-    with kit.hostile(place, accomplice, "inner", canary.path, uid=uid) as box:
-        kit.await_ready(box)
-        if any("no user namespace" in line for line in box.loot):
+    with kit.hostile(place, accomplice, "inner", canary.path, uid=uid) as container:
+        kit.await_ready(container)
+        if any("no user namespace" in line for line in container.loot):
             pytest.skip("user namespaces are off here (user.max_user_namespaces)")
-        visits(box, transport)
-        assert box.proofs(canary.secret) == []
+        visits(container, transport)
+        assert container.proofs(canary.secret) == []
 
 
 def test_exec_into_an_inner_namespace(accomplice, canary, place):
     """The accomplice has every capability over it: what it finds is its own container, whichever way."""
-    with kit.hostile(place, accomplice, "inner", canary.path) as box:
-        kit.await_ready(box)
-        done = run("exec", str(box.pid), "--", "sh", "-c", "sleep 0.2")
+    with kit.hostile(place, accomplice, "inner", canary.path) as container:
+        kit.await_ready(container)
+        done = run("exec", str(container.pid), "--", "sh", "-c", "sleep 0.2")
         assert "Traceback" not in done.stderr
-        assert box.proofs(canary.secret) == []
+        assert container.proofs(canary.secret) == []
 
 
 def test_a_session_of_a_container_with_one_is_no_root_of_the_host(accomplice, canary, place, transport):
-    with kit.remapped(place, accomplice) as box:
+    with kit.remapped(place, accomplice) as container:
         shown = kit.in_session(
-            box, transport, f"cat /proc/self/uid_map; cat {canary.path}; echo x >>{canary.file('public')}; id -u"
+            container, transport, f"cat /proc/self/uid_map; cat {canary.path}; echo x >>{canary.file('public')}; id -u"
         )
         assert "100000" in shown
         assert canary.secret not in shown
@@ -59,21 +59,21 @@ def test_a_session_of_a_container_with_one_is_no_root_of_the_host(accomplice, ca
 
 def test_hunters_of_a_container_with_one(accomplice, canary, place, transport):
     """Its root has every capability in its namespace, CAP_SYS_PTRACE too, over all processes in it."""
-    with kit.remapped(place, accomplice, "hunt", "lti", canary.path, canary.secret, "same", "1000") as box:
-        kit.await_ready(box)
-        visits(box, transport)
-        assert box.proofs(canary.secret) == []
+    with kit.remapped(place, accomplice, "hunt", "lti", canary.path, canary.secret, "same", "1000") as container:
+        kit.await_ready(container)
+        visits(container, transport)
+        assert container.proofs(canary.secret) == []
 
 
 def test_cap_sys_admin_inside(accomplice, canary, place, transport):
     """With its mount capability a session, or whoever takes it over, unmounts what covers the host: nothing must be below."""
-    with kit.remapped(place, accomplice, capabilities=(1 << 41) - 1) as box:
+    with kit.remapped(place, accomplice, capabilities=(1 << 41) - 1) as container:
         script = (
             "for m in $(cut -d' ' -f5 /proc/self/mountinfo | sort -r); do umount -l $m 2>/dev/null; done; "
             "mount -o remount,rw,bind / 2>/dev/null; "
             f"cat {canary.path} /../{canary.path} 2>/dev/null; echo x 2>/dev/null >>{canary.file('public')}; echo over"
         )
-        done = kit.attach(box, transport, command=["/bin/bash", "-c", script])
+        done = kit.attach(container, transport, command=["/bin/bash", "-c", script])
         assert canary.secret not in done.stdout + done.stderr
 
 
@@ -81,25 +81,25 @@ def test_cap_sys_admin_inside(accomplice, canary, place, transport):
 def test_capabilities_in_the_hosts_user_namespace(accomplice, canary, place, transport, capabilities):
     """A container that holds them is powerful by itself; cntr's session must not add the host's files to it by remount, unmount, handles."""
     mask = {"sys_admin": 1 << 21, "all": (1 << 41) - 1 & ~(1 << 19), "dac_read_search": 1 << 2 | 1 << 1}[capabilities]
-    with kit.hostile(place, accomplice, capabilities=mask | 0xA80425FB) as box:
+    with kit.hostile(place, accomplice, capabilities=mask | 0xA80425FB) as container:
         script = (
             f"cat {canary.path} 2>&1; mount -o remount,rw,bind / 2>&1; echo x 2>&1 >>{canary.file('public')}; touch {canary.directory}/new 2>&1; "
             "umount -l /proc /dev /tmp /root /run /home 2>&1; ls /root /run 2>&1 | head; "
             f"unshare -m sh -c 'mount -o remount,rw,bind /; umount -l /tmp; cat {canary.path}; echo x >>{canary.file('public')}' 2>&1; "
             f"nsenter -t 1 -m cat {canary.path} 2>&1; chroot /proc/1/root cat {canary.path} 2>&1"
         )
-        done = kit.attach(box, transport, command=["/bin/bash", "-c", script])
+        done = kit.attach(container, transport, command=["/bin/bash", "-c", script])
         assert canary.secret not in done.stdout + done.stderr, done
         canary.untouched()
 
 
 def test_the_session_is_in_the_containers_user_namespace_only(accomplice, canary, place):
-    with kit.remapped(place, accomplice) as box:
-        fields = procfs.status(kit.in_session(box, "mount", "cat /proc/self/status"))
+    with kit.remapped(place, accomplice) as container:
+        fields = procfs.status(kit.in_session(container, "mount", "cat /proc/self/status"))
         assert fields["Uid"].split()[0] == "0"
         own = int(procfs.status(procfs.read("/proc/self/status"))["CapPrm"], 16)
         assert own
-        assert os.stat(f"/proc/{box.pid}").st_uid == 100000
+        assert os.stat(f"/proc/{container.pid}").st_uid == 100000
 
 
 GOES_INSIDE = """
@@ -137,8 +137,8 @@ def test_a_process_that_goes_into_one_while_it_is_looked_at(accomplice, canary, 
             while True:
                 signal.pause()
 
-    with kit.hostile(place, accomplice, as_root=worker) as box:
-        children = pathlib.Path(f"/proc/{box.pid}/task/{box.pid}/children")
+    with kit.hostile(place, accomplice, as_root=worker) as container:
+        children = pathlib.Path(f"/proc/{container.pid}/task/{container.pid}/children")
         (child,) = wait_until(lambda: children.read_text().split(), "the worker is there")
         wait_until(
             lambda: f"CapBnd:\t{DOCKER_DEFAULT:016x}" in pathlib.Path(f"/proc/{child}/status").read_text(),

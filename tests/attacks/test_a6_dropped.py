@@ -49,9 +49,9 @@ TOOLS = {
 def hunted(accomplice, canary, place):
     """A container whose first process hunts in the roles that a tool could change to."""
     argv = ("hunt", "lt", canary.path, canary.secret, "same", "1000", "1000+", "65534", "65534+")
-    with kit.hostile(place, accomplice, *argv) as box:
-        kit.await_ready(box)
-        yield box
+    with kit.hostile(place, accomplice, *argv) as container:
+        kit.await_ready(container)
+        yield container
 
 
 GROUPS = [list(TOOLS)[start : start + 4] for start in range(0, len(TOOLS), 4)]
@@ -84,9 +84,9 @@ def test_a_session_of_another_user(hunted, canary, transport, user):
 
 def test_a_set_id_program_of_the_tools(accomplice, canary, place, transport):
     """With the bits of a set-id program the kernel takes capabilities away, too; the session sees none of these bits at work."""
-    with kit.hostile(place, accomplice, uid=1000) as box:
+    with kit.hostile(place, accomplice, uid=1000) as container:
         shown = kit.in_session(
-            box,
+            container,
             transport,
             "su -c 'id -u' </dev/null 2>&1; mount 2>&1 | head -1; passwd --help >/dev/null 2>&1; find /usr/bin/su -perm -4000",
         )

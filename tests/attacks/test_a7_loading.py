@@ -16,7 +16,7 @@ import sys
 import pytest
 
 from tests.attacks import kit
-from tests.nest.box import CNTR, REPOSITORY
+from tests.nest.busybox import CNTR, REPOSITORY
 
 LOCALES = (
     "C",
@@ -33,7 +33,7 @@ LOCALES = (
 ODD_NAME = "n\udcff\udcfe\u20ac\U0001f600\x1b[31m"
 
 
-def poison(box: kit.Hostile) -> None:
+def poison(container: kit.Hostile) -> None:
     """At every path that Python, the C library or their data could be looked for."""
     library = pathlib.Path(os.__file__).parent
     package = pathlib.Path(REPOSITORY, "cntr")
@@ -48,7 +48,7 @@ def poison(box: kit.Hostile) -> None:
         for name in ("sitecustomize.py", "usercustomize.py", "_cntr.py", "pwd.py", "grp.py")
     }
     for path in paths:
-        box.write(
+        container.write(
             path,
             "open('/loot', 'a').write('canary import ' + __name__ + '\\n')\nraise ImportError('poisoned')\n",
             0o755,
@@ -75,19 +75,19 @@ def poison(box: kit.Hostile) -> None:
             "/etc/python3.11/sitecustomize.py",
         ),
     ):
-        box.write(path, b"\x7fELF poisoned\n", 0o755)
+        container.write(path, b"\x7fELF poisoned\n", 0o755)
 
 
 @pytest.fixture
 def poisoned(accomplice, place):
-    with kit.hostile(place, accomplice) as box:
-        poison(box)
-        (box.root / ODD_NAME).write_text("x")
-        (box.root / "dir").mkdir()
-        (box.root / "dir" / ODD_NAME).mkdir()
-        os.mkfifo(box.root / "dir" / "fifo")
-        (box.root / "dir" / "loop").symlink_to("loop")
-        yield box
+    with kit.hostile(place, accomplice) as container:
+        poison(container)
+        (container.root / ODD_NAME).write_text("x")
+        (container.root / "dir").mkdir()
+        (container.root / "dir" / ODD_NAME).mkdir()
+        os.mkfifo(container.root / "dir" / "fifo")
+        (container.root / "dir" / "loop").symlink_to("loop")
+        yield container
 
 
 COMMANDS = {
@@ -120,8 +120,8 @@ COMMANDS = {
 }
 
 
-def run_in(box: kit.Hostile, words: list[str], out: pathlib.Path, prefix: list[str], locale: str = "C.UTF-8"):
-    line = [word.format(pid=box.pid, root=box.root, out=out) for word in words]
+def run_in(container: kit.Hostile, words: list[str], out: pathlib.Path, prefix: list[str], locale: str = "C.UTF-8"):
+    line = [word.format(pid=container.pid, root=container.root, out=out) for word in words]
     environment = {
         **os.environ,
         "PYTHONPATH": REPOSITORY,
@@ -192,19 +192,19 @@ def test_no_locale_of_the_callers_is_looked_for_there(poisoned, canary, place, l
 
 def test_control_a_poisoned_module_springs(accomplice, canary, place):
     """A Python that imports in the container's root runs what lies there (CVE-2019-14271)."""
-    with kit.hostile(place, accomplice) as box:
-        poison(box)
+    with kit.hostile(place, accomplice) as container:
+        poison(container)
         code = (
             "import os,sys; from cntr.linux import syscalls; m=os.open(sys.argv[1], 0); syscalls.setns(m, 0x20000); "
             "import csv"
         )
         subprocess.run(
-            [sys.executable, "-c", code, f"/proc/{box.pid}/ns/mnt"],
+            [sys.executable, "-c", code, f"/proc/{container.pid}/ns/mnt"],
             env={**os.environ, "PYTHONPATH": REPOSITORY},
             capture_output=True,
             check=False,
         )
-        assert box.proofs(canary.secret) == ["canary import csv"]
+        assert container.proofs(canary.secret) == ["canary import csv"]
 
 
 def test_the_table_holds_what_python_has(poisoned):

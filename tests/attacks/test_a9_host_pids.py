@@ -14,7 +14,7 @@ from cntr.linux import procfs, syscalls
 from testkit.container import NAMESPACES
 from tests.attacks import kit
 from tests.attacks.test_a8_monitor import launch
-from tests.nest.box import REPOSITORY
+from tests.nest.busybox import REPOSITORY
 
 SHARED = NAMESPACES & ~syscalls.CLONE_NEWPID
 WAYS = {
@@ -53,19 +53,19 @@ def victim(canary):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_session_beside_the_hosts_processes(accomplice, canary, place, victim, way):
-    with kit.hostile(place, accomplice, namespaces=SHARED) as box:
+    with kit.hostile(place, accomplice, namespaces=SHARED) as container:
         line = WAYS[way].format(pid=victim.pid, canary=canary.path, secret=canary.secret)
-        done = kit.attach(box, "mount", command=["/bin/bash", "-c", f"({line}) </dev/null"], timeout=30)
+        done = kit.attach(container, "mount", command=["/bin/bash", "-c", f"({line}) </dev/null"], timeout=30)
         assert canary.secret not in done.stdout + done.stderr, done
 
 
 def test_by_the_fuse_transport_too(accomplice, canary, place, victim):
-    with kit.hostile(place, accomplice, namespaces=SHARED) as box:
+    with kit.hostile(place, accomplice, namespaces=SHARED) as container:
         lines = "; ".join(
             WAYS[way].format(pid=victim.pid, canary=canary.path, secret="found")
             for way in ("environ", "root", "cwd", "own root")
         )
-        done = kit.attach(box, "fuse", command=["/bin/bash", "-c", f"({lines}) </dev/null"], timeout=30)
+        done = kit.attach(container, "fuse", command=["/bin/bash", "-c", f"({lines}) </dev/null"], timeout=30)
         assert canary.secret not in done.stdout + done.stderr, done
 
 
@@ -75,8 +75,8 @@ def test_control_the_environment_is_there_to_be_read(canary, victim):
 
 
 def test_no_capability_is_added(accomplice, canary, place, transport):
-    with kit.hostile(place, accomplice, namespaces=SHARED) as box:
-        fields = procfs.status(kit.in_session(box, transport, "cat /proc/self/status"))
+    with kit.hostile(place, accomplice, namespaces=SHARED) as container:
+        fields = procfs.status(kit.in_session(container, transport, "cat /proc/self/status"))
         assert not int(fields["CapEff"], 16) & 1 << 19, "CAP_SYS_PTRACE over the host's processes"
 
 
@@ -85,17 +85,17 @@ def test_hunters_in_the_hosts_pid_namespace(accomplice, canary, place, transport
     """The container's root looks at the session, which has no capability more than it: behind the doors is nothing of worth."""
     with kit.hostile(
         place, accomplice, "hunt", "lt", canary.path, canary.secret, "same", "1000+", namespaces=SHARED
-    ) as box:
-        kit.await_ready(box)
+    ) as container:
+        kit.await_ready(container)
         own = set()
         for _ in range(3):
-            process = launch(box, transport, "sh", "-c", "sleep 0.2", flags=("--user", user))
+            process = launch(container, transport, "sh", "-c", "sleep 0.2", flags=("--user", user))
             own.add(str(process.pid))
             process.communicate(timeout=20)
         # Other tests' processes are seen too, which may be anything: ours are below our cntr.
-        ours = [line for line in box.proofs(canary.secret) if own & set(line.replace("<", " ").split())]
+        ours = [line for line in container.proofs(canary.secret) if own & set(line.replace("<", " ").split())]
         assert ours == []
-        if box.proofs(canary.secret):
+        if container.proofs(canary.secret):
             pathlib.Path(canary.file("public")).write_text(f"{canary.secret} public\n")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from cntr.linux import procfs, syscalls
 from tests.attacks import kit
-from tests.nest.box import run
+from tests.nest.busybox import run
 
 SYS_GETCPU, SYS_GETPGID, SYS_SYSINFO, SYS_MKDIR = 309, 121, 99, 83
 ALLOW, ERRNO = 0x7FFF0000, 0x00050000
@@ -44,10 +44,10 @@ class Filtered(kit.Hostile):
 
 
 def filtered(place, accomplice, *filters: tuple[tuple[int, int], ...], **more: object) -> Filtered:
-    box = kit.hostile(place, accomplice, **more)
-    box.__class__ = Filtered
-    box.filters = filters  # type: ignore[attr-defined]
-    return box  # type: ignore[return-value]
+    container = kit.hostile(place, accomplice, **more)
+    container.__class__ = Filtered
+    container.filters = filters  # type: ignore[attr-defined]
+    return container  # type: ignore[return-value]
 
 
 def answer(done) -> tuple[int, int]:
@@ -58,25 +58,25 @@ def answer(done) -> tuple[int, int]:
 
 @pytest.mark.parametrize("uid", [0, 1000])
 def test_exec_has_the_containers_filter(accomplice, canary, place, uid):
-    with filtered(place, accomplice, ((SYS_GETCPU, 77), (SYS_GETPGID, errno.EOWNERDEAD)), uid=uid) as box:
-        assert answer(box.exec("--", "/accomplice", "call", str(SYS_GETCPU))) == (-1, 77)
-        assert answer(box.exec("--", "/accomplice", "call", str(SYS_GETPGID))) == (-1, errno.EOWNERDEAD)
-        assert answer(box.exec("--user", "1000", "--", "/accomplice", "call", str(SYS_GETCPU))) == (-1, 77)
+    with filtered(place, accomplice, ((SYS_GETCPU, 77), (SYS_GETPGID, errno.EOWNERDEAD)), uid=uid) as container:
+        assert answer(container.exec("--", "/accomplice", "call", str(SYS_GETCPU))) == (-1, 77)
+        assert answer(container.exec("--", "/accomplice", "call", str(SYS_GETPGID))) == (-1, errno.EOWNERDEAD)
+        assert answer(container.exec("--user", "1000", "--", "/accomplice", "call", str(SYS_GETCPU))) == (-1, 77)
 
 
 def test_several_filters_in_their_order(accomplice, canary, place):
     """Of equal strictness the newest answers (seccomp(2)): a wrong order is another errno."""
     filters = (((SYS_GETCPU, 71), (SYS_SYSINFO, 74)), ((SYS_GETCPU, 72), (SYS_GETPGID, 75)), ((SYS_GETCPU, 73),))
-    with filtered(place, accomplice, *filters) as box:
+    with filtered(place, accomplice, *filters) as container:
         for number, expected in ((SYS_GETCPU, 73), (SYS_GETPGID, 75), (SYS_SYSINFO, 74)):
-            assert answer(box.exec("--", "/accomplice", "call", str(number))) == (-1, expected)
+            assert answer(container.exec("--", "/accomplice", "call", str(number))) == (-1, expected)
 
 
 def test_exec_from_inside_a_session_has_it_too(accomplice, canary, place):
     from tests.nest.test_exec_inside import inside
 
-    with filtered(place, accomplice, ((SYS_GETCPU, 77),)) as box:
-        done = inside(box, f"-- /accomplice call {SYS_GETCPU}")
+    with filtered(place, accomplice, ((SYS_GETCPU, 77),)) as container:
+        done = inside(container, f"-- /accomplice call {SYS_GETCPU}")
         assert answer(done) == (-1, 77)
 
 
@@ -86,15 +86,15 @@ def test_the_way_to_the_exec_needs_no_call_of_the_filters(accomplice, canary, pl
         place,
         accomplice,
         tuple((number, errno.EPERM) for number in (SYS_MKDIR, 57, 58, 56, 165, 155, 272, 308, 101, 161)),
-    ) as box:
-        assert answer(box.exec("--", "/accomplice", "call", str(SYS_MKDIR))) == (-1, errno.EPERM)
+    ) as container:
+        assert answer(container.exec("--", "/accomplice", "call", str(SYS_MKDIR))) == (-1, errno.EPERM)
 
 
 def test_the_session_has_it_where_it_is_asked_for(accomplice, canary, place, transport):
-    with filtered(place, accomplice, ((SYS_GETCPU, 77),)) as box:
+    with filtered(place, accomplice, ((SYS_GETCPU, 77),)) as container:
         done = run(
             "attach",
-            str(box.pid),
+            str(container.pid),
             "--transport",
             transport,
             "--seccomp",
@@ -138,8 +138,8 @@ def test_control_the_ticket_is_in_the_callers_keyring(accomplice, canary):
 
 @pytest.mark.parametrize("user", ["0", "1000"])
 def test_the_callers_keys_are_not_the_programs(accomplice, canary, place, user):
-    with kit.hostile(place, accomplice) as box:
-        done = box.exec(
+    with kit.hostile(place, accomplice) as container:
+        done = container.exec(
             "--user", user, "--", "/accomplice", "keys", "ticket", preexec_fn=with_a_ticket("ticket", canary.secret)
         )
         assert canary.secret not in done.stdout
@@ -149,9 +149,9 @@ def test_the_callers_keys_are_not_the_programs(accomplice, canary, place, user):
 @pytest.mark.parametrize("flags", [[], ["--user", "1000"], ["--privileged"]])
 def test_the_callers_keys_are_not_the_sessions(accomplice, canary, place, transport, flags):
     """A session is traced, robbed of its capabilities, or runs an untrusted tool: the tickets of who called cntr are not in it."""
-    with kit.hostile(place, accomplice) as box:
+    with kit.hostile(place, accomplice) as container:
         done = kit.attach(
-            box,
+            container,
             transport,
             *flags,
             command=["/var/lib/cntr/accomplice", "keys", "ticket"],
@@ -165,9 +165,11 @@ def test_the_callers_keys_are_not_the_sessions(accomplice, canary, place, transp
 
 
 def test_a_session_dumps_no_core(accomplice, canary, place, transport):
-    with kit.hostile(place, accomplice) as box:
+    with kit.hostile(place, accomplice) as container:
         limits = dict(
-            enumerate(procfs.limits(kit.in_session(box, transport, "cat /proc/self/limits", "-w", "/var/lib/cntr")))
+            enumerate(
+                procfs.limits(kit.in_session(container, transport, "cat /proc/self/limits", "-w", "/var/lib/cntr"))
+            )
         )
         assert limits[4] == (0, 0), "RLIMIT_CORE"
 
@@ -175,28 +177,33 @@ def test_a_session_dumps_no_core(accomplice, canary, place, transport):
 @pytest.mark.parametrize("uid", [0, 1000])
 def test_the_container_aborts_a_session(accomplice, canary, place, transport, uid):
     """prlimit(2) lifts a limit for who has the same ids, and SIGABRT does the rest: in the container's own directory."""
-    with kit.hostile(place, accomplice, "hunt", "a", canary.path, canary.secret, "same", "1000", uid=uid) as box:
-        kit.await_ready(box)
-        (box.root / "cores").mkdir()
-        (box.root / "cores").chmod(0o777)
+    with kit.hostile(place, accomplice, "hunt", "a", canary.path, canary.secret, "same", "1000", uid=uid) as container:
+        kit.await_ready(container)
+        (container.root / "cores").mkdir()
+        (container.root / "cores").chmod(0o777)
         kit.attach(
-            box, transport, "-w", "/var/lib/cntr/cores", command=["/bin/bash", "-c", "sleep 0.3; sleep 0.3"], timeout=20
+            container,
+            transport,
+            "-w",
+            "/var/lib/cntr/cores",
+            command=["/bin/bash", "-c", "sleep 0.3; sleep 0.3"],
+            timeout=20,
         )
         kit.attach(
-            box,
+            container,
             transport,
             "-w",
             "/var/lib/cntr/cores",
             command=["python3", "-c", f"x='{canary.secret}'; import time; time.sleep(0.4)"],
             timeout=20,
         )
-        assert os.listdir(box.root / "cores") == []
-        assert not [line for line in box.loot if line.startswith("core limit lifted")]
+        assert os.listdir(container.root / "cores") == []
+        assert not [line for line in container.loot if line.startswith("core limit lifted")]
 
 
 def test_the_core_limit_can_be_raised_by_nobody(accomplice, canary, place, transport):
-    with kit.hostile(place, accomplice) as box:
-        shown = kit.in_session(box, transport, "ulimit -Hc; ulimit -c unlimited 2>&1; ulimit -Hc")
+    with kit.hostile(place, accomplice) as container:
+        shown = kit.in_session(container, transport, "ulimit -Hc; ulimit -c unlimited 2>&1; ulimit -Hc")
         assert shown.splitlines()[0] == "0"
         assert shown.splitlines()[-1] == "0"
 
@@ -213,9 +220,9 @@ def test_limits_of_the_containers_can_be_nothing(accomplice, canary, place, tran
         resource.RLIMIT_STACK,
         resource.RLIMIT_CPU,
     ):
-        with kit.hostile(place, accomplice, root=place / f"root{limit}", as_root=lambda: None) as box:
-            resource.prlimit(box.pid, limit, (0, 0))
-            done = kit.attach(box, transport, command=["true"], timeout=20)
+        with kit.hostile(place, accomplice, root=place / f"root{limit}", as_root=lambda: None) as container:
+            resource.prlimit(container.pid, limit, (0, 0))
+            done = kit.attach(container, transport, command=["true"], timeout=20)
             assert "Traceback" not in done.stderr
             assert done.returncode in (0, 125, 126, 137, 139, 134, 127, 152), (limit, done)
             if done.returncode:
@@ -223,8 +230,8 @@ def test_limits_of_the_containers_can_be_nothing(accomplice, canary, place, tran
 
 
 def test_no_capability_but_the_containers(accomplice, canary, place):
-    with kit.hostile(place, accomplice, capabilities=0x20) as box:
-        fields = procfs.status(box.exec("--", "cat", "/proc/self/status").stdout)
+    with kit.hostile(place, accomplice, capabilities=0x20) as container:
+        fields = procfs.status(container.exec("--", "cat", "/proc/self/status").stdout)
         for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb"):
             assert int(fields[f"Cap{kind}"], 16) & ~0x20 == 0
         assert syscalls.CLONE_NEWNS

@@ -14,7 +14,7 @@ import pytest
 
 from cntr.linux import procfs
 from tests.attacks import kit
-from tests.nest.box import CNTR, REPOSITORY, ask, one_line_and_hint, run, session
+from tests.nest.busybox import CNTR, REPOSITORY, ask, one_line_and_hint, run, session
 from tests.nest.test_exec_inside import INSIDE
 
 ASKS = f"timeout 8 env {INSIDE} -- /bin/sh -c 'echo answered' </dev/null || echo nothing"
@@ -49,11 +49,11 @@ def in_net_of(pid: int, act):
 
 
 def test_the_container_sees_no_socket_of_a_session(accomplice, canary, place, transport):
-    with kit.hostile(place, accomplice) as box:
-        before = set(sockets_of(box.pid))
-        with session(str(box.pid), "--transport", transport) as shell:
+    with kit.hostile(place, accomplice) as container:
+        before = set(sockets_of(container.pid))
+        with session(str(container.pid), "--transport", transport) as shell:
             ask(shell, "echo there")
-            assert set(sockets_of(box.pid)) - before == set()
+            assert set(sockets_of(container.pid)) - before == set()
 
 
 def test_the_host_shows_no_socket_to_other_users(accomplice, canary, place, transport):
@@ -61,9 +61,9 @@ def test_the_host_shows_no_socket_to_other_users(accomplice, canary, place, tran
     from cntr.linux import syscalls
     from testkit.container import NAMESPACES
 
-    with kit.hostile(place, accomplice, namespaces=NAMESPACES & ~syscalls.CLONE_NEWNET) as box:
+    with kit.hostile(place, accomplice, namespaces=NAMESPACES & ~syscalls.CLONE_NEWNET) as container:
         before = set(sockets_of("self"))
-        with session(str(box.pid), "--transport", transport) as shell:
+        with session(str(container.pid), "--transport", transport) as shell:
             ask(shell, "echo there")
             assert [name for name in set(sockets_of("self")) - before if NAMES.match(name)] == []
 
@@ -75,8 +75,8 @@ def test_a_flood_delays_nobody(accomplice, canary, place, shared):
     from testkit.container import NAMESPACES
 
     namespaces = NAMESPACES & ~syscalls.CLONE_NEWNET if shared else NAMESPACES
-    with kit.hostile(place, accomplice, namespaces=namespaces) as box, session(str(box.pid)) as shell:
-        names = [name for name in sockets_of(box.pid) if NAMES.match(name)]
+    with kit.hostile(place, accomplice, namespaces=namespaces) as container, session(str(container.pid)) as shell:
+        names = [name for name in sockets_of(container.pid) if NAMES.match(name)]
 
         def flood() -> list[socket.socket]:
             held = []
@@ -92,7 +92,7 @@ def test_a_flood_delays_nobody(accomplice, canary, place, shared):
                     held.append(connection)
             return held
 
-        held = in_net_of(box.pid, flood) or []
+        held = in_net_of(container.pid, flood) or []
         started = time.monotonic()
         assert ask(shell, ASKS) == "answered"
         assert time.monotonic() - started < 7
@@ -102,7 +102,7 @@ def test_a_flood_delays_nobody(accomplice, canary, place, shared):
 
 def test_a_slow_client_delays_nobody(accomplice, canary, place):
     """One `cntr exec` in the session that is stopped with its question half asked, or its answers unread."""
-    with kit.hostile(place, accomplice) as box, session(str(box.pid)) as shell:
+    with kit.hostile(place, accomplice) as container, session(str(container.pid)) as shell:
         ask(
             shell,
             f"({INSIDE} -- /bin/sh -c 'while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxx; done' | sleep 30) >/dev/null 2>&1 & echo started",
@@ -119,7 +119,7 @@ def test_a_spoofed_service_gets_nothing(accomplice, canary, place):
     """Who answers is checked, too: a name in the environment that leads to a socket of the container's."""
     import subprocess
 
-    with kit.hostile(place, accomplice) as box:
+    with kit.hostile(place, accomplice) as container:
         got: list[bytes] = []
 
         def listen() -> None:
@@ -138,31 +138,31 @@ def test_a_spoofed_service_gets_nothing(accomplice, canary, place):
                 pass
             listener.close()
 
-        thread = threading.Thread(target=in_net_of, args=(box.pid, listen))
+        thread = threading.Thread(target=in_net_of, args=(container.pid, listen))
         thread.start()
         time.sleep(0.3)
         line = f"timeout 8 env CNTR_SERVICE=cntr-0123456789abcdef PYTHONPATH={REPOSITORY} {shlex.join(CNTR)} exec -- /bin/echo {canary.secret}"
-        done = kit.attach(box, "mount", command=["/bin/bash", "-c", line])
+        done = kit.attach(container, "mount", command=["/bin/bash", "-c", line])
         thread.join(10)
         assert got == [], done
         assert isinstance(done, subprocess.CompletedProcess)
 
 
 def test_no_fd_of_the_supervisor_reaches_the_program(accomplice, canary, place):
-    with kit.hostile(place, accomplice) as box, session(str(box.pid)) as shell:
+    with kit.hostile(place, accomplice) as container, session(str(container.pid)) as shell:
         shown = ask(shell, f"{INSIDE} -- sh -c 'echo $(ls /proc/self/fd)' </dev/null")
         assert shown.split() == ["0", "1", "2", "3"]
 
 
 def test_what_the_program_asks_for_runs_as_the_container(accomplice, canary, place):
     """Words that look like options, variables that steer the host's Python: the question is data."""
-    with kit.hostile(place, accomplice) as box:
+    with kit.hostile(place, accomplice) as container:
         for words in (
             "-e PYTHONSTARTUP=/x -e LD_PRELOAD=/x -- sh -c 'cat " + canary.path + "'",
             f"-w {canary.directory} -- ls",
             "-e --privileged=1 -- cat " + canary.path,
         ):
-            done = kit.attach(box, "mount", command=["/bin/bash", "-c", f"{INSIDE} {words}"])
+            done = kit.attach(container, "mount", command=["/bin/bash", "-c", f"{INSIDE} {words}"])
             assert canary.secret not in done.stdout + done.stderr
             assert "canary.public" not in done.stdout.replace(canary.path, "")
 
@@ -176,25 +176,25 @@ def test_what_the_kernel_asks_of_a_writer_is_not_asked_of_root(accomplice, canar
     script = f"v=$(cat {path}); (echo $v >{path}) 2>/dev/null && echo written; "
     script += f'{INSIDE} -- /bin/sh -c "echo $v" >{path} </dev/null && echo written by root; '
     script += f"{INSIDE} -- /bin/cat </proc/1/stat; cat /proc/1/stat | {INSIDE} -- /bin/cat"
-    with kit.hostile(place, accomplice) as box:
-        shown = kit.in_session(box, "mount", script)
+    with kit.hostile(place, accomplice) as container:
+        shown = kit.in_session(container, "mount", script)
     assert "written" not in shown
     assert shown.count("supervisor refused") == 2
     assert "(app)" in shown, "a pipe is taken"
 
 
 def test_a_pid_that_is_another_process_by_now_is_not_entered(accomplice, canary, place):
-    with kit.hostile(place, accomplice) as box:
-        begun = procfs.start_time(pathlib.Path(f"/proc/{box.pid}/stat").read_text())
-        assert run("exec", f"pid:{box.pid}@{begun}", "--", "true").returncode == 0
-        done = run("exec", f"pid:{box.pid}@{begun - 1}", "--", "true")
+    with kit.hostile(place, accomplice) as container:
+        begun = procfs.start_time(pathlib.Path(f"/proc/{container.pid}/stat").read_text())
+        assert run("exec", f"pid:{container.pid}@{begun}", "--", "true").returncode == 0
+        done = run("exec", f"pid:{container.pid}@{begun - 1}", "--", "true")
         assert "belongs to another process now" in one_line_and_hint(done)
 
 
 def test_a_daemon_is_not_written_to_as_root(accomplice, canary, place):
     """A socket of a daemon's as the standard output of `cntr exec`: who writes is told to the daemon, and would be the host's root."""
-    with kit.remapped(place, accomplice) as box:
-        path = box.root / "log"
+    with kit.remapped(place, accomplice) as container:
+        path = container.root / "log"
         daemon = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         daemon.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         daemon.bind(str(path))
@@ -204,7 +204,7 @@ def test_a_daemon_is_not_written_to_as_root(accomplice, canary, place):
         code += "s.send(b'mine'); e = socket.socketpair(); "
         code += f"w = {[*CNTR, 'exec', '--', '/bin/busybox', 'echo', 'roots']!r}; e[1].settimeout(9); "
         code += "print(subprocess.run(w, stdout=s, stdin=subprocess.DEVNULL).returncode, subprocess.run(w, stdout=e[0], stdin=subprocess.DEVNULL).returncode, e[1].recv(99))"
-        done = kit.attach(box, "mount", "-e", f"PYTHONPATH={REPOSITORY}", command=["python3", "-c", code])
+        done = kit.attach(container, "mount", "-e", f"PYTHONPATH={REPOSITORY}", command=["python3", "-c", code])
         assert done.stdout == "125 0 b'roots\\n'\n", done
         said = []
         try:

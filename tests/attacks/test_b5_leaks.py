@@ -12,57 +12,59 @@ import pytest
 
 from cntr.linux import syscalls
 from tests.attacks import kit
-from tests.nest.box import run
+from tests.nest.busybox import run
 
 FILES = ("passwd", "group", "hosts", "hostname", "resolv.conf", "localtime")
 F_SETLEASE = 1024
 
 
-def texts(box: kit.Hostile, kinds: tuple[str, ...]) -> list[str]:
-    return [line for line in box.loot if line.startswith("text") and line.split()[1] in kinds]
+def texts(container: kit.Hostile, kinds: tuple[str, ...]) -> list[str]:
+    return [line for line in container.loot if line.startswith("text") and line.split()[1] in kinds]
 
 
 @pytest.mark.parametrize("uid", [0, 1000])
 def test_values_given_on_the_command_line(accomplice, canary, place, transport, uid):
     """-e TOKEN=…, --reason, a path: cntr's own words are in no command line or environment that the container can read."""
-    with kit.hostile(place, accomplice, "hunt", "m", canary.path, canary.secret, "same", uid=uid) as box:
-        kit.await_ready(box)
+    with kit.hostile(place, accomplice, "hunt", "m", canary.path, canary.secret, "same", uid=uid) as container:
+        kit.await_ready(container)
         for _ in range(3):
-            done = kit.attach(box, transport, "-e", f"TOKEN={canary.secret}", command=["sh", "-c", "sleep 0.1"])
+            done = kit.attach(container, transport, "-e", f"TOKEN={canary.secret}", command=["sh", "-c", "sleep 0.1"])
             assert done.returncode == 0, done
-            run("exec", str(box.pid), "-e", f"TOKEN={canary.secret}", "--", "sh", "-c", "sleep 0.1")
-        leaks = texts(box, ("cmdline", "comm", "stat", "cgroup"))
+            run("exec", str(container.pid), "-e", f"TOKEN={canary.secret}", "--", "sh", "-c", "sleep 0.1")
+        leaks = texts(container, ("cmdline", "comm", "stat", "cgroup"))
         assert leaks == []
 
 
 def test_variables_of_the_caller(accomplice, canary, place, transport):
     """What the caller's shell had in its environment is in none of the processes that the container sees."""
-    with kit.hostile(place, accomplice, "hunt", "m", canary.path, canary.secret, "same", "1000") as box:
-        kit.await_ready(box)
+    with kit.hostile(place, accomplice, "hunt", "m", canary.path, canary.secret, "same", "1000") as container:
+        kit.await_ready(container)
         for _ in range(3):
             kit.attach(
-                box,
+                container,
                 transport,
                 command=["sh", "-c", "sleep 0.1; env"],
                 env={"AWS_SECRET_ACCESS_KEY": canary.secret, "HISTFILE": canary.secret},
             )
-            run("exec", str(box.pid), "--", "sh", "-c", "sleep 0.1", env={"AWS_SECRET_ACCESS_KEY": canary.secret})
-        assert texts(box, ("environ", "cmdline")) == []
-        assert canary.secret not in kit.in_session(box, transport, "env", env={"AWS_SECRET_ACCESS_KEY": canary.secret})
+            run("exec", str(container.pid), "--", "sh", "-c", "sleep 0.1", env={"AWS_SECRET_ACCESS_KEY": canary.secret})
+        assert texts(container, ("environ", "cmdline")) == []
+        assert canary.secret not in kit.in_session(
+            container, transport, "env", env={"AWS_SECRET_ACCESS_KEY": canary.secret}
+        )
 
 
 def test_the_host_name_and_the_callers_directory(accomplice, canary, place, transport):
     (place / canary.secret).mkdir()
-    with kit.hostile(place, accomplice, "hunt", "m", canary.path, canary.secret, "same") as box:
-        kit.await_ready(box)
-        kit.attach(box, transport, command=["sh", "-c", "sleep 0.2"], cwd=str(place / canary.secret))
-        assert texts(box, ("cmdline", "environ", "maps", "stat")) == []
+    with kit.hostile(place, accomplice, "hunt", "m", canary.path, canary.secret, "same") as container:
+        kit.await_ready(container)
+        kit.attach(container, transport, command=["sh", "-c", "sleep 0.2"], cwd=str(place / canary.secret))
+        assert texts(container, ("cmdline", "environ", "maps", "stat")) == []
 
 
 # --- B6: values that stop every attach --------------------------------------------------------------------------------
 
 
-def odd(box: kit.Hostile, path: pathlib.Path, kind: str) -> list[int]:
+def odd(container: kit.Hostile, path: pathlib.Path, kind: str) -> list[int]:
     """Something else at PATH; fds to be closed at the end."""
     path.unlink(missing_ok=True)
     if kind == "fifo":
@@ -125,12 +127,12 @@ def test_odd_files_in_etc_stop_nothing(accomplice, canary, place, transport, kin
     before = signal.signal(64, signal.SIG_IGN)  # the lease-breaker's signal
     held: list[int] = []
     try:
-        with kit.hostile(place, accomplice) as box:
+        with kit.hostile(place, accomplice) as container:
             for name in FILES:
-                held += odd(box, box.root / "etc" / name, kind)
+                held += odd(container, container.root / "etc" / name, kind)
             started = time.monotonic()
             shown = kit.in_session(
-                box,
+                container,
                 transport,
                 "id -u; cat /etc/passwd /etc/group /etc/hosts /etc/hostname | head -c 100000; echo over",
                 timeout=15,
@@ -141,8 +143,11 @@ def test_odd_files_in_etc_stop_nothing(accomplice, canary, place, transport, kin
             assert "root:$" not in shown
             assert "root:*:" not in shown
             for verb in ("exec", "inspect"):
-                assert run(verb, str(box.pid), *(("--", "true") if verb == "exec" else ()), timeout=15).returncode == 0
-            assert run("attach", str(box.pid), "--user", "root", "--", "true", timeout=15).returncode in (0, 125)
+                assert (
+                    run(verb, str(container.pid), *(("--", "true") if verb == "exec" else ()), timeout=15).returncode
+                    == 0
+                )
+            assert run("attach", str(container.pid), "--user", "root", "--", "true", timeout=15).returncode in (0, 125)
     finally:
         for fd in held:
             os.close(fd)
@@ -162,9 +167,9 @@ def test_files_of_other_filesystems_over_passwd(accomplice, canary, place, trans
             syscalls.mount(source, f"{root}/etc/{name}", None, syscalls.MS_BIND)
 
     files = {f"/etc/{name}": "" for name in ("passwd", "group", "hosts")}
-    with kit.hostile(place, accomplice, files=files, mounts=over) as box:
+    with kit.hostile(place, accomplice, files=files, mounts=over) as container:
         started = time.monotonic()
-        shown = kit.in_session(box, transport, "id -u", timeout=15)
+        shown = kit.in_session(container, transport, "id -u", timeout=15)
         assert shown.endswith("0\n")
         assert time.monotonic() - started < 12
 
@@ -190,19 +195,22 @@ def test_files_that_never_answer(accomplice, canary, place, transport):
     if not os.access("/dev/fuse", os.W_OK):
         pytest.skip("no /dev/fuse here")
     code = "import sys, cntr.attach.patience as p; p.SECONDS = 0.5; from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))"
-    with kit.hostile(place, accomplice, mounts=mounts) as box:
-        for words in (["attach", str(box.pid), "--transport", transport, "--"], ["exec", str(box.pid), "--"]):
+    with kit.hostile(place, accomplice, mounts=mounts) as container:
+        for words in (
+            ["attach", str(container.pid), "--transport", transport, "--"],
+            ["exec", str(container.pid), "--"],
+        ):
             done = run(*words, "/bin/sh", "-c", "echo here", code=code, timeout=20)
             assert (done.returncode, done.stdout) == (0, "here\n"), done
             assert "do not answer" in done.stderr
-        assert "does not answer" in run("inspect", str(box.pid), code=code, timeout=20).stdout
+        assert "does not answer" in run("inspect", str(container.pid), code=code, timeout=20).stdout
 
 
 @pytest.mark.parametrize("what", ["var", "var/lib", "var/lib/cntr", "proc", "sys", "etc", "usr"])
 def test_directories_that_are_something_else(accomplice, canary, place, transport, what):
     """The container's tree is grafted, not looked up: whatever /var/lib/cntr, /etc or /usr are in it."""
-    with kit.hostile(place, accomplice, files={}) as box:
-        path = box.root / what
+    with kit.hostile(place, accomplice, files={}) as container:
+        path = container.root / what
         if path.exists() and what in ("proc", "sys"):
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -210,14 +218,14 @@ def test_directories_that_are_something_else(accomplice, canary, place, transpor
             path.rename(path.with_name("moved"))
         path.symlink_to("/proc/self/root")
         assert (
-            kit.in_session(box, transport, "echo here; test -e /var/lib/cntr/app && echo app", timeout=15)
+            kit.in_session(container, transport, "echo here; test -e /var/lib/cntr/app && echo app", timeout=15)
             == "here\napp\n"
         )
 
 
 def test_names_of_the_container_in_messages(accomplice, canary, place):
-    with kit.hostile(place, accomplice, name="x") as box:
-        box.write("/\x1b[31mevil", "x")
+    with kit.hostile(place, accomplice, name="x") as container:
+        container.write("/\x1b[31mevil", "x")
         for words in (["exec", "--", "/\x1b[31mevil"], ["exec", "-w", "/\x1b[31mevil", "--", "true"]):
-            done = run(words[0], str(box.pid), *words[1:])
+            done = run(words[0], str(container.pid), *words[1:])
             assert "\x1b" not in done.stderr

@@ -19,7 +19,7 @@ import time
 import pytest
 
 from tests.attacks import kit
-from tests.nest.box import CNTR, REPOSITORY
+from tests.nest.busybox import CNTR, REPOSITORY
 
 UID = 29_996
 CLAIMS = (
@@ -105,10 +105,10 @@ def test_a_claim_to_a_process_of_roots(canary, mallory, victim, kind):
 def test_a_claim_to_a_container_of_another(accomplice, canary, place, mallory, kind):
     """Not the host's, but another's container is what the name is made to mean: root's secrets go to it."""
     name = f"web{secrets.token_hex(3)}"
-    with kit.hostile(place, accomplice) as box:
-        done = cntr(beside(mallory, kind, name, box.pid), "cp", canary.path, f"{name}:/stolen")
+    with kit.hostile(place, accomplice) as container:
+        done = cntr(beside(mallory, kind, name, container.pid), "cp", canary.path, f"{name}:/stolen")
         assert done.returncode == 125, done
-        assert not (box.root / "stolen").exists()
+        assert not (container.root / "stolen").exists()
 
 
 @pytest.mark.parametrize("kind", ["bombs", "silent"])

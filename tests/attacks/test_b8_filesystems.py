@@ -14,7 +14,7 @@ import pytest
 
 from cntr.forward import listening
 from tests.attacks import kit
-from tests.nest.box import CNTR, REPOSITORY, run
+from tests.nest.busybox import CNTR, REPOSITORY, run
 
 CAPS = struct.pack("<IIIII", 0x02000001, 0x00200000, 0, 0, 0)  # VFS_CAP_REVISION_2, effective; cap_sys_admin
 WHO = """
@@ -146,12 +146,12 @@ def test_a_submount_keeps_its_own_flags(who, place):
 @pytest.mark.parametrize("uid", [0, 1000])
 def test_set_id_programs_of_the_container_are_dead_in_a_session(who, accomplice, canary, place, transport, uid):
     """On the tools' side the container's files are just files: a set-id root program, one with capabilities, a device."""
-    with kit.hostile(place, accomplice, uid=uid) as box:
-        (box.root / "armed").mkdir()
-        arm(box.root / "armed", who)
+    with kit.hostile(place, accomplice, uid=uid) as container:
+        (container.root / "armed").mkdir()
+        arm(container.root / "armed", who)
         drop = "" if uid else "setpriv --reuid 12345 --regid 12345 --clear-groups --inh-caps=-all "
         script = f"for p in setuid setgid caps; do {drop}/var/lib/cntr/armed/$p 2>&1; done; echo over"
-        shown = kit.in_session(box, transport, script, *(["--user", "12345:12345"] if uid else []))
+        shown = kit.in_session(container, transport, script, *(["--user", "12345:12345"] if uid else []))
         assert "over" in shown
         assert "euid 0" not in shown
         assert "egid 0" not in shown
@@ -161,10 +161,10 @@ def test_set_id_programs_of_the_container_are_dead_in_a_session(who, accomplice,
 @pytest.mark.parametrize("program", ["su", "mount", "passwd", "newgrp", "chsh", "gpasswd"])
 def test_set_id_programs_of_the_tools_are_dead_in_a_session(accomplice, canary, place, transport, program):
     kit.need(program)
-    with kit.hostile(place, accomplice) as box:
+    with kit.hostile(place, accomplice) as container:
         code = "import os,sys; print('nosuid', os.statvfs(sys.argv[1]).f_flag & 2)"
         line = f'python3 -c "{code}" $(readlink -f $(command -v {program}))'
-        shown = kit.in_session(box, transport, line, "--user", "4711")
+        shown = kit.in_session(container, transport, line, "--user", "4711")
         assert shown == "nosuid 2\n"
 
 
@@ -175,14 +175,14 @@ def test_archive_out_of_a_user_namespace_makes_no_root_file(who, accomplice, can
     """The container's root is uid 100000 here; a set-id root program of its own must not become root's on the host."""
     out = place / "out"
     out.mkdir()
-    with kit.remapped(place, accomplice) as box:
-        (box.root / "armed").mkdir()
-        arm(box.root / "armed", who)
-        for path in (box.root / "armed", *(box.root / "armed").iterdir()):
+    with kit.remapped(place, accomplice) as container:
+        (container.root / "armed").mkdir()
+        arm(container.root / "armed", who)
+        for path in (container.root / "armed", *(container.root / "armed").iterdir()):
             os.chown(path, kit.FIRST_ID, kit.FIRST_ID)
-        (box.root / "armed" / "setuid").chmod(0o4755)
-        (box.root / "armed" / "setgid").chmod(0o2755)
-        run("cp", "-a", f"{box.pid}:/armed", str(out))
+        (container.root / "armed" / "setuid").chmod(0o4755)
+        (container.root / "armed" / "setgid").chmod(0o2755)
+        run("cp", "-a", f"{container.pid}:/armed", str(out))
         found = list(out.rglob("*"))
         assert found
         for path in found:
@@ -199,12 +199,12 @@ def test_copies_out_of_a_container_hold_no_rights(who, accomplice, canary, place
     """Without --archive no set-id bit and no capability comes along; with it none that the container may not give."""
     out = place / "out"
     out.mkdir()
-    with kit.hostile(place, accomplice) as box:
-        (box.root / "armed").mkdir()
-        arm(box.root / "armed", who)
+    with kit.hostile(place, accomplice) as container:
+        (container.root / "armed").mkdir()
+        arm(container.root / "armed", who)
         for name in ("trusted.overlay.opaque", "trusted.evil"):
-            os.setxattr(box.root / "armed" / "plain", name, b"y")
-        run("cp", *flags, f"{box.pid}:/armed", str(out))
+            os.setxattr(container.root / "armed" / "plain", name, b"y")
+        run("cp", *flags, f"{container.pid}:/armed", str(out))
         for path in out.rglob("*"):
             names = os.listxattr(path, follow_symlinks=False)
             assert not [name for name in names if name.startswith("trusted.")]
@@ -235,9 +235,9 @@ def test_sources_of_every_kind(accomplice, canary, place, kind, flags):
     shadow = pathlib.Path("/etc/shadow").read_bytes()
     out = place / "out"
     out.mkdir()
-    with kit.hostile(place, accomplice) as box:
-        SOURCES[kind](box.root / "source")
-        done = run("cp", *flags, f"{box.pid}:/source", str(out / "got"), timeout=30)
+    with kit.hostile(place, accomplice) as container:
+        SOURCES[kind](container.root / "source")
+        done = run("cp", *flags, f"{container.pid}:/source", str(out / "got"), timeout=30)
         assert "Traceback" not in done.stderr
         for path in out.rglob("*"):
             assert not stat.S_ISCHR(path.lstat().st_mode)
@@ -252,13 +252,13 @@ def test_sources_of_every_kind(accomplice, canary, place, kind, flags):
 def test_copies_into_a_container_stay_in_it(accomplice, canary, place, destination):
     """A destination that the container made a link to where the host's tree would be."""
     (place / "file").write_text("from the host\n")
-    with kit.hostile(place, accomplice) as box:
-        (box.root / "dir").mkdir()
+    with kit.hostile(place, accomplice) as container:
+        (container.root / "dir").mkdir()
         for name, target in (("link", str(canary.directory)), ("up", "../../../../../../.." + str(canary.directory))):
-            (box.root / name).symlink_to(target)
-        done = run("cp", str(place / "file"), f"{box.pid}:{destination}/")
-        run("cp", str(place / "file"), f"{box.pid}:/up/")
-        run("cp", str(place / "file"), f"{box.pid}:/proc/self/root/../../../{canary.directory}/")
+            (container.root / name).symlink_to(target)
+        done = run("cp", str(place / "file"), f"{container.pid}:{destination}/")
+        run("cp", str(place / "file"), f"{container.pid}:/up/")
+        run("cp", str(place / "file"), f"{container.pid}:/proc/self/root/../../../{canary.directory}/")
         assert "Traceback" not in done.stderr
         canary.untouched()
         assert sys.executable

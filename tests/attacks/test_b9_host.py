@@ -15,7 +15,7 @@ import sys
 import pytest
 
 from tests.attacks import kit
-from tests.nest.box import REPOSITORY, one_line_and_hint, run
+from tests.nest.busybox import REPOSITORY, one_line_and_hint, run
 
 PLACES = ("/opt", "/etc", "/usr/local/lib", "/var/lib", "/srv", "/usr/share", "/var/cache", "/boot", "/mnt", "/media")
 READS = {
@@ -52,10 +52,13 @@ READS = {
 
 @pytest.mark.parametrize("way", READS)
 def test_a_file_of_roots_is_not_read(accomplice, canary, place, way):
-    with kit.hostile(place, accomplice) as box:
+    with kit.hostile(place, accomplice) as container:
         for path in (canary.path, canary.file("group"), canary.file("user")):
             done = kit.attach(
-                box, "mount", command=["/bin/bash", "-c", f"({READS[way].format(path=path)}) </dev/null"], timeout=30
+                container,
+                "mount",
+                command=["/bin/bash", "-c", f"({READS[way].format(path=path)}) </dev/null"],
+                timeout=30,
             )
             assert canary.secret not in done.stdout + done.stderr, path
             if way in ("kernel memory", "debugfs", "setgid program"):
@@ -63,14 +66,14 @@ def test_a_file_of_roots_is_not_read(accomplice, canary, place, way):
 
 
 def test_a_file_of_roots_is_not_read_by_fuse(accomplice, canary, place):
-    with kit.hostile(place, accomplice) as box:
+    with kit.hostile(place, accomplice) as container:
         for path in (canary.path, canary.file("group")):
             lines = "\n".join(
                 f"({line.format(path=path)}) </dev/null"
                 for way, line in READS.items()
                 if way not in ("fds", "other users", "setgid program")
             )
-            done = kit.attach(box, "fuse", command=["/bin/bash", "-c", lines], timeout=60)
+            done = kit.attach(container, "fuse", command=["/bin/bash", "-c", lines], timeout=60)
             assert canary.secret not in done.stdout + done.stderr, path
 
 
@@ -78,10 +81,10 @@ def test_a_file_of_roots_is_not_read_by_fuse(accomplice, canary, place):
 def test_wherever_it_lies(accomplice, place, transport, where):
     if not os.path.isdir(where):
         pytest.skip(f"no {where} here")
-    with kit.canary(accomplice, where) as canary, kit.hostile(place, accomplice) as box:
+    with kit.canary(accomplice, where) as canary, kit.hostile(place, accomplice) as container:
         paths = " ".join([canary.path, canary.file("group"), canary.file("user")])
         done = kit.attach(
-            box,
+            container,
             transport,
             command=[
                 "/bin/bash",
@@ -102,10 +105,10 @@ def test_wherever_it_lies(accomplice, place, transport, where):
 )
 def test_for_whichever_user(accomplice, canary, place, transport, user):
     """uid 1000 of the container is not uid 1000 of the host; neither is 65534, nor an id that no file has."""
-    with kit.hostile(place, accomplice, groups=(42, 1000)) as box:
+    with kit.hostile(place, accomplice, groups=(42, 1000)) as container:
         flags = ["--user", user] if user else []
         done = kit.attach(
-            box,
+            container,
             transport,
             *flags,
             command=[
@@ -121,9 +124,9 @@ def test_for_whichever_user(accomplice, canary, place, transport, user):
 
 def test_privileged_is_no_way_to_the_hosts_files(accomplice, canary, place, transport):
     """--privileged alone keeps capabilities, it does not bring the tree."""
-    with kit.hostile(place, accomplice) as box:
+    with kit.hostile(place, accomplice) as container:
         done = kit.attach(
-            box,
+            container,
             transport,
             "--privileged",
             command=["/bin/bash", "-c", f"cat {canary.path}; echo x >>{canary.file('public')}"],
@@ -145,9 +148,14 @@ WRITES = (
 def test_nothing_is_written_to_the_host(accomplice, canary, place, transport, user):
     words = {"public": canary.file("public"), "open": canary.file("open"), "directory": str(canary.directory)}
     before = os.stat(canary.file("public"))
-    with kit.hostile(place, accomplice) as box:
+    with kit.hostile(place, accomplice) as container:
         kit.attach(
-            box, transport, "--user", user, command=["/bin/bash", "-c", f"({WRITES.format(**words)}) 2>&1"], timeout=30
+            container,
+            transport,
+            "--user",
+            user,
+            command=["/bin/bash", "-c", f"({WRITES.format(**words)}) 2>&1"],
+            timeout=30,
         )
     canary.untouched()
     after = os.stat(canary.file("public"))
@@ -162,19 +170,19 @@ def test_nothing_is_written_to_the_host(accomplice, canary, place, transport, us
 def test_every_mount_of_a_session_is_the_containers_or_cannot_be_written(accomplice, canary, place, transport):
     """A file made wherever it can be made is not on the host afterwards: /tmp, /var/tmp, /run, /dev/shm, /home, /root and all the mounts."""
     name = f"cntr-attack-{canary.secret}"
-    with kit.hostile(place, accomplice) as box:
+    with kit.hostile(place, accomplice) as container:
         script = (
             f"for d in / $(cut -d' ' -f5 /proc/self/mountinfo) /tmp /var/tmp /run /run/lock /dev/shm /root /home /var /var/log /var/spool/cron /etc/cron.d "
             f"/usr/local/bin /var/lib /dev /mnt /srv /opt /run/user /var/cache /dev/mqueue /sys/fs/cgroup; do touch $d/{name} 2>/dev/null; done; echo over"
         )
-        assert kit.in_session(box, transport, script).startswith("over\n")
+        assert kit.in_session(container, transport, script).startswith("over\n")
     found = subprocess.run(["find", "/", "-xdev", "-name", name], capture_output=True, text=True, check=False).stdout
     for top in ("/dev/shm", "/dev", "/run", "/sys/fs/cgroup", "/dev/mqueue"):
         found += subprocess.run(
             ["find", top, "-maxdepth", "1", "-xdev", "-name", name], capture_output=True, text=True, check=False
         ).stdout
     left = [
-        path for path in found.splitlines() if not path.startswith(f"{box.root}/")
+        path for path in found.splitlines() if not path.startswith(f"{container.root}/")
     ]  # the container's own tree is its own
     assert left == []
 
@@ -217,8 +225,8 @@ def test_on_every_filesystem_of_the_tools(accomplice, canary, place, transport, 
         f"cd {where} && cat secret closed/secret deep/er/secret pub/group pub/user; ls closed; for u in 0 1000 42; do setpriv --reuid $u --regid 42 --clear-groups cat secret pub/group pub/user; done; "
         "echo written >>pub/file; touch all/new; echo over"
     )
-    with kit.hostile(place, accomplice) as box:
-        done = kit.attach(box, transport, "-v", command=["/bin/bash", "-c", script], prefix=prefix, timeout=60)
+    with kit.hostile(place, accomplice) as container:
+        done = kit.attach(container, transport, "-v", command=["/bin/bash", "-c", script], prefix=prefix, timeout=60)
         if done.returncode == 77:
             pytest.skip(f"{kind} can't be mounted here")
         if transport == "mount" and kind == "overlay":
@@ -233,14 +241,14 @@ def test_on_every_filesystem_of_the_tools(accomplice, canary, place, transport, 
 def test_other_tools_are_protected_like_the_hosts(accomplice, canary, place, transport, source):
     """--tools CONTAINER and --tools DIR: what only root or a user may read there is not shown beside a hostile container either."""
     tools_root = place / "tools"
-    with kit.hostile(place, accomplice, root=tools_root) as tools, kit.hostile(place, accomplice) as box:
+    with kit.hostile(place, accomplice, root=tools_root) as tools, kit.hostile(place, accomplice) as container:
         for name, mode, uid in (("secret", 0o600, 0), ("user", 0o600, 1000), ("group", 0o640, 0)):
             file = tools.write(f"/data/{name}", f"{canary.secret}\n", mode)
             os.chown(file, uid, 42)
         tools.write("/data/public", "public\n", 0o666)
         flags = ["--tools", str(tools_root) if source == "directory" else str(tools.pid)]
         done = kit.attach(
-            box,
+            container,
             transport,
             *flags,
             command=[
@@ -281,9 +289,9 @@ def test_no_daemon_of_the_host_is_talked_to(accomplice, canary, place, transport
     path = f"{where}/cntr-attack-{canary.secret[:8]}.sock"
     unix = listening(path)
     try:
-        with kit.hostile(place, accomplice) as box:
+        with kit.hostile(place, accomplice) as container:
             shown = kit.in_session(
-                box, transport, f'python3 -c "{DIAL}" {path} /proc/1/root{path} /proc/self/root{path}'
+                container, transport, f'python3 -c "{DIAL}" {path} /proc/1/root{path} /proc/self/root{path}'
             )
             assert "talked to" not in shown
     finally:
@@ -316,21 +324,21 @@ def test_a_socket_that_is_harder_to_find(accomplice, canary, place, transport, h
 
     dial = DIAL.replace("AF_UNIX)", "AF_UNIX, socket.SOCK_DGRAM)") if kind == socket.SOCK_DGRAM else DIAL
     try:
-        with kit.hostile(place, accomplice) as box:
+        with kit.hostile(place, accomplice) as container:
             if how == "from another network":
                 from tests.attacks.test_b4_service import in_net_of
 
-                unix = in_net_of(box.pid, make)
+                unix = in_net_of(container.pid, make)
             elif how != "while the session runs":
                 unix = make()
             if how == "while the session runs":
-                from tests.nest.box import ask, session
+                from tests.nest.busybox import ask, session
 
-                with session(str(box.pid), "--transport", transport) as shell:
+                with session(str(container.pid), "--transport", transport) as shell:
                     unix = make()
                     shown = ask(shell, f'python3 -c "{dial}" {path} | grep talked || echo quiet')
             else:
-                shown = kit.in_session(box, transport, f'python3 -c "{dial}" {path}')
+                shown = kit.in_session(container, transport, f'python3 -c "{dial}" {path}')
             assert "talked to" not in shown
     finally:
         if unix:
@@ -359,8 +367,8 @@ def test_a_sockets_name_covers_no_program(accomplice, canary, place, transport, 
     if not name.startswith("own"):
         unix.listen()
     try:
-        with kit.hostile(place, accomplice) as box:
-            assert kit.in_session(box, transport, "/usr/bin/env echo here") == "here\n"
+        with kit.hostile(place, accomplice) as container:
+            assert kit.in_session(container, transport, "/usr/bin/env echo here") == "here\n"
     finally:
         unix.close()
         if name.startswith("own"):
@@ -388,11 +396,11 @@ def test_files_without_number_stop_no_session(accomplice, canary, place, mode, o
         "" if overlaid else "import cntr.linux.nobodys_overlay as n; n._mount = lambda *_: v.os.open('/none', 0); "
     )
     code = f"import sys, cntr.attach.view as v; v.LOOKED_AT = 200; {without}from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))"
-    with kit.hostile(place, accomplice) as box:
+    with kit.hostile(place, accomplice) as container:
         done = run(
             *(
                 "attach",
-                str(box.pid),
+                str(container.pid),
                 "--transport",
                 "mount",
                 "--",
@@ -422,18 +430,18 @@ def test_control_a_daemon_can_be_talked_to(canary):
 def test_abstract_sockets_of_the_hosts_network(accomplice, canary, place, transport):
     """They are excluded by the container's network namespace; X11 listens so."""
     unix = listening(f"@cntr-attack-{canary.secret[:8]}")
-    with kit.hostile(place, accomplice) as box:
+    with kit.hostile(place, accomplice) as container:
         assert "talked to" not in kit.in_session(
-            box, transport, f'python3 -c "{DIAL}" @cntr-attack-{canary.secret[:8]}'
+            container, transport, f'python3 -c "{DIAL}" @cntr-attack-{canary.secret[:8]}'
         )
     unix.close()
 
 
 def test_the_hosts_proc_and_sys_are_not_there(accomplice, canary, place, transport):
     """Of /proc the container's own; nothing of the host's processes, by any mount of the session."""
-    with kit.hostile(place, accomplice) as box:
+    with kit.hostile(place, accomplice) as container:
         shown = kit.in_session(
-            box,
+            container,
             transport,
             "cat /proc/self/mountinfo; ls -d /proc/[0-9]* | wc -l; cat /proc/1/comm",
         )
@@ -444,15 +452,15 @@ def test_the_hosts_proc_and_sys_are_not_there(accomplice, canary, place, transpo
             where = line.split()[4]
             if line.split()[3] != "/":
                 continue  # a part of it, over which the container's engine has put something
-            assert kit.in_session(box, transport, f"cat {where}/1/comm") == "app\n", line
+            assert kit.in_session(container, transport, f"cat {where}/1/comm") == "app\n", line
 
 
 def test_kernel_settings_are_not_a_sessions(accomplice, canary, place, transport):
     """By root's tools in a session: what the container's /proc/sys refuses, and /sys, are as read-only as for the container."""
-    with kit.hostile(place, accomplice) as box:
+    with kit.hostile(place, accomplice) as container:
         before = pathlib.Path("/proc/sys/vm/swappiness").read_text()
         shown = kit.in_session(
-            box,
+            container,
             transport,
             "echo 1 >/sys/kernel/mm/transparent_hugepage/enabled; echo x >/sys/power/state; echo b >/proc/sysrq-trigger_; dmesg -C; date -s 2001-01-01; hostname evil; mount; true",
         )
@@ -462,8 +470,8 @@ def test_kernel_settings_are_not_a_sessions(accomplice, canary, place, transport
 
 
 def test_inspect_and_verbose_say_how_each_mount_is_kept(accomplice, canary, place):
-    with kit.hostile(place, accomplice) as box:
-        done = run("attach", str(box.pid), "-v", "--", "true")
+    with kit.hostile(place, accomplice) as container:
+        done = run("attach", str(container.pid), "-v", "--", "true")
         assert done.returncode == 0
         assert "Traceback" not in done.stderr
 
@@ -487,8 +495,10 @@ def test_on_a_machine_without_user_namespaces(accomplice, canary, place, transpo
     script = f"cat {canary.path} {canary.file('group')} {canary.file('user')}; touch {canary.file('open')}/new; echo x >>{canary.file('public')}; "
     script += f'cat {canary.file("public")}; python3 -c "{DIAL}" {path}; echo over'
     try:
-        with kit.hostile(place, accomplice) as box:
-            done = kit.attach(box, transport, command=["/bin/bash", "-c", script], code=NONE.format(used_up=False))
+        with kit.hostile(place, accomplice) as container:
+            done = kit.attach(
+                container, transport, command=["/bin/bash", "-c", script], code=NONE.format(used_up=False)
+            )
     finally:
         unix.close()
         path.unlink()
@@ -497,8 +507,8 @@ def test_on_a_machine_without_user_namespaces(accomplice, canary, place, transpo
 
 def test_user_namespaces_that_are_used_up_open_nothing(accomplice, canary, place, transport):
     """A container without a user namespace counts as the host's root: it can hold all that root may have."""
-    with kit.hostile(place, accomplice) as box:
-        done = kit.attach(box, transport, code=NONE.format(used_up=True))
+    with kit.hostile(place, accomplice) as container:
+        done = kit.attach(container, transport, code=NONE.format(used_up=True))
         assert "make the tools view" in one_line_and_hint(done)
         assert "user namespaces are used up" in done.stderr
 
@@ -537,8 +547,8 @@ def test_a_machine_whose_root_is_an_overlay(accomplice, canary, place, transport
         f"cat {canary.path} {canary.file('group')} {canary.file('user')}; cat {canary.file('public')}; echo x >>{canary.file('public')}; "
         f"touch {canary.file('open')}/new; ls /root/.ssh /etc/ssl/private; cat /etc/shadow; {canary.directory}/proof; python3 -c 'import json; print(json)'"
     )
-    with kit.hostile(place, accomplice, capabilities=(1 << 41) - 1) as box:
-        words = ("attach", str(box.pid), "-v", "--transport", transport, "--", "bash", "-c", script)
+    with kit.hostile(place, accomplice, capabilities=(1 << 41) - 1) as container:
+        words = ("attach", str(container.pid), "-v", "--transport", transport, "--", "bash", "-c", script)
         done = run(*words, prefix=prefix, timeout=60)
     if done.returncode == 77:
         pytest.skip("no overlay can be mounted here")

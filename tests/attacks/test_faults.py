@@ -18,7 +18,7 @@ from cntr.linux import procfs
 from testkit.waiting import wait_until
 from tests.attacks import kit
 from tests.attacks.test_a8_monitor import launch, no_session_left, one_message
-from tests.nest.box import CNTR, REPOSITORY, run
+from tests.nest.busybox import CNTR, REPOSITORY, run
 from tests.nest.tty import Terminal
 
 
@@ -36,13 +36,13 @@ def family(pid: int) -> dict[str, int]:
     return found
 
 
-def members(box: kit.Hostile, supervisor: int) -> dict[str, int]:
+def members(container: kit.Hostile, supervisor: int) -> dict[str, int]:
     """All processes of a session, those in the container's pid namespace too, whose parent the host sees as 0."""
     found = family(supervisor)
     for name in os.listdir("/proc"):
-        if name.isdecimal() and int(name) not in found.values() and int(name) != box.pid:
+        if name.isdecimal() and int(name) not in found.values() and int(name) != container.pid:
             try:
-                if os.readlink(f"/proc/{name}/ns/pid") == os.readlink(f"/proc/{box.pid}/ns/pid"):
+                if os.readlink(f"/proc/{name}/ns/pid") == os.readlink(f"/proc/{container.pid}/ns/pid"):
                     found[f"inside {pathlib.Path(f'/proc/{name}/comm').read_text().strip()} {name}"] = int(name)
             except OSError:
                 continue
@@ -65,16 +65,16 @@ def nobody_waits(pids: list[int]) -> None:
     wait_until(lambda: not waiting(), f"nobody waits uninterruptibly: {waiting()}", 10)
 
 
-def began(box: kit.Hostile, transport: str) -> subprocess.Popen[str]:
+def began(container: kit.Hostile, transport: str) -> subprocess.Popen[str]:
     """A session that runs: a shell with a child and a daemon, busy with files of the tools' tree."""
     process = launch(
-        box,
+        container,
         transport,
         "/bin/bash",
         "-c",
         "touch /var/lib/cntr/began; setsid sleep 600 & while :; do cat /etc/hostname /usr/bin/env >/dev/null; sleep 0.02; done",
     )
-    wait_until(lambda: (box.root / "began").exists() or process.poll() is not None, "the session runs")
+    wait_until(lambda: (container.root / "began").exists() or process.poll() is not None, "the session runs")
     return process
 
 
@@ -82,9 +82,9 @@ def began(box: kit.Hostile, transport: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("index", range(6))
 def test_each_process_in_turn(accomplice, place, transport, number, index):
     """Whoever it is. A stopped one is let go on at the end by nobody: cntr is asked to end, and ends."""
-    with kit.hostile(place, accomplice) as box:
-        process = began(box, transport)
-        everybody = members(box, process.pid)
+    with kit.hostile(place, accomplice) as container:
+        process = began(container, transport)
+        everybody = members(container, process.pid)
         names = sorted(
             (name for name in everybody if " cat " not in name), key=everybody.get
         )  # those end by themselves
@@ -113,15 +113,15 @@ def test_each_process_in_turn(accomplice, place, transport, number, index):
             process.communicate(timeout=20)
             raise AssertionError(f"{names[index]} got {number!r}, and cntr does not end") from None
         one_message(error)
-        no_session_left(box)
+        no_session_left(container)
         nobody_waits(list(everybody.values()))
 
 
 def test_the_container_is_killed(accomplice, place, transport):
-    with kit.hostile(place, accomplice) as box:
-        process = began(box, transport)
-        everybody = list(members(box, process.pid).values())
-        os.kill(box.pid, signal.SIGKILL)
+    with kit.hostile(place, accomplice) as container:
+        process = began(container, transport)
+        everybody = list(members(container, process.pid).values())
+        os.kill(container.pid, signal.SIGKILL)
         _, error = process.communicate(timeout=20)
         assert process.returncode == 137
         assert error.count("\n") == 1, error
@@ -134,15 +134,15 @@ def test_the_container_is_killed(accomplice, place, transport):
 
 
 def test_the_container_is_stopped_and_killed(accomplice, place, transport):
-    with kit.hostile(place, accomplice) as box:
-        process = began(box, transport)
-        for pid in members(box, process.pid).values():
+    with kit.hostile(place, accomplice) as container:
+        process = began(container, transport)
+        for pid in members(container, process.pid).values():
             if pid != process.pid:
                 try:
                     os.kill(pid, signal.SIGSTOP)
                 except ProcessLookupError:
                     continue
-        os.kill(box.pid, signal.SIGKILL)
+        os.kill(container.pid, signal.SIGKILL)
         _, error = process.communicate(timeout=30)
         assert error.count("\n") <= 1, error
         no_leftover = time.monotonic() + 10
@@ -156,43 +156,43 @@ def members_of(process: subprocess.Popen[str]) -> list[int]:
 
 @pytest.mark.parametrize("transport", kit.TRANSPORTS)
 def test_the_terminal_goes(accomplice, place, transport):
-    with kit.hostile(place, accomplice) as box:
+    with kit.hostile(place, accomplice) as container:
         terminal = Terminal(
-            *CNTR, "attach", str(box.pid), "--transport", transport, "--", "/bin/bash", "--norc", env={"PS1": ""}
+            *CNTR, "attach", str(container.pid), "--transport", transport, "--", "/bin/bash", "--norc", env={"PS1": ""}
         )
         terminal.type("trap '' HUP; setsid sleep 600 & echo rea''dy\n")
         terminal.wait_for("ready")
         terminal.hang_up()
         assert terminal.process.wait(20) is not None
-        no_session_left(box)
+        no_session_left(container)
 
 
-def executing(box: kit.Hostile) -> subprocess.Popen[str]:
+def executing(container: kit.Hostile) -> subprocess.Popen[str]:
     """The container's own shell by ``exec``, with a child."""
     process = subprocess.Popen(
-        [*CNTR, "exec", str(box.pid), "--", "/bin/sh", "-c", "sleep 600 & touch /began; sleep 600"],
+        [*CNTR, "exec", str(container.pid), "--", "/bin/sh", "-c", "sleep 600 & touch /began; sleep 600"],
         env={**os.environ, "PYTHONPATH": REPOSITORY},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_until(lambda: (box.root / "began").exists() or process.poll() is not None, "the program runs")
+    wait_until(lambda: (container.root / "began").exists() or process.poll() is not None, "the program runs")
     return process
 
 
-def alone(box: kit.Hostile, supervisor: int) -> None:
+def alone(container: kit.Hostile, supervisor: int) -> None:
     """Nothing of cntr's, nor of what it has started, in the container or outside."""
-    wait_until(lambda: not members(box, supervisor), f"nobody is left: {members(box, supervisor)}", 10)
+    wait_until(lambda: not members(container, supervisor), f"nobody is left: {members(container, supervisor)}", 10)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize("index", range(5))
 def test_each_process_of_an_exec(accomplice, place, number, index):
     """cntr, its monitor, the reaper, the program and its child."""
-    with kit.hostile(place, accomplice) as box:
-        process = executing(box)
-        everybody = sorted(set(members(box, process.pid).values()))
+    with kit.hostile(place, accomplice) as container:
+        process = executing(container)
+        everybody = sorted(set(members(container, process.pid).values()))
         assert len(everybody) >= 5
         victim = everybody[index]
         name = pathlib.Path(f"/proc/{victim}/comm").read_text().strip()
@@ -205,15 +205,15 @@ def test_each_process_of_an_exec(accomplice, place, number, index):
         _, error = process.communicate(timeout=20)
         one_message(error)
         if name != "cntr-reaper" or number == signal.SIGSTOP:  # what its program leaves is the container's own
-            alone(box, process.pid)
+            alone(container, process.pid)
         nobody_waits(everybody)
 
 
 def test_an_exec_whose_container_is_killed(accomplice, place):
-    with kit.hostile(place, accomplice) as box:
-        process = executing(box)
-        everybody = list(members(box, process.pid).values())
-        os.kill(box.pid, signal.SIGKILL)
+    with kit.hostile(place, accomplice) as container:
+        process = executing(container)
+        everybody = list(members(container, process.pid).values())
+        os.kill(container.pid, signal.SIGKILL)
         _, error = process.communicate(timeout=20)
         assert process.returncode == 137
         assert error.count("\n") == 1, error
@@ -221,13 +221,13 @@ def test_an_exec_whose_container_is_killed(accomplice, place):
 
 
 def test_an_exec_whose_terminal_goes(accomplice, place):
-    with kit.hostile(place, accomplice) as box:
-        terminal = Terminal(*CNTR, "exec", str(box.pid), "--", "/bin/sh", env={"PS1": ""})
+    with kit.hostile(place, accomplice) as container:
+        terminal = Terminal(*CNTR, "exec", str(container.pid), "--", "/bin/sh", env={"PS1": ""})
         terminal.type("trap '' HUP; sleep 600 & echo rea''dy\n")
         terminal.wait_for("ready")
         terminal.hang_up()
         assert terminal.process.wait(20) is not None
-        alone(box, terminal.process.pid)
+        alone(container, terminal.process.pid)
 
 
 @pytest.mark.parametrize("kind", ["nofile", "fsize", "as", "stack", "nproc"])
@@ -240,13 +240,13 @@ def test_limits_of_the_caller(accomplice, place, transport, kind):
         "stack": (1 << 16,),
         "nproc": (1,),
     }[kind]
-    with kit.hostile(place, accomplice) as box:
+    with kit.hostile(place, accomplice) as container:
         for value in values:
 
             def limit(value: int = value) -> None:
                 resource.setrlimit(getattr(resource, f"RLIMIT_{kind.upper()}"), (value, value))
 
-            done = kit.attach(box, transport, command=["true"], preexec_fn=limit, timeout=30)
+            done = kit.attach(container, transport, command=["true"], preexec_fn=limit, timeout=30)
             if done.returncode and done.stderr.startswith("cntr: "):
                 assert done.stderr.count("\n") <= 2, done
             assert "Traceback" not in done.stderr or kind in ("as", "stack"), done
@@ -259,11 +259,11 @@ def test_signals_that_the_caller_ignores(accomplice, place, transport):
         "-c",
         "import os, signal, sys\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n    except (OSError, ValueError): pass\nos.execvp(sys.argv[1], sys.argv[1:])",
     ]
-    with kit.hostile(place, accomplice) as box:
-        for words in (["attach", str(box.pid), "--transport", transport], ["exec", str(box.pid)]):
+    with kit.hostile(place, accomplice) as container:
+        for words in (["attach", str(container.pid), "--transport", transport], ["exec", str(container.pid)]):
             done = run(*words, "--", "sh", "-c", "true & wait; exit 7", prefix=ignoring)
             assert (done.returncode, done.stderr) == (7, ""), done
-        assert run("inspect", str(box.pid), prefix=ignoring).returncode == 0
+        assert run("inspect", str(container.pid), prefix=ignoring).returncode == 0
 
 
 @pytest.mark.parametrize("what", ["base", "tmp"])
@@ -271,9 +271,9 @@ def test_a_full_disk(accomplice, place, transport, what):
     """Nothing is written to begin a session: a full /tmp, a full /var/lib."""
     where = "/tmp" if what == "tmp" else "/var/lib"
     script = f'mkdir -p {place}/small; mount -t tmpfs -o size=4k,mode=1777 x {place}/small; cp /dev/zero {place}/small/zero 2>/dev/null; mount --bind {place}/small {where}; exec "$@"'
-    with kit.hostile(place, accomplice) as box:
+    with kit.hostile(place, accomplice) as container:
         done = kit.attach(
-            box,
+            container,
             transport,
             command=["true"],
             prefix=["unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh"],
@@ -285,10 +285,10 @@ def test_a_full_disk(accomplice, place, transport, what):
 
 def test_a_session_that_fills_its_own_tmp(accomplice, place, transport):
     """It gets ENOSPC before the host gets short of memory."""
-    with kit.hostile(place, accomplice) as box:
+    with kit.hostile(place, accomplice) as container:
         before = procfs.read("/proc/meminfo")
         shown = kit.in_session(
-            box,
+            container,
             transport,
             "df -k --output=size /tmp | tail -1; dd if=/dev/zero of=/tmp/x bs=1M count=4 2>/dev/null; rm -f /tmp/x",
         )
@@ -311,15 +311,18 @@ def test_out_of_memory(accomplice, place, transport, leaves_nothing):
             group.rmdir()
         pytest.skip(f"no memory controller here: {error}")
     try:
-        with kit.hostile(place, accomplice, cgroups=[str(group)]) as box:
+        with kit.hostile(place, accomplice, cgroups=[str(group)]) as container:
             done = kit.attach(
-                box, transport, command=["python3", "-c", "x = [bytearray(1 << 20) for _ in range(200)]"], timeout=60
+                container,
+                transport,
+                command=["python3", "-c", "x = [bytearray(1 << 20) for _ in range(200)]"],
+                timeout=60,
             )
-            assert os.path.exists(f"/proc/{box.pid}/exe"), "the application lives"
+            assert os.path.exists(f"/proc/{container.pid}/exe"), "the application lives"
             assert done.returncode != 125 or done.stderr
             assert "Traceback (most recent call last)" not in done.stderr or "MemoryError" in done.stderr
-            no_session_left(box)
-            assert run("attach", str(box.pid), "--", "true").returncode == 0
+            no_session_left(container)
+            assert run("attach", str(container.pid), "--", "true").returncode == 0
     finally:
         wait_until(lambda: _removed(group), "the cgroup is empty")
 
@@ -339,16 +342,16 @@ def test_cntr_itself_is_out_of_memory(accomplice, place, transport, leaves_nothi
             group.rmdir()
         pytest.skip(f"no memory controller here: {error}")
     try:
-        with kit.hostile(place, accomplice) as box:
+        with kit.hostile(place, accomplice) as container:
 
             def join() -> None:
                 (group / "cgroup.procs").write_text("0")
 
             words = ["sh", "-c", "cat /usr/bin/* >/dev/null 2>&1 & sleep 0.5"]
-            done = kit.attach(box, transport, "--no-cgroup", command=words, timeout=60, preexec_fn=join)
+            done = kit.attach(container, transport, "--no-cgroup", command=words, timeout=60, preexec_fn=join)
             assert done.returncode in (0, 125, 137, -9), done
-            no_session_left(box)
-            assert run("attach", str(box.pid), "--", "true").returncode == 0
+            no_session_left(container)
+            assert run("attach", str(container.pid), "--", "true").returncode == 0
     finally:
         wait_until(lambda: _removed(group), "the cgroup is empty")
 
@@ -362,10 +365,10 @@ def _removed(group: pathlib.Path) -> bool:
 
 
 def test_many_at_once_leave_nothing(accomplice, place, transport):
-    with kit.hostile(place, accomplice) as box:
-        crowd = [launch(box, transport, "/bin/bash", "-c", "(setsid sleep 600 &); exit 3") for _ in range(12)]
+    with kit.hostile(place, accomplice) as container:
+        crowd = [launch(container, transport, "/bin/bash", "-c", "(setsid sleep 600 &); exit 3") for _ in range(12)]
         for process in crowd:
             _, error = process.communicate(timeout=60)
             assert process.returncode == 3, error
-        no_session_left(box)
-        assert pathlib.Path(f"/proc/{box.pid}/task/{box.pid}/children").read_text().split() == []
+        no_session_left(container)
+        assert pathlib.Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text().split() == []

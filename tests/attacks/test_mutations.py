@@ -16,7 +16,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.attacks import kit, test_a1_descriptors, test_a12_ptrace, test_b1_exec
-from tests.nest.box import REPOSITORY
+from tests.nest.busybox import REPOSITORY
 from tests.nest.test_exec_inside import INSIDE
 
 START = "from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))"
@@ -51,40 +51,42 @@ class Scene:
         done = mutated(self.undone, *words, **more)
         return done.stdout + done.stderr
 
-    def bash(self, box: kit.Hostile, script: str, *flags: str, **more: object) -> str:
-        return self.cntr("attach", str(box.pid), *flags, "--", "/bin/bash", "-c", script, **more)
+    def bash(self, container: kit.Hostile, script: str, *flags: str, **more: object) -> str:
+        return self.cntr("attach", str(container.pid), *flags, "--", "/bin/bash", "-c", script, **more)
 
 
 def descriptors(scene: Scene) -> bool:
     paths = test_a1_descriptors.links("/proc/self/fd/{}", str(scene.canary.directory))
-    with scene.hostile(links=paths, environment=test_a1_descriptors.along(paths)) as box:
-        return kit.PROOF in scene.cntr("exec", str(box.pid), "--", "proof")
+    with scene.hostile(links=paths, environment=test_a1_descriptors.along(paths)) as container:
+        return kit.PROOF in scene.cntr("exec", str(container.pid), "--", "proof")
 
 
 def prompt(scene: Scene) -> bool:
-    with scene.hostile(files={"/etc/passwd": "$(echo canary name >>/var/lib/cntr/loot):x:0:0::/:/bin/sh\n"}) as box:
-        scene.cntr("attach", str(box.pid), "--", "/bin/bash", "-i", input="PS1='\\u@\\h '\n:\nexit\n")
-        return bool(box.proofs(scene.canary.secret))
+    with scene.hostile(
+        files={"/etc/passwd": "$(echo canary name >>/var/lib/cntr/loot):x:0:0::/:/bin/sh\n"}
+    ) as container:
+        scene.cntr("attach", str(container.pid), "--", "/bin/bash", "-i", input="PS1='\\u@\\h '\n:\nexit\n")
+        return bool(container.proofs(scene.canary.secret))
 
 
 def escapes(scene: Scene) -> bool:
-    with scene.hostile(files={"/etc/hosts": "127.0.0.1 \x1b]0;owned\x07\n"}) as box:
-        return "\x1b" in scene.bash(box, "cat /etc/hosts")
+    with scene.hostile(files={"/etc/hosts": "127.0.0.1 \x1b]0;owned\x07\n"}) as container:
+        return "\x1b" in scene.bash(container, "cat /etc/hosts")
 
 
 def devices(scene: Scene) -> bool:
-    with scene.hostile() as box:
-        box.inside("/dev/zero").unlink()
-        box.inside("/dev/zero").write_text(scene.canary.secret)
-        return scene.canary.secret in scene.bash(box, "head -c 32 /dev/zero")
+    with scene.hostile() as container:
+        container.inside("/dev/zero").unlink()
+        container.inside("/dev/zero").write_text(scene.canary.secret)
+        return scene.canary.secret in scene.bash(container, "head -c 32 /dev/zero")
 
 
 def variables(scene: Scene) -> bool:
     with scene.hostile(
         environment={"BASH_ENV": "/var/lib/cntr/trap"}, files={"/trap": "echo canary >>/var/lib/cntr/loot\n"}
-    ) as box:
-        scene.bash(box, "true")
-        return bool(box.proofs(scene.canary.secret))
+    ) as container:
+        scene.bash(container, "true")
+        return bool(container.proofs(scene.canary.secret))
 
 
 def handles(scene: Scene) -> bool:
@@ -93,31 +95,35 @@ def handles(scene: Scene) -> bool:
     try:
         (closed / "file").write_text(scene.canary.secret)
         number = (closed / "file").stat().st_ino
-        with scene.hostile(capabilities=test_a12_ptrace.PTRACE | 1 << 2) as box:
+        with scene.hostile(capabilities=test_a12_ptrace.PTRACE | 1 << 2) as container:
             words = ("python3", "-c", test_a12_ptrace.BY_HANDLE, str(number))
-            return scene.canary.secret in scene.cntr("attach", str(box.pid), "--", *words)
+            return scene.canary.secret in scene.cntr("attach", str(container.pid), "--", *words)
     finally:
         shutil.rmtree(closed)
 
 
 def kernel_settings(scene: Scene) -> bool:
-    with scene.hostile(mount_proc=False) as box:
-        return "written sys/kernel" in scene.cntr("attach", str(box.pid), "--", "python3", "-c", test_a12_ptrace.PROC)
+    with scene.hostile(mount_proc=False) as container:
+        return "written sys/kernel" in scene.cntr(
+            "attach", str(container.pid), "--", "python3", "-c", test_a12_ptrace.PROC
+        )
 
 
 def host_name(scene: Scene) -> bool:
-    with scene.hostile(as_root=lambda: socket.sethostname("\x1b]0;t\x07")) as box:
-        return "\x1b" in scene.cntr("attach", str(box.pid), "--", "uname", "-n")
+    with scene.hostile(as_root=lambda: socket.sethostname("\x1b]0;t\x07")) as container:
+        return "\x1b" in scene.cntr("attach", str(container.pid), "--", "uname", "-n")
 
 
 def root_files(scene: Scene) -> bool:
-    with scene.hostile() as box:
-        return scene.canary.secret in scene.bash(box, f"cat {scene.canary.path}")
+    with scene.hostile() as container:
+        return scene.canary.secret in scene.bash(container, f"cat {scene.canary.path}")
 
 
 def written_files(scene: Scene) -> bool:
-    with scene.hostile() as box:
-        scene.bash(box, f"mount -o remount,rw / 2>/dev/null; touch {scene.canary.file('open')}/new && echo written")
+    with scene.hostile() as container:
+        scene.bash(
+            container, f"mount -o remount,rw / 2>/dev/null; touch {scene.canary.file('open')}/new && echo written"
+        )
     new = os.path.join(scene.canary.file("open"), "new")
     if os.path.exists(new):
         os.unlink(new)
@@ -131,8 +137,8 @@ def sockets(scene: Scene) -> bool:
     path = str(scene.canary.directory / "daemon.sock")
     unix = listening(path, 0o666)
     try:
-        with scene.hostile() as box:
-            return "talked to" in scene.bash(box, f'python3 -c "{DIAL}" {path}')
+        with scene.hostile() as container:
+            return "talked to" in scene.bash(container, f'python3 -c "{DIAL}" {path}')
     finally:
         unix.close()
         os.unlink(path)
@@ -140,90 +146,92 @@ def sockets(scene: Scene) -> bool:
 
 def doors(scene: Scene) -> bool:
     """The session's memory, or a file that its root shows, is open to the container."""
-    with scene.hostile("hunt", "l", scene.canary.file("public"), scene.canary.secret, "same") as box:
-        kit.await_ready(box)
+    with scene.hostile("hunt", "l", scene.canary.file("public"), scene.canary.secret, "same") as container:
+        kit.await_ready(container)
         for _ in range(3):
-            scene.bash(box, "sleep 0.15")
-        return any(line.startswith(("memory", "canary")) for line in box.loot)
+            scene.bash(container, "sleep 0.15")
+        return any(line.startswith(("memory", "canary")) for line in container.loot)
 
 
 def dropped(scene: Scene) -> bool:
     """The same for a tool that gives its capabilities up."""
-    with scene.hostile("hunt", "l", scene.canary.file("public"), scene.canary.secret, "same") as box:
-        kit.await_ready(box)
+    with scene.hostile("hunt", "l", scene.canary.file("public"), scene.canary.secret, "same") as container:
+        kit.await_ready(container)
         for _ in range(3):
-            scene.bash(box, "setpriv --bounding-set=-all --inh-caps=-all --ambient-caps=-all sleep 0.2")
-        return any(line.startswith(("memory", "canary")) for line in box.loot)
+            scene.bash(container, "setpriv --bounding-set=-all --inh-caps=-all --ambient-caps=-all sleep 0.2")
+        return any(line.startswith(("memory", "canary")) for line in container.loot)
 
 
 def tickets(scene: Scene) -> bool:
-    with scene.hostile() as box:
+    with scene.hostile() as container:
         ticket = test_b1_exec.with_a_ticket("ticket", scene.canary.secret)
         return scene.canary.secret in scene.cntr(
-            "exec", str(box.pid), "--", "/accomplice", "keys", "ticket", preexec_fn=ticket
+            "exec", str(container.pid), "--", "/accomplice", "keys", "ticket", preexec_fn=ticket
         )
 
 
 def core_limit(scene: Scene) -> bool:
-    with scene.hostile() as box:
-        return scene.bash(box, "ulimit -Hc").strip() != "0"
+    with scene.hostile() as container:
+        return scene.bash(container, "ulimit -Hc").strip() != "0"
 
 
 def filters(scene: Scene) -> bool:
-    with test_b1_exec.filtered(scene.place, scene.accomplice, ((test_b1_exec.SYS_GETCPU, 77),)) as box:
-        return "77" not in scene.cntr("exec", str(box.pid), "--", "/accomplice", "call", str(test_b1_exec.SYS_GETCPU))
+    with test_b1_exec.filtered(scene.place, scene.accomplice, ((test_b1_exec.SYS_GETCPU, 77),)) as container:
+        return "77" not in scene.cntr(
+            "exec", str(container.pid), "--", "/accomplice", "call", str(test_b1_exec.SYS_GETCPU)
+        )
 
 
 def number(scene: Scene) -> bool:
-    with scene.hostile(files={"/etc/passwd": "1000:x:0:0::/:/bin/sh\n"}) as box:
-        return scene.cntr("exec", str(box.pid), "--user", "1000", "--", "id", "-u").strip() == "0"
+    with scene.hostile(files={"/etc/passwd": "1000:x:0:0::/:/bin/sh\n"}) as container:
+        return scene.cntr("exec", str(container.pid), "--user", "1000", "--", "id", "-u").strip() == "0"
 
 
 def groups(scene: Scene) -> bool:
     with scene.hostile(
         files={"/etc/passwd": "root:x:0:0::/:/bin/sh\napp:x:1000:1000::/:/bin/sh\n", "/etc/group": "shadow:x:42:app\n"}
-    ) as box:
-        return scene.canary.secret in scene.bash(box, f"cat {scene.canary.file('group')}", "--user", "app")
+    ) as container:
+        return scene.canary.secret in scene.bash(container, f"cat {scene.canary.file('group')}", "--user", "app")
 
 
 def deputy(scene: Scene) -> bool:
     """Written to as root of the host, through a session's fd; it is the value that is there."""
     path = "/proc/sys/kernel/kptr_restrict"
-    with scene.hostile() as box:
+    with scene.hostile() as container:
         line = f'v=$(cat {path}); {INSIDE} -- /bin/sh -c "echo $v" >{path} </dev/null && echo written'
-        return "written" in scene.bash(box, line)
+        return "written" in scene.bash(container, line)
 
 
 def memory(scene: Scene) -> bool:
     token = f"TOKEN-{scene.canary.secret[:16]}"
     with (
-        scene.hostile("hunt", "M", scene.canary.path, token, "same", capabilities=test_a12_ptrace.PTRACE) as box,
+        scene.hostile("hunt", "M", scene.canary.path, token, "same", capabilities=test_a12_ptrace.PTRACE) as container,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("AWS_SECRET_ACCESS_KEY", token)
-        kit.await_ready(box)
+        kit.await_ready(container)
         for _ in range(2):
-            scene.bash(box, "sleep 0.3")
-        return any(line.startswith("memory holds") for line in box.loot)
+            scene.bash(container, "sleep 0.3")
+        return any(line.startswith("memory holds") for line in container.loot)
 
 
 def streams(scene: Scene) -> bool:
     """A file given as stdin is opened for writing by the program."""
     file = scene.place / "file"
     file.write_text("caller's\n")
-    with scene.hostile() as box, open(file) as opened:
-        scene.cntr("exec", str(box.pid), "--", "/accomplice", "streams", input=None, stdin=opened)
+    with scene.hostile() as container, open(file) as opened:
+        scene.cntr("exec", str(container.pid), "--", "/accomplice", "streams", input=None, stdin=opened)
     return file.read_text() != "caller's\n"
 
 
 def orphans(scene: Scene) -> bool:
     """Something of the session's outlives it, where the container kills the reaper: then it is a child of the container's init."""
-    with scene.hostile() as box:
-        scene.bash(box, "setsid sleep 600 >/dev/null 2>&1 </dev/null & sleep 0.2; kill -9 $PPID; sleep 5")
+    with scene.hostile() as container:
+        scene.bash(container, "setsid sleep 600 >/dev/null 2>&1 </dev/null & sleep 0.2; kill -9 $PPID; sleep 5")
         left = [
             pid
             for pid in os.listdir("/proc")
-            if pid.isdecimal() and _is(pid, b"sleep\x00600") and _same_pids(pid, box.pid)
+            if pid.isdecimal() and _is(pid, b"sleep\x00600") and _same_pids(pid, container.pid)
         ]
         for pid in left:
             os.kill(int(pid), 9)
@@ -241,12 +249,12 @@ def displays(scene: Scene) -> bool:
         "import os, socket; number = os.environ['DISPLAY'][1:].partition('.')[0]; "
         "socket.socket(socket.AF_UNIX).connect('\\0/tmp/.X11-unix/X' + number); print('typed into')"
     )
-    with scene.hostile() as box, pytest.MonkeyPatch.context() as patch:
+    with scene.hostile() as container, pytest.MonkeyPatch.context() as patch:
         patch.setenv("DISPLAY", "localhost:77")
-        words = ["nsenter", "-t", str(box.pid), "-n", sys.executable, "-c", squat]
+        words = ["nsenter", "-t", str(container.pid), "-n", sys.executable, "-c", squat]
         with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as squatter:
             assert squatter.stdout.readline() == "up\n"
-            said = scene.cntr("attach", str(box.pid), "-X", "--", "python3", "-c", client)
+            said = scene.cntr("attach", str(container.pid), "-X", "--", "python3", "-c", client)
             squatter.communicate("\n")
     return "typed into" in said
 
@@ -254,7 +262,7 @@ def displays(scene: Scene) -> bool:
 def linked_socket(scene: Scene) -> bool:
     """A link in the container to a socket of the host's, where a forward is asked for a socket of the container's."""
     path = str(scene.place / "outside.sock")
-    with socket.socket(socket.AF_UNIX) as listener, scene.hostile(links={"/app.sock": path}) as box:
+    with socket.socket(socket.AF_UNIX) as listener, scene.hostile(links={"/app.sock": path}) as container:
         listener.bind(path)
         listener.listen()
 
@@ -269,7 +277,7 @@ def linked_socket(scene: Scene) -> bool:
 
         serving = threading.Thread(target=serve)
         serving.start()
-        said = scene.cntr("forward", str(box.pid), "-", "/app.sock")
+        said = scene.cntr("forward", str(container.pid), "-", "/app.sock")
         listener.shutdown(socket.SHUT_RDWR)  # ends the accept
         serving.join()
     return "from the host" in said

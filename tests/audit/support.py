@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cntr.audit import elsewhere
-from tests.nest import box
+from tests.nest import busybox
 
 HERE = pathlib.Path(__file__).parent
 
@@ -64,7 +64,7 @@ class Journal:
         self.socket.close()
 
 
-class Place:
+class AuditedHost:
     """run: the directory that is /run; policy: the text of /etc/cntr.conf, None for none; setup: more of a shell script."""
 
     def __init__(self, run: pathlib.Path) -> None:
@@ -88,7 +88,7 @@ class Place:
 
     def cntr(self, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
         """Run cntr in it."""
-        return box.run(*arguments, prefix=self.prefix(), **options)  # type: ignore[arg-type]
+        return busybox.run(*arguments, prefix=self.prefix(), **options)  # type: ignore[arg-type]
 
     @contextmanager
     def journal(self) -> Iterator[Journal]:

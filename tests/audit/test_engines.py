@@ -7,24 +7,24 @@ import json
 import pytest
 
 from testkit.engines import rigs
-from tests.audit.support import Place, only
-from tests.nest import box
+from tests.audit.support import AuditedHost, only
+from tests.nest import busybox
 from tests.nest.test_exec_inside import INSIDE
 
 
 @pytest.mark.parametrize("engine", ["docker", "podman"])
 def test_the_container_is_the_engines_and_a_pid_in_it_is_that_container(request, tmp_path, engine):
-    place = Place(tmp_path / "run")
+    place = AuditedHost(tmp_path / "run")
     place.policy = f"[[allow]]\ntargets = ['{engine}:audit-*']\n"
     rig = rigs.open_rig(request, engine)
-    with rig.box(name="audit-1") as one, rig.box() as other, place.journal() as journal:
+    with rig.container(name="audit-1") as one, rig.container() as other, place.journal() as journal:
         image = json.loads(rig.command("inspect", one.name))[0]["Image"]
         for target in (one.name, one.target, one.id[:12], f"pid:{one.pid}"):
             done = place.cntr("attach", target, "--reason", "r", "--", "sh", "-c", f"{INSIDE} -- true", env=one.env)
             assert (done.returncode, done.stderr) == (0, ""), (target, done)
         for target in (other.name, other.id[:12], f"pid:{other.pid}"):
             done = place.cntr("attach", target, "--", "true", env=one.env)
-            assert "is not allowed for" in box.one_line_and_hint(done)
+            assert "is not allowed for" in busybox.one_line_and_hint(done)
     inside = [entry for entry in journal.entries if only(entry, "CNTR_EVENT_ACTION") == "exec"]
     assert len(inside) == 8
     for entry in inside[:6]:  # the last was a pid's

@@ -15,20 +15,20 @@ from cntr.audit import WIDENING, policy, toml
 from cntr.cli.options import COMMANDS
 from cntr.engines import Container
 from cntr.errors import CntrError, Refused
-from tests.audit.support import Place, audit_lock, only
-from tests.nest import box
+from tests.audit.support import AuditedHost, audit_lock, only
+from tests.nest import busybox
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a policy is root's: needs root")
 
 
 @pytest.fixture
 def place(tmp_path):
-    return Place(tmp_path / "run")
+    return AuditedHost(tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
 def container():
-    with box.Box("governed") as made:
+    with busybox.BusyboxContainer("governed") as made:
         yield made
 
 
@@ -144,7 +144,7 @@ def test_options_are_forbidden_by_name_and_value(tmp_path):
 def test_what_widens_are_options_that_there_are_and_the_page_lists_them():
     known = {option.names[-1] for command in COMMANDS for option in command.options}
     assert set(WIDENING) <= known
-    page = (pathlib.Path(box.REPOSITORY) / "docs/audit.md").read_text()
+    page = (pathlib.Path(busybox.REPOSITORY) / "docs/audit.md").read_text()
     assert [name for name in WIDENING if f"`{name}`" not in page] == []
 
 
@@ -231,12 +231,12 @@ def test_a_file_of_this_machine_is_its_place_and_not_what_it_is_called(place, tm
         ["mount", str(here), str(tmp_path)],
     ):
         done = place.cntr(*words, cwd=str(tmp_path))
-        assert "is not allowed for root" in box.one_line_and_hint(done), words
+        assert "is not allowed for root" in busybox.one_line_and_hint(done), words
     real = tmp_path / "real"
     real.mkdir()
     place.policy = f"[[allow]]\ntargets = ['dir:{real}']\n"
     refused = place.cntr("exec", f"dir:{tmp_path}/nginx", "--", "true")
-    assert "dir:/ is not allowed" in box.one_line_and_hint(refused), "the link's target is what it is called"
+    assert "dir:/ is not allowed" in busybox.one_line_and_hint(refused), "the link's target is what it is called"
 
 
 def test_slim_runs_whatever_it_is_told_and_has_to_be_allowed_by_name(place, tmp_path):
@@ -286,9 +286,9 @@ def test_a_reason_is_required_of_root_too_and_the_refusal_recorded(place, contai
     with place.journal() as journal:
         command = ("--share", f"{tmp_path}:rw", "--", "touch", str(marker))
         refused = place.cntr("attach", str(container.pid), *command, env={"CNTR_CONF": "/dev/null"})
-        assert "no reason is given" in box.one_line_and_hint(refused)
+        assert "no reason is given" in busybox.one_line_and_hint(refused)
         refused = place.cntr("attach", str(container.pid), "--reason", "r", "--privileged", *command)
-        assert "--privileged is forbidden" in box.one_line_and_hint(refused)
+        assert "--privileged is forbidden" in busybox.one_line_and_hint(refused)
         assert not marker.exists()
         done = place.cntr("attach", str(container.pid), "--reason", "r", *command)
         assert (done.returncode, marker.exists()) == (0, True), done
@@ -315,7 +315,7 @@ def test_no_record_no_session(place, container, tmp_path, sink):
         )
     with audit_lock() if sink == "audit" else contextlib.nullcontext():
         done = place.cntr("attach", str(container.pid), "--share", f"{tmp_path}:rw", "--", "touch", str(marker))
-    message = box.one_line_and_hint(done)
+    message = busybox.one_line_and_hint(done)
     assert message.startswith("cntr: no record in ")
     assert message.endswith(": /etc/cntr.conf requires one")
     assert not marker.exists()
@@ -336,13 +336,15 @@ def test_nothing_is_done_by_a_policy_that_is_not_roots(place, container, what):
         "unknown key": ":",
     }[what]
     for command in (["attach", str(container.pid), "--", "true"], ["cp", f"{container.pid}:/app", "/dev/stdout"]):
-        message = box.one_line_and_hint(place.cntr(*command))
+        message = busybox.one_line_and_hint(place.cntr(*command))
         assert "/etc/cntr.conf" in message
 
 
 def test_the_policy_looks_at_what_a_pid_is_in(place, container):
     place.policy = "[[allow]]\ntargets = ['docker:*']\n"
-    assert "is not allowed for root" in box.one_line_and_hint(place.cntr("attach", str(container.pid), "--", "true"))
+    assert "is not allowed for root" in busybox.one_line_and_hint(
+        place.cntr("attach", str(container.pid), "--", "true")
+    )
     place.policy = f"[[allow]]\ntargets = ['pid:{container.pid}']\n"
     assert place.cntr("attach", str(container.pid), "--", "true").returncode == 0
 
@@ -352,10 +354,10 @@ def test_a_user_without_root_is_told_what_the_policy_says(place):
     place.policy = "[session]\nreason = true\n"
     code = "import os, sys\nos.setgid(1000); os.setuid(1000)\nfrom cntr.__main__ import main\nmain()"
     done = place.cntr("attach", str(os.getpid()), "--", "true", code=code)
-    assert "no reason is given" in box.one_line_and_hint(done)
+    assert "no reason is given" in busybox.one_line_and_hint(done)
     place.setup = "chmod 600 /etc/cntr.conf"
     done = place.cntr("attach", str(os.getpid()), "--", "true", code=code)
-    assert "/etc/cntr.conf: Permission denied" in box.one_line_and_hint(done)
+    assert "/etc/cntr.conf: Permission denied" in busybox.one_line_and_hint(done)
 
 
 def test_doctor_says_where_records_go_and_what_is_wrong_with_the_policy(place):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cntr.audit import cast, replay
 from cntr.errors import CntrError
-from tests.nest import box
+from tests.nest import busybox
 from tests.nest.tty import CNTR, Terminal
 
 
@@ -22,7 +22,7 @@ from tests.nest.tty import CNTR, Terminal
 def container():
     if os.geteuid() != 0:
         pytest.skip("sessions of containers made by hand: needs root")
-    with box.Box("recorded") as made:
+    with busybox.BusyboxContainer("recorded") as made:
         yield made
 
 
@@ -75,7 +75,7 @@ def test_so_is_one_without_a_terminal_whose_streams_stay_two(container, tmp_path
     path = tmp_path / "s.cast"
     script = "read x; echo out-$x; echo err >&2; printf '\\303'; sleep 0.2; printf '\\244\\n'; exit 7"
     arguments = (command, str(container.pid), "--record", str(path), "--", "/bin/sh", "-c", script)
-    done = box.run(*arguments, input="typed\n")
+    done = busybox.run(*arguments, input="typed\n")
     assert (done.returncode, done.stdout, done.stderr) == (7, "out-typed\n\u00e4\n", "err\n")
     head, events = read(path)
     assert (head["width"], head["height"]) == (80, 24)
@@ -90,12 +90,12 @@ def test_a_recording_is_a_new_file_of_the_callers(container, tmp_path):
     there.write_text("mine")
     link.symlink_to(tmp_path / "elsewhere")
     for path, word in ((there, "File exists"), (link, "File exists"), (tmp_path / "none/x", "No such file")):
-        done = box.run("attach", str(container.pid), "--record", str(path), "--", "true")
-        assert word in box.one_line_and_hint(done)
+        done = busybox.run("attach", str(container.pid), "--record", str(path), "--", "true")
+        assert word in busybox.one_line_and_hint(done)
     assert there.read_text() == "mine"
     assert not (tmp_path / "elsewhere").exists()
     # A session that could not begin leaves none.
-    done = box.run(
+    done = busybox.run(
         "attach", str(container.pid), "--record", str(tmp_path / "new"), "--share", "/no/such/path", "--", "true"
     )
     assert done.returncode == 125
@@ -114,7 +114,7 @@ def test_behind_sudo_it_is_made_with_the_rights_of_who_called(container, tmp_pat
     for directory, allowed in ((roots, False), (own, True)):
         file = directory / "new.cast"
         words = ("--record", str(file), str(container.pid), "--", "echo", "$(id)")
-        done = box.run("attach", *words, env={"SUDO_UID": "1000", "SUDO_GID": "1000", "SUDO_USER": "u"})
+        done = busybox.run("attach", *words, env={"SUDO_UID": "1000", "SUDO_GID": "1000", "SUDO_USER": "u"})
         assert (done.returncode, file.exists()) == ((0, True) if allowed else (125, False)), done
     assert "$(id)" in file.read_text()
     assert (file.stat().st_uid, file.stat().st_gid, file.stat().st_mode & 0o777) == (1000, 1000, 0o600)
@@ -125,7 +125,7 @@ def test_a_full_disk_or_file_stops_the_recording_and_not_the_session(container, 
     try:
         path = tmp_path / "s.cast"
         script = "i=0; while [ $i -lt 600 ]; do echo 0123456789012345678901234567890123456789; i=$((i+1)); done"
-        done = box.run("attach", str(container.pid), "--record", str(path), "--", "sh", "-c", script)
+        done = busybox.run("attach", str(container.pid), "--record", str(path), "--", "sh", "-c", script)
         assert (done.returncode, done.stdout.count("\n")) == (0, 600)
         assert done.stderr == f"cntr: --record {path}: the recording is not whole: No space left on device\n"
         read(path)
@@ -156,12 +156,12 @@ def test_replay_shows_it_at_its_pace_or_faster(tmp_path):
         tmp_path, [0.0, "o", "a"], [0.1, "i", "typed"], [0.2, "o", "b\n"], [300, "o", "c\n"], [300.2, "r", "9x9"]
     )
     begun = time.monotonic()
-    done = box.run("replay", path, "--idle-limit", "0.2")
+    done = busybox.run("replay", path, "--idle-limit", "0.2")
     assert (done.returncode, done.stdout, done.stderr) == (0, "ab\nc\n", "")
     assert time.monotonic() - begun >= 0.4
-    assert box.run("replay", path, "--speed", "1000").stdout == "ab\nc\n"
+    assert busybox.run("replay", path, "--speed", "1000").stdout == "ab\nc\n"
     for wrong in ("0", "-1", "nan", "inf", "x"):
-        assert "not a number" in box.one_line_and_hint(box.run("replay", path, "--speed", wrong))
+        assert "not a number" in busybox.one_line_and_hint(busybox.run("replay", path, "--speed", wrong))
 
 
 @pytest.mark.parametrize(
@@ -271,4 +271,4 @@ def test_the_last_line_of_a_killed_session_may_be_half():
 
 def test_a_fifo_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "f")
-    assert "not a regular file" in box.one_line_and_hint(box.run("replay", str(tmp_path / "f")))
+    assert "not a regular file" in busybox.one_line_and_hint(busybox.run("replay", str(tmp_path / "f")))

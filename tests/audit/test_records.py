@@ -18,8 +18,8 @@ import pytest
 from cntr.attach import signals
 from cntr.audit import elsewhere, session, sinks, who
 from testkit.waiting import wait_until
-from tests.audit.support import AuditDaemon, Place, audit_lock, only
-from tests.nest import box
+from tests.audit.support import AuditDaemon, AuditedHost, audit_lock, only
+from tests.nest import busybox
 from tests.nest.test_exec_inside import INSIDE
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="records of root's sessions: needs root")
@@ -27,12 +27,12 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="records of root's ses
 
 @pytest.fixture
 def place(tmp_path):
-    return Place(tmp_path / "run")
+    return AuditedHost(tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
 def container():
-    with box.Box("audited") as made:
+    with busybox.BusyboxContainer("audited") as made:
         yield made
 
 
@@ -120,9 +120,11 @@ def test_so_does_forward_of_which_a_child_begins_and_the_parent_ends(place, cont
     assert only(begin, "MESSAGE") == f"root: pid:{container.pid}: forward began"
     assert only(end, "MESSAGE") == f"root: pid:{container.pid}: forward ended with status 4"
     place.policy = "[session]\nreason = true\n[[allow]]\ntargets = ['docker:*']\n"
-    assert "no reason is given" in box.one_line_and_hint(place.cntr("forward", str(container.pid), "0:9", "--", "true"))
+    assert "no reason is given" in busybox.one_line_and_hint(
+        place.cntr("forward", str(container.pid), "0:9", "--", "true")
+    )
     done = place.cntr("forward", str(container.pid), "0:9", "--reason", "r", "--", "true")
-    assert "is not allowed for root" in box.one_line_and_hint(done)
+    assert "is not allowed for root" in busybox.one_line_and_hint(done)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signals.END])
@@ -139,13 +141,13 @@ def test_a_stream_that_a_signal_ends_has_its_record(place, container, number):
         place.journal() as journal,
     ):
         port = server.stdout.readline().strip()
-        command = [*place.prefix(), *box.CNTR, "forward", str(os.getpid()), "-", port]
+        command = [*place.prefix(), *busybox.CNTR, "forward", str(os.getpid()), "-", port]
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": box.REPOSITORY},
+            env={**os.environ, "PYTHONPATH": busybox.REPOSITORY},
         )
         try:
             wait_until(lambda: journal.entries)
@@ -398,7 +400,7 @@ def test_the_audit_daemon_gets_what_is_begun_and_what_is_refused(audit, place, c
             raise
         pytest.skip(f"no audit system for a test here: {error.strerror}")
     assert (allowed.returncode, allowed.stderr) == (0, "")
-    assert "--privileged is forbidden" in box.one_line_and_hint(refused)
+    assert "--privileged is forbidden" in busybox.one_line_and_hint(refused)
     for text, action, result in zip(found, ("exec", "attach"), ("success", "failed"), strict=True):
         head, _, said = text.partition(" msg='")
         pairs = dict(word.split("=", 1) for word in said.rstrip("'").split(" "))
@@ -424,7 +426,7 @@ def test_behind_sudo_the_connection_is_an_ancestors(monkeypatch):
     script = (
         "import os, sys; sys.path[:0] = [sys.argv[1]]; from cntr.audit import who; print(who.fields().get('source.ip'))"
     )
-    inner = [sys.executable, "-c", script, box.REPOSITORY]
+    inner = [sys.executable, "-c", script, busybox.REPOSITORY]
     clean = {name: value for name, value in os.environ.items() if name != "SSH_CONNECTION"}
     for sudo, expected in (({"SUDO_UID": "1000"}, "192.0.2.7"), ({}, "None")):
         outer = f"import subprocess, sys; subprocess.run(sys.argv[1:], env={ {**clean, **sudo}!r}, check=True)"
@@ -452,7 +454,7 @@ def test_the_login_uid_stays_with_a_session_and_what_it_execs(container):
         "os.execv(sys.executable, [sys.executable, '-m', 'cntr', *sys.argv[1:]])"
     )
     for words in (["attach"], ["exec"]):
-        done = box.run(*words, str(container.pid), "--", "/bin/cat", "/proc/self/loginuid", code=code)
+        done = busybox.run(*words, str(container.pid), "--", "/bin/cat", "/proc/self/loginuid", code=code)
         if "PermissionError" in done.stderr or "Operation not permitted" in done.stderr:
             pytest.skip("CAP_AUDIT_CONTROL is missing here: the login uid can't be set")
         assert (done.stdout.strip(), done.stderr) == (str(LOGIN), "")
@@ -478,7 +480,7 @@ def test_journald_itself_keeps_it(place, container, tmp_path):
     command = [sys.executable, "-m", "cntr", "attach", str(container.pid), "--reason", "look", "--", "true"]
     done = subprocess.run(
         [*place.prefix(), "sh", "-c", script, "sh", *command],
-        env={**os.environ, "PYTHONPATH": box.REPOSITORY},
+        env={**os.environ, "PYTHONPATH": busybox.REPOSITORY},
         capture_output=True,
         text=True,
         check=False,

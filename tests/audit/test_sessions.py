@@ -18,8 +18,8 @@ from cntr.audit import live, times
 from cntr.linux.syscalls import CLONE_NEWPID
 from testkit.container import NAMESPACES
 from testkit.waiting import wait_until
-from tests.audit.support import Place, only
-from tests.nest import box
+from tests.audit.support import AuditedHost, only
+from tests.nest import busybox
 from tests.nest.tty import CNTR, Terminal
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="sessions of containers made by hand: needs root")
@@ -27,17 +27,17 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="sessions of container
 
 @pytest.fixture
 def place(tmp_path):
-    return Place(tmp_path / "run")
+    return AuditedHost(tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
 def container():
-    with box.Box("listed") as made:
+    with busybox.BusyboxContainer("listed") as made:
         yield made
 
 
 def listed(container):
-    done = box.run("sessions", "--json")
+    done = busybox.run("sessions", "--json")
     assert done.returncode == 0, done
     return [row for row in json.loads(done.stdout) if row["container"] == f"pid:{container.pid}"]
 
@@ -85,18 +85,18 @@ def test_the_policys_limit_holds_and_can_be_made_shorter(place, container):
     assert done.returncode == 129, done
     place.policy = "[session]\nlimit = '8h'\n"
     assert place.cntr("exec", str(container.pid), "--timeout", "1s", "--", "/bin/sleep", "100").returncode == 129
-    assert "not a time" in box.one_line_and_hint(box.run("attach", "x", "--timeout", "soon"))
+    assert "not a time" in busybox.one_line_and_hint(busybox.run("attach", "x", "--timeout", "soon"))
 
 
 def test_a_session_is_listed_while_it_is_open_and_can_be_ended(container):
     assert listed(container) == []
-    with box.session(str(container.pid), "--reason", "look\x1b[2J") as process:
+    with busybox.session(str(container.pid), "--reason", "look\x1b[2J") as process:
         (row,) = listed(container)
         assert (row["command"], row["pid"], row["reason"]) == ("attach", process.pid, "look\\x1b[2J")
         assert re.fullmatch("0m0[0-9]s", row["for"])
-        assert "no session has that id" in box.one_line_and_hint(box.run("sessions", "end", "x"))
-        assert box.ask(process, "sh -c 'trap \"\" HUP; sleep 100' & trap '' HUP; echo deaf") == "deaf"
-        done = box.run("sessions", "end", row["id"][:8])
+        assert "no session has that id" in busybox.one_line_and_hint(busybox.run("sessions", "end", "x"))
+        assert busybox.ask(process, "sh -c 'trap \"\" HUP; sleep 100' & trap '' HUP; echo deaf") == "deaf"
+        done = busybox.run("sessions", "end", row["id"][:8])
         assert done.returncode == 0, done
         assert process.wait(1) in (129, 137)
         assert process.stderr.read() == f"cntr: pid:{container.pid}: the session was ended: `cntr sessions end`\n"
@@ -105,8 +105,8 @@ def test_a_session_is_listed_while_it_is_open_and_can_be_ended(container):
 
 def test_an_exec_inside_is_the_sessions(container):
     for option in (["--timeout", "1h"], ["--record", "f"], ["--reason", "r"]):
-        done = box.run("exec", *option, "--", "true", env={"CNTR_TARGET": "web"})
-        assert "not from inside a session" in box.one_line_and_hint(done)
+        done = busybox.run("exec", *option, "--", "true", env={"CNTR_TARGET": "web"})
+        assert "not from inside a session" in busybox.one_line_and_hint(done)
 
 
 def test_at_a_terminal_too_and_the_terminal_is_given_back(container):
@@ -114,7 +114,7 @@ def test_at_a_terminal_too_and_the_terminal_is_given_back(container):
         terminal.wait_for("#")
         (row,) = listed(container)
         assert row["tty"].startswith("pts/")
-        assert box.run("sessions", "end", row["id"]).returncode == 0
+        assert busybox.run("sessions", "end", row["id"]).returncode == 0
         assert terminal.process.wait(10) == 129
         assert terminal.mode() == terminal.before
 
@@ -127,10 +127,10 @@ def test_a_forward_is_one_too(container):
         assert "→" in process.stderr.readline()
         (row,) = listed(container)
         assert (row["command"], row["pid"]) == ("forward", process.pid)
-        assert box.run("sessions", "end", row["id"]).returncode == 0
+        assert busybox.run("sessions", "end", row["id"]).returncode == 0
         assert process.wait() == 129
         assert process.stderr.read() == f"cntr: pid:{container.pid}: the session was ended: `cntr sessions end`\n"
-    done = box.run("forward", str(container.pid), "0:9", "--timeout", "1s")
+    done = busybox.run("forward", str(container.pid), "0:9", "--timeout", "1s")
     assert done.returncode == 129
     assert "its time is over: 1s" in done.stderr
 
@@ -150,13 +150,13 @@ def test_a_copy_is_one_too(place, container, endless):
     with place.journal() as journal:
         done = place.cntr(*words, stdin=endless, input=None)
         assert done.returncode == 129, done
-        said = box.one_line_and_hint(done, 129)
+        said = busybox.one_line_and_hint(done, 129)
         assert said == f"cntr: pid:{container.pid}: the session was ended: its time is over: 1s"
     assert only(journal.entries[-1], "CNTR_ENDED_BY") == "its time is over: 1s"
     with subprocess.Popen([*CNTR, *words, "--timeout", "1h"], stdin=endless, stderr=subprocess.PIPE, text=True) as one:
         (row,) = wait_until(lambda: listed(container))
         assert (row["command"], row["pid"]) == ("cp", one.pid)
-        assert box.run("sessions", "end", row["id"]).returncode == 0
+        assert busybox.run("sessions", "end", row["id"]).returncode == 0
         assert one.wait() == 129
         assert "the session was ended: `cntr sessions end`" in one.stderr.read()
     assert listed(container) == []
@@ -176,13 +176,13 @@ def test_so_is_a_mount_which_is_unmounted_then(place, tmp_path):
         )
     assert only(journal.entries[-1], "CNTR_ENDED_BY") == "its time is over: 1s"
     assert only(journal.entries[-1], "CNTR_PROCESS_EXIT_CODE") == "129"
-    assert box.run("mount", str(tmp_path), str(mountpoint)).returncode == 0
+    assert busybox.run("mount", str(tmp_path), str(mountpoint)).returncode == 0
     busy = os.open(mountpoint / "there", os.O_PATH)
     try:
-        rows = json.loads(box.run("sessions", "--json").stdout)
+        rows = json.loads(busybox.run("sessions", "--json").stdout)
         (row,) = [row for row in rows if row["container"] == str(tmp_path)]
         assert row["command"] == "mount"
-        assert box.run("sessions", "end", row["id"]).returncode == 0
+        assert busybox.run("sessions", "end", row["id"]).returncode == 0
         assert not mountpoint.is_mount()
     finally:
         os.close(busy)
@@ -191,7 +191,7 @@ def test_so_is_a_mount_which_is_unmounted_then(place, tmp_path):
 
 
 def test_one_that_is_killed_leaves_nothing(container):
-    with box.session(str(container.pid)) as process:
+    with busybox.session(str(container.pid)) as process:
         assert len(listed(container)) == 1
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -231,11 +231,11 @@ def test_what_a_user_makes_up_is_a_users(text, kind, rows):
             assert forger.stdout.readline() == "there\n"
             found = [one for one in live.sessions() if one.pid == forger.pid]
             assert len(found) == rows
-            done = box.run("sessions")
+            done = busybox.run("sessions")
             assert done.returncode == 0
             assert "\x1b" not in done.stdout
             if rows:
-                assert box.run("sessions", "end", "f0f0").returncode == 0
+                assert busybox.run("sessions", "end", "f0f0").returncode == 0
                 assert forger.wait() == -signals.END
         finally:
             forger.kill()
@@ -249,10 +249,10 @@ def test_what_a_containers_root_makes_up_is_nobodys(host_pids):
         os.write(os.memfd_create("cntr-session", 0), b'{"user.id": "0", "event.id": "f0f0", "container.name": "web"}')
 
     namespaces = NAMESPACES & ~(CLONE_NEWPID if host_pids else 0)
-    with box.Box(as_root=claim, argv=["/bin/sleep", "600"], namespaces=namespaces) as made:
+    with busybox.BusyboxContainer(as_root=claim, argv=["/bin/sleep", "600"], namespaces=namespaces) as made:
         assert any("cntr-session" in os.readlink(path) for path in pathlib.Path(f"/proc/{made.pid}/fd").iterdir())
-        assert "f0f0" not in box.run("sessions").stdout
-        assert "no session has that id" in box.run("sessions", "end", "f0f0").stderr
+        assert "f0f0" not in busybox.run("sessions").stdout
+        assert "no session has that id" in busybox.run("sessions", "end", "f0f0").stderr
 
 
 def test_a_file_of_that_name_is_not_opened(tmp_path):

@@ -24,12 +24,12 @@ ENGINES = [
 def test_in_and_out_of_real_containers(request, tmp_path, rig, variant):
     """In the container's root all belongs to its root, whatever its user namespace; on the host to the caller."""
     make_tree(tmp_path / "tree")
-    with rigs.open_rig(request, rig).box(variant) as box:
-        name = f"copied-{box.name}"  # bwrap's boxes share one root
-        done(cp(tmp_path / "tree", f"{box.target}:/{name}", env=box.env))
-        fd = os.open(f"/proc/{box.pid}/root/{name}", os.O_PATH)
+    with rigs.open_rig(request, rig).container(variant) as container:
+        name = f"copied-{container.name}"  # bwrap's containers share one root
+        done(cp(tmp_path / "tree", f"{container.target}:/{name}", env=container.env))
+        fd = os.open(f"/proc/{container.pid}/root/{name}", os.O_PATH)
         try:
-            rows = [line.split() for line in pathlib.Path(f"/proc/{box.pid}/uid_map").read_text().splitlines()]
+            rows = [line.split() for line in pathlib.Path(f"/proc/{container.pid}/uid_map").read_text().splitlines()]
             first = [int(outside) for inside, outside, _ in rows if inside == "0"]
             assert first, rows
             for directory, _, files, dir_fd in os.fwalk(".", dir_fd=fd):
@@ -37,52 +37,52 @@ def test_in_and_out_of_real_containers(request, tmp_path, rig, variant):
                     assert os.stat(file, dir_fd=dir_fd, follow_symlinks=False).st_uid == first[0], (directory, file)
         finally:
             os.close(fd)
-        done(cp(f"{box.target}:/{name}", tmp_path / "back", env=box.env))
+        done(cp(f"{container.target}:/{name}", tmp_path / "back", env=container.env))
         assert look(tmp_path / "back", owner=True) == look(tmp_path / "tree", owner=True)
 
 
 @pytest.mark.parametrize("rig", ["docker", "podman_rootless", "runc"])
 def test_a_tmpfs_is_seen(request, tmp_path, rig):
     (tmp_path / "file").write_text("x")
-    with rigs.open_rig(request, rig).box("tmpfs") as box:
-        done(cp(tmp_path / "file", f"{box.target}:/data", env=box.env))
-        done(cp(f"{box.target}:/data/.", tmp_path / "back", env=box.env))
+    with rigs.open_rig(request, rig).container("tmpfs") as container:
+        done(cp(tmp_path / "file", f"{container.target}:/data", env=container.env))
+        done(cp(f"{container.target}:/data/.", tmp_path / "back", env=container.env))
         assert (tmp_path / "back/file").read_text() == "x"
-        if box.upper:
-            assert not list(pathlib.Path(box.upper).rglob("file"))
+        if container.upper:
+            assert not list(pathlib.Path(container.upper).rglob("file"))
 
 
 @pytest.mark.parametrize("rig", ["docker", "podman_rootless"])
 def test_a_volume_is_seen(request, tmp_path, rig):
-    with rigs.open_rig(request, rig).box("volume") as box:
-        done(cp(f"{box.target}:/data/mark", tmp_path / "mark", env=box.env))
-        assert (tmp_path / "mark").read_text() == f"{box.name}\n"
-        directory = pathlib.Path(box.rig.den.path, f"volume-{box.name}")
+    with rigs.open_rig(request, rig).container("volume") as container:
+        done(cp(f"{container.target}:/data/mark", tmp_path / "mark", env=container.env))
+        assert (tmp_path / "mark").read_text() == f"{container.name}\n"
+        directory = pathlib.Path(container.rig.workspace.path, f"volume-{container.name}")
         if rig == "podman_rootless":  # root's directory: the container's root is nobody there
-            refused = cp(tmp_path / "mark", f"{box.target}:/data/new", env=box.env)
+            refused = cp(tmp_path / "mark", f"{container.target}:/data/new", env=container.env)
             assert refused.returncode == 125
             assert b"Permission denied\nhint: it belongs to an owner that" in refused.stderr
-            os.chown(directory, box.rig.uid, box.rig.uid)
-        done(cp(tmp_path / "mark", f"{box.target}:/data/new", env=box.env))
-        assert (directory / "new").read_text() == f"{box.name}\n"
+            os.chown(directory, container.rig.uid, container.rig.uid)
+        done(cp(tmp_path / "mark", f"{container.target}:/data/new", env=container.env))
+        assert (directory / "new").read_text() == f"{container.name}\n"
 
 
 def test_a_read_only_root_is_said(docker, tmp_path):
     (tmp_path / "file").write_text("x")
-    with docker.box("read_only") as box:
-        result = cp(tmp_path / "file", f"{box.target}:/", env=box.env)
+    with docker.container("read_only") as container:
+        result = cp(tmp_path / "file", f"{container.target}:/", env=container.env)
         assert result.returncode == 125
         assert b"Read-only file system\nhint: " in result.stderr
-        done(cp(f"{box.target}:/etc/motto", tmp_path / "motto", env=box.env))
-        done(cp(tmp_path / "motto", f"{box.target}:/dev/shm", env=box.env))
+        done(cp(f"{container.target}:/etc/motto", tmp_path / "motto", env=container.env))
+        done(cp(tmp_path / "motto", f"{container.target}:/dev/shm", env=container.env))
 
 
 def test_a_file_that_is_a_mount_is_written_in_place(docker, tmp_path):
     (tmp_path / "hosts").write_text("127.0.0.1 here\n")
-    with docker.box() as box:
-        hosts = pathlib.Path(f"/proc/{box.pid}/root/etc/hosts")
+    with docker.container() as container:
+        hosts = pathlib.Path(f"/proc/{container.pid}/root/etc/hosts")
         before = hosts.stat().st_ino
-        done(cp(tmp_path / "hosts", f"{box.target}:/etc/hosts", env=box.env))
+        done(cp(tmp_path / "hosts", f"{container.target}:/etc/hosts", env=container.env))
         assert hosts.read_text() == "127.0.0.1 here\n"
         assert hosts.stat().st_ino == before
 
@@ -92,7 +92,7 @@ def test_a_file_that_is_a_mount_is_written_in_place(docker, tmp_path):
 def test_the_owner_of_a_rootless_container_needs_no_root(podman_rootless, tmp_path, variant):
     """The user's own container; the host's side is read and written as the user, and by nobody else's rights."""
     rig = podman_rootless
-    home = pathlib.Path(rig.den.path, "home-slim", f"cp-{variant}")
+    home = pathlib.Path(rig.workspace.path, "home-slim", f"cp-{variant}")
     home.mkdir()
     make_tree(home / "tree")
     (home / "secret").write_text("root's")
@@ -105,15 +105,15 @@ def test_the_owner_of_a_rootless_container_needs_no_root(podman_rootless, tmp_pa
             path.chmod(path.stat().st_mode & 0o777 | 0o400)  # without root, one's own mode 000 cannot be read
     os.chown(home, rig.uid, rig.uid)
     user = {"user": rig.uid, "group": rig.uid, "extra_groups": [], "cwd": pathlib.Path(__file__).parents[2]}
-    with rig.box(variant) as box:
-        env = {**rig.den.env, **box.rig.settings}
-        done(cp(home / "tree", f"{box.target}:/copied", env=env, **user))
-        inside = os.stat(f"/proc/{box.pid}/root/copied/plain")
-        rows = [line.split() for line in pathlib.Path(f"/proc/{box.pid}/uid_map").read_text().splitlines()]
+    with rig.container(variant) as container:
+        env = {**rig.workspace.env, **container.rig.settings}
+        done(cp(home / "tree", f"{container.target}:/copied", env=env, **user))
+        inside = os.stat(f"/proc/{container.pid}/root/copied/plain")
+        rows = [line.split() for line in pathlib.Path(f"/proc/{container.pid}/uid_map").read_text().splitlines()]
         assert inside.st_uid == next(int(row[1]) for row in rows if row[0] == "0")
-        done(cp(f"{box.target}:/copied", home / "back", env=env, **user))
+        done(cp(f"{container.target}:/copied", home / "back", env=env, **user))
         assert look(home / "back", owner=True) == look(home / "tree", owner=True)
-        refused = cp(home / "secret", f"{box.target}:/", env=env, **user)
+        refused = cp(home / "secret", f"{container.target}:/", env=env, **user)
         assert refused.returncode == 125
         assert b"secret: Permission denied\nhint: " in refused.stderr
 
@@ -121,7 +121,7 @@ def test_the_owner_of_a_rootless_container_needs_no_root(podman_rootless, tmp_pa
 def test_without_a_root_in_its_user_namespace(bwrap, tmp_path):
     """bwrap --unshare-user --uid 1000: nobody is root there; what comes belongs to the one id there is."""
     (tmp_path / "file").write_text("x")
-    root = pathlib.Path(bwrap.den.path, "nobody-root")
+    root = pathlib.Path(bwrap.workspace.path, "nobody-root")
     if not root.exists():
         subprocess.run(["cp", "-a", bwrap.roots["busybox"], root], check=True)
     reading, writing = os.pipe()
@@ -135,7 +135,7 @@ def test_without_a_root_in_its_user_namespace(bwrap, tmp_path):
     try:
         with open(reading, "rb") as stream:
             pid = json.loads(stream.read())["child-pid"]
-        bwrap.den.wait_for("bwrap", lambda: "busybox" in os.readlink(f"/proc/{pid}/exe"))
+        bwrap.workspace.wait_for("bwrap", lambda: "busybox" in os.readlink(f"/proc/{pid}/exe"))
         done(cp(tmp_path / "file", f"{pid}:/tmp/file"))
         shown = pathlib.Path(root, "tmp/file")
         assert shown.read_text() == "x"

@@ -14,7 +14,7 @@ import pytest
 
 from cntr.cli.options import COMMANDS
 from cntr.remote import onefile
-from tests.nest.box import BUSYBOX, Box
+from tests.nest.busybox import BUSYBOX, BusyboxContainer
 
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 # The interpreter that ``python3`` is there; nothing of this process' own search path counts for it.
@@ -80,8 +80,8 @@ def test_every_command_is_there_in_each_way_to_start_it(pyz, cache):
 
 @ROOT
 def test_sessions_exec_from_within_and_the_file_server(pyz, cache, tmp_path):
-    with Box("onefile") as box:
-        pid = str(box.pid)
+    with BusyboxContainer("onefile") as container:
+        pid = str(container.pid)
         assert said(run(pyz, cache, "attach", pid, "--", "sh", "-c", "test -d /var/lib/cntr/bin && hostname")).strip()
         fuse = said(run(pyz, cache, "attach", pid, "--transport", "fuse", "--", "stat", "-fc", "%T", "/"))
         assert fuse == "fuseblk\n"

@@ -10,10 +10,10 @@ import sys
 import pytest
 
 from cntr import progress
-from tests.nest import box
+from tests.nest import busybox
 from tests.nest.tty import Terminal
 
-ENVIRONMENT = {"PYTHONPATH": box.REPOSITORY}
+ENVIRONMENT = {"PYTHONPATH": busybox.REPOSITORY}
 MOVING = """
 import time
 from cntr import progress
@@ -107,17 +107,17 @@ def test_numbers():
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a container made by hand: needs root")
 def test_cp_tells_a_program_in_json(tmp_path):
-    with box.Box("told") as container:
+    with busybox.BusyboxContainer("told") as container:
         (tmp_path / "d").mkdir()
         (tmp_path / "d/file").write_bytes(b"x" * 5000)
         os.mkfifo(tmp_path / "d/fifo")
-        done = box.run("cp", "--json", str(tmp_path / "d"), f"{container.pid}:/d")
+        done = busybox.run("cp", "--json", str(tmp_path / "d"), f"{container.pid}:/d")
         assert (done.returncode, done.stdout) == (1, "")
         events = [json.loads(line) for line in done.stderr.splitlines()]
         assert {"event": "problem", "path": f"{tmp_path}/d/fifo", "text": "a FIFO: not copied"} in events
         assert events[-1]["event"] == "done"
         assert events[-1]["bytes"] >= 5000
         assert events[-1]["problems"] == 1
-        done = box.run("cp", "--json", f"{container.pid}:/d/file", "/dev/stdout")
+        done = busybox.run("cp", "--json", f"{container.pid}:/d/file", "/dev/stdout")
         assert (done.returncode, done.stdout) == (0, "x" * 5000)
         assert json.loads(done.stderr)["event"] == "done"

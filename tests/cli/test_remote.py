@@ -13,22 +13,22 @@ import pytest
 from cntr.errors import UsageError
 from cntr.remote.ssh import Host
 from tests.cli.far import WORKER, runs
-from tests.nest.box import Box
+from tests.nest.busybox import BusyboxContainer
 from tests.nest.tty import Terminal
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 @pytest.fixture(scope="module")
-def box():
-    with Box("far") as found:
+def container():
+    with BusyboxContainer("far") as found:
         yield found
 
 
 @pytest.mark.parametrize("user", ["root", "worker"])
-def test_a_session_there_is_as_one_here(far, box, user):
+def test_a_session_there_is_as_one_here(far, container, user):
     """Bytes, words, variables and statuses; one connection, two the first time; one file that nobody else can read."""
-    host, pid = f"ssh://{user}@far:{far.port}", str(box.pid)
+    host, pid = f"ssh://{user}@far:{far.port}", str(container.pid)
     before = far.connections()
     everything = bytes(range(256)) * 300
     done = far.run("attach", pid, "--", "cat", host=host, input=everything)
@@ -68,9 +68,9 @@ def test_a_session_there_is_as_one_here(far, box, user):
     assert sorted(path.name for path in place.iterdir()) == sorted(["3.pyz", "4.pyz", "5.pyz", file.name])
 
 
-def test_an_error_of_sshs_is_no_status_of_a_commands(far, box):
+def test_an_error_of_sshs_is_no_status_of_a_commands(far, container):
     for host, said in (("ssh://root@far:1", "Connection refused"), ("nobody-known@far", "Permission denied")):
-        done = far.run("attach", str(box.pid), host=host)
+        done = far.run("attach", str(container.pid), host=host)
         assert done.returncode == 125
         assert done.stderr.decode().startswith(f"cntr: {host}: "), done.stderr
         assert said in done.stderr.decode()
@@ -81,12 +81,12 @@ def test_an_error_of_sshs_is_no_status_of_a_commands(far, box):
     assert (done.returncode, done.stderr[:24]) == (125, b"cntr: no-such-container:")
 
 
-def test_a_terminal_there_is_as_one_here(far, box):
+def test_a_terminal_there_is_as_one_here(far, container):
     """Its size, a change of it, keys, and the status; and the session ends when the terminal is gone."""
     assert far.run("ps").returncode == 0  # it is there by now
     mark = f"79{os.getpid()}1"
     script = f"stty size; read a; stty size; echo got $a; sleep {mark}"
-    command = far.command("--host", "worker@far", "attach", str(box.pid), "--", "sh", "-c", script)
+    command = far.command("--host", "worker@far", "attach", str(container.pid), "--", "sh", "-c", script)
     with Terminal(*command, env=far.environment) as terminal:
         terminal.wait_for("24 80")
         terminal.resize(30, 91)
@@ -102,11 +102,11 @@ def test_a_terminal_there_is_as_one_here(far, box):
         assert terminal.mode() == terminal.before
 
 
-def test_a_signal_reaches_the_far_command(far, box):
+def test_a_signal_reaches_the_far_command(far, container):
     """And its answer comes back."""
     script = "trap 'echo got it; exit 9' TERM; echo ready; while :; do sleep 0.05; done"
     process = far.popen(
-        "attach", str(box.pid), "--", "sh", "-c", script, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+        "attach", str(container.pid), "--", "sh", "-c", script, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
     )
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(signal.SIGTERM)
@@ -114,10 +114,12 @@ def test_a_signal_reaches_the_far_command(far, box):
     assert process.returncode == 9
 
 
-def test_nothing_is_left_there_when_the_near_side_is_killed(far, box):
+def test_nothing_is_left_there_when_the_near_side_is_killed(far, container):
     mark = f"78{os.getpid()}1"
     script = f"trap '' HUP TERM; echo ready; while :; do sleep {mark}; done"
-    process = far.popen("attach", str(box.pid), "--", "sh", "-c", script, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = far.popen(
+        "attach", str(container.pid), "--", "sh", "-c", script, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert process.stdout.readline() == b"ready\n"
     far.wait(lambda: runs(mark))
     process.kill()

@@ -22,7 +22,7 @@ def docker(far):
     try:
         script = f"touch /run/docker.sock && mount --bind {rig.socket} /run/docker.sock"
         subprocess.run(["nsenter", "-t", str(far.process.pid), "-m", "sh", "-c", script], check=True)
-        with rig.box("busybox", name="web-there"):
+        with rig.container("busybox", name="web-there"):
             yield rig
     finally:
         rig.stop()

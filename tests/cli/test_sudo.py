@@ -58,8 +58,8 @@ def test_the_command_line_of_the_hint_works(place):
     path = f"{place}/sudo:{place}/.local/my bin:{SYSTEM}"
     drop = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
     (place / "cache").mkdir(mode=0o700)
-    with SlimContainer("sudo") as box:
-        tail = ["attach", str(box.pid), "-e", "WORD=it's $HOME", "--", "sh", "-c", 'echo "$WORD"']
+    with SlimContainer("sudo") as container:
+        tail = ["attach", str(container.pid), "-e", "WORD=it's $HOME", "--", "sh", "-c", 'echo "$WORD"']
         for program, directory, more in (
             ([INTERPRETER, "-m", "cntr"], "checkout", {}),
             ([INTERPRETER, "-m", "cntr"], "", {"PYTHONPATH": f"{place}/checkout"}),
@@ -79,5 +79,5 @@ def test_the_command_line_of_the_hint_works(place):
         for name in ("setpriv", "env"):
             (place / "bare" / name).symlink_to(shutil.which(name))
         without = environment | {"PATH": f"{place}/.local/my bin:{place}/bare"}
-        bare = run([*drop, "env", "cntr", "attach", str(box.pid)], env=without)
-        assert f": as root `'{place}/.local/my bin/cntr' attach {box.pid}`\n" in bare.stderr, bare
+        bare = run([*drop, "env", "cntr", "attach", str(container.pid)], env=without)
+        assert f": as root `'{place}/.local/my bin/cntr' attach {container.pid}`\n" in bare.stderr, bare

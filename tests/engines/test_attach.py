@@ -34,12 +34,14 @@ def mounts_of(pid: int) -> list[str]:
     return [line for line in lines if "/cntr-rig-" not in procfs.Mount(line).mount_point]
 
 
-def cntr(box: rigs.Box, *arguments: str, input: str = "", timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    """Run the command line in the environment in which the box's engine is found."""
+def cntr(
+    container: rigs.EngineContainer, *arguments: str, input: str = "", timeout: float = 60
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line in the environment in which the container's engine is found."""
     return subprocess.run(
         [sys.executable, "-m", "cntr", *arguments],
         cwd=pathlib.Path(__file__).parents[2],
-        env=box.env | {"PYTHONWARNINGS": ""},
+        env=container.env | {"PYTHONWARNINGS": ""},
         input=input,
         capture_output=True,
         text=True,
@@ -59,10 +61,10 @@ def namespace(pid: int | str, kind: str) -> str:
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize(("rig", "variant"), ATTACHED)
 def test_attach_by_name(request, rig, variant, transport):
-    with rigs.open_rig(request, rig).box(variant) as box:
-        mounts = mounts_of(box.pid)
+    with rigs.open_rig(request, rig).container(variant) as container:
+        mounts = mounts_of(container.pid)
         done = cntr(
-            *(box, "attach", "--transport", transport, box.target, "--", "sh", "-c"),
+            *(container, "attach", "--transport", transport, container.target, "--", "sh", "-c"),
             'cat "/var/lib/cntr/$1"; readlink /proc/self/ns/*; command -v python3 || command -v perl',
             *("sh", "etc/motto" if variant != "scratch" else "proc/../nothing"),
         )
@@ -73,16 +75,20 @@ def test_attach_by_name(request, rig, variant, transport):
             assert lines[:1] == ["slim"], f"the container's own file: {done.stdout}\n{done.stderr}"
         for kind in ("pid", "net", "ipc", "uts", "user"):
             if variant != "paused" or kind != "cgroup":
-                assert namespace(box.pid, kind) in lines, f"{kind}: {done.stdout}\n{done.stderr}"
+                assert namespace(container.pid, kind) in lines, f"{kind}: {done.stdout}\n{done.stderr}"
         assert lines[-1].startswith("/"), "the host's own tools are on PATH"
-        assert mounts_of(box.pid) == mounts, "nothing was mounted in the container"
+        assert mounts_of(container.pid) == mounts, "nothing was mounted in the container"
 
 
 @pytest.mark.parametrize(("rig", "variant"), [c for c in REAL if c.values[1] in ("busybox", "userns", "read_only")])
 def test_exec_runs_the_containers_own_command(request, rig, variant):
-    with rigs.open_rig(request, rig).box(variant) as box:
-        out = ok(cntr(box, "exec", box.target, "--", "/bin/sh", "-c", "cat /etc/motto; readlink /proc/self/ns/pid"))
-        assert out.split() == ["slim", namespace(box.pid, "pid")]
+    with rigs.open_rig(request, rig).container(variant) as container:
+        out = ok(
+            cntr(
+                container, "exec", container.target, "--", "/bin/sh", "-c", "cat /etc/motto; readlink /proc/self/ns/pid"
+            )
+        )
+        assert out.split() == ["slim", namespace(container.pid, "pid")]
 
 
 @pytest.mark.parametrize(
@@ -92,32 +98,32 @@ def test_ps_shows_it_once(request, rig, variant):
     rig = rigs.open_rig(request, rig)
     if rig.engine == "pid":
         return  # a process without an engine is nobody's container
-    with rig.box(variant) as box:
-        rows = json.loads(ok(cntr(box, "ps", "--json")))
-        own = [row for row in rows if row["pid"] == box.pid and (box.pid or row["name"] == box.name)]
+    with rig.container(variant) as container:
+        rows = json.loads(ok(cntr(container, "ps", "--json")))
+        own = [row for row in rows if row["pid"] == container.pid and (container.pid or row["name"] == container.name)]
         assert len(own) == 1, rows
-        assert (own[0]["engine"], own[0]["name"]) == (rig.engine, box.name)
+        assert (own[0]["engine"], own[0]["name"]) == (rig.engine, container.name)
         assert own[0]["state"] == (variant if variant != "busybox" else "running")
-        assert box.id.startswith(own[0]["id"]) or rig.engine in ("apptainer", "gvisor")
-        table = ok(cntr(box, "ps"))
-        assert box.name in table
+        assert container.id.startswith(own[0]["id"]) or rig.engine in ("apptainer", "gvisor")
+        table = ok(cntr(container, "ps"))
+        assert container.name in table
         assert table.splitlines()[0].split()[:2] == ["ENGINE", "NAME"]
 
 
 @pytest.mark.parametrize(("rig", "variant"), [c for c in REAL if c.values[1] == "busybox"])
 def test_inspect_and_doctor_know_it(request, rig, variant):
-    with rigs.open_rig(request, rig).box(variant) as box:
-        rows = json.loads(ok(cntr(box, "inspect", box.target, "--json")))
+    with rigs.open_rig(request, rig).container(variant) as container:
+        rows = json.loads(ok(cntr(container, "inspect", container.target, "--json")))
         assert len(rows) > 10
-        findings = {row["feature"]: row for row in json.loads(cntr(box, "doctor", "--json").stdout)}
-        engine = {"lxd": "lxc", "incus": "lxc"}.get(box.rig.engine, box.rig.engine)
+        findings = {row["feature"]: row for row in json.loads(cntr(container, "doctor", "--json").stdout)}
+        engine = {"lxd": "lxc", "incus": "lxc"}.get(container.rig.engine, container.rig.engine)
         assert findings[f"engine {engine}"]["state"] == "answers", findings
 
 
 def test_a_sandbox_is_refused_with_what_to_do(gvisor):
-    with gvisor.box("sandboxed") as box:
+    with gvisor.container("sandboxed") as container:
         for command in ("attach", "exec"):
-            done = cntr(box, command, box.target, "--", "true")
+            done = cntr(container, command, container.target, "--", "true")
             assert done.returncode == 125
             assert "not on this host" in done.stderr
             assert "runsc exec" in done.stderr
@@ -127,12 +133,15 @@ def test_a_sandbox_is_refused_with_what_to_do(gvisor):
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_working_container_without_a_process(buildah, transport):
     """A session of the host's tools with nothing of the container's but its root directory."""
-    with buildah.box("rootfs") as box:
+    with buildah.container("rootfs") as container:
         script = "cat /var/lib/cntr/etc/motto; readlink /proc/self/ns/net; touch /var/lib/cntr/made"
-        out = ok(cntr(box, "attach", "--transport", transport, box.target, "--", "sh", "-c", script))
+        out = ok(cntr(container, "attach", "--transport", transport, container.target, "--", "sh", "-c", script))
         assert out.split() == ["slim", namespace("self", "net")]
-        assert os.path.exists(f"{box.rootfs}/made")
-        done = cntr(box, "exec", box.target, "--", "/bin/true")
+        assert os.path.exists(f"{container.rootfs}/made")
+        done = cntr(container, "exec", container.target, "--", "/bin/true")
         assert done.returncode == 0
         assert "a stand-in holds its place" in done.stderr
-        assert ok(cntr(box, "attach", "--tools", box.rootfs, str(os.getpid()), "--", "cat", "/etc/motto")) == "slim\n"
+        assert (
+            ok(cntr(container, "attach", "--tools", container.rootfs, str(os.getpid()), "--", "cat", "/etc/motto"))
+            == "slim\n"
+        )

@@ -24,16 +24,16 @@ from testkit.waiting import wait_until
 
 def test_a_containerd_whose_state_is_elsewhere(containerd, monkeypatch):
     """Only its socket's address is known, to ``ctr`` and by the variable that is ctr's."""
-    with containerd.box() as box:
+    with containerd.container() as slim:
         monkeypatch.setenv("CONTAINERD_ADDRESS", containerd.socket)
-        for target in (box.name, f"containerd:{box.name}", f"default/{box.name}"):
+        for target in (slim.name, f"containerd:{slim.name}", f"default/{slim.name}"):
             found = engines.resolve(target)
-            assert (found.engine, found.pid) == ("containerd", box.pid)
+            assert (found.engine, found.pid) == ("containerd", slim.pid)
             assert found.start_time
         with pytest.raises(TargetNotFound, match="containerd"):
-            engines.resolve(f"{box.name}x")
+            engines.resolve(f"{slim.name}x")
     with pytest.raises(TargetNotFound):
-        engines.resolve(box.name)
+        engines.resolve(slim.name)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def over_tcp(docker):
 
 @pytest.mark.parametrize("way", ["variable", "context"])
 def test_a_docker_behind_local_tcp(docker, over_tcp, monkeypatch, tmp_path, way):
-    with docker.box() as box:
+    with docker.container() as slim:
         if way == "variable":
             monkeypatch.setenv("DOCKER_HOST", over_tcp)
         else:
@@ -76,11 +76,11 @@ def test_a_docker_behind_local_tcp(docker, over_tcp, monkeypatch, tmp_path, way)
             monkeypatch.setenv("HOME", str(tmp_path))
             for command in (["create", "near", "--docker", f"host={over_tcp}"], ["use", "near"]):
                 subprocess.run(["docker", "context", *command], check=True, capture_output=True)
-        for target in (box.name, f"docker:{box.name}", box.id[:12]):
+        for target in (slim.name, f"docker:{slim.name}", slim.id[:12]):
             found = engines.resolve(target)
-            assert (found.engine, found.pid, found.id) == ("docker", box.pid, box.id)
+            assert (found.engine, found.pid, found.id) == ("docker", slim.pid, slim.id)
         with pytest.raises(TargetNotFound, match=r"only the docker command can ask there"):
-            engines.resolve(f"docker:{box.name}x")
+            engines.resolve(f"docker:{slim.name}x")
 
 
 def test_a_socket_that_only_a_docker_context_names_needs_no_command(docker, monkeypatch, tmp_path):
@@ -90,24 +90,24 @@ def test_a_socket_that_only_a_docker_context_names_needs_no_command(docker, monk
     monkeypatch.setattr(fallback, "CLIS", ())
     for command in (["create", "near", "--docker", f"host=unix://{docker.socket}"], ["use", "near"]):
         subprocess.run(["docker", "context", *command], check=True, capture_output=True)
-    with docker.box() as box:
-        assert engines.resolve(box.name).pid == box.pid
+    with docker.container() as slim:
+        assert engines.resolve(slim.name).pid == slim.pid
 
 
 def test_a_container_that_was_renamed_in_a_store_elsewhere(podman, monkeypatch):
     """The monitor's arguments have the old name. Podman knows the store by a setting that is its own."""
-    with podman.box() as box:
+    with podman.container() as slim:
         monkeypatch.delenv("CONTAINERS_STORAGE_CONF", raising=False)
-        podman.command("rename", box.name, f"{box.name}-now")
-        assert engines.resolve(box.name).pid == box.pid, "by the monitor's arguments"
-        config = podman.den.path + "/wrapper"
+        podman.command("rename", slim.name, f"{slim.name}-now")
+        assert engines.resolve(slim.name).pid == slim.pid, "by the monitor's arguments"
+        config = podman.workspace.path + "/wrapper"
         os.makedirs(config, exist_ok=True)
-        script = f'#!/bin/sh\nCONTAINERS_STORAGE_CONF={podman.den.path}/storage.conf exec /usr/bin/podman "$@"\n'
+        script = f'#!/bin/sh\nCONTAINERS_STORAGE_CONF={podman.workspace.path}/storage.conf exec /usr/bin/podman "$@"\n'
         with roots_directory() as directory:
             put(directory, "podman", script)
             monkeypatch.setattr(commands, "PATH", (directory,))
-            assert engines.resolve(f"{box.name}-now").pid == box.pid
-        podman.command("rename", f"{box.name}-now", box.name)
+            assert engines.resolve(f"{slim.name}-now").pid == slim.pid
+        podman.command("rename", f"{slim.name}-now", slim.name)
 
 
 def test_an_lxc_path_too_long_for_a_sockets_name(lxc, monkeypatch):
@@ -115,28 +115,28 @@ def test_an_lxc_path_too_long_for_a_sockets_name(lxc, monkeypatch):
     deep = f"{lxc.path}/{'d' * 100}"
     os.mkdir(deep)
     monkeypatch.setattr(lxc, "path", deep)
-    with lxc.box() as box:
-        assert f"{deep}/{box.name}" not in pathlib.Path("/proc/net/unix").read_text()
-        assert engines.resolve(box.name).pid == engines.resolve(f"lxc:{box.name}").pid == box.pid
-        assert box.pid in [found.pid for found in listing.running()[0]]
+    with lxc.container() as slim:
+        assert f"{deep}/{slim.name}" not in pathlib.Path("/proc/net/unix").read_text()
+        assert engines.resolve(slim.name).pid == engines.resolve(f"lxc:{slim.name}").pid == slim.pid
+        assert slim.pid in [found.pid for found in listing.running()[0]]
 
 
 def test_crictl(k8s, monkeypatch, directory):
     """Not in Debian: a stand-in that prints what crictl prints, about a real pod of containerd's."""
-    with k8s.box() as box:
+    with k8s.container() as slim:
         monkeypatch.delenv("CNTR_CONTAINERD_ROOT", raising=False)
-        namespace, pod, container = box.name.split("/")
+        namespace, pod, container = slim.name.split("/")
         labels = {"pod.namespace": namespace, "pod.name": pod, "container.name": container}
         row = {
-            **{"id": box.id, "image": {"image": "sha256:1", "userSpecifiedImage": "localhost/slim:1"}},
+            **{"id": slim.id, "image": {"image": "sha256:1", "userSpecifiedImage": "localhost/slim:1"}},
             "labels": {f"io.kubernetes.{key}": value for key, value in labels.items()},
         }
-        answers = {"ps": {"containers": [row]}, "inspect": {"status": {"id": box.id}, "info": {"pid": box.pid}}}
+        answers = {"ps": {"containers": [row]}, "inspect": {"status": {"id": slim.id}, "info": {"pid": slim.pid}}}
         cases = "\n".join(f"{word}) echo '{json.dumps(answer)}';;" for word, answer in answers.items())
         put(directory, "crictl", f"#!/bin/sh\ncase $1 in\n{cases}\nesac\n")
-        for target in (f"k8s:{box.name}", f"k8s:{pod}", f"k8s:{box.id}", box.name):
+        for target in (f"k8s:{slim.name}", f"k8s:{pod}", f"k8s:{slim.id}", slim.name):
             found = engines.resolve(target)
-            assert (found.engine, found.name, found.pid) == ("k8s", box.name, box.pid)
+            assert (found.engine, found.name, found.pid) == ("k8s", slim.name, slim.pid)
             assert found.image == "localhost/slim:1"
 
 
@@ -215,9 +215,9 @@ def test_one_that_hangs_does_not_outlive_a_cntr_that_is_killed(directory):
 
 def test_one_that_hangs_does_not_keep_the_others_from_answering(directory, always, containerd, monkeypatch):
     put(directory, "podman", "#!/bin/sh\nexec sleep 98765\n")
-    with containerd.box() as box:
+    with containerd.container() as slim:
         monkeypatch.setenv("CONTAINERD_ADDRESS", containerd.socket)
-        assert engines.resolve(box.name).pid == box.pid
+        assert engines.resolve(slim.name).pid == slim.pid
     assert processes("98765") == []
 
 
@@ -304,9 +304,9 @@ def test_no_command_is_run_where_the_files_explain_all(directory, runc, monkeypa
     wanted = {row.program for row in fallback.CLIS if row.needed()}
     refusal()
     assert {path.name.removeprefix("ran-") for path in pathlib.Path(directory).glob("ran-*")} <= wanted
-    with runc.box() as box:
-        box.use(monkeypatch)
+    with runc.container() as slim:
+        slim.use(monkeypatch)
         for path in pathlib.Path(directory).glob("ran-*"):
             path.unlink()
-        assert engines.resolve(box.name).pid == box.pid
+        assert engines.resolve(slim.name).pid == slim.pid
         assert list(pathlib.Path(directory).glob("ran-*")) == [], "a name that the files know"

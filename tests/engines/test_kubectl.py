@@ -69,9 +69,9 @@ def client(kubectl, tmp_path, request, monkeypatch):
     rig = rigs.open_rig(request, "k8s")
     monkeypatch.setenv("CNTR_CACHE_DIR", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir(mode=0o700)
-    with rig.box("busybox") as box:
+    with rig.container("busybox") as container:
         server = Server({**os.environ, **rig.settings})
-        name = box.name.split("/")[1]
+        name = container.name.split("/")[1]
         containers = [{"name": "proxy"}, {"name": "app"}]
         meta = {"name": name, "namespace": "prod", "annotations": {"kubectl.kubernetes.io/default-container": "app"}}
         waits = {"name": "waits", "namespace": "prod"}

@@ -58,25 +58,30 @@ def monitored():
 
 
 def test_sysbox(alone, monkeypatch, runc):
-    with runc.box("userns") as box:
-        state = {"id": box.name, "init_process_pid": box.pid, "init_process_start": started(box.pid), "config": {}}
-        write(alone / "sysbox" / box.name / "state.json", state)
+    with runc.container("userns") as container:
+        state = {
+            "id": container.name,
+            "init_process_pid": container.pid,
+            "init_process_start": started(container.pid),
+            "config": {},
+        }
+        write(alone / "sysbox" / container.name / "state.json", state)
         monkeypatch.setenv("CNTR_SYSBOX_ROOT", str(alone / "sysbox"))
-        found = engines.resolve(f"sysbox:{box.name}")
-        assert (found.engine, found.pid, found.start_time) == ("sysbox", box.pid, started(box.pid))
+        found = engines.resolve(f"sysbox:{container.name}")
+        assert (found.engine, found.pid, found.start_time) == ("sysbox", container.pid, started(container.pid))
     with pytest.raises(TargetNotFound):
-        engines.resolve(f"sysbox:{box.name}")
+        engines.resolve(f"sysbox:{container.name}")
 
 
 def test_crun_of_a_root_that_logged_in(alone, crun):
     """crun goes by XDG_RUNTIME_DIR, which a login gives to root too."""
-    with crun.box("busybox") as box:
-        status = pathlib.Path(crun.den.path, "state", box.name, "status").read_text()
-        place = pathlib.Path("/run/user/0/crun", box.name)
+    with crun.container("busybox") as container:
+        status = pathlib.Path(crun.workspace.path, "state", container.name, "status").read_text()
+        place = pathlib.Path("/run/user/0/crun", container.name)
         made = [path for path in (place, *place.parents) if not path.exists()]
         try:
             write(place / "status", status)
-            assert engines.resolve(f"crun:{box.name}").pid == box.pid
+            assert engines.resolve(f"crun:{container.name}").pid == container.pid
         finally:
             (place / "status").unlink(missing_ok=True)
             for path in made:

@@ -102,13 +102,13 @@ def test_a_hanging_engine_is_not_waited_for(tmp_path, monkeypatch, runc):
     """A daemon that accepts and never answers; the other engines' containers are found meanwhile."""
     import socket
 
-    with socket.socket(socket.AF_UNIX) as listener, runc.box() as box:
+    with socket.socket(socket.AF_UNIX) as listener, runc.container() as container:
         listener.bind(f"{tmp_path}/d.sock")
         listener.listen()
-        box.use(monkeypatch)
+        container.use(monkeypatch)
         monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/d.sock")
         begun = time.monotonic()
-        assert engines.resolve(box.name).pid == box.pid
+        assert engines.resolve(container.name).pid == container.pid
         with pytest.raises(TargetNotFound, match=r"docker \(") as caught:
             engines.resolve("no-such-container")
         assert "named: docker:no-such-container" in caught.value.hint
@@ -116,7 +116,7 @@ def test_a_hanging_engine_is_not_waited_for(tmp_path, monkeypatch, runc):
 
 
 def test_a_name_found_twice_lists_both(monkeypatch, runc, crun):
-    with runc.box(name="twice") as first, crun.box(name="twice") as second:
+    with runc.container(name="twice") as first, crun.container(name="twice") as second:
         first.use(monkeypatch)
         second.use(monkeypatch)
         with pytest.raises(AmbiguousTarget) as caught:
@@ -128,30 +128,32 @@ def test_a_name_found_twice_lists_both(monkeypatch, runc, crun):
 
 def test_one_process_known_to_two_engines_is_one_container(monkeypatch, podman_rootless, podman):
     """Podman's containers are crun's or runc's too."""
-    with podman.box() as box:
-        box.use(monkeypatch)
-        monkeypatch.setenv("CNTR_RUNC_ROOT", f"{podman.den.path}/oci")
-        assert engines.resolve(box.id).engine == "podman"
-        assert [found.pid for found in listing.running()[0]].count(box.pid) == 1
+    with podman.container() as container:
+        container.use(monkeypatch)
+        monkeypatch.setenv("CNTR_RUNC_ROOT", f"{podman.workspace.path}/oci")
+        assert engines.resolve(container.id).engine == "podman"
+        assert [found.pid for found in listing.running()[0]].count(container.pid) == 1
 
 
 def test_an_id_prefix_must_be_unique_and_an_exact_name_wins(docker, monkeypatch):
-    with docker.box() as box:
-        box.use(monkeypatch)
-        assert engines.resolve(box.id[:12]).pid == engines.resolve(f"docker:{box.id[:6]}").pid == box.pid
-        with docker.box(name=box.id[:5]) as other:
-            assert engines.resolve(f"docker:{box.id[:5]}").pid == other.pid
+    with docker.container() as container:
+        container.use(monkeypatch)
+        assert (
+            engines.resolve(container.id[:12]).pid == engines.resolve(f"docker:{container.id[:6]}").pid == container.pid
+        )
+        with docker.container(name=container.id[:5]) as other:
+            assert engines.resolve(f"docker:{container.id[:5]}").pid == other.pid
 
 
 def test_a_stopped_container_is_said_to_be_stopped(docker, podman, monkeypatch):
     for rig in (docker, podman):
-        with rig.box() as box:
-            box.use(monkeypatch)
-            rig.command("kill", box.name)
+        with rig.container() as container:
+            container.use(monkeypatch)
+            rig.command("kill", container.name)
             if rig is podman:
-                rig.command("wait", box.name)
-            with pytest.raises(TargetNotFound, match=f"{rig.engine} has {box.name}, but it is") as caught:
-                engines.resolve(box.target)
+                rig.command("wait", container.name)
+            with pytest.raises(TargetNotFound, match=f"{rig.engine} has {container.name}, but it is") as caught:
+                engines.resolve(container.target)
             assert " start " in caught.value.hint
 
 
@@ -159,9 +161,9 @@ def test_a_stopped_container_is_said_to_be_stopped(docker, podman, monkeypatch):
 
 
 def test_replaced_between_lookup_and_attach(runc, monkeypatch):
-    with runc.box() as box, runc.box() as other:
-        box.use(monkeypatch)
-        found = engines.resolve(box.target)
+    with runc.container() as container, runc.container() as other:
+        container.use(monkeypatch)
+        found = engines.resolve(container.target)
         impostor = engines.Container("runc", found.name, other.pid, start_time=found.start_time)
         for check in (engines.verify, Target):
             with pytest.raises(TargetNotFound, match=r"another process|gone"):
@@ -169,19 +171,19 @@ def test_replaced_between_lookup_and_attach(runc, monkeypatch):
 
 
 def test_gone_between_lookup_and_attach(runc, monkeypatch):
-    with runc.box() as box:
-        found = engines.resolve(box.use(monkeypatch).target)
+    with runc.container() as container:
+        found = engines.resolve(container.use(monkeypatch).target)
     for check in (engines.verify, Target):
         with pytest.raises(TargetNotFound, match="gone"):
             check(found)
 
 
 def test_restarted_is_found_anew(docker, monkeypatch):
-    with docker.box() as box:
-        box.use(monkeypatch)
-        before = engines.resolve(box.target)
-        docker.command("restart", "-t", "0", box.name)
-        after = engines.resolve(box.target)
+    with docker.container() as container:
+        container.use(monkeypatch)
+        before = engines.resolve(container.target)
+        docker.command("restart", "-t", "0", container.name)
+        after = engines.resolve(container.target)
         assert (before.pid, before.start_time) != (after.pid, after.start_time)
         with pytest.raises(TargetNotFound):
             engines.verify(before)
@@ -259,8 +261,8 @@ def test_an_entry_point_adds_an_engine(tmp_path, runc):
     (site / "pods_cntr.py").write_text(MODULE)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pods-cntr\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[console_scripts]\nx = y:z\n\n[cntr.engines]\npods = pods_cntr\n")
-    with runc.box() as box:
-        (pods / "web").write_text(str(box.pid))
+    with runc.container() as container:
+        (pods / "web").write_text(str(container.pid))
         env = {**os.environ, "PYTHONPATH": str(site), "PODS_DIR": str(pods)}
         for target in ("pods:web", "web"):
             done = subprocess.run(

@@ -27,25 +27,25 @@ def sleeper():
 
 
 def test_a_container_called_like_a_process_of_the_host(runc: Runc, sleeper, monkeypatch):
-    with runc.box(name=str(sleeper)) as box:
-        box.use(monkeypatch)
+    with runc.container(name=str(sleeper)) as container:
+        container.use(monkeypatch)
         for target in (str(sleeper), f"runc:{sleeper}"):
-            assert engines.resolve(target).pid == box.pid, target
+            assert engines.resolve(target).pid == container.pid, target
         assert engines.resolve(f"pid:{sleeper}").pid == sleeper
-        assert engines.resolve(str(box.pid)).pid == box.pid, "its own pid"
+        assert engines.resolve(str(container.pid)).pid == container.pid, "its own pid"
         done = subprocess.run(
             [sys.executable, "-m", "cntr", "exec", str(sleeper), "cat", "/etc/motto"],
-            **{"cwd": os.getcwd(), "capture_output": True, "text": True, "env": box.env},
+            **{"cwd": os.getcwd(), "capture_output": True, "text": True, "env": container.env},
         )
         assert (done.returncode, done.stdout) == (0, "slim\n"), done.stderr
 
 
 def test_a_container_called_like_another_containers_process(runc, monkeypatch):
-    with runc.box() as other, runc.box(name=str(other.pid)) as box:
-        box.use(monkeypatch)
+    with runc.container() as other, runc.container(name=str(other.pid)) as container:
+        container.use(monkeypatch)
         with pytest.raises(AmbiguousTarget) as caught:
             engines.resolve(str(other.pid))
-        assert f"runc:{other.pid} (pid {box.pid}" in caught.value.message
+        assert f"runc:{other.pid} (pid {container.pid}" in caught.value.message
         assert f"pid:{other.pid} (pid {other.pid}" in caught.value.message
         assert engines.resolve(f"pid:{other.pid}").pid == other.pid
 
@@ -53,15 +53,15 @@ def test_a_container_called_like_another_containers_process(runc, monkeypatch):
 def test_a_container_called_like_no_process(runc, monkeypatch):
     with subprocess.Popen(["true"]) as gone:
         gone.wait()
-    with runc.box(name=str(gone.pid)) as box:
-        assert engines.resolve(box.use(monkeypatch).name).pid == box.pid
+    with runc.container(name=str(gone.pid)) as container:
+        assert engines.resolve(container.use(monkeypatch).name).pid == container.pid
     with pytest.raises(TargetNotFound, match=f"pid {gone.pid}: no such process, and no running container of that name"):
         engines.resolve(str(gone.pid))
 
 
 def test_lxc_containers_have_numbers_for_names(lxc, sleeper):
-    with lxc.box(name=str(sleeper)) as box:
-        assert engines.resolve(str(sleeper)).pid == box.pid
+    with lxc.container(name=str(sleeper)) as container:
+        assert engines.resolve(str(sleeper)).pid == container.pid
     assert engines.resolve(str(sleeper)).pid == sleeper
 
 
@@ -72,7 +72,7 @@ def test_a_process_of_the_host_is_said_to_be_one(sleeper):
 
 
 def test_a_number_inside_a_container_is_named_by_the_hint(runc):
-    with runc.box():
+    with runc.container():
         with pytest.raises(TargetNotFound) as caught:
             engines.resolve("pid:4194303")
         assert caught.value.hint == "`cntr ps` lists containers with their pids"

@@ -13,7 +13,7 @@ from cntr import engines
 from cntr.engines import pods
 from cntr.errors import AmbiguousTarget, TargetNotFound
 from testkit.engines import rigs
-from testkit.engines.rigging import unique
+from testkit.engines.workspaces import unique
 from tests.engines.test_together import cntr
 
 RIGS = ("podman", "podman_newer")
@@ -70,14 +70,14 @@ def test_a_pod_that_does_not_run_is_said_to_be_stopped(podman_newer, monkeypatch
 
 def test_a_newer_podmans_store_is_not_shown_to_an_older_podman(podman_newer, monkeypatch):
     """It would make a database of its own kind there, which the newer one then takes for its own and loses its containers."""
-    with podman_newer.box() as box:
-        box.use(monkeypatch)
+    with podman_newer.container() as container:
+        container.use(monkeypatch)
         with pytest.raises(TargetNotFound):
-            engines.resolve(f"podman:{box.name}x")
-        graph = pathlib.Path(podman_newer.den.path, "graph")
+            engines.resolve(f"podman:{container.name}x")
+        graph = pathlib.Path(podman_newer.workspace.path, "graph")
         assert (graph / "db.sql").exists()
         assert list(graph.rglob("bolt_state.db")) == []
-        assert podman_newer.pid(box.name) == box.pid, "Podman itself still knows it"
+        assert podman_newer.pid(container.name) == container.pid, "Podman itself still knows it"
 
 
 @pytest.mark.parametrize("kind", ["endless", "garbage", "short", "other"])

@@ -18,9 +18,9 @@ from cntr.attach.target import Target
 from cntr.engines import evidence, registry, settings, store
 from cntr.errors import CntrError, TargetNotFound
 from cntr.linux import procfs
-from testkit.engines.rigging import unique
 from testkit.engines.rigs_cli import Docker, Podman
 from testkit.engines.rigs_containerd import Containerd
+from testkit.engines.workspaces import unique
 from tests.cli.run import CNTR, cntr
 
 
@@ -48,7 +48,7 @@ def test_dockers_created_restarting_and_ended_ones(docker: Docker, made, monkeyp
     docker.command("run", "-d", "--name", ended, *flags, "slim:1", "sh", "-c", "exit 42")
     docker.command("wait", ended)
     docker.command("run", "-d", "--name", restarting, "--restart", "always", *flags, "slim:1", "sh", "-c", "exit 3")
-    docker.den.wait_for(
+    docker.workspace.wait_for(
         "a restart", lambda: "restarting" in docker.command("inspect", "-f", "{{.State.Status}}", restarting)
     )
     message, hint = said(f"docker:{created}")
@@ -67,7 +67,7 @@ def test_dockers_created_restarting_and_ended_ones(docker: Docker, made, monkeyp
             return False
         return "ends at once" in message
 
-    docker.den.wait_for("its rest", is_told)
+    docker.workspace.wait_for("its rest", is_told)
     assert "restarting: its program ends at once, last with exit status 3" in message
     assert "start it" not in hint
     assert f"docker logs {restarting}" in hint
@@ -81,7 +81,7 @@ def test_podmans_exit_status(podman_newer: Podman, made, monkeypatch):
     podman_newer.command("create", "--name", created, *flags, "slim:1", "sleep", "1")
     podman_newer.command("run", "-d", "--name", ended, *flags, "slim:1", "sh", "-c", "exit 42")
     podman_newer.command("wait", ended)
-    podman_newer.den.wait_for("the end", lambda: "(exit status 42)" in said(f"podman:{ended}")[0])
+    podman_newer.workspace.wait_for("the end", lambda: "(exit status 42)" in said(f"podman:{ended}")[0])
     assert f"podman logs {ended}" in said(f"podman:{ended}")[1]
     assert "created and was never started" in said(f"podman:{created}")[0]
 
@@ -209,9 +209,9 @@ def test_an_overwritten_environment_is_the_engines(titled, tmp_path):
 
 @pytest.mark.parametrize("rig", ["docker", "podman", "runc", "containerd", "k8s"])
 def test_each_engine_knows_what_it_started(request, rig, monkeypatch):
-    with request.getfixturevalue(rig).box() as box:
-        box.use(monkeypatch)
-        known = settings.of(engines.resolve(box.target))
+    with request.getfixturevalue(rig).container() as container:
+        container.use(monkeypatch)
+        known = settings.of(engines.resolve(container.target))
         assert known
         assert "PATH" in known[0] or rig == "docker", "an image's own"
         assert known[1].startswith("/")
@@ -244,9 +244,11 @@ def test_a_process_whose_first_thread_has_ended():
 
 @pytest.mark.parametrize("flags", [["-it"], ["-i", "-t"], ["-ti", "-v"], ["--interactive", "--tty"]])
 def test_dockers_habits_are_accepted(runc, flags):
-    with runc.box() as box:
-        for command in (["attach", *flags, box.target, "--", "true"], ["exec", *flags, box.target, "true"]):
-            done = subprocess.run([sys.executable, "-m", "cntr", *command], env=box.env, capture_output=True, text=True)
+    with runc.container() as container:
+        for command in (["attach", *flags, container.target, "--", "true"], ["exec", *flags, container.target, "true"]):
+            done = subprocess.run(
+                [sys.executable, "-m", "cntr", *command], env=container.env, capture_output=True, text=True
+            )
             assert done.returncode == 0, done.stderr
 
 

@@ -26,31 +26,31 @@ def cntr(environment: dict[str, str], *arguments: str) -> str:
 
 def test_one_table_of_them_all(request):
     with contextlib.ExitStack() as stack:
-        boxes = {name: stack.enter_context(rigs.open_rig(request, name).box()) for name in TOGETHER}
-        paused = stack.enter_context(rigs.open_rig(request, "docker").box("paused"))
+        containers = {name: stack.enter_context(rigs.open_rig(request, name).container()) for name in TOGETHER}
+        paused = stack.enter_context(rigs.open_rig(request, "docker").container("paused"))
         environment = dict(os.environ)
-        for box in boxes.values():
-            environment |= box.rig.settings
+        for container in containers.values():
+            environment |= container.rig.settings
         rows = {row["pid"]: row for row in json.loads(cntr(environment, "ps", "--json"))}
         table = cntr(environment, "ps").splitlines()
         head, lines = table[0], table[1:]
-        for name, box in [*boxes.items(), ("docker", paused)]:
-            row = rows[box.pid]
-            assert (row["engine"], row["name"]) == (box.rig.engine, box.name)
-            assert box.id.startswith(row["id"])
-            assert len(row["id"]) <= 12 or box.id == box.name
-            assert row["state"] == ("paused" if box is paused else "running")
-            assert row["owner"] == (f"uid {box.rig.uid}" if name == "podman_rootless" else "")
+        for name, container in [*containers.items(), ("docker", paused)]:
+            row = rows[container.pid]
+            assert (row["engine"], row["name"]) == (container.rig.engine, container.name)
+            assert container.id.startswith(row["id"])
+            assert len(row["id"]) <= 12 or container.id == container.name
+            assert row["state"] == ("paused" if container is paused else "running")
+            assert row["owner"] == (f"uid {container.rig.uid}" if name == "podman_rootless" else "")
             assert row["userns"] == ("own" if name == "podman_rootless" else "host")
             assert ("slim:1" in row["image"]) == (name in ("docker", "podman")), "where it can be known by files"
-            (line,) = [line for line in lines if f" {box.name} " in line]
-            assert line[head.index("PID") :].split()[0] == str(box.pid), "the columns stand below their heads"
+            (line,) = [line for line in lines if f" {container.name} " in line]
+            assert line[head.index("PID") :].split()[0] == str(container.pid), "the columns stand below their heads"
             assert line[head.index("STATE") :].startswith(row["state"])
-            if box is not paused:
-                assert cntr(environment, "exec", box.name, "--", "/bin/cat", "/etc/motto") == "slim\n", (
+            if container is not paused:
+                assert cntr(environment, "exec", container.name, "--", "/bin/cat", "/etc/motto") == "slim\n", (
                     "its name is enough"
                 )
-        assert len({box.rig.engine for box in boxes.values()}) == 6
+        assert len({container.rig.engine for container in containers.values()}) == 6
         assert lines == sorted(lines, key=lambda line: line.split()[0]), "by engine"
 
 

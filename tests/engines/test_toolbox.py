@@ -12,7 +12,7 @@ import pytest
 
 from cntr.linux import syscalls
 from cntr.remote import onefile
-from tests.nest.box import LAST_CAPABILITY, REPOSITORY, Box
+from tests.nest.busybox import LAST_CAPABILITY, REPOSITORY, BusyboxContainer
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 TOOLBOX, BESIDE = ["--privileged", "--pid=host"], ["--privileged", "--pid=container:web"]
@@ -99,13 +99,13 @@ ASK = "from cntr.linux.host import VIEW; import sys; sys.stdout.write(str(VIEW.i
 
 def test_the_root_of_a_containers_init_is_not_taken_for_the_hosts(tmp_path):
     """docker run --pid=container:web: that container may be privileged, and this process an orphan of its init's."""
-    with Box("init", capabilities=(1 << LAST_CAPABILITY + 1) - 1) as box:
+    with BusyboxContainer("init", capabilities=(1 << LAST_CAPABILITY + 1) - 1) as container:
         for orphan in (False, True):
             answer = tmp_path / f"answer-{orphan}"
             if not os.fork():
                 try:
                     own = os.open("/proc/self/ns/mnt", os.O_RDONLY)
-                    fd = os.open(f"/proc/{box.pid}/ns/pid", os.O_RDONLY)
+                    fd = os.open(f"/proc/{container.pid}/ns/pid", os.O_RDONLY)
                     syscalls.setns(fd, syscalls.CLONE_NEWPID)
                     child = os.fork()
                     if child:

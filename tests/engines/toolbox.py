@@ -30,7 +30,7 @@ USR = ["-v", "/usr:/usr:ro", "-v", "/etc/ld.so.cache:/etc/ld.so.cache:ro"]
 
 def image(docker: Docker) -> None:
     """toolbox:1: the busybox image with /lib, /lib64 and /bin of this machine."""
-    root = f"{docker.den.path}/image-slim"
+    root = f"{docker.workspace.path}/image-slim"
     subprocess.run(["cp", "-a", root, f"{root}-toolbox"], check=True)
     for name in ("lib", "lib64"):
         if os.path.islink(f"/{name}"):
@@ -74,7 +74,7 @@ def main() -> None:
         sys.exit(f"SKIP {reason}")
     try:
         image(docker)
-        with docker.box("busybox", name="web"):
+        with docker.container("busybox", name="web"):
             docker.command(
                 "create", "--name", "stopped", "--network", "none", "-e", "WORD=kept", "slim:1", "/bin/false"
             )

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from testkit.container import SlimContainer
-from tests.nest.box import CNTR, REPOSITORY
+from tests.nest.busybox import CNTR, REPOSITORY
 
 SERVER = str(pathlib.Path(__file__).with_name("server.py"))
 ENVIRONMENT = {**os.environ, "PYTHONPATH": REPOSITORY}

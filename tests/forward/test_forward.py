@@ -17,7 +17,7 @@ import pytest
 from cntr.forward import stream
 from cntr.forward.loop import Loop
 from tests.forward.kit import ENVIRONMENT, forward, rest, say, web
-from tests.nest.box import CNTR, one_line_and_hint, run
+from tests.nest.busybox import CNTR, one_line_and_hint, run
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces")
 

@@ -19,10 +19,10 @@ from cntr.errors import UsageError
 from cntr.forward import spec
 from testkit.processes import running
 from testkit.waiting import wait_until
-from tests.audit.support import Place, only
+from tests.audit.support import AuditedHost, only
 from tests.forward.kit import Web, say, web
-from tests.nest import box
-from tests.nest.box import CNTR, REPOSITORY
+from tests.nest import busybox
+from tests.nest.busybox import CNTR, REPOSITORY
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces")
 TRANSPORTS = ("mount", "fuse")
@@ -31,7 +31,7 @@ INSIDE = f"PYTHONPATH={REPOSITORY} {shlex.join(CNTR)} forward"
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_port_of_the_sessions_container_is_on_this_machine_until_the_session_ends(tmp_path, transport):
-    place = Place(tmp_path / "run")
+    place = AuditedHost(tmp_path / "run")
     with socket.create_server(("127.0.0.1", 0)) as server, web() as served, place.journal() as journal:
         ours = server.getsockname()[1]
         words = f"{INSIDE} --json 0:80 -R {ours}"
@@ -83,11 +83,11 @@ def test_a_port_of_the_sessions_container_is_on_this_machine_until_the_session_e
 def test_without_the_sessions_leave_it_is_refused_and_more_than_ports_is_never_had():
     with web() as served:
         ask = ["attach", served.target, "--", "sh", "-c", f"{INSIDE} 0:80; echo $?"]
-        done = box.run(*ask)
+        done = busybox.run(*ask)
         assert done.stdout == "125\n", done
         assert "cntr attach --forward" in done.stderr
         for words in ("/run/x.sock:80", "0.0.0.0:0:80", "53:53", "-R 90:/run/docker.sock", "0:80 -- id", "- 80", ""):
-            done = box.run("attach", served.target, "--forward", "--", "sh", "-c", f"{INSIDE} {words}; echo $?")
+            done = busybox.run("attach", served.target, "--forward", "--", "sh", "-c", f"{INSIDE} {words}; echo $?")
             assert done.stdout == "125\n", (words, done)
         # What does not ask as our client does is given no answer.
         hostile = (
@@ -104,7 +104,7 @@ def test_without_the_sessions_leave_it_is_refused_and_more_than_ports_is_never_h
             "|forward|L0:80|L0.0.0.0:0:80",
         ):
             command = ["python3", "-c", hostile]
-            done = box.run("attach", served.target, "--forward", "-e", f"Q={question}", "--", *command)
+            done = busybox.run("attach", served.target, "--forward", "-e", f"Q={question}", "--", *command)
             assert done.stdout == "b''\n", (question, done)
 
 

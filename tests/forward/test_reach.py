@@ -24,7 +24,7 @@ from testkit.container import NAMESPACES, SlimContainer
 from testkit.waiting import wait_until
 from tests.cli.run import cntr
 from tests.forward.kit import SERVER, forward, say, web
-from tests.nest.box import one_line_and_hint, run
+from tests.nest.busybox import one_line_and_hint, run
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces")
 
@@ -78,13 +78,13 @@ def test_a_container_without_a_network_is_said_to_have_none():
 def test_an_engine_restarts_it(docker):
     """By its name: as another process, in another network namespace."""
     with (
-        docker.box("busybox") as box,
-        forward(box.name, "0:80", "0:/tmp/app.sock", environment=box.env) as running,
+        docker.container("busybox") as container,
+        forward(container.name, "0:80", "0:/tmp/app.sock", environment=container.env) as running,
     ):
         for number in range(3):
             if number:
-                docker.command("restart", "-t", "0", box.name)
-            pid = docker.command("inspect", "--format", "{{.State.Pid}}", box.name).strip()
+                docker.command("restart", "-t", "0", container.name)
+            pid = docker.command("inspect", "--format", "{{.State.Pid}}", container.name).strip()
             with serving(int(pid), f"/proc/{pid}/root/tmp"):
                 assert [say(running.connect(end)) for end in (0, 1)] == [b"<hello"] * 2
         assert {"gone", "found"} <= {str(event["event"]) for event in running.events} or running.wait_for("found")

@@ -22,7 +22,7 @@ from testkit.container import SlimContainer
 from testkit.waiting import wait_until
 from tests.cli.run import cntr
 from tests.forward.kit import ENVIRONMENT
-from tests.nest.box import CNTR, Box, one_line_and_hint, run
+from tests.nest.busybox import CNTR, BusyboxContainer, one_line_and_hint, run
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces")
 TRANSPORTS = ("mount", "fuse")
@@ -166,15 +166,18 @@ def test_an_ssh_agent_answers_whatever_the_sessions_uid(place, transport):
     needs("ssh-agent")
     agent, key = place / "agent.sock", place / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "mine", "-f", key], check=True)
-    with daemon("ssh-agent", "-D", "-a", str(agent), user=NOBODY.pw_uid), Box("agent", uid=1000) as box:
+    with (
+        daemon("ssh-agent", "-D", "-a", str(agent), user=NOBODY.pw_uid),
+        BusyboxContainer("agent", uid=1000) as container,
+    ):
         wait_until(agent.exists)
         env = {"SSH_AUTH_SOCK": str(agent), "SUDO_UID": str(NOBODY.pw_uid)}
         subprocess.run(["ssh-add", "-q", key], env={**os.environ, **env}, check=True)
         for user in ("0", "1000"):
             assert "mine" in session(
-                box.pid, "-A", "-u", user, "--transport", transport, "--", "ssh-add", "-l", env=env
+                container.pid, "-A", "-u", user, "--transport", transport, "--", "ssh-add", "-l", env=env
             )
-        said = one_line_and_hint(run("attach", str(box.pid), "-A", "--", "true", env={**env, "SUDO_UID": "0"}))
+        said = one_line_and_hint(run("attach", str(container.pid), "-A", "--", "true", env={**env, "SUDO_UID": "0"}))
         assert f"belongs to uid {NOBODY.pw_uid}" in said
 
 
@@ -183,14 +186,16 @@ def test_the_session_bus_takes_the_sessions_programs_for_the_callers(place, tran
     needs("dbus-daemon", "gdbus", "busctl")
     address = f"unix:path={place}/bus"
     words = ("dbus-daemon", "--session", "--nofork", "--print-address", f"--address={address}")
-    with daemon(*words, user=NOBODY.pw_uid) as running, Box("bus") as box:
+    with daemon(*words, user=NOBODY.pw_uid) as running, BusyboxContainer("bus") as container:
         assert running.stdout.readline().startswith("unix:")
         env = {"DBUS_SESSION_BUS_ADDRESS": address, "SUDO_UID": str(NOBODY.pw_uid)}
         gdbus = "gdbus call --session --dest org.freedesktop.DBus --object-path / --method org.freedesktop.DBus.GetId"
         dbus_send = "dbus-send --session --print-reply --dest=org.freedesktop.DBus / org.freedesktop.DBus.GetId"
         script = f"{gdbus} && busctl --user --no-pager list && {dbus_send}"
         for user in ("0", "1000"):
-            said = session(box.pid, "--dbus", "-u", user, "--transport", transport, "--", "sh", "-c", script, env=env)
+            said = session(
+                container.pid, "--dbus", "-u", user, "--transport", transport, "--", "sh", "-c", script, env=env
+            )
             assert "org.freedesktop.DBus" in said
             assert "method return" in said
 
@@ -223,7 +228,7 @@ def test_gpg_finds_its_agent(tmp_path):
     needs("gpg-agent")
     home = tmp_path / "gnupg"
     home.mkdir(mode=0o700)
-    with Box("gpg") as box, daemon("gpg-agent", "--homedir", str(home), "--daemon", "sleep", "100"):
+    with BusyboxContainer("gpg") as container, daemon("gpg-agent", "--homedir", str(home), "--daemon", "sleep", "100"):
         agent = subprocess.run(
             ["gpgconf", "--homedir", str(home), "--list-dirs", "agent-socket"],
             capture_output=True,
@@ -232,7 +237,7 @@ def test_gpg_finds_its_agent(tmp_path):
         ).stdout.strip()
         wait_until(lambda: os.path.exists(agent))
         words = ("--socket", f"{agent}:/run/user/0/gnupg/S.gpg-agent")
-        said = session(box.pid, *words, "--", "gpg-connect-agent", "--no-autostart", "GETINFO version", "/bye")
+        said = session(container.pid, *words, "--", "gpg-connect-agent", "--no-autostart", "GETINFO version", "/bye")
         assert said.splitlines()[-1] == "OK"
         subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "gpg-agent"], check=True)
 
@@ -321,14 +326,14 @@ def test_open_files_go_along_both_ways(tmp_path, transport):
             os.close(fd)
         connection.close()
 
-    with socket.socket(socket.AF_UNIX) as listener, Box("wayland") as box:
+    with socket.socket(socket.AF_UNIX) as listener, BusyboxContainer("wayland") as container:
         listener.bind(place)
         listener.listen()
         serving = threading.Thread(target=serve, args=(listener,))
         serving.start()
         env = {"WAYLAND_DISPLAY": place}
         words = ("--wayland", "--transport", transport, "--", "python3", "-c", client)
-        assert session(box.pid, *words, env=env) == "b'here' b\"the server's\"\n"
+        assert session(container.pid, *words, env=env) == "b'here' b\"the server's\"\n"
         serving.join()
     assert took == [(b"take", b"the clients")]
 
@@ -336,7 +341,7 @@ def test_open_files_go_along_both_ways(tmp_path, transport):
 def test_a_server_that_belongs_to_somebody_else_is_not_connected_to(tmp_path):
     """Its owner was looked at by name: who listens is known once it answers."""
     place = str(tmp_path / "some.sock")
-    with Box("other") as box, socket.socket(socket.AF_UNIX) as listener:
+    with BusyboxContainer("other") as container, socket.socket(socket.AF_UNIX) as listener:
         pid = os.fork()
         if not pid:
             os.setresuid(NOBODY.pw_uid, NOBODY.pw_uid, NOBODY.pw_uid)
@@ -349,7 +354,7 @@ def test_a_server_that_belongs_to_somebody_else_is_not_connected_to(tmp_path):
             script = (
                 "import os, socket; s = socket.socket(socket.AF_UNIX); s.connect('/run/cntr/bus'); print(s.recv(9))"
             )
-            assert session(box.pid, "--dbus", "--", "python3", "-c", script, env=env) == "b''\n"
+            assert session(container.pid, "--dbus", "--", "python3", "-c", script, env=env) == "b''\n"
         finally:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -378,17 +383,17 @@ def test_what_can_not_be_brought_is_said(tmp_path):
 
 def test_of_the_sessions_sockets_the_container_sees_nothing(tmp_path):
     place = str(tmp_path / "some.sock")
-    with socket.socket(socket.AF_UNIX) as listener, Box("seen") as box:
+    with socket.socket(socket.AF_UNIX) as listener, BusyboxContainer("seen") as container:
         listener.bind(place)
         listener.listen()
-        words = ["attach", str(box.pid), "--socket", f"{place}:/run/some.sock", "--", "sh", "-c", "echo up; cat"]
+        words = ["attach", str(container.pid), "--socket", f"{place}:/run/some.sock", "--", "sh", "-c", "echo up; cat"]
         with subprocess.Popen(
             [*CNTR, *words], env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as going:
             assert going.stdout.readline() == "up\n"
             prowl = "for p in /proc/[0-9]*; do ls $p/root/run/some.sock $p/cwd/run/some.sock; done 2>/dev/null; ls /run"
-            assert "some.sock" not in box.exec("--", "sh", "-c", prowl).stdout
-            assert place not in box.exec("--", "cat", "/proc/net/unix").stdout
+            assert "some.sock" not in container.exec("--", "sh", "-c", prowl).stdout
+            assert place not in container.exec("--", "cat", "/proc/net/unix").stdout
             helper = _child_named(going.pid, "cntr-sockets")
             status = dict(line.split(":\t", 1) for line in Path(f"/proc/{helper}/status").read_text().splitlines())
             assert {int(status[name], 16) for name in ("CapPrm", "CapEff", "CapInh", "CapAmb")} == {0}

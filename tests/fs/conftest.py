@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from testkit.servers import BINDINGS, MODES, Place, missing, place
+from testkit.servers import BINDINGS, MODES, TreeUnderTest, missing, place
 
 HANG_SECONDS = 90.0 + 5 * int(os.environ.get("CNTR_EXAMPLES", "0"))  # a long run of the state machine is one test
 
@@ -40,9 +40,9 @@ class Keeper:
     def __init__(self) -> None:
         self._name = ""
         self._context: object = None
-        self.place: Place | None = None
+        self.place: TreeUnderTest | None = None
 
-    def get(self, name: str) -> Place:
+    def get(self, name: str) -> TreeUnderTest:
         if self.place is not None and self._name == name and (self.place.server is None or self.place.server.alive):
             return self.place
         self.close()
@@ -73,7 +73,7 @@ def place_name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def here(place_name: str, keeper: Keeper) -> Iterator[Place]:
+def here(place_name: str, keeper: Keeper) -> Iterator[TreeUnderTest]:
     """The place under test; afterwards its server must be alive, answering, and without a suspicious word in its log."""
     current = keeper.get(place_name)
     hung = threading.Event()

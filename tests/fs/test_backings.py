@@ -15,7 +15,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from testkit.servers import SETID_AND_DEVICES, Place, Server, missing, open_to_others, remove_tree
+from testkit.servers import SETID_AND_DEVICES, Server, TreeUnderTest, missing, open_to_others, remove_tree
 
 from .actors import USER
 from .checks import Check, all_checks
@@ -116,7 +116,7 @@ def _unmount(path: Path) -> None:
             time.sleep(0.1)
 
 
-def _outcome(check: Check, place: Place) -> str:
+def _outcome(check: Check, place: TreeUnderTest) -> str:
     """Empty when it passes."""
     name = place.fresh()
     try:
@@ -140,7 +140,7 @@ def test_what_passes_there_passes_through(binding: str, backing: Path, tmp_path:
     server = Server(binding, backing / "source", backing / "mount", tmp_path / "log", options=SETID_AND_DEVICES)
     server.start()
     try:
-        mounted, plain = Place(binding, backing, server), Place("plain", backing, None)
+        mounted, plain = TreeUnderTest(binding, backing, server), TreeUnderTest("plain", backing, None)
         wrong = []
         for check in all_checks():
             if check.name.partition(".")[0] in PARTS and not reason(binding, check.name):
@@ -305,7 +305,7 @@ def test_the_state_machine_there(backing: Path, tmp_path: Path) -> None:
     server = Server("devfuse", backing / "source", backing / "mount", tmp_path / "log", options=SETID_AND_DEVICES)
     server.start()
     try:
-        pair = Pair(Place("devfuse", backing, server))
+        pair = Pair(TreeUnderTest("devfuse", backing, server))
         machine = type("TwinsThere", (Twins,), {"pair": pair})
         try:
             run_state_machine_as_test(machine, settings=settings(bounds(), max_examples=10))

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from testkit.servers import BINDINGS, MODES, Place, remove_tree
+from testkit.servers import BINDINGS, MODES, TreeUnderTest, remove_tree
 
 from . import syscalls
 from .checks import Check, all_checks
@@ -19,7 +19,7 @@ WRITEBACK = tuple(name for name in MODES if name.endswith("-writeback"))
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
-def test_check(check: Check, here: Place) -> None:
+def test_check(check: Check, here: TreeUnderTest) -> None:
     name = here.fresh()
     expected = reason(here.name, check.name)
     try:
@@ -43,7 +43,7 @@ def test_check(check: Check, here: Place) -> None:
         pytest.fail(f"passes, but is expected to fail: {expected}. Remove its line from expected.py", pytrace=False)
 
 
-def _forget_errors_of_writing(here: Place) -> None:
+def _forget_errors_of_writing(here: TreeUnderTest) -> None:
     """What could not be written back is told to the next syncfs(2) too, which is another check's."""
     fd = os.open(here.directory, os.O_RDONLY)
     with contextlib.suppress(OSError):
@@ -51,7 +51,7 @@ def _forget_errors_of_writing(here: Place) -> None:
     os.close(fd)
 
 
-def _must_be_unsupported_plainly(check: Check, here: Place) -> None:
+def _must_be_unsupported_plainly(check: Check, here: TreeUnderTest) -> None:
     """What the plain directory can do and the mount cannot is a failure, or a line of the table; never a skip."""
     name = here.fresh()
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cntr.linux import syscalls
-from testkit.servers import BINDINGS, Place, Server, missing, place
+from testkit.servers import BINDINGS, Server, TreeUnderTest, missing, place
 from tests.fs.syscalls import errno_of
 
 pytestmark = pytest.mark.skipif(bool(missing("devfuse")), reason=missing("devfuse") or "nothing is missing")
@@ -21,14 +21,14 @@ FICLONE = 0x40049409
 
 
 @pytest.fixture(params=BINDINGS)
-def here(request: pytest.FixtureRequest) -> Iterator[Place]:
+def here(request: pytest.FixtureRequest) -> Iterator[TreeUnderTest]:
     if missing(request.param):
         pytest.skip(missing(request.param))
     with place(request.param) as found:
         yield found
 
 
-def test_submounts_have_one_device_number(here: Place, tmp_path: Path) -> None:
+def test_submounts_have_one_device_number(here: TreeUnderTest, tmp_path: Path) -> None:
     (here.behind / "below").mkdir()
     syscalls.mount("below", str(here.behind / "below"), "tmpfs", 0)
     try:
@@ -49,7 +49,7 @@ def test_submounts_have_one_device_number(here: Place, tmp_path: Path) -> None:
         syscalls.umount(str(here.behind / "below"), syscalls.MNT_DETACH)
 
 
-def test_locks_leases_and_fifos_are_of_one_path(here: Place) -> None:
+def test_locks_leases_and_fifos_are_of_one_path(here: TreeUnderTest) -> None:
     (here.directory / "file").write_text("text")
     fds = [os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (here.directory, here.behind)]
     try:
@@ -73,7 +73,7 @@ def test_locks_leases_and_fifos_are_of_one_path(here: Place) -> None:
         os.close(leased)
 
 
-def test_neither_nowait_nor_clones(here: Place) -> None:
+def test_neither_nowait_nor_clones(here: TreeUnderTest) -> None:
     (here.directory / "file").write_text("text" * 5000)
     with open(here.directory / "file", "rb") as file, open(here.directory / "clone", "wb") as clone:
         assert errno_of(lambda: os.preadv(file.fileno(), [bytearray(10)], 0, os.RWF_NOWAIT)) == errno.EOPNOTSUPP

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from testkit.servers import Place, Server, missing, open_to_others, place
+from testkit.servers import Server, TreeUnderTest, missing, open_to_others, place
 from testkit.waiting import wait_until
 
 from .test_slow import nobody_else_waits
@@ -26,7 +26,7 @@ PROMPT = 1.0  # seconds
 
 
 @contextlib.contextmanager
-def below(options: tuple[str, ...] = ()) -> Iterator[tuple[Place, Server]]:
+def below(options: tuple[str, ...] = ()) -> Iterator[tuple[TreeUnderTest, Server]]:
     """A place whose directory ``hung`` is another server's, and that server."""
     with place("devfuse", options=("-o", f"hang_timeout={HANG_SECONDS}", *options)) as outer:
         for name in ("disk", "source/hung"):

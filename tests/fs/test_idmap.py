@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from cntr.linux import syscalls as kernel
-from testkit.servers import Place, missing, open_to_others, place
+from testkit.servers import TreeUnderTest, missing, open_to_others, place
 
 from . import syscalls
 from .actors import Actor, fork
@@ -147,14 +147,14 @@ def owners(top: Path) -> dict[str, tuple[int, int, int, int]]:
 
 
 @pytest.fixture
-def here() -> Iterator[Place]:
+def here() -> Iterator[TreeUnderTest]:
     if missing("devfuse"):
         pytest.skip(missing("devfuse"))
     with place("devfuse") as made:
         yield made
 
 
-def test_ownership_as_on_the_backing_tree(here: Place, tmp_path: Path) -> None:
+def test_ownership_as_on_the_backing_tree(here: TreeUnderTest, tmp_path: Path) -> None:
     native = Path(tmp_path, "native")
     for directory in (native, tmp_path / "seen", tmp_path / "mapped", here.behind / "tree"):
         directory.mkdir()

@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 
 from cntr.linux import syscalls
-from testkit.servers import Place, missing, place
+from testkit.servers import TreeUnderTest, missing, place
 
 pytestmark = pytest.mark.skipif(bool(missing("devfuse")), reason=missing("devfuse") or "nothing is missing")
 FDS = 64
 
 
 @contextlib.contextmanager
-def limited(binding: str, *limits: str, options: tuple[str, ...] = ()) -> Iterator[Place]:
+def limited(binding: str, *limits: str, options: tuple[str, ...] = ()) -> Iterator[TreeUnderTest]:
     """A server that began under limits of prlimit(1)."""
     if missing(binding):
         pytest.skip(missing(binding))
@@ -35,7 +35,7 @@ def limited(binding: str, *limits: str, options: tuple[str, ...] = ()) -> Iterat
         assert not here.server.new_suspicious_lines()
 
 
-def hold(here: Place, count: int, *, remove: bool) -> None:
+def hold(here: TreeUnderTest, count: int, *, remove: bool) -> None:
     with contextlib.ExitStack() as stack:
         files = []
         for number in range(count):

@@ -20,21 +20,21 @@ from cntr.cntrfs.options import Options, parse
 from cntr.cntrfs.watchdog import Watchdog, find_device
 from cntr.errors import UsageError
 from cntr.linux import syscalls
-from testkit.servers import REPOSITORY, Place, Server, is_mountpoint, missing, place
+from testkit.servers import REPOSITORY, Server, TreeUnderTest, is_mountpoint, missing, place
 from testkit.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(bool(missing("devfuse")), reason=missing("devfuse") or "nothing is missing")
 
 
 @pytest.fixture(params=["devfuse", "pyfuse3"])
-def here(request: pytest.FixtureRequest) -> Iterator[Place]:
+def here(request: pytest.FixtureRequest) -> Iterator[TreeUnderTest]:
     if missing(request.param):
         pytest.skip(missing(request.param))
     with place(request.param) as found:
         yield found
 
 
-def test_a_mount_over_it_survives_mounts_elsewhere(here: Place, tmp_path: Path) -> None:
+def test_a_mount_over_it_survives_mounts_elsewhere(here: TreeUnderTest, tmp_path: Path) -> None:
     """What is mounted on a file or directory of CntrFS stays, though the mount table changed and the entry got old."""
     over, elsewhere = here.directory / "over", tmp_path / "elsewhere"
     over.mkdir()
@@ -53,7 +53,7 @@ def test_a_mount_over_it_survives_mounts_elsewhere(here: Place, tmp_path: Path) 
         syscalls.umount(str(over), syscalls.MNT_DETACH)
 
 
-def test_a_mount_behind_it_is_crossed(here: Place) -> None:
+def test_a_mount_behind_it_is_crossed(here: TreeUnderTest) -> None:
     below = here.behind / "below"
     below.mkdir()
     assert list((here.directory / "below").iterdir()) == []
@@ -129,7 +129,7 @@ def test_our_own_mount_bound_into_its_source(binding: str, words: tuple[str, ...
 
 
 @pytest.mark.parametrize("number", [errno.ENOTCONN, errno.EACCES], ids=["server gone", "another user's"])
-def test_a_mount_that_cannot_be_looked_at_hides_no_other_name(here: Place, number: int) -> None:
+def test_a_mount_that_cannot_be_looked_at_hides_no_other_name(here: TreeUnderTest, number: int) -> None:
     """Its own name is listed, too, and says why when it is looked at: sshfs and the like are their user's alone, without root."""
     dead = here.behind / "d" / "dead"
     dead.mkdir(parents=True)

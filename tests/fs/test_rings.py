@@ -25,7 +25,7 @@ from cntr.cntrfs.heartbeat import Heartbeat
 from cntr.cntrfs.options import Options
 from cntr.cntrfs.watchdog import open_control
 from cntr.linux import file_syscalls, io_uring
-from testkit.servers import Place, Server, is_mountpoint, missing, place
+from testkit.servers import Server, TreeUnderTest, is_mountpoint, missing, place
 from testkit.waiting import wait_until
 
 NAME = "devfuse-io_uring"
@@ -47,7 +47,7 @@ for thread in threads: thread.start()
 
 
 @pytest.fixture
-def here() -> Iterator[Place]:
+def here() -> Iterator[TreeUnderTest]:
     with place(NAME, options=("-o", "hang_timeout=10")) as made:
         yield made
 
@@ -79,14 +79,14 @@ def waiters(file: Path) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-def server_of(here: Place) -> int:
+def server_of(here: TreeUnderTest) -> int:
     """The pid of the serving process."""
     assert here.server is not None
     return next(pid for pid in here.server.processes() if Path(f"/proc/{pid}/comm").read_text() == "cntrfs\n")
 
 
 @offered
-def test_what_waits_for_a_lock_leaves_its_processor_to_others(here: Place) -> None:
+def test_what_waits_for_a_lock_leaves_its_processor_to_others(here: TreeUnderTest) -> None:
     """Each request holds an entry until it is answered: with four of them four waiters would be all a processor has."""
     (here.behind / "locked").touch()
     with open(here.directory / "locked", "r+b") as holder:
@@ -102,7 +102,7 @@ def test_what_waits_for_a_lock_leaves_its_processor_to_others(here: Place) -> No
 
 
 @offered
-def test_who_waits_for_a_lock_can_be_killed(here: Place) -> None:
+def test_who_waits_for_a_lock_can_be_killed(here: TreeUnderTest) -> None:
     (here.behind / "locked").touch()
     with open(here.directory / "locked", "r+b") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from testkit.servers import BINDINGS, Place, missing, place
+from testkit.servers import BINDINGS, TreeUnderTest, missing, place
 
 from .actors import OTHER, USER
 
@@ -39,7 +39,7 @@ def status(pid: int, key: str) -> int:
     raise KeyError(key)
 
 
-def server_process(here: Place) -> int:
+def server_process(here: TreeUnderTest) -> int:
     """The process that answers."""
     assert here.server is not None
     os.listdir(here.directory)  # once it does, it has its name
@@ -66,7 +66,7 @@ def test_memory_per_file(binding: str) -> None:
 
 
 @contextlib.contextmanager
-def few_fds(binding: str, *options: str) -> Iterator[Place]:
+def few_fds(binding: str, *options: str) -> Iterator[TreeUnderTest]:
     """A server that may have FD_LIMIT fds, and can't have more."""
     server = (sys.executable, "-m", "cntr.cntrfs", "{source}", "{mountpoint}", "--foreground", "--binding", binding)
     with place(binding, ("prlimit", f"--nofile={FD_LIMIT}:{FD_LIMIT}", *server, *options)) as here:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from testkit.servers import Place, Server, missing, place
+from testkit.servers import Server, TreeUnderTest, missing, place
 from testkit.waiting import wait_until
 
 from .slow import BYTES_PER_SECOND, LOOKUP_SECONDS, SYNC_SECONDS
@@ -27,7 +27,7 @@ HANG_SECONDS = 1
 
 
 @contextlib.contextmanager
-def on_a_slow_disk(binding: str) -> Iterator[Place]:
+def on_a_slow_disk(binding: str) -> Iterator[TreeUnderTest]:
     """``slow`` in its tree is on the slow disk."""
     with place(binding, options=("-o", f"hang_timeout={HANG_SECONDS}")) as outer:
         for name in ("disk", "source/slow"):
@@ -58,7 +58,7 @@ def on_a_slow_disk(binding: str) -> Iterator[Place]:
 
 
 @pytest.fixture(params=["devfuse", "devfuse-io_uring"])
-def here(request: pytest.FixtureRequest) -> Iterator[Place]:
+def here(request: pytest.FixtureRequest) -> Iterator[TreeUnderTest]:
     if missing(request.param):
         pytest.skip(missing(request.param))
     with on_a_slow_disk(request.param) as made:
@@ -66,7 +66,7 @@ def here(request: pytest.FixtureRequest) -> Iterator[Place]:
 
 
 @contextlib.contextmanager
-def nobody_else_waits(here: Place) -> Iterator[list[float]]:
+def nobody_else_waits(here: TreeUnderTest) -> Iterator[list[float]]:
     """Meanwhile another client uses another directory of the mount; yields how long its calls took."""
     took: list[float] = []
     others = here.directory / "others"
@@ -92,7 +92,7 @@ def nobody_else_waits(here: Place) -> Iterator[list[float]]:
         user.join()
 
 
-def test_a_copy(here: Place) -> None:
+def test_a_copy(here: TreeUnderTest) -> None:
     """copy_file_range(2) of all at once: by turns, of which each is short."""
     size = 3 * BYTES_PER_SECOND
     (here.base / "disk" / "a").write_bytes(os.urandom(MIB) * (size // MIB))
@@ -109,7 +109,7 @@ def test_a_copy(here: Place) -> None:
     assert (here.base / "disk" / "a").read_bytes() == (here.base / "disk" / "b").read_bytes()
 
 
-def test_a_copier_that_is_killed(here: Place) -> None:
+def test_a_copier_that_is_killed(here: TreeUnderTest) -> None:
     (here.base / "disk" / "a").write_bytes(bytes(20 * BYTES_PER_SECOND))
     script = "import os,sys; os.copy_file_range(*(os.open(p, os.O_RDWR | os.O_CREAT) for p in sys.argv[1:3]), 1 << 30)"
     paths = [str(here.directory / "slow" / name) for name in ("a", "b")]
@@ -124,7 +124,7 @@ def test_a_copier_that_is_killed(here: Place) -> None:
     assert time.monotonic() - began < 3
 
 
-def test_many_fsyncs(here: Place) -> None:
+def test_many_fsyncs(here: TreeUnderTest) -> None:
     """Those of one disk take its time together, and those of another disk none of it."""
 
     def sync(path: Path) -> None:
@@ -149,7 +149,7 @@ def test_many_fsyncs(here: Place) -> None:
     assert max(took) < PROMPT
 
 
-def test_a_close_that_flushes(here: Place) -> None:
+def test_a_close_that_flushes(here: TreeUnderTest) -> None:
     """As on NFS: close(2) writes what is left. The one who closes waits for it."""
     fd = os.open(here.directory / "slow" / "program", os.O_WRONLY | os.O_CREAT, 0o755)
     os.write(fd, b"x")
@@ -162,7 +162,7 @@ def test_a_close_that_flushes(here: Place) -> None:
     assert max(took) < PROMPT
 
 
-def test_a_lookup(here: Place) -> None:
+def test_a_lookup(here: TreeUnderTest) -> None:
     """Who looks up a name waits until it is there, for longer than hang_timeout; nobody else does."""
     (here.base / "disk" / "sleepy").write_bytes(b"well?")
     read: list[bytes] = []
@@ -178,7 +178,7 @@ def test_a_lookup(here: Place) -> None:
 
 
 @pytest.mark.parametrize("seen", [False, True])
-def test_a_backing_that_stands_still(here: Place, seen: bool) -> None:
+def test_a_backing_that_stands_still(here: TreeUnderTest, seen: bool) -> None:
     """Its names and attributes are waited for by who asks for them; the mount, and its watchdog, go on."""
     (here.base / "disk" / "d").mkdir()
     (here.base / "disk" / "d" / "file").write_bytes(b"x")

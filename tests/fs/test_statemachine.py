@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from testkit.servers import Place, remove_tree
+from testkit.servers import TreeUnderTest, remove_tree
 
 from . import snapshots, syscalls
 from .actors import ACTORS, GROUPS, UID, USER
@@ -55,7 +55,7 @@ FALLOCATE = st.sampled_from((0, 1, 3, 0x10, 0x11))
 class Pair:
     """The two trees' agents; the machines of one run share it."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: TreeUnderTest) -> None:
         self.place = place
         self.agents = [[Agent(actor) for actor in ACTORS] for _ in range(2)]
 
@@ -331,7 +331,7 @@ def bounds() -> settings:
 
 
 @pytest.mark.timeout(3600)
-def test_twins(here: Place) -> None:
+def test_twins(here: TreeUnderTest) -> None:
     pair = Pair(here)
     machine = type("TwinsOfOnePlace", (Twins,), {"pair": pair})
     try:

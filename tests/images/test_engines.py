@@ -10,38 +10,43 @@ import sys
 
 import pytest
 
-from testkit.engines import cri, rigging, rigs
+from testkit.engines import cri, rigs, workspaces
 
 RIGS = ("docker", "docker_remapped", "docker_snapshots", "podman", "containerd", "k8s")
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Stopped:
-    """A box whose process was killed, and cntr in the environment in which its engine is found."""
+    """A container whose process was killed, and cntr in the environment in which its engine is found."""
 
-    def __init__(self, rig, box) -> None:
-        self.rig, self.box = rig, box
-        self.env = {**rig.den.env, **box.env, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": ""}
-        self.env["CNTR_CACHE_DIR"] = f"{rig.den.path}/cache"
+    def __init__(self, rig, container) -> None:
+        self.rig, self.container = rig, container
+        self.env = {**rig.workspace.env, **container.env, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": ""}
+        self.env["CNTR_CACHE_DIR"] = f"{rig.workspace.path}/cache"
         if rig.engine in ("containerd", "k8s"):
             self.env["CONTAINERD_ADDRESS"] = rig.socket
         self.kill()
 
     def kill(self) -> None:
-        os.kill(self.box.pid, 9)
-        self.rig.den.wait_for("the end", self.ended)
-        records = f"{self.rig.den.path}/oci"
-        if os.path.exists(f"{records}/{self.box.id}"):  # conmon's `podman container cleanup` isn't given --runtime-flag
-            rigging.run([self.rig.runtime, "--root", records, "delete", "--force", self.box.id])
+        os.kill(self.container.pid, 9)
+        self.rig.workspace.wait_for("the end", self.ended)
+        records = f"{self.rig.workspace.path}/oci"
+        if os.path.exists(
+            f"{records}/{self.container.id}"
+        ):  # conmon's `podman container cleanup` isn't given --runtime-flag
+            workspaces.run([self.rig.runtime, "--root", records, "delete", "--force", self.container.id])
 
     def ended(self) -> bool:
         """Whether the process is gone, and the engine has seen it and taken the container down."""
-        if os.path.exists(f"/proc/{self.box.pid}"):
+        if os.path.exists(f"/proc/{self.container.pid}"):
             return False
         if self.rig.engine == "k8s":
-            plugin = f"{self.rig.den.path}/root/io.containerd.grpc.v1.cri"
-            return json.loads(pathlib.Path(f"{plugin}/containers/{self.box.id}/status").read_text())["FinishedAt"] > 0
-        status = ("inspect", "--format", "{{.State.Status}}", self.box.name)
+            plugin = f"{self.rig.workspace.path}/root/io.containerd.grpc.v1.cri"
+            return (
+                json.loads(pathlib.Path(f"{plugin}/containers/{self.container.id}/status").read_text())["FinishedAt"]
+                > 0
+            )
+        status = ("inspect", "--format", "{{.State.Status}}", self.container.name)
         return not hasattr(self.rig, "command") or self.rig.command(*status).strip() == "exited"
 
     def cntr(self, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
@@ -56,14 +61,14 @@ class Stopped:
         return self.cntr(*arguments).stdout
 
     def diff(self) -> str:
-        return self.rig.command("diff", self.box.name)
+        return self.rig.command("diff", self.container.name)
 
 
 @pytest.fixture
 def stopped(request):
     rig = rigs.open_rig(request, request.param)
-    with rig.box("busybox") as box:
-        yield Stopped(rig, box)
+    with rig.container("busybox") as container:
+        yield Stopped(rig, container)
 
 
 def of(*names: str):
@@ -72,7 +77,7 @@ def of(*names: str):
 
 @of(*RIGS)
 def test_a_session_in_a_container_that_has_ended(stopped):
-    target = stopped.box.target
+    target = stopped.container.target
     script = "cat /var/lib/cntr/etc/motto; echo x > /var/lib/cntr/new && cat /var/lib/cntr/new"
     done = stopped.cntr("attach", target, "--", "sh", "-c", script)
     assert done.stdout.split()[:2] == ["slim", "x"], done.stdout
@@ -87,7 +92,7 @@ def test_a_session_in_a_container_that_has_ended(stopped):
         "a filter, the engine's own where it has one"
     )
     rows = json.loads(stopped.out("ps", "--all", "--json"))
-    assert [row for row in rows if not row["pid"] and row["id"] == stopped.box.id[:12]], rows
+    assert [row for row in rows if not row["pid"] and row["id"] == stopped.container.id[:12]], rows
     properties = {row["property"]: row["value"] for row in json.loads(stopped.out("inspect", target, "--json"))}
     assert properties["command"] == ("sleep 100000" if hasattr(stopped.rig, "command") else "/bin/sleep 100000")
     assert properties["entrypoint check"] == "nothing is missing to start it"
@@ -97,19 +102,19 @@ def test_a_session_in_a_container_that_has_ended(stopped):
 
 @of("docker", "docker_remapped", "docker_snapshots")
 def test_nothing_is_different_afterwards_and_with_write_it_is_fixed(stopped):
-    target, before = stopped.box.target, stopped.diff()
+    target, before = stopped.container.target, stopped.diff()
     script = "echo x > /etc/fixed; rm /etc/motto; mkdir -p /new/deep; chmod 700 /data"
     stopped.cntr("exec", target, "--", "/bin/sh", "-c", script.replace("rm", "/bin/busybox rm").replace("mkdir", "/bin/busybox mkdir")
                  .replace("chmod", "/bin/busybox chmod"))  # fmt: skip
-    (pathlib.Path(stopped.rig.den.path) / "file").write_text("copied\n")
+    (pathlib.Path(stopped.rig.workspace.path) / "file").write_text("copied\n")
     assert stopped.diff() == before
     stopped.cntr("exec", "--write", target, "--", "/bin/sh", "-c", "echo fixed > /etc/fixed")
-    stopped.cntr("cp", f"{stopped.rig.den.path}/file", f"{target}:/etc/copied")
+    stopped.cntr("cp", f"{stopped.rig.workspace.path}/file", f"{target}:/etc/copied")
     assert stopped.out("cp", f"{target}:/etc/fixed", "/dev/stdout") == "fixed\n"
     changed = set(stopped.diff().splitlines()) - set(before.splitlines())
     assert {"A /etc/fixed", "A /etc/copied"} <= changed <= {"A /etc/fixed", "A /etc/copied", "C /etc"}
-    stopped.rig.command("start", stopped.box.name)
-    stopped.box.pid = int(stopped.rig.command("inspect", "--format", "{{.State.Pid}}", stopped.box.name))
+    stopped.rig.command("start", stopped.container.name)
+    stopped.container.pid = int(stopped.rig.command("inspect", "--format", "{{.State.Pid}}", stopped.container.name))
     assert stopped.out("exec", target, "--", "/bin/cat", "/etc/fixed", "/etc/copied") == "fixed\ncopied\n"
     assert "are for what does not" in stopped.cntr("exec", "--write", target, "--", "/bin/true", status=125).stderr
 
@@ -117,14 +122,14 @@ def test_nothing_is_different_afterwards_and_with_write_it_is_fixed(stopped):
 @of("docker", "podman")
 def test_with_write_the_session_ends_when_the_engine_starts_the_container(stopped):
     session = subprocess.Popen(
-        [sys.executable, "-m", "cntr", "exec", "--write", stopped.box.target, "--", "/bin/sh", "-c", "echo in; sleep 60"],
+        [sys.executable, "-m", "cntr", "exec", "--write", stopped.container.target, "--", "/bin/sh", "-c", "echo in; sleep 60"],
         env=stopped.env, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     with session:
         assert session.stdout
         assert session.stderr
         assert session.stdout.readline() == "in\n"
-        stopped.rig.command("start", stopped.box.name)
+        stopped.rig.command("start", stopped.container.name)
         errors = session.stderr.read()
     assert session.returncode
     assert "was started: the session with --write ends" in errors
@@ -134,37 +139,39 @@ def test_with_write_the_session_ends_when_the_engine_starts_the_container(stoppe
 def test_a_container_that_crash_loops_is_found_out_fixed_and_started(request, engine):
     """What the recipe says: why does it die, fix a file with --write, start it."""
     rig = rigs.open_rig(request, engine)
-    name = rigging.unique("crash")
+    name = workspaces.unique("crash")
     flags = [*rig.extra, "--network", "none", "--name", name, "--env", "MODE=prod"]
     rig.command("create", *flags, "slim:1", "/data/start")
-    made = pathlib.Path(rig.den.path, f"start-{name}")
+    made = pathlib.Path(rig.workspace.path, f"start-{name}")
     made.write_text("#!/bin/sh\r\nexec sleep 100000\r\n")
     made.chmod(0o755)
     rig.command("cp", str(made), f"{name}:/data/start")
-    box = rigs.Box(rig, name, 0)
-    with box:
+    container = rigs.EngineContainer(rig, name, 0)
+    with container:
         rig.command("start", name)
         status = ("inspect", "--format", "{{.State.Status}}", name)
-        rig.den.wait_for("the crash", lambda: rig.command(*status).strip() == "exited")
+        rig.workspace.wait_for("the crash", lambda: rig.command(*status).strip() == "exited")
         crashed = Stopped.__new__(Stopped)
         crashed.kill = lambda: None
-        crashed.__init__(rig, box)
-        properties = json.loads(crashed.out("inspect", box.target, "--json"))
+        crashed.__init__(rig, container)
+        properties = json.loads(crashed.out("inspect", container.target, "--json"))
         said = [row["value"] for row in properties if row["property"] == "entrypoint check"]
         assert [line for line in said if "CRLF" in line], said
-        crashed.cntr("exec", "--write", box.target, "--", "/bin/busybox", "sed", "-i", "s/\\r//", "/data/start")
+        crashed.cntr("exec", "--write", container.target, "--", "/bin/busybox", "sed", "-i", "s/\\r//", "/data/start")
         rig.command("start", name)
-        assert crashed.out("exec", box.target, "--", "/bin/cat", "/data/start") == "#!/bin/sh\nexec sleep 100000\n"
+        assert (
+            crashed.out("exec", container.target, "--", "/bin/cat", "/data/start") == "#!/bin/sh\nexec sleep 100000\n"
+        )
 
 
 @of("docker", "podman")
 def test_its_entrypoint_again_under_a_tool(stopped):
-    name = rigging.unique("run")
+    name = workspaces.unique("run")
     flags = [*stopped.rig.extra, "--network", "none", "--name", name, "--env", "MODE=prod", "--user", "1000"]
     stopped.rig.command(
         "create", *flags, "slim:1", "/bin/sh", "-c", "echo $MODE $(id -u) $(pwd); cat /proc/1/missing; exit 7"
     )
-    with rigs.Box(stopped.rig, name, 0):
+    with rigs.EngineContainer(stopped.rig, name, 0):
         target = f"{stopped.rig.engine}:{name}"
         done = stopped.cntr("run", target, status=7)
         assert done.stdout.split() == ["prod", "1000", "/"]
@@ -176,8 +183,8 @@ def test_its_entrypoint_again_under_a_tool(stopped):
 @of("docker", "podman")
 def test_what_its_engine_would_not_start_is_looked_into_all_the_same(stopped):
     """A volume, or a user, that is not there: said, left out; `run` starts exactly what is configured, or nothing."""
-    rig, name = stopped.rig, rigging.unique("odd")
-    place = pathlib.Path(rig.den.path, name)
+    rig, name = stopped.rig, workspaces.unique("odd")
+    place = pathlib.Path(rig.workspace.path, name)
     place.mkdir()
     flags = [
         "--user",
@@ -193,7 +200,7 @@ def test_what_its_engine_would_not_start_is_looked_into_all_the_same(stopped):
     ]
     flags += ["--sysctl", "net.ipv4.ip_unprivileged_port_start=99"]
     rig.command("create", *rig.extra, "--network", "none", "--name", name, *flags, "slim:1", "/bin/sh", "-c", "exit 7")
-    with rigs.Box(rig, name, 0):
+    with rigs.EngineContainer(rig, name, 0):
         target = f"{rig.engine}:{name}"
         assert stopped.cntr("run", target, status=7).stdout == ""
         place.rmdir()
@@ -216,7 +223,7 @@ def test_images_as_targets_and_as_tools(stopped):
         assert stopped.out("exec", reference, "--", "/bin/cat", "/etc/motto") == "slim\n"
     assert stopped.out("attach", f"image:{name}", "--", "cat", "/var/lib/cntr/etc/motto") == "slim\n"
     script = "cat /etc/motto; ls /bin/busybox; [ -e /usr/bin/python3 ] || echo none"
-    tools = stopped.out("attach", stopped.box.target, "--tools", f"image:{name}", "--", "/bin/sh", "-c", script)
+    tools = stopped.out("attach", stopped.container.target, "--tools", f"image:{name}", "--", "/bin/sh", "-c", script)
     assert tools.split() == ["slim", "/bin/busybox", "none"]
     rows = json.loads(stopped.out("cache", "--json"))
     assert [row["image"] for row in rows] in ([name], [name, name])
@@ -228,24 +235,24 @@ def test_images_as_targets_and_as_tools(stopped):
 
 @of("k8s")
 def test_a_pods_container_joins_the_sandbox_while_it_lives_and_the_last_attempt_counts(stopped):
-    rig, name = stopped.rig, stopped.box.name.split("/")[1]
-    tasks = rigging.run([*rig.cli, "task", "ls"], env=rig.den.env).splitlines()
-    sandbox = next(row.split() for row in tasks if row.split()[0] == rig.pods[stopped.box.name])
+    rig, name = stopped.rig, stopped.container.name.split("/")[1]
+    tasks = workspaces.run([*rig.cli, "task", "ls"], env=rig.workspace.env).splitlines()
+    sandbox = next(row.split() for row in tasks if row.split()[0] == rig.pods[stopped.container.name])
     script = "/bin/busybox readlink /proc/self/ns/ipc; /bin/busybox hostname"
-    for target in (stopped.box.target, f"k8s:{name}", f"k8s:prod/{name[:-2]}", stopped.box.id[:12]):
+    for target in (stopped.container.target, f"k8s:{name}", f"k8s:prod/{name[:-2]}", stopped.container.id[:12]):
         out = stopped.out("exec", target, "--", "/bin/sh", "-c", script).split()
         assert out == [os.readlink(f"/proc/{sandbox[1]}/ns/ipc"), os.uname().nodename], target
-    pod = cri.sandbox(name, "prod", f"uid-{name}", cgroup=f"/{rig.den.mark}", pid=cri.CONTAINER)
+    pod = cri.sandbox(name, "prod", f"uid-{name}", cgroup=f"/{rig.workspace.mark}", pid=cri.CONTAINER)
     again = cri.container("app", "localhost/slim:1", ["/data/start"], pid=cri.CONTAINER)
     again[1] = {1: "app", 2: 1}  # the second attempt
     second = rig.runtime.call("CreateContainer", {1: sandbox[0], 2: again, 3: pod})
-    rows = json.loads(stopped.out("inspect", stopped.box.target, "--json"))
+    rows = json.loads(stopped.out("inspect", stopped.container.target, "--json"))
     assert {row["property"]: row["value"] for row in rows}["entrypoint check"].startswith("/data/start: ")
     script = "echo '#!/bin/sh' > /data/start; echo 'exit 5' >> /data/start; /bin/busybox chmod 755 /data/start"
-    stopped.cntr("exec", "--write", stopped.box.target, "--", "/bin/sh", "-c", script)
+    stopped.cntr("exec", "--write", stopped.container.target, "--", "/bin/sh", "-c", script)
     rig.runtime.call("StartContainer", {1: second})
     rig.runtime.call("StopPodSandbox", {1: sandbox[0]})
-    rows = json.loads(stopped.out("inspect", stopped.box.target, "--json"))
+    rows = json.loads(stopped.out("inspect", stopped.container.target, "--json"))
     assert {row["property"]: row["value"] for row in rows}["last exit status"] == "5"
 
 

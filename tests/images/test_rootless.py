@@ -16,8 +16,8 @@ from cntr.engines import evidence
 from cntr.errors import CntrError
 from cntr.images import targets
 from cntr.linux import procfs
-from testkit.engines import newer, rigging
-from testkit.engines.rig import Box, Rig
+from testkit.engines import newer, workspaces
+from testkit.engines.rig import EngineContainer, Rig
 from testkit.engines.rigs_cli import PodmanRootless
 from testkit.engines.rigs_others import DockerRootless
 
@@ -42,12 +42,12 @@ class Native(PodmanRootless):
 
     def images(self) -> None:
         """The store's configuration first; $CONTAINERS_STORAGE_CONF tells root of it."""
-        home = f"{self.den.path}/home-slim"
+        home = f"{self.workspace.path}/home-slim"
         self.conf = pathlib.Path(home, ".config/containers/storage.conf")
         self.conf.parent.mkdir(parents=True)
         graph = f"{home}/.local/share/containers/storage"
         self.conf.write_text(
-            f'[storage]\ndriver = "{self.driver}"\ngraphroot = "{graph}"\nrunroot = "{self.den.path}/runtime/containers"\n'
+            f'[storage]\ndriver = "{self.driver}"\ngraphroot = "{graph}"\nrunroot = "{self.workspace.path}/runtime/containers"\n'
             + self.options()
         )
         self.cli = (*self.prefix(), *self.cli)
@@ -59,9 +59,9 @@ class Native(PodmanRootless):
         """What cntr prints, for root or for the user, where the user exists."""
         view = self.cli[: self.cli.index("podman" if as_user else "setpriv")]
         env = (
-            self.den.env
+            self.workspace.env
             if as_user
-            else {**os.environ, "CNTR_RIG": self.den.mark, "CONTAINERS_STORAGE_CONF": str(self.conf)}
+            else {**os.environ, "CNTR_RIG": self.workspace.mark, "CONTAINERS_STORAGE_CONF": str(self.conf)}
         )
         done = subprocess.run(
             [*view, sys.executable, "-m", "cntr", *arguments],
@@ -81,7 +81,7 @@ class Served(Native):
         """A view in which it is installed, and /dev/fuse is there for everybody."""
         root, machine = newer.root("trixie"), os.uname().machine
         loader = next(pathlib.Path(root).glob("usr/lib64/ld-linux-*"))
-        program, device = pathlib.Path(self.den.path, "fuse-overlayfs"), pathlib.Path(self.den.path, "fuse")
+        program, device = pathlib.Path(self.workspace.path, "fuse-overlayfs"), pathlib.Path(self.workspace.path, "fuse")
         library = f"{root}/usr/lib/{machine}-linux-gnu"
         program.write_text(f'#!/bin/sh\nexec {loader} --library-path {library} {root}/usr/bin/fuse-overlayfs "$@"\n')
         program.chmod(0o755)
@@ -110,11 +110,11 @@ def rig(request):
 
 
 def test_a_users_stopped_and_created_containers(rig):
-    box = rig.box("busybox")
-    os.kill(box.pid, 9)
-    status = ("inspect", "--format", "{{.State.Status}}", box.name)
-    rig.den.wait_for("the end", lambda: rig.command(*status).strip() == "exited")
-    made = rigging.unique("made")
+    container = rig.container("busybox")
+    os.kill(container.pid, 9)
+    status = ("inspect", "--format", "{{.State.Status}}", container.name)
+    rig.workspace.wait_for("the end", lambda: rig.command(*status).strip() == "exited")
+    made = workspaces.unique("made")
     rig.command(
         *(
             "create",
@@ -122,7 +122,7 @@ def test_a_users_stopped_and_created_containers(rig):
             made,
             "--network",
             "none",
-            *rigging.ULIMITS,
+            *workspaces.ULIMITS,
             "--env",
             "MODE=prod",
             "--user",
@@ -131,51 +131,51 @@ def test_a_users_stopped_and_created_containers(rig):
         ),
         *("/bin/sh", "-c", "echo $MODE $(id -u); exit 3"),
     )
-    before = rig.command("diff", box.name)
+    before = rig.command("diff", container.name)
     script = (
         "cat /etc/motto; echo x > /new; busybox chown 1000 /new; busybox stat -c %u /new; id -u; cat /proc/self/uid_map"
     )
     callers = (False, True) if rig.roots else (True,)
     for as_user in callers:
-        out = rig.cntr("exec", box.target, "--", "/bin/sh", "-c", script, as_user=as_user)
+        out = rig.cntr("exec", container.target, "--", "/bin/sh", "-c", script, as_user=as_user)
         assert out.split() == ["slim", "1000", "0", "0", str(rig.uid), "1", "1", "300000", "65536"]
         script_outside = "cat /var/lib/cntr/etc/motto; echo x > /var/lib/cntr/etc/motto; cat /var/lib/cntr/etc/motto"
-        assert rig.cntr("attach", box.target, "--", "sh", "-c", script_outside, as_user=as_user).split() == [
+        assert rig.cntr("attach", container.target, "--", "sh", "-c", script_outside, as_user=as_user).split() == [
             "slim",
             "x",
         ]
         assert rig.cntr("run", made, as_user=as_user, status=3).split() == ["prod", "1000"]
         states = {row["name"]: row["state"] for row in json.loads(rig.cntr("ps", "--all", "--json", as_user=as_user))}
-        assert (states[box.name], states[made]) == ("exited", "created")
-    assert rig.command("diff", box.name) == before
+        assert (states[container.name], states[made]) == ("exited", "created")
+    assert rig.command("diff", container.name) == before
     for as_user in callers:
         name = f"/etc/fixed-{as_user}"
-        rig.cntr("exec", "--write", box.target, "--", "/bin/sh", "-c", f"echo x > {name}", as_user=as_user)
-        assert f"A {name}" in rig.command("diff", box.name)
+        rig.cntr("exec", "--write", container.target, "--", "/bin/sh", "-c", f"echo x > {name}", as_user=as_user)
+        assert f"A {name}" in rig.command("diff", container.name)
     if not rig.roots:
-        rig.cntr("exec", box.target, "--", "/bin/sh", as_user=False, status=125)
-        rig.den.wait_for(
+        rig.cntr("exec", container.target, "--", "/bin/sh", as_user=False, status=125)
+        rig.workspace.wait_for(
             "the end of the servers", lambda: not evidence.processes_named("fuse-overlayfs", "ld-linux-x86-64")
         )
-    rig.command("start", box.name)
-    box.pid = int(rig.command("inspect", "--format", "{{.State.Pid}}", box.name))
-    assert rig.command("exec", box.name, "cat", "/etc/fixed-True") == "x\n"
+    rig.command("start", container.name)
+    container.pid = int(rig.command("inspect", "--format", "{{.State.Pid}}", container.name))
+    assert rig.command("exec", container.name, "cat", "/etc/fixed-True") == "x\n"
 
 
 def test_rootless_dockers_stopped_and_created_containers():
     """By its API: for the user, and for root, who is told whose it is."""
     rig = DockerRootless()
     try:
-        box, made = rig.box("busybox"), rigging.unique("made")
+        container, made = rig.container("busybox"), workspaces.unique("made")
         words = ("create", "--name", made, "--network", "none", "--env", "MODE=prod", "--user", "1000", "slim:1")
         rig.command(*words, "/bin/sh", "-c", "echo $MODE $(id -u); exit 3")
-        rig.command("kill", box.name)
-        view = rigging.users_view(rig.den.path, [("slim", rig.uid)])
+        rig.command("kill", container.name)
+        view = workspaces.users_view(rig.workspace.path, [("slim", rig.uid)])
         become = ("setpriv", f"--reuid={rig.uid}", f"--regid={rig.uid}", "--clear-groups", "--inh-caps=-all")
-        own = {"HOME": f"{rig.den.path}/home-slim", "XDG_RUNTIME_DIR": f"{rig.den.path}/runtime"}
+        own = {"HOME": f"{rig.workspace.path}/home-slim", "XDG_RUNTIME_DIR": f"{rig.workspace.path}/runtime"}
 
         def cntr(*words: str, as_user: bool, status: int = 0) -> str:
-            more = {"CNTR_RIG": rig.den.mark, "DOCKER_HOST": f"unix://{rig.socket}", **(own if as_user else {})}
+            more = {"CNTR_RIG": rig.workspace.mark, "DOCKER_HOST": f"unix://{rig.socket}", **(own if as_user else {})}
             done = subprocess.run(
                 [*view, *(become if as_user else ()), sys.executable, "-m", "cntr", *words],
                 env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "", **more},
@@ -186,19 +186,19 @@ def test_rootless_dockers_stopped_and_created_containers():
 
         for as_user in (False, True):
             script = "cat /etc/motto; echo x > /new; id -u; cat /proc/self/uid_map"
-            out = cntr("exec", box.target, "--", "/bin/sh", "-c", script, as_user=as_user)
+            out = cntr("exec", container.target, "--", "/bin/sh", "-c", script, as_user=as_user)
             assert out.split() == ["slim", "0", "0", str(rig.uid), "1", "1", "300000", "65536"]
-            out = cntr("attach", box.target, "--", "cat", "/var/lib/cntr/etc/motto", as_user=as_user)
+            out = cntr("attach", container.target, "--", "cat", "/var/lib/cntr/etc/motto", as_user=as_user)
             assert out == "slim\n"
             assert cntr("run", made, as_user=as_user, status=3).split() == ["prod", "1000"]
             states = {row["name"]: row["state"] for row in json.loads(cntr("ps", "--all", "--json", as_user=as_user))}
-            assert (states[box.name], states[made]) == ("exited", "created")
-            assert "/new" not in rig.command("diff", box.name)
+            assert (states[container.name], states[made]) == ("exited", "created")
+            assert "/new" not in rig.command("diff", container.name)
             fixed = f"/etc/fixed-{as_user}"
-            cntr("exec", "--write", box.target, "--", "/bin/sh", "-c", f"echo x > {fixed}", as_user=as_user)
-            assert f"A {fixed}" in rig.command("diff", box.name)
-        rig.command("start", box.name)
-        assert rig.command("exec", box.name, "cat", "/etc/fixed-True", "/etc/fixed-False") == "x\nx\n"
+            cntr("exec", "--write", container.target, "--", "/bin/sh", "-c", f"echo x > {fixed}", as_user=as_user)
+            assert f"A {fixed}" in rig.command("diff", container.name)
+        rig.command("start", container.name)
+        assert rig.command("exec", container.name, "cat", "/etc/fixed-True", "/etc/fixed-False") == "x\nx\n"
     finally:
         rig.stop()
 
@@ -213,7 +213,7 @@ class UsersLxc(Rig):
 
     def start(self) -> None:
         """A home, a runtime directory, the view in which the user exists."""
-        self.home, self.run = f"{self.den.path}/home-slim", f"{self.den.path}/runtime"
+        self.home, self.run = f"{self.workspace.path}/home-slim", f"{self.workspace.path}/runtime"
         self.containers = f"{self.home}/.local/share/lxc"
         os.makedirs(self.containers)
         os.mkdir(self.run)
@@ -221,20 +221,20 @@ class UsersLxc(Rig):
         for path in places:
             os.chown(path, self.uid, self.uid)
             os.chmod(path, 0o711)
-        self.view = rigging.users_view(self.den.path, [("slim", self.uid)])
+        self.view = workspaces.users_view(self.workspace.path, [("slim", self.uid)])
 
-    def make(self, variant: str, name: str) -> Box:
+    def make(self, variant: str, name: str) -> EngineContainer:
         """As lxc-create leaves it: not started."""
-        root = rigging.busybox_root(f"{self.containers}/{name}/rootfs")
+        root = workspaces.busybox_root(f"{self.containers}/{name}/rootfs")
         os.makedirs(f"{root}/dev", exist_ok=True)
-        rigging.run(["chown", "-hR", "300000:300000", root])
+        workspaces.run(["chown", "-hR", "300000:300000", root])
         (pathlib.Path(root).parent / "config").write_text(
             f"lxc.uts.name = {name}\nlxc.rootfs.path = dir:{root}\nlxc.net.0.type = empty\nlxc.mount.auto = proc:mixed sys:mixed\n"
             "lxc.init.cmd = /bin/sleep 100000\nlxc.idmap = u 0 300000 65536\nlxc.idmap = g 0 300000 65536\nlxc.cap.drop = sys_ptrace\n"
         )
         for path in (f"{root}/..", f"{root}/../config"):
             os.chown(path, self.uid, self.uid)
-        return Box(self, name, 0, rootfs=root)
+        return EngineContainer(self, name, 0, rootfs=root)
 
     def go(self, *words: str, as_user: bool = True, status: int = 0) -> str:
         """What a command prints."""
@@ -242,7 +242,7 @@ class UsersLxc(Rig):
         more = {"HOME": self.home, "XDG_RUNTIME_DIR": self.run} if as_user else {"CNTR_LXC_ROOT": self.containers}
         done = subprocess.run(
             [*self.view, *(become if as_user else ()), *words],
-            env={**self.den.env, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "", **more},
+            env={**self.workspace.env, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "", **more},
             **{"cwd": "/", "capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "timeout": 100},
         )
         assert done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -252,35 +252,37 @@ class UsersLxc(Rig):
         """What cntr prints."""
         return self.go(sys.executable, "-m", "cntr", *words, as_user=as_user, status=status)
 
-    def remove(self, box: Box) -> None:
+    def remove(self, container: EngineContainer) -> None:
         """Stop it, if it runs."""
-        self.go("sh", "-c", f"lxc-stop -k -n {box.name} || true")
+        self.go("sh", "-c", f"lxc-stop -k -n {container.name} || true")
 
 
 def test_a_users_lxc_container_stopped_and_running(other_users):
     rig = UsersLxc()
     try:
-        box = rig.box("busybox")
+        container = rig.container("busybox")
         script = "cat /etc/motto; busybox stat -c %u /etc/motto; echo x > /new; id -u; cat /proc/self/uid_map"
         for as_user in (True, False):
             listed = json.loads(rig.cntr("ps", "--all", "--json", as_user=as_user))
-            assert [(row["state"], row["owner"]) for row in listed if row["name"] == box.name] == [("stopped", "slim")]
-            out = rig.cntr("exec", f"lxc:{box.name}", "--", "/bin/sh", "-c", script, as_user=as_user)
+            assert [(row["state"], row["owner"]) for row in listed if row["name"] == container.name] == [
+                ("stopped", "slim")
+            ]
+            out = rig.cntr("exec", f"lxc:{container.name}", "--", "/bin/sh", "-c", script, as_user=as_user)
             assert out.split() == ["slim", "0", "0", "0", "300000", "65536"]
             out = rig.cntr(
-                "attach", box.name, "--", "sh", "-c", "touch /tmp/x; cat /var/lib/cntr/etc/motto", as_user=as_user
+                "attach", container.name, "--", "sh", "-c", "touch /tmp/x; cat /var/lib/cntr/etc/motto", as_user=as_user
             )
             assert out == "slim\n"
-            assert not os.path.exists(f"{box.rootfs}/new")
-            words = ("exec", "--write", box.name, "--", "/bin/sh", "-c", f"echo x > /etc/fixed-{as_user}")
+            assert not os.path.exists(f"{container.rootfs}/new")
+            words = ("exec", "--write", container.name, "--", "/bin/sh", "-c", f"echo x > /etc/fixed-{as_user}")
             rig.cntr(*words, as_user=as_user)
-            assert os.stat(f"{box.rootfs}/etc/fixed-{as_user}").st_uid == 300000
-        rig.go("lxc-start", "-n", box.name, "-d")
-        box.pid = int(rig.go("lxc-info", "-n", box.name, "-pH"))
+            assert os.stat(f"{container.rootfs}/etc/fixed-{as_user}").st_uid == 300000
+        rig.go("lxc-start", "-n", container.name, "-d")
+        container.pid = int(rig.go("lxc-info", "-n", container.name, "-pH"))
         for as_user in (True, False):
             words = (
                 "attach",
-                f"lxc:{box.name}",
+                f"lxc:{container.name}",
                 "--",
                 "sh",
                 "-c",
@@ -288,16 +290,18 @@ def test_a_users_lxc_container_stopped_and_running(other_users):
             )
             assert rig.cntr(*words, as_user=as_user) == "0\nx\n"
             assert (
-                rig.cntr("exec", box.name, "--", "/bin/sh", "-c", "id -u; ls /etc/fixed*", as_user=as_user).split()[0]
+                rig.cntr(
+                    "exec", container.name, "--", "/bin/sh", "-c", "id -u; ls /etc/fixed*", as_user=as_user
+                ).split()[0]
                 == "0"
             )
-        config = pathlib.Path(box.rootfs).parent / "config"
-        rig.go("lxc-stop", "-k", "-n", box.name)
+        config = pathlib.Path(container.rootfs).parent / "config"
+        rig.go("lxc-stop", "-k", "-n", container.name)
         config.write_text(
             config.read_text().replace(" 300000 ", " 100 ")
         )  # ids of others, which newuidmap would refuse
         for as_user in (True, False):
-            rig.cntr("exec", f"lxc:{box.name}", "--", "/bin/sh", as_user=as_user, status=125)
+            rig.cntr("exec", f"lxc:{container.name}", "--", "/bin/sh", as_user=as_user, status=125)
     finally:
         rig.stop()
 
@@ -306,11 +310,11 @@ def test_a_users_own_archive_and_directory():
     """As targets and as tools, without root: in the user's ids."""
     rig = Native()
     try:
-        rig.command("save", "-q", "-o", f"{rig.den.path}/tmp/saved.tar", "slim:1")
-        root = f"{rig.den.path}/home-slim/root"
-        shutil.copytree(f"{rig.den.path}/image-slim", root, symlinks=True)
-        rigging.run(["chown", "-hR", f"{rig.uid}:{rig.uid}", root])
-        for target in (f"dir:{root}", f"archive:{rig.den.path}/tmp/saved.tar"):
+        rig.command("save", "-q", "-o", f"{rig.workspace.path}/tmp/saved.tar", "slim:1")
+        root = f"{rig.workspace.path}/home-slim/root"
+        shutil.copytree(f"{rig.workspace.path}/image-slim", root, symlinks=True)
+        workspaces.run(["chown", "-hR", f"{rig.uid}:{rig.uid}", root])
+        for target in (f"dir:{root}", f"archive:{rig.workspace.path}/tmp/saved.tar"):
             script = "cat /etc/motto; echo x > /etc/motto; busybox stat -c %u /etc/motto /bin/busybox; cat /proc/self/uid_map"
             out = rig.cntr("exec", target, "--", "/bin/sh", "-c", script, as_user=True).split()
             assert out == ["slim", "0", "0", "0", str(rig.uid), "1", "1", "300000", "65536"], target
@@ -326,7 +330,7 @@ def test_a_users_own_archive_and_directory():
             )
             assert rig.cntr(*command, as_user=True).split() == ["slim", "slim"]
         assert pathlib.Path(root, "etc/motto").read_text() == "slim\n"
-        assert os.stat(f"{rig.den.path}/home-slim/.cache/cntr").st_uid == rig.uid
+        assert os.stat(f"{rig.workspace.path}/home-slim/.cache/cntr").st_uid == rig.uid
     finally:
         rig.stop()
 
@@ -334,7 +338,7 @@ def test_a_users_own_archive_and_directory():
 @pytest.fixture
 def hostile(tmp_path, monkeypatch):
     """(directory, configuration, layers.json, name): a store of a user's making, busybox in its one layer of its own."""
-    top = pathlib.Path(rigging.tempfile.mkdtemp(prefix=f"{rigging.PREFIX}store-", dir="/tmp"))
+    top = pathlib.Path(workspaces.tempfile.mkdtemp(prefix=f"{workspaces.PREFIX}store-", dir="/tmp"))
     top.chmod(0o755)
     id, layer, lower = ("a" * 64, "b" * 64, "c" * 64)
     graph = top / "graph"

@@ -10,25 +10,30 @@ import pytest
 
 from cntr.errors import CntrError
 from cntr.images import lxc_stopped, targets
-from testkit.engines import rigging, rigs
+from testkit.engines import rigs, workspaces
 from tests.images.test_engines import Stopped
 
 
 class Idle(Stopped):
-    """A box of one of these, ended as its engine does that."""
+    """A container of one of these, ended as its engine does that."""
 
     def kill(self) -> None:
         """By the engine's command."""
-        self.env["CNTR_LXC_ROOT"], self.env["CNTR_NSPAWN_ROOT"] = f"{self.rig.den.path}/lxc", self.rig.den.path
-        rig, name = self.rig, self.box.name
+        self.env["CNTR_LXC_ROOT"], self.env["CNTR_NSPAWN_ROOT"] = (
+            f"{self.rig.workspace.path}/lxc",
+            self.rig.workspace.path,
+        )
+        rig, name = self.rig, self.container.name
         if rig.engine == "lxc":
-            rigging.run(["lxc-stop", "-k", "-P", rig.path, "-n", name], env=rig.den.env)
+            workspaces.run(["lxc-stop", "-k", "-P", rig.path, "-n", name], env=rig.workspace.env)
         elif rig.engine in ("lxd", "incus"):
             rig.command("stop", "--force", name)
         elif rig.engine == "nspawn":
-            os.kill(self.box.pid, 9)
+            os.kill(self.container.pid, 9)
             rig.monitors[name].wait(timeout=20)
-        rig.den.wait_for("the end", lambda: not self.box.pid or not os.path.exists(f"/proc/{self.box.pid}"))
+        rig.workspace.wait_for(
+            "the end", lambda: not self.container.pid or not os.path.exists(f"/proc/{self.container.pid}")
+        )
 
 
 CASES = [
@@ -40,42 +45,49 @@ CASES = [
 @pytest.mark.parametrize(("name", "variant"), CASES)
 def test_a_system_that_does_not_run(request, name, variant):
     rig = rigs.open_rig(request, name)
-    box = rig.box(variant)
-    idle = Idle(rig, box)
+    container = rig.container(variant)
+    idle = Idle(rig, container)
     try:
         if name == "buildah":
-            rigging.run(["buildah", "umount", box.name], env=rig.den.env)
-            rigging.run(["buildah", "config", "--cmd", "/bin/sleep 9", "--env", "MODE=prod", box.name], env=rig.den.env)
+            workspaces.run(["buildah", "umount", container.name], env=rig.workspace.env)
+            workspaces.run(
+                ["buildah", "config", "--cmd", "/bin/sleep 9", "--env", "MODE=prod", container.name],
+                env=rig.workspace.env,
+            )
         script = "cat /etc/motto; echo x > /etc/new; busybox stat -c %u /etc/new /etc/motto; id -u; hostname; cat /proc/self/uid_map"
         rows = idle.out(
-            "exec", box.target, "--", "/bin/busybox", "sh", "-c", script.replace("hostname", "busybox hostname")
+            "exec", container.target, "--", "/bin/busybox", "sh", "-c", script.replace("hostname", "busybox hostname")
         ).split()
-        assert rows[:5] == ["slim", "0", "0", "0", box.name], rows
+        assert rows[:5] == ["slim", "0", "0", "0", container.name], rows
         own = variant == "userns" or (name in ("lxd", "incus") and variant == "busybox")
         assert (rows[5], rows[6] != "0") == ("0", own), rows
-        assert idle.out("attach", box.target, "--", "cat", "/var/lib/cntr/etc/motto") == "slim\n"
+        assert idle.out("attach", container.target, "--", "cat", "/var/lib/cntr/etc/motto") == "slim\n"
         assert [
-            row for row in json.loads(idle.out("ps", "--all", "--json")) if not row["pid"] and row["name"] == box.name
+            row
+            for row in json.loads(idle.out("ps", "--all", "--json"))
+            if not row["pid"] and row["name"] == container.name
         ]
-        properties = {row["property"]: row["value"] for row in json.loads(idle.out("inspect", box.target, "--json"))}
+        properties = {
+            row["property"]: row["value"] for row in json.loads(idle.out("inspect", container.target, "--json"))
+        }
         if name in ("lxd", "incus", "buildah"):
             assert properties["entrypoint check"] == "nothing is missing to start it"
         else:
             assert properties["command"] in ("/bin/sleep 100000", "/sbin/init")
-        idle.cntr("exec", "--write", box.target, "--", "/bin/busybox", "sh", "-c", "echo fixed > /etc/fixed")
-        assert idle.out("exec", box.target, "--", "/bin/busybox", "cat", "/etc/fixed") == "fixed\n"
+        idle.cntr("exec", "--write", container.target, "--", "/bin/busybox", "sh", "-c", "echo fixed > /etc/fixed")
+        assert idle.out("exec", container.target, "--", "/bin/busybox", "cat", "/etc/fixed") == "fixed\n"
         if name in ("lxd", "incus"):
-            rig.command("start", box.name)
+            rig.command("start", container.name)
             assert rig.command(
-                "exec", box.name, "--", "/bin/sh", "-c", "cat /etc/fixed; busybox stat -c %u /etc/fixed"
+                "exec", container.name, "--", "/bin/sh", "-c", "cat /etc/fixed; busybox stat -c %u /etc/fixed"
             ).split() == ["fixed", "0"]
     finally:
         if name == "lxc":
-            subprocess.call(["rm", "-r", f"{rig.path}/{box.name}"])
+            subprocess.call(["rm", "-r", f"{rig.path}/{container.name}"])
         elif name != "nspawn":
             if name == "buildah":
-                rigging.run(["buildah", "mount", box.name], env=rig.den.env)
-            rig.remove(box)
+                workspaces.run(["buildah", "mount", container.name], env=rig.workspace.env)
+            rig.remove(container)
 
 
 def test_a_configuration_of_lxcs(tmp_path, monkeypatch):

@@ -10,9 +10,9 @@ import sys
 import pytest
 
 from cntr.attach import view
-from tests.nest import box as boxes
+from tests.nest import busybox as busybox
 from tests.nest import test_view
-from tests.nest.box import CNTR, REPOSITORY, Box
+from tests.nest.busybox import CNTR, REPOSITORY, BusyboxContainer
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 FILTERED = [sys.executable, "-m", "tests.nest.filtered", "5.10"]
@@ -20,7 +20,7 @@ FILTERED = [sys.executable, "-m", "tests.nest.filtered", "5.10"]
 
 @pytest.fixture(autouse=True)
 def no_mount_setattr(monkeypatch):
-    monkeypatch.setattr(boxes, "CNTR", [*FILTERED, *CNTR])
+    monkeypatch.setattr(busybox, "CNTR", [*FILTERED, *CNTR])
 
 
 def test_the_call_is_not_there():
@@ -39,10 +39,10 @@ def tools(tmp_path):
 
 
 def test_a_session_its_files_and_its_words(tools):
-    with Box(files={"/etc/hosts": "127.0.0.1 slim\n"}) as box:
+    with BusyboxContainer(files={"/etc/hosts": "127.0.0.1 slim\n"}) as container:
         script = "hostname; touch /bin/x /etc/hosts; cat /var/lib/cntr/bin/busybox | wc -c; echo x > /tmp/x; cat /proc/self/mountinfo"
-        done = box.attach("-v", "--tools", tools, "--", "/bin/sh", "-c", script)
-        assert done.stdout.startswith(f"demo\n{os.path.getsize(boxes.BUSYBOX)}\n"), done
+        done = container.attach("-v", "--tools", tools, "--", "/bin/sh", "-c", script)
+        assert done.stdout.startswith(f"demo\n{os.path.getsize(busybox.BUSYBOX)}\n"), done
         assert done.stderr.count("Read-only file system") == 2, done
         assert "): masked" in done.stderr
         assert "no mount_setattr (Linux 5.12): nothing is idmapped" in done.stderr
@@ -52,7 +52,7 @@ def test_a_session_its_files_and_its_words(tools):
         assert {"ro", "nosuid", "nodev"} <= flags["/bin"]
         assert {"ro", "nosuid"} <= flags["/etc/hosts"]
         assert not [row for row in rows if any(word.startswith("shared:") for word in row[6:])]
-        assert box.exec("--", "/bin/readlink", "/proc/self/exe").stdout == "/bin/busybox\n"
+        assert container.exec("--", "/bin/readlink", "/proc/self/exe").stdout == "/bin/busybox\n"
 
 
 @pytest.mark.parametrize("transport", ["mount", "fuse"])
@@ -72,9 +72,9 @@ def test_what_only_some_may_read_is_not_seen(tools, transport):
         (tree / name).chmod(mode)
     (tree / "closed").chmod(0o700)
     for uid in (0, 1000):
-        with Box(uid=uid, gid=uid, capabilities=0 if uid else (1 << 41) - 1) as box:
+        with BusyboxContainer(uid=uid, gid=uid, capabilities=0 if uid else (1 << 41) - 1) as container:
             script = "cat /open /roots /owners /groups /closed/inner; ls -A /closed"
-            done = box.attach("--tools", tools, "--transport", transport, "--", "/bin/sh", "-c", script)
+            done = container.attach("--tools", tools, "--transport", transport, "--", "/bin/sh", "-c", script)
             assert done.stdout == "secret of open\n", (done.stdout, done.stderr)
 
 
@@ -104,11 +104,11 @@ assert flags == {{os.ST_RDONLY | os.ST_NOSUID | os.ST_NODEV}}, flags
 @pytest.mark.parametrize("transport", ["mount", "fuse"])
 def test_the_tools_are_not_written_to_with_every_capability(tools, transport):
     before = test_view.snapshot(pathlib.Path(tools))
-    with Box(capabilities=(1 << 41) - 1) as box:
+    with BusyboxContainer(capabilities=(1 << 41) - 1) as container:
         script = (
             "mount -o remount,bind,rw /; touch /bin/x /x; echo x > /etc/hostname; chmod 777 /bin; mknod /tmp/d b 7 0"
         )
-        box.attach("--tools", tools, "--transport", transport, "--", "/bin/sh", "-c", script)
+        container.attach("--tools", tools, "--transport", transport, "--", "/bin/sh", "-c", script)
     assert test_view.snapshot(pathlib.Path(tools)) == before
 
 
@@ -117,13 +117,13 @@ def test_a_share(tools, tmp_path):
     shared = tmp_path / "shared"
     shared.mkdir()
     (shared / "letter").write_text("dear\n")
-    with Box() as box:
+    with BusyboxContainer() as container:
         script = f"cat {shared}/letter; touch {shared}/x"
-        done = box.attach("-v", "--tools", tools, "--share", str(shared), "--", "/bin/sh", "-c", script)
+        done = container.attach("-v", "--tools", tools, "--share", str(shared), "--", "/bin/sh", "-c", script)
         assert done.stdout == "dear\n"
         assert "Read-only" in done.stderr
         assert "can't be idmapped" in done.stderr
-        box.attach("--tools", tools, "--share", f"{shared}:rw", "--", "/bin/sh", "-c", f"touch {shared}/x")
+        container.attach("--tools", tools, "--share", f"{shared}:rw", "--", "/bin/sh", "-c", f"touch {shared}/x")
         assert (shared / "x").exists()
 
 
@@ -159,7 +159,7 @@ def test_a_file_that_is_mounted_on_a_file(tmp_path, mode, how):
 
 def test_a_stand_in_for_what_does_not_run(tools):
     """Its /sys, the covers of /proc and its root, in the same way."""
-    done = boxes.run(
+    done = busybox.run(
         "exec", f"dir:{tools}", "--", "/bin/sh", "-c", "cat /proc/self/mountinfo; touch /sys/x /proc/sys/x"
     )
     assert done.returncode in (0, 1), done

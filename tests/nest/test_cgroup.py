@@ -23,14 +23,14 @@ CGROUP2 = next(
 
 @pytest.mark.parametrize("name", ["docker", "runc"])
 def test_the_session_is_in_the_containers_cgroups(request, name):
-    with rigs.open_rig(request, name).box() as box:
-        theirs = procfs.cgroups(procfs.read(f"/proc/{box.pid}/cgroup"))
+    with rigs.open_rig(request, name).container() as container:
+        theirs = procfs.cgroups(procfs.read(f"/proc/{container.pid}/cgroup"))
         # Out of the cgroup namespace the paths are whole: read by the supervisor's own parent, which is us.
         session = subprocess.Popen(
-            [sys.executable, "-m", "cntr", "attach", box.target, "--", "sh", "-c", "echo; cat"],
+            [sys.executable, "-m", "cntr", "attach", container.target, "--", "sh", "-c", "echo; cat"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=box.env,
+            env=container.env,
         )
         assert session.stdin
         assert session.stdout

@@ -33,7 +33,7 @@ def tools(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
         subprocess.run(["umount", "--recursive", "--lazy", tmp_path / name], check=True)
 
 
-class Session:
+class ShellSession:
     """A shell in a nest, that does a line and says when it has."""
 
     def __init__(self, container: SlimContainer, tools: pathlib.Path, *binding: str) -> None:
@@ -78,14 +78,14 @@ class Session:
         self.process.stdout.close()
 
 
-def seen(session: Session, line: str, expected: list[str]) -> None:
+def seen(session: ShellSession, line: str, expected: list[str]) -> None:
     deadline = time.monotonic() + SEEN_SECONDS
     while (answer := session(line)) != expected:
         assert time.monotonic() < deadline, f"{line}: {answer}, not {expected}"
         time.sleep(0.02)
 
 
-def until_watched(session: Session) -> None:
+def until_watched(session: ShellSession) -> None:
     """A session begins to watch with the first request after its first second."""
     deadline = time.monotonic() + 20
     while not session.processes("cntrfs-watch"):
@@ -94,7 +94,7 @@ def until_watched(session: Session) -> None:
         time.sleep(0.1)
 
 
-def overflow(session: Session, directory: pathlib.Path) -> None:
+def overflow(session: ShellSession, directory: pathlib.Path) -> None:
     """More changes than fanotify keeps, while nobody takes them; then what comes is lost until the queue is read."""
     limit = int(pathlib.Path("/proc/sys/fs/fanotify/max_queued_events").read_text())
     (helper,) = session.processes("cntrfs-watch")
@@ -115,7 +115,7 @@ def test_mounts_outlast_what_is_told_of_changes(tools: pathlib.Path) -> None:
     if not pathlib.Path("/proc/sys/fs/fanotify").is_dir():
         pytest.skip("the kernel lacks fanotify")
     with SlimContainer("coherent") as container:
-        session = Session(container, tools)
+        session = ShellSession(container, tools)
         try:
             assert session("echo begun") == ["begun"]
             (shell,) = session.processes("sh")[-1:]

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from tests.nest.box import CNTR, REPOSITORY, Box
-from tests.nest.test_hostile import den, visits
+from tests.nest.busybox import CNTR, REPOSITORY, BusyboxContainer
+from tests.nest.test_hostile import visits, workspace
 from tests.nest.tty import Terminal
 
 PLAIN = "import sys; from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))"
@@ -66,13 +66,13 @@ def python(tmp_path: pathlib.Path) -> str:
     return copy
 
 
-def trap(grabbers: tuple[str, str], root: pathlib.Path) -> Box:
+def trap(grabbers: tuple[str, str], root: pathlib.Path) -> BusyboxContainer:
     """A container whose /bin/sh is the trap, and /bin/tool in another way; the accomplice is its first process."""
     loader, grabbed = grabbers
     (root / "bin").mkdir(parents=True)
     (root / "bin" / "sh").write_text("#!/proc/self/exe\n")
     (root / "bin" / "sh").chmod(0o755)
-    return Box(
+    return BusyboxContainer(
         root=root,
         busybox=False,
         argv=["/grabbed", "/loot"],
@@ -98,10 +98,10 @@ def spring(python: str, code: str, *arguments: str) -> None:
     )
 
 
-def loot(box: Box) -> tuple[str, str]:
+def loot(container: BusyboxContainer) -> tuple[str, str]:
     """(the file the accomplice holds, what it was told when it asked to write to it)."""
     deadline = time.monotonic() + 10
-    while not (path := box.root / "loot").exists() or not path.read_text().endswith("\n"):
+    while not (path := container.root / "loot").exists() or not path.read_text().endswith("\n"):
         assert time.monotonic() < deadline, "the trap did not spring"
         time.sleep(0.02)
     handle, _, answer = path.read_text().strip().partition(" ")
@@ -110,21 +110,21 @@ def loot(box: Box) -> tuple[str, str]:
 
 @pytest.mark.parametrize("command", ["/bin/sh", "/bin/tool"])
 def test_the_hosts_interpreter_cannot_be_written_to(grabbers, tmp_path, python, command):
-    with trap(grabbers, tmp_path / "root") as box:
-        spring(python, PLAIN, "exec", str(box.pid), "--", command)
-        assert loot(box) == (identity(python), "Read-only file system")
+    with trap(grabbers, tmp_path / "root") as container:
+        spring(python, PLAIN, "exec", str(container.pid), "--", command)
+        assert loot(container) == (identity(python), "Read-only file system")
 
 
 def test_control_without_the_protection_it_can(grabbers, tmp_path, python):
-    with trap(grabbers, tmp_path / "root") as box:
-        spring(python, UNPROTECTED, "exec", str(box.pid), "--", "/bin/sh")
-        assert loot(box) == (identity(python), "writable")
+    with trap(grabbers, tmp_path / "root") as container:
+        spring(python, UNPROTECTED, "exec", str(container.pid), "--", "/bin/sh")
+        assert loot(container) == (identity(python), "writable")
 
 
 def test_without_the_right_to_mount_a_sealed_copy_does(grabbers, tmp_path, python):
-    with trap(grabbers, tmp_path / "root") as box:
-        spring(python, SEALED, "exec", str(box.pid), "--", "/bin/sh")
-        handle, answer = loot(box)
+    with trap(grabbers, tmp_path / "root") as container:
+        spring(python, SEALED, "exec", str(container.pid), "--", "/bin/sh")
+        handle, answer = loot(container)
         assert handle != identity(python), "what it got hold of is a copy"
         assert answer == "Operation not permitted"
 
@@ -132,16 +132,16 @@ def test_without_the_right_to_mount_a_sealed_copy_does(grabbers, tmp_path, pytho
 @pytest.mark.parametrize("kind", ["container", "directory"])
 def test_tools_that_are_a_trap(grabbers, tmp_path, python, kind):
     """The shell of another container, or of an unpacked image, is foreign too."""
-    with trap(grabbers, tmp_path / "root") as box, trap(grabbers, tmp_path / "tools") as tools:
+    with trap(grabbers, tmp_path / "root") as container, trap(grabbers, tmp_path / "tools") as tools:
         source = str(tools.pid) if kind == "container" else str(tools.root)
-        spring(python, OPEN_TO_THE_ACCOMPLICE, "attach", str(box.pid), "--tools", source, "--", "/bin/sh")
-        assert loot(box) == (identity(python), "Read-only file system")
+        spring(python, OPEN_TO_THE_ACCOMPLICE, "attach", str(container.pid), "--tools", source, "--", "/bin/sh")
+        assert loot(container) == (identity(python), "Read-only file system")
 
 
 def test_the_way_there_changes_nothing_for_the_user(tmp_path):
     """The second start keeps arguments, standard streams, directory, environment and modules."""
-    with Box() as box:
-        done = box.exec(
+    with BusyboxContainer() as container:
+        done = container.exec(
             "-e",
             "A=b c",
             "--",
@@ -153,7 +153,7 @@ def test_the_way_there_changes_nothing_for_the_user(tmp_path):
             input="in\n",
         )
         assert (done.returncode, done.stdout, done.stderr) == (7, "in b c zero o n e\n", "e\n")
-        done = box.exec("--", "/not/there")
+        done = container.exec("--", "/not/there")
         assert done.returncode == 127
         assert "Traceback" not in done.stderr
 
@@ -167,9 +167,9 @@ import cntr.cli.main, cntr.attach.walk, cntr.attach.readonly_interpreter
 sys.path.remove({REPOSITORY!r})
 sys.exit(cntr.cli.main.run(sys.argv[1:]))
 """
-    with Box() as box:
+    with BusyboxContainer() as container:
         done = subprocess.run(
-            [sys.executable, "-c", code, "exec", str(box.pid), "--", "id", "-u"],
+            [sys.executable, "-c", code, "exec", str(container.pid), "--", "id", "-u"],
             env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
             cwd="/",
             capture_output=True,
@@ -181,20 +181,20 @@ sys.exit(cntr.cli.main.run(sys.argv[1:]))
 
 
 def test_no_fd_of_ours_reaches_the_command():
-    with Box() as box, open("/etc/hostname") as extra:
+    with BusyboxContainer() as container, open("/etc/hostname") as extra:
         os.set_inheritable(extra.fileno(), True)
-        done = box.exec("--", "ls", "/proc/self/fd", pass_fds=[extra.fileno()])
+        done = container.exec("--", "ls", "/proc/self/fd", pass_fds=[extra.fileno()])
         assert done.stdout.split() == ["0", "1", "2", "3"], "3 is the directory that ls reads"
 
 
 def test_attackers_get_nothing_of_the_host_while_it_starts(tmp_path, prowler):
     """Before its exec the process is the host's Python with the host's memory; afterwards it is the container's own."""
-    box, loot = den(tmp_path, prowler, "same", "1000", "1000+")
-    with box:
-        visits(str(box.pid), verb="exec", commands=[["true"], ["sh", "-c", "sleep 0.1"]], rounds=5)
+    container, loot = workspace(tmp_path, prowler, "same", "1000", "1000+")
+    with container:
+        visits(str(container.pid), verb="exec", commands=[["true"], ["sh", "-c", "sleep 0.1"]], rounds=5)
         assert [line for line in loot.raw() if line.split()[1] in ("root", "cwd")] == []
         executables = {line.split()[4] for line in loot.raw() if line.split()[1] == "exe"}
-        assert executables <= {identity(str(box.root / "bin" / "busybox"))}
+        assert executables <= {identity(str(container.root / "bin" / "busybox"))}
         assert loot.seen() > 100
 
 
@@ -202,20 +202,20 @@ def test_attackers_get_nothing_of_the_host_while_it_starts(tmp_path, prowler):
 def test_the_callers_terminal_is_out_of_reach(verb):
     """With a pipe for stdout there is no pty: the container's program must not find the caller's terminal behind /dev/tty and type
     there (TIOCSTI), nor may what the tools run. Without the session of its own it is reached, and so the check can fail."""
-    with Box() as box:
+    with BusyboxContainer() as container:
         script = "(: </dev/tty) 2>/dev/null && echo reached || echo refused"
-        command = f"{' '.join(CNTR)} {verb} {box.pid} --"
+        command = f"{' '.join(CNTR)} {verb} {container.pid} --"
         if verb == "unprotected":
             code = "import os; os.setsid = lambda: 0; from cntr.__main__ import main; main()"
-            command = f'{sys.executable} -c "{code}" attach {box.pid} --'
+            command = f'{sys.executable} -c "{code}" attach {container.pid} --'
         with Terminal("sh", "-c", f"{command} sh -c '{script}' | cat; echo done") as terminal:
             shown = terminal.wait_for(r"(reached|refused)\s+done").group(1)
         assert shown == ("reached" if verb == "unprotected" else "refused")
 
 
 def test_ctrl_c_still_ends_a_program_without_a_pty():
-    with Box() as box:
-        line = f"{' '.join(CNTR)} exec {box.pid} -- sh -c 'echo up; sleep 60' | cat"
+    with BusyboxContainer() as container:
+        line = f"{' '.join(CNTR)} exec {container.pid} -- sh -c 'echo up; sleep 60' | cat"
         with Terminal("bash", "-c", f"trap : INT; {line}; echo ended-${{PIPESTATUS[0]}}") as terminal:
             terminal.wait_for("up")
             terminal.type("\x03")

@@ -12,7 +12,7 @@ import pytest
 from cntr.linux import procfs, syscalls
 from cntr.linux import seccomp as calls
 from testkit.container import DOCKER_DEFAULT
-from tests.nest.box import CNTR, REPOSITORY, Box, one_line_and_hint, run
+from tests.nest.busybox import CNTR, REPOSITORY, BusyboxContainer, one_line_and_hint, run
 from tests.nest.filters import KILL, answering, refusing
 
 pytestmark = [
@@ -22,14 +22,14 @@ pytestmark = [
 SYS_ADMIN, PTRACE = 1 << 21, 1 << 19
 
 
-def filtered(*filters: bytes, **properties: object) -> Box:
+def filtered(*filters: bytes, **properties: object) -> BusyboxContainer:
     """A container whose process has FILTERS, oldest first."""
 
     def as_root() -> None:
         for program in filters:
             calls.install(program)
 
-    return Box(as_root=as_root, **properties)  # type: ignore[arg-type]
+    return BusyboxContainer(as_root=as_root, **properties)  # type: ignore[arg-type]
 
 
 def status(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
@@ -42,9 +42,9 @@ def status(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
 def test_exec_has_the_filters_of_the_container_and_nothing_more_than_it(uid, no_new_privs):
     with filtered(
         refusing(1, "symlink", "symlinkat"), refusing(22, "mkdir", "mkdirat"), uid=uid, no_new_privs=no_new_privs
-    ) as box:
-        own = status(box.exec("--", "/bin/cat", "/proc/self/status"))
-        theirs = procfs.status(procfs.read(f"/proc/{box.pid}/status"))
+    ) as container:
+        own = status(container.exec("--", "/bin/cat", "/proc/self/status"))
+        theirs = procfs.status(procfs.read(f"/proc/{container.pid}/status"))
         for field in (
             "Seccomp",
             "Seccomp_filters",
@@ -57,15 +57,15 @@ def test_exec_has_the_filters_of_the_container_and_nothing_more_than_it(uid, no_
             "Uid",
         ):
             assert own[field] == theirs[field], field
-        done = box.exec("--", "/bin/busybox", "mkdir", "/tmp-of-exec")
+        done = container.exec("--", "/bin/busybox", "mkdir", "/tmp-of-exec")
         assert "Invalid argument" in done.stderr, done
-        done = box.exec("--", "/bin/busybox", "ln", "-s", "a", "/link-of-exec")
+        done = container.exec("--", "/bin/busybox", "ln", "-s", "a", "/link-of-exec")
         assert "Operation not permitted" in done.stderr, done
-        free = box.exec("--no-seccomp", "--", "/bin/cat", "/proc/self/status")
+        free = container.exec("--no-seccomp", "--", "/bin/cat", "/proc/self/status")
         assert status(free)["Seccomp"] == "0"
 
 
-class Liar(Box):
+class Liar(BusyboxContainer):
     """Its process, of uid 1000, has installed a filter that answers "done" to what gives capabilities up, changes ids and closes files."""
 
     def _drop(self) -> None:
@@ -76,8 +76,8 @@ class Liar(Box):
 
 def test_a_filter_of_the_containers_cannot_keep_privileges_or_fds_in_its_exec():
     """All of that comes before it is installed."""
-    with Liar(uid=1000) as box:
-        done = box.exec("--", "/bin/sh", "-c", "cat /proc/self/status; ls -l /proc/self/fd")
+    with Liar(uid=1000) as container:
+        done = container.exec("--", "/bin/sh", "-c", "cat /proc/self/status; ls -l /proc/self/fd")
         own = status(done)
         assert (own["Uid"].split(), int(own["CapPrm"], 16), int(own["CapBnd"], 16)) == (["1000"] * 4, 0, DOCKER_DEFAULT)
         assert own["Seccomp_filters"] == "1"
@@ -87,36 +87,37 @@ def test_a_filter_of_the_containers_cannot_keep_privileges_or_fds_in_its_exec():
 
 def test_a_container_that_may_trace_never_sees_a_process_with_more():
     """The right to install a filter is CAP_SYS_ADMIN, unless no_new_privs stands for it."""
-    with filtered(refusing(22, "mkdir", "mkdirat"), capabilities=DOCKER_DEFAULT | PTRACE) as box:
-        own = status(box.exec("--", "/bin/cat", "/proc/self/status"))
+    with filtered(refusing(22, "mkdir", "mkdirat"), capabilities=DOCKER_DEFAULT | PTRACE) as container:
+        own = status(container.exec("--", "/bin/cat", "/proc/self/status"))
         assert (own["NoNewPrivs"], own["Seccomp"]) == ("1", "2")
-    with filtered(refusing(22, "mkdir", "mkdirat"), capabilities=DOCKER_DEFAULT | PTRACE | SYS_ADMIN) as box:
-        assert status(box.exec("--", "/bin/cat", "/proc/self/status"))["NoNewPrivs"] == "0"
+    with filtered(refusing(22, "mkdir", "mkdirat"), capabilities=DOCKER_DEFAULT | PTRACE | SYS_ADMIN) as container:
+        assert status(container.exec("--", "/bin/cat", "/proc/self/status"))["NoNewPrivs"] == "0"
 
 
 def test_the_process_that_waits_for_the_command_does_not_hold_the_right_to_install():
-    with filtered(refusing(22, "mkdir", "mkdirat")) as box:
+    with filtered(refusing(22, "mkdir", "mkdirat")) as container:
         process = subprocess.Popen(
-            [*CNTR, "exec", str(box.pid), "--", "/bin/sleep", "765.5"], env={**os.environ, "PYTHONPATH": REPOSITORY}
+            [*CNTR, "exec", str(container.pid), "--", "/bin/sleep", "765.5"],
+            env={**os.environ, "PYTHONPATH": REPOSITORY},
         )
         try:
             seen: dict[str, int] = {}
             deadline = time.monotonic() + 20
             while "sleep" not in seen:
                 assert time.monotonic() < deadline
-                seen = capabilities_in(box)
+                seen = capabilities_in(container)
             assert all(not mask & SYS_ADMIN for mask in seen.values()), seen
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(10)
 
 
-def capabilities_in(box: Box) -> dict[str, int]:
+def capabilities_in(container: BusyboxContainer) -> dict[str, int]:
     """{name: permitted set} of the processes in the container's pid namespace."""
     found = {}
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         try:
-            if os.readlink(f"/proc/{pid}/ns/pid") == os.readlink(f"/proc/{box.pid}/ns/pid"):
+            if os.readlink(f"/proc/{pid}/ns/pid") == os.readlink(f"/proc/{container.pid}/ns/pid"):
                 fields = procfs.status(procfs.read(f"/proc/{pid}/status"))
                 found[fields["Name"]] = int(fields["CapPrm"], 16)
         except OSError:
@@ -125,62 +126,63 @@ def capabilities_in(box: Box) -> dict[str, int]:
 
 
 def test_a_filter_that_lets_nothing_run_is_said_or_ends_the_command_by_its_signal():
-    with filtered(answering(KILL, "mkdir")) as box:
-        assert box.exec("--", "/bin/busybox", "mkdir", "/x").returncode == 128 + signal.SIGSYS
+    with filtered(answering(KILL, "mkdir")) as container:
+        assert container.exec("--", "/bin/busybox", "mkdir", "/x").returncode == 128 + signal.SIGSYS
 
 
 def test_filters_that_cannot_be_had_are_an_error_with_a_way_out():
-    with filtered(refusing(1, "mkdir")) as box:
-        calls.ptrace_seize(box.pid)
+    with filtered(refusing(1, "mkdir")) as container:
+        calls.ptrace_seize(container.pid)
         try:
-            message = one_line_and_hint(box.exec("--", "/bin/true"))
+            message = one_line_and_hint(container.exec("--", "/bin/true"))
             assert "is traced by pid" in message
-            assert box.exec("--no-seccomp", "--", "/bin/true").returncode == 0
+            assert container.exec("--no-seccomp", "--", "/bin/true").returncode == 0
         finally:
-            calls.ptrace_interrupt(box.pid)
-            os.waitpid(box.pid, calls.WALL)
-            calls.ptrace_detach(box.pid)
+            calls.ptrace_interrupt(container.pid)
+            os.waitpid(container.pid, calls.WALL)
+            calls.ptrace_detach(container.pid)
 
 
 def test_from_under_a_filter_of_our_own_nothing_can_be_read():
-    with filtered(refusing(1, "mkdir")) as box:
+    with filtered(refusing(1, "mkdir")) as container:
         done = subprocess.run(
             ["python3", "-c", "import sys, subprocess; from cntr.linux import seccomp; seccomp.install(bytes.fromhex(sys.argv[1])); "
              "sys.exit(subprocess.run(sys.argv[2:]).returncode)", refusing(1, "sethostname").hex(), "python3", "-m", "cntr", "exec",
-             str(box.pid), "--", "/bin/true"],
+             str(container.pid), "--", "/bin/true"],
             env={**os.environ, "PYTHONPATH": os.getcwd()}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert "runs under a seccomp filter itself" in one_line_and_hint(done)
 
 
 def test_a_session_has_them_when_asked():
-    with filtered(refusing(22, "mkdir", "mkdirat")) as box:
-        assert status(box.attach("--", "cat", "/proc/self/status"))["Seccomp_filters"] == "1", "the guard"
-        assert status(box.attach("--seccomp", "--", "cat", "/proc/self/status"))["Seccomp_filters"] == "2"
-        done = box.attach("--seccomp", "--", "mkdir", "/tmp/x")
+    with filtered(refusing(22, "mkdir", "mkdirat")) as container:
+        assert status(container.attach("--", "cat", "/proc/self/status"))["Seccomp_filters"] == "1", "the guard"
+        assert status(container.attach("--seccomp", "--", "cat", "/proc/self/status"))["Seccomp_filters"] == "2"
+        done = container.attach("--seccomp", "--", "mkdir", "/tmp/x")
         assert "Invalid argument" in done.stderr
         assert (
-            status(box.attach("--seccomp", "--privileged", "--", "cat", "/proc/self/status"))["Seccomp_filters"] == "1"
+            status(container.attach("--seccomp", "--privileged", "--", "cat", "/proc/self/status"))["Seccomp_filters"]
+            == "1"
         )
 
 
 def test_calls_that_an_engine_answers_are_said_to_fail():
-    with filtered(answering(0x7FC00000, "mkdir", "mkdirat")) as box:
-        done = box.exec("--", "/bin/busybox", "mkdir", "/x")
+    with filtered(answering(0x7FC00000, "mkdir", "mkdirat")) as container:
+        done = container.exec("--", "/bin/busybox", "mkdir", "/x")
         assert "seccomp user notification" in done.stderr
         assert "Function not implemented" in done.stderr
 
 
 def test_inspect_says_what_is_taken_over():
-    with filtered(refusing(1, "mkdir"), refusing(1, "symlink")) as box:
-        told = run("inspect", str(box.pid)).stdout
+    with filtered(refusing(1, "mkdir"), refusing(1, "symlink")) as container:
+        told = run("inspect", str(container.pid)).stdout
         (row,) = [line for line in told.splitlines() if line.startswith("seccomp")]
         assert "2 filters" in row
         assert "exec" in row
-        calls.ptrace_seize(box.pid)
-        told = run("inspect", str(box.pid)).stdout
+        calls.ptrace_seize(container.pid)
+        told = run("inspect", str(container.pid)).stdout
         (row,) = [line for line in told.splitlines() if line.startswith("seccomp")]
         assert "is traced by pid" in row
-        calls.ptrace_interrupt(box.pid)
-        os.waitpid(box.pid, calls.WALL)
-        calls.ptrace_detach(box.pid)
+        calls.ptrace_interrupt(container.pid)
+        os.waitpid(container.pid, calls.WALL)
+        calls.ptrace_detach(container.pid)

@@ -21,7 +21,7 @@ from cntr.attach.target import Target
 from cntr.engines.container import Container
 from cntr.errors import CntrError
 from cntr.linux import sockets, syscalls
-from tests.nest.box import Box
+from tests.nest.busybox import BusyboxContainer
 
 QUESTION = b"/\x000\x00"
 
@@ -34,8 +34,8 @@ def own_namespace() -> tuple[int, int]:
 class Served:
     """An ExecServer for a container, in a directory of ours; ``turn`` is the supervisor's loop, which must never be held up."""
 
-    def __init__(self, box: Box, directory: pathlib.Path, nest: tuple[int, int]) -> None:
-        self.target = Target(Container("pid", str(box.pid), box.pid))
+    def __init__(self, container: BusyboxContainer, directory: pathlib.Path, nest: tuple[int, int]) -> None:
+        self.target = Target(Container("pid", str(container.pid), container.pid))
         fd = os.open(directory, os.O_PATH)
         try:
             self.server = ExecServer(self.target, ["--no-cgroup"], fd)
@@ -81,8 +81,8 @@ def status(connection: socket.socket) -> int:
 
 @pytest.fixture
 def served(tmp_path):
-    with Box() as box:
-        found = Served(box, tmp_path, own_namespace())
+    with BusyboxContainer() as container:
+        found = Served(container, tmp_path, own_namespace())
         yield found
         begun = time.monotonic()
         found.server.close()
@@ -250,12 +250,12 @@ def test_there_are_so_many_and_no_more(served, monkeypatch):
 
 def test_it_ends_with_the_supervisor(tmp_path):
     """SIGKILL for whoever holds it all: nothing stays."""
-    with Box() as box:
+    with BusyboxContainer() as container:
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
             try:
-                served = Served(box, tmp_path, own_namespace())
+                served = Served(container, tmp_path, own_namespace())
                 connection = served.ask("sleep", "987.8")
                 while not running("sleep\0987.8\0"):
                     served.turn()

@@ -10,13 +10,13 @@ import time
 
 import pytest
 
-from tests.nest.box import CNTR, REPOSITORY, Box, one_line_and_hint, run
+from tests.nest.busybox import CNTR, REPOSITORY, BusyboxContainer, one_line_and_hint, run
 from tests.nest.test_identity import cgroups  # noqa: F401  a fixture
 
 
 def test_a_command_that_is_not_there_is_127():
-    with Box() as box:
-        for verb in (box.attach, box.exec):
+    with BusyboxContainer() as container:
+        for verb in (container.attach, container.exec):
             assert "no-such-command: No such file" in one_line_and_hint(verb("--", "no-such-command"), 127)
             assert "/no/such/path: No such file" in one_line_and_hint(verb("--", "/no/such/path"), 127)
             assert "'': No such file" in one_line_and_hint(verb("--", ""), 127)  # `"$unset"`
@@ -31,53 +31,53 @@ def test_a_command_that_cannot_be_run_is_126(tmp_path):
     garbage.chmod(0o755)
     plain = tmp_path / "plain"
     plain.write_text("no program")
-    with Box(files={"/plain": "x"}) as box:
+    with BusyboxContainer(files={"/plain": "x"}) as container:
         shares = ["--share", str(plain), "--share", str(garbage)]
-        assert "Permission denied" in one_line_and_hint(box.attach(*shares, "--", str(plain)), 126)
-        assert "Exec format error" in one_line_and_hint(box.attach(*shares, "--", str(garbage)), 126)
-        assert "Permission denied" in one_line_and_hint(box.attach("--", "/"), 126)
-        assert "Permission denied" in one_line_and_hint(box.exec("--", "/plain"), 126)
+        assert "Permission denied" in one_line_and_hint(container.attach(*shares, "--", str(plain)), 126)
+        assert "Exec format error" in one_line_and_hint(container.attach(*shares, "--", str(garbage)), 126)
+        assert "Permission denied" in one_line_and_hint(container.attach("--", "/"), 126)
+        assert "Permission denied" in one_line_and_hint(container.exec("--", "/plain"), 126)
 
 
 def test_a_working_directory_that_is_none(tmp_path):
     (tmp_path / "file").write_text("")
-    with Box() as box:
+    with BusyboxContainer() as container:
         assert "change to directory /nowhere: No such file" in one_line_and_hint(
-            box.attach("-w", "/nowhere", "--", "true")
+            container.attach("-w", "/nowhere", "--", "true")
         )
-        assert "Not a directory" in one_line_and_hint(box.attach("-w", "/etc/shells", "--", "true"))
-        assert "change to directory /nowhere" in one_line_and_hint(box.exec("-w", "/nowhere", "--", "true"))
-        shared = box.attach("--share", str(tmp_path), "-w", str(tmp_path), "--", "pwd")
+        assert "Not a directory" in one_line_and_hint(container.attach("-w", "/etc/shells", "--", "true"))
+        assert "change to directory /nowhere" in one_line_and_hint(container.exec("-w", "/nowhere", "--", "true"))
+        shared = container.attach("--share", str(tmp_path), "-w", str(tmp_path), "--", "pwd")
         assert shared.stdout == f"{tmp_path}\n"
 
 
 def test_a_working_directory_that_the_user_may_not_enter():
-    with Box() as box:
+    with BusyboxContainer() as container:
         flags = ["--user", "4711", "-w", "/root"]
-        assert "Permission denied" in one_line_and_hint(box.attach(*flags, "--", "true"))
+        assert "Permission denied" in one_line_and_hint(container.attach(*flags, "--", "true"))
 
 
 def test_tools_that_are_none(tmp_path):
     (tmp_path / "file").write_text("")
-    with Box() as box:
-        assert "Not a directory" in one_line_and_hint(box.attach("--tools", str(tmp_path / "file"), "--", "true"))
-        assert "No such file" in one_line_and_hint(box.attach("--tools", str(tmp_path / "none"), "--", "true"))
-        assert "no-such-box" in one_line_and_hint(box.attach("--tools", "no-such-box", "--", "true"))
+    with BusyboxContainer() as container:
+        assert "Not a directory" in one_line_and_hint(container.attach("--tools", str(tmp_path / "file"), "--", "true"))
+        assert "No such file" in one_line_and_hint(container.attach("--tools", str(tmp_path / "none"), "--", "true"))
+        assert "no-such-container" in one_line_and_hint(container.attach("--tools", "no-such-container", "--", "true"))
         (tmp_path / "empty").mkdir()
-        assert "true" in one_line_and_hint(box.attach("--tools", str(tmp_path / "empty"), "--", "true"), 127)
+        assert "true" in one_line_and_hint(container.attach("--tools", str(tmp_path / "empty"), "--", "true"), 127)
 
 
 def test_cgroup_files_that_cannot_be_opened(cgroups):  # noqa: F811
     """As where cntr itself runs in a container: its cgroup mounts are read-only."""
     script = 'for m in /sys/fs/cgroup/* /sys/fs/cgroup; do mount -o remount,bind,ro $m 2>/dev/null; done; exec "$@"'
     prefix = ["unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh"]
-    with Box(cgroups=cgroups) as box:
-        message = one_line_and_hint(done := run("attach", str(box.pid), "--", "true", prefix=prefix))
+    with BusyboxContainer(cgroups=cgroups) as container:
+        message = one_line_and_hint(done := run("attach", str(container.pid), "--", "true", prefix=prefix))
         assert "/sys/fs/cgroup/" in message
         assert "Read-only file system" in message
         assert "join the container's cgroup" in message
         assert "--no-cgroup" in done.stderr
-        assert run("attach", str(box.pid), "--no-cgroup", "--", "true", prefix=prefix).returncode == 0
+        assert run("attach", str(container.pid), "--no-cgroup", "--", "true", prefix=prefix).returncode == 0
 
 
 def test_a_limit_on_processes_in_the_containers_cgroup(cgroups):  # noqa: F811
@@ -85,10 +85,10 @@ def test_a_limit_on_processes_in_the_containers_cgroup(cgroups):  # noqa: F811
     limit = [pathlib.Path(path, "pids.max") for path in cgroups if os.path.exists(f"{path}/pids.max")]
     if not limit:
         pytest.skip("no pids controller here")
-    with Box(cgroups=cgroups) as box:
+    with BusyboxContainer(cgroups=cgroups) as container:
         limit[0].write_text("3")  # the container's own process, the reaper, the command
-        assert box.attach("--", "true").returncode == 0
-        done = box.attach("--", "sh", "-c", "cat /proc/1/comm; echo status $?")
+        assert container.attach("--", "true").returncode == 0
+        done = container.attach("--", "sh", "-c", "cat /proc/1/comm; echo status $?")
         assert "app" not in done.stdout
         assert "Traceback" not in done.stderr
 
@@ -97,13 +97,15 @@ def test_a_limit_on_processes_in_our_own_cgroup(cgroups):  # noqa: F811
     limit = [pathlib.Path(path) for path in cgroups if os.path.exists(f"{path}/pids.max")]
     if not limit:
         pytest.skip("no pids controller here")
-    with Box() as box:
+    with BusyboxContainer() as container:
         (limit[0] / "pids.max").write_text("1")
 
         def join() -> None:
             (limit[0] / "cgroup.procs").write_text("0")
 
-        message = one_line_and_hint(done := run("attach", str(box.pid), "--no-cgroup", "--", "true", preexec_fn=join))
+        message = one_line_and_hint(
+            done := run("attach", str(container.pid), "--no-cgroup", "--", "true", preexec_fn=join)
+        )
         assert "Resource temporarily unavailable" in message
         assert "pids.max" in done.stderr
 
@@ -115,8 +117,8 @@ def test_a_tiny_limit_on_open_files(files):
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
 
-    with Box(files={"/etc/passwd": "root:x:0:0::/:/bin/sh\n"}) as box:
-        done = run("attach", str(box.pid), "--", "true", preexec_fn=limit)
+    with BusyboxContainer(files={"/etc/passwd": "root:x:0:0::/:/bin/sh\n"}) as container:
+        done = run("attach", str(container.pid), "--", "true", preexec_fn=limit)
         if done.returncode == 0:
             assert files > 12
         else:
@@ -127,9 +129,9 @@ def test_a_container_that_dies_while_we_attach():
     """Whenever it happens, the session ends at once, with a message or its own status, and nothing stays."""
     outcomes = set()
     for delay in (0.0, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3):
-        with Box() as box:
+        with BusyboxContainer() as container:
             process = subprocess.Popen(
-                [*CNTR, "attach", str(box.pid), "--", "sleep", "100"],
+                [*CNTR, "attach", str(container.pid), "--", "sleep", "100"],
                 env={**os.environ, "PYTHONPATH": REPOSITORY},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -137,7 +139,7 @@ def test_a_container_that_dies_while_we_attach():
                 text=True,
             )
             time.sleep(delay)
-            os.kill(box.pid, 9)
+            os.kill(container.pid, 9)
             _, error = process.communicate(timeout=15)
             assert process.returncode in (125, 137), error
             assert "Traceback" not in error
@@ -149,28 +151,28 @@ def test_a_container_that_dies_while_we_attach():
 def test_names_and_paths_of_the_container_cannot_write_to_the_terminal():
     """Escape sequences in what a container may choose are shown as text."""
     evil = "\x1b]0;owned\x07"
-    with Box(files={"/etc/passwd": f"root:x:0:0::/{evil}:/bin/sh\n"}) as box:
+    with BusyboxContainer(files={"/etc/passwd": f"root:x:0:0::/{evil}:/bin/sh\n"}) as container:
         for done in (
-            box.attach("--user", evil, "--", "true"),
-            box.attach("-w", f"/{evil}", "--", "true"),
-            box.attach("--", f"/{evil}"),
+            container.attach("--user", evil, "--", "true"),
+            container.attach("-w", f"/{evil}", "--", "true"),
+            container.attach("--", f"/{evil}"),
             run("attach", evil),
-            run("inspect", str(box.pid)),
+            run("inspect", str(container.pid)),
         ):
             assert "\x1b" not in done.stderr + done.stdout, done
 
 
 def test_a_target_too_privileged_to_be_kept_out_is_told_in_one_line():
-    with Box(capabilities=(1 << 41) - 1) as box:
-        done = box.attach("--", "true")
+    with BusyboxContainer(capabilities=(1 << 41) - 1) as container:
+        done = container.attach("--", "true")
         assert done.returncode == 0
         warning, *more = done.stderr.splitlines()
         assert not more
         assert warning.startswith("cntr: warning: ")
         assert "CAP_SYS_PTRACE" in warning
-        told = run("inspect", str(box.pid)).stdout
+        told = run("inspect", str(container.pid)).stdout
         assert "protection of the session" in told
         assert "sys_ptrace" in told
-    with Box() as box:
-        assert box.attach("--", "true").stderr == ""
-        assert "protection of the session" not in run("inspect", str(box.pid)).stdout
+    with BusyboxContainer() as container:
+        assert container.attach("--", "true").stderr == ""
+        assert "protection of the session" not in run("inspect", str(container.pid)).stdout

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.nest.box import CNTR, REPOSITORY, Box
+from tests.nest.busybox import CNTR, REPOSITORY, BusyboxContainer
 
 # The command lines of the sessions: short ones, which are mostly set-up; one that lives; one with many processes.
 COMMANDS = (
@@ -86,19 +86,19 @@ def ground(directory: pathlib.Path) -> Loot:
     return Loot(directory / "loot")
 
 
-def den(tmp_path: pathlib.Path, prowler: str, *roles: str, **properties: object) -> tuple[Box, Loot]:
+def workspace(tmp_path: pathlib.Path, prowler: str, *roles: str, **properties: object) -> tuple[BusyboxContainer, Loot]:
     """A container whose first process is the attackers'."""
     root = tmp_path / "root"
     root.mkdir()
     loot = ground(root)
-    box = Box(
+    container = BusyboxContainer(
         root=root,
         argv=["/prowl", "/loot", *roles],
         programs={"/prowl": prowler},
         files={"/etc/passwd": "root:x:0:0::/:/bin/sh\nslim:x:1000:1000::/:/bin/sh\n"},
         **properties,  # type: ignore[arg-type]
     )
-    return box, loot
+    return container, loot
 
 
 ATTACKERS = {
@@ -116,9 +116,9 @@ ATTACKERS = {
 )
 def test_an_attacker_gets_nothing(tmp_path, prowler, attacker, user):
     roles, properties = ATTACKERS[attacker]
-    box, loot = den(tmp_path, prowler, *roles, **properties)
-    with box:
-        visits(str(box.pid), ["--user", user] if user else [])
+    container, loot = workspace(tmp_path, prowler, *roles, **properties)
+    with container:
+        visits(str(container.pid), ["--user", user] if user else [])
         time.sleep(0.05)
         assert loot.lines() == []
         assert loot.seen() > 1000, "the attackers did look"
@@ -126,9 +126,9 @@ def test_an_attacker_gets_nothing(tmp_path, prowler, attacker, user):
 
 def test_an_attacker_gets_nothing_through_cntrfs(tmp_path, prowler):
     pytest.importorskip("pyfuse3", reason="the fuse transport needs cntr-attach[pyfuse3]")
-    box, loot = den(tmp_path, prowler, "same", "1000", "1000+")
-    with box:
-        visits(str(box.pid), ["--transport", "fuse"], rounds=1)
+    container, loot = workspace(tmp_path, prowler, "same", "1000", "1000+")
+    with container:
+        visits(str(container.pid), ["--transport", "fuse"], rounds=1)
         assert loot.lines() == []
         assert loot.seen() > 1000, "the attackers did look"
 
@@ -136,10 +136,10 @@ def test_an_attacker_gets_nothing_through_cntrfs(tmp_path, prowler):
 @pytest.mark.parametrize(("attacker", "user"), [("docker_default", None), ("docker_default", "1000")])
 def test_control_without_the_added_capability_the_host_is_open(tmp_path, prowler, attacker, user):
     roles, properties = ATTACKERS[attacker]
-    box, loot = den(tmp_path, prowler, *roles, **properties)
-    with box:
+    container, loot = workspace(tmp_path, prowler, *roles, **properties)
+    with container:
         flags = ["--user", user] if user else []
-        visits(str(box.pid), flags, rounds=1, program=[sys.executable, "-c", WITHOUT_PROTECTION])
+        visits(str(container.pid), flags, rounds=1, program=[sys.executable, "-c", WITHOUT_PROTECTION])
         kinds = {line.split()[1] for line in loot.lines()}
         assert {"root", "exe", "environ", "fd", "mem", "maps"} <= kinds, kinds
         host = os.stat("/")

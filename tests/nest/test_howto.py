@@ -14,7 +14,7 @@ import pytest
 from cntr.linux import syscalls
 from testkit import howto
 from testkit.waiting import wait_until
-from tests.nest.box import REPOSITORY, Box
+from tests.nest.busybox import REPOSITORY, BusyboxContainer
 from tests.nest.tty import Terminal
 
 PROGRAM = Path(REPOSITORY) / "lab" / "provision" / "slim-app.c"
@@ -25,16 +25,16 @@ USERS = {
 
 
 @pytest.fixture(scope="module")
-def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BusyboxContainer]:
     if shutil.which("gcc") is None:
         pytest.skip("gcc is missing: the container's program is made by it")
     program = tmp_path_factory.mktemp("howto") / "slim-app"
     subprocess.run(["gcc", "-g", "-O0", "-fno-omit-frame-pointer", "-static", "-o", program, PROGRAM], check=True)
-    with Box(programs={"/slim-app": str(program)}, argv=["/slim-app"], files=USERS) as box:
-        subprocess.run(["nsenter", "-t", str(box.pid), "-n", "ip", "link", "set", "lo", "up"], check=True)
-        (box.root / "app").unlink()
-        (box.root / "app").mkdir()
-        yield box
+    with BusyboxContainer(programs={"/slim-app": str(program)}, argv=["/slim-app"], files=USERS) as container:
+        subprocess.run(["nsenter", "-t", str(container.pid), "-n", "ip", "link", "set", "lo", "up"], check=True)
+        (container.root / "app").unlink()
+        (container.root / "app").mkdir()
+        yield container
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.parametrize("transport", ["mount", "fuse"])
 @pytest.mark.parametrize("recipe", howto.RECIPES, ids=lambda recipe: f"{recipe.tool}-{recipe.shows[:12]}")
-def test_a_recipe(web: Box, environment: dict[str, str], recipe: howto.Recipe, transport: str) -> None:
+def test_a_recipe(web: BusyboxContainer, environment: dict[str, str], recipe: howto.Recipe, transport: str) -> None:
     if shutil.which(recipe.tool) is None:
         pytest.skip(f"{recipe.tool} is missing")
     script = recipe.script(str(web.pid), f"--transport {transport}")
@@ -59,7 +59,7 @@ def test_a_recipe(web: Box, environment: dict[str, str], recipe: howto.Recipe, t
     assert done.returncode == 0, (script, done)
 
 
-def test_files_in_and_out(web: Box, environment: dict[str, str], tmp_path: Path) -> None:
+def test_files_in_and_out(web: BusyboxContainer, environment: dict[str, str], tmp_path: Path) -> None:
     """Every ``cntr cp`` of "Change a file in an image without an editor", one after the other, in a directory of its own."""
     (web.root / "app" / "dump.bin").write_bytes(bytes(range(256)))
     (web.root / "srv").mkdir(exist_ok=True)
@@ -95,7 +95,7 @@ def test_files_in_and_out(web: Box, environment: dict[str, str], tmp_path: Path)
 
 
 @pytest.mark.parametrize("transport", ["mount", "fuse"])
-def test_an_editor(web: Box, environment: dict[str, str], transport: str) -> None:
+def test_an_editor(web: BusyboxContainer, environment: dict[str, str], transport: str) -> None:
     """At a terminal, where it writes the container's own file."""
     if shutil.which("vim") is None:
         pytest.skip("vim is missing")
@@ -113,7 +113,7 @@ def test_an_editor(web: Box, environment: dict[str, str], transport: str) -> Non
 
 
 @pytest.mark.parametrize("transport", ["mount", "fuse"])
-def test_what_is_brought_in(web: Box, environment: dict[str, str], tmp_path: Path, transport: str) -> None:
+def test_what_is_brought_in(web: BusyboxContainer, environment: dict[str, str], tmp_path: Path, transport: str) -> None:
     """Each command of "What a session sees, and how to bring more in"."""
     (tmp_path / "note").write_text("of the caller\n")
     (tmp_path / "dumps").mkdir()
@@ -167,10 +167,10 @@ def test_a_java_virtual_machine(environment: dict[str, str], tmp_path: Path, tra
     subprocess.run(["javac", "-d", tmp_path, tmp_path / "Sleeper.java"], check=True)
     programs = {"/srv/Sleeper.class": str(tmp_path / "Sleeper.class")}
     argv = [shutil.which("java") or "", "-Xmx64m", "-cp", "/srv", "Sleeper"]
-    with Box(busybox=False, programs=programs, argv=argv, mounts=_with_a_jdk) as box:
-        seen = Path(f"/proc/{box.pid}/root/tmp")
+    with BusyboxContainer(busybox=False, programs=programs, argv=argv, mounts=_with_a_jdk) as container:
+        seen = Path(f"/proc/{container.pid}/root/tmp")
         wait_until(lambda: (seen / "hsperfdata_root" / "1").exists(), "the virtual machine", 30)
-        command = howto.line("cntr attach web -- sh -c '\n", str(box.pid))
+        command = howto.line("cntr attach web -- sh -c '\n", str(container.pid))
         done = subprocess.run(
             ["sh", "-c", command.replace(" attach ", f" attach --transport {transport} ", 1)],
             env=environment,

@@ -14,7 +14,7 @@ import pytest
 from cntr.linux import process, procfs, syscalls
 from testkit.container import DOCKER_DEFAULT
 from testkit.container import NAMESPACES as OF_A_CONTAINER
-from tests.nest.box import REPOSITORY, Box, ask, one_line_and_hint, run, session
+from tests.nest.busybox import REPOSITORY, BusyboxContainer, ask, one_line_and_hint, run, session
 
 PTRACE = 1 << 19
 CHOWN, NET_RAW, SYS_TIME = 1 << 0, 1 << 13, 1 << 25
@@ -24,8 +24,8 @@ PASSWD = {
 }
 
 
-def status(box: Box, *arguments: str) -> dict[str, str]:
-    return procfs.status(box.sh("cat /proc/self/status", *arguments))
+def status(container: BusyboxContainer, *arguments: str) -> dict[str, str]:
+    return procfs.status(container.sh("cat /proc/self/status", *arguments))
 
 
 def capabilities(fields: dict[str, str]) -> dict[str, int]:
@@ -36,33 +36,33 @@ NAMESPACES = ("pid", "net", "ipc", "uts", "user", "cgroup", "time")
 
 
 def test_every_namespace_is_the_containers_but_the_mount_namespace_is_nested():
-    with Box(
+    with BusyboxContainer(
         namespaces=0x7E020000 & ~syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWCGROUP | syscalls.CLONE_NEWTIME
-    ) as box:
+    ) as container:
         for kind in NAMESPACES:
-            theirs = os.readlink(f"/proc/{box.pid}/ns/{kind}")
+            theirs = os.readlink(f"/proc/{container.pid}/ns/{kind}")
             # unshare(CLONE_NEWTIME) moves children only: the container's first process is one.
-            assert box.sh(f"readlink /proc/self/ns/{kind}").strip() == theirs, kind
-        mnt = box.sh("readlink /proc/self/ns/mnt").strip()
-        assert mnt not in (os.readlink(f"/proc/{box.pid}/ns/mnt"), os.readlink("/proc/self/ns/mnt"))
-        assert os.readlink(f"/proc/{box.pid}/ns/time") != os.readlink("/proc/self/ns/time")
+            assert container.sh(f"readlink /proc/self/ns/{kind}").strip() == theirs, kind
+        mnt = container.sh("readlink /proc/self/ns/mnt").strip()
+        assert mnt not in (os.readlink(f"/proc/{container.pid}/ns/mnt"), os.readlink("/proc/self/ns/mnt"))
+        assert os.readlink(f"/proc/{container.pid}/ns/time") != os.readlink("/proc/self/ns/time")
 
 
 def test_only_the_namespaces_that_differ_are_joined():
     """A container in the host's network, pid, ipc and uts namespaces (--network host --pid host …)."""
-    with Box(namespaces=syscalls.CLONE_NEWNS | syscalls.CLONE_NEWUTS) as box:
+    with BusyboxContainer(namespaces=syscalls.CLONE_NEWNS | syscalls.CLONE_NEWUTS) as container:
         for kind in ("pid", "net", "ipc"):
-            assert box.sh(f"readlink /proc/self/ns/{kind}").strip() == os.readlink(f"/proc/self/ns/{kind}")
-        assert box.sh("hostname") == "demo\n"
+            assert container.sh(f"readlink /proc/self/ns/{kind}").strip() == os.readlink(f"/proc/self/ns/{kind}")
+        assert container.sh("hostname") == "demo\n"
 
 
 def test_the_shell_itself_is_in_the_containers_pid_namespace():
-    with Box() as box, session(str(box.pid)) as shell:
+    with BusyboxContainer() as container, session(str(container.pid)) as shell:
         pid = ask(shell, "echo $$")
         assert ask(shell, "cut -d' ' -f1 /proc/$$/stat") == pid
         assert int(pid) < 100, "a young pid namespace's numbers"
         assert ask(shell, "grep NSpid /proc/$$/status").split()[1:] == [pid]
-        assert ask(shell, "readlink /proc/$$/ns/pid") == os.readlink(f"/proc/{box.pid}/ns/pid")
+        assert ask(shell, "readlink /proc/$$/ns/pid") == os.readlink(f"/proc/{container.pid}/ns/pid")
 
 
 CAPABILITY_CASES = {
@@ -86,37 +86,37 @@ CAPABILITY_CASES = {
 @pytest.mark.parametrize("no_new_privs", [False, True])
 def test_capability_sets_are_the_containers_and_the_one_that_keeps_it_out(case, no_new_privs):
     properties, flags, permitted, bounding, ambient = CAPABILITY_CASES[case]
-    with Box(no_new_privs=no_new_privs, **properties) as box:
-        fields = status(box, *flags)
+    with BusyboxContainer(no_new_privs=no_new_privs, **properties) as container:
+        fields = status(container, *flags)
         found = capabilities(fields)
         assert (found["Prm"], found["Eff"]) == (permitted, permitted)
         assert found["Bnd"] == bounding
         assert found["Amb"] == ambient
         assert found["Inh"] == ambient
         assert fields["NoNewPrivs"] == "1", "a set-id program would lose what keeps the container out"
-        done = box.exec("--", "/bin/cat", "/proc/self/status")
+        done = container.exec("--", "/bin/cat", "/proc/self/status")
         assert procfs.status(done.stdout)["NoNewPrivs"] == str(int(no_new_privs))
 
 
 @pytest.mark.parametrize("properties", [{}, {"capabilities": 0}, {"uid": 1000}, {"uid": 1000, "ambient": NET_RAW}])
 def test_exec_has_exactly_the_containers_capabilities(properties):
-    with Box(**properties) as box:
-        done = box.exec("--", "/bin/cat", "/proc/self/status")
-        theirs = procfs.status(procfs.read(f"/proc/{box.pid}/status"))
+    with BusyboxContainer(**properties) as container:
+        done = container.exec("--", "/bin/cat", "/proc/self/status")
+        theirs = procfs.status(procfs.read(f"/proc/{container.pid}/status"))
         assert capabilities(procfs.status(done.stdout)) == capabilities(theirs)
 
 
 def test_privileged_keeps_the_hosts_capabilities():
-    with Box(capabilities=0, no_new_privs=True) as box:
-        fields = status(box, "--privileged")
+    with BusyboxContainer(capabilities=0, no_new_privs=True) as container:
+        fields = status(container, "--privileged")
         own = procfs.status(procfs.read("/proc/self/status"))
         assert capabilities(fields)["Prm"] == capabilities(own)["Prm"]
         assert fields["NoNewPrivs"] == "0"
 
 
 def test_ids_and_supplementary_groups():
-    with Box(uid=1000, gid=1001, groups=(7, 2000), files=PASSWD) as box:
-        fields = status(box)
+    with BusyboxContainer(uid=1000, gid=1001, groups=(7, 2000), files=PASSWD) as container:
+        fields = status(container)
         assert fields["Uid"].split() == ["1000"] * 4
         assert fields["Gid"].split() == ["1001"] * 4
         assert fields["Groups"].split() == ["7", "2000"]
@@ -137,11 +137,11 @@ def test_ids_and_supplementary_groups():
 def test_user_option(user, uid, gid, groups):
     """The groups of the container's /etc/group are rights on its own files, not on the tools': there only those that its process has."""
     files = {**PASSWD, "/etc/passwd": "123:x:0:0::/:/bin/sh\n" + PASSWD["/etc/passwd"]}  # CVE-2016-3697
-    with Box(files=files, groups=(2001, 7)) as box:
-        fields = status(box, "--user", user)
+    with BusyboxContainer(files=files, groups=(2001, 7)) as container:
+        fields = status(container, "--user", user)
         assert (fields["Uid"].split()[0], fields["Gid"].split()[0]) == (str(uid), str(gid))
         assert fields["Groups"].split() == [group for group in groups if group == "2001"]
-        own = procfs.status(box.exec("--user", user, "--", "/bin/cat", "/proc/self/status").stdout)
+        own = procfs.status(container.exec("--user", user, "--", "/bin/cat", "/proc/self/status").stdout)
         assert (own["Uid"].split()[0], own["Groups"].split()) == (str(uid), groups)
 
 
@@ -150,8 +150,8 @@ def test_user_option(user, uid, gid, groups):
     ["nobody-here", "slim:nogroup", "-1", "4294967295", "99999999999", "", ":0", "0:", "٣", "0:4294967295", "slim:-1"],
 )
 def test_a_user_that_is_none(user):
-    with Box(files=PASSWD) as box:
-        message = one_line_and_hint(box.attach("--user", user, "--", "true"))
+    with BusyboxContainer(files=PASSWD) as container:
+        message = one_line_and_hint(container.attach("--user", user, "--", "true"))
         assert "--user" in message
 
 
@@ -162,25 +162,27 @@ def test_resource_limits_and_oom_score():
         resource.RLIMIT_NPROC: (1000, 2000),
         resource.RLIMIT_STACK: (1 << 20, 1 << 22),
     }
-    with Box(limits=limits, oom_score_adj=321) as box:
-        assert box.sh("cat /proc/self/limits") == procfs.read(f"/proc/{box.pid}/limits")
-        assert box.exec("--", "/bin/cat", "/proc/self/limits").stdout == procfs.read(f"/proc/{box.pid}/limits")
-        assert box.exec("--", "/bin/cat", "/proc/self/oom_score_adj").stdout == "321\n"
-        assert box.sh("cat /proc/self/oom_score_adj") == "1000\n", "out of memory, the session is the first to go"
-        assert box.sh("cat /proc/self/oom_score_adj", "--privileged") == "1000\n"
+    with BusyboxContainer(limits=limits, oom_score_adj=321) as container:
+        assert container.sh("cat /proc/self/limits") == procfs.read(f"/proc/{container.pid}/limits")
+        assert container.exec("--", "/bin/cat", "/proc/self/limits").stdout == procfs.read(
+            f"/proc/{container.pid}/limits"
+        )
+        assert container.exec("--", "/bin/cat", "/proc/self/oom_score_adj").stdout == "321\n"
+        assert container.sh("cat /proc/self/oom_score_adj") == "1000\n", "out of memory, the session is the first to go"
+        assert container.sh("cat /proc/self/oom_score_adj", "--privileged") == "1000\n"
 
 
 @pytest.mark.parametrize("flags", [(), ("--privileged",)])
 def test_a_session_leaves_no_core_file_whatever_limit_the_container_lifts(flags):
     """Its root may lift a soft limit of any process with its uid (prlimit(2))."""
-    with Box() as box, session(str(box.pid), *flags) as shell:
+    with BusyboxContainer() as container, session(str(container.pid), *flags) as shell:
         ask(shell, "sleep 987.5 & echo $!")
         line = next(
             line for line in procfs.read(f"/proc/{_pid_of('sleep', '987.5')}/limits").splitlines() if "core" in line
         )
         assert line.split()[4:6] == ["0", "0"]
-        done = box.exec("--", "/bin/sh", "-c", "ulimit -Hc")
-        assert done.stdout.strip() == _hard_core_limit(box)
+        done = container.exec("--", "/bin/sh", "-c", "ulimit -Hc")
+        assert done.stdout.strip() == _hard_core_limit(container)
 
 
 def _pid_of(*argv: str) -> str:
@@ -196,8 +198,8 @@ def _pid_of(*argv: str) -> str:
     raise AssertionError(f"{argv} does not run")
 
 
-def _hard_core_limit(box: Box) -> str:
-    hard = procfs.limits(procfs.read(f"/proc/{box.pid}/limits"))[resource.RLIMIT_CORE][1]
+def _hard_core_limit(container: BusyboxContainer) -> str:
+    hard = procfs.limits(procfs.read(f"/proc/{container.pid}/limits"))[resource.RLIMIT_CORE][1]
     return "unlimited" if hard < 0 else str(hard // 512)  # in blocks of 512 bytes, by sh
 
 
@@ -205,12 +207,12 @@ def _hard_core_limit(box: Box) -> str:
 def test_limits_that_nothing_runs_under_do_not_end_a_session_with_a_bare_status(limit):
     number = getattr(resource, f"RLIMIT_{limit}")
     low = 30 if limit == "CPU" else 0
-    with Box() as box:
-        resource.prlimit(box.pid, number, (low, low))
-        for command in (("attach", str(box.pid), "--", "sh"), ("exec", str(box.pid), "--", "/bin/sh")):
+    with BusyboxContainer() as container:
+        resource.prlimit(container.pid, number, (low, low))
+        for command in (("attach", str(container.pid), "--", "sh"), ("exec", str(container.pid), "--", "/bin/sh")):
             done = run(*command, "-c", "echo here; exit 3")
             assert (done.returncode, done.stdout) == (3, "here\n"), done
-            assert f"nothing would run under pid:{box.pid}'s RLIMIT_{limit} {low}: raised" in done.stderr
+            assert f"nothing would run under pid:{container.pid}'s RLIMIT_{limit} {low}: raised" in done.stderr
 
 
 WITH_A_KEY = """
@@ -228,10 +230,10 @@ os.execvp(sys.argv[1], sys.argv[1:])
 def test_the_session_keyring_is_none_of_the_callers(command):
     if not os.path.exists("/proc/keys"):
         pytest.skip("this kernel was built without keys (CONFIG_KEYS)")
-    with Box() as box:
+    with BusyboxContainer() as container:
         wrap = [sys.executable, "-c", WITH_A_KEY]
         assert "callers-ticket" in subprocess.check_output([*wrap, "cat", "/proc/keys"], text=True, cwd=REPOSITORY)
-        done = run(command, str(box.pid), "--", "/bin/cat", "/proc/keys", prefix=wrap)
+        done = run(command, str(container.pid), "--", "/bin/cat", "/proc/keys", prefix=wrap)
         assert "callers-ticket" not in done.stdout
         assert "_ses: empty" in done.stdout, done
 
@@ -240,12 +242,12 @@ def test_exec_takes_the_personality_over_and_a_session_does_not():
     def as_root() -> None:
         process.set_personality(0x0040000 | 8)  # ADDR_NO_RANDOMIZE, PER_LINUX32
 
-    with Box(as_root=as_root) as box:
-        assert box.exec("--", "/bin/cat", "/proc/self/personality").stdout.strip() == "00040008"
-        assert box.sh("cat /proc/self/personality").strip() == "00000000"
+    with BusyboxContainer(as_root=as_root) as container:
+        assert container.exec("--", "/bin/cat", "/proc/self/personality").stdout.strip() == "00040008"
+        assert container.sh("cat /proc/self/personality").strip() == "00000000"
 
 
-class Inner(Box):
+class Inner(BusyboxContainer):
     """Its process has unshared a user namespace inside the container, and is root with every capability there."""
 
     def _drop(self) -> None:
@@ -257,31 +259,31 @@ class Inner(Box):
 
 def test_a_session_stays_outside_of_a_user_namespace_that_the_container_made():
     """Whoever stands around it has every capability in it: the others of the container would."""
-    with Inner() as box:
-        assert os.readlink(f"/proc/{box.pid}/ns/user") != os.readlink("/proc/self/ns/user"), "the check can fail"
-        done = box.attach("--", "sh", "-c", "readlink /proc/self/ns/user; cat /proc/self/status")
+    with Inner() as container:
+        assert os.readlink(f"/proc/{container.pid}/ns/user") != os.readlink("/proc/self/ns/user"), "the check can fail"
+        done = container.attach("--", "sh", "-c", "readlink /proc/self/ns/user; cat /proc/self/status")
         assert "is in a user namespace of its own making" in done.stderr
         assert done.stdout.splitlines()[0] == os.readlink("/proc/self/ns/user")
         found = capabilities(procfs.status(done.stdout))
         assert (found["Prm"], found["Bnd"]) == (PTRACE, PTRACE)
-        own = box.exec("--", "/bin/readlink", "/proc/self/ns/user").stdout.strip()
-        assert own == os.readlink(f"/proc/{box.pid}/ns/user"), "its own command goes where it is"
+        own = container.exec("--", "/bin/readlink", "/proc/self/ns/user").stdout.strip()
+        assert own == os.readlink(f"/proc/{container.pid}/ns/user"), "its own command goes where it is"
 
 
 def test_beside_the_hosts_own_processes_a_session_cannot_trace():
-    with Box(namespaces=OF_A_CONTAINER & ~syscalls.CLONE_NEWPID) as box:
-        fields = status(box)
+    with BusyboxContainer(namespaces=OF_A_CONTAINER & ~syscalls.CLONE_NEWPID) as container:
+        fields = status(container)
         assert not any(mask & PTRACE for mask in capabilities(fields).values())
         assert fields["Seccomp"] == "2", "no user namespaces, no typing into terminals there either"
 
 
 def test_a_limit_above_ours_is_reported_not_fatal():
     """Without CAP_SYS_RESOURCE a hard limit cannot be raised."""
-    with Box() as box:
+    with BusyboxContainer() as container:
         wrap = ["setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource", "prlimit", "--nofile=100:100"]
-        from tests.nest.box import run
+        from tests.nest.busybox import run
 
-        done = run("attach", str(box.pid), "-v", "--", "sh", "-c", "ulimit -Hn", prefix=wrap)
+        done = run("attach", str(container.pid), "-v", "--", "sh", "-c", "ulimit -Hn", prefix=wrap)
         assert (done.returncode, done.stdout) == (0, "100\n"), done
         assert "note: resource limit" in done.stderr
 
@@ -324,14 +326,14 @@ def paths_of(text: str) -> dict[str, str]:
 
 
 def test_the_session_is_in_the_containers_cgroups(cgroups):
-    with Box(cgroups=cgroups, name="grouped") as box:
-        theirs = paths_of(procfs.read(f"/proc/{box.pid}/cgroup"))
+    with BusyboxContainer(cgroups=cgroups, name="grouped") as container:
+        theirs = paths_of(procfs.read(f"/proc/{container.pid}/cgroup"))
         assert sum("cntr-test-" in path for path in theirs.values()) == len(cgroups)
-        assert paths_of(box.sh("cat /proc/self/cgroup")) == theirs
-        assert paths_of(box.exec("--", "/bin/cat", "/proc/self/cgroup").stdout) == theirs
+        assert paths_of(container.sh("cat /proc/self/cgroup")) == theirs
+        assert paths_of(container.exec("--", "/bin/cat", "/proc/self/cgroup").stdout) == theirs
         own = paths_of(procfs.read("/proc/self/cgroup"))
         own |= {key: path for key, path in theirs.items() if "devices" in key.split(",")}
-        assert paths_of(box.sh("cat /proc/self/cgroup", "--no-cgroup")) == own, (
+        assert paths_of(container.sh("cat /proc/self/cgroup", "--no-cgroup")) == own, (
             "which devices it has stays the container's"
         )
 
@@ -341,16 +343,16 @@ def test_with_nothing_but_version_2_mounted(cgroups):
     v2 = [path for path in cgroups if os.path.exists(f"{path}/cgroup.events")]
     if not v2:
         pytest.skip("the kernel has no cgroup2 hierarchy mounted here")
-    from tests.nest.box import run
+    from tests.nest.busybox import run
 
     script = 'umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup 2>/dev/null || mount -t tmpfs t /sys/fs/cgroup; exec "$@"'
-    with Box(cgroups=v2) as box:
+    with BusyboxContainer(cgroups=v2) as container:
         done = run(
-            *("attach", str(box.pid), "-v", "--", "cat", "/proc/self/cgroup"),
+            *("attach", str(container.pid), "-v", "--", "cat", "/proc/self/cgroup"),
             prefix=["unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh"],
         )
         assert done.returncode == 0, done
-        assert paths_of(done.stdout)[""] == paths_of(procfs.read(f"/proc/{box.pid}/cgroup"))[""]
+        assert paths_of(done.stdout)[""] == paths_of(procfs.read(f"/proc/{container.pid}/cgroup"))[""]
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -361,10 +363,10 @@ def test_a_frozen_container_is_attached_to_from_outside_its_cgroup(cgroups, vers
     if not found:
         pytest.skip(f"no freezer of cgroup version {version} here")
     switch = pathlib.Path(found[0], file)
-    with Box(cgroups=cgroups) as box:
+    with BusyboxContainer(cgroups=cgroups) as container:
         switch.write_text(freeze)
         try:
-            done = box.attach("--", "sh", "-c", "cat /proc/self/cgroup; cat /proc/1/comm", timeout=20)
+            done = container.attach("--", "sh", "-c", "cat /proc/self/cgroup; cat /proc/1/comm", timeout=20)
             assert done.returncode == 0, done
             assert "is paused: the session stays outside its cgroup" in done.stderr
             assert done.stdout.endswith("app\n")
@@ -377,8 +379,8 @@ def test_a_frozen_container_is_attached_to_from_outside_its_cgroup(cgroups, vers
 # --- environment ------------------------------------------------------------------------------------------------------
 
 
-def variables(box: Box, *arguments: str, **options: object) -> dict[str, str]:
-    return dict(line.partition("=")[::2] for line in box.sh("env", *arguments, **options).splitlines())
+def variables(container: BusyboxContainer, *arguments: str, **options: object) -> dict[str, str]:
+    return dict(line.partition("=")[::2] for line in container.sh("env", *arguments, **options).splitlines())
 
 
 def test_the_environment_is_an_allow_list():
@@ -389,7 +391,7 @@ def test_the_environment_is_an_allow_list():
         "LANG": "xx_XX",
         "EMPTY": "",
     }
-    with Box(environment=theirs) as box:
+    with BusyboxContainer(environment=theirs) as container:
         caller = {
             "SHELL": "/bin/bash",
             "PATH": "/usr/bin:/bin",
@@ -397,26 +399,26 @@ def test_the_environment_is_an_allow_list():
             "LANG": "C.UTF-8",
             "LC_TIME": "C",
         }
-        found = variables(box, env=caller)
+        found = variables(container, env=caller)
         assert found["PATH"] == "/usr/bin:/bin"
         assert not {"APP_MODE", "DATABASE_URL", "EMPTY", "SECRET"} & set(found)
         assert (found["LANG"], found["LC_TIME"], found["SHELL"]) == ("C.UTF-8", "C", "/bin/bash"), (
             "the caller's own language"
         )
-        assert found["CNTR_TARGET"] == str(box.pid)
-        shown = box.sh("cat /run/cntr/environ").splitlines()
+        assert found["CNTR_TARGET"] == str(container.pid)
+        shown = container.sh("cat /run/cntr/environ").splitlines()
         assert {"APP_MODE=a b=c", "DATABASE_URL=postgres://x/y", "EMPTY="} <= set(shown), "visible, and not obeyed"
-        found = variables(box, "-e", "NEW=1", "-e", "APP_MODE", "-e", "SECRET", env={"SECRET": "passed on"})
+        found = variables(container, "-e", "NEW=1", "-e", "APP_MODE", "-e", "SECRET", env={"SECRET": "passed on"})
         assert (found["NEW"], found["APP_MODE"], found["SECRET"]) == ("1", "a b=c", "passed on")
 
 
 def test_nothing_that_a_tool_obeys_comes_from_the_container():
     """Whatever it is called: no list of such names is complete."""
     names = [*STEERING, "TOOL_OF_TOMORROW_PRELOAD", "x", "GDB_RC", "DEBUGINFOD_URLS"]
-    with Box(environment=dict.fromkeys(names, "/var/lib/cntr/evil")) as box:
-        assert [line for line in box.sh("env").splitlines() if "/var/lib/cntr/evil" in line] == []
+    with BusyboxContainer(environment=dict.fromkeys(names, "/var/lib/cntr/evil")) as container:
+        assert [line for line in container.sh("env").splitlines() if "/var/lib/cntr/evil" in line] == []
         # For the container's own command they are right: it is the container they steer.
-        done = box.exec("--", "/bin/env")
+        done = container.exec("--", "/bin/env")
         assert all(f"{name}=/var/lib/cntr/evil" in done.stdout for name in names if "%" not in name)
 
 
@@ -431,8 +433,12 @@ STEERING = (
 @pytest.mark.parametrize("uid", [0, 1000])
 def test_the_home_is_the_sessions_own_whatever_the_container_says(home, uid):
     """A shell runs the start-up files it finds there, and tools leave theirs."""
-    with Box(uid=uid, files={"/etc/passwd": f"app:x:{uid}:{uid}::{home}:/bin/sh\n", "/tmp/x": ""}) as box:
-        told = box.sh("echo $HOME; ls -A $HOME; touch $HOME/mine && ls $HOME; rm $HOME/mine; getent passwd $(id -u)")
+    with BusyboxContainer(
+        uid=uid, files={"/etc/passwd": f"app:x:{uid}:{uid}::{home}:/bin/sh\n", "/tmp/x": ""}
+    ) as container:
+        told = container.sh(
+            "echo $HOME; ls -A $HOME; touch $HOME/mine && ls $HOME; rm $HOME/mine; getent passwd $(id -u)"
+        )
         where = "/home/app" if uid else "/root"
         assert told.splitlines()[:2] == [where, "mine"]
         assert told.splitlines()[2].split(":")[5] == where
@@ -440,7 +446,9 @@ def test_the_home_is_the_sessions_own_whatever_the_container_says(home, uid):
 
 def test_nothing_of_the_home_or_the_root_of_this_machine_changes():
     before = {path: sorted(os.listdir(path)) for path in ("/", "/root", "/home")}
-    with Box(files={"/etc/passwd": "root:x:0:0::/:/bin/sh\n"}, environment={"HOME": "/", "HISTFILESIZE": "0"}) as box:
+    with BusyboxContainer(
+        files={"/etc/passwd": "root:x:0:0::/:/bin/sh\n"}, environment={"HOME": "/", "HISTFILESIZE": "0"}
+    ) as container:
         script = "echo x > $HOME/.viminfo; mkdir -p ~/.config/x; HISTFILE=~/.bash_history bash -ic 'history -s x; history -w'"
-        assert box.attach("--", "sh", "-c", script).returncode == 0
+        assert container.attach("--", "sh", "-c", script).returncode == 0
     assert {path: sorted(os.listdir(path)) for path in before} == before

@@ -16,7 +16,7 @@ import sys
 
 import pytest
 
-from tests.nest.box import CNTR, REPOSITORY, Box, run
+from tests.nest.busybox import CNTR, REPOSITORY, BusyboxContainer, run
 
 CALLS = "open,openat,openat2,execve,execveat,stat,lstat,newfstatat,statx,readlink,readlinkat,access,faccessat,faccessat2,uselib"
 CALLS += ",setns,chroot,pivot_root,unshare,clone,clone3,fork,vfork,chdir,fchdir"
@@ -164,7 +164,7 @@ def unexpected(calls: list[str], command: str) -> list[str]:
 def test_nothing_is_loaded_from_a_poisoned_container(tmp_path, verb):
     root = tmp_path / "root"
     root.mkdir()
-    with Box() as plain:
+    with BusyboxContainer() as plain:
         trace, _ = traced(tmp_path, verb, str(plain.pid), "--", "cat", "/proc/self/status")
     paths = {path for path in trace.opened() if not path.startswith(str(tmp_path))} | set(EXTRA)
     modules = {path for path in paths if path.endswith((".py", ".pyc"))}
@@ -176,8 +176,8 @@ def test_nothing_is_loaded_from_a_poisoned_container(tmp_path, verb):
     everything |= {str(path) for path in (*library.glob("*.py"), *library.glob("encodings/*.py"))}
     assert poison(root, everything) > 100
 
-    with Box(root=root) as box:
-        trace, done = traced(tmp_path, verb, str(box.pid), "--", "cat", "/proc/self/status")
+    with BusyboxContainer(root=root) as container:
+        trace, done = traced(tmp_path, verb, str(container.pid), "--", "cat", "/proc/self/status")
         assert "Name:\tcat" in done.stdout
         assert not (root / "poisoned").exists()
         assert unexpected(trace.in_foreign_hands(), "cat") == []
@@ -195,10 +195,10 @@ def test_a_failing_step_loads_nothing_either(tmp_path):
             for path in (*library.glob("*.py"), *library.glob("encodings/*.py"), *library.glob("*/__init__.py"))
         },
     )
-    with Box(root=root) as box:
+    with BusyboxContainer(root=root) as container:
         for arguments, code in ((["-w", "/nowhere"], 125), ([], 127)):
             for verb in ("attach", "exec"):
-                done = getattr(box, verb)(*arguments, "--", "no-such-command")
+                done = getattr(container, verb)(*arguments, "--", "no-such-command")
                 assert done.returncode == code, done
                 assert done.stderr.count("\n") == 2, done.stderr
         assert not (root / "poisoned").exists()
@@ -210,9 +210,9 @@ def test_tools_of_a_poisoned_container_are_not_loaded_before_the_exec(tmp_path):
     root.mkdir()
     library = pathlib.Path(os.__file__).parent
     poison(root, {str(path) for path in (*library.glob("*.py"), *library.glob("encodings/*.py"))} | set(EXTRA))
-    with Box(root=root) as tools, Box() as box:
+    with BusyboxContainer(root=root) as tools, BusyboxContainer() as container:
         trace, done = traced(
-            tmp_path, "attach", str(box.pid), "--tools", str(tools.pid), "--", "/bin/cat", "/proc/self/status"
+            tmp_path, "attach", str(container.pid), "--tools", str(tools.pid), "--", "/bin/cat", "/proc/self/status"
         )
         assert "Name:\tcat" in done.stdout
         assert not (root / "poisoned").exists()
@@ -308,9 +308,9 @@ def test_cp_loads_nothing_either_way_whatever_goes_wrong(tmp_path):
     fill(root)
     fill(tmp_path)
     (tmp_path / "big").write_bytes(bytes(1 << 20))
-    with Box(root=root) as box:
+    with BusyboxContainer(root=root) as container:
         for words, code in COPIES:
-            filled = [word.format(at=f"{box.pid}:", tmp=tmp_path) for word in words]
+            filled = [word.format(at=f"{container.pid}:", tmp=tmp_path) for word in words]
             trace, done = traced(tmp_path, "cp", *filled, code=code)
             assert loaded(trace) == [], words
             assert any("openat2(" in call for call in trace.in_foreign_hands()), (words, done)
@@ -323,15 +323,15 @@ def test_cp_loads_nothing_either_way_whatever_goes_wrong(tmp_path):
 def test_a_session_on_either_transport_with_foreign_tools_loads_nothing(tmp_path, transport):
     """The file server serves what it must not load from."""
     root = poisoned_root(tmp_path)
-    with Box(root=root) as box:
+    with BusyboxContainer(root=root) as container:
         for words, code in (
             (("--", "/bin/cat", "/proc/self/status"), 0),
             (("--", "no-such-command"), 127),
             (("-w", f"/no/{ODD}", "--", "/bin/true"), 125),
         ):
-            for tools in ("host", str(box.pid)):
+            for tools in ("host", str(container.pid)):
                 options = ("--tools", tools, "--transport", transport)
-                trace, _ = traced(tmp_path, "attach", str(box.pid), *options, *words, code=code)
+                trace, _ = traced(tmp_path, "attach", str(container.pid), *options, *words, code=code)
                 assert loaded(trace) == [], (tools, words)
         assert not (root / "poisoned").exists()
 
@@ -340,8 +340,8 @@ def test_what_only_looks_enters_nothing(tmp_path):
     """ps, inspect, doctor and mount: a container's files are named to them, and they stay on the host's side."""
     root = poisoned_root(tmp_path)
     fill(root)
-    with Box(root=root) as box:
-        for words in (("ps",), ("inspect", str(box.pid)), ("inspect", "--json", str(box.pid)), ("doctor",)):
+    with BusyboxContainer(root=root) as container:
+        for words in (("ps",), ("inspect", str(container.pid)), ("inspect", "--json", str(container.pid)), ("doctor",)):
             trace, done = traced(tmp_path, *words)
             entered = [
                 call for call in trace.in_foreign_hands() if not call.startswith(("setns", "clone", "fork", "vfork"))
@@ -356,8 +356,8 @@ def test_a_mounted_container_is_served_and_not_loaded_from(tmp_path):
     fill(root)
     there = tmp_path / "there"
     there.mkdir()
-    with Box(root=root) as box:
-        done = run("mount", f"/proc/{box.pid}/root", str(there))
+    with BusyboxContainer(root=root) as container:
+        done = run("mount", f"/proc/{container.pid}/root", str(there))
         try:
             assert (done.returncode, done.stderr) == (0, "")
             assert (there / "d" / ODD).read_text() == "x"

@@ -60,9 +60,9 @@ HELD = "import sys, time; held = b'x' * (int(sys.argv[1]) << 20); print('up', fl
 @pytest.mark.parametrize(("held", "outside"), [(50, True), (4, False)])
 def test_a_session_beside_a_full_container(runc: Runc, held, outside):
     """56 of 64 MiB are used: what the session takes must not get the container's own process killed."""
-    with runc.box() as box:
+    with runc.container() as container:
         memberships, _ = cgroup.memberships(
-            procfs.read(f"/proc/{box.pid}/cgroup"),
+            procfs.read(f"/proc/{container.pid}/cgroup"),
             procfs.read("/proc/self/cgroup"),
             procfs.read("/proc/self/mountinfo"),
         )
@@ -79,8 +79,18 @@ def test_a_session_beside_a_full_container(runc: Runc, held, outside):
             assert hog.stdout
             assert hog.stdout.readline() == b"up\n"
             done = subprocess.run(
-                [sys.executable, "-m", "cntr", "attach", box.target, "--", sys.executable, "-c", "b'x' * (30 << 20)"],
-                **{"env": box.env, "capture_output": True, "text": True},
+                [
+                    sys.executable,
+                    "-m",
+                    "cntr",
+                    "attach",
+                    container.target,
+                    "--",
+                    sys.executable,
+                    "-c",
+                    "b'x' * (30 << 20)",
+                ],
+                **{"env": container.env, "capture_output": True, "text": True},
             )
             assert hog.poll() is None, "the container's own process lives"
             hog.kill()
@@ -90,9 +100,9 @@ def test_a_session_beside_a_full_container(runc: Runc, held, outside):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_a_session_that_is_killed_for_memory_says_so(runc: Runc):
-    with runc.box() as box:
+    with runc.container() as container:
         memberships, _ = cgroup.memberships(
-            procfs.read(f"/proc/{box.pid}/cgroup"),
+            procfs.read(f"/proc/{container.pid}/cgroup"),
             procfs.read("/proc/self/cgroup"),
             procfs.read("/proc/self/mountinfo"),
         )
@@ -102,8 +112,18 @@ def test_a_session_that_is_killed_for_memory_says_so(runc: Runc):
         with open(f"{memory.directories[0]}/memory.{'max' if memory.v2 else 'limit_in_bytes'}", "w") as stream:
             stream.write(str(64 * MIB))
         done = subprocess.run(
-            [sys.executable, "-m", "cntr", "attach", box.target, "--", sys.executable, "-c", "b'x' * (200 << 20)"],
-            **{"env": box.env, "capture_output": True, "text": True},
+            [
+                sys.executable,
+                "-m",
+                "cntr",
+                "attach",
+                container.target,
+                "--",
+                sys.executable,
+                "-c",
+                "b'x' * (200 << 20)",
+            ],
+            **{"env": container.env, "capture_output": True, "text": True},
         )
         assert done.returncode == 137
-        assert f"{box.target} has reached its memory limit: the kernel killed the session" in done.stderr
+        assert f"{container.target} has reached its memory limit: the kernel killed the session" in done.stderr

@@ -15,7 +15,7 @@ from cntr.attach.target import Target
 from cntr.engines import Container
 from cntr.errors import TargetNotFound
 from cntr.linux import procfs
-from tests.nest.box import CNTR, REPOSITORY, Box, one_line_and_hint, run
+from tests.nest.busybox import CNTR, REPOSITORY, BusyboxContainer, one_line_and_hint, run
 
 SYS_CLONE3 = 435
 
@@ -69,8 +69,8 @@ def runc_state(directory: object, name: str, pid: int, start: int) -> dict[str, 
 
 @pytest.mark.parametrize("verb", ["attach", "exec", "inspect"])
 def test_a_pid_that_belongs_to_another_process_now(tmp_path, verb):
-    with Box() as box:
-        pid, start = box.pid, start_time(box.pid)
+    with BusyboxContainer() as container:
+        pid, start = container.pid, start_time(container.pid)
         env = runc_state(tmp_path / "runc", "web", pid, start)
         assert run(verb, "runc:web", *([] if verb == "inspect" else ["--", "true"]), env=env).returncode == 0
     with Impostor(pid):
@@ -81,16 +81,16 @@ def test_a_pid_that_belongs_to_another_process_now(tmp_path, verb):
 
 
 def test_a_stale_start_time_is_refused_by_the_target_itself():
-    with Box() as box:
-        Target(Container("x", "y", box.pid, start_time=start_time(box.pid))).close()
+    with BusyboxContainer() as container:
+        Target(Container("x", "y", container.pid, start_time=start_time(container.pid))).close()
         with pytest.raises(TargetNotFound, match="belongs to another process now"):
-            Target(Container("x", "y", box.pid, start_time=start_time(box.pid) - 1))
+            Target(Container("x", "y", container.pid, start_time=start_time(container.pid) - 1))
 
 
 def test_a_target_never_comes_to_mean_another_process():
     """Opened, then dead, then its number used again: everything is refused or says that it is gone."""
-    with Box() as box:
-        pid = box.pid
+    with BusyboxContainer() as container:
+        pid = container.pid
         target = Target(Container("x", "y", pid))
     try:
         with Impostor(pid):
@@ -135,8 +135,11 @@ ASK = "attach runc:web -- readlink /proc/self/ns/net".split()
 )
 def test_the_container_is_replaced_between_two_steps(tmp_path, step, after):
     """Whenever it dies while we look: never a session in the process that took its number, which here is the host's own."""
-    with Box() as box:
-        env = {**runc_state(tmp_path / "runc", "web", box.pid, start_time(box.pid)), "VICTIM": str(box.pid)}
+    with BusyboxContainer() as container:
+        env = {
+            **runc_state(tmp_path / "runc", "web", container.pid, start_time(container.pid)),
+            "VICTIM": str(container.pid),
+        }
         own = os.readlink("/proc/self/ns/net")
         done = subprocess.run(
             [sys.executable, "-c", SWAP % {"step": step, "after": after}, *ASK],
@@ -156,12 +159,12 @@ def test_the_container_is_replaced_between_two_steps(tmp_path, step, after):
 @pytest.mark.parametrize("flags", [[], ["--user", "1000"], ["--read-only"], ["--privileged"]])
 def test_no_fd_but_the_three_standard_ones_reaches_the_command(tmp_path, flags):
     """Neither cntr's own nor one that its caller left open: a directory of the host would be a way out of the container."""
-    with Box() as box, open(tmp_path / "x", "w") as extra:
+    with BusyboxContainer() as container, open(tmp_path / "x", "w") as extra:
         directory = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
         try:
             for fd in (extra.fileno(), directory):
                 os.set_inheritable(fd, True)
-            done = box.attach(*flags, "--", "ls", "/proc/self/fd", pass_fds=[extra.fileno(), directory])
+            done = container.attach(*flags, "--", "ls", "/proc/self/fd", pass_fds=[extra.fileno(), directory])
             assert done.stdout.split() == ["0", "1", "2", "3"], "3 is the directory that ls reads"
         finally:
             os.close(directory)
@@ -189,10 +192,10 @@ def test_a_zombie_or_a_thread_is_no_target():
 
 def test_standard_streams_that_are_closed():
     """`cntr attach X -- true <&- >&-`: no fd of ours may take the place of a standard one."""
-    with Box() as box:
+    with BusyboxContainer() as container:
         for closed in ("<&-", ">&-", "<&- >&-", "2>&-", "<&- >&- 2>&-"):
             command = " ".join(
-                [*CNTR, "attach", str(box.pid), "--", "sh", "-c", "'ls -l /proc/self/fd >/out$$; exit 7'", closed]
+                [*CNTR, "attach", str(container.pid), "--", "sh", "-c", "'ls -l /proc/self/fd >/out$$; exit 7'", closed]
             )
             done = subprocess.run(
                 ["sh", "-c", command.replace("/out$$", "/var/lib/cntr/out")],
@@ -204,6 +207,6 @@ def test_standard_streams_that_are_closed():
                 check=False,
             )
             assert done.returncode == 7, (closed, done)
-            listed = (box.root / "out").read_text()
+            listed = (container.root / "out").read_text()
             for host in ("/proc ", "mnt:[", "pidfd", "/root", "anon_inode"):
                 assert host not in listed, (closed, listed)

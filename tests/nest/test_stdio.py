@@ -14,7 +14,7 @@ import pytest
 
 from cntr.attach import readers
 from cntr.attach.stdio import PIPE, Input
-from tests.nest.box import REPOSITORY
+from tests.nest.busybox import REPOSITORY
 from tests.nest.tty import Terminal
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a private /dev/null takes a mount")

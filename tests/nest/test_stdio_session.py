@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from testkit.container import SlimContainer
-from tests.nest.box import BUSYBOX, CNTR, REPOSITORY, Box
+from tests.nest.busybox import BUSYBOX, CNTR, REPOSITORY, BusyboxContainer
 from tests.nest.tty import Terminal
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a container takes root")
@@ -16,13 +16,13 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": REPOSITORY}
 
 
 @pytest.fixture(scope="module")
-def box():
-    with Box(mounts=None) as running:
+def container():
+    with BusyboxContainer(mounts=None) as running:
         yield running
 
 
-def words(box: SlimContainer, how: str, *flags: str) -> str:
-    return " ".join([*CNTR, how, *flags, str(box.pid), "--"])
+def words(container: SlimContainer, how: str, *flags: str) -> str:
+    return " ".join([*CNTR, how, *flags, str(container.pid), "--"])
 
 
 def shell(script: str, **options: object) -> subprocess.CompletedProcess[str]:
@@ -42,10 +42,10 @@ HOW = pytest.mark.parametrize(("how", "flags"), [("attach", ()), ("attach", ("--
 
 
 @HOW
-def test_files_as_stdin_and_stdout(box, how, flags, tmp_path):
+def test_files_as_stdin_and_stdout(container, how, flags, tmp_path):
     data = "".join(f"line {i}\n" for i in range(30000))
     (tmp_path / "in").write_text(data)
-    command = words(box, how, *flags)
+    command = words(container, how, *flags)
     done = shell(f"{command} /bin/cat < in > out; echo $?", cwd=tmp_path)
     assert (done.stdout, done.stderr) == ("0\n", "")
     assert (tmp_path / "out").read_text() == data
@@ -62,8 +62,8 @@ def test_files_as_stdin_and_stdout(box, how, flags, tmp_path):
 
 
 @HOW
-def test_pipes_status_order_and_end(box, how, flags):
-    command = words(box, how, *flags)
+def test_pipes_status_order_and_end(container, how, flags):
+    command = words(container, how, *flags)
     done = shell(
         f"printf '1\\n2\\n3\\n' | while read x; do {command} /bin/sh -c \"echo o$x; echo e$x >&2; exit $x\" 2>&1; echo $?; done"
     )
@@ -77,10 +77,10 @@ def test_pipes_status_order_and_end(box, how, flags):
 
 @pytest.mark.parametrize("how", ["attach", "exec"])
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
-def test_streams_that_the_caller_closed_are_the_null_device(box, how, closed, tmp_path):
+def test_streams_that_the_caller_closed_are_the_null_device(container, how, closed, tmp_path):
     """Never the next file that cntr opens."""
     done = shell(
-        f"{words(box, how)} /bin/sh -c 'for n in 0 1 2; do test -c /proc/$$/fd/$n && echo $n >&2; done; exit 5' {closed}; echo $?"
+        f"{words(container, how)} /bin/sh -c 'for n in 0 1 2; do test -c /proc/$$/fd/$n && echo $n >&2; done; exit 5' {closed}; echo $?"
     )
     assert done.stdout.splitlines()[-1] == "5", done
     if "2>" not in closed:
@@ -88,10 +88,10 @@ def test_streams_that_the_caller_closed_are_the_null_device(box, how, closed, tm
 
 
 @pytest.mark.parametrize("how", ["attach", "exec"])
-def test_a_pipe_is_the_callers_own_for_tools_alone(box, how):
+def test_a_pipe_is_the_callers_own_for_tools_alone(container, how):
     reading, writing = os.pipe()
     link = os.readlink(f"/proc/self/fd/{writing}")
-    command = [*CNTR, how, str(box.pid), "--", "/bin/sh", "-c", "ls -l /proc/$$/fd >&2; true"]
+    command = [*CNTR, how, str(container.pid), "--", "/bin/sh", "-c", "ls -l /proc/$$/fd >&2; true"]
     done = subprocess.run(
         command,
         env=ENVIRONMENT,
@@ -107,21 +107,21 @@ def test_a_pipe_is_the_callers_own_for_tools_alone(box, how):
 
 
 @pytest.mark.parametrize("how", ["attach", "exec"])
-def test_the_null_device_is_not_the_hosts_to_change(box, how):
+def test_the_null_device_is_not_the_hosts_to_change(container, how):
     assert BUSYBOX
     before = os.stat("/dev/null").st_mode
     program = "/bin/busybox chmod" if how == "exec" else "chmod"
-    done = shell(f"{words(box, how)} {program} 600 /proc/self/fd/0 < /dev/null")
+    done = shell(f"{words(container, how)} {program} 600 /proc/self/fd/0 < /dev/null")
     assert "Read-only file system" in done.stderr, done
     assert os.stat("/dev/null").st_mode == before
 
 
 @pytest.mark.parametrize("how", ["attach", "exec"])
-def test_a_terminal_is_never_handed_over(box, how):
+def test_a_terminal_is_never_handed_over(container, how):
     """Neither read after the end, nor typed into, when stdout is a pipe."""
     script = "for fd in 0 1 2; do test -t $fd; echo $fd-$?; done; echo > /dev/tty"
     with Terminal(
-        "bash", "-c", f"{words(box, how)} /bin/sh -c '{script}' | cat; read x; echo bash-read-$x", env=ENVIRONMENT
+        "bash", "-c", f"{words(container, how)} /bin/sh -c '{script}' | cat; read x; echo bash-read-$x", env=ENVIRONMENT
     ) as opened:
         opened.wait_for("0-1")
         opened.wait_for("1-1")
@@ -130,11 +130,11 @@ def test_a_terminal_is_never_handed_over(box, how):
         opened.wait_for("bash-read-mine")
 
 
-def test_errors_of_a_session_at_a_terminal_go_where_they_are_sent(box, tmp_path):
+def test_errors_of_a_session_at_a_terminal_go_where_they_are_sent(container, tmp_path):
     with Terminal(
         "bash",
         "-c",
-        f"{words(box, 'attach')} sh -c 'echo wrong >&2; test -t 1 && echo is-tty' 2> {tmp_path}/err",
+        f"{words(container, 'attach')} sh -c 'echo wrong >&2; test -t 1 && echo is-tty' 2> {tmp_path}/err",
         env=ENVIRONMENT,
     ) as opened:
         opened.wait_for("is-tty")
@@ -142,7 +142,7 @@ def test_errors_of_a_session_at_a_terminal_go_where_they_are_sent(box, tmp_path)
     assert (tmp_path / "err").read_text() == "wrong\n"
 
 
-def test_a_full_disk_is_said_and_is_the_status(box):
-    done = shell(f"{words(box, 'exec')} /bin/sh -c 'echo lost' > /dev/full; echo $? >&2")
+def test_a_full_disk_is_said_and_is_the_status(container):
+    done = shell(f"{words(container, 'exec')} /bin/sh -c 'echo lost' > /dev/full; echo $? >&2")
     assert "cntr: stdout: No space left on device" in done.stderr
     assert done.stderr.splitlines()[-1] == "125"

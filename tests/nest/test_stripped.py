@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import pathlib
 
-from tests.nest.box import Box, ask, session
+from tests.nest.busybox import BusyboxContainer, ask, session
 
 SECRET = "S3CR3T-OF-THE-CALLER"
 
 
 def test_the_reaper_shows_neither_words_nor_variables_of_the_caller():
     """/proc/PID/cmdline is for everybody to read; -e TOKEN=… is in it as long as nobody takes it out."""
-    with Box() as box, session(str(box.pid), "-e", f"TOKEN={SECRET}", env={"CALLERS": SECRET}) as shell:
+    with (
+        BusyboxContainer() as container,
+        session(str(container.pid), "-e", f"TOKEN={SECRET}", env={"CALLERS": SECRET}) as shell,
+    ):
         assert ask(shell, "echo $TOKEN") == SECRET
-        theirs = os.readlink(f"/proc/{box.pid}/ns/pid")
+        theirs = os.readlink(f"/proc/{container.pid}/ns/pid")
         seen = 0
         for name in os.listdir("/proc"):
-            if not name.isdecimal() or int(name) == box.pid:
+            if not name.isdecimal() or int(name) == container.pid:
                 continue
             try:
                 if os.readlink(f"/proc/{name}/ns/pid") != theirs:

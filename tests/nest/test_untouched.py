@@ -11,9 +11,9 @@ import time
 import pytest
 
 from cntr.linux import procfs, syscalls
-from testkit.engines.rigging import busybox_root
+from testkit.engines.workspaces import busybox_root
 from tests.conftest import nest_mounts
-from tests.nest.box import CNTR, REPOSITORY, Box, ask, session
+from tests.nest.busybox import CNTR, REPOSITORY, BusyboxContainer, ask, session
 from tests.nest.test_view import ETC, snapshot
 
 MS_UNBINDABLE, MS_SLAVE, MS_SHARED = 1 << 17, 1 << 19, 1 << 20
@@ -23,9 +23,9 @@ def mountinfo(pid: int | str) -> str:
     return procfs.read(f"/proc/{pid}/mountinfo")
 
 
-def state(box: Box) -> tuple[object, ...]:
+def state(container: BusyboxContainer) -> tuple[object, ...]:
     """The container's mounts and its tree, as its own process sees it, with every change time."""
-    return mountinfo(box.pid), snapshot(box.root)
+    return mountinfo(container.pid), snapshot(container.root)
 
 
 def host_mounts(tmp_path: pathlib.Path) -> set[str]:
@@ -41,47 +41,47 @@ def host_mounts(tmp_path: pathlib.Path) -> set[str]:
 def test_neither_a_file_nor_a_mount(flags):
     if "fuse" in flags:
         pytest.importorskip("pyfuse3", reason="the fuse transport needs cntr-attach[pyfuse3]")
-    with Box(files=ETC) as box:
-        before = state(box)
-        with session(str(box.pid), *flags) as shell:
+    with BusyboxContainer(files=ETC) as container:
+        before = state(container)
+        with session(str(container.pid), *flags) as shell:
             assert ask(shell, "ls /var/lib/cntr/etc | wc -l") == str(len(ETC))
-            assert state(box) == before, "during"
-        assert state(box) == before, "after"
+            assert state(container) == before, "during"
+        assert state(container) == before, "after"
 
 
 @pytest.mark.parametrize("propagation", [MS_SHARED, MS_SLAVE, MS_UNBINDABLE], ids=["shared", "slave", "unbindable"])
 def test_nothing_leaks_whatever_the_propagation_of_the_container(propagation):
     """nspawn, LXC and Incus make the container's root a shared mount, Apptainer an unbindable one."""
-    with Box(files=ETC, propagation=propagation) as box:
+    with BusyboxContainer(files=ETC, propagation=propagation) as container:
         kind = {MS_SHARED: "shared:", MS_UNBINDABLE: "unbindable"}.get(propagation)
-        assert kind is None or kind in mountinfo(box.pid), "the container is what the test says"
-        before = state(box)
-        with session(str(box.pid)) as shell:
+        assert kind is None or kind in mountinfo(container.pid), "the container is what the test says"
+        before = state(container)
+        with session(str(container.pid)) as shell:
             assert ask(shell, "cat /etc/hostname") == "slim-name"
             assert ask(shell, "cat /var/lib/cntr/etc/hostname") == "slim-name"
             assert ask(shell, "cat /proc/1/comm") == "app"
-            assert state(box) == before, "during"
+            assert state(container) == before, "during"
             # Nothing of the nest is a peer of anything outside it.
             assert ask(shell, "grep -c -E 'shared:|master:' /proc/self/mountinfo || true") == "0"
-        assert state(box) == before, "after"
-        assert box.exec("--", "/bin/cat", "/etc/hostname").stdout == "slim-name\n"
-        assert state(box) == before
+        assert state(container) == before, "after"
+        assert container.exec("--", "/bin/cat", "/etc/hostname").stdout == "slim-name\n"
+        assert state(container) == before
 
 
 def test_a_mount_in_the_session_stays_in_the_session(tmp_path):
     """With CAP_SYS_ADMIN a session of the whole host may mount; neither the container nor the host sees it. In the tools view none may."""
-    with Box(propagation=MS_SHARED, capabilities=(1 << 41) - 1, files={"/own-data/x": "x"}) as box:
-        before, own = mountinfo(box.pid), host_mounts(tmp_path)
-        assert box.attach("--", "sh", "-c", "mount -t tmpfs t /var/lib/cntr/own-data").returncode == 32
-        with session(str(box.pid), "--tools", "host:all", "--force") as shell:
+    with BusyboxContainer(propagation=MS_SHARED, capabilities=(1 << 41) - 1, files={"/own-data/x": "x"}) as container:
+        before, own = mountinfo(container.pid), host_mounts(tmp_path)
+        assert container.attach("--", "sh", "-c", "mount -t tmpfs t /var/lib/cntr/own-data").returncode == 32
+        with session(str(container.pid), "--tools", "host:all", "--force") as shell:
             ask(
                 shell,
                 f"mkdir -p {tmp_path}; mount -t tmpfs t /var/lib/cntr/own-data; mount -t tmpfs t {tmp_path}; echo $?",
             )
             assert ask(shell, f"grep -c -e '/own-data ' -e '{tmp_path} ' /proc/self/mountinfo") == "2"
-            assert mountinfo(box.pid) == before
+            assert mountinfo(container.pid) == before
             assert host_mounts(tmp_path) == own
-        assert mountinfo(box.pid) == before
+        assert mountinfo(container.pid) == before
 
 
 SHARED_HOST = """
@@ -108,9 +108,9 @@ def test_nothing_leaks_into_a_host_whose_root_is_shared(tools, tmp_path):
     """As systemd makes it; a copy of one of its mounts is shared with it at first."""
     if tools == "directory":
         tools = str(busybox_root(str(tmp_path / "tools")))
-    with Box(files=ETC) as box:
+    with BusyboxContainer(files=ETC) as container:
         done = subprocess.run(
-            [sys.executable, "-c", SHARED_HOST, *CNTR, "attach", "--tools", tools, str(box.pid), "--", "sh"],
+            [sys.executable, "-c", SHARED_HOST, *CNTR, "attach", "--tools", tools, str(container.pid), "--", "sh"],
             env={**os.environ, "PYTHONPATH": REPOSITORY},
             capture_output=True,
             text=True,
@@ -122,12 +122,12 @@ def test_nothing_leaks_into_a_host_whose_root_is_shared(tools, tmp_path):
 
 def test_the_nest_ends_with_the_session():
     """Its mount namespace is gone: the files it held can be unmounted and removed."""
-    with Box(files=ETC) as box:
-        with session(str(box.pid)) as shell:
+    with BusyboxContainer(files=ETC) as container:
+        with session(str(container.pid)) as shell:
             held = os.open(f"/proc/{_command_of(shell)}/ns/mnt", os.O_RDONLY)  # or its number would be used again
             nest = os.fstat(held).st_ino
             assert nest != os.stat("/proc/self/ns/mnt").st_ino
-            assert nest != os.stat(f"/proc/{box.pid}/ns/mnt").st_ino
+            assert nest != os.stat(f"/proc/{container.pid}/ns/mnt").st_ino
         deadline = time.monotonic() + 3
         while nest in _mount_namespaces() and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -156,14 +156,14 @@ def _mount_namespaces() -> set[int]:
 
 def test_a_container_that_is_only_a_chroot(tmp_path):
     """No namespace at all differs: the tree is still shown at the base directory."""
-    with Box(namespaces=0, files=ETC) as box:
+    with BusyboxContainer(namespaces=0, files=ETC) as container:
         before = host_mounts(tmp_path)
-        with session(str(box.pid)) as shell:
+        with session(str(container.pid)) as shell:
             assert ask(shell, "cat /var/lib/cntr/etc/hostname") == "slim-name"
             assert ask(shell, "cat /etc/hostname") == "slim-name"
             assert host_mounts(tmp_path) == before
         assert host_mounts(tmp_path) == before
-        assert box.exec("--", "/bin/ls", "/").stdout.split()[:2] == ["app", "bin"]
+        assert container.exec("--", "/bin/ls", "/").stdout.split()[:2] == ["app", "bin"]
 
 
 def test_thousands_of_mounts():
@@ -174,10 +174,10 @@ def test_thousands_of_mounts():
             os.mkdir(f"{root}/many/{number}")
             syscalls.mount(f"{root}/many/{number}", f"{root}/many/{number}", None, syscalls.MS_BIND)
 
-    with Box(mounts=mounts) as box:
-        before = mountinfo(box.pid)
+    with BusyboxContainer(mounts=mounts) as container:
+        before = mountinfo(container.pid)
         assert before.count("\n") > 2000
         begun = time.monotonic()
-        assert box.sh("ls /var/lib/cntr/many | wc -l; grep -c /many/ /proc/self/mountinfo") == "2000\n2000\n"
+        assert container.sh("ls /var/lib/cntr/many | wc -l; grep -c /many/ /proc/self/mountinfo") == "2000\n2000\n"
         assert time.monotonic() - begun < 20
-        assert mountinfo(box.pid) == before
+        assert mountinfo(container.pid) == before

@@ -11,7 +11,7 @@ import pytest
 
 from cntr.linux import procfs
 from testkit.engines import rigs
-from tests.nest.box import Box, run
+from tests.nest.busybox import BusyboxContainer, run
 from tests.nest.test_hostile import ground, visits
 
 PTRACE = 1 << 19
@@ -38,13 +38,13 @@ def inside(outside: int, rows: tuple[tuple[int, int, int], ...]) -> int:
 
 @pytest.mark.parametrize(("rig", "variant"), [pytest.param(*pair, id="-".join(pair)) for pair in VARIANTS])
 def test_the_session_is_who_the_container_is(request, rig, variant):
-    with rigs.open_rig(request, rig).box(variant) as box:
-        before = procfs.read(f"/proc/{box.pid}/mountinfo")
+    with rigs.open_rig(request, rig).container(variant) as container:
+        before = procfs.read(f"/proc/{container.pid}/mountinfo")
         script = "cat /proc/self/status; for n in pid net ipc uts user; do readlink /proc/self/ns/$n; done; ls -A /var/lib/cntr"
-        done = run("attach", box.target, "--", "sh", "-c", script, env=box.env)
+        done = run("attach", container.target, "--", "sh", "-c", script, env=container.env)
         assert done.returncode == 0, done
-        found, theirs = status(done.stdout), status(procfs.read(f"/proc/{box.pid}/status"))
-        uid_map = procfs.id_map(procfs.read(f"/proc/{box.pid}/uid_map"))
+        found, theirs = status(done.stdout), status(procfs.read(f"/proc/{container.pid}/status"))
+        uid_map = procfs.id_map(procfs.read(f"/proc/{container.pid}/uid_map"))
         assert int(found["Uid"].split()[1]) == inside(int(theirs["Uid"].split()[1]), uid_map)
         assert found["NoNewPrivs"] == "1", "a set-id program would lose what keeps the container out (guard.py)"
         # Beside the host's own processes the session could trace root's with it.
@@ -55,12 +55,12 @@ def test_the_session_is_who_the_container_is(request, rig, variant):
         )
         assert int(found["CapPrm"], 16) & PTRACE == kept, "what keeps the container's processes out"
         for kind in ("pid", "net", "ipc", "uts", "user"):
-            assert os.readlink(f"/proc/{box.pid}/ns/{kind}") in done.stdout, kind
-        names = {path.name for path in pathlib.Path(f"/proc/{box.pid}/root").iterdir()}
+            assert os.readlink(f"/proc/{container.pid}/ns/{kind}") in done.stdout, kind
+        names = {path.name for path in pathlib.Path(f"/proc/{container.pid}/root").iterdir()}
         assert names <= set(done.stdout.split())
-        assert procfs.read(f"/proc/{box.pid}/mountinfo") == before
-        if box.upper:
-            assert not os.path.exists(f"{box.upper}/var"), "nothing was made in the container's layer"
+        assert procfs.read(f"/proc/{container.pid}/mountinfo") == before
+        if container.upper:
+            assert not os.path.exists(f"{container.upper}/var"), "nothing was made in the container's layer"
 
 
 # How an attacker is started in a container, and where it can write: a volume, or /tmp through /proc/PID/root.
@@ -76,17 +76,19 @@ HOSTILE = (
     ("rig", "variant", "uid", "roles"), [pytest.param(*case, id="-".join(case[:2])) for case in HOSTILE]
 )
 def test_a_hostile_container_of_a_real_engine_gets_nothing(request, prowler, rig, variant, uid, roles):
-    with rigs.open_rig(request, rig).box(variant) as box:
+    with rigs.open_rig(request, rig).container(variant) as container:
         if variant == "volume":
-            directory, place = pathlib.Path(box.rig.den.path, f"volume-{box.name}"), "/data"
+            directory, place = pathlib.Path(container.rig.workspace.path, f"volume-{container.name}"), "/data"
         else:
-            directory, place = pathlib.Path(f"/proc/{box.pid}/root/tmp"), "/tmp"
+            directory, place = pathlib.Path(f"/proc/{container.pid}/root/tmp"), "/tmp"
         shutil.copy(prowler, directory / "prowl")
         loot = ground(directory)
-        box.rig.command("exec", "-d", "--user", uid, box.name, f"{place}/prowl", f"{place}/loot", *roles)
-        box.rig.den.wait_for("the attackers", lambda: loot.path.with_name("loot.seen").stat().st_size > 0, seconds=10)
+        container.rig.command("exec", "-d", "--user", uid, container.name, f"{place}/prowl", f"{place}/loot", *roles)
+        container.rig.workspace.wait_for(
+            "the attackers", lambda: loot.path.with_name("loot.seen").stat().st_size > 0, seconds=10
+        )
         for flags in ([], ["--user", "1000"]):
-            visits(box.target, flags, rounds=2, env=box.env)
+            visits(container.target, flags, rounds=2, env=container.env)
         time.sleep(0.05)
         assert loot.lines() == []
         assert loot.seen() > 200, "the attackers did look"
@@ -95,12 +97,12 @@ def test_a_hostile_container_of_a_real_engine_gets_nothing(request, prowler, rig
 @pytest.mark.parametrize("transport", ["mount", "fuse"])
 def test_tools_of_a_container_with_a_user_namespace(request, transport):
     """Its mounts are locked together, so that none can be cloned by itself; what only some may read is covered all the same."""
-    with rigs.open_rig(request, "runc").box("userns") as fat, Box() as box:
+    with rigs.open_rig(request, "runc").container("userns") as fat, BusyboxContainer() as container:
         secret = pathlib.Path(f"/proc/{fat.pid}/root/secret")
         secret.write_text("secret\n")
         secret.chmod(0o600)
         (secret.parent / "open").write_text("open\n")
         script = "cat /open; cat /secret; cat /proc/1/comm"
-        done = box.attach("--tools", f"pid:{fat.pid}", "--transport", transport, "--", "/bin/sh", "-c", script)
+        done = container.attach("--tools", f"pid:{fat.pid}", "--transport", transport, "--", "/bin/sh", "-c", script)
         assert done.stdout == "open\napp\n", done
         assert done.returncode == 0

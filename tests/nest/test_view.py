@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 from cntr.linux import syscalls
-from tests.nest.box import Box, run
+from tests.nest.busybox import BusyboxContainer, run
 
 BASE = "/var/lib/cntr"
 
@@ -21,20 +21,20 @@ def files_of_the_tools(path: str) -> str:
 
 
 def test_the_tools_are_the_root_and_the_container_is_at_the_base_directory():
-    with Box(files={"/etc/motto": "slim\n"}) as box:
-        listed = box.sh(f"ls {BASE}; cat {BASE}/etc/motto; cat /etc/os-release; command -v strace")
+    with BusyboxContainer(files={"/etc/motto": "slim\n"}) as container:
+        listed = container.sh(f"ls {BASE}; cat {BASE}/etc/motto; cat /etc/os-release; command -v strace")
         assert listed.split("\n")[:6] == ["app", "bin", "dev", "etc", "proc", "sys"]
         assert "\nslim\n" in listed
         assert files_of_the_tools("/etc/os-release") in listed
         assert "/strace" in listed
-        assert box.sh("stat -c %d:%i /").strip() == f"{os.stat('/').st_dev}:{os.stat('/').st_ino}"
-        assert box.sh("stat -c %U:%G / /usr /etc/hostname | sort -u").split() == ["nobody:nogroup"]
+        assert container.sh("stat -c %d:%i /").strip() == f"{os.stat('/').st_dev}:{os.stat('/').st_ino}"
+        assert container.sh("stat -c %U:%G / /usr /etc/hostname | sort -u").split() == ["nobody:nogroup"]
 
 
 def test_the_base_directory_moves(tmp_path):
-    with Box(files={"/etc/motto": "slim\n"}) as box:
+    with BusyboxContainer(files={"/etc/motto": "slim\n"}) as container:
         for base in (f"{tmp_path}/not/yet/there", "/srv/c", str(tmp_path)):
-            out = box.sh("cat $CNTR_BASE_DIR/etc/motto; echo $CNTR_BASE_DIR", env={"CNTR_BASE_DIR": base})
+            out = container.sh("cat $CNTR_BASE_DIR/etc/motto; echo $CNTR_BASE_DIR", env={"CNTR_BASE_DIR": base})
             assert out == f"slim\n{base}\n"
     assert os.listdir(tmp_path) == [], "the mount point was made in the nest only"
     assert not os.path.exists("/srv/c")
@@ -42,8 +42,8 @@ def test_the_base_directory_moves(tmp_path):
 
 @pytest.mark.parametrize("base", ["relative", "/", "/a/../b", "/a//b", "/a/"])
 def test_an_unclean_base_directory_is_refused(base):
-    with Box() as box:
-        done = box.attach("--", "true", env={"CNTR_BASE_DIR": base})
+    with BusyboxContainer() as container:
+        done = container.attach("--", "true", env={"CNTR_BASE_DIR": base})
         assert done.returncode == 125
         assert "not a clean absolute path" in done.stderr
 
@@ -60,16 +60,18 @@ def test_volumes_and_submounts_come_along(tmp_path):
         pathlib.Path(f"{root}/data/deeper/mark").write_text("in a mount on a mount\n")
 
     (tmp_path / "deeper").mkdir()
-    with Box(mounts=mounts) as box:
-        out = box.sh(f"cd {BASE}; cat data/mark data/deeper/mark; touch data/written; touch scratch/x 2>&1 || true")
+    with BusyboxContainer(mounts=mounts) as container:
+        out = container.sh(
+            f"cd {BASE}; cat data/mark data/deeper/mark; touch data/written; touch scratch/x 2>&1 || true"
+        )
         assert out.startswith("from the host\nin a mount on a mount\n")
         assert "Read-only file system" in out
         assert (tmp_path / "written").exists(), "a volume is the volume itself"
 
 
 def test_proc_dev_and_sys_are_the_containers():
-    with Box() as box:
-        out = box.sh("cat /proc/1/comm; ls /dev; ls -d /proc/[0-9]* | wc -l; ls /sys/class/net")
+    with BusyboxContainer() as container:
+        out = container.sh("cat /proc/1/comm; ls /dev; ls -d /proc/[0-9]* | wc -l; ls /sys/class/net")
         comm, *names = out.split()
         assert comm == "app"
         assert {"null", "zero", "full", "random", "urandom", "tty", "pts", "ptmx"} <= set(names)
@@ -80,29 +82,29 @@ def test_proc_dev_and_sys_are_the_containers():
 
 def test_without_proc_and_sys_fresh_ones_are_mounted():
     """A container may have no /proc (scratch images under bwrap), or a plain directory there."""
-    with Box(mount_proc=False, files={"/sys/fake": "x"}, namespaces=0x2C020000) as box:
-        out = box.sh("cat /proc/1/comm; ls /sys; ls /proc/fake 2>&1 || true")
+    with BusyboxContainer(mount_proc=False, files={"/sys/fake": "x"}, namespaces=0x2C020000) as container:
+        out = container.sh("cat /proc/1/comm; ls /sys; ls /proc/fake 2>&1 || true")
         assert out.startswith("app\n")
         assert "kernel" in out
-    with Box(mount_proc=False, files={"/proc/1/comm": "poison\n"}) as box:
-        assert box.sh("cat /proc/1/comm") == "app\n", "only a real proc is taken for one"
+    with BusyboxContainer(mount_proc=False, files={"/proc/1/comm": "poison\n"}) as container:
+        assert container.sh("cat /proc/1/comm") == "app\n", "only a real proc is taken for one"
 
 
 def test_dev_is_the_sessions_own():
     """The container writes its own: a link in place of /dev/null says where a tool's output goes, /dev/fd whose code runs."""
 
-    class Hostile(Box):
+    class Hostile(BusyboxContainer):
         def _pivot(self) -> None:
             super()._pivot()
             os.unlink("/dev/null")
             os.symlink("/var/lib/cntr/caught", "/dev/null")
             os.mkdir("/dev/fd")
 
-    with Hostile() as box:
-        assert box.sh("test -c /dev/null && test -c /dev/zero && echo x >/dev/null && echo yes") == "yes\n"
-        assert box.sh("readlink /dev/fd; bash -c 'cat <(echo y) 2>/dev/null'").split() == ["/proc/self/fd", "y"]
-        assert not (box.root / "caught").exists()
-        assert box.sh(f"readlink {BASE}/dev/null") == "/var/lib/cntr/caught\n", (
+    with Hostile() as container:
+        assert container.sh("test -c /dev/null && test -c /dev/zero && echo x >/dev/null && echo yes") == "yes\n"
+        assert container.sh("readlink /dev/fd; bash -c 'cat <(echo y) 2>/dev/null'").split() == ["/proc/self/fd", "y"]
+        assert not (container.root / "caught").exists()
+        assert container.sh(f"readlink {BASE}/dev/null") == "/var/lib/cntr/caught\n", (
             "the container's own is below the base directory"
         )
 
@@ -118,12 +120,12 @@ ETC = {
 
 
 def test_the_etc_files_are_the_containers():
-    with Box(files=ETC) as box:
+    with BusyboxContainer(files=ETC) as container:
         for path in ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/localtime"):
-            assert box.sh(f"cat {path}") == ETC[path]
-        assert box.sh("getent passwd 0; getent group 7").split() == ["root:x:0:0::/root:/bin/bash", "slims:x:7:"]
-        assert box.sh("cat /etc/shells") == files_of_the_tools("/etc/shells"), "only those files"
-        assert "read-only" in box.sh("echo x 2>&1 >/etc/hosts || true").lower()
+            assert container.sh(f"cat {path}") == ETC[path]
+        assert container.sh("getent passwd 0; getent group 7").split() == ["root:x:0:0::/root:/bin/bash", "slims:x:7:"]
+        assert container.sh("cat /etc/shells") == files_of_the_tools("/etc/shells"), "only those files"
+        assert "read-only" in container.sh("echo x 2>&1 >/etc/hosts || true").lower()
 
 
 HOSTILE_NAMES = ("$(id)", "`id`", "a b", "\x1b]0;x\x07", "-rf", "x;y", "../x", "a" * 40, "", "ro\u00f6t", "root")
@@ -131,31 +133,31 @@ HOSTILE_NAMES = ("$(id)", "`id`", "a b", "\x1b]0;x\x07", "-rf", "x;y", "../x", "
 
 def test_names_of_the_containers_passwd_are_safe_ones():
     rows = [f"{name}:x:{2000 + n}:{2000 + n}:$(touch /tmp/x):/tmp:/evil\n" for n, name in enumerate(HOSTILE_NAMES)]
-    with Box(
+    with BusyboxContainer(
         files={"/etc/passwd": "app:x:1000:1000::/tmp:/evil\n" + "".join(rows), "/etc/group": "ev il:x:9:root\n"}
-    ) as box:
-        lines = [line.split(":") for line in box.sh("cat /etc/passwd").splitlines()]
+    ) as container:
+        lines = [line.split(":") for line in container.sh("cat /etc/passwd").splitlines()]
         known = {line[2]: line for line in lines}
         assert known["1000"][0] == "app"
         assert known["0"][0] == "root"
         for number in range(2000, 2000 + len(HOSTILE_NAMES)):
             assert known[str(number)][0] == f"uid{number}" or HOSTILE_NAMES[number - 2000] == "root"
         assert all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", line[0]) for line in lines)
-        assert "/evil" not in box.sh("cat /etc/passwd")
-        assert box.sh("grep :9: /etc/group") == "gid9:x:9:\n"
+        assert "/evil" not in container.sh("cat /etc/passwd")
+        assert container.sh("grep :9: /etc/group") == "gid9:x:9:\n"
 
 
 def test_the_tools_service_users_stay_where_nothing_collides():
     """tcpdump changes to a user of the tools' side that the container's passwd lacks."""
-    with Box(files={"/etc/passwd": "root:x:0:0::/:/bin/sh\nsync:x:4711:4711::/:/bin/sh\n"}) as box:
-        assert box.sh("id -u sync; id -u mail").split() == ["4711", "8"]
+    with BusyboxContainer(files={"/etc/passwd": "root:x:0:0::/:/bin/sh\nsync:x:4711:4711::/:/bin/sh\n"}) as container:
+        assert container.sh("id -u sync; id -u mail").split() == ["4711", "8"]
 
 
 def test_a_container_without_etc_leaves_the_tools_files():
-    with Box() as box:
+    with BusyboxContainer() as container:
         for name in ("hosts", "resolv.conf"):
-            assert box.sh(f"cat /etc/{name}") == files_of_the_tools(f"/etc/{name}")
-        assert box.sh("id -un; id -un 1").split() == ["root", "daemon"]
+            assert container.sh(f"cat /etc/{name}") == files_of_the_tools(f"/etc/{name}")
+        assert container.sh("id -un; id -un 1").split() == ["root", "daemon"]
 
 
 @pytest.mark.parametrize("kind", ["fifo", "directory", "dangling", "out", "absolute_out", "loop", "device", "socket"])
@@ -190,17 +192,17 @@ def test_an_odd_etc_file_of_the_container_is_left_out(kind, tmp_path):
     make(root)
     for name in ("passwd", "group"):  # read before the fork too, for the ids' names
         os.symlink("hosts", root / "etc" / name)
-    with Box(root=root) as box:
-        out = box.sh("cat /etc/hosts; id -un 1", timeout=10)
+    with BusyboxContainer(root=root) as container:
+        out = container.sh("cat /etc/hosts; id -un 1", timeout=10)
         assert out == files_of_the_tools("/etc/hosts") + "daemon\n"
 
 
 def test_a_symbolic_link_inside_the_container_is_followed_there():
     files = {"/run/resolv.conf": "nameserver 192.0.2.9\n", "/elsewhere/passwd": "linked:x:77:77::/:/bin/sh\n"}
     links = {"/etc/resolv.conf": "/run/resolv.conf", "/etc/passwd": "../../../elsewhere/passwd"}
-    with Box(files=files, links=links) as box:
-        assert box.sh("cat /etc/resolv.conf") == files["/run/resolv.conf"]
-        assert box.sh("id -un 77") == "linked\n"
+    with BusyboxContainer(files=files, links=links) as container:
+        assert container.sh("cat /etc/resolv.conf") == files["/run/resolv.conf"]
+        assert container.sh("id -un 77") == "linked\n"
 
 
 def test_a_huge_passwd_is_neither_read_whole_nor_copied(tmp_path):
@@ -209,15 +211,18 @@ def test_a_huge_passwd_is_neither_read_whole_nor_copied(tmp_path):
     with open(root / "etc" / "passwd", "wb") as stream:
         stream.write(b"huge:x:77:77::/:/bin/sh\n")
         stream.truncate(10 << 30)
-    with Box(root=root) as box:
-        assert box.sh("id -un 77; test $(stat -c %s /etc/passwd) -lt 100000 && echo small").split() == ["huge", "small"]
+    with BusyboxContainer(root=root) as container:
+        assert container.sh("id -un 77; test $(stat -c %s /etc/passwd) -lt 100000 && echo small").split() == [
+            "huge",
+            "small",
+        ]
 
 
 def tools_tree(root: pathlib.Path) -> pathlib.Path:
     """A small tree of tools: busybox, and no directory that a nest needs."""
     import shutil
 
-    from tests.nest.box import APPLETS, BUSYBOX
+    from tests.nest.busybox import APPLETS, BUSYBOX
 
     (root / "bin").mkdir(parents=True)
     shutil.copy(BUSYBOX, root / "bin" / "busybox")
@@ -239,8 +244,8 @@ def test_a_tools_tree_that_lacks_every_directory(tmp_path):
     """Mount points are made to exist in the nest; the tools' tree itself stays untouched."""
     tools = tools_tree(tmp_path / "tools")
     before = snapshot(tools)
-    with Box(files=ETC) as box:
-        out = box.sh(f"cat /proc/1/comm /etc/hosts {BASE}/etc/hostname; ls /", "--tools", str(tools))
+    with BusyboxContainer(files=ETC) as container:
+        out = container.sh(f"cat /proc/1/comm /etc/hosts {BASE}/etc/hostname; ls /", "--tools", str(tools))
         assert out.startswith("app\n127.0.0.1 slim\nslim-name\n")
         assert set(out.split("slim-name\n")[1].split()) >= {"bin", "proc", "sys", "dev", "etc", "var"}
     assert snapshot(tools) == before
@@ -256,8 +261,8 @@ def test_a_symbolic_link_at_etc_of_the_tools_is_covered_not_followed(tmp_path):
     os.symlink("/nowhere", tools / "etc" / "localtime")
     os.symlink("/proc/self/fd/0", tools / "etc" / "hosts")
     before = snapshot(tools)
-    with Box(files=ETC) as box:
-        out = box.sh("cat /etc/resolv.conf /etc/localtime /etc/hosts", "--tools", str(tools))
+    with BusyboxContainer(files=ETC) as container:
+        out = container.sh("cat /etc/resolv.conf /etc/localtime /etc/hosts", "--tools", str(tools))
         assert out == ETC["/etc/resolv.conf"] + ETC["/etc/localtime"] + ETC["/etc/hosts"]
     assert snapshot(tools) == before
 
@@ -266,8 +271,8 @@ def test_a_file_where_a_directory_is_needed_and_the_reverse(tmp_path):
     tools = tools_tree(tmp_path / "tools")
     (tools / "etc" / "hosts").mkdir(parents=True)
     (tools / "sys").write_text("a file\n")
-    with Box(files=ETC) as box:
-        out = box.attach("--tools", str(tools), "--", "/bin/sh", "-c", "cat /etc/hosts; ls /sys")
+    with BusyboxContainer(files=ETC) as container:
+        out = container.attach("--tools", str(tools), "--", "/bin/sh", "-c", "cat /etc/hosts; ls /sys")
         assert (out.returncode, out.stderr) == (0, ""), out
         assert out.stdout.startswith("127.0.0.1 slim\n")
         assert "kernel" in out.stdout
@@ -277,20 +282,25 @@ def test_a_file_where_a_directory_is_needed_and_the_reverse(tmp_path):
 def test_nothing_of_the_host_can_be_written(tmp_path, transport):
     tmp_path.chmod(0o777)
     words = ["--transport", transport]
-    with Box(capabilities=(1 << 41) - 1) as box:
+    with BusyboxContainer(capabilities=(1 << 41) - 1) as container:
         for path in ("/usr/x", "/var/lib/x", "/etc/x", "/x"):
-            assert "Read-only" in box.attach(*words, "--", "touch", path).stderr, path
+            assert "Read-only" in container.attach(*words, "--", "touch", path).stderr, path
         script = "mount -o remount,bind,rw /; touch /usr/x /etc/x; echo x >/etc/hostname"
-        refused = box.attach(*words, "--", "sh", "-c", script).stderr
+        refused = container.attach(*words, "--", "sh", "-c", script).stderr
         assert "Permission denied" in refused or "Read-only" in refused, (
             "nor with every capability and a mount made writable"
         )
         assert not os.path.exists("/usr/x")
-        done = box.attach(*words, "--", "sh", "-c", f"mkdir -p {tmp_path}; touch {tmp_path}/own /run/own /root/own")
+        done = container.attach(
+            *words, "--", "sh", "-c", f"mkdir -p {tmp_path}; touch {tmp_path}/own /run/own /root/own"
+        )
         assert "gone with the session: " in done.stderr
         assert "/root/own" in done.stderr
         assert os.listdir(tmp_path) == []
-        assert box.attach("--tools", "host:all", "--force", *words, "--", "touch", f"{tmp_path}/marker").returncode == 0
+        assert (
+            container.attach("--tools", "host:all", "--force", *words, "--", "touch", f"{tmp_path}/marker").returncode
+            == 0
+        )
         assert os.listdir(tmp_path) == ["marker"], "with the whole host it is: the check above can fail"
 
 
@@ -306,8 +316,8 @@ def test_a_share_is_read_only_or_written_with_its_owners_id(tmp_path, transport)
     (shared / "roots").chmod(0o600)
     words = ["--transport", transport]
     for uid in (0, 1000):
-        with Box(uid=uid) as box:
-            out = box.sh(
+        with BusyboxContainer(uid=uid) as container:
+            out = container.sh(
                 f"cat {shared}/letter; touch {shared}/x 2>&1; cat {shared}/roots 2>&1 || true",
                 "--share",
                 str(shared),
@@ -316,7 +326,7 @@ def test_a_share_is_read_only_or_written_with_its_owners_id(tmp_path, transport)
             assert "dear" in out
             assert "Read-only" in out
             assert "root only" not in out
-            box.sh(f"echo new > {shared}/made-{uid}", "--share", f"{shared}:rw", *words)
+            container.sh(f"echo new > {shared}/made-{uid}", "--share", f"{shared}:rw", *words)
             made = (shared / f"made-{uid}").stat()
             assert (made.st_uid, made.st_gid) == (4711, 4711)
 
@@ -329,13 +339,13 @@ def test_the_callers_terminal_is_known(tmp_path, transport):
     subprocess.run(["tic", "-o", tmp_path / "home" / ".terminfo", tmp_path / "source"], check=True)
     words = ["--transport", transport, "--", "tput", "cols"]
     for uid in (0, 1000):
-        with Box(uid=uid) as box:
-            done = box.attach(*words, env={"TERM": "my-term", "HOME": str(tmp_path / "home"), "COLUMNS": ""})
+        with BusyboxContainer(uid=uid) as container:
+            done = container.attach(*words, env={"TERM": "my-term", "HOME": str(tmp_path / "home"), "COLUMNS": ""})
             assert (done.returncode, done.stdout) == (0, "77\n"), done
             env = {"TERM": "my-term", "HOME": "/nowhere", "TERMINFO": str(tmp_path / "home" / ".terminfo")}
-            assert box.attach(*words, env=env).stdout == "77\n"
+            assert container.attach(*words, env=env).stdout == "77\n"
             for name in ("my-term", "../my-term", "m/my-term", ""):
-                assert box.attach(*words, env={"TERM": name, "HOME": "/nowhere", "TERMINFO": ""}).stdout != "77\n"
+                assert container.attach(*words, env={"TERM": name, "HOME": "/nowhere", "TERMINFO": ""}).stdout != "77\n"
 
 
 @pytest.mark.parametrize("transport", ["mount", "fuse"])
@@ -343,23 +353,23 @@ def test_a_shell_that_the_session_cannot_run_is_not_its_shell(tmp_path, transpor
     """In a hidden or closed directory, no program, no file: bash, or what the tools have."""
     hidden = tmp_path / "bash"
     shutil.copy("/bin/bash", hidden)
-    with Box() as box:
+    with BusyboxContainer() as container:
         for shell in (str(hidden), "/etc/passwd", "/etc", "/dev/null", "bash", "/usr/sbin/nologin", "/none"):
-            done = box.attach("--transport", transport, input="echo $SHELL $0\n", env={"SHELL": shell})
+            done = container.attach("--transport", transport, input="echo $SHELL $0\n", env={"SHELL": shell})
             assert (done.returncode, done.stdout, done.stderr) == (0, "/bin/bash /bin/bash\n", ""), shell
-        done = box.attach("--transport", transport, input="echo $SHELL\n", env={"SHELL": "/usr/bin/dash"})
+        done = container.attach("--transport", transport, input="echo $SHELL\n", env={"SHELL": "/usr/bin/dash"})
         assert done.stdout == "/usr/bin/dash\n"
         whole = ["--tools", "host:all", "--transport", transport]
-        assert box.attach(*whole, input="echo $SHELL\n", env={"SHELL": str(hidden)}).stdout == f"{hidden}\n"
+        assert container.attach(*whole, input="echo $SHELL\n", env={"SHELL": str(hidden)}).stdout == f"{hidden}\n"
 
 
 def test_a_tools_tree_on_a_read_only_filesystem(tmp_path):
     """Nothing is written to make mount points, so read-only tools do as well."""
     tools = tools_tree(tmp_path / "tools")
     script = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
-    with Box(files=ETC) as box:
+    with BusyboxContainer(files=ETC) as container:
         done = run(
-            *("attach", str(box.pid), "--tools", str(tools), "--", "sh", "-c", f"cat /etc/hosts; ls {BASE}"),
+            *("attach", str(container.pid), "--tools", str(tools), "--", "sh", "-c", f"cat /etc/hosts; ls {BASE}"),
             prefix=["unshare", "-m", "--propagation", "private", "sh", "-c", script, str(tools)],
         )
         assert (done.returncode, done.stderr) == (0, ""), done
@@ -367,16 +377,19 @@ def test_a_tools_tree_on_a_read_only_filesystem(tmp_path):
 
 
 def test_tools_of_another_container():
-    with Box(name="slim", files=ETC) as box, Box(name="fat", files={"/fat": "tools\n"}) as fat:
-        out = box.sh(f"cat /fat /etc/hostname; ls {BASE}; ls /", "--tools", str(fat.pid))
+    with (
+        BusyboxContainer(name="slim", files=ETC) as container,
+        BusyboxContainer(name="fat", files={"/fat": "tools\n"}) as fat,
+    ):
+        out = container.sh(f"cat /fat /etc/hostname; ls {BASE}; ls /", "--tools", str(fat.pid))
         assert out.startswith("tools\nslim-name\napp\n")
         assert out.endswith("var\n")
         assert sorted(path.name for path in fat.root.iterdir()) == ["app", "bin", "dev", "fat", "proc", "sys"]
 
 
 def test_the_view_is_the_containers_own_for_exec():
-    with Box(files=ETC) as box:
-        done = box.exec("--", "/bin/sh", "-c", "ls /; cat /etc/hostname; echo $PATH; cat /proc/1/comm")
+    with BusyboxContainer(files=ETC) as container:
+        done = container.exec("--", "/bin/sh", "-c", "ls /; cat /etc/hostname; echo $PATH; cat /proc/1/comm")
         assert done.stdout == "app\nbin\ndev\netc\nproc\nsys\nslim-name\n/bin\napp\n", done
 
 
@@ -404,11 +417,13 @@ def test_what_only_some_may_read_is_refused_to_everybody(tmp_path, transport, ba
         syscalls.mount("overlay", str(tools), "overlay", 0, options)
     try:
         for uid in (0, 1000):
-            with Box(uid=uid, gid=uid, capabilities=0 if uid else (1 << 41) - 1) as box:
+            with BusyboxContainer(uid=uid, gid=uid, capabilities=0 if uid else (1 << 41) - 1) as container:
                 script = "cat /open; for f in /roots /owners /groups /closed/inner; do cat $f && echo READ; done; ls -A /closed"
-                done = box.attach("--tools", str(tools), "--transport", transport, "--", "/bin/sh", "-c", script)
+                done = container.attach("--tools", str(tools), "--transport", transport, "--", "/bin/sh", "-c", script)
                 assert done.stdout == "for all\n", (done.stdout, done.stderr)
-                control = box.attach("--tools", str(lower), "--transport", transport, "--", "/bin/sh", "-c", "ls -A /")
+                control = container.attach(
+                    "--tools", str(lower), "--transport", transport, "--", "/bin/sh", "-c", "ls -A /"
+                )
                 assert "closed" in control.stdout
     finally:
         if backing == "overlay":
@@ -425,6 +440,6 @@ def test_a_proc_of_the_pid_namespace_is_made_without_the_option_too(tmp_path):
         "syscalls.new_filesystem = old\n"
         "from cntr.__main__ import main; main()"
     )
-    with Box(mount_proc=False) as box:
-        done = run("attach", str(box.pid), "--", "cat", "/proc/1/comm", code=code)
+    with BusyboxContainer(mount_proc=False) as container:
+        done = run("attach", str(container.pid), "--", "cat", "/proc/1/comm", code=code)
         assert (done.stdout, done.stderr) == ("app\n", "")

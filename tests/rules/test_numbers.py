@@ -11,7 +11,7 @@ import subprocess
 
 import pytest
 
-from cntr.linux import file_syscalls, namespaces, numbers, process, seccomp, sockets, syscalls
+from cntr.linux import file_syscalls, io_uring, namespaces, numbers, process, seccomp, sockets, syscalls
 
 # architecture: (column of numbers.TABLE, the directory of Debian's headers, what its compiler would define)
 ARCHITECTURES = {
@@ -76,7 +76,7 @@ def compile_all(architecture: str, tmp_path: pathlib.Path, lines: list[str]) -> 
 def constants() -> dict[str, int]:
     """{name: value} of the kernel rooms' public numbers."""
     found: dict[str, int] = {}
-    for module in (syscalls, file_syscalls, seccomp, sockets, process, namespaces):
+    for module in (syscalls, file_syscalls, io_uring, seccomp, sockets, process, namespaces):
         for name, value in vars(module).items():
             if name.isupper() and not name.startswith("_") and isinstance(value, int) and not isinstance(value, bool):
                 found[name] = value
@@ -86,7 +86,8 @@ def constants() -> dict[str, int]:
 # Made of several, another name's value, or no number of a header; and what the headers of 6.1 and before do not have.
 OWN = frozenset(
     "STATX_WANTED MAX_HANDLE_SZ BPF_LD_W_ABS BPF_JEQ_K BPF_JGE_K BPF_JSET_K BPF_RET_K INSTRUCTION WALL NT_PRSTATUS "
-    "OPEN_TREE_CLOEXEC MOUNT_ATTR_ATIME LINUX_CAPABILITY_VERSION_3 FAN_REPORT_DFID_NAME_TARGET UTIME_NOW UTIME_OMIT NO_FILES_ID".split()
+    "OPEN_TREE_CLOEXEC MOUNT_ATTR_ATIME LINUX_CAPABILITY_VERSION_3 FAN_REPORT_DFID_NAME_TARGET UTIME_NOW UTIME_OMIT NO_FILES_ID "
+    "OPENED".split()
 )
 
 

@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from testkit.engines import rigging
+from testkit.engines import workspaces
 from testkit.engines.rigs_containerd import docker_archive
 
 SERVE = "/bin/busybox httpd -f -p 8000 -h /data"
@@ -42,7 +42,7 @@ def archive(tmp_path_factory) -> str:
     if missing:
         pytest.skip(f"not installed: {' '.join(missing)} (apt-get install)")
     place = tmp_path_factory.mktemp("image")
-    root = pathlib.Path(rigging.busybox_root(str(place / "root")))
+    root = pathlib.Path(workspaces.busybox_root(str(place / "root")))
     (root / "data/index.html").write_text('<a href="/more">more</a>')
     (root / "data/more").write_text("more\n")
     (root / "data/unused").write_bytes(os.urandom(1 << 20))
@@ -222,7 +222,7 @@ def engine_images(rig) -> set[str]:
 @pytest.mark.parametrize("engine", ["docker", "podman"])
 def test_an_engines_image_is_recorded_proved_and_loaded(request, archive, tmp_path, engine):
     rig = request.getfixturevalue(engine)
-    environment = {**rig.den.env, **rig.settings}
+    environment = {**rig.workspace.env, **rig.settings}
     if engine == "podman":
         wrapper = tmp_path.parent / f"{tmp_path.name}-bin"
         wrapper.mkdir()
@@ -260,11 +260,11 @@ def test_an_engines_image_is_recorded_proved_and_loaded(request, archive, tmp_pa
 
 
 def test_a_watched_container_is_left_alone(docker, tmp_path):
-    with docker.box("busybox") as box:
-        pid = box.pid
+    with docker.container("busybox") as container:
+        pid = container.pid
         process = subprocess.Popen(
-            [sys.executable, "-m", "cntr", "slim", box.target, "--watch", "--accesses", "uses", "--for", "3s"],
-            env={**box.env, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
+            [sys.executable, "-m", "cntr", "slim", container.target, "--watch", "--accesses", "uses", "--for", "3s"],
+            env={**container.env, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
             cwd=tmp_path,
             stderr=subprocess.PIPE,
             text=True,
@@ -272,7 +272,7 @@ def test_a_watched_container_is_left_alone(docker, tmp_path):
         for line in process.stderr:
             if "watching" in line:
                 break
-        docker.command("exec", box.name, "/bin/cat", "/etc/motto")
+        docker.command("exec", container.name, "/bin/cat", "/etc/motto")
         process.stderr.read()
         process.stderr.close()
         assert process.wait() == 0
@@ -307,18 +307,22 @@ def _served(pid: int) -> bool:
 
 def test_a_user_without_root_splits_their_own_image(podman_rootless, other_users, archive):
     rig = podman_rootless
-    shutil.copy(archive, f"{rig.den.path}/served.tar")
-    os.chmod(f"{rig.den.path}/served.tar", 0o644)
-    rig.command("load", "-i", f"{rig.den.path}/served.tar")
-    work = pathlib.Path(rig.den.path, "home-slim")
+    shutil.copy(archive, f"{rig.workspace.path}/served.tar")
+    os.chmod(f"{rig.workspace.path}/served.tar", 0o644)
+    rig.command("load", "-i", f"{rig.workspace.path}/served.tar")
+    work = pathlib.Path(rig.workspace.path, "home-slim")
     as_user = [*rig.cli[: rig.cli.index("podman")]]
     if not os.stat("/dev/fuse").st_mode & 0o006:  # a machine without udev: usually everybody may open it
-        os.mknod(f"{rig.den.path}/fuse", 0o20666, os.makedev(10, 229))
-        os.chmod(f"{rig.den.path}/fuse", 0o666)
-        bind = f'mount --bind {rig.den.path}/fuse /dev/fuse; exec "$@"'
+        os.mknod(f"{rig.workspace.path}/fuse", 0o20666, os.makedev(10, 229))
+        os.chmod(f"{rig.workspace.path}/fuse", 0o666)
+        bind = f'mount --bind {rig.workspace.path}/fuse /dev/fuse; exec "$@"'
         as_user[as_user.index("setpriv") : as_user.index("setpriv")] = ["sh", "-c", bind, "sh"]
         rig.command("system", "migrate")  # Podman's pause process holds a mount namespace without that
-    environment = {**rig.den.env, "PYTHONPATH": str(pathlib.Path(__file__).parents[2]), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {
+        **rig.workspace.env,
+        "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     try:
         words = ["podman:localhost/served:1", "--http", "8000", "-o", f"{work}/slim.tar", "--json"]
         done = subprocess.run(
@@ -337,16 +341,18 @@ def test_a_user_without_root_splits_their_own_image(podman_rootless, other_users
         assert "data/unused" not in members
         assert {members[name].uid for name in ("bin/busybox", "data/run", "tmp")} == {0}
         assert rig.command("ps", "-aq") == ""
-        assert not [path for path in pathlib.Path(rig.den.path, "tmp").iterdir() if path.name.startswith("cntr-slim-")]
+        assert not [
+            path for path in pathlib.Path(rig.workspace.path, "tmp").iterdir() if path.name.startswith("cntr-slim-")
+        ]
     finally:
         rig.command("rmi", "-f", "localhost/served:1")
 
 
 def test_containerds_image_is_recorded_and_proved(containerd, archive, tmp_path):
     rig = containerd
-    environment = {**rig.den.env, "CONTAINERD_ADDRESS": rig.socket, "CONTAINERD_NAMESPACE": rig.namespace}
-    rigging.run([*rig.cli, "image", "import", archive], env=rig.den.env)
-    before = rigging.run([*rig.cli, "image", "ls", "-q"], env=rig.den.env)
+    environment = {**rig.workspace.env, "CONTAINERD_ADDRESS": rig.socket, "CONTAINERD_NAMESPACE": rig.namespace}
+    workspaces.run([*rig.cli, "image", "import", archive], env=rig.workspace.env)
+    before = workspaces.run([*rig.cli, "image", "ls", "-q"], env=rig.workspace.env)
     try:
         done = slim(
             "containerd:localhost/served:1", "--http", "8000", "-o", "slim.tar", "--json", env=environment, cwd=tmp_path
@@ -355,9 +361,9 @@ def test_containerds_image_is_recorded_and_proved(containerd, archive, tmp_path)
         report = json.loads(done.stdout)
         assert (report["recorder"], report["on_cntrfs"], report["in_engine"]) == ("fanotify", True, "containerd")
         assert "data/unused" not in names(tmp_path / "slim.tar")
-        assert rigging.run([*rig.cli, "image", "ls", "-q"], env=rig.den.env) == before
-        assert "cntr-slim" not in rigging.run([*rig.cli, "container", "ls"], env=rig.den.env)
-        assert "cntr-slim" not in rigging.run([*rig.cli, "snapshot", "ls"], env=rig.den.env)
+        assert workspaces.run([*rig.cli, "image", "ls", "-q"], env=rig.workspace.env) == before
+        assert "cntr-slim" not in workspaces.run([*rig.cli, "container", "ls"], env=rig.workspace.env)
+        assert "cntr-slim" not in workspaces.run([*rig.cli, "snapshot", "ls"], env=rig.workspace.env)
         assert [path.name for path in tmp_path.iterdir()] == ["slim.tar"]
     finally:
-        rigging.run([*rig.cli, "image", "rm", "localhost/served:1"], env=rig.den.env)
+        workspaces.run([*rig.cli, "image", "rm", "localhost/served:1"], env=rig.workspace.env)

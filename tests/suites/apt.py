@@ -213,7 +213,7 @@ def fio(mebibytes: int) -> Iterator[Test]:
         yield f"fio/{name}", run
 
 
-class Place:
+class AptDirectory:
     """A directory on a fresh ext4, with or without CntrFS over it."""
 
     def __init__(self, name: str, room: Path) -> None:
@@ -298,7 +298,7 @@ def main() -> int:
             names.append(binding)
     tests = collect(set(options.only.split(",")), room, options)
     run = Run("apt", names, command=f"python -m tests.suites.apt {' '.join(sys.argv[1:])}")
-    places = [Place(name, room) for name in names]
+    places = [AptDirectory(name, room) for name in names]
     progress = Progress(len(tests) * len(places))
     for test in tests:
         for place in places:

@@ -42,7 +42,7 @@ def parse(output: str, status: int | None) -> Outcome:
     return Outcome(PASS, checks=planned)
 
 
-class Place:
+class PjdfstestDirectory:
     """Native or a binding: a directory on a fresh ext4, and a server that is started anew when it died."""
 
     def __init__(self, name: str, room: Path) -> None:
@@ -114,7 +114,7 @@ def main() -> int:
             if any(str(test.relative_to(top / "tests")).startswith(word) for word in options.tests)
         ]
     run = Run("pjdfstest", names, command=f"python -m tests.suites.pjdfstest {' '.join(sys.argv[1:])}")
-    places = [Place(name, room) for name in names]
+    places = [PjdfstestDirectory(name, room) for name in names]
     progress = Progress(len(tests) * len(places))
 
     def one(test: Path) -> None:

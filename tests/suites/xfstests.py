@@ -56,7 +56,7 @@ def install_helper(binding: str) -> None:
     helper.chmod(0o755)
 
 
-class Place:
+class XfstestsDirectories:
     """Where the tests run: the variables of xfstests' configuration."""
 
     def __init__(self, name: str, room: Path, top: Path) -> None:
@@ -214,8 +214,8 @@ def main() -> int:
         else:
             names.append(binding)
     prepare_host(room)
-    places = [Place(name, room, top) for name in names]
-    native = None if options.no_native else Place("native", room, top)
+    places = [XfstestsDirectories(name, room, top) for name in names]
+    native = None if options.no_native else XfstestsDirectories("native", room, top)
     cannot = read_cannot(TABLE.with_suffix(".cannot"))
     tests = choose_tests(top, options.tests, options.group, options.shard)
     shown_places = names if options.no_native else ["native", *names]

@@ -30,7 +30,7 @@ APPLETS = ("sh", "cat", "ls", "id", "sleep", "env", "readlink", "true", "wc", "t
 
 
 @dataclass
-class Box(SlimContainer):
+class BusyboxContainer(SlimContainer):
     """SlimContainer with busybox, and more to inherit.
 
     groups, gid: ids beside uid; ambient: capabilities kept across the change of uid; limits: {RLIMIT_*: (soft, hard)};

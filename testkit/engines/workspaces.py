@@ -60,7 +60,7 @@ def run(
     return done.stdout.decode()
 
 
-class Den:
+class Workspace:
     """A rig's private directory and everything marked with its name."""
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class Den:
     def daemon(
         self, argv: Sequence[str], *, log: str, env: dict[str, str] | None = None, stdin: str = ""
     ) -> subprocess.Popen[bytes]:
-        """Start a daemon in the background, its output in the file LOG of the den; STDIN is a file made for it."""
+        """Start a daemon in the background, its output in the file LOG of the workspace; STDIN is a file made for it."""
         with open(f"{self.path}/{log}", "ab") as stream, open(stdin or os.devnull, "w+b" if stdin else "rb") as source:
             process = subprocess.Popen(
                 list(argv), env=env or self.env, stdin=source, stdout=stream, stderr=stream, start_new_session=True
