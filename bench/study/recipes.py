@@ -302,10 +302,10 @@ RECIPES = (
     ),
     Recipe(
         *("tomcat", "tomcat", "tomcat10 openjdk-17-jre-headless", ["/usr/share/tomcat10/bin/catalina.sh", "run"]),
-        probe=(("http", 8080, "/", "hello from tomcat"),),
+        probe=(("http", 8080, "/hello.jsp", "hello from tomcat"),),
         held_back=(("http", 8080, "/sum.jsp", "42"),),
         files={
-            "/var/lib/tomcat10/webapps/ROOT/index.jsp": '<%= "hello from " + "tomcat" %>\n',
+            "/var/lib/tomcat10/webapps/ROOT/hello.jsp": '<%= "hello from " + "tomcat" %>\n',
             "/var/lib/tomcat10/webapps/ROOT/sum.jsp": "<%= 40 + 2 %>\n",
         },
         config={
