@@ -9,6 +9,8 @@ caller's, with a program that lets the devices through which every container has
 
 from __future__ import annotations
 
+import os
+
 from cntr.attach import cgroup, memory, steps
 from cntr.attach.target import Target
 from cntr.errors import CntrError, StepFailed, printable
@@ -30,7 +32,10 @@ def open_cgroups(request: Request, target: Target, traced: str, say: Callable[[s
     if frozen and request.join_cgroup:
         say(f"note: {target.label} is paused: the session stays outside its cgroup")
     if frozen or not request.join_cgroup:
-        found = [membership for membership in found if "devices" in membership.controllers.split(",")]
+        devices = [membership for membership in found if "devices" in membership.controllers.split(",")]
+        found = [
+            membership for membership in devices if os.access(membership.directory, os.W_OK)
+        ]  # EROFS: in a toolbox
     elif unreachable and request.verbose:
         say(f"note: cgroup not reachable from here: {', '.join(unreachable)}")
     if not request.own_root:

@@ -6,7 +6,7 @@ import os
 
 from cntr.attach import cgroup
 from cntr.errors import CntrError
-from cntr.linux import bpf, procfs
+from cntr.linux import bpf, procfs, syscalls
 
 
 class OwnCgroup:
@@ -15,9 +15,9 @@ class OwnCgroup:
     def __init__(self, label: str) -> None:
         """label: of the container. Raises CntrError."""
         self.name, self.parent_fd = f"cntr-{os.getpid()}", -1
+        mounted: list[int] = []
         try:
-            self.parent = _parent()
-            self.parent_fd = os.open(self.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self.parent_fd = os.open(_parent(mounted), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             os.mkdir(self.name, 0o755, dir_fd=self.parent_fd)
             try:
                 self._restrict()
@@ -31,6 +31,9 @@ class OwnCgroup:
                 f"{label}: outside of its cgroup its devices would be all of this machine's: {error.strerror}",
                 "wait until it is no longer paused, leave out --no-cgroup, or see `cntr doctor` about cgroups",
             ) from None
+        finally:
+            for fd in mounted:
+                os.close(fd)
 
     def _restrict(self) -> None:
         fd = os.open(self.name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.parent_fd)
@@ -45,14 +48,19 @@ class OwnCgroup:
 
     def membership(self) -> cgroup.Membership:
         """It, to be joined."""
-        return cgroup.Membership("", f"{self.parent}/{self.name}")
+        return cgroup.Membership("", f"/proc/self/fd/{self.parent_fd}/{self.name}")
 
 
-def _parent() -> str:
-    """The directory of the caller's own cgroup of version 2. Raises OSError."""
+def _parent(mounted: list[int]) -> str:
+    """The directory of the caller's own cgroup of version 2; where none is mounted, as in a toolbox, in a mount of our own. Raises OSError.
+
+    mounted: gets the fd of that mount, to be kept open for as long as the path is used.
+    """
     own = procfs.cgroups(procfs.read("/proc/self/cgroup")).get("", "/")
     mounts = [mount for mount in procfs.mountinfo(procfs.read("/proc/self/mountinfo")) if mount.fstype == "cgroup2"]
     found = cgroup.directory_in(mounts, "", own)
-    if found is None:
-        raise FileNotFoundError(2, "no cgroup of version 2 is mounted here")
+    if found is None or not os.access(found, os.W_OK):
+        flags = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
+        mounted.append(syscalls.new_filesystem("cgroup2", {}, flags))
+        found = f"/proc/self/fd/{mounted[0]}{own.rstrip('/')}"  # both are relative to our cgroup namespace's root
     return found

@@ -215,11 +215,13 @@ def serving(tmp_path: Path) -> Iterator[FuseSession]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     flags = wire.INIT_EXT | wire.OVER_IO_URING
     ours.send(wire.IN_HEADER.pack(104, wire.INIT, 2, 0, 0, 0, 0, 0) + init_body(flags))
+    umask = os.umask(0)  # which a server goes without
     made = FuseSession(theirs.detach(), Core(os.open(tmp_path, os.O_PATH), options), Heartbeat(), lambda: None)
     yield made
     ours.close()
     made.close()
     made.core.close()
+    os.umask(umask)
 
 
 def init_body(flags: int) -> bytes:
