@@ -34,6 +34,7 @@ CNTRFS_LAYERS = (
         "cntr.cntrfs.devfuse.replies",
         "cntr.cntrfs.devfuse.ticker",
     ),
+    ("cntr.cntrfs.devfuse.lost",),
     ("cntr.cntrfs.devfuse.rings",),
     ("cntr.cntrfs.devfuse.wire",),
     ("cntr.cntrfs.devfuse",),

@@ -50,8 +50,7 @@ _ARGUMENT, _ARGUMENT_SIZE, _IN_OUT, _IOVECS, _HEADER_SIZE = 128, 128, 256, 288, 
 #: The payload. A copy of the first argument is put right before it, so that a request is in one piece, as on /dev/fuse.
 _PAYLOAD = 512
 _IN_OUT_STRUCT = struct.Struct("=QQI")
-_IOVEC_PAIR = struct.Struct("@PNPN")
-_PAYLOAD_SIZE = struct.Struct("=I")
+_IOVEC_PAIR, _PAYLOAD_SIZE = struct.Struct("@PNPN"), struct.Struct("=I")
 _ERROR = struct.Struct("=Ii")  # of struct fuse_out_header: len error; its unique is where the request's was
 _LISTEN = 0  # the number of what reads the event, where others' are entries
 _GONE = (-errno.ENOTCONN, -errno.ECONNABORTED, -errno.ENODEV, -errno.ECANCELED)
@@ -250,6 +249,8 @@ class Queue:
         if entry.unique in rings.entries:
             entry.is_parked = True
             self._parked += 1
+            if header[1] == wire.SETLKW:
+                rings.on_change()  # to be looked at, see lost.py
             if size > _SMALL:
                 entry.forget_payload()  # what is needed of it was copied
             self._keep_some_free()
@@ -294,12 +295,12 @@ class Queue:
 class Rings:
     """The queues of one connection."""
 
-    def __init__(self, fuse_fd: int, heartbeat: Heartbeat, serve: Serve, on_failure: Callable[[], object]) -> None:
+    def __init__(self, fuse_fd: int, heartbeat: Heartbeat, serve: Serve, on_change: Callable[[], object]) -> None:
         """Make the threads and rings, before INIT is answered. OSError and RuntimeError: there are to be none.
 
-        serve: called with a request's header and what follows it, ``serving`` held; on_failure: no request may come any more.
+        serve: gets a request's header and the rest, ``serving`` held; on_change: no more requests come, or one waits.
         """
-        self.fuse_fd, self.heartbeat, self.serve, self._on_failure = fuse_fd, heartbeat, serve, on_failure
+        self.fuse_fd, self.heartbeat, self.serve, self.on_change = fuse_fd, heartbeat, serve, on_change
         self.serving = threading.Lock()  # whoever holds it is the serving thread; the outermost
         queues = possible_processors()
         self.payload = min(_LARGEST, max(_SMALLEST, _MEMORY // (queues * DEPTH) // PAGESIZE * PAGESIZE))
@@ -367,7 +368,7 @@ class Rings:
         if not self.is_closing:
             log.error("the ring of processor %d: %s", number, error)
             self.is_broken = True
-            self._on_failure()
+            self.on_change()
 
     def close(self) -> None:
         """The session has ended."""
@@ -380,13 +381,13 @@ class Rings:
 
 
 def make(
-    fuse_fd: int, heartbeat: Heartbeat, serve: Serve, on_failure: Callable[[], object], *, offered: bool
+    fuse_fd: int, heartbeat: Heartbeat, serve: Serve, on_change: Callable[[], object], *, offered: bool
 ) -> Rings | None:
     """``Rings``, before INIT is answered; None where /dev/fuse it is, and then a line says why. offered: by INIT."""
     why = why_not() if offered else "not offered by this kernel (fuse.enable_uring, Linux 6.14)"
     if not why:
         try:
-            return Rings(fuse_fd, heartbeat, serve, on_failure)
+            return Rings(fuse_fd, heartbeat, serve, on_change)
         except (OSError, RuntimeError) as error:
             why = str(error)
     log.info("requests come by /dev/fuse, not io_uring: %s", why)

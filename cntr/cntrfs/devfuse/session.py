@@ -181,6 +181,9 @@ class FuseSession:
 
     def _run_beside(self, rings: Rings) -> None:
         """Take what does not come by a ring, FORGET and INTERRUPT, and finish deferred jobs."""
+        from cntr.cntrfs.devfuse.lost import SignalWatch
+
+        signals, pause = SignalWatch(rings, self.connection.interrupt), None
         done_event = self.connection.workers.done_event
         poll, rest = select.poll(), select.poll()
         poll.register(self.fd, select.POLLIN)
@@ -189,9 +192,12 @@ class FuseSession:
         os.set_blocking(self.fd, False)
         while not (self.stopping or rings.is_broken):
             self._reading = True
-            ready = poll.poll(max(0.0, self._watch_from - monotonic()) * 1000 if self._watch_from else None)
+            if self._watch_from:
+                pause = max(0.0, min(self._watch_from - monotonic(), pause or 1.0))
+            ready = poll.poll(None if pause is None else pause * 1000)
             self._reading = False
             with rings.serving:
+                pause = signals.look()
                 self.heartbeat.counters[4] = 0
                 if self._watch_from and monotonic() > self._watch_from:
                     self._watch_from = 0.0
