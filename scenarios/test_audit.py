@@ -29,7 +29,8 @@ def test_record(cli, engine, machine):
     begin, end = records(machine, "lab-record")
     assert [entry["CNTR_EVENT_TYPE"] for entry in (begin, end)] == ["start", "end"]
     assert begin["CNTR_EVENT_ID"] == end["CNTR_EVENT_ID"]
-    assert begin["CNTR_CONTAINER_NAME"].endswith("slim")
+    named = begin["CNTR_CONTAINER_NAME"].split("/")  # of a pod: NAMESPACE/POD/CONTAINER
+    assert any(part.endswith("slim") for part in named)
     assert begin["CNTR_CONTAINER_RUNTIME"] != "pid"
     assert begin["OBJECT_PID"] == str(engine.pid("slim"))
     assert begin["_UID"] == "0"
