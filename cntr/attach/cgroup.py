@@ -135,15 +135,13 @@ class CgroupJoin:
 
     __slots__ = ("directory_fd", "files", "inside", "memory", "own")
 
-    def __init__(self, found: list[Membership]) -> None:
-        """Raises OSError naming the file."""
+    def __init__(self, found: list[Membership], own: tuple[int, str] | None = None) -> None:
+        """own: one made for the session, which goes with this: (fd of the directory above, name). Raises OSError naming the file."""
+        self.own = own
         self.memory = Memory(found)  # whose limit holds for who joins
         self.files: list[tuple[int, str, bool]] = []  # fd, path, whether of version 2
         self.directory_fd = -1  # version 2's, for fork
         self.inside = False  # whether fork has put us into version 2's
-        self.own: tuple[int, str] | None = (
-            None  # one made for the session: the directory it is in, as a fd, and its name
-        )
         try:
             for membership in found:
                 v2 = not membership.controllers

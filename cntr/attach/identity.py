@@ -130,10 +130,6 @@ class Identity:
         self.limits, self.raised = limits.of_session(theirs, core_files=request.own_root)
         self.last_capability = int(procfs.read("/proc/sys/kernel/cap_last_cap"))
 
-    def close(self) -> None:
-        """Close what was opened for it."""
-        self.cgroups.close()
-
     def assume(self, progress: steps.Progress, note: Callable[[str], None]) -> None:
         """Become it, in the session's process. Raises OSError; ``progress.now`` says where.
 

@@ -33,9 +33,7 @@ def open_cgroups(request: Request, target: Target, traced: str, say: Callable[[s
         say(f"note: {target.label} is paused: the session stays outside its cgroup")
     if frozen or not request.join_cgroup:
         devices = [membership for membership in found if "devices" in membership.controllers.split(",")]
-        found = [
-            membership for membership in devices if os.access(membership.directory, os.W_OK)
-        ]  # EROFS: in a toolbox
+        found = [membership for membership in devices if os.access(membership.directory, os.W_OK)]  # EROFS: a toolbox
     elif unreachable and request.verbose:
         say(f"note: cgroup not reachable from here: {', '.join(unreachable)}")
     if not request.own_root:
@@ -47,10 +45,7 @@ def open_cgroups(request: Request, target: Target, traced: str, say: Callable[[s
         own = OwnCgroup(target.label)
         found = [*(membership for membership in found if membership.controllers), own.membership()]
     try:
-        joined = cgroup.CgroupJoin(found)
-        if own:
-            joined.own = own.parent_fd, own.name
-        return joined
+        return cgroup.CgroupJoin(found, (own.parent_fd, own.name) if own else None)
     except PermissionError as error:
         if not target.as_owner:
             raise CntrError(f"{error.filename}: {error.strerror}", steps.CGROUP.hint) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 from cntr.attach import cgroup
 from cntr.errors import CntrError
@@ -14,7 +15,8 @@ class OwnCgroup:
 
     def __init__(self, label: str) -> None:
         """label: of the container. Raises CntrError."""
-        self.name, self.parent_fd = f"cntr-{os.getpid()}", -1
+        # With the time: pid namespaces have the same numbers, and a cntr that was killed may have left its own.
+        self.name, self.parent_fd = f"cntr-{os.getpid()}-{time.monotonic_ns()}", -1
         mounted: list[int] = []
         try:
             self.parent_fd = os.open(_parent(mounted), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -129,6 +129,7 @@ class Prepared:
         # 3. what needs the host's view: ids, cgroups, terminal, the session's own files
         self.user = user_of(target, request.user, own_root=request.own_root)
         cgroups = joining.open_cgroups(request, target, traced, say)
+        fds.closers.append(cgroups.close)
         self.memory = cgroups.memory
         filters = tracers.filters_of(request, target, traced, say)
         self.identity = Identity(target, self.user, request, cgroups, self.proc_fd, filters)
@@ -136,7 +137,6 @@ class Prepared:
             say(
                 f"note: nothing would run under {target.label}'s {', '.join(self.identity.raised)}: raised for the session"
             )
-        fds.closers.append(self.identity.close)
         self.uid, self.gid = (
             target.outside(number, rows)
             for number, rows in ((self.user.uid, target.uid_map), (self.user.gid, target.gid_map))

@@ -313,12 +313,13 @@ def test_devices_that_its_cgroup_keeps_it_from(accomplice, canary, place, transp
 
 
 def cgroup_directories() -> list[str]:
-    """Those that a session may make."""
+    """Those that sessions have made, below our own cgroup."""
+    own = procfs.cgroups(procfs.read("/proc/self/cgroup")).get("", "/")
     mounts = procfs.mountinfo(procfs.read("/proc/self/mountinfo"))
     return [
         name
         for mount in mounts
         if mount.fstype == "cgroup2"
-        for name in os.listdir(mount.mount_point)
-        if re.fullmatch(r"cntr-\d+", name)
+        for name in os.listdir(f"{mount.mount_point}{own}")
+        if re.fullmatch(r"cntr-\d+-\d+", name)
     ]

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from cntr.attach import cgroup
 from cntr.linux import procfs, syscalls
 from testkit.engines import rigs
 
@@ -78,3 +79,13 @@ def test_a_refused_fork_into_a_cgroup_is_an_error_that_names_the_call():
             syscalls.fork(fd)
     finally:
         os.close(fd)
+
+
+def test_a_cgroup_made_for_a_session_goes_where_it_can_not_begin(tmp_path):
+    (tmp_path / "own").mkdir()
+    parent_fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    with pytest.raises(FileNotFoundError):
+        cgroup.CgroupJoin([cgroup.Membership("", str(tmp_path / "none"))], (parent_fd, "own"))
+    assert not (tmp_path / "own").exists()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(parent_fd)
