@@ -30,7 +30,7 @@ def parts(rounds: int, peers: list[str]) -> dict[str, list[str]]:
         "one": ["taskset", "-c", cpu, *fs, "--places", "native,bind,devfuse,devfuse:as_nobody", *others],
         "options": [*fs, "--cpu-calls", "0", "--only", "FUSE cold,warm,write 4k", "--places", f"native,{_OPTIONS}"],
         "million": [*fs, "--only", "-", "--cpu-calls", "0", "--places", "native,devfuse,pyfuse3", "--million"],
-        "forward": ["chrt", "-r", "10", sys.executable, "-m", "bench.forward"],
+        "forward": [sys.executable, "-m", "bench.forward"],
     }
 
 
