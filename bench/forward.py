@@ -2,6 +2,8 @@
 
 Bytes a second of one stream, interleaved rounds; connect, one byte there and one back; thousands of connections at once, each of which is
 answered; and a container that restarts again and again under load, where every byte that was answered for must have arrived.
+
+A peer is any relay: ``--peer 'NAME=COMMAND'``, with {listen} and {connect} standing for its two ports on 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ import json
 import os
 import resource
 import secrets
+import shlex
+import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -19,7 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +73,7 @@ while True:
 """
 FIRST_PORT = 18400  # in the container and, for the direct connections, here
 PORTS = ("sink", "digest", "echo")
+PEER_PORT = FIRST_PORT + 100  # on which the first peer listens
 
 
 class Web:
@@ -117,6 +123,28 @@ def forward(target: str) -> Iterator[tuple[int, dict[str, int]]]:
             yield process.pid, {name: int(next(listening)["port"]) for name in PORTS}
         finally:
             process.terminate()
+
+
+@contextmanager
+def relay(command: str, port: int) -> Iterator[int]:
+    """Another relay, from PORT to the direct server's sink, once it accepts connections; yields PORT."""
+    words = shlex.split(command.replace("{listen}", str(port)).replace("{connect}", str(FIRST_PORT)))
+    if not shutil.which(words[0]):
+        raise SystemExit(f"bench: no program {words[0]} in PATH")
+    with subprocess.Popen(words, start_new_session=True) as process:
+        try:
+            until = time.monotonic() + 10
+            while process.poll() is None and time.monotonic() < until:
+                try:
+                    socket.create_connection(("127.0.0.1", port)).close()
+                    break
+                except ConnectionRefusedError:
+                    time.sleep(0.02)
+            else:
+                raise SystemExit(f"bench: {words[0]} does not listen on port {port}")
+            yield port
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
 
 
 def throughput(port: int, size: int) -> float:
@@ -241,6 +269,10 @@ def page(report: dict[str, Any]) -> str:
         "|---|---|---|---|",
         f"| one stream, GB/s, median of {rate['rounds']} | {rate['direct']:.2f} | {rate['forward']:.2f} | {rate['ratio']:.0%} |",
         f"| its best round | {rate['best direct']:.2f} | {rate['best forward']:.2f} | {best:.0%} |",
+        *(
+            f"| the same stream by {name} | | {found:.2f} | {found / rate['direct']:.0%} |"
+            for name, found in rate["peers"].items()
+        ),
         f"| first byte, ms, median of {first['count']} | {first['direct']:.2f} | {first['forward']:.2f} "
         f"| +{first['forward'] - first['direct']:.2f} |",
         f"| {crowd['count']} connections at once, s | {crowd['direct']:.1f} | {crowd['forward']:.1f} "
@@ -255,10 +287,14 @@ def page(report: dict[str, Any]) -> str:
 def compare(options: argparse.Namespace, web: Web) -> dict[str, Any]:
     """All figures."""
     report: dict[str, Any] = {}
-    with forward(f"command:{web.mark}") as (pid, ports), serve() as direct:
+    with ExitStack() as stack:
+        pid, ports = stack.enter_context(forward(f"command:{web.mark}"))
+        direct = stack.enter_context(serve())
         try:
-            rates: dict[str, list[float]] = {"direct": [], "forward": []}
             places = {"direct": FIRST_PORT, "forward": ports["sink"]}
+            for number, (name, command) in enumerate(options.peer):
+                places[name] = stack.enter_context(relay(command, PEER_PORT + number))
+            rates: dict[str, list[float]] = {name: [] for name in places}
             for number in range(options.rounds):
                 for name in sorted(places, reverse=bool(number % 2)):
                     rates[name].append(throughput(places[name], int(options.gigabytes * 1e9)))
@@ -268,6 +304,7 @@ def compare(options: argparse.Namespace, web: Web) -> dict[str, Any]:
                 "ratio": middle["forward"] / middle["direct"],
                 **{f"best {name}": max(found) for name, found in rates.items()},
                 "rounds": options.rounds,
+                "peers": {name: middle[name] for name, _ in options.peer},
             }
             echo = FIRST_PORT + PORTS.index("echo")
             times = {
@@ -287,6 +324,14 @@ def compare(options: argparse.Namespace, web: Web) -> dict[str, Any]:
     return report
 
 
+def named(text: str) -> tuple[str, str]:
+    """NAME and COMMAND of NAME=COMMAND. Raises ArgumentTypeError."""
+    name, equals, command = text.partition("=")
+    if not (name and equals and command):
+        raise argparse.ArgumentTypeError("NAME=COMMAND is expected")
+    return name, command
+
+
 def main() -> int:
     """The command line; 0 when nothing was lost."""
     parser = argparse.ArgumentParser(prog="python -m bench.forward", description=__doc__.splitlines()[0])
@@ -295,6 +340,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=1000, help="connections whose first byte is timed")
     parser.add_argument("--connections", type=int, default=5000)
     parser.add_argument("--restarts", type=int, default=100)
+    parser.add_argument("--peer", action="append", default=[], type=named, metavar="NAME=COMMAND")
     parser.add_argument("--json", type=Path, default=Path("reports/bench-forward.json"))
     options = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
