@@ -1,7 +1,9 @@
-"""D-Bus for a session: the bus address, and the client side of authentication (D-Bus Specification, "Authentication Protocol").
+"""D-Bus for a session: the bus address, and the client side of authentication (D-Bus Specification, "Authentication
+Protocol").
 
-A client says its uid, and the bus compares that with the socket's. The session's uid is another one than the caller's, who is connected
-here: the caller's is put in its place, and nothing else is touched.
+A client states its uid, and the bus compares it with the credentials of the socket. A session's uid differs from
+that of the caller, whose process holds the connection to the bus. So the session's uid is replaced by the caller's;
+everything else passes unchanged.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ EXTERNAL = b"AUTH EXTERNAL"
 
 
 def path(address: str) -> str:
-    """The socket of a bus address, ``@name`` for an abstract one; "" where none of its addresses is a Unix socket."""
+    """The socket path of a bus address, ``@name`` for an abstract socket; "" if no entry of the address is a Unix
+    socket.
+    """
     for one in address.split(";"):
         kind, _, rest = one.partition(":")
         pairs = dict(pair.partition("=")[::2] for pair in rest.split(","))
@@ -26,14 +30,14 @@ def path(address: str) -> str:
 
 
 class Authentication(Opening):
-    """The lines until BEGIN. uid: what the client is to call itself."""
+    """The client's lines up to BEGIN. uid: the uid that is sent to the bus in place of the client's."""
 
     def __init__(self, uid: int) -> None:
         self.uid = str(uid).encode().hex().encode()
         self.held, self.first, self.external = b"", True, False
 
     def feed(self, data: bytes) -> bytes:
-        """Whole lines. Raises ValueError."""
+        """Consume whole lines and return what to send to the bus. Raises ValueError."""
         self.held += data
         out = b""
         if self.first and self.held:

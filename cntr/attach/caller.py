@@ -1,4 +1,4 @@
-"""The user behind sudo: the user's sockets are reached with this user's rights and no others."""
+"""The user behind sudo. The user's sockets are reached with this user's rights only."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from cntr.linux import procfs, syscalls
 
 
 class Caller:
-    """Whose sockets they are: the user behind sudo, else whoever runs this.
+    """The owner of the sockets: the user behind sudo, else the user who runs cntr.
 
-    uid: as servers see it; own: who to become, -1 for who we are; in_user_namespace: a rootless container's owner, whose ids are mapped.
+    uid: as servers see it; own: the uid to switch to, -1 to stay; in_user_namespace: the caller owns a rootless
+    container and its ids are mapped.
     """
 
     def __init__(self) -> None:
-        """Raises CntrError: no such user."""
+        """Raises CntrError if there is no such user."""
         self.own = self.gid = -1
         self.groups: list[int] = []
         uid, rows = os.getuid(), procfs.id_map(procfs.read("/proc/self/uid_map"))
@@ -40,7 +41,7 @@ class Caller:
             self.runtime = f"/run/user/{self.uid}"
 
     def read(self, path: str, limit: int) -> bytes:
-        """A regular file that the caller may read, b"" where there is none."""
+        """Return the content of a regular file that the caller may read, b"" if there is none."""
         if self.own >= 0:
             os.seteuid(self.own)
         try:
@@ -56,7 +57,7 @@ class Caller:
             os.close(fd)
 
     def become(self) -> None:
-        """Be the caller for good, with no capability. Raises OSError."""
+        """Switch to the caller's ids for good, without capabilities. Raises OSError."""
         if self.own >= 0:
             os.setgroups(self.groups)
             os.setresgid(self.gid, self.gid, self.gid)
@@ -65,8 +66,9 @@ class Caller:
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
 
     def owns(self, uid: int) -> bool:
-        """Whether a socket of UID's may be brought in: the caller's own or root's.
+        """Whether a socket owned by UID may be brought into a session: the caller's own or root's.
 
-        In a user namespace root can't be told from others; the kernel lets the caller connect to no more than any program of theirs may.
+        In a user namespace root cannot be told from other unmapped users. The kernel still lets the caller connect
+        only where any of the caller's programs could.
         """
         return self.in_user_namespace or uid in (0, os.getuid() if self.own < 0 else self.own)

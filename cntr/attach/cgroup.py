@@ -8,7 +8,9 @@ from cntr.linux import procfs, syscalls
 
 
 class Membership:
-    """One hierarchy the target is a member of and we are not yet: its controllers and its directory in our mounts."""
+    """One hierarchy that the target is a member of and we are not: its controllers, and its directory in our
+    mounts.
+    """
 
     __slots__ = ("controllers", "directory", "frozen")
 
@@ -18,12 +20,12 @@ class Membership:
         self.frozen = _frozen(directory, controllers)
 
     def label(self) -> str:
-        """What a report calls it."""
+        """The name used in reports."""
         return self.controllers or "cgroup2"
 
 
 def memberships(target: str, own: str, mountinfo: str) -> tuple[list[Membership], list[str]]:
-    """What to join, and the controllers of what is not reachable through our cgroup mounts.
+    """Return the memberships to join, and the controllers that cannot be reached through our cgroup mounts.
 
     target, own: text of /proc/PID/cgroup; mountinfo: text of our own mountinfo.
     """
@@ -42,7 +44,7 @@ def memberships(target: str, own: str, mountinfo: str) -> tuple[list[Membership]
 
 
 def directory_in(mounts: list[procfs.Mount], controllers: str, path: str) -> str | None:
-    """Where PATH of a hierarchy lies in our mounts; both sides are relative to our cgroup namespace's root."""
+    """Return where PATH of a hierarchy is in our mounts. Both are relative to the root of our cgroup namespace."""
     wanted = set(controllers.split(","))
     for mount in mounts:
         fits = mount.fstype == "cgroup" and wanted <= set(mount.super) if controllers else mount.fstype == "cgroup2"
@@ -65,25 +67,29 @@ def _frozen(directory: str, controllers: str) -> bool:
 
 
 class Memory:
-    """The memory controller's directories of a cgroup and of those above it that limit it: what is free, and who was killed for it."""
+    """The memory controller's directories: those of a cgroup and of its limited ancestors. Tells how much memory is
+    free, and how many processes were killed.
+    """
 
     __slots__ = ("directories", "v2")
 
     def __init__(self, memberships: list[Membership]) -> None:
-        """Of the memberships, the one with the memory controller; none where it is elsewhere or nowhere."""
+        """Take the membership that has the memory controller, if any."""
         self.directories: list[str] = []
         self.v2 = False
         for found in memberships:
             limit = "memory.max" if not found.controllers else "memory.limit_in_bytes"
             directory = found.directory if not found.controllers or "memory" in found.controllers.split(",") else ""
-            # The root cgroup of version 2 has no such file; of version 1 it is without a limit.
+            # In version 2 the root cgroup has no such file; in version 1 it has no limit.
             while directory.count("/") > 2 and os.path.exists(f"{directory}/{limit}"):
                 self.directories.append(directory)
                 self.v2 = not found.controllers
                 directory = directory.rpartition("/")[0]
 
     def room(self) -> tuple[int, int] | None:
-        """(bytes that are free or hold file data that can be dropped, the limit) where that is least; None without a limit."""
+        """Return (free bytes, limit) of the tightest directory, None without a limit. File data that can be dropped
+        counts as free.
+        """
         least: tuple[int, int] | None = None
         for directory in self.directories:
             try:
@@ -108,7 +114,9 @@ class Memory:
         return max(0, int(text) - max(0, used - dropped)), int(text)
 
     def kills(self) -> int:
-        """How many processes of the cgroup itself the kernel has killed for lack of memory (memory.events, memory.oom_control)."""
+        """How many processes of this cgroup the kernel has killed for lack of memory (memory.events,
+        memory.oom_control).
+        """
         if not self.directories:
             return 0
         file = "memory.events" if self.v2 else "memory.oom_control"
@@ -119,7 +127,7 @@ class Memory:
             return 0
 
     def holds(self, membership: Membership) -> bool:
-        """Whether joining this one would count the session's memory there."""
+        """Whether joining this membership would charge the session's memory to it."""
         return membership.directory in self.directories
 
 
@@ -127,21 +135,25 @@ NO_LIMIT = 1 << 62  # version 1 says PAGE_COUNTER_MAX in bytes
 
 
 class CgroupJoin:
-    """The files that let a process into the target's cgroups, opened now: the kernel checks the opener's credentials.
+    """The files that admit a process into the target's cgroups. They are opened early: the kernel checks the
+    opener's credentials.
 
-    Writing to a cgroup.procs moves a whole process and waits for that, 6-12 ms of RCU grace period. Both ways round it are used: in
-    version 1 a process of one thread moves that thread by ``tasks``; in version 2 a child is forked straight into the cgroup.
+    Writing to cgroup.procs moves a whole process and waits for an RCU grace period, 6-12 ms. Two ways avoid the
+    wait: in version 1 a single-threaded process moves its thread through ``tasks``; in version 2 a child is forked
+    straight into the cgroup.
     """
 
     __slots__ = ("directory_fd", "files", "inside", "memory", "own")
 
     def __init__(self, found: list[Membership], own: tuple[int, str] | None = None) -> None:
-        """own: one made for the session, which goes with this: (fd of the directory above, name). Raises OSError naming the file."""
+        """own: (fd of the parent directory, name) of a cgroup made for the session and removed with it. Raises
+        OSError naming the file.
+        """
         self.own = own
-        self.memory = Memory(found)  # whose limit holds for who joins
+        self.memory = Memory(found)  # its limit holds for every process that joins
         self.files: list[tuple[int, str, bool]] = []  # fd, path, whether of version 2
         self.directory_fd = -1  # version 2's, for fork
-        self.inside = False  # whether fork has put us into version 2's
+        self.inside = False  # whether fork has put us into the version 2 cgroup
         try:
             for membership in found:
                 v2 = not membership.controllers
@@ -154,17 +166,17 @@ class CgroupJoin:
             raise
 
     def fork(self) -> int:
-        """fork(2), into version 2's cgroup where the kernel can (5.7); ``join`` does what is left to do. Raises OSError."""
+        """fork(2), into the version 2 cgroup if the kernel can (5.7); ``join`` does the rest. Raises OSError."""
         if self.directory_fd >= 0:
             self.inside = True
             try:
                 return syscalls.fork(self.directory_fd)
             except OSError:
-                self.inside = False  # too old a kernel, or a rule that writing to cgroup.procs will name
+                self.inside = False  # too old a kernel, or a rule that the write to cgroup.procs will report
         return syscalls.fork()
 
     def join(self) -> None:
-        """Move the calling process, of one thread, in. Raises OSError naming the file."""
+        """Move the calling process, which has one thread, into the cgroups. Raises OSError naming the file."""
         for fd, path, v2 in self.files:
             if v2 and self.inside:
                 continue
@@ -174,12 +186,12 @@ class CgroupJoin:
                 raise OSError(error.errno, error.strerror, path) from None
 
     def remove(self) -> None:
-        """The session's own cgroup, once nobody is in it."""
+        """Remove the session's own cgroup once it is empty."""
         if self.own:
             try:
                 os.rmdir(self.own[1], dir_fd=self.own[0])
             except OSError:
-                pass  # the other of supervisor and monitor was first, or somebody is still in it
+                pass  # the supervisor or the monitor has removed it already, or it still has members
 
     def close(self) -> None:
         """Close every fd."""

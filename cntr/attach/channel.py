@@ -1,7 +1,7 @@
 """The pipes between the processes of a session.
 
-Two pipes. *reports*: session → supervisor, frames of NUL-separated words in a length-prefixed packet. *orders*: supervisor →
-session's monitor, one byte each, a signal number to pass on; its end of file says the supervisor is gone.
+*reports*: session → supervisor, length-prefixed frames of NUL-separated words. *orders*: supervisor → monitor, one
+byte each: the number of a signal to pass on. End of file on *orders* means that the supervisor has died.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ FAILED, NOTE, EXITED, KILLED, NEST, LEFT, DONE = "failed", "note", "exited", "ki
 
 
 class Channel:
-    """Both pipes, before the fork; each side then closes what is not its own."""
+    """Both pipes, made before the fork. Each side then closes the ends that belong to the other."""
 
     __slots__ = ("orders_read", "orders_write", "reports_read", "reports_write")
 
@@ -28,24 +28,26 @@ class Channel:
         os.set_blocking(self.reports_read, False)
 
     def keep_session(self) -> None:
-        """Close the supervisor's ends: or its death would not be seen."""
+        """Close the supervisor's ends; otherwise the session would not notice its death."""
         os.close(self.reports_read)
         os.close(self.orders_write)
 
     def report(self, *words: str) -> None:
-        """Send one frame; below PIPE_BUF, so that frames of two processes never mix (pipe(7))."""
+        """Send one frame. Frames are shorter than PIPE_BUF, so frames of two processes never interleave (pipe(7))."""
         body = "\0".join(words).encode("utf-8", "surrogateescape")[:4000]
         os.write(self.reports_write, len(body).to_bytes(2, "little") + body)
 
     def report_failure(self, step: str, error: BaseException) -> None:
-        """A step failed: its errno and path, or for what is a mistake of ours what it is. Nothing may be printed by a session."""
+        """Report that a step failed: its errno and path, or the exception for an error in cntr itself. A session
+        never prints.
+        """
         if isinstance(error, OSError):
             self.report(FAILED, step, str(error.errno or 0), error.filename if isinstance(error.filename, str) else "")
         else:
             self.report(FAILED, step, "0", f"{type(error).__name__}: {error}")
 
     def order(self, signal_number: int) -> None:
-        """Have the monitor pass a signal on; nothing happens when it is gone."""
+        """Ask the monitor to pass a signal on; does nothing if the monitor is gone."""
         try:
             os.write(self.orders_write, bytes([signal_number]))
         except BrokenPipeError:
@@ -53,16 +55,16 @@ class Channel:
 
 
 class Reader:
-    """Cuts the reports' byte stream back into frames."""
+    """Splits the byte stream of reports into frames."""
 
     __slots__ = ("buffer", "fd")
 
     def __init__(self, fd: int) -> None:
-        """fd: the non-blocking reading end."""
+        """fd: the read end, non-blocking."""
         self.fd, self.buffer = fd, b""
 
     def frames(self) -> list[list[str]]:
-        """All frames that have come in whole since the last call."""
+        """Return all complete frames that have arrived since the last call."""
         try:
             while chunk := os.read(self.fd, 1 << 16):
                 self.buffer += chunk

@@ -1,8 +1,8 @@
 """A session's environment is an allow-list; the container's variables are shown but not applied (docs/security.md).
 
-Hundreds of variables have a tool run, load or write what they name, and no list of them is complete. So the terminal and the
-language are the caller's, the paths and names are ours, and the container's own variables lie in a file to be read; one of them
-comes in by its name (``-e NAME``).
+Hundreds of variables make a tool run, load or write what they name, and no list of them is complete. So terminal
+and language come from the caller, and paths and names from cntr. The container's own variables are written to a
+file to read; ``-e NAME`` brings in one of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import stat
 from cntr.errors import CntrError, printable
 from cntr.linux import syscalls
 
-# The caller's own words, for the host's tools; the second row where the tools are somebody else's, too.
+# The caller's variables that the host's tools get. The second row applies to foreign tools too.
 FROM_CALLER = ("COLORTERM", "EDITOR", "LANG", "LANGUAGE", "LESS", "NO_COLOR", "PAGER", "TZ", "VISUAL")
 TERMINAL = ("COLORTERM", "NO_COLOR", "TERM")
 NO_SHELLS = ("nologin", "false", "true", "sync", "shutdown", "halt")
@@ -21,23 +21,23 @@ SHELLS = ("/bin/bash", "/bin/sh", "/usr/bin/bash", "/usr/bin/sh", "/bin/busybox"
 LONGEST = 1 << 17  # bytes of one variable: MAX_ARG_STRLEN, execve(2)
 
 
-# What cntr itself obeys, and the engines' commands that it asks; see ``of_caller``.
+# Variables that cntr itself reads, and the engines' commands that it runs; see ``of_caller``.
 OWN = frozenset(
     "PATH HOME SHELL USER LOGNAME XDG_RUNTIME_DIR XDG_CACHE_HOME XDG_CONFIG_HOME XDG_DATA_HOME DOCKER_HOST DOCKER_CONTEXT DOCKER_CONFIG "
     "DOCKER_CERT_PATH DOCKER_TLS_VERIFY CONTAINER_HOST CONTAINERS_CONF CONTAINERS_STORAGE_CONF CONTAINERD_ADDRESS "
     "CONTAINERD_NAMESPACE CONTAINER_RUNTIME_ENDPOINT TERMINFO TERMINFO_DIRS LXD_DIR INCUS_DIR APPTAINER_CONFIGDIR "
-    "SUDO_USER SUDO_UID SSH_CONNECTION".split()  # these for the record
+    "SUDO_USER SUDO_UID SSH_CONNECTION".split()  # for the session's record
 )
 
 
 def of_caller(settings: list[str]) -> dict[str, str]:
-    """The caller's variables without those that are nobody's business here: no tokens, no passwords. settings: of ``-e``."""
+    """The caller's variables, reduced to those cntr needs: no tokens, no passwords. settings: the values of ``-e``."""
     kept = OWN | set(FROM_CALLER) | set(TERMINAL) | {setting for setting in settings if "=" not in setting}
     return {key: value for key, value in os.environ.items() if key in kept or key.startswith(("CNTR_", "LC_"))}
 
 
 def safe(text: str) -> str:
-    """TEXT as a prompt may show it."""
+    """Return TEXT reduced to what a prompt may show."""
     return "".join(c if c.isascii() and (c.isalnum() or c in "._:/@-") else "?" for c in text)[:40]
 
 
@@ -54,16 +54,17 @@ def of_session(
     host_tools: bool,
     shares: list[str],
 ) -> dict[str, str]:
-    """The environment of an attach. name: the target as the user called it; in_container: its pid there; base: where its tree is.
+    """The environment of an attach.
 
-    shares: of ``--share``.
+    name: the target as the user named it; in_container: its pid there; base: where its tree is; shares: the values
+    of ``--share``.
     """
     result = {key: os.environ[key] for key in TERMINAL if key in os.environ}
     if host_tools:
         result |= {key: value for key, value in os.environ.items() if key in FROM_CALLER or key.startswith("LC_")}
     label = safe(name)
     result |= {
-        # "." would be wherever the user goes, the container's tree too
+        # "." would mean the current directory, which may be in the container's tree
         "PATH": ":".join(one for one in path.split(":") if one.startswith("/")),
         "HOME": home,
         "SHELL": shell,
@@ -75,8 +76,9 @@ def of_session(
         "CNTR_BASE_DIR": base,
         "PS1": f"[cntr {label}] # ",
         "debian_chroot": f"cntr {label}",
-        # Whoever goes to the container's tree works there: nothing of it is run for that. Git takes the owner of a repository for its
-        # user's word, and there both are root; it looks away from all but the shares, and from what its own configuration names.
+        # A user who changes into the container's tree must not run anything of it by that. Git trusts a repository
+        # whose owner is the user, and in a session both are root. So git ignores every repository except shares and
+        # those its own configuration names.
         "PYTHONSAFEPATH": "1",
         "GIT_TEST_ASSUME_DIFFERENT_OWNER": "1",
     }
@@ -91,7 +93,7 @@ def of_session(
 
 
 def of_container(environment: dict[str, str], default_path: str, home: str) -> dict[str, str]:
-    """The environment of the container's own command: the container's, which is obeyed in its own root only."""
+    """The environment of the container's own command: the container's variables, which apply in its own root only."""
     result = {key: value for key, value in environment.items() if len(key) + len(value) + 2 < LONGEST}
     result.setdefault("PATH", default_path)
     if home:
@@ -103,7 +105,7 @@ def of_container(environment: dict[str, str], default_path: str, home: str) -> d
 
 
 def add(result: dict[str, str], settings: list[str], container: dict[str, str]) -> None:
-    """What ``-e`` asks for: NAME=VALUE; NAME alone is the caller's where the caller has it, else the container's. Raises CntrError."""
+    """Apply ``-e``. NAME=VALUE sets a variable; NAME copies the caller's, else the container's. Raises CntrError."""
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not key or "\0" in setting:
@@ -120,16 +122,16 @@ def add(result: dict[str, str], settings: list[str], container: dict[str, str]) 
 
 
 def listing(environment: dict[str, str]) -> bytes:
-    """The container's variables as a text to read: a line each, fit for a terminal."""
+    """The container's variables as text, one per line, safe to print on a terminal."""
     return "".join(f"{printable(key)}={printable(value)}\n" for key, value in sorted(environment.items())).encode(
         "utf-8", "replace"
     )
 
 
 def shell_of(root_fd: int, hidden: tuple[str, ...]) -> str:
-    """The caller's $SHELL where the session can run it and it is one, else bash or sh, whichever the tools have.
+    """Return the caller's $SHELL if it is a shell the session can run, else bash or sh, whichever the tools have.
 
-    hidden: the directories of the tools' tree that the session does not see; none where it sees all.
+    hidden: directories of the tools' tree that the session does not see; empty if it sees all.
     """
     for shell in (os.environ.get("SHELL", ""), *SHELLS):
         if shell.startswith("/") and shell.rpartition("/")[2] not in NO_SHELLS and _runs(root_fd, shell, hidden):
@@ -138,7 +140,7 @@ def shell_of(root_fd: int, hidden: tuple[str, ...]) -> str:
 
 
 def _runs(root_fd: int, path: str, hidden: tuple[str, ...]) -> bool:
-    """Is PATH a program below root_fd that everybody can get to? The view shows nothing else."""
+    """Whether PATH is a program below root_fd that everybody can reach. The view shows nothing else."""
     resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
     try:
         fd = syscalls.openat2(root_fd, path.lstrip("/"), os.O_PATH, resolve)

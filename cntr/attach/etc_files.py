@@ -1,8 +1,8 @@
-"""The /etc files of a session: written by cntr with harmless ids and names, or bounded copies of the container's.
+"""The /etc files of a session: written by cntr with safe ids and names, or bounded copies of the container's.
 
-The container writes its passwd, and the tools believe theirs: a name with ``$(…)`` in it is run by a prompt, a home is where
-start-up files are read from, a shell is what su runs. So: ids to safe names, the tools' own homes and shells, and the tools' own
-service users where neither name nor id collides.
+The container controls its passwd, and tools trust it: a prompt runs a name that contains ``$(…)``, start-up files
+are read from the home, su runs the shell. So the session's passwd has the container's ids with safe names, and the
+tools' own homes and shells. The tools' own service users are added where neither name nor id collides.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ENTRIES = 4096
-LIMIT = 1 << 18  # bytes of a file that is looked at
+LIMIT = 1 << 18  # bytes read of one file
 SAFE_FIRST = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_")
 SAFE = SAFE_FIRST | frozenset("0123456789-.")
 NAME_LENGTH = 32
@@ -23,17 +23,17 @@ LAST_ID = 0xFFFFFFFE
 
 
 def safe_name(name: str) -> bool:
-    """Whether a user or group may be called NAME in a session."""
+    """Whether NAME is a safe name for a user or group of a session."""
     return 0 < len(name) <= NAME_LENGTH and name[0] in SAFE_FIRST and set(name) <= SAFE and name not in (".", "..")
 
 
 def number(text: str) -> int:
-    """An id, -1 for what is none."""
+    """Parse an id; -1 if TEXT is not one."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 11 and int(text) < LAST_ID else -1
 
 
 def rows(text: str, fields: int, id_field: int) -> list[tuple[list[str], int]]:
-    """[(fields, id)] of a passwd(5) or group(5) text, at most ENTRIES; others than whole lines are passed over."""
+    """Parse a passwd(5) or group(5) text: [(fields, id)], at most ENTRIES. Incomplete lines are skipped."""
     found = []
     for line in text[:LIMIT].split("\n")[:ENTRIES]:
         words = line.split(":")
@@ -43,7 +43,7 @@ def rows(text: str, fields: int, id_field: int) -> list[tuple[list[str], int]]:
 
 
 class Names:
-    """Names and ids of one file, each once; the first comer has it."""
+    """The names and ids used in one file. The first entry to use a name or an id keeps it."""
 
     __slots__ = ("ids", "names")
 
@@ -52,7 +52,7 @@ class Names:
         self.names: set[str] = set()
 
     def take(self, name: str, value: int) -> bool:
-        """Whether NAME and VALUE were both free, and taken now; ``root`` is nobody's but 0's."""
+        """Reserve NAME and VALUE; False if either is taken. Only id 0 may be named ``root``."""
         if value in self.ids or name in self.names or (name == "root" and value != 0):
             return False
         self.ids.add(value)
@@ -61,7 +61,9 @@ class Names:
 
 
 def passwd(theirs: str, tools: str, user: tuple[int, int, str, str, str]) -> str:
-    """The session's passwd. user: (uid, gid, name, home, shell) of the session itself; theirs, tools: the two passwd texts."""
+    """The session's passwd. theirs, tools: the two passwd texts; user: (uid, gid, name, home, shell) of the
+    session.
+    """
     uid, gid, own_name, own_home, shell = user
     names, lines = Names(), []
     known = {words[0]: (words[5], words[6]) for words, _ in rows(tools, 7, 2)}
@@ -82,7 +84,7 @@ def passwd(theirs: str, tools: str, user: tuple[int, int, str, str, str]) -> str
 
 
 def group(theirs: str, tools: str) -> str:
-    """The session's group file: no members, since a member's rights on the tools' tree are none of the container's to give."""
+    """The session's group file. It lists no members: the container must not grant rights on the tools' tree."""
     names, lines = Names(), []
     for text, keep in ((theirs, True), (tools, False)):
         for words, value in rows(text, 4, 2):
@@ -95,13 +97,13 @@ def group(theirs: str, tools: str) -> str:
 
 
 def copied(name: str, data: bytes) -> bytes:
-    """A copy of one of COPIED as a session may have it; b"" where it is not what its name says."""
+    """A copy of one of COPIED that is safe for a session; b"" if the data does not fit the file's format."""
     if name == "localtime":
         return data if data.startswith(b"TZif") and len(data) < LIMIT else b""
     if name == "hostname":
         word = data.split(b"\n")[0].strip()[:64].decode("ascii", "replace")
         return word.encode() + b"\n" if word and set(word) <= SAFE else b""
-    # Nothing that a terminal would obey: these are looked at with cat.
+    # Drop what a terminal would obey: users print these files with cat.
     kept = bytes(byte for byte in data[:LIMIT] if (byte >= 0x20 and byte != 0x7F) or byte in b"\t\n")
     return kept.decode("ascii", "ignore").encode()
 
@@ -109,7 +111,7 @@ def copied(name: str, data: bytes) -> bytes:
 def written(
     target: Target, tools_file: Callable[[str], str], user: tuple[int, int, str, str, str]
 ) -> list[tuple[str, bytes]]:
-    """[(name, content)] of the session's /etc files; a file that the container lacks stays the tools' own."""
+    """[(name, content)] of the session's /etc files. Where the container lacks a file, the tools' own stays."""
     theirs = {name: target.read_file(f"/etc/{name}", LIMIT) for name in ("passwd", "group")}
     found = [
         ("passwd", passwd(theirs["passwd"], tools_file("/etc/passwd"), user).encode("ascii", "replace")),

@@ -1,4 +1,4 @@
-"""``cntr exec`` and ``cntr forward`` from inside a session: asks the process outside, see ``exec_server``."""
+"""``cntr exec`` and ``cntr forward`` inside a session: asks the process outside, see ``exec_server``."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from cntr.attach.signals import FORWARDED, SignalFile
 from cntr.errors import CntrError, printable
 from cntr.linux import sockets
 
-DIRECTORY = "/run/cntr"  # of the session's own tmpfs
+DIRECTORY = "/run/cntr"  # in the session's own tmpfs
 ON_THE_HOST = "run `cntr exec TARGET` on the host instead"
 
 
 def run(argv: list[str], settings: list[str], directory: str) -> int:
-    """Run the container's command; its exit status. Raises CntrError."""
-    # A variable named alone is the session's, which the one who is asked does not have.
+    """Run the container's command and return its exit status. Raises CntrError."""
+    # A variable given by name only is taken from the session's environment, which the server cannot see.
     settings = [s if "=" in s else f"{s}={os.environ[s]}" for s in settings if "=" in s or s in os.environ]
     return _ask("exec", [directory, str(len(settings)), *settings, *argv])
 
 
 def forward(words: list[str]) -> int:
-    """Forward until a signal comes; WORDS as ``forward.spec.from_inside`` has them. Raises CntrError."""
+    """Forward until a signal arrives. words: in the form of ``forward.spec.from_inside``. Raises CntrError."""
     try:
         return _ask("forward", ["", exec_handler.FORWARD, *words])
     except NotAnswered:
@@ -35,11 +35,11 @@ def forward(words: list[str]) -> int:
 
 
 class NotAnswered(CntrError):
-    """The connection was closed without a word."""
+    """The server closed the connection without an answer."""
 
 
 def _ask(command: str, words: list[str]) -> int:
-    """The exit status of what is started outside. Raises CntrError."""
+    """Have the server start a command outside; return its exit status. Raises CntrError."""
     packet = os.fsencode("\0".join(words))
     if len(packet) > exec_handler.PACKET:
         raise CntrError(
@@ -64,7 +64,9 @@ def _ask(command: str, words: list[str]) -> int:
 
 
 def _check_directory() -> None:
-    """It is root's of the host, who may have no number here, and nobody else may write to it. Raises CntrError."""
+    """Check that the directory belongs to the host's root (an unmapped uid here) and that nobody else may write to
+    it. Raises CntrError.
+    """
     try:
         info = os.lstat(DIRECTORY)
         os.lstat(f"{DIRECTORY}/{exec_server.NAME}")
@@ -75,26 +77,28 @@ def _check_directory() -> None:
 
 
 def _check_server(connection: _socket.socket) -> None:
-    """Who listens is the host's root and stands outside: the streams and the command are given to no one else. Raises CntrError."""
+    """Check that the listener is the host's root, outside the session; nobody else gets the streams and the
+    command. Raises CntrError.
+    """
     peer = sockets.Peer(connection)
-    outside = peer.pid == 0  # in no pid namespace of ours
+    outside = peer.pid == 0  # in no pid namespace that we can see
     if not outside:
         try:
             outside = not os.path.samestat(os.stat(f"/proc/{peer.pid}/ns/mnt"), os.stat("/proc/self/ns/mnt"))
         except OSError:
-            outside = True  # not ours to look at: in a session of the host's pid namespace
+            outside = True  # we may not look at it: this session is in the host's pid namespace
     if not outside or peer.uid not in (0, _overflow_id()):
         raise CntrError("cntr exec: another process answers in the supervisor's place", ON_THE_HOST)
 
 
 def _overflow_id() -> int:
-    """What the kernel calls an id that this user namespace does not map."""
+    """The id that the kernel shows for ids this user namespace does not map."""
     with open("/proc/sys/kernel/overflowuid", "rb") as file:
         return int(file.read())
 
 
 def _open_stream(fd: int) -> int:
-    """FD itself, /dev/null where the caller closed it."""
+    """Return FD itself, or /dev/null if the caller has closed it."""
     try:
         os.fstat(fd)
     except OSError:
@@ -103,7 +107,7 @@ def _open_stream(fd: int) -> int:
 
 
 def _wait(connection: _socket.socket, watch: SignalFile) -> int:
-    """Pass signals on until the exit status comes. Raises CntrError, OSError."""
+    """Pass signals on until the exit status arrives. Raises CntrError, OSError."""
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
     poll.register(watch.fd, select.POLLIN)

@@ -1,4 +1,4 @@
-"""One client of the service behind ``cntr exec`` in a session, in a process of its own: who asks, what is run, how it ends."""
+"""Handles one ``cntr exec`` or ``cntr forward`` request from a session, in a process of its own."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cntr.attach.target import Target
 
-FORWARD = "forward"  # in a question, in place of the number of variables
-PACKET = 1 << 17  # bytes of a question
-STREAMS = 3  # fds that come with it
+FORWARD = "forward"  # in a request, in place of the number of variables
+PACKET = 1 << 17  # bytes of a request
+STREAMS = 3  # fds sent with it
 SILENCE_SECONDS = 5.0
 
 
 class Handler:
-    """One client, and the ``cntr exec`` or ``cntr forward`` that was started for it."""
+    """One client, and the ``cntr exec`` or ``cntr forward`` started for it."""
 
     def __init__(
         self,
@@ -32,12 +32,14 @@ class Handler:
         options: tuple[list[str], list[str] | None],
         nest: tuple[int, int],
     ) -> None:
-        """connection: of a process of the session; options: of its execs, and of its forwards, as ``ExecServer`` has them."""
+        """connection: to the client in the session; options: for its execs and for its forwards, see
+        ``ExecServer``.
+        """
         self.connection, self.target, self.nest = connection, target, nest
         self.flags, self.forward = options
 
     def run(self) -> None:
-        """Take the question, start, wait. Raises OSError, ValueError."""
+        """Read the request, start the command, wait for it. Raises OSError, ValueError."""
         poll = select.poll()
         poll.register(self.connection.fileno(), select.POLLIN)
         if not poll.poll(SILENCE_SECONDS * 1000):
@@ -55,12 +57,12 @@ class Handler:
         self._wait(pid, pidfd)
 
     def _line(self, data: bytes) -> list[str]:
-        """The command line. Raises ValueError for what a client of ours does not send."""
+        """Return the command line. Raises ValueError for a request that no cntr client sends."""
         directory, count, *words = os.fsdecode(data).split("\0")
         if count == FORWARD:
             return self._forward_line(words)
         settings, command = words[: int(count)], words[int(count) :]
-        # A name alone would take over a variable of this process, which is none of the session's.
+        # A bare NAME would copy a variable of this process, which the session must not see.
         if int(count) < 0 or not command or not all("=" in setting for setting in settings) or not self.target.alive():
             raise ValueError
         options = [word for setting in settings for word in ("-e", setting)]
@@ -76,7 +78,7 @@ class Handler:
         ]
 
     def _forward_line(self, words: list[str]) -> list[str]:
-        """Raises ValueError, also where the session has no such right."""
+        """Return the command line of a forward. Raises ValueError, also if the session may not forward."""
         from cntr.errors import UsageError
         from cntr.forward import spec
 
@@ -89,13 +91,13 @@ class Handler:
         return ["forward", f"pid:{self.target.pid}@{self.target.start_time}", *self.forward, *line]
 
     def _start(self, line: list[str], fds: list[int]) -> None:
-        """Be that, with the client's streams; never returns."""
+        """Run the command line with the client's streams; never returns."""
         try:
             from cntr.attach import readonly_interpreter
 
             argv = [sys.executable, "-IS", "-c", readonly_interpreter.code(), *line]
-            os.setsid()  # the terminal behind the streams is the session's, and none of it is ours
-            # A forward ends in order by itself, and has its record; an exec waits for a command.
+            os.setsid()  # the terminal behind the streams belongs to the session
+            # A forward shuts down by itself and writes its record; an exec waits for its command.
             at_our_end = signal.SIGTERM if line[0] == FORWARD else signal.SIGKILL
             syscalls.prctl(syscalls.PR_SET_PDEATHSIG, at_our_end)
             for number, fd in enumerate(fds):
@@ -106,7 +108,7 @@ class Handler:
             os._exit(126)
 
     def _wait(self, pid: int, pidfd: int) -> None:
-        """Pass signals on until it ends, then tell how. Raises OSError."""
+        """Pass signals on until the process ends, then send the status. Raises OSError."""
         poll = select.poll()
         poll.register(self.connection.fileno(), select.POLLIN)
         poll.register(pidfd, select.POLLIN)
@@ -125,7 +127,7 @@ class Handler:
                     numbers = b""
                 if (
                     not numbers
-                ):  # the client is gone; what it started ends in good order, and gives the session's terminal back
+                ):  # the client is gone: end the command in order, so that it restores the session's terminal
                     poll.unregister(fd)
                     signal.pidfd_send_signal(pidfd, signal.SIGTERM)
                 for number in numbers:
@@ -134,10 +136,10 @@ class Handler:
 
 
 def _may_be_moved(fd: int, nest: tuple[int, int]) -> bool:
-    """Whether what is read from and written to FD may be so by the host's root, in place of the client. Raises OSError.
+    """Whether the host's root may read and write FD on behalf of the client. Raises OSError.
 
-    Files of /proc and its like look at who reads, and not only at who opened; a unix socket tells its peer who wrote (SCM_CREDENTIALS),
-    so the peer has to be of the session, too.
+    Files of /proc and the like check who reads, not only who opened. A unix socket tells its peer who wrote
+    (SCM_CREDENTIALS), so its peer must belong to the session too.
     """
     kind = stdio.kind_of(fd)
     if kind == stdio.FILE:
@@ -151,7 +153,7 @@ def _may_be_moved(fd: int, nest: tuple[int, int]) -> bool:
 
 
 def is_of(connection: _socket.socket, nest: tuple[int, int]) -> bool:
-    """Whether the process that connected is in the mount namespace NEST, (device, inode). Raises OSError."""
+    """Whether the connected process is in mount namespace NEST, (device, inode). Raises OSError."""
     pid = sockets.Peer(connection).pid
     if pid <= 0:
         return False
@@ -160,7 +162,7 @@ def is_of(connection: _socket.socket, nest: tuple[int, int]) -> bool:
     found = os.stat(f"/proc/{pid}/ns/mnt")
     if pidfd < 0:
         same = begun == _start_time(pid)
-    else:  # it has not ended: so /proc/PID was its own, and no later process' of that number
+    else:  # it is still alive, so /proc/PID belonged to it and not to a later process with its number
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         same = not poll.poll(0)

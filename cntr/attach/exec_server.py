@@ -1,15 +1,16 @@
-"""Serves ``cntr exec`` requests from inside a session, on the outside; and ``cntr forward``, where the session may.
+"""Serves ``cntr exec`` requests from a session, outside of it; and ``cntr forward``, if the session may forward.
 
-A session cannot run the container's own programs safely by itself. It has the container's root at its base directory, but a program
-that is merely chrooted there finds the tools' tree above it: with CAP_SYS_CHROOT it walks out, and to the container's other
-processes its /proc/PID/root is a door whose ``..`` is the host's (path_resolution(7) stops at the *walker's* root). So the session
-asks a process outside, which runs ``cntr exec`` on the host: in the container's own mount namespace, with the container's own
-capabilities, on a terminal of its own.
+A session cannot run the container's own programs safely. The container's root is at the session's base directory,
+but a program that is merely chrooted there can leave it with CAP_SYS_CHROOT and find the tools' tree above. The
+container's other processes could also leave through its /proc/PID/root: path_resolution(7) stops ``..`` at the root
+of the *walking* process only. So the session asks a process outside. That process runs ``cntr exec`` on the host:
+in the container's own mount namespace, with the container's own capabilities, on a terminal of its own.
 
-The question is one packet on a unix(7) socket in the session's own tmpfs, a directory that nobody else can come to: working directory,
-variables, command, and the three standard streams. Afterwards signal numbers go one way and the exit status the other. Each client
-has a *handler*, a process of its own: what a client sends may be waited for, and an fd it passes may take long to be closed
-(SO_LINGER), but nobody waits for it but the handler. The handler looks who asks: only a process of the session's mount namespace.
+The request is one packet on a unix(7) socket in the session's own tmpfs, which nobody else can reach. It holds the
+working directory, variables, command, and the three standard streams. Then signal numbers go one way and the exit
+status comes back. Each client has a *handler*, a process of its own: reading from a client may block, and closing
+an fd that it passed may take long (SO_LINGER). Only that handler waits. The handler accepts only processes of the
+session's mount namespace.
 """
 
 from __future__ import annotations
@@ -26,19 +27,20 @@ if TYPE_CHECKING:
     from cntr.attach.target import Target
 
 NAME = "exec.sock"
-BACKLOG = 16  # connections that have no handler yet
-HANDLERS = 64  # at once; each is a running `cntr exec`, or a client that has SILENCE_SECONDS to ask for one
+BACKLOG = 16  # connections without a handler
+HANDLERS = 64  # at once; each is a running `cntr exec`, or a client that has SILENCE_SECONDS to send a request
 
 
 class ExecServer:
-    """The supervisor's side. Until somebody connects it is a socket and nothing more; then it is a process, whose pidfd is watched."""
+    """The supervisor's side: a socket until the first client connects, then a process, whose pidfd is polled."""
 
     __slots__ = ("flags", "forward", "listener", "pid", "pidfd", "target")
 
     def __init__(self, target: Target, flags: list[str], directory_fd: int, forward: list[str] | None = None) -> None:
-        """Listen in a directory that only the session will see; flags: options of the session that hold for its execs.
+        """Listen in a directory that only the session can see. Raises OSError.
 
-        forward: those for its forwards, None where it may have none. Raises OSError.
+        flags: options of the session that apply to its execs; forward: those for its forwards, None if it may not
+        forward.
         """
         self.target, self.flags, self.forward, self.pid, self.pidfd = target, flags, forward, 0, -1
         kind = _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
@@ -46,7 +48,7 @@ class ExecServer:
         path = f"/proc/self/fd/{directory_fd}/{NAME}"
         try:
             self.listener.bind(path)
-            os.chmod(path, 0o666)  # whoever gets to it is in the session, as whichever user
+            os.chmod(path, 0o666)  # the directory admits the session only, under whichever uid
             self.listener.listen(BACKLOG)
         except BaseException:
             self.listener.close()
@@ -57,7 +59,9 @@ class ExecServer:
         return [fd for fd in (self.pidfd if self.pid else self.listener.fileno(),) if fd >= 0]
 
     def ready(self, fd: int, nest: tuple[int, int]) -> bool:
-        """Do what FD is ready for; False where it is none of ours. nest: (device, inode) of the session's mount namespace."""
+        """Handle the event on FD; False if FD belongs to someone else. nest: (device, inode) of the session's mount
+        namespace.
+        """
         if fd < 0 or fd not in self.interests():
             return False
         if self.pid:
@@ -67,11 +71,11 @@ class ExecServer:
         return True
 
     def _fork(self, nest: tuple[int, int]) -> None:
-        """Start the process that serves; the listener is its own from now on, and so is what clients have sent already."""
+        """Start the server process, which takes over the listener and its pending connections."""
         supervisor = os.getpid()
         try:
             self.pid = os.fork()
-        except OSError:  # EAGAIN: a limit on processes; the client is told that nobody answers
+        except OSError:  # EAGAIN: a limit on processes; the client gets an error
             self._discard()
             return
         if self.pid == 0:
@@ -84,11 +88,11 @@ class ExecServer:
         self.listener.close()
 
     def _serve(self, nest: tuple[int, int]) -> None:
-        """Fork a handler for each connection; never touches a connection, nor what came over one."""
+        """Fork a handler for each connection. This process never touches a connection or its data."""
         syscalls.set_process_name("cntr-exec")
-        os.setsid()  # the terminal's signals are for the session
+        os.setsid()  # the terminal's signals go to the session
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        for fd in (0, 1, 2):  # the session's, whose readers wait for the last writer
+        for fd in (0, 1, 2):  # the session's streams, whose readers wait for the last writer
             os.dup2(null, fd)
         handlers: dict[int, int] = {}
         while True:
@@ -105,14 +109,16 @@ class ExecServer:
                 if pid == 0:
                     self._handle(taken_write, nest)
                 os.close(taken_write)
-                os.read(taken_read, 1)  # its end: the connection is the handler's
+                os.read(taken_read, 1)  # end of file: the handler has accepted the connection
                 os.close(taken_read)
                 handlers[os.pidfd_open(pid)] = pid
 
     def _handle(self, taken_write: int, nest: tuple[int, int]) -> None:
-        """Be a handler; never returns. It ends by _exit(2), since closing an fd may wait and the end of a process does not."""
+        """Run one handler; never returns. It ends by _exit(2): closing an fd may block, the end of a process does
+        not.
+        """
         try:
-            from cntr.attach import exec_handler  # which sessions that nobody asks in go without
+            from cntr.attach import exec_handler  # most sessions never need it
 
             syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
             connection = _socket.socket(fileno=self.listener._accept()[0])  # type: ignore[attr-defined]
@@ -121,7 +127,7 @@ class ExecServer:
                 options = (self.flags, self.forward)
                 exec_handler.Handler(connection, self.target, options, nest).run()
         except (OSError, ValueError):
-            pass  # the client sees the end of its connection
+            pass  # the client sees end of file
         finally:
             os._exit(0)
 
@@ -131,7 +137,7 @@ class ExecServer:
         self.pid, self.pidfd = 0, -1
 
     def _discard(self) -> None:
-        """Close the listener; a connection that nobody has taken may hold fds that take long to be closed."""
+        """Close the listener in a child: a pending connection may hold fds whose closing blocks."""
         if self.listener.fileno() < 0:
             return
         poll = select.poll()
@@ -141,7 +147,7 @@ class ExecServer:
             return
         closed_read, closed_write = os.pipe2(os.O_CLOEXEC)
         pid = os.fork()
-        if pid == 0:  # the last to hold it, who ends by _exit(2)
+        if pid == 0:  # the last holder, which ends by _exit(2)
             os.close(closed_write)
             os.read(closed_read, 1)
             os._exit(0)
@@ -151,7 +157,7 @@ class ExecServer:
         os.waitpid(pid, 0)
 
     def close(self) -> None:
-        """The session ends, and with it what was started for it: each process here is killed when its parent ends."""
+        """Close everything. The processes started here die with their parent."""
         if self.pid:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             self._reap()
@@ -159,7 +165,9 @@ class ExecServer:
 
 
 def _become_child(parent: int, *kept: int) -> None:
-    """Die with PARENT, and hold none of its fds but KEPT: its pipes tell others of its end. Raises OSError."""
+    """Die with PARENT, and keep no fd of it except KEPT: end of file on its pipes must mean its death. Raises
+    OSError.
+    """
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

@@ -1,8 +1,9 @@
-"""The fuse transport's server process: serves the tools' tree to the session through CntrFS (the paper, section 4).
+"""The server process of the fuse transport: serves the tools' tree to the session through CntrFS (the paper,
+section 4).
 
-Forked before anything is entered, it stays on the host's side; nothing of FUSE is imported anywhere else. The connection ends with
-the last copy of its fd, so that a server that dies takes no client into a wait that never ends, and the supervisor aborts the connection
-of one that hangs.
+It is forked before any namespace is entered and stays on the host's side. FUSE is imported nowhere else. A FUSE
+connection ends with the last copy of its fd: when the server dies, no client hangs. If the server hangs, the
+supervisor aborts the connection.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
     from cntr.attach.view import View
     from cntr.cntrfs.watchdog import Watchdog
 
-HANG_SECONDS = 30.0  # a request neither taken nor answered for so long
+HANG_SECONDS = 30.0  # how long a request may stay unread or unanswered
 GRACE_SECONDS = 3.0
 
 
 class FileServer:
     """One server process and its connection.
 
-    device_fd: /dev/fuse, for the session to mount; pidfd: readable when the server has ended.
+    device_fd: /dev/fuse, which the session mounts; pidfd: readable when the server has ended.
     """
 
     __slots__ = (
@@ -52,8 +53,8 @@ class FileServer:
     def __init__(self, tools: Tools, binding: str, shown: View | None, own_mnt_fd: int) -> None:
         """Start serving the tools' tree by BINDING (auto, devfuse, pyfuse3). Raises CntrError, OSError.
 
-        shown: the tools view, which is then all that is served, and served as nobody; None: the whole tree. own_mnt_fd: the
-        caller's mount namespace.
+        shown: the tools view, served with nobody's rights; None to serve the whole tree. own_mnt_fd: the caller's
+        mount namespace.
         """
         from cntr.cntrfs import mounting
         from cntr.cntrfs.heartbeat import Heartbeat
@@ -63,7 +64,7 @@ class FileServer:
         self.tools, self.shown, self.own_mnt_fd, self.heartbeat = tools, shown, own_mnt_fd, Heartbeat()
         self.watchdog: Watchdog | None = None
         self.device_fd = mounting.open_device()
-        #: What fsconfig(2) is told of the connection, by the session.
+        # : Mount options that the session passes to fsconfig(2).
         self.mount_options = {"source": "cntr", "subtype": "cntrfs", **connection_options(self.device_fd)}
         self.stop_read, self.stop_write = os.pipe2(os.O_CLOEXEC)
         self.mounted_read, self.mounted_write = os.pipe2(os.O_CLOEXEC)
@@ -75,10 +76,10 @@ class FileServer:
         self.pidfd = os.pidfd_open(self.pid)
 
     def _serve(self) -> None:
-        """The server process; never returns."""
+        """Run the server process; never returns."""
         status = 1
         try:
-            os.setsid()  # the terminal's signals are for the session
+            os.setsid()  # the terminal's signals go to the session
             syscalls.set_process_name("cntrfs")
             syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
             os.close(self.stop_write)
@@ -89,10 +90,12 @@ class FileServer:
 
             mounting.load(self.binding)  # while the session is being assembled
             root_fd = self._open_view() if self.shown else os.dup(self.tools.root_fd)
-            # Reading /dev/fuse before it is mounted is EPERM, so the session says when; its end without a word is the end here too.
+            # Reading /dev/fuse before the mount fails with EPERM, so the session reports the mount. End of file:
+            # the session failed, stop.
             if os.read(self.mounted_read, 1):
-                # The container's /proc and its tree are mounted on entries, and go with an entry that the kernel is told to drop. Since
-                # 6.2 it can be told to ask again instead; before, entries are asked for again after a second.
+                # The container's /proc and its tree are mounted on entries of this filesystem. A mount disappears
+                # when the kernel is told to drop its entry. Since 6.2 the kernel can be told to revalidate instead;
+                # on older kernels entries expire after a second.
                 options = Options(
                     keep_mounts=True, as_nobody=self.shown is not None, read_only=self.shown is not None
                 ).settle()
@@ -104,9 +107,11 @@ class FileServer:
             os._exit(status)
 
     def _open_view(self) -> int:
-        """The root of the tools view, made in a mount namespace of its own that a fd keeps; we come back from there.
+        """Return the root of the tools view, made in a mount namespace of its own that this fd keeps alive. Raises
+        OSError.
 
-        What we still import must not be looked up in it: it may be another container's. Raises OSError.
+        The process returns to its own namespace: later imports must not resolve in the view, which may belong to a
+        container.
         """
         assert self.shown
         progress, root_fd = steps.Progress(), os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -124,23 +129,25 @@ class FileServer:
         return view_root
 
     def mount_attributes(self) -> int:
-        """Of the mount in the session: a view is nobody's to write, and nothing in it is set-id or a device."""
+        """Attributes of the session's mount: a view is read-only, and has no set-id bits or devices."""
         return view.SAFE if self.shown else 0
 
     def mounted(self) -> None:
-        """In the session: have the server begin."""
+        """Called in the session: let the server begin."""
         os.write(self.mounted_write, b"m")
         self.handed_over()
 
     def handed_over(self) -> None:
-        """Close our copy of the connection: it must end with the server."""
+        """Close our copy of the connection, so that it ends with the server."""
         if self.device_fd >= 0:
             os.close(self.device_fd)
             os.close(self.mounted_write)
         self.device_fd = -1
 
     def hangs(self, session_pid: int) -> bool:
-        """Whether the server has let requests wait for HANG_SECONDS. session_pid: whose root the tree is, in the host's numbers."""
+        """Whether a request has waited for HANG_SECONDS. session_pid: a process whose root is the mount, in the
+        host's numbering.
+        """
         if self.watchdog is None:
             device = root_device(session_pid)
             if device is None:
@@ -151,19 +158,19 @@ class FileServer:
         return self.watchdog.hangs(self.pid)
 
     def finished(self) -> bool:
-        """Whether the server has ended of itself, its connection unmounted."""
+        """Whether the server ended by itself because the mount is gone."""
         ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         return ended is not None and (ended.si_code, ended.si_status) == (os.CLD_EXITED, 0)
 
     def end_connection(self) -> None:
-        """Have every waiting call return with an error: the server's death closes the last fd of the connection."""
+        """Kill the server, which closes the last fd of the connection: every blocked call returns with an error."""
         if self.watchdog:
             self.watchdog.abort()
         signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def stop(self) -> None:
-        """End it: asked first, then killed. Never waits for the tree itself."""
-        self.handed_over()  # a server that waits to be mounted learns that it will not be
+        """Ask the server to end, then kill it. Never waits for the served tree."""
+        self.handed_over()  # a server that waits for the mount sees end of file
         os.close(self.stop_write)
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
@@ -174,7 +181,7 @@ class FileServer:
 
 
 def root_device(pid: int) -> int | None:
-    """The device number of the FUSE mount that is the root of process PID, from its mountinfo; None before it is made."""
+    """Device number of the FUSE mount at the root of process PID, from its mountinfo; None before it is mounted."""
     try:
         text = procfs.read(f"/proc/{pid}/mountinfo")
     except OSError:

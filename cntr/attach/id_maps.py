@@ -1,4 +1,4 @@
-"""The id maps of a user namespace that is known by a fd alone."""
+"""The id maps of a user namespace for which only an fd is known."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ IdMap = tuple[tuple[int, int, int], ...]
 
 
 def of(userns_fd: int) -> tuple[IdMap, IdMap]:
-    """The id maps of a user namespace, in the caller's ids: those of a process that is put into it for a moment. Raises OSError."""
+    """Return the maps in the caller's ids. A child enters the namespace for a moment, and its maps are read. Raises
+    OSError.
+    """
     reading, writing = os.pipe2(os.O_CLOEXEC)
     pid = syscalls.fork()
     if pid == 0:

@@ -1,6 +1,6 @@
 """The session's identity: ids, capabilities, label, limits and environment, taken from the target's process.
 
-``Identity`` is put together before the fork; ``assume`` runs in the session's process and loads nothing.
+``Identity`` is built before the fork; ``assume`` runs in the session's process and imports nothing.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from cntr.attach.request import Request
     from cntr.attach.seccomp import Filter
 
-LIKELIEST_VICTIM = 1000  # oom_score_adj: out of memory, a session is ended before the application (proc(5)); raising it is always allowed
-NO_ID = 0xFFFFFFFF  # (uid_t)-1: to setresuid(2) it means "leave it as it is"
+# oom_score_adj: the session is killed before the application (proc(5)); raising the value is always allowed
+LIKELIEST_VICTIM = 1000
+NO_ID = 0xFFFFFFFF  # (uid_t)-1: setresuid(2) leaves that id unchanged
 
 
 class User:
@@ -32,15 +33,16 @@ class User:
     __slots__ = ("gid", "groups", "home", "name", "uid")
 
     def __init__(self, uid: int, gid: int, groups: list[int] | None, name: str, home: str) -> None:
-        """groups: None where the target's own cannot be expressed in its user namespace."""
+        """groups: None if the target's own cannot be expressed in its user namespace."""
         self.uid, self.gid, self.groups, self.name, self.home = uid, gid, groups, name, home
 
 
 def user_of(target: Target, wanted: str | None, *, own_root: bool = False) -> User:
-    """The target's user, or WANTED: name, uid, or either with :group. Raises CntrError.
+    """Return the target's user, or WANTED: a name or uid, optionally with :group. Raises CntrError.
 
-    own_root: the session sees the container's files only (``exec``): there the groups of its own /etc/group hold. On the tools' they would
-    be rights that the container gives itself; a session has those that its process has.
+    own_root: the session sees only the container's files (``exec``), so the groups of the container's /etc/group
+    apply. On the tools' files they would be rights that the container grants itself; an attach session gets only
+    the groups of the target's process.
     """
     passwd, group = target.read_file("/etc/passwd"), target.read_file("/etc/group")
     uid, gid = target.inside(target.uids[1], target.uid_map), target.inside(target.gids[1], target.gid_map)
@@ -53,7 +55,7 @@ def user_of(target: Target, wanted: str | None, *, own_root: bool = False) -> Us
         entry = procfs.passwd_entry(passwd, str(uid))
         return User(uid, gid, held, entry[0] if entry else "", entry[3] if entry else "")
     name, colon, group_name = wanted.partition(":")
-    entry = procfs.passwd_entry(passwd, name) if name else None  # a line without a name is nobody's
+    entry = procfs.passwd_entry(passwd, name) if name else None  # an entry without a name matches nobody
     if entry is None and not (name.isascii() and name.isdecimal()):
         raise CntrError(
             f"--user {printable(name)}: the container's /etc/passwd has no such user", "give a numeric uid[:gid]"
@@ -75,7 +77,7 @@ def user_of(target: Target, wanted: str | None, *, own_root: bool = False) -> Us
 
 
 def _group(wanted: str, name: str, group: str) -> int:
-    """The gid of the group NAME of --user WANTED, by number or by the text of a group(5) file."""
+    """The gid of GROUP in --user WANTED. group: a number, or a name in the text of a group(5) file."""
     found = int(name) if name.isascii() and name.isdecimal() else procfs.group_id(group, name)
     if found is None:
         raise CntrError(
@@ -87,9 +89,10 @@ def _group(wanted: str, name: str, group: str) -> int:
 class Identity:
     """Everything ``assume`` needs, opened and computed before the fork.
 
-    guarded: with CAP_SYS_PTRACE, which no process of the session can lose (guard.py), so that the container's processes are refused
-    /proc/PID/{root,fd,mem,environ} of the session. privileged: stay the host's root, with its capabilities and label. filters: the
-    container's seccomp filters, for the command alone; raised: limits that were too low to run anything, in words.
+    guarded: keeps CAP_SYS_PTRACE in every process of the session (guard.py), so the container's processes are
+    refused /proc/PID/{root,fd,mem,environ} of it. privileged: stay the host's root, with its capabilities and
+    label. filters: the container's seccomp filters, for the command only; raised: names of limits that were too low
+    to run anything.
     """
 
     def __init__(
@@ -101,11 +104,13 @@ class Identity:
         proc_fd: int,
         filters: list[Filter],
     ) -> None:
-        """proc_fd: the host's /proc. ``exec`` needs no keeping out: its root is the container's own, with nothing of the host's."""
+        """proc_fd: the host's /proc. ``exec`` needs no guard: its root is the container's own and holds nothing of
+        the host's.
+        """
         self.target, self.user, self.privileged, self.cgroups = target, user, request.privileged, cgroups
         self.proc_fd, self.own_root, self.filters = proc_fd, request.own_root, filters
         self.in_view = request.tools != HOST_ALL
-        # Beside the host's own processes (its pid namespace) it would let the session trace root's.
+        # In the host's pid namespace it would let the session trace root's processes.
         extra = CAP_SYS_PTRACE if "pid" in target.namespaces and not request.own_root else 0
         self.guarded = bool(extra)
         self.bounding = target.bounding | extra
@@ -116,8 +121,8 @@ class Identity:
         self.permitted = held | self.ambient | extra
         self.effective = effective | self.ambient | extra
         self.inheritable = (target.inheritable if same_user else 0) | self.ambient
-        # Who installs a filter holds no_new_privs or CAP_SYS_ADMIN, which the exec then takes. A container that may trace the process
-        # that holds it would gain it.
+        # Installing a filter needs no_new_privs or CAP_SYS_ADMIN, and the exec drops CAP_SYS_ADMIN later. A
+        # container that can trace the process in between would gain that capability.
         self.no_new_privs = target.no_new_privs or not request.own_root
         reach = (target.permitted | target.bounding) & (CAP_SYS_PTRACE | CAP_SYS_ADMIN)
         if filters and reach == CAP_SYS_PTRACE:
@@ -131,9 +136,9 @@ class Identity:
         self.last_capability = int(procfs.read("/proc/sys/kernel/cap_last_cap"))
 
     def assume(self, progress: steps.Progress, note: Callable[[str], None]) -> None:
-        """Become it, in the session's process. Raises OSError; ``progress.now`` says where.
+        """Take the identity on, in the session's process. Raises OSError; ``progress.now`` names the step.
 
-        note: called for what the kernel refuses and a session can do without (resource limits, the oom score).
+        note: called for a refusal the session can live with (resource limits, the oom score).
         """
         progress.now = steps.CGROUP
         self.cgroups.join()
@@ -167,27 +172,27 @@ class Identity:
             guard.install(keep=self.guarded, view=self.in_view)
 
     def settle(self) -> None:
-        """In the reaper, once the command is forked: hold no more than that one will."""
+        """In the reaper, after forking the command: drop to what the command will hold."""
         if self.for_filters and not self.privileged:
             syscalls.capset(self.effective, self.permitted, self.inheritable)
 
     def confine(self, progress: steps.Progress) -> None:
-        """In the command, the last thing before its exec. Raises OSError."""
+        """In the command, right before its exec. Raises OSError."""
         if self.personality:
             process.set_personality(self.personality)
         if self.filters:
             progress.now = steps.SECCOMP
-            # The last thing before the exec: what comes after is at the container's mercy, which may have written a filter that
-            # answers "success" to whatever gives privileges up or closes files.
+            # This comes last: a hostile container's filter may return success for calls that drop privileges or
+            # close files.
             for filter in self.filters:
                 seccomp.install(filter.program, filter.flags)
 
     def _new_keyring(self, note: Callable[[str], None]) -> None:
-        """Leave the caller's session keyring (session-keyring(7)), with its Kerberos tickets."""
+        """Leave the caller's session keyring (session-keyring(7)), which may hold Kerberos tickets."""
         try:
             process.join_new_session_keyring()
         except OSError as error:
-            # No keys in this kernel; or cntr itself is in a container, whose filter forbids the call, to the session too.
+            # The kernel has no keys; or cntr itself runs in a container whose filter forbids the call.
             if error.errno not in (errno.ENOSYS, errno.EPERM):
                 raise
             note(f"session keyring: {error.strerror}")
@@ -212,19 +217,22 @@ class Identity:
             own_hard = resource.getrlimit(limit)[1]
             try:
                 resource.setrlimit(limit, (soft, hard))
-            except (OSError, ValueError):  # ValueError is how the module spells EPERM for a raised hard limit
+            except (OSError, ValueError):  # ValueError is Python's EPERM for raising a hard limit
                 ceiling = own_hard if own_hard != resource.RLIM_INFINITY else hard
                 lowered = ceiling if soft == resource.RLIM_INFINITY else min(soft, ceiling)
                 resource.setrlimit(limit, (lowered, own_hard))
                 note(f"resource limit {limit}: {soft}:{hard} refused, {lowered}:{own_hard} kept")
 
     def _set_label(self) -> None:
-        """Take on the target's label: AppArmor's profile now (aa_change_profile(2)), SELinux' context with the exec (setexeccon(3)).
+        """Take on the target's label: the AppArmor profile now (aa_change_profile(2)), the SELinux context at exec
+        (setexeccon(3)).
 
-        A label that changes with the exec clears the parent-death signal (apparmor_bprm_committing_creds), and a SIGKILL of
-        the monitor would leave the command. SELinux grants the change at once (dyntransition) to next to nobody.
+        AppArmor's change at exec clears the parent-death signal (apparmor_bprm_committing_creds): a SIGKILL of the
+        monitor would leave the command running. SELinux permits an immediate change (dyntransition) to almost no
+        domain.
         """
-        # AppArmor shows "profile (mode)" and takes "changeprofile profile"; SELinux shows and takes the context itself.
+        # AppArmor shows "profile (mode)" and takes "changeprofile profile"; SELinux shows and takes the bare
+        # context.
         profile, parenthesis, _ = self.lsm.partition(" (")
         apparmor = bool(parenthesis) or profile == "unconfined"
         name, text = ("current", f"changeprofile {profile}") if apparmor else ("exec", self.lsm)
@@ -244,7 +252,7 @@ class Identity:
         except PermissionError:  # user_namespaces(7): "deny" in /proc/PID/setgroups
             note("supplementary groups: setgroups is denied in the container's user namespace")
         os.setresgid(user.gid, user.gid, user.gid)
-        syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1)  # or leaving uid 0 would clear what is set below
+        syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1)  # otherwise leaving uid 0 would clear the sets
         os.setresuid(user.uid, user.uid, user.uid)
 
     def _set_capabilities(self) -> None:
@@ -264,6 +272,6 @@ def _own_label() -> str:
 
 
 def _oom_score_adj(target: Target) -> int | None:
-    """The target's, None where it is ours already."""
+    """The target's oom_score_adj, None if ours is the same."""
     theirs = int(procfs.read("oom_score_adj", target.proc_fd))
     return theirs if theirs != int(procfs.read("/proc/self/oom_score_adj")) else None

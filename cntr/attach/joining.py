@@ -1,10 +1,11 @@
-"""Which devices a session may open: those of the container's cgroup, also where the session stays outside of it.
+"""Which devices a session may open: those of the container's cgroup, even if the session stays outside that cgroup.
 
-A container has device nodes of its image, and may make others (CAP_MKNOD is among Docker's defaults): it can't open them, by its cgroup
-alone. A program of the container's that ran outside of that would have the disks of the machine, and so would a container that may trace
-a session's processes. A paused container's cgroup can't be joined, and one may be asked to stay outside (``--no-cgroup``): of version 1 the
-hierarchy with the devices is joined all the same; in version 2, where it is all one, the session has a cgroup of its own below the
-caller's, with a program that lets the devices through which every container has.
+A container has device nodes in its image and may make others (Docker grants CAP_MKNOD by default). Only its cgroup
+keeps it from opening them. A container program that ran outside the cgroup could open the machine's disks, and so
+could a container that can trace a session's processes. A session cannot join the cgroup of a paused container, and
+may be told to stay outside (``--no-cgroup``). Under version 1 it still joins the hierarchy with the devices
+controller. Under version 2, which has one hierarchy, it gets a cgroup of its own below the caller's, with a program
+that permits the devices every container has.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def open_cgroups(request: Request, target: Target, traced: str, say: Callable[[str], None]) -> cgroup.CgroupJoin:
-    """The cgroups to join; not those that are frozen: joining one freezes the joiner. Raises CntrError."""
+    """Open the cgroups to join, except frozen ones: joining one would freeze the session. Raises CntrError."""
     theirs, ours = procfs.read("cgroup", target.proc_fd), procfs.read("/proc/self/cgroup")
     found, unreachable = cgroup.memberships(theirs, ours, procfs.read("/proc/self/mountinfo"))
     frozen = any(membership.frozen for membership in found)
@@ -40,7 +41,7 @@ def open_cgroups(request: Request, target: Target, traced: str, say: Callable[[s
         found = memory.spared(found, target.label, say)
     own: OwnCgroup | None = None
     if (traced or not request.uses_host) and not target.as_owner and not _are_restricted(theirs, ours, found):
-        from cntr.attach.own_cgroup import OwnCgroup  # which most sessions go without
+        from cntr.attach.own_cgroup import OwnCgroup  # most sessions do not need it
 
         own = OwnCgroup(target.label)
         found = [*(membership for membership in found if membership.controllers), own.membership()]
@@ -49,7 +50,8 @@ def open_cgroups(request: Request, target: Target, traced: str, say: Callable[[s
     except PermissionError as error:
         if not target.as_owner:
             raise CntrError(f"{error.filename}: {error.strerror}", steps.CGROUP.hint) from None
-        # A user may move processes only below a cgroup delegated to them (cgroups(7)); the engine of a rootless container may.
+        # An ordinary user may move processes only within a cgroup delegated to them (cgroups(7)), such as that of a
+        # rootless engine.
         say(f"note: the session stays outside the container's cgroup: {error.strerror}: {error.filename}")
         return cgroup.CgroupJoin([])
     except OSError as error:  # EROFS: cntr itself runs in a container
@@ -62,7 +64,9 @@ def open_cgroups(request: Request, target: Target, traced: str, say: Callable[[s
 
 
 def _are_restricted(theirs: str, ours: str, joined: list[cgroup.Membership]) -> bool:
-    """Whether who joins these may open no devices but the container's: version 1's where there is that hierarchy, else version 2's."""
+    """Whether a process in these cgroups may open only the container's devices: by version 1's devices hierarchy if
+    there is one, else by version 2.
+    """
     target, caller = procfs.cgroups(theirs), procfs.cgroups(ours)
     key = next((controllers for controllers in target if "devices" in controllers.split(",")), "")
     return target.get(key) == caller.get(key) or any(membership.controllers == key for membership in joined)

@@ -1,9 +1,11 @@
-"""From the monitor to the command: three processes. The container sees two of them, both with the session's own identity.
+"""From the monitor to the command, in three processes. The container sees two of them, both with the session's
+identity.
 
-The *launcher* is still in the host's pid namespace. It joins the container's namespaces and cgroups, takes on the whole identity,
-and forks. So the *reaper* is born in the container's pid namespace with nothing of the host's but two pipes: no process with the
-host's ids or capabilities is ever seen there. It is the parent of the command and, as a subreaper (prctl(2)), of what the command
-leaves, so that no zombie is left to the container's init, which may not reap. The *command* closes every fd and runs the program.
+The *launcher* is still in the host's pid namespace. It joins the container's namespaces and cgroups, takes on the
+whole identity, and forks the *reaper*, which is therefore born in the container's pid namespace and holds nothing
+of the host's but two pipes. The container never sees a process with the host's ids or capabilities. The reaper is
+the parent of the command and a subreaper (prctl(2)): it collects the command's orphans, which would otherwise
+become zombies of an init that may not reap. The *command* closes every fd and runs the program.
 """
 
 from __future__ import annotations
@@ -25,16 +27,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 EXIT_NOT_EXECUTABLE = 126
-ENDED, STARTED = b"E", b"S"  # the reaper's frames: a byte and a number of 8 bytes; see Frames
+ENDED, STARTED = b"E", b"S"  # the reaper's frames: a byte, then a number of 8 bytes; see Frames
 RECORD = 9
-ALONE = 1 << 32  # beside an ended command's wait status: no other process is left
-POLL_SECONDS = 0.2  # between looks for ended children where the container's filter forbids signalfd(2)
+ALONE = 1 << 32  # flag in the frame of an ended command: no other process is left
+POLL_SECONDS = 0.2  # how often to look for ended children if the container's filter forbids signalfd(2)
 
 
 class Command:
-    """What to run: argv, environment, where, its standard streams, and the pty's slave (-1 without a terminal).
+    """What to run: argv, environment, working directory, standard streams, and the pty's slave (-1 without a
+    terminal).
 
-    directories: the first that can be entered; the last must be. streams: fds, where one above 2 is to take the place of 0, 1 or 2.
+    directories: the first one that can be entered is used; one of them must work. streams: the fds for 0, 1 and 2;
+    a value above 2 is moved there.
     """
 
     __slots__ = ("argv", "directories", "environment", "streams", "tty_fd")
@@ -42,16 +46,16 @@ class Command:
     def __init__(
         self, argv: list[str], environment: dict[str, str], directories: list[str], streams: list[int], tty_fd: int
     ) -> None:
-        """Keep the parts; argv[0] is looked for in environment["PATH"]."""
+        """argv[0] is looked up in environment["PATH"]."""
         self.argv, self.environment, self.directories = argv, environment, directories
         self.streams, self.tty_fd = streams, tty_fd
 
 
 class Launcher:
-    """The three processes' code; every object in it was made before the fork.
+    """The code of the three processes; every object in it was made before the fork.
 
-    root: for ``exec``, the container's root, which the launcher enters; life_read: ends when the monitor does; frames_write: to
-    the monitor; null_fd: /dev/null, for the reaper's standard streams.
+    root: for ``exec``, the container's root, which the launcher enters; life_read: a pipe that ends with the
+    monitor; frames_write: the pipe to the monitor; null_fd: /dev/null, for the reaper's standard streams.
     """
 
     __slots__ = ("channel", "command", "frames_write", "identity", "life_read", "null_fd", "progress", "root")
@@ -72,7 +76,7 @@ class Launcher:
         self.life_read, self.frames_write, self.null_fd = life_read, frames_write, null_fd
 
     def run(self) -> None:
-        """Be the launcher; never returns."""
+        """Run the launcher; never returns."""
         self._guarded(self._launch, 1)
 
     def _guarded(self, work: Callable[[], None], status: int) -> None:
@@ -104,7 +108,9 @@ class Launcher:
         self._frame(STARTED, pid)
 
     def _check_hostname(self) -> None:
-        """Prompts print it raw: one that is no name, or that a user namespace made inside the container may change, is not joined."""
+        """Stay out of a UTS namespace whose hostname is unsafe or can be changed by the container: prompts print it
+        raw.
+        """
         uts, name = self.identity.target.namespaces["uts"], os.uname().nodename
         safe = "".join(char for char in name if char.isascii() and (char.isalnum() or char in "-._"))
         owner = namespaces.owner(uts)
@@ -118,9 +124,10 @@ class Launcher:
             _socket.sethostname(safe or "container")
 
     def _strip(self) -> None:
-        """Keep nothing that the container could see or take of a process about to be born in its pid namespace.
+        """Drop what the container could see or take from a process about to be born in its pid namespace.
 
-        A command line is readable to all (proc(5)), with what ``-e`` was given; the rest is for a container with CAP_SYS_PTRACE.
+        Everybody can read a command line (proc(5)), including the values of ``-e``; a container with CAP_SYS_PTRACE
+        could read the rest.
         """
         memory = process.command_line_memory(procfs.read("self/stat", self.identity.proc_fd))
         process.wipe_command_line(memory)
@@ -131,13 +138,13 @@ class Launcher:
         os.write(self.frames_write, kind + number.to_bytes(8, "little"))
 
     def _reap(self) -> None:
-        """Be the reaper: fork the command, collect its orphans, end with the last of them, or with the monitor."""
+        """Run the reaper: fork the command, collect its orphans, and end with the last of them or with the monitor."""
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
         syscalls.set_process_name(remains.REAPER)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         if not os.read(
             self.life_read, 1
-        ):  # until the launcher has ended: it counts against the container's limit on processes
+        ):  # wait for the launcher to end: it counts against the container's limit on processes
             return
         command_pid = syscalls.fork()
         if command_pid == 0:
@@ -165,7 +172,7 @@ class Launcher:
             if alone:
                 return
             for fd, _ in poll.poll(None if signal_fd >= 0 else POLL_SECONDS * 1000):
-                if fd == self.life_read:  # the monitor is gone, and nobody else would end what is here
+                if fd == self.life_read:  # the monitor is gone, and nothing else would end these processes
                     end_children()
                     return
                 os.read(fd, 4096)
@@ -182,19 +189,20 @@ class Launcher:
                 os.dup2(fd, number)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these two, and exec would pass that on
             signal.signal(number, signal.SIG_DFL)
-        # Close-on-exec is too late: execve(2) and chdir(2) follow links, and /proc/self/fd/N/.. would lead to what is open.
+        # Close-on-exec would be too late: execve(2) and chdir(2) follow links, and /proc/self/fd/N/.. would lead to
+        # open directories.
         close_all_but(self.channel.reports_write)
         self.progress.now = steps.DIRECTORY
         for directory in command.directories:
             try:
                 os.chdir(directory)
-                if not os.getcwd().startswith("/"):  # "(unreachable)/…": a directory outside of the root
+                if not os.getcwd().startswith("/"):  # "(unreachable)/…": a directory outside the root
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
                 break
             except OSError:
                 if directory == command.directories[-1]:
                     raise
-        # The reaper's death ends the command; asked for last, since a change of credentials clears it.
+        # The command dies with the reaper. Set last, because a change of credentials clears it.
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         self.identity.confine(self.progress)
@@ -202,10 +210,10 @@ class Launcher:
         self._exec()
 
     def _exec(self) -> None:
-        """execve(2) along PATH, as a shell looks a command up. Raises the most telling OSError."""
+        """execve(2) along PATH, as a shell does. Raises the most telling OSError."""
         name, environment = self.command.argv[0], self.command.environment
         candidates = [name] if "/" in name else [f"{d or '.'}/{name}" for d in environment.get("PATH", "").split(":")]
-        if not name:  # Python takes it for a mistake of ours
+        if not name:  # Python would raise ValueError
             candidates, name = [], "''"
         denied = None
         for path in candidates if name else ():
@@ -218,7 +226,7 @@ class Launcher:
 
 
 def close_all_but(*kept: int) -> None:
-    """Close every fd from 3 on but KEPT. Raises OSError."""
+    """Close every fd from 3 on except KEPT. Raises OSError."""
     first = 3
     for fd in sorted(kept):
         if fd < first:
@@ -230,7 +238,9 @@ def close_all_but(*kept: int) -> None:
 
 
 def reap(command_pid: int) -> tuple[int | None, bool]:
-    """Collect every child that has ended: the command's wait status if it is among them, and whether no child is left."""
+    """Collect every ended child. Return the command's wait status if it is among them, and whether no child is
+    left.
+    """
     found = None
     try:
         while True:
@@ -244,7 +254,7 @@ def reap(command_pid: int) -> tuple[int | None, bool]:
 
 
 def end_children() -> None:
-    """Kill our children round by round, until there are none: orphans of a killed one become ours."""
+    """Kill our children until none is left: the orphans of a killed child become our children."""
     path = "/proc/thread-self/children"
     while True:
         try:
@@ -256,7 +266,7 @@ def end_children() -> None:
             for pid in children:
                 os.kill(int(pid), signal.SIGKILL)
         except (OSError, ValueError):
-            return  # of another user by now: the command's own death signal has to do
+            return  # it runs under another uid by now; its parent-death signal ends it
         try:
             os.waitpid(-1, 0)
         except ChildProcessError:

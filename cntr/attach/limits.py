@@ -1,4 +1,4 @@
-"""A session's resource limits (getrlimit(2)): those of the container's process, raised where nothing could run; no core files."""
+"""A session's resource limits (getrlimit(2)): the target's, raised where nothing could run; no core files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import resource
 
 MIB = 1 << 20
 NO_LIMIT = -1
-# Below these a program can't start, or can't do what it is for; an application may have set them for itself, or a container to stop us.
+# Below these a program cannot start or do its work. An application may have set them for itself, or a container to
+# block sessions.
 FLOORS = {
     resource.RLIMIT_AS: 256 * MIB,
     resource.RLIMIT_DATA: 256 * MIB,
@@ -22,9 +23,10 @@ NAMES = {
 
 
 def of_session(theirs: list[tuple[int, int]], *, core_files: bool) -> tuple[list[tuple[int, int]], list[str]]:
-    """(soft, hard) by number for a session, and in words which of them were raised.
+    """Return [(soft, hard)] by resource number, and the names of the limits that were raised.
 
-    core_files: whether the container may have core files of the session's processes, which hold what they read: its own programs' only.
+    core_files: whether the container may have core files of the session's processes, which contain what they read.
+    True only for the container's own programs.
     """
     found, raised = [], []
     for limit, (soft, hard) in enumerate(theirs):
@@ -35,7 +37,7 @@ def of_session(theirs: list[tuple[int, int]], *, core_files: bool) -> tuple[list
         if hard != NO_LIMIT and (hard < soft or soft == NO_LIMIT):
             hard = soft
         if limit == resource.RLIMIT_CORE and not core_files:
-            # A hard limit of 0 too: the container's root could lift the soft one by prlimit(2).
+            # The hard limit too: the container's root could raise the soft one by prlimit(2).
             soft = hard = 0
         found.append((soft, hard))
     return found, raised

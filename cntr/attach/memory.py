@@ -1,4 +1,6 @@
-"""The container's memory limit: debugging a full container must not kill its processes, and a killed session must say why."""
+"""The container's memory limit. A session in a full container must not get its processes killed, and must say why
+it was killed.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LEAST_ROOM = 24 << 20  # bytes: a shell and a debugger that has read a program's symbols
-KILLED = 128 + 9  # the status of a command that SIGKILL has ended
+LEAST_ROOM = 24 << 20  # bytes: enough for a shell and a debugger with a program's symbols
+KILLED = 128 + 9  # exit status of a command killed by SIGKILL
 
 
 def spared(found: list[cgroup.Membership], label: str, say: Callable[[str], None]) -> list[cgroup.Membership]:
-    """FOUND without the memory controller where its limit is near: the kernel might kill the container's own processes for ours."""
+    """Return FOUND without the memory controller if its limit is near: the kernel might kill the container's
+    processes because of ours.
+    """
     memory = cgroup.Memory(found)
     room = memory.room()
     if room is None or room[0] >= LEAST_ROOM:
@@ -24,7 +28,9 @@ def spared(found: list[cgroup.Membership], label: str, say: Callable[[str], None
 
 
 def watched(run: Callable[[], int], memory: cgroup.Memory, label: str, say: Callable[[str], None]) -> int:
-    """The status of RUN; one line, and never success, where the kernel killed for the container's memory limit meanwhile."""
+    """Return the status of RUN. If the kernel killed for the memory limit meanwhile, print one line, and never
+    return success.
+    """
     before = memory.kills()
     try:
         status = run()

@@ -1,8 +1,9 @@
-"""The monitor: the host-side process of a session that owns the nested mount namespace.
+"""The monitor: the session's process on the host's side that owns the nested mount namespace.
 
-It stays outside of the container's pid namespace, where nobody can stop, kill or trace it: it assembles the nest with the host's
-privileges, forks the launcher into it, passes signals on, and at the end finds what the session left by its mount namespace and
-ends it, whoever its parent has become. Like everything after the fork it imports nothing.
+It stays outside the container's pid namespace, where no process of the container can stop, kill or trace it. It
+assembles the nest with the host's privileges, forks the launcher into it, and passes signals on. At the end it
+finds what the session left by its mount namespace and kills it, whatever its parent is. Like all code after the
+fork it imports nothing.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ if TYPE_CHECKING:
 
     from cntr.attach.stdio import Stdio
 
-PATIENCE_SECONDS = 5.0  # for processes that were killed to be gone; a frozen or a hung one takes longer
+PATIENCE_SECONDS = 5.0  # how long to wait for killed processes to go; a frozen or hung one takes longer
 STEP_SECONDS = 0.01
-LOOK_SECONDS = 1.0  # between looks whether somebody has stopped the reaper
+LOOK_SECONDS = 1.0  # between checks whether the reaper was stopped
 
 
 class Monitor:
-    """The process just forked by the supervisor. left_files: paths of what the session leaves in its own /tmp and home."""
+    """The process forked by the supervisor. left_files: returns the paths of files left in the session's /tmp and
+    home.
+    """
 
     __slots__ = (
         "channel",
@@ -63,20 +66,20 @@ class Monitor:
         self.stdio, self.in_order = stdio, False
 
     def run(self) -> None:
-        """Be the monitor; never returns."""
+        """Run the monitor; never returns."""
         status = 1
         try:
             self.channel.keep_session()
             self.stdio.keep_session()
             syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # our memory and exe are the host's
-            syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)  # the launcher ends, and leaves us the reaper
+            syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)  # the launcher ends and leaves its reaper to us
             syscalls.set_process_name("cntr-monitor")
-            os.setsid()  # the caller's terminal sends its signals to the supervisor alone, and is nobody else's to type into
+            os.setsid()  # the caller's terminal signals the supervisor alone, and nobody else may type into it
             for note in self.nest.assemble():
                 self.channel.report(NOTE, note)
             is_nest = isinstance(self.nest, Nest)
             found = remains.mount_namespace(self.identity.proc_fd) if is_nest else remains.NOTHING
-            self.channel.report(NEST, *map(str, found))  # before there is a process that a container may trace
+            self.channel.report(NEST, *map(str, found))  # before there is a process that the container could trace
             frames, life_write = self._start()
             status = self._monitor(frames)
             os.close(life_write)
@@ -86,7 +89,9 @@ class Monitor:
             os._exit(status)
 
     def _start(self) -> tuple[int, int]:
-        """Fork the launcher; the pipe its reaper's frames come from, and the one whose end tells the reaper of ours."""
+        """Fork the launcher. Return the pipe with the reaper's frames, and the pipe whose end tells the reaper that
+        we died.
+        """
         self.progress.now = steps.FORK
         life_read, life_write = os.pipe2(os.O_CLOEXEC)
         frames_read, frames_write = os.pipe2(os.O_CLOEXEC)
@@ -108,7 +113,7 @@ class Monitor:
             below.run()
         os.close(life_read)
         os.close(frames_write)
-        for fd in (0, 1, 2):  # the command's: whoever reads its output waits for the last writer
+        for fd in (0, 1, 2):  # the command's streams: their readers wait for the last writer
             os.dup2(self.null_fd, fd)
         for fd in {fd for fd in (self.command.tty_fd, *self.command.streams) if fd > 2}:
             os.close(fd)
@@ -116,15 +121,17 @@ class Monitor:
         try:
             os.write(life_write, b"\0")
         except BrokenPipeError:
-            pass  # there is no reaper: its launcher has said why
+            pass  # there is no reaper; the launcher has reported why
         return frames_read, life_write
 
     def _monitor(self, frames: int) -> int:
-        """Wait for the reaper's end, passing signals on; the monitor's exit status, 0 when the command's was reported."""
+        """Wait for the reaper's end and pass signals on. Return the monitor's exit status, 0 if the command's was
+        reported.
+        """
         kind, self.reaper = self._frame(frames)
         if kind != launcher.STARTED:
-            return 1  # the launcher has said why
-        # A pid is a claim of a process that wears the container's identity: only our own child is taken for the reaper.
+            return 1  # the launcher has reported why
+        # The pid comes from a process with the container's identity, so it is accepted only if it is our child.
         os.waitid(os.P_PID, self.reaper, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         pidfd = os.pidfd_open(self.reaper)
         poll = select.poll()
@@ -137,7 +144,7 @@ class Monitor:
                 if not ready and remains.is_stopped(self.identity.proc_fd, self.reaper):
                     remains.kill(
                         self.identity.proc_fd, str(self.reaper), signal.SIGCONT
-                    )  # the container can stop what it sees
+                    )  # the container can stop the processes it sees
                 for fd, _ in ready:
                     if fd == frames:
                         kind, ended = self._frame(frames)
@@ -148,10 +155,10 @@ class Monitor:
                         alone = bool(ended & launcher.ALONE)
                         return 0
                     if fd == pidfd:
-                        poll.unregister(pidfd)  # its last frame may still be to be read
+                        poll.unregister(pidfd)  # its last frame may still be unread
                         continue
                     orders = os.read(fd, 64)
-                    if not orders:  # the supervisor is gone, or wants an end
+                    if not orders:  # the supervisor is gone, or ends the session
                         return 1
                     for number in orders:
                         self._signal(number)
@@ -165,7 +172,7 @@ class Monitor:
         return data[:1], int.from_bytes(data[1:], "little")
 
     def _signal(self, number: int) -> None:
-        """Pass a signal on to the command, the reaper's first child."""
+        """Pass a signal on to the command, which is the reaper's first child."""
         children = remains.descendants(self.identity.proc_fd, self.reaper)
         remains.kill(self.identity.proc_fd, str(self.reaper), signal.SIGCONT)
         if children:
@@ -178,12 +185,14 @@ class Monitor:
             self.channel.report(EXITED, str(os.WEXITSTATUS(status)))
 
     def _reaper_lost(self) -> int:
-        """Somebody killed the reaper, and its death the command."""
+        """Handle the death of a killed reaper, and of the command with it."""
         self.channel.report(KILLED, str(int(signal.SIGKILL)), "reaper")
         return 0
 
     def _orphans(self) -> list[str]:
-        """What the reaper has left, wherever it is now, unless it said itself that the command has ended."""
+        """Return the processes that the reaper left, wherever they are, unless it reported that the command has
+        ended.
+        """
         pid_fd = self.identity.target.namespaces.get("pid", -1)
         if self.in_order or pid_fd < 0 or not self.identity.guarded:
             return []
@@ -191,7 +200,7 @@ class Monitor:
         return remains.orphans(self.identity.proc_fd, (status.st_dev, status.st_ino), CAP_SYS_PTRACE)
 
     def _end_all(self, reaper_fd: int, alone: bool) -> None:
-        """End what the session has left. alone: the reaper, which nothing can leave, said that there is nothing."""
+        """End what the session left. alone: the reaper reported that nothing is left; nothing can escape it."""
         proc_fd = self.identity.proc_fd
         namespace = remains.mount_namespace(proc_fd) if isinstance(self.nest, Nest) else remains.NOTHING
         poll = select.poll()
@@ -202,7 +211,7 @@ class Monitor:
             for pid in below:
                 remains.kill(proc_fd, pid)
             if not below or time.monotonic() > deadline - PATIENCE_SECONDS / 2:
-                remains.kill(proc_fd, str(self.reaper))  # it has nobody left to reap, or was stopped
+                remains.kill(proc_fd, str(self.reaper))  # it has nothing left to reap, or was stopped
             if (not below and not remains.end(proc_fd, namespace)) or time.monotonic() > deadline:
                 break
             poll.poll(STEP_SECONDS * 1000)

@@ -1,7 +1,8 @@
-"""Assemble the nested mount namespace (the paper, section 3.2.3), in a process of its own.
+"""Assembles the nested mount namespace (the paper, section 3.2.3), in a process of its own.
 
-Runs after the fork: nothing is imported, printed, looked up by name service or loaded here, because from the first setns(2) on
-a path may resolve in the target's filesystem. Each function names its step in ``progress`` so that a failure can say where.
+Runs after the fork: nothing is imported, printed, loaded, or looked up by name service, because after the first
+setns(2) a path may resolve in the target's filesystem. Each function names its step in ``progress``, so a failure
+can say where it happened.
 """
 
 from __future__ import annotations
@@ -25,29 +26,30 @@ if TYPE_CHECKING:
     from cntr.attach.shares import Share
 
     class Entrance(Protocol):
-        """How the tools' tree becomes the root of the session."""
+        """How the tools' tree becomes the session's root."""
 
         @property
         def is_view(self) -> bool:
-            """Whether the tools view is the root."""
+            """Whether the root is the tools view."""
 
         def enter(self, progress: steps.Progress) -> list[str]:
-            """Make it the root; notes. Raises OSError."""
+            """Make it the root; return notes for the user. Raises OSError."""
 
 
 BASE_DIR = "/var/lib/cntr"
 IN_TARGET = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
-# What an engine keeps a container from in its /proc; a new one has it all, and the machine's settings obey uid 0 without a capability.
+# What an engine hides or makes read-only in a container's /proc. A new /proc shows it all, and uid 0 can change the
+# machine's settings there without a capability.
 PROC_READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
 PROC_COVERED = ("acpi", "kcore", "keys", "latency_stats", "sched_debug", "scsi", "timer_list", "timer_stats")
 
 
 class Nest:
-    """What the nested mount namespace is made of; everything opened before the fork.
+    """The parts of the nested mount namespace, all opened before the fork.
 
-    entrance: how the tools' tree becomes the root; base: where the target's tree goes; devpts_fd: a detached devpts of the
-    session's own, whose terminals the container cannot open; private, devices: what the session has of its own.
-    proc_fd: a /proc of this process' pid namespace.
+    entrance: how the tools' tree becomes the root; base: where the target's tree goes; devpts_fd: a detached devpts
+    of the session's own, whose terminals the container cannot open; private, devices: the session's own directories
+    and devices. proc_fd: a /proc of this process's pid namespace.
     """
 
     __slots__ = (
@@ -81,7 +83,10 @@ class Nest:
         self.progress = steps.Progress()
 
     def assemble(self) -> list[str]:
-        """Make it the calling process's mount namespace and root; notes for the user. Raises OSError; ``progress.now`` says where."""
+        """Assemble it as the mount namespace and root of the calling process; return notes for the user.
+
+        Raises OSError; ``progress.now`` names the step.
+        """
         self.clone_target()
         notes = self.entrance.enter(self.progress)
         self.devices.mount(self.devpts_fd, self.progress)
@@ -98,12 +103,14 @@ class Nest:
         return notes + [share.note for share in self.shares if share.note]
 
     def forbid_set_id(self) -> None:
-        """No set-id bits or file capabilities anywhere: they empty the ambient set, which keeps the container out (guard.py)."""
+        """Disable set-id bits and file capabilities on every mount: they clear the ambient set, which keeps the
+        container out (guard.py).
+        """
         self.progress.now = steps.NOSUID
         attributes.add_everywhere(syscalls.MOUNT_ATTR_NOSUID, self.proc_fd)
 
     def clone_target(self) -> None:
-        """A detached copy of the target's mount tree, taken inside its mount namespace, which is not changed."""
+        """Take a detached copy of the target's mount tree, inside its mount namespace, which is not changed."""
         target = self.target
         if "mnt" in target.namespaces:
             self.progress.now = steps.TARGET_MOUNTS
@@ -114,7 +121,8 @@ class Nest:
         except OSError as error:
             if error.errno != errno.EINVAL:  # EINVAL: the root mount is unbindable (Apptainer)
                 raise
-            # A private copy of the namespace is bindable: unshare(2) moves our root and working directory along.
+            # In a private copy of the namespace it is bindable: unshare(2) moves our root and working directory
+            # along.
             os.fchdir(target.root_fd)
             os.chroot(".")
             syscalls.unshare(syscalls.CLONE_NEWNS)
@@ -122,13 +130,13 @@ class Nest:
             self.tree_fd = syscalls.open_tree(syscalls.AT_FDCWD, "/", syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE)
 
     def graft_target(self) -> None:
-        """The target's tree at the base directory."""
+        """Mount the target's tree at the base directory."""
         self.progress.now = steps.TREE
         places.place(os.dup(self.tree_fd), self.base, is_dir=True)
         attributes.make_private(self.tree_fd)
 
     def graft_kernel_filesystems(self) -> None:
-        """/proc and /sys as the target has them; new ones of its namespaces where it has none, or none that shows all."""
+        """Mount the target's /proc and /sys; where it has none, or only partial ones, new ones of its namespaces."""
         self.progress.now = steps.PROC
         if self.target.partial_proc or not self._graft_directory("proc", syscalls.PROC_SUPER_MAGIC):
             places.place(namespaces.proc_of(self.target.namespaces.get("pid", -1)), "/proc", is_dir=True)
@@ -140,11 +148,11 @@ class Nest:
             except PermissionError:
                 if not self.target.as_owner:
                     raise
-                return  # the network namespace is the host's, whose owner alone may make a sysfs of it
+                return  # the network namespace is the host's; only its owner may mount its sysfs
             places.place(sysfs, "/sys", is_dir=True)
 
     def _restrict_proc(self) -> None:
-        """A new /proc as an engine would have made it. Raises OSError."""
+        """Restrict a new /proc as an engine would. Raises OSError."""
         for name in (*PROC_READ_ONLY, *PROC_COVERED):
             try:
                 fd = places.open_inside(f"/proc/{name}", os.O_NOFOLLOW)
@@ -164,7 +172,7 @@ class Nest:
                 os.close(fd)
 
     def _graft_directory(self, name: str, magic: int) -> bool:
-        """Mount the target's /NAME at /NAME, if it is a directory of that filesystem type."""
+        """Mount the target's /NAME at /NAME if it is a directory on that type of filesystem."""
         try:
             resolve = IN_TARGET | syscalls.RESOLVE_NO_SYMLINKS
             fd = syscalls.openat2(self.tree_fd, name, os.O_PATH | os.O_DIRECTORY, resolve)
@@ -182,7 +190,7 @@ class Nest:
 class MountedTools:
     """The mount transport's entrance: a private copy of the tools' mount namespace.
 
-    own_mnt_fd: the caller's mount namespace; shown: the tools view, None for the whole tree as it is.
+    own_mnt_fd: the caller's mount namespace; shown: the tools view, None for the whole tree.
     """
 
     __slots__ = ("own_mnt_fd", "read_only", "shown", "tools")
@@ -192,11 +200,11 @@ class MountedTools:
 
     @property
     def is_view(self) -> bool:
-        """Whether the tools view is the root."""
+        """Whether the root is the tools view."""
         return self.shown is not None
 
     def enter(self, progress: steps.Progress) -> list[str]:
-        """Make it the root; notes. Raises OSError."""
+        """Make it the root; return notes for the user. Raises OSError."""
         view.enter_tools(self.tools, self.own_mnt_fd, progress)
         if self.shown:
             self.shown.assemble(progress)
@@ -208,7 +216,9 @@ class MountedTools:
 
 
 class ServedTools:
-    """The fuse transport's entrance, the paper's: a private copy of the target's mount namespace, with CntrFS as its root."""
+    """The fuse transport's entrance, the paper's: a private copy of the target's mount namespace, with CntrFS as
+    its root.
+    """
 
     __slots__ = ("is_view", "server")
 
@@ -225,7 +235,7 @@ class ServedTools:
             options = {
                 **options,
                 "ro": None,
-            }  # the superblock too: so what is read leaves no access time to be asked for again
+            }  # the superblock too: reads then cause no access time updates
         tree_fd = syscalls.new_filesystem("fuse", options, self.server.mount_attributes())
         self.server.mounted()
         view.make_root(tree_fd, progress)
@@ -241,11 +251,11 @@ class OwnRoot:
         self.target, self.progress = target, steps.Progress()
 
     def assemble(self) -> list[str]:
-        """Nothing is assembled: see ``enter``."""
+        """Does nothing; see ``enter``."""
         return []
 
     def enter(self) -> None:
-        """Enter it. Raises OSError."""
+        """Enter the container's root. Raises OSError."""
         self.progress.now = steps.OWN_ROOT
         if "mnt" in self.target.namespaces:
             syscalls.setns(self.target.namespaces["mnt"], syscalls.CLONE_NEWNS)
@@ -254,14 +264,14 @@ class OwnRoot:
 
 
 def new_devpts() -> int:
-    """A detached devpts mount of its own instance; returns its fd. Raises OSError."""
+    """Make a detached devpts mount, an instance of its own; return its fd. Raises OSError."""
     return syscalls.new_filesystem(
         "devpts", {"ptmxmode": "0666", "mode": "0620"}, syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NOEXEC
     )
 
 
 def base_dir() -> str:
-    """Where the container's tree is in a session: /var/lib/cntr, or CNTR_BASE_DIR. Raises CntrError."""
+    """Return where the container's tree is in a session: /var/lib/cntr, or CNTR_BASE_DIR. Raises CntrError."""
     base = os.environ.get("CNTR_BASE_DIR") or BASE_DIR
     if not base.startswith("/") or os.path.normpath(base) != base or base == "/":
         raise CntrError(
@@ -271,12 +281,12 @@ def base_dir() -> str:
 
 
 def make_base_dir() -> None:
-    """The host's /var/lib/cntr, as a package would ship it: root makes it once, empty.
+    """Create the host's /var/lib/cntr, as a package would; root does this once.
 
-    Without it each session covers /var/lib with a stand-in (make_mountpoint), 3 ms of mounts on a machine with 35 packages there.
+    Without it each session covers /var/lib with a stand-in (``places.make``), which takes 3 ms with 35 packages there.
     """
     if os.geteuid() == 0 and "CNTR_BASE_DIR" not in os.environ:
         try:
             os.mkdir(BASE_DIR, 0o755)
         except OSError:
-            pass  # it exists, or the root is read-only: then the stand-in it is
+            pass  # it exists, or the root is read-only: the session gets a stand-in

@@ -1,10 +1,11 @@
 """User namespaces created inside a container; a session stays outside of them.
 
-The owner of a user namespace, and every process with the right capabilities in one around it, has all capabilities in it
-(user_namespaces(7)). A process of the container may unshare one and be attached to: the others of its pid namespace would then
-hold CAP_SYS_PTRACE over the session. The user namespace that owns the *pid* namespace is the one that those processes don't
-stand above, so that one is entered; sandboxes with two levels (bwrap --dev, flatpak) are entered so too. What the process may do in
-the inner one says nothing of the outer one: the session has its ids there, and none of its capabilities.
+The owner of a user namespace has all capabilities in it, and so has every process with capabilities in its parent
+(user_namespaces(7)). A process of the container may unshare one and then be attached to: the other processes of its
+pid namespace would hold CAP_SYS_PTRACE over the session. They hold nothing over the user namespace that owns the
+*pid* namespace, so the session enters that one; sandboxes with two levels (bwrap --dev, flatpak) are entered the
+same way. The capabilities that the process has in the inner namespace say nothing about the outer one: the session
+has its ids there, and none of its capabilities.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from cntr.linux import namespaces
 
 
 def stay_outside(target: Target) -> bool:
-    """Have TARGET's session in the owner of its pid namespace, not in a user namespace below; whether there is one. Raises OSError."""
+    """Make TARGET's session use the owner of its pid namespace, not a user namespace below. Return whether there is
+    one below. Raises OSError.
+    """
     if not {"pid", "user"} <= set(target.namespaces):
         return False
     owner = namespaces.owner(target.namespaces["pid"])
@@ -25,7 +28,7 @@ def stay_outside(target: Target) -> bool:
             return False
         own = os.path.samestat(os.fstat(owner), os.stat("/proc/self/ns/user"))
         if not own:
-            from cntr.attach import id_maps  # which most sessions go without
+            from cntr.attach import id_maps  # most sessions do not need it
 
             target.uid_map, target.gid_map = id_maps.of(owner)
         os.close(target.namespaces.pop("user"))
@@ -33,7 +36,8 @@ def stay_outside(target: Target) -> bool:
             target.namespaces["user"] = os.dup(owner)
     finally:
         os.close(owner)
-    # What it has mounted over its /proc holds for tools that take /proc for the kernel's word; and what its engine mounted, no longer.
+    # The process may have mounted over its /proc, and tools take /proc for the kernel's word. The engine's own
+    # mounts there are not used either.
     target.partial_proc = True
     target.permitted = target.effective = target.inheritable = target.ambient = target.bounding = 0
     return True

@@ -1,4 +1,4 @@
-"""A cgroup of version 2 for one session, which decides about devices as the container's own would."""
+"""A version 2 cgroup for one session, which restricts devices as the container's own does."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from cntr.linux import bpf, procfs, syscalls
 
 
 class OwnCgroup:
-    """A cgroup of version 2, empty, whose processes may open the usual devices and no other."""
+    """An empty version 2 cgroup whose processes may open the usual devices only."""
 
     def __init__(self, label: str) -> None:
-        """label: of the container. Raises CntrError."""
-        # With the time: pid namespaces have the same numbers, and a cntr that was killed may have left its own.
+        """label: the container's. Raises CntrError."""
+        # The time is part of the name: pids repeat across pid namespaces, and a killed cntr may have left its
+        # cgroup.
         self.name, self.parent_fd = f"cntr-{os.getpid()}-{time.monotonic_ns()}", -1
         mounted: list[int] = []
         try:
@@ -49,14 +50,15 @@ class OwnCgroup:
             os.close(fd)
 
     def membership(self) -> cgroup.Membership:
-        """It, to be joined."""
+        """Return the cgroup as a membership to join."""
         return cgroup.Membership("", f"/proc/self/fd/{self.parent_fd}/{self.name}")
 
 
 def _parent(mounted: list[int]) -> str:
-    """The directory of the caller's own cgroup of version 2; where none is mounted, as in a toolbox, in a mount of our own. Raises OSError.
+    """Return the directory of the caller's own version 2 cgroup. Where none is mounted, as in a toolbox, mount one.
+    Raises OSError.
 
-    mounted: gets the fd of that mount, to be kept open for as long as the path is used.
+    mounted: receives the fd of that mount, which must stay open while the path is used.
     """
     own = procfs.cgroups(procfs.read("/proc/self/cgroup")).get("", "/")
     mounts = [mount for mount in procfs.mountinfo(procfs.read("/proc/self/mountinfo")) if mount.fstype == "cgroup2"]
@@ -64,5 +66,6 @@ def _parent(mounted: list[int]) -> str:
     if found is None or not os.access(found, os.W_OK):
         flags = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
         mounted.append(syscalls.new_filesystem("cgroup2", {}, flags))
-        found = f"/proc/self/fd/{mounted[0]}{own.rstrip('/')}"  # both are relative to our cgroup namespace's root
+        # both are relative to the root of our cgroup namespace
+        found = f"/proc/self/fd/{mounted[0]}{own.rstrip('/')}"
     return found

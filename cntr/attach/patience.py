@@ -1,6 +1,7 @@
-"""Looking at a container's files that may never answer: on FUSE, on a network file system, on an overlay of either.
+"""Access to container files that may never answer: on FUSE, on a network file system, on an overlay of either.
 
-A process that waits for one hears nothing but SIGKILL, so it is a thread that waits, and is left waiting; it ends with the process.
+A process that waits for such a file reacts to SIGKILL only. So a thread waits, and is abandoned on a timeout; it
+ends with the process.
 """
 
 from __future__ import annotations
@@ -15,19 +16,21 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 SECONDS = 3.0
-# Of mountinfo: whose server may be anybody; an overlay's lower layers are not to be seen there.
+# Types in mountinfo whose server may be anybody's; mountinfo does not show the types of an overlay's lower layers.
 SLOW = tuple(
     f" - {kind}" for kind in "fuse overlay nfs 9p cifs smb3 ceph afs autofs virtiofs ecryptfs orangefs coda".split()
 )
 
 
 def may_never_answer(mountinfo: str) -> bool:
-    """Whether a process's mounts are such that its files may be waited for; mountinfo: the text of that file (proc(5))."""
+    """Whether access to a process's files may block for ever, judged by the text of its mountinfo (proc(5))."""
     return any(kind in mountinfo for kind in SLOW)
 
 
 def bounded(work: Callable[[], T], seconds: float | None = None) -> T:
-    """What WORK returns, or raises, within SECONDS; then raises TimeoutError, and WORK goes on alone."""
+    """Return what WORK returns, or raise what it raises. After SECONDS raise TimeoutError and let WORK run on in
+    its thread.
+    """
     done = _thread.allocate_lock()
     done.acquire()
     results: list[T] = []

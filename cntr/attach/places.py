@@ -1,4 +1,4 @@
-"""Mounting at a path below a root that may belong to a stranger, without following links out of it."""
+"""Mounting at a path below a root that may be a stranger's, without following links out of that root."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import stat
 
 from cntr.linux import syscalls
 
-# Magic links (/proc/PID/fd/N) would lead to what this process has open, which may be the host's (CVE-2024-21626).
+# Magic links (/proc/PID/fd/N) would lead to this process's open files, which may be the host's (CVE-2024-21626).
 INSIDE = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
 CLONE = syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH
 CLONE_ALL = CLONE | syscalls.AT_RECURSIVE
 
 
 def open_inside(path: str, flags: int = 0) -> int:
-    """An O_PATH fd of PATH, resolved inside the process's root. Raises OSError."""
+    """Return an O_PATH fd of PATH, resolved inside the process's root. Raises OSError."""
     return syscalls.openat2(syscalls.AT_FDCWD, path, os.O_PATH | flags, INSIDE)
 
 
 def place(tree_fd: int, path: str, *, is_dir: bool, follow: bool = False) -> None:
-    """Mount a detached tree at PATH of the root and close its fd; PATH is made to exist, in this mount namespace only.
+    """Mount a detached tree at PATH of the root and close its fd. PATH is created if missing, in this mount
+    namespace only.
 
-    follow: a symbolic link at PATH itself is followed, inside the root; otherwise it is covered. Raises OSError.
+    follow: follow a symbolic link at PATH, inside the root; otherwise cover it. Raises OSError.
     """
     try:
         _mount(tree_fd, path, is_dir, follow)
@@ -48,10 +49,12 @@ def _mount(tree_fd: int, path: str, is_dir: bool, follow: bool) -> None:
 
 
 def make(path: str, *, is_dir: bool) -> None:
-    """Make PATH exist without writing to the tools' tree: a tmpfs stands in for its nearest existing directory.
+    """Create PATH without writing to the tools' tree: a tmpfs, the stand-in, covers the nearest existing directory.
+    Raises OSError.
 
-    The stand-in shows all that the directory holds (mounts, files, symbolic links) and the new name; what can't be looked at,
-    a dead FUSE mount for one, is left out. New files made in that one directory live as long as the session. Raises OSError.
+    The stand-in shows everything that the directory holds (mounts, files, symbolic links) and the new name. Entries
+    that cannot be examined, such as a dead FUSE mount, are left out. Files created later in that directory live as
+    long as the session.
     """
     parent, missing = os.path.dirname(path), [os.path.basename(path)]
     while True:
@@ -71,9 +74,9 @@ def make(path: str, *, is_dir: bool) -> None:
             try:
                 syscalls.move_mount(fd, tmpfs, name)
             except FileNotFoundError:
-                pass  # it has been removed since
+                pass  # it has been removed meanwhile
             os.close(fd)
-        if parent == "/":  # our root is still the covered directory: move to what covers it
+        if parent == "/":  # our root is still the covered directory: move to its cover
             os.fchdir(tmpfs)
             os.chroot(".")
         for index in range(len(missing)):
@@ -85,7 +88,7 @@ def make(path: str, *, is_dir: bool) -> None:
 
 
 def _show(parent_fd: int, tmpfs: int, left_out: str) -> list[tuple[str, int]]:
-    """Make the names of a directory in TMPFS; [(name, detached tree)] of what is to be mounted there."""
+    """Create the names of a directory in TMPFS; return [(name, detached tree)] to mount on them."""
     binds = []
     listing = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent_fd)
     try:
@@ -96,7 +99,7 @@ def _show(parent_fd: int, tmpfs: int, left_out: str) -> list[tuple[str, int]]:
         if name == left_out:
             continue
         try:
-            # By the name: a directory entry's type would be that of a symbolic link which a mount covers already.
+            # Stat by name: for a symbolic link covered by a mount, the directory entry would give the link's type.
             mode = os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_mode
             if stat.S_ISLNK(mode):
                 os.symlink(os.readlink(name, dir_fd=parent_fd), name, dir_fd=tmpfs)

@@ -1,6 +1,7 @@
 """A session's own files: a tmpfs for /tmp, /run, its home and the written /etc files, and its own /dev.
 
-Made before the fork, as detached mounts; ``Nest`` mounts them. Nothing of the host's and nothing of the container's is in them.
+Made before the fork as detached mounts, which ``Nest`` attaches. They hold nothing of the host's or the
+container's.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ LINKS = (
     ("stderr", "/proc/self/fd/2"),
     ("ptmx", "pts/ptmx"),
 )
-# Directory in the tmpfs, where it is mounted, mode. Home directories come beside them.
+# (directory in the tmpfs, where it is mounted, mode). Home directories are added.
 DIRECTORIES = (
     ("tmp", "/tmp", 0o1777),
     ("var-tmp", "/var/tmp", 0o1777),
@@ -28,12 +29,12 @@ DIRECTORIES = (
     ("home", "/home", 0o755),
     ("shm", "/dev/shm", 0o1777),
 )
-KEPT = ("tmp", "var-tmp", "root", "home")  # where a user leaves files without thinking
+KEPT = ("tmp", "var-tmp", "root", "home")  # where users leave files without thinking
 INFORMATION = "run/cntr"
 
 
 class Private:
-    """The session's own tmpfs. uid, gid: whose the home is, in the caller's ids; home: its path in the session."""
+    """The session's own tmpfs. uid, gid: owner of the home, in the caller's ids; home: its path in the session."""
 
     __slots__ = ("files", "home", "tree_fd")
 
@@ -62,14 +63,16 @@ class Private:
             except OSError:
                 os.chmod(
                     name, 0o1777, dir_fd=self.tree_fd
-                )  # an id that can't be expressed here: the session's all the same
+                )  # an id that cannot be expressed here; the session can still use the directory
 
     def _directory(self, name: str, mode: int) -> None:
         os.mkdir(name, dir_fd=self.tree_fd)
         os.chmod(name, mode, dir_fd=self.tree_fd)
 
     def write(self, name: str, data: bytes) -> None:
-        """A file that the session can read; one of /etc it can't change. NAME as ``etc/hosts``. Raises OSError."""
+        """Write a file that the session can read, and cannot change if it is in etc. NAME: as in ``etc/hosts``.
+        Raises OSError.
+        """
         for above in (name[:end] for end, char in enumerate(name) if char == "/"):
             try:
                 os.mkdir(above, 0o755, dir_fd=self.tree_fd)
@@ -86,9 +89,9 @@ class Private:
             self.files.append(name)
 
     def mount(self, progress: steps.Progress) -> None:
-        """Mount it all over the root of the calling process. Raises OSError; ``progress.now`` says where."""
+        """Mount all of it over the root of the calling process. Raises OSError; ``progress.now`` names the step."""
         progress.now = steps.PRIVATE
-        # Clones can be taken of what is mounted in this namespace only: it is mounted as a whole first.
+        # Only what is mounted in this namespace can be cloned, so the whole is mounted first.
         places.place(os.dup(self.tree_fd), "/run", is_dir=True, follow=True)
         for name, path, _ in DIRECTORIES:
             places.place(self._clone(name), path, is_dir=True, follow=True)
@@ -107,10 +110,10 @@ class Private:
         places.place(run, "/run", is_dir=True, follow=True)
 
     def mount_files(self, progress: steps.Progress) -> None:
-        """Mount the written files only, where the rest of the root is to stay as it is. Raises OSError."""
+        """Mount the written files only, for a root that otherwise stays as it is. Raises OSError."""
         progress.now = steps.ETC
         place = places.open_inside("/")
-        syscalls.move_mount(self.tree_fd, place, "")  # over the root, which this process goes on to see
+        syscalls.move_mount(self.tree_fd, place, "")  # over the root; this process continues to see the old one
         os.close(place)
         for name in (*self.files, INFORMATION):
             is_dir = name == INFORMATION
@@ -125,7 +128,7 @@ class Private:
         return syscalls.open_tree(self.tree_fd, name, syscalls.OPEN_TREE_CLONE)
 
     def left_files(self) -> list[str]:
-        """Paths of files that a session has left in its /tmp and its home: the first few, none that begins with a dot."""
+        """Paths of the first few files that a session has left in its /tmp and its home, without dot files."""
         found: list[str] = []
         pending = [(name, path) for name, path, _ in DIRECTORIES if name in KEPT]
         while pending and len(found) < 5:
@@ -162,7 +165,9 @@ class Private:
 
 
 class Devices:
-    """The session's /dev: the devices every program expects, its own terminals, nothing of the container's or the host's."""
+    """The session's /dev: the devices every program expects, and its own terminals; no device of the container or
+    the host.
+    """
 
     __slots__ = ("binds", "tree_fd")
 
@@ -181,7 +186,7 @@ class Devices:
             try:
                 os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(major, minor), dir_fd=self.tree_fd)
                 os.chmod(name, 0o666, dir_fd=self.tree_fd)
-            except PermissionError:  # no CAP_MKNOD, or a tmpfs of a user namespace: the caller's own is mounted there
+            except PermissionError:  # no CAP_MKNOD, or a tmpfs of a user namespace: bind mount the caller's device
                 os.close(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o666, dir_fd=self.tree_fd))
                 self.binds.append(
                     (name, syscalls.open_tree(syscalls.AT_FDCWD, f"/dev/{name}", syscalls.OPEN_TREE_CLONE))
@@ -194,7 +199,7 @@ class Devices:
         syscalls.move_mount(devpts_fd, self.tree_fd, "pts")
         for name, fd in self.binds:
             syscalls.move_mount(fd, self.tree_fd, name)
-        # What is made here later would be a device, too.
+        # Otherwise a node made here later would be a device.
         attributes.add_here(self.tree_fd, syscalls.MOUNT_ATTR_RDONLY)
 
     def close(self) -> None:

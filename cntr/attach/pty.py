@@ -1,4 +1,4 @@
-"""The session's terminal: its own devpts, raw mode, and the pump between it and the user's terminal."""
+"""The session's terminal: its own devpts, raw mode, and a pump between it and the user's terminal."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ CHUNK = 1 << 14
 
 
 class Pty:
-    """A pseudoterminal in a devpts instance that no container sees (``nest.new_devpts``, Documentation/filesystems/devpts.rst).
+    """A pseudoterminal in a devpts instance that no container sees (``nest.new_devpts``,
+    Documentation/filesystems/devpts.rst).
 
-    devpts_fd: the detached mount, to be mounted at the nest's /dev/pts, so that ``tty`` and tmux work in the session;
-    master, slave: the fds, slave -1 once handed over.
+    devpts_fd: the detached mount for the nest's /dev/pts, so that ``tty`` and tmux work in the session; master,
+    slave: the fds; slave is -1 after ``hand_over``.
     """
 
     __slots__ = ("devpts_fd", "master", "slave")
 
     def __init__(self, devpts_fd: int) -> None:
-        """A pair from DEVPTS_FD's instance. Raises OSError."""
+        """Open a pair in DEVPTS_FD's instance. Raises OSError."""
         self.devpts_fd = devpts_fd
         self.master = os.open("ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=devpts_fd)
         try:
@@ -40,42 +41,44 @@ class Pty:
         os.set_blocking(self.master, False)
 
     def like(self, terminal: int, uid: int) -> None:
-        """Settings and window size of the user's TERMINAL; owned by UID (of the caller's user namespace)."""
+        """Copy settings and window size of the user's TERMINAL; give the slave to UID (of the caller's user
+        namespace).
+        """
         termios.tcsetattr(self.slave, termios.TCSANOW, termios.tcgetattr(terminal))
         self.resize(terminal)
         try:
             os.fchown(self.slave, uid, -1)
         except OSError:
-            pass  # without the right to give it away the session still holds it open
+            pass  # not permitted; the session still has it open
 
     def resize(self, terminal: int) -> None:
-        """Pass the window size on; the kernel sends SIGWINCH to the session's foreground."""
+        """Copy the window size; the kernel sends SIGWINCH to the session's foreground process group."""
         size = fcntl.ioctl(terminal, termios.TIOCGWINSZ, b"\0" * 8)
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, size)
 
     def hand_over(self) -> None:
-        """Close the slave here, after the fork: or the session's end of it would never be seen."""
+        """Close our slave after the fork; otherwise the master would never see a hang-up."""
         os.close(self.slave)
         self.slave = -1
 
     def close(self) -> None:
-        """Close what is still open."""
+        """Close the fds that are still open."""
         os.close(self.master)
         if self.slave >= 0:
             os.close(self.slave)
 
 
 class RawTerminal:
-    """The user's terminal in raw mode, restored on every way out."""
+    """The user's terminal in raw mode, restored on every exit path."""
 
     __slots__ = ("fd", "saved")
 
     def __init__(self, fd: int) -> None:
-        """fd: the terminal; nothing is changed yet."""
+        """fd: the terminal; its settings are not changed yet."""
         self.fd, self.saved = fd, termios.tcgetattr(fd)
 
     def raw(self) -> None:
-        """Every key goes to the session, Ctrl-C and Ctrl-Z too (termios(3), cfmakeraw)."""
+        """Set raw mode: every key goes to the session, including Ctrl-C and Ctrl-Z (termios(3), cfmakeraw)."""
         mode = [*self.saved[:6], list(self.saved[6])]
         mode[0] &= ~(
             termios.IGNBRK
@@ -94,7 +97,7 @@ class RawTerminal:
         termios.tcsetattr(self.fd, termios.TCSADRAIN, mode)
 
     def restore(self) -> None:
-        """Back to what it was; a terminal that has gone away is left."""
+        """Restore the settings; ignore a terminal that has gone away."""
         try:
             termios.tcsetattr(self.fd, termios.TCSADRAIN, self.saved)
         except termios.error:
@@ -102,9 +105,9 @@ class RawTerminal:
 
 
 class Pump:
-    """Moves bytes between the user's terminal (stdin, stdout) and the pty's master, never blocking on either.
+    """Moves bytes between the user's terminal (stdin, stdout) and the pty's master, without blocking on either.
 
-    copy: is told of what the session shows: the fd, the bytes.
+    copy: called with each chunk that the session shows: fd, bytes.
     """
 
     __slots__ = ("copy", "input_open", "master", "stdin", "stdout", "to_session", "to_user")
@@ -116,7 +119,7 @@ class Pump:
         self.copy: Callable[[int, bytes], None] | None = None
 
     def interests(self) -> dict[int, int]:
-        """{fd: poll events}; a full buffer stops reading from the other side."""
+        """{fd: poll events}. A full buffer stops reading from the other side."""
         wanted = {
             self.master: (select.POLLIN if len(self.to_user) < CHUNK else 0)
             | (select.POLLOUT if self.to_session else 0)
@@ -128,7 +131,7 @@ class Pump:
         return wanted
 
     def ready(self, fd: int, events: int) -> bool:
-        """Move what can be moved; False when the user's terminal is gone."""
+        """Move what can be moved; False if the user's terminal is gone."""
         gone = select.POLLERR | select.POLLHUP | select.POLLNVAL
         if fd == self.master:
             if events & (select.POLLIN | gone):
@@ -137,7 +140,7 @@ class Pump:
                 self.to_session = self.to_session[_write(self.master, self.to_session) :]
             return True
         if fd == self.stdout and events & select.POLLOUT:
-            # A terminal promises room for little more than a few hundred bytes when it says it has some.
+            # A terminal that polls writable has room for a few hundred bytes only.
             self.to_user = self.to_user[_write(self.stdout, self.to_user[:512]) :]
         if fd == self.stdin and events & (select.POLLIN | gone) and self.input_open:
             try:
@@ -152,7 +155,7 @@ class Pump:
     def _read_session(self) -> bool:
         try:
             data = os.read(self.master, CHUNK)
-        except OSError:  # EIO: no slave is open any more
+        except OSError:  # EIO: no slave is open
             return False
         self.to_user += data
         if self.copy:
@@ -160,7 +163,7 @@ class Pump:
         return bool(data)
 
     def drain(self) -> None:
-        """After the session's end: what it wrote last."""
+        """After the session's end: write its last output."""
         while self._read_session():
             pass
         while self.to_user:
@@ -176,4 +179,4 @@ def _write(fd: int, data: bytes) -> int:
     except BlockingIOError:
         return 0
     except OSError:
-        return len(data)  # nobody is there to read it
+        return len(data)  # the reader is gone

@@ -1,7 +1,8 @@
-"""Whether a process is waiting to read a pipe, by the system call it sleeps in (/proc/PID/syscall, proc(5)).
+"""Whether a process waits to read a pipe, judged by the system call it sleeps in (/proc/PID/syscall, proc(5)).
 
-What is read from a caller's stdin for a command can't be put back. `cat list | while read x; do cntr exec web -- …; done` must not lose
-its list to a command that does not ask for it, nor `cntr exec web -- cat log | less` the keys that are less's.
+Input read from the caller for a command cannot be put back. `cat list | while read x; do cntr exec web -- …; done`
+must not lose its list to a command that does not read it, nor may `cntr exec web -- cat log | less` take the keys
+meant for less.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import os
 from cntr.attach import patience
 from cntr.linux import procfs
 
-# Call numbers, and where the fds are: in the first argument, or in what poll(2), select(2), epoll_wait(2) and io_uring wait for.
+# Where a call has its fds: the first argument, or the sets of poll(2), select(2), epoll_wait(2) and io_uring.
 _FD, _POLL, _SELECT, _EPOLL, _URING = range(5)
 _CALLS = {
-    # read readv preadv2 splice tee recvfrom; then those of i386, which mean calls that nothing sleeps in on x86_64
+    # read readv preadv2 splice tee recvfrom; then their i386 numbers, which on x86_64 mean calls that never sleep
     "x86_64": {
         **dict.fromkeys((0, 19, 327, 275, 276, 45, 3, 145), _FD),
         **dict.fromkeys((7, 271, 168, 309, 414), _POLL),
@@ -31,14 +32,16 @@ _CALLS = {
     },
 }
 CALLS = _CALLS.get(os.uname().machine, _CALLS[""])
-FDS = 4096  # of one poll(2) or select(2) that are looked at
-MEMORY_SECONDS = 0.2  # a page may be that of a file which never answers
+FDS = 4096  # how many fds of one poll(2) or select(2) are checked
+MEMORY_SECONDS = 0.2  # a page may belong to a file that never answers
 
-_silent: set[str] = set()  # pids whose memory did not
+_silent: set[str] = set()  # pids whose memory did not answer
 
 
 def wanted(proc_fd: int, pids: list[str], link: str) -> bool:
-    """Whether one of PIDS sleeps until it can read the pipe that /proc/PID/fd shows as LINK; True where the kernel doesn't tell."""
+    """Whether one of PIDS sleeps until it can read the pipe shown as LINK in /proc/PID/fd; True if the kernel does
+    not tell.
+    """
     for pid in pids:
         try:
             if any(_waits(proc_fd, f"{pid}/task/{tid}", link) for tid in _names(proc_fd, f"{pid}/task")):
@@ -63,7 +66,7 @@ def _names(dir_fd: int, path: str) -> list[str]:
 
 def _waits(proc_fd: int, thread: str, link: str) -> bool:
     words = procfs.read(f"{thread}/syscall", proc_fd).split()
-    if len(words) < 7:  # "running", or not in a call
+    if len(words) < 7:  # "running", or not in a system call
         return False
     kind = CALLS.get(int(words[0]))
     first, second = int(words[1], 16), int(words[2], 16)
@@ -82,7 +85,7 @@ def _waits(proc_fd: int, thread: str, link: str) -> bool:
     elif kind == _EPOLL:
         rows = (line.split() for line in procfs.read(f"{thread}/fdinfo/{first}", proc_fd).splitlines())
         fds = {int(row[1]) for row in rows if row[:1] == ["tfd:"]}
-    else:  # what a ring waits for is not to be seen
+    else:  # what a ring waits for is not visible
         fds = {int(name) for name in _names(proc_fd, f"{thread}/fd")}
     return any(_is(proc_fd, f"{thread}/fd/{fd}", link) for fd in fds)
 

@@ -1,10 +1,11 @@
-"""Before running a container's own program, cntr restarts itself from an interpreter that nobody can write to.
+"""Restarts cntr from an interpreter that nobody can write to, before it runs a container's own program.
 
-A program of a container may be a script whose interpreter is ``/proc/self/exe``, or have such a link in its place: the kernel then
-runs *our* executable, the host's Python, inside the container, where a library of the container can open ``/proc/self/exe`` again
-and, once the process has gone on to something else, write to the host's file (CVE-2019-5736, found in runc). A write goes through
-the mount that the executable was run from: so it is run from a detached read-only mount of the file that no namespace holds,
-hence none can remount. Without the right to make one (a rootless owner, a session), from a sealed copy in memory.
+A container's program may be a script whose interpreter is ``/proc/self/exe``, or a link to it. Then the kernel runs
+*our* executable, the host's Python, inside the container. A library of the container can open ``/proc/self/exe``
+there, and write to the host's file once the process has called exec again (CVE-2019-5736, found in runc). Such a
+write goes through the mount that the executable was run from. So it is run from a detached read-only mount of the
+file: the mount is in no namespace, so nobody can remount it. Without the right to make one (a rootless owner, a
+session), it is run from a sealed copy in memory.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ CODE = (
 
 
 def from_read_only_copy(argv: list[str], environment: dict[str, str] | None = None) -> None:
-    """Run ``cntr ARGV`` again in this process, from an executable that cannot be written; returns if it is one already.
+    """Execute ``cntr ARGV`` in this process from an executable that cannot be written; return if it already runs
+    from one.
 
-    environment: all the variables that are to be left in its memory, None for those of now. Raises CntrError.
+    environment: all variables to keep in its memory, None for the current ones. Raises CntrError.
     """
     if is_read_only() and environment in (None, dict(os.environ)):
         return
@@ -52,14 +54,16 @@ def from_read_only_copy(argv: list[str], environment: dict[str, str] | None = No
 
 
 def code() -> str:
-    """For ``python -IS -c``: run cntr. What decides where modules come from is this process's path, no variable and no site file."""
+    """Code for ``python -IS -c`` that runs cntr. This process's path decides where modules come from, no variable
+    or site file.
+    """
     home = os.path.abspath(f"{__file__}/../../..")
-    path = sys.path if home in sys.path else [home, *sys.path]  # an editable install is found by a hook of site's
+    path = sys.path if home in sys.path else [home, *sys.path]  # a hook of site's finds an editable install
     return CODE.format(path=path, executable=sys.executable, program=os.path.abspath(sys.argv[0]))
 
 
 def is_read_only() -> bool:
-    """Whether /proc/self/exe can be opened for writing by nobody: its mount is read-only, or it is sealed."""
+    """Whether nobody can open /proc/self/exe for writing: its mount is read-only, or it is sealed."""
     if os.statvfs(EXECUTABLE).f_flag & ST_RDONLY:
         return True
     from fcntl import fcntl
@@ -67,14 +71,14 @@ def is_read_only() -> bool:
     fd = os.open(EXECUTABLE, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return fcntl(fd, F_GET_SEALS) & SEALS == SEALS
-    except OSError:  # EINVAL: a file that knows no seals
+    except OSError:  # EINVAL: a file without seals
         return False
     finally:
         os.close(fd)
 
 
 def _read_only_mount(executable: str) -> int:
-    """A detached read-only mount of one file (open_tree(2)); raises OSError."""
+    """Return a detached read-only mount of one file (open_tree(2)). Raises OSError."""
     fd = syscalls.open_tree(syscalls.AT_FDCWD, executable, syscalls.OPEN_TREE_CLONE)
     try:
         syscalls.mount_setattr(fd, "", recursive=False, attr_set=syscalls.MOUNT_ATTR_RDONLY)
@@ -85,7 +89,7 @@ def _read_only_mount(executable: str) -> int:
 
 
 def _sealed_copy(executable: str) -> int:
-    """A copy in memory, sealed (memfd_create(2)). Raises CntrError."""
+    """Return a sealed copy in memory (memfd_create(2)). Raises CntrError."""
     from fcntl import fcntl
 
     try:

@@ -1,4 +1,4 @@
-"""Ending what a session leaves behind: processes found by the nested mount namespace, killed by pidfd."""
+"""Ends what a session leaves behind: processes are found by the nested mount namespace and killed by pidfd."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ REAPER = "cntr-reaper"  # its name in /proc (launcher.py)
 
 
 def mount_namespace(proc_fd: int, pid: str = "self") -> tuple[int, int]:
-    """(device, inode) of a process' mount namespace; NOTHING where it has gone or may not be seen. proc_fd: the host's /proc."""
+    """Return (device, inode) of a process's mount namespace; NOTHING if it is gone or hidden. proc_fd: the host's
+    /proc.
+    """
     try:
         status = os.stat(f"{pid}/ns/mnt", dir_fd=proc_fd)
     except OSError:
@@ -21,7 +23,7 @@ def mount_namespace(proc_fd: int, pid: str = "self") -> tuple[int, int]:
 
 
 def in_namespace(proc_fd: int, namespace: tuple[int, int]) -> list[str]:
-    """The pids of the processes in a mount namespace, but for the caller."""
+    """The pids of the processes in a mount namespace, without the caller's."""
     own = str(os.getpid())
     fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc_fd)
     try:
@@ -32,7 +34,7 @@ def in_namespace(proc_fd: int, namespace: tuple[int, int]) -> list[str]:
 
 
 def descendants(proc_fd: int, pid: int) -> list[str]:
-    """The pids of everything below a process (proc(5): /proc/PID/task/TID/children)."""
+    """The pids of all descendants of a process (proc(5): /proc/PID/task/TID/children)."""
     found, pending = [], [str(pid)]
     while pending:
         parent = pending.pop()
@@ -50,7 +52,7 @@ def descendants(proc_fd: int, pid: int) -> list[str]:
 
 
 def is_stopped(proc_fd: int, pid: int) -> bool:
-    """Whether a process is in state T (proc(5)): SIGSTOP, which nobody can refuse."""
+    """Whether a process is in state T (proc(5)): stopped by SIGSTOP, which no process can block."""
     try:
         fd = os.open(f"{pid}/stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc_fd)
         try:
@@ -62,7 +64,9 @@ def is_stopped(proc_fd: int, pid: int) -> bool:
 
 
 def kill(proc_fd: int, pid: str, number: int = signal.SIGKILL) -> None:
-    """Send a signal to a process by its /proc directory, which is a pidfd to the kernel; one that has gone is left."""
+    """Signal a process by its /proc directory, which the kernel accepts as a pidfd. A process that has gone is
+    ignored.
+    """
     try:
         fd = os.open(pid, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc_fd)
     except OSError:
@@ -76,10 +80,12 @@ def kill(proc_fd: int, pid: str, number: int = signal.SIGKILL) -> None:
 
 
 def orphans(proc_fd: int, pid_namespace: tuple[int, int], guard: int) -> list[str]:
-    """The pids of processes that sessions of a pid namespace have left to others: those with a session's marks, and no reaper above.
+    """The pids of processes that sessions of a pid namespace left behind: those marked as a session's, with no
+    reaper above.
 
-    One that may mount (CAP_SYS_ADMIN) goes into another mount namespace, and is known by that no more. guard: the capabilities that no
-    process of a session can give up (guard.py); they are among its ambient ones, as is hardly ever the case for others.
+    A process with CAP_SYS_ADMIN may have moved to another mount namespace, which then no longer identifies it.
+    guard: the capabilities that no process of a session can drop (guard.py). They are in its ambient set, which is
+    rare for other processes.
     """
     found, parents, names = [], {}, {}
     fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc_fd)
@@ -102,7 +108,9 @@ def orphans(proc_fd: int, pid_namespace: tuple[int, int], guard: int) -> list[st
 
 
 def _has_reaper(pid: str, parents: dict[str, str], names: dict[str, str]) -> bool:
-    """Whether a living session's reaper is above a process: one whose own parent, the monitor, is outside of the pid namespace."""
+    """Whether a process has a living session's reaper above it: one whose parent, the monitor, is outside the pid
+    namespace.
+    """
     for _ in parents:
         above = parents.get(pid, "0")
         if above not in parents:
@@ -112,7 +120,7 @@ def _has_reaper(pid: str, parents: dict[str, str], names: dict[str, str]) -> boo
 
 
 def end(proc_fd: int, namespace: tuple[int, int]) -> int:
-    """Kill every process in a mount namespace; how many there were."""
+    """Kill every process in a mount namespace; return how many there were."""
     found = in_namespace(proc_fd, namespace) if namespace != NOTHING else []
     for pid in found:
         kill(proc_fd, pid)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Request:
-    """The words of one ``cntr attach`` or ``cntr exec``; see the CLI contract for each option's meaning."""
+    """The options of one ``cntr attach`` or ``cntr exec``; see docs/cntr.1.md for their meaning."""
 
     def __init__(self, target: str, argv: list[str]) -> None:
         """The defaults of ``cntr attach``."""
@@ -22,21 +22,22 @@ class Request:
         self.user: str | None = None
         self.environment: list[str] = []
         self.shares: list[str] = []
-        self.x11 = self.agent = self.bus = self.wayland = False  # sockets of the caller's that the session reaches
-        self.forward = False  # `cntr forward` in the session reaches this machine's loopback
-        self.sockets: list[str] = []  # and others, by their paths
+        # whether the session reaches these sockets of the caller's
+        self.x11 = self.agent = self.bus = self.wayland = False
+        self.forward = False  # whether `cntr forward` in the session reaches this machine's loopback
+        self.sockets: list[str] = []  # other sockets, by path
         self.directory: str | None = (
-            None  # where the command starts; None: / of a session, the container's own for exec
+            None  # the command's working directory; None: / in a session, the container's own for exec
         )
-        self.network = ""  # of a stand-in: none, host, container
-        self.write = False  # into the layer of a container that does not run
-        self.entrypoint = False  # run: what the container or image would run itself
+        self.network = ""  # network of a stand-in: none, host, container
+        self.write = False  # write to the layer of a container that does not run
+        self.entrypoint = False  # run: the container's or image's own entrypoint
         self.seccomp = False  # take the container's seccomp filters
         self.own_root = False  # exec: the container's own command in its own root
-        self.protect: Callable[[], None] | None = None  # goes on as ``tracers`` says
-        self.session: Session | None = None  # asked before anything is entered, and told of the end
+        self.protect: Callable[[], None] | None = None  # restarts cntr as ``tracers`` describes
+        self.session: Session | None = None  # called before anything is entered, and at the end
 
     @property
     def uses_host(self) -> bool:
-        """Whether the programs that run are this machine's, and no container's or directory's."""
+        """Whether the tools that run are this machine's, not a container's or a directory's."""
         return not self.own_root and self.tools in ("host", "host:all")

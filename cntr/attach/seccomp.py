@@ -1,7 +1,8 @@
 """The container's seccomp filters: read from its process, installed for the command of ``cntr exec`` (seccomp(2)).
 
-An engine's own exec puts the container's filters on what it runs. cntr takes them from the running process, which an engine cannot be asked
-for alike, and which knows of the filters that came after the start too.
+An engine's own exec installs the container's filters for the program it runs. cntr reads them from the running
+process: engines have no common interface for them, and the process has also the filters that were added after the
+start.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ if TYPE_CHECKING:
     from typing import Literal
 
 PATIENCE_SECONDS = (
-    3.0  # for all of it; a stop takes far below a millisecond, but for a thread in an uninterruptible wait
+    3.0  # in total; a stop takes far less than a millisecond unless a thread is in an uninterruptible wait
 )
-THREAD_SECONDS = 0.5  # for one thread to stop, before another one is asked
+THREAD_SECONDS = 0.5  # for one thread to stop, before the next is tried
 WITHOUT = "--no-seccomp goes without it: then the program may make system calls that the container's may not"
 STRICT, FILTER = 1, 2  # /proc/PID/status, Seccomp
 _SYS_ADMIN = 1 << 21
 _EMEDIUMTYPE = 124
 
-# x86_64: the calls that end with EINTR when their thread is stopped and goes on, whoever asked for it (signal(7)): epoll_wait semop
-# rt_sigtimedwait io_getevents semtimedop epoll_pwait io_pgetevents epoll_pwait2. All others begin again by themselves.
+# x86_64: the calls that fail with EINTR when their thread is stopped and continued (signal(7)): epoll_wait semop
+# rt_sigtimedwait io_getevents semtimedop epoll_pwait io_pgetevents epoll_pwait2. The kernel restarts all others.
 _INTERRUPTED = frozenset((232, 65, 128, 208, 220, 281, 333, 441))
 _RAX, _ORIG_RAX, _ERESTARTNOHAND = 10, 15, 514
 
 
 class Filter:
-    """One filter: its instructions, and the SECCOMP_FILTER_FLAG_* it was installed with, as far as the kernel tells."""
+    """One filter: its instructions, and the SECCOMP_FILTER_FLAG_* it was installed with, if the kernel tells."""
 
     __slots__ = ("flags", "program")
 
@@ -44,7 +45,9 @@ class Filter:
         self.program, self.flags = program, flags
 
     def asks_a_listener(self) -> bool:
-        """Whether it leaves calls to a process of the engine's (SECCOMP_RET_USER_NOTIF). Without that one they fail with ENOSYS."""
+        """Whether the filter passes calls to a supervisor process of the engine (SECCOMP_RET_USER_NOTIF). Without
+        one they fail with ENOSYS.
+        """
         size, order = seccomp.INSTRUCTION, _byteorder()
         for at in range(0, len(self.program), size):
             code = int.from_bytes(self.program[at : at + 2], order)
@@ -55,7 +58,7 @@ class Filter:
 
 
 def obstacle() -> str:
-    """Why this process may not read the filters of another one, "" where it may (kernel/seccomp.c, get_nth_filter)."""
+    """Why this process may not read another one's filters, "" if it may (kernel/seccomp.c, get_nth_filter)."""
     own = procfs.status(procfs.read("/proc/self/status"))
     if own.get("Seccomp", "0") != "0":
         return "cntr runs under a seccomp filter itself, and the kernel lets only a process without one read another's"
@@ -65,10 +68,11 @@ def obstacle() -> str:
 
 
 def filters_of(pid: int, label: str) -> list[Filter]:
-    """The filters of a process, oldest first, empty where it has none.
+    """The filters of a process, oldest first; empty if it has none. Raises CntrError, or ProcessLookupError if PID
+    has ended.
 
-    The process is stopped for some ten microseconds and notices nothing; one that is stopped already stays so. All of it happens in a
-    process of its own: a tracer's end, however it comes, lets go of what it traces. Raises CntrError; ProcessLookupError when PID ended.
+    The process is stopped for about ten microseconds and notices nothing; a stopped one stays stopped. A child does
+    the tracing: however a tracer ends, the kernel detaches it.
     """
     modes = {_mode(pid, tid) for tid in _threads(pid)}
     if modes == {0}:
@@ -88,7 +92,7 @@ def filters_of(pid: int, label: str) -> list[Filter]:
 
 
 def _threads(pid: int) -> list[int]:
-    """The ids of the threads that live, the leader first; ProcessLookupError where none does."""
+    """The ids of the living threads, the leader first. Raises ProcessLookupError if there is none."""
     try:
         found = sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
     except FileNotFoundError:
@@ -100,7 +104,7 @@ def _threads(pid: int) -> list[int]:
 
 
 def _mode(pid: int, tid: int) -> int:
-    """The thread's mode in /proc/PID/status, -1 for one that has ended."""
+    """The thread's mode in /proc/PID/status, -1 if it has ended."""
     try:
         status = procfs.status(procfs.read(f"/proc/{pid}/task/{tid}/status"))
     except OSError:
@@ -109,7 +113,7 @@ def _mode(pid: int, tid: int) -> int:
 
 
 def _ask(pid: int) -> bytes:
-    """What the tracer, a child, answers: F and the filters, or E, an errno and the step."""
+    """The answer of the tracer, a child: F and the filters, or E, an errno and the step."""
     reading, writing = os.pipe2(os.O_CLOEXEC)
     try:
         child = syscalls.fork()
@@ -144,7 +148,7 @@ def _ask(pid: int) -> bytes:
 
 
 def _trace(pid: int) -> bytes:
-    """In the tracer: the first thread that stops is asked."""
+    """In the tracer: read the filters from the first thread that stops."""
     step, answer = "find", b""
     try:
         for tid in _threads(pid):
@@ -155,7 +159,7 @@ def _trace(pid: int) -> bytes:
             seccomp.ptrace_interrupt(tid)
             step = "stop"
             if not _stopped(tid):
-                answer = b"E%d stop" % errno.ETIMEDOUT  # it is let go when this process ends
+                answer = b"E%d stop" % errno.ETIMEDOUT  # it is detached when this process ends
                 continue
             try:
                 step = "read"
@@ -170,7 +174,7 @@ def _trace(pid: int) -> bytes:
 
 
 def _stopped(tid: int) -> bool:
-    """Wait until the thread has stopped; False after THREAD_SECONDS. Raises ProcessLookupError when it ended."""
+    """Wait until the thread has stopped; False after THREAD_SECONDS. Raises ProcessLookupError if it has ended."""
     deadline, pause = time.monotonic() + THREAD_SECONDS, 0.00002
     while True:
         found, status = os.waitpid(tid, os.WNOHANG | seccomp.WALL)
@@ -185,22 +189,22 @@ def _stopped(tid: int) -> bool:
 
 
 def _filters(tid: int) -> list[Filter]:
-    """All of a stopped thread's, oldest first."""
+    """All filters of a stopped thread, oldest first."""
     found: list[Filter] = []
     while (program := seccomp.get_filter(tid, len(found))) is not None:
         try:
             flags = seccomp.filter_flags(tid, len(found)) & seccomp.SECCOMP_FILTER_FLAG_LOG
         except OSError:
-            flags = 0  # a kernel that does not tell them: the flag has the denied calls logged, no more
+            flags = 0  # an old kernel; the only flag lost is the one for logging denied calls
         found.append(Filter(program, flags))
     return found
 
 
 def _begin_again(tid: int) -> None:
-    """Have the call go on that our stop made end with EINTR: programs that never handle signals don't expect that.
+    """Restart the call that our stop made fail with EINTR: programs that never handle signals do not expect that.
 
-    The kernel asks, after the stop, whether the call is to begin again (arch_do_signal_or_restart of x86). On other machines it has asked
-    before: there a program in epoll_wait(2) sees an EINTR, as by strace -p.
+    On x86 the kernel decides after the stop whether to restart a call (arch_do_signal_or_restart). On other
+    machines it decides before: a program in epoll_wait(2) sees an EINTR, as with strace -p.
     """
     if os.uname().machine != "x86_64":
         return
@@ -212,7 +216,7 @@ def _begin_again(tid: int) -> None:
 
 
 def _reason(pid: int, number: int, step: bytes) -> str:
-    """What went wrong in words."""
+    """The reason in words."""
     if step == b"seize":
         try:
             tracer = procfs.status(procfs.read(f"/proc/{pid}/status")).get("TracerPid", "0")

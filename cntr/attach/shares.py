@@ -1,7 +1,8 @@
-"""``--share PATH[:rw]``: files and directories of the caller, brought into a session at their own paths.
+"""``--share PATH[:rw]``: files and directories of the caller, mounted in a session at their own paths.
 
-Idmapped, so that the session's user is the owner of what PATH's owner owns, and nobody to everything else there: a session shown a
-directory of alice's writes files of alice's, whatever its uid. Read-only unless asked; never with set-id bits or devices.
+The mount is idmapped: the session's user takes the place of PATH's owner, and every other owner becomes nobody. A
+session shown alice's directory writes files of alice's, whatever its uid. Read-only unless asked; never with set-id
+bits or devices.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ RESERVED = ("/", "/proc", "/sys", "/dev", "/etc")
 
 
 class Share:
-    """One of them: a detached, protected clone, to be mounted at PATH."""
+    """One share: a detached, protected clone, to be mounted at PATH."""
 
     __slots__ = ("is_dir", "note", "path", "tree_fd")
 
@@ -66,7 +67,7 @@ class Share:
             self.note = f"--share {printable(self.path)}: its file system can't be idmapped: ids are as they are"
 
     def mount(self, progress: steps.Progress) -> None:
-        """Raises OSError."""
+        """Mount it at PATH. Raises OSError."""
         progress.now = steps.SHARES
         places.place(os.dup(self.tree_fd), self.path, is_dir=self.is_dir)
 

@@ -1,4 +1,4 @@
-"""Signals on the caller's side: which ones are forwarded to a session, and a file to read them from."""
+"""Signals on the caller's side: which ones are forwarded to a session, and an fd to read them from."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ FORWARDED = (
     signal.SIGUSR2,
     signal.SIGWINCH,
 )
-END = signal.SIGRTMIN + 3  # of `cntr sessions end`; 1 and 2 are what the C library may be using
+END = signal.SIGRTMIN + 3  # sent by `cntr sessions end`; the C library may use 1 and 2
 WATCHED = (*FORWARDED, signal.SIGCONT, signal.SIGCHLD, END)
 
 
 class SignalFile:
-    """The signals of this process as a file: blocked before the fork, so that none is lost in between."""
+    """The signals of this process as an fd. They are blocked before the fork, so that none is lost."""
 
     __slots__ = ("before", "fd")
 
@@ -30,7 +30,7 @@ class SignalFile:
         self.fd = syscalls.signalfd(WATCHED)
 
     def read(self) -> list[tuple[int, int]]:
-        """[(signal, si_code)] since the last call (signalfd(2))."""
+        """Return [(signal, si_code)] since the last call (signalfd(2))."""
         data = os.read(self.fd, 128 * 16)
         return [
             (int.from_bytes(data[i : i + 4], "little"), int.from_bytes(data[i + 8 : i + 12], "little", signed=True))
@@ -38,6 +38,6 @@ class SignalFile:
         ]
 
     def close(self) -> None:
-        """Unblock as before."""
+        """Close the fd and restore the signal mask."""
         os.close(self.fd)
         signal.pthread_sigmask(signal.SIG_SETMASK, self.before)

@@ -1,14 +1,15 @@
 """A command's standard streams: which of the caller's it gets directly, and which are relayed through pipes.
 
-An fd is more than its direction. A file open for reading can be opened for writing by /proc/self/fd/0, a directory leads to all of its
-file system, a terminal can be read and typed into after the end, either end of a pipe opens the other one. So
+An fd gives more than its direction. A file open for reading can be reopened for writing through /proc/self/fd/0; a
+directory leads to its whole file system; a terminal can be read and typed into after the session; either end of a
+pipe can be reopened as the other. So
 
-- a terminal is never handed over: a pty of the session's own stands for it where both stdin and stdout are one, else a pipe
-- neither is a regular file, a directory, a device, a named FIFO; /dev/null is, from a read-only mount: nobody can chmod the host's
-- a pipe or a socket is handed to tools (``attach``); a program of the container's (``exec``) gets none
+- a terminal is never handed over: a pty of the session's own replaces it if stdin and stdout both are terminals, else a pipe
+- neither is a regular file, directory, device or named FIFO; /dev/null is, from a read-only mount, so nobody can chmod the host's
+- a pipe or a socket is handed to tools (``attach``), but not to a program of the container's (``exec``)
 
-What the pipe of stdin held at the end goes back to a file, as the next offset. From a pipe or a terminal nothing is taken before the
-command waits for it (readers.py); and for a pipe, from then on whatever comes.
+For a file, the offset at the end is set back by what is left in stdin's pipe. From a pipe or a terminal nothing is
+read before the command waits for input (readers.py); once it has, a pipe is read continuously.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ if TYPE_CHECKING:
     from cntr.attach.signals import SignalFile
 
 CHUNK = 1 << 16
-PIPE_BUF = 4096  # bytes that a pipe has room for when it polls writable (pipe(7))
-TERMINAL_BUF = 512  # a terminal promises room for little more
-FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.1  # seconds between looks whether the command waits for input
+PIPE_BUF = 4096  # free space in a pipe that polls writable (pipe(7))
+TERMINAL_BUF = 512  # a terminal that polls writable has little more room
+FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.1  # seconds between checks whether the command waits for input
 
 NOTHING, NULL, TERMINAL, PIPE, SOCKET, FILE = range(6)
 
 
 def kind_of(fd: int) -> int:
-    """What FD is, as far as it matters here."""
+    """Classify FD as far as it matters here."""
     try:
         status = os.fstat(fd)
     except OSError:
@@ -46,7 +47,7 @@ def kind_of(fd: int) -> int:
     mode = status.st_mode
     if stat.S_ISSOCK(mode):
         return SOCKET
-    if stat.S_ISFIFO(mode):  # a named one can be opened by whoever its file lets
+    if stat.S_ISFIFO(mode):  # a named FIFO can be reopened, as its mode allows
         return PIPE if os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:") else FILE
     if not stat.S_ISCHR(mode):
         return FILE
@@ -56,9 +57,10 @@ def kind_of(fd: int) -> int:
 
 
 def read_only_null() -> int:
-    """/dev/null by a read-only clone of its mount: a device can be written to all the same, its mode and owner can't be changed.
+    """Open /dev/null through a read-only clone of its mount: it can still be written, but its mode and owner cannot
+    be changed.
 
-    -1 where the kernel makes none (mount_setattr(2): 5.12).
+    -1 if the kernel cannot make one (mount_setattr(2): 5.12).
     """
     try:
         tree = syscalls.open_tree(syscalls.AT_FDCWD, os.devnull, syscalls.OPEN_TREE_CLONE)
@@ -74,9 +76,10 @@ def read_only_null() -> int:
 
 
 class Input:
-    """Stdin to the command's pipe. fd: the caller's; pipe: our end, -1 once closed; link: how /proc shows the pipe.
+    """Relays stdin to the command's pipe. fd: the caller's; pipe: our end, -1 once closed; link: how /proc shows
+    the pipe.
 
-    back: for a regular file the command's end of the pipe too, to see at the end what it has not read.
+    back: for a regular file, also the command's end of the pipe, to find out at the end what was not read.
     """
 
     __slots__ = ("again", "back", "buffer", "fd", "kind", "link", "pause", "pids", "pipe", "proc_fd", "taking")
@@ -85,14 +88,14 @@ class Input:
         self.fd, self.kind, self.pipe, self.buffer = fd, kind, pipe, b""
         self.back = os.dup(reading) if stat.S_ISREG(os.fstat(fd).st_mode) else -1
         self.link = os.readlink(f"/proc/self/fd/{pipe}")
-        self.taking = kind == FILE  # whatever comes is taken
-        self.again, self.pause = 0.0, FIRST_PAUSE  # monotonic seconds: no look before
+        self.taking = kind == FILE  # whether input is read without waiting for the command to ask
+        self.again, self.pause = 0.0, FIRST_PAUSE  # monotonic time of the next check, seconds; then the pause
         self.proc_fd = -1  # both set by ``watch``
         self.pids: Callable[[], list[str]] = list
         os.set_blocking(pipe, False)
 
     def interests(self) -> dict[int, int]:
-        """{fd: poll events}; POLLERR, which always counts, says that nobody will read any more."""
+        """{fd: poll events}. POLLERR is always reported: nobody will read any more."""
         if self.pipe < 0:
             return {}
         if self.buffer:
@@ -100,14 +103,14 @@ class Input:
         return {self.pipe: 0} if self.again > time.monotonic() else {self.pipe: 0, self.fd: select.POLLIN}
 
     def ready(self, fd: int, events: int) -> bool:
-        """Move what can be moved; False where FD is none of ours."""
+        """Move what can be moved; False if FD belongs to someone else."""
         if fd == self.pipe:
             if events & select.POLLERR:
                 self._close()
             elif self.buffer:
                 self._write()
             return True
-        if fd != self.fd or self.pipe < 0:  # an event of the same round closed it
+        if fd != self.fd or self.pipe < 0:  # closed by an event of the same round
             return fd == self.fd
         if events & select.POLLIN and not self._wanted():
             self.again = time.monotonic() + self.pause
@@ -149,7 +152,7 @@ class Input:
         self.pipe = -1
 
     def close(self) -> None:
-        """The end of it: a file's offset goes back to where the command has read to, as it would be if it had read by itself."""
+        """Close it. A file's offset is set to where the command has read to, as if it had read the file itself."""
         if self.back >= 0:
             unread = len(self.buffer) + syscalls.bytes_in_pipe(self.back)
             os.close(self.back)
@@ -163,7 +166,7 @@ class Input:
 class Output:
     """A pipe from the command to one of the caller's fds.
 
-    failed: the error that kept output from arriving, None for a reader that left; copy: is told of what comes: the fd, the bytes.
+    failed: the error that lost output, None if the reader left; copy: called with each chunk: fd, bytes.
     """
 
     __slots__ = ("buffer", "copy", "failed", "fd", "limit", "pipe")
@@ -185,7 +188,7 @@ class Output:
         return {self.pipe: select.POLLIN} if self.pipe >= 0 else {}
 
     def ready(self, fd: int) -> bool:
-        """Move what can be moved; False where FD is none of ours."""
+        """Move what can be moved; False if FD belongs to someone else."""
         if fd == self.fd and self.buffer:
             self._write()
             return True
@@ -210,7 +213,7 @@ class Output:
             self.buffer = self.buffer[os.write(self.fd, self.buffer[: self.limit]) :]
         except BlockingIOError:
             pass
-        except OSError as error:  # the command is told by SIGPIPE, as by a reader of its own
+        except OSError as error:  # the command gets SIGPIPE, as from a reader of its own
             if error.errno != 32:
                 self.failed = self.failed or error
             self.buffer = b""
@@ -222,23 +225,24 @@ class Output:
             self.pipe = -1
 
     def more(self) -> bool:
-        """Whether there is something left to write, after everybody who could write to it has ended."""
+        """Whether output is still unwritten after every writer has ended."""
         return bool(self.buffer) or (self.pipe >= 0 and self._read())
 
     def close(self) -> None:
-        """The end of it."""
+        """Close both ends."""
         self._close()
 
 
 class Stdio:
-    """All three. given: what the command gets as fds 0, 1, 2; those above 2 are the session's ends, closed by ``hand_over``."""
+    """All three streams. given: the command's fds 0, 1, 2; those above 2 are the session's ends, closed by
+    ``hand_over``.
+    """
 
     __slots__ = ("given", "input", "outputs")
 
     def __init__(self, slave: int, owner: int, *, foreign: bool) -> None:
-        """slave: the pty's of the session's own where there is one, else -1; owner: who may open the pipes again, a uid of the caller's.
-
-        Raises OSError.
+        """slave: the session's pty slave, -1 without one; owner: the uid, in the caller's ids, that may reopen the
+        pipes. Raises OSError.
         """
         self.given = [0, 1, 2]
         self.input: Input | None = None
@@ -253,7 +257,7 @@ class Stdio:
                 elif kind == NOTHING or (kind in (PIPE, SOCKET) and not foreign):
                     continue
                 elif fd == 2 and self.given[1] > 2 and self.outputs and _same(1, 2):
-                    self.given[2] = os.dup(self.given[1])  # one pipe: what is written first comes first
+                    self.given[2] = os.dup(self.given[1])  # one pipe for both, to keep the order of output
                 else:
                     self.given[fd] = self._through_pipe(fd, kind, owner)
         except BaseException:
@@ -264,7 +268,7 @@ class Stdio:
     def _through_pipe(self, fd: int, kind: int, owner: int) -> int:
         reading, writing = os.pipe2(os.O_CLOEXEC)
         try:
-            os.fchown(reading, owner, -1)  # or a command of another uid could not open /dev/stdout
+            os.fchown(reading, owner, -1)  # otherwise a command with another uid could not open /dev/stdout
         except OSError:
             pass
         if fd == 0:
@@ -274,13 +278,15 @@ class Stdio:
         return writing
 
     def hand_over(self, slave: int = -1) -> None:
-        """Close the session's ends here, after the fork."""
+        """Close the session's ends in this process, after the fork."""
         for fd in {fd for fd in self.given if fd > 2 and fd != slave}:
             os.close(fd)
         self.given = [0, 1, 2]
 
     def keep_session(self) -> None:
-        """In the session's processes: close the supervisor's ends, or the command would never see the end of its input."""
+        """In the session's processes: close the supervisor's ends; otherwise the command would never see the end of
+        its input.
+        """
         for fd in [self.input.pipe, self.input.back] if self.input else []:
             if fd >= 0:
                 os.close(fd)
@@ -288,12 +294,12 @@ class Stdio:
             os.close(output.pipe)
 
     def watch(self, proc_fd: int, pids: Callable[[], list[str]]) -> None:
-        """From now on look whether the session's processes, which PIDS lists, wait for input."""
+        """Start checking whether the session's processes wait for input. pids: lists them."""
         if self.input:
             self.input.proc_fd, self.input.pids = proc_fd, pids
 
     def copy(self, copy: Callable[[int, bytes], None]) -> None:
-        """From now on tell COPY what the command writes."""
+        """Call COPY with what the command writes from now on."""
         for output in self.outputs:
             output.copy = copy
 
@@ -305,25 +311,25 @@ class Stdio:
         return found
 
     def patience(self) -> float | None:
-        """Seconds until ``interests`` changes by itself."""
+        """Seconds until ``interests`` may change without an event; None for never."""
         pause = self.input.again - time.monotonic() if self.input and self.input.pipe >= 0 else 0.0
         return pause if pause > 0 else None
 
     def ready(self, fd: int, events: int) -> bool:
-        """Move what can be moved; False where FD is none of ours."""
+        """Move what can be moved; False if FD belongs to someone else."""
         if self.input and self.input.ready(fd, events):
             return True
         return any(output.ready(fd) for output in self.outputs)
 
     def drain(self, watch: SignalFile) -> None:
-        """After the session's end: what it wrote last. A signal that WATCH sees ends the wait for a slow reader."""
+        """After the session's end: write its last output. A signal seen by WATCH ends the wait for a slow reader."""
         for output in self.outputs:
             while output.more():
                 poll = select.poll()
                 poll.register(output.fd, select.POLLOUT)
                 poll.register(watch.fd, select.POLLIN)
                 ready = [fd for fd, _ in poll.poll()]
-                # SIGCHLD is no user's wish: the monitor ends while this is written
+                # SIGCHLD does not count: the monitor ends meanwhile.
                 if watch.fd in ready and any(number != signal.SIGCHLD for number, _ in watch.read()):
                     return
                 if output.fd in ready:
@@ -337,7 +343,7 @@ class Stdio:
             output.close()
 
     def check(self) -> None:
-        """Raises CntrError where output got lost."""
+        """Raise CntrError if output was lost."""
         for output in self.outputs:
             if output.failed:
                 name = "stdout" if output.fd == 1 else "stderr"

@@ -1,4 +1,4 @@
-"""The steps of assembling a session: for each its name, and what to do about each errno."""
+"""The steps of assembling a session: the name of each, and what to do about each errno."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Step:
     __slots__ = ("hint", "hints", "name")
 
     def __init__(self, name: str, hint: str = "", hints: dict[int, str] | None = None) -> None:
-        """hint: for every errno that neither hints nor COMMON has."""
+        """hint: for every errno that is in neither hints nor COMMON."""
         self.name, self.hint, self.hints = name, hint, hints or {}
 
     def advice(self, number: int) -> str:
@@ -87,7 +87,7 @@ BY_NAME = {step.name: step for step in list(globals().values()) if isinstance(st
 
 
 class Progress:
-    """The step under way, for the error of a failing one."""
+    """The current step, for the error message if it fails."""
 
     __slots__ = ("now",)
 

@@ -1,4 +1,6 @@
-"""The host's side of a session: pump the terminal, forward signals, watch the container, and report how it ended."""
+"""The host's side of a session: pumps the terminal, forwards signals, watches the container, and reports how the
+session ended.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,11 @@ if TYPE_CHECKING:
     from cntr.audit.times import Term
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
-GRACE_SECONDS = 2.0  # between asking a session to end (SIGHUP) and ending it
+GRACE_SECONDS = 2.0  # between asking a session to end (SIGHUP) and killing it
 
 
 class Outcome:
-    """How it ended: the wait status' parts, and the failure that kept it from beginning."""
+    """How the session ended: the parts of the wait status, and the failure if it did not start."""
 
     __slots__ = (
         "done",
@@ -49,13 +51,13 @@ class Outcome:
         self.status: int | None = None
         self.failed: list[str] | None = None
         self.notes: list[str] = []
-        self.left: list[str] = []  # files in the session's own directories
+        self.left: list[str] = []  # files left in the session's own directories
         self.nest: tuple[int, int] | None = None
-        self.ended = ""  # why, if it was neither the command nor the container
+        self.ended = ""  # the reason, if neither the command nor the container ended
         self.reaper_gone = self.done = self.target_gone = self.server_gone = False
 
     def take(self, frame: list[str]) -> None:
-        """Take one report in; the first failure is the one that counts."""
+        """Process one report. Only the first failure counts."""
         kind, *words = frame
         if not words and kind != DONE:
             return
@@ -69,7 +71,7 @@ class Outcome:
             self.done = True
         elif (
             kind == NEST and self.nest is None
-        ):  # the monitor's first word; a later one may be a process's that traces the session's
+        ):  # only the monitor's first word counts: a process that traces the session could forge a later one
             self.nest = int(words[0]), int(words[1])
         elif kind == EXITED:
             self.status = int(words[0])
@@ -94,9 +96,10 @@ class Supervisor:
         proc_fd: int,
         say: Callable[[str], None],
     ) -> None:
-        """monitor: the process just forked; pty: None without a terminal; stdio: the other streams; server: the fuse transport's.
+        """monitor: the process just forked; pty: None without a terminal; stdio: the other streams; server: the
+        fuse transport's.
 
-        exec_server: answers `cntr exec` from inside; proc_fd: the host's /proc; say: prints one line.
+        exec_server: answers `cntr exec` from inside the session; proc_fd: the host's /proc; say: prints one line.
         """
         self.server, self.server_ended, self.exec_server = server, False, exec_server
         self.say, self.proc_fd = say, proc_fd
@@ -111,21 +114,19 @@ class Supervisor:
             self.terminal, self.pump = RawTerminal(0), Pump(0, 1, pty.master)
         self.stdio = stdio
         stdio.watch(proc_fd, lambda: remains.descendants(proc_fd, monitor))
-        self.deadline = 0.0  # monotonic seconds; when the session is ended by force
+        self.deadline = 0.0  # when the session is killed; monotonic seconds
         self.orders_open = self.reports_open = True
         self.session: Session | None = None
         self.term: Term | None = None
 
     def audited(self, session: Session) -> None:
-        """Keep to the session's time, write what it shows to its recording, and have it listed."""
+        """Enforce the session's time limit, write its output to its recording, and list it."""
         self.session = session
         if session.limit is not None:
             from cntr.audit.times import Term
 
             self.term = Term(session.limit)
-            signal.pthread_sigmask(
-                signal.SIG_BLOCK, (signal.SIGTSTP,)
-            )  # the command would go on for as long as we are stopped
+            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTSTP,))  # the command would run on while we are stopped
         if session.recorder:
             self.stdio.copy(session.recorder.output)
             if self.pump:
@@ -133,7 +134,7 @@ class Supervisor:
         session.announce()
 
     def run(self) -> int:
-        """Wait for the end; the exit status of the CLI contract. Raises CntrError."""
+        """Wait for the end; return the exit status of the CLI contract. Raises CntrError."""
         if self.terminal:
             self.terminal.raw()
         try:
@@ -149,12 +150,12 @@ class Supervisor:
             if self.terminal:
                 self.terminal.restore()
             if self.session and self.session.limit is not None:
-                signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # one that was held back
+                signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # a pending one
             os.close(self.monitor_fd)
         return self._verdict()
 
     def _turn(self) -> bool:
-        """Wait for one round of events; True once the monitor has ended."""
+        """Wait for one round of events; False while the monitor lives, True once it has ended."""
         poll = select.poll()
         fds = {self.monitor_fd: select.POLLIN, self.watch.fd: select.POLLIN}
         if self.reports_open:
@@ -188,12 +189,14 @@ class Supervisor:
             elif fd == self.channel.reports_read:
                 for frame in self.reader.frames():
                     self.outcome.take(frame)
-                # The monitor's end, which has ended all that was in the session: what it still waits for is the kernel taking the
-                # nested mount namespace apart, tens of milliseconds of RCU grace periods that nobody else need wait for.
+                # The monitor closes the pipe after it has ended the session. Then it waits only for the kernel to
+                # dismantle the nested mount namespace: tens of milliseconds of RCU grace periods, for which the
+                # caller need not wait.
                 self.reports_open = bool(events & select.POLLIN)
                 ended |= self._is_done()
             elif fd == self.target.pidfd:
-                # The kernel ends the whole pid namespace with its init; a session beside another process ends here.
+                # The kernel ends a pid namespace with its init. A session attached to another process than init is
+                # ended here.
                 self.outcome.target_gone = True
                 self._close_orders()
             elif self.server and fd == self.server.pidfd:
@@ -207,11 +210,11 @@ class Supervisor:
         return ended
 
     def _is_done(self) -> bool:
-        """Whether the monitor is ending, having ended the session. With a file server its mounts are waited for."""
+        """Whether the monitor has ended the session and is exiting. With a file server, its unmounting is awaited."""
         return self.outcome.done and not self.reports_open and not self.server
 
     def _patience(self) -> float | None:
-        """Milliseconds to wait for events: until the deadline, or the next look at the file server."""
+        """Milliseconds to poll: until the deadline, or the next check of the file server."""
         limits = [1000.0] if self.server else []
         if (pause := self.stdio.patience()) is not None:
             limits.append(pause * 1000)
@@ -222,16 +225,16 @@ class Supervisor:
         return min(limits, default=None)
 
     def _server_ended(self) -> None:
-        """As it should once the session's mounts are gone; else it died."""
+        """Normal once the session's mounts are gone; otherwise the server has died."""
         self.server_ended = True
         if self.server and not self.server.finished():
             self._lose_server("died")
 
     def _lose_server(self, how: str) -> None:
-        """Without its file server the session has no tools, and every call of it would fail: it ends, and nobody waits."""
+        """Without its file server the session has no tools, and every access fails: end it without waiting."""
         assert self.server
         if self.outcome.server_gone:
-            return  # it has been said: ended by us, it dies as well
+            return  # already reported; a server that we ended dies as well
         self.outcome.server_gone = True
         self.say(f"{self.target.label}: the file server {how}: the session ended with it")
         self.server.end_connection()
@@ -249,20 +252,23 @@ class Supervisor:
                 if self.session and self.session.recorder:
                     self.session.recorder.resize()
             elif number == signal.SIGCONT:
-                if self.terminal and self.pty:  # back in the foreground: somebody else may have set the terminal
+                # back in the foreground: another program may have changed the terminal
+                if self.terminal and self.pty:
                     self.terminal.raw()
                     self.pty.resize(0)
                 else:
                     self._order(number)
             elif self.pty and number in (signal.SIGHUP, signal.SIGTERM):
                 self._hang_up()
-            else:  # the session is none of our terminal's, so a signal of its driver is ours to pass on
+            else:  # the session has another terminal, so it does not see signals that ours generates: pass them on
                 self._order(number)
                 if number in ENDING:
-                    self._order(signal.SIGCONT)  # a command that somebody has stopped would not hear it
+                    self._order(signal.SIGCONT)  # a stopped command would not act on it
 
     def _keep_going(self) -> None:
-        """Nobody is to stop the monitor: the container's init could not end while it has the reaper to collect (pid_namespaces(7))."""
+        """Continue a stopped monitor: the container's init cannot end while the reaper is not collected
+        (pid_namespaces(7)).
+        """
         try:
             if os.waitid(os.P_PID, self.monitor, os.WSTOPPED | os.WNOHANG):
                 signal.pidfd_send_signal(self.monitor_fd, signal.SIGCONT)
@@ -274,7 +280,9 @@ class Supervisor:
             self.channel.order(number)
 
     def _hang_up(self) -> None:
-        """The user's terminal is gone, or cntr is asked to end: the session hears SIGHUP, then has GRACE_SECONDS."""
+        """The user's terminal is gone, or cntr was asked to end: send the session SIGHUP, kill it after
+        GRACE_SECONDS.
+        """
         if not self.deadline:
             self._order(signal.SIGHUP)
             self._order(signal.SIGCONT)
@@ -283,7 +291,7 @@ class Supervisor:
             self.pump.input_open = False
 
     def _end(self, why: str) -> None:
-        """End the session as a hang-up would, with or without a terminal."""
+        """End the session as a hang-up does, with or without a terminal. why: for the user."""
         self.term = None
         self.outcome.ended = self.outcome.ended or why
         self._hang_up()
@@ -291,16 +299,16 @@ class Supervisor:
     def _warn(self, line: str) -> None:
         self.say(
             f"{self.target.label}: {line}" + ("\r" if self.terminal else "")
-        )  # a raw terminal goes to no new column by itself
+        )  # a terminal in raw mode needs the carriage return
 
     def _close_orders(self) -> None:
-        """The monitor ends everything when its orders end."""
+        """Close the orders pipe, which makes the monitor end everything."""
         if self.orders_open:
             os.close(self.channel.orders_write)
             self.orders_open = False
 
     def _end_session(self) -> None:
-        """Reap the monitor; one that does not end by itself within the grace period is killed, and the command with it."""
+        """Reap the monitor. Kill it, and with it the command, if it does not end within the grace period."""
         self._close_orders()
         if self._is_done():
             os.waitpid(self.monitor, os.WNOHANG)
@@ -313,7 +321,8 @@ class Supervisor:
         _, status = os.waitpid(self.monitor, 0)
         for frame in self.reader.frames():
             self.outcome.take(frame)
-        if status != 0 and self.outcome.nest:  # it could not end what the session left: we do
+        # the monitor could not end what the session left, so the supervisor does
+        if status != 0 and self.outcome.nest:
             deadline = time.monotonic() + GRACE_SECONDS
             while remains.end(self.proc_fd, self.outcome.nest) and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -322,9 +331,9 @@ class Supervisor:
         self._look_after_target(status)
 
     def _look_after_target(self, status: int) -> None:
-        """Whether the container has ended, where the reaper or the monitor was killed. status: the monitor's.
+        """Check whether the container has ended, if the reaper or the monitor was killed. status: the monitor's.
 
-        An init's death kills its namespace first, and shows only once all that is reaped.
+        When an init dies, its namespace is killed first, and the death shows only after all of it is reaped.
         """
         if self.outcome.reaper_gone or os.WIFSIGNALED(status):
             self.outcome.target_gone = not self.target.alive(GRACE_SECONDS / 4)
@@ -351,7 +360,7 @@ class Supervisor:
 
 
 def failure(label: str, name: str, number: int, path: str) -> CntrError:
-    """The error of a failed step, by its name and errno."""
+    """Build the error of a failed step from its name and errno."""
     step = steps.BY_NAME.get(name, steps.START)
     if number == 0:
         return CntrError(f"{label}: {name}: {printable(path)}", "this is a bug in cntr: please report it")

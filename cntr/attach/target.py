@@ -1,4 +1,4 @@
-"""The process to attach to: read once from /proc, and held by fds that cannot come to mean another process."""
+"""The process to attach to: read from /proc once, and held by fds that can never refer to another process."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ UNREAL = (syscalls.PROC_SUPER_MAGIC, syscalls.SYSFS_MAGIC, syscalls.DEVPTS_SUPER
 
 
 def capability_names(mask: int) -> list[str]:
-    """CAP_* names of a mask, lowest first; a bit newer than this table is ``cap_N``."""
+    """CAP_* names of a mask, lowest first; bits that are newer than this table are ``cap_N``."""
     return [CAPABILITIES[bit] if bit < len(CAPABILITIES) else f"cap_{bit}" for bit in range(64) if mask >> bit & 1]
 
 
 class Target:
-    """A running process: everything a session takes from it.
+    """A running process, and everything a session takes from it.
 
-    Ids are those of the caller's user namespace; ``inside`` translates them to the target's own. as_owner: the caller is no root but the
-    owner of a rootless container, and this process is in its user namespace by now.
+    Ids are those of the caller's user namespace; ``inside`` translates them to the target's. as_owner: the caller is not root but the
+    owner of a rootless container, and this process has entered the container's user namespace.
     """
 
     __slots__ = (
@@ -77,17 +77,17 @@ class Target:
     )
 
     def __init__(self, container: Container, *, impatient: bool = False) -> None:
-        """Open and read it; raises TargetNotFound when it is gone, CntrError when the caller may not look at it.
+        """Open and read it. Raises TargetNotFound if it is gone, CntrError if the caller may not look at it.
 
-        impatient: its files are waited for in a thread, and not for ever; with a thread, this process can't enter namespaces itself.
+        impatient: access its files in a thread, with a timeout; afterwards this process, having had a thread, cannot enter namespaces.
         """
-        # Only a root directory, no process (a mounted working container): everything but the root is the caller's own.
+        # A root directory without a process (a mounted working container): everything except the root is the caller's own.
         self.container, self.pid = container, os.getpid() if container.state == "rootfs" else container.pid
         self.label, self.impatient = container.label(), impatient
         self.as_owner = False
         self.pidfd = self.proc_fd = self.root_fd = -1
         self.namespaces: dict[str, int] = {}
-        self.notes: list[str] = []  # one line each, for whoever attaches
+        self.notes: list[str] = []  # one line each, for the user
         if os.geteuid() == 0 and not syscalls.permitted_capabilities() & CAP_SYS_ADMIN:
             raise CntrError(
                 f"{self.label}: this process is root without CAP_SYS_ADMIN: it may not enter a container's namespaces",
@@ -106,7 +106,7 @@ class Target:
             raise
 
     def _open(self) -> None:
-        # The pidfd first: what /proc says afterwards is about this process as long as the pidfd says it lives.
+        # The pidfd comes first: what /proc says afterwards is about this process as long as the pidfd shows it alive.
         self.pidfd = os.pidfd_open(self.pid)
         self.start_time = procfs.start_time(procfs.read(f"/proc/{self.pid}/stat"))
         self.proc_fd = os.open(procfs.living(self.pid), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -139,14 +139,14 @@ class Target:
             raise ProcessLookupError
 
     def _check_unchanged(self) -> None:
-        """Its capabilities are those that it has in the user namespace which was opened: one of its own making would give it all of them.
+        """Check that it is still in the user namespace that was opened, to which its capabilities refer. Raises CntrError.
 
-        It may have gone into another while it was read. Raises CntrError.
+        A process has all capabilities in a user namespace of its own making, and it may have made one while it was being read.
         """
         for kind in ("user", "mnt", "pid"):
             fd = self.namespaces.get(kind, -1)
             if fd < 0 and self.as_owner:
-                continue  # entered by now
+                continue  # already entered
             expected = os.fstat(fd) if fd >= 0 else os.stat(f"/proc/self/ns/{kind}")
             if namespaces.identity(self.proc_fd, kind) != (expected.st_dev, expected.st_ino):
                 raise CntrError(
@@ -154,10 +154,10 @@ class Target:
                 )
 
     def _enter_as_owner(self) -> None:
-        """Without root: enter the user namespace of one's own rootless container before all else, with all capabilities in it.
+        """Without root: enter the user namespace of the caller's own rootless container first, with all capabilities in it.
 
-        The owner of a user namespace may enter it (user_namespaces(7)); there the ids below are the container's own, and what follows is
-        the same walk as root's, in a private copy of the mount namespace: mounts can be made only where the user namespace owns it.
+        The owner of a user namespace may enter it (user_namespaces(7)). The ids below are then the container's, and the rest is the same
+        walk as root's, in a private copy of the mount namespace: the user namespace must own a mount namespace to make mounts in it.
         """
         if "user" not in self.namespaces:
             raise PermissionError(errno.EPERM, "Operation not permitted")
@@ -169,16 +169,18 @@ class Target:
             os.close(fd)
         rows = procfs.id_map(procfs.read("/proc/self/uid_map"))
         if not any(outside <= uid < outside + count for _, outside, count in rows):
-            _be_its_root()  # LXC's are of subordinate ids alone: as the owner no file could be made there (EOVERFLOW)
+            # LXC maps subordinate ids only: the owner has no id there and could make no file (EOVERFLOW)
+            _be_its_root()
         syscalls.unshare(syscalls.CLONE_NEWNS)
         syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
         self.as_owner = True
 
     def _owner_of_namespaces(self) -> int:
-        """The user namespace to enter first: the target's, taken out of its ``namespaces``; or one above it that owns some of the others.
+        """Return the user namespace to enter first: the target's, removed from ``namespaces``; or an ancestor that owns some of the
+        others.
 
-        bubblewrap and what stands on it (Flatpak) make the namespaces in one, and put the program into a second below it: that is joined
-        at the end, as root does.
+        bubblewrap and programs built on it (Flatpak) make the namespaces in one user namespace and run the program in a second one below.
+        That one is joined at the end, as by root.
         """
         inner = self.namespaces["user"]
         for kind, fd in self.namespaces.items():
@@ -191,7 +193,7 @@ class Target:
         return inner
 
     def _read_environment(self, text: str) -> None:
-        """What the process was started with: what it shows, or where it has written a title over it, what its engine knows."""
+        """Read the environment the process was started with. If it has written its title over it, use what the engine knows."""
         self.environment = procfs.environ(text)
         if not procfs.environ_is_overwritten(text):
             return
@@ -218,7 +220,9 @@ class Target:
         self.seccomp = int(status.get("Seccomp", "0"))
 
     def _read_mounts(self, text: str) -> None:
-        """partial_proc: its /proc shows processes only; slow_places: where a file system of some process' may never answer."""
+        """partial_proc: its /proc shows processes only; slow_places: mount points of file systems of other processes, which may never
+        answer.
+        """
         self.slow = self.impatient and patience.may_never_answer(text)
         self.silent = self.partial_proc = False
         self.slow_places: tuple[str, ...] = ()
@@ -232,7 +236,7 @@ class Target:
             )
 
     def _bounded(self, work: Callable[[], T]) -> T:
-        """WORK on files of the target's. Raises OSError, TimeoutError where they do not answer; then at once for every other."""
+        """Run WORK on files of the target. Raises OSError, and TimeoutError if they do not answer; every later call then fails at once."""
         if not self.slow:
             return work()
         if self.silent:
@@ -250,7 +254,7 @@ class Target:
             return False
 
     def _read_lsm(self) -> str:
-        """The LSM label; EINVAL and ENOENT mean that no LSM labels processes here."""
+        """The LSM label. EINVAL and ENOENT mean that no LSM labels processes here."""
         try:
             return procfs.read("attr/current", self.proc_fd).strip("\0\n")
         except OSError as error:
@@ -259,13 +263,13 @@ class Target:
             return ""
 
     def alive(self, seconds: float = 0) -> bool:
-        """Whether the process still runs after at most SECONDS: a pidfd turns readable when it ends."""
+        """Whether the process still runs after at most SECONDS: a pidfd becomes readable when it ends."""
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
         return not poll.poll(seconds * 1000)
 
     def inside(self, outside: int, rows: tuple[tuple[int, int, int], ...]) -> int | None:
-        """The id that the target's user namespace calls OUTSIDE; rows: uid_map or gid_map."""
+        """The target's id for the caller's id OUTSIDE; rows: uid_map or gid_map."""
         if "user" not in self.namespaces:
             return outside
         for first, mapped, count in rows:
@@ -274,12 +278,12 @@ class Target:
         return None
 
     def outside(self, inside: int, rows: tuple[tuple[int, int, int], ...]) -> int:
-        """The caller's id of what the target's user namespace calls INSIDE; -1 where it is not mapped."""
+        """The caller's id for the target's id INSIDE; -1 if it is not mapped."""
         mapped = procfs.map_id(inside, rows) if "user" in self.namespaces else inside
         return -1 if mapped is None else mapped
 
     def working_directory(self) -> str:
-        """Where the engine starts programs, else where the process is, as a path in the container's root; "/" where neither is known."""
+        """Where the engine starts programs, else where the process is, as a path in the container's root; "/" if neither is known."""
         from cntr.engines import settings
 
         known = settings.of(self.container)
@@ -297,7 +301,7 @@ class Target:
         return path[len(root) :] or "/" if f"{path}/".startswith(f"{root}/") else "/"
 
     def open_in_root(self, path: str, flags: int) -> int:
-        """Open PATH as the target would, never leaving its root (openat2(2), RESOLVE_IN_ROOT). Raises OSError."""
+        """Open PATH as the target would, without leaving its root (openat2(2), RESOLVE_IN_ROOT). Raises OSError."""
         return self._bounded(lambda: self._open_in_root(path, flags))
 
     def _open_in_root(self, path: str, flags: int) -> int:
@@ -305,11 +309,11 @@ class Target:
         return syscalls.openat2(self.root_fd, path.lstrip("/") or ".", flags, resolve)
 
     def read_file(self, path: str, limit: int = 1 << 20) -> str:
-        """The first LIMIT bytes of a regular file of the target as text, "" where there is none to read."""
+        """The first LIMIT bytes of a regular file of the target as text, "" if it cannot be read."""
         return os.fsdecode(self.read_bytes(path, limit))
 
     def read_bytes(self, path: str, limit: int = 1 << 20) -> bytes:
-        """The first LIMIT bytes of a regular file of the target, b"" where there is none to read, or only by waiting."""
+        """The first LIMIT bytes of a regular file of the target, b"" if it cannot be read, or not without blocking."""
         if any(path == place or path.startswith(f"{place.rstrip('/')}/") for place in self.slow_places):
             return b""
         try:
@@ -323,11 +327,11 @@ class Target:
         except OSError:
             return b""
         try:
-            # Looked at before it is opened: opening a FIFO blocks, opening a device acts, and a file of a kernel's file system
-            # says what its reader is, not what the container wrote.
+            # Checked before opening: opening a FIFO blocks, opening a device has effects, and a file of a kernel filesystem describes its
+            # reader, not the container.
             if not stat.S_ISREG(os.fstat(handle).st_mode) or syscalls.filesystem_magic(handle) in UNREAL:
                 return b""
-            # O_NONBLOCK: a file on which somebody holds a lease would be waited for (fcntl(2), F_SETLEASE).
+            # O_NONBLOCK: otherwise open(2) would wait for the holder of a lease (fcntl(2), F_SETLEASE).
             fd = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             try:
                 return os.pread(fd, limit, 0)
@@ -339,7 +343,7 @@ class Target:
             os.close(handle)
 
     def odd_file(self, path: str) -> str:
-        """Why a file of the target cannot be shown over the tools' own, "" where it can."""
+        """Why a file of the target cannot be mounted over the tools' own, "" if it can."""
         try:
             handle = self.open_in_root(path, os.O_PATH)
         except OSError as error:
@@ -365,7 +369,7 @@ def _who_may(pid: int) -> str:
 
 
 def _be_its_root() -> None:
-    """Be the root of the user namespace that was entered, with what it may do there. Raises OSError."""
+    """Become root of the user namespace that was entered, with its capabilities. Raises OSError."""
     syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1)
     try:
         os.setgroups([])
@@ -376,7 +380,7 @@ def _be_its_root() -> None:
 
 
 def _wait_for_threads() -> None:
-    """Until this process is one thread, as setns(2) wants it for a user namespace: an engine that is late is still being asked in another.
+    """Wait until this process has one thread: setns(2) into a user namespace requires it, and a late engine may still have one.
 
     Raises CntrError.
     """

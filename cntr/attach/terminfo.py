@@ -1,6 +1,8 @@
-"""The terminfo(5) entry of the caller's terminal, for tools that lack it: without it vim, less or top would not know the terminal.
+"""The terminfo(5) entry of the caller's terminal, for tools that lack it. Without it vim, less or top would not
+know the terminal.
 
-A terminal of one's own brings it in ~/.terminfo or $TERMINFO, which a session doesn't see; and the tools of an image know few.
+Some terminals install their entry in ~/.terminfo or $TERMINFO, which a session does not see, and the tools of an
+image know few.
 """
 
 from __future__ import annotations
@@ -13,12 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SYSTEM = ("/etc/terminfo", "/lib/terminfo", "/usr/share/terminfo")
-LONGEST = 1 << 15  # bytes: what ncurses reads of a description
+LONGEST = 1 << 15  # bytes: the most that ncurses reads
 MAGIC = (b"\x1a\x01", b"\x1e\x02")  # term(5)
 
 
 def missing(read_tools_file: Callable[[str], str]) -> list[tuple[str, bytes]]:
-    """[(path below the home, content)] of what is to be added for $TERM: none where the tools know it, or the caller doesn't either."""
+    """[(path below the home, content)] to add for $TERM: empty if the tools know it, or if the caller does not."""
     name = os.environ.get("TERM", "")
     if not name or "/" in name or name.startswith(".") or len(name) > 64 or not name.isascii():
         return []
@@ -35,7 +37,7 @@ def missing(read_tools_file: Callable[[str], str]) -> list[tuple[str, bytes]]:
 
 
 def _paths(name: str) -> tuple[str, str]:
-    """Both ways in which ncurses names the directory."""
+    """Both paths under which ncurses looks for NAME."""
     return f"{name[0]}/{name}", f"{ord(name[0]):x}/{name}"
 
 

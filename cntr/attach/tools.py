@@ -1,4 +1,4 @@
-"""The fat side: where the tools come from."""
+"""The fat side: the tree that the tools come from."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 class Tools:
     """The tools' tree: a root in a mount namespace.
 
-    mnt_fd: that mount namespace, -1 for the caller's own; root_fd: the tree's root (O_PATH); path: the PATH its commands are
-    looked for in; target: the container it belongs to, None for the host or a directory.
+    mnt_fd: that mount namespace, -1 for the caller's; root_fd: the tree's root (O_PATH); path: the PATH for its
+    commands; target: the container it belongs to, None for the host or a directory.
     """
 
     __slots__ = ("held", "label", "mnt_fd", "path", "root_fd", "target")
 
     def __init__(self, label: str, root_fd: int, mnt_fd: int, path: str, target: Target | None = None) -> None:
         self.label, self.root_fd, self.mnt_fd, self.path, self.target = label, root_fd, mnt_fd, path, target
-        self.held: Callable[[], None] | None = None  # lets go of an image's tree in the cache
+        self.held: Callable[[], None] | None = None  # releases an image's tree in the cache
 
     def read_file(self, path: str, limit: int = 1 << 20) -> str:
-        """The first LIMIT bytes of a regular file of the tools' side, "" where there is none to read."""
+        """The first LIMIT bytes of a regular file of the tools' tree, "" if it cannot be read."""
         resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
         try:
             fd = syscalls.openat2(self.root_fd, path.lstrip("/"), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, resolve)
@@ -59,7 +59,9 @@ class Tools:
 
 
 def open_tools(source: str) -> Tools:
-    """SOURCE is ``host``, ``host:all``, a rootfs directory (a path with a slash), an image, or a TARGET. Raises CntrError."""
+    """Open SOURCE: ``host``, ``host:all``, a root directory (a path with a slash), an image, or a TARGET. Raises
+    CntrError.
+    """
     if source in ("host", HOST_ALL):
         return Tools("host", os.open("/", os.O_PATH | os.O_CLOEXEC), -1, os.environ.get("PATH") or DEFAULT_PATH)
     if "/" in source and ":" not in source.partition("/")[0]:
@@ -83,7 +85,7 @@ def open_tools(source: str) -> Tools:
 
 
 def _image(source: str) -> Tools:
-    """An image's tree, from the cache. Raises CntrError."""
+    """Open an image's tree from the cache. Raises CntrError."""
     if source.startswith("image:"):
         with VIEW:
             tools = _unpacked(source)

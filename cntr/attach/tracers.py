@@ -1,15 +1,15 @@
-"""Containers that cannot be kept out of a session, because their processes hold CAP_SYS_PTRACE as well (ptrace(2)).
+"""Containers that can trace a session, because their processes hold CAP_SYS_PTRACE too (ptrace(2)).
 
-What they do to a session they can do to themselves: then it is worth nothing to them. So beside such a container
+Such a container can do to the session what it can do to itself. So the session must hold nothing more than that:
 
-- what is behind /proc/PID/root is the tools view: the whole host, and the host's capabilities, are refused without ``--force``
-- cntr goes on from an executable that can't be written (CVE-2019-5736), without the variables of its caller: what stays in the
-  container's pid namespace was forked from it, with all its memory
+- /proc/PID/root leads to the tools view: the whole host, and the host's capabilities, are refused without ``--force``
+- cntr continues from an executable that cannot be written (CVE-2019-5736), without the variables of its caller: the session's
+  processes are forked from it, with all its memory
 - no pipe of the caller's is handed over
 - the tools run under the container's own seccomp filters
 
-What is typed and shown in the session, what ``--share`` and ``-e`` bring, and the record's words of the caller and the reason, they do see:
-that is said in one line.
+The container's processes do see what is typed and shown in the session, what ``--share`` and ``-e`` bring, and the
+caller and reason in the record. One line says so.
 """
 
 from __future__ import annotations
@@ -30,22 +30,25 @@ if TYPE_CHECKING:
     from cntr.attach import seccomp
     from cntr.attach.request import Request
 
-# CAP_SYS_MODULE, SYS_RAWIO, SYS_ADMIN, PERFMON, BPF: with these the memory of every process is read, and with most of them written
+# CAP_SYS_MODULE, SYS_RAWIO, SYS_ADMIN, PERFMON, BPF: each can read the memory of every process, and most can write
+# it
 OF_THE_KERNEL = 1 << 16 | 1 << 17 | 1 << 21 | 1 << 38 | 1 << 39
-ANCESTORS = 32  # of a process, looked at in its pid namespace
+ANCESTORS = 32  # how many ancestors of a process are checked in its pid namespace
 
 
 def of(request: Request, target: Target) -> str:
-    """Which processes can look into the session and act as it, in words; "" for none."""
+    """Return in words which processes can look into the session and act as it; "" if none can."""
     if "pid" not in target.namespaces or (request.privileged and "user" in target.namespaces):
-        return ""  # beside the host's own processes, or in no user namespace in which they have a say
+        return ""  # in the host's pid namespace, or in no user namespace where they have capabilities
     if (target.permitted | target.bounding | _of_ancestors(target)) & CAP_SYS_PTRACE:
         return f"{target.label} may hold CAP_SYS_PTRACE: its processes can see and do what this session can"
     return ""
 
 
 def of_owner(pid: int) -> bool:
-    """The same for a caller without root, who can't begin again once ``Target`` has entered the container's user namespace."""
+    """The same for a caller without root, who cannot restart once ``Target`` has entered the container's user
+    namespace.
+    """
     try:
         return os.geteuid() != 0 and bool(_reach(pid) & CAP_SYS_PTRACE)
     except (OSError, KeyError, ValueError):
@@ -53,13 +56,15 @@ def of_owner(pid: int) -> bool:
 
 
 def _reach(pid: int) -> int:
-    """What a process may hold. Raises OSError, KeyError, ValueError."""
+    """The capabilities a process may hold. Raises OSError, KeyError, ValueError."""
     status = procfs.status(procfs.read(f"/proc/{pid}/status"))
     return int(status["CapPrm"], 16) | int(status["CapBnd"], 16)
 
 
 def _of_ancestors(target: Target) -> int:
-    """The capabilities of those above a process in its pid namespace: a worker may have given up what its container's init holds."""
+    """The capabilities of a process's ancestors in its pid namespace: a worker may have dropped what its
+    container's init holds.
+    """
     found, pid = 0, target.pid
     for _ in range(ANCESTORS):
         try:
@@ -76,7 +81,9 @@ def _of_ancestors(target: Target) -> int:
 
 
 def warnings(request: Request, target: Target, traced: str) -> list[str]:
-    """What the user must know before: one line each. traced: see ``of``. Raises CntrError for what goes with --force only."""
+    """What the user must know first, one line each. traced: result of ``of``. Raises CntrError for what needs
+    --force.
+    """
     found = [*([] if target.as_owner else engines.notes(target.container)), *target.notes]
     if request.own_root:
         return found
@@ -113,17 +120,17 @@ def _check(request: Request, target: Target, traced: str) -> None:
 
 
 def filters_of(request: Request, target: Target, traced: str, say: Callable[[str], None]) -> list[seccomp.Filter]:
-    """The container's seccomp filters where they are wanted. Raises CntrError where they can't be had."""
-    # An owner without root may read none, and the container is theirs.
+    """The container's seccomp filters, if they are wanted. Raises CntrError if they cannot be read."""
+    # An owner without root may not read them, and the container is theirs.
     unasked = bool(traced) and not (request.own_root or request.seccomp or request.force or target.as_owner)
     if not (request.seccomp or unasked) or target.container.state == "rootfs":  # nothing runs there
         return []
-    from cntr.attach import seccomp  # for those that most sessions go without
+    from cntr.attach import seccomp  # most sessions do not need it
 
     program = target.container.filter
     if program is not None:
         return [seccomp.Filter(program)] if program else []
-    if unasked and target.seccomp and evidence.state(target.pid) == "paused":  # it can't be asked
+    if unasked and target.seccomp and evidence.state(target.pid) == "paused":  # a paused process cannot be traced
         say(f"warning: {target.label} is paused, its seccomp filters can't be read: the tools run without them")
         return []
     try:

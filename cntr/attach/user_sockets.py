@@ -1,8 +1,9 @@
 """The user's sockets in a session: X11, Wayland, D-Bus, the ssh and gpg agents, and any path.
 
-What the session finds is a socket in its own tmpfs, where nobody else can come to. Behind it is a process of ours on the host, with the
-caller's ids and nothing else, which connects to the real one and passes on what is said, open files too. So it is the same on both
-transports (no socket can be reached through FUSE), for every uid of the session, and a server sees the caller as its client.
+The session finds a socket in its own tmpfs, which nobody else can reach. Behind it is a process of cntr's on the
+host, with the caller's ids and nothing else. It connects to the real socket and relays the data, open files
+included. So it works the same on both transports (no socket can be reached through FUSE) and for every uid of the
+session, and the server sees the caller as its client.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from cntr.attach.target import Target
 
 BACKLOG = 64
-MOST = 256  # connections of one socket at once
+MOST = 256  # connections of one socket at the same time
 AGAIN_SECONDS = 0.05
 TRIES = 100
 TCP_SECONDS = 2.0
@@ -40,18 +41,18 @@ X11_DIRECTORY = "tmp/.X11-unix"
 
 
 class Source:
-    """One socket: where the real one is, and the session's name of it (in its tmpfs). port: at 127.0.0.1, where it has no path."""
+    """One socket: where the real one is, and its name in the session's tmpfs. port: at 127.0.0.1, if it has no path."""
 
     def __init__(self, option: str, path: str, name: str, *, port: int = 0) -> None:
-        """option: as the user said it, for errors."""
+        """option: as the user wrote it, for errors."""
         self.option, self.path, self.name, self.port = option, path, name, port
         self.opening: Callable[[], Opening | None] = lambda: None
         self.listener: socket.socket | None = None
 
     def check(self, caller: Caller) -> None:
-        """It is there and the caller's own, or root's. Raises CntrError."""
+        """Check that it exists and is the caller's or root's. Raises CntrError."""
         if self.port or self.path[:1] == "@":
-            return  # known by who answers
+            return  # no file to check: see ``Server._connect``
         shown = f"{self.option}: {printable(self.path)}"
         try:
             found = os.stat(self.path)
@@ -65,21 +66,21 @@ class Source:
             )
 
     def listen(self, tree_fd: int) -> None:
-        """Make the session's socket. Raises OSError."""
+        """Create the session's socket and listen. Raises OSError."""
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         parent, _, name = self.name.rpartition("/")
         directory = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=tree_fd)
         try:
             path = f"/proc/self/fd/{directory}/{name}"
             self.listener.bind(path)
-            os.chmod(path, 0o666)  # whoever gets to it is in the session, as whichever user
+            os.chmod(path, 0o666)  # the directory admits the session only, under whichever uid
         finally:
             os.close(directory)
         self.listener.listen(BACKLOG)
 
 
 class Brought:
-    """All sockets of a session; variables: what its environment says of them. ``start`` makes the process behind them."""
+    """All sockets of a session; variables: the environment that names them. ``start`` forks the process behind them."""
 
     def __init__(self, request: Request, target: Target, private: Private, user: tuple[int, int, int, str]) -> None:
         """user: (uid in the container, uid and gid here, home in the session). Raises CntrError, OSError."""
@@ -110,7 +111,7 @@ class Brought:
                     "another option has that name already",
                 ) from None
 
-    # --- what is asked for ---
+    # --- the options ---
 
     def _x11(self) -> None:
         shown = os.environ.get("DISPLAY", "")
@@ -129,9 +130,11 @@ class Brought:
         self.variables |= {"DISPLAY": f":{own}.{screen}", "XAUTHORITY": f"/{AUTHORITY}"}
 
     def _free_display(self) -> int:
-        """A display number whose abstract name is ours in the session's network namespace, and listened at by nobody.
+        """Reserve a display number in the session's network namespace: its abstract name is ours, and nobody
+        listens at its path.
 
-        X clients try @/tmp/.X11-unix/XN first, which any process of the container could listen at: and type into the session's windows.
+        X clients try @/tmp/.X11-unix/XN first. Any process of the container could listen there and type into the
+        session's windows.
         """
         self.reserved = self._socket_there()
         for number in range(10, 1000):
@@ -145,7 +148,9 @@ class Brought:
         raise CntrError("-X: the container has taken all display numbers", "what listens in it? `ss -lx` in a session")
 
     def _socket_there(self) -> socket.socket:
-        """A socket of the container's network namespace, made by a child: an owner without root can't come back from there."""
+        """A socket of the container's network namespace, made by a child: an owner without root could not return
+        from there.
+        """
         kind = socket.SOCK_STREAM | socket.SOCK_CLOEXEC
         if "net" not in self.target.namespaces:
             return socket.socket(socket.AF_UNIX, kind)
@@ -193,10 +198,10 @@ class Brought:
         self.variables["WAYLAND_DISPLAY"] = name
 
     def _path(self, word: str) -> None:
-        """PATH, or PATH:AS; AS is where it is in the session."""
+        """Parse PATH or PATH:AS; AS is its path in the session."""
         path, _, place = word.partition(":")
         shown = f"--socket {printable(word)}"
-        if place in ("rw", "ro"):  # as --share has it; of a socket it means nothing
+        if place in ("rw", "ro"):  # as in --share; meaningless for a socket
             place = ""
         if not path.startswith("/"):
             path = os.path.abspath(path)
@@ -209,7 +214,9 @@ class Brought:
         self.sources.append(Source(shown, path, name))
 
     def _name(self, path: str, *, asked: bool) -> str:
-        """The name in the session's tmpfs of PATH; the caller's runtime directory and home are the session's own. "": outside of it."""
+        """Name of PATH in the session's tmpfs; the caller's runtime directory and home become the session's. "":
+        outside of it.
+        """
         places = [("/var/run", "run"), ("/run", "run")]
         places += [(where, name) for name, where, _ in DIRECTORIES]
         if not asked:
@@ -221,7 +228,9 @@ class Brought:
         return ""
 
     def _directories(self, name: str) -> None:
-        """Make the directories on the way to NAME; below the session's home and runtime directory they are its user's."""
+        """Create the directories that lead to NAME; those below the session's home and runtime directory belong to
+        its user.
+        """
         parts = name.split("/")[:-1]
         own = (f"run/user/{self.inside}", self.home.lstrip("/"))
         for depth in range(1, len(parts) + 1):
@@ -235,10 +244,10 @@ class Brought:
             if mine and self.uid >= 0:
                 os.chown(part, self.uid, self.gid, dir_fd=self.private.tree_fd)
 
-    # --- the process behind them ---
+    # --- the relaying process ---
 
     def start(self) -> None:
-        """Fork it; the listeners are its own from now on. Raises OSError."""
+        """Fork it; it takes over the listeners. Raises OSError."""
         supervisor = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
@@ -253,7 +262,7 @@ class Brought:
 
     def _serve(self, supervisor: int) -> None:
         syscalls.set_process_name("cntr-sockets")
-        os.setsid()  # the terminal's signals are for the session
+        os.setsid()  # the terminal's signals go to the session
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         first = 3
         for fd in sorted(source.listener.fileno() for source in self.sources if source.listener):
@@ -262,14 +271,14 @@ class Brought:
             first = fd + 1
         syscalls.close_range(first, 0)
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        for fd in (0, 1, 2):  # the session's, whose readers wait for the last writer
+        for fd in (0, 1, 2):  # the session's streams, whose readers wait for the last writer
             os.dup2(null, fd)
         syscalls.prctl(
             syscalls.PR_SET_DUMPABLE, 0
-        )  # before it is a process without capabilities, and after, for other ids set it anew
+        )  # once before it drops its capabilities, and again because a change of ids resets it
         self.caller.become()
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
-        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)  # the change of ids has cleared it
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)  # reset by the change of ids
         if os.getppid() != supervisor:
             return
         loop = Loop()
@@ -278,7 +287,7 @@ class Brought:
         loop.run()
 
     def close(self) -> None:
-        """The session ends."""
+        """Close everything at the end of the session."""
         if self.pid:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             os.waitpid(self.pid, 0)
@@ -290,7 +299,7 @@ class Brought:
 
 
 class Server:
-    """In that process: what is behind one socket."""
+    """In the relaying process: the server side of one socket."""
 
     def __init__(self, loop: Loop, source: Source, caller: Caller) -> None:
         self.loop, self.source, self.caller = loop, source, caller
@@ -312,13 +321,13 @@ class Server:
         self._connect(near, TRIES)
 
     def _connect(self, near: socket.socket, tries: int) -> None:
-        """Connect to the real one, as the caller. A server whose queue is full is asked again."""
+        """Connect to the real socket, as the caller. Retry while the server's queue is full."""
         source = self.source
         family = socket.AF_INET if source.port else socket.AF_UNIX
         far = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             if source.port:
-                far.settimeout(TCP_SECONDS)  # of this machine: at once, unless its queue is full
+                far.settimeout(TCP_SECONDS)  # on this machine a connect succeeds at once unless the queue is full
                 far.connect(("127.0.0.1", source.port))
             else:
                 far.setblocking(False)

@@ -1,10 +1,11 @@
-"""The tools view: what a session sees of the tools' side, without anything that only some user there may read.
+"""The tools view: what a session sees of the tools' side, without anything that only certain users may read.
 
-Each real file system of the tools' tree is cloned, read-only, without set-id bits and devices, and idmapped so that every file
-belongs to nobody (mount_setattr(2), MOUNT_ATTR_IDMAP): capabilities over files count for owners that a user namespace maps
-(capabilities(7)), so only the permissions for others are left, to uid 0 as well. Where a file system can't be idmapped, an overlay of
-it does the same (cntr/linux/nobodys_overlay.py); where there can be none, what others may not read is found by looking, and covered.
-/proc, /sys, /dev, /run, /tmp, /home and the like are not part of it.
+Each real file system of the tools' tree is cloned, read-only, without set-id bits and devices, and idmapped so that
+every file belongs to nobody (mount_setattr(2), MOUNT_ATTR_IDMAP). Capabilities over files apply only to owners that
+the user namespace maps (capabilities(7)). So only the permissions for others count, even for uid 0. Where a file
+system cannot be idmapped, an overlay does the same (cntr/linux/nobodys_overlay.py). Where there can be no overlay
+either, files that others may not read are searched for and covered. /proc, /sys, /dev, /run, /tmp, /home and the
+like are not part of the view.
 """
 
 from __future__ import annotations
@@ -24,22 +25,24 @@ if TYPE_CHECKING:
 
     Overlay = Callable[[int, int], int]
 
-# What a session has of its own, or has from the container (docs/security.md).
+# Directories of which a session has its own, or the container's (docs/security.md).
 HIDDEN = ("dev", "home", "proc", "root", "run", "sys", "tmp", "var/tmp")
-# File systems that hold installed programs. Not FUSE: a mount whose server has died or hangs would be waited for.
+# File systems that hold installed programs. FUSE is not among them: access to a dead or hung server would block.
 SHOWN = frozenset(
     "9p aufs bcachefs btrfs ceph cifs erofs exfat ext2 ext3 ext4 f2fs iso9660 jfs nfs nfs4 ntfs3 overlay reiserfs smb3 squashfs "
     "tmpfs udf vfat virtiofs xfs zfs".split()
 )
 SAFE = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
 LEFT_OUT = "left out"
-LOOKED_AT = 1_000_000  # entries of a file system that can't be idmapped, at most
+LOOKED_AT = 1_000_000  # most entries searched in a file system that cannot be idmapped
 MASKED = 10_000
-OWNER_DEPTH = 3  # how deep below / an owner without root has what is theirs alone looked for
+OWNER_DEPTH = 3  # how many levels below / are searched for files of an owner without root
 
 
 class Part:
-    """One mount of the view. how: ``idmapped``, ``overlaid``, ``masked`` or LEFT_OUT; masks: [(path below it, is_dir)] to be covered."""
+    """One mount of the view. how: ``idmapped``, ``overlaid``, ``masked`` or LEFT_OUT; masks: [(path below it,
+    is_dir)] to cover.
+    """
 
     __slots__ = ("fstype", "how", "masks", "path", "tree_fd")
 
@@ -49,15 +52,19 @@ class Part:
         self.masks: list[tuple[str, bool]] = []
 
     def protect(self, nobody_fd: int, mounted: int, overlay: Overlay | None) -> None:
-        """Read-only, and nobody's or to be masked. mounted: a fd of the directory that it is a clone of, -1 for none. Raises OSError."""
+        """Make it read-only, and idmapped or overlaid if possible. mounted: an fd of the directory it was cloned
+        from, -1 for none.
+
+        Raises OSError.
+        """
         try:
             if nobody_fd < 0:
                 raise OSError(errno.EPERM, os.strerror(errno.EPERM))
             attributes.add(self.tree_fd, SAFE, nobody_fd)
             self.how = "idmapped"
         except OSError as error:
-            # EINVAL: the file system has no idmapped mounts; EPERM: it belongs to a user namespace, or is idmapped already.
-            # ENOSYS: nothing can be, before Linux 5.12.
+            # EINVAL: the file system does not support idmapped mounts. EPERM: it belongs to a user namespace, or is
+            # idmapped already. ENOSYS: before Linux 5.12 nothing can be idmapped.
             if error.errno not in (errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
             can = mounted >= 0 and error.errno != errno.ENOSYS and _is_reachable(self.path)
@@ -67,13 +74,13 @@ class Part:
             self.how = "masked"
 
     def _overlay(self, nobody_fd: int, mounted: int, make: Overlay) -> bool:
-        """Have an overlay of it in its place that looks with nobody's rights; False where there can be none."""
+        """Replace it by an overlay that reads it with nobody's rights; False if there can be none."""
         if nobody_fd < 0 or not stat.S_ISDIR(os.fstat(mounted).st_mode):
             return False
         clone = syscalls.open_tree(mounted, "", places.CLONE)
         try:
             overlay = make(clone, nobody_fd)
-        except OSError:  # before Linux 5.11, without overlayfs, on top of two others already
+        except OSError:  # before Linux 5.11, without overlayfs, or on two nested overlays
             return False
         finally:
             os.close(clone)
@@ -83,9 +90,9 @@ class Part:
         return True
 
     def look(self) -> None:
-        """Find what others may not read. Raises OSError (EFBIG: there is too much to look at)."""
+        """Find what others may not read. Raises OSError (EFBIG: too many entries)."""
         mode = os.fstat(self.tree_fd).st_mode
-        if not stat.S_ISDIR(mode):  # a file mounted on a file, as engines do with /etc/hosts
+        if not stat.S_ISDIR(mode):  # a file mounted on a file, as engines mount /etc/hosts
             self.how = self.how if stat.S_ISREG(mode) and mode & 0o4 else LEFT_OUT
             return
         left, pending = LOOKED_AT, [""]
@@ -112,21 +119,23 @@ class Part:
                         except OSError:
                             continue
                         kind = stat.S_IFMT(mode)
-                        if kind == stat.S_IFREG and mode & 0o4:  # nearly all are
+                        if kind == stat.S_IFREG and mode & 0o4:  # nearly all files
                             continue
                         path = f"{directory}/{entry.name}" if directory else entry.name
                         if path in hidden:
                             continue
                         if kind == stat.S_IFDIR and mode & 0o5 == 0o5:
                             pending.append(path)
-                        else:  # a socket, FIFO or device leads to whoever serves it
+                        else:  # a socket, FIFO or device leads to the process behind it
                             self.masks.append((path, kind == stat.S_IFDIR))
             finally:
                 os.close(fd)
 
 
 def collect(proc_fd: int, nobody_fd: int, overlay: Overlay | None) -> list[Part]:
-    """The parts of the view of the calling process's root, / first. proc_fd: a /proc of its pid namespace. Raises OSError."""
+    """The parts of the view of the calling process's root, / first. proc_fd: a /proc of its pid namespace. Raises
+    OSError.
+    """
     mounts = procfs.mountinfo(procfs.read("self/mountinfo", proc_fd))
     root = next((mount.fstype for mount in reversed(mounts) if mount.mount_point == "/"), "?")
     parts = _closed_root(root) or [
@@ -134,7 +143,7 @@ def collect(proc_fd: int, nobody_fd: int, overlay: Overlay | None) -> list[Part]
     ]
     resolve = syscalls.RESOLVE_NO_SYMLINKS
     for number, part in enumerate(parts):
-        closed = number == 0 and len(parts) > 1  # a tmpfs of our own
+        closed = number == 0 and len(parts) > 1  # a tmpfs of ours
         mounted = -1 if closed else syscalls.openat2(syscalls.AT_FDCWD, part.path, os.O_PATH, resolve)
         try:
             part.protect(nobody_fd, mounted, overlay)
@@ -150,7 +159,7 @@ def collect(proc_fd: int, nobody_fd: int, overlay: Overlay | None) -> list[Part]
         try:
             fd = syscalls.openat2(syscalls.AT_FDCWD, path, os.O_PATH, resolve)
         except OSError:
-            continue  # below another mount, or it has gone
+            continue  # hidden by another mount, or gone
         try:
             part = Part(path, mount.fstype, syscalls.open_tree(fd, "", places.CLONE))
             part.protect(nobody_fd, fd, overlay)
@@ -168,20 +177,23 @@ def collect(proc_fd: int, nobody_fd: int, overlay: Overlay | None) -> list[Part]
         except OSError as error:
             if error.errno != errno.EFBIG or part.path == "/":
                 raise
-            part.how, part.masks = LEFT_OUT, []  # whoever may write there makes as many files as they like
+            part.how, part.masks = LEFT_OUT, []  # a user who may write there could make any number of files
     return parts
 
 
 def _is_reachable(path: str) -> bool:
-    """Whether others get to PATH: no directory above it is closed to them, as those are that hold other containers' trees."""
+    """Whether others can reach PATH: every directory above it is open to them. Those above other containers' trees
+    are not.
+    """
     above = path.split("/")[1:-1]
     return all(os.stat(f"/{'/'.join(above[:count])}").st_mode & 1 for count in range(1, len(above) + 1))
 
 
 def _closed_root(fstype: str) -> list[Part]:
-    """For a root directory that is closed to others, as mktemp(1) makes them: a tmpfs in its place, and a part for each entry.
+    """For a root directory closed to others, as mktemp(1) makes them: a tmpfs in its place, and a part for each
+    entry.
 
-    Nobody could pass such a directory, and it is the one that the user has named.
+    Nobody could pass such a directory, but the user has named it.
     """
     if os.stat("/").st_mode & 0o5 == 0o5:
         return []
@@ -206,10 +218,11 @@ def is_shown(mount: procfs.Mount) -> bool:
 
 
 class View:
-    """Makes the tools view the root of the calling process's mount namespace, a private copy of the tools' own.
+    """Makes the tools view the root of the calling process's mount namespace, a private copy of the tools'.
 
-    nobody_fd: a user namespace that maps one id no file has (namespaces.nobody), -1 where there can be none; as_owner: for the owner
-    of a rootless container, who is not root; overlay: nobodys_overlay.make, None where it is not loaded.
+    nobody_fd: a user namespace that maps one id that no file has (namespaces.nobody), -1 if none can be made;
+    as_owner: the caller owns a rootless container and is not root; overlay: nobodys_overlay.make, None if it is not
+    loaded.
     """
 
     __slots__ = ("as_owner", "nobody_fd", "notes", "overlay", "proc_fd")
@@ -219,7 +232,7 @@ class View:
         self.notes: list[str] = []
 
     def assemble(self, progress: steps.Progress) -> None:
-        """Raises OSError; ``progress.now`` says where."""
+        """Assemble it and make it the root. Raises OSError; ``progress.now`` names the step."""
         progress.now = steps.VIEW
         if self.as_owner:
             self._owners_view(progress)
@@ -241,7 +254,7 @@ class View:
                 syscalls.move_mount(part.tree_fd, fd, "")
                 os.close(fd)
             except OSError:
-                part.how = LEFT_OUT  # below a directory that is closed to others: nobody could get there
+                part.how = LEFT_OUT  # below a directory closed to others: nobody could reach it
             finally:
                 os.close(part.tree_fd)
         self.notes += [f"tools view: {printable(part.path)} ({part.fstype}): {part.how}" for part in parts]
@@ -254,7 +267,9 @@ class View:
         self._cover(masks)
 
     def _whole_view(self, progress: steps.Progress) -> None:
-        """Of a container with a user namespace: its mounts are locked together (mount_namespaces(7)), none can be cloned by itself."""
+        """For a container with a user namespace: its mounts are locked together (mount_namespaces(7)), so none can
+        be cloned alone.
+        """
         attributes.add_everywhere(SAFE, self.proc_fd)
         progress.now = steps.MASKS
         whole = Part("/", "mounts locked together", os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
@@ -265,7 +280,7 @@ class View:
         self.notes.append(f"tools view: / ({whole.fstype}): {whole.how}")
 
     def _cover(self, masks: list[tuple[str, bool]]) -> None:
-        """Mount nothing over each of MASKS. Raises OSError."""
+        """Cover each of MASKS with an empty mount. Raises OSError."""
         if not masks:
             return
         nothing = syscalls.new_filesystem("tmpfs", {"mode": "000", "size": "4k"}, SAFE & ~syscalls.MOUNT_ATTR_RDONLY)
@@ -273,11 +288,12 @@ class View:
         try:
             os.mkdir("directory", 0, dir_fd=nothing)
             os.close(os.open("file", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0, dir_fd=nothing))
-            # A clone can be taken of what is mounted in this namespace only; this is the last mount that is unmounted.
+            # Only what is mounted in this namespace can be cloned. This mount is the last to be unmounted.
             place = places.open_inside("/")
             syscalls.move_mount(nothing, place, "")
             os.close(place)
-            # A clone has its mount's attributes; each by itself would take a process, where there is no mount_setattr(2).
+            # A clone has the attributes of its mount. Setting them one by one takes a process each without
+            # mount_setattr(2).
             by_itself = attributes.are_known()
             if not by_itself:
                 attributes.add_here(nothing, SAFE)
@@ -285,14 +301,15 @@ class View:
                 try:
                     fd = syscalls.openat2(syscalls.AT_FDCWD, path, os.O_PATH | os.O_NOFOLLOW, resolve)
                 except FileNotFoundError:
-                    continue  # it has gone since
+                    continue  # it has been removed
                 except OSError as error:
                     if error.errno in (errno.EACCES, errno.ELOOP, errno.ENOTDIR):
-                        continue  # out of everybody's reach; or another file by now, below a directory of root's
+                        # nobody can reach it; or it was replaced by another file, in a directory of root's
+                        continue
                     raise
                 try:
                     tree = syscalls.open_tree(nothing, "directory" if is_dir else "file", syscalls.OPEN_TREE_CLONE)
-                    if by_itself:  # nobody's, where that can be had: root with its capabilities opens what is its own
+                    if by_itself:  # idmap the cover if possible: root with its capabilities opens its own files
                         attributes.add(tree, SAFE, self.nobody_fd)
                     syscalls.move_mount(tree, fd, "")
                     os.close(tree)
@@ -305,7 +322,9 @@ class View:
             os.close(nothing)
 
     def _owners_view(self, progress: steps.Progress) -> None:
-        """Without root nothing can be idmapped and no mount left out: read-only, and what is the owner's alone is covered."""
+        """Without root nothing can be idmapped and no mount left out: make it read-only, and cover what only the
+        owner may read.
+        """
         attributes.add_everywhere(SAFE, self.proc_fd)
         progress.now = steps.MASKS
         found: list[tuple[str, bool]] = []
@@ -333,9 +352,10 @@ class View:
 
 
 def namespaces_used_up(number: int) -> bool:
-    """Whether a user namespace could not be made (errno NUMBER) since root has all it may have: so count those of any container's uid 0.
+    """Whether making a user namespace failed (errno NUMBER) because root's quota is used up: any container's uid 0
+    counts towards it.
 
-    A machine that allows none at all (/proc/sys/user, namespaces(7)) has none to use up.
+    A machine whose limit is 0 (/proc/sys/user, namespaces(7)) has no quota to use up.
     """
     try:
         return number == errno.ENOSPC and int(procfs.read("/proc/sys/user/max_user_namespaces")) > 0
@@ -351,18 +371,20 @@ def enter_tools(tools: Tools, own_mnt_fd: int, progress: steps.Progress) -> None
     progress.now = steps.COPY_TOOLS
     tree_fd = -1 if is_namespace_root else syscalls.open_tree(tools.root_fd, "", places.CLONE_ALL)
     syscalls.unshare(syscalls.CLONE_NEWNS)
-    # Before anything is mounted: a shared mount would carry it into the namespace we came from.
+    # Before anything is mounted: a shared mount would propagate it to the namespace we came from.
     syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
     if tree_fd >= 0:
         make_root(tree_fd, progress)
 
 
 def make_root(tree_fd: int, progress: steps.Progress) -> None:
-    """Make a detached tree the root; nothing of the old one stays mounted, to be found by a privileged session. Raises OSError."""
+    """Make a detached tree the root. Nothing of the old one stays mounted where a privileged session could find it.
+    Raises OSError.
+    """
     progress.now = steps.ROOT
     syscalls.move_mount(tree_fd, syscalls.AT_FDCWD, "/")
     os.fchdir(tree_fd)
-    # A copy of a shared mount is shared; pivot_root(2) wants none.
+    # A copy of a shared mount is shared, and pivot_root(2) refuses shared mounts.
     syscalls.mount(None, ".", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
     syscalls.pivot_root(".", ".")
     syscalls.umount(".", syscalls.MNT_DETACH)

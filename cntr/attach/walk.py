@@ -1,4 +1,6 @@
-"""One attach from top to bottom, in the order of the paper (section 3.2). ``exec`` takes the same steps into the container's root."""
+"""One attach from top to bottom, in the order of the paper (section 3.2). ``exec`` takes the same steps with the
+container's root.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,11 @@ if TYPE_CHECKING:
     from cntr.attach.shares import Share
     from cntr.engines import Container
 
-IMAGES = ("image", "archive", "oci", "dir")  # the prefixes of what never runs, cntr.images.KINDS
+IMAGES = ("image", "archive", "oci", "dir")  # the prefixes of targets that never run: cntr.images.KINDS
 
 
 class Fds:
-    """Everything to be closed on the way out, last first."""
+    """What is to be closed at the end, last opened first."""
 
     __slots__ = ("closers",)
 
@@ -51,25 +53,25 @@ class Fds:
             self.closers.pop()()
 
     def fd(self, fd: int) -> int:
-        """Own FD."""
+        """Own FD: close it at the end."""
         self.closers.append(lambda: os.close(fd))
         return fd
 
 
 def attach(request: Request, say: Callable[[str], None]) -> int:
-    """Run one session; the exit status of its command. say: prints one line to the user. Raises CntrError."""
+    """Run one session; return the exit status of its command. say: prints one line to the user. Raises CntrError."""
     with Fds() as fds:
         # 1. name → pid → everything /proc says about it
         container = _find(request, fds, say)
         engines.verify(container, runs_its_own=request.own_root)
-        protect = request.protect if not fds.closers else None  # nobody is in a stand-in
+        protect = request.protect if not fds.closers else None  # nothing runs in a stand-in that could trace us
         if protect and tracers.of_owner(container.pid):
             protect()
         target = Target(container, impatient=True)
         if protect and not target.as_owner and tracers.of(request, target):
             protect()
         fds.closers.append(target.close)
-        if request.session:  # not before protect, which starts anew
+        if request.session:  # only after protect, which restarts cntr
             request.session.begin(container)
         if not request.own_root and outermost.stay_outside(target):
             say(
@@ -80,14 +82,14 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
         except OSError as error:
             if target.alive():
                 raise
-            # What was under way says "no such process" of some file of /proc; what matters is why.
+            # A missing /proc file raised "no such process"; report what it means.
             raise TargetNotFound(
                 f"{target.label}: it stopped while cntr attached ({error.strerror})", "is it still running?"
             ) from None
 
 
 def _find(request: Request, fds: Fds, say: Callable[[str], None]) -> Container:
-    """The container as it runs; for what does not run, and for an image, a stand-in that ends with FDS. Raises CntrError."""
+    """Return the container, running; for a stopped one or an image, a stand-in that ends with FDS. Raises CntrError."""
     missing: TargetNotFound | None = None
     if not request.entrypoint and request.target.partition(":")[0] not in IMAGES:
         try:
@@ -102,18 +104,18 @@ def _find(request: Request, fds: Fds, say: Callable[[str], None]) -> Container:
                 )
             if container.state != "rootfs" or not request.own_root:
                 return container
-    from cntr.images import entrypoint  # in a working container of Buildah's nothing runs, mounted or not
+    from cntr.images import entrypoint  # nothing runs in a working container of Buildah's, mounted or not
 
     return entrypoint.for_session(request, missing, fds.closers, say)
 
 
 class Prepared:
-    """Everything a session is made of, opened before the fork; fds closes it all."""
+    """Everything that a session consists of, opened before the fork; fds closes it all."""
 
     def __init__(self, request: Request, target: Target, fds: Fds, say: Callable[[str], None]) -> None:
         """Raises CntrError, OSError."""
         self.request, self.target, self.fds = request, target, fds
-        # 2. the fat side, what of it is shown, and who serves it
+        # 2. the tools: which of them are shown, and who serves them
         self.tools = None if request.own_root else open_tools(request.tools)
         if self.tools:
             fds.closers.append(self.tools.close)
@@ -143,7 +145,8 @@ class Prepared:
         )
         self.devpts_fd = fds.fd(nest.new_devpts())
         self.terminal = self._open_terminal()
-        # Whoever gets a pipe of the caller's can read, and write, both ends; and what is recorded comes by here.
+        # A pipe of the caller's can be reopened at both ends by whoever gets it; and a recording needs the data to
+        # pass through here.
         foreign = bool(traced) or not request.uses_host or bool(request.session and request.session.recording)
         self.stdio = Stdio(self.terminal.slave if self.terminal else -1, self.uid, foreign=foreign)
         fds.closers.append(self.stdio.close)
@@ -158,13 +161,13 @@ class Prepared:
             say(f"note: {target.label}: some of its files do not answer: they are left out")
 
     def _name(self) -> str:
-        """What the session's user is called in it."""
+        """The name of the session's user."""
         name = self.user.name
         known = name and etc_files.safe_name(name) and (name != "root" or not self.user.uid)
         return name if known else f"uid{self.user.uid}" if self.user.uid else "root"
 
     def _view(self) -> View | None:
-        """The tools view; None for the container's own root, and for the whole host where that is asked for."""
+        """The tools view; None for the container's own root, or if the whole host is asked for."""
         if self.tools is None or self.request.tools == HOST_ALL:
             return None
         as_owner, nobody_fd = self.target.as_owner, -1
@@ -177,16 +180,19 @@ class Prepared:
                     raise StepFailed(
                         f"{self.target.label}: {steps.VIEW.name}", number, "", steps.VIEW.advice(number)
                     ) from None
-                # This machine allows no user namespaces (user.max_user_namespaces): what only root may read is found by looking.
+                # This machine allows no user namespaces (user.max_user_namespaces): files that only root may read
+                # are searched for.
         overlay = None
         if nobody_fd >= 0 and (self.request.tools != "host" or " - overlay " in procfs.read("/proc/self/mountinfo")):
-            from cntr.linux import nobodys_overlay  # now: not once in another mount namespace
+            from cntr.linux import nobodys_overlay  # imported before another mount namespace is entered
 
             overlay = nobodys_overlay.make
         return View(nobody_fd, self.proc_fd, overlay, as_owner=as_owner)
 
     def _serve(self) -> FileServer | None:
-        """The file server of the fuse transport. ``auto`` is the mount transport: it needs what both need (Linux 5.2), and is faster."""
+        """Start the file server of the fuse transport. ``auto`` means the mount transport: Linux 5.2 is required
+        anyway, and it is faster.
+        """
         if self.tools is None or self.request.transport != "fuse":
             if self.request.binding != "auto":
                 raise CntrError("--binding chooses who speaks FUSE", "it goes with --transport fuse")
@@ -196,10 +202,10 @@ class Prepared:
         return FileServer(self.tools, self.request.binding, self.view, self.own_mnt_fd)
 
     def _open_terminal(self) -> pty.Pty | None:
-        """A pty like the user's terminal, when stdin and stdout are one; what else the command gets is Stdio's."""
+        """Open a pty like the user's terminal, if stdin and stdout are one. Stdio handles other streams."""
         if not (os.isatty(0) and os.isatty(1)):
             return None
-        from cntr.attach import pty  # without a terminal its imports would be for nothing
+        from cntr.attach import pty  # only sessions with a terminal need it
 
         terminal = pty.Pty(self.devpts_fd)
         self.fds.closers.append(terminal.close)
@@ -221,7 +227,7 @@ class Prepared:
         return private
 
     def _bring(self, private: Private) -> dict[str, str]:
-        """Sockets of the caller's that the session reaches; the variables that name them."""
+        """Bring in the caller's sockets; return the variables that name them."""
         request = self.request
         if not (request.x11 or request.agent or request.bus or request.wayland or request.sockets):
             return {}
@@ -295,7 +301,7 @@ class Prepared:
 
 
 def _run_session(request: Request, target: Target, fds: Fds, say: Callable[[str], None]) -> int:
-    """From the target on; see ``attach``."""
+    """Run the session on an open target; see ``attach``."""
     prepared = Prepared(request, target, fds, say)
     # 4. the session's processes
     exec_server = _exec_server(request, target, prepared.private) if prepared.private else None
@@ -316,7 +322,7 @@ def _run_session(request: Request, target: Target, fds: Fds, say: Callable[[str]
         terminal.hand_over()
     if server:
         server.handed_over()
-    # 5. until it ends
+    # 5. wait for the end
     supervisor = Supervisor(target, pid, channel, watch, terminal, stdio, server, exec_server, prepared.proc_fd, say)
     if request.session:
         supervisor.audited(request.session)
@@ -328,7 +334,9 @@ def _run_session(request: Request, target: Target, fds: Fds, say: Callable[[str]
 
 
 def _exec_server(request: Request, target: Target, private: Private) -> ExecServer | None:
-    """Who answers `cntr exec` in the session; an owner without root could not come back from the container's namespaces."""
+    """Who answers `cntr exec` in the session; None for an owner without root, who could not return from the
+    container's namespaces.
+    """
     if target.as_owner:
         if request.forward:
             raise CntrError(

@@ -1,6 +1,8 @@
-"""X11 for a session: DISPLAY, the Xauthority file (Xau(3)), and the first words of a client (X Window System Protocol, chapter 8).
+"""X11 for a session: DISPLAY, the Xauthority file (Xau(3)), and a client's connection setup (X Window System
+Protocol, chapter 8).
 
-The session has a cookie of its own, good at the session's socket alone; the real one is put in its place outside, as ssh does it.
+The session has a cookie of its own that is valid only at the session's socket. Outside, it is replaced by the real
+one, as in ssh.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ _HEAD = 12  # bytes: order, versions, lengths of the name and data of the author
 
 
 def display(text: str) -> tuple[str, int, int]:
-    """(socket path, "" for TCP at 127.0.0.1, display, screen) of a DISPLAY of this machine's. Raises ValueError."""
+    """Parse a DISPLAY of this machine: (socket path, "" for TCP at 127.0.0.1; display; screen). Raises ValueError."""
     host, colon, rest = text.rpartition(":")
     number, _, screen = rest.partition(".")
     if not colon or not all(word.isascii() and word.isdecimal() and len(word) < 6 for word in (number, screen or "0")):
@@ -32,7 +34,7 @@ def display(text: str) -> tuple[str, int, int]:
 
 
 def cookie(data: bytes, number: int, hostname: str) -> bytes:
-    """The cookie for a local display in the text of an Xauthority file; b"" where there is none."""
+    """The cookie for a local display in an Xauthority file; b"" if there is none."""
     best: tuple[int, bytes] = (0, b"")
     while len(data) >= 2:
         family = int.from_bytes(data[:2], "big")
@@ -47,14 +49,14 @@ def cookie(data: bytes, number: int, hostname: str) -> bytes:
             rank = 3
         elif family == FAMILY_WILD:
             rank = 2
-        elif family == FAMILY_LOCAL:  # the host has been renamed since
+        elif family == FAMILY_LOCAL:  # the host was renamed later
             rank = 1
         best = max(best, (rank, secret)) if rank else best
     return best[1]
 
 
 def _words(data: bytes) -> tuple[list[bytes], bytes]:
-    """Four counted strings, fewer where the data ends, and what is left."""
+    """Split off four counted strings, fewer at the end of the data; return them and the rest."""
     words: list[bytes] = []
     while len(words) < 4 and len(data) >= 2:
         length = int.from_bytes(data[:2], "big")
@@ -66,20 +68,20 @@ def _words(data: bytes) -> tuple[list[bytes], bytes]:
 
 
 def authority(number: int, secret: bytes) -> bytes:
-    """An Xauthority file with one cookie, for display NUMBER under whatever host name."""
+    """An Xauthority file with one cookie, for display NUMBER at any host name."""
     words = (b"", b"%d" % number, COOKIE_NAME, secret)
     return FAMILY_WILD.to_bytes(2, "big") + b"".join(len(word).to_bytes(2, "big") + word for word in words)
 
 
 class Setup(Opening):
-    """A client's connection setup: the session's cookie, which it must have, replaced by the real one."""
+    """A client's connection setup: checks for the session's cookie and replaces it by the real one."""
 
     def __init__(self, ours: bytes, real: bytes) -> None:
-        """real: b"" for a server that asks for none."""
+        """real: b"" for a server without authorization."""
         self.ours, self.real, self.held = ours, real, b""
 
     def feed(self, data: bytes) -> bytes:
-        """The whole setup, once it is there. Raises ValueError."""
+        """Collect data; return the whole setup once it is complete. Raises ValueError."""
         self.held += data
         if len(self.held) < _HEAD:
             return b""
