@@ -19,18 +19,19 @@ def open_inside(path: str, flags: int = 0) -> int:
     return syscalls.openat2(syscalls.AT_FDCWD, path, os.O_PATH | flags, INSIDE)
 
 
-def place(tree_fd: int, path: str, *, is_dir: bool, follow: bool = False) -> None:
+def place(tree_fd: int, path: str, *, is_dir: bool, follow: bool = False, own_fd: int = -1) -> None:
     """Mount a detached tree at PATH of the root and close its fd. PATH is created if missing, in this mount
     namespace only.
 
-    follow: follow a symbolic link at PATH, inside the root; otherwise cover it. Raises OSError.
+    follow: follow a symbolic link at PATH, inside the root; otherwise cover it. own_fd: of the session's own file
+    system, in which PATH is simply created. Raises OSError.
     """
     try:
         _mount(tree_fd, path, is_dir, follow)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP):
             raise
-        make(path, is_dir=is_dir)
+        make(path, is_dir=is_dir, own_fd=own_fd)
         _mount(tree_fd, path, is_dir, follow=False)
     os.close(tree_fd)
 
@@ -48,13 +49,14 @@ def _mount(tree_fd: int, path: str, is_dir: bool, follow: bool) -> None:
         os.close(fd)
 
 
-def make(path: str, *, is_dir: bool) -> None:
+def make(path: str, *, is_dir: bool, own_fd: int = -1) -> None:
     """Create PATH without writing to the tools' tree: a tmpfs, the stand-in, covers the nearest existing directory.
     Raises OSError.
 
     The stand-in shows everything that the directory holds (mounts, files, symbolic links) and the new name. Entries
     that cannot be examined, such as a dead FUSE mount, are left out. Files created later in that directory live as
-    long as the session.
+    long as the session. A directory of the session's own file system (own_fd) is not covered: its owner, mode and
+    size stay as they are.
     """
     parent, missing = os.path.dirname(path), [os.path.basename(path)]
     while True:
@@ -66,6 +68,12 @@ def make(path: str, *, is_dir: bool) -> None:
                 raise
             parent, name = os.path.split(parent)
             missing.insert(0, name)
+    if own_fd >= 0 and os.fstat(parent_fd).st_dev == os.fstat(own_fd).st_dev:
+        try:
+            _make_all(parent_fd, missing, is_dir)
+        finally:
+            os.close(parent_fd)
+        return
     tmpfs = syscalls.new_filesystem("tmpfs", {"mode": "755", "size": "4m"}, syscalls.MOUNT_ATTR_NODEV)
     try:
         binds = _show(parent_fd, tmpfs, missing[0])
@@ -79,9 +87,7 @@ def make(path: str, *, is_dir: bool) -> None:
         if parent == "/":  # our root is still the covered directory: move to its cover
             os.fchdir(tmpfs)
             os.chroot(".")
-        for index in range(len(missing)):
-            last = index == len(missing) - 1
-            _make(tmpfs, "/".join(missing[: index + 1]), is_dir=is_dir or not last)
+        _make_all(tmpfs, missing, is_dir)
     finally:
         os.close(parent_fd)
         os.close(tmpfs)
@@ -111,6 +117,12 @@ def _show(parent_fd: int, tmpfs: int, left_out: str) -> list[tuple[str, int]]:
         _make(tmpfs, name, is_dir=stat.S_ISDIR(mode))
         binds.append((name, tree))
     return binds
+
+
+def _make_all(dir_fd: int, names: list[str], is_dir: bool) -> None:
+    for index in range(len(names)):
+        last = index == len(names) - 1
+        _make(dir_fd, "/".join(names[: index + 1]), is_dir=is_dir or not last)
 
 
 def _make(dir_fd: int, name: str, *, is_dir: bool) -> None:

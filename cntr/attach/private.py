@@ -34,18 +34,20 @@ INFORMATION = "run/cntr"
 
 
 class Private:
-    """The session's own tmpfs. uid, gid: owner of the home, in the caller's ids; home: its path in the session."""
+    """The session's own tmpfs. uid, gid: owner of the home, in the caller's ids; home, shares: paths in the session."""
 
-    __slots__ = ("files", "home", "tree_fd")
+    __slots__ = ("files", "home", "shares", "tree_fd")
 
     def __init__(self, home: str, uid: int, gid: int) -> None:
         """Raises OSError."""
         self.home = home
         self.files: list[str] = []
+        self.shares: list[str] = []
         attributes = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
         self.tree_fd = syscalls.new_filesystem("tmpfs", {"mode": "755", "size": "25%", "nr_inodes": "200k"}, attributes)
-        for name, _, mode in DIRECTORIES:
-            self._directory(name, mode)
+        for name, path, mode in DIRECTORIES:
+            # Unless it is the session's home, /root holds nothing but shares.
+            self._directory(name, 0o755 if path == "/root" != home else mode)
         for name, mode in (
             ("run", 0o755),
             (INFORMATION, 0o755),
@@ -149,7 +151,7 @@ class Private:
                     mode = os.stat(child, dir_fd=fd, follow_symlinks=False).st_mode
                     if stat.S_ISDIR(mode):
                         pending.append((f"{name}/{child}", f"{path}/{child}"))
-                    elif stat.S_ISREG(mode):
+                    elif stat.S_ISREG(mode) and f"{path}/{child}" not in self.shares:  # a file shared is mounted on one
                         found.append(printable(f"{path}/{child}"))
             except OSError:
                 continue

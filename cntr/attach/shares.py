@@ -66,10 +66,10 @@ class Share:
             attributes.add(self.tree_fd, flags)
             self.note = f"--share {printable(self.path)}: its file system can't be idmapped: ids are as they are"
 
-    def mount(self, progress: steps.Progress) -> None:
-        """Mount it at PATH. Raises OSError."""
+    def mount(self, progress: steps.Progress, own_fd: int) -> None:
+        """Mount it at PATH. own_fd: of the session's own tmpfs. Raises OSError."""
         progress.now = steps.SHARES
-        places.place(os.dup(self.tree_fd), self.path, is_dir=self.is_dir)
+        places.place(os.dup(self.tree_fd), self.path, is_dir=self.is_dir, own_fd=own_fd)
 
     def close(self) -> None:
         """Close the fd."""

@@ -7,6 +7,7 @@ import pathlib
 import re
 import shutil
 import subprocess
+import tempfile
 
 import pytest
 
@@ -329,6 +330,34 @@ def test_a_share_is_read_only_or_written_with_its_owners_id(tmp_path, transport)
             container.sh(f"echo new > {shared}/made-{uid}", "--share", f"{shared}:rw", *words)
             made = (shared / f"made-{uid}").stat()
             assert (made.st_uid, made.st_gid) == (4711, 4711)
+
+
+@pytest.mark.parametrize("transport", ["mount", "fuse"])
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_what_is_shared_from_a_directory_of_the_sessions_own_leaves_that_as_it_is(transport, uid):
+    """/tmp, /home and the like stay the session's: writable, as large as ever, and shares of files are no files left behind."""
+    with (
+        BusyboxContainer(uid=uid) as container,
+        tempfile.TemporaryDirectory(dir="/tmp", prefix="cntr-share-") as below_tmp,
+        tempfile.TemporaryDirectory(dir="/root", prefix=".cntr-share-") as below_root,
+    ):
+        names = [f"{below}/deep/er" for below in (below_tmp, below_root)]
+        for name in names:
+            os.makedirs(name)
+            pathlib.Path(name, "mark").write_text("shared\n")
+            for directory in (name, os.path.dirname(name), os.path.dirname(os.path.dirname(name))):
+                os.chmod(directory, 0o755)
+        places = ("/tmp", "/var/tmp", "/run", "/home", "/dev/shm")
+        look = "stat -c '%n %a %u' /tmp /home; df --output=size " + " ".join(places) + "; id -u; stat -c '%a %u' ~"
+        before = container.sh(look, "--transport", transport)
+        shares = [word for name in (*names, f"{below_tmp}/deep/er/mark") for word in ("--share", name)]
+        done = container.sh(
+            f"cat {names[0]}/mark {names[1]}/mark; {look}; head -c 8M /dev/zero > /tmp/big && rm /tmp/big; touch ~/x && rm ~/x",
+            *shares,
+            "--transport",
+            transport,
+        )
+        assert done == f"shared\nshared\n{before}"
 
 
 @pytest.mark.parametrize("transport", ["mount", "fuse"])
