@@ -1,8 +1,10 @@
-"""``cntr --host HOST COMMAND…``: cntr on another machine, over the user's own ssh(1): its configuration, agent, and ControlMaster.
+"""``cntr --host HOST COMMAND…``: cntr on another machine, over the user's own ssh(1): its configuration, agent, and
+ControlMaster.
 
-The one file (``onefile``) is shipped once, by the digest of its sources, to a directory of the far user's alone, and run there as root by
-sudo(8). One connection, two the first time, and one more for each signal that no terminal brings. On the far side ``far`` watches over it.
-What the far side is to do comes as Python in hexadecimal digits, which every login shell takes as they are.
+The one file (``onefile``) is shipped once per digest of its sources, to a directory of the far user's alone, and run
+there as root by sudo(8). That takes one connection, two the first time, and one more for each signal that no terminal
+delivers. On the far side ``far`` supervises it. Code for the far side is sent as Python in hexadecimal digits, which
+every login shell passes unchanged.
 """
 
 from __future__ import annotations
@@ -20,17 +22,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-MISSING, NO_PYTHON = 213, 212  # statuses of the far side's first steps: no command of ours ends so
+MISSING, NO_PYTHON = 213, 212  # exit statuses of the far side's first steps; no cntr command ends with them
 SSH_FAILED = 255  # ssh(1), EXIT STATUS
-END_SECONDS = 5.0  # for the far side of a copy, whose pipes are closed
-MAX_NOISE = 1 << 16  # bytes that a login shell may say before
+END_SECONDS = 5.0  # how long to wait for the far side of a copy after its pipes are closed
+MAX_NOISE = 1 << 16  # most bytes a login shell may print first
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 RUN = "exec sh -c \"command -v python3 >/dev/null && exec python3 -IS -c 'import sys;exec(bytes.fromhex(sys.argv[1]))' {code}; exit 212\""
-# Whatever the user's configuration has for sessions of their own: none of it is for these.
+# Options against the user's configuration for interactive sessions.
 OPTIONS = ("-o", "LogLevel=ERROR", "-o", "RemoteCommand=none", "-o", "ClearAllForwardings=yes")
 SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:%@+")
 
-# What follows runs on the far side, in whichever Python it has.
+# The code below runs on the far side, in any Python.
 PLACE = """\
 import os, sys
 home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -95,10 +97,12 @@ os.kill(pid, {number})
 
 
 class Host:
-    """A machine as ssh(1) is told of it."""
+    """A machine, as given to ssh(1)."""
 
     def __init__(self, text: str) -> None:
-        """text: ``ssh://[user@]host[:port]``, or ``[user@]host``, where host may be one of ~/.ssh/config. Raises UsageError."""
+        """text: ``ssh://[user@]host[:port]`` or ``[user@]host``; host may be an alias from ~/.ssh/config. Raises
+        UsageError.
+        """
         wrong = UsageError(
             f"--host {printable(text[:200])}: not a host", "ssh://[user@]host[:port], or a Host of ~/.ssh/config"
         )
@@ -123,7 +127,7 @@ class Host:
         self.text = text
 
     def command(self, options: list[str], code: str) -> list[str]:
-        """ssh's command line for the far side's CODE."""
+        """The ssh command line that runs CODE on the far side."""
         where = [*(["-p", self.port] if self.port else []), *(["-l", self.user] if self.user else []), "--", self.name]
         return ["ssh", *options, *where, RUN.format(code=code.encode().hex())]
 
@@ -132,13 +136,13 @@ class SshCommand:
     """One command line on one host."""
 
     def __init__(self, host: Host, words: list[str], *, batch: bool = False) -> None:
-        """batch: nobody is there to be asked for a password."""
+        """batch: nobody can be asked for a password."""
         self.host, self.words, self.batch = host, words, batch
         self.digest = onefile.digest()
         self.token = f"run-{os.urandom(12).hex()}"
         self.place = PLACE.replace("{digest}", self.digest)
         self.piped: subprocess.Popen[bytes] | None = None
-        self.log = tempfile.mkstemp(prefix="cntr-ssh-")  # ssh's own words, which are no session's
+        self.log = tempfile.mkstemp(prefix="cntr-ssh-")  # ssh's own messages, kept out of the session
 
     def ssh(self, code: str, options: list[str], **more: Any) -> subprocess.Popen[bytes]:
         """Start ssh(1). Raises CntrError."""
@@ -149,17 +153,17 @@ class SshCommand:
             raise CntrError("--host: ssh is not on this machine", "Debian has it in openssh-client") from None
 
     def close(self) -> None:
-        """Remove what was written down."""
+        """Remove the log file."""
         os.close(self.log[0])
         os.unlink(self.log[1])
 
     def said(self) -> str:
-        """What ssh complained of, in one line; "" where it did not."""
+        """ssh's error message, in one line; "" if there is none."""
         text = os.pread(self.log[0], 1 << 16, 0).decode(errors="replace")
         return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
     def ship(self) -> None:
-        """Bring the one file. Raises CntrError."""
+        """Copy the one file to the host. Raises CntrError."""
         import hashlib
 
         data = onefile.build()
@@ -175,7 +179,7 @@ class SshCommand:
         self.remember()
 
     def check(self, status: int) -> None:
-        """Raises CntrError where STATUS is not the command's."""
+        """Raise CntrError if STATUS is ssh's or the far side's rather than the command's."""
         if status == NO_PYTHON:
             raise CntrError(
                 f"{printable(self.host.text)}: there is no python3",
@@ -185,13 +189,13 @@ class SshCommand:
             raise CntrError(f"{printable(self.host.text)}: {printable(said)}", "`ssh` to it by hand shows more")
 
     def code(self) -> str:
-        """The far side's part of running the command."""
+        """The code that runs the command on the far side."""
         flags = ["-n"] if self.batch else []
         found = START.replace("{missing}", str(MISSING)).replace("{token}", self.token)
         return found.replace("{flags!r}", repr(flags)).replace("{words!r}", repr(self.words))
 
     def run(self) -> int:
-        """Run it with this process' streams; the exit status. Raises CntrError."""
+        """Run the command with this process's streams; return the exit status. Raises CntrError."""
         terminal = os.isatty(0) and os.isatty(1)
         if not self.is_known():
             self.ship()
@@ -208,7 +212,7 @@ class SshCommand:
 
         def forward(number: int, frame: object) -> None:
             if terminal or number == signal.SIGHUP or any(one.poll() for one in told):
-                process.terminate()  # the far side sees its end
+                process.terminate()  # the far side notices the end of the connection
                 return
             code = SIGNAL.replace("{token}", self.token).replace("{number}", str(int(number)))
             null = subprocess.DEVNULL
@@ -229,7 +233,7 @@ class SshCommand:
         return 128 - status if status < 0 else status
 
     def capture(self) -> tuple[int, str, str]:
-        """Run it and keep what it says: (exit status, stdout, stderr). Raises CntrError."""
+        """Run the command and capture its output: (exit status, stdout, stderr). Raises CntrError."""
         for ship in (not self.is_known(), True):
             if ship:
                 self.ship()
@@ -242,10 +246,12 @@ class SshCommand:
         self.check(process.returncode)
         return process.returncode, out.decode(errors="replace"), err.decode(errors="replace")
 
-    # --- as the way to a process there ------------------------------------------------------------------------------------
+    # --- as a channel to a process there ---------------------------------------------------------------------------
 
     def begin(self, hello: bytes) -> tuple[int, int]:
-        """Start it with pipes: the fds to read and to write, once it has written HELLO. Raises CntrError."""
+        """Start the command with pipes and wait until it has written HELLO; return the fds to read and to write. Raises
+        CntrError.
+        """
         for ship in (not self.is_known(), True):
             if ship:
                 self.ship()
@@ -262,10 +268,12 @@ class SshCommand:
             if process.wait() != MISSING:
                 break
         self.check(process.returncode)
-        raise CntrError("", "", process.returncode)  # it has said why
+        raise CntrError("", "", process.returncode)  # the error is already printed
 
     def end(self) -> int:
-        """Wait for its end, which that of the pipes brings: its exit status. Raises CntrError where that is not its own."""
+        """Wait for its end after the pipes are closed; return its exit status. Raises CntrError if the status is not
+        its own.
+        """
         if self.piped is None:
             return 0
         process, self.piped = self.piped, None
@@ -276,7 +284,7 @@ class SshCommand:
             process.wait()
         return process.returncode
 
-    # --- what was brought where ------------------------------------------------------------------------------------------
+    # --- which builds were shipped where ---------------------------------------------------------------------------
 
     def _memory(self) -> str:
         import hashlib
@@ -285,7 +293,7 @@ class SshCommand:
         return f"{onefile.cache_directory()}/far/{key}"
 
     def is_known(self) -> bool:
-        """Whether this build was brought there before, as far as is remembered."""
+        """Whether this build is remembered as shipped to the host."""
         try:
             with open(self._memory()) as file:
                 return file.read() == self.digest
@@ -293,7 +301,7 @@ class SshCommand:
             return False
 
     def remember(self) -> None:
-        """It was."""
+        """Remember that this build was shipped."""
         try:
             directory = os.path.dirname(self._memory())
             os.makedirs(os.path.dirname(directory), mode=0o700, exist_ok=True)
@@ -302,11 +310,11 @@ class SshCommand:
                 file.write(self.digest)
             os.rename(f"{self._memory()}.{os.getpid()}", self._memory())
         except OSError:
-            pass  # it is asked for each time
+            pass  # without the memory, each command asks the far side
 
 
 def _reads(fd: int, hello: bytes) -> bool:
-    """Whether HELLO comes; byte by byte, since what follows is another's."""
+    """Whether HELLO arrives. Reads byte by byte, since what follows belongs to the caller."""
     seen = b""
     while len(seen) < MAX_NOISE and not seen.endswith(hello):
         byte = os.read(fd, 1)
@@ -317,19 +325,19 @@ def _reads(fd: int, hello: bytes) -> bool:
 
 
 def _with_us() -> None:
-    """ssh ends when this process is killed: then the far side sees its end."""
+    """Have the kernel end ssh when this process is killed; the far side then notices."""
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _alone() -> None:
-    """Ctrl-C is for the far command: ssh(1) keeps to what was ignored before it."""
+    """Leave Ctrl-C to the far command: ssh(1) keeps signals ignored that were ignored at its start."""
     _with_us()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGQUIT, signal.SIG_IGN)
 
 
 def run(host: str, words: list[str]) -> int:
-    """``cntr --host HOST WORDS``; the exit status. Raises CntrError, UsageError."""
+    """Run ``cntr --host HOST WORDS``; return the exit status. Raises CntrError, UsageError."""
     session = SshCommand(Host(host), words)
     try:
         return session.run()
@@ -338,7 +346,7 @@ def run(host: str, words: list[str]) -> int:
 
 
 def on_all(hosts: list[str], words: list[str]) -> dict[str, tuple[int, str, str]]:
-    """WORDS on several hosts at once: {host: (exit status, stdout, stderr)}; one that can't be reached has EXIT_FAILED.
+    """Run WORDS on several hosts at once: {host: (exit status, stdout, stderr)}; an unreachable host has EXIT_FAILED.
 
     Raises UsageError.
     """
