@@ -6,7 +6,7 @@ from errno import EAGAIN, EINVAL, EMFILE, ENFILE, ENOENT, ENOSPC, ENOSYS, EPERM
 
 COMMON = {
     EPERM: "`cntr doctor` says which privilege is missing here",
-    EAGAIN: "a limit on processes is reached: ulimit -u, or pids.max of a cgroup",
+    EAGAIN: "a limit on processes is reached: ulimit -u, or the container's pids.max: --no-cgroup stays outside of that",
     EMFILE: "a limit on open files is reached: ulimit -n",
     ENFILE: "the system's limit on open files is reached: fs.file-max",
     ENOSYS: "the kernel lacks this call (mount API: 5.2, openat2: 5.6, mount_setattr: 5.12)",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import subprocess
 import sys
 
 import pytest
 
-from cntr.attach import cgroup
+from cntr.attach import cgroup, memory
 from cntr.linux import procfs
 from testkit.engines.rigs_runtimes import Runc
 
@@ -33,10 +34,10 @@ def test_the_room_is_what_is_free_or_can_be_dropped(tmp_path, v2):
     prefix = "" if v2 else "total_"
     stat = {f"{prefix}inactive_file": 10 * MIB, f"{prefix}active_file": 5 * MIB, "anon": 40 * MIB}
     found = directory(tmp_path, v2, str(64 * MIB), 56 * MIB, stat, kills=3)
-    memory = cgroup.Memory([found, cgroup.Membership("pids", str(tmp_path))])
-    assert memory.room() == (23 * MIB, 64 * MIB)
-    assert memory.kills() == 3
-    assert memory.holds(found)
+    limits = cgroup.Memory([found, cgroup.Membership("pids", str(tmp_path))])
+    assert limits.room() == (23 * MIB, 64 * MIB)
+    assert limits.kills() == 3
+    assert limits.holds(found)
     directory(tmp_path, v2, "max" if v2 else str((1 << 63) - 4096), 56 * MIB, stat)
     assert cgroup.Memory([found]).room() is None
 
@@ -49,8 +50,50 @@ def test_a_limit_above_counts_too(tmp_path, v2):
 
 
 def test_without_the_controller_there_is_nothing_to_say(tmp_path):
-    memory = cgroup.Memory([cgroup.Membership("pids", str(tmp_path))])
-    assert (memory.room(), memory.kills()) == (None, 0)
+    limits = cgroup.Memory([cgroup.Membership("pids", str(tmp_path))])
+    assert (limits.room(), limits.kills()) == (None, 0)
+
+
+@pytest.mark.parametrize("v2", [True, False])
+def test_the_processes_that_are_left(tmp_path, v2):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    found = cgroup.Membership("" if v2 else "pids", str(inner))
+    assert memory.processes_left(found) is None
+    for directory, limit, used in ((inner, "max", 7), (tmp_path, "10", 8)):
+        (directory / "pids.max").write_text(f"{limit}\n")
+        (directory / "pids.current").write_text(f"{used}\n")
+    assert memory.processes_left(found) == (2, 10), "a limit above counts too"
+    (inner / "pids.max").write_text("5\n")  # lowered since: more are there than may be
+    assert memory.processes_left(found) == (0, 5)
+    assert memory.processes_left(cgroup.Membership("memory", str(inner))) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("transport", ["mount", "fuse"])
+def test_a_session_beside_a_container_that_may_start_no_process(runc: Runc, transport):
+    with runc.container() as container:
+        memberships, _ = cgroup.memberships(
+            procfs.read(f"/proc/{container.pid}/cgroup"),
+            procfs.read("/proc/self/cgroup"),
+            procfs.read("/proc/self/mountinfo"),
+        )
+        places = [one.directory for one in memberships if os.path.exists(f"{one.directory}/pids.max")]
+        if not places:
+            pytest.skip("no controller of pids is mounted")
+        pathlib.Path(places[0], "pids.max").write_text("1")
+        attach = [sys.executable, "-m", "cntr", "attach", "--transport", transport, container.target, "--"]
+        done = subprocess.run(
+            [*attach, "sh", "-c", "echo a | cat"], env=container.env, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout) == (0, "a\n"), done.stderr
+        assert "has 0 processes left of 1: the session stays outside that limit" in done.stderr
+        own = [sys.executable, "-m", "cntr", "exec", container.target, "--", "true"]
+        refused = subprocess.run(own, env=container.env, capture_output=True, text=True, check=False)
+        assert refused.returncode == 125
+        assert "--no-cgroup" in refused.stderr
+        own.insert(4, "--no-cgroup")
+        assert subprocess.run(own, env=container.env, check=False).returncode == 0
 
 
 HELD = "import sys, time; held = b'x' * (int(sys.argv[1]) << 20); print('up', flush=True); time.sleep(300)"
@@ -66,10 +109,10 @@ def test_a_session_beside_a_full_container(runc: Runc, held, outside):
             procfs.read("/proc/self/cgroup"),
             procfs.read("/proc/self/mountinfo"),
         )
-        memory = cgroup.Memory(memberships)
-        if not memory.directories:
+        limits = cgroup.Memory(memberships)
+        if not limits.directories:
             pytest.skip("no memory controller is mounted")
-        place, v2 = memory.directories[0], memory.v2
+        place, v2 = limits.directories[0], limits.v2
         with open(f"{place}/memory.{'max' if v2 else 'limit_in_bytes'}", "w") as stream:
             stream.write(str(64 * MIB))
         with subprocess.Popen(
@@ -106,10 +149,10 @@ def test_a_session_that_is_killed_for_memory_says_so(runc: Runc):
             procfs.read("/proc/self/cgroup"),
             procfs.read("/proc/self/mountinfo"),
         )
-        memory = cgroup.Memory(memberships)
-        if not memory.directories:
+        limits = cgroup.Memory(memberships)
+        if not limits.directories:
             pytest.skip("no memory controller is mounted")
-        with open(f"{memory.directories[0]}/memory.{'max' if memory.v2 else 'limit_in_bytes'}", "w") as stream:
+        with open(f"{limits.directories[0]}/memory.{'max' if limits.v2 else 'limit_in_bytes'}", "w") as stream:
             stream.write(str(64 * MIB))
         done = subprocess.run(
             [
