@@ -40,10 +40,12 @@ class HandleOpener:
         with self._raised:
             return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
-    def matches_any_generation(self, mount_fd: int, handle: Handle) -> bool:
-        """Whether generation 0 opens the file too; only one with another generation can tell."""
-        if not handle.is_derived or handle.data[4:] == bytes(4):
+    def matches_any_generation(self, mount_fd: int, handle: Handle) -> bool | None:
+        """Whether generation 0 opens the file too. None: it has no other, as what mkfs(8) makes, the root above all."""
+        if not handle.is_derived:
             return False
+        if handle.data[4:] == bytes(4):
+            return None
         ino = int.from_bytes(handle.data[:4], "little")
         try:
             fd = self.open(mount_fd, derived_handle(ino, 0))

@@ -7,7 +7,7 @@ import os
 
 from cntr.cntrfs.copyup import OVERLAYFS_MAGIC
 from cntr.cntrfs.handles import O_PATH, HandleOpener
-from cntr.cntrfs.node import ENTRY, INO_BITS, ROOT_ID, SYNTHETIC, BackingMount, stale
+from cntr.cntrfs.node import ENTRY, INO_BITS, ROOT_ID, SYNTHETIC, BackingMount, Node, generation_of, stale
 from cntr.linux import file_syscalls
 from cntr.linux.file_syscalls import Attributes, Handle
 
@@ -134,6 +134,14 @@ class Mounts:
         mount.handles = True
         mount.any_generation = self._opener.matches_any_generation(mount_fd, handle)
         self.on_new_mount(mount)
+
+    def note_generation(self, node: Node) -> None:
+        """Now that there is a file with a generation: need others on its mount be asked for theirs?"""
+        mount, handle = node.mount, node.handle
+        if mount.any_generation is None and handle is not None:
+            mount.any_generation = self._opener.matches_any_generation(self.fd(mount), handle)
+            if mount.any_generation:
+                node.generation = generation_of(node.birth)
 
     def fd(self, mount: BackingMount) -> int:
         """A real fd on the mount, which open_by_handle_at(2) takes."""

@@ -52,7 +52,8 @@ class BackingMount:
         self.base = base
         self.aliases: dict[int, int] = {}  # inode number -> node id, where base + ino won't do
         self.handles: bool | None = None
-        self.any_generation = False  # generation 0 in a handle matches any (ext4): no file need be asked for its own
+        #: Generation 0 in a handle matches any (ext4): no file need be asked for its own. None: no file yet that has another one.
+        self.any_generation: bool | None = False
         self.fd = -1  # a real fd on this mount, for open_by_handle_at
         self.node: Node | None = None  # the directory that is mounted
         self.magic = 0  # the filesystem's f_type, linux/magic.h

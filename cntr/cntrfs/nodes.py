@@ -133,6 +133,7 @@ class NodeTable:
             self.mounts.probe_handles(mount, parent_fd, b"" if is_itself else name)
         if mount.handles:
             take_handle(fresh, parent_fd, b"" if is_itself else name)
+            self.mounts.note_generation(fresh)
         if not fresh.packed_handle or fresh is mount.node:
             self._named(fresh, parent, name)
         if not fresh.generation and not fresh.has_derived_handle:  # 0 is a generation too: mkfs(8) gives it

@@ -187,7 +187,10 @@ def test_no_fd_left_gives_up_cached_ones(table: NodeTable, tmp_path: Path) -> No
 
 
 def test_a_generation_of_zero_is_one(tmp_path: Path) -> None:
-    """mkfs.ext4 -d gives generation 0 to all it puts in; a number of our own in its place makes the handle stale."""
+    """mkfs.ext4 -d gives generation 0 to all it puts in; a number of our own in its place makes the handle stale.
+
+    The root of every ext4 is such: by the first other file it is found out that no more of them need be asked for theirs.
+    """
     (tmp_path / "tree" / "directory").mkdir(parents=True)
     image, mountpoint = tmp_path / "image", tmp_path / "mount"
     mountpoint.mkdir()
@@ -204,6 +207,15 @@ def test_a_generation_of_zero_is_one(tmp_path: Path) -> None:
                 assert identity(table.fds.fd(node)) == node.id
                 assert identity(table.fds.fd(other)) == other.id
                 table.trim()
+            assert table.root.mount.any_generation is None
+            known = node.generation
+            (mountpoint / "new").touch()
+            new = see(table, "new")
+            assert table.root.mount.any_generation
+            assert (new.nodeid, new.generation) == listed(table, "new")
+            assert listed(table, "directory") == (node.nodeid, known), "the kernel takes another one for another file"
+            for found in (new, table.get(node.nodeid), other):
+                assert identity(table.fds.fd(found)) == found.id
         finally:
             table.close()
     finally:
