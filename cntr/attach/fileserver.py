@@ -64,7 +64,7 @@ class FileServer:
         self.tools, self.shown, self.own_mnt_fd, self.heartbeat = tools, shown, own_mnt_fd, Heartbeat()
         self.watchdog: Watchdog | None = None
         self.device_fd = mounting.open_device()
-        # : Mount options that the session passes to fsconfig(2).
+        #: Mount options that the session passes to fsconfig(2).
         self.mount_options = {"source": "cntr", "subtype": "cntrfs", **connection_options(self.device_fd)}
         self.stop_read, self.stop_write = os.pipe2(os.O_CLOEXEC)
         self.mounted_read, self.mounted_write = os.pipe2(os.O_CLOEXEC)

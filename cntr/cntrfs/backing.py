@@ -1,9 +1,10 @@
-"""Access to backing files: with whose ids, and with which flags.
+"""Access to backing files: with which ids, and with which flags.
 
 The mount has ``default_permissions``: the kernel checks every access of a client against the attributes and ACLs that
-the server gave it. What is left to the server is *ownership*: a new file belongs to the caller. So the caller's ids
-are taken for the calls that create, while the server's capabilities stay, but for CAP_FSETID: what the kernel allowed
-(a caller with CAP_DAC_OVERRIDE, say) is not refused a second time, and set-id bits fall as they would for the caller.
+the server returned. The server is responsible for *ownership*: a new file belongs to the caller. So calls that create
+files run with the caller's ids, and with the server's capabilities except CAP_FSETID. What the kernel has allowed (to a
+caller with CAP_DAC_OVERRIDE, for example) is then not refused a second time, and set-id bits are cleared as they would
+be for the caller.
 """
 
 from __future__ import annotations
@@ -19,34 +20,39 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-#: Flags of open(2) that don't reach the backing file: creation was done, O_DIRECT would demand aligned buffers of
-#: the server (EINVAL), and appending is done per write, because F_SETFL changes it without telling the server.
+#: Flags of open(2) that do not reach the backing file: the file has been created; O_DIRECT would require aligned
+#: buffers (EINVAL); and appending is done per write, because F_SETFL changes it without notice to the server.
 STRIPPED = os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_DIRECT | os.O_APPEND | os.O_NOFOLLOW | 0o20000  # FASYNC
 O_TMPFILE = os.O_TMPFILE
 _PF_KTHREAD = 0x00200000  # linux/sched.h
-#: What the server has and a user has not: set-id bits stay; a filesystem's reserve may be used, and quotas be exceeded.
+#: Capabilities of the server that a user lacks: keeping set-id bits; using a filesystem's reserved blocks and
+#: exceeding quotas.
 _SPENDING = 1 << file_syscalls.CAP_SYS_RESOURCE
 _PRIVILEGED = 1 << file_syscalls.CAP_FSETID | _SPENDING
 NOBODYS_GROUP = 0xFFFFFFFE  # a group that no file has
 _SETID = stat.S_ISUID | stat.S_ISGID
-_SOMEBODY = 65534  # not root: ext4's reserve is for an id, too (resuid=0)
+_SOMEBODY = 65534  # not root: ext4 can reserve blocks for a uid too (resuid=0)
 AS_IS: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 
 class Caller:
-    """Who asks: ids in the server's user namespace, the process, and the umask where the kernel left it to us."""
+    """The caller of a request: ids in the server's user namespace, pid, and the umask if the kernel leaves it to the
+    server.
+    """
 
     __slots__ = ("gid", "known_groups", "pid", "uid", "umask")
 
-    #: Does /proc show the pids that requests come with? Else what is there under a number is somebody else.
+    #: Whether /proc shows the pids that requests carry. If not, a number in /proc is another process.
     pids_are_in_proc = True
-    #: Calls what opens a fd; the node table's own gives fds up and calls it again when there is none left.
+    #: Calls a function that opens an fd. The node table replaces it by one that closes fds and retries when none is
+    #: left.
     retrying: Callable[[Callable[[], int]], int] = staticmethod(lambda opener: opener())
 
     def __init__(self, uid: int, gid: int, pid: int, umask: int = 0, groups: tuple[int, ...] = ()) -> None:
-        """pid: of the calling thread in the mounter's pid namespace, 0 when it has none there; groups: as far as told.
+        """pid: of the calling thread in the mounter's pid namespace, 0 if it has none there; groups: those the kernel
+        sent.
 
-        Of whom no pid is known nothing is known: no capability, no groups but those told.
+        Without a pid nothing more can be found out: no capability, no other groups.
         """
         self.uid = uid
         self.gid = gid
@@ -55,16 +61,16 @@ class Caller:
         self.known_groups = groups
 
     def groups(self) -> tuple[int, ...]:
-        """The supplementary groups: as far as the kernel told, else all, from /proc."""
+        """The supplementary groups: those the kernel sent, else all, from /proc."""
         if self.known_groups:
             return self.known_groups
         uid, _, groups, _ = _identity(self.pid)
         return groups if self.uid in (uid, UNKNOWN_ID) else ()
 
     def resolved(self) -> Caller:
-        """The caller with ids: the kernel leaves them out (-1) of what doesn't create, where it allows idmapped mounts.
+        """The caller with ids: on a mount that allows idmapping, the kernel sends -1 in requests that create nothing.
 
-        A caller that is gone, or has no pid here, counts as nobody.
+        A caller that has ended, or has no pid here, counts as nobody.
         """
         if self.uid != UNKNOWN_ID:
             return self
@@ -72,17 +78,17 @@ class Caller:
         return Caller(uid, gid, self.pid, self.umask, groups)
 
     def is_capable(self, capability: int) -> bool:
-        """Does the caller, when it is root, hold this capability? (Another user's may count in its namespace only.)"""
+        """Whether the caller is root and holds this capability. (Another user's may count in its own namespace only.)"""
         uid, _, _, effective = _identity(self.pid)
         return uid == 0 and self.uid in (0, UNKNOWN_ID) and bool(effective >> capability & 1)
 
 
 def opens_by_handle(pid: int) -> bool:
-    """Does the thread wait in open_by_handle_at(2), or serve NFS in the kernel? False where that can't be seen.
+    """Whether the thread is in open_by_handle_at(2), or serves NFS in the kernel; False if that is not visible.
 
-    Others come to a file handle inside the kernel: an overlay whose layers are on CntrFS looks for what it copied up. What it
-    gets can't be revalidated (a dentry without a name, older than the connection's epoch), and the overlay's files
-    were ESTALE; without an answer it does without.
+    Others use a file handle inside the kernel: an overlay whose layers are on CntrFS looks for the origin of copied-up
+    files. The result cannot be revalidated (a dentry without a name, older than the connection's epoch), and the
+    overlay's files became ESTALE. Without an answer the overlay manages without the origin.
     """
     try:
         with open(f"/proc/{pid}/syscall", "rb") as file:
@@ -102,7 +108,7 @@ _NOBODY: tuple[int, int, tuple[int, ...], int] = 65534, 65534, (), 0
 def _identity(pid: int) -> tuple[int, int, tuple[int, ...], int]:
     """(fsuid, fsgid, supplementary groups, effective capabilities) of a thread, from /proc/PID/status.
 
-    /proc shows ids in the reader's user namespace, which is the server's: a caller inside a user namespace comes out
+    /proc shows ids in the reader's user namespace, which is the server's: ids of a caller in another user namespace are
     translated.
     """
     if not pid or not Caller.pids_are_in_proc:
@@ -127,7 +133,7 @@ def _identity(pid: int) -> tuple[int, int, tuple[int, ...], int]:
 
 
 def proc_shows_our_pids() -> bool:
-    """Is what is mounted at /proc of this process's own pid namespace? (NSpid, proc_pid_status(5), tells the depth.)"""
+    """Whether /proc belongs to this process's own pid namespace. NSpid (proc_pid_status(5)) tells the depth."""
     try:
         with open("/proc/self/status", "rb") as status:
             own = [line.split()[1:] for line in status if line.startswith(b"NSpid:")]
@@ -140,10 +146,10 @@ SERVER = Caller(0, 0, 0)
 
 
 class Credentials:
-    """The scope in which the calling thread acts as a caller. Not reentrant, and nothing may be awaited inside."""
+    """A scope in which the calling thread acts as a caller. Not reentrant; do not await inside."""
 
     def __init__(self) -> None:
-        """Take the server's own capabilities as what to come back to."""
+        """Record the server's own capabilities, which leaving the scope restores."""
         effective, permitted, inheritable = file_syscalls.capget()
         self._own = file_syscalls.pack_capabilities(effective, permitted, inheritable)
         self._lowered = file_syscalls.pack_capabilities(effective & ~_PRIVILEGED, permitted, inheritable)
@@ -158,9 +164,9 @@ class Credentials:
         self._unprivileged = False
 
     def as_caller(self, caller: Caller, groups: bool = False, unprivileged: bool = False) -> Credentials:
-        """``with credentials.as_caller(caller):``; groups: with the caller's supplementary groups, too.
+        """``with credentials.as_caller(caller):``. groups: also take the caller's supplementary groups.
 
-        unprivileged: without the server's capabilities over files, so that the backing filesystem checks permission.
+        unprivileged: drop the server's capabilities over files, so that the backing filesystem checks permissions.
         """
         self._caller = caller
         self._groups = groups and caller.uid != self.uid
@@ -184,7 +190,7 @@ class Credentials:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Go back to the server's own."""
+        """Restore the server's ids."""
         caller = self._caller
         if caller.uid != self.uid:
             file_syscalls.setfsuid(self.uid)
@@ -197,28 +203,29 @@ class Credentials:
             file_syscalls.setgroups(())
 
     def without_fsetid(self) -> _WithoutFsetid:
-        """A scope in which writing kills set-id bits, as it does for an unprivileged writer."""
+        """A scope in which writing clears set-id bits, as it does for an unprivileged writer."""
         return self._lowering
 
     def registering(self) -> contextlib.AbstractContextManager[None]:
-        """The scope to register a backing file in: the kernel takes the thread's credentials for all who write to it.
+        """The scope for registering a backing file: the kernel uses the thread's credentials for everyone who writes to
+        it.
 
-        They share one registration, so it is an ordinary user's.
+        All writers share the registration, so it is made with an ordinary user's credentials.
         """
         return self._ordinary
 
     def ordinary(self, keeps_setid: bool = False) -> contextlib.AbstractContextManager[None]:
-        """The scope to write in for whoever is not root, in any thread: no reserve, no more than the quota.
+        """The scope for writes of callers other than root, in any thread: no reserved blocks, and quotas apply.
 
-        keeps_setid: whether set-id bits fall was the kernel's business, and is done.
+        keeps_setid: the kernel has cleared set-id bits already.
         """
         return self._keeping_setid if keeps_setid else self._ordinary
 
     def killpriv(self, fd: int, caller: Caller | None) -> contextlib.AbstractContextManager[None]:
-        """The scope to change a file's data in: set-id bits fall as they would for the caller (None: they stay).
+        """The scope for changing a file's data: set-id bits are cleared as for the caller (None: they stay).
 
-        Whether S_ISGID falls depends on the caller's groups, so it is done as the caller; but looking these up is
-        dear, and only a file with such a bit needs it.
+        Whether S_ISGID is cleared depends on the caller's groups, so the change is made as the caller. Looking the
+        groups up is expensive and is done only for a file with such a bit.
         """
         if caller is None:
             return AS_IS
@@ -234,15 +241,15 @@ class Credentials:
         return bool(os.fstat(fd).st_mode & _SETID) and not caller.is_capable(file_syscalls.CAP_FSETID)
 
     def _spending(self, caller: Caller) -> contextlib.AbstractContextManager[None]:
-        """The scope to use up space in; a caller whose id the kernel left out is taken for one who isn't root."""
+        """The scope for using disk space. A caller whose ids the kernel did not send counts as not root."""
         return AS_IS if caller.uid == self.uid else self.ordinary()
 
     def killpriv_elsewhere(
         self, fd: int, caller: Caller | None, remote: bool
     ) -> contextlib.AbstractContextManager[None]:
-        """``killpriv`` for one use in another thread: all that is asked about the caller is asked now.
+        """``killpriv`` for one use in another thread; the caller is examined now.
 
-        remote: the file may keep one waiting, so it is asked by that thread, and the caller too.
+        remote: accessing the file may block, so the other thread examines it, and the caller.
         """
         if caller is None:
             return AS_IS
@@ -258,12 +265,12 @@ class Credentials:
         )
 
     def raised(self) -> contextlib.AbstractContextManager[None]:
-        """The scope for what takes capabilities; a server that lowered its own (``nobody``) has them back inside."""
+        """The scope for calls that need capabilities; a server that lowered its own (``nobody``) has them inside."""
         return AS_IS
 
 
 class _WithoutFsetid:
-    """The scope of ``without_fsetid``: same ids, CAP_FSETID lowered."""
+    """The scope of ``without_fsetid``: the same ids, CAP_FSETID lowered."""
 
     def __init__(self, own: bytes, lowered: bytes) -> None:
         self._own, self._lowered = own, lowered
@@ -278,12 +285,12 @@ class _WithoutFsetid:
 
 
 class _Ordinary:
-    """The scope of ``ordinary``: another id and fewer capabilities; the open fd it is for has its permissions already."""
+    """The scope of ``ordinary``: another id and fewer capabilities. Permissions were checked when the fd was opened."""
 
     def __init__(self, own: bytes, lowered: bytes) -> None:
         self._own, self._lowered = own, lowered
         self._uid, self._gid = os.geteuid(), os.getegid()
-        # Group 0 has no reserve (ext4 takes resgid=0 for "none"), and each change of credentials takes the kernel 2 us.
+        # Group 0 has no reserved blocks (in ext4 resgid=0 means "none"). A change of credentials takes 2 us.
         self._changes_group = self._gid != 0
 
     def __enter__(self) -> None:
@@ -302,7 +309,7 @@ class _Ordinary:
 
 
 class _AskedThere:
-    """The scope of ``killpriv``, made by the thread that enters it."""
+    """The scope of ``killpriv``, created by the thread that enters it."""
 
     def __init__(self, credentials: Credentials, fd: int, caller: Caller) -> None:
         self._asked = credentials, fd, caller
@@ -321,5 +328,5 @@ class _AskedThere:
 
 
 def proc_path(fd: int) -> bytes:
-    """A path that leads to the inode behind fd, an O_PATH fd of a symbolic link included."""
+    """A path to the inode behind fd; also works for an O_PATH fd of a symbolic link."""
     return b"/proc/self/fd/%d" % fd

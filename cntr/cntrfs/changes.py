@@ -1,4 +1,4 @@
-"""What a SETATTR request asks for."""
+"""The changes that a SETATTR request asks for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NOW = file_syscalls.UTIME_NOW
 
 
 class Changes:
-    """What SETATTR is to change; None leaves a value alone. Times are (seconds, nanoseconds or NOW)."""
+    """What SETATTR changes; None leaves a value unchanged. Times are (seconds, nanoseconds or NOW)."""
 
     __slots__ = ("atime", "gid", "killpriv", "mode", "mtime", "size", "uid")
 
@@ -23,4 +23,4 @@ class Changes:
         self.size: int | None = None  # bytes
         self.atime: tuple[int, int] | None = None
         self.mtime: tuple[int, int] | None = None
-        self.killpriv: Caller | None = None  # truncating kills set-id bits: this caller has no CAP_FSETID
+        self.killpriv: Caller | None = None  # truncation clears set-id bits: this caller lacks CAP_FSETID

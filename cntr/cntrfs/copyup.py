@@ -1,13 +1,14 @@
-"""Files of an overlayfs, which change their inode number, device and birth time when they are copied up.
+"""Files of an overlayfs change their inode number, device and birth time when they are copied up.
 
 A lower file that is written, chmod'ed or linked becomes a file of the upper layer. The overlay's own inode stays, so an
-open file and a fd that O_PATH gave lead to it as before, but statx(2) tells of another: another birth time always, another
-inode number for hard links, and where the layers are on several filesystems another device, too
-(Documentation/filesystems/overlayfs.rst, "Inode properties"). And an overlay has no file handles by default. So here a file is:
+open file or an O_PATH fd still leads to it, but statx(2) returns other values: always another birth time; another inode
+number for hard links; and another device if the layers are on several filesystems
+(Documentation/filesystems/overlayfs.rst, "Inode properties"). An overlay has no file handles by default either. So here
+a file is identified by:
 
-- what a fd of its node says it is now, where the node has one: nodes of open files keep theirs;
-- else what has its name and inode number;
-- one name alone, where a file has several: names of one lower file part when one of them is copied up.
+- an fd of its node, where the node has one: nodes of open files keep theirs;
+- else its name and inode number;
+- a single name, where a file has several: copying up one name of a lower file separates it from the others.
 """
 
 from __future__ import annotations
@@ -25,24 +26,24 @@ OVERLAYFS_MAGIC = 0x794C7630  # linux/magic.h
 
 
 class CopyUps:
-    """What the nodes of overlays were called."""
+    """The names under which nodes of overlays were found."""
 
     def __init__(self, nodes: dict[int, Node]) -> None:
-        """nodes: the table's, by node id."""
+        """nodes: the node table's, by node id."""
         self._nodes = nodes
         self._names: dict[tuple[int, bytes], int] = {}  # (the directory's node id, name) -> node id
 
     def named(self, node: Node, parent: Node, name: bytes) -> None:
-        """The node was found as NAME; it may have other names as well."""
+        """Record that the node was found as NAME; it may have other names."""
         self._names[parent.nodeid, name] = node.nodeid
 
     def forgotten(self, node: Node) -> None:
-        """The node goes."""
+        """Forget the node."""
         if node.parent is not None and self._names.get((node.parent.nodeid, node.name)) == node.nodeid:
             del self._names[node.parent.nodeid, node.name]
 
     def find(self, mount: BackingMount, attributes: Attributes, parent: Node, name: bytes) -> Node | None:
-        """The node of what is NAME in parent now, if it is one that was seen before."""
+        """The node of the file that is NAME in parent now, if it was seen before."""
         node = self._nodes.get(self._names.get((parent.nodeid, name), 0))
         if node is not None and is_same(node, mount, attributes):
             return node
@@ -53,12 +54,12 @@ class CopyUps:
 
 
 def is_one_of_several(attributes: Attributes) -> bool:
-    """Has the file other names, which may be other files soon?"""
+    """Whether the file has other names, which copying up may turn into separate files."""
     return attributes.nlink > 1 and not stat.S_ISDIR(attributes.mode)
 
 
 def is_same(node: Node, mount: BackingMount, attributes: Attributes) -> bool:
-    """Is what has these attributes the node's file? Then the node takes over what has changed."""
+    """Whether a file with these attributes is the node's; if so, update the node."""
     if node.kind != attributes.mode & 0o170000:
         return False
     birth = attributes.btime * 1_000_000_000 + attributes.btime_ns

@@ -1,8 +1,8 @@
-"""The filesystem's operations, synchronous and binding-free: one method per operation of the kernel.
+"""The filesystem's operations, synchronous and independent of a binding: one method per operation of the kernel.
 
-A binding hands in node ids, names as bytes and a ``Caller``, and gets nodes, ``Attributes`` (struct statx) or plain
-values back. Every failure is an OSError whose errno is the answer; ``log.errno_of`` turns anything else into EIO and logs
-it, because a mistake in one operation must never end the mount. A binding calls ``nodes.trim()`` between operations.
+A binding passes node ids, names as bytes and a ``Caller``, and gets nodes, ``Attributes`` (struct statx) or plain values. Every failure
+is an OSError whose errno is the answer. ``log.errno_of`` logs anything else and turns it into EIO, because an error in one operation must
+not end the mount. A binding calls ``nodes.trim()`` between operations.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Core:
     ) -> None:
         """root_fd: a directory fd of the tree's root; the core owns it. Sets the process's umask to 0.
 
-        credentials: of the thread that serves; its own where none are given.
+        credentials: of the serving thread; None to make them.
         """
         self.options = options
         self.credentials = credentials or Credentials()
@@ -65,13 +65,14 @@ class Core:
     # looking up
 
     def lookup(self, parent_id: int, name: bytes, pid: int = 0) -> tuple[Node, Attributes]:
-        """LOOKUP by the thread PID: the node of a name, one lookup counted. ``.`` and ``..`` come from file handles."""
+        """LOOKUP by thread PID: the node of a name, with one lookup counted. ``.`` and ``..`` come from file handles."""
         if name in (b".", b".."):
             if not opens_by_handle(pid):
                 raise stale()
             node = self._lookup_dots(parent_id, name)
             attributes = self.calls.statx(self.fds.fd(node))
-            if not attributes.nlink:  # the kernel asks when it has forgotten the node; its FORGET is under way still
+            # the kernel asks because it has forgotten the node; its FORGET is still on the way
+            if not attributes.nlink:
                 raise stale()
         else:
             parent = self.nodes.get(parent_id)
@@ -82,9 +83,9 @@ class Core:
         return node, attributes
 
     def lookup_entry(self, parent_id: int, name: bytes) -> tuple[int, int, BackingMount, tuple[int, ...]] | None:
-        """LOOKUP: (node id, generation, mount, fields of statx) of a name that is neither dot, one lookup counted.
+        """LOOKUP: (node id, generation, mount, statx fields) of a name other than . and .., with one lookup counted.
 
-        None when there is no such name.
+        None if there is no such name.
         """
         parent = self.nodes.get(parent_id)
         parent_fd = self.fds.fd(parent)
@@ -101,7 +102,7 @@ class Core:
         return self.nodes.see(self.calls.statx(fd, b".."), node, fd, b"..")
 
     def getattr(self, nodeid: int, fh: int | None = None) -> tuple[Node, Attributes]:
-        """GETATTR, on the open file where one is given."""
+        """GETATTR, on the open file if one is given."""
         handle = self.files.handles.get(fh) if fh is not None else None
         if handle is not None and handle.fd >= 0:
             return handle.node, self.calls.statx(handle.fd)
@@ -119,13 +120,13 @@ class Core:
     # changing attributes
 
     def setattr(self, nodeid: int, changes: Changes, fh: int | None = None) -> tuple[Node, Attributes]:
-        """SETATTR: size, then owner, then mode (a change of owner clears set-id bits), then times."""
+        """SETATTR: size, then owner, then mode (changing the owner clears set-id bits), then times."""
         self.options.demand_writable()
         node = self.nodes.get(nodeid)
         handle = self.files.handles.get(fh) if fh is not None else None
         fd = handle.fd if handle is not None and handle.fd >= 0 else self.fds.fd(node)
         if changes.size is not None:
-            # Through the open file where there is one: ftruncate(2) sets mtime even when the size stays.
+            # Through the open file if there is one: ftruncate(2) sets mtime even if the size stays the same.
             writable = handle is not None and handle.writable
             self._truncate(self.files.fd(handle) if handle is not None and writable else None, changes, fd)
         if changes.uid is not None or changes.gid is not None:
@@ -178,7 +179,7 @@ class Core:
         return self._made(parent, parent_fd, name)
 
     def link(self, nodeid: int, parent_id: int, name: bytes) -> tuple[Node, Attributes]:
-        """LINK: one more name for the node's file."""
+        """LINK: add a name for the node's file."""
         self.options.demand_writable()
         node = self.nodes.get(nodeid)
         parent = self.nodes.get(parent_id)
@@ -186,7 +187,7 @@ class Core:
         fd = self.fds.fd(node)
         try:
             file_syscalls.linkat(fd, b"", parent_fd, name, file_syscalls.AT_EMPTY_PATH)
-        except FileNotFoundError:  # AT_EMPTY_PATH takes CAP_DAC_READ_SEARCH, and refuses a file made by O_TMPFILE
+        except FileNotFoundError:  # AT_EMPTY_PATH needs CAP_DAC_READ_SEARCH, and fails for an O_TMPFILE file
             file_syscalls.linkat(
                 file_syscalls.AT_FDCWD, proc_path(fd), parent_fd, name, file_syscalls.AT_SYMLINK_FOLLOW
             )
@@ -202,7 +203,7 @@ class Core:
         self._remove(parent_id, name, os.unlink)
 
     def rmdir(self, parent_id: int, name: bytes) -> None:
-        """RMDIR; someone's working directory stays reachable."""
+        """RMDIR; a directory that is some process's working directory stays reachable."""
         self._remove(parent_id, name, os.rmdir)
 
     def _remove(self, parent_id: int, name: bytes, remove: Callable[..., None]) -> None:
@@ -218,14 +219,14 @@ class Core:
             raise
 
     def _keep_reachable(self, parent: Node, parent_fd: int, name: bytes) -> Node | None:
-        """NAME goes away: when it may be the only way to a file the kernel knows, keep a fd of it instead."""
+        """NAME is removed: if it may be the only way to a file the kernel knows, keep an fd of the file instead."""
         attributes = self.mounts.look(parent.mount, parent_fd, name)
         return self.keep_reachable(attributes, parent, name, lambda: os.open(name, O_PATH, dir_fd=parent_fd))
 
     def keep_reachable(
         self, attributes: Attributes, parent: Node, name: bytes, opener: Callable[[], int]
     ) -> Node | None:
-        """The file NAME of parent loses the name: the node that is pinned for it. opener: of an O_PATH fd of the file."""
+        """The file NAME of parent loses this name: return its node, pinned. opener: opens an O_PATH fd of the file."""
         node = self.nodes.find(attributes, parent, name)
         if node is None or (node.pinned and not self.fds.is_held(node)):
             return None
@@ -243,7 +244,7 @@ class Core:
         self.options.demand_writable()
         old_parent, new_parent = self.nodes.get(parent_id), self.nodes.get(new_parent_id)
         old_fd, new_fd = self.fds.fd(old_parent), self.fds.fd(new_parent)
-        if old_parent.fd < 0:  # opening the second gave the first up: fds were that scarce
+        if old_parent.fd < 0:  # fds are so scarce that opening the second closed the first
             old_fd = self.fds.fd(old_parent)
         victim = None
         if not flags & (file_syscalls.RENAME_EXCHANGE | file_syscalls.RENAME_NOREPLACE):
@@ -264,13 +265,13 @@ class Core:
             self._renamed(old_parent, old_fd, name, None)
 
     def _renamed(self, parent: Node, parent_fd: int, name: bytes, victim: Node | None) -> None:
-        """Note the new name, where nodes are reopened by name."""
+        """Record the new name, if nodes are reopened by name."""
         try:
             node = self.nodes.renamed(self.mounts.look(parent.mount, parent_fd, name), parent, name)
         except OSError:
-            return  # gone again already
+            return  # already gone again
         if node is not None and node is victim:
-            self.fds.unpin(node)  # two names of one file: renaming does nothing then
+            self.fds.unpin(node)  # two names of one file: rename does nothing
 
     # files: creating and opening in one
 
@@ -304,10 +305,10 @@ class Core:
     def _open_appeared(
         self, parent: Node, parent_fd: int, name: bytes, flags: int, caller: Caller
     ) -> tuple[Node, Attributes, int]:
-        """The file appeared behind the mount, so the kernel checked no permission: check as the caller."""
+        """The file was created behind the mount, so the kernel has not checked permissions: check them as the caller."""
         attributes = self.calls.statx(parent_fd, name)
         if not stat.S_ISREG(attributes.mode):
-            raise stale()  # the kernel looks again, and finds out what it is
+            raise stale()  # the kernel looks it up again and learns its type
         with self.credentials.as_caller(caller, groups=True, unprivileged=True):
             opened = self.files.backing_flags(flags) | flags & os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK
             fd = self.fds.retrying(lambda: os.open(name, opened, dir_fd=parent_fd))
@@ -319,9 +320,9 @@ class Core:
     # files and directories: opening
 
     def demand_open(self, node: Node, flags: int, mode: int = -1) -> None:
-        """What a client's open(2) with FLAGS may be refused for, whatever the file is like: a read-only tree, noexec.
+        """Raise OSError if a client's open(2) with FLAGS is refused for any file: a read-only tree, noexec.
 
-        mode: st_mode as the server has just asked for it, if it has.
+        mode: st_mode if the server has just read it.
         """
         if flags & (os.O_ACCMODE | os.O_TRUNC):
             self.options.demand_writable()
@@ -329,10 +330,10 @@ class Core:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
     def open(self, nodeid: int, flags: int, killpriv: Caller | None = None) -> int:
-        """OPEN: O_TRUNC by killpriv, a caller without CAP_FSETID, clears set-id bits."""
+        """OPEN; with O_TRUNC by killpriv, a caller without CAP_FSETID, set-id bits are cleared."""
         node = self.nodes.get(nodeid)
-        if node.kind != stat.S_IFREG:  # the kernel asks for no other, unless the inode number is another file's now
-            raise stale()  # a FIFO would be waited for
+        if node.kind != stat.S_IFREG:  # the kernel opens regular files only, unless the inode number was reused
+            raise stale()  # opening a FIFO would block
         self.demand_open(node, flags)
         node_fd = self.fds.fd(node)
         path = proc_path(node_fd)
@@ -350,7 +351,7 @@ class Core:
         return self.files.enter(self.open_directory(nodeid))
 
     def open_directory(self, nodeid: int) -> DirectoryHandle:
-        """The directory opened for reading, with a fd that the caller closes."""
+        """Open the directory for reading; the caller closes its fd."""
         node = self.nodes.get(nodeid)
         parent_fd = self.fds.fd(node)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -359,34 +360,34 @@ class Core:
         def opener() -> int:
             try:
                 return os.open(b".", flags | quiet, dir_fd=parent_fd)
-            except PermissionError:  # O_NOATIME is the owner's, and CAP_FOWNER's
+            except PermissionError:  # O_NOATIME needs ownership or CAP_FOWNER
                 return os.open(b".", flags, dir_fd=parent_fd)
 
         return DirectoryHandle(node, self.fds.retrying(opener))
 
     def listing(self, nodeid: int) -> DirectoryHandle:
-        """The directory as it is being read, where nobody opens it."""
+        """The state of a directory that is read without being opened."""
         return self.files.listing(self.nodes.get(nodeid), self.open_directory)
 
     def entries(self, directory: DirectoryHandle, offset: int) -> Iterator[file_syscalls.DirectoryEntry]:
-        """READDIR, as ``DirectoryHandle.entries``."""
+        """READDIR; see ``DirectoryHandle.entries``."""
         return directory.entries(offset)
 
     def look_at_entry(self, fh: int, name: bytes) -> tuple[Node, Attributes]:
-        """READDIRPLUS: the node and attributes of an entry; the binding counts the lookup once the entry has fitted in."""
+        """READDIRPLUS: node and attributes of an entry. The binding counts the lookup once the entry fits in the buffer."""
         handle = self.files.handle(fh)
         attributes = self.mounts.look(handle.node.mount, handle.fd, name)
         return self.nodes.see(attributes, handle.node, handle.fd, name), attributes
 
     def list_entry(self, directory: DirectoryHandle, name: bytes) -> tuple[int, int, BackingMount, tuple[int, ...]]:
-        """READDIRPLUS: (node id, generation, mount, fields of statx) of an entry, one lookup counted."""
+        """READDIRPLUS: (node id, generation, mount, statx fields) of an entry, with one lookup counted."""
         fields = self.mounts.fields(directory.node.mount, directory.fd, name)
         if fields is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         return *self.nodes.listed(fields, directory.node, directory.fd, name), fields
 
     def tmpfile(self, parent_id: int, flags: int, mode: int, caller: Caller) -> tuple[Node, Attributes, int]:
-        """TMPFILE: open(2) with O_TMPFILE; the file has no name, so its fd is kept until it is forgotten."""
+        """TMPFILE: open(2) with O_TMPFILE. The file has no name, so its fd is kept until the kernel forgets it."""
         self.options.demand_writable()
         parent_fd = self.fds.fd(self.nodes.get(parent_id))
         wanted = self.files.backing_flags(flags) | os.O_TMPFILE | flags & os.O_EXCL

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from cntr.cntrfs.nodes import NodeTable
     from cntr.cntrfs.options import Options
 
-_LISTINGS = 32  # directories being read at once whose place is remembered
-FMODE_EXEC = 0x20  # linux/fs.h: the kernel opens it to run it; open(2) does not let it through
+_LISTINGS = 32  # most directories whose position is remembered while they are read unopened
+FMODE_EXEC = 0x20  # linux/fs.h: opened for execution by the kernel; open(2) does not accept it
 _NOT_WRITABLE_ANY_MORE = (errno.EPERM, errno.EACCES, errno.EROFS, errno.ETXTBSY)
 
 
 class FileHandle:
-    """An open file or directory. ``fd`` is -1 while nothing needed one: the kernel does the reading and writing."""
+    """An open file or directory. ``fd`` is -1 until it is needed: the kernel reads and writes the file itself."""
 
     __slots__ = ("append", "fd", "flags", "node", "passthrough", "refusal", "uncached", "writable")
 
@@ -35,36 +35,37 @@ class FileHandle:
         self.append = bool(flags & os.O_APPEND)
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
         self.passthrough = False  # the kernel reads and writes the backing file itself
-        self.uncached = False  # the kernel must not collect its writes
-        self.refusal: OSError | None = None  # fd is for reading only: the file can't be opened for writing any more
+        self.uncached = False  # the kernel must not cache its writes
+        # fd is for reading only: why the file cannot be opened for writing any more
+        self.refusal: OSError | None = None
 
 
 class DirectoryHandle(FileHandle):
-    """An open directory, and how far it was read."""
+    """An open directory, and how far it has been read."""
 
     __slots__ = ("index", "is_filled", "pending", "position", "reading")
 
     def __init__(self, node: Node, fd: int) -> None:
-        """pending: read from the directory; what follows index is not yet handed out."""
+        """pending: entries read from the directory; those from index on are not yet returned."""
         super().__init__(node, fd, os.O_RDONLY)
         self.pending: list[file_syscalls.DirectoryEntry] = []
         self.index = 0
         self.position = 0
-        self.is_filled = False  # by ``refill``, and by nothing else
-        self.reading = allocate_lock()  # for who reads it to refill it
+        self.is_filled = False  # only ``refill`` fills it
+        self.reading = allocate_lock()  # held while refilling
 
     def has(self, offset: int) -> bool:
-        """Has an entry been read that follows OFFSET?"""
+        """Whether an entry after OFFSET has been read."""
         return offset == self.position and self.index < len(self.pending)
 
     def refill(self, offset: int, entries: list[file_syscalls.DirectoryEntry]) -> None:
-        """What was read behind OFFSET; empty at the end."""
+        """Store the entries read after OFFSET; none at the end."""
         self.pending, self.index, self.position, self.is_filled = entries, 0, offset, True
 
     def entries(self, offset: int) -> Iterator[file_syscalls.DirectoryEntry]:
-        """READDIR: the entries behind OFFSET, which is the backing filesystem's own and so stays valid.
+        """READDIR: the entries after OFFSET, which is the backing filesystem's own and so stays valid.
 
-        An entry is handed out for good when the next one is asked for: what a full buffer refuses comes again.
+        An entry is consumed when the next one is requested: one that does not fit in the buffer is returned again.
         """
         if not self.is_filled and (offset == 0 or offset != self.position):
             os.lseek(self.fd, offset, os.SEEK_SET)
@@ -86,7 +87,7 @@ class DirectoryHandle(FileHandle):
 
 
 class OpenFiles:
-    """What the clients have open, by handle number; for the serving thread."""
+    """The clients' open files, by handle number; for the serving thread."""
 
     def __init__(self, nodes: NodeTable, options: Options) -> None:
         self._nodes = nodes
@@ -107,9 +108,9 @@ class OpenFiles:
         self._listings.clear()
 
     def backing_flags(self, flags: int) -> int:
-        """The flags to open a backing file with for a client's open(2) FLAGS.
+        """The flags for opening a backing file for a client's open(2) FLAGS.
 
-        With the kernel's writeback cache a partial page is read before it is written: O_WRONLY becomes O_RDWR.
+        With the kernel's writeback cache a partial page is read before it is written, so O_WRONLY becomes O_RDWR.
         """
         wanted = flags & ~(STRIPPED | FMODE_EXEC) | os.O_CLOEXEC
         if flags & (os.O_ACCMODE | os.O_TRUNC):
@@ -119,11 +120,11 @@ class OpenFiles:
         return wanted
 
     def add(self, node: Node, fd: int, flags: int) -> int:
-        """Enter an open backing file (fd -1: opened when first needed); returns the handle's number."""
+        """Add an open backing file (fd -1: opened when first needed); return the handle's number."""
         return self.enter(FileHandle(node, fd, flags))
 
     def enter(self, handle: FileHandle) -> int:
-        """Enter an open file or directory; returns its number."""
+        """Add an open file or directory; return its number."""
         number = self._last = self._last + 1
         self.handles[number] = handle
         handle.node.users += 1
@@ -132,7 +133,7 @@ class OpenFiles:
         return number
 
     def fd(self, handle: FileHandle) -> int:
-        """The handle's own fd, opened now if it has none yet."""
+        """The handle's own fd, opened now if it has none."""
         if handle.fd < 0:
             path = proc_path(self._fds.fd(handle.node))
             try:
@@ -140,51 +141,51 @@ class OpenFiles:
             except OSError as error:
                 if not handle.writable or error.errno not in _NOT_WRITABLE_ANY_MORE:
                     raise
-                # It was writable when the client opened it (chattr +i): what needs no writing goes on.
+                # The client opened it when it was writable (before chattr +i): operations that do not write still work.
                 handle.fd = self._fds.open_retrying(path, os.O_RDONLY)
                 handle.refusal = error
         return handle.fd
 
     def writing_fd(self, handle: FileHandle) -> int:
-        """``fd`` to write by; the error that opening it for writing met, where it had to be opened anew and can't be."""
+        """``fd`` for writing. If it was reopened and could not be opened for writing, raise that error."""
         fd = self.fd(handle)
         if handle.refusal is not None:
             raise OSError(handle.refusal.errno, os.strerror(handle.refusal.errno or 0))
         return fd
 
     def note_append_only(self, handle: FileHandle) -> None:
-        """Have the kernel not collect the writes of an append-only file: it would write whole pages, and set the times."""
+        """Keep the kernel from caching writes to an append-only file: it would write whole pages, and set the times."""
         if self._options.writeback:
             attributes = file_syscalls.statx(handle.fd).attributes
             handle.uncached = bool(attributes & file_syscalls.STATX_ATTR_APPEND)
 
     def open_file(self, path: bytes, wanted: int, flags: int) -> int:
-        """open(2) of the backing file; WANTED: ``backing_flags`` of the client's FLAGS."""
+        """open(2) of the backing file. WANTED: ``backing_flags`` of the client's FLAGS."""
         try:
             return self._fds.open_retrying(path, wanted)
         except PermissionError:
             if not flags & os.O_APPEND:
                 raise
-            return self._fds.open_retrying(path, wanted | os.O_APPEND)  # a file that may only be appended to
+            return self._fds.open_retrying(path, wanted | os.O_APPEND)  # an append-only file
 
     def handle(self, fh: int) -> FileHandle:
-        """The open file behind a handle number; EBADF when there is none."""
+        """The open file of a handle number. Raises OSError (EBADF)."""
         handle = self.handles.get(fh)
         if handle is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return handle
 
     def read(self, fh: int, offset: int, size: int) -> bytes:
-        """READ: fewer bytes than asked only at the end of the file."""
+        """READ: returns fewer bytes than asked only at the end of the file."""
         return os.pread(self.fd(self.handle(fh)), size, offset)
 
     def write(self, fh: int, offset: int, data: bytes | memoryview, append: bool = False) -> int:
-        """WRITE: bytes written; append: at the end, whatever offset says (the kernel's idea of it may be old)."""
+        """WRITE: returns bytes written. append: at the end, whatever offset says (the kernel's size may be stale)."""
         return self.write_at(self.writing_fd(self.handle(fh)), offset, data, append)
 
     @staticmethod
     def write_at(fd: int, offset: int, data: bytes | memoryview, append: bool) -> int:
-        """pwrite(2), or at the end; for any thread."""
+        """pwrite(2), or append; for any thread."""
         if append:
             return os.pwritev(fd, [data], offset, file_syscalls.RWF_APPEND)
         return os.pwrite(fd, data, offset)
@@ -202,12 +203,12 @@ class OpenFiles:
             self._nodes.used(handle.node, -1)
 
     def close(self, handle: FileHandle) -> None:
-        """Close the handle's fd; it is opened again when one is needed."""
+        """Close the handle's fd; it is reopened when needed."""
         os.close(self.detach(handle))
 
     @staticmethod
     def detach(handle: FileHandle) -> int:
-        """The handle's fd, for the caller to close."""
+        """Take the handle's fd; the caller closes it."""
         fd, handle.fd = handle.fd, -1
         if handle.node.lent_fd == fd:
             handle.node.lent_fd = -1
@@ -217,7 +218,7 @@ class OpenFiles:
     # directories
 
     def listing(self, node: Node, open_directory: Callable[[int], DirectoryHandle]) -> DirectoryHandle:
-        """The directory as it is being read, where nobody opens it: one for all who read, told apart by their offsets."""
+        """The state of a directory that is read without being opened: one for all readers, who differ by their offsets."""
         listing = self.known_listing(node.nodeid)
         if listing is None:
             listing = open_directory(node.nodeid)
@@ -225,15 +226,15 @@ class OpenFiles:
         return listing
 
     def known_listing(self, nodeid: int) -> DirectoryHandle | None:
-        """The same, if there is one already."""
+        """The same, if it exists."""
         listing = self._listings.get(nodeid)
         if listing is not None and listing.node is not self._nodes.known(nodeid):
-            self.end_listing(nodeid)  # another directory has the inode number now
+            self.end_listing(nodeid)  # the inode number is another directory's now
             return None
         return listing
 
     def add_listing(self, listing: DirectoryHandle) -> None:
-        """A directory that begins to be read."""
+        """Start reading a directory."""
         self.end_listing(listing.node.nodeid)
         self._listings[listing.node.nodeid] = listing
         listing.node.users += 1
@@ -241,14 +242,14 @@ class OpenFiles:
             self.end_listing(next(iter(self._listings)))
 
     def end_listing(self, nodeid: int) -> None:
-        """It was read to its end, or too many are under way: who goes on reading it opens it again."""
+        """Drop it: it was read to the end, or there are too many. Whoever continues to read opens it again."""
         listing = self._listings.pop(nodeid, None)
         if listing is not None:
             os.close(listing.fd)
             self._nodes.used(listing.node, -1)
 
     def directory(self, fh: int) -> DirectoryHandle:
-        """The open directory behind a handle number."""
+        """The open directory of a handle number."""
         handle = self.handle(fh)
         if not isinstance(handle, DirectoryHandle):
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))

@@ -1,4 +1,4 @@
-"""Opening backing files by handle, open_by_handle_at(2): it takes CAP_DAC_READ_SEARCH, which a server may have lowered."""
+"""Opens backing files by handle. open_by_handle_at(2) needs CAP_DAC_READ_SEARCH, which a server may have lowered."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ O_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class HandleOpener:
-    """Opens as O_PATH, which reads nothing and asks for no permission on the file. mount_fd: a real fd on its mount."""
+    """Opens as O_PATH, which reads nothing and needs no permission on the file. mount_fd: an fd on its mount, not
+    O_PATH.
+    """
 
     def __init__(self, raised: AbstractContextManager[None] = AS_IS) -> None:
         """raised: the scope in which the calling thread has the capability."""
         self._raised = raised
-        #: (mount_fd, inode number, generation): by a handle that is no more than these.
+        #: (mount_fd, inode number, generation): opens by a handle that consists of these only.
         self.by_ino = file_syscalls.open_by_ino if raised is AS_IS else self._raised_by_ino
 
     def open(self, mount_fd: int, handle: Handle, shared: bool = True) -> int:
-        """By HANDLE. ESTALE: gone."""
+        """Open by HANDLE. Raises OSError (ESTALE: gone)."""
         with self._raised:
             return file_syscalls.open_by_handle(mount_fd, handle, O_PATH, shared)
 
@@ -36,7 +38,7 @@ class HandleOpener:
             return file_syscalls.open_by_ino(mount_fd, ino, generation)
 
     def open_mount(self, path: bytes) -> int:
-        """A mount_fd: the directory PATH, which need not be for everybody: nobody reads it by this fd."""
+        """Open directory PATH as a mount_fd, even if others may not read it: nothing is read by this fd."""
         with self._raised:
             return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
@@ -58,7 +60,7 @@ class HandleOpener:
 
 
 def take_handle(node: Node, fd: int, name: bytes) -> None:
-    """Give the node what it can be reopened by, if its filesystem has that, and its generation."""
+    """Store the node's generation, and its file handle if the filesystem has handles."""
     if node.mount.any_generation and not node.ino >> 32:
         node.packed_handle = True
         node.generation = generation_of(node.birth)
@@ -69,10 +71,10 @@ def take_handle(node: Node, fd: int, name: bytes) -> None:
         return
     if handle.is_derived:
         if int.from_bytes(handle.data[:4], "little") != node.ino:
-            return  # the name was given to another file since it was looked up
+            return  # the name has become another file's
         node.generation = int.from_bytes(handle.data[4:], "little")
-        if node.generation:  # 0, as mke2fs -d leaves it, is answered as 1: no handle could be made of that again
+        if node.generation:  # generation 0 (mke2fs -d sets it) is reported as 1, from which no handle could be rebuilt
             node.packed_handle = True
             return
     node.handle = handle
-    node.generation = zlib.crc32(handle.data) or 1  # the same when a forgotten node is made again
+    node.generation = zlib.crc32(handle.data) or 1  # the same again when a forgotten node is remade

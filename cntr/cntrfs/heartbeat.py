@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import _thread  # the lock alone: threading brings collections, functools and more, and an attach waits for it
+import _thread  # the lock only: threading imports collections, functools and more, and an attach waits for it
 import mmap
 
 
 class Heartbeat:
-    """Five numbers in anonymous shared memory; made before the fork.
+    """Five numbers in anonymous shared memory, made before the fork.
 
-    counters: requests taken, answered, parked, steps done; the id of the serving thread, 0 for the process' first. A session
-    that serves in one loop, or in one thread at a time, writes the first two and the last itself.
+    counters: requests taken, answered, parked, steps done; the id of the serving thread, 0 for the process's first
+    thread. A session that serves in one loop, or in one thread at a time, writes the first two and the last itself.
     """
 
     __slots__ = ("_lock", "_map", "counters")
@@ -25,16 +25,16 @@ class Heartbeat:
         self.counters[0] += 1
 
     def ended(self) -> None:
-        """It was answered."""
+        """A request was answered."""
         self.counters[1] += 1
 
     def park(self, change: int) -> None:
-        """CHANGE more requests wait on purpose (for a lock): they are no sign of a hang."""
+        """CHANGE more requests wait on purpose (for a lock): they do not indicate a hang."""
         with self._lock:
             self.counters[2] += change
 
     def moved(self) -> None:
-        """A step of something long was done: bytes were copied, a job ended. Two threads' may count as one."""
+        """A step of a long operation was done: bytes copied, a job finished. Two concurrent calls may count as one."""
         self.counters[3] += 1
 
     def read(self) -> tuple[int, int, int, int]:
@@ -43,5 +43,5 @@ class Heartbeat:
 
     @property
     def serving_thread(self) -> int:
-        """The id of the thread that serves, or did last; 0: the process' first."""
+        """The id of the current or last serving thread; 0: the process's first thread."""
         return self.counters[4]

@@ -1,7 +1,7 @@
 """Messages of a server, by the logger ``cntr.cntrfs``.
 
-``logging`` takes longer to import than the whole attach core, and a session's server rarely has a word to say: it comes with the first
-warning. Until it is imported nobody can have asked for less than that, and what is below a warning has no reader.
+``logging`` takes longer to import than the whole attach core, and a session's server rarely logs. So it is imported
+with the first warning. Until then nobody can have set a lower level, and messages below a warning have no reader.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ NAME = "cntr.cntrfs"
 
 
 def info(text: str, *values: object) -> None:
-    """For whoever listens: ``cntr mount``, tests."""
+    """Log TEXT for ``cntr mount`` and tests."""
     if "logging" in sys.modules:
         _say("INFO", text, values)
 
 
 def warning(text: str, *values: object) -> None:
-    """Something that should not be, and harms nobody."""
+    """Log an unexpected but harmless condition."""
     _say("WARNING", text, values)
 
 
 def error(text: str, *values: object, exc_info: BaseException | None = None) -> None:
-    """Something failed; exc_info: the exception whose traceback explains it."""
+    """Log a failure. exc_info: the exception whose traceback explains it."""
     _say("ERROR", text, values, exc_info)
 
 
 def _say(level: str, text: str, values: tuple[object, ...], exc_info: BaseException | None = None) -> None:
-    """Never raises: words must not fail what they are about (a server without a free fd can import nothing)."""
+    """Never raises: logging must not make the operation fail (a server without a free fd cannot import)."""
     try:
         import logging
 
@@ -45,11 +45,11 @@ def _say(level: str, text: str, values: tuple[object, ...], exc_info: BaseExcept
 
 
 def errno_of(failure: BaseException) -> int:
-    """The errno to answer with; what is not an OSError is a mistake of ours, logged with its traceback."""
+    """The errno to answer with. Anything but an OSError is a bug, logged with its traceback."""
     if isinstance(failure, OSError) and failure.errno:
         return failure.errno
     if isinstance(failure, (OverflowError, struct.error)):
-        return errno.EINVAL  # a number that no system call takes
+        return errno.EINVAL  # a number that no system call accepts
     if isinstance(failure, MemoryError):
         return errno.ENOMEM
     error("an operation failed unexpectedly", exc_info=failure)

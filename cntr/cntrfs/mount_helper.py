@@ -1,7 +1,8 @@
-"""``mount.fuse.cntrfs``: what mount(8) runs for ``mount -t fuse.cntrfs source:/a /b -o OPTS`` (and from fstab).
+"""``mount.fuse.cntrfs``: run by mount(8) for ``mount -t fuse.cntrfs source:/a /b -o OPTS`` (and from fstab).
 
-The device is shown exactly as given. Set-id bits and devices count where OPTS says ``allow_suid`` and ``allow_dev``
-(mount(8) does not hand on ``suid`` and ``dev``), and the source's own mount allows them.
+The device is shown exactly as given. Set-id bits and devices take effect only with ``allow_suid`` and ``allow_dev`` in
+OPTS (mount(8) does not pass ``suid`` and ``dev``), and if the source's own mount allows them.
+
 Returns when the filesystem answers; a background process serves it.
 """
 
@@ -22,7 +23,7 @@ _MS_REMOUNT = 32
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The entry point; returns mount(8)'s exit status: 0, 1 for a wrong call, 32 when the mount failed."""
+    """The entry point; returns mount(8)'s exit status: 0, 1 for incorrect usage, 32 if the mount failed."""
     logging.basicConfig(format="cntrfs: %(levelname)s: %(message)s", level=logging.INFO)
     try:
         return _mount(sys.argv[1:] if arguments is None else arguments)
@@ -44,7 +45,7 @@ def _mount(arguments: list[str]) -> int:
         _remount(mountpoint, [word for word in words if word in MOUNT_FLAGS or word in ("ro", "rw")])
         return 0
     options = Options(fsname=device)
-    flags = [word for word in words if word in ("ro", "rw")]  # the mount's, which remount can change again
+    flags = [word for word in words if word in ("ro", "rw")]  # flags of the mount, which a remount can change
     binding = None
     for word in words:
         if word.startswith("binding="):
@@ -60,7 +61,7 @@ def _mount(arguments: list[str]) -> int:
 
 
 def _parse(arguments: list[str]) -> tuple[str, str, list[str], bool]:
-    """(device, mountpoint, option words, is it a dry run) of mount(8)'s calling convention for helpers."""
+    """Parse mount(8)'s calling convention for helpers: (device, mountpoint, option words, dry run)."""
     places: list[str] = []
     words: list[str] = []
     fake = False
@@ -86,7 +87,7 @@ def _remount(mountpoint: str, words: list[str]) -> None:
     now = [mount.options for mount in procfs.mountinfo(procfs.read("/proc/self/mountinfo"))
            if mount.mount_point == os.path.realpath(mountpoint)]  # fmt: skip
     kept = [word for word in ("nosuid", "nodev", "noexec") if not now or word in now[-1]]
-    flags = mount_flags([*kept, *words])  # what nobody says a word of stays as it is
+    flags = mount_flags([*kept, *words])  # options that are not given stay unchanged
     try:
         syscalls.mount(None, mountpoint, None, _MS_REMOUNT | flags)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Mount option words, mount(8), as the bits that mount(2) and mount_setattr(2) take."""
+"""Mount options, mount(8), as bits of mount(2) and mount_setattr(2)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FLAG_BITS = {
 _FLAG_OPPOSITES = {
     "rw": "ro", "suid": "nosuid", "dev": "nodev", "exec": "noexec", "async": "sync", "atime": "noatime",
     "diratime": "nodiratime", "norelatime": "relatime", "nolazytime": "lazytime",
-    "allow_suid": "nosuid", "allow_dev": "nodev",  # mount(8) keeps suid and dev to itself, which are its defaults
+    "allow_suid": "nosuid", "allow_dev": "nodev",  # mount(8) does not pass on suid and dev, its defaults
 }  # fmt: skip
 
 ATIME_WORDS = {
@@ -21,7 +21,7 @@ ATIME_WORDS = {
 
 
 def mount_flags(words: list[str]) -> int:
-    """The MS_* bits of mount option words; the last word on a subject wins."""
+    """The MS_* bits of mount options; of contradicting options the last wins."""
     flags = 0
     for word in words:
         if word in _FLAG_OPPOSITES:

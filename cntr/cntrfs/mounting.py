@@ -1,8 +1,8 @@
 """Mounting CntrFS: ``cntr mount`` and ``mount.fuse.cntrfs``.
 
-Two processes. The *manager* mounts, starts the *server* and keeps no fd of the connection, so that the kernel ends the
-connection when the server dies. The manager never touches the mounted tree: it waits for the server, unmounts on
-SIGTERM and SIGINT, and ends a connection whose server hangs (``watchdog``).
+There are two processes. The *manager* mounts, starts the *server*, and keeps no fd of the connection, so the kernel ends the connection
+when the server dies. The manager never touches the mounted tree. It waits for the server, unmounts on SIGTERM and SIGINT, and ends a
+connection whose server hangs (``watchdog``).
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ _READY_TIMEOUT = 30.0  # seconds from mount to the kernel's INIT
 
 
 class MountSession:
-    """What a mount's maker wants to know of it, and to say. end_signal: one more that unmounts it, 0 for none."""
+    """Callbacks for whoever makes a mount. end_signal: an additional signal that unmounts, 0 for none."""
 
     end_signal = 0
 
     def begun(self) -> None:
-        """It is served, by another process than this one, which lasts as long."""
+        """The mount is served, by a process other than the caller."""
 
     def must_end(self, signalled: int) -> bool:
-        """Asked each second, and when a signal has come (else 0): whether it is unmounted now."""
+        """Called each second, and with the number of a signal that arrived (else 0): return whether to unmount now."""
         return bool(signalled)
 
     def ended(self, status: int) -> None:
-        """In the background: its exit status."""
+        """The mount has ended; in the background. status: exit status."""
 
 
 def choose_binding(binding: str | None) -> str:
-    """The binding to use: the one asked for, or the best that works here. CntrError when pyfuse3 is missing."""
+    """The binding asked for, or the best that works here. Raises CntrError if pyfuse3 is missing."""
     if binding is None:
         return "devfuse"
     if binding == "pyfuse3":
         try:
-            syscalls.import_without_ldconfig("pyfuse3")  # by its trio
+            syscalls.import_without_ldconfig("pyfuse3")  # needed by trio, which pyfuse3 imports
         except ImportError as error:
             raise CntrError(
                 f"the pyfuse3 binding is not available: {error}",
@@ -65,7 +65,7 @@ def choose_binding(binding: str | None) -> str:
 
 
 def open_device() -> int:
-    """A new connection: an fd of /dev/fuse, close-on-exec. CntrError says what is missing."""
+    """Open a new connection: an fd of /dev/fuse, close-on-exec. Raises CntrError."""
     try:
         return os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
@@ -75,17 +75,17 @@ def open_device() -> int:
 
 
 def open_source(source: str, words: list[str], *, read_only: bool = False, copied: bool = False) -> int:
-    """The root of the tree to serve; copied: a private copy of the mounts there, which nothing is mounted into later.
+    """Open the root of the tree to serve. copied: a private copy of the mounts there, unaffected by later mounts.
 
-    Access times are kept by the backing filesystem, by its own mount's flags. When the mount asks for others, such a
-    copy that has them is served. What is mounted below SOURCE later is not seen then.
+    The backing filesystem maintains access times according to its own mount's flags. If the options ask for other flags, a private copy
+    with those flags is served; later mounts below SOURCE are then not visible.
     """
     wanted = [word for word in words if word in ATIME_WORDS]
     if not wanted:
         return _copy_of_mounts(source) if copied else os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     kinds = [word for word in wanted if "diratime" not in word]
     if read_only:
-        kinds = ["noatime"]  # mount(8) "ro": no access time moves, "strictatime" or not
+        kinds = ["noatime"]  # mount(8) "ro": access times never change, even with "strictatime"
     attr_set = ATIME_WORDS[kinds[-1]] if kinds else 0
     attr_clear = syscalls.MOUNT_ATTR_ATIME if kinds else 0
     if wanted[-1] == "nodiratime" or ("nodiratime" in wanted and "diratime" not in wanted):
@@ -106,7 +106,7 @@ def open_source(source: str, words: list[str], *, read_only: bool = False, copie
 
 
 def _copy_of_mounts(source: str) -> int:
-    """A detached copy of the mounts at SOURCE and below, into which no mount made elsewhere is propagated."""
+    """A detached copy of the mounts at SOURCE and below, which receives no propagation."""
     fd = syscalls.open_tree(syscalls.AT_FDCWD, source, syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE)
     try:
         syscalls.mount_setattr(fd, "", recursive=True, propagation=syscalls.MS_PRIVATE)
@@ -117,19 +117,19 @@ def _copy_of_mounts(source: str) -> int:
 
 
 def restrictions(root_fd: int) -> int:
-    """MS_NOSUID, MS_NODEV and MS_NOEXEC as the mount that root_fd is on has them: what it forbids stays forbidden."""
+    """MS_NOSUID, MS_NODEV and MS_NOEXEC of the mount that root_fd is on, which CntrFS keeps."""
     return os.fstatvfs(root_fd).f_flag & (os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC)  # the bits are the same
 
 
 def mount(fuse_fd: int, source: str, mountpoint: str, flags: int) -> None:
-    """Mount a connection by mount(2): SOURCE is what mountinfo shows. Raises OSError."""
+    """Mount a connection by mount(2). SOURCE: what mountinfo shows. Raises OSError."""
     options = connection_options(fuse_fd)
     data = ",".join(key if value is None else f"{key}={value}" for key, value in options.items())
     syscalls.mount(source, mountpoint, FSTYPE, flags, data)
 
 
 def load(binding: str) -> Callable[[int, int, Options, int, Heartbeat, Callable[[], None]], None]:
-    """Import a binding, ahead of the time when it must serve; its ``serve``."""
+    """Import a binding before it has to serve; return its ``serve``."""
     if binding == "pyfuse3":
         from cntr.cntrfs import pyfuse3_binding
 
@@ -148,19 +148,19 @@ def serve(
     on_ready: Callable[[], None] = lambda: None,
     binding: str | None = None,
 ) -> None:
-    """Serve a mounted connection: see the package's docstring. Returns when unmounted or told to stop.
+    """Serve a mounted connection, see the package's docstring. Returns when it is unmounted or told to stop.
 
-    The mounter is of the server's own pid namespace: that is where the kernel counts the pids of requests.
+    The mounter must be in the server's own pid namespace: pids in requests are numbers of the mounter's.
     """
     heartbeat = heartbeat or Heartbeat()
     serve_it = load(choose_binding(binding))
-    import resource  # what the binding has loaded anyway; an attach's other processes need neither
+    import resource  # the binding has imported it anyway; other processes of an attach need neither
 
     from cntr.cntrfs.backing import Caller, proc_shows_our_pids
 
     Caller.pids_are_in_proc = proc_shows_our_pids()
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))  # the clients' own are the kernel's business
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))  # the kernel applies the clients' own limits
     for number in (signal.SIGXFSZ, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     serve_it(fuse_fd, root_fd, options, stop_fd, heartbeat, on_ready)
@@ -175,25 +175,26 @@ def run(
     foreground: bool,
     life: MountSession | None = None,
 ) -> int:
-    """``cntr mount``: mount SOURCE at MOUNTPOINT and serve it; returns the exit status. CntrError when it can't be mounted.
+    """``cntr mount``: mount SOURCE at MOUNTPOINT and serve it; return the exit status. Raises CntrError.
 
-    foreground: return when it is unmounted; else a background process serves, and tells LIFE of its end.
+    foreground: return when it is unmounted; else a background process serves, and calls LIFE at the end.
     """
     life = life or MountSession()
     options.settle()
     binding = choose_binding(binding)
-    # Not the real path of SOURCE: a link of proc(5), /proc/PID/root, leads to another tree than its text names.
+    # Not the real path of SOURCE: a link in proc(5), /proc/PID/root, leads to another tree than its text says.
     source, mountpoint = os.path.abspath(source), os.path.realpath(mountpoint)
     for path in (source, mountpoint):
         if not os.path.isdir(path):
             raise CntrError(f"not a directory: {path}", "SOURCE and MOUNTPOINT are existing directories")
-    if foreground or options.trace:  # a trace is to be read
+    if foreground or options.trace:  # a trace needs a terminal
         return _Manager(source, mountpoint, options, binding, life).run(None)
     reader, writer = os.pipe2(os.O_CLOEXEC)
     if pid := os.fork():
         os.close(writer)
-        message = os.read(reader, 4096)  # one write, or nothing when the daemon died: not until its end, the server
-        os.close(reader)  # has a copy of the writing end
+        # one write, or end of file if the daemon died; not read to the end, because the server
+        message = os.read(reader, 4096)
+        os.close(reader)  # has a copy of the write end
         if message == b"ready":
             return 0
         os.waitpid(pid, 0)
@@ -203,7 +204,7 @@ def run(
 
 
 def _in_background(manager: _Manager, reader: int, writer: int) -> NoReturn:
-    """The rest of the daemon's life; reports over the pipe and never returns."""
+    """Run the daemon; reports over the pipe and never returns."""
     status = 1
     try:
         os.close(reader)
@@ -239,7 +240,7 @@ class _Manager:
         self.pid = 0
 
     def run(self, on_ready: Callable[[], None] | None) -> int:
-        """Mount, start the server, wait for its end; returns the exit status."""
+        """Mount, start the server, wait for its end; return the exit status."""
         ready_reader, ready_writer = os.pipe2(os.O_CLOEXEC)
         wake_reader, wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False)
@@ -280,22 +281,22 @@ class _Manager:
             self.signalled = number
 
     def _spare_copy(self, read_only: bool) -> int:
-        """The tree as it is before we mount, in case that puts our mount into it; -1 where none can be made."""
+        """A copy of the tree before we mount, in case our mount appears in it; -1 if none can be made."""
         try:
             return open_source(self.source, self.options.mount_flags, read_only=read_only, copied=True)
         except (OSError, CntrError):
             return -1
 
     def _without_ourselves(self, root_fd: int, copy_fd: int) -> int:
-        """The tree to serve: the copy where our mount is in SOURCE now, by its path or by propagation.
+        """The tree to serve: the copy, if our mount has appeared inside SOURCE, by its path or by propagation.
 
-        The server would ask itself and wait for ever.
+        Otherwise the server would send requests to itself and wait for ever.
         """
         device = find_device(self.mountpoint)
         below = self.source.rstrip("/") + "/"
         if not any((path + "/").startswith(below) for path in mountpoints_of(device)):
             if copy_fd >= 0:
-                os.close(copy_fd)  # it would keep what is mounted there busy
+                os.close(copy_fd)  # the copy would keep its mounts busy
             return root_fd
         if copy_fd < 0:
             raise CntrError(
@@ -305,7 +306,7 @@ class _Manager:
         return copy_fd
 
     def _mount(self, fuse_fd: int, kept: int) -> None:
-        """kept: the restrictions of the source. Set-id programs and devices are for those who ask for them."""
+        """kept: the source's restrictions. Set-id programs and devices take effect only if asked for."""
         flags = mount_flags(["nosuid", "nodev", *self.options.mount_flags]) | kept
         flags |= syscalls.MS_RDONLY if self.options.read_only else 0
         try:
@@ -317,7 +318,7 @@ class _Manager:
             ) from None
 
     def _serve(self, fuse_fd: int, root_fd: int, ready_writer: int, *, background: bool) -> NoReturn:
-        """The server process; never returns."""
+        """Run the server process; never returns."""
         status = 1
         try:
             for number in (signal.SIGHUP, signal.SIGCHLD, signal.SIGINT):
@@ -336,7 +337,7 @@ class _Manager:
 
             serve(fuse_fd, root_fd, self.options, stop_reader, self.heartbeat, ready, self.binding)
             if os.getppid() != self.watchdog.manager_pid:
-                self._unmount(syscalls.MNT_DETACH)  # the manager was killed: leave no dead mount behind
+                self._unmount(syscalls.MNT_DETACH)  # the manager was killed: do not leave a dead mount
             status = 0
         except CntrError as error:
             sys.stderr.write(f"cntr: {error.message}\n")
@@ -346,7 +347,7 @@ class _Manager:
             os._exit(status)
 
     def _wait(self, wake_reader: int) -> int:
-        """Until the server ends or a signal comes; hangs are looked for every second."""
+        """Wait until the server ends or a signal arrives; check for hangs every second."""
         while True:
             if select.select([wake_reader], [], [], 1.0)[0]:
                 os.read(wake_reader, 4096)
@@ -372,7 +373,7 @@ class _Manager:
                 return 1
 
     def _end_server(self, grace: float = 3.0) -> None:
-        """Ask the server to end, abort the connection when it does not, and kill it at last."""
+        """Ask the server to end, abort the connection if it does not, and finally kill it."""
         if not self.pid:
             return
         os.kill(self.pid, signal.SIGTERM if grace else signal.SIGKILL)
@@ -388,7 +389,7 @@ class _Manager:
         self.pid = 0
 
     def _unmount(self, flags: int) -> bool:
-        """Unmount if it is still our mount; says whether it is gone."""
+        """Unmount if the mount is still ours; return whether it is gone."""
         if not self.watchdog.is_mounted():
             return True
         try:

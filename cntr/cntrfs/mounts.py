@@ -25,7 +25,9 @@ _MOUNT_LIMIT = 1 << 14
 
 
 class RemoteMount(OSError):
-    """What is mounted there must be asked for its attributes, which may be waited for. EBUSY, for who would remove it."""
+    """The mounted filesystem must be asked for attributes, which may block. EBUSY, as for whoever would remove the
+    mount point.
+    """
 
     def __init__(self) -> None:
         """No more is known."""
@@ -33,7 +35,7 @@ class RemoteMount(OSError):
 
 
 class Mounts:
-    """All backing mounts, in the order that they were found in."""
+    """All backing mounts, in the order in which they were found."""
 
     calls: Any = file_syscalls
 
@@ -45,9 +47,9 @@ class Mounts:
         self.all: list[BackingMount] = []
         self.by_id: dict[tuple[int, int, int], BackingMount] = {}  # by mount id and device: major, minor
         self._synthetic = SYNTHETIC
-        self.any_remote = False  # what is asked of such a mount may be waited for
-        self.may_wait = True  # for a mount that may be remote, when a name leads into it
-        self.own_device = 0  # of the FUSE mount, which may come to be mounted in its own tree
+        self.any_remote = False  # access to such a mount may block
+        self.may_wait = True  # whether a lookup may cross into a possibly remote mount
+        self.own_device = 0  # device of the FUSE mount, which may be mounted inside its own tree
         self.on_new_mount: Callable[[BackingMount], None] = lambda mount: None
 
     def of(self, attributes: Attributes) -> BackingMount:
@@ -61,16 +63,18 @@ class Mounts:
             mount = BackingMount(attributes.mnt_id, dev, base, index)
             mount.copies_up = any(other.copies_up for other in self.all if other.mnt_id == mount.mnt_id)
             self.all.append(mount)
-            if index == 0:  # reserved node ids: such an inode gets a synthetic one
+            if index == 0:  # reserved node ids: such an inode gets a synthetic id
                 mount.aliases = {0: -1, ROOT_ID: -1}
             self.by_id[key] = mount
         return mount
 
     def fields(self, mount: BackingMount, fd: int, name: bytes) -> tuple[int, ...] | None:
-        """``statx_fields`` of NAME in the directory FD of the mount. ELOOP: our own FUSE mount is there.
+        """``statx_fields`` of NAME in the directory FD of the mount. Raises OSError (ELOOP: our own FUSE mount is
+        there).
 
-        It is never asked for its attributes: the server would wait for itself. So at first no server is asked, and then what is
-        mounted there is, if it is another one; RemoteMount: it may keep one waiting, and ``may_wait`` says not to.
+        Our own mount is never asked for attributes: the server would wait for itself. So the first statx(2) asks no
+        server; if another mount is found, it is asked in a second one. Raises RemoteMount if that may block and
+        ``may_wait`` is False.
         """
         fields: tuple[int, ...] | None = self.calls.statx_fields(fd, name, mount.entry_flags)
         if fields is None or fields[23] == mount.mnt_id:
@@ -85,7 +89,7 @@ class Mounts:
         return fields
 
     def look(self, mount: BackingMount, fd: int, name: bytes) -> Attributes:
-        """The same as ``Attributes``; ENOENT where there is no such name."""
+        """The same as ``Attributes``. Raises OSError (ENOENT)."""
         fields = self.fields(mount, fd, name)
         if fields is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -101,19 +105,21 @@ class Mounts:
         return nodeid
 
     def unused_id(self) -> int:
-        """A node id that no inode number makes."""
+        """A node id that no inode number yields."""
         self._synthetic += 1
         return self._synthetic
 
     def shown_ino(self, mount: BackingMount, ino: int) -> int:
-        """The inode number a client sees: the backing's own, made unique across submounts.
+        """The inode number shown to clients: the backing one, made unique across submounts.
 
-        A FUSE mount has one st_dev, and two files with one (st_dev, st_ino) would be taken for hard links.
+        A FUSE mount has one st_dev, and two files with the same (st_dev, st_ino) would be taken for hard links.
         """
         return mount.base | ino if ino < _INO_LIMIT and mount.base != SYNTHETIC else ino
 
     def probe_handles(self, mount: BackingMount, fd: int, name: bytes) -> None:
-        """Find out whether files on this mount can be opened by handle: it takes support and CAP_DAC_READ_SEARCH."""
+        """Find out whether files on this mount can be opened by handle: this needs filesystem support and
+        CAP_DAC_READ_SEARCH.
+        """
         mount.handles = False
         try:
             path_fd = self._fds.retrying(lambda: os.open(name, O_PATH, dir_fd=fd) if name else os.dup(fd))
@@ -121,7 +127,7 @@ class Mounts:
                 mount.magic = file_syscalls.filesystem_magic(path_fd)
                 mount.copies_up = mount.magic == OVERLAYFS_MAGIC
                 self.any_remote = self.any_remote or mount.is_remote
-                if mount.mnt_id and not mount.is_remote:  # what is not mounted there is as it is known
+                if mount.mnt_id and not mount.is_remote:  # a directory that is not a mount point has known properties
                     mount.entry_flags = ENTRY | file_syscalls.AT_STATX_DONT_SYNC
                 mount.forbids = os.fstatvfs(path_fd).f_flag & RESTRICTIONS
             finally:
@@ -144,7 +150,7 @@ class Mounts:
                 node.generation = generation_of(node.birth)
 
     def fd(self, mount: BackingMount) -> int:
-        """A real fd on the mount, which open_by_handle_at(2) takes."""
+        """An fd on the mount (not O_PATH) for open_by_handle_at(2)."""
         if mount.fd < 0:
             if mount.node is None:
                 raise stale()
@@ -155,11 +161,11 @@ class Mounts:
         return mount.fd
 
     def open_by_handle(self, mount: BackingMount, handle: Handle, shared: bool = True) -> int:
-        """An O_PATH fd of a file of the mount; ESTALE: gone. shared: as for ``file_syscalls.open_by_handle``."""
+        """An O_PATH fd of a file of the mount. ESTALE: gone. shared: see ``file_syscalls.open_by_handle``."""
         return self._opener.open(self.fd(mount), handle, shared)
 
     def close(self) -> None:
-        """Close the fds of all."""
+        """Close the fds of all mounts."""
         for mount in self.all:
             if mount.fd >= 0:
                 os.close(mount.fd)

@@ -1,21 +1,21 @@
 """The tree as seen by a user who owns nothing, is in no group and has no capability: ``Options(as_nobody=True)``.
 
-For a tree that is shown to somebody who is not trusted with it, root beside a container, say. Whoever asks, uid 0 with
-every capability included, only the bits for *others* count: a file of mode 0640 and what is below a directory of mode
-0700 can't be reached, nothing can be changed (EROFS), set-id bits and file capabilities are dead, and every owner is
-nobody (65534). It is held twice, so that neither a stale cache nor a race opens a gap:
+For showing a tree to an untrusted user, such as root beside a container. Whoever asks, even uid 0 with every
+capability, only the permissions for *others* count: a file of mode 0640, or below a directory of mode 0700, cannot be
+reached; nothing can be changed (EROFS); set-id bits and file capabilities have no effect; every owner is nobody
+(65534). Two independent checks ensure this, so neither a stale cache nor a race opens a gap:
 
 - The *server* makes every system call on the tree with an id that no file has, without groups and without effective
-  capabilities. It raises them for three calls which decide nothing: open_by_handle_at(2) of a node that was looked up
+  capabilities. It raises them for three calls that grant nothing: open_by_handle_at(2) of a node that was looked up
   before (as O_PATH), registering a backing file that was found readable, fanotify.
 - The *kernel* is told that every file belongs to uid and gid -1, which is mapped in no user namespace. So its own check
-  of each access (``default_permissions``) takes the bits for others, and no capability counts on such an inode
-  (``capable_wrt_inode_uidgid``): that holds for entries it has cached, too. POSIX ACLs are not spoken of, since their named
-  users would count again; what an ACL gives to others is in the mode.
+  of each access (``default_permissions``) applies the bits for others, and no capability counts on such an inode
+  (``capable_wrt_inode_uidgid``), for cached entries too. POSIX ACLs are disabled, since their named users would count
+  again; what an ACL gives to others is in the mode.
 
-Works on any backing filesystem. Where the server may not take another id (in a user namespace that maps one id alone,
-setgroups denied) it looks at the bits for others itself before each call. A program that may be executed but not read
-is refused, where a local user could run it.
+This works on any backing filesystem. If the server cannot take another id (in a user namespace that maps one id only,
+with setgroups denied) it checks the bits for others itself before each call. A program that may be executed but not
+read is refused, although a local user could run it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from cntr.cntrfs.options import Options
 
-#: In the range that no program assigns users of (systemd's UIDS-GIDS: "unused"), and short of the sign bit.
+#: In a range from which no program assigns users (systemd's UIDS-GIDS: "unused"), and without the sign bit.
 NO_FILES_ID = 0x7FFF_C47A
 _UNMAPPED = 0xFFFFFFFF  # make_kuid(9) of it is INVALID_UID in every user namespace; stat(2) shows 65534
 _SETID = stat.S_ISUID | stat.S_ISGID
@@ -47,21 +47,22 @@ _HIDDEN = (b"security.capability", b"trusted.", b"system.posix_acl_", b"system.n
 
 
 class NobodyCredentials(Credentials):
-    """The calling thread, and those it starts later, are nobody; ``raised`` is the only way back."""
+    """The calling thread, and those it starts later, are nobody; only ``raised`` restores its rights."""
 
     def __init__(self) -> None:
-        """Drop everything. Call in the thread that serves, before it starts others."""
+        """Drop all rights. Call in the serving thread, before it starts others."""
         effective, permitted, inheritable = file_syscalls.capget()
         self._raised = _Raised(
             file_syscalls.pack_capabilities(effective, permitted, inheritable),
             file_syscalls.pack_capabilities(0, permitted, inheritable),
         )
-        self.is_other = _become(NO_FILES_ID)  # is the thread's id really another one? False in a small user namespace
+        # whether the thread has another id; False in a user namespace that maps one id
+        self.is_other = _become(NO_FILES_ID)
         file_syscalls.capset(file_syscalls.pack_capabilities(0, permitted, inheritable))
-        super().__init__()  # which takes what is left as its own
+        super().__init__()  # records the remaining capabilities as its own
 
     def as_caller(self, caller: Caller, groups: bool = False, unprivileged: bool = False) -> Credentials:
-        """Nothing is ever done as a caller here: EROFS."""
+        """Not used: a nobody's tree is read-only (EROFS)."""
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     def raised(self) -> _Raised:
@@ -69,12 +70,12 @@ class NobodyCredentials(Credentials):
         return self._raised
 
     def registering(self) -> _Raised:
-        """The scope to register a backing file in: it takes CAP_SYS_ADMIN (``demand_open`` has looked at the file)."""
+        """The scope for registering a backing file, which needs CAP_SYS_ADMIN; ``demand_open`` has checked the file."""
         return self._raised
 
 
 def _become(number: int) -> bool:
-    """Take NUMBER as the thread's id for files, and no group; says whether that could be done."""
+    """Set NUMBER as the thread's filesystem ids, and drop its groups; return whether that worked."""
     try:
         file_syscalls.setgroups(())
     except OSError:
@@ -100,7 +101,7 @@ class _Raised:
 
 
 class NobodyCore(Core):
-    """A served tree, for nobody."""
+    """A tree served with nobody's rights."""
 
     credentials: NobodyCredentials
 
@@ -109,14 +110,14 @@ class NobodyCore(Core):
         options.read_only = True
         super().__init__(root_fd, options, NobodyCredentials(), NobodyXattrs)
 
-    # what is refused
+    # refused operations
 
     def _demand_search(self, parent_fd: int) -> None:
         if not self.credentials.is_other:
             _demand(self.calls, parent_fd, stat.S_IXOTH)
 
     def demand_open(self, node: Node, flags: int, mode: int = -1) -> None:
-        """OPEN, for reading: the kernel, which reads it itself where it can, does not ask the backing file then."""
+        """Check an open for reading: with passthrough the kernel reads the file without checking permissions again."""
         super().demand_open(node, flags)
         if mode < 0:
             _demand(self.calls, self.fds.fd(node), stat.S_IROTH)
@@ -126,7 +127,7 @@ class NobodyCore(Core):
     # names
 
     def lookup(self, parent_id: int, name: bytes, pid: int = 0) -> tuple[Node, Attributes]:
-        """LOOKUP. There are no exported file handles: they would lead past the directories."""
+        """LOOKUP, without exported file handles: they would bypass directories."""
         if name in (b".", b".."):
             raise stale()
         self._demand_search(self.fds.fd(self.nodes.get(parent_id)))
@@ -159,7 +160,7 @@ class NobodyCore(Core):
     # contents
 
     def open_directory(self, nodeid: int) -> DirectoryHandle:
-        """OPENDIR. By the inode: a directory that may be listed need not be one that may be searched."""
+        """OPENDIR, by inode: a directory may be readable but not searchable."""
         node = self.nodes.get(nodeid)
         fd = self.fds.fd(node)
         _demand(self.calls, fd, stat.S_IROTH)
@@ -167,10 +168,10 @@ class NobodyCore(Core):
 
 
 class NobodyXattrs(Xattrs):
-    """Extended attributes, for nobody."""
+    """Extended attributes as nobody sees them."""
 
     def get(self, nodeid: int, name: bytes) -> bytes:
-        """GETXATTR: of ``user.*`` where the file may be read, of ``security.*`` what any user may."""
+        """GETXATTR: ``user.*`` if the file may be read, ``security.*`` as for any user."""
         if name.startswith(_HIDDEN):
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         if name.startswith(b"user."):
@@ -178,13 +179,13 @@ class NobodyXattrs(Xattrs):
         return super().get(nodeid, name)
 
     def names(self, nodeid: int, caller: Caller) -> list[bytes]:
-        """LISTXATTR, without the names that nobody can ask for."""
+        """LISTXATTR, without the names that nobody may read."""
         names = [os.fsencode(name) for name in os.listxattr(proc_path(self._nodes.fds.fd(self._nodes.get(nodeid))))]
         return [name for name in names if not name.startswith(_HIDDEN)]
 
 
 def shown(attributes: Attributes) -> Attributes:
-    """What is told of a file: nobody's, without set-id bits."""
+    """The attributes shown to clients: owned by nobody, without set-id bits."""
     return Attributes._make(_shown_fields(attributes))
 
 
@@ -193,7 +194,7 @@ def _shown_fields(fields: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _demand(calls: Any, fd: int, bits: int) -> int:
-    """EACCES unless the bits for others allow it; the file's mode. calls: as ``Core.calls``."""
+    """Raise EACCES unless the bits for others allow it; return the file's mode. calls: as ``Core.calls``."""
     mode: int = calls.mode_and_attributes(fd)[0]
     if mode & bits != bits:
         raise _denied()

@@ -1,4 +1,4 @@
-"""What the node table holds: a file's identity, its node, and the mount and device it is on."""
+"""The contents of the node table: a file's identity, its node, and its mount and device."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from cntr.linux.file_syscalls import AT_NO_AUTOMOUNT, AT_SYMLINK_NOFOLLOW, Attri
 from cntr.linux.named import NamedTuple
 
 ROOT_ID = 1  # FUSE_ROOT_ID, linux/fuse.h
-SYNTHETIC = 1 << 63  # node ids that can't be made from the inode number
+SYNTHETIC = 1 << 63  # node ids that are not made from an inode number
 INO_BITS = 48
 INO_MASK = (1 << INO_BITS) - 1
-ENTRY = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT  # statx(2): the name's own file
+ENTRY = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT  # statx(2): the file of the name itself
 FILEID_INO32_GEN = 1  # linux/exportfs.h; the handle is (inode number, generation), 32 bits each
 
 #: proc, sysfs, cgroup, cgroup2, debugfs, tracefs, securityfs, bpf, configfs, fusectl, binfmt_misc, efivarfs, selinuxfs
@@ -45,101 +45,102 @@ class BackingMount:
                  "magic", "mnt_id", "node", "reads_wait", "slow_until", "watched")  # fmt: skip
 
     def __init__(self, mnt_id: int, dev: int, base: int, index: int) -> None:
-        """index: the how-manieth of the table; handles: does open_by_handle_at(2) work here; None until tried."""
+        """index: its index in the table; handles: whether open_by_handle_at(2) works here, None until tried."""
         self.index = index
         self.mnt_id = mnt_id
         self.dev = dev
         self.base = base
-        self.aliases: dict[int, int] = {}  # inode number -> node id, where base + ino won't do
+        self.aliases: dict[int, int] = {}  # inode number -> node id, where base + ino is not possible
         self.handles: bool | None = None
         #: Generation 0 in a handle matches any (ext4): no file need be asked for its own. None: no file yet that has another one.
         self.any_generation: bool | None = False
-        self.fd = -1  # a real fd on this mount, for open_by_handle_at
-        self.node: Node | None = None  # the directory that is mounted
+        self.fd = -1  # an fd on this mount (not O_PATH) for open_by_handle_at
+        self.node: Node | None = None  # the mounted directory
         self.magic = 0  # the filesystem's f_type, linux/magic.h
-        self.entry_flags = ENTRY  # statx(2)'s for a name in a directory of it
-        self.watched = False  # the kernel is told what changes here behind the mount
+        self.entry_flags = ENTRY  # flags of statx(2) for a name in one of its directories
+        self.watched = False  # the kernel is told of changes behind the mount
         self.copies_up = False  # an overlay: files change their inode number, device and birth time (copyup)
-        self.forbids = 0  # ST_NOSUID, ST_NODEV, ST_NOEXEC of the mount, as far as the FUSE mount has them not itself
-        self.reads_wait = False  # preadv2(2) can't be told not to wait here
-        self.slow_until = 0.0  # time.monotonic() until which the disk is held to be slow (devfuse)
+        self.forbids = 0  # ST_NOSUID, ST_NODEV, ST_NOEXEC of the mount, unless the FUSE mount has them itself
+        self.reads_wait = False  # preadv2(2) does not support RWF_NOWAIT here
+        self.slow_until = 0.0  # time.monotonic() until which the disk is considered slow (devfuse)
 
     @property
     def is_pseudo(self) -> bool:
-        """Does the filesystem make its files' content up as they are read? Sizes mean nothing then."""
+        """Whether the filesystem generates its files' content as they are read. Sizes mean nothing then."""
         return self.magic in PSEUDO
 
     def allowed(self, mode: int, major: int, minor: int) -> tuple[int, int, int]:
-        """Mode and device number to be shown where the mount forbids something: what it forbids is not there.
+        """The mode and device number to show, without what the mount forbids.
 
-        The kernel would honour them: it knows the flags of the one FUSE mount, and not those of the mounts behind it.
+        The kernel would honour them: it knows the flags of the one FUSE mount, not those of the mounts behind it.
         """
         kind = mode & 0o170000
         if kind == stat.S_IFREG and self.forbids & os.ST_NOSUID:
             mode &= ~(stat.S_ISUID | stat.S_ISGID)
         elif kind in (stat.S_IFCHR, stat.S_IFBLK) and self.forbids & os.ST_NODEV:
-            major = minor = 0  # no driver has it: ENXIO
+            major = minor = 0  # no driver has this number: ENXIO
         return mode, major, minor
 
     @property
     def is_memory(self) -> bool:
-        """Are its files in memory alone?"""
+        """Whether its files are in memory only."""
         return self.magic in MEMORY
 
     @property
     def is_remote(self) -> bool:
-        """May another machine, or another process, be what an answer is waited for from?"""
+        """Whether an access may wait for another machine or another process."""
         return self.magic in REMOTE
 
     @property
     def is_synthetic(self) -> bool:
-        """Are the mount's node ids unrelated to inode numbers?"""
+        """Whether the mount's node ids are unrelated to inode numbers."""
         return self.base == SYNTHETIC
 
 
 class OpenState:
-    """How often a node is open, and as what (devfuse)."""
+    """How often a node is open, and how (devfuse)."""
 
     __slots__ = ("backing_id", "count")
 
     def __init__(self, backing_id: int) -> None:
-        """backing_id: the kernel's number of the backing file; 0: reads and writes come to the server."""
+        """backing_id: the kernel's number of the backing file; 0: the server reads and writes."""
         self.backing_id = backing_id
         self.count = 0
 
 
 class Node:
-    """A file the kernel knows; ``lookups`` is how often it was handed out and not yet forgotten."""
+    """A file the kernel knows; ``lookups`` counts how often it was returned and not yet forgotten."""
 
     __slots__ = ("birth", "fd", "generation", "ino", "is_parent", "kind", "lent_fd", "lookups", "mount", "name",
                  "nodeid", "open", "packed_handle", "parent", "pinned", "users")  # fmt: skip
 
     def __init__(self, nodeid: int, mount: BackingMount, attributes: Attributes) -> None:
-        """kind: the S_IFMT bits; birth: statx's btime in ns, which tells a reused inode number apart."""
+        """kind: the S_IFMT bits; birth: statx's btime in ns, which detects a reused inode number."""
         self.nodeid = nodeid
         self.mount = mount
-        self.ino = nodeid if nodeid == attributes.ino else attributes.ino  # one object for both, mostly
+        self.ino = nodeid if nodeid == attributes.ino else attributes.ino  # usually one int object for both
         self.kind = _KINDS.get(attributes.mode & 0o170000, 0)
         self.birth = attributes.btime * 1_000_000_000 + attributes.btime_ns
         self.generation = 0
-        self.packed_handle: Handle | bool = False  # True: made of ino and generation, which saves 100 bytes a node
+        # True: derived from ino and generation, which saves 100 bytes per node
+        self.packed_handle: Handle | bool = False
         self.lookups = 0
         self.rest()
 
     def rest(self) -> None:
-        """Nobody uses it."""
-        self.parent: Node | None = None  # parent and name are kept only where there is no handle
+        """Reset the state of an unused node."""
+        self.parent: Node | None = None  # parent and name are kept only if there is no handle
         self.name = b""
         self.is_parent = False  # another node refers to it
-        self.users = 0  # open files and directories
+        self.users = 0  # count of open files and directories
         self.fd = -1
-        self.lent_fd = -1  # of the open file that it was made by
-        self.pinned = False  # the fd is the only way left to the file: it has no name any more
+        self.lent_fd = -1  # of the open file that created it
+        self.pinned = False  # the fd is the only way to the file, which has no name any more
         self.open: OpenState | None = None  # the devfuse binding's state of open files
 
     @property
     def handle(self) -> Handle | None:
-        """The file handle to reopen the file by, if there is one."""
+        """The file handle to reopen the file by, None if there is none."""
         if self.packed_handle is True:
             return derived_handle(self.ino, 0 if self.mount.any_generation else self.generation)
         return self.packed_handle or None
@@ -150,7 +151,7 @@ class Node:
 
     @property
     def has_derived_handle(self) -> bool:
-        """Is the handle no more than inode number and generation?"""
+        """Whether the handle consists of inode number and generation only."""
         return self.packed_handle is True
 
     @property
@@ -165,15 +166,17 @@ class Node:
 
 
 def derived_handle(ino: int, generation: int) -> Handle:
-    """The file handle of the filesystems that make it of inode number and generation."""
+    """The file handle on filesystems that derive it from inode number and generation."""
     return Handle(FILEID_INO32_GEN, ino.to_bytes(4, "little") + generation.to_bytes(4, "little"))
 
 
 def generation_of(birth: int) -> int:
-    """A generation for a file born then (ns), where its own needn't be known: another one for a reused inode number."""
+    """A generation made from a birth time (ns), where the file's own is not needed: it differs for a reused inode
+    number.
+    """
     return (birth ^ birth >> 32) & 0xFFFFFFFF or 1
 
 
 def stale() -> OSError:
-    """The file a node means is not there any more."""
+    """ESTALE: the file of a node does not exist any more."""
     return OSError(errno.ESTALE, os.strerror(errno.ESTALE))

@@ -1,14 +1,14 @@
-"""The node table: which backing file a node id of the kernel means.
+"""The node table: which backing file a node id of the kernel refers to.
 
-A node is a backing file's identity, ``FileId(mnt_id, dev, ino)``, never its path: renaming a directory leaves its
-children's nodes as they are. Node ids are made from the identity (backing mount and inode number), so that a node id a
-client kept in an exported file handle means the same file later; generation tells a reused inode number apart.
+A node is a backing file's identity, ``FileId(mnt_id, dev, ino)``, never its path: renaming a directory does not affect
+its children's nodes. Node ids are made from the identity (backing mount and inode number), so a node id that a client
+keeps in an exported file handle refers to the same file later; the generation distinguishes reused inode numbers.
 
-No fd is kept per node: a bounded set of O_PATH fds is opened when an operation needs one, by file handle where the
-filesystem has handles, else by parent and name, and checked against the identity. A file that is no longer there
-gives ESTALE, on which the kernel looks the path up again.
+Nodes do not keep fds: a bounded set of O_PATH fds is opened when an operation needs one, by file handle if the
+filesystem has handles, else by parent and name, and checked against the identity. A file that is gone gives ESTALE, on
+which the kernel looks the path up again.
 
-No object is kept per node either: between two operations one without a fd is a record (``records``).
+Nodes do not keep objects either: between operations, a node without an fd is a record (``records``).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from cntr.cntrfs.records import Records
 from cntr.linux import file_syscalls
 from cntr.linux.file_syscalls import Attributes, Handle
 
-_GRAVEYARD = 65536  # handles of forgotten nodes that are kept for exported file handles
+_GRAVEYARD = 65536  # forgotten nodes whose handles are kept for exported file handles
 
 
 class NodeTable:
@@ -37,12 +37,12 @@ class NodeTable:
     def __init__(
         self, root_fd: int, max_fds: int | None = None, raised: contextlib.AbstractContextManager[None] = AS_IS
     ) -> None:
-        """root_fd: an O_PATH or real directory fd of the tree's root, which the table owns from here on.
+        """root_fd: an O_PATH or real directory fd of the tree's root; the table owns it.
 
         raised: the scope to open by handle in.
         """
-        self.nodes: dict[int, Node] = {}  # in use, or in the way of being a record
-        self._idle: list[Node] = []  # to be looked at by the next trim: made, or without a fd or a user since the last
+        self.nodes: dict[int, Node] = {}  # in use, or not suitable for a record
+        self._idle: list[Node] = []  # to be checked by the next trim: new, or without fd or user since the last
         self.fds = BoundedFds(self._reopen, self._idle.append, max_fds)
         self.mounts = Mounts(self.fds, raised)
         self._records = Records(self.mounts.all)
@@ -51,7 +51,7 @@ class NodeTable:
         self._generation = 1
         self._graveyard: OrderedDict[int, tuple[BackingMount, Handle]] = OrderedDict()
         attributes = file_syscalls.statx(root_fd)
-        self._found: tuple[int, ...] = attributes  # what the last reopening saw
+        self._found: tuple[int, ...] = attributes  # attributes read by the last reopening
         mount = self.mounts.of(attributes)
         mount.aliases[attributes.ino] = ROOT_ID
         self.root = Node(ROOT_ID, mount, attributes)
@@ -63,14 +63,14 @@ class NodeTable:
         self.mounts.probe_handles(mount, root_fd, b"")
 
     def get(self, nodeid: int) -> Node:
-        """The node behind a node id; ESTALE when there is none."""
+        """The node of a node id. Raises OSError (ESTALE)."""
         node = self.nodes.get(nodeid) or self._unpacked(nodeid)
         if node is None:
             raise stale()
         return node
 
     def known(self, nodeid: int) -> Node | None:
-        """The node behind a node id, if there is one."""
+        """The node of a node id, None if there is none."""
         return self.nodes.get(nodeid) or self._unpacked(nodeid)
 
     def __contains__(self, nodeid: int) -> bool:
@@ -85,7 +85,7 @@ class NodeTable:
         return list(self.nodes) + self._records.ids()
 
     def directories(self) -> list[Node]:
-        """All directories, to be looked at only; for any thread."""
+        """All directories, read-only; for any thread."""
         return [node for node in list(self.nodes.values()) if node.is_directory] + self._records.directories()
 
     def _unpacked(self, nodeid: int) -> Node | None:
@@ -96,7 +96,7 @@ class NodeTable:
         return node
 
     def used(self, node: Node, change: int) -> None:
-        """CHANGE more open files refer to the node."""
+        """Change the number of open files that refer to the node by CHANGE."""
         node.users += change
         if not node.users:
             self.fds.release_held(node)
@@ -104,7 +104,7 @@ class NodeTable:
                 self._idle.append(node)
 
     def see(self, attributes: Attributes, parent: Node, parent_fd: int, name: bytes, is_itself: bool = False) -> Node:
-        """The node of what lookup found as NAME in parent: known already, or entered now. Counts nothing.
+        """The node of a file that lookup found as NAME in parent, existing or new. Counts no lookup.
 
         is_itself: parent_fd is an O_PATH fd of the file instead.
         """
@@ -120,7 +120,7 @@ class NodeTable:
                 return node
             if is_one_of_several(attributes):
                 nodeid = self.mounts.unused_id()
-            elif nodeid in self.nodes:  # another file's, that has moved on or was replaced
+            elif nodeid in self.nodes:  # another file's, which has moved or was replaced
                 nodeid = mount.aliases[attributes.ino] = self.mounts.unused_id()
         elif node is not None and self._same(node, attributes):
             if not node.packed_handle:
@@ -136,10 +136,10 @@ class NodeTable:
             self.mounts.note_generation(fresh)
         if not fresh.packed_handle or fresh is mount.node:
             self._named(fresh, parent, name)
-        if not fresh.generation and not fresh.has_derived_handle:  # 0 is a generation too: mkfs(8) gives it
+        if not fresh.generation and not fresh.has_derived_handle:  # 0 is a valid generation too: mkfs(8) sets it
             self._generation += 1
             fresh.generation = self._generation & 0xFFFFFFFF or 1
-        if node is not None:  # the inode number was reused behind our back: the counts go on under one node id
+        if node is not None:  # the inode number was reused: the lookup counts continue under the same node id
             fresh.lookups = node.lookups
             self.fds.close(node)
         self.nodes[nodeid] = fresh
@@ -149,9 +149,9 @@ class NodeTable:
     def listed(
         self, attributes: tuple[int, ...], parent: Node, parent_fd: int, name: bytes
     ) -> tuple[int, int, BackingMount]:
-        """(node id, generation, mount) of what a listing shows as NAME in parent, one lookup counted.
+        """(node id, generation, mount) of NAME in parent, as found by a listing, with one lookup counted.
 
-        What ``see`` does, without making an object of what the kernel may never ask about. attributes: the fields of statx.
+        Like ``see``, but without creating an object that the kernel may never use. attributes: the fields of statx.
         """
         birth, birth_ns, ino, kind = attributes[13], attributes[14], attributes[7], attributes[6] & 0o170000
         mount = self._by_mount.get((attributes[23], attributes[21], attributes[22]))
@@ -166,7 +166,7 @@ class NodeTable:
         return node.nodeid, node.generation, node.mount
 
     def find(self, attributes: Attributes, parent: Node, name: bytes) -> Node | None:
-        """The node the kernel knows for this file, which is NAME in parent, if any."""
+        """The node of this file, NAME in parent, if the kernel knows it."""
         mount = self._by_mount.get((attributes.mnt_id, attributes.dev_major, attributes.dev_minor))
         if mount is None:
             return None
@@ -208,7 +208,7 @@ class NodeTable:
             os.close(fd)
             raise
         os.close(fd)
-        node.handle = None  # it was another file's: the next lookup notes parent and name instead
+        node.handle = None  # it was another file's: the next lookup records parent and name instead
         raise stale()
 
     def _open_by_ino(self, node: Node) -> int:
@@ -217,20 +217,20 @@ class NodeTable:
         return self.mounts.open_by_ino(mount.fd if mount.fd >= 0 else self.mounts.fd(mount), node.ino, generation)
 
     def fd_while_open(self, node: Node) -> int:
-        """``own_fd`` of a file that somebody holds open: its inode number can't be another file's, so nothing is compared."""
+        """``own_fd`` of a file that is held open: its inode number cannot be reused, so nothing is compared."""
         if node.fd < 0 and node.has_derived_handle and not node.mount.copies_up:
             self.fds.adopt(node, self.fds.retrying(lambda: self._open_by_ino(node)))
             return node.fd
         return self.fds.own_fd(node)
 
     def fd_and_mode(self, node: Node) -> tuple[int, int, int]:
-        """(an O_PATH fd as by ``fd``, st_mode, the STATX_ATTR_* bits)."""
+        """(an O_PATH fd as from ``fd``, st_mode, the STATX_ATTR_* bits)."""
         if node.fd < 0:
             return self.fds.own_fd(node), self._found[6], self._found[2]
         return (fd := self.fds.own_fd(node)), *file_syscalls.mode_and_attributes(fd)
 
     def _reopen_by_name(self, node: Node) -> int:
-        """Walk down from the nearest ancestor that is open; the check at the end covers every step."""
+        """Walk down from the nearest ancestor with an fd; the check at the end covers every step."""
         names = [node.name]
         above = node.parent
         while above is not None and above.fd < 0 and above.handle is None:
@@ -254,7 +254,7 @@ class NodeTable:
             raise
         return opened
 
-    # names that move
+    # renamed files
 
     def _named(self, node: Node, parent: Node, name: bytes) -> None:
         if node.mount.copies_up:
@@ -264,24 +264,24 @@ class NodeTable:
             parent.is_parent = True
 
     def renamed(self, attributes: Attributes, parent: Node, name: bytes) -> Node | None:
-        """The file that is NAME in parent now: its node, if the kernel knows it."""
+        """The node of the file that is NAME in parent now, if the kernel knows it."""
         node = self.find(attributes, parent, name)
         if node is not None:
             self.moved(node, parent, name)
         return node
 
     def moved(self, node: Node, parent: Node, name: bytes) -> None:
-        """The file has this name now."""
+        """Record the file's new name."""
         if not node.packed_handle or node.parent is not None:
             self._named(node, parent, name)
 
     def needs_trim(self) -> bool:
-        """Would ``trim`` find anything to do?"""
+        """Whether ``trim`` has anything to do."""
         fds = self.fds
         return bool(self._idle) or len(fds.cached) > fds.max_fds
 
     def trim(self) -> None:
-        """Close fds down to the limit, and make records of what nobody uses. Between operations, never inside one."""
+        """Close fds down to the limit, and turn unused nodes into records. Call between operations, never inside one."""
         self.fds.trim()
         if self._idle:
             for node in self._idle:
@@ -292,7 +292,7 @@ class NodeTable:
     # lookup counts
 
     def forget(self, nodeid: int, count: int) -> None:
-        """FORGET: the kernel dropped COUNT references; at 0 the node goes."""
+        """FORGET: the kernel dropped COUNT references; at 0 the node is removed."""
         if nodeid in self._records:
             gone = self._records.forget(nodeid, count)
             if gone:
@@ -316,14 +316,14 @@ class NodeTable:
                 self._graveyard.popitem(last=False)
 
     def revive(self, nodeid: int) -> Node:
-        """A forgotten node, for an exported handle (a lookup of ``.``): ESTALE when its file is gone."""
+        """A forgotten node, for an exported handle (a lookup of ``.``). Raises OSError (ESTALE: its file is gone)."""
         known = self._graveyard.get(nodeid)
         if known is None:
             mount = next((s for s in self.mounts.all if s.handles and s.base == nodeid & ~INO_MASK), None)
             ino = nodeid & INO_MASK
             if mount is None or ino >> 32:
                 raise stale()
-            # Generation 0 matches any in ext4's handles; the kernel compares the one that we answer.
+            # Generation 0 matches any in ext4's handles; the kernel compares the one we answer.
             known = mount, derived_handle(ino, 0)
         mount, handle = known
         try:
@@ -343,7 +343,7 @@ class NodeTable:
         return node
 
     def close(self) -> None:
-        """Close every fd, the root's too."""
+        """Close every fd, including the root's."""
         self.fds.close_cached()
         for node in self.nodes.values():
             if node.fd >= 0:

@@ -1,4 +1,4 @@
-"""Mount options: cache policy, timeouts, flags. The same for both bindings."""
+"""Mount options: cache policy, timeouts, flags. Both bindings use the same."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ CACHE_POLICIES = ("auto", "strict", "none")
 class Options:
     """The options of one CntrFS mount; times in seconds.
 
-    cache: ``strict`` asks the server each time (only data stays cached while a file is unchanged), ``none`` caches
-    nothing, ``auto`` keeps entries and attributes for the timeouts below and data across opens.
+    cache: ``strict`` asks the server each time (only data of unchanged files is cached), ``none`` caches nothing,
+    ``auto`` caches entries and attributes for the timeouts below, and data across opens.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Options:
         max_fds: int | None = None,
         mount_flags: list[str] | None = None,
     ) -> None:
-        """The defaults, and what a caller may say at once; ``parse`` sets the rest."""
+        """The defaults, and what a caller may set directly; ``parse`` sets the rest."""
         self.cache = "auto"
         self.entry_timeout = 1.0
         self.attr_timeout = 1.0
@@ -39,14 +39,13 @@ class Options:
         self.passthrough = True
         self.io_uring = False
         self.invalidate = invalidate  # watch the backing filesystems and tell the kernel what changed behind the mount
-        # Things are mounted on the tree: watch only where an entry can be expired, not dropped; and not for a command of a moment.
+        # Filesystems are mounted on the tree: watch only if entries can be expired rather than dropped, and not for a
+        # short session.
         self.keep_mounts = keep_mounts
         self.read_only = read_only
-        self.root_kept = False  # the FUSE mount has nosuid, nodev, noexec where the mount of the tree's root has them
-        self.own_device = (
-            0  # of the FUSE mount, where it may come to be mounted in the tree that it serves; 0: it can't
-        )
-        self.as_nobody = as_nobody  # read-only, and for every client only the permission bits for others count: nobody
+        self.root_kept = False  # the FUSE mount has the nosuid, nodev, noexec flags of the root's mount
+        self.own_device = 0  # device of the FUSE mount if it may be mounted inside the served tree, else 0
+        self.as_nobody = as_nobody  # read-only, and only the permission bits for others count, for every client
         self.max_fds = max_fds
         self.hang_timeout = 60.0
         self.trace = False
@@ -54,34 +53,36 @@ class Options:
         self.fsname = fsname
 
     def settle(self) -> Options:
-        """Make the dependent values agree with the cache policy."""
+        """Adjust dependent values to the cache policy."""
         if self.cache != "auto":
             self.keep_cache = self.writeback = self.invalidate = False
             self.entry_timeout = self.attr_timeout = 0.0
         self.read_only = self.read_only or self.as_nobody
         if "strictatime" in self.mount_flags or "norelatime" in self.mount_flags:
-            self.keep_cache = False  # what is read from the kernel's cache moves no access time
+            self.keep_cache = False  # a read from the kernel's cache would not update the access time
         return self
 
     def demand_writable(self) -> None:
-        """EROFS where the tree is served read-only, whatever the mount's flags are: a client's root can change those."""
+        """Raise EROFS if the tree is served read-only, whatever the mount's flags: a client's root can change those."""
         if self.read_only:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     def leaves_directory_atime(self) -> bool:
-        """Whether listing a directory leaves its access time alone, mount(8): the backing filesystem does not know of these."""
+        """Whether listing a directory leaves its access time alone, mount(8); the backing filesystem does not know
+        these options.
+        """
         if self.as_nobody:
-            return False  # O_NOATIME is for owners
+            return False  # O_NOATIME needs ownership
         return self.begins_read_only() or "noatime" in self.mount_flags or "nodiratime" in self.mount_flags
 
     def begins_read_only(self) -> bool:
-        """Whether the tree is served read-only, or the mount is so until somebody remounts it (mount.fuse.cntrfs)."""
+        """Whether the tree is served read-only, or the mount starts read-only until a remount (mount.fuse.cntrfs)."""
         words = [word for word in self.mount_flags if word in ("ro", "rw")]
         return self.read_only or words[-1:] == ["ro"]
 
 
 def connection_options(fuse_fd: int) -> dict[str, str | None]:
-    """What the kernel is told of a connection when it is mounted: it checks permissions itself, for every user."""
+    """The mount options of a connection: the kernel checks permissions itself, and every user has access."""
     return {
         "fd": str(fuse_fd),
         "rootmode": "40000",
@@ -112,19 +113,19 @@ _FLAGS = {
     "trace": ("trace", True),
 }
 _NUMBERS = {"entry_timeout": "entry_timeout", "attr_timeout": "attr_timeout", "hang_timeout": "hang_timeout"}
-#: Mount flags that mount(2) takes; everything else about them is the kernel's business.
+#: Mount flags passed to mount(2) and handled by the kernel.
 MOUNT_FLAGS = (
     "nosuid", "nodev", "noexec", "noatime", "nodiratime", "relatime", "norelatime", "strictatime", "sync", "dirsync",
     "suid", "dev", "exec", "atime", "diratime", "async", "lazytime", "nolazytime", "nosymfollow",
     "allow_suid", "allow_dev",
 )  # fmt: skip
-#: Said by mount(8), fstab or habit; always so here, or meant for someone else.
+#: Options used by mount(8) or fstab, or by habit; always in effect, or meant for another program.
 IGNORED = ("allow_other", "default_permissions", "defaults", "auto", "noauto", "user", "users", "nouser", "_netdev",
            "nofail", "nonempty", "acl", "noacl", "user_xattr")  # fmt: skip
 
 
 def parse(text: str, options: Options | None = None) -> Options:
-    """Read a comma-separated ``-o`` string into OPTIONS; UsageError names the word that is not understood."""
+    """Parse a comma-separated ``-o`` string into OPTIONS. Raises UsageError naming the unknown word."""
     options = options or Options()
     for word in filter(None, text.split(",")):
         key, _, value = word.partition("=")
@@ -162,7 +163,7 @@ def _number(key: str, value: str) -> float:
         number = float(value)
     except ValueError:
         number = -1.0
-    if not 0 <= number <= _LARGEST:  # nan is not either
+    if not 0 <= number <= _LARGEST:  # false for nan too
         what = "how many" if key == "max_fds" else "a number of seconds"
         raise UsageError(f"mount option {key} wants {what}, not {value!r}", f"for example {key}=60")
     return number

@@ -1,4 +1,4 @@
-"""What of CntrFS works on this machine, found out by trying: for ``cntr doctor``. Each probe raises OSError or CntrError."""
+"""Tests which parts of CntrFS work on this machine, for ``cntr doctor``. Each probe raises OSError or CntrError."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from cntr.cntrfs.devfuse import rings, wire
 from cntr.cntrfs.options import connection_options
 from cntr.linux import file_syscalls, procfs, syscalls
 
-_BUFFER = 1 << 17  # bytes; the kernel hands out no request to less than 8 KiB
+_BUFFER = 1 << 17  # bytes; the kernel requires at least 8 KiB
 _ANSWER_SECONDS = 2.0
 ENABLE_URING = "/sys/module/fuse/parameters/enable_uring"
 
 
 def device() -> None:
-    """A connection can be opened."""
+    """Open a connection."""
     os.close(mounting.open_device())
 
 
 def pyfuse3() -> None:
-    """The library can be loaded."""
+    """Load the library."""
     mounting.choose_binding("pyfuse3")
 
 
 def passthrough() -> None:
-    """The kernel takes a backing file: on a connection of our own, whose mount is in no namespace and ends here."""
+    """Register a backing file, on a connection of our own whose mount is in no namespace and ends here."""
     fuse_fd = mounting.open_device()
     mount_fd = backing_fd = -1
     try:
@@ -43,13 +43,13 @@ def passthrough() -> None:
             fuse_fd,
             mount_fd,
             backing_fd,
-        ):  # the connection first: closing a mount of a live one waits for answers
+        ):  # the connection first: closing the mount of a live one waits for answers
             if fd >= 0:
                 os.close(fd)
 
 
 def io_uring() -> str:
-    """Requests can come by io_uring, ``-o io_uring``; how many queues that takes."""
+    """Receive requests by io_uring, ``-o io_uring``; return how many queues that takes."""
     fuse_fd = mounting.open_device()
     mount_fd = -1
     try:
@@ -70,7 +70,7 @@ def io_uring() -> str:
 
 
 def _why_not_offered() -> str:
-    """The kernel's INIT has no word of io_uring: is it switched off, or not in the kernel?"""
+    """The kernel's INIT does not offer io_uring: tell whether it is switched off or not built in."""
     try:
         value = procfs.read(ENABLE_URING).strip()
     except OSError:
@@ -79,12 +79,12 @@ def _why_not_offered() -> str:
 
 
 def _mounted(fuse_fd: int) -> int:
-    """The fd of a mount in no namespace, of the connection that fuse_fd is."""
+    """The fd of a mount, in no namespace, of the connection fuse_fd."""
     return syscalls.new_filesystem("fuse", {"source": "cntr-doctor", **connection_options(fuse_fd)})
 
 
 def _agree(fuse_fd: int, wanted: int) -> int:
-    """Answer the kernel's INIT, agreeing on WANTED and nothing else; the flags that it offered. OSError."""
+    """Answer the kernel's INIT with WANTED only; return the flags it offered. Raises OSError."""
     poll = select.poll()
     poll.register(fuse_fd, select.POLLIN)
     if not poll.poll(_ANSWER_SECONDS * 1000):

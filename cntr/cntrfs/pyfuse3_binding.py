@@ -1,8 +1,8 @@
 """The reference binding: the core behind pyfuse3 (libfuse). The only module that imports pyfuse3 and trio.
 
-What pyfuse3 can't express, the kernel does itself or refuses: fallocate, lseek, copy_file_range, ioctl, locks (they
-stay local to the mount), O_TMPFILE, passthrough. And the kernel applies the umask before pyfuse3 sees a mode, which
-is wrong in a directory with a default ACL: there, bits of the umask are missing from the new file's mode.
+What pyfuse3 lacks, the kernel does itself or refuses: fallocate, lseek, copy_file_range, ioctl, locks (they stay local
+to the mount), O_TMPFILE, passthrough. The kernel also applies the umask before pyfuse3 sees a mode. In a directory with
+a default ACL that is wrong: bits of the umask are missing from the new file's mode.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ANYBODY = Caller(65534, NOBODYS_GROUP, 0)
 
 
 def _answered(operation: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Coroutine[Any, Any, Any]]:
-    """Let an operation fail with an errno only: any other exception would end the whole mount."""
+    """Make an operation fail with an errno only: any other exception would end the whole mount."""
 
     @functools.wraps(operation)
     async def answered(self: Operations, *arguments: Any) -> Any:
@@ -68,20 +68,20 @@ def _caller(ctx: pyfuse3.RequestContext) -> Caller:
 
 
 class Operations(pyfuse3.Operations):
-    """pyfuse3's operations, each one call into the core. Nothing is awaited inside, so they never interleave."""
+    """pyfuse3's operations, each one call into the core. None awaits anything, so they never interleave."""
 
     supports_dot_lookup = True
     enable_acl = True
 
     def __init__(self, core: Core, heartbeat: Heartbeat, on_ready: Callable[[], None]) -> None:
-        """on_ready: called when the kernel's INIT arrived."""
+        """on_ready: called when the kernel's INIT has arrived."""
         super().__init__()
         self.core = core
         self.heartbeat = heartbeat
         self._on_ready = on_ready
         self._options = core.options
         self.enable_writeback_cache = core.options.writeback
-        # For nobody: neither the named users of an ACL, nor file handles, which lead past the directories.
+        # With as_nobody: no named users of ACLs, and no file handles, which bypass directories.
         self.supports_dot_lookup = self.enable_acl = not core.options.as_nobody
 
     def init(self) -> None:
@@ -193,7 +193,7 @@ class Operations(pyfuse3.Operations):
         return self._entry(*self.core.link(inode, new_parent, new_name))
 
     def _is_direct(self, fh: int) -> bool:
-        # Of a pseudo-filesystem's file a size of 0 would be taken for its end.
+        # With a size of 0 the kernel would see the end of a pseudo-filesystem's file.
         handle = self.core.files.handle(fh)
         return self._options.cache == "none" or handle.uncached or handle.node.mount.is_pseudo
 
@@ -204,7 +204,7 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         """OPEN: the core's ``open``."""
-        # libfuse leaves O_TRUNC to us, so nobody else clears the set-id bits of a file that another user truncates.
+        # libfuse leaves O_TRUNC to us: nobody else clears the set-id bits of a file that another user truncates.
         return self._info(self.core.open(inode, flags, killpriv=_caller(ctx)))
 
     @_answered
@@ -223,12 +223,12 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def write(self, fh: int, offset: int, data: bytes) -> int:
         """WRITE: the core's ``write``."""
-        # pyfuse3 drops the flags of a WRITE, so what counts is whether the file was opened with O_APPEND. The
-        # writeback cache places appended data itself.
+        # pyfuse3 drops the flags of a WRITE, so O_APPEND at open counts. With the writeback cache the kernel places
+        # appended data itself.
         direct = self._is_direct(fh)
         append = (direct or not self._options.writeback) and self.core.files.handle(fh).append
-        # Past its cache the kernel leaves the set-id bits to the server, and pyfuse3 never says who writes. So whoever
-        # it is gets neither a filesystem's reserve nor more than the quota.
+        # Without its cache the kernel leaves set-id bits to the server, and pyfuse3 does not say who writes. So no
+        # writer may use reserved blocks or exceed a quota.
         files, credentials = self.core.files, self.core.credentials
         fd = files.writing_fd(files.handle(fh))
         with credentials.killpriv(fd, _ANYBODY) if direct else credentials.ordinary(keeps_setid=True):
@@ -236,8 +236,8 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def flush(self, fh: int) -> None:
-        """FLUSH: nothing to do."""
-        raise pyfuse3.FUSEError(errno.ENOSYS)  # nothing is buffered here, and the kernel need not ask again
+        """FLUSH: does nothing."""
+        raise pyfuse3.FUSEError(errno.ENOSYS)  # nothing is buffered here; the kernel stops asking
 
     @_answered
     async def fsync(self, fh: int, datasync: bool) -> None:
@@ -251,8 +251,8 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def poll(self, inode: int, fh: int, handle: object, ctx: pyfuse3.RequestContext) -> int:
-        """POLL: left to the kernel."""
-        raise pyfuse3.FUSEError(errno.ENOSYS)  # regular files are always ready, as the kernel then assumes
+        """POLL: not supported; the kernel handles it."""
+        raise pyfuse3.FUSEError(errno.ENOSYS)  # the kernel then assumes that files are always ready
 
     @_answered
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
@@ -266,7 +266,7 @@ class Operations(pyfuse3.Operations):
         handle = core.files.handle(fh)
         for entry in core.entries(core.files.directory(fh), start_id):
             if entry.name in (b".", b".."):
-                # The kernel takes only number, type and name from these two: they are not looked up.
+                # Of these two the kernel uses only number, type and name, so they are not looked up.
                 dots = pyfuse3.EntryAttributes()
                 dots.st_ino = core.nodes.mounts.shown_ino(handle.node.mount, entry.ino)
                 dots.st_mode = stat.S_IFDIR
@@ -276,8 +276,8 @@ class Operations(pyfuse3.Operations):
             try:
                 node, attributes = core.look_at_entry(fh, entry.name)
             except (FileNotFoundError, PermissionError):
-                continue  # removed since the directory was read; or, as nobody, listed but not to be looked at
-            except OSError:  # a mount whose server is gone, or our own: the name is there, and who looks at it is told
+                continue  # removed since the directory was read; or listed but not accessible, as nobody
+            except OSError:  # a mount whose server is gone, or our own: list the name, and an access reports the error
                 unseen = pyfuse3.EntryAttributes()
                 unseen.st_ino, unseen.st_mode = core.mounts.unused_id(), entry.kind << 12
                 unseen.entry_timeout = unseen.attr_timeout = 0
@@ -285,7 +285,7 @@ class Operations(pyfuse3.Operations):
                     return
                 continue
             if not pyfuse3.readdir_reply(token, entry.name, self._entry(node, attributes), entry.next_offset):
-                core.nodes.forget(node.nodeid, 0)  # the kernel will not forget what it never got
+                core.nodes.forget(node.nodeid, 0)  # the kernel never got it, so it will not send FORGET
                 return
             node.lookups += 1
 
@@ -330,14 +330,14 @@ class Operations(pyfuse3.Operations):
         self.core.xattrs.remove(inode, name)
 
     async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
-        """The kernel checks (default_permissions) and does not ask."""
+        """ACCESS: the kernel checks itself (default_permissions)."""
         return True
 
 
 def serve(
     fuse_fd: int, root_fd: int, options: Options, stop_fd: int, heartbeat: Heartbeat, on_ready: Callable[[], None]
 ) -> None:
-    """Serve the mounted connection fuse_fd until stop_fd is readable or it is unmounted; takes both fds over."""
+    """Serve the mounted connection fuse_fd until it is unmounted or stop_fd is readable. Owns both fds."""
     core = (NobodyCore if options.as_nobody else Core)(root_fd, options)
     operations = Operations(core, heartbeat, on_ready)
     pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", {"default_permissions"})

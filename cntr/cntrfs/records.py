@@ -1,7 +1,7 @@
-"""Nodes at rest: READDIRPLUS tells the kernel about millions of files, and it asks about few of them again.
+"""Compact records of unused nodes: READDIRPLUS tells the kernel about millions of files, and it uses few of them.
 
-A node that has no fd, no open file, and a file handle to be reopened by is a record of bytes between two operations:
-64 bytes, a fifth of what the object takes, and nothing for the garbage collector to walk through.
+A node without an fd and without an open file, which has a file handle, is a record of 64 bytes between operations. That
+is a fifth of the object's size, and nothing for the garbage collector to traverse.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import struct
 from cntr.cntrfs.node import INO_MASK, ROOT_ID, SYNTHETIC, BackingMount, Node, generation_of
 from cntr.linux.file_syscalls import Handle
 
-_RECORD = struct.Struct("=qIIHB")  # birth generation lookups mount kind; then the handle, if it isn't derived
+_RECORD = struct.Struct("=qIIHB")  # birth generation lookups mount kind; then the handle, if it is not derived
 _SIZE = _RECORD.size
 _HANDLE_KIND = struct.Struct("=i")
 _DIRECTORY = stat.S_IFDIR >> 12
@@ -33,16 +33,16 @@ class Records:
         return len(self._records)
 
     def ids(self) -> list[int]:
-        """Their node ids; for any thread."""
+        """Node ids of all records; for any thread."""
         return list(self._records)
 
     def directories(self) -> list[Node]:
-        """The directories, to be looked at only; for any thread."""
+        """The directories, read-only; for any thread."""
         found = ((nodeid, self._records.get(nodeid)) for nodeid in self.ids())
         return [self._node(nodeid, record) for nodeid, record in found if record and record[_SIZE - 1] == _DIRECTORY]
 
     def put(self, node: Node) -> bool:
-        """Take the node in, unless it is in use or reached by name."""
+        """Turn the node into a record, unless it is in use or reached by name; return whether that was done."""
         handle = node.packed_handle
         if (
             node.fd >= 0 or node.users or node.parent is not None or node.is_parent or not handle
@@ -59,9 +59,9 @@ class Records:
         return True
 
     def enter(self, nodeid: int, birth: int, mount: BackingMount, kind: int) -> int:
-        """A file with a derived handle is looked up once more, or for the first time; its generation, 0 for "not here".
+        """Count a lookup of a file with a derived handle, old or new; return its generation, 0 if it is not a record.
 
-        A record of another birth or kind is of a file that is gone: its inode number is this one's now.
+        A record with another birth or kind belongs to a removed file whose inode number was reused.
         """
         record = self._records.get(nodeid)
         lookups = 1
@@ -77,12 +77,12 @@ class Records:
         return generation
 
     def take(self, nodeid: int) -> Node | None:
-        """Give the node out, as an object, if it is here."""
+        """Turn a record back into a node and return it; None if there is none."""
         record = self._records.pop(nodeid, None)
         return None if record is None else self._node(nodeid, record)
 
     def forget(self, nodeid: int, count: int) -> tuple[BackingMount, Handle | None] | None:
-        """COUNT lookups less. When none is left the record goes: its mount, and the handle where it isn't derived."""
+        """Subtract COUNT lookups. At 0 the record is removed: return its mount, and the handle unless derived."""
         record = self._records[nodeid]
         birth, generation, lookups, index, kind = _RECORD.unpack_from(record)
         if lookups > count:

@@ -1,11 +1,11 @@
-"""Ends a FUSE connection whose server hangs: a client in such a call is in D state, and not even SIGKILL ends it.
+"""Ends a FUSE connection whose server hangs: a client of it is in D state, and not even SIGKILL ends it.
 
-The kernel's control filesystem (fusectl) says how many requests wait, and ends the connection on a write to
-``abort``. It is mounted detached, seen by nobody else. Where that is refused, killing the server does the same.
+The kernel's control filesystem (fusectl) tells how many requests wait, and ends the connection on a write to ``abort``.
+It is mounted detached, so nobody else sees it. Where mounting it is refused, killing the server has the same effect.
 
-A slow server is not a dead one. What it takes and answers is progress, and so is each step of something long that a
-worker does; and a serving thread that the kernel keeps in a system call waits for a disk, as the client would without
-CntrFS. Only who neither moves nor has the kernel at work for it hangs.
+A slow server does not hang. Requests it takes and answers are progress, and so is each step of a worker's long
+operation. A serving thread inside a system call waits for a disk, as the client would without CntrFS. A server hangs
+only if it makes no progress and the kernel is not working for it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from cntr.cntrfs.heartbeat import Heartbeat
 
 
-_LOOKS, _LOOK_AGAIN = 10, 0.02  # times, seconds
-#: Where a thread sleeps that waits for another thread, for a request or for the time: nobody works for it.
+_LOOKS, _LOOK_AGAIN = 10, 0.02  # number of samples; seconds between them
+#: Where a thread sleeps that waits for another thread, for a request or for time: the kernel is not working for it.
 _IDLE = (b"futex", b"fuse_dev", b"do_poll", b"poll_sched", b"do_sys_poll", b"ep_poll", b"do_epoll", b"do_select",
          b"hrtimer_nanosleep", b"do_nanosleep", b"do_sigtimedwait", b"sigsuspend", b"do_wait", b"pipe_read",
          b"anon_pipe_read", b"unix_stream", b"io_cqring", b"__io_cqring", b"eventfd", b"do_signal_stop", b"ptrace_stop")  # fmt: skip
@@ -32,9 +32,9 @@ class Watchdog:
     """Watches one connection from outside the server; never touches the mounted tree."""
 
     def __init__(self, mountpoint: str, heartbeat: Heartbeat, hang_timeout: float, device: int = 0) -> None:
-        """Find the connection of what is mounted at MOUNTPOINT now; hang_timeout in seconds, 0 for never.
+        """Find the connection that is mounted at MOUNTPOINT now. hang_timeout: seconds, 0 for never.
 
-        device: the connection's, where it is mounted in another mount namespace.
+        device: the connection's device number, if it is mounted in another mount namespace.
         """
         self.manager_pid = os.getpid()
         self.mountpoint = mountpoint
@@ -46,24 +46,25 @@ class Watchdog:
         self._since = time.monotonic()
 
     def is_mounted(self) -> bool:
-        """Is our filesystem still what is mounted there? Asks mountinfo: a stat would ask the server.
+        """Whether our filesystem is still mounted there. Reads mountinfo: stat(2) would ask the server.
 
-        The device number alone does not tell: it is given to the next mount as soon as this one is gone. The control
-        directory goes with the connection, before its number can be another's.
+        The device number alone does not tell: it is reused as soon as the mount is gone. The control directory
+        disappears with the connection, before the number can be reused.
         """
         if self.device == 0 or find_device(self.mountpoint) != self.device:
             return False
         return self.control < 0 or _has_entries(self.control)
 
     def waiting(self) -> int:
-        """Requests that the kernel has handed in and not got back; 0 where that can't be known."""
+        """Number of requests the kernel has sent or queued that are not answered; 0 if unknown."""
         return _waiting_of(self.control, ".")
 
     def hangs(self, pid: int) -> bool:
-        """Has the server PID made no progress for hang_timeout while requests wait, and the kernel none for it?
+        """Whether the server PID has made no progress for hang_timeout while requests wait, and the kernel is not
+        working for it.
 
-        A request parked on purpose (a wait for a lock, a worker's system call) does not count. A stopped server is given
-        a tenth of the time, and parks nothing.
+        Requests parked on purpose (waiting for a lock, a worker's system call) do not count. A stopped server gets a
+        tenth of the time, and parked requests do not excuse it.
         """
         taken, answered, parked, steps = self.heartbeat.read()
         now = time.monotonic()
@@ -82,7 +83,9 @@ class Watchdog:
         return True
 
     def is_kept_by_the_kernel(self, pid: int) -> bool:
-        """Is the serving thread, PID's first or the one it names, in a system call that the kernel works on: in one of some looks?"""
+        """Whether the serving thread (PID's first, or the one it names) is inside a system call, in any of several
+        samples.
+        """
         thread = self.heartbeat.serving_thread or pid
         first = _times(pid, thread)
         for _ in range(_LOOKS):
@@ -99,7 +102,9 @@ class Watchdog:
         return False
 
     def _others_are_asked(self) -> bool:
-        """The serving thread asks a FUSE server: is there another one with something to answer, or has it asked itself?"""
+        """The serving thread waits for a FUSE server: whether another server has a request to answer, or it waits for
+        itself.
+        """
         try:
             connections = os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.control)
         except OSError:
@@ -111,7 +116,7 @@ class Watchdog:
             os.close(connections)
 
     def abort(self) -> None:
-        """End the connection: every waiting call returns with an error."""
+        """Abort the connection: every blocked call returns with an error."""
         if self.control < 0:
             return
         try:
@@ -136,7 +141,7 @@ def _waiting_of(directory: int, connection: str) -> int:
 
 
 def _has_entries(directory: int) -> bool:
-    """Whether a directory of fusectl is there still, and not only our fd of it."""
+    """Whether a directory of fusectl still exists, not only our fd of it."""
     try:
         os.stat("waiting", dir_fd=directory)
     except FileNotFoundError:
@@ -145,7 +150,7 @@ def _has_entries(directory: int) -> bool:
 
 
 def find_device(mountpoint: str) -> int:
-    """The device number of the topmost mount at MOUNTPOINT, by mountinfo; 0 when nothing is mounted there."""
+    """The device number of the topmost mount at MOUNTPOINT, by mountinfo; 0 if nothing is mounted there."""
     return next((mount.device for mount in reversed(_mounts()) if mount.mount_point == mountpoint), 0)
 
 
@@ -159,7 +164,7 @@ def _mounts() -> list[procfs.Mount]:
 
 
 def open_control(device: int) -> int:
-    """The fusectl directory of the connection with this device number; -1 when it is not to be had."""
+    """Open the fusectl directory of the connection with this device number; -1 if that is not possible."""
     try:
         tree = syscalls.new_filesystem("fusectl", {})
     except OSError:
@@ -173,7 +178,7 @@ def open_control(device: int) -> int:
 
 
 def _stat(pid: int, thread: int) -> list[bytes]:
-    """The fields of /proc/PID/task/TID/stat from the state on; none when it is gone."""
+    """The fields of /proc/PID/task/TID/stat from the state on; empty if it is gone."""
     try:
         with open(f"/proc/{pid}/task/{thread}/stat", "rb") as stat:
             return stat.read().rpartition(b")")[2].split()
@@ -186,7 +191,7 @@ def _state(pid: int, thread: int) -> bytes:
 
 
 def is_stopped(pid: int) -> bool:
-    """Is the process stopped by a signal or a tracer (state T or t in proc_pid_stat(5))?"""
+    """Whether the process is stopped by a signal or a tracer (state T or t in proc_pid_stat(5))."""
     return _state(pid, pid) in (b"T", b"t")
 
 
@@ -197,12 +202,12 @@ def _times(pid: int, thread: int) -> tuple[int, int]:
 
 
 def _was_in_the_kernel(before: tuple[int, int], after: tuple[int, int]) -> bool:
-    """Of what a running thread computed between two looks at its (user, system) times: was most in the kernel?"""
+    """Whether a running thread spent most of its time in the kernel between two samples of its (user, system) times."""
     return after[1] - before[1] > after[0] - before[0]
 
 
 def _wait_channel(pid: int, thread: int) -> bytes:
-    """The kernel's function that the thread sleeps in, /proc/PID/wchan; empty where that may not be read."""
+    """The kernel function that the thread sleeps in, /proc/PID/wchan; empty if it may not be read."""
     try:
         with open(f"/proc/{pid}/task/{thread}/wchan", "rb") as channel:
             return channel.read().strip()

@@ -18,21 +18,21 @@ _FILE_CAPABILITIES = b"security.capability"
 
 
 class Xattrs:
-    """The four operations."""
+    """The four operations on extended attributes."""
 
     def __init__(self, nodes: NodeTable, options: Options, credentials: Credentials) -> None:
-        """credentials: of the thread that serves."""
+        """credentials: of the serving thread."""
         self._nodes = nodes
         self._options = options
         self._credentials = credentials
 
     def get(self, nodeid: int, name: bytes) -> bytes:
-        """GETXATTR. ENODATA for the ACL of a file whose filesystem has none: EOPNOTSUPP the kernel takes for a refusal."""
+        """GETXATTR. ENODATA for an ACL on a filesystem without ACLs: the kernel takes EOPNOTSUPP for a refusal."""
         node = self._nodes.get(nodeid)
         if name == _FILE_CAPABILITIES and node.mount.forbids & os.ST_NOSUID:
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         try:
-            # By the open file itself where it has been made just now: each write and chown of it is preceded by this question.
+            # Through the open file if it was just created: the kernel asks for this before each write and chown.
             return os.getxattr(node.lent_fd if node.lent_fd >= 0 else proc_path(self._nodes.fds.fd(node)), name)
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP and name.startswith(_ACL_PREFIX):
@@ -40,7 +40,7 @@ class Xattrs:
             raise
 
     def names(self, nodeid: int, caller: Caller) -> list[bytes]:
-        """LISTXATTR; trusted.* exists for root alone (xattr(7))."""
+        """LISTXATTR; trusted.* is visible to root only (xattr(7))."""
         node = self._nodes.get(nodeid)
         names = [os.fsencode(name) for name in os.listxattr(proc_path(self._nodes.fds.fd(node)))]
         if node.mount.forbids & os.ST_NOSUID and _FILE_CAPABILITIES in names:
@@ -54,8 +54,8 @@ class Xattrs:
     ) -> None:
         """SETXATTR with XATTR_CREATE or XATTR_REPLACE.
 
-        Setting an ACL clears S_ISGID unless the caller is in the file's group or has CAP_FSETID. Either the kernel
-        said so (kill_sgid), or the caller is given and the backing filesystem decides as for them.
+        Setting an ACL clears S_ISGID unless the caller is in the file's group or has CAP_FSETID. Either the kernel has
+        decided (kill_sgid), or the caller is given and the backing filesystem decides as for them.
         """
         self._options.demand_writable()
         path = proc_path(self._nodes.fds.fd(self._nodes.get(nodeid)))

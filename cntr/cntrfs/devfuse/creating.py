@@ -1,4 +1,4 @@
-"""What a request that makes a file says beside its arguments."""
+"""Extensions of requests that create files."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def extensions(c: Connection, body: memoryview) -> tuple[memoryview, list[tuple[bytes, bytes]], tuple[int, ...]]:
-    """What follows the arguments of a creating request.
+    """Parse what follows the arguments of a creating request.
 
-    Returns (the arguments alone, security attributes to set as (name, value), the caller's group that matters here).
+    Returns (the arguments, security attributes to set as (name, value), the caller's group that matters here).
     """
     if not c.extensions:
         return body, [], ()
@@ -56,7 +56,7 @@ def _security_contexts(data: memoryview, count: int) -> list[tuple[bytes, bytes]
 
 
 def label(c: Connection, node: Node, contexts: list[tuple[bytes, bytes]]) -> None:
-    """Give a new file the label that the kernel's security module wants it to have."""
+    """Set the label that the kernel's security module requests for a new file."""
     for name, value in contexts:
         try:
             c.core.xattrs.set(node.nodeid, name, value, 0, None)
@@ -66,5 +66,5 @@ def label(c: Connection, node: Node, contexts: list[tuple[bytes, bytes]]) -> Non
 
 
 def creator(c: Connection, umask: int, groups: tuple[int, ...]) -> Caller:
-    """The caller of a creating request; the kernel names the one supplementary group that matters."""
+    """The caller of a creating request; the kernel sends the one supplementary group that matters."""
     return c.caller(umask & 0o777, groups)

@@ -1,7 +1,7 @@
-"""Handlers of the requests on a file's data, where the kernel does not read and write it itself.
+"""Handlers of requests on a file's data, where the kernel does not read and write it itself.
 
-What may wait for a disk, a network or another process is done by a worker, in turns bounded by time: a client that is
-killed waits for the present turn, everybody else for none.
+A worker does what may wait for a disk, a network or another process, in time slices: a killed client waits for the end
+of the current slice, and nobody else waits.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from cntr.cntrfs.files import DirectoryHandle, FileHandle
     from cntr.cntrfs.node import Node
 
-_SMALL = 1 << 17  # bytes that are written, or reserved, in no time on a disk that keeps up
-_SLOW = 0.02  # seconds that say that a disk does not keep up …
-_SLOW_FOR = 30.0  # … and for how long it is believed
+_SMALL = 1 << 17  # bytes that a healthy disk writes or reserves without delay
+_SLOW = 0.02  # a call that takes so many seconds means a slow disk …
+_SLOW_FOR = 30.0  # … for so many seconds
 _PIECE, _LARGEST_PIECE = 1 << 20, 16 << 20  # bytes copied by one system call
-_TURN = 0.25  # seconds of copying for one request, and _LONGEST_TURN bytes
+_TURN = 0.25  # a slice of one request's copying: seconds, and at most _LONGEST_TURN bytes
 _LONGEST_TURN = 256 << 20
 
 
 def may_wait(node: Node, size: int) -> bool:
-    """May reading, writing or reserving SIZE bytes of the file take long?"""
+    """Whether reading, writing or reserving SIZE bytes of the file may take long."""
     mount = node.mount
     if mount.is_memory:
         return False
@@ -81,12 +81,12 @@ def _write(c: Connection, nodeid: int, body: memoryview) -> bytes:
     data = body[wire.WRITE_IN.size : wire.WRITE_IN.size + size]
     if len(data) < size:
         raise wire.Malformed("a WRITE cut off")
-    # A page from the kernel's cache has its place; otherwise the end is where it is now, not where the kernel thinks.
+    # A page from the kernel's cache has its offset; otherwise append at the current end, which the kernel may not know.
     append = bool(flags & os.O_APPEND) and not write_flags & wire.WRITE_CACHE
     killpriv = c.caller() if write_flags & wire.WRITE_KILL_SUIDGID else None
     handle = c.core.files.handle(fh)
     fd, node = c.core.files.writing_fd(handle), handle.node
-    if not may_wait(node, size) and not handle.flags & os.O_DSYNC:  # a part of O_SYNC
+    if not may_wait(node, size) and not handle.flags & os.O_DSYNC:  # also set in O_SYNC
         began = monotonic()
         with c.core.credentials.killpriv(fd, killpriv):
             written = c.core.files.write_at(fd, offset, data, append)
@@ -95,7 +95,7 @@ def _write(c: Connection, nodeid: int, body: memoryview) -> bytes:
     scope, copied = (
         c.core.credentials.killpriv_elsewhere(fd, killpriv, node.mount.is_remote),
         bytes(data),
-    )  # the buffer is the next request's
+    )  # the buffer is reused for the next request
 
     def work(job: Job) -> bytes:
         with scope:
@@ -116,7 +116,7 @@ def _fsync(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
 
 
 def _on_directory(c: Connection, nodeid: int, work: Callable[[int], bytes | None]) -> bytes | None:
-    """Answer with what WORK, a worker's, makes of a fd of the directory."""
+    """Open an fd of the directory and answer with the result of WORK, which a worker runs."""
 
     def begin(opened: DirectoryHandle) -> bytes:
         fd = opened.fd
@@ -164,12 +164,12 @@ def _reserve(c: Connection, handle: FileHandle, mode: int, offset: int, length: 
         with scope:
             file_syscalls.fallocate(fd, mode, offset, length)
 
-    return c.submit(node, work, is_interruptible=True)  # as on tmpfs
+    return c.submit(node, work, is_interruptible=True)  # as tmpfs answers
 
 
 def _lseek(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     fh, offset, whence, _ = wire.LSEEK_IN.unpack_from(body)
-    offset = offset - (1 << 64) if offset >> 63 else offset  # a negative one is ENXIO, says the backing file
+    offset = offset - (1 << 64) if offset >> 63 else offset  # the backing file answers ENXIO to a negative offset
     handle = c.core.files.handle(fh)
 
     def seek() -> bytes:
@@ -199,7 +199,7 @@ def _copy(c: Connection, body: memoryview, answer: Callable[[int], bytes]) -> by
             with scope:
                 return answer(_copy_a_turn(job, moved, fd_in, fd_out, offset_in, offset_out, length))
 
-        return c.submit(handle_out.node, work, other=handle_out.node.nodeid)  # the request's own is the source
+        return c.submit(handle_out.node, work, other=handle_out.node.nodeid)  # the request's own file is the source
 
     return c.ready(handle_in, lambda: c.ready(handle_out, begin))
 
@@ -207,7 +207,7 @@ def _copy(c: Connection, body: memoryview, answer: Callable[[int], bytes]) -> by
 def _copy_a_turn(
     job: Job, moved: Callable[[], None], fd_in: int, fd_out: int, offset_in: int, offset_out: int, length: int
 ) -> int:
-    """Copy as much as one turn allows, copy_file_range(2) may always do less than it was asked; returns bytes."""
+    """Copy as much as one slice allows; returns bytes. copy_file_range(2) may always copy less than asked."""
     began = monotonic()
     done, piece = 0, _PIECE
     length = min(length, _LONGEST_TURN)
@@ -217,7 +217,7 @@ def _copy_a_turn(
             copied = os.copy_file_range(fd_in, fd_out, min(piece, length - done), offset_in + done, offset_out + done)
         except OSError:
             if done:
-                break  # what was done is told; the next request meets the error
+                break  # report what was copied; the next request gets the error
             raise
         if not copied:
             break
@@ -238,7 +238,7 @@ def _copy_file_range_64(c: Connection, nodeid: int, body: memoryview) -> bytes |
 
 def _ioctl(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     fh, _, command, _, in_size, out_size = wire.IOCTL_IN.unpack_from(body)
-    if command not in ioctls.KNOWN:  # isatty(3), by every open() of Python's: no reason to open the backing file
+    if command not in ioctls.KNOWN:  # isatty(3), called by every open() in Python: not worth opening the backing file
         c.fail(c.unique, errno.ENOTTY)
         return NO_ANSWER
     data = bytes(body[wire.IOCTL_IN.size : wire.IOCTL_IN.size + in_size])
@@ -256,7 +256,7 @@ def _ioctl(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
 
     def answer(result: bytes) -> bytes:
         if command in ioctls.CHANGING:
-            # The kernel does not know that ctime moved.
+            # The kernel does not know that ctime changed.
             notify(c.fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(nodeid, -1, 0))
         return wire.IOCTL_OUT.pack(0, 0, 0, 0) + result
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cntr.cntrfs.node import Node
     from cntr.linux.file_syscalls import Attributes
 
-_LARGE = 64 << 20  # bytes that are not freed in no time
+_LARGE = 64 << 20  # bytes that take long to free
 _ENTRY_SIZE = wire.ENTRY_OUT.size
 _NO_ENTRY = bytes(_ENTRY_SIZE)
 _DOTS = (b".", b"..")
@@ -42,15 +42,17 @@ def _open_flags(c: Connection, node: Node, fd: int, mode: int, fh: int) -> tuple
         if handle.flags & os.O_ACCMODE == os.O_RDWR:
             c.passthrough.may_be_mapped(node)
         answer = wire.FOPEN_PASSTHROUGH
-    elif c.direct_io or handle.uncached or node.mount.is_pseudo:  # there, a size of 0 would be taken for the end
+    # with a size of 0 the kernel would see the end of file
+    elif c.direct_io or handle.uncached or node.mount.is_pseudo:
         answer = wire.FOPEN_DIRECT_IO
     else:
         answer = wire.FOPEN_KEEP_CACHE if c.keep_cache else 0
     if backing_id and len(c.core.files.handles) > c.core.fds.max_fds:
-        c.let_go(handle, fh)  # fds get scarce, and the kernel holds the file itself now
+        c.let_go(handle, fh)  # fds become scarce, and the kernel now holds the file itself
     if c.local_locks:
-        # Else a FLUSH is how the kernel says that a process closed one of its fds, which ends its POSIX locks. That can't be
-        # left out for a file open for reading alone: a lock taken later would outlive its owner where a child has the file, too.
+        # Otherwise the kernel sends a FLUSH when a process closes one of its fds, which ends its POSIX locks. The FLUSH
+        # is needed even for a file open for reading only: a later lock would outlive its owner if a child process
+        # shares the file.
         answer |= wire.FOPEN_NOFLUSH
     return answer, backing_id
 
@@ -59,14 +61,14 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
     flags, open_flags = wire.OPEN_IN.unpack_from(body)
     core = c.core
     node = core.nodes.get(nodeid)
-    if node.kind != stat.S_IFREG:  # the kernel asks for no other, unless the inode number is another file's now
-        raise stale()  # a FIFO would be waited for
+    if node.kind != stat.S_IFREG:  # the kernel opens regular files only, unless the inode number was reused
+        raise stale()  # opening a FIFO would block
     if node.mount.is_remote:
         killpriv = c.caller() if flags & os.O_TRUNC and open_flags & wire.OPEN_KILL_SUIDGID else None
         return _open_remote(c, node, flags, core.files.backing_flags(flags), killpriv)
     if c.passthrough.enabled and not flags & (os.O_ACCMODE | os.O_TRUNC):
-        # The kernel opens what it was given without asking whether the file is immutable or append-only. To write it is
-        # opened here: of every error that the kernel meets it makes EIO.
+        # The kernel opens a backing file without checking whether it is immutable or append-only. A file opened for
+        # writing is opened here as well: the kernel turns every error of its own open into EIO.
         fd, mode, _ = core.nodes.fd_and_mode(node)
         core.demand_open(node, flags, mode)
         return _opened(c, node, -1, fd, mode, flags)
@@ -79,12 +81,12 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
     try:
         with core.credentials.killpriv(path_fd, killpriv):
             fd = core.files.open_file(proc_path(path_fd), wanted | os.O_NONBLOCK, flags)
-    except BlockingIOError:  # somebody has a lease, fcntl(2), who has now been told to give it up
+    except BlockingIOError:  # somebody holds a lease, fcntl(2), and has now been notified
         if flags & os.O_NONBLOCK:
             raise
         return _open_elsewhere(c, node, path_fd, flags, wanted, killpriv)
     if node.mount.is_pseudo and not flags & os.O_NONBLOCK:
-        os.set_blocking(fd, True)  # on a disk it means nothing
+        os.set_blocking(fd, True)  # no effect on disk files
     return _opened(c, node, fd, path_fd, os.fstat(fd).st_mode, flags)
 
 
@@ -108,7 +110,7 @@ def _open_remote(c: Connection, node: Node, flags: int, wanted: int, killpriv: C
 
 
 def _open_elsewhere(c: Connection, node: Node, path_fd: int, flags: int, wanted: int, killpriv: Caller | None) -> bytes:
-    """Open it by a worker: the open may wait, or truncate much."""
+    """Have a worker open it: the open may block, or truncate a large file."""
     scope = c.core.credentials.killpriv_elsewhere(path_fd, killpriv, remote=False)
     own_fd = c.core.fds.retrying(lambda: os.dup(path_fd))
 
@@ -126,7 +128,7 @@ def _open_elsewhere(c: Connection, node: Node, path_fd: int, flags: int, wanted:
 
 
 def _opened(c: Connection, node: Node, fd: int, known_fd: int, mode: int, flags: int) -> bytes:
-    """The answer to an OPEN: fd is the open file's, or -1 while nothing needs one; known_fd any of the same file."""
+    """The answer to an OPEN. fd: the open file's, -1 if none is needed yet; known_fd: any fd of the same file."""
     core = c.core
     fh = core.files.add(node, fd, flags)
     if fd >= 0:
@@ -166,7 +168,7 @@ def _tmpfile(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
 def _created(c: Connection, contexts: list[tuple[bytes, bytes]], node: Node, attributes: Attributes, fh: int) -> bytes:
     label(c, node, contexts)
     known_fd = node.fd if node.mount.is_remote and node.fd >= 0 else c.core.files.handles[fh].fd
-    answer = _open_flags(c, node, known_fd, attributes.mode, fh)  # first: it decides on the timeouts
+    answer = _open_flags(c, node, known_fd, attributes.mode, fh)  # first, because it decides on the timeouts
     return c.entry(node, attributes) + wire.OPEN_OUT.pack(fh, *answer)
 
 
@@ -179,7 +181,7 @@ def _flush(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     if node.mount.is_remote:
         fd = handle.fd if handle is not None else -1
         if handle is not None and fd >= 0:
-            # Closing writes what is not yet written there, waits for that, and says what went wrong.
+            # Closing may write data back, wait for that, and report errors.
             fd = c.core.files.detach(handle) if c.can_let_go(handle, fh) else c.core.fds.retrying(lambda: os.dup(fd))
 
         def close(job: Job) -> None:
@@ -192,8 +194,8 @@ def _flush(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
         return c.submit(node, close)
     locks.flushed(node, owner)
     if handle is not None:
-        # The RELEASE comes when close(2) has returned, and somebody may want to run the file by then. Whoever has the
-        # open file still, by another fd, can have it opened anew.
+        # RELEASE arrives after close(2) has returned, and by then somebody may want to execute the file. Another
+        # process that still has the open file can have it reopened.
         c.let_go(handle, fh)
     return None
 
@@ -221,7 +223,7 @@ def _close_remote(locks: Locks, handle: FileHandle, fh: int, fd: int) -> None:
 
 def _opendir(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     if c.cache_directories and c.flags & wire.NO_OPENDIR_SUPPORT:
-        # It does not ask again: each directory is read without being opened, and each listing kept.
+        # The kernel stops asking: it reads directories without opening them, and caches listings.
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     return c.on((nodeid,), lambda core: core.open_directory(nodeid), lambda opened: _opened_directory(c, opened))
 
@@ -237,7 +239,7 @@ def _opened_directory(c: Connection, opened: DirectoryHandle) -> bytes:
 def _with_entries(
     c: Connection, nodeid: int, fh: int, offset: int, answer: Callable[[DirectoryHandle], bytes | None]
 ) -> bytes | None:
-    """ANSWER with the directory, once it has what follows OFFSET, where that may be waited for."""
+    """Return ANSWER for the directory once the entries after OFFSET are read, by a worker if that may block."""
     files = c.core.files
     if not c.core.mounts.any_remote or not c.core.nodes.get(nodeid).mount.is_remote:
         return answer(files.directory(fh) if fh else c.core.listing(nodeid))
@@ -270,7 +272,7 @@ def _with_entries(
 
 
 def _read_to_the_end(c: Connection, nodeid: int, fh: int) -> bytes | None:
-    """The empty answer, which ends a listing; where changes are not told of, the kernel must not keep it after all."""
+    """The empty answer that ends a listing. The kernel must not cache the listing if it is not told of changes."""
     if fh:
         return b""
     c.core.files.end_listing(nodeid)
@@ -278,7 +280,8 @@ def _read_to_the_end(c: Connection, nodeid: int, fh: int) -> bytes | None:
         return b""
     c.answer(c.unique, b"")
     c.replies.flush()
-    # Takes no lock of the directory's. Its mtime alone would not do: /proc has no use for it, and a tick may hold two changes.
+    # This takes no lock of the directory. Comparing mtime is not enough: /proc does not maintain it, and one tick may
+    # hold two changes.
     notify(c.fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(nodeid, 0, 0))
     return NO_ANSWER
 
@@ -318,7 +321,7 @@ def _listed_with_attributes(
     core = c.core
     base = directory.node.mount.base
     list_entry, entry_of, pack_dirent = core.list_entry, c.entry_of, wire.pack_dirent
-    names_only = directory.node.mount.is_remote  # their attributes would be waited for, one by one
+    names_only = directory.node.mount.is_remote  # reading their attributes would block for each entry
     parts: list[bytes] = []
     room = size
     for ino, next_offset, kind, name in core.entries(directory, offset):
@@ -329,7 +332,7 @@ def _listed_with_attributes(
         if name not in _DOTS and not names_only:
             try:
                 parts.append(entry_of(*list_entry(directory, name), nodeid))
-            except OSError:  # removed since the directory was read: the name alone is listed, not looked up
+            except OSError:  # removed after the directory was read: list the name without a lookup
                 parts.append(_NO_ENTRY)
         else:
             parts.append(_NO_ENTRY)

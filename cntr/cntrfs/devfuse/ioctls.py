@@ -1,6 +1,6 @@
-"""The supported ioctls: file flags and project ids (ioctl_iflags(2)). All others are ENOTTY.
+"""The supported ioctls: file flags and project ids (ioctl_iflags(2)). All others fail with ENOTTY.
 
-The kernel has checked the caller (owner, CAP_LINUX_IMMUTABLE); FIEMAP it does not hand to FUSE at all.
+The kernel has checked the caller (owner, CAP_LINUX_IMMUTABLE). It does not pass FIEMAP to FUSE.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ FS_IOC_GETVERSION = 0x80087601
 FS_IOC_FSGETXATTR = 0x801C581F
 FS_IOC_FSSETXATTR = 0x401C5820
 
-_READS = {FS_IOC_GETFLAGS: 4, FS_IOC_GETVERSION: 4, FS_IOC_FSGETXATTR: 28}  # bytes the kernel writes
+_READS = {FS_IOC_GETFLAGS: 4, FS_IOC_GETVERSION: 4, FS_IOC_FSGETXATTR: 28}  # bytes that the kernel writes
 _WRITES = {FS_IOC_SETFLAGS: 4, FS_IOC_FSSETXATTR: 28}
 CHANGING = frozenset(_WRITES)
 KNOWN = CHANGING | frozenset(_READS)
 
 
 def perform(fd: int, command: int, data: bytes, out_size: int) -> bytes:
-    """Make the ioctl on the backing file; returns what it wrote, out_size bytes at most."""
+    """Make the ioctl on the backing file; return its output, at most out_size bytes."""
     if command in _READS:
         buffer = bytearray(max(_READS[command], 8))
         fcntl.ioctl(fd, command, buffer)

@@ -1,8 +1,9 @@
-"""The core's operations by a worker, on a filesystem that may keep one waiting: a network's, or another FUSE server's.
+"""Core operations run by a worker, on a filesystem that may block: a network's, or another FUSE server's.
 
-The worker calls the same method of a core that was lent to it: with copies of the nodes that the request names, each with
-a fd of its own, and credentials of its own. It touches nothing of the table. What it would have noted there, files seen,
-made, renamed and removed, is kept, and noted by the serving thread (``Lent.settled``) before it answers.
+The worker calls the same method of a core that was lent to it: with credentials of its own, and with copies of the
+nodes in the request, each with an fd of its own. It does not touch the node table. What it would have recorded there
+(files found, created, renamed and removed) is kept, and the serving thread records it (``Lent.settled``) before it
+answers.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class _FoundFile:
-    """A file that was found, for the table to see; ``fd`` is an O_PATH fd of it."""
+    """A file that the worker found, for the table; ``fd`` is an O_PATH fd of it."""
 
     def __init__(self, attributes: Attributes, parent_id: int, name: bytes, fd: int) -> None:
         self.attributes, self.parent_id, self.name, self.fd = attributes, parent_id, name, fd
@@ -36,14 +37,14 @@ class _FoundFile:
 
 
 class _OpenFile:
-    """An open file of a ``_FoundFile``, for ``OpenFiles.add``."""
+    """An open ``_FoundFile``, for ``OpenFiles.add``."""
 
     def __init__(self, seen: _FoundFile, fd: int, flags: int) -> None:
         self.seen, self.fd, self.flags = seen, fd, flags
 
 
 class _Files:
-    """What an operation may ask of ``OpenFiles``."""
+    """The part of ``OpenFiles`` that an operation may use."""
 
     def __init__(self, core: Core) -> None:
         files = core.files
@@ -57,7 +58,7 @@ class _Files:
         except PermissionError:
             if not flags & os.O_APPEND:
                 raise
-            return os.open(path, wanted | os.O_APPEND)  # a file that may only be appended to
+            return os.open(path, wanted | os.O_APPEND)  # an append-only file
 
     @staticmethod
     def add(seen: _FoundFile, fd: int, flags: int) -> _OpenFile:
@@ -65,7 +66,7 @@ class _Files:
 
 
 class _Table:
-    """What an operation may ask of the node table and its fds: of the lent nodes, without touching others."""
+    """The part of the node table and its fds that an operation may use: the lent nodes only."""
 
     def __init__(self, core: Core, nodes: dict[int, Node]) -> None:
         self._nodes = nodes
@@ -103,7 +104,7 @@ class _Table:
         return os.open(path, flags | os.O_CLOEXEC)
 
     def _look(self, attributes: Attributes, parent: Node, fd: int, name: bytes) -> _FoundFile:
-        """The file NAME in the directory FD, or FD itself, as an O_PATH fd. ESTALE: another one has the name by now."""
+        """The file NAME in the directory FD, or FD itself, as an O_PATH fd. ESTALE: the name is another file's by now."""
         seen = _FoundFile(attributes, parent.nodeid, name, -1)
         self.looked_at.append(seen)
         try:
@@ -111,7 +112,7 @@ class _Table:
         except OSError as error:
             if error.errno not in NO_FD or not name:
                 raise
-            return seen  # what was to be done is done: the table looks by the name
+            return seen  # the operation succeeded; the table looks the name up
         seen.fd = opened
         found = any_thread.statx(opened)
         if (found.ino, found.mnt_id, found.btime_ns) != (attributes.ino, attributes.mnt_id, attributes.btime_ns):
@@ -122,11 +123,11 @@ class _Table:
         seen = self._look(attributes, parent, parent_fd, name)
         self.seen.append(seen)
         if attributes.mnt_id != parent.mount.mnt_id and seen.fd >= 0:
-            os.fstatvfs(seen.fd)  # of another filesystem more will be asked
+            os.fstatvfs(seen.fd)  # another filesystem: more calls to it follow
         return seen
 
     def find(self, attributes: Attributes, parent: Node, name: bytes) -> None:
-        """The name goes away: its file is to stay reachable if it is known."""
+        """The name is removed: keep the file reachable if it is known."""
         self.victims.append(self._look(attributes, parent, parent.fd, name))
 
     def renamed(self, attributes: Attributes, parent: Node, name: bytes) -> None:
@@ -140,21 +141,21 @@ class _Table:
 
     @staticmethod
     def pin(seen: _FoundFile, fd: int) -> None:
-        os.close(fd)  # it has one
+        os.close(fd)  # it has one already
 
 
 class Lent:
-    """One request's. ``act`` is the worker's; the rest the serving thread's."""
+    """One request's core. The worker calls ``act``; the serving thread calls the rest."""
 
     def __init__(self, core: Core, nodes: list[Node]) -> None:
-        """nodes: that the request names. EMFILE, as any opening of a fd here."""
+        """nodes: those in the request. Raises OSError (EMFILE)."""
         self._core = core
         self._nodes: dict[int, Node] = {}
         self._had = {node.nodeid: node.lookups for node in nodes}
         self._table = _Table(core, self._nodes)
         try:
             for node in nodes:
-                if node.nodeid not in self._nodes:  # a rename may name one directory twice
+                if node.nodeid not in self._nodes:  # a rename may name the same directory twice
                     self._nodes[node.nodeid] = self._copy(node)
         except OSError:
             self.close()
@@ -172,9 +173,9 @@ class Lent:
         return copy
 
     def act(self, do: Callable[[Core], Any]) -> Any:
-        """DO, of the lent core. OSError as by the core's own."""
+        """Call DO with the lent core. Raises OSError as the core does."""
         core = self._core
-        syscalls.unshare(syscalls.CLONE_FS)  # the umask would be everybody's
+        syscalls.unshare(syscalls.CLONE_FS)  # the umask is shared by all threads otherwise
         for node in self._nodes.values():
             if node.fd < 0:
                 self._reopen(node)
@@ -202,7 +203,7 @@ class Lent:
         node.fd = fd
 
     def settled(self, result: Any) -> Any:
-        """Note in the table what the worker saw and did; RESULT with the table's own nodes in it."""
+        """Record in the table what the worker saw and did; return RESULT with the table's own nodes."""
         core, table = self._core, self._table
         try:
             known = {id(seen): self._see(seen) for seen in table.seen}
@@ -214,7 +215,7 @@ class Lent:
             for seen in table.renamed_to:
                 node = core.nodes.renamed(seen.attributes, core.nodes.get(seen.parent_id), seen.name)
                 if node is not None and node in pinned:
-                    core.fds.unpin(node)  # two names of one file: renaming does nothing then
+                    core.fds.unpin(node)  # two names of one file: rename does nothing
             if isinstance(result, FileHandle):
                 result.node = core.nodes.get(result.node.nodeid)
             return tuple(self._own(part, known) for part in result) if type(result) is tuple else result
@@ -229,7 +230,7 @@ class Lent:
     def _keep_reachable(self, seen: _FoundFile) -> Node | None:
         parent = self._core.nodes.get(seen.parent_id)
         if seen.fd < 0:
-            return None  # no fd was free to keep it by
+            return None  # no fd was free to keep it
         return self._core.keep_reachable(seen.attributes, parent, seen.name, lambda: self._taken(seen))
 
     def _see(self, seen: _FoundFile) -> Node:
@@ -264,7 +265,7 @@ class Lent:
         return part
 
     def close(self) -> None:
-        """Close what is left of the fds."""
+        """Close the fds that are left."""
         fds = [self._taken(seen) for seen in self._table.looked_at]
         for node in self._nodes.values():
             fds.append(node.fd)

@@ -1,7 +1,7 @@
-"""Which client of the mount holds or awaits which lock; the kernel does not say this about locks on the backing file.
+"""Which client of the mount holds or awaits which lock. The kernel does not tell this for locks on the backing file.
 
-The kernel decides who gets a lock. The table says whose a lock is (F_GETLK), who stands in whose way and whether they
-would wait for each other for ever (EDEADLK), and whom to ask again when a lock goes.
+The kernel decides who gets a lock. The table tells whose a lock is (F_GETLK), who blocks whom, whether two owners would
+wait for each other (EDEADLK), and whose request to retry when a lock is released.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ END = (1 << 63) - 1  # OFFSET_MAX, the kernel's "to the end of the file"
 
 
 class Owner:
-    """A lock owner of the kernel (a process, or an open file for OFD locks) on one file, and the fd that holds its locks."""
+    """A lock owner of the kernel (a process, or an open file for OFD locks) on one file, and the fd that holds its
+    locks.
+    """
 
     __slots__ = ("fd", "handles", "pid", "ranges", "waiting", "writable")
 
     def __init__(self, fd: int, writable: bool) -> None:
-        """handles: the open files it locked through; ranges: (start, end, kind) held; waiting: how many requests wait."""
+        """handles: the open files it locked through; ranges: (start, end, kind) held; waiting: number of waiting
+        requests.
+        """
         self.fd = fd
         self.writable = writable
         self.pid = 0
@@ -32,7 +36,7 @@ class Owner:
         self.waiting = 0
 
     def note(self, start: int, end: int, kind: int) -> None:
-        """The range is locked as KIND now, or unlocked."""
+        """Record that the range is now locked as KIND, or unlocked."""
         kept = []
         for low, high, held in self.ranges:
             if high < start or low > end:
@@ -47,13 +51,15 @@ class Owner:
         self.ranges = kept
 
     def is_in_the_way(self, start: int, end: int, kind: int) -> bool:
-        """Does it hold a lock that excludes KIND on the range?"""
+        """Whether it holds a lock that conflicts with KIND on the range."""
         write = kind == fcntl.F_WRLCK
         return any(low <= end and high >= start and (write or held == fcntl.F_WRLCK) for low, high, held in self.ranges)
 
 
 class Waiter:
-    """A request that waits; it takes no thread. number: the kernel's of the owner; flock(2) locks belong to the handle."""
+    """A waiting request; it occupies no thread. number: the kernel's number of the owner; flock(2) locks belong to the
+    handle.
+    """
 
     __slots__ = ("end", "fh", "handle", "is_flock", "kind", "number", "pid", "start", "unique")
 
@@ -61,18 +67,18 @@ class Waiter:
         self, unique: int, handle: FileHandle, fh: int, number: int, start: int, end: int, kind: int, pid: int,
         is_flock: bool,
     ) -> None:  # fmt: skip
-        """Of a lock request's fields."""
+        """The fields of a lock request."""
         self.unique, self.handle, self.fh, self.number = unique, handle, fh, number
         self.start, self.end, self.kind, self.pid, self.is_flock = start, end, kind, pid, is_flock
 
     @property
     def length(self) -> int:
-        """Bytes, as fcntl(2) counts them: 0 is to the end."""
+        """Length in bytes as in fcntl(2): 0 means to the end."""
         return 0 if self.end >= END else self.end - self.start + 1
 
 
 class FileLocks:
-    """The locks on one file: owners by their number, flock(2) locks by handle, and the waiting in their order."""
+    """The locks on one file: owners by number, flock(2) locks by handle, and the waiters in order."""
 
     __slots__ = ("flocks", "owners", "waiters")
 
@@ -82,7 +88,7 @@ class FileLocks:
         self.waiters: list[Waiter] = []
 
     def blockers(self, waiter: Waiter) -> Iterator[int]:
-        """The owners (of flock(2) locks: the handles) among the mount's clients that stand in its way."""
+        """The owners (for flock(2): the handles) among the mount's clients that block it."""
         if waiter.is_flock:
             write = waiter.kind == fcntl.F_WRLCK
             for fh, held in self.flocks.items():
@@ -94,7 +100,7 @@ class FileLocks:
                 yield number
 
     def is_unused(self) -> bool:
-        """Does nothing refer to it any more?"""
+        """Whether nothing refers to it any more."""
         return not self.owners and not self.flocks and not self.waiters
 
 
@@ -112,13 +118,14 @@ class LockTable:
         return found
 
     def waiters(self) -> list[Waiter]:
-        """Everyone who waits."""
+        """All waiters."""
         return [waiter for file in self.files.values() for waiter in file.waiters]
 
     def is_deadlock(self, waiter: Waiter) -> bool:
-        """Would it wait for an owner that waits, at one or more removes, for its own? As posix_locks_deadlock() asks.
+        """Whether it would wait for an owner that waits, directly or not, for its own owner; see
+        posix_locks_deadlock().
 
-        An owner's threads may free each other, which the kernel's own search does not consider either.
+        Like the kernel's search, this ignores that threads of one owner may unblock each other.
         """
         if waiter.is_flock:
             return False

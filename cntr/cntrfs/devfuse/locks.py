@@ -1,12 +1,12 @@
 """flock, POSIX and OFD locks of the clients, taken on the backing file so that everybody sees them.
 
-A lock owner of the kernel (a process, or an open file for OFD locks) gets an open file description of its own, and
-locks there with F_OFD_*: the server's own POSIX locks would all belong to one process, the server, and go with the
-first fd of the file that it closes. flock(2) locks belong to the open file, so they are taken on the handle's fd.
+Each lock owner of the kernel (a process, or an open file for OFD locks) gets an open file description and takes locks
+on it with F_OFD_*. POSIX locks would all belong to one process, the server, and would be lost when it closes any fd of
+the file. flock(2) locks belong to the open file, so they are taken on the handle's fd.
 
-Nobody waits in a thread. A lock that another client of the mount holds is asked for again when that client's goes; one
-that somebody outside holds, by the ticker, ever more seldom. A waiter's owner keeps its description while it waits:
-what a process loses by closing another fd of the file are the locks it holds, not those it waits for.
+Waiting takes no thread. A lock held by another client is retried when that client releases it; a lock held outside the
+mount is retried by the ticker, with growing intervals. A waiter's owner keeps its description while it waits: closing
+another fd of the file costs a process the locks it holds, not those it waits for.
 """
 
 from __future__ import annotations
@@ -30,21 +30,22 @@ if TYPE_CHECKING:
     from cntr.cntrfs.heartbeat import Heartbeat
     from cntr.cntrfs.node import Node
 
-#: Errors of opening a file for writing that leave reading possible: a read-only or immutable file, a running program.
+#: Errors of opening for writing after which reading is still possible: a read-only or immutable file, a running
+#: program.
 _READ_ONLY = (errno.EROFS, errno.EPERM, errno.EACCES, errno.ETXTBSY)
-_FIRST, _LAST = 0.001, 0.05  # seconds from one attempt at a lock held outside to the next
+_FIRST, _LAST = 0.001, 0.05  # shortest and longest interval between attempts at a lock held outside, seconds
 
 
 class Locks:
-    """All locks of one connection. Public methods may be called by the serving thread and the ticker's."""
+    """All locks of one connection. The serving thread and the ticker's may call the public methods."""
 
     def __init__(self, core: Core, replies: Replies, heartbeat: Heartbeat, ticker: Ticker) -> None:
-        """replies: where waiting requests are answered."""
+        """replies: answers waiting requests."""
         self._core = core
         self._replies = replies
         self._heartbeat = heartbeat
         self._ticker = ticker
-        self._mutex = threading.Lock()  # held for all that follows; the innermost lock but the heartbeat's
+        self._mutex = threading.Lock()  # guards what follows; the innermost lock except the heartbeat's
         self._table = LockTable()
         self._pause = _FIRST
         ticker.add(self._ask_again)
@@ -52,7 +53,7 @@ class Locks:
     # owners
 
     def _owner(self, waiter: Waiter, file: FileLocks) -> Owner:
-        """Whose request it is, ready to lock with; for the serving thread, since it opens files."""
+        """The request's owner, ready to lock. Call in the serving thread, since it opens files."""
         owner = file.owners.get(waiter.number)
         if owner is None:
             owner = file.owners[waiter.number] = Owner(*self._open(waiter.handle, waiter.handle.writable))
@@ -63,7 +64,9 @@ class Locks:
         return owner
 
     def _open(self, handle: FileHandle, writable: bool) -> tuple[int, bool]:
-        """(fd, whether it can hold write locks) of the client's own mode: it must not keep a program from being run."""
+        """(fd, whether it can hold write locks), opened in the client's own mode: otherwise a program could not be
+        executed.
+        """
         try:
             if writable:
                 return self._open_file(handle, os.O_RDWR | os.O_NONBLOCK), True
@@ -77,7 +80,7 @@ class Locks:
         return fds.open_retrying(proc_path(fds.fd(handle.node)), flags)
 
     def _make_writable(self, owner: Owner, handle: FileHandle) -> None:
-        """It has read locks through a file opened for reading, and wants to write through another one."""
+        """The owner has read locks through a file opened for reading, and now wants a write lock through another."""
         fd, writable = self._open(handle, True)
         if not writable:
             os.close(fd)
@@ -90,7 +93,7 @@ class Locks:
     # requests
 
     def get(self, handle: FileHandle, fh: int, number: int, start: int, end: int, kind: int, pid: int) -> bytes:
-        """GETLK: the lock that stands in the way, or F_UNLCK."""
+        """GETLK: the conflicting lock, or F_UNLCK."""
         asker = Waiter(0, handle, fh, number, start, end, kind, pid, False)
         with self._mutex:
             file = self._table.files.get(handle.node.nodeid)
@@ -114,7 +117,9 @@ class Locks:
         self, unique: int, handle: FileHandle, fh: int, number: int, start: int, end: int, kind: int, pid: int,
         is_flock: bool, wait: bool,
     ) -> bool:  # fmt: skip
-        """SETLK and SETLKW; False: it waits, and is answered later. EAGAIN; EDEADLK where it would wait for itself."""
+        """SETLK and SETLKW. False: it waits and is answered later. Raises OSError: EAGAIN; EDEADLK if it would wait for
+        itself.
+        """
         waiter = Waiter(unique, handle, fh, number, start, end, kind, pid, is_flock)
         with self._mutex:
             file = self._table.of(handle.node.nodeid)
@@ -129,7 +134,7 @@ class Locks:
                 self._tidy(handle.node.nodeid, file)
                 return True
             if had is not None:
-                self._wake(file)  # converting a flock(2) lock gives it up first
+                self._wake(file)  # converting a flock(2) lock releases it first
             if not wait:
                 raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             if self._table.is_deadlock(waiter):
@@ -154,10 +159,10 @@ class Locks:
             return True
         owner = file.owners.get(waiter.number)
         if owner is None:
-            return True  # an unlocking of what was never locked
+            return True  # unlocking what was never locked
         kind = waiter.kind
         if kind == fcntl.F_WRLCK and not owner.writable:
-            # The client opened the file before it became read-only: among the mount's clients the lock is what it says.
+            # The client opened the file before it became read-only. Among the mount's clients, the lock still counts.
             if any(file.blockers(waiter)):
                 return False
             kind = fcntl.F_RDLCK
@@ -173,7 +178,7 @@ class Locks:
     # waiting
 
     def _wake(self, file: FileLocks) -> None:
-        """A lock of the file went: those who wait are asked for in their order."""
+        """A lock of the file was released: retry the waiters in order."""
         for waiter in list(file.waiters):
             if waiter in file.waiters:
                 self._ask(waiter, file)
@@ -203,7 +208,7 @@ class Locks:
             self._replies.answer(waiter.unique, None)
 
     def _ask_again(self) -> float | None:
-        """The ticker's: try for what somebody outside holds; seconds to the next time, None for never."""
+        """For the ticker: retry locks held outside the mount; return seconds to the next attempt, None for never."""
         with self._mutex:
             outside = False
             for file in list(self._table.files.values()):
@@ -217,7 +222,7 @@ class Locks:
             return self._pause
 
     def interrupt(self, unique: int) -> bool:
-        """INTERRUPT: the client of the request UNIQUE got a signal; says whether it waited here."""
+        """INTERRUPT: the client of request UNIQUE got a signal; return whether the request waited here."""
         with self._mutex:
             for nodeid, file in list(self._table.files.items()):
                 for waiter in file.waiters:
@@ -230,7 +235,7 @@ class Locks:
     # releasing
 
     def flushed(self, node: Node, number: int) -> None:
-        """FLUSH: the owner closed a fd of the file, and by POSIX loses all the locks it has on it."""
+        """FLUSH: the owner closed an fd of the file, and by POSIX loses all its locks on it."""
         file = self._table.files.get(node.nodeid)
         if file is None or number not in file.owners:
             return
@@ -245,13 +250,13 @@ class Locks:
             self._tidy(node.nodeid, file)
 
     def released(self, handle: FileHandle, fh: int) -> None:
-        """RELEASE: an open file is gone for good, its fd closed, and with it the owners that knew the file through it alone."""
+        """RELEASE: an open file is gone and its fd closed, and so are the owners that used the file only through it."""
         file = self._table.files.get(handle.node.nodeid)
         if file is None:
             return
         with self._mutex:
             for waiter in [waiter for waiter in file.waiters if waiter.fh == fh]:
-                self._end_wait(waiter, file, errno.EBADF)  # no kernel does this
+                self._end_wait(waiter, file, errno.EBADF)  # does not happen with current kernels
             file.flocks.pop(fh, None)
             for number, owner in list(file.owners.items()):
                 owner.handles.discard(fh)
@@ -261,7 +266,7 @@ class Locks:
             self._tidy(handle.node.nodeid, file)
 
     def holds_flock(self, handle: FileHandle, fh: int) -> bool:
-        """Does a flock(2) lock depend on the handle's fd, or a wait for one?"""
+        """Whether a flock(2) lock, held or awaited, depends on the handle's fd."""
         file = self._table.files.get(handle.node.nodeid)
         return file is not None and (fh in file.flocks or any(waiter.fh == fh for waiter in file.waiters))
 
@@ -274,7 +279,7 @@ class Locks:
             self._table.files.pop(nodeid, None)
 
     def close(self) -> None:
-        """Let everything go, waiting requests too."""
+        """Release all locks and end waiting requests."""
         with self._mutex:
             for file in self._table.files.values():
                 for waiter in list(file.waiters):
@@ -285,10 +290,12 @@ class Locks:
 
 
 class RemoteLocks(Locks):
-    """Those of one filesystem that may keep one waiting. For workers; the handles have their fds. Waits in a thread of its own."""
+    """The locks of one filesystem that may block. Called by workers; the handles have fds. Retries in a thread of its
+    own.
+    """
 
     def __init__(self, core: Core, replies: Replies, heartbeat: Heartbeat) -> None:
-        """RuntimeError: no thread to be had."""
+        """Raises RuntimeError if no thread can be started."""
         ticker = Ticker()
         super().__init__(core, replies, heartbeat, ticker)
         never = file_syscalls.eventfd()
@@ -298,4 +305,4 @@ class RemoteLocks(Locks):
         return os.open(proc_path(handle.fd), flags | os.O_CLOEXEC)
 
     def close(self) -> None:
-        """The process ends, and with it all locks; one that hangs is not waited for."""
+        """All locks end with the process; a hanging thread is not waited for."""

@@ -1,8 +1,8 @@
-"""Signals of clients that the kernel does not tell of: beside rings an INTERRUPT gets lost.
+"""Signals that the kernel does not report: with rings an INTERRUPT can get lost.
 
-A signal that comes while a request is on its way to a ring's buffer is remembered by the kernel and never sent
-(fuse_uring_prepare_send() does not look, up to Linux 6.18 at least). Who waits for a lock then can't be killed. So the threads
-that wait are looked at: one that sleeps uninterruptibly in a lock request has had its signal.
+If a signal arrives while a request is being copied to a ring's buffer, the kernel records it but never sends it
+(fuse_uring_prepare_send() does not check, up to Linux 6.18 at least). A client waiting for a lock could then not be
+killed. So the waiting threads are inspected: one that sleeps uninterruptibly in a lock request has received a signal.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
     from cntr.cntrfs.devfuse.rings import Rings
 
-SECONDS = 0.25  # between two looks, while somebody waits for a lock
+SECONDS = 0.25  # between two inspections, while a client waits for a lock
 
 
 class SignalWatch:
-    """Whoever waits for a lock, looked at in turns."""
+    """Inspects the clients that wait for a lock."""
 
     def __init__(self, rings: Rings, interrupt: Callable[[int], object]) -> None:
-        """interrupt: what an INTERRUPT of a request does."""
+        """interrupt: what an INTERRUPT of a request calls."""
         self._rings, self._interrupt = rings, interrupt
         self._next = 0.0
 
     def look(self) -> float | None:
-        """Interrupt those who have got a signal; seconds to the next look, None while nobody waits."""
+        """Interrupt clients that got a signal; return seconds to the next inspection, None if nobody waits."""
         waiting = self._waiting()
         if waiting and time.monotonic() >= self._next:
             self._next = time.monotonic() + SECONDS
@@ -40,7 +40,7 @@ class SignalWatch:
         return SECONDS if waiting else None
 
     def _waiting(self) -> dict[int, int]:
-        """{request: thread} of those who wait for a lock; a thread of another pid namespace is not among them."""
+        """{request: thread} of the clients that wait for a lock, without threads of other pid namespaces."""
         parked = [
             wire.IN_HEADER.unpack_from(entry.view) for entry in list(self._rings.entries.values()) if entry.is_parked
         ]

@@ -1,4 +1,4 @@
-"""Handlers of the requests on names and attributes."""
+"""Handlers of requests on names and attributes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cntr.cntrfs.node import Node
     from cntr.linux.file_syscalls import Attributes
 
-_LARGE = 64 << 20  # bytes that are not freed in no time
+_LARGE = 64 << 20  # bytes that take long to free
 _NOW = (0, NOW)
 _unpack_getattr = wire.GETATTR_IN.unpack_from
 _pack_entry = wire.ENTRY_OUT.pack
@@ -44,7 +44,7 @@ def _lookup(c: Connection, nodeid: int, body: memoryview) -> bytes:
         return _looked_up(c, nodeid, name)
     except RemoteMount:
         parent = c.core.nodes.get(nodeid)
-        return _look_up_elsewhere(c, parent, name, ~parent.mount.dev)  # it isn't this disk that may hang
+        return _look_up_elsewhere(c, parent, name, ~parent.mount.dev)  # the mounted filesystem may hang, not this disk
 
 
 def _look_up_elsewhere(c: Connection, parent: Node, name: bytes, lane: int) -> bytes:
@@ -69,12 +69,12 @@ def _looked_up(c: Connection, nodeid: int, name: bytes) -> bytes:
 
 
 def _missing(c: Connection, nodeid: int) -> bytes:
-    """There is no such name in the directory."""
+    """The answer that the directory has no such name."""
     timeouts = c.timeouts(c.core.nodes.get(nodeid).mount, nodeid)
     if not timeouts[0] and not timeouts[2]:
         c.fail(c.unique, errno.ENOENT)
         return NO_ANSWER
-    # Node id 0: the kernel remembers that there is no such name, as long as it remembers names, or until it is told otherwise.
+    # Node id 0: the kernel caches that there is no such name, for the entry timeout or until an invalidation.
     return _pack_entry(0, 0, *timeouts, *_NOTHING)
 
 
@@ -155,7 +155,7 @@ def _setattr(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
 
 
 def _resize(c: Connection, nodeid: int, changes: Changes, size: int, fh: int | None) -> bytes:
-    """SETATTR with a size: elsewhere where much is to be freed, or where somebody's lease on the file is waited for."""
+    """SETATTR with a size, by a worker if much is to be freed or somebody holds a lease on the file."""
     core = c.core
     core.options.demand_writable()
     node, handle = core.nodes.get(nodeid), core.files.handles.get(fh) if fh is not None else None
@@ -164,7 +164,7 @@ def _resize(c: Connection, nodeid: int, changes: Changes, size: int, fh: int | N
     probe = -1
     try:
         if not waits and (handle is None or not handle.writable):
-            try:  # no lease can be taken while it is open for writing
+            try:  # while it is open for writing nobody can take a lease
                 probe = core.fds.open_retrying(proc_path(fd), os.O_WRONLY | os.O_NONBLOCK)
             except BlockingIOError:
                 waits = True
@@ -195,7 +195,7 @@ def _resize(c: Connection, nodeid: int, changes: Changes, size: int, fh: int | N
 
 
 def _signed(seconds: int) -> int:
-    """Times before 1970 travel as two's complement."""
+    """Times before 1970 are sent in two's complement."""
     return seconds - (1 << 64) if seconds >> 63 else seconds
 
 
@@ -208,7 +208,7 @@ def _as_it_is(found: bytes) -> bytes:
 
 
 def _nothing(done: None) -> None:
-    """The answer of what only succeeds."""
+    """The answer to an operation without a result."""
 
 
 def _made(
@@ -311,7 +311,7 @@ def _setxattr(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
 
 
 def _sized(value: bytes, size: int) -> bytes:
-    """GETXATTR and LISTXATTR: the value, or its length when that was asked; ERANGE when it does not fit."""
+    """GETXATTR and LISTXATTR: the value, or its length if the length was asked for; ERANGE if it does not fit."""
     if size == 0:
         return wire.GETXATTR_OUT.pack(len(value), 0)
     if len(value) > size:
@@ -341,7 +341,7 @@ def _removexattr(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
 
 
 def _access(c: Connection, nodeid: int, body: memoryview) -> None:
-    """The kernel checks itself (default_permissions); it does not ask."""
+    """Not used: the kernel checks itself (default_permissions)."""
 
 
 def _destroy(c: Connection, nodeid: int, body: memoryview) -> None:

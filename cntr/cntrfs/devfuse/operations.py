@@ -1,4 +1,4 @@
-"""The table row for one kind of request, used for dispatch, checks and the trace."""
+"""The table row for one kind of request, used for dispatch, size checks and the trace."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Operation:
     def __init__(
         self, number: int, name: str, least: int, handler: Handler, names_at: int = -1, is_answered: bool = True
     ) -> None:
-        """least: bytes behind the header that the request has at least; anything shorter is malformed (EINVAL).
+        """least: minimum size of the body in bytes; a shorter request is malformed (EINVAL).
 
-        names_at: where in them names begin, if there are any.
+        names_at: offset of the names in the body, if there are any.
         """
         self.number, self.name, self.least, self.handler = number, name, least, handler
         self.names_at, self.is_answered = names_at, is_answered
 
     def described(self, header: tuple[int, ...], body: memoryview) -> str:
-        """A request of this kind, as a trace shows it."""
+        """The request as a trace shows it."""
         _, _, unique, nodeid, uid, _, pid, _ = header
         names = bytes(body[self.names_at : self.names_at + 1024]).split(b"\0")[:-1] if self.names_at >= 0 else []
         shown = "".join(" " + repr(os.fsdecode(name)) for name in names[: 1 + self.name.startswith(_TWO_NAMES)])

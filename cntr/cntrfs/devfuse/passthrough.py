@@ -1,11 +1,11 @@
 """FUSE_PASSTHROUGH: the kernel reads, writes and maps the backing file itself (kernel 6.9, CAP_SYS_ADMIN).
 
-All opens of one inode must agree: the kernel answers EIO to an open that is not passed through while another is. So
-the decision is the node's, made at its first open and kept until its last release; one backing id serves them all. It
-stays for the next open while the node keeps its fd: registering a file takes longer than all the rest of an open.
+All opens of one inode must agree: the kernel answers EIO to an open without passthrough while another has it. So the
+decision is made per node, at its first open, and kept until its last release; one backing id serves all opens. The id
+stays for the next open while the node keeps its fd: registering a file takes longer than the rest of an open.
 
-What is registered is an O_PATH fd. The kernel opens the file anew for each open of a client's, and keeps what it was
-given: an open file of the server's would live on, with its flock(2) lock, and keep the program in it from being run.
+An O_PATH fd is registered. The kernel reopens the file for each open of a client, and keeps what it was given: an open
+file of the server's would live on, with its flock(2) lock, and a program could not be executed while it is open.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ class Passthrough:
     """The backing ids of one connection."""
 
     def __init__(self, fuse_fd: int, core: Core) -> None:
-        """enabled: set once INIT agreed on it."""
+        """enabled: set once INIT has agreed on it."""
         self.fd = fuse_fd
         self.core = core
         self.enabled = False
-        #: Node ids of files that a client may have mapped for writing. The kernel writes to the backing file then and
-        #: tells nobody, even after the file was closed: their times and blocks must not be cached.
+        #: Node ids of files that a client may have mapped for writing. Then the kernel writes to the backing file
+        #: without notice, even after the file was closed: times and blocks of these files must not be cached.
         self.mapped: set[int] = set()
         core.fds.on_close = self._node_closed
 
     def may_be_mapped(self, node: Node) -> None:
-        """The file is open for reading and writing, passed through: what the kernel knows of it gets old unseen."""
+        """The file is open for reading and writing with passthrough: attributes cached by the kernel may become stale."""
         if node.nodeid not in self.mapped:
             self.mapped.add(node.nodeid)
-            # The client holds the inode, so this waits for nobody.
+            # The client holds the inode, so this does not block.
             notify(self.fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(node.nodeid, -1, 0))
 
     def opened(self, node: Node, fd: int, mode: int) -> int:
-        """One more open of the node, whose file is behind fd; its backing id, or 0 for none."""
+        """Count an open of the node, whose file is behind fd; return its backing id, 0 for none."""
         files = node.open
         if files is not None and not files.count and mode & _SETID:
             self._forget(node)
@@ -61,15 +61,15 @@ class Passthrough:
         return files.backing_id
 
     def _register(self, node: Node, fd: int, mode: int) -> int:
-        # Whether a write clears set-id bits depends on the writer, but the kernel writes as whoever registered the
-        # file. Such files are written by the server, which is told.
+        # Whether a write clears set-id bits depends on the writer, but the kernel writes with the credentials of the
+        # registration. So the server writes these files.
         if not stat.S_ISREG(mode) or mode & _SETID:
             return 0
         if fd == node.fd:
             return self._backing_open(fd, node)
-        try:  # a fd that stays, and with it the backing id: what was made is often opened again
+        try:  # keep the fd, and with it the backing id: new files are often opened again
             return self._backing_open(self.core.nodes.fd_while_open(node), node)
-        except OSError:  # removed or renamed meanwhile: only the open file leads to it
+        except OSError:  # removed or renamed: only the open file leads to it
             path_fd = self.core.fds.open_retrying(proc_path(fd), os.O_PATH)
         try:
             return self._backing_open(path_fd, node)
@@ -78,7 +78,8 @@ class Passthrough:
 
     def _backing_open(self, path_fd: int, node: Node) -> int:
         try:
-            # Set-id bits a file gets while it is open must fall. A network filesystem checks who writes, too: the server may.
+            # Set-id bits that a file gets while it is open must be cleared. A network filesystem also checks the
+            # writer: the server is allowed.
             credentials = self.core.credentials
             with credentials.without_fsetid() if node.mount.is_remote else credentials.registering():
                 return file_syscalls.ioctl_number(
@@ -92,7 +93,7 @@ class Passthrough:
             return 0
 
     def released(self, node: Node) -> None:
-        """One open less."""
+        """Count the end of an open."""
         files = node.open
         if files is not None:
             files.count -= 1
@@ -115,6 +116,6 @@ class Passthrough:
                 log.warning("closing a backing id: %s", error)
 
     def close(self) -> None:
-        """The kernel drops all backing ids with the connection."""
+        """Drop the state; the kernel drops all backing ids with the connection."""
         self.enabled = False
         self.core.fds.on_close = lambda node: None

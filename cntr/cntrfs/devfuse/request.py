@@ -1,8 +1,8 @@
 """What handlers share: the state of the connection, the header of the current request, and answering it.
 
-The serving thread alone calls handlers, and touches the core, the passthrough and the connection's fields. ``replies``
-and the heartbeat may be used by any thread; ``locks`` by the ticker's, too, through what it added there; workers use
-what their jobs were given.
+Only the serving thread calls handlers, and touches the core, the passthrough and the connection's fields. Any thread
+may use ``replies`` and the heartbeat. The ticker's thread may use ``locks``, through the task registered there. Workers
+use what their jobs were given.
 """
 
 from __future__ import annotations
@@ -39,34 +39,34 @@ _pack_entry = wire.ENTRY_OUT.pack
 _pack_attr = wire.ATTR_OUT.pack
 
 
-_LARGE = (64 << 20) // 512  # blocks that are not freed in no time
+_LARGE = (64 << 20) // 512  # blocks that take long to free
 _AGAIN = object()
-MAX_IO = 1 << 20  # bytes in one READ or WRITE: what INIT agrees on
+MAX_IO = 1 << 20  # bytes in one READ or WRITE, as agreed in INIT
 
 
 class Connection:
-    """The connection: what was agreed in INIT, the header of the request at hand, and its answer."""
+    """The connection: what INIT agreed on, the header of the current request, and its answer."""
 
     def __init__(self, fuse_fd: int, core: Core, heartbeat: Heartbeat) -> None:
-        """fuse_fd: where answers are written."""
+        """fuse_fd: answers are written to it."""
         self.fd = fuse_fd
         self.core = core
         core.mounts.may_wait = False
         self.flags = 0
-        self.local_locks = False  # the kernel keeps the locks of this tree, of its own clients alone
+        self.local_locks = False  # the kernel keeps the locks of this tree, for its own clients only
         self.minor = wire.MINOR_VERSION
-        self.header: tuple[int, ...] = (0,) * 8  # of the request at hand: struct fuse_in_header
+        self.header: tuple[int, ...] = (0,) * 8  # of the current request: struct fuse_in_header
         options = core.options
         (entry, entry_ns), (attr, attr_ns) = wire.timeout(options.entry_timeout), wire.timeout(options.attr_timeout)
         self._timeouts = entry, attr, entry_ns, attr_ns
         self._timeouts_mapped = entry, 0, entry_ns, 0
-        self.other_nodeid = 0  # of the second file of the request at hand, or of one before
+        self.other_nodeid = 0  # second file of the current request, or of an earlier one
         self.keep_cache = options.keep_cache
         self.cache_directories = options.cache == "auto"
         self.direct_io = options.cache == "none"
         self.passthrough = Passthrough(fuse_fd, core)
         self.mapped = self.passthrough.mapped
-        self.scratch = memoryview(bytearray(MAX_IO))  # what is read, on its way to the kernel
+        self.scratch = memoryview(bytearray(MAX_IO))  # buffer for data read on behalf of the kernel
         self.heartbeat = heartbeat
         self.trace = Trace() if core.options.trace else None
         self.replies = TracedReplies(fuse_fd, self.trace) if self.trace is not None else Replies(fuse_fd)
@@ -74,7 +74,7 @@ class Connection:
         self.ticker = Ticker()
         self.workers = Workers(self.replies, heartbeat, self.ticker)
         self.locks = Locks(core, self.replies, heartbeat, self.ticker)
-        self.remote_locks: dict[int, Locks] = {}  # by the index of the mount
+        self.remote_locks: dict[int, Locks] = {}  # by mount index
 
         core.fds.close_nameless = self._close_nameless
         core.fds.give_up_open = self._let_go_of_all
@@ -87,26 +87,26 @@ class Connection:
             os.close(fd)
 
     def locks_on(self, node: Node, *, wanted: bool = False) -> Locks:
-        """The locks of the node's filesystem: where a lock may keep one waiting they are its own, and for workers.
+        """The locks of the node's filesystem. A filesystem that may block has its own, used by workers.
 
-        wanted: one is about to be taken.
+        wanted: a lock is about to be taken.
         """
         index = node.mount.index
         if wanted and node.mount.is_remote and index not in self.remote_locks:
             try:
                 self.remote_locks[index] = RemoteLocks(self.core, self.replies, self.heartbeat)
-            except RuntimeError:  # no thread is to be had
+            except RuntimeError:  # no thread can be started
                 self.remote_locks[index] = self.locks
         return self.remote_locks.get(index, self.locks)
 
     def can_let_go(self, handle: FileHandle, fh: int) -> bool:
-        """Does nothing depend on the handle's fd, so that it may be closed, and opened again when one is needed?"""
+        """Whether nothing depends on the handle's fd, so that it may be closed and reopened when needed."""
         if not handle.passthrough or handle.fd < 0 or self.locks_on(handle.node).holds_flock(handle, fh):
             return False
         return not self.workers.are_using(handle.node.nodeid)
 
     def let_go(self, handle: FileHandle, fh: int) -> None:
-        """Close the handle's fd if that can be done."""
+        """Close the handle's fd if possible."""
         if not self.can_let_go(handle, fh):
             return
         if handle.node.mount.is_remote:
@@ -116,13 +116,15 @@ class Connection:
             self.core.files.close(handle)
 
     def _let_go_of_all(self) -> None:
-        """No fd is free: the kernel reads and writes most open files without ours. But for the request at hand's own."""
+        """No fd is free: close those of open files that the kernel reads and writes itself, except the current
+        request's.
+        """
         for fh, handle in self.core.files.handles.items():
             if handle.node.nodeid not in (self.header[3], self.other_nodeid):
                 self.let_go(handle, fh)
 
     def interrupt(self, unique: int) -> None:
-        """The client of the request UNIQUE got a signal."""
+        """The client of request UNIQUE got a signal."""
         known = self.locks.interrupt(unique) or self.workers.interrupt(unique)
         for index, locks in self.remote_locks.items():
             if locks is not self.locks:
@@ -131,19 +133,19 @@ class Connection:
             self.replies.rings.interrupted(unique)
 
     def close(self) -> None:
-        """Give up what is held for the kernel."""
+        """Release what is held for the kernel."""
         for locks in (self.locks, *self.remote_locks.values()):
             locks.close()
         self.passthrough.close()
         self.workers.close()
         self.ticker.close()
 
-    # elsewhere
+    # workers
 
     def submit(
         self, node: Node, work: Callable[[Job], bytes | None], *, is_interruptible: bool = False, other: int = 0
     ) -> bytes:
-        """Have a worker answer the request at hand, with what WORK returns. NO_ANSWER."""
+        """Have a worker answer the current request with the result of WORK. Returns NO_ANSWER."""
         self.workers.submit(self.header, work, node.mount.dev, is_interruptible=is_interruptible, other=other)
         return NO_ANSWER
 
@@ -155,16 +157,16 @@ class Connection:
         *,
         is_interruptible: bool = False,
     ) -> bytes:
-        """Have a worker do WORK, and answer then: THEN makes the answer of its result, here. NO_ANSWER."""
+        """Have a worker run WORK; THEN makes the answer of its result, in this thread. Returns NO_ANSWER."""
         self.workers.defer(self.header, work, then, node.mount.dev, is_interruptible=is_interruptible)
         return NO_ANSWER
 
     def on(
         self, nodeids: tuple[int, ...], do: Callable[[Core], Any], then: Callable[[Any], bytes | None]
     ) -> bytes | None:
-        """Answer with what THEN makes of DO's result, an operation of the core's on these nodes.
+        """Answer with THEN(DO's result). DO is an operation of the core on these nodes.
 
-        DO is a worker's, with a core that is lent to it, where one of them may keep us waiting.
+        If one of the nodes is on a filesystem that may block, a worker runs DO with a lent core.
         """
         core = self.core
         if core.mounts.any_remote:
@@ -177,7 +179,7 @@ class Connection:
     def elsewhere(
         self, nodes: list[Node], do: Callable[[Core], Any], then: Callable[[Any], bytes | None], lane: int
     ) -> bytes:
-        """``on``, by a worker. NO_ANSWER."""
+        """``on``, always by a worker. Returns NO_ANSWER."""
         self._try_elsewhere([node.nodeid for node in nodes], do, then, lane, 0)
         return NO_ANSWER
 
@@ -210,7 +212,7 @@ class Connection:
         return NO_ANSWER
 
     def ready(self, handle: FileHandle, go: Callable[[], bytes | None]) -> bytes | None:
-        """GO once the handle has a fd: to open it anew may be waited for."""
+        """Call GO once the handle has an fd; reopening it may block."""
         if handle.fd >= 0 or not handle.node.mount.is_remote:
             self.core.files.fd(handle)
             return go()
@@ -225,28 +227,28 @@ class Connection:
 
         return self.on((nodeid,), lambda core: os.open(proc_path(core.fds.fd(core.nodes.get(nodeid))), wanted), opened)
 
-    # the request at hand
+    # the current request
 
     @property
     def unique(self) -> int:
-        """Its number."""
+        """The request's number."""
         return self.header[2]
 
     @property
     def extensions(self) -> int:
-        """How long what follows its arguments is, in 8 bytes."""
+        """The length of what follows its arguments, in units of 8 bytes."""
         return self.header[7]
 
     def caller(self, umask: int = 0, groups: tuple[int, ...] = ()) -> Caller:
-        """Who made it; groups: those that the kernel named."""
+        """The caller; groups: those that the kernel sent."""
         _, _, _, _, uid, gid, pid, _ = self.header
         return Caller(uid, gid, pid, umask, groups)
 
-    # pieces of answers
+    # parts of answers
 
     def timeouts(self, mount: BackingMount, nodeid: int = 0) -> tuple[int, int, int, int]:
         """(entry seconds, attribute seconds, entry ns, attribute ns) for a file of this mount."""
-        if mount.watched and nodeid < _SYNTHETIC:  # the watch knows inode numbers
+        if mount.watched and nodeid < _SYNTHETIC:  # the watch identifies files by inode number
             return _WATCHED if nodeid not in self.mapped else _WATCHED_MAPPED
         if mount.is_pseudo:
             return _NEVER
@@ -259,9 +261,9 @@ class Connection:
     def entry_of(
         self, nodeid: int, generation: int, mount: BackingMount, a: tuple[int, ...], parent: int | None
     ) -> bytes:
-        """struct fuse_entry_out; parent: the node id of the directory, where the name may lead into another mount.
+        """struct fuse_entry_out. parent: node id of the directory, if the name may lead into another mount.
 
-        Such a name is not kept for long: of a mount that came and went between two looks at mountinfo nobody tells.
+        Such a name has a short timeout: nobody reports a mount that came and went between two reads of mountinfo.
         """
         (_, blksize, _, nlink, uid, gid, mode, ino, size, blocks, _, atime, atime_ns, _, _, ctime, ctime_ns, mtime,
          mtime_ns, major, minor, _, _, _) = a  # fmt: skip
@@ -293,6 +295,6 @@ class Connection:
 
 
 _SYNTHETIC = 1 << 63
-_WATCHED = 86400, 86400, 0, 0  # changes behind the mount are told to the kernel
+_WATCHED = 86400, 86400, 0, 0  # the kernel is told of changes behind the mount
 _WATCHED_MAPPED = 86400, 0, 0, 0
 _NEVER = 0, 0, 0, 0

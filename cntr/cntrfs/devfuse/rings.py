@@ -1,14 +1,14 @@
-"""FUSE over io_uring (``-o io_uring``): requests come by a ring for each processor, and are answered there.
+"""FUSE over io_uring (``-o io_uring``): each processor has a ring by which requests arrive and are answered.
 
-A request wakes a thread on the processor that it was made on, where it was the other end of /dev/fuse that had to wake
-up before; an answer and the wait for the next request are one system call. The kernel has a queue for each *possible*
-processor and lets nobody in before each has an entry: a buffer for one request, from its arrival to its answer.
+A request wakes a thread on the processor where it was made; with /dev/fuse it woke a thread on another. Answering and waiting for the
+next request are one system call. The kernel has a queue for each *possible* processor, and sends requests only when each queue has an
+entry: a buffer that holds one request from its arrival to its answer.
 
-So an entry must not be held by what waits: for a lock, or for a worker. While such requests are under way, others take
-the place of their entries; else they would keep all that is asked for on that processor waiting.
+So a waiting request (for a lock, for a worker) must not occupy an entry: a replacement takes the place of its entry. Otherwise all
+requests from that processor would wait.
 
-One thread at a time handles requests (``serving``): the core has one set of buffers and one umask. FORGET, INTERRUPT and
-notifications stay on /dev/fuse.
+One thread at a time handles requests (``serving``): the core has one set of buffers and one umask. FORGET, INTERRUPT and notifications
+stay on /dev/fuse.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ if TYPE_CHECKING:
     Posted = tuple["Entry", int, "bytes | None"]
 
 DEPTH = 4  # entries of a queue that wait for requests
-MOST = 4096  # entries of a queue
+MOST = 4096  # most entries of a queue
 MOST_QUEUES = 64
-_MEMORY = 64 << 20  # bytes of all buffers, but for what stands in for those of waiting requests …
-_SMALLEST, _LARGEST = 1 << 17, 1 << 20  # … if that leaves each as much
-_SMALL = 1 << 15  # bytes in a buffer that stands in for another, which it keeps
-_LAST_WORDS = 1.0  # seconds for a thread to end; one may be in a system call that waits for a disk
+_MEMORY = 64 << 20  # total size of the buffers, without the replacements …
+_SMALLEST, _LARGEST = 1 << 17, 1 << 20  # … within these bounds for each buffer
+_SMALL = 1 << 15  # bytes that a replaced entry's buffer keeps
+_LAST_WORDS = 1.0  # seconds for a thread to end; it may be in a system call that waits for a disk
 
-# struct fuse_uring_req_header: struct fuse_in_header or fuse_out_header at 0, the request's first argument at 128, and
-# struct fuse_uring_ent_in_out at 256: flags, commit_id, payload_sz. The two iovecs of a registration follow.
+# struct fuse_uring_req_header: struct fuse_in_header or fuse_out_header at 0, the request's first argument at 128, and struct
+# fuse_uring_ent_in_out at 256: flags, commit_id, payload_sz. The two iovecs of a registration follow.
 _ARGUMENT, _ARGUMENT_SIZE, _IN_OUT, _IOVECS, _HEADER_SIZE = 128, 128, 256, 288, 288
 #: The payload. A copy of the first argument is put right before it, so that a request is in one piece, as on /dev/fuse.
 _PAYLOAD = 512
 _IN_OUT_STRUCT = struct.Struct("=QQI")
 _IOVEC_PAIR, _PAYLOAD_SIZE = struct.Struct("@PNPN"), struct.Struct("=I")
-_ERROR = struct.Struct("=Ii")  # of struct fuse_out_header: len error; its unique is where the request's was
-_LISTEN = 0  # the number of what reads the event, where others' are entries
+_ERROR = struct.Struct("=Ii")  # struct fuse_out_header: len error; its unique is in the same place as the request's
+_LISTEN = 0  # the number of the read of the eventfd; other numbers are entries
 _GONE = (-errno.ENOTCONN, -errno.ECONNABORTED, -errno.ENODEV, -errno.ECANCELED)
 
 
 def possible_processors() -> int:
-    """How many processors the kernel is prepared for; 0 where it does not say."""
+    """How many processors the kernel supports; 0 if it does not say."""
     try:
         ranges = [part.split("-") for part in procfs.read("/sys/devices/system/cpu/possible").split(",")]
         return sum(int(numbers[-1]) - int(numbers[0]) + 1 for numbers in ranges)
@@ -66,7 +66,7 @@ def possible_processors() -> int:
 
 
 def why_not() -> str:
-    """Why rings are of no use or not to be had here, whatever the kernel offers; empty: they are to be tried."""
+    """Why rings are useless or unavailable here, whatever the kernel offers; empty: try them."""
     queues = possible_processors()
     if len(os.sched_getaffinity(0)) < 2:
         return "one processor allowed, where it would cost more than it saves"
@@ -78,7 +78,7 @@ def why_not() -> str:
 
 
 def try_ring() -> None:
-    """Make a ring and use it. OSError where that is refused."""
+    """Make a ring and use it. Raises OSError if that is refused."""
     ring = io_uring.Ring()
     try:
         ring.enter(0)
@@ -87,12 +87,12 @@ def try_ring() -> None:
 
 
 class Entry:
-    """A buffer registered with a queue. is_parked: it holds a request that waits, and another has its place."""
+    """A buffer registered with a queue. is_parked: it holds a waiting request and has been replaced."""
 
     __slots__ = ("index", "iovecs", "is_parked", "memory", "queue", "size", "unique", "view")
 
     def __init__(self, queue: Queue, index: int, payload: int) -> None:
-        """payload: bytes."""
+        """payload: size in bytes."""
         self.queue, self.index, self.size = queue, index, payload
         self.unique, self.is_parked = 0, False
         self.memory = io_uring.anonymous(_PAYLOAD + payload)
@@ -102,52 +102,52 @@ class Entry:
         _IOVEC_PAIR.pack_into(self.view, _IOVECS, address, _HEADER_SIZE, address + _PAYLOAD, payload)
 
     def forget_payload(self) -> None:
-        """Give its memory back to the kernel."""
+        """Return its memory to the kernel."""
         self.memory.madvise(MADV_DONTNEED, PAGESIZE, len(self.memory) - PAGESIZE)
 
 
 class Queue:
-    """The kernel's queue of one processor: a thread there, its ring, and its entries. All but ``post`` is for that thread."""
+    """The kernel's queue of one processor: a thread on it, its ring, and its entries. Only ``post`` may be called by other threads."""
 
     def __init__(self, rings: Rings, number: int) -> None:
-        """number: the processor's."""
+        """number: of the processor."""
         self._rings = rings
         self.number = number
         self.ident = 0
         self._tid = 0
-        self._entries: list[Entry] = []  # entry n is n + 1 to the kernel
+        self._entries: list[Entry] = []  # the kernel's number of entry n is n + 1
         self._parked = 0
         self._swollen: set[Entry] = set()
         self._posted: deque[Posted] = deque()
         self._go: SimpleQueue[bool] = SimpleQueue()
         self._event = file_syscalls.eventfd()
-        os.set_blocking(self._event, True)  # the ring waits for it
+        os.set_blocking(self._event, True)  # a ring's read waits for it
         self._heard = io_uring.anonymous(8)
         self._thread = threading.Thread(target=self._run, name=f"ring-{number}", daemon=True)
 
     def begin(self) -> None:
-        """Start the thread. RuntimeError: there is none to be had."""
+        """Start the thread. Raises RuntimeError if that fails."""
         self._thread.start()
 
     # any thread
 
     def post(self, entry: Entry, number: int, payload: bytes | None) -> None:
-        """Have the thread answer."""
+        """Have the thread send an answer."""
         self._posted.append((entry, number, payload))
         self.wake()
 
     def wake(self) -> None:
-        """Have the thread look at what was posted, and whether it is to end."""
+        """Have the thread check for posted answers, and whether it is to end."""
         with self._rings.mutex:
             if self._event >= 0:
                 os.write(self._event, file_syscalls.EVENT)
 
     def go(self, registers: bool) -> None:
-        """Register, or end."""
+        """Let the thread register its entries, or end."""
         self._go.put(registers)
 
     def join(self) -> None:
-        """After ``wake`` or ``go``, of rings that end."""
+        """Wait for the thread, after ``wake`` or ``go``."""
         if self._thread.ident is not None:
             self._thread.join(_LAST_WORDS)
         with self._rings.mutex:
@@ -156,7 +156,7 @@ class Queue:
             os.close(event)
 
     def has_room(self) -> bool:
-        """Can one more of its requests wait?"""
+        """Whether one more of its requests can wait."""
         return self._parked < MOST - DEPTH
 
     # the thread
@@ -174,7 +174,7 @@ class Queue:
             return
         try:
             self._listen()
-            ring.enter(0)  # a filter may allow the one call and not the other
+            ring.enter(0)  # a seccomp filter may allow one of the calls only
             self._rings.reports.put(None)
             if self._go.get():
                 self._register()
@@ -189,7 +189,7 @@ class Queue:
         self._ring.prepare(io_uring.IORING_OP_READ, self._event, io_uring.buffer_address(self._heard), 8, _LISTEN)
 
     def _register(self) -> None:
-        """The first entries: OSError where the kernel refuses one."""
+        """Register the first entries. Raises OSError if the kernel refuses one."""
         self._keep_some_free()
         self._ring.enter(0)
         completed = self._ring.completions()
@@ -218,7 +218,7 @@ class Queue:
                 self._shrink({data for data, _ in completed})
             for data, result in completed:
                 if ring.pending:
-                    ring.enter(0)  # who has an answer does not wait for another's
+                    ring.enter(0)  # an answer that is ready does not wait for another
                 if result in _GONE or self._rings.is_closing:
                     return
                 self._completed(data, result)
@@ -250,9 +250,9 @@ class Queue:
             entry.is_parked = True
             self._parked += 1
             if header[1] == wire.SETLKW:
-                rings.on_change()  # to be looked at, see lost.py
+                rings.on_change()  # for lost.SignalWatch
             if size > _SMALL:
-                entry.forget_payload()  # what is needed of it was copied
+                entry.forget_payload()  # everything needed was copied
             self._keep_some_free()
 
     def _answer_posted(self) -> None:
@@ -264,7 +264,7 @@ class Queue:
             self.commit(entry, number, payload)
 
     def commit(self, entry: Entry, number: int, payload: bytes | None) -> None:
-        """Answer, and have the entry wait for a request, with the next ``enter``; number: an errno, or 0."""
+        """Answer, and queue the entry for the next request, both with the next ``enter``. number: an errno, or 0."""
         size, view = len(payload) if payload else 0, entry.view
         if size > entry.size:
             log.error("an answer of %d bytes, where %d fit", size, entry.size)
@@ -281,11 +281,11 @@ class Queue:
         )  # fmt: skip
 
     def flush(self) -> None:
-        """What was answered reaches the kernel now."""
+        """Submit the answers to the kernel."""
         self._ring.enter(0)
 
     def _shrink(self, completed: set[int]) -> None:
-        """Empty the buffers that are with the kernel and hold no request: one comes in an ``enter`` of ours, and is completed."""
+        """Free the buffers that wait in the kernel without a request: one arrives only within our ``enter``, and is completed."""
         for entry in list(self._swollen):
             if entry.index not in completed:
                 entry.forget_payload()
@@ -296,15 +296,15 @@ class Rings:
     """The queues of one connection."""
 
     def __init__(self, fuse_fd: int, heartbeat: Heartbeat, serve: Serve, on_change: Callable[[], object]) -> None:
-        """Make the threads and rings, before INIT is answered. OSError and RuntimeError: there are to be none.
+        """Make the threads and rings, before INIT is answered. Raises OSError, RuntimeError if that fails.
 
-        serve: gets a request's header and the rest, ``serving`` held; on_change: no more requests come, or one waits.
+        serve: called with a request's header and body, ``serving`` held; on_change: called when no more requests come, or one waits.
         """
         self.fuse_fd, self.heartbeat, self.serve, self.on_change = fuse_fd, heartbeat, serve, on_change
-        self.serving = threading.Lock()  # whoever holds it is the serving thread; the outermost
+        self.serving = threading.Lock()  # held by the serving thread; the outermost lock
         queues = possible_processors()
         self.payload = min(_LARGEST, max(_SMALLEST, _MEMORY // (queues * DEPTH) // PAGESIZE * PAGESIZE))
-        self.entries: dict[int, Entry] = {}  # by the request in them that is not answered yet
+        self.entries: dict[int, Entry] = {}  # by the request in them that is not yet answered
         self.mutex = threading.Lock()  # for the queues' events
         self.reports: SimpleQueue[OSError | None] = SimpleQueue()
         self.is_closing = self.is_broken = False
@@ -320,19 +320,19 @@ class Rings:
             raise
 
     def _hear(self) -> None:
-        """Wait for a word of each thread. OSError."""
+        """Wait for a report from each thread. Raises OSError."""
         for error in [self.reports.get() for _ in self.queues]:
             if error is not None:
                 raise error
 
     def start(self) -> None:
-        """INIT was answered: let the requests in. OSError: none of them will ever be served."""
+        """INIT was answered: start serving. Raises OSError if none of them can ever serve."""
         for queue in self.queues:
             queue.go(True)
         self._hear()
 
     def answer(self, unique: int, number: int, payload: bytes | None) -> bool:
-        """Answer a request; number: an errno, or 0. False: it came by /dev/fuse."""
+        """Answer a request; number: an errno, or 0. False: the request came by /dev/fuse."""
         entry = self.entries.pop(unique, None)
         if entry is None:
             return False
@@ -343,35 +343,35 @@ class Rings:
         return True
 
     def flush(self) -> None:
-        """What the calling thread has answered reaches the kernel now."""
+        """Submit the answers of the calling thread to the kernel."""
         for queue in self.queues:
             if queue.ident == threading.get_ident():
                 queue.flush()
 
     def has_room(self, unique: int) -> bool:
-        """Can the request wait?"""
+        """Whether the request may wait."""
         entry = self.entries.get(unique)
         return entry is None or entry.queue.has_room()
 
     def interrupted(self, unique: int) -> None:
-        """An INTERRUPT of a request that is not known: it may be on its way by another ring."""
+        """Record an INTERRUPT of an unknown request: it may be arriving by another ring."""
         self._early[unique] = None
         if len(self._early) > 1024:
             del self._early[next(iter(self._early))]
 
     def was_interrupted(self, unique: int) -> bool:
-        """Was there one, of a request that waits now?"""
+        """Whether a request that now waits was interrupted."""
         return unique in self._early and unique in self.entries
 
     def failed(self, number: int, error: OSError) -> None:
-        """A thread's end, and with it the session's: nobody else serves its processor."""
+        """A thread has failed, and nobody else serves its processor: end the session."""
         if not self.is_closing:
             log.error("the ring of processor %d: %s", number, error)
             self.is_broken = True
             self.on_change()
 
     def close(self) -> None:
-        """The session has ended."""
+        """End the threads; the session has ended."""
         self.is_closing = True
         for queue in self.queues:
             queue.go(False)
@@ -383,7 +383,7 @@ class Rings:
 def make(
     fuse_fd: int, heartbeat: Heartbeat, serve: Serve, on_change: Callable[[], object], *, offered: bool
 ) -> Rings | None:
-    """``Rings``, before INIT is answered; None where /dev/fuse it is, and then a line says why. offered: by INIT."""
+    """Make ``Rings``, before INIT is answered; None to use /dev/fuse, after logging why. offered: by INIT."""
     why = why_not() if offered else "not offered by this kernel (fuse.enable_uring, Linux 6.14)"
     if not why:
         try:

@@ -1,8 +1,7 @@
 """The session: INIT, then read a request, dispatch it to its handler, answer.
 
-One thread does it all: handing over to a second one costs Python more than the system calls it would overlap. Only
-what may wait for long runs elsewhere (``workers``); what needs the core afterwards is finished here. With ``rings`` it is
-one thread at a time.
+One thread does it all: in Python, handing a request to a second thread costs more than the system calls that would overlap. Only what may
+block runs elsewhere (``workers``), and is finished here if it needs the core. With ``rings`` it is one thread at a time.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ if TYPE_CHECKING:
 
 _BUFFER = MAX_IO + 4096
 _OVERLAYFS_MAGIC = 0x794C7630
-# Not ASYNC_DIO: the kernel does not drop what somebody reads into its cache while an asynchronous O_DIRECT write is under
-# way, and would show it from then on. Asked for one after the other, such writes are followed by the dropping.
+# Not ASYNC_DIO: with it, the kernel does not drop pages that are read into its cache during an asynchronous O_DIRECT write, and would
+# serve stale data. Without it such writes are serial, each followed by an invalidation.
 _WANTED = (
     wire.ASYNC_READ | wire.POSIX_LOCKS | wire.ATOMIC_O_TRUNC | wire.EXPORT_SUPPORT | wire.BIG_WRITES | wire.DONT_MASK
     | wire.FLOCK_LOCKS | wire.HAS_IOCTL_DIR | wire.AUTO_INVAL_DATA | wire.PARALLEL_DIROPS
@@ -47,23 +46,23 @@ _WANTED = (
     | wire.SETXATTR_EXT | wire.INIT_EXT | wire.SECURITY_CTX | wire.CREATE_SUPP_GROUP | wire.HAS_EXPIRE_ONLY
     | wire.ALLOW_IDMAP
 )  # fmt: skip
-# An attach's command has often ended before that, and the end of a watch alone takes the kernel 15 ms (fanotify's marks).
+# An attach's command has often ended within this time, and ending a watch takes the kernel 15 ms (fanotify's marks).
 _SHORT_SESSION = 1.0
-#: Milliseconds between two looks at /dev/fuse beside rings: the FORGETs of that time are one request then. Each look takes the
-#: turn of a thread that somebody waits for.
+#: Milliseconds between reads of /dev/fuse beside rings: one read then fetches all the FORGETs of that time. Each read takes the turn of :
+#: a thread that a client waits for.
 _REST = 2
-_STOP_RETRY = 0.05  # seconds between two attempts to get the serving thread out of its read
+_STOP_RETRY = 0.05  # seconds between attempts to interrupt the serving thread's read
 
 
 class _Stop(Exception):
-    """Raised by the signal handler inside the read: the session is over."""
+    """Raised by the signal handler during the read: the session ends."""
 
 
 class FuseSession:
     """One connection, from INIT to its end."""
 
     def __init__(self, fuse_fd: int, core: Core, heartbeat: Heartbeat, on_ready: Callable[[], None]) -> None:
-        """fuse_fd: of a mounted connection; on_ready: called once INIT was answered."""
+        """fuse_fd: of a mounted connection; on_ready: called once INIT is answered."""
         self.fd = fuse_fd
         self.core = core
         self.heartbeat = heartbeat
@@ -76,24 +75,25 @@ class FuseSession:
         self._reading = False
         self._buffer = bytearray(_BUFFER)
         self._view = memoryview(self._buffer)
-        self._poll: select.poll | None = None  # while a deferred job is under way
+        self._poll: select.poll | None = None  # while a deferred job is running
         self.rings: Rings | None = None
         self.handle = self._handle if self.connection.trace is None else self._handle_traced
 
     # INIT
 
     def init(self, body: memoryview) -> bytes:
-        """INIT: agree on a version and on what both sides can do; the answer's payload."""
+        """INIT: agree on a version and on features; return the answer's payload."""
         major, minor, readahead, flags = wire.INIT_IN.unpack_from(body)
         if major != wire.KERNEL_VERSION or minor < wire.OLDEST_MINOR:
-            # A larger major: the kernel asks again with ours. An older kernel has none of what we need.
+            # A larger major: the kernel sends INIT again with ours. An older kernel lacks what we need.
             return wire.INIT_OUT.pack(wire.KERNEL_VERSION, wire.MINOR_VERSION, *[0] * 11)
         if flags & wire.INIT_EXT and len(body) >= 20:
             flags |= int.from_bytes(body[16:20], sys.byteorder) << 32
         agreed = flags & (_WANTED | self._optional())
         if self.core.options.as_nobody:
-            agreed &= ~(wire.POSIX_ACL | wire.EXPORT_SUPPORT)  # neither named users, nor ways past the directories
-            agreed &= ~(wire.POSIX_LOCKS | wire.FLOCK_LOCKS)  # nobody keeps those waiting who may write
+            # no named users of ACLs, and no file handles, which bypass directories
+            agreed &= ~(wire.POSIX_ACL | wire.EXPORT_SUPPORT)
+            agreed &= ~(wire.POSIX_LOCKS | wire.FLOCK_LOCKS)  # a client must not block others that may write
         connection = self.connection
         connection.flags = agreed
         connection.local_locks = not agreed & (wire.POSIX_LOCKS | wire.FLOCK_LOCKS)
@@ -124,13 +124,13 @@ class FuseSession:
         if options.passthrough:
             flags |= wire.PASSTHROUGH
         if options.writeback and not options.passthrough:
-            flags |= wire.WRITEBACK_CACHE  # the kernel has either this or passthrough
+            flags |= wire.WRITEBACK_CACHE  # the kernel supports only one of this and passthrough
         if options.cache == "none":
             flags |= wire.DIRECT_IO_ALLOW_MMAP
         return flags
 
     def _watch(self) -> None:
-        """Long timeouts, where the kernel can be told of changes."""
+        """Use long timeouts if the kernel can be told of changes."""
         if self.core.options.invalidate and not self.core.options.timeouts_given:
             expire = bool(self.connection.flags & wire.HAS_EXPIRE_ONLY)
             if self.core.options.keep_mounts and not expire:
@@ -138,7 +138,7 @@ class FuseSession:
             try:
                 with self.core.credentials.raised():
                     self.watch = Watch(self.fd, self.core, expire)
-            except (OSError, RuntimeError) as error:  # RuntimeError: no thread to be had
+            except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
                 log.info("changes behind the mount are not watched: %s", error)
 
     # the loop
@@ -180,7 +180,7 @@ class FuseSession:
             return
 
     def _run_beside(self, rings: Rings) -> None:
-        """Take what does not come by a ring, FORGET and INTERRUPT, and finish deferred jobs."""
+        """Serve what does not come by a ring, FORGET and INTERRUPT, and finish deferred jobs."""
         from cntr.cntrfs.devfuse.lost import SignalWatch
 
         signals, pause = SignalWatch(rings, self.connection.interrupt), None
@@ -214,7 +214,7 @@ class FuseSession:
             rest.poll(_REST)
 
     def _serve(self, header: tuple[int, ...], body: memoryview) -> None:
-        """One request, for the thread that holds ``rings.serving``."""
+        """Serve one request, in the thread that holds ``rings.serving``."""
         counters, rings = self.heartbeat.counters, self.rings
         counters[0] += 1
         self.handle(header, body)
@@ -225,9 +225,9 @@ class FuseSession:
         counters[1] += 1
 
     def _wait_for_request(self) -> bool:
-        """Wait for a request or the end of a deferred job, and finish the latter; says whether there is a request to read.
+        """Wait for a request and finish deferred jobs that end meanwhile; return whether there is a request to read.
 
-        The read must not wait then: a request can go before it is read.
+        The following read must not block: a request can be withdrawn before it is read.
         """
         if self._poll is None:
             self._poll = select.poll()
@@ -265,7 +265,7 @@ class FuseSession:
                     connection.answer(unique, payload)
 
     def _handle(self, header: tuple[int, ...], body: memoryview) -> None:
-        """Dispatch a request, struct fuse_in_header and what follows it, and answer; never raises for what it holds."""
+        """Dispatch a request, struct fuse_in_header and body, and answer it; never raises for a bad request."""
         connection = self.connection
         connection.header = header
         _, opcode, unique, nodeid, _, _, _, _ = header
@@ -290,7 +290,7 @@ class FuseSession:
                 connection.answer(unique, payload)
 
     def _handle_traced(self, header: tuple[int, ...], body: memoryview) -> None:
-        """``_handle``, told of before."""
+        """``_handle`` with a trace."""
         trace = self.connection.trace
         assert trace is not None
         operation = OPERATIONS.get(header[1])
@@ -320,10 +320,10 @@ class FuseSession:
     # stopping
 
     def stop_when_readable(self, stop_fd: int) -> None:
-        """Start a thread that ends the session once stop_fd is readable; call from the serving (main) thread.
+        """Start a thread that ends the session once stop_fd is readable. Call from the serving (main) thread.
 
-        A signal gets the serving thread out of its read. One that comes between two reads is not lost: it is
-        repeated until the session has ended.
+        A signal interrupts the serving thread's read. It is repeated until the session has ended, so a signal between two reads is not
+        lost.
         """
         serving = threading.get_ident()
         ended = threading.Event()
@@ -335,7 +335,7 @@ class FuseSession:
                 raise _Stop
 
         signal.signal(signal.SIGUSR1, on_signal)
-        signal.signal(signal.SIGUSR2, lambda *_: None)  # ends a worker's system call
+        signal.signal(signal.SIGUSR2, lambda *_: None)  # interrupts a worker's system call
 
         def wait() -> None:
             self.connection.ticker.run_until_readable(stop_fd)
@@ -347,7 +347,7 @@ class FuseSession:
         threading.Thread(target=wait, name="stop", daemon=True).start()
 
     def close(self) -> None:
-        """End of the session: the connection goes with its last fd."""
+        """End the session: the connection goes with its last fd."""
         if hasattr(self, "_ended"):
             self._ended.set()
         if self.rings is not None:
@@ -358,13 +358,13 @@ class FuseSession:
         os.close(self.fd)
 
 
-#: Every request that is answered, by opcode; but INIT.
+#: Every request that is answered, by opcode, except INIT.
 OPERATIONS: dict[int, Operation] = {
     operation.number: operation for operation in (*NAMESPACE_OPERATIONS, *FILE_OPERATIONS, *DATA_OPERATIONS)
 }
 _OPCODES = 64
 _UNKNOWN: tuple[Handler | None, int] = (None, 0)
-#: Handler and least size of the body, by opcode: OPERATIONS as dispatch wants it.
+#: (handler, minimum size of the body) by opcode: OPERATIONS in the form that dispatch needs.
 _TABLE = [
     (OPERATIONS[number].handler, OPERATIONS[number].least) if number in OPERATIONS else _UNKNOWN
     for number in range(_OPCODES)
@@ -374,7 +374,7 @@ _HEADER_SIZE = wire.IN_HEADER.size
 
 
 def _is_over(error: OSError) -> bool:
-    """After a read that failed: unmounted or aborted? False: the request was interrupted before we got it. Raises any other."""
+    """Whether a failed read means unmounted or aborted. False: the request was interrupted first. Raises any other error."""
     if error.errno not in (errno.ENODEV, errno.ECONNABORTED, errno.EBADF, errno.ENOENT, errno.EINTR, errno.EAGAIN):
         raise error
     return error.errno in (errno.ENODEV, errno.ECONNABORTED, errno.EBADF)
@@ -387,7 +387,7 @@ def _unlisted(header: tuple[int, ...]) -> str:
 def serve(
     fuse_fd: int, root_fd: int, options: Options, stop_fd: int, heartbeat: Heartbeat, on_ready: Callable[[], None]
 ) -> None:
-    """Serve the mounted connection fuse_fd until stop_fd is readable or it is unmounted; takes both fds over."""
+    """Serve the mounted connection fuse_fd until it is unmounted or stop_fd is readable. Owns both fds."""
     core = (NobodyCore if options.as_nobody else Core)(root_fd, options)
     session = FuseSession(fuse_fd, core, heartbeat, on_ready)
     session.stop_when_readable(stop_fd)

@@ -1,4 +1,4 @@
-"""One thread for whatever must be looked at again later; it also waits for the request to stop."""
+"""One thread for everything that must be retried later; it also waits for the request to stop."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 class Ticker:
-    """Calls its tasks in the thread that runs it, after ``wake`` and for as long as one asks for more.
+    """Calls its tasks in the thread that runs it, after ``wake`` and as often as a task asks.
 
-    A task returns the seconds after which it wants to be called again; None: not before the next ``wake``.
+    A task returns the seconds until its next call; None: not before the next ``wake``.
     """
 
     def __init__(self) -> None:
@@ -24,15 +24,15 @@ class Ticker:
         self._event = file_syscalls.eventfd()
 
     def add(self, task: Callable[[], float | None]) -> None:
-        """Before it runs: one more task."""
+        """Add a task, before the thread runs."""
         self._tasks.append(task)
 
     def wake(self) -> None:
-        """There is something to do; from any thread."""
+        """Have the tasks called; from any thread."""
         os.write(self._event, file_syscalls.EVENT)
 
     def run_until_readable(self, stop_fd: int) -> None:
-        """The thread's whole life: returns when stop_fd is readable."""
+        """Run the tasks; returns when stop_fd is readable."""
         poll = select.poll()
         poll.register(stop_fd, select.POLLIN)
         poll.register(self._event, select.POLLIN)
@@ -48,6 +48,6 @@ class Ticker:
             pause = min(wanted) if wanted else None
 
     def close(self) -> None:
-        """After the last ``wake``. A thread that still polls keeps its fd: the process ends with it."""
+        """Close the fd, after the last ``wake``. A thread that still polls keeps it: the process is about to end."""
         if not self._is_running:
             os.close(self._event)

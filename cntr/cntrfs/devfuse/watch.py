@@ -1,12 +1,12 @@
-"""Telling the kernel about changes behind the mount, so that it may cache entries and attributes for long.
+"""Tells the kernel about changes behind the mount, so that it may cache entries and attributes for long.
 
 A helper process reads fanotify events of the served tree's local filesystems and writes invalidations to the
-connection. It is a process of its own because a notification can wait for a lock that a client holds while it waits
-for the server; and it dies with the server (PR_SET_PDEATHSIG), because its copy of the fd keeps the connection alive.
+connection. It is a separate process because a notification can wait for a lock that a client holds while it waits for
+the server. It dies with the server (PR_SET_PDEATHSIG), because its copy of the fd keeps the connection alive.
 
-The server's own changes are known by its pid and skipped: the kernel knows them. After an overflow everything is
-invalidated; when something was mounted or unmounted, the name it is on. Mounts over CntrFS itself are never lost to
-that: entries are expired, not dropped, unless their file was removed.
+The server's own changes are recognized by its pid and skipped: the kernel knows them. After an overflow everything is
+invalidated; after a mount or unmount, the name of its mount point. Mounts on top of CntrFS itself survive this: entries
+are expired, not dropped, unless their file was removed.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from cntr.cntrfs.core import Core
 
-#: Local filesystems whose every change goes through this kernel's VFS: ext2-4, XFS, tmpfs, F2FS (linux/magic.h).
-#: A network filesystem changes elsewhere; btrfs and overlay report other ids than their inodes have.
+#: Local filesystems all of whose changes go through this kernel's VFS: ext2-4, XFS, tmpfs, F2FS (linux/magic.h). A
+#: network filesystem changes elsewhere; btrfs and overlay report other ids than those of their inodes.
 WATCHABLE = frozenset((0xEF53, 0x58465342, 0x01021994, 0xF2F52010))
 _ENTRY_EVENTS = (
     file_syscalls.FAN_CREATE | file_syscalls.FAN_DELETE | file_syscalls.FAN_MOVED_FROM | file_syscalls.FAN_MOVED_TO
@@ -44,12 +44,13 @@ _MASK = _ENTRY_EVENTS | file_syscalls.FAN_MODIFY | file_syscalls.FAN_ATTRIB | fi
 _METADATA = struct.Struct("=IBBHQii")  # event_len vers reserved metadata_len mask fd pid
 _INFO = struct.Struct("=BxH8sIi")  # type len fsid handle_bytes handle_type
 _INFO_FID, _INFO_DFID_NAME, _INFO_DFID = 1, 2, 3
-_MOUNT = struct.Struct("=8sQQQ")  # fsid, base, inode number and node id of an alias
+_MOUNT = struct.Struct("=8sQQQ")  # fsid, base; inode number and node id of an alias
 _PACE = 0.01  # seconds between two invalidations of a file that is being written
-#: Seconds between two looks at the events: they merge in the kernel meanwhile, so a filesystem that is written all the time
-#: costs no more than this many wake-ups.
+#: Seconds between two reads of events. They merge in the kernel meanwhile, so a filesystem under constant writes costs
+#: no more than this many wake-ups.
 _REST = 0.002
-_LAST_WORDS = 1.0  # seconds for a notification under way: one may wait for a client, and that for the connection's end
+# seconds for a pending notification: it may wait for a client, and the client for the connection's end
+_LAST_WORDS = 1.0
 _EXPIRE_ONLY = 1
 FLUSH = b"f"
 
@@ -58,7 +59,9 @@ class Watch:
     """The server's side: which filesystems are watched."""
 
     def __init__(self, fuse_fd: int, core: Core, expire_only: bool) -> None:
-        """Start the helper. OSError where fanotify is not to be had, RuntimeError where no thread is: nothing is watched then."""
+        """Start the helper. Raises OSError without fanotify, RuntimeError if no thread can be started: then nothing is
+        watched.
+        """
         self.core = core
         self.fuse_fd = fuse_fd
         self.group = file_syscalls.fanotify_init()
@@ -66,14 +69,14 @@ class Watch:
         server, mounted = (
             os.getpid(),
             mountpoints(),
-        )  # before the first promise: a helper that starts late must see what is new
+        )  # before the first file is watched: a helper that starts late must know what is new
         self._is_closing = False
         self._flusher = threading.Thread(target=self._flush_when_asked, name="flush", daemon=True)
         try:
             self._flusher.start()
             self.pid = os.fork()
         except (OSError, RuntimeError):
-            self._is_closing = True  # the flusher, if it runs, ends with the socket's other end
+            self._is_closing = True  # the flushing thread ends when the other end of the socket closes
             theirs.close()
             if self._flusher.is_alive():
                 self._flusher.join()
@@ -93,7 +96,7 @@ class Watch:
             self.add(mount)
 
     def add(self, mount: BackingMount) -> None:
-        """Watch the filesystem of a mount if it can be; ``mount.watched`` says so then."""
+        """Watch the filesystem of a mount if possible; then ``mount.watched`` is set."""
         if mount.watched or not mount.handles or mount.magic not in WATCHABLE or mount.fd < 0 or mount.is_synthetic:
             return
         alias = next(((ino, nodeid) for ino, nodeid in mount.aliases.items() if nodeid > 0), (0, 0))
@@ -118,15 +121,15 @@ class Watch:
             self._flush()
         if self._is_closing:
             return
-        for mount in list(self.core.nodes.mounts.all):  # the helper is gone: promise nothing any more
+        for mount in list(self.core.nodes.mounts.all):  # the helper is gone: from now on use short timeouts
             mount.watched = False
         self.core.nodes.mounts.on_new_mount = lambda mount: None
         self._flush()
 
     def _flush(self) -> None:
-        """Have all entries looked up and all attributes asked for again. Never called from the serving thread.
+        """Expire all cached entries and attributes. Never called from the serving thread.
 
-        Not by FUSE_NOTIFY_INC_EPOCH, which would drop the entries, and with them whatever is mounted on one.
+        Not by FUSE_NOTIFY_INC_EPOCH, which would drop the entries, and with them whatever is mounted on them.
         """
         for node in self.core.nodes.directories():
             for name in _names(node, self.core.credentials.raised()):
@@ -139,7 +142,7 @@ class Watch:
             notify(self.fuse_fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(nodeid, 0, 0))
 
     def close(self) -> None:
-        """End the helper, and what it asked for: afterwards the number of the connection's fd may be another file's."""
+        """End the helper and the flushing thread: afterwards the connection's fd number may be reused."""
         self._is_closing = True
         self.core.nodes.mounts.on_new_mount = lambda mount: None
         os.close(self.group)
@@ -151,7 +154,7 @@ class Watch:
 
 
 def _names(node: Node, raised: contextlib.AbstractContextManager[None]) -> Iterator[bytes]:
-    """The names in a directory; of one that is gone, none: its own attributes are asked for again, and missed.
+    """The names in a directory; none if it is gone, because its own attributes are then invalidated.
 
     raised: the scope to open by handle in.
     """
@@ -165,10 +168,10 @@ def _names(node: Node, raised: contextlib.AbstractContextManager[None]) -> Itera
             fd = os.open(f"/proc/self/fd/{node.fd}", os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
         return
-    with contextlib.suppress(OSError):  # the owner's, and CAP_FOWNER's
-        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_NOATIME)  # nobody's access
+    with contextlib.suppress(OSError):  # needs ownership or CAP_FOWNER
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_NOATIME)  # our reading must not update the access time
     try:
-        with os.scandir(fd) as entries:  # not all at once: there may be millions
+        with os.scandir(fd) as entries:  # one at a time: there may be millions
             for entry in entries:
                 yield os.fsencode(entry.name)
     except OSError:
@@ -193,19 +196,19 @@ class Helper:
         expire_only: bool,
         mounted: set[bytes],
     ) -> None:
-        """server_pid: whose events are the mount's own; mounted: the mount points that the server knows of."""
+        """server_pid: its events are the mount's own; mounted: the mount points that the server knows."""
         self.fuse_fd = fuse_fd
         self.group = group
         self.server = server
         self.server_pid = server_pid
         self.entry_flags = _EXPIRE_ONLY if expire_only else 0
         self.mounts: dict[bytes, list[tuple[int, int, int, int]]] = {}  # fsid -> (base, alias, its node id, mount fd)
-        self.paced: dict[int, float] = {}  # node id -> when it was last told to have been modified
+        self.paced: dict[int, float] = {}  # node id -> time of its last modification notice
         self.pending: set[int] = set()
         self.mountpoints = mounted
 
     def run(self) -> None:
-        """Until killed."""
+        """Run until killed."""
         poll = select.poll()
         poll.register(self.group, select.POLLIN)
         poll.register(self.server, select.POLLIN)
@@ -224,7 +227,7 @@ class Helper:
             self.send_pending()
 
     def mounts_changed(self) -> None:
-        """Something was mounted or unmounted: the name it is mounted on leads elsewhere now."""
+        """After a mount or unmount: invalidate the name of the mount point."""
         before, self.mountpoints = self.mountpoints, mountpoints()
         self.read_mounts()
         for path in before ^ self.mountpoints:
@@ -242,7 +245,7 @@ class Helper:
                 notify(self.fuse_fd, wire.NOTIFY_INVAL_ENTRY, _entry(parent, name, self.entry_flags))
 
     def read_mounts(self) -> None:
-        """What the server says about filesystems; its end is ours."""
+        """Read what the server says about filesystems; end with the server."""
         while True:
             try:
                 data, rights, _, _ = self.server.recvmsg(_MOUNT.size, 64, socket.MSG_DONTWAIT)
@@ -257,7 +260,7 @@ class Helper:
             self.mounts.setdefault(fsid, []).append((base, ino, nodeid, fd))
 
     def read_events(self) -> None:
-        """One buffer of events; what is said twice in it is told once."""
+        """Read one buffer of events; duplicates in it are notified once."""
         try:
             buffer = os.read(self.group, 65536)
         except OSError:
@@ -273,7 +276,7 @@ class Helper:
             position += length
 
     def event(self, mask: int, infos: bytes, told: set[tuple[int, bytes]]) -> None:
-        """Tell the kernel about one event."""
+        """Notify the kernel of one event."""
         position = 0
         while position + _INFO.size <= len(infos):
             kind, length, fsid, size, handle_type = _INFO.unpack_from(infos, position)
@@ -288,14 +291,14 @@ class Helper:
                     self.tell_inode(nodeid, mask, told)
                 elif mask & _ENTRY_EVENTS and (nodeid, name) not in told:
                     told.add((nodeid, name))
-                    # What was removed is dropped at once: its inode number may be in use again, and the kernel would
-                    # keep the old file's node for as long as it remembers the name.
+                    # A removed entry is dropped at once: its inode number may be in use again, and the kernel would
+                    # keep the old file's node while it caches the name.
                     flags = 0 if mask & file_syscalls.FAN_DELETE else self.entry_flags
                     notify(self.fuse_fd, wire.NOTIFY_INVAL_ENTRY, _entry(nodeid, name, flags))
                     self.tell_inode(nodeid, file_syscalls.FAN_MODIFY, told)
 
     def tell_inode(self, nodeid: int, mask: int, told: set[tuple[int, bytes]]) -> None:
-        """Attributes, and data when it was modified, are old. A file that is being written is told of now and then."""
+        """Invalidate attributes, and data if it was modified. For a file under constant writes this is rate-limited."""
         key = nodeid, b"\0m" if mask & file_syscalls.FAN_MODIFY else b"\0"
         if key in told:
             return
@@ -313,7 +316,7 @@ class Helper:
         notify(self.fuse_fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(nodeid, 0, 0))
 
     def send_pending(self) -> None:
-        """What pacing held back and is due now."""
+        """Send the notices that were delayed and are due now."""
         if not self.pending:
             return
         now = time.monotonic()
@@ -324,7 +327,7 @@ class Helper:
             notify(self.fuse_fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(nodeid, 0, 0))
 
     def nodeids(self, fsid: bytes, handle: file_syscalls.Handle) -> list[int]:
-        """The node ids that a file can have: one per mount of its filesystem."""
+        """The possible node ids of a file: one per mount of its filesystem."""
         mounts = self.mounts.get(fsid)
         if mounts is None:
             self.read_mounts()
@@ -344,14 +347,14 @@ class Helper:
 
 
 def mountpoints() -> set[bytes]:
-    """Where something is mounted in this mount namespace."""
+    """The mount points in this mount namespace."""
     return {os.fsencode(mount.mount_point) for mount in procfs.mountinfo(procfs.read("/proc/self/mountinfo"))}
 
 
 def _run_helper(
     fuse_fd: int, group: int, server: socket.socket, server_pid: int, expire_only: bool, mounted: set[bytes]
 ) -> None:
-    """The helper's whole life; never returns."""
+    """Run the helper; never returns."""
     try:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):

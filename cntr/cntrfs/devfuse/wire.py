@@ -9,7 +9,7 @@ import struct
 
 KERNEL_VERSION = 7
 MINOR_VERSION = 42
-OLDEST_MINOR = 23  # fuse_init_out has its present size, and notifications exist
+OLDEST_MINOR = 23  # fuse_init_out has its present size since then, and notifications exist
 
 # Opcodes
 LOOKUP, FORGET, GETATTR, SETATTR, READLINK, SYMLINK = 1, 2, 3, 4, 5, 6
@@ -73,7 +73,7 @@ IOCTL_DIR = 16
 EXT_GROUPS = 32
 MAX_NR_SECCTX = 31
 
-# Notifications (written with unique 0, the code in place of the error)
+# Notifications (written with unique 0 and the code in place of the error)
 NOTIFY_INVAL_INODE, NOTIFY_INVAL_ENTRY = 2, 3
 
 # ioctl(2) on /dev/fuse
@@ -137,11 +137,11 @@ INVAL_ENTRY_OUT = struct.Struct("=QII")
 
 
 class Malformed(Exception):
-    """A request that no kernel sends: answered with EINVAL."""
+    """A request that no kernel would send: answered with EINVAL."""
 
 
 def split_strings(body: memoryview | bytes, count: int) -> list[bytes]:
-    """COUNT strings, each ending in a NUL; Malformed when there are fewer."""
+    """COUNT NUL-terminated strings. Raises Malformed if there are fewer."""
     strings = bytes(body).split(b"\0", count)
     if len(strings) <= count:
         raise Malformed("a string without its end")
@@ -149,7 +149,7 @@ def split_strings(body: memoryview | bytes, count: int) -> list[bytes]:
 
 
 def split_names(body: memoryview | bytes, count: int) -> list[bytes]:
-    """COUNT names of directory entries; Malformed when one could lead out of its directory."""
+    """COUNT names of directory entries. Raises Malformed if one could lead out of its directory."""
     names = split_strings(body, count)
     for name in names:
         if not name or b"/" in name or name in (b".", b".."):
@@ -174,7 +174,7 @@ def timeout(seconds: float) -> tuple[int, int]:
 
 
 def new_encode_dev(major: int, minor: int) -> int:
-    """A device number as FUSE carries it, in 32 bits (linux/kdev_t.h)."""
+    """A device number as FUSE encodes it, in 32 bits (linux/kdev_t.h)."""
     return (minor & 0xFF) | (major << 8) | ((minor & ~0xFF) << 12) & 0xFFFFFFFF
 
 

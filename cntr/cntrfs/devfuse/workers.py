@@ -1,8 +1,8 @@
 """Worker threads for system calls that may take long: copies, fsyncs, large changes, opens.
 
-A job uses nothing of the core but fds of its own, or of a handle: the kernel sends no RELEASE while a request on the
-handle is under way. ``submit`` answers from the worker; ``defer`` hands the result back to the serving thread, which
-alone touches the core. A lane (a disk) takes only some of the threads: one that hangs leaves the others theirs.
+A job uses nothing of the core except fds of its own, or of a handle: the kernel sends no RELEASE while a request on the
+handle is pending. ``submit`` answers from the worker; ``defer`` returns the result to the serving thread, which alone
+touches the core. A lane (a disk) may use only some of the threads, so a hanging disk leaves threads for the others.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import _signal as signal
 import os
 import threading
-from _queue import SimpleQueue  # the C half of queue: the rest of it is for others
+from _queue import SimpleQueue  # the C half of queue; the rest is not needed
 from collections import deque
 
 from cntr.cntrfs.devfuse.replies import NO_ANSWER
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from cntr.cntrfs.heartbeat import Heartbeat
 
 _THREADS = 32
-_LANE = 12  # threads
-_SIGNAL_AGAIN = 0.02  # seconds: the thread may not have entered its system call when the signal came
+_LANE = 12  # threads per lane
+_SIGNAL_AGAIN = 0.02  # seconds between signals: the thread may not have been in its system call at the first
 
 
 class Job:
-    """One piece of work. interrupted: the client got a signal; is_interruptible: so does the thread then (SIGUSR2)."""
+    """One unit of work. interrupted: the client got a signal; is_interruptible: the thread then gets one too (SIGUSR2)."""
 
     __slots__ = (
         "error", "finish", "header", "interrupted", "is_interruptible", "lane", "nodeids", "result", "then", "thread",
@@ -47,7 +47,7 @@ class Job:
         finish: Callable[[Job], None],
         is_interruptible: bool,
     ) -> None:
-        """header: of the request, struct fuse_in_header; finish: called by the worker when result or error is there.
+        """header: of the request, struct fuse_in_header; finish: called by the worker with the result or the error.
 
         nodeids: of the files whose handles' fds it uses.
         """
@@ -55,27 +55,30 @@ class Job:
         self.header, self.work, self.lane, self.finish = header, work, lane, finish
         self.is_interruptible = is_interruptible
         self.interrupted = False
-        self.thread = 0  # that runs it
+        self.thread = 0  # the thread that runs it
         self.result: object = None
         self.error: Exception | None = None
-        self.then: Callable[[Any], bytes | None] | None = None  # a deferred job's: makes the answer of its result
+        self.then: Callable[[Any], bytes | None] | None = None  # for a deferred job: makes the answer of its result
 
 
 class Workers:
-    """The threads of one connection, started when first needed. Where none is to be had the serving thread works itself."""
+    """The threads of one connection, started when first needed. If none can be started, the serving thread does the
+    work.
+    """
 
     def __init__(self, replies: Replies, heartbeat: Heartbeat, ticker: Ticker) -> None:
-        """replies: where jobs answer."""
+        """replies: answers the jobs."""
         self._replies = replies
         self._heartbeat = heartbeat
         self._ticker = ticker
         self._queue: SimpleQueue[Job] = SimpleQueue()
-        self._mutex = threading.Lock()  # for the rest; nothing is called under it but the queue and pthread_kill
+        # guards the rest; only queue operations and pthread_kill are called while it is held
+        self._mutex = threading.Lock()
         self._threads = 0
-        self._busy = 0  # jobs handed to a thread, begun or not
+        self._busy = 0  # jobs given to a thread, started or not
         self._lanes: dict[int, tuple[list[Job], deque[Job]]] = {}  # running, waiting
         self._jobs: dict[int, Job] = {}  # by request
-        #: The serving thread's: deferred jobs whose end it has not seen.
+        #: Deferred jobs not yet finished by the serving thread, which alone uses this.
         self.deferred = 0
         self.done: deque[Job] = deque()
         self.done_event = file_syscalls.eventfd()
@@ -93,7 +96,7 @@ class Workers:
         is_interruptible: bool = False,
         other: int = 0,
     ) -> None:
-        """Run WORK and answer the request with what it returns, or with its error; other: node id of a second file's."""
+        """Run WORK and answer the request with its result or error. other: node id of a second file."""
         job = Job(header, work, lane, self._reply, is_interruptible)
         job.nodeids += (other,)
         self._begin(job)
@@ -107,22 +110,22 @@ class Workers:
         *,
         is_interruptible: bool = False,
     ) -> None:
-        """Run WORK; the job is in ``done`` afterwards, ``done_event`` readable, and THEN is to be called with its result."""
+        """Run WORK; then the job is in ``done``, ``done_event`` is readable, and THEN is called with the result."""
         job = Job(header, work, lane, self._hand_back, is_interruptible)
         job.then = then
         self.deferred += 1
         self._begin(job)
 
     def run(self, work: Callable[[], object], lane: int) -> None:
-        """Run WORK, of which nobody waits for the result."""
+        """Run WORK without anyone waiting for the result."""
         self._begin(Job((0,) * 8, lambda job: work(), lane, lambda job: None, False))
 
     def are_using(self, nodeid: int) -> bool:
-        """May a fd of a handle on the file be in use by a job?"""
+        """Whether a job may be using an fd of a handle on the file."""
         return bool(self._jobs) and any(nodeid in job.nodeids for job in list(self._jobs.values()))
 
     def interrupt(self, unique: int) -> bool:
-        """INTERRUPT: the client of the request UNIQUE got a signal; says whether it is at work on."""
+        """INTERRUPT: the client of request UNIQUE got a signal; return whether the request is being worked on."""
         job = self._jobs.get(unique)
         if job is not None:
             job.interrupted = True
@@ -131,7 +134,7 @@ class Workers:
         return job is not None
 
     def close(self) -> None:
-        """The session has ended: what is under way has nobody to hand its result to."""
+        """The session has ended: nobody needs the results of running jobs."""
         with self._mutex:
             self._is_closed = True
             os.close(self.done_event)
@@ -152,7 +155,7 @@ class Workers:
             self._work(job)
 
     def _hand_over(self, job: Job) -> bool:
-        """To a thread; False where there is none."""
+        """Give the job to a thread; False if there is none."""
         self._busy += 1
         if self._busy > self._threads and self._threads < _THREADS:
             try:
@@ -185,7 +188,7 @@ class Workers:
             job = self._next(job)
 
     def _next(self, ended: Job) -> Job | None:
-        """What waited for the same disk."""
+        """The next job that waits for the same lane."""
         with self._mutex:
             running, waiting = self._lanes[ended.lane]
             running.remove(ended)
@@ -210,13 +213,13 @@ class Workers:
         self.wake()
 
     def wake(self) -> None:
-        """Have who waits for ``done_event`` look around; from any thread."""
+        """Wake whoever waits for ``done_event``; from any thread."""
         with self._mutex:
             if not self._is_closed:
                 os.write(self.done_event, file_syscalls.EVENT)
 
     def _signal(self) -> float | None:
-        """The ticker's: get interrupted jobs out of their system calls."""
+        """For the ticker: interrupt the system calls of interrupted jobs."""
         again = None
         with self._mutex:
             for job in self._jobs.values():
