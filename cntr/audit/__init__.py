@@ -1,15 +1,14 @@
-"""Who was here: the record of each session, and root's policy in ``/etc/cntr.conf``.
+"""The record of each session, and root's policy in ``/etc/cntr.conf``.
 
-See docs/audit.md.
-
-``session.Session`` is the whole interface: a scope around one command of cntr, which refuses what the policy forbids, before anything is
-entered, and writes a record at the beginning and at the end. ``sinks`` is where records go to, ``who`` what is known of the caller. The
-policy's reader is loaded where there is a policy, and nothing once a container is entered.
+See docs/audit.md. The interface is ``session.Session``, a scope around one command: it refuses what the policy forbids
+before anything is entered, and writes a record at the beginning and at the end. ``sinks`` writes records, ``who``
+describes the caller. The policy reader is imported only if there is a policy, and nothing is imported once a container
+is entered.
 """
 
 from __future__ import annotations
 
-# The options that widen what a session reaches: recorded by themselves, and what a policy can forbid.
+# Options that extend a session's reach: recorded separately, and forbidden by a policy if it says so.
 WIDENING = tuple(
     "--agent --dbus --force --forward --network --no-cgroup --no-seccomp --privileged --reverse --share --socket --tools --user --wayland "
     "--write --x11".split()

@@ -1,7 +1,7 @@
-"""Recordings of sessions in asciicast v2: one line of JSON for the terminal, then one for each piece of output.
+"""Recordings of sessions in asciicast v2: a line of JSON for the terminal, then one for each piece of output.
 
-https://docs.asciinema.org/manual/asciicast/v2/. Never what is typed: of that the file has what the session's terminal echoed, no more.
-Each event is one write(2), so that what was shown until a crash is there.
+https://docs.asciinema.org/manual/asciicast/v2/. Input is not recorded, except for what the session's terminal echoed.
+Each event is one write(2), so a crash loses nothing that was shown.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LIMIT = 256 << 20  # bytes of a file; then recording stops, and that is said
-COLUMNS, ROWS = 80, 24  # of a session without a terminal
+LIMIT = 256 << 20  # bytes of a file; recording then stops with a message
+COLUMNS, ROWS = 80, 24  # for a session without a terminal
 
 
 class CallerOpener:
-    """A scope in which whoever called sudo opens files by their own rights; others by those that they have."""
+    """A scope in which a user behind sudo opens files with their own rights; any other caller keeps theirs."""
 
     def __init__(self) -> None:
         words = [os.environ.get(name, "") for name in ("SUDO_UID", "SUDO_GID")]
@@ -50,15 +50,16 @@ class CallerOpener:
 
 
 class Recorder:
-    """A file that is being written. size: bytes of events so far; failed: why no more is written."""
+    """A recording being written. size: bytes of events so far; failed: why nothing more is written."""
 
     __slots__ = ("begun", "decoders", "failed", "fd", "identity", "path", "size")
 
     def __init__(self, path: str, words: list[str]) -> None:
-        """Create PATH, which must not be there yet, for the caller alone; words: the command line. Raises CntrError."""
+        """Create PATH, which must not exist, readable by the caller only; words: the command line. Raises CntrError."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_APPEND | os.O_CLOEXEC
         try:
-            with CallerOpener():  # behind sudo: a file anywhere, with words of theirs in it, is more than a session
+            # behind sudo: creating a file anywhere, with content of the user's choice, is more than a session permits
+            with CallerOpener():
                 self.fd = os.open(path, flags, 0o600)
         except OSError as error:
             hint = "a recording is a new file: name another" if error.errno == errno.EEXIST else ""
@@ -67,7 +68,7 @@ class Recorder:
             ) from None
         self.path, self.identity, self.size, self.failed = path, os.fstat(self.fd), 0, ""
         self.begun = time.monotonic()
-        # One a stream: a character may come in two pieces, and the other stream's in between.
+        # One for each stream: a character may be split, with output of the other stream in between.
         self.decoders = {fd: codecs.getincrementaldecoder("utf-8")("replace") for fd in (1, 2)}
         columns, rows = _size()
         head: dict[str, object] = {"version": 2, "width": columns, "height": rows, "timestamp": int(time.time())}
@@ -78,12 +79,12 @@ class Recorder:
         self._write(json.dumps(head))
 
     def output(self, fd: int, data: bytes) -> None:
-        """What was shown on stdout (1) or stderr (2). Never raises."""
+        """Record output on stdout (1) or stderr (2). Never raises."""
         if text := self.decoders[fd].decode(data):
             self._event("o", text)
 
     def resize(self) -> None:
-        """The caller's terminal has another size. Never raises."""
+        """Record a new size of the caller's terminal. Never raises."""
         columns, rows = _size()
         self._event("r", f"{columns}x{rows}")
 
@@ -97,7 +98,7 @@ class Recorder:
         self.size += self._write(line)
 
     def _write(self, line: str) -> int:
-        """One line, whole or not at all; the bytes of it."""
+        """Write one line, whole or not at all; return its size in bytes."""
         data = f"{line}\n".encode("utf-8", "replace")
         before = os.fstat(self.fd).st_size
         try:
@@ -109,7 +110,7 @@ class Recorder:
         return len(data)
 
     def close(self, say: Callable[[str], None], *, unused: bool) -> None:
-        """The end. unused: the session has not begun: the file goes."""
+        """Close the file. unused: the session did not begin, so remove the file."""
         if self.fd < 0:
             return
         if unused:

@@ -1,4 +1,6 @@
-"""The sinks that a policy names: the kernel's audit system and a file of JSON lines; and syslog, where there is no journald."""
+"""The sinks that a policy can name: the kernel's audit system and a file of JSON lines; and syslog, for machines
+without journald.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cntr.audit.sinks import Fields, Settings
 
-SYSLOG_LIMIT = 8192  # bytes of a line: what rsyslog takes
+SYSLOG_LIMIT = 8192  # bytes of a line, the limit of rsyslog
 # linux/netlink.h, linux/audit.h
 NETLINK_AUDIT, NLMSG_ERROR, NLM_F_REQUEST, NLM_F_ACK = 9, 2, 0x1, 0x4
 AUDIT_GET, AUDIT_USER_CMD = 1000, 1123
 
 
 def write(kind: str, fields: Fields, settings: Settings) -> list[tuple[str, OSError]]:
-    """One record into those of SETTINGS; what failed, by the sink's name."""
+    """Write one record to the sinks in SETTINGS; return the errors by sink."""
     failed: list[tuple[str, OSError]] = []
-    if settings.audit and kind != "end":  # USER_CMD says what is begun, as sudo's does
+    if settings.audit and kind != "end":  # USER_CMD is written at the beginning only, as by sudo
         try:
             to_audit(fields, succeeded=kind != "denied")
         except OSError as error:
@@ -39,7 +41,9 @@ def write(kind: str, fields: Fields, settings: Settings) -> list[tuple[str, OSEr
 
 
 def to_syslog(path: str, fields: Fields) -> None:
-    """One line of RFC 3164 at PATH, /dev/log: all fields as JSON behind @cee:, which rsyslog's mmjsonparse reads. Raises OSError."""
+    """Write one line of RFC 3164 to PATH, /dev/log: all fields as JSON after @cee:, for rsyslog's mmjsonparse. Raises
+    OSError.
+    """
     line, words = to_json(fields), fields["process.args"]
     while len(line) > SYSLOG_LIMIT - 256 and isinstance(words, list) and len(words) > 2:
         words = words[: len(words) // 2]
@@ -66,9 +70,9 @@ def to_syslog(path: str, fields: Fields) -> None:
 
 
 def to_audit(fields: Fields, *, succeeded: bool) -> None:
-    """AUDIT_USER_CMD, the record that sudo writes: needs CAP_AUDIT_WRITE (audit_log_user_command(3)).
+    """Write AUDIT_USER_CMD, the record that sudo writes; needs CAP_AUDIT_WRITE (audit_log_user_command(3)).
 
-    Raises OSError: ENOTCONN for an audit system that is switched off, or has no daemon, where the caller may ask that.
+    Raises OSError: ENOTCONN if the audit system is off or has no daemon, as far as the caller may ask.
     """
     connection = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, NETLINK_AUDIT)
     try:
@@ -83,12 +87,14 @@ def to_audit(fields: Fields, *, succeeded: bool) -> None:
 
 
 def audit_text(fields: Fields, *, succeeded: bool) -> bytes:
-    """The record's own part; the kernel puts pid, uid, auid, ses and the security label before it, and a NUL over its last byte."""
+    """The text of the record. The kernel puts pid, uid, auid, ses and the security label before it, and a NUL over its
+    last byte.
+    """
     words = fields["process.args"]
     assert isinstance(words, list)
     plain = (
         ("op", f"cntr-{fields['event.action']}"),
-        ("cntr_id", fields["event.id"]),  # `id` is a uid to ausearch(8)
+        ("cntr_id", fields["event.id"]),  # ausearch(8) takes `id` for a uid
         ("addr", fields.get("source.ip", "?")),
     )
     text = [f"{name}={_plain(str(value))}" for name, value in (*plain, ("terminal", fields.get("cntr.tty", "?")))]
@@ -107,24 +113,26 @@ def _where() -> str:
 
 
 def _program() -> str:
-    """The interpreter; of a copy that is mounted nowhere (``readonly_interpreter``) the kernel's word is "/"."""
+    """The interpreter's path; for a copy that is not mounted anywhere (``readonly_interpreter``) the kernel shows "/"."""
     found = os.readlink("/proc/self/exe")
     return found if found.startswith("/") and found != "/" and not found.endswith(" (deleted)") else sys.executable
 
 
 def _plain(text: str) -> str:
-    """For a field that is read as it stands."""
+    """TEXT for a field that is not encoded."""
     return "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_.:/?") else "_" for letter in text)
 
 
 def audit_value(text: str) -> str:
-    """As libaudit encodes it: in quotes, or in hexadecimal where that could be misread (audit_encode_nv_string(3))."""
+    """TEXT encoded as by libaudit: in quotes, or in hexadecimal if quotes would be ambiguous
+    (audit_encode_nv_string(3)).
+    """
     data = os.fsencode(text)
     return data.hex().upper() if any(byte in b"\"'" or not 0x21 <= byte < 0x7F for byte in data) else f'"{text}"'
 
 
 def _ask_kernel(connection: _socket.socket, kind: int, text: bytes) -> bytes:
-    """One netlink(7) request; the body of its answer. Raises OSError."""
+    """Make one netlink(7) request; return the body of the answer. Raises OSError."""
     body = text + b"\0" * (-len(text) % 4)
     head = b"".join(
         number.to_bytes(size, sys.byteorder)
@@ -147,9 +155,9 @@ def _ask_kernel(connection: _socket.socket, kind: int, text: bytes) -> bytes:
 
 
 def to_file(path: str, fields: Fields, *, durable: bool) -> None:
-    """Append one line of JSON to root's file, made 0600 where it is not there; durable: and wait for the disk. Raises OSError.
+    """Append one line of JSON to root's file, created with mode 0600; durable: call fsync(2). Raises OSError.
 
-    A line is whole or not there: what a full disk has cut is taken back, under the file's lock.
+    A line is written whole or not at all: if the disk is full, the partial line is truncated, under the file's lock.
     """
     directory, _, name = path.rpartition("/")
     parent = os.open(directory or "/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -189,6 +197,6 @@ def _lock(fd: int, operation: int) -> None:
 
 
 def _only_roots(status: os.stat_result) -> None:
-    """What others can write to, or remove, is no record."""
+    """Raise OSError if others can write to the file or remove it."""
     if status.st_uid or status.st_mode & 0o022:
         raise OSError(errno.EPERM, "it, or its directory, is not root's alone to write to")

@@ -1,8 +1,8 @@
-"""The list of running sessions: found by looking at processes, so that no session leaves an entry behind.
+"""The list of running sessions, found by looking at processes, so a killed session leaves no entry behind.
 
-Each has a memfd (``Session.announce``) that says what it is. What it says is its process': a row whose user is not the process' own is
-none; nor is one of a process in a container. That a link in /proc/PID/fd is a memfd is known by its mount, the kernel's own, before
-anything is opened: a file of that name could be of a file system that never answers.
+Each session has a memfd (``Session.announce``) with its description. The description is only a claim of its process, so
+it must name the process's own user, and processes in containers do not count. A link in /proc/PID/fd is recognized as a
+memfd by its mount, before anything is opened: a file of the same name could be on a file system that never answers.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from cntr.errors import CntrError, printable
 from cntr.linux import procfs
 
 LINK = f"/memfd:{ANNOUNCED} (deleted)"
-LIMIT = 1 << 16  # bytes of what a session says
+LIMIT = 1 << 16  # bytes read of a description
 NEAR = 3  # generations
 CAP_SYS_ADMIN = 1 << 21
-PATIENCE_SECONDS = 8.0  # for one that was told to end: its command has two
+PATIENCE_SECONDS = 8.0  # for a session that was told to end: its command gets two seconds
 
 
 class Live:
@@ -32,12 +32,12 @@ class Live:
         self.pid, self.start, self.fields = pid, start, fields
 
     def text(self, key: str) -> str:
-        """A field as text; "" where it has none. It may hold anything: printed escaped."""
+        """A field as text, "" if missing. Escape it before printing: it may contain anything."""
         value = self.fields.get(key, "")
         return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
     def user(self) -> str:
-        """Who."""
+        """The user to show."""
         return (
             self.text("user.audit.name")
             or self.text("cntr.sudo.user")
@@ -46,13 +46,13 @@ class Live:
         )
 
     def container(self) -> str:
-        """On what."""
+        """The container to show."""
         name = self.text("container.name") or self.text("container.id")
         return f"{self.text('container.runtime')}:{name}" if name else self.text("cntr.target")
 
 
 def sessions() -> list[Live]:
-    """Those of this machine that the caller may see: root all, others their own; the oldest first."""
+    """The sessions on this machine that the caller may see, oldest first: root sees all, others see their own."""
     place = _memfds_mount()
     found = []
     for name in os.listdir("/proc"):
@@ -62,9 +62,10 @@ def sessions() -> list[Live]:
 
 
 def begun_in() -> dict[str, object]:
-    """The fields of the session of the same user's that this process was started for from inside of it; {} for none.
+    """The record fields of the session, of the same user, from which this process was started by ``cntr exec``; {} if
+    none.
 
-    Its ancestors are the handler of that, who serves, and the supervisor (``attach.exec_handler``).
+    The ancestors of such a process are the handler, the server and the supervisor (``attach.exec_handler``).
     """
     place, pid = _memfds_mount(), os.getppid()
     for _ in range(NEAR):
@@ -79,9 +80,9 @@ def begun_in() -> dict[str, object]:
 
 
 def end(id: str, number: int) -> Live:
-    """End the session whose id begins with ID, as a hang-up would; returns when it has ended. Raises CntrError.
+    """End the session whose id begins with ID, as a hang-up would; return it when it has ended. Raises CntrError.
 
-    number: the signal that its supervisor takes for that.
+    number: the signal by which its supervisor is told.
     """
     matching = [one for one in sessions() if id and one.text("event.id").startswith(id)]
     if len(matching) != 1:
@@ -94,7 +95,7 @@ def end(id: str, number: int) -> Live:
         return one
     try:
         if _session(one.pid, _memfds_mount()) is None:
-            return one  # it has ended, and its pid is another's
+            return one  # it has ended, and its pid was reused
         signal.pidfd_send_signal(pidfd, number)
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
@@ -113,7 +114,7 @@ def end(id: str, number: int) -> Live:
 
 
 def _session(pid: int, place: str) -> Live | None:
-    """The session that a process runs, None for none."""
+    """The session that a process runs, None if it runs none."""
     directory = f"/proc/{pid}"
     try:
         for fd in os.listdir(f"{directory}/fd"):
@@ -126,12 +127,14 @@ def _session(pid: int, place: str) -> Live | None:
             if isinstance(fields, dict) and fields.get("user.id") == status["Uid"].split()[0] and _is_ours(pid, status):
                 return Live(pid, start, fields)
     except (OSError, ValueError, KeyError, RecursionError):
-        return None  # it has ended meanwhile, is another user's, or says nothing that we know
+        return None  # it has ended, belongs to another user, or has an unknown description
     return None
 
 
 def _is_ours(pid: int, status: dict[str, str]) -> bool:
-    """Whether it is no container's: its root may have root's uid, in another pid namespace, or without what a session takes."""
+    """Whether it is not in a container: there, root may have the host's uid 0, but is in another pid namespace or lacks
+    capabilities.
+    """
     if status["Uid"].split()[0] == "0" and not int(status["CapBnd"], 16) & CAP_SYS_ADMIN:
         return False
     return os.path.samestat(os.stat(f"/proc/{pid}/ns/pid"), os.stat("/proc/self/ns/pid"))

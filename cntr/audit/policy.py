@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 LIMIT = 1 << 16  # bytes
 COMMANDS = ("attach", "cp", "exec", "forward", "mount", "run", "slim")
-OWN_FILES = ("archive", "dir", "oci")  # targets that are files of this machine
+OWN_FILES = ("archive", "dir", "oci")  # targets that are files on this machine
 # {table: {key: type}}
 KEYS: dict[str, dict[str, type]] = {
     "record": {"require": bool, "journal": bool, "audit": bool, "file": str},
@@ -27,7 +27,7 @@ TYPES = {bool: "true or false", str: "a string", list: "an array of strings"}
 
 
 class Rule:
-    """One [[allow]]: patterns, of which one of each kind must match; None for any."""
+    """One [[allow]] table: one pattern of each kind must match; None matches anything."""
 
     __slots__ = ("commands", "targets", "users")
 
@@ -37,7 +37,7 @@ class Rule:
 
 
 class Policy:
-    """What the file says. rules: none where every user and target is allowed."""
+    """The contents of the file. rules: empty if every user and target is allowed."""
 
     def __init__(self) -> None:
         self.sinks = sinks.Settings()
@@ -47,12 +47,12 @@ class Policy:
         self.rules: list[Rule] = []
 
     def limit_of(self, wanted: float | None) -> float | None:
-        """The seconds that a session may take: what was asked for, and no more than is allowed."""
+        """The time limit of a session in seconds: the one asked for, capped by the policy."""
         return min((limit for limit in (wanted, self.limit) if limit is not None), default=None)
 
     def check(self, command: str, reason: str, widening: list[str]) -> None:
-        """What does not hang on the target. Raises Refused."""
-        if command == "sessions":  # which are there, and ending one: nothing is entered
+        """Check what does not depend on the target. Raises Refused."""
+        if command == "sessions":  # listing and ending sessions enters no container
             return
         if self.reason and not reason.strip():
             raise Refused(
@@ -65,7 +65,7 @@ class Policy:
             raise _no(f"{command} is not allowed for {_caller()}")
 
     def check_target(self, command: str, target: str, container: Container | None) -> None:
-        """Whether one rule has the user, the command and the target. Raises Refused."""
+        """Check whether a rule matches the user, the command and the target. Raises Refused."""
         if not self.rules or command == "sessions":
             return
         names = _names(target, container)
@@ -73,7 +73,9 @@ class Policy:
             raise _no(f"{names[0]} is not allowed for {_caller()}")
 
     def check_slim(self) -> None:
-        """slim runs what it is told, containers with any volume and commands of this machine: a rule has to name it. Raises Refused."""
+        """Check whether slim is allowed. slim runs arbitrary containers and commands on this machine, so a rule must
+        name it. Raises Refused.
+        """
         if self.rules and not any(rule.commands and rule.targets is None for rule in self._rules_for("slim")):
             raise _no(f"slim is not allowed for {_caller()}")
 
@@ -92,10 +94,10 @@ def _no(what: str) -> Refused:
 
 
 def _names(target: str, container: Container | None) -> list[str]:
-    """What a target is called in the patterns, by the engine's word and not by the caller's."""
+    """The names of a target that patterns match: the engine's names, not what the caller typed."""
     if container is None:
         return [printable(target)]
-    if container.engine in OWN_FILES:  # by its place: it says itself what image it is, and so does a link
+    if container.engine in OWN_FILES:  # by path: an image's own name is only a claim, and so is a link's
         return [printable(f"{container.engine}:{os.path.realpath(container.name)}")]
     if container.state == "image":
         return [printable(f"{_owner(container)}image:{container.image or container.name}")]
@@ -105,12 +107,16 @@ def _names(target: str, container: Container | None) -> list[str]:
 
 
 def _owner(container: Container) -> str:
-    """``UID/`` for a container of another user's: its name, and which process it is, are that user's word, who may want root's rights."""
+    """``UID/`` for another user's container, else "". Name and process are then only that user's claim, who may want
+    root's rights.
+    """
     return f"{container.owner}/" if container.owner and container.owner != who.real_uid() else ""
 
 
 def _has_target(patterns: list[str], names: list[str]) -> bool:
-    """A pattern that has a user before its first colon, or is of a path, is for those; one that hasn't is for no such name."""
+    """Whether a pattern matches. A pattern with a user before its first colon, or for a path, matches only names of
+    that kind.
+    """
 
     def is_owned(text: str) -> bool:
         return "/" in text.partition(":")[0]
@@ -119,7 +125,7 @@ def _has_target(patterns: list[str], names: list[str]) -> bool:
 
 
 def _around(pid: int) -> list[Container]:
-    """The containers that a process is in: those whose process has its root's mount namespace and its pid namespace."""
+    """The containers that a process is in: those whose process shares its root's mount namespace and its pid namespace."""
     from cntr.engines import listing
 
     return [one for one in listing.running()[0] if one.pid and _namespaces(one.pid) == _namespaces(pid) != ()]
@@ -140,7 +146,7 @@ def _match_any(patterns: list[str], names: list[str]) -> bool:
 
 
 def responsible() -> int:
-    """The uid of whom the policy is about: who has logged in; else who called sudo; else the process' own."""
+    """The uid that the policy applies to: of the login; else of the user who called sudo; else of the process."""
     login = who.login_uid()
     if login is not None:
         return login
@@ -149,7 +155,7 @@ def responsible() -> int:
 
 
 def _callers() -> list[str]:
-    """The caller as patterns know it: name, uid, and @group for each group of that user."""
+    """The names of the caller in patterns: name, uid, and @group for each group."""
     import grp
     import pwd
 
@@ -177,7 +183,9 @@ def _caller() -> str:
 
 
 def load(path: str) -> Policy:
-    """The policy of a file. Raises CntrError for one that is not root's alone to write, and for anything in it that is not understood."""
+    """Read the policy. Raises CntrError if others than root can write the file, or for anything in it that is not
+    understood.
+    """
     try:
         return _policy(parse(_text(path)))
     except TomlError as error:
@@ -191,7 +199,7 @@ def load(path: str) -> Policy:
 
 
 def _text(path: str) -> str:
-    """Raises OSError, TomlError."""
+    """The text of the file. Raises OSError, TomlError."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     try:
         status = os.fstat(fd)
@@ -213,7 +221,7 @@ def _text(path: str) -> str:
 
 
 def _roots() -> tuple[int, ...]:
-    """The uids that root has here: in a user namespace that has no root of the machine's, who is not mapped."""
+    """The uids that count as root: in a user namespace, also the unmapped one of the machine's root."""
     rows = procfs.id_map(procfs.read("/proc/self/uid_map"))
     return (0,) if rows == ((0, 0, (1 << 32) - 1),) else (0, int(procfs.read("/proc/sys/kernel/overflowuid")))
 
@@ -238,7 +246,7 @@ def _policy(tables: list[Table]) -> Policy:
 
 
 def _check_keys(table: Table) -> None:
-    """Raises TomlError for whatever is not known."""
+    """Raise TomlError for an unknown key."""
     if table.name not in KEYS and (table.name or table.items):
         line = table.line if table.name else min(line for _, line in table.items.values())
         raise TomlError(
@@ -265,7 +273,7 @@ def _check_keys(table: Table) -> None:
 
 
 def findings(path: str) -> list[tuple[str, str, str]]:
-    """For `cntr doctor`: (feature, state, fix) of records and of the policy at PATH."""
+    """For `cntr doctor`: (feature, state, fix) for records and for the policy at PATH."""
     settings, rows = sinks.Settings(), []
     try:
         settings = load(path).sinks if os.path.lexists(path) else settings

@@ -1,9 +1,10 @@
-"""``cntr replay``: play a recording, at its own speed or another.
+"""``cntr replay``: plays a recording, at its own speed or another.
 
-A terminal obeys what is written to it: it answers questions as if somebody had typed, sets the clipboard, prints, loads fonts. At the
-session that was the session's doing; a file may have been changed since, and whoever looks at it later has another terminal. So only
-what moves the cursor and draws is let through: text, colours, positions, the alternate screen, sizes of the scrolling region. The rest,
-every string (OSC, DCS, APC, PM, SOS) and every question, is dropped; and at the end the terminal is given back as it was.
+A terminal obeys its output: it answers queries as if somebody had typed, sets the clipboard, prints, loads fonts.
+During the session that was the session's doing. But the file may have been changed since, and the viewer has another
+terminal. So only output that moves the cursor and draws is passed: text, colours, positions, the alternate screen,
+scrolling regions. Every string (OSC, DCS, APC, PM, SOS) and every query is dropped. At the end the terminal is
+restored.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO
 
-LINE_LIMIT, PENDING_LIMIT = 1 << 22, 1 << 16  # bytes of an event, characters of an escape sequence
+LINE_LIMIT, PENDING_LIMIT = 1 << 22, 1 << 16  # bytes of an event; characters of an escape sequence
 # ECMA-48 and xterm's ctlseqs: CSI … final byte. Cursor, erase, insert, delete, scroll, SGR, region, save and restore.
 DRAWING = frozenset("ABCDEFGHIJKLMPSTXZ@`abdefmrsu")
 MODES = {
@@ -41,12 +42,12 @@ MODES = {
 PLAIN_MODES = {"4": False, "20": False}  # insert, new line
 ESCAPES = frozenset("78DEM")  # save, restore, index, next line, reverse index
 CHARSETS = frozenset("()*+")
-CONTROLS = frozenset("\b\t\n\v\f\r\x0e\x0f")  # not BEL, and not ENQ, which is answered
-PLAIN = "\x1b[0m\x1b(B\x0f\r\n"  # attributes off, the usual character set; below what has been shown
+CONTROLS = frozenset("\b\t\n\v\f\r\x0e\x0f")  # without BEL, and without ENQ, which terminals answer
+PLAIN = "\x1b[0m\x1b(B\x0f\r\n"  # attributes off, default character set; below what was shown
 
 
 class Screen:
-    """What is let through to the terminal; a sequence may come in several pieces. modes: those that are not as usual now."""
+    """Filters output for the terminal; a sequence may arrive in pieces. modes: those that differ from the default."""
 
     __slots__ = ("modes", "pending", "region")
 
@@ -55,7 +56,7 @@ class Screen:
         self.modes: set[str] = set()
 
     def filtered(self, text: str) -> str:
-        """TEXT without what a terminal does more than show."""
+        """TEXT without sequences that do more than display."""
         text, self.pending = self.pending + text, ""
         shown, at = [], 0
         while at < len(text):
@@ -69,7 +70,7 @@ class Screen:
             if end < 0:
                 if len(text) - at <= PENDING_LIMIT:
                     self.pending = text[at:]
-                break  # not whole yet; of one that never ends the rest is text
+                break  # incomplete; if it never ends, the rest is shown as text
             if kept:
                 shown.append(text[at:end])
                 self._remember(text[at:end])
@@ -84,15 +85,18 @@ class Screen:
                 (self.modes.discard if usual[mode] == (sequence[-1] == "h") else self.modes.add)(private + mode)
 
     def restoring(self) -> str:
-        """What gives the terminal back as it was."""
+        """The sequences that restore the terminal."""
         usual = {**{f"?{mode}": on for mode, on in MODES.items()}, **PLAIN_MODES}
         back = "".join(f"\x1b[{mode}{'h' if usual[mode] else 'l'}" for mode in sorted(self.modes))
-        return back + ("\x1b7\x1b[r\x1b8" if self.region else "") + PLAIN  # a region that is set sends the cursor home
+        return back + ("\x1b7\x1b[r\x1b8" if self.region else "") + PLAIN  # setting a region moves the cursor home
 
 
 def _sequence(text: str, at: int) -> tuple[int, bool]:
-    """(where the escape sequence at AT ends, whether it is let through); -1 where it goes on. 8-bit ones are none that is."""
-    if text[at] != "\x1b":  # C1, which UTF-8 terminals mostly ignore: a string's begin hides what follows until its end
+    """(end of the escape sequence at AT, whether it is passed); -1 if it is incomplete. 8-bit sequences are never
+    passed.
+    """
+    # C1, which most UTF-8 terminals ignore: the start of a string would hide the text up to its end
+    if text[at] != "\x1b":
         return (_string_end(text, at + 1), False) if text[at] in "\x90\x98\x9d\x9e\x9f" else (at + 1, False)
     if at + 1 == len(text):
         return -1, False
@@ -114,7 +118,7 @@ def _sequence(text: str, at: int) -> tuple[int, bool]:
 
 
 def _string_end(text: str, at: int) -> int:
-    """Behind BEL, ST (ESC backslash, or one character), CAN or SUB; -1 where it is not there."""
+    """The index after BEL, ST (ESC backslash, or one character), CAN or SUB; -1 if there is none."""
     while at < len(text):
         if text[at] in "\x07\x9c\x18\x1a":
             return at + 1
@@ -138,7 +142,7 @@ def _control(text: str, at: int) -> tuple[int, bool]:
         return -1, False
     final = text[end]
     if not "@" <= final <= "~":
-        return end, False  # broken off by a control character, which is looked at by itself
+        return end, False  # interrupted by a control character, which is handled separately
     if end != middle:
         return end + 1, final == "q" and text[middle:end] == " "  # the cursor's shape
     if final in "hl":
@@ -151,7 +155,7 @@ def _control(text: str, at: int) -> tuple[int, bool]:
 
 
 def events(stream: BinaryIO, path: str) -> Iterator[tuple[float, str, str]]:
-    """(seconds from the beginning, kind, text) of a recording. Raises CntrError for what is none."""
+    """Yield (seconds from the beginning, kind, text) of a recording. Raises CntrError if it is not one."""
     head = _line(stream, path, 1)
     if not isinstance(head, dict) or head.get("version") != 2:
         shown, version = printable(path), head.get("version") if isinstance(head, dict) else None
@@ -182,7 +186,7 @@ def _line(stream: BinaryIO, path: str, number: int) -> object:
         return json.loads(line)
     except (ValueError, RecursionError):
         if not line.endswith(b"\n") and len(line) < LINE_LIMIT:
-            return None  # the last one was being written when the session was killed
+            return None  # the last line is incomplete: the session was killed
         raise _broken(path, number) from None
 
 
@@ -191,7 +195,7 @@ def _broken(path: str, number: int) -> CntrError:
 
 
 def run(path: str, speed: float, idle_limit: float) -> int:
-    """Show PATH on stdout; speed: times its own; idle_limit: seconds that a pause lasts at most. Raises CntrError."""
+    """Show PATH on stdout. speed: a factor; idle_limit: longest pause in seconds. Raises CntrError."""
     fd = _open(path)
     screen, out = Screen(), sys.stdout
     if isinstance(out, io.TextIOWrapper):

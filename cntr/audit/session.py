@@ -19,18 +19,19 @@ if TYPE_CHECKING:
 
 POLICY = "/etc/cntr.conf"
 STRING_LIMIT, LIST_LIMIT = 8192, 256  # characters of a value, values of a list
-# What a session in a session has from the outer one, which has asked the engine.
+# Fields that a nested session inherits from the outer one, which has asked the engine.
 OF_ENGINE = ("container.runtime", "container.name", "container.id", "container.image.name", "container.image.hash.all")
 ANNOUNCED = "cntr-session"  # the memfd's name; see ``announce``
-SHOWN_WORDS, SHOWN_LENGTH = 32, 200  # of a command line, for whoever lists sessions
+SHOWN_WORDS, SHOWN_LENGTH = 32, 200  # words and characters of a command line shown in the list of sessions
 
 
 class Session:
-    """A scope. What it was begun with: the command's name, cntr's words (secrets taken out), options that widen, reason, target as typed.
+    """A scope for one command. The arguments: its name, cntr's words (without secrets), widening options, reason,
+    target as typed.
 
-    copied: bytes moved by cp; status: of the command, for the record of the end; why: what ended it but the command itself; limit: seconds
-    that it may take, None for any time; recording: the path of a file that gets what it shows, "" for none, and recorder, who writes it;
-    outer: fields of the session that it was begun in.
+    copied: bytes moved by cp; status: of the command, for the final record; why: what ended it, if not the command;
+    limit: time limit in seconds, None for none; recording: path of a file for its output, "" for none; recorder: writes
+    that file; outer: fields of the session in which it was started.
     """
 
     def __init__(
@@ -43,19 +44,19 @@ class Session:
         self.policy: Policy | None = None
         self.settings = sinks.Settings()
         self.fields: Fields = {}
-        self.begun = self.started = 0.0  # monotonic, and of the clock; 0: no record yet
+        self.begun = self.started = 0.0  # monotonic; wall clock; 0: no record yet
         self.copied, self.status, self.why = 0, EXIT_FAILED, ""
         self.recording, self.announced = "", -1
         self.recorder: Recorder | None = None
 
     def __enter__(self) -> Session:
-        """Ask the policy what can be asked before the target is known. Raises CntrError."""
+        """Check the policy as far as possible without the target. Raises CntrError."""
         try:
             os.lstat(POLICY)
         except FileNotFoundError:
             return self
         except OSError:
-            pass  # there is one, and reading it says why it can't be read
+            pass  # it exists, and reading it will report why it cannot be read
         from cntr.audit import policy
 
         self.policy = policy.load(POLICY)
@@ -65,7 +66,7 @@ class Session:
         return self
 
     def begin(self, container: Container | None = None) -> None:
-        """The target is known, and is entered next: the first record. Raises CntrError where the policy says no."""
+        """The target is known and is entered next: check the policy and write the first record. Raises CntrError."""
         if not self.fields:
             self._describe()
         self._add(container)
@@ -78,11 +79,13 @@ class Session:
         self._write("start", f"{self._label()}: {self.command} began")
 
     def check_target(self, container: Container | None) -> None:
-        """Whether the policy allows it, for a target that is found again. Raises CntrError."""
+        """Check the policy for a target that was found again. Raises CntrError."""
         self._ask(lambda rules: rules.check_target(self.command, self.target, container))
 
     def announce(self) -> None:
-        """Be found by `cntr sessions`: a memfd that says what the session is, and goes with this process. After the last fork."""
+        """Create the memfd by which `cntr sessions` finds the session; it goes with this process. Call after the last
+        fork.
+        """
         words = self.fields["process.args"]
         assert isinstance(words, list)
         shown: Fields = {**self.fields, "event.start": timestamp(self.started), "cntr.limit": int(self.limit or 0)}
@@ -92,7 +95,7 @@ class Session:
         sinks.write_all(self.announced, sinks.to_json(shown).encode())
 
     def end(self, status: int, *, said: bool = False) -> None:
-        """The last record, once. Fails nobody: what is over is over. said: that there is no record has been said at the beginning."""
+        """Write the final record, once. Never raises. A failing sink was already reported at the beginning."""
         if not self.begun:
             return
         seconds, self.begun = time.monotonic() - self.begun, 0.0
@@ -113,11 +116,11 @@ class Session:
                 self.say(error.message)
 
     def hand_over(self) -> None:
-        """The end is another process' to record."""
+        """Leave the final record to another process."""
         self.begun = 0.0
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """The end: by an error, or with ``status``."""
+        """Write the final record, for an error or with ``status``."""
         if self.announced >= 0:
             os.close(self.announced)
             self.announced = -1
@@ -130,7 +133,7 @@ class Session:
         self.end(self.status, said=isinstance(error, Refused))
 
     def _ask(self, question: Callable[[Policy], None]) -> None:
-        """Have the policy answer; a refusal is recorded. Raises Refused."""
+        """Ask the policy; record a refusal. Raises Refused."""
         if self.policy is None:
             return
         try:
@@ -141,11 +144,11 @@ class Session:
             try:
                 self._write("denied", f"{self._label()}: {self.command} refused: {error.message}")
             except CntrError:
-                pass  # it is refused all the same
+                pass  # the refusal stands without a record
             raise
 
     def _describe(self) -> None:
-        """Everything both records say of the caller."""
+        """Collect the fields that both records have about the caller."""
         self.fields = who.fields()
         self.fields.update(
             {
@@ -165,7 +168,7 @@ class Session:
             self.fields["process.args_count"] = len(self.words) + 1
 
     def _add(self, container: Container | None) -> None:
-        """Everything both records say of the target."""
+        """Collect the fields that both records have about the target."""
         if container:
             self.fields.update(
                 {
@@ -187,14 +190,14 @@ class Session:
                     )
 
     def _label(self) -> str:
-        """Who, and on what: the head of a message."""
+        """The user and the target: the beginning of a message."""
         found = self.fields
         user = found["user.audit.name"] or found["cntr.sudo.user"] or found["user.name"] or f"uid {found['user.id']}"
         name = found.get("container.name") or found.get("container.id")
         return f"{user}: {found['container.runtime']}:{name}" if name else f"{user}: {found['cntr.target']}"
 
     def _write(self, kind: str, message: str, more: Fields | None = None) -> None:
-        """One record into every sink. Raises Refused where one is required and could not be written."""
+        """Write one record to every sink. Raises Refused if a record is required and could not be written."""
         fields: Fields = {
             "@timestamp": timestamp(time.time()),
             "message": message,
@@ -215,7 +218,7 @@ class Session:
 
 
 def check_slim() -> None:
-    """Whether the policy lets the caller use slim, which has no session. Raises CntrError."""
+    """Check whether the policy lets the caller use slim, which has no session. Raises CntrError."""
     if os.path.lexists(POLICY):
         from cntr.audit import policy
 
@@ -229,6 +232,6 @@ def timestamp(seconds: float) -> str:
 
 
 def bounded(text: str) -> str:
-    """TEXT fit for a record: on one line, no escape sequences, and not endless."""
+    """TEXT made safe for a record: one line, no escape sequences, bounded length."""
     shown = printable(text[:STRING_LIMIT])
     return shown if len(text) <= STRING_LIMIT else f"{shown}… ({len(text) - STRING_LIMIT} more)"

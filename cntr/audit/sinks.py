@@ -1,6 +1,7 @@
-"""Where a record goes: journald's own socket; whatever else a policy names is in ``elsewhere``, which is loaded then.
+"""Writes records to journald's own socket; the other sinks that a policy can name are in ``elsewhere``, imported on
+demand.
 
-Nobody is waited for longer than PATIENCE_SECONDS. Sockets are opened for each record: journald may be started anew in between.
+No sink blocks longer than PATIENCE_SECONDS. Sockets are opened for each record, as journald may have been restarted.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Union
 
-    Fields = dict[str, Union[str, int, list[str]]]  # by their ECS names; "" and [] are left out of a record
+    Fields = dict[str, Union[str, int, list[str]]]  # by ECS name; "" and [] are omitted from a record
 
 JOURNAL, SYSLOG = "/run/systemd/journal/socket", "/dev/log"
 PATIENCE_SECONDS = 1.0
 PRIORITY, FACILITY = 5, 10  # notice, authpriv (syslog(3))
-# sd-id128(3), one a kind of record: `journalctl MESSAGE_ID=…`
+# sd-id128(3), one for each kind of record: `journalctl MESSAGE_ID=…`
 MESSAGE_IDS = {
     "start": "b0c0c3f1b94b4b9a9b1f5a7d0a6e2c11",
     "end": "b0c0c3f1b94b4b9a9b1f5a7d0a6e2c12",
@@ -31,21 +32,21 @@ F_ADD_SEALS, SEALS = 1033, 0xF  # F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_
 
 
 class Settings:
-    """What the policy says of records.
+    """The policy's settings for records.
 
-    journal: to journald, else syslog; audit: to the kernel's audit system; file: path of JSON lines, "" for none; require: no session
-    without a record in each of them.
+    journal: to journald, else syslog; audit: to the kernel's audit system; file: path of JSON lines, "" for none;
+    require: refuse a session that cannot be recorded in all of them.
     """
 
     __slots__ = ("audit", "file", "journal", "require")
 
     def __init__(self) -> None:
-        """Those of a machine without a policy."""
+        """The settings without a policy."""
         self.journal, self.audit, self.require, self.file = True, False, False, ""
 
 
 def write(kind: str, fields: Fields, settings: Settings) -> list[tuple[str, OSError]]:
-    """One record into every sink; what failed, by the sink's name. Nowhere to write to without a policy is no failure."""
+    """Write one record to every sink; return the errors by sink. Without a policy, it is no error if no sink exists."""
     failed: list[tuple[str, OSError]] = []
     if settings.journal:
         try:
@@ -72,12 +73,12 @@ def _journal_or_syslog(kind: str, fields: Fields) -> None:
 
 
 def journal_name(key: str) -> str:
-    """The journal's name of a field: ``container.name`` is CNTR_CONTAINER_NAME."""
+    """The journal's name of a field: CNTR_CONTAINER_NAME for ``container.name``."""
     return ("" if key.startswith("cntr.") else "CNTR_") + key.replace(".", "_").upper()
 
 
 def to_journal(kind: str, fields: Fields) -> None:
-    """systemd's native protocol: a datagram of FIELD=value lines. Values have no newline in them. Raises OSError."""
+    """systemd's native protocol: a datagram of FIELD=value lines; values contain no newlines. Raises OSError."""
     lines = [
         f"MESSAGE={fields['message']}",
         f"MESSAGE_ID={MESSAGE_IDS[kind]}",
@@ -86,7 +87,7 @@ def to_journal(kind: str, fields: Fields) -> None:
         "SYSLOG_IDENTIFIER=cntr",
     ]
     if "cntr.target_pid" in fields:
-        lines.append(f"OBJECT_PID={fields['cntr.target_pid']}")  # journald adds what it knows of that process
+        lines.append(f"OBJECT_PID={fields['cntr.target_pid']}")  # journald adds what it knows about that process
     for key, value in fields.items():
         if key not in ("@timestamp", "message"):
             lines += [f"{journal_name(key)}={one}" for one in (value if isinstance(value, list) else [value])]
@@ -106,7 +107,7 @@ def to_journal(kind: str, fields: Fields) -> None:
 
 
 def _send_sealed(connection: _socket.socket, data: bytes) -> None:
-    """A record too large for a datagram: an empty one, with a sealed memfd that holds it (sd_journal_sendv(3))."""
+    """Send a record too large for a datagram: an empty one with a sealed memfd (sd_journal_sendv(3))."""
     from fcntl import fcntl
 
     fd = os.memfd_create("cntr-record", MFD_CLOEXEC | MFD_ALLOW_SEALING)
@@ -119,13 +120,13 @@ def _send_sealed(connection: _socket.socket, data: bytes) -> None:
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """write(2) until all of DATA is written. Raises OSError."""
+    """Call write(2) until all of DATA is written. Raises OSError."""
     while data:
         data = data[os.write(fd, data) :]
 
 
 def to_json(fields: Fields) -> str:
-    """One line. By hand: the module json takes 2 ms to import, and there are three kinds of values."""
+    """FIELDS as one line of JSON. Importing json would take 2 ms, and there are only three types of values."""
     parts = []
     for key, value in fields.items():
         shown = (
@@ -140,5 +141,5 @@ def to_json(fields: Fields) -> str:
 
 
 def quoted(text: str) -> str:
-    """TEXT, which is printable by now, as a JSON string."""
+    """Printable TEXT as a JSON string."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -13,7 +13,7 @@ WARNING_SECONDS = 60.0  # before the end
 
 
 def seconds(text: str) -> float | None:
-    """30s, 5m, 8h or 1d; None for what is no time."""
+    """Parse 30s, 5m, 8h or 1d; None if TEXT is not a time."""
     number, unit = text[:-1], text[-1:]
     if unit not in UNITS or not number.isascii() or not number.isdecimal() or len(number) > 6 or not int(number):
         return None
@@ -21,13 +21,13 @@ def seconds(text: str) -> float | None:
 
 
 def shown(limit: float) -> str:
-    """As it is typed."""
+    """A limit in the form in which it is typed."""
     unit = next(unit for unit in "dhms" if limit % UNITS[unit] == 0 or unit == "s")
     return f"{limit / UNITS[unit]:g}{unit}"
 
 
 class Term:
-    """A session's time: it ends LIMIT seconds from now, and is warned a minute before."""
+    """A session's time limit: it ends LIMIT seconds from now, with a warning a minute before."""
 
     __slots__ = ("end", "limit", "warning")
 
@@ -40,12 +40,12 @@ class Term:
         return shown(self.limit)
 
     def patience(self) -> float:
-        """Seconds until there is something to say."""
+        """Seconds until the warning or the end."""
         due = self.end if self.warning is None else self.warning
         return max(0.0, due - time.monotonic())
 
     def is_over(self, warn: Callable[[str], None]) -> bool:
-        """Whether it has come to its end; WARN is told once before."""
+        """Whether the time is over; calls WARN once before."""
         now = time.monotonic()
         if self.warning is not None and now >= self.warning:
             self.warning = None

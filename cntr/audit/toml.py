@@ -1,7 +1,8 @@
-"""A strict reader of the part of TOML that /etc/cntr.conf is written in: one for every Python, and one that knows each key's line.
+"""A strict reader for the subset of TOML used in /etc/cntr.conf. It works on every Python and knows each key's line.
 
-Comments, [tables], [[arrays of tables]], and keys with true, false, a string on one line, or an array of such strings. Whatever else TOML
-has is an error here. What is accepted means what TOML says it means (tests/audit/test_policy.py compares it with tomllib).
+The subset: comments, [tables], [[arrays of tables]], and keys with true, false, a single-line string, or an array of
+such strings. Anything else is an error. What is accepted has the meaning it has in TOML (tests/audit/test_policy.py
+compares with tomllib).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ ESCAPES = {"b": "\b", "t": "\t", "n": "\n", "f": "\f", "r": "\r", '"': '"', "\\"
 
 
 class TomlError(ValueError):
-    """line: where, from 1."""
+    """A syntax error. line: counted from 1."""
 
     def __init__(self, line: int, message: str) -> None:
         super().__init__(f"line {line}: {message}")
@@ -25,7 +26,7 @@ class TomlError(ValueError):
 
 
 class Table:
-    """A table: its name, whether it is one of several of that name, its line, and {key: (value, line)}."""
+    """A table: its name, whether it is an array element, its line, and {key: (value, line)}."""
 
     __slots__ = ("items", "line", "name", "repeated")
 
@@ -35,7 +36,7 @@ class Table:
 
 
 def parse(text: str) -> list[Table]:
-    """The tables in their order; the first has no name, and the keys before any other. Raises TomlError."""
+    """The tables in order. The first has no name and holds the keys before any header. Raises TomlError."""
     reader = _Reader(text)
     tables = [Table("", 1, repeated=False)]
     while reader.skip_lines():
@@ -58,7 +59,7 @@ def parse(text: str) -> list[Table]:
 
 
 class _Reader:
-    """Where we are in the text."""
+    """The position in the text."""
 
     def __init__(self, text: str) -> None:
         self.text, self.at, self.line = text.replace("\r\n", "\n"), 0, 1
@@ -70,7 +71,7 @@ class _Reader:
                 raise TomlError(number, "a control character, or no UTF-8")
 
     def next(self) -> str:
-        """The character here; "" at the end."""
+        """The current character, "" at the end."""
         return self.text[self.at : self.at + 1]
 
     def take(self) -> str:
@@ -94,7 +95,7 @@ class _Reader:
                 self.at += 1
 
     def skip_lines(self) -> bool:
-        """To the next key or head; False at the end."""
+        """Skip to the next key or header; False at the end."""
         while True:
             self.blanks()
             self.comment()

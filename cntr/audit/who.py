@@ -1,4 +1,4 @@
-"""Who runs cntr, and from where: what the kernel knows, and what sudo and sshd left in the environment."""
+"""Who runs cntr, and from where: what the kernel knows, and what sudo and sshd put in the environment."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cntr.audit.sinks import Fields
 
-UNSET = (1 << 32) - 1  # of loginuid and sessionid (proc(5), audit(8)): nobody has logged in
+UNSET = (1 << 32) - 1  # value of loginuid and sessionid (proc(5), audit(8)) without a login
 PTS_MAJORS = range(136, 144)  # Documentation/admin-guide/devices.txt
-VALUE_LIMIT = 256  # characters of what a variable says
+VALUE_LIMIT = 256  # characters of a variable
 ANCESTORS = 16
 
 
 def fields() -> Fields:
-    """The record's fields about the caller. ``user.*`` and the terminal are the kernel's word; sudo's and ssh's are the environment's."""
+    """The record's fields about the caller. The kernel vouches for ``user.*`` and the terminal; sudo's and ssh's come
+    from the environment.
+    """
     stat = procfs.read("/proc/self/stat").rpartition(")")[2].split()
     uid, passwd = real_uid(), _text("/etc/passwd")
     login, session = _number("/proc/self/loginuid"), _number("/proc/self/sessionid")
@@ -42,7 +44,7 @@ def fields() -> Fields:
 
 
 def real_uid() -> int:
-    """The caller's uid; for the owner of a rootless container, who has entered its user namespace by now, the one outside of it."""
+    """The caller's uid. For the owner of a rootless container, who has entered its user namespace, the uid outside."""
     try:
         rows = procfs.id_map(procfs.read("/proc/self/uid_map"))
     except (OSError, ValueError):
@@ -52,13 +54,15 @@ def real_uid() -> int:
 
 
 def login_uid() -> int | None:
-    """The audit uid, which sudo(8) and su(1) leave as it is; None where nobody has logged in."""
+    """The audit uid, which sudo(8) and su(1) do not change; None without a login."""
     number = _number("/proc/self/loginuid")
     return None if number == UNSET else number
 
 
 def terminal(device: int) -> str:
-    """The controlling terminal's name of field 7 of /proc/PID/stat; "" for none (proc(5): bits 31-20 and 7-0 are the minor number)."""
+    """The controlling terminal's name, from field 7 of /proc/PID/stat; "" if none (proc(5): bits 31-20 and 7-0 are the
+    minor number).
+    """
     if not device:
         return ""
     major, minor = device >> 8 & 0xFFF, device & 0xFF | device >> 12 & 0xFFF00
@@ -68,7 +72,7 @@ def terminal(device: int) -> str:
 
 
 def ssh_connection(parent: int) -> str:
-    """SSH_CONNECTION: the caller's; behind sudo, which withholds it, the nearest ancestor's. "" for none."""
+    """The caller's SSH_CONNECTION; behind sudo, which removes it, that of the nearest ancestor. "" if none."""
     own = os.environ.get("SSH_CONNECTION", "")
     if own or "SUDO_UID" not in os.environ:
         return printable(own[:VALUE_LIMIT])
@@ -87,7 +91,9 @@ def ssh_connection(parent: int) -> str:
 
 
 def _name(passwd: str, uid: int) -> str:
-    """By /etc/passwd alone: a directory service that does not answer is no reason for a session not to begin."""
+    """The name of UID in /etc/passwd. Directory services are not asked: one that hangs must not keep a session from
+    starting.
+    """
     entry = procfs.passwd_entry(passwd, str(uid))
     return printable(entry[0]) if entry else ""
 

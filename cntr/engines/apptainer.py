@@ -1,6 +1,7 @@
-"""Apptainer and Singularity instances: ``instance start`` writes HOME/.apptainer/instances/app/HOST/USER/NAME.json's pid.
+"""Apptainer and Singularity instances: ``instance start`` writes HOME/.apptainer/instances/app/HOST/USER/NAME.json with
+the pid.
 
-Every user's are seen by their monitors, whose process title names user and instance.
+Instances of other users are found by their monitors, whose process title has user and instance.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ DIRECTORIES = ("apptainer/instances/app", "singularity/instances/sing")
 
 
 def find(name: str, deadline: float) -> list[Container]:
-    """The caller's own instance of that name."""
+    """The caller's own instance NAME."""
     return [found for found in _by_file() if name in (found.name, found.id)]
 
 
 def find_by_process(name: str, deadline: float) -> list[Container]:
-    """The instances of that name of every user, or USER/NAME."""
+    """Instances NAME of every user, or USER/NAME."""
     return [found for found in _by_title() if name in (found.name, found.id)]
 
 
@@ -34,7 +35,7 @@ def containers(deadline: float) -> list[Container]:
 
 
 def _by_title() -> list[Container]:
-    """A monitor's title is ``Apptainer instance: USER [NAME]``, its child the instance's first process."""
+    """A monitor's title is ``Apptainer instance: USER [NAME]``; its child is the instance's first process."""
     found = []
     for title in TITLES:
         for monitor, arguments in evidence.processes_named(title):
@@ -50,7 +51,7 @@ def _by_title() -> list[Container]:
 
 
 def _true_name(user: str, uid: int) -> str:
-    """The name of UID; USER, what its process calls itself, where passwd has no such uid nor such a user; else ""."""
+    """The name of UID. If passwd has neither that uid nor the user name USER in the process's title, USER; else ""."""
     try:
         text = procfs.read("/etc/passwd")
     except OSError:
@@ -60,7 +61,7 @@ def _true_name(user: str, uid: int) -> str:
 
 
 def _by_file() -> list[Container]:
-    """The caller's own instances by their files."""
+    """The caller's own instances, by their files."""
     found = []
     home = os.environ.get("APPTAINER_CONFIGDIR") or f"{store.home(os.geteuid())}/.apptainer"
     top = f"{home}/instances/app"

@@ -1,4 +1,4 @@
-"""Asking all engines at once, with a deadline: root's own here, users' engines each in a process of that user."""
+"""Asks all engines at once, with a deadline: root's own in this process, each user's in a process of that user."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from cntr.engines.container import Container
     from cntr.engines.registry import Entry
 
-QUIET_SECONDS = 1.0  # before it is said who is waited for
-EVERYBODYS = ("lxc", "nspawn", "gvisor")  # root asks these for all users: they read no file of a user's
+QUIET_SECONDS = 1.0  # after this time a line says which engines are waited for
+EVERYBODYS = ("lxc", "nspawn", "gvisor")  # root asks these for all users: they read no files of users
 
 
 def ask(
     present: list[Entry], name: str | None, deadline: float, method: str = "find", *, users: bool = True
 ) -> list[Answer]:
-    """Ask each engine for NAME (None: all containers), all at once; who does not answer by the deadline has refused.
+    """Ask each engine for NAME (None: all containers), at once. An engine that misses the deadline counts as a refusal.
 
-    Root asks its own engines first, in the order of PRESENT, then each user's: their containers are among those of the same
-    engine's answer, and what they refused is an answer of its own, with its owner.
+    Root asks its own engines first, in the order of PRESENT, then each user's. The users' containers are added to the
+    answer of the same engine; refusals are separate answers, with their owner.
     """
     evidence.forget()
     trust.forget()
@@ -36,7 +36,7 @@ def ask(
     from cntr.engines import users as each_user
 
     for entry in theirs:
-        entry.load()  # before the fork: a user may not be able to read where the modules lie
+        entry.load()  # before the fork: a user may not be able to read the modules' directory
     asked = each_user.start(
         each_user.who(name is None or method != "find"),
         lambda: each_user.said(_ask_here(theirs, name, deadline - ON_THE_WAY, method)),
@@ -45,14 +45,14 @@ def ask(
     return answers + _add(answers, each_user.hear(asked, deadline))
 
 
-ON_THE_WAY = 0.05  # seconds from a user's process back to here
+ON_THE_WAY = 0.05  # extra seconds for an answer's way from a user's process
 
 
 def _ask_here(
     present: list[Entry], name: str | None, deadline: float, method: str, *, aloud: bool = False
 ) -> list[Answer]:
-    """aloud: say on a terminal who is waited for."""
-    import _thread  # threading costs 3 ms of imports, and all that is needed is a lock to wait on
+    """aloud: name slow engines on a terminal."""
+    import _thread  # threading would take 3 ms to import, and only a lock is needed
 
     answers, waiting = [], []
     for entry in present:
@@ -110,7 +110,9 @@ def _ask_one(answer: Answer, name: str | None, deadline: float, method: str, don
 
 
 def _stands(found: Container) -> bool:
-    """Whether the word of who named it counts for its process; a user's engines are asked by that user too."""
+    """Whether to accept a container: the process must belong to whoever named it. A user's engines are also asked by
+    that user.
+    """
     return (
         found.pid <= 0
         or evidence.may_be_named_by(found.pid, found.owner)
@@ -119,7 +121,7 @@ def _stands(found: Container) -> bool:
 
 
 def _add(answers: list[Answer], lines: list[tuple[int, list[str]]]) -> list[Answer]:
-    """Put what users' processes have said to the ANSWERS of the engines; what they refused are the answers returned."""
+    """Add the answers of users' processes to ANSWERS; return those that are refusals."""
     from cntr.engines import users
 
     by_name = {answer.entry.name: answer for answer in answers}
@@ -137,5 +139,5 @@ def _add(answers: list[Answer], lines: list[tuple[int, list[str]]]) -> list[Answ
 
 
 def distinct(found: list[Container]) -> list[Container]:
-    """FOUND without the repetitions: a process that two engines know is the first one's container."""
+    """FOUND without duplicates: if two engines name a process, the first one keeps it."""
     return list({(c.pid, "" if c.pid else c.rootfs or c.label()): c for c in reversed(found)}.values())[::-1]

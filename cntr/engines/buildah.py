@@ -1,4 +1,4 @@
-"""Buildah's working containers: a running ``buildah run`` by its process, else the mounted root directory alone."""
+"""Buildah's working containers: a running ``buildah run`` by its process, otherwise the mounted root directory alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ ANCESTORS = 3  # buildah run, buildah-chroot-runtime, buildah-chroot-exec
 
 
 def find(name: str, deadline: float) -> list[Container]:
-    """The working container of that name or id prefix, of root and of each user. Raises NotRunning if not mounted."""
+    """The working container of that name or id prefix, of root and of each user. Raises NotRunning if it is not
+    mounted.
+    """
     known = [row for row in _known() if store.answers_to(name, row.id, row.names)]
     found = [container for row in known if (container := _container(row))]
     if known and not found:
@@ -36,7 +38,7 @@ def _known() -> list[containers_storage.Known]:
 def _container(known: containers_storage.Known) -> Container | None:
     owner = known.store.owner
     for pid in _candidates():
-        # The root mount of what runs in the working container is the overlay of its layer.
+        # The root mount of a program in the working container is the overlay of its layer.
         start = evidence.marked(pid, known.layer, owner=owner) if known.layer else 0
         if start:
             return Container(
@@ -50,7 +52,7 @@ def _container(known: containers_storage.Known) -> Container | None:
 
 
 def _candidates() -> list[int]:
-    """The pids that ``buildah run`` wrote down, and the children of its chroot isolation."""
+    """The pids recorded by ``buildah run``, and the children of its chroot isolation."""
     monitors = [
         pid for name in ("buildah-chroot-exec", "buildah-oci-runtime") for pid, _ in evidence.processes_named(name)
     ]
@@ -59,7 +61,7 @@ def _candidates() -> list[int]:
         for monitor in monitors
         if _is_heard(monitor)
         for pid in evidence.children(monitor)
-        if pid not in monitors  # one of them may be another's child, and is not what runs
+        if pid not in monitors  # a monitor may be another one's child, and is not the program
     ]
     for name in trust.some_names(TMP, "buildah"):
         if trust.accepts(trust.owner_or_anybody(f"{TMP}/{name}")):
@@ -71,9 +73,10 @@ def _candidates() -> list[int]:
 
 
 def _is_heard(monitor: int) -> bool:
-    """Whether a monitor is one's whose word counts: its own, or that of the ``buildah run`` above it.
+    """Whether to believe a monitor: its own credentials count, or those of the ``buildah run`` above it.
 
-    In chroot isolation the monitor has given up the capabilities that tell root's monitors from what merely calls itself so.
+    In chroot isolation the monitor has dropped the capabilities that distinguish root's monitors from processes with
+    the same title.
     """
     for _ in range(ANCESTORS):
         if trust.accepts(evidence.speaker(monitor)):

@@ -1,4 +1,6 @@
-"""Running the engines' own commands: root's alone, without a terminal, their output bounded, killed at the deadline."""
+"""Runs the engines' own commands: only those owned by root, without a terminal, with bounded output, killed at the
+deadline.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,15 @@ import time
 
 PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 LIMIT = 16 << 20  # bytes of one command's output
-SIGKILL, SIGPIPE, SIGXFSZ = 9, 13, 25  # the same everywhere but on MIPS; Python ignores the last two, commands must not
+# the same everywhere except on MIPS; Python ignores the last two, and commands must not
+SIGKILL, SIGPIPE, SIGXFSZ = 9, 13, 25
 POLLIN = 1
 
 
 def trusted(program: str) -> str:
-    """The path of a command that only root can have put there, "" if there is none: $PATH is the user's, this is not."""
+    """The path of a command that only root can have installed, "" if there is none. $PATH is not used: the user
+    controls it.
+    """
     for directory in PATH:
         path = os.path.realpath(f"{directory}/{program}")
         if os.access(path, os.X_OK) and os.path.isfile(path) and _is_roots(directory) and _is_roots(path):
@@ -21,7 +26,7 @@ def trusted(program: str) -> str:
 
 
 def _is_roots(path: str) -> bool:
-    """Whether PATH and all directories above it are root's, and writable for nobody else."""
+    """Whether PATH and all directories above it belong to root and nobody else can write to them."""
     while True:
         try:
             info = os.stat(path)
@@ -35,15 +40,16 @@ def _is_roots(path: str) -> bool:
 
 
 class Invocation:
-    """A running command: its process and the reading end of its output."""
+    """A running command: its process and the read end of its output."""
 
     __slots__ = ("chunks", "fd", "pid", "size")
 
     def __init__(self, argv: list[str], environment: dict[str, str] | None = None) -> None:
-        """Start it; environment: all of it, for a program that is to have nothing of the caller's. Raises OSError."""
-        # Were cntr killed now, a command that hangs would stay for ever; posix_spawn(3) can't ask for prctl(2)'s signal.
+        """Start it. environment: all of it, if the program must not get the caller's. Raises OSError."""
+        # setpriv sets the parent-death signal, which posix_spawn(3) cannot: if cntr is killed, a hanging command must
+        # not stay.
         setpriv = trusted("setpriv")
-        if setpriv.endswith("/setpriv"):  # util-linux's: busybox's does not know the option
+        if setpriv.endswith("/setpriv"):  # util-linux's: busybox's lacks the option
             argv = [setpriv, "--pdeathsig", "KILL", *argv]
         if environment is None:
             environment = {key: value for key, value in os.environ.items() if key not in ("NOTIFY_SOCKET", "DEBUG")}
@@ -51,37 +57,37 @@ class Invocation:
         self.chunks: list[bytes] = []
         self.size = 0
         self.fd, writing = os.pipe2(os.O_CLOEXEC)
-        actions = (  # the pipe first: its number may be 0 or 2 where the caller has closed those
+        actions = (  # the pipe first: it may be fd 0 or 2 if the caller has closed those
             (os.POSIX_SPAWN_DUP2, writing, 1),
             (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0),
         )
         try:
-            # A session of its own: no terminal to ask on, and one signal ends it with all that it started.
+            # A session of its own: no terminal to prompt on, and one signal ends all its processes.
             self.pid = os.posix_spawn(
                 *(argv[0], argv, environment), file_actions=actions, setsid=True, setsigdef=(SIGPIPE, SIGXFSZ)
             )
-        except BaseException:  # a ValueError too: posix_spawn(3) takes no null byte
+        except BaseException:  # including ValueError: posix_spawn(3) takes no NUL byte
             os.close(self.fd)
             raise
         finally:
             os.close(writing)
 
     def read(self) -> bool:
-        """Take what is there; False at the end, or when it is too much."""
+        """Read what is available; False at the end, or if it is too much."""
         chunk = os.read(self.fd, 1 << 16)
         self.chunks.append(chunk)
         self.size += len(chunk)
         return bool(chunk) and self.size <= LIMIT
 
     def end(self) -> str:
-        """Its output. What is left of it is killed: it has said all, or is out of time."""
+        """Return its output and kill what is left of it: it has finished, or its time is over."""
         os.close(self.fd)
         try:
             os.killpg(self.pid, SIGKILL)
         except (ProcessLookupError, PermissionError):
             pass
-        for _ in range(20):  # not for ever: one that waits for a dead disk does not even hear SIGKILL
+        for _ in range(20):  # not for ever: a process waiting for a dead disk does not react even to SIGKILL
             if os.waitpid(self.pid, os.WNOHANG)[0]:
                 break
             time.sleep(0.001)
@@ -89,7 +95,7 @@ class Invocation:
 
 
 def output(deadline: float, program: str, *arguments: str, environment: dict[str, str] | None = None) -> str:
-    """What PROGRAM, if it is root's, prints before DEADLINE; "" where it is not here, is late, or can't be run."""
+    """The output of PROGRAM before DEADLINE; "" if it is missing or not root's, is late, or cannot be run."""
     import select
 
     path = trusted(program)
@@ -109,7 +115,7 @@ def output(deadline: float, program: str, *arguments: str, environment: dict[str
 
 
 def main_pid(unit: str) -> int:
-    """What systemd calls the main process of a system unit (systemctl(1)); 0 where it does not say."""
+    """The main process of a system unit (systemctl(1)); 0 if unknown."""
     if not os.path.isdir("/run/systemd/system"):
         return 0
     text = output(time.monotonic() + 2, "systemctl", "show", "--property=MainPID", "--value", "--", unit).strip()

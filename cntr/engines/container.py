@@ -1,4 +1,4 @@
-"""A running container as its engine knows it, and the two ways in which an engine says no."""
+"""A running container as its engine knows it, and the ways in which an engine refuses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from cntr.errors import printable
 
 
 class Refused(Exception):
-    """The engine is there but did not answer: why, in the engine-free words of one line; hint: what to do, where that is known."""
+    """The engine is there but did not answer: why, in one line that does not name the engine; hint: what to do, if
+    known.
+    """
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -14,11 +16,11 @@ class Refused(Exception):
 
 
 class NotRunning(Refused):
-    """The engine has a container of that name, but no process of it runs: one line that says so."""
+    """The engine has a container of that name, but it does not run: why, in one line."""
 
 
 class RemoteRefused(Refused):
-    """The engine's containers are on another machine; host: as ``--host`` takes it."""
+    """The engine's containers are on another machine. host: in the form of ``--host``."""
 
     def __init__(self, message: str, hint: str, host: str) -> None:
         super().__init__(message, hint)
@@ -28,13 +30,13 @@ class RemoteRefused(Refused):
 class Container:
     """A running container as its engine knows it.
 
-    start_time: field 22 of /proc/PID/stat when PID was seen to be this container's process, 0 where unknown;
-    state: running, paused, sandboxed (its processes are not this host's) or rootfs (no process, only files);
-    rootfs: the directory of those files, as the host sees it; owner: the uid of the user whose word and whose process it is, 0 for
-    root's; note: one line for whoever attaches to it, "" for none; spec: the path of its OCI config.json, "" where there is none;
-    settings: (environment, working directory) as the engine itself tells them, None where it does not (``settings``);
-    digest: the image's id, ``sha256:…``, "" where the engine's record has none; filter: the seccomp program of a stand-in of our own
-    making, b"" for none, None where nobody knows but the process.
+    start_time: field 22 of /proc/PID/stat when PID was found to be the container's process, 0 if unknown; state:
+    running, paused, sandboxed (its processes are not on this host) or rootfs (no process, only files); rootfs: the
+    directory of those files on the host; owner: the uid of the user who names it and owns the process, 0 for root;
+    note: one line for the user, "" for none; spec: the path of its OCI config.json, "" if there is none; settings:
+    (environment, working directory) as the engine tells them, None if it does not (``settings``); digest: the image's
+    id, ``sha256:…``, "" if unknown; filter: the seccomp program of a stand-in made by cntr, b"" for none, None if only
+    the process knows.
     """
 
     __slots__ = (
@@ -74,5 +76,5 @@ class Container:
         self.filter: bytes | None = None
 
     def label(self) -> str:
-        """``engine:name``, fit for a terminal and for the command line."""
+        """``engine:name``, safe for a terminal and for the command line."""
         return printable(f"{self.engine}:{self.name or self.id}")

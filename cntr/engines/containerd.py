@@ -1,7 +1,7 @@
 """containerd: the tasks of all its namespaces, by the files of its shims; names given by nerdctl.
 
-``<state>/io.containerd.runtime.v2.task/NAMESPACE/ID/init.pid`` is written by the runc shim. A shim whose containers are not
-processes of this host (Kata's) leaves none, and says what it is in ``shim-binary-path``.
+The runc shim writes ``<state>/io.containerd.runtime.v2.task/NAMESPACE/ID/init.pid``. A shim whose containers are not
+processes of this host (Kata's) writes none, and names itself in ``shim-binary-path``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Task:
         self.path, self.namespace, self.id = path, namespace, id
 
     def answers_to(self, name: str, ids: list[tuple[str, str]]) -> bool:
-        """Whether NAME is its id, NAMESPACE/ID, a beginning of its id, or it is one of IDS, those that nerdctl calls so."""
+        """Whether NAME is its id, NAMESPACE/ID, a prefix of its id, or a nerdctl name (its id is in IDS)."""
         return (
             name in (self.id, f"{self.namespace}/{self.id}")
             or (store.is_id_prefix(name) and self.id.startswith(name))
@@ -48,7 +48,7 @@ def find(name: str, deadline: float) -> list[Container]:
 
 
 def containers(deadline: float) -> list[Container]:
-    """All running containers of all namespaces, but for the sandboxes of pods, which only hold their namespaces."""
+    """All running containers of all namespaces, without the sandboxes of pods, which only hold their namespaces."""
     named = {pair: name for (_, name), pair in nerdctl_names().items()}
     found = []
     for task in tasks():
@@ -60,7 +60,7 @@ def containers(deadline: float) -> list[Container]:
 
 
 def tasks() -> list[Task]:
-    """All tasks' directories. Raises Refused where there are some and none can be listed."""
+    """The directories of all tasks. Raises Refused if there are some and none can be listed."""
     found, refused = [], ""
     for state in store.roots("containerd", *STATES):
         try:
@@ -75,14 +75,14 @@ def tasks() -> list[Task]:
 
 
 def started(task: Task) -> tuple[int, int, str]:
-    """(pid, start time, state) of a task; (0, 0, "") if it does not run, (0, 0, "sandboxed") if not on this host."""
+    """(pid, start time, state) of a task; (0, 0, "") if it does not run, (0, 0, "sandboxed") if it is not on this host."""
     try:
         pid = int(store.read(f"{task.path}/init.pid", limit=32))
     except FileNotFoundError:
         return (0, 0, "sandboxed") if "kata" in _shim(task) else (0, 0, "")
     except (OSError, ValueError):
         return 0, 0, ""
-    # In a pod the shim is started for the sandbox's id, so the cgroup or the mounts must bear the container's own.
+    # In a pod the shim has the sandbox's id, so the container's own id must be in the cgroup or the mounts.
     start = evidence.marked(pid, task.id)
     if not start:
         return 0, 0, ""
@@ -114,7 +114,7 @@ def _shim(task: Task) -> str:
 
 
 def nerdctl_ids(name: str) -> list[tuple[str, str]]:
-    """The (namespace, id) pairs that nerdctl calls NAME, or NAMESPACE/NAME."""
+    """The (namespace, id) pairs with the nerdctl name NAME, or NAMESPACE/NAME."""
     namespace, slash, last = name.rpartition("/")
     if not store.is_component(last) or (slash and not store.is_component(namespace)):
         return []

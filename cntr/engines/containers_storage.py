@@ -1,7 +1,7 @@
 """containers/storage: the files in which Podman, Buildah and CRI-O keep their containers, root's and every user's.
 
-The name is in ``<graphroot>/<driver>-containers/containers.json``, the pid in ``<runroot>/<driver>-containers/ID/userdata/
-pidfile``.
+The name is in ``<graphroot>/<driver>-containers/containers.json``, the pid in
+``<runroot>/<driver>-containers/ID/userdata/pidfile``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ INDEXES = ("containers.json", "volatile-containers.json")
 
 
 class Store:
-    """One containers/storage: where its files are, and whose it is (0: the system's)."""
+    """One containers/storage: where its files are, and its owner's uid (0: the system's)."""
 
     __slots__ = ("graphroot", "owner", "runroots")
 
@@ -30,12 +30,12 @@ class Store:
 
 
 class Known:
-    """A container as the store's index has it: its id, names, image, and the driver's directory it was in."""
+    """A container in the store's index: its id, names, image, and the driver's directory."""
 
     __slots__ = ("digest", "directory", "id", "image", "layer", "names", "store")
 
     def __init__(self, store: Store, directory: str, row: dict[str, object]) -> None:
-        """Take over a row of containers.json. Raises KeyError, ValueError, TypeError for what is not one."""
+        """Parse a row of containers.json. Raises KeyError, ValueError, TypeError if it is malformed."""
         self.store, self.directory, self.id = store, directory, str(row["id"])
         names = row.get("names") or []
         self.names = [str(name) for name in names] if isinstance(names, list) else []
@@ -47,13 +47,13 @@ class Known:
             raise ValueError("an id that is no id")
 
     def is_foreign(self) -> bool:
-        """Whether the row is CRI-O's or Buildah's: they keep theirs in the same store."""
+        """Whether the row is CRI-O's or Buildah's: they use the same store."""
         if any(name.startswith("k8s_") for name in self.names):
             return True
         return os.path.exists(f"{self.store.graphroot}/{self.directory}/{self.id}/userdata/buildah.json")
 
     def pid(self) -> int:
-        """The pid in the container's pidfile, 0 where there is none."""
+        """The pid in the container's pidfile, 0 if there is none."""
         for runroot in self.store.runroots:
             path = f"{runroot}/{self.directory}/{self.id}/userdata/pidfile"
             try:
@@ -64,7 +64,7 @@ class Known:
 
 
 def parse_metadata(text: str) -> dict[str, object]:
-    """The JSON object in a row's ``metadata``; empty for another engine's private text."""
+    """The JSON object in a row's ``metadata``; empty if it is another engine's private text."""
     try:
         value = store.parse(text)
     except ValueError:
@@ -73,7 +73,7 @@ def parse_metadata(text: str) -> dict[str, object]:
 
 
 def stores() -> list[Store]:
-    """The system's store, or the caller's own for one who is not root; and what $CONTAINERS_STORAGE_CONF names."""
+    """The system's store; for a user also the user's own; and that of $CONTAINERS_STORAGE_CONF."""
     found = []
     me = os.geteuid()
     own = os.environ.get("CONTAINERS_STORAGE_CONF", "")
@@ -83,7 +83,7 @@ def stores() -> list[Store]:
         conf = next((path for path in SYSTEM_CONF if os.path.exists(path)), "")
         found.append(_store(conf, "/var/lib/containers/storage", ["/run/containers/storage"], 0))
     elif (paths := store.runtime_dirs()) and (home := store.home(me)):
-        # The home is touched only where there is a runtime directory: it may be an automount that takes its time.
+        # The home is accessed only if there is a runtime directory: it may be a slow automount.
         conf, graphroot = f"{home}/.config/containers/storage.conf", f"{home}/.local/share/containers/storage"
         found.append(_store(conf, graphroot, [f"{path}/containers" for path in paths], me))
     return found
@@ -103,7 +103,7 @@ def _store(conf: str, graphroot: str, runroots: list[str], owner: int) -> Store:
 
 
 def known_containers(wanted: Callable[[Known], bool]) -> list[Known]:
-    """The rows of all stores' indexes that are WANTED. Raises Refused if the only store there is can't be read."""
+    """The rows of all stores' indexes for which WANTED is true. Raises Refused if the only store cannot be read."""
     found, refused = [], ""
     for one in stores():
         try:
@@ -130,7 +130,7 @@ def known_containers(wanted: Callable[[Known], bool]) -> list[Known]:
 
 
 def running(known: Known) -> Container | None:
-    """The container, if it runs; None for one that has stopped, and for a stale or a forged file."""
+    """The container if it runs; None if it has stopped, or the file is stale or forged."""
     name = known.names[0] if known.names else known.id[:12]
     pid = known.pid()
     found = checked("podman", name, pid, known.id, known.image, known.store.owner) if pid else None
@@ -141,7 +141,7 @@ def running(known: Known) -> Container | None:
 
 
 def checked(engine: str, name: str, pid: int, id: str, image: str, owner: int) -> Container | None:
-    """The container, if PID bears its ID's mark; None for a stale or a forged file."""
+    """The container if PID has the mark of its ID; None if the file is stale or forged."""
     start = evidence.marked(pid, id, owner=owner) if store.is_whole_id(id) else 0
     if not start:
         return None

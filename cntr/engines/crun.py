@@ -1,6 +1,6 @@
-"""crun: one ``status`` file a container, JSON, in ``<root>/ID`` (crun(1), --root).
+"""crun: one JSON file ``status`` per container, in ``<root>/ID`` (crun(1), --root).
 
-It goes by $XDG_RUNTIME_DIR before anything else: what root runs after logging in by ssh lies in /run/user/0, else in /run.
+crun uses $XDG_RUNTIME_DIR first: the files of a root that logged in by ssh are in /run/user/0, else in /run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def roots() -> list[tuple[str, int]]:
 
 
 def find(name: str, deadline: float) -> list[Container]:
-    """The container of that id, or of that unique beginning of a long one."""
+    """The container with that id, or the unique prefix of a long one."""
     return runc.search(roots(), name, _read)
 
 

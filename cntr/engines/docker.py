@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     Found = TypeVar("Found")
 
 BLOCKING = True
-LATE = "timed out"  # of a socket, as in registry.LATE
+LATE = "timed out"  # error text of a socket, as in registry.LATE
 SCHEMES = ("unix", "tcp", "ssh", "http", "https", "npipe")
 LONGEST = 107  # bytes of a socket's path: sockaddr_un, unix(7)
 NAME = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
-# Where containerd's shims leave the pids of Docker's containers: the listing of the API has no pids.
+# Where containerd's shims keep the pids of Docker's containers: the API's list has no pids.
 PID_FILES = (
     "/run/containerd/io.containerd.runtime.v2.task/moby/%s/init.pid",
     "/run/docker/containerd/daemon/io.containerd.runtime.v2.task/moby/%s/init.pid",
@@ -42,7 +42,7 @@ def containers(deadline: float) -> list[Container]:
 
 
 def each(ask: Callable[[str, int], list[Found]]) -> list[Found]:
-    """The answers of all sockets; a refusal counts only where no other daemon had anything to say. Raises Refused, OSError."""
+    """The answers of all daemons. A refusal is raised only if no daemon answered. Raises Refused, OSError."""
     found: list[Found] = []
     refused: Refused | None = None
     for path, owner in endpoints():
@@ -66,9 +66,9 @@ def each(ask: Callable[[str, int], list[Found]]) -> list[Found]:
 def endpoints() -> list[tuple[str, int]]:
     """(socket path, owner's uid) of the daemons to ask, in the docker CLI's order of precedence.
 
-    $DOCKER_HOST, else the context of $DOCKER_CONTEXT or ~/.docker/config.json: that one daemon. Else the system's or the
-    caller's rootless one. Raises Refused for an endpoint on another machine: its pids mean nothing here; and for a socket that
-    anybody could have put there.
+    The daemon of $DOCKER_HOST, else of the context of $DOCKER_CONTEXT or ~/.docker/config.json. Otherwise the system's
+    and the caller's rootless ones. Raises Refused if it is on another machine, whose pids mean nothing here, or if any
+    user could have made the socket.
     """
     host = _host()
     if not host:
@@ -88,7 +88,7 @@ def endpoints() -> list[tuple[str, int]]:
             raise RemoteRefused(words, f"`cntr --host {where} attach NAME`, {near}", where)
         raise Refused(f"{words}: run cntr on that machine", f"run cntr there, {near}")
     if not os.path.exists(path):
-        return [(path, 0)]  # nobody listens there, as will be said
+        return [(path, 0)]  # nobody listens there, which the connect will report
     owner = trust.owner_or_anybody(path)
     if owner == trust.ANYBODY:
         raise Refused(f"{path}: {store.written_by(owner)}")
@@ -98,7 +98,7 @@ def endpoints() -> list[tuple[str, int]]:
 
 
 def is_behind_local_tcp() -> bool:
-    """Whether the daemon to ask listens on this machine's loopback: a question for the docker command, which has the keys."""
+    """Whether the daemon listens on this machine's loopback: then the docker command must be asked, which has the keys."""
     try:
         return _is_local_tcp(_host())
     except Refused:
@@ -106,14 +106,16 @@ def is_behind_local_tcp() -> bool:
 
 
 def check_tcp() -> None:
-    """Raises Refused where a user listens on the loopback port that $DOCKER_HOST or the context names: anybody may (proc_net_tcp(5))."""
+    """Raise Refused if a user listens on the loopback port of $DOCKER_HOST or the context: any user may
+    (proc_net_tcp(5)).
+    """
     port = _host().rpartition(":")[2].partition("/")[0]
     for table in ("tcp", "tcp6") if port.isdecimal() else ():
         try:
             rows = [line.split() for line in procfs.read(f"/proc/net/{table}").splitlines()[1:]]
         except OSError:
             continue
-        # local_address is ADDRESS:PORT in hexadecimal, st 0A is LISTEN, uid is the eighth
+        # local_address is ADDRESS:PORT in hexadecimal, st 0A is LISTEN, uid is the eighth column
         for uid in (row[7] for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == int(port)):
             if not trust.accepts(int(uid)):
                 raise Refused(f"uid {uid} listens on port {port} of this machine")
@@ -136,13 +138,13 @@ def _context_host() -> str:
         name = name or str(store.load(f"{directory}/config.json").get("currentContext") or "")
         if not name or name == "default":
             return ""
-        # The directory of a context is the SHA-256 of its name; `import hashlib` brings in OpenSSL, 3 ms.
+        # A context's directory is named by the SHA-256 of its name; `import hashlib` would load OpenSSL, 3 ms.
         from hashlib import sha256
 
         meta = store.load(f"{directory}/contexts/meta/{sha256(name.encode()).hexdigest()}/meta.json")
         return str(meta["Endpoints"]["docker"]["Host"])
     except PermissionError:
-        return ""  # a HOME that is another user's, as some sudo keep it
+        return ""  # HOME belongs to another user: some sudo configurations keep it
     except FileNotFoundError:
         if name:
             raise Refused(f"the docker context {name!r} does not exist") from None
@@ -170,12 +172,14 @@ def _get(path: str, request: str, owner: int, deadline: float) -> tuple[int, Jso
 
 
 def _same_pids(path: str, peer: int) -> None:
-    """A socket can be bind-mounted from elsewhere (Docker in Docker, a VM): then its pids are not ours."""
+    """A socket may be bind-mounted from elsewhere (Docker in Docker, a VM), with pids of another namespace. Raises
+    Refused.
+    """
     try:
         if peer and os.stat(f"/proc/{peer}/ns/pid").st_ino == os.stat("/proc/self/ns/pid").st_ino:
             return
     except PermissionError:
-        return  # an unprivileged user may not look at the daemon; evidence.marked decides
+        return  # a user may not look at the daemon; evidence.marked checks each container
     except OSError:
         pass
     raise Refused(
@@ -231,7 +235,7 @@ def _list(path: str, owner: int, deadline: float) -> list[Container]:
     for row in rows:
         id = str(row["Id"])
         pid = _pid_from_file(id)
-        if not pid:  # another exec-root, or no right to read it
+        if not pid:  # another exec-root, or not readable
             shims = _shims() if shims is None else shims
             pid = _first_child(shims.get(id, 0))
         start = evidence.marked(pid, id, owner=owner) if pid and store.is_whole_id(id) else 0
@@ -250,7 +254,9 @@ def _list(path: str, owner: int, deadline: float) -> list[Container]:
 
 
 def _shims() -> dict[str, int]:
-    """Container id → the pid of its shim, from the shims' arguments: a walk over /proc instead of a question for each."""
+    """Container id → pid of its shim, from the shims' arguments: one walk over /proc instead of a request per
+    container.
+    """
     names = ("containerd-shim-runc-v2", "containerd-shim")
     return {
         evidence.option(arguments, "-id"): pid
@@ -260,7 +266,7 @@ def _shims() -> dict[str, int]:
 
 
 def _first_child(shim: int) -> int:
-    """The oldest child: the container's first process; those of ``docker exec`` came later."""
+    """The oldest child: the container's first process; those of ``docker exec`` are younger."""
     return min(evidence.children(shim), key=evidence.start_time, default=0) if shim else 0
 
 

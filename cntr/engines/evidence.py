@@ -1,8 +1,8 @@
-"""Is this pid still this container? Checks what an engine's files say against what the kernel says.
+"""Checks an engine's claim that a pid belongs to a container against what the kernel says.
 
-State files outlive their container, pids are reused, and a rootless user's files are that user's word only. So a pid
-from an engine counts when the process itself bears the container's mark, and its start time is handed on: with a pidfd
-opened later, the same start time means the same process (pidfd_open(2), proc_pid_stat(5)).
+State files outlive their container, pids are reused, and a rootless user's files are only that user's claim. So a pid
+from an engine counts only if the process itself bears the container's mark. Its start time is kept: a pidfd opened
+later refers to the same process if the start time is still the same (pidfd_open(2), proc_pid_stat(5)).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from cntr.linux import procfs
 
 NS_GET_PARENT, NS_GET_OWNER_UID = 0xB702, 0xB704  # linux/nsfs.h, ioctl_ns(2)
 CAP_SYS_ADMIN = 1 << 21
-ARGUMENTS = 1 << 14  # bytes of a command line that are read: a user may have thousands of processes with long ones
-LONG = 32  # characters; ids this long are random, so finding one in a text is no accident
+ARGUMENTS = 1 << 14  # bytes read of a command line: a user may have thousands of processes with long ones
+LONG = 32  # characters; ids of this length are random, so a text does not contain one by accident
 
 
 def start_time(pid: int) -> int:
-    """Field 22 of /proc/PID/stat, in clock ticks since boot; 0 where there is no such process, or no thread of it lives."""
+    """Field 22 of /proc/PID/stat, in clock ticks since boot; 0 if there is no such process, or no thread of it lives."""
     if pid <= 0:
         return 0
     try:
@@ -33,10 +33,10 @@ def start_time(pid: int) -> int:
 def marked(pid: int, *marks: str, owner: int = 0) -> int:
     """The start time of PID if the process bears one of MARKS (container ids), else 0.
 
-    An id shows in the cgroup path; in the sources of the bind mounts engines make (/etc/hosts, /etc/hostname); or in the
-    arguments of the parent, the engine's monitor (conmon, containerd-shim). Short ids must be whole path components or
-    arguments. A cgroup or a monitor counts if it is root's or OWNER's: any user can name their own so. The marks are looked
-    for between two readings of the start time.
+    An id is looked for in the cgroup path; in the sources of the bind mounts that engines make (/etc/hosts,
+    /etc/hostname); and in the arguments of the parent, the engine's monitor (conmon, containerd-shim). Short ids must
+    be whole path components or arguments. A cgroup or a monitor counts only if it is root's or OWNER's: any user can
+    name their own like this. The marks are checked between two readings of the start time.
     """
     start = start_time(pid)
     marks = tuple(mark for mark in marks if mark not in ("", ".", ".."))
@@ -69,7 +69,9 @@ def _bears(pid: int, marks: tuple[str, ...], owners: tuple[int, int]) -> bool:
 
 
 def _cgroup_owner(controllers: str, path: str) -> int:
-    """Who made a cgroup: the owner of its directory. Where that is not to be seen, root, but below a user's own manager."""
+    """Who made a cgroup: the owner of its directory. If that is not visible: root, or the user of the user manager
+    above it.
+    """
     for directory in (f"/{controllers.removeprefix('name=')}", "", "/unified"):
         try:
             return os.stat(f"/sys/fs/cgroup{directory}{path}").st_uid
@@ -79,7 +81,7 @@ def _cgroup_owner(controllers: str, path: str) -> int:
 
 
 def namespace_owner(pid: int) -> int | None:
-    """The uid that made PID's user namespace, the outermost where they are nested; None where it is in this process's own.
+    """The uid that made PID's user namespace, the outermost if nested; None if PID is in this process's own.
 
     The owner of a user namespace has every capability in it (user_namespaces(7)). Raises OSError.
     """
@@ -96,7 +98,7 @@ def namespace_owner(pid: int) -> int | None:
             buffer = bytearray(4)
             fcntl.ioctl(fd, NS_GET_OWNER_UID, buffer)
             found = int.from_bytes(buffer, "little")
-            parent = fcntl.ioctl(fd, NS_GET_PARENT)  # EPERM for one that is not below this process's own
+            parent = fcntl.ioctl(fd, NS_GET_PARENT)  # EPERM: the parent is not below this process's own
             os.close(fd)
             fd = parent
         return found
@@ -105,9 +107,10 @@ def namespace_owner(pid: int) -> int | None:
 
 
 def uid_of(pid: int) -> int:
-    """The uid of PID where its real, effective, saved and file-system uids are one, else -1: a set-uid program is not its caller's.
+    """The uid of PID if its real, effective, saved and file-system uids are the same, else -1: a set-uid program is not
+    its caller's.
 
-    Not the owner of /proc/PID: that is root for any process that made itself undumpable.
+    The owner of /proc/PID does not tell: it is root for any process that is not dumpable.
     """
     try:
         uids = set(procfs.status(procfs.read(f"/proc/{pid}/status")).get("Uid", "").split())
@@ -117,7 +120,7 @@ def uid_of(pid: int) -> int:
 
 
 def belongs_to(pid: int, uid: int) -> bool:
-    """Whether PID is UID's own: it runs as UID in this user namespace, or in one that UID made (directly or nested).
+    """Whether PID is UID's own: it runs as UID in this user namespace, or in one that UID made, directly or nested.
 
     Root reads the state files of every user, and a user may write any pid into theirs: only their own processes count.
     """
@@ -129,25 +132,25 @@ def belongs_to(pid: int, uid: int) -> bool:
 
 
 def may_be_named_by(pid: int, owner: int) -> bool:
-    """Whether OWNER's word counts for PID: a user's for their own processes, root's for all but those of users' namespaces.
+    """Whether OWNER may name PID: a user their own processes, root all processes except those in users' namespaces.
 
-    Root's files may be stale, and a user waits for the pid in one to become that of a process of their own making.
+    Root's files may be stale, and a user may wait until the pid in one is that of a process of their own.
     """
     if owner:
         return belongs_to(pid, owner)
     try:
         return namespace_owner(pid) in (None, 0)
     except PermissionError:
-        return True  # this caller may not look, nor attach
+        return True  # this caller may not look, and cannot attach either
     except OSError:
         return False
 
 
 def speaker(pid: int) -> int:
-    """Whose word the arguments of a monitor are: its uid, or that of its user namespace's owner; -1 for nobody's.
+    """The uid whose claim a monitor's arguments are: its own, or that of its user namespace's owner; -1 if unclear.
 
-    A container's processes call themselves what they like: a monitor is outside, in this pid namespace, and root's holds
-    CAP_SYS_ADMIN, as whoever made a container did.
+    Processes of a container can set any title. A real monitor is outside, in this pid namespace, and root's has
+    CAP_SYS_ADMIN, like whoever made the container.
     """
     try:
         fields = procfs.status(procfs.read(f"/proc/{pid}/status"))
@@ -168,7 +171,7 @@ def speaker(pid: int) -> int:
 
 
 def state(pid: int) -> str:
-    """``running`` or ``paused``: the freezer of its cgroup (cgroups(7); v1 freezer.state, v2 cgroup.events)."""
+    """``running`` or ``paused``, by the freezer of its cgroup (cgroups(7); v1 freezer.state, v2 cgroup.events)."""
     try:
         paths = procfs.cgroups(procfs.read(f"/proc/{pid}/cgroup"))
     except OSError:
@@ -208,7 +211,7 @@ SANDBOXES = {
 def sandbox(pid: int) -> str:
     """The name of the VM or user-space kernel that PID is the monitor of, "" for an ordinary process.
 
-    Only asked of a pid that an engine calls a container's first process; a container may well *run* qemu, so the process
+    Call it only for what an engine names as a container's first process. A container may *run* qemu, so the process
     must also be in this process's own pid namespace, where a container's first process rarely is.
     """
     try:
@@ -216,13 +219,13 @@ def sandbox(pid: int) -> str:
         known = SANDBOXES.get(argv0.rpartition("/")[2], "")
         if known and os.stat(f"/proc/{pid}/ns/pid").st_ino == os.stat("/proc/self/ns/pid").st_ino:
             return known
-        # gVisor's sandbox is in namespaces of its own, but names itself
+        # gVisor's sandbox has namespaces of its own, but names itself
         return "gVisor" if argv0 == "runsc-sandbox" else ""
     except OSError:
         return ""
 
 
-# The monitors that tell of their containers in their arguments; one walk over the processes looks for all of them.
+# Monitors whose arguments describe their containers; one walk over the processes looks for all of them.
 MONITORS = (
     *(
         "conmon",
@@ -240,16 +243,16 @@ _scan: tuple[float, dict[str, list[tuple[int, list[str]]]]] = (-1.0, {})
 
 
 def forget() -> None:
-    """A new look-up begins: walk over the processes anew."""
+    """Start a new lookup: the next call walks over the processes again."""
     global _scan
     _scan = (-1.0, {})
 
 
 def processes_named(*names: str) -> list[tuple[int, list[str]]]:
-    """(pid, arguments) of each process whose first argument is a path to, or begins with the words of, one of NAMES.
+    """(pid, arguments) of each process whose first argument is a path to one of NAMES, or begins with one.
 
-    The monitors of many engines tell all there is to know in their arguments. One walk of /proc (15 µs a process) serves
-    all engines of one look-up; it is repeated after a tenth of a second.
+    The arguments of many engines' monitors tell everything needed. One walk of /proc (15 µs per process) serves all
+    engines of a lookup; it is repeated after a tenth of a second.
     """
     global _scan
     if time.monotonic() - _scan[0] > 0.1 or not all(name in _scan[1] for name in names):
@@ -269,7 +272,7 @@ def processes_named(*names: str) -> list[tuple[int, list[str]]]:
 
 
 def children(pid: int) -> list[int]:
-    """The child processes of PID's main thread (proc_pid_children(5)); none where it is gone."""
+    """The child processes of PID's main thread (proc_pid_children(5)); empty if it is gone."""
     try:
         return [int(word) for word in procfs.read(f"/proc/{pid}/task/{pid}/children").split()]
     except OSError:
@@ -277,7 +280,7 @@ def children(pid: int) -> list[int]:
 
 
 def option(arguments: list[str], *names: str) -> str:
-    """The value of the first of the options NAMES in a command line, as ``-x VALUE``, ``--x=VALUE`` or ``-xVALUE``."""
+    """The value of the first of the options NAMES on a command line: ``-x VALUE``, ``--x=VALUE`` or ``-xVALUE``."""
     for index, argument in enumerate(arguments[1:], 1):
         for name in names:
             if argument == name:

@@ -1,12 +1,12 @@
-"""The engines' own commands, asked if no file, socket or process knew the name.
+"""Asks the engines' own commands if no file, socket or process knew the name.
 
-They find what only their configuration or their database tells: a state directory elsewhere, a pod's name, a daemon behind
-TCP. They take tens of milliseconds (bench/resolve.py), so each is asked only where something of its engine runs that its files
-did not explain, all at once, and whoever has not answered by the deadline is killed.
+The commands know what only an engine's configuration or database says: an unusual state directory, a pod's name, a
+daemon behind TCP. They take tens of milliseconds (bench/resolve.py). So each runs only if some process of its engine is
+not explained by its files. All run at the same time, and those that miss the deadline are killed.
 
-A command never sees the name: it lists, and the matching is done here. What it says counts as any state file does: the pid it
-tells must bear the container's mark (``evidence``). It runs without a terminal or standard input, in a session of its own, its
-standard error unread; and only if nobody but root could have put it there.
+A command never gets the name: it lists, and the matching is done here. Its output counts like a state file: the pid
+must bear the container's mark (``evidence``). It runs without a terminal or standard input, in a session of its own,
+with its standard error discarded, and only if nobody but root can have installed it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
 
-    # Yields the command lines to run at once, is sent their outputs, returns what answers to the name.
+    # Yields the command lines to run, is sent their outputs, returns the containers that match the name.
     Talk = Generator[list[list[str]], list[str], list[Container]]
 
 SHIMS = ("containerd-shim-runc-v2", "containerd-shim-runc-v1", "containerd-shim")
@@ -30,7 +30,9 @@ KUBERNETES_LABELS = ("pod.namespace", "pod.name", "container.name")
 
 
 class Cli:
-    """A row: the engine, its command, whether asking can tell anything new, and the talk with it about a name."""
+    """A row: the engine, its command, whether running it can add anything, and the generator that uses it to find a
+    name.
+    """
 
     __slots__ = ("engine", "needed", "program", "talk")
 
@@ -39,7 +41,7 @@ class Cli:
 
 
 def _podman(program: str, name: str) -> Talk:
-    """podman-ps(1); before version 5 only it can read where the names of pods are, a database of its own format."""
+    """podman-ps(1). Before version 5 only podman can read where pod names are stored, a database of its own format."""
     (text,) = yield [[program, "ps", "--all", "--pod", "--no-trunc", "--format", "json"]]
     found = []
     for row in store.parse(text) or []:
@@ -66,7 +68,7 @@ def _docker(program: str, name: str) -> Talk:
 
 
 def _ctr(program: str, name: str) -> Talk:
-    """``ctr``: a containerd whose ``state`` directory is not where it usually is; $CONTAINERD_ADDRESS names its socket."""
+    """``ctr``: a containerd whose ``state`` directory is in an unusual place; $CONTAINERD_ADDRESS names its socket."""
     (text,) = yield [[program, "namespaces", "ls", "-q"]]
     namespaces = text.split()
     tables = yield [[program, f"--namespace={namespace}", "tasks", "ls"] for namespace in namespaces]
@@ -114,7 +116,7 @@ def _crictl(program: str, name: str) -> Talk:
 
 
 def _conmon(crio: bool) -> bool:
-    """Whether a monitor of this user's runs: without one no container of Podman's (CRI-O's) does."""
+    """Whether this user has a running conmon: without one, no container of Podman's (CRI-O's) runs."""
     return any(
         evidence.speaker(pid) == os.geteuid() and evidence.option(arguments, "-n").startswith("k8s_") == crio
         for pid, arguments in evidence.processes_named("conmon")
@@ -122,17 +124,17 @@ def _conmon(crio: bool) -> bool:
 
 
 def _libpod() -> bool:
-    """Whether a monitor of Podman's runs, and the store that the command would open is not one that ``pods`` reads.
+    """Whether a Podman monitor runs, and the store that the command would open is not one that ``pods`` reads.
 
-    An older podman that meets a newer one's store does not see its ``db.sql``: it makes a database of its own kind beside it, and
-    from then on the newer one takes that one for the store's, and has lost its containers.
+    An older podman ignores the ``db.sql`` of a newer one and creates a database of its own kind beside it. The newer
+    podman then uses that one, and has lost its containers.
     """
     own = next((one for one in containers_storage.stores() if one.owner == os.geteuid()), None)
     return _conmon(crio=False) and not (own and os.path.exists(f"{own.graphroot}/db.sql"))
 
 
 def _shim(*namespaces: str) -> bool:
-    """Whether a shim of containerd's runs for a container (of NAMESPACES) that is in none of the known state directories."""
+    """Whether a containerd shim runs for a container (of NAMESPACES) that is in none of the known state directories."""
     shims = {
         evidence.option(arguments, "-id")
         for _, arguments in evidence.processes_named(*SHIMS)
@@ -145,7 +147,7 @@ def _shim(*namespaces: str) -> bool:
 
 
 def _containerd() -> bool:
-    """Whether there is a daemon to ask: ``ctr`` waits for one that is not there. Only it knows containers without a task."""
+    """Whether a daemon runs: ``ctr`` would wait for one. Only the daemon knows containers without a task."""
     try:
         address = os.environ.get("CONTAINERD_ADDRESS") or "/run/containerd/containerd.sock"
         path = address.removeprefix("unix://")
@@ -166,7 +168,7 @@ CLIS = (
 
 
 class Dialogue:
-    """A talk with one engine's command, as far as it has got."""
+    """The state of one engine's generator and its commands."""
 
     __slots__ = ("cli", "commands", "found", "refused", "running", "talk")
 
@@ -179,7 +181,7 @@ class Dialogue:
         self.go_on(None)
 
     def go_on(self, outputs: list[str] | None) -> None:
-        """Hand over OUTPUTS, start what is to be run next, until there is something to wait for."""
+        """Send OUTPUTS to the generator and start the commands it yields."""
         try:
             while not self.running:
                 lines = next(self.talk) if outputs is None else self.talk.send(outputs)
@@ -205,7 +207,7 @@ class Dialogue:
         self.running = list(self.commands)
 
     def hear(self, command: Invocation) -> None:
-        """COMMAND has said something, or has ended."""
+        """Handle output or the end of COMMAND."""
         if command.read():
             return
         self.running.remove(command)
@@ -213,13 +215,13 @@ class Dialogue:
             self.go_on([each.end() for each in self.commands])
 
     def end(self) -> None:
-        """Kill what still runs."""
+        """Kill the commands that still run."""
         for command in self.commands if self.running else ():
             command.end()
 
 
 def find(name: str, engines: Iterable[str], deadline: float) -> tuple[list[Container], dict[str, Refused]]:
-    """(what the commands of ENGINES know under NAME by DEADLINE; engine → why its command did not say)."""
+    """(what the commands of ENGINES find under NAME before DEADLINE; engine → why its command failed)."""
     import select
 
     asked = set(engines)

@@ -1,7 +1,7 @@
-"""Kubernetes pods: ``k8s:NAMESPACE/POD/CONTAINER`` and what is short for it, over containerd's CRI plugin or CRI-O.
+"""Kubernetes pods: ``k8s:NAMESPACE/POD/CONTAINER`` and its short forms, over containerd's CRI plugin or CRI-O.
 
-containerd keeps each container's OCI config.json, whose annotations name pod and container. CRI-O keeps its containers in
-containers/storage, under names of the form k8s_CONTAINER_POD_NAMESPACE_UID_ATTEMPT.
+containerd keeps each container's OCI config.json, whose annotations name pod and container. CRI-O keeps its containers
+in containers/storage, under names of the form k8s_CONTAINER_POD_NAMESPACE_UID_ATTEMPT.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ CRI = "io.kubernetes.cri."
 
 
 class Pod:
-    """A container of a pod, by the names Kubernetes gives: namespace, pod, container; and its image."""
+    """A container of a pod by its Kubernetes names: namespace, pod, container; and its image."""
 
     __slots__ = ("container", "image", "namespace", "pod")
 
@@ -25,7 +25,9 @@ class Pod:
         return f"{self.namespace}/{self.pod}/{self.container}"
 
     def answers_to(self, name: str) -> bool:
-        """POD, POD/CONTAINER, NAMESPACE/POD, NAMESPACE/POD/CONTAINER; POD may be a beginning: they end in random letters."""
+        """Match POD, POD/CONTAINER, NAMESPACE/POD, NAMESPACE/POD/CONTAINER. POD may be a prefix: pod names end in
+        random letters.
+        """
         words = name.split("/")
         if len(words) == 1:
             return bool(name) and self.pod.startswith(name)
@@ -43,14 +45,14 @@ class Pod:
 
 
 def find(name: str, deadline: float) -> list[Container]:
-    """The containers of pods that NAME, or a container id, may mean; a pod of that very name before one that begins so."""
+    """The containers of pods that match NAME, or a container id. An exact pod name goes before a prefix."""
     named = [(pod, found) for pod, found in _all() if pod.answers_to(name) or store.answers_to(name, found.id, [])]
     exact = [(pod, found) for pod, found in named if pod.pod in name.split("/")]
     return [found for _, found in exact or named]
 
 
 def containers(deadline: float) -> list[Container]:
-    """All running containers of pods; the sandboxes, which only hold namespaces, are left out."""
+    """All running containers of pods, without the sandboxes, which only hold namespaces."""
     return [found for _, found in _all()]
 
 
@@ -82,7 +84,7 @@ def _containerd() -> list[tuple[Pod, Container]]:
                 str(annotations.get(f"{CRI}image-name") or ""),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # being made or removed, or from before containerd 1.5, which had no names there
+            continue  # being created or removed, or by containerd before 1.5, which has no names there
         pid, start, state = containerd.started(task)
         if state:
             found.append((pod, container(pod, task.id, pid, start, state)))
@@ -103,7 +105,9 @@ def _crio() -> list[tuple[Pod, Container]]:
 
 
 def _parse(name: str, image: str) -> Pod | None:
-    """The names in k8s_CONTAINER_POD_NAMESPACE_UID_ATTEMPT (Kubernetes names hold no underscore); None for a sandbox."""
+    """The names in k8s_CONTAINER_POD_NAMESPACE_UID_ATTEMPT (Kubernetes names contain no underscore); None for a
+    sandbox.
+    """
     words = name.split("_")
     if len(words) != 6 or words[1] in ("", "POD"):
         return None

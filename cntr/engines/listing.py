@@ -1,4 +1,4 @@
-"""What ``cntr ps`` shows of all engines, and what ``cntr doctor`` says about each."""
+"""The lists of all engines' containers for ``cntr ps``, and of the engines for ``cntr doctor``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from cntr.engines.container import Container
 from cntr.engines.registry import Answer, Entry, entries
 from cntr.linux.host import VIEW
 
-LIST_SECONDS = 2.0  # an engine that has not answered by then is named as one that did not
+LIST_SECONDS = 2.0  # a slower engine is reported as not answering
 
 
 def running(seconds: float = LIST_SECONDS) -> tuple[list[Container], list[Answer]]:
-    """(the running containers by engine and name, each process once; what each engine on this machine answered)."""
+    """(the running containers by engine and name, each process once; each present engine's answer)."""
     with VIEW:
         present = [entry for entry in entries() if entry.present()]
         answers = ask(present, None, time.monotonic() + seconds)
@@ -24,13 +24,13 @@ def running(seconds: float = LIST_SECONDS) -> tuple[list[Container], list[Answer
 
 
 def shown_name(container: Container) -> str:
-    """The name; of a container that has none but its long id, what is enough of that."""
+    """The name to show; for a container that has only a long id, a prefix of it."""
     nameless = container.name == container.id and store.is_id_prefix(container.id[:64]) and len(container.id) >= 32
     return container.id[:12] if nameless else container.name
 
 
 class Finding:
-    """A line of the doctor's: the engine, ``answers``, ``refuses`` or ``not here``, and in words what was found where."""
+    """One line for the doctor: the engine, ``answers``, ``refuses`` or ``not here``, and details."""
 
     __slots__ = ("engine", "found", "state")
 
@@ -39,7 +39,7 @@ class Finding:
 
 
 def findings(seconds: float = LIST_SECONDS) -> list[Finding]:
-    """What was found of each engine, where, and why not; engines are asked as ``cntr ps`` asks them."""
+    """The findings for each engine, asked as by ``cntr ps``."""
     known = entries()
     answers = {answer.entry.name: answer for answer in running(seconds)[1] if not answer.owner}
     with VIEW:

@@ -1,4 +1,6 @@
-"""Name → the one running container that answers to it, or an error that says who was asked and what each said."""
+"""Finds the one running container with a name, or raises an error that says which engines were asked and what each
+answered.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,15 @@ if TYPE_CHECKING:
     from cntr.engines.container import Container
     from cntr.engines.registry import Answer, Entry
 
-ASK_SECONDS = 0.8  # an unknown name is answered within a second
-NAMED_SECONDS = 10.0  # with the engine named by the user, a slow one is waited for
+ASK_SECONDS = 0.8  # an unknown name is reported within a second
+NAMED_SECONDS = 10.0  # when the user names the engine, a slow one gets more time
 PREFIXES_WITHOUT_ENGINE = ("pid", "unit", "command")
 
 
 def resolve(target: str) -> Container:
-    """TARGET (see the CLI contract) → the one running container. Raises TargetNotFound, AmbiguousTarget, CntrError."""
+    """Find the one running container for TARGET (see the CLI contract). Raises TargetNotFound, AmbiguousTarget,
+    CntrError.
+    """
     with VIEW:
         found = _resolve(target)
     if found.rootfs and VIEW.is_toolbox():
@@ -41,7 +45,7 @@ def _resolve(target: str) -> Container:
         return _numbered(target)
     if colon and prefix in PREFIXES_WITHOUT_ENGINE:
         return process.resolve(prefix, rest)
-    known = REGISTRY  # looking for what others have added takes longer than asking Docker
+    known = REGISTRY  # looking for third-party engines takes longer than asking Docker
     named = _called(prefix, known) if colon and rest else []
     if not named:
         known = entries()
@@ -53,10 +57,11 @@ def _resolve(target: str) -> Container:
 
 
 def _numbered(target: str) -> Container:
-    """A number: the container that an engine calls so, else the process; an error where both are there and differ.
+    """A number: the container of that name, else the process; an error if both exist and differ.
 
-    Where the process is in nobody's container all are asked as for any name: attaching to it would mean this host. A process in a
-    container is what most mean, so then only those are asked whose state says by a glance that they may have such a name.
+    For a process that is in no container, all engines are asked as for any name: attaching to it would mean attaching
+    to the host. A process in a container is usually what is meant, so then only engines are asked whose files show that
+    they may have the name.
     """
     missing, alone = None, False
     try:
@@ -98,7 +103,7 @@ def _only(
     target: str, name: str, prefix: str, asked: list[Entry], known: tuple[Entry, ...], deadline: float
 ) -> Container:
     found, answers = _find(name, [entry.name for entry in (asked if prefix else known)], asked, deadline)
-    # What is meant exactly goes before what merely begins so.
+    # An exact match goes before a prefix match.
     exact = [container for container in found if name in (container.name, container.id)]
     own = [container for container in exact or found if container.engine == prefix]
     found = distinct(own or exact or found)
@@ -115,9 +120,10 @@ def _only(
 
 
 def _find(name: str, names: list[str], asked: list[Entry], deadline: float) -> tuple[list[Container], list[Answer]]:
-    """What answers to NAME, and who was asked. A user's container counts where nothing of root's (for a user: of theirs) does.
+    """The containers that match NAME, and the answers. Another user's container counts only if root (or the calling
+    user) has none.
 
-    Otherwise a user could give their own the name, or the beginning of the id, that root has for another.
+    Otherwise a user could give their container the name, or the id prefix, of one of root's.
     """
     answers = ask(asked, name, deadline)
     found = [container for answer in answers for container in answer.containers]
@@ -127,7 +133,7 @@ def _find(name: str, names: list[str], asked: list[Entry], deadline: float) -> t
         answers += [answer for answer in later if answer.stopped]
     if not _trusted(found) and not any(answer.stopped and not answer.owner for answer in answers):
         found += _by_command(answers, names, name, deadline)
-        if not found:  # on a slow machine an engine may have answered while the commands were asked
+        if not found:  # on a slow machine an engine may have answered while the commands ran
             found = [container for answer in answers for container in answer.containers]
     return _trusted(found) or found, answers
 
@@ -153,7 +159,7 @@ def _of(owner: int) -> str:
 
 
 def _by_command(answers: list[Answer], names: list[str], name: str, deadline: float) -> list[Container]:
-    """What the engines' own commands know, asked last of all; who refuses is written down in ANSWERS."""
+    """What the engines' own commands find, asked last; refusals are stored in ANSWERS."""
     from cntr.engines import fallback
 
     found, refused = fallback.find(name, names, deadline)
@@ -165,7 +171,7 @@ def _by_command(answers: list[Answer], names: list[str], name: str, deadline: fl
 
 
 def _not_found(target: str, answers: list[Answer], absent: list[str], more: str = "") -> TargetNotFound:
-    """The error that says who was asked, who was not there, and who refused and why."""
+    """The error that says which engines were asked, which are absent, and which refused and why."""
     shown = printable(target[:200])
     stopped = [f"{printable(answer.refused[:300])}{_of(answer.owner)}" for answer in answers if answer.stopped]
     if stopped:
@@ -218,9 +224,9 @@ SANDBOX_HINTS = {
 
 
 def verify(container: Container, *, runs_its_own: bool = False) -> None:
-    """Refuse a container without processes of this host, in words that say what to do instead.
+    """Refuse a container without processes on this host, and say what to do instead.
 
-    runs_its_own: its own programs are to be run (``exec``), so a mere root directory is refused too.
+    runs_its_own: its own programs are to run (``exec``), so a bare root directory is refused too.
     """
     if container.state == "sandboxed":
         hint = SANDBOX_HINTS.get(container.engine, "run cntr inside the guest")
@@ -246,7 +252,7 @@ def verify(container: Container, *, runs_its_own: bool = False) -> None:
 
 
 def notes(container: Container) -> list[str]:
-    """What whoever enters CONTAINER is to know before: that it is a process of the host itself, or whose container it is."""
+    """Notes for whoever enters CONTAINER: it is a process of the host itself, or it belongs to a user."""
     found = [container.note] if container.note else []
     if os.geteuid() == 0 and container.owner:
         from cntr.engines import store

@@ -1,9 +1,9 @@
-"""LXC, and LXD and Incus which stand on it: each container's monitor listens on an abstract socket and tells the pid.
+"""LXC, and LXD and Incus, which use it: each container's monitor listens on an abstract socket and tells the pid.
 
-The sockets are ``@LXCPATH/NAME/command`` in /proc/net/unix; the request is struct lxc_cmd_req {int cmd, datalen; void *data}
-with SCM_CREDENTIALS, the answer struct lxc_cmd_rsp {int ret, datalen; void *data} (lxc's src/lxc/commands.c).
-Anybody may listen on an abstract name, so the pid must be a child of that container's monitor, and of the same user: root, in this
-pid namespace, or the user whose process it is.
+The sockets are ``@LXCPATH/NAME/command`` in /proc/net/unix. The request is struct lxc_cmd_req {int cmd, datalen; void
+*data} with SCM_CREDENTIALS, the answer struct lxc_cmd_rsp {int ret, datalen; void *data} (lxc's src/lxc/commands.c).
+Any user may listen on an abstract name. So the pid must be a child of that container's monitor, which belongs to the
+listener's user: root, in this pid namespace, or the user who owns the process.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ BLOCKING = True
 SUFFIX = "/command"
 TITLE = "[lxc monitor] "
 GET_INIT_PID = 4  # LXC_CMD_GET_INIT_PID
-SCM_CREDENTIALS = 2  # linux/socket.h; the C module under `socket` has it too, but only where the build found it
-MANAGERS = {  # engine → (the programs that monitor its containers, the variable naming its directory, the usual ones)
+SCM_CREDENTIALS = 2  # linux/socket.h; Python's `_socket` has it only if the build found it
+MANAGERS = {  # engine → (programs that monitor its containers, variable naming its directory, default directories)
     "lxd": (("lxd",), "LXD_DIR", ("/var/lib/lxd", "/var/snap/lxd/common/lxd")),
     "incus": (("incus", "incusd"), "INCUS_DIR", ("/var/lib/incus",)),
 }
 
 
 def find(name: str, deadline: float) -> list[Container]:
-    """The container of that name; of LXD's and Incus's also PROJECT/NAME."""
+    """The container NAME; for LXD and Incus also PROJECT/NAME."""
     names = (name, name.replace("/", "_", 1))
     return _look(names, deadline) or [found for engine in MANAGERS for found in _idle(engine, names)]
 
 
 def find_by_process(name: str, deadline: float) -> list[Container]:
-    """The container of that name whose monitor's socket is not seen here."""
+    """The container NAME whose monitor's socket is not visible here."""
     return [found for found in _by_monitor() if found.name in (name, name.replace("/", "_", 1))]
 
 
@@ -53,7 +53,7 @@ def _look(names: tuple[str, ...] | None, deadline: float) -> list[Container]:
         try:
             stream = unixhttp.connect_at_once(f"\0{path}/{called}{SUFFIX}")
             uid = unixhttp.peer(stream)[1]
-            if uid:  # after root's, and not more than a few of one user's
+            if uid:  # after root's, and only a few of each user's
                 if len(theirs.setdefault(uid, [])) < OF_A_USER and len(theirs) < OF_A_USER:
                     theirs[uid].append((stream, path, called))
                 else:
@@ -76,11 +76,11 @@ def _look(names: tuple[str, ...] | None, deadline: float) -> list[Container]:
     return found
 
 
-OF_A_USER, PATIENCE = 16, 0.05  # so many of one user's monitors are asked, and each for so many seconds
+OF_A_USER, PATIENCE = 16, 0.05  # how many of one user's monitors are asked; seconds for each
 
 
 def sockets() -> list[tuple[str, str]]:
-    """(lxcpath, name) of the monitors that listen in this network namespace; those of the usual directories before others."""
+    """(lxcpath, name) of the monitors that listen in this network namespace, the default directories first."""
     found: dict[tuple[str, str], None] = {}
     for line in procfs.read("/proc/net/unix", limit=store.LIMIT).split("\n"):
         at = line.find(" @/")
@@ -93,7 +93,7 @@ def sockets() -> list[tuple[str, str]]:
 
 def _ask(stream: unixhttp.Stream, path: str, name: str, deadline: float) -> Container | None:
     try:
-        # The pid of the peer is that of lxc-start before it went into the background, so only the uid is of use.
+        # The peer's pid is that of lxc-start before it daemonized, so only the uid is usable.
         owner = unixhttp.peer(stream)[1]
         stream.settimeout(max(0.01, deadline - time.monotonic()))
         pid = _init_pid(stream)
@@ -108,9 +108,10 @@ def _ask(stream: unixhttp.Stream, path: str, name: str, deadline: float) -> Cont
 
 
 def _by_monitor() -> list[Container]:
-    """The containers by their monitors' titles.
+    """The containers, by their monitors' titles.
 
-    Abstract sockets are of one network namespace, and a path too long for sun_path (unix(7)) goes into the name as a hash.
+    An abstract socket is visible in one network namespace only, and a path too long for sun_path (unix(7)) is hashed
+    into the name.
     """
     found = []
     for monitor, arguments in evidence.processes_named(TITLE.strip()):
@@ -127,7 +128,7 @@ def _by_monitor() -> list[Container]:
 
 
 def _monitor(pid: int, path: str, name: str, owner: int) -> int:
-    """The monitor of the container, if it is the parent of PID and OWNER's: ``[lxc monitor] LXCPATH NAME``. Else 0."""
+    """The container's monitor if it is PID's parent and OWNER's: ``[lxc monitor] LXCPATH NAME``. Else 0."""
     try:
         parent = procfs.parent_pid(procfs.read(f"/proc/{pid}/stat"))
         title = procfs.read(f"/proc/{parent}/cmdline", limit=1 << 16).split("\0")[0]
@@ -146,12 +147,14 @@ def _init_pid(stream: unixhttp.Stream) -> int:
         if not chunk:
             return 0
         answer += chunk
-    # The pid stands where a pointer would: PTR_TO_INT(rsp.data), 64 bits little endian on every machine LXC has.
+    # The pid is stored as a pointer: PTR_TO_INT(rsp.data), 64 bits little endian on every machine that LXC supports.
     return int.from_bytes(answer[8:12], "little", signed=True)
 
 
 def _engine(path: str, monitor: int) -> str:
-    """Who made the container: LXD's and Incus's monitors are their own program, else by the directories."""
+    """Which engine made the container: LXD's and Incus's monitors are their own programs, others are told by the
+    directory.
+    """
     try:
         program = os.readlink(f"/proc/{monitor}/exe").removesuffix(" (deleted)").rpartition("/")[2]
     except OSError:
@@ -169,7 +172,7 @@ def _roots(engine: str) -> list[str]:
 
 
 def _idle(engine: str, names: tuple[str, ...]) -> list[Container]:
-    """An instance without a monitor: a virtual machine has no process here to join, a stopped container none at all."""
+    """An instance without a monitor: a virtual machine, whose processes are not on this host, or a stopped container."""
     for name in names:
         for root in _roots(engine) if store.is_component(name) else ():
             if os.path.exists(f"{root}/virtual-machines/{name}"):

@@ -12,20 +12,20 @@ MACHINES = "/run/systemd/machines"
 
 
 def find(name: str, deadline: float) -> list[Container]:
-    """The registered machine of that name."""
+    """The registered machine NAME."""
     return [found] if store.is_component(name) and ":" not in name and (found := _registered(name)) else []
 
 
 def find_by_process(name: str, deadline: float) -> list[Container]:
-    """The machine of that name that was started with --register=no."""
+    """The machine NAME that was started with --register=no."""
     return [container for container in _processes() if container.name == name]
 
 
 def containers(deadline: float) -> list[Container]:
-    """All running machines; virtual machines that registered themselves are there as ``sandboxed``."""
+    """All running machines; registered virtual machines are ``sandboxed``."""
     found = {container.name: container for container in _processes()}
     for name in store.listdir(MACHINES):
-        # Symlinks ``unit:NAME`` and the like point back at the machine's own file.
+        # Symbolic links such as ``unit:NAME`` point to a machine's file.
         if not name.startswith(".") and ":" not in name and name not in found and (container := _registered(name)):
             found[name] = container
     return list(found.values())
@@ -63,12 +63,12 @@ def _processes() -> list[Container]:
 
 
 def machine_name(monitor: int, arguments: list[str]) -> tuple[str, str]:
-    """(name, directory or image) of a systemd-nspawn command line, by the rules of systemd-nspawn(1)."""
+    """(name, directory or image) from a systemd-nspawn command line, by the rules of systemd-nspawn(1)."""
     arguments = [part for argument in arguments for part in _unbundled(argument)]
     source = evidence.option(arguments, "-D", "--directory", "-i", "--image", "--template")
     name = evidence.option(arguments, "-M", "--machine")
     if not source and not name:
-        try:  # without either, the directory it was started in
+        try:  # without either option, its working directory
             source = os.readlink(f"/proc/{monitor}/cwd")
         except OSError:
             return "", ""
@@ -78,7 +78,7 @@ def machine_name(monitor: int, arguments: list[str]) -> tuple[str, str]:
 
 
 def _unbundled(argument: str) -> list[str]:
-    """``-bD/srv/deb`` is ``-b -D/srv/deb``: the short options that take no value come apart."""
+    """``-bD/srv/deb`` becomes ``-b -D/srv/deb``: split off short options that take no value."""
     parts = []
     while len(argument) > 2 and argument[0] == "-" and argument[1] in "baxqUPj":
         parts.append(argument[:2])
@@ -87,7 +87,7 @@ def _unbundled(argument: str) -> list[str]:
 
 
 def _is_inside(pid: int) -> bool:
-    """Whether PID is the first process of a pid namespace; nspawn has helper children outside of it."""
+    """Whether PID is the first process of a pid namespace; nspawn also has helper children outside."""
     try:
         ids = procfs.status(procfs.read(f"/proc/{pid}/status")).get("NSpid", "").split()
     except OSError:

@@ -1,7 +1,7 @@
 """Podman: rootful, and every user's rootless containers, by the state files of containers/storage and conmon.
 
-Containers of a store elsewhere (``--root``, a home directory that can't be read) are found by their monitor: conmon's arguments
-hold name, id and pidfile (conmon(8)).
+Containers of another store (``--root``, a home directory that cannot be read) are found by their monitor: conmon's
+arguments hold name, id and pidfile (conmon(8)).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def find(name: str, deadline: float) -> list[Container]:
 
 
 def _ended(known: Known, deadline: float) -> NotRunning:
-    """How it ended, by version 5's database; before, it is one that only podman itself reads."""
+    """How it ended, from version 5's database; only podman itself can read the older one."""
     name = known.names[0] if known.names else known.id[:12]
     ending = pods.ending(known.store, known.id, deadline)
     if ending:
@@ -43,7 +43,7 @@ def _ended(known: Known, deadline: float) -> NotRunning:
 
 
 def find_by_process(name: str, deadline: float) -> list[Container]:
-    """The containers of that name or id prefix whose store is not where stores usually are; then those of a pod."""
+    """The containers of that name or id prefix in stores at unusual places; then those of a pod."""
     elsewhere = [found for found in by_monitor("podman") if answers_to(name, found.id, [found.name])]
     return elsewhere or pods.find(name, deadline)
 
@@ -57,9 +57,9 @@ def containers(deadline: float) -> list[Container]:
 
 
 def by_monitor(engine: str) -> list[Container]:
-    """The containers whose conmon runs, by its arguments: -c ID -n NAME -p PIDFILE; its uid is the owner.
+    """The containers with a running conmon, from its arguments: -c ID -n NAME -p PIDFILE; its uid is the owner.
 
-    CRI-O's monitors are conmons too; theirs are known by the name, k8s_CONTAINER_POD_NAMESPACE_UID_ATTEMPT.
+    CRI-O's monitors are conmons too; their names are k8s_CONTAINER_POD_NAMESPACE_UID_ATTEMPT.
     """
     found = []
     for monitor, arguments in evidence.processes_named("conmon"):
@@ -71,7 +71,7 @@ def by_monitor(engine: str) -> list[Container]:
         try:
             pid = int(_pid_of(evidence.option(arguments, "-p"), owner, monitor))
         except (OSError, ValueError):
-            continue  # gone meanwhile, or not one of them
+            continue  # gone, or another process
         container = checked(engine, name or id[:12], pid, id, "", owner)
         if container:
             found.append(container)
@@ -79,7 +79,7 @@ def by_monitor(engine: str) -> list[Container]:
 
 
 def _pid_of(pidfile: str, owner: int, monitor: int) -> str:
-    """The text of the pid file, as the monitor sees its path: it may live in a mount namespace of its own."""
+    """The text of the pid file, in the monitor's mount namespace, which may be its own."""
     try:
         return store.read(pidfile, owner=owner, limit=32)
     except FileNotFoundError:

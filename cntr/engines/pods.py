@@ -1,7 +1,7 @@
-"""Podman's pods: ``podman:POD`` where one application container runs in it, ``podman:POD/CONTAINER``.
+"""Podman's pods: ``podman:POD`` if one application container runs in it, ``podman:POD/CONTAINER``.
 
-Since version 5 libpod keeps them in ``<graphroot>/db.sql`` (SQLite); before, in a database that only podman itself reads, which
-is what ``fallback`` asks it for. The pod's infra container only holds its namespaces and is left out.
+Since version 5 libpod keeps them in ``<graphroot>/db.sql`` (SQLite). Before, they are in a database that only podman
+itself can read, and ``fallback`` asks podman. The pod's infra container only holds its namespaces and is left out.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 MEMBERS = """SELECT p.ID, p.Name, c.ID, c.Name, s.JSON FROM PodConfig p JOIN PodState s ON s.ID = p.ID
 JOIN ContainerConfig c ON c.PodID = p.ID"""
-SQLITE_LIMIT_LENGTH = 0  # sqlite3.h; Python has the name from 3.11 on, but only where the library was built with it
+SQLITE_LIMIT_LENGTH = 0  # sqlite3.h; Python has the name since 3.11, if the library was built with it
 
 
 def answers_to(name: str, pod_id: str, pod: str, container: str) -> bool:
-    """Whether NAME means CONTAINER of the pod: the pod's name or id, a beginning of the id, each also before /CONTAINER."""
+    """Whether NAME means CONTAINER of the pod: the pod's name, id or id prefix, each also with /CONTAINER."""
     head, slash, tail = name.partition("/")
     return store.answers_to(head, pod_id, [pod]) and (not slash or tail == container)
 
 
 def find(name: str, deadline: float) -> list[Container]:
-    """The running containers of the pod that NAME means, of root and of each user, called POD/CONTAINER."""
+    """The running containers of the pod that NAME means, of root and of each user, named POD/CONTAINER."""
     members: dict[tuple[str, int, str], str] = {}
     stopped = ""
     for one in containers_storage.stores():
@@ -53,9 +53,9 @@ def _key(known: containers_storage.Known) -> tuple[str, int, str]:
 
 
 def _members(one: containers_storage.Store, deadline: float) -> list[tuple[str, ...]]:
-    """(pod id, pod, container id, container) of a store's pods, without the infra containers."""
+    """(pod id, pod, container id, container) of a store's pods, without infra containers."""
     try:
-        # The column InfraContainerID is there too, and stays empty.
+        # The column InfraContainerID exists too, but is always empty.
         return [
             tuple(map(str, row[:4]))
             for row in _query(one, MEMBERS, (), deadline)
@@ -66,7 +66,7 @@ def _members(one: containers_storage.Store, deadline: float) -> list[tuple[str, 
 
 
 def ending(one: containers_storage.Store, id: str, deadline: float) -> tuple[str, int] | None:
-    """(state, exit status) of a container that does not run, as version 5 keeps them; None where it does not say."""
+    """(state, exit status) of a stopped container, as version 5 stores them; None if unknown."""
     rows = _query(one, "SELECT JSON FROM ContainerState WHERE ID = ?", (id,), deadline)
     try:
         state = store.parse(os.fsdecode(rows[0][0]))
@@ -76,7 +76,7 @@ def ending(one: containers_storage.Store, id: str, deadline: float) -> tuple[str
 
 
 def configuration(one: containers_storage.Store, id: str, deadline: float) -> dict[str, Any]:
-    """What version 5 keeps of a container from the start (libpod's ContainerConfig); {} where it does not say."""
+    """A container's configuration as version 5 stores it (libpod's ContainerConfig); {} if unknown."""
     rows = _query(one, "SELECT JSON FROM ContainerConfig WHERE ID = ?", (id,), deadline)
     try:
         found = store.parse(os.fsdecode(rows[0][0]))
@@ -91,18 +91,18 @@ STATES = {1: "created", 2: "created", 4: "stopped", 6: "exited", 7: "removing", 
 def _query(
     one: containers_storage.Store, question: str, values: tuple[str, ...], deadline: float
 ) -> list[tuple[Any, ...]]:
-    """The rows of an answer of a store's database, at most ten thousand.
+    """Query a store's database; at most ten thousand rows.
 
-    The file may be a hostile user's. SQLite never sees its path, only its bytes, in memory; a schema that computes for ever
-    ends at the deadline.
+    The file may be a hostile user's. SQLite never gets its path, only its bytes, in memory. A schema that computes for
+    ever is interrupted at the deadline.
     """
     try:
         image = bytearray(store.read_bytes(f"{one.graphroot}/db.sql", owner=one.owner))
     except OSError:
-        return []  # an older libpod, or a store that podman never used
-    import sqlite3  # 3 ms, so only where there is something to read
+        return []  # an older libpod, or a store that podman has never used
+    import sqlite3  # 3 ms, so only if there is something to read
 
-    # A header that says "write-ahead log" would want a second file beside this one (sqlite.org/fileformat2.html).
+    # With "write-ahead log" in the header SQLite would want a second file (sqlite.org/fileformat2.html).
     image[18:20] = b"\1\1"
     database = sqlite3.connect(":memory:")
     if hasattr(database, "deserialize"):  # Python 3.11
@@ -123,12 +123,12 @@ def _answer(
     import sqlite3
 
     try:
-        if hasattr(database, "setlimit"):  # Python 3.11; what is read is bounded all the same
+        if hasattr(database, "setlimit"):  # Python 3.11; the result is bounded without it too
             database.setlimit(SQLITE_LIMIT_LENGTH, store.LIMIT)
         database.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
         database.execute("PRAGMA trusted_schema = OFF")
         return database.execute(question, values).fetchmany(10_000)
     except sqlite3.Error:
-        return []  # another schema, or no database
+        return []  # another schema, or not a database
     finally:
         database.close()

@@ -14,17 +14,19 @@ PF_KTHREAD = 0x00200000  # linux/sched.h
 
 
 def resolve(kind: str, name: str) -> Container:
-    """The process behind pid:NAME, unit:NAME or command:NAME. Raises TargetNotFound, AmbiguousTarget."""
+    """Find the process of pid:NAME, unit:NAME or command:NAME. Raises TargetNotFound, AmbiguousTarget."""
     return {"pid": _pid, "unit": _unit, "command": _command}[kind](name)
 
 
 def is_pid(name: str) -> bool:
-    """Whether NAME may be a bare pid: they end at 1 << 22 (proc_sys_kernel(5)); ids may be all digits too."""
+    """Whether NAME may be a bare pid: pids end at 1 << 22 (proc_sys_kernel(5)), and container ids may be all digits
+    too.
+    """
     return name.isascii() and name.isdecimal() and len(name) < 8
 
 
 def _pid(name: str) -> Container:
-    """N, or N@START for the process of that number that started then (proc_pid_stat(5), field 22)."""
+    """Process N, or N@START for process N if it has that start time (proc_pid_stat(5), field 22)."""
     name, at, wanted = name.partition("@")
     if not is_pid(name) or not 0 < int(name) < 1 << 22:
         raise TargetNotFound(f"pid:{printable(name[:40])}: not a process id", "a pid is a number, as `ps` shows it")
@@ -50,7 +52,7 @@ def _pid(name: str) -> Container:
 
 
 def _owner(pid: int) -> int:
-    """The user in whose user namespace PID is; 0 where it is in none, or that is not to be seen."""
+    """The owner of PID's user namespace; 0 if it is in ours, or that is not visible."""
     try:
         return evidence.namespace_owner(pid) or 0
     except OSError:
@@ -58,7 +60,7 @@ def _owner(pid: int) -> int:
 
 
 def _elsewhere(number: int) -> str:
-    """The hint for a pid that is none here: perhaps it is one inside a container."""
+    """The hint for a pid that does not exist here: it may be one inside a container."""
     usual = "`cntr ps` lists containers with their pids"
     found = []
     for pid in _processes():
@@ -76,7 +78,7 @@ def _elsewhere(number: int) -> str:
 
 
 def is_nobodys(pid: int) -> bool:
-    """Whether PID is in no container: in this process's own namespaces of mounts, pids and users, with the same root directory."""
+    """Whether PID is in no container: it shares this process's mount, pid and user namespaces and root directory."""
     try:
         for kind in ("mnt", "pid", "user"):
             if not os.path.samestat(os.stat(f"/proc/{pid}/ns/{kind}"), os.stat(f"/proc/self/ns/{kind}")):
@@ -86,14 +88,16 @@ def is_nobodys(pid: int) -> bool:
         return False  # it is another user's
 
 
-STARTING_SECONDS = 5.0  # that a unit may take until it runs its program
+STARTING_SECONDS = 5.0  # how long a unit may take until it runs its program
 
 
 # --- systemd's units --------------------------------------------------------------------------------------------------
 
 
 def _unit(name: str) -> Container:
-    """The unit's main process. A system unit goes before a user's of that name, which is that user's word (systemd.unit(5))."""
+    """The unit's main process. A system unit goes before a user's unit of that name (systemd.unit(5)), which that user
+    controls.
+    """
     unit = name if "." in name else f"{name}.service"
     if "/" in unit or unit.startswith("."):
         raise TargetNotFound(f"unit:{printable(unit)}: not a unit name", "systemctl list-units shows the names")
@@ -118,9 +122,11 @@ def _unit(name: str) -> Container:
 
 
 def _await_program(unit: str, pid: int) -> None:
-    """Until the manager's child has become the unit's program: before, its root and namespaces are still to come. Raises TargetNotFound.
+    """Wait until the manager's child has executed the unit's program, because its root and namespaces are set up until
+    then.
 
-    systemd names that child after the program, in brackets (rename_process in its exec-invoke.c).
+    systemd names that child after the program, in brackets (rename_process in its exec-invoke.c). Raises
+    TargetNotFound.
     """
     deadline = time.monotonic() + STARTING_SECONDS
     try:
@@ -132,11 +138,13 @@ def _await_program(unit: str, pid: int) -> None:
                 )
             time.sleep(0.01)
     except OSError:
-        pass  # it has ended: whoever opens it says so
+        pass  # it has ended, which opening it will report
 
 
 def _unit_owner(pid: int, unit: str) -> int:
-    """Whose UNIT the process PID is in: 0 the system's, the uid of a user's manager's; -1 where it is in none of that name."""
+    """Whose UNIT process PID is in: 0 for the system's, else the uid of the user manager; -1 if it is in no unit of
+    that name.
+    """
     try:
         text = procfs.read(f"/proc/{pid}/cgroup")
     except OSError:
@@ -148,9 +156,9 @@ def _unit_owner(pid: int, unit: str) -> int:
 
 
 def owner_in(path: str, unit: str) -> int:
-    """The same for a cgroup path: systemd puts a unit below slices alone, each of them named after the one above.
+    """The same for a cgroup path. systemd puts a unit only below slices, each named after the one above.
 
-    What is below a unit is for that unit to name: users and containers make directories called as they like, so it does not count.
+    Anything below a unit does not count: users and containers can create directories of any name there.
     """
     words, owner, prefix = path.split("/")[1:], 0, ""
     while words:
@@ -175,7 +183,9 @@ def _is_in_slice(word: str, prefix: str) -> bool:
 
 
 def _main(unit: str, owner: int, pids: list[int]) -> int:
-    """The process that the others of the unit descend from; where there are several, what the manager calls its main one."""
+    """The process that the unit's other processes descend from; if there are several, the one that systemd calls the
+    main process.
+    """
     inside = set(pids)
     heads = [pid for pid in pids if _parent(pid) not in inside]
     if len(heads) == 1:
@@ -193,7 +203,7 @@ def _main(unit: str, owner: int, pids: list[int]) -> int:
 
 
 def _command(pattern: str) -> Container:
-    """The one process whose command line holds PATTERN; its own ancestors and cntr itself do not count."""
+    """The one process whose command line contains PATTERN, not counting cntr and its ancestors."""
     own = {os.getpid(), os.getppid()}
     found = []
     for pid in _processes():

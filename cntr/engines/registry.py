@@ -1,4 +1,4 @@
-"""The table of engines: prefixes, modules, and the paths whose existence says that an engine was here."""
+"""The table of engines: prefixes, modules, and the paths whose existence shows that an engine was used here."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ if TYPE_CHECKING:
     from cntr.engines.container import Container
 
     class EngineModule(Protocol):
-        """What an engine's module offers."""
+        """The functions of an engine's module."""
 
         def find(self, name: str, deadline: float) -> list[Container]:
-            """The running containers that answer to NAME."""
+            """The running containers that match NAME."""
 
         def containers(self, deadline: float) -> list[Container]:
             """All running containers."""
 
 
 class Entry:
-    """A row of the registry: the prefix, the module, and the paths (globs) whose existence says the engine was here.
+    """A row of the registry: the prefix, the module, and the traces: paths (globs) whose existence shows that the
+    engine was used here.
 
-    A trace that starts with ``$`` names an environment variable, one with ``~`` is in the caller's home, one with ``@`` ends the
-    name of an abstract socket. ``summary``: what ``cntr doctor`` calls it; ``aliases``: other prefixes for it.
+    A trace that starts with ``$`` names an environment variable, one with ``~`` is in the caller's home, one with ``@``
+    is the end of an abstract socket's name. summary: shown by ``cntr doctor``; aliases: other prefixes.
     """
 
     __slots__ = ("aliases", "holds", "module", "name", "summary", "traces")
@@ -43,7 +44,7 @@ class Entry:
         aliases: tuple[str, ...] = (),
         holds: tuple[str, ...] | None = None,
     ) -> None:
-        """Keep the row; holds: the traces without which the engine has no container of the name that stands for ``{}`` in them."""
+        """holds: traces without which the engine cannot have container NAME; ``{}`` in them stands for the name."""
         self.name, self.module, self.summary, self.traces, self.aliases = name, module, summary, traces, aliases
         self.holds = traces if holds is None else holds
 
@@ -52,7 +53,7 @@ class Entry:
         return any(_trace_exists(trace) for trace in self.traces)
 
     def may_have(self, name: str) -> bool:
-        """Whether it may have a container called NAME, by a look that costs some microseconds."""
+        """Whether it may have a container called NAME; takes microseconds."""
         return any(_trace_exists(trace.replace("{}", name)) for trace in self.holds)
 
     def load(self) -> EngineModule:
@@ -61,14 +62,14 @@ class Entry:
         return sys.modules[self.module]
 
 
-LATE = ("no answer in time", "timed out")  # the words for both ways to be late: of an engine, and of a socket
+LATE = ("no answer in time", "timed out")  # error texts for a late engine and a late socket
 
 
 class Answer:
-    """What one engine said: its containers, or why it refused.
+    """One engine's answer: its containers, or why it refused.
 
-    owner: the uid of the engine's user, 0 for root's and one's own; elsewhere: the machine that its containers are on, as ``--host``
-    takes it, "" for this one.
+    owner: the uid of the engine's user, 0 for root's and the caller's own; elsewhere: the machine its containers are
+    on, in the form of ``--host``, "" for this one.
     """
 
     __slots__ = ("containers", "elsewhere", "entry", "hint", "owner", "refused", "stopped")
@@ -79,7 +80,7 @@ class Answer:
         self.containers: list[Container] = []
 
     def refuse(self, error: Refused) -> None:
-        """Keep what it said instead."""
+        """Replace the answer by a refusal."""
         self.refused, self.hint, self.stopped = str(error), error.hint, isinstance(error, NotRunning)
         self.elsewhere = error.host if isinstance(error, RemoteRefused) else ""
 
@@ -90,7 +91,7 @@ _STORAGE = (
     "/run/containers/storage/*/volatile-containers.json",
 )
 
-# In the order in which `cntr ps` names a process that several know: Docker's containers are containerd's and runc's too.
+# If several engines know a process, the first one here names it: Docker's containers are also containerd's and runc's.
 REGISTRY: tuple[Entry, ...] = (
     Entry(
         *("docker", "cntr.engines.docker", "Docker", "/run/docker.sock", "/run/user/*/docker.sock"),
@@ -179,7 +180,7 @@ def _trace_exists(trace: str) -> bool:
         return bool(_listed(head))
     asked = head == "/run/user" and _listed(head)
     mounts = procfs.mountinfo(procfs.read("/proc/self/mountinfo")) if asked else []
-    # Names alone: what is called so may be the mount point of a file system of a user's making, which never answers.
+    # Only names are compared: the path may be the mount point of a user's file system that never answers.
     return any(
         tail[1:] in trust.some_names(f"{head}/{name}", tail[1:])
         for name in _listed(head)
@@ -188,9 +189,9 @@ def _trace_exists(trace: str) -> bool:
 
 
 def entries() -> tuple[Entry, ...]:
-    """The registry, and what third parties added by entry point; for root only what nobody but root could have put there."""
+    """The registry, and what third parties added by entry point; for root only what nobody but root can have installed."""
     extra = []
-    # importlib.metadata costs 30 ms, glob 10: listing the directories and reading what declares anything, 1 ms at most.
+    # importlib.metadata takes 30 ms, glob 10. Listing the directories and reading the entry points takes 1 ms at most.
     for path in dict.fromkeys([*sys.path, os.path.dirname(os.path.dirname(os.path.dirname(__file__)))]):
         for directory in _listed(path):
             if directory.endswith(".dist-info"):
@@ -225,7 +226,9 @@ def _declared(text: str, path: str) -> list[Entry]:
 
 
 def _import(module: str, path: str) -> None:
-    """Import MODULE from PATH, where its entry point was found: another directory of sys.path may have one of that name. Raises OSError."""
+    """Import MODULE from PATH, where its entry point was found: other directories of sys.path may have one of that
+    name. Raises OSError.
+    """
     head = module.partition(".")[0]
     for file in (f"{path}/{head}.py", f"{path}/{head}/__init__.py"):
         if os.path.exists(file) and trust.accepts(trust.owner(file)):

@@ -1,7 +1,7 @@
-"""rkt pods (the last release is of 2018): the app, not stage1's init, is what a user means.
+"""rkt pods (last released in 2018): the app is what a user means, not stage1's init.
 
-``/var/lib/rkt/pods/run/UUID/pid`` (or ``ppid``, whose child it is) is stage1's first process; each app runs below it,
-chrooted at ``/opt/stage2/APP/rootfs`` (rkt's Documentation/devel/pod-lifecycle.md).
+``/var/lib/rkt/pods/run/UUID/pid`` (or ``ppid``, its parent) is stage1's first process. Each app runs below it, chrooted
+at ``/opt/stage2/APP/rootfs`` (rkt's Documentation/devel/pod-lifecycle.md).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from cntr.engines.container import Container
 
 
 def find(name: str, deadline: float) -> list[Container]:
-    """The app named UUID/APP, or the only app of the pod UUID (or a beginning of it), or an app's bare name."""
+    """The app UUID/APP, or the only app of the pod UUID (or prefix), or the app with this name."""
     uuid, _, app = name.partition("/")
     found = []
     for container in containers(deadline):

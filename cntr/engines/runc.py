@@ -1,4 +1,4 @@
-"""runc, and what is built like it: one state.json a container, in ``<root>/ID`` (runc(8), --root)."""
+"""runc, and runtimes built like it: one state.json per container, in ``<root>/ID`` (runc(8), --root)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def roots(engine: str = ENGINE, *more: str) -> list[tuple[str, int]]:
 
 
 def find(name: str, deadline: float) -> list[Container]:
-    """The container of that id, or of that unique beginning of a long one."""
+    """The container with that id, or the unique prefix of a long one."""
     return search(roots(), name, lambda path, id, owner: read_state(ENGINE, path, id, owner))
 
 
@@ -33,7 +33,7 @@ def containers(deadline: float) -> list[Container]:
 
 
 def search(where: list[tuple[str, int]], name: str | None, reader: Reader) -> list[Container]:
-    """The containers with a directory in one of WHERE: all, or those that answer to NAME. Raises Refused."""
+    """The containers with a directory in one of WHERE: all, or those that match NAME. Raises Refused."""
     found, refused = [], None
     for root, owner in where:
         try:
@@ -51,7 +51,7 @@ def search(where: list[tuple[str, int]], name: str | None, reader: Reader) -> li
             try:
                 container = reader(root, id, owner)
             except FileNotFoundError:
-                continue  # being made or removed
+                continue  # being created or removed
             except OSError as error:
                 refused = Refused(f"{root}/{id}: {error.strerror}")
                 continue
@@ -66,9 +66,9 @@ def search(where: list[tuple[str, int]], name: str | None, reader: Reader) -> li
 
 
 def read_state(engine: str, root: str, id: str, owner: int) -> Container | None:
-    """The container of ``<root>/ID/state.json``; None if its process is gone: the file stays after death.
+    """The container of ``<root>/ID/state.json``; None if its process is gone: the file outlives it.
 
-    init_process_start is field 22 of /proc/PID/stat as runc saw it, so no other process can be taken for it.
+    init_process_start is field 22 of /proc/PID/stat as runc saw it, so no other process is mistaken for it.
     """
     record = store.load(f"{root}/{id}/state.json", owner=owner)
     pid, start = int(record["init_process_pid"]), int(record["init_process_start"])
@@ -81,7 +81,7 @@ def read_state(engine: str, root: str, id: str, owner: int) -> Container | None:
 
 
 def started(engine: str, id: str, pid: int, start: int, owner: int, rootfs: str = "") -> Container | None:
-    """The container, if PID still is the process that started at START."""
+    """The container if PID is still the process that started at START."""
     if not start or evidence.start_time(pid) != start:
         return None
     state = "sandboxed" if evidence.sandbox(pid) else evidence.state(pid)

@@ -1,7 +1,7 @@
-"""gVisor, Kata Containers, Firecracker and other VMs: known by name so that the refusal can say what they are.
+"""gVisor, Kata Containers, Firecracker and other VMs: found by name, so that the refusal can say what they are.
 
-Their workloads are not processes of this host: there is nothing to join. gVisor's gofer sees the container's files, so
-those can be had (``cntr cp``, ``cntr mount``); a VM's are inside the VM.
+Their workloads are not processes of this host, so there is nothing to join. gVisor's gofer sees the container's files,
+so these are accessible (``cntr cp``, ``cntr mount``); a VM's are inside the VM.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What a container was told at its start: environment and working directory, as its engine has them.
+"""What a container was started with: environment and working directory, from its engine's files.
 
-For a process that has overwritten its own environment (setproctitle, nginx), which /proc/PID/environ then shows.
+Used if the process has overwritten its environment (setproctitle, nginx), as /proc/PID/environ then shows.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cntr.engines.container import Container
 
-LIMIT = 1 << 20  # bytes of a config.json, which has a few ten thousand
+LIMIT = 1 << 20  # bytes of a config.json, usually a few ten thousand
 
 
 def of(container: Container) -> tuple[dict[str, str], str] | None:
-    """(environment, working directory); None where the engine does not tell them, or not where it is read."""
+    """(environment, working directory); None if the engine does not tell, or its files are not readable."""
     if container.settings is None and container.spec:
         try:
             with VIEW:

@@ -1,4 +1,4 @@
-"""How engine modules read: JSON, state files, users. All of it may be written by somebody hostile, none of it costs start-up."""
+"""Reads JSON and state files, and finds users, for the engine modules. Files may be hostile; importing this is cheap."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    Json = Any  # what a JSON text may hold; who looks inside expects KeyError and TypeError
+    Json = Any  # any JSON value; whoever uses it expects KeyError and TypeError
 
 MEGABYTE = 1 << 20
 LIMIT = 64 * MEGABYTE  # the list of ten thousand containers fits; a 10 GB "state file" does not
 
 
 class _Strict:
-    """What json.decoder hands to the C scanner: the standard's numbers, no hooks."""
+    """The settings that json.decoder passes to the C scanner: standard numbers, no hooks."""
 
     strict = True
     object_hook = None
@@ -34,13 +34,13 @@ class _Strict:
 
 
 def _scanner() -> Callable[[str, int], tuple[Json, int]] | None:
-    # `import json` drags in re, enum and functools: 8-13 ms on top of a bare start-up, against 0.2 ms for the C
-    # scanner that does all of json.loads' work. It is CPython's own, so other interpreters take the documented road.
+    # `import json` imports re, enum and functools: 8-13 ms, where the C scanner that does the work of json.loads takes
+    # 0.2 ms. The scanner is internal to CPython; other interpreters use json.
     try:
         from _json import make_scanner
 
         return make_scanner(_Strict)  # type: ignore[arg-type]  # typeshed wants a JSONDecoder; these attributes are all it reads
-    except (ImportError, AttributeError):  # or it reads one that it has not yet
+    except (ImportError, AttributeError):  # or it reads an attribute that this does not have
         return None
 
 
@@ -48,7 +48,7 @@ _SCAN = _scanner()
 
 
 def parse(text: str) -> Json:
-    """The value of a JSON text. Raises ValueError."""
+    """Parse JSON. Raises ValueError."""
     if _SCAN is None:
         import json
 
@@ -71,11 +71,11 @@ def read(path: str, *, owner: int = 0, limit: int = LIMIT) -> str:
 
 
 def read_bytes(path: str, *, owner: int = 0, limit: int = LIMIT) -> bytes:
-    """The content of a state file of OWNER's (a uid; 0: of whoever ``trust`` accepts here).
+    """The content of a state file of OWNER's (a uid; 0: of anyone whom ``trust`` accepts here).
 
-    A user's state directory may hold a FIFO (open would wait for ever), a device (open would act), a link to /etc/shadow, or 10 GB:
-    what is there is looked at before it is opened, must be a regular file that nobody but OWNER (or root) could have put there,
-    and not larger than LIMIT bytes. Raises OSError.
+    A user's state directory may hold a FIFO (opening blocks), a device (opening has effects), a link to /etc/shadow, or
+    10 GB. So the file is checked before it is opened: a regular file, which only OWNER or root can have put there, of
+    at most LIMIT bytes. Raises OSError.
     """
     place = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
@@ -103,7 +103,7 @@ def read_bytes(path: str, *, owner: int = 0, limit: int = LIMIT) -> bytes:
 
 
 def written_by(owner: int) -> str:
-    """Why a source does not count: who besides root could have written it."""
+    """Why a source does not count: who besides root can have written it."""
     return "others than root can write there" if owner == trust.ANYBODY else f"uid {owner} can write there"
 
 
@@ -113,7 +113,7 @@ def load(path: str, *, owner: int = 0) -> Json:
 
 
 def listdir(path: str) -> list[str]:
-    """The names in a directory, none where there is no such directory. Raises PermissionError and its like."""
+    """The names in a directory, empty if there is none. Raises PermissionError and other OSErrors."""
     try:
         return os.listdir(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -121,14 +121,16 @@ def listdir(path: str) -> list[str]:
 
 
 def is_component(name: str) -> bool:
-    """Whether NAME can be one component of a path, and nothing else: no slash, no dot-dot, not empty, not over NAME_MAX."""
+    """Whether NAME is a single path component: not empty, no slash, not . or .., not longer than NAME_MAX."""
     return (
         bool(name) and name not in (".", "..") and "/" not in name and "\0" not in name and len(os.fsencode(name)) < 256
     )
 
 
 def is_whole_id(text: str) -> bool:
-    """Whether TEXT is an id as Docker, Podman and containers/storage make them: 64 hexadecimal digits, so no other text holds it."""
+    """Whether TEXT is an id of Docker, Podman or containers/storage: 64 hexadecimal digits. No other text contains one
+    by accident.
+    """
     return len(text) == 64 and all(c in "0123456789abcdef" for c in text)
 
 
@@ -138,14 +140,14 @@ def is_id_prefix(name: str) -> bool:
 
 
 def answers_to(name: str, id: str, names: list[str]) -> bool:
-    """Whether NAME is one of NAMES, the ID, or a beginning of it."""
+    """Whether NAME is one of NAMES, the ID, or a prefix of it."""
     return name in names or name == id or (is_id_prefix(name) and id.startswith(name))
 
 
 def roots(engine: str, *usual: str) -> list[str]:
-    """The state directories of ENGINE: $CNTR_<ENGINE>_ROOT (colon-separated) before the usual ones, those whose words count here.
+    """The state directories of ENGINE, $CNTR_<ENGINE>_ROOT (colon-separated) first, that ``trust`` accepts here.
 
-    Raises Refused for one that anybody could have written: it is nobody's word.
+    Raises Refused for one that any user can have written.
     """
     own = [path for path in os.environ.get(f"CNTR_{engine.upper()}_ROOT", "").split(":") if path]
     found = []
@@ -160,7 +162,9 @@ def roots(engine: str, *usual: str) -> list[str]:
 
 
 def runtime_dirs() -> list[str]:
-    """The caller's XDG_RUNTIME_DIR, and where engines fall back to without systemd-logind; none for root, who asks users apart."""
+    """The caller's XDG_RUNTIME_DIR, and the engines' fallbacks without systemd-logind. Empty for root, who asks users
+    separately.
+    """
     me = os.geteuid()
     if not me:
         return []
@@ -174,7 +178,7 @@ FALLBACKS = (
     "storage-run",
     "containers-user",
     "run",
-)  # /tmp/NAME-UID; anybody can make those, so the owner counts
+)  # /tmp/NAME-UID: any user can make it, so the owner is checked
 
 
 def home(uid: int) -> str:
@@ -185,7 +189,9 @@ def home(uid: int) -> str:
 
 
 def home_and_group(uid: int) -> tuple[str, int]:
-    """(home directory, group) of UID by /etc/passwd alone: NSS could ask a network, and load libraries. ("", UID) if unknown."""
+    """(home directory, group) of UID from /etc/passwd; ("", UID) if unknown. NSS is not used: it may ask a network and
+    load libraries.
+    """
     try:
         entry = procfs.passwd_entry(procfs.read("/etc/passwd"), str(uid))
     except OSError:
@@ -194,7 +200,7 @@ def home_and_group(uid: int) -> tuple[str, int]:
 
 
 def owner_name(uid: int) -> str:
-    """The rootless engine's user as ``name`` or ``uid N``; "" for root's own engines."""
+    """The owner of a rootless engine as ``name`` or ``uid N``; "" for root's engines."""
     if not uid:
         return ""
     try:
@@ -205,7 +211,7 @@ def owner_name(uid: int) -> str:
 
 
 def ended(engine: str, name: str, status: str, code: int, out_of_memory: bool = False) -> tuple[str, str]:
-    """(what is, what to do) of a container without a process, for NotRunning; status: the engine's word for it."""
+    """(what it is, what to do) for a container without a process, for NotRunning. status: the engine's word for it."""
     why = f"{status} (exit status {code}{', killed for lack of memory' if out_of_memory else ''})"
     hint = f"`{engine} start {name}`, or see `{engine} logs {name}`; a container that has ended has no process to join"
     if status in ("created", "configured", "initialized"):
@@ -217,7 +223,7 @@ def ended(engine: str, name: str, status: str, code: int, out_of_memory: bool = 
 
 
 def setting(text: str, section: str, key: str) -> str:
-    """``key = "value"`` of [section] in a TOML text, "" if not there; enough for storage.conf, without tomllib's re."""
+    """``key = "value"`` in [section] of a TOML text, "" if missing. Enough for storage.conf; tomllib would import re."""
     current = ""
     for line in text.splitlines():
         line = line.strip()

@@ -1,4 +1,4 @@
-"""Sysbox: its runtime sysbox-runc keeps runc's state files, in a directory of its own."""
+"""Sysbox: its runtime sysbox-runc keeps runc's state files in a directory of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from cntr.engines.container import Container
 
 
 def find(name: str, deadline: float) -> list[Container]:
-    """The container of that id or unique beginning of it."""
+    """The container with that id or unique prefix."""
     return runc.search(_roots(), name, _read)
 
 

@@ -1,7 +1,7 @@
-"""Whose word is it? Who besides root could have written a path, and whose claims count for the caller.
+"""Which user besides root can have written a path, and whose claims count for the caller.
 
-The rule that every engine's module keeps to: a name leads to a process by root's own sources (files, sockets and directories that
-only root can change, all the way up), or by a user's sources for that user's own processes alone.
+The rule for every engine module: a name leads to a process by root's own sources (files, sockets and directories that
+only root can change, including all parents), or by a user's sources for that user's own processes only.
 """
 
 from __future__ import annotations
@@ -10,30 +10,32 @@ import os
 
 from cntr.linux import procfs
 
-ANYBODY = -1  # several users, or all of them, could have written it: nobody's word
+ANYBODY = -1  # several users, or all, can have written it: it does not count
 LINKS = 40  # symbolic links followed in one path, as many as the kernel does (path_resolution(7))
 S_IFMT, S_IFDIR, S_IFLNK, S_IFREG, S_IFSOCK = 0o170000, 0o040000, 0o120000, 0o100000, 0o140000
 
-SOME = 20_000  # directory entries looked through where anybody makes them
+SOME = 20_000  # directory entries examined where any user can create them
 
-_owners: dict[str, int] = {}  # of the paths of this look-up
-_speaker = -1  # the uid that the process speaks for: see ``speak_for``
+_owners: dict[str, int] = {}  # of the paths of this lookup
+_speaker = -1  # the uid this process speaks for: see ``speak_for``
 
 
 def forget() -> None:
-    """A new look-up begins."""
+    """Start a new lookup."""
     _owners.clear()
 
 
 def speak_for(uid: int) -> None:
-    """From now on only UID's sources count: this process was started to say what that user's engines know."""
+    """From now on only UID's sources count: this process reports what that user's engines know."""
     global _speaker
     _speaker = uid
     forget()
 
 
 def accepts(owner: int) -> bool:
-    """Whether the words of OWNER (of ``owner``) count here: root takes root's alone and asks users apart; a user also their own."""
+    """Whether sources of OWNER (result of ``owner``) count here. For root only root's own, as users are asked
+    separately; for a user also the user's own.
+    """
     if _speaker >= 0:
         return owner == _speaker
     me = os.geteuid()
@@ -41,9 +43,10 @@ def accepts(owner: int) -> bool:
 
 
 def owner(path: str) -> int:
-    """The uid of the one user besides root who can decide what is at PATH: 0 for root alone, ANYBODY. Raises OSError.
+    """The uid of the one user besides root who can change what is at PATH: 0 for root only, ANYBODY for several. Raises
+    OSError.
 
-    All directories on the way count, and those that symbolic links lead through.
+    All directories on the way count, including those that symbolic links lead through.
     """
     if path in _owners:
         return _owners[path]
@@ -51,14 +54,14 @@ def owner(path: str) -> int:
     parent = path.rpartition("/")[0]
     if info.st_mode & S_IFMT == S_IFLNK or not parent or "." in parent.split("/") or ".." in path.split("/"):
         found = _walk(path)
-    else:  # the directory's answer serves all that are in it
+    else:  # the answer for a directory is used for its entries
         found = merge(owner(parent), changer(info, path))
     _owners[path] = found
     return found
 
 
 def owner_or_anybody(path: str) -> int:
-    """The same, ANYBODY for what is not there or can't be looked at."""
+    """The same; ANYBODY if PATH is missing or cannot be examined."""
     try:
         return owner(path)
     except OSError:
@@ -66,7 +69,7 @@ def owner_or_anybody(path: str) -> int:
 
 
 def some_names(path: str, beginning: str) -> list[str]:
-    """The names that begin so, of the first SOME in a directory where anybody may make as many as they like."""
+    """The names with that prefix among the first SOME entries of a directory where any user can create files."""
     found = []
     try:
         with os.scandir(path) as entries:
@@ -81,13 +84,13 @@ def some_names(path: str, beginning: str) -> list[str]:
 
 
 def answers(path: str, mounts: list[procfs.Mount]) -> bool:
-    """Whether PATH is of a file system that answers: no mount point, or a tmpfs as logind makes it."""
+    """Whether access to PATH cannot block: no mount point, or a tmpfs as logind makes it."""
     types = [mount.fstype for mount in mounts if mount.mount_point == path]
     return not types or types[-1] == "tmpfs"
 
 
 def merge(above: int, here: int) -> int:
-    """Whose word it is that two have a hand in: a user's who has what is above, whoever they let in below (their subordinate ids)."""
+    """Who controls a path: the user who controls the directory (ABOVE), whatever its owner (HERE), e.g. a subordinate id."""
     return above or here
 
 
@@ -107,7 +110,7 @@ def _walk(path: str) -> int:
             links += 1
             if links > LINKS:
                 raise OSError(40, "Too many levels of symbolic links", path)
-            found = merge(found, _uid(info.st_uid))  # in a sticky directory it is its owner who made it
+            found = merge(found, _uid(info.st_uid))  # in a sticky directory the owner of the file made it
             target = os.readlink(here)
             at = "" if target.startswith("/") else at
             pending += target.split("/")[::-1]
@@ -117,9 +120,10 @@ def _walk(path: str) -> int:
 
 
 def changer(info: os.stat_result, path: str) -> int:
-    """Who besides root can change what has this status: its owner, or ANYBODY by its mode bits.
+    """Who besides root can change a file with this status: its owner, or ANYBODY by its mode.
 
-    A socket's bits say who may connect, not who listens. In a sticky directory nobody replaces what is another's (unlink(2)).
+    A socket's mode says who may connect, not who listens. In a sticky directory nobody can replace another user's file
+    (unlink(2)).
     """
     uid, kind = _uid(info.st_uid), info.st_mode & S_IFMT
     if uid or kind == S_IFSOCK or (kind == S_IFDIR and info.st_mode & 0o1000):
@@ -130,7 +134,7 @@ def changer(info: os.stat_result, path: str) -> int:
 
 
 def _has_acl(path: str) -> bool:
-    """Whether the group bits may be the mask of other users' rights (acl(5)); the group root alone is root."""
+    """Whether the group bits may be the mask of an ACL (acl(5)). The group root counts as root."""
     try:
         return "system.posix_acl_access" in os.listxattr(path)
     except OSError:
@@ -138,7 +142,7 @@ def _has_acl(path: str) -> bool:
 
 
 def _uid(uid: int) -> int:
-    """UID, 0 for one that is not mapped where root itself is not: for root in a user namespace that is whoever made the machine."""
+    """UID; 0 for an unmapped one where root itself is unmapped: in a user namespace that is the machine's root."""
     return 0 if uid == _overflow() else uid
 
 

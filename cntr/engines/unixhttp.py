@@ -1,4 +1,4 @@
-"""HTTP over a Unix socket, as the APIs of Docker, Podman, LXD and Incus speak it: one GET, one answer."""
+"""HTTP over a Unix socket, for the APIs of Docker, Podman, LXD and Incus: one GET, one answer."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ LIMIT = 64 << 20  # bytes of one answer
 
 
 def _module() -> ModuleType:
-    # `import socket` costs 8-13 ms (selectors, enum, re by way of them); the C module under it 0.3 ms, and has
-    # everything one request needs.
+    # `import socket` takes 8-13 ms (selectors, enum, re); the C module takes 0.3 ms and has everything that one request
+    # needs.
     try:
         import _socket
     except ImportError:
@@ -43,7 +43,9 @@ def connect(path: str, deadline: float) -> Stream:
 
 
 def connect_at_once(path: str) -> Stream:
-    """The same without waiting for a listener whose queue is full (EAGAIN): anybody may listen on an abstract name. Raises OSError."""
+    """The same, without waiting if the listener's backlog is full (EAGAIN): any user may listen on an abstract name.
+    Raises OSError.
+    """
     module = _module()
     stream: Stream = module.socket(module.AF_UNIX, module.SOCK_STREAM)
     try:
@@ -56,15 +58,15 @@ def connect_at_once(path: str) -> Stream:
 
 
 def peer(stream: Stream) -> tuple[int, int]:
-    """(pid, uid) of who listens (SO_PEERCRED, unix(7)); pid 0 for one in a pid namespace that is not ours or below it."""
+    """(pid, uid) of the listener (SO_PEERCRED, unix(7)); pid 0 if its pid namespace is not ours or below."""
     credentials = stream.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)
     return int.from_bytes(credentials[:4], "little"), int.from_bytes(credentials[4:8], "little")
 
 
 def get(stream: Stream, path: str, deadline: float) -> tuple[int, str]:
-    """(status, body) of ``GET path``; the connection is used up. Raises OSError, ValueError.
+    """(status, body) of ``GET path``; the connection cannot be used again. Raises OSError, ValueError.
 
-    HTTP/1.0 on purpose: the server neither chunks nor keeps the connection, so the answer ends where the stream ends.
+    HTTP/1.0: the server neither chunks nor keeps the connection open, so the answer ends with the stream.
     """
     stream.sendall(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode("ascii"))
     chunks, size = [], 0
@@ -85,6 +87,6 @@ def get(stream: Stream, path: str, deadline: float) -> tuple[int, str]:
 
 
 def quote(name: str) -> str:
-    """NAME as one component of a URL path: everything but RFC 3986's unreserved characters percent-encoded."""
+    """NAME as a component of a URL path: everything except RFC 3986's unreserved characters is percent-encoded."""
     plain = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
     return "".join(chr(byte) if byte in plain else f"%{byte:02X}" for byte in os.fsencode(name))

@@ -1,7 +1,8 @@
-"""What users' own engines know, asked by root: one process per user that has become that user, with little memory and time.
+"""Asks users' own engines on behalf of root: one process per user, with that user's ids and bounded memory and time.
 
-What a user wrote (state files, databases, sockets' answers) is read and parsed there, as that user and nobody else, and what comes back
-is a few short lines, each of them that user's word: it counts for that user's own processes alone. A user's cntr asks the same way.
+Files and answers that a user controls (state files, databases, sockets) are read and parsed with that user's rights
+only. The result is a few short lines, which count as claims of that user about the user's own processes. A user's own
+cntr works the same way.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ if TYPE_CHECKING:
 
     from cntr.engines.registry import Answer
 
-MOST_USERS, MOST_CONTAINERS = 64, 10_000  # who are asked at once; what each may have
-MOST_BYTES, MOST_TEXT = 1 << 20, 512  # of an answer; characters of a name
-MEMORY, SECONDS = 256 << 20, 3  # above what the process has; of processor time
+MOST_USERS, MOST_CONTAINERS = 64, 10_000  # users asked at once; containers of each
+MOST_BYTES, MOST_TEXT = 1 << 20, 512  # bytes of an answer; characters of a name
+MEMORY, SECONDS = 256 << 20, 3  # bytes above what the process has; seconds of processor time
 TRACES = ("docker.sock", "crun", "runc", "containers", "podman", "lxc")  # in a user's runtime directory
 VARIABLES = ("DOCKER_HOST", "CONTAINERS_STORAGE_CONF", "APPTAINER_CONFIGDIR")
 MONITORS = ("conmon", "buildah-chroot-exec", "buildah-oci-runtime")
-FIELDS = 8  # kind, engine, name or words, pid, id, image, state, start time
+FIELDS = 8  # kind, engine, name or message, pid, id, image, state, start time
 POLLIN, SIGKILL = 1, 9
 
 
 class Asked:
-    """A user's process: whose it is, its pid, and the pipe from it."""
+    """A user's process: its uid, its pid, and the pipe from it."""
 
     __slots__ = ("chunks", "fd", "late", "pid", "size", "uid")
 
@@ -41,20 +42,20 @@ class Asked:
         self.size = 0
 
     def read(self) -> bool:
-        """Take what is there; False at the end, or when it is too much."""
+        """Read what is available; False at the end, or if it is too much."""
         chunk = os.read(self.fd, 1 << 16)
         self.chunks.append(chunk)
         self.size += len(chunk)
         return bool(chunk) and self.size <= MOST_BYTES
 
     def end(self) -> bytes:
-        """Its answer. What is left of it is killed: it has said all, or is out of time."""
+        """Return its answer and kill what is left of it: it has finished, or its time is over."""
         os.close(self.fd)
         try:
             os.kill(self.pid, SIGKILL)
         except ProcessLookupError:
             pass
-        for _ in range(20):  # not for ever: one that waits for a dead disk does not even hear SIGKILL
+        for _ in range(20):  # not for ever: a process waiting for a dead disk does not react even to SIGKILL
             if os.waitpid(self.pid, os.WNOHANG)[0]:
                 break
             time.sleep(0.001)
@@ -62,12 +63,14 @@ class Asked:
 
 
 def who(monitors: bool) -> list[int]:
-    """The users of whom something is to be asked: by their runtime directories, by what the caller's variables name, by their monitors."""
+    """The users to ask: those with runtime directories, those whom the caller's variables name, and the owners of
+    MONITORS.
+    """
     found: dict[int, None] = {}
     mounts = procfs.mountinfo(procfs.read("/proc/self/mountinfo"))
     for name in store.listdir("/run/user"):
         path = f"/run/user/{name}"
-        # Names alone: what is called so may be the mount point of a file system of the user's making, which never answers.
+        # Only names are compared: the path may be the mount point of the user's file system that never answers.
         if name.isdecimal() and trust.answers(path, mounts) and not set(TRACES).isdisjoint(trust.some_names(path, "")):
             found[int(name)] = None
     for name in trust.some_names("/tmp", ""):
@@ -86,7 +89,7 @@ def who(monitors: bool) -> list[int]:
 
 
 def start(users: list[int], answer: Callable[[], bytes]) -> list[Asked]:
-    """A process for each of USERS that says what ANSWER gives there. All that ANSWER imports must be loaded."""
+    """Start a process for each of USERS that writes the result of ANSWER. Everything ANSWER imports must be loaded."""
     import resource
 
     asked = []
@@ -110,7 +113,7 @@ def start(users: list[int], answer: Callable[[], bytes]) -> list[Asked]:
 
 
 def _become(uid: int, pipe: int, resource: ModuleType) -> None:
-    """Keep nothing but PIPE, as fd 0; then no more than UID's own rights, little memory, little time."""
+    """Close everything except PIPE, which becomes fd 0; then take on UID's rights, and limits on memory and time."""
     os.dup2(pipe, 0)
     syscalls.close_range(1, 0)
     trust.speak_for(uid)
@@ -134,13 +137,13 @@ def _become(uid: int, pipe: int, resource: ModuleType) -> None:
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
-    # Not to be traced by the user, nor to go on without whoever asked.
+    # The user must not trace it, and it must not outlive its parent.
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, SIGKILL)
 
 
 def said(answers: list[Answer]) -> bytes:
-    """Answers as what ``hear`` takes apart."""
+    """Answers in the format that ``hear`` parses."""
     fields: list[str] = []
     for answer in answers:
         engine = answer.entry.name
@@ -157,7 +160,7 @@ def _short(text: str) -> str:
 
 
 def listen(asked: list[Asked], deadline: float) -> list[tuple[Asked, bytes]]:
-    """What each has said by DEADLINE; then they are ended, and those that had not come to their end are late."""
+    """What each process has written by DEADLINE. All are then ended; an unfinished one is late."""
     import select
 
     running = {one.fd: one for one in asked}
@@ -172,7 +175,7 @@ def listen(asked: list[Asked], deadline: float) -> list[tuple[Asked, bytes]]:
 
 
 def hear(asked: list[Asked], deadline: float) -> list[tuple[int, list[str]]]:
-    """(uid, the fields of a line) for all that the users' processes have said by DEADLINE."""
+    """(uid, fields of a line) for everything that the users' processes have written by DEADLINE."""
     lines = []
     for one, answer in listen(asked, deadline):
         fields = os.fsdecode(answer).split("\0")
@@ -183,7 +186,7 @@ def hear(asked: list[Asked], deadline: float) -> list[tuple[int, list[str]]]:
 
 
 def container(uid: int, fields: list[str], engines: set[str]) -> Container | None:
-    """The container of a line, as far as UID's word counts: its process is that user's own, and what it says of it is looked at."""
+    """The container on a line, if UID may claim it: the process must be that user's own, and the fields are checked."""
     _, engine, name, pid_text, id, image, _, start_text = fields
     if engine not in engines or not pid_text.isdecimal() or not start_text.isdecimal():
         return None

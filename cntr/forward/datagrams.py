@@ -1,4 +1,6 @@
-"""UDP: each sender gets a socket of its own on the other side, so that answers find their way back; idle ones are closed."""
+"""UDP: each sender gets its own socket on the other side, so that answers can be assigned to it. Idle sockets are
+closed.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,14 @@ if TYPE_CHECKING:
     Address = tuple[Any, ...]
 
 LARGEST = 1 << 16
-AT_ONCE = 64  # datagrams of one socket before the others have their turn
-QUEUE = 16  # datagrams that wait for their socket to be made
+AT_ONCE = 64  # datagrams from one socket before the others get their turn
+QUEUE = 16  # datagrams that wait until their socket is made
 IDLE_SECONDS = 60.0
-MOST = 1024  # senders at once; of more, the one that was silent longest goes
+MOST = 1024  # most senders; beyond that, the one idle for the longest is dropped
 
 
 class Sender:
-    """One sender's socket on the other side; None while it is being made."""
+    """A sender, and its socket on the other side; None while that is being made."""
 
     __slots__ = ("far", "heard", "queue")
 
@@ -38,7 +40,7 @@ class Sender:
 
 
 class Datagrams:
-    """What listens for one forward."""
+    """The listening side of one UDP forward."""
 
     def __init__(self, loop: Loop, made: socket.socket, forward: Forward, far_side: Side) -> None:
         self.loop, self.made, self.forward, self.far_side = loop, made, forward, far_side
@@ -56,7 +58,7 @@ class Datagrams:
             except BlockingIOError:
                 return
             except OSError:
-                continue  # an answer that could not be delivered
+                continue  # an answer could not be delivered
             sender = self.senders.get(address)
             if sender is None:
                 sender = self.senders[address] = Sender()
@@ -71,7 +73,7 @@ class Datagrams:
                 sender.queue.append(data)
 
     def _owner(self, address: Address) -> Callable[[Answer], None]:
-        """Who takes ADDRESS' new socket."""
+        """Return the callback that takes the new socket for ADDRESS."""
 
         def made(answer: Answer) -> None:
             sender = self.senders.get(address)
@@ -121,7 +123,7 @@ class Datagrams:
                 pass
 
     def _refused(self, address: Address, number: int) -> None:
-        """Nobody listens at that address: the next sender's datagrams go to the other one, where there are two."""
+        """Nobody listens at that address: send the next sender's datagrams to the other address, if there are two."""
         self._drop(address)
         self.number = (self.number + 1) % len(self.addresses)
         if not self.number and not self.said_refused:
@@ -142,16 +144,16 @@ class Datagrams:
         self.sweeper = self.loop.after(IDLE_SECONDS / 2, self._sweep)
 
     def back(self) -> None:
-        """The container is another one: its sockets are made anew."""
+        """The container was restarted: make its sockets anew."""
         for address in list(self.senders):
             self._drop(address)
 
     def is_busy(self) -> bool:
-        """Never waited for."""
+        """Always False: datagrams are not waited for at the end."""
         return False
 
     def close(self) -> None:
-        """Close all."""
+        """Close all sockets."""
         self.sweeper.cancel()
         self.back()
         self.loop.remove(self.made.fileno())

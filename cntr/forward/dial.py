@@ -1,4 +1,4 @@
-"""Connecting an accepted connection: each address in turn, and again while a container starts."""
+"""Connects the other side of an accepted connection: tries each address in turn, and retries while a container starts."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ if TYPE_CHECKING:
     Side = Union[Here, There]
 
 CONNECT_SECONDS = 10.0
-AWAY_SECONDS = 60.0  # a connection waits so long for a container that is being restarted
-STARTING_SECONDS = 10.0  # a container that has just come back may not listen yet
+AWAY_SECONDS = 60.0  # how long a connection waits for a container that is being restarted
+STARTING_SECONDS = 10.0  # how long a container that has just started may not listen yet
 AGAIN_SECONDS = 0.05
-# of connect(2) while a container starts: nothing listens yet, the socket is not made yet, its network is not up yet
+# errors of connect(2) while a container starts: nothing listens yet, the socket does not exist yet, the network is not
+# up yet
 NOT_YET = (errno.ECONNREFUSED, errno.ENOENT, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL)
 
 
 class Dial:
-    """One connection on its way. It ends in a stream.Connection, or with NEAR reset."""
+    """One attempt to connect. It ends in a stream.Connection, or with NEAR reset."""
 
     __slots__ = ("error", "far", "listener", "near", "number", "patience", "timer")
 
     def __init__(self, listener: Listener, near: socket.socket) -> None:
-        """near: accepted from LISTENER; over: its count goes down at the end."""
+        """near: accepted from LISTENER; over: called at the end."""
         self.listener, self.near, self.number, self.error = listener, near, 0, 0
         self.far: socket.socket | None = None
         self.timer: Timer | None = None
@@ -44,7 +45,7 @@ class Dial:
         self.start()
 
     def start(self) -> None:
-        """Try the first address; where the container is away, when it is back."""
+        """Try the first address; if the container is away, once it is back."""
         self.number = self.error = 0
         if self.listener.far_side.is_up:
             self._attempt()
@@ -59,7 +60,7 @@ class Dial:
             side.socket(family, socket.SOCK_STREAM, self._made)
 
     def _made(self, answer: Answer) -> None:
-        """A socket, connected where it has a path; or why there is none."""
+        """Handle the dialer's answer: a socket, already connected if it has a path, or an error."""
         if self.near.fileno() < 0:
             if isinstance(answer, socket.socket):
                 answer.close()
@@ -91,7 +92,7 @@ class Dial:
         number = self.far.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         try:
             number or self.far.getpeername()
-        except OSError:  # the event was of another socket, which had this fd before
+        except OSError:  # the event belonged to an earlier socket with this fd number
             return
         self._stop_waiting()
         if number:
@@ -145,7 +146,7 @@ class Dial:
         self.listener.away.pop(self, None)
 
     def cancel(self) -> None:
-        """Give up, without a word; NEAR stays open."""
+        """Give up silently; NEAR stays open."""
         self._stop_waiting()
         if self.timer:
             self.timer.cancel()
@@ -156,7 +157,9 @@ class Dial:
 
 
 class Quota:
-    """How many connections there may be at once: of a quarter each forward has its part for itself, the rest is whoever's comes first."""
+    """The limit on simultaneous connections. A quarter is split evenly among the forwards as their own; the rest is
+    shared.
+    """
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -168,13 +171,15 @@ class Quota:
         return listener.count() < own or sum(max(own, one.count()) for one in self.listeners) < self.total
 
     def left(self) -> None:
-        """One is over: who had to wait accepts again."""
+        """A connection has ended: listeners that had to wait accept again."""
         for listener in self.listeners:
             listener.listen()
 
 
 class Listener:
-    """What listens for one forward: accepts, dials, counts. What its quota does not allow waits in the kernel's queue."""
+    """The listening side of one forward: accepts, dials, counts. Connections beyond the quota wait in the kernel's
+    backlog.
+    """
 
     def __init__(
         self, loop: Loop, pipes: stream.Pipes, made: socket.socket, forward: Forward, far_side: Side, quota: Quota
@@ -191,11 +196,11 @@ class Listener:
         self.listen()
 
     def count(self) -> int:
-        """Connections, and those on their way."""
+        """Number of connections, established or being dialled."""
         return len(self.connections) + len(self.dials)
 
     def listen(self) -> None:
-        """Accept, unless it does."""
+        """Start accepting if not already doing so."""
         if not self.listens and self.made.fileno() >= 0:
             self.listens = True
             self.loop.add(self.made.fileno(), self._accept)
@@ -214,20 +219,20 @@ class Listener:
                 fd, _ = self.made._accept()  # type: ignore[attr-defined]
             except (BlockingIOError, ConnectionAbortedError):
                 return
-            except OSError:  # EMFILE, ENOMEM: it waits
+            except OSError:  # EMFILE, ENOMEM: leave it in the backlog
                 self._pause()
                 self.loop.after(0.2, self.listen)
                 return
             Dial(self, socket.socket(fileno=fd))
 
     def back(self) -> None:
-        """The container is there: whoever waited for it goes on."""
+        """The container is back: continue dials that waited for it."""
         waiting, self.away = self.away, {}
         for dial in waiting:
             dial.start()
 
     def connected(self, near: socket.socket, far: socket.socket) -> None:
-        """Join the two."""
+        """Join the two sockets."""
         self.said_refused = False
         flows = stream.Flow(near, far, self.pipes), stream.Flow(far, near, self.pipes)
         try:
@@ -245,7 +250,7 @@ class Listener:
         self.quota.left()
 
     def refused(self, near: socket.socket, number: int) -> None:
-        """Nobody is there: the client gets a reset, and the user is told once."""
+        """Nobody listens: reset the client's connection, and tell the user once."""
         stream.close(near, reset=True)
         self.quota.left()
         if not self.said_refused:
@@ -253,13 +258,13 @@ class Listener:
             self.tell_refused(self, number)
 
     def is_busy(self) -> bool:
-        """Whether something that was sent has not yet arrived."""
+        """Whether data that was sent has not arrived yet."""
         return any(
             not flow.done and (flow.held or flow.ended) for one in self.connections for flow in one.flows
         ) or bool(self.dials)
 
     def close(self) -> None:
-        """Close all; what was under way is cut off, and both ends see that."""
+        """Close everything. Connections are cut off, with an error at both ends."""
         self._pause()
         self.quota.listeners.remove(self)
         self.made.close()
@@ -271,5 +276,5 @@ class Listener:
 
 
 def why(number: int) -> str:
-    """An errno in the words of connect(2)."""
+    """An errno of connect(2) in words."""
     return os.strerror(number).lower()

@@ -1,9 +1,10 @@
-"""The container side of a forward: a child that finds the container, joins its network namespace and creates sockets there.
+"""The container's side of a forward: a child that finds the container, joins its network namespace and makes sockets
+there.
 
-What it makes is connected and bound by us, outside; a socket stays in the namespace it was made in (network_namespaces(7)). The child
-holds one end of a socket, the container's root where paths are asked for, and no capability but those a path takes. It looks the
-container up itself: so an engine that is slow holds up no connection, and a user namespace that is entered on the way to a rootless
-container is entered by the child alone. It ends when the container does.
+The relay connects and binds the sockets; a socket stays in the namespace where it was made (network_namespaces(7)). The
+child holds one end of a socket pair, the container's root if paths are needed, and only the capabilities that paths
+need. It looks up the container itself, so a slow engine delays no connection, and only the child enters a user
+namespace on the way to a rootless container. It ends with the container.
 """
 
 from __future__ import annotations
@@ -29,29 +30,33 @@ if TYPE_CHECKING:
 PACKET = 1 << 16
 GO = b"y"  # the answer to "begin"
 CAP_DAC_OVERRIDE = 1 << 1
-FIRST_PAUSE, LAST_PAUSE = 0.02, 1.0  # seconds between two searches for a container that has gone
+FIRST_PAUSE, LAST_PAUSE = 0.02, 1.0  # between two lookups of a container that has ended
 PR_SET_PDEATHSIG_KILL = int(signal.SIGKILL)
 
 
 class Wanted:
-    """The container that is asked for. engine, owner: once found, it is found again only there, and as that user's; "" and -1 before."""
+    """The container to find. engine, owner: once it was found, it is looked up only there and as that user's; "" and -1
+    before.
+    """
 
     __slots__ = ("engine", "owner", "paths", "session", "target")
 
     def __init__(self, target: str, *, paths: bool, session: Session | None = None) -> None:
-        """paths: whether Unix sockets with a path in the container will be asked for; session: asked whether it may be entered."""
+        """paths: whether Unix sockets by path will be needed in the container; session: decides whether it may be
+        entered.
+        """
         self.target, self.paths, self.session, self.engine, self.owner = target, paths, session, "", -1
 
 
 def run(wanted: Wanted, control: socket.socket) -> None:
-    """Be the child; never returns."""
+    """Run the child; never returns."""
     try:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, PR_SET_PDEATHSIG_KILL)
         syscalls.set_process_name("cntr-forward")
         fd = os.dup2(control.detach(), 3)
         syscalls.close_range(4, 0)
         control = socket.socket(fileno=fd)
-        os.setsid()  # the terminal's signals are for whoever watches it
+        os.setsid()  # the terminal's signals go to the relay
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -68,14 +73,14 @@ def run(wanted: Wanted, control: socket.socket) -> None:
 
 
 def _find(wanted: Wanted, control: socket.socket) -> tuple[Target, list[str]]:
-    """The container; one that was there before is waited for. Raises CntrError, OSError."""
+    """Find the container; one that was there before is waited for. Raises CntrError, OSError."""
     pause = FIRST_PAUSE
     while True:
         try:
             container = engines.resolve(wanted.target)
             if not wanted.engine or (container.engine, container.owner) == (wanted.engine, wanted.owner):
                 engines.verify(container, runs_its_own=True)
-                notes = engines.notes(container)  # while the caller's ids are the host's
+                notes = engines.notes(container)  # while our ids are the host's
                 if wanted.session:
                     _ask(container, control)
                 return Target(container), notes
@@ -87,7 +92,7 @@ def _find(wanted: Wanted, control: socket.socket) -> tuple[Target, list[str]]:
 
 
 def _ask(container: Container, control: socket.socket) -> None:
-    """Have the parent, who writes the session's records, look whether it may be entered; ends where it may not."""
+    """Ask the parent, which writes the session's records, whether the container may be entered; exit if not."""
     found = (container.engine, container.name, container.id, container.image, container.digest)
     _tell(control, "begin", *found, str(container.pid), str(container.owner))
     if control.recv(1) != GO:
@@ -98,14 +103,14 @@ def _tell(control: socket.socket, *words: str) -> None:
     try:
         control.send("\0".join(words).encode(errors="surrogateescape"))
     except OSError:
-        pass  # nobody listens any more
+        pass  # the parent is gone
 
 
 class Service:
-    """The child in the container's network namespace, answering one question after the other."""
+    """The child in the container's network namespace, which answers one request after the other."""
 
     def __init__(self, target: Target, control: socket.socket, paths: bool) -> None:
-        """Enter, and give up what is not needed. Raises CntrError, OSError."""
+        """Enter the namespace and drop what is not needed. Raises CntrError, OSError."""
         self.control, self.label, self.pid, self.pidfd = control, target.label, target.pid, target.pidfd
         self.container, self.host_network = target.container, "net" not in target.namespaces
         namespaces.join(target.namespaces, "net")
@@ -119,12 +124,13 @@ class Service:
         self.pidfd = pidfd
         held = int(procfs.status(procfs.read("/proc/self/status"))["CapPrm"], 16)
         kept = held & CAP_DAC_OVERRIDE if paths else 0
-        # In this order: without capabilities, uid 0 of a container that shares the pid namespace could trace a dumpable child.
+        # Before dropping capabilities: otherwise uid 0 of a container that shares the pid namespace could trace the
+        # child.
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         syscalls.capset(kept, kept, 0)
 
     def run(self, notes: list[str]) -> None:
-        """Say what was found, then answer until the container or whoever asks has gone."""
+        """Report what was found, then answer until the container or the parent has ended."""
         found = (self.container.engine, str(self.container.owner), str(self.pid), self.label)
         _tell(self.control, "found", *found, "host" if self.host_network else "own", *notes)
         poll = select.poll()
@@ -143,7 +149,7 @@ class Service:
             listening.remove(directory, name, inode)
 
     def _answer(self, words: list[str]) -> None:
-        """A socket, or why there is none. Each question gets one answer."""
+        """Make a socket or report an error. Each request gets one answer."""
         kind, *rest = words
         made: socket.socket | None = None
         try:
@@ -164,7 +170,7 @@ class Service:
                 made.close()
 
     def _connect(self, path: str) -> socket.socket:
-        """A socket connected to PATH as the container has it: no link on the way leads out of its root. Raises OSError."""
+        """Return a socket connected to PATH in the container; no symbolic link leads out of its root. Raises OSError."""
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
@@ -179,7 +185,9 @@ class Service:
         return made
 
     def _bind(self, path: str) -> socket.socket:
-        """A socket that listens at PATH in the container; whoever may go to that directory may connect. Raises OSError."""
+        """Return a socket that listens at PATH in the container; anyone who can reach that directory may connect.
+        Raises OSError.
+        """
         parent, _, name = path.rpartition("/")
         resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
         directory = syscalls.openat2(self.root_fd, parent.lstrip("/") or ".", os.O_PATH | os.O_DIRECTORY, resolve)

@@ -1,4 +1,4 @@
-"""Listening sockets: creating them, and who already has the wanted address."""
+"""Creates listening sockets, and finds out which process already has an address."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from cntr.errors import printable
 from cntr.linux import procfs
 
 BACKLOG = 4096  # bounded by net.core.somaxconn
-_LISTENS, _UNCONNECTED = "0A", "07"  # net/tcp_states.h, in the column st
+_LISTENS, _UNCONNECTED = "0A", "07"  # net/tcp_states.h, column st
 MOST_LINES = 64
 
 
 def bind_port(made: socket.socket, address: tuple[str, int]) -> int:
-    """Bind and listen; the port, also where 0 was asked for. Raises OSError."""
+    """Bind and listen; return the port, which the kernel chooses for 0. Raises OSError."""
     stream = made.type & 0xF == socket.SOCK_STREAM
     if made.family == socket.AF_INET6:
         made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -29,7 +29,9 @@ def bind_port(made: socket.socket, address: tuple[str, int]) -> int:
 
 
 def bind_file(directory: int, name: str, mode: int) -> tuple[socket.socket, int]:
-    """(a socket that listens at NAME in the directory behind the fd, its inode); a dead one is replaced. Raises OSError."""
+    """Return (a socket that listens at NAME in the directory, its inode). A dead socket there is replaced. Raises
+    OSError.
+    """
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     path = f"/proc/self/fd/{directory}/{name}"
     before = os.umask(0o777 & ~mode)
@@ -51,7 +53,7 @@ def bind_file(directory: int, name: str, mode: int) -> tuple[socket.socket, int]
 
 
 def _is_dead(directory: int, name: str) -> bool:
-    """Whether NAME is a socket of ours that nobody listens at any more. Raises OSError."""
+    """Whether NAME is a socket of ours with no listener. Raises OSError."""
     found = os.stat(name, dir_fd=directory, follow_symlinks=False)
     if not stat.S_ISSOCK(found.st_mode) or found.st_uid not in (0, os.geteuid()):
         return False
@@ -68,7 +70,9 @@ def _is_dead(directory: int, name: str) -> bool:
 
 
 def give(directory: int, name: str, inode: int, uid: int) -> None:
-    """Have UID own a socket that was made here, and nothing that has its name by now, in a directory of that user's. Raises OSError."""
+    """Give a socket that was made here to UID, in a directory of that user's; leave any other file of that name. Raises
+    OSError.
+    """
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     try:
         if os.fstat(fd).st_ino != inode:
@@ -79,7 +83,7 @@ def give(directory: int, name: str, inode: int, uid: int) -> None:
 
 
 def remove(directory: int, name: str, inode: int) -> None:
-    """Take a socket away that was made here, and nothing that has its name by now."""
+    """Remove a socket that was made here; leave any other file of that name."""
     try:
         if os.stat(name, dir_fd=directory, follow_symlinks=False).st_ino == inode:
             os.unlink(name, dir_fd=directory)
@@ -88,7 +92,9 @@ def remove(directory: int, name: str, inode: int) -> None:
 
 
 def table(directory: str, kinds: tuple[str, ...] = ("tcp", "tcp6", "udp", "udp6")) -> list[str]:
-    """``kind address port inode`` of what listens, by DIRECTORY's tcp, udp, … (proc_pid_net(5)); at most MOST_LINES of each kind."""
+    """Lines ``kind address port inode`` for each listening socket, from DIRECTORY's tcp, udp, … (proc_pid_net(5)); at
+    most MOST_LINES of a kind.
+    """
     found = []
     for kind in kinds:
         try:
@@ -104,7 +110,7 @@ def table(directory: str, kinds: tuple[str, ...] = ("tcp", "tcp6", "udp", "udp6"
 
 
 def _address(digits: str) -> str:
-    """An address in the kernel's notation: words of 32 bits, each in this machine's byte order."""
+    """Parse an address in the kernel's notation: 32-bit words in this machine's byte order."""
     import sys
 
     words = [int(digits[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(digits), 8)]
@@ -112,7 +118,7 @@ def _address(digits: str) -> str:
 
 
 def holder(port: int, *, udp: bool) -> str:
-    """``name (pid N)`` of who has PORT on this machine, "" where that is not to be seen."""
+    """``name (pid N)`` of the process that has PORT on this machine, "" if unknown."""
     kinds = ("udp", "udp6") if udp else ("tcp", "tcp6")
     inodes = {f"socket:[{row.split()[3]}]" for row in table("/proc/self/net", kinds) if row.split()[2] == str(port)}
     if not inodes:
@@ -123,5 +129,5 @@ def holder(port: int, *, udp: bool) -> str:
                 if os.readlink(f"/proc/{pid}/fd/{fd}") in inodes:
                     return f"{printable(procfs.read(f'/proc/{pid}/comm').strip())} (pid {pid})"
         except OSError:
-            continue  # another user's, or it has ended
+            continue  # another user's process, or it has ended
     return ""

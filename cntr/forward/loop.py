@@ -1,4 +1,4 @@
-"""One epoll(7) loop: what is ready, what is due, and who has more to do."""
+"""An epoll(7) loop: ready fds, timers, and callbacks for the next turn."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ FEW_TIMERS = 1024
 
 
 def _nothing() -> None:
-    """What a timer calls that was called off."""
+    """What a cancelled timer calls."""
 
 
 class Timer:
-    """Something due at a time.monotonic() value."""
+    """A callback due at a time.monotonic() value."""
 
     __slots__ = ("callback", "due", "off")
 
@@ -30,7 +30,7 @@ class Timer:
         self.due, self.callback, self.off = due, callback, False
 
     def cancel(self) -> None:
-        """It won't be called, and holds nothing until it would have been due."""
+        """Cancel it: it will not be called, and holds no references."""
         self.off, self.callback = True, _nothing
 
 
@@ -47,40 +47,40 @@ class Loop:
         self.status: int | None = None
 
     def add(self, fd: int, handler: Callable[[int], object], events: int = select.EPOLLIN) -> None:
-        """Have HANDLER called with the events of FD. Raises OSError."""
+        """Call HANDLER with the events of FD. Raises OSError."""
         self.epoll.register(fd, events)
         self.handlers[fd] = handler
 
     def remove(self, fd: int) -> None:
-        """No more of that; before the fd is closed."""
+        """Stop watching FD; call before it is closed."""
         if self.handlers.pop(fd, None):
             self.epoll.unregister(fd)
 
     def after(self, seconds: float, callback: Callable[[], object]) -> Timer:
-        """Have CALLBACK called once, SECONDS from now."""
+        """Call CALLBACK once, SECONDS from now."""
         timer = Timer(time.monotonic() + seconds, callback)
         heapq.heappush(self.timers, (timer.due, next(self.serial), timer))
-        if len(self.timers) > self.purge_at:  # most are called off long before they are due
+        if len(self.timers) > self.purge_at:  # most timers are cancelled long before they are due
             self.timers = [row for row in self.timers if not row[2].off]
             heapq.heapify(self.timers)
             self.purge_at = max(FEW_TIMERS, 2 * len(self.timers))
         return timer
 
     def soon(self, callback: Callable[[], object]) -> None:
-        """Have CALLBACK called in the next turn: whoever has more to do lets the others go first."""
+        """Call CALLBACK in the next turn, so that other callbacks run first."""
         self.waiting.append(callback)
 
     def run(self) -> int:
-        """Until somebody sets the status; returns it."""
+        """Run until the status is set; return it."""
         while self.status is None:
             self.turn()
         return self.status
 
     def turn(self) -> None:
-        """Wait until something is to be done, and do it."""
+        """Wait for events and timers, and handle them."""
         for fd, events in self.epoll.poll(self._patience(), MOST_EVENTS):
             handler = self.handlers.get(fd)
-            if handler:  # it may have been removed by one before
+            if handler:  # an earlier handler may have removed it
                 handler(events)
         for _ in range(len(self.waiting)):
             self.waiting.popleft()()

@@ -1,4 +1,4 @@
-"""Unix sockets joined with what goes beside their bytes: open files (SCM_RIGHTS), which Wayland, D-Bus and X11 clients pass."""
+"""Unix sockets joined with their ancillary data: open files (SCM_RIGHTS), which Wayland, D-Bus and X11 clients pass."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ NO_PIPES = Pipes()
 
 
 class Opening:
-    """What is said first in one direction, looked at before it goes on. ``done``: the rest passes untouched."""
+    """The start of one direction, inspected before it is passed on. ``done``: the rest passes unchanged."""
 
     done = False
 
     def feed(self, data: bytes) -> bytes:
-        """What may go on by now. Raises ValueError: nothing more."""
+        """Return what may be passed on so far. Raises ValueError to cut the connection."""
         raise NotImplementedError
 
 
 class Passage(Flow):
-    """One direction. The fds of a message go with its first byte; none is looked at."""
+    """One direction. A message's fds are sent with its first byte, without being inspected."""
 
     __slots__ = ("fds", "opening")
 
@@ -35,7 +35,7 @@ class Passage(Flow):
         self.fds: list[int] = []
 
     def take(self) -> bool:
-        """One message, or a part of it. Raises OSError."""
+        """Read one message or a part of it; False at the end. Raises OSError."""
         data, fds = sockets.receive(self.source, SIZE, MOST_FDS)
         more = bool(data)
         self.fds += fds
@@ -53,7 +53,7 @@ class Passage(Flow):
         return more
 
     def give(self) -> None:
-        """Raises OSError."""
+        """Write what is held, or a part of it. Raises OSError."""
         if self.fds and self.sink.family == socket.AF_UNIX:
             sent = sockets.send(self.sink, self.data, self.fds)
         else:
@@ -63,7 +63,7 @@ class Passage(Flow):
         self.held = len(self.data)
 
     def drop(self) -> None:
-        """Hold nothing any more."""
+        """Drop what is held, and close its fds."""
         self._close_fds()
         self.data, self.held = memoryview(b""), 0
 

@@ -1,4 +1,4 @@
-"""``cntr forward``: listens, finds the container as often as it restarts, and runs a command with the ports up."""
+"""``cntr forward``: listens, finds the container again after a restart, and runs a command while the ports are up."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
     Tell = Callable[[str, Mapping[str, object], str], object]
 
-WANTED_FILES = 1 << 18  # fds, where root may raise the limit: two a connection
-OWN_FILES = 128  # for all else
-SETTLE_SECONDS = 2.0  # for what a command has sent before it ended
-SI_KERNEL = 0x80  # asm-generic/siginfo.h: the terminal's own, which the command has got too
+WANTED_FILES = 1 << 18  # fds, if root can raise the limit: two for each connection
+OWN_FILES = 128  # for everything else
+SETTLE_SECONDS = 2.0  # for data that a command sent before it ended
+SI_KERNEL = 0x80  # asm-generic/siginfo.h: sent by the terminal, to the command too
 AGAIN_SECONDS = 1.0
 
 
 def run(target: str, forwards: list[Forward], argv: list[str], tell: Tell, session: Session | None = None) -> int:
-    """Forward until a signal comes or ARGV, if there is one, ends; the exit status. Raises CntrError, OSError.
+    """Forward until a signal arrives or ARGV, if given, ends; return the exit status. Raises CntrError, OSError.
 
     session: asked before the container is entered, and told of the end.
     """
@@ -90,7 +90,7 @@ class Relay:
         self.loop, self.pipes, self.here = Loop(), stream.Pipes(), Here()
         self.there = There(self.loop, wanted, self)
         self.listeners: dict[Forward, Listener | Datagrams] = {}
-        self.begun: set[Forward] = set()  # have listened once
+        self.begun: set[Forward] = set()  # those that have listened once
         self.command = 0
         self.times, self.away = 0, False
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OWN_FILES
@@ -103,7 +103,7 @@ class Relay:
     # --- the container ---
 
     def up(self, notes: list[str]) -> None:
-        """It is there, for the first time or again."""
+        """The container was found, for the first time or again."""
         back, self.away = self.away, False
         self.times += 1
         for note in notes if back or self.times == 1 else []:
@@ -126,7 +126,7 @@ class Relay:
         return grown
 
     def gone(self) -> None:
-        """It has ended: what listens in it has gone with it; what listens here stays."""
+        """The container has ended. Its listening sockets are gone; those on this machine stay."""
         if self.there.wanted.engine == "pid":
             raise CntrError(f"{self.there.label} has ended", "name a container by its name to have it found again")
         self.away = True
@@ -144,7 +144,7 @@ class Relay:
     # --- listening ---
 
     def _open(self, forward: Forward) -> None:
-        """Listen; in the container that takes an answer of its side."""
+        """Start listening; in the container the dialer makes the socket."""
         side: Here | There = self.there if forward.reverse else self.here
         endpoint = forward.listen
 
@@ -174,12 +174,12 @@ class Relay:
             side.socket(endpoint.addresses()[0][0], kind, made)
 
     def _not_open(self, forward: Forward, number: int) -> None:
-        """Fatal where it has never listened; else it is tried again."""
+        """Handle a failure to listen: fatal the first time, later retried."""
         if forward in self.begun:
             if self.there.is_up:
                 self.loop.after(AGAIN_SECONDS, lambda: self._open_again(forward))
             return
-        if number == errno.ENOTCONN:  # the container has just ended: again when it is back
+        if number == errno.ENOTCONN:  # the container has just ended: retry when it is back
             return
         raise CntrError(*_not_listening(forward, self.there, number))
 
@@ -266,7 +266,7 @@ class Relay:
                 os.kill(self.command, number)
 
     def _keep_to(self, limit: float) -> None:
-        """End after LIMIT seconds, and say so a minute before."""
+        """End after LIMIT seconds, with a warning a minute before."""
         if limit > times.WARNING_SECONDS:
             text = f"the session ends in a minute: its time is {times.shown(limit)}"
             self.loop.after(
@@ -275,7 +275,7 @@ class Relay:
         self.loop.after(limit, lambda: self._end(f"its time is over: {times.shown(limit)}"))
 
     def _end(self, why: str) -> None:
-        """Not by the command, nor by a signal of the caller's."""
+        """End for a reason other than the command or a signal."""
         self.tell("ended", {"why": why}, f"{self.there.label}: the session was ended: {why}")
         if self.there.wanted.session:
             self.there.wanted.session.why = why
@@ -292,7 +292,7 @@ class Relay:
             self.loop.status = ended
 
     def _settle(self) -> None:
-        """What the command has sent before it ended still arrives."""
+        """Wait for data that the command sent before it ended."""
         deadline = time.monotonic() + SETTLE_SECONDS
         self.loop.after(SETTLE_SECONDS, lambda: None)
         self.loop.remove(self.watch.fd)
@@ -302,7 +302,7 @@ class Relay:
             self.loop.turn()
 
     def close(self) -> None:
-        """Close all; what was under way is cut off."""
+        """Close everything; connections are cut off."""
         for listener in self.listeners.values():
             listener.close()
         self.there.close()
@@ -320,7 +320,7 @@ class Relay:
 
 
 def _not_listening(forward: Forward, there: There, number: int) -> tuple[str, str]:
-    """Message and hint."""
+    """The error message and the hint for a failure to listen."""
     listen = printable(forward.texts(there.label)[0])
     where = there.label if forward.reverse else "this machine"
     if number == errno.EADDRINUSE:
@@ -345,7 +345,7 @@ def _not_listening(forward: Forward, there: There, number: int) -> tuple[str, st
 
 
 def _who_listens(table: list[str], forward: Forward) -> str:
-    """What a container does listen at, for who has asked in vain."""
+    """What the container does listen on, for the error message."""
     rows = [line.split() for line in table if line.startswith("udp" if forward.udp else "tcp")]
     same = [row[1] for row in rows if row[2] == str(forward.connect.port)]
     if same:

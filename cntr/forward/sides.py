@@ -1,4 +1,4 @@
-"""The two sides of a forward: creating sockets on this machine, and in the container."""
+"""The two sides of a forward: making sockets on this machine, and in the container."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ if TYPE_CHECKING:
     Done = Callable[[Answer], object]
 
     class Told(Protocol):
-        """Who hears of the container."""
+        """Callbacks about the container."""
 
         def up(self, notes: list[str]) -> object:
-            """It is there."""
+            """It was found."""
 
         def gone(self) -> object:
             """It has ended."""
 
 
-AT_ONCE = 64  # questions to the child that wait for an answer: they fit in the socket
-SPARE = 16  # TCP sockets of the container kept ready: a connection need not wait for one
+AT_ONCE = 64  # unanswered requests to the child: they fit in the socket buffer
+SPARE = 16  # TCP sockets of the container kept ready, so that a connection need not wait for one
 ANSWER_SECONDS = 10.0  # a path in the container may lead to a file system that never answers
-PAUSE = 0.5  # seconds before a child that has failed is replaced
+PAUSE = 0.5  # before a failed child is replaced
 _MODE = 0o600
 
 
 class Gone(OSError):
-    """The container is not there at the moment."""
+    """The container is not running at the moment."""
 
 
 class Here:
-    """This machine."""
+    """This machine's side."""
 
     is_up, is_young = True, False
 
@@ -54,11 +54,11 @@ class Here:
         self.made: list[tuple[int, str, int]] = []
 
     def socket(self, family: int, kind: int, done: Done) -> None:
-        """A new socket, to DONE."""
+        """Pass a new socket to DONE."""
         done(socket.socket(family, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK))
 
     def connect_file(self, path: str, done: Done) -> None:
-        """A socket connected to PATH, or the error, to DONE."""
+        """Pass a socket connected to PATH, or the error, to DONE."""
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             made.connect(path)
@@ -69,7 +69,7 @@ class Here:
         done(made)
 
     def bind_file(self, path: str, done: Done) -> None:
-        """A socket that listens at PATH, for the caller alone, or the error, to DONE."""
+        """Pass a socket that listens at PATH, accessible to the caller only, or the error, to DONE."""
         parent, _, name = path.rpartition("/")
         try:
             directory = os.open(parent or "/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -84,7 +84,7 @@ class Here:
         done(made)
 
     def close(self) -> None:
-        """Take the sockets' names away."""
+        """Remove the sockets' names."""
         for directory, name, inode in self.made:
             listening.remove(directory, name, inode)
             os.close(directory)
@@ -92,10 +92,10 @@ class Here:
 
 
 class There:
-    """The container, by a child of the module ``dialer``; another one as often as it has ended."""
+    """The container's side, through a child (``dialer``), which is replaced when it ends."""
 
     def __init__(self, loop: Loop, wanted: dialer.Wanted, told: Told) -> None:
-        """told: hears of it. Nothing is started yet."""
+        """told: gets the callbacks. Nothing is started yet."""
         self.loop, self.wanted, self.told = loop, wanted, told
         self.label, self.pid, self.host_network, self.failed = wanted.target, 0, False, ""
         self.is_up = self.is_young = self.closing = self.gave_up = False
@@ -109,7 +109,7 @@ class There:
         self.stuck: list[int] = []
 
     def start(self) -> None:
-        """Look for the container. Raises OSError."""
+        """Start looking for the container. Raises OSError."""
         if self.closing:
             return
         self.stuck = [pid for pid in self.stuck if not os.waitpid(pid, os.WNOHANG)[0]]
@@ -122,10 +122,10 @@ class There:
         self.control = ours
         self.loop.add(ours.fileno(), self._ready)
 
-    # --- questions ---
+    # --- requests ---
 
     def socket(self, family: int, kind: int, done: Done) -> None:
-        """A new socket in the container's network namespace, or Gone, to DONE."""
+        """Pass a new socket of the container's network namespace, or Gone, to DONE."""
         if (family, kind) != (socket.AF_INET, socket.SOCK_STREAM):
             self._ask(done, "socket", str(int(family)), str(int(kind)))
             return
@@ -136,19 +136,19 @@ class There:
         self._stock()
 
     def connect_file(self, path: str, done: Done) -> None:
-        """A socket connected to PATH of the container, or the error, to DONE."""
+        """Pass a socket connected to PATH in the container, or the error, to DONE."""
         self._ask(done, "connect", path)
 
     def bind_file(self, path: str, done: Done) -> None:
-        """A socket that listens at PATH of the container, or the error, to DONE."""
+        """Pass a socket that listens at PATH in the container, or the error, to DONE."""
         self._ask(done, "bind", path)
 
     def listeners(self, done: Callable[[list[str]], object]) -> None:
-        """What listens in the container, as ``listening.table`` has it, to DONE."""
+        """Pass what listens in the container, as ``listening.table`` returns it, to DONE."""
         self._ask(lambda answer: done(answer.split("\n") if isinstance(answer, str) else []), "table")
 
     def _stock(self) -> None:
-        """Have some sockets on the way, while there are fewer than SPARE."""
+        """Request sockets while fewer than SPARE are ready or requested."""
         while self.is_up and len(self.spare) + self.on_the_way < SPARE and len(self.asked) < AT_ONCE:
             self.on_the_way += 1
             self._ask(self._spare, "socket", str(int(socket.AF_INET)), str(int(socket.SOCK_STREAM)))
@@ -170,7 +170,7 @@ class There:
             data, done = self.unsent.popleft()
             try:
                 self.control.send(data)
-            except OSError:  # it has ended: told when its end of the socket is read
+            except OSError:  # the child has ended: noticed when its socket is read
                 pass
             self.asked.append(done)
             if self.deadline is None:
@@ -211,14 +211,14 @@ class There:
         kind, *rest = words
         if kind == "error":
             self.failed = rest[0]
-            if self.wanted.engine in ("", "pid"):  # nor is a pid found again
+            if self.wanted.engine in ("", "pid"):  # a pid is not looked up again
                 raise CntrError(rest[0], rest[1], int(rest[2]))
             return
         if kind == "begin":
             self._begin(rest)
             return
         self.wanted.engine, self.wanted.owner = rest[0], int(rest[1])
-        if self.gave_up and self.pid != int(rest[2]):  # it has ended while its side did not answer
+        if self.gave_up and self.pid != int(rest[2]):  # the container ended while its child did not answer
             self.told.gone()
         self.gave_up = False
         self.pid, self.label, self.host_network = int(rest[2]), rest[3], rest[4] == "host"
@@ -227,7 +227,9 @@ class There:
         self.told.up(rest[5:])
 
     def _begin(self, words: list[str]) -> None:
-        """The child is about to enter a container: is it allowed, and recorded? One that is not the first is left out. Raises CntrError."""
+        """The child is about to enter a container: check the policy and write the record, the first time only. Raises
+        CntrError.
+        """
         session, (engine, name, id, image, digest, pid, owner) = self.wanted.session, words
         assert session
         assert self.control
@@ -246,13 +248,13 @@ class There:
         self.control.send(dialer.GO)
 
     def _give_up(self) -> None:
-        """It does not answer: it is ended, and another one asked."""
+        """The child does not answer: kill and replace it."""
         self.deadline = None
         os.kill(self.child, signal.SIGKILL)
         self._end(stuck=True)
 
     def _end(self, *, stuck: bool = False) -> None:
-        """The child has ended, most often since the container has."""
+        """The child has ended, usually because the container has."""
         assert self.control
         self.loop.remove(self.control.fileno())
         self.control.close()
@@ -284,7 +286,7 @@ class There:
             self.loop.after(PAUSE, self.start)
 
     def close(self) -> None:
-        """End the child; it takes the names away that it has made."""
+        """End the child, which removes the names it has made."""
         self.closing = True
         for made in self.spare:
             made.close()

@@ -1,4 +1,4 @@
-"""The words of a forward: ``[ADDR:]PORT[:[ADDR:]PORT]``, with ``/socket/path`` or ``@name`` for a Unix socket on either side."""
+"""Parses forwards: ``[ADDR:]PORT[:[ADDR:]PORT]``, with ``/socket/path`` or ``@name`` for a Unix socket on either side."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from cntr.errors import UsageError, printable
 LOCALHOST = ("127.0.0.1", "::1")
 FORMS = "[ADDR:]PORT[:[ADDR:]PORT|:/socket/path|:@name][/udp]: 8080:80, 0.0.0.0:53:53/udp, 5432:/run/pg.sock, [::1]:80"
 UNPRIVILEGED = 1024  # ip(7)
-UNIX_LENGTH = 107  # bytes of sun_path, and the zero behind it (unix(7))
+UNIX_LENGTH = 107  # bytes of sun_path without the terminating zero (unix(7))
 
 
 class Endpoint:
-    """One side of a forward: an address and a port, or a Unix socket. address "" with a port: 127.0.0.1, and ::1 to connect to."""
+    """One side of a forward: an address and a port, or a Unix socket. Without an address: 127.0.0.1, and ::1 for
+    connecting.
+    """
 
     __slots__ = ("address", "path", "port")
 
     def __init__(self, port: int = 0, address: str = "", path: str = "") -> None:
-        """path: of a Unix socket, ``@name`` for an abstract one."""
+        """path: of a Unix socket; ``@name`` for an abstract one."""
         self.port, self.address, self.path = port, address, path
 
     def addresses(self) -> list[tuple[int, tuple[str, int] | bytes | str]]:
-        """(family, address) of each to be tried, as socket's functions take them."""
+        """(family, address) of each address to try, as the socket functions take them."""
         if self.path:
             return [(socket.AF_UNIX, b"\0" + os.fsencode(self.path[1:]) if self.path[0] == "@" else self.path)]
         found = (self.address,) if self.address else LOCALHOST
@@ -31,11 +33,11 @@ class Endpoint:
 
     @property
     def is_file(self) -> bool:
-        """Whether it is a socket that has a path."""
+        """Whether it is a socket with a path."""
         return self.path[:1] == "/"
 
     def text(self, host: str = LOCALHOST[0]) -> str:
-        """As the user writes it; HOST stands for no address."""
+        """As the user writes it; HOST is shown if there is no address."""
         if self.path:
             return f"{host}:{printable(self.path)}" if host not in LOCALHOST else printable(self.path)
         address = f"[{self.address}]" if ":" in self.address else self.address
@@ -45,7 +47,9 @@ class Endpoint:
 
 
 class Forward:
-    """listen is what we make, connect what it leads to; reverse: the first is in the container, the second on this machine."""
+    """listen: the socket that cntr makes; connect: where it leads. reverse: listen is in the container, connect on this
+    machine.
+    """
 
     __slots__ = ("connect", "listen", "reverse", "udp")
 
@@ -53,14 +57,14 @@ class Forward:
         self.listen, self.connect, self.udp, self.reverse = listen, connect, udp, reverse
 
     def texts(self, target: str) -> tuple[str, str]:
-        """Both as the user writes them; TARGET stands before what is in the container."""
+        """Both sides as the user writes them, with TARGET before the container's."""
         hosts = (target, LOCALHOST[0]) if self.reverse else (LOCALHOST[0], target)
         kind = "/udp" if self.udp else ""
         return self.listen.text(hosts[0]) + kind, self.connect.text(hosts[1]) + kind
 
 
 def parse(word: str, *, reverse: bool = False) -> Forward:
-    """One forward. Raises UsageError."""
+    """Parse one forward. Raises UsageError."""
     rest, udp = word, False
     for suffix in ("/udp", "/tcp"):
         if word.endswith(suffix) and not _has_path(word):
@@ -80,7 +84,7 @@ def parse(word: str, *, reverse: bool = False) -> Forward:
 
 
 def one_endpoint(word: str) -> Endpoint:
-    """What stdin and stdout are joined to. Raises UsageError."""
+    """Parse the endpoint for stdin and stdout. Raises UsageError."""
     endpoint, rest = _endpoint(word, word)
     if rest or not (endpoint.path or endpoint.port):
         raise _wrong(word, "one end is enough: PORT, ADDR:PORT, /socket/path, @name")
@@ -88,9 +92,11 @@ def one_endpoint(word: str) -> Endpoint:
 
 
 def from_inside(words: list[str]) -> list[str]:
-    """What a session asks of the process outside of it, as ``cntr forward`` takes it: each ``L`` or ``R`` and a forward, ``J`` for --json.
+    """Convert a session's request to the arguments of ``cntr forward``: each word is ``L`` or ``R`` and a forward, or
+    ``J`` for --json.
 
-    Of this machine they reach ports on its loopback, that any user could listen at: no files, which would be root's. Raises UsageError.
+    On this machine a session reaches ports on the loopback only, on which any user could listen: files would be reached
+    with root's rights. Raises UsageError.
     """
     line = []
     for word in words:
@@ -118,7 +124,7 @@ def _has_path(word: str) -> bool:
 
 
 def _endpoint(word: str, text: str) -> tuple[Endpoint, str]:
-    """The endpoint that TEXT begins with, and the rest from its colon on."""
+    """Parse the endpoint at the start of TEXT; return it and the rest from its colon on."""
     if text[:1] in ("/", "@"):
         path, colon, rest = text.partition(":")
         if len(path.encode(errors="surrogateescape")) > UNIX_LENGTH or len(path) < 2 or "\0" in path:
@@ -139,7 +145,7 @@ def _endpoint(word: str, text: str) -> tuple[Endpoint, str]:
 
 
 def _numeric(word: str, address: str) -> str:
-    """ADDRESS, a number: names would have to be looked up, and whose names?"""
+    """Return ADDRESS if it is numeric. Names are not resolved: it is unclear in which namespace."""
     known = {"localhost": "", "*": "0.0.0.0", "": ""}
     if address in known:
         return known[address]

@@ -1,4 +1,4 @@
-"""``cntr forward TARGET - PORT``: stdin and stdout joined to a port or socket of the container, as ssh's ProxyCommand takes it."""
+"""``cntr forward TARGET - PORT``: joins stdin and stdout to a port or socket of the container, for ssh's ProxyCommand."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from cntr.forward.sides import Answer
 
 SIZE = 1 << 16
-PIPE_BUF = 4096  # a pipe that poll(2) calls writable takes so many bytes without waiting (pipe(7))
+PIPE_BUF = 4096  # how many bytes a pipe takes without blocking when poll(2) reports it writable (pipe(7))
 
 
 def run(target: str, endpoint: Endpoint, session: Session | None = None) -> int:
-    """Join them until both have ended; 0. Raises CntrError, OSError."""
+    """Relay until both directions have ended; return 0. Raises CntrError, OSError."""
     if session:
         _end_in_order(session)
     loop = Loop()
@@ -49,7 +49,7 @@ def run(target: str, endpoint: Endpoint, session: Session | None = None) -> int:
 
 
 def _end_in_order(session: Session) -> None:
-    """A signal that ends us ends the session, which has a record then."""
+    """Turn signals that end this process into CntrError, so that the session's record is completed."""
 
     def end(number: int, frame: object) -> None:
         session.why = "`cntr sessions end`" if number == END else f"signal {number}"
@@ -60,17 +60,17 @@ def _end_in_order(session: Session) -> None:
 
 
 class _Told:
-    """It has to be there once; that it ends is told by its connections."""
+    """Ignores the callbacks: the container must be there once, and its end shows in the connection."""
 
     def up(self, notes: list[str]) -> None:
-        """Nothing to be said: stderr may be a log."""
+        """Does nothing: stderr may be a log."""
 
     def gone(self) -> None:
-        """Nothing either."""
+        """Does nothing."""
 
 
 def _connect(loop: Loop, there: There, endpoint: Endpoint) -> socket.socket:
-    """The connection. Raises CntrError."""
+    """Return the connection. Raises CntrError."""
     number = errno.ECONNREFUSED
     for family, address in endpoint.addresses():
         answers: list[Answer] = []
@@ -102,10 +102,12 @@ def _connect(loop: Loop, there: There, endpoint: Endpoint) -> socket.socket:
 
 
 class Streams:
-    """stdin → FAR and FAR → stdout; neither of the caller's streams has its flags changed, which others share."""
+    """Relays stdin → FAR and FAR → stdout. The flags of the caller's streams are not changed: other processes share
+    them.
+    """
 
     def __init__(self, far: socket.socket, limit: float | None) -> None:
-        """far: connected; limit: seconds that it may take."""
+        """far: connected socket; limit: time limit in seconds."""
         self.far, self.end = far, None if limit is None else time.monotonic() + limit
         self.far.setblocking(False)
         self.to_far, self.to_us = b"", b""
@@ -113,13 +115,13 @@ class Streams:
         self.step = _step(1)
 
     def run(self) -> None:
-        """Until the far end has said its last and all of it is written. Raises OSError, BrokenPipeError."""
+        """Run until the far end has closed and everything is written. Raises OSError, BrokenPipeError."""
         far = self.far.fileno()
         while not (self.far_ended and not self.to_us):
             poll = select.poll()
             reading = not self.ended and not self.to_far
             wanted = (0 if self.to_us else select.POLLIN) | (select.POLLOUT if self.to_far else 0)
-            if wanted:  # else a hang-up would be told again and again
+            if wanted:  # otherwise poll(2) would report a hang-up again and again
                 poll.register(far, wanted)
             if reading:
                 poll.register(0, select.POLLIN)
@@ -140,7 +142,7 @@ class Streams:
                 self.to_us = self.to_us[os.write(1, self.to_us[: self.step]) :]
 
     def _patience(self) -> float | None:
-        """Milliseconds. Raises CntrError: the time is over."""
+        """Milliseconds for poll(2). Raises CntrError when the time limit is over."""
         if self.end is None:
             return None
         left = self.end - time.monotonic()
@@ -153,14 +155,14 @@ class Streams:
             self.to_far = self.to_far[self.far.send(self.to_far) :]
         except BlockingIOError:
             pass
-        except OSError:  # it hears no more; what it has said is still written
+        except OSError:  # it reads no more; what it has sent is still written
             self.to_far, self.ended, self.shut = b"", True, True
 
     def _shut(self) -> None:
         try:
             self.far.shutdown(socket.SHUT_WR)
         except OSError:
-            pass  # it has gone
+            pass  # it is gone
 
     def _receive(self) -> None:
         try:
@@ -171,5 +173,5 @@ class Streams:
 
 
 def _step(fd: int) -> int:
-    """How many bytes can be written to FD at once without waiting where poll(2) says that it can be written to."""
+    """How many bytes can be written to FD without blocking when poll(2) reports it writable."""
     return PIPE_BUF if stat.S_ISFIFO(os.fstat(fd).st_mode) or stat.S_ISSOCK(os.fstat(fd).st_mode) else SIZE

@@ -15,16 +15,18 @@ if TYPE_CHECKING:
 
     from cntr.forward.loop import Loop
 
-CHUNK = 1 << 20  # bytes of a pipe
-ROUNDS = 16  # system calls for one direction before the others have their turn
+CHUNK = 1 << 20  # size of a pipe, bytes
+ROUNDS = 16  # system calls for one direction before the others get their turn
 IDLE_PIPES = 32
-MOST_PIPES = 256  # at once; who finds none copies, by a small buffer
+MOST_PIPES = 256  # pipes in use at once; further connections copy through a small buffer
 BUFFER = 1 << 14
 _LINGER_NONE = (1).to_bytes(4, sys.byteorder) + bytes(4)  # struct linger: on, 0 s
 
 
 class Pipes:
-    """Empty pipes: a connection has one only while it holds bytes, so that thousands of idle ones cost two fds each."""
+    """A pool of empty pipes. A connection has a pipe only while it holds bytes, so an idle connection needs two fds
+    only.
+    """
 
     __slots__ = ("idle", "lent")
 
@@ -33,7 +35,7 @@ class Pipes:
         self.lent = 0
 
     def take(self) -> tuple[int, int] | None:
-        """One; None where MOST_PIPES are in use, or this process may open no more files."""
+        """Return a pipe; None if MOST_PIPES are in use or the process has no free fds."""
         if self.lent >= MOST_PIPES:
             return None
         try:
@@ -44,7 +46,7 @@ class Pipes:
         return pipe
 
     def give(self, pipe: tuple[int, int], *, empty: bool = True) -> None:
-        """It back."""
+        """Return a pipe to the pool; close it if it is not empty."""
         self.lent -= 1
         if empty and len(self.idle) < IDLE_PIPES:
             self.idle.append(pipe)
@@ -53,18 +55,17 @@ class Pipes:
                 os.close(fd)
 
     def close(self) -> None:
-        """All."""
+        """Close all pipes of the pool."""
         while self.idle:
             for fd in self.idle.pop():
                 os.close(fd)
 
 
 class Flow:
-    """One direction. It reads only when it holds nothing: so a slow reader stops the writer, and nothing else.
+    """One direction. It reads only when it holds nothing, so a slow reader blocks only its own writer.
 
-    held: bytes in the pipe, or of data where there was no pipe;
-    readable, writable: until the kernel says EAGAIN (epoll is asked for edges); ended: the source has said its last; broken: by an
-    error; lost: the sink takes no more.
+    held: bytes in the pipe, or of data without a pipe; readable, writable: until a call returns EAGAIN (epoll is
+    edge-triggered); ended: the source is at its end; broken: by an error; lost: the sink accepts no more data.
     """
 
     __slots__ = (
@@ -91,7 +92,7 @@ class Flow:
         self.ended = self.broken = self.lost = self.done = False
 
     def take(self) -> bool:
-        """Hold what can be read; False at the end. Raises OSError."""
+        """Read into the pipe or buffer; False at the end. Raises OSError."""
         self.pipe = self.pipe or self.pipes.take()
         if self.pipe:
             self.held = splice(self.source.fileno(), self.pipe[1], CHUNK)
@@ -101,7 +102,7 @@ class Flow:
         return self.held > 0
 
     def give(self) -> None:
-        """Pass on what is held, or some of it. Raises OSError."""
+        """Write what is held, or a part of it. Raises OSError."""
         if self.pipe:
             self.held -= splice(self.pipe[0], self.sink.fileno(), self.held)
         else:
@@ -109,7 +110,7 @@ class Flow:
             self.held = len(self.data)
 
     def pump(self) -> bool:
-        """Move what can be moved; whether there is more to do at once."""
+        """Move what can be moved; return whether there is more to do at once."""
         for _ in range(ROUNDS):
             if self.held:
                 if not self.writable:
@@ -118,7 +119,7 @@ class Flow:
                     self.give()
                 except BlockingIOError:
                     self.writable = False
-                except OSError:  # EPIPE, ECONNRESET: nobody is there to hear it
+                except OSError:  # EPIPE, ECONNRESET: the reader is gone
                     self.lost = True
                     self.finish()
             elif self.done:
@@ -136,7 +137,7 @@ class Flow:
         return True
 
     def rest(self) -> None:
-        """It holds nothing: the pipe goes back; at the end the sink is told."""
+        """Called when nothing is held: return the pipe to the pool; at the end, shut the sink down."""
         if self.pipe:
             self.pipes.give(self.pipe)
             self.pipe = None
@@ -144,24 +145,26 @@ class Flow:
             self.finish()
 
     def finish(self) -> None:
-        """No more in this direction."""
+        """End this direction: discard what is held and, unless the direction is broken, shut the sink down for writing."""
         self.done = True
         self.drop()
         if not self.broken and not self.lost:
             try:
                 self.sink.shutdown(socket.SHUT_WR)
             except OSError:
-                pass  # it has gone in the meantime: its own direction says so
+                pass  # it is gone already, which its own direction reports
 
     def drop(self) -> None:
-        """Hold nothing any more."""
+        """Discard what is held."""
         if self.pipe:
             self.pipes.give(self.pipe, empty=not self.held)
         self.pipe, self.held, self.data = None, 0, memoryview(b"")
 
 
 class Connection:
-    """Two flows over two sockets. What was cut off at one end is cut off at the other: an end that nobody meant is never shown as one."""
+    """Two flows over two sockets. If one end is reset, the other one is reset too: a broken connection never looks like
+    a regular end.
+    """
 
     __slots__ = ("ends", "flows", "loop", "over", "queued")
 
@@ -189,15 +192,15 @@ class Connection:
         self._ready(self.flows[1], self.flows[0], events)
 
     def _ready(self, out: Flow, back: Flow, events: int) -> None:
-        """One end can be read (out) or written to (back); errors and hang-ups are told by the call itself."""
-        if events & ~4:  # all but EPOLLOUT
+        """One end became readable (out) or writable (back). The following calls report errors and hang-ups."""
+        if events & ~4:  # all except EPOLLOUT
             out.readable = True
-        if events & ~1:  # all but EPOLLIN
+        if events & ~1:  # all except EPOLLIN
             back.writable = True
         self.pump()
 
     def pump(self) -> None:
-        """Move both directions on; again in the next turn where there is more."""
+        """Move both directions; continue in the next turn if there is more."""
         self.queued = False
         more = [flow.pump() for flow in self.flows]
         near, far = self.flows
@@ -215,7 +218,7 @@ class Connection:
             self.pump()
 
     def close(self, *, reset: bool = False) -> None:
-        """Close both ends, with a reset where something was cut off."""
+        """Close both ends, with a reset if one was cut off."""
         self.queued = False
         for flow in self.flows:
             if not flow.done:
@@ -228,7 +231,7 @@ class Connection:
 
 
 def close(end: socket.socket, *, reset: bool = False) -> None:
-    """Close it; reset: so that its peer sees an error (tcp(7): RST), where its kind has that."""
+    """Close a socket. reset: with a reset, so that its peer sees an error (tcp(7): RST), if its type supports that."""
     if reset and end.family != socket.AF_UNIX:
         try:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
