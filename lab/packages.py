@@ -157,11 +157,15 @@ with SlimContainer("proof") as box:
 APT = "export DEBIAN_FRONTEND=noninteractive; apt-get -qq update && apt-get -qq install -y --no-install-recommends"
 TRIALS = {  # what is made: how it is installed in the room, and what is called then
     "deb": (
-        f"{APT} {{file}} >/dev/null && test -d /var/lib/cntr && test -x /sbin/mount.fuse.cntrfs && test -x /usr/bin/kubectl-cntr",
+        f"{APT} {{file}} >/dev/null && test -d /var/lib/cntr && test -x /sbin/mount.fuse.cntrfs && test -x /usr/bin/kubectl-cntr"
+        " && test -s /usr/share/man/man8/mount.fuse.cntrfs.8.gz -a -s /usr/share/zsh/vendor-completions/_cntr"
+        " && zcat -f /usr/share/doc/cntr-attach/docs/howto.md* | grep -q cntr",
         "cntr",
     ),
     "wheel": (
-        f"{APT} python3-venv >/dev/null && python3 -m venv /opt/cntr && /opt/cntr/bin/pip install -q --no-index {{file}}",
+        f"{APT} python3-venv >/dev/null && python3 -m venv /opt/cntr && /opt/cntr/bin/pip install -q --no-index {{file}}"
+        " && cd /opt/cntr/share && test -s man/man1/cntr.1 -a -s doc/cntr-attach/docs/howto.md -a -s fish/vendor_completions.d/cntr.fish"
+        " && bash -n bash-completion/completions/cntr",
         "/opt/cntr/bin/cntr",
     ),
     "zipapp": ("cp {file} /usr/local/bin/cntr.pyz && chmod 755 /usr/local/bin/cntr.pyz", "cntr.pyz"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import runpy
 import subprocess
 import tarfile
 import tomllib
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cntr import __version__, images
+from cntr.cli import manual
 from lab import packages
 
 ROOT = Path(packages.__file__).parents[1]
@@ -55,3 +57,20 @@ def test_the_source_archive_holds_tests_documents_and_all_else_that_is_kept():
     directories = {line.partition("/")[0] for line in tracked.splitlines() if "/" in line and line[0] != "."}
     grafted = set(re.findall(r"^graft (\S+)$", (ROOT / "MANIFEST.in").read_text(), re.MULTILINE))
     assert {"tests", "docs"} <= grafted == directories - {"cntr"}
+
+
+def test_a_wheel_brings_each_document_the_manual_and_completion(tmp_path):
+    """setup.py says what goes below share/; `nox -s cleanroom -- packages` looks at it installed."""
+    made = runpy.run_path(str(ROOT / "setup.py"))
+    files = made["written"](tmp_path)
+    assert all(file == f"{tmp_path}/{place}/{file.rpartition('/')[2]}" for place in files for file in files[place])
+    assert (tmp_path / "share/man/man1/cntr.1").read_text() == manual.man_page()
+    for shell, name in (("bash", "bash-completion/completions/cntr"), ("zsh", "zsh/site-functions/_cntr")):
+        assert (tmp_path / "share" / name).read_text() == manual.completion(shell)
+    pages = {path.relative_to(ROOT).as_posix() for pattern in ("*.md", "docs/*") for path in ROOT.glob(pattern)}
+    documents = made["documents"]()
+    assert {"README.md", "docs/howto.md"} <= {name for some in documents.values() for name in some} == pages
+    for place, names in documents.items():  # links between them lead on
+        assert {place.removeprefix("share/doc/cntr-attach").strip("/") or "."} == {
+            os.path.dirname(n) or "." for n in names
+        }
