@@ -13,10 +13,13 @@ import stat
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
 
 from cntr.linux import procfs, syscalls
 from testkit.elf import static_program
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
 
 # chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw sys_chroot mknod audit_write setfcap
 DOCKER_DEFAULT = 0xA80425FB

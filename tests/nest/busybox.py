@@ -15,11 +15,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Self
 
 from cntr.linux import procfs, syscalls
 from testkit.container import SlimContainer
 from tests.conftest import MARK
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
 
 REPOSITORY = str(pathlib.Path(__file__).parents[2])
 CNTR = [sys.executable, "-m", "cntr"]

@@ -170,23 +170,17 @@ def test_an_odd_etc_file_of_the_container_is_left_out(kind, tmp_path):
     def make(root: pathlib.Path) -> None:
         path = root / "etc" / "hosts"
         path.parent.mkdir()
-        match kind:
-            case "fifo":
-                os.mkfifo(path)
-            case "directory":
-                path.mkdir()
-            case "dangling":
-                path.symlink_to("/nowhere/at/all")
-            case "out":
-                path.symlink_to(f"../../../../../../../..{secret}")
-            case "absolute_out":
-                path.symlink_to(secret)
-            case "loop":
-                path.symlink_to("hosts")
-            case "device":
-                os.mknod(path, 0o20666, os.makedev(1, 5))
-            case "socket":
-                os.mknod(path, 0o140666)
+        makes = {
+            "fifo": lambda: os.mkfifo(path),
+            "directory": path.mkdir,
+            "dangling": lambda: path.symlink_to("/nowhere/at/all"),
+            "out": lambda: path.symlink_to(f"../../../../../../../..{secret}"),
+            "absolute_out": lambda: path.symlink_to(secret),
+            "loop": lambda: path.symlink_to("hosts"),
+            "device": lambda: os.mknod(path, 0o20666, os.makedev(1, 5)),
+            "socket": lambda: os.mknod(path, 0o140666),
+        }
+        makes[kind]()
 
     root = tmp_path / "root"
     root.mkdir()
