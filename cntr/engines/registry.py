@@ -136,6 +136,7 @@ REGISTRY: tuple[Entry, ...] = (
     Entry(
         *("nspawn", "cntr.engines.nspawn", "systemd-nspawn", "/usr/bin/systemd-nspawn", "/run/systemd/machines"),
         holds=("/run/systemd/machines/{}", "/run/systemd/nspawn/propagate/{}"),
+        aliases=("raw",),
     ),
     Entry(
         "apptainer",

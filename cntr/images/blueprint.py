@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cntr.images import Image
+    from cntr.images.disk import Disk
 
 # chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw sys_chroot mknod audit_write setfcap
 DEFAULT_CAPABILITIES = 0xA80425FB
@@ -34,6 +35,7 @@ class Blueprint:
     """See the module. Ids are those of the container's user namespace; maps are rows (inside, outside, count), none for the host's.
 
     lower: overlayfs' lower directories, topmost first; upper, work: the container's own layer; overlay: its mount options.
+    disk: an image whose file system is the one lower layer.
     memory, pids: limits, in bytes and processes, 0 for none.
     served: whether fuse-overlayfs mounts its layers (it has marks of its own for what a layer hides).
     shift: whether the files on the disk are not shifted by the maps, so that mounts of them have to be (mount_setattr(2), IDMAP).
@@ -82,7 +84,7 @@ class Blueprint:
             "state",
         ),
         *("status", "uid_map", "upper", "user", "work", "entrypoint", "check", "groups", "closers"),
-        *("apparmor", "exact", "faults", "left_out", "sysctls"),
+        *("apparmor", "disk", "exact", "faults", "left_out", "sysctls"),
     )
 
     def __init__(self, engine: str, name: str) -> None:
@@ -90,6 +92,7 @@ class Blueprint:
         self.engine, self.name, self.id, self.image, self.state, self.owner = engine, name, "", "", "image", 0
         self.lower: list[str] = []
         self.upper = self.work = ""
+        self.disk: Disk | None = None
         self.overlay: dict[str, str] = {}
         self.entrypoint: list[str] = []
         self.argv: list[str] = []

@@ -1,7 +1,5 @@
-"""systemd-nspawn's machines that do not run: root directories in /var/lib/machines, their settings in NAME.nspawn (systemd.nspawn(5)).
-
-Raw images are listed and not mounted: a file system that somebody made is read by the kernel with all its rights, and that is for the
-administrator to decide (`systemd-dissect --mount`).
+"""systemd-nspawn's machines that do not run: root directories and disk images in /var/lib/machines, their settings in NAME.nspawn
+(systemd.nspawn(5)). A disk image is mounted for who says ``raw:NAME`` alone (see ``disk``); portable services' images are the same.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ from cntr.images.blueprint import Blueprint, Mount
 from cntr.images.spec import capability_mask
 
 PLACES = ("/var/lib/machines", "/run/machines", "/usr/local/lib/machines", "/usr/lib/machines")
+PORTABLES = ("/var/lib/portables", "/etc/portables", "/run/portables", "/usr/local/lib/portables", "/usr/lib/portables")
 SETTINGS = ("/etc/systemd/nspawn", "/run/systemd/nspawn")
 IDS = 65536  # of a machine with --private-users; it begins at a multiple of them, which is its root directory's owner
 # What systemd-nspawn(1) leaves a machine.
@@ -30,7 +29,8 @@ def find(name: str, deadline: float, *, running: bool = False) -> list[Blueprint
     """The machine of that name. Raises ImageError."""
     if not store.is_component(name) or name.startswith("."):
         return []
-    return [blueprint(place, name) for place in _places() if _kind(place, name) and (running or not runs(name))][:1]
+    place = next((place for place in _places() if _kind(place, name)), "")
+    return [blueprint(place, name)] if place and (running or not runs(name)) else []
 
 
 def stopped(deadline: float) -> list[Blueprint]:
@@ -52,11 +52,11 @@ def runs(name: str) -> bool:
 
 
 def _places() -> list[str]:
-    return store.roots("nspawn", *PLACES)
+    return [*store.roots("nspawn", *PLACES), *PORTABLES]
 
 
 def _kind(place: str, name: str) -> str:
-    if os.path.isdir(f"{place}/{name}"):
+    if os.path.isdir(f"{place}/{name}") and place not in PORTABLES:
         return "directory"
     return "raw" if os.path.isfile(f"{place}/{name}.raw") else ""
 
@@ -70,16 +70,17 @@ def _named(name: str) -> Blueprint:
 def blueprint(place: str, name: str) -> Blueprint:
     """From its directory and settings. Raises ImageError."""
     made = _named(name)
-    if _kind(place, name) == "raw":
-        raise ImageError(
-            f"{made.label()}: {place}/{name}.raw is an image of a disk: cntr has no file system that somebody made read by the kernel",
-            f"if you trust it: `systemd-dissect --mount {place}/{name}.raw DIR`, then dir:DIR",
-        )
-    made.upper = f"{place}/{name}"
     made.hostname, made.argv, made.capabilities = name[:64], ["/sbin/init"], capability_mask(CAPABILITIES)
     made.check = lambda: runs(name)
-    owner = os.stat(made.upper)
     settings = _settings(name)
+    if _kind(place, name) == "raw":
+        for key, values in settings.items():
+            for value in values:
+                _take(made, key, value)
+        _take_disk(made, f"{place}/{name}.raw")
+        return made
+    made.upper = f"{place}/{name}"
+    owner = os.stat(made.upper)
     if owner.st_uid and owner.st_uid % IDS == 0 and owner.st_gid == owner.st_uid:
         made.uid_map = made.gid_map = [(0, owner.st_uid, IDS)]
     elif owner.st_uid and "Exec.PrivateUsers" not in settings:
@@ -88,6 +89,16 @@ def blueprint(place: str, name: str) -> Blueprint:
         for value in values:
             _take(made, key, value)
     return made
+
+
+def _take_disk(made: Blueprint, path: str) -> None:
+    from cntr.images.disk import Disk
+
+    if runs(made.name):
+        raise ImageError(f"{made.label()} runs, and its disk image with it", f"{made.label()}, without raw:")
+    made.disk = Disk(path)
+    made.closers.append(made.disk.close)
+    made.shift = bool(made.uid_map)
 
 
 def _settings(name: str) -> dict[str, list[str]]:

@@ -63,7 +63,7 @@ class Room:
                 "as that user: `cntr`",
             )
         self.filter = profile.filter_of(blueprint.seccomp, blueprint.capabilities) if confined else b""
-        if not blueprint.lower and not blueprint.upper:
+        if not (blueprint.lower or blueprint.upper or blueprint.disk):
             raise CntrError(
                 f"{blueprint.label()}: none of its layers is unpacked here", "is its storage driver overlay?"
             )
@@ -114,6 +114,9 @@ class Room:
         scratch = self._scratch = next(path for path in SCRATCH if os.path.isdir(path))
         tmpfs = syscalls.new_filesystem("tmpfs", {"mode": "700"}, syscalls.MOUNT_ATTR_NODEV)
         syscalls.move_mount(tmpfs, syscalls.AT_FDCWD, scratch)
+        if made.disk:
+            self.step = f"mount {made.disk.path}"
+            layers.append(self._attached(made.disk.mount(), "disk"))
         if made.shift:
             if self.write:
                 upper = self._shifted(upper)
@@ -168,10 +171,14 @@ class Room:
         tree = syscalls.open_tree(syscalls.AT_FDCWD, path, syscalls.OPEN_TREE_CLONE)
         syscalls.mount_setattr(tree, "", recursive=False, attr_set=syscalls.MOUNT_ATTR_IDMAP, userns_fd=users)
         os.close(users)
-        os.mkdir(f"{self._scratch}/shifted", 0o700)
-        syscalls.move_mount(tree, syscalls.AT_FDCWD, f"{self._scratch}/shifted")
+        return self._attached(tree, "shifted")
+
+    def _attached(self, tree: int, name: str) -> str:
+        """A detached mount in the scratch: an overlay's layers have to be in its maker's mount namespace."""
+        os.mkdir(f"{self._scratch}/{name}", 0o700)
+        syscalls.move_mount(tree, syscalls.AT_FDCWD, f"{self._scratch}/{name}")
         os.close(tree)
-        return f"{self._scratch}/shifted"
+        return f"{self._scratch}/{name}"
 
     def _layer(self, top: os.stat_result) -> tuple[str, str]:
         """(upper, work): two new directories in the scratch; the upper's mode and owner are those of the directory it covers."""

@@ -82,6 +82,9 @@ class StandIn:
         if os.geteuid() not in (0, blueprint.owner):
             raise CntrError(f"{blueprint.label()}: a stand-in for what does not run needs root", with_sudo())
         self.blueprint, self.pid, self.start_time, self._pidfd, self._life = blueprint, 0, 0, -1, -1
+        if blueprint.disk:
+            disk = blueprint.disk
+            say(f"note: {blueprint.label()}: the kernel reads the {disk.fstype} of {printable(disk.path)}, read-only")
         self._room = Room(blueprint, network=network, write=write, confined=confined, say=say)
         self.filter = self._room.filter if confined else None
         self._room.program = program()

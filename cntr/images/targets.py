@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SECONDS = 10.0
 RESTART_SECONDS = 2.0
+RAW = "raw"  # the prefix that lets the kernel read a disk image's file system
 MODULES = {
     **{"docker": "docker_stopped", "podman": "podman_stopped", "containerd": "containerd_stopped"},
     **{"lxc": "lxc_stopped", "nspawn": "nspawn_stopped", "buildah": "buildah_stopped"},
@@ -39,6 +40,7 @@ MODULES = {
 ALIASES = {
     **dict.fromkeys(("k8s", "kubernetes", "cri", "nerdctl", "ctr"), "containerd"),
     **dict.fromkeys(("lxd", "incus"), "lxc"),
+    RAW: "nspawn",
 }
 
 
@@ -85,6 +87,13 @@ def _stopped(target: str, late: tuple[str, ...], *, running: bool) -> Blueprint 
         )
     if not exact and failed:
         raise failed
+    disk = exact[0].disk if exact else None
+    if disk and prefix != RAW:
+        disk.close()
+        raise images.ImageError(
+            f"{exact[0].label()}: {printable(disk.path)} is a disk image: the kernel would have to read a file system that somebody made",
+            f"if you trust it: {RAW}:{printable(exact[0].name)}",
+        )
     return exact[0] if exact else None
 
 
@@ -193,6 +202,11 @@ def start(
     """The stand-in of a blueprint (see ``StandIn``). Raises CntrError."""
     if write and made.state == "image":
         raise CntrError(f"{made.label()}: an image is never written to", "leave out --write: changes are thrown away")
+    if write and made.disk:
+        raise CntrError(
+            f"{made.label()}: a disk image is never written to: that would replay its journal, and its machine could start",
+            "leave out --write, or `systemd-dissect --mount`",
+        )
     if made.engine in OWN_FILES:
         made.owner = os.geteuid()  # a user's own archive, or directory
     if made.owner:

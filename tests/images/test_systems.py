@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import binascii
+import contextlib
 import json
 import os
+import pathlib
+import shutil
 import subprocess
+import sys
+import uuid
 
 import pytest
 
 from cntr.errors import CntrError
-from cntr.images import lxc_stopped, targets
+from cntr.images import disk, lxc_stopped, targets
+from cntr.linux import loop
 from testkit.engines import rigs, workspaces
+from testkit.waiting import wait_until
 from tests.images.test_engines import Stopped
 
 
@@ -127,7 +135,7 @@ def test_a_configuration_of_lxcs(tmp_path, monkeypatch):
 
 
 def test_a_machine_of_systemds(tmp_path, monkeypatch):
-    """Its settings, ids by its root's owner; a raw image is not mounted."""
+    """Its settings, ids by its root's owner."""
     monkeypatch.setenv("CNTR_NSPAWN_ROOT", str(tmp_path))
     (tmp_path / "web").mkdir()
     (tmp_path / "disk.raw").write_bytes(bytes(4096))
@@ -146,8 +154,160 @@ def test_a_machine_of_systemds(tmp_path, monkeypatch):
     assert not made.capabilities & 1 << 21
     assert [one.destination for one in made.mounts] == ["/srv", str(tmp_path), "/run/x"]
     assert {one.name for one in targets.module("nspawn").stopped(0)} >= {"web", "disk"}
-    with pytest.raises(CntrError, match="image of a disk"):
-        targets.find("nspawn:disk")
     os.chown(tmp_path / "web", 1000, 1000)
     with pytest.raises(CntrError, match="whose ids"):
         targets.find("nspawn:web")
+
+
+ROOT, _, VERITY = disk.ROOTS.get(os.uname().machine, ("", "", ""))
+
+
+def table(path: pathlib.Path, *partitions: tuple[str, bytes, int]) -> pathlib.Path:
+    """A GPT with these partitions (type, content, attributes), at 1 MiB and behind; there is no second table at its end."""
+    entries, content, at = b"", b"", 2048
+    for kind, data, attributes in partitions:
+        data += bytes(-len(data) % (1 << 20))
+        entries += uuid.UUID(kind).bytes_le + uuid.uuid4().bytes_le
+        entries += b"".join(
+            value.to_bytes(8, "little") for value in (at, at + len(data) // 512 - 1, attributes)
+        ) + bytes(72)
+        content, at = content + data, at + len(data) // 512
+    entries = entries.ljust(128 * 128, b"\0")
+    middle = b"".join(value.to_bytes(8, "little") for value in (1, at, 34, at - 1)) + uuid.uuid4().bytes_le
+    middle += (2).to_bytes(8, "little") + b"".join(
+        value.to_bytes(4, "little") for value in (128, 128, binascii.crc32(entries))
+    )
+    start = b"EFI PART\0\0\1\0" + (92).to_bytes(4, "little")
+    check = binascii.crc32(start + bytes(8) + middle)
+    header = start + check.to_bytes(4, "little") + bytes(4) + middle
+    path.write_bytes((bytes(512) + header.ljust(512, b"\0") + entries).ljust(1 << 20, b"\0") + content)
+    return path
+
+
+def ext4(path: pathlib.Path, root: str) -> bytes:
+    subprocess.run(["mkfs.ext4", "-q", "-e", "panic", "-d", root, str(path), "16M"], check=True, capture_output=True)
+    return path.read_bytes()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_disk_image_is_mounted_for_who_says_raw(tmp_path):
+    """By both transports and each command, read-only; nothing is left of it, not after kill -9 either, and its file is unchanged."""
+    try:
+        with open(tmp_path / "try", "wb") as file:
+            file.truncate(1 << 20)
+        with open(tmp_path / "try", "rb") as file:
+            os.close(loop.attach(file.fileno(), 0, 1 << 20))
+    except OSError as error:
+        pytest.skip(f"no loop devices: {error}")
+    tmp_path.chmod(0o755)
+    root = workspaces.busybox_root(f"{tmp_path}/root")
+    start = pathlib.Path(root, "sbin/init")
+    start.parent.mkdir()
+    start.write_text("#!/bin/sh\necho started\n")
+    start.chmod(0o755)
+    data = ext4(tmp_path / "bare.raw", root)
+    table(tmp_path / "table.raw", (disk.LINUX, b"", 0), (ROOT, data, 0), (ROOT, data, disk.NO_AUTO))
+    names = ["bare", "table"]
+    if shutil.which("mksquashfs"):
+        subprocess.run(["mksquashfs", root, str(tmp_path / "squash.raw"), "-quiet"], check=True, capture_output=True)
+        names.append("squash")
+    env = {**os.environ, "CNTR_NSPAWN_ROOT": str(tmp_path), "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    before = {name: (tmp_path / f"{name}.raw").read_bytes() for name in names}
+
+    def cntr(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "cntr", *arguments],
+            env=env,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+        )
+        assert done.returncode == status, (arguments, done.stdout, done.stderr)
+        return done
+
+    for name in names:
+        done = cntr("exec", f"raw:{name}", "--", "/bin/sh", "-c", "cat /etc/motto; echo x > /etc/new; cat /etc/new")
+        assert done.stdout == "slim\nx\n"
+        assert (
+            f"the kernel reads the {'squashfs' if name == 'squash' else 'ext4'} of {tmp_path}/{name}.raw" in done.stderr
+        )
+    for transport in ("mount", "fuse"):
+        script = ("attach", "--transport", transport, "raw:table", "--", "cat", "/var/lib/cntr/etc/motto")
+        assert cntr(*script).stdout == "slim\n"
+    assert cntr("cp", "raw:table:/etc/motto", "/dev/stdout").stdout == "slim\n"
+    assert "/sbin/init" in cntr("inspect", "raw:table").stdout
+    assert cntr("run", "raw:table").stdout == "started\n"
+    assert "bare.raw" in cntr("ps", "--all").stdout
+    for refused in ("nspawn:bare", "bare"):
+        assert "hint: if you trust it: raw:bare" in cntr("exec", refused, "--", "/bin/true", status=125).stderr
+    assert "never written" in cntr("exec", "--write", "raw:bare", "--", "/bin/true", status=125).stderr
+    assert "never written" in cntr("cp", __file__, "raw:bare:/etc/x", status=125).stderr
+    command = [sys.executable, "-m", "cntr", "exec", "raw:bare", "--", "/bin/sh", "-c", "echo in; sleep 60"]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as session:
+        assert session.stdout
+        assert session.stdout.readline() == "in\n"
+        assert loops(tmp_path)
+        session.kill()
+    wait_until(lambda: not loops(tmp_path))
+    assert {name: (tmp_path / f"{name}.raw").read_bytes() for name in names} == before
+    found = disk.Disk(f"{tmp_path}/bare.raw")
+    mounted = found.mount()
+    options = [
+        path.read_text()
+        for path in pathlib.Path("/proc/fs/ext4").glob("loop*/options")
+        if path.parent.name in loops(tmp_path)
+    ]
+    os.close(mounted)
+    found.close()
+    assert ["errors=continue" in text for text in options] == [True], (
+        "an image does not say that this machine is to panic"
+    )
+
+
+def loops(directory: pathlib.Path) -> list[str]:
+    """The loop devices over files of a directory."""
+    found = []
+    for path in pathlib.Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            if path.read_text().startswith(f"{directory}/"):
+                found.append(path.parts[3])
+    return found
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_disk_image_that_is_not_to_be_mounted(tmp_path):
+    """Each for its reason, before the kernel has seen it."""
+    tmp_path.chmod(0o755)
+    data = bytes(1080) + b"\x53\xef" + bytes(4096)
+    good = (ROOT, data, 0)
+    path = tmp_path / "x.raw"
+
+    def change(at: int, text: bytes) -> None:
+        raw = table(path, good).read_bytes()
+        path.write_bytes(raw[:at] + text + raw[at + len(text) :])
+
+    cases = {
+        "no ext4": lambda: path.write_bytes(b"nothing" * 100),
+        "no ext4 ": lambda: path.write_bytes(b""),
+        "LUKS": lambda: path.write_bytes(b"LUKS\xba\xbe\0\2" + bytes(4096)),
+        "encrypted": lambda: table(path, (ROOT, b"LUKS\xba\xbe", 0)),
+        "verity data": lambda: table(path, good, (VERITY, b"verity\0\0", 0)),
+        "/usr": lambda: table(path, good, (disk.ROOTS[os.uname().machine][1], data, 0)),
+        "no partitions": lambda: table(path, ("c12a7328-f81f-11d2-ba4b-00a0c93ec93b", data, 0)),
+        "no partitions ": lambda: table(path, (ROOT, data, disk.NO_AUTO)),
+        "2 partitions": lambda: table(path, good, good),
+        "wrong checksum": lambda: change(1024 + 20, b"evil"),
+        "wrong checksum ": lambda: change(512 + 40, b"evil"),
+        "table is none": lambda: change(512 + 80, b"\xff\xff\xff\xff"),
+        "table is none ": lambda: change(512 + 12, b"\xff\xff"),
+        "behind its end": lambda: (table(path, good), os.truncate(path, 1 << 20)),
+        "others than root": lambda: (table(path, good), path.chmod(0o666)),
+        "uid 1000": lambda: (table(path, good), os.chown(path, 1000, 0)),
+        "not a regular file": lambda: os.mkfifo(path),
+    }
+    for says, make in cases.items():
+        path.unlink(missing_ok=True)
+        make()
+        with pytest.raises(CntrError) as refused:
+            disk.Disk(str(path)).close()
+        assert says.strip() in refused.value.message, says

@@ -141,7 +141,7 @@ COMMON = frozenset(
     """
     accesses ambiguous answer archive asked attributes authentication backing blob bounded brought caller cgroup changes channel
     cache choices cli cluster cntr command compare compressed connection console container containerd context core credentials datagrams
-    devices dial dialogue difference directory elf endpoint entry error exec exercise failed fds file files filter finding flow
+    devices dial dialogue difference directory disk elf endpoint entry error exec exercise failed fds file files filter finding flow
     forward found fsetid function fuse gone gzip handle handler heartbeat held helper here host http id idle image in incoming input
     interrupted invocation job join kind known layer layout level library limits linter listener live lock locked locks long loop
     malformed manager members membership memory meta metadata module mount mounted mounts names namespace node not open opener opening

@@ -166,6 +166,7 @@ LAYERS = (
         "cntr.linux.host",
         "cntr.linux.kernelfs",
         "cntr.linux.libseccomp",
+        "cntr.linux.loop",
         "cntr.linux.namespaces",
         "cntr.linux.pipes",
         "cntr.linux.process",
