@@ -56,7 +56,7 @@ def parse(text: str) -> Json:
     stripped = text.lstrip(" \t\n\r")
     try:
         value, end = _SCAN(stripped, 0)
-    except StopIteration:
+    except (StopIteration, SystemError):  # the second: it can't raise json's own error while nobody has imported json
         raise ValueError("not JSON") from None
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None

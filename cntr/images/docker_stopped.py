@@ -158,7 +158,9 @@ def _security(made: Blueprint, host: dict[str, Any]) -> None:
     if isinstance(host.get("ReadonlyPaths"), list):
         made.read_only_paths = paths(host["ReadonlyPaths"])
     for option in host.get("SecurityOpt") or ():
-        key, _, value = str(option).replace(":", "=", 1).partition("=")
+        text = str(option)
+        at = next((at for at, letter in enumerate(text) if letter in "=:"), len(text))  # a profile's text has both
+        key, value = text[:at], text[at + 1 :]
         if key == "no-new-privileges":
             made.no_new_privs = value in ("", "true")
         elif key == "seccomp":

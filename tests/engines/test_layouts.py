@@ -325,10 +325,32 @@ def test_state_files_are_read_as_hostile(alone):
     assert store.read(str(big), owner=4242) == "x" * 100
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1,]", "nul", "{} x", "[" * 100000, '{"a": }', "\x00"])
+NO_JSON = ["", "{", "[1,]", "nul", "{} x", "[" * 100000, '{"a": }', "\x00", '{"a"=1}', "[1", '"abc', '"\\q"', '"\1"']
+
+
+@pytest.mark.parametrize("text", NO_JSON)
 def test_what_is_not_json_is_an_error_and_no_crash(text):
     with pytest.raises(ValueError, match=r".*"):
         store.parse(text)
+
+
+def test_nor_where_nobody_has_imported_json():
+    """As in a real cntr: then the scanner can't make json's error."""
+    script = """
+import sys
+from cntr.engines import store
+for text in eval(sys.stdin.read()):
+    assert "json" not in sys.modules
+    try:
+        store.parse(text)
+    except ValueError:
+        print("refused")
+"""
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", script], input=repr(NO_JSON), capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert (done.stdout.split(), done.stderr) == (["refused"] * len(NO_JSON), "")
 
 
 def test_json_is_read_as_json_reads_it():
