@@ -92,14 +92,17 @@ def of_session(
     return result
 
 
-def of_container(environment: dict[str, str], default_path: str, home: str) -> dict[str, str]:
-    """The environment of the container's own command: the container's variables, which apply in its own root only."""
+def of_container(environment: dict[str, str], default_path: str, home: str, *, terminal: bool = True) -> dict[str, str]:
+    """The environment of the container's own command: the container's variables, which apply in its own root only.
+
+    terminal: whether the caller's counts; it does not for an entrypoint that has none.
+    """
     result = {key: value for key, value in environment.items() if len(key) + len(value) + 2 < LONGEST}
     result.setdefault("PATH", default_path)
     if home:
         result["HOME"] = home
     result.setdefault("HOME", "/")
-    if "TERM" in os.environ:
+    if terminal and "TERM" in os.environ:
         result["TERM"] = os.environ["TERM"]
     return result
 

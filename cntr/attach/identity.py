@@ -254,6 +254,8 @@ class Identity:
         os.setresgid(user.gid, user.gid, user.gid)
         syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1)  # otherwise leaving uid 0 would clear the sets
         os.setresuid(user.uid, user.uid, user.uid)
+        if self.own_root:  # the tools' is the caller's
+            os.umask(self.target.umask)
 
     def _set_capabilities(self) -> None:
         more = self.for_filters

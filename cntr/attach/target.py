@@ -74,6 +74,7 @@ class Target:
         "start_time",
         "uid_map",
         "uids",
+        "umask",
     )
 
     def __init__(self, container: Container, *, impatient: bool = False) -> None:
@@ -216,6 +217,7 @@ class Target:
         self.inheritable, self.permitted, self.effective, self.bounding, self.ambient = (
             int(status[field], 16) for field in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
         )
+        self.umask = int(status.get("Umask", "22"), 8)  # none before Linux 4.7
         self.no_new_privs = status.get("NoNewPrivs") == "1"
         self.seccomp = int(status.get("Seccomp", "0"))
 

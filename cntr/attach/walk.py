@@ -277,7 +277,9 @@ class Prepared:
         request, target, tools = self.request, self.target, self.tools
         if tools is None:
             home = self.user.home if request.user is not None else ""
-            variables = environment.of_container(target.environment, DEFAULT_PATH, home)
+            variables = environment.of_container(
+                target.environment, DEFAULT_PATH, home, terminal=bool(self.terminal) or not request.entrypoint
+            )
             argv = request.argv or ["/bin/sh"]
             directories = [request.directory] if request.directory else [target.working_directory(), "/"]
         else:

@@ -23,12 +23,16 @@ READ_ONLY = "/proc/bus /proc/fs /proc/irq /proc/sys /proc/sysrq-trigger".split()
 
 
 class Mount:
-    """A mount of the container's: kind is bind or tmpfs; source: the host's path of a bind."""
+    """A mount of the container's: kind is bind or tmpfs; source: the host's path of a bind; options: as mount(8) has them."""
 
-    __slots__ = ("destination", "kind", "read_only", "source")
+    __slots__ = ("destination", "kind", "options", "read_only", "source")
 
-    def __init__(self, kind: str, source: str, destination: str, *, read_only: bool = False) -> None:
+    def __init__(
+        self, kind: str, source: str, destination: str, *, read_only: bool = False, options: list[str] | None = None
+    ) -> None:
+        """options: the last of each kind counts; those that are not known are passed over."""
         self.kind, self.source, self.destination, self.read_only = kind, source, destination, read_only
+        self.options = options or []
 
 
 class Blueprint:
@@ -84,7 +88,7 @@ class Blueprint:
             "state",
         ),
         *("status", "uid_map", "upper", "user", "work", "entrypoint", "check", "groups", "closers"),
-        *("apparmor", "disk", "exact", "faults", "left_out", "sysctls"),
+        *("apparmor", "disk", "exact", "faults", "left_out", "own_group", "shm", "sysctls", "umask"),
     )
 
     def __init__(self, engine: str, name: str) -> None:
@@ -99,6 +103,9 @@ class Blueprint:
         self.environment: dict[str, str] = {}
         self.directory, self.user, self.hostname = "/", "", ""
         self.groups: list[str] = []
+        self.own_group = False  # whether its group is among its supplementary ones, too
+        self.umask = 0o022
+        self.shm = 64 << 20  # of /dev/shm, in bytes
         self.mounts: list[Mount] = []
         self.capabilities, self.ambient = DEFAULT_CAPABILITIES, 0
         self.no_new_privs = self.read_only = self.privileged = self.served = self.shift = False
@@ -169,5 +176,5 @@ def of_image(image: Image) -> Blueprint:
     made = Blueprint(kind, image.reference)
     made.id, made.image, made.owner = image.id, image.reference, image.owner
     made.take_config(image.config)
-    made.hostname = "image"
+    made.hostname, made.own_group = "image", True
     return made

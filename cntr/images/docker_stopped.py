@@ -6,7 +6,7 @@ import io
 import os
 import time
 
-from cntr.engines import Refused, docker
+from cntr.engines import Refused, docker, evidence
 from cntr.errors import printable
 from cntr.images import ImageError, docker_store
 from cntr.images.blueprint import DEFAULT_CAPABILITIES, Blueprint, Mount
@@ -64,6 +64,7 @@ def blueprint(path: str, owner: int, answer: dict[str, Any]) -> Blueprint:
     made.state = str(state.get("Status", "exited"))
     made.take_config(config)
     made.status = int(state.get("ExitCode") or 0) if made.state != "created" else None
+    made.own_group, made.shm = True, int(host.get("ShmSize") or made.shm)
     made.oom_killed, made.hostname = state.get("OOMKilled") is True, str(config.get("Hostname") or "")[:64]
     _layers(made, path, answer)
     _security(made, host)
@@ -89,11 +90,15 @@ def blueprint(path: str, owner: int, answer: dict[str, Any]) -> Blueprint:
         kind, source, target = (str(mapping(row).get(key) or "") for key in ("Type", "Source", "Destination"))
         if kind in ("bind", "volume") and source.startswith("/") and target.startswith("/"):
             made.mounts.append(Mount("bind", source, target, read_only=row.get("RW") is False))
-        elif kind == "tmpfs" and target.startswith("/"):
-            made.mounts.append(Mount("tmpfs", "", target))
-    made.mounts += [
-        Mount("tmpfs", "", str(target)) for target in mapping(host.get("Tmpfs")) if str(target).startswith("/")
-    ]
+    made.mounts += _memory(host)
+    if host.get("UTSMode") == "host":
+        made.hostname = os.uname().nodename
+    if made.hostname:
+        made.environment.setdefault("HOSTNAME", made.hostname)
+    if config.get("Tty") is True:
+        made.environment.setdefault("TERM", "xterm")
+    if config.get("Domainname"):
+        made.sysctls["kernel.domainname"] = str(config["Domainname"])
     for key, target in (
         ("HostnamePath", "/etc/hostname"),
         ("HostsPath", "/etc/hosts"),
@@ -101,10 +106,44 @@ def blueprint(path: str, owner: int, answer: dict[str, Any]) -> Blueprint:
     ):
         source = str(answer.get(key) or "")
         if source.startswith("/") and os.path.isfile(source):
-            made.mounts.append(Mount("bind", source, target, read_only=True))
+            made.mounts.append(Mount("bind", source, target, read_only=made.read_only))
+    if path and not (made.owner or made.uid_map):
+        _join(made, path, host)
     made.log = lambda: _log(path, made.id)
     made.check = lambda: _runs(path, owner, made.id)
     return made
+
+
+def _join(made: Blueprint, path: str, host: dict[str, Any]) -> None:
+    """The namespaces of another container (--network, --ipc container:NAME), while that runs."""
+    for kind, key in (("net", "NetworkMode"), ("ipc", "IpcMode")):
+        word, _, other = str(host.get(key) or "").partition(":")
+        if word != "container" or not docker.NAME.issuperset(other):
+            continue
+        status, answer = docker._get(path, f"/containers/{other}/json", made.owner, time.monotonic() + 5)
+        pid = mapping(mapping(answer).get("State")).get("Pid") if status == 200 else 0
+        if isinstance(pid, int) and pid and evidence.marked(pid, str(mapping(answer).get("Id") or other)):
+            made.join[kind] = f"/proc/{pid}/ns/{kind}"
+        else:
+            made.faults.append(f"its {kind} namespace is that of {printable(other[:64])}, which does not run")
+
+
+def _memory(host: dict[str, Any]) -> list[Mount]:
+    """Its file systems in memory: --tmpfs, and --mount type=tmpfs."""
+    found = {str(target): str(options).split(",") for target, options in mapping(host.get("Tmpfs")).items()}
+    for row in host.get("Mounts") or ():
+        row = mapping(row)
+        if row.get("Type") == "tmpfs":
+            wanted = mapping(row.get("TmpfsOptions"))
+            size, mode = wanted.get("SizeBytes"), wanted.get("Mode")
+            options = found[str(row.get("Target") or "")] = ["ro"] if row.get("ReadOnly") is True else []
+            options += [f"size={size}"] if isinstance(size, int) else []
+            options += [f"mode={mode:o}"] if isinstance(mode, int) and mode > 0 else []
+    return [
+        Mount("tmpfs", "", target, options=["noexec", *options])
+        for target, options in found.items()
+        if target.startswith("/")
+    ]
 
 
 def _snapshot(made: Blueprint, path: str, snapshotter: str) -> None:

@@ -74,7 +74,7 @@ def _prepare(request: Request, container: Container, made: Blueprint, say: Calla
     if not command:
         raise CntrError(f"{made.label()}: it has no entrypoint and no command", "`cntr exec` runs a command of yours")
     if not request.argv:
-        request.own_root, request.argv = True, command
+        request.own_root, request.argv, request.seccomp = True, command, True
         return
     uid, gid, groups = _ids(container.pid)
     base = os.environ.get("CNTR_BASE_DIR") or BASE_DIR

@@ -115,7 +115,7 @@ def _found(engine: str, name: str, texts: dict[str, str], deadline: float, runni
 
 def _said(made: Blueprint) -> dict[str, Any]:
     values = {name: getattr(made, name) for name in CHECKS}
-    values["mounts"] = [[one.kind, one.source, one.destination, one.read_only] for one in made.mounts]
+    values["mounts"] = [[one.kind, one.source, one.destination, one.read_only, one.options] for one in made.mounts]
     values["share"] = sorted(made.share)
     try:
         values["log"] = made.log() if made.log else []
@@ -199,22 +199,22 @@ def _limits(value: object) -> dict[str, tuple[int, int]]:
 def _mounts(value: object) -> list[Mount]:
     found = []
     for row in value if isinstance(value, list) else []:
-        if isinstance(row, list) and len(row) == 4:
+        if isinstance(row, list) and len(row) == 5:
             kind, source, destination = map(_text, row[:3])
             if (
                 kind in ("bind", "tmpfs")
                 and destination.startswith("/")
                 and (kind == "tmpfs" or source.startswith("/"))
             ):
-                found.append(Mount(kind, source, destination, read_only=row[3] is True))
+                found.append(Mount(kind, source, destination, read_only=row[3] is True, options=_strings(row[4])))
     return found[:1000]
 
 
 CHECKS: dict[str, Callable[[object], object]] = {
     **dict.fromkeys("name id image state upper work directory user hostname".split(), _text),
     **dict.fromkeys("lower entrypoint argv groups masked read_only_paths health left_out".split(), _strings),
-    **dict.fromkeys("no_new_privs read_only privileged served".split(), _flag),
-    **dict.fromkeys("capabilities memory oom_score_adj pids".split(), _number),
+    **dict.fromkeys("no_new_privs own_group read_only privileged served".split(), _flag),
+    **dict.fromkeys("ambient capabilities memory oom_score_adj pids shm umask".split(), _number),
     **dict.fromkeys("uid_map gid_map".split(), _rows),
     **{"environment": _environment, "sysctls": _environment, "limits": _limits, "seccomp": _profile, "status": _status},
     "oom_killed": lambda value: value if isinstance(value, bool) else None,

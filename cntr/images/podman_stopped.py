@@ -122,7 +122,7 @@ def _created(made: Blueprint, asked: dict[str, Any]) -> None:
         "", made.owner, asked | {"GraphDriver": {"Name": "overlay2", "Data": {"UpperDir": made.upper}}}
     )
     taken = "entrypoint argv environment directory user hostname mounts capabilities limits seccomp memory pids oom_score_adj"
-    taken += " left_out apparmor"
+    taken += " left_out apparmor shm own_group"
     for name in taken.split():
         setattr(made, name, getattr(like, name))
     own = spec.mapping(spec.mapping(asked.get("HostConfig")).get("Sysctls"))  # of newer ones than 4.3

@@ -74,9 +74,16 @@ class Role:
         self.room.step = "take on its ids"
         os.setgroups(groups)
         os.setresgid(gid, gid, gid)
+        os.umask(made.umask & 0o777)
+        syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1)  # until the exec
         os.setresuid(uid, uid, uid)
-        held = 0 if uid else made.capabilities & syscalls.permitted_capabilities()
-        syscalls.capset(held, held, 0)
+        allowed = made.capabilities & syscalls.permitted_capabilities()
+        ambient = made.ambient & allowed if uid else 0
+        held = ambient if uid else allowed
+        syscalls.capset(held, held, ambient)
+        for capability in range(last + 1):
+            if ambient >> capability & 1:
+                syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_RAISE, capability)
 
     def _take_profile(self) -> None:
         """With the exec (aa_change_onexec(2)), where AppArmor is switched on; the session takes it over from there. Raises OSError."""
@@ -165,6 +172,8 @@ class Role:
             if number is None:
                 raise OSError(2, f"its /etc/group has no group {group[:60]}")
             gid = number
+        if self.made.own_group:
+            more = [gid, *(one for one in more if one != gid)]
         for one in self.made.groups:
             number = int(one) if one.isascii() and one.isdecimal() and len(one) < 11 else procfs.group_id(groups, one)
             if number is not None and number not in more:

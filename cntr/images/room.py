@@ -14,7 +14,7 @@ import stat
 
 from cntr.engines import commands
 from cntr.errors import CntrError
-from cntr.images import profile, served
+from cntr.images import profile, served, volumes
 from cntr.linux import attributes, namespaces, syscalls
 
 TYPE_CHECKING = False
@@ -208,23 +208,17 @@ class Room:
                 self.joined[kind] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def _volume(self, source: int, mount: Mount) -> int:
-        """A detached mount of a volume; without --write its changes are thrown away too: a file is read-only, a directory has a layer."""
-        if not (self.write or mount.read_only) and stat.S_ISDIR(os.fstat(source).st_mode):
-            upper, work = self._layer(os.fstat(source))
-            options: dict[str, str | None] = {
-                "source": "cntr",
-                "lowerdir": f"/proc/self/fd/{source}",
-                "upperdir": upper,
-                "workdir": work,
-            }
+        """A detached mount of a volume; without --write its changes are thrown away too, in a layer of a directory, a copy of a file."""
+        if "overlay" in mount.options or not (self.write or mount.read_only):
+            status = os.fstat(source)
             try:
-                return syscalls.new_filesystem("overlay", options, syscalls.MOUNT_ATTR_NODEV)
+                if stat.S_ISDIR(status.st_mode):
+                    return volumes.layered(source, mount, *self._layer(status))
+                self._layers += 1
+                return volumes.copied(source, mount, f"{self._scratch}/file{self._layers}")
             except OSError:
-                pass  # not every filesystem can be under an overlay (one that is one of two already): then read-only
-        fd = syscalls.open_tree(source, "", CLONE | syscalls.AT_RECURSIVE)
-        writable = self.write and not mount.read_only
-        attributes.add(fd, syscalls.MOUNT_ATTR_NODEV | (0 if writable else syscalls.MOUNT_ATTR_RDONLY), recursive=True)
-        return fd
+                pass  # then read-only
+        return volumes.bound(source, mount, write=self.write)
 
     # --- in the stand-in --------------------------------------------------------------------------------------------------
 
@@ -253,7 +247,7 @@ class Room:
         for mount, fd in sorted(self._binds, key=lambda row: row[0].destination.count("/")):
             self.step = f"mount at {mount.destination}"
             if mount.kind == "tmpfs":
-                fd = syscalls.new_filesystem("tmpfs", {"mode": "1777"}, _NO_DEVICES)
+                fd = volumes.in_memory(mount, self._status(mount.destination))
             try:
                 is_dir = mount.kind == "tmpfs" or stat.S_ISDIR(os.fstat(fd).st_mode)
                 self._place(fd, mount.destination, is_dir=is_dir)
@@ -275,6 +269,7 @@ class Room:
         """Those of namespaces that are its own (sysctl(5))."""
         for name, value in self.made.sysctls.items():
             kind = "net" if name.startswith("net.") else "ipc" if name.startswith(SYSCTLS_OF_IPC) else ""
+            kind = "uts" if name == "kernel.domainname" else kind
             if not kind or kind in self.shared() or kind in self.joined or "/" in name or ".." in name:
                 continue
             try:
@@ -299,9 +294,13 @@ class Room:
         for name, fd in self._devices.items():
             syscalls.move_mount(fd, dev, name)
         null = self._devices["null"]
-        options = {"newinstance": None, "ptmxmode": "0666", "mode": "0620"}
-        syscalls.move_mount(syscalls.new_filesystem("devpts", options, syscalls.MOUNT_ATTR_NOSUID), dev, "pts")
-        syscalls.move_mount(syscalls.new_filesystem("tmpfs", {"mode": "1777", "size": "64m"}, _HARMLESS), dev, "shm")
+        syscalls.move_mount(volumes.terminals(), dev, "pts")
+        size = str(self.made.shm)
+        syscalls.move_mount(syscalls.new_filesystem("tmpfs", {"mode": "1777", "size": size}, _HARMLESS), dev, "shm")
+        try:
+            syscalls.move_mount(syscalls.new_filesystem("mqueue", {}, _HARMLESS), dev, "mqueue")
+        except OSError:
+            pass  # a kernel without, or the queues of another user namespace
         self._null = null
         os.close(dev)
 
@@ -326,6 +325,16 @@ class Room:
                 attributes.add(cover, syscalls.MOUNT_ATTR_RDONLY, recursive=True)
                 syscalls.move_mount(cover, fd, "")
                 os.close(fd)
+
+    def _status(self, path: str) -> os.stat_result | None:
+        try:
+            fd = syscalls.openat2(self.root, path.lstrip("/"), os.O_PATH, IN_ROOT)
+        except OSError:
+            return None
+        try:
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
 
     def _find(self, path: str) -> int:
         """An O_PATH fd of what is there, reached by no link; -1."""
@@ -376,7 +385,6 @@ class Room:
 
 
 _HARMLESS = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
-_NO_DEVICES = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
 
 
 def _loopback() -> None:

@@ -75,6 +75,9 @@ def take(made: Blueprint, spec: dict[str, Any]) -> None:
     extra = user.get("additionalGids")
     made.groups = [str(one) for one in extra if isinstance(one, int)] if isinstance(extra, list) else []
     made.capabilities = capability_mask(mapping(process.get("capabilities")).get("bounding"))
+    made.ambient = made.capabilities & capability_mask(mapping(process.get("capabilities")).get("ambient"))
+    umask = user.get("umask")
+    made.umask = umask & 0o777 if isinstance(umask, int) else made.umask
     made.no_new_privs = process.get("noNewPrivileges") is True
     profile = process.get("apparmorProfile")
     made.apparmor = profile if isinstance(profile, str) else ""
@@ -84,12 +87,14 @@ def take(made: Blueprint, spec: dict[str, Any]) -> None:
         found = limit(mapping(row).get("soft"), mapping(row).get("hard"))
         if found and mapping(row).get("type") in LIMIT_NAMES:
             made.limits[str(row["type"])] = found
+    if isinstance(spec.get("domainname"), str):
+        made.sysctls["kernel.domainname"] = spec["domainname"]
     made.read_only = mapping(spec.get("root")).get("readonly") is True
     made.hostname = str(spec.get("hostname") or "")[:64]
     made.masked, made.read_only_paths = paths(linux.get("maskedPaths")), paths(linux.get("readonlyPaths"))
     made.seccomp = linux.get("seccomp") or "unconfined"
     made.uid_map, made.gid_map = id_map(linux.get("uidMappings")), id_map(linux.get("gidMappings"))
-    made.sysctls = {str(key): str(value) for key, value in mapping(linux.get("sysctl")).items()}
+    made.sysctls |= {str(key): str(value) for key, value in mapping(linux.get("sysctl")).items()}
     devices = [str(mapping(row).get("path")) for row in linux.get("devices") or ()]
     more = [path for path in devices if path not in USUAL_DEVICES]
     if more:
@@ -99,6 +104,21 @@ def take(made: Blueprint, spec: dict[str, Any]) -> None:
     named = {str(mapping(row).get("type")): mapping(row).get("path") for row in linux.get("namespaces") or ()}
     made.share = {own for kind, own in NAMESPACES.items() if kind not in named}
     made.mounts = [mount for row in spec.get("mounts") or () if (mount := _mount(mapping(row)))]
+    for row in spec.get("mounts") or ():
+        row = mapping(row)
+        if row.get("destination") == "/dev/shm":
+            made.shm = _size(row.get("options")) or made.shm
+        elif row.get("type") == "overlay" and not _mount(row):
+            made.left_out.append(f"no image at {printable(str(row.get('destination'))[:200])}")
+
+
+def _size(options: object) -> int:
+    """The bytes of size=N[k]."""
+    text = (
+        next((str(one)[5:] for one in options if str(one).startswith("size=")), "") if isinstance(options, list) else ""
+    )
+    digits = text.rstrip("kK")
+    return int(digits) << (10 if digits != text else 0) if digits.isdecimal() and len(digits) < 16 else 0
 
 
 def _number(value: object) -> int:
@@ -130,11 +150,20 @@ def _mount(row: dict[str, Any]) -> Mount | None:
     options = row.get("options") if isinstance(row.get("options"), list) else []
     if not isinstance(destination, str) or not destination.startswith("/") or os.path.normpath(destination) in OWN:
         return None
-    read_only = "ro" in (options or [])
-    if kind == "bind" or {"bind", "rbind"} & {str(one) for one in options or ()}:
+    if destination.startswith("/sys/fs/cgroup/"):
+        return None
+    options = [str(one) for one in options or ()]
+    if (
+        kind == "overlay"
+    ):  # Podman's: a directory under a layer that it throws away (-v DIR:PATH:O), or an image's layers
+        lower = next((one[9:] for one in options if one.startswith("lowerdir=")), "")
+        single = lower.startswith("/") and ":" not in lower
+        return Mount("bind", lower, destination, options=["overlay"]) if single else None
+    read_only = "ro" in options
+    if kind == "bind" or {"bind", "rbind"} & set(options):
         if not isinstance(source, str) or not source.startswith("/"):
             return None
         if not os.path.exists(source) and destination.startswith(MANAGED):
             return None  # the engine makes it anew at each start
-        return Mount("bind", source, destination, read_only=read_only)
-    return Mount("tmpfs", "", destination, read_only=read_only) if kind == "tmpfs" else None
+        return Mount("bind", source, destination, read_only=read_only, options=options)
+    return Mount("tmpfs", "", destination, read_only=read_only, options=options) if kind == "tmpfs" else None

@@ -30,11 +30,13 @@ class Stopped:
     def kill(self) -> None:
         os.kill(self.container.pid, 9)
         self.rig.workspace.wait_for("the end", self.ended)
+        self.forget(self.container.id)
+
+    def forget(self, id: str) -> None:
+        """conmon's `podman container cleanup` isn't given --runtime-flag."""
         records = f"{self.rig.workspace.path}/oci"
-        if os.path.exists(
-            f"{records}/{self.container.id}"
-        ):  # conmon's `podman container cleanup` isn't given --runtime-flag
-            workspaces.run([self.rig.runtime, "--root", records, "delete", "--force", self.container.id])
+        if os.path.exists(f"{records}/{id}"):
+            workspaces.run([self.rig.runtime, "--root", records, "delete", "--force", id])
 
     def ended(self) -> bool:
         """Whether the process is gone, and the engine has seen it and taken the container down."""
@@ -265,3 +267,102 @@ def test_a_file_that_docker_saved(docker, tmp_path, monkeypatch):
         cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60,
     )  # fmt: skip
     assert done.stdout == "slim\n", done.stderr
+
+
+# What the container itself sees of its configuration; mounts by their place and flags, but for a volume's own layer.
+SEEN = r"""
+id; umask; pwd; env | busybox sort; busybox hostname; cat /proc/sys/kernel/domainname /etc/hosts /etc/hostname
+busybox grep -E "^(Cap|NoNewPrivs|Seccomp:|Groups|Uid|Gid)" /proc/self/status; busybox cut -c1-66 /proc/self/limits
+cat /proc/self/oom_score_adj; cd /proc/sys
+for f in net/ipv4/ip_unprivileged_port_start net/ipv4/ping_group_range kernel/msgmax fs/mqueue/msg_max; do echo $f $(cat $f); done
+busybox ls /dev; stat -c "%n %a %u %g" / /tmp /dev/shm /dev/mqueue /tmpfs /vol /vol/f /ro 2>&1
+busybox awk '$5 ~ "^/(tmpfs|ro|dev/(pts|shm|mqueue)|sys)$" {print $5, $6}' /proc/self/mountinfo | busybox sort |
+busybox sed s/,nodev//
+for f in /vol /ro / /tmpfs /proc/sys/kernel; do (: > $f/.w) 2>/dev/null && echo writes $f; done
+(: >> /etc/hosts) 2>/dev/null && echo writes hosts
+busybox cp /bin/busybox /tmpfs/true 2>/dev/null && /tmpfs/true && echo runs; busybox unshare -m true; busybox chown 1:1 /bin/. 2>&1; true
+"""
+BOTH = [
+    ["-e", "A=b=c", "-e", "NL=one\ntwo", "-e", "EMPTY=", "-e", "HOME=/h", "--hostname", "h1", "--workdir", "/data"],
+    ["--user", "slim", "--group-add", "77", "--read-only", "--tmpfs", "/tmpfs:rw,noexec,size=5m"],
+    [
+        "--user",
+        "1234:4321",
+        "--cap-add",
+        "SYS_ADMIN",
+        "--cap-drop",
+        "CHOWN",
+        "-v",
+        "@:/vol",
+        "-v",
+        "@:/ro:ro",
+        "--oom-score-adj",
+        "300",
+    ],
+    [
+        "--tmpfs",
+        "/tmpfs:exec,size=1m",
+        "--ulimit",
+        "nofile=100:200",
+        "--ulimit",
+        "core=0:0",
+        "--security-opt",
+        "no-new-privileges",
+    ],
+    [
+        "--security-opt",
+        "seccomp=@/profile.json",
+        "--sysctl",
+        "kernel.msgmax=9000",
+        "--sysctl",
+        "net.ipv4.ip_unprivileged_port_start=9",
+    ],
+    ["--security-opt", "seccomp=unconfined", "--tty=false", "-v", "@/f:/vol", "-v", "@:/ro:ro"],
+]
+ONLY = {
+    "docker": [
+        ["--domainname", "example.org", "--add-host", "db:10.0.0.1", "--shm-size", "5m", "--mount", "type=tmpfs,dst=/tmpfs,tmpfs-size=1m"],
+        ["--security-opt", "systempaths=unconfined", "-v", "named:/vol", "--init"],
+    ],
+    "podman": [
+        ["--umask", "077", "--systemd=always", "-v", "@:/vol:O", "-v", "@:/ro:ro,noexec,nosuid"],
+        ["--mount", "type=image,src=scratch:1,dst=/other", "--tz", "Asia/Tokyo", "--tmpfs", "/tmpfs"],
+    ],
+}  # fmt: skip
+
+
+@of("docker", "podman")
+def test_its_entrypoint_sees_what_it_sees_in_its_engine(stopped):
+    """`cntr run` beside the engine's own second start, which finds the same layer; `exec` beside both."""
+    rig = stopped.rig
+    place = pathlib.Path(rig.workspace.path, "seen")
+    place.mkdir()
+    (place / "f").write_text("x\n")
+    rule = {"names": ["chown", "fchownat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 99}
+    (place / "profile.json").write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}))
+    stopped.env.pop("TERM", None)
+    wrong = {}
+    for flags in [*BOTH, *ONLY[rig.engine]]:
+        name = workspaces.unique("seen")
+        filled = [flag.replace("@", str(place)) for flag in flags]
+        rig.command("run", *rig.extra, "--network", "none", "--name", name, *filled, "slim:1", "/bin/sh", "-c", SEEN)
+        with rigs.EngineContainer(rig, name, 0):
+            status = ("inspect", "--format", "{{.State.Status}} {{.Id}}", name)
+            wanted = ""
+            for start in (True, False):
+                rig.workspace.wait_for("its end", lambda status=status: rig.command(*status).startswith("exited"))
+                stopped.forget(rig.command(*status).split()[1])
+                wanted = rig.command("start", "-a", name) if start else wanted
+            before = sorted(rig.command("diff", name).splitlines())
+            for command in (
+                ("run", f"{rig.engine}:{name}"),
+                ("exec", f"{rig.engine}:{name}", "--", "/bin/sh", "-c", SEEN),
+            ):
+                rows = [sorted(text.splitlines()) for text in (wanted, stopped.out(*command))]
+                if rows[0] != rows[1]:
+                    wrong[command[0], *flags] = (
+                        [row for row in rows[0] if row not in rows[1]],
+                        [row for row in rows[1] if row not in rows[0]],
+                    )
+            assert sorted(rig.command("diff", name).splitlines()) == before
+    assert not wrong, "\n".join(map(str, wrong.items()))

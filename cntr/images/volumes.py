@@ -1,0 +1,90 @@
+"""A container's volumes and file systems in memory, as detached mounts. In the builder and in the stand-in: see ``room``."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from cntr.linux import attributes, syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cntr.images.blueprint import Mount
+
+CLONE = syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH | syscalls.AT_RECURSIVE
+FILE = 16 << 20  # bytes of a file that is copied, so that it can be written to; a larger one is read-only
+VALUES = ("size", "mode", "uid", "gid", "nr_inodes", "nr_blocks")  # tmpfs(5)
+FLAGS = {"ro": syscalls.MOUNT_ATTR_RDONLY, "noexec": syscalls.MOUNT_ATTR_NOEXEC, "nosuid": syscalls.MOUNT_ATTR_NOSUID}
+OPPOSITES = {"rw": "ro", "exec": "noexec", "suid": "nosuid"}
+
+
+def bound(source: int, mount: Mount, *, write: bool) -> int:
+    """What is behind the fd SOURCE, without devices; without WRITE it is read-only, with all that is mounted below it."""
+    fd = syscalls.open_tree(source, "", CLONE)
+    write = write and not mount.read_only and "overlay" not in mount.options
+    attrs = flags(mount.options) | (0 if write else syscalls.MOUNT_ATTR_RDONLY)
+    attributes.add(fd, syscalls.MOUNT_ATTR_NODEV | attrs, recursive=True)
+    return fd
+
+
+def flags(options: list[str]) -> int:
+    """The attributes of a mount that its options name; of ro and rw, exec and noexec, the last counts."""
+    found = 0
+    for option in options:
+        found |= FLAGS.get(option, 0)
+        found &= ~FLAGS.get(OPPOSITES.get(option, ""), 0)
+    return found
+
+
+def layered(source: int, mount: Mount, upper: str, work: str) -> int:
+    """The directory behind SOURCE under a layer of its own. Raises OSError: not every filesystem can be under an overlay."""
+    options: dict[str, str | None] = {"source": "cntr", "lowerdir": f"/proc/self/fd/{source}"}
+    options |= {"upperdir": upper, "workdir": work}
+    return syscalls.new_filesystem("overlay", options, syscalls.MOUNT_ATTR_NODEV | flags(mount.options))
+
+
+def copied(source: int, mount: Mount, path: str) -> int:
+    """A copy, at PATH, of the file behind SOURCE. Raises OSError."""
+    status = os.fstat(source)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > FILE:
+        raise OSError(27, "no file, or a large one", path)
+    reading = os.open(f"/proc/self/fd/{source}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        writing = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        try:
+            left = FILE
+            while left > 0 and (chunk := os.read(reading, min(left, 1 << 20))):
+                os.write(writing, chunk)
+                left -= len(chunk)
+            os.fchown(writing, status.st_uid, status.st_gid)
+            os.fchmod(writing, stat.S_IMODE(status.st_mode))
+        finally:
+            os.close(writing)
+    finally:
+        os.close(reading)
+    fd = syscalls.open_tree(syscalls.AT_FDCWD, path, syscalls.OPEN_TREE_CLONE)
+    attributes.add(fd, syscalls.MOUNT_ATTR_NODEV | flags(mount.options))
+    return fd
+
+
+def in_memory(mount: Mount, place: os.stat_result | None) -> int:
+    """A tmpfs with the mount's options; without a mode it has that of the directory it covers, as runc does it."""
+    usual = {"mode": f"{stat.S_IMODE(place.st_mode):o}" if place else "1777"}
+    pairs = [option.partition("=")[::2] for option in mount.options]
+    wanted = {key: value for key, value in pairs if key in VALUES}
+    attrs = flags(mount.options) | (syscalls.MOUNT_ATTR_RDONLY if mount.read_only else 0)
+    attrs |= syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+    try:
+        return syscalls.new_filesystem("tmpfs", {**usual, **wanted}, attrs)
+    except OSError:  # a value that is none, an id that its user namespace does not map
+        return syscalls.new_filesystem("tmpfs", usual, attrs)
+
+
+def terminals() -> int:
+    """A devpts instance of its own, as runc makes it."""
+    options = {"newinstance": None, "ptmxmode": "0666", "mode": "0620"}
+    attrs = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NOEXEC
+    try:
+        return syscalls.new_filesystem("devpts", {**options, "gid": "5"}, attrs)
+    except OSError:  # its user namespace has no group 5
+        return syscalls.new_filesystem("devpts", options, attrs)
