@@ -1,7 +1,7 @@
 """``cntr cp``: copying between this machine and a container.
 
-Two ends: ``send`` walks a tree, ``receive`` builds one, ``stream`` is what they say to each other.
+Two ends: ``send`` walks a tree, ``receive`` builds one, ``stream`` is the protocol between them.
 
-Both ends are the same code on either side; the one in the container runs in a process that has entered it (``cntr.cp.copy``), so
-nothing here imports, prints or asks a name service after it has started. This module imports nothing.
+Both directions use the same code. One end runs in a process that has entered the container (``cntr.cp.copy``), so
+nothing here imports, prints or uses a name service once it has started. This module imports nothing.
 """

@@ -1,8 +1,8 @@
-"""``cntr cp``: copying files between the host and a container; the image needs no tools for it.
+"""``cntr cp``: copies files between the host and a container; the image needs no tools for it.
 
-Two processes and two pipes. The child enters the container (its mount and user namespaces, its root) and is one end of the copy; the
-parent is the other and keeps the caller's rights, all of them and no more. It is the child that looks at the container's process, so
-that a rootless container's user namespace, entered for that, is not entered by the host's side.
+Two processes and two pipes. The child enters the container (its mount and user namespaces, its root) and is one end of
+the copy. The parent is the other end and keeps exactly the caller's rights. The child also reads the container's
+process: for that, it may have to enter a rootless container's user namespace, which the parent must not do.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from cntr.engines import Container
     from cntr.progress import Tell as Event
 
-GRACE_SECONDS = 3.0  # for the container's side to take its temporary file away
-# chown dac_override dac_read_search fowner fsetid setfcap: all that a copy takes. Not sys_ptrace: a link in the container's /proc to
-# another process' root is not followed; not mknod, not sys_admin.
+GRACE_SECONDS = 3.0  # for the container's end to remove its temporary file
+# chown dac_override dac_read_search fowner fsetid setfcap: everything that a copy needs. Not sys_ptrace: a link in the
+# container's /proc to another process's root must not be followed. Not mknod, not sys_admin.
 FILE_CAPABILITIES = 0b11111 | 1 << 31
 
 
@@ -49,7 +49,9 @@ def copy(
     session: Session | None = None,
     event: Event | None = None,
 ) -> int:
-    """Copy; the exit status: 0, or 1 when something was not copied and was named. event: see Console. Raises CntrError, UsageError."""
+    """Copy; return 0, or 1 if something was named that was not copied. event: see Console. Raises CntrError,
+    UsageError.
+    """
     sides = Sides(source, destination)
     if session:
         session.target = sides.target
@@ -65,7 +67,7 @@ def copy(
 
 @contextlib.contextmanager
 def opened(sides: Sides, say: Callable[[str], None], session: Session | None) -> Iterator[Container]:
-    """The container that SIDES name, or a stand-in for it, for the time of the block. Raises CntrError."""
+    """The container in SIDES, or a stand-in for it, for the duration of the block. Raises CntrError."""
     from cntr.images import targets
 
     container, stand_in = targets.resolve(sides.target, write=not sides.outward, say=say)
@@ -83,19 +85,19 @@ def opened(sides: Sides, say: Callable[[str], None], session: Session | None) ->
 
 
 class Work(HostWork):
-    """A copy on this machine: the container's end is a child, over two pipes."""
+    """A copy on this machine: the container's end is a child, connected by two pipes."""
 
     def __init__(
         self, container: Container, *, archive: bool, follow: bool, outward: bool, event: Event | None = None
     ) -> None:
         super().__init__(archive=archive, follow=follow, outward=outward, event=event)
         self.container, self.label, self.pid = container, container.label(), 0
-        self.moved: Callable[[int], None] = stream.nothing  # told of bytes, in the container's end
+        self.moved: Callable[[int], None] = stream.nothing  # called with counts of bytes, in the container's end
         if archive:
             self.owners = owners.of(container)
 
     def begin(self, container_path: bytes, signals: Signals) -> tuple[int, int]:
-        """Fork."""
+        """Fork the container's end."""
         to_child, to_parent = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
         _widen((to_parent if self.outward else to_child)[1])
         self.pid = os.fork()
@@ -110,7 +112,9 @@ class Work(HostWork):
         return to_parent[0], to_child[1]
 
     def end(self) -> None:
-        """The child ends when its pipes do. One that waits for a filesystem that does not answer is killed, and not waited for."""
+        """Wait for the child, which ends with its pipes. If it is blocked in a filesystem that does not answer, kill it
+        and do not wait.
+        """
         pidfd = os.pidfd_open(self.pid)
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
@@ -124,12 +128,12 @@ class Work(HostWork):
             os.close(pidfd)
 
     def be_child(self, path: bytes, read_fd: int, write_fd: int, signals: Signals) -> None:
-        """The container's end; never returns. Whoever holds the other ends of the pipes says when it is over."""
+        """Run the container's end; never returns. The other ends of the pipes decide when it is over."""
         label, out = self.label, Outgoing(write_fd)
         tell = Remote(out, f"{label}:")
         try:
             signals.ignore()
-            if not self.same_machine:  # the pipes are another's, and can't be closed from here
+            if not self.same_machine:  # the pipes belong to ssh, and cannot be closed from here
                 signal.signal(signal.SIGTERM, _is_over)
             syscalls.set_process_name("cntr-cp")
             incoming = Incoming(read_fd)
@@ -138,9 +142,7 @@ class Work(HostWork):
             if self.outward:
                 sender = Sender(out, incoming, tell, open_path, own_fds, archive=self.archive)
                 sender.strangers, sender.same_machine = self.owners.strangers, self.same_machine
-                if (
-                    not self.same_machine and self.container.owner
-                ):  # whatever a user's container says, nothing of it is root's
+                if not self.same_machine and self.container.owner:  # a user's container cannot make files of root's
                     sender.owner = _nobody_is_root
                 out.moved = self.moved
                 sender.run(path, follow=self.follow)
@@ -165,11 +167,13 @@ class Work(HostWork):
 
 
 def enter(container: Container, start_time: int = 0) -> Callable[[bytes, int], int]:
-    """Make the container's root this process' own, as its user namespace's root; returns what opens a path there.
+    """Make the container's root this process's own, as root of its user namespace; return a function that opens paths
+    there.
 
-    start_time: of its process, 0 for whichever it is. From here on nothing is imported or loaded. Raises CntrError, OSError.
+    start_time: of the container's process, 0 for any. From here on nothing is imported or loaded. Raises CntrError,
+    OSError.
     """
-    if container.state == "rootfs":  # no process, only files: an idle Buildah container
+    if container.state == "rootfs":  # only files, no process: an idle Buildah container
         os.chroot(container.rootfs)
     else:
         _enter_process(container, start_time)
@@ -197,8 +201,8 @@ def _enter_process(container: Container, start_time: int) -> None:
     os.chroot(".")
     namespaces.join(target.namespaces, "user")
     if joins_user or target.as_owner:
-        held = -1  # a new user namespace gives all capabilities in it
-        # Its root, whom files will belong to; in one without a root (bwrap --unshare-user) its lowest id.
+        held = -1  # entering a user namespace gives all capabilities in it
+        # The root there, who will own the files; in a namespace without uid 0 (bwrap --unshare-user) its lowest id.
         uid, gid = (
             0 if any(row[0] == 0 for row in rows) else min(rows, default=(0,))[0]
             for rows in (target.uid_map, target.gid_map)
@@ -212,7 +216,7 @@ def _enter_process(container: Container, start_time: int) -> None:
         os.setresuid(uid, uid, uid)
     mask = held & FILE_CAPABILITIES
     syscalls.capset(mask, mask, 0)
-    # Last, since each change of credentials sets it anew: the container's processes must not trace this one.
+    # Last, since each change of credentials resets it: the container's processes must not trace this one.
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     target.close()
 
@@ -235,5 +239,5 @@ def _nobody_is_root(uid: int, gid: int) -> tuple[int, int]:
 def _widen(fd: int) -> None:
     try:
         fcntl.fcntl(fd, stream.F_SETPIPE_SZ, stream.PIPE_SIZE)
-    except OSError:  # EPERM: the user's pipes are over their limit (pipe(7)); a narrow one does too
+    except OSError:  # EPERM: the user's pipes are over their limit (pipe(7)); a smaller one works too
         pass

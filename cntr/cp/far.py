@@ -1,7 +1,8 @@
-"""A copy between this machine and a container on another: each machine has one end of it, and the pipes between them are ssh's.
+"""A copy between this machine and a container on another one: each machine runs one end, and ssh provides the pipes
+between them.
 
-The container's end is where the container is, as ``cntr --cp`` started by ``cntr --host HOST cp``. Ids are numbers here: the
-container's, on both sides, since neither machine's users are the other's.
+The container's end runs on the container's machine, as ``cntr --cp`` started by ``cntr --host HOST cp``. Both sides use
+the container's numeric ids, because the machines' users have nothing in common.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ if TYPE_CHECKING:
     from cntr.progress import Tell as Event
 
     class Connection(Protocol):
-        """The way to the container's end."""
+        """The connection to the container's end."""
 
         def begin(self, hello: bytes) -> tuple[int, int]:
-            """Start it: the fds to read and to write, once it has said HELLO. Raises CntrError."""
+            """Start it; return the fds to read and to write, once it has written HELLO. Raises CntrError."""
 
         def end(self) -> int:
-            """Wait for its end: its exit status. Raises CntrError for one that is not its own."""
+            """Wait for its end; return its exit status. Raises CntrError if the status is not its own."""
 
 
-HERE = "-"  # in its words: the other machine's side
-HELLO = b"\0cntr-cp\n"  # before the first frame; a login shell may have said something before
+HERE = "-"  # on its command line: the other machine's side
+HELLO = b"\0cntr-cp\n"  # before the first frame; a login shell may have printed something first
 
 
 class RemoteWork(HostWork):
@@ -57,16 +58,16 @@ class RemoteWork(HostWork):
         self.connection, self.label = connection, label
 
     def begin(self, container_path: bytes, signals: Signals) -> tuple[int, int]:
-        """By the connection, whose words have that path."""
-        signals.release()  # somebody may be asked for a password, and be tired of it
+        """Start the connection, whose command line has that path."""
+        signals.release()  # somebody may be asked for a password, and want to abort
         return self.connection.begin(HELLO)
 
     def end(self) -> None:
-        """The container's end ends when its pipes do."""
+        """Wait for the container's end, which ends with its pipes."""
         self.connection.end()
 
     def ended_early(self) -> tuple[str, str]:
-        """Or the connection was lost, or that end has said why."""
+        """The connection was lost, or that end has reported why."""
         if status := self.connection.end():
             raise CntrError("", "", status)
         return super().ended_early()
@@ -81,7 +82,7 @@ def copy(
     say: Callable[[str], None],
     event: Event | None = None,
 ) -> int:
-    """Be this machine's end; the exit status, as of ``cntr.cp.copy``. Raises CntrError."""
+    """Run this machine's end; return the exit status, see ``cntr.cp.copy``. Raises CntrError."""
     label = printable(sides.target)
     end = RemoteWork(connection, label, archive=archive, follow=follow, outward=sides.outward, event=event)
     return end.run(sides.host_path, sides.container_path, say)
@@ -90,12 +91,12 @@ def copy(
 def serve(
     source: str, destination: str, *, archive: bool, follow: bool, say: Callable[[str], None], session: Session
 ) -> int:
-    """Be the container's end, by this process' stdin and stdout; the exit status. Raises CntrError, UsageError."""
+    """Run the container's end on this process's stdin and stdout; return the exit status. Raises CntrError, UsageError."""
     sides = Sides(source, destination, far=HERE)
     session.target = sides.target
     read_fd, write_fd, null = os.dup(0), os.dup(1), os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     os.dup2(null, 0)
-    os.dup2(2, 1)  # whatever is printed is no frame
+    os.dup2(2, 1)  # printed text must not mix with frames
     count = mmap.mmap(-1, 8)
     with opened(sides, say, session) as container:
         work = Work(container, archive=archive, follow=follow, outward=sides.outward)

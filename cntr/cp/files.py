@@ -1,4 +1,4 @@
-"""A file on the receiving end: written under a temporary name, then renamed in one step."""
+"""A file on the receiving end: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cntr.cp.stream import Meta
 
 
 class NotReplaced(OSError):
-    """What has the name already is not to be lost: strerror says what it is."""
+    """The existing file of that name must not be lost; strerror says what it is."""
 
 
 class Partial:
-    """A file under way, below a temporary name: where it is, what it will be called, its fd (read and write)."""
+    """A file being received under a temporary name: its directory, its final name, its fd (read and write)."""
 
     __slots__ = ("dir_fd", "fd", "meta", "name", "temporary")
 
@@ -28,18 +28,18 @@ class Partial:
         self.fd = os.open(self.temporary, flags, 0o600, dir_fd=dir_fd)
 
     def drop(self) -> None:
-        """Remove it."""
+        """Close and remove it."""
         os.close(self.fd)
         remove(self.dir_fd, self.temporary)
 
 
 def temporary_name() -> bytes:
-    """A name that nobody has."""
+    """A random name."""
     return b".cntr-cp-" + os.urandom(6).hex().encode()
 
 
 def remove(dir_fd: int, name: bytes) -> None:
-    """Unlink, if it is there."""
+    """Unlink NAME if it exists."""
     try:
         os.unlink(name, dir_fd=dir_fd)
     except OSError:
@@ -47,7 +47,7 @@ def remove(dir_fd: int, name: bytes) -> None:
 
 
 def mode_of(dir_fd: int, name: bytes) -> int:
-    """st_mode of what NAME is, itself and not what it may link to; 0 where there is nothing. Raises OSError."""
+    """st_mode of NAME itself, without following a symbolic link; 0 if there is nothing. Raises OSError."""
     try:
         return os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
     except FileNotFoundError:
@@ -55,12 +55,12 @@ def mode_of(dir_fd: int, name: bytes) -> int:
 
 
 def replaceable(mode: int) -> bool:
-    """Whether a file may take its place: a device or a directory is never lost to a copy."""
+    """Whether a file may replace it: a copy never replaces a device or a directory."""
     return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
 
 
 def place(dir_fd: int, temporary: bytes, name: bytes) -> None:
-    """Give a finished file its name, in one step. Raises OSError."""
+    """Rename a finished file to its name. Raises OSError."""
     mode = mode_of(dir_fd, name)
     if mode and not replaceable(mode):
         raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EEXIST, "not replaced")
@@ -70,7 +70,7 @@ def place(dir_fd: int, temporary: bytes, name: bytes) -> None:
 
 
 def overwrite(file: Partial) -> None:
-    """Write a finished file's data into the one that has its name and cannot be replaced. Raises OSError."""
+    """Write a finished file's data into the existing file, which cannot be replaced. Raises OSError."""
     flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     fd = os.open(file.name, flags, dir_fd=file.dir_fd)
     try:
@@ -83,7 +83,7 @@ def overwrite(file: Partial) -> None:
 
 
 def copy_data(source: int, target: int) -> None:
-    """The data of one file into another, empty one, holes and all. Raises OSError."""
+    """Copy the data of one file into another, empty one, preserving holes. Raises OSError."""
     size = os.fstat(source).st_size
     for start, length in extents(source, size):
         offset, end = start, start + length

@@ -1,4 +1,4 @@
-"""The host's end of a copy: it keeps the caller's rights, all of them and no more, and trusts nothing that the other end says."""
+"""The host's end of a copy. It keeps exactly the caller's rights, and trusts nothing from the other end."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ PARTIAL = 1  # exit status: something was not copied, and was named
 
 
 class Console(Tell):
-    """The user's terminal: problems at once, notes of one text together at the end, progress in between."""
+    """Output to the user: problems at once, equal notes together at the end, progress in between."""
 
     def __init__(self, say: Callable[[str], None], event: Event | None = None) -> None:
-        """say: prints one line; event: for a program, is told of everything instead."""
+        """say: prints one line; event: for a program, gets everything instead."""
         self.say, self.event, self.problems = say, event, 0
         self.notes: dict[str, list[str]] = {}
         self.progress = Progress(tell=event)
 
     def problem(self, path: bytes, text: str) -> None:
-        """One line, and the exit status."""
+        """Print one line, and set the exit status."""
         self.problems += 1
         self.progress.clear()
         shown = printable(os.fsdecode(path))
@@ -47,13 +47,13 @@ class Console(Tell):
             self.say(f"{shown}: {printable(text)}")
 
     def note(self, text: str, path: bytes) -> None:
-        """Kept for the end; of many the first and the count."""
+        """Collect a note; at the end the first path and the count are shown."""
         found = self.notes.setdefault(text, ["", ""])
         found[0] = found[0] or printable(os.fsdecode(path))
         found[1] += "x" if len(found[1]) < 1000 else ""
 
     def warn(self, text: str) -> None:
-        """At once."""
+        """Print TEXT at once."""
         self.progress.clear()
         if self.event:
             self.event("warning", {"text": text})
@@ -61,7 +61,7 @@ class Console(Tell):
             self.say(text)
 
     def close(self) -> None:
-        """Say the notes."""
+        """Print the notes."""
         self.progress.clear()
         for text, (path, count) in self.notes.items():
             if self.event:
@@ -80,11 +80,11 @@ class HostWork:
     def __init__(self, *, archive: bool, follow: bool, outward: bool, event: Event | None = None) -> None:
         self.event, self.archive, self.follow, self.outward = event, archive, follow, outward
         self.copied = 0
-        self.session: Session | None = None  # whose time it keeps to
+        self.session: Session | None = None  # limits the time
         self.owners = owners.Owners()
 
     def begin(self, container_path: bytes, signals: Signals) -> tuple[int, int]:
-        """Start the container's end, while signals are held back: the fds that it is read and written by. Raises CntrError."""
+        """Start the container's end, with signals blocked; return the fds to read and to write. Raises CntrError."""
         raise NotImplementedError
 
     def end(self) -> None:
@@ -92,9 +92,9 @@ class HostWork:
         raise NotImplementedError
 
     def run(self, host_path: bytes, container_path: bytes, say: Callable[[str], None]) -> int:
-        """The copy; the exit status. Raises CntrError."""
+        """Copy; return the exit status. Raises CntrError."""
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # two for each level of a deep tree
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # two fds for each level of a deep tree
         try:
             return self._run(own_fd(host_path), host_path, container_path, say)
         finally:
@@ -127,7 +127,7 @@ class HostWork:
             signals.restore()
 
     def _be_host(self, path: bytes, stream_fd: int, incoming: Incoming, outgoing: Outgoing, console: Console) -> None:
-        """stream_fd: the caller's open file that PATH is, or -1."""
+        """stream_fd: if PATH is one of the caller's open files, its fd, else -1."""
         try:
             if self.outward:
                 kind = Receiver if stream_fd < 0 else StreamReceiver
@@ -146,7 +146,9 @@ class HostWork:
             ) from None
 
     def _send(self, path: bytes, stream_fd: int, incoming: Incoming, outgoing: Outgoing, console: Console) -> None:
-        """The host's end of a copy into the container: complaints are read while the pipe is full, or both sides would wait."""
+        """Run the host's end of a copy into the container. Answers are read while the pipe is full; otherwise both
+        sides would block.
+        """
 
         def wait() -> None:
             poll = select.poll()
@@ -167,11 +169,11 @@ class HostWork:
             sender.run(path, follow=self.follow)
         finally:
             os.close(own_fds)
-        while _take(incoming, console):  # until all has its name
+        while _take(incoming, console):  # until every file has its name
             pass
 
     def _why(self, incoming: Incoming, console: Console) -> tuple[str, str]:
-        """Message and hint for a container's side that has gone. Raises CntrError with its own last words, if it had any."""
+        """Message and hint if the container's end has gone. Raises CntrError with its last message, if there is one."""
         try:
             while _take(incoming, console):
                 pass
@@ -180,7 +182,7 @@ class HostWork:
         return self.ended_early()
 
     def ended_early(self) -> tuple[str, str]:
-        """Message and hint where it said nothing. Raises CntrError."""
+        """Message and hint if it sent no message. Raises CntrError."""
         return (
             f"{self.label}: the container's side of the copy ended unexpectedly",
             "run it again; `cntr --debug cp …` shows where",
@@ -188,12 +190,12 @@ class HostWork:
 
 
 def open_on_host(path: bytes, flags: int) -> int:
-    """Open what the user named on the host, as any program would."""
+    """Open what the user named on the host, following symbolic links as any program would."""
     return os.open(path, flags | os.O_CLOEXEC)
 
 
 def _take(incoming: Incoming, console: Console) -> bool:
-    """One frame of a child that receives; False when it is done."""
+    """Handle one frame from a receiving child; False when it is done."""
     kind, body = incoming.receive()
     if kind == stream.DONE:
         return False

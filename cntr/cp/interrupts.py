@@ -1,4 +1,4 @@
-"""What ends a copy before its end: a signal, `cntr sessions end`, or its time."""
+"""What ends a copy early: a signal, `cntr sessions end`, or its time limit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STAYS = "no half-copied file stays; what was copied before does"
 
 
 class Interrupted(Exception):
-    """Asked to end; number: the signal."""
+    """The copy was told to end. number: the signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -27,21 +27,21 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """From before the fork to the end of the copy; label: the container's. session: whose time it keeps to."""
+    """Signal handling from before the fork to the end of the copy. label: the container's; session: limits the time."""
 
     def __init__(self, label: str, session: Session | None) -> None:
-        """Hold them back, until the two sides know which one they are."""
+        """Block the signals until each side has set its handlers."""
         self.label, self.session = label, session
         self.term: Term | None = None
         self.before = {number: signal.getsignal(number) for number in SIGNALS}
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
     def release(self) -> None:
-        """Let them through as they were before."""
+        """Restore the signals as they were."""
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def watch(self, warn: Callable[[str], None]) -> None:
-        """The host's side: raise Interrupted when one comes, or the time is over. warn: is told a minute before."""
+        """On the host's side: raise Interrupted on a signal or when the time is over. warn: called a minute before."""
         self.warn = warn
         for number, handler in self.before.items():
             ignored = handler == signal.SIG_IGN and number not in (signal.SIGALRM, END)
@@ -54,19 +54,21 @@ class Signals:
             self._wind()
 
     def ignore(self) -> None:
-        """For the rest of the copy, which only waits for itself; the container's side lives as long as its pipes do."""
+        """Ignore signals for the rest of the copy, which waits only for itself. The container's end lives as long as
+        its pipes.
+        """
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         self.release()
 
     def restore(self) -> None:
-        """It is over."""
+        """Restore the handlers at the end."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
     def error(self, number: int) -> CntrError:
-        """What the user is told of the signal that ended it; the record too."""
+        """The error for the signal that ended the copy, for the user and for the record."""
         if number not in (signal.SIGALRM, END):
             return CntrError(f"interrupted: {STAYS}", "", 128 + number)
         why = "`cntr sessions end`" if number == END else f"its time is over: {self.term}"
@@ -84,7 +86,7 @@ class Signals:
                 if not self.term.is_over(self.warn):
                     self._wind()
                     return
-            except RuntimeError:  # it came while a line was being written
+            except RuntimeError:  # the signal arrived while a line was being written
                 self._wind()
                 return
         raise Interrupted(number)

@@ -1,6 +1,7 @@
-"""Symbolic links that do not lead to a regular file: /dev/stdout, devices, FIFOs; and file systems that hold no files.
+"""Symbolic links that lead to something other than a regular file or directory: /dev/stdout, devices, FIFOs, kernel
+file systems.
 
-A copy never takes the place of such a link, and never carries one off for the file that its name promises.
+A copy never replaces such a link, and never copies the link as if it were the file that its name suggests.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import stat
 from cntr.cp import stream
 from cntr.linux import kernelfs, syscalls
 
-MAX_HOPS = 40  # links in a chain that the kernel follows (path_resolution(7))
+MAX_HOPS = 40  # symbolic links that the kernel follows in one path (path_resolution(7))
 
 
 def stands_for(dir_fd: int, name: bytes) -> str:
-    """What the symbolic link NAME stands for, where that is no file and no directory; "" for any other link.
+    """What the symbolic link NAME leads to if that is neither file nor directory; "" for any other link.
 
-    A link into /proc may dangle here and be somebody's standard output there: we are in none of the container's pid namespaces.
+    A link into /proc may dangle here and be some process's standard output there: this process is in no pid namespace
+    of the container.
     """
     try:
         fd = syscalls.openat2(dir_fd, name, os.O_PATH, syscalls.RESOLVE_NO_MAGICLINKS)
@@ -36,7 +38,7 @@ def stands_for(dir_fd: int, name: bytes) -> str:
 
 
 def _loops(dir_fd: int, name: bytes) -> bool:
-    """Whether ELOOP is the links' own, and not that of a link of /proc that must not be followed."""
+    """Whether ELOOP comes from a cycle of links, not from a link in /proc that must not be followed."""
     try:
         os.close(os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=dir_fd))
     except OSError as error:
@@ -45,7 +47,7 @@ def _loops(dir_fd: int, name: bytes) -> bool:
 
 
 def _ends_in_kernel(dir_fd: int, name: bytes) -> bool:
-    """Whether a chain of links that leads to nothing leads to nothing of /proc, /dev/pts and the like."""
+    """Whether a dangling chain of links ends in /proc, /dev/pts or a similar file system."""
     path = name
     for _ in range(MAX_HOPS):
         try:
@@ -59,7 +61,7 @@ def _ends_in_kernel(dir_fd: int, name: bytes) -> bool:
 
 
 def _is_below_kernels(dir_fd: int, path: bytes) -> bool:
-    """Whether the deepest directory of PATH that exists is on such a file system."""
+    """Whether the deepest existing directory of PATH is on such a file system."""
     while path not in (b"", b"/"):
         try:
             fd = syscalls.openat2(dir_fd, path, os.O_PATH, syscalls.RESOLVE_NO_MAGICLINKS)

@@ -19,24 +19,24 @@ NO_CAPABILITIES = "file capabilities not kept: whoever fills the container would
 
 
 class Metadata:
-    """Gives it to what was received.
+    """Applies metadata to what was received.
 
-    path: for a message, by a name; owner: gives this side's ids for those that come; privileged: whether a file may come with set-id
-    bits and file capabilities.
+    path: converts a name for messages; owner: converts the other side's ids to this side's; privileged: whether files
+    keep set-id bits and file capabilities.
     """
 
     def __init__(self, tell: Tell, path: Callable[[bytes], bytes], *, archive: bool) -> None:
-        """archive: keep owner, set-id bits and the attributes that go with them."""
+        """archive: keep owner, set-id bits and the attributes that depend on the owner."""
         self.tell, self.path, self.archive = tell, path, archive
         self.owner: Callable[[int, int], tuple[int, int]] = stream.same
         self.privileged = True
 
     def give(self, fd: int, meta: Meta, name: bytes) -> None:
-        """The owner comes first: chown(2) takes set-id bits and file capabilities away."""
+        """Set everything. The owner comes first: chown(2) clears set-id bits and file capabilities."""
         self.own(meta, name, lambda *ids: os.fchown(fd, *ids))
 
     def own(self, meta: Meta, name: bytes, chown: Callable[..., None]) -> None:
-        """Give it its owner and group; what this side has no id for stays the copier's."""
+        """Set owner and group; an id that does not exist on this side stays the copier's."""
         if not self.archive:
             return
         ids = self.owner(meta.uid, meta.gid)
@@ -48,7 +48,7 @@ class Metadata:
             self._not_kept("owner", error, name)
 
     def attribute(self, fd: int, key: bytes, value: bytes, name: bytes) -> None:
-        """One extended attribute; ``user.`` needs no rights, the others go with --archive."""
+        """Set one extended attribute; ``user.`` needs no rights, the others need --archive."""
         if not os.fsdecode(key).startswith(ARCHIVE_ATTRIBUTES if self.archive else PLAIN_ATTRIBUTES):
             return
         if key.startswith(owners.ACL) and self.owner is not stream.same:
@@ -66,14 +66,14 @@ class Metadata:
             self._not_kept("extended attribute", error, name)
 
     def settle(self, fd: int, meta: Meta, name: bytes) -> None:
-        """Mode and times, when nothing else is to come. Without --archive the owner is another: no set-id bits for that one."""
+        """Set mode and times, as the last step. Without --archive the owner is another one, so set-id bits are dropped."""
         mode = meta.mode & (0o7777 if self.archive else 0o1777)
         if not self.privileged and mode & 0o6000 and not stat.S_ISDIR(meta.mode):
             mode &= 0o1777
             self.tell.note(NO_SET_ID, self.path(name))
         try:
             if not self.archive and stat.S_ISDIR(meta.mode):
-                mode |= os.fstat(fd).st_mode & stat.S_ISGID  # as the directory above hands it on
+                mode |= os.fstat(fd).st_mode & stat.S_ISGID  # inherited from the parent directory
             os.fchmod(fd, mode)
         except OSError as error:
             self._not_kept("mode", error, name)

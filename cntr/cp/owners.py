@@ -1,6 +1,7 @@
-"""Owners with ``--archive``: translating between the ids of a container's user namespace and the host's.
+"""Owners with ``--archive``: translates between the ids of a container's user namespace and the host's.
 
-What the container calls root of its user namespace is, on the host, whoever made that. A number alone would make a user's file root's.
+The root of a container's user namespace is an ordinary user on the host. Copying the number would make a user's file
+root's.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ ACL_USER, ACL_GROUP = 0x02, 0x08
 class Owners:
     """Translates ids.
 
-    start_time: of the process whose maps these are, 0 where there is none; owner: the user whose container it is; strangers: devices
-    whose word on owners counts for nothing.
+    start_time: of the process with these maps, 0 if there is none; owner: the container's user; strangers: devices
+    whose owners are not trusted.
     """
 
     __slots__ = ("gid_map", "owner", "start_time", "strangers", "uid_map")
@@ -44,22 +45,22 @@ class Owners:
         self.strangers: frozenset[int] = frozenset()
 
     def outward(self, uid: int, gid: int) -> tuple[int, int]:
-        """The host's (uid, gid) for the container's; KEEP where there is none, and the copier's own stays."""
+        """The host's (uid, gid) for the container's; KEEP if there is none, so that the copier's stays."""
         if self.start_time and uid != KEEP:
             uid = _keep(procfs.map_id(uid, self.uid_map))
         if self.start_time and gid != KEEP:
             gid = _keep(procfs.map_id(gid, self.gid_map))
-        if self.owner:  # a user's container: whatever it says, nothing of it is root's
+        if self.owner:  # a user's container cannot make files of root's
             uid, gid = uid or self.owner, gid or KEEP
         return uid, gid
 
     def inward(self, uid: int, gid: int) -> tuple[int, int]:
-        """The container's (uid, gid) for the host's; one that has no other there keeps its number."""
+        """The container's (uid, gid) for the host's; an unmapped id keeps its number."""
         return _inside(uid, self.uid_map), _inside(gid, self.gid_map)
 
 
 def of(container: Container) -> Owners:
-    """Read those of a container's process. Raises TargetNotFound, OSError."""
+    """Read the maps of a container's process. Raises TargetNotFound, OSError."""
     owners = Owners()
     owners.owner = container.owner
     if container.state == "rootfs":
@@ -81,7 +82,9 @@ def of(container: Container) -> Owners:
 
 
 def acl(value: bytes, translate: Callable[[int, int], tuple[int, int]]) -> bytes | None:
-    """An access control list (acl(5)) with its ids translated; None where one has no other, or for what is none."""
+    """An access control list (acl(5)) with its ids translated; None if an id has no translation, or the ACL is
+    malformed.
+    """
     if value[:4] != ACL_VERSION or len(value) % ACL_ENTRY != 4:
         return None
     result = value[:4]
@@ -97,7 +100,9 @@ def acl(value: bytes, translate: Callable[[int, int], tuple[int, int]]) -> bytes
 
 
 def _strangers(text: str) -> frozenset[int]:
-    """The devices of FUSE mounts that a user made: the server, a user's program, says whose each file is (mount.fuse3(8))."""
+    """The devices of FUSE mounts made by users: the server, a user's program, decides about the owner of each file
+    (mount.fuse3(8)).
+    """
     return frozenset(
         mount.device
         for mount in procfs.mountinfo(text)

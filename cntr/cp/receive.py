@@ -1,7 +1,7 @@
-"""The receiving end: builds a tree below one directory fd, whatever names and links exist or appear meanwhile.
+"""The receiving end: builds a tree below one directory fd, whatever names and symbolic links exist or appear meanwhile.
 
-Names are single components, directories are opened with O_NOFOLLOW and held by fd, a hard link's other name is opened with
-RESOLVE_BENEATH: nothing is written outside. A file gets its name when it is whole; until then it has a temporary one.
+Names are single components, directories are opened with O_NOFOLLOW and held by fd, and a hard link's other name is
+opened with RESOLVE_BENEATH, so nothing is written outside. A file has a temporary name until it is complete.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP)
 
 
 class Level:
-    """A directory under way: its fd, -1 where it could not be made; meta: None for one that was there before."""
+    """A directory being received: its fd, -1 if it could not be created; meta: None if it existed before."""
 
     __slots__ = ("fd", "meta", "name")
 
@@ -50,10 +50,11 @@ class Level:
 class Receiver:
     """Receives one file or tree.
 
-    open_path: opens what the user named, on this side: ``(path, flags) → fd``; started: told what comes; moved: told each count of bytes.
+    open_path: opens what the user named on this side: ``(path, flags) → fd``; started: called with what is received;
+    moved: called with counts of bytes.
     """
 
-    fd = -1  # an open file that is written to instead, see ``streams``
+    fd = -1  # an open file to write to instead, see ``streams``
 
     def __init__(
         self,
@@ -64,19 +65,20 @@ class Receiver:
         *,
         archive: bool,
     ) -> None:
-        """archive: keep owner, set-id bits and the attributes that go with them."""
+        """archive: keep owner, set-id bits and the attributes that depend on the owner."""
         self.incoming, self.answers, self.tell, self.open_path = incoming, answers, tell, open_path
         self.metadata = Metadata(tell, self._path, archive=archive)
         self.levels: list[Level] = []
         self.file: Partial | None = None
         self.top_fd = self.parent_fd = -1
-        self.linked: dict[bytes, tuple[int, int]] = {}  # path below the top → what was made there
+        # path below the top → device and inode of what was created there
+        self.linked: dict[bytes, tuple[int, int]] = {}
         self.shown = b""
         self.started: Callable[[Meta], None] = stream.nothing
         self.moved: Callable[[int], None] = stream.nothing
 
     def run(self, path: bytes) -> None:
-        """Until DONE. Raises CntrError, EOFError when the sender has gone, ProtocolError; no half file stays."""
+        """Receive until DONE. Raises CntrError, EOFError if the sender has gone, ProtocolError; leaves no partial file."""
         try:
             self._start(path)
             while self._take(*self.incoming.receive()):
@@ -96,7 +98,7 @@ class Receiver:
             self.levels, self.parent_fd = [], -1
 
     def _first(self, path: bytes) -> tuple[Meta, bytes, bytes]:
-        """(meta, name, a link's target) of what comes; no name: what is in a directory."""
+        """(meta, name, symbolic link's target) of the top item; without a name: the contents of a directory."""
         kind, body = self.incoming.receive()
         while stream.take_word(kind, body, self.tell):
             kind, body = self.incoming.receive()
@@ -113,7 +115,7 @@ class Receiver:
         dir_fd, place = self._destination(path, meta, name)
         identity = (0, 0)
         if not place:
-            self.parent_fd = -1  # the level's
+            self.parent_fd = -1  # the level owns it
         if not stat.S_ISDIR(meta.mode):
             self._make(dir_fd, place, meta, target)
         else:
@@ -126,7 +128,9 @@ class Receiver:
         self.answers.flush()
 
     def _destination(self, path: bytes, meta: Meta, name: bytes) -> tuple[int, bytes]:
-        """(directory fd, name in it) of what is to be made; no name: the directory itself takes the contents."""
+        """(directory fd, name in it) of what is to be created; without a name, the contents go into the directory
+        itself.
+        """
         is_dir = stat.S_ISDIR(meta.mode)
         show = self.tell.show
         try:
@@ -174,7 +178,7 @@ class Receiver:
         return b"/".join(part for part in (*(level.name for level in self.levels), name) if part)
 
     def _problem(self, name: bytes, error: OSError, what: str = "") -> None:
-        """Tell of one file's error. Raises CntrError where the rest would meet it too."""
+        """Report an error of one file. Raises CntrError if all further files would have the same error."""
         reason = what + _reason(error)
         if error.errno in FULL:
             raise CntrError(
@@ -184,7 +188,7 @@ class Receiver:
         self.tell.problem(self._path(name), reason)
 
     def _take(self, kind: bytes, body: bytes) -> bool:
-        """One frame; False for the last."""
+        """Handle one frame; False for the last."""
         if kind == stream.BLOCK:
             self.moved(len(body))
             self._block(stream.OFFSET.unpack_from(body)[0], memoryview(body)[stream.OFFSET.size :])
@@ -223,10 +227,10 @@ class Receiver:
         except OSError as error:
             self._problem(name, error)
             if stat.S_ISDIR(meta.mode):
-                self.levels.append(Level(-1, name, None))  # what is sent of it goes nowhere
+                self.levels.append(Level(-1, name, None))  # its contents are discarded
 
     def _directory(self, dir_fd: int, name: bytes, meta: Meta) -> Level:
-        """Make a directory, or go into the one that is there, which keeps its mode, owner and time. Raises OSError."""
+        """Create a directory, or enter an existing one, which keeps its mode, owner and time. Raises OSError."""
         made, flags = True, os.O_RDONLY
         try:
             os.mkdir(name, 0o700, dir_fd=dir_fd)
@@ -238,7 +242,7 @@ class Receiver:
         return Level(fd, name, meta if made else None)
 
     def _make(self, dir_fd: int, name: bytes, meta: Meta, target: bytes) -> None:
-        """Begin a regular file, or make a symbolic link. Raises OSError."""
+        """Start a regular file, or create a symbolic link. Raises OSError."""
         if stat.S_ISREG(meta.mode):
             self.file = Partial(dir_fd, name, meta)
             self.metadata.give(self.file.fd, meta, name)
@@ -268,7 +272,7 @@ class Receiver:
             self._lose(error, "write: ")
 
     def _lose(self, error: OSError | OverflowError, what: str) -> None:
-        """The file under way cannot be finished: drop it, and what else comes of it."""
+        """The current file cannot be completed: drop it, and ignore the rest of its data."""
         assert self.file
         name = self.file.name
         self.file.drop()
@@ -296,7 +300,7 @@ class Receiver:
             except OSError as error:
                 if error.errno != errno.EBUSY:
                     raise
-                overwrite(file)  # a file is mounted there, as engines do with /etc/hosts: it has to stay the one it is
+                overwrite(file)  # a file is mounted there, as engines mount /etc/hosts: write into it
                 remove(file.dir_fd, file.temporary)
             if file.meta.linked:
                 info = os.fstat(file.fd)
@@ -318,7 +322,7 @@ class Receiver:
         os.close(level.fd)
 
     def _link(self, dir_fd: int, name: bytes, meta: Meta, other: bytes) -> None:
-        """A hard link to what was made at OTHER, a copy of it where there can be no link. Raises OSError."""
+        """Create a hard link to what was created at OTHER, or a copy if no link is possible. Raises OSError."""
         if other not in self.linked:
             self.tell.problem(self._path(name), "a hard link to a file that could not be copied")
             return
@@ -337,7 +341,7 @@ class Receiver:
                 raise
             self._copy_linked(parent_fd, last, dir_fd, name, meta, self.linked[other])
         finally:
-            remove(dir_fd, temporary)  # there still if both names were one file's already (rename(2))
+            remove(dir_fd, temporary)  # it still exists if both names were links to one file (rename(2))
             os.close(parent_fd)
 
     def _copy_linked(

@@ -1,7 +1,8 @@
 """The sending end: walks a tree by directory fds and sends it.
 
-Nothing is opened before it was looked at: opening a FIFO blocks, opening a device acts, and a container may swap one for the other
-between two calls. So each name is opened with O_PATH, looked at, and only then opened for reading, by its fd.
+Nothing is opened for reading before it was examined: opening a FIFO blocks, opening a device has effects, and a
+container may swap files between two calls. So each name is opened with O_PATH, examined, and only then opened for
+reading, through that fd.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-MAX_LINK_PATH = 4000  # bytes below PATH_MAX: a hard link's other name is opened by path
+MAX_LINK_PATH = 4000  # bytes, less than PATH_MAX: a hard link's other name is opened by path
 
-# What can be kept without --archive, and what names ids or gives privileges and goes with the owner.
+# Extended attributes kept without --archive, and those that contain ids or privileges, which go with the owner.
 NO_FILE = "only files, directories and symbolic links to such are; `cntr cp /dev/stdin …` copies what it reads"
 PLAIN_ATTRIBUTES = ("user.",)
 ARCHIVE_ATTRIBUTES = ("user.", "security.capability", "system.posix_acl_")
 
 
 class Level:
-    """A directory under way: its fd, its name, the names still to send (last first), and its device."""
+    """A directory being sent: its fd, its name, the names still to send (last first), and its device."""
 
     __slots__ = ("device", "fd", "name", "names")
 
     def __init__(self, fd: int, device: int, name: bytes) -> None:
-        """fd: open for reading; closed again where it cannot be listed. Raises OSError."""
+        """fd: open for reading; closed if it cannot be listed. Raises OSError."""
         self.fd, self.device, self.name = fd, device, name
         try:
             self.names = sorted((os.fsencode(name) for name in os.listdir(fd)), reverse=True)
@@ -46,12 +47,12 @@ class Level:
 class Sender:
     """Sends one file or tree.
 
-    open_path: opens what the user named, on this side: ``(path, flags) → fd``; own_fds: a directory fd of /proc/self/fd; owner: gives
-    the other side's ids for this one's; strangers: devices whose word on owners is not passed on; same_machine: whether the other
-    side's device and inode numbers are this side's too.
+    open_path: opens what the user named on this side: ``(path, flags) → fd``; own_fds: a directory fd of /proc/self/fd;
+    owner: converts this side's ids to the other's; strangers: devices whose owners are not sent; same_machine: whether
+    device and inode numbers mean the same on both sides.
     """
 
-    fd = -1  # an open file that is sent instead, see ``streams``
+    fd = -1  # an open file to send instead, see ``streams``
     same_machine = True
 
     def __init__(
@@ -64,10 +65,10 @@ class Sender:
         *,
         archive: bool,
     ) -> None:
-        """archive: read the attributes that go with the owner too."""
+        """archive: also read the attributes that depend on the owner."""
         self.out, self.answers, self.tell, self.open_path, self.own_fds = out, answers, tell, open_path, own_fds
         self.attributes = ARCHIVE_ATTRIBUTES if archive else PLAIN_ATTRIBUTES
-        self.linked: dict[tuple[int, int], bytes] = {}  # what may be found again under another name, and its path
+        self.linked: dict[tuple[int, int], bytes] = {}  # files with several names: (device, inode) → path
         self.levels: list[Level] = []
         self.shown = b""
         self.target = (0, 0)
@@ -76,7 +77,7 @@ class Sender:
         self.strangers: frozenset[int] = frozenset()
 
     def run(self, path: bytes, *, follow: bool) -> None:
-        """Send PATH; follow: what a symbolic link names instead of the link. Raises CntrError, BrokenPipeError, EOFError."""
+        """Send PATH. follow: if PATH is a symbolic link, send its target. Raises CntrError, BrokenPipeError, EOFError."""
         last = path.rstrip(b"/").rsplit(b"/", 1)[-1]
         contents = last in (b"", b".", b"..")
         self.shown = path.rstrip(b"/") or b"/"
@@ -106,7 +107,7 @@ class Sender:
             self.levels = []
 
     def _open(self, path: bytes, *, follow: bool) -> tuple[int, os.stat_result, bytes]:
-        """(fd for reading, -1 for a symbolic link; what it is; a symbolic link's target). Raises CntrError."""
+        """(fd for reading, -1 for a symbolic link; its status; the link's target). Raises CntrError."""
         fd = -1
         try:
             fd = self.open_path(path, os.O_PATH | (0 if follow else os.O_NOFOLLOW))
@@ -129,7 +130,7 @@ class Sender:
                 os.close(fd)
 
     def _meta(self, info: os.stat_result) -> Meta:
-        """What the other side is told of a file."""
+        """What the other side is told about a file."""
         meta = meta_of(info)
         meta.uid, meta.gid = self.owner(meta.uid, meta.gid)
         if info.st_dev in self.strangers:
@@ -148,12 +149,12 @@ class Sender:
                 raise stream.ProtocolError(f"no answer: {kind!r}")
 
     def _reopen(self, fd: int, info: os.stat_result) -> int:
-        """Open for reading what an O_PATH fd holds: that very file, whatever its name means by now."""
+        """Open the file of an O_PATH fd for reading, whatever its name refers to by now."""
         flags = os.O_RDONLY | os.O_CLOEXEC | (os.O_DIRECTORY if stat.S_ISDIR(info.st_mode) else 0)
         return os.open(b"%d" % fd, flags, dir_fd=self.own_fds)
 
     def _walk(self) -> None:
-        """Depth first, without recursion: a tree may be deeper than Python's stack."""
+        """Walk depth first, without recursion: a tree may be deeper than Python's stack."""
         while self.levels:
             level = self.levels[-1]
             if level.names:
@@ -167,11 +168,11 @@ class Sender:
             self.levels.pop()
 
     def _below(self, name: bytes) -> bytes:
-        """The path from the top; put together only where it is needed: deep trees have long ones."""
+        """The path from the top; computed only when needed, since deep trees have long paths."""
         return b"/".join(part for part in (*(level.name for level in self.levels), name) if part)
 
     def _path(self, name: bytes) -> bytes:
-        """For a message: the path as the user named its top."""
+        """The path for messages, starting as the user named the top."""
         below = self._below(name)
         return b"%s/%s" % (self.shown.rstrip(b"/"), below) if below else self.shown
 
@@ -181,7 +182,7 @@ class Sender:
         self.tell.problem(self._path(name), os.strerror(error.errno or 0))
 
     def _send_entry(self, level: Level, name: bytes) -> Level | None:
-        """One name of a directory; a Level where it is a directory to go into."""
+        """Send one entry of a directory; return a Level if it is a directory to enter."""
         try:
             fd = os.open(name, LOOK, dir_fd=level.fd)
         except FileNotFoundError:
@@ -199,7 +200,7 @@ class Sender:
             os.close(fd)
 
     def _send_found(self, fd: int, name: bytes, device: int) -> Level | None:
-        """Send what FD (O_PATH) holds. Raises OSError before anything of it was sent."""
+        """Send the file of FD (O_PATH). Raises OSError before any part of it is sent."""
         info = os.fstat(fd)
         meta = self._meta(info)
         if stat.S_ISDIR(info.st_mode):
@@ -235,11 +236,13 @@ class Sender:
         return level
 
     def _send_data(self, fd: int, meta: Meta, name: bytes) -> bool:
-        """A file's data, attributes and END; fd is closed. Whether it was read whole: the receiver drops what was not."""
+        """Send a file's data, attributes and END; close fd. Return whether it was read completely: otherwise the
+        receiver drops it.
+        """
         whole = False
         try:
             size = self._send_blocks(fd, 0 if kernelfs.holds(fd) else meta.size)
-            # A size alone says nothing: a file of /sys gives one page and holds less.
+            # The size alone does not tell: files in /sys report a page and hold less.
             after = os.fstat(fd)
             if (after.st_size, after.st_mtime_ns) != (meta.size, meta.mtime):
                 self.tell.note("changed while it was copied", self._path(name))
@@ -254,8 +257,8 @@ class Sender:
         return whole
 
     def _send_blocks(self, fd: int, size: int) -> int:
-        """The data without the holes; returns the size that was read. Raises OSError."""
-        if size == 0:  # empty, or the kernel's (proc(5)): as long as it gives something
+        """Send the data without holes; return the size read. Raises OSError."""
+        if size == 0:  # empty, or a kernel file (proc(5)): read to the end
             while data := os.read(fd, stream.CHUNK):
                 self.out.send(stream.BLOCK, stream.OFFSET.pack(size), data)
                 size += len(data)
@@ -273,7 +276,7 @@ class Sender:
     def _send_attributes(self, fd: int, name: bytes) -> None:
         try:
             names = os.listxattr(fd)
-        except OSError:  # ENOTSUP: this filesystem has none
+        except OSError:  # ENOTSUP: the filesystem has none
             return
         for key in names:
             if key.startswith(self.attributes):
@@ -295,17 +298,17 @@ class Sender:
 
 
 def extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of the data below SIZE, without the holes (lseek(2), SEEK_DATA). Raises OSError."""
+    """(offset, length) of the data below SIZE, without holes (lseek(2), SEEK_DATA). Raises OSError."""
     offset = 0
     while offset < size:
         try:
             start = os.lseek(fd, offset, os.SEEK_DATA)
             end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
         except OSError as error:
-            if error.errno != errno.ENXIO:  # EINVAL: this filesystem knows of no holes
+            if error.errno != errno.ENXIO:  # EINVAL: the filesystem does not support holes
                 yield offset, size - offset
             return
-        if start < offset or end <= start:  # past SIZE, or a filesystem that does not tell the truth
+        if start < offset or end <= start:  # beyond SIZE, or a filesystem that returns nonsense
             if start < size:
                 yield offset, size - offset
             return

@@ -28,12 +28,12 @@ START, ITEM, LINK, UP, BLOCK, TRUNCATE, XATTR, END = b"S", b"I", b"L", b"U", b"B
 DONE, READY, PROBLEM, NOTE, FATAL = b"Z", b"R", b"P", b"N", b"!"
 
 CHUNK = 1 << 18  # bytes of data in one BLOCK
-MAX_BODY = 1 << 21  # bytes; a longer frame is none of ours
-MAX_SHOWN = 4096  # bytes of a path in a message, its end
+MAX_BODY = 1 << 21  # bytes; a longer frame is invalid
+MAX_SHOWN = 4096  # bytes of a path in a message, from its end
 FLUSH_AT = 1 << 16  # bytes collected before they are written
-KEEP = 0xFFFFFFFF  # an id that nobody has: chown(2) leaves the owner as it is
+KEEP = 0xFFFFFFFF  # an id that no file has: chown(2) leaves the owner unchanged
 F_SETPIPE_SZ = 1031  # linux/fcntl.h; fcntl has it since Python 3.10
-PIPE_SIZE = 1 << 20  # bytes in a pipe, the most an unprivileged user may ask for
+PIPE_SIZE = 1 << 20  # bytes in a pipe, the most for an unprivileged user
 
 _HEADER = struct.Struct("<cI")
 _META = struct.Struct("<IIIqqQB")
@@ -54,12 +54,14 @@ KINDS = {
 
 
 def kind_of(mode: int) -> str:
-    """``a socket`` and the like, for a message."""
+    """``a socket`` and the like, for messages."""
     return KINDS.get(stat.S_IFMT(mode), "of unknown kind")
 
 
 class Meta:
-    """What a frame tells of a file: st_mode, owner, times in ns, size in bytes; linked: whether a LINK may name it later."""
+    """What a frame says about a file: st_mode, owner, times in ns, size in bytes; linked: whether a LINK may refer to
+    it later.
+    """
 
     __slots__ = ("atime", "gid", "linked", "mode", "mtime", "size", "uid")
 
@@ -68,7 +70,7 @@ class Meta:
         self.size, self.linked = size, linked
 
     def pack(self) -> bytes:
-        """As bytes; a time out of range (tmpfs keeps any) becomes the nearest that fits."""
+        """As bytes. A time out of range (tmpfs accepts any) becomes the nearest valid one."""
         mtime, atime = (max(-_TIME_LIMIT, min(time, _TIME_LIMIT)) for time in (self.mtime, self.atime))
         return _META.pack(self.mode, self.uid, self.gid, mtime, atime, self.size, self.linked)
 
@@ -89,7 +91,9 @@ def pack_item(meta: Meta, name: bytes, extra: bytes = b"") -> bytes:
 
 
 def unpack_item(body: bytes, *, named: bool = True) -> tuple[Meta, bytes, bytes]:
-    """(meta, name, extra). Raises ProtocolError for a name that is no plain name; named: whether it has to have one."""
+    """(meta, name, extra). Raises ProtocolError for a name that is not a single component; named: whether a name is
+    required.
+    """
     mode, uid, gid, mtime, atime, size, linked = _META.unpack_from(body)
     name, extra = unpack_pair(body[_META.size :])
     if named and (name in (b"", b".", b"..") or b"/" in name or b"\0" in name):
@@ -103,19 +107,20 @@ def pack_pair(first: bytes, second: bytes) -> bytes:
 
 
 def unpack_pair(body: bytes) -> tuple[bytes, bytes]:
-    """The two of ``pack_pair``."""
+    """The inverse of ``pack_pair``."""
     end = _PAIR.size + _PAIR.unpack_from(body)[0]
     return body[_PAIR.size : end], body[end:]
 
 
 class ProtocolError(Exception):
-    """The other side said what it never says: it is not trusted any further."""
+    """The other side violated the protocol and is not trusted any further."""
 
 
 class Outgoing:
-    """The writing end of a pipe: frames are collected and written together.
+    """The write end of a pipe. Frames are collected and written together.
 
-    wait: called when a non-blocking pipe is full, to return when there is room; moved: called with the count of bytes written.
+    wait: called if a non-blocking pipe is full, returns when there is room; moved: called with the count of bytes
+    written.
     """
 
     __slots__ = ("buffer", "fd", "moved", "wait")
@@ -127,7 +132,7 @@ class Outgoing:
         self.moved: Callable[[int], None] = nothing
 
     def send(self, kind: bytes, *parts: bytes) -> None:
-        """One frame. Raises BrokenPipeError when the other side has gone."""
+        """Send one frame. Raises BrokenPipeError if the other side has gone."""
         self.buffer += _HEADER.pack(kind, sum(map(len, parts)))
         for part in parts:
             self.buffer += part
@@ -135,7 +140,7 @@ class Outgoing:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was collected. Raises BrokenPipeError."""
+        """Write the collected frames. Raises BrokenPipeError."""
         buffer, self.buffer = self.buffer, bytearray()
         view, done = memoryview(buffer), 0
         while done < len(buffer):
@@ -149,16 +154,16 @@ class Outgoing:
 
 
 class Incoming:
-    """The reading end of a pipe."""
+    """The read end of a pipe."""
 
     __slots__ = ("stream",)
 
     def __init__(self, fd: int) -> None:
-        """fd: blocking; taken over."""
+        """fd: blocking; owned."""
         self.stream = os.fdopen(fd, "rb", PIPE_SIZE)
 
     def receive(self) -> tuple[bytes, bytes]:
-        """The next frame: kind and body. Raises EOFError when the other side has gone, ProtocolError."""
+        """The next frame: kind and body. Raises EOFError if the other side has gone, ProtocolError."""
         kind, length = _HEADER.unpack(self._read(_HEADER.size))
         if length > MAX_BODY:
             raise ProtocolError(f"a frame of {length} bytes")
@@ -172,31 +177,31 @@ class Incoming:
 
 
 class Tell:
-    """Where problems go; the user's terminal in the end. A problem makes the exit status 1, a note does not.
+    """Receives messages for the user. A problem makes the exit status 1, a note does not.
 
-    label: what goes before this side's paths, ``engine:name:`` in the container.
+    label: prefix of this side's paths, ``engine:name:`` in the container.
     """
 
     label = ""
 
     def show(self, path: bytes) -> str:
-        """A path of this side, fit for a message."""
+        """A path of this side, safe for a message."""
         return self.label + printable(os.fsdecode(path[-MAX_SHOWN:]))
 
     def problem(self, path: bytes, text: str) -> None:
-        """PATH was not copied, or not whole, because of TEXT."""
+        """PATH was not copied, or not completely, because of TEXT."""
         raise NotImplementedError
 
     def note(self, text: str, path: bytes) -> None:
-        """PATH was copied, but TEXT. Notes of one text are told together."""
+        """PATH was copied, but TEXT applies. Notes with the same text are shown together."""
         raise NotImplementedError
 
 
 class Remote(Tell):
-    """In the child: tell the parent."""
+    """In the child: sends the messages to the parent."""
 
     def __init__(self, out: Outgoing, label: str) -> None:
-        """out: the pipe that the child writes to."""
+        """out: the pipe to the parent."""
         self.out, self.label = out, label
 
     def problem(self, path: bytes, text: str) -> None:
@@ -208,7 +213,7 @@ class Remote(Tell):
         self._send(NOTE, path, text)
 
     def fatal(self, error: CntrError) -> None:
-        """A FATAL frame: the copy ends here."""
+        """Send a FATAL frame, which ends the copy."""
         message, hint = (text.encode("utf-8", "backslashreplace") for text in (error.message, error.hint))
         self.out.send(FATAL, pack_pair(message, pack_pair(hint, b"%d" % error.exit_code)))
         self.out.flush()
@@ -220,7 +225,7 @@ class Remote(Tell):
 
 
 def take_word(kind: bytes, body: bytes, tell: Tell) -> bool:
-    """Whether the frame was one of the child's to the user; it is passed on to TELL. Raises CntrError for FATAL."""
+    """Whether the frame is a message for the user, which is passed to TELL. Raises CntrError for FATAL."""
     if kind not in (PROBLEM, NOTE, FATAL):
         return False
     first, second = unpack_pair(body)
@@ -247,9 +252,9 @@ def _never() -> None:
 
 
 def same(uid: int, gid: int) -> tuple[int, int]:
-    """The ids of the other side, where they are this side's."""
+    """Returns its arguments: the other side uses the same ids."""
     return uid, gid
 
 
 def nothing(what: object) -> None:
-    """For nobody to hear."""
+    """Does nothing."""

@@ -1,6 +1,6 @@
 """The caller's open files as source or destination: standard input, standard output, ``/dev/fd/N``.
 
-They have no name, no owner and no length: the bytes are read until they end, or written in their order.
+They have no name, owner or length: bytes are read to the end, or written in order.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from cntr.errors import CntrError
 
 
 class StreamSender(Sender):
-    """Sends what comes out of an open file."""
+    """Sends the content of an open file."""
 
     def run(self, path: bytes, *, follow: bool) -> None:
-        """As one regular file. Raises CntrError, BrokenPipeError, EOFError."""
+        """Send it as a regular file. Raises CntrError, BrokenPipeError, EOFError."""
         self.shown = path
         info, mask, now = os.fstat(self.fd), os.umask(0), time.time_ns()
         os.umask(mask)
@@ -49,17 +49,17 @@ class StreamSender(Sender):
         while True:
             try:
                 return os.read(self.fd, stream.CHUNK)
-            except BlockingIOError:  # the caller's own doing
+            except BlockingIOError:  # the caller has set O_NONBLOCK
                 select.select([self.fd], [], [])
 
 
 class StreamReceiver(Receiver):
-    """Writes a file to an open one, its holes as zeros."""
+    """Writes a file to an open one, with zeros for holes."""
 
     position = 0  # bytes written
 
     def _start(self, path: bytes) -> None:
-        """Until READY. Raises CntrError, ProtocolError, EOFError."""
+        """Wait for the file and answer READY. Raises CntrError, ProtocolError, EOFError."""
         meta, _, _ = self._first(path)
         if not meta.is_file():
             hint = "-L copies what it names" if stat.S_ISLNK(meta.mode) else "only a file's data can be written there"
@@ -68,7 +68,7 @@ class StreamReceiver(Receiver):
         self.answers.flush()
 
     def _take(self, kind: bytes, body: bytes) -> bool:
-        """One frame; False for the last."""
+        """Handle one frame; False for the last."""
         if kind == stream.BLOCK:
             self._zeros_until(stream.OFFSET.unpack_from(body)[0])
             self._write(memoryview(body)[stream.OFFSET.size :])

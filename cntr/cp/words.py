@@ -1,4 +1,4 @@
-"""Parsing SRC and DST: a target and a path in it, a path, or one of the caller's open files."""
+"""Parses SRC and DST: a target with a path, a path, or one of the caller's open files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ FD_DIRECTORIES = (b"/dev/fd", b"/proc/self/fd", b"/proc/thread-self/fd")
 
 
 def split(word: str) -> tuple[str, bytes]:
-    """(TARGET, path from its root) of SRC or DST; no target: a path of the host. Raises UsageError.
+    """(TARGET, path from its root) of SRC or DST; without a target: a path of the host. Raises UsageError.
 
-    The first colon ends the target's name, behind an engine's prefix the next one. What ``unit:`` and the like take may hold colons
-    itself: there it is the first ``:/``. A path of the host that holds a colon begins with ``./`` or ``/``.
+    The first colon ends the target's name; after an engine's prefix, the second one. The argument of ``unit:`` and the
+    like may contain colons: there the first ``:/`` counts. A path of the host that contains a colon starts with ``./``
+    or ``/``.
     """
     if word == "-":
         raise UsageError(
@@ -38,7 +39,7 @@ def split(word: str) -> tuple[str, bytes]:
     if mark and mark in rest:
         name, _, path = rest.partition(mark)
         target, path = f"{head}:{name}", mark[1:] + path
-    elif mark and not rest.startswith("/"):  # with the slash it is a container that is called as the engine
+    elif mark and not rest.startswith("/"):  # with a slash, the engine's name is the name of a container
         target, path = word, ""
     else:
         target, path = head, rest
@@ -51,7 +52,7 @@ class Sides:
     """SRC and DST of the command line. outward: from the container to the host."""
 
     def __init__(self, source: str, destination: str, *, far: str = "") -> None:
-        """far: the word that stands for another machine's side. Raises UsageError."""
+        """far: the word for another machine's side. Raises UsageError."""
         parts = [("", b"") if far and word == far else split(word) for word in (source, destination)]
         (source_target, source_path), (target, path) = parts
         if source_target and target:
@@ -68,9 +69,10 @@ class Sides:
 
 
 def own_fd(path: bytes) -> int:
-    """The fd that a path of the host names as the caller's own: /dev/stdin, /dev/fd/N and the like; -1 for every other path.
+    """The fd that a path of the host names: /dev/stdin, /dev/fd/N and the like; -1 for every other path.
 
-    Only by these very names: a link that leads there may be another's. Raises CntrError for one that the caller did not open.
+    Only these names count: a link that leads there may be someone else's. Raises CntrError for an fd that the caller
+    did not open.
     """
     normal = os.path.abspath(path)
     directory, _, last = normal.rpartition(b"/")
@@ -81,7 +83,7 @@ def own_fd(path: bytes) -> int:
     else:
         return -1
     try:
-        # What we opened ourselves is close-on-exec; what the caller handed down came through an exec.
+        # Fds that cntr opened are close-on-exec; those of the caller came through an exec.
         if not fcntl.fcntl(number, fcntl.F_GETFD) & fcntl.FD_CLOEXEC:
             return number
     except (OSError, OverflowError):

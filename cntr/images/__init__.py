@@ -34,11 +34,13 @@ ID_HEX = frozenset("0123456789abcdef")
 
 
 class ImageError(CntrError):
-    """An image that is not there, can't be read, or is not what its digests say."""
+    """The image does not exist, cannot be read, or does not match its digests."""
 
 
 class Limits:
-    """What an image may cost: entries of all its layers, bytes of files, bytes of one JSON document, of one header's extension."""
+    """Limits for an image: entries of all its layers, bytes of files, bytes of a JSON document, bytes of a header's
+    extension.
+    """
 
     __slots__ = ("document", "entries", "extension", "file", "free", "ratio", "total")
 
@@ -53,13 +55,15 @@ class Limits:
         ratio: int = 250,
         free: int = 256 << 20,
     ) -> None:
-        """file: a sparse file's length; ratio: of a layer's content to its compressed size; free: bytes left on the disk."""
+        """file: length of a sparse file; ratio: a layer's content to its compressed size; free: bytes to leave on the
+        disk.
+        """
         self.entries, self.total, self.file, self.document = entries, total, file, document
         self.extension, self.ratio, self.free = extension, ratio, free
 
 
 class Layer:
-    """One layer: digest of the blob as it is stored, diff_id of its tar, the engine's directory of it; each "" if unknown."""
+    """One layer: digest of the blob as stored, diff_id of its tar, the engine's directory of it; each "" if unknown."""
 
     __slots__ = ("_opener", "diff_id", "digest", "directory", "media_type", "size")
 
@@ -73,7 +77,7 @@ class Layer:
         directory: str = "",
         opener: Callable[[], BinaryIO] | None = None,
     ) -> None:
-        """size: of the blob, in bytes, -1 if unknown; opener: gives the blob's bytes."""
+        """size: of the blob in bytes, -1 if unknown; opener: opens the blob."""
         self.digest, self.diff_id, self.media_type, self.size = digest, diff_id, media_type, size
         self.directory, self._opener = directory, opener
 
@@ -83,7 +87,9 @@ class Layer:
         return self._opener is not None
 
     def open(self, limits: Limits | None = None) -> BinaryIO:
-        """The layer's tar, decompressed; at its end both digests are verified. Raises ImageError, also while reading."""
+        """Open the layer's tar, decompressed; both digests are verified at its end. Raises ImageError, also while
+        reading.
+        """
         from cntr.images import compression
 
         if self._opener is None:
@@ -94,7 +100,7 @@ class Layer:
 
 
 class Image:
-    """One image; see the module. A context manager: leaving it closes the files it was read from."""
+    """One image; see the module. A context manager: leaving it closes the image's files."""
 
     def __init__(
         self,
@@ -109,9 +115,11 @@ class Image:
         close: Callable[[], None] | None = None,
         owner: int = 0,
     ) -> None:
-        """reference: what it was called; engine: docker, podman, containerd, archive, oci, dir; id: the digest of its document.
+        """reference: as the user named it; engine: docker, podman, containerd, archive, oci, dir; id: the digest of its
+        document.
 
-        lower: overlayfs' lower directories, topmost first; blobs: gives the same image with readable layers; owner: whose store.
+        lower: overlayfs' lower directories, topmost first; blobs: returns the same image with readable layers; owner:
+        whose store.
         """
         self.reference, self.engine, self.id, self.document, self.layers = reference, engine, id, document, layers
         self.owner, self._lower, self._blobs, self._close = owner, lower or [], blobs, close
@@ -119,23 +127,24 @@ class Image:
         self.config: dict[str, Any] = config if isinstance(config, dict) else {}
 
     def label(self) -> str:
-        """What errors call it."""
+        """The name used in error messages."""
         return printable(f"{self.engine if self.engine in KINDS else 'image'}:{self.reference}")
 
     def lower_directories(self) -> list[str]:
-        """overlayfs' lower directories, topmost first; [] where its store has it not unpacked."""
+        """overlayfs' lower directories, topmost first; [] if its store has not unpacked it."""
         return list(self._lower)
 
     def with_blobs(self) -> Image:
-        """An image whose layers can all be opened: this one, or what its engine writes. Raises ImageError."""
+        """An image whose layers can all be opened: this one, or one saved by its engine. Raises ImageError."""
         if all(layer.has_blob for layer in self.layers) or self._blobs is None:
             return self
         return self._blobs()
 
     def unpack(self, directory_fd: int, *, limits: Limits | None = None, devices: bool = False) -> Unpacked:
-        """All layers into the empty directory behind DIRECTORY_FD, verified. Raises ImageError; then its content is to be removed.
+        """Unpack all layers into the empty directory behind DIRECTORY_FD, verified.
 
-        devices: make device nodes too; without, they are counted in the result and left out.
+        Raises ImageError; the caller then removes the content. devices: also make device nodes; otherwise they are
+        counted and left out.
         """
         from cntr.images import unpack
 
@@ -145,7 +154,7 @@ class Image:
             return unpack.unpack(source, directory_fd, limits or Limits(), devices=devices)
 
     def close(self) -> None:
-        """Close what it was read from."""
+        """Close the image's files."""
         if self._close:
             self._close()
             self._close = None
@@ -158,13 +167,13 @@ class Image:
 
 
 def is_reference(text: str) -> bool:
-    """Whether TEXT names an image by one of the prefixes (``image:``, ``archive:``, ``oci:``, ``dir:``)."""
+    """Whether TEXT has one of the image prefixes (``image:``, ``archive:``, ``oci:``, ``dir:``)."""
     kind, colon, rest = text.partition(":")
     return bool(colon and rest) and kind in KINDS
 
 
 def find(reference: str, *, seconds: float = 10.0) -> Image:
-    """The image REFERENCE (see the module); without a prefix ``image:`` is meant. Raises ImageError, AmbiguousTarget."""
+    """The image REFERENCE (see the module); without a prefix ``image:`` is assumed. Raises ImageError, AmbiguousTarget."""
     kind, colon, rest = reference.partition(":")
     if not colon or kind not in KINDS:
         kind, rest = "image", reference

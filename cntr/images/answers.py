@@ -1,4 +1,4 @@
-"""Helpers for the modules of one engine each: running its command, parsing and checking what it answers."""
+"""Helpers for the modules of single engines: run its command, parse and check the output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOG_LINES = 10
 
 
 def spellings(name: str) -> list[str]:
-    """What a store may call NAME: with the default tag, the default registries, as it is."""
+    """The names under which a store may have NAME: with the default tag, with the default registries, unchanged."""
     if "@" in name:
         return [name, *(host + name for host in HOSTS)]
     tagged = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
@@ -25,13 +25,13 @@ def spellings(name: str) -> list[str]:
 
 
 def is_id(name: str, id: str) -> bool:
-    """Whether NAME is the image's id (64 hexadecimal digits) or a beginning of it of twelve digits or more."""
+    """Whether NAME is the image's id (64 hexadecimal digits) or a prefix of it with at least twelve digits."""
     value = name.removeprefix("sha256:")
     return 12 <= len(value) <= 64 and set(value) <= ID_HEX and id.removeprefix("sha256:").startswith(value)
 
 
 def run(argv: list[str], seconds: float, limit: int = 8 << 20) -> str:
-    """The output of an engine's command; root runs none but root's (see ``commands``). Raises ImageError."""
+    """The output of an engine's command; root runs only commands of root's (see ``commands``). Raises ImageError."""
     import subprocess
 
     name = argv[0]
@@ -53,7 +53,7 @@ def run(argv: list[str], seconds: float, limit: int = 8 << 20) -> str:
 
 
 def saved(argv: list[str], image: Image, seconds: float = 600.0) -> Image:
-    """The image that ARGV writes to the file whose name is put for ``{}``. Raises ImageError."""
+    """Load the image that ARGV writes to a file; ``{}`` in ARGV stands for the file's name. Raises ImageError."""
     import tempfile
 
     from cntr.images import archive
@@ -73,14 +73,14 @@ def saved(argv: list[str], image: Image, seconds: float = 600.0) -> Image:
 
 
 def documents(value: object) -> dict[str, Any]:
-    """VALUE, if it is a JSON object. Raises ImageError."""
+    """VALUE if it is a JSON object. Raises ImageError."""
     if not isinstance(value, dict):
         raise ImageError("an answer that is no JSON object", "is the engine's version a known one?")
     return value
 
 
 def parse(text: str, what: str) -> Any:
-    """A JSON text of an engine's. Raises ImageError."""
+    """Parse JSON from an engine. Raises ImageError."""
     try:
         return store.parse(text)
     except ValueError as error:
@@ -88,7 +88,7 @@ def parse(text: str, what: str) -> Any:
 
 
 def log_lines(path: str, owner: int) -> list[str]:
-    """The last lines of a log as CRI has it, and conmon's k8s-file: time, stream, F or P, text."""
+    """The last lines of a log in CRI's format, or conmon's k8s-file: time, stream, F or P, text."""
     try:
         lines = store.read(path, owner=owner).splitlines()[-LOG_LINES:]
     except OSError:

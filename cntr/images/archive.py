@@ -1,4 +1,6 @@
-"""Images in files: what `docker save` writes (manifest.json), OCI layouts (index.json) in a directory or a tar, root directories."""
+"""Images in files: archives of `docker save` (manifest.json), OCI layouts (index.json) as a directory or a tar, root
+directories.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +19,18 @@ if TYPE_CHECKING:
     from typing import Any, BinaryIO, Protocol
 
     class Files(Protocol):
-        """Where an image's files are."""
+        """Access to an image's files."""
 
         what: str
 
         def open(self, name: str) -> BinaryIO:
-            """Open one for reading. Raises ImageError."""
+            """Open a file for reading. Raises ImageError."""
 
         def has(self, name: str) -> bool:
-            """Whether there is one of that name."""
+            """Whether there is a file of that name."""
 
         def close(self) -> None:
-            """No more."""
+            """Close it."""
 
 
 INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
@@ -52,7 +54,7 @@ def open_archive(path: str) -> Image:
 
 
 def archive_of(stream: BinaryIO, reference: str, tag: str = "") -> Image:
-    """The image in the tar behind STREAM, which it owns from now on; tag: where it holds several. Raises ImageError."""
+    """The image in the tar STREAM, which it owns; tag: needed if there are several. Raises ImageError."""
     from cntr.images.members import Members
 
     members = Members(stream, f"archive {printable(reference)}")
@@ -83,7 +85,7 @@ def open_layout(path: str) -> Image:
 
 
 def open_directory(path: str) -> Image:
-    """A root directory as an image without configuration. Raises ImageError."""
+    """A root directory as an image without a configuration. Raises ImageError."""
     if not os.path.isdir(path):
         raise ImageError(f"dir:{printable(path)}: no such directory", "give the root directory of a file system")
     absolute = os.path.realpath(path)
@@ -110,7 +112,7 @@ class _Layout:
         self.fd, self.what = fd, what
 
     def open(self, name: str) -> BinaryIO:
-        """Open a file below it; no link is followed. Raises ImageError."""
+        """Open a file below the directory; no symbolic link is followed. Raises ImageError."""
         try:
             fd = syscalls.openat2(self.fd, name, os.O_RDONLY | os.O_NONBLOCK, BENEATH)
         except OSError as error:
@@ -137,7 +139,7 @@ class _Layout:
 
 
 def _read(files: Files, engine: str, reference: str, tag: str) -> Image:
-    """The one image in FILES: by index.json where there is one, since its manifest has the layers' digests."""
+    """The one image in FILES. index.json is preferred: its manifest has the layers' digests."""
     if files.has("index.json"):
         manifest = _manifest(files, _object(files, "index.json"), tag)
         return read_manifest(files, manifest, engine, reference)
@@ -166,7 +168,7 @@ def _object(files: Files, name: str) -> dict[str, Any]:
 
 
 def blob_name(digest: object) -> str:
-    """blobs/ALGORITHM/HEX of a digest. Raises ImageError for what is none."""
+    """The name blobs/ALGORITHM/HEX for a digest. Raises ImageError if it is malformed."""
     algorithm, _, value = str(digest).partition(":")
     if algorithm not in ("sha256", "sha384", "sha512") or not value or not set(value) <= set("0123456789abcdef"):
         raise ImageError(f"{printable(str(digest)[:80])!r}: not a digest", "the image is damaged")
@@ -174,7 +176,7 @@ def blob_name(digest: object) -> str:
 
 
 def blob(files: Files, descriptor: Any) -> dict[str, Any]:
-    """The JSON object that a descriptor names, verified. Raises ImageError."""
+    """The JSON object that a descriptor refers to, verified. Raises ImageError."""
     digest = descriptor.get("digest") if isinstance(descriptor, dict) else descriptor
     name = blob_name(digest)
     data, value = document(files, name)
@@ -188,7 +190,7 @@ def blob(files: Files, descriptor: Any) -> dict[str, Any]:
 
 
 def _manifest(files: Files, index: dict[str, Any], tag: str, depth: int = 0) -> dict[str, Any]:
-    """The manifest for this machine in an index, by tag where it names several images."""
+    """The manifest for this machine in an index; tag selects one of several images."""
     rows = [row for row in index.get("manifests") or () if isinstance(row, dict) and "digest" in row]
     if tag:
         rows = [row for row in rows if any(_names(row.get("annotations"), key, tag) for key in REF_NAMES)]
@@ -211,7 +213,7 @@ def _several(files: Files, names: list[str]) -> ImageError:
 
 
 def _name(row: dict[str, Any]) -> str:
-    """What an image in an index is called; Docker's archives have the tag alone as its ref.name."""
+    """The name of an image in an index. Docker's archives have only the tag as ref.name."""
     annotations = row.get("annotations")
     annotations = annotations if isinstance(annotations, dict) else {}
     return next((str(annotations[key]) for key in reversed(REF_NAMES) if key in annotations), str(row["digest"]))
@@ -223,7 +225,7 @@ def _names(annotations: object, key: str, tag: str) -> bool:
 
 
 def answers_to(tag: str, name: str) -> bool:
-    """Whether TAG is NAME, its last part (app:1 of localhost/app:1), or what follows its colon."""
+    """Whether TAG is NAME, its last component (app:1 for localhost/app:1), or the part after its colon."""
     return tag in (name, name.rpartition("/")[2], name.rpartition(":")[2])
 
 

@@ -1,4 +1,4 @@
-"""What a stand-in is made from: everything an engine's configuration, or an image's, says about the process that is not there."""
+"""The data from which a stand-in is made: what an engine's or image's configuration says about the missing process."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Blueprint:
     )
 
     def __init__(self, engine: str, name: str) -> None:
-        """The defaults of Docker."""
+        """Docker's defaults."""
         self.engine, self.name, self.id, self.image, self.state, self.owner = engine, name, "", "", "image", 0
         self.lower: list[str] = []
         self.upper = self.work = ""
@@ -121,32 +121,32 @@ class Blueprint:
         self.apparmor = ""  # its profile; "" or unconfined for none
         self.health: list[str] = []
         self.exact = (
-            False  # what its engine would not start it with is an error; else it is left out, and one of its faults
+            False  # what its engine would not start it with is an error; otherwise it is left out and listed as a fault
         )
         self.faults: list[str] = []
-        self.left_out: list[str] = []  # what a stand-in does not have
-        self.check: Callable[[], bool] | None = None  # whether the engine runs it by now
+        self.left_out: list[str] = []  # what a stand-in lacks
+        self.check: Callable[[], bool] | None = None  # whether the engine has started it meanwhile
         self.status: int | None = None
-        self.oom_killed: bool | None = None  # None: nobody says
-        self.more: Callable[[], None] | None = None  # what takes long to learn: how it ended
+        self.oom_killed: bool | None = None  # None: unknown
+        self.more: Callable[[], None] | None = None  # collects what takes long: how it ended
         self.log: Callable[[], list[str]] | None = None
-        self.closers: list[Callable[[], object]] = []  # what holds what the lower directories are
+        self.closers: list[Callable[[], object]] = []  # keep the lower directories available
 
     def label(self) -> str:
         """``engine:name``, fit for a terminal."""
         return printable(f"{self.engine}:{self.name}")
 
     def command(self) -> list[str]:
-        """What would be run: entrypoint and arguments."""
+        """The command that would run: entrypoint and arguments."""
         return [*self.entrypoint, *self.argv]
 
     def close(self) -> None:
-        """Let go of what the lower directories need."""
+        """Release what the lower directories need."""
         while self.closers:
             self.closers.pop()()
 
     def take_config(self, config: dict[str, Any]) -> None:
-        """Take over an OCI image configuration (Docker's Config has the same names). Values of another type are passed over."""
+        """Apply an OCI image configuration (Docker's Config has the same names). Values of a wrong type are ignored."""
         self.entrypoint = words(config.get("Entrypoint"))
         self.argv = words(config.get("Cmd"))
         for setting in words(config.get("Env")):
@@ -162,7 +162,7 @@ class Blueprint:
 
 
 def words(value: object) -> list[str]:
-    """A list of strings without NUL; a single string is a shell's line, as in a Dockerfile."""
+    """A list of strings without NUL; a single string is a shell command, as in a Dockerfile."""
     if isinstance(value, str):
         return ["/bin/sh", "-c", value] if value and "\0" not in value else []
     if not isinstance(value, list) or not all(isinstance(one, str) and "\0" not in one for one in value):

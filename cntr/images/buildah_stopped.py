@@ -1,4 +1,4 @@
-"""Buildah's working containers, in which nothing runs: containers/storage has the layers, buildah.json the image's configuration so far."""
+"""Buildah's idle working containers: containers/storage has the layers, buildah.json the current configuration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def find(name: str, deadline: float, *, running: bool = False) -> list[Blueprint
 
 
 def stopped(deadline: float) -> list[Blueprint]:
-    """All, with no more than name and image."""
+    """All, with name and image only."""
     return [_named(row) for row in _rows(lambda row: True)]
 
 
@@ -41,7 +41,7 @@ def _named(row: containers_storage.Known) -> Blueprint:
 
 
 def blueprint(row: containers_storage.Known) -> Blueprint:
-    """From the store. Raises ImageError, OSError."""
+    """Build it from the store. Raises ImageError, OSError."""
     made = _named(row)
     podman_stopped.take_layers(made, row)
     record = spec.mapping(store.parse(store.read(_record(row), owner=row.store.owner, limit=8 << 20)))
@@ -52,7 +52,7 @@ def blueprint(row: containers_storage.Known) -> Blueprint:
 
 
 def _in_use(row: containers_storage.Known) -> bool:
-    """Whether it is mounted, or `buildah run` has it: its layer is an overlay of somebody's then."""
+    """Whether it is mounted or used by `buildah run`: then its layer is part of a mounted overlay."""
     merged = f"{row.store.graphroot}/{row.directory.removesuffix('-containers')}/{row.layer}/merged"
     monitors = evidence.processes_named("buildah-chroot-exec", "buildah-oci-runtime", "buildah-oci-runt")
     return os.path.ismount(merged) or any(

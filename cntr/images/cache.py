@@ -1,12 +1,12 @@
-"""Images unpacked once, as plain root directories, by digest: /var/cache/cntr, root's alone.
+"""Images unpacked once, as plain root directories, by digest, in /var/cache/cntr, accessible to root only.
 
-    trees/CHAIN        the tree of a chain of layers (its ChainID, OCI image-spec config.md); equal files of two chains that begin alike
-                       are one file with several names, since a chain begins as links to the chain below it
+    trees/CHAIN        the tree of a chain of layers (its ChainID, OCI image-spec config.md); chains with a common beginning
+                       share files: a chain starts as hard links to the chain below it
     images/ID.json     which image that is, when it was last used
     locks/CHAIN        flock(2): exclusive while it is made or removed, shared while a session uses it
-    tmp/               what is being made; what nobody has locked is left from a killed process and removed
+    tmp/               trees being made; unlocked ones are left over from killed processes and removed
 
-Everything in a tree was verified against the image's digests before it got its name (rename(2) comes last).
+Everything in a tree is verified against the image's digests before the tree gets its name (rename(2) comes last).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ DIRECTORY = "/var/cache/cntr"
 
 
 class Held:
-    """A tree in use: ``path`` is its root directory; ``close`` lets it go."""
+    """A tree in use: ``path`` is its root directory; ``close`` releases it."""
 
     def __init__(self, path: str, lock: int, config: dict[str, object]) -> None:
-        """lock: a fd with a shared lock."""
+        """lock: an fd with a shared lock."""
         self.path, self.config, self._lock = path, config, lock
 
     def close(self) -> None:
-        """It may be removed from now on."""
+        """Release the tree, which may then be removed."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -58,7 +58,7 @@ def _int(value: object) -> int:
 
 
 def directory() -> str:
-    """The cache's directory, made if it isn't there; only this user's. Raises CntrError."""
+    """The cache's directory, created if missing; it must be this user's only. Raises CntrError."""
     path = os.environ.get("CNTR_CACHE_DIR") or DIRECTORY
     if not (procfs.has_all_ids() or os.environ.get("CNTR_CACHE_DIR")):
         path = os.path.join(
@@ -80,7 +80,7 @@ def directory() -> str:
 
 
 def chain_ids(image: Image) -> list[str]:
-    """The ChainID of each layer and all below it, as hexadecimal digits. Raises ImageError where a layer has no diff_id."""
+    """The ChainID of each layer with those below it, in hexadecimal. Raises ImageError if a layer has no diff_id."""
     found: list[str] = []
     for layer in image.layers:
         algorithm, _, value = layer.diff_id.partition(":")
@@ -96,7 +96,7 @@ def chain_ids(image: Image) -> list[str]:
 
 
 def open_tree(image: Image, limits: Limits | None = None) -> Held:
-    """The image's tree, unpacked if it isn't yet. Raises CntrError, OSError (the disk is full)."""
+    """The image's tree, unpacked first if necessary. Raises CntrError, OSError (the disk is full)."""
     path = directory()
     chains = chain_ids(image)
     _sweep(path)
@@ -115,7 +115,7 @@ def open_tree(image: Image, limits: Limits | None = None) -> Held:
 
 
 def _lock(path: str, chain: str, how: int) -> int:
-    """A fd with the chain's lock. The lock's file is never removed: two of the same name would be two locks."""
+    """An fd with the chain's lock. The lock file is never removed: two files of the same name would be two locks."""
     fd = os.open(f"{path}/locks/{chain}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(fd, how)
@@ -137,7 +137,7 @@ def _make_all(path: str, image: Image, chains: list[str], limits: Limits) -> Non
                     try:
                         if not os.path.isdir(f"{path}/trees/{chain}"):
                             _make(path, source, index, chains, limits, result)
-                        fcntl.flock(lock, fcntl.LOCK_SH)  # the next is made of links into it
+                        fcntl.flock(lock, fcntl.LOCK_SH)  # the next chain is made of links into this one
                     finally:
                         if below >= 0:
                             os.close(below)
@@ -148,12 +148,12 @@ def _make_all(path: str, image: Image, chains: list[str], limits: Limits) -> Non
 
 
 def _make(path: str, source: Image, index: int, chains: list[str], limits: Limits, result: Unpacked) -> None:
-    """Layer INDEX on links to the chain below, under another name until it is whole."""
+    """Apply layer INDEX to links to the chain below, under a temporary name until it is complete."""
     temporary = f"{path}/tmp/{os.getpid()}-{chains[index]}"
     os.mkdir(temporary, 0o700)
     fd = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)  # alive: not to be swept
+        fcntl.flock(fd, fcntl.LOCK_EX)  # in use: not to be swept
         tree = f"{temporary}/tree"
         os.mkdir(tree, 0o755)
         if index:
@@ -172,9 +172,9 @@ def _make(path: str, source: Image, index: int, chains: list[str], limits: Limit
 
 
 def link_tree(source: bytes, target: bytes) -> None:
-    """Fill the empty directory TARGET with what is in SOURCE: directories made anew, everything else by hard links.
+    """Fill the empty directory TARGET with the contents of SOURCE: new directories, and hard links for everything else.
 
-    Both are ours alone (mode 0700 above them), so paths are safe here.
+    Both are below a directory of mode 0700, so using paths is safe.
     """
     for entry in os.scandir(source):
         new = target + b"/" + entry.name
@@ -200,7 +200,7 @@ def link_tree(source: bytes, target: bytes) -> None:
 
 
 def _remember(path: str, image: Image, chain: str) -> None:
-    """Write the image's record, or only that it was used now."""
+    """Write the image's record, or update its time of last use."""
     id = _hex(image.id) or chain
     name = f"{path}/images/{id}.json"
     if os.path.exists(name):
@@ -229,7 +229,7 @@ def _measure(tree: str) -> tuple[int, int]:
 
 
 def _sweep(path: str) -> None:
-    """Remove what killed processes left in tmp/: nobody has it locked."""
+    """Remove what killed processes left in tmp/: whatever is not locked."""
     for name in os.listdir(f"{path}/tmp"):
         left = f"{path}/tmp/{name}"
         try:
@@ -241,7 +241,7 @@ def _sweep(path: str) -> None:
         except OSError:
             continue
         try:
-            # The maker locks it right after mkdir(2); one that is younger than a minute may be between the two.
+            # A directory younger than a minute may be between mkdir(2) and its maker's lock.
             if os.fstat(fd).st_mtime < time.time() - 60:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(left, ignore_errors=True)
@@ -252,7 +252,7 @@ def _sweep(path: str) -> None:
 
 
 def rows() -> list[CacheEntry]:
-    """The images in the cache, the last used first. Raises CntrError."""
+    """The images in the cache, last used first. Raises CntrError."""
     path = directory()
     found = []
     for name in os.listdir(f"{path}/images"):
@@ -277,7 +277,9 @@ def _in_use(path: str, chain: str) -> bool:
 
 
 def clear(wanted: str = "") -> tuple[list[CacheEntry], list[CacheEntry]]:
-    """Remove the image WANTED (reference, id or its beginning; "" all) and every chain that no image needs. (removed, in use)."""
+    """Remove the image WANTED (reference, id or id prefix; "" all) and every chain that no image needs. Returns
+    (removed, in use).
+    """
     path = directory()
     known = rows()
     chosen = [row for row in known if not wanted or wanted == row.reference or _is_prefix(wanted, row.id)]
@@ -302,7 +304,7 @@ def _is_prefix(wanted: str, id: str) -> bool:
 
 
 def _chains_of(path: str, row: CacheEntry) -> set[str]:
-    """All chains that an image's tree stands on: they hold what the next image of the same base begins with."""
+    """All chains below an image's tree, which other images with the same base also use."""
     with open(f"{path}/images/{row.id}.json") as stream:
         layers = json.loads(stream.read(1 << 20)).get("layers", [])
     found: list[str] = []
@@ -312,7 +314,7 @@ def _chains_of(path: str, row: CacheEntry) -> set[str]:
 
 
 def _remove_tree(path: str, chain: str) -> None:
-    """Move it away under its lock, so that nobody finds half of it, and remove it. In use: it stays."""
+    """Rename the tree under its lock, so that nobody finds a part of it, and remove it. One in use stays."""
     try:
         lock = _lock(path, chain, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,4 +1,6 @@
-"""A stand-in's cgroup: the container's limits on memory and processes, on cgroup2 or version 1, for as long as the stand-in lives."""
+"""A stand-in's cgroup: the container's limits on memory and processes, version 1 or 2, for as long as the stand-in
+lives.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,17 @@ from cntr.linux import procfs
 LIMITS = {
     "memory": ("memory.max", "memory.limit_in_bytes"),
     "pids": ("pids.max", "pids.max"),
-}  # controller → files of 2 and of 1
+}  # controller → files of version 2 and of version 1
 SECONDS = 5.0
 
 
 class Cgroup:
-    """``directories``: one in each hierarchy that has one of the controllers; ``missing``: the limits that nothing here enforces."""
+    """``directories``: one in each hierarchy with one of the controllers; ``missing``: limits that cannot be enforced
+    here.
+    """
 
     def __init__(self, limits: dict[str, int]) -> None:
-        """Make them; limits: controller → bytes, or processes."""
+        """Create them. limits: controller → bytes or processes."""
         self.directories: list[str] = []
         self.missing: list[str] = []
         name = f"cntr-stand-in-{os.getpid()}-{time.monotonic_ns()}"
@@ -50,12 +54,12 @@ class Cgroup:
         raise FileNotFoundError(2, "no hierarchy has this controller", controller)
 
     def join(self) -> None:
-        """Move this process there. Raises OSError."""
+        """Move this process into them. Raises OSError."""
         for directory in self.directories:
             write(f"{directory}/cgroup.procs", "0")
 
     def remove(self) -> None:
-        """Remove them, once the last process there has been reaped."""
+        """Remove them, after the last process in them has been reaped."""
         deadline = time.monotonic() + SECONDS
         while self.directories and time.monotonic() < deadline:
             try:
@@ -69,7 +73,7 @@ class Cgroup:
 
 
 def write(path: str, text: str) -> None:
-    """To a file of the kernel's. Raises OSError."""
+    """Write to a file of the kernel's. Raises OSError."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, text.encode())

@@ -1,4 +1,4 @@
-"""Decompressing a layer: bytes are counted and hashed on the way, so reading to the end verifies it."""
+"""Decompresses a layer. Bytes are counted and hashed while reading, so reading to the end verifies the layer."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ CHUNK = 1 << 18
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 ZSTD_SKIPPABLE = bytes(range(0x50, 0x60))  # first byte of a skippable frame, before 2A 4D 18
 OTHERS = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x04\x22\x4d\x18": "lz4"}
-ZSTD_MEMORY = "--memory=128MB"  # a frame may ask for a window of terabytes
+ZSTD_MEMORY = "--memory=128MB"  # a frame may request a window of terabytes
 
 
 def open_layer(blob: BinaryIO, layer: Layer, limits: Limits) -> BinaryIO:
-    """A buffered reader of the tar in BLOB, the layer's bytes as they are stored. Raises ImageError."""
+    """A buffered reader of the tar in BLOB, the layer as it is stored. Raises ImageError."""
     return io.BufferedReader(_Verified(blob, layer, limits), CHUNK)
 
 
@@ -49,11 +49,11 @@ class _Verified(io.RawIOBase):
             raise
 
     def readable(self) -> bool:
-        """It is."""
+        """Always True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """The next bytes; 0 at the end, when all has been verified."""
+        """Read the next bytes; 0 at the end, after everything was verified."""
         if self._ended:
             return 0
         view = memoryview(buffer).cast("B")
@@ -98,7 +98,7 @@ class _Verified(io.RawIOBase):
 
     def _finish(self) -> None:
         self._ended = True
-        while self._take(CHUNK):  # what lies behind the end counts for the digest
+        while self._take(CHUNK):  # bytes after the end count for the digest
             pass
         if self._layer.size >= 0 and self._read != self._layer.size:
             raise ImageError(
@@ -116,7 +116,7 @@ class _Verified(io.RawIOBase):
                 )
 
     def close(self) -> None:
-        """Close the blob, and end the decompressor."""
+        """Close the blob and end the decompressor."""
         if not self.closed:
             try:
                 decoder = getattr(self, "_decoder", None)
@@ -128,7 +128,7 @@ class _Verified(io.RawIOBase):
 
 
 def _hash(digest: str) -> Any:
-    """A hash object for ``sha256:…`` (or sha384, sha512: the OCI's registered ones), None for "". Raises ImageError."""
+    """A hash object for ``sha256:…`` (or sha384, sha512, which OCI registers), None for "". Raises ImageError."""
     if not digest:
         return None
     name, _, value = digest.partition(":")
@@ -158,7 +158,7 @@ class _Plain:
 
 
 class _Gzip:
-    """RFC 1952: one or more members, then nothing or zero bytes. Never more than asked for is decompressed at once."""
+    """RFC 1952: one or more members, then nothing or zero bytes. Decompresses no more than requested at once."""
 
     def __init__(self, what: str) -> None:
         self._what, self._pending, self._done = what, b"", False
@@ -196,7 +196,7 @@ class _Gzip:
 
 
 class _Zstd:
-    """By the program zstd, as nobody where we are root: a decoder in C is given what a stranger wrote."""
+    """Runs the program zstd, as nobody if we are root: a decoder written in C reads untrusted data."""
 
     def __init__(self, what: str) -> None:
         import subprocess
@@ -233,7 +233,7 @@ class _Zstd:
                     stdin.write(data)
                     data = take(CHUNK)
             except BrokenPipeError:
-                pass  # it ended, and its exit status says why
+                pass  # it has ended; its exit status tells why
             except BaseException as error:  # noqa: BLE001  raised where the stream is read
                 self._error = error
             finally:

@@ -1,4 +1,4 @@
-"""containerd's containers whose task has ended, and those of pods: by ``ctr``."""
+"""containerd's containers whose task has ended, and those of pods, through ``ctr``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ CRI, PODS = kubernetes.CRI, "k8s.io"
 
 
 def find(name: str, deadline: float, *, running: bool = False) -> list[Blueprint]:
-    """The container of that id, NAMESPACE/ID, id prefix or nerdctl name, in every namespace, or of a pod. Raises ImageError."""
+    """The container of that id, NAMESPACE/ID, id prefix or nerdctl name in any namespace, or of a pod. Raises
+    ImageError.
+    """
     known = containerd.nerdctl_ids(name)
     rows = _all(deadline, running=running)
     found = [
@@ -38,7 +40,7 @@ def find(name: str, deadline: float, *, running: bool = False) -> list[Blueprint
 
 
 def _of_pod(name: str, ids: list[str], deadline: float) -> list[dict[str, Any]]:
-    """The last that was made of each container that a pod's NAME means; a pod of that very name goes before one that begins so."""
+    """The latest instance of each container that a pod's NAME means. An exact pod name goes before a prefix."""
     latest: dict[str, tuple[kubernetes.Pod, dict[str, Any]]] = {}
     for id in ids:
         if time.monotonic() > deadline:
@@ -56,7 +58,7 @@ def _of_pod(name: str, ids: list[str], deadline: float) -> list[dict[str, Any]]:
 
 
 def _pod(info: dict[str, Any]) -> kubernetes.Pod | None:
-    """Which container of which pod it is; None for a sandbox, and for what is no pod's."""
+    """The container's pod names; None for a sandbox, and for a container outside pods."""
     annotations = spec.mapping(spec.mapping(info.get("Spec")).get("annotations"))
     if annotations.get(f"{CRI}container-type") != "container":
         return None
@@ -65,13 +67,13 @@ def _pod(info: dict[str, Any]) -> kubernetes.Pod | None:
 
 
 def stopped(deadline: float) -> list[Blueprint]:
-    """All containers without a task, with no more than name, id and image."""
+    """All containers without a task, with name, id and image only."""
     found = []
     for namespace, id in _all(deadline):
         try:
             info = _info(namespace, id)
         except ImageError:
-            continue  # gone meanwhile
+            continue  # it is gone
         pod = _pod(info)
         if namespace == PODS and not pod:
             continue  # a sandbox
@@ -87,7 +89,7 @@ def _named(info: dict[str, Any], pod: kubernetes.Pod | None) -> Blueprint:
 
 
 def _all(deadline: float, *, running: bool = False) -> list[tuple[str, str]]:
-    """(namespace, id) of every container that does not run. Docker's own are Docker's to tell."""
+    """(namespace, id) of every container that does not run, without Docker's."""
     seconds = max(1.0, deadline - time.monotonic())
     tasks = {(task.namespace, task.id) for task in containerd.tasks() if containerd.started(task)[2]}
     found = []
@@ -105,7 +107,7 @@ def _info(namespace: str, id: str) -> dict[str, Any]:
 
 
 def blueprint(namespace: str, info: dict[str, Any]) -> Blueprint:
-    """From containerd's own record: the runtime configuration it made, and the snapshot."""
+    """Build it from containerd's record: the runtime configuration, and the snapshot."""
     pod = _pod(info)
     made = _named(info, pod)
     runtime = answers.documents(info.get("Spec"))
@@ -119,7 +121,9 @@ def blueprint(namespace: str, info: dict[str, Any]) -> Blueprint:
 
 
 def _ending(made: Blueprint, info: dict[str, Any]) -> None:
-    """How a pod's container ended, and its log: the CRI plugin keeps a file beside what it mounts, and the log's path in its metadata."""
+    """How a pod's container ended, and its log. The CRI plugin keeps a status file beside its mounts, and the log's
+    path in its metadata.
+    """
     source = next((one.source for one in made.mounts if one.destination == "/etc/hostname"), "")
     root = source.partition("/sandboxes/")[0]
     try:
@@ -127,7 +131,7 @@ def _ending(made: Blueprint, info: dict[str, Any]) -> None:
         made.status, made.oom_killed = int(status["ExitCode"]), status.get("Reason") == "OOMKilled"
         made.state = "exited" if status.get("FinishedAt") else "created"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # another version's
+        pass  # another version's format
     try:
         extension = spec.mapping(spec.mapping(info.get("Extensions")).get("io.cri-containerd.container.metadata"))
         metadata = store.parse(os.fsdecode(binascii.a2b_base64(str(extension.get("value") or "e30="))))
@@ -139,7 +143,7 @@ def _ending(made: Blueprint, info: dict[str, Any]) -> None:
 
 
 def _join_sandbox(made: Blueprint, sandbox: str, runtime: dict[str, Any]) -> None:
-    """The pod's namespaces are those of its sandbox's process while that runs; the numbers in the record may be another's by now."""
+    """Join the namespaces of the pod's sandbox while that runs. The pids in the record may have been reused."""
     task = next((task for task in containerd.tasks() if task.id == sandbox), None)
     pid = containerd.started(task)[0] if task else 0
     if not pid or not evidence.marked(pid, sandbox):
@@ -151,7 +155,11 @@ def _join_sandbox(made: Blueprint, sandbox: str, runtime: dict[str, Any]) -> Non
 
 
 def take_snapshot(made: Blueprint, namespace: str, snapshotter: str, key: str, *, socket: str = "") -> None:
-    """The layers of a snapshot, by the mount command that ctr prints: mount -t overlay overlay TARGET -o lowerdir=…,… Raises ImageError."""
+    """Set the layers of a snapshot, from the mount command that ctr prints: mount -t overlay overlay TARGET -o
+    lowerdir=…,…
+
+    Raises ImageError.
+    """
     text = answers.run(
         containerd_store.ctr("-n", namespace, "snapshots", "--snapshotter", snapshotter, "mounts", "/mnt", key), 10
     )

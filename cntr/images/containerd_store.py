@@ -1,4 +1,4 @@
-"""containerd's images, by ``ctr``: found in every containerd namespace, exported as an OCI archive where they are read."""
+"""containerd's images, through ``ctr``: found in every containerd namespace, exported as an OCI archive when read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ NAMESPACES = 64
 
 
 def ctr(*words: str, socket: str = "") -> list[str]:
-    """A command line of ctr; socket: whose, "" for $CONTAINERD_ADDRESS or a usual one. Raises ImageError: ctr would wait."""
+    """A ctr command line. socket: "" for $CONTAINERD_ADDRESS or a usual one. Raises ImageError if no daemon listens:
+    ctr would wait.
+    """
     usual = [
         f"{state}{name}"
         for state in containerd.STATES
@@ -47,7 +49,7 @@ def images(name: str, deadline: float) -> list[Image]:
 
 
 def _exported(namespace: str, name: str) -> Image:
-    """Its configuration is in containerd's content store; an export is the way to both."""
+    """An image from an export, since its configuration is in containerd's content store."""
     blank = Image(name, "containerd", "", {}, [])
     image = answers.saved(ctr("-n", namespace, "images", "export", "{}", name), blank)
     manifest = image.document

@@ -1,7 +1,8 @@
-"""A disk image (NAME.raw) as a root: where its root file system lies, and a read-only mount of it.
+"""A disk image (NAME.raw) as a root: finds its root file system, and mounts it read-only.
 
-The kernel reads that file system with all its rights, so an image counts only if nobody but root could have written it, and is mounted
-only for who names it as ``raw:NAME``. Partitions are found as systemd does (Discoverable Partitions Specification), by the table alone.
+The kernel parses that file system with all its rights, so an image counts only if nobody but root can have written it,
+and is mounted only if the user names it as ``raw:NAME``. Partitions are found as by systemd (Discoverable Partitions
+Specification), from the table only.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from cntr.images import ImageError
 from cntr.linux import loop, syscalls
 
 SECTOR = 512
-TABLE = 1 << 20  # bytes of a partition table, at most
+TABLE = 1 << 20  # most bytes of a partition table
 LINUX = "0fc63daf-8483-4772-8e79-3d69d8477de4"
-# uname(2)'s machine → its root, /usr, and the root's verity data
+# uname(2)'s machine → partition types of its root, /usr, and the root's verity data
 ROOTS = {
     "x86_64": (
         *("4f68bce3-e8cd-4db1-96e7-fbcaf984b709", "8484680c-9521-48c6-9c11-b0720656f69e"),
@@ -33,8 +34,8 @@ ROOTS = {
         "b6ed5582-440b-4209-b8da-5ff7c419ea3d",
     ),
 }
-NO_AUTO = 1 << 63  # of a partition: not to be found by its type
-# (offset, magic, type, options): no log is replayed, and an image does not decide that an error stops this machine
+NO_AUTO = 1 << 63  # attribute of a partition that is not to be found by its type
+# (offset, magic, type, options): no journal is replayed, and an image cannot make an error stop this machine
 FILE_SYSTEMS = (
     (1024 + 56, b"\x53\xef", "ext4", ("noload", "errors=continue")),
     (0, b"XFSB", "xfs", ("norecovery", "nouuid")),
@@ -51,10 +52,12 @@ DISSECT = "`systemd-dissect --mount FILE DIR`, then dir:DIR"
 
 
 class Disk:
-    """path: of the file; ``fd``: open for reading, so that what was looked at is what is mounted; offset, size: of its root in bytes."""
+    """path: of the file; ``fd``: open for reading, so the file that was examined is the one that is mounted; offset,
+    size: of its root in bytes.
+    """
 
     def __init__(self, path: str) -> None:
-        """Find its root. Raises ImageError."""
+        """Find the root. Raises ImageError."""
         self.path, self.what = path, f"disk image {printable(path)}"
         try:
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
@@ -82,7 +85,9 @@ class Disk:
             self.fd = -1
 
     def mount(self) -> int:
-        """A detached mount of the root: read-only, without programs, devices and set-id bits; the file alone is read. Raises OSError."""
+        """A detached mount of the root: read-only, without programs, devices and set-id bits. Reads nothing but the
+        file. Raises OSError.
+        """
         device = loop.attach(self.fd, self.offset, self.size)
         try:
             options: list[tuple[str, str | None]] = [("source", f"/proc/self/fd/{device}"), ("ro", None)]
@@ -95,7 +100,7 @@ class Disk:
             os.close(device)
 
     def _read(self, offset: int, size: int) -> bytes:
-        """Of the root, once that is known."""
+        """Read from the root file system, once its place is known."""
         return os.pread(self.fd, size, self.offset + offset)
 
     def _root(self) -> tuple[int, int]:
@@ -147,6 +152,6 @@ def _number(data: bytes, offset: int, size: int) -> int:
 
 
 def _uuid(data: bytes) -> str:
-    """A type's UUID as it is written: the first three groups are little-endian."""
+    """A partition type's UUID as text; its first three groups are little-endian."""
     text = (data[3::-1] + data[5:3:-1] + data[7:5:-1] + data[8:16]).hex()
     return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))

@@ -1,4 +1,4 @@
-"""Docker's containers that do not run, by the API."""
+"""Docker's containers that do not run, through the API."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LOG_LINES = 10
 OWN_SYSCTLS_REMAPPED = {"net.ipv4.ip_unprivileged_port_start": "0"}  # since Docker 20.10
 OWN_SYSCTLS = {**OWN_SYSCTLS_REMAPPED, "net.ipv4.ping_group_range": "0 2147483647"}
-OWN_CONTAINERD = "/run/docker/containerd/containerd.sock"  # of a dockerd that started it itself
+OWN_CONTAINERD = "/run/docker/containerd/containerd.sock"  # of a dockerd that started containerd itself
 
 
 def find(name: str, deadline: float, *, running: bool = False) -> list[Blueprint]:
@@ -36,7 +36,7 @@ def find(name: str, deadline: float, *, running: bool = False) -> list[Blueprint
 
 
 def stopped(deadline: float) -> list[Blueprint]:
-    """All containers that do not run, with no more than name, state and image."""
+    """All containers that do not run, with name, state and image only."""
     found = []
     for path, owner in docker.endpoints():
         try:
@@ -57,7 +57,7 @@ def stopped(deadline: float) -> list[Blueprint]:
 
 
 def blueprint(path: str, owner: int, answer: dict[str, Any]) -> Blueprint:
-    """From the answer of /containers/NAME/json."""
+    """Build it from the answer of /containers/NAME/json."""
     state, host, config = (mapping(answer.get(key)) for key in ("State", "HostConfig", "Config"))
     made = Blueprint("docker", str(answer.get("Name", "")).lstrip("/"))
     made.id, made.image, made.owner = str(answer.get("Id", "")), str(config.get("Image", "")), owner
@@ -72,7 +72,7 @@ def blueprint(path: str, owner: int, answer: dict[str, Any]) -> Blueprint:
     for row in host.get("Ulimits") or ():
         found = limit(mapping(row).get("Soft"), mapping(row).get("Hard"))
         if found:
-            name = str(row.get("Name", "")).upper().removeprefix("RLIMIT_")  # Podman has it with the prefix
+            name = str(row.get("Name", "")).upper().removeprefix("RLIMIT_")  # Podman writes the name with the prefix
             made.limits[f"RLIMIT_{name}"] = found
     made.oom_score_adj = int(host.get("OomScoreAdj") or 0)
     made.memory, made.pids = int(host.get("Memory") or 0), int(host.get("PidsLimit") or 0)
@@ -147,7 +147,9 @@ def _memory(host: dict[str, Any]) -> list[Mount]:
 
 
 def _snapshot(made: Blueprint, path: str, snapshotter: str) -> None:
-    """Docker over containerd's image store: the daemon tells since version 27 where its containerd listens. Raises ImageError."""
+    """Set the layers of Docker with containerd's image store. The daemon tells its containerd's socket since version
+    27. Raises ImageError.
+    """
     from cntr.images import containerd_stopped
 
     if made.owner:
@@ -207,7 +209,9 @@ def _security(made: Blueprint, host: dict[str, Any]) -> None:
 
 
 def _log(path: str, id: str) -> list[str]:
-    """The last lines of its output; a stream of frames: kind, three zero bytes, length in four bytes (Docker Engine API, attach)."""
+    """The last lines of its output, from a stream of frames: kind, three zero bytes, length in four bytes (Docker
+    Engine API, attach).
+    """
     request = f"/containers/{id}/logs?stdout=1&stderr=1&tail={LOG_LINES}"
     stream = io.BytesIO()
     docker_store.download(path, request, stream, time.monotonic() + 5, limit=1 << 20)

@@ -1,4 +1,4 @@
-"""Docker's images: by the API; their layers in place (overlay2), or as `docker save` gives them."""
+"""Docker's images, through the API; their layers in place (overlay2), or as written by `docker save`."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ def _image(path: str, owner: int, name: str, answer: dict[str, Any]) -> Image:
 
 
 def directories(answer: dict[str, Any], owner: int = 0) -> list[str]:
-    """The lower directories, topmost first, of an image's GraphDriver; [] for another driver than overlay2, or gone ones."""
+    """The lower directories, topmost first, in an image's GraphDriver; [] for drivers other than overlay2, or if they
+    are gone.
+    """
     driver = answer.get("GraphDriver") or {}
     data = driver.get("Data") or {}
     if driver.get("Name") != "overlay2" or not isinstance(data, dict) or not data.get("UpperDir"):
@@ -74,7 +76,7 @@ def directories(answer: dict[str, Any], owner: int = 0) -> list[str]:
 
 
 def _saved(path: str, image: Image) -> Image:
-    """What the API's /images/ID/get streams: an archive as `docker save` writes it, in an unnamed file."""
+    """The archive that the API's /images/ID/get streams, as written by `docker save`, in an unnamed file."""
     import tempfile
 
     from cntr.images import archive
@@ -92,7 +94,7 @@ def _saved(path: str, image: Image) -> Image:
 
 
 def download(path: str, request: str, into: BinaryIO, deadline: float, *, limit: int = Limits().total) -> None:
-    """GET a body of no more than LIMIT bytes into a file. Raises ImageError, OSError."""
+    """GET a body of at most LIMIT bytes into a file. Raises ImageError, OSError."""
     connection = unixhttp.connect(path, deadline)
     try:
         connection.sendall(f"GET {request} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode("ascii"))

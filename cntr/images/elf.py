@@ -1,4 +1,6 @@
-"""As much of an ELF file (elf(5)) as tells whether it can start: machine, interpreter, the libraries it names. Everything bounded."""
+"""Reads from an ELF file (elf(5)) what decides whether it can start: machine, interpreter, needed libraries. Everything
+is bounded.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ MACHINES = {
     },
     258: "loongarch",
 }
-RUNS = {  # what a machine runs: by uname(2)'s word
+RUNS = {  # uname(2)'s machine → machines whose programs it runs
     "x86_64": ("x86_64", "i386"),
     **{"aarch64": ("aarch64", "arm"), "ppc64le": ("ppc64",), "riscv64": ("riscv",), "loongarch64": ("loongarch",)},
     **{"armv7l": ("arm",), "armv6l": ("arm",), "i686": ("i386",)},
@@ -30,11 +32,13 @@ HEADERS, DYNAMIC, TEXT = 256, 1 << 16, 4096
 
 
 class NotElf(Exception):
-    """Not an ELF file, or a broken one: why."""
+    """Not an ELF file, or a broken one; the message says why."""
 
 
 class Elf:
-    """machine: a name of MACHINES; bits: 32 or 64; interpreter: "" for a static program; needed, paths: of its dynamic section."""
+    """machine: a name in MACHINES; bits: 32 or 64; interpreter: "" for a static program; needed, paths: from the
+    dynamic section.
+    """
 
     __slots__ = ("bits", "interpreter", "machine", "needed", "paths")
 
@@ -65,7 +69,7 @@ class Elf:
                 self._dynamic(fd, _read(fd, min(length, DYNAMIC), start), order, rows)
 
     def _header(self, table: bytes, at: int, order: str) -> tuple[int, int, int, int]:
-        """(type, offset, address, length in the file) of one program header."""
+        """(type, offset, address, size in the file) of a program header."""
         if self.bits == 64:
             kind, _, offset, address, _, length = struct.unpack_from(order + "IIQQQQ", table, at)
         else:

@@ -1,4 +1,4 @@
-"""``cntr run``: exactly what a container or an image would run, in a stand-in, alone or under the tools' strace, gdb, …"""
+"""``cntr run``: runs the entrypoint of a container or image in a stand-in, alone or under the tools' strace, gdb, …"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cntr.images.blueprint import Blueprint
 
     class Request(Protocol):
-        """What a session asks for; see attach.request."""
+        """The options of a session; see attach.request."""
 
         target: str
         argv: list[str]
@@ -39,7 +39,7 @@ ENV, UNSHARE = "/usr/bin/env", "/usr/bin/unshare"  # of the tools
 def for_session(
     request: Request, missing: TargetNotFound | None, closers: list[Callable[[], object]], say: Callable[[str], None]
 ) -> Container:
-    """The stand-in that a session is for; the last of CLOSERS ends it. Raises MISSING where nobody knows the target, CntrError."""
+    """The stand-in for a session; the last of CLOSERS ends it. Raises MISSING if nobody knows the target, or CntrError."""
     found = targets.hold(
         request.target,
         missing,
@@ -67,7 +67,7 @@ def for_session(
 
 
 def _prepare(request: Request, container: Container, made: Blueprint, say: Callable[[str], None]) -> None:
-    """Put the entrypoint into the request: alone in the container's own root, or behind a tool of the tools' side."""
+    """Put the entrypoint into the request: alone in the container's root, or after a tool of the tools' side."""
     command = made.command()
     for line in problems(container.pid, made):
         say(f"note: {line}")
@@ -81,7 +81,7 @@ def _prepare(request: Request, container: Container, made: Blueprint, say: Calla
     settings = [f"{key}={value}" for key, value in made.environment.items()]
     change = [UNSHARE, f"--root={base}", f"--wd={made.directory}"]
     if uid or gid:
-        request.user = "0:0"  # chroot(2) wants a capability; the entrypoint has its own user again
+        request.user = "0:0"  # chroot(2) needs a capability; the entrypoint is run as its own user again
         change += [f"--setgid={gid}", f"--setuid={uid}"]
         if groups:
             say("note: under a tool the entrypoint has no supplementary groups")
@@ -89,7 +89,7 @@ def _prepare(request: Request, container: Container, made: Blueprint, say: Calla
 
 
 def problems(pid: int, made: Blueprint) -> list[str]:
-    """The lint of what would be run in the stand-in PID."""
+    """The lint's findings for what would run in the stand-in PID."""
     root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         return [*made.faults, *lint(root, made.command(), made.environment, made.directory)]
@@ -109,7 +109,7 @@ def _ids(pid: int) -> tuple[int, int, list[int]]:
 
 
 def describe(pid: int, made: Blueprint) -> list[tuple[str, str]]:
-    """(property, value) rows of what does not run, for ``cntr inspect``; control characters are the printer's to escape."""
+    """(property, value) rows about a stopped target, for ``cntr inspect``. The printer escapes control characters."""
     if made.more:
         with VIEW:
             made.more()
@@ -133,7 +133,7 @@ def describe(pid: int, made: Blueprint) -> list[tuple[str, str]]:
 
 
 def _shown(argv: list[str]) -> str:
-    """A command as a shell would read it."""
+    """A command in shell syntax."""
     plain = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./:=@%+,-")
     return " ".join(
         word if word and plain.issuperset(word) else "'" + word.replace("'", "'\\''") + "'" for word in argv

@@ -1,4 +1,4 @@
-"""The id maps of rootless containers, in the host's ids: 0 is the user, what follows is the range of subuid(5) and subgid(5)."""
+"""Id maps of rootless containers, in the host's ids: 0 is the user, followed by the ranges of subuid(5) and subgid(5)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ Rows = list[tuple[int, int, int]]
 
 
 def of_rootless(rows: Rows, file: str, owner: int) -> Rows:
-    """ROWS, a map into the engine's own user namespace, as one into the host's; [] means one to one. file: /etc/subuid or /etc/subgid."""
+    """Convert ROWS, a map into the engine's user namespace, to one into the host's; [] means one to one. file:
+    /etc/subuid or /etc/subgid.
+    """
     outer = _of_user(file, owner)
     return _through(rows, outer) if rows else outer
 
 
 def into_rootless(rows: Rows, file: str, owner: int) -> Rows:
-    """ROWS, a map into the host's ids, as one into the user's own user namespace (``of_rootless`` is the way back)."""
+    """Convert ROWS, a map into the host's ids, to one into the user's own user namespace; the inverse of
+    ``of_rootless``.
+    """
     return _through(rows, [(outside, inside, count) for inside, outside, count in _of_user(file, owner)])
 
 
 def _of_user(file: str, owner: int) -> Rows:
-    """What the user may map: 0 for the user, then the ranges of FILE."""
+    """What the user may map: 0 to the user, then the ranges in FILE."""
     outer = [(0, owner if file.endswith("subuid") else store.home_and_group(owner)[1], 1)]
     try:
         names = {_name(owner), str(owner)}
@@ -31,12 +35,12 @@ def _of_user(file: str, owner: int) -> Rows:
             if len(row) == 3 and row[0] in names and row[1].isdecimal() and row[2].isdecimal():
                 outer.append((outer[-1][0] + outer[-1][2], int(row[1]), int(row[2])))
     except OSError:
-        pass  # no subordinate ids: the user alone
+        pass  # no subordinate ids: only the user
     return outer
 
 
 def _through(rows: Rows, outer: Rows) -> Rows:
-    """Two maps, one after the other; what OUTER lacks is left out."""
+    """Compose two maps; ids that OUTER lacks are dropped."""
     found = []
     for inside, middle, count in rows:
         for first, outside, length in outer:
@@ -55,9 +59,10 @@ def _name(uid: int) -> str:
 
 
 def enter_user_namespace(uid_map: Rows, gid_map: Rows) -> None:
-    """unshare(CLONE_NEWUSER), as its root; a child that stays outside writes the maps, which takes the parent namespace's rights.
+    """unshare(CLONE_NEWUSER), and become its root. A child outside writes the maps, which needs the parent namespace's
+    rights.
 
-    Who is not root has newuidmap(1) write them. Raises OSError.
+    An ordinary user's maps are written by newuidmap(1). Raises OSError.
     """
     reading, writing = os.pipe()
     own = os.getpid()

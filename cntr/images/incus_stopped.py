@@ -1,4 +1,4 @@
-"""LXD's and Incus's containers that do not run, by the API on their Unix socket (/1.0/instances)."""
+"""LXD's and Incus's containers that do not run, through the API on their Unix socket (/1.0/instances)."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def find(name: str, deadline: float, *, running: bool = False) -> list[Blueprint
 
 
 def stopped(deadline: float) -> list[Blueprint]:
-    """All, with no more than the name and where the image is from."""
+    """All, with the name and the image's origin only."""
     return [_named(engine, row) for engine, _, row in _rows(deadline)]
 
 
 def _rows(deadline: float, *, running: bool = False) -> list[tuple[str, str, dict[str, Any]]]:
-    """(engine, its directory, what it says of an instance) of each container; virtual machines have no root directory here."""
+    """(engine, its directory, the API's description) of each container; virtual machines have no root directory here."""
     found = []
     for engine in lxc.MANAGERS:
         for root in lxc._roots(engine):
@@ -64,7 +64,7 @@ def _named(engine: str, row: dict[str, Any]) -> Blueprint:
 
 
 def blueprint(engine: str, root: str, row: dict[str, Any]) -> Blueprint:
-    """From the answer for an instance. Raises ImageError."""
+    """Build it from the description of an instance. Raises ImageError."""
     made = _named(engine, row)
     settings = spec.mapping(row.get("expanded_config"))
     called = made.name.replace("/", "_", 1)
@@ -100,11 +100,13 @@ def runs(name: str) -> bool:
     except NotRunning:
         return False
     except Refused:
-        return True  # its monitor is there
+        return True  # its monitor is running
 
 
 def _take_maps(made: Blueprint, settings: dict[str, Any]) -> None:
-    """Its user namespace; where the kernel shifts ids on the mount, its files are as the image has them, else they are shifted on disk."""
+    """Set the user namespace. If the kernel shifts ids on the mount, the files have the image's ids; otherwise they are
+    shifted on disk.
+    """
     on_disk, next = (_maps(settings.get(f"volatile.{key}.idmap")) for key in ("last_state", "idmap"))
     next = _maps(settings.get("volatile.idmap.next")) or _maps(settings.get("volatile.idmap.current")) or next
     made.uid_map, made.gid_map = next if next[0] else on_disk
@@ -116,7 +118,9 @@ def _take_maps(made: Blueprint, settings: dict[str, Any]) -> None:
 
 
 def _maps(text: object) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:
-    """(users, groups) of a map as LXD writes it: [{"Isuid":true,"Isgid":false,"Hostid":1000000,"Nsid":0,"Maprange":1000000000}, …]."""
+    """(users, groups) of a map in LXD's format:
+    [{"Isuid":true,"Isgid":false,"Hostid":1000000,"Nsid":0,"Maprange":1000000000}, …].
+    """
     try:
         rows = store.parse(str(text or "[]"))
         kinds = [

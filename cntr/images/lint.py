@@ -1,4 +1,6 @@
-"""Why an entrypoint cannot start, one line per reason, where the kernel only says "no such file" or "exec format error"."""
+"""Finds out why an entrypoint cannot start, one line per reason; the kernel only says "no such file" or "exec format
+error".
+"""
 
 from __future__ import annotations
 
@@ -11,19 +13,19 @@ from cntr.images.elf import Elf, NotElf, runs_here
 from cntr.linux import syscalls
 
 IN_ROOT = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
-LINKS, LIBRARIES = 4, 400  # interpreters of interpreters (BINPRM_MAX_RECURSION is 5); libraries looked at
+LINKS, LIBRARIES = 4, 400  # interpreters of interpreters (BINPRM_MAX_RECURSION is 5); libraries examined
 LIBRARY_DIRECTORIES = "/lib /usr/lib /lib64 /usr/lib64 /usr/local/lib /lib32 /usr/lib32".split()
 LINE = 256  # BINPRM_BUF_SIZE
 TEXT = 1 << 16
 
 
 def lint(root_fd: int, argv: list[str], environment: dict[str, str], directory: str) -> list[str]:
-    """What is wrong with ARGV as the first program of the tree behind ROOT_FD; [] where nothing is found."""
+    """The problems of ARGV as the first program of the tree behind ROOT_FD; [] if none is found."""
     return [printable(line) for line in _Linter(root_fd, environment, directory).lint(argv)]
 
 
 class _Linter:
-    """One root, and where its programs are looked for."""
+    """One root directory, and the search path for programs."""
 
     def __init__(self, root: int, environment: dict[str, str], directory: str) -> None:
         self.root, self.environment, self.directory = root, environment, directory
@@ -41,7 +43,7 @@ class _Linter:
         return syscalls.openat2(self.root, path.lstrip("/") or ".", flags, IN_ROOT)
 
     def _open_file(self, path: str) -> int:
-        """A regular file for reading. It is looked at before: opening a device acts. Raises OSError."""
+        """Open a regular file for reading. It is examined first: opening a device has effects. Raises OSError."""
         handle = self._open(path, os.O_PATH)
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -61,7 +63,7 @@ class _Linter:
             os.close(fd)
 
     def _head(self, path: str, size: int) -> bytes:
-        """The beginning of a regular file."""
+        """The first SIZE bytes of a regular file."""
         fd = self._open_file(path)
         try:
             return os.pread(fd, size, 0)
@@ -69,7 +71,7 @@ class _Linter:
             os.close(fd)
 
     def find(self, name: str) -> str:
-        """The path of a program, as execvp(3) finds it; "" where there is none."""
+        """The path of a program, as execvp(3) finds it; "" if there is none."""
         if "/" in name:
             return name if name.startswith("/") else f"{self.directory.rstrip('/')}/{name}"
         for directory in self.path:
@@ -108,7 +110,7 @@ class _Linter:
         return [*found, f"{path}: neither a program nor a script: no #! in its first line (exec format error)"]
 
     def _dangling(self, path: str) -> str:
-        """Where a link leads that leads nowhere."""
+        """Where a dangling symbolic link points."""
         parent, _, last = path.rpartition("/")
         try:
             fd = self._open(parent or "/", os.O_PATH | os.O_DIRECTORY)
@@ -169,7 +171,7 @@ class _Linter:
             os.close(fd)
 
     def _libraries(self, path: str, program: Elf) -> list[str]:
-        """Every library that is needed and not there, with who needs it."""
+        """Every needed library that is missing, and what needs it."""
         usual = self._library_directories(program)
         missing: list[str] = []
         seen: set[str] = set()
@@ -215,7 +217,7 @@ class _Linter:
             return ""
 
     def _configured(self, path: str, depth: int) -> list[str]:
-        """The directories in ld.so.conf(5), its includes too."""
+        """The directories in ld.so.conf(5) and its includes."""
         found = []
         for line in self._text(path).splitlines():
             line = line.partition("#")[0].strip()

@@ -1,4 +1,4 @@
-"""LXC's containers that do not run, by their configuration files (lxc.container.conf(5)); LXD's and Incus's are asked for, too."""
+"""LXC's containers that do not run, by their configuration files (lxc.container.conf(5)), and LXD's and Incus's."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from cntr.images.spec import CAPABILITIES, capability_mask, limit
 PATH, SYSTEM_CONF = "/var/lib/lxc", "/etc/lxc/lxc.conf"
 ALL = (1 << len(CAPABILITIES)) - 1
 INCLUDES, LINES = 64, 10_000
-DIRECTORIES = ("dir", "btrfs", "rootfs")  # the kinds of lxc.rootfs.path that are a directory at all times
+DIRECTORIES = ("dir", "btrfs", "rootfs")  # kinds of lxc.rootfs.path that are always a directory
 MAPS = {"u": "uid_map", "g": "gid_map"}
 
 
 def find(name: str, deadline: float, *, running: bool = False) -> list[Blueprint]:
-    """The container of that name; of LXD's and Incus's also PROJECT/NAME. Raises ImageError."""
+    """The container NAME; for LXD and Incus also PROJECT/NAME. Raises ImageError."""
     found = [
         blueprint(directory, name)
         for directory in _directories()
@@ -30,7 +30,7 @@ def find(name: str, deadline: float, *, running: bool = False) -> list[Blueprint
 
 
 def stopped(deadline: float) -> list[Blueprint]:
-    """All, with no more than the name."""
+    """All, with the name only."""
     found = []
     for directory in _directories():
         for name in store.listdir(directory):
@@ -41,10 +41,12 @@ def stopped(deadline: float) -> list[Blueprint]:
 
 
 def _directories() -> list[str]:
-    """Where containers are: $CNTR_LXC_ROOT, lxc.lxcpath of the configuration (lxc.system.conf(5)), the usual place; a user's first."""
+    """The directories of containers: $CNTR_LXC_ROOT, lxc.lxcpath of the configuration (lxc.system.conf(5)), the
+    default; a user's first.
+    """
     places = [(SYSTEM_CONF, PATH)]
     me = os.geteuid()
-    if me and store.runtime_dirs() and (home := store.home(me)):  # a home may be an automount that takes its time
+    if me and store.runtime_dirs() and (home := store.home(me)):  # a home may be a slow automount
         places.insert(0, (f"{home}/.config/lxc/lxc.conf", f"{home}/.local/share/lxc"))
     found = []
     for conf, usual in places:
@@ -61,7 +63,7 @@ def _settings(text: str) -> list[tuple[str, str]]:
 
 
 def _configuration(path: str, left: list[int]) -> list[tuple[str, str]]:
-    """The settings of a configuration file, those of what it includes at their place. Raises OSError."""
+    """The settings of a configuration file, with those of its includes in place. Raises OSError."""
     found = []
     for key, value in _settings(store.read(path, limit=store.MEGABYTE)):
         if key != "lxc.include":
@@ -82,7 +84,7 @@ def _named(name: str) -> Blueprint:
 
 
 def blueprint(directory: str, name: str) -> Blueprint:
-    """From its configuration. Raises ImageError, OSError."""
+    """Build it from its configuration. Raises ImageError, OSError."""
     made = _named(name)
     settings = _configuration(f"{directory}/{name}/config", [INCLUDES])
     last = dict(settings)
@@ -101,7 +103,7 @@ def blueprint(directory: str, name: str) -> Blueprint:
     for key, value in settings:
         _take(made, key, value)
     owner = trust.owner_or_anybody(directory)
-    if owner > 0:  # a user's, in whose ids it is
+    if owner > 0:  # a user's container, which has that user's ids
         made.owner, made.overlay = owner, {"userxattr": ""}
     return made
 
@@ -112,7 +114,7 @@ def _root(made: Blueprint, path: str) -> None:
         kind, rest = "dir", path
     if kind in ("overlay", "overlayfs") and rest.count(":") == 1:
         lower, made.upper = rest.split(":")
-        made.lower, made.work = [lower], f"{os.path.dirname(made.upper)}/olwork"  # liblxc's name for it
+        made.lower, made.work = [lower], f"{os.path.dirname(made.upper)}/olwork"  # liblxc uses this name
     elif kind in DIRECTORIES and os.path.isdir(rest):
         made.upper = rest
     else:

@@ -1,4 +1,4 @@
-"""The members of a tar file, opened by name: one pass finds where each begins."""
+"""The members of a tar file, opened by name. One pass finds where each begins."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LIMITS = Limits(entries=100_000)
 
 
 class Members:
-    """An index over a tar file. It owns the stream; each opened member reads by pread(2), so several can be read at once."""
+    """An index of a tar file, whose stream it owns. Opened members read by pread(2), so several can be read at once."""
 
     def __init__(self, stream: BinaryIO, what: str) -> None:
-        """stream: a file with a descriptor; a compressed one is decompressed into an unnamed file. Raises ImageError."""
+        """stream: a file with an fd; a compressed one is decompressed into an unnamed file. Raises ImageError."""
         self.what = what
         self._stream = _plain(stream, what)
         self._fd = self._stream.fileno()
@@ -44,7 +44,7 @@ class Members:
                 self._places[name] = (
                     self._stream.tell(),
                     entry.size,
-                )  # of two with one name the last counts, as for tar
+                )  # of two members with one name the last one counts, as in tar
                 if self._stream.tell() + entry.size > size:
                     raise reader.bad("ends in the middle")
                 seeking.skip = entry.size
@@ -66,7 +66,7 @@ class Members:
         return self._place(name) is not None
 
     def open(self, name: str) -> BinaryIO:
-        """A member's bytes. Raises ImageError."""
+        """Open a member for reading. Raises ImageError."""
         place = self._place(name)
         if place is None:
             raise ImageError(f"{self.what}: {printable(name)} is not in it", "the archive is not whole: save it again")
@@ -78,7 +78,7 @@ class Members:
 
 
 def _plain(stream: BinaryIO, what: str) -> BinaryIO:
-    """STREAM, or what it holds compressed, in an unnamed file. Raises ImageError."""
+    """STREAM, or its decompressed content in an unnamed file. Raises ImageError."""
     head = os.pread(stream.fileno(), 6, 0)
     compressed = (compression.GZIP, compression.ZSTD, *compression.OTHERS)
     if not head.startswith(compressed):
@@ -98,7 +98,7 @@ def _plain(stream: BinaryIO, what: str) -> BinaryIO:
 
 
 class _Seeking:
-    """read(n) for the tar reader, that seeks where the data is not wanted."""
+    """A stream for the tar reader that seeks over data not wanted."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream, self.skip = stream, 0

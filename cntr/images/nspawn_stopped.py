@@ -16,8 +16,8 @@ from cntr.images.spec import capability_mask
 PLACES = ("/var/lib/machines", "/run/machines", "/usr/local/lib/machines", "/usr/lib/machines")
 PORTABLES = ("/var/lib/portables", "/etc/portables", "/run/portables", "/usr/local/lib/portables", "/usr/lib/portables")
 SETTINGS = ("/etc/systemd/nspawn", "/run/systemd/nspawn")
-IDS = 65536  # of a machine with --private-users; it begins at a multiple of them, which is its root directory's owner
-# What systemd-nspawn(1) leaves a machine.
+IDS = 65536  # of a machine with --private-users; its range starts at a multiple of this, which owns its root directory
+# The capabilities that systemd-nspawn(1) leaves to a machine.
 CAPABILITIES = (
     "AUDIT_CONTROL AUDIT_WRITE CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID IPC_OWNER KILL LEASE LINUX_IMMUTABLE MKNOD "
     "NET_BIND_SERVICE NET_BROADCAST NET_RAW SETFCAP SETGID SETPCAP SETUID SYS_ADMIN SYS_BOOT SYS_CHROOT SYS_NICE SYS_PTRACE "
@@ -34,7 +34,7 @@ def find(name: str, deadline: float, *, running: bool = False) -> list[Blueprint
 
 
 def stopped(deadline: float) -> list[Blueprint]:
-    """All, with no more than the name."""
+    """All, with the name only."""
     found: dict[str, Blueprint] = {}
     for place in _places():
         for entry in store.listdir(place):
@@ -68,7 +68,7 @@ def _named(name: str) -> Blueprint:
 
 
 def blueprint(place: str, name: str) -> Blueprint:
-    """From its directory and settings. Raises ImageError."""
+    """Build it from its directory and settings. Raises ImageError."""
     made = _named(name)
     made.hostname, made.argv, made.capabilities = name[:64], ["/sbin/init"], capability_mask(CAPABILITIES)
     made.check = lambda: runs(name)
@@ -102,7 +102,9 @@ def _take_disk(made: Blueprint, path: str) -> None:
 
 
 def _settings(name: str) -> dict[str, list[str]]:
-    """Section.Key → values, of the administrator's file: one beside the image is only believed in part by systemd, and not here."""
+    """Section.Key → values of the administrator's file. systemd trusts a file beside the image only in part; it is not
+    read here.
+    """
     found: dict[str, list[str]] = {}
     for directory in SETTINGS:
         try:

@@ -1,7 +1,7 @@
-"""Users' containers that do not run, asked by root: each user's stores are read by a process that has become that user.
+"""Users' containers that do not run, for root: each user's stores are read by a process with that user's ids.
 
-What comes back is that user's word: bounded, each value of the type it has to be, and worth no more than the user's own rights, since a
-stand-in of it is made in a user namespace with that user's ids alone.
+The answer is only that user's claim. It is bounded, each value is checked for its type, and it gives no more than the
+user's own rights: its stand-in is made in a user namespace with that user's ids only.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from typing import Any
 
 MODULES = {"docker": docker_stopped, "podman": podman_stopped, "buildah": buildah_stopped, "lxc": lxc_stopped}
-MOST = 4  # containers of one name that podman is asked about
-SECONDS, NAMED_SECONDS = 0.8, 5.0  # as for what runs (lookup): so long can a user keep root waiting
+MOST = 4  # containers of one name for which podman is asked
+SECONDS, NAMED_SECONDS = 0.8, 5.0  # as for running ones (lookup): the longest that a user can delay root
 
 
 def find(engines: tuple[str, ...], name: str, *, running: bool = False) -> list[Blueprint]:
-    """The container of that name in each user's stores. Raises ImageError where all that is known is why it can't be had."""
+    """The container NAME in users' stores. Raises ImageError if all that is found is a reason why it cannot be used."""
     asked = tuple(engine for engine in engines if engine in MODULES)
     deadline = time.monotonic() + (NAMED_SECONDS if len(engines) == 1 else SECONDS)
     found: list[Blueprint] = []
@@ -47,7 +47,7 @@ def find(engines: tuple[str, ...], name: str, *, running: bool = False) -> list[
 
 
 def stopped() -> list[Blueprint]:
-    """All, with no more than name, id, image and state."""
+    """All, with name, id, image and state only."""
     answers = _asked(users.who(monitors=False), tuple(MODULES), None, {}, time.monotonic() + SECONDS)
     return [
         made for uid, rows in answers for engine, answer in rows.items() for made in _blueprints(engine, uid, answer)
@@ -63,14 +63,14 @@ def _asked(
     *,
     running: bool = False,
 ) -> list[tuple[int, dict[str, dict[str, Any]]]]:
-    """(uid, engine → its answer) of each user who has answered by the deadline."""
+    """(uid, engine → its answer) of each user whose process answered before the deadline."""
     found = []
     asked = users.start(uids, lambda: _answers(engines, name, texts, deadline - asking.ON_THE_WAY, running))
     for one, text in users.listen(asked, deadline):
         try:
             value = store.parse(text.decode("utf-8", "surrogateescape"))
         except ValueError:
-            continue  # it had nothing to say, or was late
+            continue  # no answer, or a late one
         if isinstance(value, dict) and not one.late:
             found.append(
                 (one.uid, {key: row for key, row in value.items() if key in engines and isinstance(row, dict)})
@@ -78,7 +78,7 @@ def _asked(
     return found
 
 
-# --- in the user's process --------------------------------------------------------------------------------------------------
+# --- in the user's process -------------------------------------------------------------------------------------------
 
 
 def _answers(
@@ -92,7 +92,7 @@ def _answers(
             else:
                 answers[engine] = _found(engine, name, texts, deadline, running)
         except (Refused, OSError, ValueError, TypeError, KeyError, AttributeError):
-            continue  # it is not there, or its files are not what they should be
+            continue  # it is missing, or its files are invalid
     return json.dumps(answers).encode()
 
 
@@ -124,7 +124,7 @@ def _said(made: Blueprint) -> dict[str, Any]:
     return values
 
 
-# --- at root's ----------------------------------------------------------------------------------------------------------------
+# --- in root's process -----------------------------------------------------------------------------------------------
 
 
 def _blueprints(engine: str, uid: int, answer: dict[str, Any]) -> list[Blueprint]:
@@ -222,7 +222,7 @@ CHECKS: dict[str, Callable[[object], object]] = {
 
 
 def _inspected(uid: int, id: str, deadline: float) -> str:
-    """What that user's podman says of a container of theirs, run with their rights; "" where it says nothing."""
+    """What the user's podman says about a container of that user, run with the user's rights; "" if nothing."""
     home, gid = store.home_and_group(uid)
     environment = {key: value for key, value in os.environ.items() if key == "CONTAINERS_STORAGE_CONF"}
     environment["HOME"] = home or "/"

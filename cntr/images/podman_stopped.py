@@ -1,4 +1,6 @@
-"""Podman's containers that do not run, of root and of each user: containers/storage has the layers, config.json the rest."""
+"""Podman's containers that do not run, of root and of each user: containers/storage has the layers, config.json the
+rest.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,17 @@ if TYPE_CHECKING:
 def find(
     name: str, deadline: float, *, running: bool = False, inspect: Callable[[str], dict[str, Any]] | None = None
 ) -> list[Blueprint]:
-    """The stopped container of that name or id prefix in every store of root's, or of one's own. Raises ImageError, Refused.
+    """The stopped container of that name or id prefix in the stores of root, or of the calling user. Raises ImageError,
+    Refused.
 
-    inspect: in place of `podman container inspect ID`, and asked only for what no file says.
+    inspect: replaces `podman container inspect ID`; called only for what no file tells.
     """
     rows = _rows(lambda row: store.answers_to(name, row.id, row.names), running=running)
     return [blueprint(row, deadline, inspect) for row in rows]
 
 
 def stopped(deadline: float) -> list[Blueprint]:
-    """All containers that do not run, with no more than name and image."""
+    """All containers that do not run, with name and image only."""
     return [_named(row) for row in _rows(lambda row: True)]
 
 
@@ -36,7 +39,7 @@ def _rows(
 ) -> list[containers_storage.Known]:
     rows = {
         row.id: row for row in containers_storage.known_containers(wanted)
-    }.values()  # two settings may name one store
+    }.values()  # two settings may name the same store
     return [row for row in rows if not row.is_foreign() and (running or not containers_storage.running(row))]
 
 
@@ -51,7 +54,7 @@ def _named(row: containers_storage.Known) -> Blueprint:
 def blueprint(
     row: containers_storage.Known, deadline: float, inspect: Callable[[str], dict[str, Any]] | None = None
 ) -> Blueprint:
-    """From the store; how it ended by podman's database (version 5), or by podman."""
+    """Build it from the store; how it ended is from podman's database (version 5), or from podman."""
     made, one = _named(row), row.store
     take_layers(made, row)
     directory = f"{one.graphroot}/{row.directory}/{row.id}/userdata"
@@ -76,7 +79,7 @@ def blueprint(
 
 
 def _ending(made: Blueprint, state: dict[str, Any], known: tuple[str, int] | None) -> None:
-    """How it ended, as podman says, or its database."""
+    """How it ended, according to podman or its database."""
     made.state, status = known or (str(state.get("Status") or made.state), state.get("ExitCode"))
     if made.state != "created" and isinstance(status, int):
         made.status = status
@@ -84,10 +87,10 @@ def _ending(made: Blueprint, state: dict[str, Any], known: tuple[str, int] | Non
 
 
 def take_layers(made: Blueprint, row: containers_storage.Known) -> None:
-    """Its own layer, and those of its image. Raises ImageError."""
+    """Set its own layer and those of its image. Raises ImageError."""
     one = row.store
     base = f"{one.graphroot}/{podman_store.DRIVER}"
-    if row.directory == "vfs-containers":  # each has a whole copy
+    if row.directory == "vfs-containers":  # each is a complete copy
         made.upper = f"{one.graphroot}/vfs/dir/{row.layer}"
     else:
         chain = podman_store.layer_chain(one, row.layer)
@@ -101,7 +104,7 @@ def take_layers(made: Blueprint, row: containers_storage.Known) -> None:
 
 
 def _is_served(one: containers_storage.Store) -> bool:
-    """Whether fuse-overlayfs mounts this store's layers: containers/storage writes that down where it has looked."""
+    """Whether fuse-overlayfs mounts this store's layers, which containers/storage records once it has tested it."""
     try:
         return (
             store.read(f"{one.graphroot}/{podman_store.DRIVER}/.has-mount-program", owner=one.owner, limit=16).strip()
@@ -112,7 +115,7 @@ def _is_served(one: containers_storage.Store) -> bool:
 
 
 def _created(made: Blueprint, asked: dict[str, Any]) -> None:
-    """It has never been started, so there is no config.json; `podman inspect` says what Docker's would."""
+    """It was never started, so there is no config.json; `podman inspect` answers in Docker's format."""
     if not asked:
         raise ImageError(
             f"{made.label()}: it has never been started, and podman does not say what it would run",
@@ -125,7 +128,7 @@ def _created(made: Blueprint, asked: dict[str, Any]) -> None:
     taken += " left_out apparmor shm own_group"
     for name in taken.split():
         setattr(made, name, getattr(like, name))
-    own = spec.mapping(spec.mapping(asked.get("HostConfig")).get("Sysctls"))  # of newer ones than 4.3
+    own = spec.mapping(spec.mapping(asked.get("HostConfig")).get("Sysctls"))  # of podman newer than 4.3
     made.sysctls = {str(key): str(value) for key, value in own.items()}
     made.read_only, made.no_new_privs, made.privileged = like.read_only, like.no_new_privs, like.privileged
     bounding = spec.capability_mask(asked.get("BoundingCaps"))
@@ -133,7 +136,7 @@ def _created(made: Blueprint, asked: dict[str, Any]) -> None:
 
 
 def ask(id: str) -> dict[str, Any]:
-    """What `podman container inspect` says; {} where it can't be asked."""
+    """The answer of `podman container inspect`; {} if it cannot be run."""
     try:
         return parsed(answers.run(["podman", "container", "inspect", id], 10))
     except ImageError:
@@ -141,6 +144,6 @@ def ask(id: str) -> dict[str, Any]:
 
 
 def parsed(text: str) -> dict[str, Any]:
-    """The one answer of `podman container inspect`. Raises ImageError."""
+    """Parse the single answer of `podman container inspect`. Raises ImageError."""
     rows = answers.parse(text, "podman inspect")
     return spec.mapping(rows[0]) if isinstance(rows, list) and rows else {}

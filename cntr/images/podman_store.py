@@ -98,7 +98,7 @@ def layer_chain(one: containers_storage.Store, top: str) -> list[dict[str, Any]]
         }
     chain: list[dict[str, Any]] = []
     while top:
-        row = known.pop(top, None)  # popped: a chain that comes back to itself ends
+        row = known.pop(top, None)  # removed, so that a cyclic chain ends
         if row is None:
             raise ImageError(f"layer {printable(top[:64])}: not in {printable(one.graphroot)}", "its store is damaged")
         chain.insert(0, row)

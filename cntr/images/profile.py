@@ -1,7 +1,8 @@
-"""The system call filter of what does not run: the engine's own profile where it keeps one, else Docker's default.
+"""The seccomp filter of a stopped container: the engine's own profile if it keeps one, else Docker's default.
 
-Docker's is the list that containers-common ships (/usr/share/containers/seccomp.json) where that is installed, else a shorter one of
-what no container needs. An OCI profile is compiled by libseccomp, which every engine has; without it ``filter_of`` refuses.
+Docker's default is the list that containers-common ships (/usr/share/containers/seccomp.json) if it is installed, else
+a shorter list of calls that no container needs. libseccomp, on which every engine depends, compiles an OCI profile;
+without it ``filter_of`` fails.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def filter_of(profile: object, capabilities: int) -> bytes:
 
 
 def _shipped(capabilities: int) -> dict[str, Any]:
-    """Docker's default: the shipped list without what Docker's own leaves to CAP_SYS_ADMIN, new namespaces above all."""
+    """The shipped list, without what Docker's default allows only with CAP_SYS_ADMIN, above all new namespaces."""
     refused = [] if capabilities & CAP_SYS_ADMIN else [*REFUSED, "clone", "clone3"]
     try:
         found = mapping(store.load(DEFAULT))
@@ -72,7 +73,8 @@ def _shipped(capabilities: int) -> dict[str, Any]:
         found, rows = {"defaultAction": "SCMP_ACT_ALLOW"}, [{"names": refused[:-2], "action": "SCMP_ACT_ERRNO"}]
     if refused:
         rows.append({"names": REFUSED, "action": "SCMP_ACT_ERRNO", "errnoRet": EPERM})
-        # clone(2) without a flag of CLONE_NEW*; clone3(2), whose flags a filter can't see, isn't there: the C library takes clone.
+        # clone(2) without a CLONE_NEW* flag. A filter cannot see the flags of clone3(2), so that fails with ENOSYS, and
+        # the C library falls back to clone.
         plain = {"index": 0, "value": NEW_NAMESPACES, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}
         rows.append({"names": ["clone"], "action": "SCMP_ACT_ALLOW", "args": [plain]})
         rows.append({"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS})
@@ -92,7 +94,7 @@ def _action(name: object, number: object) -> int:
 
 
 def _applies(row: dict[str, Any], machine: str, capabilities: int) -> bool:
-    """Whether a row's ``includes`` and ``excludes`` (of profiles as they are shipped) take it in."""
+    """Whether a row's ``includes`` and ``excludes`` (of shipped profiles) match this machine and the capabilities."""
     includes, excludes = mapping(row.get("includes")), mapping(row.get("excludes"))
 
     def held(name: str) -> bool:

@@ -1,4 +1,6 @@
-"""Who a stand-in is: user, groups, capabilities, limits, working directory. In its process, the container's root its own."""
+"""The identity of a stand-in: user, groups, capabilities, limits, working directory. Runs in its process, in the
+container's root.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,15 @@ TEXT_LIMIT = 1 << 20
 
 
 class Role:
-    """What ``assume`` takes on; ``room.step`` is what is under way."""
+    """What ``assume`` takes on; ``room.step`` names the current step."""
 
     def __init__(self, room: Room) -> None:
-        """room: entered."""
+        """room: already entered."""
         self.room, self.made, self.root, self.write = room, room.made, room.root, room.write
-        self.profile = ""  # of AppArmor, to be taken on by the exec
+        self.profile = ""  # AppArmor profile for the exec
 
     def read(self, path: str) -> str:
-        """The text of a regular file below the root, "" where there is none."""
+        """The text of a regular file below the root, "" if there is none."""
         try:
             handle = syscalls.openat2(self.root, path, os.O_PATH, IN_ROOT)
         except OSError:
@@ -53,7 +55,7 @@ class Role:
         relative = made.directory.lstrip("/") or "."
         if self._find_directory(relative) < 0:
             if self.write or made.read_only:
-                relative = "."  # the engine makes it when it starts the container; here nothing is changed for that
+                relative = "."  # the engine creates it at the start; here nothing is changed for that
             else:
                 self.room.make(relative, is_dir=True)
         fd = self._find_directory(relative)
@@ -61,7 +63,7 @@ class Role:
         os.close(fd)
         if self.room.filter:
             self.room.step = "take on its system call filter"
-            seccomp.install(self.room.filter)  # while CAP_SYS_ADMIN over our own user namespace is held
+            seccomp.install(self.room.filter)  # while CAP_SYS_ADMIN in our own user namespace is held
         self.room.step = "take on its capabilities"
         last = int(procfs.read("/proc/sys/kernel/cap_last_cap"))
         for capability in range(last + 1):
@@ -70,7 +72,7 @@ class Role:
         if made.no_new_privs:
             syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
         self._take_profile()
-        self._limit()  # after all that opens files
+        self._limit()  # after all opening of files
         self.room.step = "take on its ids"
         os.setgroups(groups)
         os.setresgid(gid, gid, gid)
@@ -86,14 +88,16 @@ class Role:
                 syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_RAISE, capability)
 
     def _take_profile(self) -> None:
-        """With the exec (aa_change_onexec(2)), where AppArmor is switched on; the session takes it over from there. Raises OSError."""
+        """Set the AppArmor profile for the exec (aa_change_onexec(2)), if AppArmor is on; sessions inherit it. Raises
+        OSError.
+        """
         profile = self.made.apparmor
         if profile in ("", "unconfined") or self.made.owner:
             return
         self.room.step = "take on its AppArmor profile"
         try:
             self._attribute("current")
-        except OSError:  # ENOENT: a kernel before 5.8, or without it; EINVAL: it is switched off
+        except OSError:  # ENOENT: a kernel before 5.8, or without AppArmor; EINVAL: it is off
             return
         try:
             self._at_exec(profile)
@@ -117,13 +121,13 @@ class Role:
             os.close(fd)
 
     def execute(self) -> None:
-        """Be the stand-in's program (execveat(2)). Raises OSError."""
+        """Execute the stand-in's program (execveat(2)). Raises OSError."""
         try:
             self._execute()
         except PermissionError as error:
             if not self.profile:
                 raise
-            self.room.fault(error, f"its AppArmor profile {self.profile}")  # which forbids our program
+            self.room.fault(error, f"its AppArmor profile {self.profile}")  # it forbids our program
             self._at_exec("unconfined")
             self._execute()
 
@@ -135,7 +139,7 @@ class Role:
             os.execve(f"/proc/self/fd/{program}", ["cntr-stand-in"], environment)
 
     def _limit(self) -> None:
-        """Its resource limits, as far as ours allow them. Raises OSError."""
+        """Set its resource limits, as far as ours allow. Raises OSError."""
         self.room.step = "set its limits"
         for name, (soft, hard) in self.made.limits.items():
             number = getattr(resource, name, None)
@@ -154,7 +158,7 @@ class Role:
             return -1
 
     def _user(self) -> tuple[int, int, list[int], str]:
-        """(uid, gid, groups, home) of the configuration's USER[:GROUP], as runc resolves it. Raises OSError."""
+        """(uid, gid, groups, home) for the configuration's USER[:GROUP], as runc resolves it. Raises OSError."""
         name, colon, group = self.made.user.partition(":")
         name = name or "0"
         passwd, groups = self.read("etc/passwd"), self.read("etc/group")

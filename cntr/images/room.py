@@ -1,7 +1,7 @@
-"""The environment of a stand-in: root, mounts, /proc, /dev, /sys. See ``standin`` for who calls what, in which process.
+"""The environment of a stand-in: root, mounts, /proc, /dev, /sys. ``standin`` shows which process calls what.
 
-From ``enter`` on the container's root is ours: nothing is imported, every path goes by openat2(2) below it, and before the working
-directory is looked up nothing of the host's is open any more.
+From ``enter`` on the container's root is this process's: nothing is imported, every path is opened below it by openat2(2), and everything
+of the host's is closed before the working directory is looked up.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ DEVICE_LINKS = (
 )
 SCRATCH = ("/tmp", "/mnt", "/media")  # covered in the builder's own mount namespace
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1  # netdevice(7)
-codecs.lookup("unicode_escape")  # loaded here: in the container's root it would be the container's
+codecs.lookup("unicode_escape")  # loaded here: later the import would read the container's files
 SYSCTLS_OF_IPC = ("kernel.msg", "kernel.sem", "kernel.shm", "fs.mqueue.")
 UNKNOWN_OPTION = (22, 38)  # EINVAL, ENOSYS: no lowerdir+ (Linux 6.5)
 
 
 class Room:
-    """Everything mounted and taken on; ``step`` is what is under way, for the error of a failing one."""
+    """The mounts of a stand-in; ``step`` names the current step, for the error if it fails."""
 
     def __init__(
         self, blueprint: Blueprint, *, network: str, write: bool, confined: bool, say: Callable[[str], None]
     ) -> None:
         self.made, self.network, self.write, self.step = blueprint, network, write, "start"
-        self.program = -1  # a fd of the stand-in's program
+        self.program = -1  # an fd of the stand-in's program
         self.joined: dict[str, int] = {}
-        self.root = self.tree = self.proc = -1  # proc: the same file system as at /proc, whatever is there by now
+        self.root = self.tree = self.proc = -1  # proc: the file system at /proc, even if something is mounted over it
         self._binds: list[tuple[Mount, int]] = []
         self._devices: dict[str, int] = {}
         self._sys = self._null = -1
         self._scratch, self._layers = "", 0
-        self.tell: Callable[[str], object] = say  # of what the engine would not start it with
+        self.tell: Callable[[str], object] = say  # is told what the engine would not start it with
         self._server = commands.trusted(served.PROGRAM) if blueprint.served else ""
         if blueprint.served and not self._server:
             raise CntrError(
@@ -73,26 +73,27 @@ class Room:
             say(f"note: {blueprint.label()} does not run and so has no network: the session has none but lo")
 
     def close(self) -> None:
-        """Close what this process has open for it."""
+        """Close this process's fds of it."""
         if self.program >= 0:
             os.close(self.program)
             self.program = -1
 
     def shared(self) -> set[str]:
-        """The namespaces that stay the host's: the network where that was asked for."""
+        """The namespaces that stay the host's: the network, if asked for."""
         own = self.network == "host" or (self.network == "container" and "net" in self.made.share)
         return {"net"} if own else set()
 
     # --- in the builder ---------------------------------------------------------------------------------------------------
 
     def mount(self) -> None:
-        """The root and the volumes, as detached mounts. Raises OSError.
+        """Make the root and the volumes, as detached mounts. Raises OSError.
 
-        What a user named (``owner``) is opened and mounted by that user's rights, in the container's user namespace: an overlay reads its
-        layers with its maker's, and merges directories, so that root's would show what is below a directory that only root may enter.
+        What a user named (``owner``) is opened and mounted with that user's rights, in the container's user namespace. An overlay reads
+        its layers with its mounter's rights and merges directories, so one mounted by root would show directories that only root may
+        enter.
         """
         made = self.made
-        # All that is the host's is opened first: the scratch directory hides what is below it.
+        # Everything of the host's is opened first: the scratch directory hides what is below it.
         self.step = "open its layers"
         layers = [self._name(path) for path in made.lower]
         upper, work = "", ""
@@ -131,16 +132,16 @@ class Room:
             self._binds.append((mount, self._volume(source, mount) if source >= 0 else -1))
 
     def fault(self, error: OSError, what: str) -> None:
-        """Go on without it, and say so; the one who wants exactly what the engine would start gets the error. Raises OSError."""
+        """Continue without WHAT and report that; raise the error if exactly what the engine would start is wanted. Raises OSError."""
         if self.made.exact:
             where = str(error.filename or "")
             raise OSError(error.errno, os.strerror(error.errno or 0), None if where.startswith("fd ") else where)
         self.tell(f"{what}: {os.strerror(error.errno or 0)}: left out")
 
     def _overlay(self, layers: list[str], upper: str, work: str) -> int:
-        """Detached; without lower layers it is the upper itself.
+        """A detached overlay; without lower layers, the upper directory itself.
 
-        By lowerdir+, of which there may be hundreds (Linux 6.5), else by mount(2), whose options are one page.
+        Uses lowerdir+, which allows hundreds of layers (Linux 6.5), else mount(2), whose options are limited to a page.
         """
         made = self.made
         if not layers:
@@ -164,7 +165,7 @@ class Room:
         return syscalls.open_tree(syscalls.AT_FDCWD, f"{self._scratch}/merged", syscalls.OPEN_TREE_CLONE)
 
     def _shifted(self, path: str) -> str:
-        """A mount of a directory on which the files' ids are those that the container's user namespace has outside."""
+        """A mount of a directory that shows the files' ids as the container's user namespace maps them outside."""
         made = self.made
         maps = ("".join(f"{a} {b} {count}\n" for a, b, count in rows) for rows in (made.uid_map, made.gid_map))
         users = namespaces.mapped(*maps)
@@ -181,7 +182,7 @@ class Room:
         return f"{self._scratch}/{name}"
 
     def _layer(self, top: os.stat_result) -> tuple[str, str]:
-        """(upper, work): two new directories in the scratch; the upper's mode and owner are those of the directory it covers."""
+        """(upper, work): two new directories in the scratch; the upper one has the mode and owner of the directory it covers."""
         self._layers += 1
         upper, work = f"{self._scratch}/upper{self._layers}", f"{self._scratch}/work{self._layers}"
         for name in (upper, work):
@@ -191,11 +192,11 @@ class Room:
         return upper, work
 
     def _name(self, path: str) -> str:
-        """A short name of a directory of the host's: neither its length nor a comma or colon in it matters any more."""
+        """A short name for a directory of the host's, independent of its length and of commas and colons in it."""
         return f"/proc/self/fd/{os.open(path, os.O_PATH | os.O_CLOEXEC)}"
 
     def open_host_files(self) -> None:
-        """Detached clones of the host's device nodes, and the namespaces to join. Raises OSError."""
+        """Open detached clones of the host's device nodes, and the namespaces to join. Raises OSError."""
         self.step = "open the devices"
         for name in DEVICES:
             self._devices[name] = syscalls.open_tree(syscalls.AT_FDCWD, f"/dev/{name}", syscalls.OPEN_TREE_CLONE)
@@ -208,7 +209,7 @@ class Room:
                 self.joined[kind] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def _volume(self, source: int, mount: Mount) -> int:
-        """A detached mount of a volume; without --write its changes are thrown away too, in a layer of a directory, a copy of a file."""
+        """A detached mount of a volume. Without --write changes are discarded: a directory gets a layer, a file is copied."""
         if "overlay" in mount.options or not (self.write or mount.read_only):
             status = os.fstat(source)
             try:
@@ -223,9 +224,9 @@ class Room:
     # --- in the stand-in --------------------------------------------------------------------------------------------------
 
     def enter(self) -> None:
-        """Make the tree the root of the new mount namespace and furnish it. Raises OSError."""
+        """Make the tree the root of the new mount namespace and set it up. Raises OSError."""
         self.step = "make /proc"
-        # While the host's is still here: in a user namespace the kernel wants to see one that is not covered.
+        # While the host's is still mounted: in a user namespace the kernel requires one that is not covered.
         proc = syscalls.new_filesystem("proc", {}, _HARMLESS)
         self.step = "make /sys"
         sysfs = self._sys if self._sys >= 0 else syscalls.new_filesystem("sysfs", {}, _HARMLESS)
@@ -251,7 +252,7 @@ class Room:
             try:
                 is_dir = mount.kind == "tmpfs" or stat.S_ISDIR(os.fstat(fd).st_mode)
                 self._place(fd, mount.destination, is_dir=is_dir)
-            except OSError as error:  # a file where it had a directory, or the other way round
+            except OSError as error:  # a file where the image had a directory, or the reverse
                 self.fault(error, f"its volume at {mount.destination}")
         if not self.made.privileged:
             self._mask()
@@ -266,7 +267,7 @@ class Room:
             attributes.add_here(self.root, syscalls.MOUNT_ATTR_RDONLY)
 
     def _set_sysctls(self, proc: int) -> None:
-        """Those of namespaces that are its own (sysctl(5))."""
+        """Set the sysctls of its own namespaces (sysctl(5))."""
         for name, value in self.made.sysctls.items():
             kind = "net" if name.startswith("net.") else "ipc" if name.startswith(SYSCTLS_OF_IPC) else ""
             kind = "uts" if name == "kernel.domainname" else kind
@@ -337,14 +338,14 @@ class Room:
             os.close(fd)
 
     def _find(self, path: str) -> int:
-        """An O_PATH fd of what is there, reached by no link; -1."""
+        """An O_PATH fd of PATH, following no symbolic link; -1."""
         try:
             return syscalls.openat2(self.root, path.lstrip("/"), os.O_PATH, IN_ROOT | syscalls.RESOLVE_NO_SYMLINKS)
         except OSError:
             return -1
 
     def _place(self, tree: int, path: str, *, is_dir: bool, keep: bool = False) -> None:
-        """Mount a detached tree at a path below the root, which is made to exist."""
+        """Mount a detached tree at a path below the root, which is created if missing."""
         relative = path.lstrip("/")
         if not relative:
             raise OSError(22, "nothing is mounted over the root", path)
@@ -359,7 +360,7 @@ class Room:
             os.close(tree)
 
     def make(self, relative: str, *, is_dir: bool) -> None:
-        """Make a path below the root exist."""
+        """Create a path below the root."""
         parts = [part for part in relative.split("/") if part not in ("", ".")]
         if ".." in parts:
             raise OSError(22, "a path with ..", relative)
@@ -388,7 +389,7 @@ _HARMLESS = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MO
 
 
 def _loopback() -> None:
-    """ip link set lo up (netdevice(7), SIOCSIFFLAGS): struct ifreq is the name in 16 bytes and the flags in two."""
+    """Like `ip link set lo up` (netdevice(7), SIOCSIFFLAGS). struct ifreq: the name in 16 bytes, the flags in two."""
     stream = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
     try:
         fcntl.ioctl(stream.fileno(), SIOCSIFFLAGS, b"lo".ljust(16, b"\0") + IFF_UP.to_bytes(2, "little") + bytes(22))

@@ -1,4 +1,6 @@
-"""Layers that fuse-overlayfs mounts: as the container's engine does it, for what it has hidden by marks that the kernel does not know."""
+"""Layers mounted by fuse-overlayfs, if the container's engine uses it: its marks of deleted files are unknown to the
+kernel.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,15 @@ SECONDS, SIGKILL = 10.0, 9
 
 
 def overlay(program: str, layers: list[str], upper: str, work: str, scratch: str) -> int:
-    """A detached mount; layers, upper, work: names of directories, /proc/self/fd/N for a fd, topmost first. Raises OSError.
+    """A detached mount. layers, upper, work: directories, /proc/self/fd/N for an fd, topmost first. Raises OSError.
 
-    scratch: a directory for mounts of its own; upper and work are in it, or beside each other.
-    The server is a process of the caller's ids in its namespaces, and ends with the last mount.
+    scratch: a directory for mounts of its own; upper and work are in it, or beside each other. The server is a process
+    with the caller's ids in its namespaces, and ends with the last mount.
     """
     merged = f"{scratch}/merged"
     os.mkdir(merged, 0o700)
-    # The server resolves names itself, and the scratch covers some: each directory is mounted there. What it renames between is one mount.
+    # The server resolves names itself, and the scratch directory covers some: so each directory is mounted there.
+    # Directories between which it renames must be in one mount.
     lower = [_mounted(name, f"{scratch}/lower{number}") for number, name in enumerate(layers)]
     if not upper.startswith(scratch):
         own = _mounted(f"{upper}/..", f"{scratch}/own")
@@ -37,7 +40,8 @@ def overlay(program: str, layers: list[str], upper: str, work: str, scratch: str
                 raise OSError(5, f"{PROGRAM} did not mount it")
             time.sleep(0.002)
         tree = syscalls.open_tree(syscalls.AT_FDCWD, merged, syscalls.OPEN_TREE_CLONE)
-        syscalls.umount(merged, syscalls.MNT_DETACH)  # the server would keep it, in whose mount namespace this is
+        # otherwise the server, which is in this mount namespace, would keep it
+        syscalls.umount(merged, syscalls.MNT_DETACH)
     except BaseException:
         try:
             os.kill(server, SIGKILL)

@@ -1,4 +1,6 @@
-"""An OCI runtime configuration (config.json, runtime-spec) as a blueprint: what Podman, containerd and CRI keep of a container."""
+"""Converts an OCI runtime configuration (config.json, runtime-spec), as Podman, containerd and CRI keep it, to a
+blueprint.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# By number, linux/capability.h.
+# By bit number, linux/capability.h.
 CAPABILITIES = (
     "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE "
     "NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN "
@@ -40,7 +42,7 @@ NAMESPACES = {"network": "net", "ipc": "ipc", "uts": "uts"}
 
 
 def capability_mask(names: object) -> int:
-    """The mask of CAP_* names, with or without the prefix; ALL is all that are known."""
+    """The mask of CAP_* names, with or without the prefix; ALL means all known ones."""
     mask = 0
     for name in names if isinstance(names, list) else ():
         name = str(name).upper().removeprefix("CAP_")
@@ -52,7 +54,7 @@ def capability_mask(names: object) -> int:
 
 
 def limit(soft: object, hard: object) -> tuple[int, int] | None:
-    """(soft, hard), -1 for what is no limit, None for what is none."""
+    """(soft, hard), -1 for unlimited; None if the values are invalid."""
     if not isinstance(soft, int) or not isinstance(hard, int) or isinstance(soft, bool):
         return None
     low, high = (-1 if value < 0 or value >= 1 << 63 else value for value in (soft, hard))
@@ -60,7 +62,7 @@ def limit(soft: object, hard: object) -> tuple[int, int] | None:
 
 
 def take(made: Blueprint, spec: dict[str, Any]) -> None:
-    """Fill the blueprint from a runtime configuration. Values of another type than the standard's are passed over."""
+    """Fill the blueprint from a runtime configuration. Values of a wrong type are ignored."""
     process, linux = mapping(spec.get("process")), mapping(spec.get("linux"))
     made.entrypoint, made.argv = [], words(process.get("args"))
     for setting in words(process.get("env")):
@@ -136,7 +138,7 @@ def paths(value: object) -> list[str]:
 
 
 def id_map(value: object) -> list[tuple[int, int, int]]:
-    """Rows of a user namespace's map."""
+    """The rows of a user namespace's map."""
     rows = []
     for row in value if isinstance(value, list) else ():
         numbers = tuple(mapping(row).get(key) for key in ("containerID", "hostID", "size"))
@@ -164,6 +166,6 @@ def _mount(row: dict[str, Any]) -> Mount | None:
         if not isinstance(source, str) or not source.startswith("/"):
             return None
         if not os.path.exists(source) and destination.startswith(MANAGED):
-            return None  # the engine makes it anew at each start
+            return None  # the engine creates it at each start
         return Mount("bind", source, destination, read_only=read_only, options=options)
     return Mount("tmpfs", "", destination, read_only=read_only, options=options) if kind == "tmpfs" else None

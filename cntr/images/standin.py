@@ -1,11 +1,12 @@
 """A stand-in: a process in place of one that does not run, built from a ``Blueprint``.
 
-It has the root, namespaces, user, capabilities, limits, environment, working directory, hostname and mounts that the dead process had,
-so that a session finds in /proc all it takes from a target. Three processes make it: the caller; a *builder*, which mounts with the
-host's privileges, opens what is the host's, and enters the new namespaces; and the stand-in, their first process, which runs a program
-of a few instructions from a memfd: it waits for the end of a pipe from the caller and ends. So it ends with the caller, however that
-does, and all that runs in its pid namespace with it. It holds nothing but that pipe, and is not dumpable: nobody without
-CAP_SYS_PTRACE may look into /proc/1 there, where the pipe could be opened for writing and so kept from ending.
+It has the root, namespaces, user, capabilities, limits, environment, working directory, hostname and mounts of the
+missing process, so a session finds in /proc everything it takes from a target. Three processes make it: the caller; a
+*builder*, which mounts with the host's privileges, opens what is the host's, and enters the new namespaces; and the
+stand-in, the first process in them. It executes a program of a few instructions from a memfd, which waits for the end
+of a pipe from the caller and exits. So it ends when the caller does, for whatever reason, and with it everything in its
+pid namespace. It holds only that pipe and is not dumpable: nobody without CAP_SYS_PTRACE can look into its /proc/1,
+open the pipe for writing, and so keep it alive.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
     from cntr.images.blueprint import Blueprint
 
-# prctl(PR_SET_DUMPABLE, 0); close(1), which says that it is done; read(0, stack, 1) until that gives 0, or fails and not for a
-# signal; exit(0).
+# prctl(PR_SET_DUMPABLE, 0); close(1), which reports that it is done; read(0, stack, 1) until that returns 0, or fails
+# for another reason than a signal; exit(0).
 PROGRAMS = {
     "x86_64": (
         62,
@@ -55,14 +56,14 @@ KINDS = {
     "uts": syscalls.CLONE_NEWUTS,
     "pid": syscalls.CLONE_NEWPID,
 }
-OWN_FILES = ("archive", "oci", "dir")  # what a user names by a path, which in a toolbox is the toolbox's
-OWN_PROCESSES = 3  # the stand-in, and the launcher and the reaper of a session
+OWN_FILES = ("archive", "oci", "dir")  # named by a path; in a toolbox the path is the toolbox's
+OWN_PROCESSES = 3  # the stand-in, and a session's launcher and reaper
 SECONDS = 30.0
-WATCH_SECONDS = 0.25  # between two looks whether the engine has started it
+WATCH_SECONDS = 0.25  # between two checks whether the engine has started it
 
 
 class StandIn:
-    """A running stand-in: its pid and start time. ``close`` ends it, and with it all that runs in its pid namespace."""
+    """A running stand-in: its pid and start time. ``close`` ends it and everything in its pid namespace."""
 
     def __init__(
         self,
@@ -73,11 +74,10 @@ class StandIn:
         confined: bool = True,
         say: Callable[[str], None],
     ) -> None:
-        """network: none, host, or "" for what the configuration says as far as it is there; write: into its own layer.
+        """network: none, host, or "" for the configured one if it exists; write: use the container's own layer.
 
-        confined: with the container's system call filter, which takes a while to compile.
-
-        Raises CntrError, with nothing left behind.
+        confined: with the container's seccomp filter, which takes a while to compile. Raises CntrError, leaving nothing
+        behind.
         """
         if os.geteuid() not in (0, blueprint.owner):
             raise CntrError(f"{blueprint.label()}: a stand-in for what does not run needs root", with_sudo())
@@ -109,7 +109,7 @@ class StandIn:
             return bool(check and check())
 
     def _limit(self, say: Callable[[str], None]) -> None:
-        """A cgroup with the container's limits, where root can make one."""
+        """Make a cgroup with the container's limits, if root can."""
         made = self.blueprint
         pids = made.pids + OWN_PROCESSES if made.pids > 0 else 0
         limits = {key: value for key, value in (("memory", made.memory), ("pids", pids)) if value > 0}
@@ -122,9 +122,10 @@ class StandIn:
                 )
 
     def _watch(self, *, write: bool) -> None:
-        """A process that outlives this one: it takes the cgroup away and, with WRITE, ends the session as soon as the container runs.
+        """Fork a process that outlives this one and removes the cgroup.
 
-        Two mounts of one layer would damage it (overlayfs.rst).
+        With WRITE it also ends the session when the container is started: two mounts of one layer would damage it
+        (overlayfs.rst).
         """
         reading, self._life = os.pipe()
         self._watcher = os.fork()
@@ -136,7 +137,7 @@ class StandIn:
             os.close(self._alive)
             syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
             poll = select.poll()
-            poll.register(reading, 0)  # POLLHUP alone: our parent has ended
+            poll.register(reading, 0)  # POLLHUP only: the parent has ended
             while not poll.poll(WATCH_SECONDS * 1000 if write else None):
                 try:
                     started = self._runs()
@@ -155,7 +156,7 @@ class StandIn:
             os._exit(0)
 
     def _wait(self) -> None:
-        """Until the stand-in has ended."""
+        """Wait until the stand-in has ended."""
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         poll.poll(SECONDS * 1000)
@@ -207,7 +208,7 @@ class StandIn:
             )
 
     def _build(self, reading: int, report: int) -> None:
-        """The builder: mounts, namespaces, and the fork of the stand-in, whose exec closes REPORT."""
+        """The builder: mount, enter the namespaces, and fork the stand-in, whose exec closes REPORT."""
         room, made = self._room, self.blueprint
         room.tell = lambda text: _report(report, f"fault\0{text}")
         os.close(self._alive)
@@ -223,9 +224,9 @@ class StandIn:
             room.step = "make its user namespace"
             as_user = os.geteuid() != 0
             enter_user_namespace(made.uid_map, made.gid_map)
-            if as_user:  # who may look at it is asked in the user namespace that has its program's owner (proc(5))
+            if as_user:  # the ptrace check uses the user namespace that owns its program (proc(5))
                 room.program = program()
-        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # not before: newuidmap(1) wants a process of its caller's
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # not earlier: newuidmap(1) requires a process of its caller's
         syscalls.unshare(syscalls.CLONE_NEWNS)
         syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
         room.mount()
@@ -255,7 +256,7 @@ class StandIn:
             os.dup2(reading, 2)
             syscalls.close_range(3, syscalls.CLOSE_RANGE_CLOEXEC)
             room.step = "run the stand-in"
-            # Kept over the exec: what is orphaned in there is reaped by the kernel.
+            # Inherited over the exec: the kernel then reaps orphans in there.
             signal.signal(signal.SIGCHLD, signal.SIG_IGN)
             role.execute()
         except OSError as error:
@@ -291,11 +292,11 @@ class StandIn:
 
 
 def _be_killed_as(score: int) -> None:
-    """Out of memory: as likely as the container (proc_pid_oom_score_adj(5)); to be less likely takes CAP_SYS_RESOURCE."""
+    """Set oom_score_adj to the container's (proc_pid_oom_score_adj(5)); lowering it needs CAP_SYS_RESOURCE."""
     try:
         write("/proc/self/oom_score_adj", str(max(-1000, min(score, 1000))))
     except OSError:
-        pass  # it is as likely as its maker
+        pass  # it keeps its maker's value
 
 
 def _report(fd: int, text: str) -> None:
@@ -303,7 +304,7 @@ def _report(fd: int, text: str) -> None:
 
 
 def _all(fd: int) -> str:
-    """What comes until every writer has closed: the exec of the stand-in, or the end of both."""
+    """Read until every writer has closed: after the exec of the stand-in, or the end of both."""
     chunks, poll = [], select.poll()
     poll.register(fd, select.POLLIN)
     while poll.poll(SECONDS * 1000):
@@ -315,7 +316,7 @@ def _all(fd: int) -> str:
 
 
 def program() -> int:
-    """A memfd with the stand-in's program: to be executed, not to be read. Raises CntrError."""
+    """A memfd with the stand-in's program, executable but not readable. Raises CntrError."""
     machine = os.uname().machine
     if machine not in PROGRAMS:
         raise ImageError(f"a stand-in on {machine}: there is no program for it yet", f"known are {', '.join(PROGRAMS)}")
@@ -348,7 +349,7 @@ def program() -> int:
     fd = os.memfd_create("cntr-stand-in", os.MFD_CLOEXEC)
     os.write(fd, image)
     os.fchmod(fd, 0o111)
-    # Only a read-only description can be executed: a file that is open for writing is busy (ETXTBSY).
+    # Executing requires a read-only open file description: a file open for writing is busy (ETXTBSY).
     result = os.open(f"/proc/self/fd/{fd}", os.O_PATH | os.O_CLOEXEC)
     os.close(fd)
     return result

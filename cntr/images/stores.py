@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class StoreModule(Protocol):
-        """What each store's module offers."""
+        """The functions of each store's module."""
 
         def images(self, name: str, deadline: float) -> list[Image]:
-            """The images that NAME means, at most one for each store."""
+            """The images that NAME means, at most one per store."""
 
 
 def find(name: str, seconds: float) -> Image:
-    """The image of that name, NAME[:TAG][@DIGEST] or an id, in whichever store has it; ENGINE:NAME names the store."""
+    """The image NAME[:TAG][@DIGEST] or an id, in whichever store has it; ENGINE:NAME selects the store."""
     head, colon, rest = name.partition(":")
-    # A registry on a host of that name would have a port.
+    # A registry on a host with an engine's name would have a port.
     named = head in ENGINES and bool(colon and rest) and not rest.partition("/")[0].isdigit()
     asked = (head,) if named else ENGINES
     name = rest if named else name

@@ -1,6 +1,6 @@
-"""A reader of tar as images use it: ustar, GNU (long names, sparse, base 256) and pax, one pass, everything bounded.
+"""Reads tar as images use it: ustar, GNU (long names, sparse, base 256) and pax, in one pass, everything bounded.
 
-Not tarfile: that reads an extension header of any size into memory, and decodes names; here they are bytes throughout.
+tarfile is not used: it reads an extension header of any size into memory, and decodes names. Here names are bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Stream(Protocol):
-        """What is read: read(n) gives n bytes, fewer only at the end."""
+        """An input stream: read(n) returns n bytes, fewer only at the end."""
 
         def read(self, size: int, /) -> bytes:
             """The next bytes."""
@@ -34,9 +34,10 @@ NO_ID = 0xFFFFFFFF
 
 
 class Entry:
-    """One member. kind: file, directory, symlink, hardlink, char, block, fifo; size: a file's length in bytes; mtime in ns.
+    """One member. kind: file, directory, symlink, hardlink, char, block, fifo; size: a file's length in bytes; mtime:
+    in ns.
 
-    parts: the (offset, length) rows of data that a sparse file has, None for a file that is all data.
+    parts: the (offset, length) rows of a sparse file's data, None for a file without holes.
     """
 
     __slots__ = (
@@ -56,7 +57,7 @@ class Entry:
     )
 
     def __init__(self, name: bytes, kind: str) -> None:
-        """Everything else is filled in by the reader."""
+        """The reader fills in everything else."""
         self.name, self.kind, self.link = name, kind, b""
         self.mode = self.uid = self.gid = self.size = self.stored = self.mtime = self.major = self.minor = 0
         self.xattrs: dict[bytes, bytes] = {}
@@ -64,10 +65,10 @@ class Entry:
 
 
 class Reader:
-    """Iterate over the entries; between two, ``data`` gives the bytes of the first. Raises ImageError for what is not tar."""
+    """Iterates over the entries; ``data`` yields the bytes of the current one. Raises ImageError if it is not tar."""
 
     def __init__(self, stream: Stream, what: str, limits: Limits) -> None:
-        """stream: has read(n) that gives n bytes unless it ends; what: the archive's name in errors."""
+        """stream: see Stream; what: the archive's name in errors."""
         self._stream, self._what, self._limits = stream, what, limits
         self._left = self._padding = 0  # of the current entry
         self._global: dict[bytes, bytes] = {}
@@ -86,14 +87,14 @@ class Reader:
         )
 
     def skip(self) -> None:
-        """Go behind the current entry's data."""
+        """Skip the current entry's data."""
         for _ in self.data():
             pass
         self._exactly(self._padding)
         self._padding = 0
 
     def data(self) -> Iterator[bytes]:
-        """The stored bytes of the current entry that have not been read yet."""
+        """Yield the stored bytes of the current entry that were not read yet."""
         while self._left:
             chunk = self._exactly(min(self._left, 1 << 18))
             self._left -= len(chunk)
@@ -138,7 +139,7 @@ class Reader:
                     raise self.bad("too many global records")
 
     def _check(self, header: bytes) -> None:
-        """The checksum, with its own field as spaces; some wrote it over signed bytes."""
+        """Check the header's checksum, whose own field counts as spaces; some writers computed it over signed bytes."""
         try:
             written = int(header[148:156].strip(b" \0") or b"0", 8)
         except ValueError:
@@ -150,7 +151,7 @@ class Reader:
                 raise self.bad("not a tar header: wrong checksum")
 
     def _number(self, field: bytes) -> int:
-        """An octal number, or GNU's base 256. Raises ImageError; negative ones are for times only."""
+        """An octal number, or GNU's base 256. Raises ImageError; only times may be negative."""
         if field[:1] in (b"\x80", b"\xff"):
             return int.from_bytes(field[1:], "big") - (1 << 8 * (len(field) - 1) if field[0] == 0xFF else 0)
         text = field.partition(b"\0")[0].strip()
@@ -160,7 +161,7 @@ class Reader:
             raise self.bad("not a number in a header") from None
 
     def _pax(self, text: bytes) -> dict[bytes, bytes]:
-        """``LENGTH KEY=VALUE\\n`` records, LENGTH of the whole record (pax(1))."""
+        r"""Parse ``LENGTH KEY=VALUE\n`` records; LENGTH is that of the whole record (pax(1))."""
         found: dict[bytes, bytes] = {}
         position = 0
         sparse: list[bytes] = []
@@ -173,7 +174,7 @@ class Reader:
             key, equals, value = text[space + 1 : end - 1].partition(b"=")
             if not equals:
                 raise self.bad("a broken pax record")
-            if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):  # format 0.0 repeats them
+            if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):  # repeated in format 0.0
                 sparse.append(value)
             else:
                 found[key] = value
@@ -200,7 +201,7 @@ class Reader:
         size = self._decimal(pax[b"size"]) if b"size" in pax else self._number(header[124:136])
         if not 0 <= size <= self._limits.total:
             raise self.bad(f"a size of {size} bytes")
-        # Only files have data: Go's and Python's readers take the size of other kinds for 0.
+        # Only files have data: Go's and Python's readers ignore the size of other kinds.
         entry.stored = self._left = size if entry.kind == "file" else 0
         self._padding = -self._left % BLOCK
         entry.size = entry.stored
@@ -220,7 +221,7 @@ class Reader:
         return number
 
     def _time(self, text: bytes | None, field: bytes) -> int:
-        """Nanoseconds since 1970; what no filesystem can hold becomes 0."""
+        """Nanoseconds since 1970; 0 for a time that no filesystem can store."""
         seconds, _, rest = (text or b"").partition(b".")
         if text and seconds.lstrip(b"-").isdigit() and len(seconds) < 20:
             nanoseconds = int((rest + b"000000000")[:9]) if rest.isdigit() else 0
@@ -230,7 +231,9 @@ class Reader:
         return value if -(1 << 31) <= value // 10**9 < 1 << 33 else 0
 
     def _sparse(self, entry: Entry, header: bytes, kind: bytes, pax: dict[bytes, bytes]) -> None:
-        """Fill in parts and size of a sparse file: GNU's old format in the header, pax 0.0, 0.1 in records, 1.0 in the data."""
+        """Fill in parts and size of a sparse file: GNU's old format in the header, pax 0.0 and 0.1 in records, 1.0 in
+        the data.
+        """
         numbers: list[int] | None = None
         real = 0
         if kind == b"S":
@@ -267,7 +270,7 @@ class Reader:
             rows, extended = block[:504], block[504]
 
     def _sparse_in_data(self) -> list[int]:
-        """Format 1.0: decimal numbers, a line each, in the first blocks of the data."""
+        """Format 1.0: decimal numbers, one per line, in the first blocks of the data."""
         text = b""
         found: list[int] = []
         wanted = 1

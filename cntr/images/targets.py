@@ -1,4 +1,4 @@
-"""TARGET → a container that is there for the session: a stand-in for what does not run, or for an image."""
+"""Finds a container that exists for one session: a stand-in for a stopped container, or for an image."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from cntr.images.blueprint import Blueprint
 
     class StoppedModule(Protocol):
-        """What each engine's module offers."""
+        """The functions of each engine's module."""
 
         def find(self, name: str, deadline: float, *, running: bool = False) -> list[Blueprint]:
-            """Those that NAME means; running: those that run, too."""
+            """The containers that NAME means. running: include running ones."""
 
         def stopped(self, deadline: float) -> list[Blueprint]:
-            """All."""
+            """All stopped containers."""
 
 
 SECONDS = 10.0
@@ -45,9 +45,9 @@ ALIASES = {
 
 
 def find(target: str, *, running: bool = False, late: tuple[str, ...] = ()) -> Blueprint | None:
-    """The blueprint of an image, or of the one container of that name that does not run; None where nobody has one. Raises CntrError.
+    """The blueprint of an image, or of the one stopped container of that name; None if there is none. Raises CntrError.
 
-    late: the engines that have not answered just before, and are not asked again.
+    late: engines that did not answer the previous lookup, and are not asked again.
     """
     if target.partition(":")[0] in OWN_FILES and images.is_reference(target):
         return _image(target)
@@ -98,7 +98,7 @@ def _stopped(target: str, late: tuple[str, ...], *, running: bool) -> Blueprint 
 
 
 def _unanswered(target: str, engine: str, why: str, hint: str = "") -> TargetNotFound:
-    """One engine did not say whether it has such a container, and no other has one."""
+    """The error if one engine did not answer, and no other has the container."""
     return TargetNotFound(
         f"{printable(target[:200])}: no such container or image (refused: {engine} ({printable(why[:300])}))",
         printable(hint) or "`cntr ps --all` lists containers",
@@ -108,7 +108,9 @@ def _unanswered(target: str, engine: str, why: str, hint: str = "") -> TargetNot
 def _of_users(
     asked: tuple[str, ...], name: str, failed: CntrError | None, *, running: bool
 ) -> tuple[list[Blueprint], CntrError | None]:
-    """A user's container counts where nothing of root's answers to the name: else a user could give theirs the name of one of root's."""
+    """A user's container counts only if root has none of that name: otherwise a user could use the name of one of
+    root's.
+    """
     from cntr.images import of_users
 
     try:
@@ -118,14 +120,14 @@ def _of_users(
 
 
 def module(engine: str) -> StoppedModule:
-    """The module that knows ENGINE's containers that do not run."""
+    """The module for ENGINE's stopped containers."""
     name = f"cntr.images.{MODULES[engine]}"
     __import__(name)
     return sys.modules[name]
 
 
 def present() -> list[str]:
-    """The engines on this machine whose containers are taken though they do not run."""
+    """The engines on this machine whose stopped containers can be used."""
     known = {entry.name: entry for entry in registry.REGISTRY}
     return [engine for engine in MODULES if known[engine].present()]
 
@@ -161,15 +163,16 @@ def hold(
     exact: bool = False,
     say: Callable[[str], None],
 ) -> tuple[Container, StandIn] | None:
-    """A stand-in for TARGET and the Container of it, None where nobody knows it. The caller closes the stand-in. Raises CntrError.
+    """A stand-in for TARGET and its Container, None if nobody knows it. The caller closes the stand-in. Raises
+    CntrError.
 
-    missing: what was said of TARGET where it was looked for among what runs: each engine's answer; exact: see ``Blueprint``.
+    missing: the error of the lookup among running containers, with each engine's answer; exact: see ``Blueprint``.
     """
     try:
         made = find(target, running=running, late=missing.late if missing else ())
         end = time.monotonic() + RESTART_SECONDS
         while made is None and missing and missing.restarting and time.monotonic() < end:
-            time.sleep(0.02)  # it ran just now: its next end is not far
+            time.sleep(0.02)  # it just ran, so it is about to end again
             made = find(target, running=running, late=missing.late)
     except TargetNotFound as error:
         raise missing or error from None
@@ -199,7 +202,7 @@ def hold(
 def start(
     made: Blueprint, *, network: str = "", write: bool = False, confined: bool = True, say: Callable[[str], None]
 ) -> StandIn:
-    """The stand-in of a blueprint (see ``StandIn``). Raises CntrError."""
+    """Start the stand-in of a blueprint (see ``StandIn``). Raises CntrError."""
     if write and made.state == "image":
         raise CntrError(f"{made.label()}: an image is never written to", "leave out --write: changes are thrown away")
     if write and made.disk:
@@ -210,11 +213,11 @@ def start(
     if made.engine in OWN_FILES:
         made.owner = os.geteuid()  # a user's own archive, or directory
     if made.owner:
-        # A user's engine or store: never as the host's root, whatever it says.
+        # A user's engine or store: never with the host's root rights.
         with VIEW:
             for name in ("uid", "gid"):
                 rows = getattr(made, f"{name}_map")
-                if rows and made.engine == "lxc":  # which knows the host's ids alone
+                if rows and made.engine == "lxc":  # it stores the host's ids
                     rows = ids.into_rootless(rows, f"/etc/sub{name}", made.owner)
                     if not rows:
                         raise CntrError(
@@ -228,7 +231,9 @@ def start(
 def resolve(
     target: str, *, write: bool = False, confined: bool = False, say: Callable[[str], None] = lambda line: None
 ) -> tuple[Container, StandIn | None]:
-    """TARGET as it runs, or a stand-in for it; the caller closes that. Raises TargetNotFound, AmbiguousTarget, CntrError."""
+    """TARGET as it runs, or a stand-in for it, which the caller closes. Raises TargetNotFound, AmbiguousTarget,
+    CntrError.
+    """
     missing: TargetNotFound | None = None
     if not images.is_reference(target):
         try:
@@ -244,7 +249,7 @@ def resolve(
 
 
 def stopped() -> list[Blueprint]:
-    """All containers that do not run, with no more than engine, name, id, image and state; an engine that can't be asked is left out."""
+    """All stopped containers, with engine, name, id, image and state only; engines that cannot be asked are left out."""
     deadline = time.monotonic() + SECONDS
     found: list[Blueprint] = []
     with VIEW:
@@ -261,7 +266,7 @@ def stopped() -> list[Blueprint]:
 
 
 def stopped_rows() -> list[tuple[object, ...]]:
-    """They as rows of ``cntr ps``: engine, name, id, no pid, state, owner, no user namespace, image."""
+    """The same as rows of ``cntr ps``: engine, name, id, no pid, state, owner, no user namespace, image."""
     return [
         (made.engine, made.name, made.id[:12], None, made.state, store.owner_name(made.owner), None, made.image)
         for made in stopped()

@@ -1,8 +1,9 @@
-"""Unpacking layers into a directory, as overlayfs would show them: whiteouts, opaque directories, hard links, holes, xattrs.
+"""Unpacks layers into a directory, as overlayfs would show them: whiteouts, opaque directories, hard links, holes, xattrs.
 
-Every name is opened relative to a directory's fd by openat2(2) with RESOLVE_BENEATH, NO_SYMLINKS, NO_MAGICLINKS and NO_XDEV: nothing an
-archive says leads out. Where a lower layer has a link or a file and an upper one needs a directory, the directory replaces it, as an
-overlay does; within one layer that is refused. A file is always made anew, never written into: its links may be another image's.
+Every name is opened relative to a directory's fd by openat2(2) with RESOLVE_BENEATH, NO_SYMLINKS, NO_MAGICLINKS and NO_XDEV, so no name
+in an archive leads outside. Where a lower layer has a symbolic link or a file and an upper one needs a directory, the directory replaces
+it, as in an overlay; within one layer that is refused. Files are always created, never written into: they may have hard links in another
+image.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ CACHED = 128  # directories kept open
 XATTR_LIMIT = 1 << 16  # XATTR_SIZE_MAX, linux/limits.h
 BLOCK = 1 << 16
 ZEROS = bytes(BLOCK)
-FREE_EVERY = 64 << 20  # bytes written between two looks at the disk
+FREE_EVERY = 64 << 20  # bytes written between two checks of free space
 ENOENT, EEXIST, ENOTDIR, ELOOP, EXDEV = 2, 17, 20, 40, 18
 
 
 def unpack(image: Image, directory_fd: int, limits: Limits, *, devices: bool = False) -> Unpacked:
-    """All layers of IMAGE, lowest first. Raises ImageError, OSError."""
+    """Unpack all layers of IMAGE, lowest first. Raises ImageError, OSError."""
     with Unpacked(image.label()) as result:
         for layer in image.layers:
             with layer.open(limits) as stream:
@@ -50,7 +51,7 @@ def unpack(image: Image, directory_fd: int, limits: Limits, *, devices: bool = F
 def apply(
     stream: BinaryIO, directory_fd: int, what: str, limits: Limits, result: Unpacked, *, devices: bool = False
 ) -> None:
-    """One layer's tar onto what is in the directory. Raises ImageError, OSError."""
+    """Apply one layer's tar to the contents of the directory. Raises ImageError, OSError."""
     one = _Layer(stream, directory_fd, f"layer {what}", limits, result, devices)
     try:
         one.run()
@@ -65,11 +66,12 @@ class _Layer:
         self.stream, self.root, self.limits, self.result, self.devices = stream, root, limits, result, devices
         self.reader = Reader(stream, what, limits)
         self.reader.entries = result.entries
-        self.made: set[bytes] = set()  # paths of this layer; whiteouts spare them
+        self.made: set[bytes] = set()  # paths created by this layer, which its whiteouts do not remove
         self.open: dict[bytes, int] = {}  # directory fds, by path
         self.times: dict[bytes, int] = {}
-        self.unchecked = FREE_EVERY  # bytes since the disk was looked at
-        self.owners = procfs.has_all_ids()  # else all is the caller's: with a user, the container's root's
+        self.unchecked = FREE_EVERY  # bytes since free space was checked
+        # otherwise everything belongs to the caller: for a user, to the container's root
+        self.owners = procfs.has_all_ids()
 
     def close(self) -> None:
         for fd in self.open.values():
@@ -80,7 +82,7 @@ class _Layer:
         for entry in self.reader:
             self.one(entry)
         self.result.entries = self.reader.entries
-        while self.stream.read(1 << 18):  # behind the archive's end; the digests are compared at the stream's
+        while self.stream.read(1 << 18):  # after the archive's end; digests are compared at the end of the stream
             pass
         for path, mtime in self.times.items():
             try:
@@ -95,7 +97,7 @@ class _Layer:
         return self.reader.bad(f"{why}: {printable(os.fsdecode(path[:200]))}")
 
     def components(self, name: bytes) -> list[bytes]:
-        """The parts of a member's name: a leading / and every . are dropped, as tar does; .. is refused."""
+        """The components of a member's name: a leading / and every . are dropped, as in tar; .. is refused."""
         parts = [part for part in name.split(b"/") if part not in (b"", b".")]
         if b".." in parts:
             raise self.bad("a name with ..", name)
@@ -127,7 +129,7 @@ class _Layer:
     # --- directories --------------------------------------------------------------------------------------------------
 
     def directory(self, path: bytes, *, make: bool) -> int:
-        """The fd of a directory of the tree, made where it is missing. Raises OSError, ImageError."""
+        """The fd of a directory of the tree, created if missing. Raises OSError, ImageError."""
         if not path:
             return self.root
         fd = self.open.get(path)
@@ -145,7 +147,7 @@ class _Layer:
         return fd
 
     def make_parents(self, path: bytes) -> int:
-        """Each directory of PATH in turn; one that is missing is made, a lower layer's file in its place is replaced."""
+        """Create the missing directories of PATH; a file of a lower layer in the way is replaced."""
         fd, so_far = os.dup(self.root), b""
         try:
             for part in path.split(b"/"):
@@ -176,13 +178,13 @@ class _Layer:
                 self.remove(fd, name, path)
                 os.mkdir(name, 0o700, dir_fd=fd)
         own = self.directory(path, make=False)
-        for key in _xattr_names(own):  # a directory that was there gets this layer's, and no more
+        for key in _xattr_names(own):  # an existing directory gets this layer's only
             _remove_xattr(own, key)
         self.metadata(own, entry)
         self.times[path] = entry.mtime
 
     def remove(self, fd: int, name: bytes, path: bytes, *, spare: bool = False) -> bool:
-        """Remove what is there, with all below; spare: but for what this layer has made. Whether it is gone."""
+        """Remove NAME recursively; spare: except what this layer created. Return whether it is gone."""
         try:
             if not stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
                 if spare and path in self.made:
@@ -210,13 +212,13 @@ class _Layer:
             os.close(below)
 
     def forget(self, path: bytes) -> None:
-        """Close the kept fd of a directory that goes away (those below it went before)."""
+        """Close the cached fd of a directory that is removed (those below it were removed first)."""
         fd = self.open.pop(path, -1)
         if fd >= 0:
             os.close(fd)
 
     def whiteout(self, parent: bytes, name: bytes) -> None:
-        """``.wh.NAME`` hides a lower layer's NAME, ``.wh..wh..opq`` all that lower layers have in the directory (OCI layer.md)."""
+        """``.wh.NAME`` hides NAME of lower layers, ``.wh..wh..opq`` everything that lower layers have in the directory (OCI layer.md)."""
         if name == OPAQUE:
             try:
                 fd = self.directory(parent, make=True)
@@ -227,7 +229,7 @@ class _Layer:
                 self.remove(fd, encoded, parent + b"/" + encoded if parent else encoded, spare=True)
             return
         if name.startswith(META):
-            return  # aufs' own bookkeeping
+            return  # aufs metadata
         hidden = name[len(WHITEOUT) :]
         if hidden in (b"", b".", b".."):
             raise self.bad("a whiteout of nothing", name)
@@ -279,12 +281,12 @@ class _Layer:
         if self.owners:
             os.chown(name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False)
         if entry.kind != "symlink":
-            # Nobody else writes here, so the name is still what was made a line above: no link.
+            # Nobody else can write here, so the name is still the file created above, not a symbolic link.
             os.chmod(name, entry.mode, dir_fd=fd)
         os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=fd, follow_symlinks=False)
 
     def hard_link(self, fd: int, name: bytes, path: bytes, entry: Entry) -> None:
-        """linkat(2) of a file of the tree: no directory, reached by no link, so it is one that an entry has made."""
+        """linkat(2) of a file in the tree. It is not a directory and not reached by symbolic links, so an entry created it."""
         parts = self.components(entry.link)
         target = b"/".join(parts)
         if not parts or target == path:
@@ -307,7 +309,7 @@ class _Layer:
             raise
 
     def write(self, fd: int, entry: Entry) -> None:
-        """A file's content; runs of zero bytes become holes, so that a file of nothing else takes no room."""
+        """Write a file's content. Runs of zero bytes become holes, so a file of zeros takes no space."""
         self.room(fd, entry.stored)
         if entry.parts is not None:
             self.write_parts(fd, entry)
@@ -343,7 +345,7 @@ class _Layer:
         os.ftruncate(fd, entry.size)
 
     def room(self, fd: int, size: int) -> None:
-        """Refuse what the disk, or the limits, have no room for."""
+        """Raise ImageError if the disk or the limits have no room for SIZE bytes."""
         self.result.wrote(size)
         if self.result.bytes > self.limits.total:
             raise self.reader.bad(f"files of more than {self.limits.total} bytes")
@@ -355,7 +357,7 @@ class _Layer:
                 raise ImageError("unpack: the disk is nearly full", "free some space, or `cntr cache clear`")
 
     def metadata(self, fd: int, entry: Entry) -> None:
-        """Owner, mode, xattrs: in this order, since chown(2) clears set-id bits and file capabilities."""
+        """Set owner, mode, xattrs, in this order: chown(2) clears set-id bits and file capabilities."""
         if self.owners:
             os.fchown(fd, entry.uid, entry.gid)
         os.fchmod(fd, entry.mode)
@@ -366,7 +368,7 @@ class _Layer:
             try:
                 os.setxattr(fd, key, value)
             except OSError:
-                self.result.xattrs += 1  # the filesystem has none, or its room for them is full
+                self.result.xattrs += 1  # the filesystem has none, or no space for more
 
 
 def _write(fd: int, data: bytes, position: int) -> None:
@@ -376,7 +378,7 @@ def _write(fd: int, data: bytes, position: int) -> None:
 
 
 def _is_wanted(key: bytes) -> bool:
-    """user.*, file capabilities and ACLs; what steers an overlay, and a label that is this machine's to give, stay out."""
+    """Keep user.*, file capabilities and ACLs; drop what controls an overlay, and security labels, which this machine assigns."""
     if key.startswith((b"user.overlay.", b"user.fuseoverlayfs.", b"user.containers.")):
         return False
     return key.startswith((b"user.", b"system.posix_acl_")) or key == b"security.capability"

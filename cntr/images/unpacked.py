@@ -6,7 +6,9 @@ from cntr.progress import Progress
 
 
 class Unpacked:
-    """What was done: entries read, files and bytes written, devices and xattrs left out. A scope: leaving it takes the line away."""
+    """Counts: entries read, files and bytes written, devices and xattrs left out. A scope: leaving it erases the
+    progress line.
+    """
 
     __slots__ = ("bytes", "devices", "entries", "files", "progress", "xattrs")
 
@@ -15,7 +17,7 @@ class Unpacked:
         self.progress = Progress(f"unpacking {image}: ")
 
     def wrote(self, count: int) -> None:
-        """COUNT bytes more."""
+        """Add COUNT bytes."""
         self.bytes += count
         self.progress.moved(count)
 

@@ -1,4 +1,4 @@
-"""A container's volumes and file systems in memory, as detached mounts. In the builder and in the stand-in: see ``room``."""
+"""A container's volumes and tmpfs mounts, as detached mounts. Used in the builder and in the stand-in: see ``room``."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from cntr.images.blueprint import Mount
 
 CLONE = syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH | syscalls.AT_RECURSIVE
-FILE = 16 << 20  # bytes of a file that is copied, so that it can be written to; a larger one is read-only
+FILE = 16 << 20  # largest file, in bytes, that is copied to be writable; a larger one is read-only
 VALUES = ("size", "mode", "uid", "gid", "nr_inodes", "nr_blocks")  # tmpfs(5)
 FLAGS = {"ro": syscalls.MOUNT_ATTR_RDONLY, "noexec": syscalls.MOUNT_ATTR_NOEXEC, "nosuid": syscalls.MOUNT_ATTR_NOSUID}
 OPPOSITES = {"rw": "ro", "exec": "noexec", "suid": "nosuid"}
 
 
 def bound(source: int, mount: Mount, *, write: bool) -> int:
-    """What is behind the fd SOURCE, without devices; without WRITE it is read-only, with all that is mounted below it."""
+    """A mount of the fd SOURCE, without devices; without WRITE read-only, including all mounts below it."""
     fd = syscalls.open_tree(source, "", CLONE)
     write = write and not mount.read_only and "overlay" not in mount.options
     attrs = flags(mount.options) | (0 if write else syscalls.MOUNT_ATTR_RDONLY)
@@ -28,7 +28,7 @@ def bound(source: int, mount: Mount, *, write: bool) -> int:
 
 
 def flags(options: list[str]) -> int:
-    """The attributes of a mount that its options name; of ro and rw, exec and noexec, the last counts."""
+    """The mount attributes of the options; of ro and rw, exec and noexec, the last one counts."""
     found = 0
     for option in options:
         found |= FLAGS.get(option, 0)
@@ -37,14 +37,16 @@ def flags(options: list[str]) -> int:
 
 
 def layered(source: int, mount: Mount, upper: str, work: str) -> int:
-    """The directory behind SOURCE under a layer of its own. Raises OSError: not every filesystem can be under an overlay."""
+    """The directory behind SOURCE under a layer of its own. Raises OSError: not every filesystem can be an overlay's
+    layer.
+    """
     options: dict[str, str | None] = {"source": "cntr", "lowerdir": f"/proc/self/fd/{source}"}
     options |= {"upperdir": upper, "workdir": work}
     return syscalls.new_filesystem("overlay", options, syscalls.MOUNT_ATTR_NODEV | flags(mount.options))
 
 
 def copied(source: int, mount: Mount, path: str) -> int:
-    """A copy, at PATH, of the file behind SOURCE. Raises OSError."""
+    """Copy the file behind SOURCE to PATH and return a mount of the copy. Raises OSError."""
     status = os.fstat(source)
     if not stat.S_ISREG(status.st_mode) or status.st_size > FILE:
         raise OSError(27, "no file, or a large one", path)
@@ -68,7 +70,7 @@ def copied(source: int, mount: Mount, path: str) -> int:
 
 
 def in_memory(mount: Mount, place: os.stat_result | None) -> int:
-    """A tmpfs with the mount's options; without a mode it has that of the directory it covers, as runc does it."""
+    """A tmpfs with the mount's options; without a mode option it gets that of the directory it covers, as in runc."""
     usual = {"mode": f"{stat.S_IMODE(place.st_mode):o}" if place else "1777"}
     pairs = [option.partition("=")[::2] for option in mount.options]
     wanted = {key: value for key, value in pairs if key in VALUES}
@@ -76,12 +78,12 @@ def in_memory(mount: Mount, place: os.stat_result | None) -> int:
     attrs |= syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
     try:
         return syscalls.new_filesystem("tmpfs", {**usual, **wanted}, attrs)
-    except OSError:  # a value that is none, an id that its user namespace does not map
+    except OSError:  # an invalid value, or an id that its user namespace does not map
         return syscalls.new_filesystem("tmpfs", usual, attrs)
 
 
 def terminals() -> int:
-    """A devpts instance of its own, as runc makes it."""
+    """A devpts instance of its own, as runc mounts it."""
     options = {"newinstance": None, "ptmxmode": "0666", "mode": "0620"}
     attrs = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NOEXEC
     try:

@@ -1,14 +1,15 @@
-r"""What a run used: paths and kinds of use, and the text file that keeps them (``--accesses``).
+r"""The accesses of a run: paths and kinds of use, and the text file that stores them (``--accesses``).
 
-The file is text, one use a line, sorted:
+The file is text, one use per line, sorted:
 
     # cntr accesses 1
     exec /usr/sbin/nginx
     open /etc/nginx/nginx.conf
 
-The kinds: ``exec`` executed, ``open`` opened, ``list`` a directory that was read, ``name`` only looked up (stat, access, a
-symbolic link passed). Bytes of a path that are no printable ASCII, and backslashes, are written \xHH. Paths are the
-container's. Two files are merged by putting one behind the other: lines may come twice, in any order; lines that begin with # are ignored.
+The kinds: ``exec`` executed, ``open`` opened, ``list`` a directory that was read, ``name`` only looked up (stat,
+access, a symbolic link passed). Bytes of a path other than printable ASCII, and backslashes, are written \xHH. Paths
+are the container's. Two files are merged by concatenation: lines may be repeated, in any order; lines that start with #
+are ignored.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ _ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
 
 
 class Accesses:
-    """Paths, each with the kinds of use that were seen."""
+    """Paths, each with the kinds of use seen."""
 
     def __init__(self) -> None:
         self.kinds: dict[str, set[str]] = {}
         self.lost = False  # the kernel dropped events
 
     def add(self, kind: str, path: str) -> None:
-        """One use."""
+        """Add one use."""
         self.kinds.setdefault(path, set()).add(kind)
 
     def merge(self, other: Accesses) -> None:
-        """Take over what another run used."""
+        """Add the uses of another run."""
         for path, kinds in other.kinds.items():
             self.kinds.setdefault(path, set()).update(kinds)
         self.lost = self.lost or other.lost
@@ -46,7 +47,7 @@ class Accesses:
         return len(self.kinds)
 
     def write(self, path: str) -> None:
-        """Save, replacing the file when the new one is whole."""
+        """Save, replacing the file atomically."""
         lines = sorted(f"{kind} {escape(name)}" for name, kinds in self.kinds.items() for kind in kinds)
         temporary = f"{path}.new"
         with open(temporary, "w", encoding="ascii") as stream:
@@ -55,7 +56,7 @@ class Accesses:
 
 
 def read(path: str) -> Accesses:
-    """The file of that path. CntrError for one that is none."""
+    """Read a file. Raises CntrError if it is not valid."""
     found = Accesses()
     try:
         with open(path, "rb") as stream:
@@ -82,5 +83,5 @@ def escape(path: str) -> str:
 
 
 def unescape(path: bytes) -> str:
-    """The path that ``escape`` wrote."""
+    """The inverse of ``escape``."""
     return os.fsdecode(_ESCAPE.sub(lambda found: bytes([int(found[1], 16)]), path))

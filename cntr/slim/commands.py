@@ -1,4 +1,6 @@
-"""Running other programs: bounded in time, in a session of their own so that Ctrl-C is ours alone, errors in one line."""
+"""Runs other programs: with a time limit, in a session of their own so that Ctrl-C reaches cntr only, errors in one
+line.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import IO, Any
 
-SECONDS = 120.0  # what any one question to an engine may take
+SECONDS = 120.0  # time limit for one request to an engine
 
 
 class Failed(CntrError):
-    """A program ended with another status than 0; status: -1 where it could not be run, or not in time."""
+    """A program ended with a status other than 0; status: -1 if it could not be run, or ran out of time."""
 
     def __init__(self, message: str, hint: str = "", status: int = -1, said: str = "") -> None:
-        """said: what it printed on stderr."""
+        """said: its stderr."""
         super().__init__(message, hint)
         self.status, self.said = status, said
 
@@ -27,7 +29,7 @@ class Failed(CntrError):
 def run(
     argv: Sequence[str], *, seconds: float = SECONDS, stdin: IO[bytes] | int | None = None, both: bool = False
 ) -> str:
-    """What ARGV prints, undecodable bytes as surrogates; both: with its stderr. Raises Failed."""
+    """The output of ARGV, undecodable bytes as surrogates; both: including its stderr. Raises Failed."""
     try:
         done = subprocess.run(
             list(argv),
@@ -53,14 +55,14 @@ def run(
 
 
 def reason(said: str, status: int) -> str:
-    """The line of what a program SAID that tells why it failed: the daemon's word, where its client says no more than that it failed."""
+    """The line in SAID, a program's output, that tells why it failed: the daemon's message rather than its client's."""
     lines = [line for line in said.splitlines() if line.strip()]
     daemons = [line for line in lines if line.startswith("Error response from daemon: ")]
     return (daemons or lines or [f"exit status {status}"])[-1]
 
 
 def load(argv: Sequence[str]) -> Any:
-    """The JSON that ARGV prints. Raises Failed."""
+    """Parse the JSON that ARGV prints. Raises Failed."""
     text = run(argv)
     try:
         return json.loads(text)
@@ -69,6 +71,6 @@ def load(argv: Sequence[str]) -> Any:
 
 
 def shown(argv: Sequence[str]) -> str:
-    """The program and its verb: what an error calls it."""
+    """The program and its verb, for errors."""
     words = [word for word in argv[1:] if not word.startswith("-") and "/" not in word]
     return " ".join([argv[0].rpartition("/")[2], *words[:2]])

@@ -1,4 +1,4 @@
-"""``cntr slim diff``: two trees, file by file: kind, owner, mode, time, content, attributes, names of one file."""
+"""``cntr slim diff``: compares two trees, file by file: kind, owner, mode, time, content, attributes, hard links."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ BLOCK = 1 << 20
 
 
 class Difference:
-    """One path that differs. sign: - only in the first, + only in the second, ~ in both; what: in what they differ."""
+    """One path that differs. sign: - only in the first, + only in the second, ~ in both; what: what differs."""
 
     __slots__ = ("path", "sign", "size", "what")
 
     def __init__(self, sign: str, path: str, what: str, size: int = 0) -> None:
-        """size: bytes of the file."""
+        """size: of the file in bytes."""
         self.sign, self.path, self.what, self.size = sign, path, what, size
 
     def __str__(self) -> str:
@@ -33,7 +33,7 @@ class Difference:
 
 
 def unpack_over(reference: str, directory: str) -> None:
-    """The image REFERENCE onto what is in DIRECTORY."""
+    """Unpack the image REFERENCE over the contents of DIRECTORY."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with images.find(reference) as found:
@@ -43,7 +43,7 @@ def unpack_over(reference: str, directory: str) -> None:
 
 
 def opened(references: list[str], guard: Guard) -> tuple[Tree, Callable[[], None]]:
-    """The tree of one image, or of several, each over the one before; and what closes it."""
+    """The tree of one image, or of several, each over the one before; and a function that closes it."""
     if len(references) == 1:
         source = sources.find(references[0], guard)
         return source.tree.scan(), source.close
@@ -56,7 +56,7 @@ def opened(references: list[str], guard: Guard) -> tuple[Tree, Callable[[], None
 
 
 def trees(first: Tree, second: Tree) -> list[Difference]:
-    """All differences, sorted. Sockets are left out: no archive holds any."""
+    """All differences, sorted. Sockets are ignored: an archive cannot hold them."""
     found = []
     for path in sorted(first.entries.keys() | second.entries.keys()):
         one, two = first.get(path), second.get(path)
@@ -77,7 +77,7 @@ def _differs(first: Tree, second: Tree, path: str) -> str:
     one, two = first.entries[path], second.entries[path]
     if stat.S_IFMT(one.mode) != stat.S_IFMT(two.mode):
         return "kind"
-    if path == "/":  # an archive's root is what its engine makes of it
+    if path == "/":  # the engine creates an archive's root
         return "" if one.mode == two.mode and (one.uid, one.gid) == (two.uid, two.gid) else "mode"
     checks = (
         ("mode", one.mode, two.mode),

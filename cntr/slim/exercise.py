@@ -1,7 +1,7 @@
-"""The exercise: what is done with the container while its file use is recorded, and whether it works.
+"""The exercise: what is done with the container while its file use is recorded, and the check that it works.
 
-Nothing is put into the container. A command of the host's runs in the container's network namespace, where the container is
-127.0.0.1; an HTTP probe asks from there too; ``--exec`` has the container's own programs run in it.
+Nothing is installed in the container. A command of the host's runs in the container's network namespace, where the
+container is 127.0.0.1; an HTTP probe connects from there too; ``--exec`` runs the container's own programs in it.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 RETRY = 0.05  # seconds
-QUIET = 2.0  # seconds without a new file that end a recording which nothing else ends
-HEALTHY = 5.0  # seconds that a health check may take, all its attempts together
-END = 10.0  # seconds from the end of a container's process to its engine's word for it, at most
-AGAIN = 5.0  # seconds that --for lasts in a proof, at most
-MOST_PAGES = 40  # of the links that an HTTP probe follows
-ANSWER = 1 << 20  # bytes of an answer that are looked at
+QUIET = 2.0  # seconds without a new file that end a recording without another end
+HEALTHY = 5.0  # seconds for a health check, including all attempts
+END = 10.0  # seconds from the end of a container's process until its engine reports it, at most
+AGAIN = 5.0  # longest time of --for in a verification, seconds
+MOST_PAGES = 40  # links that an HTTP probe follows
+ANSWER = 1 << 20  # bytes of an answer that are examined
 _LINK = re.compile(rb"""(?:href|src)\s*=\s*["']([^"'#\s]{1,500})""", re.IGNORECASE)
 
 
@@ -39,7 +39,7 @@ class Http:
     """``--http [HOST:]PORT[/PATH]``."""
 
     def __init__(self, text: str) -> None:
-        """Parse it. UsageError."""
+        """Parse it. Raises UsageError."""
         found = re.fullmatch(r"(?:([A-Za-z0-9.\-]+|\[[0-9A-Fa-f:]+\]):)?(\d{1,5})(/\S*)?", text)
         if not found or not 0 < int(found[2]) < 65536:
             raise UsageError(
@@ -53,7 +53,7 @@ class Http:
 
 
 class Exercise:
-    """All that is done with one container, the same for each run of it."""
+    """Everything done with one container, the same in each of its runs."""
 
     def __init__(self) -> None:
         self.http: list[Http] = []
@@ -61,17 +61,17 @@ class Exercise:
         self.command: list[str] = []
         self.seconds: float | None = None  # --for
         self.crawl = True
-        self.health: list[str] = []  # the image's own health check, run once; what it says does not matter
-        self.ports: list[int] = []  # TCP ports that the image exposes: waited for where nothing else is to be done
+        self.health: list[str] = []  # the image's own health check, run once; its result does not matter
+        self.ports: list[int] = []  # TCP ports that the image exposes: awaited if there is nothing else to do
         self.runs = 0  # how often it was done
-        self.answers: dict[str, str] = {}  # what the first run answered; the others must answer the same
+        self.answers: dict[str, str] = {}  # answers to the first run; later runs must get the same
 
     def is_given(self) -> bool:
-        """Whether the user said anything."""
+        """Whether the user has specified any step."""
         return bool(self.http or self.inside or self.command or self.seconds is not None)
 
     def described(self) -> list[str]:
-        """One line for each thing done."""
+        """One line for each step."""
         lines = [str(probe) for probe in self.http]
         lines += [f"in the container: {shlex.join(words)}" for words in self.inside]
         lines += [shlex.join(self.command)] if self.command else []
@@ -79,7 +79,10 @@ class Exercise:
         return lines or ["none: started, and watched until nothing new was opened"]
 
     def run(self, running: Running, timeout: float, idle: Callable[[], float], say: Callable[[str], None]) -> float:
-        """Do it all; seconds to the first answer. idle: seconds since a new file was seen. CntrError when something fails."""
+        """Run all steps; return the seconds to the first answer. Raises CntrError if a step fails.
+
+        idle: returns the seconds since a new file was seen.
+        """
         begin = time.monotonic()
         deadline = begin + timeout
         first = 0.0
@@ -96,7 +99,8 @@ class Exercise:
             self._health(running)
         self.runs += 1
         if self.seconds is not None:
-            # It is the recording that takes long; a proof has the rest of the exercise, and this to show that the program stays.
+            # Only the recording takes the whole time; a verification runs the other steps, and checks that the program
+            # keeps running.
             self._wait(running, begin + (self.seconds if self.runs == 1 else min(self.seconds, AGAIN)), say)
         elif not self.is_given():
             first = self._until_quiet(running, deadline, idle)
@@ -105,9 +109,9 @@ class Exercise:
     # the steps
 
     def _in_network(self, running: Running, step: Callable[[], None], what: str = "") -> None:
-        """Run STEP in a thread that is in the container's network namespace. what: it takes a container that runs.
+        """Run STEP in a thread that is in the container's network namespace. what: needs a running container.
 
-        ProcessLookupError, with WHAT a CntrError, if it has ended.
+        Raises ProcessLookupError if it has ended; with WHAT, CntrError.
         """
         failed: list[BaseException] = []
 
@@ -120,9 +124,10 @@ class Exercise:
 
         thread = threading.Thread(target=run, name="exercise", daemon=True)
         thread.start()
-        while thread.is_alive():  # so that Ctrl-C is heard
+        while thread.is_alive():  # so that Ctrl-C is handled
             thread.join(0.1)
-        if failed and isinstance(failed[0], ProcessLookupError):  # its end is known a moment after the process is gone
+        # the engine reports the end a moment after the process is gone
+        if failed and isinstance(failed[0], ProcessLookupError):
             end = time.monotonic() + END
             while running.exited() is None and time.monotonic() < end:
                 time.sleep(RETRY)
@@ -159,7 +164,7 @@ class Exercise:
             raise CntrError(f"{what}: {printable(answer)}, where the whole image answered {printable(before)}", "")
 
     def _follow(self, probe: Http, body: bytes, deadline: float) -> None:
-        """Ask for what the page names of its own host: its pictures, styles, scripts, pages."""
+        """Request what the page references on its own host: images, styles, scripts, pages."""
         asked, waiting = {probe.path}, _links(body, probe.path)
         while waiting and len(asked) < MOST_PAGES and time.monotonic() < deadline:
             path = waiting.pop(0)
@@ -172,7 +177,9 @@ class Exercise:
                 continue
 
     def _exec(self, running: Running, words: list[str], deadline: float) -> None:
-        """A server needs a moment before it answers: the words are tried again until they succeed."""
+        """Run a program in the container. A server needs a moment to start, so the program is retried until it
+        succeeds.
+        """
         while True:
             try:
                 running.exec(words, max(1.0, deadline - time.monotonic()))
@@ -188,7 +195,7 @@ class Exercise:
             time.sleep(RETRY * 4)
 
     def _command(self, running: Running, deadline: float) -> None:
-        """The user's command, tried again until it succeeds: it can't know when the container is ready."""
+        """Run the user's command, retried until it succeeds: it cannot know when the container is ready."""
         environment = {**os.environ, "CNTR_SLIM_PID": str(running.pid), "CNTR_SLIM_NAME": running.name}
         while True:
             try:
@@ -218,7 +225,7 @@ class Exercise:
             time.sleep(RETRY * 4)
 
     def _health(self, running: Running) -> None:
-        """The image's own health check: recorded is what it uses; where it passed once, it must pass again."""
+        """Run the image's own health check, to record what it uses. If it passed once, it must pass again."""
         end = time.monotonic() + HEALTHY
         while True:
             try:
@@ -265,14 +272,14 @@ class Exercise:
         return first
 
     def _ended(self, running: Running) -> None:
-        """It has run to its end: a program of a moment. It must have ended well."""
+        """Check that a container that has ended succeeded: its program runs for a moment only."""
         status = running.exited()
         if status:
             raise CntrError(f"the container ended with status {status}{running.said()}", "look at what it printed")
 
 
 def _enter_network(pid: int) -> None:
-    """Join the network namespace of PID with this thread alone. ProcessLookupError where it has ended."""
+    """Join the network namespace of PID with this thread only. Raises ProcessLookupError if it has ended."""
     try:
         fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -285,7 +292,7 @@ def _enter_network(pid: int) -> None:
 
 
 def _get(probe: Http, path: str, deadline: float) -> tuple[int, str, bytes]:
-    """(status, content type, body) of a GET. OSError, HTTPException."""
+    """(status, content type, body) of a GET. Raises OSError, HTTPException."""
     seconds = max(0.5, min(30.0, deadline - time.monotonic()))
     error: OSError | None = None
     for host in [probe.host] if probe.host else ["127.0.0.1", "::1"]:
@@ -306,7 +313,9 @@ def _get(probe: Http, path: str, deadline: float) -> tuple[int, str, bytes]:
 
 
 def _touch(probe: Http) -> None:
-    """Connect, and ask as a browser would; whoever speaks another protocol is left alone. OSError: nobody listens."""
+    """Connect, and send a request as a browser would; servers of other protocols may not answer. Raises OSError if
+    nobody listens.
+    """
     try:
         _get(probe, "/", time.monotonic() + 2)
     except http.client.HTTPException:
@@ -316,7 +325,7 @@ def _touch(probe: Http) -> None:
 
 
 def _links(body: bytes, base: str) -> list[str]:
-    """The paths on the same host that a page names."""
+    """The paths on the same host that a page references."""
     from urllib.parse import urljoin, urlsplit
 
     found = []

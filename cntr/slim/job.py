@@ -1,4 +1,4 @@
-"""One image being split: the request, what is known so far, and what every part of the walk needs."""
+"""The splitting of one image: the request, the results so far, and what every part of the walk needs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Request:
-    """What the user asks for."""
+    """The user's options."""
 
     def __init__(self, text: str) -> None:
         """text: TARGET."""
@@ -46,7 +46,7 @@ class Request:
 
 
 class Job:
-    """One image on its way."""
+    """The splitting of one image."""
 
     def __init__(self, request: Request, source: Source, guard: Guard, say: Callable[[str], None]) -> None:
         self.request, self.source, self.guard, self.say = request, source, guard, say
@@ -54,7 +54,7 @@ class Job:
         self.begin = time.monotonic()
 
     def step(self, words: str) -> None:
-        """Progress, with the seconds so far."""
+        """Print progress, with the seconds so far."""
         seconds = time.monotonic() - self.begin
         if Progress.events:
             Progress.events("step", {"seconds": round(seconds, 1), "text": words})
@@ -63,7 +63,7 @@ class Job:
 
 
 def exercise(job: Job, running: Running, idle: Callable[[], float]) -> float:
-    """The exercise; Ctrl-C ends it as its own end would. Seconds to the first answer."""
+    """Run the exercise; Ctrl-C ends it regularly. Returns the seconds to the first answer."""
     try:
         return job.request.exercise.run(running, job.request.options.timeout, idle, job.step)
     except KeyboardInterrupt:
@@ -72,7 +72,7 @@ def exercise(job: Job, running: Running, idle: Callable[[], float]) -> float:
 
 
 def publish(path: str, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file that is there whole or not at all."""
+    """Write a file atomically: completely or not at all."""
     temporary = f"{path}.part"
     try:
         with open(temporary, "wb") as stream:
@@ -86,7 +86,7 @@ def publish(path: str, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def configuration(source: Source, layers: int = 1) -> dict[str, object]:
-    """The image's configuration for the slim image: as it was, with a line of history for each of its layers."""
+    """The configuration of the slim image: the original one, with a line of history for each of its layers."""
     config = {key: value for key, value in source.image.config.items() if key not in ("rootfs", "history")}
     config.setdefault("architecture", MACHINES.get(os.uname().machine, os.uname().machine))
     config.setdefault("os", "linux")
@@ -98,7 +98,7 @@ def configuration(source: Source, layers: int = 1) -> dict[str, object]:
 
 
 def slim_name(reference: str) -> str:
-    """What the slim image is called where the user does not say: the image's name, the tag with -slim behind it."""
+    """The default name of the slim image: the image's name, with -slim appended to the tag."""
     name = reference.partition("@")[0]
     head, slash, last = name.rpartition("/")
     base, _, tag = last.partition(":")

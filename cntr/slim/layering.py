@@ -1,4 +1,6 @@
-"""``--layers 2``: the application in a layer of its own, so that another build of it leaves the system's layer as it is."""
+"""``--layers 2``: puts the application in a layer of its own, so that a rebuild of it does not change the system's
+layer.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,10 @@ if TYPE_CHECKING:
 
 
 def parts(context: Context, count: int) -> list[list[str]]:
-    """The kept paths, as COUNT lists, the lowest layer's first; one list where there is no application to be told, or nothing else.
+    """The kept paths as COUNT lists, the lowest layer's first; one list if there is no application, or nothing else.
 
-    A layer holds the directories above its files too: an engine makes what is missing there with other owners and modes.
+    A layer also has the parent directories of its files: an engine would create missing ones with other owners and
+    modes.
     """
     tree, kept = context.tree, context.kept
     files = [path for path in kept if not tree.entries[path].is_directory]
@@ -35,7 +38,7 @@ def parts(context: Context, count: int) -> list[list[str]]:
 
 
 def _above(paths: set[str]) -> set[str]:
-    """The directories above."""
+    """The parent directories of PATHS."""
     found: set[str] = set()
     for path in paths:
         while path != "/":
@@ -47,7 +50,7 @@ def _above(paths: set[str]) -> set[str]:
 
 
 def _is_below(path: str, directories: set[str]) -> bool:
-    """Whether PATH is one of them or in one."""
+    """Whether PATH is one of the directories or below one."""
     while path != "/":
         if path in directories:
             return True

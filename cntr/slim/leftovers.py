@@ -1,7 +1,7 @@
-"""Cleaning up: a process that outlives us undoes what was made if we die.
+"""Cleans up: a guard process outlives this one and undoes what it made if it dies.
 
-The guard reads lines of JSON from a pipe: ``["add", KEY, ARGV…]`` and ``["drop", KEY]``. When the pipe closes it runs what was added
-and not dropped, the last first. A normal end drops everything itself; after SIGKILL the guard is who is left.
+The guard reads lines of JSON from a pipe: ``["add", KEY, ARGV…]`` and ``["drop", KEY]``. When the pipe closes it runs
+what was added and not dropped, last first. A normal end drops everything itself; after SIGKILL only the guard is left.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-REMOVE = "\0remove"  # in the place of a program: remove a directory of ours
-KILL = "\0kill"  # end a process: pid, and its start time
+REMOVE = "\0remove"  # in place of a program: remove a directory of ours
+KILL = "\0kill"  # in place of a program: end a process, by pid and start time
 _SECONDS = 60.0
 
 
 class Guard:
-    """The guard process, and what is to be undone."""
+    """The guard process, and the list of what is to be undone."""
 
     def __init__(self) -> None:
         self._undo: dict[str, list[str]] = {}
@@ -38,30 +38,30 @@ class Guard:
         os.close(reader)
 
     def add(self, key: str, argv: Sequence[str]) -> None:
-        """ARGV undoes what is called KEY."""
+        """Register ARGV to undo KEY."""
         self._undo[key] = list(argv)
         os.write(self._pipe, json.dumps(["add", key, *argv]).encode() + b"\n")
 
     def drop(self, key: str) -> None:
-        """It has been undone, or is to stay."""
+        """KEY was undone, or is to stay."""
         if self._undo.pop(key, None) is not None:
             os.write(self._pipe, json.dumps(["drop", key]).encode() + b"\n")
 
     def undo(self, key: str) -> None:
-        """Undo it now."""
+        """Undo KEY now."""
         argv = self._undo.get(key)
         if argv is not None:
             _run(argv)
             self.drop(key)
 
     def directory(self) -> str:
-        """A new private directory, removed at the end."""
+        """Create a private directory, which is removed at the end."""
         path = tempfile.mkdtemp(prefix="cntr-slim-")
         self.add(path, [REMOVE, path])
         return path
 
     def close(self) -> None:
-        """Undo what is left, the last first, and end the guard."""
+        """Undo what is left, last first, and end the guard."""
         for key in reversed(list(self._undo)):
             self.undo(key)
         os.close(self._pipe)
@@ -81,7 +81,7 @@ def _wait(reader: int) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
-    os.closerange(3, reader)  # who waits for the end of our caller's pipes must not wait for us
+    os.closerange(3, reader)  # otherwise a reader of our caller's pipes would wait for the guard
     os.closerange(reader + 1, 1 << 12)
     undo: dict[str, list[str]] = {}
     with open(reader, encoding="utf-8", errors="surrogateescape") as stream:
@@ -113,11 +113,11 @@ def _run(argv: list[str]) -> None:
             start_new_session=True,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return  # the engine has gone, and with it what it held
+        return  # the engine is gone, and what it held
 
 
 def end_process(pid: int, start_time: int) -> None:
-    """SIGKILL to the process of that pid and start time (field 22 of /proc/PID/stat), if it is still that one."""
+    """Kill the process with that pid and start time (field 22 of /proc/PID/stat)."""
     from cntr.linux import procfs
 
     try:

@@ -1,4 +1,4 @@
-"""An image's layers as one directory: a detached, read-only overlay, visible to nobody else, that ends with its fd."""
+"""An image's layers as one directory: a detached, read-only overlay that nobody else sees and that ends with its fd."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ATTRS = (
 
 
 def merged(layers: list[str]) -> int:
-    """A fd of the root directory that LAYERS, the lowest first, make together. CntrError where it can't be had."""
+    """An fd of the root directory of the merged LAYERS, lowest first. Raises CntrError."""
     if len(layers) > MOST_LAYERS:
         raise CntrError(f"the image has {len(layers)} layers", f"{MOST_LAYERS} are the most that can be merged here")
     if len(layers) == 1:
@@ -32,7 +32,7 @@ def merged(layers: list[str]) -> int:
 
 
 def _alone(layer: str) -> int:
-    """One layer needs no overlay: a read-only copy of its mount."""
+    """A single layer: a read-only copy of its mount, without an overlay."""
     fd = syscalls.open_tree(syscalls.AT_FDCWD, layer, syscalls.OPEN_TREE_CLONE)
     try:
         syscalls.mount_setattr(fd, "", recursive=False, attr_set=_ATTRS, attr_clear=syscalls.MOUNT_ATTR_ATIME)
@@ -42,10 +42,10 @@ def _alone(layer: str) -> int:
 
 
 def _by_mount(layers: list[str]) -> int:
-    """Mounted by a child in a mount namespace of its own, which hands over a detached copy.
+    """Mount the overlay in a child with its own mount namespace, which sends back a detached copy.
 
-    mount(2) takes one page of options: the layers are named by links of one to three letters in the working directory. (fsconfig(2)
-    has no such limit with ``lowerdir+``, from kernel 6.8 on.)
+    mount(2) accepts one page of options, so layers are named by links of one to three letters in the working directory.
+    (fsconfig(2) with ``lowerdir+``, since kernel 6.8, has no such limit.)
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     place = tempfile.mkdtemp(prefix="cntr-slim-")
@@ -80,7 +80,7 @@ def _rights(fd: int) -> tuple[int, int, array.array[int]]:
 
 
 def _mounted(layers: list[str], place: str) -> int:
-    """In the child: a detached copy of the overlay's mount."""
+    """In the child: a detached copy of the overlay."""
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
     syscalls.mount("cntr", place, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV)

@@ -1,4 +1,6 @@
-"""The report as one HTML page that needs no network: what is kept and left out, by directory and by package. Drawn by plotly."""
+"""The report as one HTML page without network access: what is kept and left out, by directory and by package. Drawn by
+plotly.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
     from cntr.slim.report import Report
     from cntr.slim.rules import Context
 
-SMALL = 0.0008  # of the image: smaller directories are not drawn apart
+SMALL = 0.0008  # share of the image; smaller directories are drawn together
 SMALLER = "… smaller ones"
 KEPT, GONE = "#2f7f6b", "#d9d4c7"
 _STYLE = """
@@ -28,7 +30,7 @@ code{font-size:.88em}.plot{background:#fff;border:1px solid #e5e1d8;border-radiu
 
 
 def demand_library() -> None:
-    """CntrError where plotly is not installed: said before anything is done."""
+    """Raise CntrError if plotly is not installed, before any work is done."""
     try:
         import plotly.graph_objects  # noqa: F401
     except ImportError:
@@ -38,7 +40,7 @@ def demand_library() -> None:
 
 
 def html(report: Report, context: Context) -> str:
-    """The page."""
+    """Return the page."""
     import plotly.io
     from plotly.offline import get_plotlyjs
 
@@ -85,7 +87,7 @@ def _figures(report: Report) -> str:
 
 
 def _directories(context: Context) -> dict[str, tuple[str, float, float]]:
-    """Bytes kept and bytes in all of each directory that is large enough to be seen."""
+    """Bytes kept and total bytes of each directory that is large enough to be drawn."""
     sizes: dict[str, list[float]] = {"/": [0, 0]}
     for path, entry in context.tree.entries.items():
         if not entry.is_file:
@@ -109,7 +111,7 @@ def _directories(context: Context) -> dict[str, tuple[str, float, float]]:
 
 
 def _rest(rows: dict[str, tuple[str, float, float]], limit: float) -> dict[str, tuple[str, float, float]]:
-    """For each directory of which something is drawn, all that is too small, as one: no place of the picture stays empty."""
+    """For each drawn directory, an entry for everything too small, so that the chart has no gaps."""
     drawn: dict[str, list[float]] = {}
     for parent, kept, whole in rows.values():
         if parent:
@@ -124,7 +126,7 @@ def _rest(rows: dict[str, tuple[str, float, float]], limit: float) -> dict[str, 
 
 
 def _packages(context: Context) -> dict[str, tuple[str, float, float]]:
-    """The same by package; what no package owns is the application's or made when packages were installed."""
+    """The same by package. Files without a package belong to the application, or were made during package installation."""
     owners = packages.owners(context)
     sizes: dict[str, list[float]] = {}
     for path, entry in context.tree.entries.items():
@@ -141,7 +143,7 @@ def _packages(context: Context) -> dict[str, tuple[str, float, float]]:
 
 
 def _chart(kind: str, rows: dict[str, tuple[str, float, float]], depth: int) -> object:
-    """ROWS (id → parent, bytes kept, bytes in all) as a chart of plotly's, its colours the share that is kept."""
+    """ROWS (id → parent, bytes kept, total bytes) as a plotly chart, coloured by the share that is kept."""
     import plotly.graph_objects as graph
 
     ids = list(rows)

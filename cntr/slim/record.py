@@ -1,8 +1,8 @@
-"""Recording by fanotify: what is opened, executed or listed on a container's root, from before its first instruction.
+"""Records by fanotify what is opened, executed or listed on a container's root, from before its first instruction.
 
-The kernel hands over an open file of each; its path is read from /proc/self/fd. The mark is on the filesystem (a container's overlay is
-one of its own), so the kernel's own opens are seen too: the interpreter of a script, the dynamic linker. What is only looked up (stat,
-access, readlink) is not seen this way: ``verify`` finds what of that is needed.
+Each event carries an open file, whose path is read from /proc/self/fd. The mark is on the filesystem (a container's
+overlay is one of its own), so the kernel's own opens are seen too: a script's interpreter, the dynamic linker. Lookups
+without an open (stat, access, readlink) are not seen; ``verify`` finds which of these are needed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from cntr.linux import fanotify
 from cntr.slim.accesses import Accesses
 
-_PAUSE = 0.02  # seconds between two looks; events wait in the kernel's queue, which has no limit
+_PAUSE = 0.02  # seconds between two reads; the kernel queues events without limit
 _SETTLE = 0.05
 
 
@@ -24,10 +24,12 @@ class Recorder:
     """One recording."""
 
     def __init__(self) -> None:
-        """Get a group. OSError where the kernel does not let us: not root of the first user namespace."""
+        """Create a fanotify group. Raises OSError if that is not permitted: only root of the initial user namespace
+        may.
+        """
         self.accesses = Accesses()
         self.events = 0
-        self.last = time.monotonic()  # when the last new path came
+        self.last = time.monotonic()  # when the last new path was seen
         self._group = fanotify.new_group()
         self._engines: list[str] = []
         self._device = -1
@@ -37,9 +39,9 @@ class Recorder:
         self._thread.start()
 
     def arm(self, root_fd: int) -> None:
-        """Record from here on what is used on the filesystem that ROOT_FD, the container's root directory, is on."""
+        """Record from now on uses of the filesystem that ROOT_FD, the container's root directory, is on."""
         path = os.readlink(f"/proc/self/fd/{root_fd}")
-        # Where the engine has it mounted: it looks in there itself. The container's own processes have it at "/".
+        # Where the engine has it mounted: the engine itself looks there. The container's processes have it at "/".
         if path != "/":
             self._engines.append(path)
         self._device = os.fstat(root_fd).st_dev
@@ -77,7 +79,7 @@ class Recorder:
         if not path.startswith("/"):
             return
         st = os.fstat(fd)
-        if not st.st_nlink:  # "… (deleted)": a temporary file of the application's
+        if not st.st_nlink:  # "… (deleted)": a temporary file of the application
             return
         if any(path == place or path.startswith(f"{place}/") for place in self._engines):
             return
@@ -92,7 +94,7 @@ class Recorder:
         return time.monotonic() - self.last
 
     def close(self) -> Accesses:
-        """End the recording; what was used."""
+        """End the recording; return the accesses."""
         time.sleep(_SETTLE)
         os.write(self._wake, b"x")
         self._thread.join(10)
@@ -103,9 +105,9 @@ class Recorder:
 
 
 def of_processes(pid: int) -> Accesses:
-    """What the processes of the container of PID hold at this moment: their programs, libraries, open files, directories.
+    """What the processes of PID's container use at this moment: programs, libraries, open files, directories.
 
-    For a container that runs already: what it opened and closed before is not to be seen any more.
+    For a running container: files that it opened and closed before are not visible any more.
     """
     found = Accesses()
     try:

@@ -1,4 +1,4 @@
-"""The result: for the terminal, as JSON, and for ``--explain``."""
+"""The result as text, as JSON, and for ``--explain``."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from cntr.slim.writer import Archive
 
 _SETID = stat.S_ISUID | stat.S_ISGID
-_SHOWN = 12  # names in a line of the terminal's report
+_SHOWN = 12  # names per line in the text report
 
 
 class Report:
-    """The facts, filled in as they come. Sizes in bytes, times in seconds."""
+    """The facts, added as they are found. Sizes in bytes, times in seconds."""
 
     def __init__(self, image: Image) -> None:
         self.reference, self.engine, self.id = image.reference, image.engine, image.id
@@ -47,26 +47,26 @@ class Report:
         self.kept: dict[str, list[str]] = {}
 
     def note(self, line: str) -> None:
-        """Something that the reader should know."""
+        """Add a remark for the user."""
         self.notes.append(line)
 
     def image(self, tree: Tree) -> None:
-        """The whole image."""
+        """Add the facts of the whole image."""
         self.before = total(tree, list(tree.entries))
 
     def recorded(self, used: Accesses) -> None:
-        """What was seen: how many paths of each kind."""
+        """Add how many paths of each kind were recorded."""
         for kinds in used.kinds.values():
             for kind in kinds:
                 self.used[kind] = self.used.get(kind, 0) + 1
 
     def archive(self, archive: Archive) -> None:
-        """The slim image."""
+        """Add the facts of the slim image."""
         self.slim_id, self.manifest = archive.id, archive.manifest.digest
         self.compressed = sum(layer.size for layer in archive.layers)
 
     def finish(self, context: Context, exercise: Exercise, seconds: float) -> None:
-        """The end: what is kept and what is gone."""
+        """Add what is kept and what is removed, at the end."""
         tree = context.tree
         self.seconds, self.exercise = seconds, exercise.described()
         self.after = total(tree, list(context.kept), context.replaced)
@@ -86,13 +86,13 @@ class Report:
 
     @property
     def reduction(self) -> float:
-        """By how much smaller, 0 to 1."""
+        """The reduction in size, 0 to 1."""
         return 1 - self.after[0] / self.before[0] if self.before[0] else 0.0
 
-    # the forms
+    # output formats
 
     def document(self, *, everything: bool = False) -> dict[str, Any]:
-        """As JSON's values; everything: each kept path with its reason too."""
+        """The facts as JSON values; everything: also each kept path with its reason."""
         names = "reference engine id recorder name output loaded fat in_engine on_cntrfs slim_id manifest first_answer seconds"
         found: dict[str, Any] = {name: getattr(self, name) for name in names.split()}
         found |= {
@@ -115,7 +115,7 @@ class Report:
         return json.dumps(self.document(everything=everything), indent=1, sort_keys=True)
 
     def text(self) -> str:
-        """For a terminal."""
+        """The report as text."""
         if not self.slim_id:
             kinds = ", ".join(f"{count} by {kind}" for kind, count in sorted(self.used.items()))
             return f"{printable(self.reference)}: used: {kinds or 'nothing'}"
@@ -147,7 +147,7 @@ class Report:
         return [f"{rule} {size / 1e6:.1f} MB ({count})" for rule, (size, count) in rows if count]
 
     def proof(self) -> str:
-        """Where it was run and did what the whole image does."""
+        """Where the slim image was run and did what the whole image does."""
         parts = []
         if self.on_cntrfs:
             added = sum(map(len, self.rounds))
@@ -180,7 +180,7 @@ class Report:
 
 
 def total(tree: Tree, paths: list[str], replaced: dict[str, bytes] | None = None) -> tuple[int, int]:
-    """(bytes, number) of the files among PATHS; one with several names counts once."""
+    """(bytes, number) of the files among PATHS; a file with several names counts once."""
     size = count = 0
     seen: set[tuple[int, int]] = set()
     for path in paths:

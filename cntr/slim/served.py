@@ -1,7 +1,7 @@
-"""CntrFS as the root of a run: only what is kept is visible, and every failed lookup is noted.
+"""CntrFS as the root of a run: only kept files are visible, and every failed lookup is recorded.
 
-The served tree is the whole image's. ``shown`` holds the paths that the slim image has; None serves everything and notes all uses, which is
-how a run is recorded where fanotify is not to be had (rootless), stat-only use and links passed included.
+The whole image's tree is served. ``shown`` holds the paths of the slim image; None serves everything and records all
+uses, including lookups and symbolic links passed: this is how a run is recorded without fanotify (rootless).
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
     from cntr.linux.file_syscalls import DirectoryEntry
 
 MISSED = "missed"
-DT_DIR = 4  # of . and .. too
+DT_DIR = 4  # also for . and ..
 MODE = file_syscalls.Attributes._fields.index("mode")
 
 
 class SlimCore(Core):
-    """The core, with eyes: it knows each node's path and writes down what is done with it."""
+    """A core that knows each node's path and records its use."""
 
     def __init__(
         self, root_fd: int, options: Options, shown: set[str] | None, hidden: frozenset[str], notes: int, grow: bool
     ) -> None:
-        """notes: fd of the file that lines go to; grow: what was looked up in vain is there from then on, but for HIDDEN."""
+        """notes: fd of the file to write to; grow: a path whose lookup failed is visible from then on, except HIDDEN."""
         super().__init__(root_fd, options)
         self.shown, self.hidden, self.notes, self.grow = shown, hidden, notes, grow
         self.paths = {1: ""}
         self.noted: set[tuple[str, str]] = set()
 
     def note(self, kind: str, path: str) -> None:
-        """One line for each new use."""
+        """Write one line for each new use."""
         if (kind, path) not in self.noted:
             self.noted.add((kind, path))
             os.write(self.notes, f"{kind} {escape(path or '/')}\n".encode())
@@ -61,7 +61,7 @@ class SlimCore(Core):
         return True
 
     def lookup_entry(self, parent_id: int, name: bytes) -> tuple[int, int, BackingMount, tuple[int, ...]] | None:
-        """LOOKUP, of what the slim image has."""
+        """LOOKUP in the slim image."""
         found = super().lookup_entry(parent_id, name)
         if found is None:
             return None
@@ -81,7 +81,7 @@ class SlimCore(Core):
         return super().open(nodeid, flags, killpriv)
 
     def entries(self, directory: DirectoryHandle, offset: int) -> Iterator[DirectoryEntry]:
-        """READDIR, of what the slim image has."""
+        """READDIR in the slim image."""
         here = self.paths.get(directory.node.nodeid, "")
         if self.shown is None:
             self.note("list", here)
@@ -92,7 +92,7 @@ class SlimCore(Core):
 
 
 def serve(fuse_fd: int, root_fd: int, shown: set[str] | None, hidden: frozenset[str], notes: int, grow: bool) -> None:
-    """Serve the mounted connection until it is unmounted; takes both fds over."""
+    """Serve the mounted connection until it is unmounted. Owns both fds."""
     options = Options(fsname="cntr-slim", read_only=True, invalidate=False)
     options.passthrough = options.readdirplus = False  # neither works under an overlay of several layers
     options.entry_timeout = options.attr_timeout = 1.0
@@ -104,7 +104,9 @@ def serve(fuse_fd: int, root_fd: int, shown: set[str] | None, hidden: frozenset[
 def start(
     fuse_fd: int, mounted: int, root_fd: int, shown: set[str] | None, hidden: frozenset[str], notes: int, grow: bool
 ) -> int:
-    """``serve`` in a process of its own, once a byte comes from MOUNTED; its pid. It ends with the last mount, and with us."""
+    """Run ``serve`` in a child, once a byte arrives from MOUNTED; return its pid. It ends with the last mount, and with
+    its parent.
+    """
     pid = os.fork()
     if pid:
         return pid
@@ -115,14 +117,14 @@ def start(
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         syscalls.set_process_name("cntrfs")
-        if os.read(mounted, 1):  # reading /dev/fuse before it is mounted is EPERM
+        if os.read(mounted, 1):  # reading /dev/fuse before the mount fails with EPERM
             serve(fuse_fd, root_fd, set(shown) if shown is not None else None, hidden, notes, grow)
     finally:
         os._exit(0)
 
 
 def noted(fd: int) -> list[tuple[str, str]]:
-    """(kind, path) of each line of the notes."""
+    """(kind, path) of each line written."""
     os.lseek(fd, 0, os.SEEK_SET)
     with open(os.dup(fd), "rb") as stream:
         lines = stream.read().splitlines()

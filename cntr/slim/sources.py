@@ -1,4 +1,4 @@
-"""TARGET as something to split: an image or container of an engine, an archive, an OCI directory, a root directory."""
+"""Finds what TARGET means for slim: an image or container of an engine, an archive, an OCI directory, a root directory."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ FILES = ("archive", "oci", "dir")
 
 
 class Source:
-    """What is to be split: the image, its tree, and the engine that has it (None: nobody's)."""
+    """What is split: the image, its tree, and the engine that has it (None: no engine)."""
 
     def __init__(self, image: Image, engine: Engine | None, tree: Tree) -> None:
-        """Keep the three; pid: of a container that runs, settings: what a container of it was told."""
+        """pid: of a running container; settings: the run-time settings of a container."""
         self.image, self.engine, self.tree = image, engine, tree
         self.pid = 0
         self.container = ""
-        self.layer_names: list[list[str]] = []  # of each layer, the lowest first: its files
+        self.layer_names: list[list[str]] = []  # the files of each layer, lowest first
 
     def close(self) -> None:
-        """Give the tree up."""
+        """Close the tree."""
         self.tree.close()
 
     def demand_native(self) -> None:
-        """CntrError for an image of another processor's programs."""
+        """Raise CntrError for an image of another architecture."""
         wanted = str(self.image.config.get("architecture") or "")
         here = MACHINES.get(os.uname().machine, os.uname().machine)
         if wanted and wanted != here:
@@ -54,13 +54,14 @@ class Source:
 
 
 def module(name: str) -> Engine:
-    """The module that runs images in the engine of that name."""
+    """The module that runs images in that engine."""
     __import__(f"cntr.slim.runs.{name}")
     return sys.modules[f"cntr.slim.runs.{name}"]
 
 
 def find(text: str, guard: Guard, *, running: bool = False) -> Source:
-    """TARGET (docker:NAME, archive:FILE, …; a bare name is looked for in every engine). running: a container that runs is meant.
+    """Find TARGET (docker:NAME, archive:FILE, …; a bare name is searched in every engine). running: it must be a
+    running container.
 
     Raises TargetNotFound, AmbiguousTarget, CntrError.
     """
@@ -101,7 +102,7 @@ def find(text: str, guard: Guard, *, running: bool = False) -> Source:
 
 
 def _in_engine(engine: Engine, name: str, guard: Guard, running: bool) -> Source | None:
-    """The image of that name; or that of the container of that name, with what the container was told."""
+    """The image of that name; or the image of the container of that name, with the container's settings."""
     image = None if running else engine.image(name)
     settings: dict[str, Any] = {}
     pid = 0
@@ -137,7 +138,7 @@ TOLD = ("Entrypoint", "Cmd", "Env", "User", "WorkingDir", "Healthcheck", "StopSi
 
 
 def of_file(text: str, guard: Guard) -> Source:
-    """An archive, an OCI layout or a directory, unpacked where nobody else looks."""
+    """An archive, an OCI layout or a directory, unpacked in a private place."""
     with images.find(text) as found:
         image = Image(found.engine, found.reference, found.id, found.document, [])
         if text.startswith("dir:"):
@@ -156,7 +157,7 @@ def of_file(text: str, guard: Guard) -> Source:
 
 
 def _names(found: images.Image) -> list[list[str]]:
-    """The files of each layer, for those that COPY and ADD made; the others' need not be known."""
+    """The files of each layer that COPY or ADD made; other layers' files are not needed."""
     from cntr.images.tar import Reader
     from cntr.slim.rules import application
 
@@ -176,7 +177,7 @@ def _names(found: images.Image) -> list[list[str]]:
 
 
 def named(reference: str, text: str) -> str:
-    """What to call an image of a file: its own name, else the file's."""
+    """A name for an image in a file: its own name, else the file's."""
     if reference and "/" not in reference[:1] and not reference.endswith((".tar", ".gz")):
         return reference
     name = os.path.basename(text.partition(":")[2].rstrip("/")).partition(".")[0].lower()
@@ -184,7 +185,7 @@ def named(reference: str, text: str) -> str:
 
 
 def layer_names(source: Source) -> list[list[str]]:
-    """The files of each layer, the lowest first."""
+    """The files of each layer, lowest first."""
     if source.layer_names or source.engine is None or not all(map(os.path.isdir, source.image.layers)):
         return source.layer_names
     from cntr.slim.rules import application

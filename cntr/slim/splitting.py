@@ -1,4 +1,6 @@
-"""``cntr slim``, top to bottom: find, scan, record, complete, verify on CntrFS, write, verify what was written, report."""
+"""``cntr slim`` from top to bottom: find, scan, record, complete, verify on CntrFS, write, verify what was written,
+report.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,12 @@ if TYPE_CHECKING:
     from cntr.slim.report import Report
     from cntr.slim.sources import Source
 
-ATTEMPTS = 3  # a recorder that came too late is told by the missing start of the first program
+ATTEMPTS = 3  # attempts; a recorder armed too late shows in the missing start of the first program
 EXIT_TERMINATED = 143
 
 
 def slim(request: Request, say: Callable[[str], None]) -> Report:
-    """Do it. Raises CntrError; then there is no archive, and nothing is left in the engine."""
+    """Split the image. Raises CntrError; then no archive exists, and nothing is left in the engine."""
     check(request)
     signal.signal(signal.SIGTERM, _terminated)
     with Guard() as guard:
@@ -40,7 +42,7 @@ def slim(request: Request, say: Callable[[str], None]) -> Report:
 
 
 def check(request: Request) -> None:
-    """UsageError for what does not go together."""
+    """Raise UsageError for incompatible options."""
     if request.watch and not (request.accesses or request.output or request.load):
         raise UsageError("--watch: what for?", "--accesses FILE saves what was used, -o FILE writes the image too")
     if request.load and request.text.startswith(("archive:", "oci:", "dir:")):
@@ -53,7 +55,7 @@ def check(request: Request) -> None:
         page.demand_library()
     for volume in request.options.volumes:
         place = volume.partition(":")[0]
-        if place.startswith("/") and not os.path.exists(place):  # an engine would make it
+        if place.startswith("/") and not os.path.exists(place):  # an engine would create it
             raise CntrError(f"--volume {printable(volume)}: {printable(place)} is not there", "make it first")
     for name in filter(None, (request.output, request.fat, request.report, request.accesses)):
         directory = os.path.dirname(os.path.abspath(name))
@@ -100,7 +102,7 @@ def _files(context: Context) -> int:
 
 
 def _prepare(exercise: Exercise, source: Source) -> None:
-    """What the image itself says of how it is used."""
+    """Add the steps that the image's configuration suggests."""
     settings = source.image.settings
     for port in settings.get("ExposedPorts") or {}:
         number, _, protocol = str(port).partition("/")
@@ -117,7 +119,7 @@ def _prepare(exercise: Exercise, source: Source) -> None:
 
 
 def _record(job: Job) -> Accesses:
-    """Run the image, do the exercise, and see what it uses."""
+    """Run the image, do the exercise, and record what it uses."""
     request, source = job.request, job.source
     kind = request.recorder
     if kind == "auto":
@@ -178,7 +180,7 @@ def _recorder() -> record.Recorder:
 
 
 def _watch(job: Job) -> Accesses:
-    """Look on while a container runs, without touching it."""
+    """Watch a running container without changing it."""
     job.report.recorder = "fanotify, of a running container"
     pid = job.source.pid
     recorder = _recorder()
@@ -215,7 +217,7 @@ def _until_interrupted(running: verify.Watched) -> None:
 
 
 def _write(job: Job, context: Context) -> None:
-    """Write the archive where nobody looks, verify it, and only then give it its name."""
+    """Write the archive to a private place, verify it, and only then give it its name."""
     request, source = job.request, job.source
     place = job.guard.directory()
     parts = layering.parts(context, request.layers)

@@ -8,7 +8,7 @@ import stat
 from cntr.errors import CntrError, printable
 from cntr.linux import syscalls
 
-LINKS = 40  # symbolic links passed in one path, as the kernel's own limit (path_resolution(7))
+LINKS = 40  # symbolic links followed in one path, the kernel's own limit (path_resolution(7))
 MOST_ENTRIES = 5_000_000
 DEEPEST = 200
 _LIMIT = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
@@ -18,57 +18,57 @@ READ_MOST = 64 << 20  # bytes
 
 
 class Entry:
-    """What lstat(2) says of a file; target: of a symbolic link."""
+    """What lstat(2) tells about a file; target: of a symbolic link."""
 
     __slots__ = ("dev", "gid", "ino", "mode", "mtime", "nlink", "rdev", "size", "target", "uid")
 
     def __init__(self, st: os.stat_result, target: str = "") -> None:
-        """mtime in whole seconds; size in bytes, 0 for what is no regular file."""
+        """mtime in whole seconds; size in bytes, 0 for anything but a regular file."""
         self.mode, self.uid, self.gid, self.nlink, self.rdev = st.st_mode, st.st_uid, st.st_gid, st.st_nlink, st.st_rdev
         self.dev, self.ino, self.mtime, self.target = st.st_dev, st.st_ino, int(st.st_mtime), target
         self.size = st.st_size if stat.S_ISREG(st.st_mode) else 0
 
     @property
     def is_directory(self) -> bool:
-        """A directory."""
+        """Whether it is a directory."""
         return stat.S_ISDIR(self.mode)
 
     @property
     def is_file(self) -> bool:
-        """A regular file."""
+        """Whether it is a regular file."""
         return stat.S_ISREG(self.mode)
 
     @property
     def is_link(self) -> bool:
-        """A symbolic link."""
+        """Whether it is a symbolic link."""
         return stat.S_ISLNK(self.mode)
 
     @property
     def is_executable(self) -> bool:
-        """A regular file that somebody may execute."""
+        """Whether it is a regular file that some user may execute."""
         return self.is_file and bool(self.mode & 0o111)
 
 
 class Tree:
-    """The index of one root directory. Paths are absolute and without a slash at the end; the root's is "/"."""
+    """The index of one root directory. Paths are absolute and without a trailing slash; the root is "/"."""
 
     def __init__(self, root_fd: int) -> None:
-        """root_fd: of the root directory; the tree owns it from here on."""
+        """root_fd: of the root directory; the tree owns it."""
         self.root_fd = root_fd
         self.entries: dict[str, Entry] = {}
         self._children: dict[str, list[str]] | None = None
         self._links: dict[tuple[int, int], list[str]] | None = None
 
     def close(self) -> None:
-        """Give the root up."""
+        """Close the root."""
         if self.root_fd >= 0:
             os.close(self.root_fd)
             self.root_fd = -1
 
-    # filling
+    # building
 
     def scan(self) -> Tree:
-        """Look at everything once. CntrError for a tree that is too large or too deep to be an image."""
+        """Read all metadata once. Raises CntrError for a tree that is too large or too deep to be an image."""
         self.entries["/"] = Entry(os.stat(self.root_fd))
         stack = [("", 0)]
         while stack:
@@ -97,20 +97,21 @@ class Tree:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
         return syscalls.openat2(self.root_fd, path.lstrip("/") or ".", flags, _LIMIT)
 
-    # looking
+    # lookups
 
     def __contains__(self, path: str) -> bool:
-        """Whether there is such a file, the path taken as it is."""
+        """Whether there is such a file, without following symbolic links."""
         return path in self.entries
 
     def get(self, path: str) -> Entry | None:
-        """The file of that very path: no symbolic link is followed."""
+        """The file of exactly that path: no symbolic link is followed."""
         return self.entries.get(path)
 
     def resolve(self, path: str, *, follow: bool = True) -> tuple[str, list[str]]:
-        """(real path, the symbolic links passed) of PATH, absolute, within the root; ("", links) if there is no such file.
+        """(real path, the symbolic links passed) of the absolute PATH, within the root; ("", links) if there is no such
+        file.
 
-        follow: whether a symbolic link at the end is followed too.
+        follow: whether to follow a final symbolic link.
         """
         links: list[str] = []
         done, rest = "", [part for part in path.split("/") if part]
@@ -140,7 +141,7 @@ class Tree:
         return done or "/", links
 
     def children(self, path: str) -> list[str]:
-        """The names in a directory, as full paths."""
+        """The full paths of a directory's entries."""
         if self._children is None:
             found: dict[str, list[str]] = {}
             for name in self.entries:
@@ -150,7 +151,7 @@ class Tree:
         return self._children.get(path, [])
 
     def below(self, path: str) -> list[str]:
-        """All that is below a directory."""
+        """All paths below a directory."""
         found, stack = [], [path]
         while stack:
             for name in self.children(stack.pop()):
@@ -160,7 +161,7 @@ class Tree:
         return found
 
     def siblings(self, path: str) -> list[str]:
-        """All names of the file that PATH is a hard link of, PATH among them."""
+        """All names of the file that PATH is a hard link of, including PATH."""
         entry = self.entries[path]
         if entry.is_directory or entry.nlink < 2:
             return [path]
@@ -175,7 +176,7 @@ class Tree:
     # reading
 
     def open(self, path: str) -> int:
-        """A fd to read a regular file by; no symbolic link is followed, and nothing else is opened. OSError."""
+        """An fd for reading a regular file; no symbolic link is followed, and nothing else is opened. Raises OSError."""
         entry = self.entries.get(path)
         if entry is None or not entry.is_file:
             raise FileNotFoundError(2, "not a regular file", printable(path))
@@ -184,9 +185,10 @@ class Tree:
         )
 
     def read(self, path: str, limit: int = 1 << 20, offset: int = 0) -> bytes:
-        """LIMIT bytes of a regular file from OFFSET, READ_MOST at most; b"" for anything else, and for one that can't be read.
+        """LIMIT bytes of a regular file from OFFSET, at most READ_MOST; b"" for anything else, and if it cannot be
+        read.
 
-        Both may be what a file of the image says.
+        LIMIT and OFFSET may come from the image.
         """
         size = self.entries[path].size if path in self.entries else 0
         if not 0 <= offset < size or limit <= 0:
@@ -204,6 +206,6 @@ class Tree:
             os.close(fd)
 
     def text(self, path: str, limit: int = 1 << 20) -> str:
-        """The same as text, of the file that PATH resolves to."""
+        """The text of the file that PATH resolves to."""
         real, _ = self.resolve(path)
         return self.read(real, limit).decode("utf-8", "surrogateescape") if real else ""

@@ -1,4 +1,4 @@
-"""Verifying the slim image: on CntrFS, where each missing name is seen, and in its engine; and that nothing got lost."""
+"""Verifies the slim image: on CntrFS, which reports each missing name, and in its engine; and that nothing was lost."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from cntr.slim.rules import Context
     from cntr.slim.writer import Archive
 
-NOT_PROVED = 1  # exit status: the slim image was made and does not do what the whole one does
+NOT_PROVED = 1  # exit status: the slim image was made but does not do what the whole one does
 ROUNDS = 8
 IDLE = 1e9
 
 
 class Watched(Running):
-    """A container that is not ours: it is looked at, and nothing else."""
+    """A container that is not ours, which is only observed."""
 
     def __init__(self, pid: int, name: str) -> None:
         """pid: of its first process."""
@@ -33,13 +33,13 @@ class Watched(Running):
         self._fd = os.pidfd_open(pid)
 
     def exited(self) -> int | None:
-        """0 when it has ended; its status is not ours to know."""
+        """0 when it has ended: its real status is not known to us."""
         import select
 
         return 0 if select.select([self._fd], [], [], 0)[0] else None
 
     def log(self) -> str:
-        """Nothing: its output is its engine's."""
+        """Always "": its output goes to its engine."""
         return ""
 
     def exec(self, words: list[str], seconds: float) -> str:
@@ -47,13 +47,13 @@ class Watched(Running):
         raise commands.Failed("--exec with --watch", "a container that is watched is left alone")
 
     def stop(self) -> None:
-        """It goes on."""
+        """Does nothing: the container keeps running."""
 
 
 def _on_cntrfs(
     job: Job, shown: set[str] | None, hidden: frozenset[str] = frozenset(), *, grow: bool
 ) -> tuple[list[tuple[str, str]], CntrError | None]:
-    """One run on CntrFS: what was used or missed, and why the exercise failed. hidden: paths that are never there."""
+    """One run on CntrFS: what was used or missed, and why the exercise failed. hidden: paths that are never visible."""
     options = job.request.options
     if options.network not in ("none", "host"):
         raise CntrError(
@@ -77,7 +77,7 @@ def _on_cntrfs(
 
 
 class _Idle:
-    """Seconds since the notes of a run grew."""
+    """Counts the seconds since the record of a run grew."""
 
     def __init__(self, running: RuntimeRunning) -> None:
         self.running, self.size, self.since = running, -1, time.monotonic()
@@ -90,7 +90,7 @@ class _Idle:
 
 
 def recorded_on_cntrfs(job: Job) -> Accesses:
-    """Record by CntrFS: all uses, those that only look included; no engine and no rights but a user namespace's are needed."""
+    """Record by CntrFS: all uses, including lookups; needs no engine, and no rights but those in a user namespace."""
     used, failed = _on_cntrfs(job, None, grow=False)
     if failed is not None:
         raise failed
@@ -100,12 +100,14 @@ def recorded_on_cntrfs(job: Job) -> Accesses:
     for path in [path for path, kinds in found.kinds.items() if "open" in kinds]:
         entry = job.source.tree.get(path)
         if entry is not None and entry.is_executable:
-            found.add("exec", path)  # an execution is an open of an executable file to a filesystem
+            found.add("exec", path)  # to a filesystem, an execution is an open of an executable file
     return found
 
 
 def on_cntrfs(job: Job, context: Context) -> None:
-    """Run the slim image on CntrFS, add what is missed, until nothing is. CntrError if it does not work even then."""
+    """Run the slim image on CntrFS and add what is missed, until nothing is. Raises CntrError if it still does not
+    work.
+    """
     if job.request.options.network not in ("none", "host"):
         job.report.note(f"not run on CntrFS: --network {job.request.options.network} is the engine's alone")
         return
@@ -136,7 +138,9 @@ def on_cntrfs(job: Job, context: Context) -> None:
 
 
 def _blame(job: Job, failed: CntrError) -> None:
-    """The slim image fails and misses nothing: then the whole one must fail here too, or the slim one is wrong."""
+    """The slim image fails without a missing file: check that the whole one fails here too, otherwise the slim one is
+    wrong.
+    """
     _, whole = _on_cntrfs(job, None, grow=False)
     if whole is None:
         raise CntrError(f"the slim image does not work: {failed.message}", failed.hint, NOT_PROVED)
@@ -149,7 +153,9 @@ def _blame(job: Job, failed: CntrError) -> None:
 
 
 def what_was_written(job: Job, archive: Archive, place: str) -> str:
-    """Load the archive into the engine, run it, do the exercise; the loaded image's name. It is removed when the guard undoes it."""
+    """Load the archive into the engine, run it, do the exercise; return the loaded image's name. The guard removes it
+    later.
+    """
     engine, request = job.source.engine, job.request
     if engine is None:
         if request.verify in ("all", "engine"):
@@ -178,7 +184,7 @@ def what_was_written(job: Job, archive: Archive, place: str) -> str:
 
 
 def _unpacked(job: Job, archive: Archive, place: str) -> None:
-    """No engine: the archive is unpacked again and run from there."""
+    """Without an engine: unpack the archive again and run it from there."""
     path = os.path.join(place, "verify.tar")
     with open(path, "wb") as stream:
         archive.write(stream, "localhost/cntr-slim-verify:1")
@@ -205,7 +211,7 @@ def _unpacked(job: Job, archive: Archive, place: str) -> None:
 
 
 def write_fat(job: Job, context: Context, archive: Archive, place: str) -> None:
-    """The remainder as an archive of its own; proved: the slim one with it on top is the original image."""
+    """Write the remainder as a separate archive, and verify that the slim image with it on top is the original."""
     tree = context.tree
     rest = [path for path, entry in tree.entries.items() if entry.is_directory or path not in context.kept]
     rest += [path for path in context.replaced if path in tree]

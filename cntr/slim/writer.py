@@ -1,7 +1,8 @@
-"""Writing a layer as a reproducible tar, and one archive that is a Docker and an OCI archive at once.
+"""Writes a layer as a reproducible tar, and one archive that is both a Docker and an OCI archive.
 
-A layer keeps what tar(5) can say: owners by number, modes with set-id bits, whole seconds, hard links, devices, FIFOs, extended
-attributes (file capabilities, ACLs, user.*), holes, names of any bytes and length. Sockets have no place in a tar, as everywhere.
+A layer keeps what tar(5) can express: numeric owners, modes with set-id bits, whole seconds, hard links, devices,
+FIFOs, extended attributes (file capabilities, ACLs, user.*), holes, names of any bytes and length. A tar cannot contain
+sockets.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 CHUNK = (
     4 << 20
-)  # bytes; a gzip member each, so that the processors share the work and the result does not depend on their number
+)  # bytes; each chunk is a gzip member, so processors share the work and the result does not depend on their number
 _UNKEPT = ("trusted.", "user.overlay.", "system.nfs4", "security.selinux", "security.ima", "security.evm")
 _O_PATH = os.O_PATH | os.O_NOFOLLOW
 _BENEATH = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
@@ -37,14 +38,14 @@ MEDIA = {"gzip": "+gzip", "zstd": "+zstd", "none": ""}
 
 
 class Blob:
-    """A file named by what it holds. diff_id: of a layer, the digest before it was compressed; sizes in bytes."""
+    """A file named by its digest. diff_id: for a layer, the digest before compression; sizes in bytes."""
 
     def __init__(self, path: str, digest: str, size: int, diff_id: str = "", raw: int = 0) -> None:
         self.path, self.digest, self.size, self.diff_id, self.raw = path, digest, size, diff_id, raw
 
 
 class _Compressed(io.RawIOBase):
-    """A stream that hashes what is written, compresses it in chunks on several threads, and writes and hashes the result."""
+    """A stream that hashes its input, compresses it in chunks on several threads, and writes and hashes the result."""
 
     def __init__(self, target: IO[bytes], compression: str) -> None:
         super().__init__()
@@ -103,14 +104,14 @@ def _compressor(name: str) -> Callable[[bytes], bytes]:
         return lambda data: bytes(zstandard.ZstdCompressor(level=9).compress(data))
 
     def gzip(data: bytes) -> bytes:
-        packer = zlib.compressobj(6, zlib.DEFLATED, 31)  # 31: a gzip header, whose time is 0
+        packer = zlib.compressobj(6, zlib.DEFLATED, 31)  # 31: a gzip header, with time 0
         return packer.compress(data) + packer.flush()
 
     return gzip
 
 
 def layer(tree: Tree, paths: Iterable[str], replaced: dict[str, bytes], directory: str, compression: str) -> Blob:
-    """The layer of PATHS of TREE as a blob in DIRECTORY. replaced: path → what a file holds instead."""
+    """The layer of PATHS of TREE as a blob in DIRECTORY. replaced: path → new content of a file."""
     temporary = os.path.join(directory, "layer")
     with open(temporary, "wb") as target:
         stream = _Compressed(target, compression)
@@ -127,10 +128,10 @@ def _named(temporary: str, directory: str, stream: _Compressed) -> Blob:
 
 
 def write_tar(tree: Tree, paths: Iterable[str], replaced: dict[str, bytes], stream: io.RawIOBase) -> None:
-    """Write PATHS as a tar, each directory before what is in it, the first name of a hard link before the others."""
+    """Write PATHS as a tar, each directory before its contents, the first name of a hard link before the others."""
     first: dict[tuple[int, int], str] = {}
     there = sorted(paths, key=lambda path: path.split("/"))
-    # No archive holds the root's own time: it is when the engine unpacked the image.
+    # No archive holds the root's own time: it is that of unpacking.
     newest = max((tree.entries[path].mtime for path in there if path.count("/") == 1 and path != "/"), default=0)
     with tarfile.open(
         fileobj=stream,
@@ -187,7 +188,8 @@ def _add_file(tar: tarfile.TarFile, fd: int, info: tarfile.TarInfo) -> None:
         if parts is None or sum(length for _, length in parts) > st.st_size * 3 // 4:
             tar.addfile(info, source)
             return
-        # GNU's sparse format 1.0 in PAX: the map is the first thing in the member's data. Go's reader, hence every engine, knows it.
+        # GNU's sparse format 1.0 in PAX: the member's data starts with the map. Go's reader supports it, hence every
+        # engine.
         lines = [str(len(parts)), *(str(number) for part in parts for number in part)]
         table = "\n".join((*lines, "")).encode()
         table += bytes(-len(table) % 512)
@@ -202,13 +204,13 @@ def _add_file(tar: tarfile.TarFile, fd: int, info: tarfile.TarInfo) -> None:
 
 
 class _Parts:
-    """A stream of the sparse map, then of the parts that hold data."""
+    """A stream of the sparse map, then of the parts with data."""
 
     def __init__(self, source: IO[bytes], table: bytes, parts: list[tuple[int, int]]) -> None:
         self.source, self.table, self.parts = source, table, list(parts)
 
     def read(self, size: int) -> bytes:
-        """SIZE bytes, fewer only at the end."""
+        """Read SIZE bytes, fewer only at the end."""
         found = bytearray(self.table[:size])
         self.table = self.table[size:]
         while len(found) < size and self.parts:
@@ -225,14 +227,14 @@ class _Parts:
 
 
 def _data(fd: int, size: int) -> list[tuple[int, int]] | None:
-    """The (offset, length) of what is no hole; a last one of length 0 says where the file ends. None: it can't be told."""
+    """The (offset, length) of the data; a last entry of length 0 marks the end. None if the filesystem does not tell."""
     parts, position = [], 0
     try:
         while position < size:
             try:
                 start = os.lseek(fd, position, os.SEEK_DATA)
             except OSError as error:
-                if error.errno == 6:  # ENXIO: nothing but a hole from here on
+                if error.errno == 6:  # ENXIO: only a hole follows
                     break
                 return None
             position = os.lseek(fd, start, os.SEEK_HOLE)
@@ -245,7 +247,7 @@ def _data(fd: int, size: int) -> list[tuple[int, int]] | None:
 
 
 def attributes(tree: Tree, path: str) -> dict[str, str]:
-    """The extended attributes as PAX records; bytes travel as surrogates."""
+    """The extended attributes as PAX records; undecodable bytes as surrogates."""
     fd = syscalls.openat2(tree.root_fd, path.lstrip("/") or ".", _O_PATH, _BENEATH)
     try:
         where = f"/proc/self/fd/{fd}"
@@ -275,7 +277,7 @@ def text_blob(value: object, directory: str) -> Blob:
 
 
 class Archive:
-    """An image as blobs in a directory, ready to be written as one tar, under any name."""
+    """An image as blobs in a directory, which can be written as one tar, under any name."""
 
     def __init__(self, directory: str, config: dict[str, Any], layers: list[Blob], compression: str) -> None:
         """config: the image configuration (OCI image-spec) without its rootfs."""
@@ -339,7 +341,7 @@ def _descriptor(blob: Blob, media: str) -> dict[str, Any]:
 
 
 def full(reference: str) -> str:
-    """The whole reference that a short one means to Docker: registry, repository and tag."""
+    """The full reference that a short one means to Docker: registry, repository and tag."""
     name, slash, rest = reference.partition("/")
     if not slash:
         reference = f"docker.io/library/{reference}"

@@ -1,12 +1,12 @@
-"""What an application needs and a recording does not show: a table of rules, one file per kind.
+"""What an application needs although a recording does not show it: a table of rules, one file per kind.
 
 A rule's module has NAME and SUMMARY, and some of:
 
-    seeds(context)                 (path, why) of what it keeps at once
-    follows(context, path, entry)  (path, why) of what PATH, a file that is kept, needs
-    closing(context)               (path, why), asked when nothing else is to be added; what it names is not followed
+    seeds(context)                 (path, why) of what it keeps from the start
+    follows(context, path, entry)  (path, why) of what PATH, a kept file, needs
+    closing(context)               (path, why), called when nothing else is to be added; its results are not followed
 
-Paths may lead through symbolic links: those are kept too. What does not exist is no error: rules guess.
+Paths may lead through symbolic links, which are kept too. Missing paths are ignored: rules guess.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ NAMES = (
 
 
 class Reason:
-    """Why a path is kept: the rule, its words, and the path that led to it ("" for none)."""
+    """Why a path is kept: the rule, its explanation, and the path that led to it ("" for none)."""
 
     __slots__ = ("by", "rule", "why")
 
@@ -71,27 +71,27 @@ class Choices:
 
 
 class Context:
-    """One image being split: what is known of it, and what is kept so far."""
+    """The splitting of one image: what is known about it, and what is kept so far."""
 
     def __init__(self, tree: Tree, settings: dict[str, Any], accesses: Accesses, choices: Choices) -> None:
         """settings: the run-time part of the image's configuration."""
         self.tree, self.settings, self.accesses, self.choices = tree, settings, accesses, choices
-        self.application: set[str] = set()  # files of the application's own layers
+        self.application: set[str] = set()  # files in the application's layers
         self.kept: dict[str, Reason] = {}
         self.dropped: dict[str, str] = {}
         self.replaced: dict[str, bytes] = {}
-        self.missed: set[str] = set()  # looked up in vain in a run of the slim image
+        self.missed: set[str] = set()  # paths whose lookup failed in a run of the slim image
         self._waiting: list[str] = []
         self._cache: dict[str, Any] = {}
 
     def once(self, key: str, make: Callable[[], Any]) -> Any:
-        """What MAKE gives, made once for this image."""
+        """The result of MAKE, computed once per image."""
         if key not in self._cache:
             self._cache[key] = make()
         return self._cache[key]
 
     def keep(self, path: str, reason: Reason) -> bool:
-        """Keep the file that PATH leads to and the links on the way; says whether anything was new."""
+        """Keep the file that PATH leads to and the links on the way; return whether anything was new."""
         real, links = self.tree.resolve(path)
         new = False
         for link in links:
@@ -107,7 +107,7 @@ class Context:
         return True
 
     def take(self) -> str | None:
-        """A path that is kept and was not followed yet."""
+        """A kept path that was not followed yet."""
         return self._waiting.pop() if self._waiting else None
 
     def search_path(self) -> list[str]:
@@ -116,12 +116,12 @@ class Context:
         return [part for part in text.split(":") if part.startswith("/")]
 
     def environment(self) -> dict[str, str]:
-        """The container's variables, as its configuration has them."""
+        """The container's variables, from its configuration."""
         rows = self.settings.get("Env") or []
         return dict(str(row).partition("=")[::2] for row in rows)
 
     def program(self, name: str) -> str:
-        """The path of a program by its name, "" if there is none."""
+        """The path of a program, "" if there is none."""
         if "/" in name:
             place = name if name.startswith("/") else f"{self.settings.get('WorkingDir') or '/'}/{name}"
             return place if self.tree.resolve(place)[0] else ""
@@ -134,17 +134,17 @@ class Context:
 
 
 def modules() -> list[ModuleType]:
-    """The rules, in the order of the table."""
+    """The rules, in the table's order."""
     for name in NAMES:
         __import__(f"{__name__}.{name}")
     return [sys.modules[f"{__name__}.{name}"] for name in NAMES]
 
 
 def complete(context: Context) -> None:
-    """Keep what was recorded and what follows from it. May be called again when more was recorded."""
+    """Keep what was recorded and what follows from it. May be called again with more recorded."""
     rules = modules()
     for path, kinds in sorted(context.accesses.kinds.items()):
-        if kinds != {"name"}:  # what was only looked up is kept where it turns out to be missed
+        if kinds != {"name"}:  # a path that was only looked up is kept once its absence matters
             context.keep(path, Reason(RECORDED, f"the run used it: {', '.join(sorted(kinds))}"))
     for path in context.missed:
         if path in context.tree and path not in context.kept:
@@ -175,9 +175,9 @@ def _add(context: Context, rule: str, found: Iterable[tuple[str, str]], by: str)
 
 
 def matching(tree: Tree, patterns: list[str], option: str) -> list[str]:
-    """The paths that match: ``*`` and ``?`` stay within a name, ``**`` does not; a directory stands for all that is in it.
+    """The paths that match: ``*`` and ``?`` do not match a slash, ``**`` does; a directory stands for everything in it.
 
-    CntrError for a pattern that matches nothing: it is mistyped.
+    Raises CntrError for a pattern that matches nothing, as it is probably mistyped.
     """
     found: dict[str, None] = {}
     for pattern in patterns:

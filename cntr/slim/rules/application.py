@@ -1,7 +1,8 @@
 """The application itself: what COPY and ADD brought, the working directory, ``--app``.
 
-A file of it that nobody asked for in the exercise is not one that nobody will ask for. What comes with the base image and what package
-managers installed is not the application; an image of one layer does not tell, and then the working directory and ``--app`` do.
+All its files are kept, as the exercise does not cover every use. What comes with the base image, or was installed by a
+package manager, is not the application. An image of one layer does not tell them apart: then the working directory and
+``--app`` decide.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ SUMMARY = (
     "files of COPY and ADD layers, of the working directory, beside a program or in a directory that the image starts, "
     "of a used site, of --app DIR"
 )
-# Directories of the system: to be in one of them makes a file no part of the application.
+# Directories of the system: files in them are not part of the application.
 SYSTEM = (
     *(
         "/",
@@ -55,19 +56,19 @@ SYSTEM = (
     *("/usr/local/bin", "/usr/local/lib", "/usr/local/sbin", "/usr/local/share", "/var/lib", "/var/log", "/var/cache"),
     *("/usr/src", "/usr/include", "/var/tmp", "/go", "/data"),
 )
-# Of those, what may hold an application all the same, where the configuration names it.
+# Exceptions that may hold an application if the configuration names them.
 NAMED = ("/srv", "/opt", "/data", "/usr/src")
-# Where sites are.
+# Directories of web sites.
 CONTENT = re.compile(
     r"(/var/www/[^/]+|/srv/[^/]+|/usr/share/nginx/html|/usr/local/apache2/htdocs|/usr/src/[^/]+|/opt/app)/"
 )
 _COPY = re.compile(r"^(?:/bin/sh -c #\(nop\) )?(?:COPY|ADD) ")
 _BASE = re.compile(r"^(?:/bin/sh -c #\(nop\) )?ADD \S+ in / *$|^(?:/bin/sh -c #\(nop\) )?ADD \S+ / # buildkit")
-_MOST = 200_000  # files in a layer that is still taken for an application
+_MOST = 200_000  # most files in a layer that counts as an application
 
 
 def layers(history: list[str]) -> list[int]:
-    """The numbers of the layers that COPY or ADD made, by what made each, without the root directory that a base image adds."""
+    """The numbers of the layers made by COPY or ADD, without the root directory that a base image adds."""
     return [number for number, line in enumerate(history) if _COPY.match(line) and (number or not _BASE.match(line))]
 
 
@@ -80,7 +81,7 @@ def of_layers(history: list[str], names: list[list[str]], tree: Tree) -> set[str
     return found
 
 
-# Of a layer that holds one of them the whole is a system's root, however it was brought.
+# A layer with one of these is a system's root, however it was added.
 _SYSTEMS = frozenset(
     "/var/lib/dpkg/status /lib/apk/db/installed /usr/lib/apk/db/installed /var/lib/rpm/rpmdb.sqlite /var/lib/rpm/Packages "
     "/usr/lib/sysimage/rpm/rpmdb.sqlite /etc/os-release /usr/lib/os-release".split()
@@ -88,7 +89,7 @@ _SYSTEMS = frozenset(
 
 
 def seeds(context: Context) -> Found:
-    """All of it."""
+    """All of the application."""
     tree = context.tree
     for path in sorted(context.application):
         yield path, "of a layer that COPY or ADD made"
@@ -110,7 +111,7 @@ def seeds(context: Context) -> Found:
 
 
 def _whole(context: Context, directory: str, why: str, *, named: bool = False) -> Found:
-    """All of a directory, if it is an application's; named: the image's configuration names that very directory."""
+    """All of a directory, if it is an application's; named: the configuration names exactly this directory."""
     usual = directory in SYSTEM or is_of_a_package(context, directory)
     if not directory or (usual and not (named and directory in NAMED)):
         return
@@ -123,7 +124,7 @@ def _whole(context: Context, directory: str, why: str, *, named: bool = False) -
 
 
 def follows(context: Context, path: str, entry: object) -> Found:
-    """Of a file of a site: the whole site."""
+    """For a file of a web site: the whole site."""
     found = CONTENT.match(path)
     done: set[str] = context.once("sites", set)
     if found and found[1] not in done:
@@ -133,12 +134,12 @@ def follows(context: Context, path: str, entry: object) -> Found:
 
 
 def is_of_a_package(context: Context, path: str) -> bool:
-    """Whether a package owns the directory: then it holds the package's data, and not an application's."""
+    """Whether a package owns the directory: then it holds the package's data, not an application."""
     from cntr.slim.rules import packages
 
     return path in packages.owners(context)
 
 
 def is_application(context: Context, path: str) -> bool:
-    """Whether a file is the application's own, whatever it is kept for."""
+    """Whether a file is the application's own."""
     return path in context.application

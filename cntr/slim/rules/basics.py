@@ -1,4 +1,6 @@
-"""What every program may ask for without a recording showing it: names and numbers, certificates, time zone, the C library's parts."""
+"""What every program may need without a recording showing it: name services, certificates, time zone, parts of the C
+library.
+"""
 
 from __future__ import annotations
 
@@ -29,21 +31,21 @@ FILES = {
     "the shell's and terminal's set-up": "/etc/profile /etc/environment /etc/inputrc",
     "mounts by name": "/etc/mtab /etc/fstab",
 }
-# The C library loads these by name when a thread is cancelled, a name looked up, a character set converted.
+# The C library loads these by name: to cancel a thread, look up a name, convert a character set.
 LIBC = ("libgcc_s.so.1", "libnss_files.so.2", "libnss_dns.so.2", "libnss_compat.so.2", "libresolv.so.2")
 GCONV = ("gconv-modules.cache", "gconv-modules", "UTF-16.so", "UTF-32.so", "ISO8859-1.so", "ISO8859-15.so", "CP1252.so")
 ZONES = "/usr/share/zoneinfo"
 LOCAL = (f"{ZONES}/UTC", f"{ZONES}/Etc/UTC", f"{ZONES}/localtime")
-# Programs and libraries whose users name a time zone, and which ask the system for it.
+# Programs and libraries whose users name time zones, which they read from the system.
 ZONED = re.compile(r"libphp[\d.]*\.so|php(?:-fpm|-cgi)?[\d.]*|postgres|mariadbd|mysqld|ruby[\d.]*|Rscript|beam\.smp")
 LOCALE = ("/usr/lib/locale/C.utf8", "/usr/lib/locale/C.UTF-8")
 
 
 def seeds(context: Context) -> Found:
-    """Those of them that the image has."""
+    """Those that the image has."""
     tree = context.tree
     if len(tree.entries) < 64 and not any("/ld-" in path for path in tree.entries):
-        return  # one static program
+        return  # a single static program
     for why, patterns in FILES.items():
         for pattern in patterns.split():
             if "*" not in pattern:
@@ -77,7 +79,7 @@ def _empty(context: Context) -> Found:
 
 
 def follows(context: Context, path: str, entry: object) -> Found:
-    """With the C library: what it loads by itself. With what knows time zones by name: the zones."""
+    """With the C library: what it loads by itself. With a program that knows time zones by name: the zones."""
     name = path.rpartition("/")[2]
     if ZONED.fullmatch(name) or path.startswith(f"{ZONES}/") or path.endswith("/zoneinfo/__init__.py"):
         if ZONED.fullmatch(name) or path not in LOCAL:

@@ -1,4 +1,4 @@
-"""What code starts or loads by a call whose words are in the code: programs, the shell, conversions between character sets."""
+"""What code starts or loads by a call whose arguments are in the code: programs, the shell, character set conversions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SUMMARY = (
     "for iconv(3) where a program calls them"
 )
 _SOURCE = (".py", ".js", ".mjs", ".cjs", ".ts", ".rb", ".php", ".pl", ".pm", ".lua", ".tcl", ".cgi", ".psgi")
-_QUOTED_COMMANDS = (".rb", ".php", ".pl", ".pm", ".cgi", ".psgi")  # where `…` runs it
+_QUOTED_COMMANDS = (".rb", ".php", ".pl", ".pm", ".cgi", ".psgi")  # languages in which `…` runs a command
 _STARTS = re.compile(
     r"\b(run|call|check_call|check_output|Popen|create_subprocess_exec|execFile|execFileSync|spawn|spawnSync|spawnlp|spawnvp|"
     r"execlp|execvp|which|system|popen[23]?|exec|execSync|shell_exec|passthru|proc_open|create_subprocess_shell|getoutput|"
@@ -30,7 +30,7 @@ _BY_SHELL = re.compile(
 )
 _QUOTED = re.compile(r"`([^`\n]{1,300})`")
 _FOREIGN = re.compile(r"/(?:node_modules|vendor|gems|(?:site|dist)-packages)/")
-# Conversions to and from one byte a character, which are small.
+# Conversions of single-byte character sets, which are small.
 _BYTE_SETS = re.compile(r"(?:ISO8859-\d+|CP125\d|KOI8-\w+|UTF-7)\.so")
 _CONVERTS = re.compile(
     r"php[\w.-]*|libphp[\d.]*\.so|iconv|git|lynx"
@@ -39,7 +39,7 @@ _GCONV = re.compile(r".*/gconv")
 
 
 def follows(context: Context, path: str, entry: Entry) -> Found:
-    """Of the application's source, and of programs."""
+    """For the application's source, and for programs."""
     if not entry.is_file or not entry.size:
         return
     own = application.is_application(context, path)
@@ -50,7 +50,7 @@ def follows(context: Context, path: str, entry: Entry) -> Found:
 
 
 def _is_foreign(context: Context, path: str) -> bool:
-    """Whether it is somebody else's library; one that the configuration names is the application."""
+    """Whether it belongs to a third-party library; one that the configuration names is the application."""
     found = _FOREIGN.search(path)
     words = context.settings.get("Entrypoint"), context.settings.get("Cmd")
     named = re.split(r"[\s.:/]", " ".join(word for text in words for word in as_words(text)))
@@ -69,7 +69,7 @@ def _started(context: Context, path: str) -> Found:
 
 
 def _called(context: Context, path: str, own: bool) -> Found:
-    """own: it is the application's, and what it calls is not what a package's program calls on some occasion."""
+    """own: it is the application's; a package's program may call much that is never needed."""
     found = elf.parse(context.tree, path)
     if found is None:
         return

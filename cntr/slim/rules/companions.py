@@ -1,4 +1,4 @@
-"""A server's own small tools: what people run beside it with `docker exec` (redis-cli, haproxy's halog, keytool)."""
+"""A server's own small tools, which people run with `docker exec` (redis-cli, haproxy's halog, keytool)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 NAME = "companions"
 SUMMARY = "the small programs of the started program's package, and those with its name or its name's first word before a - or _"
-LARGEST, MOST = 3 << 19, 3 << 20  # bytes of one, of all together; what is larger is left to the exercise and --keep
-_LETTERS = 4  # of a name's first word: shorter ones mean nothing
+LARGEST, MOST = 3 << 19, 3 << 20  # bytes of one tool, of all together; larger ones need the exercise or --keep
+_LETTERS = 4  # letters of a name's first word; shorter words mean nothing
 PLACES = ("/usr/bin", "/usr/sbin", "/bin", "/sbin", "/usr/local/bin", "/usr/local/sbin")
 
 
 def seeds(context: Context) -> Found:
-    """Of the first words of Entrypoint and Cmd."""
+    """The tools of the programs in Entrypoint and Cmd."""
     settings = context.settings
     for words in (as_words(settings.get("Entrypoint")), as_words(settings.get("Cmd"))):
         program = context.program(words[0]) if words else ""
@@ -56,7 +56,7 @@ def _of_package(context: Context, program: str) -> list[str]:
 
 
 def _of_name(context: Context, program: str) -> list[str]:
-    """Its tools may be another package's (mosquitto_sub), or nobody's."""
+    """Tools with the program's name; they may be in another package (mosquitto_sub), or in none."""
     name = program.rpartition("/")[2]
     word = name if program in packages.owners(context) else name.partition("-")[0]
     if len(word) < _LETTERS:

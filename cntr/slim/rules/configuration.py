@@ -1,4 +1,6 @@
-"""What the image's configuration names: Entrypoint, Cmd, Healthcheck, Shell, the content of Volumes, the working directory."""
+"""What the image's configuration names: Entrypoint, Cmd, Healthcheck, Shell, the content of Volumes, the working
+directory.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,13 @@ if TYPE_CHECKING:
 
 NAME = "configuration"
 SUMMARY = "Entrypoint, Cmd, Healthcheck, Shell, what is in Volumes, files among their arguments; a used directory of /etc whole"
-SMALL = 256 << 10  # bytes of a directory of /etc that is kept whole
+SMALL = 256 << 10  # bytes of a directory in /etc that is kept as a whole
 BESIDE = "in a directory of /etc of which a file is used"
 SHELL_TOOLS = "sh bash ls cat cp mv rm mkdir rmdir ln chmod chown ps id env grep sed head tail sleep true false echo pwd date find which"
 
 
 def seeds(context: Context) -> Found:
-    """Programs and the files among their arguments."""
+    """Programs, and files among their arguments."""
     settings = context.settings
     health = as_words((settings.get("Healthcheck") or {}).get("Test"))
     commands = {
@@ -49,7 +51,7 @@ def seeds(context: Context) -> Found:
 
 
 def follows(context: Context, path: str, entry: Entry) -> Found:
-    """What lies beside a file of /etc/NAME: which templates, sites or services are read is decided later, by a request or a login."""
+    """The other files in /etc/NAME: a request or a login decides later which templates, sites or services are read."""
     directory = path.rpartition("/")[0]
     seen: set[str] = context.once("directories of /etc", set)
     used = context.accesses.kinds.get(path, {"name"}) != {"name"} or path in context.missed

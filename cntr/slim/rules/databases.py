@@ -1,4 +1,4 @@
-"""Database servers: what an SQL statement loads that no start does: languages, dictionaries, character sets."""
+"""Database servers: what SQL statements load and a start does not: languages, dictionaries, character sets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SUMMARY = (
     "PostgreSQL's conversions, dictionaries, PL/pgSQL and zone names; MySQL's and MariaDB's character sets and messages"
 )
 _POSTGRES = re.compile(r"(.*)/bin/postgres")
-# The just-in-time compiler needs a compiler's library of 100 MB: it stays where the recording shows its use.
+# The just-in-time compiler needs a library of 100 MB: it is kept only if the recording shows its use.
 _MODULE = re.compile(
     r"/(?:plpgsql|dict_\w+|utf8_and_\w+|\w+_and_\w+|cyrillic_and_mic|latin\w*_mic|libpqwalreceiver|pgoutput)\.so$"
 )
@@ -24,7 +24,7 @@ _MESSAGES = ("/usr/share/mysql", "/usr/share/mariadb", "/usr/share/mysql-8.0", "
 
 
 def follows(context: Context, path: str, entry: Entry) -> Found:
-    """With a server's program."""
+    """For a server's program."""
     found = _POSTGRES.fullmatch(path)
     if found:
         yield from _postgres(context, found[1])
@@ -35,7 +35,7 @@ def follows(context: Context, path: str, entry: Entry) -> Found:
 
 
 def _postgres(context: Context, home: str) -> Found:
-    """HOME: what bin is in: /usr/lib/postgresql/15 in Debian, /usr/local in the official image."""
+    """home: the directory above bin: /usr/lib/postgresql/15 in Debian, /usr/local in the official image."""
     tree = context.tree
     for place in (f"{home}/lib", f"{home}/lib/postgresql"):
         for one in tree.children(place):

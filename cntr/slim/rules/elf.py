@@ -1,4 +1,4 @@
-"""ELF: the dynamic linker, needed libraries, and libraries that a program loads by name while it runs."""
+"""ELF: the dynamic linker, needed libraries, and libraries that a program loads by name at run time."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ PT_LOAD, PT_DYNAMIC, PT_INTERP = 1, 2, 3
 DT_NEEDED, DT_STRTAB, DT_STRSZ, DT_RPATH, DT_RUNPATH = 1, 5, 10, 15, 29
 USUAL = ("/lib", "/usr/lib", "/lib64", "/usr/lib64", "/usr/local/lib", "/lib32", "/usr/lib32")
 _DLOPEN = re.compile(rb"lib[A-Za-z0-9_+.-]{1,60}\.so\.[0-9][0-9.]{0,9}")
-# What loads by name by tables of its own (basics), or what is of use on a desktop alone.
+# Programs that load by tables of their own (basics), or libraries for desktops only.
 _OWN_NAMES = ("/libc.so.", "/jvm/", "/jre/", "/openjdk")
-_MOST = 128 << 20  # bytes of a file that is searched for names
+_MOST = 128 << 20  # bytes of a file that are searched for names
 _TABLE = 1 << 20  # bytes of one table
 
 
 class Elf:
-    """What the dynamic linker would read of a file. Every number in it may be a lie."""
+    """What the dynamic linker would read from a file. Any number in it may be wrong."""
 
     def __init__(self, tree: Tree, path: str) -> None:
-        """Read it. ValueError if it is no ELF file."""
+        """Read it. Raises ValueError if it is not an ELF file."""
         self.needed: list[str] = []
         self.paths: list[str] = []
-        self.names: frozenset[str] = frozenset()  # of symbols, its own and those that it asks for
+        self.names: frozenset[str] = frozenset()  # of symbols, defined and undefined
         self.interpreter = ""
         head = tree.read(path, 64)
         if head[:4] != b"\x7fELF" or len(head) < 52 or head[4] not in (1, 2) or head[5] not in (1, 2):
@@ -39,7 +39,7 @@ class Elf:
         try:
             self._read(tree, path, head)
         except (struct.error, ValueError):
-            pass  # what could be read of it is used
+            pass  # what could be read is used
 
     def _read(self, tree: Tree, path: str, head: bytes) -> None:
         at, size, count = (
@@ -84,7 +84,7 @@ class Elf:
 
 
 def parse(tree: Tree, path: str) -> Elf | None:
-    """The file's dynamic part; None for what is no ELF file."""
+    """The file's dynamic section; None if it is not an ELF file."""
     try:
         return Elf(tree, path)
     except ValueError:
@@ -92,7 +92,7 @@ def parse(tree: Tree, path: str) -> Elf | None:
 
 
 def directories(context: Context) -> list[str]:
-    """Where libraries are looked for: ld.so.conf's directories, LD_LIBRARY_PATH, the usual ones, each with its triplets."""
+    """The library search path: ld.so.conf's directories, LD_LIBRARY_PATH, the defaults, each with its triplets."""
 
     def make() -> list[str]:
         found = context.environment().get("LD_LIBRARY_PATH", "").split(":")
@@ -116,7 +116,7 @@ def directories(context: Context) -> list[str]:
 
 
 def _configured(tree: Tree, path: str, depth: int) -> list[str]:
-    """The directories of an ld.so.conf(5) and of what it includes."""
+    """The directories in an ld.so.conf(5) and its includes."""
     import fnmatch
 
     found = []
@@ -134,7 +134,7 @@ def _configured(tree: Tree, path: str, depth: int) -> list[str]:
 
 
 def find(context: Context, name: str, places: list[str], machine: int) -> list[str]:
-    """The library of that name for that machine in the first of PLACES that has it, with its variants for newer processors."""
+    """The library of that name and machine in the first of PLACES that has it, with its variants for newer processors."""
     if "/" in name:
         return [name]
     for place in places:
@@ -153,7 +153,7 @@ def find(context: Context, name: str, places: list[str], machine: int) -> list[s
 
 
 def follows(context: Context, path: str, entry: Entry) -> Found:
-    """What the dynamic linker loads with an ELF file."""
+    """What the dynamic linker loads for an ELF file."""
     if not entry.is_file or entry.size < 52:
         return
     elf = parse(context.tree, path)
@@ -178,7 +178,7 @@ def follows(context: Context, path: str, entry: Entry) -> Found:
 
 
 def loaded_by_name(data: bytes) -> set[str]:
-    """The strings of a program that are names of libraries with a version: what it gives to dlopen(3)."""
+    """The strings in a program that are versioned library names: arguments of dlopen(3)."""
     found, at = set(), data.find(b".so.")
     while at >= 0:
         start = data.rfind(b"\0", max(0, at - 64), at) + 1

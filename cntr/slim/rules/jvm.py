@@ -1,4 +1,6 @@
-"""A Java virtual machine: its own library and configuration, without what only a compiler, a debugger or a desktop needs."""
+"""A Java virtual machine: its own library and configuration, without what only a compiler, a debugger or a desktop
+needs.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ if TYPE_CHECKING:
 
 NAME = "jvm"
 SUMMARY = "a JVM's libraries, modules, security, time zone and network configuration; jars beside one on the class path"
-# What a server never loads, or loads only where its exercise shows it: a desktop's libraries, sources, symbols, shared
-# archives of other heap settings.
+# Not needed by a server, unless its exercise shows it: libraries for desktops, sources, symbols, shared archives for
+# other heap settings.
 _LEFT_OUT = re.compile(
     r"/lib/(?:src\.zip|ct\.sym|[^/]*\.debuginfo|server/classes_nocoops\.jsa|jrt-fs\.jar|jspawnhelper\.debug|"
     r"lib(?:awt|awt_xawt|awt_headless|fontmanager|freetype|javajpeg|jawt|jsound|lcms|mlib_image|splashscreen|jdwp|dt_socket|"
@@ -26,7 +28,7 @@ _ALWAYS = re.compile(r"/(?:lib|conf)/(?:.*\.(?:properties|policy|cfg|conf|dat|ce
 
 
 def follows(context: Context, path: str, entry: Entry) -> Found:
-    """With libjvm.so: the virtual machine around it."""
+    """For libjvm.so: the virtual machine around it."""
     if not path.endswith("/libjvm.so"):
         return
     home = re.sub(r"/lib(?:/[a-z0-9_]+)?/(?:server|client|minimal)/libjvm\.so$", "", path)

@@ -1,4 +1,6 @@
-"""Symbolic links: those that lead to what is kept, file or directory, and those that lead out of the image (to /dev, /proc, a volume)."""
+"""Symbolic links: those that lead to kept files or directories, and those that lead out of the image (to /dev, /proc, a
+volume).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ SUMMARY = "symbolic links to kept files and to directories, links out of the ima
 
 
 def closing(context: Context) -> Found:
-    """Every directory as it was, and the links."""
+    """Every directory, and the links."""
     tree = context.tree
     for path, entry in tree.entries.items():
         if entry.is_directory:

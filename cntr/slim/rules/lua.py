@@ -1,4 +1,4 @@
-"""Lua: modules that the application, or a server's configuration with Lua in it, requires anywhere."""
+"""Lua: modules required by the application, or by a server's configuration that contains Lua."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _USED = "lua used"
 
 
 def follows(context: Context, path: str, entry: Entry) -> Found:
-    """Of Lua code that is the application's, a used module's, or in a small file of /etc."""
+    """For Lua code of the application, of a used module, or in a small file of /etc."""
     used: set[str] = context.once(_USED, set)
     own = path in used or application.is_application(context, path)
     if path.endswith(".lua"):
@@ -44,7 +44,7 @@ def follows(context: Context, path: str, entry: Entry) -> Found:
 
 
 def _files_of(context: Context, path: str, name: str) -> list[str]:
-    """Of each version of the language: which one runs is not told."""
+    """For each version of the language, since it is unknown which one runs."""
     inner = name.replace(".", "/")
     places = [path.rpartition("/")[0], *context.once("lua paths", list), *_places(context)]
     found = [

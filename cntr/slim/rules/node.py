@@ -1,4 +1,6 @@
-"""Node.js: the nearest package.json of a kept script, and the packages that the application requires, with theirs."""
+"""Node.js: the nearest package.json of a kept script, and the packages the application requires, with their
+dependencies.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ _MOST = 4 << 20
 
 
 def follows(context: Context, path: str, entry: Entry) -> Found:
-    """Of a script that is kept."""
+    """For a kept script."""
     if not path.endswith((*SCRIPTS, ".json", ".node")) or not entry.is_file:
         return
     directory = path.rpartition("/")[0]

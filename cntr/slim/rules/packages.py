@@ -1,4 +1,4 @@
-"""Package databases: the record of each package of which something is kept, so that scanners see what is there and no more."""
+"""Package databases: the records of packages of which something is kept, so that scanners see exactly what is there."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HEAD = re.compile(r"^(Package|Version|Architecture|Status):[ \t]*(.*)$", re.MUL
 
 
 class Package:
-    """An installed package; names: what the database calls its files by."""
+    """An installed package; names: its files, as the database spells them."""
 
     __slots__ = ("architecture", "name", "record", "version")
 
@@ -35,7 +35,7 @@ class Package:
 
 
 def installed(context: Context) -> dict[str, Package]:
-    """The packages of the image by name."""
+    """The packages of the image, by name."""
     return context.once("packages", lambda: _installed(context))  # type: ignore[no-any-return]
 
 
@@ -68,7 +68,7 @@ def owners(context: Context) -> dict[str, str]:
 
 
 def files(context: Context, name: str) -> list[str]:
-    """The files that the package of that name owns, directories left out."""
+    """The files of a package, without directories."""
 
     def make() -> dict[str, list[str]]:
         table: dict[str, list[str]] = {}
@@ -101,7 +101,7 @@ def _owners(context: Context) -> dict[str, str]:
 def _own(context: Context, table: dict[str, str], path: str, name: str) -> None:
     if path in context.tree.entries:
         table.setdefault(path, name)
-    else:  # merged /usr: the package says /bin/sh, the file is in /usr/bin
+    else:  # merged /usr: the package lists /bin/sh, the file is in /usr/bin
         directory, _, last = path.rpartition("/")
         places = context.once("package directories", dict)
         if directory not in places:
@@ -112,7 +112,7 @@ def _own(context: Context, table: dict[str, str], path: str, name: str) -> None:
 
 
 def kept(context: Context) -> set[str]:
-    """The packages of which a file is kept that is more than a record or documentation."""
+    """The packages of which some file is kept that is neither a record nor documentation."""
     table = owners(context)
     return {
         table[path]
@@ -123,7 +123,7 @@ def kept(context: Context) -> set[str]:
 
 
 def closing(context: Context) -> Found:
-    """The databases, as --package-db says; copyright files, as --licences says."""
+    """The databases, depending on --package-db; copyright files, depending on --licences."""
     tree, choice = context.tree, context.choices.package_db
     there = kept(context)
     if choice == "full":

@@ -1,4 +1,4 @@
-"""Perl: modules that the application uses anywhere in its code, whole distributions of those, compiled halves."""
+"""Perl: modules that the application's code uses anywhere, their whole distributions, and their compiled parts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PLACE = re.compile(
     r"(?:-base|/\d[\d.]*|/\d[\d.]*/[^/]+)?"
 )
 _CORE = ("perl", "perl-base", "libperl", "perl-modules")
-# Of Perl's own: what a module loads by a name that it is given.
+# In Perl's own distribution: modules that another one loads by a name given to it.
 _BY_NAME = {
     "Encode": ("Encode", "auto/Encode"),
     "charnames": ("unicore/Name.pl", "unicore/Name.pm"),
@@ -37,7 +37,7 @@ _USED = "perl used"
 
 
 def follows(context: Context, path: str, entry: Entry) -> Found:
-    """Of a Perl file."""
+    """For a Perl file."""
     used: set[str] = context.once(_USED, set)
     named = path.endswith((".pm", ".pl", ".psgi", ".cgi"))
     own = application.is_application(context, path) or (not named and scripts.language(context, path, entry) == "perl")
@@ -61,10 +61,10 @@ def follows(context: Context, path: str, entry: Entry) -> Found:
 
 
 def _whole(context: Context, place: str, module: str, path: str, own: bool) -> Found:
-    """What a module may load by a name it makes: back ends, plug-ins, drivers: the rest of its distribution."""
+    """What a module may load by a computed name: back ends, plug-ins, drivers, that is, the rest of its distribution."""
     name = packages.owners(context).get(path, "")
     known = module.replace("::", "/")
-    for part in _BY_NAME.get(known, ()) if own or known != "Encode" else ():  # its tables are 9 MB
+    for part in _BY_NAME.get(known, ()) if own or known != "Encode" else ():  # its tables take 9 MB
         for other in _places(context):
             for one in [f"{other}/{part}", *context.tree.below(f"{other}/{part}")]:
                 yield one, f"loaded by {module} by name"

@@ -20,7 +20,7 @@ _NOT_CODE = ("/doc/", "/docs/", "/test/", "/tests/", "/examples/")
 
 
 def follows(context: Context, path: str, entry: Entry) -> Found:
-    """Of a PHP file, or of a configuration file of PHP."""
+    """For a PHP file, or a configuration file of PHP."""
     if path.endswith(".ini") and "/php" in path:
         for name in _EXTENSION.findall(context.tree.read(path, 1 << 16).decode("utf-8", "replace")):
             library = name if name.endswith(".so") else f"{name}.so"

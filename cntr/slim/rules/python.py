@@ -1,4 +1,4 @@
-"""Python: source and bytecode together, what an application's modules import, a package's metadata."""
+"""Python: source and bytecode together, imports of the application's modules, package metadata."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ _DISTRIBUTION = re.compile(r"(.*/(?:site|dist)-packages)/([^/]+)")
 _METADATA = ("METADATA", "PKG-INFO", "entry_points.txt", "top_level.txt", "INSTALLER")
 _LIBRARY = re.compile(r".*/python3(?:\.\d+)?(?:/(?:site|dist)-packages|/lib-dynload)?")
 _LIBRARY_FILE = re.compile(r".*/python3(?:\.\d+)?/(?!(?:site|dist)-packages/).*")
-_MOST = 4 << 20  # bytes of a module that is read for imports
+_MOST = 4 << 20  # bytes of a module that is searched for imports
 # "package.module", "package.module.Class", "package.module.%s", f"package.module.{name}"
 _DOTTED = re.compile(r"""["']([A-Za-z_]\w*(?:\.\w+)*)(\.(?:%s|\{|["'])|(?=["':]))""")
 _ENCODING = re.compile(
     r"""(?:\b(?:en|de)code\(|\bencoding\s*=|\b(?:lookup|getreader|getwriter|iterdecode)\(|\bopen\([^\n]{1,80},)\s*["']([\w.-]{2,20})["']"""
 )
-# As pkg_resources' scripts have it.
+# In scripts made by pkg_resources.
 _ENTRY = re.compile(r"""["']([\w.-]+)==[^"'\n]*["']\s*,\s*["'](\w+)["']\s*,\s*["']([\w.-]+)["']""")
 _COMMENT = re.compile(r"#[^\n]*")
-# What the standard library imports of itself for its own tests and debugging, or where a compiled half is missing.
+# Imports of the standard library for its own tests and debugging, or if a compiled part is missing.
 _NOT_AT_WORK = frozenset(
     "doctest pdb pydoc test unittest tkinter idlelib lib2to3 turtle ensurepip cProfile profile pstats _pydecimal _pyio _pydatetime".split()
 )
-_BY_NAME = ("/sysconfig.py", "/xml/sax/__init__.py", "/xml/dom/domreg.py")  # of the standard library
+_BY_NAME = ("/sysconfig.py", "/xml/sax/__init__.py", "/xml/dom/domreg.py")  # in the standard library
 _TESTS = ("/tests/", "/test/", "/testing/")
 _IMPORTED = "python imported"
 
 
 def follows(context: Context, path: str, entry: Entry) -> Found:
-    """Of a Python file that is kept."""
+    """For a kept Python file."""
     if path.endswith(".pyc"):
         found = _CACHED.fullmatch(path)
         if found:
@@ -73,7 +73,7 @@ def _bytecode(context: Context, path: str) -> Found:
 
 
 def _imports(context: Context, path: str, imported: set[str]) -> Found:
-    """What a module of the application imports, now or later; and what those import."""
+    """What a module of the application imports, at any time; and their imports."""
     text = context.tree.read(path, _MOST).decode("utf-8", "replace")
     for package, names, modules in _IMPORT.findall(text):
         wanted = [part.split()[0] for part in modules.split(",") if part.strip()] if modules else [package]
@@ -91,7 +91,7 @@ def _imports(context: Context, path: str, imported: set[str]) -> Found:
 
 
 def _entry_points(context: Context, path: str, imported: set[str]) -> Found:
-    """The module of a script that asks its distribution's metadata for it."""
+    """The module of a script that looks it up in its distribution's metadata."""
     wanted = path.rpartition("/")[2]
     text = context.tree.read(path, 1 << 16).decode("utf-8", "replace")
     if "entry_point" not in text:
@@ -113,7 +113,9 @@ def _entry_points(context: Context, path: str, imported: set[str]) -> Found:
 
 
 def _by_name(context: Context, path: str, imported: set[str], own: bool) -> Found:
-    """Modules that a string names: settings, plug-ins, drivers. A distribution's strings count for the distribution itself."""
+    """Modules named by a string: settings, plug-ins, drivers. A distribution's strings count for the distribution
+    itself.
+    """
     text = context.tree.read(path, _MOST).decode("utf-8", "replace")
     top = "" if own else _top(path)
     for module, open_end in set(_DOTTED.findall(text)):
@@ -140,7 +142,7 @@ def _by_name(context: Context, path: str, imported: set[str], own: bool) -> Foun
 
 
 def _top(path: str) -> str:
-    """The first part of a module's name."""
+    """The first component of a module's name."""
     return (
         re.sub(r".*/python3[\d.]*/(?:(?:site|dist)-packages/)?|.*/(?:site|dist)-packages/", "", path)
         .partition("/")[0]
@@ -149,7 +151,7 @@ def _top(path: str) -> str:
 
 
 def _is_django(context: Context, directory: str) -> bool:
-    """An application of Django's: what is in it is found by the names of its files."""
+    """Whether it is a Django application, whose modules are found by file name."""
     return f"{directory}/apps.py" in context.tree
 
 
@@ -163,7 +165,7 @@ def _codec(context: Context, encoding: str, imported: set[str]) -> Found:
 
 
 def _files_of(context: Context, importer: str, module: str) -> list[str]:
-    """The files that the import of MODULE would load, as far as names tell."""
+    """The files that an import of MODULE would load, judged by names."""
     if module.startswith("."):
         base = importer
         for _ in range(len(module) - len(module.lstrip("."))):
@@ -185,7 +187,7 @@ def _files_of(context: Context, importer: str, module: str) -> list[str]:
                 extension = _extension(context, here)
                 found += [extension] if extension else []
                 if not extension and number == 0 and here not in context.tree:
-                    break  # a directory without __init__.py is a namespace package
+                    break  # without __init__.py it is a namespace package
         if found:
             return found
     return []
@@ -201,7 +203,7 @@ def _extension(context: Context, stem: str) -> str:
 
 
 def _places(context: Context) -> list[str]:
-    """The directories of the module search path: each standard library that is kept from, and what is installed beside it."""
+    """The directories of the module search path: each kept standard library, and what is installed beside it."""
 
     def make() -> list[str]:
         tree = context.tree
@@ -215,7 +217,7 @@ def _places(context: Context) -> list[str]:
 
 
 def _metadata(context: Context, path: str) -> Found:
-    """The metadata of the distribution that a kept file belongs to: importlib.metadata asks for it by name."""
+    """The metadata of a kept file's distribution: importlib.metadata looks it up by name."""
     found = _DISTRIBUTION.match(path)
     if not found or found[2].endswith((".dist-info", ".egg-info")):
         return
@@ -226,7 +228,7 @@ def _metadata(context: Context, path: str) -> Found:
 
 
 def _distributions(context: Context) -> dict[tuple[str, str], list[str]]:
-    """(directory, top-level module) → the directories of metadata."""
+    """(directory, top-level module) → the metadata directories."""
     table: dict[tuple[str, str], list[str]] = {}
     for path, entry in context.tree.entries.items():
         if entry.is_directory and path.endswith((".dist-info", ".egg-info")):

@@ -1,4 +1,4 @@
-"""Ruby: a gem that is used, whole, with its specification."""
+"""Ruby: a used gem as a whole, with its specification."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _REQUIRE = re.compile(
 _PLACE = re.compile(
     r"(?:/usr|/usr/local)/lib(?:/[a-z0-9_]+-linux-gnu)?/ruby/(?:(?:vendor|site)_ruby/?)?(?:\d[\d.]*)?(?:/[a-z0-9_]+-linux(?:-gnu)?)?|.*/gems/[^/]+/lib"
 )
-# As distributions have it.
+# Where distributions install it.
 _PACKAGED = re.compile(r"((?:/usr|/usr/local)/lib/ruby/vendor_ruby/(?!rubygems|bundler)[\w-]+)(?:\.rb|/)")
 _MOST = 4 << 20
 _GEM = re.compile(r"(.*)/gems/([^/]+)/(?:lib|app|ext|bin|exe|config|data)/")
 
 
 def follows(context: Context, path: str, entry: Entry) -> Found:
-    """Of a file in a gem: autoload takes the rest when it is first named."""
+    """For a file in a gem: autoload loads the rest when it is first named."""
     required: set[str] = context.once("ruby required", set)
     found, packaged = _GEM.match(path), _PACKAGED.match(path)
     if path.endswith((".rb", ".ru", ".rake")) and (

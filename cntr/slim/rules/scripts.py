@@ -1,4 +1,4 @@
-"""Scripts: the interpreter of the first line, and the programs that a start script names, taken branch or not."""
+"""Scripts: the interpreter of the first line, and the programs that a start script names, in any branch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAME = "scripts"
 SUMMARY = "the interpreter of #!, `env X`, programs and files that executed shell scripts name in any branch"
 SHELLS = ("sh", "bash", "dash", "ash", "ksh", "zsh")
 _MOST = 1 << 18  # bytes of a script
-# After these words comes a program; after those of the second line a program may come some words later.
+# A program follows these words; after those of the second line, possibly some words later.
 _BEFORE = frozenset("then do else elif if while until exec command nohup env time ! && || ; | ( { $( `".split())
 _RUNNERS = frozenset("gosu su-exec setpriv chpst sudo runuser xargs tini dumb-init nice ionice timeout chroot".split())
 _TOKEN = re.compile(r"""\$\(|&&|\|\||[;|&(){}`\n]|"(?:[^"\\]|\\.)*"|'[^']*'|[^\s;|&(){}`"']+""")
@@ -24,7 +24,7 @@ _WORD = re.compile(r"[A-Za-z0-9_.+-][A-Za-z0-9_.+:-]*|/[A-Za-z0-9_.+:@/-]+")
 
 
 def interpreter(line: str) -> list[str]:
-    """The words after #! of a first line."""
+    """The words after #! in the first line."""
     words = line.removeprefix("#!").strip().split(None, 1)
     if len(words) == 2:
         try:
@@ -35,7 +35,7 @@ def interpreter(line: str) -> list[str]:
 
 
 def follows(context: Context, path: str, entry: Entry) -> Found:
-    """Of a file that begins with #!."""
+    """For a file that begins with #!."""
     if not entry.is_file or not entry.size:
         return
     head = context.tree.read(path, 256)
@@ -60,7 +60,7 @@ def follows(context: Context, path: str, entry: Entry) -> Found:
 
 
 def language(context: Context, path: str, entry: Entry) -> str:
-    """The program of the first line of a script that is run, without its version (python, perl, ruby); "" for anything else."""
+    """The interpreter of an executed script, without its version (python, perl, ruby); "" for anything else."""
     if not entry.is_executable or entry.size > _MOST or not is_started(context, path):
         return ""
     head = context.tree.read(path, 256)
@@ -73,8 +73,8 @@ def language(context: Context, path: str, entry: Entry) -> str:
 
 
 def is_started(context: Context, path: str) -> bool:
-    """Whether the script is run when the container starts: executed in the recording, named by the configuration,
-    a tool of the started program, the application's own.
+    """Whether the script runs at the container's start: executed in the recording, named by the configuration, a tool
+    of the started program, or the application's own.
     """
     if "exec" in context.accesses.kinds.get(path, ()):
         return True
@@ -90,7 +90,7 @@ def _is_plain(context: Context, path: str) -> bool:
 
 
 def named(text: str) -> list[str]:
-    """The words of a shell script that stand where a program stands."""
+    """The words of a shell script in command position."""
     found: dict[str, None] = {}
     expected, runner = True, 0
     for line in _logical(text):
@@ -115,13 +115,13 @@ def named(text: str) -> list[str]:
 
 
 def files(text: str) -> list[str]:
-    """The absolute paths that a script holds."""
+    """The absolute paths in a script."""
     return list(
         dict.fromkeys(re.findall(r"(?<![\w$}/.-])/[A-Za-z0-9_.+@-]+(?:/[A-Za-z0-9_.+@-]+)+", "\n".join(_logical(text))))
     )
 
 
 def _logical(text: str) -> list[str]:
-    """Lines without comments, continued ones joined."""
+    """Lines without comments, with continuations joined."""
     joined = text.replace("\\\n", " ")
     return [re.sub(r"(?:^|\s)#.*", "", line) for line in joined.split("\n")]

@@ -1,6 +1,6 @@
-"""Running an image: in the engine that has it, or by an OCI runtime on a directory. One file each.
+"""Runs images: in the engine that has them, or by an OCI runtime on a directory. One file each.
 
-An engine's module offers the functions of ``Engine``; ``Running`` is a container that one of them started.
+An engine's module has the functions of ``Engine``; ``Running`` is a container that it started.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import IO, Any, Protocol
 
-# What uname(2) calls a machine → what images call it.
+# uname(2)'s machine → the architecture's name in images.
 MACHINES = {
     "x86_64": "amd64",
     "aarch64": "arm64",
@@ -28,10 +28,10 @@ MACHINES = {
     "s390x": "s390x",
     "riscv64": "riscv64",
 }
-STOP_SECONDS = 3.0  # between the signal that asks a container to stop and the one that does not ask
+STOP_SECONDS = 3.0  # between the stop signal and SIGKILL
 
 
-# What the run-time part of a configuration may hold (OCI image-spec, config.md), "" and null aside.
+# The types of the run-time settings in a configuration (OCI image-spec, config.md); "" and null are allowed too.
 KINDS: dict[str, tuple[type, ...]] = {
     "Entrypoint": (list, str),
     "Cmd": (list, str),
@@ -47,7 +47,7 @@ KINDS: dict[str, tuple[type, ...]] = {
 
 
 def checked(settings: dict[str, Any], reference: str) -> dict[str, Any]:
-    """SETTINGS, if each is of its kind. CntrError."""
+    """SETTINGS, if each has its type. Raises CntrError."""
     for name, kinds in KINDS.items():
         value = settings.get(name)
         if value and not isinstance(value, kinds):
@@ -61,9 +61,8 @@ def checked(settings: dict[str, Any], reference: str) -> dict[str, Any]:
 class Image:
     """An image as its engine has it.
 
-    config: the image configuration (OCI image-spec), whole; layers: directories of its layers, the lowest first, [] where there
-    are none to be had;
-    settings: the run-time part of the configuration with what a container of it was told (Entrypoint, Cmd, Env, User).
+    config: the whole image configuration (OCI image-spec); layers: directories of its layers, lowest first, [] if they
+    are not accessible; settings: the run-time settings, with those of a container of it (Entrypoint, Cmd, Env, User).
     """
 
     def __init__(self, engine: str, reference: str, id: str, config: dict[str, Any], layers: list[str]) -> None:
@@ -72,31 +71,31 @@ class Image:
         self.settings: dict[str, Any] = checked(dict(own) if isinstance(own, dict) else {}, reference)
 
     def history(self) -> list[str]:
-        """What made each of the layers, the lowest first; as many as there are layers, "" where nothing is told."""
+        """The command that made each layer, lowest first, "" if unknown."""
         rows = self.config.get("history") or []
         made = [str(row.get("created_by") or "") for row in rows if not row.get("empty_layer")]
         return made if len(made) == len(self.layers) else [""] * len(self.layers)
 
 
 class RunOptions:
-    """What the user says of running it."""
+    """The user's options for running it."""
 
     def __init__(self) -> None:
-        """Nothing but the image's own settings, and no network but the container's own loopback."""
+        """The image's own settings, and only the container's loopback as network."""
         self.network = "none"
         self.environment: list[str] = []
         self.volumes: list[str] = []
-        self.command: list[str] = []  # in the place of the image's Cmd
+        self.command: list[str] = []  # replaces the image's Cmd
         self.entrypoint: list[str] = []
         self.timeout = 60.0  # seconds to the first answer
         self.stop_signal = "SIGTERM"
 
 
 class Running:
-    """A container that was started. Engines subclass it."""
+    """A started container. Engines subclass it."""
 
     name = ""
-    pid = 0  # of its first process, as this pid namespace sees it
+    pid = 0  # of its first process, in this pid namespace
     stop_signal = "SIGTERM"
 
     def exited(self) -> int | None:
@@ -104,19 +103,21 @@ class Running:
         raise NotImplementedError
 
     def log(self) -> str:
-        """The end of what it printed, for an error."""
+        """The end of its output, for an error."""
         raise NotImplementedError
 
     def exec(self, words: list[str], seconds: float) -> str:
-        """Run its own program in it; what that prints. Raises commands.Failed."""
+        """Run its own program in it; return the output. Raises commands.Failed."""
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Ask it to stop, then make it; and remove it."""
+        """Stop it, with SIGKILL if necessary, and remove it."""
         raise NotImplementedError
 
     def patience(self, name: str) -> float:
-        """Seconds to wait after the signal NAME: none where the first process has no handler for it, as the kernel drops it then."""
+        """Seconds to wait after the signal NAME: 0 if the first process has no handler for it, because the kernel then
+        drops the signal.
+        """
         try:
             number = int(name) if name.isdecimal() else int(signal.Signals[f"SIG{name.upper().removeprefix('SIG')}"])
             fields = procfs.status(procfs.read(f"/proc/{self.pid}/status"))
@@ -126,13 +127,13 @@ class Running:
         return STOP_SECONDS if caught else 0.0
 
     def demand_running(self, what: str) -> None:
-        """CntrError if it has ended, with the end of what it printed."""
+        """Raise CntrError if it has ended, with the end of its output."""
         status = self.exited()
         if status is not None:
             raise CntrError(f"{what}: the container ended with status {status}{self.said()}", "look at what it printed")
 
     def said(self) -> str:
-        """`: ` and the last line that it printed."""
+        """`: ` and the last line of its output."""
         lines = [line for line in self.log().splitlines() if line.strip()]
         return f": {printable(lines[-1][:300])}" if lines else ""
 
@@ -140,27 +141,31 @@ class Running:
 if TYPE_CHECKING:
 
     class Engine(Protocol):
-        """What an engine's module offers."""
+        """The functions of an engine's module."""
 
         NAME: str
 
         def image(self, reference: str) -> Image | None:
-            """The image of that name or id, None if the engine has none. CntrError if the engine does not answer."""
+            """The image of that name or id, None if the engine has none. Raises CntrError if the engine does not
+            answer.
+            """
 
         def container(self, name: str) -> tuple[str, dict[str, Any], int] | None:
             """(image id, its settings, pid or 0) of a container, None if there is none of that name."""
 
         def start(self, image: str, options: RunOptions, guard: Any, arm: Callable[[int], None] | None) -> Running:
-            """Start a container of the image; ARM is called with a fd of its root directory before its first instruction."""
+            """Start a container of the image. ARM is called with an fd of its root directory before its first
+            instruction.
+            """
 
         def load(self, write: Callable[[IO[bytes], str], None], reference: str, id: str) -> str:
-            """Load the archive that WRITE writes under REFERENCE ("" for none); what to call it."""
+            """Load the archive that WRITE writes under REFERENCE ("" for none); return the name of the image."""
 
         def present(self, image: str) -> bool:
             """Whether there is an image of that id or name."""
 
         def tag(self, image: str, reference: str) -> None:
-            """Give an image a name."""
+            """Add a name to an image."""
 
         def save(self, image: str, path: str) -> None:
             """Write the image as an archive to PATH."""
@@ -170,7 +175,7 @@ if TYPE_CHECKING:
 
 
 def wait_for_pid(ask: Callable[[], int], ended: Callable[[], int | None], seconds: float = 10.0) -> int:
-    """The pid that ASK says once it is not 0; 0 if the container has ENDED before."""
+    """The pid returned by ASK once it is not 0; 0 if the container has ENDED first."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         pid = ask()
@@ -181,13 +186,15 @@ def wait_for_pid(ask: Callable[[], int], ended: Callable[[], int | None], second
 
 
 def open_root(path: str, owner: int = 0) -> int:
-    """A fd of the directory PATH as process OWNER sees it (0: this one), an engine may live in a mount namespace of its own."""
+    """An fd of the directory PATH as seen by process OWNER (0: this one): an engine may have a mount namespace of its
+    own.
+    """
     where = f"/proc/{owner}/root{path}" if owner else path
     return os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def mounted(end: str, owner: int) -> str:
-    """The mount point that ends so in the mount namespace of process OWNER, "" if there is none."""
+    """The mount point with that end in the mount namespace of process OWNER, "" if there is none."""
     try:
         text = procfs.read(f"/proc/{owner or 'self'}/mountinfo")
     except OSError:
@@ -196,10 +203,10 @@ def mounted(end: str, owner: int) -> str:
 
 
 class MountWatch:
-    """Arms a recorder when a container's root is mounted, where an engine does not stop between that and its start."""
+    """Arms a recorder when a container's root is mounted, for engines that do not stop between the mount and the start."""
 
     def __init__(self, end: str, owner: int, arm: Callable[[int], None]) -> None:
-        """end: what the mount point ends with, as process OWNER has it."""
+        """end: the end of the mount point's path, as seen by process OWNER."""
         self.end, self.owner, self.arm = end, owner, arm
         self.ended = False
         self.thread = threading.Thread(target=self._watch, name="mounts", daemon=True)
@@ -223,7 +230,7 @@ class MountWatch:
             return
 
     def close(self) -> None:
-        """The container has started."""
+        """Stop watching: the container has started."""
         self.thread.join(2)
         self.ended = True
 

@@ -1,4 +1,4 @@
-"""What Docker and Podman have in common: a command to ask, and containers known by name."""
+"""What Docker and Podman have in common: a command-line client, and containers known by name."""
 
 from __future__ import annotations
 
@@ -37,19 +37,21 @@ def inspect(cli: list[str], kind: str, name: str) -> dict[str, Any] | None:
 
 
 def layers(row: dict[str, Any]) -> list[str]:
-    """The directories of an image's layers, the lowest first, where inspect names them."""
+    """The directories of an image's layers, lowest first, if inspect names them."""
     data = (row.get("GraphDriver") or {}).get("Data") or {}
     found = [data.get("UpperDir") or "", *str(data.get("LowerDir") or "").split(":")]
     return [layer for layer in reversed(found) if layer]
 
 
 def store(row: dict[str, Any], marker: str) -> str:
-    """The directory above MARKER, a part of the path of an image's uppermost layer."""
+    """The directory above MARKER, a component of the path of an image's topmost layer."""
     return str(((row.get("GraphDriver") or {}).get("Data") or {}).get("UpperDir")).partition(marker)[0]
 
 
 def config(row: dict[str, Any], path: str) -> dict[str, Any]:
-    """The image's configuration: the very file at PATH where it can be read, proved by its digest; else what inspect tells of it."""
+    """The image's configuration: the file at PATH if it is readable and matches its digest; else what inspect shows of
+    it.
+    """
     try:
         with open(path, "rb") as stream:
             data = stream.read(64 << 20)
@@ -63,9 +65,9 @@ def config(row: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 class CommandRunning(Running):
-    """A container that an engine's command is asked about."""
+    """A container of an engine with a command-line client."""
 
-    #: What inspect calls the states of a container whose first process has not ended.
+    #: What inspect calls the states before the first process has ended.
     ALIVE = ("running", "created", "configured", "initialized", "stopping", "paused", "restarting")
 
     def __init__(self, cli: list[str], name: str, guard: Guard) -> None:
@@ -73,7 +75,7 @@ class CommandRunning(Running):
         self.cli, self.name, self.guard = cli, name, guard
 
     def state(self) -> dict[str, Any]:
-        """What inspect says of its state."""
+        """Its state according to inspect."""
         row = inspect(self.cli, "container", self.name)
         if row is None:
             engine = self.cli[0]
@@ -106,13 +108,13 @@ class CommandRunning(Running):
 
 
 def loaded(said: str) -> str:
-    """What an engine says that it loaded."""
+    """The name of the image in an engine's answer to a load."""
     found = re.search(r"Loaded image(?:\(s\))?(?: ID)?: *(\S+)", said)
     return found[1].rstrip(",") if found else ""
 
 
 def feed(argv: list[str], write: Callable[[IO[bytes], str], None], reference: str) -> str:
-    """Run ARGV with the archive as its input; what it prints. Raises commands.Failed."""
+    """Run ARGV with the archive as its input; return its output. Raises commands.Failed."""
     process = subprocess.Popen(
         argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
@@ -121,7 +123,7 @@ def feed(argv: list[str], write: Callable[[IO[bytes], str], None], reference: st
         write(process.stdin, reference)
         process.stdin.close()
     except BrokenPipeError:
-        pass  # its own words say why
+        pass  # its own output tells why
     finally:
         process.stdin = None
         printed, said = process.communicate(timeout=commands.SECONDS * 5)

@@ -1,4 +1,4 @@
-"""containerd, by ``ctr``: $CONTAINERD_ADDRESS and $CONTAINERD_NAMESPACE say which, as for ctr itself."""
+"""containerd, through ``ctr``. $CONTAINERD_ADDRESS and $CONTAINERD_NAMESPACE select it, as for ctr itself."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _document(digest: str) -> dict[str, Any]:
 
 
 def image(reference: str) -> Image | None:
-    """The image of that name; a short one is Docker Hub's."""
+    """The image of that name; a short name is Docker Hub's."""
     from cntr.slim import writer
 
     rows = _rows()
@@ -66,15 +66,15 @@ def _of_this_machine(name: str, manifests: list[dict[str, Any]]) -> str:
 
 
 def _layers(name: str, config: dict[str, Any]) -> list[str]:
-    """The layers' directories, the lowest first, as a view of the image's snapshot would mount them."""
+    """The layers' directories, lowest first, as a view of the image's snapshot would mount them."""
     chain = ""
     for diff_id in config["rootfs"]["diff_ids"]:
         chain = f"sha256:{hashlib.sha256(f'{chain} {diff_id}'.encode()).hexdigest()}" if chain else str(diff_id)
     key = f"cntr-slim-{os.getpid()}-{secrets.token_hex(3)}"
-    try:  # told at once: a view that nothing leases may be collected before the next call
+    try:  # requested together: containerd may collect an unleased view before the next call
         mounts = commands.load([*CLI, "snapshot", "view", "--mounts", key, chain])
     except commands.Failed:
-        return []  # not unpacked by overlayfs' snapshotter
+        return []  # not unpacked by the overlayfs snapshotter
     try:
         commands.run([*CLI, "snapshot", "rm", key])
     except commands.Failed:
@@ -117,15 +117,15 @@ def _task(name: str) -> tuple[int, str]:
 
 
 class ContainerdRunning(Running):
-    """A container of ctr's."""
+    """A container started by ctr."""
 
     def __init__(self, name: str, guard: Guard, log: str) -> None:
-        """log: the file that its output goes to."""
+        """log: file with its output."""
         self.name, self.guard, self.path = name, guard, log
         self._status: int | None = None
 
     def exited(self) -> int | None:
-        """Its exit status: ctr ends with it when the task is deleted."""
+        """Its exit status: ctr exits with it when the task is deleted."""
         if self._status is None and self.pid and not _lives(self.pid):
             try:
                 commands.run([*CLI, "task", "delete", self.name])
@@ -202,7 +202,7 @@ def start(image: str, options: RunOptions, guard: Guard, arm: Callable[[int], No
 
 
 def load(write: Callable[[IO[bytes], str], None], reference: str, id: str) -> str:
-    """``ctr image import``; what to call the image: images without a name are not kept."""
+    """``ctr image import``; return the image's name: images without one are not kept."""
     feed([*CLI, "image", "import", "-"], write, reference)
     return reference
 

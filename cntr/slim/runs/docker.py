@@ -1,4 +1,6 @@
-"""Docker: images and containers by its command; before a container's first instruction by its API's export, see ``_hold``."""
+"""Docker: images and containers through its client; before a container's first instruction through the API's export,
+see ``_hold``.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ def image(reference: str) -> Image | None:
         return None
     layers = command.layers(row)
     if (row.get("GraphDriver") or {}).get("Name") != "overlay2" or not all(map(_is_plain, layers)):
-        layers = []  # another storage driver, users remapped, a daemon whose files are not here: the image is saved
+        layers = []  # another storage driver, remapped users, a remote daemon: the image is saved
     tags = row.get("RepoTags") or []
     name = reference if reference in tags or not tags else str(tags[0])
     id = str(row["Id"]).removeprefix("sha256:")
@@ -38,7 +40,7 @@ def image(reference: str) -> Image | None:
 
 
 def _is_plain(path: str) -> bool:
-    """Whether a layer's directory is to be seen here, its owners the image's own."""
+    """Whether a layer's directory is accessible and has the image's own owners."""
     try:
         return "-remap" not in path and os.stat(path).st_uid == 0
     except OSError:
@@ -54,7 +56,7 @@ def container(name: str) -> tuple[str, dict[str, Any], int] | None:
 
 
 def start(image: str, options: RunOptions, guard: Guard, arm: Callable[[int], None] | None) -> Running:
-    """``docker create``, then ``docker start``; ARM sees the root directory in between."""
+    """``docker create``, then ``docker start``; ARM gets the root directory in between."""
     name = f"cntr-slim-{os.getpid()}-{secrets.token_hex(3)}"
     flags = ["--network", options.network]
     flags += [word for value in options.environment for word in ("-e", value)]
@@ -78,11 +80,13 @@ def start(image: str, options: RunOptions, guard: Guard, arm: Callable[[int], No
 
 
 def _hold(name: str, arm: Callable[[int], None]) -> object:
-    """Have the daemon mount the container's root before it starts, and arm the recorder on it; what ends the hold when closed.
+    """Have the daemon mount the container's root before the start, and arm the recorder on it. Closing the result ends
+    the hold.
 
-    ``GET /containers/NAME/export`` streams the root as a tar. While nobody reads it, the daemon keeps the overlay mounted, and a
-    start takes the same mount over. An image so small that the whole tar fits into the socket's buffers is unmounted again:
-    then the recorder is armed at the start, by a watch for the mount, which may come a moment too late (the walk looks for that).
+    ``GET /containers/NAME/export`` streams the root as a tar. Until it is read, the daemon keeps the overlay mounted,
+    and a start uses the same mount. If the image is so small that the tar fits into the socket's buffers, it is
+    unmounted again. Then a watch for the mount arms the recorder at the start, possibly a moment too late (which the
+    walk checks).
     """
     row = command.inspect(CLI, "container", name) or {}
     merged = str(((row.get("GraphDriver") or {}).get("Data") or {}).get("MergedDir") or "")
@@ -95,7 +99,7 @@ def _hold(name: str, arm: Callable[[int], None]) -> object:
     owner = unixhttp.peer(stream)[0]
     stream.sendall(f"GET /containers/{unixhttp.quote(name)}/export HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
     stream.settimeout(30)
-    if not stream.recv(12).startswith(b"HTTP/1."):  # the headers come when the root is mounted
+    if not stream.recv(12).startswith(b"HTTP/1."):  # the headers arrive once the root is mounted
         stream.close()
         raise CntrError("docker: no answer to an export", "see the daemon's log")
     if mounted(merged, owner):
@@ -114,7 +118,7 @@ def _hold(name: str, arm: Callable[[int], None]) -> object:
 
 
 def load(write: Callable[[IO[bytes], str], None], reference: str, id: str) -> str:
-    """``docker load``; what to call the image."""
+    """``docker load``; return the image's name."""
     return command.loaded(command.feed([*CLI, "load", "-q"], write, reference)) or reference or id
 
 

@@ -1,4 +1,6 @@
-"""Podman, root's or the caller's own: images and containers by its command; ``init`` stands between creation and start."""
+"""Podman, root's or the caller's own: images and containers through its client; ``init`` comes between creation and
+start.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ CAP_SYS_RESOURCE = 24
 
 
 def cli() -> list[str]:
-    """The command, told of what this machine lacks: systemd, a pure cgroup hierarchy."""
+    """The client, with options for what this machine lacks: systemd, a pure cgroup hierarchy."""
     words = ["podman"]
     if not os.path.isdir("/run/systemd/system"):
         words += ["--cgroup-manager=cgroupfs", "--events-backend=file"]
@@ -66,12 +68,12 @@ def container(name: str) -> tuple[str, dict[str, Any], int] | None:
 
 
 def _limits() -> list[str]:
-    """Podman raises limits by default, which takes CAP_SYS_RESOURCE; without it, the ones that are."""
+    """Podman raises limits by default, which needs CAP_SYS_RESOURCE; without it, keep the current ones."""
     with open("/proc/self/status", encoding="ascii") as stream:
         line = next(line for line in stream if line.startswith("CapEff"))
     if int(line.split()[1], 16) >> CAP_SYS_RESOURCE & 1 and os.geteuid() == 0:
         return []
-    # Podman 4.3 itself comes down to the lower of the two for both (its early_init_linux.go).
+    # Podman 4.3 uses the lower of the two for both (its early_init_linux.go).
     hard = min(resource.getrlimit(number)[1] for number in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC))
     return ["--ulimit", f"nofile={hard}:{hard}", "--ulimit", f"nproc={hard}:{hard}"] if hard > 0 else []
 
@@ -104,7 +106,7 @@ def start(image: str, options: RunOptions, guard: Guard, arm: Callable[[int], No
 
 
 def load(write: Callable[[IO[bytes], str], None], reference: str, id: str) -> str:
-    """``podman load``; what to call the image."""
+    """``podman load``; return the image's name."""
     return command.loaded(command.feed([*cli(), "load", "-q"], write, reference)) or reference or id
 
 

@@ -1,7 +1,8 @@
-"""Running a root directory by an OCI runtime, with no engine: the slim image on CntrFS, and what is recorded without root's rights.
+"""Runs a root directory by an OCI runtime, without an engine: the slim image on CntrFS, and recordings without root.
 
-A holder process has a mount namespace of its own. In it: CntrFS over the image's root, an overlay over that for what the run writes (in
-memory), a bundle for the runtime. It becomes the runtime itself; all its mounts end with it and the container.
+A holder process has a mount namespace of its own, with CntrFS on the image's root, an overlay on that for what the run
+writes (in memory), and a bundle for the runtime. It then executes the runtime; all its mounts end with it and the
+container.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# Docker's and Podman's default (moby's profiles/seccomp and oci/caps/defaults.go name the same).
+# Docker's and Podman's default (moby's profiles/seccomp and oci/caps/defaults.go have the same).
 CAPABILITIES = [
     f"CAP_{name}"
     for name in "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP "
@@ -43,7 +44,7 @@ _MEMORY = "mode=755,size=80%"
 
 
 def runtime() -> list[str]:
-    """The OCI runtime's command. CntrError if there is none."""
+    """The OCI runtime's command. Raises CntrError if there is none."""
     for name in ("runc", "crun") if os.geteuid() == 0 and _is_first_namespace() else ("crun", "runc"):
         if shutil.which(name):
             return [name, *(["--cgroup-manager=disabled"] if name == "crun" else [])]
@@ -55,16 +56,16 @@ def _is_first_namespace() -> bool:
 
 
 class RuntimeRunning(Running):
-    """A container that a runtime runs in the holder's mount namespace."""
+    """A container run by an OCI runtime in the holder's mount namespace."""
 
     def __init__(self, settings: dict[str, Any], tree: Tree, options: RunOptions, guard: Guard) -> None:
-        """settings: the run-time part of the image's configuration; tree: the image's."""
+        """settings: the run-time settings of the image's configuration; tree: the image's."""
         self.settings, self.tree, self.options, self.guard = settings, tree, options, guard
         self.name = f"cntr-slim-{os.getpid()}-{secrets.token_hex(3)}"
         self.stop_signal = options.stop_signal
         self.directory = guard.directory()
         self.pid_file = (
-            f"{self.directory}/pid"  # beside the holder's own mounts, to be read also when the holder has ended
+            f"{self.directory}/pid"  # outside the holder's mounts, so that it stays readable after the holder's end
         )
         self.place = f"{self.directory}/own"
         os.mkdir(self.place, 0o755)
@@ -75,7 +76,7 @@ class RuntimeRunning(Running):
         self._status: int | None = None
 
     def start(self, shown: set[str] | None, hidden: frozenset[str] = frozenset(), *, grow: bool = False) -> None:
-        """Start it on the image's files that are SHOWN (None: all). grow, hidden: see ``served``. CntrError where it can't run."""
+        """Start it with the image's files in SHOWN (None: all). grow, hidden: see ``served``. Raises CntrError."""
         specification = self._specification()
         fuse_fd = mounting.open_device()
         ready, told = os.pipe2(os.O_CLOEXEC)
@@ -118,13 +119,13 @@ class RuntimeRunning(Running):
                 return
             if self.exited() is not None:
                 if self.pid:
-                    return  # a program of a moment
+                    return  # a program that runs for a moment only
                 raise CntrError(f"{self.command[0]} can't run the slim root{self.said()}", "see its message")
             time.sleep(0.005)
         raise CntrError(f"{self.command[0]}: the container did not start in 30 s", "the machine may be overloaded")
 
     def _has_begun(self) -> bool:
-        """Whether the first process is the image's and no longer the runtime's own."""
+        """Whether the first process is the image's and no longer the runtime's."""
         try:
             name = os.readlink(f"/proc/{self.pid}/exe")
         except OSError:
@@ -134,7 +135,7 @@ class RuntimeRunning(Running):
     # the holder
 
     def _hold(self, fuse_fd: int, told: int, mounting_done: int, specification: dict[str, Any]) -> None:
-        """In the child: mount, then become the runtime."""
+        """In the child: mount, then execute the runtime."""
         try:
             os.setsid()
             syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -182,7 +183,9 @@ class RuntimeRunning(Running):
             json.dump(specification, stream)
 
     def _specification(self) -> dict[str, Any]:
-        """The OCI runtime configuration that an engine would make of the image's, with its defaults. CntrError."""
+        """The OCI runtime configuration that an engine would make from the image's, with its defaults. Raises
+        CntrError.
+        """
         uid, gid, groups, home = user_of(self.tree, str(self.settings.get("User") or ""))
         entrypoint = self.options.entrypoint or as_words(self.settings.get("Entrypoint"))
         words = self.options.command or ([] if self.options.entrypoint else as_words(self.settings.get("Cmd")))
@@ -237,7 +240,7 @@ class RuntimeRunning(Running):
             {"destination": to, "type": kind, "source": source, "options": words} for to, kind, source, words in rows
         ]
 
-    # what Running wants
+    # methods of Running
 
     def exited(self) -> int | None:
         """The runtime's exit status, which is the container's."""
@@ -248,13 +251,13 @@ class RuntimeRunning(Running):
         return self._status
 
     def log(self) -> str:
-        """What it printed at last; the runtime's own words without its time and level."""
+        """The end of its output; the runtime's own messages without time and level."""
         size = os.fstat(self.output).st_size
         text = os.pread(self.output, 1 << 16, max(0, size - (1 << 16))).decode("utf-8", "replace")
         return _LOGGED.sub(lambda found: found[1].replace('\\"', '"'), text)
 
     def exec(self, words: list[str], seconds: float) -> str:
-        """Run a program in it by the runtime's exec, from the holder's mount namespace."""
+        """Run a program in it through the runtime's exec, from the holder's mount namespace."""
         space = os.open(f"/proc/{self.holder}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         argv = [*self.command, "--root", f"{self.place}/state", "exec", self.name, *words]
         try:
@@ -279,7 +282,7 @@ class RuntimeRunning(Running):
         return said
 
     def stop(self) -> None:
-        """Ask, then kill; the mounts end with the holder."""
+        """Stop it, with SIGKILL if necessary; the mounts end with the holder."""
         if self.pid and self.exited() is None:
             patience = self.patience(self.stop_signal)
             self._signal(self.stop_signal if patience else "SIGKILL")
@@ -301,7 +304,7 @@ class RuntimeRunning(Running):
         number = int(name) if name.isdecimal() else signal.Signals[f"SIG{name.upper().removeprefix('SIG')}"]
         if self.exited() is None:
             try:
-                os.kill(self.pid, number)  # the runtime waits for it, so its pid is nobody else's
+                os.kill(self.pid, number)  # the runtime has not reaped it, so the pid cannot be reused
             except ProcessLookupError:
                 pass
 
@@ -311,7 +314,7 @@ class RuntimeRunning(Running):
             time.sleep(0.01)
 
     def _remove_cgroups(self) -> None:
-        """A runtime that was killed leaves its cgroups behind, empty."""
+        """Remove the empty cgroups that a killed runtime leaves."""
         base = "/sys/fs/cgroup"
         try:
             places = [f"{base}/{self.name}", *(f"{base}/{name}/{self.name}" for name in os.listdir(base))]
@@ -324,22 +327,24 @@ class RuntimeRunning(Running):
                 continue
 
     def used(self) -> list[tuple[str, str]]:
-        """(kind, path) of what was used, or missed."""
+        """(kind, path) of what was used or missed."""
         return served.noted(self.notes)
 
     def close(self) -> None:
-        """Give the notes and the output up."""
+        """Close the files of notes and output."""
         os.close(self.notes)
         os.close(self.output)
 
 
 def user_of(tree: Tree, user: str) -> tuple[int, int, list[int], str]:
-    """(uid, gid, supplementary groups, home) of the configuration's User: NAME or NUMBER, [:GROUP]. CntrError for an unknown name."""
+    """(uid, gid, supplementary groups, home) for the configuration's User: NAME or NUMBER, [:GROUP]. Raises CntrError
+    for an unknown name.
+    """
     name, _, group = user.partition(":")
     name = name or "0"
     for path in ("/etc/passwd", "/etc/group"):
         real, _ = tree.resolve(path)
-        if real and not tree.entries[real].is_file:  # the runtime opens it, and would wait for a FIFO's other end
+        if real and not tree.entries[real].is_file:  # the runtime would block on opening a FIFO
             raise CntrError(f"the image's {path} is no regular file", "the image is damaged, or made to do harm")
     passwd, groups = tree.text("/etc/passwd"), tree.text("/etc/group")
     row = procfs.passwd_entry(passwd, name)
