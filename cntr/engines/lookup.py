@@ -198,7 +198,8 @@ def _not_found(target: str, answers: list[Answer], absent: list[str], more: str 
     known = [printable(answer.hint) for answer in answers if answer.hint and not answer.owner]
     slow = [answer.entry.name for answer in answers if answer.refused in LATE]
     hint = "`cntr ps --all` lists what there is, running or not"
-    if advice := host.advice(engines=bool(answers)):
+    # That engines' programs are here says nothing: images have them, too, and /dev/kvm is in each privileged container.
+    if host.advice(engines=False) and (advice := host.advice(engines=_anything_runs(answers))):
         hint = advice
     elif known and len(answers) == 1:
         hint = known[0]
@@ -214,6 +215,12 @@ def _not_found(target: str, answers: list[Answer], absent: list[str], more: str 
     error.late = tuple(slow)
     error.elsewhere = next((answer.elsewhere for answer in answers if answer.elsewhere and not answer.owner), "")
     return error
+
+
+def _anything_runs(answers: list[Answer]) -> bool:
+    """Whether the engines that were asked for a name have any container, or one refuses to say."""
+    asked = list(dict.fromkeys(answer.entry for answer in answers if not answer.owner))
+    return any(a.refused or a.containers for a in (*answers, *ask(asked, None, time.monotonic() + ASK_SECONDS)))
 
 
 SANDBOX_HINTS = {

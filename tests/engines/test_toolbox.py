@@ -53,6 +53,12 @@ CASES = {  # what: (docker's flags, cntr's words, status, what is said, in stdou
         "here\nslim\n",
     ),
     "beside, by name": (BESIDE, ["attach", "web"], 125, "hint: does cntr run in a container? It wants --pid=host ("),
+    "with pids of its own": (  # and with this machine's programs of engines, none of which runs there
+        [*TOOLBOX[:1], "-e", "DOCKER_HOST="],
+        ["attach", "web"],
+        125,
+        "hint: does cntr run in a container? It wants --pid=host (",
+    ),
     "without privileges": (
         TOOLBOX[1:],
         ["attach", "web"],

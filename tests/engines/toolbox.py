@@ -49,9 +49,9 @@ def run(docker: Docker, pyz: str, flags: list[str], words: list[str]) -> tuple[i
     command = [
         "run",
         "--rm",
-        *flags,
         *mounts,
         *environment,
+        *flags,
         "toolbox:1",
         "/usr/bin/python3",
         "-IS",
