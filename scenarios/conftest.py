@@ -152,3 +152,15 @@ def cli(machine):
 @pytest.fixture
 def traces(machine, engine):
     return Traces(machine, engine)
+
+
+@pytest.fixture
+def crashing(engine, machine):
+    """The container `crash`, whose program has ended, and which its engine starts no more."""
+    engine.crash("crash")
+    machine.wait_until_succeeds("cntr ps --all --json | grep -q crash")
+    try:
+        engine.stop("crash")  # the loop, where there is one
+        yield "crash"
+    finally:
+        engine.remove("crash")

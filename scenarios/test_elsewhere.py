@@ -1,10 +1,13 @@
 """Where cntr is not installed: another machine by ssh (this one, by a server of the scenario's own), and a toolbox container."""
 
 import contextlib
+import json
 import shlex
 
 import pytest
 from conftest import BASE
+
+from lab import provisioning
 
 SERVER = """
 set -e
@@ -90,32 +93,92 @@ def test_a_session_there_ends_with_this_side(cli, machine):
         machine.succeed("rm /tmp/lab-near")
 
 
+FLAGS = {
+    "": "--privileged --pid=host",
+    "-own-pid": "--privileged",
+    "-unprivileged": "--pid=host",
+    "-own-pid-unprivileged": "",
+}
+
+
+@contextlib.contextmanager
+def toolbox(machine, engine, lacking=""):
+    """The command line that runs words in a toolbox container of this engine; what of it is LACKING, of FLAGS."""
+    if engine.name == "docker":
+        flags = FLAGS[lacking]
+        if (
+            machine.driver.name == "here" and "--privileged" in flags
+        ):  # a root with fewer capabilities can't give them all
+            held = machine.succeed("capsh --print | sed -n 's/^Bounding set =//p'").replace("cap_", "").split(",")
+            # Debian 12's Docker has no words for the newest three.
+            names = [name for name in held if name not in ("perfmon", "bpf", "checkpoint_restore")]
+            less = [*(f"--cap-add {name}" for name in names), "--device /dev/fuse"]
+            less += [f"--security-opt {what}=unconfined" for what in ("seccomp", "apparmor", "systempaths")]
+            flags = flags.replace("--privileged", " ".join(less))
+        mounts = "-v /usr:/usr:ro -v /opt:/opt:ro -v /etc/ld.so.cache:/etc/ld.so.cache:ro"
+        yield f"docker run --rm -i --network none {flags} {mounts} lab/fat:1 "
+        return
+    name = f"toolbox{lacking}"
+    engine.reset(name)
+    try:
+        yield f"sh {provisioning.GUEST_LIB}/provision/{engine.name}.sh exec {name} "
+    finally:
+        engine.remove(name)
+
+
+MARKER = f"{BASE}/etc/lab-marker"
+
+
 @pytest.mark.no_transport
-@pytest.mark.engines("docker")
-def test_from_a_toolbox_container(cli, machine):
-    """`docker run --privileged --pid=host`: names, files and tools; without the flags one line that names them."""
-    privileged = "--privileged"
-    if machine.driver.name == "here":  # a root with fewer capabilities can't give them all
-        held = machine.succeed("capsh --print | sed -n 's/^Bounding set =//p'").replace("cap_", "").split(",")
-        known = [
-            name for name in held if name not in ("perfmon", "bpf", "checkpoint_restore")
-        ]  # Debian 12's Docker has no such words
-        privileged = " ".join(f"--cap-add {name}" for name in known) + " --device /dev/fuse"
-        privileged += " --security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined"
-    mounts = "-v /usr:/usr:ro -v /opt:/opt:ro -v /etc/ld.so.cache:/etc/ld.so.cache:ro"
+@pytest.mark.engines("docker", "cri")
+def test_from_a_toolbox_container(cli, engine, machine):
+    """`docker run --privileged --pid=host`, `kubectl debug node/N --profile=sysadmin`: names, files, tools, doctor, what does not run."""
+    with toolbox(machine, engine) as inside:
+        script = shlex.quote(f"cat {MARKER}; cat /etc/debian_version || echo a toolbox")
+        said = machine.succeed(f"{inside} cntr attach box -- sh -c {script}", timeout=60)
+        assert said == "only in the container\na toolbox"
+        assert "only" in machine.succeed(f"{inside} cntr attach box --transport fuse -- cat {MARKER}", timeout=60)
+        assert "only" in machine.succeed(f"{inside} cntr exec box -- cat /etc/lab-marker")
+        assert "readonly" in machine.succeed(f"{inside} cntr ps")
+        features = {
+            row["feature"]: row["state"] for row in json.loads(machine.run(f"{inside} cntr doctor --json").stdout)
+        }
+        assert (features["mount API (open_tree, move_mount)"], features["CAP_SYS_PTRACE"]) == ("yes", "yes")
+        assert features[f"engine {'k8s' if engine.name == 'cri' else engine.name}"] == "answers"
+        process = json.loads(machine.succeed(f"{inside} cntr inspect box --json"))[0]
+        assert process["value"] == engine.pid("box")
+        if (
+            engine.name == "cri"
+        ):  # what `kubectl cntr` does there: one file, by the runtime's exec, and a container's whole name
+            machine.succeed("/opt/cntr/bin/python -m cntr.remote.onefile /tmp/lab.pyz")
+            machine.succeed(
+                f"{inside} sh -c 'cat >/tmp/lab.pyz; chmod 700 /tmp/lab.pyz' </tmp/lab.pyz && rm /tmp/lab.pyz"
+            )
+            far = f"{inside} /tmp/lab.pyz --far /tmp/lab.mark attach k8s:lab/box/app -- sh -c"
+            assert machine.succeed(f"{far} 'cat {MARKER}; exit 0'", timeout=60) == "only in the container"
+            machine.fail(f"{far} 'exit 7'", status=7)
 
-    def toolbox(flags, *words):
-        return f"docker run --rm --network none {flags} {mounts} lab/fat:1 cntr {shlex.join(words)}"
 
-    flags = f"{privileged} --pid=host"
-    script = f"cat {BASE}/etc/lab-marker; cat /etc/debian_version || echo a toolbox"
-    assert (
-        machine.succeed(toolbox(flags, "attach", "box", "--", "sh", "-c", script)) == "only in the container\na toolbox"
-    )
-    assert "only" in machine.succeed(
-        toolbox(flags, "attach", "box", "--transport", "fuse", "--", "cat", f"{BASE}/etc/lab-marker")
-    )
-    assert "only" in machine.succeed(toolbox(flags, "exec", "box", "--", "cat", "/etc/lab-marker"))
-    assert "readonly" in machine.succeed(toolbox(flags, "ps"))
-    said = machine.fail(toolbox("", "attach", "box"), status=125)
-    assert "It wants --pid=host --privileged" in said
+@pytest.mark.no_transport
+@pytest.mark.engines("docker", "cri")
+def test_what_does_not_run_from_a_toolbox(cli, engine, machine, crashing):
+    """Listed, explained, looked into and run from a toolbox, as on the machine itself."""
+    with toolbox(machine, engine) as inside:
+        assert crashing in machine.succeed(f"{inside} cntr ps --all")
+        machine.wait_until_succeeds(f"{inside} cntr inspect {crashing} | grep -E '^command .*no /etc/mended'")
+        assert (
+            machine.succeed(f"{inside} cntr attach {crashing} -- cat {MARKER}", timeout=60) == "only in the container"
+        )
+        assert machine.succeed(f"{inside} cntr exec {crashing} -- cat /etc/lab-marker") == "only in the container"
+        machine.fail(f"{inside} cntr run {crashing}", status=3)
+
+
+@pytest.mark.no_transport
+@pytest.mark.engines("docker", "cri")
+@pytest.mark.parametrize("lacking", [shape for shape in FLAGS if shape])
+def test_a_toolbox_that_lacks_a_flag(cli, engine, machine, lacking):
+    """One line says what fails, and one which flags are missing."""
+    missing = " ".join(flag for flag in ("--pid=host", "--privileged") if flag not in FLAGS[lacking])
+    with toolbox(machine, engine, lacking) as inside:
+        said = machine.fail(f"{inside} cntr attach box", status=125)
+        assert f"It wants {missing} (" in said

@@ -6,18 +6,6 @@ from conftest import BASE
 from lab.errors import CommandFailed
 
 
-@pytest.fixture
-def crashing(engine, machine):
-    """The container `crash`, whose program has ended, and which its engine starts no more."""
-    engine.crash("crash")
-    machine.wait_until_succeeds("cntr ps --all --json | grep -q crash")
-    try:
-        engine.stop("crash")  # the loop, where there is one
-        yield "crash"
-    finally:
-        engine.remove("crash")
-
-
 @pytest.mark.engines("docker", "podman", "podman-rootless", "cri")
 @pytest.mark.tool("strace")
 def test_a_crash_loop(cntr, engine, machine, crashing):

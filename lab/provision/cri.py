@@ -3,6 +3,7 @@
     cri.py image DIRECTORY NAME FILE         a docker archive of one layer, for `ctr image import`
     cri.py run NAME IMAGE COMMAND SCRATCH    a pod of one container; prints the pod's id and the container's. Options by environment:
                                              VOLUME READONLY RUNAS, as the scripts beside it have them
+    cri.py toolbox NAME IMAGE PROGRAM        the pod of `kubectl debug node/N --profile=sysadmin`; NAME says what it lacks of that
     cri.py stop CONTAINER
     cri.py remove POD
 
@@ -13,6 +14,7 @@ import hashlib
 import io
 import json
 import os
+import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from typing import Any
 
 SOCKET = "unix:///run/containerd/containerd.sock"
 Message = dict[int, Any]
-OF_THE_CONTAINER = 1  # NamespaceMode; 0 is the pod's, 2 the node's
+OF_THE_CONTAINER, OF_THE_NODE = 1, 2  # NamespaceMode; 0 is the pod's
 
 
 def encode(message: Message) -> bytes:
@@ -116,6 +118,42 @@ def run(name: str, image_name: str, command: str, scratch: str) -> None:
     }
     if command:
         container[7] = [{1: "/data", 2: os.environ["VOLUME"]}, {1: "/scratch", 2: scratch}]
+    start(sandbox, container, pod)
+
+
+def toolbox(name: str, image_name: str, program: str) -> None:
+    """Network, ipc and pids are the node's, and its root is at /host; the tools are the node's own /usr and /opt."""
+    namespaces: Message = {1: OF_THE_NODE, 2: OF_THE_NODE, 3: OF_THE_NODE}
+    if "own-pid" in name:
+        namespaces[2] = OF_THE_CONTAINER
+    rights: Message = {} if "unprivileged" in name else everything()
+    pod_rights: Message = {1: namespaces, 6: rights.get(2, 0)}
+    pod: Message = {1: {1: name, 2: f"uid-{name}", 3: "lab"}, 8: {1: "/lab-pods", 2: pod_rights}}
+    sandbox = call("RunPodSandbox", {1: pod})
+    container: Message = {
+        1: {1: "debugger"},
+        2: {1: image_name},
+        3: [program],
+        7: [{1: "/usr", 2: "/usr", 3: 1}, {1: "/opt", 2: "/opt", 3: 1}, {1: "/host", 2: "/"}],
+        8: [{1: "/dev/fuse", 2: "/dev/fuse", 3: "rw"}] if rights else [],
+        15: {2: {**rights, 3: namespaces}},
+    }
+    start(sandbox, container, pod)
+
+
+def everything() -> Message:
+    """What makes a security context privileged; where root has fewer capabilities than there are, those: containerd can't give more."""
+    with open("/proc/self/status") as status:
+        held = next(line.split()[1] for line in status if line.startswith("CapPrm"))
+    with open("/proc/sys/kernel/cap_last_cap") as last:
+        if int(held, 16) == (1 << int(last.read()) + 1) - 1:
+            return {2: 1}
+    names = subprocess.run(["capsh", f"--decode={held}"], capture_output=True, text=True, check=True).stdout
+    return {1: {1: [name.removeprefix("cap_").upper() for name in names.strip().partition("=")[2].split(",")]}}
+
+
+def start(sandbox: str, container: Message, pod: Message) -> None:
+    """CreateContainer, StartContainer; prints both ids."""
     made = call("CreateContainer", {1: sandbox, 2: container, 3: pod})
     call("StartContainer", {1: made})
     print(sandbox, made)
@@ -133,5 +171,11 @@ def remove(pod: str) -> None:
 
 
 if __name__ == "__main__":
-    verbs: dict[str, Callable[..., None]] = {"image": image, "run": run, "stop": stop, "remove": remove}
+    verbs: dict[str, Callable[..., None]] = {
+        "image": image,
+        "run": run,
+        "toolbox": toolbox,
+        "stop": stop,
+        "remove": remove,
+    }
     verbs[sys.argv[1]](*sys.argv[2:])

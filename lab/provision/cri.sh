@@ -40,13 +40,19 @@ make_images() {
     [ -d "$STORE/box" ] && return
     make_slim_root "$STORE/slim"
     make_box_root "$STORE/box"
-    for image in slim box; do
+    make_fat_root "$STORE/fat"
+    for image in slim box fat; do
         ask image "$STORE/$image" "localhost/lab-$image:1" "$STORE/$image.tar"
         ctr --namespace k8s.io image import "$STORE/$image.tar" >/dev/null
     done
 }
 
 container_start() {
+    case $1 in toolbox*)
+        ask toolbox "$1" localhost/lab-fat:1 "$LIB/slim-app" >"$PODS/$1"
+        return
+        ;;
+    esac
     describe "$1"
     # What a kubelet does for an emptyDir in memory: the tmpfs is the node's, the container gets a bind mount.
     if [ "$IMAGE" != slim ]; then

@@ -20,9 +20,7 @@ make_images() {
     make_box_root "$STORE/box"
     tar -C "$STORE/slim" -c . | docker import - lab/slim:1 >/dev/null
     tar -C "$STORE/box" -c . | docker import - lab/box:1 >/dev/null
-    # The fat container's image holds links only: the machine's own /usr comes in as a volume.
-    mkdir -p "$STORE/fat/proc" "$STORE/fat/sys" "$STORE/fat/dev" "$STORE/fat/tmp" "$STORE/fat/run" "$STORE/fat/var/lib" "$STORE/fat/root"
-    for link in bin sbin lib lib64; do ln -sfn "usr/$link" "$STORE/fat/$link"; done
+    make_fat_root "$STORE/fat"
     tar -C "$STORE/fat" -c . | docker import - lab/fat:1 >/dev/null
 }
 

@@ -18,6 +18,8 @@
 #   nonroot   busybox as uid 1000, no capabilities, no_new_privs
 #   fat       the machine's own userland, privileged, in the host's pid namespace (docker only)
 #   crash     busybox whose program ends with status 3 while there is no /etc/mended (docker, podman, cri), Docker's again and again
+#   toolbox   the machine's /usr and /opt, privileged, with the machine's pid namespace and its / at /host: what `kubectl debug node/N
+#             --profile=sysadmin` starts; toolbox-own-pid, -unprivileged lack that (cri; made by its scenario)
 #   userns    busybox in a user namespace of its own (podman, nspawn)
 #   boot      a whole system with its init (nspawn only)
 # All of them carry GREETING="hello world" and LAB_NAME=NAME in their environment and run /slim-app.
@@ -56,6 +58,12 @@ make_volume() {
     mkdir -p "$VOLUME"
     [ -e "$VOLUME/marker" ] || echo "on the volume" >"$VOLUME/marker"
     chmod 0777 "$VOLUME"
+}
+
+# An image of links only: the machine's own /usr comes in as a volume.
+make_fat_root() { # DIR
+    mkdir -p "$1/proc" "$1/sys" "$1/dev" "$1/tmp" "$1/run" "$1/var/lib" "$1/root"
+    for link in bin sbin lib lib64; do ln -sfn "usr/$link" "$1/$link"; done
 }
 
 # --- what a container is ----------------------------------------------------------------------------------------------
