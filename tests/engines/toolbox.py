@@ -16,6 +16,7 @@ import pytest
 from cntr.attach.target import capability_names
 from cntr.linux import syscalls
 from testkit.engines.rigs_cli import Docker
+from tests.nest import filtered
 
 # A root that has a python3: busybox, and this machine's /usr to read.
 # What --privileged is on a machine whose root lacks a capability.
@@ -42,8 +43,20 @@ def image(docker: Docker) -> None:
     docker.command("import", f"{root}-toolbox.tar", "toolbox:1")
 
 
+OLDER = """
+import os, sys
+sys.path.insert(0, "/cntr.pyz")
+from cntr.linux import seccomp
+seccomp.install(bytes.fromhex(sys.argv[1]))
+os.execv(sys.executable, [sys.executable, "-IS", "/cntr.pyz", *sys.argv[2:]])
+"""
+
+
 def run(docker: Docker, pyz: str, flags: list[str], words: list[str]) -> tuple[int, str, str]:
-    """cntr WORDS in a new toolbox container with FLAGS."""
+    """cntr WORDS in a new toolbox container with FLAGS, of which a kernel's version means its system calls (tests.nest.filtered)."""
+    older = [flag for flag in flags if flag in filtered.FIRST_MISSING]
+    cntr = ["-c", OLDER, filtered.program(older[0]).hex()] if older else ["/cntr.pyz"]
+    flags = [flag for flag in flags if flag not in older]
     mounts = ["-v", f"{pyz}:/cntr.pyz:ro", "-e", f"DOCKER_HOST={docker.settings['DOCKER_HOST']}", *USR]
     environment = ["-e", "PATH=/usr/bin:/bin", "--network", "none"]
     command = [
@@ -55,7 +68,7 @@ def run(docker: Docker, pyz: str, flags: list[str], words: list[str]) -> tuple[i
         "toolbox:1",
         "/usr/bin/python3",
         "-IS",
-        "/cntr.pyz",
+        *cntr,
         *words,
     ]
     done = subprocess.run(
