@@ -68,6 +68,7 @@ class BenchedTree:
         """Mount it, with empty caches of its own."""
         if self.server is not None:
             self.server.start()
+            os.statvfs(self.mountpoint)  # it serves then: on a busy machine it is mounted well before
         elif self.kind == "bind":
             subprocess.run(["mount", "--bind", self.source, self.mountpoint], check=True)
 
@@ -200,6 +201,55 @@ def per_call(name: str, base: Path, calls: int) -> dict[str, tuple[float, float]
     return found
 
 
+FILE_KINDS = ("open, read, close", "create, write, close", "remove")
+
+
+def per_file(place: BenchedTree, files: int = 1000, rounds: int = 5) -> dict[str, tuple[float, float]]:
+    """(server CPU, what the client waited) in µs for one file of 4000 bytes, by kind of work; the least of ROUNDS.
+
+    What is done is warm, and in one directory: the names to be opened are known.
+    """
+    for number in range(files):
+        (place.source / f"{number:04}").write_bytes(b"x" * 4000)
+    place.mount()
+    top, data = str(place.directory), b"y" * 4000
+    found: dict[str, tuple[float, float]] = {}
+
+    def read() -> None:
+        for number in range(files):
+            fd = os.open(f"{top}/{number:04}", os.O_RDONLY)
+            os.read(fd, 8192)
+            os.close(fd)
+
+    def create() -> None:
+        for number in range(files):
+            fd = os.open(f"{top}/new{number:04}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            os.write(fd, data)
+            os.close(fd)
+
+    def remove() -> None:
+        for number in range(files):
+            os.unlink(f"{top}/new{number:04}")
+
+    def used() -> int:
+        return cpu_nanoseconds(place.server) if place.server is not None else 0
+
+    try:
+        read()
+        for _ in range(rounds):
+            for kind, work in zip(FILE_KINDS, (read,) if place.read_only else (read, create, remove), strict=False):
+                before, began = used(), time.perf_counter()
+                work()
+                waited = (time.perf_counter() - began) / files * 1e6
+                time.sleep(_SETTLING)  # what nobody waits for, RELEASE and FORGET, is counted, too
+                cpu = (used() - before) / files / 1000
+                least = found.get(kind, (cpu, waited))
+                found[kind] = round(min(cpu, least[0]), 1), round(min(waited, least[1]), 1)
+    finally:
+        place.unmount()
+    return found
+
+
 def table(results: dict[str, dict[str, list[float]]], names: list[str]) -> str:
     """Ratios of medians (and of bests) to native."""
     lines = [f"{'workload':26}{'native':>10}" + "".join(f"  {name:>14}" for name in names if name != "native")]
@@ -328,6 +378,9 @@ def main() -> int:
             save()
         if options.cpu_calls:
             report["us_per_call"] = {name: per_call(name, base / "cpu", options.cpu_calls) for name in bindings}
+            report["us_per_file"] = {
+                name: per_file(BenchedTree(name, base / "file", peers.get(name))) for name in names if name != "bind"
+            }
             save()
         if options.million:
             report["memory"] = fs_memory.measure(
@@ -339,7 +392,7 @@ def main() -> int:
         shutil.rmtree(room, ignore_errors=True)
     if results:
         print("\n" + table(results, names))
-    for key in ("us_per_call", "memory"):
+    for key in ("us_per_call", "us_per_file", "memory"):
         if key in report:
             print(f"{key}: {json.dumps(report[key])}")
     return 0

@@ -15,6 +15,7 @@ from bench.crossing import Share
 from bench.fs import picture
 from bench.plot import chart
 from testkit.servers import open_to_others
+from tests.suites import document
 from tests.suites.document import performance
 
 WORKLOADS = {workload.name: workload for workload in fs_paper.workloads()}
@@ -91,10 +92,12 @@ def test_page_shows_the_chart_and_what_was_not_measured(tmp_path: Path) -> None:
     assert "Each option" not in page
     assert "On one processor" not in page
     report |= {"processors": 1, "us_per_call": {"devfuse": {"GETATTR": [7.5, 12.25]}}}
+    report["us_per_file"] = {"devfuse": {"open, read, close": [1.5, 2.25], "remove": [3, 4]}}
     (tmp_path / "bench-one.json").write_text(json.dumps(report))
     page = performance(tmp_path / "bench-fs.json")
     assert "`taskset -c 0 python -m bench.fs" in page
     assert "| devfuse | 7.5 (12.2) |" in page
+    assert "| devfuse | 1.5 (2.2) | – | 3.0 (4.0) |" in page
     walked = {"files": 7.0, "peak_mb": 1.5, "fds": 3.0, "seconds": 0.1}
     (tmp_path / "bench-million.json").write_text(json.dumps(report | {"memory": {"devfuse": walked}}))
     assert "| devfuse | 7 | 1.5 | 3 | 0.1 |" in performance(tmp_path / "bench-fs.json")
@@ -106,3 +109,7 @@ def test_page_shows_the_chart_and_what_was_not_measured(tmp_path: Path) -> None:
     assert "`python -m bench.fs --peer passthrough_hp=PATH --rounds 3`" in page
     assert "| pgbench | not measured: postgresql is not installed | | |" in page
     assert "/x" not in page
+    docs = tmp_path / "docs"
+    document.main(["--performance", "--bench", str(tmp_path / "bench-fs.json"), "--docs", str(docs)])
+    assert (docs / "performance.md").read_text() == page
+    assert sorted(path.name for path in docs.iterdir()) == ["performance.md", "performance.svg"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import forward
-from bench.fs import picture
+from bench.fs import FILE_KINDS, picture
 from testkit.servers import BINDINGS, REPOSITORY
 
 from ..fs.expected import EXPECTED
@@ -210,6 +210,22 @@ def _calls(report: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _files(report: dict[str, Any]) -> list[str]:
+    places: dict[str, dict[str, tuple[float, float]]] = report.get("us_per_file", {})
+    if not places:
+        return []
+    lines = [
+        "\nµs per file of 4 kB, warm: the server's CPU time, in brackets what the client waited; how many requests that is, says the"
+        "\ntable of requests.\n",
+        f"| place | {' | '.join(FILE_KINDS)} |",
+        "|---" * (len(FILE_KINDS) + 1) + "|",
+    ]
+    for name, found in places.items():
+        cells = ("{:.1f} ({:.1f})".format(*found[kind]) if kind in found else "–" for kind in FILE_KINDS)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
 _REQUESTS = (
     "What a client waits for, exact under any load: the counts are held by `tests/fs/test_requests.py`. *Session*: read-only, as a\n"
     "session's tools are served (`as_nobody`). RELEASE is not waited for; FORGET and INIT are not counted. A row's time is about\n"
@@ -247,7 +263,7 @@ def performance(path: Path) -> str:
         return "\n".join([*lines, "No report of a quiet machine yet: `nox -s bench -- fs` makes one.", ""])
     report = json.loads(path.read_text())
     lines += [_made_by(report), *_ratios(report), "\n![The ratios of the table as bars](performance.svg)"]
-    lines += [*_calls(report), "\n## Over io_uring\n", _IO_URING]
+    lines += [*_calls(report), *_files(report), "\n## Over io_uring\n", _IO_URING]
     if counted.exists():
         requests = json.loads(counted.read_text())
         lines += ["\n## Requests\n", _REQUESTS, _made_by(requests), *_requests(requests)]
@@ -265,14 +281,21 @@ def performance(path: Path) -> str:
         lines += ["\n## Ports: `cntr forward`\n", forward.page(json.loads(ports.read_text()))]
     if one_processor.exists():
         alone = json.loads(one_processor.read_text())
-        lines += ["\n## On one processor\n", _ONE_PROCESSOR, _made_by(alone), *_ratios(alone), *_calls(alone)]
+        lines += [
+            "\n## On one processor\n",
+            _ONE_PROCESSOR,
+            _made_by(alone),
+            *_ratios(alone),
+            *_calls(alone),
+            *_files(alone),
+        ]
     if by_option.exists():
         options = json.loads(by_option.read_text())
         lines += ["\n## Each option by itself\n", _made_by(options), *_ratios(options)]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.suites.document", description=__doc__)
     parser.add_argument("--reports", type=Path, nargs="+", default=[REPOSITORY / "reports"])
     parser.add_argument(
@@ -284,11 +307,11 @@ def main() -> int:
     )
     parser.add_argument("--performance", action="store_true", help="write docs/performance.md alone")
     parser.add_argument("--docs", type=Path, default=REPOSITORY / "docs")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.docs.mkdir(exist_ok=True)
     if not options.performance:
         page = options.docs / "compliance.md"
-    page.write_text(compliance(options.reports, page))
+        page.write_text(compliance(options.reports, page))
     bench = options.bench or options.reports[0] / "bench-fs.json"
     if bench.exists() or not (options.docs / "performance.md").exists():
         (options.docs / "performance.md").write_text(performance(bench))
