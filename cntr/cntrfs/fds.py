@@ -6,7 +6,9 @@ own first.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import resource
 from collections import OrderedDict
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 NO_FD = (errno.EMFILE, errno.ENFILE)
 GIVE_UPS = 3
+_BESIDE = 512  # fds of open files and of the server itself
 
 
 class BoundedFds:
@@ -42,6 +45,14 @@ class BoundedFds:
         # closes the last fd of a file without a name: freeing its data may take long
         self.close_nameless: Callable[[int], None] = os.close
         self.give_up_open: Callable[[], None] = lambda: None  # closes fds of open files that are not needed
+
+    def reserve(self, fd: int) -> None:
+        """Grow the process's table of fds to what may be needed. fd: any open one.
+
+        Later, with threads, each doubling of the table waits for an RCU grace period (expand_fdtable()), 10 ms or more.
+        """
+        with contextlib.suppress(OSError):  # the limit is lower
+            os.close(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, self.max_fds + _BESIDE))
 
     def fd(self, node: Node) -> int:
         """An fd of the node's file, good for what O_PATH permits, valid until the next ``trim``."""

@@ -44,6 +44,7 @@ class NodeTable:
         self.nodes: dict[int, Node] = {}  # in use, or not suitable for a record
         self._idle: list[Node] = []  # to be checked by the next trim: new, or without fd or user since the last
         self.fds = BoundedFds(self._reopen, self._idle.append, max_fds)
+        self.fds.reserve(root_fd)
         self.mounts = Mounts(self.fds, raised)
         self._records = Records(self.mounts.all)
         self._copy_ups = CopyUps(self.nodes)

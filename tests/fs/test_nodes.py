@@ -71,6 +71,19 @@ def test_fds_are_bounded_and_reopened(table: NodeTable, tmp_path: Path) -> None:
         table.trim()
 
 
+def test_the_table_of_fds_need_not_grow(tmp_path: Path) -> None:
+    """With threads each doubling waits for an RCU grace period: a tree read cold took nearly twice as long."""
+    pid = os.fork()  # the copy's table is as large as what is open
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            made = NodeTable(os.open(tmp_path, os.O_PATH), max_fds=600)
+            lines = Path("/proc/self/status").read_text().splitlines()
+            size = next(int(line.split()[1]) for line in lines if line.startswith("FDSize:"))
+            os._exit(0 if size > made.fds.max_fds else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
 def test_a_deep_path_reopens(table: NodeTable, tmp_path: Path) -> None:
     node = table.root
     path = tmp_path
