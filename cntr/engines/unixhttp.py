@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 SOL_SOCKET = 1  # asm-generic/socket.h, as are the two below; SPARC, MIPS and PA-RISC differ and have no such engines
 SO_PEERCRED = 17
 LIMIT = 64 << 20  # bytes of one answer
+TIMED_OUT = "timed out"  # the words of a socket; before Python 3.10 its error was a class of its own
 
 
 def _module() -> ModuleType:
@@ -36,6 +37,9 @@ def connect(path: str, deadline: float) -> Stream:
     try:
         stream.settimeout(max(0.01, deadline - time.monotonic()))
         stream.connect(path)
+    except module.timeout:
+        stream.close()
+        raise TimeoutError(TIMED_OUT) from None
     except BaseException:
         stream.close()
         raise
@@ -64,10 +68,18 @@ def peer(stream: Stream) -> tuple[int, int]:
 
 
 def get(stream: Stream, path: str, deadline: float) -> tuple[int, str]:
-    """(status, body) of ``GET path``; the connection cannot be used again. Raises OSError, ValueError.
+    """(status, body) of ``GET path``; the connection cannot be used again.
 
+    Raises OSError (TimeoutError after DEADLINE), ValueError.
     HTTP/1.0: the server neither chunks nor keeps the connection open, so the answer ends with the stream.
     """
+    try:
+        return _get(stream, path, deadline)
+    except _module().timeout:
+        raise TimeoutError(TIMED_OUT) from None
+
+
+def _get(stream: Stream, path: str, deadline: float) -> tuple[int, str]:
     stream.sendall(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode("ascii"))
     chunks, size = [], 0
     while True:

@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -320,7 +321,7 @@ def _touch(probe: Http) -> None:
         _get(probe, "/", time.monotonic() + 2)
     except http.client.HTTPException:
         return
-    except TimeoutError:
+    except (TimeoutError, socket.timeout):  # a class of its own before Python 3.10
         return
 
 

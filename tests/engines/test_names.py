@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import time
@@ -96,6 +97,18 @@ def test_an_unknown_name_answers_within_a_second_and_says_who_was_asked(runc, mo
         engines.resolve("no-such-container")
     assert time.monotonic() - begun < 1
     assert "cntr ps" in caught.value.hint
+
+
+def test_a_daemon_that_does_not_answer_is_late_on_each_python(tmp_path):
+    """Before 3.10 a socket's time-out was no TimeoutError, and a hanging daemon hid the containers of all others."""
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(0)
+        stream = unixhttp.connect(path, time.monotonic() + 5)
+        with pytest.raises(TimeoutError, match=r"^timed out$"):
+            unixhttp.get(stream, "/", time.monotonic() + 0.01)
+        stream.close()
 
 
 def test_a_hanging_engine_is_not_waited_for(tmp_path, monkeypatch, runc):

@@ -50,6 +50,7 @@ MODULES = frozenset(
     "tomllib compression annotationlib pathlib.types string.templatelib concurrent.interpreters wsgiref.types".split()
 )
 BUILTINS = frozenset("aiter anext EncodingWarning ExceptionGroup BaseExceptionGroup PythonFinalizationError".split())
+SOCKETS = {"socket", "_socket", "http.client", "urllib.request"}
 KEYWORDS = {
     "zip": {"strict"},
     "dataclass": {"slots", "kw_only", "weakref_slot"},
@@ -63,6 +64,7 @@ class Newer(ast.NodeVisitor):
 
     def __init__(self) -> None:
         self.found: list[str] = []
+        self.imported: set[str] = set()
 
     def say(self, node: ast.AST, what: str) -> None:
         self.found.append(f"line {getattr(node, 'lineno', 0)}: {what}")
@@ -87,6 +89,7 @@ class Newer(ast.NodeVisitor):
     visit_AsyncFunctionDef = visit_FunctionDef
 
     def visit_Import(self, node: ast.Import) -> None:
+        self.imported |= {name.name for name in node.names}
         for name in node.names:
             if name.name in MODULES:
                 self.say(node, f"module {name.name}")
@@ -130,6 +133,12 @@ class Newer(ast.NodeVisitor):
             self.say(node, "a union of types at run time")
         self.generic_visit(node)
 
+    def visit_ExceptHandler(self, node: ast.ExceptHandler) -> None:
+        names = {getattr(name, "id", getattr(name, "attr", "")) for name in ast.walk(node.type)} if node.type else set()
+        if "TimeoutError" in names and "timeout" not in names and SOCKETS & self.imported:
+            self.say(node, "TimeoutError of a socket")  # which was socket.timeout before 3.10
+        self.generic_visit(node)
+
     def visit_Call(self, node: ast.Call) -> None:
         name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
         for keyword in node.keywords:
@@ -165,6 +174,7 @@ def test_nothing_needs_a_newer_python(module):
         "n.to_bytes()",
         "n.bit_count()",
         "raise ExceptionGroup('', [])",
+        "import http.client\ntry:\n    f()\nexcept (TimeoutError, ValueError):\n    pass",
         "@dataclass(slots=True)\nclass A: pass",
     ],
 )
@@ -182,6 +192,7 @@ def test_what_is_guarded_or_for_type_checkers_is_no_use():
         newer("if TYPE_CHECKING:\n    from typing import Self\nx: int | str = 1\ndef f(a: int | str) -> None: ...")
         == []
     )
+    assert newer("import socket\ntry:\n    f()\nexcept (TimeoutError, socket.timeout):\n    pass") == []
     assert newer("if hasattr(d, 'setlimit'):\n    d.setlimit(1)") == []
 
 
