@@ -55,6 +55,7 @@ EXPECTED: dict[tuple[str, str], str] = {
     ("writeback", "behind.open_file_sees_what_is_written_behind"): _KERNELS_TIMES,
     ("writeback", "behind.changed_attributes_are_seen"): _KERNELS_TIMES,
     ("writeback", "behind.storm_of_changes"): _KERNELS_TIMES,
+    ("writeback", "behind.written_through_a_mapping_is_seen"): _KERNELS_TIMES,
     (
         "writeback",
         "data.bad_offsets",

@@ -19,6 +19,8 @@ from testkit.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="fanotify's file handles need CAP_SYS_ADMIN")
 
+ROOT = SimpleNamespace(mount=SimpleNamespace(mnt_id=0))
+
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -32,7 +34,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def watching() -> Iterator[Any]:
     """A watch whose table knows of a hundred nodes, none of them a directory."""
     table = SimpleNamespace(
-        mounts=SimpleNamespace(all=[], on_new_mount=None), directories=list, ids=lambda: iter(range(100))
+        mounts=SimpleNamespace(all=[], on_new_mount=None), directories=list, ids=lambda: iter(range(100)), root=ROOT
     )
     fd = os.open("/dev/null", os.O_RDWR)
     made = watch.Watch(fd, SimpleNamespace(nodes=table), expire_only=True)  # type: ignore[arg-type]
@@ -72,7 +74,7 @@ def test_a_watch_that_cannot_begin_leaves_nothing(monkeypatch: pytest.MonkeyPatc
     open_before, threads = os.listdir("/proc/self/fd"), threading.active_count()
     monkeypatch.setattr(what, refuse)
     with pytest.raises((OSError, RuntimeError), match="no more"):
-        watch.Watch(-1, SimpleNamespace(nodes=None), expire_only=True)  # type: ignore[arg-type]
+        watch.Watch(-1, SimpleNamespace(nodes=SimpleNamespace(root=ROOT)), expire_only=True)  # type: ignore[arg-type]
     assert os.listdir("/proc/self/fd") == open_before
     assert threading.active_count() == threads
 

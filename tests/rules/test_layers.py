@@ -30,6 +30,7 @@ CNTRFS_LAYERS = (
     (
         "cntr.cntrfs.devfuse.ioctls",
         "cntr.cntrfs.devfuse.lock_table",
+        "cntr.cntrfs.devfuse.mount_table",
         "cntr.cntrfs.devfuse.notify",
         "cntr.cntrfs.devfuse.replies",
         "cntr.cntrfs.devfuse.ticker",

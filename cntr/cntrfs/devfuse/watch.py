@@ -21,18 +21,20 @@ import select
 import struct
 import threading
 import time
+from collections import OrderedDict
 
 from cntr.cntrfs import log
 from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.notify import notify
 from cntr.cntrfs.node import BackingMount, Node
-from cntr.linux import fanotify, file_syscalls, procfs, syscalls
+from cntr.linux import fanotify, file_syscalls, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cntr.cntrfs.core import Core
+    from cntr.cntrfs.devfuse.mount_table import MountTable
 
 #: Local filesystems all of whose changes go through this kernel's VFS: ext2-4, XFS, tmpfs, F2FS (linux/magic.h). A
 #: network filesystem changes elsewhere; btrfs and overlay report other ids than those of their inodes.
@@ -40,7 +42,13 @@ WATCHABLE = frozenset((0xEF53, 0x58465342, 0x01021994, 0xF2F52010))
 _ENTRY_EVENTS = (
     file_syscalls.FAN_CREATE | file_syscalls.FAN_DELETE | file_syscalls.FAN_MOVED_FROM | file_syscalls.FAN_MOVED_TO
 )
-_MASK = _ENTRY_EVENTS | file_syscalls.FAN_MODIFY | file_syscalls.FAN_ATTRIB | file_syscalls.FAN_ONDIR
+FAN_CLOSE_WRITE = 0x8  # linux/fanotify.h
+_MOVES = file_syscalls.FAN_MOVED_FROM | file_syscalls.FAN_MOVED_TO
+# What is written through a mapping is told by nothing but the close that follows the last unmapping.
+_MASK = (
+    _ENTRY_EVENTS
+    | file_syscalls.FAN_MODIFY | file_syscalls.FAN_ATTRIB | FAN_CLOSE_WRITE | file_syscalls.FAN_ONDIR
+)  # fmt: skip
 _METADATA = struct.Struct("=IBBHQii")  # event_len vers reserved metadata_len mask fd pid
 _INFO = struct.Struct("=BxH8sIi")  # type len fsid handle_bytes handle_type
 _INFO_FID, _INFO_DFID_NAME, _INFO_DFID = 1, 2, 3
@@ -49,6 +57,10 @@ _PACE = 0.01  # seconds between two invalidations of a file that is being writte
 #: Seconds between two reads of events. They merge in the kernel meanwhile, so a filesystem under constant writes costs
 #: no more than this many wake-ups.
 _REST = 0.002
+#: Seconds after which a moved name is told again: a client that was just being answered takes the old answer for the one
+#: that follows the expiry, and keeps it. (An unlink or creation waits with the lock of the directory, so it has no such race.)
+_SETTLED = 0.2
+_MOST_MOVED = 65536
 # seconds for a pending notification: it may wait for a client, and the client for the connection's end
 _LAST_WORDS = 1.0
 _EXPIRE_ONLY = 1
@@ -62,14 +74,18 @@ class Watch:
         """Start the helper. Raises OSError without fanotify, RuntimeError if no thread can be started: then nothing is
         watched.
         """
+        from cntr.cntrfs.devfuse.mount_table import MountTable  # a short session does without
+
         self.core = core
         self.fuse_fd = fuse_fd
-        self.group = file_syscalls.fanotify_init()
+        # Before the first file is watched: a helper that starts late must know what is new.
+        mount_table, server = MountTable(core.nodes.root.mount.mnt_id), os.getpid()
+        try:
+            self.group = file_syscalls.fanotify_init()
+        except OSError:
+            mount_table.close()
+            raise
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        server, mounted = (
-            os.getpid(),
-            mountpoints(),
-        )  # before the first file is watched: a helper that starts late must know what is new
         self._is_closing = False
         self._flusher = threading.Thread(target=self._flush_when_asked, name="flush", daemon=True)
         try:
@@ -82,11 +98,13 @@ class Watch:
                 self._flusher.join()
             self._socket.close()
             os.close(self.group)
+            mount_table.close()
             raise
         if self.pid == 0:
             self._socket.close()
-            _run_helper(fuse_fd, self.group, theirs, server, expire_only, mounted)
+            _run_helper(fuse_fd, self.group, theirs, server, expire_only, mount_table)
         theirs.close()
+        mount_table.close()
         for mount in list(core.nodes.mounts.all):
             self.add(mount)
         core.nodes.mounts.on_new_mount = self._add_later
@@ -194,32 +212,33 @@ class Helper:
         server: socket.socket,
         server_pid: int,
         expire_only: bool,
-        mounted: set[bytes],
+        mount_table: MountTable,
     ) -> None:
-        """server_pid: its events are the mount's own; mounted: the mount points that the server knows."""
+        """server_pid: its events are the mount's own; mount_table: as it was when the server began."""
         self.fuse_fd = fuse_fd
         self.group = group
         self.server = server
         self.server_pid = server_pid
         self.entry_flags = _EXPIRE_ONLY if expire_only else 0
         self.mounts: dict[bytes, list[tuple[int, int, int, int]]] = {}  # fsid -> (base, alias, its node id, mount fd)
+        self.has_twins = False  # is a filesystem in the tree more than once? Each of its files is several nodes then
         self.paced: dict[int, float] = {}  # node id -> time of its last modification notice
         self.pending: set[int] = set()
-        self.mountpoints = mounted
+        self.moved: OrderedDict[tuple[int, bytes], float] = OrderedDict()  # name -> when it is told of again
+        self.mount_table = mount_table
 
     def run(self) -> None:
         """Run until killed."""
         poll = select.poll()
         poll.register(self.group, select.POLLIN)
         poll.register(self.server, select.POLLIN)
-        mountinfo = os.open("/proc/self/mountinfo", os.O_RDONLY)
-        poll.register(mountinfo, select.POLLPRI)
+        poll.register(self.mount_table.fd, select.POLLPRI)
         self.mounts_changed()
         while True:
-            for fd, _ in poll.poll(_PACE * 1000 if self.pending else None):
+            for fd, _ in poll.poll(_PACE * 1000 if self.pending else _SETTLED * 1000 if self.moved else None):
                 if fd == self.server.fileno():
                     self.read_mounts()
-                elif fd == mountinfo:
+                elif fd == self.mount_table.fd:
                     self.mounts_changed()
                 else:
                     self.read_events()
@@ -228,18 +247,9 @@ class Helper:
 
     def mounts_changed(self) -> None:
         """After a mount or unmount: invalidate the name of the mount point."""
-        before, self.mountpoints = self.mountpoints, mountpoints()
         self.read_mounts()
-        for path in before ^ self.mountpoints:
-            directory, _, name = path.rstrip(b"/").rpartition(b"/")
-            try:
-                fd = os.open(directory or b"/", os.O_PATH | os.O_DIRECTORY)
-            except OSError:
-                continue
-            try:
-                fsid, ino = fanotify.filesystem_id(fd), os.fstat(fd).st_ino
-            finally:
-                os.close(fd)
+        for fd, name in self.mount_table.changed():
+            fsid, ino = fanotify.filesystem_id(fd), os.fstat(fd).st_ino
             for base, alias, nodeid, _ in self.mounts.get(fsid, []):
                 parent = nodeid if ino == alias else base | ino
                 notify(self.fuse_fd, wire.NOTIFY_INVAL_ENTRY, _entry(parent, name, self.entry_flags))
@@ -257,7 +267,9 @@ class Helper:
                 os._exit(0)
             fsid, base, ino, nodeid = _MOUNT.unpack(data)
             fd = struct.unpack_from("=i", rights[0][2])[0] if rights else -1
-            self.mounts.setdefault(fsid, []).append((base, ino, nodeid, fd))
+            mounts = self.mounts.setdefault(fsid, [])
+            mounts.append((base, ino, nodeid, fd))
+            self.has_twins = self.has_twins or len(mounts) > 1
 
     def read_events(self) -> None:
         """Read one buffer of events; duplicates in it are notified once."""
@@ -271,12 +283,12 @@ class Helper:
             length, _, _, skip, mask, _, pid = _METADATA.unpack_from(buffer, position)
             if mask & file_syscalls.FAN_Q_OVERFLOW:
                 self.server.send(FLUSH)
-            elif pid != self.server_pid:
-                self.event(mask, buffer[position + skip : position + length], told)
+            elif pid != self.server_pid or self.has_twins:
+                self.event(mask, buffer[position + skip : position + length], told, is_own=pid == self.server_pid)
             position += length
 
-    def event(self, mask: int, infos: bytes, told: set[tuple[int, bytes]]) -> None:
-        """Notify the kernel of one event."""
+    def event(self, mask: int, infos: bytes, told: set[tuple[int, bytes]], *, is_own: bool) -> None:
+        """Notify the kernel of one event. It knows the mount's own events, unless the filesystem is in the tree twice."""
         position = 0
         while position + _INFO.size <= len(infos):
             kind, length, fsid, size, handle_type = _INFO.unpack_from(infos, position)
@@ -284,7 +296,7 @@ class Helper:
             handle = file_syscalls.Handle(handle_type, infos[start : start + size])
             name = infos[start + size : position + length].split(b"\0", 1)[0]
             position += max(length, 4)
-            if kind not in (_INFO_FID, _INFO_DFID_NAME, _INFO_DFID):
+            if kind not in (_INFO_FID, _INFO_DFID_NAME, _INFO_DFID) or (is_own and len(self.mounts.get(fsid, ())) < 2):
                 continue
             for nodeid in self.nodeids(fsid, handle):
                 if kind == _INFO_FID or name in (b".", b""):
@@ -293,8 +305,11 @@ class Helper:
                     told.add((nodeid, name))
                     # A removed entry is dropped at once: its inode number may be in use again, and the kernel would
                     # keep the old file's node while it caches the name.
-                    flags = 0 if mask & file_syscalls.FAN_DELETE else self.entry_flags
+                    flags = 0 if mask & file_syscalls.FAN_DELETE and not is_own else self.entry_flags
                     notify(self.fuse_fd, wire.NOTIFY_INVAL_ENTRY, _entry(nodeid, name, flags))
+                    if mask & _MOVES and len(self.moved) < _MOST_MOVED:
+                        self.moved.pop((nodeid, name), None)
+                        self.moved[nodeid, name] = time.monotonic() + _SETTLED
                     self.tell_inode(nodeid, file_syscalls.FAN_MODIFY, told)
 
     def tell_inode(self, nodeid: int, mask: int, told: set[tuple[int, bytes]]) -> None:
@@ -316,10 +331,13 @@ class Helper:
         notify(self.fuse_fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(nodeid, 0, 0))
 
     def send_pending(self) -> None:
-        """Send the notices that were delayed and are due now."""
-        if not self.pending:
+        """Send the notices that were delayed and are due now, and repeat those of moved names."""
+        if not self.pending and not self.moved:
             return
         now = time.monotonic()
+        while self.moved and now >= next(iter(self.moved.values())):
+            (nodeid, name), _ = self.moved.popitem(last=False)
+            notify(self.fuse_fd, wire.NOTIFY_INVAL_ENTRY, _entry(nodeid, name, self.entry_flags))
         due = {nodeid for nodeid in self.pending if now - self.paced.get(nodeid, 0.0) >= _PACE}
         self.pending -= due
         for nodeid in due:
@@ -346,13 +364,8 @@ class Helper:
         return [nodeid if ino == alias else base | ino for base, alias, nodeid, _ in mounts]
 
 
-def mountpoints() -> set[bytes]:
-    """The mount points in this mount namespace."""
-    return {os.fsencode(mount.mount_point) for mount in procfs.mountinfo(procfs.read("/proc/self/mountinfo"))}
-
-
 def _run_helper(
-    fuse_fd: int, group: int, server: socket.socket, server_pid: int, expire_only: bool, mounted: set[bytes]
+    fuse_fd: int, group: int, server: socket.socket, server_pid: int, expire_only: bool, mount_table: MountTable
 ) -> None:
     """Run the helper; never returns."""
     try:
@@ -361,8 +374,8 @@ def _run_helper(
             signal.signal(number, signal.SIG_IGN)
         if os.getppid() == server_pid:
             syscalls.set_process_name("cntrfs-watch")
-            _close_others({0, 1, 2, fuse_fd, group, server.fileno()})
-            Helper(fuse_fd, group, server, server_pid, expire_only, mounted).run()
+            _close_others({0, 1, 2, fuse_fd, group, server.fileno(), mount_table.fd, mount_table.root_fd})
+            Helper(fuse_fd, group, server, server_pid, expire_only, mount_table).run()
     except BaseException as error:  # noqa: BLE001  the helper has nobody to raise to
         log.error("the watch on the backing filesystems failed", exc_info=error)
     finally:

@@ -6,6 +6,7 @@ On a plain directory both paths are the same, and every change is seen at once.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from pathlib import Path
 
@@ -105,6 +106,20 @@ def check_open_file_sees_what_is_written_behind(here: Path, behind: Path) -> Non
         with opened(behind / "log", os.O_WRONLY | os.O_APPEND) as writer:
             os.write(writer, b"two\n")
         _seen(lambda: os.pread(fd, 100, 4) == b"two\n", "a line appended behind")
+
+
+def check_written_through_a_mapping_is_seen(here: Path, behind: Path) -> None:
+    """A backup goes by the mtime, which a mapping moves as well: once it is gone and its file closed, if not before."""
+    make(here / "f", b"before" * 1000)
+    os.utime(here / "f", ns=(PAST_NS, PAST_NS))
+    os.stat(here / "f")
+    with opened(behind / "f", os.O_RDWR) as fd:
+        view = mmap.mmap(fd, 6000)
+    view[:5] = b"after"
+    view.flush()
+    view.close()
+    _seen(lambda: os.stat(here / "f").st_mtime_ns > PAST_NS, "the time of a change through a mapping")
+    equal((here / "f").read_bytes()[:5], b"after")
 
 
 def check_changed_attributes_are_seen(here: Path, behind: Path) -> None:

@@ -1,0 +1,122 @@
+"""Changes that a watch on the backing filesystem is not simply told of: by another way in the tree, elsewhere, during an answer."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cntr.cntrfs.devfuse import watch, wire
+from cntr.cntrfs.devfuse.mount_table import MountTable
+from cntr.linux import file_syscalls, syscalls
+from testkit.servers import TreeUnderTest, missing, place, served
+from testkit.waiting import wait_until
+
+pytestmark = pytest.mark.skipif(bool(missing("devfuse")), reason=missing("devfuse") or "nothing is missing")
+
+
+@pytest.fixture(params=["devfuse", "devfuse-io_uring", "pyfuse3"])
+def twice(request: pytest.FixtureRequest) -> Iterator[TreeUnderTest]:
+    """A tree in which ``one`` is there once more as ``two``."""
+    if missing(request.param):
+        pytest.skip(missing(request.param))
+    with place(request.param) as here:
+        one, two = here.behind / "one", here.behind / "two"
+        one.mkdir()
+        two.mkdir()
+        syscalls.mount(str(one), str(two), None, syscalls.MS_BIND)
+        try:
+            yield here
+        finally:
+            syscalls.umount(str(two), syscalls.MNT_DETACH)
+
+
+def test_a_filesystem_that_is_in_the_tree_twice(twice: TreeUnderTest) -> None:
+    """What the mount itself changes by the one way is seen by the other."""
+    one, two = twice.directory / "one", twice.directory / "two"
+
+    def agree(names: set[str]) -> bool:
+        return {name: os.stat(two / name).st_mode for name in os.listdir(two)} == {
+            name: os.stat(one / name).st_mode for name in names
+        } and [(two / name).exists() for name in ("a", "b")] == [name in names for name in ("a", "b")]
+
+    assert agree(set())
+    (one / "a").touch()
+    wait_until(lambda: agree({"a"}), "a file that was made", 5)
+    (one / "a").chmod(0o600)
+    wait_until(lambda: agree({"a"}), "a mode", 5)
+    (one / "a").rename(one / "b")
+    wait_until(lambda: agree({"b"}), "a new name", 5)
+    (one / "b").unlink()
+    wait_until(lambda: agree(set()), "a removal", 5)
+
+
+@pytest.mark.parametrize("binding", ["devfuse", "pyfuse3"])
+def test_mounts_of_another_namespace(binding: str, tmp_path: Path) -> None:
+    """A container's own mounts come and go in its mount namespace, which is not the server's."""
+    data = tmp_path / "data"
+    (data / "below").mkdir(parents=True)
+    script = f'read x; mount -t tmpfs data "{data}/below"; touch "{data}/below/over"; echo; read x; umount -l "{data}/below"; echo; read x'
+    with subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-ec", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as container:
+        assert container.stdin is not None
+        assert container.stdout is not None
+        wait_until(lambda: Path(f"/proc/{container.pid}/comm").read_text() == "sh\n", "the container", 10)
+        base = tmp_path / "mounted"
+        (base / "mount").mkdir(parents=True)
+        (base / "source").symlink_to(f"/proc/{container.pid}/root/{data}")
+        try:
+            with served(binding, base) as mount:
+                for wanted in (["over"], []):
+                    assert os.listdir(mount / "below") != wanted
+                    container.stdin.write(b"\n")
+                    container.stdin.flush()
+                    container.stdout.readline()
+                    wait_until(lambda wanted=wanted: os.listdir(mount / "below") == wanted, "what was mounted there", 5)  # type: ignore[misc]
+        finally:
+            container.kill()
+
+
+def test_a_name_that_moves_while_it_is_answered_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client takes the old answer for what follows the expiry, and would keep it for a day: it is told of again."""
+    told: list[bytes] = []
+    monkeypatch.setattr(
+        watch, "notify", lambda fd, code, payload: told.append(payload) if code == wire.NOTIFY_INVAL_ENTRY else None
+    )
+    monkeypatch.setattr(watch, "_SETTLED", 0.05)
+    table: Any = SimpleNamespace()
+    helper = watch.Helper(-1, -1, SimpleNamespace(), 1, expire_only=True, mount_table=table)  # type: ignore[arg-type]
+    helper.mounts[b"filesys1"] = [(0, 0, 0, -1)]
+    handle = struct.pack("=II", 77, 1)
+    info = struct.pack("=BxH8sIi", 2, 32, b"filesys1", len(handle), 1) + handle + b"name\0\0\0\0"
+    for mask, times in ((file_syscalls.FAN_MOVED_TO, 2), (file_syscalls.FAN_CREATE, 1)):
+        told.clear()
+        helper.event(mask, info, set(), is_own=False)
+        helper.send_pending()
+        assert len(told) == 1
+        time.sleep(0.06)
+        helper.send_pending()
+        assert len(told) == times
+        assert all(b"name" in payload and payload[:8] == struct.pack("=Q", 77) for payload in told)
+
+
+def test_a_mount_table_is_of_whoever_has_the_mount() -> None:
+    root = os.open("/", os.O_PATH)
+    table = MountTable(file_syscalls.statx(root).mnt_id)
+    os.close(root)
+    try:
+        assert b"/" in table.points
+        assert list(table.changed()) == []
+        assert os.fstat(table.root_fd).st_ino == os.stat("/").st_ino
+    finally:
+        table.close()
