@@ -14,6 +14,7 @@ import os
 import stat
 
 from cntr.linux import file_syscalls
+from cntr.linux.named import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,6 +82,24 @@ class Caller:
         """Whether the caller is root and holds this capability. (Another user's may count in its own namespace only.)"""
         uid, _, _, effective = _identity(self.pid)
         return uid == 0 and self.uid in (0, UNKNOWN_ID) and bool(effective >> capability & 1)
+
+    def rights(self) -> OpenerIdentity:
+        """Everything that decides what the caller may do, for ``Credentials.acting``. Only root's capabilities count:
+        another user's may be of its own namespace.
+        """
+        uid, gid, groups, effective = _identity(self.pid)
+        if self.uid not in (uid, UNKNOWN_ID):  # the thread has ended, and its pid is another's
+            return OpenerIdentity(self.uid, self.gid, (), 0)
+        return OpenerIdentity(uid, gid, groups, 0 if uid else effective)
+
+
+class OpenerIdentity(NamedTuple):
+    """Ids and effective capabilities of somebody who opened a file."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    effective: int
 
 
 def opens_by_handle(pid: int) -> bool:
@@ -150,7 +169,7 @@ class Credentials:
 
     def __init__(self) -> None:
         """Record the server's own capabilities, which leaving the scope restores."""
-        effective, permitted, inheritable = file_syscalls.capget()
+        self._masks = effective, permitted, inheritable = file_syscalls.capget()
         self._own = file_syscalls.pack_capabilities(effective, permitted, inheritable)
         self._lowered = file_syscalls.pack_capabilities(effective & ~_PRIVILEGED, permitted, inheritable)
         self._lowering = _WithoutFsetid(self._own, self._lowered)
@@ -264,6 +283,10 @@ class Credentials:
             credentials.without_fsetid() if caller.uid == credentials.uid else credentials.as_caller(known, groups=True)
         )
 
+    def acting(self, rights: OpenerIdentity | None) -> contextlib.AbstractContextManager[None]:
+        """The scope to act with RIGHTS and none of the server's own capabilities; None: as the server. For any thread."""
+        return AS_IS if rights is None else _OpenerCaller(self._own, self._masks, rights)
+
     def raised(self) -> contextlib.AbstractContextManager[None]:
         """The scope for calls that need capabilities; a server that lowered its own (``nobody``) has them inside."""
         return AS_IS
@@ -306,6 +329,30 @@ class _Ordinary:
         if self._changes_group:
             file_syscalls.setfsgid(self._gid)
         file_syscalls.capset(self._own)
+
+
+class _OpenerCaller:
+    """The scope of ``acting``."""
+
+    def __init__(self, own: bytes, masks: tuple[int, int, int], rights: OpenerIdentity) -> None:
+        self._own, self._rights = own, rights
+        effective, permitted, inheritable = masks
+        self._lowered = file_syscalls.pack_capabilities(effective & rights.effective, permitted, inheritable)
+        self._uid, self._gid = os.geteuid(), os.getegid()
+
+    def __enter__(self) -> None:
+        file_syscalls.setgroups(self._rights.groups)
+        file_syscalls.setfsgid(self._rights.gid)
+        file_syscalls.setfsuid(self._rights.uid)
+        file_syscalls.capset(self._lowered)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        file_syscalls.capset(self._own)
+        file_syscalls.setfsuid(self._uid)
+        file_syscalls.setfsgid(self._gid)
+        file_syscalls.setgroups(())
 
 
 class _AskedThere:

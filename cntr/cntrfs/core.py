@@ -71,8 +71,7 @@ class Core:
                 raise stale()
             node = self._lookup_dots(parent_id, name)
             attributes = self.calls.statx(self.fds.fd(node))
-            # the kernel asks because it has forgotten the node; its FORGET is still on the way
-            if not attributes.nlink:
+            if not attributes.nlink:  # the kernel has forgotten the node; its FORGET is still on the way
                 raise stale()
         else:
             parent = self.nodes.get(parent_id)
@@ -326,21 +325,22 @@ class Core:
         """
         if flags & (os.O_ACCMODE | os.O_TRUNC):
             self.options.demand_writable()
+            self.files.demand_not_run(node, flags)
         if flags & FMODE_EXEC and node.mount.forbids & os.ST_NOEXEC:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
-    def open(self, nodeid: int, flags: int, killpriv: Caller | None = None) -> int:
-        """OPEN; with O_TRUNC by killpriv, a caller without CAP_FSETID, set-id bits are cleared."""
+    def open(self, nodeid: int, flags: int, caller: Caller) -> int:
+        """OPEN; O_TRUNC clears set-id bits, unless the caller has CAP_FSETID."""
         node = self.nodes.get(nodeid)
         if node.kind != stat.S_IFREG:  # the kernel opens regular files only, unless the inode number was reused
             raise stale()  # opening a FIFO would block
         self.demand_open(node, flags)
         node_fd = self.fds.fd(node)
-        path = proc_path(node_fd)
-        wanted = self.files.backing_flags(flags)
-        with self.credentials.killpriv(node_fd, killpriv if flags & os.O_TRUNC else None):
-            fd = self.files.open_file(path, wanted, flags)
-        fh = self.files.add(node, fd, flags)
+        rights = caller.rights() if node.mount.is_pseudo and not self.options.as_nobody else None
+        killpriv = caller if flags & os.O_TRUNC else None
+        with self.credentials.acting(rights) if rights else self.credentials.killpriv(node_fd, killpriv):
+            fd = self.files.open_file(proc_path(node_fd), self.files.backing_flags(flags), flags)
+        fh = self.files.add(node, fd, flags, rights)
         self.files.note_append_only(self.files.handles[fh])
         return fh
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from _thread import allocate_lock
@@ -14,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from cntr.cntrfs.backing import OpenerIdentity
     from cntr.cntrfs.nodes import NodeTable
     from cntr.cntrfs.options import Options
 
@@ -94,6 +96,8 @@ class OpenFiles:
         self._fds = nodes.fds
         self._options = options
         self.handles: dict[int, FileHandle] = {}
+        #: Of whom each handle on proc, sysfs and the like is: there it also counts who reads and writes. By its number.
+        self.rights: dict[int, OpenerIdentity] = {}
         self._last = 0
         self._listings: dict[int, DirectoryHandle] = {}
 
@@ -119,9 +123,12 @@ class OpenFiles:
             wanted = wanted & ~os.O_ACCMODE | os.O_RDWR
         return wanted
 
-    def add(self, node: Node, fd: int, flags: int) -> int:
+    def add(self, node: Node, fd: int, flags: int, rights: OpenerIdentity | None = None) -> int:
         """Add an open backing file (fd -1: opened when first needed); return the handle's number."""
-        return self.enter(FileHandle(node, fd, flags))
+        number = self.enter(FileHandle(node, fd, flags))
+        if rights is not None:
+            self.rights[number] = rights
+        return number
 
     def enter(self, handle: FileHandle) -> int:
         """Add an open file or directory; return its number."""
@@ -168,6 +175,13 @@ class OpenFiles:
                 raise
             return self._fds.open_retrying(path, wanted | os.O_APPEND)  # an append-only file
 
+    def demand_not_run(self, node: Node, flags: int) -> None:
+        """Raise ETXTBSY if FLAGS are O_RDONLY|O_TRUNC and a client runs the file: the kernel asks after the truncation."""
+        if not flags & os.O_ACCMODE and any(
+            handle.node is node and handle.flags & FMODE_EXEC for handle in self.handles.values()
+        ):
+            raise OSError(errno.ETXTBSY, os.strerror(errno.ETXTBSY))
+
     def handle(self, fh: int) -> FileHandle:
         """The open file of a handle number. Raises OSError (EBADF)."""
         handle = self.handles.get(fh)
@@ -190,6 +204,13 @@ class OpenFiles:
             return os.pwritev(fd, [data], offset, file_syscalls.RWF_APPEND)
         return os.pwrite(fd, data, offset)
 
+    @staticmethod
+    def write_made_up(fd: int, offset: int, data: bytes | memoryview) -> int:
+        """write(2) at OFFSET if the file has such; many of proc and the like refuse pwrite(2). For any thread."""
+        with contextlib.suppress(OSError):
+            os.lseek(fd, offset, os.SEEK_SET)
+        return os.write(fd, data)
+
     def fsync(self, fh: int, data_only: bool) -> None:
         """FSYNC and FSYNCDIR."""
         (os.fdatasync if data_only else os.fsync)(self.fd(self.handle(fh)))
@@ -197,6 +218,8 @@ class OpenFiles:
     def release(self, fh: int) -> None:
         """RELEASE and RELEASEDIR."""
         handle = self.handles.pop(fh, None)
+        if self.rights:
+            self.rights.pop(fh, None)
         if handle is not None:
             if handle.fd >= 0:
                 self.close(handle)

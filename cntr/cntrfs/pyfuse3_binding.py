@@ -205,7 +205,7 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         """OPEN: the core's ``open``."""
         # libfuse leaves O_TRUNC to us: nobody else clears the set-id bits of a file that another user truncates.
-        return self._info(self.core.open(inode, flags, killpriv=_caller(ctx)))
+        return self._info(self.core.open(inode, flags, _caller(ctx)))
 
     @_answered
     async def create(
@@ -218,7 +218,8 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def read(self, fh: int, offset: int, size: int) -> bytes:
         """READ: the core's ``read``."""
-        return self.core.files.read(fh, offset, size)
+        with self.core.credentials.acting(self.core.files.rights.get(fh)):
+            return self.core.files.read(fh, offset, size)
 
     @_answered
     async def write(self, fh: int, offset: int, data: bytes) -> int:
@@ -231,6 +232,10 @@ class Operations(pyfuse3.Operations):
         # writer may use reserved blocks or exceed a quota.
         files, credentials = self.core.files, self.core.credentials
         fd = files.writing_fd(files.handle(fh))
+        rights = files.rights.get(fh)
+        if rights is not None:
+            with credentials.acting(rights):
+                return files.write_made_up(fd, offset, data)
         with credentials.killpriv(fd, _ANYBODY) if direct else credentials.ordinary(keeps_setid=True):
             return files.write_at(fd, offset, data, append)
 

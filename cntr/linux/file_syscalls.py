@@ -391,7 +391,7 @@ def ioctl_number(fd: int, request: int, data: bytes) -> int:
 FAN_CLOEXEC, FAN_NONBLOCK, FAN_UNLIMITED_MARKS = 0x1, 0x2, 0x20
 FAN_REPORT_DFID_NAME_TARGET = 0x200 | 0x400 | 0x800 | 0x1000
 FAN_MARK_ADD, FAN_MARK_FILESYSTEM = 0x1, 0x100
-FAN_MODIFY, FAN_ATTRIB, FAN_CLOSE_WRITE, FAN_MOVED_FROM, FAN_MOVED_TO = 0x2, 0x4, 0x8, 0x40, 0x80
+FAN_MODIFY, FAN_ATTRIB, FAN_MOVED_FROM, FAN_MOVED_TO = 0x2, 0x4, 0x40, 0x80
 FAN_CREATE, FAN_DELETE, FAN_Q_OVERFLOW, FAN_ONDIR = 0x100, 0x200, 0x4000, 0x40000000
 _declare("fanotify_init", _uint, _uint)
 _declare("fanotify_mark", _int, _uint, ctypes.c_uint64, _int, _charp)

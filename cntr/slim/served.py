@@ -74,11 +74,11 @@ class SlimCore(Core):
             self.note("name", path)
         return found
 
-    def open(self, nodeid: int, flags: int, killpriv: Caller | None = None) -> int:
+    def open(self, nodeid: int, flags: int, caller: Caller) -> int:
         """OPEN."""
         if self.shown is None:
             self.note("open", self.paths.get(nodeid, ""))
-        return super().open(nodeid, flags, killpriv)
+        return super().open(nodeid, flags, caller)
 
     def entries(self, directory: DirectoryHandle, offset: int) -> Iterator[DirectoryEntry]:
         """READDIR in the slim image."""

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from cntr.cntrfs.backing import SERVER
 from cntr.cntrfs.nobody import NobodyCore
 from cntr.cntrfs.node import generation_of
 from cntr.cntrfs.options import Options
@@ -327,9 +328,9 @@ def test_the_server_refuses_by_itself(is_other: bool, tmp_path: Path) -> None:
             assert core.credentials.is_other == is_other
             shadow, home = core.lookup(1, b"shadow")[0], core.lookup(1, b"home")[0]
             public = core.lookup(1, b"public")[0]
-            assert core.files.read(core.open(public.nodeid, os.O_RDONLY), 0, 10) == PUBLIC
+            assert core.files.read(core.open(public.nodeid, os.O_RDONLY, SERVER), 0, 10) == PUBLIC
             denied = [
-                errno_of(lambda: core.open(shadow.nodeid, os.O_RDONLY)),
+                errno_of(lambda: core.open(shadow.nodeid, os.O_RDONLY, SERVER)),
                 errno_of(lambda: core.opendir(home.nodeid)),
                 errno_of(lambda: core.lookup(home.nodeid, b"note")),
                 errno_of(lambda: core.lookup_entry(home.nodeid, b"note")),

@@ -66,6 +66,8 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
     if node.mount.is_remote:
         killpriv = c.caller() if flags & os.O_TRUNC and open_flags & wire.OPEN_KILL_SUIDGID else None
         return _open_remote(c, node, flags, core.files.backing_flags(flags), killpriv)
+    if node.mount.is_pseudo:
+        return _open_pseudo(c, node, flags)
     if c.passthrough.enabled and not flags & (os.O_ACCMODE | os.O_TRUNC):
         # The kernel opens a backing file without checking whether it is immutable or append-only. A file opened for
         # writing is opened here as well: the kernel turns every error of its own open into EIO.
@@ -85,9 +87,13 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
         if flags & os.O_NONBLOCK:
             raise
         return _open_elsewhere(c, node, path_fd, flags, wanted, killpriv)
-    if node.mount.is_pseudo and not flags & os.O_NONBLOCK:
-        os.set_blocking(fd, True)  # no effect on disk files
     return _opened(c, node, fd, path_fd, os.fstat(fd).st_mode, flags)
+
+
+def _open_pseudo(c: Connection, node: Node, flags: int) -> bytes:
+    """Open a file whose content the kernel makes up, for the caller itself: it may look or be another to others."""
+    fh = c.core.open(node.nodeid, flags, c.caller())
+    return wire.OPEN_OUT.pack(fh, *_open_flags(c, node, c.core.files.handles[fh].fd, 0, fh))
 
 
 def _open_remote(c: Connection, node: Node, flags: int, wanted: int, killpriv: Caller | None) -> bytes:
@@ -213,6 +219,8 @@ def _release(c: Connection, nodeid: int, body: memoryview) -> None:
         if not handle.node.mount.is_remote:
             locks.released(handle, fh)
         c.passthrough.released(handle.node)
+        if c.unsynced:
+            c.unsynced.pop(fh, None)
 
 
 def _close_remote(locks: Locks, handle: FileHandle, fh: int, fd: int) -> None:

@@ -63,7 +63,7 @@ class Passthrough:
     def _register(self, node: Node, fd: int, mode: int) -> int:
         # Whether a write clears set-id bits depends on the writer, but the kernel writes with the credentials of the
         # registration. So the server writes these files.
-        if not stat.S_ISREG(mode) or mode & _SETID:
+        if not stat.S_ISREG(mode) or mode & _SETID or node.mount.is_pseudo:
             return 0
         if fd == node.fd:
             return self._backing_open(fd, node)

@@ -74,6 +74,9 @@ class Connection:
         self.ticker = Ticker()
         self.workers = Workers(self.replies, heartbeat, self.ticker)
         self.locks = Locks(core, self.replies, heartbeat, self.ticker)
+        self.unsynced: dict[
+            int, OSError
+        ] = {}  # what another handle's fsync met: by the number of each that wasn't told
         self.remote_locks: dict[int, Locks] = {}  # by mount index
 
         core.fds.close_nameless = self._close_nameless

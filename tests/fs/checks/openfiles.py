@@ -269,6 +269,22 @@ def check_text_busy(here: Path) -> None:
     subprocess.run([program], check=True)
 
 
+def check_running_program_keeps_its_content(here: Path) -> None:
+    """However it is opened to be truncated, also for reading alone: an error that comes too late has destroyed it."""
+    import subprocess
+
+    program = make(here / "sleep", Path("/bin/sleep").read_bytes(), 0o755)
+    size = program.stat().st_size
+    with subprocess.Popen([program, "60"]) as process:
+        for flags in (os.O_RDONLY | os.O_TRUNC, os.O_WRONLY | os.O_TRUNC, os.O_RDWR):
+            raises(errno.ETXTBSY, os.open, program, flags)
+        raises(errno.ETXTBSY, os.truncate, program, 0)
+        equal(program.stat().st_size, size)
+        process.kill()
+    os.close(os.open(program, os.O_RDONLY | os.O_TRUNC))
+    equal(program.stat().st_size, 0)
+
+
 def check_directory_opened_for_writing(here: Path) -> None:
     for flags in (os.O_WRONLY, os.O_RDWR, os.O_RDONLY | os.O_TRUNC):
         raises(errno.EISDIR, os.open, here, flags)

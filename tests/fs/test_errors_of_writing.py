@@ -1,0 +1,90 @@
+"""What could not be written to the disk is told to everybody who has the file open, by their next fsync(2)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from testkit.servers import missing, served
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root is missing: mounting needs it")
+MIB = 1 << 20
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """An ext4 that believes in 128 MiB, of which there are no more than 16."""
+    if shutil.which("mkfs.ext4") is None:
+        pytest.skip("mkfs.ext4 is missing (Debian: e2fsprogs)")
+    for name in ("memory", "disk"):
+        (tmp_path / name).mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "memory", tmp_path / "memory"], check=True)
+    try:
+        image = tmp_path / "memory" / "image"
+        image.touch()
+        os.truncate(image, 128 * MIB)
+        subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", image], check=True)
+        mount = ["mount", "-o", "loop,errors=continue", image, tmp_path / "disk"]
+        done = subprocess.run(mount, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no loop devices here: {done.stderr.strip()}")
+        for name in ("source", "mount"):
+            (tmp_path / "disk" / name).mkdir()
+        yield tmp_path / "disk"
+    finally:
+        deadline = time.monotonic() + 20
+        while os.path.ismount(tmp_path / "disk") and time.monotonic() < deadline:
+            if subprocess.run(["umount", tmp_path / "disk"], capture_output=True, check=False).returncode:
+                time.sleep(0.05)  # the server's processes hold it until the last of them is gone
+        # The loop device lets go of its file when it has given up writing it.
+        subprocess.run(["umount", "--lazy", tmp_path / "memory"], check=True)
+
+
+def _synced(fd: int) -> bool:
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        assert error.errno in (errno.EIO, errno.ENOSPC)
+        return False
+    return True
+
+
+@pytest.mark.parametrize("place", ["plain", "devfuse", "pyfuse3"])
+def test_each_open_file_is_told(place: str, disk: Path) -> None:
+    """Also who comes later, when another one has been told already: a database's checkpoint relies on that."""
+    if place == "plain":
+        _write_too_much(disk / "source")
+        return
+    if missing(place):
+        pytest.skip(missing(place))
+    with served(place, disk) as mount:
+        _write_too_much(mount)
+
+
+def _write_too_much(here: Path) -> None:
+    writer, other = (os.open(here / "file", os.O_CREAT | os.O_RDWR) for _ in range(2))
+    try:
+        pid = os.fork()
+        if not pid:
+            os._exit(0)  # which closes both, as a child of the database's does
+        os.waitpid(pid, 0)
+        for number in range(32):
+            os.pwrite(writer, os.urandom(MIB), number * MIB)
+        assert not _synced(other)
+        for _ in range(5):  # what the disk's own tables meet is told to both, again
+            if _synced(other):
+                break
+        assert not _synced(writer)
+        late = os.open(here / "file", os.O_RDWR)
+        assert _synced(late)
+        os.close(late)
+    finally:
+        os.close(writer)
+        os.close(other)
