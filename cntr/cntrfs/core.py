@@ -75,7 +75,7 @@ class Core:
                 raise stale()
         else:
             parent = self.nodes.get(parent_id)
-            parent_fd = self.fds.fd(parent)
+            parent_fd = self.mounts.walked_in(parent, self.fds.fd(parent))
             attributes = self.mounts.look(parent.mount, parent_fd, name)
             node = self.nodes.see(attributes, parent, parent_fd, name)
         node.lookups += 1
@@ -359,9 +359,9 @@ class Core:
 
         def opener() -> int:
             try:
-                return os.open(b".", flags | quiet, dir_fd=parent_fd)
+                return self.mounts.open_directory(node, parent_fd, flags | quiet)
             except PermissionError:  # O_NOATIME needs ownership or CAP_FOWNER
-                return os.open(b".", flags, dir_fd=parent_fd)
+                return self.mounts.open_directory(node, parent_fd, flags)
 
         return DirectoryHandle(node, self.fds.retrying(opener))
 

@@ -7,8 +7,8 @@ import os
 
 from cntr.cntrfs.copyup import OVERLAYFS_MAGIC
 from cntr.cntrfs.handles import O_PATH, HandleOpener
-from cntr.cntrfs.node import ENTRY, INO_BITS, ROOT_ID, SYNTHETIC, BackingMount, Node, generation_of, stale
-from cntr.linux import file_syscalls
+from cntr.cntrfs.node import AUTOFS_MAGIC, ENTRY, INO_BITS, ROOT_ID, SYNTHETIC, BackingMount, Node, generation_of, stale
+from cntr.linux import file_syscalls, syscalls
 from cntr.linux.file_syscalls import Attributes, Handle
 
 TYPE_CHECKING = False
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cntr.cntrfs.fds import BoundedFds
+    from cntr.cntrfs.node import Node
 
 RESTRICTIONS = os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC
 _INO_LIMIT = 1 << INO_BITS
@@ -87,6 +88,23 @@ class Mounts:
                 raise RemoteMount
         fields = self.calls.statx_fields(fd, name)
         return fields
+
+    def open_directory(self, node: Node, fd: int, flags: int) -> int:
+        """open(2) of the directory NODE behind FD. Where autofs waits for somebody to walk in, by its name, as one does."""
+        if node.mount.magic != AUTOFS_MAGIC or not node.name:
+            return os.open(b".", flags, dir_fd=fd)
+        path = b"../" + node.name + b"/."  # what is at the name now need not be the directory that was looked up
+        return syscalls.openat2(fd, path, flags, syscalls.RESOLVE_NO_SYMLINKS)
+
+    def walked_in(self, node: Node, fd: int) -> int:
+        """FD, when somebody asks for a name in the directory NODE behind it. ESTALE: autofs has mounted there: look again."""
+        if node.mount.magic == AUTOFS_MAGIC and node.name:
+            opened = self.open_directory(node, fd, os.O_PATH | os.O_DIRECTORY)
+            mounted = self.calls.statx(opened).mnt_id != node.mount.mnt_id
+            os.close(opened)
+            if mounted:
+                raise stale()
+        return fd
 
     def look(self, mount: BackingMount, fd: int, name: bytes) -> Attributes:
         """The same as ``Attributes``. Raises OSError (ENOENT)."""

@@ -22,9 +22,10 @@ PSEUDO = frozenset((0x9FA0, 0x62656572, 0x27E0EB, 0x63677270, 0x64626720, 0x7472
 
 #: tmpfs, ramfs
 MEMORY = frozenset((0x01021994, 0x858458F6))
+AUTOFS_MAGIC = 0x0187
 #: NFS, CIFS, SMB2, SMB, FUSE, 9P, Ceph, AFS (two), Coda, Lustre, GPFS, OCFS2, GFS2, OrangeFS, VirtualBox, autofs
 REMOTE = frozenset((0x6969, 0xFF534D42, 0xFE534D42, 0x517B, 0x65735546, 0x01021997, 0xC36400, 0x5346414F, 0x6B414653,
-                    0x73757245, 0x0BD00BD3, 0x47504653, 0x7461636F, 0x01161970, 0x20030528, 0x786F4256, 0x0187))  # fmt: skip
+                    0x73757245, 0x0BD00BD3, 0x47504653, 0x7461636F, 0x01161970, 0x20030528, 0x786F4256, AUTOFS_MAGIC))  # fmt: skip
 
 #: One int object per file type, for all nodes.
 _KINDS = {kind: kind for kind in (0o010000, 0o020000, 0o040000, 0o060000, 0o100000, 0o120000, 0o140000)}

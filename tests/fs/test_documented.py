@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import mmap
 import os
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cntr.linux import syscalls
+from cntr.linux import file_syscalls, syscalls
 from testkit.servers import BINDINGS, Server, TreeUnderTest, missing, place
 from tests.fs.syscalls import errno_of
 
 pytestmark = pytest.mark.skipif(bool(missing("devfuse")), reason=missing("devfuse") or "nothing is missing")
-FICLONE = 0x40049409
+FICLONE, FITRIM, FS_IOC_GETFSUUID = 0x40049409, 0xC0185879, 0x80111500
 
 
 @pytest.fixture(params=BINDINGS)
@@ -80,6 +82,50 @@ def test_neither_nowait_nor_clones(here: TreeUnderTest) -> None:
         assert errno_of(lambda: fcntl.ioctl(clone.fileno(), FICLONE, file.fileno())) == errno.EOPNOTSUPP
     done = subprocess.run(["cp", "--reflink=auto", here.directory / "file", here.directory / "copy"], check=False)
     assert not done.returncode
+
+
+def test_ioctls_of_the_whole_filesystem(here: TreeUnderTest) -> None:
+    with open(here.directory / "file", "w") as file:
+        for command, size in ((FITRIM, 24), (FS_IOC_GETFSUUID, 17)):
+            assert errno_of(lambda command=command, size=size: fcntl.ioctl(file, command, bytes(size))) == errno.ENOTTY  # type: ignore[misc]
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="x86's way into its 32-bit system calls is missing")
+def test_programs_of_32_bits_list_by_offsets_of_64(here: TreeUnderTest) -> None:
+    """ext4 looks at who asks, and the server asks for everybody."""
+    fd = os.open(here.behind, os.O_PATH)
+    magic = file_syscalls.filesystem_magic(fd)
+    os.close(fd)
+    if magic != 0xEF53:
+        pytest.skip("ext4 is missing")
+    for number in range(50):
+        (here.behind / f"{number}").touch()
+    assert _widest_offset(here.behind) < 1 << 32
+    assert _widest_offset(here.directory) >= 1 << 32, "docs/cntrfs.md warns of these in vain"
+
+
+def _widest_offset(directory: Path) -> int:
+    """By getdents64(2) as a 32-bit program calls it."""
+    code = mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    # push rbx; mov eax, edi; mov ebx, esi; xchg ecx, edx; int 0x80; pop rbx; ret
+    code.write(bytes.fromhex("53 89f8 89f3 87ca cd80 5b c3"))
+    address = ctypes.addressof(ctypes.c_char.from_buffer(code))
+    call = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_uint, ctypes.c_uint)(address)
+    buffer = mmap.mmap(-1, 32768, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40)  # MAP_32BIT
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        length = call(220, fd, ctypes.addressof(ctypes.c_char.from_buffer(buffer)), 32768)
+    finally:
+        os.close(fd)
+    if length == -errno.ENOSYS:
+        pytest.skip("the kernel has no 32-bit system calls")
+    assert length > 0
+    offsets, position = [], 0
+    while position < length:
+        _, offset, size = struct.unpack_from("=QQH", buffer, position)
+        offsets.append(offset)
+        position += size
+    return max(offset for offset in offsets if offset != (1 << 63) - 1)
 
 
 def test_no_shared_mapping_past_the_cache() -> None:
