@@ -1,4 +1,4 @@
-"""The project's verbs. `./bootstrap SESSION…` installs what they need from Debian first."""
+"""The project's commands. `./bootstrap SESSION…` first installs the Debian packages they need."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ nox.options.sessions = ["tests", "lint", "types"]
 nox.options.reuse_venv = "yes"
 nox.options.default_venv_backend = "venv"
 
-# Bytecode is part of a fast start; a caller's PYTHON* settings are none of the sessions' business.
+# Bytecode is part of a fast start, and sessions ignore a caller's PYTHON* settings.
 CLEAN = {name: "" for name in ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONSTARTUP") if name in os.environ}
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The test suite: real namespaces, real engines where they start. Root."""
+    """Run the test suite: real namespaces, real engines where they start. Needs root."""
     _require_root(session)
     session.install("-q", ".[test,pyfuse3]")
     workers = [] if any(word.startswith("-n") for word in session.posargs) else ["-n", str(max(2, os.cpu_count() or 2))]
@@ -39,21 +39,21 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Mypy: strict, and in tests that what is used is there."""
+    """Mypy: strict; in tests, only that used names exist."""
     session.install("-q", "mypy>=1.13", "nox", ".[lab]", "hypothesis")
     session.run("mypy")
 
 
 @nox.session(venv_backend="none")
 def zipapp(session: nox.Session) -> None:
-    """All of cntr in one file, ./cntr.pyz; the same sources make the same file: `-- PATH`."""
+    """Build cntr.pyz, all of cntr in one file, reproducibly: `-- PATH`."""
     (path,) = session.posargs or ["cntr.pyz"]
     session.run("python3", "-m", "cntr.remote.onefile", path, env=CLEAN, external=True)
 
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """A shell with this machine's tools in a container of one static binary; a transcript where there is no terminal."""
+    """A shell with this machine's tools in a container of one static binary; without a terminal, a transcript."""
     _require_root(session)
     session.install("-q", ".")
     session.run("python", "-m", "lab.demo", *session.posargs, env=CLEAN)
@@ -61,16 +61,20 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Ratios measured side by side in one run: `-- attach`, `-- resolve`, `-- fs`, `-- forward`, `-- slim`; default attach."""
+    """Measure alternatives side by side in one run: `-- attach` (default), `-- resolve`, `-- fs`, `-- forward`, `--
+    slim`.
+    """
     _require_root(session)
-    session.install("-q", ".[test]")  # the engines to measure beside are the tests' own
+    session.install("-q", ".[test]")  # the engines to compare with are the tests' own
     name, *rest = session.posargs or ["attach"]
     session.run("python", "-m", f"bench.{name}", *rest, env=CLEAN)
 
 
 @nox.session
 def study(session: nox.Session) -> None:
-    """Images after Docker Hub's most used, split, run and probed; writes docs/study.md: `-- nginx redis`, `-- --peer mint=PATH`."""
+    """Images modelled on Docker Hub's most used, split, run and probed; writes docs/study.md: `-- nginx redis`, `--
+    --peer mint=PATH`.
+    """
     _require_root(session)
     session.install("-q", ".[slim]")
     session.run("python", "-m", "bench.study", *session.posargs, env=CLEAN)
@@ -78,7 +82,7 @@ def study(session: nox.Session) -> None:
 
 @nox.session
 def packages(session: nox.Session) -> None:
-    """What can be installed, in dist/: Debian package, wheel and source archive, one file, image of tools; `-- deb wheel`."""
+    """Build in dist/ the Debian package, wheel and source archive, one file, image of tools; `-- deb wheel` for a part."""
     _require_root(session)
     session.install("-q", "build")
     session.run("python", "-m", "lab.packages", *session.posargs, env=CLEAN)
@@ -86,14 +90,14 @@ def packages(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def toolbox(session: nox.Session) -> None:
-    """An image of cntr and tools for `docker load`, `podman load`, `ctr image import`: dist/cntr-toolbox.tar."""
+    """Build an image of cntr and tools for `docker load`, `podman load`, `ctr image import`: dist/cntr-toolbox.tar."""
     _require_root(session)
     session.run("python3", "-m", "lab.packages", "toolbox", env=CLEAN, external=True)
 
 
 @nox.session
 def cleanroom(session: nox.Session) -> None:
-    """Prove the README's two commands in a root that has only what a fresh Debian has: `-- bookworm`; and `-- packages bookworm`."""
+    """Run the README's two commands in a fresh Debian root: `-- bookworm`; and `-- packages bookworm`."""
     _require_root(session)
     if session.posargs[:1] == ["packages"]:
         session.install("-q", "build")
@@ -105,7 +109,9 @@ def cleanroom(session: nox.Session) -> None:
 
 @nox.session
 def compliance(session: nox.Session) -> None:
-    """All filesystem checks on all places, the state machine and the mutations, then the suites that Debian has; native beside CntrFS."""
+    """All filesystem checks in all places, the state machine and the mutations, then Debian's suites, native beside
+    CntrFS.
+    """
     _require_root(session)
     session.install("-q", ".[test,pyfuse3]")
     session.run("pytest", "-n", "2", "tests/fs", env={**CLEAN, "CNTR_EVERY_CHECK": "1"})
@@ -114,7 +120,7 @@ def compliance(session: nox.Session) -> None:
 
 @nox.session
 def xfstests(session: nox.Session) -> None:
-    """An installed xfstests on ext4 and on CntrFS: `-- --dir PATH [-g generic/quick]`."""
+    """Run an installed xfstests on ext4 and on CntrFS: `-- --dir PATH [-g generic/quick]`."""
     _require_root(session)
     session.install("-q", ".[test,pyfuse3]")
     session.run("python", "-m", "tests.suites.xfstests", *session.posargs, env=CLEAN)
@@ -122,7 +128,7 @@ def xfstests(session: nox.Session) -> None:
 
 @nox.session
 def pjdfstest(session: nox.Session) -> None:
-    """An installed pjdfstest on ext4 and on CntrFS: `-- --dir PATH`."""
+    """Run an installed pjdfstest on ext4 and on CntrFS: `-- --dir PATH`."""
     _require_root(session)
     session.install("-q", ".[test,pyfuse3]")
     session.run("python", "-m", "tests.suites.pjdfstest", *session.posargs, env=CLEAN)
@@ -130,7 +136,9 @@ def pjdfstest(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Broken texts, files and requests, longer than the tests have time: `-- --minutes 10 --inputs 10000000 [--seed N]`."""
+    """Malformed texts, files and requests, for longer than the tests do: `-- --minutes 10 --inputs 10000000 [--seed
+    N]`.
+    """
     _require_root(session)
     session.install("-q", ".[test]")
     parser = argparse.ArgumentParser(prog="nox -s fuzz --")
@@ -146,7 +154,9 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Ten thousand attaches, then two hundred sessions at once, leave nothing: `-- --attaches 10000 --fuse 1000 --sessions 200`."""
+    """Ten thousand attaches, then two hundred simultaneous sessions, must leave nothing: `-- --attaches 10000 --fuse
+    1000 --sessions 200`.
+    """
     _require_root(session)
     session.install("-q", ".[test]")
     session.run("python", "-m", "bench.soak", *session.posargs, env=CLEAN)

@@ -1,6 +1,7 @@
-"""What pyproject.toml has no words for: files that a wheel puts below share/, of which the manual page and completion are written here.
+"""Files that pyproject.toml cannot express: those below share/ in a wheel. The manual page and completion are generated
+here.
 
-The documents stand as in the checkout, so that their links lead on; tests are in the source archive (MANIFEST.in).
+The documents keep the checkout's layout, so their links work. The tests are in the source archive (MANIFEST.in).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ DOCUMENTS = "share/doc/cntr-attach"
 
 
 def written(made: Path) -> dict[str, list[str]]:
-    """The manual page and completion, written below MADE: directory of the installation → files."""
+    """Generate the manual page and completion below MADE: directory of the installation → files."""
     sys.path.insert(0, str(HERE))
     from cntr.cli import manual
 
@@ -34,7 +35,7 @@ def written(made: Path) -> dict[str, list[str]]:
 
 
 def documents() -> dict[str, list[str]]:
-    """README and docs/, by their names in the checkout: directory of the installation → files."""
+    """README and docs/, under their names in the checkout: directory of the installation → files."""
     pages = sorted(path.relative_to(HERE).as_posix() for path in HERE.glob("docs/*"))
     return {DOCUMENTS: sorted(path.name for path in HERE.glob("*.md")), f"{DOCUMENTS}/docs": pages}
 

@@ -1,7 +1,8 @@
-"""Time to ``-- true``: cntr by pid and by Docker name beside nsenter, docker exec, other cntrs: ``nox -s bench -- attach``.
+"""Time to run ``true``: cntr by pid and by Docker name beside nsenter, docker exec, other cntrs: ``nox -s bench --
+attach``.
 
-A peer is any command: ``--peer 'NAME=COMMAND'``, with {pid} and {name} standing for the slim container's pid and the Docker container's
-name.
+A peer is any command: ``--peer 'NAME=COMMAND'``, where {pid} and {name} stand for the slim container's pid and the
+Docker container's name.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from bench import measure
 from bench.measure import Row
 from testkit.container import SlimContainer
 
-ISOLATED = "python3 -ISc pass"  # what any program in Python costs at least
+ISOLATED = "python3 -ISc pass"  # the least that any Python program takes
 BY_PID, BY_NAME, DOCKER_EXEC = "cntr attach PID", "cntr attach docker:NAME", "docker exec"
 STOPPED = "cntr attach docker:STOPPED"
 REACH = ((BY_PID, ISOLATED, 3.0), (BY_NAME, DOCKER_EXEC, 0.35), (STOPPED, BY_NAME, 2.0))
 
 
 def our_cntr() -> str:
-    """The console script of the environment this runs in: installed by pip, with bytecode."""
+    """The console script of this environment: installed by pip, with bytecode."""
     found = shutil.which("cntr", path=os.path.dirname(sys.executable)) or shutil.which("cntr")
     if not found:
         raise SystemExit("bench: no cntr is installed: pip install .")
@@ -43,7 +44,7 @@ def other_cntr(ours: str) -> str | None:
 
 
 def docker_rows(stack: ExitStack, cntr: str, environment: dict[str, str]) -> tuple[list[Row], str]:
-    """The rows of a container in a Docker daemon of the bench's own, and the container's name; or why there are none."""
+    """The rows for a container in the benchmark's own Docker daemon, and its name; or why there are none."""
     import pytest
 
     from testkit.engines import rigs_cli
@@ -69,7 +70,7 @@ def docker_rows(stack: ExitStack, cntr: str, environment: dict[str, str]) -> tup
 
 
 def main() -> int:
-    """The command line; 0 when all rows could be measured."""
+    """The command line; 0 if all rows could be measured."""
     parser = argparse.ArgumentParser(prog="python -m bench.attach", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND")
@@ -111,7 +112,7 @@ def main() -> int:
 
 
 def report(rows: list[Row], path: Path) -> None:
-    """The table, the two ratios that matter, and all as JSON."""
+    """Print the table and the two main ratios; write everything as JSON."""
     by_name = {row.name: row for row in rows}
     facts = measure.machine()
     print(

@@ -1,7 +1,7 @@
-"""Whether who asks a file server and the server run on one processor: two states that last, and differ by several times.
+"""Whether a client and its file server run on one processor: two states that last, and differ by several times.
 
-Waking somebody on another processor takes an interrupt there (/proc/interrupts), on one's own it takes none. They are
-counted for the whole machine, so that the share means nothing where others work, too.
+A wake-up on another processor takes an interrupt there (/proc/interrupts), one on the same processor takes none. They
+are counted for the whole machine, so the share means nothing if other programs are running.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-_WAKE_UPS = 2  # for a request: the server's, and with the answer the client's
+_WAKE_UPS = 2  # per request: the server's, and the client's by the answer
 
 
 class Share:
-    """turns: how often the server waited for a request; interrupts: sent from processor to processor meanwhile."""
+    """turns: how often the server waited for a request; interrupts: between processors meanwhile."""
 
     def __init__(self) -> None:
         self.turns = self.interrupts = 0
 
     @property
     def crossed(self) -> float:
-        """The share of wake-ups that led to another processor, 0 to 1."""
+        """The share of wake-ups on another processor, 0 to 1."""
         return min(1.0, self.interrupts / (_WAKE_UPS * self.turns)) if self.turns else 0.0
 
     @contextlib.contextmanager
     def watched(self, server: int) -> Iterator[None]:
-        """While the block runs. server: the pid that serves."""
+        """Count while the block runs. server: the serving pid."""
         turns, sent = _turns(server), _sent()
         yield
         self.turns += _turns(server) - turns
@@ -39,7 +39,7 @@ def _turns(pid: int) -> int:
 
 
 def _sent() -> int:
-    """Between processors, since the machine started."""
+    """Interrupts between processors since the machine started."""
     lines = Path("/proc/interrupts").read_text().splitlines()
     sent = (line for line in lines if line.endswith(("Rescheduling interrupts", "Function call interrupts")))
     return sum(int(word) for line in sent for word in line.split() if word.isdigit())

@@ -1,9 +1,10 @@
 """``cntr forward`` beside a direct connection on the same loopback: ``nox -s bench -- forward``.
 
-Bytes a second of one stream, interleaved rounds; connect, one byte there and one back; thousands of connections at once, each of which is
-answered; and a container that restarts again and again under load, where every byte that was answered for must have arrived.
+Measures bytes per second of one stream in interleaved rounds; connecting with one byte each way; thousands of
+connections at once, all answered; and a container that restarts repeatedly under load, where every acknowledged byte
+must have arrived.
 
-A peer is any relay: ``--peer 'NAME=COMMAND'``, with {listen} and {connect} standing for its two ports on 127.0.0.1.
+A peer is any relay: ``--peer 'NAME=COMMAND'``, where {listen} and {connect} stand for its two ports on 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -71,28 +72,28 @@ while True:
             selector.unregister(key.fileobj)
             key.fileobj.close()
 """
-FIRST_PORT = 18400  # in the container and, for the direct connections, here
+FIRST_PORT = 18400  # in the container and, for direct connections, here
 PORTS = ("sink", "digest", "echo")
-PEER_PORT = FIRST_PORT + 100  # on which the first peer listens
+PEER_PORT = FIRST_PORT + 100  # where the first peer listens
 
 
 class Web:
-    """A container with the server, which is found again by a word of its command line."""
+    """A container with the server, which is found again by a word on its command line."""
 
     def __init__(self) -> None:
-        """Not started."""
+        """Nothing is started yet."""
         self.mark = f"bench-{secrets.token_hex(4)}"
         self.container: SlimContainer | None = None
         self.server: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        """Container and server."""
+        """Start the container and the server."""
         self.container = SlimContainer("bench", argv=["/app", self.mark])
         self.container.__enter__()
         self.server = serve("nsenter", "-t", str(self.container.pid), "-n")
 
     def stop(self) -> None:
-        """Both."""
+        """Stop both."""
         if self.server:
             self.server.kill()
             self.server.communicate()
@@ -102,7 +103,7 @@ class Web:
 
 
 def serve(*prefix: str) -> subprocess.Popen[str]:
-    """The server, already listening."""
+    """Start the server; return once it listens."""
     words = [*prefix, sys.executable, "-c", SERVER, str(FIRST_PORT)]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert process.stdout
@@ -112,7 +113,7 @@ def serve(*prefix: str) -> subprocess.Popen[str]:
 
 @contextmanager
 def forward(target: str) -> Iterator[tuple[int, dict[str, int]]]:
-    """(its pid, {name: port here})."""
+    """Start a forward; yield (its pid, {name: port on this machine})."""
     words = [sys.executable, "-m", "cntr", "forward", target, "--json"]
     words += [f"0:{FIRST_PORT + number}" for number in range(len(PORTS))]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
@@ -127,7 +128,7 @@ def forward(target: str) -> Iterator[tuple[int, dict[str, int]]]:
 
 @contextmanager
 def relay(command: str, port: int) -> Iterator[int]:
-    """Another relay, from PORT to the direct server's sink, once it accepts connections; yields PORT."""
+    """Start another relay, from PORT to the direct server's sink; yield PORT once it accepts connections."""
     words = shlex.split(command.replace("{listen}", str(port)).replace("{connect}", str(FIRST_PORT)))
     if not shutil.which(words[0]):
         raise SystemExit(f"bench: no program {words[0]} in PATH")
@@ -148,7 +149,7 @@ def relay(command: str, port: int) -> Iterator[int]:
 
 
 def throughput(port: int, size: int) -> float:
-    """GB/s of one stream of SIZE bytes, until the other end has said that it has them all."""
+    """GB/s of one stream of SIZE bytes, until the other end has acknowledged them all."""
     data, view = bytes(1 << 20), size
     with socket.create_connection(("127.0.0.1", port)) as connection:
         begun = time.perf_counter()
@@ -162,7 +163,7 @@ def throughput(port: int, size: int) -> float:
 
 
 def first_byte(port: int, count: int) -> list[float]:
-    """Milliseconds from connect to the answer of one byte, COUNT times."""
+    """Milliseconds from connect to a one-byte answer, COUNT times."""
     times = []
     for _ in range(count):
         begun = time.perf_counter()
@@ -174,7 +175,7 @@ def first_byte(port: int, count: int) -> list[float]:
 
 
 def many(port: int, count: int) -> float:
-    """Seconds until COUNT connections, all open at once, have each had their own answer."""
+    """Seconds until COUNT simultaneous connections have each had their answer."""
     begun = time.perf_counter()
     connections = [socket.create_connection(("127.0.0.1", port), 60) for _ in range(count)]
     try:
@@ -189,16 +190,16 @@ def many(port: int, count: int) -> float:
 
 
 class Load:
-    """Messages sent one after the other, each until it is answered for. lost: bytes of those answered for that had not arrived."""
+    """Sends messages in sequence, each until it is acknowledged. lost: acknowledged bytes that had not arrived."""
 
     def __init__(self, port: int) -> None:
-        """Nothing sent yet."""
+        """port: of the forward."""
         self.port, self.over = port, threading.Event()
         self.answered = self.cut = self.refused = self.lost = self.size = 0
         self.threads = [threading.Thread(target=self.run) for _ in range(4)]
 
     def run(self) -> None:
-        """One sender."""
+        """Send messages until told to stop."""
         while not self.over.is_set():
             data = os.urandom(1 << 18)
             while not self.send(data):
@@ -207,14 +208,14 @@ class Load:
             self.size += len(data)
 
     def send(self, data: bytes) -> bool:
-        """Whether it was answered for."""
+        """Send one message; return whether it was acknowledged."""
         try:
             connection = socket.create_connection(("127.0.0.1", self.port), 90)
         except ConnectionRefusedError:
             self.refused += 1
             time.sleep(0.01)
             return False
-        except ConnectionResetError:  # the container ended while it was accepted
+        except ConnectionResetError:  # the container ended during the accept
             return False
         with connection:
             try:
@@ -223,7 +224,7 @@ class Load:
                 answer = connection.recv(200).decode().split()
             except OSError:
                 return False
-        if not answer:  # the server was killed after it had read all, and before it could answer
+        if not answer:  # the server was killed after it had read everything, before it could answer
             return False
         if answer[1] != hashlib.sha256(data).hexdigest():
             self.lost += len(data) - int(answer[0])
@@ -231,7 +232,7 @@ class Load:
 
 
 def restarts(web: Web, port: int, count: int) -> dict[str, float]:
-    """COUNT restarts under load."""
+    """Restart the container COUNT times under load; return the figures."""
     load = Load(port)
     for thread in load.threads:
         thread.start()
@@ -256,7 +257,7 @@ def restarts(web: Web, port: int, count: int) -> dict[str, float]:
 
 
 def page(report: dict[str, Any]) -> str:
-    """The tables, in Markdown, and what they were made by."""
+    """The tables in Markdown, with the command that made them."""
     rate, first, crowd, restarted = (report[name] for name in ("throughput", "first byte", "connections", "restarts"))
     made = report["machine"]
     best = rate["best forward"] / rate["best direct"]
@@ -285,7 +286,7 @@ def page(report: dict[str, Any]) -> str:
 
 
 def compare(options: argparse.Namespace, web: Web) -> dict[str, Any]:
-    """All figures."""
+    """Measure everything."""
     report: dict[str, Any] = {}
     with ExitStack() as stack:
         pid, ports = stack.enter_context(forward(f"command:{web.mark}"))
@@ -325,7 +326,7 @@ def compare(options: argparse.Namespace, web: Web) -> dict[str, Any]:
 
 
 def named(text: str) -> tuple[str, str]:
-    """NAME and COMMAND of NAME=COMMAND. Raises ArgumentTypeError."""
+    """Split NAME=COMMAND. Raises ArgumentTypeError."""
     name, equals, command = text.partition("=")
     if not (name and equals and command):
         raise argparse.ArgumentTypeError("NAME=COMMAND is expected")
@@ -333,7 +334,7 @@ def named(text: str) -> tuple[str, str]:
 
 
 def main() -> int:
-    """The command line; 0 when nothing was lost."""
+    """The command line; 0 if nothing was lost."""
     parser = argparse.ArgumentParser(prog="python -m bench.forward", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--gigabytes", type=float, default=2.0, help="of one stream")
@@ -345,7 +346,8 @@ def main() -> int:
     options = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    # On a busy machine three processes wait for a processor longer than two: with a priority of its own none waits for others'.
+    # On a busy machine three processes wait longer for a processor than two. With real-time priority none waits for
+    # other programs.
     alone = f"chrt -r {os.sched_getparam(0).sched_priority} " if os.sched_getscheduler(0) == os.SCHED_RR else ""
     made_on, web = {**measure.machine(), "command": alone + " ".join(["python -m bench.forward", *sys.argv[1:]])}, Web()
     web.start()

@@ -1,10 +1,10 @@
-"""Filesystem work side by side: native, bind mount, bindfs, CntrFS by each binding: python -m bench.fs
+"""Filesystem workloads side by side: native, bind mount, bindfs, CntrFS with each binding: python -m bench.fs
 
-Rounds are interleaved, the order of places turns with each round; reported are best and median of the rounds, and the
-ratio of the medians to native. Needs root; works in a mount namespace of its own and leaves nothing behind.
+Rounds are interleaved, and the order of places rotates. Reported are the best and median of the rounds, and the ratio
+of the medians to native. Needs root; works in a mount namespace of its own and leaves nothing behind.
 
-The trees are on a new ext4: one that has no journal passes over the inodes that were removed of late, so that who makes
-files beside another's removed ones pays for these.
+The trees are on a new ext4 without a journal, which skips recently removed inodes: creating files after another run's
+removals costs more.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from testkit import rooms
 from testkit.servers import BINDINGS, REPOSITORY, Server, is_mountpoint, missing
 
 IO_URING = "devfuse:io_uring"
-_FEW = 50  # requests, of which no share is told
-_SETTLING = 0.1  # seconds after a mount: what a server has to do yet is not what is measured
-#: How a peer is started, by its name, where --peer gives no more than its path; {source} and {mountpoint} are filled in.
+_FEW = 50  # too few requests for a meaningful share
+_SETTLING = 0.1  # seconds after a mount before measuring, so that the server's start is not measured
+#: How a peer is started if --peer gives only its path; {source} and {mountpoint} are filled in.
 PEERS = {
     "bindfs": ("-f", "-o", "allow_other", "{source}", "{mountpoint}"),
     "passthrough_hp": ("--foreground", "{source}", "{mountpoint}"),
@@ -46,7 +46,7 @@ PEERS = {
 
 
 class BenchedTree:
-    """A directory tree reached in one way."""
+    """A directory tree accessed in one way."""
 
     def __init__(self, name: str, base: Path, argv: list[str] | None = None, options: tuple[str, ...] = ()) -> None:
         """name: with mount options for the CntrFS server after colons; argv: of another server."""
@@ -65,7 +65,7 @@ class BenchedTree:
             self.server = Server(name, self.source, self.mountpoint, self.base / "log", filled, options)
 
     def mount(self) -> None:
-        """Mount it, with empty caches of its own."""
+        """Mount it, with empty caches."""
         if self.server is not None:
             self.server.start()
             os.statvfs(self.mountpoint)  # it serves then: on a busy machine it is mounted well before
@@ -73,7 +73,7 @@ class BenchedTree:
             subprocess.run(["mount", "--bind", self.source, self.mountpoint], check=True)
 
     def unmount(self) -> None:
-        """The opposite; peers that stay after SIGTERM are unmounted first."""
+        """Unmount it; peers that ignore SIGTERM are unmounted first."""
         if self.is_peer and is_mountpoint(self.mountpoint):
             subprocess.run(["umount", self.mountpoint], check=True)
         if self.server is not None:
@@ -83,7 +83,7 @@ class BenchedTree:
 
 
 def private_mounts() -> None:
-    """A mount namespace of our own: whatever happens, no mount stays."""
+    """Enter a mount namespace of our own, so that no mount is left."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(0x00020000) or libc.mount(b"none", b"/", None, ctypes.c_ulong(1 << 18 | 16384), None):
         raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNS) failed: root is missing")
@@ -91,9 +91,9 @@ def private_mounts() -> None:
 
 @contextlib.contextmanager
 def awake() -> Iterator[None]:
-    """Processors that never sleep: in a virtual machine each wake-up from idle costs several times what a request does.
+    """Keep the processors awake: in a virtual machine a wake-up from idle costs several times what a request does.
 
-    By spinning at SCHED_IDLE (sched(7)), which takes nothing from anybody: the same for every place that is measured.
+    Processes spin at SCHED_IDLE (sched(7)), which takes time from nobody; the same for every place.
     """
     spinners = []
     for _ in range(os.cpu_count() or 1):
@@ -115,9 +115,9 @@ def awake() -> Iterator[None]:
 def time_workload(
     workload: Workload, places: list[BenchedTree], rounds: int, shares: dict[str, Share] | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of each round by place; a peer that fails (passthrough_hp keeps a fd a file) drops out.
+    """Seconds of each round by place; a peer that fails (passthrough_hp keeps an fd per file) is dropped.
 
-    shares: of the places whose crossings are counted.
+    shares: by place, if crossings are counted.
     """
     places = [place for place in places if workload.reads or not place.read_only]
     seconds: dict[str, list[float]] = {place.name: [] for place in places}
@@ -152,14 +152,14 @@ def time_workload(
 
 
 def watched(place: BenchedTree, shares: dict[str, Share] | None) -> contextlib.AbstractContextManager[None]:
-    """What counts the crossings of a place's server, where they are asked for and there is one."""
+    """A context that counts the crossings of a place's server, if requested."""
     if shares is None or place.server is None or place.is_peer:
         return contextlib.nullcontext()
     return shares.setdefault(place.name, Share()).watched(place.server.processes()[1])
 
 
 def cpu_nanoseconds(server: Server) -> int:
-    """CPU time of the server's processes, of all their threads (schedstat: exact, unlike the ticks of stat)."""
+    """CPU time of all threads of the server's processes (schedstat, which is exact; stat counts ticks)."""
     total = 0
     for pid in server.processes():
         for thread in Path(f"/proc/{pid}/task").iterdir():
@@ -169,7 +169,9 @@ def cpu_nanoseconds(server: Server) -> int:
 
 
 def per_call(name: str, base: Path, calls: int) -> dict[str, tuple[float, float]]:
-    """(server CPU, what the client waited) in µs per client call, with timeouts of 0 so that every call reaches the server."""
+    """(server CPU time, client's waiting time) in µs per call, with timeouts of 0 so that every call reaches the
+    server.
+    """
     place = BenchedTree(name, base, None, ("-o", "entry_timeout=0,attr_timeout=0"))
     (place.source / "file").write_bytes(b"x")
     place.mount()
@@ -251,7 +253,7 @@ def per_file(place: BenchedTree, files: int = 1000, rounds: int = 5) -> dict[str
 
 
 def table(results: dict[str, dict[str, list[float]]], names: list[str]) -> str:
-    """Ratios of medians (and of bests) to native."""
+    """The ratios of the medians (and of the best times) to native."""
     lines = [f"{'workload':26}{'native':>10}" + "".join(f"  {name:>14}" for name in names if name != "native")]
     for workload, seconds in results.items():
         native = seconds["native"]
@@ -339,14 +341,14 @@ def main() -> int:
     report |= {"seconds": results, "absent": absent, "crossed": crossed}
 
     def save() -> None:
-        """After each part: a long run that is ended early keeps what it has measured."""
+        """Called after each part, so that an interrupted run keeps its results."""
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(report, indent=1) + "\n")
         if results:
             options.json.with_suffix(".svg").write_text(picture(results))
 
     room = Path(tempfile.mkdtemp(prefix="bench-fs-", dir=options.dir))
-    room.chmod(0o755)  # a database is not root's
+    room.chmod(0o755)  # databases do not run as root
     running = contextlib.ExitStack()
     base = room
     try:

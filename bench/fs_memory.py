@@ -12,13 +12,13 @@ from pathlib import Path
 
 from testkit.servers import Server
 
-BYTES_PER_FILE = 640  # an inode of 256 bytes, its entry, the directories' overhead; twice that
+BYTES_PER_FILE = 640  # an inode of 256 bytes, its entry, and directories, times two
 PER_DIRECTORY = 1000
 
 
 @contextlib.contextmanager
 def filesystem(base: Path, files: int) -> Iterator[Path]:
-    """An ext4 of its own with room for so many inodes, in an image below BASE; gone afterwards."""
+    """A separate ext4 with room for so many inodes, in an image below BASE, removed afterwards."""
     base.mkdir(parents=True, exist_ok=True)
     image, mountpoint = base / "image", base / "source"
     mountpoint.mkdir()
@@ -47,7 +47,7 @@ def filesystem(base: Path, files: int) -> Iterator[Path]:
 
 
 def fill(directory: Path, files: int, per_directory: int) -> None:
-    """FILES empty files, all distinct inodes."""
+    """Create FILES empty files, all distinct inodes."""
     for number in range(files):
         if number % per_directory == 0:
             path = directory / f"{number // per_directory:04d}"
@@ -59,7 +59,9 @@ def fill(directory: Path, files: int, per_directory: int) -> None:
 
 
 def peak_of_find(server: Server, files: int) -> dict[str, float]:
-    """Peak resident memory (MB) of the server's largest process over two walks of its mount, fds after, and seconds."""
+    """Peak resident memory (MB) of the server's largest process over two walks of its mount, open fds afterwards, and
+    seconds.
+    """
     started = time.perf_counter()
     for _ in range(2):
         done = subprocess.run(
@@ -77,7 +79,7 @@ def peak_of_find(server: Server, files: int) -> dict[str, float]:
 
 
 def measure(base: Path, bindings: list[str], files: int) -> dict[str, dict[str, float]]:
-    """Each binding over a tree of 1000 files a directory, and over one directory that has them all."""
+    """Measure each binding on a tree with 1000 files per directory, and on one directory with all files."""
     found: dict[str, dict[str, float]] = {}
     for shape, per_directory in (("", PER_DIRECTORY), (", one directory", files)):
         with filesystem(base, files) as source:

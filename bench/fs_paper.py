@@ -1,4 +1,4 @@
-"""The paper's own kind of work (its section 5.2, the disk suite of Phoronix): the same shapes, sized to seconds."""
+"""Workloads like the paper's (section 5.2, the disk suite of Phoronix), scaled down to seconds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DBENCH_LOAD = "/usr/share/dbench/client.txt"
 
 
 def _sizes(seed: int, count: int) -> list[int]:
-    """File sizes as in a kernel's source tree: most a few kB, a few large."""
+    """File sizes as in a kernel source tree: mostly a few kB, a few large."""
     chance = random.Random(seed)
     return [min(int(chance.lognormvariate(8.3, 1.1)), 200_000) for _ in range(count)]
 
@@ -41,7 +41,7 @@ def _create(top: Path) -> float:
 
 
 def _compile(top: Path) -> float:
-    """Read each source, write an object of about its size beside it."""
+    """Read each source, and write an object of similar size beside it."""
     for path in (top / "tree").glob("*/*.o"):
         path.unlink()
 
@@ -61,7 +61,7 @@ def _read(top: Path) -> float:
 
 
 def _postmark(top: Path) -> float:
-    """A mail server's: files of 0.5 to 10 kB; each transaction reads or appends to one, and creates or removes one."""
+    """A mail server: files of 0.5 to 10 kB; each transaction reads or appends to one, and creates or removes one."""
     chance = random.Random(5)
     block = chance.randbytes(10_000)
     shutil.rmtree(top / "mail", ignore_errors=True)
@@ -111,7 +111,7 @@ _AIO = ("--rw=randwrite", "--bs=64k", "--size=128M", "--ioengine=libaio", "--iod
 
 
 def _dbench(top: Path) -> float:
-    """Seconds for 1000 MB of a file server's calls by two clients."""
+    """Seconds for 1000 MB of a file server's calls from two clients."""
     (top / "dbench").mkdir(exist_ok=True)
     command: list[str | Path] = ["dbench", "-D", top / "dbench", "-t", "3", "-c", _DBENCH_LOAD, "2"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -119,7 +119,7 @@ def _dbench(top: Path) -> float:
     return 1000 / float(rates[0])
 
 
-# PostgreSQL: it refuses to be root, and Debian keeps its programs out of PATH.
+# PostgreSQL: it refuses to run as root, and Debian does not put its programs in PATH.
 
 
 def _postgres(program: str) -> str:
@@ -137,7 +137,7 @@ def _as_postgres(*words: str | Path) -> None:
 
 @contextlib.contextmanager
 def _database(data: Path) -> Iterator[str]:
-    """A server on the cluster in DATA; the directory of its socket."""
+    """Run a server on the cluster in DATA; yield its socket's directory."""
     with tempfile.TemporaryDirectory(prefix="pg-") as sockets:
         shutil.chown(sockets, "postgres")
         options = f"-k {sockets} -c listen_addresses= -c shared_buffers=32MB"
@@ -173,7 +173,7 @@ def _fio_workload(name: str, words: tuple[str, ...]) -> Workload:
 
 
 def workloads() -> list[Workload]:
-    """All of them; package: what Debian calls the program's package."""
+    """All workloads; package: the Debian package of the program."""
     tree = lambda top: _make_tree(top / "tree", 20, 40)  # noqa: E731
     nothing = lambda top: None  # noqa: E731
     dbench = "dbench" if Path(_DBENCH_LOAD).exists() else _DBENCH_LOAD

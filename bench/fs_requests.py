@@ -1,7 +1,7 @@
-"""How many requests a piece of work costs, by kind: python -m bench.fs_requests
+"""How many requests a workload causes, by kind: python -m bench.fs_requests
 
-Exact, whatever else the machine does: the server is asked by ``-o trace`` what it was asked. *Session*: served read-only, as a
-session's tools are (``as_nobody``). Not counted are INIT, FORGET and INTERRUPT, which nobody waits for.
+The counts are exact under any load: they come from the server's ``-o trace``. *Session*: served read-only, like a
+session's tools (``as_nobody``). INIT, FORGET and INTERRUPT are not counted, as nobody waits for them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NOT_WAITED_FOR = frozenset(("INIT", "FORGET", "BATCH_FORGET", "INTERRUPT", "DES
 
 @dataclass(frozen=True)
 class Work:
-    """prepare: on the backing tree, before it is served; first: what goes before, not counted; writes: takes a writable mount."""
+    """prepare: on the backing tree, before it is served; first: run before counting; writes: needs a writable mount."""
 
     name: str
     prepare: Callable[[Path], None]
@@ -59,7 +59,8 @@ def _tree(top: Path, directories: int, files: int) -> None:
         path.mkdir(parents=True)
         for number in range(files):
             (path / f"f{number:04d}").write_bytes(b"x" * 4000)
-            os.utime(path / f"f{number:04d}", (1e9, 1e9))  # older than git's index: it reads again what may be as new
+            # older than git's index: git reads files again that may be as new
+            os.utime(path / f"f{number:04d}", (1e9, 1e9))
 
 
 def _read_tree(top: Path) -> None:
@@ -101,7 +102,7 @@ def _remove(top: Path) -> None:
 
 
 def works(directories: int = 20, files: int = 50) -> tuple[Work, ...]:
-    """All of them; on a tree of so many DIRECTORIES of so many FILES each, 4000 bytes long."""
+    """All workloads, on a tree of DIRECTORIES with FILES of 4000 bytes each."""
     number = directories * files
 
     def then(work: Callable[[Path], object]) -> Callable[[Path], None]:
@@ -129,7 +130,7 @@ def works(directories: int = 20, files: int = 50) -> tuple[Work, ...]:
 
 
 class Log:
-    """What a server's trace says was asked."""
+    """The requests in a server's trace."""
 
     def __init__(self, path: Path, mountpoint: Path) -> None:
         self.path, self.mountpoint = path, mountpoint
@@ -145,10 +146,10 @@ class Log:
         return Counter(word for word in words if word.isupper() and word not in _NOT_WAITED_FOR)
 
     def settled(self) -> Counter[str]:
-        """``new``, once all that was asked until now is answered; without the question that finds this out."""
+        """``new``, after all requests so far are answered; without the request used to find that out."""
         found: Counter[str] = Counter()
         while True:
-            os.statvfs(self.mountpoint)  # taken after what was asked before, and written down before it is answered
+            os.statvfs(self.mountpoint)  # processed after all earlier requests, and logged before it is answered
             more = self.new()
             more["STATFS"] -= 1
             more = +more
@@ -159,7 +160,7 @@ class Log:
 
 @contextlib.contextmanager
 def traced(binding: str, base: Path, *words: str) -> Iterator[Log]:
-    """BASE/source served at BASE/mount, with a trace."""
+    """Serve BASE/source at BASE/mount with a trace."""
     server = Server(binding, base / "source", base / "mount", base / "log", options=("-o", ",".join(("trace", *words))))
     server.start()
     try:

@@ -1,4 +1,4 @@
-"""What bench.fs times: each workload prepares a tree once, and is then run on it in every round."""
+"""The workloads of bench.fs: each prepares a tree once, and is then run on it in every round."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Workload:
-    """prepare is not timed; cold: the filesystem is mounted anew before each run (its caches are empty).
+    """prepare is not timed; cold: the filesystem is remounted before each run, with empty caches.
 
-    tool: the program it needs, of the Debian package; run returns the seconds it took; reads: it changes nothing there.
+    tool: the program needed, from the Debian package; run: returns seconds; reads: it changes nothing.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Workload:
 
 
 def timed(function: Callable[[], object]) -> float:
-    """Seconds."""
+    """The seconds that FUNCTION takes."""
     started = time.perf_counter()
     function()
     return time.perf_counter() - started
@@ -117,7 +117,7 @@ def _stat_all(top: Path) -> float:
 
 
 def _archive(top: Path) -> None:
-    """A tar of 157 entries; kept beside the tree, outside the measured directory's own files."""
+    """A tar of 157 entries, kept beside the tree, outside the measured directory."""
     _tree(top, 6, 25, 4000)
     subprocess.run(["tar", "-C", top, "-cf", top / "tree.tar", "tree"], check=True)
 
@@ -144,7 +144,7 @@ def _repository(top: Path) -> None:
 
 
 def git_status(top: Path) -> list[str]:
-    """The command. Not by owner and inode number: a read-only mount may show others, and git would then read every file."""
+    """The command. It ignores owner and inode number: a read-only mount may show others, and git would read every file."""
     words = ["git", "-c", "safe.directory=*", "-c", "core.checkStat=minimal", "-C", str(top / "tree")]
     return [*words, "status", "--porcelain"]
 
@@ -189,14 +189,14 @@ _NOT_IMPORTED = shutil.ignore_patterns("test*", "site-packages", "dist-packages"
 
 
 def library(top: Path) -> None:
-    """A copy of Python's own modules, compiled."""
+    """A compiled copy of Python's own modules."""
     if not (top / "lib").exists():
         shutil.copytree(os.path.dirname(os.__file__), top / "lib", symlinks=True, ignore=_NOT_IMPORTED)
         import_modules(top)
 
 
 def import_modules(top: Path) -> float:
-    """A Python that imports 30 modules of ``library``."""
+    """Start a Python that imports 30 modules of ``library``."""
     paths = [str(top / "lib"), str(top / "lib" / "lib-dynload")]
     return _command(sys.executable, "-I", "-S", "-c", f"import sys; sys.path[:] = {paths}; import {', '.join(MODULES)}")
 
@@ -224,7 +224,7 @@ def _find(top: Path) -> float:
 
 
 def workloads(scale: float) -> list[Workload]:
-    """All of them; scale multiplies the sizes of files (1: the sizes of docs/performance.md)."""
+    """All workloads; scale multiplies file sizes (1: the sizes in docs/performance.md)."""
     size = max(8, int(256 * scale)) * MIB
     writes = max(500, int(20000 * scale))
     big = lambda top: _file(top / "big", size)  # noqa: E731

@@ -1,4 +1,4 @@
-"""Commands timed side by side: interleaved rounds in one run, so that what else the machine does hits all of them alike."""
+"""Times commands side by side, in interleaved rounds of one run, so that other load affects all of them alike."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 class BenchFailed(Exception):
-    """A command that is to be timed does not work: its status and what it printed."""
+    """A command to be timed failed: its status and output."""
 
 
 @dataclass
@@ -33,11 +33,11 @@ class Row:
 
     @property
     def best(self) -> float:
-        """Seconds: the figure least disturbed by other load."""
+        """Seconds: the time least disturbed by other load."""
         return min(self.times)
 
     def run(self) -> float:
-        """Run it once; seconds from fork to exit. Raises BenchFailed."""
+        """Run it once; return seconds from fork to exit. Raises BenchFailed."""
         begun = time.perf_counter()
         done = subprocess.run(
             self.argv, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, check=False
@@ -50,7 +50,7 @@ class Row:
 
 
 def interleave(rows: Sequence[Row], rounds: int) -> None:
-    """Time every row once a round, each round starting with another row; one round before that does not count."""
+    """Time every row once per round, starting each round with another row, after one round that does not count."""
     for row in rows:
         row.run()
     for number in range(rounds):
@@ -60,7 +60,7 @@ def interleave(rows: Sequence[Row], rounds: int) -> None:
 
 
 def table(rows: Sequence[Row], base: Row) -> str:
-    """Milliseconds, and the ratio to BASE: of the medians and of the best times."""
+    """Milliseconds, and the ratios of the medians and of the best times to BASE."""
     width = max(len(row.name) for row in rows)
     lines = [f"{''.ljust(width)}  median ms   best ms    ratio (median, best)"]
     for row in rows:
@@ -70,7 +70,7 @@ def table(rows: Sequence[Row], base: Row) -> str:
 
 
 def machine() -> dict[str, str]:
-    """What the figures depend on."""
+    """The machine's properties that affect the results."""
     load = " ".join(f"{number:.2f}" for number in os.getloadavg())
     return {
         "kernel": platform.release(),

@@ -1,7 +1,7 @@
-"""docs/performance.md, from its measurements to the page: python -m bench.page
+"""Measures and writes docs/performance.md: python -m bench.page
 
-Wants a quiet machine, root, and about an hour. Each part leaves its report in reports/, so that an ended run can be gone on with
-by --only; the page is written of the reports there are.
+Needs an idle machine, root, and about an hour. Each part leaves its report in reports/, so an interrupted run can be
+continued with --only. The page is written from the existing reports.
 """
 
 from __future__ import annotations

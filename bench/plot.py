@@ -1,4 +1,4 @@
-"""A chart of ratios as SVG, by hand: bars on a logarithmic axis, one group per workload, one colour per place."""
+"""A chart of ratios as SVG: bars on a logarithmic axis, one group per workload, one colour per place."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Name → pid, per engine: by its files, socket or API as cntr does it, beside the engine's own command: ``nox -s bench -- resolve``.
+"""Name → pid, per engine: cntr by files, socket or API, beside the engine's own command: ``nox -s bench -- resolve``.
 
-The rows of cntr are calls in this process (what resolving adds to an attach), those of the commands whole processes (what
-asking the command would add). ``unknown name`` is the time to say that no engine of those started knows it, their commands
-asked where they may know more. The last rows list 500 containers, as ``cntr ps`` does.
+cntr's rows are calls in this process (what resolving adds to an attach); those of commands are whole processes (what
+asking the command would add). ``unknown name`` is the time until no started engine knows a name, including their
+commands if these may know more. The last rows list 500 containers, as ``cntr ps`` does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from testkit.engines.rig import EngineContainer
 
-# rig → the command that a user would ask for the pid, with {name}
+# rig → the command a user would use to get the pid, with {name}
 COMMANDS: dict[str, str] = {
     "docker": "docker inspect --format {{{{.State.Pid}}}} {name}",
     "podman": "podman inspect --format {{{{.State.Pid}}}} {name}",
@@ -39,7 +39,7 @@ COMMANDS: dict[str, str] = {
     "apptainer": "apptainer instance list --json",
 }
 
-# rig → how cntr asks; the others are state files
+# rig → how cntr asks; all others by state files
 WAYS: dict[str, str] = {
     "docker": "API",
     "lxc": "socket",
@@ -51,7 +51,7 @@ WAYS: dict[str, str] = {
 
 @dataclass
 class Question:
-    """One way to ask for a pid, and its times in seconds."""
+    """One way to find a pid, and its times in seconds."""
 
     engine: str
     way: str
@@ -60,14 +60,14 @@ class Question:
     times: list[float] = field(default_factory=list)
 
     def once(self) -> float:
-        """Ask; seconds."""
+        """Ask once; return seconds."""
         begun = time.perf_counter()
         self.ask()
         return time.perf_counter() - begun
 
 
 def main() -> int:
-    """The command line; 0 when at least one engine could be measured."""
+    """The command line; 0 if at least one engine could be measured."""
     parser = argparse.ArgumentParser(prog="python -m bench.resolve", description=__doc__.splitlines()[0])
     parser.add_argument("engines", nargs="*", default=list(COMMANDS), help=f"of {' '.join(COMMANDS)}")
     parser.add_argument("--rounds", type=int, default=21)
@@ -98,7 +98,7 @@ def main() -> int:
 
 
 def _questions(stack: ExitStack, name: str) -> list[Question]:
-    """The ways to ask the engine of the rig NAME; none, with the reason printed, where it does not run here."""
+    """The ways to ask the engine of the rig NAME; empty, with the reason printed, if it does not run here."""
     import pytest
 
     from cntr import engines
@@ -153,7 +153,7 @@ def _crowds(stack: ExitStack) -> list[Question]:
 
 
 def _command(name: str, container: EngineContainer) -> tuple[list[str], Mapping[str, str]]:
-    """The engine's own command with the options that lead to the rig's private instance."""
+    """The engine's own command, with options for the rig's private instance."""
     rig = container.rig
     words = (
         COMMANDS[name]
@@ -182,7 +182,7 @@ def _unknown() -> None:
 
 
 def _table(questions: list[Question]) -> str:
-    """Milliseconds: median and best of each way, and how many times the engine's command takes what cntr takes."""
+    """Milliseconds: median and best of each way, and the ratio of the engine's command to cntr."""
     lines = ["engine          asked by      median ms   best ms   times cntr's median"]
     own = {q.engine: statistics.median(q.times) for q in questions if q.is_ours}
     for q in questions:

@@ -1,7 +1,8 @@
-"""``nox -s bench -- slim IMAGE --http PORT``: what recording costs: a container's first answer with the recorder and without, in turns.
+"""``nox -s bench -- slim IMAGE --http PORT``: the cost of recording: a container's first answer with and without the
+recorder, alternating.
 
-IMAGE is one of Docker's, as docker:REF. Two times: from the start of the container's first process, which is when recording begins to
-cost it something, and from the command, with what is prepared before.
+IMAGE is one of Docker's, as docker:REF. Two times: from the start of the container's first process, when recording
+starts to cost something, and from the command, with all preparation.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from cntr.slim.runs import RunOptions
 
 
 def first_answer(source: sources.Source, guard: Guard, probe: Http, recorder: Recorder | None) -> tuple[float, float]:
-    """Seconds from the process' start, and from the command, to the first answer."""
+    """Seconds to the first answer: from the process's start, and from the command."""
     assert source.engine is not None
     exercise = Exercise()
     exercise.http, exercise.crawl = [probe], False
@@ -36,7 +37,7 @@ def first_answer(source: sources.Source, guard: Guard, probe: Http, recorder: Re
 
 
 def main() -> None:
-    """Rounds of both, and the ratios."""
+    """Run rounds of both, and print the ratios."""
     parser = argparse.ArgumentParser(prog="nox -s bench -- slim")
     parser.add_argument("image")
     parser.add_argument("--http", default="80")

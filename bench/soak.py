@@ -1,8 +1,8 @@
-"""Thousands of attaches one after the other, and hundreds of sessions at once: what is left afterwards must be nothing.
+"""Thousands of attaches in a row, and hundreds of sessions at once; afterwards nothing may be left.
 
-``nox -s soak -- --attaches 10000 --fuse 1000 --sessions 200``. The sessions at once end in four ways: by themselves, by SIGTERM, by
-SIGHUP, and by a SIGKILL of cntr; each leaves a daemon behind that ignores all signals. Looked for: processes, zombies, mounts (here and
-in the container), fds, cgroups, files, keys, sockets.
+``nox -s soak -- --attaches 10000 --fuse 1000 --sessions 200``. The simultaneous sessions end in four ways: by
+themselves, by SIGTERM, by SIGHUP, and by a SIGKILL of cntr. Each leaves a daemon that ignores all signals. Checked are
+processes, zombies, mounts (here and in the container), fds, cgroups, files, keys, sockets.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from testkit.waiting import wait_until
 REPOSITORY = str(Path(__file__).parents[1])
 CNTR = [sys.executable, "-m", "cntr"]
 MARK = "CNTR_SOAK"
-OWN_PLACES = ("/var/tmp", "/dev/shm")  # a tmpfs each for the time of a soak
+OWN_PLACES = ("/var/tmp", "/dev/shm")  # each a tmpfs during a soak
 PLACES = (*OWN_PLACES, "/run", "/var/lib", "/var/lib/cntr", "/root", "/etc")
-SOMEBODYS_KEYS = 100  # others of the machine have sessions, too
-SECONDS = 30.0  # for the kernel to take down what is no longer used
+SOMEBODYS_KEYS = 100  # other users of the machine have sessions too
+SECONDS = 30.0  # for the kernel to release what is no longer used
 DAEMON = "(trap '' HUP TERM INT; setsid sleep 600 </dev/null >/dev/null 2>&1 &) ; echo ready; read line"
 
 
 class Traces:
-    """What cntr could leave, as it is now; a later one is compared with an earlier one."""
+    """The current state of everything that cntr could leave; two states are compared."""
 
     def __init__(self, container: SlimContainer, mark: str) -> None:
         self.container, self.mark = container, mark
@@ -47,7 +47,7 @@ class Traces:
         self.keys = self._keys()
 
     def _processes(self) -> Iterator[str]:
-        """Those of the container, zombies too, and whatever has our mark in its environment."""
+        """The processes of the container, with zombies, and all with our mark in their environment."""
         own = os.stat(f"/proc/{self.container.pid}/ns/pid")
         for name in filter(str.isdecimal, os.listdir("/proc")):
             try:
@@ -68,19 +68,19 @@ class Traces:
                 continue
 
     def _cgroups(self) -> Iterator[str]:
-        """Who is in the container's own cgroups, and what is below them."""
+        """The members of the container's own cgroups, and the cgroups below."""
         for directory in own_cgroups(self.mark):
             members = Path(directory, "cgroup.procs").read_text().split()
             yield from (f"{directory}: {pid}" for pid in members if pid != str(self.container.pid))
             yield from (entry.path for entry in os.scandir(directory) if entry.is_dir())
 
     def _keys(self) -> int:
-        """How many keys and keyrings root has: a session's keyring goes with it."""
+        """The number of root's keys and keyrings: a session's keyring must go with it."""
         rows = [line.split() for line in Path("/proc/key-users").read_text().splitlines()]
         return next((int(row[1]) for row in rows if row[0] == "0:"), 0)
 
     def left(self, before: Traces) -> list[str]:
-        """What is there now and was not then. In places that are everybody's, a file counts by its name."""
+        """What is new since BEFORE. In shared directories, files count by name."""
         found = [
             f"{kind} {one}"
             for kind, now in self.found.items()
@@ -91,7 +91,7 @@ class Traces:
 
 
 def own_cgroups(mark: str) -> list[str]:
-    """The container's, in each hierarchy where there can be one."""
+    """The container's own cgroups, one in each hierarchy where one can be made."""
     tops = ["/sys/fs/cgroup", *(entry.path for entry in os.scandir("/sys/fs/cgroup") if entry.is_dir())]
     return [f"{top}/cntr-{mark}" for top in tops if os.path.exists(f"{top}/cntr-{mark}/cgroup.procs")]
 
@@ -104,13 +104,15 @@ def make_cgroups(container: SlimContainer, mark: str) -> None:
             if os.path.exists(f"{top}/cgroup.procs"):
                 directory.mkdir()
                 (directory / "cgroup.procs").write_text(str(container.pid))
-        except OSError:  # a controller that wants to be set up first (cpuset)
+        except OSError:  # a controller that must be configured first (cpuset)
             if directory.exists():
                 directory.rmdir()
 
 
 def stand_apart() -> None:
-    """A mount and a network namespace of our own: what others of the machine do is not seen. Raises OSError."""
+    """Enter a mount and a network namespace of our own, so that other users of the machine do not disturb the
+    comparison. Raises OSError.
+    """
     syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWNET)
     syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
     for place in OWN_PLACES:
@@ -123,7 +125,7 @@ def environment(mark: str) -> dict[str, str]:
 
 
 def one_after_the_other(container: SlimContainer, mark: str, transport: str, count: int) -> float:
-    """COUNT attaches; seconds that one took. Raises CalledProcessError."""
+    """Attach COUNT times; return the seconds per attach. Raises CalledProcessError."""
     words = [*CNTR, "attach", str(container.pid), "--transport", transport, "--", "true"]
     begun = time.monotonic()
     for _ in range(count):
@@ -132,7 +134,7 @@ def one_after_the_other(container: SlimContainer, mark: str, transport: str, cou
 
 
 def at_once(container: SlimContainer, mark: str, transport: str, count: int) -> None:
-    """COUNT sessions that all run before the first of them ends."""
+    """Run COUNT sessions, all of which run before the first ends."""
     words = [*CNTR, "attach", str(container.pid), "--transport", transport, "--", "sh", "-c", DAEMON]
     crowd = []
     try:
@@ -154,7 +156,7 @@ def at_once(container: SlimContainer, mark: str, transport: str, count: int) -> 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 where nothing is left; in a process of its own, which it moves into namespaces."""
+    """The command line; 0 if nothing is left. Runs in a process of its own, which enters namespaces."""
     parser = argparse.ArgumentParser(prog="nox -s soak --", description=__doc__)
     parser.add_argument("--attaches", type=int, default=10_000, help="one after the other, on the mount transport")
     parser.add_argument("--fuse", type=int, default=1_000, help="and on the fuse transport")
@@ -175,10 +177,10 @@ def _members(directory: Path) -> str:
 
 
 def soak(options: argparse.Namespace, mark: str) -> int:
-    """0 where nothing is left."""
+    """Run the soak; 0 if nothing is left."""
     with SlimContainer() as container:
         make_cgroups(container, mark)
-        one_after_the_other(container, mark, "mount", 1)  # what a first one makes, and keeps: /var/lib/cntr, bytecode
+        one_after_the_other(container, mark, "mount", 1)  # the first one creates what stays: /var/lib/cntr, bytecode
         one_after_the_other(container, mark, "fuse", 1)
         before = Traces(container, mark)
         for transport, count in (("mount", options.attaches), ("fuse", options.fuse)):

@@ -96,7 +96,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Run a verb; 2 when the lab itself failed, 1 when a scenario did."""
+    """Run a verb; return 2 if the lab itself failed, 1 if a scenario did."""
     words = sys.argv[1:]
     if not words or not (words[0] in verbs.VERBS or words[0] in ("-h", "--help")):
         words.insert(0, "run")  # `gate`, `docker nspawn`, nothing: scenarios

@@ -1,6 +1,6 @@
-"""Which accelerator boots the lab's kernel here: asked by booting it.
+"""Which accelerator boots the lab's kernel here, found out by booting it.
 
-/dev/kvm can open, create machines and still not run a stock kernel; and what libvirt advertises says nothing either.
+/dev/kvm may open and create machines but not run a stock kernel, and what libvirt advertises proves nothing either.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from . import paths
 from .boxbuild import BuiltBox
 from .errors import LabError
 
-# QEMU 7.2 crashes guests through cmpxchg16b. And an old model, because what newer ones can makes an emulated machine slower: wide
-# registers, saved at each switch; string copies by the byte (ERMS); SMAP's two instructions at each copy to and from programs.
+# QEMU 7.2 crashes guests through cmpxchg16b. An old model also makes an emulated machine faster: newer ones have wide
+# registers, saved at each switch, string copies by the byte (ERMS), and two instructions of SMAP for each copy to and
+# from programs.
 EMULATED_CPU = "Nehalem,cx16=off"
 TOKEN = b"cntr-lab: kernel alive"
 PROBE_SECONDS = 15.0
@@ -26,14 +27,14 @@ PROBE_SECONDS = 15.0
 
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
-    """How machines run, and why so."""
+    """How machines run, and why."""
 
     name: str  # "kvm" or "tcg"
     why: str
 
     @property
     def slowness(self) -> float:
-        """By what factor time limits grow."""
+        """The factor for time limits."""
         return 1.0 if self.name == "kvm" else 6.0
 
     @property
@@ -45,10 +46,9 @@ class Accelerator:
 
 
 def choose(built: BuiltBox, told: str = "auto") -> Accelerator:
-    """The accelerator to use: as told, or the first that boots. The answer is kept until this machine reboots.
+    """The accelerator to use: as requested, or the first that boots. The answer is kept until this machine reboots.
 
-    Raises:
-        LabError: KVM was demanded and does not boot the kernel.
+    Raises LabError if KVM was requested and does not boot the kernel.
     """
     if told == "tcg":
         return Accelerator("tcg", "asked for")
@@ -73,7 +73,7 @@ def choose(built: BuiltBox, told: str = "auto") -> Accelerator:
 
 
 def probe(built: BuiltBox, seconds: float = PROBE_SECONDS) -> Accelerator:
-    """Boot the box's own kernel and initrd under KVM until the initrd speaks on the serial line."""
+    """Boot the box's own kernel and initrd under KVM until the initrd writes to the serial line."""
     if not Path("/dev/kvm").exists():
         return Accelerator("tcg", "there is no /dev/kvm")
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
@@ -95,7 +95,7 @@ def probe(built: BuiltBox, seconds: float = PROBE_SECONDS) -> Accelerator:
                     return Accelerator("kvm", f"it booted the kernel in {time.monotonic() - started:.1f} s")
                 if ended:
                     said = process.stderr.read().decode(errors="replace") if process.stderr else ""
-                    # The reason is the first line; below it, where in QEMU's source.
+                    # The first line is the reason; the next ones are places in QEMU's source.
                     said = said.strip().partition("\n")[0].removeprefix("qemu-system-x86_64: ")[:200]
                     return Accelerator(
                         "tcg", f"QEMU with KVM ended before the kernel spoke ({said or process.returncode})"

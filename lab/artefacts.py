@@ -1,4 +1,4 @@
-"""What stays of a failing cell: enough to understand it without the machine."""
+"""What is kept of a failing cell: enough to understand the failure without the machine."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ QUESTIONS = {
 
 
 def collect(machine: Machine, place: Path, failure: str, lost: bool, repro: str) -> list[str]:
-    """Write the artefacts of one failed cell into `place`; the files' names.
+    """Write the artefacts of one failed cell to `place`; return the files' names.
 
-    Never raises: a machine that is gone leaves its console and the failure.
+    Never raises: for a lost machine only its console and the failure are kept.
     """
     place.mkdir(parents=True, exist_ok=True)
     steps = "\n".join(f"{s.returncode:4d} {s.seconds:7.2f} s  [{s.user}] {s.command}" for s in machine.history)

@@ -1,4 +1,4 @@
-"""Build a box: mmdebstrap → ext4 image → qcow2 → .box, cached by a hash of everything that goes in.
+"""Builds a box: mmdebstrap → ext4 image → qcow2 → .box, cached by a hash of all inputs.
 
 The kernel boots directly (no bootloader) with a mini initrd made here: see initrd.py.
 """
@@ -40,7 +40,7 @@ class BuiltBox:
 
     @property
     def disk(self) -> Path:
-        """The qcow2 image: never booted itself, only overlays of it."""
+        """The qcow2 image, which is never booted itself, only overlays of it."""
         return self.directory / "box.img"
 
     @property
@@ -55,9 +55,9 @@ class BuiltBox:
 
     @property
     def kernel_args(self) -> str:
-        """The kernel's command line. Not part of the image: changing it builds nothing anew.
+        """The kernel's command line. It is not part of the image, so changing it does not cause a rebuild.
 
-        A start that takes long on a starved host is no failure there, so systemd's own deadlines are wide.
+        systemd's own timeouts are long: on a busy host a slow start is no failure.
         """
         return (paths.LAB / "box/cmdline").read_text().strip()
 
@@ -73,7 +73,7 @@ class BuiltBox:
 
 
 def fingerprint(box: Box) -> str:
-    """Twelve hex digits over the row of the table and every file that takes part in the build."""
+    """Twelve hex digits of a hash over the table's row and every file used in the build."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(box), sort_keys=True).encode())
     for name in INPUTS:
         digest.update(name.encode() + b"\0" + (paths.LAB / name).read_bytes())
@@ -82,7 +82,7 @@ def fingerprint(box: Box) -> str:
 
 
 def private_key() -> Path:
-    """The SSH key of this user's lab, made on first use: boxes carry its public half, and no well-known one."""
+    """The SSH key of this user's lab, made on first use. Boxes hold its public half, and no well-known key."""
     key = paths.cache_dir() / "id_ed25519"
     if not key.exists():
         key.parent.mkdir(parents=True, exist_ok=True)
@@ -103,12 +103,12 @@ def public_key() -> Path:
 
 
 def location(box: Box) -> Path:
-    """Where the cache holds, or will hold, this build of the box."""
+    """The cache directory for this build of the box."""
     return paths.cache_dir() / "boxes" / f"{box.name}-{fingerprint(box)}"
 
 
 def cached(box: Box) -> BuiltBox | None:
-    """The box, if it was built before from the same inputs."""
+    """The box, if it was built from the same inputs."""
     directory = location(box)
     return BuiltBox(box, directory) if (directory / "done").exists() else None
 
@@ -138,7 +138,7 @@ def _build(box: Box, directory: Path, mirror: str | None) -> BuiltBox:
     print(
         f"lab: box {box.name} is not cached ({directory.name}); building it from {box.suite}, some minutes", flush=True
     )
-    # /var/tmp: the raw image needs room; 0777: in mmdebstrap's user namespace root is another uid of ours.
+    # /var/tmp has room for the raw image; 0777: root of mmdebstrap's user namespace is another uid here.
     with tempfile.TemporaryDirectory(prefix="cntr-lab-", dir="/var/tmp") as work:
         os.chmod(work, 0o777)
         out = Path(work, "out")
@@ -176,7 +176,7 @@ def _bootstrap(box: Box, out: Path, mirror: str | None) -> None:
         "--dpkgopt=path-exclude=/usr/share/man/*",
         "--dpkgopt=path-exclude=/usr/share/locale/*",
         "--dpkgopt=force-unsafe-io",
-        # No initramfs, no bootloader: the lab brings its own initrd. Debian's hook scripts would spend a minute here.
+        # No initramfs, no bootloader: the lab has its own initrd. Debian's hook scripts would take a minute.
         '--essential-hook=mkdir -p "$1/etc/initramfs-tools" "$1/etc/kernel" && echo do_initrd=no >"$1/etc/kernel-img.conf"',
         '--essential-hook=printf "#!/bin/sh\\nexit 101\\n" >"$1/usr/sbin/policy-rc.d" && chmod 755 "$1/usr/sbin/policy-rc.d"',
         '--customize-hook=rm -f "$1/usr/sbin/policy-rc.d"',
@@ -211,7 +211,7 @@ def ensure_vagrant_box(built: BuiltBox) -> Path:
 
 
 def _forget_older(box: Box, keep: Path) -> None:
-    """Remove builds of this box that nothing will ask for again: their inputs changed, and no machine runs on them."""
+    """Remove builds of this box that are no longer used: their inputs have changed, and no machine runs on them."""
     used = "".join(p.read_text(errors="replace") for p in paths.runs_dir().glob("*/state.json"))
     for old in keep.parent.glob(f"{box.name}-*"):
         if old != keep and old.is_dir() and (old / "done").exists() and str(old) not in used:
@@ -219,7 +219,7 @@ def _forget_older(box: Box, keep: Path) -> None:
 
 
 class only_one_builder:
-    """Two labs that want the same thing of the cache at once: the second waits for the first, and finds it there."""
+    """A lock: if two labs need the same file of the cache, the second one waits and then finds it."""
 
     def __init__(self, directory: Path, what: str = "this box") -> None:
         self._what = what

@@ -1,4 +1,4 @@
-"""`python -m lab clean`: what interrupted or kept runs left, and nothing of runs that still go on."""
+"""`python -m lab clean`: removes what interrupted or kept runs left, but nothing of active runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .table import load
 
 
 def clean(*, boxes: bool = False, kept: bool = True) -> Iterator[str]:
-    """Destroy left-over machines, also those that were kept on purpose unless KEPT is false; a line for each thing done."""
+    """Destroy left-over machines, including those kept on purpose if KEPT is true; yield a line for each."""
     going_on = 0
     for run_dir in sorted(paths.runs_dir().glob("*")):
         state = read_state(run_dir)
@@ -48,12 +48,12 @@ def _destroy(run_dir: Path, state: dict[str, object]) -> None:
         plan = Plan(spec, run_dir, built, Accelerator("tcg", ""), True, str(state.get("uri", "")))
         session.make_driver(plan, str(state.get("driver", "qemu"))).destroy()
     except LabError:
-        remove_run_dir(run_dir)  # a note that cannot be read, or a machine that the table no longer has
+        remove_run_dir(run_dir)  # the state file is unreadable, or the table no longer has the machine
     if run_dir.exists():
         remove_run_dir(run_dir)
 
 
 def _runs(state: dict[str, object]) -> bool:
-    """Whether the lab that noted itself here still runs: its pid, and not a later process of the same number."""
+    """Whether the lab that wrote this state file is still running, and its pid was not reused."""
     started = start_time(int(str(state.get("pid", 0))))
     return started != 0 and started == state.get("started")

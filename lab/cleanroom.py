@@ -1,10 +1,10 @@
-"""A clean room: the README's commands in a root that has only what a fresh Debian has, ``nox -s cleanroom -- bookworm trixie``.
+"""A clean room: runs the README's commands in a fresh Debian root, ``nox -s cleanroom -- bookworm trixie``.
 
-A machine that has been worked on holds what was once installed by hand; this root holds Debian's minimal base, python3,
-git and ca-certificates. It is entered in mount, pid, ipc and uts namespaces of its own (pivot_root(2)), so that all that ran
-in it ends and every mount goes with its first process, however that ends. Network, /dev, /sys and the cgroups are this
-machine's, so that engines start in there, and so are the package mirrors: apt's sources and network settings, pip's
-configuration, and additional certificate authorities.
+A developer's machine has packages installed by hand; this root has only Debian's minimal base, python3, git and
+ca-certificates. It is entered in its own mount, pid, ipc and uts namespaces (pivot_root(2)), so everything run in it,
+and every mount, ends with its first process. Network, /dev, /sys and cgroups are this machine's, so that engines can
+start in it. So are the package mirrors: apt's sources and network settings, pip's configuration, and additional
+certificate authorities.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .errors import LabError
 CHECKOUT = Path(__file__).resolve().parents[1]
 CACHE = CHECKOUT / ".lab" / "cleanroom"
 SUITES = ("bookworm", "trixie")
-FRESH = ("python3", "git", "ca-certificates")  # on top of minbase: what the README says a fresh machine has
+FRESH = ("python3", "git", "ca-certificates")  # on top of minbase: what the README requires
 NAMESPACES = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 AUTHORITIES = Path("/usr/local/share/ca-certificates")
@@ -41,7 +41,7 @@ ROOM_CHECKOUT = "/srv/cntr"
 
 
 def readme_commands() -> list[str]:
-    """The commands of the README's first code block, as they stand there."""
+    """The commands of the README's first code block, unchanged."""
     block = re.search(r"```(?:sh|console)\n(.*?)```", (CHECKOUT / "README.md").read_text(), re.DOTALL)
     if block is None:
         raise SystemExit("cleanroom: README.md has no block of shell commands")
@@ -49,7 +49,8 @@ def readme_commands() -> list[str]:
     return [command for command in commands if command.startswith("sudo ./bootstrap")]
 
 
-# --- what is carried in -----------------------------------------------------------------------------------------------
+# --- settings of this machine
+# ------------------------------------------------------------------------------------------
 
 
 def mirrors(suite: str) -> list[str]:
@@ -61,7 +62,7 @@ def mirrors(suite: str) -> list[str]:
 
 
 def apt_settings() -> list[str]:
-    """This machine's settings of how apt reaches its mirrors: proxies, retries, date checks (apt.conf(5))."""
+    """This machine's apt network settings: proxies, retries, date checks (apt.conf(5))."""
     dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True).stdout
     return [line for line in dump.splitlines() if re.match(r"Acquire::(https?|Retries|Check-)[^\s]* \"[^\"]+\";", line)]
 
@@ -118,7 +119,7 @@ def tarball(suite: str) -> Path:
 
 
 def furnish(root: Path, suite: str, base: Path | None = None) -> None:
-    """Unpack the root (BASE, else SUITE's), carry the settings in, and copy the checkout as it is committed."""
+    """Unpack the root (BASE, else SUITE's), copy the settings in, and the committed files of the checkout."""
     subprocess.run(["tar", "-C", root, "-xpf", base or tarball(suite), "--numeric-owner"], check=True)
     (root / "etc/apt/apt.conf.d/90cleanroom").write_text("\n".join(apt_settings()) + "\n")
     for name in ("resolv.conf", "hosts"):
@@ -141,7 +142,7 @@ def run_quietly(command: list[str]) -> None:
 
 
 def enter(root: Path, directories: list[str]) -> None:
-    """Make ROOT the root of a new mount namespace; the caller is in one already, and pid 1 of a pid namespace."""
+    """Make ROOT the root of a new mount namespace. The caller is already in one, and is pid 1 of a pid namespace."""
     syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
     syscalls.mount(str(root), str(root), None, syscalls.MS_BIND)
     for directory in ("/dev", "/sys", *directories):
@@ -158,7 +159,7 @@ def enter(root: Path, directories: list[str]) -> None:
 
 
 def run_inside(root: Path, command: str, environment: dict[str, str], directories: list[str]) -> int:
-    """Run a shell COMMAND in the room, its output ours; its exit status. Nothing it started outlives it."""
+    """Run a shell COMMAND in the room with our output; return its exit status. Nothing it started outlives it."""
     starter = os.fork()
     if starter == 0:
         try:
@@ -178,7 +179,7 @@ def run_inside(root: Path, command: str, environment: dict[str, str], directorie
 
 
 def _first_process(command: str, environment: dict[str, str]) -> int:
-    """Pid 1 of the room: run the command, reap whatever is orphaned meanwhile."""
+    """Pid 1 of the room: run the command and reap orphans."""
     worker = os.fork()
     if worker == 0:
         os.chdir(ROOM_CHECKOUT)
@@ -212,7 +213,7 @@ def prove(suite: str, commands: list[str]) -> list[tuple[str, int, float]]:
 
 
 def main() -> int:
-    """The command line; 0 when every command passed in every suite."""
+    """The command line; 0 if every command passed in every suite."""
     parser = argparse.ArgumentParser(prog="python -m lab.cleanroom", description=__doc__.splitlines()[0])
     parser.add_argument("suites", nargs="*", help=f"Debian suites (default: {' '.join(SUITES)})")
     parser.add_argument("--command", action="append", help="run this instead of the README's commands (repeatable)")

@@ -1,4 +1,4 @@
-"""The main job in one command: your tools inside a container that has one static binary and nothing else."""
+"""The demo: your tools inside a container that consists of one static binary."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TRANSCRIPT = (
 
 
 def main() -> int:
-    """Start the container, attach; 0 when the session went well."""
+    """Start the container and attach to it; return 0 if the session succeeded."""
     cntr = shutil.which("cntr", path=os.path.dirname(sys.executable)) or "cntr"
     begun = time.perf_counter()
     with SlimContainer("demo") as container:

@@ -1,7 +1,8 @@
-"""Which QEMU emulates: this host's, or a newer one where that is old.
+"""Which QEMU emulates: this host's, or a newer one if that is old.
 
-Debian 12's QEMU 7.2 takes up to twice as long as Debian 13's 10.0 to emulate what scenarios do (starting Python, attaching, compiling).
-So on such a host the newer package is unpacked into the lab's cache, not installed, and started by its own dynamic linker.
+Debian 12's QEMU 7.2 takes up to twice as long as Debian 13's 10.0 for scenarios (starting Python, attaching,
+compiling). On such a host the newer package is unpacked into the lab's cache, not installed, and started by its own
+dynamic linker.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ WANTED = ("./usr/bin/qemu-system-x86_64", "./usr/lib", "./usr/lib64", "./usr/sha
 
 @dataclasses.dataclass(frozen=True)
 class Emulator:
-    """A QEMU: how it is started, and what it is, for the report."""
+    """A QEMU: its command, and its version for the report."""
 
     command: tuple[str, ...]
     about: str
 
 
 def version(command: tuple[str, ...]) -> str:
-    """Such as "10.0.13"; empty when it does not say."""
+    """The version, such as "10.0.13"; empty if it does not say."""
     try:
         said = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout
     except OSError:
@@ -66,7 +67,7 @@ def ensure(mirror: str | None = None) -> Emulator:
 
 
 def location() -> Path:
-    """Where the cache holds it, or will."""
+    """Its place in the cache."""
     recipe = hashlib.sha256(repr((SUITE, PACKAGE, WANTED)).encode()).hexdigest()[:12]
     return paths.cache_dir() / "qemu" / f"{SUITE}-{recipe}"
 

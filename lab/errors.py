@@ -1,14 +1,12 @@
-"""What can go wrong in the lab, told apart."""
+"""The lab's errors."""
 
 from __future__ import annotations
 
 
 class LabError(Exception):
-    """A failure of the lab itself, said in one line, with a hint on what to do.
+    """A failure of the lab itself, in one line, with a hint.
 
-    Args:
-        message: what failed, on what, why.
-        hint: the one thing to try next; empty when there is none.
+    message: what failed, on what, why. hint: what to do next; empty if there is nothing.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
@@ -18,8 +16,8 @@ class LabError(Exception):
 
 
 class LostMachine(LabError):
-    """The machine went away (it died, or no longer answers): not a statement about what was being tested."""
+    """The machine has died or no longer answers. This says nothing about what was being tested."""
 
 
 class CommandFailed(AssertionError):
-    """A command in a machine ended otherwise than the scenario said. An AssertionError: the test failed, not the lab."""
+    """A command in a machine ended differently than expected. An AssertionError: the test failed, not the lab."""

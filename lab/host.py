@@ -1,4 +1,4 @@
-"""What the lab needs of the host, asked of the host; each lack comes with its fix."""
+"""What the lab needs from the host, found out by trying; whatever is missing comes with its fix."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .errors import LabError
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One thing that was looked for. `needed`: without it no machine can run here at all."""
+    """One requirement. `needed`: without it no machine can run here."""
 
     what: str
     ok: bool
@@ -41,11 +41,7 @@ MEMORY_MIB = 3000
 
 
 def require(driver: str) -> None:
-    """Stop early, with one command that mends everything.
-
-    Raises:
-        LabError: a tool that this driver needs is missing.
-    """
+    """Fail early, with one command that fixes everything. Raises LabError if a tool for this driver is missing."""
     lacking = [package for tool, (package, _, drivers) in TOOLS.items() if driver in drivers and not shutil.which(tool)]
     if lacking:
         packages = " ".join(dict.fromkeys(lacking))
@@ -53,7 +49,7 @@ def require(driver: str) -> None:
 
 
 def checks() -> list[Check]:
-    """Everything, in the order in which it is needed."""
+    """All checks, in the order in which their subjects are needed."""
     found = []
     for tool, (package, purpose, drivers) in TOOLS.items():
         path = shutil.which(tool) or shutil.which(tool, path="/usr/sbin:/sbin")

@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing beside it (but the artefacts it links to)."""
+"""The report as one self-contained HTML file (except for links to artefacts)."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ def page(run: Run) -> str:
 
 
 def _columns(run: Run) -> list[tuple[str, str]]:
-    """Machine and transport pairs, machine by machine (those that ran at once come mixed), else in the order in which they ran."""
+    """(machine, transport) pairs, machine by machine (parallel ones arrive mixed), otherwise in the order in which they
+    ran.
+    """
     pairs = dict.fromkeys((c.machine, c.transport) for c in run.cells)
     machines = list(dict.fromkeys(machine for machine, _ in pairs))
     return sorted(pairs, key=lambda pair: machines.index(pair[0]))
@@ -119,7 +121,7 @@ def _details(cell: Cell) -> str:
 
 
 def _picture(cell: Cell, path: str) -> str:
-    """Small, and whole behind a click."""
+    """A thumbnail; a click shows the whole picture."""
     name = f"{escape(cell.machine)} by {escape(cell.transport)}"
     said = f"{escape(cell.scenario.replace('_', ' '))} <span class=soft>on {name}</span>"
     return f"<figure><a href='{escape(path)}'><img src='{escape(path)}' alt='{name}'></a><figcaption>{said}</figcaption></figure>"

@@ -1,6 +1,6 @@
-"""A mini initrd: static busybox, the few modules the root disk needs in loading order, and box/init.
+"""A mini initrd: static busybox, the modules that the root disk needs in loading order, and box/init.
 
-It reaches systemd in ~9 s under TCG where Debian's own initrd takes 23–37 s.
+It reaches systemd in about 9 s under TCG; Debian's own initrd takes 23–37 s.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ WANTED = ("virtio_pci", "virtio_blk", "ext4")
 
 
 def module_order(dependencies: str, builtin: str, wanted: tuple[str, ...] = WANTED) -> list[str]:
-    """Paths of the modules to load, each after what it needs (modules.dep(5)).
+    """Paths of the modules to load, each after its dependencies (modules.dep(5)).
 
-    Raises:
-        LabError: the kernel has one of them neither built in nor as a module.
+    Raises LabError if the kernel has one of them neither built in nor as a module.
     """
     needs: dict[str, list[str]] = {}
     for line in dependencies.splitlines():
@@ -39,7 +38,7 @@ def module_order(dependencies: str, builtin: str, wanted: tuple[str, ...] = WANT
             add(by_name[name])
         elif name not in inside:
             raise LabError(f"the box's kernel has no {name}", "choose another kernel package in boxes.json")
-    # crc32c's implementation is asked for by alias, so modules.dep does not tie it to ext4.
+    # ext4 requests crc32c by alias, so modules.dep does not list it.
     for name in ("crc32c_generic", "crc32c_intel"):
         if name in by_name and by_name[name] not in order:
             order.insert(0, by_name[name])
@@ -72,7 +71,7 @@ def build(busybox: Path, modules: Path, init: Path) -> bytes:
 
 
 class Cpio:
-    """A writer of the newc format (cpio(5)), which is what the kernel unpacks; root owns everything."""
+    """A writer of the newc format (cpio(5)), which the kernel unpacks; root owns everything."""
 
     def __init__(self) -> None:
         self._data = bytearray()
@@ -99,7 +98,7 @@ class Cpio:
         self._entry(name, 0o100000 | mode, data)
 
     def device(self, name: str, major: int, minor: int) -> None:
-        """Add a character device, mode 0600: the kernel opens dev/console before anything could make it."""
+        """Add a character device, mode 0600: the kernel opens dev/console before any program can make it."""
         self._entry(name, 0o020600, device=(major, minor))
 
     def finish(self) -> bytes:

@@ -1,7 +1,8 @@
-"""The lab's own libvirtd: its own configuration, state and socket, in a mount namespace where they lie over the host's.
+"""The lab's own libvirtd, with its own configuration, state and socket, in a mount namespace where these cover the
+host's.
 
-libvirtd has /etc/libvirt, /var/lib/libvirt and /run/libvirt compiled in. Nothing of the host's is read or written: in the
-daemon's mount namespace those are directories of the lab, and the socket is reached through the lab's path to it.
+libvirtd has /etc/libvirt, /var/lib/libvirt and /run/libvirt compiled in. In the daemon's mount namespace these are
+directories of the lab, so nothing of the host's is read or written. The socket is reached by the lab's path.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ unix_sock_rw_perms = "0700"
 auth_unix_ro = "none"
 auth_unix_rw = "none"
 """
-# libvirtd looks the user libvirt-qemu up before it reads that another one is configured, and exits without it.
+# libvirtd looks up the user libvirt-qemu before it reads that another one is configured, and exits if it is missing.
 EXTRA_USER = "libvirt-qemu:x:64055:64055::/nonexistent:/usr/sbin/nologin\n"
 EXTRA_GROUP = "libvirt-qemu:x:64055:\n"
 _started: list[subprocess.Popen[bytes]] = []
-"""It outlives its starter; a Popen that is forgotten before its process has ended is a warning, and a scenario fails of that."""
+"""It outlives its starter. A Popen dropped before its process has ended is a warning, which fails a scenario."""
 
 SCRIPT = """\
 set -e
@@ -51,10 +52,10 @@ exec libvirtd --pid-file "$1/libvirtd.pid"
 
 
 def uri(told: str = "") -> str:
-    """The libvirt to use: as told, the user's default, the lab's own daemon (as root), or the user's session daemon.
+    """The libvirt to use: as requested, the user's default, the lab's own daemon (as root), or the user's session
+    daemon.
 
-    Raises:
-        LabError: the lab's own daemon does not start.
+    Raises LabError if the lab's own daemon does not start.
     """
     chosen = told or os.environ.get("LIBVIRT_DEFAULT_URI", "")
     if chosen:
@@ -65,18 +66,18 @@ def uri(told: str = "") -> str:
 
 
 def place() -> Path:
-    """Where the daemon's files are. /run is short enough for a socket's path and goes away with a reboot."""
+    """The daemon's directory. Paths in /run are short enough for a socket, and disappear at a reboot."""
     return Path("/run/cntr-lab/libvirt")
 
 
 def ensure() -> Path:
-    """The socket of the lab's daemon, started now if it does not run."""
+    """The socket of the lab's daemon, which is started if necessary."""
     import fcntl
 
     root = place()
     root.mkdir(parents=True, exist_ok=True)
     with (root / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two labs at once share one daemon
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two labs share one daemon
         socket = root / "run/libvirt/libvirt-sock"
         if not running():
             _start(root, socket)
@@ -111,7 +112,7 @@ def _start(root: Path, socket: Path) -> None:
     socket.unlink(missing_ok=True)
     with (root / "libvirtd.log").open("ab") as log:
         process = subprocess.Popen(
-            # Its machines inherit the niceness of the lab that started it.
+            # Its machines inherit the nice value of the lab that started it.
             ["unshare", "--mount", "--propagation", "private", "sh", "-c", SCRIPT, "lab-libvirtd", str(root)],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
@@ -142,7 +143,7 @@ def _with_line(target: Path, source: Path, line: str) -> None:
 
 
 def domains() -> list[str]:
-    """Names of the machines that the lab's daemon knows; it must run."""
+    """The names of the machines of the lab's daemon, which must be running."""
     command = [
         "virsh",
         "-q",
@@ -157,20 +158,20 @@ def domains() -> list[str]:
 
 
 def stop_if_idle() -> bool:
-    """End the daemon if it has no machine left, neither another lab's nor one made by hand; whether it was ended."""
+    """End the daemon if it has no machine left, of any lab or made by hand; return whether it was ended."""
     import fcntl
 
     if not running():
         return False
     with (place() / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        # A run notes itself before it asks for the daemon: see VagrantDriver.up.
+        # A run writes its state before it asks for the daemon: see VagrantDriver.up.
         expected = any('"driver": "vagrant"' in note.read_text() for note in paths.runs_dir().glob("*/state.json"))
         return not expected and not domains() and stop()
 
 
 def stop() -> bool:
-    """End the lab's daemon and remove its files; whether there was one."""
+    """End the lab's daemon and remove its files; return whether there was one."""
     pid = running()
     if pid:
         with contextlib.suppress(ProcessLookupError):
@@ -178,7 +179,7 @@ def stop() -> bool:
         deadline = time.monotonic() + 15
         while running() and time.monotonic() < deadline:
             time.sleep(0.1)
-        for process in _started:  # one that is ending has no command line any more, but no status either yet
+        for process in _started:  # a process that is ending has no command line any more, but no exit status yet
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(5)
     _started[:] = [process for process in _started if process.poll() is None]

@@ -98,7 +98,7 @@ class _LocalBackground:
 
     def close(self) -> None:
         if self._process.poll() is None:
-            # nsenter's child is in another pid namespace and may hold the pipes: never wait for their end.
+            # nsenter's child is in another pid namespace and may hold the pipes, so do not wait for their end.
             self._process.terminate()
             try:
                 self._process.wait(5)
@@ -118,7 +118,7 @@ def open_terminal(argv: list[str], columns: int, rows: int, slowness: float) -> 
         fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", high, wide, 0, 0))
 
     resize(columns, rows)
-    # setsid --ctty: the terminal becomes the controlling one, so that Ctrl-C and window sizes become signals.
+    # setsid --ctty makes it the controlling terminal, so Ctrl-C and changes of size become signals.
     process = subprocess.Popen(["setsid", "--ctty", "--wait", *argv], stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
 

@@ -1,6 +1,6 @@
-"""One vocabulary for every machine: succeed, fail, wait_until_succeeds, wait_for_unit, copy, and testinfra's questions.
+"""The interface of every machine for scenarios: succeed, fail, wait_until_succeeds, wait_for_unit, copy, and testinfra.
 
-`Machine` is what scenarios are written in; how its commands travel is in `transports.py`.
+Scenarios use `Machine`; `transports.py` says how its commands reach the machine.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from .table import MachineSpec
 from .transports import Background, Carrier, Result, Terminal
 
 QUIET_LINES = 12
-"""How many lines of output a failure shows; the rest is in the artefacts."""
+"""Lines of output shown for a failure; the rest is in the artefacts."""
 
 
 @dataclasses.dataclass
 class Step:
-    """One command that ran, kept for the report's repro command."""
+    """One command that ran, for the report's repro command."""
 
     command: str
     user: str
@@ -40,11 +40,8 @@ class Step:
 class Machine:
     """A running machine.
 
-    Args:
-        spec: its row of the table.
-        driver: who made it.
-        carrier: how commands get there.
-        slowness: factor on every time limit (an emulated machine is several times slower), on a host with nothing else to do.
+    spec: its row of the table; driver: who made it; carrier: how commands reach it; slowness: factor for time limits on
+    an otherwise idle host (an emulated machine is several times slower).
     """
 
     def __init__(self, spec: MachineSpec, driver: Driver, carrier: Carrier, slowness: float = 1.0) -> None:
@@ -57,23 +54,19 @@ class Machine:
 
     @property
     def slowness(self) -> float:
-        """The factor on time limits at this moment."""
+        """The current factor for time limits."""
         return self._slowness * host_load()
 
     # -- commands -------------------------------------------------------------------------------------------------
 
     def run(self, command: str, *, user: str = "root", timeout: float = 60, stdin: bytes = b"") -> Result:
-        """Run a shell command, whatever its status.
+        """Run a shell command; its status may be anything.
 
-        Args:
-            command: for `sh -c`.
-            user: `root` or `vagrant`.
-            timeout: seconds on a machine of natural speed.
-            stdin: what the command reads.
+        command: for `sh -c`; user: `root` or `vagrant`; timeout: seconds on a machine of natural speed; stdin: the
+        command's input.
 
-        Raises:
-            CommandFailed: it did not end in time, and the machine answers others.
-            LostMachine: the machine does not answer.
+        Raises CommandFailed if it did not end in time although the machine answers other commands, LostMachine if the
+        machine does not answer.
         """
         if self._lost:
             raise self._lost
@@ -93,7 +86,9 @@ class Machine:
         return result
 
     def succeed(self, *commands: str, user: str = "root", timeout: float = 60, stdin: bytes = b"") -> str:
-        """Run commands; each must end with status 0. The last one's standard output, without the final newline."""
+        """Run commands, each of which must end with status 0. Return the last one's standard output, without the final
+        newline.
+        """
         output = ""
         for command in commands:
             result = self.run(command, user=user, timeout=timeout, stdin=stdin)
@@ -103,7 +98,7 @@ class Machine:
         return output.rstrip("\n")
 
     def fail(self, command: str, *, status: int | None = None, user: str = "root", timeout: float = 60) -> str:
-        """Run a command that must not end with status 0 (or must end with `status`). Both its outputs, joined."""
+        """Run a command that must fail (or end with `status`). Return both its outputs, joined."""
         result = self.run(command, user=user, timeout=timeout)
         if result.returncode == 0 or (status is not None and result.returncode != status):
             wanted = "a status other than 0" if status is None else f"status {status}"
@@ -111,10 +106,8 @@ class Machine:
         return result.stdout + result.stderr
 
     def wait_until_succeeds(self, command: str, *, user: str = "root", timeout: float = 30) -> str:
-        """Repeat a command until its status is 0; its standard output.
-
-        Raises:
-            CommandFailed: that did not come about in `timeout` seconds.
+        """Repeat a command until its status is 0; return its standard output. Raises CommandFailed after `timeout`
+        seconds.
         """
         deadline = time.monotonic() + timeout * self.slowness
         pause = 0.1
@@ -129,7 +122,7 @@ class Machine:
             pause = min(pause * 1.5, 1.0)
 
     def wait_for_unit(self, unit: str, *, timeout: float = 30) -> None:
-        """Wait until a systemd unit is active; a failed one ends the wait at once."""
+        """Wait until a systemd unit is active; raise at once if it has failed."""
         deadline = time.monotonic() + timeout * self.slowness
         while True:
             state = self.run(f"systemctl is-active {shlex.quote(unit)}").stdout.strip()
@@ -141,27 +134,27 @@ class Machine:
             time.sleep(0.3)
 
     def copy(self, source: Path, target: str) -> None:
-        """Copy a file or a directory (its content) from here to the machine, as root."""
+        """Copy a file, or the contents of a directory, to the machine, as root."""
         self._carrier.put(source, target)
 
     def fetch(self, command: str, target: Path, *, timeout: float = 30) -> None:
-        """Write a command's output to a local file: how artefacts come home. Never raises for the command's status."""
+        """Write a command's output to a local file, for artefacts. Never raises because of the command's status."""
         result = self.run(command, timeout=timeout)
         target.write_text(result.stdout + (f"\n[stderr]\n{result.stderr}" if result.stderr.strip() else ""))
 
     @contextlib.contextmanager
     def background(self, command: str, *, user: str = "root") -> Iterator[Background]:
-        """A command that runs while the scenario goes on; its whole process group is ended with the block."""
+        """A command that runs in parallel; its whole process group is ended with the block."""
         if self._lost:
             raise self._lost
         note = f"/tmp/lab-job-{secrets.token_hex(4)}"
-        # Closing an SSH channel sends no signal: the group is remembered, and ended by name.
+        # Closing an SSH channel sends no signal, so the group is recorded and killed explicitly.
         inner = f"echo $$ >{note}; {command}"
         job = self._carrier.start(f"exec setsid --wait sh -c {shlex.quote(inner)}", user)
         try:
             yield job
         finally:
-            # A dead member counts no more, though it waits for a parent that reaps nobody (a slim container's init).
+            # Zombies do not count: their parent may never reap them (a slim container's init).
             end = f"g=$(cat {note}) && rm -f {note} && pkill -TERM -g $g && for i in 1 2 3 4 5 6 7 8 9 10; do "
             end += "pgrep -r D,R,S,T,t,I -g $g >/dev/null || exit 0; sleep 0.2; done && pkill -KILL -g $g && exit 9"
             try:
@@ -171,7 +164,7 @@ class Machine:
 
     @contextlib.contextmanager
     def terminal(self, command: str, *, user: str = "root", columns: int = 80, rows: int = 24) -> Iterator[Terminal]:
-        """A command on a pseudo-terminal of the given size, to type into and to read from."""
+        """A command on a pseudo-terminal of the given size."""
         if self._lost:
             raise self._lost
         screen = self._carrier.terminal(command, user, columns, rows, self.slowness)
@@ -185,7 +178,7 @@ class Machine:
         """testinfra's host object for the same machine: files, processes, services, packages."""
         return self._carrier.testinfra()
 
-    # -- life -----------------------------------------------------------------------------------------------------
+    # -- state ----------------------------------------------------------------------------------------------------
 
     def answers(self) -> bool:
         """Whether the machine runs `true` within 20 s (times slowness)."""
@@ -195,16 +188,12 @@ class Machine:
             return False
 
     def snapshot(self, name: str) -> None:
-        """Keep the machine's state; connections are closed first, so that none is stale afterwards."""
+        """Save the machine's state. Connections are closed first, as they would be stale after a restore."""
         self._carrier.close()
         self.driver.snapshot(name)
 
     def restore(self, name: str) -> float:
-        """Go back to a kept state; seconds until the machine answered again.
-
-        Raises:
-            LostMachine: it did not answer after that.
-        """
+        """Restore a saved state; return the seconds until the machine answered. Raises LostMachine."""
         started = time.monotonic()
         self._carrier.close()
         self.driver.restore(name)
@@ -220,7 +209,7 @@ class Machine:
         return time.monotonic() - started
 
     def close(self) -> None:
-        """Close the connections; the machine stays."""
+        """Close the connections; the machine keeps running."""
         self._carrier.close()
 
     def _lose(self, why: str) -> LostMachine:
@@ -233,10 +222,8 @@ class Machine:
 def wait_for_ssh(
     spec: MachineSpec, driver: Driver, endpoint: Endpoint, slowness: float, seconds: float = 100
 ) -> Machine:
-    """Wait until a started machine answers; then it is a Machine.
-
-    Raises:
-        LostMachine: it died, or was silent for `seconds` × slowness.
+    """Wait until a started machine answers, and return it. Raises LostMachine if it died, or was silent for `seconds` ×
+    slowness.
     """
     carrier = SshCarrier(endpoint)
     started = time.monotonic()
@@ -247,7 +234,7 @@ def wait_for_ssh(
         if not is_greeted(endpoint, 20):
             continue
         try:
-            # A login that comes before systemd-user-sessions is refused: "System is booting up".
+            # A login before systemd-user-sessions is refused: "System is booting up".
             if set_clock(carrier, 20 * slowness * host_load()):
                 return Machine(spec, driver, carrier, slowness)
         except (TimeoutError, ConnectionError) as error:
@@ -262,15 +249,18 @@ def wait_for_ssh(
 
 
 def set_clock(carrier: Carrier, seconds: float) -> bool:
-    """Tell a machine the time, which stood still while its state was kept; whether it took it. Raises as `Carrier.run` does."""
+    """Set the machine's clock, which stood still while its state was saved; return whether that worked. Raises as
+    `Carrier.run` does.
+    """
     return carrier.run(f"date -s @{time.time():.0f}", "root", seconds, b"").returncode == 0
 
 
 def is_greeted(endpoint: Endpoint, seconds: float) -> bool:
-    """Whether an SSH server speaks at the endpoint within `seconds`.
+    """Whether an SSH server answers at the endpoint within `seconds`.
 
-    QEMU's user-mode network takes a connection before the machine has an address, and hands it on in ever rarer tries: one that was
-    opened early is greeted many seconds after the server is there. So others are opened beside it, and the first answer counts.
+    QEMU's user-mode network accepts a connection before the machine has an address, and retries less and less often. A
+    connection opened early is answered many seconds after the server is up. So further ones are opened beside it, and
+    the first answer counts.
     """
     deadline = time.monotonic() + seconds
     pause = 0.3
@@ -284,7 +274,7 @@ def is_greeted(endpoint: Endpoint, seconds: float) -> bool:
                 with contextlib.suppress(OSError):
                     if link.recv(4) == b"SSH-":
                         return True
-                waiting.remove(link)  # refused: where it leads, nobody listens yet
+                waiting.remove(link)  # refused: nobody listens there yet
                 link.close()
             pause += 0.05
     finally:
@@ -294,14 +284,14 @@ def is_greeted(endpoint: Endpoint, seconds: float) -> bool:
 
 
 def host_load() -> float:
-    """By what factor other work on this host stretches time limits now: 1 on a quiet machine, at most 4."""
+    """The factor by which other load on this host extends time limits: 1 on an idle machine, at most 4."""
     return min(4.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
 
 
 def _difference(command: str, machine: str, wanted: str, result: Result) -> str:
-    """What a failing scenario says: expectation, observation, and the command's last words."""
+    """The message of a failing scenario: expected, observed, and the command's last lines."""
     said = (result.stderr.strip() or result.stdout.strip()).splitlines()[-QUIET_LINES:]
-    # The program's error before its warnings and hints; without one, the last word.
+    # The program's error comes before its warnings and hints; without one, show the last line.
     errors = [line for line in said if line.startswith("cntr: ") and not line.startswith("cntr: warning")]
     headline = (errors or said or ["(no output)"])[-1]
     lines = [f"expected: {wanted} from `{command}` on {machine}", f"seen:     status {result.returncode}: {headline}"]
@@ -309,6 +299,6 @@ def _difference(command: str, machine: str, wanted: str, result: Result) -> str:
 
 
 def ensure_reachable(machine: Machine) -> None:
-    """Raise LabError when a machine that was found in a run directory is not one we can use."""
+    """Raise LabError if a machine found in a run directory cannot be used."""
     if not machine.answers():
         raise LabError(f"machine {machine.spec.name} does not answer", "python -m lab clean, and start again")

@@ -1,4 +1,4 @@
-"""mmdebstrap(1) as the lab runs it: from the mirror that this machine's apt uses, contained, its steps shown."""
+"""Runs mmdebstrap(1): from the mirror that this machine's apt uses, contained, with its steps shown."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from . import sources
 
-# Interrupted, mmdebstrap waits for its package manager, and killed it leaves mounts: so it runs in namespaces that end with it.
-# (Not as a user: there it makes its own, and cleans up itself.)
+# If interrupted, mmdebstrap waits for its package manager; if killed, it leaves mounts. So it runs in namespaces that
+# end with it. (For an ordinary user it makes its own, and cleans up itself.)
 _CONTAINED = (
     ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if os.geteuid() == 0
@@ -21,11 +21,7 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
 def command(options: list[str], suite: str, target: str, mirror: str | None) -> list[str]:
-    """The command line that makes SUITE at TARGET.
-
-    Raises:
-        LabError: no mirror is known.
-    """
+    """The command line that makes SUITE at TARGET. Raises LabError if no mirror is known."""
     found = [*_CONTAINED, "mmdebstrap", "--components=main", '--aptopt=APT::Install-Recommends "false"', *options]
     if KEYRING.exists():
         found.append(f"--keyring={KEYRING}")
@@ -34,7 +30,7 @@ def command(options: list[str], suite: str, target: str, mirror: str | None) -> 
 
 
 def followed(command: list[str], log: Path, work: Path) -> Generator[str]:
-    """Run `command` into `log`, its files in `work`; give mmdebstrap's own steps as they come, each with its time."""
+    """Run `command` with output to `log` and files in `work`; yield mmdebstrap's own steps, each with its time."""
     started = time.monotonic()
     with (
         log.open("w") as sink,

@@ -1,10 +1,10 @@
-"""What can be installed: the Debian package, wheel and source archive, an image of tools: ``python -m lab.packages KIND…``.
+"""Builds the Debian package, wheel and source archive, and an image of tools: ``python -m lab.packages KIND…``.
 
     deb       dpkg-buildpackage and lintian in a clean room (cleanroom.py) of BUILD_SUITE, whose setuptools can read our pyproject.toml
     wheel     pip's wheel, and a source archive that holds tests and documents
     toolbox   an OCI archive by mmdebstrap(1) that holds cntr and the tools of TOOLS, for `docker load`, `podman load`, `ctr image import`
 
-What is made is in dist/.
+The results are in dist/.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from . import cleanroom
 DIST = cleanroom.CHECKOUT / "dist"
 BUILD_SUITE = "trixie"
 BUILDERS = "build-essential debhelper dh-python pybuild-plugin-pyproject python3-all python3-setuptools lintian"
-# lintian's tags are errors and warnings here; --pedantic ones of a package that is not in the archive are not asked for.
+# lintian's errors and warnings fail the build; its --pedantic tags are not enabled.
 BUILD = f"""set -e
 export DEBIAN_FRONTEND=noninteractive
 apt-get -qq update
@@ -42,7 +42,7 @@ NAME = "cntr-toolbox"
 
 
 def deb() -> Path:
-    """The package. Raises SystemExit where it is not built, or lintian finds something."""
+    """Build the Debian package. Raises SystemExit if the build or lintian fails."""
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
     cleanroom.CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="deb-", dir=cleanroom.CACHE) as name:
@@ -63,7 +63,7 @@ def _keep(made: Path) -> Path:
 
 
 def toolbox() -> Path:
-    """The image of tools, made once for a package. Raises CalledProcessError."""
+    """Build the image of tools, once per package. Raises CalledProcessError."""
     from . import mmdebstrap
 
     DIST.mkdir(exist_ok=True)
@@ -87,7 +87,7 @@ def toolbox() -> Path:
 
 
 def oci_archive(layer: Path, target: Path, reference: str) -> None:
-    """One layer as an OCI image (image-spec image-layout.md) that `docker load` takes too (manifest.json)."""
+    """Write one layer as an OCI image (image-spec image-layout.md) that `docker load` accepts too (manifest.json)."""
     with layer.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
@@ -143,7 +143,7 @@ def wheel() -> Path:
     return max(DIST.glob("*.whl"), key=os.path.getmtime)
 
 
-# Each is put into a clean room and attaches to a container that the checkout there makes.
+# Each package is installed in a clean room and attaches to a container that the checkout there makes.
 PROOF = """
 import subprocess, sys
 sys.path.insert(0, "{checkout}")
@@ -155,7 +155,7 @@ with SlimContainer("proof") as box:
         assert done.returncode == 0, (words, done)
 """
 APT = "export DEBIAN_FRONTEND=noninteractive; apt-get -qq update && apt-get -qq install -y --no-install-recommends"
-TRIALS = {  # what is made: how it is installed in the room, and what is called then
+TRIALS = {  # kind → how it is installed in the room, and what is called then
     "deb": (
         f"{APT} {{file}} >/dev/null && test -d /var/lib/cntr && test -x /sbin/mount.fuse.cntrfs && test -x /usr/bin/kubectl-cntr"
         " && test -s /usr/share/man/man8/mount.fuse.cntrfs.8.gz -a -s /usr/share/zsh/vendor-completions/_cntr"
@@ -174,7 +174,7 @@ TRIALS = {  # what is made: how it is installed in the room, and what is called 
 
 
 def current(kind: str) -> Path:
-    """What was made of KIND from what is committed now; else it is made."""
+    """The package of KIND for the current commit, built if necessary."""
     noted = DIST / f"{kind}.json"
     head = subprocess.run(
         ["git", "-C", cleanroom.CHECKOUT, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
@@ -190,11 +190,11 @@ def current(kind: str) -> Path:
 
 
 def trial(kind: str, suite: str) -> bool:
-    """Install what was made of KIND in a clean room of SUITE, and use it."""
+    """Install the package of KIND in a clean room of SUITE, and use it; return whether that worked."""
     made = current(kind)
     install, program = TRIALS[kind]
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    environment = {"PATH": path, "HOME": "/root", "LANG": "C.UTF-8"}  # pip needs no index: cntr depends on nothing
+    environment = {"PATH": path, "HOME": "/root", "LANG": "C.UTF-8"}  # pip needs no index: cntr has no dependencies
     with tempfile.TemporaryDirectory(prefix=f"{kind}-", dir=cleanroom.CACHE) as name:
         root = Path(name)
         root.chmod(0o755)
@@ -221,7 +221,7 @@ def unpacked(image: Path) -> Path:
 
 
 def zipapp() -> Path:
-    """The one file."""
+    """Build the one file."""
     DIST.mkdir(exist_ok=True)
     made = DIST / "cntr.pyz"
     subprocess.run([sys.executable, "-m", "cntr.remote.onefile", made], check=True, cwd=cleanroom.CHECKOUT)

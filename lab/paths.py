@@ -1,4 +1,4 @@
-"""Where the lab keeps things: boxes in a cache that survives, everything of one run in a directory of its own."""
+"""The lab's directories: a persistent cache for boxes, and one directory per run."""
 
 from __future__ import annotations
 

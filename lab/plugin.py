@@ -1,4 +1,4 @@
-"""The pytest plugin behind scenarios/: machines as fixtures, the matrix, expected failures, artefacts, the report."""
+"""The pytest plugin for scenarios/: machines as fixtures, the matrix, expected failures, artefacts, the report."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .table import SUITES, load
 
 NO_TRANSPORT = "-"
 SHOWN = 300
-"""How much of a value a failed comparison shows, in characters."""
+"""Characters of a value that a failed comparison shows."""
 EXPECTED_FILE = paths.LAB / "expected.toml"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The lab's options; `python -m lab` is what sets them."""
+    """The lab's options, which `python -m lab` sets."""
     group = parser.getgroup("lab")
     group.addoption("--lab-machines", default="docker", help="names from lab/boxes.json, comma-separated")
     group.addoption("--lab-transports", default=",".join(TRANSPORTS))
@@ -56,15 +56,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", line)
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(report.Collector(config), "lab-report")
-        unwinding = (
-            contextlib.ExitStack()
-        )  # also where workers hold the machines: the report of what ran is still written
+        unwinding = contextlib.ExitStack()  # also with xdist workers: the report is written in the controlling process
         unwinding.enter_context(session.terminated_like_interrupted())
         config.add_cleanup(unwinding.close)
 
 
 def lab_options(config: pytest.Config) -> session.Options:
-    """The machine part of the command line."""
+    """The options for machines."""
     return session.Options(
         driver=config.getoption("--lab-driver"),
         accel=config.getoption("--lab-accel"),
@@ -90,13 +88,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def machine_of(nodeid: str, machines: list[str]) -> str:
-    """The machine that a test's id names among its parameters."""
+    """The machine in a test's id."""
     parameters = f"-{nodeid.partition('[')[2].removesuffix(']')}-"
     return max((name for name in machines if f"-{name}-" in parameters), key=len, default="")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A machine's scenarios go to one process. (By ids: xdist's own groups are lost where it cannot change a test's id.)"""
+    """Send all scenarios of a machine to one process. (By ids: xdist's own groups are lost if it cannot change a test's
+    id.)
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByMachine(LoadScopeScheduling):  # type: ignore[misc]
@@ -115,7 +115,7 @@ def coordinates(item: pytest.Item) -> tuple[str, str]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """One machine after the other, one transport after the other; expected failures marked with their reason."""
+    """Order by machine, then transport; mark expected failures with their reason."""
     machines = config.getoption("--lab-machines").split(",")
     order = (*config.getoption("--lab-transports").split(","), NO_TRANSPORT)
     ordered = [i for i in items if coordinates(i)[0] in machines]
@@ -130,11 +130,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def read_expected(text: str) -> list[dict[str, str]]:
-    """The rows of expected.toml.
-
-    Raises:
-        LabError: a row has no reason or no scenario.
-    """
+    """The rows of expected.toml. Raises LabError if a row has no reason or no scenario."""
     rows: list[dict[str, str]] = tomllib.loads(text).get("expected", [])
     for row in rows:
         if not row.get("reason") or not row.get("scenario"):
@@ -143,13 +139,13 @@ def read_expected(text: str) -> list[dict[str, str]]:
 
 
 def matches(row: dict[str, str], machine: str, engine: str, transport: str, scenario: str) -> bool:
-    """Whether an expected failure speaks of this cell; a key that a row leaves out means all."""
+    """Whether an expected failure applies to this cell; a missing key matches everything."""
     facts = {"machine": machine, "engine": engine, "transport": transport, "scenario": scenario}
     return all(facts[key] in value.split() for key, value in row.items() if key in facts)
 
 
 def scenario_name(item: pytest.Item) -> str:
-    """The row of the report; a scenario with cases of its own has a row for each."""
+    """The row of the report; each case of a parametrized scenario has its own row."""
     name: str = getattr(item, "originalname", item.name).removeprefix("test_")
     parameters = getattr(item, "callspec", None)
     machine, transport = coordinates(item)
@@ -170,14 +166,14 @@ def ready(request: pytest.FixtureRequest) -> Iterator[session.Ready]:
         try:
             made = stack.enter_context(session.running(name, lab_options(config), lambda: name in failures))
         except LabError as error:
-            # pytest would try to make the machine again for each of its scenarios.
+            # Otherwise pytest would try to make the machine again for each of its scenarios.
             raise Unmade(f"machine {name} could not be made: {error.message}\n{error.hint}") from error
         config.stash.setdefault(FACTS, {})[name] = made.facts()
         yield made
 
 
 class Unmade(Exception):
-    """A machine that did not come to be: its scenarios were not tried."""
+    """The machine could not be made, so its scenarios were not tried."""
 
 
 FAILURES = pytest.StashKey[set[str]]()
@@ -186,7 +182,7 @@ FACTS = pytest.StashKey[dict[str, dict[str, str]]]()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips that name what is missing."""
+    """Skip tests, naming what is missing."""
     machine, _ = coordinates(item)
     if not machine:
         return
@@ -216,7 +212,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Generator[None, Any, Any]:
-    """Tell a lost machine from a failed scenario; collect artefacts while the machine still stands."""
+    """Tell a lost machine from a failed scenario; collect artefacts while the machine still exists."""
     outcome = yield
     machine, transport = coordinates(item)
     if not machine:
@@ -243,13 +239,13 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
             files = artefacts.collect(made.machine, place, str(outcome.longrepr), lost, repro(item, machine))
             outcome.user_properties.append(("artefacts", files))
             if not (lost or lab_options(item.config).keep_on_fail or call.when == "teardown"):
-                with contextlib.suppress(LostMachine, AssertionError):  # the next scenario will say that it is lost
+                with contextlib.suppress(LostMachine, AssertionError):  # the next scenario reports the loss
                     made.refresh()
     return outcome
 
 
 def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str]:
-    """A comparison that failed, in the words of `machine.succeed`: what was expected, what was seen."""
+    """The message of a failed comparison in the format of `machine.succeed`: expected and observed."""
     wanted, seen = (left, right) if op in ("in", "not in") else (right, left)
     words = {"==": "", "in": "something with ", "not in": "nothing with "}.get(op, f"{op} ")
     return ["as expected", f"expected: {words}{_short(wanted)}", f"seen:     {_short(seen)}"]
@@ -261,18 +257,18 @@ def _short(value: object) -> str:
 
 
 def repro(item: pytest.Item, machine: str) -> str:
-    """The command that runs this one cell again and keeps the machine."""
+    """The command that runs this cell again and keeps the machine."""
     driver = lab_options(item.config).chosen_driver()
     return f"python -m lab {machine} --driver {driver} --keep-on-fail --scenario {getattr(item, 'originalname', item.name)}"
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """Forget the commands of the scenario that ended."""
+    """Forget the scenario's commands."""
     made = getattr(item, "funcargs", {}).get("ready")
     if made is not None:
         made.machine.history.clear()
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """As many machines at once as there are pairs of cores."""
+    """One machine per two cores."""
     return max(1, (os.cpu_count() or 2) // 2)

@@ -1,4 +1,4 @@
-"""Make a started machine ready: cntr installed in it, its engine running, its containers standing."""
+"""Prepares a started machine: installs cntr, starts its engine and containers."""
 
 from __future__ import annotations
 
@@ -13,20 +13,16 @@ from .wheel import build_wheel
 
 GUEST_LIB = "/usr/local/lib/cntr-lab"
 ROOTLESS = ("podman-rootless",)
-"""Engines whose provision script is run by the user vagrant."""
+"""Engines whose provision script runs as the user vagrant."""
 
 
 def install_cntr(machine: Machine, wheel: Path) -> float:
-    """Install the wheel into the machine's /opt/cntr; the seconds it took.
-
-    Raises:
-        CommandFailed: it does not install, or `cntr --help` does not run.
-    """
+    """Install the wheel in the machine's /opt/cntr; return the seconds. Raises CommandFailed."""
     started = time.monotonic()
     machine.copy(wheel, f"{GUEST_LIB}/{wheel.name}")
     pip = "/opt/cntr/bin/python -m pip install -q --no-index --no-deps --no-compile --force-reinstall --disable-pip-version-check"
     machine.succeed(f"{pip} {GUEST_LIB}/{wheel.name}", timeout=60)
-    # Byte code now, not at the first attach, which a scenario may be timing.
+    # Compile now, not at the first attach, which a scenario may be timing.
     machine.succeed(
         "/opt/cntr/bin/python -m compileall -q /opt/cntr/lib/python3*/site-packages/cntr; cntr --help >/dev/null"
     )
@@ -46,10 +42,10 @@ def engine_script(machine: Machine, verb: str, *names: str, timeout: float = 60)
 
 
 def provision(machine: Machine) -> dict[str, float]:
-    """Everything between an answering machine and the first scenario. Seconds spent, per step; the steps overlap.
+    """Do everything between a machine's first answer and the first scenario. Return seconds per step; the steps
+    overlap.
 
-    Raises:
-        LabError: the engine or a container does not start; the message holds the script's last words.
+    Raises LabError if the engine or a container does not start, with the script's last lines.
     """
     wheel = build_wheel()
     machine.copy(paths.LAB / "provision", f"{GUEST_LIB}/provision")

@@ -1,4 +1,4 @@
-"""The matrix engine × transport × scenario: a table that fills in the terminal, then JSON and HTML."""
+"""The matrix engine × transport × scenario: a table on the terminal, then JSON and HTML."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLEAR_LINE = "\r\x1b[K"  # console_codes(4)
 
 @dataclasses.dataclass
 class MachineRow:
-    """The cells of a machine and transport so far, for the terminal: outcomes, and when the first began and the last ended."""
+    """The cells of a machine and transport so far: outcomes, start of the first, end of the last."""
 
     transport: str
     began: float
@@ -30,7 +30,7 @@ class MachineRow:
 
 
 def failure_text(error: BaseException) -> str | None:
-    """A failure in its own words where they are complete; None: pytest's traceback is the better text."""
+    """A failure in its own words if they are complete; None: pytest's traceback is better."""
     if isinstance(error, CommandFailed):
         return str(error)
     if isinstance(error, LostMachine):
@@ -41,7 +41,7 @@ def failure_text(error: BaseException) -> str | None:
 
 
 class Collector:
-    """Gathers cells from pytest's reports (of all xdist workers) and shows them as they come."""
+    """Collects cells from pytest's reports (of all xdist workers) and shows them."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
@@ -49,16 +49,17 @@ class Collector:
         self.run = Run(time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
         self._begun = time.monotonic()
         self._rows: dict[str, MachineRow] = {}
-        # Machines at once would mix their rows: then a row is shown when it is whole.
+        # Parallel machines would mix their rows, so a row is shown when it is complete.
         self._several = bool(getattr(config.option, "numprocesses", 0))
         self._counted = self._several and sys.stdout.isatty()
         self._setup_seconds: dict[str, float] = {}
 
-    # -- as it fills ---------------------------------------------------------------------------------------------
+    # -- while tests run
+    # ------------------------------------------------------------------------------------------------
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: Any) -> tuple[str, str, str] | None:
-        """pytest's own dots would break the table; failures are still counted and shown at the end."""
+        """Suppress pytest's own dots, which would break the table; failures are still counted and shown at the end."""
         if any(key == "cell" for key, _ in report.user_properties):
             category = {"passed": "passed", "failed": "failed", "skipped": "skipped"}[report.outcome]
             if hasattr(report, "wasxfail"):
@@ -99,7 +100,7 @@ class Collector:
             if not self._several:
                 print(f"\n{cell.machine:16} {cell.transport:8} ", end="", flush=True)
         row.cells.append(cell.outcome)
-        row.ended = time.monotonic()  # what follows may be another machine's start
+        row.ended = time.monotonic()  # the time after this may be another machine's start
         if not self._several:
             print(SYMBOLS[cell.outcome], end="", flush=True)
         elif self._counted:
@@ -129,13 +130,13 @@ class Collector:
         (self.place / "report.html").write_text(html.page(self.run))
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """The bad cells, and where the report is."""
+        """Print the failed cells, and the path of the report."""
         write = terminalreporter.write_line
         write("")
         told = set()
         for cell in self.run.cells:
             if cell.outcome in BAD and (cell.outcome != "lost" or (cell.machine, cell.reason) not in told):
-                told.add((cell.machine, cell.reason))  # a machine that is lost, or was never made, is said once
+                told.add((cell.machine, cell.reason))  # a machine that was lost or not made is reported once
                 write(f"{cell.outcome.upper():10} {cell.machine} {cell.transport} {cell.scenario}")
                 for line in cell.reason.splitlines()[:3]:
                     write(f"           {line[:200]}")
@@ -173,7 +174,7 @@ def _outcome(report: Any, properties: dict[str, Any]) -> tuple[str, str]:
 
 
 def _brief(longrepr: Any) -> str:
-    """A failure's own words first; of a traceback, the assertion that failed."""
+    """A failure's own words; of a traceback, the assertion that failed."""
     text = str(longrepr)
     if text.startswith(("expected:", "LOST:", "machine ")):
         return text
@@ -181,6 +182,6 @@ def _brief(longrepr: Any) -> str:
     if crash is not None and "\n" in crash.message:
         _, _, rest = crash.message.partition("\n")
         lines = [line.strip() for line in rest.splitlines()]
-        if lines[0].startswith("expected:"):  # of a comparison: plugin.pytest_assertrepr_compare
+        if lines[0].startswith("expected:"):  # a comparison: plugin.pytest_assertrepr_compare
             return "\n".join([*lines[:2], f"at {crash.path.rsplit('/', 1)[-1]}:{crash.lineno}", *lines[2:]])
     return f"{crash.message}\nat {crash.path.rsplit('/', 1)[-1]}:{crash.lineno}" if crash is not None else text[-2000:]

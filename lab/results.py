@@ -1,4 +1,4 @@
-"""What a run of the lab found: one cell per scenario, machine and transport."""
+"""The results of a lab run: one cell per scenario, machine and transport."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Cell:
 
 @dataclasses.dataclass
 class Run:
-    """Everything a report tells."""
+    """Everything for a report."""
 
     started: str
     seconds: float = 0.0

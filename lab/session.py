@@ -1,4 +1,4 @@
-"""From a name to a ready machine, and away again: the one way in for scenarios, `try` and `shell`."""
+"""Makes a machine ready and destroys it afterwards, for scenarios, `try` and `shell`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .table import MachineSpec, load
 DRIVERS = ("vagrant", "qemu", "here")
 FRESH = "fresh"
 NEEDS_A_VM = ("fat", "boot")
-"""Containers that take a privileged engine or an init of their own: not started on a host that was lent to the lab."""
+"""Containers that need a privileged engine or their own init: not started on the host itself."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the command line says about machines."""
+    """The options for machines."""
 
     driver: str = "auto"
     accel: str = "auto"
@@ -34,10 +34,10 @@ class Options:
     libvirt_uri: str = ""
     keep_on_fail: bool = False
     cpus: int = 0
-    """Of each machine; 0: as the table says."""
+    """Per machine; 0: as in the table."""
 
     def chosen_driver(self) -> str:
-        """The driver: as told, else vagrant where it is installed with its libvirt plugin, else plain QEMU."""
+        """The driver: as requested, else vagrant if it is installed with its libvirt plugin, else QEMU."""
         if self.driver != "auto":
             return self.driver
         from .drivers.vagrant import missing
@@ -47,22 +47,20 @@ class Options:
 
 @dataclasses.dataclass
 class Ready:
-    """A machine with its engine and containers, and what its making told."""
+    """A machine with its engine and containers, and data about its preparation."""
 
     machine: Machine
     plan: Plan
     times: dict[str, float]
     has_snapshot: bool = False
     pids: dict[str, int] = dataclasses.field(default_factory=dict)
-    """The containers' first processes, as far as the engine was asked and nothing was started afresh since."""
+    """The pids of the containers' first processes, as far as the engine was asked since their last start."""
 
     def refresh(self) -> None:
-        """After a failed scenario: back to the state that every scenario expects, so that one failure is one failure.
+        """After a failed scenario: restore the state that every scenario expects, so that one failure does not cause
+        others.
 
-        On a driver without snapshots the containers are started afresh instead.
-
-        Raises:
-            LostMachine: the machine did not come back.
+        Without snapshots, the containers are restarted instead. Raises LostMachine if the machine did not come back.
         """
         self.pids.clear()
         if self.has_snapshot:
@@ -110,14 +108,10 @@ def running(
     failed: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Ready]:
-    """A ready machine for the time of the block, destroyed afterwards however the block ends.
+    """A ready machine for the duration of the block; it is destroyed however the block ends. Raises LabError.
 
-    Args:
-        failed: asked at the end; with `--keep-on-fail` a machine with failures stays.
-        say: is told what is being waited for.
-
-    Raises:
-        LabError: it could not be made.
+    failed: called at the end; with `--keep-on-fail` a machine with failures is kept. say: called with what is being
+    waited for.
     """
     spec = load().machine(name)
     plan = _plan(spec, options)
@@ -161,7 +155,7 @@ def _plan(spec: MachineSpec, options: Options) -> Plan:
 
 
 def make_driver(plan: Plan, name: str) -> Driver:
-    """The driver called `name` for this plan."""
+    """The driver NAME for this plan."""
     if name == "qemu":
         from .drivers.qemu import QemuDriver
 
@@ -186,7 +180,7 @@ def _start(plan: Plan, driver: Driver, say: Callable[[str], None]) -> Ready:
     endpoint = driver.up()
     machine = connect(plan.spec, driver, endpoint, slowness)
     took = times["resume" if driver.is_resumed else "boot"] = time.monotonic() - started
-    with contextlib.suppress(LabError):  # no room for it: later machines boot, too
+    with contextlib.suppress(LabError):  # no room for it: later machines boot
         driver.booted(machine.close)
     say(
         f"it answers after {took:.0f} s; starting {plan.spec.engine} with {', '.join(plan.spec.containers)}, installing cntr"
@@ -194,7 +188,7 @@ def _start(plan: Plan, driver: Driver, say: Callable[[str], None]) -> Ready:
     times |= provisioning.provision(machine)
     ready = Ready(machine, plan, times)
     started = time.monotonic()
-    with contextlib.suppress(LabError):  # this host itself has no snapshots, nor has every libvirt
+    with contextlib.suppress(LabError):  # the here driver has no snapshots, nor has every libvirt
         machine.snapshot(FRESH)
         ready.has_snapshot = True
         times["snapshot"] = time.monotonic() - started
@@ -212,7 +206,7 @@ def connect(spec: MachineSpec, driver: Driver, endpoint: Endpoint, slowness: flo
 
 
 def kept_here(name: str) -> list[str] | None:
-    """The command prefix into a machine of the here driver that an earlier run left standing."""
+    """The command prefix to enter a kept machine of the here driver."""
     from .drivers.here import HereDriver
 
     for note in sorted(paths.runs_dir().glob("*/state.json"), reverse=True):
@@ -223,7 +217,7 @@ def kept_here(name: str) -> list[str] | None:
 
 
 def kept(name: str) -> Endpoint | None:
-    """Where a machine of that name that an earlier run left standing answers."""
+    """The endpoint of a kept machine of that name."""
     for note in sorted(paths.runs_dir().glob("*/state.json"), reverse=True):
         state = read_state(note.parent)
         if state.get("machine") == name and state.get("keep") and state.get("port"):
@@ -233,14 +227,14 @@ def kept(name: str) -> Endpoint | None:
 
 @contextlib.contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind like Ctrl-C does, so that the machine is destroyed."""
+    """Make SIGTERM and SIGHUP unwind like Ctrl-C, so that the machine is destroyed."""
 
     def unwind(number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt(signal.Signals(number).name)
 
     try:
         before = {number: signal.signal(number, unwind) for number in (signal.SIGTERM, signal.SIGHUP)}
-    except ValueError:  # not the main thread: whoever owns it deals with signals
+    except ValueError:  # not the main thread, which handles signals
         yield
         return
     try:

@@ -1,4 +1,4 @@
-"""The machine's own apt settings, so that a box is built from the mirror this machine already uses."""
+"""This machine's apt settings, so that a box is built from the same mirror."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def _lookup(command: list[str]) -> str:
 
 
 def mirrors(targets: str) -> tuple[str, str]:
-    """The main and security mirror out of `apt-get indextargets` lines `URI ORIGIN LABEL RELEASE`; "" for one that is not there.
+    """The main and security mirror from `apt-get indextargets` lines `URI ORIGIN LABEL RELEASE`; "" if missing.
 
-    Without lists apt knows no origin or label (it prints their names); then the mirror's path and the release tell.
+    Without lists apt knows no origin or label (it prints their names); then the mirror's path and the release decide.
     """
     main = security = ""
     for line in targets.splitlines():
@@ -36,10 +36,9 @@ def mirrors(targets: str) -> tuple[str, str]:
 
 
 def known_mirrors() -> tuple[str, str]:
-    """The mirrors that this machine's apt uses: by its lists, or, before a first `apt-get update`, by its sources.
+    """The mirrors in this machine's apt: from its lists, or before a first `apt-get update` from its sources.
 
-    Raises:
-        LabError: it uses none of Debian's.
+    Raises LabError if none of them is Debian's.
     """
     line = "$(REPO_URI)|$(ORIGIN)|$(LABEL)|$(RELEASE)"
     command = ["apt-get", "indextargets", "--format", line, "Created-By: Packages"]
@@ -52,11 +51,7 @@ def known_mirrors() -> tuple[str, str]:
 
 
 def lines(suite: str, mirror: str | None = None) -> list[str]:
-    """apt source lines for `suite`: from `mirror` if told, else from where this machine gets Debian.
-
-    Raises:
-        LabError: neither is known.
-    """
+    """apt source lines for `suite`: from `mirror` if given, else from this machine's mirrors. Raises LabError."""
     if mirror:
         return [f"deb {mirror} {suite} main"]
     main, security = known_mirrors()
@@ -64,6 +59,6 @@ def lines(suite: str, mirror: str | None = None) -> list[str]:
 
 
 def proxy_options() -> list[str]:
-    """The proxy settings of this machine's apt, as apt.conf lines for the build (the box itself keeps none)."""
+    """This machine's apt proxy settings, as apt.conf lines for the build (the box keeps none)."""
     dump = _lookup(["apt-config", "dump"])
     return [line for line in dump.splitlines() if "::Proxy" in line and '""' not in line]

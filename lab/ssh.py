@@ -16,7 +16,7 @@ from .errors import CommandFailed
 from .transports import Background, Result, Terminal, owned_by_root
 
 OPEN_SECONDS = 180
-"""A login starts a user manager in the machine: half a minute on an emulated machine of a busy host."""
+"""A login starts a user manager in the machine: half a minute on an emulated machine on a busy host."""
 
 
 class SshCarrier:
@@ -32,7 +32,7 @@ class SshCarrier:
 
         from fabric import Config, Connection
 
-        # A machine that boots resets connections; paramiko logs a traceback for each, beside the exception it raises.
+        # A booting machine resets connections; paramiko logs a traceback for each, besides raising an exception.
         logging.getLogger("paramiko").setLevel(logging.CRITICAL)
         known = self._connections.get(user)
         if known is not None and known.is_connected:
@@ -58,7 +58,7 @@ class SshCarrier:
         return connection
 
     def run(self, command: str, user: str, timeout: float, stdin: bytes) -> Result:
-        """See Carrier. fabric's own `run` starts three threads a command; its connection's channel is enough here."""
+        """See Carrier. fabric's own `run` starts three threads per command; a channel of its connection is enough here."""
         connection = self._connection(user)
         with _as_connection_error():
             channel = connection.transport.open_session(timeout=OPEN_SECONDS)
@@ -101,7 +101,7 @@ class SshCarrier:
         )
 
     def put(self, source: Path, target: str) -> None:
-        """A tar stream into `tar x`: one command, however many files."""
+        """Send a tar stream to `tar x`: one command for any number of files."""
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as archive:
             archive.add(source, "." if source.is_dir() else Path(target).name, filter=owned_by_root)
@@ -112,7 +112,7 @@ class SshCarrier:
             raise CommandFailed(f"expected: {source} copied to {target}\nseen:     {result.stderr.strip()}")
 
     def testinfra(self) -> Any:
-        """A paramiko host: 0.14 s a question, where `ssh://` takes 1.4 s."""
+        """A paramiko host: 0.14 s per question; `ssh://` takes 1.4 s."""
         import testinfra
 
         if self._testinfra is None:
@@ -165,7 +165,7 @@ class _SshBackground:
 
 
 def _drain(channel: Any, deadline: float) -> tuple[bytes, bytes]:
-    """Both outputs of a channel until it ends, without letting either fill up. TimeoutError after the deadline."""
+    """Read both outputs of a channel until its end, without letting either fill up. Raises TimeoutError."""
     out, err = bytearray(), bytearray()
     channel.settimeout(0.0)
     pause = 0.002
@@ -190,7 +190,7 @@ def _drain(channel: Any, deadline: float) -> tuple[bytes, bytes]:
 
 @contextlib.contextmanager
 def _as_connection_error() -> Iterator[None]:
-    """What paramiko raises when a machine is out of reach, as the one kind that says so."""
+    """Convert paramiko's errors for an unreachable machine to ConnectionError."""
     import paramiko
 
     try:

@@ -1,4 +1,4 @@
-"""The one table of boxes and machines (boxes.json), also read by the Vagrantfile."""
+"""The table of boxes and machines (boxes.json), which the Vagrantfile reads too."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .errors import LabError
 
 TABLE_FILE = Path(__file__).with_name("boxes.json")
 TIERS = ("gate", "full", "named")
-"""What `gate` and `all` stand for; machines of the tier `named` run when they are named."""
+"""The tiers: `gate`, `full` (`all` runs both), and `named`, whose machines run only when named."""
 SUITES = {"xfstests": "ltp/fsstress", "pjdfstest": "pjdfstest"}
-"""File system suites that machines run from an installed copy, and a file by which a built copy is known."""
+"""File system suites that machines run from an installed copy, each with a file that identifies a built copy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """A bootable disk: what it is made of."""
+    """A bootable disk: what it is made from."""
 
     name: str
     about: str
@@ -31,7 +31,7 @@ class Box:
 
 @dataclasses.dataclass(frozen=True)
 class MachineSpec:
-    """A machine: a box, the engine that its provision script starts, and the containers that stand there afterwards."""
+    """A machine: a box, the engine that its provision script starts, and the containers made there."""
 
     name: str
     box: str
@@ -50,27 +50,19 @@ class Table:
     machines: dict[str, MachineSpec]
 
     def machine(self, name: str) -> MachineSpec:
-        """The machine called `name`.
-
-        Raises:
-            LabError: there is none.
-        """
+        """The machine NAME. Raises LabError if there is none."""
         if name not in self.machines:
             raise LabError(f"no machine is called {name!r}", f"there are: {', '.join(self.machines)}")
         return self.machines[name]
 
     def tier(self, tier: str) -> list[str]:
-        """Names of the machines of a tier; the full tier holds the gate's too."""
+        """The names of the machines of a tier; the full tier includes the gate's."""
         wanted = ("gate", "full") if tier == "full" else (tier,)
         return [m.name for m in self.machines.values() if m.tier in wanted]
 
 
 def parse(text: str) -> Table:
-    """Read the table.
-
-    Raises:
-        LabError: a line points at something that is not there.
-    """
+    """Parse the table. Raises LabError if a row refers to something that does not exist."""
     raw = json.loads(text)
     sets: dict[str, list[str]] = raw["package_sets"]
     boxes = {}

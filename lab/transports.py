@@ -1,4 +1,6 @@
-"""How commands reach a machine: what a carrier can do. There are two, `ssh.py` and `local.py` (namespaces of this host)."""
+"""How commands reach a machine: the interface of a carrier. There are two, `ssh.py` and `local.py` (namespaces of this
+host).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a command did. Undecodable bytes of its output are replaced; scenarios about bytes compare checksums."""
+    """The result of a command. Undecodable bytes are replaced; scenarios about bytes compare checksums."""
 
     returncode: int
     stdout: str
@@ -24,45 +26,44 @@ class Result:
 
 
 class Background(Protocol):
-    """A command under way."""
+    """A running command."""
 
     def wait(self, timeout: float) -> int:
-        """Its exit status; TimeoutError when it still runs."""
+        """Wait for it and return its exit status. Raises TimeoutError."""
 
     def output(self) -> str:
-        """What it wrote so far."""
+        """Its output so far."""
 
     def close(self) -> None:
-        """End it: its standard input closes, its terminal hangs up."""
+        """End it: close its standard input, hang up its terminal."""
 
 
 class Carrier(Protocol):
-    """Raises TimeoutError when a command takes too long, ConnectionError when the machine is out of reach."""
+    """Every method raises TimeoutError if a command takes too long, ConnectionError if the machine is unreachable."""
 
     def run(self, command: str, user: str, timeout: float, stdin: bytes) -> Result:
-        """Run to the end."""
+        """Run a command to its end."""
 
     def start(self, command: str, user: str) -> Background:
-        """Run beside."""
+        """Start a command."""
 
     def terminal(self, command: str, user: str, columns: int, rows: int, slowness: float) -> Terminal:
-        """Run on a pseudo-terminal."""
+        """Run a command on a pseudo-terminal."""
 
     def put(self, source: Path, target: str) -> None:
-        """Copy."""
+        """Copy files to the machine."""
 
     def testinfra(self) -> Any:
-        """A testinfra host."""
+        """Return a testinfra host."""
 
     def close(self) -> None:
-        """Drop connections; the next command opens new ones."""
+        """Drop the connections; the next command opens new ones."""
 
 
 class Terminal:
-    """The screen end of a pseudo-terminal: type, wait for text, resize.
+    """The user's end of a pseudo-terminal: type, wait for text, resize.
 
-    Args:
-        read: returns bytes that came, b"" at the end, raises TimeoutError within a second of silence.
+    read: returns new bytes, b"" at the end, and raises TimeoutError after less than a second of silence.
     """
 
     def __init__(self, read: Any, write: Any, resize: Any, close: Any, status: Any, slowness: float) -> None:
@@ -76,10 +77,9 @@ class Terminal:
         self._write(text.encode())
 
     def expect(self, pattern: str, timeout: float = 20) -> str:
-        """Wait until the regular expression shows up in what came since the last `expect`; the matched text.
+        """Wait until the regular expression matches the output since the last `expect`; return the match.
 
-        Raises:
-            CommandFailed: it did not, in `timeout` seconds of natural speed.
+        Raises CommandFailed after `timeout` seconds of natural speed.
         """
         deadline = time.monotonic() + timeout * self._slowness
         while True:
@@ -114,12 +114,12 @@ class Terminal:
 
 
 def shell_status(returncode: int) -> int:
-    """A shell's view of a status: 128 + signal where the process was killed."""
+    """A status as a shell shows it: 128 + signal for a killed process."""
     return returncode if returncode >= 0 else 128 - returncode
 
 
 def owned_by_root(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """A filter for `tarfile`: what is put on a machine is root's, without byte code and without a repository's history."""
+    """A filter for `tarfile`: files put on a machine belong to root; byte code and repository history are left out."""
     entry.uid = entry.gid = 0
     entry.uname = entry.gname = "root"
     return None if {"__pycache__", ".git"} & set(entry.name.split("/")) else entry

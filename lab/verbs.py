@@ -1,4 +1,4 @@
-"""What each verb of `python -m lab` does. Each takes the parsed options and returns the exit status."""
+"""The verbs of `python -m lab`. Each takes the parsed options and returns the exit status."""
 
 from __future__ import annotations
 
@@ -24,11 +24,7 @@ def _options(told: argparse.Namespace) -> session.Options:
 
 
 def machine_names(words: list[str]) -> list[str]:
-    """Machines out of words: `all`, a tier, or names.
-
-    Raises:
-        LabError: a word is none of these.
-    """
+    """Machines for words: `all`, a tier, or names. Raises LabError for any other word."""
     table = load()
     names: list[str] = []
     for word in words:
@@ -39,10 +35,8 @@ def machine_names(words: list[str]) -> list[str]:
 
 
 def select_failed(told: argparse.Namespace) -> None:
-    """Turn the options into those of the cells that failed in the last report, or of a few more.
-
-    Raises:
-        LabError: there is no report, or nothing failed in it.
+    """Restrict the options to cells that failed in the last report, possibly with a few more. Raises LabError if none
+    failed.
     """
 
     report = Path(told.report)
@@ -57,16 +51,15 @@ def select_failed(told: argparse.Namespace) -> None:
     told.transports = ",".join(dict.fromkeys(cell["transport"] for cell in bad if cell["transport"] in TRANSPORTS))
     told.report = str(report / "again")
     if not any(cell["outcome"] == "lost" for cell in bad):
-        # A case's parameters are in brackets in pytest's name of it, so the words are looked for one by one.
+        # pytest puts the parameters of a case in brackets, so each word is searched for separately.
         words = ([w for w in cell["scenario"].split("_") if w not in ("and", "or", "not")] for cell in bad)
         told.scenario = " or ".join(dict.fromkeys(f"({' and '.join(some)})" for some in words))
 
 
 def installed_suites(told: argparse.Namespace) -> dict[str, Path]:
-    """Suite → where a built copy of it lies, of those that were asked for.
+    """Suite → directory of a built copy, for the suites requested.
 
-    Raises:
-        LabError: there is none, or tests of one were named that was not.
+    Raises LabError if there is none, or if tests of another suite are named.
     """
     found = {}
     for suite, proof in SUITES.items():
@@ -84,7 +77,7 @@ def installed_suites(told: argparse.Namespace) -> dict[str, Path]:
 
 
 def run(told: argparse.Namespace) -> int:
-    """Scenarios: the boxes first (with progress), then pytest with the lab's plugin."""
+    """Scenarios: build the boxes (with progress), then run pytest with the lab's plugin."""
     gate = told.machines == ["gate"]
     if told.failed:
         select_failed(told)
@@ -105,7 +98,7 @@ def run(told: argparse.Namespace) -> int:
         if not told.jobs and accelerator.name == "kvm":
             jobs = max(1, min(len(names), (os.cpu_count() or 2) // 2))
         elif not cpus and jobs > 1 and accelerator.name == "tcg":
-            # An emulated processor that waits for a core holds up the others of its machine.
+            # An emulated processor that waits for a core delays the others of its machine.
             cpus = max(1, (os.cpu_count() or 2) // jobs)
         print(
             f"lab: {', '.join(names)}; driver {driver}{f' ({newest.about})' if newest else ''}; "
@@ -141,7 +134,7 @@ def run(told: argparse.Namespace) -> int:
         command += [f"--{suite}-dir={directory}", f"--{suite}-tests={getattr(told, f'{suite}_tests')}"]
     if jobs > 1:
         command += ["-n", str(jobs), "--dist", "loadscope"]
-    # No asserts rewriting trouble, no byte code in the checkout; the repository is what `lab` is imported from.
+    # Without rewriting of assertions and byte code in the checkout, from which `lab` is imported.
     environment = {**os.environ, "PYTHONPATH": str(paths.REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
     process = subprocess.Popen(command, cwd=paths.REPOSITORY, env=environment)
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -150,11 +143,9 @@ def run(told: argparse.Namespace) -> int:
         try:
             status = process.wait()
         except KeyboardInterrupt:
-            # The terminal sent SIGINT to pytest as well: let it destroy its machines.
+            # The terminal has sent SIGINT to pytest as well: let it destroy its machines.
             continue
-        if (
-            jobs > 1 and status > 1
-        ):  # interrupted: the processes that held the machines were ended before they could unwind
+        if jobs > 1 and status > 1:  # interrupted: the processes with the machines were ended before they could unwind
             from . import cleaning
 
             for line in cleaning.clean(kept=False):
@@ -174,7 +165,7 @@ def try_(told: argparse.Namespace) -> int:
 
 
 def shell(told: argparse.Namespace) -> int:
-    """A shell in a machine that an earlier run kept; in a fresh one if there is none."""
+    """A shell in a machine kept by an earlier run; without one, in a new machine."""
     here = session.kept_here(told.machine)
     if here is not None:
         print(f"lab: {told.machine} as it was kept, on this host; it stays after this shell", flush=True)
@@ -232,7 +223,7 @@ def box(told: argparse.Namespace) -> int:
 
 
 def doctor(told: argparse.Namespace) -> int:
-    """What is missing, with the fix; 0 when scenarios can run in machines here."""
+    """Print what is missing, with the fix; return 0 if scenarios can run in machines here."""
     checks = host.checks()
     if told.json:
         print(json.dumps([vars(check) for check in checks], indent=1))
@@ -245,7 +236,7 @@ def doctor(told: argparse.Namespace) -> int:
 
 
 def clean(told: argparse.Namespace) -> int:
-    """Remove what interrupted or kept runs left; a machine of a run that still goes on is left alone."""
+    """Remove what interrupted or kept runs left; machines of active runs are left alone."""
     from . import cleaning
 
     for line in cleaning.clean(boxes=told.boxes):

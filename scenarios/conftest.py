@@ -1,4 +1,4 @@
-"""What a scenario is written with: `cntr` (the CLI in a machine, by one transport), `engine`, `traces`."""
+"""Fixtures for scenarios: `cntr` (the CLI in a machine, by one transport), `engine`, `traces`."""
 
 from __future__ import annotations
 
@@ -27,18 +27,20 @@ class Engine:
         self._pids = ready.pids
 
     def pid(self, container):
-        """The container's first process, as the engine knows it: never asked of cntr, and asked once until it is started afresh."""
+        """The container's first process, as the engine knows it: never asked of cntr, and asked once per start of the
+        container.
+        """
         if container not in self._pids:
             self._pids[container] = int(provisioning.engine_script(self.machine, "pid", container))
         return self._pids[container]
 
     def __getattr__(self, verb):
-        self._pids.clear()  # whatever it does, the engine says afterwards which processes there are
+        self._pids.clear()  # afterwards the engine is asked again for the processes
         return lambda container: provisioning.engine_script(self.machine, verb, container, timeout=90)
 
     @contextlib.contextmanager
     def changed(self, container):
-        """A block after which the container is started afresh."""
+        """A block after which the container is restarted."""
         try:
             yield
         finally:
@@ -73,14 +75,16 @@ class Cntr:
         return self.machine.succeed(self.line(named, "sh", "-c", script, options=options), user=user, timeout=timeout)
 
     def status(self, target, script, options=""):
-        """The session's exit status."""
+        """Return the session's exit status."""
         result = self.machine.run(self.line(target, "sh", "-c", script, options=options))
         if named := self._late(result.stderr):
             result = self.machine.run(self.line(named, "sh", "-c", script, options=options))
         return result.returncode
 
     def _late(self, said):
-        """The name that cntr says to use where an engine did not answer in time; "" on a machine of natural speed, where that's a fault."""
+        """The name to use if cntr says that an engine did not answer in time; "" on a machine of natural speed, where
+        that is a failure.
+        """
         found = re.search(r"a slow engine is waited for when it is named: ([^\s;]+)", said)
         return found[1] if found and self.machine.slowness > 1 else ""
 
@@ -91,8 +95,8 @@ class Cntr:
 class Traces:
     """What a session could leave behind, read before and after."""
 
-    # For each: a command whose output must be the same. @PID@ is the container's first process.
-    # (A process without a command line is dead, and waits for an init that reaps nobody.)
+    # Commands whose output must be the same before and after. @PID@ is the container's first process. (A process
+    # without a command line is a zombie of an init that does not reap.)
     QUESTIONS: ClassVar = {
         "the container's mounts": "cat /proc/@PID@/mountinfo",
         "files in the container's root": "find /proc/@PID@/root/ -xdev -not -path '*/proc/*' -printf '%P %y %m %U:%G %s\\n' | sort",
@@ -129,7 +133,7 @@ class Traces:
         after = self.read(container)
         for question, lines in before.items():
             if question == "FUSE connections" and self.machine.driver.name == "here":
-                continue  # a host that was lent has other users of FUSE
+                continue  # this host has other users of FUSE
             gone = [line for line in lines if line not in after[question]]
             new = [line for line in after[question] if line not in lines]
             if gone or new:
@@ -161,7 +165,7 @@ def cntr(machine, transport):
 
 @pytest.fixture
 def cli(machine):
-    """cntr where no session is opened: such scenarios run once a machine."""
+    """cntr for scenarios without a session, which run once per machine."""
     return Cntr(machine, "-")
 
 
@@ -172,11 +176,11 @@ def traces(machine, engine):
 
 @pytest.fixture
 def crashing(engine, machine):
-    """The container `crash`, whose program has ended, and which its engine starts no more."""
+    """The container `crash`, whose program has ended and which its engine does not restart."""
     engine.crash("crash")
     machine.wait_until_succeeds("cntr ps --all --json | grep -q crash")
     try:
-        engine.stop("crash")  # the loop, where there is one
+        engine.stop("crash")  # end the restart loop, if there is one
         yield "crash"
     finally:
         engine.remove("crash")

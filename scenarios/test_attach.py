@@ -47,7 +47,7 @@ def test_the_containers_proc(cntr):
 
 
 def test_cgroup_is_the_containers(cntr, engine, machine):
-    """Resource limits of the container hold for the session: it is in the container's cgroup."""
+    """The container's resource limits apply to the session: it is in the container's cgroup."""
     pid = engine.pid("box")
     line = cntr.line("box", "sleep", "4141")
     with machine.background(line):
@@ -61,7 +61,7 @@ def test_hostname_is_the_containers(cntr):
 
 
 def test_environment_of_the_container_is_shown(cntr):
-    """Variables of the container can be read and are not obeyed; -e NAME takes one over, words and spaces whole."""
+    """The container's variables can be read but do not apply; -e NAME takes one over, with its spaces."""
     assert "GREETING=hello world" in cntr.attach("slim", "cat /run/cntr/environ").splitlines()
     assert cntr.attach("slim", 'printf %s "$GREETING|$LAB_NAME"', options="-e GREETING") == "hello world|"
     assert "/usr/bin" in cntr.attach("slim", "echo $PATH")
@@ -73,7 +73,7 @@ def test_environment_can_be_set(cntr):
 
 
 def test_capabilities_are_the_containers(cntr, engine, machine):
-    """The session's effective capabilities are the container's, but for the one that keeps the container out of the session."""
+    """The session's effective capabilities are the container's, plus the one that protects the session."""
     pid = engine.pid("box")
     theirs = int(machine.succeed(f"awk '/CapBnd/ {{ print $2 }}' /proc/{pid}/status"), 16)
     ours = int(cntr.attach("box", "awk '/CapEff/ { print $2 }' /proc/$$/status"), 16)
@@ -85,13 +85,13 @@ def test_capabilities_are_the_containers(cntr, engine, machine):
     "words", [("exit 7", 7), ("kill -TERM $$", 143), ("kill -KILL $$", 137)], ids=["exit", "TERM", "KILL"]
 )
 def test_exit_status(cntr, words):
-    """The session's status is the command's; 128 + signal where it was killed."""
+    """The session's status is the command's; 128 + signal if it was killed."""
     script, wanted = words
     assert cntr.status("slim", script) == wanted
 
 
 def test_status_not_found(cntr, machine):
-    """127 for a command that is not there, 126 for one that can't be executed."""
+    """127 for a command that does not exist, 126 for one that cannot be executed."""
     assert machine.run(cntr.line("slim", "no-such-command")).returncode == 127
     assert machine.run(cntr.line("slim", "/etc/hostname")).returncode == 126
 
@@ -109,7 +109,7 @@ def test_stderr_is_its_own(cntr, machine):
     result = machine.run(cntr.line("slim", "sh", "-c", "echo out; echo err >&2"))
     said = [
         line for line in result.stderr.splitlines() if not line.startswith("cntr: ")
-    ]  # whose container it is, and what it may do
+    ]  # notes about the container's owner and its capabilities
     assert (result.stdout, said) == ("out\n", ["err"])
 
 
@@ -120,11 +120,11 @@ def test_user_option(cntr):
 
 
 def test_nothing_of_the_machine_can_be_written(cntr, machine):
-    """The tools' tree is read-only and nobody's; the container's can be written, and what is shared to that end."""
+    """The tools' tree is read-only and belongs to nobody; the container's tree and writable shares can be written."""
     assert "Read-only" in cntr.attach("box", "touch /usr/lab-touch 2>&1; true")
     is_idmapped = (
         machine.run("cntr doctor | grep -q '^idmapped mounts *yes'").returncode == 0
-    )  # else something empty covers it
+    )  # otherwise an empty mount covers it
     shadow = cntr.attach("box", "cat /etc/shadow 2>&1; true")
     assert "Permission denied" in shadow or (not is_idmapped and shadow == "")
     assert cntr.attach("box", f"touch {BASE}/tmp/x && rm {BASE}/tmp/x && echo yes") == "yes"
@@ -132,4 +132,5 @@ def test_nothing_of_the_machine_can_be_written(cntr, machine):
     machine.succeed("mkdir -p /srv/lab-share && chown 1234:1234 /srv/lab-share")
     cntr.attach("box", "echo kept >/srv/lab-share/file", options="--share /srv/lab-share:rw")
     said = machine.succeed("cat /srv/lab-share/file; stat -c %u /srv/lab-share/file; rm -r /srv/lab-share")
-    assert said.split() == ["kept", "1234" if is_idmapped else "0"]  # its directory's owner, where that can be had
+    # the owner of its directory, if idmapping is possible
+    assert said.split() == ["kept", "1234" if is_idmapped else "0"]

@@ -1,10 +1,10 @@
-"""Who was here: records, read back by journalctl, and root's policy."""
+"""Audit: records, read back with journalctl, and root's policy."""
 
 import json
 
 import pytest
 
-pytestmark = pytest.mark.vm  # a policy is the whole machine's
+pytestmark = pytest.mark.vm  # a policy applies to the whole machine
 
 POLICY = """[record]
 require = true
@@ -17,14 +17,14 @@ limit = "8h"
 
 
 def records(machine, reason):
-    """What the journal has of the sessions with that reason, the oldest first."""
+    """The journal's records of the sessions with that reason, oldest first."""
     said = machine.succeed(f"journalctl --sync; journalctl -t cntr -o json CNTR_EVENT_REASON={reason}")
     return [json.loads(line) for line in said.splitlines()]
 
 
 @pytest.mark.systemd
 def test_record(cli, engine, machine):
-    """journalctl tells of each session: who, what, why, how it ended; and the container's own unit shows it."""
+    """journalctl shows each session: who, what, why, how it ended; the container's own unit shows it too."""
     assert machine.run("cntr attach slim --reason lab-record -- sh -c 'exit 3'").returncode == 3
     begin, end = records(machine, "lab-record")
     assert [entry["CNTR_EVENT_TYPE"] for entry in (begin, end)] == ["start", "end"]
@@ -39,7 +39,7 @@ def test_record(cli, engine, machine):
 
 @pytest.mark.systemd
 def test_policy(cli, machine):
-    """An auditor's policy: no session without a reason, none of what it forbids, and each is in a file of root's."""
+    """A policy that requires reasons, forbids options, and records every session in a file of root's."""
     machine.succeed(f"cat > /etc/cntr.conf <<'EOF'\n{POLICY}EOF")
     try:
         for options in ("", "--reason lab-policy --privileged"):
@@ -60,7 +60,7 @@ def test_policy(cli, machine):
 
 
 def test_login_uid(cli, machine):
-    """The login uid of whoever came by ssh and sudo stays that of the session and of exec."""
+    """The login uid of a user who came by ssh and sudo is kept in the session and by exec."""
     login = machine.succeed("cat /proc/self/loginuid", user="vagrant")
     if int(login) == (1 << 32) - 1:
         pytest.skip("this machine has no login uid: its kernel runs with audit=0, or its PAM has no pam_loginuid")
@@ -88,7 +88,7 @@ def test_sessions(cli, machine):
 
 @pytest.mark.tool("script")
 def test_recording(cli, machine):
-    """What a session at a terminal showed can be replayed."""
+    """The recording of a session at a terminal can be replayed."""
     machine.succeed(
         "rm -f /tmp/lab.cast; script -qec \"cntr attach slim --record /tmp/lab.cast -- sh -c 'echo sho''wn'\" /dev/null"
     )

@@ -1,4 +1,4 @@
-"""Commands beside attach; no session's transport matters to them, so they run once a machine."""
+"""Commands other than attach. They do not depend on the transport, so they run once per machine."""
 
 import pytest
 
@@ -10,7 +10,7 @@ def test_exec(cli, machine):
 
 
 def test_exec_without_a_shell(cli, machine):
-    """cntr exec in a container without a shell says so and ends with 127."""
+    """cntr exec of a program that a shell-less container lacks says so and ends with 127."""
     said = machine.fail("cntr exec slim", status=127)
     assert "/bin/sh" in said
 
@@ -39,7 +39,7 @@ def test_not_root(cli, machine):
     """Without root the message says what is needed."""
     result = machine.run("cntr attach slim -- true", user="vagrant")
     if result.returncode == 0:
-        assert machine.spec.engine == "podman-rootless"  # one's own rootless container may be entered
+        assert machine.spec.engine == "podman-rootless"  # a user may enter their own rootless container
     else:
         assert result.returncode == 125
         assert "Traceback" not in result.stderr
@@ -64,7 +64,7 @@ def test_doctor(cli, machine):
 
 @pytest.mark.vm
 def test_machine_goes_back(ready, machine):
-    """The lab itself: a machine is back in its fresh state, with its containers, within 10 s (times the host's load)."""
+    """The lab itself: a machine returns to its fresh state, with its containers, within 10 s (times the host's load)."""
     if not ready.has_snapshot:
         pytest.skip(f"the {machine.driver.name} driver took no snapshot here")
     machine.succeed("touch /root/lab-dirt")
@@ -76,7 +76,7 @@ def test_machine_goes_back(ready, machine):
 @pytest.mark.systemd
 @pytest.mark.vm
 def test_machine_is_healthy(ready, machine):
-    """After all of this no unit of the machine has failed and the kernel has not complained."""
+    """At the end no unit of the machine has failed and the kernel has logged no error."""
     assert machine.succeed("systemctl --failed --no-legend --plain") == ""
     complaints = machine.run("dmesg | grep -E 'BUG:|Oops|WARNING: CPU|hung task|possible recursive'").stdout
     assert complaints == ""

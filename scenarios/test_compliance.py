@@ -1,4 +1,4 @@
-"""The filesystem's promises, inside a machine: the repository's own suite, Debian's acl and attr, an installed xfstests."""
+"""Filesystem semantics, inside a machine: the repository's own suite, Debian's acl and attr, an installed xfstests."""
 
 import shutil
 from pathlib import Path
@@ -11,12 +11,12 @@ from tests.suites.apt import fetch_sources
 
 GUEST = "/var/tmp/cntr-suite"
 MANY_FILES = "five_thousand or removal_while_reading or wide_tree or walk_during_removal"
-"""Checks that make thousands of files, where an emulated machine takes minutes: the host's own tests have them."""
+"""Checks that make thousands of files, which takes an emulated machine minutes: the host's own tests run them."""
 
 
 @pytest.fixture
 def mounted(machine, transport):
-    """A directory served by CntrFS: (mount point, what is served)."""
+    """A directory served by CntrFS: (mount point, source)."""
     if transport == "mount":
         pytest.skip("the mount transport has no file system of its own")
     machine.succeed("mkdir -p /var/tmp/lab-source /var/tmp/lab-mount && chmod 1777 /var/tmp/lab-source")
@@ -52,7 +52,9 @@ def _copy_suite(machine, transport):
 
 
 def _run_suite(machine, transport, suite, words, timeout):
-    """A runner of tests/suites in the machine, beside the machine's own ext4; what is worse than its table says is a failure."""
+    """Run a module of tests/suites in the machine, beside its own ext4; results worse than the suite's table are
+    failures.
+    """
     said = machine.run(
         f"cd {GUEST} && /opt/cntr/bin/python -m tests.suites.{suite} --bindings {transport} --reports /var/tmp/suite-report {words}",
         timeout=timeout,
@@ -65,7 +67,7 @@ def _run_suite(machine, transport, suite, words, timeout):
 @pytest.mark.not_gate
 @pytest.mark.once_a_box
 def test_debian_suites(machine, transport, tmp_path):
-    """acl's and attr's own tests, CPython's on files and fio: as on the machine's own file system."""
+    """acl's and attr's own tests, CPython's file tests and fio: with the results of the machine's own file system."""
     _copy_suite(machine, transport)
     if not shutil.which("dpkg-source"):  # the machine itself has no mirror to fetch from
         pytest.skip("dpkg-source (package dpkg-dev) is not installed on this host: it fetches acl's and attr's tests")
@@ -80,7 +82,7 @@ def test_debian_suites(machine, transport, tmp_path):
 @pytest.mark.not_gate
 @pytest.mark.once_a_box
 def test_own_suite(machine, transport):
-    """This repository's file system checks, on the machine's own kernel; but for those of thousands of files."""
+    """This repository's file system checks, on the machine's own kernel, without those of thousands of files."""
     _copy_suite(machine, transport)
     pytest_line = "CNTR_TEST_BACKING=/var/tmp /opt/cntr/bin/python -m pytest -q --no-header -rfE --tb=line -p no:cacheprovider -o addopts= -W default"
     line = f"cd {GUEST} && {pytest_line} tests/fs/test_checks.py -k '{transport}- and not (writeback or {MANY_FILES})' 2>&1 | tail -n 40"

@@ -4,9 +4,9 @@ import pytest
 from conftest import BASE
 
 CAP_NET_RAW = 13
-# Inside the session the container's program: pid 1, but for engines that put an init of their own before it.
+# In the session the container's program is pid 1, unless the engine puts its own init before it.
 FIND = "pid=$(pgrep -x slim-app | head -n 1)"
-# gdb would enter the target's mount namespace to read its files, which takes CAP_SYS_ADMIN; the session has them at hand.
+# Without a sysroot gdb enters the target's mount namespace to read its files, which needs CAP_SYS_ADMIN.
 GDB = f"gdb -q -nx -batch -iex 'set sysroot {BASE}' -p $pid"
 
 
@@ -27,9 +27,9 @@ def test_strace(cntr):
 
 @pytest.mark.tool("tcpdump")
 def test_tcpdump(cntr, engine, machine):
-    """tcpdump sees a connection in the container's own network, which nobody published."""
+    """tcpdump sees a connection on an unpublished port in the container's own network."""
     bounding = machine.succeed(f"awk '/CapBnd/ {{ print $2 }}' /proc/{engine.pid('slim')}/status")
-    options = "" if int(bounding, 16) >> CAP_NET_RAW & 1 else "--privileged"  # Podman gives its containers none
+    options = "" if int(bounding, 16) >> CAP_NET_RAW & 1 else "--privileged"  # Podman's containers do not have it
     script = (
         "timeout 25 tcpdump -l -n -i lo -c 3 tcp port 8080 >/tmp/lab-dump 2>&1 & d=$!; "
         "for i in 1 2 3 4 5 6 7 8; do sleep 0.6; "
@@ -46,10 +46,11 @@ def test_tcpdump(cntr, engine, machine):
 def test_perf(cntr):
     """perf records the container's program, by its pid there (software clock: an emulated CPU has no counters).
 
-    Forced: nspawn gives its containers CAP_SYS_PTRACE, and the host's capabilities are refused beside such a one.
+    With --force: nspawn gives its containers CAP_SYS_PTRACE, and beside such a container the host's capabilities are
+    refused.
     """
     script = (
-        # -N, -B, --no-bpf-event: no copy of every library into the tools' ~/.debug, no list of the kernel's
+        # -N, -B, --no-bpf-event: do not copy every library into the tools' ~/.debug, or the list of kernel symbols
         f"{FIND}; perf record -q -N -B --no-bpf-event -e cpu-clock -o /tmp/lab-perf -p $pid -- sleep 0.5; "
         "perf script -i /tmp/lab-perf --header-only | grep -c cpu-clock; rm -f /tmp/lab-perf"
     )
@@ -57,5 +58,5 @@ def test_perf(cntr):
 
 
 def test_the_binary_itself(cntr):
-    """readelf-like questions of the container's binary, by the host's tools."""
+    """The host's tools read the container's binary, like readelf."""
     assert "serve_forever" in cntr.attach("slim", f"nm {BASE}/slim-app")

@@ -1,4 +1,6 @@
-"""Where cntr is not installed: another machine by ssh (this one, by a server of the scenario's own), and a toolbox container."""
+"""cntr where it is not installed: another machine by ssh (this one, with a server of the scenario's own), and a toolbox
+container.
+"""
 
 import contextlib
 import json
@@ -26,7 +28,7 @@ RUNS = "pgrep -f '^sleep {}'"
 
 @contextlib.contextmanager
 def far(machine):
-    """A machine called `far`; who comes there is no root where sudo(8) makes one of them."""
+    """A machine called `far`; its user is not root if sudo(8) can be used."""
     user = "vagrant" if machine.run("sudo -n true", user="vagrant").returncode == 0 else "root"
     with machine.background(f"sh -c {shlex.quote(SERVER)} sh {user}"):
         machine.wait_until_succeeds("ssh far true")
@@ -67,7 +69,9 @@ def test_another_machine_by_ssh(cli, machine, engine):
 @pytest.mark.once_a_box
 @pytest.mark.tool("sshd")
 def test_a_session_there_ends_with_this_side(cli, machine):
-    """By a terminal: its size, the keys, its end; by a pipe: a signal, and SIGKILL of this side. Nothing stays there."""
+    """With a terminal: its size, keys, and hang-up; with a pipe: a signal, and SIGKILL of the near side. Nothing is
+    left on the far side.
+    """
     with far(machine):
         machine.succeed(f"{NEAR} ps >/dev/null")
         with machine.terminal(f"{NEAR} attach slim -- sh", columns=97, rows=31) as screen:
@@ -132,7 +136,9 @@ MARKER = f"{BASE}/etc/lab-marker"
 @pytest.mark.no_transport
 @pytest.mark.engines("docker", "cri")
 def test_from_a_toolbox_container(cli, engine, machine):
-    """`docker run --privileged --pid=host`, `kubectl debug node/N --profile=sysadmin`: names, files, tools, doctor, what does not run."""
+    """`docker run --privileged --pid=host`, `kubectl debug node/N --profile=sysadmin`: names, files, tools, doctor,
+    stopped containers.
+    """
     with toolbox(machine, engine) as inside:
         script = shlex.quote(f"cat {MARKER}; cat /etc/debian_version || echo a toolbox")
         said = machine.succeed(f"{inside} cntr attach box -- sh -c {script}", timeout=60)
@@ -162,7 +168,7 @@ def test_from_a_toolbox_container(cli, engine, machine):
 @pytest.mark.no_transport
 @pytest.mark.engines("docker", "cri")
 def test_what_does_not_run_from_a_toolbox(cli, engine, machine, crashing):
-    """Listed, explained, looked into and run from a toolbox, as on the machine itself."""
+    """A stopped container is listed, explained, entered and run from a toolbox, as on the machine itself."""
     with toolbox(machine, engine) as inside:
         assert crashing in machine.succeed(f"{inside} cntr ps --all")
         machine.wait_until_succeeds(f"{inside} cntr inspect {crashing} | grep -E '^command .*no /etc/mended'")
@@ -177,7 +183,7 @@ def test_what_does_not_run_from_a_toolbox(cli, engine, machine, crashing):
 @pytest.mark.engines("docker", "cri")
 @pytest.mark.parametrize("lacking", [shape for shape in FLAGS if shape])
 def test_a_toolbox_that_lacks_a_flag(cli, engine, machine, lacking):
-    """One line says what fails, and one which flags are missing."""
+    """One line says what fails, and another which flags are missing."""
     missing = " ".join(flag for flag in ("--pid=host", "--privileged") if flag not in FLAGS[lacking])
     with toolbox(machine, engine, lacking) as inside:
         said = machine.fail(f"{inside} cntr attach box", status=125)

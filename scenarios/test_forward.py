@@ -1,4 +1,6 @@
-"""Ports and sockets: a container's port here while it restarts, this machine's in it, and a window on a display."""
+"""Ports and sockets: a container's port while it restarts, this machine's port in the container, and a window on a
+display.
+"""
 
 import base64
 import struct
@@ -11,7 +13,7 @@ GREETING = "hello from the slim container"
 ASK = (
     "python3 -c 'import socket; print(socket.create_connection((\"127.0.0.1\", 18080), 60).recv(99).decode().strip())'"
 )
-# Each of four askers goes on until there is a file of that name; a refused or an empty answer is written down.
+# Each of four clients runs until a certain file exists; it records refused or empty answers.
 LOAD = """
 import os, socket, sys, threading
 answers, wrong = [], []
@@ -33,7 +35,7 @@ print(len(answers), sum(b"hello" in answer for answer in answers), len(wrong), *
 
 @pytest.mark.no_transport
 def test_a_port_stays_while_the_container_restarts(cntr, engine, machine):
-    """Under load, nobody is refused at a forwarded port while the container is started afresh."""
+    """Under load, no connection to a forwarded port is refused while the container restarts."""
     if "hello" not in machine.run(f"nsenter -n -t {engine.pid('slim')} {ASK.replace('18080', '8080')}").stdout:
         pytest.skip("slim does not answer at port 8080 on this machine: it shares a network")
     with machine.background("cntr forward slim 18080:8080"):
@@ -51,14 +53,14 @@ def test_a_port_stays_while_the_container_restarts(cntr, engine, machine):
 
 @pytest.mark.no_transport
 def test_a_command_with_the_port_up(cntr, machine):
-    """`cntr forward … -- CMD` and stdin and stdout at a port; the container's own 127.0.0.1, which nobody published."""
+    """`cntr forward … -- CMD`, and stdin and stdout joined to a port; the container's unpublished 127.0.0.1."""
     assert machine.succeed(f"cntr forward slim 18080:8080 -- {ASK} 2>/dev/null") == GREETING
     assert machine.succeed("cntr forward slim - 8080 </dev/null") == GREETING
 
 
 @pytest.mark.no_transport
 def test_a_port_of_this_machine_in_the_container(cntr, machine):
-    """`-R`: a session's tool reaches a server of the machine's at the container's 127.0.0.1."""
+    """`-R`: a session's tool reaches a server on the machine at the container's 127.0.0.1."""
     serve = 'import socket; s = socket.create_server(("127.0.0.1", 18099)); s.accept()[0].sendall(b"from the machine")'
     with machine.background(f"python3 -c {quoted(serve)}"):
         machine.wait_until_succeeds("ss -ltn | grep -q 18099")
@@ -69,7 +71,7 @@ def test_a_port_of_this_machine_in_the_container(cntr, machine):
 @pytest.mark.tool("Xvfb")
 @pytest.mark.tool("xclock")
 def test_a_window_on_the_display(cntr, machine, request):
-    """xclock of a session (-X) is on the machine's display; the picture is beside the report."""
+    """xclock in a session (-X) is on the machine's display; the picture is beside the report."""
     display = "DISPLAY=:71 XAUTHORITY=/tmp/lab-authority"
     with machine.background(
         "xauth -f /tmp/lab-authority add :71 . $(mcookie) 2>/dev/null; exec Xvfb :71 -noreset -auth /tmp/lab-authority"
@@ -96,7 +98,7 @@ def quoted(code):
 
 
 def png(dump):
-    """A picture (PNG) of a window dump (XWDFile.h) of 32 bits a pixel."""
+    """Convert a window dump (XWDFile.h) with 32 bits per pixel to PNG."""
     head = struct.unpack_from(">25I", dump)
     size, width, height, line, colours = head[0], head[4], head[5], head[12], head[19]
     pixels = dump[size + 12 * colours :]

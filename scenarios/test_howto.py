@@ -1,4 +1,4 @@
-"""docs/howto.md, word for word, on a container that has an /etc/passwd (lab/provision: box)."""
+"""The recipes of docs/howto.md, unchanged, on a container with an /etc/passwd (lab/provision: box)."""
 
 import pytest
 
@@ -8,7 +8,7 @@ CAP_NET_RAW = 13
 SLOW = (
     "perf",
     "tcpdump",
-)  # on an emulated machine: no counters of its own to sample by, and a pipe's worth of packets to wait for
+)  # an emulated machine has no performance counters, and tcpdump would buffer its output
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ SLOW = (
     ],
 )
 def test_recipe(cntr, engine, machine, recipe):
-    """The command of the howto shows what it is there for."""
+    """The recipe shows what it promises."""
     options = cntr.options
     if recipe.tool == "tcpdump":
         bounding = machine.succeed(f"awk '/CapBnd/ {{ print $2 }}' /proc/{engine.pid('box')}/status")
@@ -34,7 +34,7 @@ def test_recipe(cntr, engine, machine, recipe):
 
 
 def test_files_in_and_out(cli, machine):
-    """A file goes in and comes out by `cntr cp`, through a pipe, too."""
+    """`cntr cp` copies a file in and out, also through a pipe."""
     directory = machine.succeed("mktemp -d").strip()
     try:
         machine.succeed(f"echo 'a = 1' > {directory}/config.toml")

@@ -1,4 +1,4 @@
-"""Beginnings and ends: terminals, signals, pauses, containers that go away, and what is left."""
+"""Start and end: terminals, signals, pauses, containers that stop, and what is left."""
 
 import pytest
 from conftest import BASE
@@ -31,7 +31,7 @@ def test_interrupt_key(cntr, machine):
 
 
 def test_terminal_hangs_up(cntr, machine):
-    """The terminal closes: the session ends, and nothing goes on running."""
+    """When the terminal closes, the session ends and no process continues."""
     with machine.terminal(cntr.line("slim", "sleep", "4242")) as _:
         machine.wait_until_succeeds("pgrep -f '^sleep 4242'")
     machine.wait_until_succeeds("! pgrep -f '^sleep 4242'")
@@ -52,7 +52,7 @@ def test_paused(cntr, engine, machine):
 
 
 def test_container_stops(cntr, engine, machine):
-    """The container stops mid-session: the session ends at once, says so, and leaves nothing."""
+    """When the container stops, the session ends at once, says so, and leaves nothing."""
     with engine.changed("box"), machine.background(cntr.line("box", "sleep", "4343")) as session:
         machine.wait_until_succeeds("pgrep -f '^sleep 4343'")
         engine.stop("box")
@@ -64,20 +64,20 @@ def test_container_stops(cntr, engine, machine):
 
 
 def test_nothing_is_left(cntr, traces):
-    """After a session the container, its files, the host's mounts and processes are as before."""
+    """After a session, the container's files and the host's mounts and processes are as before."""
     with traces.none_left("box"):
         cntr.attach("box", "ls / >/dev/null; id >/dev/null")
 
 
 @pytest.mark.container("readonly")
 def test_nothing_is_left_in_scratch(cntr, traces):
-    """The same for a container of one file, and during a session nothing shows up among its mounts."""
+    """The same for a container of one file; during a session its mounts do not change."""
     with traces.none_left("slim"):
         cntr.attach("slim", "ls / >/dev/null")
 
 
 def test_killed_leaves_nothing(cntr, machine, traces):
-    """cntr killed by SIGKILL: no process, no mount, no FUSE connection stays."""
+    """After a SIGKILL of cntr no process, mount or FUSE connection is left."""
     with traces.none_left("slim"), machine.background(cntr.line("slim", "sleep", "4444")):
         machine.wait_until_succeeds("pgrep -f '^sleep 4444'")
         machine.succeed("pkill -KILL -f '^[^ ]*python.* attach slim'")

@@ -1,4 +1,6 @@
-"""The paper's three use cases beside host-to-container, and its promise that nothing is opened to the container."""
+"""The paper's use cases other than host-to-container, and its promise that nothing of the host is opened to the
+container.
+"""
 
 import pytest
 from conftest import BASE
@@ -24,7 +26,7 @@ def test_host_from_a_fat_container(cntr, engine, machine):
 
 
 def test_tools_from_a_directory(cntr, machine):
-    """--tools DIR: a root file system that is nobody's container."""
+    """--tools DIR: a root file system that belongs to no container."""
     machine.succeed(
         "mkdir -p /tmp/lab-tools; cd /tmp/lab-tools; mkdir -p bin etc proc dev sys tmp var/lib/cntr; "
         "cp $(command -v busybox) /tmp/lab-tools/bin/; ln -sf busybox /tmp/lab-tools/bin/sh; ln -sf busybox /tmp/lab-tools/bin/ls"
@@ -39,7 +41,7 @@ def test_apparmor_label(cntr, engine, machine):
     theirs = machine.run(f"cat /proc/{pid}/attr/apparmor/current").stdout.strip("\0\n ")
     if not theirs or theirs == "unconfined":
         pytest.skip(f"{machine.spec.engine} gives its containers no AppArmor profile here")
-    # Asked from outside, as theirs was: a label of a policy namespace (Incus) has a shorter name inside of it.
+    # Read from outside, as theirs was: a label in a policy namespace (Incus) has a shorter name inside.
     with machine.background(cntr.line("slim", "sleep", "4848")):
         ours = machine.wait_until_succeeds("cat /proc/$(pgrep -f '^sleep 4848')/attr/apparmor/current")
     assert ours.strip("\0\n ") == theirs
@@ -51,7 +53,7 @@ def test_session_is_closed_to_the_container(cntr, engine, machine):
     bounding = machine.succeed(f"awk '/CapBnd/ {{ print $2 }}' /proc/{engine.pid('box')}/status")
     if (
         int(bounding, 16) >> CAP_SYS_PTRACE & 1
-    ):  # Incus gives all capabilities, in a user namespace: then it can, and is told so
+    ):  # Incus gives all capabilities in a user namespace: then it can, and cntr says so
         assert "its processes can see and do what this session can" in machine.run(cntr.line("box", "true")).stderr
         return
     with machine.background(cntr.line("box", "sleep", "4646")):

@@ -1,4 +1,4 @@
-"""The same questions asked of other tools in the same machine: a table in the report, never a gate."""
+"""The same questions for other tools in the same machine: a table in the report, never a failure."""
 
 import shlex
 import time
@@ -55,9 +55,9 @@ def tools(machine, container, pid, script):
 
 
 @pytest.mark.not_gate
-@pytest.mark.once_a_box  # minutes, most of them other tools' time limits
+@pytest.mark.once_a_box  # takes minutes, mostly the other tools' timeouts
 def test_peers(machine, engine, traces, request):
-    """Ask nsenter, the engine's exec and Debian's cntr what a session of ours is asked."""
+    """Give nsenter, the engine's exec and Debian's cntr the same tasks as cntr."""
     rows = []
     for question, (container, script, wanted) in QUESTIONS.items():
         if container not in machine.spec.containers:

@@ -1,9 +1,11 @@
-"""The paper's split, end to end: a slim nginx out of a fat one, loaded, run, and attached to with the fat image as its tools."""
+"""The paper's split, end to end: a slim nginx made from a fat one, loaded, run, and attached to with the fat image as
+tools.
+"""
 
 import pytest
 from conftest import BASE
 
-# The fat image: nginx, and programs that nginx never starts, of the machine's own files.
+# The fat image: nginx, and programs of the machine that nginx never starts.
 FAT = r"""
 set -e
 root=$(mktemp -d)
@@ -46,7 +48,7 @@ def slim_nginx(machine):
 @pytest.mark.tool("nginx")
 @pytest.mark.tool("strace")
 def test_a_slim_nginx(cntr, machine, slim_nginx):
-    """`cntr slim`, `docker load`, `cntr attach`: what the split left out is there when it is needed, beside the slim container."""
+    """`cntr slim`, `docker load`, `cntr attach`: what the split left out is available beside the slim container."""
     gone = machine.run("cntr slim diff docker:lab/nginx:1 docker:lab/nginx:slim")
     assert gone.returncode == 1
     assert {"- /usr/bin/busybox", "- /usr/bin/strace"} <= set(gone.stdout.splitlines())

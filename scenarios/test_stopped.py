@@ -1,4 +1,4 @@
-"""A container that crashes before anybody can look: found out, mended, started; and an image, from end to end."""
+"""A container that crashes before anybody can look: diagnosed, fixed, started; and an image, from end to end."""
 
 import pytest
 from conftest import BASE
@@ -9,13 +9,15 @@ from lab.errors import CommandFailed
 @pytest.mark.engines("docker", "podman", "podman-rootless", "cri")
 @pytest.mark.tool("strace")
 def test_a_crash_loop(cntr, engine, machine, crashing):
-    """Why does it end: status, log, strace of its own entrypoint; a file is mended in its layer; the engine starts it, and it runs."""
+    """Status, log and strace of its own entrypoint show why it ends; a file is fixed in its layer; the engine starts
+    it, and it runs.
+    """
     if engine.name == "podman-rootless":
-        machine.succeed("ls /run/user/1000/containers")  # root finds users by what their engines leave there
+        machine.succeed("ls /run/user/1000/containers")  # root finds users by their engines' files there
     machine.wait_until_succeeds(f"cntr inspect {crashing} | grep -E '^command .*no /etc/mended'")
     shown = {row["property"]: str(row["value"]) for row in cntr.json(f"inspect {crashing}")}
     assert shown["entrypoint check"] == "nothing is missing to start it"
-    if engine.name != "podman-rootless":  # before version 5 Podman tells it to its user alone
+    if engine.name != "podman-rootless":  # before version 5 only its user can read Podman's state
         assert shown["last exit status"] == "3"
     ran = machine.run(f"cntr run {crashing} -- strace -f -e trace=file")
     assert ran.returncode == 3
@@ -32,7 +34,7 @@ def test_a_crash_loop(cntr, engine, machine, crashing):
 @pytest.mark.vm
 @pytest.mark.engines("docker", "podman", "cri")
 def test_its_apparmor_profile(cli, engine, machine, crashing):
-    """On a kernel with AppArmor a session in what does not run has the profile that it has in the running container."""
+    """On a kernel with AppArmor, a session in the stopped container has the profile of the running one."""
     question = f"cntr exec {crashing} -- cat /proc/self/attr/apparmor/current"
     stopped = machine.run(question).stdout.strip("\0\n ")
     machine.succeed(f"cntr exec --write {crashing} -- touch /etc/mended")
@@ -43,7 +45,9 @@ def test_its_apparmor_profile(cli, engine, machine, crashing):
 @pytest.mark.engines("docker", "podman", "cri")
 @pytest.mark.tool("strace")
 def test_an_image(cntr, machine, engine):
-    """An image is looked into with the tools, its command run under strace, its files copied out; nothing of it is changed."""
+    """An image is entered with the tools, its command runs under strace, its files are copied out; the image is not
+    changed.
+    """
     image = {"docker": "lab/box:1", "podman": "localhost/lab/box:1", "cri": "localhost/lab-box:1"}[engine.name]
     target = f"image:{image}"
     assert (

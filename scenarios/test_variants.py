@@ -1,4 +1,4 @@
-"""Containers as they are in the field: read-only, without rights, with volumes, with user namespaces, with an init."""
+"""Containers as found in practice: read-only, without rights, with volumes, with user namespaces, with an init."""
 
 import pytest
 from conftest import BASE
@@ -6,7 +6,7 @@ from conftest import BASE
 
 @pytest.mark.container("readonly")
 def test_read_only_root(cntr):
-    """A read-only root file system is no obstacle: nothing has to be created in it."""
+    """A read-only root file system works: nothing is created in it."""
     assert cntr.attach(
         "readonly", f"touch {BASE}/lab 2>/dev/null || echo refused; test -x {BASE}/bin/busybox && echo whole"
     ).split() == [
@@ -29,7 +29,7 @@ def test_no_new_privs(cntr):
 
 @pytest.mark.container("nonroot")
 def test_no_capabilities(cntr):
-    """Of the capabilities of a container without any, at most CAP_SYS_PTRACE is in a session (it keeps the container out)."""
+    """In a container without capabilities a session holds at most CAP_SYS_PTRACE, which protects it from the container."""
     found = int(cntr.attach("nonroot", "awk '/CapEff/ { print $2 }' /proc/$$/status"), 16)
     assert found & ~(1 << 19) == 0
 
@@ -44,13 +44,13 @@ def test_volume_is_seen(cntr, machine, engine):
 
 @pytest.mark.engines("docker", "podman", "podman-rootless", "containerd", "nspawn", "runc", "crun", "lxc", "cri")
 def test_tmpfs_is_seen(cntr):
-    """A tmpfs of the container is there, with what its program wrote into it."""
+    """The container's tmpfs is visible, with what its program has written."""
     assert cntr.attach("box", f"cat {BASE}/scratch/marker") == "in-the-tmpfs"
 
 
 @pytest.mark.container("userns")
 def test_user_namespace(cntr, engine, machine):
-    """A container in a user namespace of its own: the session is its root, and the host's nobody special."""
+    """In a container with its own user namespace the session is root there, and an ordinary user on the host."""
     pid = engine.pid("userns")
     theirs = machine.succeed(f"cat /proc/{pid}/uid_map").split()
     assert cntr.attach("userns", "cat /proc/self/uid_map").split() == theirs
@@ -69,7 +69,7 @@ def test_booted_system(cntr, machine):
 @pytest.mark.systemd
 @pytest.mark.vm
 def test_systemd_unit(cntr, machine):
-    """unit:NAME.service: a hardened service without ProtectProc's walls in the way."""
+    """unit:NAME.service: a hardened service without ProtectProc."""
     machine.succeed(
         "systemd-run -q --collect --unit lab-hard -p Type=exec -p ProtectProc=invisible -p ProtectSystem=strict -p PrivateTmp=yes "
         "-p NoNewPrivileges=yes sleep 600"

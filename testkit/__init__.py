@@ -1,1 +1,1 @@
-"""What tests and benches share: containers, engines and FUSE servers of one's own, and waiting for a condition."""
+"""Shared by tests and benchmarks: private containers, engines and FUSE servers, and waiting for a condition."""

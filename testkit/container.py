@@ -1,6 +1,6 @@
 """A slim container made by hand in milliseconds: one static binary, no shell, no /etc, no engine, no image.
 
-What the demo attaches to, and what tests use where any container will do.
+Used by the demo, and by tests that work with any container.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # chown dac_override fowner fsetid kill setgid setuid setpcap net_bind_service net_raw sys_chroot mknod audit_write setfcap
 DOCKER_DEFAULT = 0xA80425FB
 
-# Read here: the container may have no /proc to read them from.
+# Read early: the container may have no /proc.
 _LAST_CAPABILITY = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
 _OWN_CAPABILITIES = int(procfs.status(Path("/proc/self/status").read_text())["CapPrm"], 16)
 
@@ -34,9 +34,12 @@ NAMESPACES = (
 
 
 def enter_root(path: str) -> None:
-    """Make PATH, a mount point, the root of the calling process's mount namespace; what was the root goes. Raises OSError."""
+    """Make PATH, a mount point, the root of the calling process's mount namespace and unmount the old root. Raises
+    OSError.
+    """
     os.chdir(path)
-    syscalls.pivot_root(".", ".")  # the old root ends up on top of the new one: no directory is needed (pivot_root(2))
+    # the old root is mounted on top of the new one, so no directory is needed (pivot_root(2))
+    syscalls.pivot_root(".", ".")
     syscalls.umount(".", syscalls.MNT_DETACH)
     os.chdir("/")
 
@@ -45,9 +48,9 @@ def enter_root(path: str) -> None:
 class SlimContainer:
     """A running container: its own mnt, pid, net, ipc and uts namespaces, a root with /app, /proc, /dev and /sys.
 
-    A context manager: leaving it kills the container and removes its files. files: {path: text} put into the root; programs: {path:
-    a static binary of this machine} likewise; argv: the command; capabilities: the mask it keeps; propagation: of its mounts; root:
-    its directory on the host, a temporary one by default. Once started, pid is its init's on the host.
+    A context manager: leaving it kills the container and removes its files. files: {path: text} in the root; programs:
+    {path: a static binary of this machine}; argv: the command; capabilities: the mask it keeps; propagation: of its
+    mounts; root: its directory on the host, a temporary one by default. Once started, pid is its init's on the host.
     """
 
     name: str = "demo"
@@ -100,7 +103,7 @@ class SlimContainer:
         return self
 
     def _start(self, read: int, write: int) -> None:
-        """In the starter: make the namespaces, fork the init, tell its pid, wait for it."""
+        """In the starter: make the namespaces, fork the init, report its pid, wait for it."""
         try:
             os.close(read)
             syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -134,7 +137,7 @@ class SlimContainer:
         os.execve(self.argv[0], self.argv, self.environment)
 
     def _drop(self) -> None:
-        """Keep only the capabilities asked for, as an engine does for its containers."""
+        """Keep only the requested capabilities, as an engine does."""
         for capability in range(_LAST_CAPABILITY + 1):
             if not self.capabilities >> capability & 1:
                 syscalls.prctl(syscalls.PR_CAPBSET_DROP, capability)

@@ -1,4 +1,4 @@
-"""A static program of 138 bytes that waits for ever: the whole content of a *scratch* image. No compiler needed."""
+"""A static program of 138 bytes that waits for ever: the whole content of a *scratch* image. Needs no compiler."""
 
 from __future__ import annotations
 

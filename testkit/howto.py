@@ -1,4 +1,4 @@
-"""The recipes of docs/howto.md, word for word, as shell scripts that print what they must show."""
+"""The recipes of docs/howto.md, unchanged, as shell scripts that print what they must show."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import shlex
 from pathlib import Path
 
 HOWTO = Path(__file__).parents[1] / "docs" / "howto.md"
-#: The whole of a recipe that would go on for ever ends with the reader of its output.
+#: Time limit of a whole recipe; a recipe without an end is ended when its output's reader ends.
 SECONDS = 60
 
 
 def line(beginning: str, target: str) -> str:
-    """The one command line of the howto that begins so, with TARGET for ``web``. Raises ValueError when there is not exactly one."""
+    """The one command line of the howto that starts with BEGINNING, with TARGET for ``web``. Raises ValueError if there
+    is not exactly one.
+    """
     blocks = re.findall(r"^```sh\n(.*?)^```", HOWTO.read_text(), re.MULTILINE | re.DOTALL)
     commands = [command for block in blocks for command in re.split(r"\n(?=\S)", block.rstrip())]
     found = [command for command in commands if command.startswith(beginning)]
@@ -25,19 +27,21 @@ def line(beginning: str, target: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """tool: the program it takes; shows: a basic regular expression for grep(1); typed: into its standard input."""
+    """tool: the program it needs; shows: a basic regular expression for grep(1); typed: its standard input."""
 
     tool: str
     beginning: str
     shows: str
     typed: str = ""
     meanwhile: str = ""
-    """What is done again and again until it has been shown: a command with ``web`` in it."""
+    """A command with ``web`` in it, repeated until the expected output has been shown."""
     shorter: tuple[str, str] = ("", "")
-    """A word of it, and what stands in its place here."""
+    """A word of the recipe, and its replacement here."""
 
     def script(self, target: str, options: str = "") -> str:
-        """A shell script of it, which prints the first line that shows it; status 0 if there is one. options: of ``cntr attach``."""
+        """A shell script that prints the first line of the expected output, with status 0 if there is one. options: of
+        ``cntr attach``.
+        """
 
         def command(words: str) -> str:
             return words.replace("cntr attach", f"cntr attach {options}".rstrip(), 1)
@@ -56,7 +60,7 @@ class Recipe:
 CURL = "cntr attach web -- curl"
 ASK = 's.create_connection(("127.0.0.1", 8080)).recv(99)'
 ASK_MUCH = f"cntr attach web -- python3 -c 'import socket as s; [{ASK} for _ in range(3000)]'"
-#: With the lab's slim-app in a container that has an /etc/passwd, as the container's first process.
+#: With the lab's slim-app as the first process of a container that has an /etc/passwd.
 RECIPES = (
     Recipe("gdb", "cntr attach web -- gdb", "serve_forever", typed="bt\\n"),
     Recipe("gdb", "cntr attach web -- gdb", "hello from the slim container", typed="print lab_greeting\\n"),

@@ -1,4 +1,4 @@
-"""Which processes there are, by their command lines."""
+"""Finds processes by their command lines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pathlib
 
 
 def running(*words: str) -> dict[int, str]:
-    """{pid: state letter of proc_pid_stat(5)} of the processes whose command line is WORDS."""
+    """{pid: state letter of proc_pid_stat(5)} of the processes with the command line WORDS."""
     wanted, found = "\0".join(words) + "\0", {}
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         place = pathlib.Path("/proc", pid)

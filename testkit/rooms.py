@@ -1,7 +1,7 @@
-"""A room for a suite: private mount, pid and /tmp namespaces, loop-backed ext4, and nothing left of it afterwards.
+"""A room for a suite: private mount, pid and /tmp namespaces and a loop-backed ext4, which all disappear with it.
 
-``enter`` starts the calling runner again inside the room. Mounts, loop devices and daemons end with it: the pid
-namespace's init dies, and the loop devices detach with their last mount (LO_FLAGS_AUTOCLEAR).
+``enter`` restarts the calling runner inside the room. Mounts, loop devices and daemons end with it: the pid namespace's
+init dies, and the loop devices detach with their last mount (LO_FLAGS_AUTOCLEAR).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _ROOM = "CNTR_SUITE_ROOM"
 
 
 def enter(*kept: Path) -> Path:
-    """The room's work directory; re-executes the program in new namespaces first. Needs root.
+    """Restart the program in new namespaces, then return the room's work directory. Needs root.
 
-    kept: directories that are needed in the room, which has a /tmp of its own; made where they are not there.
+    kept: directories that are needed in the room, although it has its own /tmp; created if missing.
     """
     inside = os.environ.get(_ROOM)
     if inside:
@@ -59,12 +59,12 @@ def enter(*kept: Path) -> Path:
 
 
 def _die_with_parent() -> None:
-    """The room goes (unshare --kill-child) even when its runner is killed."""
+    """End the room (unshare --kill-child) even if its runner is killed."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _private_tmp(room: Path, kept: list[Path]) -> None:
-    """The room's own /tmp; what is kept of the one it covers stays at its path."""
+    """Mount the room's own /tmp; kept directories of the covered one stay at their paths."""
     (room / "tmp").mkdir(exist_ok=True)
     (room / "tmp").chmod(0o1777)
     below = sorted({path.resolve() for path in kept if path.resolve().is_relative_to("/tmp")})  # the outer one first
@@ -110,7 +110,7 @@ def loop_device(room: Path, name: str, size: str = "2G") -> str:
 
 
 def release_loops(room: Path) -> None:
-    """Detach what ``loop_device`` made for this room."""
+    """Detach this room's loop devices."""
     listed = subprocess.run(
         ["losetup", "--list", "--noheadings", "-O", "NAME,BACK-FILE"], capture_output=True, text=True
     )
@@ -125,7 +125,7 @@ def _bytes(size: str) -> int:
 
 
 def overlay(room: Path, directory: str) -> None:
-    """Make DIRECTORY writable for the room alone: the host's own stays as it is."""
+    """Make DIRECTORY writable in the room only: an overlay protects the host's."""
     upper, work = room / f"upper{directory.replace('/', '-')}", room / f"work{directory.replace('/', '-')}"
     upper.mkdir()
     work.mkdir()
@@ -136,8 +136,8 @@ def overlay(room: Path, directory: str) -> None:
 def run_limited(
     command: list[str], seconds: float, cwd: Path, environment: dict[str, str] | None = None
 ) -> tuple[int | None, str]:
-    """(exit status, output); the status is None when the time ran out and the whole process group was killed."""
-    with tempfile.TemporaryFile() as output:  # not a pipe: a daemon that keeps it open would hold us up
+    """(exit status, output); the status is None if the time ran out and the whole process group was killed."""
+    with tempfile.TemporaryFile() as output:  # not a pipe: a daemon that keeps it open would block us
         process = subprocess.Popen(
             command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -154,7 +154,7 @@ def run_limited(
 
 
 def _kill_session(session: int) -> None:
-    """Everything the command started, also what made itself a process group of its own."""
+    """Kill everything the command started, including other process groups."""
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue

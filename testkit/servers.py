@@ -1,4 +1,4 @@
-"""A CntrFS in a process of its own: started, watched, and gone afterwards."""
+"""A CntrFS server in a process of its own: started, watched, and stopped."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ import pytest
 from cntr.linux import procfs
 
 BINDINGS = ("pyfuse3", "devfuse")
-#: Bindings in another mode: the same suite, with some more that is expected to fail.
+#: Modes of the bindings: the same suite, with additional expected failures.
 MODES = {
     "devfuse-io_uring": ("devfuse", ("-o", "io_uring")),
     "devfuse-writeback": ("devfuse", ("-o", "no_passthrough,writeback")),
     "pyfuse3-writeback": ("pyfuse3", ("-o", "writeback")),
 }
-#: What is compared with a plain directory allows what that does.
+#: In comparisons with a plain directory, the mount allows what the directory does.
 SETID_AND_DEVICES = ("-o", "suid,dev")
 REPOSITORY = Path(__file__).resolve().parents[1]
 START_SECONDS = 20.0
 STOP_SECONDS = 15.0
 
-# A server that prints one of these has a bug, even when the caller saw nothing of it.
+#: A server that prints one of these has a bug, even if the client saw nothing of it.
 SUSPICIOUS = (b"Traceback", b"Exception ignored", b"ResourceWarning", b"RuntimeWarning", b"never awaited")
 
 
 class ServerFailed(Exception):
-    """The server did not start or did not stop; the text has the end of its log."""
+    """The server did not start or did not stop; the message contains the end of its log."""
 
 
 @functools.cache
 def missing(binding: str) -> str:
-    """Why this binding, mode or the plain directory cannot be used here; empty when it can."""
+    """Why this binding, mode or the plain directory cannot be used here; "" if it can."""
     mode = binding
     binding, _ = MODES.get(binding, (binding, ()))
     if os.geteuid() != 0:
@@ -72,22 +72,21 @@ def _missing_io_uring() -> str:
 
 
 def is_mountpoint(path: Path) -> bool:
-    """Answered from mountinfo: a stat would hang on a dead server's mount."""
+    """Whether PATH is a mount point, by mountinfo: a stat would hang on a dead server's mount."""
     mounts = procfs.mountinfo(procfs.read("/proc/self/mountinfo"))
     return any(mount.mount_point == str(path) for mount in mounts)
 
 
 def _die_with_parent() -> None:
-    """The server ends (and unmounts) when the test process is killed."""
+    """End the server (which unmounts) if the test process is killed."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 class Server:
-    """``python -m cntr.cntrfs SOURCE MOUNTPOINT --foreground --binding B``, or another server's argv in its place.
+    """``python -m cntr.cntrfs SOURCE MOUNTPOINT --foreground --binding B``, or the argv of another server.
 
-    binding: or a name of MODES.
-
-    In argv the words {source} and {mountpoint} are filled in; every such server stays in the foreground.
+    binding: may be a key of MODES. In argv {source} and {mountpoint} are filled in; such a server must stay in the
+    foreground.
     """
 
     def __init__(
@@ -111,7 +110,7 @@ class Server:
         self._log_read = 0
 
     def start(self) -> None:
-        """Returns when the filesystem is mounted."""
+        """Start it; return when the filesystem is mounted."""
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 self.command,
@@ -122,7 +121,7 @@ class Server:
                 env={
                     **os.environ,
                     "CNTR_RIG": "cntrfs",
-                },  # like an engine of a rig, it outlives the test that needed it first
+                },  # it outlives the test that first needed it, like a rig's engine
                 cwd=REPOSITORY,
             )
         deadline = time.monotonic() + START_SECONDS
@@ -139,7 +138,7 @@ class Server:
         return self.process is not None and self.process.poll() is None and is_mountpoint(self.mountpoint)
 
     def stop(self) -> str:
-        """SIGTERM, and wait until nothing is mounted; what went wrong, or an empty text."""
+        """Send SIGTERM, and wait until nothing is mounted. Return what went wrong, or ""."""
         problem = ""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
@@ -154,7 +153,7 @@ class Server:
         return problem
 
     def processes(self) -> list[int]:
-        """The server's process and its descendants."""
+        """The pids of the server and its descendants."""
         found = [self.process.pid] if self.process is not None else []
         for pid in found:
             with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{pid}/children") as children:
@@ -162,7 +161,7 @@ class Server:
         return found
 
     def kill(self) -> None:
-        """End a server that hangs or is wrecked: every waiting call gets its error at once."""
+        """Kill a server that hangs: every waiting call gets its error at once."""
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -190,7 +189,7 @@ class Server:
         return ""
 
     def new_suspicious_lines(self) -> str:
-        """What the server has logged since the last call, if a suspicious word is in it."""
+        """What the server has logged since the last call, if it contains a suspicious word."""
         with open(self.log, "rb") as log:
             log.seek(self._log_read)
             text = log.read()
@@ -207,14 +206,14 @@ class TreeUnderTest:
         self.directory = base / "mount" if server else self.behind
 
     def fresh(self) -> str:
-        """A new empty directory, made behind the mount; its name."""
+        """Make a new empty directory behind the mount; return its name."""
         made = tempfile.mkdtemp(prefix="check-", dir=self.behind)
         os.chmod(made, 0o755)
         return os.path.basename(made)
 
 
 def open_to_others(path: Path) -> None:
-    """Let every user search the test's directories down to PATH (the temporary directory itself is as it is)."""
+    """Let every user search the test's directories down to PATH (the temporary directory itself is not changed)."""
     top = Path(tempfile.gettempdir())
     for directory in (path, *path.parents):
         if directory == top or top not in directory.parents:
@@ -223,12 +222,12 @@ def open_to_others(path: Path) -> None:
 
 
 def backing_parent() -> str | None:
-    """Where trees under test are made: $CNTR_TEST_BACKING, or the temporary directory."""
+    """Where trees under test are made: $CNTR_TEST_BACKING, or None for the temporary directory."""
     return os.environ.get("CNTR_TEST_BACKING")
 
 
 def remove_tree(path: Path) -> None:
-    """Remove what a check left, whatever its modes and flags; what is already gone is fine."""
+    """Remove what a check left, whatever its modes and flags; missing files are ignored."""
     shutil.rmtree(path, ignore_errors=True)
     if path.exists():
         subprocess.run(["chattr", "-R", "-f", "-i", "-a", path], check=False, capture_output=True)
@@ -237,7 +236,7 @@ def remove_tree(path: Path) -> None:
 
 @contextlib.contextmanager
 def served(binding: str, base: Path, options: Sequence[str] = (), *, log: Path | None = None) -> Iterator[Path]:
-    """BASE/mount, where BASE/source is served; skips where the binding can't be. A failure where the server had one."""
+    """Serve BASE/source at BASE/mount. Skips if the binding cannot be used; raises if the server had an error."""
     if missing(binding):
         pytest.skip(missing(binding))
     server = Server(binding, base / "source", base / "mount", log or base / "log", options=options)
@@ -253,7 +252,7 @@ def served(binding: str, base: Path, options: Sequence[str] = (), *, log: Path |
 
 @contextlib.contextmanager
 def place(name: str, argv: Sequence[str] | None = None, options: Sequence[str] = ()) -> Iterator[TreeUnderTest]:
-    """A Place called NAME: ``plain``, or a binding or mode with its server running; removed afterwards."""
+    """A tree under test called NAME: ``plain``, or a binding or mode with its server running; removed afterwards."""
     base = Path(tempfile.mkdtemp(prefix="cntrfs-", dir=backing_parent()))
     os.chmod(base, 0o755)
     for directory in ("source", "mount"):

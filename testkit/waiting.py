@@ -12,9 +12,9 @@ T = TypeVar("T")
 def wait_until(
     condition: Callable[[], T], what: str = "", seconds: float = 20, *, passing: type[Exception] | tuple[()] = ()
 ) -> T:
-    """Wait until CONDITION is true; its value. Raises AssertionError, which names WHAT, where that takes longer than SECONDS.
+    """Wait until CONDITION is true; return its value. Raises AssertionError, naming WHAT, after SECONDS.
 
-    passing: errors of CONDITION's that say "not yet".
+    passing: exceptions of CONDITION that mean "not yet".
     """
     deadline = time.monotonic() + seconds
     while True:

@@ -1,1 +1,1 @@
-"""The study: images after Docker Hub's most used, built from Debian packages, slimmed, loaded, run and probed."""
+"""The study: images modelled on Docker Hub's most used, built from Debian packages, slimmed, loaded, run and probed."""

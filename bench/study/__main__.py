@@ -1,8 +1,9 @@
-"""``nox -s study``: build, slim, load, run, probe each image of the recipes; then docs/study.md of what really ran.
+"""``nox -s study``: builds, slims, loads, runs and probes each image of the recipes, then writes docs/study.md from the
+results.
 
-It goes on where it was broken off: an image that has a result by the same rules is left alone (``--again`` does it anew), so that the
-page never mixes. One image at a time is on the disk besides the base: its archive, its layers and its images are removed when it is
-done (``--keep`` keeps them).
+An interrupted run continues: images with a result by the same rules are skipped (``--again`` repeats them), so that the
+page never mixes rules. Besides the base, one image at a time is on the disk: its archive, layers and images are then
+removed (``--keep`` keeps them).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ START_SECONDS = 60
 
 
 def rules_digest() -> str:
-    """What the result depends on: the text of the rules."""
+    """A digest of what the results depend on: the source of the rules."""
     digest = hashlib.sha256()
     for path in sorted((ROOT / "cntr/slim/rules").glob("*.py")):
         digest.update(path.read_bytes())
@@ -37,13 +38,13 @@ def rules_digest() -> str:
 
 
 def results_by(results: Path, digest: str) -> list[dict[str, Any]]:
-    """The results of the images that the recipes name, by those rules."""
+    """The results, by these rules, of the images in the recipes."""
     found = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
     return [row for row in found if row["name"] in BY_NAME and row.get("rules_digest") == digest]
 
 
 def run(*words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """A command; its output is kept."""
+    """Run a command and keep its output."""
     return subprocess.run(words, env=env, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
 
 
@@ -58,7 +59,7 @@ class Container:
         self.id = done.stdout.strip()
 
     def probe(self, which: str, seconds: float) -> list[str]:
-        """What fails of the recipe's steps once the container answers, or when the time is up."""
+        """Run the recipe's steps once the container answers; return those that fail, or fail in time."""
         end = time.monotonic() + seconds
         while True:
             pid = run(*DOCKER, "inspect", "-f", "{{.State.Pid}}", self.id).stdout.strip()
@@ -75,7 +76,7 @@ class Container:
             time.sleep(0.2)
 
     def restart(self) -> list[str]:
-        """``docker stop``, ``docker start``: what fails of either."""
+        """``docker stop``, ``docker start``; return what fails."""
         failed = []
         begin = time.monotonic()
         run(*DOCKER, "stop", "-t", "10", self.id)
@@ -86,12 +87,12 @@ class Container:
         return failed + [f"after a restart: {line}" for line in self.probe("probe", START_SECONDS)]
 
     def remove(self) -> None:
-        """With its volumes."""
+        """Remove it with its volumes."""
         run(*DOCKER, "rm", "-f", "-v", self.id)
 
 
 def whole(recipe: Recipe, image: str) -> tuple[list[str], list[str]]:
-    """What fails in the whole image: a step that fails there says nothing of the slim one."""
+    """The steps that fail in the whole image: they say nothing about the slim one."""
     container = Container(recipe, image)
     try:
         return container.probe("probe", START_SECONDS), container.probe("held", 5)
@@ -100,7 +101,7 @@ def whole(recipe: Recipe, image: str) -> tuple[list[str], list[str]]:
 
 
 def study(place: Path, recipe: Recipe, peer: str) -> dict[str, Any]:
-    """One image from its build to its figures."""
+    """Process one image, from its build to its figures."""
     reference = f"localhost/study/{recipe.name}:1"
     archive = build.archive(place, recipe)
     run(*DOCKER, "load", "-q", "-i", str(archive))
@@ -132,7 +133,9 @@ def study(place: Path, recipe: Recipe, peer: str) -> dict[str, Any]:
 
 
 def by_peer(peer: str, recipe: Recipe, reference: str) -> dict[str, Any]:
-    """The same by mint (docker-slim): size, time, whether it works. Its exercise is the ports it probes itself."""
+    """The same with mint (docker-slim): size, time, whether it works. Its exercise consists of the ports it probes
+    itself.
+    """
     tag = f"localhost/study/{recipe.name}:peer"
     begin = time.monotonic()
     done = run(peer, "slim", "--target", reference, "--tag", tag, "--network", "host", "--continue-after", "10")
@@ -149,7 +152,7 @@ def by_peer(peer: str, recipe: Recipe, reference: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """All that is asked for, one after the other."""
+    """Process all requested images in turn."""
     parser = argparse.ArgumentParser(prog="nox -s study --")
     parser.add_argument("names", nargs="*", help="the images; all where none is named")
     parser.add_argument("--place", default="/var/tmp/cntr-study", help="where it builds, and keeps results")

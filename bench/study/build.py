@@ -1,4 +1,6 @@
-"""Building the study's images: a Debian base, one layer of packages, one of the application, in an archive that engines load."""
+"""Builds the study's images: a Debian base, a layer of packages, a layer for the application, in an archive that
+engines load.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from cntr.slim.tree import Tree
 
 ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# What the official image does so that no archive and no index of apt stays behind (debuerreotype's docker-clean).
+# The official image's way to keep apt's archives and indexes out (debuerreotype's docker-clean).
 CLEAN = (
     'DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb /var/cache/apt/*.bin || true"; };\n'
     'Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache "";\nAcquire::Languages "none";\n'
@@ -26,13 +28,13 @@ INSTALL = "apt-get -qq install -y --no-install-recommends"
 
 
 def base(place: Path) -> Path:
-    """The root directory of Debian bookworm's minbase, made once. PLACE: the study's directory."""
+    """The root directory of Debian bookworm's minbase, made once. place: the study's directory."""
     root = place / "base"
     if (place / "base.done").exists():
         return root
     shutil.rmtree(root, ignore_errors=True)
     archive = place / "base.tar"
-    # Without the hook, usrmerge merges /usr, and brings 60 MB of Perl that no official image has.
+    # The hook avoids usrmerge, which would bring 60 MB of Perl that no official image has.
     words = [
         "--variant=minbase",
         "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
@@ -54,7 +56,7 @@ def base(place: Path) -> Path:
 
 
 def layers(place: Path, recipe: Recipe) -> list[Path]:
-    """The directories of the recipe's layers, base first, as overlay's upper directories hold them."""
+    """The directories of the recipe's layers, base first, in the form of overlay's upper directories."""
     root = base(place)
     work = place / "layers" / recipe.name
     if (work / "done").exists():
@@ -92,7 +94,7 @@ def layers(place: Path, recipe: Recipe) -> list[Path]:
 
 
 def _run(place: Path, lower: str, upper: Path, script: str) -> None:
-    """Run SCRIPT in the root that LOWER makes; what it changes goes into UPPER. apt's indexes and archives stay outside."""
+    """Run SCRIPT in the root made of LOWER; changes go to UPPER. apt's indexes and archives stay outside."""
     work, root = upper.parent / "work", upper.parent / "root"
     for directory in (work, root, place / "archives/partial", place / "lists/partial"):
         directory.mkdir(parents=True, exist_ok=True)
@@ -126,7 +128,7 @@ def _run(place: Path, lower: str, upper: Path, script: str) -> None:
 
 
 def archive(place: Path, recipe: Recipe) -> Path:
-    """The recipe's image as an archive that every engine loads; its reference is ``study/NAME:1``."""
+    """The recipe's image as an archive for every engine, with the reference ``study/NAME:1``."""
     path = place / f"{recipe.name}.tar"
     if path.exists():
         return path
@@ -162,7 +164,7 @@ def _blob(directory: Path, work: Path) -> writer.Blob:
 
 
 def _base_blob(place: Path) -> writer.Blob:
-    """The base's layer, which all images share: made once."""
+    """The base's layer, shared by all images and made once."""
     kept = place / "base.blob"
     facts = kept / "facts"
     if not facts.exists():
@@ -180,7 +182,9 @@ def _history(recipe: Recipe, count: int) -> list[str]:
 
 
 def _without_whiteouts(tree: Tree, directory: Path) -> None:
-    """A file removed in an upper layer is a device there, and needs another form in an archive: no recipe removes any."""
+    """Check that no recipe removes files: in an upper layer a removed file is a device, which has another form in an
+    archive.
+    """
     gone = [p for p, entry in tree.entries.items() if stat.S_ISCHR(entry.mode) and not entry.rdev]
     if gone:
         raise SystemExit(f"{directory}: the recipe removes files of a lower layer: {gone}")

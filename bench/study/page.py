@@ -1,4 +1,4 @@
-"""docs/study.md, written from the results."""
+"""Writes docs/study.md from the results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _megabytes(size: int) -> str:
 
 
 def row(result: dict[str, Any]) -> str:
-    """One image's row of the table."""
+    """An image's row of the table."""
     name = f"| {result['name']} | {result['hub']} "
     if result.get("error"):
         return f"{name}| – | – | – | – | – | {' '.join(result['error'])[:120]} |"
@@ -76,7 +76,7 @@ def document(results: list[dict[str, Any]]) -> str:
 
 
 def histogram(reductions: list[float]) -> list[str]:
-    """How many images are smaller by how much, in tens of per cent."""
+    """How many images shrink by how much, in tens of per cent."""
     counts = [
         sum(1 for value in reductions if low <= value < low + 10 or (low == 90 and value == 100))
         for low in range(0, 100, 10)

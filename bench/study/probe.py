@@ -1,6 +1,8 @@
-"""``python -m bench.study.probe NAME probe|held``: the steps of a recipe against a container, from its network namespace.
+"""``python -m bench.study.probe NAME probe|held``: runs the steps of a recipe on a container, from its network
+namespace.
 
-$CNTR_SLIM_PID is the container's first process, as ``cntr slim`` says it to an exercise. What fails is printed, and is the exit status.
+$CNTR_SLIM_PID is the container's first process, as set by ``cntr slim`` for an exercise. Prints failures; their number
+is the exit status.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ def http_step(port: int, path: str, text: str) -> str:
 
 
 def say_step(port: int, sent: str, wanted: str) -> str:
-    """A few bytes each way."""
+    """A few bytes in each direction."""
     with socket.create_connection(("127.0.0.1", port), SECONDS) as stream:
         stream.sendall(sent.encode())
         heard = b""
@@ -61,7 +63,7 @@ KINDS: dict[str, Callable[..., str]] = {"http": http_step, "say": say_step, "exe
 
 
 def failures(steps: tuple[Step, ...]) -> list[str]:
-    """One line for each step that failed."""
+    """One line for each failed step."""
     found = []
     for kind, *arguments in steps:
         try:

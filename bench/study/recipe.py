@@ -1,10 +1,10 @@
-"""What is in an image of the study, how it starts, how it is probed, and what else an honest user would do with it.
+"""What an image of the study contains, how it starts, how it is probed, and how else it would be used.
 
-A step of a probe is a tuple: its kind, then what it takes (``probe`` has a function for each kind):
+A step of a probe is a tuple of its kind and arguments (``probe`` has a function for each kind):
 
-    ("http", PORT, PATH, TEXT)      a GET is answered with a status below 400 and TEXT is in the answer
-    ("say", PORT, BYTES, BYTES)     what is sent over TCP, and what the answer holds; sent "" waits for a greeting
-    ("exec", WORDS, TEXT)           a program of the container's own, what it prints holds TEXT
+    ("http", PORT, PATH, TEXT)      a GET is answered with a status below 400, and the answer contains TEXT
+    ("say", PORT, BYTES, BYTES)     what is sent over TCP, and what the answer contains; sent "" waits for a greeting
+    ("exec", WORDS, TEXT)           a program of the container's own, whose output contains TEXT
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ Step = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Recipe:
-    """One image. hub: the name on Docker Hub that it stands for; setup: a shell script, run in the image's root when packages are there."""
+    """One image. hub: its model on Docker Hub; setup: a shell script, run in the image's root after package
+    installation.
+    """
 
     name: str
     hub: str

@@ -15,7 +15,7 @@ def _on(port: int, **more: Any) -> dict[str, Any]:
 
 
 def _dns(name: str) -> Step:
-    """A question for NAME's address, over TCP."""
+    """A query for NAME's address, over TCP."""
     labels = "".join(f"{chr(len(label))}{label}" for label in name.split("."))
     query = f"\x00\x1b\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00{labels}\x00\x00\x01\x00\x01"
     return ("say", 53, f"\x00{chr(len(query))}{query}", name.partition(".")[0])

@@ -1,4 +1,4 @@
-"""How a machine comes to be: vagrant, plain qemu, or this host itself."""
+"""How machines are made: by vagrant, by plain qemu, or in namespaces of this host."""
 
 from __future__ import annotations
 

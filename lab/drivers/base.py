@@ -1,4 +1,4 @@
-"""What every driver can do, and what it is given."""
+"""The interface of every driver, and its input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..table import MachineSpec
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a driver needs to know of the machine it shall make.
+    """What a driver needs to know about the machine to make.
 
     `keep`: the machine outlives this process (an interactive session may follow a failure).
     """
@@ -36,7 +36,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
-    """Where a machine answers SSH, and with which key; `port` 0 means it is no SSH machine (the here driver)."""
+    """Where a machine answers SSH, and the key; `port` 0: it has no SSH (the here driver)."""
 
     host: str
     port: int
@@ -44,44 +44,44 @@ class Endpoint:
 
 
 class Driver(Protocol):
-    """The life of one machine. `restore` leaves a running machine, `destroy` nothing at all and never complains."""
+    """The life of one machine. `restore` leaves it running; `destroy` removes everything and never raises."""
 
     name: str
     endpoint: Endpoint | None
     is_resumed: bool
-    """Whether it began with the memory of an earlier machine instead of booting."""
+    """Whether it started from an earlier machine's memory instead of booting."""
 
     def up(self) -> Endpoint:
-        """Make the machine and start it; it may not answer yet. Raises LabError."""
+        """Create and start the machine, which may not answer yet. Raises LabError."""
 
     def booted(self, hang_up: Callable[[], None]) -> None:
-        """Told once, when the machine first answers: what it is now, later ones of its box may begin with. Raises LabError.
+        """Called once, when the machine first answers: its current state may be kept as the start of later machines.
+        Raises LabError.
 
-        Args:
-            hang_up: closes the connections; to be called before the machine's state is kept.
+        hang_up: closes the connections; call it before the state is kept.
         """
 
     def halt(self) -> None:
-        """Stop it; `up` starts it again with its disk as it was."""
+        """Stop it; `up` starts it again with the same disk."""
 
     def snapshot(self, name: str) -> None:
-        """Keep disk and memory under a name."""
+        """Save disk and memory under a name."""
 
     def restore(self, name: str) -> None:
-        """Go back to a kept state, running."""
+        """Restore a saved state and continue running."""
 
     def destroy(self) -> None:
-        """Remove the machine and all of its files."""
+        """Remove the machine and all its files."""
 
     def alive(self) -> bool:
-        """Whether the machine's process is there."""
+        """Whether the machine's process exists."""
 
     def console(self) -> str:
-        """What the machine's serial line said so far."""
+        """The output on the machine's serial line so far."""
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now; who loses the race for it asks again."""
+    """A free TCP port on 127.0.0.1. Another process may take it first; then ask again."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -97,7 +97,7 @@ def start_time(pid: int) -> int:
 
 
 def write_state(plan: Plan, driver: str, **more: object) -> None:
-    """Note in the run directory what `lab clean` and `lab shell` need, before anything exists that could be left over."""
+    """Write to the run directory what `lab clean` and `lab shell` need, before anything is created."""
     state = {
         "machine": plan.spec.name,
         "driver": driver,
@@ -111,7 +111,7 @@ def write_state(plan: Plan, driver: str, **more: object) -> None:
 
 
 def read_state(run_dir: Path) -> dict[str, object]:
-    """The note of `write_state`; empty when there is none."""
+    """Read the file of `write_state`; empty if there is none."""
     try:
         state: dict[str, object] = json.loads((run_dir / "state.json").read_text())
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""This host as a machine, without a VM: a mount, pid and network namespace of the lab's own in which the engines run.
+"""This host as a machine, without a VM: mount, pid and network namespaces in which the engines run.
 
-Everything the engines write lies in tmpfs or in the run directory, over the host's own places; the container engines of the
-host are neither seen nor disturbed. When the namespace's first process ends, all of it ends.
+Everything the engines write goes to tmpfs or the run directory, mounted over the host's own directories. The host's
+container engines are neither visible nor disturbed. Everything ends with the namespaces' first process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..errors import LabError
 from ..local import LocalCarrier
 from . import base
 
-# Places of the engines and of the lab itself: fresh directories over whatever the host has there.
+# Directories of the engines and of the lab, replaced by fresh ones.
 PLACES = (
     "var/lib/docker", "var/lib/containerd", "var/lib/containers", "var/lib/lxc", "var/lib/machines", "var/lib/cntr-lab", "var/lib/cni",
     "var/log", "opt/cntr", "usr/local/bin", "usr/local/lib/cntr-lab", "usr/local/sbin", "home/vagrant", "root", "tmp",
@@ -70,7 +70,9 @@ class HereDriver:
         return self.endpoint
 
     def _files(self) -> None:
-        """A user `vagrant` with subordinate ids, as the boxes have it, in copies of the host's files; cntr's own Python."""
+        """Make a user `vagrant` with subordinate ids, as in the boxes, in copies of the host's files; and cntr's own
+        Python.
+        """
         etc = self._dir / "etc"
         etc.mkdir(exist_ok=True)
         rows = {
@@ -116,14 +118,14 @@ class HereDriver:
         return {"root": [*root, "HOME=/root", "USER=root"], USER: [*root, *user]}
 
     def carrier(self) -> LocalCarrier:
-        """How commands get in."""
+        """How commands are run in the machine."""
         return LocalCarrier(self.prefixes())
 
     def booted(self, hang_up: Callable[[], None]) -> None:
-        """Nothing is kept of it."""
+        """Does nothing: no state is kept."""
 
     def halt(self) -> None:
-        """Namespaces have no power switch: this ends every process in them."""
+        """Namespaces cannot be halted: end every process in them."""
         self._kill()
 
     def snapshot(self, name: str) -> None:
@@ -144,7 +146,7 @@ class HereDriver:
                 self._process.wait(10)
 
     def destroy(self) -> None:
-        """End the namespaces, remove the files and the cgroups that the engines left."""
+        """End the namespaces, and remove the files and cgroups that the engines left."""
         cgroups = self._cgroups()
         self._kill()
         self._kill_by_note()
@@ -156,7 +158,7 @@ class HereDriver:
         base.remove_run_dir(self._dir)
 
     def _kill_by_note(self) -> None:
-        """For `lab clean`: the first process, if it is still the one we started."""
+        """For `lab clean`: kill the first process if it is still the one that was started."""
         try:
             pid = int((self._dir / "pid").read_text())
             if str(self._dir).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
@@ -165,7 +167,7 @@ class HereDriver:
             return
 
     def _cgroups(self) -> list[str]:
-        """Control groups in which only processes of our pid namespace live."""
+        """Cgroups whose processes are all in our pid namespace."""
         try:
             ours = os.readlink(f"/proc/{int((self._dir / 'pid').read_text())}/ns/pid")
         except (OSError, ValueError):
@@ -200,7 +202,7 @@ class HereDriver:
         return self._process is not None and self._process.poll() is None
 
     def console(self) -> str:
-        """What the holder said."""
+        """The holder's output."""
         try:
             return (self._dir / "console.log").read_text(errors="replace")
         except OSError:

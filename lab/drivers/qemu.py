@@ -1,4 +1,4 @@
-"""Machines on plain QEMU: an overlay of the box's disk, direct kernel boot, user-mode network, QMP for the rest."""
+"""Machines on plain QEMU: an overlay of the box's disk, direct kernel boot, user-mode network, and QMP for control."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class QemuDriver:
         return self._dir / "disk.qcow2"
 
     def up(self) -> base.Endpoint:
-        """Start QEMU. Raises LabError: it is missing or refuses."""
+        """Start QEMU. Raises LabError if it is missing or refuses."""
         for tool in (PROGRAM, "qemu-img"):
             if not shutil.which(tool):
                 raise LabError(f"the qemu driver needs {tool}, which is not installed", "python -m lab doctor says how")
@@ -62,14 +62,14 @@ class QemuDriver:
                 continue
             if not self.is_resumed:
                 break
-            self._kept_boot().unlink(missing_ok=True)  # what this QEMU cannot load: boot
+            self._kept_boot().unlink(missing_ok=True)  # this QEMU cannot load it: boot instead
             self._disk.unlink()
             self.is_resumed = False
             self._make_disk()
         raise LabError(f"QEMU did not start machine {self._plan.spec.name}: {said}")
 
     def _make_disk(self) -> None:
-        """The overlay: with the memory of a machine that has booted, where one was kept, else of the box as it was built."""
+        """Make the overlay: on a booted machine's kept state if there is one, else on the box as it was built."""
         if self._accelerator.name == "tcg" and self._kept_boot().exists():
             command = ["cp", "--reflink=auto", "--sparse=always", str(self._kept_boot()), str(self._disk)]
             self.is_resumed = subprocess.run(command, capture_output=True, check=False).returncode == 0
@@ -85,21 +85,23 @@ class QemuDriver:
             )
 
     def _kept_boot(self) -> Path:
-        """Where the box keeps what a machine of this shape was when it had booted; for this QEMU, which alone can read it."""
+        """Where the box keeps a booted machine's state, for this shape of machine and this QEMU, which alone can read
+        it.
+        """
         spec, emulator = self._plan.spec, self._plan.emulator
         shape = (spec.memory_mib, spec.cpus, self._accelerator.qemu_args, self._built.kernel_args, DEVICES)
         digest = hashlib.sha256(repr((shape, emulator.about if emulator else "")).encode()).hexdigest()
         return self._built.directory / f"booted-{digest[:12]}.qcow2"
 
     def booted(self, hang_up: Callable[[], None]) -> None:
-        """Keep the machine as it is now for later ones, where booting takes long: loading it takes some 3 s instead of 20."""
+        """Keep the machine's state for later ones, if booting is slow: loading it takes some 3 s instead of 20."""
         kept = self._kept_boot()
         if self._accelerator.name != "tcg" or self.is_resumed or kept.exists():
             return
         hang_up()
         self.snapshot(BOOTED)
-        self._monitor("stop")  # with that QEMU writes out what it holds of the file
-        copy = self._dir / "booted.qcow2"  # beside the disk: with it, `lab clean` finds what is left of a killed lab
+        self._monitor("stop")  # QEMU then writes what it holds of the file
+        copy = self._dir / "booted.qcow2"  # beside the disk, so that `lab clean` finds it after a killed lab
         try:
             subprocess.run(["cp", "--sparse=always", str(self._disk), str(copy)], check=True, capture_output=True)
             copy.rename(kept)
@@ -110,7 +112,7 @@ class QemuDriver:
             self._monitor("cont")
 
     def _start(self, port: int) -> str:
-        """Start on this port; what QEMU said if it ended, nothing if it runs."""
+        """Start on this port; return QEMU's output if it ended, else ""."""
         spec, emulator = self._plan.spec, self._plan.emulator
         command = [
             *(emulator.command if emulator else (PROGRAM,)), "-machine", "q35", *self._accelerator.qemu_args,
@@ -122,7 +124,7 @@ class QemuDriver:
             "-kernel", str(self._built.kernel), "-initrd", str(self._built.initrd), "-append", self._built.kernel_args,
         ]  # fmt: skip
         if not self._plan.keep and shutil.which("setpriv"):
-            # Whatever ends this lab, SIGKILL included, ends the machine.
+            # The machine ends with this lab, even after SIGKILL.
             command = ["setpriv", "--pdeathsig", "KILL", *command]
         Path(self._qmp_path).unlink(missing_ok=True)
         with (self._dir / "qemu.log").open("wb") as log:
@@ -138,7 +140,7 @@ class QemuDriver:
                 time.sleep(0.2)
                 with contextlib.suppress(LabError):
                     if self.is_resumed:
-                        self._monitor("")  # answered when the memory is loaded
+                        self._monitor("")  # answers once the memory is loaded
                 if self._process.poll() is None:
                     return ""
             time.sleep(0.05)
@@ -146,14 +148,14 @@ class QemuDriver:
 
     @property
     def _qmp_path(self) -> str:
-        # sun_path holds 107 bytes; a deep cache directory would not fit, so the way leads over an open directory.
+        # sun_path holds 107 bytes: a deep cache directory would not fit, so the path goes through an open directory.
         path = str(self._dir / "qmp")
         if len(path) < 100:
             return path
         return f"/tmp/cntr-lab-{os.getuid()}-{self._dir.name}.qmp"
 
     def _monitor(self, command: str, seconds: float = 120) -> None:
-        """One line for QEMU's human monitor; it answers nothing when it worked."""
+        """Send one line to QEMU's human monitor, which prints nothing on success."""
         try:
             with socket.socket(socket.AF_UNIX) as link:
                 link.settimeout(seconds)
@@ -179,7 +181,7 @@ class QemuDriver:
             raise LabError(f"QEMU refused {command!r}: {said or answer.get('error')}")
 
     def halt(self) -> None:
-        """Power off by the button; after 60 s by force."""
+        """Press the power button; force power-off after 60 s."""
         with contextlib.suppress(LabError):
             self._monitor("system_powerdown", 5)
         if not _wait_gone(self._pid(), 60):

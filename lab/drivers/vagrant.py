@@ -1,4 +1,6 @@
-"""Machines by Vagrant and libvirt. The only module that calls vagrant; the Vagrantfile gets everything by its environment."""
+"""Machines by Vagrant and libvirt. The only module that calls vagrant; the Vagrantfile gets everything through its
+environment.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,13 @@ from . import base
 PLUGIN_PLACES = ("/usr/share/rubygems-integration/all/specifications",)
 UP_SECONDS = 2400
 BOOT_SECONDS = 1800
-"""How long vagrant itself waits for SSH: longer than the lab does, which watches the console meanwhile and knows the load."""
+"""How long vagrant itself waits for SSH: longer than the lab, which watches the console and takes the load into
+account.
+"""
 
 
 def missing() -> str:
-    """What of vagrant is not installed; nothing if it can be used."""
+    """What is missing to use vagrant; empty if nothing."""
     for tool in ("vagrant", "virsh"):
         if not shutil.which(tool):
             return tool
@@ -33,16 +37,16 @@ def missing() -> str:
 
 
 def vagrant_home() -> Path:
-    """Vagrant's own state, in the lab's cache: the user's boxes and plugins stay out of it."""
+    """Vagrant's own state, in the lab's cache, separate from the user's boxes and plugins."""
     return paths.cache_dir() / "vagrant.d"
 
 
 def choice(built: dict[str, str], accelerator: Accelerator, uri: str, prefix: str, **more: object) -> dict[str, object]:
-    """What the Vagrantfile reads as CNTR_LAB_VAGRANT."""
+    """The content of CNTR_LAB_VAGRANT, for the Vagrantfile."""
     return {
         "boxes": built,
         "accelerator": accelerator.name,
-        # libvirt would have each word of this proven by its own probing of QEMU; QEMU itself takes the last -cpu.
+        # libvirt would check each word with its own probing of QEMU. QEMU uses the last -cpu.
         "qemu_args": [] if accelerator.name == "kvm" else ["-cpu", EMULATED_CPU],
         "boot_timeout": BOOT_SECONDS,
         "uri": uri,
@@ -52,7 +56,7 @@ def choice(built: dict[str, str], accelerator: Accelerator, uri: str, prefix: st
 
 
 def add_box(built: boxbuild.BuiltBox) -> str:
-    """Make a box known to Vagrant, once per build; its name there."""
+    """Add a box to Vagrant, once per build; return its name there."""
     import fcntl
 
     name = built.vagrant_name
@@ -63,23 +67,23 @@ def add_box(built: boxbuild.BuiltBox) -> str:
             archive = boxbuild.ensure_vagrant_box(built)
             print(f"lab: vagrant box add {name}", flush=True)
             _vagrant(["box", "add", "--name", name, "--provider", "libvirt", str(archive)], {}, 600)
-            archive.unlink()  # Vagrant unpacked it; it can be packed again
+            archive.unlink()  # Vagrant has unpacked it; it can be packed again
     return name
 
 
 def environment_by_hand() -> dict[str, object]:
-    """For `vagrant up NAME` by hand: boxes built and added, the lab's libvirtd started, cntr's wheel ready."""
+    """For `vagrant up NAME` by hand: build and add boxes, start the lab's libvirtd, build cntr's wheel."""
     import contextlib
     import sys
 
     from ..wheel import build_wheel
 
-    with contextlib.redirect_stdout(sys.stderr):  # the JSON alone goes to stdout
+    with contextlib.redirect_stdout(sys.stderr):  # only the JSON goes to stdout
         found = {name: built for name, box in load().boxes.items() if (built := boxbuild.cached(box))}
         if not found:
             first = next(iter(load().boxes.values()))
             found[first.name] = boxbuild.ensure(first)
-        # Known by name only: `vagrant box add` happens under the user's VAGRANT_HOME, by box_url.
+        # By name only: `vagrant box add` happens under the user's VAGRANT_HOME, by box_url.
         accelerator = choose(next(iter(found.values())))
         home = Path(os.environ.get("VAGRANT_HOME", Path.home() / ".vagrant.d"))
         for built in found.values():
@@ -106,7 +110,7 @@ class VagrantDriver:
 
     @property
     def _prefix(self) -> str:
-        # The domain's name is this and the machine's: unique among all labs that share a libvirt.
+        # The domain's name consists of this and the machine's name, unique among all labs that share a libvirt.
         return f"cntr-lab-{self._dir.name}-"
 
     @property
@@ -127,12 +131,12 @@ class VagrantDriver:
         return {"CNTR_LAB_VAGRANT": json.dumps(told), "VAGRANT_DOTFILE_PATH": str(self._dir / "vagrant")}
 
     def up(self) -> base.Endpoint:
-        """`vagrant up`, without its provisioning. Raises LabError with vagrant's last words."""
+        """`vagrant up` without provisioning. Raises LabError with vagrant's last lines."""
         add_box(self._built)
         port = int(str(base.read_state(self._dir).get("port", 0))) or base.free_port()
         base.write_state(self._plan, self.name, port=port, uri=self._plan.libvirt_uri)
         if "cntr-lab/libvirt" in self._plan.libvirt_uri:
-            libvirtd.ensure()  # once more: another lab may have ended an idle one between our asking and our note
+            libvirtd.ensure()  # again: another lab may have ended an idle daemon in between
         _vagrant(
             ["up", self._plan.spec.name, "--no-provision", "--provider", "libvirt"], self._environment(), UP_SECONDS
         )
@@ -140,7 +144,7 @@ class VagrantDriver:
         return self.endpoint
 
     def booted(self, hang_up: Callable[[], None]) -> None:
-        """Nothing is kept of it."""
+        """Does nothing: no state is kept."""
 
     def halt(self) -> None:
         """`vagrant halt`."""
@@ -151,11 +155,11 @@ class VagrantDriver:
         _vagrant(["snapshot", "save", self._plan.spec.name, name, "--force"], self._environment(), 180)
 
     def restore(self, name: str) -> None:
-        """Back to a kept state. By libvirt's own command: `vagrant snapshot restore` waits for a boot that does not happen."""
+        """Restore a state with libvirt's own command: `vagrant snapshot restore` waits for a boot that does not happen."""
         self._virsh("snapshot-revert", self._domain, name, "--running", "--force", seconds=120)
 
     def destroy(self) -> None:
-        """`vagrant destroy`; if that fails, libvirt's own way; then the files."""
+        """`vagrant destroy`; if that fails, use libvirt directly; then remove the files."""
         if (self._dir / "vagrant").exists():
             try:
                 _vagrant(["destroy", "-f", self._plan.spec.name], self._environment(), 180)
@@ -207,7 +211,7 @@ def _vagrant(words: list[str], environment: dict[str, str], seconds: float) -> s
         "VAGRANT_NO_COLOR": "1",
         **environment,
     }
-    # `box` needs no Vagrantfile, and ours would ask the lab for its boxes.
+    # `box` needs no Vagrantfile, and ours would ask the lab for boxes.
     place = paths.REPOSITORY if environment else Path("/")
     process = subprocess.Popen(
         ["vagrant", *words], cwd=place, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -216,7 +220,7 @@ def _vagrant(words: list[str], environment: dict[str, str], seconds: float) -> s
     try:
         said, _ = process.communicate(timeout=seconds)
     except BaseException as error:
-        # Not in our process group, so that Ctrl-C reaches us alone and the machine can be destroyed in order.
+        # It is not in our process group, so Ctrl-C reaches only us and the machine can be destroyed properly.
         process.terminate()
         try:
             process.communicate(timeout=30)
@@ -229,7 +233,7 @@ def _vagrant(words: list[str], environment: dict[str, str], seconds: float) -> s
             ) from None
         raise
     if process.returncode != 0:
-        # Vagrant says what it does first ("==> name: …") and what went wrong after that.
+        # Vagrant prints its progress first ("==> name: …") and then the error.
         own = [line for line in said.splitlines() if line.strip() and not line.startswith(("==>", "    "))]
         reason = " ".join(own[:3])[:400] or "no word"
         raise LabError(f"vagrant {words[0]} failed: {reason}", f"all it said:\n{said.strip()[-3000:]}")

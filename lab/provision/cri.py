@@ -1,13 +1,14 @@
-"""A client of a container runtime's CRI socket: what a kubelet would ask, of the few calls that a pod takes.
+"""A client for a container runtime's CRI socket, with the few calls that a pod needs.
 
     cri.py image DIRECTORY NAME FILE         a docker archive of one layer, for `ctr image import`
-    cri.py run NAME IMAGE COMMAND SCRATCH    a pod of one container; prints the pod's id and the container's. Options by environment:
-                                             VOLUME READONLY RUNAS, as the scripts beside it have them
+    cri.py run NAME IMAGE COMMAND SCRATCH    a pod of one container; prints the ids of pod and container. Options by environment:
+                                             VOLUME READONLY RUNAS, as in the scripts beside it
     cri.py toolbox NAME IMAGE PROGRAM        the pod of `kubectl debug node/N --profile=sysadmin`; NAME says what it lacks of that
     cri.py stop CONTAINER
     cri.py remove POD
 
-Field numbers: k8s.io/cri-api/pkg/apis/runtime/v1/api.proto. A message is {field number: str | int | message | list of them}.
+Field numbers: k8s.io/cri-api/pkg/apis/runtime/v1/api.proto. A message is {field number: str | int | message | list of
+them}.
 """
 
 import hashlib
@@ -39,7 +40,7 @@ def encode(message: Message) -> bytes:
 
 
 def varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first."""
+    """Seven bits per byte, lowest first."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -48,7 +49,7 @@ def varint(value: int) -> bytes:
 
 
 def first_string(data: bytes) -> str:
-    """Field 1 of an answer, where it is a string (the id of what was made); else nothing."""
+    """Field 1 of an answer if it is a string (the id of a new object), else ""."""
     if data[:1] != b"\x0a":
         return ""
     length, shift, position = 0, 0, 1
@@ -60,7 +61,7 @@ def first_string(data: bytes) -> str:
 
 
 def call(method: str, message: Message) -> str:
-    """One call; the answer's first field where that is a string."""
+    """Make a call; return the answer's first field if it is a string."""
     import grpc
 
     ask = grpc.insecure_channel(SOCKET).unary_unary(
@@ -74,7 +75,7 @@ def call(method: str, message: Message) -> str:
 
 
 def image(directory: str, name: str, path: str) -> None:
-    """What `docker save` would write of an image with this one layer. Its command is there for the pod's sandbox."""
+    """Write an archive as by `docker save`, of an image with this one layer. Its command is for the pod's sandbox."""
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as archive:
         archive.add(directory, ".")
@@ -122,7 +123,9 @@ def run(name: str, image_name: str, command: str, scratch: str) -> None:
 
 
 def toolbox(name: str, image_name: str, program: str) -> None:
-    """Network, ipc and pids are the node's, and its root is at /host; the tools are the node's own /usr and /opt."""
+    """A pod with the node's network, ipc and pids, and the node's root at /host; the tools are the node's own /usr and
+    /opt.
+    """
     namespaces: Message = {1: OF_THE_NODE, 2: OF_THE_NODE, 3: OF_THE_NODE}
     if "own-pid" in name:
         namespaces[2] = OF_THE_CONTAINER
@@ -142,7 +145,7 @@ def toolbox(name: str, image_name: str, program: str) -> None:
 
 
 def everything() -> Message:
-    """What makes a security context privileged; where root has fewer capabilities than there are, those: containerd can't give more."""
+    """A privileged security context. If root here lacks capabilities, only those it has: containerd cannot give more."""
     with open("/proc/self/status") as status:
         held = next(line.split()[1] for line in status if line.startswith("CapPrm"))
     with open("/proc/sys/kernel/cap_last_cap") as last:
@@ -165,7 +168,7 @@ def stop(container: str) -> None:
 
 
 def remove(pod: str) -> None:
-    """A pod with its containers."""
+    """Remove a pod with its containers."""
     call("StopPodSandbox", {1: pod})
     call("RemovePodSandbox", {1: pod})
 

@@ -1,1 +1,1 @@
-"""Real engines, started and ended by who uses them: see ``rigs``."""
+"""Real engines, started and stopped by the tests: see ``rigs``."""

@@ -1,7 +1,7 @@
-"""``python -m testkit.engines.byhand VARIANT SOURCE PATH -- CMD…``: become a container, one system call after another.
+"""``python -m testkit.engines.byhand VARIANT SOURCE PATH -- CMD…``: becomes a container, one system call after another.
 
-SOURCE is a root directory, PATH an empty directory to mount it on. Prints the pid of the container's first process, then
-waits for it. Variants: see ``rigs.ByHand``.
+SOURCE is a root directory, PATH an empty directory to mount it on. Prints the pid of the container's first process,
+then waits for it. Variants: see ``rigs.ByHand``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main(variant: str, source: str, path: str, *command: str) -> None:
     child = os.fork()
     if child:
         os.close(writing)
-        os.read(reading, 1)  # closes at the exec
+        os.read(reading, 1)  # closed by the exec
         print(child, flush=True)
         os.waitpid(child, 0)
         return

@@ -1,4 +1,4 @@
-"""A CRI client of the few calls a test needs, over gRPC; the lab's own encodes the messages.
+"""A CRI client with the few calls that tests need, over gRPC; the lab's client encodes the messages.
 
 Field numbers: k8s.io/cri-api/pkg/apis/runtime/v1/api.proto.
 """
@@ -16,14 +16,14 @@ POD, CONTAINER, NODE = 0, 1, 2  # NamespaceMode
 
 
 class Runtime:
-    """The runtime service behind a socket. Each call is a process of its own: gRPC's threads do not survive a fork."""
+    """The runtime service on a socket. Each call is a process of its own, because gRPC's threads do not survive a fork."""
 
     def __init__(self, socket: str, python: str) -> None:
-        """PYTHON is an interpreter that has grpcio."""
+        """python: an interpreter with grpcio."""
         self.socket, self.python = socket, python
 
     def call(self, method: str, message: Message) -> str:
-        """One call; the answer's first field where that is a string. Raises Failed with the runtime's words."""
+        """Make a call; return the answer's first field if it is a string. Raises Failed with the runtime's message."""
         command = [self.python, "-c", CLIENT, f"unix://{self.socket}", SERVICE + method]
         done = subprocess.run(command, input=encode(message), capture_output=True, timeout=90)
         if done.returncode:
@@ -42,7 +42,7 @@ except grpc.RpcError as error:
 
 
 def interpreter() -> str:
-    """An interpreter that has grpcio: this one, or the system's. Empty if neither."""
+    """An interpreter with grpcio: this one, or the system's; "" if neither has it."""
     for python in (sys.executable, "/usr/bin/python3"):
         if not subprocess.call([python, "-c", "import grpc"], stderr=subprocess.DEVNULL):
             return python
@@ -50,7 +50,7 @@ def interpreter() -> str:
 
 
 def sandbox(name: str, namespace: str, uid: str, *, cgroup: str, pid: int) -> Message:
-    """PodSandboxConfig of a pod in the host's network namespace: no CNI plugin needed."""
+    """PodSandboxConfig of a pod in the host's network namespace, which needs no CNI plugin."""
     linux = {1: cgroup, 2: {1: {1: NODE, 2: pid, 3: POD}}}
     return {1: {1: name, 2: uid, 3: namespace, 4: 0}, 8: linux}
 

@@ -1,4 +1,4 @@
-"""Hundreds of containers: real processes, and the state files that three engines would have of them."""
+"""Hundreds of containers: real processes, with the state files that three engines would have for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cntr.linux import procfs
 from testkit.elf import static_program
 
 MANY = 500
-# One process starts them all, with their ids among its arguments, as each one's own monitor would have its.
+# One process starts them all; its arguments contain their ids, like those of a monitor.
 PARENT = """
 import os, sys, time
 for id in sys.argv[2:]:
@@ -28,14 +28,14 @@ time.sleep(600)
 
 @contextlib.contextmanager
 def processes(directory: pathlib.Path) -> Iterator[dict[str, int]]:
-    """{id: pid} of 500 processes; their program is put into the DIRECTORY."""
+    """{id: pid} of 500 processes, whose program is written to DIRECTORY."""
     program = directory / "app"
     program.write_bytes(static_program())
     program.chmod(0o755)
     ids = [os.urandom(32).hex() for _ in range(MANY)]
     found: dict[str, int] = {}
     with contextlib.ExitStack() as stack:
-        for first in range(0, MANY, 50):  # of a longer command line not all is read
+        for first in range(0, MANY, 50):  # longer command lines are not read completely
             command = [sys.executable, "-c", PARENT, str(program), *ids[first : first + 50]]
             process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, text=True)
             stack.enter_context(process)
@@ -46,7 +46,7 @@ def processes(directory: pathlib.Path) -> Iterator[dict[str, int]]:
 
 
 def config(id: str) -> dict[str, object]:
-    """An OCI configuration as large as Docker's and Podman's are."""
+    """An OCI configuration of the size that Docker and Podman write."""
     mounts = [
         {"destination": f"/m{n}", "type": "bind", "source": f"/var/lib/x/{id}/{n}", "options": ["rbind"]}
         for n in range(20)

@@ -1,7 +1,7 @@
 """Roots of newer Debian suites, for engines that this machine's suite lacks or has too old; made once by mmdebstrap.
 
-They are kept in $CNTR_TEST_CACHE (/var/cache/cntr-tests), about 1 GB, a minute each to make; remove the directory to have
-them made anew. ``prefix`` is the command that runs a program of such a root in this machine's pid namespace.
+They are kept in $CNTR_TEST_CACHE (/var/cache/cntr-tests), about 1 GB, and take a minute each; remove the directory to
+make them again. ``prefix`` is the command that runs a program of such a root in this machine's pid namespace.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ SUITES = {
 
 
 def root(suite: str) -> str:
-    """The root directory of SUITE, made now if it is not there yet. Skips where that is impossible."""
+    """The root directory of SUITE, made if missing. Skips if that is impossible."""
     path = f"{CACHE}/{suite}"
     os.makedirs(CACHE, exist_ok=True)
     with open(f"{CACHE}/{suite}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the workers of one run, and other runs
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other workers, and other runs
         if os.path.exists(f"{path}/.complete"):
             return path
         if not shutil.which("mmdebstrap"):
             pytest.skip(f"needs a root of Debian {suite}; not installed: mmdebstrap (apt-get install)")
         shutil.rmtree(path, ignore_errors=True)
-        # An archive frozen for reproducible runs has outlived its Valid-Until date.
+        # The Valid-Until date of an archive frozen for reproducible runs has passed.
         command = [
             "mmdebstrap",
             "--variant=apt",

@@ -1,8 +1,9 @@
-"""``python -m testkit.engines.otherroot ROOT [--hide DIR] [--bind FILE:PLACE]… -- CMD…``: run CMD with ROOT as its root.
+"""``python -m testkit.engines.otherroot ROOT [--hide DIR] [--bind FILE:PLACE]… -- CMD…``: runs CMD with ROOT as its
+root.
 
-For engines that only a newer Debian has: their programs live in a cached root made by mmdebstrap, and run here, in this
-machine's pid namespace, with its /proc, /sys, /dev and /tmp. pivot_root and not chroot: the kernel refuses new user
-namespaces to a chrooted process (user_namespaces(7)).
+For engines that only a newer Debian has: their programs are in a cached root made by mmdebstrap, and run in this
+machine's pid namespace, with its /proc, /sys, /dev and /tmp. Uses pivot_root, because the kernel refuses new user
+namespaces to a process in a chroot (user_namespaces(7)).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def main() -> None:
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
     root = options.root
-    directories = os.get_exec_path()  # now: it imports, and what it imports is not in the other root
+    directories = os.get_exec_path()  # early: it imports modules that the other root lacks
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount(None, "/", None, MS_REC | syscalls.MS_PRIVATE)
     for directory in options.hide:

@@ -1,4 +1,4 @@
-"""What a rig is: a real engine of the tests' own, and the containers it makes. See ``rigs`` for how to use them."""
+"""A rig is a real engine of the tests' own, with the containers it makes. See ``rigs`` for its use."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class EngineContainer:
     """A running container."""
 
     def __init__(self, rig: Rig, name: str, pid: int, *, id: str = "", rootfs: str = "", upper: str = "") -> None:
-        self.rig: Any = rig  # of whatever kind: what it offers beside ``Rig`` is its own
+        self.rig: Any = rig  # of any subclass, whose additional attributes tests may use
         self.name, self.pid, self.id, self.rootfs, self.upper = name, pid, id or name, rootfs, upper
         self.target = f"{rig.engine}:{name}" if rig.engine != "pid" else str(pid)
         self.env = {**os.environ, **rig.settings}
-        self.parts: list[EngineContainer] = []  # containers this one needs, removed after it
+        self.parts: list[EngineContainer] = []  # containers that this one needs, removed after it
 
     def use(self, monkeypatch: pytest.MonkeyPatch) -> EngineContainer:
-        """Make the test's own process find the rig's engine."""
+        """Make the test process find the rig's engine."""
         for name, value in self.rig.settings.items():
             monkeypatch.setenv(name, value)
         return self
@@ -37,14 +37,14 @@ class EngineContainer:
 
 
 class Rig:
-    """A real engine of the test's own. Subclasses say how it starts and how it makes and removes a container."""
+    """A real engine of the tests' own. Subclasses define how it starts, and how it makes and removes a container."""
 
     engine = ""  # the prefix of the target: engine:name
     needs: dict[str, str] = {}  # command → Debian package  # noqa: RUF012
     variants: tuple[str, ...] = ()
 
     def __init__(self) -> None:
-        """Make the workspace and start the engine. Skips, naming the package, where a command is missing."""
+        """Make the workspace and start the engine. Skips if a command is missing, naming the package."""
         missing = sorted({package for command, package in self.needs.items() if not shutil.which(command)})
         if os.geteuid() != 0:
             pytest.skip("needs root")
@@ -75,5 +75,5 @@ class Rig:
         raise NotImplementedError
 
     def stop(self) -> None:
-        """End everything and leave nothing."""
+        """Stop everything and leave nothing."""
         self.workspace.close()

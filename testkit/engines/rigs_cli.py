@@ -31,10 +31,10 @@ CLI = {  # variant → the flags that docker and podman share
 
 
 class CliRig(Rig):
-    """What Docker and Podman have in common: their command line."""
+    """What Docker and Podman have in common: their command-line client."""
 
     def command(self, *arguments: str, timeout: float = 60) -> str:
-        """Run the engine's CLI. Raises Failed."""
+        """Run the client. Raises Failed."""
         return run([*self.cli, *arguments], env=self.workspace.env, timeout=timeout)
 
     cli: tuple[str, ...] = ()
@@ -80,7 +80,7 @@ class CliRig(Rig):
         return container
 
     def remove(self, container: EngineContainer) -> None:
-        """``rm -f``, unpaused before: a frozen process can't be killed on version 1 cgroups."""
+        """``rm -f``, after unpausing: a frozen process cannot be killed on version 1 cgroups."""
         try:
             self.command("unpause", container.name)
         except Failed:
@@ -109,7 +109,8 @@ class Docker(CliRig):
         """Start dockerd, wait for its socket, import the images."""
         path = self.workspace.path
         socket = f"unix://{path}/docker.sock"
-        # Two daemons must not share a containerd namespace's cgroup, and the cgroup's name lets the clean-up find it.
+        # Two daemons must not share the cgroup of a containerd namespace, and the cgroup's name lets the clean-up find
+        # it.
         flags = ["--data-root", f"{path}/data", "--exec-root", f"{path}/exec", "-p", f"{path}/docker.pid", "-H", socket]
         flags += ["--iptables=false", "--ip6tables=false", "--bridge=none", *self.store()]
         flags += ["--cgroup-parent", f"/{self.workspace.mark}", *self.flags]
@@ -125,7 +126,7 @@ class Docker(CliRig):
         return ("--storage-driver=overlay2",)
 
     def _answers(self) -> bool:
-        # Not `version`: docker.io 26.1's rootless daemon panics over it when rootlesskit serves no network of its own.
+        # Not `version`: the rootless daemon of docker.io 26.1 panics on it if rootlesskit serves no network of its own.
         return os.path.exists(self.socket) and not subprocess.call(
             [*self.cli, "ps"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=self.workspace.env
         )
@@ -137,7 +138,7 @@ class DockerSnapshots(Docker):
     variants = ("busybox",)
 
     def prefix(self) -> tuple[str, ...]:
-        """The root of the newer suite."""
+        """The command that runs in the newer suite's root."""
         return newer.prefix("trixie")
 
     def store(self) -> tuple[str, ...]:
@@ -154,7 +155,7 @@ class DockerRemapped(Docker):
     flags = ("--userns-remap", "default")
 
     def prefix(self) -> tuple[str, ...]:
-        """A view of /etc in which dockremap exists, so that the machine's own files stay as they are."""
+        """A view of /etc in which dockremap exists; the machine's own files are not changed."""
         return workspaces.users_view(self.workspace.path, [("dockremap", 29999)])
 
 
@@ -166,7 +167,7 @@ class Podman(CliRig):
     variants: tuple[str, ...] = (*Docker.variants, "privileged")
     extra: tuple[str, ...] = workspaces.ULIMITS
     remove_flags = ("-t", "0")
-    runtime = "runc"  # runs on hybrid cgroups as they are
+    runtime = "runc"  # works with hybrid cgroups
 
     def start(self) -> None:
         """Write the store's configuration, import the images."""
@@ -176,7 +177,7 @@ class Podman(CliRig):
             f'[storage]\ndriver = "overlay"\ngraphroot = "{path}/graph"\nrunroot = "{path}/run"\n'
         )
         self.settings = {"CONTAINERS_STORAGE_CONF": conf}
-        # A pod's infra container takes no --ulimit.
+        # A pod's infra container accepts no --ulimit.
         limits = ", ".join(f'"{limit}"' for limit in workspaces.ULIMITS[1::2])
         pathlib.Path(f"{path}/containers.conf").write_text(f"[containers]\ndefault_ulimits = [{limits}]\n")
         self.workspace.env.update(self.settings, CONTAINERS_CONF=f"{path}/containers.conf")
@@ -209,7 +210,7 @@ class Podman(CliRig):
             self.command("pod", "rm", "-f", *self.remove_flags, name)
 
     def pid(self, container: str) -> int:
-        """What podman itself says."""
+        """The pid according to podman."""
         return int(self.command("inspect", "--format", "{{.State.Pid}}", container))
 
     def common(self) -> tuple[str, ...]:
@@ -229,7 +230,7 @@ class PodmanNewer(Podman):
     variants: tuple[str, ...] = ("busybox", "paused")
 
     def prefix(self) -> tuple[str, ...]:
-        """The root of the newer suite."""
+        """The command that runs in the newer suite's root."""
         return newer.prefix("trixie")
 
 

@@ -18,7 +18,7 @@ WAIT = ["/bin/sleep", "100000"]
 
 
 def docker_archive(directory: str, root: str, name: str, command: list[str]) -> str:
-    """The tar that ``docker save`` would write for an image of one layer with ROOT's content; its path."""
+    """Write an archive as by ``docker save``, for an image of one layer with ROOT's content; return its path."""
     os.makedirs(directory)
     layer = f"{directory}/layer.tar"
     run(["tar", "-C", root, "-cf", layer, "."])
@@ -95,7 +95,7 @@ class Containerd(Rig):
 
 
 class Kubernetes(Containerd):
-    """containerd's CRI plugin, as a kubelet would use it: pods in the host's network, no CNI plugin, no kubelet."""
+    """containerd's CRI plugin, used as by a kubelet: pods in the host's network, no CNI plugin, no kubelet."""
 
     engine = "k8s"
     variants: tuple[str, ...] = ("busybox", "scratch", "read_only", "unprivileged", "shared_pid")
@@ -111,7 +111,7 @@ class Kubernetes(Containerd):
         self.pods: dict[str, str] = {}
 
     def configuration(self) -> str:
-        """With the CRI plugin's settings for a machine without AppArmor and CAP_SYS_RESOURCE."""
+        """The configuration with the CRI plugin's settings for a machine without AppArmor and CAP_SYS_RESOURCE."""
         path = self.workspace.path
         return f"""{super().configuration()}
 [plugins."io.containerd.grpc.v1.cri"]

@@ -30,12 +30,12 @@ class Buildah(Rig):
         )
         self.settings = {"CONTAINERS_STORAGE_CONF": conf}
         self.workspace.env.update(self.settings)
-        del self.workspace.env["TMPDIR"]  # where `buildah run` leaves its pid file: /var/tmp
+        del self.workspace.env["TMPDIR"]  # `buildah run` writes its pid file to /var/tmp
         self.root = workspaces.busybox_root(f"{path}/slim")
 
     def make(self, variant: str, name: str) -> EngineContainer:
         """``from scratch``, ``add``, ``mount``, and, unless only the files are wanted, ``run``."""
-        limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]  # more than its own none may have here
+        limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]  # no limits above those available here
         run(["buildah", "from", *limits, "--name", name, "scratch"], env=self.workspace.env)
         run(["buildah", "add", name, self.root, "/"], env=self.workspace.env)
         merged = run(["buildah", "mount", name], env=self.workspace.env).strip()
@@ -47,7 +47,7 @@ class Buildah(Rig):
             if variant == "chroot"
             else ["--isolation", "oci", "--runtime", "runc", "--network", "none"]
         )
-        mark = f"10{os.getpid()}{len(self.workspace.daemons)}"  # seconds to sleep: what tells this sleep from others
+        mark = f"10{os.getpid()}{len(self.workspace.daemons)}"  # seconds to sleep: identifies this sleep
         process = self.workspace.daemon(["buildah", "run", *how, name, "/bin/sleep", mark], log="log")
         found: list[int] = []
 
@@ -90,7 +90,7 @@ class Apptainer(Rig):
     def start(self) -> None:
         """Build the sandbox image as the user."""
         path = self.workspace.path
-        workspaces.users_view(path, [("slim", self.uid)])  # for the files it writes
+        workspaces.users_view(path, [("slim", self.uid)])  # for files that it writes
         home = f"{path}/home-slim"
         os.mkdir(home, 0o700)
         os.chown(home, self.uid, self.uid)
@@ -132,7 +132,7 @@ class Apptainer(Rig):
 
 
 class Gvisor(Rig):
-    """gVisor's runsc: the workload is no process of this host."""
+    """gVisor's runsc: the workload is not a process of this host."""
 
     engine = "gvisor"
     needs = {"runsc": "runsc", "busybox": "busybox-static"}  # noqa: RUF012
@@ -162,7 +162,7 @@ class Gvisor(Rig):
         }
         (bundle / "config.json").write_text(json.dumps(config))
         self.cli = ("runsc", "--root", self.state, "--platform=ptrace", "--network=none", "--ignore-cgroups")
-        # runsc chowns its standard streams to the sandbox's user (nobody): never hand it the machine's own /dev/null.
+        # runsc chowns its standard streams to the sandbox's user (nobody): never pass it the machine's /dev/null.
         process = self.workspace.daemon(
             [*self.cli, "run", "-bundle", str(bundle), name], log="log", stdin=f"{bundle}/stdin"
         )
@@ -186,7 +186,7 @@ class Gvisor(Rig):
 
 
 class DockerRootless(Docker):
-    """dockerd as an ordinary user, by rootlesskit."""
+    """dockerd as an ordinary user, with rootlesskit."""
 
     needs = {**Docker.needs, "rootlesskit": "rootlesskit", "newuidmap": "uidmap"}  # noqa: RUF012
     variants: tuple[str, ...] = ("busybox", "scratch", "read_only", "unprivileged", "volume")
@@ -203,7 +203,8 @@ class DockerRootless(Docker):
         user = ("setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups", "--inh-caps=-all")
         kit: tuple[str, ...] = ("rootlesskit", "--net=host", "--copy-up=/etc", "--copy-up=/run", "--propagation=rslave")
         kit += (f"--state-dir={runtime}/kit",)
-        # What copy-up brought of the host's own engines belongs to the real root: in the way, and not removable later.
+        # Links that rootlesskit's copy-up takes from the host's engines belong to the real root: in the way, and not
+        # removable later.
         script = 'rm -f /run/docker /run/containerd /run/xtables.lock; exec dockerd "$@"'
         flags = ["--rootless", "-H", socket, "--data-root", f"{home}/data", "--exec-root", f"{runtime}/docker"]
         flags += ["-p", f"{runtime}/docker.pid", "--iptables=false", "--ip6tables=false", "--bridge=none"]

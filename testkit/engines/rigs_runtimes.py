@@ -1,4 +1,6 @@
-"""The rigs of the low-level runtimes runc and crun, and of what needs no engine: bubblewrap, and system calls by hand."""
+"""The rigs of the low-level runtimes runc and crun, and of containers without an engine: bubblewrap, and system calls
+by hand.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +55,8 @@ class Bundle(Rig):
         (bundle / "config.json").write_text(json.dumps(config))
         command = [*self.cli, "run", "-d", "-b", str(bundle), "--pid-file", f"{bundle}/pid", name]
         log = f"{bundle}/log"
-        # The container keeps these streams: a pipe would never see its end. crun chowns them to the container's user,
-        # so not the machine's own /dev/null either.
+        # The container keeps these streams, so a pipe would never reach its end. crun chowns them to the container's
+        # user, so the machine's /dev/null is not used either.
         with open(log, "wb") as stream, open(f"{bundle}/stdin", "w+b") as source:
             code = subprocess.call(
                 command, stdin=source, stdout=stream, stderr=stream, env=self.workspace.env, timeout=60
@@ -86,7 +88,7 @@ class Bundle(Rig):
         if variant == "no_proc":
             mounts = mounts[1:]
         if variant == "scratch":
-            mounts = mounts[:2]  # runc itself needs a /proc in the container, to close its own fds; crun a /dev
+            mounts = mounts[:2]  # runc needs a /proc in the container to close its own fds; crun a /dev
         if variant == "tmpfs":
             mounts.append({"destination": "/data", "type": "tmpfs", "source": "tmpfs"})
         return {
@@ -106,14 +108,14 @@ class Bundle(Rig):
         }
 
     def mapped_root(self, name: str) -> str:
-        """A copy of the busybox root that belongs to the mapped root."""
+        """A copy of the busybox root owned by the mapped root."""
         root = f"{self.workspace.path}/root-{name}"
         run(["cp", "-a", self.roots["busybox"], root])
         run(["chown", "-hR", "300000:300000", root])
         return root
 
     def remove(self, container: EngineContainer) -> None:
-        """``delete --force``, thawed before."""
+        """``delete --force``, after unfreezing."""
         try:
             run([*self.cli, "resume", container.name], env=self.workspace.env)
         except Failed:
@@ -122,19 +124,19 @@ class Bundle(Rig):
 
 
 class Runc(Bundle):
-    """runc as it is."""
+    """runc, unmodified."""
 
     engine = runtime = "runc"
 
 
 class Crun(Bundle):
-    """crun, which refuses hybrid cgroups: the unified hierarchy hidden."""
+    """crun, with the unified hierarchy hidden: it refuses hybrid cgroups."""
 
     engine = runtime = "crun"
     needs = {"crun": "crun", "busybox": "busybox-static"}  # noqa: RUF012
 
     def prefix(self) -> tuple[str, ...]:
-        """Without the unified hierarchy."""
+        """The command that hides the unified hierarchy."""
         return cg1()
 
 
@@ -184,12 +186,12 @@ class Bwrap(Rig):
         return container
 
     def remove(self, container: EngineContainer) -> None:
-        """Kill its pid 1; the namespaces end with it."""
+        """Kill its pid 1, which ends the namespaces."""
         os.kill(container.pid, 9)
 
 
 class ByHand(Rig):
-    """Namespaces made by system calls (byhand.py), or a plain chroot: what no engine would do."""
+    """Namespaces made by system calls (byhand.py), or a plain chroot: containers that no engine makes."""
 
     engine = "pid"
     needs = {"busybox": "busybox-static"}  # noqa: RUF012
@@ -229,5 +231,5 @@ class ByHand(Rig):
         return EngineContainer(self, name, int(line), rootfs=path)
 
     def remove(self, container: EngineContainer) -> None:
-        """Kill it; its namespaces end with it."""
+        """Kill it, which ends its namespaces."""
         os.kill(container.pid, 9)

@@ -1,4 +1,4 @@
-"""The rigs of what runs whole systems: LXC, LXD, Incus, systemd-nspawn."""
+"""The rigs of system containers: LXC, LXD, Incus, systemd-nspawn."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Lxc(Rig):
     variants: tuple[str, ...] = ("busybox", "scratch", "userns", "paused")
 
     def start(self) -> None:
-        """Nothing runs until a container does."""
+        """Does nothing: there is no daemon."""
         self.path = f"{self.workspace.path}/lxc"
         os.mkdir(self.path)
 
@@ -32,7 +32,7 @@ class Lxc(Rig):
         directory = f"{self.path}/{name}"
         os.mkdir(directory)
         root = (workspaces.scratch_root if variant == "scratch" else workspaces.busybox_root)(f"{directory}/rootfs")
-        os.makedirs(f"{root}/dev", exist_ok=True)  # LXC puts links there even without lxc.autodev
+        os.makedirs(f"{root}/dev", exist_ok=True)  # LXC makes links there even without lxc.autodev
         lines = [f"lxc.uts.name = {name}", f"lxc.rootfs.path = dir:{root}", "lxc.net.0.type = empty"]
         lines += [f"lxc.cgroup.dir = {self.workspace.mark}/{name}"]
         if variant == "scratch":
@@ -63,7 +63,7 @@ class Lxc(Rig):
         )
 
     def remove(self, container: EngineContainer) -> None:
-        """Stop it, thawed before."""
+        """Stop it, after unfreezing."""
         subprocess.call(
             ["lxc-unfreeze", "-P", self.path, "-n", container.name], env=self.workspace.env, stderr=subprocess.DEVNULL
         )
@@ -131,7 +131,7 @@ class Lxd(Rig):
         return EngineContainer(self, name, int(state["pid"]))
 
     def remove(self, container: EngineContainer) -> None:
-        """``delete --force``, thawed before."""
+        """``delete --force``, after unfreezing."""
         try:
             self.command("start", container.name)
         except Failed:
@@ -147,7 +147,7 @@ class Incus(Lxd):
     variable = "INCUS_DIR"
 
     def start(self) -> None:
-        """The same, in the root of the newer suite."""
+        """The same, in the newer suite's root."""
         self.client = (*newer.prefix("trixie"), "incus")
         self.server = (*newer.prefix("trixie"), "incusd", "--group", "root")
         super().start()
@@ -194,19 +194,19 @@ class Nspawn(Rig):
         return EngineContainer(self, name, found[0], rootfs=root)
 
     def start(self) -> None:
-        """No daemon."""
+        """Does nothing: there is no daemon."""
         self.monitors: dict[str, subprocess.Popen[bytes]] = {}
 
     def remove(self, container: EngineContainer) -> None:
-        """Kill the container; systemd-nspawn follows."""
+        """Kill the container, after which systemd-nspawn exits."""
         os.kill(container.pid, 9)
         self.monitors[container.name].wait(timeout=20)
-        # It stays where /run is no tmpfs: "Attempted to remove disk file system …, and we can't allow that."
+        # It is left if /run is no tmpfs: "Attempted to remove disk file system …, and we can't allow that."
         shutil.rmtree(f"/run/systemd/nspawn/propagate/{container.name}", ignore_errors=True)
 
 
 def _runs(pid: int, variant: str) -> bool:
-    """Whether the container's first process has come to its command."""
+    """Whether the container's first process has executed its command."""
     try:
         name = pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:

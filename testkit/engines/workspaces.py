@@ -1,9 +1,9 @@
-"""What every rig stands on: a private directory, a mark on everything started, and a clean-up that always happens.
+"""The basis of every rig: a private directory, a mark on everything started, and a clean-up that always happens.
 
-A rig's directory has a name of its own, ``/tmp/cntr-rig-PID-xxxxxxxx``. That name is on everything the rig starts: in the
+A rig's directory has a unique name, ``/tmp/cntr-rig-PID-xxxxxxxx``. That name is in everything the rig starts: in the
 arguments or the environment of its daemons and monitors, in the source of its containers' root mount, in the names of
-its cgroups. ``clean`` ends, unmounts and removes what bears it. It runs at the end of the session; if pytest is killed,
-even by SIGKILL, a guard process sees the pipe from pytest close and runs it then.
+its cgroups. ``clean`` ends, unmounts and removes what has the name. It runs at the end of the session. If pytest is
+killed, even by SIGKILL, a guard process sees end of file on a pipe from pytest and runs it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from testkit.waiting import wait_until
 PREFIX = "cntr-rig-"
 UNIFIED = "/sys/fs/cgroup/unified"
 
-# crun refuses hybrid cgroups; in a private mount namespace without the unified hierarchy it sees plain version 1.
+# crun refuses hybrid cgroups; in a mount namespace without the unified hierarchy it sees plain version 1.
 WITHOUT_UNIFIED = ("unshare", "-m", "--propagation", "private", "sh", "-c", f'umount {UNIFIED}; exec "$@"', "sh")
 
 # Root without CAP_SYS_RESOURCE may not raise limits, so engines must not try.
@@ -33,18 +33,18 @@ ULIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024")
 
 
 def cg1() -> tuple[str, ...]:
-    """The command prefix that hides the unified hierarchy, nothing where there is none."""
+    """The command prefix that hides the unified hierarchy; empty if there is none."""
     return WITHOUT_UNIFIED if os.path.ismount(UNIFIED) else ()
 
 
 class Failed(Exception):
-    """A rig's command failed: what, and what it printed."""
+    """A rig's command failed: the command and its output."""
 
 
 def run(
     argv: Sequence[str], *, env: dict[str, str] | None = None, timeout: float = 60, input: bytes | None = None
 ) -> str:
-    """Run a rig's command; its output. Raises Failed with all that it printed."""
+    """Run a rig's command; return its output. Raises Failed with all of the output."""
     try:
         done = subprocess.run(
             list(argv),
@@ -66,7 +66,7 @@ class Workspace:
     def __init__(self) -> None:
         """Make the directory and start the guard."""
         self.path = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir="/tmp")
-        os.chmod(self.path, 0o711)  # rootless users walk through it
+        os.chmod(self.path, 0o711)  # rootless users need to pass through it
         self.mark = os.path.basename(self.path)
         self.env = {**os.environ, "CNTR_RIG": self.mark, "LC_ALL": "C", "TMPDIR": self.path}
         for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINERS_STORAGE_CONF", "XDG_RUNTIME_DIR", "NOTIFY_SOCKET"):
@@ -75,7 +75,7 @@ class Workspace:
         self._pipe = self._guard()
 
     def _guard(self) -> int:
-        """The process that cleans up if this one dies first; it waits on a pipe that closes with this process."""
+        """Fork the process that cleans up if this one dies: it waits for the end of a pipe from this process."""
         reading, writing = os.pipe()
         first = os.fork()
         if first == 0:
@@ -93,14 +93,14 @@ class Workspace:
         return writing
 
     def close(self) -> None:
-        """Clean up now; the guard has nothing left to do."""
+        """Clean up now and end the guard."""
         clean(self.mark)
         for process in self.daemons:
             process.wait(timeout=10)
         try:
             os.write(self._pipe, b".")
         except BrokenPipeError:
-            pass  # somebody ended the guard; it has nothing left to do
+            pass  # the guard is gone already
         os.close(self._pipe)
 
     def daemon(
@@ -130,7 +130,7 @@ class Workspace:
         process: subprocess.Popen[bytes] | None = None,
         log: str = "log",
     ) -> None:
-        """Wait until PROBE() is true. Raises Failed when PROCESS ends before, or the time is up."""
+        """Wait until PROBE() is true. Raises Failed if PROCESS ends first, or on a timeout."""
         try:
             wait_until(lambda: probe() or (process is not None and process.poll() is not None), what, seconds)
         except AssertionError as error:
@@ -140,9 +140,9 @@ class Workspace:
 
 
 def users_view(directory: str, rows: Sequence[tuple[str, int]]) -> tuple[str, ...]:
-    """A command prefix: a private mount namespace whose /etc/{passwd,group,subuid,subgid} hold ROWS too.
+    """A command prefix: a private mount namespace whose /etc/{passwd,group,subuid,subgid} contain ROWS too.
 
-    Rootless engines and userns-remap want a user with subordinate ids; the machine's own files stay as they are.
+    Rootless engines and userns-remap need a user with subordinate ids; the machine's own files are not changed.
     """
     for file, line in (
         ("passwd", "{0}:x:{1}:{1}::" + directory + "/home-{0}:/bin/sh\n"),
@@ -170,7 +170,7 @@ def users_view(directory: str, rows: Sequence[tuple[str, int]]) -> tuple[str, ..
 
 
 def busybox_root(path: str) -> str:
-    """A root directory with static busybox and nothing else worth naming."""
+    """Make a root directory with static busybox and little else."""
     busybox = shutil.which("busybox") or ""
     for directory in ("bin", "proc", "sys", "dev", "etc", "tmp", "data"):
         os.makedirs(f"{path}/{directory}")
@@ -200,7 +200,7 @@ def busybox_root(path: str) -> str:
 
 
 def scratch_root(path: str) -> str:
-    """A root directory with one static program, /app, that waits: no shell, no /etc."""
+    """Make a root directory with one static program, /app, that waits: no shell, no /etc."""
     os.makedirs(path)
     program = pathlib.Path(path, "app")
     program.write_bytes(static_program())
@@ -212,7 +212,7 @@ def scratch_root(path: str) -> str:
 
 
 def clean(mark: str) -> None:
-    """End every process, unmount every mount, remove every cgroup and directory that bears MARK."""
+    """End every process, unmount every mount, and remove every cgroup and directory that has MARK."""
     assert mark.startswith(PREFIX)
     for _ in range(100):
         marked = _marked(mark)
@@ -239,7 +239,7 @@ def clean(mark: str) -> None:
 
 
 def _marked(mark: str) -> list[int]:
-    """The processes that bear MARK: in arguments, environment, or the source of their root mount."""
+    """The processes that have MARK in their arguments, environment, or the source of their root mount."""
     found = []
     needle = os.fsencode(mark)
     for name in os.listdir("/proc"):
@@ -272,7 +272,7 @@ def _ancestors() -> list[int]:
 def _root_mount(pid: str) -> bytes:
     """The line of the mount at / in mountinfo: an overlay names its directories, a bind mount its source.
 
-    Most processes are in this process's own mount namespace, where it names no rig; theirs is not read.
+    Processes in this process's own mount namespace, which are most, are skipped: its root names no rig.
     """
     if os.stat(f"/proc/{pid}/ns/mnt").st_ino == os.stat("/proc/self/ns/mnt").st_ino:
         return b""
@@ -281,7 +281,7 @@ def _root_mount(pid: str) -> bytes:
 
 
 def _thaw(pid: int) -> None:
-    """SIGKILL waits for ever at the door of a frozen version 1 cgroup."""
+    """Unfreeze a version 1 cgroup, as SIGKILL has no effect on frozen processes."""
     try:
         paths = procfs.cgroups(procfs.read(f"/proc/{pid}/cgroup"))
     except OSError:
@@ -298,7 +298,7 @@ def _thaw(pid: int) -> None:
 
 
 def _remove_cgroups(mark: str) -> bool:
-    """Remove the cgroups below those named by MARK; whether any is left."""
+    """Remove the cgroups below those named by MARK; return whether any is left."""
     left = False
     for hierarchy in [*pathlib.Path("/sys/fs/cgroup").glob("*"), pathlib.Path("/sys/fs/cgroup")]:
         if not hierarchy.is_dir():
@@ -313,5 +313,5 @@ def _remove_cgroups(mark: str) -> bool:
 
 
 def unique(kind: str) -> str:
-    """A container name no other test has."""
+    """A unique container name."""
     return f"{kind}-{secrets.token_hex(4)}"
