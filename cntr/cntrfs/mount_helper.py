@@ -80,6 +80,8 @@ def _parse(arguments: list[str]) -> tuple[str, str, list[str], bool]:
             places.append(argument)
     if len(places) != 2:
         raise UsageError("wanted: a source and a mountpoint", f"usage: mount.{mounting.FSTYPE} DEV DIR [-o OPTS]")
+    # Whatever the order was, mount(8) puts its own words first: what forbids counts.
+    words = [word for word in words if not (word in ("allow_suid", "allow_dev") and f"no{word[6:]}" in words)]
     return places[0], places[1], words, fake
 
 

@@ -230,7 +230,7 @@ mount -t overlay overlay -o lowerdir=/usr/sbin,upperdir=$1/upper,workdir=$1/work
 printf '#!/bin/sh\\ncd %s && exec %s -m cntr.cntrfs.mount_helper "$@"\\n' "$2" "$3" > /usr/sbin/mount.fuse.cntrfs
 chmod 755 /usr/sbin/mount.fuse.cntrfs
 flags() { grep " $1/mount " /proc/self/mountinfo | cut -d" " -f6; }
-for words in defaults suid,dev allow_suid,allow_dev,noexec; do
+for words in defaults suid,dev allow_suid,allow_dev,nosuid,nodev users,allow_dev,exec allow_suid,allow_dev,noexec; do
   mount -t fuse.cntrfs -o $words $1/source $1/mount
   (: < $1/mount/null) 2>/dev/null && echo $words read
   flags $1; mount -o remount,ro $1/mount; flags $1
@@ -260,7 +260,7 @@ def test_by_mount(tmp_path: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     safe = ["rw,nosuid,nodev,relatime", "ro,nosuid,nodev,relatime"]
     allowed = ["allow_suid,allow_dev,noexec read", "rw,noexec,relatime", "ro,noexec,relatime"]
-    assert done.stdout.split("\n")[:-1] == [*safe, *safe, *allowed], done
+    assert done.stdout.split("\n")[:-1] == [*safe * 4, *allowed], done
 
 
 def test_access_times_follow_the_mounts_own_flags(tmp_path: Path) -> None:
