@@ -106,14 +106,14 @@ def _lay_out(top: Path, *words: str) -> None:
     _fio(top, *words, "--create_only=1")
 
 
-_MIXED = ("--rw=randrw", "--bs=4k", "--size=64M", "--ioengine=psync", "--randseed=1")
+_MIXED = ("--rw=randrw", "--bs=4k", "--size=32M", "--ioengine=psync", "--randseed=1")
 _AIO = ("--rw=randwrite", "--bs=64k", "--size=128M", "--ioengine=libaio", "--iodepth=16", "--direct=1", "--randseed=1")
 
 
 def _dbench(top: Path) -> float:
     """Seconds for 1000 MB of a file server's calls from two clients."""
     (top / "dbench").mkdir(exist_ok=True)
-    command: list[str | Path] = ["dbench", "-D", top / "dbench", "-t", "3", "-c", _DBENCH_LOAD, "2"]
+    command: list[str | Path] = ["dbench", "-D", top / "dbench", "-t", "2", "-c", _DBENCH_LOAD, "2"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     rates = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("Throughput")]
     return 1000 / float(rates[0])

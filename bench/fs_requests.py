@@ -53,6 +53,12 @@ def _one(top: Path) -> None:
     (top / "file").write_bytes(b"x" * 4000)
 
 
+def _make(top: Path) -> None:
+    fd = os.open(top / "new", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    os.write(fd, b"x" * 4000)
+    os.close(fd)
+
+
 def _tree(top: Path, directories: int, files: int) -> None:
     for directory in range(directories):
         path = top / "tree" / f"d{directory:03d}"
@@ -116,6 +122,8 @@ def works(directories: int = 20, files: int = 50) -> tuple[Work, ...]:
     return (
         Work("open, read, close: warm", _one, _open_read_close, _open_read_close),
         Work("Path.read_bytes: warm", _one, _open_stat_read_close, _open_stat_read_close),
+        Work("create, write, close", _one, _make, _open_read_close, writes=True),
+        Work("remove", _one, lambda top: os.unlink(top / "new"), _make, writes=True),
         Work(f"read a tree of {number} files: cold", tree, _read_tree),
         Work(f"read a tree of {number} files: warm", tree, _read_tree, _read_tree),
         Work(f"find {number} files: cold", tree, _find, tool="find"),

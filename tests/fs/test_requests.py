@@ -29,6 +29,8 @@ SESSION: Mapping[str, Mapping[str, int]] = {
 # A read moves an access time, so attributes are asked for again.
 WRITABLE: Mapping[str, Mapping[str, int]] = {
     "open, read, close: warm": {"OPEN": 1, "FLUSH": 1, "RELEASE": 1},
+    "create, write, close": {"LOOKUP": 1, "CREATE": 1, "GETXATTR": 1, "FLUSH": 1, "RELEASE": 1},
+    "remove": {"GETATTR": 1, "UNLINK": 1},
     f"read a tree of {ALL} files: cold": {**TOP, "READDIR": LISTED, "OPEN": ALL, "FLUSH": ALL, "RELEASE": ALL},
     f"read a tree of {ALL} files: warm": {"GETATTR": ALL + DIRECTORIES + 1, "OPEN": ALL, "FLUSH": ALL, "RELEASE": ALL},
     f"find {ALL} files: warm": {"GETATTR": DIRECTORIES + 1},
