@@ -106,6 +106,8 @@ def printable(text: str) -> str:
 
 def _escape(character: str) -> str:
     number = ord(character)
+    if 0xDC80 <= number <= 0xDCFF:  # a byte that is no UTF-8 (os.fsdecode), as a shell takes it: $'\xff'
+        number -= 0xDC00
     if character in "\t\n\r":
         return {"\t": "\\t", "\n": "\\n", "\r": "\\r"}[character]
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"

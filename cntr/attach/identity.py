@@ -58,7 +58,8 @@ def user_of(target: Target, wanted: str | None, *, own_root: bool = False) -> Us
     entry = procfs.passwd_entry(passwd, name) if name else None  # an entry without a name matches nobody
     if entry is None and not (name.isascii() and name.isdecimal()):
         raise CntrError(
-            f"--user {printable(name)}: the container's /etc/passwd has no such user", "give a numeric uid[:gid]"
+            f"--user {printable(name) or repr(wanted)}: the container's /etc/passwd has no such user",
+            "give a numeric uid[:gid]",
         )
     uid, gid = (entry[1], entry[2]) if entry else (int(name), 0)
     if colon:

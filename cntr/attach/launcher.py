@@ -192,7 +192,7 @@ class Launcher:
         # Close-on-exec would be too late: execve(2) and chdir(2) follow links, and /proc/self/fd/N/.. would lead to
         # open directories.
         close_all_but(self.channel.reports_write)
-        self.progress.now = steps.DIRECTORY
+        self.progress.now = steps.OWN_DIRECTORY if self.root else steps.DIRECTORY
         for directory in command.directories:
             try:
                 os.chdir(directory)

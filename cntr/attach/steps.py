@@ -73,6 +73,7 @@ TERMINAL = Step("set up the terminal")
 DIRECTORY = Step(
     "change to directory", "-w takes a directory of the session's own view; the container is at /var/lib/cntr"
 )
+OWN_DIRECTORY = Step("change to the directory", "-w takes a directory of the container's")
 RUN = Step(
     "run",
     "is it an executable of this machine's kind?",

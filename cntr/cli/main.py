@@ -43,8 +43,10 @@ def run(argv: list[str]) -> int:
         if debug:
             raise
         where = f" {error.filename}" if error.filename else ""
+        # Every call of ours names its object; print does not.
+        of_print = not error.filename and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
         hint = _LIMITS.get(error.errno or 0, "`cntr --debug …` shows where")
-        _complain(f"{printable(str(error.strerror or error))}{printable(where)}", hint)
+        _complain(f"{'standard output: ' * of_print}{printable(str(error.strerror or error))}{printable(where)}", hint)
         return EXIT_FAILED
 
 

@@ -39,6 +39,7 @@ COPY = Subcommand(
         Option(
             "-a --archive", "", "keep owner, group and ACLs too; into a container set-id bits and file capabilities"
         ),
+        Option("-r --recursive", "", "nothing: a directory is always copied whole (accepted as other tools have it)"),
         Option("-L --follow-link", "", "where SRC is a symbolic link, copy what it names"),
         REASON,
         TIMEOUT,

@@ -77,10 +77,9 @@ def parse(argv: list[str], commands: tuple[Subcommand, ...], common: tuple[Optio
     name = argv[0]
     command = next((known for known in commands if known.name == name), None)
     if command is None:
-        near = next((known.name for known in commands if known.name.startswith(name[:2])), "attach")
-        raise UsageError(
-            f"{printable(name)}: no such command", f"did you mean `cntr {near}`? `cntr --help` lists them all"
-        )
+        from cntr.cli import meant
+
+        raise UsageError(f"{printable(name)}: no such command", meant.hint(name, [known.name for known in commands]))
     parsed = Parsed(command)
     parsed.line = list(argv)
     rest = argv[1:]
@@ -149,5 +148,6 @@ def _check_words(parsed: Parsed) -> None:
         raise UsageError(f"{command.name}: {missing} is missing", hint)
     if len(parsed.words) > len(command.positional) and not command.is_open():
         raise UsageError(
-            f"{command.name}: unexpected word: {printable(parsed.words[-1])}", f"see `cntr {command.name} --help`"
+            f"{command.name}: unexpected word: {printable(parsed.words[-1])}",
+            f"it takes {' '.join(command.positional) or 'none'}: see `cntr {command.name} --help`",
         )

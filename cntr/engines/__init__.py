@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from cntr.engines.asking import ask, distinct
 from cntr.engines.container import Container, NotRunning, Refused, RemoteRefused
-from cntr.engines.lookup import notes, resolve, verify
+from cntr.engines.lookup import notes, plain, resolve, verify
 from cntr.engines.registry import REGISTRY, Answer, Entry, entries
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "distinct",
     "entries",
     "notes",
+    "plain",
     "resolve",
     "verify",
 ]

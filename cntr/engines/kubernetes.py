@@ -33,6 +33,8 @@ class Pod:
             return bool(name) and self.pod.startswith(name)
         if len(words) == 2:
             first, second = words
+            if first in ("pod", "pods") and second and self.pod.startswith(second):
+                return True  # as kubectl names one
             return (first == self.namespace and bool(second) and self.pod.startswith(second)) or (
                 bool(first) and self.pod.startswith(first) and second == self.container
             )

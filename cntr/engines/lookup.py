@@ -36,7 +36,18 @@ def resolve(target: str) -> Container:
     return found
 
 
+def plain(target: str) -> str:
+    """Return TARGET in our own words where it is written as other tools show it: docker://ID by kubectl, /web by `docker inspect`."""
+    prefix, url, rest = target.partition("://")
+    if url and prefix.replace("-", "").isalnum():
+        return f"{prefix}:{rest}"
+    prefix, colon, name = target.partition(":") if ":" in target else ("", "", target)
+    is_dockers = prefix in ("", "docker") and name.count("/") == 1 and name[0] == "/" and len(name) > 1
+    return f"{prefix}{colon}{name[1:]}" if is_dockers else target
+
+
 def _resolve(target: str) -> Container:
+    target = plain(target)
     prefix, colon, rest = target.partition(":")
     if not target or (colon and not rest) or "\0" in target or len(target) > 4096:
         shown = printable(target[:60])
@@ -173,6 +184,8 @@ def _by_command(answers: list[Answer], names: list[str], name: str, deadline: fl
 def _not_found(target: str, answers: list[Answer], absent: list[str], more: str = "") -> TargetNotFound:
     """The error that says which engines were asked, which are absent, and which refused and why."""
     shown = printable(target[:200])
+    if shown != shown.strip():
+        shown = repr(shown)
     stopped = [f"{printable(answer.refused[:300])}{_of(answer.owner)}" for answer in answers if answer.stopped]
     if stopped:
         hint = next((printable(answer.hint) for answer in answers if answer.stopped and answer.hint), "")
@@ -211,6 +224,8 @@ def _not_found(target: str, answers: list[Answer], absent: list[str], more: str 
             hint = "its daemon does not answer: its log says why (`journalctl -u docker`, for one)"
     elif known:
         hint = known[0]
+    if not advice and ("/" in target or ":" in target) and os.path.exists(target):
+        hint = f"a root directory is dir:{shown}, an archive of an image archive:{shown}"
     error = TargetNotFound(f"{shown}: no running container of that name ({said})", hint)
     error.late = tuple(slow)
     error.elsewhere = next((answer.elsewhere for answer in answers if answer.elsewhere and not answer.owner), "")

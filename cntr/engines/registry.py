@@ -116,7 +116,7 @@ REGISTRY: tuple[Entry, ...] = (
             f"/run/k0s/containerd/{_TASKS}/k8s.io",
         ),
         *(f"/var/snap/microk8s/common/run/containerd/{_TASKS}/k8s.io", "/run/crio", "$CNTR_CONTAINERD_ROOT"),
-        aliases=("kubernetes", "cri", "crio"),
+        aliases=("kubernetes", "cri", "crio", "cri-o", "containerd"),  # a pod's status has containerd://ID
     ),
     Entry(
         *("containerd", "cntr.engines.containerd", "containerd (ctr, nerdctl)"),

@@ -38,7 +38,7 @@ MODULES = {
     **{"lxc": "lxc_stopped", "nspawn": "nspawn_stopped", "buildah": "buildah_stopped"},
 }
 ALIASES = {
-    **dict.fromkeys(("k8s", "kubernetes", "cri", "nerdctl", "ctr"), "containerd"),
+    **dict.fromkeys(("k8s", "kubernetes", "cri", "crio", "cri-o", "nerdctl", "ctr"), "containerd"),
     **dict.fromkeys(("lxd", "incus"), "lxc"),
     RAW: "nspawn",
 }
@@ -56,6 +56,7 @@ def find(target: str, *, running: bool = False, late: tuple[str, ...] = ()) -> B
 
 
 def _stopped(target: str, late: tuple[str, ...], *, running: bool) -> Blueprint | None:
+    target = engines.plain(target)
     prefix, colon, rest = target.partition(":")
     engine = ALIASES.get(prefix, prefix)
     asked, name = ((engine,), rest) if colon and engine in MODULES else (tuple(MODULES), target)

@@ -30,7 +30,7 @@ def test_a_tree_comes_back_as_it_went(container, at, tmp_path):
     make_tree(tmp_path / "source")
     done(cp(tmp_path / "source", at("/")))
     assert look(container.root / "source") == look(tmp_path / "source")
-    done(cp(at("/source"), tmp_path / "back"))
+    done(cp(at("/source"), tmp_path / "back", "-r"))  # of habit
     assert look(tmp_path / "back") == look(tmp_path / "source")
     assert not leftovers(container.root, tmp_path)
 

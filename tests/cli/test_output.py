@@ -68,7 +68,7 @@ def test_a_full_disk_is_one_line():
             [*CNTR, "doctor"], stdout=full, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, check=False
         )
     assert done.returncode == 125
-    assert done.stderr.startswith("cntr: No space left on device\nhint: ")
+    assert done.stderr.startswith("cntr: standard output: No space left on device\nhint: ")
 
 
 # --- a command's own -----------------------------------------------------------------------------------------------------

@@ -16,7 +16,9 @@ from cntr import engines
 from cntr.attach.target import Target
 from cntr.engines import containers_storage, evidence, listing, lxc, runc, unixhttp
 from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound
+from cntr.images import targets
 from cntr.linux import procfs
+from testkit.waiting import wait_until
 
 HOSTILE = [
     *("", "\0", "a\0b", "\n", "a\nb", "../../etc/passwd", "..", ".", "/", "/etc", "./x", "a/../../b"),
@@ -146,6 +148,45 @@ def test_one_process_known_to_two_engines_is_one_container(monkeypatch, podman_r
         monkeypatch.setenv("CNTR_RUNC_ROOT", f"{podman.workspace.path}/oci")
         assert engines.resolve(container.id).engine == "podman"
         assert [found.pid for found in listing.running()[0]].count(container.pid) == 1
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        *(
+            ("docker://3f2a", "docker:3f2a"),
+            ("cri-o://3f2a", "cri-o:3f2a"),
+            ("docker:/web", "docker:web"),
+            ("/web", "web"),
+        ),
+        *((word, word) for word in ("web", "docker:web", "dir:/srv", "podman:/x", "/a/b", "/", "", "://x", "a/b://c")),
+    ],
+)
+def test_a_name_as_other_tools_write_it(written, meant):
+    assert engines.plain(written) == meant
+
+
+def test_ids_and_names_as_kubectl_and_docker_print_them(docker, k8s, monkeypatch):
+    with k8s.container() as pod, docker.container() as container:
+        pod.use(monkeypatch)
+        container.use(monkeypatch)
+        name = pod.name.split("/")[1]
+        for target in (f"containerd://{pod.id}", f"cri-o:{pod.id[:12]}", f"pod/{name}", f"k8s:pods/{name}"):
+            assert engines.resolve(target).pid == pod.pid, target
+        for target in (f"docker://{container.id}", f"/{container.name}", f"docker:/{container.name}"):
+            assert engines.resolve(target).pid == container.pid, target
+        container.rig.command("kill", container.name)
+        wait_until(lambda: not os.path.exists(f"/proc/{container.pid}"), "the end of the container")
+        held, stand_in = targets.resolve(f"docker://{container.id}")
+        assert stand_in
+        stand_in.close()
+        assert held.name == container.name
+
+
+def test_a_path_is_said_to_be_one(tmp_path):
+    with pytest.raises(TargetNotFound) as caught:
+        engines.resolve(str(tmp_path))
+    assert caught.value.hint == f"a root directory is dir:{tmp_path}, an archive of an image archive:{tmp_path}"
 
 
 def test_an_id_prefix_must_be_unique_and_an_exact_name_wins(docker, monkeypatch):

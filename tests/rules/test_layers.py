@@ -69,6 +69,7 @@ LAYERS = (
     ("cntr.cli.options_sessions",),
     ("cntr.cli.options_files",),
     ("cntr.cli.parser",),
+    ("cntr.cli.meant",),
     ("cntr.cli",),
     ("cntr.remote.far", "cntr.remote.ssh"),
     ("cntr.attach.walk",),
