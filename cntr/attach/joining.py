@@ -59,7 +59,7 @@ def open_cgroups(request: Request, target: Target, traced: str, say: Callable[[s
             f"{target.label}: join the container's cgroup",
             error.errno or 0,
             printable(str(error.filename)),
-            steps.CGROUP.hint,
+            steps.CGROUP.advice(error.errno or 0),
         ) from None
 
 

@@ -74,6 +74,8 @@ class Monitor:
             syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # our memory and exe are the host's
             syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)  # the launcher ends and leaves its reaper to us
             syscalls.set_process_name("cntr-monitor")
+            mask = os.umask(0o022)  # the caller's would hide directories of the nest from a user who is not root
+            self.identity.umask = mask if self.identity.umask is None else self.identity.umask
             os.setsid()  # the caller's terminal signals the supervisor alone, and nobody else may type into it
             for note in self.nest.assemble():
                 self.channel.report(NOTE, note)

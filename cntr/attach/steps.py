@@ -25,6 +25,8 @@ class Step:
 
     def advice(self, number: int) -> str:
         """What to do about errno NUMBER."""
+        if number in (EMFILE, ENFILE):  # the limit is the reason, whatever the step
+            return COMMON[number]
         return self.hints.get(number) or self.hint or COMMON.get(number) or OTHERWISE
 
 

@@ -22,6 +22,12 @@ def rows(target: Target) -> list[Row]:
         _seccomp(target),
         ("secure bits", None, "no", "nothing tells those of another process (PR_GET_SECUREBITS)"),
         ("personality", persona, "exec only", "the tools are this machine's"),
+        (
+            "umask",
+            procfs.status(procfs.read("status", target.proc_fd)).get("Umask"),
+            "exec only",
+            "the tools keep the caller's",
+        ),
         ("session keyring", None, "no", "a new one: neither the container's nor the caller's"),
         ("security label", target.lsm or None, "yes", label),
         ("oom_score_adj", score, "exec only", victim),

@@ -151,6 +151,7 @@ def _make(path: str, source: Image, index: int, chains: list[str], limits: Limit
     """Apply layer INDEX to links to the chain below, under a temporary name until it is complete."""
     temporary = f"{path}/tmp/{os.getpid()}-{chains[index]}"
     os.mkdir(temporary, 0o700)
+    mask = os.umask(0o022)  # the modes are the image's
     fd = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)  # in use: not to be swept
@@ -167,6 +168,7 @@ def _make(path: str, source: Image, index: int, chains: list[str], limits: Limit
             os.close(tree_fd)
         os.rename(tree, f"{path}/trees/{chains[index]}")
     finally:
+        os.umask(mask)
         shutil.rmtree(temporary, ignore_errors=True)
         os.close(fd)
 

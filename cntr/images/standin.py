@@ -170,6 +170,7 @@ class StandIn:
             status = 1
             try:
                 os.close(reports)
+                os.umask(0o022)  # of what engines create, whatever the caller's is
                 self._build(reading, report)
                 status = 0
             except OSError as error:

@@ -47,6 +47,17 @@ def test_images_with_one_base_share_its_files(tmp_path, directory):
     assert oct(directory.stat().st_mode)[-3:] == "700"
 
 
+def test_the_modes_are_the_images_whatever_the_callers_umask(tmp_path, directory):
+    mask = os.umask(0o077)
+    try:
+        with images.find(saved(tmp_path, "one", BASE)) as image:
+            held = cache.open_tree(image)
+    finally:
+        os.umask(mask)
+    assert [oct(os.stat(path).st_mode)[-3:] for path in (held.path, f"{held.path}/base")] == ["755", "755"]
+    held.close()
+
+
 def test_unpacked_once(tmp_path, directory, monkeypatch):
     reference = saved(tmp_path, "one", BASE)
     with images.find(reference) as image:

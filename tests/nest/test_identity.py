@@ -226,6 +226,20 @@ os.execvp(sys.argv[1], sys.argv[1:])
 """
 
 
+@pytest.mark.parametrize("transport", ["mount", "fuse"])
+def test_the_umask(tmp_path, transport):
+    """The caller's is the tools'; it closes none of the session's directories to a user who is not root. exec has the container's."""
+    strict = ["sh", "-c", 'umask 077; exec "$@"', "sh"]
+    base, shared = "/opt/not/there", tmp_path / "below" / "shared"
+    shared.mkdir(parents=True)
+    with BusyboxContainer(uid=1000, as_root=lambda: os.umask(0o027)) as container:
+        script = f"umask; ls {base}/bin/sh; ls -d {shared}"
+        words = ["--transport", transport, "--share", str(shared), "--", "sh", "-c", script]
+        done = container.attach(*words, prefix=strict, env={"CNTR_BASE_DIR": base})
+        assert (done.stdout.split(), done.stderr) == (["0077", f"{base}/bin/sh", str(shared)], "")
+        assert container.exec("--", "sh", "-c", "umask", prefix=strict).stdout == "0027\n"
+
+
 @pytest.mark.parametrize("command", ["attach", "exec"])
 def test_the_session_keyring_is_none_of_the_callers(command):
     if not os.path.exists("/proc/keys"):

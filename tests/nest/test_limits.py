@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 
-from cntr.attach import limits
+import pytest
+
+from cntr.attach import limits, steps
 
 HIGH = [(-1, -1)] * 16
 
@@ -25,6 +28,12 @@ def test_limits_that_nothing_can_run_under_are_raised_and_said():
             floor = limits.FLOORS[number]
             assert found[number] == (floor, hard if hard == -1 else floor)
             assert raised == [f"{limits.NAMES[number]} 0"]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_a_limit_that_is_reached_is_the_reason_whatever_the_step(number):
+    assert steps.CGROUP.advice(number) == steps.COMMON[number]
+    assert "--no-cgroup" in steps.CGROUP.advice(errno.EACCES)
 
 
 def test_core_files_are_forbidden_hard():
