@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PATIENCE_SECONDS = (
     3.0  # in total; a stop takes far less than a millisecond unless a thread is in an uninterruptible wait
 )
+TRACER_SECONDS = 0.5  # to wait for one tracer; other cntrs, which read the filters too, take turns with us
 THREAD_SECONDS = 0.5  # for one thread to stop, before the next is tried
 WITHOUT = "--no-seccomp goes without it: then the program may make system calls that the container's may not"
 STRICT, FILTER = 1, 2  # /proc/PID/status, Seccomp
@@ -82,7 +83,7 @@ def filters_of(pid: int, label: str) -> list[Filter]:
     why = obstacle()
     if why:
         raise CntrError(f"{label}: its seccomp filter can't be taken over: {why}", WITHOUT)
-    answer = _ask(pid)
+    answer = _in_turn(pid)
     if answer[:1] == b"F":
         return _unpack(answer[1:])
     number, _, step = answer[1:].partition(b" ")
@@ -110,6 +111,30 @@ def _mode(pid: int, tid: int) -> int:
     except OSError:
         return -1
     return -1 if status.get("State", "Z")[0] in "ZX" else int(status.get("Seccomp", "0"))
+
+
+def _in_turn(pid: int) -> bytes:
+    """The answer of ``_ask``. A process has one tracer at a time: ask again while another one comes and goes."""
+    begun = since = time.monotonic()
+    tracer = ""
+    while True:
+        answer = _ask(pid)
+        now = time.monotonic()
+        if not answer.startswith(b"E%d seize" % errno.EPERM) or now - begun > PATIENCE_SECONDS:
+            return answer
+        if (found := _tracer(pid)) != tracer:
+            tracer, since = found, now
+        if now - since > TRACER_SECONDS:  # a debugger, or nobody: then it is a security module
+            return answer
+        time.sleep(0.002)
+
+
+def _tracer(pid: int) -> str:
+    """The pid of the process's tracer, 0 if there is none."""
+    try:
+        return procfs.status(procfs.read(f"/proc/{pid}/status")).get("TracerPid", "0")
+    except OSError:
+        return "0"
 
 
 def _ask(pid: int) -> bytes:
@@ -155,7 +180,11 @@ def _trace(pid: int) -> bytes:
             if not _mode(pid, tid):
                 continue
             step = "seize"
-            seccomp.ptrace_seize(tid)
+            try:
+                seccomp.ptrace_seize(tid)
+            except PermissionError:
+                answer = answer or b"E%d seize" % errno.EPERM  # it may be traced by itself, as by `strace -p`
+                continue
             seccomp.ptrace_interrupt(tid)
             step = "stop"
             if not _stopped(tid):
@@ -219,8 +248,7 @@ def _reason(pid: int, number: int, step: bytes) -> str:
     """The reason in words."""
     if step == b"seize":
         try:
-            tracer = procfs.status(procfs.read(f"/proc/{pid}/status")).get("TracerPid", "0")
-            if tracer != "0":
+            if (tracer := _tracer(pid)) != "0":
                 return (
                     f"the process is traced by pid {tracer} ({printable(procfs.read(f'/proc/{tracer}/comm').strip())})"
                 )

@@ -18,6 +18,7 @@ from cntr.attach import seccomp
 from cntr.errors import CntrError
 from cntr.linux import procfs, syscalls
 from cntr.linux import seccomp as calls
+from testkit.waiting import wait_until
 from tests.nest.filters import answering, instruction, refusing
 
 pytestmark = [
@@ -169,6 +170,43 @@ def test_a_traced_process_is_refused_with_its_tracers_name():
         calls.ptrace_interrupt(sleeper.pid)
         os.waitpid(sleeper.pid, calls.WALL)
         calls.ptrace_detach(sleeper.pid)
+
+
+def test_many_who_read_at_once_take_turns():
+    """As `xargs -P` with `cntr exec`, or several people at one container."""
+    program = refusing(1, "mkdir")
+    with Sleeper(program) as sleeper:
+        readers = []
+        for _ in range(8):
+            if (reader := os.fork()) == 0:
+                status = 1
+                try:
+                    found = [seccomp.filters_of(sleeper.pid, "it") for _ in range(10)]
+                    status = int(any([one.program for one in filters] != [program] for filters in found))
+                finally:
+                    os._exit(status)
+            readers.append(reader)
+        assert [os.waitpid(reader, 0)[1] for reader in readers] == [0] * len(readers)
+        assert sleeper.status()["TracerPid"] == "0"
+
+
+def test_a_thread_that_is_traced_leaves_the_others_to_be_asked():
+    """`strace -p 1` without -f has one thread of several."""
+    program = refusing(1, "mkdir")
+
+    def body() -> None:
+        threading.Thread(target=signal.pause, daemon=True).start()
+        signal.pause()
+
+    with Sleeper(program, body=body) as sleeper:
+        wait_until(lambda: len(os.listdir(f"/proc/{sleeper.pid}/task")) > 1, "the second thread")
+        calls.ptrace_seize(sleeper.pid)
+        try:
+            assert [found.program for found in seccomp.filters_of(sleeper.pid, "it")] == [program]
+        finally:
+            calls.ptrace_interrupt(sleeper.pid)
+            os.waitpid(sleeper.pid, calls.WALL)
+            calls.ptrace_detach(sleeper.pid)
 
 
 def test_a_leader_that_is_a_zombie_leaves_its_threads_to_be_asked():
