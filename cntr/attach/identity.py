@@ -132,7 +132,9 @@ class Identity:
         self.lsm = target.lsm if target.lsm != _own_label() else ""
         self.oom_score_adj = _oom_score_adj(target) if request.own_root else LIKELIEST_VICTIM
         self.personality = int(procfs.read("personality", target.proc_fd), 16) if request.own_root else 0
-        self.umask = _umask(target) if request.own_root else None  # None: the caller's
+        # What its own programs create is for its other processes to read. None: the caller's. Linux 4.7.
+        umask = procfs.status(procfs.read("status", target.proc_fd)).get("Umask", "22")
+        self.umask = int(umask, 8) & 0o777 if request.own_root else None
         theirs = procfs.limits(procfs.read("limits", target.proc_fd))
         self.limits, self.raised = limits.of_session(theirs, core_files=request.own_root)
         self.last_capability = int(procfs.read("/proc/sys/kernel/cap_last_cap"))
@@ -267,12 +269,6 @@ class Identity:
         for capability in range(self.last_capability + 1):
             if self.ambient >> capability & 1:
                 syscalls.prctl(syscalls.PR_CAP_AMBIENT, syscalls.PR_CAP_AMBIENT_RAISE, capability)
-
-
-def _umask(target: Target) -> int:
-    """Return the umask of the container's process: what its own programs create is for its other processes to read."""
-    status = procfs.status(procfs.read("status", target.proc_fd))
-    return int(status.get("Umask", "22"), 8) & 0o777  # before Linux 4.7: what engines set
 
 
 def _own_label() -> str:

@@ -38,19 +38,17 @@ def spared(found: list[cgroup.Membership], label: str, say: Callable[[str], None
 
 def processes_left(membership: cgroup.Membership) -> tuple[int, int] | None:
     """Return how many processes the tightest pids.max allows yet, and that limit. None if nothing limits them there."""
-    directory, least = membership.directory, None
-    if membership.controllers and "pids" not in membership.controllers.split(","):
-        return None
-    while directory.count("/") > 2:
+    directory, found = membership.directory, []
+    counts = not membership.controllers or "pids" in membership.controllers.split(",")
+    while counts and directory.count("/") > 2:
         try:
-            limit = procfs.read(f"{directory}/pids.max").strip()
-            used = int(procfs.read(f"{directory}/pids.current"))
-        except (OSError, ValueError):  # the root cgroup has neither file
+            limit, used = (procfs.read(f"{directory}/pids.{name}").strip() for name in ("max", "current"))
+        except OSError:  # the root cgroup has neither file
             break
-        if limit.isdigit() and (least is None or int(limit) - used < least[0]):
-            least = max(0, int(limit) - used), int(limit)
+        if limit != "max":
+            found.append((max(0, int(limit) - int(used)), int(limit)))
         directory = directory.rpartition("/")[0]
-    return least
+    return min(found, default=None)
 
 
 def watched(run: Callable[[], int], memory: cgroup.Memory, label: str, say: Callable[[str], None]) -> int:

@@ -41,7 +41,7 @@ def plain(target: str) -> str:
     prefix, url, rest = target.partition("://")
     if url and prefix.replace("-", "").isalnum():
         return f"{prefix}:{rest}"
-    prefix, colon, name = target.partition(":") if ":" in target else ("", "", target)
+    prefix, colon, name = target.rpartition(":")
     is_dockers = prefix in ("", "docker") and name.count("/") == 1 and name[0] == "/" and len(name) > 1
     return f"{prefix}{colon}{name[1:]}" if is_dockers else target
 
@@ -184,8 +184,7 @@ def _by_command(answers: list[Answer], names: list[str], name: str, deadline: fl
 def _not_found(target: str, answers: list[Answer], absent: list[str], more: str = "") -> TargetNotFound:
     """The error that says which engines were asked, which are absent, and which refused and why."""
     shown = printable(target[:200])
-    if shown != shown.strip():
-        shown = repr(shown)
+    shown = shown if shown == shown.strip() else repr(shown)
     stopped = [f"{printable(answer.refused[:300])}{_of(answer.owner)}" for answer in answers if answer.stopped]
     if stopped:
         hint = next((printable(answer.hint) for answer in answers if answer.stopped and answer.hint), "")
@@ -214,6 +213,8 @@ def _not_found(target: str, answers: list[Answer], absent: list[str], more: str 
     # That engines' programs are here says nothing: images have them, too, and /dev/kvm is in each privileged container.
     if host.advice(engines=False) and (advice := host.advice(engines=_anything_runs(answers))):
         hint = advice
+    elif ("/" in target or ":" in target) and os.path.exists(target):
+        hint = f"a root directory is dir:{shown}, an archive of an image archive:{shown}"
     elif known and len(answers) == 1:
         hint = known[0]
     elif refused and os.geteuid() != 0:
@@ -224,8 +225,6 @@ def _not_found(target: str, answers: list[Answer], absent: list[str], more: str 
             hint = "its daemon does not answer: its log says why (`journalctl -u docker`, for one)"
     elif known:
         hint = known[0]
-    if not advice and ("/" in target or ":" in target) and os.path.exists(target):
-        hint = f"a root directory is dir:{shown}, an archive of an image archive:{shown}"
     error = TargetNotFound(f"{shown}: no running container of that name ({said})", hint)
     error.late = tuple(slow)
     error.elsewhere = next((answer.elsewhere for answer in answers if answer.elsewhere and not answer.owner), "")
