@@ -17,6 +17,12 @@ OTHERS_WORDS = {
 
 def hint(word: str, commands: list[str]) -> str:
     """Return what to type instead of WORD."""
-    near = OTHERS_WORDS.get(word, next(iter(difflib.get_close_matches(word, commands, 1)), ""))
-    meant = f"did you mean `cntr {near}`?" if near else f"`cntr attach {printable(word)}` attaches to a container;"
-    return f"{meant} `cntr --help` lists them all"
+    begin_so = [command for command in commands if word and command.startswith(word)]
+    near = OTHERS_WORDS.get(word, next(iter(begin_so or difflib.get_close_matches(word, commands, 1)), ""))
+    if near:
+        meant = f"did you mean `cntr {near}`?"
+    elif word.startswith("-"):
+        meant = "options come behind the command;"
+    else:
+        meant = f"`cntr attach NAME` attaches to a container{' called ' + printable(word) if word else ''};"
+    return f"{meant} `cntr --help` lists all commands"
