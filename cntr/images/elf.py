@@ -36,11 +36,12 @@ class NotElf(Exception):
 
 
 class Elf:
-    """machine: a name in MACHINES; bits: 32 or 64; interpreter: "" for a static program; needed, paths: from the
-    dynamic section.
+    """kind: e_type, 2 for a program, 3 for a position-independent one or a library; machine: a name in MACHINES.
+
+    bits: 32 or 64; interpreter: "" for a static program; needed, paths: from the dynamic section.
     """
 
-    __slots__ = ("bits", "interpreter", "machine", "needed", "paths")
+    __slots__ = ("bits", "interpreter", "kind", "machine", "needed", "paths")
 
     def __init__(self, fd: int) -> None:
         """Read it with pread(2). Raises NotElf, OSError."""
@@ -48,7 +49,7 @@ class Elf:
         if head[:4] != b"\x7fELF" or len(head) < 52 or head[4] not in (1, 2) or head[5] not in (1, 2):
             raise NotElf("not an ELF file")
         self.bits, order = 32 * head[4], "<" if head[5] == 1 else ">"
-        number = struct.unpack_from(order + "H", head, 18)[0]
+        self.kind, number = struct.unpack_from(order + "HH", head, 16)
         self.machine = MACHINES.get(number, f"machine {number}")
         wide = self.bits == 64
         if wide and len(head) < 64:
@@ -58,7 +59,11 @@ class Elf:
         if count > HEADERS or size < (56 if wide else 32) or size > 1024:
             raise NotElf("broken program headers")
         table = _read(fd, size * count, offset)
+        if len(table) < size * count:
+            raise NotElf("an ELF file that is cut off")
         rows = [self._header(table, at, order) for at in range(0, len(table) - (55 if wide else 31), size)]
+        if any(kind == PT_LOAD and start + length > os.fstat(fd).st_size for kind, start, _, length in rows):
+            raise NotElf("an ELF file that is cut off")
         self.interpreter = ""
         self.needed: list[str] = []
         self.paths: list[str] = []

@@ -8,7 +8,7 @@ from cntr import engines, images
 from cntr.engines import Container
 from cntr.errors import CntrError, TargetNotFound, printable
 from cntr.images import targets
-from cntr.images.lint import lint
+from cntr.images.lint import CommandUser, lint
 from cntr.linux import procfs
 from cntr.linux.host import VIEW
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 
 BASE_DIR = "/var/lib/cntr"
+DAC_OVERRIDE = 1 << 1  # CAP_DAC_OVERRIDE
 ENV, UNSHARE = "/usr/bin/env", "/usr/bin/unshare"  # of the tools
 
 
@@ -92,9 +93,16 @@ def problems(pid: int, made: Blueprint) -> list[str]:
     """The lint's findings for what would run in the stand-in PID."""
     root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return [*made.faults, *lint(root, made.command(), made.environment, made.directory)]
+        return [*made.faults, *lint(root, made.command(), made.environment, made.directory, _user(pid))]
     finally:
         os.close(root)
+
+
+def _user(pid: int) -> CommandUser:
+    """Who the stand-in is, in this user namespace."""
+    status = procfs.status(procfs.read(f"/proc/{pid}/status"))
+    groups = {int(word) for word in (status["Gid"].split()[0], *status["Groups"].split())}
+    return CommandUser(int(status["Uid"].split()[0]), groups, all=bool(int(status["CapEff"], 16) & DAC_OVERRIDE))
 
 
 def _ids(pid: int) -> tuple[int, int, list[int]]:

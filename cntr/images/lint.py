@@ -9,6 +9,7 @@ import os
 import stat
 
 from cntr.errors import printable
+from cntr.images import mistakes
 from cntr.images.elf import Elf, NotElf, runs_here
 from cntr.linux import syscalls
 
@@ -19,25 +20,76 @@ LINE = 256  # BINPRM_BUF_SIZE
 TEXT = 1 << 16
 
 
-def lint(root_fd: int, argv: list[str], environment: dict[str, str], directory: str) -> list[str]:
+class CommandUser:
+    """Who is to run it: ids as ``stat`` shows them here; all: whether CAP_DAC_OVERRIDE is held."""
+
+    def __init__(self, uid: int, groups: set[int], *, all: bool) -> None:
+        self.uid, self.groups, self.all = uid, groups, all
+
+    def may(self, status: os.stat_result, bit: int) -> bool:
+        """Whether the mode lets the user read (4) or execute and search (1)."""
+        mode = status.st_mode
+        if self.all:
+            return bit == 4 or stat.S_ISDIR(mode) or bool(mode & 0o111)
+        shift = 6 if status.st_uid == self.uid else 3 if status.st_gid in self.groups else 0
+        return bool(mode >> shift & bit)
+
+
+ROOT = CommandUser(0, {0}, all=True)
+
+
+def lint(
+    root_fd: int, argv: list[str], environment: dict[str, str], directory: str, user: CommandUser = ROOT
+) -> list[str]:
     """The problems of ARGV as the first program of the tree behind ROOT_FD; [] if none is found."""
-    return [printable(line) for line in _Linter(root_fd, environment, directory).lint(argv)]
+    return [printable(line) for line in _Linter(root_fd, environment, directory, user).lint(argv)]
 
 
 class _Linter:
     """One root directory, and the search path for programs."""
 
-    def __init__(self, root: int, environment: dict[str, str], directory: str) -> None:
-        self.root, self.environment, self.directory = root, environment, directory
+    def __init__(self, root: int, environment: dict[str, str], directory: str, user: CommandUser) -> None:
+        self.root, self.environment, self.directory, self.user = root, environment, directory, user
         self.path = environment.get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").split(":")
 
     def lint(self, argv: list[str]) -> list[str]:
         if not argv:
             return ["no entrypoint and no command: the image says nothing to run"]
         found = []
-        if self._status(self.directory) is None:
+        place = self._status(self.directory)
+        if place is None:
             found.append(f"{self.directory}: the working directory is not there")
-        return found + self._program(argv[0], 0)
+        elif not stat.S_ISDIR(place.st_mode):
+            found.append(f"{self.directory}: the working directory is a file")
+        return found + self._words(argv, 0)
+
+    def _words(self, argv: list[str], depth: int) -> list[str]:
+        """A command and, where that is sound, what it runs in its turn."""
+        found = self._program(argv[0], 0)
+        if found or depth > LINKS:
+            return found
+        more = mistakes.runs_next(argv)
+        if more:
+            return [f"{os.path.basename(argv[0])} runs {line}" for line in self._words(more, depth + 1)]
+        script = mistakes.script_of(argv)
+        return self._script_file(argv[0], script) if script else []
+
+    def _script_file(self, program: str, name: str) -> list[str]:
+        """What an interpreter is given to read; a shell looks for it in PATH, too."""
+        path = name if name.startswith("/") else f"{self.directory.rstrip('/')}/{name}"
+        if os.path.basename(program) in mistakes.SHELLS and "/" not in name and self._status(path) is None:
+            path = self.find(name) or path
+        status = self._status(path)
+        if status is None:
+            return [f"{program} reads {path}: not found{self._why_not(path)}"]
+        if not stat.S_ISREG(status.st_mode):
+            return []
+        if not self.user.may(status, 4):
+            return [
+                f"{program} reads {path}: uid {self.user.uid} may not read it (mode {stat.S_IMODE(status.st_mode):o})"
+            ]
+        crlf = os.path.basename(program) in mistakes.SHELLS and b"\r\n" in self._head(path, TEXT)
+        return [f"{program} reads {path}: CRLF line endings: dos2unix"] if crlf else []
 
     def _open(self, path: str, flags: int) -> int:
         return syscalls.openat2(self.root, path.lstrip("/") or ".", flags, IN_ROOT)
@@ -74,27 +126,29 @@ class _Linter:
         """The path of a program, as execvp(3) finds it; "" if there is none."""
         if "/" in name:
             return name if name.startswith("/") else f"{self.directory.rstrip('/')}/{name}"
+        second = ""
         for directory in self.path:
-            path = f"{directory or self.directory}/{name}"
+            directory = directory or "."
+            path = f"{directory if directory.startswith('/') else f'{self.directory}/{directory}'}/{name}"
             status = self._status(path)
             if status and stat.S_ISREG(status.st_mode):
-                return path
-        return ""
+                if self.user.may(status, 1):
+                    return path
+                second = second or path  # one that may be executed goes before
+        return second
 
     def _program(self, name: str, depth: int) -> list[str]:
         path = self.find(name)
+        if depth and not name.startswith("/"):  # an interpreter is not looked for in PATH (execve(2))
+            path = f"{self.directory.rstrip('/')}/{name}"
         if not path:
-            return [f"{name or repr(name)}: not found in PATH ({':'.join(self.path)})"]
+            return [f"{name or repr(name)}: not found in PATH ({':'.join(self.path)}){mistakes.of_word(name)}"]
         status = self._status(path)
         if status is None:
-            return [f"{path}: not found{self._dangling(path)}"]
+            return [f"{path}: not found{mistakes.of_word(name) or self._why_not(path)}"]
         if not stat.S_ISREG(status.st_mode):
             return [f"{path}: a {'directory' if stat.S_ISDIR(status.st_mode) else 'special file'}, not a program"]
-        found = (
-            []
-            if status.st_mode & 0o111
-            else [f"{path}: not executable (mode {stat.S_IMODE(status.st_mode):o}): chmod +x"]
-        )
+        found = self._forbidden(path, status)
         try:
             head = self._head(path, TEXT)
         except OSError as error:
@@ -103,19 +157,53 @@ class _Linter:
             return found + self._script(path, head, depth)
         if head.startswith(b"\x7fELF"):
             return found + self._elf(path)
-        if not head:
-            return [*found, f"{path}: an empty file"]
-        if head.startswith(b"\xef\xbb\xbf#!"):
-            return [*found, f"{path}: a byte order mark before #!: save it as UTF-8 without one"]
-        return [*found, f"{path}: neither a program nor a script: no #! in its first line (exec format error)"]
+        return [*found, f"{path}: {mistakes.kind_of(head)}"]
+
+    def _forbidden(self, path: str, status: os.stat_result) -> list[str]:
+        """Why the kernel says "permission denied"."""
+        mode = f"(mode {stat.S_IMODE(status.st_mode):o})"
+        if not status.st_mode & 0o111:
+            return [f"{path}: not executable {mode}: chmod +x"]
+        if not self.user.may(status, 1):
+            return [f"{path}: uid {self.user.uid} may not execute it {mode}"]
+        parts = path.split("/")
+        for count in range(1, len(parts)):
+            above = "/".join(parts[:count]) or "/"
+            place = self._status(above)
+            if place and stat.S_ISDIR(place.st_mode) and not self.user.may(place, 1):
+                mode = f"(mode {stat.S_IMODE(place.st_mode):o})"
+                return [f"{path}: uid {self.user.uid} may not search {above} {mode}"]
+        fd = self._open(path, os.O_PATH)
+        try:
+            noexec = os.fstatvfs(fd).f_flag & os.ST_NOEXEC
+        finally:
+            os.close(fd)
+        return [f"{path}: on a file system that is mounted noexec"] if noexec else []
+
+    def _why_not(self, path: str) -> str:
+        """Where a link leads that leads nowhere; a file in place of a directory; another name that differs in case alone."""
+        dangling = self._dangling(path)
+        if dangling:
+            return dangling
+        parent, _, last = path.rpartition("/")
+        try:
+            fd = self._open(parent or "/", os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            return f": {parent} is no directory" if error.errno == errno.ENOTDIR else ""
+        try:
+            names = os.listdir(fd)[:TEXT]
+        finally:
+            os.close(fd)
+        like = [name for name in names if name.casefold() == last.casefold()]
+        return f": there is {like[0]}" if like else ""
 
     def _dangling(self, path: str) -> str:
         """Where a dangling symbolic link points."""
         parent, _, last = path.rpartition("/")
         try:
             fd = self._open(parent or "/", os.O_PATH | os.O_DIRECTORY)
-        except OSError:
-            return f": there is no {parent}"
+        except OSError as error:
+            return f": there is no {parent}" if error.errno != errno.ENOTDIR else ""
         try:
             target = os.readlink(last, dir_fd=fd)
         except OSError:
@@ -144,19 +232,31 @@ class _Linter:
             return [f"{path}: an interpreter that is a script, too often"]
         interpreter, argument = words[0], (words[1].strip() if len(words) > 1 else "")
         found = [f"{path}: its interpreter: {one}" for one in self._program(interpreter, depth + 1)]
+        if not found and not self.user.may(self._status(path) or os.stat_result(range(10)), 4):
+            found = [f"{path}: uid {self.user.uid} may not read it, and its interpreter has to"]
         if interpreter.rpartition("/")[2] == "env" and argument and not found:
-            parts = [word for word in argument.split() if word != "-S" and "=" not in word]
-            if parts and not parts[0].startswith("-"):
-                found = [f"{path}: its interpreter: {one}" for one in self._program(parts[0], depth + 1)]
+            found = [f"{path}: its interpreter: {one}" for one in self._env(argument)]
         if b"\r\n" in head and not found:
             found.append(f"{path}: CRLF line endings after the first line")
         return found
+
+    def _env(self, argument: str) -> list[str]:
+        """`#!/usr/bin/env NAME`: all behind env is one word, but for -S."""
+        words = argument.split()
+        if words[0] == "-S" or words[0].startswith("-S"):
+            words = " ".join(words)[2:].split()
+            words = [word for word in words if "=" not in word]
+        elif len(words) > 1:
+            return [f"env looks for a program that is called {argument!r}: env -S splits it"]
+        return self._program(words[0], 0) if words and not words[0].startswith("-") else []
 
     def _elf(self, path: str) -> list[str]:
         try:
             elf = self._read_elf(path)
         except (NotElf, OSError) as error:
             return [f"{path}: {error}"]
+        if elf.kind not in (2, 3):  # ET_EXEC, ET_DYN
+            return [f"{path}: an object file or a core file, not a program (exec format error)"]
         if not runs_here(elf.machine):
             return [f"{path}: a program for {elf.machine}, on {os.uname().machine} (exec format error)"]
         if elf.interpreter and self._status(elf.interpreter) is None:

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from cntr.images.lint import lint
+from cntr.images.lint import ROOT, CommandUser, lint
 from testkit.elf import static_program
 
 PATH = {"PATH": "/bin:/usr/bin"}
@@ -33,10 +33,12 @@ def program(path: pathlib.Path, data: bytes, mode: int = 0o755) -> pathlib.Path:
     return path
 
 
-def lines(root: pathlib.Path, *argv: str, directory: str = "/app", **variables: str) -> list[str]:
+def lines(
+    root: pathlib.Path, *argv: str, directory: str = "/app", user: CommandUser = ROOT, **variables: str
+) -> list[str]:
     fd = os.open(root, os.O_PATH | os.O_DIRECTORY)
     try:
-        return lint(fd, list(argv), PATH | variables, directory)
+        return lint(fd, list(argv), PATH | variables, directory, user)
     finally:
         os.close(fd)
 
@@ -65,6 +67,112 @@ def test_scripts(root, data, mode, said):
         assert found
     else:
         assert ([said in line for line in found] == [True]) if said else not found, found
+
+
+def changed(offset: int, data: bytes) -> bytes:
+    program = bytearray(static_program())
+    program[offset : offset + len(data)] = data
+    return bytes(program)
+
+
+FILES = {  # content, mode → the one line
+    "interpreter without a slash": (b"#!sh\n", 0o755, "/app/sh: not found"),
+    "interpreter beside the working directory": (b"#!bin/sh\n", 0o755, "/app/bin/sh: not found"),
+    "env takes one word": (b"#!/usr/bin/env sh -e\n", 0o755, "is called 'sh -e': env -S"),
+    "env -S splits": (b"#!/usr/bin/env -S A=1 ruby -w\n", 0o755, "ruby: not found in PATH"),
+    "an empty line before": (b"\n#!/bin/sh\n", 0o755, "before #!"),
+    "a space before": (b" #!/bin/sh\n", 0o755, "before #!"),
+    "UTF-16": ("#!/bin/sh\n".encode("utf-16"), 0o755, "UTF-16"),
+    "zeros": (bytes(99), 0o755, "zero bytes"),
+    "Windows": (b"MZ" + bytes(99), 0o755, "a program for Windows"),
+    "macOS": (b"\xcf\xfa\xed\xfe" + bytes(99), 0o755, "macOS"),
+    "Java": (b"\xca\xfe\xba\xbe" + bytes(99), 0o755, "Java"),
+    "WebAssembly": (b"\0asm\1\0\0\0", 0o755, "WebAssembly"),
+    "zip": (b"PK\3\4" + bytes(99), 0o755, "zip"),
+    "gzip": (b"\x1f\x8b\x08", 0o755, "gzip"),
+    "archive": (b"!<arch>\n", 0o755, "an archive"),
+    "Git LFS": (b"version https://git-lfs.github.com/spec/v1\n", 0o755, "git lfs pull"),
+    "HTML": (b"<!DOCTYPE html>", 0o755, "download"),
+    "an object file": (changed(16, b"\1\0"), 0o755, "an object file"),
+    "a core file": (changed(16, b"\4\0"), 0o755, "an object file or a core file"),
+    "cut off": (static_program()[:-8], 0o755, "cut off"),
+    "headers cut off": (static_program()[:80], 0o755, "cut off"),
+    "only root may": (static_program(), 0o700, "uid 1000 may not execute it (mode 700)"),
+    "only its group may": (static_program(), 0o710, "uid 1000 may not execute it (mode 710)"),
+    "others may, its group may not": (static_program(), 0o701, ""),
+    "a program need not be readable": (static_program(), 0o711, ""),
+    "a script has to be": (b"#!/bin/sh\n", 0o711, "may not read it, and its interpreter has to"),
+}
+WORDS = {  # the entrypoint → the one line
+    ("/app/x/y",): "/app/x is no directory",
+    ("/app/X",): "there is x",
+    ("/app/x ",): "ends or begins with a space",
+    ("/app/x\r",): "ends or begins with a space",
+    ("/app/x --flag",): "a word for each argument",
+    ("'/app/x'",): "its quotes",
+    ('["/app/x"]',): "double quotes",
+    ("$APP/x",): "no shell that would replace",
+    ("~/x",): "no shell that would replace",
+    ("link",): "link: not found in PATH",
+    ("/bin/sh", "-c", "/app/gone --x"): "sh runs /app/gone: not found",
+    ("/bin/sh", "-c", "A=1 exec gone"): "sh runs gone: not found in PATH",
+    ("/bin/sh", "-c", "['/app/x']"): "double quotes",
+    ("/bin/sh", "-c", "cd /tmp && ./gone"): "",
+    ("/bin/sh", "-c", "if gone; then x; fi"): "",
+    ("/bin/sh", "-c", "/app/x; /app/gone"): "",
+    ("/bin/sh", "/app/gone.sh"): "/bin/sh reads /app/gone.sh: not found",
+    ("sh", "crlf.sh"): "sh reads /app/crlf.sh: CRLF",
+    ("sh", "secret.sh"): "may not read it (mode 600)",
+    ("sh", "-e", "gone.sh"): "",
+    ("env", "A=1", "gone"): "env runs gone: not found",
+    ("tini", "--", "/app/gone"): "tini runs /app/gone: not found",
+    ("tini", "-g", "--", "sh", "-c", "exec /app/gone"): "tini runs sh runs /app/gone: not found",
+    ("twice",): "",
+    ("once",): "/bin/once: not executable (mode 644)",
+    ("/hidden/x",): "uid 1000 may not search /hidden (mode 700)",
+}
+USER = CommandUser(1000, {1000}, all=False)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_a_file_is(root, name):
+    data, mode, said = FILES[name]
+    program(root / "usr/bin/env", static_program())
+    program(root / "app/x", data, mode)
+    found = lines(root, "/app/x", user=USER)
+    assert ([said in line for line in found] == [True]) if said else not found, found
+
+
+def test_what_a_word_means(root):
+    for path in ("app/x", "bin/tini", "usr/bin/env", "usr/bin/twice", "hidden/x"):
+        program(root / path, static_program())
+    for path in ("bin/twice", "bin/once"):
+        program(root / path, static_program(), 0o644)
+    program(root / "app/crlf.sh", b"echo\r\n", 0o644)
+    program(root / "app/secret.sh", b"echo\n", 0o600)
+    (root / "bin/link").symlink_to("/opt/gone")
+    (root / "hidden").chmod(0o700)
+    for argv, said in WORDS.items():
+        found = lines(root, *argv, user=USER)
+        assert ([said in line for line in found] == [True]) if said else not found, (argv, found)
+    assert lines(root, "sh", directory="/app/x") == ["/app/x: the working directory is a file"]
+    assert lines(root, "/hidden/x") == [], "root may"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_file_system_that_is_mounted_noexec(root):
+    script = (
+        "import os, sys; from cntr.images.lint import lint; from cntr.linux import syscalls as s\n"
+        "s.unshare(s.CLONE_NEWNS); s.mount(None, '/', None, s.MS_REC | s.MS_PRIVATE)\n"
+        "s.mount('none', sys.argv[1] + '/app', 'tmpfs', 8)\n"
+        "open(sys.argv[1] + '/app/x', 'wb').write(b'#!/bin/sh'); os.chmod(sys.argv[1] + '/app/x', 0o755)\n"
+        "print(lint(os.open(sys.argv[1], os.O_PATH), ['/app/x'], {}, '/'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(root)], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert done.stdout == "['/app/x: on a file system that is mounted noexec']\n", done.stderr
 
 
 def test_what_is_not_there(root):
