@@ -92,7 +92,7 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
 _NR_OPEN = 1 << 20  # fs.nr_open, unless somebody raised it (proc(5))
-_NO_CLOSE_RANGE = (1, 22, 38)  # EPERM, EINVAL, ENOSYS (errno.h, whose module would be one more to import)
+_EAGAIN, _NO_CLOSE_RANGE = 11, (1, 22, 38)  # EPERM, EINVAL, ENOSYS (errno.h, whose module would be one more to import)
 CLOSE_RANGE_CLOEXEC = 4
 
 # linux/nsfs.h
@@ -244,8 +244,7 @@ def new_filesystem(fstype: str, options: Mapping[str, str | int | None] | Option
                 data = None if value is None else value.encode()
                 result = _syscall(_long(_SYS_FSCONFIG), fs, command, key.encode(), data, 0)
             _check(result, "fsconfig", f"{fstype} {key}={value}")
-        result = _syscall(_long(_SYS_FSCONFIG), fs, FSCONFIG_CMD_CREATE, None, None, 0)
-        _check(result, "fsconfig(create)", fstype)
+        _check(_syscall(_long(_SYS_FSCONFIG), fs, FSCONFIG_CMD_CREATE, None, None, 0), "fsconfig(create)", fstype)
         return _check(_syscall(_long(_SYS_FSMOUNT), fs, FSMOUNT_CLOEXEC, attrs), "fsmount", fstype)
     finally:
         os.close(fs)
@@ -254,8 +253,7 @@ def new_filesystem(fstype: str, options: Mapping[str, str | int | None] | Option
 def mount(source: str | None, target: str, fstype: str | None, flags: int, data: str | None = None) -> None:
     """mount(2)."""
     encoded = [None if text is None else os.fsencode(text) for text in (source, target, fstype, data)]
-    result = _libc.mount(encoded[0], encoded[1], encoded[2], _ulong(flags), encoded[3])
-    _check(result, "mount", target)
+    _check(_libc.mount(*encoded[:3], _ulong(flags), encoded[3]), "mount", target)
 
 
 def umount(target: str, flags: int = 0) -> None:
@@ -278,7 +276,10 @@ def pivot_root(new_root: str, put_old: str) -> None:
 def openat2(dirfd: int, path: Path, flags: int, resolve: int, mode: int = 0) -> int:
     """openat2(2), kernel 5.6: open PATH with the RESOLVE_* limits; returns a close-on-exec fd."""
     how = _packed(8, flags | os.O_CLOEXEC, mode, resolve)  # struct open_how
-    result = _syscall(_long(_SYS_OPENAT2), dirfd, os.fsencode(path), how, _ulong(len(how)))
+    for _ in range(100):  # EAGAIN: anything on this machine was renamed while a ``..`` was followed
+        result = _syscall(_long(_SYS_OPENAT2), dirfd, os.fsencode(path), how, _ulong(len(how)))
+        if result >= 0 or _ctypes.get_errno() != _EAGAIN:
+            break
     return _check(result, "openat2", _fd_path(dirfd, path))
 
 

@@ -1,4 +1,4 @@
-"""close_range(2) where the kernel, or a filter from before the call, does not have it."""
+"""close_range(2) where the kernel, or a filter from before the call, does not have it; openat2(2) beside renames."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import _ctypes
 import errno
 import fcntl
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -48,3 +50,18 @@ def test_any_other_error_is_one(monkeypatch):
     monkeypatch.setattr(syscalls, "_syscall", refused)
     with pytest.raises(OSError, match="close_range"):
         syscalls.close_range(1000, 0)
+
+
+def test_a_rename_elsewhere_does_not_stop_a_path_with_dots(tmp_path):
+    """openat2(2) gives EAGAIN if anything was renamed while it followed a ``..``: anybody may rename all day."""
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "x").mkdir()
+    script = "import os\nwhile True: os.rename('x', 'y'); os.rename('y', 'x')"
+    with subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path) as renaming:
+        root = os.open(tmp_path, os.O_PATH)
+        try:
+            for _ in range(20_000):
+                os.close(syscalls.openat2(root, "a/../a/../a/b", os.O_PATH, syscalls.RESOLVE_IN_ROOT))
+        finally:
+            os.close(root)
+            renaming.kill()
