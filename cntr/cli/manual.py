@@ -11,7 +11,7 @@ from cntr.errors import UsageError, printable
 
 TARGETS = """TARGET   a container's name, id or unique id prefix, a pid, or engine:name
          (docker:web, k8s:namespace/pod/container, pid:42, unit:nginx.service, command:PATTERN); an image:
-         image:NAME[:TAG], image:ENGINE:NAME, archive:FILE[:TAG], oci:DIR[:TAG], dir:PATH; what does not run, too"""
+         image:NAME[:TAG], image:ENGINE:NAME, archive:FILE[:TAG], oci:DIR[:TAG], dir:PATH, raw:NAME; what is stopped"""
 HOSTS = """HOST     another machine, where all of it is done, by ssh and sudo: ssh://[user@]host[:port], or a Host of
          ~/.ssh/config. Paths are that machine's, but for cp; it needs a python3, and cntr is brought along."""
 STATUS = """Exit status: the command's own; 125 cntr failed, 126 the command is not executable, 127 it was not found,
