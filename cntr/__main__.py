@@ -13,16 +13,15 @@ def main() -> None:
         try:
             os.fstat(fd)
         except OSError:
-            os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)  # or the next file opened would be somebody's stdin
-    signal.signal(
-        signal.SIGCHLD, signal.SIG_DFL
-    )  # inherited as ignored, it would take the status of each child from us
+            # otherwise the next file opened would become some process's stdin
+            os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if SIGCHLD were inherited as ignored, child statuses would be lost
     from cntr.cli.main import run
 
     status = run(sys.argv[1:])
-    if sys.stderr:  # None where the caller closed it
+    if sys.stderr:  # None if the caller closed it
         sys.stderr.flush()
-    os._exit(status)  # all is flushed and closed: taking the interpreter apart would cost 1-2 ms and change nothing
+    os._exit(status)  # all is flushed and closed: interpreter teardown would cost 1-2 ms and change nothing
 
 
 if __name__ == "__main__":

@@ -12,16 +12,16 @@ EXIT_USAGE = 125
 
 
 class CntrError(Exception):
-    """A failure the user can act on.
+    """A failure that the user can act on.
 
-    message: one line, what failed, on what and why, "" where that was said already; hint: one line, what to do; exit_code: see
+    message: one line: what failed, on what and why; "" if already printed; hint: one line: what to do; exit_code: see
     docs/cntr.1.md.
     """
 
     exit_code = EXIT_FAILED
 
     def __init__(self, message: str, hint: str = "", exit_code: int | None = None) -> None:
-        """Keep the two lines; exit_code overrides the class's own."""
+        """exit_code: overrides the class's own."""
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -38,8 +38,8 @@ class UsageError(CntrError):
 class TargetNotFound(CntrError):
     """No engine knows the name, or the process is gone.
 
-    late: the engines that were waited for in vain; elsewhere: the machine that one of them has its containers on, as ``--host`` takes it;
-    restarting: an engine has such a container, which is between two of its runs.
+    late: engines that did not answer in time; elsewhere: the machine on which one of them has its containers, in the
+    form of ``--host``; restarting: an engine has such a container, which is being restarted.
     """
 
     late: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class TargetNotFound(CntrError):
 
 
 class AmbiguousTarget(CntrError):
-    """More than one running container answers to the name."""
+    """The name matches more than one running container."""
 
 
 class Refused(CntrError):
@@ -56,10 +56,10 @@ class Refused(CntrError):
 
 
 class StepFailed(CntrError):
-    """One step of the walk failed: carries the step's name and the kernel's errno."""
+    """One step of the walk failed: carries the step's name and the errno."""
 
     def __init__(self, step: str, error_number: int, path: str, hint: str = "") -> None:
-        """step: e.g. ``mount /proc``; error_number: errno; path: what it was done on."""
+        """step: e.g. ``mount /proc``; error_number: errno; path: its object."""
         import os
 
         where = f" {path}" if path else ""
@@ -69,12 +69,12 @@ class StepFailed(CntrError):
         self.path = path
 
 
-# What sudo's secure_path holds everywhere (sudoers(5)): a program in another directory is called by its whole path.
+# Part of sudo's secure_path everywhere (sudoers(5)); a program in another directory is called by its full path.
 _SUDO_FINDS = ("/usr/bin", "/usr/sbin", "/bin", "/sbin")
 
 
 def with_sudo(reason: str = "") -> str:
-    """A hint that ends with this process' command line as root would give it, fit to be copied; for root the reason alone."""
+    """A hint that ends with this process's command line under sudo, ready to be pasted; for root only REASON."""
     import os
     import shlex
     import sys
@@ -96,10 +96,10 @@ def with_sudo(reason: str = "") -> str:
 
 
 def printable(text: str) -> str:
-    """TEXT fit for a terminal: control characters, escape sequences and lone surrogates escaped.
+    """TEXT made safe for a terminal: control characters, escape sequences and lone surrogates are escaped.
 
-    Names, images and paths come from containers, which may be hostile. The codec of that name is a module, to be imported where a process
-    may stand in a container by then: so the escapes are made here.
+    Names, images and paths come from containers, which may be hostile. Python's codec for this would be imported on
+    first use, perhaps from inside a container, so the escaping is done here.
     """
     return text if text.isprintable() else "".join(c if c.isprintable() else _escape(c) for c in text)
 

@@ -1,4 +1,4 @@
-"""What is shown while something takes long: a line on a terminal, nothing in a pipe, or events for a program."""
+"""Progress of long operations: a line on a terminal, nothing in a pipe, or events for a program."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
     Tell = Callable[[str, Mapping[str, object]], object]
 
-QUIET_SECONDS = 1.0  # what is done by then is not spoken of
+QUIET_SECONDS = 1.0  # an operation that takes less shows nothing
 BAR = 24  # columns
 
 
 class Progress:
-    """Bytes that are moved, on stderr where that is a terminal. size: how many it will be, 0 where that is not known.
+    """A count of bytes moved, shown on stderr if it is a terminal. size: the total, 0 if unknown.
 
-    what: goes before; tell: is told of each event instead: its kind, its fields. events: who is told where nobody is named, set by the
-    command line when a program has asked for JSON.
+    what: shown before the numbers; tell: called with each event instead (kind, fields). events: the default for tell,
+    set by the command line if a program has asked for JSON.
     """
 
     __slots__ = ("begun", "done", "next", "shown", "size", "tell", "what")
@@ -32,7 +32,7 @@ class Progress:
         self.next = self.begun + QUIET_SECONDS if self.tell or os.isatty(2) else float("inf")
 
     def moved(self, count: int) -> None:
-        """COUNT bytes more."""
+        """Add COUNT bytes."""
         self.done += count
         now = time.monotonic()
         if now < self.next:
@@ -46,7 +46,7 @@ class Progress:
             self._show(now)
 
     def say(self, text: str) -> None:
-        """A line without numbers, at once; where stderr is a terminal."""
+        """Show a line without numbers at once, if stderr is a terminal."""
         if self.tell:
             self.tell("waiting", {"text": text})
         elif self.next != float("inf"):
@@ -64,7 +64,7 @@ class Progress:
         self._line(f"{self.what}{numbers}")
 
     def _line(self, text: str) -> None:
-        """In one row, or it could not be taken back."""
+        """Show TEXT in a single row; a longer line could not be erased."""
         try:
             columns = os.get_terminal_size(2).columns or 80
         except OSError:
@@ -74,7 +74,7 @@ class Progress:
         sys.stderr.flush()
 
     def clear(self) -> None:
-        """Take the line away."""
+        """Erase the line."""
         if self.shown:
             self.shown = False
             sys.stderr.write("\r\x1b[K")
@@ -82,7 +82,7 @@ class Progress:
 
 
 def human(count: float) -> str:
-    """Bytes for people."""
+    """A number of bytes in human-readable form."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

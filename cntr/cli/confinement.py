@@ -1,4 +1,4 @@
-"""``cntr inspect``: what of a process's confinement a session and ``exec`` take over."""
+"""``cntr inspect``: which parts of a process's confinement a session and ``exec`` take over."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def rows(target: Target) -> list[Row]:
 
 
 def _seccomp(target: Target) -> Row:
-    """The filters, read as ``exec`` reads them."""
+    """The row for seccomp: the filters, read as ``exec`` reads them."""
     try:
         filters = seccomp.filters_of(target.pid, target.label)
     except CntrError as error:

@@ -1,4 +1,4 @@
-"""``cntr --host HOST COMMAND…``: the words are checked here, and run there."""
+"""``cntr --host HOST COMMAND…``: the command line is checked here and run there."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ def run(
     say: Callable[[str], None],
     event: Event,
 ) -> int:
-    """ARGV from ``--host`` on; the exit status. here: what is asked of this machine after all; ps: of several. Raises CntrError."""
+    """Run ARGV, from ``--host`` on; return the exit status. Raises CntrError.
+
+    here: runs commands that concern this machine after all; ps: lists several machines.
+    """
     _, equals, host = argv[0].partition("=")
     words = argv[1:] if equals else argv[2:]
     host = host if equals else "".join(argv[1:2])
@@ -41,7 +44,7 @@ def run(
 
 
 def copy(host: str, parsed: Parsed, *, say: Callable[[str], None], event: Event | None) -> int:
-    """``cp`` between this machine and a container of HOST; the exit status. Raises CntrError, UsageError."""
+    """Run ``cp`` between this machine and a container of HOST; return the exit status. Raises CntrError, UsageError."""
     from cntr.cp import far
     from cntr.cp.words import Sides
     from cntr.remote import ssh

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def run(parsed: Parsed, say: Callable[[str], None], out: Callable[[str], None], session: Session) -> int:
-    """Forward; say: prints a line to the user; out: to standard output. Raises CntrError, UsageError."""
+    """Run the command; return its exit status. Raises CntrError, UsageError.
+
+    say: prints a line to the user; out: to standard output.
+    """
     from cntr.forward import relay, spec
 
     if not parsed.words:
@@ -42,13 +45,13 @@ def run(parsed: Parsed, say: Callable[[str], None], out: Callable[[str], None], 
 
 
 def is_inside(parsed: Parsed) -> bool:
-    """In a session: whether it is the session's container that is meant."""
+    """Whether this runs in a session and TARGET is the session's own container."""
     first = parsed.words[0] if parsed.words else ""
     return not first or first == os.environ["CNTR_TARGET"] or first[0] in "0123456789[/@-"
 
 
 def run_inside(parsed: Parsed) -> int:
-    """Have it done outside of the session. Raises CntrError, UsageError."""
+    """Have the forward done outside the session. Raises CntrError, UsageError."""
     from cntr.attach import exec_client
     from cntr.forward import spec
 
@@ -65,7 +68,7 @@ def run_inside(parsed: Parsed) -> int:
 
 
 def _teller(parsed: Parsed, say: Callable[[str], None], out: Callable[[str], None]) -> Tell:
-    """What prints events: words to stderr; JSON to stdout, which is the command's where there is one."""
+    """Return what prints events: words on stderr; JSON on stdout, or on stderr if a command uses stdout."""
     if not parsed.flag("json"):
         return lambda kind, fields, text: say(text)
     import json

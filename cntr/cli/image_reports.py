@@ -1,4 +1,4 @@
-"""``cntr cache``: the images that were unpacked."""
+"""``cntr cache``: the unpacked images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cntr.images import cache as images_cache
 
 
 def cache(action: str = "list", wanted: str = "") -> Report:
-    """The images in the cache; ``clear``: what was removed. Raises CntrError."""
+    """List the images in the cache; with ``clear``, remove them and list what was removed. Raises CntrError."""
     if action not in ("list", "clear"):
         raise CntrError(f"cache {printable(action)}: no such action", "list, or clear")
     report = Report("image", "id", "files", "bytes", "used", "state")

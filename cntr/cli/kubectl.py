@@ -1,7 +1,8 @@
-"""``kubectl cntr POD``: a session beside a container of a pod, wherever it runs, by kubectl(1) alone.
+"""``kubectl cntr POD``: a session in a container of a pod on any node, using kubectl(1) only.
 
-kubectl says where the pod is and starts a toolbox pod there, privileged and in the node's pid namespace; cntr's one file is copied into it,
-attaches from it, and the pod is removed. It ends by itself after PATIENCE_SECONDS, should nobody be left who could remove it.
+kubectl finds the pod's node and starts a toolbox pod there, privileged and in the node's pid namespace. cntr's one file
+is copied into it and attaches from there; then the pod is removed. It ends by itself after PATIENCE_SECONDS in case
+nobody removes it.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ COMMAND = Subcommand(
 
 
 def run(argv: list[str]) -> int:
-    """The plugin's words; the exit status. Raises CntrError, UsageError."""
+    """Run the plugin; return the exit status. Raises CntrError, UsageError."""
     parsed = parser.parse(["kubectl", *argv], (COMMAND,), (options.HELP, options.DEBUG))
     if parsed.flag("help"):
         from cntr.cli import manual
@@ -92,14 +93,14 @@ def _target(pod: dict[str, Any], wanted: str) -> tuple[str, str]:
 
 
 class Cluster:
-    """kubectl, told where."""
+    """kubectl with the options that select a cluster."""
 
     def __init__(self, where: list[str]) -> None:
-        """where: its options that say which cluster and namespace."""
+        """where: kubectl's options for cluster and namespace."""
         self.where = where
 
     def call(self, *words: str, input: bytes | None = None) -> bytes:
-        """What it prints. Raises CntrError with what it complains of."""
+        """Run kubectl and return its stdout. Raises CntrError with its stderr."""
         try:
             done = subprocess.run(["kubectl", *self.where, *words], input=input, capture_output=True, check=False)
         except FileNotFoundError:
@@ -113,14 +114,14 @@ class Cluster:
         return done.stdout
 
     def get(self, pod: str) -> dict[str, Any]:
-        """A pod. Raises CntrError."""
+        """Return a pod's description. Raises CntrError."""
         found = json.loads(self.call("get", "pod", pod, "-o", "json"))
         if not isinstance(found, dict):
             raise CntrError(f"{pod}: kubectl does not say what it is", "kubectl get pod -o json")
         return found
 
     def attach(self, node: str, image: str, words: list[str]) -> int:
-        """Run cntr WORDS in a new toolbox on NODE; the exit status. Raises CntrError."""
+        """Run cntr WORDS in a new toolbox on NODE; return the exit status. Raises CntrError."""
         toolbox = f"cntr-{os.urandom(5).hex()}"
         before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGHUP)}
         try:
@@ -143,7 +144,7 @@ class Cluster:
                 signal.signal(number, handler)
 
     def _wait(self, toolbox: str) -> None:
-        """Until it runs. Raises CntrError."""
+        """Wait until the toolbox runs. Raises CntrError."""
         deadline = time.monotonic() + START_SECONDS
         while True:
             status = self.get(toolbox).get("status", {})
@@ -170,7 +171,7 @@ def _end(number: int, frame: object) -> None:
 
 
 def _manifest(name: str, node: str, image: str) -> dict[str, Any]:
-    """The toolbox: what `kubectl debug node/N --profile=sysadmin` makes, but with an end."""
+    """The toolbox: as `kubectl debug node/N --profile=sysadmin` makes it, with a time limit."""
     container = {
         "name": "toolbox",
         "image": image,

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 def run(argv: list[str]) -> int:
-    """Run one command line (without the program's name); the exit status of the CLI contract."""
+    """Run one command line (without the program's name); return the exit status of the CLI contract."""
     debug = "--debug" in argv[: argv.index("--") if "--" in argv else None]
     while argv and argv[0] == "--debug":
         argv = argv[1:]
     try:
         status = _run(argv)
-        if sys.stdout:  # None where the caller closed it
-            sys.stdout.flush()  # here, where a reader that has gone away is no error
+        if sys.stdout:  # None if the caller closed it
+            sys.stdout.flush()  # here, where a closed pipe can still be ignored
         return status
     except CntrError as error:
         if debug:
@@ -36,7 +36,7 @@ def run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read our output has gone (`cntr ps | head -1`): not an error, and nothing more to say.
+        # The reader of our output has gone (`cntr ps | head -1`): not an error, and no message.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + 13
     except OSError as error:
@@ -60,7 +60,7 @@ _LIMITS = {
 
 
 def _complain(message: str, hint: str) -> None:
-    if sys.stderr is None or not message:  # closed by the caller, print would take stdout instead; or said already
+    if sys.stderr is None or not message:  # closed by the caller: print would use stdout; or already reported
         return
     print(f"cntr: {message}", file=sys.stderr)
     if hint:
@@ -90,11 +90,11 @@ def _run(argv: list[str]) -> int:
         from cntr.cli import kubectl
 
         return kubectl.run(argv[1:])
-    if argv[0] == "--far":  # what `cntr --host` starts there
+    if argv[0] == "--far":  # started there by `cntr --host`
         from cntr.remote import far
 
         return far.run(argv[1], lambda: run(argv[2:]))
-    if argv[0] == "--cp":  # what `cntr --host HOST cp` starts there
+    if argv[0] == "--cp":  # started there by `cntr --host HOST cp`
         return _cp_end(parse(argv[1:]))
     parsed = parse(argv)
     if parsed.flag("help"):
@@ -154,7 +154,7 @@ def _attach(parsed: Parsed) -> int:
     request.sockets, request.forward = parsed.texts("socket"), parsed.flag("forward")
     request.seccomp = parsed.flag("seccomp")
     request.force = parsed.flag("force")
-    if not request.uses_host:  # their shell is as foreign as the container's own
+    if not request.uses_host:  # a foreign tree's shell is no more trusted than the container's
         _protect_interpreter(parsed)
     return _recorded(parsed, request)
 
@@ -189,14 +189,14 @@ def _run_entrypoint(parsed: Parsed) -> int:
 
 
 def _protect_interpreter(parsed: Parsed) -> None:
-    """Go on in an interpreter that the program about to be run cannot write to."""
+    """Continue in an interpreter that the program about to be run cannot write to."""
     from cntr.attach import readonly_interpreter
 
     readonly_interpreter.from_read_only_copy(parsed.line)
 
 
 def _begin_again(parsed: Parsed) -> None:
-    """The same, with nothing in memory that a container might look for there."""
+    """The same, and remove from memory what a container might look for."""
     from cntr.attach import environment, readonly_interpreter
 
     readonly_interpreter.from_read_only_copy(
@@ -205,7 +205,7 @@ def _begin_again(parsed: Parsed) -> None:
 
 
 def _recorded(parsed: Parsed, request: Request) -> int:
-    """One session of attach, exec or run, as the policy allows it, and recorded."""
+    """Run one session of attach, exec or run, if the policy allows it, and record it."""
     from cntr.attach import walk
 
     with _session(parsed, request.target) as session:
@@ -226,7 +226,7 @@ def _session(parsed: Parsed, target: str) -> Session:
         reason=parsed.text("reason"),
     )
     session.recording = parsed.text("record")
-    if target.startswith("pid:") and "@" in target:  # as a session has it run, see attach.exec_handler
+    if target.startswith("pid:") and "@" in target:  # as a session requests it, see attach.exec_handler
         from cntr.audit import live
 
         session.outer = live.begun_in()
@@ -246,7 +246,7 @@ def _session(parsed: Parsed, target: str) -> Session:
 
 
 def without_secrets(line: list[str], settings: list[str]) -> list[str]:
-    """The words of a command line for the record: of a variable its name, however its option was written. settings: the values of -e."""
+    """A command line for the record: of variables only the names, however written. settings: the values of -e."""
     words = list(line)
     end = words.index("--") if "--" in words else len(words)
     for setting in sorted((one for one in settings if "=" in one), key=len, reverse=True):
@@ -261,7 +261,7 @@ def _cp(parsed: Parsed) -> int:
     from cntr.progress import Progress
 
     source, destination = parsed.words
-    with _session(parsed, " ".join(parsed.words)) as session:  # until copy has told target and path apart
+    with _session(parsed, " ".join(parsed.words)) as session:  # before copy has split target and path
         session.status = copy.copy(
             source,
             destination,
@@ -286,7 +286,7 @@ def _cp_end(parsed: Parsed) -> int:
 def _mount(parsed: Parsed) -> int:
     from cntr.cli import mounted
 
-    # A link's own name is whoever made it's.
+    # A symbolic link's name is chosen by whoever made it.
     with _session(parsed, os.path.realpath(parsed.words[0])) as session:
         session.status = mounted.run(parsed, session)
     return session.status
@@ -326,7 +326,7 @@ def _request(parsed: Parsed) -> Request:
 
 
 def _event(kind: str, fields: Mapping[str, object]) -> None:
-    """A line of JSON on stderr: stdout is for the answer, or what is copied to."""
+    """Print a line of JSON on stderr: stdout is for the answer or the copied data."""
     import json
 
     if sys.stderr is not None:
@@ -339,7 +339,7 @@ def _say(line: str) -> None:
 
 
 def _report(name: str) -> Callable[[Parsed], int]:
-    """A command that prints a report of cntr.cli.reports: a table, or JSON."""
+    """Return the command that prints a report of cntr.cli.reports as a table or JSON."""
 
     def handler(parsed: Parsed) -> int:
         if name == "cache":
@@ -359,7 +359,7 @@ def _sessions(parsed: Parsed) -> int:
 
     with _session(parsed, " ".join(parsed.words[1:])) as session:
         if parsed.words[:1] == ["end"]:
-            session.begin()  # who ended it
+            session.begin()  # record who ended it
         report = session_reports.sessions(*parsed.words)
         session.status = 0
     print(report.json() if parsed.flag("json") else report.text())
@@ -379,7 +379,7 @@ def _completion(parsed: Parsed) -> int:
     return 0
 
 
-# What names the sockets that attach brings in: places, no secrets.
+# Variables that name sockets which attach brings in. They are paths, not secrets.
 SOCKET_VARIABLES = ("DISPLAY", "XAUTHORITY", "SSH_AUTH_SOCK", "DBUS_SESSION_BUS_ADDRESS", "WAYLAND_DISPLAY")
 HANDLERS = {
     "attach": _attach,

@@ -1,4 +1,4 @@
-"""What is written from the table of options: ``--help``, the man page, shell completion."""
+"""Text generated from the table of options: ``--help``, the man page, shell completion."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _escape(text: str) -> str:
 
 
 def completion(shell: str) -> str:
-    """A completion script. Raises UsageError for a shell we have none for."""
+    """A completion script. Raises UsageError for an unknown shell."""
     writers = {"bash": _bash, "zsh": _zsh, "fish": _fish}
     if shell not in writers:
         raise UsageError(f"no completion for {printable(shell)}", "bash, zsh and fish have one")
@@ -130,7 +130,7 @@ complete -F _cntr cntr
 
 
 def _taking(word: str) -> str:
-    """The commands that have WORD among their positional ones, as a pattern of ``case``."""
+    """The commands that take WORD as a positional argument, as a ``case`` pattern."""
     return "|".join(c.name for c in COMMANDS if word in c.positional)
 
 

@@ -1,4 +1,4 @@
-"""``cntr mount``: a mount is a session, too."""
+"""``cntr mount``: a mount is recorded and listed like a session."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class RecordedMount(mounting.MountSession):
-    """One that is recorded, listed, and has its time. mountpoint: for what is said of it."""
+    """A mount that is recorded, listed, and has a time limit. mountpoint: for messages."""
 
     end_signal = END
 
@@ -26,7 +26,7 @@ class RecordedMount(mounting.MountSession):
         self.term: Term | None = None
 
     def begun(self) -> None:
-        """From now on it is listed, and its time runs."""
+        """Called when the mount is made: list it and start its time."""
         self.session.announce()
         if self.session.limit is not None:
             from cntr.audit.times import Term
@@ -34,7 +34,7 @@ class RecordedMount(mounting.MountSession):
             self.term = Term(self.session.limit)
 
     def must_end(self, signalled: int) -> bool:
-        """By its time, or by SIGNALLED."""
+        """Whether it must end, because of a signal or its time limit."""
         if signalled:
             self.session.why = "`cntr sessions end`" if signalled == END else f"signal {signalled}"
             if signalled == END:
@@ -45,24 +45,24 @@ class RecordedMount(mounting.MountSession):
         return bool(self.session.why)
 
     def ended(self, status: int) -> None:
-        """The record."""
+        """Write the record."""
         self.session.end(status)
 
     def _say(self, text: str) -> None:
-        """To who is there: of the background process nobody is."""
+        """Print TEXT; the background process has nobody to print to."""
         sys.stderr.write(f"cntr: {self.mountpoint}: {text}\n")
         sys.stderr.flush()
 
 
 def run(parsed: Parsed, session: Session) -> int:
-    """Mount as the words say; the status. Raises CntrError."""
+    """Mount as the command line says; return the exit status. Raises CntrError."""
     source, mountpoint = parsed.words
     if parsed.flag("verbose"):
         import logging
 
         logging.basicConfig(format="cntr: %(message)s", level=logging.INFO)
     if session.policy:
-        source = os.path.realpath(source)  # what it was asked about
+        source = os.path.realpath(source)  # the path that the policy was checked for
     settings = options.parse(",".join(parsed.texts("options")))
     if parsed.flag("read_only"):
         settings.read_only = True

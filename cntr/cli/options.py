@@ -185,5 +185,5 @@ COMMANDS = (
 
 
 def parse(argv: list[str]) -> Parsed:
-    """The command line after the program's name. Raises UsageError."""
+    """Parse the command line after the program's name. Raises UsageError."""
     return parser.parse(argv, COMMANDS, (HELP, DEBUG))

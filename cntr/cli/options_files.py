@@ -1,4 +1,4 @@
-"""The options of the commands that work on files: ``cp`` and ``slim``, and those that they share with others."""
+"""The options of the commands that work on files, ``cp`` and ``slim``, and those they share with others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options of ``cntr forward``, and those of ``attach`` that bring in sockets of the caller's."""
+"""The options of ``cntr forward``, and those of ``attach`` that bring in the caller's sockets."""
 
 from __future__ import annotations
 

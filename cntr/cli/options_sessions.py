@@ -1,4 +1,4 @@
-"""The options about sessions: how long, who sees them, and what is kept of them."""
+"""The options about sessions: time limits, listing, recording."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The command line's parser, and what a table of commands and options is made of.
+"""The command line's parser, and the classes of its table of commands and options.
 
-Our own and not argparse: importing that takes 10–13 ms, half of what a whole attach takes (``python -X importtime``).
+argparse is not used: importing it takes 10–13 ms, half the time of an attach (``python -X importtime``).
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from cntr.errors import UsageError, printable
 
 
 class Option:
-    """One option: its names, its value's name ("" for a flag), the choices, and what it does."""
+    """One option: its names, the name of its value ("" for a flag), the choices, and its help."""
 
     __slots__ = ("choices", "help", "key", "names", "repeat", "value")
 
     def __init__(self, names: str, value: str, help: str, *, choices: str = "", repeat: bool = False) -> None:
-        """names: e.g. ``-e --env``; the last one gives the key; choices: words the value must be one of."""
+        """names: e.g. ``-e --env``; the last one is the key; choices: the values allowed."""
         self.names, self.value, self.help, self.repeat = names.split(), value, help, repeat
         self.choices = choices.split()
         self.key = self.names[-1].lstrip("-").replace("-", "_")
 
 
 class Subcommand:
-    """One command: its positional words, options, an example or two, and where one line of help is not enough, details."""
+    """One command: its positional words, options, one or two examples, and details that one line of help cannot hold."""
 
     __slots__ = ("details", "examples", "help", "name", "options", "positional", "takes_command")
 
@@ -36,17 +36,19 @@ class Subcommand:
         takes_command: bool = False,
         details: str = "",
     ) -> None:
-        """positional: its words, ``[NAME]`` for one it can do without, ``[NAME]…`` for any number; takes_command: ``-- CMD…``."""
+        """positional: its words, ``[NAME]`` if optional, ``[NAME]…`` for any number; takes_command: ``-- CMD…``."""
         self.name, self.positional, self.help, self.options = name, positional.split(), help, options
         self.examples, self.takes_command, self.details = examples, takes_command, details
 
     def is_open(self) -> bool:
-        """Whether it takes any number of words."""
+        """Whether it takes any number of positional words."""
         return self.positional[-1:] != [] and self.positional[-1].endswith("…")
 
 
 class Parsed:
-    """What the user typed: the command, {key: value}, the positional words, the words after ``--``, and the line itself."""
+    """The parsed command line: the command, {key: value}, the positional words, the words after ``--``, and the line
+    itself.
+    """
 
     __slots__ = ("argv", "command", "line", "values", "words")
 
@@ -73,7 +75,7 @@ class Parsed:
 
 
 def parse(argv: list[str], commands: tuple[Subcommand, ...], common: tuple[Option, ...]) -> Parsed:
-    """The command line after the program's name; common: options that each command takes. Raises UsageError."""
+    """Parse the command line after the program's name. common: options that every command takes. Raises UsageError."""
     name = argv[0]
     command = next((known for known in commands if known.name == name), None)
     if command is None:

@@ -10,7 +10,7 @@ from cntr.remote import ssh
 
 
 def ps(hosts: list[str], *, stopped: bool) -> Report:
-    """The running containers of several machines; a machine that can't be asked is named. Raises UsageError."""
+    """The running containers of several machines; machines that cannot be asked are named. Raises UsageError."""
     report = Report("host", "engine", "name", "id", "pid", "state", "owner", "userns", "image")
     for host, (status, out, err) in ssh.on_all(hosts, ["ps", "--json", *(["--all"] if stopped else [])]).items():
         try:
@@ -24,7 +24,7 @@ def ps(hosts: list[str], *, stopped: bool) -> Report:
 
 
 def docker(here: Report, *, stopped: bool) -> Report:
-    """HERE, and what Docker has on the machine that it is told to work on. Raises UsageError."""
+    """HERE, with the containers of the machine that Docker is configured for. Raises UsageError."""
     there = ps([here.elsewhere], stopped=stopped)
     at = there.columns.index("engine")
     rows = [row for row in there.rows if row[at] == "docker"]

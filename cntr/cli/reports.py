@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def ps(*, stopped: bool = False) -> Report:
-    """The running containers of every engine; stopped: those that do not run, too."""
+    """The running containers of every engine; stopped: also those that do not run."""
     report = Report("engine", "name", "id", "pid", "state", "owner", "userns", "image")
     found, answers = listing.running()
     for container in found:
@@ -47,7 +47,7 @@ def ps(*, stopped: bool = False) -> Report:
 
 
 def _user_namespace(pid: int) -> str:
-    """``own`` for a container with a user namespace of its own, ``host`` for one without, "" where it cannot be seen."""
+    """``own`` for a container with a user namespace of its own, ``host`` for one without, "" if unknown."""
     try:
         own = os.stat("/proc/self/ns/user")
         return "host" if os.path.samestat(os.stat(f"/proc/{pid}/ns/user"), own) else "own"
@@ -56,7 +56,9 @@ def _user_namespace(pid: int) -> str:
 
 
 def inspect(name: str) -> Report:
-    """What a session takes from the target, property by property; of what does not run, what it was. Raises CntrError."""
+    """What a session takes from the target, property by property; for a stopped container, what it had. Raises
+    CntrError.
+    """
     from cntr.images import entrypoint, targets
 
     container, stand_in = targets.resolve(name, confined=True)
@@ -92,7 +94,7 @@ def _inspect(report: Report, target: Target) -> Report:
 
 def _inspect_namespaces(report: Report, target: Target) -> None:
     for kind in KINDS:
-        # Its owner without root is in the user namespace by now, so it is none of those that differ.
+        # An owner without root has entered the user namespace, so it no longer differs from ours.
         if kind.name in target.namespaces or (kind.name == "user" and target.as_owner):
             link = os.readlink(f"ns/{kind.name}", dir_fd=target.proc_fd)
             why = (
@@ -224,7 +226,7 @@ def _inspect_tools(report: Report) -> None:
 
 
 def _can_be_idmapped(path: str) -> bool:
-    """Tried on a detached clone, which is never mounted."""
+    """Try it on a detached clone, which is never mounted."""
     try:
         userns = namespaces.nobody()
         try:
@@ -244,7 +246,7 @@ NEEDED_CAPABILITIES = (
 
 
 def doctor() -> Report:
-    """What this machine has, feature by feature."""
+    """What this machine supports, feature by feature."""
     report = Report("feature", "state", "fix")
     root = os.geteuid() == 0
     report.add(
@@ -275,7 +277,7 @@ def doctor() -> Report:
         report.add(*row)
     for finding in listing.findings():
         report.add(f"engine {finding.engine}", finding.state, finding.found)
-    if "no" in (report.rows[1][1], report.rows[3][1]):  # without mount_setattr there are sessions, too
+    if "no" in (report.rows[1][1], report.rows[3][1]):  # sessions work without mount_setattr too
         report.status = EXIT_FAILED
     return report
 
@@ -295,7 +297,7 @@ def _doctor_security(report: Report) -> None:
 
 
 def _doctor_filesystem(report: Report) -> None:
-    """What ``--transport fuse`` and ``cntr mount`` take; attach does without."""
+    """What ``--transport fuse`` and ``cntr mount`` need; attach does not."""
     from cntr.cntrfs import probe
 
     for feature, check, fix in (
@@ -342,7 +344,9 @@ def _probe_mount_setattr() -> None:
 
 
 def _probe_idmapped_mounts() -> str:
-    """mount_setattr(2) on a detached clone of /, which is never mounted; the filesystem must have it too, so then on a new tmpfs."""
+    """mount_setattr(2) on a detached clone of /, which is never mounted; if that filesystem does not support it, on a
+    new tmpfs.
+    """
     userns = namespaces.nobody()
     try:
         try:

@@ -14,7 +14,7 @@ from cntr.errors import UsageError, printable
 
 
 def sessions(action: str = "list", id: str = "") -> Report:
-    """What is open; or what has been ended. Raises CntrError, UsageError."""
+    """List open sessions, or end one and list it. Raises CntrError, UsageError."""
     if action not in ("list", "end") or (action == "list") != (not id):
         raise UsageError(f"sessions {printable(action)}: neither `list` nor `end ID`", "`cntr sessions` lists them")
     report = Report("id", "command", "container", "user", "tty", "pid", "for", "reason")
@@ -48,7 +48,7 @@ def _since(start: str) -> str:
 
 
 def shown_again(parsed: Parsed) -> int:
-    """``cntr replay``. Raises CntrError, UsageError."""
+    """Run ``cntr replay``; return the exit status. Raises CntrError, UsageError."""
     return replay.run(parsed.words[0], _number(parsed, "speed", 1.0), _number(parsed, "idle_limit", 3.0))
 
 

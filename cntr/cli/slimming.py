@@ -21,7 +21,7 @@ _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def run(parsed: Parsed, say: Callable[[str], None], show: Callable[[str], None]) -> int:
-    """The whole command; the exit status."""
+    """Run the whole command; return the exit status."""
     if parsed.words[0] == "diff":
         return _diff(parsed, show)
     if len(parsed.words) > 1:
@@ -34,7 +34,7 @@ def run(parsed: Parsed, say: Callable[[str], None], show: Callable[[str], None])
 
 
 def request_of(parsed: Parsed) -> Request:
-    """What was asked for. UsageError."""
+    """Build the request. Raises UsageError."""
     request = Request(parsed.words[0])
     request.load, request.watch = parsed.flag("load"), parsed.flag("watch")
     request.accesses, request.fat, request.report = parsed.text("accesses"), parsed.text("fat"), parsed.text("report")
@@ -50,7 +50,7 @@ def request_of(parsed: Parsed) -> Request:
     exercise.seconds = seconds("--for", parsed.text("for")) if parsed.flag("for") else None
     options = request.options
     options.network = parsed.text("network", "none")
-    # As with the engines: a name without a value is the caller's own variable, if there is one.
+    # As with the engines: a name without a value takes the caller's variable, if it is set.
     named = [
         row if "=" in row else f"{row}={os.environ[row]}"
         for row in parsed.texts("env")
@@ -68,7 +68,7 @@ def request_of(parsed: Parsed) -> Request:
 
 
 def seconds(option: str, text: str) -> float:
-    """30s, 5m, 2h or a bare number of seconds."""
+    """Parse 30s, 5m, 2h or a bare number of seconds."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
     if not found:
         raise UsageError(f"{option} {printable(text)}: not a time", "30s, 5m, 2h")
@@ -97,7 +97,9 @@ def _tag(text: str) -> str:
 
 
 def _in_user_namespace(parsed: Parsed) -> None:
-    """Without root's rights: go on in Podman's user namespace, where the user's own images can be read. Does not return there."""
+    """Without root: restart in Podman's user namespace, where the user's images can be read. Does not return in that
+    case.
+    """
     if os.environ.get("_CONTAINERS_USERNS_CONFIGURED"):
         return
     import shutil
@@ -109,7 +111,7 @@ def _in_user_namespace(parsed: Parsed) -> None:
 
 
 def _diff(parsed: Parsed, show: Callable[[str], None]) -> int:
-    """``cntr slim diff TARGET OTHER [OVER]``."""
+    """Run ``cntr slim diff TARGET OTHER [OVER]``; return the exit status."""
     import json
 
     from cntr.slim import compare

@@ -1,4 +1,4 @@
-"""What a report is printed from."""
+"""The table that a report is printed from."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from cntr.errors import printable
 
 
 class Report:
-    """A table with a head, or the same rows as JSON.
+    """A table with a header, printed as text or JSON.
 
-    status: the exit status; footer: lines below the table; elsewhere: the machine that Docker's containers are on, "" for this one.
+    status: the exit status; footer: lines below the table; elsewhere: the machine that Docker's containers are on, ""
+    for this one.
     """
 
     __slots__ = ("columns", "elsewhere", "footer", "rows", "status")
@@ -20,11 +21,11 @@ class Report:
         self.status, self.elsewhere = 0, ""
 
     def add(self, *cells: object) -> None:
-        """One row."""
+        """Add a row."""
         self.rows.append(cells)
 
     def text(self) -> str:
-        """Aligned columns; what comes from a container is made printable."""
+        """The table in aligned columns; text that comes from a container is made printable."""
         lines = [tuple(column.upper().replace("_", " ") for column in self.columns)]
         lines += [
             tuple(printable("-" if cell is None or cell == "" else str(cell)) for cell in row) for row in self.rows
@@ -34,7 +35,7 @@ class Report:
         return "\n".join([*shown, *self.footer])
 
     def json(self) -> str:
-        """A list of objects."""
+        """The rows as a JSON list of objects."""
         import json
 
         return json.dumps([dict(zip(self.columns, row)) for row in self.rows], indent=2)

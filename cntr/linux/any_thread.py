@@ -1,4 +1,4 @@
-"""statx(2) as in ``file_syscalls``, whose buffer is one thread's, for any thread."""
+"""statx(2) for any thread. The buffer in ``file_syscalls`` belongs to one thread."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cntr.linux.file_syscalls import (
 
 
 def statx_fields(fd: int, name: bytes, flags: int = _ENTRY) -> tuple[int, ...] | None:
-    """As there."""
+    """See ``file_syscalls.statx_fields``."""
     buffer = ctypes.create_string_buffer(256)
     if _statx(fd, name, flags, STATX_WANTED, ctypes.byref(buffer)) < 0:
         if _get_errno() == errno.ENOENT:
@@ -29,7 +29,7 @@ def statx_fields(fd: int, name: bytes, flags: int = _ENTRY) -> tuple[int, ...] |
 
 
 def statx(fd: int, name: bytes = b"", flags: int = _ENTRY | AT_EMPTY_PATH) -> Attributes:
-    """As there."""
+    """See ``file_syscalls.statx``."""
     found = statx_fields(fd, name, flags)
     if found is None:
         raise OSError(errno.ENOENT, f"statx: {os.strerror(errno.ENOENT)}", str(name))
@@ -37,6 +37,6 @@ def statx(fd: int, name: bytes = b"", flags: int = _ENTRY | AT_EMPTY_PATH) -> At
 
 
 def mode_and_attributes(fd: int) -> tuple[int, int]:
-    """As there."""
+    """See ``file_syscalls.mode_and_attributes``."""
     found = statx(fd)
     return found.mode, found.attributes

@@ -1,7 +1,9 @@
-"""Attributes of mounts (read-only, nosuid, …): mount_setattr(2), and mount(2) where the kernel has no such call (before Linux 5.12).
+"""Attributes of mounts (read-only, nosuid, …): mount_setattr(2), or mount(2) where the kernel lacks it (before Linux
+5.12).
 
-mount(2) changes a mount only where it is attached in the caller's own mount namespace, one at a time. So a detached mount is attached in a
-namespace of a child's and remounted there, and a clone of it, which has its attributes, is sent back. Nothing is idmapped then.
+mount(2) changes one mount at a time, and only if it is attached in the caller's mount namespace. So a child attaches a
+detached mount in a namespace of its own, remounts it there, and sends back a clone, which keeps the attributes. Such a
+mount cannot be idmapped.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import stat
 
 from cntr.linux import procfs, sockets, syscalls
 
-_KEPT = 0xF  # ST_RDONLY, ST_NOSUID, ST_NODEV, ST_NOEXEC of statvfs(3): the numbers of mount(2), and of mount_setattr(2)
+# ST_RDONLY, ST_NOSUID, ST_NODEV, ST_NOEXEC of statvfs(3): the same numbers in mount(2) and mount_setattr(2)
+_KEPT = 0xF
 _MS_REMOUNT, _MS_REC, _MS_PRIVATE = 32, syscalls.MS_REC, syscalls.MS_PRIVATE
 
 
@@ -27,7 +30,9 @@ def are_known() -> bool:
 
 
 def add(tree_fd: int, attributes: int, userns_fd: int = -1, *, recursive: bool = False) -> None:
-    """Add ATTRIBUTES to the detached mount behind TREE_FD, idmapped where USERNS_FD is given. Raises OSError (ENOSYS: it can't be)."""
+    """Add ATTRIBUTES to the detached mount behind TREE_FD, idmapped if USERNS_FD is given. Raises OSError (ENOSYS: not
+    possible here).
+    """
     idmap = syscalls.MOUNT_ATTR_IDMAP if userns_fd >= 0 else 0
     try:
         syscalls.mount_setattr(
@@ -61,7 +66,7 @@ def add(tree_fd: int, attributes: int, userns_fd: int = -1, *, recursive: bool =
 
 
 def _remounted(tree_fd: int, attributes: int, recursive: bool) -> int:
-    """In a child: a detached clone with them."""
+    """In a child: return a detached clone with ATTRIBUTES."""
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount(None, "/", None, _MS_REC | _MS_PRIVATE)
     scratch, name = syscalls.new_filesystem("tmpfs", {"mode": "700", "size": "4k"}), f"cntr-{os.getpid()}"
@@ -104,7 +109,7 @@ def add_here(fd: int, attributes: int) -> None:
 
 
 def add_everywhere(attributes: int, proc_fd: int) -> None:
-    """Add ATTRIBUTES to each mount below this process' root. proc_fd: a /proc of its pid namespace. Raises OSError."""
+    """Add ATTRIBUTES to every mount below this process's root. proc_fd: a /proc of its pid namespace. Raises OSError."""
     try:
         syscalls.mount_setattr(syscalls.AT_FDCWD, "/", recursive=True, attr_set=attributes)
         return
@@ -117,11 +122,11 @@ def add_everywhere(attributes: int, proc_fd: int) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.EACCES):
                 raise
-            # It has gone; or the path leads to a file of a directory that another mount covers: then nobody gets to it.
+            # It has gone; or another mount covers the directory that the path leads to, so nobody can reach it.
 
 
 def make_private(tree_fd: int) -> None:
-    """The attached tree behind TREE_FD: mounts come to it from nowhere, and go nowhere. Raises OSError."""
+    """Make the attached tree behind TREE_FD private: mounts propagate neither into it nor out of it. Raises OSError."""
     try:
         syscalls.mount_setattr(tree_fd, "", recursive=True, propagation=_MS_PRIVATE)
         return

@@ -1,4 +1,4 @@
-"""bpf(2): a program that decides which devices the processes of a cgroup may open, as engines give one to a container."""
+"""bpf(2): a program that decides which devices the processes of a cgroup may open, as engines load for a container."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cntr.linux.syscalls import _check, _long, _syscall, _ulong
 # linux/bpf.h
 BPF_PROG_LOAD, BPF_PROG_ATTACH = 5, 8
 BPF_PROG_TYPE_CGROUP_DEVICE, BPF_CGROUP_DEVICE = 15, 6
-BPF_F_ALLOW_MULTI = 2  # the programs of the cgroups above hold as well
+BPF_F_ALLOW_MULTI = 2  # the programs of the parent cgroups apply as well
 _SYS_BPF = number("bpf")
 
 _LOAD, _MOVE, _MOVE_NUMBER, _SHIFT, _AND = 0x61, 0xBF, 0xB7, 0x77, 0x57
@@ -27,9 +27,9 @@ def _op(code: int, to: int = 0, source: int = 0, offset: int = 0, value: int = 0
 
 
 def usual_devices() -> bytes:
-    """A program that lets the devices be opened which every container has, null to urandom, tty and terminals, and no other.
+    """A program that allows the devices every container has, from null to urandom, tty and the terminals, and no other.
 
-    A node may be made of any, as engines allow it too.
+    mknod(2) is allowed for any device, as engines do.
     """
     access, kind, major, minor, terminals = 3, 2, 4, 5, 6
     head = [
@@ -43,7 +43,7 @@ def usual_devices() -> bytes:
         _op(_AND, terminals, value=0xF8),
         _op(_MOVE_NUMBER, 0, value=1),
     ]
-    jumps = [  # code, register, number, where to
+    jumps = [  # code, register, number, target
         (_EQUAL, access, _MKNOD, "allow"),
         (_UNEQUAL, kind, _CHARACTER, "deny"),
         (_EQUAL, terminals, 136, "allow"),  # to 143: Documentation/admin-guide/devices.txt
@@ -60,7 +60,7 @@ def usual_devices() -> bytes:
 
 
 def load(program: bytes) -> int:
-    """BPF_PROG_LOAD of a program for devices; its fd. Raises OSError."""
+    """BPF_PROG_LOAD of a device program; returns its fd. Raises OSError."""
     text, licence = (_ulong * (len(program) // 8)).from_buffer_copy(program), (_ulong * 1)()
     order = sys.byteorder
     attributes = b"".join(
@@ -83,7 +83,7 @@ def load(program: bytes) -> int:
 
 
 def attach(program_fd: int, cgroup_fd: int) -> None:
-    """BPF_PROG_ATTACH to a cgroup of version 2. Raises OSError."""
+    """BPF_PROG_ATTACH to a version 2 cgroup. Raises OSError."""
     numbers = (cgroup_fd, program_fd, BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI)
     _bpf(BPF_PROG_ATTACH, b"".join(value.to_bytes(4, sys.byteorder) for value in numbers))
 

@@ -1,4 +1,4 @@
-"""fanotify(7) as a recorder uses it: events that carry an open file of what was opened, executed or listed."""
+"""fanotify(7) as a recorder uses it: each event carries an open fd of the file that was opened, executed or listed."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ _BUFFER = 1 << 16
 
 
 def new_group() -> int:
-    """fanotify_init(2): a group whose events hold a read-only fd of the file (CAP_SYS_ADMIN in the first user namespace).
+    """fanotify_init(2): a group whose events hold a read-only fd of the file (CAP_SYS_ADMIN in the initial user
+    namespace).
 
-    The files are opened with O_PATH's harmlessness in mind: O_NONBLOCK and O_NOATIME, so that no FIFO is waited for.
+    The fds are opened with O_NONBLOCK and O_NOATIME: opening has no effect on the file, and never waits for a FIFO.
     """
     flags = FAN_CLOEXEC | FAN_NONBLOCK | FAN_UNLIMITED_QUEUE | FAN_UNLIMITED_MARKS
     group = int(_libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOATIME | os.O_LARGEFILE))
@@ -42,7 +43,7 @@ def mark_filesystem(group: int, root_fd: int) -> None:
 
 
 def events(group: int) -> Iterator[tuple[int, int, int]]:
-    """(mask, fd, pid) of the events that wait; the caller closes the fds. fd -1: events were lost (FAN_Q_OVERFLOW)."""
+    """Yield (mask, fd, pid) of the pending events; the caller closes the fds. fd -1: events were lost (FAN_Q_OVERFLOW)."""
     while True:
         try:
             data = os.read(group, _BUFFER)

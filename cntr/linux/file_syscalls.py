@@ -1,7 +1,7 @@
 """The filesystem server's system calls: everything it needs that ``os`` lacks.
 
-The attach core's room is ``kernel``; this one belongs to ``cntrfs`` alone. Every function raises OSError with the
-kernel's errno. Constants keep the kernel's names (include/uapi/linux/{stat,fcntl,fs,capability,falloc}.h).
+Used by ``cntrfs``; the attach core uses ``syscalls``. Every function raises OSError with the kernel's errno. Constants have the kernel's
+names (include/uapi/linux/{stat,fcntl,fs,capability,falloc}.h).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _int, _uint, _long, _charp, _voidp = ctypes.c_int, ctypes.c_uint, ctypes.c_long,
 
 
 def _declare(name: str, *arguments: object, result: object = _int) -> object:
-    """The C library's function NAME with its argument types: without them ctypes cuts numbers to 32 bits."""
+    """The C library's function NAME with its argument types: otherwise ctypes would truncate numbers to 32 bits."""
     function = getattr(_libc, name)
     function.argtypes = arguments
     function.restype = result
@@ -111,8 +111,8 @@ class Attributes(NamedTuple):
 
 _STATX = struct.Struct("=IIQIIIHxxQQQQqIxxxxqIxxxxqIxxxxqIxxxxIIIIQ")
 _statx_buffer = ctypes.create_string_buffer(256)
-# Without argument types, and with the buffer's reference made once, the call takes two thirds of the time. Every number
-# given is a C int: fds, and flags below 1 << 31.
+# Without argument types, and with a reference to the buffer made once, a call takes two thirds of the time. Every number passed fits in a
+# C int: fds, and flags below 1 << 31.
 _statx_reference = ctypes.byref(_statx_buffer)
 _statx = getattr(_libc, "statx", None) or functools.partial(_libc.syscall, _long(number("statx")))
 _unpack_statx = _STATX.unpack_from
@@ -121,16 +121,16 @@ _ENTRY = AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT
 
 
 def statx(fd: int, name: bytes = b"", flags: int = _ENTRY | AT_EMPTY_PATH) -> Attributes:
-    """statx(2) of (fd, NAME), or of fd itself when NAME is empty. One thread only: the buffer is shared."""
+    """statx(2) of (fd, NAME), or of fd itself if NAME is empty. For one thread only: the buffer is shared."""
     if _statx(fd, name, flags, STATX_WANTED, _statx_reference) < 0:
         raise _fail("statx", name)
     return _make_attributes(_unpack_statx(_statx_buffer))
 
 
 def statx_fields(fd: int, name: bytes, flags: int = _ENTRY) -> tuple[int, ...] | None:
-    """``statx`` of an entry, as the plain tuple of the fields of ``Attributes``; None when there is none of this name.
+    """``statx`` of an entry, as the plain tuple of the fields of ``Attributes``; None if there is no such name.
 
-    For listings and lookups: names that don't exist are asked for as often as others, and an exception takes longer.
+    For listings and lookups: missing names are as frequent as others, and an exception takes longer.
     """
     if _statx(fd, name, flags, STATX_WANTED, _statx_reference) < 0:
         if _get_errno() == errno.ENOENT:
@@ -139,13 +139,13 @@ def statx_fields(fd: int, name: bytes, flags: int = _ENTRY) -> tuple[int, ...] |
     return _unpack_statx(_statx_buffer)
 
 
-OPENED = _ENTRY | AT_EMPTY_PATH  # statx(2)'s flags for what is behind a fd
+OPENED = _ENTRY | AT_EMPTY_PATH  # flags of statx(2) for the file behind an fd
 _STATX_TYPE_MODE = 3
 _unpack_mode = struct.Struct("=8xQ12xH").unpack_from
 
 
 def mode_and_attributes(fd: int) -> tuple[int, int]:
-    """st_mode and the STATX_ATTR_* bits of the file behind fd, by a statx(2) that asks for no more."""
+    """st_mode and the STATX_ATTR_* bits of the file behind fd, by a statx(2) that requests nothing else."""
     if _statx(fd, b"", OPENED, _STATX_TYPE_MODE, _statx_reference) < 0:
         raise _fail("statx")
     attributes, mode = _unpack_mode(_statx_buffer)
@@ -153,14 +153,14 @@ def mode_and_attributes(fd: int) -> tuple[int, int]:
 
 
 class Handle(NamedTuple):
-    """struct file_handle: what name_to_handle_at(2) gives and open_by_handle_at(2) takes."""
+    """struct file_handle: returned by name_to_handle_at(2), taken by open_by_handle_at(2)."""
 
     kind: int
     data: bytes
 
     @property
     def is_derived(self) -> bool:
-        """Is it FILEID_INO32_GEN (linux/exportfs.h), inode number and generation of 32 bits each?"""
+        """Whether it is FILEID_INO32_GEN (linux/exportfs.h): inode number and generation, 32 bits each."""
         return self.kind == 1 and len(self.data) == 8
 
 
@@ -172,7 +172,7 @@ _HANDLE = struct.Struct("=Ii")
 
 
 def name_to_handle(fd: int, name: bytes = b"") -> Handle:
-    """name_to_handle_at(2) of (fd, NAME), never following a final symbolic link. EOPNOTSUPP: no handles there."""
+    """name_to_handle_at(2) of (fd, NAME), without following a final symbolic link. EOPNOTSUPP: the filesystem has no handles."""
     _HANDLE.pack_into(_handle_buffer, 0, MAX_HANDLE_SZ, 0)
     flags = 0 if name else AT_EMPTY_PATH
     if _libc.name_to_handle_at(fd, name, _handle_address, _handle_mount_address, flags) < 0:
@@ -182,9 +182,9 @@ def name_to_handle(fd: int, name: bytes = b"") -> Handle:
 
 
 def open_by_handle(mount_fd: int, handle: Handle, flags: int, shared: bool = True) -> int:
-    """open_by_handle_at(2), close-on-exec; mount_fd is any real (not O_PATH) fd on the mount. ESTALE: gone.
+    """open_by_handle_at(2), close-on-exec. mount_fd: any fd on the mount, not O_PATH. ESTALE: the file is gone.
 
-    shared: use the buffer of the one thread that serves; False in any other thread.
+    shared: use the buffer of the serving thread; False in any other thread.
     """
     buffer = _handle_buffer if shared else ctypes.create_string_buffer(8 + MAX_HANDLE_SZ)
     _HANDLE.pack_into(buffer, 0, len(handle.data), handle.kind)
@@ -202,7 +202,7 @@ _O_PATH_CLOEXEC = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def open_by_ino(mount_fd: int, ino: int, generation: int) -> int:
-    """``open_by_handle`` of a FILEID_INO32_GEN handle, as an O_PATH fd. One thread only: the buffer is shared."""
+    """``open_by_handle`` of a FILEID_INO32_GEN handle, as an O_PATH fd. For one thread only: the buffer is shared."""
     _INO_HANDLE.pack_into(_handle_buffer, 0, 8, 1, ino, generation)
     fd = int(_open_by_handle_at(mount_fd, _handle_address, _O_PATH_CLOEXEC))
     if fd < 0:
@@ -210,14 +210,14 @@ def open_by_ino(mount_fd: int, ino: int, generation: int) -> int:
     return fd
 
 
-#: open_by_handle_at's number, of the machine's own programs and its 32-bit ones'; 265 is the generic table's.
+#: The number of open_by_handle_at for the machine's native and 32-bit programs; 265 is the generic table's.
 OPEN_BY_HANDLE_AT = {"x86_64": (304, 342), "i686": (342,), "armv7l": (371,), "ppc64le": (346,), "s390x": (336,)}.get(
     os.uname().machine, (265, 371)
 )
 
 
 class DirectoryEntry(NamedTuple):
-    """struct linux_dirent64: next_offset is what lseek(2) takes to go on behind this entry."""
+    """struct linux_dirent64. next_offset: the lseek(2) position after this entry."""
 
     ino: int
     next_offset: int
@@ -227,11 +227,11 @@ class DirectoryEntry(NamedTuple):
 
 _DIRENT = struct.Struct("=QqHB")
 _dents_buffer = ctypes.create_string_buffer(32768)
-_new_entry = tuple.__new__  # in half the time of the class's own
+_new_entry = tuple.__new__  # twice as fast as the class's own
 
 
 def getdents(fd: int, shared: bool = True) -> list[DirectoryEntry]:
-    """getdents64(2): the next entries of an open directory, dots among them; empty at the end. shared: as above."""
+    """getdents64(2): the next entries of an open directory, with . and ..; empty at the end. shared: see ``open_by_handle``."""
     buffer = _dents_buffer if shared else ctypes.create_string_buffer(32768)
     length = _libc.getdents64(fd, ctypes.addressof(buffer), len(buffer))
     if length < 0:
@@ -266,7 +266,7 @@ def mknodat(fd: int, name: bytes, mode: int, device: int) -> None:
 
 
 def chown(fd: int, uid: int, gid: int) -> None:
-    """fchownat(2) on the inode behind any fd, O_PATH too; 0xFFFFFFFF leaves an id as it is."""
+    """fchownat(2) on the inode behind any fd, including O_PATH; 0xFFFFFFFF leaves an id unchanged."""
     if _libc.fchownat(fd, b"", uid, gid, AT_EMPTY_PATH) < 0:
         raise _fail("fchownat")
 
@@ -275,12 +275,12 @@ _TIMES = struct.Struct("=qqqq")
 
 
 def utimens(fd: int, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
-    """utimensat(2) on the file behind any fd: each time is (seconds, nanoseconds or UTIME_NOW or UTIME_OMIT)."""
+    """utimensat(2) on the file behind any fd; each time is (seconds, nanoseconds or UTIME_NOW or UTIME_OMIT)."""
     times = _TIMES.pack(*atime, *mtime)
     if _libc.utimensat(fd, b"", times, AT_EMPTY_PATH) == 0:
         return
     if _get_errno() != errno.EINVAL or _libc.utimensat(AT_FDCWD, b"/proc/self/fd/%d" % fd, times, 0) < 0:
-        raise _fail("utimensat")  # kernels before 5.8 know no AT_EMPTY_PATH here
+        raise _fail("utimensat")  # before 5.8 the call does not support AT_EMPTY_PATH
 
 
 _SYS_fchmodat2 = _long(452)  # on every architecture; kernel 6.6
@@ -302,7 +302,7 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 
 
 def open_interruptible(path: bytes, flags: int) -> int:
-    """open(2), close-on-exec, that a signal to the thread ends (EINTR): os.open would begin anew."""
+    """open(2), close-on-exec, interruptible by a signal to the thread (EINTR): os.open would retry."""
     fd = int(_libc.open(path, flags | os.O_CLOEXEC))
     if fd < 0:
         raise _fail("open", path)
@@ -310,21 +310,21 @@ def open_interruptible(path: bytes, flags: int) -> int:
 
 
 def syncfs(fd: int) -> None:
-    """syncfs(2): all of the filesystem that fd (not O_PATH) is on."""
+    """syncfs(2): sync the whole filesystem that fd (not O_PATH) is on."""
     if _libc.syncfs(fd) < 0:
         raise _fail("syncfs")
 
 
-# Credentials of the calling thread. The C library's setgroups() changes every thread, so the raw call is made.
+# Credentials of the calling thread. The C library's setgroups() changes every thread, so the system call is made directly.
 _SYS_SETGROUPS = number("setgroups")
 _setfsuid = _declare("setfsuid", _uint)
 _setfsgid = _declare("setfsgid", _uint)
 
 
 def setfsuid(uid: int) -> int:
-    """setfsuid(2): leaving 0 drops the filesystem capabilities from the effective set, going back to 0 raises them.
+    """setfsuid(2): leaving 0 drops the filesystem capabilities from the effective set, returning to 0 raises them.
 
-    Returns what the id was. It can't fail: 0xFFFFFFFF, or an id that is not mapped here, changes nothing.
+    Returns the previous id. It cannot fail: 0xFFFFFFFF, or an id that is not mapped here, changes nothing.
     """
     return int(_libc.setfsuid(uid))
 
@@ -335,7 +335,7 @@ def setfsgid(gid: int) -> int:
 
 
 def setgroups(groups: tuple[int, ...]) -> None:
-    """setgroups(2) for the calling thread alone."""
+    """setgroups(2) for the calling thread only."""
     array = (_uint * len(groups))(*groups)
     if _libc.syscall(_long(_SYS_SETGROUPS), ctypes.c_size_t(len(groups)), ctypes.byref(array)) < 0:
         raise _fail("setgroups")
@@ -355,7 +355,7 @@ def capget() -> tuple[int, int, int]:
 
 
 def pack_capabilities(effective: int, permitted: int, inheritable: int) -> bytes:
-    """What ``capset`` takes."""
+    """The argument of ``capset``."""
     low = [mask & 0xFFFFFFFF for mask in (effective, permitted, inheritable)]
     high = [mask >> 32 for mask in (effective, permitted, inheritable)]
     return _CAPS.pack(*low, *high)
@@ -369,7 +369,7 @@ def capset(packed: bytes) -> None:
 
 def filesystem_magic(fd: int) -> int:
     """statfs(2)'s f_type (linux/magic.h) of the filesystem behind any fd."""
-    # struct statfs: 120 bytes on 64-bit machines, f_type first, of 4 bytes on one of them
+    # struct statfs is 120 bytes on 64-bit machines. f_type comes first; it has 4 bytes on s390x
     buffer = ((_uint if MACHINE == "s390x" else _long) * 64)()
     if _libc.fstatfs(fd, ctypes.byref(buffer)) < 0:
         raise _fail("fstatfs")
@@ -380,7 +380,7 @@ _libc.ioctl.argtypes = (_int, ctypes.c_ulong, _voidp)
 
 
 def ioctl_number(fd: int, request: int, data: bytes) -> int:
-    """ioctl(2) on a struct that the kernel only reads; returns its result, which may be any number."""
+    """ioctl(2) on a struct that the kernel only reads; returns the call's result, any number."""
     result = int(_libc.ioctl(fd, request, data))
     if result < 0:
         raise _fail("ioctl")
@@ -412,7 +412,7 @@ def fanotify_mark_filesystem(group: int, mask: int, fd: int) -> None:
         raise _fail("fanotify_mark")
 
 
-EVENT = struct.pack("=Q", 1)  # to be written to an eventfd; reading takes 8 bytes
+EVENT = struct.pack("=Q", 1)  # written to an eventfd; a read takes 8 bytes
 
 
 def eventfd() -> int:

@@ -1,11 +1,14 @@
-"""The host, for a cntr that runs in a container of its own (a *toolbox*): ``docker run --privileged --pid=host``, ``kubectl debug node/N``.
+"""The host, for a cntr that runs in a container of its own (a *toolbox*): ``docker run --privileged --pid=host``,
+``kubectl debug node/N``.
 
-Engines keep sockets and state in the host's files, and a container that does not run has its layers there. While ``VIEW`` is entered, this
-process' root directory is that of pid 1, so that every path of theirs means what it means on the host; the paths that a user names are
-the toolbox's. Whose pid 1 is must be beyond doubt, since what is read there is believed: ``docker run --pid=container:web`` makes it the
-container's. So some ancestor of this process other than pid 1 must share its root (the engine that started the toolbox), and pid 1 must
-be able to do all that this process can.
-Modules are never imported from there: they are looked for by a fd of the toolbox's own root, which /proc has under every root.
+Engines keep sockets and state in the host's files, and the layers of a stopped container are there. While ``VIEW`` is
+entered, this process's root directory is that of pid 1, so every path means what it means on the host. Paths that a
+user names are the toolbox's. cntr trusts what it reads there, so pid 1 must be the host's: with ``docker run
+--pid=container:web`` it is the container's. Therefore an ancestor of this process other than pid 1 must share pid 1's
+root (the engine that started the toolbox), and pid 1 must have every capability that this process has.
+
+Modules are never imported from the host's root: they are found by an fd of the toolbox's own root, which /proc shows
+under every root.
 """
 
 from __future__ import annotations
@@ -15,14 +18,14 @@ import sys
 
 from cntr.linux import procfs, syscalls
 
-# Their libraries would be looked for in the host's root (ld.so(8)): loaded before.
+# Imported early: later their libraries would be searched for in the host's root (ld.so(8)).
 BEFORE = "_bz2 _ctypes _hashlib _json _lzma _posixsubprocess _socket _ssl _struct array binascii fcntl math select termios zlib".split()
 _CAP_SYS_CHROOT, _CAP_SYS_PTRACE, _CAP_SYS_ADMIN = 18, 19, 21
-_PID_NAMESPACE = 0xEFFFFFFC  # the inode of the first (linux/nsfs.h, PID_NS_INIT_INO)
+_PID_NAMESPACE = 0xEFFFFFFC  # the inode of the initial one (linux/nsfs.h, PID_NS_INIT_INO)
 
 
 class View:
-    """A context manager, which may be entered again within itself; it does nothing where this process is on the host."""
+    """A reentrant context manager; it does nothing if this process is on the host."""
 
     __slots__ = ("_cwd", "_depth", "_host", "_known", "_own")
 
@@ -30,7 +33,7 @@ class View:
         self._depth, self._known, self._host, self._own, self._cwd = 0, False, -1, -1, -1
 
     def is_toolbox(self) -> bool:
-        """Whether the host is another root than this process'."""
+        """Whether the host's root differs from this process's."""
         if not self._known:
             self._known = True
             if _is_toolbox():
@@ -40,7 +43,7 @@ class View:
         return self._host >= 0
 
     def __enter__(self) -> None:
-        """Go there. Raises OSError."""
+        """Enter the host's root. Raises OSError."""
         self._depth += 1
         if self._depth == 1 and self.is_toolbox():
             self._cwd = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -57,14 +60,16 @@ class View:
             _look_for_modules("", f"/proc/self/fd/{self._own}")
 
     def enter_mounts(self) -> None:
-        """Enter the host's mount namespace, for good: a process that mounts what is the host's. Raises OSError."""
+        """Enter the host's mount namespace for good, in a process that mounts file systems of the host's. Raises
+        OSError.
+        """
         if self.is_toolbox():
             fd = self.mount_namespace()
             syscalls.setns(fd, syscalls.CLONE_NEWNS)
             os.close(fd)
 
     def mount_namespace(self) -> int:
-        """A fd of the host's mount namespace; -1 where it is this process' own. Raises OSError."""
+        """An fd of the host's mount namespace; -1 if it is this process's own. Raises OSError."""
         return os.open("/proc/1/ns/mnt", os.O_RDONLY | os.O_CLOEXEC) if self.is_toolbox() else -1
 
 
@@ -90,7 +95,7 @@ def _is_toolbox() -> bool:
                 if os.path.samestat(os.stat(f"/proc/{pid}/root/."), one):
                     return bool(syscalls.permitted_capabilities() >> _CAP_SYS_CHROOT & 1)
             except PermissionError:
-                pass  # it can do more than we
+                pass  # it has capabilities that we lack
             pid = procfs.parent_pid(procfs.read(f"/proc/{pid}/stat"))
     except (OSError, KeyError, ValueError):
         pass
@@ -106,7 +111,7 @@ def _load_first() -> None:
 
 
 def _look_for_modules(prefix: str, before: str = "") -> None:
-    """Put PREFIX, a directory that is another root, in front of each directory of modules, in place of BEFORE."""
+    """Replace the prefix BEFORE of every module directory by PREFIX, a directory that is another root."""
     here = "" if before else os.getcwd()
     paths = [
         module.__path__ for module in list(sys.modules.values()) if isinstance(getattr(module, "__path__", None), list)
@@ -116,7 +121,10 @@ def _look_for_modules(prefix: str, before: str = "") -> None:
 
 
 def advice(*, engines: bool) -> str:
-    """What to do where a name is nobody's because cntr runs in a container itself; "" where that is no reason. engines: some are here."""
+    """What to do if a name is unknown because cntr itself runs in a container; "" if that is not the reason.
+
+    engines: whether some engine was found here.
+    """
     held = syscalls.permitted_capabilities()
     lacking = [] if held >> _CAP_SYS_ADMIN & held >> _CAP_SYS_PTRACE & 1 else ["--privileged"]
     if os.geteuid() or VIEW.is_toolbox():
@@ -125,7 +133,7 @@ def advice(*, engines: bool) -> str:
     try:
         first = os.stat("/proc/self/ns/pid").st_ino == _PID_NAMESPACE
         shared = not first and not os.path.samestat(os.stat("/proc/1/ns/mnt"), os.stat("/proc/self/ns/mnt"))
-    except PermissionError:  # pid 1 can do more than we: it is none of this container's
+    except PermissionError:  # pid 1 has capabilities that we lack, so it is not this container's
         first = True
     except OSError:
         return ""

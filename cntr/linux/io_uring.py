@@ -1,7 +1,7 @@
 """io_uring(7): one ring, made and used by one thread.
 
-IORING_SETUP_DEFER_TASKRUN: completions come in that thread's own io_uring_enter(2) and at no other time. So neither side
-of the shared memory ever races the other, and no memory barrier is wanted, on no architecture.
+With IORING_SETUP_DEFER_TASKRUN completions are posted only inside that thread's own io_uring_enter(2). So the two sides
+never access the shared memory at the same time, and no architecture needs a memory barrier.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Calls from 424 on have one number on all architectures but alpha.
+# From 424 on, system call numbers are the same on all architectures except alpha.
 _SYS_IO_URING_SETUP, _SYS_IO_URING_ENTER = 425, 426
 # linux/io_uring.h
 IORING_OP_READ, IORING_OP_URING_CMD = 22, 46
@@ -38,8 +38,8 @@ _PARAMS_SIZE, _SQ_OFF, _CQ_OFF = 120, 40, 80
 _COUNTS = struct.Struct("=III")
 _SQ_OFFSETS = struct.Struct("=IIIIIII")  # head tail ring_mask ring_entries flags dropped array
 _CQ_OFFSETS = struct.Struct("=IIIIII")  # head tail ring_mask ring_entries overflow cqes
-# struct io_uring_sqe as far as it is used: opcode flags ioprio fd cmd_op pad addr len rw_flags user_data buf_index…, and
-# from byte 48 on the command: struct fuse_uring_cmd_req's flags, commit_id, qid
+# struct io_uring_sqe, the fields used: opcode flags ioprio fd cmd_op pad addr len rw_flags user_data buf_index…, and
+# from byte 48 on the command: flags, commit_id, qid of struct fuse_uring_cmd_req
 _SQE = struct.Struct("=BBHiIIQIIQQQQQ")
 _SQE_SIZE = 128
 _CQE = struct.Struct("=QiI")  # user_data res flags
@@ -48,21 +48,21 @@ _long, _int = ctypes.c_long, ctypes.c_int
 
 
 def buffer_address(buffer: mmap.mmap) -> int:
-    """Where a writable mapping lies in memory; it must not be closed while the kernel may use that."""
+    """The address of a writable mapping, which must stay open while the kernel may use it."""
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
 def anonymous(size: int) -> mmap.mmap:
-    """Memory that takes up room where it was touched, and that a child process does not have."""
+    """Anonymous memory: it takes up only the pages touched, and child processes do not inherit it."""
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_DONTFORK)
-    with contextlib.suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_NOHUGEPAGE)  # a page touched in each megabyte would take up all of it
+    with contextlib.suppress(OSError):  # not supported by this kernel
+        memory.madvise(mmap.MADV_NOHUGEPAGE)  # otherwise one touched page could take up two megabytes
     return memory
 
 
 def _setup() -> tuple[int, bytearray]:
-    """io_uring_setup(2): (fd, close-on-exec; struct io_uring_params as the kernel filled it in)."""
+    """io_uring_setup(2): (fd, close-on-exec; struct io_uring_params as filled in by the kernel)."""
     params = bytearray(_PARAMS_SIZE)
     _COUNTS.pack_into(params, 0, _SQ_ENTRIES, _CQ_ENTRIES, _FLAGS)
     buffer = (ctypes.c_char * _PARAMS_SIZE).from_buffer(params)
@@ -73,10 +73,12 @@ def _setup() -> tuple[int, bytearray]:
 
 
 class Ring:
-    """One ring. Only the thread that made it may call anything of it."""
+    """One ring. Only the thread that made it may use it."""
 
     def __init__(self) -> None:
-        """OSError: EPERM (kernel.io_uring_disabled, a seccomp filter), ENOSYS, EINVAL (kernel before 6.1), ENOMEM."""
+        """Raises OSError: EPERM (kernel.io_uring_disabled, a seccomp filter), ENOSYS, EINVAL (kernel before 6.1),
+        ENOMEM.
+        """
         self.fd, params = _setup()
         self._maps: list[mmap.mmap] = []
         try:
@@ -84,7 +86,7 @@ class Ring:
         except BaseException:
             self.close()
             raise
-        self.pending = 0  # entries that the kernel has not been given yet
+        self.pending = 0  # entries not yet submitted to the kernel
         self._enter: Callable[..., int] = _libc["syscall"]
 
     def _map(self, params: bytearray) -> None:
@@ -104,14 +106,14 @@ class Ring:
     def _mapped(self, size: int, offset: int) -> mmap.mmap:
         mapped = mmap.mmap(self.fd, size, flags=mmap.MAP_SHARED, offset=offset)
         self._maps.append(mapped)
-        mapped.madvise(mmap.MADV_DONTFORK)  # a child with the mapping would keep the ring, and what it has open
+        mapped.madvise(mmap.MADV_DONTFORK)  # a child with the mapping would keep the ring and its files open
         return mapped
 
     def prepare(
         self, opcode: int, fd: int, address: int, length: int, user_data: int, command: int = 0, commit: int = 0,
         queue: int = 0,
     ) -> None:  # fmt: skip
-        """One more entry for the next ``enter``; command, commit, queue: of IORING_OP_URING_CMD on /dev/fuse."""
+        """Add an entry for the next ``enter``. command, commit, queue: of IORING_OP_URING_CMD on /dev/fuse."""
         while self.pending > self._sq_mask:
             self.enter(0)
         numbers, at = self._numbers, self._sq_tail
@@ -124,7 +126,7 @@ class Ring:
         self.pending += 1
 
     def enter(self, wanted: int) -> None:
-        """io_uring_enter(2): hand over what is prepared, and wait until WANTED completions are there. May return early."""
+        """io_uring_enter(2): submit the prepared entries and wait for WANTED completions. May return early."""
         done = self._enter(_ENTER, self.fd, self.pending, wanted, IORING_ENTER_GETEVENTS, None, 0)
         if done >= 0:
             self.pending -= done
@@ -134,7 +136,7 @@ class Ring:
             raise error
 
     def completions(self) -> list[tuple[int, int]]:
-        """(user_data, res) of what was completed since the last call: res as io_uring says it, an errno as a negative."""
+        """(user_data, res) of the completions since the last call; a negative res is an errno."""
         numbers = self._numbers
         head, tail = numbers[self._cq_head], numbers[self._cq_tail]
         found = []
@@ -146,7 +148,7 @@ class Ring:
         return found
 
     def close(self) -> None:
-        """The kernel cancels what is under way, and lets go of the files it is on."""
+        """Close the ring. The kernel cancels pending requests and releases their files."""
         if self.fd < 0:
             return
         os.close(self.fd)

@@ -1,4 +1,4 @@
-"""libseccomp (seccomp_init(3) and its kin): a profile's rules compiled to the BPF program that seccomp(2) takes."""
+"""libseccomp (seccomp_init(3) and others): compiles a profile's rules to the BPF program that seccomp(2) takes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Compare(ctypes.Structure):
 
 
 def load() -> ctypes.CDLL | None:
-    """The library, None where it is not installed."""
+    """The library, None if it is not installed."""
     try:
         library = ctypes.CDLL("libseccomp.so.2", use_errno=True)
     except OSError:
@@ -54,9 +54,10 @@ def load() -> ctypes.CDLL | None:
 def compile_rules(
     default: int, architectures: list[str], rules: list[tuple[int, list[str], list[Comparison]]], library: ctypes.CDLL
 ) -> bytes:
-    """The program of RULES, (action, names of system calls, comparisons) each; a name that is unknown here is left out. Raises OSError.
+    """The program of RULES, each (action, names of system calls, comparisons). Unknown names are skipped. Raises
+    OSError.
 
-    architectures: libseccomp's words (x86, x32, arm) for what runs here beside the native one.
+    architectures: libseccomp's names (x86, x32, arm) of what runs here besides the native one.
     """
     context = library.seccomp_init(default)
     if not context:
@@ -69,14 +70,14 @@ def compile_rules(
                 raise OSError(-result, f"seccomp_arch_add: {os.strerror(-result)}", name)
         for action, names, comparisons in rules:
             if action == default:
-                continue  # the library refuses a rule that changes nothing
+                continue  # the library rejects a rule that changes nothing
             array = (_Compare * max(1, len(comparisons)))(*[_Compare(*row) for row in comparisons])
             for name in names:
                 number = library.seccomp_syscall_resolve_name(name.encode())
                 if number == NR_SCMP_ERROR:
                     continue
                 result = library.seccomp_rule_add_array(context, action, number, len(comparisons), array)
-                if result not in (0, -17, -33):  # EEXIST: twice; EDOM: not of this architecture
+                if result not in (0, -17, -33):  # EEXIST: a duplicate; EDOM: not of this architecture
                     raise OSError(-result, f"seccomp_rule_add: {os.strerror(-result)}", name)
         fd = os.memfd_create("cntr-seccomp", os.MFD_CLOEXEC)
         try:

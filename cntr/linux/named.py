@@ -1,4 +1,4 @@
-"""``typing.NamedTuple`` without typing, which would be a third of what the file server takes to import."""
+"""``typing.NamedTuple`` without typing, which would take a third of the file server's import time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ else:
                     setattr(made, key, value)
             return made
 
-    #: The base class: the annotations of what is derived are the fields, without defaults.
+    #: The base class: the annotations of a derived class are its fields, without defaults.
     NamedTuple = _Named("NamedTuple", (), {})
 
 

@@ -1,4 +1,4 @@
-"""The ordered table of namespace kinds (namespaces(7)), and opening those of a process."""
+"""The ordered table of namespace kinds (namespaces(7)), and functions that open those of a process."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class NamespaceKind:
         self.name, self.flag = name, flag
 
 
-# The order of joining. The mount namespace comes first, while the host's privileges are whole; the user namespace last,
-# since entering it gives them up. The pid namespace takes effect for children only and is joined before the fork.
+# The order of joining. The mount namespace comes first, while the host's privileges are complete. The user namespace
+# comes last: entering it gives them up. The pid namespace applies to children only and is joined before the fork.
 KINDS = (
     NamespaceKind("mnt", syscalls.CLONE_NEWNS),
     NamespaceKind("pid", syscalls.CLONE_NEWPID),
@@ -32,9 +32,9 @@ FLAGS = {kind.name: kind.flag for kind in KINDS}
 
 
 def identity(proc_fd: int, name: str) -> tuple[int, int] | None:
-    """(device, inode) of a namespace of the process behind proc_fd; None where the kernel has no such kind.
+    """(device, inode) of a namespace of the process behind proc_fd; None if the kernel has no such kind.
 
-    Raises PermissionError where the ptrace access check (ptrace(2)) refuses the caller.
+    Raises PermissionError if the ptrace access check (ptrace(2)) refuses the caller.
     """
     try:
         found = os.stat(f"ns/{name}", dir_fd=proc_fd)
@@ -44,9 +44,9 @@ def identity(proc_fd: int, name: str) -> tuple[int, int] | None:
 
 
 def open_differing(proc_fd: int, own_fd: int) -> dict[str, int]:
-    """{kind: fd} of the namespaces of the process behind proc_fd that are not those of own_fd's.
+    """{kind: fd} of the namespaces of the process behind proc_fd that differ from those of own_fd's.
 
-    Only these are joined: setns(2) into one's own user namespace is EINVAL.
+    Only these are joined: setns(2) into one's own user namespace fails with EINVAL.
     """
     opened: dict[str, int] = {}
     try:
@@ -62,14 +62,16 @@ def open_differing(proc_fd: int, own_fd: int) -> dict[str, int]:
 
 
 def mapped(uid_map: str, gid_map: str) -> int:
-    """A fd of a new user namespace with these maps (user_namespaces(7)), for idmapped mounts; no process stays in it.
+    """An fd of a new user namespace with these maps (user_namespaces(7)), for idmapped mounts. No process stays in it.
+    Raises OSError.
 
-    The ids are (in the file system, in the mount, count). Raises OSError.
+    The rows are (id in the file system, id in the mount, count).
 
-    A process in a new user namespace may be looked into by whoever has its creator's uid (user_namespaces(7)): for root's, by the root of a
-    container that shares this pid namespace. Not where it is undumpable: then it takes CAP_SYS_PTRACE in the namespace of its memory, ours.
+    For a moment there is a process in the new user namespace. Whoever has its creator's uid may inspect it: for root,
+    that is also the root of a container that shares this pid namespace. An undumpable process is protected: inspecting
+    it takes CAP_SYS_PTRACE in the user namespace of its memory, which is ours.
     """
-    # An ordinary user's undumpable child has files in /proc that are root's: its maps could not be written.
+    # The /proc files of an undumpable process belong to root, so an ordinary user could not write its maps.
     before = syscalls.prctl(syscalls.PR_GET_DUMPABLE) if os.geteuid() == 0 else 0
     if before:
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
@@ -86,28 +88,30 @@ def mapped(uid_map: str, gid_map: str) -> int:
         finally:
             child.end()
     finally:
-        if before == 1:  # 2 can't be asked for
+        if before == 1:  # prctl(2) does not accept 2
             syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
 
 
-NO_FILES_ID = 0xFFFFFFFD  # an id that no file has: the last but two (the last is "none", (uid_t)-1)
+NO_FILES_ID = 0xFFFFFFFD  # no file has this id, the third-highest value; the highest, (uid_t)-1, means "no change"
 
 
 def nobody() -> int:
-    """A fd of a user namespace that maps one id, which no file has: by it a mount's files are all nobody's. Raises OSError."""
+    """An fd of a user namespace that maps one id, which no file has: an idmapped mount with it shows every file as
+    nobody's. Raises OSError.
+    """
     return mapped(f"{NO_FILES_ID} {NO_FILES_ID} 1", f"{NO_FILES_ID} {NO_FILES_ID} 1")
 
 
 def owner(fd: int) -> int:
-    """A fd of the user namespace that owns the namespace behind FD (ioctl_ns(2), NS_GET_USERNS). Raises OSError."""
+    """An fd of the user namespace that owns the namespace behind FD (ioctl_ns(2), NS_GET_USERNS). Raises OSError."""
     return syscalls.namespace_ioctl(fd, syscalls.NS_GET_USERNS)
 
 
 def proc_of(pid_fd: int) -> int:
     """A detached mount of a new /proc of the pid namespace behind PID_FD (-1: our own). Raises OSError.
 
-    Linux 6.17 takes the namespace as an option. Before, a process has to be in it: one that holds nothing, is not dumpable, and
-    ends at once.
+    Linux 6.17 takes the namespace as a mount option. Older kernels take that of the mounting process, so a child enters
+    it: it holds nothing, is not dumpable, and ends at once.
     """
     if pid_fd < 0:
         return syscalls.new_filesystem("proc", {})
@@ -141,7 +145,9 @@ def proc_of(pid_fd: int) -> int:
 
 
 def _hold_proc(pid_fd: int, writing: int, done_read: int) -> None:
-    """The two processes behind ``proc_of``: one enters and forks, the other mounts and holds it until it is taken. Never returns."""
+    """The two processes behind ``proc_of``: the first enters and forks, the second mounts and holds the mount until it
+    is taken. Never returns.
+    """
     try:
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         syscalls.setns(pid_fd, syscalls.CLONE_NEWPID)
@@ -166,7 +172,7 @@ def _hold_proc(pid_fd: int, writing: int, done_read: int) -> None:
 
 
 def join(fds: dict[str, int], *names: str) -> None:
-    """setns(2) into each named namespace that FDS has, in the order given. Raises OSError naming the kind."""
+    """setns(2) into each namespace in FDS, by name, in the order given. Raises OSError naming the kind."""
     for name in names:
         if name in fds:
             try:
@@ -176,7 +182,9 @@ def join(fds: dict[str, int], *names: str) -> None:
 
 
 def is_below(fd: int, other: int) -> bool:
-    """Whether the user namespace behind FD descends from the one behind OTHER; no namespace does from itself. Raises OSError."""
+    """Whether the user namespace behind FD is a descendant of the one behind OTHER, not that one itself. Raises
+    OSError.
+    """
     wanted, found = os.fstat(other), -1
     try:
         while True:
@@ -186,7 +194,7 @@ def is_below(fd: int, other: int) -> bool:
             found = above
             if os.path.samestat(os.fstat(found), wanted):
                 return True
-    except PermissionError:  # the next one up is out of the caller's sight
+    except PermissionError:  # the caller may not see the next parent
         return False
     finally:
         if found >= 0:

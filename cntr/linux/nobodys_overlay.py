@@ -1,8 +1,10 @@
-"""An overlay of one tree that shows what everybody may read, for file systems that can't be idmapped (overlayfs itself is one).
+"""An overlay of one tree that shows only what everybody may read, for file systems that cannot be idmapped (such as
+overlayfs).
 
-overlayfs looks twice at each access: whether the caller may, and whether whoever mounted it may do so below ("Permission model" in its
-documentation). Here the latter is an id that no file has, with no capability outside of a user namespace of its own: whatever the caller
-holds, what is left are the permissions for others. FIFOs, sockets and locks are the overlay's own. It takes Linux 5.11, and no time.
+overlayfs checks each access twice: against the caller, and against the credentials of whoever mounted it ("Permission
+model" in its documentation). Here the mounter has an id that no file has, and no capability outside its own user
+namespace. So only the permissions for others count, whatever the caller holds. FIFOs, sockets and locks are the
+overlay's own. Needs Linux 5.11.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from cntr.linux.namespaces import NO_FILES_ID
 
 
 def make(tree_fd: int, userns_fd: int) -> int:
-    """A detached mount of it. tree_fd: a detached mount of its own, a directory; userns_fd: of ``namespaces.nobody``. Raises OSError."""
+    """Return a detached mount of it. Raises OSError.
+
+    tree_fd: a detached mount of its own, a directory; userns_fd: result of ``namespaces.nobody``.
+    """
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
     pid = syscalls.fork()
     if pid == 0:
@@ -40,7 +45,9 @@ def make(tree_fd: int, userns_fd: int) -> int:
 
 
 def _mount(tree_fd: int, userns_fd: int) -> int:
-    """In a child, in the user namespace: with a mount namespace that has nothing but the tree, since mounts come locked to it."""
+    """In a child, in the user namespace: mount it in a mount namespace that holds only the tree, because inherited
+    mounts are locked.
+    """
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)

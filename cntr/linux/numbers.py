@@ -1,6 +1,8 @@
-"""System call and ioctl numbers that differ between architectures (asm/unistd.h); those from 424 on are the same on all but alpha.
+"""System call and ioctl numbers that differ between architectures (asm/unistd.h); from 424 on they are the same on all
+except alpha.
 
-For calls that the C library has no function for, or not every one of them: mknodat since glibc 2.33, statx and renameat2 since 2.28.
+For calls without a C library function in every supported version: mknodat since glibc 2.33, statx and renameat2 since
+2.28.
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ TABLE = {
     "pivot_root": (155, 217, 218, 203, 217, 41),
     "renameat2": (316, 353, 382, 357, 347, 276),
     "seccomp": (317, 354, 383, 358, 348, 277),
-    "setgroups": (116, 206, 206, 81, 206, 159),  # with ids of 32 bits: setgroups32 on i386 and arm
+    "setgroups": (116, 206, 206, 81, 206, 159),  # with 32-bit ids: setgroups32 on i386 and arm
     "statx": (332, 383, 397, 383, 379, 291),
 }
-# ioctl(2) requests, and what they are on powerpc, whose bits for direction are others (asm/ioctl.h, asm/ioctls.h)
+# ioctl(2) requests, and their values on powerpc, whose direction bits differ (asm/ioctl.h, asm/ioctls.h)
 IOCTLS = {
     "FIONREAD": (0x541B, 0x4004667F),
     "NS_GET_PARENT": (0xB702, 0x2000B702),
@@ -27,12 +29,12 @@ IOCTLS = {
     "TIOCGPTPEER": (0x5441, 0x20005441),
     "TIOCSCTTY": (0x540E, 0x540E),
 }
-# 64-bit kernels that run 32-bit programs, this interpreter among them
+# 64-bit kernels that run 32-bit programs, possibly this interpreter
 NARROW = {"x86_64": "i386", "aarch64": "arm"}
 
 
 def machine(name: str = os.uname().machine, *, wide: bool = sys.maxsize > 1 << 32) -> str:
-    """The column of TABLE for uname(2)'s machine; wide: whether this is a 64-bit program."""
+    """The column of TABLE for uname(2)'s machine; wide: whether this program is a 64-bit one."""
     if not wide:
         name = NARROW.get(name, name)
     if name[:1] == "i" and name[2:] == "86":

@@ -1,6 +1,7 @@
-"""A process beside its ids: secure bits, personality, keyring, and the memory of its command line and environment.
+"""Attributes of a process other than its ids: secure bits, personality, keyring, and the memory of its command line and
+environment.
 
-Constants keep the kernel's names (linux/{prctl,securebits,keyctl,personality}.h).
+Constants have the kernel's names (linux/{prctl,securebits,keyctl,personality}.h).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from cntr.linux.syscalls import _check, _libc, _long, _syscall, _ulong, prctl
 # linux/prctl.h
 PR_GET_SECUREBITS, PR_SET_SECUREBITS = 27, 28
 
-# linux/securebits.h: each bit, and the one above it that locks it
+# linux/securebits.h: each bit, and the next one, which locks it
 SECBIT_NOROOT, SECBIT_NOROOT_LOCKED = 1 << 0, 1 << 1
 SECBIT_NO_SETUID_FIXUP, SECBIT_NO_SETUID_FIXUP_LOCKED = 1 << 2, 1 << 3
 SECBIT_KEEP_CAPS, SECBIT_KEEP_CAPS_LOCKED = 1 << 4, 1 << 5
@@ -30,7 +31,7 @@ def securebits() -> int:
 
 
 def set_securebits(bits: int) -> None:
-    """prctl(2) PR_SET_SECUREBITS: needs CAP_SETPCAP; EPERM also for a bit that is locked."""
+    """prctl(2) PR_SET_SECUREBITS: needs CAP_SETPCAP. EPERM also for a locked bit."""
     prctl(PR_SET_SECUREBITS, bits)
 
 
@@ -40,36 +41,39 @@ def set_personality(persona: int) -> None:
 
 
 def join_new_session_keyring() -> None:
-    """keyctl(2) KEYCTL_JOIN_SESSION_KEYRING: an anonymous session keyring, new and empty. ENOSYS: a kernel without keys."""
+    """keyctl(2) KEYCTL_JOIN_SESSION_KEYRING: a new, empty, anonymous session keyring. ENOSYS: a kernel without keys."""
     result = _syscall(_long(_SYS_KEYCTL), _long(KEYCTL_JOIN_SESSION_KEYRING), None, _long(0), _long(0), _long(0))
     _check(result, "keyctl(new session keyring)")
 
 
 def command_line_memory(stat: str) -> tuple[int, int, int, int]:
-    """Where a process's arguments and environment begin and end: fields 48 to 51 of /proc/PID/stat, addresses of its own."""
+    """Start and end of a process's arguments and of its environment: fields 48 to 51 of /proc/PID/stat, addresses in
+    its memory.
+    """
     start, end, environment, environment_end = (int(word) for word in stat.rpartition(")")[2].split()[45:49])
     return start, end, environment, environment_end
 
 
 def wipe_command_line(memory: tuple[int, int, int, int], name: bytes = b"cntr") -> None:
-    """Overwrite what /proc/PID/cmdline and environ of the calling process show: NAME is left of the first, nothing of the second.
+    """Overwrite what /proc/PID/cmdline and environ of the calling process show: cmdline becomes NAME, environ becomes
+    empty.
 
-    memory: ``command_line_memory`` of /proc/self/stat; it stays the same across fork(2), so it can be read before a
-    container's /proc is the only one. The C library's environment is made empty, since its strings lie there.
+    memory: ``command_line_memory`` of /proc/self/stat. It stays the same across fork(2), so it can be read while the
+    host's /proc is still mounted. The C library's environment is cleared, since its strings are in that memory.
     """
     _libc.clearenv()
     start, end, environment, environment_end = memory
     for first, last in ((start, end), (environment, environment_end)):
         if 0 < first < last:
             _libc.memset(_ulong(first), 0, _ulong(last - first))
-    # proc(5): cmdline goes on into the environment where its last byte is not 0
+    # proc(5): cmdline continues into the environment if its last byte is not 0
     kept = name[: max(0, end - start - 1)]
     if kept:
         _libc.memcpy(_ulong(start), kept, _ulong(len(kept)))
 
 
 def let_go_of_stdio() -> None:
-    """Who reads our output (a pipe, ssh) waits until the last copy of it is closed."""
+    """Replace fds 0, 1 and 2 by /dev/null: a reader of our output (a pipe, ssh) waits until the last copy is closed."""
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)

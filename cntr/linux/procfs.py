@@ -1,10 +1,10 @@
-"""Pure parsers of the kernel's /proc text (proc(5)); ``read`` is the one function that touches a file."""
+"""Parsers of the kernel's /proc text (proc(5)). Only ``read`` and ``living`` touch files."""
 
 from __future__ import annotations
 
 import os
 
-LIMIT = 4 << 20  # bytes read of one /proc file at most; thousands of mounts fit
+LIMIT = 4 << 20  # most bytes read of one /proc file: enough for thousands of mounts
 
 
 def read(path: str, dir_fd: int | None = None, limit: int = LIMIT) -> str:
@@ -21,7 +21,9 @@ def read(path: str, dir_fd: int | None = None, limit: int = LIMIT) -> str:
 
 
 def living(pid: int) -> str:
-    """The directory of PID in /proc; of one of its threads where the first has ended and others live: a zombie shows no more of itself."""
+    """The directory of PID in /proc. If its first thread has ended and others live, that of a living thread: a zombie
+    shows little of itself.
+    """
     path = f"/proc/{pid}"
     if not _is_zombie(path):
         return path
@@ -48,7 +50,7 @@ def status(text: str) -> dict[str, str]:
 
 
 def start_time(stat: str) -> int:
-    """Field 22 of /proc/PID/stat: the start time in clock ticks since boot; the name in field 2 may hold anything."""
+    """Field 22 of /proc/PID/stat: the start time in clock ticks since boot. The name in field 2 may contain anything."""
     return int(stat.rpartition(")")[2].split()[19])
 
 
@@ -74,7 +76,7 @@ class Mount:
     )
 
     def __init__(self, line: str) -> None:
-        """Parse one line; raises ValueError or IndexError for what is not one."""
+        """Parse one line. Raises ValueError or IndexError if it is malformed."""
         left, _, right = line.partition(" - ")
         fields = left.split(" ")
         self.mount_id, self.parent_id = int(fields[0]), int(fields[1])
@@ -89,12 +91,12 @@ class Mount:
 
 
 def has_all_ids() -> bool:
-    """Whether this process is root over all ids, not a user or the root of a user namespace with a few of them."""
+    """Whether this process is root over all ids, not an ordinary user or root of a user namespace that maps a few."""
     return not os.geteuid() and read("/proc/self/uid_map").split() == ["0", "0", "4294967295"]
 
 
 def mountinfo(text: str) -> list[Mount]:
-    """All mounts of /proc/PID/mountinfo, in the kernel's order; a last line that is cut off (LIMIT) is left out."""
+    """All mounts of /proc/PID/mountinfo, in the kernel's order. An incomplete last line (LIMIT) is dropped."""
     return [Mount(line) for line in text.split("\n")[:-1] if line]
 
 
@@ -108,7 +110,7 @@ def unescape(text: str) -> str:
 
 
 def is_frozen(text: str) -> bool:
-    """Whether a cgroup is: the text of its freezer.state (version 1) or cgroup.events (version 2), cgroups(7)."""
+    """Whether a cgroup is frozen. text: of its freezer.state (version 1) or cgroup.events (version 2), cgroups(7)."""
     return any(line in ("FROZEN", "FREEZING", "frozen 1") for line in text.split("\n"))
 
 
@@ -118,7 +120,7 @@ def id_map(text: str) -> tuple[tuple[int, int, int], ...]:
 
 
 def map_id(inside: int, rows: tuple[tuple[int, int, int], ...]) -> int | None:
-    """The outside id of INSIDE under an id map, None where it is not mapped."""
+    """The outside id of INSIDE under an id map, None if it is not mapped."""
     for first, outside, count in rows:
         if first <= inside < first + count:
             return outside + inside - first
@@ -134,7 +136,9 @@ def cgroups(text: str) -> dict[str, str]:
 
 
 def environ(text: str) -> dict[str, str]:
-    """/proc/PID/environ; entries without '=' (a process may overwrite its own) are dropped, the first of a name wins."""
+    """/proc/PID/environ as {name: value}. Entries without '=' are dropped, as a process may overwrite its own; the
+    first of a name wins.
+    """
     result: dict[str, str] = {}
     for entry in text.split("\0"):
         key, equals, value = entry.partition("=")
@@ -144,7 +148,7 @@ def environ(text: str) -> dict[str, str]:
 
 
 def environ_is_overwritten(text: str) -> bool:
-    """Whether a process has written something else, a title, over its environment: an entry without a name, or with no such name."""
+    """Whether a process has overwritten its environment, e.g. with a title: some entry has no name, or an invalid one."""
     for entry in text.split("\0"):
         name, equals, _ = entry.partition("=")
         if entry and (not equals or not name or any(c in " :/[]\t\n" for c in name)):
@@ -155,16 +159,17 @@ def environ_is_overwritten(text: str) -> bool:
 def limits(text: str) -> list[tuple[int, int]]:
     """/proc/PID/limits as [(soft, hard)], indexed by resource number (getrlimit(2)); unlimited is -1, RLIM_INFINITY.
 
-    Read here and not by prlimit(2), which needs CAP_SYS_RESOURCE for a process of another user.
+    Not by prlimit(2), which needs CAP_SYS_RESOURCE for a process of another user.
     """
     rows = (line[26:].split() for line in text.splitlines()[1:])
     return [tuple(-1 if word == "unlimited" else int(word) for word in row[:2]) for row in rows]  # type: ignore[misc]
 
 
 def passwd_entry(text: str, user: str) -> tuple[str, int, int, str, str] | None:
-    """(name, uid, gid, home, shell) of USER in the text of a passwd(5) file: a uid where it is a number, else a name.
+    """(name, uid, gid, home, shell) of USER in the text of a passwd(5) file. USER is a uid if it is a number, else a
+    name.
 
-    A number is never taken for a name: an image may call a user of uid 0 "1000" (CVE-2016-3697).
+    A number is never taken for a name: an image may name a user of uid 0 "1000" (CVE-2016-3697).
     """
     column = 2 if user.isascii() and user.isdecimal() else 0
     for line in text.split("\n"):
@@ -185,7 +190,7 @@ def groups_of(text: str, user: str) -> list[int]:
 
 
 def group_id(text: str, group: str) -> int | None:
-    """The id of GROUP, a name, in the text of a group(5) file."""
+    """The id of the group named GROUP in the text of a group(5) file."""
     for line in text.split("\n"):
         fields = line.split(":")
         if len(fields) == 4 and fields[0] == group and _is_id(fields[2]):

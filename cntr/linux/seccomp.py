@@ -1,7 +1,7 @@
-"""Seccomp filters and ptrace(2): reading the filters of another process, and installing filters in one's own.
+"""Seccomp filters and ptrace(2): reading the filters of another process, and installing filters in this one.
 
-A filter is its bytes: instructions of 8 bytes each (struct sock_filter of linux/filter.h, in the machine's byte order).
-Constants keep the kernel's names (linux/{ptrace,seccomp,bpf_common,audit}.h).
+A filter is bytes: instructions of 8 bytes each (struct sock_filter of linux/filter.h, in the machine's byte order).
+Constants have the kernel's names (linux/{ptrace,seccomp,bpf_common,audit}.h).
 """
 
 from __future__ import annotations
@@ -40,26 +40,26 @@ _SYS_SECCOMP = number("seccomp")
 
 
 def ptrace_seize(tid: int) -> None:
-    """ptrace(2) PTRACE_SEIZE: become the thread's tracer, without stopping it."""
+    """ptrace(2) PTRACE_SEIZE: become the thread's tracer without stopping it."""
     _check(_libc.ptrace(_long(PTRACE_SEIZE), tid, _ulong(0), _ulong(0)), "ptrace(seize)", tid)
 
 
 def ptrace_interrupt(tid: int) -> None:
-    """ptrace(2) PTRACE_INTERRUPT: have it stop; waitpid(2) tells when it has."""
+    """ptrace(2) PTRACE_INTERRUPT: stop the thread; waitpid(2) reports when it has stopped."""
     _check(_libc.ptrace(_long(PTRACE_INTERRUPT), tid, _ulong(0), _ulong(0)), "ptrace(interrupt)", tid)
 
 
 def ptrace_detach(tid: int) -> None:
-    """ptrace(2) PTRACE_DETACH: let a stopped thread go on; one that a stop signal had stopped stays stopped."""
+    """ptrace(2) PTRACE_DETACH: resume a stopped thread. One that was stopped by a signal stays stopped."""
     _check(_libc.ptrace(_long(PTRACE_DETACH), tid, _ulong(0), _ulong(0)), "ptrace(detach)", tid)
 
 
 def get_filter(tid: int, index: int) -> bytes | None:
-    """ptrace(2) PTRACE_SECCOMP_GET_FILTER of a stopped thread; None where there is no such one.
+    """ptrace(2) PTRACE_SECCOMP_GET_FILTER of a stopped thread; None if there is no filter INDEX.
 
-    Index 0 is the oldest (get_nth_filter in kernel/seccomp.c), although ptrace(2) says that it is the newest.
-    EACCES: the caller lacks CAP_SYS_ADMIN in the first user namespace, or has a filter itself. EINVAL, EIO: the kernel was built without
-    CONFIG_CHECKPOINT_RESTORE. EMEDIUMTYPE: it doesn't keep this one's text.
+    Index 0 is the oldest (get_nth_filter in kernel/seccomp.c), although ptrace(2) says it is the newest. EACCES: the
+    caller lacks CAP_SYS_ADMIN in the initial user namespace, or has a filter itself. EINVAL, EIO: the kernel was built
+    without CONFIG_CHECKPOINT_RESTORE. EMEDIUMTYPE: it does not keep the text of this filter.
     """
     where = f"{tid}, filter {index}"
     length = _libc.ptrace(_long(PTRACE_SECCOMP_GET_FILTER), tid, _ulong(index), None)
@@ -72,7 +72,9 @@ def get_filter(tid: int, index: int) -> bytes | None:
 
 
 def filter_flags(tid: int, index: int) -> int:
-    """ptrace(2) PTRACE_SECCOMP_GET_METADATA (4.16): the SECCOMP_FILTER_FLAG_* of a filter that the kernel tells of, which is LOG."""
+    """ptrace(2) PTRACE_SECCOMP_GET_METADATA (4.16): the SECCOMP_FILTER_FLAG_* that the kernel reports, which is LOG
+    only.
+    """
     metadata = (_ulong * 2)(index, 0)  # struct seccomp_metadata: filter_off, flags
     result = _libc.ptrace(_long(PTRACE_SECCOMP_GET_METADATA), tid, _ulong(16), _ctypes.byref(metadata))
     _check(result, "ptrace(seccomp metadata)", f"{tid}, filter {index}")
@@ -97,10 +99,10 @@ def set_registers(tid: int, data: bytes) -> None:
 
 
 def install(program: bytes, flags: int = 0) -> None:
-    """seccomp(2) SECCOMP_SET_MODE_FILTER: add a filter to the calling thread, the process's only one.
+    """seccomp(2) SECCOMP_SET_MODE_FILTER: add a filter to the calling thread, which must be the only one.
 
-    EACCES: neither no_new_privs nor CAP_SYS_ADMIN in the own user namespace. EINVAL: no valid program. ENOMEM: filters of more than
-    32768 instructions in all.
+    EACCES: neither no_new_privs nor CAP_SYS_ADMIN in the own user namespace. EINVAL: an invalid program. ENOMEM:
+    filters of more than 32768 instructions in total.
     """
     length = len(program) // INSTRUCTION
     text = (_ulong * length).from_buffer_copy(program)

@@ -1,4 +1,4 @@
-"""unix(7): who is at the other end of a connection, and file descriptors sent along."""
+"""unix(7): credentials of the peer, and file descriptors sent along."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _INT = 4  # bytes
 
 
 class Peer:
-    """The process that made a connection, or that listened for it.
+    """The process at the other end of a connection: the one that connected, or that listened.
 
-    pid: in this pid namespace, 0 for one that can't be seen here; uid: in this user namespace.
+    pid: in this pid namespace, 0 if it is not visible here; uid: in this user namespace.
     """
 
     __slots__ = ("pid", "uid")
@@ -26,7 +26,7 @@ class Peer:
 
 
 def peer_pidfd(connection: _socket.socket) -> int:
-    """SO_PEERPIDFD: a pidfd of the process that made a connection; -1 where the kernel has none. Raises OSError (it has ended)."""
+    """SO_PEERPIDFD: a pidfd of the process that connected; -1 if the kernel has none. Raises OSError (it has ended)."""
     try:
         return _numbers(connection.getsockopt(_socket.SOL_SOCKET, SO_PEERPIDFD, _INT))[0]
     except OSError as error:
@@ -36,7 +36,7 @@ def peer_pidfd(connection: _socket.socket) -> int:
 
 
 def receive(connection: _socket.socket, size: int, most: int) -> tuple[bytes, list[int]]:
-    """One packet of at most SIZE bytes and the fds that came with it, at most MOST, close-on-exec. Raises OSError."""
+    """Receive a packet of at most SIZE bytes and at most MOST fds, close-on-exec. Raises OSError."""
     data, ancillary, flags, _ = connection.recvmsg(size, _socket.CMSG_SPACE(most * _INT), _socket.MSG_CMSG_CLOEXEC)
     fds = []
     for level, kind, content in ancillary:
@@ -50,7 +50,7 @@ def receive(connection: _socket.socket, size: int, most: int) -> tuple[bytes, li
 
 
 def send(connection: _socket.socket, data: bytes | memoryview, fds: list[int]) -> int:
-    """One packet, or what of DATA a stream takes, and FDS with it; the bytes sent. Raises OSError."""
+    """Send FDS with one packet, or with as much of DATA as a stream takes; return the number of bytes. Raises OSError."""
     content = b"".join(fd.to_bytes(_INT, sys.byteorder) for fd in fds)
     return connection.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, content)])
 

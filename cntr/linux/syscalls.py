@@ -1,13 +1,13 @@
 """The attach core's system calls: constants, structs, and one small function per call.
 
-The only module of the attach core that holds ctypes (the filesystem's own calls are in ``file_syscalls``). Every function
-raises OSError(errno, "call: reason", path), so that an error always names the call and what it was made on.
-Constants keep the kernel's names (include/uapi/linux/{mount,sched,openat2,prctl,capability,nsfs}.h).
+The only module of the attach core that uses ctypes (the filesystem's calls are in ``file_syscalls``). Every function raises
+OSError(errno, "call: reason", path), so an error always names the call and its object. Constants have the kernel's names
+(include/uapi/linux/{mount,sched,openat2,prctl,capability,nsfs}.h).
 """
 
 from __future__ import annotations
 
-import _ctypes  # the C half of ctypes: its Python half costs 3 ms of every start, and only wraps what is used here
+import _ctypes  # the C half of ctypes: the Python half would add 3 ms to every start, and only wraps what is used here
 import _signal as signal  # the module behind signal, without its import of enum (5 ms)
 import os
 import sys
@@ -54,7 +54,7 @@ MOUNT_ATTR_NODEV = 0x04
 MOUNT_ATTR_NOEXEC = 0x08
 MOUNT_ATTR_NOATIME = 0x10
 MOUNT_ATTR_STRICTATIME = 0x20
-MOUNT_ATTR_ATIME = 0x70  # all of the two, and relatime
+MOUNT_ATTR_ATIME = 0x70  # the atime setting: noatime, strictatime or relatime
 MOUNT_ATTR_NODIRATIME = 0x80
 MOUNT_ATTR_IDMAP = 0x00100000
 FSOPEN_CLOEXEC = 1
@@ -91,7 +91,7 @@ PR_CAP_AMBIENT_LOWER = 3
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
-_NR_OPEN = 1 << 20  # fs.nr_open, unless somebody raised it (proc(5))
+_NR_OPEN = 1 << 20  # fs.nr_open, unless it was raised (proc(5))
 _EAGAIN, _NO_CLOSE_RANGE = 11, (1, 22, 38)  # EPERM, EINVAL, ENOSYS (errno.h, whose module would be one more to import)
 CLOSE_RANGE_CLOEXEC = 4
 
@@ -111,7 +111,7 @@ FIONREAD = ioctl("FIONREAD")
 TIOCSCTTY = ioctl("TIOCSCTTY")
 TIOCGPTPEER = ioctl("TIOCGPTPEER")
 
-# System call numbers from 424 on are the same on every architecture but alpha.
+# From 424 on, system call numbers are the same on every architecture except alpha.
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 428, 429, 430, 431, 432
 _SYS_CLONE3, _SYS_CLOSE_RANGE, _SYS_OPENAT2, _SYS_PIDFD_GETFD, _SYS_MOUNT_SETATTR = 435, 436, 437, 438, 442
 _SYS_PIVOT_ROOT = number("pivot_root")
@@ -141,14 +141,14 @@ class _Function(_ctypes.CFuncPtr):
 
 
 class _LongFunction(_ctypes.CFuncPtr):
-    """One that returns long: syscall(2)."""
+    """A function that returns long: syscall(2)."""
 
     _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
     _restype_ = _long
 
 
 class _LockedFunction(_ctypes.CFuncPtr):
-    """One that is called holding the interpreter lock, as os.fork is."""
+    """A function that is called with the interpreter lock held, as os.fork is."""
 
     _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO | _ctypes.FUNCFLAG_PYTHONAPI
     _restype_ = _long
@@ -178,7 +178,7 @@ def _check(result: int, call: str, path: object = None) -> int:
 
 
 def _packed(size: int, *numbers: int) -> bytes:
-    """A struct of unsigned numbers of SIZE bytes each. A ctypes structure would cost 0.1 ms at import, used or not."""
+    """A struct of unsigned numbers of SIZE bytes each. Each ctypes.Structure would add 0.1 ms at import."""
     return b"".join(number.to_bytes(size, sys.byteorder) for number in numbers)
 
 
@@ -189,7 +189,7 @@ def _fd_path(fd: int, path: Path) -> str:
 
 
 def setns(fd: int, nstype: int = 0) -> None:
-    """setns(2): fd is a namespace file, or a pidfd with several CLONE_NEW* flags at once."""
+    """setns(2). fd: a namespace file, or a pidfd with several CLONE_NEW* flags."""
     _check(_libc.setns(fd, nstype), f"setns(0x{nstype:x})")
 
 
@@ -199,13 +199,13 @@ def unshare(flags: int) -> None:
 
 
 def open_tree(dirfd: int, path: Path, flags: int) -> int:
-    """open_tree(2): with OPEN_TREE_CLONE a detached mount tree; returns a fd (close-on-exec)."""
+    """open_tree(2); with OPEN_TREE_CLONE, a detached mount tree. Returns an fd (close-on-exec)."""
     result = _syscall(_long(_SYS_OPEN_TREE), dirfd, os.fsencode(path), flags | OPEN_TREE_CLOEXEC)
     return _check(result, "open_tree", _fd_path(dirfd, path))
 
 
 def move_mount(tree_fd: int, dirfd: int, path: Path, flags: int = 0) -> None:
-    """move_mount(2) of the tree behind tree_fd to (dirfd, path), never following a final symbolic link."""
+    """move_mount(2) of the tree behind tree_fd to (dirfd, path), without following a final symbolic link."""
     flags |= MOVE_MOUNT_F_EMPTY_PATH | (0 if path else MOVE_MOUNT_T_EMPTY_PATH)
     result = _syscall(_long(_SYS_MOVE_MOUNT), tree_fd, b"", dirfd, os.fsencode(path), flags)
     _check(result, "move_mount", _fd_path(dirfd, path))
@@ -229,10 +229,9 @@ def mount_setattr(
 
 
 def new_filesystem(fstype: str, options: Mapping[str, str | int | None] | Options, attrs: int = 0) -> int:
-    """fsopen, fsconfig, fsmount: a detached mount of a new superblock.
+    """fsopen(2), fsconfig(2), fsmount(2): a detached mount of a new superblock; returns its fd (close-on-exec).
 
-    options: a number is a fd (FSCONFIG_SET_FD), None a flag; a list of pairs where one repeats (overlay's lowerdir+).
-    Returns the mount's fd (close-on-exec).
+    options: a number is an fd (FSCONFIG_SET_FD), None a flag; a list of pairs if a key repeats (overlay's lowerdir+).
     """
     fs = _check(_syscall(_long(_SYS_FSOPEN), fstype.encode(), FSOPEN_CLOEXEC), "fsopen", fstype)
     try:
@@ -286,7 +285,7 @@ def openat2(dirfd: int, path: Path, flags: int, resolve: int, mode: int = 0) -> 
 def close_range(first: int, flags: int, last: int = 0xFFFFFFFF) -> None:
     """close_range(2) from FIRST to LAST; CLOSE_RANGE_CLOEXEC only marks them (kernel 5.11, before: EINVAL).
 
-    Where there is no such call (before 5.9), or a filter from before it refuses it (EPERM), it is done one by one.
+    If the call is missing (before 5.9), or refused by an older filter (EPERM), the fds are handled one by one.
     """
     result = _syscall(_long(_SYS_CLOSE_RANGE), _uint(first), _uint(last), flags)
     if result < 0 and _ctypes.get_errno() in _NO_CLOSE_RANGE:
@@ -308,7 +307,7 @@ def prctl(option: int, arg2: int = 0, arg3: int = 0) -> int:
 
 
 def set_process_name(name: str) -> None:
-    """The name that ps shows (15 bytes at most)."""
+    """Set the name that ps shows (at most 15 bytes)."""
     _check(_libc.prctl(PR_SET_NAME, name.encode()[:15], _ulong(0), _ulong(0), _ulong(0)), "prctl(name)")
 
 
@@ -329,11 +328,11 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
 
 
 def fork(cgroup_fd: int = -1) -> int:
-    """fork(2); with the fd of a cgroup2 directory by clone3(2) and CLONE_INTO_CGROUP (kernel 5.7): the child begins in there.
+    """fork(2). With the fd of a cgroup2 directory, clone3(2) with CLONE_INTO_CGROUP (kernel 5.7): the child starts in that cgroup.
 
-    For a process of one thread. Python's own hooks are called, and the C library's (for other threads' locks) but by clone3.
-    os.fork itself reads /proc/self/stat from Python 3.12 on and imports `warnings` if that tells of threads: in a container's
-    mount namespace the container says what that file holds. Raises OSError.
+    For a single-threaded process. Python's own fork hooks run, but not the C library's with clone3 (they handle other threads' locks).
+    os.fork reads /proc/self/stat since Python 3.12, and imports `warnings` if that shows threads: in a container's mount namespace the
+    container controls that file. Raises OSError.
     """
     python = _Library(_LockedFunction)
     python.PyOS_BeforeFork()
@@ -342,7 +341,7 @@ def fork(cgroup_fd: int = -1) -> int:
         arguments = _packed(8, CLONE_INTO_CGROUP, 0, 0, 0, _SIGCHLD, *5 * (0,), cgroup_fd)
         pid = python.syscall(_long(_SYS_CLONE3), arguments, _ulong(len(arguments)))
     else:
-        pid = _int(python.fork()).value  # a long's upper half is not the function's
+        pid = _int(python.fork()).value  # the function returns an int: drop the upper half
     number = _ctypes.get_errno()
     if pid == 0:
         python.PyOS_AfterFork_Child()
@@ -357,13 +356,14 @@ class _Pointer(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "P"
 
 
-_IDLE_SECONDS = 60  # and it ends by itself, should we be killed before
+_IDLE_SECONDS = 60  # it ends by itself if we are killed first
 
 
 class Idler:
-    """A child in new namespaces that shares our memory (clone(2), CLONE_VM) and waits in sleep(3) for ``end``: nothing of ours runs in it.
+    """A child in new namespaces that shares our memory (clone(2), CLONE_VM). It waits in sleep(3) until ``end`` and runs none of our
+    code.
 
-    No page table is copied for it: a tenth of a millisecond, where fork(2) takes eight.
+    Its page tables are not copied: it takes a tenth of a millisecond, fork(2) takes eight.
     """
 
     __slots__ = ("pid", "stack")
@@ -377,7 +377,7 @@ class Idler:
         self.stack = Stack()
         top = (_ctypes.addressof(self.stack) + _ctypes.sizeof(self.stack)) & ~63
         sleep = _ctypes.dlsym(_ctypes.dlopen(None, 0), "sleep")  # type: ignore[arg-type]
-        # No handler of ours may run in it: it would do so on our memory.
+        # It must not run our signal handlers, which would use our memory.
         before = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
         try:
             result = _libc.clone(
@@ -388,52 +388,52 @@ class Idler:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def end(self) -> None:
-        """End it, and with it all use of its stack."""
+        """Kill the child; its stack is then free."""
         os.kill(self.pid, _SIGKILL)
         os.waitpid(self.pid, 0)
 
 
 def take_terminal(fd: int) -> None:
-    """ioctl_tty(2) TIOCSCTTY: make the terminal behind fd the controlling one of this session, whose leader the caller is."""
+    """ioctl_tty(2) TIOCSCTTY: make the terminal behind fd the controlling terminal. The caller must be a session leader."""
     _check(_libc.ioctl(fd, _ulong(TIOCSCTTY), 0), "ioctl(TIOCSCTTY)", f"fd {fd}")
 
 
 def bytes_in_pipe(fd: int) -> int:
-    """ioctl(2) FIONREAD: the bytes that wait to be read in a pipe, by either of its ends."""
+    """ioctl(2) FIONREAD: how many bytes wait in a pipe; works on either end."""
     count = (_uint * 1)()
     _check(_libc.ioctl(fd, _ulong(FIONREAD), _ctypes.byref(count)), "ioctl(FIONREAD)", f"fd {fd}")
     return int(count[0])
 
 
 def namespace_ioctl(fd: int, request: int) -> int:
-    """ioctl_ns(2) NS_GET_USERNS or NS_GET_PARENT on the namespace behind FD; a fd (close-on-exec)."""
+    """ioctl_ns(2) NS_GET_USERNS or NS_GET_PARENT on the namespace behind FD; returns an fd (close-on-exec)."""
     return _check(_libc.ioctl(fd, _ulong(request), 0), f"ioctl(0x{request:x})", f"fd {fd}")
 
 
 def pidfd_getfd(pidfd: int, fd: int) -> int:
-    """pidfd_getfd(2), kernel 5.6: a copy (close-on-exec) of another process' FD."""
+    """pidfd_getfd(2), kernel 5.6: a copy (close-on-exec) of another process's FD."""
     return _check(_syscall(_long(_SYS_PIDFD_GETFD), pidfd, fd, 0), "pidfd_getfd", f"fd {fd}")
 
 
 def filesystem_magic(fd: int) -> int:
     """statfs(2)'s f_type (linux/magic.h) of the filesystem behind fd."""
-    # struct statfs: 120 bytes on 64-bit machines, f_type first, of 4 bytes on one of them
+    # struct statfs is 120 bytes on 64-bit machines. f_type comes first; it has 4 bytes on s390x
     buffer = ((_uint if MACHINE == "s390x" else _long) * 64)()
     _check(_libc.fstatfs(fd, _ctypes.byref(buffer)), "fstatfs", f"fd {fd}")
     return int(buffer[0])
 
 
 def signalfd(signals: tuple[int, ...]) -> int:
-    """signalfd(2) over SIGNALS, which the caller has blocked; each read gives 128-byte records (signalfd_siginfo)."""
+    """signalfd(2) over SIGNALS, which the caller has blocked; each read returns records of 128 bytes (signalfd_siginfo)."""
     # sigset_t: 1024 bits, the first 64 in use
     mask = _packed(8, sum(1 << number - 1 for number in signals), *15 * (0,))
     return _check(_libc.signalfd(-1, mask, os.O_CLOEXEC | os.O_NONBLOCK), "signalfd")
 
 
 def import_without_ldconfig(module: str) -> None:
-    """Import a MODULE that asks ctypes.util where libpthread is: that starts ldconfig(8), and since glibc 2.34 it is libc itself.
+    """Import MODULE without running ldconfig(8): ctypes.util would run it to find libpthread, which is part of libc since glibc 2.34.
 
-    ImportError when it can't be imported.
+    Raises ImportError.
     """
     import ctypes.util
     import importlib

@@ -1,7 +1,7 @@
-"""The remote end of ``cntr --host``: one process that watches over the command it has forked.
+"""The remote end of ``cntr --host``: one process that supervises the command it has forked.
 
-It passes signals on, and ends the command when nobody reads it any more: when the near side has died, sshd closes the pipe that is this
-process' stdout, or hangs up its terminal, and poll(2) says so without a word being written.
+It passes signals on, and ends the command when the near side has died: sshd then closes the pipe that is this process's
+stdout, or hangs up its terminal, and poll(2) reports that without a write.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-GRACE_SECONDS = 3.0  # between asking it to end and ending it
+GRACE_SECONDS = 3.0  # between asking the command to end and killing it
 
 
 def run(mark: str, command: Callable[[], int]) -> int:
-    """COMMAND's exit status; MARK is the file that says which process this is, removed at the end."""
+    """Run COMMAND and return its exit status. mark: a file that identifies this process, removed at the end."""
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     before = {number: signal.signal(number, lambda *_: None) for number in FORWARDED}
@@ -44,11 +44,11 @@ def run(mark: str, command: Callable[[], int]) -> int:
 
 
 def _wait(child: int, pidfd: int, reading: int) -> None:
-    """Until the child has ended."""
+    """Wait until the child has ended."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     poll.register(reading, select.POLLIN)
-    poll.register(1, 0)  # POLLERR and POLLHUP alone
+    poll.register(1, 0)  # reports POLLERR and POLLHUP only
     left = -1.0
     while True:
         ready = dict(poll.poll(left * 1000 if left >= 0 else None))

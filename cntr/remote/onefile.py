@@ -1,9 +1,11 @@
-"""``cntr.pyz``: the whole of cntr in one file that runs where it is put.
+"""``cntr.pyz``: all of cntr in one file that runs where it is put.
 
-A zip archive behind a few lines of sh(1), as ``python3 cntr.pyz`` takes it too. Python compiles what it imports from an archive anew
-each time: so the first run unpacks it into the user's cache, where bytecode is kept, and the later ones find it there by the digest of its
-sources. The cache is used only where it is a directory of this user alone (mode 0700); elsewhere cntr runs from the archive, slower.
-The archive holds nothing of when, where or by whom it was made: equal sources and an equal zlib make equal files.
+A zip archive behind a few lines of sh(1); ``python3 cntr.pyz`` works too. Python compiles modules imported from an
+archive every time. So the first run unpacks it into the user's cache, which keeps bytecode, and later runs find it
+there by the digest of its sources. The cache is used only if it is a directory of this user alone (mode 0700);
+otherwise cntr runs from the archive, slower.
+
+The archive does not record when, where or by whom it was built: equal sources and an equal zlib give equal files.
 """
 
 from __future__ import annotations
@@ -12,10 +14,10 @@ import os
 import sys
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-KEPT = 4  # unpacked builds: sessions of an older one may still run
-ARCHIVE_TIME = (1980, 1, 1, 0, 0, 0)  # the first that a zip archive can hold
+KEPT = 4  # unpacked builds kept: sessions of an older one may still run
+ARCHIVE_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip archive can hold
 
-# Before the first import of ours: so it holds what an older Python still parses. {digest} is filled in.
+# Runs before cntr's first import, so it must parse on older Pythons. {digest} is filled in.
 START = """\
 import os, sys
 if sys.version_info < (3, 9):
@@ -63,7 +65,7 @@ exec({start!r})
 
 
 def build() -> bytes:
-    """The file's bytes. Raises OSError."""
+    """Return the content of the file. Raises OSError."""
     import io
     import zipfile
 
@@ -83,7 +85,7 @@ def build() -> bytes:
 
 
 def digest(found: list[tuple[str, bytes]] | None = None) -> str:
-    """What says which build it is: of the sources FOUND, by default this process' own. Raises OSError."""
+    """Identify the build: a digest of the sources FOUND, by default this process's own. Raises OSError."""
     import hashlib
 
     return hashlib.sha256(repr(members() if found is None else found).encode()).hexdigest()[:32]
@@ -117,7 +119,9 @@ def members() -> list[tuple[str, bytes]]:
 
 
 def unpacked(path: str, cache: str, home: str) -> str:
-    """Unpack the archive PATH as HOME, a directory below CACHE; "" where there is no directory of this user alone for it."""
+    """Unpack the archive PATH as HOME, a directory below CACHE. "" if no directory of this user alone can be made for
+    it.
+    """
     import shutil
     import tempfile
     import zipfile
@@ -147,7 +151,7 @@ def unpacked(path: str, cache: str, home: str) -> str:
 
 
 def _remove_old(place: str, home: str) -> None:
-    """Remove all but the KEPT newest, and what killed processes have left an hour ago. Raises OSError."""
+    """Remove all but the KEPT newest builds, and what killed processes left an hour ago or earlier. Raises OSError."""
     import shutil
     import time
 
@@ -161,7 +165,7 @@ def _remove_old(place: str, home: str) -> None:
 
 
 def write(path: str) -> None:
-    """Write the file, executable, in one move. Raises OSError."""
+    """Write the file, executable, atomically. Raises OSError."""
     partial = f"{path}.{os.getpid()}"
     fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o755)
     with open(fd, "wb") as file:
