@@ -101,6 +101,8 @@ def completion(shell: str) -> str:
     return writers[shell]()
 
 
+FILES = ("DIR", "FILE", "PATH", "SRC")  # option values that are names of files
+WORDS = {"cache": "list clear", "completion": "bash zsh fish", "sessions": "list end"}  # of commands without a target
 RUNNING = 'cntr ps --all --json 2>/dev/null | sed -n \'s/^ *"name": "\\([A-Za-z0-9_./-]*\\)",*$/\\1/p\''
 
 
@@ -109,10 +111,21 @@ def _bash() -> str:
         f"    {c.name}) options={' '.join(name for o in (*c.options, HELP) for name in o.names)!r} ;;" for c in COMMANDS
     )
     return f"""_cntr() {{
-  local current=${{COMP_WORDS[COMP_CWORD]}} options=
+  local at current=${{COMP_WORDS[COMP_CWORD]}} options=
   if [ "$COMP_CWORD" -eq 1 ]; then COMPREPLY=($(compgen -W '{" ".join(c.name for c in COMMANDS)}' -- "$current")); return; fi
   case ${{COMP_WORDS[1]}} in
 {cases}
+  esac
+  for ((at = 2; at < COMP_CWORD; at++)); do
+    if [ "${{COMP_WORDS[at]}}" = -- ]; then
+      compopt -o filenames 2>/dev/null
+      [ $((at + 1)) -eq "$COMP_CWORD" ] && COMPREPLY=($(compgen -c -- "$current"))
+      COMPREPLY+=($(compgen -f -- "$current"))
+      return
+    fi
+  done
+  case "${{COMP_WORDS[1]}} ${{COMP_WORDS[COMP_CWORD - 1]}}" in
+{_values()}
   esac
   case $current in
     -*) COMPREPLY=($(compgen -W "$options" -- "$current")); return ;;
@@ -122,7 +135,9 @@ def _bash() -> str:
       compopt -o filenames -o nospace 2>/dev/null
       COMPREPLY=($(compgen -f -- "$current") $(compgen -S :/ -W "$({RUNNING})" -- "$current")) ;;
     {_taking("SOURCE")}) compopt -o filenames 2>/dev/null; COMPREPLY=($(compgen -d -- "$current")) ;;
-    *) COMPREPLY=($(compgen -W "$({RUNNING})" -- "$current")) ;;
+    {_taking("FILE")}) compopt -o filenames 2>/dev/null; COMPREPLY=($(compgen -f -- "$current")) ;;
+{_words()}
+    {_taking("TARGET")}) COMPREPLY=($(compgen -W "$({RUNNING})" -- "$current")) ;;
   esac
 }}
 complete -F _cntr cntr
@@ -131,7 +146,31 @@ complete -F _cntr cntr
 
 def _taking(word: str) -> str:
     """The commands that take WORD as a positional argument, as a ``case`` pattern."""
-    return "|".join(c.name for c in COMMANDS if word in c.positional)
+    return "|".join(c.name for c in COMMANDS if {word, f"[{word}]"} & set(c.positional))
+
+
+def _values() -> str:
+    """What bash completes behind an option that takes a value: its choices, files, or nothing."""
+    groups: dict[str, list[str]] = {}
+    for command in COMMANDS:
+        for option in command.options:
+            words = "-f" if option.value.startswith(FILES) else ""
+            if option.choices:
+                words = f"-W {' '.join(option.choices)!r}"
+            if option.value:
+                groups.setdefault(words, []).extend(f'"{command.name} {name}"' for name in option.names)
+    lines = []
+    for words, patterns in groups.items():
+        names = "compopt -o filenames 2>/dev/null; " if words == "-f" else ""
+        done = f'{names}COMPREPLY=($(compgen {words} -- "$current")); ' if words else ""
+        lines.append(f"    {'|'.join(patterns)}) {done}return ;;")
+    return "\n".join(lines)
+
+
+def _words() -> str:
+    return "\n".join(
+        f'    {name}) COMPREPLY=($(compgen -W {words!r} -- "$current")) ;;' for name, words in WORDS.items()
+    )
 
 
 def _zsh() -> str:
@@ -139,18 +178,30 @@ def _zsh() -> str:
 
 
 def _fish() -> str:
-    lines = [f"complete -c cntr -n __fish_use_subcommand -f -a {c.name} -d {_quoted(c.help)}" for c in COMMANDS]
+    # In a function: a quoted command of `complete -a` is read a second time.
+    lines = [
+        f"function __cntr_names\n    {RUNNING}\nend",
+        "function __cntr_sides\n    __cntr_names | sed 's,$,:/,'\nend",
+    ]
+    lines += [f"complete -c cntr -n __fish_use_subcommand -f -a {c.name} -d {_quoted(c.help)}" for c in COMMANDS]
     for command in COMMANDS:
         seen = f"-n '__fish_seen_subcommand_from {command.name}'"
         if "TARGET" in " ".join(command.positional):
-            lines.append(f"complete -c cntr {seen} -f -a '({RUNNING.replace(chr(39), chr(34))})'")
+            lines.append(f"complete -c cntr {seen} -f -a '(__cntr_names)'")
         if "SRC" in command.positional:
-            targets = RUNNING.replace(chr(39), chr(34))
-            lines.append(f"complete -c cntr {seen} -F -a '({targets} | sed s,$,:/,)'")
+            lines.append(f"complete -c cntr {seen} -F -a '(__cntr_sides)'")
+        if command.name in WORDS:
+            lines.append(f"complete -c cntr {seen} -f -a '{WORDS[command.name]}'")
         for option in command.options:
             names = " ".join(f"-l {name[2:]}" if name.startswith("--") else f"-s {name[1:]}" for name in option.names)
-            lines.append(f"complete -c cntr {seen} {names}{' -r' if option.value else ''} -d {_quoted(option.help)}")
+            lines.append(f"complete -c cntr {seen} {names}{_fishs_value(option)} -d {_quoted(option.help)}")
     return "\n".join(lines) + "\n"
+
+
+def _fishs_value(option: Option) -> str:
+    if option.choices:
+        return f" -x -a '{' '.join(option.choices)}'"
+    return "" if not option.value else " -r" if option.value.startswith(FILES) else " -x"
 
 
 def _quoted(text: str) -> str:

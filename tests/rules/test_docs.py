@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
+import pathlib
 import re
 import shutil
 import subprocess
@@ -113,6 +115,30 @@ def test_the_completion_script_parses(shell):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("shell", "ask"),
+    [
+        (
+            "fish",
+            'source $argv[1]; for line in "attach w" "attach --transport m" "completion z"; complete -C "cntr $line"; end',
+        ),
+        ("zsh", "autoload -U compinit; compinit -D; source $1; (( $+functions[_cntr] )) && print web mount zsh"),
+    ],
+)
+def test_other_shells_take_it(tmp_path, shell, ask):
+    """Not only read: fish reads a quoted command again when it is asked."""
+    if not shutil.which(shell):
+        pytest.skip(f"not installed: {shell} (apt-get install)")
+    (tmp_path / "cntr").write_text('#!/bin/sh\necho \'    "name": "web",\'\n')
+    (tmp_path / "cntr").chmod(0o755)
+    (tmp_path / "script").write_text(manual.completion(shell))
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    arguments = [shell, "-c", ask, *(["zsh"] if shell == "zsh" else []), str(tmp_path / "script")]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert {"web", "mount", "zsh"} <= set(done.stdout.split()), done
+
+
 def test_bash_completes_commands_options_and_nothing_else():
     def complete(*words: str) -> list[str]:
         script = f'{manual.completion("bash")}COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _cntr; printf "%s\\n" "${{COMPREPLY[@]}}"'
@@ -123,6 +149,15 @@ def test_bash_completes_commands_options_and_nothing_else():
     assert set(complete("cntr", "")) == {command.name for command in COMMANDS}
     assert complete("cntr", "attach", "--read") == ["--read-only"]
     assert complete("cntr", "ps", "--read") == []
+    assert complete("cntr", "attach", "--transport", "") == ["auto", "mount", "fuse"]
+    assert complete("cntr", "run", "--network", "h") == ["host"]
+    assert complete("cntr", "completion", "z") == ["zsh"]
+    assert complete("cntr", "sessions", "") == ["list", "end"]
+    assert complete("cntr", "attach", "--reason", "") == []
+    assert complete("cntr", "ps", "") == []
+    assert set(complete("cntr", "attach", "--share", "/etc/pass")) == set(map(str, pathlib.Path("/etc").glob("pass*")))
+    assert "readlink" in complete("cntr", "attach", "web", "--", "readlin")
+    assert "/etc/passwd" in complete("cntr", "attach", "web", "--", "cat", "/etc/passw")
 
 
 @pytest.mark.parametrize("page", wrap.PAGES, ids=lambda page: page.name)
