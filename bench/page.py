@@ -1,6 +1,6 @@
 """Measures and writes docs/performance.md: python -m bench.page
 
-Needs an idle machine, root, and about an hour. Each part leaves its report in reports/, so an interrupted run can be
+Needs an idle machine, root, and about half an hour. Each part leaves its report in reports/, so an interrupted run can be
 continued with --only. The page is written from the existing reports.
 """
 
@@ -27,8 +27,18 @@ def parts(rounds: int, peers: list[str]) -> dict[str, list[str]]:
     return {
         "requests": [sys.executable, "-m", "bench.fs_requests"],
         "fs": [*fs, "--places", "native,bind,devfuse,devfuse:io_uring,devfuse:as_nobody,pyfuse3", *others],
-        "one": ["taskset", "-c", cpu, *fs, "--places", "native,bind,devfuse,devfuse:as_nobody", *others],
-        "options": [*fs, "--cpu-calls", "0", "--only", "FUSE cold,warm,write 4k", "--places", f"native,{_OPTIONS}"],
+        "one": ["taskset", "-c", cpu, *fs, "--places", "native,devfuse,devfuse:as_nobody", *others],
+        "options": [
+            *fs,
+            "--rounds",
+            str(min(rounds, 5)),
+            "--cpu-calls",
+            "0",
+            "--only",
+            "FUSE cold,warm,write 4k",
+            "--places",
+            f"native,{_OPTIONS}",
+        ],
         "million": [*fs, "--only", "-", "--cpu-calls", "0", "--places", "native,devfuse,pyfuse3", "--million"],
         "forward": [sys.executable, "-m", "bench.forward"],
     }
