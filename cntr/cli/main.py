@@ -25,8 +25,8 @@ def run(argv: list[str]) -> int:
         argv = argv[1:]
     try:
         status = _run(argv)
-        if sys.stdout:  # None if the caller closed it
-            sys.stdout.flush()  # here, where a closed pipe can still be ignored
+        if sys.stdout:  # None if the caller closed it. Here, where a closed pipe can still be ignored
+            sys.stdout.flush()
         return status
     except CntrError as error:
         if debug:
@@ -42,14 +42,15 @@ def run(argv: list[str]) -> int:
     except OSError as error:
         if debug:
             raise
-        where = f" {error.filename}" if error.filename else ""
-        # Every call of ours names its object; print does not.
-        of_print = not error.filename and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-        hint = _LIMITS.get(error.errno or 0, "`cntr --debug …` shows where")
-        _complain(f"{'standard output: ' * of_print}{printable(str(error.strerror or error))}{printable(where)}", hint)
+        number = error.errno or 0
+        what, where = ("", f" {error.filename}") if error.filename else (_NAMELESS.get(number, ""), "")
+        hint = _LIMITS.get(number, f"is {what[:-2]} still there?" if what else "`cntr --debug …` shows where")
+        _complain(f"{what}{printable(str(error.strerror or error))}{printable(where)}", hint)
         return EXIT_FAILED
 
 
+# Every call of ours names its object; print and getcwd do not.
+_NAMELESS = {errno.ENOSPC: "standard output: ", errno.EIO: "standard output: ", errno.ENOENT: "the working directory: "}
 _LIMITS = {
     errno.EMFILE: "a limit on open files is reached: ulimit -n",
     errno.ENFILE: "the system's limit on open files is reached: fs.file-max",

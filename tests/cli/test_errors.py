@@ -6,12 +6,13 @@ import json
 import os
 import re
 import stat
+import subprocess
 import time
 
 import pytest
 
 from testkit.container import SlimContainer
-from tests.cli.run import cntr, complaint
+from tests.cli.run import CNTR, ENVIRONMENT, cntr, complaint
 
 USAGE = {
     (): ("no command", "cntr --help"),
@@ -102,6 +103,27 @@ def container():
         "errors", files={"/etc/passwd": "slim:x:1000:1000::/:/app\n", "/etc/group": "slim:x:1000:\n"}
     ) as slim:
         yield str(slim.pid)
+
+
+@pytest.mark.parametrize(
+    "command", [("attach", "--share", ".", "{}", "--", "true"), ("cp", "{}:/etc/passwd", ".")], ids=" ".join
+)
+def test_a_working_directory_that_is_gone(container, tmp_path, command):
+    gone = 'mkdir gone; cd gone; rmdir ../gone; exec "$@"'
+    done = subprocess.run(
+        ["sh", "-c", gone, "sh", *CNTR, *(word.format(container) for word in command)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        check=False,
+    )
+    assert done.returncode == 125
+    said = [line for line in done.stderr.splitlines() if line.startswith(("cntr: the", "hint: "))]
+    assert said == [
+        "cntr: the working directory: No such file or directory",
+        "hint: is the working directory still there?",
+    ]
 
 
 REFUSED = {
