@@ -133,6 +133,11 @@ class StandIn:
             os.close(reading)
             return
         try:
+            # What ends this process' whole group or unit (a terminal that closes, timeout(1), systemd) is not meant for
+            # the one that removes what is left.
+            os.setsid()
+            for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
             os.close(self._life)
             os.close(self._alive)
             syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
@@ -283,7 +288,7 @@ class StandIn:
             os.close(self._life)
             os.waitpid(self._watcher, 0)
             self._life = -1
-        elif self._cgroup:
+        if self._cgroup:  # also where something has ended the watcher
             self._cgroup.remove()
         if self._pidfd >= 0:
             os.close(self._pidfd)

@@ -344,7 +344,7 @@ def test_sysctls_of_its_own_namespaces_are_set_and_no_others(root):
 
 
 def test_limits_of_a_cgroup_hold_and_nothing_is_left_of_it(root):
-    """Also after kill -9."""
+    """Also after kill -9, of cntr and of its whole process group, and after SIGTERM to that."""
     made = of(root)
     made.memory, made.pids, made.oom_score_adj = 64 << 20, 20, 500
     said = []
@@ -368,18 +368,20 @@ def test_limits_of_a_cgroup_hold_and_nothing_is_left_of_it(root):
     assert not [path for path in directories if os.path.exists(path)]
     assert not said
     script = SCRIPT.replace("_, it = targets.hold(sys.argv[1], say=print)", LIMITED)
-    maker = subprocess.Popen([sys.executable, "-c", script, str(root)], stdout=subprocess.PIPE, text=True)
-    assert maker.stdout
-    maker.stdout.readline()
-    own = f"cntr-stand-in-{maker.pid}-*"
-    assert list(pathlib.Path("/sys/fs/cgroup").rglob(own))
-    maker.send_signal(signal.SIGKILL)
-    maker.wait()
-    maker.stdout.close()
-    deadline = time.monotonic() + 10
-    while list(pathlib.Path("/sys/fs/cgroup").rglob(own)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not list(pathlib.Path("/sys/fs/cgroup").rglob(own))
+    for kill, number in ((os.kill, signal.SIGKILL), (os.killpg, signal.SIGKILL), (os.killpg, signal.SIGTERM)):
+        command = [sys.executable, "-c", script, str(root)]
+        maker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        assert maker.stdout
+        maker.stdout.readline()
+        own = f"cntr-stand-in-{maker.pid}-*"
+        assert list(pathlib.Path("/sys/fs/cgroup").rglob(own))
+        kill(maker.pid, number)
+        maker.wait()
+        maker.stdout.close()
+        deadline = time.monotonic() + 10
+        while list(pathlib.Path("/sys/fs/cgroup").rglob(own)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not list(pathlib.Path("/sys/fs/cgroup").rglob(own)), (kill, number)
 
 
 @pytest.fixture
