@@ -61,9 +61,7 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure alternatives side by side in one run: `-- attach` (default), `-- resolve`, `-- fs`, `-- forward`, `--
-    slim`.
-    """
+    """Measure alternatives side by side: `-- attach` (default), `-- resolve`, `-- fs`, `-- forward`, `-- slim`."""
     _require_root(session)
     session.install("-q", ".[test]")  # the engines to compare with are the tests' own
     name, *rest = session.posargs or ["attach"]
@@ -72,9 +70,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def study(session: nox.Session) -> None:
-    """Images modelled on Docker Hub's most used, split, run and probed; writes docs/study.md: `-- nginx redis`, `--
-    --peer mint=PATH`.
-    """
+    """Images modelled on Docker Hub's most used, split, run and probed; writes docs/study.md: `-- nginx redis`."""
     _require_root(session)
     session.install("-q", ".[slim]")
     session.run("python", "-m", "bench.study", *session.posargs, env=CLEAN)
@@ -109,9 +105,7 @@ def cleanroom(session: nox.Session) -> None:
 
 @nox.session
 def compliance(session: nox.Session) -> None:
-    """All filesystem checks in all places, the state machine and the mutations, then Debian's suites, native beside
-    CntrFS.
-    """
+    """All filesystem checks in all places, the state machine and the mutations, then Debian's suites."""
     _require_root(session)
     session.install("-q", ".[test,pyfuse3]")
     session.run("pytest", "-n", "2", "tests/fs", env={**CLEAN, "CNTR_EVERY_CHECK": "1"})
@@ -136,9 +130,7 @@ def pjdfstest(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Malformed texts, files and requests, for longer than the tests do: `-- --minutes 10 --inputs 10000000 [--seed
-    N]`.
-    """
+    """Malformed texts, files and requests, for longer than the tests do: `-- --minutes 10 --inputs 10000000`."""
     _require_root(session)
     session.install("-q", ".[test]")
     parser = argparse.ArgumentParser(prog="nox -s fuzz --")
@@ -154,9 +146,7 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Ten thousand attaches, then two hundred simultaneous sessions, must leave nothing: `-- --attaches 10000 --fuse
-    1000 --sessions 200`.
-    """
+    """Ten thousand attaches, then two hundred sessions at once, must leave nothing: `-- --attaches 10000`."""
     _require_root(session)
     session.install("-q", ".[test]")
     session.run("python", "-m", "bench.soak", *session.posargs, env=CLEAN)

@@ -154,24 +154,17 @@ class Brought:
         kind = socket.SOCK_STREAM | socket.SOCK_CLOEXEC
         if "net" not in self.target.namespaces:
             return socket.socket(socket.AF_UNIX, kind)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pid = os.fork()
-        if pid == 0:
-            try:
-                namespaces.join(self.target.namespaces, "net")
-                made = socket.socket(socket.AF_UNIX, kind)
-                sockets.send(theirs, b"\0", [made.fileno()])
-            finally:
-                os._exit(0)
-        theirs.close()
-        data, fds = sockets.receive(ours, 1, 1)
-        ours.close()
-        os.waitpid(pid, 0)
-        if not data:
+
+        def make() -> int:
+            namespaces.join(self.target.namespaces, "net")
+            return socket.socket(socket.AF_UNIX, kind).detach()
+
+        try:
+            return socket.socket(fileno=sockets.fd_from_child(make, "socket"))
+        except OSError:
             raise CntrError(
-                "-X: the container's network namespace can't be joined", "`cntr doctor` says what is missing"
-            )
-        return socket.socket(fileno=fds[0])
+                "-X: the container's network namespace cannot be joined", "`cntr doctor` says what is missing"
+            ) from None
 
     def _agent(self) -> None:
         path = os.environ.get("SSH_AUTH_SOCK", "")

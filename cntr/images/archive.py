@@ -99,9 +99,13 @@ def _open_regular(path: str) -> BinaryIO:
         raise ImageError(
             f"archive:{printable(path)}: {error.strerror}", "give a file that `docker save` wrote"
         ) from None
+    return _as_file(fd, f"archive:{printable(path)}", "give a file that `docker save` wrote")
+
+
+def _as_file(fd: int, what: str, hint: str) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise ImageError(f"archive:{printable(path)}: not a regular file", "give a file that `docker save` wrote")
+        raise ImageError(f"{what}: not a regular file", hint)
     return os.fdopen(fd, "rb")
 
 
@@ -119,10 +123,7 @@ class _Layout:
             raise ImageError(
                 f"{self.what}: {printable(name)}: {os.strerror(error.errno or 0)}", "is it whole?"
             ) from None
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise ImageError(f"{self.what}: {printable(name)}: not a regular file", "")
-        return os.fdopen(fd, "rb")
+        return _as_file(fd, f"{self.what}: {printable(name)}", "")
 
     def has(self, name: str) -> bool:
         """Whether there is such a file."""

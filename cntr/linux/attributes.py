@@ -8,12 +8,15 @@ mount cannot be idmapped.
 
 from __future__ import annotations
 
-import _socket
 import errno
 import os
 import stat
 
 from cntr.linux import procfs, sockets, syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # ST_RDONLY, ST_NOSUID, ST_NODEV, ST_NOEXEC of statvfs(3): the same numbers in mount(2) and mount_setattr(2)
 _KEPT = 0xF
@@ -34,35 +37,13 @@ def add(tree_fd: int, attributes: int, userns_fd: int = -1, *, recursive: bool =
     possible here).
     """
     idmap = syscalls.MOUNT_ATTR_IDMAP if userns_fd >= 0 else 0
-    try:
-        syscalls.mount_setattr(
-            tree_fd, "", recursive=recursive, attr_set=attributes | idmap, userns_fd=max(userns_fd, 0)
-        )
+    if _set(tree_fd, recursive=recursive, attr_set=attributes | idmap, userns_fd=max(userns_fd, 0)):
         return
-    except OSError as error:
-        if error.errno != errno.ENOSYS or userns_fd >= 0:
-            raise
-    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
-    pid = os.fork()
-    if pid == 0:
-        number = errno.EIO
-        try:
-            sockets.send(theirs, b"0", [_remounted(tree_fd, attributes, recursive)])
-            number = 0
-        except OSError as error:
-            number = error.errno or number
-        finally:
-            os._exit(number)
-    theirs.close()
-    try:
-        _, fds = sockets.receive(ours, 1, 1)
-    finally:
-        ours.close()
-        number = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if not fds:
-        raise OSError(number, os.strerror(number), "mount(MS_REMOUNT)")
-    os.dup2(fds[0], tree_fd, inheritable=False)
-    os.close(fds[0])
+    if userns_fd >= 0:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), "mount_setattr")
+    fd = sockets.fd_from_child(lambda: _remounted(tree_fd, attributes, recursive), "mount(MS_REMOUNT)")
+    os.dup2(fd, tree_fd, inheritable=False)
+    os.close(fd)
 
 
 def _remounted(tree_fd: int, attributes: int, recursive: bool) -> int:
@@ -95,27 +76,14 @@ def _remount(path: str, attributes: int) -> None:
 
 def add_here(fd: int, attributes: int) -> None:
     """Add ATTRIBUTES to the attached mount whose root directory FD is. Raises OSError."""
-    try:
-        syscalls.mount_setattr(fd, "", recursive=False, attr_set=attributes)
-        return
-    except OSError as error:
-        if error.errno != errno.ENOSYS:
-            raise
-    before = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    os.fchdir(fd)
-    _remount(".", attributes)
-    os.fchdir(before)
-    os.close(before)
+    if not _set(fd, attr_set=attributes):
+        _inside(fd, lambda: _remount(".", attributes))
 
 
 def add_everywhere(attributes: int, proc_fd: int) -> None:
     """Add ATTRIBUTES to every mount below this process's root. proc_fd: a /proc of its pid namespace. Raises OSError."""
-    try:
-        syscalls.mount_setattr(syscalls.AT_FDCWD, "/", recursive=True, attr_set=attributes)
+    if _set(syscalls.AT_FDCWD, "/", recursive=True, attr_set=attributes):
         return
-    except OSError as error:
-        if error.errno != errno.ENOSYS:
-            raise
     for path in dict.fromkeys(mount.mount_point for mount in procfs.mountinfo(procfs.read("self/mountinfo", proc_fd))):
         try:
             _remount(path, attributes)
@@ -127,14 +95,24 @@ def add_everywhere(attributes: int, proc_fd: int) -> None:
 
 def make_private(tree_fd: int) -> None:
     """Make the attached tree behind TREE_FD private: mounts propagate neither into it nor out of it. Raises OSError."""
+    if not _set(tree_fd, recursive=True, propagation=_MS_PRIVATE):
+        _inside(tree_fd, lambda: syscalls.mount(None, ".", None, _MS_REC | _MS_PRIVATE))
+
+
+def _set(fd: int, path: str = "", *, recursive: bool = False, **how: int) -> bool:
+    """mount_setattr(2); False if the kernel lacks it. Raises OSError."""
     try:
-        syscalls.mount_setattr(tree_fd, "", recursive=True, propagation=_MS_PRIVATE)
-        return
+        syscalls.mount_setattr(fd, path, recursive=recursive, **how)
     except OSError as error:
-        if error.errno != errno.ENOSYS:
-            raise
+        if error.errno == errno.ENOSYS:
+            return False
+        raise
+    return True
+
+
+def _inside(fd: int, act: Callable[[], None]) -> None:
     before = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    os.fchdir(tree_fd)
-    syscalls.mount(None, ".", None, _MS_REC | _MS_PRIVATE)
+    os.fchdir(fd)
+    act()
     os.fchdir(before)
     os.close(before)

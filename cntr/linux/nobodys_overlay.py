@@ -9,8 +9,6 @@ overlay's own. Needs Linux 5.11.
 
 from __future__ import annotations
 
-import _socket
-import errno
 import os
 
 from cntr.linux import sockets, syscalls
@@ -22,26 +20,7 @@ def make(tree_fd: int, userns_fd: int) -> int:
 
     tree_fd: a detached mount of its own, a directory; userns_fd: result of ``namespaces.nobody``.
     """
-    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
-    pid = syscalls.fork()
-    if pid == 0:
-        number = errno.EIO
-        try:
-            sockets.send(theirs, b"0", [_mount(tree_fd, userns_fd)])
-            number = 0
-        except OSError as error:
-            number = error.errno or number
-        finally:
-            os._exit(min(number, 255))
-    theirs.close()
-    try:
-        _, fds = sockets.receive(ours, 1, 1)
-    finally:
-        ours.close()
-        number = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if not fds:
-        raise OSError(abs(number), os.strerror(abs(number)), "overlay")
-    return fds[0]
+    return sockets.fd_from_child(lambda: _mount(tree_fd, userns_fd), "overlay")
 
 
 def _mount(tree_fd: int, userns_fd: int) -> int:

@@ -7,6 +7,12 @@ import errno
 import os
 import sys
 
+from cntr.linux import syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 SO_PEERPIDFD = 77  # asm-generic/socket.h, kernel 6.5
 _INT = 4  # bytes
 
@@ -53,6 +59,30 @@ def send(connection: _socket.socket, data: bytes | memoryview, fds: list[int]) -
     """Send FDS with one packet, or with as much of DATA as a stream takes; return the number of bytes. Raises OSError."""
     content = b"".join(fd.to_bytes(_INT, sys.byteorder) for fd in fds)
     return connection.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, content)])
+
+
+def fd_from_child(make: Callable[[], int], call: str) -> int:
+    """The fd that MAKE returns in a child, which may enter namespaces for it. Raises OSError: MAKE's errno, naming CALL."""
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+    pid = syscalls.fork()
+    if pid == 0:
+        number = errno.EIO
+        try:
+            send(theirs, b"0", [make()])
+            number = 0
+        except OSError as error:
+            number = error.errno or number
+        finally:
+            os._exit(min(number, 255))
+    theirs.close()
+    try:
+        _, fds = receive(ours, 1, 1)
+    finally:
+        ours.close()
+        number = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if not fds:
+        raise OSError(abs(number), os.strerror(abs(number)), call)
+    return fds[0]
 
 
 def _numbers(data: bytes) -> list[int]:

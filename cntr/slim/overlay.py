@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import array
 import os
-import socket
 import tempfile
 
 from cntr.errors import CntrError
-from cntr.linux import syscalls
+from cntr.linux import sockets, syscalls
 
 MOST_LAYERS = 400  # the kernel's own limit is 500 (OVL_MAX_STACK)
 _ATTRS = (
@@ -47,36 +45,15 @@ def _by_mount(layers: list[str]) -> int:
     mount(2) accepts one page of options, so layers are named by links of one to three letters in the working directory.
     (fsconfig(2) with ``lowerdir+``, since kernel 6.8, has no such limit.)
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     place = tempfile.mkdtemp(prefix="cntr-slim-")
-    pid = os.fork()
-    if pid == 0:
-        try:
-            ours.close()
-            theirs.sendmsg([b"0"], [_rights(_mounted(layers, place))])
-        except OSError as error:
-            theirs.send(str(error.errno or 5).encode())
-        finally:
-            os._exit(0)
-    theirs.close()
     try:
-        data, rights, _, _ = ours.recvmsg(16, socket.CMSG_SPACE(4))
+        tree_fd = sockets.fd_from_child(lambda: _mounted(layers, place), "overlay")
     finally:
-        ours.close()
-        os.waitpid(pid, 0)
         os.rmdir(place)
-    if data != b"0" or not rights:
-        number = int(data or b"5")
-        raise OSError(number, os.strerror(number))
-    tree_fd = array.array("i", rights[0][2][:4])[0]
     try:
         return os.open(f"/proc/self/fd/{tree_fd}", os.O_RDONLY | os.O_DIRECTORY)
     finally:
         os.close(tree_fd)
-
-
-def _rights(fd: int) -> tuple[int, int, array.array[int]]:
-    return socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd])
 
 
 def _mounted(layers: list[str], place: str) -> int:

@@ -169,18 +169,20 @@ def what_was_written(job: Job, archive: Archive, place: str) -> str:
     if not there:
         job.guard.add(f"image {archive.id}", engine.removal(name))
     if request.verify in ("all", "engine"):
-        running = engine.start(name, request.options, job.guard, None)
-        try:
-            exercise(job, running, lambda: IDLE)
-        except CntrError as error:
-            raise CntrError(
-                f"the slim image does not work in {engine.NAME}: {error.message}", "nothing was written", NOT_PROVED
-            ) from None
-        finally:
-            running.stop()
+        _check_works(job, engine.start(name, request.options, job.guard, None), f" in {engine.NAME}")
         job.report.in_engine = engine.NAME
         job.step(f"works in {engine.NAME}")
     return name
+
+
+def _check_works(job: Job, running: Running, where: str) -> None:
+    try:
+        exercise(job, running, lambda: IDLE)
+    except CntrError as error:
+        message = f"the slim image does not work{where}: {error.message}"
+        raise CntrError(message, "nothing was written", NOT_PROVED) from None
+    finally:
+        running.stop()
 
 
 def _unpacked(job: Job, archive: Archive, place: str) -> None:
@@ -195,14 +197,7 @@ def _unpacked(job: Job, archive: Archive, place: str) -> None:
     running = RuntimeRunning(settings, source.tree, job.request.options, job.guard)
     try:
         running.start(None)
-        try:
-            exercise(job, running, lambda: IDLE)
-        except CntrError as error:
-            raise CntrError(
-                f"the slim image does not work: {error.message}", "nothing was written", NOT_PROVED
-            ) from None
-        finally:
-            running.stop()
+        _check_works(job, running, "")
     finally:
         running.close()
         source.close()

@@ -99,42 +99,40 @@ def test_a_session_beside_a_container_that_may_start_no_process(runc: Runc, tran
 HELD = "import sys, time; held = b'x' * (int(sys.argv[1]) << 20); print('up', flush=True); time.sleep(300)"
 
 
+def limited(container) -> str:
+    """Limit the container's memory to 64 MiB; return its cgroup's directory. Skips without a memory controller."""
+    memberships, _ = cgroup.memberships(
+        procfs.read(f"/proc/{container.pid}/cgroup"),
+        procfs.read("/proc/self/cgroup"),
+        procfs.read("/proc/self/mountinfo"),
+    )
+    limits = cgroup.Memory(memberships)
+    if not limits.directories:
+        pytest.skip("no memory controller is mounted")
+    place = limits.directories[0]
+    pathlib.Path(place, f"memory.{'max' if limits.v2 else 'limit_in_bytes'}").write_text(str(64 * MIB))
+    return place
+
+
+def attached(container, code: str) -> subprocess.CompletedProcess[str]:
+    """Run Python CODE in a session beside the container."""
+    argv = [sys.executable, "-m", "cntr", "attach", container.target, "--", sys.executable, "-c", code]
+    return subprocess.run(argv, env=container.env, capture_output=True, text=True)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 @pytest.mark.parametrize(("held", "outside"), [(50, True), (4, False)])
 def test_a_session_beside_a_full_container(runc: Runc, held, outside):
     """56 of 64 MiB are used: what the session takes must not get the container's own process killed."""
     with runc.container() as container:
-        memberships, _ = cgroup.memberships(
-            procfs.read(f"/proc/{container.pid}/cgroup"),
-            procfs.read("/proc/self/cgroup"),
-            procfs.read("/proc/self/mountinfo"),
-        )
-        limits = cgroup.Memory(memberships)
-        if not limits.directories:
-            pytest.skip("no memory controller is mounted")
-        place, v2 = limits.directories[0], limits.v2
-        with open(f"{place}/memory.{'max' if v2 else 'limit_in_bytes'}", "w") as stream:
-            stream.write(str(64 * MIB))
+        place = limited(container)
         with subprocess.Popen(
             ["sh", "-c", f'echo $$ > {place}/cgroup.procs; exec "$@"', "sh", sys.executable, "-c", HELD, str(held)],
             stdout=subprocess.PIPE,
         ) as hog:
             assert hog.stdout
             assert hog.stdout.readline() == b"up\n"
-            done = subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "cntr",
-                    "attach",
-                    container.target,
-                    "--",
-                    sys.executable,
-                    "-c",
-                    "b'x' * (30 << 20)",
-                ],
-                **{"env": container.env, "capture_output": True, "text": True},
-            )
+            done = attached(container, "b'x' * (30 << 20)")
             assert hog.poll() is None, "the container's own process lives"
             hog.kill()
         assert done.returncode == 0, done.stderr
@@ -144,29 +142,7 @@ def test_a_session_beside_a_full_container(runc: Runc, held, outside):
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_a_session_that_is_killed_for_memory_says_so(runc: Runc):
     with runc.container() as container:
-        memberships, _ = cgroup.memberships(
-            procfs.read(f"/proc/{container.pid}/cgroup"),
-            procfs.read("/proc/self/cgroup"),
-            procfs.read("/proc/self/mountinfo"),
-        )
-        limits = cgroup.Memory(memberships)
-        if not limits.directories:
-            pytest.skip("no memory controller is mounted")
-        with open(f"{limits.directories[0]}/memory.{'max' if limits.v2 else 'limit_in_bytes'}", "w") as stream:
-            stream.write(str(64 * MIB))
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "cntr",
-                "attach",
-                container.target,
-                "--",
-                sys.executable,
-                "-c",
-                "b'x' * (200 << 20)",
-            ],
-            **{"env": container.env, "capture_output": True, "text": True},
-        )
+        limited(container)
+        done = attached(container, "b'x' * (200 << 20)")
         assert done.returncode == 137
         assert f"{container.target} has reached its memory limit: the kernel killed the session" in done.stderr
