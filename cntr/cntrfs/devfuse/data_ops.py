@@ -200,6 +200,8 @@ def _reserve(c: Connection, handle: FileHandle, mode: int, offset: int, length: 
 
 
 def _lseek(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
+    if c.flags & wire.WRITEBACK_CACHE:  # the kernel does not write back before it asks: new data would be a hole
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     fh, offset, whence, _ = wire.LSEEK_IN.unpack_from(body)
     offset = offset - (1 << 64) if offset >> 63 else offset  # the backing file answers ENXIO to a negative offset
     handle = c.core.files.handle(fh)

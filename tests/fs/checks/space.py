@@ -126,6 +126,18 @@ def check_seek_data_and_hole(here: Path) -> None:
         equal(seek(0, os.SEEK_CUR), 4 * block + 5, "the offset moved")
 
 
+def check_what_was_just_written_is_no_hole(here: Path) -> None:
+    """Whoever copies sparse files by SEEK_DATA must find it, on the disk or not."""
+    block = 1 << 20
+    with opened(here / "f", CREATE) as fd, opened(here / "f") as reader:
+        os.ftruncate(fd, 4 * block)
+        os.pwrite(fd, b"d" * block, block)
+        found = unsupported_if((errno.EINVAL,), "SEEK_DATA", os.lseek, reader, 0, os.SEEK_DATA)
+        assert found <= block, found
+        assert os.lseek(reader, block, os.SEEK_DATA) == block
+        assert os.lseek(reader, block, os.SEEK_HOLE) >= 2 * block
+
+
 def check_copy_file_range(here: Path) -> None:
     data = os.urandom(300000)
     make(here / "in", data)
