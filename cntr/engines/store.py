@@ -52,16 +52,31 @@ def parse(text: str) -> Json:
     if _SCAN is None:
         import json
 
-        return json.loads(text)
+        return _encodable(json.loads(text))
     stripped = text.lstrip(" \t\n\r")
     try:
         value, end = _SCAN(stripped, 0)
+        value = _encodable(value) if "\\ud" in text or "\\uD" in text else value
     except (StopIteration, SystemError):  # the second: it can't raise json's own error while nobody has imported json
         raise ValueError("not JSON") from None
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None
     if stripped[end:].strip(" \t\n\r"):
         raise ValueError("text after the JSON value")
+    return value
+
+
+def _encodable(value: Json) -> Json:
+    """VALUE, with half a surrogate pair replaced: nothing in this machine can be called so, and os.fsencode would raise."""
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            return value.encode("utf-8", "replace").decode()
+    elif isinstance(value, list):
+        return [_encodable(one) for one in value]
+    elif isinstance(value, dict):
+        return {_encodable(key): _encodable(one) for key, one in value.items()}
     return value
 
 

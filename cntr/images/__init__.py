@@ -42,7 +42,7 @@ class Limits:
     extension.
     """
 
-    __slots__ = ("document", "entries", "extension", "file", "free", "ratio", "total")
+    __slots__ = ("document", "entries", "extension", "file", "free", "names", "ratio", "total")
 
     def __init__(
         self,
@@ -54,12 +54,13 @@ class Limits:
         extension: int = 1 << 20,
         ratio: int = 250,
         free: int = 256 << 20,
+        names: int = 256 << 20,
     ) -> None:
         """file: length of a sparse file; ratio: a layer's content to its compressed size; free: bytes to leave on the
         disk.
         """
         self.entries, self.total, self.file, self.document = entries, total, file, document
-        self.extension, self.ratio, self.free = extension, ratio, free
+        self.extension, self.ratio, self.free, self.names = extension, ratio, free, names
 
 
 class Layer:

@@ -192,7 +192,8 @@ def blob(files: Files, descriptor: Any) -> dict[str, Any]:
 
 def _manifest(files: Files, index: dict[str, Any], tag: str, depth: int = 0) -> dict[str, Any]:
     """The manifest for this machine in an index; tag selects one of several images."""
-    rows = [row for row in index.get("manifests") or () if isinstance(row, dict) and "digest" in row]
+    listed = index.get("manifests")
+    rows = [row for row in (listed if isinstance(listed, list) else ()) if isinstance(row, dict) and "digest" in row]
     if tag:
         rows = [row for row in rows if any(_names(row.get("annotations"), key, tag) for key in REF_NAMES)]
     fitting = [row for row in rows if _fits(row.get("platform"))] or rows

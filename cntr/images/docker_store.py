@@ -8,6 +8,7 @@ import time
 from cntr.engines import Refused, docker, unixhttp
 from cntr.errors import printable
 from cntr.images import Image, ImageError, Layer, Limits, answers
+from cntr.images.unpacked import FREE_EVERY, check_disk
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def download(path: str, request: str, into: BinaryIO, deadline: float, *, limit:
     connection = unixhttp.connect(path, deadline)
     try:
         connection.sendall(f"GET {request} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode("ascii"))
-        head, size = b"", 0
+        head, size, checked = b"", 0, -FREE_EVERY
         while b"\r\n\r\n" not in head:
             data = connection.recv(1 << 16)
             head += data
@@ -111,6 +112,9 @@ def download(path: str, request: str, into: BinaryIO, deadline: float, *, limit:
         while body:
             into.write(body)
             size += len(body)
+            if size - checked >= FREE_EVERY and hasattr(into, "name"):  # a file, which an io.BytesIO is not
+                checked = size
+                check_disk(into.fileno(), Limits().free + FREE_EVERY)
             if size > limit:
                 raise ImageError(f"{printable(path)}: more than {limit} bytes", "")
             connection.settimeout(max(0.01, deadline - time.monotonic()))

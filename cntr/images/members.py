@@ -83,13 +83,19 @@ def _plain(stream: BinaryIO, what: str) -> BinaryIO:
     compressed = (compression.GZIP, compression.ZSTD, *compression.OTHERS)
     if not head.startswith(compressed):
         return stream
-    import shutil
     import tempfile
+
+    from cntr.images.unpacked import FREE_EVERY, check_disk
 
     result = tempfile.TemporaryFile(dir="/var/tmp", prefix="cntr-")  # noqa: SIM115  the caller's to close
     try:
         with compression.decompressed(stream, LIMITS, what) as source:
-            shutil.copyfileobj(source, result, 1 << 18)
+            checked = -FREE_EVERY
+            while chunk := source.read(1 << 18):
+                if result.tell() >= checked + FREE_EVERY:
+                    checked = result.tell()
+                    check_disk(result.fileno(), LIMITS.free + FREE_EVERY)
+                result.write(chunk)
         result.flush()
         return result
     except BaseException:

@@ -72,6 +72,7 @@ class Reader:
         self._stream, self._what, self._limits = stream, what, limits
         self._left = self._padding = 0  # of the current entry
         self._global: dict[bytes, bytes] = {}
+        self._names = 0  # bytes of all names so far, which whoever unpacks keeps
         self.position = 0  # bytes read
         self.entries = 0
 
@@ -135,8 +136,8 @@ class Reader:
                 names[kind] = text.rstrip(b"\0")
             else:
                 (self._global if kind == b"g" else pax).update(self._pax(text))
-                if len(self._global) > 1000:
-                    raise self.bad("too many global records")
+                if sum(len(key) + len(value) for key, value in self._global.items()) > self._limits.extension:
+                    raise self.bad(f"global records of more than {self._limits.extension} bytes")
 
     def _check(self, header: bytes) -> None:
         """Check the header's checksum, whose own field counts as spaces; some writers computed it over signed bytes."""
@@ -196,6 +197,9 @@ class Reader:
         entry.link = pax.get(b"linkpath") or names.get(b"K") or header[157:257].partition(b"\0")[0]
         if len(entry.name) > PATH_MAX or len(entry.link) > PATH_MAX or b"\0" in entry.name or b"\0" in entry.link:
             raise self.bad("a name that is none")
+        self._names += len(entry.name) + len(entry.link)
+        if self._names > self._limits.names:
+            raise self.bad(f"names of more than {self._limits.names} bytes")
         entry.mode = self._number(header[100:108]) & 0o7777
         entry.uid, entry.gid = self._id(pax, b"uid", header[108:116]), self._id(pax, b"gid", header[116:124])
         size = self._decimal(pax[b"size"]) if b"size" in pax else self._number(header[124:136])

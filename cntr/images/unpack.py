@@ -12,9 +12,10 @@ import os
 import stat
 
 from cntr.errors import printable
-from cntr.images import ImageError, Limits
+from cntr.images import ImageError, Limits, removal
+from cntr.images.removal import O_DIRECTORY, RESOLVE
 from cntr.images.tar import Entry, Reader
-from cntr.images.unpacked import Unpacked
+from cntr.images.unpacked import FREE_EVERY, Unpacked, check_disk
 from cntr.linux import procfs, syscalls
 
 TYPE_CHECKING = False
@@ -23,17 +24,12 @@ if TYPE_CHECKING:
 
     from cntr.images import Image
 
-RESOLVE = (
-    syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS | syscalls.RESOLVE_NO_XDEV
-)
-O_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 WHITEOUT, OPAQUE, META = b".wh.", b".wh..wh..opq", b".wh..wh."
 DEPTH = 512
 CACHED = 128  # directories kept open
 XATTR_LIMIT = 1 << 16  # XATTR_SIZE_MAX, linux/limits.h
 BLOCK = 1 << 16
 ZEROS = bytes(BLOCK)
-FREE_EVERY = 64 << 20  # bytes written between two checks of free space
 ENOENT, EEXIST, ENOTDIR, ELOOP, EXDEV = 2, 17, 20, 40, 18
 
 
@@ -185,31 +181,7 @@ class _Layer:
 
     def remove(self, fd: int, name: bytes, path: bytes, *, spare: bool = False) -> bool:
         """Remove NAME recursively; spare: except what this layer created. Return whether it is gone."""
-        try:
-            if not stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
-                if spare and path in self.made:
-                    return False
-                os.unlink(name, dir_fd=fd)
-                return True
-        except FileNotFoundError:
-            return True
-        emptied = self.empty(fd, name, path, spare=spare)
-        if not emptied or (spare and path in self.made):
-            return False
-        self.forget(path)
-        os.rmdir(name, dir_fd=fd)
-        return True
-
-    def empty(self, fd: int, name: bytes, path: bytes, *, spare: bool) -> bool:
-        below = syscalls.openat2(fd, name, O_DIRECTORY, RESOLVE)
-        try:
-            gone = True
-            for child in os.listdir(below):
-                encoded = os.fsencode(child)
-                gone &= self.remove(below, encoded, path + b"/" + encoded, spare=spare)
-            return gone
-        finally:
-            os.close(below)
+        return removal.remove(fd, name, path, self.made.__contains__ if spare else _never, self.forget)
 
     def forget(self, path: bytes) -> None:
         """Close the cached fd of a directory that is removed (those below it were removed first)."""
@@ -352,9 +324,7 @@ class _Layer:
         self.unchecked += size
         if self.unchecked >= FREE_EVERY:
             self.unchecked = 0
-            free = os.fstatvfs(fd)
-            if free.f_bavail * free.f_frsize < self.limits.free + min(size, FREE_EVERY):
-                raise ImageError("unpack: the disk is nearly full", "free some space, or `cntr cache clear`")
+            check_disk(fd, self.limits.free + size)
 
     def metadata(self, fd: int, entry: Entry) -> None:
         """Set owner, mode, xattrs, in this order: chown(2) clears set-id bits and file capabilities."""
@@ -369,6 +339,10 @@ class _Layer:
                 os.setxattr(fd, key, value)
             except OSError:
                 self.result.xattrs += 1  # the filesystem has none, or no space for more
+
+
+def _never(path: bytes) -> bool:
+    return False
 
 
 def _write(fd: int, data: bytes, position: int) -> None:

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
+from cntr.images import ImageError
 from cntr.progress import Progress
+
+FREE_EVERY = 64 << 20  # bytes written between two checks of free space
+
+
+def check_disk(fd: int, size: int) -> None:
+    """Raise ImageError if the file system of FD has no room for SIZE bytes."""
+    free = os.fstatvfs(fd)
+    if free.f_bavail * free.f_frsize < size:
+        raise ImageError("unpack: the disk is nearly full", "free some space, or `cntr cache clear`")
 
 
 class Unpacked:
