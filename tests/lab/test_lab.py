@@ -741,3 +741,12 @@ def test_the_command_line_helps_and_refuses():
     assert refused.returncode == 2
     assert "no machine is called 'dokcer'" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_the_document_says_what_is_in_which_machine():
+    text = (paths.REPOSITORY / "docs/lab.md").read_text()
+    for machine in table.load().machines.values():
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{machine.name}` |"))
+        _, _, tier, kernel, containers, _ = (cell.strip() for cell in row.split("|"))
+        assert (tier, containers) == (machine.tier, ", ".join(machine.containers))
+        assert table.load().boxes[machine.box].about.startswith("Debian " + ", kernel ".join(kernel.split(", ")[:2]))
