@@ -13,8 +13,8 @@ import os
 import time
 
 from cntr.audit.sinks import write_all
+from cntr.audit.who import CallerOpener
 from cntr.errors import CntrError, printable
-from cntr.linux import procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,31 +22,6 @@ if TYPE_CHECKING:
 
 LIMIT = 256 << 20  # bytes of a file; recording then stops with a message
 COLUMNS, ROWS = 80, 24  # for a session without a terminal
-
-
-class CallerOpener:
-    """A scope in which a user behind sudo opens files with their own rights; any other caller keeps theirs."""
-
-    def __init__(self) -> None:
-        words = [os.environ.get(name, "") for name in ("SUDO_UID", "SUDO_GID")]
-        behind_sudo = os.geteuid() == 0 and all(word.isascii() and word.isdecimal() for word in words)
-        self.ids = (int(words[0]), int(words[1])) if behind_sudo and words[0] != "0" else None
-        self.groups, self.gid = os.getgroups(), os.getegid()
-
-    def __enter__(self) -> None:
-        """Raises OSError."""
-        if self.ids:
-            uid, gid = self.ids
-            entry = procfs.passwd_entry(procfs.read("/etc/passwd"), str(uid))
-            os.setgroups(os.getgrouplist(entry[0], gid) if entry else [gid])
-            os.setegid(gid)
-            os.seteuid(uid)  # clears the effective capabilities until it is 0 again (capabilities(7))
-
-    def __exit__(self, *_: object) -> None:
-        if self.ids:
-            os.seteuid(0)
-            os.setegid(self.gid)
-            os.setgroups(self.groups)
 
 
 class Recorder:
@@ -115,8 +90,9 @@ class Recorder:
             return
         if unused:
             try:
-                if os.path.samestat(os.lstat(self.path), self.identity):
-                    os.unlink(self.path)
+                with CallerOpener():  # the directory may be another one by now
+                    if os.path.samestat(os.lstat(self.path), self.identity):
+                        os.unlink(self.path)
             except OSError:
                 pass
         os.close(self.fd)

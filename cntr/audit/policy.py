@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from cntr.engines import Container
 
 LIMIT = 1 << 16  # bytes
-COMMANDS = ("attach", "cp", "exec", "forward", "mount", "run", "slim")
-OWN_FILES = ("archive", "dir", "oci")  # targets that are files on this machine
+COMMANDS = ("--host", "attach", "cp", "exec", "forward", "mount", "run", "slim")
+OWN_FILES = ("archive", "dir", "oci")  # targets that are files of this machine
 # {table: {key: type}}
 KEYS: dict[str, dict[str, type]] = {
     "record": {"require": bool, "journal": bool, "audit": bool, "file": str},
@@ -72,12 +72,14 @@ class Policy:
         if not any(rule.targets is None or _has_target(rule.targets, names) for rule in self._rules_for(command)):
             raise _no(f"{names[0]} is not allowed for {_caller()}")
 
-    def check_slim(self) -> None:
-        """Check whether slim is allowed. slim runs arbitrary containers and commands on this machine, so a rule must
-        name it. Raises Refused.
+    def check_whole(self, command: str) -> None:
+        """What takes root's rights beside any container: a rule without targets has to name it. Raises Refused.
+
+        slim runs what it is told, containers with any volume and commands of this machine; --host and kubectl take root's keys to other
+        machines, run what root's or the caller's configuration of ssh and kubectl names, and bring files from there.
         """
-        if self.rules and not any(rule.commands and rule.targets is None for rule in self._rules_for("slim")):
-            raise _no(f"slim is not allowed for {_caller()}")
+        if self.rules and not any(rule.commands and rule.targets is None for rule in self._rules_for(command)):
+            raise _no(f"{command} is not allowed for {_caller()}")
 
     def _rules_for(self, command: str) -> list[Rule]:
         users = _callers()

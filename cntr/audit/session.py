@@ -217,12 +217,18 @@ class Session:
             self.say(f"note: {what}")
 
 
-def check_slim() -> None:
-    """Check whether the policy lets the caller use slim, which has no session. Raises CntrError."""
+def check_whole(command: str) -> None:
+    """Whether the policy lets the caller use slim, or go to other machines, which has no session here. Raises CntrError."""
     if os.path.lexists(POLICY):
         from cntr.audit import policy
 
-        policy.load(POLICY).check_slim()
+        policy.load(POLICY).check_whole(command)
+
+
+def check_elsewhere() -> None:
+    """Whether root's keys and files may be used with other machines; an ordinary user's are the user's own. Raises CntrError."""
+    if os.geteuid() == 0:
+        check_whole("--host")
 
 
 def timestamp(seconds: float) -> str:

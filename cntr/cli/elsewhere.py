@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cntr.audit import session
 from cntr.cli.options import parse
 from cntr.errors import UsageError
 
@@ -21,10 +22,8 @@ def run(
     say: Callable[[str], None],
     event: Event,
 ) -> int:
-    """Run ARGV, from ``--host`` on; return the exit status. Raises CntrError.
-
-    here: runs commands that concern this machine after all; ps: lists several machines.
-    """
+    """ARGV from ``--host`` on; the exit status. here: what is asked of this machine after all; ps: of several. Raises CntrError."""
+    session.check_elsewhere()
     _, equals, host = argv[0].partition("=")
     words = argv[1:] if equals else argv[2:]
     host = host if equals else "".join(argv[1:2])

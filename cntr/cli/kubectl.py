@@ -14,6 +14,7 @@ import subprocess
 import time
 from typing import Any
 
+from cntr.audit import session
 from cntr.cli import options, parser
 from cntr.cli.options_files import ENV
 from cntr.cli.parser import Option, Subcommand
@@ -55,6 +56,7 @@ def run(argv: list[str]) -> int:
 
         os.write(1, manual.usage(COMMAND).replace("cntr kubectl", "kubectl cntr").encode() + b"\n")
         return 0
+    session.check_elsewhere()
     pod = parsed.words[0].removeprefix("pod/").removeprefix("pods/")
     if not pod or pod.startswith("-") or not all(letter.isalnum() or letter in ".-" for letter in pod):
         raise UsageError(f"{printable(pod)}: not a pod's name", "kubectl get pods")

@@ -91,11 +91,12 @@ def _run(argv: list[str]) -> int:
         from cntr.cli import kubectl
 
         return kubectl.run(argv[1:])
-    if argv[0] == "--far":  # started there by `cntr --host`
+    if argv[0] == "--far" and argv[1:]:  # what `cntr --host` starts there
+        from cntr.audit.who import CallerOpener
         from cntr.remote import far
 
-        return far.run(argv[1], lambda: run(argv[2:]))
-    if argv[0] == "--cp":  # started there by `cntr --host HOST cp`
+        return far.run(argv[1], lambda: run(argv[2:]), CallerOpener())
+    if argv[0] == "--cp" and argv[1:]:  # what `cntr --host HOST cp` starts there
         return _cp_end(parse(argv[1:]))
     parsed = parse(argv)
     if parsed.flag("help"):
@@ -297,7 +298,7 @@ def _slim(parsed: Parsed) -> int:
     from cntr.audit import session
     from cntr.cli import slimming
 
-    session.check_slim()
+    session.check_whole("slim")
     return slimming.run(parsed, _say, print)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 
+from cntr.audit import session
 from cntr.cli.table import Report
 from cntr.errors import EXIT_FAILED, printable
 from cntr.remote import ssh
 
 
 def ps(hosts: list[str], *, stopped: bool) -> Report:
-    """The running containers of several machines; machines that cannot be asked are named. Raises UsageError."""
+    """The running containers of several machines; a machine that can't be asked is named. Raises UsageError."""
+    session.check_elsewhere()
     report = Report("host", "engine", "name", "id", "pid", "state", "owner", "userns", "image")
     for host, (status, out, err) in ssh.on_all(hosts, ["ps", "--json", *(["--all"] if stopped else [])]).items():
         try:

@@ -13,13 +13,14 @@ import select
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 GRACE_SECONDS = 3.0  # between asking the command to end and killing it
 
 
-def run(mark: str, command: Callable[[], int]) -> int:
-    """Run COMMAND and return its exit status. mark: a file that identifies this process, removed at the end."""
+def run(mark: str, command: Callable[[], int], rights: AbstractContextManager[None]) -> int:
+    """COMMAND's exit status; MARK is the file that says which process this is, removed at the end by RIGHTS: its maker's."""
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     before = {number: signal.signal(number, lambda *_: None) for number in FORWARDED}
@@ -37,7 +38,8 @@ def run(mark: str, command: Callable[[], int]) -> int:
         _, status = os.waitpid(child, 0)
     finally:
         try:
-            os.unlink(mark)
+            with rights:
+                os.unlink(mark)
         except OSError:
             pass
     return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)

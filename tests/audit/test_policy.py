@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pathlib
+import tempfile
 
 import pytest
 from hypothesis import given, settings
@@ -249,6 +250,47 @@ def test_slim_runs_whatever_it_is_told_and_has_to_be_allowed_by_name(place, tmp_
     ):
         place.policy = f"[[allow]]\n{rule}\n"
         assert ("slim is not allowed" in place.cntr(*words).stderr) != allowed, rule
+
+
+def test_other_machines_take_roots_keys_and_files_and_have_to_be_allowed_by_name(place, tmp_path):
+    """`sudo cntr --host MINE cp web:/x /etc/x` writes here, kubectl runs what a kubeconfig names: by no rule about containers."""
+    ran = tmp_path / "ran"
+    for name in ("ssh", "kubectl"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {name} >> {ran}\nexit 9\n")
+        (tmp_path / name).chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CNTR_CACHE_DIR": str(tmp_path / "cache")}
+    commands = (
+        ("--host", "mine", "cp", "web:/x", str(tmp_path / "x")),
+        ("--host=mine", "attach", "web"),
+        ("ps", "--host", "mine"),
+        ("--kubectl", "--kubeconfig", "/x", "pod"),
+        ("attach", "docker:nobodys"),
+    )
+    for rule, allowed in (
+        ("targets = ['docker:*']", False),
+        ("users = ['root']", False),
+        ("commands = ['--host', 'attach']", True),
+    ):
+        place.policy = f"[[allow]]\n{rule}\n"
+        for words in commands:
+            done = place.cntr(*words, env={**path, "DOCKER_HOST": "ssh://mine"})
+            assert ("--host is not allowed" in done.stderr) != allowed, (rule, words, done)
+            assert ran.exists() == allowed, (rule, words)
+            ran.unlink(missing_ok=True)
+
+
+def test_the_mark_of_a_far_command_is_removed_by_its_makers_rights():
+    """`sudo cntr --far FILE …` would remove any file of the machine."""
+    alice = {"SUDO_UID": "65534", "SUDO_GID": "65534"}
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        os.chmod(place, 0o755)
+        mark = pathlib.Path(place, "mark")
+        mark.write_text("1")
+        assert busybox.run("--far", str(mark), "--version", env=alice).returncode == 0
+        assert mark.exists(), "root's"
+        os.chown(place, 65534, 65534)
+        assert busybox.run("--far", str(mark), "--version", env=alice).returncode == 0
+        assert not mark.exists()
 
 
 def test_a_users_container_is_none_of_those_that_roots_patterns_mean(tmp_path, monkeypatch):
