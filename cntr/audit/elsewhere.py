@@ -12,11 +12,20 @@ import stat
 import sys
 import time
 
-from cntr.audit.sinks import FACILITY, PATIENCE_SECONDS, PRIORITY, to_json, write_all
+from cntr.audit.sinks import (
+    FACILITY,
+    LIST_LIMIT,
+    PATIENCE_SECONDS,
+    PRIORITY,
+    STRING_LIMIT,
+    AnySize,
+    to_json,
+    write_all,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cntr.audit.sinks import Fields, Settings
+    from cntr.audit.sinks import Fields, Settings, Value
 
 SYSLOG_LIMIT = 8192  # bytes of a line, the limit of rsyslog
 # linux/netlink.h, linux/audit.h
@@ -41,13 +50,11 @@ def write(kind: str, fields: Fields, settings: Settings) -> list[tuple[str, OSEr
 
 
 def to_syslog(path: str, fields: Fields) -> None:
-    """Write one line of RFC 3164 to PATH, /dev/log: all fields as JSON after @cee:, for rsyslog's mmjsonparse. Raises
-    OSError.
-    """
-    line, words = to_json(fields), fields["process.args"]
-    while len(line) > SYSLOG_LIMIT - 256 and isinstance(words, list) and len(words) > 2:
-        words = words[: len(words) // 2]
-        line = to_json({**fields, "process.args": words})
+    """One line of RFC 3164 at PATH, /dev/log: all fields as JSON behind @cee:, which rsyslog's mmjsonparse reads. Raises OSError."""
+    line, most, longest = to_json(fields), LIST_LIMIT, STRING_LIMIT
+    while len(line.encode()) > SYSLOG_LIMIT - 256:  # every field is there, and the longest lose most
+        most, longest = max(2, most // 2), longest // 2
+        line = to_json({key: _shorter(value, most, longest) for key, value in fields.items()})
     when = time.localtime()
     month = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")[when.tm_mon - 1]
     head = f"<{FACILITY * 8 + PRIORITY}>{month} {when.tm_mday:2d} {time.strftime('%H:%M:%S', when)} cntr[{os.getpid()}]"
@@ -64,6 +71,12 @@ def to_syslog(path: str, fields: Fields) -> None:
                 raise
         finally:
             connection.close()
+
+
+def _shorter(value: Value, most: int, longest: int) -> Value:
+    if isinstance(value, list):
+        return [one[:longest] for one in value[:most]]
+    return value[:longest] if isinstance(value, str) else value
 
 
 # --- audit ---------------------------------------------------------------------------------------------------------------
@@ -87,8 +100,10 @@ def to_audit(fields: Fields, *, succeeded: bool) -> None:
 
 
 def audit_text(fields: Fields, *, succeeded: bool) -> bytes:
-    """The text of the record. The kernel puts pid, uid, auid, ses and the security label before it, and a NUL over its
-    last byte.
+    """The record's own part; the kernel puts pid, uid, auid, ses and the security label before it, and a NUL over its last byte.
+
+    It cuts what is longer than 8560 bytes (AUDIT_MESSAGE_TEXT_MAX), which would be the outcome, or behind a long directory all: so each
+    value has a length of its own, and twice that in hexadecimal.
     """
     words = fields["process.args"]
     assert isinstance(words, list)
@@ -98,10 +113,8 @@ def audit_text(fields: Fields, *, succeeded: bool) -> bytes:
         ("addr", fields.get("source.ip", "?")),
     )
     text = [f"{name}={_plain(str(value))}" for name, value in (*plain, ("terminal", fields.get("cntr.tty", "?")))]
-    command = " ".join(words)[:4000]
-    text += [
-        f"{name}={audit_value(value)}" for name, value in (("cwd", _where()), ("cmd", command), ("exe", _program()))
-    ]
+    rows = (("cwd", _where(), 1000), ("cmd", " ".join(words), 2500), ("exe", _program(), 500))
+    text += [f"{name}={audit_value(value, most)}" for name, value, most in rows]
     return f"{' '.join(text)} res={'success' if succeeded else 'failed'}\0".encode()
 
 
@@ -123,12 +136,11 @@ def _plain(text: str) -> str:
     return "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_.:/?") else "_" for letter in text)
 
 
-def audit_value(text: str) -> str:
-    """TEXT encoded as by libaudit: in quotes, or in hexadecimal if quotes would be ambiguous
-    (audit_encode_nv_string(3)).
-    """
-    data = os.fsencode(text)
-    return data.hex().upper() if any(byte in b"\"'" or not 0x21 <= byte < 0x7F for byte in data) else f'"{text}"'
+def audit_value(text: str, most: int) -> str:
+    """As libaudit encodes it: in quotes, or in hexadecimal where that could be misread (audit_encode_nv_string(3)); MOST bytes of it."""
+    data = os.fsencode(text)[:most]
+    unsafe = any(byte in b"\"'" or not 0x21 <= byte < 0x7F for byte in data)
+    return data.hex().upper() if unsafe else f'"{data.decode()}"'
 
 
 def _ask_kernel(connection: _socket.socket, kind: int, text: bytes) -> bytes:
@@ -175,7 +187,8 @@ def to_file(path: str, fields: Fields, *, durable: bool) -> None:
         _lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         before = os.fstat(fd).st_size
         try:
-            write_all(fd, f"{to_json(fields)}\n".encode())
+            with AnySize():
+                write_all(fd, f"{to_json(fields)}\n".encode())
         except OSError:
             os.ftruncate(fd, before)
             raise

@@ -6,6 +6,7 @@ import os
 import time
 
 from cntr.audit import sinks, who
+from cntr.audit.sinks import LIST_LIMIT, STRING_LIMIT
 from cntr.errors import EXIT_FAILED, CntrError, Refused, printable
 
 TYPE_CHECKING = False
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
     from cntr.engines import Container
 
 POLICY = "/etc/cntr.conf"
-STRING_LIMIT, LIST_LIMIT = 8192, 256  # characters of a value, values of a list
-# Fields that a nested session inherits from the outer one, which has asked the engine.
+# What a session in a session has from the outer one, which has asked the engine.
 OF_ENGINE = ("container.runtime", "container.name", "container.id", "container.image.name", "container.image.hash.all")
 ANNOUNCED = "cntr-session"  # the memfd's name; see ``announce``
 SHOWN_WORDS, SHOWN_LENGTH = 32, 200  # words and characters of a command line shown in the list of sessions

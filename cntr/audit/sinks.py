@@ -16,10 +16,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Union
 
-    Fields = dict[str, Union[str, int, list[str]]]  # by ECS name; "" and [] are omitted from a record
+    Value = Union[str, int, list[str]]
+    Fields = dict[str, Value]  # by their ECS names; "" and [] are left out of a record
 
 JOURNAL, SYSLOG = "/run/systemd/journal/socket", "/dev/log"
 PATIENCE_SECONDS = 1.0
+STRING_LIMIT, LIST_LIMIT = 8192, 256  # characters of a value, values of a list
 PRIORITY, FACILITY = 5, 10  # notice, authpriv (syslog(3))
 # sd-id128(3), one for each kind of record: `journalctl MESSAGE_ID=…`
 MESSAGE_IDS = {
@@ -112,11 +114,31 @@ def _send_sealed(connection: _socket.socket, data: bytes) -> None:
 
     fd = os.memfd_create("cntr-record", MFD_CLOEXEC | MFD_ALLOW_SEALING)
     try:
-        write_all(fd, data)
+        with AnySize():
+            write_all(fd, data)
         fcntl(fd, F_ADD_SEALS, SEALS)
         sockets.send(connection, b"", [fd])
     finally:
         os.close(fd)
+
+
+class AnySize:
+    """A scope in which files grow as far as this process may have it: by `ulimit -f` a caller would have no record."""
+
+    def __enter__(self) -> None:
+        import resource
+
+        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        for most in (resource.RLIM_INFINITY, self.before[1]):
+            try:
+                return resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+            except (OSError, ValueError):  # no CAP_SYS_RESOURCE
+                continue
+
+    def __exit__(self, *_: object) -> None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
 
 
 def write_all(fd: int, data: bytes) -> None:

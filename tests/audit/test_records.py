@@ -358,7 +358,53 @@ def test_audits_text_can_be_read_in_one_way_only():
     assert "terminal=pts/0_res_success " in text
     pairs = dict(word.split("=", 1) for word in text.split(" "))
     assert bytes.fromhex(pairs["cmd"]).decode() == "cntr attach a' res=success x\ny"
-    assert elsewhere.audit_value("/usr/bin/x") == '"/usr/bin/x"'
+    assert elsewhere.audit_value("/usr/bin/x", 500) == '"/usr/bin/x"'
+
+
+def test_no_length_takes_another_field_from_audit_or_syslog(tmp_path, monkeypatch):
+    """By a long directory, reason or command a caller would have a record without the command, the container or the outcome."""
+    place = str(tmp_path)
+    for _ in range(15):
+        place += "/" + "a b" * 80
+        os.mkdir(place) if len(place) < 4000 else None
+    monkeypatch.setattr(elsewhere, "_where", lambda: place)
+    long = session.bounded("é" * 9000)
+    fields: sinks.Fields = {"message": "m", "event.action": "attach", "event.id": "0123", "event.reason": long}
+    fields |= {
+        "process.args": ["cntr", "attach", long, *["ü" * 100] * 300],
+        "cntr.widening": [long] * 256,
+        "cntr.target_pid": 7,
+    }
+    text = elsewhere.audit_text(fields, succeeded=True)
+    assert len(text) < 8560, "the kernel cuts the rest: AUDIT_MESSAGE_TEXT_MAX"
+    pairs = dict(word.split("=", 1) for word in text.decode()[:-1].split(" "))
+    assert bytes.fromhex(pairs["cmd"]).startswith(b"cntr attach \xc3\xa9")
+    assert pairs["res"] == "success"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(str(tmp_path / "log"))
+        elsewhere.to_syslog(str(tmp_path / "log"), {**fields, "container.name": "web"})
+        found = json.loads(server.recv(1 << 16).decode().partition(": @cee: ")[2])
+    assert set(found) == {*fields, "container.name"}
+    assert (found["container.name"], found["cntr.target_pid"], found["process.args"][:2]) == (
+        "web",
+        7,
+        ["cntr", "attach"],
+    )
+
+
+def test_the_callers_limit_on_files_keeps_no_record_away(place, container, tmp_path):
+    os.chmod(tmp_path, 0o755)
+    log = tmp_path / "log"
+    log.write_text("\n" * 20000)
+    place.policy = f"[record]\nfile = '{log}'\n"
+    with place.journal() as journal:
+        # Blocks of 512 bytes: what the memfd of a session takes, and no more.
+        prefix = [*place.prefix(), "sh", "-c", 'ulimit -Sf 32; exec "$@"', "sh"]
+        done = busybox.run("attach", str(container.pid), "--", "true", *["w" * 8000] * 40, prefix=prefix)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    kinds = [json.loads(line)["event.type"] for line in log.read_text().splitlines() if line]
+    assert kinds == [["start"], ["end"]]
+    assert journal.large == 2
 
 
 @pytest.fixture
