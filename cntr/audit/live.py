@@ -13,6 +13,7 @@ import os
 import select
 
 from cntr.audit.session import ANNOUNCED
+from cntr.engines import store
 from cntr.errors import CntrError, printable
 from cntr.linux import procfs
 
@@ -24,12 +25,12 @@ PATIENCE_SECONDS = 8.0  # for a session that was told to end: its command gets t
 
 
 class Live:
-    """A session: its process, and the fields of its record. start: of the process (proc(5), field 22)."""
+    """A session: its process, whose that is, and the fields of its record. start: of the process (proc(5), field 22)."""
 
-    __slots__ = ("fields", "pid", "start")
+    __slots__ = ("fields", "pid", "start", "uid")
 
-    def __init__(self, pid: int, start: int, fields: dict[str, object]) -> None:
-        self.pid, self.start, self.fields = pid, start, fields
+    def __init__(self, pid: int, start: int, uid: int, fields: dict[str, object]) -> None:
+        self.pid, self.start, self.uid, self.fields = pid, start, uid, fields
 
     def text(self, key: str) -> str:
         """A field as text, "" if missing. Escape it before printing: it may contain anything."""
@@ -37,7 +38,9 @@ class Live:
         return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
     def user(self) -> str:
-        """The user to show."""
+        """Who: of a process that is not root's the kernel's word and not its own."""
+        if self.uid:
+            return store.owner_name(self.uid)
         return (
             self.text("user.audit.name")
             or self.text("cntr.sudo.user")
@@ -85,6 +88,8 @@ def end(id: str, number: int) -> Live:
     number: the signal by which its supervisor is told.
     """
     matching = [one for one in sessions() if id and one.text("event.id").startswith(id)]
+    if not os.geteuid():  # a user's process may say that it has the id of one of root's
+        matching = [one for one in matching if not one.uid] or matching
     if len(matching) != 1:
         what = "no session has that id" if not matching else f"{len(matching)} sessions have an id that begins so"
         raise CntrError(f"sessions end {printable(id[:40])}: {what}", "`cntr sessions` lists them")
@@ -114,7 +119,7 @@ def end(id: str, number: int) -> Live:
 
 
 def _session(pid: int, place: str) -> Live | None:
-    """The session that a process runs, None if it runs none."""
+    """The session that a process runs, None for none. It has one memfd of that name: a user's may have a million."""
     directory = f"/proc/{pid}"
     try:
         for fd in os.listdir(f"{directory}/fd"):
@@ -124,8 +129,9 @@ def _session(pid: int, place: str) -> Live | None:
             fields = json.loads(text)
             status = procfs.status(procfs.read(f"{directory}/status"))
             start = procfs.start_time(procfs.read(f"{directory}/stat"))
-            if isinstance(fields, dict) and fields.get("user.id") == status["Uid"].split()[0] and _is_ours(pid, status):
-                return Live(pid, start, fields)
+            uid = status["Uid"].split()[0]
+            is_one = isinstance(fields, dict) and fields.get("user.id") == uid and _is_ours(pid, status)
+            return Live(pid, start, int(uid), fields) if is_one else None
     except (OSError, ValueError, KeyError, RecursionError):
         return None  # it has ended, belongs to another user, or has an unknown description
     return None

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 import stat
 import sys
@@ -24,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO
 
-LINE_LIMIT, PENDING_LIMIT = 1 << 22, 1 << 16  # bytes of an event; characters of an escape sequence
+LINE_LIMIT, PENDING_LIMIT = 1 << 22, 1 << 16  # bytes of an event, characters of an escape sequence
+LATEST = 1e9  # seconds
 # ECMA-48 and xterm's ctlseqs: CSI … final byte. Cursor, erase, insert, delete, scroll, SGR, region, save and restore.
 DRAWING = frozenset("ABCDEFGHIJKLMPSTXZ@`abdefmrsu")
 MODES = {
@@ -165,17 +165,16 @@ def events(stream: BinaryIO, path: str) -> Iterator[tuple[float, str, str]]:
         raise CntrError(f"{shown}: not a recording in asciicast v2", "what `cntr attach --record FILE` has written")
     number, last = 1, 0.0
     while (event := _line(stream, path, number := number + 1)) is not None:
-        if (
-            not isinstance(event, list)
-            or len(event) != 3
-            or not isinstance(event[0], (int, float))
-            or not isinstance(event[2], str)
-        ):
+        if not isinstance(event, list) or len(event) != 3 or not _is_time(event[0]) or not isinstance(event[2], str):
             raise _broken(path, number)
-        if not math.isfinite(event[0]) or event[0] < last:
+        if event[0] < last:
             raise _broken(path, number)
         last = float(event[0])
         yield last, str(event[1]), event[2]
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, (int, float)) and -LATEST < value < LATEST
 
 
 def _line(stream: BinaryIO, path: str, number: int) -> object:
@@ -205,7 +204,10 @@ def run(path: str, speed: float, idle_limit: float) -> int:
         try:
             for at, kind, text in events(stream, path):
                 begun -= max(0.0, at - last - idle_limit) / speed
-                pause, last = begun + at / speed - time.monotonic(), at
+                pause, last = (
+                    min(begun + at / speed - time.monotonic(), idle_limit / speed),
+                    at,
+                )  # by a number that is rounded
                 if pause > 0:
                     out.flush()
                     time.sleep(pause)

@@ -57,8 +57,9 @@ def _number(parsed: Parsed, key: str, usual: float) -> float:
         found = float(parsed.text(key, str(usual)))
     except ValueError:
         found = math.nan
-    if not (math.isfinite(found) and found > 0):
+    if not 1e-6 <= found <= 1e6:
         raise UsageError(
-            f"--{key.replace('_', '-')} {printable(parsed.text(key))}: not a number above 0", "for example 2"
+            f"--{key.replace('_', '-')} {printable(parsed.text(key))}: not a number above 0, and not beyond a million",
+            "for example 2",
         )
     return found

@@ -160,7 +160,7 @@ def test_replay_shows_it_at_its_pace_or_faster(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "ab\nc\n", "")
     assert time.monotonic() - begun >= 0.4
     assert busybox.run("replay", path, "--speed", "1000").stdout == "ab\nc\n"
-    for wrong in ("0", "-1", "nan", "inf", "x"):
+    for wrong in ("0", "-1", "nan", "inf", "x", "1e-320"):
         assert "not a number" in busybox.one_line_and_hint(busybox.run("replay", path, "--speed", wrong))
 
 
@@ -256,6 +256,8 @@ def test_the_terminal_is_given_back_as_it_was():
         (HEAD, [[5, "o", ""], [4, "o", ""]], "line 3"),
         (HEAD, ['[1e999, "o", "x"]'], "line 2"),
         (HEAD, ["[" * 100000], "line 2"),
+        (HEAD, [f'[1{"0" * 400}, "o", "x"]'], "line 2"),
+        (HEAD, ['[1e18, "o", "x"]'], "line 2"),  # beyond which a pause would be a matter of rounding
         (HEAD, ["garbage", [1, "o", "x"]], "line 2"),
     ],
 )

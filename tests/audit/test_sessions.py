@@ -15,6 +15,7 @@ import pytest
 
 from cntr.attach import signals
 from cntr.audit import live, times
+from cntr.engines import store
 from cntr.linux.syscalls import CLONE_NEWPID
 from testkit.container import NAMESPACES
 from testkit.waiting import wait_until
@@ -216,7 +217,11 @@ time.sleep(60)
     ("text", "kind", "rows"),
     [
         ('{"event.id":"f0f0","user.id":"0","container.runtime":"docker","container.name":"web"}', "memfd", 0),
-        ('{"event.id":"f0f0","user.id":"1000","event.start":"never","container.name":["\\u001b[2J"]}', "memfd", 1),
+        (
+            '{"event.id":"f0f0","user.id":"1000","user.audit.name":"root","event.start":"never","container.name":["\\u001b[2J"]}',
+            "memfd",
+            1,
+        ),
         ("[" * 50000, "memfd", 0),
         ('{"user.id":', "memfd", 0),
         ("[]", "memfd", 0),
@@ -235,10 +240,41 @@ def test_what_a_user_makes_up_is_a_users(text, kind, rows):
             assert done.returncode == 0
             assert "\x1b" not in done.stdout
             if rows:
+                assert found[0].user() == store.owner_name(1000), "the kernel's word, not its own"
                 assert busybox.run("sessions", "end", "f0f0").returncode == 0
                 assert forger.wait() == -signals.END
         finally:
             forger.kill()
+
+
+def test_an_id_that_a_user_says_is_also_theirs_ends_roots_all_the_same(container):
+    with busybox.session(str(container.pid)) as process:
+        wait_until(lambda: listed(container))
+        id = listed(container)[0]["id"]
+        claim = json.dumps({"event.id": id, "user.id": "1000"})
+        with subprocess.Popen(
+            [sys.executable, "-c", FORGER, "1000", claim, "memfd"], stdout=subprocess.PIPE, text=True
+        ) as forger:
+            try:
+                assert forger.stdout.readline() == "there\n"
+                assert [one.uid for one in live.sessions() if one.text("event.id") == id] == [0, 1000]
+                assert busybox.run("sessions", "end", id[:8]).returncode == 0
+                process.wait(10)
+                assert forger.poll() is None
+            finally:
+                forger.kill()
+
+
+def test_of_a_million_claims_one_is_read(monkeypatch):
+    opened = []
+    monkeypatch.setattr(live, "_mount_id", lambda path: opened.append(path) or "1")
+    fd = os.memfd_create("cntr-session")
+    os.write(fd, b"{}")
+    copies = [fd, *(os.dup(fd) for _ in range(200))]
+    assert live._session(os.getpid(), "1") is None
+    for one in copies:
+        os.close(one)
+    assert len(opened) == 1
 
 
 @pytest.mark.parametrize("host_pids", [False, True])
