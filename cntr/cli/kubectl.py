@@ -7,6 +7,7 @@ nobody removes it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -20,6 +21,10 @@ from cntr.cli.options_files import ENV
 from cntr.cli.parser import Option, Subcommand
 from cntr.errors import CntrError, UsageError, printable
 from cntr.remote import onefile
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 IMAGE = "docker.io/library/python:3-slim"
 PATIENCE_SECONDS = 12 * 3600
@@ -62,8 +67,8 @@ def run(argv: list[str]) -> int:
         raise UsageError(f"{printable(pod)}: not a pod's name", "kubectl get pods")
     where = [f"--{key}={parsed.text(key)}" for key in ("namespace", "context", "kubeconfig") if parsed.flag(key)]
     cluster = Cluster(where)
-    found = cluster.get(pod)
-    target, node = _target(found, parsed.text("container"))
+    with _understood(pod):
+        target, node = _target(cluster.get(pod), parsed.text("container"))
     words = ["attach", target]
     words += ["--user", parsed.text("user")] if parsed.flag("user") else []
     words += [word for setting in parsed.texts("env") for word in ("--env", setting)]
@@ -71,6 +76,18 @@ def run(argv: list[str]) -> int:
     words += ["--", *parsed.argv] if parsed.argv else []
     image = parsed.text("image") or os.environ.get("CNTR_TOOLBOX_IMAGE") or IMAGE
     return cluster.attach(node, image, words)
+
+
+@contextlib.contextmanager
+def _understood(what: str) -> Iterator[None]:
+    """A scope in which an answer is taken apart, whatever it is. Raises CntrError for one that is no pod's."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError):
+        raise CntrError(
+            f"kubectl get pod {what}: not a pod as Kubernetes describes it",
+            f"`kubectl get pod {what} -o yaml` shows it",
+        ) from None
 
 
 def _target(pod: dict[str, Any], wanted: str) -> tuple[str, str]:
@@ -116,10 +133,8 @@ class Cluster:
         return done.stdout
 
     def get(self, pod: str) -> dict[str, Any]:
-        """Return a pod's description. Raises CntrError."""
-        found = json.loads(self.call("get", "pod", pod, "-o", "json"))
-        if not isinstance(found, dict):
-            raise CntrError(f"{pod}: kubectl does not say what it is", "kubectl get pod -o json")
+        """A pod. Raises CntrError."""
+        found: dict[str, Any] = json.loads(self.call("get", "pod", pod, "-o", "json"))  # see _understood
         return found
 
     def attach(self, node: str, image: str, words: list[str]) -> int:
@@ -130,7 +145,8 @@ class Cluster:
             self.call(
                 "create", "--validate=false", "-f", "-", input=json.dumps(_manifest(toolbox, node, image)).encode()
             )
-            self._wait(toolbox)
+            with _understood(toolbox):
+                self._wait(toolbox)
             file = f"/tmp/{toolbox}.pyz"
             self.call(
                 "exec", "-i", toolbox, "--", "sh", "-c", f"cat > {file} && chmod 700 {file}", input=onefile.build()

@@ -16,13 +16,20 @@ def ps(hosts: list[str], *, stopped: bool) -> Report:
     report = Report("host", "engine", "name", "id", "pid", "state", "owner", "userns", "image")
     for host, (status, out, err) in ssh.on_all(hosts, ["ps", "--json", *(["--all"] if stopped else [])]).items():
         try:
-            for row in json.loads(out):
-                report.add(*(row.get(name, host) for name in report.columns))
-        except (ValueError, AttributeError):
+            rows = [[_plain(row.get(name, host)) for name in report.columns] for row in json.loads(out)]
+        except (ValueError, AttributeError, TypeError, RecursionError):
             report.status = EXIT_FAILED
-            said = (err.strip().splitlines() or [f"status {status}"])[0]
+            said = (err.strip().splitlines() or [f"status {status}" if status else "its answer is not cntr's"])[0]
             report.footer.append(f"{printable(host)}: {printable(said.removeprefix('cntr: ')[:300])}")
+        else:
+            for row in rows:
+                report.add(*row)
     return report
+
+
+def _plain(value: object) -> object:
+    """Return VALUE as a report has it: what another machine says may be anything."""
+    return value if value is None or isinstance(value, (str, int)) else str(value)[:300]
 
 
 def docker(here: Report, *, stopped: bool) -> Report:

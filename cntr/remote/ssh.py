@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MISSING, NO_PYTHON = 213, 212  # exit statuses of the far side's first steps; no cntr command ends with them
 SSH_FAILED = 255  # ssh(1), EXIT STATUS
 END_SECONDS = 5.0  # how long to wait for the far side of a copy after its pipes are closed
+MAX_SAID = 16 << 20  # most bytes of an answer that is kept: the list of ten thousand containers fits
 MAX_NOISE = 1 << 16  # most bytes a login shell may print first
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 RUN = "exec sh -c \"command -v python3 >/dev/null && exec python3 -IS -c 'import sys;exec(bytes.fromhex(sys.argv[1]))' {code}; exit 212\""
@@ -240,7 +241,7 @@ class SshCommand:
             with self.ssh(
                 self.code(), ["-T"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
             ) as process:
-                out, err = process.communicate()
+                out, err = _all_said(process)
             if process.returncode != MISSING:
                 break
         self.check(process.returncode)
@@ -324,6 +325,30 @@ def _reads(fd: int, hello: bytes) -> bool:
     return seen.endswith(hello)
 
 
+def _all_said(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
+    """Read stdout and stderr to their ends. Raises CntrError for a far side that says more than MAX_SAID."""
+    import selectors
+
+    assert process.stdout
+    assert process.stderr
+    said: dict[Any, list[bytes]] = {process.stdout: [], process.stderr: []}
+    with selectors.DefaultSelector() as selector:
+        for stream in said:
+            selector.register(stream, selectors.EVENT_READ)
+        left = MAX_SAID
+        while selector.get_map():
+            for key, _ in selector.select():
+                chunk = os.read(key.fd, 1 << 16)
+                said[key.fileobj].append(chunk)
+                left -= len(chunk)
+                if not chunk:
+                    selector.unregister(key.fileobj)
+            if left < 0:
+                process.kill()
+                raise CntrError(f"--host: its answer is longer than {MAX_SAID >> 20} MiB", "is it cntr that answers?")
+    return b"".join(said[process.stdout]), b"".join(said[process.stderr])
+
+
 def _with_us() -> None:
     """Have the kernel end ssh when this process is killed; the far side then notices."""
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -360,6 +385,8 @@ def on_all(hosts: list[str], words: list[str]) -> dict[str, tuple[int, str, str]
             found[session.host.text] = session.capture()
         except CntrError as error:
             found[session.host.text] = EXIT_FAILED, "", error.message.partition(": ")[2]
+        except OSError as error:
+            found[session.host.text] = EXIT_FAILED, "", str(error.strerror or error)
         finally:
             session.close()
 
