@@ -6,8 +6,9 @@ import os
 import stat
 
 from cntr.attach.target import Target
+from cntr.engines import Container
 from cntr.errors import CntrError, TargetNotFound, printable
-from cntr.linux import syscalls
+from cntr.linux import procfs, syscalls
 from cntr.linux.host import VIEW
 
 TYPE_CHECKING = False
@@ -22,13 +23,15 @@ class Tools:
     """The tools' tree: a root in a mount namespace.
 
     mnt_fd: that mount namespace, -1 for the caller's; root_fd: the tree's root (O_PATH); path: the PATH for its
-    commands; target: the container it belongs to, None for the host or a directory.
+    commands; target: the container it belongs to, None for the host or a directory; container: what a policy is asked
+    about, None for the host.
     """
 
-    __slots__ = ("held", "label", "mnt_fd", "path", "root_fd", "target")
+    __slots__ = ("container", "held", "label", "mnt_fd", "path", "root_fd", "target")
 
     def __init__(self, label: str, root_fd: int, mnt_fd: int, path: str, target: Target | None = None) -> None:
         self.label, self.root_fd, self.mnt_fd, self.path, self.target = label, root_fd, mnt_fd, path, target
+        self.container: Container | None = None
         self.held: Callable[[], None] | None = None  # releases an image's tree in the cache
 
     def read_file(self, path: str, limit: int = 1 << 20) -> str:
@@ -81,7 +84,9 @@ def open_tools(source: str) -> Tools:
     engines.verify(container)
     target = Target(container)
     path = target.environment.get("PATH") or DEFAULT_PATH
-    return Tools(target.label, target.root_fd, target.namespaces.get("mnt", -1), path, target)
+    tools = Tools(target.label, target.root_fd, target.namespaces.get("mnt", -1), path, target)
+    tools.container = container
+    return tools
 
 
 def _image(source: str) -> Tools:
@@ -113,6 +118,8 @@ def _unpacked(source: str) -> Tools:
         held.close()
         raise
     tools.held, tools.label = held.close, printable(source)
+    kind = image.engine if image.engine in ("archive", "oci") else "image"
+    tools.container = Container(kind, image.reference, 0, image=image.reference, state="image", owner=image.owner)
     settings = image.config.get("Env")
     for setting in settings if isinstance(settings, list) else ():
         if str(setting).startswith("PATH=/"):
@@ -128,4 +135,6 @@ def _directory(path: str) -> Tools:
             f"--tools {printable(path)}: {error.strerror}",
             "give `host`, a running container, or the directory of a root filesystem",
         ) from None
-    return Tools(printable(os.path.abspath(path)), root_fd, -1, DEFAULT_PATH)
+    tools = Tools(printable(os.path.abspath(path)), root_fd, -1, DEFAULT_PATH)
+    tools.container = Container("dir", procfs.place_of(root_fd) or "of another mount namespace", 0)
+    return tools

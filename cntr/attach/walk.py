@@ -119,6 +119,8 @@ class Prepared:
         self.tools = None if request.own_root else open_tools(request.tools)
         if self.tools:
             fds.closers.append(self.tools.close)
+            if request.session and self.tools.container:
+                request.session.check_target(self.tools.container)
         traced = tracers.of(request, target)
         for line in tracers.warnings(request, target, traced):
             say(line)

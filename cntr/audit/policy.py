@@ -99,8 +99,8 @@ def _names(target: str, container: Container | None) -> list[str]:
     """The names of a target that patterns match: the engine's names, not what the caller typed."""
     if container is None:
         return [printable(target)]
-    if container.engine in OWN_FILES:  # by path: an image's own name is only a claim, and so is a link's
-        return [printable(f"{container.engine}:{os.path.realpath(container.name)}")]
+    if container.engine in OWN_FILES:  # its name is the path of what was opened, see images.archive
+        return [printable(f"{container.engine}:{container.name}")]
     if container.state == "image":
         return [printable(f"{_owner(container)}image:{container.image or container.name}")]
     found = [container, *(_around(container.pid) if container.engine in ("pid", "unit", "command") else [])]

@@ -288,8 +288,7 @@ def _cp_end(parsed: Parsed) -> int:
 def _mount(parsed: Parsed) -> int:
     from cntr.cli import mounted
 
-    # A symbolic link's name is chosen by whoever made it.
-    with _session(parsed, os.path.realpath(parsed.words[0])) as session:
+    with _session(parsed, parsed.words[0]) as session:
         session.status = mounted.run(parsed, session)
     return session.status
 

@@ -7,7 +7,8 @@ import sys
 
 from cntr.attach.signals import END
 from cntr.cntrfs import mounting, options
-from cntr.errors import printable
+from cntr.errors import CntrError, printable
+from cntr.linux import procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,8 +62,16 @@ def run(parsed: Parsed, session: Session) -> int:
         import logging
 
         logging.basicConfig(format="cntr: %(message)s", level=logging.INFO)
-    if session.policy:
-        source = os.path.realpath(source)  # the path that the policy was checked for
+    life = RecordedMount(session, mountpoint)
+    try:
+        opened = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        raise CntrError(
+            f"not a directory: {printable(source)}", "SOURCE and MOUNTPOINT are existing directories"
+        ) from None
+    # A link's own name is whoever made it's, and it may lead elsewhere by the time that it is mounted.
+    life.opened, place = f"/proc/self/fd/{opened}", procfs.place_of(opened)
+    session.target = place or f"in another mount namespace: {os.path.abspath(source)}"
     settings = options.parse(",".join(parsed.texts("options")))
     if parsed.flag("read_only"):
         settings.read_only = True
@@ -71,12 +80,12 @@ def run(parsed: Parsed, session: Session) -> int:
     binding = parsed.text("binding", "auto")
     session.begin()
     status = mounting.run(
-        source,
+        place or source,
         mountpoint,
         settings,
         binding=None if binding == "auto" else binding,
         foreground=parsed.flag("foreground"),
-        life=RecordedMount(session, mountpoint),
+        life=life,
     )
     if not parsed.flag("foreground"):
         session.hand_over()

@@ -34,9 +34,9 @@ _READY_TIMEOUT = 30.0  # seconds from mount to the kernel's INIT
 
 
 class MountSession:
-    """Callbacks for whoever makes a mount. end_signal: an additional signal that unmounts, 0 for none."""
+    """Callbacks for whoever makes a mount. end_signal: an additional signal that unmounts; opened: a path of what SOURCE was."""
 
-    end_signal = 0
+    end_signal, opened = 0, ""
 
     def begun(self) -> None:
         """The mount is served, by a process other than the caller."""
@@ -248,8 +248,9 @@ class _Manager:
             if number:
                 signal.signal(number, self._note_signal)
         read_only = self.options.begins_read_only()
-        root_fd = open_source(self.source, self.options.mount_flags, read_only=read_only)
-        copy_fd = self._spare_copy(read_only)
+        tree = self.life.opened or self.source
+        root_fd = open_source(tree, self.options.mount_flags, read_only=read_only)
+        copy_fd = self._spare_copy(tree, read_only)
         fuse_fd = open_device()
         self._mount(fuse_fd, restrictions(root_fd))
         try:
@@ -280,10 +281,10 @@ class _Manager:
         if number != signal.SIGCHLD:
             self.signalled = number
 
-    def _spare_copy(self, read_only: bool) -> int:
+    def _spare_copy(self, tree: str, read_only: bool) -> int:
         """A copy of the tree before we mount, in case our mount appears in it; -1 if none can be made."""
         try:
-            return open_source(self.source, self.options.mount_flags, read_only=read_only, copied=True)
+            return open_source(tree, self.options.mount_flags, read_only=read_only, copied=True)
         except (OSError, CntrError):
             return -1
 

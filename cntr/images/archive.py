@@ -11,7 +11,7 @@ import stat
 from cntr.engines import store
 from cntr.errors import printable
 from cntr.images import Image, ImageError, Layer, Limits
-from cntr.linux import syscalls
+from cntr.linux import procfs, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ def open_archive(path: str) -> Image:
         if os.path.isfile(path[:at]):
             file, tag = path[:at], path[at + 1 :]
             break
-    return archive_of(_open_regular(file), file, tag)
+    stream = _open_regular(file)
+    return archive_of(stream, _place(stream.fileno(), f"archive:{file}"), tag)
 
 
 def archive_of(stream: BinaryIO, reference: str, tag: str = "") -> Image:
@@ -78,18 +79,35 @@ def open_layout(path: str) -> Image:
         ) from None
     layout = _Layout(fd, f"oci:{printable(path)}")
     try:
-        return _read(layout, "oci", path, tag)
+        return _read(layout, "oci", _place(fd, f"oci:{path}"), tag)
     except BaseException:
         layout.close()
         raise
 
 
 def open_directory(path: str) -> Image:
-    """A root directory as an image without a configuration. Raises ImageError."""
-    if not os.path.isdir(path):
-        raise ImageError(f"dir:{printable(path)}: no such directory", "give the root directory of a file system")
-    absolute = os.path.realpath(path)
-    return Image(path, "dir", "", {}, [Layer(directory=absolute)], lower=[absolute])
+    """A root directory as an image without configuration. Raises ImageError."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        raise ImageError(
+            f"dir:{printable(path)}: no such directory", "give the root directory of a file system"
+        ) from None
+    try:
+        place = _place(fd, f"dir:{path}")
+    finally:
+        os.close(fd)
+    return Image(place, "dir", "", {}, [Layer(directory=place)], lower=[place])
+
+
+def _place(fd: int, what: str) -> str:
+    """The path of what was opened, which a policy is asked about: links on the way may lead elsewhere by then. Raises ImageError."""
+    place = procfs.place_of(fd)
+    if not place:
+        raise ImageError(
+            f"{printable(what)}: it is at no path here", "name a file or directory of this mount namespace"
+        )
+    return place
 
 
 def _open_regular(path: str) -> BinaryIO:

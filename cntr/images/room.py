@@ -192,8 +192,11 @@ class Room:
         return upper, work
 
     def _name(self, path: str) -> str:
-        """A short name for a directory of the host's, independent of its length and of commas and colons in it."""
-        return f"/proc/self/fd/{os.open(path, os.O_PATH | os.O_CLOEXEC)}"
+        """A short name of a directory of the host's: neither its length nor a comma or colon in it matters any more."""
+        flags = (
+            syscalls.RESOLVE_NO_SYMLINKS if self.made.engine == "dir" else 0
+        )  # what its path is has been asked about
+        return f"/proc/self/fd/{syscalls.openat2(syscalls.AT_FDCWD, path, os.O_PATH, flags)}"
 
     def open_host_files(self) -> None:
         """Open detached clones of the host's device nodes, and the namespaces to join. Raises OSError."""

@@ -1,4 +1,4 @@
-"""Parsers of the kernel's /proc text (proc(5)). Only ``read`` and ``living`` touch files."""
+"""The kernel's /proc text (proc(5)): reading and parsing it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,15 @@ def read(path: str, dir_fd: int | None = None, limit: int = LIMIT) -> str:
         return os.fsdecode(b"".join(chunks))
     finally:
         os.close(fd)
+
+
+def place_of(fd: int) -> str:
+    """The path, without links, that leads to what FD is open on; "" if it was removed, or is in another mount namespace."""
+    path = os.readlink(f"/proc/self/fd/{fd}")
+    try:
+        return path if os.path.samestat(os.lstat(path), os.fstat(fd)) else ""
+    except OSError:
+        return ""
 
 
 def living(pid: int) -> str:

@@ -6,16 +6,20 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cntr import images
 from cntr.audit import WIDENING, policy, toml
 from cntr.cli.options import COMMANDS
 from cntr.engines import Container
 from cntr.errors import CntrError, Refused
+from cntr.images.blueprint import Blueprint
+from cntr.images.room import Room
 from tests.audit.support import AuditedHost, audit_lock, only
 from tests.nest import busybox
 
@@ -31,6 +35,12 @@ def place(tmp_path):
 def container():
     with busybox.BusyboxContainer("governed") as made:
         yield made
+
+
+def swapped(link: pathlib.Path, target: str) -> None:
+    """Have LINK lead to TARGET."""
+    link.unlink()
+    link.symlink_to(target)
 
 
 # --- the language ------------------------------------------------------------------------------------------------------
@@ -238,6 +248,75 @@ def test_a_file_of_this_machine_is_its_place_and_not_what_it_is_called(place, tm
     place.policy = f"[[allow]]\ntargets = ['dir:{real}']\n"
     refused = place.cntr("exec", f"dir:{tmp_path}/nginx", "--", "true")
     assert "dir:/ is not allowed" in busybox.one_line_and_hint(refused), "the link's target is what it is called"
+
+
+def test_what_was_asked_about_is_what_is_opened(tmp_path):
+    """A link that leads to what is allowed while the policy is asked, and elsewhere while it is opened, as fast as its maker likes."""
+    for name in ("allowed", "closed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    link = tmp_path / "link"
+    link.symlink_to("closed")
+    image = images.find(f"dir:{link}")
+    swapped(link, "allowed")
+    assert image.reference == str(tmp_path / "closed"), "which the policy is asked about"
+    (lower,) = image.lower_directories()
+    room = Room.__new__(Room)
+    room.made = Blueprint("dir", image.reference)
+    name = room._name(lower)
+    assert os.listdir(name) == ["file"]
+    os.close(int(os.path.basename(name)))
+    os.rename(tmp_path / "closed", tmp_path / "moved")
+    (tmp_path / "closed").symlink_to("moved")
+    with pytest.raises(OSError, match="symbolic"):
+        room._name(lower)
+
+
+def test_a_mount_is_of_what_the_policy_was_asked_about(place, tmp_path):
+    """Of a link that is turned all the time nothing but the allowed one's content comes, or a refusal."""
+    for name in ("allowed", "closed", "at"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    place.policy = f"[[allow]]\ntargets = ['{tmp_path}/allowed', 'dir:{tmp_path}/allowed']\n"
+    script = (
+        "import os, sys\n"
+        "from cntr.cli import main, mounted\n"
+        "from cntr.linux import procfs\n"
+        "real = procfs.place_of\n"
+        "def turning(fd):\n"
+        "    found = real(fd)\n"
+        "    os.unlink('link'); os.symlink('closed', 'link')\n"
+        "    return found\n"
+        "mounted.procfs.place_of = turning\n"
+        "os.symlink('allowed', 'link')\n"
+        "status = main.run(['mount', 'link', 'at'])\n"
+        "print(status, open('at/file').read())\n"
+        "os.system('umount at')\n"
+    )
+    done = busybox.run(prefix=place.prefix(), code=script, cwd=str(tmp_path))
+    assert (done.stdout, done.stderr) == ("0 allowed\n", ""), done
+
+
+def test_the_tools_of_a_session_are_a_target_too(place, container, tmp_path):
+    """Beside a container that is allowed, another one's files, or those in a directory that is closed from above."""
+    os.chmod(tmp_path, 0o755)
+    (tmp_path / "root/bin").mkdir(parents=True)
+    shutil.copy(busybox.BUSYBOX, tmp_path / "root/bin/busybox")
+    (tmp_path / "link").symlink_to("root")
+    place.policy = f"[[allow]]\ntargets = ['pid:{container.pid}', 'dir:{tmp_path}/link', 'dir:./*']\n"
+    command = ("--", "/bin/busybox", "true")
+    for tools in (
+        f"{tmp_path}/root",
+        f"dir:{tmp_path}/root",
+        f"{tmp_path}/link",
+        "./root",
+        f"/proc/{container.pid}/root",
+    ):
+        done = place.cntr("attach", str(container.pid), "--tools", tools, *command, cwd=str(tmp_path))
+        assert "is not allowed for root" in busybox.one_line_and_hint(done), tools
+    place.policy = place.policy.replace("/link", "/root")
+    done = place.cntr("attach", str(container.pid), "--tools", "./link", *command, cwd=str(tmp_path))
+    assert done.returncode == 0, done
 
 
 def test_slim_runs_whatever_it_is_told_and_has_to_be_allowed_by_name(place, tmp_path):
