@@ -18,7 +18,6 @@ from cntr.audit.sinks import (
     PATIENCE_SECONDS,
     PRIORITY,
     STRING_LIMIT,
-    AnySize,
     to_json,
     write_all,
 )
@@ -163,6 +162,25 @@ def _ask_kernel(connection: _socket.socket, kind: int, text: bytes) -> bytes:
             return b""
 
 
+class RaisedLimits:
+    """A scope in which files grow as far as this process may have it: by `ulimit -f` a caller would have no record."""
+
+    def __enter__(self) -> None:
+        import resource
+
+        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        for most in (resource.RLIM_INFINITY, self.before[1]):
+            try:
+                return resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+            except (OSError, ValueError):  # no CAP_SYS_RESOURCE
+                continue
+
+    def __exit__(self, *_: object) -> None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
+
+
 # --- a file --------------------------------------------------------------------------------------------------------------
 
 
@@ -187,7 +205,7 @@ def to_file(path: str, fields: Fields, *, durable: bool) -> None:
         _lock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         before = os.fstat(fd).st_size
         try:
-            with AnySize():
+            with RaisedLimits():
                 write_all(fd, f"{to_json(fields)}\n".encode())
         except OSError:
             os.ftruncate(fd, before)

@@ -112,33 +112,16 @@ def _send_sealed(connection: _socket.socket, data: bytes) -> None:
     """Send a record too large for a datagram: an empty one with a sealed memfd (sd_journal_sendv(3))."""
     from fcntl import fcntl
 
+    from cntr.audit.elsewhere import RaisedLimits
+
     fd = os.memfd_create("cntr-record", MFD_CLOEXEC | MFD_ALLOW_SEALING)
     try:
-        with AnySize():
+        with RaisedLimits():
             write_all(fd, data)
         fcntl(fd, F_ADD_SEALS, SEALS)
         sockets.send(connection, b"", [fd])
     finally:
         os.close(fd)
-
-
-class AnySize:
-    """A scope in which files grow as far as this process may have it: by `ulimit -f` a caller would have no record."""
-
-    def __enter__(self) -> None:
-        import resource
-
-        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        for most in (resource.RLIM_INFINITY, self.before[1]):
-            try:
-                return resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-            except (OSError, ValueError):  # no CAP_SYS_RESOURCE
-                continue
-
-    def __exit__(self, *_: object) -> None:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
 
 
 def write_all(fd: int, data: bytes) -> None:

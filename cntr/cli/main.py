@@ -92,7 +92,7 @@ def _run(argv: list[str]) -> int:
 
         return kubectl.run(argv[1:])
     if argv[0] == "--far" and argv[1:]:  # what `cntr --host` starts there
-        from cntr.audit.who import CallerOpener
+        from cntr.audit.cast import CallerOpener
         from cntr.remote import far
 
         return far.run(argv[1], lambda: run(argv[2:]), CallerOpener())
