@@ -12,7 +12,7 @@ import time
 
 from cntr.attach import remains, steps
 from cntr.attach.channel import DONE, EXITED, FAILED, KILLED, LEFT, NEST, NOTE, Channel, Reader
-from cntr.attach.signals import END, SignalFile
+from cntr.attach.signals import END, STOPPING, SignalFile
 from cntr.attach.target import Target
 from cntr.errors import EXIT_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CntrError, StepFailed, printable
 
@@ -126,7 +126,7 @@ class Supervisor:
             from cntr.audit.times import Term
 
             self.term = Term(session.limit)
-            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTSTP,))  # the command would run on while we are stopped
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # the command would run on while we are stopped
         if session.recorder:
             self.stdio.copy(session.recorder.output)
             if self.pump:
@@ -150,7 +150,8 @@ class Supervisor:
             if self.terminal:
                 self.terminal.restore()
             if self.session and self.session.limit is not None:
-                signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # a pending one
+                for number in STOPPING:
+                    signal.signal(number, signal.SIG_IGN)  # a pending one
             os.close(self.monitor_fd)
         return self._verdict()
 

@@ -80,6 +80,15 @@ def test_who_stops_cntr_stops_no_time(container):
         assert "its time is over" in process.stderr.read()
 
 
+@pytest.mark.parametrize("streams", ["", "</dev/null >/dev/null"])
+def test_nor_does_a_terminal_that_stops_its_background_jobs(container, streams):
+    """SIGTTOU of whoever writes to it or sets it, SIGTTIN of whoever reads, would leave the command without its limit."""
+    script = f'stty tostop; set -m; "$@" {streams} & wait $!; echo ended $?'
+    command = ("exec", str(container.pid), "--timeout", "1s", "--", "/bin/sleep", "100")
+    with Terminal("bash", "-c", script, "bash", *CNTR, *command) as terminal:
+        terminal.wait_for(r"its time is over: 1s[^z]*ended (129|137)\s")
+
+
 def test_the_policys_limit_holds_and_can_be_made_shorter(place, container):
     place.policy = "[session]\nlimit = '1s'\n"
     done = place.cntr("exec", str(container.pid), "--timeout", "8h", "--", "/bin/sleep", "100")
