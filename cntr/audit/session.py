@@ -218,17 +218,13 @@ class Session:
 
 
 def check_whole(command: str) -> None:
-    """Whether the policy lets the caller use slim, or go to other machines, which has no session here. Raises CntrError."""
-    if os.path.lexists(POLICY):
+    """Check whether the policy allows a command without a session here: slim, or root's keys and files with other machines
+    ("--host"), where an ordinary user uses their own. Raises CntrError.
+    """
+    if (command == "slim" or os.geteuid() == 0) and os.path.lexists(POLICY):
         from cntr.audit import policy
 
         policy.load(POLICY).check_whole(command)
-
-
-def check_elsewhere() -> None:
-    """Whether root's keys and files may be used with other machines; an ordinary user's are the user's own. Raises CntrError."""
-    if os.geteuid() == 0:
-        check_whole("--host")
 
 
 def timestamp(seconds: float) -> str:

@@ -23,7 +23,7 @@ def run(
     event: Event,
 ) -> int:
     """ARGV from ``--host`` on; the exit status. here: what is asked of this machine after all; ps: of several. Raises CntrError."""
-    session.check_elsewhere()
+    session.check_whole("--host")
     _, equals, host = argv[0].partition("=")
     words = argv[1:] if equals else argv[2:]
     host = host if equals else "".join(argv[1:2])

@@ -61,7 +61,7 @@ def run(argv: list[str]) -> int:
 
         os.write(1, manual.usage(COMMAND).replace("cntr kubectl", "kubectl cntr").encode() + b"\n")
         return 0
-    session.check_elsewhere()
+    session.check_whole("--host")
     pod = parsed.words[0].removeprefix("pod/").removeprefix("pods/")
     if not pod or pod.startswith("-") or not all(letter.isalnum() or letter in ".-" for letter in pod):
         raise UsageError(f"{printable(pod)}: not a pod's name", "kubectl get pods")

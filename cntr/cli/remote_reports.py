@@ -12,7 +12,7 @@ from cntr.remote import ssh
 
 def ps(hosts: list[str], *, stopped: bool) -> Report:
     """The running containers of several machines; a machine that can't be asked is named. Raises UsageError."""
-    session.check_elsewhere()
+    session.check_whole("--host")
     report = Report("host", "engine", "name", "id", "pid", "state", "owner", "userns", "image")
     for host, (status, out, err) in ssh.on_all(hosts, ["ps", "--json", *(["--all"] if stopped else [])]).items():
         try:
