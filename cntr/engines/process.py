@@ -77,13 +77,15 @@ def _elsewhere(number: int) -> str:
     )
 
 
-def is_nobodys(pid: int) -> bool:
-    """Whether PID is in no container: it shares this process's mount, pid and user namespaces and root directory."""
+def is_nobodys(pid: int, beside: str = "self") -> bool:
+    """Whether PID is in no container: it shares mount, pid and user namespaces and root directory with this process, or
+    with BESIDE.
+    """
     try:
-        for kind in ("mnt", "pid", "user"):
-            if not os.path.samestat(os.stat(f"/proc/{pid}/ns/{kind}"), os.stat(f"/proc/self/ns/{kind}")):
-                return False
-        return os.path.samestat(os.stat(f"/proc/{pid}/root"), os.stat("/proc/self/root"))
+        return all(
+            os.path.samestat(os.stat(f"/proc/{pid}/{name}"), os.stat(f"/proc/{beside}/{name}"))
+            for name in ("ns/mnt", "ns/pid", "ns/user", "root")
+        )
     except OSError:
         return False  # it is another user's
 
@@ -203,7 +205,10 @@ def _main(unit: str, owner: int, pids: list[int]) -> int:
 
 
 def _command(pattern: str) -> Container:
-    """The one process whose command line contains PATTERN, not counting cntr and its ancestors."""
+    """The one process whose command line contains PATTERN, not counting cntr and its ancestors.
+
+    A command line is its process' word: root's, and the caller's, go before other users'.
+    """
     own = {os.getpid(), os.getppid()}
     found = []
     for pid in _processes():
@@ -212,17 +217,31 @@ def _command(pattern: str) -> Container:
         except OSError:
             continue
         if pattern and pattern in command and pid not in own and f"command:{pattern}" not in command:
-            found.append((pid, command[:40]))
+            found.append((pid, command[:40], _speaker(pid)))
+    found = [row for row in found if row[2] in (0, os.geteuid())] or found
     if not found:
         raise TargetNotFound(
             f"command:{printable(pattern[:60])}: no process has that in its command line", "see `ps axww`"
         )
     if len(found) > 1:
-        listed = ", ".join(f"{pid} ({printable(command)})" for pid, command in found[:6])
+        listed = ", ".join(f"{pid} ({printable(command)})" for pid, command, _ in found[:6])
         raise AmbiguousTarget(
             f"command:{printable(pattern[:60])}: {len(found)} processes match: {listed}", "attach by pid"
         )
-    return _started("command", pattern, found[0][0], _owner(found[0][0]))
+    return _started("command", pattern, found[0][0], found[0][2])
+
+
+def _speaker(pid: int) -> int:
+    """Whose word PID's command line is: the owner's of its user namespace, and a user's who runs it beside us; 0 for
+    root's and for what root has put into other namespaces, or another root directory.
+    """
+    owner = _owner(pid)
+    if owner or not (is_nobodys(pid) or is_nobodys(pid, "1")):
+        return owner
+    try:
+        return int(procfs.status(procfs.read(f"/proc/{pid}/status"))["Uid"].split()[0])
+    except (OSError, KeyError, ValueError):
+        return 0
 
 
 def _processes() -> list[int]:

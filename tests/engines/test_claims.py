@@ -18,6 +18,7 @@ from cntr import engines
 from cntr.engines import evidence, listing, trust
 from cntr.errors import CntrError, TargetNotFound
 from cntr.linux import procfs
+from testkit.waiting import wait_until
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: another user's claims"),
@@ -470,3 +471,20 @@ def test_a_file_system_of_a_users_that_never_answers(home, monkeypatch):
     assert not trust.answers(str(home), mounts)
     assert trust.answers("/run/user/1", mounts)
     assert trust.answers("/run/user/2", mounts)
+
+
+def test_a_command_line_is_its_users_word():
+    """Who calls a process like a daemon of root's is not the daemon: root's goes first, and it is said whose it is."""
+    from cntr.audit import policy
+
+    name = f"daemon{os.getpid()}: master"
+    call = f"import os; print('up', flush=True); os.execv({shutil.which('sleep')!r}, [{name!r}, '100'])"
+    with users_process(call) as mine:
+        wait_until(lambda: procfs.read(f"/proc/{mine.pid}/cmdline").startswith(name))
+        found = engines.resolve(f"command:{name}")
+        assert (found.pid, found.owner) == (mine.pid, USER)
+        assert policy._names("", found)[0] == f"{USER}/command:{name}", "or `exec -u 0` would make them root"
+        with subprocess.Popen([name, "100"], executable=shutil.which("sleep")) as roots:
+            found = engines.resolve(f"command:{name}")
+            assert (found.pid, found.owner) == (roots.pid, 0)
+            roots.kill()
