@@ -8,7 +8,7 @@ import stat
 from cntr.attach.target import Target
 from cntr.engines import Container
 from cntr.errors import CntrError, TargetNotFound, printable
-from cntr.linux import procfs, syscalls
+from cntr.linux import syscalls
 from cntr.linux.host import VIEW
 
 TYPE_CHECKING = False
@@ -136,5 +136,7 @@ def _directory(path: str) -> Tools:
             "give `host`, a running container, or the directory of a root filesystem",
         ) from None
     tools = Tools(printable(os.path.abspath(path)), root_fd, -1, DEFAULT_PATH)
-    tools.container = Container("dir", procfs.place_of(root_fd) or "of another mount namespace", 0)
+    from cntr.linux import opened
+
+    tools.container = Container("dir", opened.place_of(root_fd) or "of another mount namespace", 0)
     return tools

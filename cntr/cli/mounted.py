@@ -8,7 +8,7 @@ import sys
 from cntr.attach.signals import END
 from cntr.cntrfs import mounting, options
 from cntr.errors import CntrError, printable
-from cntr.linux import procfs
+from cntr.linux import opened
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,13 +64,13 @@ def run(parsed: Parsed, session: Session) -> int:
         logging.basicConfig(format="cntr: %(message)s", level=logging.INFO)
     life = RecordedMount(session, mountpoint)
     try:
-        opened = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        source_fd = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         raise CntrError(
             f"not a directory: {printable(source)}", "SOURCE and MOUNTPOINT are existing directories"
         ) from None
     # A link's own name is whoever made it's, and it may lead elsewhere by the time that it is mounted.
-    life.opened, place = f"/proc/self/fd/{opened}", procfs.place_of(opened)
+    life.opened, place = f"/proc/self/fd/{source_fd}", opened.place_of(source_fd)
     session.target = place or f"in another mount namespace: {os.path.abspath(source)}"
     settings = options.parse(",".join(parsed.texts("options")))
     if parsed.flag("read_only"):

@@ -54,6 +54,10 @@ def _resolve(target: str) -> Container:
         raise TargetNotFound(f"not a container name: {shown!r}", "name a container, a pid, or engine:name")
     if process.is_pid(target):
         return _numbered(target)
+    if colon and prefix == "command":
+        from cntr.engines import command_line
+
+        return command_line.resolve(rest)
     if colon and prefix in PREFIXES_WITHOUT_ENGINE:
         return process.resolve(prefix, rest)
     known = REGISTRY  # looking for third-party engines takes longer than asking Docker

@@ -1,4 +1,4 @@
-"""Targets without an engine: ``pid:N``, ``unit:NAME.service`` (systemd), ``command:PATTERN``."""
+"""Targets without an engine: ``pid:N``, ``unit:NAME.service`` (systemd); ``command_line`` has ``command:PATTERN``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ PF_KTHREAD = 0x00200000  # linux/sched.h
 
 
 def resolve(kind: str, name: str) -> Container:
-    """Find the process of pid:NAME, unit:NAME or command:NAME. Raises TargetNotFound, AmbiguousTarget."""
-    return {"pid": _pid, "unit": _unit, "command": _command}[kind](name)
+    """Find the process of pid:NAME or unit:NAME. Raises TargetNotFound, AmbiguousTarget."""
+    return _unit(name) if kind == "unit" else _pid(name)
 
 
 def is_pid(name: str) -> bool:
@@ -48,10 +48,10 @@ def _pid(name: str) -> Container:
         )
     if at and wanted != str(start):
         raise TargetNotFound(f"pid {pid} belongs to another process now", "the container has stopped")
-    return Container("pid", str(pid), pid, owner=_owner(pid), start_time=start)
+    return Container("pid", str(pid), pid, owner=owner_of(pid), start_time=start)
 
 
-def _owner(pid: int) -> int:
+def owner_of(pid: int) -> int:
     """The owner of PID's user namespace; 0 if it is in ours, or that is not visible."""
     try:
         return evidence.namespace_owner(pid) or 0
@@ -63,7 +63,7 @@ def _elsewhere(number: int) -> str:
     """The hint for a pid that does not exist here: it may be one inside a container."""
     usual = "`cntr ps` lists containers with their pids"
     found = []
-    for pid in _processes():
+    for pid in processes():
         try:
             ids = procfs.status(procfs.read(f"/proc/{pid}/status")).get("NSpid", "").split()
         except OSError:
@@ -104,7 +104,7 @@ def _unit(name: str) -> Container:
     if "/" in unit or unit.startswith("."):
         raise TargetNotFound(f"unit:{printable(unit)}: not a unit name", "systemctl list-units shows the names")
     found: dict[int, list[int]] = {}
-    for pid in _processes():
+    for pid in processes():
         owner = _unit_owner(pid, unit)
         if owner >= 0 and (owner == 0 or evidence.belongs_to(pid, owner)):
             found.setdefault(owner, []).append(pid)
@@ -120,7 +120,7 @@ def _unit(name: str) -> Container:
     owner = 0 if 0 in found else next(iter(found))
     pid = _main(unit, owner, found[owner])
     _await_program(unit, pid)
-    return _started("unit", unit, pid, owner)
+    return started("unit", unit, pid, owner)
 
 
 def _await_program(unit: str, pid: int) -> None:
@@ -201,50 +201,8 @@ def _main(unit: str, owner: int, pids: list[int]) -> int:
     raise AmbiguousTarget(f"unit:{printable(unit)}: {len(heads)} processes of its own: {listed}", "attach by pid")
 
 
-# --- command lines ----------------------------------------------------------------------------------------------------
-
-
-def _command(pattern: str) -> Container:
-    """The one process whose command line contains PATTERN, not counting cntr and its ancestors.
-
-    A command line is its process' word: root's, and the caller's, go before other users'.
-    """
-    own = {os.getpid(), os.getppid()}
-    found = []
-    for pid in _processes():
-        try:
-            command = procfs.read(f"/proc/{pid}/cmdline", limit=evidence.ARGUMENTS).replace("\0", " ").strip()
-        except OSError:
-            continue
-        if pattern and pattern in command and pid not in own and f"command:{pattern}" not in command:
-            found.append((pid, command[:40], _speaker(pid)))
-    found = [row for row in found if row[2] in (0, os.geteuid())] or found
-    if not found:
-        raise TargetNotFound(
-            f"command:{printable(pattern[:60])}: no process has that in its command line", "see `ps axww`"
-        )
-    if len(found) > 1:
-        listed = ", ".join(f"{pid} ({printable(command)})" for pid, command, _ in found[:6])
-        raise AmbiguousTarget(
-            f"command:{printable(pattern[:60])}: {len(found)} processes match: {listed}", "attach by pid"
-        )
-    return _started("command", pattern, found[0][0], found[0][2])
-
-
-def _speaker(pid: int) -> int:
-    """Whose word PID's command line is: the owner's of its user namespace, and a user's who runs it beside us; 0 for
-    root's and for what root has put into other namespaces, or another root directory.
-    """
-    owner = _owner(pid)
-    if owner or not (is_nobodys(pid) or is_nobodys(pid, "1")):
-        return owner
-    try:
-        return int(procfs.status(procfs.read(f"/proc/{pid}/status"))["Uid"].split()[0])
-    except (OSError, KeyError, ValueError):
-        return 0
-
-
-def _processes() -> list[int]:
+def processes() -> list[int]:
+    """The pids that there are."""
     return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
 
 
@@ -255,7 +213,8 @@ def _parent(pid: int) -> int:
         return 0
 
 
-def _started(engine: str, name: str, pid: int, owner: int) -> Container:
+def started(engine: str, name: str, pid: int, owner: int) -> Container:
+    """A Container of a process that was found. Raises TargetNotFound if it has ended."""
     start = evidence.start_time(pid)
     if not start:
         raise TargetNotFound(f"{engine}:{printable(name)}: its process {pid} is gone", "is it still running?")

@@ -11,7 +11,7 @@ import stat
 from cntr.engines import store
 from cntr.errors import printable
 from cntr.images import Image, ImageError, Layer, Limits
-from cntr.linux import procfs, syscalls
+from cntr.linux import opened, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def open_directory(path: str) -> Image:
 
 def _place(fd: int, what: str) -> str:
     """The path of what was opened, which a policy is asked about: links on the way may lead elsewhere by then. Raises ImageError."""
-    place = procfs.place_of(fd)
+    place = opened.place_of(fd)
     if not place:
         raise ImageError(
             f"{printable(what)}: it is at no path here", "name a file or directory of this mount namespace"

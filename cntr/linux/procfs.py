@@ -1,4 +1,4 @@
-"""The kernel's /proc text (proc(5)): reading and parsing it."""
+"""Parsers of the kernel's /proc text (proc(5)). Only ``read`` and ``living`` touch files."""
 
 from __future__ import annotations
 
@@ -18,15 +18,6 @@ def read(path: str, dir_fd: int | None = None, limit: int = LIMIT) -> str:
         return os.fsdecode(b"".join(chunks))
     finally:
         os.close(fd)
-
-
-def place_of(fd: int) -> str:
-    """The path, without links, that leads to what FD is open on; "" if it was removed, or is in another mount namespace."""
-    path = os.readlink(f"/proc/self/fd/{fd}")
-    try:
-        return path if os.path.samestat(os.lstat(path), os.fstat(fd)) else ""
-    except OSError:
-        return ""
 
 
 def living(pid: int) -> str:

@@ -146,7 +146,7 @@ LAYERS = (
     ("cntr.engines.listing", "cntr.engines.lookup"),
     ("cntr.engines.fallback",),
     ("cntr.engines.asking", "cntr.engines.podman"),
-    ("cntr.engines.users",),
+    ("cntr.engines.command_line", "cntr.engines.users"),
     ("cntr.engines.registry",),
     (
         "cntr.engines.buildah",
@@ -170,6 +170,7 @@ LAYERS = (
         "cntr.linux.libseccomp",
         "cntr.linux.loop",
         "cntr.linux.namespaces",
+        "cntr.linux.opened",
         "cntr.linux.pipes",
         "cntr.linux.process",
         "cntr.linux.seccomp",

@@ -1,0 +1,54 @@
+"""``command:PATTERN``: a process by its command line."""
+
+from __future__ import annotations
+
+import os
+
+from cntr.engines import evidence, process
+from cntr.errors import AmbiguousTarget, TargetNotFound, printable
+from cntr.linux import procfs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cntr.engines.container import Container
+
+
+def resolve(pattern: str) -> Container:
+    """The one process whose command line contains PATTERN, not counting cntr and its ancestors.
+
+    A command line is its process' word: root's, and the caller's, go before other users'. Raises TargetNotFound,
+    AmbiguousTarget.
+    """
+    own = {os.getpid(), os.getppid()}
+    found = []
+    for pid in process.processes():
+        try:
+            command = procfs.read(f"/proc/{pid}/cmdline", limit=evidence.ARGUMENTS).replace("\0", " ").strip()
+        except OSError:
+            continue
+        if pattern and pattern in command and pid not in own and f"command:{pattern}" not in command:
+            found.append((pid, command[:40], _speaker(pid)))
+    found = [row for row in found if row[2] in (0, os.geteuid())] or found
+    if not found:
+        raise TargetNotFound(
+            f"command:{printable(pattern[:60])}: no process has that in its command line", "see `ps axww`"
+        )
+    if len(found) > 1:
+        listed = ", ".join(f"{pid} ({printable(command)})" for pid, command, _ in found[:6])
+        raise AmbiguousTarget(
+            f"command:{printable(pattern[:60])}: {len(found)} processes match: {listed}", "attach by pid"
+        )
+    return process.started("command", pattern, found[0][0], found[0][2])
+
+
+def _speaker(pid: int) -> int:
+    """Whose word PID's command line is: the owner's of its user namespace, and a user's who runs it beside us; 0 for
+    root's and for what root has put into other namespaces, or another root directory.
+    """
+    owner = process.owner_of(pid)
+    if owner or not (process.is_nobodys(pid) or process.is_nobodys(pid, "1")):
+        return owner
+    try:
+        return int(procfs.status(procfs.read(f"/proc/{pid}/status"))["Uid"].split()[0])
+    except (OSError, KeyError, ValueError):
+        return 0

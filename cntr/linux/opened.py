@@ -1,0 +1,14 @@
+"""Where a file is that is open (proc_pid_fd(5))."""
+
+from __future__ import annotations
+
+import os
+
+
+def place_of(fd: int) -> str:
+    """The path, without links, that leads to what FD is open on; "" if it was removed, or is in another mount namespace."""
+    path = os.readlink(f"/proc/self/fd/{fd}")
+    try:
+        return path if os.path.samestat(os.lstat(path), os.fstat(fd)) else ""
+    except OSError:
+        return ""
