@@ -1,4 +1,4 @@
-"""The interface of every machine for scenarios: succeed, fail, wait_until_succeeds, wait_for_unit, copy, and testinfra.
+"""The interface of every machine for scenarios: succeed, fail, wait_until_succeeds, copy, and testinfra.
 
 Scenarios use `Machine`; `transports.py` says how its commands reach the machine.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .drivers.base import Driver, Endpoint
-from .errors import CommandFailed, LabError, LostMachine
+from .errors import CommandFailed, LostMachine
 from .ssh import SshCarrier
 from .table import MachineSpec
 from .transports import Background, Carrier, Result, Terminal
@@ -120,18 +120,6 @@ class Machine:
                 raise CommandFailed(_difference(command, self.spec.name, wanted, result))
             time.sleep(pause)
             pause = min(pause * 1.5, 1.0)
-
-    def wait_for_unit(self, unit: str, *, timeout: float = 30) -> None:
-        """Wait until a systemd unit is active; raise at once if it has failed."""
-        deadline = time.monotonic() + timeout * self.slowness
-        while True:
-            state = self.run(f"systemctl is-active {shlex.quote(unit)}").stdout.strip()
-            if state == "active":
-                return
-            if state == "failed" or time.monotonic() > deadline:
-                status = self.run(f"systemctl status --no-pager -n 20 {shlex.quote(unit)}").stdout
-                raise CommandFailed(f"expected: {unit} active on {self.spec.name}\nseen:     {state}\n{status}")
-            time.sleep(0.3)
 
     def copy(self, source: Path, target: str) -> None:
         """Copy a file, or the contents of a directory, to the machine, as root."""
@@ -296,9 +284,3 @@ def _difference(command: str, machine: str, wanted: str, result: Result) -> str:
     headline = (errors or said or ["(no output)"])[-1]
     lines = [f"expected: {wanted} from `{command}` on {machine}", f"seen:     status {result.returncode}: {headline}"]
     return "\n".join(lines + [f"          {line}" for line in said if line != headline])
-
-
-def ensure_reachable(machine: Machine) -> None:
-    """Raise LabError if a machine found in a run directory cannot be used."""
-    if not machine.answers():
-        raise LabError(f"machine {machine.spec.name} does not answer", "python -m lab clean, and start again")

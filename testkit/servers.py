@@ -174,15 +174,6 @@ class Server:
             if ctypes.CDLL(None).umount2(os.fsencode(str(self.mountpoint)), 2) != 0:
                 break
 
-    def cpu_seconds(self) -> float:
-        """User and system time of the server's processes so far."""
-        ticks = 0
-        for pid in self.processes():
-            with open(f"/proc/{pid}/stat", "rb") as stat:
-                fields = stat.read().rsplit(b")", 1)[1].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
-
     def log_end(self, size: int = 4000) -> str:
         with contextlib.suppress(FileNotFoundError):
             return self.log.read_bytes()[-size:].decode(errors="replace")

@@ -15,10 +15,7 @@ from cntr.linux.syscalls import _check, _libc, _long, _syscall, _ulong, prctl
 PR_GET_SECUREBITS, PR_SET_SECUREBITS = 27, 28
 
 # linux/securebits.h: each bit, and the next one, which locks it
-SECBIT_NOROOT, SECBIT_NOROOT_LOCKED = 1 << 0, 1 << 1
 SECBIT_NO_SETUID_FIXUP, SECBIT_NO_SETUID_FIXUP_LOCKED = 1 << 2, 1 << 3
-SECBIT_KEEP_CAPS, SECBIT_KEEP_CAPS_LOCKED = 1 << 4, 1 << 5
-SECBIT_NO_CAP_AMBIENT_RAISE, SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED = 1 << 6, 1 << 7
 
 # linux/keyctl.h
 KEYCTL_JOIN_SESSION_KEYRING = 1

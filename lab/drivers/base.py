@@ -61,9 +61,6 @@ class Driver(Protocol):
         hang_up: closes the connections; call it before the state is kept.
         """
 
-    def halt(self) -> None:
-        """Stop it; `up` starts it again with the same disk."""
-
     def snapshot(self, name: str) -> None:
         """Save disk and memory under a name."""
 

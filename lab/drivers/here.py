@@ -124,10 +124,6 @@ class HereDriver:
     def booted(self, hang_up: Callable[[], None]) -> None:
         """Does nothing: no state is kept."""
 
-    def halt(self) -> None:
-        """Namespaces cannot be halted: end every process in them."""
-        self._kill()
-
     def snapshot(self, name: str) -> None:
         """Not possible without a VM."""
         raise LabError("--driver here has no snapshots", "--driver qemu or vagrant has them")

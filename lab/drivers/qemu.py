@@ -180,13 +180,6 @@ class QemuDriver:
         if "error" in answer or said:
             raise LabError(f"QEMU refused {command!r}: {said or answer.get('error')}")
 
-    def halt(self) -> None:
-        """Press the power button; force power-off after 60 s."""
-        with contextlib.suppress(LabError):
-            self._monitor("system_powerdown", 5)
-        if not _wait_gone(self._pid(), 60):
-            self._kill()
-
     def snapshot(self, name: str) -> None:
         """savevm: disk and memory, inside the overlay."""
         self._monitor(f"savevm {name}")

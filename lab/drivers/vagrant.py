@@ -146,10 +146,6 @@ class VagrantDriver:
     def booted(self, hang_up: Callable[[], None]) -> None:
         """Does nothing: no state is kept."""
 
-    def halt(self) -> None:
-        """`vagrant halt`."""
-        _vagrant(["halt", self._plan.spec.name], self._environment(), 180)
-
     def snapshot(self, name: str) -> None:
         """`vagrant snapshot save`: disk and memory, by libvirt."""
         _vagrant(["snapshot", "save", self._plan.spec.name, name, "--force"], self._environment(), 180)

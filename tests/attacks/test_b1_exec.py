@@ -109,7 +109,7 @@ def test_the_session_has_it_where_it_is_asked_for(accomplice, canary, place, tra
 # --- keyrings ---------------------------------------------------------------------------------------------------------
 
 KEYCTL = 250
-JOIN_SESSION, SEARCH = 1, 10
+JOIN_SESSION = 1
 
 
 def with_a_ticket(name: str, secret: str):

@@ -17,7 +17,7 @@ from testkit.container import NAMESPACES as OF_A_CONTAINER
 from tests.nest.busybox import REPOSITORY, BusyboxContainer, ask, one_line_and_hint, run, session
 
 PTRACE = 1 << 19
-CHOWN, NET_RAW, SYS_TIME = 1 << 0, 1 << 13, 1 << 25
+CHOWN, NET_RAW = 1 << 0, 1 << 13
 PASSWD = {
     "/etc/passwd": "root:x:0:0::/root:/bin/sh\nslim:x:1000:1001::/home/slim:/bin/sh\nlast:x:65534:65534::/:/x\n",
     "/etc/group": "root:x:0:\nslim:x:1001:\nextra:x:2000:slim,other\nmore:x:2001:slim\n",

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 
 from cntr.cli.options import COMMANDS
+from cntr.slim import rules
 from tests.engines import support
 from tests.engines.test_names import MODULE
 from tests.rules import source
@@ -51,11 +52,18 @@ def example() -> str:
     return f"```python\n{MODULE.strip()}\n```"
 
 
+def slim_rules() -> str:
+    """The table of docs/slim.md, from the rules' modules."""
+    rows = [f"| `{rule.NAME}` | {rule.SUMMARY} |" for rule in rules.modules()]
+    return "\n".join(["| rule | adds |", "|---|---|", *rows])
+
+
 # page → what is between its marks, in their order
 WRITTEN = {
     "docs/cntr.1.md": (commands,),
     "docs/architecture.md": (packages,),
     "docs/engines.md": (support.table, example),
+    "docs/slim.md": (slim_rules,),
 }
 MARKS = re.compile(r"(<!-- written by tests/rules/written.py -->\n)(.*?)(\n<!-- end -->)", re.DOTALL)
 

@@ -17,7 +17,6 @@ import pytest
 from testkit.engines import workspaces
 from testkit.engines.rigs_containerd import docker_archive
 
-SERVE = "/bin/busybox httpd -f -p 8000 -h /data"
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="runs containers")
 pytestmark = [needs_root, pytest.mark.timeout(300)]
 
