@@ -57,7 +57,7 @@ class Recipe:
         return script
 
 
-CURL = "cntr attach web -- curl"
+CURL = "cntr attach web -- curl -s http:"
 ASK = 's.create_connection(("127.0.0.1", 8080)).recv(99)'
 ASK_MUCH = f"cntr attach web -- python3 -c 'import socket as s; [{ASK} for _ in range(3000)]'"
 #: With the lab's slim-app as the first process of a container that has an /etc/passwd.

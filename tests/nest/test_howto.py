@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -145,11 +146,62 @@ def test_what_is_brought_in(web: BusyboxContainer, environment: dict[str, str], 
     assert (tmp_path / "dumps" / "comm").read_text() == "slim-app\n"
 
 
+PACKAGE = """Package: slim-app
+Status: install ok installed
+Maintainer: nobody <nobody@example.org>
+Architecture: all
+Version: 4.2-1
+Description: the application
+"""
+
+
+@pytest.mark.parametrize("transport", ["mount", "fuse"])
+def test_what_is_installed_in_it(environment: dict[str, str], transport: str) -> None:
+    """The container's packages and not the tools', and whose files have been changed."""
+    if shutil.which("dpkg") is None:
+        pytest.skip("dpkg is missing")
+    info = "/var/lib/dpkg/info/slim-app"
+    files = {
+        "/var/lib/dpkg/status": PACKAGE,
+        f"{info}.list": "/.\n/srv\n/srv/page\n",
+        f"{info}.md5sums": f"{hashlib.md5(b'as it was').hexdigest()}  srv/page\n",
+        "/srv/page": "changed",
+    }
+    with BusyboxContainer(files=files) as container:
+
+        def shown(beginning: str) -> str:
+            command = howto.line(beginning, str(container.pid))
+            command = command.replace(" attach ", f" attach --transport {transport} ")
+            done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, check=False)
+            return done.stdout
+
+        listed = [line.split()[1:3] for line in shown("cntr attach web -- dpkg --root=/var/lib/cntr -l").splitlines()]
+        assert listed[-1] == ["slim-app", "4.2-1"]
+        assert ["bash"] not in [row[:1] for row in listed]
+        assert shown("cntr attach web -- dpkg --root=/var/lib/cntr -V").split() == ["??5??????", "/srv/page"]
+
+
+def test_a_terminal_with_a_name(environment: dict[str, str]) -> None:
+    """What the howto says of exec: there is a terminal, it has no name, and script(1) gives one."""
+    if shutil.which("script") is None:
+        pytest.skip("script is missing (Debian: bsdutils)")
+    with BusyboxContainer(busybox=False, mounts=_with_the_machines_programs) as container:
+        command = howto.line("cntr exec web -- script", str(container.pid))
+        with Terminal("sh", "-c", command.replace("/dev/null", "-c tty /dev/null"), env=environment) as terminal:
+            terminal.wait_for("/dev/pts/[0-9]", 30)
+            assert terminal.process.wait(30) == 0
+        with Terminal(
+            "cntr", "exec", str(container.pid), "--", "sh", "-c", "tty; test -t 0 && echo one", env=environment
+        ) as bare:
+            bare.wait_for("not a tty\r?\none", 30)
+            assert bare.process.wait(30) == 0
+
+
 SLEEPER = "public class Sleeper { public static void main(String[] a) throws Exception { Thread.sleep(1000000); } }"
 MACHINE = ("/usr", "/etc", "/bin", "/lib", "/lib64")
 
 
-def _with_a_jdk(root: str) -> None:
+def _with_the_machines_programs(root: str) -> None:
     """The host's programs, to read, in the container's root."""
     for name in MACHINE:
         if os.path.isdir(name):
@@ -167,7 +219,7 @@ def test_a_java_virtual_machine(environment: dict[str, str], tmp_path: Path, tra
     subprocess.run(["javac", "-d", tmp_path, tmp_path / "Sleeper.java"], check=True)
     programs = {"/srv/Sleeper.class": str(tmp_path / "Sleeper.class")}
     argv = [shutil.which("java") or "", "-Xmx64m", "-cp", "/srv", "Sleeper"]
-    with BusyboxContainer(busybox=False, programs=programs, argv=argv, mounts=_with_a_jdk) as container:
+    with BusyboxContainer(busybox=False, programs=programs, argv=argv, mounts=_with_the_machines_programs) as container:
         seen = Path(f"/proc/{container.pid}/root/tmp")
         wait_until(lambda: (seen / "hsperfdata_root" / "1").exists(), "the virtual machine", 30)
         command = howto.line("cntr attach web -- sh -c '\n", str(container.pid))
