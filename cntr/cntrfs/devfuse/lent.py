@@ -49,7 +49,7 @@ class _Files:
     def __init__(self, core: Core) -> None:
         files = core.files
         self.backing_flags, self.handles, self.handle = files.backing_flags, files.handles, files.handle
-        self.fd, self.writing_fd = files.fd, files.writing_fd
+        self.fd, self.writing_fd, self.demand_not_run = files.fd, files.writing_fd, files.demand_not_run
 
     @staticmethod
     def open_file(path: bytes, wanted: int, flags: int) -> int:
