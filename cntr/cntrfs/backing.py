@@ -14,6 +14,7 @@ import os
 import stat
 
 from cntr.linux import file_syscalls
+from cntr.linux.file_syscalls import become
 from cntr.linux.named import NamedTuple
 
 TYPE_CHECKING = False
@@ -319,16 +320,14 @@ class _Ordinary:
     def __enter__(self) -> None:
         if self._changes_group:
             file_syscalls.setfsgid(_SOMEBODY)
-        file_syscalls.setfsuid(_SOMEBODY)
-        file_syscalls.capset(self._lowered)
+        become(_SOMEBODY, self._lowered)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        file_syscalls.setfsuid(self._uid)
+        become(self._uid, self._own)
         if self._changes_group:
             file_syscalls.setfsgid(self._gid)
-        file_syscalls.capset(self._own)
 
 
 class _OpenerCaller:

@@ -229,7 +229,7 @@ class Core:
         node = self.nodes.find(attributes, parent, name)
         if node is None or (node.pinned and not self.fds.is_held(node)):
             return None
-        if node.handle is not None and attributes.nlink > 1 and not node.is_directory:
+        if attributes.nlink > 1 and not node.is_directory and node.handle is not None:
             return None
         if node.fd < 0:
             self.fds.adopt(node, self.fds.retrying(opener))

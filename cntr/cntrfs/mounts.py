@@ -9,7 +9,7 @@ from cntr.cntrfs.copyup import OVERLAYFS_MAGIC
 from cntr.cntrfs.handles import O_PATH, HandleOpener
 from cntr.cntrfs.node import AUTOFS_MAGIC, ENTRY, INO_BITS, ROOT_ID, SYNTHETIC, BackingMount, Node, generation_of, stale
 from cntr.linux import file_syscalls, syscalls
-from cntr.linux.file_syscalls import Attributes, Handle
+from cntr.linux.file_syscalls import Attributes, Handle, as_attributes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Mounts:
         fields = self.fields(mount, fd, name)
         if fields is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        return Attributes._make(fields)
+        return as_attributes(fields)
 
     def nodeid(self, mount: BackingMount, ino: int) -> int:
         """The node id of the file with this inode number."""
@@ -142,7 +142,7 @@ class Mounts:
         try:
             path_fd = self._fds.retrying(lambda: os.open(name, O_PATH, dir_fd=fd) if name else os.dup(fd))
             try:
-                mount.magic = file_syscalls.filesystem_magic(path_fd)
+                mount.take_magic(file_syscalls.filesystem_magic(path_fd))
                 mount.copies_up = mount.magic == OVERLAYFS_MAGIC
                 self.any_remote = self.any_remote or mount.is_remote
                 if mount.mnt_id and not mount.is_remote:  # a directory that is not a mount point has known properties
@@ -161,8 +161,8 @@ class Mounts:
 
     def note_generation(self, node: Node) -> None:
         """Now that there is a file with a generation: need others on its mount be asked for theirs?"""
-        mount, handle = node.mount, node.handle
-        if mount.any_generation is None and handle is not None:
+        mount = node.mount
+        if mount.any_generation is None and (handle := node.handle) is not None:
             mount.any_generation = self._opener.matches_any_generation(self.fd(mount), handle)
             if mount.any_generation:
                 node.generation = generation_of(node.birth)

@@ -30,7 +30,7 @@ from cntr.cntrfs.files import DirectoryHandle
 from cntr.cntrfs.node import BackingMount, Node, stale
 from cntr.cntrfs.xattrs import Xattrs
 from cntr.linux import any_thread, file_syscalls
-from cntr.linux.file_syscalls import Attributes
+from cntr.linux.file_syscalls import Attributes, as_attributes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -170,13 +170,13 @@ class NobodyCore(Core):
 class NobodyXattrs(Xattrs):
     """Extended attributes as nobody sees them."""
 
-    def get(self, nodeid: int, name: bytes) -> bytes:
+    def find(self, nodeid: int, name: bytes) -> bytes | None:
         """GETXATTR: ``user.*`` if the file may be read, ``security.*`` as for any user."""
         if name.startswith(_HIDDEN):
-            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+            return None
         if name.startswith(b"user."):
             _demand(any_thread, self._nodes.fds.fd(self._nodes.get(nodeid)), stat.S_IROTH)
-        return super().get(nodeid, name)
+        return super().find(nodeid, name)
 
     def names(self, nodeid: int, caller: Caller) -> list[bytes]:
         """LISTXATTR, without the names that nobody may read."""
@@ -186,7 +186,7 @@ class NobodyXattrs(Xattrs):
 
 def shown(attributes: Attributes) -> Attributes:
     """The attributes shown to clients: owned by nobody, without set-id bits."""
-    return Attributes._make(_shown_fields(attributes))
+    return as_attributes(_shown_fields(attributes))
 
 
 def _shown_fields(fields: tuple[int, ...]) -> tuple[int, ...]:

@@ -43,7 +43,7 @@ class BackingMount:
     """One (mount, device) pair of the served tree; ``base`` is the upper part of its node ids."""
 
     __slots__ = ("aliases", "any_generation", "base", "copies_up", "dev", "entry_flags", "fd", "forbids", "handles", "index",
-                 "magic", "mnt_id", "node", "reads_wait", "slow_until", "watched")  # fmt: skip
+                 "is_memory", "is_pseudo", "is_remote", "magic", "mnt_id", "node", "reads_wait", "slow_until", "watched")  # fmt: skip
 
     def __init__(self, mnt_id: int, dev: int, base: int, index: int) -> None:
         """index: its index in the table; handles: whether open_by_handle_at(2) works here, None until tried."""
@@ -57,7 +57,7 @@ class BackingMount:
         self.any_generation: bool | None = False
         self.fd = -1  # an fd on this mount (not O_PATH) for open_by_handle_at
         self.node: Node | None = None  # the mounted directory
-        self.magic = 0  # the filesystem's f_type, linux/magic.h
+        self.take_magic(0)
         self.entry_flags = ENTRY  # flags of statx(2) for a name in one of its directories
         self.watched = False  # the kernel is told of changes behind the mount
         self.copies_up = False  # an overlay: files change their inode number, device and birth time (copyup)
@@ -65,10 +65,12 @@ class BackingMount:
         self.reads_wait = False  # preadv2(2) does not support RWF_NOWAIT here
         self.slow_until = 0.0  # time.monotonic() until which the disk is considered slow (devfuse)
 
-    @property
-    def is_pseudo(self) -> bool:
-        """Whether the filesystem generates its files' content as they are read. Sizes mean nothing then."""
-        return self.magic in PSEUDO
+    def take_magic(self, magic: int) -> None:
+        """Note the filesystem's f_type, linux/magic.h, and what follows from it."""
+        self.magic = magic
+        self.is_pseudo = magic in PSEUDO  # generates its files' content as they are read: sizes mean nothing
+        self.is_memory = magic in MEMORY  # keeps its files in memory only
+        self.is_remote = magic in REMOTE  # an access may wait for another machine or another process
 
     def allowed(self, mode: int, major: int, minor: int) -> tuple[int, int, int]:
         """The mode and device number to show, without what the mount forbids.
@@ -81,16 +83,6 @@ class BackingMount:
         elif kind in (stat.S_IFCHR, stat.S_IFBLK) and self.forbids & os.ST_NODEV:
             major = minor = 0  # no driver has this number: ENXIO
         return mode, major, minor
-
-    @property
-    def is_memory(self) -> bool:
-        """Whether its files are in memory only."""
-        return self.magic in MEMORY
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether an access may wait for another machine or another process."""
-        return self.magic in REMOTE
 
     @property
     def is_synthetic(self) -> bool:

@@ -26,7 +26,7 @@ from cntr.cntrfs.mounts import Mounts
 from cntr.cntrfs.node import INO_MASK, ROOT_ID, BackingMount, Node, derived_handle, stale
 from cntr.cntrfs.records import Records
 from cntr.linux import file_syscalls
-from cntr.linux.file_syscalls import Attributes, Handle
+from cntr.linux.file_syscalls import Attributes, Handle, as_attributes
 
 _GRAVEYARD = 65536  # forgotten nodes whose handles are kept for exported file handles
 
@@ -42,8 +42,8 @@ class NodeTable:
         raised: the scope to open by handle in.
         """
         self.nodes: dict[int, Node] = {}  # in use, or not suitable for a record
-        self._idle: list[Node] = []  # to be checked by the next trim: new, or without fd or user since the last
-        self.fds = BoundedFds(self._reopen, self._idle.append, max_fds)
+        self.idle: list[Node] = []  # to be checked by the next trim: new, or without fd or user since the last
+        self.fds = BoundedFds(self._reopen, self.idle.append, max_fds)
         self.fds.reserve(root_fd)
         self.mounts = Mounts(self.fds, raised)
         self._records = Records(self.mounts.all)
@@ -93,7 +93,7 @@ class NodeTable:
         node = self._records.take(nodeid)
         if node is not None:
             self.nodes[nodeid] = node
-            self._idle.append(node)
+            self.idle.append(node)
         return node
 
     def used(self, node: Node, change: int) -> None:
@@ -102,7 +102,7 @@ class NodeTable:
         if not node.users:
             self.fds.release_held(node)
             if node.fd < 0:
-                self._idle.append(node)
+                self.idle.append(node)
 
     def see(self, attributes: Attributes, parent: Node, parent_fd: int, name: bytes, is_itself: bool = False) -> Node:
         """The node of a file that lookup found as NAME in parent, existing or new. Counts no lookup.
@@ -144,7 +144,7 @@ class NodeTable:
             fresh.lookups = node.lookups
             self.fds.close(node)
         self.nodes[nodeid] = fresh
-        self._idle.append(fresh)
+        self.idle.append(fresh)
         return fresh
 
     def listed(
@@ -162,7 +162,7 @@ class NodeTable:
                 generation = self._records.enter(nodeid, birth * 1_000_000_000 + birth_ns, mount, kind >> 12)
                 if generation:
                     return nodeid, generation, mount
-        node = self.see(Attributes._make(attributes), parent, parent_fd, name)
+        node = self.see(as_attributes(attributes), parent, parent_fd, name)
         node.lookups += 1
         return node.nodeid, node.generation, node.mount
 
@@ -199,7 +199,7 @@ class NodeTable:
                 raise stale()
             self._found = fields
             if mount.copies_up:
-                same = is_same(node, mount, Attributes._make(fields))
+                same = is_same(node, mount, as_attributes(fields))
             else:
                 birth = fields[13] * 1_000_000_000 + fields[14]
                 same = fields[7] == node.ino and birth == node.birth and node.kind == fields[6] & 0o170000
@@ -279,16 +279,16 @@ class NodeTable:
     def needs_trim(self) -> bool:
         """Whether ``trim`` has anything to do."""
         fds = self.fds
-        return bool(self._idle) or len(fds.cached) > fds.max_fds
+        return bool(self.idle) or len(fds.cached) > fds.max_fds
 
     def trim(self) -> None:
         """Close fds down to the limit, and turn unused nodes into records. Call between operations, never inside one."""
         self.fds.trim()
-        if self._idle:
-            for node in self._idle:
+        if self.idle:
+            for node in self.idle:
                 if self.nodes.get(node.nodeid) is node and self._records.put(node):
                     del self.nodes[node.nodeid]
-            self._idle.clear()
+            self.idle.clear()
 
     # lookup counts
 

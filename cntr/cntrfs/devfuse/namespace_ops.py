@@ -149,6 +149,8 @@ def _setattr(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     handle = c.core.files.handles.get(fh) if number is not None else None
 
     def change() -> bytes | None:
+        if not c.core.mounts.any_remote:
+            return c.attr(*c.core.setattr(nodeid, changes, number))
         return c.on((nodeid,), lambda core: core.setattr(nodeid, changes, number), lambda found: c.attr(*found))
 
     return c.ready(handle, change) if handle is not None and changes.size is not None else change()
@@ -256,7 +258,10 @@ def _link(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
 
 def _unlink(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     (name,) = wire.split_names(body, 1)
-    return c.on((nodeid,), lambda core: core.unlink(nodeid, name), _nothing)
+    if c.core.mounts.any_remote:
+        return c.on((nodeid,), lambda core: core.unlink(nodeid, name), _nothing)
+    c.core.unlink(nodeid, name)
+    return None
 
 
 def _rmdir(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
@@ -310,8 +315,11 @@ def _setxattr(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     return c.on((nodeid,), lambda core: core.xattrs.set(nodeid, name, value, flags, None, kill_sgid=kill), _nothing)
 
 
-def _sized(value: bytes, size: int) -> bytes:
+def _sized(c: Connection, value: bytes | None, size: int) -> bytes:
     """GETXATTR and LISTXATTR: the value, or its length if the length was asked for; ERANGE if it does not fit."""
+    if value is None:
+        c.fail(c.unique, errno.ENODATA)
+        return NO_ANSWER
     if size == 0:
         return wire.GETXATTR_OUT.pack(len(value), 0)
     if len(value) > size:
@@ -322,7 +330,9 @@ def _sized(value: bytes, size: int) -> bytes:
 def _getxattr(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     size, _ = wire.GETXATTR_IN.unpack_from(body)
     (name,) = wire.split_strings(body[8:], 1)
-    return c.on((nodeid,), lambda core: core.xattrs.get(nodeid, name), lambda value: _sized(value, size))
+    if c.core.mounts.any_remote:
+        return c.on((nodeid,), lambda core: core.xattrs.find(nodeid, name), lambda value: _sized(c, value, size))
+    return _sized(c, c.core.xattrs.find(nodeid, name), size)
 
 
 def _listxattr(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
@@ -331,7 +341,7 @@ def _listxattr(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     return c.on(
         (nodeid,),
         lambda core: core.xattrs.names(nodeid, caller),
-        lambda names: _sized(b"".join(name + b"\0" for name in names), size),
+        lambda names: _sized(c, b"".join(name + b"\0" for name in names), size),
     )
 
 

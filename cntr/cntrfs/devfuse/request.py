@@ -83,8 +83,8 @@ class Connection:
         core.fds.give_up_open = self._let_go_of_all
 
     def _close_nameless(self, fd: int) -> None:
-        found = file_syscalls.statx(fd, b"", file_syscalls.AT_EMPTY_PATH | file_syscalls.AT_STATX_DONT_SYNC)
-        if found.blocks > _LARGE:
+        if file_syscalls.allocated(fd) > _LARGE:
+            found = file_syscalls.statx(fd, b"", file_syscalls.AT_EMPTY_PATH | file_syscalls.AT_STATX_DONT_SYNC)
             self.workers.run(lambda: os.close(fd), os.makedev(found.dev_major, found.dev_minor))
         else:
             os.close(fd)
@@ -94,6 +94,8 @@ class Connection:
 
         wanted: a lock is about to be taken.
         """
+        if not wanted and not self.remote_locks:
+            return self.locks
         index = node.mount.index
         if wanted and node.mount.is_remote and index not in self.remote_locks:
             try:

@@ -13,6 +13,7 @@ import os
 import select
 import sys
 import threading
+from io import FileIO
 from time import monotonic
 
 from cntr.cntrfs import log
@@ -145,9 +146,9 @@ class FuseSession:
 
     def run(self) -> None:
         """Serve until unmounted, aborted or stopped."""
-        read, view, fd, handle, unpack_header = os.readv, self._view, self.fd, self.handle, _unpack_header
-        nodes = self.core.nodes
-        buffers = [self._buffer]
+        view, handle, read = self._view, self.handle, FileIO(self.fd, closefd=False).readinto
+        nodes, buffer = self.core.nodes, self._buffer
+        idle, fds = nodes.idle, nodes.fds
         counters = self.heartbeat.counters
         taken = counters[0]
         workers = self.connection.workers
@@ -163,17 +164,19 @@ class FuseSession:
                 if workers.deferred and not self._wait_for_request():
                     continue
                 try:
-                    length = read(fd, buffers)
+                    length = read(buffer)
                 except OSError as error:
                     self._reading = False
                     if _is_over(error):
                         return
                     continue
                 self._reading = False
+                if length is None:  # EAGAIN
+                    continue
                 taken += 1
                 counters[0] = taken
-                handle(unpack_header(view), view[_HEADER_SIZE:length])
-                if nodes.needs_trim():
+                handle(_unpack_header(view), view[_HEADER_SIZE:length])
+                if idle or len(fds.cached) > fds.max_fds:  # nodes.needs_trim()
                     nodes.trim()
                 counters[1] = taken
         except _Stop:
@@ -369,8 +372,7 @@ _TABLE = [
     (OPERATIONS[number].handler, OPERATIONS[number].least) if number in OPERATIONS else _UNKNOWN
     for number in range(_OPCODES)
 ]
-_unpack_header = wire.IN_HEADER.unpack_from
-_HEADER_SIZE = wire.IN_HEADER.size
+_unpack_header, _HEADER_SIZE = wire.IN_HEADER.unpack_from, wire.IN_HEADER.size
 
 
 def _is_over(error: OSError) -> bool:

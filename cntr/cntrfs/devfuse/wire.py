@@ -140,6 +140,9 @@ class Malformed(Exception):
     """A request that no kernel would send: answered with EINVAL."""
 
 
+_DOTS = (b".", b"..")
+
+
 def split_strings(body: memoryview | bytes, count: int) -> list[bytes]:
     """COUNT NUL-terminated strings. Raises Malformed if there are fewer."""
     strings = bytes(body).split(b"\0", count)
@@ -150,9 +153,12 @@ def split_strings(body: memoryview | bytes, count: int) -> list[bytes]:
 
 def split_names(body: memoryview | bytes, count: int) -> list[bytes]:
     """COUNT names of directory entries. Raises Malformed if one could lead out of its directory."""
-    names = split_strings(body, count)
+    names = bytes(body).split(b"\0", count)
+    if len(names) <= count:
+        raise Malformed("a string without its end")
+    del names[count:]
     for name in names:
-        if not name or b"/" in name or name in (b".", b".."):
+        if not name or b"/" in name or name in _DOTS:
             raise Malformed("not the name of an entry")
     return names
 
