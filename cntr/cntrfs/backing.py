@@ -234,6 +234,10 @@ class Credentials:
         """
         return self._ordinary
 
+    def reopening(self) -> contextlib.AbstractContextManager[None]:
+        """The scope in which to open a file by its handle and register it, and nothing else: what that raises stays raised."""
+        return AS_IS
+
     def ordinary(self, keeps_setid: bool = False) -> contextlib.AbstractContextManager[None]:
         """The scope for writes of callers other than root, in any thread: no reserved blocks, and quotas apply.
 

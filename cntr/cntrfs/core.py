@@ -180,8 +180,7 @@ class Core:
     def link(self, nodeid: int, parent_id: int, name: bytes) -> tuple[Node, Attributes]:
         """LINK: add a name for the node's file."""
         self.options.demand_writable()
-        node = self.nodes.get(nodeid)
-        parent = self.nodes.get(parent_id)
+        node, parent = self.nodes.get(nodeid), self.nodes.get(parent_id)
         parent_fd = self.fds.fd(parent)
         fd = self.fds.fd(node)
         try:
@@ -381,10 +380,11 @@ class Core:
 
     def list_entry(self, directory: DirectoryHandle, name: bytes) -> tuple[int, int, BackingMount, tuple[int, ...]]:
         """READDIRPLUS: (node id, generation, mount, statx fields) of an entry, with one lookup counted."""
-        fields = self.mounts.fields(directory.node.mount, directory.fd, name)
-        if fields is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        return *self.nodes.listed(fields, directory.node, directory.fd, name), fields
+        parent, fd = directory.node, directory.fd
+        fields = file_syscalls.statx_fields(fd, name, parent.mount.entry_flags)
+        if fields is None or fields[23] != parent.mount.mnt_id:
+            fields = self.mounts.look(parent.mount, fd, name)  # a mount point, or removed
+        return *self.nodes.listed(fields, parent, fd, name), fields
 
     def tmpfile(self, parent_id: int, flags: int, mode: int, caller: Caller) -> tuple[Node, Attributes, int]:
         """TMPFILE: open(2) with O_TMPFILE. The file has no name, so its fd is kept until the kernel forgets it."""

@@ -23,6 +23,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from _thread import get_ident
 
 from cntr.cntrfs.backing import Caller, Credentials, proc_path
 from cntr.cntrfs.core import Core
@@ -57,6 +58,7 @@ class NobodyCredentials(Credentials):
             file_syscalls.pack_capabilities(0, permitted, inheritable),
         )
         # whether the thread has another id; False in a user namespace that maps one id
+        self._raised_open = _RaisedOpen(self._raised)
         self.is_other = _become(NO_FILES_ID)
         file_syscalls.capset(file_syscalls.pack_capabilities(0, permitted, inheritable))
         super().__init__()  # records the remaining capabilities as its own
@@ -68,6 +70,10 @@ class NobodyCredentials(Credentials):
     def raised(self) -> _Raised:
         """A scope with the server's capabilities, for calls that read nothing of the tree for a client. Not nested."""
         return self._raised
+
+    def reopening(self) -> _RaisedOpen:
+        """See ``Credentials.reopening``."""
+        return self._raised_open
 
     def registering(self) -> _Raised:
         """The scope for registering a backing file, which needs CAP_SYS_ADMIN; ``demand_open`` has checked the file."""
@@ -86,18 +92,38 @@ def _become(number: int) -> bool:
 
 
 class _Raised:
-    """The scope of ``raised``."""
+    """The scope of ``raised``; inside ``_RaisedOpen`` it changes nothing."""
 
     def __init__(self, own: bytes, none: bytes) -> None:
         self._own, self._none = own, none
+        self.holder = 0  # the thread inside _RaisedOpen: capabilities are a thread's own
 
     def __enter__(self) -> None:
-        file_syscalls.capset(self._own)
+        if self.holder != get_ident():
+            file_syscalls.capset(self._own)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        file_syscalls.capset(self._none)
+        if self.holder != get_ident():
+            file_syscalls.capset(self._none)
+
+
+class _RaisedOpen:
+    """The scope of ``reopening``. Used by one thread at a time."""
+
+    def __init__(self, raised: _Raised) -> None:
+        self._raised = raised
+
+    def __enter__(self) -> None:
+        self._raised.__enter__()
+        self._raised.holder = get_ident()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._raised.holder = 0
+        self._raised.__exit__(kind, error, trace)
 
 
 class NobodyCore(Core):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import stat
 import struct
 
-from cntr.cntrfs.node import INO_MASK, ROOT_ID, SYNTHETIC, BackingMount, Node, generation_of
+from cntr.cntrfs.node import INO_MASK, ROOT_ID, SYNTHETIC, BackingMount, Node
 from cntr.linux.file_syscalls import Handle
 
 _RECORD = struct.Struct("=qIIHB")  # birth generation lookups mount kind; then the handle, if it is not derived
@@ -69,7 +69,7 @@ class Records:
             if len(record) != _SIZE:
                 return 0
             lookups += _RECORD.unpack_from(record)[2]
-        generation = generation_of(birth)
+        generation = (birth ^ birth >> 32) & 0xFFFFFFFF or 1  # generation_of(birth)
         try:
             self._records[nodeid] = _RECORD.pack(birth, generation, lookups, mount.index, kind)
         except struct.error:

@@ -253,7 +253,7 @@ def getdents(fd: int, shared: bool = True) -> list[DirectoryEntry]:
     length = _libc.getdents64(fd, ctypes.addressof(buffer), len(buffer))
     if length < 0:
         raise _fail("getdents64")
-    raw = buffer.raw[:length]
+    raw = bytes(memoryview(buffer)[:length])
     entries = []
     position = 0
     while position < length:

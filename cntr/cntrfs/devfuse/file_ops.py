@@ -71,8 +71,14 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
     if c.passthrough.enabled and not flags & (os.O_ACCMODE | os.O_TRUNC):
         # The kernel opens a backing file without checking whether it is immutable or append-only. A file opened for
         # writing is opened here as well: the kernel turns every error of its own open into EIO.
-        fd, mode, _ = core.nodes.fd_and_mode(node)
-        core.demand_open(node, flags, mode)
+        if node.fd < 0 and node.has_derived_handle:
+            with core.credentials.reopening():  # each change of credentials takes the kernel 2 us
+                fd, mode, _ = core.nodes.fd_and_mode(node)
+                core.demand_open(node, flags, mode)
+                c.passthrough.prepare(node, fd, mode)
+        else:
+            fd, mode, _ = core.nodes.fd_and_mode(node)
+            core.demand_open(node, flags, mode)
         return _opened(c, node, -1, fd, mode, flags)
     core.demand_open(node, flags)
     wanted = core.files.backing_flags(flags)

@@ -60,6 +60,11 @@ class Passthrough:
         files.count += 1
         return files.backing_id
 
+    def prepare(self, node: Node, fd: int, mode: int) -> None:
+        """Register the node's file ahead of ``opened``."""
+        if node.open is None:
+            node.open = OpenState(self._register(node, fd, mode))
+
     def _register(self, node: Node, fd: int, mode: int) -> int:
         # Whether a write clears set-id bits depends on the writer, but the kernel writes with the credentials of the
         # registration. So the server writes these files.

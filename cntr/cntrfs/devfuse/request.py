@@ -276,6 +276,8 @@ class Connection:
             mode, major, minor = mount.allowed(mode, major, minor)
         if parent is not None and mount.watched and (parent ^ nodeid) & ~INO_MASK:
             timeouts = self._timeouts_mapped
+        elif mount.watched and nodeid < _SYNTHETIC and nodeid not in self.mapped:  # as timeouts() has it
+            timeouts = _WATCHED
         else:
             timeouts = self.timeouts(mount, nodeid)
         return _pack_entry(
