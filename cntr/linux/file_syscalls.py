@@ -305,7 +305,7 @@ _SYS_fchmodat2 = _long(452)  # on every architecture; kernel 6.6
 
 def chmod(fd: int, mode: int) -> None:
     """fchmodat2(2) on the file behind any fd."""
-    if _libc.syscall(_SYS_fchmodat2, _long(fd), b"", _long(mode), _long(AT_EMPTY_PATH)) == 0:
+    if _libc.syscall(_SYS_fchmodat2, fd, b"", mode, AT_EMPTY_PATH) == 0:  # C ints, as the kernel takes them
         return
     if _get_errno() != errno.ENOSYS:
         raise _fail("fchmodat2")
