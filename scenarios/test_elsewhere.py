@@ -165,6 +165,7 @@ def test_from_a_toolbox_container(cli, engine, machine):
             machine.fail(f"{far} 'exit 7'", status=7)
 
 
+@pytest.mark.not_gate  # tests/engines/test_toolbox.py does this by real Docker
 @pytest.mark.no_transport
 @pytest.mark.engines("docker", "cri")
 def test_what_does_not_run_from_a_toolbox(cli, engine, machine, crashing):
@@ -179,6 +180,7 @@ def test_what_does_not_run_from_a_toolbox(cli, engine, machine, crashing):
         machine.fail(f"{inside} cntr run {crashing}", status=3)
 
 
+@pytest.mark.not_gate  # tests/engines/test_toolbox.py does this by real Docker
 @pytest.mark.no_transport
 @pytest.mark.engines("docker", "cri")
 @pytest.mark.parametrize("lacking", [shape for shape in FLAGS if shape])
