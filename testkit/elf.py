@@ -22,3 +22,16 @@ def static_program(machine: str | None = None) -> bytes:
     size = HEADERS + len(code)
     segment = struct.pack("<IIQQQQQQ", 1, 5, 0, BASE, BASE, size, size, 0x1000)
     return ident + header + segment + code
+
+
+def greedy_program(headers: int = 255, needed: int = 4095) -> bytes:
+    """150 kB that say they need a million libraries with names of four thousand characters: one string, named again and again."""
+    table = 64 + 56 * (headers + 1)
+    dynamic = struct.pack("<qQ", 5, 0x1000) + struct.pack("<qQ", 1, 8) * needed + struct.pack("<qQ", 29, 8) * needed
+    dynamic += struct.pack("<qQ", 10, 1 << 40)  # DT_STRSZ
+    head = b"\x7fELF\x02\x01\x01" + bytes(9)
+    head += struct.pack("<HHIQQQIHHHHHH", 3, 62, 1, 0, 64, 0, 0, 64, 56, headers + 1, 0, 0, 0)
+    load = struct.pack("<IIQQQQQQ", 1, 4, table + len(dynamic), 0x1000, 0, 8192, 8192, 0)
+    return (
+        head + load + struct.pack("<IIQQQQQQ", 2, 4, table, 0, 0, len(dynamic), 0, 8) * headers + dynamic + b"A" * 9000
+    )

@@ -29,6 +29,7 @@ RUNS = {  # uname(2)'s machine → machines whose programs it runs
 PT_LOAD, PT_DYNAMIC, PT_INTERP = 1, 2, 3
 DT_NEEDED, DT_STRTAB, DT_RPATH, DT_RUNPATH = 1, 5, 15, 29
 HEADERS, DYNAMIC, TEXT = 256, 1 << 16, 4096
+NAMES, PATHS = 1024, 256  # of libraries, and of directories to look in
 
 
 class NotElf(Exception):
@@ -70,7 +71,7 @@ class Elf:
         for kind, start, _, length in rows:
             if kind == PT_INTERP:
                 self.interpreter = _text(_read(fd, min(length, TEXT), start), 0)
-            elif kind == PT_DYNAMIC:
+            elif kind == PT_DYNAMIC and not self.needed:
                 self._dynamic(fd, _read(fd, min(length, DYNAMIC), start), order, rows)
 
     def _header(self, table: bytes, at: int, order: str) -> tuple[int, int, int, int]:
@@ -103,6 +104,8 @@ class Elf:
                     self.needed.append(text)
                 else:
                     self.paths += text.split(":")
+                if len(self.needed) > NAMES or len(self.paths) > PATHS:
+                    raise NotElf("an ELF file that needs more libraries than any")
 
 
 def _read(fd: int, size: int, offset: int) -> bytes:

@@ -10,7 +10,7 @@ import stat
 
 from cntr.errors import printable
 from cntr.images import mistakes
-from cntr.images.elf import Elf, NotElf, runs_here
+from cntr.images.elf import PATHS, Elf, NotElf, runs_here
 from cntr.linux import syscalls
 
 IN_ROOT = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
@@ -281,7 +281,7 @@ class _Linter:
             origin = user.rpartition("/")[0]
             own = [one.replace("$ORIGIN", origin).replace("${ORIGIN}", origin) for one in elf.paths]
             for name in elf.needed:
-                if name in seen:
+                if name in seen or len(seen) >= LIBRARIES:
                     continue
                 seen.add(name)
                 places = [name] if "/" in name else [f"{directory}/{name}" for directory in [*own, *usual] if directory]
@@ -305,7 +305,7 @@ class _Linter:
             found += [f"/lib/{triplet}", f"/usr/lib/{triplet}", f"/usr/local/lib/{triplet}"]
         for line in self._text(f"etc/ld-musl-{machine}.path").replace(":", "\n").splitlines():
             found.append(line.strip())
-        return [*found, *LIBRARY_DIRECTORIES, os.path.dirname(program.interpreter)]
+        return [*found[:PATHS], *LIBRARY_DIRECTORIES, os.path.dirname(program.interpreter)]
 
     def _text(self, path: str) -> str:
         status = self._status(path)

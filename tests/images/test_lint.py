@@ -11,8 +11,9 @@ import sys
 
 import pytest
 
+from cntr.images.elf import Elf, NotElf
 from cntr.images.lint import ROOT, CommandUser, lint
-from testkit.elf import static_program
+from testkit.elf import greedy_program, static_program
 
 PATH = {"PATH": "/bin:/usr/bin"}
 
@@ -234,3 +235,11 @@ def test_a_broken_elf_file_is_no_traceback(root, cut):
     assert all(isinstance(line, str) for line in lines(root, "/app/start"))
     program(root / "app/start", static_program()[:32] + b"\xff" * 88)
     assert all(isinstance(line, str) for line in lines(root, "/app/start"))
+
+
+def test_a_small_file_that_needs_a_million_libraries_is_said_to(root):
+    """Its names alone would be four gigabytes."""
+    program(root / "app/start", greedy_program())
+    assert lines(root, "/app/start") == ["/app/start: an ELF file that needs more libraries than any"]
+    with open(root / "app/start", "rb") as stream, pytest.raises(NotElf, match="more libraries"):
+        Elf(stream.fileno())

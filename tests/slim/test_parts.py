@@ -17,6 +17,7 @@ from cntr.slim.job import slim_name
 from cntr.slim.rules import application, elf, packages, scripts
 from cntr.slim.runs.runtime import user_of
 from cntr.slim.tree import Tree
+from testkit.elf import greedy_program
 from tests.slim import trees
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes devices and other owners' files")
@@ -498,6 +499,17 @@ def test_no_bytes_after_an_elf_head_are_an_error(tmp_path_factory, rest):
         elf.parse(tree, "/x")
     finally:
         tree.close()
+
+
+def test_a_small_file_that_needs_a_million_libraries_costs_little(tmp_path):
+    tree = trees.make(tmp_path, {"/x": greedy_program(headers=1, needed=30000)})
+    try:
+        found = elf.parse(tree, "/x")
+    finally:
+        tree.close()
+    assert found is not None
+    assert (len(found.needed), len(found.paths)) == (1024, 256)
+    assert max(map(len, [*found.needed, *found.paths])) == 4096
 
 
 def test_what_the_linker_needs_of_a_real_program(tmp_path):

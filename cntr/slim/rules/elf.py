@@ -20,6 +20,11 @@ _DLOPEN = re.compile(rb"lib[A-Za-z0-9_+.-]{1,60}\.so\.[0-9][0-9.]{0,9}")
 _OWN_NAMES = ("/libc.so.", "/jvm/", "/jre/", "/openjdk")
 _MOST = 128 << 20  # bytes of a file that are searched for names
 _TABLE = 1 << 20  # bytes of one table
+_LONGEST, _NAMES, _PATHS = (
+    4096,
+    1024,
+    256,
+)  # bytes of a name, libraries and directories of one file: far beyond real ones
 
 
 class Elf:
@@ -76,11 +81,12 @@ class Elf:
         strings = tree.read(path, min(values.get(DT_STRSZ, 0), 16 << 20), start)
 
         def text(offset: int) -> str:
-            return strings[offset : strings.find(b"\0", offset)].decode("utf-8", "replace")
+            return strings[offset : offset + _LONGEST].partition(b"\0")[0].decode("utf-8", "replace")
 
         self.names = frozenset(strings.decode("ascii", "replace").split("\0"))
-        self.needed = [text(value) for tag, value in rows if tag == DT_NEEDED]
-        self.paths = [p for tag, value in rows if tag in (DT_RPATH, DT_RUNPATH) for p in text(value).split(":") if p]
+        self.needed = [text(value) for value in [value for tag, value in rows if tag == DT_NEEDED][:_NAMES]]
+        paths = [value for tag, value in rows if tag in (DT_RPATH, DT_RUNPATH)][:_PATHS]
+        self.paths = [p for value in paths for p in text(value).split(":") if p][:_PATHS]
 
 
 def parse(tree: Tree, path: str) -> Elf | None:
