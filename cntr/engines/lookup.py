@@ -219,6 +219,8 @@ def _not_found(target: str, answers: list[Answer], absent: list[str], more: str 
         hint = advice
     elif ("/" in target or ":" in target) and os.path.exists(target):
         hint = f"a root directory is dir:{shown}, an archive of an image archive:{shown}"
+    elif ":" in target and not _called(plain(target).partition(":")[0], REGISTRY):
+        hint = f"an image is image:{shown}; `cntr ps --all` lists containers"
     elif known and len(answers) == 1:
         hint = known[0]
     elif refused and os.geteuid() != 0:

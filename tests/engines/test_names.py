@@ -183,6 +183,16 @@ def test_ids_and_names_as_kubectl_and_docker_print_them(docker, k8s, monkeypatch
         assert held.name == container.name
 
 
+def test_an_image_is_said_how_to_be_named():
+    with pytest.raises(TargetNotFound) as caught:
+        engines.resolve("registry.example/no-such:1")
+    assert caught.value.hint.startswith("an image is image:registry.example/no-such:1;")
+    for name in ("runc:no-such", "lxd:no-such"):
+        with pytest.raises(TargetNotFound) as caught:
+            engines.resolve(name)
+        assert "image:" not in caught.value.hint
+
+
 def test_a_path_is_said_to_be_one(tmp_path):
     with pytest.raises(TargetNotFound) as caught:
         engines.resolve(str(tmp_path))
