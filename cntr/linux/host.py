@@ -123,7 +123,7 @@ def _look_for_modules(prefix: str, before: str = "") -> None:
 def advice(*, engines: bool) -> str:
     """What to do if a name is unknown because cntr itself runs in a container; "" if that is not the reason.
 
-    engines: whether some engine was found here.
+    engines: whether one of this root's runs a container, or refuses to say.
     """
     held = syscalls.permitted_capabilities()
     lacking = [] if held >> _CAP_SYS_ADMIN & held >> _CAP_SYS_PTRACE & 1 else ["--privileged"]
