@@ -12,6 +12,7 @@ open the pipe for writing, and so keep it alive.
 from __future__ import annotations
 
 import _signal as signal
+import fcntl
 import os
 import select
 
@@ -88,10 +89,12 @@ class StandIn:
         self._room = Room(blueprint, network=network, write=write, confined=confined, say=say)
         self.filter = self._room.filter if confined else None
         self._room.program = program()
-        self._alive = -1
+        self._alive = self._lock = -1
         self._watcher = 0
         self._cgroup: Cgroup | None = None
         try:
+            if write and blueprint.lower and blueprint.owner == os.geteuid():
+                self._be_the_only_writer()
             self._limit(say)
             self._start(say)
             if write and self._runs():
@@ -107,6 +110,18 @@ class StandIn:
         check = self.blueprint.check
         with VIEW:
             return bool(check and check())
+
+    def _be_the_only_writer(self) -> None:
+        """Lock its layer: the kernel lets two overlays write to one, and they would damage it (overlayfs.rst)."""
+        with VIEW:
+            self._lock = os.open(self.blueprint.upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CntrError(
+                f"{self.blueprint.label()}: another session writes to its layer",
+                "end that one first; without --write changes are thrown away",
+            ) from None
 
     def _limit(self, say: Callable[[str], None]) -> None:
         """Make a cgroup with the container's limits, if root can."""
@@ -154,8 +169,8 @@ class StandIn:
                     )
                     signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
                     break
+            self._wait()  # this process holds the lock of the layer, too
             if self._cgroup:
-                self._wait()
                 self._cgroup.remove()
         finally:
             os._exit(0)
@@ -217,7 +232,8 @@ class StandIn:
         """The builder: mount, enter the namespaces, and fork the stand-in, whose exec closes REPORT."""
         room, made = self._room, self.blueprint
         room.tell = lambda text: _report(report, f"fault\0{text}")
-        os.close(self._alive)
+        for fd in {self._alive, self._lock} - {-1}:
+            os.close(fd)
         os.setsid()
         _be_killed_as(made.oom_score_adj)
         if self._cgroup:
@@ -290,6 +306,9 @@ class StandIn:
             self._life = -1
         if self._cgroup:  # also where something has ended the watcher
             self._cgroup.remove()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1

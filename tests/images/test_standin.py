@@ -174,6 +174,50 @@ def test_with_write_it_ends_as_soon_as_the_container_is_started(root, tmp_path):
         StandIn(made, write=True, say=print)
 
 
+WRITER = """
+import sys, time
+from cntr.images.blueprint import Blueprint
+from cntr.images.standin import StandIn
+made = Blueprint("dir", sys.argv[1])
+made.lower, made.upper, made.work, made.state = sys.argv[1:2], *sys.argv[2:4], "exited"
+print(StandIn(made, write=True, say=print).pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_one_session_at_a_time_writes_to_a_layer(root, tmp_path):
+    """Also while cntr has been killed and its session has not ended yet; then the next one may."""
+    places = [str(tmp_path / name) for name in ("upper", "work")]
+    for place in places:
+        os.mkdir(place)
+
+    def write() -> contextlib.AbstractContextManager[StandIn]:
+        one = of(root)
+        one.state, (one.upper, one.work) = "exited", places
+        return standing(one, write=True)
+
+    with write() as held:
+        with pytest.raises(CntrError, match="another session writes to its layer"), write():
+            pass
+        assert os.path.exists(f"/proc/{held.pid}")
+    with write():
+        pass
+    maker = subprocess.Popen([sys.executable, "-c", WRITER, str(root), *places], stdout=subprocess.PIPE, text=True)
+    assert maker.stdout
+    assert maker.stdout.readline().strip().isdigit()
+    with pytest.raises(CntrError, match="another session"), write():
+        pass
+    maker.kill()
+    maker.wait()
+    maker.stdout.close()
+
+    def again() -> bool:
+        with write():
+            return True
+
+    wait_until(again, "the lock to go", passing=CntrError)
+
+
 def test_an_image_is_never_written_to(root):
     with pytest.raises(CntrError, match="never written"):
         targets.hold(f"dir:{root}", write=True, say=print)
