@@ -27,7 +27,7 @@ def test_a_crash_loop(cntr, engine, machine, crashing):
     machine.succeed(f"cntr exec --write {crashing} -- touch /etc/mended")
     engine.again(crashing)
     assert cntr.attach(crashing, f"ls {BASE}/etc/mended").split() == [f"{BASE}/etc/mended"]
-    with pytest.raises(CommandFailed, match="are for what does not"):
+    with pytest.raises(CommandFailed, match="are for stopped containers"):
         machine.succeed(f"cntr exec --write {crashing} -- true")
 
 

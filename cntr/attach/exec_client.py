@@ -29,8 +29,8 @@ def forward(words: list[str]) -> int:
         return _ask("forward", ["", exec_handler.FORWARD, *words])
     except NotAnswered:
         raise CntrError(
-            "cntr forward: this session may not, or it has ended",
-            "begin it with `cntr attach --forward`, or run `cntr forward` outside of it",
+            "cntr forward: this session may not forward, or it has ended",
+            "start the session with `cntr attach --forward`, or run `cntr forward` outside it",
         ) from None
 
 
@@ -56,7 +56,7 @@ def _ask(command: str, words: list[str]) -> int:
         return _wait(connection, watch)
     except OSError as error:
         raise CntrError(
-            f"ask the session's supervisor: {printable(error.strerror or str(error))}", ON_THE_HOST
+            f"cannot reach the session's supervisor: {printable(error.strerror or str(error))}", ON_THE_HOST
         ) from None
     finally:
         connection.close()
@@ -71,7 +71,7 @@ def _check_directory() -> None:
         info = os.lstat(DIRECTORY)
         os.lstat(f"{DIRECTORY}/{exec_server.NAME}")
     except OSError:
-        raise CntrError("cntr exec: this session has nobody to ask", ON_THE_HOST) from None
+        raise CntrError("cntr exec: nobody serves this session", ON_THE_HOST) from None
     if not stat.S_ISDIR(info.st_mode) or info.st_mode & 0o022 or info.st_uid not in (0, _overflow_id()):
         raise CntrError(f"cntr exec: {DIRECTORY} is not the session's own", ON_THE_HOST)
 

@@ -50,7 +50,7 @@ def user_of(target: Target, wanted: str | None, *, own_root: bool = False) -> Us
     if wanted is None:
         if uid is None or gid is None:
             raise CntrError(
-                f"{target.label}: its uid {target.uids[1]} has no name in its own user namespace", "try --user 0"
+                f"{target.label}: its uid {target.uids[1]} is not mapped in its own user namespace", "try --user 0"
             )
         entry = procfs.passwd_entry(passwd, str(uid))
         return User(uid, gid, held, entry[0] if entry else "", entry[3] if entry else "")

@@ -31,7 +31,7 @@ class OwnCgroup:
             if self.parent_fd >= 0:
                 os.close(self.parent_fd)
             raise CntrError(
-                f"{label}: outside of its cgroup its devices would be all of this machine's: {error.strerror}",
+                f"{label}: outside its cgroup it could open all devices of this machine: {error.strerror}",
                 "wait until it is no longer paused, leave out --no-cgroup, or see `cntr doctor` about cgroups",
             ) from None
         finally:

@@ -79,17 +79,17 @@ def filters_of(pid: int, label: str) -> list[Filter]:
     if modes == {0}:
         return []
     if STRICT in modes:
-        raise CntrError(f"{label}: pid {pid} is in seccomp's strict mode, in which nothing can be executed", WITHOUT)
+        raise CntrError(f"{label}: pid {pid} is in seccomp's strict mode, which forbids execve(2)", WITHOUT)
     why = obstacle()
     if why:
-        raise CntrError(f"{label}: its seccomp filter can't be taken over: {why}", WITHOUT)
+        raise CntrError(f"{label}: its seccomp filter cannot be taken over: {why}", WITHOUT)
     answer = _in_turn(pid)
     if answer[:1] == b"F":
         return _unpack(answer[1:])
     number, _, step = answer[1:].partition(b" ")
     if int(number or 0) == errno.ESRCH:
         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
-    raise CntrError(f"{label}: its seccomp filter can't be read: {_reason(pid, int(number or 0), step)}", WITHOUT)
+    raise CntrError(f"{label}: its seccomp filter cannot be read: {_reason(pid, int(number or 0), step)}", WITHOUT)
 
 
 def _threads(pid: int) -> list[int]:

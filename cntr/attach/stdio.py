@@ -348,7 +348,7 @@ class Stdio:
             if output.failed:
                 name = "stdout" if output.fd == 1 else "stderr"
                 raise CntrError(
-                    f"{name}: {output.failed.strerror}: the command's output is not whole", "free some space?"
+                    f"{name}: {output.failed.strerror}: the command's output is incomplete", "is the disk full?"
                 )
 
 

@@ -37,7 +37,7 @@ COPY_TARGET = Step(
     "copy the container's mount tree",
     hints={
         EINVAL: "its root directory is gone: it has been unmounted; `cntr exec` runs what its process can still reach. "
-        "Or it is just being started: run it again"
+        "If it is just being started, try again"
     },
 )
 TOOLS_MOUNTS = Step("enter the tools' mount namespace")
@@ -45,7 +45,10 @@ COPY_TOOLS = Step("copy the tools' mount tree")
 VIEW = Step(
     "make the tools view",
     "--transport fuse makes it on any file system",
-    {**COMMON, ENOSPC: "root's user namespaces are used up, by a container perhaps: user.max_user_namespaces"},
+    {
+        **COMMON,
+        ENOSPC: "the limit of root's user namespaces is reached, perhaps by a container: user.max_user_namespaces",
+    },
 )
 MASKS = Step("cover what only root may read", "--transport fuse makes the tools view on any file system")
 SERVED = Step("mount CntrFS")
@@ -64,17 +67,15 @@ CGROUP = Step("join the container's cgroup", "--no-cgroup attaches without joini
 BOUNDING = Step("take on the container's capability bounding set")
 IDS = Step("take on the container's ids")
 CAPABILITIES = Step("take on the container's capabilities")
-KEYRING = Step("have a session keyring of its own")
-GUARD = Step("install the session's own system call filter", "it takes CONFIG_SECCOMP_FILTER in the kernel")
+KEYRING = Step("make a session keyring")
+GUARD = Step("install the session's own system call filter", "the kernel needs CONFIG_SECCOMP_FILTER")
 SECCOMP = Step(
     "install the container's seccomp filter",
-    "--no-seccomp goes without: then it may make calls that the container may not",
+    "--no-seccomp runs without it: the command may then make calls that the container may not",
 )
 LABEL = Step("take on the container's security label", "--privileged keeps the host's label")
 TERMINAL = Step("set up the terminal")
-DIRECTORY = Step(
-    "change to directory", "-w takes a directory of the session's own view; the container is at /var/lib/cntr"
-)
+DIRECTORY = Step("change to directory", "-w takes a directory of the session; the container is at /var/lib/cntr")
 OWN_DIRECTORY = Step("change to the directory", "-w takes a directory of the container's")
 RUN = Step(
     "run",

@@ -345,7 +345,7 @@ class Supervisor:
             name, number, path = outcome.failed
             raise failure(self.target.label, name, int(number), path)
         if outcome.left:
-            self.say(f"gone with the session: {', '.join(outcome.left)}; `--share DIR:rw` keeps what is written in DIR")
+            self.say(f"lost with the session: {', '.join(outcome.left)}; `--share DIR:rw` keeps files in DIR")
         self.stdio.check()
         if outcome.server_gone:
             return EXIT_FAILED

@@ -91,7 +91,7 @@ class Target:
         self.notes: list[str] = []  # one line each, for the user
         if os.geteuid() == 0 and not syscalls.permitted_capabilities() & CAP_SYS_ADMIN:
             raise CntrError(
-                f"{self.label}: this process is root without CAP_SYS_ADMIN: it may not enter a container's namespaces",
+                f"{self.label}: this process is root without CAP_SYS_ADMIN and cannot enter a container's namespaces",
                 "run cntr on the host itself, or in a container started with --privileged --pid=host",
             )
         try:
@@ -390,7 +390,7 @@ def _wait_for_threads() -> None:
     while len(os.listdir("/proc/self/task")) > 1:
         if time.monotonic() > end:
             raise CntrError(
-                "an engine that was asked for that name does not answer, and is in the way",
-                "ENGINE:NAME asks one alone",
+                "an engine that was asked for this name does not answer, and its thread keeps cntr from entering a user namespace",
+                "ENGINE:NAME asks only one",
             )
         time.sleep(0.002)

@@ -115,7 +115,7 @@ def _check(request: Request, target: Target, traced: str) -> None:
     if request.privileged and traced:
         raise CntrError(
             f"--privileged: {traced}",
-            "leave it out; with --force the container is as good as root of this machine",
+            "leave it out; with --force the container can become root of this machine",
         )
 
 
@@ -141,7 +141,7 @@ def filters_of(request: Request, target: Target, traced: str, say: Callable[[str
         raise
     if unasked and found:
         say(
-            f"note: {target.label}'s seccomp filters hold for the tools too, since it may trace them: --force goes without"
+            f"note: {target.label}'s seccomp filters apply to the tools too, since it can trace them: --force runs without them"
         )
     if any(filter.asks_a_listener() for filter in found):
         say(

@@ -75,7 +75,7 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
             request.session.begin(container)
         if not request.own_root and outermost.stay_outside(target):
             say(
-                f"note: {target.label}'s process is in a user namespace of its own making: the session stays outside, without capabilities"
+                f"note: {target.label}'s process is in a user namespace that it made itself: the session stays outside of that"
             )
         try:
             return _run_session(request, target, fds, say)
@@ -99,8 +99,8 @@ def _find(request: Request, fds: Fds, say: Callable[[str], None]) -> Container:
         else:
             if request.write or request.network:
                 raise CntrError(
-                    f"{container.label()} runs: --write and --network are for what does not",
-                    "the session is in the running container as it is",
+                    f"{container.label()}is running: --write and --network are for stopped containers",
+                    "leave them out",
                 )
             if container.state != "rootfs" or not request.own_root:
                 return container
@@ -139,7 +139,7 @@ class Prepared:
         self.identity = Identity(target, self.user, request, cgroups, self.proc_fd, filters)
         if self.identity.raised:
             say(
-                f"note: nothing would run under {target.label}'s {', '.join(self.identity.raised)}: raised for the session"
+                f"note: nothing would run under {target.label}'s {', '.join(self.identity.raised)}: raised in the session"
             )
         self.uid, self.gid = (
             target.outside(number, rows)
@@ -197,7 +197,7 @@ class Prepared:
         """
         if self.tools is None or self.request.transport != "fuse":
             if self.request.binding != "auto":
-                raise CntrError("--binding chooses who speaks FUSE", "it goes with --transport fuse")
+                raise CntrError("--binding selects the FUSE library", "it goes with --transport fuse")
             return None
         from cntr.attach.fileserver import FileServer
 
@@ -344,7 +344,7 @@ def _exec_server(request: Request, target: Target, private: Private) -> ExecServ
     if target.as_owner:
         if request.forward:
             raise CntrError(
-                "--forward: without root nobody outside of the session can be asked",
+                "--forward needs root",
                 f"`cntr forward {printable(request.target)} …` beside it does the same",
             )
         return None

@@ -123,7 +123,7 @@ class Recorder:
         os.close(self.fd)
         self.fd = -1
         if self.failed:
-            say(f"--record {printable(self.path)}: the recording is not whole: {self.failed}")
+            say(f"--record {printable(self.path)}: the recording is incomplete: {self.failed}")
 
 
 def _size() -> tuple[int, int]:

@@ -112,7 +112,7 @@ def end(id: str, number: int) -> Live:
     except ProcessLookupError:
         pass
     except PermissionError:
-        raise CntrError(f"sessions end {printable(id)}: it is another user's", "root may end it") from None
+        raise CntrError(f"sessions end {printable(id)}: it is another user's", "only root can end it") from None
     finally:
         os.close(pidfd)
     return one

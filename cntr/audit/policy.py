@@ -56,7 +56,7 @@ class Policy:
             return
         if self.reason and not reason.strip():
             raise Refused(
-                f"{command}: no reason is given", "--reason TEXT says why: the policy of this machine wants one"
+                f"{command}: a reason is missing", "give --reason TEXT: the policy of this machine requires it"
             )
         for option in widening:
             if any(option == word or option.startswith(f"{word} ") for word in self.forbid):
@@ -192,11 +192,11 @@ def load(path: str) -> Policy:
         return _policy(parse(_text(path)))
     except TomlError as error:
         raise CntrError(
-            f"{path}: {printable(str(error))}", "nothing is done by a policy that is not understood"
+            f"{path}: {printable(str(error))}", "cntr does nothing under a policy that it does not understand"
         ) from None
     except OSError as error:
         raise CntrError(
-            f"{path}: {error.strerror}", "a regular file, root's, and readable for who is to use cntr"
+            f"{path}: {error.strerror}", "it must be a regular file of root's, readable by users of cntr"
         ) from None
 
 

@@ -213,7 +213,7 @@ class Session:
         for sink, error in failed:
             what = f"no record in {sink}: {printable(str(error.strerror or error))}"
             if self.settings.require:
-                raise Refused(f"{what}: {POLICY} requires one", "a session without its record is not begun")
+                raise Refused(f"{what}: {POLICY} requires one", "no session starts without its record")
             self.say(f"note: {what}")
 
 

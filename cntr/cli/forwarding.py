@@ -58,7 +58,7 @@ def run_inside(parsed: Parsed) -> int:
     given = parsed.words[1:] if parsed.words[:1] == [os.environ["CNTR_TARGET"]] else parsed.words
     if parsed.argv or parsed.flag("timeout") or parsed.flag("reason") or "-" in given:
         raise UsageError(
-            "forward: from inside a session ports and --json, and nothing else",
+            "forward: inside a session only ports and --json are accepted",
             "it ends with the session, whose reason it has; programs in the session reach the container's ports as they are",
         )
     words = ["J"] if parsed.flag("json") else []

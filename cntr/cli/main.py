@@ -115,7 +115,7 @@ def _run(argv: list[str]) -> int:
             raise
         host = error.elsewhere
     _say(
-        f"note: {printable(parsed.words[0])} is looked for on {printable(host)}, as DOCKER_HOST or docker's context has it"
+        f"note: {printable(parsed.words[0])} is looked up on {printable(host)}, according to DOCKER_HOST or docker's context"
     )
     return _elsewhere(["--host", host, *argv])
 
@@ -172,7 +172,7 @@ def _exec(parsed: Parsed) -> int:
         for key in ("reason", "record", "timeout"):
             if parsed.flag(key):
                 raise UsageError(
-                    f"exec --{key}: not from inside a session",
+                    f"exec --{key}: not inside a session",
                     "it has the session's reason, and ends with it; run it outside",
                 )
         return exec_client.run(parsed.argv or ["/bin/sh"], parsed.texts("env"), parsed.text("workdir", "/"))

@@ -16,7 +16,7 @@ TRANSPORT = Option(
     "how the tools' tree comes in: mount (native speed, kernel ≥ 5.2), fuse (CntrFS)",
     choices="auto mount fuse",
 )
-BINDING = Option("--binding", "NAME", "who speaks FUSE: devfuse (our own) or pyfuse3", choices="auto devfuse pyfuse3")
+BINDING = Option("--binding", "NAME", "FUSE binding: devfuse (cntr's own) or pyfuse3", choices="auto devfuse pyfuse3")
 READ_ONLY = Option("--read-only", "", "nothing can be changed through the mount")
 USER = Option(
     "-u --user", "USER", "run as USER[:GROUP], by the container's names or by number (default: the container's)"
@@ -25,19 +25,17 @@ WORKDIR = Option("-w --workdir", "DIR", "start in DIR (default: / of a session, 
 NETWORK = Option(
     "--network",
     "KIND",
-    "of what does not run: none but lo (default), the host's, or the container's where it is there",
+    "for a stopped container: only lo (default), the host's, or the container's if it exists",
     choices="none host container",
 )
-WRITE = Option(
-    "--write", "", "keep the changes in the layer of a container that does not run; it must not be started meanwhile"
-)
-INTERACTIVE = Option("-i --interactive", "", "nothing: input always goes through (accepted as other tools have it)")
-TTY = Option("-t --tty", "", "nothing: there is a terminal where the caller has one (accepted as other tools have it)")
-NO_CGROUP = Option("--no-cgroup", "", "stay in the caller's cgroup; which devices may be opened stays the container's")
-VERBOSE = Option("-v --verbose", "", "say what could not be inherited")
-SECCOMP = Option("--seccomp", "", "take on the container's seccomp filters too: many tools need what they forbid")
+WRITE = Option("--write", "", "keep changes in a stopped container's layer; it must not be started meanwhile")
+INTERACTIVE = Option("-i --interactive", "", "no effect: input is always passed through (accepted for compatibility)")
+TTY = Option("-t --tty", "", "no effect: the session has a terminal if the caller has one (accepted for compatibility)")
+NO_CGROUP = Option("--no-cgroup", "", "stay in the caller's cgroup; only the container's devices can be opened")
+VERBOSE = Option("-v --verbose", "", "report what could not be inherited")
+SECCOMP = Option("--seccomp", "", "also apply the container's seccomp filters, which break many tools")
 NO_SECCOMP = Option(
-    "--no-seccomp", "", "without the container's seccomp filters; else it fails where they can't be had"
+    "--no-seccomp", "", "run without the container's seccomp filters; by default it is an error if they cannot be read"
 )
 PRIVILEGED = Option("--privileged", "", "keep the host root's capabilities, user namespace and security label")
 COMMANDS = (
@@ -55,14 +53,14 @@ COMMANDS = (
             Option(
                 "--share",
                 "PATH[:rw]",
-                "bring in a file or directory of this machine, read-only or to write",
+                "bring in a file or directory of this machine, read-only or writable",
                 repeat=True,
             ),
             *SESSION_SOCKETS,
             TRANSPORT,
             BINDING,
             Option("--read-only", "", "with host:all: mount the whole tools' tree read-only"),
-            Option("--force", "", "attach all the same where that is refused as unsafe"),
+            Option("--force", "", "attach even if that is refused as unsafe"),
             USER,
             ENV,
             WORKDIR,
@@ -112,7 +110,7 @@ COMMANDS = (
     Subcommand(
         "run",
         "TARGET",
-        "what a container or an image would run itself, in a stand-in; CMD is a tool of yours before it, as strace",
+        "a container's or image's own entrypoint, in a stand-in; CMD is a tool to run it under, such as strace",
         (ENV, NETWORK, WRITE, NO_CGROUP, REASON, TIMEOUT, RECORD, VERBOSE),
         "cntr run web                           the entrypoint of `web`, whether it has crashed or not\n"
         "cntr run web -- strace -f              the same, under your strace\n"
@@ -124,7 +122,7 @@ COMMANDS = (
         "",
         "running containers of every engine on this machine",
         (
-            Option("-a --all", "", "those that do not run, too"),
+            Option("-a --all", "", "stopped containers too"),
             Option(
                 "--host", "HOSTS", "on other machines, comma-separated, all asked at once by ssh: [user@]host, ssh://…"
             ),
@@ -135,7 +133,7 @@ COMMANDS = (
     Subcommand(
         "inspect",
         "TARGET",
-        "what attach would take from a container, property by property, and what not and why",
+        "what attach would take over from a container or not, property by property, and why",
         (JSON,),
         "cntr inspect web\ncntr inspect pid:4711 --json\n"
         "cntr inspect image:web:1               its entrypoint, and what is missing to start it",
@@ -149,17 +147,17 @@ COMMANDS = (
         (
             BINDING,
             READ_ONLY,
-            Option("-f --foreground", "", "serve in this process' foreground; Ctrl-C unmounts"),
+            Option("-f --foreground", "", "serve in the foreground; Ctrl-C unmounts"),
             Option(
                 "--cache",
                 "POLICY",
-                "what the kernel keeps: auto (all, told of changes), strict (asks each time), none",
+                "what the kernel caches: auto (everything, told of changes), strict (asks each time), none",
                 choices="auto strict none",
             ),
             REASON,
-            Option("--timeout", "TIME", "unmount after so long (30s, 30m, 8h)"),
+            Option("--timeout", "TIME", "unmount after this time (30s, 30m, 8h)"),
             Option("-o --options", "OPTS", "mount options, comma-separated: ro, noatime, io_uring, …", repeat=True),
-            Option("-v --verbose", "", "say what the mount does without, and why"),
+            Option("-v --verbose", "", "say which features the mount lacks, and why"),
         ),
         "cntr mount /srv/tools /mnt\numount /mnt",
     ),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from cntr.cli.parser import Option, Subcommand
 
-JSON = Option("--json", "", "machine-readable output; on stderr a line of JSON for what takes more than a second")
+JSON = Option("--json", "", "machine-readable output; JSON lines on stderr report operations longer than a second")
 ENV = Option("-e --env", "K=V", "set a variable; K alone passes the caller's on", repeat=True)
-REASON = Option("--reason", "TEXT", "why, for the record; a policy may require it (docs/audit.md)")
-TIMEOUT = Option("--timeout", "TIME", "end the session after so long (30s, 30m, 8h), with a warning a minute before")
+REASON = Option("--reason", "TEXT", "reason for the session's record; a policy may require it (docs/audit.md)")
+TIMEOUT = Option("--timeout", "TIME", "end the session after this time (30s, 30m, 8h), with a warning a minute before")
 
 COPYING = """One of SRC and DST is TARGET:PATH, a path from the container's root, with or without its first slash. The first colon ends
 TARGET, after a prefix (docker:web:/x, pid:42:/x) the next one; after unit: and command: it is the first `:/`. The other is a path of
@@ -34,13 +34,17 @@ With `cntr --host HOST cp` the container is on HOST and the other side is here; 
 COPY = Subcommand(
     "cp",
     "SRC DST",
-    "copy files between the host and a container; nothing is needed in its image",
+    "copy files between the host and a container; the image needs no tools",
     (
         Option(
-            "-a --archive", "", "keep owner, group and ACLs too; into a container set-id bits and file capabilities"
+            "-a --archive",
+            "",
+            "keep owner, group and ACLs too; into a container also set-id bits and file capabilities",
         ),
-        Option("-r --recursive", "", "nothing: a directory is always copied whole (accepted as other tools have it)"),
-        Option("-L --follow-link", "", "where SRC is a symbolic link, copy what it names"),
+        Option(
+            "-r --recursive", "", "no effect: directories are always copied recursively (accepted for compatibility)"
+        ),
+        Option("-L --follow-link", "", "if SRC is a symbolic link, copy its target"),
         REASON,
         TIMEOUT,
         Option("--json", "", "events on stderr, a line of JSON each: progress, problem, note, warning, done"),
@@ -66,15 +70,15 @@ for may be missing.
 not."""
 
 SLIM_OPTIONS = (
-    Option("-o --output", "FILE", "the archive, Docker's and OCI's at once (default without --load: slim.tar)"),
-    Option("-t --tag", "REF", "what the slim image is called (default: NAME:TAG-slim)"),
+    Option("-o --output", "FILE", "the archive, in Docker's and OCI's format (default without --load: slim.tar)"),
+    Option("-t --tag", "REF", "name of the slim image (default: NAME:TAG-slim)"),
     Option("--load", "", "load it into the engine that has the image"),
-    Option("--http", "[HOST:]PORT[/PATH]", "the exercise: GET it, and what its page names", repeat=True),
+    Option("--http", "[HOST:]PORT[/PATH]", "the exercise: GET it, and what its page references", repeat=True),
     Option("--exec", "WORDS", "the exercise: a program of the container's own, run in it", repeat=True),
-    Option("--for", "TIME", "record for so long: 30s, 5m, 2h"),
-    Option("--timeout", "TIME", "how long the image may take until it answers (default: 60s)"),
-    Option("--watch", "", "look on while the container TARGET runs, and leave it alone; Ctrl-C ends it"),
-    Option("--accesses", "FILE", "take what FILE says was used before, and save what was used in all"),
+    Option("--for", "TIME", "record for this time: 30s, 5m, 2h"),
+    Option("--timeout", "TIME", "time until the image must answer (default: 60s)"),
+    Option("--watch", "", "watch the running container TARGET without changing it; Ctrl-C ends it"),
+    Option("--accesses", "FILE", "read earlier accesses from FILE, and save all of them to it"),
     Option(
         "--recorder",
         "KIND",
@@ -84,23 +88,28 @@ SLIM_OPTIONS = (
     Option(
         "--verify",
         "WHERE",
-        "prove the slim image on CntrFS, where what is missing is added, and in the engine (default: all)",
+        "verify the slim image on CntrFS, where missing files are added, and in the engine (default: all)",
         choices="all cntrfs engine none",
     ),
-    Option("--keep", "GLOB", "keep these paths too: * in a name, ** across; a directory is all below", repeat=True),
-    Option("--drop", "GLOB", "leave these files out, whatever says otherwise", repeat=True),
+    Option(
+        "--keep",
+        "GLOB",
+        "keep these paths too: * does not match /, ** does; a directory stands for everything below",
+        repeat=True,
+    ),
+    Option("--drop", "GLOB", "remove these files, even if a rule keeps them", repeat=True),
     Option("--app", "DIR", "the application is in DIR: keep all of it", repeat=True),
     Option("--keep-shell", "", "keep a shell and some twenty tools"),
     Option("--package-db", "KIND", "dpkg's and apk's records (default: filtered)", choices="filtered full none"),
     Option("--licences", "", "keep the copyright files of kept packages"),
-    Option("--explain", "PATH", "say why PATH is kept, or left out", repeat=True),
+    Option("--explain", "PATH", "say why PATH is kept or removed", repeat=True),
     Option("--report", "FILE", "write a report: .html, one page with charts, or .json, everything"),
-    Option("--fat", "FILE", "write the rest as an archive too; proved to be the image together with the slim one"),
-    Option("--compress", "KIND", "of the archive's layer (default: gzip)", choices="gzip zstd none"),
-    Option("--layers", "N", "2: the application in a layer of its own (default: 1)", choices="1 2"),
+    Option("--fat", "FILE", "also write the rest as an archive; verified to be the image together with the slim one"),
+    Option("--compress", "KIND", "compression of the archive's layer (default: gzip)", choices="gzip zstd none"),
+    Option("--layers", "N", "2: the application in a separate layer (default: 1)", choices="1 2"),
     Option("--network", "NAME", "the engine's network to run it in: none (default), host, container:NAME, …"),
     ENV,
-    Option("-v --volume", "SPEC", "a volume for the runs, as the engine takes it", repeat=True),
+    Option("-v --volume", "SPEC", "a volume for the runs, in the engine's syntax", repeat=True),
     Option("--cmd", "WORDS", "run this instead of the image's Cmd"),
     Option("--entrypoint", "WORDS", "run this instead of the image's Entrypoint"),
     JSON,
@@ -109,7 +118,7 @@ SLIM_OPTIONS = (
 SLIM = Subcommand(
     "slim",
     "TARGET [OTHER] [OVER] [LAST]",
-    "split an image: what runs into a slim one, the rest left to be had when it is needed",
+    "split an image: a slim one with what runs, and the rest",
     SLIM_OPTIONS,
     "cntr slim nginx:1 --http 80 --load     record, complete, prove, load as nginx:1-slim\n"
     "cntr slim app:2 -o app.tar -- curl -f http://127.0.0.1:8080/login\n"

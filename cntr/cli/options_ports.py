@@ -6,17 +6,19 @@ from cntr.cli.options_files import JSON, REASON, TIMEOUT
 from cntr.cli.parser import Option, Subcommand
 
 SESSION_SOCKETS = (
-    Option("-X --x11", "", "windows of the session's programs on your display, as ssh -Y has it"),
+    Option("-X --x11", "", "show the session's windows on your display, like ssh -Y"),
     Option("-A --agent", "", "your ssh agent"),
     Option("--dbus", "", "your session bus"),
     Option("--wayland", "", "your Wayland compositor"),
     Option(
         "--socket",
         "PATH[:AS]",
-        "any other Unix socket of yours, at its own path in the session's /run, /tmp or home, or AS another",
+        "another Unix socket of yours, at its own path in the session's /run, /tmp or home, or at AS",
         repeat=True,
     ),
-    Option("--forward", "", "let `cntr forward` in the session open ports of this machine's loopback, both ways"),
+    Option(
+        "--forward", "", "let `cntr forward` in the session use ports of this machine's loopback, in both directions"
+    ),
 )
 
 FORWARDING = """FORWARD is [ADDR:]PORT[:PORT], what listens here and what it leads to in TARGET; PORT alone is both.
@@ -42,7 +44,7 @@ FORWARD = Subcommand(
         Option(
             "-R --reverse",
             "FORWARD",
-            "listen in the container, at its 127.0.0.1, and lead to this machine",
+            "listen in the container, on its 127.0.0.1, and connect to this machine",
             repeat=True,
         ),
         REASON,

@@ -128,7 +128,7 @@ def _lock(path: str, chain: str, how: int) -> int:
 def _make_all(path: str, image: Image, chains: list[str], limits: Limits) -> None:
     with image.with_blobs() as source:
         if [layer.diff_id for layer in source.layers] != [layer.diff_id for layer in image.layers]:
-            raise ImageError(f"{image.label()}: what its engine saved has other layers than it said", "try again")
+            raise ImageError(f"{image.label()}: its engine saved other layers than it listed", "try again")
         below = -1
         try:
             with Unpacked(image.label()) as result:

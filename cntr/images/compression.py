@@ -69,7 +69,7 @@ class _Verified(io.RawIOBase):
             self._content.update(data)
         limits = self._limits
         if self._given > limits.total:
-            raise ImageError(f"{self._what}: more than {limits.total} bytes", "not an image to be unpacked here")
+            raise ImageError(f"{self._what}: more than {limits.total} bytes", "the image is too large")
         if self._given > 512 << 20 and self._given > self._read * limits.ratio:
             raise ImageError(
                 f"{self._what}: {self._read} bytes that unpack to more than {self._given}: a decompression bomb", ""
@@ -81,7 +81,7 @@ class _Verified(io.RawIOBase):
         data = self._blob.read(size)
         self._read += len(data)
         if self._layer.size >= 0 and self._read > self._layer.size:
-            raise ImageError(f"{self._what}: longer than the {self._layer.size} bytes that its manifest says", "")
+            raise ImageError(f"{self._what}: longer than the {self._layer.size} bytes in its manifest", "")
         if self._stored:
             self._stored.update(data)
         return data
@@ -102,7 +102,8 @@ class _Verified(io.RawIOBase):
             pass
         if self._layer.size >= 0 and self._read != self._layer.size:
             raise ImageError(
-                f"{self._what}: {self._read} bytes, {self._layer.size} by its manifest", "pull or save the image again"
+                f"{self._what}: {self._read} bytes, {self._layer.size}according to its manifest",
+                "pull or save the image again",
             )
         for digest, kind, hashed in (
             (self._layer.digest, "its digest", self._stored),
@@ -111,7 +112,7 @@ class _Verified(io.RawIOBase):
             if hashed and hashed.hexdigest() != digest.partition(":")[2]:
                 found = f"{hashed.name}:{hashed.hexdigest()}"
                 raise ImageError(
-                    f"{self._what}: its content is {found}, {kind} says {printable(digest)[:79]}",
+                    f"{self._what}: its content is {found}, {kind} is {printable(digest)[:79]}",
                     "pull or save the image again",
                 )
 

@@ -63,7 +63,7 @@ def for_session(
     elif not images.is_reference(request.target):
         kept = "kept in its own layer" if request.write else "thrown away at the end (--write keeps them)"
         kept = "thrown away at the end" if made.disk else kept
-        say(f"note: {made.label()} is {made.state}: a stand-in holds its place; changes are {kept}")
+        say(f"note: {made.label()} is {made.state}: a stand-in replaces the missing process; changes are {kept}")
     return container
 
 

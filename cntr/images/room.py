@@ -55,11 +55,11 @@ class Room:
         self._server = commands.trusted(served.PROGRAM) if blueprint.served else ""
         if blueprint.served and not self._server:
             raise CntrError(
-                f"{blueprint.label()}: its layers are fuse-overlayfs', which is not here", "install fuse-overlayfs"
+                f"{blueprint.label()}: its layers need fuse-overlayfs, which is not installed", "install fuse-overlayfs"
             )
         if blueprint.served and blueprint.owner and not os.geteuid():
             raise CntrError(
-                f"{blueprint.label()}: its layers are fuse-overlayfs', and the kernel keeps a user's FUSE file systems from root",
+                f"{blueprint.label()}: its layers need fuse-overlayfs, and the kernel hides a user's FUSE mounts from root",
                 "as that user: `cntr`",
             )
         self.filter = profile.filter_of(blueprint.seccomp, blueprint.capabilities) if confined else b""
@@ -70,7 +70,7 @@ class Room:
         if write and not blueprint.upper:
             raise CntrError(f"{blueprint.label()}: --write: it has no layer of its own", "an image is never written to")
         if network == "container" and not (blueprint.join.get("net") or "net" in blueprint.share):
-            say(f"note: {blueprint.label()} does not run and so has no network: the session has none but lo")
+            say(f"note: {blueprint.label()} does not run, so it has no network: the session has only lo")
 
     def close(self) -> None:
         """Close this process's fds of it."""

@@ -81,7 +81,7 @@ class StandIn:
         behind.
         """
         if os.geteuid() not in (0, blueprint.owner):
-            raise CntrError(f"{blueprint.label()}: a stand-in for what does not run needs root", with_sudo())
+            raise CntrError(f"{blueprint.label()}: a stand-in for a stopped container needs root", with_sudo())
         self.blueprint, self.pid, self.start_time, self._pidfd, self._life = blueprint, 0, 0, -1, -1
         if blueprint.disk:
             disk = blueprint.disk
@@ -133,7 +133,7 @@ class StandIn:
                 self._cgroup = Cgroup(limits)
             if self._cgroup.missing:
                 say(
-                    f"note: {made.label()}'s limit of {' and '.join(self._cgroup.missing)} is not kept: no cgroup of this machine has it"
+                    f"note: {made.label()}'s limit of {' and '.join(self._cgroup.missing)} is not enforced: no cgroup can do that here"
                 )
 
     def _watch(self, *, write: bool) -> None:
@@ -344,7 +344,7 @@ def program() -> int:
     """A memfd with the stand-in's program, executable but not readable. Raises CntrError."""
     machine = os.uname().machine
     if machine not in PROGRAMS:
-        raise ImageError(f"a stand-in on {machine}: there is no program for it yet", f"known are {', '.join(PROGRAMS)}")
+        raise ImageError(f"stand-ins are not supported on {machine}", f"known are {', '.join(PROGRAMS)}")
     number, text = PROGRAMS[machine]
     code = bytes.fromhex(text)
     base, header = 0x400000, 64 + 56

@@ -83,9 +83,7 @@ class Reader:
 
     def bad(self, why: str) -> ImageError:
         """The error for a broken or hostile archive."""
-        return ImageError(
-            f"{self._what}: {why} (at byte {self.position})", "the archive is damaged, or made to do harm"
-        )
+        return ImageError(f"{self._what}: {why} (at byte {self.position})", "the archive is damaged or malicious")
 
     def skip(self) -> None:
         """Skip the current entry's data."""

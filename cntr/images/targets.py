@@ -205,7 +205,7 @@ def start(
 ) -> StandIn:
     """Start the stand-in of a blueprint (see ``StandIn``). Raises CntrError."""
     if write and made.state == "image":
-        raise CntrError(f"{made.label()}: an image is never written to", "leave out --write: changes are thrown away")
+        raise CntrError(f"{made.label()}: an image is never written", "leave out --write: changes are discarded")
     if write and made.disk:
         raise CntrError(
             f"{made.label()}: a disk image is never written to: that would replay its journal, and its machine could start",

@@ -109,7 +109,7 @@ class Host:
         )
         scheme, found, rest = text.partition("://")
         if found and scheme != "ssh":
-            raise UsageError(f"--host {printable(text[:200])}: only ssh is spoken", "ssh://[user@]host[:port]")
+            raise UsageError(f"--host {printable(text[:200])}: only ssh:// is supported", "ssh://[user@]host[:port]")
         rest = (rest if found else text).rstrip("/")
         self.user, at, self.name = rest.rpartition("@")
         self.port = ""
@@ -174,8 +174,8 @@ class SshCommand:
         self.check(process.returncode)
         if process.returncode:
             raise CntrError(
-                f"{printable(self.host.text)}: cntr could not be brought there: status {process.returncode}",
-                "it is written to ~/.cache/cntr/far of the far user: is there room?",
+                f"{printable(self.host.text)}: cntr could not be copied there: status {process.returncode}",
+                "it goes to ~/.cache/cntr/far there: is the disk full?",
             )
         self.remember()
 

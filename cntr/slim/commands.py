@@ -43,9 +43,7 @@ def run(
     except FileNotFoundError:
         raise Failed(f"{argv[0]}: no such program", "install it, or name another engine") from None
     except subprocess.TimeoutExpired:
-        raise Failed(
-            f"{shown(argv)}: no end within {seconds:g} s", "--timeout is what the application may take"
-        ) from None
+        raise Failed(f"{shown(argv)}: no end within {seconds:g} s", "a longer --timeout may help") from None
     except OSError as error:
         raise Failed(f"{argv[0]}: {error.strerror}", "") from None
     if done.returncode:

@@ -148,12 +148,12 @@ class Exercise:
             running.demand_running(str(probe))
             if time.monotonic() > deadline:
                 raise CntrError(
-                    f"{probe}: no answer in time ({printable(why)}){running.said()}", "--timeout gives it longer"
+                    f"{probe}: no answer in time ({printable(why)}){running.said()}", "a longer --timeout may help"
                 )
             time.sleep(RETRY)
         if status >= 500:
             raise CntrError(
-                f"{probe}: the answer was {status}{running.said()}", "ask for a page that it has, or see its log"
+                f"{probe}: the answer was {status}{running.said()}", "request an existing page, or see its log"
             )
         self._same(str(probe), f"status {status}, {kind}")
         if self.crawl and kind.startswith("text/html"):
@@ -276,7 +276,7 @@ class Exercise:
         """Check that a container that has ended succeeded: its program runs for a moment only."""
         status = running.exited()
         if status:
-            raise CntrError(f"the container ended with status {status}{running.said()}", "look at what it printed")
+            raise CntrError(f"the container ended with status {status}{running.said()}", "see its output")
 
 
 def _enter_network(pid: int) -> None:

@@ -44,7 +44,7 @@ class Source:
         if wanted and wanted != here:
             raise CntrError(
                 f"{printable(self.image.reference)} is an image for {printable(wanted)}, this machine is {here}",
-                "an image is slimmed where it runs",
+                "slim an image on a machine that can run it",
             )
         system = str(self.image.config.get("os") or "linux")
         if system != "linux":

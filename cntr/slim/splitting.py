@@ -44,7 +44,9 @@ def slim(request: Request, say: Callable[[str], None]) -> Report:
 def check(request: Request) -> None:
     """Raise UsageError for incompatible options."""
     if request.watch and not (request.accesses or request.output or request.load):
-        raise UsageError("--watch: what for?", "--accesses FILE saves what was used, -o FILE writes the image too")
+        raise UsageError(
+            "--watch needs --accesses or -o", "--accesses FILE saves what was used, -o FILE writes the image too"
+        )
     if request.load and request.text.startswith(("archive:", "oci:", "dir:")):
         raise UsageError("--load: no engine is named", "load the archive with the engine of your choice")
     if request.report and not request.report.endswith((".html", ".json")):

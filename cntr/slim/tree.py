@@ -74,9 +74,7 @@ class Tree:
         while stack:
             directory, depth = stack.pop()
             if depth > DEEPEST:
-                raise CntrError(
-                    f"the image has directories more than {DEEPEST} deep", "such an image was made to do harm"
-                )
+                raise CntrError(f"the image has directories more than {DEEPEST} deep", "such an image is malicious")
             fd = self._directory(directory)
             try:
                 with os.scandir(fd) as found:

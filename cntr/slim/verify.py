@@ -44,7 +44,7 @@ class Watched(Running):
 
     def exec(self, words: list[str], seconds: float) -> str:
         """Refused: --watch changes nothing."""
-        raise commands.Failed("--exec with --watch", "a container that is watched is left alone")
+        raise commands.Failed("--exec with --watch", "a watched container is not changed")
 
     def stop(self) -> None:
         """Does nothing: the container keeps running."""
@@ -146,7 +146,7 @@ def _blame(job: Job, failed: CntrError) -> None:
         raise CntrError(f"the slim image does not work: {failed.message}", failed.hint, NOT_PROVED)
     if job.source.engine is None or job.request.verify == "cntrfs":
         raise CntrError(f"the image does not work on CntrFS, the whole one neither: {whole.message}", "--verify engine")
-    job.report.note(f"not proved on CntrFS, where the whole image does not work either: {whole.message}")
+    job.report.note(f"not verified on CntrFS, where the whole image does not work either: {whole.message}")
 
 
 # --- what was written --------------------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def write_fat(job: Job, context: Context, archive: Archive, place: str) -> None:
         job.guard.undo(os.path.dirname(root))
     if differences:
         shown = "; ".join(map(str, differences[:5]))
-        raise CntrError(f"slim and fat together are not the image: {shown}", "this is a fault of cntr's")
+        raise CntrError(f"slim and fat together are not the image: {shown}", "this is a bug in cntr: please report it")
     name = f"{job.report.name}-fat"
     publish(job.request.fat, lambda stream: fat.write(stream, name))
     job.report.fat = job.request.fat

@@ -196,7 +196,7 @@ def test_it_has_its_own_filter_in_the_session(accomplice, canary, place, transpo
     with test_b1_exec.filtered(place, accomplice, rules, capabilities=PTRACE) as container:
         shown = kit.in_session(container, transport, script)
         assert shown.splitlines()[0] == "-1 77"
-        assert "seccomp filters hold for the tools too" in shown
+        assert "seccomp filters apply to the tools too" in shown
         assert kit.in_session(container, transport, script, "--force").splitlines()[0] == "0 0"
 
 

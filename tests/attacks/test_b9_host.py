@@ -510,7 +510,7 @@ def test_user_namespaces_that_are_used_up_open_nothing(accomplice, canary, place
     with kit.hostile(place, accomplice) as container:
         done = kit.attach(container, transport, code=NONE.format(used_up=True))
         assert "make the tools view" in one_line_and_hint(done)
-        assert "user namespaces are used up" in done.stderr
+        assert "user namespaces is reached" in done.stderr
 
 
 OVERLAY_ROOT = """

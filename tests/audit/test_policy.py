@@ -407,7 +407,7 @@ def test_a_reason_is_required_of_root_too_and_the_refusal_recorded(place, contai
     with place.journal() as journal:
         command = ("--share", f"{tmp_path}:rw", "--", "touch", str(marker))
         refused = place.cntr("attach", str(container.pid), *command, env={"CNTR_CONF": "/dev/null"})
-        assert "no reason is given" in busybox.one_line_and_hint(refused)
+        assert "a reason is missing" in busybox.one_line_and_hint(refused)
         refused = place.cntr("attach", str(container.pid), "--reason", "r", "--privileged", *command)
         assert "--privileged is forbidden" in busybox.one_line_and_hint(refused)
         assert not marker.exists()
@@ -416,7 +416,7 @@ def test_a_reason_is_required_of_root_too_and_the_refusal_recorded(place, contai
     assert [only(entry, "CNTR_EVENT_TYPE") for entry in journal.entries] == ["denied", "denied", "start", "end"]
     log = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert [entry["event.type"] for entry in log] == [["denied"], ["denied"], ["start"], ["end"]]
-    assert log[0]["message"] == f"root: {container.pid}: attach refused: attach: no reason is given"
+    assert log[0]["message"] == f"root: {container.pid}: attach refused: attach: a reason is missing"
 
 
 @pytest.mark.parametrize("sink", ["journal", "file", "full", "audit"])
@@ -475,7 +475,7 @@ def test_a_user_without_root_is_told_what_the_policy_says(place):
     place.policy = "[session]\nreason = true\n"
     code = "import os, sys\nos.setgid(1000); os.setuid(1000)\nfrom cntr.__main__ import main\nmain()"
     done = place.cntr("attach", str(os.getpid()), "--", "true", code=code)
-    assert "no reason is given" in busybox.one_line_and_hint(done)
+    assert "a reason is missing" in busybox.one_line_and_hint(done)
     place.setup = "chmod 600 /etc/cntr.conf"
     done = place.cntr("attach", str(os.getpid()), "--", "true", code=code)
     assert "/etc/cntr.conf: Permission denied" in busybox.one_line_and_hint(done)

@@ -127,7 +127,7 @@ def test_a_full_disk_or_file_stops_the_recording_and_not_the_session(container, 
         script = "i=0; while [ $i -lt 600 ]; do echo 0123456789012345678901234567890123456789; i=$((i+1)); done"
         done = busybox.run("attach", str(container.pid), "--record", str(path), "--", "sh", "-c", script)
         assert (done.returncode, done.stdout.count("\n")) == (0, 600)
-        assert done.stderr == f"cntr: --record {path}: the recording is not whole: No space left on device\n"
+        assert done.stderr == f"cntr: --record {path}: the recording is incomplete: No space left on device\n"
         read(path)
     finally:
         subprocess.run(["umount", tmp_path], check=True)

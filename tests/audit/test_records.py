@@ -120,7 +120,7 @@ def test_so_does_forward_of_which_a_child_begins_and_the_parent_ends(place, cont
     assert only(begin, "MESSAGE") == f"root: pid:{container.pid}: forward began"
     assert only(end, "MESSAGE") == f"root: pid:{container.pid}: forward ended with status 4"
     place.policy = "[session]\nreason = true\n[[allow]]\ntargets = ['docker:*']\n"
-    assert "no reason is given" in busybox.one_line_and_hint(
+    assert "a reason is missing" in busybox.one_line_and_hint(
         place.cntr("forward", str(container.pid), "0:9", "--", "true")
     )
     done = place.cntr("forward", str(container.pid), "0:9", "--reason", "r", "--", "true")

@@ -116,7 +116,7 @@ def test_a_session_is_listed_while_it_is_open_and_can_be_ended(container):
 def test_an_exec_inside_is_the_sessions(container):
     for option in (["--timeout", "1h"], ["--record", "f"], ["--reason", "r"]):
         done = busybox.run("exec", *option, "--", "true", env={"CNTR_TARGET": "web"})
-        assert "not from inside a session" in busybox.one_line_and_hint(done)
+        assert "not inside a session" in busybox.one_line_and_hint(done)
 
 
 def test_at_a_terminal_too_and_the_terminal_is_given_back(container):

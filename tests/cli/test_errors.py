@@ -133,7 +133,7 @@ REFUSED = {
     ("--user", "slim:no-such-group"): ("the container's /etc/group has no such group", "numeric gid"),
     ("-e", "=x"): ("-e '=x': not NAME=VALUE", "-e DEBUG=1"),
     ("-w", "/no/such/directory"): ("change to directory /no/such/directory: No such file or directory", "-w takes"),
-    ("--binding", "devfuse"): ("--binding chooses who speaks FUSE", "--transport fuse"),
+    ("--binding", "devfuse"): ("--binding selects the FUSE library", "--transport fuse"),
 }
 
 

@@ -52,7 +52,7 @@ def run(request, far, docker, tmp_path):
 def test_what_runs_there_is_found(run, tmp_path):
     done = run("attach", "web-there", "--", "cat", "/var/lib/cntr/etc/motto")
     assert (done.returncode, done.stdout) == (0, "slim\n"), done.stderr
-    assert done.stderr.startswith("cntr: note: web-there is looked for on ssh://worker@far, as DOCKER_HOST")
+    assert done.stderr.startswith("cntr: note: web-there is looked up on ssh://worker@far, according to DOCKER_HOST")
     assert run("exec", "docker:web-there", "--", "sh", "-c", "exit 7").returncode == 7
     done = run("cp", "web-there:/etc/motto", str(tmp_path / "motto"))
     assert (done.returncode, (tmp_path / "motto").read_text()) == (0, "slim\n"), done.stderr
@@ -68,7 +68,7 @@ def test_what_is_nowhere_is_said_by_whom_was_asked(run):
     assert "no-such is looked for on ssh://worker@far" in note
     assert (error[:14], hint[:6]) == ("cntr: no-such:", "hint: ")
     done = run("attach", "podman:no-such")  # of this machine, as it is said
-    assert (done.returncode, "looked for on" in done.stderr) == (125, False)
+    assert (done.returncode, "looked up on" in done.stderr) == (125, False)
 
 
 def test_a_host_that_is_none_is_not_given_to_ssh(monkeypatch, capsys):

@@ -290,7 +290,7 @@ def running(command: str) -> bool:
 
 def test_the_client_trusts_no_directory_of_anothers(tmp_path, monkeypatch):
     monkeypatch.setattr(exec_client, "DIRECTORY", str(tmp_path / "cntr"))
-    with pytest.raises(CntrError, match="nobody to ask"):
+    with pytest.raises(CntrError, match="nobody serves"):
         exec_client.run(["true"], [], "/")
     (tmp_path / "cntr").mkdir(mode=0o755)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

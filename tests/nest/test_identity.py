@@ -276,7 +276,7 @@ def test_a_session_stays_outside_of_a_user_namespace_that_the_container_made():
     with Inner() as container:
         assert os.readlink(f"/proc/{container.pid}/ns/user") != os.readlink("/proc/self/ns/user"), "the check can fail"
         done = container.attach("--", "sh", "-c", "readlink /proc/self/ns/user; cat /proc/self/status")
-        assert "is in a user namespace of its own making" in done.stderr
+        assert "is in a user namespace that it made itself" in done.stderr
         assert done.stdout.splitlines()[0] == os.readlink("/proc/self/ns/user")
         found = capabilities(procfs.status(done.stdout))
         assert (found["Prm"], found["Bnd"]) == (PTRACE, PTRACE)

@@ -289,7 +289,7 @@ def test_nothing_of_the_host_can_be_written(tmp_path, transport):
         done = container.attach(
             *words, "--", "sh", "-c", f"mkdir -p {tmp_path}; touch {tmp_path}/own /run/own /root/own"
         )
-        assert "gone with the session: " in done.stderr
+        assert "lost with the session: " in done.stderr
         assert "/root/own" in done.stderr
         assert os.listdir(tmp_path) == []
         assert (

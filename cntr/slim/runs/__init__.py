@@ -53,7 +53,7 @@ def checked(settings: dict[str, Any], reference: str) -> dict[str, Any]:
         if value and not isinstance(value, kinds):
             raise CntrError(
                 f"{printable(reference)}: {name} in its configuration is {type(value).__name__}, not {kinds[0].__name__}",
-                "the image is damaged, or made to do harm",
+                "the image is damaged or malicious",
             )
     return settings
 
@@ -130,7 +130,7 @@ class Running:
         """Raise CntrError if it has ended, with the end of its output."""
         status = self.exited()
         if status is not None:
-            raise CntrError(f"{what}: the container ended with status {status}{self.said()}", "look at what it printed")
+            raise CntrError(f"{what}: the container ended with status {status}{self.said()}", "see its output")
 
     def said(self) -> str:
         """`: ` and the last line of its output."""

@@ -79,7 +79,7 @@ class CommandRunning(Running):
         row = inspect(self.cli, "container", self.name)
         if row is None:
             engine = self.cli[0]
-            raise CntrError(f"{engine}: the container {self.name} has been removed by somebody", "start again")
+            raise CntrError(f"{engine}: the container {self.name} has been removed", "start again")
         return dict(row["State"])
 
     def exited(self) -> int | None:

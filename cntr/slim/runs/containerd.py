@@ -62,7 +62,7 @@ def _of_this_machine(name: str, manifests: list[dict[str, Any]]) -> str:
         platform = row.get("platform") or {}
         if platform.get("architecture", machine) == machine and platform.get("os", "linux") == "linux":
             return str(row["digest"])
-    raise CntrError(f"{printable(name)} has nothing for {machine}", "an image is slimmed where it runs")
+    raise CntrError(f"{printable(name)} has nothing for {machine}", "slim an image on a machine that can run it")
 
 
 def _layers(name: str, config: dict[str, Any]) -> list[str]:

@@ -345,7 +345,7 @@ def user_of(tree: Tree, user: str) -> tuple[int, int, list[int], str]:
     for path in ("/etc/passwd", "/etc/group"):
         real, _ = tree.resolve(path)
         if real and not tree.entries[real].is_file:  # the runtime would block on opening a FIFO
-            raise CntrError(f"the image's {path} is no regular file", "the image is damaged, or made to do harm")
+            raise CntrError(f"the image's {path} is no regular file", "the image is damaged or malicious")
     passwd, groups = tree.text("/etc/passwd"), tree.text("/etc/group")
     row = procfs.passwd_entry(passwd, name)
     if row is None and not name.isdecimal():
