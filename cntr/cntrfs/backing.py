@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import time
 
 from cntr.linux import file_syscalls
 from cntr.linux.file_syscalls import become
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 #: buffers (EINVAL); and appending is done per write, because F_SETFL changes it without notice to the server.
 STRIPPED = os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_DIRECT | os.O_APPEND | os.O_NOFOLLOW | 0o20000  # FASYNC
 O_TMPFILE = os.O_TMPFILE
+_NOT_YET_ASLEEP = 20  # looks at a client, a millisecond apart
 _PF_KTHREAD = 0x00200000  # linux/sched.h
 #: Capabilities of the server that a user lacks: keeping set-id bits; using a filesystem's reserved blocks and
 #: exceeding quotas.
@@ -111,8 +113,12 @@ def opens_by_handle(pid: int) -> bool:
     overlay's files became ESTALE. Without an answer the overlay manages without the origin.
     """
     try:
-        with open(f"/proc/{pid}/syscall", "rb") as file:
-            number = file.read().split()[0]
+        for _ in range(_NOT_YET_ASLEEP):
+            with open(f"/proc/{pid}/syscall", "rb") as file:
+                number = file.read().split()[0]
+            if number != b"running":
+                break
+            time.sleep(0.001)  # it is about to wait for our answer
         if number.isdigit() and int(number) in file_syscalls.OPEN_BY_HANDLE_AT:
             return True
         with open(f"/proc/{pid}/stat", "rb") as file:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
-from time import monotonic
+from time import monotonic, sleep
 
 from cntr.cntrfs.devfuse import ioctls, wire
 from cntr.cntrfs.devfuse.notify import notify
@@ -30,6 +31,7 @@ _SMALL = 1 << 17  # bytes that a healthy disk writes or reserves without delay
 _SLOW = 0.02  # a call that takes so many seconds means a slow disk …
 _SLOW_FOR = 30.0  # … for so many seconds
 _PIECE, _LARGEST_PIECE = 1 << 20, 16 << 20  # bytes copied by one system call
+_OVERTAKEN = 0.005  # seconds from one attempt at a lock to the next, when its holder may be closing the file
 _TURN = 0.25  # a slice of one request's copying: seconds, and at most _LONGEST_TURN bytes
 _LONGEST_TURN = 256 << 20
 
@@ -299,12 +301,28 @@ def _ioctl(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     return c.ready(c.core.files.handle(fh), lambda: c.on((nodeid,), do, answer))
 
 
+def _may_be_overtaking(c: Connection, handle: FileHandle, fh: int) -> bool:
+    """Whether the request may have come before a RELEASE that was sent first: each processor has a ring of its own."""
+    return c.replies.rings is not None and c.locks.may_be_closing(handle.node, fh)
+
+
 def _lock(c: Connection, body: memoryview, wait: bool) -> bytes | None:
     fh, owner, start, end, kind, pid, flags, _ = wire.LK_IN.unpack_from(body)
     handle, is_flock, unique = c.core.files.handle(fh), bool(flags & wire.LK_FLOCK), c.unique
     locks = c.locks_on(handle.node, wanted=True)
     if locks is c.locks:
-        return None if locks.set(unique, handle, fh, owner, start, end, kind, pid, is_flock, wait) else NO_ANSWER
+
+        def attempt(slept: None = None) -> bytes | None:
+            try:
+                return (
+                    None if locks.set(unique, handle, fh, owner, start, end, kind, pid, is_flock, wait) else NO_ANSWER
+                )
+            except BlockingIOError:
+                if not _may_be_overtaking(c, handle, fh):
+                    raise
+            return c.defer(handle.node, lambda job: sleep(_OVERTAKEN), attempt)
+
+        return attempt()
 
     def work(job: Job) -> bytes | None:
         if locks.set(unique, handle, fh, owner, start, end, kind, pid, is_flock, wait):
@@ -321,7 +339,14 @@ def _getlk(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     handle = c.core.files.handle(fh)
     locks = c.locks_on(handle.node, wanted=True)
     if locks is c.locks:
-        return locks.get(handle, fh, owner, start, end, kind, pid)
+
+        def attempt(slept: None = None) -> bytes:
+            found = locks.get(handle, fh, owner, start, end, kind, pid)
+            if wire.LK_OUT.unpack(found)[2] == fcntl.F_UNLCK or not _may_be_overtaking(c, handle, fh):
+                return found
+            return c.defer(handle.node, lambda job: sleep(_OVERTAKEN), attempt)
+
+        return attempt()
     return c.ready(
         handle, lambda: c.submit(handle.node, lambda job: locks.get(handle, fh, owner, start, end, kind, pid))
     )

@@ -204,7 +204,7 @@ def _flush(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
                     os.close(fd)
 
         return c.submit(node, close)
-    locks.flushed(node, owner)
+    locks.flushed(node, owner, fh)
     if handle is not None:
         # RELEASE arrives after close(2) has returned, and by then somebody may want to execute the file. Another
         # process that still has the open file can have it reopened.

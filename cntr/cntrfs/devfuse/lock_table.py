@@ -80,11 +80,14 @@ class Waiter:
 class FileLocks:
     """The locks on one file: owners by number, flock(2) locks by handle, and the waiters in order."""
 
-    __slots__ = ("flocks", "owners", "waiters")
+    __slots__ = ("flocks", "flushed", "owners", "waiters")
 
     def __init__(self) -> None:
         self.owners: dict[int, Owner] = {}
         self.flocks: dict[int, int] = {}
+        self.flushed: dict[
+            int, float
+        ] = {}  # when a process closed an fd of a handle, monotonic: it may have been the last
         self.waiters: list[Waiter] = []
 
     def blockers(self, waiter: Waiter) -> Iterator[int]:

@@ -15,6 +15,7 @@ import errno
 import fcntl
 import os
 import threading
+from time import monotonic
 
 from cntr.cntrfs.backing import proc_path
 from cntr.cntrfs.devfuse import wire
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 #: Errors of opening for writing after which reading is still possible: a read-only or immutable file, a running
 #: program.
 _READ_ONLY = (errno.EROFS, errno.EPERM, errno.EACCES, errno.ETXTBSY)
+_CLOSING = 0.1  # seconds from FLUSH to RELEASE at most, where rings let others overtake
 _FIRST, _LAST = 0.001, 0.05  # shortest and longest interval between attempts at a lock held outside, seconds
 
 
@@ -234,10 +236,21 @@ class Locks:
 
     # releasing
 
-    def flushed(self, node: Node, number: int) -> None:
+    def may_be_closing(self, node: Node, fh: int) -> bool:
+        """Whether the RELEASE of another handle may be on its way by another processor's ring, and with it the end of a lock."""
+        file = self._table.files.get(node.nodeid)
+        if file is None:
+            return False
+        since = monotonic() - _CLOSING
+        return any(at > since and other != fh for other, at in list(file.flushed.items()))
+
+    def flushed(self, node: Node, number: int, fh: int = 0) -> None:
         """FLUSH: the owner closed an fd of the file, and by POSIX loses all its locks on it."""
         file = self._table.files.get(node.nodeid)
-        if file is None or number not in file.owners:
+        if file is None:
+            return
+        file.flushed[fh] = monotonic()
+        if number not in file.owners:
             return
         with self._mutex:
             owner = file.owners[number]
@@ -258,6 +271,7 @@ class Locks:
             for waiter in [waiter for waiter in file.waiters if waiter.fh == fh]:
                 self._end_wait(waiter, file, errno.EBADF)  # does not happen with current kernels
             file.flocks.pop(fh, None)
+            file.flushed.pop(fh, None)
             for number, owner in list(file.owners.items()):
                 owner.handles.discard(fh)
                 if not owner.handles:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import signal
+import struct
 import subprocess
 import threading
 import time
@@ -138,6 +139,34 @@ def check_locks_of_a_forked_process(here: Path) -> None:
 
         finished(child(stranger))
         raises(BUSY, fcntl.flock, other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def check_lock_is_free_when_close_has_returned(here: Path) -> None:
+    """For who asks by another processor, too: `flock -n 9 …` twice in a row."""
+    make(here / "f", b"x" * 100)
+    processors = os.sched_getaffinity(0)
+    taken, probe = (struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 10, 0) for _ in range(2))
+    try:
+        for turn in range(60):
+            for way in ("flock", "ofd", "ask"):
+                first, second = (os.open(here / "f", os.O_RDWR) for _ in range(2))
+                os.sched_setaffinity(0, {min(processors)})
+                if way == "flock":
+                    fcntl.flock(first, fcntl.LOCK_EX)
+                else:
+                    fcntl.fcntl(first, fcntl.F_OFD_SETLK, taken)
+                os.close(first)
+                os.sched_setaffinity(0, {max(processors)})
+                if way == "flock":
+                    fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                elif way == "ofd":
+                    fcntl.fcntl(second, fcntl.F_OFD_SETLK, taken)
+                else:
+                    found = fcntl.fcntl(second, fcntl.F_OFD_GETLK, probe)
+                    equal(struct.unpack_from("h", found)[0], fcntl.F_UNLCK, f"turn {turn}")
+                os.close(second)
+    finally:
+        os.sched_setaffinity(0, processors)
 
 
 def check_killed_waiter_takes_nothing(here: Path) -> None:
