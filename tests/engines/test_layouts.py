@@ -340,7 +340,8 @@ def test_nor_where_nobody_has_imported_json():
 import sys
 from cntr.engines import store
 for text in eval(sys.stdin.read()):
-    assert "json" not in sys.modules
+    for name in [name for name in sys.modules if name.partition(".")[0] == "json"]:
+        del sys.modules[name]  # from 3.15 on the scanner imports json.decoder for its error
     try:
         store.parse(text)
     except ValueError:

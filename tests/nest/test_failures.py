@@ -46,7 +46,7 @@ def test_a_working_directory_that_is_none(tmp_path):
             container.attach("-w", "/nowhere", "--", "true")
         )
         assert "Not a directory" in one_line_and_hint(container.attach("-w", "/etc/shells", "--", "true"))
-        assert "change to directory /nowhere" in one_line_and_hint(container.exec("-w", "/nowhere", "--", "true"))
+        assert "change to the directory /nowhere" in one_line_and_hint(container.exec("-w", "/nowhere", "--", "true"))
         shared = container.attach("--share", str(tmp_path), "-w", str(tmp_path), "--", "pwd")
         assert shared.stdout == f"{tmp_path}\n"
 
