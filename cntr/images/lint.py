@@ -299,7 +299,7 @@ class _Linter:
 
     def _library_directories(self, program: Elf) -> list[str]:
         found = self.environment.get("LD_LIBRARY_PATH", "").split(":")
-        found += self._configured("etc/ld.so.conf", 0)
+        found += self._configured("etc/ld.so.conf", 0, set())
         machine = {"x86_64": "x86_64", "aarch64": "aarch64", "i386": "i386"}.get(program.machine, os.uname().machine)
         for triplet in (f"{machine}-linux-gnu", f"{machine}-linux-musl"):
             found += [f"/lib/{triplet}", f"/usr/lib/{triplet}", f"/usr/local/lib/{triplet}"]
@@ -316,13 +316,16 @@ class _Linter:
         except OSError:
             return ""
 
-    def _configured(self, path: str, depth: int) -> list[str]:
+    def _configured(self, path: str, depth: int, seen: set[str]) -> list[str]:
         """The directories in ld.so.conf(5) and its includes."""
         found = []
         for line in self._text(path).splitlines():
             line = line.partition("#")[0].strip()
             if line.startswith("include ") and depth < 4:
                 directory = os.path.dirname(line[8:].strip())
+                if directory in seen:  # they may include each other, as often as they like
+                    continue
+                seen.add(directory)
                 try:
                     fd = self._open(directory, os.O_RDONLY | os.O_DIRECTORY)
                 except OSError:
@@ -332,7 +335,7 @@ class _Linter:
                 finally:
                     os.close(fd)
                 for name in names:
-                    found += self._configured(f"{directory}/{name}", depth + 1)
+                    found += self._configured(f"{directory}/{name}", depth + 1, seen)
             elif line.startswith("/"):
                 found.append(line)
         return found

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from cntr.images.elf import Elf, NotElf
-from cntr.images.lint import ROOT, CommandUser, lint
+from cntr.images.lint import ROOT, CommandUser, _Linter, lint
 from testkit.elf import greedy_program, static_program
 
 PATH = {"PATH": "/bin:/usr/bin"}
@@ -243,3 +243,17 @@ def test_a_small_file_that_needs_a_million_libraries_is_said_to(root):
     assert lines(root, "/app/start") == ["/app/start: an ELF file that needs more libraries than any"]
     with open(root / "app/start", "rb") as stream, pytest.raises(NotElf, match="more libraries"):
         Elf(stream.fileno())
+
+
+def test_configurations_that_include_each_other_are_read_once(root):
+    """Sixty-four files, each of which includes all of them, and those again: four deep, sixteen million."""
+    (root / "etc/ld.so.conf.d").mkdir(parents=True)
+    for number in range(64):
+        (root / f"etc/ld.so.conf.d/{number}.conf").write_text(f"include /etc/ld.so.conf.d/*.conf\n/x{number}\n")
+    (root / "etc/ld.so.conf").write_text("include /etc/ld.so.conf.d/*.conf\n" * 9)
+    fd = os.open(root, os.O_PATH)
+    try:
+        linter = _Linter(fd, {}, "/", ROOT)
+        assert sorted(linter._configured("etc/ld.so.conf", 0, set())) == sorted(f"/x{number}" for number in range(64))
+    finally:
+        os.close(fd)

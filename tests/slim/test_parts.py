@@ -512,6 +512,17 @@ def test_a_small_file_that_needs_a_million_libraries_costs_little(tmp_path):
     assert max(map(len, [*found.needed, *found.paths])) == 4096
 
 
+def test_configurations_that_include_each_other_are_read_once(tmp_path):
+    files = {
+        f"/etc/ld.so.conf.d/{number}.conf": f"include /etc/ld.so.conf.d/*.conf\n/x{number}\n" for number in range(64)
+    }
+    tree = trees.make(tmp_path, {**files, "/etc/ld.so.conf": "include /etc/ld.so.conf.d/*.conf\n" * 9})
+    try:
+        assert len(elf._configured(tree, "/etc/ld.so.conf", 0, set())) == 64
+    finally:
+        tree.close()
+
+
 def test_what_the_linker_needs_of_a_real_program(tmp_path):
     tree = trees.make(tmp_path, {"/true": pathlib.Path("/bin/true").resolve().read_bytes()})
     try:

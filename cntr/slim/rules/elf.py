@@ -102,7 +102,7 @@ def directories(context: Context) -> list[str]:
 
     def make() -> list[str]:
         found = context.environment().get("LD_LIBRARY_PATH", "").split(":")
-        found += _configured(context.tree, "/etc/ld.so.conf", 0)
+        found += _configured(context.tree, "/etc/ld.so.conf", 0, set())
         found += [
             part
             for text in ("/etc/ld-musl-x86_64.path", "/etc/ld-musl-aarch64.path")
@@ -121,7 +121,7 @@ def directories(context: Context) -> list[str]:
     return context.once("elf directories", make)  # type: ignore[no-any-return]
 
 
-def _configured(tree: Tree, path: str, depth: int) -> list[str]:
+def _configured(tree: Tree, path: str, depth: int, seen: set[str]) -> list[str]:
     """The directories in an ld.so.conf(5) and its includes."""
     import fnmatch
 
@@ -129,11 +129,14 @@ def _configured(tree: Tree, path: str, depth: int) -> list[str]:
     for raw in tree.text(path).splitlines():
         line = raw.partition("#")[0].strip()
         if line.startswith("include ") and depth < 4:
-            pattern = line.split(None, 1)[1]
+            pattern = line[8:].strip()
+            if pattern in seen:  # they may include each other, as often as they like
+                continue
+            seen.add(pattern)
             real, _ = tree.resolve(pattern.rpartition("/")[0] or "/etc")
             for one in sorted(tree.children(real)) if real else ():
                 if fnmatch.fnmatchcase(one.rpartition("/")[2], pattern.rpartition("/")[2]):
-                    found += _configured(tree, one, depth + 1)
+                    found += _configured(tree, one, depth + 1, seen)
         elif line.startswith("/"):
             found.append(line)
     return found
