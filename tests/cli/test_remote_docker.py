@@ -65,7 +65,7 @@ def test_what_is_nowhere_is_said_by_whom_was_asked(run):
     done = run("attach", "no-such")
     assert done.returncode == 125
     note, error, hint = done.stderr.splitlines()
-    assert "no-such is looked for on ssh://worker@far" in note
+    assert "no-such is looked up on ssh://worker@far" in note
     assert (error[:14], hint[:6]) == ("cntr: no-such:", "hint: ")
     done = run("attach", "podman:no-such")  # of this machine, as it is said
     assert (done.returncode, "looked up on" in done.stderr) == (125, False)

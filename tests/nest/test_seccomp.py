@@ -292,7 +292,7 @@ def test_who_may_not_read_filters_is_told_why(how, said):
             check=False,
         )
         assert said in done.stderr, done
-        assert "CntrError: web: its seccomp filter can't be taken over" in done.stderr
+        assert "CntrError: web: its seccomp filter cannot be taken over" in done.stderr
 
 
 def test_a_filter_that_asks_a_listener_is_known():
