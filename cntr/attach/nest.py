@@ -98,7 +98,7 @@ class Nest:
         self.graft_kernel_filesystems()
         for share in self.shares:
             share.mount(self.progress, self.private.tree_fd if self.entrance.is_view else -1)
-        self.private.shares = [share.path for share in self.shares]
+        self.private.let_through([share.path for share in self.shares])
         self.forbid_set_id()
         os.chdir("/")
         return notes + [share.note for share in self.shares if share.note]

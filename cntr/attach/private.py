@@ -45,9 +45,8 @@ class Private:
         self.shares: list[str] = []
         attributes = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
         self.tree_fd = syscalls.new_filesystem("tmpfs", {"mode": "755", "size": "25%", "nr_inodes": "200k"}, attributes)
-        for name, path, mode in DIRECTORIES:
-            # Unless it is the session's home, /root holds nothing but shares.
-            self._directory(name, 0o755 if path == "/root" != home else mode)
+        for name, _, mode in DIRECTORIES:
+            self._directory(name, mode)
         for name, mode in (
             ("run", 0o755),
             (INFORMATION, 0o755),
@@ -128,6 +127,12 @@ class Private:
 
     def _clone(self, name: str) -> int:
         return syscalls.open_tree(self.tree_fd, name, syscalls.OPEN_TREE_CLONE)
+
+    def let_through(self, shares: list[str]) -> None:
+        """Let the session's user pass /root to what is shared from there. shares: their paths."""
+        self.shares = shares
+        if self.home != "/root" and any(path.startswith("/root/") for path in shares):
+            os.chmod("root", 0o711, dir_fd=self.tree_fd)
 
     def left_files(self) -> list[str]:
         """Paths of the first few files that a session has left in its /tmp and its home, without dot files."""

@@ -76,7 +76,7 @@ SECCOMP = Step(
 LABEL = Step("take on the container's security label", "--privileged keeps the host's label")
 TERMINAL = Step("set up the terminal")
 DIRECTORY = Step("change to directory", "-w takes a directory of the session; the container is at /var/lib/cntr")
-OWN_DIRECTORY = Step("change to the directory", "-w takes a directory of the container's")
+OWN_DIRECTORY = Step("change to the container's directory", "-w takes a directory of the container's")
 RUN = Step(
     "run",
     "is it an executable of this machine's kind?",

@@ -46,7 +46,9 @@ def test_a_working_directory_that_is_none(tmp_path):
             container.attach("-w", "/nowhere", "--", "true")
         )
         assert "Not a directory" in one_line_and_hint(container.attach("-w", "/etc/shells", "--", "true"))
-        assert "change to the directory /nowhere" in one_line_and_hint(container.exec("-w", "/nowhere", "--", "true"))
+        own = container.exec("-w", "/nowhere", "--", "true")
+        assert "change to the container's directory /nowhere" in one_line_and_hint(own)
+        assert "-w takes a directory of the container's" in own.stderr
         shared = container.attach("--share", str(tmp_path), "-w", str(tmp_path), "--", "pwd")
         assert shared.stdout == f"{tmp_path}\n"
 
@@ -81,14 +83,16 @@ def test_cgroup_files_that_cannot_be_opened(cgroups):  # noqa: F811
 
 
 def test_a_limit_on_processes_in_the_containers_cgroup(cgroups):  # noqa: F811
-    """The command itself is there; what it cannot start is its own affair, and the session ends cleanly."""
+    """A session stays outside. exec's command is there; what it cannot start is its own affair, and it ends cleanly."""
     limit = [pathlib.Path(path, "pids.max") for path in cgroups if os.path.exists(f"{path}/pids.max")]
     if not limit:
         pytest.skip("no pids controller here")
     with BusyboxContainer(cgroups=cgroups) as container:
         limit[0].write_text("3")  # the container's own process, the reaper, the command
-        assert container.attach("--", "true").returncode == 0
-        done = container.attach("--", "sh", "-c", "cat /proc/1/comm; echo status $?")
+        script = ["--", "sh", "-c", "cat /proc/1/comm; echo status $?"]
+        assert container.attach(*script).stdout == "app\nstatus 0\n"
+        assert container.exec("--", "true").returncode == 0
+        done = container.exec(*script)
         assert "app" not in done.stdout
         assert "Traceback" not in done.stderr
 
