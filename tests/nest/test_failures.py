@@ -54,8 +54,9 @@ def test_a_working_directory_that_is_none(tmp_path):
 
 
 def test_a_working_directory_that_the_user_may_not_enter():
-    with BusyboxContainer() as container:
-        flags = ["--user", "4711", "-w", "/root"]
+    with BusyboxContainer(files={"/closed/file": ""}) as container:
+        (pathlib.Path(f"/proc/{container.pid}/root") / "closed").chmod(0o700)
+        flags = ["--user", "4711", "-w", "/var/lib/cntr/closed"]
         assert "Permission denied" in one_line_and_hint(container.attach(*flags, "--", "true"))
 
 
