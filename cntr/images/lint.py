@@ -50,7 +50,10 @@ class _Linter:
 
     def __init__(self, root: int, environment: dict[str, str], directory: str, user: CommandUser) -> None:
         self.root, self.environment, self.directory, self.user = root, environment, directory, user
-        self.path = environment.get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").split(":")
+        self.path = environment.get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").split(":")[
+            :PATHS
+        ]
+        self.scripts = 0  # looked at: one may lead to itself by env(1)
 
     def lint(self, argv: list[str]) -> list[str]:
         if not argv:
@@ -142,7 +145,9 @@ class _Linter:
         if depth and not name.startswith("/"):  # an interpreter is not looked for in PATH (execve(2))
             path = f"{self.directory.rstrip('/')}/{name}"
         if not path:
-            return [f"{name or repr(name)}: not found in PATH ({':'.join(self.path)}){mistakes.of_word(name)}"]
+            return [
+                f"{name or repr(name)}: not found in PATH ({':'.join(self.path)[: LINE * 4]}){mistakes.of_word(name)}"
+            ]
         status = self._status(path)
         if status is None:
             return [f"{path}: not found{mistakes.of_word(name) or self._why_not(path)}"]
@@ -228,7 +233,8 @@ class _Linter:
         words = os.fsdecode(line[2:]).split(None, 1)
         if not words:
             return [f"{path}: #! without an interpreter"]
-        if depth >= LINKS:
+        self.scripts += 1
+        if depth >= LINKS or self.scripts > 2 * LINKS:
             return [f"{path}: an interpreter that is a script, too often"]
         interpreter, argument = words[0], (words[1].strip() if len(words) > 1 else "")
         found = [f"{path}: its interpreter: {one}" for one in self._program(interpreter, depth + 1)]

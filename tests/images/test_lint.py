@@ -257,3 +257,12 @@ def test_configurations_that_include_each_other_are_read_once(root):
         assert sorted(linter._configured("etc/ld.so.conf", 0, set())) == sorted(f"/x{number}" for number in range(64))
     finally:
         os.close(fd)
+
+
+def test_a_script_that_env_leads_back_to_and_a_path_without_end(root):
+    program(root / "usr/bin/env", static_program())
+    program(root / "app/start", b"#!/usr/bin/env -S start\n")
+    (line,) = lines(root, "/app/start", PATH="/app:/usr/bin")
+    assert line.endswith("an interpreter that is a script, too often")
+    (line,) = lines(root, "nothing", PATH=":".join(["/x"] * 1_000_000))
+    assert len(line) < 5000
