@@ -79,7 +79,7 @@ class Source:
         self.listener.listen(BACKLOG)
 
 
-class Brought:
+class SessionSockets:
     """All sockets of a session; variables: the environment that names them. ``start`` forks the process behind them."""
 
     def __init__(self, request: Request, target: Target, private: Private, user: tuple[int, int, int, str]) -> None:

@@ -241,7 +241,7 @@ class Prepared:
         from cntr.attach import user_sockets
 
         user = (self.user.uid, self.uid, self.gid, self.home)
-        brought = user_sockets.Brought(request, self.target, private, user)
+        brought = user_sockets.SessionSockets(request, self.target, private, user)
         self.fds.closers.append(brought.close)
         brought.start()
         return brought.variables

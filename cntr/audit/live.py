@@ -24,7 +24,7 @@ CAP_SYS_ADMIN = 1 << 21
 PATIENCE_SECONDS = 8.0  # for a session that was told to end: its command gets two seconds
 
 
-class Live:
+class RunningSession:
     """A session: its process, whose that is, and the fields of its record. start: of the process (proc(5), field 22)."""
 
     __slots__ = ("fields", "pid", "start", "uid")
@@ -54,7 +54,7 @@ class Live:
         return f"{self.text('container.runtime')}:{name}" if name else self.text("cntr.target")
 
 
-def sessions() -> list[Live]:
+def sessions() -> list[RunningSession]:
     """The sessions on this machine that the caller may see, oldest first: root sees all, others see their own."""
     place = _memfds_mount()
     found = []
@@ -82,7 +82,7 @@ def begun_in() -> dict[str, object]:
     return {}
 
 
-def end(id: str, number: int) -> Live:
+def end(id: str, number: int) -> RunningSession:
     """End the session whose id begins with ID, as a hang-up would; return it when it has ended. Raises CntrError.
 
     number: the signal by which its supervisor is told.
@@ -118,7 +118,7 @@ def end(id: str, number: int) -> Live:
     return one
 
 
-def _session(pid: int, place: str) -> Live | None:
+def _session(pid: int, place: str) -> RunningSession | None:
     """The session that a process runs, None for none. It has one memfd of that name: a user's may have a million."""
     directory = f"/proc/{pid}"
     try:
@@ -131,7 +131,7 @@ def _session(pid: int, place: str) -> Live | None:
             start = procfs.start_time(procfs.read(f"{directory}/stat"))
             uid = status["Uid"].split()[0]
             is_one = isinstance(fields, dict) and fields.get("user.id") == uid and _is_ours(pid, status)
-            return Live(pid, start, int(uid), fields) if is_one else None
+            return RunningSession(pid, start, int(uid), fields) if is_one else None
     except (OSError, ValueError, KeyError, RecursionError):
         return None  # it has ended, belongs to another user, or has an unknown description
     return None

@@ -21,7 +21,7 @@ from cntr.cntrfs.options import Options, connection_options
 from cntr.cntrfs.watchdog import Watchdog, find_device, mountpoints_of
 from cntr.errors import CntrError, with_sudo
 from cntr.linux import syscalls
-from cntr.linux.process import let_go_of_stdio
+from cntr.linux.process import replace_stdio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def _in_background(manager: _Manager, reader: int, writer: int) -> NoReturn:
         os.chdir("/")
 
         def ready() -> None:
-            let_go_of_stdio()
+            replace_stdio()
             os.write(writer, b"ready")
             os.close(writer)
 
@@ -332,7 +332,7 @@ class _Manager:
 
             def ready() -> None:
                 if background:
-                    let_go_of_stdio()
+                    replace_stdio()
                 os.write(ready_writer, b"x")
                 os.close(ready_writer)
 

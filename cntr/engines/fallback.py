@@ -29,7 +29,7 @@ SHIMS = ("containerd-shim-runc-v2", "containerd-shim-runc-v1", "containerd-shim"
 KUBERNETES_LABELS = ("pod.namespace", "pod.name", "container.name")
 
 
-class Cli:
+class EngineCommand:
     """A row: the engine, its command, whether running it can add anything, and the generator that uses it to find a
     name.
     """
@@ -160,10 +160,10 @@ def _containerd() -> bool:
 
 
 CLIS = (
-    Cli("docker", "docker", docker.is_behind_local_tcp, _docker),
-    Cli("podman", "podman", _libpod, _podman),
-    Cli("k8s", "crictl", lambda: _shim("k8s.io") or _conmon(crio=True), _crictl),
-    Cli("containerd", "ctr", _containerd, _ctr),
+    EngineCommand("docker", "docker", docker.is_behind_local_tcp, _docker),
+    EngineCommand("podman", "podman", _libpod, _podman),
+    EngineCommand("k8s", "crictl", lambda: _shim("k8s.io") or _conmon(crio=True), _crictl),
+    EngineCommand("containerd", "ctr", _containerd, _ctr),
 )
 
 
@@ -172,7 +172,7 @@ class Dialogue:
 
     __slots__ = ("cli", "commands", "found", "refused", "running", "talk")
 
-    def __init__(self, cli: Cli, talk: Talk) -> None:
+    def __init__(self, cli: EngineCommand, talk: Talk) -> None:
         self.cli, self.talk = cli, talk
         self.found: list[Container] = []
         self.commands: list[Invocation] = []

@@ -31,7 +31,7 @@ FIELDS = 8  # kind, engine, name or message, pid, id, image, state, start time
 POLLIN, SIGKILL = 1, 9
 
 
-class Asked:
+class UserQuery:
     """A user's process: its uid, its pid, and the pipe from it."""
 
     __slots__ = ("chunks", "fd", "late", "pid", "size", "uid")
@@ -88,7 +88,7 @@ def who(monitors: bool) -> list[int]:
     return [uid for uid in found if uid > 0][:MOST_USERS]
 
 
-def start(users: list[int], answer: Callable[[], bytes]) -> list[Asked]:
+def start(users: list[int], answer: Callable[[], bytes]) -> list[UserQuery]:
     """Start a process for each of USERS that writes the result of ANSWER. Everything ANSWER imports must be loaded."""
     import resource
 
@@ -98,7 +98,7 @@ def start(users: list[int], answer: Callable[[], bytes]) -> list[Asked]:
         pid = os.fork()
         if pid:
             os.close(writing)
-            asked.append(Asked(uid, pid, reading))
+            asked.append(UserQuery(uid, pid, reading))
             continue
         try:
             _become(uid, writing, resource)
@@ -159,7 +159,7 @@ def _short(text: str) -> str:
     return text.replace("\0", "")[:MOST_TEXT]
 
 
-def listen(asked: list[Asked], deadline: float) -> list[tuple[Asked, bytes]]:
+def listen(asked: list[UserQuery], deadline: float) -> list[tuple[UserQuery, bytes]]:
     """What each process has written by DEADLINE. All are then ended; an unfinished one is late."""
     import select
 
@@ -174,7 +174,7 @@ def listen(asked: list[Asked], deadline: float) -> list[tuple[Asked, bytes]]:
     return [(one, one.end()) for one in asked]
 
 
-def hear(asked: list[Asked], deadline: float) -> list[tuple[int, list[str]]]:
+def hear(asked: list[UserQuery], deadline: float) -> list[tuple[int, list[str]]]:
     """(uid, fields of a line) for everything that the users' processes have written by DEADLINE."""
     lines = []
     for one, answer in listen(asked, deadline):

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from typing import Union
 
     from cntr.forward.loop import Loop, Timer
-    from cntr.forward.sides import Answer, Here, There
+    from cntr.forward.sides import Answer, ContainerSide, HostSide
     from cntr.forward.spec import Forward
 
-    Side = Union[Here, There]
+    Side = Union[HostSide, ContainerSide]
 
 CONNECT_SECONDS = 10.0
 AWAY_SECONDS = 60.0  # how long a connection waits for a container that is being restarted

@@ -34,7 +34,7 @@ FIRST_PAUSE, LAST_PAUSE = 0.02, 1.0  # between two lookups of a container that h
 PR_SET_PDEATHSIG_KILL = int(signal.SIGKILL)
 
 
-class Wanted:
+class WantedContainer:
     """The container to find. engine, owner: once it was found, it is looked up only there and as that user's; "" and -1
     before.
     """
@@ -48,7 +48,7 @@ class Wanted:
         self.target, self.paths, self.session, self.engine, self.owner = target, paths, session, "", -1
 
 
-def run(wanted: Wanted, control: socket.socket) -> None:
+def run(wanted: WantedContainer, control: socket.socket) -> None:
     """Run the child; never returns."""
     try:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, PR_SET_PDEATHSIG_KILL)
@@ -72,7 +72,7 @@ def run(wanted: Wanted, control: socket.socket) -> None:
         os._exit(0)
 
 
-def _find(wanted: Wanted, control: socket.socket) -> tuple[Target, list[str]]:
+def _find(wanted: WantedContainer, control: socket.socket) -> tuple[Target, list[str]]:
     """Find the container; one that was there before is waited for. Raises CntrError, OSError."""
     pause = FIRST_PAUSE
     while True:

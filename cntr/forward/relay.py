@@ -16,9 +16,9 @@ from cntr.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CntrError, printabl
 from cntr.forward import listening, stream
 from cntr.forward.datagrams import MOST, Datagrams
 from cntr.forward.dial import STARTING_SECONDS, Listener, Quota, why
-from cntr.forward.dialer import Wanted
+from cntr.forward.dialer import WantedContainer
 from cntr.forward.loop import Loop
-from cntr.forward.sides import Here, There
+from cntr.forward.sides import ContainerSide, HostSide
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def run(target: str, forwards: list[Forward], argv: list[str], tell: Tell, sessi
     _raise_limit(limits)
     watch = SignalFile()
     relay = Relay(
-        Wanted(
+        WantedContainer(
             target, paths=any((one.listen if one.reverse else one.connect).is_file for one in forwards), session=session
         ),
         forwards,
@@ -79,7 +79,7 @@ class Relay:
 
     def __init__(
         self,
-        wanted: Wanted,
+        wanted: WantedContainer,
         forwards: list[Forward],
         argv: list[str],
         tell: Tell,
@@ -87,8 +87,8 @@ class Relay:
         limits: tuple[int, int],
     ) -> None:
         self.forwards, self.argv, self.tell, self.watch, self.limits = forwards, argv, tell, watch, limits
-        self.loop, self.pipes, self.here = Loop(), stream.Pipes(), Here()
-        self.there = There(self.loop, wanted, self)
+        self.loop, self.pipes, self.here = Loop(), stream.Pipes(), HostSide()
+        self.there = ContainerSide(self.loop, wanted, self)
         self.listeners: dict[Forward, Listener | Datagrams] = {}
         self.begun: set[Forward] = set()  # those that have listened once
         self.command = 0
@@ -145,7 +145,7 @@ class Relay:
 
     def _open(self, forward: Forward) -> None:
         """Start listening; in the container the dialer makes the socket."""
-        side: Here | There = self.there if forward.reverse else self.here
+        side: HostSide | ContainerSide = self.there if forward.reverse else self.here
         endpoint = forward.listen
 
         def made(answer: Answer) -> None:
@@ -188,7 +188,7 @@ class Relay:
             self._open(forward)
 
     def _listens(self, forward: Forward, made: socket.socket) -> None:
-        far_side: Here | There = self.here if forward.reverse else self.there
+        far_side: HostSide | ContainerSide = self.here if forward.reverse else self.there
         listener: Listener | Datagrams
         if forward.udp:
             listener = Datagrams(self.loop, made, forward, far_side)
@@ -319,7 +319,7 @@ class Relay:
             os.waitpid(self.command, 0)
 
 
-def _not_listening(forward: Forward, there: There, number: int) -> tuple[str, str]:
+def _not_listening(forward: Forward, there: ContainerSide, number: int) -> tuple[str, str]:
     """The error message and the hint for a failure to listen."""
     listen = printable(forward.texts(there.label)[0])
     where = there.label if forward.reverse else "this machine"

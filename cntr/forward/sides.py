@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Answer = Union[socket.socket, OSError, str]
     Done = Callable[[Answer], object]
 
-    class Told(Protocol):
+    class ContainerEvents(Protocol):
         """Callbacks about the container."""
 
         def up(self, notes: list[str]) -> object:
@@ -45,7 +45,7 @@ class Gone(OSError):
     """The container is not running at the moment."""
 
 
-class Here:
+class HostSide:
     """This machine's side."""
 
     is_up, is_young = True, False
@@ -91,10 +91,10 @@ class Here:
         self.made = []
 
 
-class There:
+class ContainerSide:
     """The container's side, through a child (``dialer``), which is replaced when it ends."""
 
-    def __init__(self, loop: Loop, wanted: dialer.Wanted, told: Told) -> None:
+    def __init__(self, loop: Loop, wanted: dialer.WantedContainer, told: ContainerEvents) -> None:
         """told: gets the callbacks. Nothing is started yet."""
         self.loop, self.wanted, self.told = loop, wanted, told
         self.label, self.pid, self.host_network, self.failed = wanted.target, 0, False, ""

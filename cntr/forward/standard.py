@@ -13,9 +13,9 @@ import time
 from cntr.attach.signals import END
 from cntr.errors import CntrError, printable
 from cntr.forward.dial import CONNECT_SECONDS, why
-from cntr.forward.dialer import Wanted
+from cntr.forward.dialer import WantedContainer
 from cntr.forward.loop import Loop
-from cntr.forward.sides import There
+from cntr.forward.sides import ContainerSide
 from cntr.forward.spec import Endpoint
 
 TYPE_CHECKING = False
@@ -32,7 +32,7 @@ def run(target: str, endpoint: Endpoint, session: Session | None = None) -> int:
     if session:
         _end_in_order(session)
     loop = Loop()
-    there = There(loop, Wanted(target, paths=endpoint.is_file, session=session), _Told())
+    there = ContainerSide(loop, WantedContainer(target, paths=endpoint.is_file, session=session), _Events())
     try:
         there.start()
         while not there.is_up:
@@ -59,7 +59,7 @@ def _end_in_order(session: Session) -> None:
         signal.signal(number, end)
 
 
-class _Told:
+class _Events:
     """Ignores the callbacks: the container must be there once, and its end shows in the connection."""
 
     def up(self, notes: list[str]) -> None:
@@ -69,7 +69,7 @@ class _Told:
         """Does nothing."""
 
 
-def _connect(loop: Loop, there: There, endpoint: Endpoint) -> socket.socket:
+def _connect(loop: Loop, there: ContainerSide, endpoint: Endpoint) -> socket.socket:
     """Return the connection. Raises CntrError."""
     number = errno.ECONNREFUSED
     for family, address in endpoint.addresses():

@@ -28,7 +28,7 @@ from cntr.linux import procfs
 DIRECTORY = "/var/cache/cntr"
 
 
-class Held:
+class HeldTree:
     """A tree in use: ``path`` is its root directory; ``close`` releases it."""
 
     def __init__(self, path: str, lock: int, config: dict[str, object]) -> None:
@@ -95,7 +95,7 @@ def chain_ids(image: Image) -> list[str]:
     return found
 
 
-def open_tree(image: Image, limits: Limits | None = None) -> Held:
+def open_tree(image: Image, limits: Limits | None = None) -> HeldTree:
     """The image's tree, unpacked first if necessary. Raises CntrError, OSError (the disk is full)."""
     path = directory()
     chains = chain_ids(image)
@@ -111,7 +111,7 @@ def open_tree(image: Image, limits: Limits | None = None) -> Held:
     except BaseException:
         os.close(lock)
         raise
-    return Held(f"{path}/trees/{chains[-1]}", lock, image.config)
+    return HeldTree(f"{path}/trees/{chains[-1]}", lock, image.config)
 
 
 def _lock(path: str, chain: str, how: int) -> int:

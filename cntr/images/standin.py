@@ -235,7 +235,7 @@ class StandIn:
         for fd in {self._alive, self._lock} - {-1}:
             os.close(fd)
         os.setsid()
-        _be_killed_as(made.oom_score_adj)
+        _copy_oom_score(made.oom_score_adj)
         if self._cgroup:
             room.step = "join its cgroup"
             self._cgroup.join()
@@ -316,7 +316,7 @@ class StandIn:
         self.blueprint.close()
 
 
-def _be_killed_as(score: int) -> None:
+def _copy_oom_score(score: int) -> None:
     """Set oom_score_adj to the container's (proc_pid_oom_score_adj(5)); lowering it needs CAP_SYS_RESOURCE."""
     try:
         write("/proc/self/oom_score_adj", str(max(-1000, min(score, 1000))))

@@ -69,7 +69,7 @@ def wipe_command_line(memory: tuple[int, int, int, int], name: bytes = b"cntr") 
         _libc.memcpy(_ulong(start), kept, _ulong(len(kept)))
 
 
-def let_go_of_stdio() -> None:
+def replace_stdio() -> None:
     """Replace fds 0, 1 and 2 by /dev/null: a reader of our output (a pipe, ssh) waits until the last copy is closed."""
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):

@@ -371,7 +371,7 @@ DEFENCES: dict[str, tuple[str, Callable[[Scene], bool]]] = {
         deputy,
     ),
     "the display's abstract name is nobody's": (
-        "import cntr.attach.user_sockets as m; m.Brought._free_display = lambda self: 10",
+        "import cntr.attach.user_sockets as m; m.SessionSockets._free_display = lambda self: 10",
         displays,
     ),
     "a path of the container's is resolved below its root": (

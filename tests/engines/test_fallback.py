@@ -168,7 +168,7 @@ def directory(monkeypatch):
 @pytest.fixture
 def always(monkeypatch):
     """Podman's and containerd's commands are asked whether anything of theirs runs or not."""
-    rows = [fallback.Cli(row.engine, row.program, lambda: True, row.talk) for row in fallback.CLIS]
+    rows = [fallback.EngineCommand(row.engine, row.program, lambda: True, row.talk) for row in fallback.CLIS]
     monkeypatch.setattr(fallback, "CLIS", [row for row in rows if row.engine in ("podman", "containerd")])
 
 

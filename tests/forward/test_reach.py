@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from cntr.forward import sides
-from cntr.forward.dialer import Wanted
+from cntr.forward.dialer import WantedContainer
 from cntr.forward.loop import Loop
 from cntr.linux import syscalls
 from testkit.container import NAMESPACES, SlimContainer
@@ -132,7 +132,7 @@ def test_a_side_that_does_not_answer_is_given_up(monkeypatch):
     monkeypatch.setattr(sides, "ANSWER_SECONDS", 0.2)
     heard: list[Any] = []
 
-    class Told:
+    class ContainerEvents:
         def up(self, notes: list[str]) -> None:
             heard.append("up")
 
@@ -141,7 +141,7 @@ def test_a_side_that_does_not_answer_is_given_up(monkeypatch):
 
     with web() as served:
         loop = Loop()
-        there = sides.There(loop, Wanted(served.target, paths=True), Told())
+        there = sides.ContainerSide(loop, WantedContainer(served.target, paths=True), ContainerEvents())
         try:
             there.start()
             while heard != ["up"]:

@@ -174,18 +174,19 @@ TWICE = frozenset(
 # The kernel's, the engines', the file formats' words, and those that programs are made of everywhere.
 COMMON = frozenset(
     """
-    accesses ambiguous answer archive asked attributes authentication backing blob bounded brought caller cgroup changes channel
-    cache choices cli cluster cntr command compare compressed connection console container containerd context core credentials datagrams
-    devices dial dialogue difference directory disk elf endpoint entry error exec exercise failed fds file files filter finding flow
-    forward found fsetid function fuse gone gzip handle handler heartbeat held helper here host http id idle image in incoming input
-    interrupted invocation job join kind known layer layout level library limits linter listener live lock locked locks long loop
-    malformed manager members membership memory meta metadata module mount mounted mounts names namespace node not open opener opening
-    operation operations option options ordinary outcome outgoing output own owner owners package parsed partial parts passthrough
-    peer pipes plain pod policy private progress protocol pty pump queue quota raised raw reader reason receiver recorder records refused
-    remote replaced replies report request root row rule run running runtime screen seeking sender served server service session settings
-    setup signal slim source ssh state stdio stop stopped store stream streams strict subcommand table target task tell term terminal
-    there ticker timer told toml tools trace traced tree unpacked usage user verified view waiter wanted watch watched without work
-    workers xattrs zstd stack idler pointer recorded signals answered
+    accesses ambiguous answer answered archive asked attributes authentication backing blob bounded cache caller cgroup changes
+    channel choices cluster cntr command compare compressed connection console container containerd context core credentials
+    datagrams devices dial dialogue difference directory disk elf endpoint engine entry error events exec exercise failed fds
+    file files filter finding flow forward found fsetid function fuse gone gzip handle handler heartbeat held helper host http
+    id idle idler image in incoming input interrupted invocation job join kind known layer layout level library limits linter
+    listener live lock locked locks long loop malformed manager members membership memory meta metadata module mount mounted
+    mounts names namespace node not open opener opening operation operations option options ordinary outcome outgoing output own
+    owner owners package parsed partial parts passthrough peer pipes plain pod pointer policy private progress protocol pty pump
+    query queue quota raised raw reader reason receiver recorded recorder records refused remote replaced replies report request
+    root row rule run running runtime screen seeking sender served server service session settings setup side signal signals
+    slim sockets source ssh stack state stdio stop stopped store stream streams strict subcommand table target task tell term
+    terminal there ticker timer toml tools trace traced tree unpacked usage user verified view waiter wanted watch watched
+    without work workers xattrs zstd
     """.split()
 )
 
