@@ -90,6 +90,9 @@ class Launcher:
 
     def _launch(self) -> None:
         target = self.identity.target
+        signal.pthread_sigmask(
+            signal.SIG_BLOCK, signal.valid_signals()
+        )  # the container may send the reaper any, from its birth on
         self.progress.now = steps.NAMESPACES
         namespaces.join(target.namespaces, "net", "ipc", "uts", "time")
         if self.root:
@@ -141,7 +144,6 @@ class Launcher:
         """Run the reaper: fork the command, collect its orphans, and end with the last of them or with the monitor."""
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
         syscalls.set_process_name(remains.REAPER)
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         if not os.read(
             self.life_read, 1
         ):  # wait for the launcher to end: it counts against the container's limit on processes
@@ -189,6 +191,8 @@ class Launcher:
                 os.dup2(fd, number)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these two, and exec would pass that on
             signal.signal(number, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # anybody in the container may send it
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         # Close-on-exec would be too late: execve(2) and chdir(2) follow links, and /proc/self/fd/N/.. would lead to
         # open directories.
         close_all_but(self.channel.reports_write)

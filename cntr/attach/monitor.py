@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 PATIENCE_SECONDS = 5.0  # how long to wait for killed processes to go; a frozen or hung one takes longer
 STEP_SECONDS = 0.01
 LOOK_SECONDS = 1.0  # between checks whether the reaper was stopped
+DEAF_LOOKS = 2  # checks in which a command that was asked to end could not handle any signal
+ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
 
 class Monitor:
@@ -40,6 +42,7 @@ class Monitor:
     __slots__ = (
         "channel",
         "command",
+        "deaf",
         "identity",
         "in_order",
         "left_files",
@@ -64,6 +67,7 @@ class Monitor:
         self.nest, self.identity, self.command, self.channel = nest, identity, command, channel
         self.progress, self.left_files, self.null_fd, self.reaper = nest.progress, left_files, null_fd, 0
         self.stdio, self.in_order = stdio, False
+        self.deaf = 0  # checks since the command was asked to end, 0 if it was not
 
     def run(self) -> None:
         """Run the monitor; never returns."""
@@ -143,6 +147,8 @@ class Monitor:
         try:
             while True:
                 ready = poll.poll(LOOK_SECONDS * 1000)
+                if not ready and self._is_deaf():
+                    return 1
                 if not ready and remains.is_stopped(self.identity.proc_fd, self.reaper):
                     remains.kill(
                         self.identity.proc_fd, str(self.reaper), signal.SIGCONT
@@ -175,10 +181,23 @@ class Monitor:
 
     def _signal(self, number: int) -> None:
         """Pass a signal on to the command, which is the reaper's first child."""
+        if number in ENDING and not self.deaf:
+            self.deaf = 1
         children = remains.descendants(self.identity.proc_fd, self.reaper)
         remains.kill(self.identity.proc_fd, str(self.reaper), signal.SIGCONT)
         if children:
             remains.kill(self.identity.proc_fd, children[0], number)
+
+    def _is_deaf(self) -> bool:
+        """Whether the command was asked to end and can't hear it: stopped, waiting for what never answers, or not even begun."""
+        if not self.deaf:
+            return False
+        children = remains.descendants(self.identity.proc_fd, self.reaper)
+        if children and not remains.is_stopped(self.identity.proc_fd, children[0], b"TD"):
+            self.deaf = 0  # it goes on as it likes
+            return False
+        self.deaf += 1
+        return self.deaf > DEAF_LOOKS
 
     def _report_end(self, status: int) -> None:
         if os.WIFSIGNALED(status):

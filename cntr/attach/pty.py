@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CHUNK = 1 << 14
+LAST_READS = 64  # of a chunk each, after the session's end: more than a terminal's buffers hold
 
 
 class Pty:
@@ -163,9 +164,10 @@ class Pump:
         return bool(data)
 
     def drain(self) -> None:
-        """After the session's end: write its last output."""
-        while self._read_session():
-            pass
+        """After the session's end: write its last output. A process of the container may still write to the terminal."""
+        for _ in range(LAST_READS):
+            if not self._read_session():
+                break
         while self.to_user:
             try:
                 self.to_user = self.to_user[os.write(self.stdout, self.to_user) :]

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 
-from cntr.attach import patience
-from cntr.linux import procfs
+from cntr.linux import patience, procfs
 
 # Where a call has its fds: the first argument, or the sets of poll(2), select(2), epoll_wait(2) and io_uring.
 _FD, _POLL, _SELECT, _EPOLL, _URING = range(5)

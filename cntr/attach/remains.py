@@ -51,12 +51,12 @@ def descendants(proc_fd: int, pid: int) -> list[str]:
     return found
 
 
-def is_stopped(proc_fd: int, pid: int) -> bool:
-    """Whether a process is in state T (proc(5)): stopped by SIGSTOP, which no process can block."""
+def is_stopped(proc_fd: int, pid: int | str, states: bytes = b"T") -> bool:
+    """Whether a process is in one of STATES (proc(5)): T is stopped by SIGSTOP, D handles no signal."""
     try:
         fd = os.open(f"{pid}/stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc_fd)
         try:
-            return os.read(fd, 1024).rpartition(b") ")[2][:1] == b"T"
+            return os.read(fd, 1024).rpartition(b") ")[2][:1] in states
         finally:
             os.close(fd)
     except OSError:
@@ -100,6 +100,8 @@ def orphans(proc_fd: int, pid_namespace: tuple[int, int], guard: int) -> list[st
                 continue
             fields = procfs.status(procfs.read(f"{pid}/status", proc_fd))
             parents[pid], names[pid] = fields["PPid"], fields["Name"]
+            if fields["State"][0] in "ZX":
+                continue  # it has ended, and is its parent's to collect, who may never do so
             if int(fields["CapAmb"], 16) & guard and fields.get("NoNewPrivs") == "1" and fields.get("Seccomp") == "2":
                 found.append(pid)
         except (OSError, KeyError, ValueError):

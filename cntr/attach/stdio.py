@@ -169,11 +169,12 @@ class Output:
     failed: the error that lost output, None if the reader left; copy: called with each chunk: fd, bytes.
     """
 
-    __slots__ = ("buffer", "copy", "failed", "fd", "limit", "pipe")
+    __slots__ = ("buffer", "copy", "due", "failed", "fd", "limit", "pipe")
 
     def __init__(self, fd: int, kind: int, pipe: int) -> None:
         """pipe: our end."""
         self.fd, self.pipe, self.buffer = fd, pipe, b""
+        self.due = -1  # bytes that were in the pipe at the session's end and are still to be read
         self.limit = TERMINAL_BUF if kind == TERMINAL else PIPE_BUF
         self.failed: OSError | None = None
         self.copy: Callable[[int, bytes], None] | None = None
@@ -225,8 +226,12 @@ class Output:
             self.pipe = -1
 
     def more(self) -> bool:
-        """Whether output is still unwritten after every writer has ended."""
-        return bool(self.buffer) or (self.pipe >= 0 and self._read())
+        """Whether output from before the session's end is unwritten. A process of the container may still write."""
+        if self.due < 0:
+            self.due = syscalls.bytes_in_pipe(self.pipe) if self.pipe >= 0 else 0
+        if not self.buffer and self.due > 0 and self.pipe >= 0 and self._read():
+            self.due -= len(self.buffer)
+        return bool(self.buffer)
 
     def close(self) -> None:
         """Close both ends."""

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from cntr.audit.times import Term
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
+HARMLESS = (signal.SIGWINCH, signal.SIGCONT, signal.SIGTSTP, signal.SIGUSR1, signal.SIGUSR2)
 GRACE_SECONDS = 2.0  # between asking a session to end (SIGHUP) and killing it
+LAST_SECONDS = 12.0  # for the monitor to end the session's processes: longer than its own deadlines (monitor.py)
 
 
 class Outcome:
@@ -175,8 +177,10 @@ class Supervisor:
             poll.register(fd, events)
         ready = poll.poll(self._patience())
         if self.deadline and time.monotonic() >= self.deadline:
+            if not self.orders_open:
+                return True
             self._close_orders()
-            self.deadline = 0.0
+            self.deadline += LAST_SECONDS if self.outcome.nest else 0.0
         if self.term and self.term.is_over(self._warn):
             self._end(f"its time is over: {self.term}")
         if self.server and not ready and not self.server_ended and self.server.hangs(self.monitor):
@@ -259,8 +263,8 @@ class Supervisor:
                     self.pty.resize(0)
                 else:
                     self._order(number)
-            elif self.pty and number in (signal.SIGHUP, signal.SIGTERM):
-                self._hang_up()
+            elif (self.pty and number in ENDING) or (self.outcome.nest is None and number not in HARMLESS):
+                self._hang_up()  # before the session has begun there is no command to pass it on to
             else:  # the session has another terminal, so it does not see signals that ours generates: pass them on
                 self._order(number)
                 if number in ENDING:
@@ -319,6 +323,11 @@ class Supervisor:
         poll.register(self.monitor_fd, select.POLLIN)
         if not poll.poll(GRACE_SECONDS * 1000):
             signal.pidfd_send_signal(self.monitor_fd, signal.SIGKILL)
+            if not poll.poll(GRACE_SECONDS * 1000):
+                raise CntrError(
+                    f"{self.target.label}: a file system of its does not answer, and process {self.monitor} waits for it",
+                    "that process can't be killed; it ends with the container at the latest",
+                )
         _, status = os.waitpid(self.monitor, 0)
         for frame in self.reader.frames():
             self.outcome.take(frame)
@@ -355,8 +364,16 @@ class Supervisor:
                 self.session.why = outcome.ended
             return 128 + int(signal.SIGHUP) if outcome.status is None else outcome.status
         if outcome.status is None or outcome.target_gone:
-            self.say(f"{self.target.label} stopped: the session ended with it")
+            gone = outcome.target_gone or not self.target.alive()
+            why = (
+                "stopped: the session ended with it"
+                if gone
+                else "runs; the session was ended: its command could not be reached"
+            )
+            self.say(f"{self.target.label} {why}")
             return 128 + int(signal.SIGKILL)
+        if outcome.reaper_gone:
+            self.say(f"{self.target.label}: a process of the container, or of this machine, has killed the session")
         return outcome.status
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import stat
-import time
 
-from cntr.attach import patience
 from cntr.engines import Container
 from cntr.errors import CntrError, TargetNotFound, with_sudo
-from cntr.linux import namespaces, procfs, syscalls
+from cntr.linux import namespaces, patience, procfs, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +24,6 @@ CAPABILITIES = (
     "sys_admin sys_boot sys_nice sys_resource sys_time sys_tty_config mknod lease audit_write audit_control "
     "setfcap mac_override mac_admin syslog wake_alarm block_suspend audit_read perfmon bpf checkpoint_restore"
 ).split()
-THREAD_SECONDS = 3.0
 CAP_SYS_PTRACE, CAP_SYS_ADMIN = 1 << 19, 1 << 21
 UNREAL = (syscalls.PROC_SUPER_MAGIC, syscalls.SYSFS_MAGIC, syscalls.DEVPTS_SUPER_MAGIC, syscalls.FUSE_SUPER_MAGIC)
 
@@ -87,7 +83,7 @@ class Target:
         self.label, self.impatient = container.label(), impatient
         self.as_owner = False
         self.pidfd = self.proc_fd = self.root_fd = -1
-        self.namespaces: dict[str, int] = {}
+        self.namespaces, self.environment = {}, {}  # type: dict[str, int], dict[str, str]
         self.notes: list[str] = []  # one line each, for the user
         if os.geteuid() == 0 and not syscalls.permitted_capabilities() & CAP_SYS_ADMIN:
             raise CntrError(
@@ -121,7 +117,10 @@ class Target:
         finally:
             os.close(own)
         if os.geteuid() != 0:
-            self._enter_as_owner()
+            from cntr.attach import owners
+
+            owners.enter(self.namespaces)
+            self.as_owner = True
         self._read_status(procfs.status(procfs.read("status", self.proc_fd)))
         root = self.container.rootfs if self.container.state == "rootfs" else "root"
         self.root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.proc_fd)
@@ -133,7 +132,8 @@ class Target:
             )
         self.uid_map = procfs.id_map(procfs.read("uid_map", self.proc_fd))
         self.gid_map = procfs.id_map(procfs.read("gid_map", self.proc_fd))
-        self._read_environment(procfs.read("environ", self.proc_fd))
+        if self.impatient:  # who wants it has a thread for it
+            self._read_environment()
         self.lsm = self._read_lsm()
         self._check_unchanged()
         if not self.alive():
@@ -154,47 +154,13 @@ class Target:
                     f"{self.label}: pid {self.pid} changed its {kind} namespace while cntr looked at it", "run it again"
                 )
 
-    def _enter_as_owner(self) -> None:
-        """Without root: enter the user namespace of the caller's own rootless container first, with all capabilities in it.
-
-        The owner of a user namespace may enter it (user_namespaces(7)). The ids below are then the container's, and the rest is the same
-        walk as root's, in a private copy of the mount namespace: the user namespace must own a mount namespace to make mounts in it.
-        """
-        if "user" not in self.namespaces:
-            raise PermissionError(errno.EPERM, "Operation not permitted")
-        fd, uid = self._owner_of_namespaces(), os.geteuid()
-        try:
-            _wait_for_threads()
-            syscalls.setns(fd, syscalls.CLONE_NEWUSER)
-        finally:
-            os.close(fd)
-        rows = procfs.id_map(procfs.read("/proc/self/uid_map"))
-        if not any(outside <= uid < outside + count for _, outside, count in rows):
-            # LXC maps subordinate ids only: the owner has no id there and could make no file (EOVERFLOW)
-            _be_its_root()
-        syscalls.unshare(syscalls.CLONE_NEWNS)
-        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
-        self.as_owner = True
-
-    def _owner_of_namespaces(self) -> int:
-        """Return the user namespace to enter first: the target's, removed from ``namespaces``; or an ancestor that owns some of the
-        others.
-
-        bubblewrap and programs built on it (Flatpak) make the namespaces in one user namespace and run the program in a second one below.
-        That one is joined at the end, as by root.
-        """
-        inner = self.namespaces["user"]
-        for kind, fd in self.namespaces.items():
-            if kind != "user":
-                owner = namespaces.owner(fd)
-                if not os.path.sameopenfile(owner, inner) and namespaces.is_below(inner, owner):
-                    return owner
-                os.close(owner)
-        del self.namespaces["user"]
-        return inner
-
-    def _read_environment(self, text: str) -> None:
+    def _read_environment(self) -> None:
         """Read the environment the process was started with. If it has written its title over it, use what the engine knows."""
+        try:  # it is memory of the process, which may keep that locked for ever, by a mapped file on FUSE
+            text = patience.bounded(lambda: procfs.read("environ", self.proc_fd))
+        except TimeoutError:
+            self.notes.append("the process keeps its memory locked: its variables can't be read")
+            return
         self.environment = procfs.environ(text)
         if not procfs.environ_is_overwritten(text):
             return
@@ -232,7 +198,7 @@ class Target:
             self.partial_proc = any(
                 mount.mount_point == "/proc" and "subset=pid" in mount.super for mount in procfs.mountinfo(text)
             )
-        if " - fuse" in text:
+        if self.impatient and " - fuse" in text:
             self.slow_places = tuple(
                 mount.mount_point for mount in procfs.mountinfo(text) if mount.fstype.startswith("fuse")
             )
@@ -244,6 +210,12 @@ class Target:
         if self.silent:
             raise TimeoutError
         try:
+            if (
+                self.slow_places
+            ):  # in a process of its own: who waits for FUSE may be there for ever, and so its process
+                from cntr.linux import apart
+
+                apart.bounded(work)
             return patience.bounded(work)
         except TimeoutError:
             self.silent = True
@@ -316,8 +288,6 @@ class Target:
 
     def read_bytes(self, path: str, limit: int = 1 << 20) -> bytes:
         """The first LIMIT bytes of a regular file of the target, b"" if it cannot be read, or not without blocking."""
-        if any(path == place or path.startswith(f"{place.rstrip('/')}/") for place in self.slow_places):
-            return b""
         try:
             return self._bounded(lambda: self._read_bytes(path, limit))
         except TimeoutError:
@@ -368,29 +338,3 @@ def _who_may(pid: int) -> str:
     if os.geteuid() != 0:
         return with_sudo("only root, or the owner of a rootless container, may attach")
     return "a security module or a missing CAP_SYS_PTRACE forbids it: `cntr doctor` says what this process may do"
-
-
-def _be_its_root() -> None:
-    """Become root of the user namespace that was entered, with its capabilities. Raises OSError."""
-    syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1)
-    try:
-        os.setgroups([])
-    except PermissionError:  # user_namespaces(7): "deny" in /proc/PID/setgroups
-        pass
-    os.setresgid(0, 0, 0)
-    os.setresuid(0, 0, 0)
-
-
-def _wait_for_threads() -> None:
-    """Wait until this process has one thread: setns(2) into a user namespace requires it, and a late engine may still have one.
-
-    Raises CntrError.
-    """
-    end = time.monotonic() + THREAD_SECONDS
-    while len(os.listdir("/proc/self/task")) > 1:
-        if time.monotonic() > end:
-            raise CntrError(
-                "an engine that was asked for this name does not answer, and its thread keeps cntr from entering a user namespace",
-                "ENGINE:NAME asks only one",
-            )
-        time.sleep(0.002)

@@ -36,6 +36,8 @@ class Tools:
 
     def read_file(self, path: str, limit: int = 1 << 20) -> str:
         """The first LIMIT bytes of a regular file of the tools' tree, "" if it cannot be read."""
+        if self.target:
+            return self.target.read_file(path, limit)
         resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
         try:
             fd = syscalls.openat2(self.root_fd, path.lstrip("/"), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, resolve)
@@ -82,7 +84,7 @@ def open_tools(source: str) -> Tools:
     if container.rootfs:
         return _directory(container.rootfs)
     engines.verify(container)
-    target = Target(container)
+    target = Target(container, impatient=True)
     path = target.environment.get("PATH") or DEFAULT_PATH
     tools = Tools(target.label, target.root_fd, target.namespaces.get("mnt", -1), path, target)
     tools.container = container

@@ -1,5 +1,8 @@
 """Containers that can trace a session, because their processes hold CAP_SYS_PTRACE too (ptrace(2)).
 
+Or CAP_SYS_ADMIN in a user namespace that the session joins: since Linux 6.7 that has its own binfmt_misc, where its root
+says which interpreter execve(2) starts in place of a program, also in a session.
+
 Such a container can do to the session what it can do to itself. So the session must hold nothing more than that:
 
 - /proc/PID/root leads to the tools view: the whole host, and the host's capabilities, are refused without ``--force``
@@ -17,7 +20,7 @@ from __future__ import annotations
 import os
 
 from cntr import engines
-from cntr.attach.target import CAP_SYS_PTRACE, Target, capability_names
+from cntr.attach.target import CAP_SYS_ADMIN, CAP_SYS_PTRACE, Target, capability_names
 from cntr.attach.tools import HOST_ALL
 from cntr.engines import evidence
 from cntr.errors import CntrError
@@ -40,9 +43,12 @@ def of(request: Request, target: Target) -> str:
     """Return in words which processes can look into the session and act as it; "" if none can."""
     if "pid" not in target.namespaces or (request.privileged and "user" in target.namespaces):
         return ""  # in the host's pid namespace, or in no user namespace where they have capabilities
-    if (target.permitted | target.bounding | _of_ancestors(target)) & CAP_SYS_PTRACE:
-        return f"{target.label} may hold CAP_SYS_PTRACE: its processes can see and do what this session can"
-    return ""
+    held = target.permitted | target.bounding | _of_ancestors(target)
+    own = CAP_SYS_ADMIN if target.as_owner or "user" in target.namespaces else 0
+    names = capability_names(held & (CAP_SYS_PTRACE | own))
+    if not names:
+        return ""
+    return f"{target.label} may hold CAP_{names[0].upper()}: its processes can see and do what this session can"
 
 
 def of_owner(pid: int) -> bool:
@@ -50,7 +56,7 @@ def of_owner(pid: int) -> bool:
     namespace.
     """
     try:
-        return os.geteuid() != 0 and bool(_reach(pid) & CAP_SYS_PTRACE)
+        return os.geteuid() != 0 and bool(_reach(pid) & (CAP_SYS_PTRACE | CAP_SYS_ADMIN))
     except (OSError, KeyError, ValueError):
         return False
 

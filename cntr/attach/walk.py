@@ -160,6 +160,10 @@ class Prepared:
         self.nest = self._nest(self.tools, self.private) if self.tools and self.private else nest.OwnRoot(target)
         self.command = self._command()
         if target.silent:
+            if "/" in target.slow_places:
+                raise CntrError(
+                    f"{target.label}: its root file system does not answer", "it is of FUSE: see to its server"
+                )
             say(f"note: {target.label}: some of its files do not answer: they are left out")
 
     def _name(self) -> str:

@@ -21,11 +21,8 @@ def resolve(pattern: str) -> Container:
     """
     own = {os.getpid(), os.getppid()}
     found = []
-    for pid in process.processes():
-        try:
-            command = procfs.read(f"/proc/{pid}/cmdline", limit=evidence.ARGUMENTS).replace("\0", " ").strip()
-        except OSError:
-            continue
+    for pid, arguments in sorted(evidence.arguments_of(process.processes()).items()):
+        command = " ".join(arguments).strip()
         if pattern and pattern in command and pid not in own and f"command:{pattern}" not in command:
             found.append((pid, command[:40], _speaker(pid)))
     found = [row for row in found if row[2] in (0, os.geteuid())] or found

@@ -59,7 +59,7 @@ def _bears(pid: int, marks: tuple[str, ...], owners: tuple[int, int]) -> bool:
             ):
                 return True
     parent = procfs.parent_pid(procfs.read(f"/proc/{pid}/stat"))
-    arguments = procfs.read(f"/proc/{parent}/cmdline", limit=ARGUMENTS).split("\0") if parent else []
+    arguments = arguments_of([parent]).get(parent, []) if parent else []
     if any(mark in arguments for mark in marks) and speaker(parent) in owners:
         return True
     if not long:
@@ -215,7 +215,7 @@ def sandbox(pid: int) -> str:
     must also be in this process's own pid namespace, where a container's first process rarely is.
     """
     try:
-        argv0 = procfs.read(f"/proc/{pid}/cmdline", limit=4096).split("\0")[0]
+        argv0 = arguments_of([pid]).get(pid, [""])[0]
         known = SANDBOXES.get(argv0.rpartition("/")[2], "")
         if known and os.stat(f"/proc/{pid}/ns/pid").st_ino == os.stat("/proc/self/ns/pid").st_ino:
             return known
@@ -248,6 +248,14 @@ def forget() -> None:
     _scan = (-1.0, {})
 
 
+def arguments_of(pids: list[int]) -> dict[int, list[str]]:
+    """The first ARGUMENTS bytes of command lines, by pid; none of a process that has ended, or lets nobody read its memory."""
+    from cntr.linux import process_texts
+
+    found = process_texts.read([f"/proc/{pid}/cmdline" for pid in pids], ARGUMENTS)
+    return {int(path.split("/")[2]): text.split("\0") for path, text in found.items()}
+
+
 def processes_named(*names: str) -> list[tuple[int, list[str]]]:
     """(pid, arguments) of each process whose first argument is a path to one of NAMES, or begins with one.
 
@@ -257,16 +265,11 @@ def processes_named(*names: str) -> list[tuple[int, list[str]]]:
     global _scan
     if time.monotonic() - _scan[0] > 0.1 or not all(name in _scan[1] for name in names):
         found: dict[str, list[tuple[int, list[str]]]] = {name: [] for name in (*MONITORS, *_scan[1], *names)}
-        for pid in os.listdir("/proc"):
-            if pid.isdecimal():
-                try:
-                    arguments = procfs.read(f"/proc/{pid}/cmdline", limit=ARGUMENTS).split("\0")
-                except OSError:
-                    continue
-                first = arguments[0]
-                key = first.split(" /", 1)[0].split(": ", 1)[0] if " " in first else first.rpartition("/")[2]
-                if key in found:
-                    found[key].append((int(pid), arguments))
+        for pid, arguments in arguments_of([int(name) for name in os.listdir("/proc") if name.isdecimal()]).items():
+            first = arguments[0]
+            key = first.split(" /", 1)[0].split(": ", 1)[0] if " " in first else first.rpartition("/")[2]
+            if key in found:
+                found[key].append((pid, arguments))
         _scan = (time.monotonic(), found)
     return [row for name in names for row in _scan[1].get(name, ())]
 

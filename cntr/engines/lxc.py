@@ -131,7 +131,7 @@ def _monitor(pid: int, path: str, name: str, owner: int) -> int:
     """The container's monitor if it is PID's parent and OWNER's: ``[lxc monitor] LXCPATH NAME``. Else 0."""
     try:
         parent = procfs.parent_pid(procfs.read(f"/proc/{pid}/stat"))
-        title = procfs.read(f"/proc/{parent}/cmdline", limit=1 << 16).split("\0")[0]
+        title = evidence.arguments_of([parent]).get(parent, [""])[0]
     except OSError:
         return 0
     return parent if title == f"{TITLE}{path} {name}" and evidence.speaker(parent) == owner else 0

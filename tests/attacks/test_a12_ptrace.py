@@ -252,3 +252,33 @@ def test_what_reads_every_process_through_the_kernel_is_said(accomplice, canary,
             done
         )
         assert done.stderr.count("\n") == bool(name), done
+
+
+def interpreter_for_all() -> None:
+    """Linux 6.7: what its own root says is run in place of every dynamic program, whoever starts that in its user namespace."""
+    os.mkdir("/binfmt")
+    try:
+        syscalls.mount("binfmt_misc", "/binfmt", "binfmt_misc", 0)
+    except PermissionError:
+        return
+    dynamic = rb":cntr:M:16:\x03\x00::/accomplice:F"
+    pathlib.Path("/binfmt/register").write_bytes(dynamic)
+
+
+def test_interpreters_of_its_user_namespace(accomplice, canary, place, transport):
+    """CAP_SYS_ADMIN there is as much as CAP_SYS_PTRACE: the container's program is the session's."""
+    with kit.remapped(place, accomplice, capabilities=0xA80425FB | 1 << 21, as_root=interpreter_for_all) as container:
+        os.chown(container.root, kit.FIRST_ID, kit.FIRST_ID)
+        done = kit.attach(container, transport, command=["/usr/bin/id", "-u"])
+        if done.stdout == "0\n":
+            pytest.skip("this kernel has no binfmt_misc in user namespaces (Linux 6.7)")
+        assert "CAP_SYS_ADMIN" in done.stderr
+        assert "can see and do what this session can" in done.stderr
+        refused = kit.attach(container, transport, "--tools", "host:all")
+        assert (refused.returncode, "--force" in refused.stderr) == (125, True), refused
+        reading, writing = os.pipe()
+        script = ["/bin/sh", "-c", "readlink /proc/self/fd/0"]
+        done = kit.attach(container, transport, command=script, input=None, stdin=reading)
+        assert os.readlink(f"/proc/self/fd/{reading}") not in done.stdout
+        os.close(reading)
+        os.close(writing)

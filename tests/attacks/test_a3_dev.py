@@ -312,6 +312,35 @@ def test_devices_that_its_cgroup_keeps_it_from(accomplice, canary, place, transp
     wait_until(lambda: set(cgroup_directories()) <= before, "no cgroup of a session is left")  # others' come and go
 
 
+FAILS = """
+import sys, cntr.attach.readonly_interpreter as again, cntr.attach.walk as walk, cntr.attach.own_cgroup as own
+from cntr.errors import CntrError
+made = own.OwnCgroup.__init__
+def tell(self, label):
+    made(self, label)
+    print(self.name, file=sys.stderr)
+def fail(*_, **__):
+    raise CntrError("this step fails", "")
+own.OwnCgroup.__init__, walk.STEP, again.is_read_only = tell, fail, lambda: True
+from cntr.cli.main import run
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "step", ["tracers.filters_of", "Identity", "nest.new_devpts", "Stdio", "Channel", "SignalFile", "_fork"]
+)
+def test_its_cgroup_goes_whatever_step_fails_after_it(accomplice, canary, place, restricted, step):
+    prefix = ["unshare", "-m", "--propagation", "private", "sh", "-c", ONLY_VERSION_2, "sh"]
+    with kit.hostile(place, accomplice, cgroups=[str(path) for path in restricted.values()]) as container:
+        words = ["exec", str(container.pid), "--no-seccomp", "--no-cgroup", "--", "/bin/true"]
+        done = run(*words, code=FAILS.replace("STEP", step), prefix=prefix)
+    name, *rest = done.stderr.splitlines()
+    assert (done.returncode, rest[:1]) == (125, ["cntr: this step fails"]), done
+    assert re.fullmatch(r"cntr-\d+-\d+", name)
+    assert name not in cgroup_directories()
+
+
 def cgroup_directories() -> list[str]:
     """Those that sessions have made, below our own cgroup."""
     own = procfs.cgroups(procfs.read("/proc/self/cgroup")).get("", "/")

@@ -194,7 +194,7 @@ def test_files_that_never_answer(accomplice, canary, place, transport):
 
     if not os.access("/dev/fuse", os.W_OK):
         pytest.skip("no /dev/fuse here")
-    code = "import sys, cntr.attach.patience as p; p.SECONDS = 0.5; from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    code = "import sys, cntr.linux.patience as p; p.SECONDS = 0.5; from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))"
     with kit.hostile(place, accomplice, mounts=mounts) as container:
         for words in (
             ["attach", str(container.pid), "--transport", transport, "--"],

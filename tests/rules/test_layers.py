@@ -96,7 +96,7 @@ LAYERS = (
     ("cntr.attach.id_maps", "cntr.attach.own_cgroup"),
     ("cntr.attach.bus", "cntr.attach.caller", "cntr.attach.memory", "cntr.attach.x11"),
     ("cntr.attach.target",),
-    ("cntr.attach.stdio",),
+    ("cntr.attach.owners", "cntr.attach.stdio"),
     (
         "cntr.attach.cgroup",
         "cntr.attach.channel",
@@ -108,7 +108,6 @@ LAYERS = (
     ("cntr.attach.seccomp",),
     (
         "cntr.attach.environment",
-        "cntr.attach.patience",
         "cntr.attach.remains",
         "cntr.attach.request",
         "cntr.attach.signals",
@@ -163,6 +162,7 @@ LAYERS = (
     *CNTRFS_LAYERS,
     ("cntr.linux.nobodys_overlay",),
     (
+        "cntr.linux.apart",
         "cntr.linux.attributes",
         "cntr.linux.bpf",
         "cntr.linux.host",
@@ -173,9 +173,16 @@ LAYERS = (
         "cntr.linux.opened",
         "cntr.linux.pipes",
         "cntr.linux.process",
+        "cntr.linux.process_texts",
         "cntr.linux.seccomp",
     ),
-    ("cntr.linux.any_thread", "cntr.linux.fanotify", "cntr.linux.io_uring", "cntr.linux.sockets"),
+    (
+        "cntr.linux.any_thread",
+        "cntr.linux.fanotify",
+        "cntr.linux.io_uring",
+        "cntr.linux.patience",
+        "cntr.linux.sockets",
+    ),
     (
         "cntr.linux.syscalls",
         "cntr.linux.file_locks",

@@ -1,7 +1,9 @@
-"""Access to container files that may never answer: on FUSE, on a network file system, on an overlay of either.
+"""Access to what may never answer: a container's files on FUSE, on a network file system, on an overlay of either; the
+memory of a process.
 
 A process that waits for such a file reacts to SIGKILL only. So a thread waits, and is abandoned on a timeout; it
-ends with the process.
+ends with the process. If a FUSE server has read the request, even SIGKILL has no effect: that takes a process of its
+own (apart.py).
 """
 
 from __future__ import annotations
@@ -44,7 +46,10 @@ def bounded(work: Callable[[], T], seconds: float | None = None) -> T:
         finally:
             done.release()
 
-    _thread.start_new_thread(run, ())
+    try:
+        _thread.start_new_thread(run, ())
+    except RuntimeError:  # a limit on processes, the caller's own
+        run()
     if not done.acquire(timeout=SECONDS if seconds is None else seconds):
         raise TimeoutError
     if errors:

@@ -1,0 +1,189 @@
+"""What a container does to keep cntr, or who runs it, waiting: memory that is locked, files whose server is silent, signals without end."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import pathlib
+import signal
+import subprocess
+import threading
+import time
+
+import pytest
+
+from cntr.attach import remains, stdio
+from cntr.attach.pty import Pump
+from testkit.waiting import wait_until
+from tests.attacks import kit, stalling
+from tests.nest.busybox import CNTR, REPOSITORY, run
+
+ADMIN = 0xA80425FB | 1 << 21  # Docker's default and CAP_SYS_ADMIN
+SHORT = (
+    "import sys, cntr.linux.patience as p; p.SECONDS = 0.5; from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))"
+)
+
+
+@pytest.fixture
+def fuse() -> None:
+    if not os.access("/dev/fuse", os.W_OK):
+        pytest.skip("no /dev/fuse here")
+
+
+def child_of(container: kit.Hostile) -> str:
+    """The first child of its init."""
+    children = pathlib.Path(f"/proc/{container.pid}/task/{container.pid}/children")
+    return children.read_text().split()[0]
+
+
+def lock_own_memory() -> None:
+    """One thread waits in a page fault of the kernel's, with the lock held for reading; one wants it for writing; nobody gets it then."""
+    if stalling.born():
+        return
+    os.makedirs("/silent", exist_ok=True)
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype, libc.mmap.argtypes = ctypes.c_void_p, [ctypes.c_void_p, *[ctypes.c_long] * 5]
+    stalling.mount("/silent", frozenset((stalling.READ,)))
+    file, memory = os.open("/silent/x", os.O_RDONLY), os.open("/proc/self/mem", os.O_RDONLY)
+    address = libc.mmap(None, mmap.PAGESIZE, mmap.PROT_READ, mmap.MAP_PRIVATE, file, 0)
+    threading.Thread(target=os.pread, args=(memory, 16, address)).start()
+    threads = pathlib.Path("/proc/self/task")
+    while not any("request_wait_answer" in (one / "wchan").read_text() for one in threads.iterdir()):
+        time.sleep(0.01)
+    libc.mmap(None, mmap.PAGESIZE, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    os._exit(0)
+
+
+def test_a_process_that_locks_its_memory(accomplice, canary, place, fuse):
+    """Its command line and its variables can't be read, by anybody: it keeps no look at other processes from its end."""
+    with kit.hostile(place, accomplice, capabilities=ADMIN, as_root=lock_own_memory) as container:
+        child = child_of(container)
+
+        def is_locked() -> bool:
+            tasks = pathlib.Path(f"/proc/{child}/task").iterdir()
+            return {"request_wait_answer", "vm_mmap_pgoff"} <= {(task / "wchan").read_text() for task in tasks}
+
+        wait_until(is_locked, "the memory is locked")
+        for words in (
+            ["ps"],
+            ["attach", "no-such-container", "--", "true"],
+            ["attach", "command:/no such", "--", "true"],
+        ):
+            done = run(*words, timeout=20)
+            assert done.returncode == (0 if words == ["ps"] else 125), done
+        done = run("attach", child, "--", "echo", "here", code=SHORT, timeout=20)
+        assert (done.returncode, done.stdout) == (0, "here\n"), done
+        assert "keeps its memory locked" in done.stderr
+        assert run("inspect", child, code=SHORT, timeout=20).returncode == 0
+
+
+@pytest.mark.parametrize("where", ["/silent", "/sys", "/"])
+def test_a_server_that_reads_and_never_answers(accomplice, canary, place, transport, fuse, where):
+    """No signal ends who waits for it: that is never cntr itself, nor its monitor."""
+
+    def silent() -> None:
+        if where == "/silent":
+            for name in ("passwd", "hosts"):
+                os.path.lexists(f"/etc/{name}") and os.unlink(f"/etc/{name}")
+                os.symlink(f"/silent/{name}", f"/etc/{name}")
+        stalling.mount("/f" if where == "/" else where, frozenset((stalling.LOOKUP, stalling.STATFS)))
+        if where == "/" and stalling.born() == 0:
+            os.chroot("/f")
+            signal.pause()
+
+    with kit.hostile(place, accomplice, capabilities=ADMIN, as_root=silent) as container:
+        target = str(container.pid)
+        if where == "/":
+            children = pathlib.Path(f"/proc/{container.pid}/task/{container.pid}/children")
+            wait_until(lambda: len(children.read_text().split()) == 2, "the process is there")
+            target = children.read_text().split()[1]
+            wait_until(lambda: os.readlink(f"/proc/{target}/root").endswith("/f"), "its root is the silent one")
+        done = run("attach", target, "--transport", transport, "--", "echo", "here", code=SHORT, timeout=20)
+        if where == "/":
+            assert done.returncode == 125
+            assert "its root file system does not answer" in done.stderr
+        else:
+            assert (done.returncode, done.stdout) == (0, "here\n"), done
+        assert run("inspect", target, code=SHORT, timeout=20).returncode == 0
+
+
+def everywhere(number: int, times: float = 0) -> None:
+    """Send a signal to whatever is there, for ever."""
+    if stalling.born() == 0:
+        signal.signal(number, signal.SIG_IGN) if number not in (signal.SIGKILL, signal.SIGSTOP) else None
+        while True:
+            try:
+                os.kill(-1, number)
+            except ProcessLookupError:
+                pass
+            time.sleep(times)
+
+
+@pytest.mark.parametrize("words", [["attach", "--transport", "mount"], ["attach", "--transport", "fuse"], ["exec"]])
+def test_everything_that_begins_is_killed(accomplice, canary, place, words):
+    """One line says so, and nobody waits for processes that have ended and that the container's init does not collect."""
+    code = "import sys, cntr.attach.monitor as m; m.PATIENCE_SECONDS = 60; from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    with kit.hostile(place, accomplice, as_root=lambda: everywhere(signal.SIGKILL)) as container:
+        done = run(words[0], str(container.pid), *words[1:], "--", "/bin/sleep", "60", code=code, timeout=25)
+        assert done.returncode == 137, done
+        assert done.stderr.count("\n") == 1, done
+        assert "container" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGALRM, signal.SIGIO, signal.SIGUSR1])
+def test_signals_from_birth_on(accomplice, canary, place, transport, number):
+    """They end the command as they would any of its kind, not the processes of cntr that it comes from, and are no bug."""
+    with kit.hostile(place, accomplice, as_root=lambda: everywhere(number, 0.0005)) as container:
+        done = kit.attach(container, transport, command=["/bin/sleep", "60"])
+        assert (done.returncode, done.stderr) == (128 + number, ""), done
+
+
+@pytest.mark.parametrize("command", ["attach", "exec"])
+def test_what_is_stopped_for_ever_ends_when_it_is_asked_to(accomplice, canary, place, command):
+    proc_fd = os.open("/proc", os.O_RDONLY)
+    with kit.hostile(place, accomplice, as_root=lambda: everywhere(signal.SIGSTOP, 0.0002)) as container:
+        process = subprocess.Popen(
+            [*CNTR, command, str(container.pid), "--", "/bin/sleep", "60"],
+            env={**os.environ, "PYTHONPATH": REPOSITORY},
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            wait_until(lambda: remains.descendants(proc_fd, process.pid)[1:], "there is a reaper")
+            process.send_signal(signal.SIGTERM)
+            assert "could not be reached" in process.communicate(timeout=25)[1]
+            assert process.returncode == 137
+        finally:
+            process.kill()
+            process.wait()
+            os.close(proc_fd)
+
+
+def test_who_goes_on_writing_after_the_end():
+    """A process of the container can open what a program of it has as its output (`/proc/PID/fd/1`), and write without end."""
+    ours, theirs = os.pipe()
+    os.set_blocking(ours, False)
+    sink, endless = os.open(os.devnull, os.O_WRONLY), os.open("/dev/zero", os.O_RDONLY)
+    output, read = stdio.Output(sink, stdio.NULL, ours), 0
+
+    def goes_on(_: int, data: bytes) -> None:
+        nonlocal read
+        read += len(data)
+        assert read < 1 << 22
+        os.write(theirs, data)
+
+    try:
+        os.write(theirs, b"the last words")
+        output.copy = goes_on
+        while output.more():
+            output.ready(sink)
+        assert read == len(b"the last words")
+        pump, reads = Pump(0, sink, endless), iter(range(1000))
+        pump.copy = lambda _fd, _data: None if next(reads, -1) >= 0 else pytest.fail("it reads without end")
+        pump.drain()
+    finally:
+        output.close()
+        for fd in (theirs, sink, endless):
+            os.close(fd)
