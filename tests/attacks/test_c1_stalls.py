@@ -15,6 +15,7 @@ import pytest
 
 from cntr.attach import remains, stdio
 from cntr.attach.pty import Pump
+from cntr.linux import syscalls
 from testkit.waiting import wait_until
 from tests.attacks import kit, stalling
 from tests.nest.busybox import CNTR, REPOSITORY, run
@@ -106,6 +107,16 @@ def test_a_server_that_reads_and_never_answers(accomplice, canary, place, transp
         else:
             assert (done.returncode, done.stdout) == (0, "here\n"), done
         assert run("inspect", target, code=SHORT, timeout=20).returncode == 0
+
+
+def test_a_part_of_proc_over_it(accomplice, canary, place, transport):
+    """A session has a whole /proc, whatever is mounted at the container's: tools look into /proc/self."""
+
+    def part() -> None:
+        syscalls.mount("/proc/1", "/proc", None, syscalls.MS_BIND)
+
+    with kit.hostile(place, accomplice, capabilities=ADMIN, as_root=part) as container:
+        assert kit.attach(container, transport, command=["ls", "-d", "/proc/self/fd"]).stdout == "/proc/self/fd\n"
 
 
 def everywhere(number: int, times: float = 0) -> None:
