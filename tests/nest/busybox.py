@@ -1,6 +1,7 @@
-"""A container for a test: the hand-made slim one with busybox in it, and every property of a process that a session takes over.
+"""A test container: the hand-made slim one with busybox, and settings for every property of a process that a session
+takes over.
 
-Also the ways a test runs cntr: always the real command line in a process of its own.
+Also functions that run cntr, always through its real command line in a process of its own.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class BusyboxContainer(SlimContainer):
             self.links = {**{f"/bin/{applet}": "busybox" for applet in APPLETS}, **self.links}
 
     def __enter__(self) -> Self:
-        """Put the links into the root before the container sees it."""
+        """Make the links in the root before the container sees it."""
         if self.root == pathlib.Path():
             import tempfile
 
@@ -112,7 +113,7 @@ class BusyboxContainer(SlimContainer):
         return run("attach", str(self.pid), *arguments, **options)  # type: ignore[arg-type]
 
     def sh(self, script: str, *arguments: str, **options: object) -> str:
-        """What SCRIPT prints in a session, which must succeed without a word on stderr."""
+        """The output of SCRIPT in a session, which must succeed without output on stderr."""
         done = self.attach(*arguments, "--", "sh", "-c", script, **options)
         assert (done.returncode, done.stderr) == (0, ""), done
         return done.stdout
@@ -131,7 +132,7 @@ def run(
     code: str = "",
     **more: object,
 ) -> subprocess.CompletedProcess[str]:
-    """Run cntr; env: added to the environment; prefix: the command it runs under; code: Python that runs it in a way of its own."""
+    """Run cntr. env: added to the environment; prefix: a command to run it under; code: Python code that runs it."""
     return subprocess.run(
         [*prefix, *([sys.executable, "-c", code] if code else CNTR), *arguments],
         env={**os.environ, "PYTHONPATH": REPOSITORY, **(env or {})},
@@ -146,7 +147,7 @@ def run(
 
 @contextmanager
 def session(target: str, *arguments: str, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
-    """A session running ``sh`` on a pipe, already there when the block begins: write commands, read answers."""
+    """A session that runs ``sh`` on a pipe and has started when the block begins: write commands, read answers."""
     process = subprocess.Popen(
         [*CNTR, "attach", target, *arguments, "--", "sh"],
         env={**os.environ, "PYTHONPATH": REPOSITORY, **(env or {})},
@@ -173,7 +174,7 @@ def session(target: str, *arguments: str, env: dict[str, str] | None = None) -> 
 
 
 def ask(process: subprocess.Popen[str], command: str) -> str:
-    """The one line that COMMAND prints in a ``session``."""
+    """The single line that COMMAND prints in a ``session``."""
     assert process.stdin
     assert process.stdout
     process.stdin.write(f"{command}\n")
@@ -184,7 +185,7 @@ def ask(process: subprocess.Popen[str], command: str) -> str:
 
 
 def one_line_and_hint(done: subprocess.CompletedProcess[str], code: int = 125) -> str:
-    """The message of a failed run, which must be one line, then one hint line, no traceback."""
+    """The message of a failed run: exactly one line, then one hint line, and no traceback."""
     assert done.returncode == code, done
     message, hint, *more = done.stderr.splitlines()
     assert message.startswith("cntr: "), done.stderr

@@ -1,4 +1,4 @@
-"""What the tests of the nest share."""
+"""Fixtures for tests/nest."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""``python -m tests.nest.filtered KERNEL COMMAND…``: run it with the system calls of an older kernel, by seccomp(2).
+"""``python -m tests.nest.filtered KERNEL COMMAND…``: runs a command with the system calls of an older kernel, by
+seccomp(2).
 
-5.10: nothing from epoll_pwait2(2) on, as mount_setattr(2), and no CLOSE_RANGE_CLOEXEC; 5.6: no close_range(2) nor faccessat2(2) either.
+5.10: no calls from epoll_pwait2(2) on, such as mount_setattr(2), and no CLOSE_RANGE_CLOEXEC; 5.6: also no
+close_range(2) and faccessat2(2).
 """
 
 from __future__ import annotations

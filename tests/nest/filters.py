@@ -1,4 +1,4 @@
-"""Seccomp filters for tests, put together by hand."""
+"""Hand-made seccomp filters for tests."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def answering(action: int, *calls: str) -> bytes:
 
 
 def refusing(number: int, *calls: str) -> bytes:
-    """One that fails them with the errno NUMBER; 0 claims that they succeeded."""
+    """A filter that fails CALLS with the errno NUMBER; 0: the calls succeed without effect."""
     return answering(0x50000 | number, *calls)
 
 
 def run(program: bytes, data: bytes, order: str) -> int:
-    """What a filter answers to the struct seccomp_data DATA; as much of the classic BPF machine as is used here."""
+    """What a filter answers for the struct seccomp_data DATA; implements only the instructions used here."""
     at = accumulator = 0
     instructions = [struct.unpack_from(f"{order}HBBI", program, offset) for offset in range(0, len(program), 8)]
     while True:

@@ -1,4 +1,6 @@
-"""Run a command with the standard streams of stdio.py and nothing else of a session: python -m tests.nest.piped {tools|foreign} CMD…"""
+"""Runs a command with the standard streams of stdio.py, without the rest of a session: python -m tests.nest.piped
+{tools|foreign} CMD…
+"""
 
 from __future__ import annotations
 

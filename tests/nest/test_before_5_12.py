@@ -1,4 +1,4 @@
-"""Sessions where the kernel has no mount_setattr(2): what they hold elsewhere they hold there, with the same checks."""
+"""Sessions on kernels without mount_setattr(2): the same guarantees, tested by the same checks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def no_mount_setattr(monkeypatch):
 
 
 def test_the_call_is_not_there():
-    """The control: without it a mount cannot be changed that way."""
+    """Control: without the call a mount cannot be changed that way."""
     code = "from cntr.linux import syscalls as s; s.mount_setattr(s.AT_FDCWD, '/', recursive=True, attr_set=1)"
     done = subprocess.run(
         [*FILTERED, sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=REPOSITORY
@@ -34,7 +34,7 @@ def test_the_call_is_not_there():
 
 @pytest.fixture
 def tools(tmp_path):
-    """A tree of its own: what only some may read is found by looking at every file, and this machine has many."""
+    """A small tree of its own: every file is examined, and this machine has many."""
     return str(test_view.tools_tree(tmp_path / "tools"))
 
 
@@ -57,7 +57,9 @@ def test_a_session_its_files_and_its_words(tools):
 
 @pytest.mark.parametrize("transport", ["mount", "fuse"])
 def test_what_only_some_may_read_is_not_seen(tools, transport):
-    """To root with all capabilities and to the owner: an empty file is in its place, which root can open, since it is root's."""
+    """For root with all capabilities and for the owner: an empty file covers it, which root can open, since it is
+    root's.
+    """
     tree = pathlib.Path(tools)
     (tree / "closed").mkdir()
     for name, uid, mode in (
@@ -113,7 +115,7 @@ def test_the_tools_are_not_written_to_with_every_capability(tools, transport):
 
 
 def test_a_share(tools, tmp_path):
-    """Ids are as they are, since nothing is idmapped; read-only is read-only."""
+    """Ids are not mapped; read-only still works."""
     shared = tmp_path / "shared"
     shared.mkdir()
     (shared / "letter").write_text("dear\n")
@@ -158,7 +160,7 @@ def test_a_file_that_is_mounted_on_a_file(tmp_path, mode, how):
 
 
 def test_a_stand_in_for_what_does_not_run(tools):
-    """Its /sys, the covers of /proc and its root, in the same way."""
+    """Its /sys, the covers of /proc and its root work the same way."""
     done = busybox.run(
         "exec", f"dir:{tools}", "--", "/bin/sh", "-c", "cat /proc/self/mountinfo; touch /sys/x /proc/sys/x"
     )

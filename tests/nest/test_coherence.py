@@ -1,4 +1,6 @@
-"""The fuse transport's long caches: a change of the tools' tree is seen at once, and costs no mount of the nest."""
+"""The long cache timeouts of the fuse transport: changes of the tools' tree are visible at once, and no mount of the
+nest is lost.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,7 @@ def tools(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 class ShellSession:
-    """A shell in a nest, that does a line and says when it has."""
+    """A shell in a nest that runs a line and reports when it is done."""
 
     def __init__(self, container: SlimContainer, tools: pathlib.Path, *binding: str) -> None:
         words = ["--tools", str(tools), "--transport", "fuse", *binding, str(container.pid)]
@@ -44,7 +46,7 @@ class ShellSession:
         )
 
     def __call__(self, line: str) -> list[str]:
-        """What a line of shell printed."""
+        """The output of a line of shell."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(line.encode() + b"\n")
@@ -86,7 +88,7 @@ def seen(session: ShellSession, line: str, expected: list[str]) -> None:
 
 
 def until_watched(session: ShellSession) -> None:
-    """A session begins to watch with the first request after its first second."""
+    """Trigger the watch, which starts with the first request after the session's first second."""
     deadline = time.monotonic() + 20
     while not session.processes("cntrfs-watch"):
         assert time.monotonic() < deadline, "nothing is watched"
@@ -95,7 +97,7 @@ def until_watched(session: ShellSession) -> None:
 
 
 def overflow(session: ShellSession, directory: pathlib.Path) -> None:
-    """More changes than fanotify keeps, while nobody takes them; then what comes is lost until the queue is read."""
+    """Make more changes than fanotify queues, so that later events are lost until the queue is read."""
     limit = int(pathlib.Path("/proc/sys/fs/fanotify/max_queued_events").read_text())
     (helper,) = session.processes("cntrfs-watch")
     os.kill(helper, signal.SIGSTOP)
@@ -111,7 +113,7 @@ def overflow(session: ShellSession, directory: pathlib.Path) -> None:
 
 @pytest.mark.timeout(300)
 def test_mounts_outlast_what_is_told_of_changes(tools: pathlib.Path) -> None:
-    """Changes of what is mounted on, an overflow: all seen, and the nest's mounts are as they were."""
+    """After changes of mount points and an overflow, all changes are visible and the nest's mounts are unchanged."""
     if not pathlib.Path("/proc/sys/fs/fanotify").is_dir():
         pytest.skip("the kernel lacks fanotify")
     with SlimContainer("coherent") as container:

@@ -1,4 +1,4 @@
-"""``cntr exec`` runs a container's own program, which may be hostile: it must get no handle on anything of the host's."""
+"""``cntr exec`` runs a container's own program, which may be hostile: it must get no access to anything of the host's."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_without_the_right_to_mount_a_sealed_copy_does(grabbers, tmp_path, pytho
 
 @pytest.mark.parametrize("kind", ["container", "directory"])
 def test_tools_that_are_a_trap(grabbers, tmp_path, python, kind):
-    """The shell of another container, or of an unpacked image, is foreign too."""
+    """The shell of another container, or of an unpacked image, is not trusted either."""
     with trap(grabbers, tmp_path / "root") as container, trap(grabbers, tmp_path / "tools") as tools:
         source = str(tools.pid) if kind == "container" else str(tools.root)
         spring(python, OPEN_TO_THE_ACCOMPLICE, "attach", str(container.pid), "--tools", source, "--", "/bin/sh")
@@ -139,7 +139,7 @@ def test_tools_that_are_a_trap(grabbers, tmp_path, python, kind):
 
 
 def test_the_way_there_changes_nothing_for_the_user(tmp_path):
-    """The second start keeps arguments, standard streams, directory, environment and modules."""
+    """The restart keeps arguments, standard streams, directory, environment and modules."""
     with BusyboxContainer() as container:
         done = container.exec(
             "-e",
@@ -159,7 +159,7 @@ def test_the_way_there_changes_nothing_for_the_user(tmp_path):
 
 
 def test_it_finds_its_modules_where_the_path_does_not_lead():
-    """An editable install is found by an import hook, which the second start leaves out with all of site."""
+    """An import hook finds an editable install, and the restart leaves it out with the rest of site."""
     code = f"""
 import sys
 sys.path.insert(0, {REPOSITORY!r})

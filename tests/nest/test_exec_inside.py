@@ -1,4 +1,4 @@
-"""``cntr exec`` from inside a session: the container's program in its own root, and no way from there to the tools' tree."""
+"""``cntr exec`` inside a session: the container's program in its own root, with no way to the tools' tree."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_it_is_who_the_session_is_without_the_added_capability(flags, uid):
 
 
 def test_the_program_finds_no_way_to_the_tools(tmp_path):
-    """With a plain chroot each of these leads to the host's tree."""
+    """In a plain chroot each of these would lead to the host's tree."""
     with BusyboxContainer() as container:
         script = "cd /../../..; ls /proc/[0-9]*/root/ /proc/[0-9]*/cwd/ 2>/dev/null; ls .."
         out = inside(container, f"-- sh -c '{script}'").stdout
@@ -88,7 +88,7 @@ def test_another_process_of_the_container_gets_nothing_of_the_host(tmp_path, pro
 
 @pytest.mark.parametrize("transport", ["mount", "fuse"])
 def test_nobody_but_the_session_can_come_to_it(transport):
-    """No socket in the container's network namespace, none that a path of the container's or of the host's leads to."""
+    """No socket in the container's network namespace, and none reachable by a path of the container's or the host's."""
     with BusyboxContainer() as container, session(str(container.pid), "--transport", transport) as shell:
         before = {path for path in pathlib.Path("/proc/net/unix").read_text().split() if path.startswith("@cntr")}
         assert ask(shell, f"{INSIDE} -- touch /done; echo $?") == "0"
@@ -115,7 +115,7 @@ def test_a_process_of_the_container_in_the_sockets_place_is_refused():
 
 
 def test_a_terminal_of_its_own_for_a_hostile_shell():
-    """The container's shell must not be able to type into the session's (TIOCSTI): it has another pty, with job control."""
+    """The container's shell must not type into the session's terminal (TIOCSTI): it has another pty, with job control."""
     with (
         BusyboxContainer() as container,
         Terminal(*CNTR, "attach", str(container.pid), "--", "/bin/bash", "--norc") as terminal,

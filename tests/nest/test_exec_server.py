@@ -1,4 +1,6 @@
-"""The process that answers ``cntr exec`` in a session, attacked by its clients: who is answered, and what nobody has to wait for."""
+"""The process that serves ``cntr exec`` in a session, attacked by its clients: whom it serves, and that nobody can
+block it.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,7 @@ class Served:
 
 
 def status(connection: socket.socket) -> int:
-    """-1 where the connection was ended without a word."""
+    """-1 if the connection was closed without an answer."""
     try:
         answer = connection.recv(16)
     except ConnectionResetError:
@@ -104,7 +106,9 @@ def test_nothing_runs_until_somebody_asks(served):
 
 
 def test_another_mount_namespace_is_not_answered(served):
-    """Whoever came to the socket by whatever way: a process of the container, a local user, the host's root."""
+    """Whoever reaches the socket from another mount namespace is refused: a process of the container, a local user, the
+    host's root.
+    """
     script = (
         "import socket, sys\n"
         "from cntr.linux import sockets, syscalls\n"
@@ -131,7 +135,7 @@ def test_another_mount_namespace_is_not_answered(served):
 
 
 def test_a_client_that_has_ended_is_not_taken_for_another(served):
-    """Its number may be another's by now: SO_PEERPIDFD says that it has gone."""
+    """Its pid may have been reused: SO_PEERPIDFD tells that it has ended."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -162,7 +166,7 @@ def test_a_client_that_has_ended_is_not_taken_for_another(served):
     ],
 )
 def test_what_no_client_of_ours_asks_is_refused(served, question):
-    """HOME alone would hand a variable of the supervisor's to the container."""
+    """HOME alone would pass a variable of the supervisor's to the container."""
     connection = served.connect()
     sockets.send(connection, question, [0, 1, 2])
     assert status(connection) == -1
@@ -187,7 +191,7 @@ def test_silent_clients_delay_nobody_and_are_sent_away(served, monkeypatch):
 
 
 def lingering() -> tuple[socket.socket, socket.socket]:
-    """A TCP socket whose close(2) waits a minute: SO_LINGER, and data that nobody takes."""
+    """A TCP socket whose close(2) blocks for a minute: SO_LINGER, and data that nobody reads."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
     listener.bind(("127.0.0.1", 0))
@@ -249,7 +253,7 @@ def test_there_are_so_many_and_no_more(served, monkeypatch):
 
 
 def test_it_ends_with_the_supervisor(tmp_path):
-    """SIGKILL for whoever holds it all: nothing stays."""
+    """After a SIGKILL of the supervisor nothing is left."""
     with BusyboxContainer() as container:
         reading, writing = os.pipe()
         pid = os.fork()

@@ -1,4 +1,6 @@
-"""A step that fails names the step, the path and the reason in one line, gives a hint in another, and leaves nothing."""
+"""A step that fails names the step, the path and the reason in one line, gives a hint in another, and leaves nothing
+behind.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What keeps CAP_SYS_PTRACE with a session's processes: no way that a tool has of giving it up works, and the tools go on working."""
+"""Every process of a session keeps CAP_SYS_PTRACE, whatever a tool does to drop it, and the tools still work."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="capabilities are give
 
 
 def guarded(uid: int, *, without: str = ""):
-    """What makes the calling process one of a session with UID, but for WITHOUT, one of the three parts."""
+    """Prepare the calling process as one of a session with UID, without WITHOUT, one of the three parts."""
 
     def become() -> None:
         syscalls.unshare(syscalls.CLONE_NEWNS)

@@ -1,8 +1,8 @@
-"""A hostile container gets nothing of the host's through a session: not before, not during, not after its exec.
+"""A hostile container gets nothing of the host's through a session, neither before, during, nor after its exec.
 
-Several attackers (prowl.c) look at every foreign process of their pid namespace as fast as they can while sessions come and go.
-With exactly the container's capabilities a session would be open to them: its /proc/PID/root is the host's tree. The control
-shows that this is so, and so that these tests can fail.
+Several attackers (prowl.c) inspect every foreign process of their pid namespace as fast as they can while sessions come
+and go. With exactly the container's capabilities a session would be open to them: its /proc/PID/root is the host's
+tree. The control shows that, so these tests can fail.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Loot:
         return self.path.read_text().splitlines()
 
     def seen(self) -> int:
-        """How many looks at foreign processes were taken."""
+        """How many inspections of foreign processes there were."""
         try:
             return int(self.path.with_name(f"{self.path.name}.seen").read_text() or 0)
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Who a session is: every property of the target's process that it takes over, and those it must not."""
+"""A session's identity: every property of the target's process that it takes over, and those it must not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a session ends, and that nothing of it stays: exit status, signals, the container's death, cntr's own."""
+"""How a session ends, with nothing left: exit status, signals, the container's end, a kill of cntr."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The container's memory limit: a session stays outside where it is near, and says so when the kernel kills for it."""
+"""The container's memory limit: a session stays outside a limit that is nearly reached, and reports a kill for it."""
 
 from __future__ import annotations
 

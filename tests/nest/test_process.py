@@ -1,4 +1,4 @@
-"""What a process shows of itself, and its keyring, personality and secure bits."""
+"""What a process shows of itself; its keyring, personality and secure bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A container whose root directory has been deleted, or unmounted, under its processes."""
+"""A container whose root directory was deleted or unmounted while its processes run."""
 
 from __future__ import annotations
 

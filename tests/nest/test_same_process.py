@@ -1,4 +1,6 @@
-"""The process that is attached to is the one that was meant: no fd of ours reaches it, no other process takes its number."""
+"""cntr attaches to the process that was meant: none of its fds leaks there, and no process that reuses the pid is
+entered.
+"""
 
 from __future__ import annotations
 

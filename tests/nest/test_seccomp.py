@@ -1,4 +1,6 @@
-"""The container's seccomp filters: read whole and in order from its process, which does not notice; refused where they can't be had."""
+"""The container's seccomp filters: read completely and in order from its process, which does not notice; an error if
+that fails.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``nox -s soak`` in small, and that it would see what is left."""
+"""A short ``nox -s soak``, and that it would notice what is left."""
 
 from __future__ import annotations
 

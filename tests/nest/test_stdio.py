@@ -1,4 +1,4 @@
-"""Standard streams: what a command is handed of the caller's, and that moving bytes through pipes of our own is not to be noticed."""
+"""Standard streams: which of the caller's a command gets, and that relaying through cntr's pipes is not noticeable."""
 
 from __future__ import annotations
 
