@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cntr.errors import CntrError
 from cntr.slim import accesses, compare, overlay, rules, writer
 from cntr.slim.job import slim_name
-from cntr.slim.rules import application, elf, packages, scripts
+from cntr.slim.rules import application, elf, lua, packages, scripts
 from cntr.slim.runs.runtime import user_of
 from cntr.slim.tree import Tree
 from testkit.elf import greedy_program
@@ -644,3 +644,12 @@ def test_a_short_reference_is_docker_hubs():
     assert writer.full("me/app:2") == "docker.io/me/app:2"
     assert writer.full("localhost/app:2") == "localhost/app:2"
     assert writer.full("r.example:5000/app") == "r.example:5000/app:latest"
+
+
+def test_a_long_word_is_looked_through_once():
+    """By a search whose steps grow with the square of a word's length, a megabyte of one letter would take an hour."""
+    assert lua._PATH.findall("a" * (1 << 20)) == []
+    assert lua._PATH.findall("x;/usr/share/lua/5.1/?.lua;/opt/?/init.lua") == [
+        "/usr/share/lua/5.1/?.lua",
+        "/opt/?/init.lua",
+    ]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 NAME = "lua"
 SUMMARY = "modules that Lua code of the application, of a configuration or of a used module requires, compiled ones too"
 _REQUIRE = re.compile(r"""\brequire\s*\(?\s*(?:"([\w.-]{1,200})"|'([\w.-]{1,200})'|\[\[([\w.-]{1,200})\]\])""")
-_PATH = re.compile(r"[^;\"'\s]*/\?(?:/init)?\.(?:lua|so)")
+_PATH = re.compile(r"[^;\"'\s]{0,300}/\?(?:/init)?\.(?:lua|so)")
 _PLACE = re.compile(
     r"/usr(?:/local)?/(?:lib|share)(?:/[a-z0-9_]+-linux-gnu)?/lua(?:jit)?(?:/5\.\d|-\d[\w.-]*)?|/usr/local/openresty/(?:site/)?lualib"
 )
