@@ -337,6 +337,7 @@ class NodeTable:
             raise stale()
         node = Node(nodeid, mount, attributes)
         take_handle(node, fd, b"")
+        self.mounts.note_generation(node)
         if not node.has_derived_handle:
             node.generation = node.generation or 1
         self.nodes[nodeid] = node

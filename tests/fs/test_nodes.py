@@ -229,6 +229,10 @@ def test_a_generation_of_zero_is_one(tmp_path: Path) -> None:
             assert listed(table, "directory") == (node.nodeid, known), "the kernel takes another one for another file"
             for found in (new, table.get(node.nodeid), other):
                 assert identity(table.fds.fd(found)) == found.id
+            after = NodeTable(os.open(mountpoint, os.O_PATH))  # mounted again: the handle a client kept comes first
+            revived = after.revive(new.nodeid)
+            assert (revived.generation, revived.id) == (new.generation, new.id)
+            after.close()
         finally:
             table.close()
     finally:
