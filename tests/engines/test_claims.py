@@ -183,7 +183,7 @@ def test_a_users_runtime_state(home, victim, engine):
     def state(pid: int) -> dict[str, object]:
         start = procfs.start_time(procfs.read(f"/proc/{pid}/stat"))
         names = ("pid", "process-start-time") if engine == "crun" else ("init_process_pid", "init_process_start")
-        return dict(zip(names, (pid, start), strict=True))
+        return dict(zip(names, (pid, start)))
 
     file = home / engine / NAME / ("status" if engine == "crun" else "state.json")
     write(file, state(victim))

@@ -113,7 +113,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, st
     if "SKIP " in done.stderr:
         pytest.skip(done.stderr.partition("SKIP ")[2].strip())
     assert done.returncode == 0, done.stderr
-    return dict(zip(CASES, json.loads(done.stdout), strict=True))
+    return dict(zip(CASES, json.loads(done.stdout)))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -109,8 +109,8 @@ def differences(
                 found.append((path, name, *shown))
             elif name != "atime" and one.ino in previous[0] and two.ino in previous[1]:
                 # (the clock of atime is coarse: two reads in one tick leave it, in another they move it)
-                old = [times[record.ino][index] for record, times in zip((one, two), previous, strict=True)]
-                moved = [record.times[index] != time for record, time in zip((one, two), old, strict=True)]
+                old = [times[record.ino][index] for record, times in zip((one, two), previous)]
+                moved = [record.times[index] != time for record, time in zip((one, two), old)]
                 # so is that of utimensat(2)'s "now": a time that was set in the same tick stays as it is
                 if moved[0] != moved[1] and max(old) < now_ns - TICK_NS:
                     found.append((path, f"{name} moved", *moved))

@@ -253,7 +253,7 @@ def test_an_idle_node_is_a_record(table: NodeTable, tmp_path: Path) -> None:
     assert len(table.nodes) == (1 if has_handles else 1 + len(names))
     assert len(table) == 1 + len(names)
     assert sorted(table.ids()) == sorted([1, *(nodeid for nodeid, *_ in kept)])
-    for name, expected in zip(names, kept, strict=True):
+    for name, expected in zip(names, kept):
         node = table.get(expected[0])
         assert (node.nodeid, node.generation, node.birth, node.kind, node.id, node.handle) == expected
         assert node.lookups == 1

@@ -77,7 +77,7 @@ class Twins(RuleBasedStateMachine):
         self.tops = [str(place.behind / self.names[0]), str(place.directory / self.names[1])]
         for top in self.tops:
             os.chmod(top, 0o777)
-        for row, top in zip(self.pair.agents, self.tops, strict=True):
+        for row, top in zip(self.pair.agents, self.tops):
             for agent in row:
                 agent("begin", top)
         self.open: list[tuple[int, int]] = []  # (who, slot)

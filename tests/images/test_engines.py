@@ -360,7 +360,7 @@ def test_its_entrypoint_sees_what_it_sees_in_its_engine(stopped):
             ):
                 rows = [sorted(text.splitlines()) for text in (wanted, stopped.out(*command))]
                 if rows[0] != rows[1]:
-                    wrong[command[0], *flags] = (
+                    wrong[(command[0], *flags)] = (
                         [row for row in rows[0] if row not in rows[1]],
                         [row for row in rows[1] if row not in rows[0]],
                     )

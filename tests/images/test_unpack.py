@@ -233,7 +233,7 @@ def test_one_of_several_in_an_archive_is_named_by_its_tag(tmp_path, old):
     names = ("example/one:1", "example/two:1")
     if old:
         rows = []
-        for found, name in zip(two, names, strict=True):
+        for found, name in zip(two, names):
             manifest = json.loads(
                 found["blobs/" + json.loads(found["index.json"])["manifests"][0]["digest"].replace(":", "/")]
             )
@@ -244,7 +244,7 @@ def test_one_of_several_in_an_archive_is_named_by_its_tag(tmp_path, old):
         files["manifest.json"] = json.dumps(rows).encode()
     else:
         rows = [json.loads(found["index.json"])["manifests"][0] for found in two]
-        for row, name in zip(rows, names, strict=True):
+        for row, name in zip(rows, names):
             row["annotations"] = {"org.opencontainers.image.ref.name": "1", "io.containerd.image.name": name}
         files["index.json"] = json.dumps({"manifests": rows}).encode()
     reference = build.archive(tmp_path / "i.tar", files)

@@ -23,6 +23,8 @@ from types import SimpleNamespace
 
 import pytest
 
+pytest.importorskip("tomllib", reason="the lab and the packages are made with Python 3.11 or newer")
+
 from lab import (
     boxbuild,
     emulator,

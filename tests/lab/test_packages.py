@@ -8,10 +8,11 @@ import re
 import runpy
 import subprocess
 import tarfile
-import tomllib
 from pathlib import Path
 
 import pytest
+
+tomllib = pytest.importorskip("tomllib", reason="the lab and the packages are made with Python 3.11 or newer")
 
 from cntr import __version__, images
 from cntr.cli import manual

@@ -23,7 +23,7 @@ def directory(path, v2: bool, limit: str, usage: int, stat: dict[str, int], kill
         "memory.usage_in_bytes",
         "memory.oom_control",
     )  # fmt: skip
-    for name, text in zip(names, (limit, usage, f"low 0\noom_kill {kills}\n"), strict=True):
+    for name, text in zip(names, (limit, usage, f"low 0\noom_kill {kills}\n")):
         (path / name).write_text(f"{text}\n")
     (path / "memory.stat").write_text("".join(f"{key} {value}\n" for key, value in stat.items()))
     return cgroup.Membership("" if v2 else "memory", str(path))

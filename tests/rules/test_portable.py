@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
-import tomllib
 
 import pytest
 
 from cntr.engines import store
 from tests.rules import source
 
+tomllib = pytest.importorskip("tomllib", reason="the sources are read with Python 3.11 or newer")
 PROJECT = tomllib.loads((source.ROOT / "pyproject.toml").read_text())["project"]
 OLDEST = (3, 9)
 # Attributes of modules that came after OLDEST, by "What's new in Python 3.10 … 3.14"; what is guarded by hasattr or getattr is no use.
