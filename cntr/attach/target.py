@@ -132,7 +132,7 @@ class Target:
             )
         self.uid_map = procfs.id_map(procfs.read("uid_map", self.proc_fd))
         self.gid_map = procfs.id_map(procfs.read("gid_map", self.proc_fd))
-        if self.impatient:  # who wants it has a thread for it
+        if self.impatient:  # it may block for ever; cp and forward, which have no threads, do not need it
             self._read_environment()
         self.lsm = self._read_lsm()
         self._check_unchanged()

@@ -20,7 +20,7 @@ USAGE = {
     ("ls",): ("ls: no such command", "did you mean `cntr ps`"),
     ("version",): ("version: no such command", "did you mean `cntr --version`"),
     ("webserver",): ("webserver: no such command", "`cntr attach NAME` attaches to a container called webserver"),
-    ("fo",): ("fo: no such command", "did you mean `cntr forward`"),
+    ("forw",): ("forw: no such command", "did you mean `cntr forward`"),
     ("--json", "ps"): ("--json: no such command", "options come behind the command"),
     ("",): (": no such command", "`cntr attach NAME` attaches to a container;"),
     ("cp", "a", "b", "web:/tmp"): ("cp: unexpected word: web:/tmp", "it takes SRC DST"),

@@ -140,7 +140,7 @@ def test_a_working_container_without_a_process(buildah, transport):
         assert os.path.exists(f"{container.rootfs}/made")
         done = cntr(container, "exec", container.target, "--", "/bin/true")
         assert done.returncode == 0
-        assert "a stand-in holds its place" in done.stderr
+        assert "a stand-in replaces the missing process" in done.stderr
         assert (
             ok(cntr(container, "attach", "--tools", container.rootfs, str(os.getpid()), "--", "cat", "/etc/motto"))
             == "slim\n"

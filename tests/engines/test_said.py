@@ -192,13 +192,13 @@ def titled(tmp_path):
 
 def test_an_overwritten_environment_is_the_engines(titled, tmp_path):
     container = engines.Container("pid", "x", titled)
-    target = Target(container)
+    target = Target(container, impatient=True)
     target.close()
     assert target.environment == {}
     assert target.notes == ["the process has overwritten its environment: what is left of it is shown"]
     container.spec = str(tmp_path / "config.json")
     (tmp_path / "config.json").write_text(json.dumps({"process": {"env": ["A=1", "B=x=y"], "cwd": "/tmp"}}))
-    target = Target(container)
+    target = Target(container, impatient=True)
     try:
         assert target.environment == {"A": "1", "B": "x=y"}
         assert "engine's configuration" in target.notes[0]
@@ -233,7 +233,7 @@ def test_a_process_whose_first_thread_has_ended():
                 os.sched_yield()
             assert evidence.start_time(process.pid)
             found = engines.resolve(f"pid:{process.pid}")
-            target = Target(found)
+            target = Target(found, impatient=True)
             assert target.environment["MARK"] == "here"
             target.close()
             done = cntr("attach", str(process.pid), "--", "echo", "inside")

@@ -43,9 +43,13 @@ def test_a_filesystem_that_is_in_the_tree_twice(twice: TreeUnderTest) -> None:
     one, two = twice.directory / "one", twice.directory / "two"
 
     def agree(names: set[str]) -> bool:
-        return {name: os.stat(two / name).st_mode for name in os.listdir(two)} == {
-            name: os.stat(one / name).st_mode for name in names
-        } and [(two / name).exists() for name in ("a", "b")] == [name in names for name in ("a", "b")]
+        try:
+            modes = {name: os.stat(two / name).st_mode for name in os.listdir(two)}
+        except FileNotFoundError:  # a name went between the two calls
+            return False
+        return modes == {name: os.stat(one / name).st_mode for name in names} and [
+            (two / name).exists() for name in ("a", "b")
+        ] == [name in names for name in ("a", "b")]
 
     assert agree(set())
     (one / "a").touch()
