@@ -56,7 +56,12 @@ def loot(container: EngineContainer) -> list[str]:
 
 
 def proofs(container: EngineContainer, canary: kit.Canary) -> list[str]:
-    return [line for line in loot(container) if canary.secret in line or line.startswith(("canary", "written"))]
+    """What the accomplices found. The secret is among their own words, too: one that is just forked reads it from its twin."""
+    return [
+        line
+        for line in loot(container)
+        if (canary.secret in line and "/accomplice hunt" not in line) or line.startswith(("canary", "written"))
+    ]
 
 
 def set_to_hunt(container: EngineContainer, deeds: str, canary: kit.Canary, *roles: str) -> None:
