@@ -47,7 +47,7 @@ def _copy_suite(machine, transport):
     if transport == "mount":
         pytest.skip("the mount transport has no file system of its own")
     if machine.run("test -d " + GUEST).returncode != 0:
-        for part in ("tests", "cntr", "lab", "bench", "pyproject.toml"):
+        for part in ("tests", "testkit", "cntr", "lab", "bench", "pyproject.toml"):
             machine.copy(paths.REPOSITORY / part, f"{GUEST}/{part}")
 
 

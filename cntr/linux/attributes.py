@@ -62,11 +62,19 @@ def _remounted(tree_fd: int, attributes: int, recursive: bool) -> int:
     os.fchdir(scratch)
     _remount(name, attributes)
     if recursive:
-        for mount in procfs.mountinfo(procfs.read("self/mountinfo", proc_fd)):
-            if mount.mount_point.startswith(f"/{name}/"):
-                _remount(mount.mount_point[1:], attributes)
+        for path in _mount_points(proc_fd):
+            if path.startswith(f"/{name}/"):
+                _remount(path[1:], attributes)
     flags = syscalls.OPEN_TREE_CLONE | (syscalls.AT_RECURSIVE if recursive else 0)
     return syscalls.open_tree(syscalls.AT_FDCWD, name, flags)
+
+
+def _mount_points(proc_fd: int) -> list[str]:
+    """List the paths of this namespace's mounts, but for autofs: it holds no file, and statvfs(2) would have its daemon
+    mount, which it does in another namespace (ELOOP here).
+    """
+    mounts = procfs.mountinfo(procfs.read("self/mountinfo", proc_fd))
+    return list(dict.fromkeys(mount.mount_point for mount in mounts if mount.fstype != "autofs"))
 
 
 def _remount(path: str, attributes: int) -> None:
@@ -84,7 +92,7 @@ def add_everywhere(attributes: int, proc_fd: int) -> None:
     """Add ATTRIBUTES to every mount below this process's root. proc_fd: a /proc of its pid namespace. Raises OSError."""
     if _set(syscalls.AT_FDCWD, "/", recursive=True, attr_set=attributes):
         return
-    for path in dict.fromkeys(mount.mount_point for mount in procfs.mountinfo(procfs.read("self/mountinfo", proc_fd))):
+    for path in _mount_points(proc_fd):
         try:
             _remount(path, attributes)
         except OSError as error:

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from cntr.attach import view
+from testkit import autofs
 from tests.nest import busybox as busybox
 from tests.nest import test_view
 from tests.nest.busybox import CNTR, REPOSITORY, BusyboxContainer
@@ -157,6 +158,24 @@ def test_a_file_that_is_mounted_on_a_file(tmp_path, mode, how):
     part.look()
     os.close(part.tree_fd)
     assert (part.how, part.masks) == (how, [])
+
+
+def test_an_automount_of_another_namespace(tools, tmp_path):
+    """As systemd's at /proc/sys/fs/binfmt_misc beside `pid:1`: nothing is mounted for us, and it stops no session."""
+    with autofs.filled(tmp_path / "tree") as tree:
+        command = ["unshare", "-m", "--propagation", "private", "sh", "-c", "echo up; exec sleep 300"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            try:
+                assert process.stdout
+                assert process.stdout.readline() == b"up\n"
+                words = ["attach", "--tools", tools, f"pid:{process.pid}", "--", "/bin/sh", "-c", "echo inside"]
+                done = subprocess.run(
+                    [*FILTERED, *CNTR, *words], capture_output=True, text=True, cwd=REPOSITORY, check=False
+                )
+                assert (done.returncode, done.stdout) == (0, "inside\n"), done
+            finally:
+                process.kill()
+        assert os.listdir(tree / "direct") == ["inside"], "its daemon is alive"
 
 
 def test_a_stand_in_for_what_does_not_run(tools):
