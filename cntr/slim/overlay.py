@@ -6,12 +6,11 @@ import os
 import tempfile
 
 from cntr.errors import CntrError
-from cntr.linux import sockets, syscalls
+from cntr.linux import attributes, sockets, syscalls
 
 MOST_LAYERS = 400  # the kernel's own limit is 500 (OVL_MAX_STACK)
-_ATTRS = (
-    syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOATIME
-)
+# Read-only: no access time is written either.
+_ATTRS = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
 
 
 def merged(layers: list[str]) -> int:
@@ -33,7 +32,7 @@ def _alone(layer: str) -> int:
     """A single layer: a read-only copy of its mount, without an overlay."""
     fd = syscalls.open_tree(syscalls.AT_FDCWD, layer, syscalls.OPEN_TREE_CLONE)
     try:
-        syscalls.mount_setattr(fd, "", recursive=False, attr_set=_ATTRS, attr_clear=syscalls.MOUNT_ATTR_ATIME)
+        attributes.add(fd, _ATTRS)
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY)
     finally:
         os.close(fd)

@@ -187,3 +187,12 @@ def test_a_stand_in_for_what_does_not_run(tools):
     flags = {row.split()[4]: row.split()[5].split(",") for row in done.stdout.splitlines()}
     assert "ro" in flags["/sys"], done
     assert "ro" in flags["/proc/sys"]
+
+
+def test_one_layer_of_an_image_to_split(tmp_path):
+    (tmp_path / "file").write_text("x")
+    code = f"import os; from cntr.slim import overlay; os.open('file', os.O_RDWR, dir_fd=overlay.merged([{str(tmp_path)!r}]))"
+    done = subprocess.run(
+        [*FILTERED, sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=REPOSITORY
+    )
+    assert "OSError: [Errno 30] Read-only file system: 'file'" in done.stderr

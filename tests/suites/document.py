@@ -232,13 +232,11 @@ _REQUESTS = (
     "its native time and, for each request, what the table of single calls says.\n"
 )
 _IO_URING = (
-    "`-o io_uring` has a request wake a thread on the processor that it was made on. Measured with a first version, kernel 6.18, two\n"
-    "processors with nothing else to do, µs a call with timeouts 0: GETATTR 15.5 → 12.0, LOOKUP+GETATTR 143 → 36.6,\n"
-    "LOOKUP+OPEN+RELEASE 239 → 64.6, CREATE+RELEASE+UNLINK 443 → 232, where client and server had run on two processors before.\n"
-    "Multiples of native: untar 11.1 → 5.2, rm -rf 4.3 → 3.1, a tree read warm 22 → 7.8, compile 10.5 → 5.9, PostMark 10.8 → 6.8.\n"
-    "Where they share a processor anyway it costs 12–20 %, and on a busy machine the rows\n"
-    "above were 7–19 % slower. So it is an option, not the default. `nox -s bench -- fs --places native,devfuse,devfuse:io_uring`\n"
-    "compares them, where the kernel offers it.\n"
+    "`-o io_uring` has a request wake a thread on the processor that it was made on: it saves the crossing, and costs more where\n"
+    "client and server share a processor anyway, as in the rows that use one. The tables above show both (devfuse:io_uring): on an\n"
+    "idle machine most work on trees (not untar) gains up to 45 % by the median; single calls lose 26-49 %, and the best rounds,\n"
+    "which did not cross, up to a quarter. So it is an option, not the default, for machines with idle processors. The place is measured\n"
+    "where the kernel offers it (`fuse.enable_uring`).\n"
 )
 _ONE_PROCESSOR = (
     "Who asks a FUSE server waits for another process, twice for another processor: an interrupt, out of an idle state, and in a\n"
