@@ -6,12 +6,12 @@ import errno
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from testkit import loops
 from testkit.servers import missing, served
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root is missing: mounting needs it")
@@ -31,18 +31,11 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         image.touch()
         os.truncate(image, 128 * MIB)
         subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", image], check=True)
-        mount = ["mount", "-o", "loop,errors=continue", image, tmp_path / "disk"]
-        done = subprocess.run(mount, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"no loop devices here: {done.stderr.strip()}")
-        for name in ("source", "mount"):
-            (tmp_path / "disk" / name).mkdir()
-        yield tmp_path / "disk"
+        with loops.mounted(image, tmp_path / "disk", "loop,errors=continue") as disk:
+            for name in ("source", "mount"):
+                (disk / name).mkdir()
+            yield disk
     finally:
-        deadline = time.monotonic() + 20
-        while os.path.ismount(tmp_path / "disk") and time.monotonic() < deadline:
-            if subprocess.run(["umount", tmp_path / "disk"], capture_output=True, check=False).returncode:
-                time.sleep(0.05)  # the server's processes hold it until the last of them is gone
         # The loop device lets go of its file when it has given up writing it.
         subprocess.run(["umount", "--lazy", tmp_path / "memory"], check=True)
 

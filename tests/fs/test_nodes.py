@@ -15,6 +15,7 @@ import pytest
 from cntr.cntrfs.node import FileId, Node
 from cntr.cntrfs.nodes import NodeTable
 from cntr.linux import file_syscalls
+from testkit import loops
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="open_by_handle_at(2) takes CAP_DAC_READ_SEARCH")
 
@@ -209,10 +210,7 @@ def test_a_generation_of_zero_is_one(tmp_path: Path) -> None:
     mountpoint.mkdir()
     mkfs = ["mkfs.ext4", "-q", "-d", str(tmp_path / "tree"), str(image), "8M"]
     subprocess.run(mkfs, check=True)
-    done = subprocess.run(["mount", "-o", "loop", image, mountpoint], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"no loop device: {done.stderr.strip()}")
-    try:
+    with loops.mounted(image, mountpoint):
         table = NodeTable(os.open(mountpoint, os.O_PATH), max_fds=1)
         try:
             node, other = see(table, "directory"), see(table, "lost+found")
@@ -235,8 +233,6 @@ def test_a_generation_of_zero_is_one(tmp_path: Path) -> None:
             after.close()
         finally:
             table.close()
-    finally:
-        subprocess.run(["umount", mountpoint], check=True)
 
 
 def test_an_idle_node_is_a_record(table: NodeTable, tmp_path: Path) -> None:

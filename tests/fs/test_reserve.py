@@ -6,12 +6,12 @@ import errno
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from testkit import loops
 from testkit.servers import missing, open_to_others, served
 
 from .actors import Actor
@@ -31,21 +31,11 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["mkfs.ext4", "-q", "-m", "50", tmp_path / "image"], check=True)
     (tmp_path / "disk").mkdir()
     open_to_others(tmp_path)
-    done = subprocess.run(
-        ["mount", "-o", "loop", tmp_path / "image", tmp_path / "disk"], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"no loop devices here: {done.stderr.strip()}")
-    try:
+    with loops.mounted(tmp_path / "image", tmp_path / "disk") as disk:
         for name in ("source", "mount"):
-            (tmp_path / "disk" / name).mkdir()
-        (tmp_path / "disk" / "source").chmod(0o777)
-        yield tmp_path / "disk"
-    finally:
-        deadline = time.monotonic() + 20
-        while os.path.ismount(tmp_path / "disk") and time.monotonic() < deadline:
-            if subprocess.run(["umount", tmp_path / "disk"], capture_output=True, check=False).returncode:
-                time.sleep(0.05)  # the server's processes hold it until the last of them is gone
+            (disk / name).mkdir()
+        (disk / "source").chmod(0o777)
+        yield disk
 
 
 def _fill(path: Path, allocate: bool) -> int:
