@@ -234,8 +234,8 @@ _REQUESTS = (
 _IO_URING = (
     "`-o io_uring` has a request wake a thread on the processor that it was made on: it saves the crossing, and costs more where\n"
     "client and server share a processor anyway, as in the rows that use one. The tables above show both (devfuse:io_uring): on an\n"
-    "idle machine most work on trees (not untar) gains up to 45 % by the median; single calls lose 26-49 %, and the best rounds,\n"
-    "which did not cross, up to a quarter. So it is an option, not the default, for machines with idle processors. The place is measured\n"
+    "idle machine most work on trees gains by the median, where many calls crossed; single calls, and the best rounds, which did not\n"
+    "cross, lose. So it is an option, not the default, for machines with idle processors. The place is measured\n"
     "where the kernel offers it (`fuse.enable_uring`).\n"
 )
 _ONE_PROCESSOR = (
