@@ -100,8 +100,8 @@ def open_source(source: str, words: list[str], *, read_only: bool = False, copie
         return fd
     except OSError as error:
         raise CntrError(
-            f"cannot give {source} other access time flags: {os.strerror(error.errno or 0)}",
-            f"leave out: {','.join(wanted)}",
+            f"cannot give SOURCE other access time flags: {os.strerror(error.errno or 0)}",
+            f"leave out: {','.join(wanted)} (it takes Linux 5.12)",
         ) from None
 
 

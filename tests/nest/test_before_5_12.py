@@ -196,3 +196,13 @@ def test_one_layer_of_an_image_to_split(tmp_path):
         [*FILTERED, sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=REPOSITORY
     )
     assert "OSError: [Errno 30] Read-only file system: 'file'" in done.stderr
+
+
+def test_access_time_flags_are_refused_by_their_name(tmp_path):
+    for name in ("source", "mount"):
+        (tmp_path / name).mkdir()
+    words = ["mount", "-o", "noatime", str(tmp_path / "source"), str(tmp_path / "mount")]
+    done = subprocess.run([*FILTERED, *CNTR, *words], capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    assert done.returncode == 125
+    assert "cannot give SOURCE other access time flags: Function not implemented" in done.stderr
+    assert "leave out: noatime (it takes Linux 5.12)" in done.stderr
