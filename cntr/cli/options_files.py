@@ -56,11 +56,13 @@ COPY = Subcommand(
 )
 
 SLIMMING = """TARGET is an image or a container of Docker, Podman or containerd (docker:NAME where several have it), archive:FILE
-(docker save, podman save), oci:DIR or dir:ROOT. The image runs in its engine, without a network of its own, while what it uses is recorded,
-from before its first instruction; nothing is put into it. `-- CMD…` is a command of this machine: it runs in the container's
-network namespace, where the container is 127.0.0.1, and is tried again until it succeeds or --timeout is over; CNTR_SLIM_PID and
-CNTR_SLIM_NAME say which container it is. --http, --exec and CMD may be given together, Ctrl-C ends the recording. With none of
-them the image is started, its ports are asked once, and the recording ends when nothing new has been opened for two seconds.
+(docker save, podman save), oci:DIR, dir:ROOT, or a machine that does not run (raw:NAME, nspawn:NAME, lxc:NAME, incus:NAME,
+buildah:NAME), which becomes an image. The image runs in its engine, or by runc or crun on CntrFS where no engine has it,
+without a network of its own, while what it uses is recorded, from before its first instruction; nothing is put into it. `-- CMD…`
+is a command of this machine: it runs in the container's network namespace, where the container is 127.0.0.1, and is tried again
+until it succeeds or --timeout is over; CNTR_SLIM_PID and CNTR_SLIM_NAME say which container it is. --http, --exec and CMD may be
+given together, Ctrl-C ends the recording. With none of them the image is started,
+its ports are asked once, and the recording ends when nothing new has been opened for two seconds.
 
 What rules add has its reason (--explain). The slim image must then do the same exercise on CntrFS, where each file that it misses
 is added, and once more in the engine. If it does not, the status is 125 and no archive is written. What the exercise did not ask

@@ -84,9 +84,9 @@ class Disk:
             os.close(self.fd)
             self.fd = -1
 
-    def mount(self) -> int:
-        """A detached mount of the root: read-only, without programs, devices and set-id bits. Reads nothing but the
-        file. Raises OSError.
+    def mount(self, *, programs: bool = False) -> int:
+        """A detached mount of the root: read-only, without devices, set-id bits and, but for PROGRAMS, programs. Reads
+        nothing but the file. Raises OSError.
         """
         device = loop.attach(self.fd, self.offset, self.size)
         try:
@@ -95,7 +95,8 @@ class Disk:
                 key, equals, value = option.partition("=")
                 options.append((key, value if equals else None))
             attributes = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
-            return syscalls.new_filesystem(self.fstype, options, attributes | syscalls.MOUNT_ATTR_NOEXEC)
+            attributes |= 0 if programs else syscalls.MOUNT_ATTR_NOEXEC
+            return syscalls.new_filesystem(self.fstype, options, attributes)
         finally:
             os.close(device)
 

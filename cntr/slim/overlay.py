@@ -13,12 +13,16 @@ MOST_LAYERS = 400  # the kernel's own limit is 500 (OVL_MAX_STACK)
 _ATTRS = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
 
 
-def merged(layers: list[str]) -> int:
-    """An fd of the root directory of the merged LAYERS, lowest first. Raises CntrError."""
+def merged(layers: list[str], users: int = -1) -> int:
+    """An fd of the root directory of the merged LAYERS, lowest first. users: of a user namespace whose map the ids of a
+    single layer go through (see ``namespaces.mapped``). Raises CntrError.
+    """
     if len(layers) > MOST_LAYERS:
         raise CntrError(f"the image has {len(layers)} layers", f"{MOST_LAYERS} are the most that can be merged here")
     if len(layers) == 1:
-        return _alone(layers[0])
+        return _alone(layers[0], users)
+    if users >= 0:
+        raise CntrError("the ids in its files are shifted, in several layers", "export it, then slim dir:ROOT")
     try:
         return _by_mount(layers)
     except OSError as error:
@@ -28,11 +32,13 @@ def merged(layers: list[str]) -> int:
         ) from None
 
 
-def _alone(layer: str) -> int:
+def _alone(layer: str, users: int) -> int:
     """A single layer: a read-only copy of its mount, without an overlay."""
     fd = syscalls.open_tree(syscalls.AT_FDCWD, layer, syscalls.OPEN_TREE_CLONE)
     try:
         attributes.add(fd, _ATTRS)
+        if users >= 0:
+            syscalls.mount_setattr(fd, "", recursive=False, attr_set=syscalls.MOUNT_ATTR_IDMAP, userns_fd=users)
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY)
     finally:
         os.close(fd)

@@ -1,4 +1,4 @@
-"""Finds what TARGET means for slim: an image or container of an engine, an archive, an OCI directory, a root directory."""
+"""Finds what TARGET means for slim: an image or container of an engine, an archive, an OCI directory, a root directory, a machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 from cntr import images
 from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound, printable
-from cntr.slim import overlay
+from cntr.slim import machines, overlay
 from cntr.slim.leftovers import Guard
 from cntr.slim.runs import MACHINES, Image
 from cntr.slim.tree import Tree
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 ENGINES = ("docker", "podman", "containerd")
 FILES = ("archive", "oci", "dir")
+WITHOUT_ENGINE = (*FILES, *machines.KINDS)
 
 
 class Source:
@@ -68,6 +69,10 @@ def find(text: str, guard: Guard, *, running: bool = False) -> Source:
     prefix, colon, rest = text.partition(":")
     if colon and prefix in FILES:
         return of_file(text, guard)
+    if colon and prefix in machines.KINDS:
+        image, root = machines.find(text)
+        image.reference = named("", text)
+        return Source(image, None, Tree(root))
     if colon and prefix == "image":
         prefix, colon, rest = rest.partition(":") if rest.partition(":")[0] in ENGINES else ("", "", rest)
         text = rest or text
@@ -96,7 +101,7 @@ def find(text: str, guard: Guard, *, running: bool = False) -> Source:
         raise AmbiguousTarget(f"{printable(text[:200])}: several engines have it: {names}", "say which")
     if not hits:
         why = f" ({'; '.join(refused)})"[:600] if refused else ""
-        hint = "docker:NAME, podman:NAME, containerd:NAME, archive:FILE, oci:DIR or dir:PATH"
+        hint = "docker:NAME, podman:NAME, containerd:NAME, archive:FILE, oci:DIR, dir:PATH or raw:NAME"
         raise TargetNotFound(f"no engine has an image or a container {printable(text[:200])}{why}", hint)
     return hits[0]
 

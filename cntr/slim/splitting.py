@@ -47,7 +47,7 @@ def check(request: Request) -> None:
         raise UsageError(
             "--watch needs --accesses or -o", "--accesses FILE saves what was used, -o FILE writes the image too"
         )
-    if request.load and request.text.startswith(("archive:", "oci:", "dir:")):
+    if request.load and request.text.partition(":")[0] in sources.WITHOUT_ENGINE:
         raise UsageError("--load: no engine is named", "load the archive with the engine of your choice")
     if request.report and not request.report.endswith((".html", ".json")):
         raise UsageError(f"--report {printable(request.report)}: not a kind of report", "name a file .html or .json")

@@ -205,6 +205,7 @@ def test_a_disk_image_is_mounted_for_who_says_raw(tmp_path):
     start.parent.mkdir()
     start.write_text("#!/bin/sh\necho started\n")
     start.chmod(0o755)
+    pathlib.Path(root, "data/unused").write_text("x")
     data = ext4(tmp_path / "bare.raw", root)
     table(tmp_path / "table.raw", (disk.LINUX, b"", 0), (ROOT, data, 0), (ROOT, data, disk.NO_AUTO))
     names = ["bare", "table"]
@@ -237,6 +238,19 @@ def test_a_disk_image_is_mounted_for_who_says_raw(tmp_path):
     assert cntr("cp", "raw:table:/etc/motto", "/dev/stdout").stdout == "slim\n"
     assert "/sbin/init" in cntr("inspect", "raw:table").stdout
     assert cntr("run", "raw:table").stdout == "started\n"
+    slimmed, owned = tmp_path / "slim.tar", tmp_path / "owned"
+    shutil.copytree(root, owned, symlinks=True)
+    for path in (owned, *owned.rglob("*")):
+        os.lchown(path, 655360, 655360)  # as of a machine with --private-users
+    for machine in ("raw:bare", "nspawn:owned"):
+        words = ("slim", machine, "-o", str(slimmed), "--cmd", "/bin/cat /etc/motto")
+        assert "works unpacked" in cntr(*words).stderr
+        assert cntr("exec", f"archive:{slimmed}", "--", "/bin/cat", "/etc/motto").stdout == "slim\n"
+        left_out = cntr("slim", "diff", machine, f"archive:{slimmed}", status=1).stdout.splitlines()
+        assert left_out[:-1] == ["- /data/unused"]
+    assert "no machine of that name" in cntr("slim", "raw:none", status=125).stderr
+    assert "no engine is named" in cntr("slim", "raw:bare", "--load", status=125).stderr
+    assert not loops(tmp_path)
     assert "bare.raw" in cntr("ps", "--all").stdout
     for refused in ("nspawn:bare", "bare"):
         assert "hint: if you trust it: raw:bare" in cntr("exec", refused, "--", "/bin/true", status=125).stderr
