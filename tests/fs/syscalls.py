@@ -92,6 +92,11 @@ def sync_file_range(fd: int, offset: int, length: int, flags: int) -> None:
     _check(_libc.sync_file_range(fd, _loff(offset), _loff(length), flags))
 
 
+def splice(fd_in: int, fd_out: int, count: int) -> int:
+    """os.splice of Python 3.10, without offsets."""
+    return _check(_libc.splice(fd_in, None, fd_out, None, ctypes.c_size_t(count), 0))
+
+
 def setfsuid(uid: int) -> None:
     _libc.setfsuid(uid)
 

@@ -53,8 +53,8 @@ def _imports(body: list[ast.stmt], lazy: bool) -> Iterator[str]:
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             yield from _imports(node.orelse, lazy)
         else:
-            inner = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt | ast.ExceptHandler)]
-            if lazy or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            inner = [child for child in ast.iter_child_nodes(node) if isinstance(child, (ast.stmt, ast.ExceptHandler))]
+            if lazy or not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                 yield from _imports([child for child in inner if isinstance(child, ast.stmt)], lazy)
                 for handler in inner:
                     if isinstance(handler, ast.ExceptHandler):

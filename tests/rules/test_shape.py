@@ -19,7 +19,7 @@ WITHOUT_ERROR = ("setfsuid", "setfsgid", "wipe_command_line")
 def test_a_module_fits_in_the_head(module):
     path = source.modules("cntr")[module]
     assert len(path.read_text().splitlines()) <= LONGER.get(module, FILE_LINES)
-    functions = [n for n in ast.walk(source.tree(path)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    functions = [n for n in ast.walk(source.tree(path)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
     long = {f.name: f.end_lineno - f.lineno + 1 for f in functions if f.end_lineno - f.lineno >= FUNCTION_LINES}
     assert not long
 
@@ -43,7 +43,7 @@ def test_what_only_a_type_checker_sees_is_imported_in_one_way(package):
             for number, node in enumerate(source.tree(path).body)
             if isinstance(node, ast.If)
             and ast.unparse(node.test) == "TYPE_CHECKING"
-            and any(isinstance(inner, ast.Import | ast.ImportFrom) for inner in node.body)
+            and any(isinstance(inner, (ast.Import, ast.ImportFrom)) for inner in node.body)
         ]
         taken = [
             node for node in ast.walk(source.tree(path)) if isinstance(node, ast.ImportFrom) and node.module == "typing"
@@ -53,7 +53,7 @@ def test_what_only_a_type_checker_sees_is_imported_in_one_way(package):
         for number in found:
             before = source.tree(path).body[:number]
             assert ast.unparse(before[-1]) == "TYPE_CHECKING = False", module
-            assert all(isinstance(node, ast.Import | ast.ImportFrom | ast.Expr) for node in before[:-1]), module
+            assert all(isinstance(node, (ast.Import, ast.ImportFrom, ast.Expr)) for node in before[:-1]), module
 
 
 def test_the_kernel_rooms_name_the_call_in_every_error():

@@ -124,9 +124,9 @@ def check_sendfile_and_splice(here: Path) -> None:
     with opened(here / "in") as source, opened(here / "spliced", CREATE) as target:
         moved = 0
         while moved < len(data):
-            count = os.splice(source, write_end, 65536)
+            count = syscalls.splice(source, write_end, 65536)
             while count:
-                done = os.splice(read_end, target, count)
+                done = syscalls.splice(read_end, target, count)
                 moved, count = moved + done, count - done
     os.close(read_end)
     os.close(write_end)
