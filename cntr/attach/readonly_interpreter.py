@@ -21,10 +21,13 @@ ST_RDONLY = 1
 MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_EXEC = 0x1, 0x2, 0x10
 F_ADD_SEALS, F_GET_SEALS = 1033, 1034
 SEALS = 0xF  # F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE (fcntl(2))
+LIBRARY_PATH = "LD_LIBRARY_PATH"
 CODE = (
     "import sys; sys.path[:] = {path!r}; sys.executable = {executable!r}; sys.argv[0] = {program!r}; "
     "from cntr.__main__ import main; main()"
 )
+# ld.so(8) has read it by then, and no program of ours is to see it.
+RESTORE = f"import os; os.environ.pop({LIBRARY_PATH!r}); os.environ.update({{before!r}}); "
 
 
 def from_read_only_copy(argv: list[str], environment: dict[str, str] | None = None) -> None:
@@ -39,8 +42,13 @@ def from_read_only_copy(argv: list[str], environment: dict[str, str] | None = No
         fd = _read_only_mount(EXECUTABLE)
     except OSError:
         fd = _sealed_copy(EXECUTABLE)
-    words = [sys.executable, "-IS", "-c", code(), *argv]
-    variables = os.environ if environment is None else environment
+    variables = dict(os.environ if environment is None else environment)
+    start = ""
+    if directory := _relative_libpython():
+        before = {name: value for name, value in variables.items() if name == LIBRARY_PATH}
+        variables[LIBRARY_PATH] = ":".join([directory, *before.values()])
+        start = RESTORE.format(before=before)
+    words = [sys.executable, "-IS", "-c", start + code(), *argv]
     try:
         try:
             os.execve(fd, words, variables)
@@ -75,6 +83,16 @@ def is_read_only() -> bool:
         return False
     finally:
         os.close(fd)
+
+
+def _relative_libpython() -> str:
+    """The directory of the libpython that the executable finds by $ORIGIN (ld.so(8)), which neither copy has; else ""."""
+    with open("/proc/self/maps", errors="surrogateescape") as maps:
+        library = next((line.split(maxsplit=5)[5].rstrip("\n") for line in maps if "/libpython" in line), "")
+    if not library:
+        return ""  # the usual case: it is part of the executable
+    with open(EXECUTABLE, "rb") as file:
+        return os.path.dirname(library) if b"$ORIGIN" in file.read() else ""
 
 
 def _read_only_mount(executable: str) -> int:

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 
 import pytest
@@ -178,6 +179,49 @@ sys.exit(cntr.cli.main.run(sys.argv[1:]))
             check=False,
         )
         assert (done.returncode, done.stdout) == (0, "0\n"), done
+
+
+@pytest.fixture
+def relocated(tmp_path: pathlib.Path) -> str:
+    """A Python that finds its shared library beside it ($ORIGIN), as relocatable builds do."""
+    name = sysconfig.get_config_var("INSTSONAME")
+    library = pathlib.Path(sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("MULTIARCH") or "", name)
+    library = library if library.exists() else library.parents[1] / name
+    if not library.exists() or ".so" not in name or not shutil.which("gcc"):
+        pytest.skip(f"not installed: gcc, or {name} (apt-get install python3-dev)")
+    program, copy = tmp_path / "bin" / "python", tmp_path / "lib" / f"{name[:-1]}9"  # a name found nowhere else
+    program.parent.mkdir()
+    copy.parent.mkdir()
+    copy.write_bytes(library.read_bytes().replace(name.encode(), copy.name.encode()))
+    source = "int Py_BytesMain(int, char **); int main(int n, char **words) { return Py_BytesMain(n, words); }"
+    command = ["gcc", "-x", "c", "-", "-x", "none", str(copy), "-Wl,-rpath,$ORIGIN/../lib", "-o", str(program)]
+    subprocess.run(command, input=source, text=True, check=True)
+    return str(program)
+
+
+@pytest.mark.parametrize("code", [PLAIN, SEALED], ids=["mount", "sealed"])
+@pytest.mark.parametrize("given", [{}, {"LD_LIBRARY_PATH": "/nowhere"}], ids=["plain", "searching"])
+def test_a_relocatable_python_still_finds_its_library(relocated, code, given):
+    """Of the variable that finds it, the program sees only what the caller had set."""
+    with BusyboxContainer() as container:
+        words = [
+            "exec",
+            *(f"-e{name}" for name in given),
+            str(container.pid),
+            "--",
+            "sh",
+            "-c",
+            "echo $LD_LIBRARY_PATH",
+        ]
+        done = subprocess.run(
+            [relocated, "-c", code, *words],
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": REPOSITORY, "PYTHONHOME": sys.base_prefix, **given},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"{given.get('LD_LIBRARY_PATH', '')}\n", "")
 
 
 def test_no_fd_of_ours_reaches_the_command():
