@@ -9,11 +9,9 @@ import os
 import stat
 
 from cntr.errors import printable
-from cntr.images import mistakes
+from cntr.images import below, mistakes
 from cntr.images.elf import PATHS, Elf, NotElf, runs_here
-from cntr.linux import syscalls
 
-IN_ROOT = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
 LINKS, LIBRARIES = 4, 400  # interpreters of interpreters (BINPRM_MAX_RECURSION is 5); libraries examined
 LIBRARY_DIRECTORIES = "/lib /usr/lib /lib64 /usr/lib64 /usr/local/lib /lib32 /usr/lib32".split()
 LINE = 256  # BINPRM_BUF_SIZE
@@ -59,7 +57,7 @@ class _Linter:
         if not argv:
             return ["no entrypoint and no command: the image says nothing to run"]
         found = []
-        place = self._status(self.directory)
+        place = below.status(self.root, self.directory)
         if place is None:
             found.append(f"{self.directory}: the working directory is not there")
         elif not stat.S_ISDIR(place.st_mode):
@@ -80,9 +78,9 @@ class _Linter:
     def _script_file(self, program: str, name: str) -> list[str]:
         """What an interpreter is given to read; a shell looks for it in PATH, too."""
         path = name if name.startswith("/") else f"{self.directory.rstrip('/')}/{name}"
-        if os.path.basename(program) in mistakes.SHELLS and "/" not in name and self._status(path) is None:
+        if os.path.basename(program) in mistakes.SHELLS and "/" not in name and below.status(self.root, path) is None:
             path = self.find(name) or path
-        status = self._status(path)
+        status = below.status(self.root, path)
         if status is None:
             return [f"{program} reads {path}: not found{self._why_not(path)}"]
         if not stat.S_ISREG(status.st_mode):
@@ -91,39 +89,8 @@ class _Linter:
             return [
                 f"{program} reads {path}: uid {self.user.uid} may not read it (mode {stat.S_IMODE(status.st_mode):o})"
             ]
-        crlf = os.path.basename(program) in mistakes.SHELLS and b"\r\n" in self._head(path, TEXT)
+        crlf = os.path.basename(program) in mistakes.SHELLS and b"\r\n" in below.head(self.root, path, TEXT)
         return [f"{program} reads {path}: CRLF line endings: dos2unix"] if crlf else []
-
-    def _open(self, path: str, flags: int) -> int:
-        return syscalls.openat2(self.root, path.lstrip("/") or ".", flags, IN_ROOT)
-
-    def _open_file(self, path: str) -> int:
-        """Open a regular file for reading. It is examined first: opening a device has effects. Raises OSError."""
-        handle = self._open(path, os.O_PATH)
-        try:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise OSError(22, "not a regular file")
-            return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
-        finally:
-            os.close(handle)
-
-    def _status(self, path: str) -> os.stat_result | None:
-        try:
-            fd = self._open(path, os.O_PATH)
-        except OSError:
-            return None
-        try:
-            return os.fstat(fd)
-        finally:
-            os.close(fd)
-
-    def _head(self, path: str, size: int) -> bytes:
-        """The first SIZE bytes of a regular file."""
-        fd = self._open_file(path)
-        try:
-            return os.pread(fd, size, 0)
-        finally:
-            os.close(fd)
 
     def find(self, name: str) -> str:
         """The path of a program, as execvp(3) finds it; "" if there is none."""
@@ -133,7 +100,7 @@ class _Linter:
         for directory in self.path:
             directory = directory or "."
             path = f"{directory if directory.startswith('/') else f'{self.directory}/{directory}'}/{name}"
-            status = self._status(path)
+            status = below.status(self.root, path)
             if status and stat.S_ISREG(status.st_mode):
                 if self.user.may(status, 1):
                     return path
@@ -148,14 +115,14 @@ class _Linter:
             return [
                 f"{name or repr(name)}: not found in PATH ({':'.join(self.path)[: LINE * 4]}){mistakes.of_word(name)}"
             ]
-        status = self._status(path)
+        status = below.status(self.root, path)
         if status is None:
             return [f"{path}: not found{mistakes.of_word(name) or self._why_not(path)}"]
         if not stat.S_ISREG(status.st_mode):
             return [f"{path}: a {'directory' if stat.S_ISDIR(status.st_mode) else 'special file'}, not a program"]
         found = self._forbidden(path, status)
         try:
-            head = self._head(path, TEXT)
+            head = below.head(self.root, path, TEXT)
         except OSError as error:
             return [*found, f"{path}: {error.strerror}"]
         if head.startswith(b"#!"):
@@ -174,11 +141,11 @@ class _Linter:
         parts = path.split("/")
         for count in range(1, len(parts)):
             above = "/".join(parts[:count]) or "/"
-            place = self._status(above)
+            place = below.status(self.root, above)
             if place and stat.S_ISDIR(place.st_mode) and not self.user.may(place, 1):
                 mode = f"(mode {stat.S_IMODE(place.st_mode):o})"
                 return [f"{path}: uid {self.user.uid} may not search {above} {mode}"]
-        fd = self._open(path, os.O_PATH)
+        fd = below.opened(self.root, path, os.O_PATH)
         try:
             noexec = os.fstatvfs(fd).f_flag & os.ST_NOEXEC
         finally:
@@ -192,7 +159,7 @@ class _Linter:
             return dangling
         parent, _, last = path.rpartition("/")
         try:
-            fd = self._open(parent or "/", os.O_RDONLY | os.O_DIRECTORY)
+            fd = below.opened(self.root, parent or "/", os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             return f": {parent} is no directory" if error.errno == errno.ENOTDIR else ""
         try:
@@ -206,7 +173,7 @@ class _Linter:
         """Where a dangling symbolic link points."""
         parent, _, last = path.rpartition("/")
         try:
-            fd = self._open(parent or "/", os.O_PATH | os.O_DIRECTORY)
+            fd = below.opened(self.root, parent or "/", os.O_PATH | os.O_DIRECTORY)
         except OSError as error:
             return f": there is no {parent}" if error.errno != errno.ENOTDIR else ""
         try:
@@ -216,7 +183,7 @@ class _Linter:
         finally:
             os.close(fd)
         try:
-            os.close(self._open(path, os.O_PATH))
+            os.close(below.opened(self.root, path, os.O_PATH))
         except OSError as error:
             if error.errno == errno.ELOOP:
                 return f": a link to {target}, and so on without end"
@@ -238,7 +205,7 @@ class _Linter:
             return [f"{path}: an interpreter that is a script, too often"]
         interpreter, argument = words[0], (words[1].strip() if len(words) > 1 else "")
         found = [f"{path}: its interpreter: {one}" for one in self._program(interpreter, depth + 1)]
-        if not found and not self.user.may(self._status(path) or os.stat_result(range(10)), 4):
+        if not found and not self.user.may(below.status(self.root, path) or os.stat_result(range(10)), 4):
             found = [f"{path}: uid {self.user.uid} may not read it, and its interpreter has to"]
         if interpreter.rpartition("/")[2] == "env" and argument and not found:
             found = [f"{path}: its interpreter: {one}" for one in self._env(argument)]
@@ -265,12 +232,12 @@ class _Linter:
             return [f"{path}: an object file or a core file, not a program (exec format error)"]
         if not runs_here(elf.machine):
             return [f"{path}: a program for {elf.machine}, on {os.uname().machine} (exec format error)"]
-        if elf.interpreter and self._status(elf.interpreter) is None:
+        if elf.interpreter and below.status(self.root, elf.interpreter) is None:
             return [f"{path}: its interpreter {elf.interpreter} is not there: built for another libc? (no such file)"]
         return self._libraries(path, elf) if elf.interpreter else []
 
     def _read_elf(self, path: str) -> Elf:
-        fd = self._open_file(path)
+        fd = below.regular(self.root, path)
         try:
             return Elf(fd)
         finally:
@@ -314,11 +281,11 @@ class _Linter:
         return [*found[:PATHS], *LIBRARY_DIRECTORIES, os.path.dirname(program.interpreter)]
 
     def _text(self, path: str) -> str:
-        status = self._status(path)
+        status = below.status(self.root, path)
         if status is None or not stat.S_ISREG(status.st_mode):
             return ""
         try:
-            return os.fsdecode(self._head(path, TEXT))
+            return os.fsdecode(below.head(self.root, path, TEXT))
         except OSError:
             return ""
 
@@ -333,7 +300,7 @@ class _Linter:
                     continue
                 seen.add(directory)
                 try:
-                    fd = self._open(directory, os.O_RDONLY | os.O_DIRECTORY)
+                    fd = below.opened(self.root, directory, os.O_RDONLY | os.O_DIRECTORY)
                 except OSError:
                     continue
                 try:

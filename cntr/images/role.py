@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import os
 import resource
-import stat
 
-from cntr.images.room import IN_ROOT, Room
+from cntr.images import below
+from cntr.images.room import Room
 from cntr.linux import procfs, seccomp, syscalls
 
 TEXT_LIMIT = 1 << 20
@@ -25,19 +25,9 @@ class Role:
     def read(self, path: str) -> str:
         """The text of a regular file below the root, "" if there is none."""
         try:
-            handle = syscalls.openat2(self.root, path, os.O_PATH, IN_ROOT)
+            return os.fsdecode(below.head(self.root, path, TEXT_LIMIT))
         except OSError:
             return ""
-        try:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                return ""
-            fd = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                return os.fsdecode(os.pread(fd, TEXT_LIMIT, 0))
-            finally:
-                os.close(fd)
-        finally:
-            os.close(handle)
 
     def assume(self) -> None:
         """Take on user, groups, capabilities, limits and working directory. Raises OSError."""
@@ -57,7 +47,7 @@ class Role:
             if self.write or made.read_only:
                 relative = "."  # the engine creates it at the start; here nothing is changed for that
             else:
-                self.room.make(relative, is_dir=True)
+                below.make(self.root, relative, is_dir=True)
         fd = self._find_directory(relative)
         os.fchdir(fd)
         os.close(fd)
@@ -153,7 +143,7 @@ class Role:
 
     def _find_directory(self, relative: str) -> int:
         try:
-            return syscalls.openat2(self.root, relative, os.O_PATH | os.O_DIRECTORY, IN_ROOT)
+            return below.opened(self.root, relative, os.O_PATH | os.O_DIRECTORY)
         except OSError:
             return -1
 

@@ -14,7 +14,7 @@ import stat
 
 from cntr.engines import commands
 from cntr.errors import CntrError
-from cntr.images import profile, served, volumes
+from cntr.images import below, profile, served, volumes
 from cntr.linux import attributes, namespaces, syscalls
 
 TYPE_CHECKING = False
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from cntr.images.blueprint import Blueprint, Mount
 
-IN_ROOT = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
 CLONE = syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 DEVICE_LINKS = (
@@ -251,7 +250,7 @@ class Room:
         for mount, fd in sorted(self._binds, key=lambda row: row[0].destination.count("/")):
             self.step = f"mount at {mount.destination}"
             if mount.kind == "tmpfs":
-                fd = volumes.in_memory(mount, self._status(mount.destination))
+                fd = volumes.in_memory(mount, below.status(self.root, mount.destination))
             try:
                 is_dir = mount.kind == "tmpfs" or stat.S_ISDIR(os.fstat(fd).st_mode)
                 self._place(fd, mount.destination, is_dir=is_dir)
@@ -330,20 +329,12 @@ class Room:
                 syscalls.move_mount(cover, fd, "")
                 os.close(fd)
 
-    def _status(self, path: str) -> os.stat_result | None:
-        try:
-            fd = syscalls.openat2(self.root, path.lstrip("/"), os.O_PATH, IN_ROOT)
-        except OSError:
-            return None
-        try:
-            return os.fstat(fd)
-        finally:
-            os.close(fd)
-
     def _find(self, path: str) -> int:
         """An O_PATH fd of PATH, following no symbolic link; -1."""
         try:
-            return syscalls.openat2(self.root, path.lstrip("/"), os.O_PATH, IN_ROOT | syscalls.RESOLVE_NO_SYMLINKS)
+            return syscalls.openat2(
+                self.root, path.lstrip("/"), os.O_PATH, below.IN_ROOT | syscalls.RESOLVE_NO_SYMLINKS
+            )
         except OSError:
             return -1
 
@@ -353,39 +344,14 @@ class Room:
         if not relative:
             raise OSError(22, "nothing is mounted over the root", path)
         try:
-            fd = syscalls.openat2(self.root, relative, os.O_PATH, IN_ROOT)
+            fd = below.opened(self.root, relative)
         except FileNotFoundError:
-            self.make(relative, is_dir=is_dir)
-            fd = syscalls.openat2(self.root, relative, os.O_PATH, IN_ROOT)
+            below.make(self.root, relative, is_dir=is_dir)
+            fd = below.opened(self.root, relative)
         syscalls.move_mount(tree, fd, "")
         os.close(fd)
         if not keep:
             os.close(tree)
-
-    def make(self, relative: str, *, is_dir: bool) -> None:
-        """Create a path below the root."""
-        parts = [part for part in relative.split("/") if part not in ("", ".")]
-        if ".." in parts:
-            raise OSError(22, "a path with ..", relative)
-        directory = os.dup(self.root)
-        try:
-            for index, part in enumerate(parts):
-                last = index == len(parts) - 1
-                so_far = "/".join(parts[: index + 1])
-                try:
-                    below = syscalls.openat2(self.root, so_far, os.O_PATH, IN_ROOT)
-                except FileNotFoundError:
-                    if last and not is_dir:
-                        os.close(
-                            os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=directory)
-                        )
-                    else:
-                        os.mkdir(part, 0o755, dir_fd=directory)
-                    below = syscalls.openat2(self.root, so_far, os.O_PATH, IN_ROOT)
-                os.close(directory)
-                directory = below
-        finally:
-            os.close(directory)
 
 
 _HARMLESS = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
