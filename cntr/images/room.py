@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _socket
 import codecs
+import errno
 import fcntl
 import os
 import stat
@@ -46,6 +47,7 @@ class Room:
         self.program = -1  # an fd of the stand-in's program
         self.joined: dict[str, int] = {}
         self.root = self.tree = self.proc = -1  # proc: the file system at /proc, even if something is mounted over it
+        self.locked: os.stat_result | None = None  # the layer of its own that nobody else writes to
         self._binds: list[tuple[Mount, int]] = []
         self._devices: dict[str, int] = {}
         self._sys = self._null = -1
@@ -98,6 +100,8 @@ class Room:
         upper, work = "", ""
         if self.write:
             upper, work = self._name(made.upper), self._name(made.work) if made.work else ""
+            if self.locked and not os.path.samestat(self.locked, os.stat(upper)):
+                raise OSError(errno.ESTALE, "another directory than a moment ago", made.upper)
         elif made.upper:
             layers.insert(0, self._name(made.upper))
         sources: list[int] = []

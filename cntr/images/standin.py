@@ -12,12 +12,11 @@ open the pipe for writing, and so keep it alive.
 from __future__ import annotations
 
 import _signal as signal
-import fcntl
 import os
 import select
 
 from cntr.errors import CntrError, printable, with_sudo
-from cntr.images import ImageError
+from cntr.images import ImageError, one_writer
 from cntr.images.cgroups import Cgroup, write
 from cntr.images.ids import enter_user_namespace
 from cntr.images.role import Role
@@ -93,8 +92,9 @@ class StandIn:
         self._watcher = 0
         self._cgroup: Cgroup | None = None
         try:
-            if write and blueprint.lower and blueprint.owner == os.geteuid():
-                self._be_the_only_writer()
+            if write and blueprint.lower:
+                self._lock = one_writer.lock(blueprint)
+                self._room.locked = os.fstat(self._lock)
             self._limit(say)
             self._start(say)
             if write and self._runs():
@@ -110,18 +110,6 @@ class StandIn:
         check = self.blueprint.check
         with VIEW:
             return bool(check and check())
-
-    def _be_the_only_writer(self) -> None:
-        """Lock its layer: the kernel lets two overlays write to one, and they would damage it (overlayfs.rst)."""
-        with VIEW:
-            self._lock = os.open(self.blueprint.upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CntrError(
-                f"{self.blueprint.label()}: another session writes to its layer",
-                "end that one first; without --write changes are thrown away",
-            ) from None
 
     def _limit(self, say: Callable[[str], None]) -> None:
         """Make a cgroup with the container's limits, if root can."""
@@ -206,7 +194,7 @@ class StandIn:
             said = _all(reports)
         finally:
             os.close(reports)
-            os.waitpid(builder, 0)
+            _reap(builder)
         kinds = [line.split("\0") for line in said.split("\n") if line]
         failed = next((words for words in kinds if words[0] == "error"), None)
         started = next((words for words in kinds if words[0] == "pid"), None)
@@ -337,7 +325,26 @@ def _all(fd: int) -> str:
         if not chunk:
             break
         chunks.append(chunk)
+    else:  # before what started and does not go on, or nothing
+        chunks.insert(0, f"error\0mount it\0\0no answer in {SECONDS:.0f} s from a file system of its\n".encode())
     return os.fsdecode(b"".join(chunks))
+
+
+def _reap(pid: int) -> None:
+    """Wait for a child that has closed its pipe; one that has not is killed, and left behind where that does not help: in a
+    request to FUSE (fuse(4)).
+    """
+    pidfd = os.pidfd_open(pid)
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    try:
+        if not poll.poll(1000):
+            os.kill(pid, signal.SIGKILL)
+            if not poll.poll(1000):
+                return
+        os.waitpid(pid, 0)
+    finally:
+        os.close(pidfd)
 
 
 def program() -> int:

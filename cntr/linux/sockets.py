@@ -61,8 +61,11 @@ def send(connection: _socket.socket, data: bytes | memoryview, fds: list[int]) -
     return connection.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, content)])
 
 
-def fd_from_child(make: Callable[[], int], call: str) -> int:
-    """The fd that MAKE returns in a child, which may enter namespaces for it. Raises OSError: MAKE's errno, naming CALL."""
+def fd_from_child(make: Callable[[], int], call: str, seconds: float | None = None) -> int:
+    """The fd that MAKE returns in a child, which may enter namespaces for it. Raises OSError: MAKE's errno, naming CALL.
+
+    After SECONDS that is ETIMEDOUT, and the child may be left behind: in a request to FUSE not even SIGKILL ends it.
+    """
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
     pid = syscalls.fork()
     if pid == 0:
@@ -75,11 +78,15 @@ def fd_from_child(make: Callable[[], int], call: str) -> int:
         finally:
             os._exit(min(number, 255))
     theirs.close()
+    ours.settimeout(seconds)
     try:
         _, fds = receive(ours, 1, 1)
+    except _socket.timeout:
+        os.kill(pid, 9)
+        raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), call) from None
     finally:
         ours.close()
-        number = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    number = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if not fds:
         raise OSError(abs(number), os.strerror(abs(number)), call)
     return fds[0]

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -14,12 +15,14 @@ import pytest
 
 from cntr.engines import evidence
 from cntr.errors import CntrError
-from cntr.images import targets
-from cntr.linux import procfs
+from cntr.images import one_writer, standin, targets
+from cntr.linux import procfs, syscalls
 from testkit.engines import newer, workspaces
 from testkit.engines.rig import EngineContainer, Rig
 from testkit.engines.rigs_cli import PodmanRootless
 from testkit.engines.rigs_others import DockerRootless
+from testkit.waiting import wait_until
+from tests.attacks import stalling
 
 ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -57,19 +60,30 @@ class Native(PodmanRootless):
 
     def cntr(self, *arguments: str, as_user: bool, status: int = 0) -> str:
         """What cntr prints, for root or for the user, where the user exists."""
+        done = self.session(*arguments, as_user=as_user)
+        out, errors = done.communicate(timeout=100)
+        assert done.returncode == status, f"{arguments}: {done.returncode}\n{out}\n{errors}"
+        return out
+
+    def session(self, *arguments: str, as_user: bool = False) -> subprocess.Popen[str]:
+        """cntr, started."""
         view = self.cli[: self.cli.index("podman" if as_user else "setpriv")]
         env = (
             self.workspace.env
             if as_user
             else {**os.environ, "CNTR_RIG": self.workspace.mark, "CONTAINERS_STORAGE_CONF": str(self.conf)}
         )
-        done = subprocess.run(
+        return subprocess.Popen(
             [*view, sys.executable, "-m", "cntr", *arguments],
             env={**env, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": ""},
-            **{"cwd": "/", "capture_output": True, "text": True, "stdin": subprocess.DEVNULL, "timeout": 100},
+            **{
+                "cwd": "/",
+                "stdout": subprocess.PIPE,
+                "stderr": subprocess.PIPE,
+                "stdin": subprocess.DEVNULL,
+                "text": True,
+            },
         )
-        assert done.returncode == status, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
 
 
 class Served(Native):
@@ -157,7 +171,19 @@ def test_a_users_stopped_and_created_containers(rig):
         rig.workspace.wait_for(
             "the end of the servers", lambda: not evidence.processes_named("fuse-overlayfs", "ld-linux-x86-64")
         )
+    session = (
+        rig.session("exec", "--write", container.target, "--", "/bin/sh", "-c", "echo in; sleep 60")
+        if rig.roots
+        else None
+    )
+    if session:  # root's, until the user starts it
+        assert session.stdout.readline() == "in\n"
+        if rig.driver == "overlay":
+            rig.cntr("exec", "--write", container.target, "--", "/bin/true", as_user=True, status=125)
     rig.command("start", container.name)
+    if session:
+        with session:
+            assert "was started: the session with --write ends" in session.stderr.read()
     container.pid = int(rig.command("inspect", "--format", "{{.State.Pid}}", container.name))
     assert rig.command("exec", container.name, "cat", "/etc/fixed-True") == "x\n"
 
@@ -472,6 +498,93 @@ def test_what_a_users_configuration_claims_is_that_users(hostile):
         assert "/volume" not in procfs.read(f"/proc/{held.pid}/mountinfo")
     finally:
         held.close()
+
+
+def a_users(hostile) -> pathlib.Path:
+    """Its container's own layer, over one that is empty."""
+    graph, id, own, _ = hostile
+    (graph / f"overlay/{'c' * 64}/diff").mkdir()
+    configure(graph, id)
+    own()
+    return graph / f"overlay/{'b' * 64}/diff"
+
+
+def writing():
+    _, held = targets.hold("podman:mine", write=True, say=print)
+    return held
+
+
+LOCKED = """
+import fcntl, os, sys
+fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+print("ok", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_root_and_the_user_write_to_a_layer_one_at_a_time(hostile, monkeypatch, tmp_path):
+    """And what a user makes of it neither holds root up nor leads it elsewhere."""
+    layer = a_users(hostile)
+    user = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", sys.executable, "-Sc", LOCKED, str(layer)]
+    held = writing()
+    try:
+        with pytest.raises(CntrError, match="another session writes to its layer"):
+            writing()
+        refused = subprocess.run(user, capture_output=True, text=True, input="")
+        assert "BlockingIOError" in refused.stderr
+        targets.hold("podman:mine", say=print)[1].close()  # whose changes are thrown away
+    finally:
+        held.close()
+    with subprocess.Popen(user, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "ok\n"
+        with pytest.raises(CntrError, match="another session writes to its layer"):
+            writing()
+        other.communicate("")
+    writing().close()
+
+    lock, twin = one_writer.lock, layer.with_name("twin")
+    shutil.copytree(layer, twin)
+
+    def exchanged(made):
+        fd = lock(made)
+        layer.rename(layer.with_name("old"))
+        twin.rename(layer)
+        return fd
+
+    os.chown(twin, UID, UID)
+    monkeypatch.setattr(one_writer, "lock", exchanged)
+    with pytest.raises(CntrError, match="another directory than a moment ago"):
+        writing()
+    monkeypatch.undo()
+    monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(layer.parents[3] / "storage.conf"))
+    shutil.rmtree(layer)
+    for place, says in ((tmp_path, "is not there"), ("/usr", "its layer is uid 0's")):
+        os.symlink(place, layer)
+        with pytest.raises(CntrError, match=says):
+            writing()
+        layer.unlink()
+
+
+@pytest.mark.parametrize("write", [True, False])
+def test_a_users_layer_that_never_answers_is_waited_for_in_bounds(hostile, monkeypatch, write):
+    layer = a_users(hostile)
+    monkeypatch.setattr(one_writer, "SECONDS", 0.5)
+    monkeypatch.setattr(standin, "SECONDS", 0.5)
+    server = os.fork()
+    if not server:
+        try:
+            stalling.mount(str(layer), frozenset((stalling.STATFS, stalling.OPENDIR)), UID)
+        finally:
+            signal.pause()
+    try:
+        wait_until(lambda: f" {layer} " in procfs.read("/proc/self/mountinfo"), "the mount")
+        with pytest.raises(CntrError, match="timed out" if write else "no answer in 0 s from a file system of its"):
+            targets.hold("podman:mine", write=write, say=print)
+    finally:
+        os.kill(server, signal.SIGKILL)
+        os.waitpid(server, 0)
+        syscalls.umount(str(layer), syscalls.MNT_DETACH)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"process": 5}', '{"linux": [], "mounts": {}}', "[" * 100_000])
