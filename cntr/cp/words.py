@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 
-from cntr import engines
+from cntr.engines import plugins
 from cntr.errors import CntrError, UsageError, printable
 
 STREAMS = {b"/dev/stdin": 0, b"/dev/stdout": 1, b"/dev/stderr": 2}
@@ -32,7 +32,7 @@ def split(word: str) -> tuple[str, bytes]:
         return "", os.fsencode(word)
     if head in NAMES_HOLD_COLONS:
         mark = ":/"
-    elif head == "pid" or any(head in (entry.name, *entry.aliases) for entry in engines.entries()):
+    elif head == "pid" or any(head in (entry.name, *entry.aliases) for entry in plugins.entries()):
         mark = ":"
     else:
         mark = ""

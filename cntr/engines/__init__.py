@@ -15,22 +15,14 @@ its traces (docs/engines.md has an example).
 
 from __future__ import annotations
 
-from cntr.engines.asking import ask, distinct
-from cntr.engines.container import Container, NotRunning, Refused, RemoteRefused
-from cntr.engines.lookup import notes, plain, resolve, verify
-from cntr.engines.registry import REGISTRY, Answer, Entry, entries
+from cntr.engines.container import Container, NotRunning, Refused, RemoteRefused, plain
+from cntr.engines.lookup import notes, resolve, verify
 
 __all__ = [
-    "REGISTRY",
-    "Answer",
     "Container",
-    "Entry",
     "NotRunning",
     "Refused",
     "RemoteRefused",
-    "ask",
-    "distinct",
-    "entries",
     "notes",
     "plain",
     "resolve",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from cntr.engines import evidence, store, trust
+from cntr.engines import evidence, pids, store, trust
 from cntr.engines.container import Container
 from cntr.linux import procfs
 
@@ -81,7 +81,7 @@ def _by_file() -> list[Container]:
 
 
 def _checked(name: str, pid: int, owner: int, user: str) -> Container | None:
-    start = evidence.start_time(pid)
+    start = pids.start_time(pid)
     if not name or not start or not evidence.belongs_to(pid, owner):
         return None
     state = evidence.state(pid)

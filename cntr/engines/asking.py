@@ -6,8 +6,9 @@ import os
 import time
 
 from cntr.engines import evidence, trust
+from cntr.engines.answer import Answer
 from cntr.engines.container import Refused
-from cntr.engines.registry import REGISTRY, Answer
+from cntr.engines.registry import REGISTRY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

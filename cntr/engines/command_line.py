@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cntr.engines import evidence, process
+from cntr.engines import evidence, pids, processes
 from cntr.errors import AmbiguousTarget, TargetNotFound, printable
 from cntr.linux import procfs
 
@@ -21,7 +21,7 @@ def resolve(pattern: str) -> Container:
     """
     own = {os.getpid(), os.getppid()}
     found = []
-    for pid, arguments in sorted(evidence.arguments_of(process.processes()).items()):
+    for pid, arguments in sorted(evidence.arguments_of(processes.processes()).items()):
         command = " ".join(arguments).strip()
         if pattern and pattern in command and pid not in own and f"command:{pattern}" not in command:
             found.append((pid, command[:40], _speaker(pid)))
@@ -35,15 +35,15 @@ def resolve(pattern: str) -> Container:
         raise AmbiguousTarget(
             f"command:{printable(pattern[:60])}: {len(found)} processes match: {listed}", "attach by pid"
         )
-    return process.started("command", pattern, found[0][0], found[0][2])
+    return evidence.started("command", pattern, found[0][0], found[0][2])
 
 
 def _speaker(pid: int) -> int:
     """Whose word PID's command line is: the owner's of its user namespace, and a user's who runs it beside us; 0 for
     root's and for what root has put into other namespaces, or another root directory.
     """
-    owner = process.owner_of(pid)
-    if owner or not (process.is_nobodys(pid) or process.is_nobodys(pid, "1")):
+    owner = pids.owner_of(pid)
+    if owner or not (pids.is_nobodys(pid) or pids.is_nobodys(pid, "1")):
         return owner
     try:
         return int(procfs.status(procfs.read(f"/proc/{pid}/status"))["Uid"].split()[0])

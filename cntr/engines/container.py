@@ -27,6 +27,16 @@ class RemoteRefused(Refused):
         self.host = host
 
 
+def plain(target: str) -> str:
+    """Return TARGET in our own words where it is written as other tools show it: docker://ID by kubectl, /web by `docker inspect`."""
+    prefix, url, rest = target.partition("://")
+    if url and prefix.replace("-", "").isalnum():
+        return f"{prefix}:{rest}"
+    prefix, colon, name = target.rpartition(":")
+    is_dockers = prefix in ("", "docker") and name.count("/") == 1 and name[0] == "/" and len(name) > 1
+    return f"{prefix}{colon}{name[1:]}" if is_dockers else target
+
+
 class Container:
     """A running container as its engine knows it.
 

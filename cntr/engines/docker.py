@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cntr.engines import evidence, store, trust, unixhttp
+from cntr.engines import evidence, pids, store, trust, unixhttp
 from cntr.engines.container import Container, NotRunning, Refused, RemoteRefused
 from cntr.linux import procfs
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Found = TypeVar("Found")
 
 BLOCKING = True
-LATE = "timed out"  # error text of a socket, as in registry.LATE
+LATE = "timed out"  # error text of a socket, as in answer.LATE
 SCHEMES = ("unix", "tcp", "ssh", "http", "https", "npipe")
 LONGEST = 107  # bytes of a socket's path: sockaddr_un, unix(7)
 NAME = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
@@ -200,13 +200,13 @@ def container(answer: Json, owner: int) -> Container:
     """A Container from the answer of /containers/NAME/json. Raises NotRunning, Refused."""
     state, pid, id = answer["State"], int(answer["State"]["Pid"]), str(answer["Id"])
     name = str(answer["Name"]).lstrip("/")
-    if not pid or (state.get("Restarting") and not evidence.start_time(pid)):
+    if not pid or (state.get("Restarting") and not pids.start_time(pid)):
         status = "restarting" if state.get("Restarting") else str(state["Status"])
         raise NotRunning(*store.ended("docker", name, status, int(state["ExitCode"]), bool(state.get("OOMKilled"))))
     runtime = str(answer.get("HostConfig", {}).get("Runtime", ""))
     start = evidence.marked(pid, id, owner=owner) if store.is_whole_id(id) else 0
     sandbox = evidence.sandbox(pid) or ("Kata Containers" if "kata" in runtime else "")
-    if not start and not sandbox and not evidence.start_time(pid):
+    if not start and not sandbox and not pids.start_time(pid):
         raise NotRunning(f"docker has {name}, but its process {pid} has just ended", f"see `docker logs {name}`")
     if not start and not sandbox:
         raise Refused(f"{name}: pid {pid} is not a process of that container here: is the daemon on another machine?")
@@ -267,7 +267,7 @@ def _shims() -> dict[str, int]:
 
 def _first_child(shim: int) -> int:
     """The oldest child: the container's first process; those of ``docker exec`` are younger."""
-    return min(evidence.children(shim), key=evidence.start_time, default=0) if shim else 0
+    return min(evidence.children(shim), key=pids.start_time, default=0) if shim else 0
 
 
 def _pid_from_file(id: str) -> int:

@@ -10,24 +10,22 @@ from __future__ import annotations
 import os
 import time
 
+from cntr.engines.container import Container
+from cntr.engines.pids import namespace_owner, start_time
+from cntr.errors import TargetNotFound, printable
 from cntr.linux import procfs
 
-NS_GET_PARENT, NS_GET_OWNER_UID = 0xB702, 0xB704  # linux/nsfs.h, ioctl_ns(2)
 CAP_SYS_ADMIN = 1 << 21
 ARGUMENTS = 1 << 14  # bytes read of a command line: a user may have thousands of processes with long ones
 LONG = 32  # characters; ids of this length are random, so a text does not contain one by accident
 
 
-def start_time(pid: int) -> int:
-    """Field 22 of /proc/PID/stat, in clock ticks since boot; 0 if there is no such process, or no thread of it lives."""
-    if pid <= 0:
-        return 0
-    try:
-        stat = procfs.read(f"/proc/{pid}/stat")
-    except OSError:
-        return 0
-    ended = stat.rpartition(")")[2].split()[0] in ("Z", "X") and procfs.living(pid) == f"/proc/{pid}"
-    return 0 if ended else procfs.start_time(stat)
+def started(engine: str, name: str, pid: int, owner: int) -> Container:
+    """A Container of a process that was found. Raises TargetNotFound if it has ended."""
+    start = start_time(pid)
+    if not start:
+        raise TargetNotFound(f"{engine}:{printable(name)}: its process {pid} is gone", "is it still running?")
+    return Container(engine, name, pid, owner=owner, start_time=start)
 
 
 def marked(pid: int, *marks: str, owner: int = 0) -> int:
@@ -78,32 +76,6 @@ def _cgroup_owner(controllers: str, path: str) -> int:
         except OSError:
             continue
     return -1 if "/user@" in path else 0
-
-
-def namespace_owner(pid: int) -> int | None:
-    """The uid that made PID's user namespace, the outermost if nested; None if PID is in this process's own.
-
-    The owner of a user namespace has every capability in it (user_namespaces(7)). Raises OSError.
-    """
-    own = os.stat("/proc/self/ns/user")
-    theirs = f"{procfs.living(pid)}/ns/user"
-    if os.path.samestat(os.stat(theirs), own):
-        return None
-    import fcntl  # a C module: 0.1 ms
-
-    fd = os.open(theirs, os.O_RDONLY | os.O_CLOEXEC)
-    found = -1
-    try:
-        while not os.path.samestat(os.fstat(fd), own):
-            buffer = bytearray(4)
-            fcntl.ioctl(fd, NS_GET_OWNER_UID, buffer)
-            found = int.from_bytes(buffer, "little")
-            parent = fcntl.ioctl(fd, NS_GET_PARENT)  # EPERM: the parent is not below this process's own
-            os.close(fd)
-            fd = parent
-        return found
-    finally:
-        os.close(fd)
 
 
 def uid_of(pid: int) -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 
-from cntr.engines import store
+from cntr.engines import plugins, store
+from cntr.engines.answer import Answer
 from cntr.engines.asking import ask, distinct
 from cntr.engines.container import Container
-from cntr.engines.registry import Answer, Entry, entries
+from cntr.engines.registry import Entry
 from cntr.linux.host import VIEW
 
 LIST_SECONDS = 2.0  # a slower engine is reported as not answering
@@ -17,7 +18,7 @@ LIST_SECONDS = 2.0  # a slower engine is reported as not answering
 def running(seconds: float = LIST_SECONDS) -> tuple[list[Container], list[Answer]]:
     """(the running containers by engine and name, each process once; each present engine's answer)."""
     with VIEW:
-        present = [entry for entry in entries() if entry.present()]
+        present = [entry for entry in plugins.entries() if entry.present()]
         answers = ask(present, None, time.monotonic() + seconds)
     found = distinct([container for answer in answers for container in answer.containers])
     return sorted(found, key=lambda container: (container.engine, container.name)), answers
@@ -40,7 +41,7 @@ class Finding:
 
 def findings(seconds: float = LIST_SECONDS) -> list[Finding]:
     """The findings for each engine, asked as by ``cntr ps``."""
-    known = entries()
+    known = plugins.entries()
     answers = {answer.entry.name: answer for answer in running(seconds)[1] if not answer.owner}
     with VIEW:
         return [_finding(entry, answers.get(entry.name)) for entry in known]

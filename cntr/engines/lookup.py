@@ -1,28 +1,18 @@
-"""Finds the one running container with a name, or raises an error that says which engines were asked and what each
-answered.
-"""
+"""From the word for a target to its process. Numbers are answered here; for names the engines are asked (names.py)."""
 
 from __future__ import annotations
 
 import os
-import time
 
-from cntr.engines import evidence, process
-from cntr.engines.asking import ask, distinct
-from cntr.engines.container import NotRunning
-from cntr.engines.registry import LATE, REGISTRY, entries
-from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound, printable, with_sudo
-from cntr.linux import host
+from cntr.engines import pids
+from cntr.engines.container import plain
+from cntr.engines.registry import REGISTRY
+from cntr.errors import CntrError, TargetNotFound, printable
 from cntr.linux.host import VIEW
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cntr.engines.container import Container
-    from cntr.engines.registry import Answer, Entry
-
-ASK_SECONDS = 0.8  # an unknown name is reported within a second
-NAMED_SECONDS = 10.0  # when the user names the engine, a slow one gets more time
-PREFIXES_WITHOUT_ENGINE = ("pid", "unit", "command")
 
 
 def resolve(target: str) -> Container:
@@ -36,211 +26,36 @@ def resolve(target: str) -> Container:
     return found
 
 
-def plain(target: str) -> str:
-    """Return TARGET in our own words where it is written as other tools show it: docker://ID by kubectl, /web by `docker inspect`."""
-    prefix, url, rest = target.partition("://")
-    if url and prefix.replace("-", "").isalnum():
-        return f"{prefix}:{rest}"
-    prefix, colon, name = target.rpartition(":")
-    is_dockers = prefix in ("", "docker") and name.count("/") == 1 and name[0] == "/" and len(name) > 1
-    return f"{prefix}{colon}{name[1:]}" if is_dockers else target
-
-
 def _resolve(target: str) -> Container:
     target = plain(target)
     prefix, colon, rest = target.partition(":")
     if not target or (colon and not rest) or "\0" in target or len(target) > 4096:
         shown = printable(target[:60])
         raise TargetNotFound(f"not a container name: {shown!r}", "name a container, a pid, or engine:name")
-    if process.is_pid(target):
-        return _numbered(target)
-    if colon and prefix == "command":
+    if pids.is_pid(target) and (found := _in_container(target)):
+        return found
+    if prefix == "pid" and colon:
+        return pids.resolve(rest)
+    if prefix == "unit" and colon:
+        from cntr.engines import units
+
+        return units.resolve(rest)
+    if prefix == "command" and colon:
         from cntr.engines import command_line
 
         return command_line.resolve(rest)
-    if colon and prefix in PREFIXES_WITHOUT_ENGINE:
-        return process.resolve(prefix, rest)
-    known = REGISTRY  # looking for third-party engines takes longer than asking Docker
-    named = _called(prefix, known) if colon and rest else []
-    if not named:
-        known = entries()
-        named = _called(prefix, known) if colon and rest else []
-    if named:
-        return _only(target, rest, prefix, named, known, time.monotonic() + NAMED_SECONDS)
-    present = [entry for entry in known if entry.present()]
-    return _only(target, target, "", present, known, time.monotonic() + ASK_SECONDS)
+    from cntr.engines import names
+
+    return names.find(target)
 
 
-def _numbered(target: str) -> Container:
-    """A number: the container of that name, else the process; an error if both exist and differ.
-
-    For a process that is in no container, all engines are asked as for any name: attaching to it would mean attaching
-    to the host. A process in a container is usually what is meant, so then only engines are asked whose files show that
-    they may have the name.
-    """
-    missing, alone = None, False
+def _in_container(pid: str) -> Container | None:
+    """The process, if it is in a container and no engine can have a container of that name; None otherwise."""
     try:
-        found_process = process.resolve("pid", target)
-        alone = process.is_nobodys(found_process.pid)
-    except TargetNotFound as error:
-        missing = error
-    deadline = time.monotonic() + ASK_SECONDS
-    if missing or alone:
-        known = entries()
-        asked = [entry for entry in known if entry.present()]
-        found, answers = _find(target, [entry.name for entry in known], asked, deadline)
-        stopped = [answer for answer in answers if answer.stopped and not answer.owner]
-    else:
-        asked, stopped = [entry for entry in REGISTRY if entry.may_have(target)], []
-        found = [one for answer in ask(asked, target, deadline, users=False) for one in answer.containers]
-        if asked and not found:
-            later = ask(asked, target, deadline, "find_by_process", users=False)
-            found = [one for answer in later for one in answer.containers]
-    exact = [one for one in found if target in (one.name, one.id)]
-    found = distinct(exact or found)
-    if stopped and not found:
-        raise _not_found(target, stopped, [], "; pid:" + target + " is a process" if not missing else "")
-    if not found:
-        if missing:
-            raise TargetNotFound(f"{missing.message}, and no running container of that name", missing.hint)
-        found_process.note = f"pid {target} is in no container: it is a process of this host" if alone else ""
-        return found_process
-    if len(found) == 1 and (missing or found[0].pid == found_process.pid or (alone and exact and _trusted(found))):
-        return found[0]
-    raise _ambiguous(target, found if missing else [*found, found_process])
-
-
-def _called(prefix: str, known: tuple[Entry, ...]) -> list[Entry]:
-    return [entry for entry in known if prefix in (entry.name, *entry.aliases)]
-
-
-def _only(
-    target: str, name: str, prefix: str, asked: list[Entry], known: tuple[Entry, ...], deadline: float
-) -> Container:
-    found, answers = _find(name, [entry.name for entry in (asked if prefix else known)], asked, deadline)
-    # An exact match goes before a prefix match.
-    exact = [container for container in found if name in (container.name, container.id)]
-    own = [container for container in exact or found if container.engine == prefix]
-    found = distinct(own or exact or found)
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        absent = (
-            [entry for entry in asked if not entry.present()]
-            if prefix
-            else [entry for entry in known if entry not in asked]
-        )
-        raise _not_found(target, answers, [entry.name for entry in absent])
-    raise _ambiguous(target, found)
-
-
-def _find(name: str, names: list[str], asked: list[Entry], deadline: float) -> tuple[list[Container], list[Answer]]:
-    """The containers that match NAME, and the answers. Another user's container counts only if root (or the calling
-    user) has none.
-
-    Otherwise a user could give their container the name, or the id prefix, of one of root's.
-    """
-    answers = ask(asked, name, deadline)
-    found = [container for answer in answers for container in answer.containers]
-    if not _trusted(found):
-        later = ask(asked, name, deadline, "find_by_process")
-        found += [container for answer in later for container in answer.containers]
-        answers += [answer for answer in later if answer.stopped]
-    if not _trusted(found) and not any(answer.stopped and not answer.owner for answer in answers):
-        found += _by_command(answers, names, name, deadline)
-        if not found:  # on a slow machine an engine may have answered while the commands ran
-            found = [container for answer in answers for container in answer.containers]
-    return _trusted(found) or found, answers
-
-
-def _trusted(found: list[Container]) -> list[Container]:
-    return [container for container in found if container.owner in (0, os.geteuid())]
-
-
-def _ambiguous(target: str, found: list[Container]) -> AmbiguousTarget:
-    listed = ", ".join(f"{c.label()} (pid {c.pid}, {printable(c.id[:12])}{_of(c.owner)})" for c in found[:8])
-    listed += f" and {len(found) - 8} more" if len(found) > 8 else ""
-    return AmbiguousTarget(
-        f"{printable(target[:200])}: {len(found)} containers answer to this name: {listed}", "say engine:name, or an id"
-    )
-
-
-def _of(owner: int) -> str:
-    if not owner:
-        return ""
-    from cntr.engines import store
-
-    return f", of {store.owner_name(owner)}"
-
-
-def _by_command(answers: list[Answer], names: list[str], name: str, deadline: float) -> list[Container]:
-    """What the engines' own commands find, asked last; refusals are stored in ANSWERS."""
-    from cntr.engines import fallback
-
-    found, refused = fallback.find(name, names, deadline)
-    for answer in answers:
-        error = refused.get(answer.entry.name)
-        if error and (not answer.refused or isinstance(error, NotRunning)):
-            answer.refuse(error)
-    return found
-
-
-def _not_found(target: str, answers: list[Answer], absent: list[str], more: str = "") -> TargetNotFound:
-    """The error that says which engines were asked, which are absent, and which refused and why."""
-    shown = printable(target[:200])
-    shown = shown if shown == shown.strip() else repr(shown)
-    stopped = [f"{printable(answer.refused[:300])}{_of(answer.owner)}" for answer in answers if answer.stopped]
-    if stopped:
-        hint = next((printable(answer.hint) for answer in answers if answer.stopped and answer.hint), "")
-        hint = hint or "start it first; a container that has ended has no process to join"
-        missing = TargetNotFound(f"{shown}: {'; '.join(stopped)}", hint + more)
-        missing.restarting = any(answer.stopped and "restarting" in answer.refused for answer in answers)
-        return missing
-    refused = [
-        f"{answer.entry.name}{_of(answer.owner)} ({printable(answer.refused[:300])})"
-        for answer in answers
-        if answer.refused
-    ]
-    quiet = [answer.entry.name for answer in answers if not answer.refused]
-    said = "; ".join(
-        f"{words}: {', '.join(names)}"
-        for words, names in (
-            ("asked", [name for name in quiet if name not in absent]),
-            ("refused", refused),
-            ("not on this machine", absent),
-        )
-        if names
-    )
-    known = [printable(answer.hint) for answer in answers if answer.hint and not answer.owner]
-    slow = [answer.entry.name for answer in answers if answer.refused in LATE]
-    hint = "`cntr ps --all` lists what there is, running or not"
-    # That engines' programs are here says nothing: images have them, too, and /dev/kvm is in each privileged container.
-    if host.advice(engines=False) and (advice := host.advice(engines=_anything_runs(answers))):
-        hint = advice
-    elif ("/" in target or ":" in target) and os.path.exists(target):
-        hint = f"a root directory is dir:{shown}, an archive of an image archive:{shown}"
-    elif ":" in target and not _called(plain(target).partition(":")[0], REGISTRY):
-        hint = f"an image is image:{shown}; `cntr ps --all` lists containers"
-    elif known and len(answers) == 1:
-        hint = known[0]
-    elif refused and os.geteuid() != 0:
-        hint = with_sudo("an engine refused")
-    elif slow:
-        hint = f"a slow engine is waited for when it is named: {slow[0]}:{shown}; `cntr ps` lists what runs"
-        if shown.startswith(f"{slow[0]}:"):
-            hint = "its daemon does not answer: its log says why (`journalctl -u docker`, for one)"
-    elif known:
-        hint = known[0]
-    error = TargetNotFound(f"{shown}: no running container of that name ({said})", hint)
-    error.late = tuple(slow)
-    error.elsewhere = next((answer.elsewhere for answer in answers if answer.elsewhere and not answer.owner), "")
-    return error
-
-
-def _anything_runs(answers: list[Answer]) -> bool:
-    """Whether the engines that were asked for a name have any container, or one refuses to say."""
-    asked = list(dict.fromkeys(answer.entry for answer in answers if not answer.owner))
-    return any(a.refused or a.containers for a in (*answers, *ask(asked, None, time.monotonic() + ASK_SECONDS)))
+        found = pids.resolve(pid)
+    except TargetNotFound:
+        return None
+    return None if pids.is_nobodys(found.pid) or any(entry.may_have(pid) for entry in REGISTRY) else found
 
 
 SANDBOX_HINTS = {
@@ -269,7 +84,7 @@ def verify(container: Container, *, runs_its_own: bool = False) -> None:
             "`cntr attach` shows it the host's tools; its own programs would run as the host's root, unconfined",
         )
     if container.start_time:
-        now = evidence.start_time(container.pid)
+        now = pids.start_time(container.pid)
         if not now:
             raise TargetNotFound(f"{container.label()}: its process {container.pid} is gone", "is it still running?")
         if now != container.start_time:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 
-from cntr.engines import evidence, store, trust, unixhttp
+from cntr.engines import evidence, pids, store, trust, unixhttp
 from cntr.engines.container import Container, NotRunning, Refused
 from cntr.linux import procfs
 
@@ -99,7 +99,7 @@ def _ask(stream: unixhttp.Stream, path: str, name: str, deadline: float) -> Cont
         pid = _init_pid(stream)
     finally:
         stream.close()
-    start = evidence.start_time(pid)
+    start = pids.start_time(pid)
     monitor = _monitor(pid, path, name, owner) if start else 0
     if not monitor:
         return None
@@ -117,8 +117,8 @@ def _by_monitor() -> list[Container]:
     for monitor, arguments in evidence.processes_named(TITLE.strip()):
         path, _, name = arguments[0].removeprefix(TITLE).rpartition(" ")
         owner = evidence.speaker(monitor)
-        pid = min(evidence.children(monitor), key=evidence.start_time, default=0)
-        start = evidence.start_time(pid)
+        pid = min(evidence.children(monitor), key=pids.start_time, default=0)
+        start = pids.start_time(pid)
         if name and start and owner >= 0:
             state = evidence.state(pid)
             found.append(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cntr.engines import evidence, store
+from cntr.engines import evidence, pids, store
 from cntr.engines.container import Container
 from cntr.linux import procfs
 
@@ -38,7 +38,7 @@ def _registered(name: str) -> Container | None:
         pid, owner = int(fields["LEADER"]), int(fields.get("UID", 0))  # newer systemd lets users register machines
     except (OSError, ValueError, KeyError):
         return None
-    start = evidence.start_time(pid)
+    start = pids.start_time(pid)
     if not start:
         return None
     state = "sandboxed" if fields.get("CLASS") == "vm" else evidence.state(pid)
@@ -54,7 +54,7 @@ def _processes() -> list[Container]:
             continue
         name, directory = machine_name(monitor, arguments)
         for pid in evidence.children(monitor):
-            start = evidence.start_time(pid)
+            start = pids.start_time(pid)
             if start and name and _is_inside(pid):
                 state = evidence.state(pid)
                 found.append(Container("nspawn", name, pid, id=name, state=state, start_time=start, image=directory))

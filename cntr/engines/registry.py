@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import sys
 
-from cntr.engines import trust
-from cntr.engines.container import NotRunning, Refused, RemoteRefused
 from cntr.linux import procfs
 
 TYPE_CHECKING = False
@@ -60,29 +58,6 @@ class Entry:
         """Import the module."""
         __import__(self.module)
         return sys.modules[self.module]
-
-
-LATE = ("no answer in time", "timed out")  # error texts for a late engine and a late socket
-
-
-class Answer:
-    """One engine's answer: its containers, or why it refused.
-
-    owner: the uid of the engine's user, 0 for root's and the caller's own; elsewhere: the machine its containers are
-    on, in the form of ``--host``, "" for this one.
-    """
-
-    __slots__ = ("containers", "elsewhere", "entry", "hint", "owner", "refused", "stopped")
-
-    def __init__(self, entry: Entry, owner: int = 0) -> None:
-        self.entry, self.owner, self.refused, self.stopped = entry, owner, LATE[0], False
-        self.hint = self.elsewhere = ""
-        self.containers: list[Container] = []
-
-    def refuse(self, error: Refused) -> None:
-        """Replace the answer by a refusal."""
-        self.refused, self.hint, self.stopped = str(error), error.hint, isinstance(error, NotRunning)
-        self.elsewhere = error.host if isinstance(error, RemoteRefused) else ""
 
 
 _TASKS = "io.containerd.runtime.v2.task"
@@ -178,66 +153,22 @@ def _trace_exists(trace: str) -> bool:
         return os.path.exists(trace)
     head, _, tail = trace.partition("/*")  # one star per trace: a directory per user or namespace
     if not tail:
-        return bool(_listed(head))
-    asked = head == "/run/user" and _listed(head)
+        return bool(listed(head))
+    asked = head == "/run/user" and listed(head)
+    from cntr.engines import trust  # not for a look by the container's pid
+
     mounts = procfs.mountinfo(procfs.read("/proc/self/mountinfo")) if asked else []
     # Only names are compared: the path may be the mount point of a user's file system that never answers.
     return any(
         tail[1:] in trust.some_names(f"{head}/{name}", tail[1:])
-        for name in _listed(head)
+        for name in listed(head)
         if trust.answers(f"{head}/{name}", mounts)
     )
 
 
-def entries() -> tuple[Entry, ...]:
-    """The registry, and what third parties added by entry point; for root only what nobody but root can have installed."""
-    extra = []
-    # importlib.metadata takes 30 ms, glob 10. Listing the directories and reading the entry points takes 1 ms at most.
-    for path in dict.fromkeys([*sys.path, os.path.dirname(os.path.dirname(os.path.dirname(__file__)))]):
-        for directory in _listed(path):
-            if directory.endswith(".dist-info"):
-                file = f"{path or os.getcwd()}/{directory}/entry_points.txt"
-                try:
-                    text = procfs.read(file)
-                    if "[cntr.engines]" in text and trust.accepts(trust.owner(file)):
-                        extra += _declared(text, path)
-                except OSError:
-                    continue
-    return REGISTRY + tuple(extra)
-
-
-def _listed(path: str) -> list[str]:
+def listed(path: str) -> list[str]:
+    """The names in a directory, none if it cannot be read."""
     try:
         return os.listdir(path or ".")
     except OSError:
         return []
-
-
-def _declared(text: str, path: str) -> list[Entry]:
-    section, found = "", []
-    for line in text.splitlines():
-        if line.startswith("["):
-            section = line.strip("[] ")
-        elif section == "cntr.engines" and "=" in line:
-            name, module = (part.strip() for part in line.split("=", 1))
-            if module not in sys.modules:
-                _import(module, path)
-            found.append(Entry(name, module, module, *sys.modules[module].TRACES))
-    return found
-
-
-def _import(module: str, path: str) -> None:
-    """Import MODULE from PATH, where its entry point was found: other directories of sys.path may have one of that
-    name. Raises OSError.
-    """
-    head = module.partition(".")[0]
-    for file in (f"{path}/{head}.py", f"{path}/{head}/__init__.py"):
-        if os.path.exists(file) and trust.accepts(trust.owner(file)):
-            break
-    else:
-        raise FileNotFoundError(2, "no module that only root, or the caller, could have written", f"{path}/{head}")
-    sys.path.insert(0, path)
-    try:
-        __import__(module)
-    finally:
-        sys.path.remove(path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from cntr.engines import evidence, store
+from cntr.engines import evidence, pids, store
 from cntr.engines.container import Container
 
 
@@ -30,7 +30,7 @@ def containers(deadline: float) -> list[Container]:
         for uuid in store.listdir(f"{root}/pods/run"):
             leader = _leader(f"{root}/pods/run/{uuid}")
             for app, pid in _apps(leader).items():
-                start = evidence.start_time(pid)
+                start = pids.start_time(pid)
                 if start:
                     found.append(Container("rkt", f"{uuid}/{app}", pid, id=uuid, start_time=start))
     return found
@@ -44,7 +44,7 @@ def _leader(pod: str) -> int:
             continue
         if file == "ppid":
             pid = next(iter(evidence.children(pid)), 0)
-        if evidence.start_time(pid):
+        if pids.start_time(pid):
             return pid
     return 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cntr.engines import evidence, store, trust
+from cntr.engines import evidence, pids, store, trust
 from cntr.engines.container import Container, Refused
 
 TYPE_CHECKING = False
@@ -82,7 +82,7 @@ def read_state(engine: str, root: str, id: str, owner: int) -> Container | None:
 
 def started(engine: str, id: str, pid: int, start: int, owner: int, rootfs: str = "") -> Container | None:
     """The container if PID is still the process that started at START."""
-    if not start or evidence.start_time(pid) != start:
+    if not start or pids.start_time(pid) != start:
         return None
     state = "sandboxed" if evidence.sandbox(pid) else evidence.state(pid)
     return Container(engine, id, pid, id=id, state=state, owner=owner, start_time=start, image=rootfs)

@@ -6,7 +6,7 @@ so these are accessible (``cntr cp``, ``cntr mount``); a VM's are inside the VM.
 
 from __future__ import annotations
 
-from cntr.engines import evidence, store
+from cntr.engines import evidence, pids, store
 from cntr.engines.container import Container, Refused
 
 RUNSC = "gvisor"
@@ -52,8 +52,8 @@ def _gvisor() -> list[Container]:
             except (OSError, ValueError, KeyError, TypeError):
                 continue
             if evidence.sandbox(pid) == "gVisor":
-                rootfs = f"/proc/{gofer}/root" if evidence.start_time(gofer) else ""
-                start = evidence.start_time(pid)
+                rootfs = f"/proc/{gofer}/root" if pids.start_time(gofer) else ""
+                start = pids.start_time(pid)
                 found.append(Container(RUNSC, id, pid, id=id, state="sandboxed", start_time=start, rootfs=rootfs))
     if refused and not found:
         raise refused
@@ -67,7 +67,7 @@ def _virtual_machines() -> list[Container]:
             value = evidence.option(arguments, option)
             name = value.removeprefix("guest=").split(",")[0].rpartition("/")[2]
             if name:
-                start = evidence.start_time(pid)
+                start = pids.start_time(pid)
                 owner = max(evidence.uid_of(pid), 0)
                 found.append(Container(engine, name, pid, id=name, state="sandboxed", owner=owner, start_time=start))
     return found

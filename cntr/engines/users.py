@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 
-from cntr.engines import evidence, store, trust
+from cntr.engines import evidence, pids, store, trust
 from cntr.engines.container import Container
 from cntr.linux import procfs, syscalls
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-    from cntr.engines.registry import Answer
+    from cntr.engines.answer import Answer
 
 MOST_USERS, MOST_CONTAINERS = 64, 10_000  # users asked at once; containers of each
 MOST_BYTES, MOST_TEXT = 1 << 20, 512  # bytes of an answer; characters of a name
@@ -191,7 +191,7 @@ def container(uid: int, fields: list[str], engines: set[str]) -> Container | Non
     if engine not in engines or not pid_text.isdecimal() or not start_text.isdecimal():
         return None
     pid, start = int(pid_text[:10]), int(start_text[:20])
-    if pid and (evidence.start_time(pid) != start or not evidence.belongs_to(pid, uid)):
+    if pid and (pids.start_time(pid) != start or not evidence.belongs_to(pid, uid)):
         return None
     state = "sandboxed" if not pid or evidence.sandbox(pid) else evidence.state(pid)
     return Container(engine, name, pid, id=id, image=image, state=state, owner=uid, start_time=start)

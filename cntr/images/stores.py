@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from cntr import engines
-from cntr.engines import Refused
+from cntr.engines import Refused, registry
 from cntr.errors import AmbiguousTarget, printable
 from cntr.images import ENGINES, Image, ImageError
 
@@ -29,7 +28,7 @@ def find(name: str, seconds: float) -> Image:
     asked = (head,) if named else ENGINES
     name = rest if named else name
     deadline = time.monotonic() + seconds
-    known = {entry.name: entry for entry in engines.REGISTRY}
+    known = {entry.name: entry for entry in registry.REGISTRY}
     found: list[Image] = []
     said = []
     for engine in asked:

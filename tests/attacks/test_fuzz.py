@@ -19,7 +19,7 @@ from cntr.attach.channel import Reader
 from cntr.attach.exec_handler import Handler
 from cntr.audit import toml
 from cntr.cp import stream
-from cntr.engines import docker, evidence, process, registry, store, users
+from cntr.engines import docker, evidence, plugins, store, units, users
 from cntr.engines.container import Refused
 from cntr.engines.containers_storage import Known, Store
 from cntr.engines.kubernetes import _parse
@@ -136,7 +136,7 @@ def texts(data: bytes) -> None:
 def control_groups(data: bytes) -> None:
     text = os.fsdecode(data)
     for path in procfs.cgroups(text).values():
-        assert process.owner_in(path, "web.service") >= -1
+        assert units.owner_in(path, "web.service") >= -1
     assert "\n" not in "".join(procfs.cgroups(text))
 
 
@@ -190,7 +190,7 @@ def monitors(data: bytes) -> None:
 
 def entry_points(data: bytes) -> None:
     """Of an installed package that declares engines: what is not there, or anybody's, is not imported."""
-    assert registry._declared(f"[cntr.engines]\nx = {os.fsdecode(data)}", "/nowhere") == []
+    assert plugins._declared(f"[cntr.engines]\nx = {os.fsdecode(data)}", "/nowhere") == []
 
 
 class Alive:

@@ -15,7 +15,7 @@ import time
 import pytest
 
 from cntr import engines
-from cntr.engines import docker, kubernetes, nspawn, podman, store
+from cntr.engines import asking, docker, kubernetes, nspawn, podman, registry, store
 from cntr.errors import CntrError, TargetNotFound
 from cntr.linux import procfs
 
@@ -110,7 +110,7 @@ def test_rkt(alone, monkeypatch, file):
             write(alone / "rkt/pods/run" / uuid / file, f"{process.pid}\n")
             monkeypatch.setenv("CNTR_RKT_ROOT", str(alone / "rkt"))
             deadline = time.monotonic() + 10
-            while not (found := engines.ask(_entries("rkt"), uuid[:8], deadline)[0].containers):
+            while not (found := asking.ask(_entries("rkt"), uuid[:8], deadline)[0].containers):
                 assert time.monotonic() < deadline
             assert [container.name for container in found] == [f"{uuid}/{app}"]
             assert os.readlink(f"/proc/{found[0].pid}/root") == str(rootfs), "the app, not stage1's init"
@@ -120,8 +120,8 @@ def test_rkt(alone, monkeypatch, file):
             os.killpg(process.pid, 9)
 
 
-def _entries(*names: str) -> list[engines.Entry]:
-    return [entry for entry in engines.REGISTRY if entry.name in names]
+def _entries(*names: str) -> list[registry.Entry]:
+    return [entry for entry in registry.REGISTRY if entry.name in names]
 
 
 def storage(directory: pathlib.Path, monkeypatch: pytest.MonkeyPatch, names: list[str], pid: int) -> None:
@@ -168,7 +168,7 @@ def test_nerdctl_names(alone, monkeypatch, monitored):
     monkeypatch.setenv("CNTR_NERDCTL_ROOT", str(alone / "nerdctl"))
     for name in ("nerdctl:web", "containerd:default/web", f"containerd:default/{ID}", f"ctr:{ID[:10]}"):
         assert engines.resolve(name).pid == monitored
-    answer = engines.ask(_entries("containerd"), None, time.monotonic() + 5)[0]
+    answer = asking.ask(_entries("containerd"), None, time.monotonic() + 5)[0]
     assert [container.name for container in answer.containers] == ["web"]
 
 

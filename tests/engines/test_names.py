@@ -14,7 +14,7 @@ import pytest
 
 from cntr import engines
 from cntr.attach.target import Target
-from cntr.engines import containers_storage, evidence, listing, lxc, runc, unixhttp
+from cntr.engines import asking, containers_storage, evidence, listing, lxc, registry, runc, unixhttp
 from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound
 from cntr.images import targets
 from cntr.linux import procfs
@@ -86,7 +86,7 @@ def test_every_engine_survives_every_name():
     """No module raises anything but Refused for a name, whatever is on this machine."""
     for name in HOSTILE[1:]:
         for method in ("find", "find_by_process"):
-            for answer in engines.ask(list(engines.REGISTRY), name, time.monotonic() + 5, method):
+            for answer in asking.ask(list(registry.REGISTRY), name, time.monotonic() + 5, method):
                 assert "unreadable state" not in answer.refused, (answer.entry.name, ascii(name), answer.refused)
 
 

@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from cntr import engines
-from cntr.engines import process
+from cntr.engines import processes, units
 from cntr.errors import AmbiguousTarget, TargetNotFound
 from cntr.linux import procfs
 from testkit.engines.rigs_runtimes import Runc
@@ -76,7 +76,7 @@ def test_a_number_inside_a_container_is_named_by_the_hint(runc):
         with pytest.raises(TargetNotFound) as caught:
             engines.resolve("pid:4194303")
         assert caught.value.hint == "`cntr ps` lists containers with their pids"
-        assert "inside a container's pid namespace that is the number of pid" in process._elsewhere(1)
+        assert "inside a container's pid namespace that is the number of pid" in processes.elsewhere(1)
 
 
 def test_a_kernel_thread_is_said_to_be_one():
@@ -124,7 +124,7 @@ def test_a_zombie_is_said_to_be_one():
     ],
 )
 def test_whose_unit_a_cgroup_is(path, owner):
-    assert process.owner_in(path, "web.service") == owner
+    assert units.owner_in(path, "web.service") == owner
 
 
 def test_inspect_and_cp_say_it_too(sleeper, tmp_path):
@@ -151,12 +151,12 @@ def test_a_unit_is_waited_for_until_it_is_its_program(monkeypatch):
         assert unit.stdin
         assert unit.stdout
         unit.stdout.readline()
-        monkeypatch.setattr(process, "STARTING_SECONDS", 0.05)
+        monkeypatch.setattr(units, "STARTING_SECONDS", 0.05)
         with pytest.raises(TargetNotFound, match="has not become its program yet"):
-            process._await_program("web.service", unit.pid)
-        monkeypatch.setattr(process, "STARTING_SECONDS", 60)
+            units._await_program("web.service", unit.pid)
+        monkeypatch.setattr(units, "STARTING_SECONDS", 60)
         threading.Timer(0.2, lambda: print(file=unit.stdin, flush=True)).start()
-        process._await_program("web.service", unit.pid)
+        units._await_program("web.service", unit.pid)
         assert procfs.read(f"/proc/{unit.pid}/comm") == "sleep\n"
         unit.kill()
-    process._await_program("web.service", unit.pid)  # it has ended
+    units._await_program("web.service", unit.pid)  # it has ended

@@ -15,7 +15,7 @@ import pytest
 
 from cntr import engines
 from cntr.attach.target import Target
-from cntr.engines import evidence, registry, settings, store
+from cntr.engines import pids, registry, settings, store
 from cntr.errors import CntrError, TargetNotFound
 from cntr.linux import procfs
 from testkit.engines.rigs_cli import Docker, Podman
@@ -231,7 +231,7 @@ def test_a_process_whose_first_thread_has_ended():
             process.stdout.readline()
             while procfs.living(process.pid) == f"/proc/{process.pid}":
                 os.sched_yield()
-            assert evidence.start_time(process.pid)
+            assert pids.start_time(process.pid)
             found = engines.resolve(f"pid:{process.pid}")
             target = Target(found, impatient=True)
             assert target.environment["MARK"] == "here"

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from cntr import engines
+from cntr.engines import registry
 from testkit.engines import rigs
 from tests.engines import support
 
@@ -30,7 +30,7 @@ def test_every_rig_and_every_engine_has_a_row():
         name for row in support.ROWS if row.kind == support.ENGINE for name in row.tests
     }
     prefixes = {prefix.partition(":")[0] for row in support.ROWS for prefix in row.prefix.split(", ")}
-    for entry in engines.REGISTRY:
+    for entry in registry.REGISTRY:
         assert entry.name in prefixes or prefixes & set(entry.aliases), entry.name
 
 

@@ -56,9 +56,10 @@ def test_one_table_of_them_all(request):
 
 def test_an_engine_that_answers_late_is_heard_while_commands_are_asked(monkeypatch):
     """On a slow machine the deadline passes; what has been said by the time the engines' commands have ended counts."""
-    from cntr.engines import lookup
+    from cntr.engines import names
+    from cntr.engines.answer import Answer
     from cntr.engines.container import Container
-    from cntr.engines.registry import REGISTRY, Answer
+    from cntr.engines.registry import REGISTRY
 
     answer = Answer(REGISTRY[0])
 
@@ -66,7 +67,7 @@ def test_an_engine_that_answers_late_is_heard_while_commands_are_asked(monkeypat
         answers[0].containers.append(Container("docker", "box", os.getpid(), owner=0))
         return []
 
-    monkeypatch.setattr(lookup, "ask", lambda *_arguments, **_more: [answer])
-    monkeypatch.setattr(lookup, "_by_command", asked_meanwhile)
-    found, _ = lookup._find("box", ["docker"], [REGISTRY[0]], 0.0)
+    monkeypatch.setattr(names, "ask", lambda *_arguments, **_more: [answer])
+    monkeypatch.setattr(names, "_by_command", asked_meanwhile)
+    found, _ = names._find("box", ["docker"], [REGISTRY[0]], 0.0)
     assert [container.name for container in found] == ["box"]

@@ -1,0 +1,32 @@
+"""One engine's answer to the question for a name."""
+
+from __future__ import annotations
+
+from cntr.engines.container import NotRunning, Refused, RemoteRefused
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cntr.engines.container import Container
+    from cntr.engines.registry import Entry
+
+LATE = ("no answer in time", "timed out")  # error texts for a late engine and a late socket
+
+
+class Answer:
+    """One engine's answer: its containers, or why it refused.
+
+    owner: the uid of the engine's user, 0 for root's and the caller's own; elsewhere: the machine its containers are
+    on, in the form of ``--host``, "" for this one.
+    """
+
+    __slots__ = ("containers", "elsewhere", "entry", "hint", "owner", "refused", "stopped")
+
+    def __init__(self, entry: Entry, owner: int = 0) -> None:
+        self.entry, self.owner, self.refused, self.stopped = entry, owner, LATE[0], False
+        self.hint = self.elsewhere = ""
+        self.containers: list[Container] = []
+
+    def refuse(self, error: Refused) -> None:
+        """Replace the answer by a refusal."""
+        self.refused, self.hint, self.stopped = str(error), error.hint, isinstance(error, NotRunning)
+        self.elsewhere = error.host if isinstance(error, RemoteRefused) else ""
