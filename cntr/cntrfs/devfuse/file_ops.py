@@ -64,8 +64,7 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
     if node.kind != stat.S_IFREG:  # the kernel opens regular files only, unless the inode number was reused
         raise stale()  # opening a FIFO would block
     if node.mount.is_remote:
-        killpriv = c.caller() if flags & os.O_TRUNC and open_flags & wire.OPEN_KILL_SUIDGID else None
-        return _open_remote(c, node, flags, core.files.backing_flags(flags), killpriv)
+        return _open_remote(c, node, flags, core.files.backing_flags(flags), _truncator(c, flags, open_flags))
     if node.mount.is_pseudo:
         return _open_pseudo(c, node, flags)
     if c.passthrough.enabled and not flags & (os.O_ACCMODE | os.O_TRUNC):
@@ -82,7 +81,7 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
         return _opened(c, node, -1, fd, mode, flags)
     core.demand_open(node, flags)
     wanted = core.files.backing_flags(flags)
-    killpriv = c.caller() if flags & os.O_TRUNC and open_flags & wire.OPEN_KILL_SUIDGID else None
+    killpriv = _truncator(c, flags, open_flags)
     path_fd = core.fds.fd(node)
     if flags & os.O_TRUNC and os.fstat(path_fd).st_size > _LARGE:
         return _open_elsewhere(c, node, path_fd, flags, wanted, killpriv)
@@ -94,6 +93,16 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
             raise
         return _open_elsewhere(c, node, path_fd, flags, wanted, killpriv)
     return _opened(c, node, fd, path_fd, os.fstat(fd).st_mode, flags)
+
+
+def _truncator(c: Connection, flags: int, open_flags: int) -> Caller | None:
+    """Who empties the file by this open, if its set-id bits may have to go with its content.
+
+    Before HANDLE_KILLPRIV_V2 (Linux 5.11) the kernel does not say: what it clears before any other truncation it forgets for
+    an open that truncates by itself (ATOMIC_O_TRUNC).
+    """
+    told = open_flags & wire.OPEN_KILL_SUIDGID or not c.flags & wire.HANDLE_KILLPRIV_V2
+    return c.caller() if flags & os.O_TRUNC and told else None
 
 
 def _open_pseudo(c: Connection, node: Node, flags: int) -> bytes:

@@ -302,17 +302,19 @@ def _statfs_answer(found: os.statvfs_result) -> bytes:
 def _setxattr(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     size, flags = wire.SETXATTR_IN.unpack_from(body)
     start = 8
-    kill = False
+    kill, caller = False, None
     if c.flags & wire.SETXATTR_EXT:
         if len(body) < 16:
             raise wire.Malformed("a short SETXATTR")
         kill = bool(wire.SETXATTR_EXT_IN.unpack_from(body)[2] & wire.SETXATTR_ACL_KILL_SGID)
         start = 16
+    else:  # before Linux 5.13 the kernel does not decide
+        caller = c.caller().resolved()
     name, separator, value = bytes(body[start:]).partition(b"\0")
     if not separator or size > len(value):
         raise wire.Malformed("an attribute cut off")
     value = value[:size]
-    return c.on((nodeid,), lambda core: core.xattrs.set(nodeid, name, value, flags, None, kill_sgid=kill), _nothing)
+    return c.on((nodeid,), lambda core: core.xattrs.set(nodeid, name, value, flags, caller, kill_sgid=kill), _nothing)
 
 
 def _sized(c: Connection, value: bytes | None, size: int) -> bytes:
