@@ -65,7 +65,7 @@ given together, Ctrl-C ends the recording. With none of them the image is starte
 its ports are asked once, and the recording ends when nothing new has been opened for two seconds.
 
 What rules add has its reason (--explain). The slim image must then do the same exercise on CntrFS, where each file that it misses
-is added, and once more in the engine. If it does not, the status is 125 and no archive is written. What the exercise did not ask
+is added, and once more in the engine. If it does not, the status is 1 and no archive is written. What the exercise did not ask
 for may be missing.
 
 `cntr slim diff TARGET OTHER [OVER]` compares two images file by file, OVER laid over OTHER: status 0 if they are the same, 1 if

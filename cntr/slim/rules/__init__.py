@@ -36,6 +36,8 @@ NAMES = (
     "elf",
     "scripts",
     "calls",
+    "named",
+    "plugins",
     "python",
     "node",
     "jvm",

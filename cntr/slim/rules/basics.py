@@ -30,6 +30,7 @@ FILES = {
     "where libraries are": "/etc/ld.so.cache /etc/ld.so.conf /etc/ld.so.conf.d/* /etc/ld.so.preload /etc/ld-musl-*.path",
     "the shell's and terminal's set-up": "/etc/profile /etc/environment /etc/inputrc",
     "mounts by name": "/etc/mtab /etc/fstab",
+    "kinds of files by suffix": "/etc/mime.types",
 }
 # The C library loads these by name: to cancel a thread, look up a name, convert a character set.
 LIBC = ("libgcc_s.so.1", "libnss_files.so.2", "libnss_dns.so.2", "libnss_compat.so.2", "libresolv.so.2")

@@ -43,13 +43,13 @@ def follows(context: Context, path: str, entry: Entry) -> Found:
     if not entry.is_file or not entry.size:
         return
     own = application.is_application(context, path)
-    if own and path.endswith(_SOURCE) and is_small(entry) and not _is_foreign(context, path):
+    if own and path.endswith(_SOURCE) and is_small(entry) and not is_foreign(context, path):
         yield from _started(context, path)
     elif own or _CONVERTS.fullmatch(path.rpartition("/")[2]):
         yield from _called(context, path, own)
 
 
-def _is_foreign(context: Context, path: str) -> bool:
+def is_foreign(context: Context, path: str) -> bool:
     """Whether it belongs to a third-party library; one that the configuration names is the application."""
     found = _FOREIGN.search(path)
     words = context.settings.get("Entrypoint"), context.settings.get("Cmd")

@@ -37,7 +37,12 @@ _COMMENT = re.compile(r"#[^\n]*")
 _NOT_AT_WORK = frozenset(
     "doctest pdb pydoc test unittest tkinter idlelib lib2to3 turtle ensurepip cProfile profile pstats _pydecimal _pyio _pydatetime".split()
 )
-_BY_NAME = ("/sysconfig.py", "/xml/sax/__init__.py", "/xml/dom/domreg.py")  # in the standard library
+_BY_NAME = (
+    "/sysconfig.py",
+    "/xml/sax/__init__.py",
+    "/xml/dom/domreg.py",
+    "/encodings/idna.py",
+)  # in the standard library
 _TESTS = ("/tests/", "/test/", "/testing/")
 _IMPORTED = "python imported"
 
@@ -137,7 +142,8 @@ def _by_name(context: Context, path: str, imported: set[str], own: bool) -> Foun
         for one in context.tree.children(directory):
             if one.startswith(f"{directory}/_sysconfigdata"):
                 yield one, "what sysconfig tells is in it"
-    for encoding in set(_ENCODING.findall(text)) if own else ():
+    # idna's host names are in punycode
+    for encoding in set(_ENCODING.findall(text)) if own or path.endswith("/encodings/idna.py") else ():
         yield from _codec(context, encoding, imported)
 
 
