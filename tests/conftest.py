@@ -1,4 +1,4 @@
-"""What all tests share: the rigs, a mark on everything a test starts, and the check that it left nothing behind."""
+"""What all tests share: the rigs, a mark on everything a test starts, and the check that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cntr.linux import procfs
 
 pytest_plugins = ["testkit.engines.rigs"]
 
-# nohup(1) and a shell's `&` have signals ignored, which every process of a test would inherit; and cntr keeps to it.
+# Under nohup(1) and a shell's `&`, signals are ignored. A test's processes would inherit that, and cntr respects it.
 for _number, _handler in (
     (signal.SIGINT, signal.default_int_handler),
     (signal.SIGHUP, signal.SIG_DFL),
@@ -27,10 +27,10 @@ for _number, _handler in (
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, _handler)
 
-MARK = "TESTMARK"  # the environment variable that marks a test's processes; no prefix of it is withheld from sessions
-# Where a mount that leaked out of a nest would be seen.
+MARK = "TESTMARK"  # marks a test's processes; sessions drop no variable of this name
+# Where a mount that leaked out of a nest would appear.
 NEST_PLACES = ("/", "/proc", "/dev", "/sys", "/etc", "/usr", "/bin", "/var/lib/cntr")
-PATIENCE_SECONDS = 3.0  # processes end, and mount namespaces with them, a moment after the test has seen its result
+PATIENCE_SECONDS = 3.0  # processes, and their mount namespaces, end a moment after the test has its result
 
 
 def _below(path: str, places: tuple[str, ...]) -> bool:
@@ -40,7 +40,9 @@ def _below(path: str, places: tuple[str, ...]) -> bool:
 
 
 def marked_processes(mark: str) -> list[str]:
-    """``pid command`` of every running process whose environment bears MARK; engines' daemons outlive a test and are left out."""
+    """``pid command`` of every running process with MARK in its environment, without engines' daemons, which outlive a
+    test.
+    """
     needle, found = os.fsencode(f"{MARK}={mark}\0"), []
     for name in os.listdir("/proc"):
         if not name.isdecimal() or int(name) == os.getpid():
@@ -53,12 +55,14 @@ def marked_processes(mark: str) -> list[str]:
                 )
                 found.append(f"{name} {command}")
         except OSError:
-            continue  # it ended while we looked, or is a zombie
+            continue  # it has just ended, or is a zombie
     return found
 
 
 def nest_mounts(own: tuple[str, ...]) -> set[str]:
-    """The mounts of this mount namespace that a nest could have left: at its usual places, or below the test's own paths."""
+    """The mounts in this mount namespace that a nest could have left: at its usual places, or below the test's own
+    paths.
+    """
     return {
         f"{mount.mount_id} {mount.mount_point} {mount.fstype} {mount.root}"
         for mount in procfs.mountinfo(procfs.read("/proc/self/mountinfo"))
@@ -71,7 +75,7 @@ def marked_cgroups(mark: str) -> list[str]:
 
 
 def own_fds() -> set[str]:
-    """What the fds of this process are, but for pipes and sockets when an engine was started: they are its guard's."""
+    """This process's fds and their files; without pipes and sockets if an engine was started, as its guard holds some."""
     found = set()
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -87,7 +91,7 @@ def rigs_started() -> set[str]:
 
 @pytest.fixture
 def other_users() -> None:
-    """For tests that run cntr as another user: who must get to the checkout and to this interpreter."""
+    """For tests that run cntr as another user, who must be able to reach the checkout and this interpreter."""
     for path in (pathlib.Path(sys.executable), pathlib.Path(sys.executable).resolve(), pathlib.Path(__file__)):
         closed = [parent for parent in path.parents if not parent.stat().st_mode & 0o001]
         if closed:
@@ -96,9 +100,8 @@ def other_users() -> None:
 
 @pytest.fixture(autouse=True)
 def leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Iterator[str]:
-    """Compare processes, mounts, cgroups and fds before and after; each test looks only at what could be its own.
-
-    The value is the test's mark: processes bear it in their environment, cgroups in their name.
+    """Compare processes, mounts, cgroups and fds before and after, as far as they could be this test's. The value is
+    the test's mark: processes have it in their environment, cgroups in their name.
     """
     mark = f"t{os.getpid()}x{secrets.token_hex(4)}"
     monkeypatch.setenv(MARK, mark)
@@ -114,6 +117,6 @@ def leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> I
         left += [f"fd {fd}" for fd in opened]
         if not left or time.monotonic() > deadline:
             break
-        gc.collect()  # pipes of a finished subprocess that nobody closed close with its object
+        gc.collect()  # a finished subprocess's open pipes are closed with its object
         time.sleep(0.02)
     assert not left, "left behind: " + "; ".join(left)

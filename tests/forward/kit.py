@@ -1,4 +1,4 @@
-"""A container that serves, and a running ``cntr forward``."""
+"""A container with a server, and a running ``cntr forward``."""
 
 from __future__ import annotations
 
@@ -20,17 +20,16 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": REPOSITORY}
 
 
 class Web:
-    """A container of this module's server. Its target is a word of its command line: it is found again when it is started again."""
+    """A container that runs server.py. Its target is a word of its command line, so a restarted one is found again."""
 
     def __init__(self) -> None:
-        """Not started."""
         self.mark = f"web-{secrets.token_hex(6)}"
         self.target = f"command:{self.mark}"
         self.container: SlimContainer | None = None
         self.server: subprocess.Popen[str] | None = None
 
     def start(self, *, serve: bool = True) -> None:
-        """serve: its server too."""
+        """serve: whether its server is started, too."""
         self.container = SlimContainer("web", argv=["/app", self.mark])
         self.container.__enter__()
         (self.container.root / "run").mkdir()
@@ -38,22 +37,21 @@ class Web:
             self.serve()
 
     def serve(self) -> None:
-        """Start the server."""
         self.server = self.run_in_network(SERVER, f"{self.container.root}/run")
         assert self.server.stdout.readline() == "up\n"
 
     def run_in_network(self, *arguments: str) -> subprocess.Popen[str]:
-        """A Python program in its network namespace."""
+        """Start a Python program in its network namespace."""
         words = ["nsenter", "-t", str(self.container.pid), "-n", sys.executable, *arguments]
         return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
 
     def ask(self, code: str) -> str:
-        """What a program of a few lines in its network namespace prints."""
+        """The output of a short program in its network namespace."""
         with self.run_in_network("-c", code) as process:
             return process.communicate(timeout=20)[0].strip()
 
     def stop(self) -> None:
-        """The server first, as all of a container ends."""
+        """Stop the server first: all processes of a container end."""
         if self.server:
             self.server.kill()
             self.server.communicate()
@@ -65,7 +63,7 @@ class Web:
 
 @contextmanager
 def web() -> Iterator[Web]:
-    """One that runs."""
+    """A running Web."""
     made = Web()
     try:
         made.start()
@@ -75,16 +73,16 @@ def web() -> Iterator[Web]:
 
 
 class Running:
-    """A ``cntr forward --json`` without a command; its ports in the order of the command line."""
+    """A running ``cntr forward --json`` without a command; its ports in the order of the command line."""
 
     def __init__(self, process: subprocess.Popen[str], count: int) -> None:
-        """Waits until all listen."""
+        """Wait until all ports are open."""
         self.process = process
         self.events: list[dict[str, object]] = []
         self.ports = [int(str(self.wait_for("listening")["port"])) for _ in range(count)]
 
     def wait_for(self, kind: str) -> dict[str, object]:
-        """The next event of that kind."""
+        """The next event of KIND."""
         while line := self.process.stdout.readline():
             self.events.append(json.loads(line))
             if self.events[-1]["event"] == kind:
@@ -92,7 +90,6 @@ class Running:
         raise AssertionError(f"no {kind}: {self.events} {self.process.stderr.read()}")
 
     def connect(self, number: int = 0, timeout: float = 20) -> socket.socket:
-        """A connection to the port."""
         return socket.create_connection(("127.0.0.1", self.ports[number]), timeout)
 
 
@@ -100,7 +97,7 @@ class Running:
 def forward(
     target: str, *words: str, prefix: Sequence[str] = (), environment: Mapping[str, str] = os.environ
 ) -> Iterator[Running]:
-    """One that runs, and ends by SIGTERM with the status of that. prefix: the command it runs under."""
+    """A Running that must end with SIGTERM's status when it gets one. prefix: a command to run it under."""
     process = subprocess.Popen(
         [*prefix, *CNTR, "forward", target, "--json", *words],
         env={**environment, "PYTHONPATH": REPOSITORY},
@@ -121,7 +118,7 @@ def forward(
 
 
 def say(connection: socket.socket, text: bytes = b"hello") -> bytes:
-    """What comes back until the end, after TEXT and an end of our own."""
+    """Send TEXT and close the writing side; return everything received until the end."""
     with connection:
         connection.sendall(text)
         connection.shutdown(socket.SHUT_WR)
@@ -129,7 +126,7 @@ def say(connection: socket.socket, text: bytes = b"hello") -> bytes:
 
 
 def rest(connection: socket.socket) -> bytes:
-    """All that comes until the end."""
+    """Everything received until the end."""
     chunks = []
     while data := connection.recv(1 << 18):
         chunks.append(data)

@@ -1,4 +1,4 @@
-"""What a container serves in these tests; run in its network namespace: ``server.py DIRECTORY``, where its sockets with a path go.
+"""The server of a container in these tests, run in its network namespace: ``server.py DIRECTORY``, for its Unix sockets.
 
 echo: 80 (127.0.0.1), 81 (::1 only), 53/udp, @app, DIRECTORY/app.sock. 9 counts and hashes what comes until the end, then tells.
 19 sends as many bytes as it is asked for. 7 accepts and never reads.
@@ -16,13 +16,13 @@ SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 
 
 def echo(connection: socket.socket) -> None:
-    """What comes, with a mark before it."""
+    """Send back what is received, after a mark."""
     while data := connection.recv(1 << 16):
         connection.sendall(b"<" + data)
 
 
 def count(connection: socket.socket) -> None:
-    """Length and digest."""
+    """Send the length and digest of what was received."""
     digest, length = hashlib.sha256(), 0
     while data := connection.recv(1 << 18):
         digest.update(data)
@@ -31,7 +31,7 @@ def count(connection: socket.socket) -> None:
 
 
 def give(connection: socket.socket) -> None:
-    """The bytes 0…255 over and over."""
+    """Send the bytes 0…255 repeatedly."""
     length, chunk = int(connection.recv(64)), bytes(range(256)) * 256
     while length > 0:
         length -= connection.send(chunk[:length])
@@ -75,7 +75,7 @@ def main() -> None:
     try:
         serve(socket.create_server(("::1", 81), family=socket.AF_INET6), echo)
     except OSError:
-        pass  # Docker has no IPv6 in a container's network unless it is asked for
+        pass  # Docker has no IPv6 in a container's network by default
     serve(unix("\0app"), echo)
     serve(unix(f"{sys.argv[1]}/app.sock"), echo)
     datagrams.bind(("127.0.0.1", 53))

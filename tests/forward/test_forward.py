@@ -138,9 +138,9 @@ def test_timers_that_were_called_off_are_not_kept():
 
 
 def test_what_is_cut_off_is_seen_to_be_cut_off():
-    """Killed in the midst of an answer, the container's end must not look as if all had been said."""
+    """If the container is killed in the middle of an answer, that must not look like the answer's end."""
     with web() as served, forward(served.target, "0:7", "0:19", "0:80") as running, running.connect(0) as unread:
-        unread.sendall(b"x" * 100000)  # never read: the kernel answers the server's end with a reset
+        unread.sendall(b"x" * 100000)  # never read, so the server's kernel sends a reset
         with running.connect(1) as asked:
             asked.sendall(b"1000000000")
             assert asked.recv(1000)

@@ -89,7 +89,7 @@ def test_without_the_sessions_leave_it_is_refused_and_more_than_ports_is_never_h
         for words in ("/run/x.sock:80", "0.0.0.0:0:80", "53:53", "-R 90:/run/docker.sock", "0:80 -- id", "- 80", ""):
             done = busybox.run("attach", served.target, "--forward", "--", "sh", "-c", f"{INSIDE} {words}; echo $?")
             assert done.stdout == "125\n", (words, done)
-        # What does not ask as our client does is given no answer.
+        # A request that is not our client's gets no answer.
         hostile = (
             "import os, socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.connect('/run/cntr/exec.sock')\n"
             "socket.send_fds(s, [os.environ['Q'].encode().replace(b'|', b'\\0')], [0, 1, 2]); print(s.recv(9))"
@@ -117,7 +117,7 @@ AuthorizedKeysFile {place}/user.pub
 UsePAM no
 StrictModes no
 """
-# What sshd has for itself, so that this machine keeps what it has.
+# sshd's own files, so that this machine's are not changed.
 VIEW = """
 mount -t tmpfs tmpfs /run && mkdir -m 755 /run/sshd && mount --bind {place}/passwd /etc/passwd &&
 exec {sshd} -D -f {place}/config -E {place}/log
@@ -126,7 +126,7 @@ exec {sshd} -D -f {place}/config -E {place}/log
 
 @contextmanager
 def sshd(served: Web, place: Path) -> Iterator[list[str]]:
-    """A real sshd at the container's port 22; the words of an ssh that finds it through cntr."""
+    """A real sshd at the container's port 22; the command line of an ssh that reaches it through cntr."""
     program = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin") or ""
     missing = [
         package for path, package in ((program, "openssh-server"), (shutil.which("ssh"), "openssh-client")) if not path
@@ -152,7 +152,7 @@ def sshd(served: Web, place: Path) -> Iterator[list[str]]:
 
 
 def test_ssh_finds_a_containers_sshd_by_its_proxy_command(tmp_path):
-    """Also much data both ways at once, and an end from either side."""
+    """Also with much data in both directions at once, and closed from either side."""
     data = os.urandom(1 << 20) * 3
     env = {**os.environ, "PYTHONPATH": REPOSITORY}
     with web() as served, sshd(served, tmp_path) as ssh:

@@ -1,4 +1,4 @@
-"""``cntr forward`` beside other kinds of containers, and beside hostile ones."""
+"""``cntr forward`` with other kinds of containers, and with hostile ones."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ s = socket.create_connection((host, int(port)), 20); s.sendall(b'hello'); s.shut
 
 
 def test_a_rootless_container_is_its_owners_to_forward_from(tmp_path):
-    """Without root: its user namespace is entered by the dialer alone, and the listener stays on this machine."""
+    """Without root: only the dialer enters its user namespace; the listener stays on this machine."""
     user = pwd.getpwnam("nobody").pw_uid
     words = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "unshare", "-Urn", "sleep", "100"]
     os.chmod(tmp_path, 0o755)
@@ -76,7 +76,7 @@ def test_a_container_without_a_network_is_said_to_have_none():
 
 
 def test_an_engine_restarts_it(docker):
-    """By its name: as another process, in another network namespace."""
+    """It is found by name: another process, in another network namespace."""
     with (
         docker.container("busybox") as container,
         forward(container.name, "0:80", "0:/tmp/app.sock", environment=container.env) as running,
@@ -128,7 +128,7 @@ def test_who_never_reads_and_who_floods_hold_up_nobody_else():
 
 
 def test_a_side_that_does_not_answer_is_given_up(monkeypatch):
-    """As a path does that leads to a file system of the container's which never answers."""
+    """Such as a path on a file system of the container that never answers."""
     monkeypatch.setattr(sides, "ANSWER_SECONDS", 0.2)
     heard: list[Any] = []
 
@@ -164,7 +164,9 @@ def test_a_side_that_does_not_answer_is_given_up(monkeypatch):
 
 
 def test_of_the_relay_nothing_is_in_the_container():
-    """Its processes: only the dialer's network namespace is the container's, and it holds no file but what it needs."""
+    """Of its processes only the dialer is in the container's network namespace, and it holds no more files than it
+    needs.
+    """
     with web() as served, forward(served.target, "0:80", "-R", "8125:9") as running:
         dialer = int(Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text())
         joined = {

@@ -48,7 +48,7 @@ def needs(*programs: str) -> None:
 
 
 def session(pid: int, *words: str, env: dict[str, str] | None = None) -> str:
-    """What a session prints, which must succeed."""
+    """The output of a session, which must succeed."""
     done = run("attach", str(pid), *words, env=env, timeout=60)
     assert done.returncode == 0, done
     return done.stdout
@@ -56,7 +56,7 @@ def session(pid: int, *words: str, env: dict[str, str] | None = None) -> str:
 
 @contextmanager
 def daemon(*words: str, user: int = 0) -> Iterator[subprocess.Popen[str]]:
-    """A program that runs meanwhile, as USER, its output on a pipe."""
+    """A program that runs as USER inside the block, with its output on a pipe."""
     become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if user else []
     process = subprocess.Popen([*become, *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
@@ -68,7 +68,7 @@ def daemon(*words: str, user: int = 0) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory of nobody's that everybody may go to."""
+    """A directory of user nobody's that everybody can enter."""
     with tempfile.TemporaryDirectory(prefix="cntr-place-") as path:
         os.chmod(path, 0o755)
         os.chown(path, NOBODY.pw_uid, -1)
@@ -77,11 +77,11 @@ def place() -> Iterator[Path]:
 
 @contextmanager
 def display(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """An X server that lets nobody in without its cookie."""
+    """An X server that requires its cookie."""
     needs("Xvfb", "xclock", "xwd")
     cookie, authority = os.urandom(16), tmp_path / "authority"
     read, write = os.pipe()
-    # The server picks the number, and the cookie is found by it.
+    # The server chooses the number, under which its cookie is found.
     authority.write_bytes(b"".join(x11.authority(number, cookie) for number in range(100)))
     words = f"Xvfb -noreset -displayfd {write} -auth {authority} -nolisten tcp -screen 0 300x200x24".split()
     process = subprocess.Popen(words, pass_fds=[write], stderr=subprocess.DEVNULL)
@@ -122,7 +122,7 @@ def test_a_window_of_a_sessions_program_is_on_the_callers_display(tmp_path, tran
 
 
 def picture(env: dict[str, str]) -> list[bytes]:
-    """The pixels of the display (XWDFile.h: the header's size, 25 words in all, then the colours)."""
+    """The pixels of the display (XWDFile.h: the header's size, 25 words, then the colours)."""
     data = subprocess.run(
         ["xwd", "-root", "-silent"], env={**os.environ, **env}, capture_output=True, check=True
     ).stdout
@@ -132,7 +132,9 @@ def picture(env: dict[str, str]) -> list[bytes]:
 
 
 def test_the_sessions_cookie_is_its_own_and_no_name_of_the_display_can_be_listened_at(tmp_path):
-    """A program of the container that listens at the abstract name, which X clients try first, could type into the session's windows."""
+    """X clients try the abstract name first. A program in the container that listens there could type into the
+    session's windows.
+    """
     script = "echo $DISPLAY; xauth list; grep -c /tmp/.X11-unix/X /proc/net/unix"
     with display(tmp_path) as env, SlimContainer("x") as container:
         squat = "import socket; s = socket.socket(socket.AF_UNIX); s.bind('\\0/tmp/.X11-unix/X10')"
@@ -210,7 +212,7 @@ def test_beside_a_container_that_may_trace_where_cntr_starts_anew(place):
 
 
 def test_an_owner_without_root_brings_their_own(place):
-    """The session's root is the caller: the container's user namespace is entered before anything is brought."""
+    """The session's root is the caller, as the container's user namespace is entered before a socket is brought."""
     needs("dbus-daemon", "gdbus")
     user = NOBODY.pw_uid
     address = f"unix:path={place}/bus"
@@ -244,7 +246,7 @@ def test_gpg_finds_its_agent(tmp_path):
 
 @contextmanager
 def compositor(directory: Path) -> Iterator[Path]:
-    """A Wayland compositor of nobody's without a screen; its socket."""
+    """The socket of a Wayland compositor without a screen, run by nobody."""
     needs("weston", "wayland-info")
     runtime = directory / "runtime"
     runtime.mkdir(mode=0o700)
@@ -263,7 +265,7 @@ def compositor(directory: Path) -> Iterator[Path]:
 
 
 def screen(place: Path, directory: Path) -> bytes:
-    """A picture of what the compositor shows, as its own screenshooter takes it."""
+    """A picture of the compositor's screen, taken by its own screenshooter."""
     directory.mkdir()
     env = {**os.environ, "XDG_RUNTIME_DIR": str(place.parent), "WAYLAND_DISPLAY": str(place)}
     subprocess.run(["weston-screenshooter"], cwd=directory, env=env, check=True, capture_output=True)
@@ -273,12 +275,12 @@ def screen(place: Path, directory: Path) -> bytes:
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_window_of_a_sessions_program_is_on_the_callers_compositor(place, transport):
-    """Its pixels are in a file of memory that the client has sent along."""
+    """Its pixels are in a memfd that the client has passed."""
     with compositor(place) as display, SlimContainer("wayland") as container:
         numbers = iter(range(1000))
 
         def pictures() -> int:
-            """How many of three differ: its window never stands still, and nothing else moves."""
+            """How many of three pictures differ: only this window moves, and it always does."""
             return len({screen(display, place / str(next(numbers))) for _ in range(3)})
 
         wait_until(lambda: pictures() == 1, "the background")
@@ -304,7 +306,7 @@ def test_a_window_of_a_sessions_program_is_on_the_callers_compositor(place, tran
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_open_files_go_along_both_ways(tmp_path, transport):
-    """As Wayland passes buffers and keymaps."""
+    """Wayland passes buffers and keymaps this way."""
     place = str(tmp_path / "wayland-7")
     (tmp_path / "given").write_text("the server's")
     client = (
@@ -339,7 +341,7 @@ def test_open_files_go_along_both_ways(tmp_path, transport):
 
 
 def test_a_server_that_belongs_to_somebody_else_is_not_connected_to(tmp_path):
-    """Its owner was looked at by name: who listens is known once it answers."""
+    """Its owner was checked by name; who listens is only known once it accepts."""
     place = str(tmp_path / "some.sock")
     with BusyboxContainer("other") as container, socket.socket(socket.AF_UNIX) as listener:
         pid = os.fork()

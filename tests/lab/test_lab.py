@@ -1,4 +1,4 @@
-"""The lab's own parts that need no machine."""
+"""The parts of the lab that need no machine."""
 
 import ast
 import contextlib
@@ -154,7 +154,7 @@ def test_the_initrd_is_an_archive_that_cpio_unpacks(tmp_path):
 
 
 def _cpio(archive):
-    """{name: (mode, data)} of a newc archive, read as cpio(5) says."""
+    """{name: (mode, data)} of a newc archive (cpio(5))."""
     entries, at = {}, 0
     while True:
         assert archive[at : at + 6] == b"070701"
@@ -172,7 +172,7 @@ def test_the_mirror_is_the_one_this_machine_uses():
     targets = "http://mirror.example/debian/|Debian|Debian\nhttp://mirror.example/sec/|Debian|Debian-Security\nhttp://x/|Other|Other\n"
     assert sources.mirrors(targets) == ("http://mirror.example/debian", "http://mirror.example/sec")
     assert sources.mirrors("") == ("", "")
-    # As apt says it before its first update: it knows no more than its sources.
+    # What apt prints before its first update, when it only knows its sources.
     unknown = "http://other.example/node|$(ORIGIN)|$(LABEL)|nodistro\n"
     for uri, release in (("debian", "trixie"), ("debian", "trixie-updates"), ("debian-security", "trixie-security")):
         unknown += f"http://mirror.example/{uri}/|$(ORIGIN)|$(LABEL)|{release}\n"
@@ -219,7 +219,7 @@ def test_a_host_with_an_old_qemu_emulates_by_a_newer_one(says, used, cache, tmp_
 
     monkeypatch.setattr(emulator, "_unpack", unpack)
     found = [emulator.ensure("http://mirror"), emulator.ensure("http://mirror")]
-    assert unpacked == ([] if used else ["http://mirror"])  # once: then it is in the cache
+    assert unpacked == ([] if used else ["http://mirror"])  # only once; then it is in the cache
     assert found[0] == found[1]
     assert found[0].about == (f"QEMU {says}" if used else "QEMU 10.0.13 of trixie, unpacked")
     assert (found[0].command == (emulator.PROGRAM,)) is used
@@ -301,7 +301,7 @@ def test_a_kept_boot_that_qemu_cannot_load_is_removed(tmp_path):
     with pytest.raises(LabError, match="did not start machine docker"):
         driver.up()
     assert not driver._kept_boot().exists()
-    assert driver._disk.read_bytes()[:3] == b"QFI"  # the box's own, to boot from
+    assert driver._disk.read_bytes()[:3] == b"QFI"  # the box's own kernel, to boot from
 
 
 @needs_qemu
@@ -333,7 +333,7 @@ def test_a_machine_with_kvm_boots(tmp_path):
 
 def test_a_background_commands_end_waits_for_no_dead_process(tmp_path):
     note = tmp_path / "parent"
-    unreaped = (  # the child is a dead member of the command's process group, its parent none
+    unreaped = (  # the child is a zombie in the command's process group, its parent is not in it
         "import os, signal; group = os.getpgrp()\n"
         "if os.fork() == 0:\n    os.setpgid(0, 0)\n    if os.fork() == 0: os.setpgid(0, group); os._exit(0)\n"
         f"    open({str(note)!r}, 'w').write(str(os.getpid())); signal.pause()"
@@ -358,7 +358,7 @@ def endpoint_of(server):
 
 
 def test_a_machine_is_greeted_by_whichever_connection_is_answered_first(listener):
-    """As QEMU's user-mode network is before the machine has an address: the first connections are taken, and not answered."""
+    """Before the machine has an address, QEMU's user-mode network accepts connections that are never answered."""
     with contextlib.ExitStack() as silent:
 
         def serve():
@@ -381,7 +381,7 @@ def test_a_machine_is_greeted_by_whichever_connection_is_answered_first(listener
 
 
 def test_a_machine_that_refuses_is_asked_now_and_then(listener):
-    """Not in a loop without a pause, nor with ever more sockets open: so a port does where nobody listens behind it."""
+    """Such as a forwarded port without a listener: retries pause, and sockets don't pile up."""
     asked = []
 
     def serve():
@@ -418,7 +418,7 @@ def test_guest_scripts_parse(script):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="as a user mmdebstrap makes the namespaces itself")
 def test_an_interrupted_build_leaves_no_process(tmp_path):
-    """mmdebstrap hears of an interruption only when its package manager is done: the namespace ends both."""
+    """mmdebstrap acts on an interruption only when its package manager has finished; the namespace ends both."""
     line = [*mmdebstrap._CONTAINED, "sh", "-c", "trap '' TERM INT; echo 'I: begun'; sleep 471147; exit 1"]
     steps = mmdebstrap.followed(line, tmp_path / "log", tmp_path)
     assert "begun" in next(steps)
@@ -428,7 +428,7 @@ def test_an_interrupted_build_leaves_no_process(tmp_path):
 
 
 def test_terminated_is_interrupted():
-    """What `timeout` sends unwinds every verb, so that boxes half built and machines go away."""
+    """The signal of `timeout` unwinds every verb, so that half-built boxes and machines are removed."""
     script = "import time, lab.verbs as v, lab.__main__ as m; v.VERBS['list'] = lambda told: time.sleep(60); raise SystemExit(m.main())"
     process = subprocess.Popen([sys.executable, "-c", script, "list"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     wait_for_the_handler(process.pid)
@@ -564,7 +564,7 @@ def test_rows_of_machines_at_once_do_not_mix(several, capsys):
 
 
 def test_a_machines_scenarios_go_to_one_process():
-    """Found by what the scheduler is given, the tests' ids."""
+    """The scheduler only gets the tests' ids."""
     machines = list(table.load().machines)
     command = [sys.executable, "-m", "pytest", "scenarios", "-q", "--collect-only", "-p", "no:cacheprovider"]
     command += [f"--lab-machines={','.join(machines)}", "--lab-driver=qemu"]
@@ -633,7 +633,7 @@ def test_only_one_module_calls_vagrant():
 
 
 def test_machines_and_scenarios_use_the_installed_command_only():
-    # These are the README's demo and its proof; they drive no machine.
+    # The README's demo and its proof need no machine.
     for path in [*(ROOT / "lab").rglob("*.py"), *(ROOT / "scenarios").rglob("*.py")]:
         if path.name in ("slim.py", "demo.py", "cleanroom.py"):
             continue
@@ -700,7 +700,7 @@ def test_the_labs_libvirtd_is_not_the_hosts():
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the lab's own libvirtd is root's")
 def test_a_libvirtd_that_goes_on_is_no_warning(tmp_path, monkeypatch):
-    """Here warnings are errors, as in scenarios: one that comes up when garbage is collected fails whatever runs then."""
+    """Warnings are errors here, as in scenarios: one raised during garbage collection fails whatever test runs then."""
     monkeypatch.setenv("CNTR_LAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(libvirtd, "place", lambda: tmp_path / "libvirt")
     stand_in = """exec python3 -c 'import time; time.sleep(60)' "$1" """

@@ -1,4 +1,4 @@
-"""What the packages are made by: the image's archive, and what must be equal to pyproject.toml."""
+"""How packages are made: the image's archive, and what must agree with pyproject.toml."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_every_kind_is_tried():
 
 
 def test_the_source_archive_holds_tests_documents_and_all_else_that_is_kept():
-    """MANIFEST.in grafts each directory; what begins with a dot is the workshop's own."""
+    """MANIFEST.in grafts each directory, except for those whose name begins with a dot."""
     if not (ROOT / ".git").exists():
         pytest.skip("this is no checkout: git ls-files says what is kept")
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -61,7 +61,7 @@ def test_the_source_archive_holds_tests_documents_and_all_else_that_is_kept():
 
 
 def test_a_wheel_brings_each_document_the_manual_and_completion(tmp_path):
-    """setup.py says what goes below share/; `nox -s cleanroom -- packages` looks at it installed."""
+    """setup.py says what goes below share/; `nox -s cleanroom -- packages` checks it when installed."""
     made = runpy.run_path(str(ROOT / "setup.py"))
     files = made["written"](tmp_path)
     assert all(file == f"{tmp_path}/{place}/{file.rpartition('/')[2]}" for place in files for file in files[place])
@@ -71,7 +71,7 @@ def test_a_wheel_brings_each_document_the_manual_and_completion(tmp_path):
     pages = {path.relative_to(ROOT).as_posix() for pattern in ("*.md", "docs/*") for path in ROOT.glob(pattern)}
     documents = made["documents"]()
     assert {"README.md", "docs/howto.md"} <= {name for some in documents.values() for name in some} == pages
-    for place, names in documents.items():  # links between them lead on
+    for place, names in documents.items():  # links between them work
         assert {place.removeprefix("share/doc/cntr-attach").strip("/") or "."} == {
             os.path.dirname(n) or "." for n in names
         }

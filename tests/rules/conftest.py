@@ -1,4 +1,4 @@
-"""Rules are read off the sources: nothing is started that could be left behind, and looking for it takes longer than most of them."""
+"""These tests only read sources, so nothing can be left behind, and the check would take longer than most of them."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def leaves_nothing() -> None:
-    """In place of the check of tests/conftest.py."""
+    """Replaces the check in tests/conftest.py."""

@@ -1,4 +1,4 @@
-"""The project's own source, parsed: what the project's rules are held against."""
+"""The project's own source, parsed for the tests of its rules."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def tree(path: Path) -> ast.Module:
 
 
 def imports(path: Path, *, lazy: bool) -> Iterator[str]:
-    """What a module imports, by dotted name: at its top level, or with LAZY anywhere; never what only a type checker sees."""
+    """What a module imports, by dotted name: at its top level, or anywhere if LAZY; without imports for type checkers."""
     yield from _imports(tree(path).body, lazy)
 
 
 def all_imports(path: Path) -> set[str]:
-    """Everything a module imports: at its top level, in functions, and for type checkers only."""
+    """Everything a module imports, in functions and for type checkers too."""
     found: set[str] = set()
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
@@ -62,7 +62,7 @@ def _imports(body: list[ast.stmt], lazy: bool) -> Iterator[str]:
 
 
 def _base(path: Path, node: ast.ImportFrom) -> str:
-    """The module that names are imported from, relative ones resolved."""
+    """The module that names are imported from, with relative imports resolved."""
     if not node.level:
         return node.module or ""
     above = path.relative_to(ROOT).parts[: -node.level]
@@ -77,7 +77,7 @@ def _module(module: str, name: str) -> str:
 
 
 def code_lines(path: Path) -> int:
-    """How many lines of PATH hold code: no blank line, comment or docstring."""
+    """The number of lines of code in PATH, without blank lines, comments and docstrings."""
     text = path.read_text()
     held = {
         line

@@ -1,4 +1,4 @@
-"""The documentation against the code: commands, options, names, links."""
+"""The documentation agrees with the code: commands, options, names, links."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_the_completion_script_parses(shell):
     ],
 )
 def test_other_shells_take_it(tmp_path, shell, ask):
-    """Not only read: fish reads a quoted command again when it is asked."""
+    """fish also parses a quoted command again when it completes."""
     if not shutil.which(shell):
         pytest.skip(f"not installed: {shell} (apt-get install)")
     (tmp_path / "cntr").write_text('#!/bin/sh\necho \'    "name": "web",\'\n')
@@ -167,11 +167,11 @@ def test_prose_is_wrapped_at_100(page):
 
 # --- words ------------------------------------------------------------------------------------------------------------
 
-# Said twice, of things of one kind in packages that do not meet.
+# Used for two things of one kind, in unrelated packages.
 TWICE = frozenset(
     "Caller Reader Request Progress Source View Recorder Report Connection Job Level Sender Refused Entry Image Mount Elf".split()
 )
-# The kernel's, the engines', the file formats' words, and those that programs are made of everywhere.
+# Words of the kernel, engines and file formats, and those common in all programs.
 COMMON = frozenset(
     """
     accesses ambiguous answer answered archive asked attributes authentication backing blob bounded cache caller cgroup changes
@@ -192,7 +192,7 @@ COMMON = frozenset(
 
 
 def words_of(name: str) -> list[str]:
-    """The words that a class's name is made of."""
+    """The words in a class's name."""
     return [word.lower() for word in re.findall(r"[A-Z]+(?=[A-Z][a-z])|[A-Z][a-z0-9]*", name)]
 
 

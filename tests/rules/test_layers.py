@@ -1,4 +1,4 @@
-"""Who may import whom, and what the attach core may not import at all."""
+"""Which modules may import which, and what the attach core may not import at all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 from testkit.container import SlimContainer
 from tests.rules import source
 
-# From the top down, lazy and type-only imports included. A module imports from rows below its own; a name ending in a dot is a package.
+# From top to bottom. A module imports only from rows below its own, also lazily and for types. A name that ends in a
+# dot is a package.
 CNTRFS_LAYERS = (
     ("cntr.cntrfs.__main__", "cntr.cntrfs.mount_helper", "cntr.cntrfs.probe"),
     ("cntr.cntrfs.mounting",),
@@ -225,8 +226,8 @@ LAB_LAYERS = (
     ),
     ("lab", "lab.", "scenarios."),
 )
-CORE_LINES = 6430  # of code that a plain attach loads: each module more is a tenth of a millisecond, and more to read before trusting it
-# One subject in two modules, the second of which few need.
+CORE_LINES = 6430  # of code that a plain attach loads: each additional module takes a tenth of a millisecond, and must be reviewed
+# One subject in two modules, of which the second is rarely needed.
 HALVES = ("cntr.audit.elsewhere", "cntr.audit.sinks")
 HEAVY = frozenset(
     "typing dataclasses enum re json argparse subprocess socket signal contextlib pathlib shutil "
@@ -265,7 +266,7 @@ def test_layers_of_the_lab_go_downward(module):
 
 @pytest.mark.parametrize("package", ["cntr", "lab", "testkit"])
 def test_imports_make_no_circle(package):
-    """Lazy and type-only imports included: within a row of LAYERS too."""
+    """Also not by lazy and type-only imports, and within a row of LAYERS."""
     modules = source.modules(package)
     imports = {
         name: {other for other in source.all_imports(path) if other in modules and not name.startswith(f"{other}.")}
@@ -299,7 +300,7 @@ def test_tests_are_no_library(package):
 
 @pytest.mark.parametrize("package", ["cntr", "lab", "testkit", "bench", "tests"])
 def test_what_is_imported_is_there(package):
-    """A name that moved is missed here and not in the one test that imports it late."""
+    """A name that has moved is found here, not only by the one test that imports it late."""
     known = {
         name for first in ("cntr", "lab", "testkit", "bench", "tests", "scenarios") for name in source.modules(first)
     }
@@ -391,12 +392,12 @@ def test_a_whole_attach_imports_nothing_heavy_and_no_terminal_code():
         | {"cntr.attach.seccomp", "cntr.attach.shares", "cntr.attach.user_sockets"}
     )
     known = source.modules("cntr")
-    loaded -= {"cntr.linux.nobodys_overlay"}  # while anybody on this machine has an overlay mounted
+    loaded -= {"cntr.linux.nobodys_overlay"}  # if an overlay is mounted anywhere on this machine
     assert sum(source.code_lines(known[module]) for module in loaded & known.keys()) <= CORE_LINES
 
 
 def test_a_sessions_file_server_loads_no_more_than_it_serves_with():
-    """By devfuse: it starts with every session of the fuse transport, and what it imports is waited for."""
+    """By devfuse: it starts with every session of the fuse transport, which waits for its imports."""
     loaded = loaded_by("-c", "import cntr.attach.fileserver, cntr.cntrfs.mounting, cntr.cntrfs.devfuse.session")
     assert "cntr.cntrfs.devfuse.session" in loaded
     assert not loaded & {

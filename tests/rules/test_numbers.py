@@ -1,6 +1,6 @@
-"""Every number of the kernel's that this project writes down, held against the kernel's headers, of other architectures too.
+"""Every kernel constant in this project, compared with the kernel's headers, also those of other architectures.
 
-The compiler of this machine reads foreign headers as well: it compiles nothing but static assertions.
+This machine's compiler can read foreign headers, as only static assertions are compiled.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 
 from cntr.linux import file_syscalls, io_uring, namespaces, numbers, process, seccomp, sockets, syscalls
 
-# architecture: (column of numbers.TABLE, the directory of Debian's headers, what its compiler would define)
+# architecture: (column of numbers.TABLE, directory of Debian's headers, macros that its compiler would define)
 ARCHITECTURES = {
     "amd64": ("x86_64", "x86_64-linux-gnu", ("__x86_64__",)),
     "arm64": ("generic", "aarch64-linux-gnu", ("__aarch64__",)),
@@ -43,7 +43,7 @@ NATIVE = pathlib.Path("/usr/include/x86_64-linux-gnu/asm/unistd.h")
 
 
 def includes(architecture: str) -> list[str]:
-    """The compiler's words for the headers of an architecture; skips where they are not installed."""
+    """The compiler's options for the headers of an architecture; skips if they are not installed."""
     _, triplet, defined = ARCHITECTURES[architecture]
     directory = pathlib.Path("/usr", triplet, "include")
     words = ["-undef", "-nostdinc", *(f"-D{name}" for name in defined), "-D__linux__", "-D__SIZEOF_INT__=4"]
@@ -56,7 +56,7 @@ def includes(architecture: str) -> list[str]:
 
 
 def compile_all(architecture: str, tmp_path: pathlib.Path, lines: list[str]) -> str:
-    """What the compiler says of assertions."""
+    """The compiler's output for assertions."""
     compiler = shutil.which("gcc") or pytest.skip("not installed: gcc (apt-get install)")
     words = includes(architecture)
     root = pathlib.Path(words[-1]) if words[-1] != "/usr/include" else pathlib.Path("/usr/include")
@@ -74,7 +74,7 @@ def compile_all(architecture: str, tmp_path: pathlib.Path, lines: list[str]) -> 
 
 
 def constants() -> dict[str, int]:
-    """{name: value} of the kernel rooms' public numbers."""
+    """{name: value} of the public numbers in cntr/linux."""
     found: dict[str, int] = {}
     for module in (syscalls, file_syscalls, io_uring, seccomp, sockets, process, namespaces):
         for name, value in vars(module).items():
@@ -83,7 +83,7 @@ def constants() -> dict[str, int]:
     return found
 
 
-# Made of several, another name's value, or no number of a header; and what the headers of 6.1 and before do not have.
+# Combinations, aliases and numbers that are in no header; and what the headers up to 6.1 lack.
 OWN = frozenset(
     "STATX_WANTED MAX_HANDLE_SZ BPF_LD_W_ABS BPF_JEQ_K BPF_JGE_K BPF_JSET_K BPF_RET_K INSTRUCTION WALL NT_PRSTATUS "
     "OPEN_TREE_CLOEXEC MOUNT_ATTR_ATIME LINUX_CAPABILITY_VERSION_3 FAN_REPORT_DFID_NAME_TARGET UTIME_NOW UTIME_OMIT NO_FILES_ID "

@@ -1,4 +1,4 @@
-"""What users run: Python 3.9, and a distribution that is this project's own."""
+"""cntr runs on Python 3.9, and its distribution's name is the project's own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tests.rules import source
 tomllib = pytest.importorskip("tomllib", reason="the sources are read with Python 3.11 or newer")
 PROJECT = tomllib.loads((source.ROOT / "pyproject.toml").read_text())["project"]
 OLDEST = (3, 9)
-# Attributes of modules that came after OLDEST, by "What's new in Python 3.10 … 3.14"; what is guarded by hasattr or getattr is no use.
+# Attributes of modules added after OLDEST, from "What's new in Python 3.10 … 3.14". Uses behind hasattr or getattr
+# don't count.
 LATER = {
     "asyncio": "Barrier Runner TaskGroup timeout",
     "bisect": "",
@@ -60,7 +61,9 @@ KEYWORDS = {
 
 
 class Newer(ast.NodeVisitor):
-    """Collects what Python 3.9 lacks. What only type checkers read (annotations, ``if TYPE_CHECKING``) is left out."""
+    """Collects uses of what Python 3.9 lacks, except in what only type checkers read (annotations, ``if
+    TYPE_CHECKING``).
+    """
 
     def __init__(self) -> None:
         self.found: list[str] = []
@@ -159,7 +162,7 @@ def newer(text: str) -> list[str]:
 
 @pytest.mark.parametrize("package", ["cntr", "testkit", "tests"])
 def test_nothing_needs_a_newer_python(package):
-    """But for tests/lab: nothing of lab/ is imported by an older Python."""
+    """Without tests/lab, since lab/ is for newer Pythons."""
     modules = {name: path for name, path in source.modules(package).items() if not name.startswith("tests.lab.")}
     found = {name: newer(path.read_text()) for name, path in modules.items()}
     assert {name: lines for name, lines in found.items() if lines} == {}
@@ -215,7 +218,7 @@ def tracked() -> list[str]:
 
 
 def test_nobody_is_told_to_install_a_foreign_package():
-    """``cntr`` on PyPI is somebody else's: what pip is given is this project's own name, or a path."""
+    """``cntr`` on PyPI is another project, so pip must be given this project's own name, or a path."""
     assert PROJECT["name"] == "cntr-attach"
     foreign = re.compile(
         r"(pip3?|pipx|uv|uvx|poetry)\b[^\n`]*\b(install|add|run|inject|tool)\b[^\n`]*?[ '\"]cntr(?![-_/.\w])"
@@ -230,7 +233,7 @@ def test_nobody_is_told_to_install_a_foreign_package():
 
 
 def test_a_scanner_of_json_that_reads_more_than_we_know_is_done_without(monkeypatch):
-    """Python 3.15's reads one attribute more than 3.14's did; then the documented way is taken."""
+    """Python 3.15's scanner reads one more attribute than 3.14's. If it reads an unknown one, the public API is used."""
 
     def make_scanner(context: object) -> None:
         raise AttributeError("array_hook_of_tomorrow")

@@ -1,4 +1,4 @@
-"""Sizes, and what the source may not hold."""
+"""Sizes, and what the source may not contain."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.rules import source
 
 FILE_LINES, FUNCTION_LINES = 400, 60
-# lists: every system call, and nothing else
+# mere lists of system calls
 LONGER = {"cntr.linux.syscalls": 445, "cntr.linux.file_syscalls": 450}
 # setfsuid(2): "no error indications … are returned"; clearenv(3), memset(3), memcpy(3) and a count that may be none
 WITHOUT_ERROR = ("setfsuid", "setfsgid", "wipe_command_line")
@@ -36,7 +36,7 @@ def test_every_module_begins_with_a_docstring(package):
 
 @pytest.mark.parametrize("package", ["cntr", "lab", "testkit", "bench", "tests"])
 def test_what_only_a_type_checker_sees_is_imported_in_one_way(package):
-    """``TYPE_CHECKING = False`` right after the imports: ``typing`` takes as long to import as a tenth of an attach."""
+    """By ``TYPE_CHECKING = False`` right after the imports: importing ``typing`` takes a tenth of an attach."""
     for module, path in source.modules(package).items():
         found = [
             number
@@ -57,7 +57,9 @@ def test_what_only_a_type_checker_sees_is_imported_in_one_way(package):
 
 
 def test_the_kernel_rooms_name_the_call_in_every_error():
-    """Each function that makes a system call by ctypes hands its result to the one that raises with the call's name."""
+    """Each function that makes a system call by ctypes passes the result to a function that raises with the call's
+    name.
+    """
     for name in (name for name in source.modules("cntr") if name.startswith("cntr.linux.")):
         for function in source.tree(source.modules("cntr")[name]).body:
             if not isinstance(function, ast.FunctionDef) or function.name in WITHOUT_ERROR:

@@ -1,4 +1,4 @@
-"""Prose is wrapped at 100: ``python -m tests.rules.wrap`` does it. Tables, code and what is generated stay as they are."""
+"""``python -m tests.rules.wrap`` wraps prose at 100 columns, and leaves tables, code and generated text alone."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def wrapped(text: str) -> str:
 
 
 def too_long(page: Path) -> list[int]:
-    """Lines that could be broken, and are not."""
+    """Lines that are too long and could be broken."""
     found, is_code = [], False
     for number, line in enumerate(page.read_text().splitlines(), 1):
         is_code ^= line.startswith("```")

@@ -1,4 +1,4 @@
-"""What of the documentation is written from the code's tables; ``python -m tests.rules.written`` writes it anew."""
+"""The parts of the documentation that are generated from the code; ``python -m tests.rules.written`` updates them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.rules.test_layers import LAYERS
 
 
 def commands() -> str:
-    """The table of commands of docs/cntr.1.md."""
+    """The table of commands in docs/cntr.1.md."""
     rows = [
         f"| `cntr {' '.join([c.name, *c.positional])}{' [-- CMD…]' if c.takes_command else ''}` | {c.help} |"
         for c in COMMANDS
@@ -24,7 +24,7 @@ def commands() -> str:
 
 
 def packages() -> str:
-    """The table of packages of docs/architecture.md: the first line of each docstring, and whom it imports."""
+    """The table of packages in docs/architecture.md: the first line of each docstring, and what the package imports."""
     modules = source.modules("cntr")
     named = (name.rstrip(".").split(".") for row in LAYERS for name in row)
     order = list(dict.fromkeys(parts[1] for parts in named if len(parts) > 1 and parts[1] != "__main__"))
@@ -48,17 +48,17 @@ def packages() -> str:
 
 
 def example() -> str:
-    """The module of docs/engines.md's example, which a test runs."""
+    """The example in docs/engines.md, a module that a test runs."""
     return f"```python\n{MODULE.strip()}\n```"
 
 
 def slim_rules() -> str:
-    """The table of docs/slim.md, from the rules' modules."""
+    """The table in docs/slim.md, from the rules' modules."""
     rows = [f"| `{rule.NAME}` | {rule.SUMMARY} |" for rule in rules.modules()]
     return "\n".join(["| rule | adds |", "|---|---|", *rows])
 
 
-# page → what is between its marks, in their order
+# page → the texts between its marks, in order
 WRITTEN = {
     "docs/cntr.1.md": (commands,),
     "docs/architecture.md": (packages,),
@@ -69,13 +69,13 @@ MARKS = re.compile(r"(<!-- written by tests/rules/written.py -->\n)(.*?)(\n<!-- 
 
 
 def rewritten(text: str, texts: tuple[Callable[[], str], ...]) -> str:
-    """TEXT with what is between its marks written anew."""
+    """TEXT with the parts between its marks replaced."""
     anew = iter(texts)
     return MARKS.sub(lambda found: found[1] + next(anew)() + found[3], text)
 
 
 def main() -> None:
-    """Write each between its marks."""
+    """Update every page."""
     for name, texts in WRITTEN.items():
         path = source.ROOT / name
         path.write_text(rewritten(path.read_text(), texts))

@@ -1,1 +1,1 @@
-"""``cntr slim``: its parts on small trees, and the whole of it on a busybox image."""
+"""``cntr slim``: its parts on small trees, and the whole command on a busybox image."""

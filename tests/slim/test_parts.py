@@ -1,4 +1,4 @@
-"""The parts: the index of a hostile tree, the file of accesses, rules one by one, the writer."""
+"""Parts of ``cntr slim``: the index of a hostile tree, the file of accesses, each rule, the writer."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_links_are_resolved_within_the_root(tmp_path):
         assert tree.resolve("/loop")[0] == ""
         assert tree.resolve("/abs", follow=False)[0] == "/abs"
         assert tree.read("/up") == b""
-        assert tree.read("/lib/libx.so") == b""  # through a link: not a path of the index
+        assert tree.read("/lib/libx.so") == b""  # through a link, so not in the index
     finally:
         tree.close()
 
@@ -74,7 +74,7 @@ def test_a_fifo_and_a_directory_that_became_a_link_are_not_read(tmp_path):
 
 
 def test_a_file_of_users_that_is_no_file_is_refused(tmp_path):
-    """A runtime opens it, and would wait for the other end of a FIFO."""
+    """A runtime opens it, and opening a FIFO waits for the other end."""
     (tmp_path / "etc").mkdir()
     os.mkfifo(tmp_path / "etc/group")
     tree = trees.make(tmp_path, {"/etc/passwd": ""})
@@ -168,7 +168,7 @@ def test_a_required_package_brings_its_dependencies(tmp_path):
 
 
 def test_a_directory_of_etc_stays_whole_where_one_of_its_files_is_used(tmp_path):
-    """A proxy's page templates, PAM's services: which of them are read is decided by a later request."""
+    """Such as a proxy's page templates or PAM's services: a later request decides which of them are read."""
     large = "x" * (1 << 20)
     files = {"/etc/proxy/pages/ok": "", "/etc/proxy/pages/error": "", "/etc/proxy/conf": "", "/etc/other": ""}
     tree = trees.make(
@@ -220,7 +220,7 @@ def test_what_ruby_and_perl_load_later(tmp_path):
 
 
 def test_what_is_beside_an_empty_file_of_etc_is_not_used(tmp_path):
-    """Empty files are kept without being used; a script beside one is not a start script."""
+    """Empty files are kept although unused, so a script beside one need not be a start script."""
     files = {
         "/etc/pam/empty": "",
         "/etc/pam/init": "#!/bin/sh\ncut -f1\n",
@@ -237,7 +237,7 @@ def test_what_is_beside_an_empty_file_of_etc_is_not_used(tmp_path):
 
 
 def test_a_tool_of_the_server_comes_with_what_it_starts_and_imports(tmp_path):
-    """mosquitto_sub is another package's, rabbitmqctl a script of the shell, supervisorctl one of Python."""
+    """mosquitto_sub is in another package, rabbitmqctl is a shell script, supervisorctl a Python script."""
     library = "/usr/lib/python3/dist-packages"
     tree = trees.make(
         tmp_path,
@@ -581,7 +581,7 @@ def test_everything_comes_back_as_it_was(tmp_path, compression):
     path = tmp_path / "image.tar"
     with open(path, "wb") as stream:
         one.write(stream, "x:1")
-    assert path.stat().st_size < 1 << 21  # the hole is none of it
+    assert path.stat().st_size < 1 << 21  # without the hole
     compare.unpack_over(f"archive:{path}", str(back))
     other = trees.scanned(back)
     try:
@@ -647,7 +647,7 @@ def test_a_short_reference_is_docker_hubs():
 
 
 def test_a_long_word_is_looked_through_once():
-    """By a search whose steps grow with the square of a word's length, a megabyte of one letter would take an hour."""
+    """With a search that is quadratic in the length of a word, a megabyte of one letter would take an hour."""
     assert lua._PATH.findall("a" * (1 << 20)) == []
     assert lua._PATH.findall("x;/usr/share/lua/5.1/?.lua;/opt/?/init.lua") == [
         "/usr/share/lua/5.1/?.lua",

@@ -1,4 +1,4 @@
-"""The whole of it: a busybox image in real engines, and from an archive without any."""
+"""``cntr slim`` as a whole: a busybox image in real engines, and as an archive without an engine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def slim(*words: str, env: dict[str, str] | None = None, cwd: pathlib.Path) -> s
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory) -> str:
-    """An image of busybox with a page to serve and a large file that nobody asks for."""
+    """An image of busybox with a page to serve and a large file that is never requested."""
     missing = [name for name in ("busybox", "runc") if not shutil.which(name)]
     if missing:
         pytest.skip(f"not installed: {' '.join(missing)} (apt-get install)")
@@ -51,7 +51,7 @@ def archive(tmp_path_factory) -> str:
 
 
 def names(path: pathlib.Path) -> dict[str, tarfile.TarInfo]:
-    """The members of an archive's only layer."""
+    """The names in an archive's only layer."""
     with tarfile.open(path) as outer:
         (row,) = json.load(outer.extractfile("manifest.json"))
         with tarfile.open(fileobj=outer.extractfile(row["Layers"][0])) as inner:
@@ -138,7 +138,7 @@ sys.exit(run(sys.argv[1:]))
 
 
 def test_the_file_server_waits_for_its_mount(archive, tmp_path):
-    """The holder, a process of its own, may be late with it."""
+    """The process that holds the mount may be late."""
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
     words = ["slim", f"archive:{archive}", "--http", "8000", "-o", "slim.tar"]
     done = subprocess.run(
@@ -173,7 +173,7 @@ def test_what_goes_wrong_is_said_and_leaves_nothing(archive, tmp_path, words, sa
 
 
 def configured(archive: str, place: pathlib.Path, **changes: object) -> str:
-    """The archive with another configuration, as an archive."""
+    """A copy of the archive with another configuration."""
     place.mkdir()
     with tarfile.open(archive) as image:
         for member in image:
@@ -225,7 +225,7 @@ def test_an_engines_image_is_recorded_proved_and_loaded(request, archive, tmp_pa
     if engine == "podman":
         wrapper = tmp_path.parent / f"{tmp_path.name}-bin"
         wrapper.mkdir()
-        # the rig's own podman: its store and runtime are in its command line
+        # the rig's podman has its store and runtime in its command line
         (wrapper / "podman").write_text(
             f'#!/bin/sh\nexec {" ".join(rig.cli[:-3]).replace("podman", shutil.which("podman"), 1)} "$@"\n'
         )
@@ -299,7 +299,7 @@ def test_nothing_is_left_when_it_is_killed(archive, tmp_path):
 
 
 def _served(pid: int) -> bool:
-    """Whether a child of PID serves CntrFS: the run is under way."""
+    """Whether a child of PID serves CntrFS, that is, the run has begun."""
     children = pathlib.Path("/proc", str(pid), "task", str(pid), "children").read_text().split()
     return any("cntrfs" in pathlib.Path("/proc", child, "comm").read_text() for child in children)
 
@@ -311,12 +311,12 @@ def test_a_user_without_root_splits_their_own_image(podman_rootless, other_users
     rig.command("load", "-i", f"{rig.workspace.path}/served.tar")
     work = pathlib.Path(rig.workspace.path, "home-slim")
     as_user = [*rig.cli[: rig.cli.index("podman")]]
-    if not os.stat("/dev/fuse").st_mode & 0o006:  # a machine without udev: usually everybody may open it
+    if not os.stat("/dev/fuse").st_mode & 0o006:  # without udev; with it, everybody may usually open it
         os.mknod(f"{rig.workspace.path}/fuse", 0o20666, os.makedev(10, 229))
         os.chmod(f"{rig.workspace.path}/fuse", 0o666)
         bind = f'mount --bind {rig.workspace.path}/fuse /dev/fuse; exec "$@"'
         as_user[as_user.index("setpriv") : as_user.index("setpriv")] = ["sh", "-c", bind, "sh"]
-        rig.command("system", "migrate")  # Podman's pause process holds a mount namespace without that
+        rig.command("system", "migrate")  # Podman's pause process holds a mount namespace without it
     environment = {
         **rig.workspace.env,
         "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),

@@ -1,4 +1,4 @@
-"""Small root directories and images to be split."""
+"""Small root directories and images to split."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from cntr.slim.tree import Tree
 
 
 def make(root: pathlib.Path, files: dict[str, object]) -> Tree:
-    """A tree of FILES: path → text, bytes, ("link", target), or None for a directory; a shebang makes it executable."""
+    """Make a tree of FILES: path → text, bytes, ("link", target), or None for a directory; text with a shebang is
+    executable.
+    """
     for name, what in files.items():
         path = root / name.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)

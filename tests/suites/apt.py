@@ -1,8 +1,8 @@
-"""Suites that Debian packages: python -m tests.suites.apt [--only acl,attr,cpython,stress-ng,fio]
+"""Test suites in Debian packages: python -m tests.suites.apt [--only acl,attr,cpython,stress-ng,fio]
 
 acl and attr (the source packages' own tests), the parts of CPython's test suite that touch files, stress-ng's
-filesystem class with --verify, fio with --verify. Each test runs on ext4 and on CntrFS, back to back; only what is
-new fails, and a test that turned into "not run" is a result.
+filesystem class with --verify, fio with --verify. Each test runs on ext4 and on CntrFS, back to back. Only new failures
+count, and a test that is now "not run" is one.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Test = tuple[str, Callable[[Path], "Outcome | dict[str, Outcome]"]]
 
 
 def missing_tool(*tools: str) -> str:
-    """What is not installed, or nothing."""
+    """The name of a tool that is not installed, or ""."""
     absent = [tool for tool in tools if shutil.which(tool) is None]
     return f"not installed: {', '.join(absent)}" if absent else ""
 
@@ -58,7 +58,7 @@ def missing_tool(*tools: str) -> str:
 
 
 def fetch_sources(room: Path) -> Path:
-    """The source packages, by apt with source entries of its own beside the machine's."""
+    """Fetch the source packages by apt, with additional source entries."""
     target = room / "sources"
     lists = target / "lists"
     lists.mkdir(parents=True)
@@ -87,7 +87,7 @@ def fetch_sources(room: Path) -> Path:
 
 
 def acl_and_attr(name: str, sources: Path) -> Iterator[Test]:
-    """The *.test files of one package; each holds commands and the output they must have."""
+    """Run the *.test files of one package, which list commands and their expected output."""
     directory = sources / name / "test"
     for file in sorted(directory.rglob("*.test")):
         relative = file.relative_to(directory)
@@ -120,7 +120,7 @@ def acl_and_attr(name: str, sources: Path) -> Iterator[Test]:
 
 
 def cpython(modules: list[str]) -> Iterator[Test]:
-    """One test per module; its single tests come out of the JUnit file."""
+    """Run each module as one test; the JUnit file has its single tests."""
     for module in modules:
 
         def run(place: Path, module: str = module) -> dict[str, Outcome]:
@@ -163,7 +163,7 @@ def _from_junit(module: str, junit: Path, status: int, output: str) -> dict[str,
 
 
 def stress_ng(seconds: int) -> Iterator[Test]:
-    """Every stressor of the filesystem class, verifying what it reads."""
+    """Run every stressor of the filesystem class, which verifies what it reads."""
     listed = subprocess.run(["stress-ng", "--class", "filesystem?"], capture_output=True, text=True)
     names = re.sub(r"^.*?:", "", (listed.stdout + listed.stderr).replace("\n", " ")).split()
     for name in names:
@@ -193,7 +193,7 @@ def stress_ng(seconds: int) -> Iterator[Test]:
 
 
 def fio(mebibytes: int) -> Iterator[Test]:
-    """The jobs, each on a file of so many MiB where it doesn't say otherwise."""
+    """Run the jobs, each on a file of that many MiB unless it sets a size."""
     for name, words in FIO_JOBS.items():
 
         def run(place: Path, name: str = name, words: str = words) -> Outcome:
@@ -250,7 +250,7 @@ class AptDirectory:
 
 
 def collect(only: set[str], room: Path, options: argparse.Namespace) -> list[Test]:
-    """The tests of the suites asked for; what is missing for one is said."""
+    """The tests of the requested suites. What a suite lacks is reported."""
     tests: list[Test] = []
     if only & {"acl", "attr"}:
         tools = ("perl", "setfacl", "getfacl", "setfattr", *(() if options.sources else ("dpkg-source",)))
@@ -314,7 +314,7 @@ def main() -> int:
 
 
 def _fill_in(run: Run) -> None:
-    """Single tests of CPython are noted only when they did not pass: where a place has no note, they did."""
+    """Single tests of CPython are only recorded if they did not pass; without a record they passed."""
     for test, places in run.outcomes.items():
         if test.count("/") > 1 and test.startswith("cpython/"):
             for place in run.places:

@@ -1,6 +1,6 @@
 """Run an installed pjdfstest on ext4 and on CntrFS: python -m tests.suites.pjdfstest --dir PATH
 
-PATH is a built copy of pjdfstest: it holds ``pjdfstest`` and ``tests/``.
+PATH is a built copy of pjdfstest, with ``pjdfstest`` and ``tests/``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PLAN = re.compile(r"^1\.\.(\d+)(.*)$", re.MULTILINE)
 
 
 def parse(output: str, status: int | None) -> Outcome:
-    """A TAP protocol as an outcome; a test that ended before its plan has failed."""
+    """The outcome of TAP output; a test that ended before its plan has failed."""
     plan = _PLAN.search(output)
     results = _LINE.findall(output)
     failed = [f"{number}{text}" for verdict, number, text in results if verdict == "not ok" and "# TODO" not in text]
@@ -43,7 +43,7 @@ def parse(output: str, status: int | None) -> Outcome:
 
 
 class PjdfstestDirectory:
-    """Native or a binding: a directory on a fresh ext4, and a server that is started anew when it died."""
+    """A directory on a fresh ext4, native or on a binding, whose server is restarted if it has died."""
 
     def __init__(self, name: str, room: Path) -> None:
         self.name = name

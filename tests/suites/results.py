@@ -1,4 +1,4 @@
-"""What a long suite found: per test a status on the native filesystem and on CntrFS, held against a checked-in table."""
+"""The results of a long suite: each test's status natively and on CntrFS, compared with a checked-in table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BAD = (FAIL, TIMEOUT, DIED)
 
 @dataclass
 class Outcome:
-    """One test on one filesystem. checks/failed: how many single checks it made, where the suite counts them."""
+    """One test on one filesystem. checks/failed: the number of single checks, if the suite counts them."""
 
     status: str
     seconds: float = 0.0
@@ -30,7 +30,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Expectation:
-    """A line of the table: TEST is STATUS on WHERE (native, pyfuse3, devfuse or *), for a REASON."""
+    """A line of the table: TEST has STATUS on WHERE (native, pyfuse3, devfuse or *) for a REASON."""
 
     test: str
     where: str
@@ -40,7 +40,7 @@ class Expectation:
 
 @dataclass
 class Verdict:
-    """What the comparison says of one test on one filesystem: ok, or a problem in words."""
+    """The result of the comparison for one test on one filesystem: ok, or a description of the problem."""
 
     test: str
     where: str
@@ -51,7 +51,7 @@ class Verdict:
 
 @dataclass
 class Run:
-    """A whole run: test → place (native or a binding) → outcome."""
+    """A run: test → place (native or a binding) → outcome."""
 
     suite: str
     places: list[str]
@@ -64,7 +64,7 @@ class Run:
         self.outcomes.setdefault(test, {})[place] = outcome
 
     def save(self, path: Path) -> None:
-        """As a whole or not at all: a full disk costs what is new, not the run."""
+        """Write the file as a whole or not at all: a full disk must not cost the earlier results."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n")
@@ -81,7 +81,7 @@ class Run:
 
 
 def read_table(path: Path) -> list[Expectation]:
-    """Lines of ``test | where | status | reason``; # starts a comment. A line without a reason is an error."""
+    """Read lines of ``test | where | status | reason``; # starts a comment. A line without a reason is an error."""
     rows = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if not line.strip() or line.startswith("#"):
@@ -95,7 +95,7 @@ def read_table(path: Path) -> list[Expectation]:
 
 @dataclass(frozen=True)
 class Cannot:
-    """A line of the list: what says PATTERN can never run on WHERE (a binding, or * for both), for a REASON."""
+    """A line of the list: a test that says PATTERN can never run on WHERE (a binding, or * for both) for a REASON."""
 
     pattern: re.Pattern[str]
     where: str
@@ -103,7 +103,7 @@ class Cannot:
 
 
 def read_cannot(path: Path) -> list[Cannot]:
-    """Lines of ``regex | where | reason``; a suite without such a list has none."""
+    """Read lines of ``regex | where | reason``; none if the suite has no such list."""
     rows = []
     for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
         if line.strip() and not line.startswith("#"):
@@ -115,14 +115,14 @@ def read_cannot(path: Path) -> list[Cannot]:
 
 
 def why_not(cannot: list[Cannot], place: str, outcome: Outcome) -> str:
-    """Why a test that did not run on PLACE can't run there; empty when the list does not know."""
+    """Why a test that did not run on PLACE can't run there; empty if the list has no reason."""
     if outcome.status != NOTRUN or place == "native":
         return ""
     return next((row.reason for row in cannot if row.where in ("*", place) and row.pattern.search(outcome.detail)), "")
 
 
 def judge(run: Run, table: list[Expectation], cannot: list[Cannot]) -> list[Verdict]:
-    """Only what is new counts: worse than native and not in the table, or better than the table says."""
+    """Find what is new: worse than native and not in the table, or better than in the table."""
     expected = {(row.test, row.where): row for row in table}
     verdicts = []
     for test, places in sorted(run.outcomes.items()):
@@ -149,7 +149,7 @@ def judge(run: Run, table: list[Expectation], cannot: list[Cannot]) -> list[Verd
 
 
 def summary(run: Run, verdicts: list[Verdict]) -> str:
-    """A table: per place how many tests ended how, and every problem."""
+    """A table of the number of tests per place and status, and every problem."""
     kinds = (PASS, FAIL, NOTRUN, TIMEOUT, DIED)
     lines = [
         f"{run.suite} on {run.kernel}, {run.started}",
@@ -169,7 +169,7 @@ def summary(run: Run, verdicts: list[Verdict]) -> str:
 
 
 def write_junit(path: Path, run: Run, verdicts: list[Verdict]) -> None:
-    """One test case per test and place; an expected failure is a skip that carries its reason."""
+    """Write one test case per test and place; an expected failure is a skip with its reason."""
     path.parent.mkdir(parents=True, exist_ok=True)
     suite = ElementTree.Element(
         "testsuite", name=run.suite, tests=str(len(verdicts)), failures=str(sum(bool(v.problem) for v in verdicts))
@@ -190,7 +190,7 @@ def write_junit(path: Path, run: Run, verdicts: list[Verdict]) -> None:
 
 
 class Progress:
-    """One line on a terminal that is written over; on anything else a line per event worth one."""
+    """One line that is overwritten on a terminal; elsewhere a line for each important event."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done, self.started = total, 0, time.monotonic()
@@ -208,7 +208,7 @@ class Progress:
 
 
 def finish(run: Run, table_path: Path, reports: Path) -> int:
-    """Save, judge, report; the exit status of the runner: 1 for a problem, 2 where there was nothing to run."""
+    """Save, judge and report. Returns the runner's exit status: 1 for a problem, 2 if there was nothing to run."""
     if not run.outcomes:
         print("no such test: nothing was run", file=sys.stderr)
         return 2

@@ -1,8 +1,8 @@
 """Run an installed xfstests on ext4 and on CntrFS: python -m tests.suites.xfstests --dir PATH [-g generic/quick]
 
-PATH is a built copy of xfstests. Each test is one run of its ``check``, with a time limit from outside: a hanging
-test costs that test only. In the room (see rooms.py) /etc and /usr/sbin are overlaid with the users and the mount
-helper that xfstests wants; the host keeps its own.
+PATH is a built copy of xfstests. Each test is one run of its ``check`` with a time limit, so that a hang costs only
+that test. In the room (see rooms.py) /etc and /usr/sbin are overlaid with the users and the mount helper that xfstests
+needs; the host's are not changed.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _USERS = (("fsgqa", 20031), ("123456-fsgqa", 20032), ("fsgqa2", 20033))
 
 
 def prepare_host(room: Path) -> None:
-    """The users that xfstests asks for, in the room's own /etc; a writable /usr/sbin for the mount helper."""
+    """Add the users that xfstests needs to the room's /etc, and make /usr/sbin writable for the mount helper."""
     rooms.overlay(room, "/etc")
     rooms.overlay(room, "/usr/sbin")
     for name, number in _USERS:
         for file, line in (
             ("passwd", f"{name}:x:{number}:{number}::/tmp:/bin/bash"),
             ("group", f"{name}:x:{number}:"),
-            ("shadow", f"{name}:*:19000:0:99999:7:::"),  # without it su(1) refuses even root
+            ("shadow", f"{name}:*:19000:0:99999:7:::"),  # without it, su(1) refuses even root
         ):
             text = Path("/etc", file).read_text()
             if f"\n{name}:" not in text:
@@ -42,9 +42,8 @@ def prepare_host(room: Path) -> None:
 
 
 def install_helper(binding: str) -> None:
-    """/sbin/mount.fuse.cntrfs for this binding or mode; xfstests only knows how to call mount(8).
-
-    It compares the type that df shows with FSTYP, so the mounts are of type "fuse" here, without the subtype.
+    """Write /sbin/mount.fuse.cntrfs for this binding or mode, since xfstests only calls mount(8). It compares the type
+    that df shows with FSTYP, so mounts have the type "fuse" without the subtype.
     """
     binding, mode = MODES.get(binding, (binding, ()))
     words = ",".join((f"binding={binding}", *mode[1::2]))
@@ -57,7 +56,7 @@ def install_helper(binding: str) -> None:
 
 
 class XfstestsDirectories:
-    """Where the tests run: the variables of xfstests' configuration."""
+    """Where the tests run, as variables of xfstests' configuration."""
 
     def __init__(self, name: str, room: Path, top: Path) -> None:
         self.name, self.room, self.top = name, room, top
@@ -69,7 +68,7 @@ class XfstestsDirectories:
             **{key: value for key, value in os.environ.items() if not key.startswith("PYTHON")},
             "TEST_DIR": str(self.test_dir), "SCRATCH_MNT": str(self.scratch), "RESULT_BASE": str(self.results),
             "HOST_OPTIONS": "/nonexistent", "CANON_DEVS": "no", "LC_ALL": "C",
-            "FSTESTS_ISOL": "privatens",  # there is another /proc under the room's, which shows the locks of the dead
+            "FSTESTS_ISOL": "privatens",  # below the room's /proc is another, which shows the locks of dead processes
         }  # fmt: skip
         if name == "native":
             test, scratch = rooms.loop_device(room, "test"), rooms.loop_device(room, "scratch")
@@ -120,7 +119,7 @@ class XfstestsDirectories:
         return Outcome(FAIL, detail=" / ".join(line.strip() for line in lines[:4])[:400])
 
     def _reap_daemons(self) -> str:
-        """The runner is the room's init: daemons that ended are its children now. What a broken one says, or nothing."""
+        """Reap daemons, whose parent is now the runner, the room's init. Returns what a broken one printed, or ""."""
         problem = ""
         while True:
             try:
@@ -150,7 +149,7 @@ class XfstestsDirectories:
                 shutil.copyfile(source, target / f"{flat}{suffix}")
 
     def reset(self) -> None:
-        """After a hang or a death: end this place's servers, unmount, so that the next test starts from a fresh mount."""
+        """After a hang or a crash, end this place's servers and unmount, so that the next test gets a fresh mount."""
         for directory in (self.scratch, self.test_dir):
             for pid in _mount_users(str(directory)):
                 try:
@@ -164,7 +163,7 @@ class XfstestsDirectories:
 
 
 def _mount_users(mountpoint: str) -> list[int]:
-    """The processes whose command line names this mountpoint (servers, and what hangs on it)."""
+    """The processes whose command line contains this mount point: servers, and processes that hang on it."""
     found = []
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) not in (1, os.getpid()):
@@ -177,7 +176,7 @@ def _mount_users(mountpoint: str) -> list[int]:
 
 
 def choose_tests(top: Path, words: list[str], group: str, shard: str) -> list[str]:
-    """The tests named, or those of a group such as generic/quick (from the group.list of its directory)."""
+    """The given tests, or those of a group such as generic/quick (from its directory's group.list)."""
     tests = list(words)
     if not tests:
         directory, _, wanted = group.partition("/")
