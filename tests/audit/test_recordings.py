@@ -50,9 +50,8 @@ def test_a_terminals_session_is_kept_with_its_sizes_and_without_what_was_typed_b
         terminal.type("PS1='(s)# '\n")
         terminal.wait_for(r"\(s\)# '\r?\n")
         terminal.wait_for(r"\(s\)# ")
-        terminal.type("read -s secret\n")
-        terminal.wait_for("secret\r\n")
-        time.sleep(0.1)  # bash turns the echo off after it has shown the line
+        terminal.type("stty -echo; echo off-$((40+2)); read secret; stty echo\n")
+        terminal.wait_for("off-42")  # bash's own `read -s` turns the echo off at a moment that nobody sees
         terminal.type("hunter2\n")
         terminal.wait_for(r"\(s\)# ")
         terminal.resize(31, 97)
