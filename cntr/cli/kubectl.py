@@ -16,8 +16,8 @@ import time
 from typing import Any
 
 from cntr.audit import session
-from cntr.cli import options, parser
-from cntr.cli.options_files import ENV
+from cntr.cli import options_attach, parser
+from cntr.cli.options_attach import ENV
 from cntr.cli.parser import Option, Subcommand
 from cntr.errors import CntrError, UsageError, printable
 from cntr.remote import onefile
@@ -42,9 +42,9 @@ COMMAND = Subcommand(
         Option(
             "--image", "REF", f"the toolbox's image, which has a python3 (default: $CNTR_TOOLBOX_IMAGE, else {IMAGE})"
         ),
-        options.USER,
+        options_attach.USER,
         ENV,
-        options.PRIVILEGED,
+        options_attach.PRIVILEGED,
     ),
     "kubectl cntr busybox-88d82d92\n"
     "kubectl cntr -n prod web-0 -c app -- strace -fp 1\n"
@@ -55,7 +55,7 @@ COMMAND = Subcommand(
 
 def run(argv: list[str]) -> int:
     """Run the plugin; return the exit status. Raises CntrError, UsageError."""
-    parsed = parser.parse(["kubectl", *argv], (COMMAND,), (options.HELP, options.DEBUG))
+    parsed = parser.parse(["kubectl", *argv], (COMMAND,), options_attach.COMMON)
     if parsed.flag("help"):
         from cntr.cli import manual
 

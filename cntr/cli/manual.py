@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 from cntr import __version__
-from cntr.cli.options import COMMANDS, DEBUG, HELP
+from cntr.cli.options import COMMANDS
+from cntr.cli.options_attach import DEBUG, HELP
 from cntr.cli.parser import Option, Subcommand
 from cntr.errors import UsageError, printable
 

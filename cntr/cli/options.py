@@ -3,87 +3,34 @@
 from __future__ import annotations
 
 from cntr.cli import parser
-from cntr.cli.options_files import COPY, ENV, JSON, REASON, SLIM, TIMEOUT
-from cntr.cli.options_ports import FORWARD, SESSION_SOCKETS
-from cntr.cli.options_sessions import RECORD, REPLAY, SESSIONS
+from cntr.cli.options_attach import (
+    ATTACH,
+    BINDING,
+    COMMON,
+    ENV,
+    INTERACTIVE,
+    JSON,
+    NETWORK,
+    NO_CGROUP,
+    NO_SECCOMP,
+    PRIVILEGED,
+    REASON,
+    RECORD,
+    TIMEOUT,
+    TTY,
+    USER,
+    VERBOSE,
+    WORKDIR,
+    WRITE,
+)
+from cntr.cli.options_files import COPY, SLIM
+from cntr.cli.options_ports import FORWARD
+from cntr.cli.options_sessions import REPLAY, SESSIONS
 from cntr.cli.parser import Option, Parsed, Subcommand
 
-HELP = Option("-h --help", "", "show this help")
-DEBUG = Option("--debug", "", "show a traceback with an error")
-TRANSPORT = Option(
-    "--transport",
-    "KIND",
-    "how the tools' tree comes in: mount (native speed, kernel ≥ 5.2), fuse (CntrFS)",
-    choices="auto mount fuse",
-)
-BINDING = Option("--binding", "NAME", "FUSE binding: devfuse (cntr's own) or pyfuse3", choices="auto devfuse pyfuse3")
 READ_ONLY = Option("--read-only", "", "nothing can be changed through the mount")
-USER = Option(
-    "-u --user", "USER", "run as USER[:GROUP], by the container's names or by number (default: the container's)"
-)
-WORKDIR = Option("-w --workdir", "DIR", "start in DIR (default: / of a session, the container's own for exec)")
-NETWORK = Option(
-    "--network",
-    "KIND",
-    "for a stopped container: only lo (default), the host's, or the container's if it exists",
-    choices="none host container",
-)
-WRITE = Option("--write", "", "keep changes in a stopped container's layer; it must not be started meanwhile")
-INTERACTIVE = Option("-i --interactive", "", "no effect: input is always passed through (accepted for compatibility)")
-TTY = Option("-t --tty", "", "no effect: the session has a terminal if the caller has one (accepted for compatibility)")
-NO_CGROUP = Option("--no-cgroup", "", "stay in the caller's cgroup; only the container's devices can be opened")
-VERBOSE = Option("-v --verbose", "", "report what could not be inherited")
-SECCOMP = Option("--seccomp", "", "also apply the container's seccomp filters, which break many tools")
-NO_SECCOMP = Option(
-    "--no-seccomp", "", "run without the container's seccomp filters; by default it is an error if they cannot be read"
-)
-PRIVILEGED = Option("--privileged", "", "keep the host root's capabilities, user namespace and security label")
 COMMANDS = (
-    Subcommand(
-        "attach",
-        "TARGET",
-        "a shell with your tools in a container's namespaces; the container is at /var/lib/cntr",
-        (
-            Option(
-                "--tools",
-                "SRC",
-                "where the tools come from: host (default: this machine's programs), host:all (its whole tree, as it is), "
-                "another container, an image (image:NAME, archive:FILE, oci:DIR), or the directory of a root filesystem",
-            ),
-            Option(
-                "--share",
-                "PATH[:rw]",
-                "bring in a file or directory of this machine, read-only or writable",
-                repeat=True,
-            ),
-            *SESSION_SOCKETS,
-            TRANSPORT,
-            BINDING,
-            Option("--read-only", "", "with host:all: mount the whole tools' tree read-only"),
-            Option("--force", "", "attach even if that is refused as unsafe"),
-            USER,
-            ENV,
-            WORKDIR,
-            INTERACTIVE,
-            TTY,
-            PRIVILEGED,
-            NETWORK,
-            WRITE,
-            SECCOMP,
-            NO_CGROUP,
-            REASON,
-            TIMEOUT,
-            RECORD,
-            VERBOSE,
-        ),
-        "cntr attach web                        a shell ($SHELL) beside the container `web`\n"
-        "cntr attach web -- gdb -p 1            debug its process with your gdb\n"
-        "cntr attach docker:3f2a -- strace -fp 1\n"
-        "cntr attach web --share .:rw           bring this directory along, to write\n"
-        "cntr attach web --tools toolbox        tools from the container `toolbox`\n"
-        "cntr attach image:web:1 -- ls /var/lib/cntr/etc",
-        takes_command=True,
-    ),
+    ATTACH,
     Subcommand(
         "exec",
         "[TARGET]",
@@ -184,4 +131,4 @@ COMMANDS = (
 
 def parse(argv: list[str]) -> Parsed:
     """Parse the command line after the program's name. Raises UsageError."""
-    return parser.parse(argv, COMMANDS, (HELP, DEBUG))
+    return parser.parse(argv, COMMANDS, COMMON)

@@ -1,13 +1,9 @@
-"""The options of the commands that work on files, ``cp`` and ``slim``, and those they share with others."""
+"""The options of the commands that work on files, ``cp`` and ``slim``."""
 
 from __future__ import annotations
 
+from cntr.cli.options_attach import ENV, JSON, REASON, TIMEOUT
 from cntr.cli.parser import Option, Subcommand
-
-JSON = Option("--json", "", "machine-readable output; JSON lines on stderr report operations longer than a second")
-ENV = Option("-e --env", "K=V", "set a variable; K alone passes the caller's on", repeat=True)
-REASON = Option("--reason", "TEXT", "reason for the session's record; a policy may require it (docs/audit.md)")
-TIMEOUT = Option("--timeout", "TIME", "end the session after this time (30s, 30m, 8h), with a warning a minute before")
 
 COPYING = """One of SRC and DST is TARGET:PATH, a path from the container's root, with or without its first slash. The first colon ends
 TARGET, after a prefix (docker:web:/x, pid:42:/x) the next one; after unit: and command: it is the first `:/`. The other is a path of

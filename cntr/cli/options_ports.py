@@ -1,25 +1,9 @@
-"""The options of ``cntr forward``, and those of ``attach`` that bring in the caller's sockets."""
+"""The options of ``cntr forward``."""
 
 from __future__ import annotations
 
-from cntr.cli.options_files import JSON, REASON, TIMEOUT
+from cntr.cli.options_attach import JSON, REASON, TIMEOUT
 from cntr.cli.parser import Option, Subcommand
-
-SESSION_SOCKETS = (
-    Option("-X --x11", "", "show the session's windows on your display, like ssh -Y"),
-    Option("-A --agent", "", "your ssh agent"),
-    Option("--dbus", "", "your session bus"),
-    Option("--wayland", "", "your Wayland compositor"),
-    Option(
-        "--socket",
-        "PATH[:AS]",
-        "another Unix socket of yours, at its own path in the session's /run, /tmp or home, or at AS",
-        repeat=True,
-    ),
-    Option(
-        "--forward", "", "let `cntr forward` in the session use ports of this machine's loopback, in both directions"
-    ),
-)
 
 FORWARDING = """FORWARD is [ADDR:]PORT[:PORT], what listens here and what it leads to in TARGET; PORT alone is both.
 Without ADDR it is 127.0.0.1, in the container ::1 too; port 0 to listen at is a free one, which is said. /udp behind it is UDP. A Unix

@@ -1,13 +1,10 @@
-"""The options about sessions: time limits, listing, recording."""
+"""The options about sessions: listing, recording."""
 
 from __future__ import annotations
 
-from cntr.cli.options_files import JSON
+from cntr.cli.options_attach import JSON
 from cntr.cli.parser import Option, Subcommand
 
-RECORD = Option(
-    "--record", "FILE", "record the session's output, never its input, in a new FILE (asciicast v2: `cntr replay`)"
-)
 SESSIONS = Subcommand(
     "sessions",
     "[ACTION] [ID]",

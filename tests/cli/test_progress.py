@@ -82,7 +82,9 @@ def test_a_line_on_a_terminal_that_is_taken_back_and_silence_in_a_pipe(code, lin
     ],
 )
 def test_events_where_a_program_has_asked_for_json(code, first):
-    setup = "from cntr.cli import main\nfrom cntr.progress import Progress\nProgress.events = main._event\n"
+    setup = (
+        "from cntr.cli import commands, main\nfrom cntr.progress import Progress\nProgress.events = commands.event\n"
+    )
     done = subprocess.run(
         [sys.executable, "-c", setup + code],
         env={**os.environ, **ENVIRONMENT},
