@@ -1,6 +1,8 @@
-"""Run a command where /etc and /run are others: ``place.py RUN SETUP -- COMMAND…`` in a mount namespace of its own (unshare -m).
+"""Run a command with other /etc and /run: ``place.py RUN SETUP -- COMMAND…`` in a mount namespace of its own (unshare
+-m).
 
-/etc is the machine's with a layer over it that goes with the namespace; /run is the directory RUN. SETUP, a shell script, is run first.
+/etc is the machine's under an overlay that ends with the namespace; /run is the directory RUN. SETUP, a shell script,
+runs first.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A machine's /etc/cntr.conf and journal for one test, in a mount namespace that ends with it."""
+"""An /etc/cntr.conf and a journal for one test, in a mount namespace that ends with the test."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ HERE = pathlib.Path(__file__).parent
 
 
 class Journal:
-    """Who listens at journald's socket: it takes the real wire format in. entries: [{field: [values]}]."""
+    """Listens on journald's socket and parses its wire format. entries: [{field: [values]}]."""
 
     def __init__(self, path: pathlib.Path) -> None:
-        """Listen."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(str(path))
         self.entries: list[dict[str, list[str]]] = []
-        self.large = 0  # of them came in a memfd
+        self.large = 0  # number of entries that came in a memfd
         self.thread = threading.Thread(target=self._take)
         self.thread.start()
 
@@ -49,7 +48,7 @@ class Journal:
             entry: dict[str, list[str]] = {}
             for line in data.decode().split("\n")[:-1]:
                 name, equals, value = line.partition("=")
-                assert equals, line  # the form for values with a newline is not used: there are none
+                assert equals, line  # the format for values with newlines is not needed
                 assert set(name) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"), name
                 assert not name.startswith("_"), name
                 assert len(name) <= 64, name
@@ -57,7 +56,7 @@ class Journal:
             self.entries.append(entry)
 
     def close(self) -> None:
-        """After what has come already."""
+        """Read what has arrived, then close."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
             last.sendto(b"end", self.socket.getsockname())
         self.thread.join()
@@ -65,16 +64,15 @@ class Journal:
 
 
 class AuditedHost:
-    """run: the directory that is /run; policy: the text of /etc/cntr.conf, None for none; setup: more of a shell script."""
+    """run: the directory used as /run; policy: the text of /etc/cntr.conf, or None; setup: additional lines of shell."""
 
     def __init__(self, run: pathlib.Path) -> None:
-        """No journal, no policy."""
         self.run, self.policy, self.setup = run, None, ""
         self.policy: str | None
         run.mkdir(parents=True, exist_ok=True)
 
     def prefix(self) -> list[str]:
-        """What a command is put behind."""
+        """The words to put before a command."""
         setup = "" if self.policy is None else f"printf %s {shlex.quote(self.policy)} > /etc/cntr.conf\n"
         return [
             "unshare",
@@ -87,12 +85,10 @@ class AuditedHost:
         ]
 
     def cntr(self, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-        """Run cntr in it."""
         return busybox.run(*arguments, prefix=self.prefix(), **options)  # type: ignore[arg-type]
 
     @contextmanager
     def journal(self) -> Iterator[Journal]:
-        """With a journal."""
         journal = Journal(self.run / "systemd/journal/socket")
         try:
             yield journal
@@ -103,7 +99,7 @@ class AuditedHost:
 
 @contextmanager
 def audit_lock() -> Iterator[None]:
-    """One test at a time has to do with the kernel's audit system, of which there is one."""
+    """There is one audit system in the kernel, so only one test at a time uses it."""
     fd = os.open(HERE, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -113,19 +109,17 @@ def audit_lock() -> Iterator[None]:
 
 
 class AuditDaemon:
-    """In auditd's place: the kernel's audit system is switched on, and sends its records here. OSError where that can't be had.
-
-    A scope. The machine's own daemon is left alone: EBUSY.
+    """Takes auditd's place: the kernel's audit system is switched on and sends its records here. A scope. Raises OSError
+    if that is impossible; EBUSY: the machine has a daemon of its own, which is left alone.
     """
 
     def __init__(self) -> None:
-        """Not yet."""
         self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, elsewhere.NETLINK_AUDIT)
         self.socket.bind((0, 0))
         self.socket.settimeout(20)
 
     def _set(self, enabled: int, pid: int) -> None:
-        """AUDIT_SET of struct audit_status (linux/audit.h): mask, enabled, failure, pid, …"""
+        """Send AUDIT_SET with struct audit_status (linux/audit.h): mask, enabled, failure, pid, …"""
         body = struct.pack("=10I", 1 | 4, enabled, 0, pid, 0, 0, 0, 0, 0, 0)
         self.socket.send(struct.pack("=IHHII", 16 + len(body), 1001, 1 | 4, 1, 0) + body)
         while True:
@@ -155,7 +149,7 @@ class AuditDaemon:
             self.socket.close()
 
     def user_commands(self, word: str) -> Iterator[str]:
-        """Each USER_CMD whose command has WORD in it, as it comes."""
+        """Each USER_CMD record whose command contains WORD, as it arrives."""
         while True:
             data = self.socket.recv(1 << 14)
             text = data[16:].rstrip(b"\0").decode()
@@ -167,7 +161,7 @@ class AuditDaemon:
 
 
 def only(entry: dict[str, list[str]], field: str) -> str:
-    """The value of a field that is there once; "" for none."""
+    """The value of a field that occurs once; "" if it does not occur."""
     values = entry.get(field, [])
     assert len(values) < 2, (field, values)
     return values[0] if values else ""

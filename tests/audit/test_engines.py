@@ -1,4 +1,4 @@
-"""Records and the policy with real engines: whose name, id and image they are, by whatever word the target was named."""
+"""Records and the policy with real engines have the container's name, id and image, however the target was named."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_container_is_the_engines_and_a_pid_in_it_is_that_container(request,
             assert "is not allowed for" in busybox.one_line_and_hint(done)
     inside = [entry for entry in journal.entries if only(entry, "CNTR_EVENT_ACTION") == "exec"]
     assert len(inside) == 8
-    for entry in inside[:6]:  # the last was a pid's
+    for entry in inside[:6]:  # the last name was a pid
         assert only(entry, "CNTR_EVENT_REASON") == "r"
         assert (only(entry, "CNTR_CONTAINER_RUNTIME"), only(entry, "CNTR_CONTAINER_NAME")) == (engine, one.name)
         assert only(entry, "CNTR_CONTAINER_ID") == one.id

@@ -1,4 +1,4 @@
-"""/etc/cntr.conf: how it is read, what is refused, and that a record that is required is one."""
+"""/etc/cntr.conf: how it is read, what is refused, and that a required record is written."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def container():
 
 
 def swapped(link: pathlib.Path, target: str) -> None:
-    """Have LINK lead to TARGET."""
+    """Point LINK at TARGET, atomically."""
     link.unlink()
     link.symlink_to(target)
 
@@ -169,7 +169,7 @@ def test_users_are_who_logged_in_and_not_who_they_became(tmp_path, monkeypatch):
     for login, sudo, command, allowed in (
         (None, "", "attach", True),
         (None, "1000", "attach", False),
-        (0, "1000", "attach", True),  # sudo's word counts only where nobody has logged in
+        (0, "1000", "attach", True),  # sudo's variable counts only without a login uid
         (1000, "0", "attach", False),
         (1000, "", "cp", True),
         (1, "", "exec", True),  # daemon's group
@@ -202,7 +202,7 @@ def test_a_process_counts_as_the_container_it_is_in(tmp_path, monkeypatch):
         ([Container("docker", "web", 1)], None),
     ):
         monkeypatch.setattr(listing, "running", lambda known=known: (known, []))
-        if allowed is None:  # this test may run in pid 1's namespaces, or not
+        if allowed is None:  # this test may or may not run in pid 1's namespaces
             allowed = policy._namespaces(1) == policy._namespaces(os.getpid())
         if allowed:
             found.check_target("exec", "", process)
@@ -222,7 +222,7 @@ def test_targets_are_the_engines_names(tmp_path, monkeypatch):
         found.check_target("attach", "", container)
     for container in (
         policy_container("podman", "web"),
-        policy_container("docker", "db", id="ff", image="tools:1"),  # made of that image, and not the image
+        policy_container("docker", "db", id="ff", image="tools:1"),  # a container of that image, not the image
         policy_container("docker", "web", image="web", state="image"),
     ):
         with pytest.raises(Refused):
@@ -230,7 +230,7 @@ def test_targets_are_the_engines_names(tmp_path, monkeypatch):
 
 
 def test_a_file_of_this_machine_is_its_place_and_not_what_it_is_called(place, tmp_path):
-    """A caller who names a link like an image that is allowed, and has it lead to the root of the machine."""
+    """A caller may name a link like an allowed image, and point it at the root of the machine."""
     os.chmod(tmp_path, 0o755)
     (tmp_path / "nginx").symlink_to("/")
     here = tmp_path / "x:web"
@@ -251,7 +251,7 @@ def test_a_file_of_this_machine_is_its_place_and_not_what_it_is_called(place, tm
 
 
 def test_what_was_asked_about_is_what_is_opened(tmp_path):
-    """A link that leads to what is allowed while the policy is asked, and elsewhere while it is opened, as fast as its maker likes."""
+    """A link may point at something allowed during the check and elsewhere when it is opened."""
     for name in ("allowed", "closed"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
@@ -273,7 +273,7 @@ def test_what_was_asked_about_is_what_is_opened(tmp_path):
 
 
 def test_a_mount_is_of_what_the_policy_was_asked_about(place, tmp_path):
-    """Of a link that is turned all the time nothing but the allowed one's content comes, or a refusal."""
+    """A link that is changed all the time gives the allowed directory's content or a refusal, nothing else."""
     for name in ("allowed", "closed", "at"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
@@ -298,7 +298,7 @@ def test_a_mount_is_of_what_the_policy_was_asked_about(place, tmp_path):
 
 
 def test_the_tools_of_a_session_are_a_target_too(place, container, tmp_path):
-    """Beside a container that is allowed, another one's files, or those in a directory that is closed from above."""
+    """With an allowed container, the tools may not be another container's files, or a directory below a closed one."""
     os.chmod(tmp_path, 0o755)
     (tmp_path / "root/bin").mkdir(parents=True)
     shutil.copy(busybox.BUSYBOX, tmp_path / "root/bin/busybox")
@@ -332,7 +332,9 @@ def test_slim_runs_whatever_it_is_told_and_has_to_be_allowed_by_name(place, tmp_
 
 
 def test_other_machines_take_roots_keys_and_files_and_have_to_be_allowed_by_name(place, tmp_path):
-    """`sudo cntr --host MINE cp web:/x /etc/x` writes here, kubectl runs what a kubeconfig names: by no rule about containers."""
+    """`sudo cntr --host MINE cp web:/x /etc/x` writes here, and kubectl runs commands from a kubeconfig; rules about
+    containers prevent neither.
+    """
     ran = tmp_path / "ran"
     for name in ("ssh", "kubectl"):
         (tmp_path / name).write_text(f"#!/bin/sh\necho {name} >> {ran}\nexit 9\n")
@@ -359,7 +361,7 @@ def test_other_machines_take_roots_keys_and_files_and_have_to_be_allowed_by_name
 
 
 def test_the_mark_of_a_far_command_is_removed_by_its_makers_rights():
-    """`sudo cntr --far FILE …` would remove any file of the machine."""
+    """Otherwise `sudo cntr --far FILE …` could remove any file of the machine."""
     alice = {"SUDO_UID": "65534", "SUDO_GID": "65534"}
     with tempfile.TemporaryDirectory(dir="/tmp") as place:
         os.chmod(place, 0o755)
@@ -373,7 +375,7 @@ def test_the_mark_of_a_far_command_is_removed_by_its_makers_rights():
 
 
 def test_a_users_container_is_none_of_those_that_roots_patterns_mean(tmp_path, monkeypatch):
-    """What is called web, and which process that is, a user's engine may say of any of their own: `-u 0` would make them root by it."""
+    """A user's engine may call any of the user's own processes "web", and `-u 0` would then make the user root."""
     from cntr.engines import listing
 
     monkeypatch.setattr(policy.who, "login_uid", lambda: 0)
@@ -421,7 +423,7 @@ def test_a_reason_is_required_of_root_too_and_the_refusal_recorded(place, contai
 
 @pytest.mark.parametrize("sink", ["journal", "file", "full", "audit"])
 def test_no_record_no_session(place, container, tmp_path, sink):
-    """Nothing is entered where the record that is required can't be written: status 125."""
+    """If a required record can't be written, nothing is entered: status 125."""
     os.chmod(tmp_path, 0o755)
     marker = tmp_path / "entered"
     place.policy = {

@@ -1,4 +1,6 @@
-"""--record and replay: what a session showed, and nothing that it was told; and what a terminal may be told of it later."""
+"""--record and replay: recordings hold the output of a session and no input, and replay sends a terminal nothing
+harmful.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ def container():
 
 
 def read(path):
-    """(head, [(kind, text)]) of a recording, each line as asciicast v2 has it."""
+    """(head, [(kind, text)]) of a recording in asciicast v2."""
     head, *events = [json.loads(line) for line in path.read_text().splitlines()]
     times = [at for at, _, _ in events]
     assert times == sorted(times)
@@ -58,7 +60,7 @@ def test_a_terminals_session_is_kept_with_its_sizes_and_without_what_was_typed_b
         terminal.type("stty size; echo \u00e4\u00f6-$((40+2))\n")
         terminal.wait_for("31 97")
         terminal.wait_for("-42")
-        assert "-42" in shown(read(path)[1])  # it is there while the session runs
+        assert "-42" in shown(read(path)[1])  # the file already has it while the session runs
         terminal.type("exit\n")
         terminal.process.wait(10)
     head, events = read(path)
@@ -93,7 +95,7 @@ def test_a_recording_is_a_new_file_of_the_callers(container, tmp_path):
         assert word in busybox.one_line_and_hint(done)
     assert there.read_text() == "mine"
     assert not (tmp_path / "elsewhere").exists()
-    # A session that could not begin leaves none.
+    # A session that could not start leaves no recording.
     done = busybox.run(
         "attach", str(container.pid), "--record", str(tmp_path / "new"), "--share", "/no/such/path", "--", "true"
     )
@@ -102,7 +104,7 @@ def test_a_recording_is_a_new_file_of_the_callers(container, tmp_path):
 
 
 def test_behind_sudo_it_is_made_with_the_rights_of_who_called(container, tmp_path):
-    """A new file anywhere, with words of theirs in it, would be root's machine for whoever may use no more than `sudo cntr`."""
+    """If users with no right but `sudo cntr` could create a file with their text anywhere, they could become root."""
     for above in (tmp_path, *tmp_path.parents):
         if above != above.parent:
             above.chmod(above.stat().st_mode | 0o711)
@@ -190,7 +192,7 @@ def test_replay_shows_it_at_its_pace_or_faster(tmp_path):
         ("\x1b^x\x1b\\", None),
         ("\x9d52;c;eA==\x9c", None),
         ("\x9b6n", "6n"),
-        ("\x1b[3\x1b[6n", None),  # one broken off by another
+        ("\x1b[3\x1b[6n", None),  # one interrupted by another
         ("\x1b#8", None),
         ("\ud800", False),
     ],
@@ -256,7 +258,7 @@ def test_the_terminal_is_given_back_as_it_was():
         (HEAD, ['[1e999, "o", "x"]'], "line 2"),
         (HEAD, ["[" * 100000], "line 2"),
         (HEAD, [f'[1{"0" * 400}, "o", "x"]'], "line 2"),
-        (HEAD, ['[1e18, "o", "x"]'], "line 2"),  # beyond which a pause would be a matter of rounding
+        (HEAD, ['[1e18, "o", "x"]'], "line 2"),  # above this, rounding would change the pause
         (HEAD, ["garbage", [1, "o", "x"]], "line 2"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What is recorded of a session, and where."""
+"""What is recorded of a session, and where to."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_so_do_the_other_commands(place, container, tmp_path, line):
         "mount": ["mount", str(tmp_path), str(tmp_path / "mountpoint")],
     }
     with place.journal() as journal:
-        # The daemon of a mount records its end when it is unmounted, in its own mount namespace.
+        # The daemon of a mount records its end on unmount, in its own mount namespace.
         code = (
             "import subprocess, sys, time, os\n"
             "done = subprocess.run([sys.executable, '-m', 'cntr', *sys.argv[1:]])\n"
@@ -129,7 +129,7 @@ def test_so_does_forward_of_which_a_child_begins_and_the_parent_ends(place, cont
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signals.END])
 def test_a_stream_that_a_signal_ends_has_its_record(place, container, number):
-    """`forward TARGET - PORT`, as ssh's ProxyCommand has it; with nobody listening in the container it waits for its stdin."""
+    """`forward TARGET - PORT`, as in ssh's ProxyCommand. If nobody listens in the container, it waits for its stdin."""
     listener = (
         "import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True)\n"
         "held = [s.accept(), s.accept()]"
@@ -178,7 +178,7 @@ def test_an_exec_from_inside_a_session_is_recorded_with_its_reason(place, contai
 
 
 def test_nothing_forges_a_field_or_a_line(place, container, tmp_path):
-    """Newlines and escape sequences in arguments, reason, variables; a target that nobody knows leaves no record."""
+    """Newlines and escape sequences in arguments, reason and variables; an unknown target leaves no record."""
     forged = "x\nCNTR_USER_ID=1000\nMESSAGE=all is well\x1b]0;owned\x07"
     place.policy = f'[record]\nfile = "{tmp_path}/log"\n'
     os.chmod(tmp_path, 0o755)
@@ -212,7 +212,7 @@ def test_a_record_too_large_for_a_datagram_comes_in_a_memfd(place, container):
 
 
 def test_without_journald_it_is_syslog(container, monkeypatch, tmp_path):
-    """/dev/log as a datagram and as a stream socket, by the function: a test has no /dev of its own."""
+    """/dev/log as a datagram and as a stream socket. It calls the function, since a test has no /dev of its own."""
     fields: sinks.Fields = {"message": "m", "process.args": ["cntr", *["w" * 100] * 200], "event.action": "attach"}
     for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
         path = tmp_path / f"log{kind}"
@@ -247,7 +247,7 @@ def _would_block(sender, path):
 
 
 def test_nobody_is_waited_for(monkeypatch, tmp_path):
-    """A journal that takes nothing: after PATIENCE_SECONDS the session goes on, and says so."""
+    """If the journal accepts nothing, the session goes on after PATIENCE_SECONDS, and says so."""
     monkeypatch.setattr(sinks, "JOURNAL", str(tmp_path / "journal"))
     monkeypatch.setattr(sinks, "SYSLOG", str(tmp_path / "none"))
     monkeypatch.setattr(sinks, "PATIENCE_SECONDS", 0.05)
@@ -266,7 +266,7 @@ def test_nobody_is_waited_for(monkeypatch, tmp_path):
 
 @pytest.mark.usefixtures("other_users")
 def test_the_owner_of_a_rootless_container_is_recorded_by_the_uid_outside(place):
-    """Its user namespace is entered on the way, where the caller's uid is 0."""
+    """On the way its user namespace is entered, in which the caller's uid is 0."""
     code = (
         "import os, subprocess, sys, time\nos.setgroups([]); os.setgid(1000); os.setuid(1000)\n"
         "held = subprocess.Popen(['unshare', '-Urm', 'sleep', '60'])\n"
@@ -362,7 +362,9 @@ def test_audits_text_can_be_read_in_one_way_only():
 
 
 def test_no_length_takes_another_field_from_audit_or_syslog(tmp_path, monkeypatch):
-    """By a long directory, reason or command a caller would have a record without the command, the container or the outcome."""
+    """Otherwise a long directory, reason or command could push the command, the container or the outcome out of the
+    record.
+    """
     place = str(tmp_path)
     for _ in range(15):
         place += "/" + "a b" * 80
@@ -398,7 +400,7 @@ def test_the_callers_limit_on_files_keeps_no_record_away(place, container, tmp_p
     log.write_text("\n" * 20000)
     place.policy = f"[record]\nfile = '{log}'\n"
     with place.journal() as journal:
-        # Blocks of 512 bytes: what the memfd of a session takes, and no more.
+        # Blocks of 512 bytes: just enough for the memfd of a session.
         prefix = [*place.prefix(), "sh", "-c", 'ulimit -Sf 32; exec "$@"', "sh"]
         done = busybox.run("attach", str(container.pid), "--", "true", *["w" * 8000] * 40, prefix=prefix)
     assert (done.returncode, done.stderr) == (0, ""), done
@@ -409,7 +411,7 @@ def test_the_callers_limit_on_files_keeps_no_record_away(place, container, tmp_p
 
 @pytest.fixture
 def audit():
-    """The kernel's audit system, for one test at a time."""
+    """Lock the kernel's audit system, which only one test at a time can use."""
     with audit_lock():
         yield
 
@@ -422,7 +424,7 @@ def test_without_a_daemon_the_kernels_audit_system_says_so(audit):
         if error.errno in (errno.EPROTONOSUPPORT, errno.ECONNREFUSED, errno.EPERM):
             pytest.skip(f"no audit here: {error.strerror}")
         assert error.errno == errno.ENOTCONN
-    # What the kernel says of the record itself, with the question before it left out.
+    # The kernel's answer about the record itself, without that about the query before it.
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, elsewhere.NETLINK_AUDIT) as connection:
         text = elsewhere.audit_text(fields, succeeded=True)
         assert elsewhere._ask_kernel(connection, elsewhere.AUDIT_USER_CMD, text) == b""
@@ -431,7 +433,7 @@ def test_without_a_daemon_the_kernels_audit_system_says_so(audit):
 
 
 def test_the_audit_daemon_gets_what_is_begun_and_what_is_refused(audit, place, container):
-    """The kernel's own record of it: who is the kernel's word, and the program the interpreter, also where that is a sealed copy."""
+    """The kernel's own record: it says who, and the program is the interpreter, even if a sealed copy runs."""
     mark = f"mark-{os.urandom(6).hex()}"
     place.policy = "[record]\nrequire = true\njournal = false\naudit = true\n[session]\nforbid = ['--privileged']\n"
     try:
@@ -490,7 +492,7 @@ LOGIN = 4711
 
 
 def test_the_login_uid_stays_with_a_session_and_what_it_execs(container):
-    """What `docker exec` loses, since its process is the daemon's child (loginuid of none)."""
+    """`docker exec` loses it, since its process is a child of the daemon, which has no loginuid."""
     path = "/proc/self/loginuid"
     if not os.path.exists(path):
         pytest.skip("this kernel has no audit (CONFIG_AUDITSYSCALL): no loginuid")
@@ -511,7 +513,7 @@ def test_the_login_uid_stays_with_a_session_and_what_it_execs(container):
 
 @pytest.mark.skipif(not shutil.which("journalctl"), reason="not installed: systemd (journalctl)")
 def test_journald_itself_keeps_it(place, container, tmp_path):
-    """systemd-journald, in a mount namespace of its own, and journalctl's answer."""
+    """A real systemd-journald in a mount namespace of its own, read with journalctl."""
     daemon = "/usr/lib/systemd/systemd-journald"
     if not os.path.exists(daemon):
         pytest.skip(f"not installed: {daemon}")

@@ -1,4 +1,4 @@
-"""Sessions that are open: how long they may be, who sees them, and ending one."""
+"""Open sessions: their time limit, who sees them, and how to end one."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_who_stops_cntr_stops_no_time(container):
 
 @pytest.mark.parametrize("streams", ["", "</dev/null >/dev/null"])
 def test_nor_does_a_terminal_that_stops_its_background_jobs(container, streams):
-    """SIGTTOU of whoever writes to it or sets it, SIGTTIN of whoever reads, would leave the command without its limit."""
+    """SIGTTOU on writing to it or setting it, or SIGTTIN on reading, would stop the time limit."""
     script = f'stty tostop; set -m; "$@" {streams} & wait $!; echo ended $?'
     command = ("exec", str(container.pid), "--timeout", "1s", "--", "/bin/sleep", "100")
     with Terminal("bash", "-c", script, "bash", *CNTR, *command) as terminal:
@@ -147,7 +147,7 @@ def test_a_forward_is_one_too(container):
 
 @pytest.fixture
 def endless():
-    """A pipe that says nothing and does not end."""
+    """A pipe that stays empty and open."""
     reader, writer = os.pipe()
     yield reader
     os.close(reader)
@@ -237,7 +237,7 @@ time.sleep(60)
     ],
 )
 def test_what_a_user_makes_up_is_a_users(text, kind, rows):
-    """A row is its process' own word, and its process is the user's; what is no such thing is no row."""
+    """A row is what its process says, and the process is the user's. Anything else is no row."""
     with subprocess.Popen(
         [sys.executable, "-c", FORGER, "1000", text, kind], stdout=subprocess.PIPE, text=True
     ) as forger:
@@ -288,7 +288,7 @@ def test_of_a_million_claims_one_is_read(monkeypatch):
 
 @pytest.mark.parametrize("host_pids", [False, True])
 def test_what_a_containers_root_makes_up_is_nobodys(host_pids):
-    """It has root's uid where it has no user namespace of its own, and could stand beside a session that root wants to see, or end."""
+    """Without a user namespace it has root's uid, and could imitate a session that root wants to see or end."""
 
     def claim() -> None:
         os.write(os.memfd_create("cntr-session", 0), b'{"user.id": "0", "event.id": "f0f0", "container.name": "web"}')
@@ -301,7 +301,7 @@ def test_what_a_containers_root_makes_up_is_nobodys(host_pids):
 
 
 def test_a_file_of_that_name_is_not_opened(tmp_path):
-    """It could be of a file system that never answers: a link's text is any file's name."""
+    """The link's text may name any file, also one on a file system that never answers."""
     root = tmp_path / "root"
     root.mkdir()
     fifo = root / "memfd:cntr-session (deleted)"

@@ -1,4 +1,4 @@
-"""What the tests of ``cntr --host`` share."""
+"""Fixtures for the tests of ``cntr --host``."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from tests.cli.far import Far
 
 @pytest.fixture(scope="module")
 def far():
-    with tempfile.TemporaryDirectory(
-        prefix="cntr-far-"
-    ) as place:  # other users come to it, as to pytest's own they do not
+    with tempfile.TemporaryDirectory(prefix="cntr-far-") as place:  # other users can reach it, unlike pytest's own
         found = Far(pathlib.Path(place))
         yield found
         found.stop()

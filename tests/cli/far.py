@@ -1,4 +1,4 @@
-"""The far machine of ``cntr --host``: a real sshd on this one, in a mount namespace of its own."""
+"""The far machine of ``cntr --host``: a real sshd on this machine, in a mount namespace of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 NEEDED = {"sshd": "openssh-server", "ssh": "openssh-client", "sudo": "sudo"}
-WORKER = 29996  # an ordinary user there, whom sudo trusts
+WORKER = 29996  # an ordinary user there with rights for sudo
 CONFIG = """
 Port {port}
 ListenAddress 127.0.0.1
@@ -42,7 +42,7 @@ Host *
   LocalForward {port} localhost:1
   SendEnv LANG
 """
-# What the far side has for itself, so that this machine keeps what it has.
+# The far side's own files, so that this machine's are not changed.
 VIEW = """
 set -e
 mount -t tmpfs tmpfs /run; mkdir -m 755 /run/sshd
@@ -138,7 +138,7 @@ class Far:
 
 
 def runs(word: str) -> bool:
-    """Whether a process of that command line is there."""
+    """Whether a process with that command line exists."""
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         try:
             if word.encode() in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):

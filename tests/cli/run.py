@@ -1,4 +1,4 @@
-"""How these tests run cntr: as a user does, and reading what it says."""
+"""Functions that run cntr as a user does, and read its messages."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
 
 
 def cntr(*arguments: str, input: str = "", user: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run it to its end. user: another uid, without any capability."""
+    """Run cntr until it ends. user: another uid, without capabilities."""
     settings = {**ENVIRONMENT, **environment}
     with tempfile.TemporaryDirectory(prefix="cntr-cli-") as place:
         command = [*CNTR, *arguments]
-        if user:  # who may be allowed neither into the checkout nor to this interpreter: a copy, and the system's
+        if user:  # they may not be able to reach the checkout and this interpreter, so use a copy and the system's
             os.chmod(place, 0o755)
             shutil.copytree(PACKAGE, f"{place}/cntr", ignore=shutil.ignore_patterns("__pycache__"))
             settings["PYTHONPATH"] = place
@@ -41,7 +41,9 @@ def cntr(*arguments: str, input: str = "", user: int = 0, **environment: str) ->
 
 
 def complaint(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:
-    """The two lines of an error, without their heads: what failed, what to do. Asserts that this is all there is."""
+    """The two lines of an error, without their prefixes: what failed, what to do. Asserts that there are no other
+    lines.
+    """
     found = re.fullmatch(r"cntr: ([^\n]+)\nhint: ([^\n]+)\n", done.stderr)
     assert found, f"not one line and a hint: {done.stderr!r}"
     assert done.stdout == ""

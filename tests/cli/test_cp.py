@@ -1,4 +1,4 @@
-"""``cntr cp``: what is kept, where things go, who owns them; in containers made by hand and by real engines."""
+"""``cntr cp``: what is kept, where it goes, who owns it; in hand-made containers and those of real engines."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_tree_comes_back_as_it_went(container, at, tmp_path):
     make_tree(tmp_path / "source")
     done(cp(tmp_path / "source", at("/")))
     assert look(container.root / "source") == look(tmp_path / "source")
-    done(cp(at("/source"), tmp_path / "back", "-r"))  # of habit
+    done(cp(at("/source"), tmp_path / "back", "-r"))  # the usual way
     assert look(tmp_path / "back") == look(tmp_path / "source")
     assert not leftovers(container.root, tmp_path)
 
@@ -60,7 +60,7 @@ def test_much_data(container, at, tmp_path):
     assert (tmp_path / "back").read_bytes() == data
 
 
-# (what is at DST before, the word for SRC, the word for DST) → what is at DST afterwards, below the directory d
+# (DST before, the argument SRC, the argument DST) → DST afterwards, below the directory d
 RULES = [
     ("", "file", "d/new", {b"new"}),
     ("", "file", "d", {b"file"}),
@@ -201,7 +201,7 @@ def test_a_directory_that_was_there_keeps_its_mode_and_other_files(container, at
 
 
 def test_what_is_in_the_way_is_not_lost(container, at, tmp_path):
-    """A directory in a file's place, a file in a directory's, a device: named, and the rest goes on."""
+    """A directory instead of a file, a file instead of a directory, a device: reported, and the rest is copied."""
     (tmp_path / "d/dir").mkdir(parents=True)
     (tmp_path / "d/dir/x").write_text("new")
     for name in ("file", "null", "zlast", "link"):
@@ -253,7 +253,7 @@ def test_the_kernels_filesystems_are_not_entered_from_above(container, at, tmp_p
 
 
 def test_a_deep_tree(container, at, tmp_path):
-    """Deeper than PATH_MAX and than Python's recursion."""
+    """Deeper than PATH_MAX and Python's recursion limit."""
     fd = os.open(tmp_path, os.O_RDONLY)
     for _ in range(1500):
         os.mkdir("deep", dir_fd=fd)
@@ -274,7 +274,7 @@ def test_a_deep_tree(container, at, tmp_path):
 
 
 def test_a_copy_into_itself_ends(container, at):
-    """The container's root is a directory of the host: both sides are one tree."""
+    """The container's root is a directory of the host, so both sides are one tree."""
     (container.root / "d").mkdir()
     (container.root / "d/file").write_text("x")
     (container.root / "d/to").mkdir()
@@ -288,7 +288,7 @@ def test_a_copy_into_itself_ends(container, at):
 
 
 def test_the_files_of_a_container_without_a_process(tmp_path, monkeypatch):
-    """Buildah's idle working container: a root directory and nothing else."""
+    """Such as Buildah's working containers, which only have a root directory."""
     rootfs = tmp_path / "rootfs"
     (rootfs / "etc").mkdir(parents=True)
     (rootfs / "etc/motto").write_text("x")
@@ -303,7 +303,7 @@ def test_the_files_of_a_container_without_a_process(tmp_path, monkeypatch):
 
 
 def test_namespaces_alone(tmp_path):
-    """A target that shares all but its mounts."""
+    """A target that shares everything except its mounts."""
     with SlimContainer("mounts", namespaces=syscalls.CLONE_NEWNS) as running:
         done(cp(f"{running.pid}:/app", tmp_path / "app"))
         assert (tmp_path / "app").read_bytes() == (running.root / "app").read_bytes()

@@ -22,7 +22,7 @@ ENGINES = [
 
 @pytest.mark.parametrize(("rig", "variant"), ENGINES, ids=[f"{rig}-{variant}" for rig, variant in ENGINES])
 def test_in_and_out_of_real_containers(request, tmp_path, rig, variant):
-    """In the container's root all belongs to its root, whatever its user namespace; on the host to the caller."""
+    """In the container, files belong to its root, whatever its user namespace; on the host, to the caller."""
     make_tree(tmp_path / "tree")
     with rigs.open_rig(request, rig).container(variant) as container:
         name = f"copied-{container.name}"  # bwrap's containers share one root
@@ -58,7 +58,7 @@ def test_a_volume_is_seen(request, tmp_path, rig):
         done(cp(f"{container.target}:/data/mark", tmp_path / "mark", env=container.env))
         assert (tmp_path / "mark").read_text() == f"{container.name}\n"
         directory = pathlib.Path(container.rig.workspace.path, f"volume-{container.name}")
-        if rig == "podman_rootless":  # root's directory: the container's root is nobody there
+        if rig == "podman_rootless":  # in root's directory the container's root has no rights
             refused = cp(tmp_path / "mark", f"{container.target}:/data/new", env=container.env)
             assert refused.returncode == 125
             assert b"Permission denied\nhint: it belongs to an owner that" in refused.stderr
@@ -90,7 +90,7 @@ def test_a_file_that_is_a_mount_is_written_in_place(docker, tmp_path):
 @pytest.mark.parametrize("variant", ["busybox", "keep_id"])
 @pytest.mark.usefixtures("other_users")
 def test_the_owner_of_a_rootless_container_needs_no_root(podman_rootless, tmp_path, variant):
-    """The user's own container; the host's side is read and written as the user, and by nobody else's rights."""
+    """The host's side is read and written with the user's rights only."""
     rig = podman_rootless
     home = pathlib.Path(rig.workspace.path, "home-slim", f"cp-{variant}")
     home.mkdir()
@@ -102,7 +102,9 @@ def test_the_owner_of_a_rootless_container_needs_no_root(podman_rootless, tmp_pa
             os.lchown(path, rig.uid, rig.uid)
     for path in (home / "tree").iterdir():
         if path.is_file() and not path.is_symlink():
-            path.chmod(path.stat().st_mode & 0o777 | 0o400)  # without root, one's own mode 000 cannot be read
+            path.chmod(
+                path.stat().st_mode & 0o777 | 0o400
+            )  # without root, even an own file with mode 000 can't be read
     os.chown(home, rig.uid, rig.uid)
     user = {"user": rig.uid, "group": rig.uid, "extra_groups": [], "cwd": pathlib.Path(__file__).parents[2]}
     with rig.container(variant) as container:
@@ -119,7 +121,7 @@ def test_the_owner_of_a_rootless_container_needs_no_root(podman_rootless, tmp_pa
 
 
 def test_without_a_root_in_its_user_namespace(bwrap, tmp_path):
-    """bwrap --unshare-user --uid 1000: nobody is root there; what comes belongs to the one id there is."""
+    """With bwrap --unshare-user --uid 1000 there is no root; files belong to the only id."""
     (tmp_path / "file").write_text("x")
     root = pathlib.Path(bwrap.workspace.path, "nobody-root")
     if not root.exists():

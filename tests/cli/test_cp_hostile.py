@@ -1,4 +1,4 @@
-"""``cntr cp`` against containers that mean harm, and copies that end before their time."""
+"""``cntr cp`` with hostile containers, and interrupted copies."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def container():
 
 
 class Said(Tell):
-    """Keeps what is told."""
+    """Keeps messages."""
 
     def __init__(self) -> None:
         self.problems: list[tuple[bytes, str]] = []
@@ -61,7 +61,7 @@ START = (stream.START, b"\1" + stream.pack_item(DIRECTORY, b""))
 
 
 def receive(where: pathlib.Path, *frames: tuple[bytes, bytes], raw: bytes = b"") -> Said:
-    """Let a Receiver take FRAMES, as a container's side under somebody else's control could send them."""
+    """Let a Receiver read FRAMES, which a compromised container's side could send."""
     data_read, data_write = os.pipe()
     answers_read, answers_write = os.pipe()
     out = Outgoing(data_write)
@@ -87,7 +87,7 @@ def whole(data: bytes) -> list[tuple[bytes, bytes]]:
 
 @pytest.fixture
 def fenced(tmp_path):
-    """A destination, and beside it what must not change."""
+    """A destination, and files beside it that must not change."""
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/victim").write_text("safe")
     (tmp_path / "to").mkdir()
@@ -111,7 +111,7 @@ def test_a_name_is_one_component(fenced, name, kind):
 
 
 def test_a_hard_links_other_name_is_one_that_came(fenced):
-    """Not a path of the sender's choice, and not by way of a symbolic link that took a directory's place."""
+    """Not a path of the sender's choice, and not through a symbolic link that has replaced a directory."""
     said = receive(
         fenced,
         START,
@@ -187,7 +187,7 @@ def test_a_frame_has_a_limit(fenced):
 
 
 def test_data_that_fits_nowhere(fenced):
-    """Offsets and sizes beyond what a file can have."""
+    """Offsets and sizes that no file can have."""
     said = receive(
         fenced,
         START,
@@ -225,7 +225,7 @@ def test_messages_from_the_container_are_made_printable(container, tmp_path):
 
 
 def test_links_in_the_destination_are_not_gone_through(container, fenced):
-    """The destination is a volume that the container writes to as well: it put links where the copy will come along."""
+    """The destination is a volume to which the container can write, so it may place links in the copy's way."""
     (container.root / "d/sub").mkdir(parents=True)
     (container.root / "d/sub/victim").write_text("evil")
     (container.root / "d/victim").write_text("evil")
@@ -239,7 +239,7 @@ def test_links_in_the_destination_are_not_gone_through(container, fenced):
 
 
 def test_links_in_the_container_stay_in_the_container(container, fenced):
-    """Absolute ones and ``..`` too, on both sides of a copy."""
+    """Also absolute ones and ``..``, on both sides of a copy."""
     outside = fenced.parent / "outside"
     (container.root / "to-host").symlink_to(outside)
     (container.root / "up").symlink_to("../../../../../../../.." + str(outside))
@@ -252,7 +252,9 @@ def test_links_in_the_container_stay_in_the_container(container, fenced):
 
 
 def test_magic_links_are_not_followed(fenced):
-    """In the host's pid namespace the container's /proc leads to the host's root: the container's own root may not go there."""
+    """In the host's pid namespace the container's /proc leads to the host's root, which the container's root may not
+    enter.
+    """
     with SlimContainer("magic", namespaces=syscalls.CLONE_NEWNS) as container:
         outside = fenced.parent / "outside"
         (container.root / "data").symlink_to(f"/proc/{os.getpid()}/root{outside}")
@@ -265,7 +267,7 @@ def test_magic_links_are_not_followed(fenced):
 
 
 def test_the_containers_side_holds_no_more_than_a_copy_takes(container):
-    """Seen on the process itself, in the middle of a copy."""
+    """Checked on the process itself during a copy."""
     with copying("/proc/self/pagemap", f"{container.pid}:/zeros") as process:
         try:
             wait_until(lambda: leftovers(container.root))
@@ -281,7 +283,7 @@ def test_the_containers_side_holds_no_more_than_a_copy_takes(container):
 
 
 def test_files_that_change_their_kind_under_the_copy(container, tmp_path):
-    """A thread swaps a file for a FIFO, a link, a directory, a device, and back: no copy hangs, none follows."""
+    """A thread swaps a file for a FIFO, a link, a directory, a device, and back; no copy hangs or follows a link."""
     top = container.root / "d"
     top.mkdir()
     for index in range(50):
@@ -313,7 +315,7 @@ def test_files_that_change_their_kind_under_the_copy(container, tmp_path):
 
 
 def test_directories_swapped_for_links_while_copied_into(container, fenced):
-    """The other way round: the destination's directories become links to elsewhere while the copy is under way."""
+    """The destination's directories become links to elsewhere during the copy."""
     source = container.root / "d"
     for index in range(40):
         (source / f"{index:02}").mkdir(parents=True)
@@ -346,7 +348,7 @@ def test_directories_swapped_for_links_while_copied_into(container, fenced):
 @pytest.mark.skipif(not shutil.which("strace"), reason="not installed: strace (apt-get install)")
 @pytest.mark.parametrize("outward", [False, True], ids=["in", "out"])
 def test_nothing_is_loaded_once_inside(container, tmp_path, outward):
-    """After chroot(2) the child opens what it copies, by directory fds, and nothing else: no module, codec or name service."""
+    """After chroot(2) the child opens only what it copies, by directory fds: no module, codec or name service."""
     (tmp_path / "d/sub").mkdir(parents=True)
     (tmp_path / "d/sub/file\udcff").write_text("x")
     os.mkfifo(tmp_path / "d/fifo")
@@ -368,12 +370,12 @@ def test_nothing_is_loaded_once_inside(container, tmp_path, outward):
             assert path[1] in ("/", "."), line
 
 
-# --- the end before its time ------------------------------------------------------------------------------------------
+# --- interrupted copies ------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def copying(*words: str):
-    """A copy that has no end worth waiting for: it is over with the block, and never larger than a disk can bear."""
+    """A practically endless copy that is ended with the block and never fills the disk."""
     limited = ["prlimit", f"--fsize={8 << 30}", "--", *CNTR, "cp", *words]
     process = subprocess.Popen(limited, stderr=subprocess.PIPE)
     try:
@@ -384,7 +386,7 @@ def copying(*words: str):
             process.communicate(timeout=20)
 
 
-# /proc/PID/pagemap is a regular file whose reading has no end worth waiting for.
+# Reading /proc/PID/pagemap, a regular file, takes practically forever.
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("outward", [False, True], ids=["in", "out"])
 def test_interrupted(tmp_path, number, outward):
@@ -416,7 +418,7 @@ def test_the_old_file_stays_until_the_new_one_is_whole(container):
 
 
 def test_cntr_killed_while_copying_in_leaves_nothing(container):
-    """SIGKILL: it is the container's side that sees its end, and takes the half file away."""
+    """By SIGKILL: the container's side notices the end and removes the partial file."""
     with copying("/proc/self/pagemap", f"{container.pid}:/zeros") as process:
         wait_until(lambda: leftovers(container.root))
         process.kill()
@@ -445,7 +447,7 @@ def test_the_containers_side_killed(tmp_path, outward):
 
 
 def test_the_container_ends_and_the_copy_does_not(container, tmp_path):
-    """Its files are there as long as somebody is in its mount namespace, and the copy is."""
+    """Its files exist as long as a process is in its mount namespace, and the copy is."""
     with copying("/proc/self/pagemap", f"{container.pid}:/zeros") as process:
         wait_until(lambda: leftovers(container.root))
         os.kill(container.pid, signal.SIGKILL)
@@ -458,7 +460,7 @@ def test_the_container_ends_and_the_copy_does_not(container, tmp_path):
 
 
 def test_many_complaints_do_not_block_either_side(container, tmp_path):
-    """More of them than a pipe holds, both ways."""
+    """More than a pipe holds, in both directions."""
     (tmp_path / "d").mkdir()
     (container.root / "d").mkdir()
     for index in range(1500):

@@ -1,4 +1,4 @@
-"""``cntr cp --archive``: whose the files are afterwards, and that no right over the host comes out of a container."""
+"""``cntr cp --archive``: the files' owners, and that no right over the host comes out of a container."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from testkit.container import SlimContainer
 from tests.cli.trees import cp, done, look
 
 CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
-FIRST, COUNT = 200000, 65536  # of the user namespace's ids on the host
+FIRST, COUNT = 200000, 65536  # the host's ids of the user namespace
 
 
 class Namespaced:
-    """A process in a user namespace of its own, as rootless engines make them: ids FIRST… are 0… in it; its root is ``root``."""
+    """A process in a user namespace, as of rootless engines: ids FIRST… are 0… in it; its root directory is ``root``."""
 
     def __init__(self, root: pathlib.Path) -> None:
         ready, go = os.pipe(), os.pipe()
@@ -60,7 +60,7 @@ class Namespaced:
 
 @pytest.fixture
 def users(tmp_path) -> Iterator[tuple[Namespaced, pathlib.Path]]:
-    """A user's container: its files belong to ids of the user namespace."""
+    """A user's container, whose files belong to ids of the user namespace."""
     root = tmp_path / "root"
     root.mkdir()
     os.chown(root, FIRST, FIRST)
@@ -115,7 +115,7 @@ def test_what_came_out_goes_back_to_whom_it_belonged(users, tmp_path):
 
 
 def test_an_id_of_the_host_keeps_its_number(users, tmp_path):
-    """www-data is 33 on either side; the host's root is the container's."""
+    """www-data is 33 on both sides; the host's root becomes the container's."""
     process, root = users
     put(tmp_path / "site", 33, 33, 0o644)
     put(tmp_path / "conf", 0, 0, 0o4644)
@@ -181,7 +181,7 @@ def test_ids_that_the_other_side_does_not_have():
 
 
 def test_a_users_container_without_a_user_namespace_has_no_file_of_roots():
-    """Apptainer's set-id mode: the ids are those that the user wrote into an image."""
+    """Apptainer's setuid mode: the user chose the ids in the image."""
     ids = Owners()
     ids.owner, ids.start_time, ids.uid_map, ids.gid_map = 1000, 1, ((0, 0, 1 << 32),), ((0, 0, 1 << 32),)
     assert ids.outward(0, 0) == (1000, stream.KEEP)

@@ -1,4 +1,4 @@
-"""``cntr cp``: what its two words mean: targets and paths, the caller's open files, links that stand for no file."""
+"""The arguments of ``cntr cp``: targets and paths, the caller's open files, links that lead to no file."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_a_process_substitution(container, at):
 
 @pytest.mark.parametrize("number", ["3", "7", "99999999999999999999"])
 def test_an_fd_that_the_caller_did_not_open(container, at, tmp_path, number):
-    """What cntr opened for itself is nobody's business."""
+    """Files that cntr opened for itself can't be copied."""
     (container.root / "f").write_text("x")
     for pair in ((f"/dev/fd/{number}", at("/g")), (at("/f"), f"/proc/self/fd/{number}")):
         result = cp(*pair)
@@ -155,11 +155,11 @@ def test_a_full_standard_output_is_said(container, at):
     assert b"/dev/stdout: write: No space left on device" in result.stderr
 
 
-# --- links that stand for no file -------------------------------------------------------------------------------------
+# --- links that lead to no file -------------------------------------------------------------------------------------
 
 
 def odd_links(top: pathlib.Path) -> list[str]:
-    """Links to a FIFO, to open files of a process, by one more link, and by a /proc that is mounted elsewhere."""
+    """Links to a FIFO and to open files of a process, directly, by another link, and by a /proc mounted elsewhere."""
     os.mkfifo(top / "fifo")
     links = {
         "to-fifo": "fifo",
@@ -180,7 +180,7 @@ def test_such_a_link_is_neither_replaced_nor_copied(container, at, tmp_path, out
     (tmp_path / "there").mkdir()
     there = tmp_path / "there" if outward else container.root
     names = odd_links(there)
-    if not outward:  # its /dev holds no links
+    if not outward:  # its /dev has no links
         (there / "by-dev").unlink()
         (there / "by-dev").symlink_to("/dev/null")
     (tmp_path / "file").write_text("new")
@@ -200,7 +200,7 @@ def test_such_a_link_is_neither_replaced_nor_copied(container, at, tmp_path, out
 
 
 def test_in_a_tree_they_are_named_and_the_rest_goes_on(container, at, tmp_path):
-    """The kind, not the place: a directory copied over one that holds them."""
+    """Also when a directory is copied over one that contains them."""
     (container.root / "d").mkdir()
     names = odd_links(container.root / "d")
     (tmp_path / "d").mkdir()
@@ -229,7 +229,7 @@ def test_any_other_link_is_replaced_as_ever(container, at, tmp_path):
 
 
 def test_a_file_of_sys_is_whole_and_no_change_is_seen(container, at, tmp_path):
-    """Its size is a page, what it holds is less."""
+    """Its size is a page, its content is shorter."""
     for path in ("/sys/kernel/mm/transparent_hugepage/enabled", "/sys/class/net/lo/mtu", "/proc/version"):
         if not os.path.exists(path):
             continue

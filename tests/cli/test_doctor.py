@@ -1,4 +1,4 @@
-"""``cntr doctor``: a row for each feature, really probed, and nothing left of the probing."""
+"""``cntr doctor``: a row for each feature, by a real probe that leaves nothing."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_idmapped_mounts_are_tried_and_not_left():
 
 @pytest.mark.parametrize(("kind", "said"), [("overlay", "not for /: overlay can not be idmapped"), ("tmpfs", "")])
 def test_it_is_the_filesystems_answer(tmp_path, kind, said):
-    """overlay as a mounted filesystem has none; the kernel's tmpfs has (6.3)."""
+    """A mounted overlay does not support them; tmpfs does (Linux 6.3)."""
     try:
         reports._probe_idmapped_mounts()
     except OSError as error:
@@ -74,7 +74,7 @@ def test_it_is_the_filesystems_answer(tmp_path, kind, said):
 
 
 def test_without_the_right_it_says_so():
-    """In a user namespace of one's own the mount is somebody else's."""
+    """In a new user namespace the mount belongs to another one."""
     done = subprocess.run(["unshare", "-Ur", *CNTR, "doctor", "--json"], capture_output=True, text=True, check=False)
     (row,) = [row for row in json.loads(done.stdout) if row["feature"] == "idmapped mounts"]
     assert row["state"] == "no"

@@ -1,4 +1,4 @@
-"""Every error read aloud: one line that says what failed, on what and why; one that says what to do; the exit status."""
+"""Every error has one line that says what failed, on what and why, one that says what to do, and the exit status."""
 
 from __future__ import annotations
 

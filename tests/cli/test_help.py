@@ -1,4 +1,4 @@
-"""Help, versions, and what the table of options turns into."""
+"""Help, versions, and what is generated from the table of options."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_version(word):
 
 
 def test_what_follows_the_dashes_is_the_commands_own():
-    """--help behind -- is not ours."""
+    """Such as --help after --."""
     done = cntr("attach", "no-such-container", "--", "ls", "--help")
     assert done.returncode == 125
     assert "Usage" not in done.stdout

@@ -1,4 +1,4 @@
-"""``cntr mount``: CntrFS alone, from the command line; what it shows is tested in tests/fs."""
+"""``cntr mount``: CntrFS from the command line; the file system itself is tested in tests/fs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def mounted(point: pathlib.Path) -> procfs.Mount | None:
 
 
 def servers(point: pathlib.Path) -> list[int]:
-    """The processes that were started with POINT in their command line."""
+    """The processes with POINT in their command line."""
     found = []
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         try:
@@ -40,7 +40,7 @@ def servers(point: pathlib.Path) -> list[int]:
 
 @pytest.fixture
 def own_mounts():
-    """A mount namespace for the test: else every container made meanwhile has a copy of its mounts, and keeps them alive."""
+    """A mount namespace for the test, since containers made meanwhile would copy its mounts and keep them alive."""
     before, directory = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC), os.getcwd()
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
@@ -52,7 +52,7 @@ def own_mounts():
 
 @pytest.fixture
 def places(own_mounts, tmp_path):
-    """(source, mountpoint); unmounted and served by nobody at the end, or the test fails."""
+    """(source, mountpoint); at the end it must be unmounted and have no server."""
     source, point = tmp_path / "source", tmp_path / "point"
     source.mkdir()
     point.mkdir()
@@ -106,7 +106,7 @@ def test_read_only(places, words):
 
 @pytest.mark.parametrize("policy", ["auto", "strict", "none"])
 def test_a_change_behind_the_mount_is_seen(places, policy):
-    """At once without a cache; with one as soon as the kernel was told."""
+    """At once without a cache, else as soon as the kernel was told."""
     source, point = places
     assert mount(source, point, "--cache", policy).returncode == 0
     assert (point / "file").read_text() == "through\n"
@@ -133,7 +133,7 @@ def test_in_the_foreground_a_signal_unmounts(places, number):
 
 
 def test_a_pipe_to_the_command_ends_with_the_command(places):
-    """As in $(cntr mount …) or over ssh: nothing that stays holds the caller's output open."""
+    """As in $(cntr mount …) or over ssh: the server must not hold the caller's output open."""
     source, point = places
     for stream in ("stdout", "stderr"):
         process = subprocess.Popen([*CNTR, "mount", source, point], **{stream: subprocess.PIPE})
@@ -157,7 +157,9 @@ def test_in_the_foreground_an_unmount_ends_it(places):
 def test_the_server_killed_leaves_no_mount(places):
     source, point = places
     assert mount(source, point).returncode == 0
-    ours = {pid: pathlib.Path(f"/proc/{pid}/comm").read_text() for pid in servers(point)}  # all, before any ends
+    ours = {
+        pid: pathlib.Path(f"/proc/{pid}/comm").read_text() for pid in servers(point)
+    }  # start all before waiting for any
     for pid in (pid for pid, name in ours.items() if name == "cntrfs\n"):
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: mounted(point) is None)
@@ -191,7 +193,7 @@ def test_what_cannot_be_mounted_is_said(places, words, why):
 
 
 def test_without_pyfuse3_the_error_says_how_to_get_it(places):
-    """Also as a machine has it that never had it: a Python that finds no such module."""
+    """Also on a machine without it, where Python finds no such module."""
     source, point = places
     program = "import sys; sys.modules['pyfuse3'] = None; from cntr.__main__ import main; main()"
     words = ["mount", str(source), str(point), "--binding", "pyfuse3"]
@@ -244,7 +246,7 @@ def _refuse(*_: object) -> int:
 
 
 def test_the_probe_of_passthrough_leaves_nothing(own_mounts):
-    """Neither a mount nor a connection nor an fd; and it finds what a real mount finds."""
+    """No mount, connection or fd; and the result agrees with a real mount."""
     before = (procfs.read("/proc/self/mountinfo"), len(os.listdir("/proc/self/fd")))
     for _ in range(5):
         try:

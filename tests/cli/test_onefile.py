@@ -1,4 +1,4 @@
-"""``cntr.pyz``: one file, run as a user runs it, with a cache of the test's own."""
+"""``cntr.pyz``, run as a user would, with a cache of the test's own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cntr.remote import onefile
 from tests.nest.busybox import BUSYBOX, BusyboxContainer
 
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-# The interpreter that ``python3`` is there; nothing of this process' own search path counts for it.
+# The interpreter called ``python3``; this process's search path must not matter.
 PATH = f"{pathlib.Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -47,7 +47,7 @@ def said(done: subprocess.CompletedProcess) -> str:
 
 
 def test_equal_sources_make_equal_files(pyz, tmp_path):
-    """From a copy with other times and modes, with bytecode beside it, made under another umask; and from the file itself."""
+    """Also from a copy with other times and modes, with bytecode, under another umask; and from the file itself."""
     shutil.copytree(onefile.PACKAGE, tmp_path / "cntr")
     for path in (tmp_path / "cntr").rglob("*"):
         path.chmod(0o700)
@@ -86,7 +86,7 @@ def test_sessions_exec_from_within_and_the_file_server(pyz, cache, tmp_path):
         fuse = said(run(pyz, cache, "attach", pid, "--transport", "fuse", "--", "stat", "-fc", "%T", "/"))
         assert fuse == "fuseblk\n"
         assert said(run(pyz, cache, "exec", pid, "--", "/bin/readlink", "/proc/self/exe")) == "/bin/busybox\n"
-        inner = f"python3 -IS {pyz} exec -- /bin/readlink /proc/self/exe"  # the session's cache is its own
+        inner = f"python3 -IS {pyz} exec -- /bin/readlink /proc/self/exe"  # the session has its own cache
         session = run(pyz, cache, "attach", pid, "--share", str(pyz.parent), "--", "sh", "-c", inner)
         assert said(session) == "/bin/busybox\n"
         assert said(run(pyz, cache, "cp", f"{pid}:/bin/busybox", f"{tmp_path}/copy")) == ""
@@ -111,14 +111,14 @@ def trees(cache: pathlib.Path) -> list[pathlib.Path]:
 
 @ROOT
 def test_a_cache_that_is_not_ones_own_is_not_read(pyz, tmp_path):
-    """Whoever could write there would run code as the caller."""
+    """Otherwise anyone who can write there could run code as the caller."""
     evil = "import os\nos.write(1, b'EVIL')\nos._exit(0)\n"
     theirs = tmp_path / "theirs"
     theirs.mkdir(mode=0o700)
     assert said(run(pyz, theirs, "--version"))
     (tree,) = trees(theirs)
     (tree / "cntr/__main__.py").write_text(evil)
-    assert said(run(pyz, theirs, "--version")) == "EVIL"  # what it would be: it is this tree that is run
+    assert said(run(pyz, theirs, "--version")) == "EVIL"  # as expected: this tree is run
     (tmp_path / "link").symlink_to(theirs)
     before = sorted(theirs.rglob("*"))
     for path, mode, owner in (
@@ -132,7 +132,7 @@ def test_a_cache_that_is_not_ones_own_is_not_read(pyz, tmp_path):
         assert said(run(pyz, path, "--version")).startswith("cntr "), (path, oct(mode), owner)
     assert sorted(theirs.rglob("*")) == before
     (tmp_path / "file").write_text("")
-    for path in ("/proc/1/nowhere", tmp_path / "file"):  # none can be made: from the archive
+    for path in ("/proc/1/nowhere", tmp_path / "file"):  # it can't be created, so run from the archive
         assert said(run(pyz, path, "--version")).startswith("cntr ")
 
 
@@ -157,7 +157,7 @@ def test_what_was_cut_short_is_replaced_and_old_builds_go(pyz, tmp_path):
 
 @ROOT
 def test_a_user_has_a_cache_of_their_own(pyz):
-    """Below HOME; root's is not theirs, and a session's root has one by itself."""
+    """Below HOME; they don't use root's, and a session's root has its own."""
     with tempfile.TemporaryDirectory(
         prefix="cntr-user-"
     ) as name:  # other users come to it, as to pytest's own they do not
@@ -168,7 +168,7 @@ def test_a_user_has_a_cache_of_their_own(pyz):
         home.mkdir()
         os.chown(home, 29997, 29997)
         drop = ("setpriv", "--reuid=29997", "--regid=29997", "--clear-groups", "env", "-u", "CNTR_CACHE_DIR")
-        system = "/usr/sbin:/usr/bin:/sbin:/bin"  # an interpreter that another user may run
+        system = "/usr/sbin:/usr/bin:/sbin:/bin"  # another user may run this interpreter
         for _ in range(2):
             done = run(place / "cntr.pyz", "", "--version", by=drop, HOME=str(home), PATH=system)
             assert said(done).startswith("cntr ")
@@ -185,7 +185,7 @@ def test_without_python_it_says_so(pyz, tmp_path):
 
 
 def test_an_older_python_is_told(pyz):
-    """The first lines are parsed by it, and run before anything else is."""
+    """It can parse the first lines, and runs them before anything else."""
     import ast
 
     ast.parse(onefile.START, feature_version=(3, 4))

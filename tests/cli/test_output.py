@@ -1,4 +1,4 @@
-"""Reports: tables and JSON, readers that go away, disks that are full; the exit status and streams of a command."""
+"""Reports: tables and JSON, readers that go away, full disks; the exit status and streams of a command."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_doctor_gives_a_fix_for_whatever_is_missing():
 
 @pytest.mark.parametrize("command", ["ps", "doctor", "--help", "completion bash"])
 def test_a_reader_that_goes_away_is_no_error(command):
-    """``cntr ps | head -1``: the pipe's reader is gone before the first byte."""
+    """As in ``cntr ps | head -1``: the reader has closed the pipe before the first byte."""
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(

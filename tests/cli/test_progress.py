@@ -1,4 +1,4 @@
-"""What is shown while something takes long: a line on a terminal, nothing in a pipe, events for a program."""
+"""Progress of long operations: a line on a terminal, nothing in a pipe, events for a program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``cntr --host``: a real sshd and a real ssh, this machine in a mount namespace of the test's own as the far one."""
+"""``cntr --host`` with a real sshd and ssh; the far machine is this one in a mount namespace of the test's own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def container():
 
 @pytest.mark.parametrize("user", ["root", "worker"])
 def test_a_session_there_is_as_one_here(far, container, user):
-    """Bytes, words, variables and statuses; one connection, two the first time; one file that nobody else can read."""
+    """Bytes, arguments, variables and statuses; one connection, two the first time; one file that nobody else can read."""
     host, pid = f"ssh://{user}@far:{far.port}", str(container.pid)
     before = far.connections()
     everything = bytes(range(256)) * 300
@@ -58,7 +58,7 @@ def test_a_session_there_is_as_one_here(far, container, user):
     (file,) = place.iterdir()
     assert (place.stat().st_mode & 0o777, file.stat().st_mode & 0o777) == (0o700, 0o700)
     assert file.stat().st_uid == (WORKER if user == "worker" else 0)
-    file.unlink()  # a far side that has lost it
+    file.unlink()  # if the far side has lost it
     for number in range(6):
         (place / f"{number}.pyz").touch()
         os.utime(place / f"{number}.pyz", (number, number))
@@ -82,8 +82,8 @@ def test_an_error_of_sshs_is_no_status_of_a_commands(far, container):
 
 
 def test_a_terminal_there_is_as_one_here(far, container):
-    """Its size, a change of it, keys, and the status; and the session ends when the terminal is gone."""
-    assert far.run("ps").returncode == 0  # it is there by now
+    """Its size, resizing, keys and the status; and the session ends when the terminal is gone."""
+    assert far.run("ps").returncode == 0  # by now it has arrived
     mark = f"79{os.getpid()}1"
     script = f"stty size; read a; stty size; echo got $a; sleep {mark}"
     command = far.command("--host", "worker@far", "attach", str(container.pid), "--", "sh", "-c", script)
@@ -103,7 +103,7 @@ def test_a_terminal_there_is_as_one_here(far, container):
 
 
 def test_a_signal_reaches_the_far_command(far, container):
-    """And its answer comes back."""
+    """And its output comes back."""
     script = "trap 'echo got it; exit 9' TERM; echo ready; while :; do sleep 0.05; done"
     process = far.popen(
         "attach", str(container.pid), "--", "sh", "-c", script, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE

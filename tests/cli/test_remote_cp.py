@@ -1,4 +1,4 @@
-"""``cntr --host HOST cp``: between this machine and a container there, as between one machine's own; a real sshd and a real ssh."""
+"""``cntr --host HOST cp`` between this machine and a container there works as on one machine; with a real sshd and ssh."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def copied(done: subprocess.CompletedProcess) -> None:
 
 @pytest.mark.parametrize("user", ["root", "worker"])
 def test_a_tree_comes_back_as_it_went(far, container, at, tmp_path, user):
-    """Links of both kinds, odd names, modes, times, holes; by one connection each, two the first time."""
+    """With links of both kinds, odd names, modes, times, holes; one connection per copy, two the first time."""
     host, before = f"{user}@far", far.connections()
     make_tree(tmp_path / "source")
     copied(far.run("cp", str(tmp_path / "source"), at(f"/{user}"), host=host))
@@ -46,7 +46,7 @@ def test_a_tree_comes_back_as_it_went(far, container, at, tmp_path, user):
 
 
 def test_bytes_by_a_pipe_and_what_goes_wrong(far, container, at, tmp_path):
-    """Standard streams are this machine's; statuses are those of cp; what fails there is said once."""
+    """Standard streams are this machine's, statuses are cp's, and errors there are reported once."""
     data = os.urandom(3 << 20)
     copied(far.run("cp", "/dev/stdin", at("/piped"), input=data))
     assert (container.root / "piped").read_bytes() == data
@@ -71,10 +71,10 @@ def test_bytes_by_a_pipe_and_what_goes_wrong(far, container, at, tmp_path):
 
 
 def test_numbers_of_another_machine_are_not_this_ones(far, container, at, tmp_path):
-    """A directory there may have the device and inode of one here; owners are the container's numbers."""
+    """A directory there may have the device and inode numbers of one here; owners are the container's numbers."""
     (container.root / "same").mkdir()
     (container.root / "same/file").write_text("x")
-    copied(far.run("cp", at("/same/."), str(container.root / "same")))  # it is the same, and nobody can know
+    copied(far.run("cp", at("/same/."), str(container.root / "same")))  # they are the same, but nobody can know
     os.chown(container.root / "same/file", 1234, 4321)
     copied(far.run("cp", "--archive", at("/same"), str(tmp_path)))
     assert ((tmp_path / "same/file").stat().st_uid, (tmp_path / "same/file").stat().st_gid) == (1234, 4321)
@@ -85,7 +85,7 @@ def test_numbers_of_another_machine_are_not_this_ones(far, container, at, tmp_pa
 
 
 def test_a_shell_there_that_talks(far, at, tmp_path, container):
-    """What a login shell says is no part of the copy."""
+    """A login shell's output is no part of the copy."""
     (container.root / "said").write_text("dear\n")
     copied(far.run("cp", at("/said"), str(tmp_path), host="talker@far"))
     assert (tmp_path / "said").read_text() == "dear\n"
@@ -105,7 +105,7 @@ def test_an_interrupted_copy_leaves_nothing_there(far, container, at, number):
 
 
 def test_a_copy_whose_time_is_over_is_said_to_be(far, container, at):
-    """By the machine whose container it is, which keeps the time; nothing half-copied stays."""
+    """The container's machine keeps the time; no partial copy is left."""
     words = ("cp", "--timeout", "1s", "/dev/stdin", at("/slow"))
     with far.popen(*words, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdin.write(b"x" * (1 << 20))

@@ -1,4 +1,6 @@
-"""Docker's ssh:// hosts and contexts: what runs there is found as by ``--host``; a real daemon, docker, sshd and ssh."""
+"""Containers on Docker's ssh:// hosts and contexts are found as by ``--host``; with a real daemon, docker, sshd and
+ssh.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 @pytest.fixture(scope="module")
 def docker(far):
-    """Its socket is at the usual place of the far machine, and nowhere on this one."""
+    """A daemon whose socket is in the usual place on the far machine, and not on this one."""
     rig = Docker()
     try:
         script = f"touch /run/docker.sock && mount --bind {rig.socket} /run/docker.sock"
@@ -30,7 +32,7 @@ def docker(far):
 
 @pytest.fixture(params=["host", "context"])
 def run(request, far, docker, tmp_path):
-    """cntr as a user of Docker there runs it."""
+    """Run cntr as a user of Docker there."""
     where = "ssh://worker@far/run/docker.sock"
     settings = {"DOCKER_HOST": where}
     if request.param == "context":
@@ -67,7 +69,7 @@ def test_what_is_nowhere_is_said_by_whom_was_asked(run):
     note, error, hint = done.stderr.splitlines()
     assert "no-such is looked up on ssh://worker@far" in note
     assert (error[:14], hint[:6]) == ("cntr: no-such:", "hint: ")
-    done = run("attach", "podman:no-such")  # of this machine, as it is said
+    done = run("attach", "podman:no-such")  # on this machine, as requested
     assert (done.returncode, "looked up on" in done.stderr) == (125, False)
 
 

@@ -1,4 +1,4 @@
-"""Another machine, or a cluster, whose answers are made to do harm: one line each, no traceback, no memory without end."""
+"""Hostile answers of another machine or a cluster give one line each: no traceback, and memory is bounded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOTHING = '{"metadata": {"namespace": "a", "name": "b"}, "spec": {"containers": 
 
 @pytest.fixture
 def answering(tmp_path):
-    """Run cntr where the program NAME is a shell script."""
+    """Run cntr with a shell script in place of the program NAME."""
 
     def run(name, script, *words, **more):
         shipped = "[ $(head -c 1 | wc -c) = 0 ] || exec cat >/dev/null\n" if name == "ssh" else ""

@@ -1,4 +1,4 @@
-"""What a user is told to try works when it is copied into a shell, however cntr was installed and whatever sudo keeps."""
+"""The suggested command works when it is pasted into a shell, however cntr is installed and sudo configured."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from testkit.container import SlimContainer
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 USER = 29997
-INTERPRETER = os.path.realpath(sys.executable)  # one that another user may run
+INTERPRETER = os.path.realpath(sys.executable)  # an interpreter that another user may run
 SYSTEM = "/usr/sbin:/usr/bin:/sbin:/bin"
-# What sudo does by default: a new environment, secure_path (sudoers(5)).
+# sudo's defaults: a new environment, secure_path (sudoers(5)).
 SUDO = f'#!/bin/sh\nexec env -i TESTMARK="$TESTMARK" CNTR_CACHE_DIR="$CNTR_CACHE_DIR" PATH={SYSTEM} "$@"\n'
 
 
@@ -29,16 +29,13 @@ def run(command: list[str], **more) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def place():
-    """A home with the package, a script in a directory that sudo does not look into, the one file, and a sudo."""
-    with tempfile.TemporaryDirectory(
-        prefix="cntr-sudo-"
-    ) as name:  # other users come to it, as to pytest's own they do not
+    """A home with the package, a script in a directory outside secure_path, the one file, and a sudo."""
+    with tempfile.TemporaryDirectory(prefix="cntr-sudo-") as name:  # other users can reach it, unlike pytest's own
         furnish(pathlib.Path(name))
         yield pathlib.Path(name)
 
 
 def furnish(tmp_path: pathlib.Path) -> None:
-    """As said above."""
     tmp_path.chmod(0o755)
     shutil.copytree(onefile.PACKAGE, tmp_path / "checkout/cntr", ignore=shutil.ignore_patterns("__pycache__"))
     onefile.write(str(tmp_path / "cntr.pyz"))

@@ -1,4 +1,4 @@
-"""Trees to copy, and what must be the same of them afterwards."""
+"""Trees to copy, and what must be equal afterwards."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ ODD_NAMES = (
 
 
 def cp(source: object, destination: object, *words: str, **options) -> subprocess.CompletedProcess:
-    """``cntr cp``; bytes paths are given as they are."""
+    """Run ``cntr cp``; paths may be bytes."""
     given = [os.fsencode(part) if isinstance(part, str) else bytes(part) for part in (source, destination)]
     return subprocess.run([*CNTR, "cp", *words, *given], capture_output=True, timeout=100, **options)
 
 
 def done(result: subprocess.CompletedProcess) -> None:
-    """All of it was copied, and there was nothing to say but whose container it is."""
+    """Assert that everything was copied, without a message except for the note on whose container it is."""
     said = [line for line in result.stderr.splitlines() if not line.endswith(b", not of root")]
     assert (result.returncode, said, result.stdout) == (0, [], b""), result
 
 
 def make_tree(top: pathlib.Path) -> None:
-    """Everything that a copy keeps: odd names, modes, times in ns, links of both kinds, holes, attributes, empty directories."""
+    """Make everything that a copy keeps: odd names, modes, times in ns, links of both kinds, holes, attributes, empty
+    directories.
+    """
     top.mkdir()
     for index, name in enumerate(ODD_NAMES):
         file = os.path.join(os.fsencode(top), name)
@@ -60,7 +62,7 @@ def make_tree(top: pathlib.Path) -> None:
 
 
 def look(top: str | pathlib.Path, *, owner: bool = False) -> dict[bytes, tuple]:
-    """{path below TOP: everything that a copy keeps}; directories' link counts and atimes do not count."""
+    """{path below TOP: everything that a copy keeps}, without directories' link counts and atimes."""
     root, found, inodes = os.fsencode(top), {}, {}
     for directory, directories, files in os.walk(root):
         for name in [b"", *directories, *files] if directory == root else [*directories, *files]:
@@ -92,5 +94,5 @@ def names(top: pathlib.Path) -> set[bytes]:
 
 
 def leftovers(*tops: object) -> list[str]:
-    """Temporary names that stayed."""
+    """Temporary names that were not removed."""
     return [str(path) for top in tops for path in pathlib.Path(str(top)).rglob(".cntr-cp-*")]

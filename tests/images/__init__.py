@@ -1,1 +1,1 @@
-"""Tests of the room for images."""
+"""Tests of cntr/images."""

@@ -1,4 +1,4 @@
-"""Images made byte by byte: tar headers that no tar program would write, layers, layouts and archives."""
+"""Images made byte by byte: tar headers that no tar program writes, layers, layouts and archives."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def member(
     magic: bytes = b"ustar\x0000",
     tail: bytes = b"",
 ) -> bytes:
-    """One header and its data; size: what the header claims, by default the truth; tail: bytes from offset 345 on."""
+    """One header and its data. size: the header's claim, by default the real size; tail: bytes from offset 345 on."""
     claimed = len(data) if size is None else size
     head = name[:100].ljust(100, b"\0") + number(mode, 8) + number(uid, 8) + number(gid, 8)
     head += number(claimed, 12) + number(mtime, 12) + b" " * 8 + kind + link[:100].ljust(100, b"\0") + magic
@@ -78,7 +78,7 @@ def compressed(data: bytes, how: str) -> bytes:
 def files(
     layers: list[bytes], config: dict[str, object] | None = None, how: str = "gzip", **changes: object
 ) -> dict[str, bytes]:
-    """The files of an OCI layout of one image; changes: of the manifest's layer rows and of diff_ids, to lie."""
+    """The files of an OCI layout of one image. changes: false values in the manifest's layer rows and diff_ids."""
     blobs = [compressed(layer, how) for layer in layers]
     import os
 
@@ -103,7 +103,7 @@ def files(
 
 
 def archive(path: pathlib.Path, content: dict[str, bytes]) -> str:
-    """CONTENT as a tar file; the reference of it."""
+    """Write CONTENT as a tar file; return its reference."""
     with tarfile.open(path, "w") as tar:
         for name, data in content.items():
             info = tarfile.TarInfo(name)
@@ -113,7 +113,7 @@ def archive(path: pathlib.Path, content: dict[str, bytes]) -> str:
 
 
 def layout(path: pathlib.Path, content: dict[str, bytes]) -> str:
-    """CONTENT as a directory; the reference of it."""
+    """Write CONTENT as a directory; return its reference."""
     for name, data in content.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(data)

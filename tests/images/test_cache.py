@@ -1,4 +1,4 @@
-"""The cache of unpacked images: once, shared, locked, and nobody else's."""
+"""The cache of unpacked images: unpacked once, shared, locked, and private to its user."""
 
 from __future__ import annotations
 

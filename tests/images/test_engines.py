@@ -1,4 +1,4 @@
-"""Containers that do not run, and images, of real engines, through the command line: session, exec, run, cp, inspect, ps."""
+"""Stopped containers and images of real engines, through the command line: attach, exec, run, cp, inspect, ps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Stopped:
-    """A container whose process was killed, and cntr in the environment in which its engine is found."""
+    """A container whose process was killed, and cntr in the environment of its engine."""
 
     def __init__(self, rig, container) -> None:
         self.rig, self.container = rig, container
@@ -39,7 +39,7 @@ class Stopped:
             workspaces.run([self.rig.runtime, "--root", records, "delete", "--force", id])
 
     def ended(self) -> bool:
-        """Whether the process is gone, and the engine has seen it and taken the container down."""
+        """Whether the process has ended and the engine has cleaned up the container."""
         if os.path.exists(f"/proc/{self.container.pid}"):
             return False
         if self.rig.engine == "k8s":
@@ -84,7 +84,7 @@ def test_a_session_in_a_container_that_has_ended(stopped):
     done = stopped.cntr("attach", target, "--", "sh", "-c", script)
     assert done.stdout.split()[:2] == ["slim", "x"], done.stdout
     assert "stand-in" in done.stderr
-    if stopped.rig.engine in ("docker", "k8s"):  # the tools by CntrFS, beside a stopped container and an image
+    if stopped.rig.engine in ("docker", "k8s"):  # tools through CntrFS, with a stopped container and an image
         for place in (target, "image:docker:slim:1")[: 2 if stopped.rig.engine == "docker" else 1]:
             served = stopped.out("attach", "--transport", "fuse", place, "--", "sh", "-c", f"{script}; stat -f -c %T /")
             assert served.split() == ["slim", "x", "fuseblk"], place
@@ -139,7 +139,7 @@ def test_with_write_the_session_ends_when_the_engine_starts_the_container(stoppe
 
 @pytest.mark.parametrize("engine", ["docker"])
 def test_a_container_that_crash_loops_is_found_out_fixed_and_started(request, engine):
-    """What the recipe says: why does it die, fix a file with --write, start it."""
+    """The recipe: see why it exits, fix a file with --write, start it."""
     rig = rigs.open_rig(request, engine)
     name = workspaces.unique("crash")
     flags = [*rig.extra, "--network", "none", "--name", name, "--env", "MODE=prod"]
@@ -184,7 +184,7 @@ def test_its_entrypoint_again_under_a_tool(stopped):
 
 @of("docker", "podman")
 def test_what_its_engine_would_not_start_is_looked_into_all_the_same(stopped):
-    """A volume, or a user, that is not there: said, left out; `run` starts exactly what is configured, or nothing."""
+    """A missing volume or user is reported and left out; `run` starts exactly what is configured, or nothing."""
     rig, name = stopped.rig, workspaces.unique("odd")
     place = pathlib.Path(rig.workspace.path, name)
     place.mkdir()
@@ -208,7 +208,7 @@ def test_what_its_engine_would_not_start_is_looked_into_all_the_same(stopped):
         place.rmdir()
         script = "cat /proc/sys/net/ipv4/ip_unprivileged_port_start; busybox ls /gone"
         done = stopped.cntr("exec", target, "--", "/bin/sh", "-c", f"{script} || true")
-        assert done.stdout == "99\n" or rig.engine == "podman"  # which does not tell of one that was never started
+        assert done.stdout == "99\n" or rig.engine == "podman"  # which does not list one that was never started
         assert f"its volume at /gone: {place}: No such file or directory: left out" in done.stderr
         assert "no devices but the usual ones: /dev/fuse" in done.stderr
         assert stopped.out("attach", target, "--", "cat", "/var/lib/cntr/etc/motto") == "slim\n"
@@ -269,7 +269,7 @@ def test_a_file_that_docker_saved(docker, tmp_path, monkeypatch):
     assert done.stdout == "slim\n", done.stderr
 
 
-# What the container itself sees of its configuration; mounts by their place and flags, but for a volume's own layer.
+# How the container sees its configuration. Mounts by place and flags, without a volume's own layer.
 SEEN = r"""
 id; umask; pwd; env | busybox sort; busybox hostname; cat /proc/sys/kernel/domainname /etc/hosts /etc/hostname
 busybox grep -E "^(Cap|NoNewPrivs|Seccomp:|Groups|Uid|Gid)" /proc/self/status; busybox cut -c1-66 /proc/self/limits
@@ -333,7 +333,7 @@ ONLY = {
 
 @of("docker", "podman")
 def test_its_entrypoint_sees_what_it_sees_in_its_engine(stopped):
-    """`cntr run` beside the engine's own second start, which finds the same layer; `exec` beside both."""
+    """`cntr run` compared with the engine's second start, which has the same layer; `exec` compared with both."""
     rig = stopped.rig
     place = pathlib.Path(rig.workspace.path, "seen")
     place.mkdir()

@@ -1,4 +1,4 @@
-"""Five hundred archives made to do harm: each is refused, or unpacks into its own directory and nowhere else."""
+"""Five hundred hostile archives: each is refused, or unpacks into its own directory and nowhere else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OUT = b"../outside"  # from the root's own directory
 
 
 def names(name: bytes) -> dict[str, bytes]:
-    """The prefixes that give the next header NAME, in the three ways there are."""
+    """The three kinds of prefix that give the next header NAME."""
     return {"ustar": b"", "gnu": long_name(name), "pax": pax({b"path": name})}
 
 
@@ -171,7 +171,7 @@ def cases(outside: str) -> dict[str, list[bytes]]:
     long = b"/".join([b"n" * 250] * 15)
     found["names-memory"] = [b"".join(long_name(long + b"/%d" % i) + member(b"x", b"6") for i in range(1000))]
     found["links-memory"] = [b"".join(long_name(long, b"K") + member(b"%d" % i, b"2", link=b"x") for i in range(1000))]
-    for order in ("before", "behind"):  # of one layer: what it has itself is spared, whatever comes first
+    for order in ("before", "behind"):  # of one layer: its own entries are kept in any order
         own = member(b"p/own", b"0", b"own")
         lower = member(b"p/lower", b"0", b"x") + member(b"p/sub/lower", b"0", b"x")
         for name, cover in {
@@ -252,7 +252,7 @@ def cases(outside: str) -> dict[str, list[bytes]]:
 
 
 NAMES = sorted(cases("/x/outside"))
-GROUPS = [NAMES[start::16] for start in range(16)]  # a test for each would take longer to set up than to run
+GROUPS = [NAMES[start::16] for start in range(16)]  # setting up a test for each would take longer than running it
 
 
 def test_there_are_five_hundred():
@@ -269,7 +269,7 @@ def snapshot(root: pathlib.Path) -> list[tuple[object, ...]]:
 
 
 def unpack_somehow(reference: str, root: pathlib.Path) -> str:
-    """ "" if it unpacked, else the refusal's message."""
+    """Return "" if it unpacked, else the message of the refusal."""
     fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with images.find(reference) as image:
@@ -321,7 +321,7 @@ def check_tree(case: str, root: pathlib.Path, outside: pathlib.Path) -> None:
 
 
 def lies(layer: bytes) -> dict[str, dict[str, bytes]]:
-    """name → the files of a layout that does not say the truth."""
+    """name → the files of a layout with false values."""
     good = build.files([layer])
     index = json.loads(good["index.json"])
     manifest = "blobs/sha256/" + index["manifests"][0]["digest"][7:]
@@ -402,7 +402,7 @@ def test_what_a_layer_has_itself_is_spared(tmp_path):
 
 
 def test_half_a_surrogate_pair_in_a_configuration(tmp_path):
-    """It names no file, and is no traceback; a whole pair stays what it is."""
+    """It names no file and causes no traceback; a whole pair is kept."""
     config = {"Entrypoint": ["/\ud800"], "Env": ["A=\udfff", "B=\U0001f600"], "WorkingDir": "/\ud800", "User": "\ud800"}
     reference = build.archive(tmp_path / "image.tar", build.files([member(b"f") + END], config))
     with images.find(reference) as image:

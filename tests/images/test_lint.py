@@ -1,4 +1,4 @@
-"""The lint of an entrypoint: each reason why a program can't start is one line, and a sound one has none."""
+"""The lint of an entrypoint: one line for each reason why the program can't start, and none for a sound one."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def changed(offset: int, data: bytes) -> bytes:
     return bytes(program)
 
 
-FILES = {  # content, mode → the one line
+FILES = {  # content, mode → the finding
     "interpreter without a slash": (b"#!sh\n", 0o755, "/app/sh: not found"),
     "interpreter beside the working directory": (b"#!bin/sh\n", 0o755, "/app/bin/sh: not found"),
     "env takes one word": (b"#!/usr/bin/env sh -e\n", 0o755, "is called 'sh -e': env -S"),
@@ -104,7 +104,7 @@ FILES = {  # content, mode → the one line
     "a program need not be readable": (static_program(), 0o711, ""),
     "a script has to be": (b"#!/bin/sh\n", 0o711, "may not read it, and its interpreter has to"),
 }
-WORDS = {  # the entrypoint → the one line
+WORDS = {  # entrypoint → the finding
     ("/app/x/y",): "/app/x is no directory",
     ("/app/X",): "there is x",
     ("/app/x ",): "ends or begins with a space",
@@ -238,7 +238,7 @@ def test_a_broken_elf_file_is_no_traceback(root, cut):
 
 
 def test_a_small_file_that_needs_a_million_libraries_is_said_to(root):
-    """Its names alone would be four gigabytes."""
+    """The names alone would take four gigabytes."""
     program(root / "app/start", greedy_program())
     assert lines(root, "/app/start") == ["/app/start: an ELF file that needs more libraries than any"]
     with open(root / "app/start", "rb") as stream, pytest.raises(NotElf, match="more libraries"):
@@ -246,7 +246,7 @@ def test_a_small_file_that_needs_a_million_libraries_is_said_to(root):
 
 
 def test_configurations_that_include_each_other_are_read_once(root):
-    """Sixty-four files, each of which includes all of them, and those again: four deep, sixteen million."""
+    """Sixty-four files that include each other: four levels deep, that would be sixteen million."""
     (root / "etc/ld.so.conf.d").mkdir(parents=True)
     for number in range(64):
         (root / f"etc/ld.so.conf.d/{number}.conf").write_text(f"include /etc/ld.so.conf.d/*.conf\n/x{number}\n")

@@ -1,4 +1,4 @@
-"""Users' stopped containers, for root and for the user; what a user's store says is worth no more than the user's rights."""
+"""Users' stopped containers, for root and for the user; a user's store can claim nothing beyond the user's rights."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ UID = 29_994
 
 
 class Native(PodmanRootless):
-    """With overlayfs as the kernel mounts it for a user."""
+    """With the kernel's overlayfs, mounted by the user."""
 
     driver = "overlay"
-    roots = True  # whether root can look into it
+    roots = True  # whether root can read its layers
 
     def prefix(self) -> tuple[str, ...]:
-        """Nothing more than the view in which the user exists."""
+        """The words that run a command in the view in which the user exists."""
         return ()
 
     def options(self) -> str:
-        """More of the store's configuration."""
+        """Additional lines of the store's configuration."""
         return ""
 
     def images(self) -> None:
-        """The store's configuration first; $CONTAINERS_STORAGE_CONF tells root of it."""
+        """Write the store's configuration, which $CONTAINERS_STORAGE_CONF names for root."""
         home = f"{self.workspace.path}/home-slim"
         self.conf = pathlib.Path(home, ".config/containers/storage.conf")
         self.conf.parent.mkdir(parents=True)
@@ -59,7 +59,7 @@ class Native(PodmanRootless):
         super().images()
 
     def cntr(self, *arguments: str, as_user: bool, status: int = 0) -> str:
-        """What cntr prints, for root or for the user, where the user exists."""
+        """The output of cntr, run by root or by the user, in the view in which the user exists."""
         done = self.session(*arguments, as_user=as_user)
         out, errors = done.communicate(timeout=100)
         assert done.returncode == status, f"{arguments}: {done.returncode}\n{out}\n{errors}"
@@ -87,12 +87,12 @@ class Native(PodmanRootless):
 
 
 class Served(Native):
-    """With fuse-overlayfs, Debian 13's."""
+    """With fuse-overlayfs from Debian 13."""
 
     roots = False
 
     def prefix(self) -> tuple[str, ...]:
-        """A view in which it is installed, and /dev/fuse is there for everybody."""
+        """A view in which it is installed and everybody can open /dev/fuse."""
         root, machine = newer.root("trixie"), os.uname().machine
         loader = next(pathlib.Path(root).glob("usr/lib64/ld-linux-*"))
         program, device = pathlib.Path(self.workspace.path, "fuse-overlayfs"), pathlib.Path(self.workspace.path, "fuse")
@@ -100,18 +100,17 @@ class Served(Native):
         program.write_text(f'#!/bin/sh\nexec {loader} --library-path {library} {root}/usr/bin/fuse-overlayfs "$@"\n')
         program.chmod(0o755)
         os.mknod(device, 0o666 | stat.S_IFCHR, os.stat("/dev/fuse").st_rdev)
-        device.chmod(0o666)  # as udev makes it
+        device.chmod(0o666)  # udev's mode
         place = "/usr/local/sbin"
         script = f'mount -t tmpfs -o mode=755 none {place} && cp {program} {place} && mount --bind {device} /dev/fuse && exec "$@"'
         return ("unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh")
 
     def options(self) -> str:
-        """The program, by its name."""
         return '[storage.options.overlay]\nmount_program = "/usr/local/sbin/fuse-overlayfs"\n'
 
 
 class Copies(Native):
-    """With a whole copy of the files for each container."""
+    """With a full copy of the files for each container."""
 
     driver = "vfs"
 
@@ -189,7 +188,7 @@ def test_a_users_stopped_and_created_containers(rig):
 
 
 def test_rootless_dockers_stopped_and_created_containers():
-    """By its API: for the user, and for root, who is told whose it is."""
+    """By its API, for the user and for root, who is told whose it is."""
     rig = DockerRootless()
     try:
         container, made = rig.container("busybox"), workspaces.unique("made")
@@ -230,7 +229,7 @@ def test_rootless_dockers_stopped_and_created_containers():
 
 
 class UsersLxc(Rig):
-    """LXC's containers of an ordinary user, whose own uid is no id of theirs."""
+    """An ordinary user's LXC containers, in which the user's own uid is not mapped."""
 
     engine = "lxc"
     needs = {"lxc-start": "lxc", "newuidmap": "uidmap", "busybox": "busybox-static"}  # noqa: RUF012
@@ -238,7 +237,7 @@ class UsersLxc(Rig):
     uid = 29993
 
     def start(self) -> None:
-        """A home, a runtime directory, the view in which the user exists."""
+        """Make a home, a runtime directory, and the view in which the user exists."""
         self.home, self.run = f"{self.workspace.path}/home-slim", f"{self.workspace.path}/runtime"
         self.containers = f"{self.home}/.local/share/lxc"
         os.makedirs(self.containers)
@@ -250,7 +249,7 @@ class UsersLxc(Rig):
         self.view = workspaces.users_view(self.workspace.path, [("slim", self.uid)])
 
     def make(self, variant: str, name: str) -> EngineContainer:
-        """As lxc-create leaves it: not started."""
+        """Make a container as lxc-create does, without starting it."""
         root = workspaces.busybox_root(f"{self.containers}/{name}/rootfs")
         os.makedirs(f"{root}/dev", exist_ok=True)
         workspaces.run(["chown", "-hR", "300000:300000", root])
@@ -263,7 +262,7 @@ class UsersLxc(Rig):
         return EngineContainer(self, name, 0, rootfs=root)
 
     def go(self, *words: str, as_user: bool = True, status: int = 0) -> str:
-        """What a command prints."""
+        """The output of a command."""
         become = ("setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups", "--inh-caps=-all")
         more = {"HOME": self.home, "XDG_RUNTIME_DIR": self.run} if as_user else {"CNTR_LXC_ROOT": self.containers}
         done = subprocess.run(
@@ -275,7 +274,7 @@ class UsersLxc(Rig):
         return done.stdout
 
     def cntr(self, *words: str, as_user: bool = True, status: int = 0) -> str:
-        """What cntr prints."""
+        """The output of cntr."""
         return self.go(sys.executable, "-m", "cntr", *words, as_user=as_user, status=status)
 
     def remove(self, container: EngineContainer) -> None:
@@ -323,9 +322,7 @@ def test_a_users_lxc_container_stopped_and_running(other_users):
             )
         config = pathlib.Path(container.rootfs).parent / "config"
         rig.go("lxc-stop", "-k", "-n", container.name)
-        config.write_text(
-            config.read_text().replace(" 300000 ", " 100 ")
-        )  # ids of others, which newuidmap would refuse
+        config.write_text(config.read_text().replace(" 300000 ", " 100 "))  # other users' ids, which newuidmap refuses
         for as_user in (True, False):
             rig.cntr("exec", f"lxc:{container.name}", "--", "/bin/sh", as_user=as_user, status=125)
     finally:
@@ -333,7 +330,7 @@ def test_a_users_lxc_container_stopped_and_running(other_users):
 
 
 def test_a_users_own_archive_and_directory():
-    """As targets and as tools, without root: in the user's ids."""
+    """As targets and as tools, without root, with the user's ids."""
     rig = Native()
     try:
         rig.command("save", "-q", "-o", f"{rig.workspace.path}/tmp/saved.tar", "slim:1")
@@ -363,7 +360,7 @@ def test_a_users_own_archive_and_directory():
 
 @pytest.fixture
 def hostile(tmp_path, monkeypatch):
-    """(directory, configuration, layers.json, name): a store of a user's making, busybox in its one layer of its own."""
+    """(directory, configuration, layers.json, name) of a store made by a user, with one layer that has busybox."""
     top = pathlib.Path(workspaces.tempfile.mkdtemp(prefix=f"{workspaces.PREFIX}store-", dir="/tmp"))
     top.chmod(0o755)
     id, layer, lower = ("a" * 64, "b" * 64, "c" * 64)
@@ -412,12 +409,14 @@ def configure(graph: pathlib.Path, id: str, **more: object) -> None:
 
 
 def test_a_store_that_merges_what_only_root_may_enter(hostile):
-    """An overlay takes a directory's mode from the topmost layer and its entries from all: with root's rights it would show them."""
+    """An overlay takes a directory's mode from the top layer and its entries from all, so root's overlay would show
+    them.
+    """
     graph, id, own, secret = hostile
     (graph / f"overlay/{'b' * 64}/diff/secret").mkdir()
     (graph / f"overlay/{'b' * 64}/diff/bin/mark").write_text("user's")
     own()
-    shutil.copytree(secret.parent, graph / "real")  # what is root's and that a link of the user's leads to
+    shutil.copytree(secret.parent, graph / "real")  # root's file, which a link of the user's points to
     for path in (graph / "real", *(graph / "real").rglob("*")):
         os.chown(path, 0, 0)
     os.symlink(graph / "real", graph / f"overlay/{'c' * 64}/diff")

@@ -1,4 +1,4 @@
-"""Stand-ins: what a session finds in /proc of one, what a hostile image can't do to it, and that nothing is left."""
+"""Stand-ins: their /proc as a session sees it, hostile images, and that nothing is left."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ time.sleep(60)
 
 @pytest.fixture
 def root(tmp_path):
-    """The root directory of a container: busybox, a user."""
+    """The root directory of a container, with busybox and a user."""
     path = tmp_path / "root"
     for directory in ("bin", "etc", "data", "app"):
         (path / directory).mkdir(parents=True)
@@ -70,7 +70,7 @@ def read(held: StandIn, name: str) -> str:
 
 
 def run(held: StandIn, script: str) -> str:
-    """As a root without CAP_SYS_PTRACE, which a container's has not."""
+    """Run as root without CAP_SYS_PTRACE, like a container's root."""
 
     def enter() -> None:
         fds = [os.open(f"/proc/{held.pid}/ns/{kind}", os.O_RDONLY) for kind in ("mnt", "uts", "net", "ipc", "pid")]
@@ -81,7 +81,7 @@ def run(held: StandIn, script: str) -> str:
         os.chroot(".")
         syscalls.prctl(syscalls.PR_CAPBSET_DROP, 19)
 
-    # The pid namespace is the shell's child's.
+    # The pid namespace belongs to the shell's child.
     command = ["/bin/busybox", "sh", "-c", '/bin/busybox sh -c "$1"; true', "sh", script]
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True, preexec_fn=enter
@@ -122,7 +122,7 @@ def test_it_holds_nothing_of_the_hosts(root):
         }, devices
         root_mount = next(mount for mount in mounts if mount.mount_point == "/")
         assert "nodev" in root_mount.options
-        # A container's root may not look into it, though it has every capability that the stand-in has.
+        # A container's root may not inspect it, although it has all of the stand-in's capabilities.
         out = run(held, "ls /proc/1/cwd/; echo x > /proc/1/fd/0")
         assert out.lower().count("denied") == 2, out
 
@@ -186,7 +186,7 @@ time.sleep(60)
 
 
 def test_one_session_at_a_time_writes_to_a_layer(root, tmp_path):
-    """Also while cntr has been killed and its session has not ended yet; then the next one may."""
+    """Even if cntr was killed while its session goes on; after that the next session may write."""
     places = [str(tmp_path / name) for name in ("upper", "work")]
     for place in places:
         os.mkdir(place)
@@ -274,7 +274,7 @@ def test_a_hostile_root_is_refused_or_harmless(root, how, tmp_path):
 
 
 def test_many_layers(tmp_path, root):
-    """More than a page of mount options would hold."""
+    """Too many for a page of mount options."""
     made = of(root)
     made.lower = []
     for number in range(120):
@@ -332,7 +332,7 @@ def test_what_it_can_not_have_is_said_and_left_out_or_refused(root, tmp_path, ex
 
 
 def test_what_is_written_for_an_apparmor_profile(root, tmp_path):
-    """The kernel's files are plain ones here, since AppArmor may be switched off; a scenario of the lab has the real ones."""
+    """The kernel's files are plain ones here, since AppArmor may be off; a scenario of the lab has the real ones."""
     place = tmp_path / "self/attr/apparmor"
     made = of(root)
     room = Room(made, network="", write=False, confined=False, say=print)
@@ -360,7 +360,7 @@ def test_what_is_written_for_an_apparmor_profile(root, tmp_path):
 
 @pytest.mark.parametrize("restarting", [True, False])
 def test_what_ran_for_a_moment_between_two_looks_is_waited_for(root, monkeypatch, restarting):
-    """A crash loop: it did not run when engines were asked, and does when what does not run is looked for."""
+    """A crash loop: it does not run when engines are asked, but does when stopped containers are listed."""
     answers = [None, None, of(root)]
     monkeypatch.setattr(targets, "find", lambda *words, **options: answers.pop(0))
     missing = TargetNotFound("web: docker has web, but it is restarting")
@@ -388,7 +388,7 @@ def test_sysctls_of_its_own_namespaces_are_set_and_no_others(root):
 
 
 def test_limits_of_a_cgroup_hold_and_nothing_is_left_of_it(root):
-    """Also after kill -9, of cntr and of its whole process group, and after SIGTERM to that."""
+    """Also after kill -9 of cntr or of its process group, and after SIGTERM to the group."""
     made = of(root)
     made.memory, made.pids, made.oom_score_adj = 64 << 20, 20, 500
     said = []
@@ -430,7 +430,7 @@ def test_limits_of_a_cgroup_hold_and_nothing_is_left_of_it(root):
 
 @pytest.fixture
 def huge_pages():
-    """A controller that cgroup2 has here, whose limit a hierarchy of version 1 does not take: it is switched on for its children."""
+    """A controller that is available on cgroup2 here, since no version 1 hierarchy has it; enabled for children."""
     for mount in procfs.mountinfo(procfs.read("/proc/self/mountinfo")):
         own = pathlib.Path(mount.mount_point)
         if mount.fstype != "cgroup2" or "hugetlb" not in (own / "cgroup.controllers").read_text().split():
@@ -448,7 +448,7 @@ def huge_pages():
 
 
 def test_on_cgroup2_a_limit_is_written_joined_and_removed(huge_pages, monkeypatch):
-    """The kernel's own files; memory and processes differ in their names alone."""
+    """By the kernel's own files; those for memory and processes only have other names."""
     file = next(huge_pages.glob("*/hugetlb.*.max")).name
     monkeypatch.setattr(cgroups, "LIMITS", {"hugetlb": (file, "none"), "none": ("none.max", "none")})
     made = cgroups.Cgroup({"hugetlb": 4 << 20, "none": 1})

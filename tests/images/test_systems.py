@@ -1,4 +1,4 @@
-"""What runs whole systems (LXC, LXD, Incus, systemd-nspawn), and Buildah's working containers: stopped, through the command line."""
+"""Stopped containers of whole systems (LXC, LXD, Incus, systemd-nspawn) and of Buildah, through the command line."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tests.images.test_engines import Stopped
 
 
 class Idle(Stopped):
-    """A container of one of these, ended as its engine does that."""
+    """A container of one of these engines, stopped by it."""
 
     def kill(self) -> None:
-        """By the engine's command."""
+        """Stop it by the engine's command."""
         self.env["CNTR_LXC_ROOT"], self.env["CNTR_NSPAWN_ROOT"] = (
             f"{self.rig.workspace.path}/lxc",
             self.rig.workspace.path,
@@ -99,7 +99,7 @@ def test_a_system_that_does_not_run(request, name, variant):
 
 
 def test_a_configuration_of_lxcs(tmp_path, monkeypatch):
-    """What the manual page says, an include, and values that are none."""
+    """Syntax from the manual page, an include, and invalid values."""
     directory = tmp_path / "web"
     (directory / "root").mkdir(parents=True)
     monkeypatch.setenv("CNTR_LXC_ROOT", str(tmp_path))
@@ -135,7 +135,7 @@ def test_a_configuration_of_lxcs(tmp_path, monkeypatch):
 
 
 def test_a_machine_of_systemds(tmp_path, monkeypatch):
-    """Its settings, ids by its root's owner."""
+    """Its settings, and ids according to its root's owner."""
     monkeypatch.setenv("CNTR_NSPAWN_ROOT", str(tmp_path))
     (tmp_path / "web").mkdir()
     (tmp_path / "disk.raw").write_bytes(bytes(4096))
@@ -163,7 +163,7 @@ ROOT, _, VERITY = disk.ROOTS.get(os.uname().machine, ("", "", ""))
 
 
 def table(path: pathlib.Path, *partitions: tuple[str, bytes, int]) -> pathlib.Path:
-    """A GPT with these partitions (type, content, attributes), at 1 MiB and behind; there is no second table at its end."""
+    """A GPT with these partitions (type, content, attributes), from 1 MiB on, without the backup table."""
     entries, content, at = b"", b"", 2048
     for kind, data, attributes in partitions:
         data += bytes(-len(data) % (1 << 20))
@@ -191,7 +191,9 @@ def ext4(path: pathlib.Path, root: str) -> bytes:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_a_disk_image_is_mounted_for_who_says_raw(tmp_path):
-    """By both transports and each command, read-only; nothing is left of it, not after kill -9 either, and its file is unchanged."""
+    """By both transports and each command, read-only. Nothing is left of it, even after kill -9, and its file is
+    unchanged.
+    """
     try:
         with open(tmp_path / "try", "wb") as file:
             file.truncate(1 << 20)
@@ -241,7 +243,7 @@ def test_a_disk_image_is_mounted_for_who_says_raw(tmp_path):
     slimmed, owned = tmp_path / "slim.tar", tmp_path / "owned"
     shutil.copytree(root, owned, symlinks=True)
     for path in (owned, *owned.rglob("*")):
-        os.lchown(path, 655360, 655360)  # as of a machine with --private-users
+        os.lchown(path, 655360, 655360)  # as for a machine with --private-users
     for machine in ("raw:bare", "nspawn:owned"):
         words = ("slim", machine, "-o", str(slimmed), "--cmd", "/bin/cat /etc/motto")
         assert "works unpacked" in cntr(*words).stderr
@@ -279,7 +281,7 @@ def test_a_disk_image_is_mounted_for_who_says_raw(tmp_path):
 
 
 def loops(directory: pathlib.Path) -> list[str]:
-    """The loop devices over files of a directory."""
+    """The loop devices on files in a directory."""
     found = []
     for path in pathlib.Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):
@@ -290,7 +292,7 @@ def loops(directory: pathlib.Path) -> list[str]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_a_disk_image_that_is_not_to_be_mounted(tmp_path):
-    """Each for its reason, before the kernel has seen it."""
+    """Refused for different reasons before the kernel reads it."""
     tmp_path.chmod(0o755)
     data = bytes(1080) + b"\x53\xef" + bytes(4096)
     good = (ROOT, data, 0)

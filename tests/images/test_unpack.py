@@ -1,4 +1,4 @@
-"""Images read and unpacked: what comes out is what the layers say."""
+"""Reading and unpacking images: the result is what the layers say."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_whiteouts_and_opaque_directories(tmp_path):
     upper = (
         member(b"a/.wh.1")
         + member(b"b/3", b"0", b"up")
-        + member(b"b/.wh..wh..opq")  # not first: what this layer has made stays
+        + member(b"b/.wh..wh..opq")  # not first, so this layer's own entries stay
         + member(b"b/4", b"0", b"up")
         + member(b".wh.c")
         + member(b".wh.never-was")
@@ -200,11 +200,11 @@ def test_what_real_tar_writes(tmp_path):
 
 @pytest.mark.skipif(not os.path.ismount("/dev/shm"), reason="no tmpfs at /dev/shm")
 def test_ten_thousand_files_take_two_seconds_at_most(tmp_path):
-    """On a tmpfs: a disk that has just lost ten thousand inodes looks long for the next (ext4's recently_deleted)."""
+    """On a tmpfs, since ext4 searches long for a free inode after ten thousand were deleted (recently_deleted)."""
     layer = b"".join(member(b"d%d/f%d" % (i // 100, i), b"0", b"%d" % i) for i in range(10_000)) + END
     reference = build.archive(tmp_path / "i.tar", build.files([layer]))
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        used = time.process_time()  # the processor's: on a loaded machine the clock's says nothing
+        used = time.process_time()  # processor time, as wall time means nothing on a loaded machine
         assert unpack(reference, pathlib.Path(directory, "root")).files == 10_000
         assert time.process_time() - used < 2
 
@@ -227,7 +227,7 @@ def test_the_smallest_of_an_index_is_chosen_by_platform_and_tag(tmp_path):
 
 @pytest.mark.parametrize("old", [True, False])
 def test_one_of_several_in_an_archive_is_named_by_its_tag(tmp_path, old):
-    """As `docker save a b` before version 25, and as it or `skopeo` writes since."""
+    """As written by `docker save a b` before version 25, and by it or `skopeo` since."""
     two = [build.files([member(name.encode(), b"0") + END]) for name in ("one", "two")]
     files = {**two[0], **two[1]}
     names = ("example/one:1", "example/two:1")
