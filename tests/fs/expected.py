@@ -73,8 +73,15 @@ EXPECTED: dict[tuple[str, str], str] = {
 }
 
 
+_TMPFILE = ((6, 1), "TMPFILE request of FUSE")
 #: check: (kernel that first passes it on devfuse, what it has since then)
-SINCE = {"attributes.statx_birth_time": ((6, 6), "FUSE's STATX request")}
+SINCE = {
+    "attributes.statx_birth_time": ((6, 6), "STATX request of FUSE"),
+    "creation.tmpfile": _TMPFILE,
+    "creation.tmpfile_exclusive_cannot_be_linked": _TMPFILE,
+    "creation.tmpfile_owner_and_group": _TMPFILE,
+    "space.zero_range": ((5, 14), "FALLOC_FL_ZERO_RANGE on FUSE (older kernels refuse it without asking the server)"),
+}
 
 
 def reason(binding: str, check: str) -> str:
@@ -82,6 +89,6 @@ def reason(binding: str, check: str) -> str:
     binding, _, mode = binding.partition("-")
     kernel, what = SINCE.get(check, ((0, 0), ""))
     if binding == "devfuse" and tuple(map(int, platform.release().split(".")[:2])) < kernel:
-        return f"{what} is of kernel {kernel[0]}.{kernel[1]}"
+        return f"before Linux {kernel[0]}.{kernel[1]} there is no {what}"
     keys = ((binding, check), (mode, check), ("*" if binding != "plain" else "", check))
     return next((EXPECTED[key] for key in keys if key in EXPECTED), "")

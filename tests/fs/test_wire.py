@@ -12,6 +12,8 @@ import resource
 import signal
 import socket
 import stat
+import struct
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -244,6 +246,36 @@ def test_directories_are_read_without_being_opened(kernel: Kernel, tmp_path: Pat
     while not (answers := kernel.answers()) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert [number for number, _, _ in answers] == [0]
+
+
+@pytest.mark.parametrize("has_examined", [True, False])
+def test_file_flags_are_the_owners(kernel: Kernel, tmp_path: Path, has_examined: bool) -> None:
+    """Before Linux 5.13 the kernel hands an ioctl on, whoever makes it."""
+    kernel.call(wire.INIT, 0, init_body(flags=(1 << 64) - 1 if has_examined else (1 << 28) - 1))
+    for name, owner, command in (("file", 0, "SET"), ("dir", 4444, "SET"), ("file", 0, "FSSET")):
+        path = tmp_path / name
+        os.chown(path, owner, -1)
+        node, fd = kernel.lookup(os.fsencode(name)), os.open(path, os.O_RDONLY)
+        try:
+            number = ioctls.FS_IOC_SETFLAGS if command == "SET" else ioctls.FS_IOC_FSSETXATTR
+            asked = ioctls.FS_IOC_GETFLAGS if command == "SET" else ioctls.FS_IOC_FSGETXATTR
+            before = fcntl.ioctl(fd, asked, bytes(8 if command == "SET" else 28))
+            changed = bytes([before[0] ^ (0x40 if command == "SET" else 0x80)]) + before[1:]  # nodump
+            fh = 0 if path.is_dir() else wire.OPEN_OUT.unpack(kernel.call(wire.OPEN, node, wire.OPEN_IN.pack(0, 0)))[0]
+            with subprocess.Popen(["sleep", "60"], user=4444, group=4444, extra_groups=[]) as caller:
+                body = wire.IOCTL_IN.pack(fh, 0, number, 0, len(changed), 0) + changed
+                request = bytearray(kernel.request(wire.IOCTL, node, body))
+                request[24:36] = struct.pack("=III", 4444, 4444, caller.pid)
+                kernel.send(bytes(request))
+                caller.kill()
+            ((error, _, _),) = kernel.answers()
+            refused = owner == 0 and not has_examined
+            assert (error in (errno.EACCES, errno.EPERM)) == refused
+            assert (fcntl.ioctl(fd, asked, bytes(len(before))) == before) == refused
+            if not refused:
+                fcntl.ioctl(fd, number, before)
+        finally:
+            os.close(fd)
 
 
 def test_create_applies_the_umask_and_the_group_told(kernel: Kernel, tmp_path: Path) -> None:

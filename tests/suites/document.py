@@ -19,7 +19,7 @@ from bench import forward
 from bench.fs import FILE_KINDS, picture
 from testkit.servers import BINDINGS, REPOSITORY
 
-from ..fs.expected import EXPECTED
+from ..fs.expected import EXPECTED, SINCE
 from .results import BAD, NOTRUN, PASS, Run, Verdict, judge, read_cannot, read_table
 
 SUITES = {
@@ -82,6 +82,8 @@ def _known_failures() -> list[str]:
     ]
     for (binding, check), reason in sorted(EXPECTED.items(), key=lambda item: (item[0][1], item[0][0])):
         lines.append(f"| {check} | {WORDS.get(binding, binding)} | {reason} |")
+    for check, ((major, minor), what) in SINCE.items():
+        lines.append(f"| {check} | devfuse, before Linux {major}.{minor} | there is no {what} |")
     return lines
 
 

@@ -278,8 +278,11 @@ def _ioctl(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
         c.fail(c.unique, errno.ENOTTY)
         return NO_ANSWER
     data = bytes(body[wire.IOCTL_IN.size : wire.IOCTL_IN.size + in_size])
+    rights = None
     if command in ioctls.CHANGING:
         c.core.options.demand_writable()
+        if not c.flags & wire.SETXATTR_EXT:  # before Linux 5.13, which has this flag, the kernel examines nobody
+            rights = c.caller().rights()
 
     def do(core: Core) -> bytes:
         with contextlib.ExitStack() as stack:
@@ -288,6 +291,7 @@ def _ioctl(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
             else:
                 fd = core.open_directory(nodeid).fd
                 stack.callback(os.close, fd)
+            stack.enter_context(core.credentials.acting(rights))
             return ioctls.perform(fd, command, data, out_size)
 
     def answer(result: bytes) -> bytes:

@@ -1,6 +1,6 @@
 """The supported ioctls: file flags and project ids (ioctl_iflags(2)). All others fail with ENOTTY.
 
-The kernel has checked the caller (owner, CAP_LINUX_IMMUTABLE). It does not pass FIEMAP to FUSE.
+Since Linux 5.13 the kernel has checked the caller (owner, CAP_LINUX_IMMUTABLE). It does not pass FIEMAP to FUSE.
 """
 
 from __future__ import annotations
