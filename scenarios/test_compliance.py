@@ -84,7 +84,8 @@ def test_debian_suites(machine, transport, tmp_path):
 def test_own_suite(machine, transport):
     """This repository's file system checks, on the machine's own kernel, without those of thousands of files."""
     _copy_suite(machine, transport)
-    pytest_line = "CNTR_TEST_BACKING=/var/tmp /opt/cntr/bin/python -m pytest -q --no-header -rfE --tb=line -p no:cacheprovider -o addopts= -W default"
+    slowness = f"CNTR_TEST_SLOWNESS={machine.slowness:.1f}"
+    pytest_line = f"{slowness} CNTR_TEST_BACKING=/var/tmp /opt/cntr/bin/python -m pytest -q --no-header -rfE --tb=line -p no:cacheprovider -o addopts= -W default"
     line = f"cd {GUEST} && {pytest_line} tests/fs/test_checks.py -k '{transport}- and not (writeback or {MANY_FILES})' 2>&1 | tail -n 200"
     said = machine.succeed(line, timeout=600).splitlines()
     assert " passed" in said[-1]

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from testkit.servers import BINDINGS, MODES, TreeUnderTest, missing, place
+from testkit.servers import BINDINGS, MODES, SLOWNESS, TreeUnderTest, missing, place
 
-HANG_SECONDS = 90.0 + 5 * int(os.environ.get("CNTR_EXAMPLES", "0"))  # a long run of the state machine is one test
+# A long run of the state machine is one test.
+HANG_SECONDS = 90.0 * SLOWNESS + 5 * int(os.environ.get("CNTR_EXAMPLES", "0"))
 
 pytest.register_assert_rewrite("tests.fs.checks")
 
