@@ -35,7 +35,7 @@ APPLETS = ("sh", "cat", "ls", "id", "sleep", "env", "readlink", "true", "wc", "t
 
 @dataclass
 class BusyboxContainer(SlimContainer):
-    """SlimContainer with busybox, and more to inherit.
+    """SlimContainer with busybox, and more properties to take over.
 
     groups, gid: ids beside uid; ambient: capabilities kept across the change of uid; limits: {RLIMIT_*: (soft, hard)};
     cgroups: directories it is moved into; mounts: called in its mount namespace with the root's host path, before the pivot;
@@ -55,7 +55,7 @@ class BusyboxContainer(SlimContainer):
     links: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Busybox's applets are symbolic links, as in any busybox image."""
+        """Make busybox's applets symbolic links, as in any busybox image."""
         self.environment = {**self.environment, MARK: os.environ.get(MARK, "")}
         if self.busybox:
             self.programs = {"/bin/busybox": BUSYBOX, **self.programs}

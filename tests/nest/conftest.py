@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def prowler(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The hostile program of prowl.c, static: it runs in any container."""
+    """The program of prowl.c, static, so that it runs in any container."""
     if not shutil.which("gcc"):
         pytest.skip("not installed: gcc (apt-get install)")
     program = str(tmp_path_factory.mktemp("prowl") / "prowl")

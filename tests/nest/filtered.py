@@ -20,7 +20,7 @@ THIRD_ARGUMENT = 16 + 2 * 8  # struct seccomp_data; its lower half on a little-e
 
 
 def program(kernel: str) -> bytes:
-    """The filter for a kernel of FIRST_MISSING."""
+    """The filter for a kernel without FIRST_MISSING and later calls."""
     missing = instruction(RETURN, 0x50000 | errno.ENOSYS)
     old_close_range = [instruction(LOAD, THIRD_ARGUMENT), instruction(HAS, syscalls.CLOSE_RANGE_CLOEXEC, 0, 1)]
     old_close_range += [instruction(RETURN, 0x50000 | errno.EINVAL)]

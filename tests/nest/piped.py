@@ -54,7 +54,7 @@ def main() -> int:
             else:
                 assert stdio.ready(fd, events)
     status = os.waitpid(pid, 0)[1]
-    if os.fork() == 0:  # the end of a child, as a session's monitor ends while its output is drained
+    if os.fork() == 0:  # a child's end, like that of a session's monitor while its output is drained
         os._exit(0)
     os.wait()
     stdio.drain(watch)

@@ -82,7 +82,7 @@ def test_what_only_some_may_read_is_not_seen(tools, transport):
 
 
 def test_a_thousand_covers_take_no_process_each(tmp_path):
-    """Each is read-only, as the mount that it is cloned from."""
+    """Each is read-only, like the mount that it is cloned from."""
     for number in range(1000):
         (tmp_path / str(number)).touch()
     code = f"""
@@ -131,7 +131,7 @@ def test_a_share(tools, tmp_path):
 
 
 def test_a_directory_that_goes_while_it_is_looked_at(tools, monkeypatch):
-    """As on any file system that can't be idmapped."""
+    """This may happen on any file system that can't be idmapped."""
     part = view.Part("/", "tmpfs", os.open(tools, os.O_PATH))
     (pathlib.Path(tools) / "goes").mkdir()
     scandir = os.scandir
@@ -150,7 +150,7 @@ def test_a_directory_that_goes_while_it_is_looked_at(tools, monkeypatch):
 
 @pytest.mark.parametrize(("mode", "how"), [(0o644, "masked"), (0o640, "left out")])
 def test_a_file_that_is_mounted_on_a_file(tmp_path, mode, how):
-    """As an engine mounts /etc/hosts, in a toolbox: it is shown, or left out, and is no directory to be looked through."""
+    """As engines mount /etc/hosts in a toolbox: it is shown or left out, and not searched like a directory."""
     (tmp_path / "file").touch()
     (tmp_path / "file").chmod(mode)
     part = view.Part("/etc/hosts", "ext4", os.open(tmp_path / "file", os.O_PATH))
@@ -161,7 +161,9 @@ def test_a_file_that_is_mounted_on_a_file(tmp_path, mode, how):
 
 
 def test_an_automount_of_another_namespace(tools, tmp_path):
-    """As systemd's at /proc/sys/fs/binfmt_misc beside `pid:1`: nothing is mounted for us, and it stops no session."""
+    """Such as systemd's at /proc/sys/fs/binfmt_misc with `pid:1`: it mounts nothing for us, and must not stop the
+    session.
+    """
     with autofs.filled(tmp_path / "tree") as tree:
         command = ["unshare", "-m", "--propagation", "private", "sh", "-c", "echo up; exec sleep 300"]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:

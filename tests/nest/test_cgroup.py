@@ -1,4 +1,4 @@
-"""The session is in every cgroup of the container, and in a cgroup2 one from its first instruction on."""
+"""The session is in every cgroup of the container; in the cgroup2 one from its first instruction on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CGROUP2 = next(
 def test_the_session_is_in_the_containers_cgroups(request, name):
     with rigs.open_rig(request, name).container() as container:
         theirs = procfs.cgroups(procfs.read(f"/proc/{container.pid}/cgroup"))
-        # Out of the cgroup namespace the paths are whole: read by the supervisor's own parent, which is us.
+        # Outside the cgroup namespace paths are complete, so the supervisor's parent (this process) reads them.
         session = subprocess.Popen(
             [sys.executable, "-m", "cntr", "attach", container.target, "--", "sh", "-c", "echo; cat"],
             stdin=subprocess.PIPE,

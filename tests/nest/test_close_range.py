@@ -1,4 +1,4 @@
-"""close_range(2) where the kernel, or a filter from before the call, does not have it; openat2(2) beside renames."""
+"""close_range(2) on a kernel, or under a filter, without it; openat2(2) during renames."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_it_is_done_one_by_one(monkeypatch, number, flags):
         _ctypes.set_errno(number)
         return -1
 
-    base = fcntl.fcntl(0, fcntl.F_DUPFD, 700)  # three in a row, where nobody else has one
+    base = fcntl.fcntl(0, fcntl.F_DUPFD, 700)  # three consecutive numbers that are not in use
     fds = [base, base + 1, base + 2]
     for fd in fds[1:]:
         os.dup2(base, fd)
@@ -53,7 +53,9 @@ def test_any_other_error_is_one(monkeypatch):
 
 
 def test_a_rename_elsewhere_does_not_stop_a_path_with_dots(tmp_path):
-    """openat2(2) gives EAGAIN if anything was renamed while it followed a ``..``: anybody may rename all day."""
+    """openat2(2) fails with EAGAIN if anything is renamed while it follows a ``..``, and any user may rename all the
+    time.
+    """
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "x").mkdir()
     script = "import os\nwhile True: os.rename('x', 'y'); os.rename('y', 'x')"

@@ -17,19 +17,19 @@ from cntr.linux import procfs
 from testkit.container import SlimContainer
 from tests.nest.tty import CNTR
 
-SEEN_SECONDS = 40.0  # after an overflow sixteen thousand events are read first
+SEEN_SECONDS = 40.0  # after an overflow, sixteen thousand events are read first
 HOST = ("bin", "lib", "lib64", "usr")
 
 
 @pytest.fixture
 def tools(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A root with the host's programs in it, on a filesystem of the test's own."""
-    own = ("proc", "dev", "sys", "home", "root", "run", "tmp", "var/tmp")  # where one is missing, a stand-in covers /
+    """A root with the host's programs, on a separate filesystem."""
+    own = ("proc", "dev", "sys", "home", "root", "run", "tmp", "var/tmp")  # if one is missing, a stand-in covers /
     for name in (*own, "var/lib/cntr", "etc", "over", "room", "mounted", *HOST):
         (tmp_path / name).mkdir(parents=True)
     for name in HOST:
         subprocess.run(["mount", "--rbind", f"/{name}", tmp_path / name], check=True)
-    tmp_path.chmod(0o755)  # one that is closed to others is replaced
+    tmp_path.chmod(0o755)  # one closed to others is replaced
     yield tmp_path
     for name in HOST:
         subprocess.run(["umount", "--recursive", "--lazy", tmp_path / name], check=True)
@@ -58,7 +58,7 @@ class ShellSession:
         return lines
 
     def processes(self, name: str = "") -> list[int]:
-        """The session's processes in the host's numbers, those called NAME where one is given."""
+        """The session's processes by the host's pids, only those called NAME if given."""
         found = [self.process.pid]
         for pid in found:
             for children in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
@@ -66,7 +66,7 @@ class ShellSession:
         return [pid for pid in found if not name or pathlib.Path(f"/proc/{pid}/comm").read_text().strip() == name]
 
     def mounts(self) -> list[tuple[str, str]]:
-        """(mount id, where) of the nest's mounts, as the command sees them."""
+        """(mount id, mount point) of the nest's mounts, as the command sees them."""
         shell = self.processes("sh")[-1]
         return [
             (fields[0], fields[4]) for fields in map(str.split, procfs.read(f"/proc/{shell}/mountinfo").splitlines())

@@ -28,7 +28,8 @@ cntr.attach.readonly_interpreter._read_only_mount = refuse
 from cntr.cli.main import run
 sys.exit(run(sys.argv[1:]))
 """
-# A session is closed to the accomplice; without the capability that closes it, the second line of defence is seen alone.
+# The accomplice can't trace a session. Without the capability that prevents it, only the second line of defence is
+# left.
 OPEN_TO_THE_ACCOMPLICE = """
 import sys
 from cntr.attach import readonly_interpreter as interpreter
@@ -53,7 +54,7 @@ def grabbers(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 def loader_path() -> str:
-    """Where the host's Python says its dynamic loader is (elf(5), PT_INTERP)."""
+    """The path of the host's Python's dynamic loader (elf(5), PT_INTERP)."""
     data = pathlib.Path(sys.executable).resolve().read_bytes()
     at = data.index(b"/lib")
     return data[at : data.index(b"\0", at)].decode()
@@ -61,14 +62,14 @@ def loader_path() -> str:
 
 @pytest.fixture
 def python(tmp_path: pathlib.Path) -> str:
-    """A copy of the host's Python that only this test runs: a file that is being run is busy, whatever its mount says."""
+    """A copy of the host's Python that only this test runs, since a file that is being run can't be written (ETXTBSY)."""
     copy = str(tmp_path / "python")
     shutil.copy(os.path.realpath(sys.executable), copy)
     return copy
 
 
 def trap(grabbers: tuple[str, str], root: pathlib.Path) -> BusyboxContainer:
-    """A container whose /bin/sh is the trap, and /bin/tool in another way; the accomplice is its first process."""
+    """A container with the trap in /bin/sh and, in another form, /bin/tool; its first process is the accomplice."""
     loader, grabbed = grabbers
     (root / "bin").mkdir(parents=True)
     (root / "bin" / "sh").write_text("#!/proc/self/exe\n")
@@ -88,7 +89,7 @@ def identity(path: str) -> str:
 
 
 def spring(python: str, code: str, *arguments: str) -> None:
-    """Run cntr with its own Python."""
+    """Run cntr with the Python PYTHON."""
     subprocess.run(
         [python, "-c", code, *arguments],
         env={**os.environ, "PYTHONPATH": REPOSITORY},
@@ -100,7 +101,7 @@ def spring(python: str, code: str, *arguments: str) -> None:
 
 
 def loot(container: BusyboxContainer) -> tuple[str, str]:
-    """(the file the accomplice holds, what it was told when it asked to write to it)."""
+    """(the file that the accomplice has opened, the result of its attempt to write to it)."""
     deadline = time.monotonic() + 10
     while not (path := container.root / "loot").exists() or not path.read_text().endswith("\n"):
         assert time.monotonic() < deadline, "the trap did not spring"
@@ -132,7 +133,7 @@ def test_without_the_right_to_mount_a_sealed_copy_does(grabbers, tmp_path, pytho
 
 @pytest.mark.parametrize("kind", ["container", "directory"])
 def test_tools_that_are_a_trap(grabbers, tmp_path, python, kind):
-    """The shell of another container, or of an unpacked image, is not trusted either."""
+    """A shell of another container, or of an unpacked image, is not trusted either."""
     with trap(grabbers, tmp_path / "root") as container, trap(grabbers, tmp_path / "tools") as tools:
         source = str(tools.pid) if kind == "container" else str(tools.root)
         spring(python, OPEN_TO_THE_ACCOMPLICE, "attach", str(container.pid), "--tools", source, "--", "/bin/sh")
@@ -160,7 +161,7 @@ def test_the_way_there_changes_nothing_for_the_user(tmp_path):
 
 
 def test_it_finds_its_modules_where_the_path_does_not_lead():
-    """An import hook finds an editable install, and the restart leaves it out with the rest of site."""
+    """An editable install is found by an import hook, which the restart omits with the rest of site."""
     code = f"""
 import sys
 sys.path.insert(0, {REPOSITORY!r})
@@ -202,7 +203,7 @@ def relocated(tmp_path: pathlib.Path) -> str:
 @pytest.mark.parametrize("code", [PLAIN, SEALED], ids=["mount", "sealed"])
 @pytest.mark.parametrize("given", [{}, {"LD_LIBRARY_PATH": "/nowhere"}], ids=["plain", "searching"])
 def test_a_relocatable_python_still_finds_its_library(relocated, code, given):
-    """Of the variable that finds it, the program sees only what the caller had set."""
+    """It is found by a variable, of which the program only sees the caller's value."""
     with BusyboxContainer() as container:
         words = [
             "exec",
@@ -232,7 +233,7 @@ def test_no_fd_of_ours_reaches_the_command():
 
 
 def test_attackers_get_nothing_of_the_host_while_it_starts(tmp_path, prowler):
-    """Before its exec the process is the host's Python with the host's memory; afterwards it is the container's own."""
+    """Until its exec, the process is the host's Python with the host's memory."""
     container, loot = workspace(tmp_path, prowler, "same", "1000", "1000+")
     with container:
         visits(str(container.pid), verb="exec", commands=[["true"], ["sh", "-c", "sleep 0.1"]], rounds=5)

@@ -66,7 +66,9 @@ def test_exec_has_the_filters_of_the_container_and_nothing_more_than_it(uid, no_
 
 
 class Liar(BusyboxContainer):
-    """Its process, of uid 1000, has installed a filter that answers "done" to what gives capabilities up, changes ids and closes files."""
+    """A process with uid 1000 whose filter pretends success for calls that drop capabilities, change ids and close
+    files.
+    """
 
     def _drop(self) -> None:
         super()._drop()
@@ -75,7 +77,7 @@ class Liar(BusyboxContainer):
 
 
 def test_a_filter_of_the_containers_cannot_keep_privileges_or_fds_in_its_exec():
-    """All of that comes before it is installed."""
+    """All of that is done before the filter is installed."""
     with Liar(uid=1000) as container:
         done = container.exec("--", "/bin/sh", "-c", "cat /proc/self/status; ls -l /proc/self/fd")
         own = status(done)
@@ -86,7 +88,7 @@ def test_a_filter_of_the_containers_cannot_keep_privileges_or_fds_in_its_exec():
 
 
 def test_a_container_that_may_trace_never_sees_a_process_with_more():
-    """The right to install a filter is CAP_SYS_ADMIN, unless no_new_privs stands for it."""
+    """Installing a filter needs CAP_SYS_ADMIN, or no_new_privs."""
     with filtered(refusing(22, "mkdir", "mkdirat"), capabilities=DOCKER_DEFAULT | PTRACE) as container:
         own = status(container.exec("--", "/bin/cat", "/proc/self/status"))
         assert (own["NoNewPrivs"], own["Seccomp"]) == ("1", "2")

@@ -1,5 +1,5 @@
-"""The process that serves ``cntr exec`` in a session, attacked by its clients: whom it serves, and that nobody can
-block it.
+"""The process that serves ``cntr exec`` in a session, attacked by its clients: whom it serves, and that none can block
+it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def own_namespace() -> tuple[int, int]:
 
 
 class Served:
-    """An ExecServer for a container, in a directory of ours; ``turn`` is the supervisor's loop, which must never be held up."""
+    """An ExecServer for a container, in a directory of ours; ``turn`` is the supervisor's loop, which must never block."""
 
     def __init__(self, container: BusyboxContainer, directory: pathlib.Path, nest: tuple[int, int]) -> None:
         self.target = Target(Container("pid", str(container.pid), container.pid))
@@ -106,9 +106,7 @@ def test_nothing_runs_until_somebody_asks(served):
 
 
 def test_another_mount_namespace_is_not_answered(served):
-    """Whoever reaches the socket from another mount namespace is refused: a process of the container, a local user, the
-    host's root.
-    """
+    """A client in another mount namespace is refused: a process of the container, a local user, the host's root."""
     script = (
         "import socket, sys\n"
         "from cntr.linux import sockets, syscalls\n"
@@ -135,7 +133,7 @@ def test_another_mount_namespace_is_not_answered(served):
 
 
 def test_a_client_that_has_ended_is_not_taken_for_another(served):
-    """Its pid may have been reused: SO_PEERPIDFD tells that it has ended."""
+    """Its pid may have been reused; SO_PEERPIDFD shows that it has ended."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -166,7 +164,7 @@ def test_a_client_that_has_ended_is_not_taken_for_another(served):
     ],
 )
 def test_what_no_client_of_ours_asks_is_refused(served, question):
-    """HOME alone would pass a variable of the supervisor's to the container."""
+    """HOME without a value would pass the supervisor's variable to the container."""
     connection = served.connect()
     sockets.send(connection, question, [0, 1, 2])
     assert status(connection) == -1
@@ -191,7 +189,7 @@ def test_silent_clients_delay_nobody_and_are_sent_away(served, monkeypatch):
 
 
 def lingering() -> tuple[socket.socket, socket.socket]:
-    """A TCP socket whose close(2) blocks for a minute: SO_LINGER, and data that nobody reads."""
+    """A TCP socket whose close(2) blocks for a minute, by SO_LINGER and unread data."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
     listener.bind(("127.0.0.1", 0))
@@ -209,11 +207,11 @@ def lingering() -> tuple[socket.socket, socket.socket]:
 
 @pytest.mark.parametrize("how", ["asked", "refused", "unread", "not taken"])
 def test_an_fd_that_takes_long_to_be_closed_delays_nobody(served, how):
-    """SO_LINGER: whoever closes the last copy waits."""
+    """With SO_LINGER, whoever closes the last copy waits."""
     listener, slow = lingering()
     assert status(served.ask("true")) == 0 or how == "not taken"
     clients = []
-    if how == "unread":  # both packets are there before anybody looks: who has refused the first takes no second one
+    if how == "unread":  # both packets arrive before they are read: after refusing the first, no second is accepted
         os.kill(served.server.pid, signal.SIGSTOP)
     for _ in range(4):
         if how in ("not taken", "unread"):
@@ -228,7 +226,7 @@ def test_an_fd_that_takes_long_to_be_closed_delays_nobody(served, how):
         clients.append(client)
     if how == "unread":
         os.kill(served.server.pid, signal.SIGCONT)
-    listener.close()  # our own copy must not be the last: the others' close would not wait
+    listener.close()  # if our own copy were the last, the others' close would not wait
     os.close(slow.detach())
     if how != "not taken":
         begun = time.monotonic()
@@ -253,7 +251,7 @@ def test_there_are_so_many_and_no_more(served, monkeypatch):
 
 
 def test_it_ends_with_the_supervisor(tmp_path):
-    """After a SIGKILL of the supervisor nothing is left."""
+    """After SIGKILL of the supervisor nothing is left."""
     with BusyboxContainer() as container:
         reading, writing = os.pipe()
         pid = os.fork()
@@ -314,7 +312,7 @@ def test_the_client_trusts_no_directory_of_anothers(tmp_path, monkeypatch):
 
 
 def test_the_client_gives_nothing_to_a_process_of_its_own_session(tmp_path, monkeypatch):
-    """Whoever listens in the supervisor's place gets neither the streams nor the command."""
+    """A process that listens in the supervisor's place gets neither the streams nor the command."""
     monkeypatch.setattr(exec_client, "DIRECTORY", str(tmp_path))
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(str(tmp_path / exec_server.NAME))
@@ -328,7 +326,7 @@ def test_the_client_gives_nothing_to_a_process_of_its_own_session(tmp_path, monk
 
 
 def test_a_kernel_without_pidfds_of_peers(served, monkeypatch):
-    """Before Linux 6.5: the start time, read twice."""
+    """Before Linux 6.5, the start time is read twice instead."""
 
     def refuse(connection: socket.socket) -> int:
         return -1

@@ -1,6 +1,4 @@
-"""A step that fails names the step, the path and the reason in one line, gives a hint in another, and leaves nothing
-behind.
-"""
+"""The error of a failed step names step, path and reason in one line, and a hint in another; nothing is left behind."""
 
 from __future__ import annotations
 
@@ -73,7 +71,7 @@ def test_tools_that_are_none(tmp_path):
 
 
 def test_cgroup_files_that_cannot_be_opened(cgroups):  # noqa: F811
-    """As where cntr itself runs in a container: its cgroup mounts are read-only."""
+    """As when cntr itself runs in a container, where cgroup mounts are read-only."""
     script = 'for m in /sys/fs/cgroup/* /sys/fs/cgroup; do mount -o remount,bind,ro $m 2>/dev/null; done; exec "$@"'
     prefix = ["unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh"]
     with BusyboxContainer(cgroups=cgroups) as container:
@@ -86,7 +84,7 @@ def test_cgroup_files_that_cannot_be_opened(cgroups):  # noqa: F811
 
 
 def test_a_limit_on_processes_in_the_containers_cgroup(cgroups):  # noqa: F811
-    """A session stays outside. exec's command is there; what it cannot start is its own affair, and it ends cleanly."""
+    """A session stays outside. exec's command starts inside, and ends cleanly even if it can't fork."""
     limit = [pathlib.Path(path, "pids.max") for path in cgroups if os.path.exists(f"{path}/pids.max")]
     if not limit:
         pytest.skip("no pids controller here")
@@ -119,7 +117,7 @@ def test_a_limit_on_processes_in_our_own_cgroup(cgroups):  # noqa: F811
 
 @pytest.mark.parametrize("files", [6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 28, 32])
 def test_a_tiny_limit_on_open_files(files):
-    """It works, or says what failed: never a traceback, never a hang."""
+    """It works or says what failed, without a traceback or a hang."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
@@ -133,7 +131,7 @@ def test_a_tiny_limit_on_open_files(files):
 
 
 def test_a_container_that_dies_while_we_attach():
-    """Whenever it happens, the session ends at once, with a message or its own status, and nothing stays."""
+    """Whenever that happens, the session ends at once with a message or its own status, and nothing is left."""
     outcomes = set()
     for delay in (0.0, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3):
         with BusyboxContainer() as container:
@@ -156,7 +154,7 @@ def test_a_container_that_dies_while_we_attach():
 
 
 def test_names_and_paths_of_the_container_cannot_write_to_the_terminal():
-    """Escape sequences in what a container may choose are shown as text."""
+    """Escape sequences in strings that a container may choose are shown as text."""
     evil = "\x1b]0;owned\x07"
     with BusyboxContainer(files={"/etc/passwd": f"root:x:0:0::/{evil}:/bin/sh\n"}) as container:
         for done in (

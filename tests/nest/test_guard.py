@@ -25,7 +25,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="capabilities are give
 
 
 def guarded(uid: int, *, without: str = ""):
-    """Prepare the calling process as one of a session with UID, without WITHOUT, one of the three parts."""
+    """Prepare the calling process like a session's with UID, omitting WITHOUT, one of the three parts."""
 
     def become() -> None:
         syscalls.unshare(syscalls.CLONE_NEWNS)
@@ -55,7 +55,7 @@ def guard_last() -> int:
 
 
 def permitted_after(uid: int, command: list[str], *, without: str = "") -> int:
-    """The permitted set that the one process of COMMAND that prints its status has."""
+    """The permitted set printed by the process of COMMAND that shows its status."""
     done = subprocess.run(
         command, preexec_fn=guarded(uid, without=without), capture_output=True, text=True, check=False
     )
@@ -94,7 +94,7 @@ PROGRAMS = {
 
 @needs_root
 @pytest.mark.parametrize(
-    # uid 1000 has no CAP_SETUID to change it with
+    # uid 1000 has no CAP_SETUID to change it
     ("uid", "way"),
     [(uid, way) for way in WAYS for uid in (0, 1000) if not (uid and ("uid" in way or way == "fork"))],
 )
@@ -133,7 +133,7 @@ def test_each_part_is_needed(without, uid, command):
 @needs_root
 @pytest.mark.parametrize("kind", ["set-uid", "set-gid", "file capabilities"])
 def test_a_program_with_rights_of_its_own_neither_gains_nor_loses(kind, tmp_path):
-    """no_new_privs alone would not do: file capabilities empty the ambient set all the same, but for a nosuid mount's."""
+    """no_new_privs is not enough: file capabilities still empty the ambient set, except on a nosuid mount."""
     for parent in tmp_path.parents:
         if parent.stat().st_mode & 0o1000:
             break  # /tmp: it stays as it is
@@ -204,7 +204,7 @@ def test_the_32_bit_calls_are_held_to_the_same():
     assert int(procfs.status(done.stdout[done.stdout.index("Name:") :])["CapPrm"], 16) & PTRACE
 
 
-ABIS = {  # machine: (audit arch, capset clone setns prctl ioctl unshare keyctl, a call that is nobody's business, index of clone's flags)
+ABIS = {  # machine: (audit arch, capset clone setns prctl ioctl unshare keyctl, an unrelated call, index of clone's flags)
     ("x86_64", 0xC000003E): (126, 56, 308, 157, 16, 272, 250, 0, 0),
     ("x86_64", 0x40000003): (185, 120, 346, 172, 54, 310, 288, 3, 0),
     ("aarch64", 0xC00000B7): (91, 220, 268, 167, 29, 97, 219, 63, 0),

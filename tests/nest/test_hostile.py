@@ -1,7 +1,7 @@
-"""A hostile container gets nothing of the host's through a session, neither before, during, nor after its exec.
+"""A hostile container gets no access to the host through a session: not before, during or after its exec.
 
-Several attackers (prowl.c) inspect every foreign process of their pid namespace as fast as they can while sessions come
-and go. With exactly the container's capabilities a session would be open to them: its /proc/PID/root is the host's
+Several attackers (prowl.c) inspect every foreign process in their pid namespace as fast as they can while sessions
+start and end. With exactly the container's capabilities a session would be open to them: its /proc/PID/root is the host's
 tree. The control shows that, so these tests can fail.
 """
 
@@ -19,7 +19,7 @@ import pytest
 
 from tests.nest.busybox import CNTR, REPOSITORY, BusyboxContainer
 
-# The command lines of the sessions: short ones, which are mostly set-up; one that lives; one with many processes.
+# The sessions' commands: short ones, which are mostly set-up; a longer one; one with many processes.
 COMMANDS = (
     ["true"],
     ["sh", "-c", "sleep 0.2"],
@@ -41,7 +41,7 @@ def visits(
     program: Sequence[str] = CNTR,
     env: dict[str, str] | None = None,
 ) -> None:
-    """ROUNDS times every command, two sessions at once."""
+    """Run every command ROUNDS times, two sessions at once."""
 
     def visit(command: list[str]) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
@@ -59,7 +59,7 @@ def visits(
 
 
 class Loot:
-    """What the attackers wrote."""
+    """The attackers' output."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
@@ -71,7 +71,7 @@ class Loot:
         return self.path.read_text().splitlines()
 
     def seen(self) -> int:
-        """How many inspections of foreign processes there were."""
+        """The number of inspections of foreign processes."""
         try:
             return int(self.path.with_name(f"{self.path.name}.seen").read_text() or 0)
         except FileNotFoundError:
@@ -79,7 +79,7 @@ class Loot:
 
 
 def ground(directory: pathlib.Path) -> Loot:
-    """Files that an attacker of any uid can write to."""
+    """Make files that an attacker with any uid can write to."""
     for name in ("loot", "loot.seen"):
         (directory / name).touch()
         (directory / name).chmod(0o666)
@@ -87,7 +87,7 @@ def ground(directory: pathlib.Path) -> Loot:
 
 
 def workspace(tmp_path: pathlib.Path, prowler: str, *roles: str, **properties: object) -> tuple[BusyboxContainer, Loot]:
-    """A container whose first process is the attackers'."""
+    """A container whose first process starts the attackers."""
     root = tmp_path / "root"
     root.mkdir()
     loot = ground(root)

@@ -1,4 +1,4 @@
-"""The recipes of docs/howto.md on a container that has users of its own, on both transports."""
+"""The recipes of docs/howto.md, on both transports, in a container with its own users."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_recipe(web: BusyboxContainer, environment: dict[str, str], recipe: ho
 
 
 def test_files_in_and_out(web: BusyboxContainer, environment: dict[str, str], tmp_path: Path) -> None:
-    """Every ``cntr cp`` of "Change a file in an image without an editor", one after the other, in a directory of its own."""
+    """Every ``cntr cp`` of "Change a file in an image without an editor", in order."""
     (web.root / "app" / "dump.bin").write_bytes(bytes(range(256)))
     (web.root / "srv").mkdir(exist_ok=True)
     (web.root / "srv" / "page").write_text("x")
@@ -97,7 +97,7 @@ def test_files_in_and_out(web: BusyboxContainer, environment: dict[str, str], tm
 
 @pytest.mark.parametrize("transport", ["mount", "fuse"])
 def test_an_editor(web: BusyboxContainer, environment: dict[str, str], transport: str) -> None:
-    """At a terminal, where it writes the container's own file."""
+    """At a terminal; it writes the container's own file."""
     if shutil.which("vim") is None:
         pytest.skip("vim is missing")
     file = web.root / "app" / "config.toml"
@@ -115,7 +115,7 @@ def test_an_editor(web: BusyboxContainer, environment: dict[str, str], transport
 
 @pytest.mark.parametrize("transport", ["mount", "fuse"])
 def test_what_is_brought_in(web: BusyboxContainer, environment: dict[str, str], tmp_path: Path, transport: str) -> None:
-    """Each command of "What a session sees, and how to bring more in"."""
+    """The commands of "What a session sees, and how to bring more in"."""
     (tmp_path / "note").write_text("of the caller\n")
     (tmp_path / "dumps").mkdir()
     (tmp_path / "gdb-scripts").mkdir()
@@ -157,7 +157,7 @@ Description: the application
 
 @pytest.mark.parametrize("transport", ["mount", "fuse"])
 def test_what_is_installed_in_it(environment: dict[str, str], transport: str) -> None:
-    """The container's packages and not the tools', and whose files have been changed."""
+    """The container's packages, not the tools', and which files have been changed."""
     if shutil.which("dpkg") is None:
         pytest.skip("dpkg is missing")
     info = "/var/lib/dpkg/info/slim-app"
@@ -182,7 +182,7 @@ def test_what_is_installed_in_it(environment: dict[str, str], transport: str) ->
 
 
 def test_a_terminal_with_a_name(environment: dict[str, str]) -> None:
-    """What the howto says of exec: there is a terminal, it has no name, and script(1) gives one."""
+    """exec has a terminal without a name, and script(1) provides a name, as the howto says."""
     if shutil.which("script") is None:
         pytest.skip("script is missing (Debian: bsdutils)")
     with BusyboxContainer(busybox=False, mounts=_with_the_machines_programs) as container:
@@ -202,7 +202,7 @@ MACHINE = ("/usr", "/etc", "/bin", "/lib", "/lib64")
 
 
 def _with_the_machines_programs(root: str) -> None:
-    """The host's programs, to read, in the container's root."""
+    """Mount the host's programs read-only in the container's root."""
     for name in MACHINE:
         if os.path.isdir(name):
             os.makedirs(f"{root}{name}", exist_ok=True)

@@ -1,4 +1,4 @@
-"""A session's identity: every property of the target's process that it takes over, and those it must not."""
+"""A session's identity: the properties of the target's process that it takes over, and those that it must not."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_every_namespace_is_the_containers_but_the_mount_namespace_is_nested():
     ) as container:
         for kind in NAMESPACES:
             theirs = os.readlink(f"/proc/{container.pid}/ns/{kind}")
-            # unshare(CLONE_NEWTIME) moves children only: the container's first process is one.
+            # unshare(CLONE_NEWTIME) moves only children, such as the container's first process.
             assert container.sh(f"readlink /proc/self/ns/{kind}").strip() == theirs, kind
         mnt = container.sh("readlink /proc/self/ns/mnt").strip()
         assert mnt not in (os.readlink(f"/proc/{container.pid}/ns/mnt"), os.readlink("/proc/self/ns/mnt"))
@@ -49,7 +49,7 @@ def test_every_namespace_is_the_containers_but_the_mount_namespace_is_nested():
 
 
 def test_only_the_namespaces_that_differ_are_joined():
-    """A container in the host's network, pid, ipc and uts namespaces (--network host --pid host …)."""
+    """With a container in the host's network, pid, ipc and uts namespaces (--network host --pid host …)."""
     with BusyboxContainer(namespaces=syscalls.CLONE_NEWNS | syscalls.CLONE_NEWUTS) as container:
         for kind in ("pid", "net", "ipc"):
             assert container.sh(f"readlink /proc/self/ns/{kind}").strip() == os.readlink(f"/proc/self/ns/{kind}")
@@ -135,7 +135,9 @@ def test_ids_and_supplementary_groups():
     ],
 )
 def test_user_option(user, uid, gid, groups):
-    """The groups of the container's /etc/group are rights on its own files, not on the tools': there only those that its process has."""
+    """The groups of the container's /etc/group are for its own files; for the tools', only the groups of its process
+    count.
+    """
     files = {**PASSWD, "/etc/passwd": "123:x:0:0::/:/bin/sh\n" + PASSWD["/etc/passwd"]}  # CVE-2016-3697
     with BusyboxContainer(files=files, groups=(2001, 7)) as container:
         fields = status(container, "--user", user)
@@ -174,7 +176,7 @@ def test_resource_limits_and_oom_score():
 
 @pytest.mark.parametrize("flags", [(), ("--privileged",)])
 def test_a_session_leaves_no_core_file_whatever_limit_the_container_lifts(flags):
-    """Its root may lift a soft limit of any process with its uid (prlimit(2))."""
+    """Its root may raise a soft limit of any process with its uid (prlimit(2))."""
     with BusyboxContainer() as container, session(str(container.pid), *flags) as shell:
         ask(shell, "sleep 987.5 & echo $!")
         line = next(
@@ -186,7 +188,7 @@ def test_a_session_leaves_no_core_file_whatever_limit_the_container_lifts(flags)
 
 
 def _pid_of(*argv: str) -> str:
-    """The process that runs ARGV, as soon as it does."""
+    """Wait for the process that runs ARGV; return its pid."""
     wanted, deadline = "\0".join(argv), time.monotonic() + 10
     while time.monotonic() < deadline:
         for pid in filter(str.isdecimal, os.listdir("/proc")):
@@ -228,7 +230,9 @@ os.execvp(sys.argv[1], sys.argv[1:])
 
 @pytest.mark.parametrize("transport", ["mount", "fuse"])
 def test_the_umask(tmp_path, transport):
-    """The caller's is the tools'; it closes none of the session's directories to a user who is not root. exec has the container's."""
+    """A session has the caller's, with which a user other than root can still enter the session's directories; exec has
+    the container's.
+    """
     strict = ["sh", "-c", 'umask 077; exec "$@"', "sh"]
     base, shared = "/opt/not/there", tmp_path / "below" / "shared"
     shared.mkdir(parents=True)
@@ -262,7 +266,7 @@ def test_exec_takes_the_personality_over_and_a_session_does_not():
 
 
 class Inner(BusyboxContainer):
-    """Its process has unshared a user namespace inside the container, and is root with every capability there."""
+    """Its process has unshared a user namespace, in which it is root with every capability."""
 
     def _drop(self) -> None:
         super()._drop()
@@ -272,7 +276,7 @@ class Inner(BusyboxContainer):
 
 
 def test_a_session_stays_outside_of_a_user_namespace_that_the_container_made():
-    """Whoever stands around it has every capability in it: the others of the container would."""
+    """In it, processes of the parent namespace have every capability: the container's other processes."""
     with Inner() as container:
         assert os.readlink(f"/proc/{container.pid}/ns/user") != os.readlink("/proc/self/ns/user"), "the check can fail"
         done = container.attach("--", "sh", "-c", "readlink /proc/self/ns/user; cat /proc/self/status")
@@ -312,7 +316,7 @@ HIERARCHIES = [
 
 @pytest.fixture
 def cgroups(leaves_nothing):
-    """A cgroup of the test's own in every hierarchy that is mounted; removed at the end."""
+    """A cgroup in every mounted hierarchy, removed at the end."""
     if not HIERARCHIES:
         pytest.skip("no cgroup hierarchy is mounted at /sys/fs/cgroup")
     made = []
@@ -353,7 +357,7 @@ def test_the_session_is_in_the_containers_cgroups(cgroups):
 
 
 def test_with_nothing_but_version_2_mounted(cgroups):
-    """The hierarchy is found where it is mounted; those of version 1 are not reachable then."""
+    """The hierarchy is found where it is mounted; those of version 1 are then unreachable."""
     v2 = [path for path in cgroups if os.path.exists(f"{path}/cgroup.events")]
     if not v2:
         pytest.skip("the kernel has no cgroup2 hierarchy mounted here")
@@ -371,7 +375,7 @@ def test_with_nothing_but_version_2_mounted(cgroups):
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_frozen_container_is_attached_to_from_outside_its_cgroup(cgroups, version):
-    """Joining a frozen cgroup would freeze the session: a pause must not hang the tool that looks into it."""
+    """Joining a frozen cgroup would freeze the session too."""
     file, freeze, thaw = [("freezer.state", "FROZEN", "THAWED"), ("cgroup.freeze", "1", "0")][version - 1]
     found = [path for path in cgroups if os.path.exists(f"{path}/{file}")]
     if not found:
@@ -427,11 +431,11 @@ def test_the_environment_is_an_allow_list():
 
 
 def test_nothing_that_a_tool_obeys_comes_from_the_container():
-    """Whatever it is called: no list of such names is complete."""
+    """Whatever the variable is called, since no list of such names is complete."""
     names = [*STEERING, "TOOL_OF_TOMORROW_PRELOAD", "x", "GDB_RC", "DEBUGINFOD_URLS"]
     with BusyboxContainer(environment=dict.fromkeys(names, "/var/lib/cntr/evil")) as container:
         assert [line for line in container.sh("env").splitlines() if "/var/lib/cntr/evil" in line] == []
-        # For the container's own command they are right: it is the container they steer.
+        # The container's own command gets them: they are meant for it.
         done = container.exec("--", "/bin/env")
         assert all(f"{name}=/var/lib/cntr/evil" in done.stdout for name in names if "%" not in name)
 
@@ -446,7 +450,7 @@ STEERING = (
 @pytest.mark.parametrize("home", ["/dev/shm", "/proc/1/root/tmp", "/var/lib/cntr/tmp", "/tmp", "/usr", "relative", "/"])
 @pytest.mark.parametrize("uid", [0, 1000])
 def test_the_home_is_the_sessions_own_whatever_the_container_says(home, uid):
-    """A shell runs the start-up files it finds there, and tools leave theirs."""
+    """A shell runs start-up files there, and tools write files there."""
     with BusyboxContainer(
         uid=uid, files={"/etc/passwd": f"app:x:{uid}:{uid}::{home}:/bin/sh\n", "/tmp/x": ""}
     ) as container:

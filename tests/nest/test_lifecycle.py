@@ -1,4 +1,4 @@
-"""How a session ends, with nothing left: exit status, signals, the container's end, a kill of cntr."""
+"""How a session ends, leaving nothing: exit status, signals, the container's end, a kill of cntr."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.nest.tty import CNTR
 
 @dataclass
 class Attached(SlimContainer):
-    """A container, and the transport to attach to it by."""
+    """A container, and the transport to attach by."""
 
     transport: str = "mount"
 
 
 @pytest.fixture(params=["mount", "fuse"])
 def container(request):
-    """A container and the transport to attach to it by."""
+    """A container on each transport."""
     with Attached("life", transport=request.param) as running:
         yield running
 
@@ -42,7 +42,7 @@ def attach(container: SlimContainer, *words: str, **options) -> subprocess.Compl
 
 @pytest.fixture
 def start():
-    """Starts sessions in the background; what still runs at the end is killed."""
+    """Start sessions in the background; those that still run at the end are killed."""
     started: list[subprocess.Popen] = []
 
     def starter(container: SlimContainer | None, *words: str, **options) -> subprocess.Popen:
@@ -127,7 +127,7 @@ def test_the_session_ends_with_the_container_and_says_so(container, start):
 
 
 def test_the_session_ends_with_a_target_that_is_not_an_init(start):
-    """A process in the host's pid namespace takes nobody with it: cntr ends the session."""
+    """The end of a process in the host's pid namespace kills nobody else, so cntr ends the session."""
     from cntr.linux import syscalls
 
     with SlimContainer("noinit", namespaces=syscalls.CLONE_NEWNS | syscalls.CLONE_NEWUTS) as target:
@@ -218,7 +218,7 @@ def test_a_file_server_that_dies_or_hangs_ends_the_session_and_hangs_nobody(numb
         _, said = process.communicate(timeout=30)
         assert process.returncode == 125
         assert b"the file server" in said
-        # The server's helper is killed by the kernel when the server is (PR_SET_PDEATHSIG), which takes it a moment to notice.
+        # The kernel kills the server's helper a moment after the server (PR_SET_PDEATHSIG).
         wait_until(lambda: not any(alive(pid) for pid in session), "the end of the session", 2)
 
 
@@ -226,7 +226,7 @@ def test_a_file_server_that_dies_or_hangs_ends_the_session_and_hangs_nobody(numb
     "way", [["mount"], ["fuse", "--binding", "devfuse"], ["fuse", "--binding", "pyfuse3"]], ids=" ".join
 )
 def test_the_nests_mounts_outlast_changes_of_the_tools_tree(way, start, tmp_path):
-    """A notification that an entry changed makes the kernel drop the entry, and with it what is mounted there."""
+    """When notified of a changed entry, the kernel drops it, with any mount on it."""
     if "pyfuse3" in way:
         pytest.importorskip("pyfuse3", reason="the pyfuse3 binding needs cntr-attach[pyfuse3]")
     (tmp_path / "var/lib/cntr").mkdir(parents=True)
@@ -247,7 +247,7 @@ def test_the_nests_mounts_outlast_changes_of_the_tools_tree(way, start, tmp_path
                 for place in ("var/lib/cntr", "proc", "dev", "var"):
                     os.utime(tmp_path / place)
                     os.chmod(tmp_path / place, 0o755)
-            time.sleep(1.5)  # longer than entries are kept without asking
+            time.sleep(1.5)  # longer than the kernel caches entries
             out, _ = process.communicate(b"go\n", timeout=30)
             assert before[0] == b"app\n"
             assert out.splitlines(keepends=True) == before

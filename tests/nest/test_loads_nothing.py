@@ -1,8 +1,8 @@
-"""After entering the target's mount namespace nothing is loaded from it: no import, codec, name service, dlopen.
+"""After the target's mount namespace was entered, nothing is loaded from it: no import, codec, name service, dlopen.
 
-strace(1) tells what the session's processes open between their first setns(2) and the session's execve(2). The target holds, at the
-very paths that the host's cntr reads from, a poisoned copy of each: Python modules that leave a mark when they are run, and
-libraries, locales and name service configuration that are garbage.
+strace(1) shows what the session's processes open between their first setns(2) and the session's execve(2). Wherever the
+host's cntr reads a file, the target has a poisoned copy: Python modules leave a mark when they are run; libraries,
+locales and name service configuration are garbage.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Trace:
                 self.calls.append((int(found[1]), f"{found[2]} resumed", found[3]))
 
     def opened(self) -> set[str]:
-        """The absolute paths of regular files that were opened, by anybody, before the first setns(2)."""
+        """The absolute paths of regular files that any process opened before the first setns(2)."""
         found = set()
         for _, call, text in self.calls:
             if call == "setns":
@@ -54,7 +54,7 @@ class Trace:
         return {path for path in found if os.path.isfile(path) and not path.startswith(("/proc", "/sys", "/dev"))}
 
     def in_foreign_hands(self) -> list[str]:
-        """Each call of a session's process from its first entry into a mount namespace on, its children's too."""
+        """Each call of a session's process after it first entered a mount namespace, and of its children."""
         before: set[int] = set()
         entered: set[int] = set()
         found = []
@@ -62,9 +62,7 @@ class Trace:
             if call == "setns" and "CLONE_NEWNS" in text:
                 entered.add(pid)
             elif entered and pid not in before:
-                entered.add(
-                    pid
-                )  # clone(2) tells the number of its own pid namespace: a newcomer is the session's child
+                entered.add(pid)  # clone(2) returns a pid of its own pid namespace, so a new pid is the session's child
             before.add(pid)
             if pid in entered:
                 found.append(f"{call}({text}")
@@ -102,7 +100,7 @@ def traced(tmp_path: pathlib.Path, *arguments: str, code: int = 0) -> tuple[Trac
 
 
 def poison(root: pathlib.Path, paths: set[str]) -> int:
-    """Put a poisoned file at each of PATHS below ROOT; how many."""
+    """Put a poisoned file at each of PATHS below ROOT; return their number."""
     count = 0
     for path in paths:
         file = root / path.lstrip("/")
@@ -121,15 +119,15 @@ def poison(root: pathlib.Path, paths: set[str]) -> int:
     return count
 
 
-# What a session may look at on its way: through fds opened before (dirfd, ""), its own names in the nest, the command itself.
+# What a session may access: fds opened before (dirfd, ""), its own names in the nest, the command itself.
 PERMITTED = (
-    r'open(at2?|_tree)\(\d+, "',  # below a fd that was opened before
-    r'openat2\(AT_FDCWD, "[^"]*", .*RESOLVE_IN_ROOT',  # a place in the nest: O_PATH, nothing is read there
+    r'open(at2?|_tree)\(\d+, "',  # below an fd that was opened before
+    r'openat2\(AT_FDCWD, "[^"]*", .*RESOLVE_IN_ROOT',  # a path in the nest by O_PATH, which reads nothing
     r'openat2\(AT_FDCWD, "[^"]*", .*RESOLVE_NO_SYMLINKS',
     r'(newfstatat|statx|readlinkat)\(\d+, "',
     r'openat2\(\d+, "(\.|proc|sys|dev|etc/(passwd|group|hosts|hostname|resolv\.conf|localtime))", .*RESOLVE_IN_ROOT',
     r'(newfstatat|statx)\(\d+, "(null)?",',  # fstat(2), and the null device of the target's /dev
-    r'openat\(\d+, "thread-self/children"',  # of the host's /proc, by its fd
+    r'openat\(\d+, "thread-self/children"',  # in the host's /proc, by an fd
     r'openat\(\d+, "(self|\d+)(/oom_score_adj|/attr/(exec|current))?"',
     r'(newfstatat|stat|statx)\((AT_FDCWD, )?"(/|/var|/var/lib|/var/lib/cntr|/dev/pts|/proc|/sys|/dev|/etc)",',
     r'(chdir)\("/"\)',
@@ -151,10 +149,10 @@ def unexpected(calls: list[str], command: str) -> list[str]:
             if " = 0" in call or "resumed" in call or "unfinished" in call:
                 assert f'/{command}"' in call, call
                 return found
-            continue  # a place along PATH where the command is not
+            continue  # a directory of PATH without the command
         if " resumed(" in call:
             continue
-        whole = call.replace(" <unfinished ...>", ")")  # its result comes on a line of its own
+        whole = call.replace(" <unfinished ...>", ")")  # its result is on another line
         if not any(re.match(pattern, whole) for pattern in PERMITTED):
             found.append(call)
     raise AssertionError(f"{command} was never run: {calls[-5:]}")
@@ -171,7 +169,7 @@ def test_nothing_is_loaded_from_a_poisoned_container(tmp_path, verb):
     assert len(modules) > 10, "the host's cntr is made of modules"
     assert any("libc.so" in path for path in paths)
     everything = paths | {re.sub(r"__pycache__/(\w+)\..*", r"\1.py", path) for path in modules}
-    # Modules that were not needed so far, but might be on some way out.
+    # Modules that are not loaded yet, but might be needed on an error path.
     library = pathlib.Path(os.__file__).parent
     everything |= {str(path) for path in (*library.glob("*.py"), *library.glob("encodings/*.py"))}
     assert poison(root, everything) > 100
@@ -184,7 +182,7 @@ def test_nothing_is_loaded_from_a_poisoned_container(tmp_path, verb):
 
 
 def test_a_failing_step_loads_nothing_either(tmp_path):
-    """The way out of an error is code too, and must not be imported where the target's files are."""
+    """Code for errors must not be imported from the target's files either."""
     root = tmp_path / "root"
     root.mkdir()
     library = pathlib.Path(os.__file__).parent
@@ -205,7 +203,7 @@ def test_a_failing_step_loads_nothing_either(tmp_path):
 
 
 def test_tools_of_a_poisoned_container_are_not_loaded_before_the_exec(tmp_path):
-    """The other tree that a session enters: the tools' own, when they are another container's."""
+    """The other tree that a session enters: the tools', if they are another container's."""
     root = tmp_path / "root"
     root.mkdir()
     library = pathlib.Path(os.__file__).parent
@@ -228,12 +226,12 @@ LIBRARY = re.compile(
 BY_PATH = re.compile(
     r"(openat|newfstatat|statx|readlinkat|faccessat2?|openat2)\(AT_FDCWD, |(open|stat|lstat|access|readlink|uselib)\("
 )
-ODD = "odd \x1b[31m\udcff\n\U0010ffff"  # what a message about it has to escape
+ODD = "odd \x1b[31m\udcff\n\U0010ffff"  # characters that messages must escape
 EVERYWHERE = ("sitecustomize", "usercustomize", "encodings/idna", "encodings/unicode_escape", "encodings/punycode")
 
 
 def poisoned_root(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A root with a poisoned module at every place that this interpreter knows, and poisoned libraries at theirs."""
+    """A root with poisoned modules and libraries wherever this interpreter and the loader look."""
     root = tmp_path / "root"
     root.mkdir()
     library = pathlib.Path(os.__file__).parent
@@ -251,8 +249,8 @@ def poisoned_root(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def loaded(trace: Trace) -> list[str]:
-    """What the processes that have entered a container looked at as a loader does, before they became something else."""
-    entered: dict[int, int] = {}  # pid → from which call on
+    """The lookups typical of a loader by processes in a container, until their execve(2)."""
+    entered: dict[int, int] = {}  # pid → index of its first call there
     for index, (pid, call, text) in enumerate(trace.calls):
         if call == "setns" and "CLONE_NEWNS" in text:
             entered.setdefault(pid, index)
@@ -271,7 +269,7 @@ def loaded(trace: Trace) -> list[str]:
 
 
 def fill(root: pathlib.Path) -> None:
-    """Files that a copy meets: odd names, kinds and links, attributes, and one that cannot be read whole."""
+    """Files to copy: odd names, kinds and links, attributes, and one that can't be read completely."""
     (root / "d/sub").mkdir(parents=True)
     (root / "d" / ODD).write_text("x")
     (root / "d/sub/file").write_text("x" * 1000)
@@ -321,7 +319,7 @@ def test_cp_loads_nothing_either_way_whatever_goes_wrong(tmp_path):
 
 @pytest.mark.parametrize("transport", ["mount", "fuse"])
 def test_a_session_on_either_transport_with_foreign_tools_loads_nothing(tmp_path, transport):
-    """The file server serves what it must not load from."""
+    """The file server must not load anything from the tree that it serves."""
     root = poisoned_root(tmp_path)
     with BusyboxContainer(root=root) as container:
         for words, code in (
@@ -337,7 +335,7 @@ def test_a_session_on_either_transport_with_foreign_tools_loads_nothing(tmp_path
 
 
 def test_what_only_looks_enters_nothing(tmp_path):
-    """ps, inspect, doctor and mount: a container's files are named to them, and they stay on the host's side."""
+    """ps, inspect, doctor and mount may be given a container's files, and stay on the host's side."""
     root = poisoned_root(tmp_path)
     fill(root)
     with BusyboxContainer(root=root) as container:

@@ -1,4 +1,4 @@
-"""The container's memory limit: a session stays outside a limit that is nearly reached, and reports a kill for it."""
+"""The container's memory limit: a session stays outside if the limit is nearly reached, and reports a kill by it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_processes_that_are_left(tmp_path, v2):
         (directory / "pids.max").write_text(f"{limit}\n")
         (directory / "pids.current").write_text(f"{used}\n")
     assert memory.processes_left(found) == (2, 10), "a limit above counts too"
-    (inner / "pids.max").write_text("5\n")  # lowered since: more are there than may be
+    (inner / "pids.max").write_text("5\n")  # lowered since: usage is above the limit
     assert memory.processes_left(found) == (0, 5)
     assert memory.processes_left(cgroup.Membership("memory", str(inner))) is None
 
@@ -115,7 +115,7 @@ def limited(container) -> str:
 
 
 def attached(container, code: str) -> subprocess.CompletedProcess[str]:
-    """Run Python CODE in a session beside the container."""
+    """Run Python CODE in a session."""
     argv = [sys.executable, "-m", "cntr", "attach", container.target, "--", sys.executable, "-c", code]
     return subprocess.run(argv, env=container.env, capture_output=True, text=True)
 
@@ -123,7 +123,7 @@ def attached(container, code: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 @pytest.mark.parametrize(("held", "outside"), [(50, True), (4, False)])
 def test_a_session_beside_a_full_container(runc: Runc, held, outside):
-    """56 of 64 MiB are used: what the session takes must not get the container's own process killed."""
+    """56 of 64 MiB are used: the session's memory must not get the container's own process killed."""
     with runc.container() as container:
         place = limited(container)
         with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""What a process shows of itself; its keyring, personality and secure bits."""
+"""What can be seen of a session's process; its keyring, personality and secure bits."""
 
 from __future__ import annotations
 

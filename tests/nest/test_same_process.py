@@ -1,6 +1,4 @@
-"""cntr attaches to the process that was meant: none of its fds leaks there, and no process that reuses the pid is
-entered.
-"""
+"""cntr attaches to the intended process and leaks no fd into it; a process that reuses the pid is not entered."""
 
 from __future__ import annotations
 
@@ -35,7 +33,7 @@ class CloneArgs(ctypes.Structure):
 
 
 class Impostor:
-    """A process with a pid of our choice: what the kernel does by chance after some ten thousand forks."""
+    """A process with a chosen pid, as the kernel gives one by chance after some ten thousand forks."""
 
     def __init__(self, pid: int) -> None:
         wanted = (ctypes.c_int * 1)(pid)
@@ -61,7 +59,7 @@ def start_time(pid: int) -> int:
 
 
 def runc_state(directory: object, name: str, pid: int, start: int) -> dict[str, str]:
-    """A state file as runc leaves it when its container's process dies by itself."""
+    """A state file that runc left when its container's process died."""
     path = f"{directory}/{name}"
     os.makedirs(path)
     with open(f"{path}/state.json", "w") as stream:

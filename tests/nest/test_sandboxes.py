@@ -1,4 +1,6 @@
-"""Sandboxes of the caller's own, without root: namespaces that belong to a user namespace above the program's (bubblewrap, Flatpak)."""
+"""The caller's own sandboxes, without root: namespaces that belong to a parent of the program's user namespace
+(bubblewrap, Flatpak).
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ pytestmark = [
     ids=["dev", "ids", "net", "plain"],
 )
 def sandbox(request):
-    """The pid of a sandboxed sleep of the user's."""
+    """The pid of the user's sandboxed sleep."""
     reading, writing = os.pipe()
     command = [
         *AS_USER,

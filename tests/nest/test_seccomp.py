@@ -1,6 +1,4 @@
-"""The container's seccomp filters: read completely and in order from its process, which does not notice; an error if
-that fails.
-"""
+"""The container's seccomp filters are read from its process completely, in order and unnoticed, or there is an error."""
 
 from __future__ import annotations
 
@@ -31,7 +29,7 @@ PATIENCE = 10
 
 
 class Sleeper:
-    """A process with FILTERS that runs ``body``, or waits; it tells by a pipe when they are installed."""
+    """A process with FILTERS that runs ``body``, or waits; it reports by a pipe that they are installed."""
 
     def __init__(self, *filters: bytes, body=signal.pause, flags: int = 0) -> None:
         self.filters, self.body, self.flags, self.pid = filters, body, flags, 0
@@ -71,7 +69,7 @@ class Sleeper:
 
 
 def long_filter(instructions: int) -> bytes:
-    """One of that length: loads, and at last the permission."""
+    """A filter of that length: loads, and at the end the permission."""
     return instruction(0x20, 0) * (instructions - 1) + instruction(0x06, 0x7FFF0000)
 
 
@@ -110,13 +108,13 @@ def test_what_was_read_is_what_the_process_that_installs_it_is_held_to():
             os._exit(0)
     os.waitpid(pid, 0)
     os.close(writing)
-    # of two filters with equal actions the newest counts
+    # if two filters have equal actions, the newest counts
     assert os.read(reading, 100) == b"1 30 30 0 "
     os.close(reading)
 
 
 def epoll_until_told(errors: int):
-    """A wait that says by a byte on fd ERRORS whenever it was interrupted: Python's own would begin again unseen."""
+    """A wait that writes a byte to fd ERRORS whenever it is interrupted; Python's own would silently restart."""
     libc = ctypes.CDLL(None, use_errno=True)
     fd = select.epoll().fileno()
     events = ctypes.create_string_buffer(12 * 4)
@@ -132,7 +130,7 @@ def epoll_until_told(errors: int):
 
 
 def test_the_process_does_not_notice():
-    """epoll_wait(2) would end with EINTR, as it does by strace -p (signal(7))."""
+    """Under strace -p, epoll_wait(2) would fail with EINTR (signal(7))."""
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     with Sleeper(refusing(1, "sethostname"), body=epoll_until_told(writing)) as sleeper:
@@ -141,7 +139,7 @@ def test_the_process_does_not_notice():
             assert len(seccomp.filters_of(sleeper.pid, "it")) == 1
         with pytest.raises(BlockingIOError):
             os.read(reading, 1)
-        calls.ptrace_seize(sleeper.pid)  # the check can fail: the bare stop interrupts it
+        calls.ptrace_seize(sleeper.pid)  # the check can fail: a plain stop interrupts it
         calls.ptrace_interrupt(sleeper.pid)
         os.waitpid(sleeper.pid, calls.WALL)
         calls.ptrace_detach(sleeper.pid)
@@ -175,7 +173,7 @@ def test_a_traced_process_is_refused_with_its_tracers_name():
 
 
 def test_many_who_read_at_once_take_turns():
-    """As `xargs -P` with `cntr exec`, or several people at one container."""
+    """Such as `xargs -P` with `cntr exec`, or several people in one container."""
     program = refusing(1, "mkdir")
     with Sleeper(program) as sleeper:
         readers = []
@@ -193,7 +191,7 @@ def test_many_who_read_at_once_take_turns():
 
 
 def test_a_thread_that_is_traced_leaves_the_others_to_be_asked():
-    """`strace -p 1` without -f has one thread of several."""
+    """`strace -p 1` without -f traces one of several threads."""
     program = refusing(1, "mkdir")
 
     def body() -> None:
@@ -214,7 +212,7 @@ def test_a_thread_that_is_traced_leaves_the_others_to_be_asked():
 def test_a_leader_that_is_a_zombie_leaves_its_threads_to_be_asked():
     def body() -> None:
         threading.Thread(target=signal.pause).start()
-        ctypes.CDLL(None).syscall(60, 0)  # exit(2) of this thread alone
+        ctypes.CDLL(None).syscall(60, 0)  # exit(2) only this thread
 
     with Sleeper(refusing(1, "mkdir"), body=body) as sleeper:
         sleeper.wait_for_state("Z")
@@ -303,7 +301,7 @@ def test_a_filter_that_asks_a_listener_is_known():
 
 
 def test_a_reader_that_dies_lets_go():
-    """kill -9 of everything of ours in the middle of it."""
+    """Such as by kill -9 of all our processes meanwhile."""
     with Sleeper(refusing(1, "mkdir")) as sleeper:
         if (pid := os.fork()) == 0:
             try:

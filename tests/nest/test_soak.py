@@ -1,4 +1,4 @@
-"""A short ``nox -s soak``, and that it would notice what is left."""
+"""A short ``nox -s soak``, and that it detects leftovers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Standard streams: which of the caller's a command gets, and that relaying through cntr's pipes is not noticeable."""
+"""Standard streams: which ones of the caller's a command gets, and that relaying through cntr's pipes is not
+noticeable.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ def piped(*command: str, how: list[str] = FOREIGN, **options: object) -> subproc
 
 
 def shell(script: str, **options: object) -> subprocess.CompletedProcess[bytes]:
-    """A script in which $F runs a command as ``exec`` does, $T as ``attach``."""
+    """Run a script in which $F runs a command as ``exec`` does, $T as ``attach`` does."""
     environment = {**ENVIRONMENT, "F": " ".join(FOREIGN), "T": " ".join(TOOLS)}
     return subprocess.run(
         ["bash", "-c", script], env=environment, capture_output=True, check=False, timeout=60, **options
@@ -39,7 +41,7 @@ def shell(script: str, **options: object) -> subprocess.CompletedProcess[bytes]:
 
 
 def test_input_that_nobody_will_read_is_left_where_it_is():
-    """Poll tells of both in one round: the command has closed its stdin, and there is more for it."""
+    """One poll(2) reports both that the command has closed its stdin and that there is more input."""
     (reading, writing), (given, pipe) = os.pipe(), os.pipe()
     os.write(writing, b"rest")
     moved = Input(reading, PIPE, pipe, given)
@@ -113,7 +115,7 @@ def test_the_null_device_cannot_be_changed():
 
 
 def test_a_command_of_another_uid_can_open_its_standard_streams_by_name():
-    """As root's here; the owner is set as for a terminal."""
+    """Run by root here; the owner is set as for a terminal."""
     assert (
         piped("sh", "-c", "echo a > /dev/stdout; echo b > /dev/stderr; cat /dev/stdin", input=b"c\n").stdout
         == b"a\nc\n"
@@ -167,7 +169,7 @@ def test_a_reader_that_never_reads_is_waited_for_until_a_signal():
     children, deadline = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children"), time.monotonic() + 20
     while not children.read_text().strip():
         assert time.monotonic() < deadline
-    while children.read_text().strip():  # the command ends: its output fits into the pipes
+    while children.read_text().strip():  # the command ends, as its output fits into the pipes
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert process.poll() is None
@@ -196,7 +198,7 @@ def test_a_full_disk_is_said():
     finally:
         os.close(fd)
     assert b"CntrError: stdout: No space left on device" in done.stderr
-    assert done.returncode == 1  # the traceback's; cntr's own is 125
+    assert done.returncode == 1  # a traceback's status; cntr's own is 125
 
 
 @pytest.mark.parametrize("how", ["$F", "$T"])
@@ -267,7 +269,7 @@ def test_signals_reach_the_command():
 
 
 def test_nothing_spins():
-    """A command that leaves its input alone costs next to no time."""
+    """A command that doesn't read its input costs almost no time."""
     reading, writing = os.pipe()
     os.write(writing, b"waits to be read")
     process = subprocess.Popen([*FOREIGN, "sleep", "1.5"], env=ENVIRONMENT, stdin=reading)
@@ -282,7 +284,7 @@ def test_nothing_spins():
 
 
 def test_memory_that_never_answers_is_taken_for_a_reader(monkeypatch):
-    """What a program waits for lies in its memory, which may be a file's whose server is silent."""
+    """The fds that a program waits for are in its memory, which may be mapped from a file whose server is silent."""
     held = _thread.allocate_lock()
     held.acquire()
     monkeypatch.setattr(readers.os, "pread", lambda *_: held.acquire())

@@ -1,4 +1,4 @@
-"""The standard streams of sessions and of ``exec``; what moves the bytes is tested by itself in test_stdio.py."""
+"""The standard streams of sessions and of ``exec``; test_stdio.py tests the relay by itself."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_pipes_status_order_and_end(container, how, flags):
 @pytest.mark.parametrize("how", ["attach", "exec"])
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
 def test_streams_that_the_caller_closed_are_the_null_device(container, how, closed, tmp_path):
-    """Never the next file that cntr opens."""
+    """And never the next file that cntr opens."""
     done = shell(
         f"{words(container, how)} /bin/sh -c 'for n in 0 1 2; do test -c /proc/$$/fd/$n && echo $n >&2; done; exit 5' {closed}; echo $?"
     )
@@ -118,7 +118,7 @@ def test_the_null_device_is_not_the_hosts_to_change(container, how):
 
 @pytest.mark.parametrize("how", ["attach", "exec"])
 def test_a_terminal_is_never_handed_over(container, how):
-    """Neither read after the end, nor typed into, when stdout is a pipe."""
+    """If stdout is a pipe, it can neither be read after the end nor typed into."""
     script = "for fd in 0 1 2; do test -t $fd; echo $fd-$?; done; echo > /dev/tty"
     with Terminal(
         "bash", "-c", f"{words(container, how)} /bin/sh -c '{script}' | cat; read x; echo bash-read-$x", env=ENVIRONMENT

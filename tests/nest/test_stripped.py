@@ -1,4 +1,4 @@
-"""What is born in the container's pid namespace has nothing of the caller's: no command line, no environment, no fd."""
+"""Processes that start in the container's pid namespace have no command line, environment or fd of the caller's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SECRET = "S3CR3T-OF-THE-CALLER"
 
 
 def test_the_reaper_shows_neither_words_nor_variables_of_the_caller():
-    """/proc/PID/cmdline is for everybody to read; -e TOKEN=… is in it as long as nobody takes it out."""
+    """Everybody can read /proc/PID/cmdline, which would contain -e TOKEN=…."""
     with (
         BusyboxContainer() as container,
         session(str(container.pid), "-e", f"TOKEN={SECRET}", env={"CALLERS": SECRET}) as shell,

@@ -1,4 +1,4 @@
-"""The terminal of a session: a real pty, job control, window size, and the user's terminal as it was, whatever happens."""
+"""The terminal of a session: a real pty, job control and window size; the user's terminal is always restored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from testkit.processes import running
 from testkit.waiting import wait_until
 from tests.nest.tty import CNTR, Terminal
 
-SECONDS = f"100.{os.getpid()}"  # of a sleep(1) that is told from those of tests beside this one
+SECONDS = f"100.{os.getpid()}"  # identifies this test's sleep(1) among those of other tests
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_the_window_size_is_the_users_and_follows_it(terminal):
     terminal.type("stty size\n")
     terminal.wait_for("24 80")
     terminal.resize(31, 97)
-    # The kernel tells the foreground group of the user's terminal, which is cntr.
+    # The kernel signals the foreground group of the user's terminal, which is cntr.
     terminal.type("until [ \"$(stty size)\" = '31 97' ]; do sleep 0.02; done; echo resized-$((1+1))\n")
     terminal.wait_for("resized-2")
 
@@ -130,7 +130,7 @@ def test_without_a_terminal_on_stdout_the_stdio_is_the_callers(container):
 
 
 def test_suspending_cntr_itself_gives_the_terminal_back_as_it_was(container, terminal):
-    """kill -STOP cannot be caught; after CONT the terminal is raw again and the session goes on."""
+    """SIGSTOP can't be caught. After SIGCONT the terminal is raw again and the session goes on."""
     os.kill(terminal.process.pid, signal.SIGSTOP)
     subprocess.run(["stty", "-F", os.ttyname(terminal.slave), "sane"], check=True)
     os.kill(terminal.process.pid, signal.SIGCONT)

@@ -1,4 +1,4 @@
-"""Attaching changes nothing in the target: not a file, not a mount, neither while a session lasts nor afterwards."""
+"""Attaching changes no file or mount of the target, neither during a session nor afterwards."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def mountinfo(pid: int | str) -> str:
 
 
 def state(container: BusyboxContainer) -> tuple[object, ...]:
-    """The container's mounts and its tree, as its own process sees it, with every change time."""
+    """The container's mounts and tree as its own process sees them, with change times."""
     return mountinfo(container.pid), snapshot(container.root)
 
 
 def host_mounts(tmp_path: pathlib.Path) -> set[str]:
-    """Those of the host that could be a nest's; other tests mount things of their own meanwhile."""
+    """The host's mounts that could be a nest's; other tests may mount things meanwhile."""
     return nest_mounts((str(tmp_path), "/var/lib/cntr"))
 
 
@@ -61,7 +61,7 @@ def test_nothing_leaks_whatever_the_propagation_of_the_container(propagation):
             assert ask(shell, "cat /var/lib/cntr/etc/hostname") == "slim-name"
             assert ask(shell, "cat /proc/1/comm") == "app"
             assert state(container) == before, "during"
-            # Nothing of the nest is a peer of anything outside it.
+            # No mount of the nest is a peer of one outside it.
             assert ask(shell, "grep -c -E 'shared:|master:' /proc/self/mountinfo || true") == "0"
         assert state(container) == before, "after"
         assert container.exec("--", "/bin/cat", "/etc/hostname").stdout == "slim-name\n"
@@ -69,7 +69,9 @@ def test_nothing_leaks_whatever_the_propagation_of_the_container(propagation):
 
 
 def test_a_mount_in_the_session_stays_in_the_session(tmp_path):
-    """With CAP_SYS_ADMIN a session of the whole host may mount; neither the container nor the host sees it. In the tools view none may."""
+    """With CAP_SYS_ADMIN a session with the whole host's tree may mount, unseen by container and host. In the tools
+    view none may.
+    """
     with BusyboxContainer(propagation=MS_SHARED, capabilities=(1 << 41) - 1, files={"/own-data/x": "x"}) as container:
         before, own = mountinfo(container.pid), host_mounts(tmp_path)
         assert container.attach("--", "sh", "-c", "mount -t tmpfs t /var/lib/cntr/own-data").returncode == 32
@@ -105,7 +107,7 @@ print(before == during == after)
 
 @pytest.mark.parametrize("tools", ["host", "directory"])
 def test_nothing_leaks_into_a_host_whose_root_is_shared(tools, tmp_path):
-    """As systemd makes it; a copy of one of its mounts is shared with it at first."""
+    """As systemd does; a copy of one of its mounts is at first a peer of it."""
     if tools == "directory":
         tools = str(busybox_root(str(tmp_path / "tools")))
     with BusyboxContainer(files=ETC) as container:
@@ -121,10 +123,10 @@ def test_nothing_leaks_into_a_host_whose_root_is_shared(tools, tmp_path):
 
 
 def test_the_nest_ends_with_the_session():
-    """Its mount namespace is gone: the files it held can be unmounted and removed."""
+    """Its mount namespace ends, so its files can be unmounted and removed."""
     with BusyboxContainer(files=ETC) as container:
         with session(str(container.pid)) as shell:
-            held = os.open(f"/proc/{_command_of(shell)}/ns/mnt", os.O_RDONLY)  # or its number would be used again
+            held = os.open(f"/proc/{_command_of(shell)}/ns/mnt", os.O_RDONLY)  # else its number would be reused
             nest = os.fstat(held).st_ino
             assert nest != os.stat("/proc/self/ns/mnt").st_ino
             assert nest != os.stat(f"/proc/{container.pid}/ns/mnt").st_ino
@@ -136,7 +138,7 @@ def test_the_nest_ends_with_the_session():
 
 
 def _command_of(shell: subprocess.Popen[str]) -> int:
-    """The host's pid of the session's innermost process."""
+    """The pid, on the host, of the session's innermost process."""
     pid = shell.pid
     while children := pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         pid = int(children[0])
@@ -155,7 +157,7 @@ def _mount_namespaces() -> set[int]:
 
 
 def test_a_container_that_is_only_a_chroot(tmp_path):
-    """No namespace at all differs: the tree is still shown at the base directory."""
+    """No namespace differs. The tree is still shown at the base directory."""
     with BusyboxContainer(namespaces=0, files=ETC) as container:
         before = host_mounts(tmp_path)
         with session(str(container.pid)) as shell:

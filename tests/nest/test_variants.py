@@ -1,4 +1,6 @@
-"""Containers of real engines, in the variants that break tools like this one: who the session is, and that the container stays out."""
+"""Containers of real engines in variants that break such tools: the session's identity, and that the container gets no
+access.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,7 @@ def test_the_session_is_who_the_container_is(request, rig, variant):
         uid_map = procfs.id_map(procfs.read(f"/proc/{container.pid}/uid_map"))
         assert int(found["Uid"].split()[1]) == inside(int(theirs["Uid"].split()[1]), uid_map)
         assert found["NoNewPrivs"] == "1", "a set-id program would lose what keeps the container out (guard.py)"
-        # Beside the host's own processes the session could trace root's with it.
+        # In the host's pid namespace a session could trace root's processes with it.
         kept = 0 if variant == "host_pid" else PTRACE
         assert int(found["CapBnd"], 16) == int(theirs["CapBnd"], 16) | kept
         assert int(found["CapPrm"], 16) & ~PTRACE & ~int(theirs["CapBnd"], 16) == 0, (
@@ -63,7 +65,7 @@ def test_the_session_is_who_the_container_is(request, rig, variant):
             assert not os.path.exists(f"{container.upper}/var"), "nothing was made in the container's layer"
 
 
-# How an attacker is started in a container, and where it can write: a volume, or /tmp through /proc/PID/root.
+# How to start an attacker in a container, and where it can write: a volume, or /tmp through /proc/PID/root.
 HOSTILE = (
     ("docker", "busybox", "0", ("same", "1000", "1000+")),
     ("docker", "unprivileged", "1000", ("same",)),
@@ -96,7 +98,9 @@ def test_a_hostile_container_of_a_real_engine_gets_nothing(request, prowler, rig
 
 @pytest.mark.parametrize("transport", ["mount", "fuse"])
 def test_tools_of_a_container_with_a_user_namespace(request, transport):
-    """Its mounts are locked together, so that none can be cloned by itself; what only some may read is covered all the same."""
+    """Its mounts are locked together, so none can be cloned alone; files that only some may read are covered
+    nevertheless.
+    """
     with rigs.open_rig(request, "runc").container("userns") as fat, BusyboxContainer() as container:
         secret = pathlib.Path(f"/proc/{fat.pid}/root/secret")
         secret.write_text("secret\n")

@@ -1,4 +1,6 @@
-"""What a session sees: the tools' tree at /, the container's at the base directory, its kernel filesystems and its /etc files."""
+"""What a session sees: the tools' tree at /, the container's at the base directory, its kernel filesystems and /etc
+files.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +84,7 @@ def test_proc_dev_and_sys_are_the_containers():
 
 
 def test_without_proc_and_sys_fresh_ones_are_mounted():
-    """A container may have no /proc (scratch images under bwrap), or a plain directory there."""
+    """A container may have no /proc (scratch images under bwrap), or only a directory."""
     with BusyboxContainer(mount_proc=False, files={"/sys/fake": "x"}, namespaces=0x2C020000) as container:
         out = container.sh("cat /proc/1/comm; ls /sys; ls /proc/fake 2>&1 || true")
         assert out.startswith("app\n")
@@ -92,7 +94,7 @@ def test_without_proc_and_sys_fresh_ones_are_mounted():
 
 
 def test_dev_is_the_sessions_own():
-    """The container writes its own: a link in place of /dev/null says where a tool's output goes, /dev/fd whose code runs."""
+    """The container could replace its /dev/null to get a tool's output, or its /dev/fd to run code."""
 
     class Hostile(BusyboxContainer):
         def _pivot(self) -> None:
@@ -149,7 +151,7 @@ def test_names_of_the_containers_passwd_are_safe_ones():
 
 
 def test_the_tools_service_users_stay_where_nothing_collides():
-    """tcpdump changes to a user of the tools' side that the container's passwd lacks."""
+    """tcpdump changes to a user that only the tools' passwd has."""
     with BusyboxContainer(files={"/etc/passwd": "root:x:0:0::/:/bin/sh\nsync:x:4711:4711::/:/bin/sh\n"}) as container:
         assert container.sh("id -u sync; id -u mail").split() == ["4711", "8"]
 
@@ -163,7 +165,7 @@ def test_a_container_without_etc_leaves_the_tools_files():
 
 @pytest.mark.parametrize("kind", ["fifo", "directory", "dangling", "out", "absolute_out", "loop", "device", "socket"])
 def test_an_odd_etc_file_of_the_container_is_left_out(kind, tmp_path):
-    """None of them may hang the attach, and a symbolic link is resolved in the container's root only."""
+    """None may hang the attach, and a symbolic link is resolved only in the container's root."""
     secret = tmp_path / "secret"
     secret.write_text("the host's own\n")
 
@@ -185,7 +187,7 @@ def test_an_odd_etc_file_of_the_container_is_left_out(kind, tmp_path):
     root = tmp_path / "root"
     root.mkdir()
     make(root)
-    for name in ("passwd", "group"):  # read before the fork too, for the ids' names
+    for name in ("passwd", "group"):  # also read before the fork, for the ids' names
         os.symlink("hosts", root / "etc" / name)
     with BusyboxContainer(root=root) as container:
         out = container.sh("cat /etc/hosts; id -un 1", timeout=10)
@@ -214,7 +216,7 @@ def test_a_huge_passwd_is_neither_read_whole_nor_copied(tmp_path):
 
 
 def tools_tree(root: pathlib.Path) -> pathlib.Path:
-    """A small tree of tools: busybox, and no directory that a nest needs."""
+    """A small tree of tools: busybox, without any directory that a nest needs."""
     import shutil
 
     from tests.nest.busybox import APPLETS, BUSYBOX
@@ -227,7 +229,7 @@ def tools_tree(root: pathlib.Path) -> pathlib.Path:
 
 
 def snapshot(root: pathlib.Path) -> list[tuple[str, int, int, int]]:
-    """Every name below ROOT with its inode, size and change time."""
+    """Each path below ROOT with its inode, size and change time."""
     return [
         (str(path), info.st_ino, info.st_size, info.st_ctime_ns)
         for path in [root, *sorted(root.rglob("*"))]
@@ -236,7 +238,7 @@ def snapshot(root: pathlib.Path) -> list[tuple[str, int, int, int]]:
 
 
 def test_a_tools_tree_that_lacks_every_directory(tmp_path):
-    """Mount points are made to exist in the nest; the tools' tree itself stays untouched."""
+    """Mount points are only made in the nest; the tools' tree is not changed."""
     tools = tools_tree(tmp_path / "tools")
     before = snapshot(tools)
     with BusyboxContainer(files=ETC) as container:
@@ -247,7 +249,7 @@ def test_a_tools_tree_that_lacks_every_directory(tmp_path):
 
 
 def test_a_symbolic_link_at_etc_of_the_tools_is_covered_not_followed(tmp_path):
-    """On hosts with a resolver daemon /etc/resolv.conf is a link into /run; localtime is one everywhere."""
+    """With a resolver daemon /etc/resolv.conf is a link into /run; localtime always is a link."""
     tools = tools_tree(tmp_path / "tools")
     (tools / "etc").mkdir()
     (tools / "run").mkdir()
@@ -329,7 +331,7 @@ def test_a_share_is_read_only_or_written_with_its_owners_id(tmp_path, transport)
 @pytest.mark.parametrize("transport", ["mount", "fuse"])
 @pytest.mark.parametrize("uid", [0, 1000])
 def test_what_is_shared_from_a_directory_of_the_sessions_own_leaves_that_as_it_is(transport, uid):
-    """/tmp, /home and the like stay the session's: writable, as large as ever, and shares of files are no files left behind."""
+    """/tmp, /home etc. stay the session's own: writable and of the same size; shared files leave nothing there."""
     with (
         BusyboxContainer(uid=uid) as container,
         tempfile.TemporaryDirectory(dir="/tmp", prefix="cntr-share-") as below_tmp,
@@ -356,7 +358,7 @@ def test_what_is_shared_from_a_directory_of_the_sessions_own_leaves_that_as_it_i
 
 @pytest.mark.parametrize("transport", ["mount", "fuse"])
 def test_the_callers_terminal_is_known(tmp_path, transport):
-    """Its description may be in the caller's home alone, or nowhere in the tools' tree."""
+    """Its description may only exist in the caller's home, or not in the tools' tree at all."""
     (tmp_path / "home").mkdir()
     (tmp_path / "source").write_text("my-term|a terminal of one's own,\n\tcols#77, clear=\\E[J,\n")
     subprocess.run(["tic", "-o", tmp_path / "home" / ".terminfo", tmp_path / "source"], check=True)
@@ -373,7 +375,7 @@ def test_the_callers_terminal_is_known(tmp_path, transport):
 
 @pytest.mark.parametrize("transport", ["mount", "fuse"])
 def test_a_shell_that_the_session_cannot_run_is_not_its_shell(tmp_path, transport):
-    """In a hidden or closed directory, no program, no file: bash, or what the tools have."""
+    """If it is in a hidden or closed directory, no program or no file, bash or a shell of the tools is used."""
     hidden = tmp_path / "bash"
     shutil.copy("/bin/bash", hidden)
     with BusyboxContainer() as container:
@@ -387,7 +389,7 @@ def test_a_shell_that_the_session_cannot_run_is_not_its_shell(tmp_path, transpor
 
 
 def test_a_tools_tree_on_a_read_only_filesystem(tmp_path):
-    """Nothing is written to make mount points, so read-only tools do as well."""
+    """Mount points are made without writing, so read-only tools work too."""
     tools = tools_tree(tmp_path / "tools")
     script = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
     with BusyboxContainer(files=ETC) as container:
@@ -419,7 +421,7 @@ def test_the_view_is_the_containers_own_for_exec():
 @pytest.mark.parametrize("transport", ["mount", "fuse"])
 @pytest.mark.parametrize("backing", ["plain", "overlay"])
 def test_what_only_some_may_read_is_refused_to_everybody(tmp_path, transport, backing):
-    """On a file system that can be idmapped and on one that can't: to root with all capabilities, to the owner, to the group."""
+    """To root with all capabilities, to the owner, to the group; on file systems that can and can't be idmapped."""
     lower = tools_tree(tmp_path / "tools")
     (lower / "open").write_text("for all\n")
     for name, uid, mode in (("roots", 0, 0o600), ("owners", 1000, 0o600), ("groups", 0, 0o640)):
@@ -454,7 +456,7 @@ def test_what_only_some_may_read_is_refused_to_everybody(tmp_path, transport, ba
 
 
 def test_a_proc_of_the_pid_namespace_is_made_without_the_option_too(tmp_path):
-    """Before Linux 6.17 a process has to be in the namespace to mount its /proc."""
+    """Before Linux 6.17 a process must be in the namespace to mount its /proc."""
     code = (
         "from cntr.linux import syscalls; real = syscalls.new_filesystem\n"
         "def old(kind, options, attrs=0):\n"

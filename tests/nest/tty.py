@@ -1,4 +1,4 @@
-"""A user at a terminal: cntr on a pty of its own, typed at and read from."""
+"""A user at a terminal: cntr on a pty that a test types into and reads from."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def wait_for(self, pattern: str, seconds: float = 15) -> re.Match[str]:
-        """Read until PATTERN is on the screen; what was read before its end is used up."""
+        """Read until PATTERN appears; what was read up to its end is consumed."""
         deadline = time.monotonic() + seconds
         while True:
             text = self.shown.decode(errors="replace")
@@ -70,7 +70,7 @@ class Terminal:
         fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def hang_up(self) -> None:
-        """The user closes the window."""
+        """Close the window."""
         os.close(self.slave)
         os.close(self.master)
         self.slave = self.master = -1
