@@ -147,6 +147,10 @@ class Newer(ast.NodeVisitor):
         for keyword in node.keywords:
             if keyword.arg in KEYWORDS.get(name, ()):
                 self.say(node, f"{name}({keyword.arg}=)")
+        if name == "raises" and not node.keywords and SOCKETS & self.imported:
+            names = {getattr(part, "id", getattr(part, "attr", "")) for part in ast.walk(node)}
+            if "TimeoutError" in names and "timeout" not in names:
+                self.say(node, "TimeoutError of a socket")
         if name in ("isinstance", "issubclass") and len(node.args) == 2 and isinstance(node.args[1], ast.BinOp):
             self.say(node, f"{name} with a union")
         if name in ("to_bytes", "from_bytes") and len(node.args) + len(node.keywords) < 2:
@@ -180,6 +184,7 @@ def test_nothing_needs_a_newer_python(package):
         "n.to_bytes()",
         "n.bit_count()",
         "raise ExceptionGroup('', [])",
+        "import socket\nwith pytest.raises(TimeoutError):\n    f()",
         "import http.client\ntry:\n    f()\nexcept (TimeoutError, ValueError):\n    pass",
         "@dataclass(slots=True)\nclass A: pass",
     ],
