@@ -354,10 +354,11 @@ def serve(
 
 
 async def _main(stop_fd: int) -> None:
+    waits = getattr(trio, "lowlevel" if hasattr(trio, "lowlevel") else "hazmat")  # its name before trio 0.15
     async with trio.open_nursery() as nursery:
 
         async def stop() -> None:
-            await trio.lowlevel.wait_readable(stop_fd)
+            await waits.wait_readable(stop_fd)
             pyfuse3.terminate()
 
         nursery.start_soon(stop)

@@ -1,4 +1,4 @@
-"""What a kernel does not say before it has a word for it, the server decides itself."""
+"""What a kernel does not say before it has a word for it, the server decides itself; and what older libraries lack."""
 
 from __future__ import annotations
 
@@ -46,3 +46,24 @@ def test_check(check: Check, offered: TreeUnderTest) -> None:
     assert offered.server is not None
     assert offered.server.alive
     assert not offered.server.new_suspicious_lines()
+
+
+TRIO_0_13 = """
+import sys, trio, types
+from cntr.cntrfs import pyfuse3_binding
+from cntr.cntrfs.__main__ import main
+pyfuse3_binding.trio = types.SimpleNamespace(run=trio.run, open_nursery=trio.open_nursery, hazmat=trio.lowlevel)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_trio_without_lowlevel() -> None:
+    """Before 0.15 it was called hazmat; Debian 11 has 0.13."""
+    if why := missing("pyfuse3"):
+        pytest.skip(why)
+    words = ("{source}", "{mountpoint}", "--foreground", "--binding", "pyfuse3")
+    with place("pyfuse3", (sys.executable, "-c", TRIO_0_13, *words)) as made:
+        (made.directory / "f").write_text("x")
+        assert (made.behind / "f").read_text() == "x"
+        assert made.server is not None
+        assert not made.server.new_suspicious_lines()
