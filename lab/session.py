@@ -126,6 +126,7 @@ def running(
             raise
         finally:
             if keep and driver.alive():
+                driver.leave()
                 print(
                     f"\nlab: machine {name} is kept: python -m lab shell {name}; python -m lab clean removes it",
                     flush=True,

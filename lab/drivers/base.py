@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -70,6 +71,9 @@ class Driver(Protocol):
     def destroy(self) -> None:
         """Remove the machine and all its files."""
 
+    def leave(self) -> None:
+        """The machine is kept: it outlives this process."""
+
     def alive(self) -> bool:
         """Whether the machine's process exists."""
 
@@ -83,6 +87,12 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def outlives(process: subprocess.Popen[bytes] | None) -> None:
+    """Nobody waits for this process any more: without that, Python reports it as a leak."""
+    if process is not None:
+        process.returncode = 0
 
 
 def start_time(pid: int) -> int:

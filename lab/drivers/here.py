@@ -141,6 +141,10 @@ class HereDriver:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait(10)
 
+    def leave(self) -> None:
+        """Its process goes on."""
+        base.outlives(self._process)
+
     def destroy(self) -> None:
         """End the namespaces, and remove the files and cgroups that the engines left."""
         cgroups = self._cgroups()

@@ -188,6 +188,10 @@ class QemuDriver:
         """loadvm; the guest's clock is stale afterwards, and its connections are gone."""
         self._monitor(f"loadvm {name}")
 
+    def leave(self) -> None:
+        """Its process goes on."""
+        base.outlives(self._process)
+
     def destroy(self) -> None:
         """Kill QEMU, remove the run directory."""
         self._kill()

@@ -154,6 +154,9 @@ class VagrantDriver:
         """Restore a state with libvirt's own command: `vagrant snapshot restore` waits for a boot that does not happen."""
         self._virsh("snapshot-revert", self._domain, name, "--running", "--force", seconds=120)
 
+    def leave(self) -> None:
+        """It is libvirt's."""
+
     def destroy(self) -> None:
         """`vagrant destroy`; if that fails, use libvirt directly; then remove the files."""
         if (self._dir / "vagrant").exists():
