@@ -104,12 +104,14 @@ class Identity:
         cgroups: cgroup.CgroupJoin,
         proc_fd: int,
         filters: list[Filter],
+        *,
+        traced: bool,
     ) -> None:
         """proc_fd: the host's /proc. ``exec`` needs no guard: its root is the container's own and holds nothing of
-        the host's.
+        the host's. traced: whether the container can act as a process of the session.
         """
         self.target, self.user, self.privileged, self.cgroups = target, user, request.privileged, cgroups
-        self.proc_fd, self.own_root, self.filters = proc_fd, request.own_root, filters
+        self.proc_fd, self.own_root, self.filters, self.traced = proc_fd, request.own_root, filters, traced
         self.in_view = request.tools != HOST_ALL
         # In the host's pid namespace it would let the session trace root's processes.
         extra = CAP_SYS_PTRACE if "pid" in target.namespaces and not request.own_root else 0

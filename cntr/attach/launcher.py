@@ -77,6 +77,7 @@ class Launcher:
 
     def run(self) -> None:
         """Run the launcher; never returns."""
+        self.channel.keep_launcher()
         self._guarded(self._launch, 1)
 
     def _guarded(self, work: Callable[[], None], status: int) -> None:

@@ -39,20 +39,6 @@ class Monitor:
     home.
     """
 
-    __slots__ = (
-        "channel",
-        "command",
-        "deaf",
-        "identity",
-        "in_order",
-        "left_files",
-        "nest",
-        "null_fd",
-        "progress",
-        "reaper",
-        "stdio",
-    )
-
     def __init__(
         self,
         nest: Nest | OwnRoot,
@@ -87,7 +73,7 @@ class Monitor:
             found = remains.mount_namespace(self.identity.proc_fd) if is_nest else remains.NOTHING
             self.channel.report(NEST, *map(str, found))  # before there is a process that the container could trace
             frames, life_write = self._start()
-            status = self._monitor(frames)
+            status = self._monitor(frames) if frames >= 0 else 1
             os.close(life_write)
         except BaseException as error:  # noqa: BLE001  nothing may be printed here: the terminal is the user's
             self.channel.report_failure(self.progress.now.name, error)
@@ -123,12 +109,37 @@ class Monitor:
             os.dup2(self.null_fd, fd)
         for fd in {fd for fd in (self.command.tty_fd, *self.command.streams) if fd > 2}:
             os.close(fd)
-        os.waitpid(pid, 0)
+        if not self._await(pid):
+            return -1, life_write
         try:
             os.write(life_write, b"\0")
         except BrokenPipeError:
             pass  # there is no reaper; the launcher has reported why
         return frames_read, life_write
+
+    def _await(self, launcher_pid: int) -> bool:
+        """Wait for the launcher; return whether it ended by itself. If the session is to end before, kill it: the
+        container may have frozen the cgroup that it has joined, or left it no memory.
+        """
+        pidfd, poll, asked = os.pidfd_open(launcher_pid), select.poll(), False
+        for fd in (pidfd, self.channel.orders_read):
+            poll.register(fd, select.POLLIN)
+        while pidfd not in dict(poll.poll()):
+            orders = os.read(self.channel.orders_read, 64)
+            if orders and not set(orders) & set(ENDING):
+                continue
+            asked = True
+            poll.unregister(self.channel.orders_read)
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            if not poll.poll(PATIENCE_SECONDS * 1000):
+                os._exit(1)  # version 1's freezer keeps it until it is thawed
+        killed = os.WIFSIGNALED(os.waitpid(launcher_pid, 0)[1])
+        if killed:
+            for pid in remains.descendants(self.identity.proc_fd, os.getpid()):
+                remains.kill(self.identity.proc_fd, pid)
+            if not asked:
+                self._reaper_lost()
+        return not killed
 
     def _monitor(self, frames: int) -> int:
         """Wait for the reaper's end and pass signals on. Return the monitor's exit status, 0 if the command's was
@@ -158,9 +169,9 @@ class Monitor:
                         kind, ended = self._frame(frames)
                         if kind != launcher.ENDED:
                             return self._reaper_lost()
-                        self.in_order = True
+                        self.in_order = not self.identity.traced  # who traces the reaper writes its frames
                         self._report_end(ended & 0xFFFFFFFF)
-                        alone = bool(ended & launcher.ALONE)
+                        alone = self.in_order and bool(ended & launcher.ALONE)
                         return 0
                     if fd == pidfd:
                         poll.unregister(pidfd)  # its last frame may still be unread
@@ -174,9 +185,7 @@ class Monitor:
             self._end_all(pidfd, alone)
 
     def _frame(self, fd: int) -> tuple[bytes, int]:
-        data = b""
-        while len(data) < launcher.RECORD and (chunk := os.read(fd, launcher.RECORD - len(data))):
-            data += chunk
+        data = os.read(fd, launcher.RECORD)  # written at once (pipe(7)): nothing is waited for
         return data[:1], int.from_bytes(data[1:], "little")
 
     def _signal(self, number: int) -> None:
@@ -189,11 +198,11 @@ class Monitor:
             remains.kill(self.identity.proc_fd, children[0], number)
 
     def _is_deaf(self) -> bool:
-        """Whether the command was asked to end and can't hear it: stopped, waiting for what never answers, or not even begun."""
+        """Whether the command was asked to end and can't hear it, or has not even begun."""
         if not self.deaf:
             return False
         children = remains.descendants(self.identity.proc_fd, self.reaper)
-        if children and not remains.is_stopped(self.identity.proc_fd, children[0], b"TD"):
+        if children and not remains.is_deaf(self.identity.proc_fd, children[0], ENDING):
             self.deaf = 0  # it goes on as it likes
             return False
         self.deaf += 1

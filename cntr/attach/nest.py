@@ -52,19 +52,6 @@ class Nest:
     and devices. proc_fd: a /proc of this process's pid namespace.
     """
 
-    __slots__ = (
-        "base",
-        "devices",
-        "devpts_fd",
-        "entrance",
-        "private",
-        "proc_fd",
-        "progress",
-        "shares",
-        "target",
-        "tree_fd",
-    )
-
     def __init__(
         self,
         target: Target,

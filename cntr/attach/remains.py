@@ -51,12 +51,24 @@ def descendants(proc_fd: int, pid: int) -> list[str]:
     return found
 
 
-def is_stopped(proc_fd: int, pid: int | str, states: bytes = b"T") -> bool:
-    """Whether a process is in one of STATES (proc(5)): T is stopped by SIGSTOP, D handles no signal."""
+def is_deaf(proc_fd: int, pid: str, numbers: tuple[int, ...]) -> bool:
+    """Whether a process leaves one of these signals pending that it does not block: it is stopped, frozen, traced, or
+    waits for what never answers. Or it has ended, and its parent does not notice.
+    """
+    try:
+        fields = procfs.status(procfs.read(f"{pid}/status", proc_fd))
+    except OSError:
+        return False
+    pending = (int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16)) & ~int(fields["SigBlk"], 16)
+    return fields["State"][0] == "Z" or any(pending >> number - 1 & 1 for number in numbers)
+
+
+def is_stopped(proc_fd: int, pid: int) -> bool:
+    """Whether a process is stopped, by SIGSTOP for example (proc(5))."""
     try:
         fd = os.open(f"{pid}/stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc_fd)
         try:
-            return os.read(fd, 1024).rpartition(b") ")[2][:1] in states
+            return os.read(fd, 1024).rpartition(b") ")[2][:1] == b"T"
         finally:
             os.close(fd)
     except OSError:

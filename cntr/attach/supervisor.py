@@ -30,24 +30,12 @@ if TYPE_CHECKING:
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 HARMLESS = (signal.SIGWINCH, signal.SIGCONT, signal.SIGTSTP, signal.SIGUSR1, signal.SIGUSR2)
 GRACE_SECONDS = 2.0  # between asking a session to end (SIGHUP) and killing it
+MOST_NOTES = 100
 LAST_SECONDS = 12.0  # for the monitor to end the session's processes: longer than its own deadlines (monitor.py)
 
 
 class Outcome:
     """How the session ended: the parts of the wait status, and the failure if it did not start."""
-
-    __slots__ = (
-        "done",
-        "ended",
-        "failed",
-        "left",
-        "nest",
-        "notes",
-        "reaper_gone",
-        "server_gone",
-        "status",
-        "target_gone",
-    )
 
     def __init__(self) -> None:
         self.status: int | None = None
@@ -58,28 +46,30 @@ class Outcome:
         self.ended = ""  # the reason, if neither the command nor the container ended
         self.reaper_gone = self.done = self.target_gone = self.server_gone = False
 
-    def take(self, frame: list[str]) -> None:
-        """Process one report. Only the first failure counts."""
+    def take(self, frame: list[str], *, of_monitor: bool) -> None:
+        """Process one report. Only the first failure counts; other processes than the monitor report nothing else."""
         kind, *words = frame
-        if not words and kind != DONE:
-            return
-        if kind == FAILED and self.failed is None:
-            self.failed = words
-        elif kind == NOTE:
-            self.notes += words
-        elif kind == LEFT:
-            self.left += map(printable, words)
-        elif kind == DONE:
-            self.done = True
-        elif (
-            kind == NEST and self.nest is None
-        ):  # only the monitor's first word counts: a process that traces the session could forge a later one
-            self.nest = int(words[0]), int(words[1])
-        elif kind == EXITED:
-            self.status = int(words[0])
-        elif kind == KILLED:
-            self.status = 128 + int(words[0])
-            self.reaper_gone = len(words) > 1
+        try:
+            if kind == FAILED:
+                name, number, path = words
+                self.failed = self.failed or [name, str(int(number)), path]
+            elif kind == NOTE:
+                self.notes = (self.notes + words)[:MOST_NOTES]
+            elif not of_monitor:
+                return
+            elif kind == LEFT:
+                self.left += map(printable, words)
+            elif kind == DONE:
+                self.done = True
+            elif kind == NEST:
+                self.nest = int(words[0]), int(words[1])
+            elif kind == EXITED:
+                self.status = int(words[0])
+            elif kind == KILLED:
+                self.status = 128 + int(words[0])
+                self.reaper_gone = len(words) > 1
+        except ValueError:
+            return  # written by who traces the session
 
 
 class Supervisor:
@@ -107,7 +97,8 @@ class Supervisor:
         self.say, self.proc_fd = say, proc_fd
         self.target, self.monitor, self.channel, self.watch, self.pty = target, monitor, channel, watch, pty
         self.monitor_fd = os.pidfd_open(monitor)
-        self.reader, self.outcome = Reader(channel.reports_read), Outcome()
+        self.readers = {fd: Reader(fd) for fd in (channel.reports_read, channel.words_read)}
+        self.outcome = Outcome()
         self.terminal: RawTerminal | None = None
         self.pump: Pump | None = None
         if pty:
@@ -117,7 +108,7 @@ class Supervisor:
         self.stdio = stdio
         stdio.watch(proc_fd, lambda: remains.descendants(proc_fd, monitor))
         self.deadline = 0.0  # when the session is killed; monotonic seconds
-        self.orders_open = self.reports_open = True
+        self.orders_open = True
         self.session: Session | None = None
         self.term: Term | None = None
 
@@ -161,8 +152,7 @@ class Supervisor:
         """Wait for one round of events; False while the monitor lives, True once it has ended."""
         poll = select.poll()
         fds = {self.monitor_fd: select.POLLIN, self.watch.fd: select.POLLIN}
-        if self.reports_open:
-            fds[self.channel.reports_read] = select.POLLIN
+        fds.update(dict.fromkeys(self.readers, select.POLLIN))
         if not self.outcome.target_gone:
             fds[self.target.pidfd] = select.POLLIN
         if self.server and not self.server_ended:
@@ -191,13 +181,13 @@ class Supervisor:
                 ended = True
             elif fd == self.watch.fd:
                 self._signals()
-            elif fd == self.channel.reports_read:
-                for frame in self.reader.frames():
-                    self.outcome.take(frame)
+            elif fd in self.readers:
+                self._hear()
                 # The monitor closes the pipe after it has ended the session. Then it waits only for the kernel to
                 # dismantle the nested mount namespace: tens of milliseconds of RCU grace periods, for which the
                 # caller need not wait.
-                self.reports_open = bool(events & select.POLLIN)
+                if not events & select.POLLIN:
+                    del self.readers[fd]
                 ended |= self._is_done()
             elif fd == self.target.pidfd:
                 # The kernel ends a pid namespace with its init. A session attached to another process than init is
@@ -216,7 +206,12 @@ class Supervisor:
 
     def _is_done(self) -> bool:
         """Whether the monitor has ended the session and is exiting. With a file server, its unmounting is awaited."""
-        return self.outcome.done and not self.reports_open and not self.server
+        return self.outcome.done and self.channel.reports_read not in self.readers and not self.server
+
+    def _hear(self) -> None:
+        for fd, reader in self.readers.items():
+            for frame in reader.frames():
+                self.outcome.take(frame, of_monitor=fd == self.channel.reports_read)
 
     def _patience(self) -> float | None:
         """Milliseconds to poll: until the deadline, or the next check of the file server."""
@@ -316,6 +311,7 @@ class Supervisor:
         """Reap the monitor. Kill it, and with it the command, if it does not end within the grace period."""
         self._close_orders()
         if self._is_done():
+            self._hear()
             os.waitpid(self.monitor, os.WNOHANG)
             self._look_after_target(0)
             return
@@ -329,8 +325,7 @@ class Supervisor:
                     "that process can't be killed; it ends with the container at the latest",
                 )
         _, status = os.waitpid(self.monitor, 0)
-        for frame in self.reader.frames():
-            self.outcome.take(frame)
+        self._hear()
         # the monitor could not end what the session left, so the supervisor does
         if status != 0 and self.outcome.nest:
             deadline = time.monotonic() + GRACE_SECONDS
@@ -381,8 +376,8 @@ def failure(label: str, name: str, number: int, path: str) -> CntrError:
     """Build the error of a failed step from its name and errno."""
     step = steps.BY_NAME.get(name, steps.START)
     if number == 0:
-        return CntrError(f"{label}: {name}: {printable(path)}", "this is a bug in cntr: please report it")
-    error = StepFailed(f"{label}: {name}", number, printable(path), step.advice(number))
+        return CntrError(f"{label}: {step.name}: {printable(path)}", "this is a bug in cntr: please report it")
+    error = StepFailed(f"{label}: {step.name}", number, printable(path), step.advice(number))
     if step in (steps.RUN, steps.RUN_OWN):
         error.exit_code = EXIT_NOT_FOUND if number == errno.ENOENT else EXIT_NOT_EXECUTABLE
     return error

@@ -25,6 +25,7 @@ CAPABILITIES = (
     "setfcap mac_override mac_admin syslog wake_alarm block_suspend audit_read perfmon bpf checkpoint_restore"
 ).split()
 CAP_SYS_PTRACE, CAP_SYS_ADMIN = 1 << 19, 1 << 21
+MOUNTS_SECONDS = 2.0
 UNREAL = (syscalls.PROC_SUPER_MAGIC, syscalls.SYSFS_MAGIC, syscalls.DEVPTS_SUPER_MAGIC, syscalls.FUSE_SUPER_MAGIC)
 
 
@@ -39,39 +40,6 @@ class Target:
     Ids are those of the caller's user namespace; ``inside`` translates them to the target's. as_owner: the caller is not root but the
     owner of a rootless container, and this process has entered the container's user namespace.
     """
-
-    __slots__ = (
-        "ambient",
-        "as_owner",
-        "bounding",
-        "container",
-        "effective",
-        "environment",
-        "gid_map",
-        "gids",
-        "groups",
-        "impatient",
-        "inheritable",
-        "label",
-        "lsm",
-        "namespaces",
-        "no_new_privs",
-        "notes",
-        "partial_proc",
-        "permitted",
-        "pid",
-        "pidfd",
-        "proc_fd",
-        "root_fd",
-        "seccomp",
-        "silent",
-        "slow",
-        "slow_places",
-        "start_time",
-        "uid_map",
-        "uids",
-        "umask",
-    )
 
     def __init__(self, container: Container, *, impatient: bool = False) -> None:
         """Open and read it. Raises TargetNotFound if it is gone, CntrError if the caller may not look at it.
@@ -124,7 +92,7 @@ class Target:
         self._read_status(procfs.status(procfs.read("status", self.proc_fd)))
         root = self.container.rootfs if self.container.state == "rootfs" else "root"
         self.root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.proc_fd)
-        self._read_mounts(procfs.read("mountinfo", self.proc_fd))
+        self._read_mounts()
         if self._is_deleted() and os.readlink("root", dir_fd=self.proc_fd).endswith(" (deleted)"):
             raise CntrError(
                 f"{self.label}: its root directory is gone: it has been deleted",
@@ -187,13 +155,21 @@ class Target:
         self.no_new_privs = status.get("NoNewPrivs") == "1"
         self.seccomp = int(status.get("Seccomp", "0"))
 
-    def _read_mounts(self, text: str) -> None:
+    def _read_mounts(self) -> None:
         """partial_proc: its /proc shows processes only; slow_places: mount points of file systems of other processes, which may never
         answer.
         """
-        self.slow = self.impatient and patience.may_never_answer(text)
         self.silent = self.partial_proc = False
         self.slow_places: tuple[str, ...] = ()
+        try:
+            text = procfs.read("mountinfo", self.proc_fd, seconds=MOUNTS_SECONDS)
+        except TimeoutError:  # for a path below N stacked mounts the kernel takes N steps
+            self.notes.append(f"its table of mounts can't be read within {MOUNTS_SECONDS:g} s: it has very many")
+            self.slow, self.partial_proc, self.slow_places = self.impatient, True, ("/proc", "/sys")
+            return
+        # Or a process of its may be asked about each open(2), and not answer (fanotify(7), FAN_OPEN_PERM).
+        asked = (self.permitted | self.bounding) & CAP_SYS_ADMIN
+        self.slow = self.impatient and (bool(asked) or patience.may_never_answer(text))
         if "subset=pid" in text:
             self.partial_proc = any(
                 mount.mount_point == "/proc" and "subset=pid" in mount.super for mount in procfs.mountinfo(text)

@@ -136,7 +136,7 @@ class Prepared:
         fds.closers.append(cgroups.close)
         self.memory = cgroups.memory
         filters = tracers.filters_of(request, target, traced, say)
-        self.identity = Identity(target, self.user, request, cgroups, self.proc_fd, filters)
+        self.identity = Identity(target, self.user, request, cgroups, self.proc_fd, filters, traced=bool(traced))
         if self.identity.raised:
             say(
                 f"note: nothing would run under {target.label}'s {', '.join(self.identity.raised)}: raised in the session"
@@ -317,6 +317,7 @@ def _run_session(request: Request, target: Target, fds: Fds, say: Callable[[str]
         fds.closers.append(exec_server.close)
     channel = Channel()
     fds.fd(channel.reports_read)
+    fds.fd(channel.words_read)
     left_files = prepared.private.left_files if prepared.private and prepared.view else None
     stdio, identity, null_fd = prepared.stdio, prepared.identity, prepared.null_fd
     monitor = Monitor(prepared.nest, identity, prepared.command, channel, left_files, stdio=stdio, null_fd=null_fd)

@@ -9,6 +9,7 @@ from cntr.engines import evidence, trust
 from cntr.engines.answer import Answer
 from cntr.engines.container import Refused
 from cntr.engines.registry import REGISTRY
+from cntr.linux import patience
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def _ask_here(
         done = _thread.allocate_lock()
         done.acquire()
         waiting.append((entry.name, done))
-        _thread.start_new_thread(_ask_one, (answer, name, deadline, method, done))
+        patience.start(_ask_one, answer, name, deadline, method, done)
     silent = time.monotonic() + QUIET_SECONDS
     slow = [
         pair for pair in waiting if not pair[1].acquire(timeout=_until(min(silent, deadline) if aloud else deadline))

@@ -65,7 +65,11 @@ class Invocation:
         try:
             # A session of its own: no terminal to prompt on, and one signal ends all its processes.
             self.pid = os.posix_spawn(
-                *(argv[0], argv, environment), file_actions=actions, setsid=True, setsigdef=(SIGPIPE, SIGXFSZ)
+                *(argv[0], argv, environment),
+                file_actions=actions,
+                setsid=True,
+                setsigdef=(SIGPIPE, SIGXFSZ),
+                setsigmask=(),
             )
         except BaseException:  # including ValueError: posix_spawn(3) takes no NUL byte
             os.close(self.fd)

@@ -49,23 +49,6 @@ class Container:
     the process knows.
     """
 
-    __slots__ = (
-        "digest",
-        "engine",
-        "filter",
-        "id",
-        "image",
-        "name",
-        "note",
-        "owner",
-        "pid",
-        "rootfs",
-        "settings",
-        "spec",
-        "start_time",
-        "state",
-    )
-
     def __init__(
         self,
         engine: str,

@@ -8,6 +8,7 @@ own (apart.py).
 
 from __future__ import annotations
 
+import _signal as signal  # the module behind signal, without its import of enum (5 ms)
 import _thread
 
 TYPE_CHECKING = False
@@ -29,6 +30,17 @@ def may_never_answer(mountinfo: str) -> bool:
     return any(kind in mountinfo for kind in SLOW)
 
 
+def start(work: Callable[..., object], *arguments: object) -> None:
+    """Start a thread to which no signal is delivered: it may be left waiting, and they are for the main thread, which
+    may read them from a file (signalfd(2)). Raises RuntimeError where no thread can be made.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        _thread.start_new_thread(work, arguments)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def bounded(work: Callable[[], T], seconds: float | None = None) -> T:
     """Return what WORK returns, or raise what it raises. After SECONDS raise TimeoutError and let WORK run on in
     its thread.
@@ -47,7 +59,7 @@ def bounded(work: Callable[[], T], seconds: float | None = None) -> T:
             done.release()
 
     try:
-        _thread.start_new_thread(run, ())
+        start(run)
     except RuntimeError:  # a limit on processes, the caller's own
         run()
     if not done.acquire(timeout=SECONDS if seconds is None else seconds):

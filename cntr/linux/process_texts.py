@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import _thread
 
-from cntr.linux import procfs
+from cntr.linux import patience, procfs
 
 HELD_SECONDS = (
     0.5,
@@ -34,7 +34,7 @@ def read(paths: list[str], limit: int) -> dict[str, str]:
         done, left = _thread.allocate_lock(), -1
         done.acquire()
         try:
-            _thread.start_new_thread(scan, (turn[0], done))
+            patience.start(scan, turn[0], done)
         except RuntimeError:  # a limit on processes, the caller's own
             scan(turn[0], done)
         while not done.acquire(timeout=seconds):

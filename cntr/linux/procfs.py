@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+import time
 
 LIMIT = 4 << 20  # most bytes read of one /proc file: enough for thousands of mounts
 
 
-def read(path: str, dir_fd: int | None = None, limit: int = LIMIT) -> str:
-    """The text of a /proc file, at most LIMIT bytes; undecodable bytes become surrogates. Raises OSError."""
+def read(path: str, dir_fd: int | None = None, limit: int = LIMIT, seconds: float = 0) -> str:
+    """The text of a /proc file, at most LIMIT bytes; undecodable bytes become surrogates. Raises OSError; TimeoutError
+    if it takes longer than SECONDS.
+    """
+    deadline = time.monotonic() + seconds if seconds else 0
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         chunks = []
         while limit > 0 and (chunk := os.read(fd, min(limit, 1 << 16))):
             chunks.append(chunk)
             limit -= len(chunk)
+            if deadline and time.monotonic() > deadline:
+                raise TimeoutError
         return os.fsdecode(b"".join(chunks))
     finally:
         os.close(fd)

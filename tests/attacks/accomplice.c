@@ -5,7 +5,7 @@
  *       Every role is a process of its own (as in tests/nest/prowl.c): "same", a uid, or a uid with "+" for its capabilities.
  *       DEEDS: l look (open CANARY through every door of /proc), t trace and have the victim open CANARY itself,
  *       s stop, k kill, a abort with a core file, T terminate, x hold the executable and write to it later, m read /proc/PID/{mountinfo,cmdline,environ} for MARKER,
- *       M search a process's memory for MARKER,
+ *       M search a process's memory for MARKER, f take the pipes it can write to and write what is no report, without end,
  *       i note ids and capabilities.
  *   accomplice inner CANARY          pid 1 goes into a user namespace of its own and drops everything; a sibling outside hunts
  *   accomplice keys NAME             print the key NAME of the session keyring
@@ -313,6 +313,47 @@ static void write_to_held(const char *role)
 	}
 }
 
+/* The pipes by which a session tells how it goes on: half a record, reports that are none, and more than anybody can hold. */
+static void flood(const char *role, int pid)
+{
+	static const char *const reports[] = {
+		"\x08\0exited\0x", "\x0d\0failed\0launch", "\x06\0nest\0x", "\x08\0killed\0x", "\x18\0exited\0" "99999999999999999", "\x10\0left\0forged\x1b[31m",
+	};
+	static const unsigned char lengths[] = {10, 15, 8, 10, 26, 18};
+	static char junk[1 << 16];
+	struct stat info;
+	int taken[64], n = 0, holder = syscall(SYS_pidfd_open, pid, 0);
+	if (holder < 0 || !once(pid, 10))
+		return;
+	for (int number = 3; number < 64; number++) {
+		int fd = syscall(SYS_pidfd_getfd, holder, number, 0);
+		if (fd >= 0 && !fstat(fd, &info) && S_ISFIFO(info.st_mode) && (fcntl(fd, F_GETFL) & O_ACCMODE) == O_WRONLY)
+			taken[n++] = fd;
+		else if (fd >= 0)
+			close(fd);
+	}
+	close(holder);
+	if (!n)
+		said[pid % PIDS] &= ~(1 << 10);
+	for (int i = 0; i < n; i++) {
+		found("pipe %d %s", pid, role);
+		if (fork() == 0) {
+			prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0);
+			signal(SIGPIPE, SIG_DFL);
+			for (unsigned k = 0; k < sizeof reports / sizeof *reports; k++)
+				if (write(taken[i], reports[k], lengths[k]) < 0)
+					_exit(0);
+			if (write(taken[i], "E\0\0", 3) < 0)
+				_exit(0);
+			usleep(300000);
+			while (write(taken[i], junk, sizeof junk) >= 0)
+				;
+			_exit(0);
+		}
+		close(taken[i]);
+	}
+}
+
 static void meet(const char *role, int pid, const char *deeds, const char *canary, const char *marker)
 {
 	if (!foreign(pid))
@@ -325,6 +366,7 @@ static void meet(const char *role, int pid, const char *deeds, const char *canar
 		case 'x': hold(pid); break;
 		case 'm': read_texts(role, pid, marker); break;
 		case 'M': search_memory(role, pid, marker); break;
+		case 'f': flood(role, pid); break;
 		case 's': if (!kill(pid, SIGSTOP) && once(pid, 14)) found("stopped %d %s", pid, role); break;
 		case 'k': if (!kill(pid, SIGKILL) && once(pid, 14)) found("killed %d %s", pid, role); break;
 		case 'T': if (!kill(pid, SIGTERM) && once(pid, 14)) found("terminated %d %s", pid, role); break;

@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 
 import pytest
 
-from cntr.attach.supervisor import Outcome
-from cntr.linux import syscalls
+from cntr.attach.supervisor import Outcome, failure
+from cntr.linux import procfs, syscalls
+from testkit import processes
 from testkit.waiting import wait_until
 from tests.attacks import kit, test_b1_exec
-from tests.nest.busybox import REPOSITORY, one_line_and_hint, run
+from tests.nest.busybox import CNTR, REPOSITORY, one_line_and_hint, run
 
 PTRACE, ALL = 0xA80425FB | 1 << 19, (1 << 41) - 1
 CODE = "import sys; from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))"
@@ -230,16 +234,71 @@ def test_a_worker_that_has_less_than_its_init(accomplice, canary, place, transpo
         assert "CAP_SYS_PTRACE" in one_line_and_hint(done)
 
 
-def test_what_a_traced_process_reports_names_no_other_nest():
-    """A process of a session's that is traced has the pipe to the supervisor, who ends what is in the nest, and prints what it is told."""
+def test_what_a_traced_process_reports_is_no_word_of_the_monitors():
+    """A process of a session's that is traced has a pipe to the supervisor, who ends what is in the nest, and prints what it is told."""
     outcome = Outcome()
-    outcome.take(["nest", "4", "4026531841"])
-    outcome.take(["nest", "4", "4026531832"])
-    assert outcome.nest == (4, 4026531841)
-    outcome.take(["left", "/tmp/\x1b]0;x\x07"])
+    outcome.take(["nest", "4", "4026531841"], of_monitor=True)
+    for frame in (
+        *([kind] for kind in ("nest", "exited", "killed", "", "note", "failed", "left", "done")),
+        *([kind, "0", "x"] for kind in ("nest", "exited", "killed", "failed", "left")),
+        *(["note", "x"] for _ in range(1000)),
+    ):
+        outcome.take(frame, of_monitor=False)
+    assert (outcome.nest, outcome.status, outcome.failed, outcome.left, outcome.done) == (
+        (4, 4026531841),
+        None,
+        None,
+        [],
+        False,
+    )
+    assert len(outcome.notes) < 1000
+    outcome.take(["left", "/tmp/\x1b]0;x\x07"], of_monitor=True)
     assert all(word.isprintable() for word in outcome.left)
-    for words in (["nest"], ["exited"], ["killed"], [""], ["note"], ["failed"]):
-        outcome.take(words)
+    assert str(failure("x", "\x1b]0;x\x07", 0, "")).isprintable()
+
+
+@pytest.mark.parametrize("words", [["attach", "--transport", "mount"], ["attach", "--transport", "fuse"], ["exec"]])
+def test_the_pipes_of_a_traced_process_are_written_to_without_end(accomplice, canary, place, words):
+    """Half a record, reports that are none, and more than anybody can hold: cntr goes on, or ends, with one line; it hears signals."""
+    with kit.hostile(place, accomplice, "hunt", "f", "-", "-", "same", capabilities=PTRACE) as container:
+        kit.await_ready(container)
+        with tempfile.TemporaryFile("w+") as errors:  # the command's stderr is not to be one of the pipes
+            process = subprocess.Popen(
+                [*CNTR, words[0], str(container.pid), *words[1:], "--", "/bin/sleep", "60"],
+                env={**os.environ, "PYTHONPATH": REPOSITORY},
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+            )
+            try:
+                wait_until(lambda: any(line.startswith("pipe") for line in container.loot), "it has the pipes")
+                time.sleep(0.6)  # it writes without end from 0.3 s on
+                if process.poll() is None:
+                    status = procfs.status(procfs.read(f"/proc/{process.pid}/status"))
+                    assert int(status["VmRSS"].split()[0]) < 200_000
+                    process.send_signal(signal.SIGTERM)
+                assert process.wait(timeout=25) in (137, 143, -signal.SIGTERM)  # the last where it was about to end
+            finally:
+                process.kill()
+                process.wait()
+            errors.seek(0)
+            said = [line for line in errors.read().split("\n") if line.startswith("cntr: ") and "warning" not in line]
+            assert len(said) <= 1, said
+            assert all(" killed the session" in line or "could not be reached" in line for line in said), said
+
+
+def test_who_writes_that_a_session_ended_alone_keeps_nothing_of_it(accomplice, canary, place, transport):
+    """Its tools end with it, whatever its reaper's record says."""
+    code = (
+        "import sys, cntr.attach.launcher as m; old = m.reap; "
+        "m.reap = lambda pid: (lambda found: (found[0], found[0] is not None or found[1]))(old(pid)); "
+        "from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    )
+    with kit.hostile(place, accomplice, capabilities=PTRACE) as container:
+        script = "trap '' HUP TERM; setsid sleep 600.0419 </dev/null >/dev/null 2>&1 & sleep 0.2; exit 3"
+        done = run("attach", str(container.pid), "--transport", transport, "--", "/bin/bash", "-c", script, code=code)
+        assert done.returncode == 3, done
+        assert not processes.running("sleep", "600.0419")
 
 
 @pytest.mark.parametrize(("bit", "name"), [(21, "CAP_SYS_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF"), (12, "")])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
 import pathlib
 import signal
 import subprocess
+import sys
 import threading
 import time
 
@@ -16,6 +18,7 @@ import pytest
 from cntr.attach import remains, stdio
 from cntr.attach.pty import Pump
 from cntr.linux import syscalls
+from testkit import processes
 from testkit.waiting import wait_until
 from tests.attacks import kit, stalling
 from tests.nest.busybox import CNTR, REPOSITORY, run
@@ -109,6 +112,79 @@ def test_a_server_that_reads_and_never_answers(accomplice, canary, place, transp
         assert run("inspect", target, code=SHORT, timeout=20).returncode == 0
 
 
+def test_a_stack_of_mounts(accomplice, canary, place, transport):
+    """For a path below N stacked mounts the kernel takes N steps, for a table of them N²: cntr reads no longer than it says."""
+
+    def stack() -> None:
+        os.mkdir("/stack")
+        for _ in range(1500):
+            syscalls.mount("/stack", "/stack", None, syscalls.MS_BIND)
+
+    code = "import sys, cntr.attach.target as m; m.MOUNTS_SECONDS = 0.01; from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    with kit.hostile(place, accomplice, as_root=stack) as container:
+        script = "ls -d /proc/self/fd /sys/class /var/lib/cntr/accomplice"
+        done = kit.attach(container, transport, command=["sh", "-c", script], code=code)
+        assert (done.returncode, len(done.stdout.split())) == (0, 3), done
+        assert "its table of mounts can't be read" in done.stderr
+        assert container.exec("--", "/bin/true", code=code).returncode == 0
+
+
+PRE_CONTENT, ADD_MOUNT, OPEN_OF_ANY = 8, 0x11, 0x10000 | 0x40000000  # linux/fanotify.h
+
+
+def asks_first() -> None:
+    """Once its init runs, whoever opens a file or directory of its root waits for an answer that never comes (fanotify(7))."""
+    if stalling.born() == 0:
+        while not os.readlink("/proc/1/exe").endswith("/app"):
+            time.sleep(0.005)
+        libc = ctypes.CDLL(None)
+        libc.fanotify_mark(
+            libc.fanotify_init(PRE_CONTENT, os.O_RDONLY), ADD_MOUNT, ctypes.c_uint64(OPEN_OF_ANY), -100, b"/"
+        )
+        signal.pause()
+
+
+def test_every_open_waits_for_leave(accomplice, canary, place, transport):
+    """As with a silent server, its files are left out; and the thread that still waits takes no signal from the session."""
+    group = ctypes.CDLL(None).fanotify_init(PRE_CONTENT, os.O_RDONLY)
+    if group < 0:
+        pytest.skip("no permission events of fanotify here")
+    os.close(group)
+    with kit.hostile(place, accomplice, capabilities=ADMIN, as_root=asks_first) as container:
+        fds = pathlib.Path(f"/proc/{child_of(container)}/fdinfo")
+        wait_until(
+            lambda: any("fanotify mnt_id" in fd.read_text() for fd in fds.iterdir()), "it is asked", passing=OSError
+        )
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                SHORT,
+                "attach",
+                str(container.pid),
+                "--transport",
+                transport,
+                "--",
+                "sleep",
+                "60.0431",
+            ],
+            env={**os.environ, "PYTHONPATH": REPOSITORY},
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            wait_until(lambda: processes.running("sleep", "60.0431"), "it runs")
+            process.send_signal(signal.SIGTERM)
+            error = process.communicate(timeout=25)[1]
+            assert process.returncode == 143, error
+            assert "do not answer" in error
+        finally:
+            process.kill()
+            process.wait()
+        assert run("inspect", str(container.pid), code=SHORT, timeout=20).returncode == 0
+
+
 def test_a_part_of_proc_over_it(accomplice, canary, place, transport):
     """A session has a whole /proc, whatever is mounted at the container's: tools look into /proc/self."""
 
@@ -170,6 +246,72 @@ def test_what_is_stopped_for_ever_ends_when_it_is_asked_to(accomplice, canary, p
             process.kill()
             process.wait()
             os.close(proc_fd)
+
+
+@pytest.fixture
+def freezer():
+    """A cgroup that can be frozen, as one that is its container's own: (its processes, how it is frozen, thawed)."""
+    for top, file in (("unified", "cgroup.freeze"), ("", "cgroup.freeze"), ("freezer", "freezer.state")):
+        directory = pathlib.Path("/sys/fs/cgroup", top, f"cntr-stalls-{os.getpid()}")
+        if top or os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
+            with contextlib.suppress(OSError):
+                directory.mkdir()
+                if (directory / file).exists():
+                    break
+                directory.rmdir()
+    else:
+        pytest.skip("no cgroup can be made here that can be frozen")
+    freeze, thaw = ("FROZEN", "THAWED") if top == "freezer" else ("1", "0")
+    yield directory, lambda: (directory / file).write_text(freeze)
+    (directory / file).write_text(thaw)
+    wait_until(lambda: not (directory / "cgroup.procs").read_text(), "its cgroup is empty")
+    directory.rmdir()
+
+
+@pytest.mark.parametrize("words", [["attach", "--transport", "mount"], ["attach", "--transport", "fuse"], ["exec"]])
+@pytest.mark.parametrize("early", [True, False])
+def test_a_cgroup_that_is_frozen_under_a_session(accomplice, canary, place, freezer, words, early):
+    """Who may write to its cgroup freezes what comes into it, also while that is not yet the session's: cntr ends when it is asked to."""
+    directory, freeze = freezer
+    with kit.hostile(place, accomplice, cgroups=[str(directory)]) as container:
+        process = subprocess.Popen(
+            [*CNTR, words[0], str(container.pid), *words[1:], "--", "/bin/sleep", "60.0427"],
+            env={**os.environ, "PYTHONPATH": REPOSITORY},
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            if early:
+                wait_until(lambda: (directory / "cgroup.procs").read_text().count("\n") > 1, "something came")
+            else:
+                wait_until(lambda: processes.running("/bin/sleep", "60.0427"), "it runs")
+            freeze()
+            time.sleep(0.1)  # what is being frozen goes on for a moment
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=25)
+            assert process.returncode in (137, 143)
+            os.set_blocking(process.stderr.fileno(), False)  # with version 1 what is frozen keeps it open
+            assert (process.stderr.read() or "").count("\n") <= 1
+        finally:
+            process.kill()
+            process.wait()
+            process.stderr.close()
+
+
+def test_a_launcher_that_is_killed(accomplice, canary, place, transport):
+    """By the kernel for want of memory, or with its cgroup (cgroup.kill): one line, and what it has begun ends."""
+    code = (
+        "import sys, os, cntr.attach.launcher as m; "
+        "m.Launcher._frame = lambda self, kind, number: os.kill(os.getpid(), 9) if kind == m.STARTED else None; "
+        "from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    )
+    with kit.hostile(place, accomplice) as container:
+        done = kit.attach(container, transport, command=["/bin/sleep", "60"], code=code)
+        assert (done.returncode, done.stderr.count("\n")) == (137, 1), done
+        assert "killed the session" in done.stderr
+        children = pathlib.Path(f"/proc/{container.pid}/task/{container.pid}/children")
+        wait_until(lambda: not children.read_text(), "nothing is left in it")
 
 
 def test_who_goes_on_writing_after_the_end():
