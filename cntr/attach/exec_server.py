@@ -20,15 +20,12 @@ import _socket  # likewise
 import os
 import select
 
-from cntr.linux import syscalls
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cntr.attach.target import Target
 
 NAME = "exec.sock"
 BACKLOG = 16  # connections without a handler
-HANDLERS = 64  # at once; each is a running `cntr exec`, or a client that has SILENCE_SECONDS to send a request
 
 
 class ExecServer:
@@ -80,56 +77,13 @@ class ExecServer:
             return
         if self.pid == 0:
             try:
-                _become_child(supervisor, self.listener.fileno(), self.target.pidfd)
-                self._serve(nest)
+                from cntr.attach import exec_service  # most sessions never need it
+
+                exec_service.run(self.listener, self.target, (self.flags, self.forward), nest, supervisor)
             finally:
                 os._exit(1)
         self.pidfd = os.pidfd_open(self.pid)
         self.listener.close()
-
-    def _serve(self, nest: tuple[int, int]) -> None:
-        """Fork a handler for each connection. This process never touches a connection or its data."""
-        syscalls.set_process_name("cntr-exec")
-        os.setsid()  # the terminal's signals go to the session
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        for fd in (0, 1, 2):  # the session's streams, whose readers wait for the last writer
-            os.dup2(null, fd)
-        handlers: dict[int, int] = {}
-        while True:
-            poll = select.poll()
-            for fd in (*handlers, *([self.listener.fileno()] if len(handlers) < HANDLERS else [])):
-                poll.register(fd, select.POLLIN)
-            for fd, _ in poll.poll():
-                if fd in handlers:
-                    os.waitpid(handlers.pop(fd), 0)
-                    os.close(fd)
-                    continue
-                taken_read, taken_write = os.pipe2(os.O_CLOEXEC)
-                pid = os.fork()
-                if pid == 0:
-                    self._handle(taken_write, nest)
-                os.close(taken_write)
-                os.read(taken_read, 1)  # end of file: the handler has accepted the connection
-                os.close(taken_read)
-                handlers[os.pidfd_open(pid)] = pid
-
-    def _handle(self, taken_write: int, nest: tuple[int, int]) -> None:
-        """Run one handler; never returns. It ends by _exit(2): closing an fd may block, the end of a process does
-        not.
-        """
-        try:
-            from cntr.attach import exec_handler  # most sessions never need it
-
-            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-            connection = _socket.socket(fileno=self.listener._accept()[0])  # type: ignore[attr-defined]
-            os.close(taken_write)
-            if exec_handler.is_of(connection, nest):
-                options = (self.flags, self.forward)
-                exec_handler.Handler(connection, self.target, options, nest).run()
-        except (OSError, ValueError):
-            pass  # the client sees end of file
-        finally:
-            os._exit(0)
 
     def _reap(self) -> None:
         os.waitpid(self.pid, 0)
@@ -162,18 +116,3 @@ class ExecServer:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             self._reap()
         self._discard()
-
-
-def _become_child(parent: int, *kept: int) -> None:
-    """Die with PARENT, and keep no fd of it except KEPT: end of file on its pipes must mean its death. Raises
-    OSError.
-    """
-    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-    first = 3
-    for fd in sorted(kept):
-        if fd > first:
-            syscalls.close_range(first, 0, fd - 1)
-        first = max(first, fd + 1)
-    syscalls.close_range(first, 0)

@@ -14,7 +14,7 @@ import select
 import time
 
 from cntr.errors import CntrError, printable
-from cntr.linux import procfs, seccomp, syscalls
+from cntr.linux import procfs, seccomp, syscalls, tracing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -181,11 +181,11 @@ def _trace(pid: int) -> bytes:
                 continue
             step = "seize"
             try:
-                seccomp.ptrace_seize(tid)
+                tracing.ptrace_seize(tid)
             except PermissionError:
                 answer = answer or b"E%d seize" % errno.EPERM  # it may be traced by itself, as by `strace -p`
                 continue
-            seccomp.ptrace_interrupt(tid)
+            tracing.ptrace_interrupt(tid)
             step = "stop"
             if not _stopped(tid):
                 answer = b"E%d stop" % errno.ETIMEDOUT  # it is detached when this process ends
@@ -195,7 +195,7 @@ def _trace(pid: int) -> bytes:
                 answer = b"F" + b"".join(_pack(filter) for filter in _filters(tid))
                 _begin_again(tid)
             finally:
-                seccomp.ptrace_detach(tid)
+                tracing.ptrace_detach(tid)
             return answer
     except OSError as error:
         return b"E%d %s" % (error.errno or 0, step.encode())
@@ -206,7 +206,7 @@ def _stopped(tid: int) -> bool:
     """Wait until the thread has stopped; False after THREAD_SECONDS. Raises ProcessLookupError if it has ended."""
     deadline, pause = time.monotonic() + THREAD_SECONDS, 0.00002
     while True:
-        found, status = os.waitpid(tid, os.WNOHANG | seccomp.WALL)
+        found, status = os.waitpid(tid, os.WNOHANG | tracing.WALL)
         if found:
             if os.WIFSTOPPED(status):
                 return True
@@ -220,9 +220,9 @@ def _stopped(tid: int) -> bool:
 def _filters(tid: int) -> list[Filter]:
     """All filters of a stopped thread, oldest first."""
     found: list[Filter] = []
-    while (program := seccomp.get_filter(tid, len(found))) is not None:
+    while (program := tracing.get_filter(tid, len(found))) is not None:
         try:
-            flags = seccomp.filter_flags(tid, len(found)) & seccomp.SECCOMP_FILTER_FLAG_LOG
+            flags = tracing.filter_flags(tid, len(found)) & seccomp.SECCOMP_FILTER_FLAG_LOG
         except OSError:
             flags = 0  # an old kernel; the only flag lost is the one for logging denied calls
         found.append(Filter(program, flags))
@@ -237,11 +237,11 @@ def _begin_again(tid: int) -> None:
     """
     if os.uname().machine != "x86_64":
         return
-    data = bytearray(seccomp.registers(tid))
+    data = bytearray(tracing.registers(tid))
     words = [int.from_bytes(data[at : at + 8], "little", signed=True) for at in range(0, len(data), 8)]
     if len(words) > _ORIG_RAX and words[_ORIG_RAX] in _INTERRUPTED and words[_RAX] == -errno.EINTR:
         data[_RAX * 8 : _RAX * 8 + 8] = (-_ERESTARTNOHAND).to_bytes(8, "little", signed=True)
-        seccomp.set_registers(tid, bytes(data))
+        tracing.set_registers(tid, bytes(data))
 
 
 def _reason(pid: int, number: int, step: bytes) -> str:

@@ -23,7 +23,7 @@ from cntr.attach.target import Target
 from cntr.attach.tools import DEFAULT_PATH, HOST_ALL, Tools, open_tools
 from cntr.attach.view import HIDDEN, View, namespaces_used_up
 from cntr.errors import CntrError, StepFailed, TargetNotFound, printable
-from cntr.linux import namespaces, procfs
+from cntr.linux import attributes, namespaces, procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class Fds:
 
 def attach(request: Request, say: Callable[[str], None]) -> int:
     """Run one session; return the exit status of its command. say: prints one line to the user. Raises CntrError."""
+    attributes.get_ready()
     with Fds() as fds:
         # 1. name → pid → everything /proc says about it
         container = _find(request, fds, say)

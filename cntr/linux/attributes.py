@@ -1,26 +1,15 @@
-"""Attributes of mounts (read-only, nosuid, …): mount_setattr(2), or mount(2) where the kernel lacks it (before Linux
-5.12).
-
-mount(2) changes one mount at a time, and only if it is attached in the caller's mount namespace. So a child attaches a
-detached mount in a namespace of its own, remounts it there, and sends back a clone, which keeps the attributes. Such a
-mount cannot be idmapped.
-"""
+"""Attributes of mounts (read-only, nosuid, …): mount_setattr(2), or ``remounting`` where the kernel lacks it."""
 
 from __future__ import annotations
 
 import errno
 import os
-import stat
 
-from cntr.linux import procfs, sockets, syscalls
+from cntr.linux import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-# ST_RDONLY, ST_NOSUID, ST_NODEV, ST_NOEXEC of statvfs(3): the same numbers in mount(2) and mount_setattr(2)
-_KEPT = 0xF
-_MS_REMOUNT, _MS_REC, _MS_PRIVATE = 32, syscalls.MS_REC, syscalls.MS_PRIVATE
+    from types import ModuleType
 
 
 def are_known() -> bool:
@@ -32,6 +21,19 @@ def are_known() -> bool:
     return True
 
 
+def get_ready() -> None:
+    """Load what this kernel needs: to be called before another root or mount namespace is entered."""
+    if not are_known():
+        remounting()
+
+
+def remounting() -> ModuleType:
+    """The module for kernels before Linux 5.12."""
+    from cntr.linux import remounting as module
+
+    return module
+
+
 def add(tree_fd: int, attributes: int, userns_fd: int = -1, *, recursive: bool = False) -> None:
     """Add ATTRIBUTES to the detached mount behind TREE_FD, idmapped if USERNS_FD is given. Raises OSError (ENOSYS: not
     possible here).
@@ -41,70 +43,25 @@ def add(tree_fd: int, attributes: int, userns_fd: int = -1, *, recursive: bool =
         return
     if userns_fd >= 0:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), "mount_setattr")
-    fd = sockets.fd_from_child(lambda: _remounted(tree_fd, attributes, recursive), "mount(MS_REMOUNT)")
-    os.dup2(fd, tree_fd, inheritable=False)
-    os.close(fd)
-
-
-def _remounted(tree_fd: int, attributes: int, recursive: bool) -> int:
-    """In a child: return a detached clone with ATTRIBUTES."""
-    syscalls.unshare(syscalls.CLONE_NEWNS)
-    syscalls.mount(None, "/", None, _MS_REC | _MS_PRIVATE)
-    scratch, name = syscalls.new_filesystem("tmpfs", {"mode": "700", "size": "4k"}), f"cntr-{os.getpid()}"
-    if stat.S_ISDIR(os.fstat(tree_fd).st_mode):
-        os.mkdir(name, dir_fd=scratch)
-    else:
-        os.close(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=scratch))
-    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    proc_fd = os.open("proc", os.O_PATH | os.O_CLOEXEC, dir_fd=root) if recursive else -1
-    syscalls.move_mount(scratch, root, "")
-    syscalls.move_mount(tree_fd, scratch, name)
-    os.fchdir(scratch)
-    _remount(name, attributes)
-    if recursive:
-        for path in _mount_points(proc_fd):
-            if path.startswith(f"/{name}/"):
-                _remount(path[1:], attributes)
-    flags = syscalls.OPEN_TREE_CLONE | (syscalls.AT_RECURSIVE if recursive else 0)
-    return syscalls.open_tree(syscalls.AT_FDCWD, name, flags)
-
-
-def _mount_points(proc_fd: int) -> list[str]:
-    """List the paths of this namespace's mounts, but for autofs: it holds no file, and statvfs(2) would have its daemon
-    mount, which it does in another namespace (ELOOP here).
-    """
-    mounts = procfs.mountinfo(procfs.read("self/mountinfo", proc_fd))
-    return list(dict.fromkeys(mount.mount_point for mount in mounts if mount.fstype != "autofs"))
-
-
-def _remount(path: str, attributes: int) -> None:
-    flags = os.statvfs(path).f_flag & _KEPT | attributes
-    syscalls.mount(None, path, None, _MS_REMOUNT | syscalls.MS_BIND | flags)
+    remounting().add(tree_fd, attributes, recursive=recursive)
 
 
 def add_here(fd: int, attributes: int) -> None:
     """Add ATTRIBUTES to the attached mount whose root directory FD is. Raises OSError."""
     if not _set(fd, attr_set=attributes):
-        _inside(fd, lambda: _remount(".", attributes))
+        remounting().add_here(fd, attributes)
 
 
 def add_everywhere(attributes: int, proc_fd: int) -> None:
     """Add ATTRIBUTES to every mount below this process's root. proc_fd: a /proc of its pid namespace. Raises OSError."""
-    if _set(syscalls.AT_FDCWD, "/", recursive=True, attr_set=attributes):
-        return
-    for path in _mount_points(proc_fd):
-        try:
-            _remount(path, attributes)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.EACCES):
-                raise
-            # It has gone; or another mount covers the directory that the path leads to, so nobody can reach it.
+    if not _set(syscalls.AT_FDCWD, "/", recursive=True, attr_set=attributes):
+        remounting().add_everywhere(attributes, proc_fd)
 
 
 def make_private(tree_fd: int) -> None:
     """Make the attached tree behind TREE_FD private: mounts propagate neither into it nor out of it. Raises OSError."""
-    if not _set(tree_fd, recursive=True, propagation=_MS_PRIVATE):
-        _inside(tree_fd, lambda: syscalls.mount(None, ".", None, _MS_REC | _MS_PRIVATE))
+    if not _set(tree_fd, recursive=True, propagation=syscalls.MS_PRIVATE):
+        remounting().make_private(tree_fd)
 
 
 def _set(fd: int, path: str = "", *, recursive: bool = False, **how: int) -> bool:
@@ -116,11 +73,3 @@ def _set(fd: int, path: str = "", *, recursive: bool = False, **how: int) -> boo
             return False
         raise
     return True
-
-
-def _inside(fd: int, act: Callable[[], None]) -> None:
-    before = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    os.fchdir(fd)
-    act()
-    os.fchdir(before)
-    os.close(before)

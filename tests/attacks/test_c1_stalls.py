@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-from cntr.attach import remains, stdio
+from cntr.attach import relays, remains
 from cntr.attach.pty import Pump
 from cntr.linux import syscalls
 from testkit import processes
@@ -319,7 +319,7 @@ def test_who_goes_on_writing_after_the_end():
     ours, theirs = os.pipe()
     os.set_blocking(ours, False)
     sink, endless = os.open(os.devnull, os.O_WRONLY), os.open("/dev/zero", os.O_RDONLY)
-    output, read = stdio.Output(sink, stdio.NULL, ours), 0
+    output, read = relays.Output(sink, ours, terminal=False, file=False), 0
 
     def goes_on(_: int, data: bytes) -> None:
         nonlocal read

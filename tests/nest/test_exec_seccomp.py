@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from cntr.linux import procfs, syscalls
+from cntr.linux import procfs, syscalls, tracing
 from cntr.linux import seccomp as calls
 from testkit.container import DOCKER_DEFAULT
 from tests.nest.busybox import CNTR, REPOSITORY, BusyboxContainer, one_line_and_hint, run
@@ -134,15 +134,15 @@ def test_a_filter_that_lets_nothing_run_is_said_or_ends_the_command_by_its_signa
 
 def test_filters_that_cannot_be_had_are_an_error_with_a_way_out():
     with filtered(refusing(1, "mkdir")) as container:
-        calls.ptrace_seize(container.pid)
+        tracing.ptrace_seize(container.pid)
         try:
             message = one_line_and_hint(container.exec("--", "/bin/true"))
             assert "is traced by pid" in message
             assert container.exec("--no-seccomp", "--", "/bin/true").returncode == 0
         finally:
-            calls.ptrace_interrupt(container.pid)
-            os.waitpid(container.pid, calls.WALL)
-            calls.ptrace_detach(container.pid)
+            tracing.ptrace_interrupt(container.pid)
+            os.waitpid(container.pid, tracing.WALL)
+            tracing.ptrace_detach(container.pid)
 
 
 def test_from_under_a_filter_of_our_own_nothing_can_be_read():
@@ -181,10 +181,10 @@ def test_inspect_says_what_is_taken_over():
         (row,) = [line for line in told.splitlines() if line.startswith("seccomp")]
         assert "2 filters" in row
         assert "exec" in row
-        calls.ptrace_seize(container.pid)
+        tracing.ptrace_seize(container.pid)
         told = run("inspect", str(container.pid)).stdout
         (row,) = [line for line in told.splitlines() if line.startswith("seccomp")]
         assert "is traced by pid" in row
-        calls.ptrace_interrupt(container.pid)
-        os.waitpid(container.pid, calls.WALL)
-        calls.ptrace_detach(container.pid)
+        tracing.ptrace_interrupt(container.pid)
+        os.waitpid(container.pid, tracing.WALL)
+        tracing.ptrace_detach(container.pid)

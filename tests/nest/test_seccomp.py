@@ -16,7 +16,7 @@ import pytest
 
 from cntr.attach import seccomp
 from cntr.errors import CntrError
-from cntr.linux import procfs, syscalls
+from cntr.linux import procfs, syscalls, tracing
 from cntr.linux import seccomp as calls
 from testkit.waiting import wait_until
 from tests.nest.filters import answering, instruction, refusing
@@ -139,10 +139,10 @@ def test_the_process_does_not_notice():
             assert len(seccomp.filters_of(sleeper.pid, "it")) == 1
         with pytest.raises(BlockingIOError):
             os.read(reading, 1)
-        calls.ptrace_seize(sleeper.pid)  # the check can fail: a plain stop interrupts it
-        calls.ptrace_interrupt(sleeper.pid)
-        os.waitpid(sleeper.pid, calls.WALL)
-        calls.ptrace_detach(sleeper.pid)
+        tracing.ptrace_seize(sleeper.pid)  # the check can fail: a plain stop interrupts it
+        tracing.ptrace_interrupt(sleeper.pid)
+        os.waitpid(sleeper.pid, tracing.WALL)
+        tracing.ptrace_detach(sleeper.pid)
         os.set_blocking(reading, True)
         assert os.read(reading, 1) == b"i"
     os.close(reading)
@@ -163,13 +163,13 @@ def test_a_stopped_process_stays_stopped_and_a_running_one_runs():
 
 def test_a_traced_process_is_refused_with_its_tracers_name():
     with Sleeper(refusing(1, "mkdir")) as sleeper:
-        calls.ptrace_seize(sleeper.pid)
+        tracing.ptrace_seize(sleeper.pid)
         with pytest.raises(CntrError, match=rf"traced by pid {os.getpid()} \(") as caught:
             seccomp.filters_of(sleeper.pid, "web")
         assert "--no-seccomp" in caught.value.hint
-        calls.ptrace_interrupt(sleeper.pid)
-        os.waitpid(sleeper.pid, calls.WALL)
-        calls.ptrace_detach(sleeper.pid)
+        tracing.ptrace_interrupt(sleeper.pid)
+        os.waitpid(sleeper.pid, tracing.WALL)
+        tracing.ptrace_detach(sleeper.pid)
 
 
 def test_many_who_read_at_once_take_turns():
@@ -200,13 +200,13 @@ def test_a_thread_that_is_traced_leaves_the_others_to_be_asked():
 
     with Sleeper(program, body=body) as sleeper:
         wait_until(lambda: len(os.listdir(f"/proc/{sleeper.pid}/task")) > 1, "the second thread")
-        calls.ptrace_seize(sleeper.pid)
+        tracing.ptrace_seize(sleeper.pid)
         try:
             assert [found.program for found in seccomp.filters_of(sleeper.pid, "it")] == [program]
         finally:
-            calls.ptrace_interrupt(sleeper.pid)
-            os.waitpid(sleeper.pid, calls.WALL)
-            calls.ptrace_detach(sleeper.pid)
+            tracing.ptrace_interrupt(sleeper.pid)
+            os.waitpid(sleeper.pid, tracing.WALL)
+            tracing.ptrace_detach(sleeper.pid)
 
 
 def test_a_leader_that_is_a_zombie_leaves_its_threads_to_be_asked():
@@ -305,9 +305,9 @@ def test_a_reader_that_dies_lets_go():
     with Sleeper(refusing(1, "mkdir")) as sleeper:
         if (pid := os.fork()) == 0:
             try:
-                calls.ptrace_seize(sleeper.pid)
-                calls.ptrace_interrupt(sleeper.pid)
-                os.waitpid(sleeper.pid, calls.WALL)
+                tracing.ptrace_seize(sleeper.pid)
+                tracing.ptrace_interrupt(sleeper.pid)
+                os.waitpid(sleeper.pid, tracing.WALL)
             finally:
                 os.kill(os.getpid(), signal.SIGKILL)
         os.waitpid(pid, 0)

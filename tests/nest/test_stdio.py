@@ -15,7 +15,7 @@ import time
 import pytest
 
 from cntr.attach import readers
-from cntr.attach.stdio import PIPE, Input
+from cntr.attach.relays import Input
 from tests.nest.busybox import REPOSITORY
 from tests.nest.tty import Terminal
 
@@ -44,7 +44,7 @@ def test_input_that_nobody_will_read_is_left_where_it_is():
     """One poll(2) reports both that the command has closed its stdin and that there is more input."""
     (reading, writing), (given, pipe) = os.pipe(), os.pipe()
     os.write(writing, b"rest")
-    moved = Input(reading, PIPE, pipe, given)
+    moved = Input(reading, pipe, given, terminal=False, file=False)
     os.close(given)
     assert moved.ready(pipe, select.POLLERR)
     assert moved.ready(reading, select.POLLIN)
