@@ -20,7 +20,7 @@ from cntr.attach.signals import SignalFile
 from cntr.attach.stdio import Stdio
 from cntr.attach.supervisor import Supervisor
 from cntr.attach.target import Target
-from cntr.attach.tools import DEFAULT_PATH, HOST_ALL, Tools, open_tools
+from cntr.attach.tools import DEFAULT_PATH, HOST_ALL, Tools, of_host
 from cntr.attach.view import HIDDEN, View, namespaces_used_up
 from cntr.errors import CntrError, StepFailed, TargetNotFound, printable
 from cntr.linux import attributes, namespaces, procfs
@@ -110,6 +110,14 @@ def _find(request: Request, fds: Fds, say: Callable[[str], None]) -> Container:
     return entrypoint.for_session(request, missing, fds.closers, say)
 
 
+def _open_tools(source: str) -> Tools:
+    if source in ("host", HOST_ALL):
+        return of_host()
+    from cntr.attach import foreign_tools
+
+    return foreign_tools.open_tools(source)
+
+
 class Prepared:
     """Everything that a session consists of, opened before the fork; fds closes it all."""
 
@@ -117,7 +125,7 @@ class Prepared:
         """Raises CntrError, OSError."""
         self.request, self.target, self.fds = request, target, fds
         # 2. the tools: which of them are shown, and who serves them
-        self.tools = None if request.own_root else open_tools(request.tools)
+        self.tools = None if request.own_root else _open_tools(request.tools)
         if self.tools:
             fds.closers.append(self.tools.close)
             if request.session and self.tools.container:

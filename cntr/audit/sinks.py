@@ -10,8 +10,6 @@ import _socket  # the module behind socket, without its import of enum (5 ms)
 import errno
 import os
 
-from cntr.linux import sockets
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Union
@@ -113,6 +111,7 @@ def _send_sealed(connection: _socket.socket, data: bytes) -> None:
     from fcntl import fcntl
 
     from cntr.audit.elsewhere import RaisedLimits
+    from cntr.linux import sockets
 
     fd = os.memfd_create("cntr-record", MFD_CLOEXEC | MFD_ALLOW_SEALING)
     try:

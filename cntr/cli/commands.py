@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from cntr.cli import options
 from cntr.cli.attaching import attach, new_request, new_session, protect_interpreter, recorded, say
 from cntr.errors import UsageError
 
@@ -188,3 +189,50 @@ HANDLERS = {
     "replay": _replay,
     "completion": _completion,
 }
+
+
+def find(argv: list[str], run: Callable[[list[str]], int], there: Callable[[list[str]], int]) -> int | Parsed:
+    """Return the parsed command line of one of HANDLERS; for the other words, what they have returned.
+
+    run: runs a command line, and raises CntrError; there: the same for another machine's cntr, and prints it.
+    """
+    if not argv:
+        raise UsageError("no command", "`cntr attach NAME` attaches; `cntr --help` lists all commands")
+    if argv[0] in ("-h", "--help", "help"):
+        from cntr.cli import manual
+
+        print(
+            manual.overview()
+            if len(argv) == 1 or argv[0] != "help"
+            else manual.usage(options.parse([argv[1], "--help"]).command)
+        )
+        return 0
+    if argv[0] in ("-V", "--version"):
+        from cntr import __version__
+
+        print(f"cntr {__version__}")
+        return 0
+    if argv[0].partition("=")[0] == "--host":
+        return elsewhere(argv, run)
+    if argv[0] == "--kubectl":  # bin/kubectl-cntr
+        from cntr.cli import kubectl
+
+        return kubectl.run(argv[1:])
+    if argv[0] == "--far" and argv[1:]:  # what `cntr --host` starts there
+        from cntr.audit.cast import CallerOpener
+        from cntr.remote import far
+
+        return far.run(argv[1], lambda: there(argv[2:]), CallerOpener())
+    if argv[0] == "--cp" and argv[1:]:  # what `cntr --host HOST cp` starts there
+        return cp_end(options.parse(argv[1:]))
+    parsed = options.parse(argv)
+    if parsed.flag("help"):
+        from cntr.cli import manual
+
+        print(manual.usage(parsed.command))
+        return 0
+    if parsed.flag("json"):
+        from cntr.progress import Progress
+
+        Progress.events = event
+    return parsed

@@ -8,7 +8,7 @@ import sys
 
 from cntr.cli import attaching, parser
 from cntr.cli.options_attach import ATTACH, COMMON
-from cntr.errors import EXIT_FAILED, CntrError, TargetNotFound, UsageError, printable
+from cntr.errors import EXIT_FAILED, CntrError, TargetNotFound, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,10 +68,14 @@ def _complain(message: str, hint: str) -> None:
 
 
 def _run(argv: list[str]) -> int:
-    if argv[:1] != ["attach"]:
-        return _run_any(argv)
-    parsed = parser.parse(argv, (ATTACH,), COMMON)  # the table of all commands is not loaded
-    return _run_any(argv) if parsed.flag("help") else _here_or_elsewhere(attaching.attach, parsed)
+    if argv[:1] == ["attach"]:
+        parsed = parser.parse(argv, (ATTACH,), COMMON)  # neither the table nor the code of the others is loaded
+        if not parsed.flag("help"):
+            return _here_or_elsewhere(attaching.attach, parsed)
+    from cntr.cli import commands
+
+    found = commands.find(argv, _run, run)
+    return found if isinstance(found, int) else _here_or_elsewhere(commands.HANDLERS[found.command.name], found)
 
 
 def _here_or_elsewhere(command: Callable[[Parsed], int], parsed: Parsed) -> int:
@@ -88,48 +92,3 @@ def _here_or_elsewhere(command: Callable[[Parsed], int], parsed: Parsed) -> int:
         f"note: {printable(parsed.words[0])} is looked up on {printable(host)}, according to DOCKER_HOST or docker's context"
     )
     return commands.elsewhere(["--host", host, *parsed.line], _run)
-
-
-def _run_any(argv: list[str]) -> int:
-    from cntr.cli import commands, options
-
-    if not argv:
-        raise UsageError("no command", "`cntr attach NAME` attaches; `cntr --help` lists all commands")
-    if argv[0] in ("-h", "--help", "help"):
-        from cntr.cli import manual
-
-        print(
-            manual.overview()
-            if len(argv) == 1 or argv[0] != "help"
-            else manual.usage(options.parse([argv[1], "--help"]).command)
-        )
-        return 0
-    if argv[0] in ("-V", "--version"):
-        from cntr import __version__
-
-        print(f"cntr {__version__}")
-        return 0
-    if argv[0].partition("=")[0] == "--host":
-        return commands.elsewhere(argv, _run)
-    if argv[0] == "--kubectl":  # bin/kubectl-cntr
-        from cntr.cli import kubectl
-
-        return kubectl.run(argv[1:])
-    if argv[0] == "--far" and argv[1:]:  # what `cntr --host` starts there
-        from cntr.audit.cast import CallerOpener
-        from cntr.remote import far
-
-        return far.run(argv[1], lambda: run(argv[2:]), CallerOpener())
-    if argv[0] == "--cp" and argv[1:]:  # what `cntr --host HOST cp` starts there
-        return commands.cp_end(options.parse(argv[1:]))
-    parsed = options.parse(argv)
-    if parsed.flag("help"):
-        from cntr.cli import manual
-
-        print(manual.usage(parsed.command))
-        return 0
-    if parsed.flag("json"):
-        from cntr.progress import Progress
-
-        Progress.events = commands.event
-    return _here_or_elsewhere(commands.HANDLERS[parsed.command.name], parsed)

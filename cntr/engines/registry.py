@@ -154,14 +154,16 @@ def _trace_exists(trace: str) -> bool:
     head, _, tail = trace.partition("/*")  # one star per trace: a directory per user or namespace
     if not tail:
         return bool(listed(head))
-    asked = head == "/run/user" and listed(head)
-    from cntr.engines import trust  # not for a look by the container's pid
+    names = listed(head)
+    if not names:
+        return False
+    from cntr.engines import trust  # where no engine has ever run it is not needed
 
-    mounts = procfs.mountinfo(procfs.read("/proc/self/mountinfo")) if asked else []
+    mounts = procfs.mountinfo(procfs.read("/proc/self/mountinfo")) if head == "/run/user" else []
     # Only names are compared: the path may be the mount point of a user's file system that never answers.
     return any(
         tail[1:] in trust.some_names(f"{head}/{name}", tail[1:])
-        for name in listed(head)
+        for name in names
         if trust.answers(f"{head}/{name}", mounts)
     )
 
