@@ -1,4 +1,4 @@
-"""What every engine test begins with."""
+"""A fixture for every engine test."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from cntr.engines import evidence
 
 @pytest.fixture(autouse=True)
 def fresh_look_at_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The walk of /proc is kept for a tenth of a second, a look-up's length: two tests may fit into that."""
+    """Clear the cached walk of /proc: it is kept for a tenth of a second, which may span two tests."""
     monkeypatch.setattr(evidence, "_scan", (float("-inf"), {}))

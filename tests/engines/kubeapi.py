@@ -1,6 +1,6 @@
 """A Kubernetes API server of a few requests, for a real kubectl: pods, and exec over WebSocket (v5.channel.k8s.io, RFC 6455).
 
-Its node is this machine: what is executed in a pod runs here.
+Its node is this machine, where commands in pods are run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STDIN, STDOUT, STDERR, ERROR, CLOSE = 0, 1, 2, 3, 255
 
 
 class Server(ThreadingHTTPServer):
-    """pods: by name; seen: (method, path) of each request; made: the bodies of the pods that were created."""
+    """pods: by name; seen: (method, path) of each request; made: the bodies of created pods."""
 
     daemon_threads = True
 
@@ -32,7 +32,7 @@ class Server(ThreadingHTTPServer):
         self.pods: dict[str, dict] = {}
         self.seen: list[tuple[str, str]] = []
         self.made: list[dict] = []
-        self.broken = ""  # the reason for which a new pod does not start
+        self.broken = ""  # why a new pod does not start
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def add(self, pod: dict) -> None:
@@ -40,13 +40,13 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection of kubectl's."""
+    """A connection of kubectl's."""
 
     protocol_version = "HTTP/1.1"
     server: Server
 
     def log_message(self, *_: object) -> None:
-        """Nothing: what was asked is in ``seen``."""
+        """Log nothing; requests are in ``seen``."""
 
     def answer(self, body: object, status: int = 200) -> None:
         data = json.dumps(body).encode()
@@ -156,11 +156,11 @@ class Handler(BaseHTTPRequestHandler):
         for stream in (*(stream for _, stream in outputs), into):
             try:
                 stream.close()
-            except OSError:  # EPIPE: what was not read
+            except OSError:  # EPIPE: kubectl did not read everything
                 pass
 
     def send(self, channel: int | None, data: bytes) -> None:
-        """A frame of the server's: unmasked; channel None: the connection's end."""
+        """Send a server's frame, unmasked. channel None: close the connection."""
         data = data if channel is None else bytes([channel]) + data
         length = bytes([len(data)]) if len(data) < 126 else b"\x7e" + struct.pack(">H", len(data))
         with self.lock:
@@ -173,14 +173,14 @@ class Handler(BaseHTTPRequestHandler):
         while True:
             try:
                 data = stream.read1(16384) if hasattr(stream, "read1") else stream.read(16384)
-            except OSError:  # EIO: the terminal's last user has gone
+            except OSError:  # EIO: the terminal's last user has closed it
                 data = b""
             if not data:
                 break
             self.send(channel, data)
 
     def listen(self, into) -> None:
-        """The client's frames, masked, until it closes."""
+        """Read the client's masked frames until it closes."""
         try:
             while True:
                 first, second = self.rfile.read(2)

@@ -1,6 +1,5 @@
-"""The table of engines: how a name becomes a pid, and how that is tested. docs/engines.md shows it.
-
-A test holds that each row's tests exist.
+"""The table of engines in docs/engines.md: how a name becomes a pid, and how that is tested. A test checks that each
+row's tests exist.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ ENGINE, LAYOUT, REFUSED = "engine test", "layout test", "refused"
 
 
 class EngineRow:
-    """An engine: its prefix, the way from name to pid, the kind of test, the rigs or tests that do it, what to know."""
+    """An engine: its prefix, the way from name to pid, the kind of test, the rigs or tests, and remarks."""
 
     def __init__(self, engine: str, prefix: str, way: str, kind: str, tests: tuple[str, ...], note: str = "") -> None:
         """tests: names of rigs for an engine test, of test functions for the other kinds."""
@@ -163,7 +162,6 @@ ROWS = (
 
 
 def table() -> str:
-    """The table of docs/engines.md."""
     lines = ["| engine | target | how the pid is found | tested by | to know |", "|---|---|---|---|---|"]
     return "\n".join(
         lines + [f"| {row.engine} | `{row.prefix}` | {row.way} | {row.kind} | {row.note} |" for row in ROWS]

@@ -1,4 +1,4 @@
-"""Attach, exec, ps and inspect by name, through the command line, on every engine that runs here, and its variants."""
+"""attach, exec, ps and inspect by name, through the command line, on every engine that runs here, in its variants."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REAL = [
 ]
 
 
-# What is special about an engine or a variant; the others are the same path again, for the long run.
+# Engines and variants with something special; the others repeat the same path, in long runs.
 DAILY = ("busybox", "scratch", "userns", "keep_id", "shared_pid", "as_pid2", "paused")
 ATTACHED = [
     case if case.values[1] in DAILY else pytest.param(*case.values, id=case.id, marks=pytest.mark.slow) for case in REAL
@@ -29,7 +29,7 @@ ATTACHED = [
 
 
 def mounts_of(pid: int) -> list[str]:
-    """A container's mounts, but for those of other rigs that reach one whose mounts follow the host's (Apptainer)."""
+    """A container's mounts, without those of other rigs, which propagate into some containers (Apptainer)."""
     lines = procfs.read(f"/proc/{pid}/mountinfo").splitlines()
     return [line for line in lines if "/cntr-rig-" not in procfs.Mount(line).mount_point]
 
@@ -37,7 +37,7 @@ def mounts_of(pid: int) -> list[str]:
 def cntr(
     container: rigs.EngineContainer, *arguments: str, input: str = "", timeout: float = 60
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command line in the environment in which the container's engine is found."""
+    """Run cntr in the environment of the container's engine."""
     return subprocess.run(
         [sys.executable, "-m", "cntr", *arguments],
         cwd=pathlib.Path(__file__).parents[2],
@@ -97,7 +97,7 @@ def test_exec_runs_the_containers_own_command(request, rig, variant):
 def test_ps_shows_it_once(request, rig, variant):
     rig = rigs.open_rig(request, rig)
     if rig.engine == "pid":
-        return  # a process without an engine is nobody's container
+        return  # a process without an engine is no container
     with rig.container(variant) as container:
         rows = json.loads(ok(cntr(container, "ps", "--json")))
         own = [row for row in rows if row["pid"] == container.pid and (container.pid or row["name"] == container.name)]
@@ -132,7 +132,7 @@ def test_a_sandbox_is_refused_with_what_to_do(gvisor):
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_working_container_without_a_process(buildah, transport):
-    """A session of the host's tools with nothing of the container's but its root directory."""
+    """A session with the host's tools and only the root directory of the container."""
     with buildah.container("rootfs") as container:
         script = "cat /var/lib/cntr/etc/motto; readlink /proc/self/ns/net; touch /var/lib/cntr/made"
         out = ok(cntr(container, "attach", "--transport", transport, container.target, "--", "sh", "-c", script))

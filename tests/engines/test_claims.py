@@ -1,4 +1,6 @@
-"""Who may claim what: a user of this machine writes state files, listens on sockets, calls processes as engines' monitors are called."""
+"""What users may claim: a user of this machine writes state files, listens on sockets, and names processes like
+engines' monitors.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +26,16 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: another user's claims"),
     pytest.mark.usefixtures("other_users"),
 ]
-USER = 4200 + os.getpid() % 90  # of this worker alone: its runtime directory is the machine's
+USER = 4200 + os.getpid() % 90  # only this worker's, since its runtime directory is the machine's
 ID = "5e" * 32
 CLAIMED = f"claimed{os.getpid()}"
-NAME = f"web{os.getpid()}"  # other workers' users have containers too
+NAME = f"web{os.getpid()}"  # other workers' users also have containers
 AS_USER = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--inh-caps=-all"]
 
 
 @pytest.fixture
 def home(monkeypatch):
-    """The user's runtime directory; none of this machine's engines is asked by a variable."""
+    """The user's runtime directory; no variable leads to this machine's engines."""
     for name in list(os.environ):
         if name.startswith(("DOCKER_", "CONTAINERS_", "CNTR_", "LXD_", "INCUS_", "APPTAINER_")):
             monkeypatch.delenv(name)
@@ -47,7 +49,7 @@ def home(monkeypatch):
         try:
             parent.rmdir()
         except OSError:
-            pass  # another worker's directory is in it
+            pass  # it contains another worker's directory
 
 
 def own(path: pathlib.Path) -> pathlib.Path:
@@ -56,7 +58,7 @@ def own(path: pathlib.Path) -> pathlib.Path:
 
 
 def write(path: pathlib.Path, text: object) -> pathlib.Path:
-    """A file of the user's, in directories of the user's."""
+    """Write a file and its directories as the user."""
     for parent in reversed(path.parents):
         if not parent.exists():
             parent.mkdir()
@@ -66,7 +68,7 @@ def write(path: pathlib.Path, text: object) -> pathlib.Path:
 
 
 class users_process(subprocess.Popen):
-    """Code run by the user; it says ``up`` when it is ready, or its pid of interest."""
+    """Code run by the user; it prints ``up`` or the interesting pid when it is ready."""
 
     def __init__(self, code: str, *arguments: str):
         command = [*AS_USER, sys.executable, "-c", code, *arguments]
@@ -80,7 +82,7 @@ class users_process(subprocess.Popen):
         super().__exit__(*error)
 
 
-# A child in a user namespace of the user's own, whose parent has the arguments of an engine's monitor.
+# A child in a user namespace of the user's, whose parent has the arguments of an engine's monitor.
 CONTAINER = """
 import os, subprocess, sys
 child = subprocess.Popen(["unshare", "-Ur", "sleep", "300"])
@@ -89,7 +91,7 @@ while open(f"/proc/{child.pid}/comm").read() != "sleep\\n":
 print(child.pid, flush=True)
 child.wait()
 """
-# What answers each request on a socket with a file.
+# Answers each request on a socket with a file.
 DAEMON = """
 import os, socket, sys
 listener = socket.socket(socket.AF_UNIX)
@@ -117,7 +119,7 @@ def listed() -> list[engines.Container]:
 
 @pytest.fixture
 def victim():
-    """A process of root's whose cgroup and parent bear no mark of the user's choice."""
+    """A process of root's, with nothing in its cgroup and parent that the user chose."""
     with subprocess.Popen(["sleep", "300"]) as process:
         yield process.pid
         process.kill()
@@ -154,7 +156,7 @@ def test_a_users_docker_socket_names_the_users_own_container_and_root_is_told_wh
 @pytest.mark.parametrize("variable", [True, False])
 @pytest.mark.parametrize("place", ["the user's", "everybody's", "a link of the user's"])
 def test_a_socket_where_a_user_could_put_it(home, victim, tmp_path, monkeypatch, variable, place):
-    """Also where root's own variable names it: the path is root's word, what lies there is not."""
+    """Also if root's own variable names it: root chose the path, but not what is there."""
     directory = home / "deep"
     directory.mkdir()
     own(directory)
@@ -197,7 +199,7 @@ def test_a_users_runtime_state(home, victim, engine):
 
 @pytest.mark.parametrize("names", [[NAME], [f"k8s_app_{NAME}_prod_8f0b_0"]], ids=["podman", "cri-o"])
 def test_a_users_store_that_a_variable_of_roots_names(home, victim, monkeypatch, names):
-    """Podman's rows and CRI-O's: the store is the user's."""
+    """For Podman and CRI-O; the store is the user's."""
     conf = write(home / "conf", f'[storage]\ngraphroot = "{home}/graph"\nrunroot = "{home}/run"\n')
     write(home / "graph/overlay-containers/containers.json", [{"id": ID, "names": names, "layer": ID}])
     monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(conf))
@@ -215,7 +217,7 @@ def test_a_users_store_that_a_variable_of_roots_names(home, victim, monkeypatch,
 
 
 def test_roots_stale_file_and_a_user_who_waited_for_the_pid(tmp_path, monkeypatch):
-    """The mark is there, in the arguments of a parent of the user's own."""
+    """The mark is in the arguments of a parent that is the user's own."""
     monkeypatch.setenv("CNTR_CONTAINERD_ROOT", str(tmp_path))
     task = tmp_path / "io.containerd.runtime.v2.task/default" / ID
     task.mkdir(parents=True)
@@ -258,7 +260,7 @@ def test_a_directory_that_anybody_may_write_to_is_nobodys_word(tmp_path, monkeyp
 )
 @pytest.mark.parametrize("dumpable", [True, False])
 def test_a_process_with_a_monitors_arguments(home, victim, target, title, dumpable):
-    """An undumpable process's files in /proc are root's (proc(5)): its owner is what its ids are."""
+    """The files in /proc of an undumpable process belong to root (proc(5)), so ownership goes by its ids."""
     write(home / "pidfile", str(victim))
     arguments = [word.format(home) for word in title]
     code = (
@@ -293,7 +295,7 @@ def test_a_set_uid_program_that_a_user_has_started_is_not_the_users(tmp_path):
     program.chmod(0o4755)
     for parent in tmp_path.parents:
         if parent.stat().st_mode & 0o1000:
-            break  # /tmp: it stays as it is
+            break  # /tmp is not changed
         parent.chmod(0o755)
     tmp_path.chmod(0o755)
     with subprocess.Popen([*AS_USER, str(program), "300"]) as process:
@@ -354,7 +356,7 @@ def _fifo(path: pathlib.Path) -> None:
 
 
 def test_what_a_user_wrote_takes_neither_memory_nor_time(home, monkeypatch):
-    """Each of these hung, or took gigabytes; root's own containers are listed beside them."""
+    """Each of these once hung or took gigabytes; root's own containers are still listed."""
     write(home / "crun/huge/status", HUGE)
     write(home / "crun/deep/status", "[" * 3_000_000)
     _fifo(home / "crun/fifo/status")
@@ -387,7 +389,7 @@ def test_a_users_daemon_that_talks_for_ever(home):
 
 
 def test_a_users_database(home, monkeypatch):
-    """A view that computes for ever, and one that makes a huge text."""
+    """With a view that never ends, and one that produces a huge text."""
     conf = write(home / "conf", CONF.format(home))
     monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(conf))
     write(home / "graph/none", "")
@@ -457,7 +459,7 @@ def test_whose_a_path_is(tmp_path):
 
 
 def test_a_file_system_of_a_users_that_never_answers(home, monkeypatch):
-    """Mounted where root looks for traces: a look at it would wait for ever; a name is enough."""
+    """It is mounted where root looks for traces of engines. stat(2) would hang; the name is enough."""
     write(home / "crun/web/status", "{}")
     looked = []
     monkeypatch.setattr(os.path, "exists", lambda path, real=os.path.exists: looked.append(str(path)) or real(path))
@@ -474,7 +476,7 @@ def test_a_file_system_of_a_users_that_never_answers(home, monkeypatch):
 
 
 def test_a_command_line_is_its_users_word():
-    """Who calls a process like a daemon of root's is not the daemon: root's goes first, and it is said whose it is."""
+    """A process named like root's daemon is not the daemon: root's goes first, and messages say whose each is."""
     from cntr.audit import policy
 
     name = f"daemon{os.getpid()}: master"

@@ -1,4 +1,4 @@
-"""The engines' own commands as the last resort: real ones that know what no file tells, and hostile ones."""
+"""The engines' own commands as a last resort: real ones that know what is in no file, and hostile ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from testkit.waiting import wait_until
 
 
 def test_a_containerd_whose_state_is_elsewhere(containerd, monkeypatch):
-    """Only its socket's address is known, to ``ctr`` and by the variable that is ctr's."""
+    """Only its socket's address is known, by ctr's own variable."""
     with containerd.container() as slim:
         monkeypatch.setenv("CONTAINERD_ADDRESS", containerd.socket)
         for target in (slim.name, f"containerd:{slim.name}", f"default/{slim.name}"):
@@ -38,7 +38,7 @@ def test_a_containerd_whose_state_is_elsewhere(containerd, monkeypatch):
 
 @pytest.fixture
 def over_tcp(docker):
-    """tcp://127.0.0.1:PORT, which leads to the rig's socket."""
+    """tcp://127.0.0.1:PORT, connected to the rig's socket."""
 
     def pump(source, sink):
         while data := source.recv(1 << 16):
@@ -84,7 +84,7 @@ def test_a_docker_behind_local_tcp(docker, over_tcp, monkeypatch, tmp_path, way)
 
 
 def test_a_socket_that_only_a_docker_context_names_needs_no_command(docker, monkeypatch, tmp_path):
-    """... and the name alone is enough: the context is a trace of Docker."""
+    """A bare name is enough too: the context is a trace of Docker."""
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(fallback, "CLIS", ())
@@ -95,7 +95,7 @@ def test_a_socket_that_only_a_docker_context_names_needs_no_command(docker, monk
 
 
 def test_a_container_that_was_renamed_in_a_store_elsewhere(podman, monkeypatch):
-    """The monitor's arguments have the old name. Podman knows the store by a setting that is its own."""
+    """The monitor's arguments have the old name. Only Podman's own settings name the store."""
     with podman.container() as slim:
         monkeypatch.delenv("CONTAINERS_STORAGE_CONF", raising=False)
         podman.command("rename", slim.name, f"{slim.name}-now")
@@ -111,7 +111,7 @@ def test_a_container_that_was_renamed_in_a_store_elsewhere(podman, monkeypatch):
 
 
 def test_an_lxc_path_too_long_for_a_sockets_name(lxc, monkeypatch):
-    """Its socket is called by a hash; the monitor's title has the path."""
+    """Its socket's name is a hash; the monitor's title has the path."""
     deep = f"{lxc.path}/{'d' * 100}"
     os.mkdir(deep)
     monkeypatch.setattr(lxc, "path", deep)
@@ -122,7 +122,7 @@ def test_an_lxc_path_too_long_for_a_sockets_name(lxc, monkeypatch):
 
 
 def test_crictl(k8s, monkeypatch, directory):
-    """Not in Debian: a stand-in that prints what crictl prints, about a real pod of containerd's."""
+    """crictl is not in Debian; a script prints the same about a real pod of containerd."""
     with k8s.container() as slim:
         monkeypatch.delenv("CNTR_CONTAINERD_ROOT", raising=False)
         namespace, pod, container = slim.name.split("/")
@@ -144,7 +144,7 @@ def test_crictl(k8s, monkeypatch, directory):
 
 
 class roots_directory(tempfile.TemporaryDirectory):
-    """A directory that is root's all the way up: /tmp is everybody's."""
+    """A directory whose parents all belong to root, unlike /tmp."""
 
     def __init__(self):
         super().__init__(prefix="cntr-test-", dir=os.path.expanduser("~"))
@@ -159,7 +159,7 @@ def put(directory: str, name: str, script: str) -> pathlib.Path:
 
 @pytest.fixture
 def directory(monkeypatch):
-    """The only directory in which commands are looked for."""
+    """The only directory in which commands are searched."""
     with roots_directory() as directory:
         monkeypatch.setattr(commands, "PATH", (directory, "/usr/bin", "/bin"))
         yield directory
@@ -167,7 +167,7 @@ def directory(monkeypatch):
 
 @pytest.fixture
 def always(monkeypatch):
-    """Podman's and containerd's commands are asked whether anything of theirs runs or not."""
+    """Podman's and containerd's commands are run even if nothing of theirs is running."""
     rows = [fallback.EngineCommand(row.engine, row.program, lambda: True, row.talk) for row in fallback.CLIS]
     monkeypatch.setattr(fallback, "CLIS", [row for row in rows if row.engine in ("podman", "containerd")])
 
@@ -298,7 +298,7 @@ def test_only_what_is_roots_is_run(directory, always, tmp_path, monkeypatch):
 
 
 def test_no_command_is_run_where_the_files_explain_all(directory, runc, monkeypatch):
-    """Nor where nothing runs: an unknown name costs no process."""
+    """Nor if nothing is running: an unknown name starts no process."""
     for row in fallback.CLIS:
         put(directory, row.program, f"#!/bin/sh\ntouch {directory}/ran-$(basename $0)\n")
     wanted = {row.program for row in fallback.CLIS if row.needed()}

@@ -1,4 +1,6 @@
-"""``kubectl cntr``: a real kubectl, an API server of the tests', and a container of a real CRI pod on this machine as the node."""
+"""``kubectl cntr`` with a real kubectl, the tests' API server, and a container of a real CRI pod on this machine as the
+node.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ def kubectl() -> str:
 
 
 class Client:
-    """kubectl with the plugin in PATH, told of the server."""
+    """kubectl with the plugin in PATH, configured for the server."""
 
     def __init__(self, place: pathlib.Path, server: Server) -> None:
         self.name = ""
@@ -87,7 +89,7 @@ def client(kubectl, tmp_path, request, monkeypatch):
         server.server_close()
         assert set(server.pods) == {name, "waits"}, "a toolbox was left"
         assert not list(pathlib.Path("/tmp").glob("cntr-*.pyz.mark"))
-        for file in pathlib.Path("/tmp").glob("cntr-*.pyz"):  # of the pods' own, which here is this machine's
+        for file in pathlib.Path("/tmp").glob("cntr-*.pyz"):  # the pods' own, which is this machine's here
             if any(file.stem == made["metadata"]["name"] for made in server.made):
                 file.unlink()
 

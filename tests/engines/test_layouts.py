@@ -1,6 +1,6 @@
-"""Engines that do not run here: their state files, made by the test over the process of a real container, and refusals.
+"""Engines that can't run here: state files that the test writes for the process of a real container, and refusals.
 
-The layouts are those that each engine's own documentation or source names; see docs/engines.md for which row is which.
+The layouts are from each engine's documentation or source; see docs/engines.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ID = "4f" * 32
 
 @pytest.fixture
 def alone(monkeypatch, tmp_path):
-    """No engine of the machine is asked: only the layout under tmp_path."""
+    """Ask no engine of this machine; only look at the layout below tmp_path."""
     for name in list(os.environ):
         if name.startswith(("DOCKER_", "CONTAINERS_", "CNTR_", "LXD_", "INCUS_", "APPTAINER_")):
             monkeypatch.delenv(name)
@@ -44,7 +44,7 @@ def started(pid: int) -> int:
 
 @pytest.fixture
 def monitored():
-    """The pid of a process whose parent, as an engine's monitor does, has ID among its arguments."""
+    """The pid of a process whose parent has ID among its arguments, like an engine's monitor."""
     code = "import subprocess,sys; p = subprocess.Popen(['sleep', '300']); print(p.pid, flush=True); p.wait()"
     with subprocess.Popen([sys.executable, "-c", code, "-c", ID], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
@@ -74,7 +74,7 @@ def test_sysbox(alone, monkeypatch, runc):
 
 
 def test_crun_of_a_root_that_logged_in(alone, crun):
-    """crun goes by XDG_RUNTIME_DIR, which a login gives to root too."""
+    """crun uses XDG_RUNTIME_DIR, which a login also sets for root."""
     with crun.container("busybox") as container:
         status = pathlib.Path(crun.workspace.path, "state", container.name, "status").read_text()
         place = pathlib.Path("/run/user/0/crun", container.name)
@@ -125,7 +125,7 @@ def _entries(*names: str) -> list[registry.Entry]:
 
 
 def storage(directory: pathlib.Path, monkeypatch: pytest.MonkeyPatch, names: list[str], pid: int) -> None:
-    """A containers/storage with one container."""
+    """Make a containers/storage with one container."""
     conf = f'[storage]\n# a comment\ndriver = "overlay"\nrunroot = "{directory}/run"\ngraphroot = "{directory}/graph" # here\n'
     monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(write(directory / "storage.conf", conf)))
     row = {"id": ID, "names": names, "layer": "ab" * 32, "metadata": json.dumps({"image-name": "quay.io/x/y:1"})}
@@ -181,7 +181,7 @@ def test_nspawn_registered(alone, monkeypatch, monitored):
     assert [found.name for found in nspawn.find("web", 0)] == ["web"]
     assert nspawn.find("web", 0)[0].pid == monitored
     assert nspawn.find("unit:web.scope", 0) == nspawn.find("../web", 0) == []
-    # With those of this host, which other tests start.
+    # Including this host's, which other tests start.
     states = {found.name: found.state for found in nspawn.containers(0)}
     assert (states["web"], states["guest"], "unit:web.scope" in states) == ("running", "sandboxed", False)
 
@@ -220,11 +220,11 @@ def refusal(target: str) -> CntrError:
     ],
 )
 def test_virtual_machines(tmp_path, program, options, target, hint):
-    """A process that looks like the VMM, by its arguments: all that a host knows of the workload."""
+    """A process with a VMM's arguments, which is all that a host knows about the workload."""
     key = tmp_path.name[-12:].replace("_", "")
     arguments = [option.format(key) for option in options]
     with subprocess.Popen([program, "300", *arguments], executable=_sleeper(tmp_path)) as process:
-        # execve(2) closes Popen's pipe a moment before the new arguments can be read.
+        # execve(2) closes Popen's pipe a moment before the new arguments are visible.
         while not pathlib.Path(f"/proc/{process.pid}/cmdline").read_text().startswith(program):
             time.sleep(0.001)
         try:
@@ -236,7 +236,7 @@ def test_virtual_machines(tmp_path, program, options, target, hint):
 
 
 def _sleeper(tmp_path: pathlib.Path) -> str:
-    """A program that waits whatever its name and arguments."""
+    """A program that waits, whatever its name and arguments."""
     from testkit.elf import static_program
 
     path = tmp_path / "sleeper"
@@ -272,9 +272,7 @@ def test_a_remote_docker_is_refused(alone, monkeypatch, host):
 
 
 def test_a_remote_context_is_refused_and_a_missing_one_named(alone):
-    name = (
-        "8184b2ae2e3bb7c2cc2b2d6b1ebd9c2e3ac2f0ba0e1f2aa7c4c6d0c0be7ac5b5"  # not the hash: the context does not exist
-    )
+    name = "8184b2ae2e3bb7c2cc2b2d6b1ebd9c2e3ac2f0ba0e1f2aa7c4c6d0c0be7ac5b5"  # not the hash, as the context does not exist
     write(alone / ".docker/config.json", {"currentContext": "prod"})
     with pytest.raises(engines.Refused, match="'prod' does not exist"):
         docker.endpoints()
@@ -292,7 +290,7 @@ def test_a_remote_context_is_refused_and_a_missing_one_named(alone):
 
 
 def test_a_socket_from_another_pid_namespace_is_refused(alone, monkeypatch):
-    """Docker in Docker, or a VM's socket: the pids behind it are not this machine's."""
+    """Docker in Docker, or a VM's socket: its pids are not this machine's."""
     code = (
         "import socket, sys, time\ns = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen()\n"
         "print('up', flush=True); time.sleep(300)"
@@ -310,7 +308,7 @@ def test_a_socket_from_another_pid_namespace_is_refused(alone, monkeypatch):
 
 
 def test_state_files_are_read_as_hostile(alone):
-    """A user's state directory may hold anything."""
+    """A user's state directory may contain anything."""
     os.mkfifo(alone / "fifo")
     (alone / "link").symlink_to("/dev/zero")
     for name in ("fifo", "link", "nothing"):
@@ -335,7 +333,7 @@ def test_what_is_not_json_is_an_error_and_no_crash(text):
 
 
 def test_nor_where_nobody_has_imported_json():
-    """As in a real cntr: then the scanner can't make json's error."""
+    """As in a real cntr, where the scanner can't create json's error."""
     script = """
 import sys
 from cntr.engines import store

@@ -1,4 +1,4 @@
-"""500 containers are listed in 0.3 s of processor time, whatever the engine that knows them."""
+"""500 containers are listed in 0.3 s of processor time, whatever the engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cntr.engines import listing
 from testkit.engines.crowd import LAYOUTS, MANY, config, processes
 
 pytestmark = pytest.mark.slow
-SECONDS = 3.0  # a bound on what grows with the square, not a figure
+SECONDS = 3.0  # detects quadratic growth; no measurement
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def crowd(tmp_path_factory):
 
 
 class Api(http.server.BaseHTTPRequestHandler):
-    """The two requests of Docker's API."""
+    """Answers two requests of Docker's API."""
 
     crowd: dict[str, int] = {}  # noqa: RUF012
 
@@ -73,7 +73,7 @@ def test_500_containers_are_listed_in_time(tmp_path, monkeypatch, crowd, layout)
 
 
 def test_500_of_dockers_whose_pids_only_the_api_tells(monkeypatch, crowd, api):
-    """The worst case: a question for each. The engine has a thread of its own, so its own time is measured."""
+    """The worst case: one request for each. The engine runs in its own thread, whose time is measured."""
     from cntr.engines import docker
 
     for name, value in api.items():

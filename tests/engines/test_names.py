@@ -1,4 +1,4 @@
-"""Names: hostile ones, ambiguous ones, unknown ones; targets that change while they are looked up; third parties' engines."""
+"""Names: hostile, ambiguous and unknown ones; targets that change during the lookup; third-party engines."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_name_in_a_url_is_one_component():
 
 
 def test_every_engine_survives_every_name():
-    """No module raises anything but Refused for a name, whatever is on this machine."""
+    """For any name, modules raise nothing but Refused."""
     for name in HOSTILE[1:]:
         for method in ("find", "find_by_process"):
             for answer in asking.ask(list(registry.REGISTRY), name, time.monotonic() + 5, method):
@@ -102,7 +102,7 @@ def test_an_unknown_name_answers_within_a_second_and_says_who_was_asked(runc, mo
 
 
 def test_a_daemon_that_does_not_answer_is_late_on_each_python(tmp_path):
-    """Before 3.10 a socket's time-out was no TimeoutError, and a hanging daemon hid the containers of all others."""
+    """Before 3.10 a socket's timeout was no TimeoutError, and a hanging daemon hid other engines' containers."""
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
@@ -114,7 +114,7 @@ def test_a_daemon_that_does_not_answer_is_late_on_each_python(tmp_path):
 
 
 def test_a_hanging_engine_is_not_waited_for(tmp_path, monkeypatch, runc):
-    """A daemon that accepts and never answers; the other engines' containers are found meanwhile."""
+    """A daemon accepts and never answers. The other engines' containers are found nevertheless."""
     import socket
 
     with socket.socket(socket.AF_UNIX) as listener, runc.container() as container:
@@ -142,7 +142,7 @@ def test_a_name_found_twice_lists_both(monkeypatch, runc, crun):
 
 
 def test_one_process_known_to_two_engines_is_one_container(monkeypatch, podman_rootless, podman):
-    """Podman's containers are crun's or runc's too."""
+    """Podman's containers are also crun's or runc's."""
     with podman.container() as container:
         container.use(monkeypatch)
         monkeypatch.setenv("CNTR_RUNC_ROOT", f"{podman.workspace.path}/oci")
@@ -254,7 +254,7 @@ def test_restarted_is_found_anew(docker, monkeypatch):
 
 
 def test_a_stale_state_file_is_no_container(tmp_path, monkeypatch):
-    """The pid in it lives, but is another process."""
+    """The pid in it is another process now."""
     me = os.getpid()
     record = {"init_process_pid": me, "init_process_start": procfs.start_time(procfs.read(f"/proc/{me}/stat")) - 1}
     (tmp_path / "old").mkdir()
@@ -268,7 +268,7 @@ def test_a_stale_state_file_is_no_container(tmp_path, monkeypatch):
 
 
 def test_a_users_files_count_only_for_the_users_own_processes():
-    """A rootless user writes root's pid into a pid file: root would attach to the wrong process."""
+    """A rootless user may write root's pid into a pid file, and root would attach to the wrong process."""
     assert evidence.belongs_to(os.getpid(), os.geteuid())
     assert not evidence.belongs_to(os.getpid(), 4242)
     assert not evidence.belongs_to(1, 4242)
@@ -276,7 +276,7 @@ def test_a_users_files_count_only_for_the_users_own_processes():
 
 
 def test_anybody_can_listen_on_an_lxc_socket(tmp_path):
-    """A user's process on the abstract name of a container that is not there answers with a pid of its choice."""
+    """A user's process that listens on the abstract name of a missing container may answer with any pid."""
     code = (
         "import os, socket, struct, sys\n"
         "s = socket.socket(socket.AF_UNIX); s.bind('\\0/var/lib/lxc/forged/command'); s.listen(); print('up', flush=True)\n"

@@ -1,4 +1,6 @@
-"""A number: what an engine calls so goes before the process, ``pid:N`` is never in doubt; units by their exact cgroup."""
+"""Numbers: a container of that name goes before the process, ``pid:N`` is always the process; units by their exact
+cgroup.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from tests.cli.run import cntr
 
 @pytest.fixture
 def sleeper():
-    """A process of the host's: in no container."""
+    """A process of the host, in no container."""
     with subprocess.Popen(["sleep", "300"]) as process:
         yield process.pid
         process.kill()
@@ -144,7 +146,9 @@ os.execv("/bin/sleep", ["sleep", "600"])
 
 
 def test_a_unit_is_waited_for_until_it_is_its_program(monkeypatch):
-    """systemd's child makes the unit's root and namespaces first: whoever comes in between finds a root that goes away."""
+    """systemd's child first makes the unit's root and namespaces; a process that attaches meanwhile would find a root
+    that goes away.
+    """
     with subprocess.Popen(
         ["python3", "-c", STARTING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as unit:

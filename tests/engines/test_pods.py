@@ -1,4 +1,4 @@
-"""Podman's pods by name: version 5's from its database, older ones' by the podman command."""
+"""Podman's pods by name: of version 5 from its database, of older ones by the podman command."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_pod_that_does_not_run_is_said_to_be_stopped(podman_newer, monkeypatch
 
 
 def test_a_newer_podmans_store_is_not_shown_to_an_older_podman(podman_newer, monkeypatch):
-    """It would make a database of its own kind there, which the newer one then takes for its own and loses its containers."""
+    """It would create its own kind of database there, which the newer one would then use, losing its containers."""
     with podman_newer.container() as container:
         container.use(monkeypatch)
         with pytest.raises(TargetNotFound):
@@ -82,7 +82,7 @@ def test_a_newer_podmans_store_is_not_shown_to_an_older_podman(podman_newer, mon
 
 @pytest.mark.parametrize("kind", ["endless", "garbage", "short", "other"])
 def test_a_users_database_is_read_as_hostile(tmp_path, monkeypatch, kind):
-    """Root reads the databases of all users: one that computes for ever ends at the deadline, one that is none is none."""
+    """Root reads all users' databases. An endless query ends at the deadline; a file that is no database is ignored."""
     file = tmp_path / "graph/db.sql"
     file.parent.mkdir()
     (tmp_path / "conf").write_text(f'[storage]\ngraphroot = "{tmp_path}/graph"\nrunroot = "{tmp_path}/run"\n')

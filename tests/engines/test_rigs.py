@@ -1,4 +1,6 @@
-"""Each rig's each variant: the name resolves to the pid the engine itself reports, and the variant is what it says."""
+"""For each variant of each rig: the name resolves to the pid that the engine reports, and the variant is what it
+claims.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What is said of containers that are there and can't be joined, and what an engine knows of one better than its process shows."""
+"""Messages about containers that exist but can't be joined, and facts that an engine knows better than the process
+shows.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ def said(target: str) -> tuple[str, str]:
 
 @pytest.fixture
 def made(request):
-    """Containers that the test made by the command of an engine, removed at its end."""
+    """Containers made by an engine's command, removed at the end."""
     found: list[tuple[Any, str]] = []
     yield found
     for rig, name in found:
@@ -59,11 +61,11 @@ def test_dockers_created_restarting_and_ended_ones(docker: Docker, made, monkeyp
     assert f"docker logs {ended}" in hint
     message = hint = ""
 
-    def is_told() -> bool:  # between two restarts: it may also run, or be just ending
+    def is_told() -> bool:  # between two restarts; it may also be running, or ending
         nonlocal message, hint
         try:
             message, hint = said(f"docker:{restarting}")
-        except pytest.fail.Exception:  # it runs: nothing was raised
+        except pytest.fail.Exception:  # it is running, so nothing was raised
             return False
         return "ends at once" in message
 
@@ -117,7 +119,7 @@ COMMANDS = ("attach {}", "exec {} true", "inspect {}", "cp {}:/x /tmp", "run {}"
 
 @pytest.mark.parametrize("listens", [True, False])
 def test_a_daemon_that_is_down_or_hangs(tmp_path, listens):
-    """Every command says whose word is missing, and what to do; none waits for it as long as for a named one's."""
+    """Every command says which engine's answer is missing, and what to do; none waits as long as for a named engine's."""
     path = tmp_path / "docker.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -130,7 +132,7 @@ def test_a_daemon_that_is_down_or_hangs(tmp_path, listens):
             line, hint = done.stderr.splitlines()
             assert re.search(f"no such container|no running container of that name .*refused: {why}", line), line
             assert ("when it is named" if listens else "is the daemon running?") in hint
-            assert time.monotonic() - began < 5, words  # a named one has ten
+            assert time.monotonic() - began < 5, words  # a named one gets ten
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,7 @@ def test_an_address_that_is_none(host):
 
 
 def test_an_engine_that_is_not_here():
-    """It was not asked, and neither was its command, which would wait for a daemon."""
+    """It is not asked, and neither is its command, which would wait for a daemon."""
     absent = next((entry.name for entry in registry.REGISTRY if not entry.present()), "")
     if not absent:
         pytest.skip("an engine that is missing on this machine is missing")
@@ -180,7 +182,7 @@ time.sleep(300)
 
 @pytest.fixture
 def titled(tmp_path):
-    """A process that has written its title over its environment."""
+    """A process whose title overwrites its environment."""
     with subprocess.Popen(
         [sys.executable, "-c", TITLE], env={"A": "x" * 100, "B": "1"}, stdout=subprocess.PIPE
     ) as process:
@@ -218,7 +220,7 @@ def test_each_engine_knows_what_it_started(request, rig, monkeypatch):
 
 
 def test_a_process_whose_first_thread_has_ended():
-    """pthread_exit of the main thread: /proc/PID is a zombie's, its threads' directories are alive."""
+    """By pthread_exit in the main thread: /proc/PID is a zombie's, its threads' directories are not."""
     code = (
         "import ctypes, threading, time\n"
         "threading.Thread(target=lambda: (print('up', flush=True), time.sleep(300))).start()\n"

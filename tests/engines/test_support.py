@@ -1,4 +1,4 @@
-"""Each row of tests/engines/support.py, the table of docs/engines.md, is what the tests do."""
+"""Each row of tests/engines/support.py, the table in docs/engines.md, agrees with the tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Six engines at once: each container by its bare name, and one ``cntr ps`` of them all."""
+"""Six engines at once: each container by its bare name, and ``cntr ps`` with all of them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_one_table_of_them_all(request):
 
 
 def test_an_engine_that_answers_late_is_heard_while_commands_are_asked(monkeypatch):
-    """On a slow machine the deadline passes; what has been said by the time the engines' commands have ended counts."""
+    """On a slow machine the deadline may pass. Answers that arrive before the engines' commands end still count."""
     from cntr.engines import names
     from cntr.engines.answer import Answer
     from cntr.engines.container import Container

@@ -1,4 +1,4 @@
-"""cntr in a container beside those it attaches to: what it was started with decides what it sees; real Docker, cntr's one file."""
+"""cntr in a container, attaching to others: what it sees depends on how it was started. With real Docker and cntr.pyz."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from cntr.linux import syscalls
 from cntr.remote import onefile
 from tests.nest.busybox import LAST_CAPABILITY, REPOSITORY, BusyboxContainer
 
-# All cases are one daemon's, started for the first of them.
+# All cases share a daemon, which the first one starts.
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), pytest.mark.timeout(300)]
-FIVE_TEN = ["--privileged", "--pid=host", "5.10"]  # with the system calls of that kernel alone
+FIVE_TEN = ["--privileged", "--pid=host", "5.10"]  # with only that kernel's system calls
 TOOLBOX, BESIDE = ["--privileged", "--pid=host"], ["--privileged", "--pid=container:web"]
 MOTTO = "/etc/motto"  # of the busybox image
 SLIM_TOOLS = ["--tools", "image:slim:1"]
-CASES = {  # what: (docker's flags, cntr's words, status, what is said, in stdout or stderr)
+CASES = {  # case: (docker's flags, cntr's arguments, status, expected text in stdout or stderr)
     "ps": (TOOLBOX, ["ps", "--all"], 0, " web "),
     "stopped": (TOOLBOX, ["ps", "--all", "--json"], 0, '"state": "created"'),
     "attach": (TOOLBOX, ["attach", "web", "--", "cat", "/etc/toolbox", f"/var/lib/cntr{MOTTO}"], 0, "here\nslim\n"),
@@ -61,7 +61,7 @@ CASES = {  # what: (docker's flags, cntr's words, status, what is said, in stdou
         0,
         "slim\n",
     ),
-    # Who runs under a filter can't read another's.
+    # A process under a filter can't read others' filters.
     "5.10: exec": (FIVE_TEN, ["exec", "--no-seccomp", "web", "--", "/bin/cat", MOTTO], 0, "slim\n"),
     "5.10: stand-in": (FIVE_TEN, ["exec", "stopped", "--", "/bin/cat", MOTTO], 0, "slim\n"),
     "5.10: cp": (FIVE_TEN, ["cp", f"web:{MOTTO}", "/dev/stdout"], 0, "slim\n"),
@@ -80,7 +80,7 @@ CASES = {  # what: (docker's flags, cntr's words, status, what is said, in stdou
         "here\nslim\n",
     ),
     "beside, by name": (BESIDE, ["attach", "web"], 125, "hint: does cntr run in a container? It wants --pid=host ("),
-    "with pids of its own": (  # and with this machine's programs of engines, none of which runs there
+    "with pids of its own": (  # and with this machine's programs of engines, none of which is running there
         [*TOOLBOX[:1], "-e", "DOCKER_HOST="],
         ["attach", "web"],
         125,
@@ -131,7 +131,9 @@ ASK = "from cntr.linux.host import VIEW; import sys; sys.stdout.write(str(VIEW.i
 
 
 def test_the_root_of_a_containers_init_is_not_taken_for_the_hosts(tmp_path):
-    """docker run --pid=container:web: that container may be privileged, and this process an orphan of its init's."""
+    """docker run --pid=container:web: that container may be privileged, and this process may have been reparented to
+    its init.
+    """
     with BusyboxContainer("init", capabilities=(1 << LAST_CAPABILITY + 1) - 1) as container:
         for orphan in (False, True):
             answer = tmp_path / f"answer-{orphan}"
@@ -162,14 +164,14 @@ def test_the_root_of_a_containers_init_is_not_taken_for_the_hosts(tmp_path):
 
 
 def test_on_the_host_itself_nothing_is_changed():
-    """And a private mount namespace of the same root is no toolbox."""
+    """A private mount namespace with the same root is no toolbox."""
     for prefix in ([], ["unshare", "-m"]):
         done = subprocess.run([*prefix, sys.executable, "-c", ASK], capture_output=True, text=True, check=True)
         assert done.stdout == "False"
 
 
 def test_modules_come_from_the_toolbox_while_the_root_is_the_hosts(tmp_path: pathlib.Path):
-    """Whatever is imported for the first time then; and the way back leads to the same working directory."""
+    """Also those first imported then; afterwards the working directory is the same."""
     fake = tmp_path / "json.py"
     fake.write_text("raise SystemExit('the host is imported')")
     code = f"""

@@ -1,7 +1,7 @@
 """``python -m tests.engines.toolbox PYZ SCRIPT``: a Docker daemon, containers, and cntr's one file in toolbox containers beside them.
 
-The host here is a pid namespace whose first process this is, since a toolbox looks where pid 1 has its root: on a machine whose real pid 1
-may do more than its root, nobody may look there. Prints a list of [name, status, stdout, stderr] as JSON.
+The host here is a pid namespace with this process as pid 1, since a toolbox uses pid 1's root, and that of the real pid
+1 may be inaccessible. Prints a list of [name, status, stdout, stderr] as JSON.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from cntr.linux import syscalls
 from testkit.engines.rigs_cli import Docker
 from tests.nest import filtered
 
-# A root that has a python3: busybox, and this machine's /usr to read.
-# What --privileged is on a machine whose root lacks a capability.
+# A root with python3: busybox, and this machine's /usr read-only.
+# What --privileged means if this machine's root lacks a capability.
 LESS = ["--device", "/dev/fuse"]
 LESS += [
     word for name in capability_names(syscalls.permitted_capabilities() & (1 << 38) - 1) for word in ("--cap-add", name)
@@ -30,7 +30,7 @@ USR = ["-v", "/usr:/usr:ro", "-v", "/etc/ld.so.cache:/etc/ld.so.cache:ro"]
 
 
 def image(docker: Docker) -> None:
-    """toolbox:1: the busybox image with /lib, /lib64 and /bin of this machine."""
+    """Build toolbox:1, the busybox image with /lib, /lib64 and /bin of this machine."""
     root = f"{docker.workspace.path}/image-slim"
     subprocess.run(["cp", "-a", root, f"{root}-toolbox"], check=True)
     for name in ("lib", "lib64"):
@@ -53,7 +53,9 @@ os.execv(sys.executable, [sys.executable, "-IS", "/cntr.pyz", *sys.argv[2:]])
 
 
 def run(docker: Docker, pyz: str, flags: list[str], words: list[str]) -> tuple[int, str, str]:
-    """cntr WORDS in a new toolbox container with FLAGS, of which a kernel's version means its system calls (tests.nest.filtered)."""
+    """Run cntr WORDS in a new toolbox container with FLAGS. A kernel version among FLAGS limits the system calls
+    (tests.nest.filtered).
+    """
     older = [flag for flag in flags if flag in filtered.FIRST_MISSING]
     cntr = ["-c", OLDER, filtered.program(older[0]).hex()] if older else ["/cntr.pyz"]
     flags = [flag for flag in flags if flag not in older]
@@ -78,7 +80,6 @@ def run(docker: Docker, pyz: str, flags: list[str], words: list[str]) -> tuple[i
 
 
 def main() -> None:
-    """See the module."""
     pyz, cases = sys.argv[1], json.loads(sys.argv[2])
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
     try:
