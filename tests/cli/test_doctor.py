@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -43,13 +42,17 @@ def test_each_feature_has_a_row_and_what_is_missing_a_fix():
 
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="not installed: strace (apt-get install)")
-def test_idmapped_mounts_are_tried_and_not_left():
-    mounts = pathlib.Path("/proc/self/mountinfo").read_text()
-    command = ["strace", "-f", "-e", "trace=mount_setattr,move_mount", *CNTR, "doctor", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def test_idmapped_mounts_are_tried_and_not_left(tmp_path):
+    """In a mount namespace of its own, since other tests mount things meanwhile (and rmdir(2) unmounts everywhere)."""
+    script = 'cat /proc/self/mountinfo >"$0/before" && "$@" && cat /proc/self/mountinfo >"$0/after"'
+    words = ["unshare", "-m", "sh", "-c", script, str(tmp_path)]
+    words += ["strace", "-f", "-e", "trace=mount_setattr,move_mount", *CNTR, "doctor", "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert "MOUNT_ATTR_IDMAP" in done.stderr or "0x100000" in done.stderr, done.stderr[-2000:]
     assert "move_mount" not in done.stderr
-    assert pathlib.Path("/proc/self/mountinfo").read_text() == mounts
+    assert done.returncode == 0, done.stderr[-2000:]
+    before, after = (set((tmp_path / name).read_text().splitlines()) for name in ("before", "after"))
+    assert after - before == set()
     (row,) = [row for row in json.loads(done.stdout) if row["feature"] == "idmapped mounts"]
     assert row["state"] in ("yes", "no")
 
