@@ -1,1 +1,1 @@
-"""Attacks on a session, each run for real: what a hostile container, or another user of the machine, would try."""
+"""Real attacks on a session, as a hostile container or another user of the machine would try them."""

@@ -1,4 +1,4 @@
-"""What the attacks share as fixtures."""
+"""Fixtures for the attacks."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def canary(accomplice: str) -> Iterator[kit.Canary]:
 
 @pytest.fixture(params=kit.TRANSPORTS)
 def transport(request: pytest.FixtureRequest) -> str:
-    """Both ways of bringing the tools in."""
+    """Both transports."""
     return request.param
 
 
 @pytest.fixture
 def place() -> Iterator[pathlib.Path]:
-    """A directory that containers of any user can be made in: the way to pytest's own is closed to others."""
+    """A directory for containers of any user, as others can't reach pytest's own."""
     with tempfile.TemporaryDirectory(prefix="cntr-attacks-") as directory:
         os.chmod(directory, 0o755)
         yield pathlib.Path(directory)

@@ -1,7 +1,7 @@
-"""What the attacks share: a hostile container, the host's secrets, and how to tell that one was had.
+"""What the attacks share: a hostile container, the host's secrets, and proofs that one was read.
 
-An attack is real when its proof can be had: every secret here is shown to be there for whoever stands on the host (``Canary.check``), and a
-check that a proof was *not* had goes with a control in which it is (a tool that does obey the variable, a mutated cntr that lets it through).
+Every secret can be read on the host (``Canary.check``), and every check that one was *not* read has a control in which
+it is (a tool that obeys the variable, a mutated cntr).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LIMIT_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Canary:
-    """Files of the host that no session may hand out. Each holds ``secret`` and what kind of file it is.
+    """Files of the host that no session may reveal. Each holds ``secret`` and what kind of file it is.
 
     directory: of the host's root file system, open to all; path: root's alone (0600), beside it ``.public`` (0644, to be written to),
     ``.group`` (0640, shadow's), ``.user`` (0600, uid 1000's), a directory ``.open`` that every user may write to, and ``proof``, root's program.
@@ -44,11 +44,11 @@ class Canary:
         return f"{self.path}.{kind}"
 
     def check(self) -> None:
-        """The proof can be had: by root, outside."""
+        """Assert that root on the host can read the secrets."""
         assert self.secret in pathlib.Path(self.path).read_text()
 
     def untouched(self) -> None:
-        """Nothing was written to the host."""
+        """Assert that nothing was written to the host."""
         assert pathlib.Path(self.file("public")).read_text() == f"{self.secret} public\n"
         assert os.listdir(self.file("open")) == []
         assert sorted(os.listdir(self.directory)) == sorted(
@@ -58,7 +58,7 @@ class Canary:
 
 @contextmanager
 def canary(accomplice: str, place: str = "/opt") -> Iterator[Canary]:
-    """Lay the secrets out below PLACE; gone with the block."""
+    """Create the secrets below PLACE for the block."""
     directory = pathlib.Path(place, f"cntr-attacks-{os.getpid()}-{secrets.token_hex(4)}")
     directory.mkdir(mode=0o755)
     try:
@@ -84,22 +84,22 @@ def canary(accomplice: str, place: str = "/opt") -> Iterator[Canary]:
 
 
 class Hostile(BusyboxContainer):
-    """A container whose first process is the accomplice's, or any program of its own; made in a directory of the test's."""
+    """A container whose first process is the accomplice or another program, in a directory of the test's."""
 
     @property
     def loot(self) -> list[str]:
-        """What the accomplice found, each once."""
+        """The accomplice's findings, each once."""
         try:
             return sorted(set((self.root / "loot").read_text(errors="replace").splitlines()) - {"ready"})
         except FileNotFoundError:
             return []
 
     def proofs(self, secret: str) -> list[str]:
-        """The lines that hold a secret of the host, or tell of something done to it."""
+        """The lines with a secret of the host, or about a change to it."""
         return [line for line in self.loot if secret in line or line.startswith(("canary", "written", PROOF))]
 
     def write(self, path: str, text: str | bytes, mode: int = 0o755) -> pathlib.Path:
-        """A file in its root, as an image would bring it."""
+        """Write a file in its root, as if it came with the image."""
         file = self.root / path.lstrip("/")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(text.encode() if isinstance(text, str) else text)
@@ -107,14 +107,14 @@ class Hostile(BusyboxContainer):
         return file
 
     def inside(self, path: str) -> pathlib.Path:
-        """PATH as the running container has it, its own mounts (/dev, tmpfs) included."""
+        """PATH as the running container sees it, with its mounts (/dev, tmpfs)."""
         return pathlib.Path(f"/proc/{self.pid}/root/{path.lstrip('/')}")
 
 
 def hostile(
     tmp_path: pathlib.Path, accomplice: str, *argv: str, root: pathlib.Path | None = None, **more: object
 ) -> Hostile:
-    """A container to be entered with ``with``; argv: of the accomplice as its first process, none for one that only waits."""
+    """A container for ``with``. argv: the accomplice's, as the first process; empty: it only waits."""
     root = root or tmp_path / "root"
     root.mkdir(exist_ok=True)
     loot = root / "loot"
@@ -131,24 +131,26 @@ def hostile(
 
 
 def each(values: Sequence[object], few: int = 2) -> list[tuple[str, object]]:
-    """(transport, value) pairs: all VALUES on the mount transport, the first FEW on the other, where the same code meets them."""
+    """(transport, value) pairs: all VALUES on the mount transport, the first FEW on the other, which runs the same
+    code.
+    """
     return [("mount", value) for value in values] + [("fuse", value) for value in list(values)[:few]]
 
 
 def await_ready(container: BusyboxContainer) -> None:
-    """Until the accomplice looks."""
+    """Wait until the accomplice is looking."""
     wait_until(lambda: "ready\n" in (container.root / "loot").read_text(errors="replace"), "the accomplice is ready")
 
 
 def attach(
     container: BusyboxContainer, transport: str, *flags: str, command: Sequence[str] = ("true",), **more: object
 ):
-    """``cntr attach`` with a transport."""
+    """Run ``cntr attach`` with a transport."""
     return run("attach", str(container.pid), "--transport", transport, *flags, "--", *command, **more)  # type: ignore[arg-type]
 
 
 def in_session(container: BusyboxContainer, transport: str, script: str, *flags: str, **more: object) -> str:
-    """What a bash of the tools' prints in a session, both streams; whatever its status."""
+    """The output of the tools' bash in a session, both streams, whatever its status."""
     done = attach(container, transport, *flags, command=["/bin/bash", "-c", script], **more)
     assert "Traceback" not in done.stderr, done.stderr
     assert done.returncode not in (125, 126, 127), done
@@ -165,7 +167,7 @@ def need(*commands: str) -> None:
 
 
 def compiled(directory: pathlib.Path) -> str:
-    """The accomplice, static: it runs in any container."""
+    """The accomplice, static, so that it runs in any container."""
     need("gcc")
     program = str(directory / "accomplice")
     source = str(pathlib.Path(__file__).with_name("accomplice.c"))

@@ -1,4 +1,6 @@
-"""A FUSE server of the container's that reads every request and answers none but the first ones: who waits for it hears no signal."""
+"""A container's FUSE server that reads every request and answers only the first ones: a process that waits for it gets
+no signal.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ _SIZE = 1 << 20
 
 
 def born() -> int:
-    """fork(2) as a container's init does before it is one: the child has nothing of the test's open, and ends with its parent."""
+    """Fork a child without the test's open files that ends with its parent."""
     pid = os.fork()
     if pid == 0:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)

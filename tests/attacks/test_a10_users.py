@@ -1,4 +1,6 @@
-"""A10: --user. A number is a number (CVE-2016-3697), and groups of the container's file give no right on the tools' tree."""
+"""A10: --user. A number is a number (CVE-2016-3697), and groups in the container's file give no rights on the tools'
+tree.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,7 @@ def test_no_other_spelling_is_a_number(accomplice, canary, place, kind):
     wanted, passwd = REFUSED[kind]
     with kit.hostile(place, accomplice, files={"/etc/passwd": passwd}) as container:
         done = run(verb, str(container.pid), f"--user={wanted}", "--", "sh", "-c", "id -u")
-        if done.returncode == 0:  # a name may be what it says: never root by a detour
+        if done.returncode == 0:  # a name may be one in the file, but must not lead to root
             assert done.stdout.strip() == "1000", done
             return
         assert done.returncode == 125, done

@@ -34,7 +34,7 @@ class Screen:
         termios.tcsetattr(self.slave, termios.TCSANOW, mode)
 
     def typed(self) -> bytes:
-        """What lies in the terminal's input, for the user's shell to read next."""
+        """The terminal's pending input, which the user's shell would read next."""
         found = b""
         while select.select([self.slave], [], [], 0.2)[0]:
             found += os.read(self.slave, 4096)
@@ -212,7 +212,7 @@ def test_a_handle_as_stdin(accomplice, canary, place, flags):
 
 
 def test_a_host_socket_as_stdin_is_what_was_given(accomplice, canary, place):
-    """The control of the above: a pipe given is a pipe had, and works."""
+    """Control: a pipe that is given works."""
     with kit.hostile(place, accomplice) as container:
         assert container.exec("--", "cat", input="through\n").stdout == "through\n"
 

@@ -1,7 +1,7 @@
-"""A1: names of the container's that are resolved while fds of the host are open (CVE-2024-21626, CVE-2019-5736).
+"""A1: the container's names are resolved while fds of the host are open (CVE-2024-21626, CVE-2019-5736).
 
-A link of the container's to /proc/self/fd/N/../.. leads to the host's tree as long as N is a directory of the host's. Every number is
-tried in one run: execve(2) goes along PATH, one directory a number.
+A link to /proc/self/fd/N/../.. leads to the host's tree if N is a directory of the host. One run tries every number:
+PATH has a directory for each.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def expect_nothing(container: kit.Hostile, canary: kit.Canary, *dones: subproces
 
 
 def test_control_an_open_directory_is_the_way_out(accomplice, canary, place):
-    """The links do lead to the host for a program that keeps a directory of the host's open in the container."""
+    """The links do lead to the host if a program in the container has a directory of the host open."""
     paths = links(PREFIXES["self"], str(canary.directory))
     with kit.hostile(place, accomplice, links=paths) as container:
         done = subprocess.run(
@@ -83,7 +83,7 @@ def test_exec_of_a_program_through_an_open_descriptor(accomplice, canary, place,
 
 
 def test_exec_of_a_program_through_a_directory_of_the_hosts_proc(accomplice, canary, place):
-    """From a directory of the host's /proc there is a way by PID/root, for who may look."""
+    """From a directory of the host's /proc, PID/root is a way out."""
     paths = {
         f"/p{n}x{i}": f"/proc/self/fd/{n}/{way}{canary.directory}"
         for n in NUMBERS
@@ -94,7 +94,7 @@ def test_exec_of_a_program_through_a_directory_of_the_hosts_proc(accomplice, can
 
 
 def test_exec_of_a_script_whose_interpreter_is_behind_a_descriptor(accomplice, canary, place):
-    """#! chains are followed by the kernel, with all that is open at the execve(2)."""
+    """The kernel follows #! chains with the fds that are open at the execve(2)."""
     with kit.hostile(place, accomplice, environment=along([f"/p{n}" for n in NUMBERS])) as container:
         for number in NUMBERS:
             # A #! line holds 255 bytes.
@@ -109,7 +109,9 @@ def test_exec_of_a_script_whose_interpreter_is_behind_a_descriptor(accomplice, c
 
 @pytest.mark.parametrize("verb", ["exec", "attach"])
 def test_a_working_directory_that_is_a_descriptor(accomplice, canary, place, verb):
-    """CVE-2024-21626 itself: -w (or an image's WORKDIR) leads to an open directory, and the program finds itself in the host's tree."""
+    """CVE-2024-21626 itself: -w (or an image's WORKDIR) leads to an open directory, and the program starts in the
+    host's tree.
+    """
     up = UP.lstrip("/")
     with kit.hostile(place, accomplice) as container:
         for number in range(3, 24):
@@ -121,7 +123,7 @@ def test_a_working_directory_that_is_a_descriptor(accomplice, canary, place, ver
 
 
 def test_a_working_directory_that_is_moved_out_of_the_root(accomplice, canary, place):
-    """The directory is the container's when it is opened, and lies outside of its root a moment later: .. must not lead up."""
+    """The directory is in the container when it is opened, and outside its root a moment later; .. must not lead up."""
     with kit.hostile(place, accomplice) as container:
         (container.root / "in").mkdir()
         done = run("exec", str(container.pid), "-w", "/in", "--", "sh", "-c", f"cat {UP.lstrip('/')}{canary.path}; pwd")
@@ -132,7 +134,7 @@ def test_a_working_directory_that_is_moved_out_of_the_root(accomplice, canary, p
 @pytest.mark.parametrize("kind", ["container", "directory"])
 @pytest.mark.parametrize("target", ["path", "shebang", "shell"])
 def test_tools_of_another_container_through_a_descriptor(accomplice, canary, place, kind, target):
-    """The tools' tree is foreign where it is another container's: its links are followed by the same execve(2)."""
+    """Another container's tree of tools is hostile too: the same execve(2) follows its links."""
     tools_root = place / "tools"
     paths = links(PREFIXES["self"], str(canary.directory))
     with (
@@ -158,7 +160,7 @@ def test_tools_of_another_container_through_a_descriptor(accomplice, canary, pla
 
 
 def test_magic_links_as_the_program(accomplice, canary, place):
-    """/proc/self/exe, cwd and root of the process about to be the container's: none leads to a program of the host's."""
+    """/proc/self/exe, cwd and root of the process that becomes the container's program lead to no program of the host."""
     ways = [
         "/proc/self/exe",
         "/proc/thread-self/exe",
@@ -173,7 +175,7 @@ def test_magic_links_as_the_program(accomplice, canary, place):
 
 
 def test_what_the_program_of_exec_holds(accomplice, canary, place):
-    """0, 1, 2 and no more."""
+    """Only 0, 1 and 2."""
     with kit.hostile(place, accomplice) as container:
         names = container.exec("--", "sh", "-c", "ls /proc/self/fd; readlink /proc/self/fd/*").stdout.split()
         assert [name for name in names if name.isdecimal()] == ["0", "1", "2", "3"], names  # 3 is ls's own directory

@@ -1,4 +1,4 @@
-"""A3: the container's /dev is the container's to change, before a session and while it runs; the session's devices are its own.
+"""A3: the container can change its /dev before and during a session; the session's devices are its own.
 
 Root in a container may replace any entry (CAP_MKNOD is in Docker's default set, renaming needs nothing). What a shell or a tool takes for the null
 device, the terminal or the random source must be that.
@@ -25,7 +25,7 @@ DEVICES = {"null": "1:3", "zero": "1:5", "full": "1:7", "random": "1:8", "urando
 
 
 def replace(container: kit.Hostile, name: str, what: str) -> pathlib.Path:
-    """Put something else at /dev/NAME of the running container."""
+    """Replace /dev/NAME of the running container."""
     path = container.inside(f"/dev/{name}")
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         path.unlink()
@@ -94,7 +94,7 @@ def test_a_device_replaced_while_the_session_runs(accomplice, canary, place, tra
 
 
 def test_process_substitution_runs_nothing_of_the_containers(accomplice, canary, place, transport):
-    """bash's <(…) opens /dev/fd/N: with a directory there, whatever lies in it."""
+    """bash's <(…) opens /dev/fd/N, which would be a file if /dev/fd is a directory."""
     with kit.hostile(place, accomplice) as container:
         container.inside("/dev/fd").mkdir()
         for number in (3, 4, 62, 63):

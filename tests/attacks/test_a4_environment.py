@@ -1,4 +1,4 @@
-"""A4: variables of the container's, which tools of ours would obey.
+"""A4: the container's variables, which our tools would obey.
 
 Each row is a tool that really obeys its variable: shown first outside, where the trap springs. In a session beside a container that has the
 variable it must not. No list of names is behind this: ``test_no_variable_of_the_containers_comes_in`` asks for names that nobody knows.
@@ -151,7 +151,7 @@ def library(tmp_path_factory) -> str:
 
 
 def obeyed_outside(name: str, directory: pathlib.Path, library: str) -> bool:
-    """Whether the tool springs the trap where nothing protects it."""
+    """Whether the tool runs the trap without protection."""
     variable, value, command = ROWS[name]
     mark = directory / "mark"
     mark.touch()
@@ -207,7 +207,7 @@ def test_all_of_them_at_once(accomplice, canary, place, transport, library):
 
 
 def test_no_variable_of_the_containers_comes_in(accomplice, canary, place, transport):
-    """Not by a list of bad names: names that no list has, lower case, locale and terminal, proxy, cntr's own, all stay out."""
+    """Whatever the name: unknown ones, lower case, locale and terminal, proxy, cntr's own."""
     token = secrets.token_hex(8)
     names = [f"X{secrets.token_hex(4).upper()}" for _ in range(20)]
     names += "http_proxy HTTPS_PROXY LC_ALL LANG LANGUAGE LC_MESSAGES TZ DISPLAY COLUMNS LINES TMOUT HISTSIZE COLORTERM EDITOR USER MAIL".split()

@@ -1,4 +1,4 @@
-"""A5: a user namespace that the container makes inside: whoever owns it has every capability over a session in it.
+"""A5: a user namespace made in the container: its owner has every capability over a session in it.
 
 And the containers that have one from the start: root there is an ordinary user of the host, and a session must not be more.
 """
@@ -19,7 +19,7 @@ from tests.nest.busybox import one_line_and_hint, run
 
 
 def visits(container: kit.Hostile, transport: str, *flags: str, rounds: int = 3) -> list[str]:
-    """Sessions that live long enough to be looked at; what they said on stderr."""
+    """Run sessions that last long enough to be inspected; return their stderr."""
     said = []
     for _ in range(rounds):
         done = kit.attach(container, transport, *flags, command=["sh", "-c", "sleep 0.15"])
@@ -30,7 +30,7 @@ def visits(container: kit.Hostile, transport: str, *flags: str, rounds: int = 3)
 
 @pytest.mark.parametrize("uid", [0, 1000])
 def test_the_owner_of_an_inner_namespace_hunts(accomplice, canary, place, transport, uid):
-    """pid 1 goes into a namespace of its own making and gives CAP_SYS_PTRACE up; a sibling outside owns that namespace."""
+    """pid 1 enters a namespace that it has made and drops CAP_SYS_PTRACE; a sibling outside owns that namespace."""
     with kit.hostile(place, accomplice, "inner", canary.path, uid=uid) as container:
         kit.await_ready(container)
         if any("no user namespace" in line for line in container.loot):
@@ -40,7 +40,7 @@ def test_the_owner_of_an_inner_namespace_hunts(accomplice, canary, place, transp
 
 
 def test_exec_into_an_inner_namespace(accomplice, canary, place):
-    """The accomplice has every capability over it: what it finds is its own container, whichever way."""
+    """The accomplice has every capability over it, and only finds its own container."""
     with kit.hostile(place, accomplice, "inner", canary.path) as container:
         kit.await_ready(container)
         done = run("exec", str(container.pid), "--", "sh", "-c", "sleep 0.2")
@@ -66,7 +66,7 @@ def test_hunters_of_a_container_with_one(accomplice, canary, place, transport):
 
 
 def test_cap_sys_admin_inside(accomplice, canary, place, transport):
-    """With its mount capability a session, or whoever takes it over, unmounts what covers the host: nothing must be below."""
+    """With CAP_SYS_ADMIN a session, or who takes it over, can unmount covers: nothing of the host may be below them."""
     with kit.remapped(place, accomplice, capabilities=(1 << 41) - 1) as container:
         script = (
             "for m in $(cut -d' ' -f5 /proc/self/mountinfo | sort -r); do umount -l $m 2>/dev/null; done; "
@@ -122,7 +122,7 @@ from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))
 
 @pytest.mark.parametrize("verb", ["attach", "exec"])
 def test_a_process_that_goes_into_one_while_it_is_looked_at(accomplice, canary, place, verb):
-    """In one of its own making it has all capabilities: they would be the session's in the one that was opened before."""
+    """In its own it has all capabilities, which the session must not get in the one opened before."""
 
     def worker() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})

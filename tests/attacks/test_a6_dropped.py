@@ -1,6 +1,6 @@
-"""A6: tools that give capabilities up. What a tool does to itself must not open the door, or there is nothing behind it.
+"""A6: tools that drop capabilities must not let the container in, or it must find nothing.
 
-The accomplice has exactly the capabilities of Docker's default, and hunts in the uids that a tool could change to.
+The accomplice has Docker's default capabilities, and attacks with every uid that a tool could change to.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ TOOLS = {
 
 @pytest.fixture
 def hunted(accomplice, canary, place):
-    """A container whose first process hunts in the roles that a tool could change to."""
+    """A container whose first process attacks with the uids that a tool could change to."""
     argv = ("hunt", "lt", canary.path, canary.secret, "same", "1000", "1000+", "65534", "65534+")
     with kit.hostile(place, accomplice, *argv) as container:
         kit.await_ready(container)
@@ -59,7 +59,7 @@ GROUPS = [list(TOOLS)[start : start + 4] for start in range(0, len(TOOLS), 4)]
 
 @pytest.mark.parametrize("names", GROUPS, ids=["-".join(name.replace(" ", "_") for name in names) for names in GROUPS])
 def test_tools_that_give_up(hunted, canary, names):
-    """A few at once: each lives long enough to be looked at, and the accomplice looks all the time."""
+    """A few at once, each long enough to be inspected."""
     script = " & ".join(f"({TOOLS[name]}) </dev/null" for name in names)
     kit.attach(hunted, "mount", command=["/bin/bash", "-c", f"{script}; wait"], timeout=40)
     assert hunted.proofs(canary.secret) == []
@@ -83,7 +83,7 @@ def test_a_session_of_another_user(hunted, canary, transport, user):
 
 
 def test_a_set_id_program_of_the_tools(accomplice, canary, place, transport):
-    """With the bits of a set-id program the kernel takes capabilities away, too; the session sees none of these bits at work."""
+    """A set-id program also changes capabilities; in a session these bits have no effect."""
     with kit.hostile(place, accomplice, uid=1000) as container:
         shown = kit.in_session(
             container,

@@ -1,7 +1,7 @@
 """A7: nothing is imported, decoded or looked up where the container's files are: in every command, error paths included.
 
-A container has a poisoned file wherever the host's Python and C library could look. What springs leaves a mark. strace(1) shows besides that
-no such file is even opened after the first entry into a mount namespace.
+A container has a poisoned file wherever the host's Python and C library could look, which leaves a mark when it is
+loaded. strace(1) also shows that no such file is opened after the first entry into a mount namespace.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ODD_NAME = "n\udcff\udcfe\u20ac\U0001f600\x1b[31m"
 
 
 def poison(container: kit.Hostile) -> None:
-    """At every path that Python, the C library or their data could be looked for."""
+    """Put poison wherever Python, the C library or their data could be searched."""
     library = pathlib.Path(os.__file__).parent
     package = pathlib.Path(REPOSITORY, "cntr")
     paths = {
@@ -141,7 +141,7 @@ def run_in(container: kit.Hostile, words: list[str], out: pathlib.Path, prefix: 
 
 
 OPENED = re.compile(r'^(\d+) +(?:open|openat|execve|access)\((?:AT_FDCWD, )?"(/[^"]*)"(?!.*O_PATH).*')
-# What a session may open in foreign hands is known by name; what may never be is a module, a library or their data.
+# What a session may open there is known by name; modules, libraries and their data never are.
 FOREIGN = re.compile(
     r"\.py[co]?$|\.so(\.|$)|gconv|locale|nsswitch|ld\.so|encodings|site-packages|/evil|__pycache__|zoneinfo"
 )
@@ -158,7 +158,7 @@ def foreign_opens(log: pathlib.Path) -> list[str]:
             parents[child[1]] = pid
             entered.add(child[1])
         if "execve(" in line and " = 0" in line:
-            entered.discard(pid)  # from here on it is the command
+            entered.discard(pid)  # from here on, it is the command
         if pid in entered and (match := OPENED.match(line)) and FOREIGN.search(match[2]):
             found.append(line)
     return found
@@ -191,7 +191,7 @@ def test_no_locale_of_the_callers_is_looked_for_there(poisoned, canary, place, l
 
 
 def test_control_a_poisoned_module_springs(accomplice, canary, place):
-    """A Python that imports in the container's root runs what lies there (CVE-2019-14271)."""
+    """A Python that imports in the container's root runs its modules (CVE-2019-14271)."""
     with kit.hostile(place, accomplice) as container:
         poison(container)
         code = (
@@ -208,5 +208,5 @@ def test_control_a_poisoned_module_springs(accomplice, canary, place):
 
 
 def test_the_table_holds_what_python_has(poisoned):
-    """The poison lies where this Python's codecs are: a test that poisons nothing proves nothing."""
+    """The poison covers this Python's codecs."""
     assert (poisoned.root / encodings.__file__.lstrip("/")).read_text().startswith("open('/loot'")

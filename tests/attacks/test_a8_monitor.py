@@ -1,4 +1,4 @@
-"""A8: the processes that hold a session together. None of them may be reached, seen with the host's rights, or outlive the session.
+"""A8: the processes of a session. None may be reached, seen with the host's rights, or outlive the session.
 
 The container stops, kills, aborts and traces every process that it sees and did not start. A session may end by that, of course: with one
 message, at once, and with nothing left that still stands in the tools' tree.
@@ -38,7 +38,7 @@ def launch(container: kit.Hostile, transport: str, *command: str, flags: tuple[s
 
 
 def no_session_left(container: kit.Hostile) -> None:
-    """No process of a session stands anywhere but in the container's own mount namespace."""
+    """Assert that every process left is in the container's own mount namespace."""
     own = os.stat(f"/proc/{container.pid}/ns/mnt").st_ino
     here = os.stat("/proc/self/ns/mnt").st_ino
 
@@ -74,7 +74,7 @@ def test_everything_visible_is_stopped_or_killed(accomplice, canary, place, tran
         )
         try:
             wait_until(lambda: container.loot or process.poll() is not None, "the accomplice met it")
-            time.sleep(0.3)  # let it act on whoever came after
+            time.sleep(0.3)  # let it act on later processes
             if process.poll() is None and deed == "s":
                 process.kill()  # a stopped command hears nothing, and its user has to do without cntr
             elif process.poll() is None:

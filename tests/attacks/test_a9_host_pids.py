@@ -1,4 +1,6 @@
-"""A9: a container in the host's pid namespace (docker run --pid host): its session sees the host's processes and must be no match for them."""
+"""A9: a container in the host's pid namespace (docker run --pid host): its session sees the host's processes and must
+not get at them.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ WAYS = {
 
 @pytest.fixture
 def victim(canary):
-    """A process of the host's root with a secret in its environment, and one open at fd 9."""
+    """A process of the host's root with a secret in its environment and another in fd 9."""
     code = "import os,sys,time; os.dup2(os.open(sys.argv[1], 0), 9); print('ready', flush=True); sys.stdin.read()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, canary.path],
@@ -82,7 +84,7 @@ def test_no_capability_is_added(accomplice, canary, place, transport):
 
 @pytest.mark.parametrize("user", ["0", "1000"])
 def test_hunters_in_the_hosts_pid_namespace(accomplice, canary, place, transport, user):
-    """The container's root looks at the session, which has no capability more than it: behind the doors is nothing of worth."""
+    """The container's root inspects the session, which has no more capabilities, and finds nothing of value."""
     with kit.hostile(
         place, accomplice, "hunt", "lt", canary.path, canary.secret, "same", "1000+", namespaces=SHARED
     ) as container:
@@ -92,7 +94,7 @@ def test_hunters_in_the_hosts_pid_namespace(accomplice, canary, place, transport
             process = launch(container, transport, "sh", "-c", "sleep 0.2", flags=("--user", user))
             own.add(str(process.pid))
             process.communicate(timeout=20)
-        # Other tests' processes are seen too, which may be anything: ours are below our cntr.
+        # Other tests' processes are visible too; ours are descendants of our cntr.
         ours = [line for line in container.proofs(canary.secret) if own & set(line.replace("<", " ").split())]
         assert ours == []
         if container.proofs(canary.secret):
@@ -109,7 +111,7 @@ os.kill(os.getpid(), 9)
 
 
 def test_the_process_behind_an_id_map_ends_by_itself():
-    """It waits in a user namespace of its own, and cntr may be killed within the tenth of a millisecond in which it is needed."""
+    """It waits in its own user namespace, and cntr may be killed during the tenth of a millisecond that it is needed."""
     done = subprocess.run(
         [sys.executable, "-c", IDLER], env={**os.environ, "PYTHONPATH": REPOSITORY}, stdout=subprocess.PIPE, text=True
     )

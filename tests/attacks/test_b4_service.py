@@ -22,7 +22,7 @@ NAMES = re.compile(r"@?(cntr-[0-9a-f]{8,})")
 
 
 def sockets_of(pid: int | str) -> list[str]:
-    """The unix sockets with a name that a network namespace shows."""
+    """The named unix sockets in a network namespace."""
     return [
         line.split()[7]
         for line in pathlib.Path(f"/proc/{pid}/net/unix").read_text().splitlines()[1:]
@@ -31,7 +31,7 @@ def sockets_of(pid: int | str) -> list[str]:
 
 
 def in_net_of(pid: int, act):
-    """Run ACT in a thread that stands in PID's network namespace; its result."""
+    """Run ACT in a thread in PID's network namespace; return its result."""
     from cntr.linux import syscalls
 
     result: list[object] = []
@@ -70,7 +70,7 @@ def test_the_host_shows_no_socket_to_other_users(accomplice, canary, place, tran
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_flood_delays_nobody(accomplice, canary, place, shared):
-    """Whatever name it listens on: connections that say nothing, of the container's processes."""
+    """Connections of the container's processes that send nothing, to any name."""
     from cntr.linux import syscalls
     from testkit.container import NAMESPACES
 
@@ -101,7 +101,7 @@ def test_a_flood_delays_nobody(accomplice, canary, place, shared):
 
 
 def test_a_slow_client_delays_nobody(accomplice, canary, place):
-    """One `cntr exec` in the session that is stopped with its question half asked, or its answers unread."""
+    """A `cntr exec` in the session is stopped in the middle of its request, or before it reads answers."""
     with kit.hostile(place, accomplice) as container, session(str(container.pid)) as shell:
         ask(
             shell,
@@ -116,7 +116,7 @@ def test_a_slow_client_delays_nobody(accomplice, canary, place):
 
 
 def test_a_spoofed_service_gets_nothing(accomplice, canary, place):
-    """Who answers is checked, too: a name in the environment that leads to a socket of the container's."""
+    """The server is checked too: a variable may lead to a socket of the container."""
     import subprocess
 
     with kit.hostile(place, accomplice) as container:
@@ -155,7 +155,7 @@ def test_no_fd_of_the_supervisor_reaches_the_program(accomplice, canary, place):
 
 
 def test_what_the_program_asks_for_runs_as_the_container(accomplice, canary, place):
-    """Words that look like options, variables that steer the host's Python: the question is data."""
+    """Arguments that look like options and variables for the host's Python are mere data."""
     with kit.hostile(place, accomplice) as container:
         for words in (
             "-e PYTHONSTARTUP=/x -e LD_PRELOAD=/x -- sh -c 'cat " + canary.path + "'",

@@ -1,4 +1,6 @@
-"""B5: what the container's own /proc tells of a session: mounts, command lines, environments. And what B6 calls values that stop every attach."""
+"""B5: what the container's /proc shows of a session: mounts, command lines, environments. B6: values that would stop
+every attach.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ def texts(container: kit.Hostile, kinds: tuple[str, ...]) -> list[str]:
 
 @pytest.mark.parametrize("uid", [0, 1000])
 def test_values_given_on_the_command_line(accomplice, canary, place, transport, uid):
-    """-e TOKEN=…, --reason, a path: cntr's own words are in no command line or environment that the container can read."""
+    """-e TOKEN=…, --reason, a path: cntr's arguments are in no command line or environment that the container can read."""
     with kit.hostile(place, accomplice, "hunt", "m", canary.path, canary.secret, "same", uid=uid) as container:
         kit.await_ready(container)
         for _ in range(3):
@@ -36,7 +38,7 @@ def test_values_given_on_the_command_line(accomplice, canary, place, transport, 
 
 
 def test_variables_of_the_caller(accomplice, canary, place, transport):
-    """What the caller's shell had in its environment is in none of the processes that the container sees."""
+    """The caller's environment is in no process that the container sees."""
     with kit.hostile(place, accomplice, "hunt", "m", canary.path, canary.secret, "same", "1000") as container:
         kit.await_ready(container)
         for _ in range(3):
@@ -121,7 +123,7 @@ KINDS = ("fifo directory loop,long link,proc link,kmsg link,pagemap link,mem lin
 
 @pytest.mark.parametrize(("transport", "kind"), kit.each(KINDS), indirect=["transport"])
 def test_odd_files_in_etc_stop_nothing(accomplice, canary, place, transport, kind):
-    """All six at once; in little time, and nothing of the host's comes in by them."""
+    """All six at once: it takes little time, and nothing of the host gets in through them."""
     import signal
 
     before = signal.signal(64, signal.SIG_IGN)  # the lease-breaker's signal
@@ -175,7 +177,7 @@ def test_files_of_other_filesystems_over_passwd(accomplice, canary, place, trans
 
 
 def silent_fuse(where: str) -> None:
-    """A FUSE mount whose server never says a word; it lives as long as the container that inherits it."""
+    """A FUSE mount whose server never answers; it lasts as long as the container that inherits it."""
     fd = os.open("/dev/fuse", os.O_RDWR)
     os.set_inheritable(fd, True)
     words = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other"
@@ -183,7 +185,7 @@ def silent_fuse(where: str) -> None:
 
 
 def test_files_that_never_answer(accomplice, canary, place, transport):
-    """Behind a link: what is read of the container's goes without them."""
+    """Behind a link. Files of the container that don't answer are left out."""
 
     def mounts(root: str) -> None:
         os.makedirs(f"{root}/data/passwd")
@@ -208,7 +210,7 @@ def test_files_that_never_answer(accomplice, canary, place, transport):
 
 @pytest.mark.parametrize("what", ["var", "var/lib", "var/lib/cntr", "proc", "sys", "etc", "usr"])
 def test_directories_that_are_something_else(accomplice, canary, place, transport, what):
-    """The container's tree is grafted, not looked up: whatever /var/lib/cntr, /etc or /usr are in it."""
+    """The container's tree is attached by fd, whatever its /var/lib/cntr, /etc or /usr are."""
     with kit.hostile(place, accomplice, files={}) as container:
         path = container.root / what
         if path.exists() and what in ("proc", "sys"):

@@ -34,7 +34,7 @@ int main(void) {
 
 @pytest.fixture(scope="module")
 def who(tmp_path_factory) -> str:
-    """A static program that says who it runs as."""
+    """A static program that prints its ids."""
     kit.need("gcc")
     directory = tmp_path_factory.mktemp("who")
     (directory / "who.c").write_text(WHO)
@@ -145,7 +145,7 @@ def test_a_submount_keeps_its_own_flags(who, place):
 
 @pytest.mark.parametrize("uid", [0, 1000])
 def test_set_id_programs_of_the_container_are_dead_in_a_session(who, accomplice, canary, place, transport, uid):
-    """On the tools' side the container's files are just files: a set-id root program, one with capabilities, a device."""
+    """In a session the container's set-id programs, file capabilities and devices have no effect."""
     with kit.hostile(place, accomplice, uid=uid) as container:
         (container.root / "armed").mkdir()
         arm(container.root / "armed", who)
@@ -250,7 +250,7 @@ def test_sources_of_every_kind(accomplice, canary, place, kind, flags):
 
 @pytest.mark.parametrize("destination", ["/etc", "/link", "/link/x", "/dir/../link"])
 def test_copies_into_a_container_stay_in_it(accomplice, canary, place, destination):
-    """A destination that the container made a link to where the host's tree would be."""
+    """The destination is a link to a path of the host."""
     (place / "file").write_text("from the host\n")
     with kit.hostile(place, accomplice) as container:
         (container.root / "dir").mkdir()

@@ -1,6 +1,7 @@
-"""The same kinds on real engines: Docker and Podman, rootful, remapped and rootless, with the seccomp filters, masks and cgroups they give.
+"""The same attacks on real engines: Docker and Podman, rootful, remapped and rootless, with their seccomp filters,
+masks and cgroups.
 
-One test an engine and kind; what hand-made containers show in all its variety is not repeated.
+One test per engine and kind, without the variations tested on hand-made containers.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def inside(container: EngineContainer, script: str) -> None:
 
 @pytest.fixture(scope="module", params=ENGINES)
 def container(request, accomplice):
-    """A container for all tests of an engine."""
+    """A container shared by all tests of an engine."""
     rig = open_rig(request, request.param)
     with rig.container("busybox") as running:
         done = cntr(running, "cp", accomplice, f"{running.target}:/accomplice")
@@ -72,7 +73,7 @@ def set_to_hunt(container: EngineContainer, deeds: str, canary: kit.Canary, *rol
 
 
 def end_hunt(container: EngineContainer) -> None:
-    """Kill the accomplices: they take turns with everybody's sessions."""
+    """Kill the accomplices, which would attack other tests' sessions too."""
     for name in filter(str.isdecimal, os.listdir("/proc")):
         try:
             if os.path.samestat(
@@ -210,7 +211,7 @@ def test_the_engines_own_socket(container, canary, transport):
 
 
 def test_copies(container, canary, tmp_path):
-    """A link that the container made leads nowhere but into it; --archive makes no root's set-id file out of a user namespace."""
+    """A container's link leads only into the container; --archive makes no set-id file of root's from a user namespace."""
     inside(container, f"ln -sfn {canary.path} /link; cp /bin/busybox /setid; chmod 6755 /setid")
     done = cntr(container, "cp", "-L", f"{container.target}:/link", str(tmp_path / "got"))
     assert done.returncode != 0

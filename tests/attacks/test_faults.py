@@ -23,7 +23,7 @@ from tests.nest.tty import Terminal
 
 
 def family(pid: int) -> dict[str, int]:
-    """{what it is called: pid} of a process and all below it."""
+    """{name: pid} of a process and all its descendants."""
     found, todo = {}, [pid]
     while todo:
         at = todo.pop()
@@ -50,7 +50,7 @@ def members(container: kit.Hostile, supervisor: int) -> dict[str, int]:
 
 
 def nobody_waits(pids: list[int]) -> None:
-    """No process in state D."""
+    """Assert that no process is in state D."""
 
     def waiting() -> list[int]:
         found = []
@@ -182,7 +182,7 @@ def executing(container: kit.Hostile) -> subprocess.Popen[str]:
 
 
 def alone(container: kit.Hostile, supervisor: int) -> None:
-    """Nothing of cntr's, nor of what it has started, in the container or outside."""
+    """Assert that no process of cntr, or started by it, is left in the container or outside."""
     wait_until(lambda: not members(container, supervisor), f"nobody is left: {members(container, supervisor)}", 10)
 
 
@@ -232,7 +232,7 @@ def test_an_exec_whose_terminal_goes(accomplice, place):
 
 @pytest.mark.parametrize("kind", ["nofile", "fsize", "as", "stack", "nproc"])
 def test_limits_of_the_caller(accomplice, place, transport, kind):
-    """Little of something: it works, or one message and a hint."""
+    """With little of a resource it works, or there is one message and a hint."""
     values = {
         "nofile": (16, 24, 40),
         "fsize": (0, 100),
@@ -268,7 +268,7 @@ def test_signals_that_the_caller_ignores(accomplice, place, transport):
 
 @pytest.mark.parametrize("what", ["base", "tmp"])
 def test_a_full_disk(accomplice, place, transport, what):
-    """Nothing is written to begin a session: a full /tmp, a full /var/lib."""
+    """Starting a session writes nothing, so a full /tmp or /var/lib does not matter."""
     where = "/tmp" if what == "tmp" else "/var/lib"
     script = f'mkdir -p {place}/small; mount -t tmpfs -o size=4k,mode=1777 x {place}/small; cp /dev/zero {place}/small/zero 2>/dev/null; mount --bind {place}/small {where}; exec "$@"'
     with kit.hostile(place, accomplice) as container:

@@ -1,6 +1,7 @@
-"""Each defence is undone once, and its attack must then succeed: a check that no mutation makes fail proves nothing.
+"""Each defence is disabled once, and its attack must then succeed: a check that no mutation makes fail proves nothing.
 
-A mutation is a line of Python that patches one function or constant of cntr before it runs. The interpreter that ``exec`` starts anew has it too.
+A mutation is a line of Python that patches one function or constant of cntr before it runs, also in the interpreter
+that ``exec`` restarts.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from tests.nest.busybox import REPOSITORY
 from tests.nest.test_exec_inside import INSIDE
 
 START = "from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))"
-# The second interpreter's code is a template: what is undone goes in front of it.
+# The second interpreter's code is a template, to which the mutation is prepended.
 AGAIN = "import cntr.attach.readonly_interpreter as again; again.CODE = again.CODE.replace('from cntr.__main__', {undone!r}.replace('{{', '{{{{').replace('}}', '}}}}') + '; from cntr.__main__')"
 
 
 def mutated(undone: str, *words: str, **more: object) -> subprocess.CompletedProcess[str]:
-    """cntr WORDS with a defence undone."""
+    """Run cntr WORDS with a defence disabled."""
     code = f"import sys; {undone}; {AGAIN.format(undone=undone)}; {START}" if undone else f"import sys; {START}"
     return subprocess.run(
         [sys.executable, "-c", code, *words],
@@ -145,7 +146,7 @@ def sockets(scene: Scene) -> bool:
 
 
 def doors(scene: Scene) -> bool:
-    """The session's memory, or a file that its root shows, is open to the container."""
+    """The container can read the session's memory, or a file through its root."""
     with scene.hostile("hunt", "l", scene.canary.file("public"), scene.canary.secret, "same") as container:
         kit.await_ready(container)
         for _ in range(3):
@@ -154,7 +155,7 @@ def doors(scene: Scene) -> bool:
 
 
 def dropped(scene: Scene) -> bool:
-    """The same for a tool that gives its capabilities up."""
+    """The same with a tool that drops its capabilities."""
     with scene.hostile("hunt", "l", scene.canary.file("public"), scene.canary.secret, "same") as container:
         kit.await_ready(container)
         for _ in range(3):
@@ -195,7 +196,7 @@ def groups(scene: Scene) -> bool:
 
 
 def deputy(scene: Scene) -> bool:
-    """Written to as root of the host, through a session's fd; it is the value that is there."""
+    """The host's root writes to it through a session's fd; the value is the current one."""
     path = "/proc/sys/kernel/kptr_restrict"
     with scene.hostile() as container:
         line = f'v=$(cat {path}); {INSIDE} -- /bin/sh -c "echo $v" >{path} </dev/null && echo written'
@@ -216,7 +217,7 @@ def memory(scene: Scene) -> bool:
 
 
 def streams(scene: Scene) -> bool:
-    """A file given as stdin is opened for writing by the program."""
+    """The program opens a file given as stdin for writing."""
     file = scene.place / "file"
     file.write_text("caller's\n")
     with scene.hostile() as container, open(file) as opened:
@@ -225,7 +226,7 @@ def streams(scene: Scene) -> bool:
 
 
 def orphans(scene: Scene) -> bool:
-    """Something of the session's outlives it, where the container kills the reaper: then it is a child of the container's init."""
+    """If the container kills the reaper, a process outlives the session as a child of the container's init."""
     with scene.hostile() as container:
         scene.bash(container, "setsid sleep 600 >/dev/null 2>&1 </dev/null & sleep 0.2; kill -9 $PPID; sleep 5")
         left = [
@@ -239,7 +240,7 @@ def orphans(scene: Scene) -> bool:
 
 
 def displays(scene: Scene) -> bool:
-    """A program of the container's listens where X clients of the session look first."""
+    """A program of the container listens where X clients of the session connect first."""
     squat = (
         "import socket\nheld = [socket.socket(socket.AF_UNIX) for _ in range(3)]\n"
         "for number, one in enumerate(held, 10): one.bind(f'\\0/tmp/.X11-unix/X{number}'); one.listen()\n"
@@ -260,7 +261,7 @@ def displays(scene: Scene) -> bool:
 
 
 def linked_socket(scene: Scene) -> bool:
-    """A link in the container to a socket of the host's, where a forward is asked for a socket of the container's."""
+    """A link in the container leads to a socket of the host, where a forward should find one of the container's."""
     path = str(scene.place / "outside.sock")
     with socket.socket(socket.AF_UNIX) as listener, scene.hostile(links={"/app.sock": path}) as container:
         listener.bind(path)
@@ -286,7 +287,7 @@ def linked_socket(scene: Scene) -> bool:
 def _is(pid: str, line: bytes) -> bool:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return line in file.read()  # perhaps it is setsid still
+            return line in file.read()  # it may still be setsid
     except OSError:
         return False
 
@@ -298,12 +299,12 @@ def _same_pids(pid: str, other: int) -> bool:
         return False
 
 
-# On an idmapped mount nobody writes, and nobody connects, whatever the permissions for others: what stands behind it is seen without it only.
+# On an idmapped mount nobody can write or connect, whatever the mode, so the defence behind it only shows without one.
 OWNED = (
     "import cntr.attach.view as m; "
     "m.Part.protect = lambda self, *fds: (m.syscalls.mount_setattr(self.tree_fd, '', recursive=False, attr_set=m.SAFE), setattr(self, 'how', 'idmapped'))[0]"
 )
-# defence → (what undoes it, the attack)
+# defence → (mutation, attack)
 DEFENCES: dict[str, tuple[str, Callable[[Scene], bool]]] = {
     "every fd is closed before a path is followed": (
         "import cntr.attach.launcher as m; m.close_all_but = lambda *kept: None",
