@@ -341,7 +341,6 @@ class Server:
         else:
             self.waiting -= 1
             self.connections.add(connection)
-            connection.pump()
 
     def _refuse(self, near: socket.socket) -> None:
         self.waiting -= 1

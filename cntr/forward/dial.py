@@ -182,9 +182,9 @@ class Listener:
     """
 
     def __init__(
-        self, loop: Loop, pipes: stream.Pipes, made: socket.socket, forward: Forward, far_side: Side, quota: Quota
+        self, loop: Loop, buffers: stream.Buffers, made: socket.socket, forward: Forward, far_side: Side, quota: Quota
     ) -> None:
-        self.loop, self.pipes, self.made, self.forward = loop, pipes, made, forward
+        self.loop, self.buffers, self.made, self.forward = loop, buffers, made, forward
         self.far_side, self.quota = far_side, quota
         quota.listeners.append(self)
         self.addresses = forward.connect.addresses()
@@ -234,7 +234,7 @@ class Listener:
     def connected(self, near: socket.socket, far: socket.socket) -> None:
         """Join the two sockets."""
         self.said_refused = False
-        flows = stream.Flow(near, far, self.pipes), stream.Flow(far, near, self.pipes)
+        flows = stream.Flow(near, far, self.buffers), stream.Flow(far, near, self.buffers)
         try:
             connection = stream.Connection(self.loop, near, far, flows, self._over)
         except OSError:
@@ -243,7 +243,6 @@ class Listener:
                 stream.close(end, reset=True)
             return
         self.connections.add(connection)
-        connection.pump()
 
     def _over(self, connection: stream.Connection) -> None:
         self.connections.discard(connection)
@@ -260,7 +259,7 @@ class Listener:
     def is_busy(self) -> bool:
         """Whether data that was sent has not arrived yet."""
         return any(
-            not flow.done and (flow.held or flow.ended) for one in self.connections for flow in one.flows
+            not flow.done and (flow.data or flow.ended) for one in self.connections for flow in one.flows
         ) or bool(self.dials)
 
     def close(self) -> None:

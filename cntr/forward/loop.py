@@ -1,4 +1,4 @@
-"""An epoll(7) loop: ready fds, timers, and callbacks for the next turn."""
+"""An epoll(7) loop: ready fds and timers."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import heapq
 import itertools
 import select
 import time
-from collections import deque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-EDGE = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 MOST_EVENTS = 512
 FEW_TIMERS = 1024
 
@@ -35,13 +33,14 @@ class Timer:
 
 
 class Loop:
-    """Callbacks by fd, each called with its epoll events; timers; and callbacks for the next turn."""
+    """Callbacks by fd, each called with its epoll events, and timers."""
 
     def __init__(self) -> None:
         self.epoll = select.epoll()
         self.handlers: dict[int, Callable[[int], object]] = {}
+        self.giving_way: set[int] = set()
+        self.later: dict[int, int] = {}  # events of those, first come first served
         self.timers: list[tuple[float, int, Timer]] = []
-        self.waiting: deque[Callable[[], object]] = deque()
         self.serial = itertools.count()
         self.purge_at = FEW_TIMERS
         self.status: int | None = None
@@ -55,6 +54,12 @@ class Loop:
         """Stop watching FD; call before it is closed."""
         if self.handlers.pop(fd, None):
             self.epoll.unregister(fd)
+            self.give_way(fd, False)
+            self.later.pop(fd, None)
+
+    def give_way(self, fd: int, does: bool) -> None:
+        """Whether FD gives way: a turn handles one of these, after all others."""
+        (self.giving_way.add if does else self.giving_way.discard)(fd)
 
     def after(self, seconds: float, callback: Callable[[], object]) -> Timer:
         """Call CALLBACK once, SECONDS from now."""
@@ -66,10 +71,6 @@ class Loop:
             self.purge_at = max(FEW_TIMERS, 2 * len(self.timers))
         return timer
 
-    def soon(self, callback: Callable[[], object]) -> None:
-        """Call CALLBACK in the next turn, so that other callbacks run first."""
-        self.waiting.append(callback)
-
     def run(self) -> int:
         """Run until the status is set; return it."""
         while self.status is None:
@@ -79,18 +80,31 @@ class Loop:
     def turn(self) -> None:
         """Wait for events and timers, and handle them."""
         for fd, events in self.epoll.poll(self._patience(), MOST_EVENTS):
-            handler = self.handlers.get(fd)
-            if handler:  # an earlier handler may have removed it
-                handler(events)
-        for _ in range(len(self.waiting)):
-            self.waiting.popleft()()
+            if fd in self.giving_way:
+                self.later[fd] = events
+            else:
+                self._handle(fd, events)
+        if self.later:
+            fd = next(iter(self.later))
+            self._handle(fd, self.later.pop(fd))
         while self.timers and self.timers[0][0] <= time.monotonic():
             timer = heapq.heappop(self.timers)[2]
             if not timer.off:
                 timer.callback()
 
+    def is_ready(self) -> bool:
+        """Whether there are events already."""
+        poll = select.poll()
+        poll.register(self.epoll, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _handle(self, fd: int, events: int) -> None:
+        handler = self.handlers.get(fd)
+        if handler:  # an earlier handler may have removed it
+            handler(events)
+
     def _patience(self) -> float:
-        if self.waiting:
+        if self.later:
             return 0
         while self.timers and self.timers[0][2].off:
             heapq.heappop(self.timers)

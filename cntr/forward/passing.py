@@ -6,12 +6,12 @@ import _socket as socket
 import errno
 import os
 
-from cntr.forward.stream import Flow, Pipes
+from cntr.forward.stream import Buffers, Flow
 from cntr.linux import sockets
 
 SIZE = 1 << 16
 MOST_FDS = 253  # SCM_MAX_FD
-NO_PIPES = Pipes()
+NO_BUFFERS = Buffers()
 
 
 class Opening:
@@ -30,7 +30,7 @@ class Passage(Flow):
     __slots__ = ("fds", "opening")
 
     def __init__(self, source: socket.socket, sink: socket.socket, opening: Opening | None = None) -> None:
-        super().__init__(source, sink, NO_PIPES)
+        super().__init__(source, sink, NO_BUFFERS)
         self.opening = opening
         self.fds: list[int] = []
 
@@ -49,7 +49,7 @@ class Passage(Flow):
                 raise OSError(errno.EPROTO, os.strerror(errno.EPROTO)) from None
             if self.opening.done:
                 self.opening = None
-        self.data, self.held = memoryview(data), len(data)
+        self.data = memoryview(data)
         return more
 
     def give(self) -> None:
@@ -60,12 +60,11 @@ class Passage(Flow):
             sent = self.sink.send(self.data)
         self._close_fds()
         self.data = self.data[sent:]
-        self.held = len(self.data)
 
     def drop(self) -> None:
         """Drop what is held, and close its fds."""
         self._close_fds()
-        self.data, self.held = memoryview(b""), 0
+        self.data = memoryview(b"")
 
     def _close_fds(self) -> None:
         for fd in self.fds:

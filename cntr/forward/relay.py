@@ -87,14 +87,14 @@ class Relay:
         limits: tuple[int, int],
     ) -> None:
         self.forwards, self.argv, self.tell, self.watch, self.limits = forwards, argv, tell, watch, limits
-        self.loop, self.pipes, self.here = Loop(), stream.Pipes(), HostSide()
+        self.loop, self.buffers, self.here = Loop(), stream.Buffers(), HostSide()
         self.there = ContainerSide(self.loop, wanted, self)
         self.listeners: dict[Forward, Listener | Datagrams] = {}
         self.begun: set[Forward] = set()  # those that have listened once
         self.command = 0
         self.times, self.away = 0, False
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OWN_FILES
-        files -= 2 * stream.MOST_PIPES + MOST * sum(one.udp for one in forwards)
+        files -= MOST * sum(one.udp for one in forwards)
         self.quota = Quota(max(8, files // 2))
         self.loop.add(watch.fd, self._signals)
         if wanted.session and wanted.session.limit is not None:
@@ -193,7 +193,7 @@ class Relay:
         if forward.udp:
             listener = Datagrams(self.loop, made, forward, far_side)
         else:
-            listener = Listener(self.loop, self.pipes, made, forward, far_side, self.quota)
+            listener = Listener(self.loop, self.buffers, made, forward, far_side, self.quota)
         listener.tell_refused = self._refused
         self.listeners[forward] = listener
         if forward in self.begun:
@@ -296,9 +296,9 @@ class Relay:
         deadline = time.monotonic() + SETTLE_SECONDS
         self.loop.after(SETTLE_SECONDS, lambda: None)
         self.loop.remove(self.watch.fd)
-        poll = select.poll()
-        poll.register(self.watch.fd, select.POLLIN)
-        while any(one.is_busy() for one in self.listeners.values()) and time.monotonic() < deadline:
+        while time.monotonic() < deadline and (
+            self.loop.is_ready() or any(one.is_busy() for one in self.listeners.values())
+        ):
             self.loop.turn()
 
     def close(self) -> None:
@@ -307,7 +307,6 @@ class Relay:
             listener.close()
         self.there.close()
         self.here.close()
-        self.pipes.close()
         self.loop.close()
         if self.command:
             pidfd = os.pidfd_open(self.command)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import _socket as socket
-import os
+import select
 import sys
-
-from cntr.forward.loop import EDGE
-from cntr.linux.pipes import splice, wide_pipe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,134 +12,100 @@ if TYPE_CHECKING:
 
     from cntr.forward.loop import Loop
 
-CHUNK = 1 << 20  # size of a pipe, bytes
-ROUNDS = 16  # system calls for one direction before the others get their turn
-IDLE_PIPES = 32
-MOST_PIPES = 256  # pipes in use at once; further connections copy through a small buffer
-BUFFER = 1 << 14
+CHUNK = 1 << 20  # bytes read at once: less costs more wake-ups, more would leave the processor's cache
+BULK = 1 << 16  # bytes; who sends more at once gives way to those who send less
+MOST_BUFFERS = 64
+SMALL_CHUNK = 1 << 14  # of a connection that finds all buffers in use
+IN, OUT, ERROR = select.EPOLLIN, select.EPOLLOUT, select.EPOLLERR
 _LINGER_NONE = (1).to_bytes(4, sys.byteorder) + bytes(4)  # struct linger: on, 0 s
 
 
-class Pipes:
-    """A pool of empty pipes. A connection has a pipe only while it holds bytes, so an idle connection needs two fds
-    only.
-    """
+class Buffers:
+    """A pool of buffers. A connection has one only while it holds bytes, so an idle connection costs its two fds only."""
 
-    __slots__ = ("idle", "lent")
+    __slots__ = ("idle", "made")
 
     def __init__(self) -> None:
-        self.idle: list[tuple[int, int]] = []
-        self.lent = 0
+        self.idle: list[memoryview] = []
+        self.made = 0
 
-    def take(self) -> tuple[int, int] | None:
-        """Return a pipe; None if MOST_PIPES are in use or the process has no free fds."""
-        if self.lent >= MOST_PIPES:
-            return None
-        try:
-            pipe = self.idle.pop() if self.idle else wide_pipe(CHUNK)
-        except OSError:
-            return None
-        self.lent += 1
-        return pipe
+    def take(self) -> memoryview:
+        """Return the buffer that was used last, as a processor's cache may still have it; a small new one if MOST_BUFFERS
+        are in use.
+        """
+        if self.idle:
+            return self.idle.pop()
+        if self.made >= MOST_BUFFERS:
+            return memoryview(bytearray(SMALL_CHUNK))
+        self.made += 1
+        return memoryview(bytearray(CHUNK))
 
-    def give(self, pipe: tuple[int, int], *, empty: bool = True) -> None:
-        """Return a pipe to the pool; close it if it is not empty."""
-        self.lent -= 1
-        if empty and len(self.idle) < IDLE_PIPES:
-            self.idle.append(pipe)
-        else:
-            for fd in pipe:
-                os.close(fd)
-
-    def close(self) -> None:
-        """Close all pipes of the pool."""
-        while self.idle:
-            for fd in self.idle.pop():
-                os.close(fd)
+    def give(self, buffer: memoryview) -> None:
+        """Take a buffer back."""
+        if len(buffer) == CHUNK:
+            self.idle.append(buffer)
 
 
 class Flow:
     """One direction. It reads only when it holds nothing, so a slow reader blocks only its own writer.
 
-    held: bytes in the pipe, or of data without a pipe; readable, writable: until a call returns EAGAIN (epoll is
-    edge-triggered); ended: the source is at its end; broken: by an error; lost: the sink accepts no more data.
+    data: what is held, of a buffer; bulk: the last read brought much; ended: the source is at its end; broken: by an
+    error; lost: the sink accepts no more data; done: nothing will be moved any more.
     """
 
-    __slots__ = (
-        "broken",
-        "data",
-        "done",
-        "ended",
-        "held",
-        "lost",
-        "pipe",
-        "pipes",
-        "readable",
-        "sink",
-        "source",
-        "writable",
-    )
+    __slots__ = ("broken", "buffer", "buffers", "bulk", "data", "done", "ended", "lost", "sink", "source")
 
-    def __init__(self, source: socket.socket, sink: socket.socket, pipes: Pipes) -> None:
-        self.source, self.sink, self.pipes = source, sink, pipes
-        self.pipe: tuple[int, int] | None = None
+    def __init__(self, source: socket.socket, sink: socket.socket, buffers: Buffers) -> None:
+        self.source, self.sink, self.buffers = source, sink, buffers
+        self.buffer: memoryview | None = None
         self.data = memoryview(b"")
-        self.held = 0
-        self.readable = self.writable = True
-        self.ended = self.broken = self.lost = self.done = False
+        self.bulk = self.ended = self.broken = self.lost = self.done = False
 
     def take(self) -> bool:
-        """Read into the pipe or buffer; False at the end. Raises OSError."""
-        self.pipe = self.pipe or self.pipes.take()
-        if self.pipe:
-            self.held = splice(self.source.fileno(), self.pipe[1], CHUNK)
-        else:
-            self.data = memoryview(self.source.recv(BUFFER))
-            self.held = len(self.data)
-        return self.held > 0
+        """Read into a buffer; False at the end. Raises OSError."""
+        self.buffer = self.buffers.take()
+        try:
+            self.data = self.buffer[: self.source.recv_into(self.buffer)]
+        finally:
+            if not self.data:
+                self.drop()
+        return len(self.data) > 0
 
     def give(self) -> None:
         """Write what is held, or a part of it. Raises OSError."""
-        if self.pipe:
-            self.held -= splice(self.pipe[0], self.sink.fileno(), self.held)
-        else:
-            self.data = self.data[self.sink.send(self.data) :]
-            self.held = len(self.data)
+        self.data = self.data[self.sink.send(self.data) :]
+        if not self.data:
+            self.drop()
 
-    def pump(self) -> bool:
-        """Move what can be moved; return whether there is more to do at once."""
-        for _ in range(ROUNDS):
-            if self.held:
-                if not self.writable:
-                    return False
-                try:
-                    self.give()
-                except BlockingIOError:
-                    self.writable = False
-                except OSError:  # EPIPE, ECONNRESET: the reader is gone
-                    self.lost = True
-                    self.finish()
-            elif self.done:
-                return False
-            elif self.ended or not self.readable:
-                self.rest()
-                return False
-            else:
-                try:
-                    self.ended = not self.take()
-                except BlockingIOError:
-                    self.readable = False
-                except OSError:
-                    self.ended = self.broken = True
-        return True
+    def pump(self) -> None:
+        """Write what is held, then read once and write that; then the others have their turn."""
+        self._give()
+        if self.data or self.ended or self.done:
+            return
+        try:
+            self.ended = not self.take()
+            self.bulk = len(self.data) > BULK
+        except BlockingIOError:
+            return
+        except OSError:
+            self.ended = self.broken = True
+        self._give()
 
-    def rest(self) -> None:
-        """Called when nothing is held: return the pipe to the pool; at the end, shut the sink down."""
-        if self.pipe:
-            self.pipes.give(self.pipe)
-            self.pipe = None
-        if self.ended:
+    def _give(self) -> None:
+        if self.data:
+            try:
+                self.give()
+            except BlockingIOError:
+                pass
+            except OSError:  # EPIPE, ECONNRESET
+                self.lose()
+        if self.ended and not self.data and not self.done:
             self.finish()
+
+    def lose(self) -> None:
+        """End this direction, as the reader is gone."""
+        self.lost = True
+        self.finish()
 
     def finish(self) -> None:
         """End this direction: discard what is held and, unless the direction is broken, shut the sink down for writing."""
@@ -156,9 +119,9 @@ class Flow:
 
     def drop(self) -> None:
         """Discard what is held."""
-        if self.pipe:
-            self.pipes.give(self.pipe, empty=not self.held)
-        self.pipe, self.held, self.data = None, 0, memoryview(b"")
+        if self.buffer:
+            self.buffers.give(self.buffer)
+        self.buffer, self.data = None, memoryview(b"")
 
 
 class Connection:
@@ -166,7 +129,7 @@ class Connection:
     a regular end.
     """
 
-    __slots__ = ("ends", "flows", "loop", "over", "queued")
+    __slots__ = ("bulk", "ends", "flows", "loop", "over", "wanted")
 
     def __init__(
         self,
@@ -177,13 +140,13 @@ class Connection:
         over: Callable[[Connection], object],
     ) -> None:
         """flows: from near to far, and back; over: called at the end. Raises OSError."""
-        self.loop, self.ends, self.over, self.queued = loop, (near, far), over, False
-        self.flows = flows
+        self.loop, self.ends, self.flows, self.over = loop, (near, far), flows, over
+        self.wanted, self.bulk = [IN, IN], False
         for number, end in enumerate(self.ends):
             end.setblocking(False)
             if end.family != socket.AF_UNIX:
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            loop.add(end.fileno(), (self._near, self._far)[number], EDGE)
+            loop.add(end.fileno(), (self._near, self._far)[number], IN)
 
     def _near(self, events: int) -> None:
         self._ready(self.flows[0], self.flows[1], events)
@@ -192,41 +155,42 @@ class Connection:
         self._ready(self.flows[1], self.flows[0], events)
 
     def _ready(self, out: Flow, back: Flow, events: int) -> None:
-        """One end became readable (out) or writable (back). The following calls report errors and hang-ups."""
-        if events & ~4:  # all except EPOLLOUT
-            out.readable = True
-        if events & ~1:  # all except EPOLLIN
-            back.writable = True
-        self.pump()
+        """One end became readable (out) or writable (back); the calls that follow report errors and hang-ups."""
+        if events & ~OUT:
+            out.pump()
+        if events & ~IN:
+            back.pump()
+        if events & ERROR and not back.done:
+            back.lose()
+        self._settle()
 
-    def pump(self) -> None:
-        """Move both directions; continue in the next turn if there is more."""
-        self.queued = False
-        more = [flow.pump() for flow in self.flows]
+    def _settle(self) -> None:
+        """Close if all is done; otherwise wait for exactly what the flows need."""
         near, far = self.flows
         if near.broken or far.broken or (near.done and far.done):
-            broken = [flow for flow in self.flows if flow.broken and not flow.done]
-            if not broken:
-                self.close(reset=any(flow.broken or flow.lost for flow in self.flows))
-                return
-        if any(more) and not self.queued:
-            self.queued = True
-            self.loop.soon(self._again)
-
-    def _again(self) -> None:
-        if self.queued:
-            self.pump()
+            self.close(reset=any(flow.broken or flow.lost for flow in self.flows))
+            return
+        if self.bulk != (near.bulk or far.bulk):
+            self.bulk = not self.bulk
+            for end in self.ends:
+                self.loop.give_way(end.fileno(), self.bulk)
+        for number, (out, back) in enumerate(((near, far), (far, near))):
+            wanted = (0 if out.data or out.done else IN) | (OUT if back.data else 0)
+            if wanted != self.wanted[number]:
+                self.wanted[number] = wanted
+                # Errors and hang-ups are reported always: once only (edge-triggered) where nothing can be done about it.
+                self.loop.epoll.modify(self.ends[number].fileno(), wanted or select.EPOLLET)
 
     def close(self, *, reset: bool = False) -> None:
-        """Close both ends, with a reset if one was cut off."""
-        self.queued = False
+        """Close both ends, with a reset unless it has had a regular end: the kernel still delivers what such an end was
+        sent.
+        """
         for flow in self.flows:
             if not flow.done:
                 flow.broken = True
                 flow.finish()
-        for end in self.ends:
-            self.loop.remove(end.fileno())
-            close(end, reset=reset)
+            self.loop.remove(flow.sink.fileno())
+            close(flow.sink, reset=reset and (flow.broken or flow.lost))
         self.over(self)
 
 

@@ -14,8 +14,6 @@ import threading
 
 import pytest
 
-from cntr.forward import stream
-from cntr.forward.loop import Loop
 from tests.forward.kit import ENVIRONMENT, forward, rest, say, web
 from tests.nest.busybox import CNTR, one_line_and_hint, run
 
@@ -99,42 +97,6 @@ def test_much_of_both_ways_is_whole_and_a_half_closed_connection_goes_on():
             sender.start()
             assert rest(echoing).replace(b"<", b"") == data.replace(b"<", b"")
             sender.join()
-
-
-def test_where_no_pipe_is_left_a_buffer_does(monkeypatch):
-    monkeypatch.setattr(stream, "MOST_PIPES", 1)
-    loop, pipes, over = Loop(), stream.Pipes(), []
-    pairs = [socket.socketpair() for _ in range(4)]
-    data = os.urandom(3 << 20)
-    ends = []
-    for (outer, near), (far, other) in (pairs[:2], pairs[2:]):
-        stream.Connection(loop, near, far, (stream.Flow(near, far, pipes), stream.Flow(far, near, pipes)), over.append)
-        ends.append((outer, other))
-    sending = [threading.Thread(target=lambda end=end: (end.sendall(data), end.close())) for end, _ in ends]
-    said: list[bytes] = []
-    hearing = [threading.Thread(target=lambda end=end: (said.append(rest(end)), end.close())) for _, end in ends]
-    for thread in (*sending, *hearing):
-        thread.start()
-    while len(over) < 2:
-        loop.turn()
-    for thread in (*sending, *hearing):
-        thread.join()
-    assert said == [data] * 2
-    assert pipes.lent == 0
-    pipes.close()
-    loop.close()
-
-
-def test_timers_that_were_called_off_are_not_kept():
-    loop, called = Loop(), []
-    loop.after(0.001, lambda: called.append("due"))
-    for _ in range(10000):
-        loop.after(60, lambda: called.append("too long")).cancel()
-    assert len(loop.timers) < 3000
-    while not called:
-        loop.turn()
-    assert called == ["due"]
-    loop.close()
 
 
 def test_what_is_cut_off_is_seen_to_be_cut_off():
@@ -221,6 +183,20 @@ def test_stdin_and_stdout_are_joined_to_a_port():
         done = run("forward", served.target, "-", "9", input="x" * 3000000)
         assert done.stdout.split()[0] == "3000000"
         assert "connection refused" in one_line_and_hint(run("forward", served.target, "-", "85"))
+
+
+def test_what_a_command_has_sent_arrives_after_both_have_ended():
+    """A server that is busy meanwhile finds it, and its regular end, in its queue."""
+    serving = "import socket, sys; s = socket.create_server(('127.0.0.1', 90)); print('up', flush=True)"
+    serving += "; c = s.accept()[0]; sys.stdin.read(); print(sum(map(len, iter(lambda: c.recv(1 << 16), b''))))"
+    sending = "import os, socket; host, _, port = os.environ['CNTR_FORWARD_1'].rpartition(':')"
+    sending += "; s = socket.create_connection((host, int(port))); s.sendall(bytes(3 << 20))"
+    with web() as served:
+        words = ["nsenter", "-t", str(served.container.pid), "-n", sys.executable, "-c", serving]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout.readline() == "up\n"
+            assert run("forward", served.target, "0:90", "--", sys.executable, "-c", sending).returncode == 0
+            assert int(server.communicate(timeout=20)[0]) == 3 << 20
 
 
 def test_who_listens_is_told_where_nobody_does_and_only_once():

@@ -174,14 +174,14 @@ TWICE = frozenset(
 # Words of the kernel, engines and file formats, and those common in all programs.
 COMMON = frozenset(
     """
-    accesses ambiguous answer answered archive asked attributes authentication backing blob bounded cache caller cgroup changes
+    accesses ambiguous answer answered archive asked attributes authentication backing blob bounded buffers cache caller cgroup changes
     channel choices cluster cntr command compare compressed connection console container containerd context core credentials
     datagrams devices dial dialogue difference directory disk elf endpoint engine entry error events exec exercise failed fds
     file files filter finding flow forward found fsetid function fuse gone gzip handle handler heartbeat held helper host http
     id idle idler image in incoming input interrupted invocation job join kind known layer layout level library limits linter
     listener live lock locked locks long loop malformed manager members membership memory meta metadata module mount mounted
     mounts names namespace node not open opener opening operation operations option options ordinary outcome outgoing output own
-    owner owners package parsed partial parts passthrough peer pipes plain pod pointer policy private progress protocol pty pump
+    owner owners package parsed partial parts passthrough peer plain pod pointer policy private progress protocol pty pump
     query queue quota raised raw reader reason receiver recorded recorder records refused remote replaced replies report request
     root row rule run running runtime screen seeking sender served server service session settings setup side signal signals
     slim sockets source ssh stack state stdio stop stopped store stream streams strict subcommand table target task tell term

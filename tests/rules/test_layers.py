@@ -180,7 +180,6 @@ LAYERS = (
         "cntr.linux.loop",
         "cntr.linux.namespaces",
         "cntr.linux.opened",
-        "cntr.linux.pipes",
         "cntr.linux.process",
         "cntr.linux.process_texts",
         "cntr.linux.remounting",

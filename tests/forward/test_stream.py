@@ -1,0 +1,153 @@
+"""The loop and the streams of ``cntr forward`` on socket pairs: turns, buffers, ends."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+
+import pytest
+
+from cntr.forward import stream
+from cntr.forward.loop import Loop
+from tests.forward.kit import rest
+
+
+@pytest.fixture
+def loop():
+    made = Loop()
+    yield made
+    made.close()
+
+
+class Joined:
+    """A client and a server, joined by a connection of the loop; over: whether that has ended."""
+
+    def __init__(self, loop, kind=socket.AF_UNIX, buffers=None):
+        self.over, buffers = False, buffers or stream.Buffers()
+        self.client, near = pair(kind)
+        far, self.server = pair(kind)
+        flows = stream.Flow(near, far, buffers), stream.Flow(far, near, buffers)
+        self.connection = stream.Connection(loop, near, far, flows, self.ended)
+
+    def ended(self, connection):
+        self.over = True
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        if not self.over:
+            self.connection.close()
+        self.client.close()
+        self.server.close()
+
+
+def pair(kind):
+    if kind == socket.AF_UNIX:
+        return socket.socketpair()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        return client, listener.accept()[0]
+
+
+def settle(loop):
+    """Turns until nothing is ready."""
+    for _ in range(1000):
+        if not loop.is_ready():
+            return
+        loop.turn()
+    raise AssertionError("always ready")
+
+
+def receive(loop, end, count):
+    """Read COUNT bytes."""
+    while count:
+        data = end.recv(count)
+        assert data
+        count -= len(data)
+        settle(loop)
+
+
+def test_where_no_buffer_is_left_a_small_one_does(loop, monkeypatch):
+    monkeypatch.setattr(stream, "MOST_BUFFERS", 1)
+    buffers, data, said = stream.Buffers(), os.urandom(3 << 20), []
+    joined = [Joined(loop, buffers=buffers) for _ in range(2)]
+
+    def send(end):
+        end.sendall(data)
+        end.close()
+
+    def hear(end):
+        said.append(rest(end))
+        end.close()
+
+    threads = [threading.Thread(target=send, args=(one.client,)) for one in joined]
+    threads += [threading.Thread(target=hear, args=(one.server,)) for one in joined]
+    for thread in threads:
+        thread.start()
+    while not all(one.over for one in joined):
+        loop.turn()
+    for thread in threads:
+        thread.join()
+    assert said == [data] * 2
+    assert len(buffers.idle) == buffers.made == 1
+
+
+def test_bulk_gives_way_to_who_says_little(loop):
+    """A turn handles all that is little, and one of the others, each in its turn."""
+    called, pairs = [], {name: socket.socketpair() for name in ("bulk", "more", "little")}
+    for name, (ours, theirs) in pairs.items():
+        theirs.send(b"x")
+        loop.add(ours.fileno(), lambda events, name=name: called.append(name))
+        loop.give_way(ours.fileno(), name != "little")
+    for _ in range(3):
+        loop.turn()
+    assert called == ["little", "bulk", "little", "more", "little", "bulk"]
+    loop.remove(pairs["more"][0].fileno())
+    loop.turn()
+    loop.remove(pairs["bulk"][0].fileno())
+    loop.turn()
+    assert called[6:] == ["little", "bulk", "little"]
+
+    for pair in pairs.values():
+        for end in pair:
+            loop.remove(end.fileno())
+            end.close()
+
+    with Joined(loop) as joined:
+        joined.client.setblocking(False)
+        count = joined.client.send(bytes(1 << 20))
+        settle(loop)
+        assert loop.giving_way == {end.fileno() for end in joined.connection.ends}
+        receive(loop, joined.server, count)
+        joined.client.send(b"x")
+        settle(loop)
+        assert not loop.giving_way
+
+
+def test_who_is_reset_takes_no_turns_while_nobody_reads_what_was_said(loop):
+    with Joined(loop, socket.AF_INET) as joined:
+        joined.client.setblocking(False)
+        count = 0
+        while select.select([], [joined.client], [], 0)[1]:
+            count += joined.client.send(bytes(1 << 20))
+            settle(loop)
+        stream.close(joined.client, reset=True)
+        settle(loop)
+        assert not joined.over
+        with pytest.raises(ConnectionResetError):
+            receive(loop, joined.server, count + 1)
+        assert joined.over
+
+
+def test_who_has_said_all_and_is_reset_leaves_a_regular_end(loop):
+    with Joined(loop, socket.AF_INET) as joined:
+        joined.client.sendall(b"all")
+        joined.client.shutdown(socket.SHUT_WR)
+        settle(loop)
+        stream.close(joined.client, reset=True)
+        settle(loop)
+        assert joined.over
+        assert rest(joined.server) == b"all"
