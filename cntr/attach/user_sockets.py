@@ -300,7 +300,11 @@ class Server:
         self.waiting = 0
         assert source.listener
         self.listener = source.listener
-        loop.add(self.listener.fileno(), self._accept)
+        self._listen()
+
+    def _listen(self) -> None:
+        if self.listener.fileno() not in self.loop.handlers:
+            self.loop.add(self.listener.fileno(), self._accept)
 
     def _accept(self, events: int) -> None:
         if len(self.connections) + self.waiting >= MOST:
@@ -308,7 +312,9 @@ class Server:
             return
         try:
             near = socket.socket(fileno=self.listener._accept()[0])  # type: ignore[attr-defined]
-        except OSError:
+        except OSError:  # EMFILE, ENOMEM: leave it in the backlog
+            self.loop.remove(self.listener.fileno())
+            self.loop.after(AGAIN_SECONDS, self._listen)
             return
         self.waiting += 1
         self._connect(near, TRIES)
@@ -317,7 +323,11 @@ class Server:
         """Connect to the real socket, as the caller. Retry while the server's queue is full."""
         source = self.source
         family = socket.AF_INET if source.port else socket.AF_UNIX
-        far = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            far = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        except OSError:  # EMFILE
+            self._refuse(near)
+            return
         try:
             if source.port:
                 far.settimeout(TCP_SECONDS)  # on this machine a connect succeeds at once unless the queue is full
@@ -345,8 +355,8 @@ class Server:
     def _refuse(self, near: socket.socket) -> None:
         self.waiting -= 1
         close(near)
+        self._listen()
 
     def _over(self, connection: Connection) -> None:
         self.connections.discard(connection)
-        if self.listener.fileno() not in self.loop.handlers:
-            self.loop.add(self.listener.fileno(), self._accept)
+        self._listen()

@@ -25,7 +25,7 @@ LARGEST = 1 << 16
 AT_ONCE = 64  # datagrams from one socket before the others get their turn
 QUEUE = 16  # datagrams that wait until their socket is made
 IDLE_SECONDS = 60.0
-MOST = 1024  # most senders; beyond that, the one idle for the longest is dropped
+MOST = 1024  # senders; beyond that, the one idle for the longest is dropped
 
 
 class Sender:
@@ -42,8 +42,9 @@ class Sender:
 class Datagrams:
     """The listening side of one UDP forward."""
 
-    def __init__(self, loop: Loop, made: socket.socket, forward: Forward, far_side: Side) -> None:
-        self.loop, self.made, self.forward, self.far_side = loop, made, forward, far_side
+    def __init__(self, loop: Loop, made: socket.socket, forward: Forward, far_side: Side, most: int = MOST) -> None:
+        """most: senders at the same time."""
+        self.loop, self.made, self.forward, self.far_side, self.most = loop, made, forward, far_side, most
         self.addresses, self.number = forward.connect.addresses(), 0
         self.senders: OrderedDict[Address, Sender] = OrderedDict()
         self.said_refused = False
@@ -62,10 +63,11 @@ class Datagrams:
             sender = self.senders.get(address)
             if sender is None:
                 sender = self.senders[address] = Sender()
-                if len(self.senders) > MOST:
+                if len(self.senders) > self.most:
                     self._drop(next(iter(self.senders)))
                 self.far_side.socket(self.addresses[self.number][0], socket.SOCK_DGRAM, self._owner(address))
-            self.senders.move_to_end(address)
+            else:
+                self.senders.move_to_end(address)
             sender.heard = time.monotonic()
             if sender.far:
                 self._send(address, sender, data)

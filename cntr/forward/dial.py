@@ -82,7 +82,11 @@ class Dial:
         if not number:
             self._connected()
         elif number == errno.EINPROGRESS:
-            loop.add(self.far.fileno(), self._answered, select.EPOLLOUT)
+            try:
+                loop.add(self.far.fileno(), self._answered, select.EPOLLOUT)
+            except OSError as error:  # epoll(7): ENOMEM, max_user_watches
+                self._failed(error.errno)
+                return
             self.timer = loop.after(CONNECT_SECONDS, self._silent)
         else:
             self._failed(number)
@@ -239,7 +243,6 @@ class Listener:
             connection = stream.Connection(self.loop, near, far, flows, self._over)
         except OSError:
             for end in (near, far):
-                self.loop.remove(end.fileno())
                 stream.close(end, reset=True)
             return
         self.connections.add(connection)

@@ -94,8 +94,9 @@ class Relay:
         self.command = 0
         self.times, self.away = 0, False
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OWN_FILES
-        files -= MOST * sum(one.udp for one in forwards)
-        self.quota = Quota(max(8, files // 2))
+        datagrams = sum(one.udp for one in forwards)
+        self.senders = max(8, min(MOST, files // 2 // max(1, datagrams)))
+        self.quota = Quota(max(8, (files - self.senders * datagrams) // 2))
         self.loop.add(watch.fd, self._signals)
         if wanted.session and wanted.session.limit is not None:
             self._keep_to(wanted.session.limit)
@@ -191,7 +192,7 @@ class Relay:
         far_side: HostSide | ContainerSide = self.here if forward.reverse else self.there
         listener: Listener | Datagrams
         if forward.udp:
-            listener = Datagrams(self.loop, made, forward, far_side)
+            listener = Datagrams(self.loop, made, forward, far_side, self.senders)
         else:
             listener = Listener(self.loop, self.buffers, made, forward, far_side, self.quota)
         listener.tell_refused = self._refused

@@ -54,8 +54,13 @@ class HostSide:
         self.made: list[tuple[int, str, int]] = []
 
     def socket(self, family: int, kind: int, done: Done) -> None:
-        """Pass a new socket to DONE."""
-        done(socket.socket(family, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK))
+        """Pass a new socket, or the error, to DONE."""
+        try:
+            made = socket.socket(family, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        except OSError as error:  # EMFILE, ENFILE, ENOBUFS
+            done(error)
+            return
+        done(made)
 
     def connect_file(self, path: str, done: Done) -> None:
         """Pass a socket connected to PATH, or the error, to DONE."""
@@ -184,8 +189,9 @@ class ContainerSide:
                 data, fds = sockets.receive(self.control, dialer.PACKET, 1)
             except BlockingIOError:
                 return
-            except OSError:
-                data, fds = b"", []
+            except OSError as error:
+                no_room = error.errno == errno.EMSGSIZE  # unix(7): no fd is free for the socket
+                data, fds = b"%d" % errno.EMFILE if no_room else b"", []
             if not data:
                 self._end()
                 return

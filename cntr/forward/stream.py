@@ -142,11 +142,15 @@ class Connection:
         """flows: from near to far, and back; over: called at the end. Raises OSError."""
         self.loop, self.ends, self.flows, self.over = loop, (near, far), flows, over
         self.wanted, self.bulk = [IN, IN], False
-        for number, end in enumerate(self.ends):
-            end.setblocking(False)
-            if end.family != socket.AF_UNIX:
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            loop.add(end.fileno(), (self._near, self._far)[number], IN)
+        try:
+            for end, ready in ((near, self._near), (far, self._far)):
+                end.setblocking(False)
+                if end.family != socket.AF_UNIX:
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                loop.add(end.fileno(), ready, IN)
+        except OSError:
+            loop.remove(near.fileno())
+            raise
 
     def _near(self, events: int) -> None:
         self._ready(self.flows[0], self.flows[1], events)

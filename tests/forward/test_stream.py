@@ -1,14 +1,17 @@
-"""The loop and the streams of ``cntr forward`` on socket pairs: turns, buffers, ends."""
+"""The loop, its streams, and what relays a session's sockets, without a container: turns, buffers, ends, exhaustion."""
 
 from __future__ import annotations
 
 import os
+import resource
 import select
 import socket
 import threading
 
 import pytest
 
+from cntr.attach import user_sockets
+from cntr.attach.caller import Caller
 from cntr.forward import stream
 from cntr.forward.loop import Loop
 from tests.forward.kit import rest
@@ -151,3 +154,83 @@ def test_who_has_said_all_and_is_reset_leaves_a_regular_end(loop):
         settle(loop)
         assert joined.over
         assert rest(joined.server) == b"all"
+
+
+class Relayed:
+    """A server's socket and the session's that leads to it."""
+
+    def __init__(self, loop, tmp_path, backlog):
+        self.real, listener = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+        self.real.bind(f"{tmp_path}/real")
+        self.real.listen(backlog)
+        self.path = f"{tmp_path}/session"
+        listener.bind(self.path)
+        listener.listen()
+        listener.setblocking(False)
+        source = user_sockets.Source("--socket", f"{tmp_path}/real", "session")
+        source.listener = listener
+        self.server, self.made = user_sockets.Server(loop, source, Caller()), [self.real, listener]
+
+    def connect(self):
+        made = socket.socket(socket.AF_UNIX)
+        made.connect(self.path)
+        self.made.append(made)
+        return made
+
+    def close(self):
+        for connection in list(self.server.connections):
+            connection.close()
+        for one in self.made:
+            one.close()
+
+
+@pytest.fixture
+def relayed(loop, tmp_path):
+    made = Relayed(loop, tmp_path, 0)
+    yield made
+    made.close()
+
+
+def test_a_session_that_has_used_up_all_files_is_served_again_when_there_are_some(loop, relayed):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    clients = [relayed.connect() for _ in range(2)]
+    free = os.dup(0)
+    os.close(free)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))  # to accept, not to connect
+        loop.turn()
+        assert clients[0].recv(1) == b""
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        loop.turn()
+        assert not loop.is_ready()  # it does not ask over and over
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    while not relayed.server.connections:
+        loop.turn()
+    assert say_through(loop, relayed, clients[1]) == b"x"
+
+
+def test_a_server_that_was_busy_is_reached_again_later(loop, relayed, monkeypatch):
+    monkeypatch.setattr(user_sockets, "MOST", 1)
+    monkeypatch.setattr(user_sockets, "TRIES", 1)
+    filling = socket.socket(socket.AF_UNIX)
+    filling.connect(relayed.real.getsockname())
+    relayed.made.append(filling)
+    refused, client = relayed.connect(), relayed.connect()
+    loop.turn()
+    while relayed.server.waiting:
+        loop.turn()
+    assert refused.recv(1) == b""
+    relayed.real.accept()[0].close()
+    while not relayed.server.connections:
+        loop.turn()
+    assert say_through(loop, relayed, client) == b"x"
+
+
+def say_through(loop, relayed, client):
+    """What the server hears of the client."""
+    client.send(b"x")
+    accepted = relayed.real.accept()[0]
+    with accepted:
+        settle(loop)
+        return accepted.recv(9)
