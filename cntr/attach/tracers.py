@@ -50,6 +50,18 @@ def of(request: Request, target: Target) -> str:
     return f"{target.label} may hold CAP_{names[0].upper()}: its processes can see and do what this session can"
 
 
+def user_of(request: Request, target: Target) -> str:
+    """Return in words which user of this machine, from outside, can do the same as the owner of the user namespace
+    (user_namespaces(7)); "" if only root can.
+    """
+    if os.geteuid() or "user" not in target.namespaces or request.privileged:
+        return ""
+    from cntr.engines import pids, store
+
+    owner = pids.owner_of(target.pid)
+    return f"{store.owner_name(owner)} can see and do what this session can" if owner else ""
+
+
 def of_owner(pid: int) -> bool:
     """The same for a caller without root, who cannot restart once ``Target`` has entered the container's user
     namespace.
@@ -85,9 +97,9 @@ def _of_ancestors(target: Target) -> int:
     return found
 
 
-def warnings(request: Request, target: Target, traced: str) -> list[str]:
-    """What the user must know first, one line each. traced: result of ``of``. Raises CntrError for what needs
-    --force.
+def warnings(request: Request, target: Target, traced: str, outside: str) -> list[str]:
+    """What the user must know first, one line each. traced: result of ``of``; outside: of ``user_of``. Raises CntrError
+    for what needs --force.
     """
     found = [*([] if target.as_owner else engines.notes(target.container)), *target.notes]
     if request.own_root:
@@ -101,6 +113,8 @@ def warnings(request: Request, target: Target, traced: str) -> list[str]:
     held = target.permitted | target.bounding | _of_ancestors(target)
     if traced:
         found.append(f"warning: {traced}")
+    elif outside:
+        found.append(f"warning: {outside}")
     elif held & OF_THE_KERNEL and "user" not in target.namespaces:
         names = ", ".join(f"CAP_{name.upper()}" for name in capability_names(held & OF_THE_KERNEL))
         found.append(

@@ -131,7 +131,8 @@ class Prepared:
             if request.session and self.tools.container:
                 request.session.check_target(self.tools.container)
         traced = tracers.of(request, target)
-        for line in tracers.warnings(request, target, traced):
+        outside = tracers.user_of(request, target)
+        for line in tracers.warnings(request, target, traced, outside):
             say(line)
         self.proc_fd = fds.fd(os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         self.own_mnt_fd = fds.fd(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
@@ -145,7 +146,9 @@ class Prepared:
         fds.closers.append(cgroups.close)
         self.memory = cgroups.memory
         filters = tracers.filters_of(request, target, traced, say)
-        self.identity = Identity(target, self.user, request, cgroups, self.proc_fd, filters, traced=bool(traced))
+        self.identity = Identity(
+            target, self.user, request, cgroups, self.proc_fd, filters, traced=bool(traced or outside)
+        )
         if self.identity.raised:
             say(
                 f"note: nothing would run under {target.label}'s {', '.join(self.identity.raised)}: raised in the session"
@@ -158,7 +161,9 @@ class Prepared:
         self.terminal = self._open_terminal()
         # A pipe of the caller's can be reopened at both ends by whoever gets it; and a recording needs the data to
         # pass through here.
-        foreign = bool(traced) or not request.uses_host or bool(request.session and request.session.recording)
+        foreign = (
+            bool(traced or outside) or not request.uses_host or bool(request.session and request.session.recording)
+        )
         self.stdio = Stdio(self.terminal.slave if self.terminal else -1, self.uid, foreign=foreign)
         fds.closers.append(self.stdio.close)
         self.null_fd = fds.fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))

@@ -179,7 +179,12 @@ FIRST_ID = 100_000
 
 
 class Remapped(Hostile):
-    """A container in a user namespace of its own: ids 0-65535 there are 100000-165535 of the host."""
+    """A container in a user namespace of its own: ids 0-65535 there are 100000-165535 of the host.
+
+    maker: the uid of the host that makes the namespace, and so owns it.
+    """
+
+    maker = 0
 
     def _start(self, read: int, write: int) -> None:
         from cntr.linux import syscalls
@@ -194,6 +199,9 @@ class Remapped(Hostile):
             for kind in ("uid", "gid"):
                 pathlib.Path(f"/proc/{starter}/{kind}_map").write_text(f"0 {FIRST_ID} 65536\n")
             os._exit(os.write(mapped, b"m") - 1)
+        if self.maker:
+            os.setresgid(self.maker, self.maker, self.maker)
+            os.setresuid(self.maker, self.maker, self.maker)
         syscalls.unshare(syscalls.CLONE_NEWUSER)
         os.write(tell, b"n")
         os.read(done, 1)

@@ -6,6 +6,7 @@ gets a terminal of its own, or a pipe; a file is not opened for more than its di
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import pathlib
@@ -17,10 +18,12 @@ import time
 
 import pytest
 
+from testkit import processes
 from testkit.waiting import wait_until
 from tests.attacks import kit
 from tests.nest.busybox import CNTR, REPOSITORY
 
+PIDFD_GETFD = 438  # pidfd_getfd(2)
 PATTERNS = ("t--", "-t-", "--t", "tt-", "t-t", "-tt", "ttt")  # which of 0, 1, 2 are the terminal
 
 
@@ -229,3 +232,52 @@ def test_control_the_terminal_is_there_to_be_typed_into(accomplice, screen):
         [accomplice, "tty"], stdin=screen.slave, stdout=subprocess.DEVNULL, preexec_fn=own, check=False, cwd="/"
     )
     assert b"typed-by-the-container" in screen.typed() or (legacy.exists() and legacy.read_text().strip() == "0")
+
+
+def taken(pid: int, uid: int) -> list[str]:
+    """What a user of the host finds behind 0, 1 and 2 of a process: the owner of a user namespace may do all to those in it."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+            libc, holder = ctypes.CDLL(None), os.pidfd_open(pid)
+            fds = [libc.syscall(PIDFD_GETFD, holder, fd, 0) for fd in (0, 1, 2)]
+            os.write(writing, " ".join(os.readlink(f"/proc/self/fd/{fd}") for fd in fds if fd >= 0).encode() or b"-")
+        finally:
+            os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with os.fdopen(reading) as answer:
+        return answer.read().split()
+
+
+def test_a_user_takes_the_streams_of_roots_session_in_their_container(accomplice, canary, place, transport):
+    """From outside, without a capability of the host's: root's pipes are not there, and root is told whose eyes there are."""
+    container = kit.remapped(place, accomplice)
+    container.maker = 1000
+    with container:
+        process = subprocess.Popen(
+            [*CNTR, "attach", str(container.pid), "--transport", transport, "--", "sleep", "60.0441"],
+            env={**os.environ, "PYTHONPATH": REPOSITORY},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            (pid,) = wait_until(lambda: processes.running("sleep", "60.0441"), "it runs")
+            found = taken(pid, 1000)
+            assert len(found) == 3, "the owner of the namespace may look"
+            ours = [
+                os.readlink(f"/proc/self/fd/{end.fileno()}") for end in (process.stdin, process.stdout, process.stderr)
+            ]
+            assert not set(found) & set(ours)
+            process.terminate()
+            error = process.communicate(timeout=20)[1]
+        finally:
+            process.kill()
+            process.wait()
+        assert "can see and do what this session can" in error
