@@ -16,6 +16,9 @@ for program in nginx busybox strace; do
         [ -e "$root$library" ] || install -D "$library" "$root$library"
     done
 done
+for library in /lib/*/libnss_files.so.2; do # before glibc 2.34 getpwnam(3) loads it, and ldd doesn't know
+    [ ! -e "$library" ] || install -D "$library" "$root$library"
+done
 mkdir -p "$root/etc/nginx" "$root/srv/www" "$root/bin" "$root/proc" "$root/sys" "$root/dev" "$root/var/lib/nginx" "$root/var/log/nginx"
 install -d -m 1777 "$root/tmp"
 ln -s ../usr/bin/busybox "$root/bin/sh"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _ctypes
+import resource
 import sys
 
 from cntr.linux.numbers import number
@@ -79,7 +80,27 @@ def load(program: bytes) -> int:
             (BPF_CGROUP_DEVICE, 4),
         )
     )
-    return _bpf(BPF_PROG_LOAD, attributes)
+    try:
+        return _bpf(BPF_PROG_LOAD, attributes)
+    except PermissionError:
+        # Before Linux 5.11 all programs of a user count as its locked memory, of which a container may have 64 KiB.
+        limits = _unlimited_memory()
+        if limits is None:
+            raise
+    try:
+        return _bpf(BPF_PROG_LOAD, attributes)
+    finally:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, limits)
+
+
+def _unlimited_memory() -> tuple[int, int] | None:
+    """Lift the limit of locked memory; return what it was, None without CAP_SYS_RESOURCE."""
+    limits = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    except ValueError:
+        return None
+    return limits
 
 
 def attach(program_fd: int, cgroup_fd: int) -> None:

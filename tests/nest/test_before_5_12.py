@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 
 import pytest
 
 from cntr.attach import view
+from cntr.linux import bpf
 from testkit import autofs
 from tests.nest import busybox as busybox
 from tests.nest import test_view
@@ -86,8 +89,10 @@ def test_a_thousand_covers_take_no_process_each(tmp_path):
     for number in range(1000):
         (tmp_path / str(number)).touch()
     code = f"""
+import errno
 import os
 from cntr.attach import view
+from cntr.linux import bpf
 from cntr.linux import attributes, syscalls as s
 s.unshare(s.CLONE_NEWNS)
 s.mount(None, "/", None, s.MS_REC | s.MS_PRIVATE)
@@ -208,3 +213,29 @@ def test_access_time_flags_are_refused_by_their_name(tmp_path):
     assert done.returncode == 125
     assert "cannot give SOURCE other access time flags: Function not implemented" in done.stderr
     assert "leave out: noatime (it takes Linux 5.12)" in done.stderr
+
+
+@pytest.mark.parametrize("may_raise", [True, False])
+def test_a_device_program_counts_as_locked_memory_before_5_11(monkeypatch: pytest.MonkeyPatch, may_raise: bool) -> None:
+    """Of which a container, a toolbox for one, has 64 KiB for all that its user has loaded."""
+    limits = [(1 << 16, 1 << 16)]
+
+    def setrlimit(_which: int, new: tuple[int, int]) -> None:
+        if not may_raise:
+            raise ValueError("not allowed to raise maximum limit")
+        limits.append(new)
+
+    def loaded(_command: int, _attributes: bytes) -> int:
+        if limits[-1][0] != resource.RLIM_INFINITY:
+            raise PermissionError(errno.EPERM, "bpf")
+        return 77
+
+    monkeypatch.setattr(bpf, "_bpf", loaded)
+    monkeypatch.setattr(bpf.resource, "getrlimit", lambda _which: limits[-1])
+    monkeypatch.setattr(bpf.resource, "setrlimit", setrlimit)
+    if may_raise:
+        assert bpf.load(bpf.usual_devices()) == 77
+        assert limits[-1] == limits[0]
+    else:
+        with pytest.raises(PermissionError):
+            bpf.load(bpf.usual_devices())
