@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 
 from cntr.attach import cgroup, guard, limits, steps
 from cntr.attach.target import CAP_SYS_ADMIN, CAP_SYS_PTRACE, Target
@@ -153,7 +152,7 @@ class Identity:
         if self.oom_score_adj is not None:
             self._write_own("oom_score_adj", str(self.oom_score_adj), note)
         if self.privileged:
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            process.limits(process.RLIMITS.index("CORE"), (0, 0))
             progress.now = steps.NAMESPACES
             namespaces.join(self.target.namespaces, "cgroup")
             return
@@ -221,14 +220,16 @@ class Identity:
 
     def _set_limits(self, note: Callable[[str], None]) -> None:
         for limit, (soft, hard) in enumerate(self.limits):
-            own_hard = resource.getrlimit(limit)[1]
+            own = process.limits(limit)
+            if own == (soft, hard):
+                continue
             try:
-                resource.setrlimit(limit, (soft, hard))
-            except (OSError, ValueError):  # ValueError is Python's EPERM for raising a hard limit
-                ceiling = own_hard if own_hard != resource.RLIM_INFINITY else hard
-                lowered = ceiling if soft == resource.RLIM_INFINITY else min(soft, ceiling)
-                resource.setrlimit(limit, (lowered, own_hard))
-                note(f"resource limit {limit}: {soft}:{hard} refused, {lowered}:{own_hard} kept")
+                process.limits(limit, (soft, hard))
+            except OSError:  # EPERM for raising a hard limit
+                ceiling = own[1] if own[1] != limits.NO_LIMIT else hard
+                lowered = ceiling if soft == limits.NO_LIMIT else min(soft, ceiling)
+                process.limits(limit, (lowered, own[1]))
+                note(f"resource limit {limit}: {soft}:{hard} refused, {lowered}:{own[1]} kept")
 
     def _set_label(self) -> None:
         """Take on the target's label: the AppArmor profile now (aa_change_profile(2)), the SELinux context at exec

@@ -1,11 +1,12 @@
-"""Attributes of a process other than its ids: secure bits, personality, keyring, and the memory of its command line and
+"""Attributes of a process other than its ids: secure bits, limits, personality, keyring, and the memory of its command line and
 environment.
 
-Constants have the kernel's names (linux/{prctl,securebits,keyctl,personality}.h).
+Constants have the kernel's names (linux/{prctl,securebits,keyctl,personality,resource}.h).
 """
 
 from __future__ import annotations
 
+import _ctypes
 import os
 
 from cntr.linux.numbers import number
@@ -21,6 +22,10 @@ SECBIT_NO_SETUID_FIXUP, SECBIT_NO_SETUID_FIXUP_LOCKED = 1 << 2, 1 << 3
 KEYCTL_JOIN_SESSION_KEYRING = 1
 _SYS_KEYCTL = number("keyctl")
 
+# asm-generic/resource.h, in the order of their numbers
+RLIMITS = ("CPU FSIZE DATA STACK CORE RSS NPROC NOFILE MEMLOCK AS LOCKS SIGPENDING MSGQUEUE NICE RTPRIO RTTIME").split()
+_NO_LIMIT = (1 << 64) - 1
+
 
 def securebits() -> int:
     """prctl(2) PR_GET_SECUREBITS: SECBIT_* of the calling thread."""
@@ -30,6 +35,18 @@ def securebits() -> int:
 def set_securebits(bits: int) -> None:
     """prctl(2) PR_SET_SECUREBITS: needs CAP_SETPCAP. EPERM also for a locked bit."""
     prctl(PR_SET_SECUREBITS, bits)
+
+
+def limits(which: int, new: tuple[int, int] | None = None) -> tuple[int, int]:
+    """prlimit(2) of the calling process: (soft, hard) of a resource, -1 for none, as they were; NEW is what they become.
+
+    The module resource does the same, but is a shared library: five mappings more to load, and to copy at each fork.
+    """
+    before = (_ulong * 2)()
+    after = _ctypes.byref((_ulong * 2)(*(value & _NO_LIMIT for value in new))) if new else None
+    _check(_libc.prlimit(0, which, after, _ctypes.byref(before)), f"prlimit({which})")
+    soft, hard = (-1 if value == _NO_LIMIT else int(value) for value in before)
+    return soft, hard
 
 
 def set_personality(persona: int) -> None:

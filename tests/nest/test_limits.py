@@ -8,6 +8,7 @@ import resource
 import pytest
 
 from cntr.attach import limits, steps
+from cntr.linux import process
 
 HIGH = [(-1, -1)] * 16
 
@@ -22,12 +23,12 @@ def test_limits_that_something_can_run_under_are_taken_as_they_are():
 
 
 def test_limits_that_nothing_can_run_under_are_raised_and_said():
-    for number in limits.FLOORS:
+    for name, floor in limits.FLOORS.items():
+        number = getattr(resource, f"RLIMIT_{name}")
         for hard in (0, -1):
             found, raised = limits.of_session(with_limit(number, 0, hard), core_files=True)
-            floor = limits.FLOORS[number]
             assert found[number] == (floor, hard if hard == -1 else floor)
-            assert raised == [f"{limits.NAMES[number]} 0"]
+            assert raised == [f"RLIMIT_{name} 0"]
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
@@ -40,3 +41,16 @@ def test_core_files_are_forbidden_hard():
     found, raised = limits.of_session(HIGH, core_files=False)
     assert (found[resource.RLIMIT_CORE], raised) == ((0, 0), [])
     assert limits.of_session(HIGH, core_files=True)[0][resource.RLIMIT_CORE] == (-1, -1)
+
+
+def test_limits_are_those_that_the_c_library_knows():
+    for number, name in enumerate(process.RLIMITS):
+        if hasattr(resource, f"RLIMIT_{name}"):
+            assert getattr(resource, f"RLIMIT_{name}") == number
+        assert process.limits(number) == resource.getrlimit(number)
+    soft, hard = process.limits(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    assert resource.getrlimit(resource.RLIMIT_CORE) == (0, hard)
+    process.limits(resource.RLIMIT_CORE, (soft, hard))
+    assert resource.getrlimit(resource.RLIMIT_CORE) == (soft, hard)
+    with pytest.raises(OSError, match="prlimit"):
+        process.limits(len(process.RLIMITS))
