@@ -17,7 +17,7 @@ import time
 
 import pytest
 
-from cntr.attach import exec_client, exec_handler, exec_server
+from cntr.attach import exec_client, exec_handler, exec_server, exec_service
 from cntr.attach.exec_server import ExecServer
 from cntr.attach.target import Target
 from cntr.engines.container import Container
@@ -237,7 +237,7 @@ def test_an_fd_that_takes_long_to_be_closed_delays_nobody(served, how):
 
 
 def test_there_are_so_many_and_no_more(served, monkeypatch):
-    monkeypatch.setattr(exec_server, "HANDLERS", 4)
+    monkeypatch.setattr(exec_service, "HANDLERS", 4)
     running = [served.ask("sleep", "987.7") for _ in range(4)]
     late = served.ask("true")
     late.settimeout(0.5)
