@@ -226,7 +226,8 @@ class Launcher:
                 os.execve(path, self.command.argv, environment)
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-                    denied = denied or OSError(error.errno, error.strerror, path)
+                    number = error.errno or errno.EPERM  # 0: a filter of the container's only says that it was done
+                    denied = denied or OSError(number, os.strerror(number), path)
         raise denied or FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name or "''")
 
 

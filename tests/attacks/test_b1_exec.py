@@ -5,14 +5,18 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import pathlib
+import signal
 import struct
 
 import pytest
 
 from cntr.linux import procfs, syscalls
-from tests.attacks import kit
+from testkit.waiting import wait_until
+from tests.attacks import kit, stalling
 from tests.nest.busybox import run
 
+SYS_EXECVE = 59
 SYS_GETCPU, SYS_GETPGID, SYS_SYSINFO, SYS_MKDIR = 309, 121, 99, 83
 ALLOW, ERRNO = 0x7FFF0000, 0x00050000
 PR_SET_SECCOMP, FILTER = 22, 2
@@ -70,6 +74,25 @@ def test_several_filters_in_their_order(accomplice, canary, place):
     with filtered(place, accomplice, *filters) as container:
         for number, expected in ((SYS_GETCPU, 73), (SYS_GETPGID, 75), (SYS_SYSINFO, 74)):
             assert answer(container.exec("--", "/accomplice", "call", str(number))) == (-1, expected)
+
+
+def test_a_filter_that_says_the_program_runs(accomplice, canary, place):
+    """execve(2) returns 0 and runs nothing: no bug of cntr's, but a program that may not be run."""
+
+    def late() -> None:
+        if stalling.born() == 0:
+            install((SYS_EXECVE, 0))
+            signal.pause()
+
+    with kit.hostile(place, accomplice, as_root=late) as container:
+        children = pathlib.Path(f"/proc/{container.pid}/task/{container.pid}/children")
+        (child,) = children.read_text().split()
+        wait_until(lambda: "Seccomp:\t2" in pathlib.Path(f"/proc/{child}/status").read_text(), "it has its filter")
+        for words in (["exec", child], ["attach", child, "--seccomp"]):
+            done = run(*words, "--", "/bin/true")
+            assert done.returncode == 126, done
+            assert "Operation not permitted" in done.stderr
+            assert "bug" not in done.stderr
 
 
 def test_exec_from_inside_a_session_has_it_too(accomplice, canary, place):
