@@ -88,7 +88,7 @@ class Blueprint:
             "state",
         ),
         *("status", "uid_map", "upper", "user", "work", "entrypoint", "check", "groups", "closers"),
-        *("apparmor", "disk", "exact", "faults", "left_out", "own_group", "shm", "sysctls", "umask"),
+        *("apparmor", "disk", "exact", "faults", "left_out", "own_group", "own_name", "shm", "sysctls", "umask"),
     )
 
     def __init__(self, engine: str, name: str) -> None:
@@ -104,6 +104,9 @@ class Blueprint:
         self.directory, self.user, self.hostname = "/", "", ""
         self.groups: list[str] = []
         self.own_group = False  # whether its group is among its supplementary ones, too
+        self.own_name = (
+            False  # whether its engine writes its name into hosts(5) at each start, and takes it out at the end
+        )
         self.umask = 0o022
         self.shm = 64 << 20  # of /dev/shm, in bytes
         self.mounts: list[Mount] = []

@@ -78,6 +78,7 @@ def blueprint(path: str, owner: int, answer: dict[str, Any]) -> Blueprint:
     made.memory, made.pids = int(host.get("Memory") or 0), int(host.get("PidsLimit") or 0)
     made.read_only = host.get("ReadonlyRootfs") is True
     made.groups = [str(one) for one in host.get("GroupAdd") or ()]
+    made.own_name = str(host.get("NetworkMode")).partition(":")[0] not in ("none", "host", "container")
     if host.get("NetworkMode") == "host":
         made.share.add("net")
     else:
@@ -91,10 +92,10 @@ def blueprint(path: str, owner: int, answer: dict[str, Any]) -> Blueprint:
         if kind in ("bind", "volume") and source.startswith("/") and target.startswith("/"):
             made.mounts.append(Mount("bind", source, target, read_only=row.get("RW") is False))
     made.mounts += _memory(host)
-    if host.get("UTSMode") == "host":
-        made.hostname = os.uname().nodename
     if made.hostname:
         made.environment.setdefault("HOSTNAME", made.hostname)
+    if host.get("UTSMode") == "host":
+        made.hostname = os.uname().nodename
     if config.get("Tty") is True:
         made.environment.setdefault("TERM", "xterm")
     if config.get("Domainname"):

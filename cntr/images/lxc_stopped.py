@@ -97,6 +97,10 @@ def blueprint(directory: str, name: str) -> Blueprint:
         last.get("lxc.no_new_privs") == "1",
         "ro" in last.get("lxc.rootfs.options", "").split(","),
     )
+    made.environment["container"] = "lxc"
+    made.masked = []
+    if not last.get("lxc.seccomp.profile"):
+        made.seccomp = "unconfined"
     made.check = lambda: incus_stopped.runs(name)
     if last.get("lxc.net.0.type") == "none" or "net" in last.get("lxc.namespace.keep", "").split():
         made.share.add("net")
@@ -132,6 +136,10 @@ def _take(made: Blueprint, key: str, value: str) -> None:
         made.capabilities = made.capabilities & ~capability_mask(words) if words else ALL
     elif key == "lxc.cap.keep":
         made.capabilities = 0 if words == ["none"] else capability_mask(words)
+    elif key == "lxc.init.groups":
+        made.groups = value.replace(",", " ").split()
+    elif key == "lxc.proc.oom_score_adj" and value.lstrip("-").isdecimal():
+        made.oom_score_adj = int(value)
     elif key.startswith("lxc.sysctl."):
         made.sysctls[key[11:]] = value
     elif key == "lxc.environment" and "=" in value:
@@ -149,10 +157,12 @@ def _take(made: Blueprint, key: str, value: str) -> None:
     elif key == "lxc.mount.entry" and len(words) >= 4:
         source, destination, kind, options = words[0], "/" + words[1].lstrip("/"), words[2], words[3].split(",")
         if kind == "tmpfs":
-            made.mounts.append(Mount("tmpfs", "", destination))
+            made.mounts.append(
+                Mount("tmpfs", "", destination, read_only="ro" in options, options=["mode=1777", *options])
+            )
         elif (
             {"bind", "rbind"} & set(options)
             and source.startswith("/")
             and (os.path.exists(source) or "optional" not in options)
         ):
-            made.mounts.append(Mount("bind", source, destination, read_only="ro" in options))
+            made.mounts.append(Mount("bind", source, destination, read_only="ro" in options, options=options))

@@ -11,7 +11,7 @@ import time
 from cntr.engines import nspawn, store
 from cntr.images import ImageError
 from cntr.images.blueprint import Blueprint, Mount
-from cntr.images.spec import capability_mask
+from cntr.images.spec import LIMIT_NAMES, capability_mask
 
 PLACES = ("/var/lib/machines", "/run/machines", "/usr/local/lib/machines", "/usr/lib/machines")
 PORTABLES = ("/var/lib/portables", "/etc/portables", "/run/portables", "/usr/local/lib/portables", "/usr/lib/portables")
@@ -134,6 +134,8 @@ def _take(made: Blueprint, key: str, value: str) -> None:
         made.directory = value
     elif key == "Exec.Hostname":
         made.hostname = value[:64]
+    elif key == "Exec.AmbientCapability":
+        made.ambient |= capability_mask(value.split())
     elif key == "Exec.NoNewPrivileges":
         made.no_new_privs = value in ("yes", "true", "1", "on")
     elif key == "Exec.Capability":
@@ -148,11 +150,28 @@ def _take(made: Blueprint, key: str, value: str) -> None:
         made.read_only = value in ("yes", "true", "1", "on")
     elif key in ("Files.Bind", "Files.BindReadOnly"):
         source, _, rest = value.partition(":")
-        destination = rest.partition(":")[0] or source
+        destination, _, options = rest.partition(":")
+        destination = destination or source
         if source.startswith("/") and destination.startswith("/"):
-            made.mounts.append(Mount("bind", source, destination, read_only=key == "Files.BindReadOnly"))
+            read_only = key == "Files.BindReadOnly"
+            made.mounts.append(Mount("bind", source, destination, read_only=read_only, options=options.split(",")))
     elif key == "Files.TemporaryFileSystem":
-        made.mounts.append(Mount("tmpfs", "", value.partition(":")[0]))
+        place, _, options = value.partition(":")
+        made.mounts.append(Mount("tmpfs", "", place, options=["mode=755", *options.split(",")]))
+    elif key == "Files.Inaccessible":
+        made.masked.append(value)
+    elif key == "Exec.OOMScoreAdjust" and value.lstrip("-").isdecimal():
+        made.oom_score_adj = int(value)
+    elif key.startswith("Exec.Limit"):
+        _limit(made, f"RLIMIT_{key[10:]}", value)
+
+
+def _limit(made: Blueprint, name: str, value: str) -> None:
+    """SOFT[:HARD], each a number or infinity; with a unit of size or time it is left out."""
+    words = value.split(":")
+    if name in LIMIT_NAMES and len(words) < 3 and all(word.isdecimal() or word == "infinity" for word in words):
+        numbers = [-1 if word == "infinity" else int(word) for word in words]
+        made.limits[name] = numbers[0], numbers[-1]
 
 
 def _words(value: str) -> list[str]:

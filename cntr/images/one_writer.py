@@ -28,8 +28,12 @@ def lock(made: Blueprint) -> int:
     what = f"{made.label()}: its layer"
     try:
         if made.owner == os.geteuid():
-            with VIEW:
-                return _locked(made.upper)
+            try:
+                with VIEW:
+                    return _locked(made.upper)
+            except PermissionError:  # its container's root alone may search it
+                if not made.uid_map:
+                    raise
         fd = sockets.fd_from_child(lambda: _as_its_root(made), "open", SECONDS)
     except BlockingIOError:
         raise CntrError(
@@ -50,8 +54,8 @@ def lock(made: Blueprint) -> int:
 def _as_its_root(made: Blueprint) -> int:
     """In a child: enter the namespaces of its builder first."""
     VIEW.enter_mounts()
+    enter_user_namespace(made.uid_map, made.gid_map)  # newuidmap(1) requires a process of its caller's
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
-    enter_user_namespace(made.uid_map, made.gid_map)
     return _locked(made.upper)
 
 

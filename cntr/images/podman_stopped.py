@@ -5,11 +5,12 @@ rest.
 from __future__ import annotations
 
 import os
+import stat
 
 from cntr.engines import containers_storage, pods, store
 from cntr.errors import printable
 from cntr.images import ImageError, answers, docker_stopped, podman_store, spec
-from cntr.images.blueprint import Blueprint
+from cntr.images.blueprint import Blueprint, Mount, words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def blueprint(
     directory = f"{one.graphroot}/{row.directory}/{row.id}/userdata"
     try:
         text = store.read(f"{directory}/config.json", owner=one.owner, limit=8 << 20)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # it belongs to the container's root: --uidmap
         known = pods.configuration(one, row.id, deadline)
         if known.get("spec"):
             spec.take(made, spec.mapping(known["spec"]))
@@ -68,7 +69,10 @@ def blueprint(
         else:
             _created(made, (inspect or ask)(row.id))
     else:
-        spec.take(made, answers.documents(answers.parse(text, f"{made.label()}: config.json")))
+        runtime = answers.documents(answers.parse(text, f"{made.label()}: config.json"))
+        spec.take(made, runtime)
+        if not one.owner:
+            _join(made, runtime, one)
     if inspect:
         _ending(made, {}, pods.ending(one, row.id, deadline))
     else:
@@ -76,6 +80,26 @@ def blueprint(
     made.log = lambda: answers.log_lines(f"{directory}/ctr.log", one.owner)
     made.check = lambda: containers_storage.running(row) is not None
     return made
+
+
+def _join(made: Blueprint, runtime: dict[str, Any], own: containers_storage.Store) -> None:
+    """The namespaces of another container (--network container:NAME, a pod), while that runs. The pids in the record may
+    have been reused.
+    """
+    wanted = {}
+    for row in spec.mapping(runtime.get("linux")).get("namespaces") or ():
+        kind, path = spec.NAMESPACES.get(str(spec.mapping(row).get("type"))), spec.mapping(row).get("path")
+        if kind and isinstance(path, str) and path.startswith("/proc/"):
+            wanted[kind] = path.split("/")[2]
+    if not wanted:
+        return
+    others = containers_storage.known_containers(lambda row: row.store.graphroot == own.graphroot)
+    pids = {str(row.pid()) for row in others if str(row.pid()) in wanted.values() and containers_storage.running(row)}
+    for kind, pid in wanted.items():
+        if pid in pids:
+            made.join[kind] = f"/proc/{pid}/ns/{kind}"
+        else:
+            made.faults.append(f"its {kind} namespace is another container's, which does not run")
 
 
 def _ending(made: Blueprint, state: dict[str, Any], known: tuple[str, int] | None) -> None:
@@ -99,8 +123,20 @@ def take_layers(made: Blueprint, row: containers_storage.Known) -> None:
         made.overlay = {"userxattr": ""} if one.owner else {"metacopy": "on"}
         made.served = _is_served(one)
     for path in [made.upper, *made.lower]:
-        if not os.path.isdir(path):
+        if not _may_be_there(path):
             raise ImageError(f"{made.label()}: layer {printable(path)} is not there", "its store is damaged")
+
+
+def _may_be_there(path: str) -> bool:
+    """Whether it is a directory, as far as the user can see: --userns keep-id leaves layers that only the container's root
+    may search.
+    """
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
 
 
 def _is_served(one: containers_storage.Store) -> bool:
@@ -128,11 +164,23 @@ def _created(made: Blueprint, asked: dict[str, Any]) -> None:
     taken += " left_out apparmor shm own_group"
     for name in taken.split():
         setattr(made, name, getattr(like, name))
-    own = spec.mapping(spec.mapping(asked.get("HostConfig")).get("Sysctls"))  # of podman newer than 4.3
+    host = spec.mapping(asked.get("HostConfig"))
+    maps = spec.mapping(host.get("IDMappings"))
+    made.uid_map, made.gid_map = _id_map(maps.get("UidMap")), _id_map(maps.get("GidMap"))
+    beside = f"{os.path.dirname(str(asked.get('HostsPath') or ''))}/.containerenv"
+    if os.path.isfile(beside):
+        made.mounts.append(Mount("bind", beside, "/run/.containerenv"))
+    own = spec.mapping(host.get("Sysctls"))  # of podman newer than 4.3
     made.sysctls = {str(key): str(value) for key, value in own.items()}
     made.read_only, made.no_new_privs, made.privileged = like.read_only, like.no_new_privs, like.privileged
     bounding = spec.capability_mask(asked.get("BoundingCaps"))
     made.capabilities = bounding or made.capabilities
+
+
+def _id_map(value: object) -> list[tuple[int, int, int]]:
+    """The rows INSIDE:OUTSIDE:COUNT."""
+    rows = [tuple(map(int, row.split(":"))) for row in words(value) if row.replace(":", "").isdecimal()]
+    return [(row[0], row[1], row[2]) for row in rows if len(row) == 3]
 
 
 def ask(id: str) -> dict[str, Any]:

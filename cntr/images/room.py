@@ -121,6 +121,9 @@ class Room:
         if made.disk:
             self.step = f"mount {made.disk.path}"
             layers.append(self._attached(made.disk.mount(), "disk"))
+        elif made.uid_map and not made.owner and not made.shift:
+            own = 0 if self.write or not made.upper else 1  # the first is its own layer, which has the host's ids
+            layers[own:] = [self._ours(path) for path in layers[own:]]
         if made.shift:
             if self.write:
                 upper = self._shifted(upper)
@@ -175,7 +178,17 @@ class Room:
         tree = syscalls.open_tree(syscalls.AT_FDCWD, path, syscalls.OPEN_TREE_CLONE)
         syscalls.mount_setattr(tree, "", recursive=False, attr_set=syscalls.MOUNT_ATTR_IDMAP, userns_fd=users)
         os.close(users)
-        return self._attached(tree, "shifted")
+        self._layers += 1
+        return self._attached(tree, f"shifted{self._layers}")
+
+    def _ours(self, path: str) -> str:
+        """A layer of an image that other containers have with other ids, or none, shifted; one of this container's, as it is."""
+        owner = os.stat(path).st_uid
+        return (
+            path
+            if any(outside <= owner < outside + count for _, outside, count in self.made.uid_map)
+            else self._shifted(path)
+        )
 
     def _attached(self, tree: int, name: str) -> str:
         """A detached mount in the scratch: an overlay's layers have to be in its maker's mount namespace."""
@@ -202,10 +215,20 @@ class Room:
         return f"/proc/self/fd/{syscalls.openat2(syscalls.AT_FDCWD, path, os.O_PATH, flags)}"
 
     def open_host_files(self) -> None:
-        """Open detached clones of the host's device nodes, and the namespaces to join. Raises OSError."""
-        self.step = "open the devices"
+        """Make the device nodes, as detached mounts, and open the namespaces to join. Raises OSError."""
+        self.step = "make its devices"
+        nodes = self._attached(syscalls.new_filesystem("tmpfs", {"mode": "755"}, syscalls.MOUNT_ATTR_NOSUID), "nodes")
         for name in DEVICES:
-            self._devices[name] = syscalls.open_tree(syscalls.AT_FDCWD, f"/dev/{name}", syscalls.OPEN_TREE_CLONE)
+            host = f"/dev/{name}"
+            try:
+                os.mknod(f"{nodes}/{name}", stat.S_IFCHR | 0o666, os.stat(host).st_rdev)
+                os.chmod(f"{nodes}/{name}", 0o666)
+            except PermissionError:  # no CAP_MKNOD, or a user's: the host's, whose owner and mode stay as they are
+                fd = syscalls.open_tree(syscalls.AT_FDCWD, host, syscalls.OPEN_TREE_CLONE)
+                attributes.add(fd, syscalls.MOUNT_ATTR_RDONLY)
+            else:
+                fd = syscalls.open_tree(syscalls.AT_FDCWD, f"{nodes}/{name}", syscalls.OPEN_TREE_CLONE)
+            self._devices[name] = fd
         if "net" in self.shared() and self.made.uid_map:
             flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE
             self._sys = syscalls.open_tree(syscalls.AT_FDCWD, "/sys", flags)
@@ -222,7 +245,8 @@ class Room:
                 if stat.S_ISDIR(status.st_mode):
                     return volumes.layered(source, mount, *self._layer(status))
                 self._layers += 1
-                return volumes.copied(source, mount, f"{self._scratch}/file{self._layers}")
+                name = self.made.hostname if mount.destination == "/etc/hosts" and self.made.own_name else ""
+                return volumes.copied(source, mount, f"{self._scratch}/file{self._layers}", host=name)
             except OSError:
                 pass  # then read-only
         return volumes.bound(source, mount, write=self.write)
@@ -290,7 +314,9 @@ class Room:
 
     def _make_devices(self) -> None:
         self.step = "make /dev"
-        dev = syscalls.new_filesystem("tmpfs", {"mode": "755", "size": "64k"}, syscalls.MOUNT_ATTR_NOSUID)
+        # A node that its own processes make there is no device.
+        attrs = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_STRICTATIME
+        dev = syscalls.new_filesystem("tmpfs", {"mode": "755", "size": "65536k"}, attrs)
         for name in DEVICES:
             os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666, dir_fd=dev))
         for name, target in DEVICE_LINKS:
@@ -300,7 +326,7 @@ class Room:
         self._place(dev, "/dev", is_dir=True, keep=True)
         for name, fd in self._devices.items():
             syscalls.move_mount(fd, dev, name)
-        null = self._devices["null"]
+        self._null = self._devices["null"]
         syscalls.move_mount(volumes.terminals(), dev, "pts")
         size = str(self.made.shm)
         syscalls.move_mount(syscalls.new_filesystem("tmpfs", {"mode": "1777", "size": size}, _HARMLESS), dev, "shm")
@@ -308,7 +334,6 @@ class Room:
             syscalls.move_mount(syscalls.new_filesystem("mqueue", {}, _HARMLESS), dev, "mqueue")
         except OSError:
             pass  # a kernel without, or the queues of another user namespace
-        self._null = null
         os.close(dev)
 
     def _mask(self) -> None:

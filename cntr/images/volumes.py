@@ -45,8 +45,11 @@ def layered(source: int, mount: Mount, upper: str, work: str) -> int:
     return syscalls.new_filesystem("overlay", options, syscalls.MOUNT_ATTR_NODEV | flags(mount.options))
 
 
-def copied(source: int, mount: Mount, path: str) -> int:
-    """Copy the file behind SOURCE to PATH and return a mount of the copy. Raises OSError."""
+def copied(source: int, mount: Mount, path: str, host: str = "") -> int:
+    """Copy the file behind SOURCE to PATH and return a mount of the copy. Raises OSError.
+
+    host: a name that is to be in this hosts(5): an engine takes the container's own out at its end, with its address.
+    """
     status = os.fstat(source)
     if not stat.S_ISREG(status.st_mode) or status.st_size > FILE:
         raise OSError(27, "no file, or a large one", path)
@@ -54,10 +57,13 @@ def copied(source: int, mount: Mount, path: str) -> int:
     try:
         writing = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         try:
-            left = FILE
+            left, words = FILE, b""
             while left > 0 and (chunk := os.read(reading, min(left, 1 << 20))):
                 os.write(writing, chunk)
-                left -= len(chunk)
+                left, words = left - len(chunk), words + chunk if host else b""
+            if host and os.fsencode(host) not in words.split():
+                start = b"\n" if words and not words.endswith(b"\n") else b""
+                os.write(writing, start + b"127.0.0.1\t" + os.fsencode(host) + b"\n")
             os.fchown(writing, status.st_uid, status.st_gid)
             os.fchmod(writing, stat.S_IMODE(status.st_mode))
         finally:
@@ -76,6 +82,7 @@ def in_memory(mount: Mount, place: os.stat_result | None) -> int:
     wanted = {key: value for key, value in pairs if key in VALUES}
     attrs = flags(mount.options) | (syscalls.MOUNT_ATTR_RDONLY if mount.read_only else 0)
     attrs |= syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+    attrs |= syscalls.MOUNT_ATTR_STRICTATIME if "strictatime" in mount.options else 0
     try:
         return syscalls.new_filesystem("tmpfs", {**usual, **wanted}, attrs)
     except OSError:  # an invalid value, or an id that its user namespace does not map

@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from cntr.errors import CntrError, TargetNotFound
 from cntr.images import blueprint, cgroups, profile, targets
 from cntr.images.blueprint import Blueprint, Mount
 from cntr.images.role import Role
-from cntr.images.room import Room
+from cntr.images.room import DEVICES, Room
 from cntr.images.standin import StandIn
 from cntr.linux import procfs, seccomp, syscalls
 from testkit.waiting import wait_until
@@ -519,3 +520,24 @@ def test_a_profile_that_is_none_is_refused(root):
         made.seccomp = wanted
         with pytest.raises((CntrError, ValueError)):
             StandIn(made, say=print)
+
+
+def test_its_devices_are_its_own(root):
+    """Root in it may change their owner and mode, and the host's stay; what it makes in /dev itself is no device."""
+    before = os.stat("/dev/full")
+    try:
+        with standing(of(root)) as held:
+            said = run(held, "chmod 600 /dev/full; chown 1:1 /dev/full; echo x > /dev/null && head -c 3 /dev/zero | wc -c; "
+                       "mknod /dev/made c 1 5; head -c 1 /dev/made && echo a device; true")  # fmt: skip
+            assert "3" in said.split()
+            assert "a device" not in said
+            seen = {name: os.stat(f"/proc/{held.pid}/root/dev/{name}") for name in DEVICES}
+            assert {name: one.st_rdev for name, one in seen.items()} == {
+                name: os.stat(f"/dev/{name}").st_rdev for name in DEVICES
+            }
+            assert (seen["full"].st_uid, seen["full"].st_mode) == (1, stat.S_IFCHR | 0o600)
+        now = os.stat("/dev/full")
+        assert (now.st_mode, now.st_uid, now.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+    finally:
+        os.chown("/dev/full", before.st_uid, before.st_gid)
+        os.chmod("/dev/full", stat.S_IMODE(before.st_mode))
