@@ -164,6 +164,9 @@ def _created(made: Blueprint, asked: dict[str, Any]) -> None:
     taken += " left_out apparmor shm own_group"
     for name in taken.split():
         setattr(made, name, getattr(like, name))
+    for mount in made.mounts:
+        if mount.kind == "tmpfs":  # Docker's are noexec
+            mount.options = ["mode=1777", *mount.options[1:]]
     host = spec.mapping(asked.get("HostConfig"))
     maps = spec.mapping(host.get("IDMappings"))
     made.uid_map, made.gid_map = _id_map(maps.get("UidMap")), _id_map(maps.get("GidMap"))

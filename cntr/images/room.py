@@ -96,14 +96,15 @@ class Room:
         made = self.made
         # Everything of the host's is opened first: the scratch directory hides what is below it.
         self.step = "open its layers"
-        layers = [self._name(path) for path in made.lower]
+        layers = [self._name(path) for path in made.lower for path in (path, *volumes.older(path))]
         upper, work = "", ""
         if self.write:
             upper, work = self._name(made.upper), self._name(made.work) if made.work else ""
             if self.locked and not os.path.samestat(self.locked, os.stat(upper)):
                 raise OSError(errno.ESTALE, "another directory than a moment ago", made.upper)
+            layers = [*map(self._name, volumes.older(made.upper)), *layers]
         elif made.upper:
-            layers.insert(0, self._name(made.upper))
+            layers = [*map(self._name, (made.upper, *volumes.older(made.upper))), *layers]
         sources: list[int] = []
         mounts: list[Mount] = []
         for mount in made.mounts:

@@ -1,4 +1,6 @@
-"""A container's volumes and tmpfs mounts, as detached mounts. Used in the builder and in the stand-in: see ``room``."""
+"""A container's volumes and tmpfs mounts, as detached mounts; a layer's directories. For the builder and the stand-in: see
+``room``.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,18 @@ if TYPE_CHECKING:
 
 CLONE = syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH | syscalls.AT_RECURSIVE
 FILE = 16 << 20  # largest file, in bytes, that is copied to be writable; a larger one is read-only
+MOST_OLDER = 8
 VALUES = ("size", "mode", "uid", "gid", "nr_inodes", "nr_blocks")  # tmpfs(5)
 FLAGS = {"ro": syscalls.MOUNT_ATTR_RDONLY, "noexec": syscalls.MOUNT_ATTR_NOEXEC, "nosuid": syscalls.MOUNT_ATTR_NOSUID}
 OPPOSITES = {"rw": "ro", "exec": "noexec", "suid": "nosuid"}
+
+
+def older(layer: str) -> list[str]:
+    """diff1, diff2, … beside a layer's diff, and below it: its files before containers/storage has given them other owners."""
+    found: list[str] = []
+    while layer.endswith("/diff") and len(found) < MOST_OLDER and os.path.isdir(f"{layer}{len(found) + 1}"):
+        found.append(f"{layer}{len(found) + 1}")
+    return found
 
 
 def bound(source: int, mount: Mount, *, write: bool) -> int:
