@@ -41,6 +41,7 @@ MACHINES = {
 BENEATH = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_MAGICLINKS | syscalls.RESOLVE_NO_SYMLINKS
 ONE_OF_SEVERAL = "`oci:DIR:TAG`, `archive:FILE:TAG` names one"
 REF_NAMES = ("org.opencontainers.image.ref.name", "io.containerd.image.name")
+CONFIGURATIONS = ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json")
 
 
 def open_archive(path: str) -> Image:
@@ -268,6 +269,9 @@ def read_manifest(files: Files, manifest: dict[str, Any], engine: str, reference
         raise ImageError(
             f"{files.what}: its manifest names no configuration and layers", "schema 1 images are not known"
         )
+    kind = description.get("mediaType") or manifest.get("artifactType")
+    if kind and kind not in CONFIGURATIONS:
+        raise ImageError(f"{files.what}: an artifact ({printable(str(kind)[:100])}), not a container's image", "")
     configuration = blob(files, description)
     diff_ids = _diff_ids(configuration, len(rows), files.what)
     layers = []

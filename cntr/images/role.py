@@ -46,9 +46,15 @@ class Role:
         if self._find_directory(relative) < 0:
             if self.write or made.read_only:
                 relative = "."  # the engine creates it at the start; here nothing is changed for that
-            else:
-                below.make(self.root, relative, is_dir=True)
+            elif not below.status(self.root, relative):
+                try:
+                    below.make(self.root, relative, is_dir=True)
+                except OSError:
+                    pass  # below a file, or a link that leads nowhere
         fd = self._find_directory(relative)
+        if fd < 0:
+            self.room.fault(NotADirectoryError(20, ""), f"its working directory {made.directory}")
+            fd = os.dup(self.root)
         os.fchdir(fd)
         os.close(fd)
         if self.room.filter:
@@ -149,15 +155,15 @@ class Role:
 
     def _user(self) -> tuple[int, int, list[int], str]:
         """(uid, gid, groups, home) for the configuration's USER[:GROUP], as runc resolves it. Raises OSError."""
-        name, colon, group = self.made.user.partition(":")
+        name, _, group = self.made.user.partition(":")
         name = name or "0"
         passwd, groups = self.read("etc/passwd"), self.read("etc/group")
         entry = procfs.passwd_entry(passwd, name)
         if entry is None and not (name.isascii() and name.isdecimal() and len(name) < 11):
             raise OSError(2, f"its /etc/passwd has no user {name[:60]}")
         uid, gid, home = (entry[1], entry[2], entry[3]) if entry else (int(name), 0, "/")
-        more = [] if colon or entry is None else procfs.groups_of(groups, entry[0])
-        if colon:
+        more = [] if group or entry is None else procfs.groups_of(groups, entry[0])
+        if group:
             number = (
                 int(group)
                 if group.isascii() and group.isdecimal() and len(group) < 11

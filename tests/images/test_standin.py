@@ -522,6 +522,20 @@ def test_a_profile_that_is_none_is_refused(root):
             StandIn(made, say=print)
 
 
+@pytest.mark.parametrize("directory", ["/etc/passwd", "/etc/passwd/below", "/loop"])
+def test_a_working_directory_that_is_none_is_said_and_left_out_or_refused(root, directory):
+    (root / "loop").symlink_to("loop")
+    made = of(root, WorkingDir=directory, User="app:")  # as runc reads it: without a group, app's own
+    with standing(made) as held:
+        assert os.path.samefile(f"/proc/{held.pid}/cwd", f"/proc/{held.pid}/root")
+        assert procfs.status(read(held, "status"))["Groups"].split() == ["1002"]
+    assert made.faults == [f"its working directory {directory}: Not a directory: left out"]
+    made = of(root, WorkingDir=directory)
+    made.exact = True
+    with pytest.raises(CntrError, match=f"change to its working directory {directory}: Not a directory"):
+        StandIn(made, say=print)
+
+
 def test_its_devices_are_its_own(root):
     """Root in it may change their owner and mode, and the host's stay; what it makes in /dev itself is no device."""
     before = os.stat("/dev/full")

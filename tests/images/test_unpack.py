@@ -274,6 +274,22 @@ def test_what_is_not_there_is_said(reference, message):
         images.find(reference)
 
 
+@pytest.mark.parametrize("kind", ["application/vnd.oci.empty.v1+json", "application/vnd.cncf.helm.config.v1+json", ""])
+def test_an_artifact_is_no_image(tmp_path, kind):
+    """A chart, a signature, an attestation: said so, not called damaged."""
+    content = build.files([b"no tar"], how="none")
+    index = json.loads(content["index.json"])
+    manifest = json.loads(content.pop("blobs/sha256/" + index["manifests"][0]["digest"][7:]))
+    manifest["artifactType"] = "application/vnd.example"
+    if kind:
+        manifest["config"]["mediaType"] = kind
+    text = json.dumps(manifest).encode()
+    content["blobs/sha256/" + build.digest(text)[7:]] = text
+    content["index.json"] = json.dumps({"manifests": [{"digest": build.digest(text), "size": len(text)}]}).encode()
+    with pytest.raises(ImageError, match=rf"an artifact \({kind or 'application/vnd.example'}\)".replace("+", r"\+")):
+        images.find(build.layout(tmp_path / "o", content))
+
+
 def test_limits_of_entries_and_bytes(tmp_path):
     layer = b"".join(member(b"f%d" % i, b"0", b"x" * 1000) for i in range(100)) + END
     reference = build.archive(tmp_path / "i.tar", build.files([layer]))
