@@ -6,7 +6,7 @@ import io
 import os
 import time
 
-from cntr.engines import Refused, docker, evidence
+from cntr.engines import Refused, docker, evidence, store
 from cntr.errors import printable
 from cntr.images import ImageError, docker_store
 from cntr.images.blueprint import DEFAULT_CAPABILITIES, Blueprint, Mount
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 LOG_LINES = 10
 OWN_SYSCTLS_REMAPPED = {"net.ipv4.ip_unprivileged_port_start": "0"}  # since Docker 20.10
 OWN_SYSCTLS = {**OWN_SYSCTLS_REMAPPED, "net.ipv4.ping_group_range": "0 2147483647"}
+WHOLE = {"vfs": "vfs/dir", "btrfs": "btrfs/subvolumes"}  # storage driver → its directory
 OWN_CONTAINERD = "/run/docker/containerd/containerd.sock"  # of a dockerd that started containerd itself
 
 
@@ -167,15 +168,37 @@ def _snapshot(made: Blueprint, path: str, snapshotter: str) -> None:
     containerd_stopped.take_snapshot(made, "moby", snapshotter, made.id, socket=socket)
 
 
+def _whole(made: Blueprint, path: str, driver: str) -> str:
+    """The directory of a driver that has a complete one for each container. Raises ImageError, OSError."""
+    status, answer = docker._get(path, "/info", made.owner, time.monotonic() + 5)
+    top = str(mapping(answer).get("DockerRootDir") or "") if status == 200 else ""
+    try:
+        record = store.read(
+            f"{top}/image/{driver}/layerdb/mounts/{made.id}/mount-id", owner=made.owner, limit=256
+        ).strip()
+    except OSError as error:
+        raise ImageError(
+            f"{made.label()}: its layer in {printable(top)}: {error.strerror}", "its store is damaged"
+        ) from None
+    directory = f"{top}/{WHOLE[driver]}/{record}"
+    if not store.is_component(record) or not os.path.isdir(directory):
+        raise ImageError(f"{made.label()}: layer {printable(directory)} is not there", "its store is damaged")
+    return directory
+
+
 def _layers(made: Blueprint, path: str, answer: dict[str, Any]) -> None:
     driver = mapping(answer.get("GraphDriver"))
     data = mapping(driver.get("Data"))
-    if driver.get("Name") != "overlay2" or not data.get("UpperDir"):
-        _snapshot(made, path, str(driver.get("Name") or "overlayfs"))
+    name = str(driver.get("Name") or "overlayfs")
+    if name in WHOLE:
+        made.upper = _whole(made, path, name)
+    elif name != "overlay2" or not data.get("UpperDir"):
+        _snapshot(made, path, name)
         return
-    made.overlay = {"userxattr": ""} if made.owner else {}
-    made.lower = [path for path in str(data.get("LowerDir") or "").split(":") if path]
-    made.upper, made.work = str(data["UpperDir"]), str(data.get("WorkDir") or "")
+    else:
+        made.overlay = {"userxattr": ""} if made.owner else {}
+        made.lower = [path for path in str(data.get("LowerDir") or "").split(":") if path]
+        made.upper, made.work = str(data["UpperDir"]), str(data.get("WorkDir") or "")
     for part in made.upper.split("/") if not made.owner else ():  # userns-remap: DATA-ROOT/UID.GID/overlay2/…
         uid, dot, gid = part.partition(".")
         if (

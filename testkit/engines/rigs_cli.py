@@ -148,6 +148,16 @@ class DockerSnapshots(Docker):
         return ("--config-file", f"{self.workspace.path}/daemon.json")
 
 
+class DockerWhole(Docker):
+    """dockerd with a whole copy of the files for each container."""
+
+    variants = ("busybox",)
+
+    def store(self) -> tuple[str, ...]:
+        """The driver that runs on any file system."""
+        return ("--storage-driver=vfs",)
+
+
 class DockerRemapped(Docker):
     """dockerd --userns-remap: the container's root is an ordinary uid of the host."""
 

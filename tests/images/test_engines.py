@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from testkit.engines import cri, rigs, workspaces
+from testkit.engines.rigs_cli import DockerWhole
 
 RIGS = ("docker", "docker_remapped", "docker_snapshots", "podman", "containerd", "k8s")
 ROOT = pathlib.Path(__file__).parents[2]
@@ -256,6 +257,25 @@ def test_a_pods_container_joins_the_sandbox_while_it_lives_and_the_last_attempt_
     rig.runtime.call("StopPodSandbox", {1: sandbox[0]})
     rows = json.loads(stopped.out("inspect", stopped.container.target, "--json"))
     assert {row["property"]: row["value"] for row in rows}["last exit status"] == "5"
+
+
+def test_a_container_whose_driver_has_no_layers():
+    """vfs, as on file systems that can't be an overlay's; btrfs has its directories elsewhere alone."""
+    rig = DockerWhole()
+    try:
+        with rig.container("busybox") as container:
+            ended, target = Stopped(rig, container), container.target
+            before = ended.diff()
+            assert ended.out(
+                "exec", target, "--", "/bin/sh", "-c", "cat /etc/motto; echo x > /new; cat /new"
+            ).split() == ["slim", "x"]
+            assert ended.out("exec", "image:slim:1", "--", "/bin/cat", "/etc/motto") == "slim\n"
+            assert ended.diff() == before
+            ended.cntr("exec", "--write", target, "--", "/bin/sh", "-c", "echo fixed > /etc/fixed")
+            rig.command("start", container.name)
+            assert rig.command("exec", container.name, "cat", "/etc/fixed") == "fixed\n"
+    finally:
+        rig.stop()
 
 
 def test_a_file_that_docker_saved(docker, tmp_path, monkeypatch):
