@@ -20,21 +20,10 @@ from cntr.engines import Container
 from cntr.errors import CntrError, Refused
 from cntr.images.blueprint import Blueprint
 from cntr.images.room import Room
-from tests.audit.support import AuditedHost, audit_lock, only
+from tests.audit.support import audit_lock, only
 from tests.nest import busybox
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a policy is root's: needs root")
-
-
-@pytest.fixture
-def place(tmp_path):
-    return AuditedHost(tmp_path / "run")
-
-
-@pytest.fixture(scope="module")
-def container():
-    with busybox.BusyboxContainer("governed") as made:
-        yield made
 
 
 def swapped(link: pathlib.Path, target: str) -> None:

@@ -18,22 +18,11 @@ import pytest
 from cntr.attach import signals
 from cntr.audit import elsewhere, session, sinks, who
 from testkit.waiting import wait_until
-from tests.audit.support import AuditDaemon, AuditedHost, audit_lock, only
+from tests.audit.support import AuditDaemon, audit_lock, only
 from tests.nest import busybox
 from tests.nest.test_exec_inside import INSIDE
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="records of root's sessions: needs root")
-
-
-@pytest.fixture
-def place(tmp_path):
-    return AuditedHost(tmp_path / "run")
-
-
-@pytest.fixture(scope="module")
-def container():
-    with busybox.BusyboxContainer("audited") as made:
-        yield made
 
 
 def lines(path):

@@ -19,22 +19,11 @@ from cntr.engines import store
 from cntr.linux.syscalls import CLONE_NEWPID
 from testkit.container import NAMESPACES
 from testkit.waiting import wait_until
-from tests.audit.support import AuditedHost, only
+from tests.audit.support import only
 from tests.nest import busybox
 from tests.nest.tty import CNTR, Terminal
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="sessions of containers made by hand: needs root")
-
-
-@pytest.fixture
-def place(tmp_path):
-    return AuditedHost(tmp_path / "run")
-
-
-@pytest.fixture(scope="module")
-def container():
-    with busybox.BusyboxContainer("listed") as made:
-        yield made
 
 
 def listed(container):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import os
 import signal
 import struct
@@ -15,7 +16,7 @@ from pathlib import Path
 from testkit.waiting import wait_until
 
 from ._tools import child, equal, finished, in_threads, make, opened, raises
-from .locks import BUSY, _Holder, _is_free, _lock
+from .locks import BUSY, _Holder, _is_free, _lock, _take
 
 
 def check_flock_ends_while_others_have_the_file_open(here: Path) -> None:
@@ -233,19 +234,12 @@ def check_waiting_for_a_lock_of_the_backing_tree(here: Path, behind: Path) -> No
     for way in ("flock", "posix"):
         make(here / way)
 
-        def take(way: str = way) -> None:
-            fd = os.open(here / way, os.O_RDWR)
-            if way == "flock":
-                fcntl.flock(fd, fcntl.LOCK_EX)
-            else:
-                _lock(fd, fcntl.F_SETLKW, fcntl.F_WRLCK, 0, 0)
-
         with opened(behind / way, os.O_RDWR) as below:
             if way == "flock":
                 fcntl.flock(below, fcntl.LOCK_EX)
             else:
                 _lock(below, fcntl.F_OFD_SETLK, fcntl.F_WRLCK, 0, 0)
-            waiter = child(take)
+            waiter = child(functools.partial(_take, here / way, way))
             time.sleep(0.1)
             equal(os.waitpid(waiter, os.WNOHANG), (0, 0), f"{way}: it waits")
             if way == "flock":  # the child has a copy of the descriptor

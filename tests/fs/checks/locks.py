@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import os
 import signal
 import struct
@@ -23,6 +24,15 @@ def _lock(fd: int, command: int, kind: int, start: int, length: int) -> tuple[in
     answer = fcntl.fcntl(fd, command, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
     kind, _whence, start, length, pid = _FLOCK.unpack(answer)
     return kind, start, length, pid
+
+
+def _take(path: Path, way: str) -> None:
+    """Open the file and wait for its lock, by flock(2) or as POSIX has it."""
+    fd = os.open(path, os.O_RDWR)
+    if way == "flock":
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    else:
+        _lock(fd, fcntl.F_SETLKW, fcntl.F_WRLCK, 0, 0)
 
 
 class _Holder:
@@ -157,13 +167,7 @@ def check_waiting_lock_is_granted(here: Path) -> None:
     for way in ("flock", "posix"):
         make(here / way)
 
-        def take(way: str = way, wait: bool = False) -> None:
-            fd = os.open(here / way, os.O_RDWR)
-            if way == "flock":
-                fcntl.flock(fd, fcntl.LOCK_EX)
-            else:
-                _lock(fd, fcntl.F_SETLKW, fcntl.F_WRLCK, 0, 0)
-
+        take = functools.partial(_take, here / way, way)
         holder = _Holder(take)
         waiter = child(take)
         time.sleep(0.1)
@@ -179,13 +183,7 @@ def check_waiting_lock_is_interrupted(here: Path) -> None:
     for way in ("flock", "posix"):
         make(here / way)
 
-        def take(way: str = way) -> None:
-            fd = os.open(here / way, os.O_RDWR)
-            if way == "flock":
-                fcntl.flock(fd, fcntl.LOCK_EX)
-            else:
-                _lock(fd, fcntl.F_SETLKW, fcntl.F_WRLCK, 0, 0)
-
+        take = functools.partial(_take, here / way, way)
         holder = _Holder(take)
 
         def wait(take: object = take) -> None:
