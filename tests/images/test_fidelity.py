@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -78,7 +79,7 @@ def differences(wanted: str, seen: str) -> tuple[list[str], list[str]]:
 class Sight:
     """A rig, and cntr in the environment in which its engine is found."""
 
-    def __init__(self, rig: rigs.Rig) -> None:
+    def __init__(self, rig: Any) -> None:
         self.rig = rig
         self.env = {**rig.workspace.env, **rig.settings, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": ""}
         self.env |= {
@@ -135,7 +136,7 @@ def test_an_entrypoint_sees_what_it_sees_in_docker_and_podman(request, engine):
             rig.stop()
 
 
-def made_network(rig: rigs.Rig, name: str) -> bool:
+def made_network(rig: Any, name: str) -> bool:
     """Whether it can make a bridge."""
     try:
         rig.command("network", "create", "--subnet", f"10.211.{os.getpid() % 250}.0/24", name)
@@ -201,7 +202,7 @@ def test_a_session_sees_what_the_others_containers_saw(request, engine):
 
 
 WRITTEN = f"{{ {SEEN.strip()}\n}} > /out 2>/dev/null"
-OTHERS = {
+OTHERS: dict[str, list[Any]] = {
     "containerd": [["--env", "A=b", "--cap-add", "CAP_SYS_PTRACE", "--cwd", "/data"], ["--seccomp", "--allow-new-privs"]],
     "k8s": [0],
     "lxc": [
