@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _socket as socket
+import errno
 import select
 import sys
 
@@ -50,16 +51,18 @@ class Flow:
     """One direction. It reads only when it holds nothing, so a slow reader blocks only its own writer.
 
     data: what is held, of a buffer; bulk: the last read brought much; ended: the source is at its end; broken: by an
-    error; lost: the sink accepts no more data; done: nothing will be moved any more.
+    error; cut: an end would be none, as the source was reset; lost: errno, if the sink accepts no more data; done:
+    nothing will be moved any more.
     """
 
-    __slots__ = ("broken", "buffer", "buffers", "bulk", "data", "done", "ended", "lost", "sink", "source")
+    __slots__ = ("broken", "buffer", "buffers", "bulk", "cut", "data", "done", "ended", "lost", "sink", "source")
 
     def __init__(self, source: socket.socket, sink: socket.socket, buffers: Buffers) -> None:
         self.source, self.sink, self.buffers = source, sink, buffers
         self.buffer: memoryview | None = None
         self.data = memoryview(b"")
-        self.bulk = self.ended = self.broken = self.lost = self.done = False
+        self.bulk = self.ended = self.broken = self.cut = self.done = False
+        self.lost = 0
 
     def take(self) -> bool:
         """Read into a buffer; False at the end. Raises OSError."""
@@ -84,6 +87,7 @@ class Flow:
             return
         try:
             self.ended = not self.take()
+            self.broken = self.ended and self.cut
             self.bulk = len(self.data) > BULK
         except BlockingIOError:
             return
@@ -97,14 +101,14 @@ class Flow:
                 self.give()
             except BlockingIOError:
                 pass
-            except OSError:  # EPIPE, ECONNRESET
-                self.lose()
+            except OSError as error:  # EPIPE, ECONNRESET
+                self.lose(error.errno or errno.EIO)
         if self.ended and not self.data and not self.done:
             self.finish()
 
-    def lose(self) -> None:
+    def lose(self, number: int) -> None:
         """End this direction, as the reader is gone."""
-        self.lost = True
+        self.lost = number
         self.finish()
 
     def finish(self) -> None:
@@ -164,15 +168,17 @@ class Connection:
             out.pump()
         if events & ~IN:
             back.pump()
-        if events & ERROR and not back.done:
-            back.lose()
+        if events & ERROR and out.done and not back.done:
+            back.lose(errno.EPIPE)
+        if back.lost == errno.ECONNRESET:  # that was told once, to the writer: the reader would find a regular end
+            out.cut = True
         self._settle()
 
     def _settle(self) -> None:
         """Close if all is done; otherwise wait for exactly what the flows need."""
         near, far = self.flows
         if near.broken or far.broken or (near.done and far.done):
-            self.close(reset=any(flow.broken or flow.lost for flow in self.flows))
+            self.close(reset=any(flow.broken or flow.lost != 0 for flow in self.flows))
             return
         if self.bulk != (near.bulk or far.bulk):
             self.bulk = not self.bulk
@@ -194,7 +200,7 @@ class Connection:
                 flow.broken = True
                 flow.finish()
             self.loop.remove(flow.sink.fileno())
-            close(flow.sink, reset=reset and (flow.broken or flow.lost))
+            close(flow.sink, reset=reset and (flow.broken or flow.lost != 0))
         self.over(self)
 
 

@@ -64,6 +64,17 @@ def settle(loop):
     raise AssertionError("always ready")
 
 
+def flood(loop, end):
+    """Send until nothing more is taken; how much."""
+    count = 0
+    while select.select([], [end], [], 0)[1]:
+        end.setblocking(False)
+        count += end.send(bytes(1 << 20))
+        settle(loop)
+    end.setblocking(True)
+    return count
+
+
 def receive(loop, end, count):
     """Read COUNT bytes."""
     while count:
@@ -130,12 +141,13 @@ def test_bulk_gives_way_to_who_says_little(loop):
         assert not loop.giving_way
 
 
-def test_who_is_reset_takes_no_turns_while_nobody_reads_what_was_said(loop):
+@pytest.mark.parametrize("answered", [False, True])
+def test_who_is_reset_takes_no_turns_while_nobody_reads_what_was_said(loop, answered):
+    """And what was said has no regular end, even if it is a write that finds out."""
     with Joined(loop, socket.AF_INET) as joined:
-        joined.client.setblocking(False)
-        count = 0
-        while select.select([], [joined.client], [], 0)[1]:
-            count += joined.client.send(bytes(1 << 20))
+        count = flood(loop, joined.client)
+        while answered and not joined.connection.flows[1].data:
+            joined.server.send(bytes(1 << 14))
             settle(loop)
         stream.close(joined.client, reset=True)
         settle(loop)
