@@ -145,7 +145,7 @@ class SessionSockets:
                     raise
                 continue
             return number
-        raise CntrError("-X: the containeroccupies all display numbers", "what listens in it? `ss -lx` in a session")
+        raise CntrError("-X: the container occupies all display numbers", "what listens in it? `ss -lx` in a session")
 
     def _socket_there(self) -> socket.socket:
         """A socket of the container's network namespace, made by a child: an owner without root could not return
