@@ -54,20 +54,21 @@ for unit in systemd-networkd-wait-online.service systemd-resolved.service system
     systemd-update-done.service systemd-hwdb-update.service systemd-journal-catalog-update.service ldconfig.service \
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service xfs_scrub_all.timer fstrim.timer \
     man-db.timer logrotate.timer motd-news.timer apparmor.service getty@tty1.service serial-getty@ttyS0.service \
-    systemd-firstboot.service systemd-pcrphase.service systemd-binfmt.service; do
+    systemd-firstboot.service systemd-pcrphase.service systemd-binfmt.service systemd-journald-audit.socket; do
     ln -sf /dev/null "$root/etc/systemd/system/$unit"
 done
-# Engines and nginx are installed, not running: the provision script of a machine, or a scenario, starts the one it is about.
+# Engines, nginx and auditd are installed, not running: the provision script of a machine, or a scenario, starts the one it is about.
 for unit in docker.service docker.socket containerd.service podman.socket podman.service podman-restart.service \
     podman-auto-update.timer lxc.service lxc-net.service lxc-monitord.service incus.service incus.socket \
-    incus-startup.service incus-user.socket incus-user.service incus-lxcfs.service lxcfs.service nginx.service; do
+    incus-startup.service incus-user.socket incus-user.service incus-lxcfs.service lxcfs.service nginx.service \
+    auditd.service audit-rules.service; do
     [ -e "$root/usr/lib/systemd/system/$unit" ] || [ -e "$root/lib/systemd/system/$unit" ] || continue
     in_root systemctl -q disable "$unit" 2>/dev/null || true
 done
 in_root systemctl -q --global disable podman.socket podman-auto-update.timer podman-restart.service 2>/dev/null || true
 
 mkdir -p "$root/etc/systemd/journald.conf.d"
-printf '[Journal]\nStorage=volatile\nRateLimitBurst=0\n' >"$root/etc/systemd/journald.conf.d/lab.conf"
+printf '[Journal]\nStorage=volatile\nRateLimitBurst=0\nAudit=no\n' >"$root/etc/systemd/journald.conf.d/lab.conf"
 
 # --- cntr's own place: an isolated Python that sees Debian's pyfuse3; the lab installs the wheel into it at each start
 in_root python3 -m venv --system-site-packages /opt/cntr
