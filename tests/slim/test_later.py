@@ -177,3 +177,63 @@ def test_what_is_loaded_or_started_only_when_it_is_asked_for(tmp_path, used, wan
     found = kept(tmp_path, files, {used: "exec" if files[used] == PROGRAM else "open"})
     assert wanted in found
     assert ("/bin/gzip" in found, "/bin/zsh" in found) == (used == "/bin/tar", used == "/usr/sbin/sshd")
+
+
+RUBY, NATIVE = "/usr/lib/ruby/3.1.0", "/usr/lib/x86_64-linux-gnu/ruby/3.1.0"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        ("main.rb", "require 'digest'\nDigest::SHA256\n", {f"{RUBY}/digest.rb", f"{NATIVE}/digest/sha2.so"}),
+        ("main.rb", "def later = (require 'psych')\n", {f"{RUBY}/psych.rb", f"{RUBY}/psych/syntax_error.rb"}),
+        ("main.rb", "text.unicode_normalize(:nfc)\n", {f"{RUBY}/unicode_normalize/normalize.rb"}),
+        ("main.rb", "text.encode('Shift_JIS')\n", {f"{NATIVE}/enc/trans/japanese.so"}),
+        ("main.rb", "File.read(path, encoding: 'ISO-8859-2')\n", {f"{NATIVE}/enc/trans/japanese.so"}),
+        ("main.rb", "text.force_encoding(Encoding::EUC_JP)\n", {f"{NATIVE}/enc/trans/japanese.so"}),
+        ("main.rb", "text.encode('UTF-8') rescue Encoding::UndefinedConversionError\n", set()),
+        ("main.rb", "x = `tool a | other`\n", {"/bin/sh", "/usr/bin/tool", "/usr/bin/other"}),
+        ("main.rb", "Open3.capture2('tool x')\n", {"/bin/sh", "/usr/bin/tool"}),
+        ("main.js", "require('child_process').exec('tool | other')\n", {"/bin/sh", "/usr/bin/tool", "/usr/bin/other"}),
+        ("main.php", "<?php mail($to, 'subject', $text);\n", {"/bin/sh", "/usr/sbin/sendmail"}),
+        (
+            "main.pl",
+            "use Math::BigInt;\n",
+            {"/usr/share/perl/5.36/Math/BigInt.pm", "/usr/share/perl/5.36/Math/BigInt/Calc.pm"},
+        ),
+        ("main.pl", "open my $f, '<:encoding(UTF-16)', $x;\n", {"/usr/share/perl/5.36/PerlIO/encoding.pm"}),
+    ],
+)
+def test_what_code_loads_by_a_name_of_its_own_making(tmp_path, name, text, wanted):
+    candidates = (
+        *(f"{RUBY}/digest.rb", f"{NATIVE}/digest/sha2.so", f"{RUBY}/psych.rb", f"{RUBY}/psych/syntax_error.rb"),
+        *(f"{RUBY}/unicode_normalize/normalize.rb", f"{NATIVE}/enc/trans/japanese.so"),
+        *(f"/usr/share/perl/5.36/{one}.pm" for one in ("Math/BigInt", "Math/BigInt/Calc", "PerlIO", "PerlIO/encoding")),
+    )
+    programs = ("/bin/sh", "/usr/bin/tool", "/usr/bin/other", "/usr/sbin/sendmail")
+    files = {f"/app/{name}": text, **dict.fromkeys(candidates, "x"), **dict.fromkeys(programs, PROGRAM)}
+    found = kept(tmp_path, files, {f"/app/{name}": "open"}, {"WorkingDir": "/app", "Env": ["PATH=/usr/bin:/bin"]})
+    assert found & {*candidates, *programs} == wanted | (found & {"/usr/share/perl/5.36/PerlIO.pm"})
+
+
+def test_extensions_and_clients_of_a_database(tmp_path):
+    home, shared = "/usr/lib/postgresql/15", "/usr/share/postgresql/15/extension"
+    wanted = {
+        *(
+            f"{shared}/uuid-ossp.control",
+            f"{shared}/uuid-ossp--1.1.sql",
+            f"{home}/lib/uuid-ossp.so",
+            f"{home}/bin/pg_isready",
+        ),
+        *(f"{shared}/pg_trgm.control", f"{home}/lib/pg_trgm.so"),
+    }
+    others = {
+        f"{shared}/plperl.control",
+        f"{shared}/hstore_plpython3u.control",
+        f"{home}/lib/plperl.so",
+        f"{home}/lib/llvmjit.so",
+    }
+    files = {f"{home}/bin/postgres": PROGRAM, **dict.fromkeys(wanted | others, "x")}
+    found = kept(tmp_path, files, {f"{home}/bin/postgres": "exec"})
+    assert wanted <= found
+    assert not others & found

@@ -28,6 +28,7 @@ _BY_SHELL = re.compile(
     r"\b(?:system|popen[23]?|execSync|shell_exec|passthru|proc_open|create_subprocess_shell|getoutput|getstatusoutput)\b|"
     r"\bshell\s*[=:]\s*[Tt]rue"
 )
+_SHELL_CHARACTERS = frozenset(" |&;<>$*")
 _QUOTED = re.compile(r"`([^`\n]{1,300})`")
 _FOREIGN = re.compile(r"/(?:node_modules|vendor|gems|(?:site|dist)-packages)/")
 # Conversions of single-byte character sets, which are small.
@@ -62,8 +63,13 @@ def _started(context: Context, path: str) -> Found:
     if _BY_SHELL.search(text):
         yield "/bin/sh", f"{path} has commands run by the shell"
     commands = [next(filter(None, words)) for _, *words in _STARTS.findall(text)]
-    commands += _QUOTED.findall(text) if path.endswith(_QUOTED_COMMANDS) else []
-    for command in commands:
+    quoted = _QUOTED.findall(text) if path.endswith(_QUOTED_COMMANDS) else []
+    if quoted or any(set(command) & _SHELL_CHARACTERS for command in commands):
+        yield "/bin/sh", f"{path} has commands run by the shell"
+    if path.endswith((".php", ".phtml", ".inc")) and re.search(r"\bmail\s*\(", text):
+        for name in ("/bin/sh", "/usr/sbin/sendmail"):
+            yield name, f"{path} sends mail"
+    for command in commands + quoted:
         for name in scripts.named(command):
             yield context.program(name), f"{path} starts it as {name}"
 

@@ -10,14 +10,16 @@ if TYPE_CHECKING:
     from cntr.slim.tree import Entry
 
 NAME = "databases"
-SUMMARY = (
-    "PostgreSQL's conversions, dictionaries, PL/pgSQL and zone names; MySQL's and MariaDB's character sets and messages"
-)
+SUMMARY = "PostgreSQL's conversions, dictionaries, zones, extensions and clients; MySQL's and MariaDB's character sets and messages"
 _POSTGRES = re.compile(r"(.*)/bin/postgres")
 # The just-in-time compiler needs a library of 100 MB: it is kept only if the recording shows its use.
 _MODULE = re.compile(
     r"/(?:plpgsql|dict_\w+|utf8_and_\w+|\w+_and_\w+|cyrillic_and_mic|latin\w*_mic|libpqwalreceiver|pgoutput)\.so$"
 )
+# Languages of other interpreters take them along: they are kept if the recording shows their use.
+_EXTENSION = re.compile(r"(?!.*pl(?:perl|python|tcl|v8))(?P<name>[\w-]+?)(?:--[\w.-]+)?\.(?:control|sql)")
+_LARGEST = 1 << 20  # bytes of one extension's library, or of one client
+_CLIENTS = "psql pg_isready pg_dump pg_dumpall pg_restore pg_basebackup pg_ctl createdb createuser dropdb vacuumdb reindexdb".split()
 _SHARED = ("tsearch_data", "timezonesets", "timezone")
 _MYSQL = ("mysqld", "mariadbd")
 _MESSAGES = ("/usr/share/mysql", "/usr/share/mariadb", "/usr/share/mysql-8.0", "/usr/local/share/mysql")
@@ -46,6 +48,23 @@ def _postgres(context: Context, home: str) -> Found:
         for name in _SHARED:
             for one in tree.below(f"{place}/{name}"):
                 yield one, "read by an SQL statement"
-        for one in tree.children(f"{place}/extension"):
-            if one.rpartition("/")[2].startswith("plpgsql"):
-                yield one, "the language that is there by default"
+        yield from _extensions(context, place, home)
+    for name in _CLIENTS:
+        entry = tree.get(f"{home}/bin/{name}")
+        if entry is not None and entry.size <= _LARGEST:
+            yield f"{home}/bin/{name}", "a client of the database, for health checks and copies of it"
+
+
+def _extensions(context: Context, place: str, home: str) -> Found:
+    """What CREATE EXTENSION reads and loads."""
+    names = set()
+    for one in context.tree.children(f"{place}/extension"):
+        found = _EXTENSION.fullmatch(one.rpartition("/")[2])
+        if found:
+            names.add(found["name"])
+            yield one, "for CREATE EXTENSION"
+    for directory in (f"{home}/lib", f"{home}/lib/postgresql"):
+        for name in sorted(names):
+            entry = context.tree.get(f"{directory}/{name}.so")
+            if entry is not None and entry.size <= _LARGEST:
+                yield f"{directory}/{name}.so", "for CREATE EXTENSION"

@@ -18,6 +18,7 @@ SUMMARY = (
 )
 _USE = re.compile(r"(?:^|[;{}\s])(?:use|require)\s+([A-Za-z_]\w*(?:::\w+)*)", re.MULTILINE)
 _BASES = re.compile(r"\buse\s+(?:base|parent)\s+(?:-norequire\s*,\s*)?(?:qw\s*[({\[/]([^)}\]/]*)|[\"']([\w:]+)[\"'])")
+_LAYER = re.compile(r":encoding\(|<:gzip|PerlIO")
 _PLACE = re.compile(
     r"(?:/usr|/usr/local)/(?:lib|share)(?:/[a-z0-9_]+-linux-gnu)?/(?:perl5?|site_perl)(?:/(?:site|vendor)_perl)?"
     r"(?:-base|/\d[\d.]*|/\d[\d.]*/[^/]+)?"
@@ -29,6 +30,11 @@ _BY_NAME = {
     "charnames": ("unicore/Name.pl", "unicore/Name.pm"),
     "_charnames": ("unicore/Name.pl", "unicore/Name.pm"),
     "DBI": ("DBD", "auto/DBD"),
+    "Digest": ("Digest", "auto/Digest"),
+    "PerlIO": ("PerlIO", "auto/PerlIO"),
+    **dict.fromkeys(
+        ("Math/BigInt", "Math/BigFloat", "Math/BigRat", "bigint", "bignum", "bigrat"), ("Math", "auto/Math")
+    ),
     "JSON": ("JSON", "auto/JSON"),
     "JSON/MaybeXS": ("JSON", "auto/JSON"),
 }
@@ -48,7 +54,8 @@ def follows(context: Context, path: str, entry: Entry) -> Found:
     if path in used or own:
         text = context.tree.read(path, _MOST).decode("utf-8", "replace").partition("\n__END__")[0]
         bases = [name for listed, one in _BASES.findall(text) for name in (listed or one).split()]
-        for module in dict.fromkeys([*_USE.findall(text), *bases]):
+        layers = ["PerlIO", "Encode"] if _LAYER.search(text) else []
+        for module in dict.fromkeys([*_USE.findall(text), *bases, *layers]):
             for place in [path.rpartition("/")[0], *_places(context)]:
                 found = f"{place}/{module.replace('::', '/')}.pm"
                 if found in context.tree:

@@ -81,6 +81,8 @@ def follows(context: Context, path: str, entry: Entry) -> Found:
     if name.startswith("libpam.so."):
         yield from _pam(context, directory)
     if name.startswith("libfontconfig.so."):
+        for glob in ("/etc/fonts/**", "/usr/share/fontconfig/**"):
+            yield from _matching(context, glob, "fonts are looked up by it")
         fonts = context.tree.below(_FONTS)
         if sum(context.tree.entries[one].size for one in fonts) <= _LARGEST:
             for one in fonts:

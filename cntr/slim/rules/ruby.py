@@ -26,6 +26,18 @@ _PLACE = re.compile(
 # Where distributions install it.
 _PACKAGED = re.compile(r"((?:/usr|/usr/local)/lib/ruby/vendor_ruby/(?!rubygems|bundler)[\w-]+)(?:\.rb|/)")
 _MOST = 4 << 20
+# A file of the standard library; what is in its directory is loaded by constants, or by its compiled half.
+_STANDARD = re.compile(
+    r"/(?:usr|usr/local)/lib/(?:[a-z0-9_]+-linux-gnu/)?ruby/\d[\d.]*/(?:[a-z0-9_]+-linux(?:-gnu)?/)?([\w-]+)\.(?:rb|so)"
+)
+_TOOLS = ("rubygems", "bundler", "rdoc", "irb", "reline", "racc", "enc")
+_ENCODED = re.compile(
+    r"""(?:\b(?:encode|force_encoding|encoding|Converter\.new)\s*[(:]?\s*["']|Encoding::|["'][rwab+]{1,3}:(?:bom\|)?)([A-Za-z][\w-]{2,20})""",
+    re.IGNORECASE,
+)
+_BUILT_IN = re.compile(
+    r"(?i:utf[-_]?8|utf[-_]8[-_]mac|us[-_]ascii|ascii[-_]8bit|ascii|binary)|[A-Z][a-z]+[A-Z]\w*|[a-z]+_[a-z_]+"
+)
 _GEM = re.compile(r"(.*)/gems/([^/]+)/(?:lib|app|ext|bin|exe|config|data)/")
 
 
@@ -68,7 +80,34 @@ def _required(context: Context, path: str, required: set[str]) -> Found:
             if real and context.tree.entries[real].is_file:
                 required.add(real)
                 yield one, f"required by {path} as {name}"
+                yield from _of_library(context, real, required)
                 break
+    if own and "unicode_normalize" in text:
+        yield from _directories(context, "unicode_normalize", required)
+    if own and any(not _is_built_in(name) for name in _ENCODED.findall(text)):
+        yield from _directories(context, "enc", required)
+
+
+def _is_built_in(name: str) -> bool:
+    """Whether an encoding needs no file; names of errors and methods of Encoding's count as such."""
+    return _BUILT_IN.fullmatch(name) is not None
+
+
+def _of_library(context: Context, path: str, required: set[str]) -> Found:
+    """The directory of a required file of the standard library: digest/sha2.so, psych/syntax_error.rb."""
+    found = _STANDARD.fullmatch(path)
+    if found and found[1] not in _TOOLS:
+        yield from _directories(context, found[1], required)
+
+
+def _directories(context: Context, name: str, required: set[str]) -> Found:
+    done: set[str] = context.once("ruby directories", set)
+    if name not in done:
+        done.add(name)
+        for place in _places(context):
+            for one in context.tree.below(f"{place}/{name}"):
+                required.add(one)
+                yield one, f"the library {name}, which is used"
 
 
 def _places(context: Context) -> list[str]:
