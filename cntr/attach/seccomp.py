@@ -24,7 +24,9 @@ PATIENCE_SECONDS = (
     3.0  # in total; a stop takes far less than a millisecond unless a thread is in an uninterruptible wait
 )
 TRACER_SECONDS = 0.5  # to wait for one tracer; other cntrs, which read the filters too, take turns with us
+LOOKS = 10  # that must show the same tracer, too: on a busy machine each may take longer than that
 THREAD_SECONDS = 0.5  # for one thread to stop, before the next is tried
+BUSY_SECONDS = 30.0  # for a thread that only waits for a processor: it is throttled, or the machine is overloaded
 WITHOUT = "--no-seccomp goes without it: then the program may make system calls that the container's may not"
 STRICT, FILTER = 1, 2  # /proc/PID/status, Seccomp
 _SYS_ADMIN = 1 << 21
@@ -116,15 +118,17 @@ def _mode(pid: int, tid: int) -> int:
 def _in_turn(pid: int) -> bytes:
     """The answer of ``_ask``. A process has one tracer at a time: ask again while another one comes and goes."""
     begun = since = time.monotonic()
-    tracer = ""
+    tracer, looks = "", 0
     while True:
         answer = _ask(pid)
         now = time.monotonic()
-        if not answer.startswith(b"E%d seize" % errno.EPERM) or now - begun > PATIENCE_SECONDS:
+        if not answer.startswith(b"E%d seize" % errno.EPERM) or now - begun > BUSY_SECONDS:
             return answer
         if (found := _tracer(pid)) != tracer:
-            tracer, since = found, now
-        if now - since > TRACER_SECONDS:  # a debugger, or nobody: then it is a security module
+            tracer, since, looks = found, now, 0
+        looks += 1
+        # a debugger, or nobody: then it is a security module
+        if looks > LOOKS and now - since > (PATIENCE_SECONDS if _is_busy(int(found), pid) else TRACER_SECONDS):
             return answer
         time.sleep(0.002)
 
@@ -159,8 +163,14 @@ def _ask(pid: int) -> bytes:
     poll, answer = select.poll(), b""
     poll.register(reading, select.POLLIN)
     deadline = time.monotonic() + PATIENCE_SECONDS
+    last = deadline + BUSY_SECONDS
     try:
-        while poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        while poll.poll(max(0.0, deadline - time.monotonic()) * 1000) or (
+            time.monotonic() < last and _is_busy(child, pid)
+        ):
+            if not poll.poll(0):
+                deadline = time.monotonic() + THREAD_SECONDS
+                continue
             chunk = os.read(reading, 1 << 16)
             if not chunk:
                 return answer or b"E0 tracer"
@@ -211,10 +221,27 @@ def _stopped(tid: int) -> bool:
             if os.WIFSTOPPED(status):
                 return True
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > deadline and not (now < deadline + BUSY_SECONDS and _wants_processor(f"/proc/{tid}/stat")):
             return False
         time.sleep(pause)
         pause = min(pause * 2, 0.01)
+
+
+def _is_busy(tracer: int, pid: int) -> bool:
+    """Whether the tracer or a thread of the process only waits for a processor, or has just been stopped."""
+    try:
+        threads = [f"/proc/{pid}/task/{tid}/stat" for tid in _threads(pid)]
+    except ProcessLookupError:
+        threads = []  # the tracer finds that, too
+    return any(map(_wants_processor, [f"/proc/{tracer}/stat", *threads]))
+
+
+def _wants_processor(stat: str) -> bool:
+    try:
+        return procfs.read(stat).rpartition(")")[2].split()[0] in "Rt"
+    except (OSError, IndexError):
+        return False
 
 
 def _filters(tid: int) -> list[Filter]:
@@ -256,7 +283,7 @@ def _reason(pid: int, number: int, step: bytes) -> str:
             pass
         return f"pid {pid} may not be traced: {os.strerror(number)} (a security module, or kernel.yama.ptrace_scope 3)"
     if step == b"stop":
-        return f"pid {pid} did not stop within {PATIENCE_SECONDS:.0f} s: it is paused, or waits for a device"
+        return f"pid {pid} did not stop within {PATIENCE_SECONDS:.0f} s: it is paused, waits for a device, or gets no processor"
     if number == errno.EACCES:
         return "the kernel allows it only to CAP_SYS_ADMIN of the first user namespace, in a process without a filter"
     if number in (errno.EINVAL, errno.EIO):

@@ -139,6 +139,7 @@ def test_the_process_does_not_notice():
             assert len(seccomp.filters_of(sleeper.pid, "it")) == 1
         with pytest.raises(BlockingIOError):
             os.read(reading, 1)
+        sleeper.wait_for_state("S")  # after the last stop it needs a processor to get back into its call
         tracing.ptrace_seize(sleeper.pid)  # the check can fail: a plain stop interrupts it
         tracing.ptrace_interrupt(sleeper.pid)
         os.waitpid(sleeper.pid, tracing.WALL)
@@ -252,6 +253,35 @@ def test_a_process_that_cannot_stop_is_left_alone_after_a_while(monkeypatch):
         deadline = time.monotonic() + PATIENCE
         while sleeper.status()["State"][0] == "D":
             assert time.monotonic() < deadline
+
+
+@pytest.fixture
+def throttled():
+    """A directory of the cpu controller whose members run for a thousandth of each second."""
+    place = pathlib.Path("/sys/fs/cgroup/cpu", f"cntr-test-{os.getpid()}")
+    try:
+        place.mkdir()
+    except OSError as error:
+        pytest.skip(f"no cpu controller of cgroup version 1 to write to: {error}")
+    try:
+        (place / "cpu.cfs_period_us").write_text("1000000")
+        (place / "cpu.cfs_quota_us").write_text("1000")
+        yield place
+    finally:
+        wait_until(lambda: not (place / "cgroup.procs").read_text(), "the cgroup is empty")
+        place.rmdir()
+
+
+def test_a_process_that_gets_no_processor_for_a_while_is_waited_for(throttled, monkeypatch):
+    """As in a container with a small cpu quota, or on an overloaded machine."""
+    monkeypatch.setattr(seccomp, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(seccomp, "THREAD_SECONDS", 0.02)
+    with Sleeper(refusing(1, "mkdir"), body=lambda: None) as sleeper:
+        (throttled / "cgroup.procs").write_text(str(sleeper.pid))
+        for _ in range(3):
+            time.sleep(0.1)
+            assert len(seccomp.filters_of(sleeper.pid, "it")) == 1
+        pathlib.Path("/sys/fs/cgroup/cpu/cgroup.procs").write_text(str(sleeper.pid))
 
 
 def test_strict_mode_is_refused():
