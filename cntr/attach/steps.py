@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import EAGAIN, EINVAL, EMFILE, ENFILE, ENOENT, ENOSPC, ENOSYS, EPERM
+from errno import E2BIG, EACCES, EAGAIN, EINVAL, EMFILE, ENFILE, ENOENT, ENOSPC, ENOSYS, EPERM
 
 COMMON = {
     EPERM: "`cntr doctor` says which privilege is missing here",
@@ -77,16 +77,15 @@ LABEL = Step("take on the container's security label", "--privileged keeps the h
 TERMINAL = Step("set up the terminal")
 DIRECTORY = Step("change to directory", "-w takes a directory of the session; the container is at /var/lib/cntr")
 OWN_DIRECTORY = Step("change to the container's directory", "-w takes a directory of the container's")
-RUN = Step(
-    "run",
-    "is it an executable of this machine's kind?",
-    {ENOENT: "is it installed on the tools' side, and in PATH?", EAGAIN: COMMON[EAGAIN]},
-)
-RUN_OWN = Step(
-    "exec",
-    "is it an executable of this machine's kind?",
-    {ENOENT: "the container has no such program: `cntr attach` brings your own tools", EAGAIN: COMMON[EAGAIN]},
-)
+KIND = "is it an executable of this machine's kind?"
+PROGRAM = {
+    EACCES: "it is a directory, is not executable for this user (`chmod +x`), or is on a noexec mount",
+    E2BIG: "the arguments or the variables are too long: `getconf ARG_MAX`",
+    EAGAIN: COMMON[EAGAIN],
+}
+RUN = Step("run", KIND, {**PROGRAM, ENOENT: "is it installed on the tools' side, and in PATH?"})
+NOT_THERE = "the container has no such program (arguments are words of their own): `cntr attach` brings your own tools"
+RUN_OWN = Step("exec", KIND, {**PROGRAM, ENOENT: NOT_THERE})
 BY_NAME = {step.name: step for step in list(globals().values()) if isinstance(step, Step)}
 
 

@@ -160,6 +160,18 @@ def test_the_way_there_changes_nothing_for_the_user(tmp_path):
         assert "Traceback" not in done.stderr
 
 
+def test_a_program_that_cannot_be_run_is_told_why():
+    with BusyboxContainer() as container:
+        for words, status, hint in (
+            (["ls -l /"], 127, "arguments are words of their own"),
+            (["/proc"], 126, "is a directory"),
+            (["/proc/version"], 126, "chmod +x"),
+        ):
+            done = container.exec("--", *words)
+            assert (done.returncode, done.stdout) == (status, "")
+            assert hint in done.stderr
+
+
 def test_it_finds_its_modules_where_the_path_does_not_lead():
     """An editable install is found by an import hook, which the restart omits with the rest of site."""
     code = f"""
