@@ -39,6 +39,7 @@ def kept(tmp_path, files: dict, used: dict | None = None, settings: dict | None 
             {"/usr/bin/other": "#!/usr/bin/env bash\n. /usr/lib/deep\n", "/usr/lib/deep": "tool\n"},
         ),
         ("BIN=/usr/bin\n$BIN/tool\n", {}),
+        ("nice sh -e /usr/lib/app/plain\n", {"/usr/lib/app/plain": "tool\n"}),
     ],
 )
 def test_what_a_start_script_sources_or_starts_in_another_branch(tmp_path, script, others):
@@ -55,11 +56,13 @@ def test_what_a_start_script_sources_or_starts_in_another_branch(tmp_path, scrip
         {"Cmd": ["/bin/sh", "-c", "if [ -e /maintenance ]; then tool; else server; fi"]},
         {"Entrypoint": ["tini", "--", "bash", "-ec"], "Cmd": ["server & tool"]},
         {"Healthcheck": {"Test": ["CMD-SHELL", "test -e /x || tool"]}},
+        {"Entrypoint": ["/bin/sh"], "Cmd": ["plain"], "WorkingDir": "/usr/bin"},
         {"Healthcheck": {"Test": ["CMD", "sh", "-c", "test -e /x && /usr/bin/tool"]}},
     ],
 )
 def test_a_command_line_of_the_configuration_that_a_shell_runs(tmp_path, settings):
     files = dict.fromkeys(("/usr/bin/tool", "/usr/bin/server", "/bin/sh", "/usr/bin/tini", "/usr/bin/bash"), PROGRAM)
+    files["/usr/bin/plain"] = "[ -e /x ] && tool\n"
     assert "/usr/bin/tool" in kept(tmp_path, files, settings={**settings, "Env": ["PATH=/usr/bin:/bin"]})
 
 
@@ -195,6 +198,8 @@ RUBY, NATIVE = "/usr/lib/ruby/3.1.0", "/usr/lib/x86_64-linux-gnu/ruby/3.1.0"
         ("main.rb", "x = `tool a | other`\n", {"/bin/sh", "/usr/bin/tool", "/usr/bin/other"}),
         ("main.rb", "Open3.capture2('tool x')\n", {"/bin/sh", "/usr/bin/tool"}),
         ("main.js", "require('child_process').exec('tool | other')\n", {"/bin/sh", "/usr/bin/tool", "/usr/bin/other"}),
+        ("main.php", "<?php iconv('UTF-8', 'EUC-JP//TRANSLIT', $x);\n", {"/usr/lib/x/gconv/EUC-JP.so"}),
+        ("main.php", "<?php iconv('UTF-8', 'ISO-8859-1', $x);\n", set()),
         ("main.php", "<?php mail($to, 'subject', $text);\n", {"/bin/sh", "/usr/sbin/sendmail"}),
         (
             "main.pl",
@@ -208,6 +213,7 @@ def test_what_code_loads_by_a_name_of_its_own_making(tmp_path, name, text, wante
     candidates = (
         *(f"{RUBY}/digest.rb", f"{NATIVE}/digest/sha2.so", f"{RUBY}/psych.rb", f"{RUBY}/psych/syntax_error.rb"),
         *(f"{RUBY}/unicode_normalize/normalize.rb", f"{NATIVE}/enc/trans/japanese.so"),
+        "/usr/lib/x/gconv/EUC-JP.so",
         *(f"/usr/share/perl/5.36/{one}.pm" for one in ("Math/BigInt", "Math/BigInt/Calc", "PerlIO", "PerlIO/encoding")),
     )
     programs = ("/bin/sh", "/usr/bin/tool", "/usr/bin/other", "/usr/sbin/sendmail")

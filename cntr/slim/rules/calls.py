@@ -29,6 +29,12 @@ _BY_SHELL = re.compile(
     r"\bshell\s*[=:]\s*[Tt]rue"
 )
 _SHELL_CHARACTERS = frozenset(" |&;<>$*")
+# Character sets beyond those of basics, given to iconv(3) and the like.
+_ICONV = re.compile(r"\biconv\w*\s*\(|\bIconv\b|\bText::Iconv\b")
+_CHARSET = re.compile(
+    r"""["'](?:EUC-?\w+|S(?:hift)?_?JIS|ISO-2022-\w+|BIG5[\w-]*|GB[K\d]\w*|HZ|JOHAB|UHC|CP9\d\d|IBM\d+|EBCDIC[\w-]*|T(?:IS|CVN)[\w-]*)(?://\w+)*["']""",
+    re.IGNORECASE,
+)
 _QUOTED = re.compile(r"`([^`\n]{1,300})`")
 _FOREIGN = re.compile(r"/(?:node_modules|vendor|gems|(?:site|dist)-packages)/")
 # Conversions of single-byte character sets, which are small.
@@ -62,6 +68,10 @@ def _started(context: Context, path: str) -> Found:
     text = context.tree.read(path).decode("utf-8", "replace")
     if _BY_SHELL.search(text):
         yield "/bin/sh", f"{path} has commands run by the shell"
+    if _ICONV.search(text) and _CHARSET.search(text):
+        for directory in context.once("gconv", lambda: _directories(context)):
+            for one in context.tree.children(directory):
+                yield one, f"for iconv() of {path}"
     commands = [next(filter(None, words)) for _, *words in _STARTS.findall(text)]
     quoted = _QUOTED.findall(text) if path.endswith(_QUOTED_COMMANDS) else []
     if quoted or any(set(command) & _SHELL_CHARACTERS for command in commands):

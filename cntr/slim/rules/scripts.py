@@ -36,6 +36,10 @@ _ASSIGNED = re.compile(
     re.MULTILINE,
 )
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?::?[-=]([^{}$]{0,200}))?\})")
+# A shell is given a script that need not begin with #!.
+_GIVEN = re.compile(
+    r"(?:^|[\s;&|(/])(?:sh|bash|dash|ash|ksh|zsh)[ \t]+(?:-[a-z]+[ \t]+)*[\"']?(/[\w./+@-]+)", re.MULTILINE
+)
 _SOURCED = re.compile(
     r"""(?:^|[;&|{]|\b(?:then|do|else))[ \t]*(?:\.|source)[ \t]+["']?([^\s"';&|]{1,300})""", re.MULTILINE
 )
@@ -82,6 +86,10 @@ def seeds(context: Context) -> Found:
             if word.rpartition("/")[2] in SHELLS and re.fullmatch(r"-[a-z]*c", words[number + 1]):
                 texts.append(words[number + 2])
     directory = str(settings.get("WorkingDir") or "/")
+    words = as_words(settings.get("Entrypoint")) + as_words(settings.get("Cmd"))
+    for shell, script in zip(words, words[1:]):
+        if shell.rpartition("/")[2] in SHELLS and not script.startswith("-"):
+            texts.append(f". {script if script.startswith('/') else f'{directory}/{script}'}")
     for text in texts:
         yield from of_text(context, text, f"{directory}/x", "named by a command line of the image's configuration")
 
@@ -103,7 +111,9 @@ def of_text(context: Context, text: str, path: str, why: str) -> Found:
         text, path = waiting.pop()
         text = expanded(text, path.rpartition("/")[0], context.environment())
         found = [*named(text), *files(text)]
-        sourced = [one for word in _SOURCED.findall(text) for one in _places(context, word, path)]
+        sourced = [one for word in _SOURCED.findall(text) for one in _places(context, word, path)] + _GIVEN.findall(
+            text
+        )
         for name in [*found, *sourced]:
             place = context.program(name) if name not in sourced and "/" not in name else name
             real, _ = context.tree.resolve(place) if place else ("", [])
