@@ -36,11 +36,11 @@ F_SETPIPE_SZ = 1031  # linux/fcntl.h; fcntl has it since Python 3.10
 PIPE_SIZE = 1 << 20  # bytes in a pipe, the most for an unprivileged user
 
 _HEADER = struct.Struct("<cI")
-_META = struct.Struct("<IIIqqQB")
+_META = struct.Struct("<IIIqIqIQB")
 _PAIR = struct.Struct("<I")
 NUMBERS = struct.Struct("<QQ")
 OFFSET = struct.Struct("<Q")
-_TIME_LIMIT = (1 << 63) - 1  # nanoseconds: the year 2262
+_SECOND = 10**9  # nanoseconds: in 64 bits they end in the year 2262
 
 KINDS = {
     stat.S_IFDIR: "a directory",
@@ -70,9 +70,9 @@ class Meta:
         self.size, self.linked = size, linked
 
     def pack(self) -> bytes:
-        """As bytes. A time out of range (tmpfs accepts any) becomes the nearest valid one."""
-        mtime, atime = (max(-_TIME_LIMIT, min(time, _TIME_LIMIT)) for time in (self.mtime, self.atime))
-        return _META.pack(self.mode, self.uid, self.gid, mtime, atime, self.size, self.linked)
+        """As bytes."""
+        times = (*divmod(self.mtime, _SECOND), *divmod(self.atime, _SECOND))
+        return _META.pack(self.mode, self.uid, self.gid, *times, self.size, self.linked)
 
     def is_file(self) -> bool:
         """Whether it is a regular file."""
@@ -94,10 +94,11 @@ def unpack_item(body: bytes, *, named: bool = True) -> tuple[Meta, bytes, bytes]
     """(meta, name, extra). Raises ProtocolError for a name that is not a single component; named: whether a name is
     required.
     """
-    mode, uid, gid, mtime, atime, size, linked = _META.unpack_from(body)
+    mode, uid, gid, seconds, ns, read, read_ns, size, linked = _META.unpack_from(body)
     name, extra = unpack_pair(body[_META.size :])
     if named and (name in (b"", b".", b"..") or b"/" in name or b"\0" in name):
         raise ProtocolError(f"a name that is none: {name!r}")
+    mtime, atime = seconds * _SECOND + min(ns, _SECOND - 1), read * _SECOND + min(read_ns, _SECOND - 1)
     return Meta(mode, uid, gid, mtime, atime, size, bool(linked)), name, extra
 
 

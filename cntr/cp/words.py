@@ -23,7 +23,7 @@ def split(word: str) -> tuple[str, bytes]:
     if word == "-":
         raise UsageError(
             "cp: - is no file",
-            "/dev/stdin and /dev/stdout are; a tar stream: `cntr attach TARGET -- tar -C /var/lib/cntr/DIR -c .`",
+            "/dev/stdin and /dev/stdout are; a tar stream: `cntr attach TARGET -- tar -C /var/lib/cntr/DIR -c .`, or -x",
         )
     if not word or "\0" in word:
         raise UsageError("cp: an empty path", "`.` is this directory")
