@@ -43,7 +43,8 @@ class BackingMount:
     """One (mount, device) pair of the served tree; ``base`` is the upper part of its node ids."""
 
     __slots__ = ("aliases", "any_generation", "base", "copies_up", "dev", "entry_flags", "fd", "forbids", "handles", "index",
-                 "is_memory", "is_pseudo", "is_remote", "magic", "mnt_id", "node", "reads_wait", "slow_until", "watched")  # fmt: skip
+                 "is_memory", "is_pseudo", "is_remote", "magic", "mnt_id", "node", "reads_wait", "silent_fd", "slow_until",
+                 "watched")  # fmt: skip
 
     def __init__(self, mnt_id: int, dev: int, base: int, index: int) -> None:
         """index: its index in the table; handles: whether open_by_handle_at(2) works here, None until tried."""
@@ -60,6 +61,7 @@ class BackingMount:
         self.take_magic(0)
         self.entry_flags = ENTRY  # flags of statx(2) for a name in one of its directories
         self.watched = False  # the kernel is told of changes behind the mount
+        self.silent_fd = -1  # an fd on a copy of the mount through which writes are not told of (devfuse)
         self.copies_up = False  # an overlay: files change their inode number, device and birth time (copyup)
         self.forbids = 0  # ST_NOSUID, ST_NODEV, ST_NOEXEC of the mount, unless the FUSE mount has them itself
         self.reads_wait = False  # preadv2(2) does not support RWF_NOWAIT here

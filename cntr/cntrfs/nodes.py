@@ -217,6 +217,11 @@ class NodeTable:
         generation = 0 if mount.any_generation else node.generation
         return self.mounts.open_by_ino(mount.fd if mount.fd >= 0 else self.mounts.fd(mount), node.ino, generation)
 
+    def open_silently(self, node: Node) -> int:
+        """An O_PATH fd of a file that is held open, on its mount's silent copy (devfuse)."""
+        generation = 0 if node.mount.any_generation else node.generation
+        return self.fds.retrying(lambda: self.mounts.open_by_ino(node.mount.silent_fd, node.ino, generation))
+
     def fd_while_open(self, node: Node) -> int:
         """``own_fd`` of a file that is held open: its inode number cannot be reused, so nothing is compared."""
         if node.fd < 0 and node.has_derived_handle and not node.mount.copies_up:

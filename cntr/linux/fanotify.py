@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 # linux/fanotify.h
 FAN_CLOEXEC, FAN_NONBLOCK, FAN_UNLIMITED_QUEUE, FAN_UNLIMITED_MARKS = 0x1, 0x2, 0x10, 0x20
-FAN_MARK_ADD, FAN_MARK_FILESYSTEM = 0x1, 0x100
+FAN_MARK_ADD, FAN_MARK_REMOVE, FAN_MARK_MOUNT, FAN_MARK_FILESYSTEM = 0x1, 0x2, 0x10, 0x100
+_FAN_MARK_IGNORE_SURV = 0x400 | 0x40
 FAN_OPEN, FAN_OPEN_EXEC, FAN_Q_OVERFLOW, FAN_ONDIR = 0x20, 0x1000, 0x4000, 0x40000000
 _METADATA = struct.Struct("=IBBHQii")  # event_len vers reserved metadata_len mask fd pid
 _BUFFER = 1 << 16
@@ -39,6 +40,16 @@ def mark_filesystem(group: int, root_fd: int) -> None:
     """fanotify_mark(2): report each open, execution and listing on the filesystem that ROOT_FD is on."""
     mask = FAN_OPEN | FAN_OPEN_EXEC | FAN_ONDIR
     if _libc.fanotify_mark(group, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, mask, root_fd, None) < 0:
+        raise _fail("fanotify_mark")
+
+
+def ignore_mount(group: int, mask: int, fd: int, *, remove: bool = False) -> None:
+    """fanotify_mark(2): report nothing of MASK that is done through the mount fd is on, or report it again (kernel 6.0).
+
+    fd: not O_PATH.
+    """
+    flags = FAN_MARK_MOUNT | _FAN_MARK_IGNORE_SURV | (FAN_MARK_REMOVE if remove else FAN_MARK_ADD)
+    if _libc.fanotify_mark(group, flags, mask, fd, None) < 0:
         raise _fail("fanotify_mark")
 
 

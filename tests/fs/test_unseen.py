@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from cntr.cntrfs import probe
 from cntr.cntrfs.devfuse import watch, wire
 from cntr.cntrfs.devfuse.mount_table import MountTable
+from cntr.cntrfs.devfuse.silent import FAN_CLOSE_WRITE, SilentMounts
+from cntr.cntrfs.node import BackingMount
 from cntr.linux import file_syscalls, syscalls
 from testkit.servers import TreeUnderTest, missing, place, served
 from testkit.waiting import wait_until
@@ -60,6 +63,61 @@ def test_a_filesystem_that_is_in_the_tree_twice(twice: TreeUnderTest) -> None:
     wait_until(lambda: agree({"b"}), "a new name", 5)
     (one / "b").unlink()
     wait_until(lambda: agree(set()), "a removal", 5)
+
+
+def test_clients_writes_by_passthrough_are_no_news() -> None:
+    """The kernel made them itself: the client need not ask for the attributes of a file that it opened for writing."""
+    try:
+        probe.passthrough()
+    except OSError as error:
+        pytest.skip(f"the kernel passes nothing through: {error.strerror}")
+    with place("devfuse", options=("-o", "trace")) as here:
+        file, other = here.directory / "file", here.directory / "other"
+        (here.behind / "other").touch()
+        file.write_bytes(b"x")
+        assert (file.stat().st_size, other.stat().st_size) == (1, 0)
+        os.close(os.open(file, os.O_WRONLY))
+        (here.behind / "other").write_bytes(b"later")  # events come in their order
+        wait_until(lambda: other.stat().st_size == 5, "what is written behind the mount", 5)
+        assert here.server is not None
+        before = here.server.log.read_bytes().count(b"GETATTR")
+        assert file.stat().st_size == 1
+        assert here.server.log.read_bytes().count(b"GETATTR") == before
+        (here.behind / "file").write_bytes(b"behind")
+        wait_until(lambda: file.stat().st_size == 6, "what is written to it behind the mount", 5)
+
+
+def test_a_silent_mount_reports_no_writes_unless_its_filesystem_is_in_the_tree_twice(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    fd = os.open(tmp_path, os.O_RDONLY)
+    group = file_syscalls.fanotify_init()
+    silent = SilentMounts(group)
+
+    def reported(directory: int) -> bool:
+        file = os.open("file", os.O_WRONLY, dir_fd=directory)
+        os.write(file, b"x")
+        os.close(file)
+        try:
+            return bool(os.read(group, 4096))
+        except BlockingIOError:
+            return False
+
+    try:
+        file_syscalls.fanotify_mark_filesystem(group, file_syscalls.FAN_MODIFY | FAN_CLOSE_WRITE, fd)
+        first, second = (BackingMount(number, 0, 0, number) for number in (0, 1))
+        first.fd = second.fd = fd
+        silent.add(first, b"filesys1")
+        assert not reported(first.silent_fd)
+        assert reported(fd)
+        kept = os.dup(first.silent_fd)
+        silent.add(second, b"filesys1")
+        assert (first.silent_fd, second.silent_fd) == (-1, -1)
+        assert reported(kept)
+        os.close(kept)
+    finally:
+        silent.close()
+        os.close(group)
+        os.close(fd)
 
 
 @pytest.mark.parametrize("binding", ["devfuse", "pyfuse3"])

@@ -34,6 +34,7 @@ CNTRFS_LAYERS = (
         "cntr.cntrfs.devfuse.mount_table",
         "cntr.cntrfs.devfuse.notify",
         "cntr.cntrfs.devfuse.replies",
+        "cntr.cntrfs.devfuse.silent",
         "cntr.cntrfs.devfuse.ticker",
     ),
     ("cntr.cntrfs.devfuse.lost",),

@@ -36,7 +36,7 @@ _DOTS = (b".", b"..")
 def _open_flags(c: Connection, node: Node, fd: int, mode: int, fh: int) -> tuple[int, int]:
     """(FOPEN_* flags, backing id) of a new open file."""
     handle = c.core.files.handles[fh]
-    backing_id = c.passthrough.opened(node, fd, mode)
+    backing_id = c.passthrough.opened(node, fd, mode, writes=handle.writable)
     if backing_id:
         handle.passthrough = True
         if handle.flags & os.O_ACCMODE == os.O_RDWR:

@@ -49,31 +49,33 @@ class Passthrough:
             # The client holds the inode, so this does not block.
             notify(self.fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(node.nodeid, -1, 0))
 
-    def opened(self, node: Node, fd: int, mode: int) -> int:
-        """Count an open of the node, whose file is behind fd; return its backing id, 0 for none."""
+    def opened(self, node: Node, fd: int, mode: int, *, writes: bool = False) -> int:
+        """Count an open of the node, whose file is behind fd, for writing or not; return its backing id, 0 for none."""
         files = node.open
         if files is not None and not files.count and mode & _SETID:
             self._forget(node)
             files = None
         if files is None:
-            files = node.open = OpenState(self._register(node, fd, mode) if self.enabled else 0)
+            files = node.open = OpenState(self._register(node, fd, mode, writes) if self.enabled else 0)
         files.count += 1
         return files.backing_id
 
     def prepare(self, node: Node, fd: int, mode: int) -> None:
         """Register the node's file ahead of ``opened``."""
         if node.open is None:
-            node.open = OpenState(self._register(node, fd, mode))
+            node.open = OpenState(self._register(node, fd, mode, writes=False))
 
-    def _register(self, node: Node, fd: int, mode: int) -> int:
+    def _register(self, node: Node, fd: int, mode: int, writes: bool) -> int:
         # Whether a write clears set-id bits depends on the writer, but the kernel writes with the credentials of the
         # registration. So the server writes these files.
         if not stat.S_ISREG(mode) or mode & _SETID or node.mount.is_pseudo:
             return 0
-        if fd == node.fd:
-            return self._backing_open(fd, node)
-        try:  # keep the fd, and with it the backing id: new files are often opened again
-            return self._backing_open(self.core.nodes.fd_while_open(node), node)
+        try:
+            if fd != node.fd:  # keep an fd, and with it the backing id: new files are often opened again
+                fd = self.core.nodes.fd_while_open(node)
+            if not writes or node.mount.silent_fd < 0 or not node.has_derived_handle:
+                return self._backing_open(fd, node)
+            path_fd = self.core.nodes.open_silently(node)
         except OSError:  # removed or renamed: only the open file leads to it
             path_fd = self.core.fds.open_retrying(proc_path(fd), os.O_PATH)
         try:

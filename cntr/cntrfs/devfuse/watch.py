@@ -26,6 +26,7 @@ from collections import OrderedDict
 from cntr.cntrfs import log
 from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.notify import notify
+from cntr.cntrfs.devfuse.silent import FAN_CLOSE_WRITE, SilentMounts
 from cntr.cntrfs.node import BackingMount, Node
 from cntr.linux import fanotify, file_syscalls, syscalls
 
@@ -42,7 +43,6 @@ WATCHABLE = frozenset((0xEF53, 0x58465342, 0x01021994, 0xF2F52010))
 _ENTRY_EVENTS = (
     file_syscalls.FAN_CREATE | file_syscalls.FAN_DELETE | file_syscalls.FAN_MOVED_FROM | file_syscalls.FAN_MOVED_TO
 )
-FAN_CLOSE_WRITE = 0x8  # linux/fanotify.h
 _MOVES = file_syscalls.FAN_MOVED_FROM | file_syscalls.FAN_MOVED_TO
 # What is written through a mapping is told by nothing but the close that follows the last unmapping.
 _MASK = (
@@ -85,6 +85,7 @@ class Watch:
         except OSError:
             mount_table.close()
             raise
+        self._silent = SilentMounts(self.group)
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._is_closing = False
         self._flusher = threading.Thread(target=self._flush_when_asked, name="flush", daemon=True)
@@ -120,13 +121,16 @@ class Watch:
         alias = next(((ino, nodeid) for ino, nodeid in mount.aliases.items() if nodeid > 0), (0, 0))
         try:
             file_syscalls.fanotify_mark_filesystem(self.group, _MASK, mount.fd)
-            message = _MOUNT.pack(fanotify.filesystem_id(mount.fd), mount.base, *alias)
+            fsid = fanotify.filesystem_id(mount.fd)
+            message = _MOUNT.pack(fsid, mount.base, *alias)
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [mount.fd]))
             self._socket.sendmsg([message], [rights])
         except OSError as error:
             log.info("changes behind the mount are not watched on device %d: %s", mount.dev, error)
             return
         mount.watched = True
+        if self.core.options.passthrough and not self.core.options.read_only:
+            self._silent.add(mount, fsid)
 
     def _flush_when_asked(self) -> None:
         """Invalidate everything the kernel may have cached, each time the helper asks for it."""
@@ -163,6 +167,7 @@ class Watch:
         """End the helper and the flushing thread: afterwards the connection's fd number may be reused."""
         self._is_closing = True
         self.core.nodes.mounts.on_new_mount = lambda mount: None
+        self._silent.close()
         os.close(self.group)
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self.pid, signal.SIGKILL)

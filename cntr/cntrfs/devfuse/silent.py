@@ -1,0 +1,69 @@
+"""Mounts on which fanotify reports no writes: through them the kernel writes for clients itself, and so knows of it.
+
+Else each file that a client writes would be reported: an event for the helper, an invalidation, and a request of the
+client that has to ask for the attributes again.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cntr.linux import fanotify, file_syscalls, syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cntr.cntrfs.node import BackingMount
+
+FAN_CLOSE_WRITE = 0x8  # linux/fanotify.h
+_WRITES = file_syscalls.FAN_MODIFY | FAN_CLOSE_WRITE
+
+
+class SilentMounts:
+    """The silent mounts of a watch's filesystems."""
+
+    def __init__(self, group: int) -> None:
+        """group: fanotify's."""
+        self._group = group
+        self._by_filesystem: dict[bytes, BackingMount] = {}
+        self._trees: list[int] = []  # they exist while these fds are open
+
+    def add(self, mount: BackingMount, fsid: bytes) -> None:
+        """Make one beside a mount that is watched from now on, if possible: a detached copy, which nobody else can use.
+
+        A filesystem that is in the tree twice has none: what is written through one of its mounts is news to the other.
+        """
+        first = self._by_filesystem.setdefault(fsid, mount)
+        if first is not mount:
+            self._remove(first)
+            return
+        tree = -1
+        try:
+            tree = syscalls.open_tree(mount.fd, b"", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH)
+            syscalls.mount_setattr(tree, b"", recursive=False, propagation=syscalls.MS_PRIVATE)
+            fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree)
+        except OSError:  # it is another mount namespace's, or has become hidden
+            if tree >= 0:
+                os.close(tree)
+            return
+        self._trees.append(tree)
+        try:
+            fanotify.ignore_mount(self._group, _WRITES, fd)
+        except OSError:
+            os.close(fd)
+            return
+        mount.silent_fd = fd
+
+    def _remove(self, mount: BackingMount) -> None:
+        if mount.silent_fd >= 0:
+            fanotify.ignore_mount(self._group, _WRITES, mount.silent_fd, remove=True)
+            os.close(mount.silent_fd)
+            mount.silent_fd = -1
+
+    def close(self) -> None:
+        """The group is closed, and with it what it ignores."""
+        for mount in self._by_filesystem.values():
+            if mount.silent_fd >= 0:
+                os.close(mount.silent_fd)
+                mount.silent_fd = -1
+        for tree in self._trees:
+            os.close(tree)
