@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NO_FD = (errno.EMFILE, errno.ENFILE)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 GIVE_UPS = 3
 _BESIDE = 512  # fds of open files and of the server itself
 
@@ -158,6 +159,17 @@ class BoundedFds:
             self.close(node)
             self._held.discard(node)
             node.pinned = False
+
+    def give_up_removed(self) -> bool:
+        """Close the fds of removed files that nobody has open, and return whether there were any: no space is left.
+
+        Most are about to be forgotten, but the kernel sends a FORGET after the next request.
+        """
+        removed = [node for node in self._pins if not node.users and not node.is_directory and node not in self._held]
+        for node in removed:
+            self.close(node)
+            node.pinned = False
+        return bool(removed)
 
     def close(self, node: Node) -> None:
         """Close the node's fd, pinned or not, except the root's."""

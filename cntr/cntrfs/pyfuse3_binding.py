@@ -20,6 +20,7 @@ import trio
 from cntr.cntrfs.backing import NOBODYS_GROUP, Caller
 from cntr.cntrfs.changes import Changes
 from cntr.cntrfs.core import Core
+from cntr.cntrfs.fds import NO_SPACE
 from cntr.cntrfs.log import errno_of
 from cntr.cntrfs.nobody import NobodyCore
 from cntr.cntrfs.node import Node
@@ -51,6 +52,8 @@ def _answered(operation: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..
             raise
         except Exception as error:  # noqa: BLE001  every mistake becomes an answer
             number = errno_of(error)
+            if number in NO_SPACE and self.core.fds.give_up_removed():
+                return await answered(self, *arguments)
             raise pyfuse3.FUSEError(number) from None
         finally:
             if self.core.options.trace:

@@ -190,6 +190,30 @@ def test_squashfs(binding: str, tmp_path: Path) -> None:
     assert not problem
 
 
+@pytest.mark.parametrize("binding", ["devfuse", "devfuse-io_uring", "pyfuse3"])
+def test_what_is_removed_is_free_at_once(binding: str, tmp_path: Path) -> None:
+    """The server holds a removed file until the kernel forgets it, and of that the kernel tells after the next request."""
+    if missing(binding):
+        pytest.skip(missing(binding))
+    for name in ("disk", "mount"):
+        (tmp_path / name).mkdir()
+    _mount("-t", "tmpfs", "-o", "nr_inodes=9", "tmpfs", tmp_path / "disk")
+    server = Server(binding, tmp_path / "disk", tmp_path / "mount", tmp_path / "log")
+    try:
+        server.start()
+        for number in range(8):
+            (tmp_path / "mount" / f"{number}").touch()
+        assert _tried((tmp_path / "mount" / "8").touch) == "ENOSPC"
+        for number in [*range(8)] * 5:
+            (tmp_path / "mount" / f"{number}").unlink()
+            (tmp_path / "mount" / f"{number}").touch()
+        assert server.alive
+    finally:
+        problem = server.stop()
+        _unmount(tmp_path / "disk")
+    assert not problem
+
+
 def _tried(call: Callable[[], object]) -> object:
     try:
         return call()
@@ -223,7 +247,7 @@ def _fill_up(top: Path) -> tuple[int, list[object]]:
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
-@pytest.mark.parametrize("binding", ["devfuse", "pyfuse3"])
+@pytest.mark.parametrize("binding", ["devfuse", "devfuse-io_uring", "pyfuse3"])
 def test_a_full_disk(binding: str, kind: str, tmp_path: Path) -> None:
     """The same is refused, the same goes on, and what is freed is free."""
     if missing(binding):

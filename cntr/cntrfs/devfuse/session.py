@@ -24,6 +24,7 @@ from cntr.cntrfs.devfuse.file_ops import FILE_OPERATIONS
 from cntr.cntrfs.devfuse.namespace_ops import NAMESPACE_OPERATIONS
 from cntr.cntrfs.devfuse.request import MAX_IO, NO_ANSWER, Connection
 from cntr.cntrfs.devfuse.watch import Watch
+from cntr.cntrfs.fds import NO_SPACE
 from cntr.cntrfs.nobody import NobodyCore
 from cntr.linux import file_syscalls
 
@@ -79,8 +80,6 @@ class FuseSession:
         self._poll: select.poll | None = None  # while a deferred job is running
         self.rings: Rings | None = None
         self.handle = self._handle if self.connection.trace is None else self._handle_traced
-
-    # INIT
 
     def init(self, body: memoryview) -> bytes:
         """INIT: agree on a version and on features; return the answer's payload."""
@@ -141,8 +140,6 @@ class FuseSession:
                     self.watch = Watch(self.fd, self.core, expire)
             except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
                 log.info("changes behind the mount are not watched: %s", error)
-
-    # the loop
 
     def run(self) -> None:
         """Serve until unmounted, aborted or stopped."""
@@ -287,7 +284,11 @@ class FuseSession:
             log.warning("malformed request: %s", error)
             connection.fail(unique, errno.EINVAL)
         except Exception as error:  # noqa: BLE001  every mistake becomes an answer
-            connection.fail(unique, log.errno_of(error))
+            number = log.errno_of(error)
+            if number in NO_SPACE and self.core.fds.give_up_removed():
+                self._handle(header, body)
+            else:
+                connection.fail(unique, number)
         else:
             if payload is not NO_ANSWER:
                 connection.answer(unique, payload)
@@ -319,8 +320,6 @@ class FuseSession:
         else:
             with self.rings.serving if self.rings is not None else contextlib.nullcontext():
                 self._watch()
-
-    # stopping
 
     def stop_when_readable(self, stop_fd: int) -> None:
         """Start a thread that ends the session once stop_fd is readable. Call from the serving (main) thread.
