@@ -167,10 +167,12 @@ def one(sight: Sight, flags: list[str]) -> dict[str, tuple[list[str], list[str]]
             # The engine's network itself is not there any more; its own address is lo's.
             only = ([row for row in only[0] if row != "eth0" and not row.startswith("10.211.")],
                     [row for row in only[1] if not row.startswith("127.0.0.1")])  # fmt: skip
-            if (
-                "keep-id" in flags
-            ):  # config.json isn't the user's to read; /proc shows the map as its parent namespace has it
-                unknown = r"[ug]id_map|core$|HOME=|net/ipv4/ping_group_range"
+            if isinstance(rig, Native):
+                # crun has /dev/core, and gives a tmpfs mode 1777 where runc takes the directory's. With keep-id, config.json
+                # isn't the user's to read, and /proc shows the map as its parent namespace has it.
+                unknown = r"/tmpfs |writes /tmpfs|core$" + (
+                    "|[ug]id_map|HOME=|net/ipv4/ping_group_range" * ("keep-id" in flags)
+                )
                 only = tuple([row for row in side if not re.match(unknown, row)] for side in only)
             if "--privileged" in flags:  # but for the devices
                 only = ([row for row in only[0] if " " in row], only[1])
