@@ -270,7 +270,9 @@ def test_a_process_with_a_monitors_arguments(home, victim, target, title, dumpab
         "print('up', flush=True); time.sleep(300)"
     )
     command = [*AS_USER, "bash", "-c", 'exec -a "$0" "$@"', arguments[0], sys.executable, "-c", code, *arguments[1:]]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, text=True, cwd="/") as process:
+    home_of_python = {"PYTHONHOME": sys.base_prefix}  # under another name it may not find its modules
+    options = {"start_new_session": True, "text": True, "cwd": "/", "env": {**os.environ, **home_of_python}}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, **options) as process:
         try:
             assert process.stdout
             assert process.stdout.readline() == "up\n"
