@@ -109,6 +109,7 @@ def download(path: str, request: str, into: BinaryIO, deadline: float, *, limit:
         if head.split(b" ")[1:2] != [b"200"]:
             said = head.split(b"\r\n")[0].decode("latin-1")
             raise ImageError(f"{printable(path)}: {printable(said)}", "")
+        body = body or connection.recv(1 << 18)  # the head may come alone
         while body:
             into.write(body)
             size += len(body)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
+import io
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
+import termios
+import threading
+import time
 
 import pytest
 
+from cntr.images import docker_store
 from testkit.engines import cri, rigs, workspaces
 from testkit.engines.rigs_cli import DockerWhole
+from testkit.waiting import wait_until
 
 RIGS = ("docker", "docker_remapped", "docker_snapshots", "podman", "containerd", "k8s")
 ROOT = pathlib.Path(__file__).parents[2]
@@ -287,3 +295,24 @@ def test_a_file_that_docker_saved(docker, tmp_path, monkeypatch):
         cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60,
     )  # fmt: skip
     assert done.stdout == "slim\n", done.stderr
+
+
+def test_an_answer_whose_head_comes_alone(tmp_path):
+    """The head of an HTTP answer and its body may arrive one after the other."""
+    path, body = str(tmp_path / "docker.sock"), io.BytesIO()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+
+        def serve():
+            with listener.accept()[0] as client:
+                client.recv(1 << 16)
+                client.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+                wait_until(lambda: not int.from_bytes(fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4)), sys.byteorder))
+                client.sendall(b"an image")
+
+        server = threading.Thread(target=serve)
+        server.start()
+        docker_store.download(path, "/images/x/get", body, time.monotonic() + 30)
+        server.join()
+    assert body.getvalue() == b"an image"
