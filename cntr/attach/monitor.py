@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 PATIENCE_SECONDS = 5.0  # how long to wait for killed processes to go; a frozen or hung one takes longer
 STEP_SECONDS = 0.01
 LOOK_SECONDS = 1.0  # between checks whether the reaper was stopped
-DEAF_LOOKS = 2  # checks in which a command that was asked to end could not handle any signal
+DEAF_SECONDS = 2.0  # for a command that was asked to end and has not handled the signal
 ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
 
@@ -53,7 +53,8 @@ class Monitor:
         self.nest, self.identity, self.command, self.channel = nest, identity, command, channel
         self.progress, self.left_files, self.null_fd, self.reaper = nest.progress, left_files, null_fd, 0
         self.stdio, self.in_order = stdio, False
-        self.deaf = 0  # checks since the command was asked to end, 0 if it was not
+        self.asked_at = 0.0  # when the command was asked to end (monotonic seconds), 0 if it was not
+        self.early: list[int] = []  # signals for a command that the reaper has not forked yet
 
     def run(self) -> None:
         """Run the monitor; never returns."""
@@ -126,10 +127,13 @@ class Monitor:
             poll.register(fd, select.POLLIN)
         while pidfd not in dict(poll.poll()):
             orders = os.read(self.channel.orders_read, 64)
+            self.early += orders
             if orders and not set(orders) & set(ENDING):
                 continue
-            asked = True
             poll.unregister(self.channel.orders_read)
+            if orders and poll.poll(DEAF_SECONDS * 1000):
+                break
+            asked = True
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             if not poll.poll(PATIENCE_SECONDS * 1000):
                 os._exit(1)  # version 1's freezer keeps it until it is thawed
@@ -157,7 +161,9 @@ class Monitor:
         alone = False
         try:
             while True:
-                ready = poll.poll(LOOK_SECONDS * 1000)
+                ready = poll.poll((STEP_SECONDS if self.early else LOOK_SECONDS) * 1000)
+                if self.early:
+                    self._signals(b"")
                 if not ready and self._is_deaf():
                     return 1
                 if not ready and remains.is_stopped(self.identity.proc_fd, self.reaper):
@@ -179,8 +185,7 @@ class Monitor:
                     orders = os.read(fd, 64)
                     if not orders:  # the supervisor is gone, or ends the session
                         return 1
-                    for number in orders:
-                        self._signal(number)
+                    self._signals(orders)
         finally:
             self._end_all(pidfd, alone)
 
@@ -188,25 +193,27 @@ class Monitor:
         data = os.read(fd, launcher.RECORD)  # written at once (pipe(7)): nothing is waited for
         return data[:1], int.from_bytes(data[1:], "little")
 
-    def _signal(self, number: int) -> None:
-        """Pass a signal on to the command, which is the reaper's first child."""
-        if number in ENDING and not self.deaf:
-            self.deaf = 1
+    def _signals(self, numbers: bytes) -> None:
+        """Pass signals on to the command, which is the reaper's first child."""
+        self.early += numbers
+        if set(self.early) & set(ENDING) and not self.asked_at:
+            self.asked_at = time.monotonic()
         children = remains.descendants(self.identity.proc_fd, self.reaper)
         remains.kill(self.identity.proc_fd, str(self.reaper), signal.SIGCONT)
         if children:
-            remains.kill(self.identity.proc_fd, children[0], number)
+            for number in self.early:
+                remains.kill(self.identity.proc_fd, children[0], number)
+            self.early = []
 
     def _is_deaf(self) -> bool:
         """Whether the command was asked to end and can't hear it, or has not even begun."""
-        if not self.deaf:
+        if not self.asked_at:
             return False
         children = remains.descendants(self.identity.proc_fd, self.reaper)
         if children and not remains.is_deaf(self.identity.proc_fd, children[0], ENDING):
-            self.deaf = 0  # it goes on as it likes
+            self.asked_at = 0.0  # it goes on as it likes
             return False
-        self.deaf += 1
-        return self.deaf > DEAF_LOOKS
+        return time.monotonic() > self.asked_at + DEAF_SECONDS
 
     def _report_end(self, status: int) -> None:
         if os.WIFSIGNALED(status):

@@ -9,6 +9,7 @@ from cntr.linux import procfs
 
 NOTHING = (0, 0)
 REAPER = "cntr-reaper"  # its name in /proc (launcher.py)
+ALL_SIGNALS = 0x7FFBFEFF  # 1 to 31 without SIGKILL and SIGSTOP, as a mask in /proc/PID/status
 
 
 def mount_namespace(proc_fd: int, pid: str = "self") -> tuple[int, int]:
@@ -53,13 +54,16 @@ def descendants(proc_fd: int, pid: int) -> list[str]:
 
 def is_deaf(proc_fd: int, pid: str, numbers: tuple[int, ...]) -> bool:
     """Whether a process leaves one of these signals pending that it does not block: it is stopped, frozen, traced, or
-    waits for what never answers. Or it has ended, and its parent does not notice.
+    waits for what never answers. Or it has ended, and its parent does not notice. Who blocks all signals has not begun
+    to be a program (launcher.py), so for that one they count, too.
     """
     try:
         fields = procfs.status(procfs.read(f"{pid}/status", proc_fd))
     except OSError:
         return False
-    pending = (int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16)) & ~int(fields["SigBlk"], 16)
+    pending, blocked = int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16), int(fields["SigBlk"], 16)
+    if blocked & ALL_SIGNALS != ALL_SIGNALS:
+        pending &= ~blocked
     return fields["State"][0] == "Z" or any(pending >> number - 1 & 1 for number in numbers)
 
 

@@ -120,7 +120,7 @@ def test_a_stack_of_mounts(accomplice, canary, place, transport):
         for _ in range(1500):
             syscalls.mount("/stack", "/stack", None, syscalls.MS_BIND)
 
-    code = "import sys, cntr.attach.target as m; m.MOUNTS_SECONDS = 0.01; from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    code = "import sys, cntr.attach.target as m; m.MOUNTS_SECONDS = 1e-6; from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))"
     with kit.hostile(place, accomplice, as_root=stack) as container:
         script = "ls -d /proc/self/fd /sys/class /var/lib/cntr/accomplice"
         done = kit.attach(container, transport, command=["sh", "-c", script], code=code)
