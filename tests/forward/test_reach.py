@@ -185,7 +185,8 @@ def test_of_the_relay_nothing_is_in_the_container():
             if os.stat(f"/proc/{dialer}/ns/{kind}").st_ino != os.stat(f"/proc/self/ns/{kind}").st_ino
         }
         assert joined == {"net"}
-        assert len(os.listdir(f"/proc/{dialer}/fd")) <= 5  # 0, 1, 2, the socket to the relay, the container's pidfd
+        # 0, 1, 2, the socket to the relay, the container's pidfd; the socket that it listens at has just been sent
+        wait_until(lambda: len(os.listdir(f"/proc/{dialer}/fd")) <= 5, "it has no more files than it needs")
         status = dict(line.split(":\t", 1) for line in Path(f"/proc/{dialer}/status").read_text().splitlines())
         assert {int(status[name], 16) for name in ("CapPrm", "CapEff", "CapInh", "CapAmb")} == {0}
         assert os.stat(f"/proc/{running.process.pid}/ns/net").st_ino == os.stat("/proc/self/ns/net").st_ino

@@ -118,7 +118,7 @@ def test_a_configuration_of_lxcs(tmp_path, monkeypatch):
     assert (made.uid_map, made.gid_map) == ([(0, 100_000, 65_536)], [(0, 200_000, 65_536)])
     dropped = lxc_stopped.ALL & ~made.capabilities
     assert dropped == 1 << 21 | 1 << 33 | 1 << 25, "sys_admin mac_admin sys_time"
-    assert (made.environment, made.limits) == ({"A": "x=y"}, {"RLIMIT_NOFILE": (100, -1)})
+    assert (made.environment, made.limits) == ({"container": "lxc", "A": "x=y"}, {"RLIMIT_NOFILE": (100, -1)})
     assert [(one.kind, one.source, one.destination, one.read_only) for one in made.mounts] == [
         ("bind", str(tmp_path), "/srv/data", True),
         ("tmpfs", "", "/run", False),
