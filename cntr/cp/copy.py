@@ -22,7 +22,7 @@ from cntr.cp.send import Sender
 from cntr.cp.stream import Incoming, Outgoing, Remote
 from cntr.cp.words import Sides
 from cntr.errors import CntrError, TargetNotFound, printable
-from cntr.linux import namespaces, procfs, syscalls
+from cntr.linux import namespaces, process, procfs, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from cntr.engines import Container
     from cntr.progress import Tell as Event
 
+RLIMIT_AS = process.RLIMITS.index("AS")
+MEMORY = 1 << 30  # bytes for the container's end: names of millions of files
 GRACE_SECONDS = 3.0  # for the container's end to remove its temporary file
 # chown dac_override dac_read_search fowner fsetid setfcap: everything that a copy needs. Not sys_ptrace: a link in the
 # container's /proc to another process's root must not be followed. Not mknod, not sys_admin.
@@ -138,6 +140,7 @@ class Work(HostWork):
             syscalls.set_process_name("cntr-cp")
             incoming = Incoming(read_fd)
             own_fds = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            _bound_memory()
             open_path = enter(self.container, self.owners.start_time)
             if self.outward:
                 sender = Sender(out, incoming, tell, open_path, own_fds, archive=self.archive)
@@ -159,11 +162,21 @@ class Work(HostWork):
         except OSError as error:
             what = f"{label}: {printable(str(error.strerror))} {printable(str(error.filename or ''))}".rstrip()
             _last_words(tell, CntrError(what, "`cntr doctor` says what is missing here"))
+        except MemoryError:
+            what = f"{label}: a directory, or names of one file, without end: more than {MEMORY >> 20} MiB of memory"
+            _last_words(tell, CntrError(what, "copy its parts"))
         except BaseException as error:  # noqa: BLE001  nothing may be loaded here, not even what prints a traceback
             what = f"{label}: {type(error).__name__}: {printable(str(error))}"
             _last_words(tell, CntrError(what, "this is a bug in cntr: please report it"))
         finally:
             os._exit(0)
+
+
+def _bound_memory() -> None:
+    """A FUSE server of the container's may list names without end: take no more memory than MEMORY for them."""
+    size = int(procfs.read("/proc/self/statm").split()[0]) * os.sysconf("SC_PAGE_SIZE") + MEMORY
+    hard = process.limits(RLIMIT_AS)[1]
+    process.limits(RLIMIT_AS, (size if hard < 0 else min(size, hard), hard))
 
 
 def enter(container: Container, start_time: int = 0) -> Callable[[bytes, int], int]:

@@ -11,6 +11,7 @@ import signal
 import stat
 import struct
 import subprocess
+import sys
 import threading
 import time
 
@@ -24,6 +25,7 @@ from cntr.linux import syscalls
 from testkit.container import SlimContainer
 from testkit.waiting import wait_until
 from tests.cli.trees import CNTR, cp, done, leftovers, names
+from tests.nest.busybox import REPOSITORY
 from tests.nest.tty import Terminal
 
 
@@ -476,6 +478,19 @@ def test_many_complaints_do_not_block_either_side(container, tmp_path):
     result = cp(f"{container.pid}:/d", tmp_path / "out")
     assert result.returncode == 1
     assert result.stderr.count(b": a FIFO: not copied\n") == 1500
+
+
+def test_a_listing_without_end_takes_bounded_memory(container, tmp_path):
+    """As a FUSE server of the container's may give it."""
+    (container.root / "d").mkdir()
+    for index in range(20_000):
+        (container.root / "d" / f"{index:05}{'n' * 240}").touch()
+    code = "import sys; import cntr.cp.copy as m; m.MEMORY = 4 << 20; from cntr.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "cp", f"{container.pid}:/d", str(tmp_path / "out")]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": REPOSITORY}, capture_output=True, text=True)
+    assert done.returncode == 125, done
+    assert "without end: more than 4 MiB of memory\nhint: " in done.stderr
+    assert done.stderr.count("\n") == 2, done.stderr
 
 
 def test_progress_is_for_terminals(container):
