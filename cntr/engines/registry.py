@@ -127,11 +127,11 @@ REGISTRY: tuple[Entry, ...] = (
     Entry("buildah", "cntr.engines.buildah", "Buildah", "/usr/bin/buildah", "$CONTAINERS_STORAGE_CONF", holds=_STORAGE),
     Entry(
         *("runc", "cntr.engines.runc", "runc", "$CNTR_RUNC_ROOT", "/run/runc", "/run/user/*/runc"),
-        holds=("$CNTR_RUNC_ROOT", "/run/runc/*", "/run/user/*/runc"),
+        holds=("$CNTR_RUNC_ROOT", "/run/runc/{}*", "/run/user/*/runc"),  # an id, or its beginning
     ),
     Entry(
         *("crun", "cntr.engines.crun", "crun", "$CNTR_CRUN_ROOT", "/run/crun", "/run/user/*/crun"),
-        holds=("$CNTR_CRUN_ROOT", "/run/crun/*", "/run/user/*/crun"),
+        holds=("$CNTR_CRUN_ROOT", "/run/crun/{}*", "/run/user/*/crun"),
     ),
     Entry(
         *("gvisor", "cntr.engines.sandboxed", "gVisor, Kata Containers, Firecracker and other virtual machines"),
@@ -151,7 +151,10 @@ def _trace_exists(trace: str) -> bool:
         return os.path.exists(os.environ.get("HOME", "/root") + trace[1:])
     if "*" not in trace:
         return os.path.exists(trace)
-    head, _, tail = trace.partition("/*")  # one star per trace: a directory per user or namespace
+    head, star, tail = trace.partition("/*")  # one star per trace: a directory per user or namespace
+    if not star:
+        head, _, start = trace[:-1].rpartition("/")
+        return any(name.startswith(start) for name in listed(head))
     if not tail:
         return bool(listed(head))
     names = listed(head)
