@@ -88,6 +88,7 @@ def test_clients_writes_by_passthrough_are_no_news() -> None:
 
 
 def test_a_silent_mount_reports_no_writes_unless_its_filesystem_is_in_the_tree_twice(tmp_path: Path) -> None:
+    syscalls.mount("tmpfs", str(tmp_path), "tmpfs", 0)  # nobody else writes there
     (tmp_path / "file").touch()
     fd = os.open(tmp_path, os.O_RDONLY)
     group = file_syscalls.fanotify_init()
@@ -118,6 +119,7 @@ def test_a_silent_mount_reports_no_writes_unless_its_filesystem_is_in_the_tree_t
         silent.close()
         os.close(group)
         os.close(fd)
+        syscalls.umount(str(tmp_path), syscalls.MNT_DETACH)
 
 
 @pytest.mark.parametrize("binding", ["devfuse", "pyfuse3"])
