@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from testkit.engines import newer, workspaces
 from testkit.engines.rig import EngineContainer, Rig
 from testkit.engines.workspaces import Failed, run
+from testkit.waiting import wait_until
 
 WAIT = ["sleep", "100000"]
 CLI = {  # variant → the flags that docker and podman share
@@ -85,7 +86,15 @@ class CliRig(Rig):
             self.command("unpause", container.name)
         except Failed:
             pass
-        self.command("rm", "-f", *self.remove_flags, container.name)
+        try:
+            self.command("rm", "-f", *self.remove_flags, container.name)
+        except Failed as error:
+            if "device or resource busy" not in str(error):
+                raise
+            # Conmon's clean-up of a container that has just ended unmounts the same directories.
+            busy = str(error).split("unlinkat ")[-1].partition(": ")[0]
+            wait_until(lambda: not os.path.ismount(busy), "it is unmounted")
+            self.command("rm", "-f", *self.remove_flags, container.name)
 
     remove_flags: tuple[str, ...] = ()
 
