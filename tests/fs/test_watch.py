@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 
 from cntr.cntrfs.devfuse import session, watch, wire
 from cntr.cntrfs.options import Options
+from cntr.linux import file_syscalls
 from testkit.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="fanotify's file handles need CAP_SYS_ADMIN")
@@ -91,3 +93,27 @@ def test_a_session_goes_on_where_nothing_can_be_watched(monkeypatch: pytest.Monk
     serving: Any = SimpleNamespace(core=core, connection=connection, fd=-1, watch=None)
     session.FuseSession._watch(serving)
     assert serving.watch is None
+
+
+def test_events_that_come_with_the_news_of_their_mount_are_not_missed(told: list[int]) -> None:
+    """A filesystem is found in the tree a second time, and changed by one of the two ways, before the helper looks."""
+    group, kernel = os.pipe()
+    helpers, servers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        table: Any = SimpleNamespace(fd=-1)
+        helper = watch.Helper(-1, group, helpers, os.getpid(), True, table)
+        for base in (0, 1 << 40):
+            servers.send(watch._MOUNT.pack(b"filesys1", base, 0, 0))
+        handle = (7).to_bytes(4, "little") + bytes(4)  # inode, generation
+        info = watch._INFO.pack(watch._INFO_FID, watch._INFO.size + len(handle), b"filesys1", len(handle), 1) + handle
+        size = watch._METADATA.size
+        os.write(
+            kernel, watch._METADATA.pack(size + len(info), 3, 0, size, file_syscalls.FAN_ATTRIB, -1, os.getpid()) + info
+        )
+        helper.read_events()
+        assert told == [7, 1 << 40 | 7]
+    finally:
+        for fd in (group, kernel):
+            os.close(fd)
+        helpers.close()
+        servers.close()

@@ -6,13 +6,16 @@ import os
 import pathlib
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 
 import pytest
 
+from cntr.attach import remains
 from testkit.container import SlimContainer
 from testkit.waiting import wait_until
+from tests.nest.busybox import REPOSITORY
 from tests.nest.tty import CNTR
 
 
@@ -113,6 +116,31 @@ def test_a_signal_sent_to_cntr_reaches_the_command(container, number, start):
     process.send_signal(number)
     assert process.communicate(timeout=20)[0] == f"got-{name}\n".encode()
     assert process.returncode == 9
+
+
+@pytest.mark.parametrize("step", ["_strip", "_reap"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])
+def test_a_signal_that_comes_before_the_command_reaches_it(container, number, step):
+    """While the launcher works, and before the reaper has forked."""
+    code = (
+        f"import sys, time, cntr.attach.launcher as m\nreal = m.Launcher.{step}\n"
+        "def slow(self):\n    time.sleep(0.5)\n    real(self)\n"
+    )
+    code += f"m.Launcher.{step} = slow\nfrom cntr.cli.main import run\nsys.exit(run(sys.argv[1:]))\n"
+    proc_fd = os.open("/proc", os.O_RDONLY)
+    words = [sys.executable, "-c", code, "attach", str(container.pid), "--", "sleep", "60"]
+    process = subprocess.Popen(
+        words, env={**os.environ, "PYTHONPATH": REPOSITORY}, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        wait_until(lambda: remains.descendants(proc_fd, process.pid)[1:], "there is a launcher")
+        process.send_signal(number)
+        said = process.communicate(timeout=20)[1]
+        assert (process.returncode, said) == (128 + number, b"")
+    finally:
+        process.kill()
+        process.wait()
+        os.close(proc_fd)
 
 
 def test_the_session_ends_with_the_container_and_says_so(container, start):
