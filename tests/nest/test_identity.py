@@ -14,6 +14,8 @@ import pytest
 from cntr.linux import process, procfs, syscalls
 from testkit.container import DOCKER_DEFAULT
 from testkit.container import NAMESPACES as OF_A_CONTAINER
+from testkit.processes import running
+from testkit.waiting import wait_until
 from tests.nest.busybox import REPOSITORY, BusyboxContainer, ask, one_line_and_hint, run, session
 
 PTRACE = 1 << 19
@@ -460,6 +462,26 @@ def test_the_home_is_the_sessions_own_whatever_the_container_says(home, uid):
         where = "/home/app" if uid else "/root"
         assert told.splitlines()[:2] == [where, "mine"]
         assert told.splitlines()[2].split(":")[5] == where
+
+
+def test_exec_has_the_users_own_home_and_the_directory_of_the_containers_process():
+    passwd = "root:x:0:0::/root:/bin/sh\napp:x:1000:1000::/srv/app:/bin/sh\n"
+    with BusyboxContainer(files={"/etc/passwd": passwd}, environment={"HOME": "/root"}) as container:
+        script = "echo $(id -u) $HOME"
+        assert container.exec("-u", "app", "--", "/bin/sh", "-c", script).stdout == "1000 /srv/app\n"
+        assert container.exec("--", "/bin/sh", "-c", script).stdout == "0 /root\n"
+        sleeper = ("/bin/sleep", f"60.{container.pid}")
+        with subprocess.Popen(
+            [sys.executable, "-m", "cntr", "exec", "-w", "/etc", str(container.pid), "--", *sleeper],
+            env={**os.environ, "PYTHONPATH": REPOSITORY},
+            stdin=subprocess.DEVNULL,
+        ) as started:
+            try:
+                pid = next(iter(wait_until(lambda: running(*sleeper), "it runs")))
+                done = run("exec", str(pid), "--", "/bin/sh", "-c", "pwd")
+                assert (done.stdout, done.stderr) == ("/etc\n", "")
+            finally:
+                started.terminate()
 
 
 def test_nothing_of_the_home_or_the_root_of_this_machine_changes():
