@@ -5,6 +5,7 @@ error".
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
 
@@ -162,10 +163,7 @@ class _Linter:
             fd = below.opened(self.root, parent or "/", os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             return f": {parent} is no directory" if error.errno == errno.ENOTDIR else ""
-        try:
-            names = os.listdir(fd)[:TEXT]
-        finally:
-            os.close(fd)
+        names = _names(fd)
         like = [name for name in names if name.casefold() == last.casefold()]
         return f": there is {like[0]}" if like else ""
 
@@ -303,12 +301,18 @@ class _Linter:
                     fd = below.opened(self.root, directory, os.O_RDONLY | os.O_DIRECTORY)
                 except OSError:
                     continue
-                try:
-                    names = sorted(name for name in os.listdir(fd) if name.endswith(".conf"))[:64]
-                finally:
-                    os.close(fd)
+                names = sorted(name for name in _names(fd) if name.endswith(".conf"))[:64]
                 for name in names:
                     found += self._configured(f"{directory}/{name}", depth + 1, seen)
             elif line.startswith("/"):
                 found.append(line)
         return found
+
+
+def _names(fd: int) -> list[str]:
+    """The first TEXT names in a directory, which is closed: a container's may have any number. Raises OSError."""
+    try:
+        with os.scandir(fd) as entries:
+            return [entry.name for entry in itertools.islice(entries, TEXT)]
+    finally:
+        os.close(fd)
