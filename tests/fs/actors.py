@@ -1,6 +1,8 @@
-"""Who makes a call: root, a uid with supplementary groups, a uid in a user namespace, root short of a capability.
+"""Who makes a call: root, a uid with supplementary groups, a uid in a user namespace, root without
+one capability.
 
-``actor(function, *args)`` runs it in a forked child that has become that actor, and hands back its result or its error.
+``actor(function, *args)`` runs it in a forked child that has become that actor, and returns its
+result or raises its error.
 """
 
 from __future__ import annotations
@@ -24,16 +26,16 @@ USERNS_RANGE = 1000
 
 
 class Unsupported(Exception):
-    """The backing filesystem or the kernel lacks what a check is about; the text names it."""
+    """The backing filesystem or the kernel lacks what a check tests; the message names it."""
 
 
 class ActorFailed(AssertionError):
-    """The child failed by something other than an OSError; carries its traceback."""
+    """The child failed with something other than an OSError; carries its traceback."""
 
 
 @dataclass(frozen=True)
 class Actor:
-    """A set of credentials. uid, gid, groups are ids as seen *inside* the user namespace where there is one."""
+    """A set of credentials. uid, gid, groups are ids as seen *inside* the user namespace, if there is one."""
 
     name: str
     uid: int = 0
@@ -53,7 +55,7 @@ class Actor:
         return value
 
     def become(self) -> None:
-        """Change the calling process (not undone: call it in a child)."""
+        """Change the credentials of the calling process (not undone: call it in a child)."""
         if self.user_namespace:
             _enter_user_namespace()
         if not self.uid and not self.gid and not self.groups and not self.dropped_capabilities:
@@ -71,7 +73,7 @@ class Actor:
             syscalls.set_capabilities(mask, mask)
 
     def host_uid(self, uid: int | None = None) -> int:
-        """What UID (default: the actor's own) is outside its user namespace."""
+        """UID (default: the actor's own) as seen outside its user namespace."""
         uid = self.uid if uid is None else uid
         return uid + SUBUID_START if self.user_namespace else uid
 
@@ -87,7 +89,7 @@ ACTORS = (ROOT, USER, OTHER, NAMESPACE_ROOT, NAMESPACE_USER)
 
 
 def _enter_user_namespace() -> None:
-    """A new user namespace with ids 0…999 = 300000…300999; a helper outside writes the maps."""
+    """A new user namespace with ids 0…999 = 300000…300999; a helper outside it writes the maps."""
     ready_read, ready_write = os.pipe()
     pid = os.getpid()
     helper = os.fork()
@@ -113,7 +115,7 @@ def _enter_user_namespace() -> None:
 
 
 def fork() -> int:
-    """os.fork without Python 3.12's warning: the children of this suite make system calls only, and then _exit."""
+    """os.fork without Python 3.12's warning: the suite's children make only system calls, and then _exit."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()

@@ -1,6 +1,8 @@
-"""Processes that make the state machine's calls: one per actor and tree, alive over a whole run, keeping open files.
+"""Processes that make the calls of the state machine: one per actor and tree, which live for a
+whole run and keep files open.
 
-A call is a method name of ``Calls`` and its arguments; the answer is ("value", comparable value) or ("errno", number).
+A call is the name of a method of ``Calls`` and its arguments; the answer is ("value", comparable
+value) or ("errno", number).
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ ANSWER_SECONDS = 30.0
 
 
 class Calls:
-    """What can be called. Paths are relative to the tree's top; slots are the caller's names for open files."""
+    """The calls. Paths are relative to the top of the tree; slots are the caller's names for open files."""
 
     def __init__(self) -> None:
         self.slots: dict[int, int] = {}
 
     def begin(self, top: str) -> None:
-        """Start anew in the tree at TOP."""
+        """Start afresh in the tree at TOP."""
         for fd in self.slots.values():
             with contextlib.suppress(OSError):
                 os.close(fd)
@@ -44,7 +46,7 @@ class Calls:
     def leave(self) -> None:
         self.begin("/")
 
-    # Files held open
+    # Open files
 
     def open(self, slot: int, path: str, flags: int, mode: int) -> str:
         self.slots[slot] = os.open(path, flags, mode)
@@ -95,7 +97,7 @@ class Calls:
         return os.copy_file_range(self.slots[source], self.slots[target], size, offset_in, offset_out)
 
     def store(self, slot: int, data: bytes, offset: int) -> bytes:
-        """Write through a shared memory map (within the file's size), and read it back."""
+        """Write through a shared mapping, within the file's size, and read it back."""
         fd = self.slots[slot]
         size = os.fstat(fd).st_size
         if size < offset + len(data):
@@ -122,24 +124,26 @@ class Calls:
     def name_open_file(self, slot: int, path: str) -> None:
         syscalls.link_fd(self.slots[slot], path)
 
-    # Locks: never waiting, so that both trees answer at once
+    # Locks: never waiting, so that both trees answer immediately
 
     def flock(self, slot: int, kind: int) -> None:
         fcntl.flock(self.slots[slot], kind | fcntl.LOCK_NB)
 
     def lock(self, slot: int, open_file: bool, kind: int, start: int, length: int) -> None:
-        """A POSIX lock, or the open file's own."""
+        """A POSIX lock, or one of the open file description."""
         command = fcntl.F_OFD_SETLK if open_file else fcntl.F_SETLK
         fcntl.fcntl(self.slots[slot], command, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
 
     def is_locked(self, slot: int, open_file: bool, kind: int, start: int, length: int) -> bool:
-        """Is there a lock of another's in the way? (Which of several, and whose pid it shows, is not told alike.)"""
+        """Whether someone else's lock is in the way. (If there are several, which one is reported
+        may differ, and so may its pid.)
+        """
         command = fcntl.F_OFD_GETLK if open_file else fcntl.F_GETLK
         answer = fcntl.fcntl(self.slots[slot], command, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
         return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
     def lock_in_thread(self, slot: int, open_file: bool, kind: int, start: int, length: int) -> None:
-        """A process's threads are one owner."""
+        """All threads of a process are one owner."""
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             pool.submit(self.lock, slot, open_file, kind, start, length).result()
 
@@ -147,7 +151,7 @@ class Calls:
         self.slots[slot] = os.dup(self.slots[other])
 
     def lock_in_child(self, slot: int, open_file: bool, kind: int, start: int, length: int) -> int:
-        """By a forked process, which closes all it inherited: the errno that it met, or 0."""
+        """In a forked child, which closes everything it inherited: its errno, or 0."""
         pid = fork()
         if pid == 0:
             status = 0
@@ -237,11 +241,11 @@ class Calls:
 
 
 class AgentLost(Exception):
-    """The agent did not answer in time, or ended: the filesystem hangs, or a call killed it."""
+    """The agent did not answer in time or exited: the filesystem hangs, or a call killed the agent."""
 
 
 class Agent:
-    """One process that has become ACTOR."""
+    """A process that has become ACTOR."""
 
     def __init__(self, actor: Actor) -> None:
         self.actor = actor
@@ -277,7 +281,7 @@ class Agent:
 def _serve(actor: Actor, connection: multiprocessing.connection.Connection) -> None:
     calls = Calls()
     actor.become()
-    # Credential changes cleared it; the process must not outlive the test process.
+    # The change of credentials cleared it; the process must not outlive the test.
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     while True:
         try:

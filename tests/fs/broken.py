@@ -1,7 +1,8 @@
-"""CntrFS with one deliberate fault, served like the real one: python -m tests.fs.broken FAULT SOURCE MOUNTPOINT …
+"""CntrFS with one deliberate fault, served like the real one: python -m tests.fs.broken FAULT
+SOURCE MOUNTPOINT …
 
-Each fault is a way in which loopback filesystems have really been wrong. The suite must catch every one of them: see
-test_mutations.py.
+Each fault is a mistake that loopback filesystems have really made. The suite must catch all of
+them: see test_mutations.py.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def _supplementary_groups_are_ignored() -> None:
 
 
 def _nodes_are_paths() -> None:
-    """What a node is, is decided by the path it was first seen under."""
+    """A node's identity is the path by which it was first seen."""
     paths: dict[int, tuple[bytes, int]] = {}
 
     def see(original: Any, self: NodeTable, attributes: Any, parent: Any, parent_fd: int, name: bytes) -> Any:
@@ -208,7 +209,7 @@ def _link_count_is_one() -> None:
 
 
 def _attributes_are_cached_for_an_hour() -> None:
-    """… and nothing is told of changes behind the mount."""
+    """… and no invalidations are sent for changes behind the mount."""
     _wrap(Options, "settle", _an_hour)
 
 
@@ -235,7 +236,7 @@ def _truncation_is_ignored() -> None:
 
 
 MUTATIONS: dict[str, Mutation] = {
-    # the six that compliance asks for at least
+    # at least the six that the compliance suite requires
     "create-ignores-mode": Mutation(_create_ignores_mode, "creation.mode_of_file_is_exact", "creation.private_file_stays_private"),
     "caller-is-ignored": Mutation(_caller_is_ignored, "creation.owner_is_the_caller", "creation.owner_in_user_namespace"),
     "nodes-are-paths": Mutation(_nodes_are_paths, "renames.parent_moves_with_its_children", "names.working_directory_renamed"),

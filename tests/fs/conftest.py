@@ -1,4 +1,6 @@
-"""Fixtures of the filesystem tests: one mounted CntrFS per binding and test process, watched for death and hanging."""
+"""Fixtures of the filesystem tests: one CntrFS mount for each binding and test process, checked for
+crashes and hangs.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import pytest
 
 from testkit.servers import BINDINGS, MODES, SLOWNESS, TreeUnderTest, missing, place
 
-# A long run of the state machine is one test.
+# A long run of the state machine counts as one test.
 HANG_SECONDS = 90.0 * SLOWNESS + 5 * int(os.environ.get("CNTR_EXAMPLES", "0"))
 
 pytest.register_assert_rewrite("tests.fs.checks")
@@ -36,7 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class Keeper:
-    """Keeps the one place in use mounted, and mounts it anew after its server died."""
+    """Keeps the place in use mounted, and mounts it anew if its server died."""
 
     def __init__(self) -> None:
         self._name = ""
@@ -75,7 +77,7 @@ def place_name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def here(place_name: str, keeper: Keeper) -> Iterator[TreeUnderTest]:
-    """The place under test; afterwards its server must be alive, answering, and without a suspicious word in its log."""
+    """The place under test; afterwards its server must be alive and responding, with no suspicious line in its log."""
     current = keeper.get(place_name)
     hung = threading.Event()
     server = current.server

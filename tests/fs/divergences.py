@@ -1,6 +1,7 @@
-"""Where CntrFS may differ from the native tree in the state machine, each with its reason.
+"""Where CntrFS may differ from the native tree in the state machine, each with a reason.
 
-A result divergence names the call and both errnos (0 = success); a tree divergence names a field, and may look at both values.
+A result divergence names the call and both errnos (0 = success); a tree divergence names a field,
+and may compare both values.
 """
 
 from __future__ import annotations
@@ -67,6 +68,6 @@ def result_allowed(binding: str, call: str, native: object, mounted: object) -> 
 
 
 def tree_allowed(binding: str, field_name: str, native: object, mounted: object) -> bool:
-    """Whether this field of one name may differ."""
+    """Whether this field of a name may differ."""
     binding = binding.partition("-")[0]
     return any(field_name in row.fields and binding in row.bindings and row.allowed(native, mounted) for row in TREE)

@@ -1,6 +1,7 @@
-"""Checks that a binding is known not to pass, with the reason. A check listed here that passes fails the suite.
+"""Checks that a binding is known to fail, with the reason. A check listed here that passes fails
+the suite.
 
-Keys are (binding, check); a binding of "*" stands for both, "writeback" for both in that mode.
+Keys are (binding, check); the binding "*" stands for both, "writeback" for both in that mode.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ SINCE = {
 
 
 def reason(binding: str, check: str) -> str:
-    """Why CHECK is expected to fail on BINDING; empty when it must pass."""
+    """Why CHECK is expected to fail with BINDING; empty if it must pass."""
     binding, _, mode = binding.partition("-")
     kernel, what = SINCE.get(check, ((0, 0), ""))
     if binding == "devfuse" and tuple(map(int, platform.release().split(".")[:2])) < kernel:

@@ -1,6 +1,7 @@
-"""CntrFS on this kernel, as far as an older one has offered: python -m tests.fs.older KERNEL SOURCE MOUNTPOINT …
+"""CntrFS on this kernel, limited to what an older one offers: python -m tests.fs.older KERNEL
+SOURCE MOUNTPOINT …
 
-Only what INIT negotiates is an older kernel's; requests that it did not have are still made.
+Only the negotiation in INIT is the older kernel's; requests that it did not have are still made.
 """
 
 from __future__ import annotations

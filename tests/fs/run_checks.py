@@ -1,4 +1,4 @@
-"""Run the checks on any directory of any filesystem: one line per check that does not pass, and a total."""
+"""Run the checks in any directory of any filesystem: one line for each check that does not pass, and a total."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .checks._tools import Unsupported
 
 
 def fresh_directory(parent: Path) -> str:
-    """A new directory there; returns its name."""
+    """Make a new directory there; return its name."""
     made = tempfile.mkdtemp(prefix="check-", dir=parent)
     os.chmod(made, 0o755)
     return os.path.basename(made)

@@ -1,7 +1,9 @@
-"""CntrFS over a slow disk, to be the backing of another: python -m tests.fs.slow SOURCE MOUNTPOINT …
+"""CntrFS over a slow disk, as the backing of another one: python -m tests.fs.slow SOURCE MOUNTPOINT
+…
 
-Copies and writes move BYTES_PER_SECOND, fsync(2) and closing an executable file take SYNC_SECONDS, and whoever looks up
-a name that begins with "sleepy" waits for LOOKUP_SECONDS. Everything else is as fast as it is.
+Copies and writes move BYTES_PER_SECOND, fsync(2) and closing an executable file take SYNC_SECONDS,
+and a lookup of a name that begins with "sleepy" takes LOOKUP_SECONDS. Everything else has its
+normal speed.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ LOOKUP_SECONDS = 4.0
 
 
 def _after(name: str, seconds: Any) -> None:
-    """os.NAME waits before it does what it does."""
+    """Make os.NAME wait first."""
     original = getattr(os, name)
 
     def slowly(*args: Any) -> Any:

@@ -1,7 +1,7 @@
 """A whole tree as comparable records, and the differences between two such trees.
 
-Inode numbers and times "now" differ by nature: compared are which names share an inode, the times that were set to
-an exact value, and which of the three times a step moved.
+Inode numbers and current times differ by nature. What is compared: which names share an inode,
+times that were set to an exact value, and which of the three times a step changed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from . import syscalls
 
-TICK_NS = 10_000_000  # of the clock that the kernel stamps with, at its coarsest (HZ=100)
+TICK_NS = 10_000_000  # the coarsest tick of the kernel's timestamps (HZ=100)
 
 Times = tuple[int, int, int]
 
@@ -31,7 +31,7 @@ Snapshot = dict[str, Record]
 
 
 def take(top: str) -> Snapshot:
-    """Every name below TOP and TOP itself (as ""), read as root without moving any atime where that can be had."""
+    """Each name below TOP, and TOP itself (as ""), read as root and without updating atime where possible."""
     records: Snapshot = {"": _record(top, "d")}
     pending = [""]
     while pending:
@@ -89,7 +89,7 @@ def _data(path: str) -> bytes:
 def differences(
     native: Snapshot, mounted: Snapshot, before: tuple[Snapshot, Snapshot] | None, since_ns: int
 ) -> list[tuple[str, str, object, object]]:
-    """(path, field, native value, mounted value) of all that differs; BEFORE are the two trees before the step."""
+    """(path, field, native value, mounted value) of each difference; BEFORE holds the two trees before the step."""
     found: list[tuple[str, str, object, object]] = [
         (path, "exists", path in native, path in mounted) for path in sorted(native.keys() ^ mounted.keys())
     ]
@@ -108,10 +108,11 @@ def differences(
             if shown[0] != shown[1]:
                 found.append((path, name, *shown))
             elif name != "atime" and one.ino in previous[0] and two.ino in previous[1]:
-                # (the clock of atime is coarse: two reads in one tick leave it, in another they move it)
+                # (the clock of atime is coarse: of two reads, the second changes it only in another
+                # tick)
                 old = [times[record.ino][index] for record, times in zip((one, two), previous)]
                 moved = [record.times[index] != time for record, time in zip((one, two), old)]
-                # so is that of utimensat(2)'s "now": a time that was set in the same tick stays as it is
+                # so is that of utimensat(2)'s "now": a time set in the same tick does not change
                 if moved[0] != moved[1] and max(old) < now_ns - TICK_NS:
                     found.append((path, f"{name} moved", *moved))
     return found
@@ -125,5 +126,5 @@ def _groups(tree: Snapshot) -> dict[int, list[str]]:
 
 
 def _shown(value: int, since_ns: int) -> object:
-    """A time set by the clock during the run is "now"; any other is itself."""
+    """ "now" for a time set by the clock during the run, others as they are."""
     return "now" if since_ns - 10**9 <= value <= time.time_ns() + 10**9 else value

@@ -1,7 +1,7 @@
-"""The system calls the checks need and the standard library lacks, independent of cntr's own kernel room.
+"""System calls that the checks need and the standard library lacks, independent of ``cntr.linux``.
 
-Written a second time on purpose: a wrong constant in the server must not be hidden by the same one in its checks.
-Every function raises OSError with the kernel's errno.
+They are written a second time on purpose: the same wrong constant in server and checks would go
+unnoticed. Every function raises OSError with the kernel's errno.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 O_TMPFILE = 0o20200000
 O_PATH = os.O_PATH
 
-# The errors that mean "this filesystem has no such operation".
+# Errors that mean "this filesystem does not support the operation".
 _libc = ctypes.CDLL(None, use_errno=True)
 _long = ctypes.c_long
 _loff = ctypes.c_int64
@@ -68,12 +68,12 @@ def linkat(olddir: int, old: Any, newdir: int, new: Any, flags: int) -> None:
 
 
 def link_fd(fd: int, new: Any) -> None:
-    """Name an open file (os.link cannot: it calls link(2), which never follows)."""
+    """Give an open file a name. os.link calls link(2), which never follows."""
     linkat(AT_FDCWD, f"/proc/self/fd/{fd}", AT_FDCWD, new, AT_SYMLINK_FOLLOW)
 
 
 def faccessat(path: Any, mode: int, flags: int) -> None:
-    """The kernel's own faccessat2, not glibc's guess from stat."""
+    """faccessat2 of the kernel, not glibc's emulation by stat."""
     number = 439
     _check(_libc.syscall(_long(number), AT_FDCWD, os.fsencode(path), mode, flags), path)
 
@@ -93,7 +93,7 @@ def sync_file_range(fd: int, offset: int, length: int, flags: int) -> None:
 
 
 def splice(fd_in: int, fd_out: int, count: int) -> int:
-    """os.splice of Python 3.10, without offsets."""
+    """os.splice exists since Python 3.10; this one has no offsets."""
     return _check(_libc.splice(fd_in, None, fd_out, None, ctypes.c_size_t(count), 0))
 
 
@@ -128,7 +128,7 @@ def capabilities() -> int:
 
 
 class Statx(NamedTuple):
-    """What the checks compare of struct statx."""
+    """The fields of struct statx that the checks compare."""
 
     mask: int
     attributes: int
@@ -165,7 +165,7 @@ class Entry(NamedTuple):
 
 
 def getdents(fd: int, size: int = 32768) -> list[Entry]:
-    """One getdents64(2): what the kernel gives, `.` and `..` included; empty at the end."""
+    """One getdents64(2) call: the kernel's entries, with `.` and `..`; empty at the end."""
     buffer = ctypes.create_string_buffer(size)
     count = _check(_libc.getdents64(fd, buffer, size))
     entries, at = [], 0
@@ -178,7 +178,7 @@ def getdents(fd: int, size: int = 32768) -> list[Entry]:
 
 
 def read_directory(path: Any, size: int = 32768) -> list[Entry]:
-    """Every entry of the directory, `.` and `..` included."""
+    """All entries of the directory, with `.` and `..`."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         entries: list[Entry] = []
@@ -190,7 +190,7 @@ def read_directory(path: Any, size: int = 32768) -> list[Entry]:
 
 
 def name_to_handle(path: Any) -> bytes:
-    """struct file_handle of path, for open_by_handle."""
+    """The struct file_handle of PATH, for open_by_handle."""
     buffer = ctypes.create_string_buffer(struct.pack("Ii", 128, 0), 8 + 128)
     mount_id = ctypes.c_int()
     _check(_libc.name_to_handle_at(AT_FDCWD, os.fsencode(path), buffer, ctypes.byref(mount_id), 0), path)
@@ -203,7 +203,7 @@ def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:
 
 
 class Inotify:
-    """A watch on one path; events() gives (mask, name) of everything queued."""
+    """A watch on one path; events() returns (mask, name) of each queued event."""
 
     def __init__(self, path: Any, mask: int) -> None:
         self.fd = _check(_libc.inotify_init1(IN_NONBLOCK))
@@ -225,7 +225,7 @@ class Inotify:
 
 
 def errno_of(call: Callable[[], object]) -> int:
-    """The errno that CALL fails with; 0 where it does not."""
+    """The errno that CALL fails with; 0 if it succeeds."""
     try:
         call()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""autofs below SOURCE: it mounts when somebody walks in, through CntrFS as by its own path, and not for a listing."""
+"""autofs below SOURCE mounts when a process enters, through CntrFS as by its own path, and not for a listing."""
 
 from __future__ import annotations
 

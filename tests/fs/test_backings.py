@@ -1,4 +1,4 @@
-"""CntrFS over other filesystems than the one the suite runs on: what passes there directly must pass through the mount."""
+"""CntrFS over filesystems other than the suite's own: checks that pass on them directly must pass through the mount."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _image(kind: str, package: str, base: Path) -> None:
 
 
 def _overlay(base: Path, over: Path | None = None) -> None:
-    """An overlay; over: a lower directory that is one itself."""
+    """An overlay; over: a lower directory that is an overlay itself."""
     room = base / ("upper" if over else "lower")
     for name in ("lower", "upper", "work"):
         (room / name).mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def _overlays(base: Path) -> None:
 
 
 def _filled_overlay(base: Path) -> None:
-    """What is worked in lies in the lower layer: everything is copied up."""
+    """The files are in the lower layer: everything is copied up."""
     for name in ("source", "mount"):
         (base / "lower" / "lower" / name).mkdir(parents=True)
         (base / "lower" / "lower" / name).chmod(0o755)
@@ -69,7 +69,7 @@ def _filled_overlay(base: Path) -> None:
 
 
 def _served(base: Path) -> Callable[[], object]:
-    """Another FUSE server: each operation on it is a worker's."""
+    """Another FUSE server: each operation on it is done by a worker."""
     (base / "disk").mkdir()
     server = Server("devfuse", base / "disk", base / "top", base / "log-below", options=SETID_AND_DEVICES)
     server.start()
@@ -84,7 +84,8 @@ BACKINGS = {
     "xfs": lambda base: _image("xfs", "xfsprogs", base),
     "btrfs": lambda base: _image("btrfs", "btrfs-progs", base),
     "overlay": _overlay,
-    # Two levels: more than the kernel stacks (FILESYSTEM_MAX_STACK_DEPTH), so the server reads and writes.
+    # Two levels exceed what the kernel stacks (FILESYSTEM_MAX_STACK_DEPTH), so the server reads and
+    # writes.
     "overlays": _overlays,
 }
 
@@ -104,7 +105,7 @@ def backing(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 
 def _unmount_below(base: Path) -> None:
-    """The server's processes hold the filesystem until the last of them is gone, a moment after it was told to stop."""
+    """The server's processes hold the filesystem until the last of them exits, a moment after it was told to."""
     for path in (base / "top", base / "first"):
         _unmount(path)
 
@@ -117,7 +118,7 @@ def _unmount(path: Path) -> None:
 
 
 def _outcome(check: Check, place: TreeUnderTest) -> str:
-    """Empty when it passes."""
+    """The failure, or an empty string if the check passes."""
     name = place.fresh()
     try:
         check.run(place.directory / name, place.behind / name)
@@ -157,7 +158,7 @@ def test_what_passes_there_passes_through(binding: str, backing: Path, tmp_path:
 
 @pytest.mark.parametrize("binding", ["devfuse", "pyfuse3"])
 def test_squashfs(binding: str, tmp_path: Path) -> None:
-    """Read-only, without ACLs: everything is readable to every user, and nothing can be written."""
+    """Read-only, without ACLs: every user can read everything, and nothing can be written."""
     if missing(binding):
         pytest.skip(missing(binding))
     if shutil.which("mksquashfs") is None:
@@ -192,7 +193,7 @@ def test_squashfs(binding: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("binding", ["devfuse", "devfuse-io_uring", "pyfuse3"])
 def test_what_is_removed_is_free_at_once(binding: str, tmp_path: Path) -> None:
-    """The server holds a removed file until the kernel forgets it, and of that the kernel tells after the next request."""
+    """The server holds a removed file until the kernel's FORGET, which is sent with the next request."""
     if missing(binding):
         pytest.skip(missing(binding))
     for name in ("disk", "mount"):
@@ -222,7 +223,7 @@ def _tried(call: Callable[[], object]) -> object:
 
 
 def _fill_up(top: Path) -> tuple[int, list[object]]:
-    """(bytes that a file took, what else was answered on a filesystem without room)."""
+    """(bytes that fitted into a file, other results on a full filesystem)."""
     big = os.open(top / "big", os.O_RDWR | os.O_CREAT)
     (top / "small").write_bytes(b"s" * 100)
     size = 0
@@ -249,7 +250,7 @@ def _fill_up(top: Path) -> tuple[int, list[object]]:
 @pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
 @pytest.mark.parametrize("binding", ["devfuse", "devfuse-io_uring", "pyfuse3"])
 def test_a_full_disk(binding: str, kind: str, tmp_path: Path) -> None:
-    """The same is refused, the same goes on, and what is freed is free."""
+    """The same calls are refused, the same ones work, and freed space is available again."""
     if missing(binding):
         pytest.skip(missing(binding))
     for name in ("disk", "mount"):
@@ -279,7 +280,7 @@ def test_a_full_disk(binding: str, kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("binding", ["devfuse", "pyfuse3"])
 def test_proc(binding: str, tmp_path: Path) -> None:
-    """Files without a size, made up as they are read; a directory that goes with its process."""
+    """Files without a size, generated on reading; a directory that disappears with its process."""
     if missing(binding):
         pytest.skip(missing(binding))
     (tmp_path / "mount").mkdir()
@@ -301,7 +302,7 @@ def test_proc(binding: str, tmp_path: Path) -> None:
                 assert os.readlink(here / of_process / name) == os.readlink(there / of_process / name)
             assert sorted(os.listdir(here / of_process / "fd")) == sorted(os.listdir(there / of_process / "fd"))
             assert set(os.listdir(here / of_process)) == set(os.listdir(there / of_process))
-            with open(here / of_process / "environ", "rb", buffering=0) as file:  # in pieces, from where one likes
+            with open(here / of_process / "environ", "rb", buffering=0) as file:  # in parts, at any offset
                 file.seek(4000)
                 assert file.read(10) == b"1" * 10
                 assert os.pread(file.fileno(), 6, 0) == b"WORTH="

@@ -1,4 +1,6 @@
-"""The bench's own parts: every workload of the paper's kind runs, the chart is an SVG of all rows, the page holds both."""
+"""The benchmark's own parts: the workloads modelled on the paper's run, the chart is an SVG of all
+rows, the page holds both.
+"""
 
 from __future__ import annotations
 

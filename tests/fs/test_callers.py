@@ -1,4 +1,4 @@
-"""Who makes a request: by pid, which counts in the mounter's pid namespace and must be the same process in /proc."""
+"""Who makes a request: a pid of the mounter's pid namespace, which must be the same process in the server's /proc."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .test_wire import standing_in
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the server runs as root")
 def test_nothing_is_believed_of_an_unknown_pid(tmp_path: Path) -> None:
-    """Pid 0: the caller is not in the mounter's pid namespace. It may be anybody's root."""
+    """Pid 0: the caller is outside the mounter's pid namespace, and could be the root of any user namespace."""
     with standing_in(tmp_path) as kernel:
         os.setxattr(tmp_path / "file", "trusted.a", b"x")
         nodeid = kernel.lookup(b"file")
@@ -39,7 +39,7 @@ def test_nothing_is_believed_of_an_unknown_pid(tmp_path: Path) -> None:
 
 
 def test_another_pid_namespaces_proc_is_not_looked_into() -> None:
-    """A server in a pid namespace of its own, with the host's /proc: pid 1 there is somebody else."""
+    """The server is in a pid namespace of its own with the host's /proc, in which pid 1 is another process."""
     script = "from cntr.cntrfs.backing import Caller, proc_shows_our_pids; print(proc_shows_our_pids())"
     plain = [sys.executable, "-c", script]
     cases = (
@@ -53,7 +53,7 @@ def test_another_pid_namespaces_proc_is_not_looked_into() -> None:
 
 
 def test_a_strangers_groups_are_not_the_callers() -> None:
-    """The pid may be another process's by now: its fsuid must at least be the one that the request came with."""
+    """Another process may have the pid by now: its fsuid must at least be the request's."""
     assert Caller(os.getuid() + 7, 0, os.getpid()).groups() == ()
     assert not Caller(os.getuid() + 7, 0, os.getpid()).is_capable(21)
     assert Caller(0, 0, os.getpid()).is_capable(21)

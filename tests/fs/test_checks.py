@@ -1,4 +1,4 @@
-"""Every check on a plain directory (the control), and on CntrFS by each binding."""
+"""Every check, on a plain directory as the control and on CntrFS with each binding."""
 
 from __future__ import annotations
 
@@ -39,12 +39,13 @@ def test_check(check: Check, here: TreeUnderTest) -> None:
         if here.name in WRITEBACK:
             _forget_errors_of_writing(here)
     if expected and not (here.name in WRITEBACK and check.name.startswith("behind.")):
-        # (An inode that the kernel dropped meanwhile is asked for again, with all that changed behind.)
+        # (The kernel may have dropped an inode meanwhile; it is asked for again, with everything
+        # that changed behind the mount.)
         pytest.fail(f"passes, but is expected to fail: {expected}. Remove its line from expected.py", pytrace=False)
 
 
 def _forget_errors_of_writing(here: TreeUnderTest) -> None:
-    """What could not be written back is told to the next syncfs(2) too, which is another check's."""
+    """A failed writeback is also reported to the next syncfs(2), which would be another check's."""
     fd = os.open(here.directory, os.O_RDONLY)
     with contextlib.suppress(OSError):
         syscalls.syncfs(fd)
@@ -52,7 +53,7 @@ def _forget_errors_of_writing(here: TreeUnderTest) -> None:
 
 
 def _must_be_unsupported_plainly(check: Check, here: TreeUnderTest) -> None:
-    """What the plain directory can do and the mount cannot is a failure, or a line of the table; never a skip."""
+    """What the plain directory can do and the mount cannot is a failure or a row of the table, never a skip."""
     name = here.fresh()
     try:
         check.run(here.behind / name, here.behind / name)

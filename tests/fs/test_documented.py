@@ -1,4 +1,4 @@
-"""The limits that docs/cntrfs.md lists: that they are so. One that falls is taken out of the table."""
+"""The limits listed in docs/cntrfs.md exist. If one no longer does, its row is removed from the table."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_submounts_have_one_device_number(here: TreeUnderTest, tmp_path: Path) -
         ).stdout
         assert found, "docs/cntrfs.md warns of -xdev in vain"
         assert errno_of(lambda: os.rename(here.directory / "below" / "file", here.directory / "file")) == errno.EXDEV
-        # What it says to do instead: a bind mount has no submounts.
+        # As the documentation suggests: a bind mount has no submounts.
         tmp_path.joinpath("bound").mkdir()
         syscalls.mount(str(here.behind), str(tmp_path / "bound"), None, syscalls.MS_BIND)
         try:
@@ -70,7 +70,7 @@ def test_locks_leases_and_fifos_are_of_one_path(here: TreeUnderTest) -> None:
     leased = os.open(here.directory / "file", os.O_RDONLY)
     try:
         fcntl.fcntl(leased, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        os.close(os.open(here.behind / "file", os.O_RDWR | os.O_NONBLOCK))  # EWOULDBLOCK if it took part
+        os.close(os.open(here.behind / "file", os.O_RDWR | os.O_NONBLOCK))  # EWOULDBLOCK if it were
     finally:
         os.close(leased)
 
@@ -92,7 +92,7 @@ def test_ioctls_of_the_whole_filesystem(here: TreeUnderTest) -> None:
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="x86's way into its 32-bit system calls is missing")
 def test_programs_of_32_bits_list_by_offsets_of_64(here: TreeUnderTest) -> None:
-    """ext4 looks at who asks, and the server asks for everybody."""
+    """ext4 chooses the width of offsets by the caller, and the server calls for everybody."""
     fd = os.open(here.behind, os.O_PATH)
     magic = file_syscalls.filesystem_magic(fd)
     os.close(fd)
@@ -105,7 +105,7 @@ def test_programs_of_32_bits_list_by_offsets_of_64(here: TreeUnderTest) -> None:
 
 
 def _widest_offset(directory: Path) -> int:
-    """By getdents64(2) as a 32-bit program calls it."""
+    """Calls getdents64(2) as a 32-bit program does."""
     code = mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     # push rbx; mov eax, edi; mov ebx, esi; xchg ecx, edx; int 0x80; pop rbx; ret
     code.write(bytes.fromhex("53 89f8 89f3 87ca cd80 5b c3"))
@@ -138,7 +138,7 @@ def test_no_shared_mapping_past_the_cache() -> None:
 
 
 def test_how_deep_filesystems_stack(tmp_path: Path) -> None:
-    """An overlay over CntrFS over an overlay: one too many for the kernel while CntrFS passes through."""
+    """An overlay over CntrFS over an overlay is one level too deep for the kernel if CntrFS uses passthrough."""
     for options, stacks in (((), False), (("-o", "no_passthrough"), True)):
         base = tmp_path / ("served" if options else "passed")
         for name in ("lower", "upper", "work", "source", "mount", "upper2", "work2", "top"):

@@ -1,4 +1,4 @@
-"""What could not be written to the disk is told to everybody who has the file open, by their next fsync(2)."""
+"""A failed write to the disk is reported to every process that has the file open, by its next fsync(2)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """An ext4 that believes in 128 MiB, of which there are no more than 16."""
+    """An ext4 that takes itself for 128 MiB, of which only 16 exist."""
     if shutil.which("mkfs.ext4") is None:
         pytest.skip("mkfs.ext4 is missing (Debian: e2fsprogs)")
     for name in ("memory", "disk"):
@@ -36,7 +36,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
                 (disk / name).mkdir()
             yield disk
     finally:
-        # The loop device lets go of its file when it has given up writing it.
+        # The loop device releases its file once it has given up writing to it.
         subprocess.run(["umount", "--lazy", tmp_path / "memory"], check=True)
 
 
@@ -51,7 +51,7 @@ def _synced(fd: int) -> bool:
 
 @pytest.mark.parametrize("place", ["plain", "devfuse", "pyfuse3"])
 def test_each_open_file_is_told(place: str, disk: Path) -> None:
-    """Also who comes later, when another one has been told already: a database's checkpoint relies on that."""
+    """Also if the error was already reported to another one: a database's checkpoint relies on that."""
     if place == "plain":
         _write_too_much(disk / "source")
         return
@@ -66,12 +66,12 @@ def _write_too_much(here: Path) -> None:
     try:
         pid = os.fork()
         if not pid:
-            os._exit(0)  # which closes both, as a child of the database's does
+            os._exit(0)  # which closes both, as a database's child process does
         os.waitpid(pid, 0)
         for number in range(32):
             os.pwrite(writer, os.urandom(MIB), number * MIB)
         assert not _synced(other)
-        for _ in range(5):  # what the disk's own tables meet is told to both, again
+        for _ in range(5):  # an error in the filesystem's own metadata is reported to both, again
             if _synced(other):
                 break
         assert not _synced(writer)

@@ -1,4 +1,4 @@
-"""A backing that never answers, as NFS without its server: whoever asks it waits, whatever is asked, and nobody else does."""
+"""A backing that never answers, like NFS without its server: whatever is asked, only those who ask wait."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROMPT = 1.0  # seconds
 
 @contextlib.contextmanager
 def below(options: tuple[str, ...] = ()) -> Iterator[tuple[TreeUnderTest, Server]]:
-    """A place whose directory ``hung`` is another server's, and that server."""
+    """A place whose directory ``hung`` is served by another server; and that server."""
     with place("devfuse", options=("-o", f"hang_timeout={HANG_SECONDS}", *options)) as outer:
         for name in ("disk", "source/hung"):
             (outer.base / name).mkdir()
@@ -47,7 +47,7 @@ def below(options: tuple[str, ...] = ()) -> Iterator[tuple[TreeUnderTest, Server
 
 @contextlib.contextmanager
 def stopped(server: Server) -> Iterator[None]:
-    """All of its processes stand still, the one that would see that it hangs as well."""
+    """All of its processes are stopped, including the one that would notice a hang."""
     pids = server.processes()
     assert pids
     for pid in pids:
@@ -65,7 +65,7 @@ def _lock(fd: int) -> None:
 
 
 def _calls(top: Path, fd: int, fd_read: int) -> dict[str, Callable[[], object]]:
-    """What is asked of the hung directory TOP; fd, fd_read: of files that are open there, for writing and for reading."""
+    """Calls on the hung directory TOP; fd, fd_read: files open there for writing and for reading."""
     return {
         "list": lambda: sorted(os.listdir(top / "full")),
         "scan": lambda: len([entry.stat() for entry in os.scandir(top / "full")]),
@@ -120,7 +120,9 @@ def _answer(call: Callable[[], object]) -> object:
 
 @pytest.mark.parametrize("option", ["passthrough", "no_passthrough", "cache=none"])
 def test_whatever_is_asked(option: str, tmp_path: Path) -> None:
-    """All calls at once, of more threads than may wait for one disk; then they are done as they are on a plain directory."""
+    """All calls at once, by more threads than may wait for one disk; afterwards their results are
+    those of a plain directory.
+    """
     _fill(tmp_path)
     with open(tmp_path / "open", "r+b", 0) as file, open(tmp_path / "file", "rb", 0) as reading:
         expected = {name: _answer(call) for name, call in _calls(tmp_path, file.fileno(), reading.fileno()).items()}
@@ -136,7 +138,7 @@ def test_whatever_is_asked(option: str, tmp_path: Path) -> None:
             answers[name] = _answer(calls[name])
 
         threads = [threading.Thread(target=ask, args=(name,)) for name in calls]
-        time.sleep(1.1)  # what the kernel keeps of a mount that nobody watches is old by then
+        time.sleep(1.1)  # what the kernel caches of an unwatched mount has expired by then
         with stopped(inner), nobody_else_waits(outer) as took:
             for thread in threads:
                 thread.start()
@@ -155,7 +157,9 @@ def test_whatever_is_asked(option: str, tmp_path: Path) -> None:
 
 
 def test_a_lock_there_is_waited_for(tmp_path: Path) -> None:
-    """Between two clients of the mount, and between one and the file's own path; a waiter that is killed goes."""
+    """Between two clients of the mount, and between a client and a process on the backing file; a
+    killed waiter exits.
+    """
     with below() as (outer, _):
         (outer.base / "disk" / "file").touch()
         path = outer.directory / "hung" / "file"
@@ -195,7 +199,7 @@ _WHOLE = {
 
 
 def test_the_mount_ends_beside_it() -> None:
-    """SIGTERM to the server, with calls under way that are never answered, ends the mount."""
+    """SIGTERM to the server ends the mount, although some calls are never answered."""
     with below() as (outer, inner):
         assert outer.server is not None
         with stopped(inner):
@@ -211,7 +215,7 @@ def test_the_mount_ends_beside_it() -> None:
 
 
 def test_few_fds_are_enough(tmp_path: Path) -> None:
-    """Where none is free the workers' requests are begun again, once the server has given up what it can open anew."""
+    """If none is free, the workers' requests are restarted once the server has closed those that it can reopen."""
     (tmp_path / "disk").mkdir()
     for name in ("below", "mount"):
         (tmp_path / name).mkdir()

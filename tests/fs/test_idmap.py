@@ -1,4 +1,4 @@
-"""An idmapped mount of CntrFS (FUSE_ALLOW_IDMAP, kernel 6.12): ownership as on an idmapped mount of the backing tree."""
+"""An idmapped mount of CntrFS (FUSE_ALLOW_IDMAP, kernel 6.12) shows the owners that one of the backing tree would."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from .actors import Actor, fork
 START = 300000  # id 0 of the filesystem, seen through the mount
 OWNER = Actor("owner", START + 5, START + 5, (START + 6,))
 OTHER = Actor("other", START + 7, START + 7)
-OUTSIDE = Actor("outside", 20001, 20001)  # an id that no id of the filesystem is seen as
+OUTSIDE = Actor("outside", 20001, 20001)  # an id to which none of the filesystem's is mapped
 _OPEN_TREE, _MOUNT_SETATTR = 428, 442
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def user_namespace() -> int:
-    """A fd of a user namespace with ids 0… = 300000…; nobody is in it."""
+    """An fd of a user namespace with ids 0… = 300000…; no process is in it."""
     read_end, write_end = os.pipe()
     pid = fork()
     if pid == 0:
@@ -55,8 +55,8 @@ def user_namespace() -> int:
 
 @contextlib.contextmanager
 def idmapped(path: Path, where: Path) -> Iterator[Path]:
-    """The tree at PATH, mounted again with its ids mapped; OSError EINVAL where the filesystem cannot."""
-    os.listdir(path)  # before INIT was answered nothing is known of the server
+    """The tree at PATH, mounted again with mapped ids; OSError EINVAL if the filesystem does not support it."""
+    os.listdir(path)  # before INIT is answered, nothing is known of the server
     tree = _libc.syscall(ctypes.c_long(_OPEN_TREE), -100, os.fsencode(path), 1 | os.O_CLOEXEC)
     assert tree >= 0, os.strerror(ctypes.get_errno())
     namespace = user_namespace()
@@ -90,7 +90,7 @@ def write(path: str, flags: int = 0, mode: int = 0o666) -> None:
 
 
 def make(top: str) -> list[str]:
-    """One of each kind, with what changes an owner or depends on one."""
+    """One of each kind, and operations that change an owner or depend on one."""
     os.umask(0o022)
 
     def nameless() -> None:
@@ -122,7 +122,7 @@ def meddle(top: str) -> list[str]:
 
 
 def run(top: Path) -> list[object]:
-    """All steps on an idmapped tree that belongs to nobody yet; what each answered."""
+    """All steps, on an idmapped tree that nobody owns yet; returns their results."""
     os.chown(top, OWNER.uid, OWNER.gid)
     steps: list[object] = [OWNER(make, str(top))]
     for name, mode in (("suid", 0o4777), ("sgid", 0o2777)):

@@ -1,4 +1,4 @@
-"""What a server short of fds, threads or file size does to its clients: what docs/cntrfs.md says, and no more."""
+"""A server short of fds, threads or file size affects clients only as docs/cntrfs.md says."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FDS = 64
 
 @contextlib.contextmanager
 def limited(binding: str, *limits: str, options: tuple[str, ...] = ()) -> Iterator[TreeUnderTest]:
-    """A server that began under limits of prlimit(1)."""
+    """A server started under limits by prlimit(1)."""
     if missing(binding):
         pytest.skip(missing(binding))
     argv = ("prlimit", *limits, sys.executable, "-m", "cntr.cntrfs", "{source}", "{mountpoint}", "--foreground",
@@ -54,14 +54,16 @@ def hold(here: TreeUnderTest, count: int, *, remove: bool) -> None:
 
 @pytest.mark.parametrize("remove", [False, True])
 def test_many_open_files_under_few_fds(remove: bool) -> None:
-    """The kernel reads and writes them itself, and holds them: the server needs no fd for each."""
+    """The kernel reads and writes them itself and holds them: the server needs no fd for each."""
     with limited("devfuse", f"--nofile={FDS}") as here:
         hold(here, 3 * FDS, remove=remove)
 
 
 @pytest.mark.parametrize(("binding", "options"), [("pyfuse3", ()), ("devfuse", ("-o", "no_passthrough"))])
 def test_an_open_file_takes_a_fd_where_the_server_reads(binding: str, options: tuple[str, ...]) -> None:
-    """Documented: then a fd for each open file, and some 30 for the rest; a client past that meets EMFILE, and lives."""
+    """As documented: an fd for each open file, and some 30 for the rest; beyond that a client gets
+    EMFILE, and the server lives.
+    """
     with limited(binding, f"--nofile={FDS}", options=options) as here:
         hold(here, 30, remove=False)
         with pytest.raises(OSError, match=r"\[Errno") as caught:
@@ -103,7 +105,7 @@ def test_a_read_only_submount() -> None:
 
 
 def test_a_running_program_is_not_written() -> None:
-    """ETXTBSY, and not the EIO that the kernel makes of each error of a backing file."""
+    """ETXTBSY, and not the EIO into which the kernel turns any error of a backing file."""
     with place("devfuse") as here:
         program = here.behind / "sleep"
         program.write_bytes(Path("/bin/sleep").read_bytes())
@@ -117,7 +119,7 @@ def test_a_running_program_is_not_written() -> None:
 
 
 def test_a_file_that_became_immutable_while_open() -> None:
-    """fsync(2), SEEK_DATA, flock(2) and POSIX locks need no writing."""
+    """fsync(2), SEEK_DATA, flock(2) and POSIX locks need no write permission."""
     with place("devfuse") as here:
         (here.behind / "file").write_bytes(b"x" * 5000)
         with open(here.directory / "file", "r+b", buffering=0) as file, open(here.directory / "file", "rb") as reader:
@@ -153,7 +155,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_a_server_that_gets_no_thread() -> None:
-    """Locks wait in none, and the serving thread does the workers' work."""
+    """Locks then wait without a thread, and the serving thread does the workers' work."""
     argv = (sys.executable, "-c", THREADLESS, "{source}", "{mountpoint}", "--foreground")
     with place("devfuse", argv=argv) as here:
         (here.directory / "f").write_bytes(b"x" * 100)

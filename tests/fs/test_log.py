@@ -1,4 +1,4 @@
-"""What a server says, while `logging` is not imported, when it comes, and where it can't."""
+"""What a server logs without importing `logging`, at which time, and where it cannot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.rules import source
 
 
 def said(script: str) -> str:
-    """What a fresh interpreter's stderr got."""
+    """The stderr of a fresh interpreter."""
     line = f"import sys; from cntr.cntrfs import log\n{script}"
     done = subprocess.run(
         [sys.executable, "-S", "-c", line], cwd=source.ROOT, capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""What mount(8) and other mounts do to CntrFS: over it, behind it, its helper, read-only, access times."""
+"""mount(8) and other mounts: on top of CntrFS, in its source, its mount helper, read-only, access times."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def here(request: pytest.FixtureRequest) -> Iterator[TreeUnderTest]:
 
 
 def test_a_mount_over_it_survives_mounts_elsewhere(here: TreeUnderTest, tmp_path: Path) -> None:
-    """What is mounted on a file or directory of CntrFS stays, though the mount table changed and the entry got old."""
+    """A mount on a file or directory of CntrFS stays, although the mount table changes and the entry expires."""
     over, elsewhere = here.directory / "over", tmp_path / "elsewhere"
     over.mkdir()
     elsewhere.mkdir()
@@ -69,7 +69,9 @@ def test_a_mount_behind_it_is_crossed(here: TreeUnderTest) -> None:
 
 
 def test_two_that_show_each_other() -> None:
-    """Each is a submount of what the other serves: what comes round to its own mount ends there, and nobody waits for himself."""
+    """Each is a submount in the other's source. Recursion ends at the server's own mount, and no
+    server waits for itself.
+    """
     with place("devfuse") as first, place("devfuse") as second:
         (first.behind / "second").mkdir()
         (second.behind / "first").mkdir()
@@ -82,7 +84,7 @@ def test_two_that_show_each_other() -> None:
             syscalls.mount(str(directory), str(point), None, syscalls.MS_BIND)
         try:
             assert (second.directory / "first" / "file").read_text() == "of the first"
-            deep = first.directory / "/".join(["second/first"] * 20)  # more than the workers that one disk may have
+            deep = first.directory / "/".join(["second/first"] * 20)  # more than the workers of one disk
             assert _error_of(deep) == errno.ELOOP
             found = subprocess.run(["find", first.directory], capture_output=True, text=True, timeout=60, check=False)
             assert "levels of symbolic links" in found.stderr
@@ -99,7 +101,9 @@ def test_two_that_show_each_other() -> None:
 @pytest.mark.parametrize("words", [(), ("-o", "cache=strict")], ids=["auto", "strict"])
 @pytest.mark.parametrize("binding", ["devfuse", "pyfuse3"])
 def test_our_own_mount_bound_into_its_source(binding: str, words: tuple[str, ...]) -> None:
-    """It can't be looked at without asking ourselves; all else is served, and once it is gone the directory is there again."""
+    """The server cannot look at it without asking itself. Everything else is served, and the
+    directory is back after unmounting.
+    """
     if missing(binding):
         pytest.skip(missing(binding))
     with place(binding, options=("-o", "hang_timeout=5", *words)) as here:
@@ -107,7 +111,7 @@ def test_our_own_mount_bound_into_its_source(binding: str, words: tuple[str, ...
         sub.mkdir(parents=True)
         (here.behind / "other").mkdir()
         (here.behind / "file").write_text("x")
-        known = here.directory if words else seen  # to the kernel, before; and the server serves
+        known = here.directory if words else seen  # what the kernel knew before; the server still serves
         assert len(os.listdir(known)) == (3 if words else 0)
         for _ in range(2):
             syscalls.mount(str(here.directory), str(sub), None, syscalls.MS_BIND | syscalls.MS_REC)
@@ -130,7 +134,9 @@ def test_our_own_mount_bound_into_its_source(binding: str, words: tuple[str, ...
 
 @pytest.mark.parametrize("number", [errno.ENOTCONN, errno.EACCES], ids=["server gone", "another user's"])
 def test_a_mount_that_cannot_be_looked_at_hides_no_other_name(here: TreeUnderTest, number: int) -> None:
-    """Its own name is listed, too, and says why when it is looked at: sshfs and the like are their user's alone, without root."""
+    """Its own name is listed, too, and looking at it gives the error. Without root, sshfs and the
+    like are for their user alone.
+    """
     dead = here.behind / "d" / "dead"
     dead.mkdir(parents=True)
     (here.behind / "d" / "file").write_text("x")
@@ -141,7 +147,7 @@ def test_a_mount_that_cannot_be_looked_at_hides_no_other_name(here: TreeUnderTes
         os.close(fd)
     try:
         for _ in range(2):
-            # pyfuse3 can't answer with a name alone, and leaves out what it can't look at at all.
+            # pyfuse3 cannot list a name without its attributes, so it leaves it out.
             known = ["file"] if user and here.name == "pyfuse3" else ["dead", "file"]
             assert sorted(os.listdir(here.directory / "d")) == known
             assert (here.directory / "d" / "file").read_text() == "x"
@@ -164,7 +170,7 @@ def _error_of(path: Path) -> int:
 
 
 def test_a_listing_is_not_kept_where_nobody_watches(tmp_path: Path) -> None:
-    """The kernel keeps a listing until the directory's mtime moves, which in /proc it never does."""
+    """The kernel keeps a listing until the directory's mtime changes, which in /proc never happens."""
     server = Server("devfuse", Path("/proc"), tmp_path, tmp_path.parent / f"{tmp_path.name}.log")
     server.start()
     try:
@@ -179,11 +185,11 @@ def test_a_listing_is_not_kept_where_nobody_watches(tmp_path: Path) -> None:
 
 
 def test_a_mount_that_came_and_went_unseen() -> None:
-    """Mounted, looked at and unmounted while the watch had no look at the mount table: the two it sees are equal."""
+    """Mounted, looked at and unmounted between two reads of the mount table: the watch sees two equal tables."""
     with place("devfuse") as here:
         below = here.behind / "below"
         below.mkdir()
-        time.sleep(0.5)  # its event is done with: the name is expired no more
+        time.sleep(0.5)  # its event has been handled: the name is not expired again
         assert here.server is not None
         watches = [pid for pid in here.server.processes() if Path(f"/proc/{pid}/comm").read_text() == "cntrfs-watch\n"]
         for pid in watches:
@@ -202,7 +208,9 @@ def test_a_mount_that_came_and_went_unseen() -> None:
 
 @pytest.mark.parametrize("binding", ["devfuse", "pyfuse3"])
 def test_the_mount_helper(binding: str, tmp_path: Path) -> None:
-    """mount -t fuse.cntrfs source:/a /b: shown as given, answering when it returns, remounted, unmounted."""
+    """mount -t fuse.cntrfs source:/a /b: shown as given, returns once the mount answers, can be
+    remounted and unmounted.
+    """
     if missing(binding):
         pytest.skip(missing(binding))
     source, mountpoint = tmp_path / "source", tmp_path / "mount point"
@@ -240,7 +248,7 @@ done
 
 
 def test_by_mount(tmp_path: Path) -> None:
-    """What mount(8) hands on to a helper, and what it keeps to itself: suid and dev. A remount leaves both as they are."""
+    """mount(8) passes some options to a helper and keeps others (suid, dev). A remount changes neither."""
     for name in ("upper", "work", "source", "mount"):
         (tmp_path / name).mkdir()
     os.mknod(tmp_path / "source" / "null", 0o020666, os.makedev(1, 3))
@@ -283,7 +291,9 @@ def test_access_times_follow_the_mounts_own_flags(tmp_path: Path) -> None:
     ("flag", "moves"), [("ro", False), ("ro,strictatime", False), ("nodiratime", False), ("relatime", True)]
 )
 def test_a_listing_and_the_access_time(binding: str, flag: str, moves: bool, tmp_path: Path) -> None:
-    """The server reads the directory: the backing filesystem would move its access time whatever the mount was told."""
+    """The server reads the directory, which would update its access time in the backing filesystem
+    whatever the mount's options.
+    """
     if missing(binding):
         pytest.skip(missing(binding))
     (tmp_path / "source").mkdir()
@@ -307,7 +317,7 @@ def test_a_listing_and_the_access_time(binding: str, flag: str, moves: bool, tmp
 @pytest.mark.parametrize("binding", ["devfuse", "pyfuse3"])
 @pytest.mark.parametrize("words", ["strictatime", "strictatime,no_passthrough"])
 def test_each_opening_of_a_file_moves_its_access_time(binding: str, words: str, tmp_path: Path) -> None:
-    """strictatime: what the kernel keeps from open to open would be read without anybody's knowing."""
+    """strictatime: if the kernel kept data from one open to the next, reads would not update the access time."""
     if missing(binding):
         pytest.skip(missing(binding))
     (tmp_path / "source").mkdir()
@@ -319,7 +329,7 @@ def test_each_opening_of_a_file_moves_its_access_time(binding: str, words: str, 
     try:
         seen = []
         for _ in range(3):
-            time.sleep(0.02)  # the clock of time stamps ticks every few milliseconds
+            time.sleep(0.02)  # the clock for timestamps ticks every few milliseconds
             assert (tmp_path / "mount" / "file").read_text() == "x"
             seen.append(file.stat().st_atime_ns)
         assert len(set(seen)) == 3, seen
@@ -328,7 +338,7 @@ def test_each_opening_of_a_file_moves_its_access_time(binding: str, words: str, 
 
 
 def test_a_mount_that_took_over_the_device_number_is_another(tmp_path: Path) -> None:
-    """The kernel gives a device number out again at once: who looked by it alone would unmount the next one's mount."""
+    """The kernel reuses a device number at once: unmounting by the number alone would hit the next mount."""
     if missing("devfuse"):
         pytest.skip(missing("devfuse"))
 
@@ -362,7 +372,7 @@ def test_a_mount_that_took_over_the_device_number_is_another(tmp_path: Path) -> 
 
 
 def test_what_begins_read_only() -> None:
-    """For mount(8)'s helper `ro` is the mount's own flag, which remounting can change; access times mind it all the same."""
+    """mount(8) treats `ro` as a flag of the mount, which a remount can change. Access times follow it as well."""
     assert parse("ro").begins_read_only()
     assert not Options().begins_read_only()
     assert Options(mount_flags=["rw", "strictatime", "ro"]).leaves_directory_atime()
@@ -392,7 +402,7 @@ def test_a_wrong_call_of_the_helper(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.skipif(bool(missing("pyfuse3")), reason=missing("pyfuse3") or "")
 def test_the_reference_binding_begins_without_a_process() -> None:
-    """trio asks ldconfig(8) for libpthread where nobody answers for it: an attach waits for that."""
+    """trio has ldconfig(8) look for libpthread if nothing else finds it, which would delay an attach."""
     script = """
 import os, sys
 sys.addaudithook(lambda event, words: event == "subprocess.Popen" and print(words[:2]))

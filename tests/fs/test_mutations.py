@@ -1,4 +1,4 @@
-"""The suite's own test: a deliberately broken server must fail it."""
+"""A test of the suite itself: it must fail for a deliberately broken server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``as_nobody``: whoever asks, only what every user may read is there, on any backing and by both bindings."""
+"""``as_nobody``: whoever asks, only what every user may read is there, on any backing and with both bindings."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _file(path: Path, mode: int, content: bytes, uid: int = 0, gid: int = 0) -> 
 
 
 def _fill(top: Path) -> None:
-    """What a host's tree is like; ``closed`` is what nobody may reach, everything else is for all."""
+    """A tree like a host's; nobody may reach ``closed``, everything else is open to all."""
     top.chmod(0o755)
     _file(top / "shadow", 0o640, SECRET, gid=42)
     _file(top / "key", 0o600, SECRET, OWNER, OWNER)
@@ -99,7 +99,7 @@ def base(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 
 def _unmount(path: Path) -> None:
-    """The server's processes hold it until the last of them is gone."""
+    """The server's processes hold it until the last of them has exited."""
     deadline = time.monotonic() + 20
     while os.path.ismount(path) and time.monotonic() < deadline:
         if subprocess.run(["umount", path], capture_output=True, check=False).returncode:
@@ -111,7 +111,7 @@ def _served(base: Path, binding: str, *words: str) -> contextlib.AbstractContext
 
 
 def _look(top: Path) -> dict[str, object]:
-    """What an actor gets to see; run in its process."""
+    """What an actor gets to see; runs in the actor's process."""
     found: dict[str, object] = {}
     for name in ("shadow", "key", "group", "unreadable", "home/note", "listed/name"):
         found[name] = errno_of(lambda name=name: (top / name).read_bytes())
@@ -144,7 +144,7 @@ def test_only_the_bits_for_others_count(base: Path, binding: str, words: tuple[s
     with _served(base, binding, *words) as top:
         for actor in (USER, ROOT, USER):
             seen = actor(_look, top)
-            if binding == "pyfuse3":  # its listings are of what was looked at
+            if binding == "pyfuse3":  # its listings come from what was looked at
                 assert seen.pop("listed") == []
                 seen["listed"] = ["name"]
             assert seen == EXPECTED, actor.name
@@ -152,7 +152,7 @@ def test_only_the_bits_for_others_count(base: Path, binding: str, words: tuple[s
 
 @pytest.mark.parametrize("binding", BINDINGS)
 def test_a_lock_keeps_only_the_mounts_own_users_waiting(tmp_path: Path, binding: str) -> None:
-    """A lock can be taken of what may only be read: nobody's must not stop those who write."""
+    """A file that is only readable can be locked: a lock of nobody's must not block those who write."""
     for name in ("source", "mount"):
         (tmp_path / name).mkdir()
     _fill(tmp_path / "source")
@@ -168,7 +168,7 @@ F_OFD_SETLK = 37
 
 
 def _lock_of(how: int) -> bytes:
-    """struct flock of the whole file: to read for LOCK_SH, else to write."""
+    """struct flock for the whole file: a read lock for LOCK_SH, else a write lock."""
     return struct.pack("hhqqi4x", fcntl.F_RDLCK if how == fcntl.LOCK_SH else fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
@@ -253,7 +253,8 @@ def test_nothing_can_be_changed(binding: str, base: Path) -> None:
     with _served(base, binding) as top:
         for actor in (ROOT, USER):
             assert set(actor(_tried, top).values()) == {errno.EROFS}
-        syscalls.mount(None, str(top), None, MS_REMOUNT)  # read-write, by a client's root: the server refuses as before
+        # Writable, by the client's root: the server still refuses.
+        syscalls.mount(None, str(top), None, MS_REMOUNT)
         refused = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EOVERFLOW}
         assert set(ROOT(_tried, top).values()) <= refused
     assert (base / "source" / "public").read_bytes() == PUBLIC
@@ -262,7 +263,7 @@ def test_nothing_can_be_changed(binding: str, base: Path) -> None:
 
 @pytest.mark.parametrize("binding", BINDINGS)
 def test_what_was_seen_before_a_directory_was_closed(binding: str, base: Path) -> None:
-    """Entries in the kernel's cache lead nowhere once the directory above is closed, for root neither."""
+    """Entries in the kernel's cache are useless once a directory above them is closed, to root, too."""
     (base / "source" / "open").mkdir(mode=0o755)
     _file(base / "source" / "open" / "file", 0o644, PUBLIC)
     with _served(base, binding) as top:
@@ -277,7 +278,7 @@ def test_what_was_seen_before_a_directory_was_closed(binding: str, base: Path) -
 
 @pytest.mark.parametrize("binding", BINDINGS)
 def test_few_fds(binding: str, base: Path) -> None:
-    """What was given up is opened again, below directories that only capabilities may read, too."""
+    """Fds that were closed are opened again, even below directories that only capabilities may read."""
     for number in range(40):
         _file(base / "source" / "searched" / f"{number}", 0o644, PUBLIC)
     with _served(base, binding, "max_fds=4") as top:
@@ -292,7 +293,7 @@ def test_few_fds(binding: str, base: Path) -> None:
 
 @pytest.mark.parametrize("binding", BINDINGS)
 def test_no_way_in_by_handle(binding: str, base: Path) -> None:
-    """name_to_handle_at(2) and open_by_handle_at(2) would lead past the directories."""
+    """name_to_handle_at(2) and open_by_handle_at(2) would bypass the directories."""
     note = file_syscalls.statx(file_syscalls.AT_FDCWD, bytes(base / "source" / "home" / "note"))
     generation = generation_of(note.btime * 1_000_000_000 + note.btime_ns)
     with _served(base, binding) as top:
@@ -300,7 +301,7 @@ def test_no_way_in_by_handle(binding: str, base: Path) -> None:
         try:
             handle = file_syscalls.name_to_handle(fd, b"public")
             ours = os.stat(top / "public").st_ino.to_bytes(8, "little")
-            assert ours[4:] + ours[:4] in handle.data  # two numbers of 32 bits, the upper first
+            assert ours[4:] + ours[:4] in handle.data  # two 32-bit numbers, the upper one first
             forged = note.ino.to_bytes(8, "little")
             data = forged[4:] + forged[:4] + generation.to_bytes(4, "little")
             forged_handle = file_syscalls.Handle(handle.kind, data)
@@ -311,7 +312,7 @@ def test_no_way_in_by_handle(binding: str, base: Path) -> None:
 
 @pytest.mark.parametrize("is_other", [True, False])
 def test_the_server_refuses_by_itself(is_other: bool, tmp_path: Path) -> None:
-    """Without the kernel's check. And in a user namespace that maps its owner alone, where no other id is to be had."""
+    """Without the kernel's check, and in a user namespace that maps its owner only, where no other id is available."""
     open_to_others(tmp_path)
     _fill(tmp_path)
     (tmp_path / "shadow").chmod(0o640)

@@ -1,4 +1,4 @@
-"""The node table: identity, reopening, bounded fds, and what happens when files change behind it."""
+"""The node table: identity, reopening, bounded fds, and files that change behind it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="open_by_handle_at(2) 
 
 @pytest.fixture(params=["handles", "names"])
 def table(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NodeTable]:
-    """A table that reopens by file handle, and one that has to do it by parent and name."""
+    """A table that reopens by file handle, and one that can only reopen by parent and name."""
     made = NodeTable(os.open(tmp_path, os.O_PATH), max_fds=3)
     if request.param == "names":
         for mount in made.mounts.all:
@@ -73,8 +73,10 @@ def test_fds_are_bounded_and_reopened(table: NodeTable, tmp_path: Path) -> None:
 
 
 def test_the_table_of_fds_need_not_grow(tmp_path: Path) -> None:
-    """With threads each doubling waits for an RCU grace period: a tree read cold took nearly twice as long."""
-    pid = os.fork()  # the copy's table is as large as what is open
+    """Each doubling waits for an RCU grace period if there are threads: a cold tree took nearly
+    twice as long to read.
+    """
+    pid = os.fork()  # the copied table is as large as needed for the open fds
     if pid == 0:
         with contextlib.suppress(BaseException):
             made = NodeTable(os.open(tmp_path, os.O_PATH), max_fds=600)
@@ -176,9 +178,7 @@ def test_a_forgotten_node_comes_back_by_its_id(tmp_path: Path) -> None:
     assert (again.nodeid, again.generation, again.id) == (node.nodeid, node.generation, node.id)
     table.forget(node.nodeid, 1)
     os.unlink(tmp_path / "a")
-    with contextlib.suppress(
-        OSError
-    ):  # ESTALE, unless somebody on this filesystem has made a file of that inode number
+    with contextlib.suppress(OSError):  # ESTALE, unless another process on this filesystem has reused the inode number
         assert table.revive(node.nodeid).generation != node.generation
     table.close()
 
@@ -201,9 +201,11 @@ def test_no_fd_left_gives_up_cached_ones(table: NodeTable, tmp_path: Path) -> No
 
 
 def test_a_generation_of_zero_is_one(tmp_path: Path) -> None:
-    """mkfs.ext4 -d gives generation 0 to all it puts in; a number of our own in its place makes the handle stale.
+    """mkfs.ext4 -d gives every file generation 0; if ours were another number, handles would be
+    stale.
 
-    The root of every ext4 is such: by the first other file it is found out that no more of them need be asked for theirs.
+    The root of every ext4 has generation 0: the next file decides whether the others need be asked
+    for theirs.
     """
     (tmp_path / "tree" / "directory").mkdir(parents=True)
     image, mountpoint = tmp_path / "image", tmp_path / "mount"
@@ -227,7 +229,7 @@ def test_a_generation_of_zero_is_one(tmp_path: Path) -> None:
             assert listed(table, "directory") == (node.nodeid, known), "the kernel takes another one for another file"
             for found in (new, table.get(node.nodeid), other):
                 assert identity(table.fds.fd(found)) == found.id
-            after = NodeTable(os.open(mountpoint, os.O_PATH))  # mounted again: the handle a client kept comes first
+            after = NodeTable(os.open(mountpoint, os.O_PATH))  # mounted again: a client's old handle comes first
             revived = after.revive(new.nodeid)
             assert (revived.generation, revived.id) == (new.generation, new.id)
             after.close()
@@ -236,7 +238,7 @@ def test_a_generation_of_zero_is_one(tmp_path: Path) -> None:
 
 
 def test_an_idle_node_is_a_record(table: NodeTable, tmp_path: Path) -> None:
-    """Between operations it takes no object, where the file can be reopened by handle; and comes back as it was."""
+    """Between operations, a node whose file can be reopened by handle needs no object, and comes back unchanged."""
     has_handles = bool(table.mounts.all[0].handles)
     names = [f"file{number}" for number in range(20)]
     for name in names:
@@ -286,14 +288,14 @@ def test_what_is_listed_is_what_is_looked_up(table: NodeTable, tmp_path: Path) -
 
 
 def test_a_listing_tells_a_reused_inode_number_apart(table: NodeTable, tmp_path: Path) -> None:
-    """Behind the mount the file goes, and another one gets its number: the kernel is told of another generation."""
+    """A file is removed behind the mount, and another one gets its number: the kernel is sent another generation."""
     for number in range(200):
         path = tmp_path / f"{number}"
         path.touch()
         nodeid, generation = listed(table, path.name)
         table.trim()
         path.unlink()
-        time.sleep(0.02)  # births are as coarse as the kernel's tick
+        time.sleep(0.02)  # birth times are as coarse as the kernel's tick
         path.touch()
         again, newer = listed(table, path.name)
         if again == nodeid:
@@ -316,7 +318,7 @@ def test_a_node_in_use_stays_an_object(table: NodeTable, tmp_path: Path) -> None
 
 
 def test_directories_at_rest_are_listed(table: NodeTable, tmp_path: Path) -> None:
-    """What a flush of everything goes through, from a thread of its own."""
+    """A flush of everything goes through these, in a thread of its own."""
     (tmp_path / "directory").mkdir()
     (tmp_path / "file").touch()
     directory = see(table, "directory")

@@ -1,4 +1,4 @@
-"""What a kernel does not say before it has a word for it, the server decides itself; and what older libraries lack."""
+"""What the server decides itself on kernels that do not pass it on, and what older libraries lack."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_trio_without_lowlevel() -> None:
-    """Before 0.15 it was called hazmat; Debian 11 has 0.13."""
+    """trio.lowlevel was called trio.hazmat before 0.15; Debian 11 has 0.13."""
     if why := missing("pyfuse3"):
         pytest.skip(why)
     words = ("{source}", "{mountpoint}", "--foreground", "--binding", "pyfuse3")

@@ -1,4 +1,6 @@
-"""An overlay as backing whose lower layer has files: what another container's root is. And an overlay on CntrFS itself."""
+"""An overlay with files in its lower layer as backing, as another container's root is; and an
+overlay on CntrFS itself.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ def _fill(lower: Path) -> None:
 
 @pytest.fixture(params=["one filesystem", "several"])
 def base(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """``source`` is the overlay: its layers on one filesystem (inode numbers last), or on several (they don't)."""
+    """``source`` is the overlay, with its layers on one filesystem (stable inode numbers) or on several (unstable)."""
     for name in ("lower", "upper", "work", "source", "mount"):
         (tmp_path / name).mkdir()
     open_to_others(tmp_path)
@@ -55,13 +57,13 @@ def top(request: pytest.FixtureRequest, base: Path) -> Iterator[Path]:
 
 
 def _walk(top: Path) -> None:
-    """Use many fds."""
+    """Use up many fds."""
     for number in range(20):
         (top / "tree" / f"d{number}" / "file").read_bytes()
 
 
 def test_open_files_survive_a_copy_up(base: Path, top: Path) -> None:
-    """By a write through the mount, and by one behind it; then read, written and looked at by the open file."""
+    """By a write through the mount, and by one behind it; afterwards the open file is read, written and stat'ed."""
     for name, writer in (("log", top), ("tree/d1/file", base / "source")):
         before = (top / name).read_text()
         with open(top / name) as reader, open(top / name, "a") as appender:
@@ -89,7 +91,7 @@ def test_appending_again_and_again(base: Path, top: Path) -> None:
 
 
 def test_a_working_directory_survives_a_copy_up(base: Path, top: Path) -> None:
-    """Of its own, and of the one above it."""
+    """Of the directory itself, and of its parent."""
     before = os.getcwd()
     os.chdir(top / "tree" / "d3")
     try:
@@ -131,7 +133,7 @@ def test_a_mapping_is_of_the_file_that_was_written(top: Path) -> None:
 
 
 def test_names_of_one_lower_file_part(base: Path, top: Path) -> None:
-    """As they do on the overlay itself: what is written by one name is not in the other."""
+    """As on the overlay itself: what is written by one name does not appear in the other."""
     assert (top / "one").read_text() == (top / "two").read_text() == "linked\n"
     with open(top / "two", "a") as file:
         file.write("two\n")
@@ -169,7 +171,7 @@ def test_renames_and_links(base: Path, top: Path) -> None:
 
 
 def test_git_in_a_lower_layer(base: Path, tmp_path: Path) -> None:
-    """Clone, commit, gc where the repository lies in the lower layer."""
+    """Clone, commit and gc with the repository in the lower layer."""
     if shutil.which("git") is None:
         pytest.skip("git is missing (Debian: git)")
     git = ["git", "-c", "user.name=n", "-c", "user.email=e@x", "-c", "commit.gpgsign=false"]
@@ -215,7 +217,9 @@ def test_git_in_a_lower_layer(base: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("binding", BINDINGS)
 def test_an_overlay_with_its_layers_on_it(binding: str, tmp_path: Path) -> None:
-    """Lower and upper on one CntrFS: the overlay finds the origin of what it copied up after the caches were dropped."""
+    """Both layers on one CntrFS: after the caches are dropped, the overlay still finds the origin
+    of what it copied up.
+    """
     if missing(binding):
         pytest.skip(missing(binding))
     for name in ("source", "mount", "top"):

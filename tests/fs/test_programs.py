@@ -1,6 +1,7 @@
-"""Real programs on a plain directory and on CntrFS by both bindings: the same result, and what they themselves check.
+"""Real programs on a plain directory and on CntrFS with both bindings: the same result, and their
+own checks pass.
 
-A program that is not installed is a skip that names its Debian package. Each gets its own empty directory.
+A missing program is a skip that names its Debian package. Each gets its own empty directory.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def needs(program: str, package: str) -> str:
 
 
 def run(*words: str | Path, where: Path, user: int = 0, fails: bool = False, **variables: str) -> str:
-    """What the program writes; as another user where one is given."""
+    """The program's output; as another user if one is given."""
     environment = {"PATH": os.environ["PATH"] + ":/usr/sbin:/sbin", "HOME": str(where), "LC_ALL": "C", **variables}
     ids = {"user": user, "group": user, "extra_groups": ()} if user else {}
     done = subprocess.run(
@@ -126,12 +127,12 @@ def sqlite_rollback(where: Path) -> object:
 
 
 def postgresql(where: Path) -> object:
-    """Killed without a chance to tidy up, and recovered from its write-ahead log."""
+    """Killed without a clean shutdown, and recovered from its write-ahead log."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not programs:
         pytest.skip("postgres is missing (Debian: postgresql)")
     where.chmod(0o777)
-    data, user = where / "data", 65534  # it wants one with a name
+    data, user = where / "data", 65534  # it needs a user with a name
 
     def call(name: str, *words: str | Path, **more: str) -> str:
         return run(programs[-1] / name, *words, where=where, user=user, **more)
@@ -150,7 +151,7 @@ def postgresql(where: Path) -> object:
         "start",
     )
     socket = ("-h", str(where), "-U", "u", "postgres", "-AtXq")
-    # A socket in the mount is one for the mount's users: psql connects by the same path.
+    # A socket in the mount is for the mount's users: psql connects by the same path.
     call("pg_ctl", *start)
     call("psql", *socket, "-c", "create table t as select n, md5(n::text) from generate_series(1, 20000) n; checkpoint")
     call("psql", *socket, "-c", "insert into t select n, 'x' from generate_series(20001, 30000) n")
@@ -165,7 +166,7 @@ def postgresql(where: Path) -> object:
     for lock in (
         data / "postmaster.pid",
         *where.glob(".s.PGSQL*"),
-    ):  # where nobody reaps it, it would be taken for running
+    ):  # if nobody reaps it, it seems to run
         lock.unlink()
     try:
         call("pg_ctl", *start)
@@ -250,7 +251,8 @@ def flock(where: Path) -> object:
     script = "i=0; while [ $i -lt 15 ]; do flock lock sh -c 'n=$(cat count); echo $((n+1)) > count'; i=$((i+1)); done"
     shells = [subprocess.Popen(["sh", "-c", script], cwd=where) for _ in range(3)]
     assert [shell.wait(SECONDS) for shell in shells] == [0] * 3
-    # Two file descriptors of one file, the second waiting for the first, which a subshell holds.
+    # Two open file descriptions of one file; a subshell holds the second, which waits for the
+    # first.
     run(
         "sh",
         "-c",

@@ -1,4 +1,4 @@
-"""Files that the kernel makes up: what they say, and what may be written to them, depends on who has opened them."""
+"""Files whose contents the kernel generates: what they show and accept depends on who opened them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def options(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=["devfuse", "pyfuse3"])
 def proc(request: pytest.FixtureRequest, options: str) -> Iterator[Path]:
-    """/proc as the binding serves it."""
+    """/proc, served by the binding."""
     if missing(request.param):
         pytest.skip(missing(request.param))
     with tempfile.TemporaryDirectory() as base:
@@ -43,7 +43,7 @@ def proc(request: pytest.FixtureRequest, options: str) -> Iterator[Path]:
 
 
 def _addresses(proc: Path) -> bool:
-    """Does it show where in memory the kernel is?"""
+    """Whether it shows kernel addresses."""
     with open(proc / "kallsyms", "rb") as file:
         return any(int(line.split()[0], 16) for line in file.read(4096).splitlines()[:-1])
 

@@ -1,4 +1,4 @@
-"""Quotas of the backing filesystem: a user of the mount has no more than without it. Where the kernel keeps any."""
+"""Quotas of the backing filesystem: a user of the mount gets no more than without it. Needs a kernel with quotas."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _mounted(kind: str, base: Path) -> Path:
 
 
 def _spend(top: Path) -> tuple[str, int]:
-    """Write until it is refused: the errno's name, and how many bytes there were."""
+    """Write until it is refused: the errno's name, and the number of bytes written."""
     written = 0
     with open(top / "spent", "wb", 0) as file:
         try:
@@ -91,7 +91,7 @@ def test_a_users_quota(kind: str, option: str, tmp_path: Path) -> None:
         native = USER(_spend, disk / "own")
         assert native[0] == "EDQUOT"
         (disk / "own" / "spent").unlink()
-        os.sync()  # btrfs counts what is free at its next commit
+        os.sync()  # btrfs updates its free space at the next commit
         server.start()
         through = USER(_spend, tmp_path / "mount" / "own")
         assert through[0] == native[0]

@@ -1,4 +1,4 @@
-"""How many requests work costs, which no load changes: bench.fs_requests' counts, held."""
+"""The number of requests that a task costs does not depend on load: the counts of bench.fs_requests must not grow."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SESSION: Mapping[str, Mapping[str, int]] = {
     f"find {ALL} files: cold": {**TOP, "READDIR": LISTED},
     f"find {ALL} files: warm": {},
 }
-# A read moves an access time, so attributes are asked for again.
+# A read updates the access time, so attributes are requested again.
 WRITABLE: Mapping[str, Mapping[str, int]] = {
     "open, read, close: warm": {"OPEN": 1, "FLUSH": 1, "RELEASE": 1},
     "create, write, close": {"LOOKUP": 1, "CREATE": 1, "GETXATTR": 1, "FLUSH": 1, "RELEASE": 1},
@@ -34,7 +34,8 @@ WRITABLE: Mapping[str, Mapping[str, int]] = {
     f"read a tree of {ALL} files: cold": {**TOP, "READDIR": LISTED, "OPEN": ALL, "FLUSH": ALL, "RELEASE": ALL},
     f"read a tree of {ALL} files: warm": {"GETATTR": ALL + DIRECTORIES + 1, "OPEN": ALL, "FLUSH": ALL, "RELEASE": ALL},
     f"find {ALL} files: warm": {"GETATTR": DIRECTORIES + 1},
-    # tar itself sets times, owner and mode of each; and before a write and a chown the kernel asks for capabilities.
+    # tar sets times, owner and mode of each file; before a write or chown, the kernel asks for the
+    # capabilities.
     f"untar {ALL} files": {
         "LOOKUP": ALL + DIRECTORIES + 3, "CREATE": ALL, "GETXATTR": 2 * ALL, "SETATTR": 3 * (ALL + DIRECTORIES + 1),
         "FLUSH": ALL + 1, "RELEASE": ALL + 1, "GETATTR": ALL + 3, "MKDIR": DIRECTORIES + 1, "OPEN": 1, "OPENDIR": 1,
@@ -60,8 +61,8 @@ def _counted(work: Work, base: Path, *words: str) -> Counter[str]:
         pytest.skip(f"{work.tool} is missing")
     open_to_others(base)
     found = count(work, "devfuse", base / "place", *words)
-    found["READDIR"] += found.pop("READDIRPLUS", 0)  # which of the two is the kernel's choice
-    del found["STATFS"]  # find(1) and rm(1) ask, or don't
+    found["READDIR"] += found.pop("READDIRPLUS", 0)  # the kernel chooses which
+    del found["STATFS"]  # find(1) and rm(1) may ask or not
     return found
 
 

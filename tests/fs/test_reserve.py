@@ -1,4 +1,4 @@
-"""A full disk: what a filesystem keeps for root, no user of CntrFS gets, whoever the server is."""
+"""No user of CntrFS gets the space that a filesystem reserves for root, whoever runs the server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ USER = Actor("user", 1000, 1000)
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """An ext4 of 32 MiB, half of it kept for root."""
+    """An ext4 of 32 MiB, half of it reserved for root."""
     if shutil.which("mkfs.ext4") is None:
         pytest.skip("mkfs.ext4 is missing (Debian: e2fsprogs)")
     with open(tmp_path / "image", "wb") as image:
@@ -39,7 +39,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def _fill(path: Path, allocate: bool) -> int:
-    """Bytes that a file can be given until ENOSPC."""
+    """The number of bytes that fit into a file before ENOSPC."""
     fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
     try:
         written = 0
@@ -63,13 +63,13 @@ def test_a_user_leaves_the_reserve(how: str, disk: Path, tmp_path: Path) -> None
     binding, _, mode = how.partition(" ")
     words = {"served": ("-o", "no_passthrough"), "uncached": ("-o", "cache=none")}.get(mode, ())
     with served(binding, disk, words, log=tmp_path / "log"):
-        # Opened by root first: one registration of a backing file serves all who have it open.
+        # Root opens it first: one registration of a backing file serves all who have it open.
         (disk / "mount" / "file").touch()
         (disk / "mount" / "file").chmod(0o666)
         with open(disk / "mount" / "file"):
             written = USER(_fill, disk / "mount" / "file", mode == "allocated")
         assert 4 * MIB < written < 16 * MIB
-        for number in range(2000):  # nor by new files
+        for number in range(2000):  # nor in new files
             try:
                 USER((disk / "mount" / f"directory{number}").mkdir)
             except OSError as error:

@@ -1,4 +1,6 @@
-"""What a source's mounts forbid stays forbidden through CntrFS, and set-id bits and devices count for those who ask."""
+"""What the source's mounts forbid stays forbidden through CntrFS; set-id bits and devices work for
+those who may use them.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,7 @@ def _served(base: Path, binding: str, *words: str) -> contextlib.AbstractContext
 
 
 def _effective(top: Path) -> str:
-    """Whose id the set-id program runs with, or why it does not run."""
+    """The id with which the set-id program runs, or why it does not run."""
     try:
         return subprocess.run([top / "id", "-u"], capture_output=True, check=True, text=True).stdout.strip()
     except OSError as error:
@@ -115,7 +117,7 @@ def test_the_flags_of_the_source_are_kept(binding: str, flag: str, base: Path) -
 @pytest.mark.parametrize("binding", BINDINGS)
 @pytest.mark.parametrize("propagated", [False, True])
 def test_a_mountpoint_inside_the_source(binding: str, propagated: bool, tmp_path: Path) -> None:
-    """By its path, or as a copy that the kernel makes in a peer of the mountpoint's mount: the tree is what was there before."""
+    """By its path, or as a copy that the kernel makes in a peer of the parent mount: the tree is unchanged."""
     if missing(binding):
         pytest.skip(missing(binding))
     real, peer = tmp_path / "real", tmp_path / "peer"
@@ -146,7 +148,7 @@ def test_a_mountpoint_inside_the_source(binding: str, propagated: bool, tmp_path
 
 @pytest.mark.parametrize("binding", BINDINGS)
 def test_a_backing_without_acls(binding: str, tmp_path: Path) -> None:
-    """There everything was refused (EOPNOTSUPP) to everybody but root."""
+    """On these, everything was refused to everybody but root (EOPNOTSUPP)."""
     if missing(binding):
         pytest.skip(missing(binding))
     for name in ("source", "mount"):

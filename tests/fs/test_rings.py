@@ -1,4 +1,6 @@
-"""FUSE over io_uring: what waits holds up nobody, what is not to be had is done without, and nothing is left."""
+"""FUSE over io_uring: waiting requests block no others, what is unavailable is done without, and
+nothing is left behind.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ from testkit.waiting import wait_until
 
 NAME = "devfuse-io_uring"
 offered = pytest.mark.skipif(bool(missing(NAME)), reason=missing(NAME) or "nothing is missing")
-WAITERS = 40  # many more than a queue has entries
+WAITERS = 40  # far more than a queue has entries
 WAITING = f"""
 import fcntl, os, sys, threading
 def wait():
@@ -63,14 +65,14 @@ def on_the_first_processor() -> Iterator[None]:
 
 
 def asleep_for_an_answer(pid: int) -> int:
-    """How many threads of the process wait for a FUSE server."""
+    """The number of the process's threads that wait for a FUSE server."""
     places = [Path(f"/proc/{pid}/task/{tid}/wchan").read_text() for tid in os.listdir(f"/proc/{pid}/task")]
     return sum(place.startswith("request_wait_answer") for place in places)
 
 
 @contextlib.contextmanager
 def waiters(file: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process whose threads wait for a lock on the file, all asking on the first processor."""
+    """A process whose threads wait for a lock on the file; all requests come from the first processor."""
     with subprocess.Popen([sys.executable, "-c", WAITING, file]) as process:
         try:
             wait_until(lambda: asleep_for_an_answer(process.pid) == WAITERS, "all waiting for the lock", 60)
@@ -87,7 +89,9 @@ def server_of(here: TreeUnderTest) -> int:
 
 @offered
 def test_what_waits_for_a_lock_leaves_its_processor_to_others(here: TreeUnderTest) -> None:
-    """Each request holds an entry until it is answered: with four of them four waiters would be all a processor has."""
+    """A request occupies an entry until it is answered: with four entries, four waiters would
+    occupy the processor's queue.
+    """
     (here.behind / "locked").touch()
     with open(here.directory / "locked", "r+b") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
@@ -98,7 +102,7 @@ def test_what_waits_for_a_lock_leaves_its_processor_to_others(here: TreeUnderTes
                     (here.directory / f"made{number}").write_bytes(b"x")
             assert resident(server_of(here)) - before < WAITERS * (32 << 10) + (2 << 20)
             fcntl.flock(holder, fcntl.LOCK_UN)
-            assert process.wait(30) == 0  # each got it in its turn
+            assert process.wait(30) == 0  # each got it in turn
 
 
 @offered
@@ -112,13 +116,13 @@ def test_who_waits_for_a_lock_can_be_killed(here: TreeUnderTest) -> None:
 
 
 def resident(pid: int) -> int:
-    """Bytes."""
+    """The resident set in bytes."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 @offered
 def test_large_requests_leave_bounded_memory() -> None:
-    """Whatever the number of clients that read at once: what stands in for others' entries gives its memory back."""
+    """However many clients read at once: buffers that replace occupied entries are freed again."""
     with place(NAME, options=("-o", "no_passthrough,cache=none")) as here:
         (here.behind / "large").write_bytes(os.urandom(16 << 20))
         pid = server_of(here)
@@ -136,16 +140,15 @@ def test_large_requests_leave_bounded_memory() -> None:
         for reader in readers:
             reader.join()
         os.stat(here.directory)
-        bound = rings.possible_processors() * rings.DEPTH * (1 << 20) + (
-            40 << 20
-        )  # the workers' own, and what malloc keeps
+        # 40 MiB for the workers' own, and what malloc retains.
+        bound = rings.possible_processors() * rings.DEPTH * (1 << 20) + (40 << 20)
         assert resident(pid) - before < bound
 
 
 @offered
 @pytest.mark.parametrize("how", ["killed", "stopped", "aborted", "detached"])
 def test_the_end_frees_every_client(how: str) -> None:
-    """Who waits gets an error, and neither a mount nor a process is left."""
+    """Waiting clients get an error, and neither a mount nor a process is left."""
     with place(NAME, options=("-o", "hang_timeout=2")) as here:
         (here.behind / "locked").touch()
         server = here.server
@@ -155,17 +158,17 @@ def test_the_end_frees_every_client(how: str) -> None:
         processes = server.processes()
         with waiters(here.directory / "locked") as process:
             if how == "detached":
-                process.kill()  # an unmounted tree lives on while it is used
+                process.kill()  # an unmounted tree lives on while it is in use
                 server.detach()
             elif how == "aborted":
                 abort(os.stat(here.directory).st_dev)
             else:
                 os.kill(server_of(here), signal.SIGKILL if how == "killed" else signal.SIGSTOP)
                 with contextlib.suppress(OSError):
-                    os.stat(here.directory / "asked")  # that a server is stopped is found out when somebody asks it
+                    os.stat(here.directory / "asked")  # a stopped server is noticed at the next request
             process.wait(30)
         with contextlib.suppress(OSError):
-            os.close(holder)  # which asks the server, too
+            os.close(holder)  # this makes a request, too
         assert server.process is not None
         server.process.wait(30)
         assert not is_mountpoint(server.mountpoint)
@@ -175,7 +178,7 @@ def test_the_end_frees_every_client(how: str) -> None:
 
 
 def abort(device: int) -> None:
-    """End the connection by the kernel's control filesystem."""
+    """Abort the connection through the fusectl filesystem."""
     control = open_control(device)
     abort = os.open("abort", os.O_WRONLY, dir_fd=control)
     os.write(abort, b"1")
@@ -184,7 +187,9 @@ def abort(device: int) -> None:
 
 
 def test_without_it_a_mount_is_as_ever(tmp_path: Path) -> None:
-    """One processor is allowed here: whatever the kernel offers, requests come by /dev/fuse, and a line says so."""
+    """Only one processor is allowed here: whatever the kernel offers, requests come by /dev/fuse,
+    and the log says so.
+    """
     if missing("devfuse"):
         pytest.skip(missing("devfuse"))
     for name in ("source", "mount"):
@@ -201,7 +206,7 @@ def test_without_it_a_mount_is_as_ever(tmp_path: Path) -> None:
 
 
 class Refused:
-    """A ring that is not to be had."""
+    """A ring that cannot be created."""
 
     def __init__(self) -> None:
         raise PermissionError(errno.EPERM, "io_uring_setup: Operation not permitted")
@@ -209,13 +214,13 @@ class Refused:
 
 @pytest.fixture
 def serving(tmp_path: Path) -> Iterator[FuseSession]:
-    """A session whose kernel offers everything and never speaks."""
+    """A session whose kernel offers everything and never sends anything."""
     options = Options(invalidate=False, max_fds=8)
     options.io_uring = True
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     flags = wire.INIT_EXT | wire.OVER_IO_URING
     ours.send(wire.IN_HEADER.pack(104, wire.INIT, 2, 0, 0, 0, 0, 0) + init_body(flags))
-    umask = os.umask(0)  # which a server goes without
+    umask = os.umask(0)  # a server works without it
     made = FuseSession(theirs.detach(), Core(os.open(tmp_path, os.O_PATH), options), Heartbeat(), lambda: None)
     yield made
     ours.close()
@@ -237,7 +242,7 @@ def agreed(serving: FuseSession, offers: int = wire.OVER_IO_URING) -> bool:
 def test_what_is_lacking_is_done_without(
     lacking: str, serving: FuseSession, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And said in one line; no thread and no fd is left of the attempt."""
+    """One line of the log says so; the attempt leaves no thread and no fd."""
     caplog.set_level("INFO", "cntr.cntrfs")
     monkeypatch.setattr(rings.os, "sched_getaffinity", lambda pid: {0} if lacking == "processors" else {0, 1})
     queues = {"few": rings.MOST_QUEUES + 1, "unknown": 0}.get(lacking, 2)
@@ -262,14 +267,14 @@ def _no_more(thread: threading.Thread) -> None:
 def test_an_end_before_the_first_request_leaves_nothing(
     serving: FuseSession, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """INIT was agreed, and then no entry is taken: a session that nobody could use ends at once."""
+    """INIT succeeded, and then no entry is taken: a session that nobody could use ends at once."""
     try:
         rings.try_ring()
     except OSError as error:
         pytest.skip(f"io_uring is refused here: {error.strerror}")
     monkeypatch.setattr(rings.os, "sched_getaffinity", lambda pid: {0, 1})
     open_before, threads = os.listdir("/proc/self/fd"), threading.active_count()
-    serving.run()  # returns; the session's fd is a socket's, which knows no such command
+    serving.run()  # it returns; the session's fd is a socket, which does not support the command
     assert serving.rings is not None
     assert serving.rings.is_broken
     assert "FUSE_IO_URING_CMD_REGISTER" in caplog.text
@@ -298,7 +303,7 @@ def test_possible_processors(text: str, number: int, monkeypatch: pytest.MonkeyP
 
 
 def test_an_interrupt_that_overtakes_its_request() -> None:
-    """INTERRUPT comes by /dev/fuse: it is kept, so many of them, until the request is here and waits."""
+    """INTERRUPT comes by /dev/fuse: a bounded number of them is kept until their requests arrive and wait."""
     nothing: Any = None
     made: Any = SimpleNamespace(_early={}, entries={8: nothing})
     for unique in range(0, 2048 * 2, 2):
@@ -324,7 +329,7 @@ def test_a_ring_completes_a_read() -> None:
             os.write(event, file_syscalls.EVENT)
             ring.enter(1)
             assert ring.completions() == [(round_, 8)]
-        for data in range(150):  # more than the submission queue holds at once
+        for data in range(150):  # more than fit into the submission queue
             ring.prepare(io_uring.IORING_OP_READ, -1, io_uring.buffer_address(heard), 8, data)
         ring.enter(1)
         assert ring.completions() == [(data, -errno.EBADF) for data in range(150)]

@@ -1,4 +1,4 @@
-"""Very many files, and very few fds: what a server keeps is bounded. (bench.fs --million measures the full size.)"""
+"""Many files and few fds: the server's memory and fds are bounded. (bench.fs --million measures the full size.)"""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from testkit.servers import BINDINGS, TreeUnderTest, missing, place
 from .actors import OTHER, USER
 
 FILES = 50_000
-BYTES_PER_FILE = {"devfuse": 200, "pyfuse3": 300}  # a million files: 250 and 400 MB with the server's own 20 to 50
+BYTES_PER_FILE = {
+    "devfuse": 200,
+    "pyfuse3": 300,
+}  # a million files: 250 and 400 MB, including the server's own 20 to 50
 FD_LIMIT = 64
 DEPTH, WIDTH = 100, 300
 
@@ -40,14 +43,14 @@ def status(pid: int, key: str) -> int:
 
 
 def server_process(here: TreeUnderTest) -> int:
-    """The process that answers."""
+    """The process that serves requests."""
     assert here.server is not None
-    os.listdir(here.directory)  # once it does, it has its name
+    os.listdir(here.directory)  # once it serves, it has its name
     return next(pid for pid in here.server.processes() if Path(f"/proc/{pid}/comm").read_text() == "cntrfs\n")
 
 
 def test_memory_per_file(binding: str) -> None:
-    """Two walks over two directories of 25,000 files, which kernel and server read in many pieces."""
+    """Two walks over two directories of 25,000 files, which kernel and server read in many parts."""
     with place(binding) as here:
         for name in ("first", "second"):
             (here.behind / name).mkdir()
@@ -67,7 +70,7 @@ def test_memory_per_file(binding: str) -> None:
 
 @contextlib.contextmanager
 def few_fds(binding: str, *options: str) -> Iterator[TreeUnderTest]:
-    """A server that may have FD_LIMIT fds, and can't have more."""
+    """A server limited to FD_LIMIT fds."""
     server = (sys.executable, "-m", "cntr.cntrfs", "{source}", "{mountpoint}", "--foreground", "--binding", binding)
     with place(binding, ("prlimit", f"--nofile={FD_LIMIT}:{FD_LIMIT}", *server, *options)) as here:
         assert f"Max open files            {FD_LIMIT}" in Path(f"/proc/{server_process(here)}/limits").read_text()
@@ -77,7 +80,7 @@ def few_fds(binding: str, *options: str) -> Iterator[TreeUnderTest]:
 @pytest.mark.skipif(shutil.which("prlimit") is None, reason="prlimit is missing (Debian: util-linux)")
 @pytest.mark.parametrize("options", [(), ("-o", "no_passthrough"), ("-o", "cache=none")], ids=["", "read", "nocache"])
 def test_few_fds(binding: str, options: tuple[str, ...]) -> None:
-    """A deep and a wide tree with 64 fds: no EMFILE but for files that are really open, and that one passes."""
+    """A deep and a wide tree with 64 fds: EMFILE only for files that are really open, and it passes."""
     with few_fds(binding, *options) as here:
         deep = here.directory
         for number in range(DEPTH):
@@ -109,7 +112,7 @@ def test_few_fds(binding: str, options: tuple[str, ...]) -> None:
         assert (here.directory / "w200" / "linked").stat().st_mode & 0o7777 == 0o777
         USER(_make, str(here.directory / "w7"))
         assert (here.directory / "w7" / "mine").stat().st_uid == USER.uid
-        for number in range(DEPTH // 2):  # unlinked while the kernel knows it: only a fd leads there
+        for number in range(DEPTH // 2):  # unlinked while the kernel knows it: only an fd still reaches it
             assert (here.directory / f"w{number}" / "moved").read_text().rstrip("\0") == "x"
             (here.directory / f"w{number}" / "moved").unlink()
         subprocess.run(["rm", "-rf", *map(str, here.directory.iterdir())], check=True)
@@ -120,7 +123,9 @@ def test_few_fds(binding: str, options: tuple[str, ...]) -> None:
 
 @pytest.mark.skipif(shutil.which("prlimit") is None, reason="prlimit is missing (Debian: util-linux)")
 def test_open_files_beyond_the_limit(binding: str) -> None:
-    """More open files than the server may have fds: EMFILE for those alone (none where the kernel holds them itself)."""
+    """More open files than the server may have fds: EMFILE for those only (for none if the kernel
+    holds them itself).
+    """
     with few_fds(binding) as here:
         (here.behind / "file").write_text("x")
         opened = []
@@ -147,7 +152,7 @@ def _make(path: str) -> None:
 
 
 def test_a_busy_filesystem_wakes_the_watch_seldom() -> None:
-    """Whatever is written behind the mount, by whomever, is looked at some hundred times a second, not at each write."""
+    """However much is written behind the mount, the watch looks a few hundred times a second, not once per write."""
     if missing("devfuse"):
         pytest.skip(missing("devfuse"))
     with place("devfuse") as here:
@@ -155,7 +160,7 @@ def test_a_busy_filesystem_wakes_the_watch_seldom() -> None:
         os.listdir(here.directory)
         watches: list[int] = []
         deadline = time.monotonic() + 5
-        while not watches and time.monotonic() < deadline:  # it has its name a moment after the first answer
+        while not watches and time.monotonic() < deadline:  # it gets its name a moment after the first answer
             time.sleep(0.05)
             names = {pid: Path(f"/proc/{pid}/comm").read_text() for pid in here.server.processes()}
             watches = [pid for pid, name in names.items() if name == "cntrfs-watch\n"]
@@ -167,7 +172,7 @@ def test_a_busy_filesystem_wakes_the_watch_seldom() -> None:
         while time.monotonic() < begun + 1:
             os.write(fds[writes % len(fds)], b"x")
             writes += 1
-            time.sleep(0)  # the watch has its turn between any two
+            time.sleep(0)  # between any two writes, the watch gets its turn
         woken = switches(watches[0]) - before
         seconds = time.monotonic() - begun
         for fd in fds:

@@ -1,4 +1,4 @@
-"""A slow disk below the mount: it delays who uses it and nobody else, and a slow server is not taken for a dead one."""
+"""A slow disk below the mount delays only its users, and a slow server is not mistaken for a dead one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .slow import BYTES_PER_SECOND, LOOKUP_SECONDS, SYNC_SECONDS
 
 pytestmark = pytest.mark.skipif(bool(missing("devfuse")), reason=missing("devfuse") or "nothing is missing")
 MIB = 1 << 20
-PROMPT = 1.0  # seconds within which a call that has nothing to do with the slow disk returns on a loaded machine
+PROMPT = 1.0  # seconds for a call unrelated to the slow disk, on a loaded machine
 HANG_SECONDS = 1
 
 
@@ -93,7 +93,7 @@ def nobody_else_waits(here: TreeUnderTest) -> Iterator[list[float]]:
 
 
 def test_a_copy(here: TreeUnderTest) -> None:
-    """copy_file_range(2) of all at once: by turns, of which each is short."""
+    """A copy_file_range(2) of the whole file is done in steps, each of them short."""
     size = 3 * BYTES_PER_SECOND
     (here.base / "disk" / "a").write_bytes(os.urandom(MIB) * (size // MIB))
     with nobody_else_waits(here) as took:
@@ -125,7 +125,7 @@ def test_a_copier_that_is_killed(here: TreeUnderTest) -> None:
 
 
 def test_many_fsyncs(here: TreeUnderTest) -> None:
-    """Those of one disk take its time together, and those of another disk none of it."""
+    """Those of one disk share its time, and those of another disk do not wait."""
 
     def sync(path: Path) -> None:
         with open(path, "wb") as file:
@@ -150,7 +150,7 @@ def test_many_fsyncs(here: TreeUnderTest) -> None:
 
 
 def test_a_close_that_flushes(here: TreeUnderTest) -> None:
-    """As on NFS: close(2) writes what is left. The one who closes waits for it."""
+    """As on NFS: close(2) writes what is left, and the caller waits for it."""
     fd = os.open(here.directory / "slow" / "program", os.O_WRONLY | os.O_CREAT, 0o755)
     os.write(fd, b"x")
     with nobody_else_waits(here) as took:
@@ -163,7 +163,7 @@ def test_a_close_that_flushes(here: TreeUnderTest) -> None:
 
 
 def test_a_lookup(here: TreeUnderTest) -> None:
-    """Who looks up a name waits until it is there, for longer than hang_timeout; nobody else does."""
+    """A lookup waits until the name is there, even longer than hang_timeout; other clients do not wait."""
     (here.base / "disk" / "sleepy").write_bytes(b"well?")
     read: list[bytes] = []
     sleeper = threading.Thread(target=lambda: read.append((here.directory / "slow" / "sleepy").read_bytes()))
@@ -179,7 +179,7 @@ def test_a_lookup(here: TreeUnderTest) -> None:
 
 @pytest.mark.parametrize("seen", [False, True])
 def test_a_backing_that_stands_still(here: TreeUnderTest, seen: bool) -> None:
-    """Its names and attributes are waited for by who asks for them; the mount, and its watchdog, go on."""
+    """Whoever asks for its names and attributes waits; the mount and its watchdog carry on."""
     (here.base / "disk" / "d").mkdir()
     (here.base / "disk" / "d" / "file").write_bytes(b"x")
     slow = here.directory / "slow"
@@ -190,7 +190,7 @@ def test_a_backing_that_stands_still(here: TreeUnderTest, seen: bool) -> None:
     if seen:
         for ask in asked:
             ask()
-        time.sleep(1.1)  # what the kernel keeps of a mount that nobody watches is old by then
+        time.sleep(1.1)  # what the kernel caches of an unwatched mount has expired by then
     servers = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and _serves(pid, here.behind / "slow")]
     assert servers
     for pid in servers:
@@ -216,7 +216,7 @@ def test_a_backing_that_stands_still(here: TreeUnderTest, seen: bool) -> None:
 
 
 def _serves(pid: str, mountpoint: Path) -> bool:
-    """Is it a server, and no manager, of what is mounted there?"""
+    """Whether the process serves that mount, rather than managing the server."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         return bytes(mountpoint) in words and Path(f"/proc/{pid}/comm").read_text().startswith("cntrfs")
@@ -234,7 +234,7 @@ def _answer(ask: Callable[[], object]) -> object:
 
 @pytest.mark.skipif(bool(missing("pyfuse3")), reason=missing("pyfuse3") or "nothing is missing")
 def test_the_reference_binding_waits_for_the_disk_and_lives() -> None:
-    """It does everything by one thread: what the kernel keeps there for longer than hang_timeout is no hang."""
+    """It has a single thread: entries that the kernel caches for longer than hang_timeout are no sign of a hang."""
     with on_a_slow_disk("pyfuse3") as here, open(here.directory / "slow" / "file", "wb", buffering=0) as file:
         file.write(b"x")
         syncing = threading.Thread(target=os.fsync, args=(file.fileno(),))
@@ -258,7 +258,7 @@ sys.stdin.read()
 
 @pytest.mark.parametrize("how", ["write", "truncate", "open-truncating"])
 def test_a_lease_that_is_not_given_up(how: str) -> None:
-    """The opener waits, as it would without the mount; nobody else does."""
+    """The process that opens waits, as it would without the mount; others do not."""
     with place("devfuse", options=("-o", f"hang_timeout={HANG_SECONDS}")) as here:
         (here.behind / "leased").write_bytes(b"x" * 100)
         command = [sys.executable, "-c", LEASE, str(here.behind / "leased")]

@@ -1,7 +1,9 @@
-"""Two trees on one kind of filesystem, one of them under CntrFS: the same call on both must do the same.
+"""The same calls on two trees of one filesystem type, one of them through CntrFS, must give the
+same results.
 
-Compared after every step: the result or errno; of every name the whole stat, extended attributes, listing and data;
-of every open file its fstat; and that the server lives. $CNTR_EXAMPLES=N runs N random examples instead of the fixed few.
+Compared after every step: the result or errno; the whole stat, extended attributes, listing and
+data of every name; fstat of every open file. The server must still run. $CNTR_EXAMPLES=N runs N
+random examples instead of the fixed few.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ FALLOCATE = st.sampled_from((0, 1, 3, 0x10, 0x11))
 
 
 class Pair:
-    """The two trees' agents; the machines of one run share it."""
+    """The agents of the two trees, shared by the state machines of a run."""
 
     def __init__(self, place: TreeUnderTest) -> None:
         self.place = place
@@ -73,7 +75,7 @@ class Twins(RuleBasedStateMachine):
         super().__init__()
         place = self.pair.place
         self.names = [place.fresh(), place.fresh()]
-        # both on the backing filesystem, the second seen through the mount
+        # Both are on the backing filesystem; the second is seen through the mount.
         self.tops = [str(place.behind / self.names[0]), str(place.directory / self.names[1])]
         for top in self.tops:
             os.chmod(top, 0o777)
@@ -87,7 +89,7 @@ class Twins(RuleBasedStateMachine):
         self.before: tuple[snapshots.Snapshot, snapshots.Snapshot] | None = None
 
     def both(self, who: int, call: str, *arguments: Any) -> bool:
-        """The same call on both trees; true when it succeeded."""
+        """Make the same call on both trees; True if it succeeded."""
         self.step = f"{ACTORS[who].name}: {call}{arguments}"
         native, mounted = (row[who](call, *arguments) for row in self.pair.agents)
         if native != mounted and not result_allowed(self.pair.place.name, call, native, mounted):
@@ -107,7 +109,7 @@ class Twins(RuleBasedStateMachine):
     @rule(who=WHO, path=PATHS, mode=MODES)
     def open_nameless(self, who: int, path: str, mode: int) -> None:
         if self.pair.place.name == "pyfuse3":
-            return  # no O_TMPFILE there: see expected.py
+            return  # O_TMPFILE is not supported there: see expected.py
         self.slots += 1
         if self.both(who, "open", self.slots, path, os.O_RDWR | syscalls.O_TMPFILE, mode):
             self.open.append((who, self.slots))
@@ -249,7 +251,7 @@ class Twins(RuleBasedStateMachine):
 
     @rule()
     def age(self) -> None:
-        """Set every time of every name into the past, so that whatever a later step moves shows."""
+        """Set the times of every name into the past, so that any later change is visible."""
         assert self.before is not None
         for path in self.before[0]:
             self.both(0, "utimens", path or ".", PAST_NS, PAST_NS, False)
@@ -300,7 +302,7 @@ class Twins(RuleBasedStateMachine):
             for agent in row:
                 agent("leave")
         try:
-            if self.before is not None:  # what the mount shows is what the backing filesystem has
+            if self.before is not None:  # what the mount shows is what the backing filesystem holds
                 backing = snapshots.take(str(self.pair.place.behind / self.names[1]))
                 found = snapshots.differences(backing, snapshots.take(self.tops[1]), None, self.since)
                 found = [row for row in found if row[1] not in ("atime", "blocks")]
@@ -316,13 +318,13 @@ def _brief(value: object) -> str:
 
 
 def bounds() -> settings:
-    """How much one run tries: $CNTR_EXAMPLES."""
+    """How many examples to run: $CNTR_EXAMPLES."""
     examples = int(os.environ.get("CNTR_EXAMPLES", "0"))
     return settings(
         max_examples=examples or 40,
         stateful_step_count=30,
         deadline=None,
-        derandomize=not examples,  # at every commit the same examples; long runs draw new ones
+        derandomize=not examples,  # the same examples for every commit; long runs draw new ones
         database=None,
         phases=[Phase.generate, Phase.shrink] if examples else [Phase.generate],
         suppress_health_check=list(HealthCheck),

@@ -1,4 +1,4 @@
-"""How the runners of the suites judge what they found."""
+"""How the runners of the suites judge results."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_lists_of_the_repository_have_reasons(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root is missing: a room is made of mounts")
 def test_a_checkout_and_a_suite_below_tmp(tmp_path: Path) -> None:
-    """The room has a /tmp of its own, which covers neither; and a suite of which nothing was run has not passed."""
+    """The room's own /tmp hides neither. A suite of which nothing was run has not passed."""
     checkout, suite = tmp_path / "checkout", tmp_path / "suite"
     for part in ("cntr", "testkit", "tests/fs", "tests/suites"):
         shutil.copytree(REPOSITORY / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__"))

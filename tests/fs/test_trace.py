@@ -1,4 +1,4 @@
-"""``-o trace``: each request and its end, in words of linux/fuse.h."""
+"""``-o trace``: each request and its answer, in the terms of linux/fuse.h."""
 
 from __future__ import annotations
 

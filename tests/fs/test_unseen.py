@@ -1,4 +1,4 @@
-"""Changes that a watch on the backing filesystem is not simply told of: by another way in the tree, elsewhere, during an answer."""
+"""Changes of which no event comes by itself: by another path in the tree, in another namespace, during an answer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(bool(missing("devfuse")), reason=missing("devfus
 
 @pytest.fixture(params=["devfuse", "devfuse-io_uring", "pyfuse3"])
 def twice(request: pytest.FixtureRequest) -> Iterator[TreeUnderTest]:
-    """A tree in which ``one`` is there once more as ``two``."""
+    """A tree in which ``one`` also appears as ``two``."""
     if missing(request.param):
         pytest.skip(missing(request.param))
     with place(request.param) as here:
@@ -42,13 +42,13 @@ def twice(request: pytest.FixtureRequest) -> Iterator[TreeUnderTest]:
 
 
 def test_a_filesystem_that_is_in_the_tree_twice(twice: TreeUnderTest) -> None:
-    """What the mount itself changes by the one way is seen by the other."""
+    """What the mount itself changes by one path is seen by the other."""
     one, two = twice.directory / "one", twice.directory / "two"
 
     def agree(names: set[str]) -> bool:
         try:
             modes = {name: os.stat(two / name).st_mode for name in os.listdir(two)}
-        except FileNotFoundError:  # a name went between the two calls
+        except FileNotFoundError:  # a name disappeared between the two calls
             return False
         return modes == {name: os.stat(one / name).st_mode for name in names} and [
             (two / name).exists() for name in ("a", "b")
@@ -66,7 +66,9 @@ def test_a_filesystem_that_is_in_the_tree_twice(twice: TreeUnderTest) -> None:
 
 
 def test_clients_writes_by_passthrough_are_no_news() -> None:
-    """The kernel made them itself: the client need not ask for the attributes of a file that it opened for writing."""
+    """The kernel made these writes itself: the client need not ask again for attributes of a file
+    it opened for writing.
+    """
     try:
         probe.passthrough()
     except OSError as error:
@@ -124,7 +126,7 @@ def test_a_silent_mount_reports_no_writes_unless_its_filesystem_is_in_the_tree_t
 
 @pytest.mark.parametrize("binding", ["devfuse", "pyfuse3"])
 def test_mounts_of_another_namespace(binding: str, tmp_path: Path) -> None:
-    """A container's own mounts come and go in its mount namespace, which is not the server's."""
+    """A container mounts and unmounts in its own mount namespace, which is not the server's."""
     data = tmp_path / "data"
     (data / "below").mkdir(parents=True)
     script = f'read x; mount -t tmpfs data "{data}/below"; touch "{data}/below/over"; echo; read x; umount -l "{data}/below"; echo; read x'
@@ -152,7 +154,7 @@ def test_mounts_of_another_namespace(binding: str, tmp_path: Path) -> None:
 
 
 def test_a_name_that_moves_while_it_is_answered_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client takes the old answer for what follows the expiry, and would keep it for a day: it is told of again."""
+    """The client takes the old answer after the expiry, and would keep it for a day, so it is sent another one."""
     told: list[bytes] = []
     monkeypatch.setattr(
         watch, "notify", lambda fd, code, payload: told.append(payload) if code == wire.NOTIFY_INVAL_ENTRY else None

@@ -1,4 +1,4 @@
-"""The end of the watch on what changes behind the mount: as asked, and when its helper is lost."""
+"""The end of the watch on changes behind the mount: on request, and when its helper is lost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROOT = SimpleNamespace(mount=SimpleNamespace(mnt_id=0))
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The nodes whose attributes the kernel was told to ask for again."""
+    """The nodes whose attributes the kernel was told to invalidate."""
     nodes: list[int] = []
     monkeypatch.setattr(watch, "notify", lambda fd, code, payload: nodes.append(int.from_bytes(payload[:8], "little")))
     return nodes
@@ -34,7 +34,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def watching() -> Iterator[Any]:
-    """A watch whose table knows of a hundred nodes, none of them a directory."""
+    """A watch whose table knows a hundred nodes, none of them a directory."""
     table = SimpleNamespace(
         mounts=SimpleNamespace(all=[], on_new_mount=None), directories=list, ids=lambda: iter(range(100)), root=ROOT
     )
@@ -47,7 +47,7 @@ def watching() -> Iterator[Any]:
 
 
 def test_closing_tells_the_kernel_nothing(watching: Any, told: list[int]) -> None:
-    """The fd of the connection is closed next, and its number may be another file's then."""
+    """The connection's fd is closed next, and its number may soon belong to another file."""
     watching.close()
     assert not watching._flusher.is_alive()
     assert told == []
@@ -96,7 +96,9 @@ def test_a_session_goes_on_where_nothing_can_be_watched(monkeypatch: pytest.Monk
 
 
 def test_events_that_come_with_the_news_of_their_mount_are_not_missed(told: list[int]) -> None:
-    """A filesystem is found in the tree a second time, and changed by one of the two ways, before the helper looks."""
+    """A filesystem appears in the tree a second time, and is changed by one of the two paths before
+    the helper looks.
+    """
     group, kernel = os.pipe()
     helpers, servers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:

@@ -1,4 +1,4 @@
-"""The FUSE wire protocol without a kernel: requests built by hand, and thousands of broken ones."""
+"""The FUSE wire protocol without a kernel: hand-made requests, and thousands of malformed ones."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FUZZ_SEED = int(os.environ.get("CNTR_FUZZ_SEED", "0")) or time.time_ns()
 
 
 class Kernel:
-    """Stands in for the kernel at the other end of /dev/fuse."""
+    """Plays the kernel at the other end of /dev/fuse."""
 
     def __init__(self, root: Path) -> None:
         self.ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -44,7 +44,7 @@ class Kernel:
         self.unique = 0
 
     def request(self, opcode: int, nodeid: int, body: bytes, extensions: bytes = b"") -> bytes:
-        """A request's bytes."""
+        """The bytes of a request."""
         self.unique += 2
         body += extensions
         return (
@@ -57,7 +57,7 @@ class Kernel:
         self.session.core.nodes.trim()
 
     def answers(self) -> list[tuple[int, int, bytes]]:
-        """(error, unique, payload) of everything answered so far."""
+        """(error, unique, payload) of all answers so far."""
         found = []
         while True:
             try:
@@ -72,7 +72,7 @@ class Kernel:
             found.append((-error, unique, data[16:]))
 
     def call(self, opcode: int, nodeid: int, body: bytes, extensions: bytes = b"") -> bytes:
-        """Send, and return the payload; OSError for an error."""
+        """Send a request and return the payload of the answer; raise OSError for an error."""
         self.send(self.request(opcode, nodeid, body, extensions))
         ((number, unique, payload),) = self.answers()
         assert unique == self.unique
@@ -92,7 +92,7 @@ def kernel(tmp_path: Path) -> Iterator[Kernel]:
 
 @pytest.fixture
 def small_disk() -> Iterator[Path]:
-    """64 MiB that no limit of a process could ensure: what fallocate(2) reserves beyond a file's end is not its size."""
+    """64 MiB. No resource limit would do: it does not count space that fallocate(2) reserves beyond the end."""
     fd = kernel_calls.new_filesystem("tmpfs", {"size": "64m"})
     yield Path(f"/proc/self/fd/{fd}")
     os.close(fd)
@@ -112,7 +112,7 @@ def standing_in(tmp_path: Path) -> Iterator[Kernel]:
     made.session.close()
     made.session.core.close()
     made.ours.close()
-    time.sleep(0.05)  # interrupted waits end
+    time.sleep(0.05)  # interrupted waits return
     signal.signal(signal.SIGUSR2, old)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     os.umask(umask)
@@ -146,7 +146,7 @@ def test_init_agrees_on_what_both_can(kernel: Kernel) -> None:
     assert fields[:2] == (7, wire.MINOR_VERSION)
     assert fields[3] & wire.DONT_MASK
     assert fields[10] << 32 & wire.PASSTHROUGH
-    assert not fields[3] & wire.ASYNC_DIO  # pages cached while such a write was under way would stay as they were
+    assert not fields[3] & wire.ASYNC_DIO  # pages cached during such a write would stay stale
 
 
 def test_init_takes_only_what_is_offered(kernel: Kernel) -> None:
@@ -180,7 +180,7 @@ def test_forget_ends_a_node(kernel: Kernel) -> None:
 
 
 def test_a_removed_file_is_stale_before_its_forget_arrived(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel asks for a node by "." when it has dropped the inode: the FORGET may be behind the LOOKUP."""
+    """The kernel looks up "." when it has dropped the inode: the FORGET may be queued behind the LOOKUP."""
     monkeypatch.setattr("cntr.cntrfs.core.opens_by_handle", lambda pid: True)
     nodeid = kernel.lookup(b"file")
     assert kernel.lookup(b".", nodeid) == nodeid
@@ -190,7 +190,7 @@ def test_a_removed_file_is_stale_before_its_forget_arrived(kernel: Kernel, monke
 
 
 def names_in(payload: bytes) -> tuple[list[bytes], int]:
-    """(names of a READDIR answer, the offset behind the last)."""
+    """(names of a READDIR answer, offset after the last one)."""
     names, position, offset = [], 0, 0
     while position < len(payload):
         _, offset, length, _ = wire.DIRENT.unpack_from(payload, position)
@@ -216,7 +216,7 @@ def test_readdir_goes_on_where_it_stopped(kernel: Kernel, tmp_path: Path) -> Non
 
 
 def test_directories_are_read_without_being_opened(kernel: Kernel, tmp_path: Path) -> None:
-    """Two who read one directory at once each get it all; whoever leaves off holds nothing for long."""
+    """Two concurrent readers of a directory each get all of it, and one that stops holds nothing for long."""
     kernel.call(wire.INIT, 0, init_body())
     with pytest.raises(OSError, match="not implemented"):
         kernel.call(wire.OPENDIR, 1, wire.OPEN_IN.pack(0, 0))
@@ -250,7 +250,7 @@ def test_directories_are_read_without_being_opened(kernel: Kernel, tmp_path: Pat
 
 @pytest.mark.parametrize("has_examined", [True, False])
 def test_file_flags_are_the_owners(kernel: Kernel, tmp_path: Path, has_examined: bool) -> None:
-    """Before Linux 5.13 the kernel hands an ioctl on, whoever makes it."""
+    """Before Linux 5.13 the kernel forwards the ioctl whoever the caller is."""
     kernel.call(wire.INIT, 0, init_body(flags=(1 << 64) - 1 if has_examined else (1 << 28) - 1))
     for name, owner, command in (("file", 0, "SET"), ("dir", 4444, "SET"), ("file", 0, "FSSET")):
         path = tmp_path / name
@@ -309,7 +309,7 @@ def test_every_short_request_is_answered(kernel: Kernel) -> None:
 
 
 def recorded(kernel: Kernel) -> list[bytes]:
-    """One good request of each kind, as the kernel sends them."""
+    """One valid request of each kind, as the kernel sends them."""
     file, directory = kernel.lookup(b"file"), kernel.lookup(b"dir")
     fh = wire.OPEN_OUT.unpack(kernel.call(wire.OPEN, file, wire.OPEN_IN.pack(os.O_RDWR, 0)))[0]
     dh = wire.OPEN_OUT.unpack(kernel.call(wire.OPENDIR, directory, wire.OPEN_IN.pack(0, 0)))[0]
@@ -353,7 +353,7 @@ def recorded(kernel: Kernel) -> list[bytes]:
 
 
 def mutated(request: bytes, chance: random.Random) -> bytes:
-    """The request with a few bytes changed, cut, grown, or numbers pushed to their limits."""
+    """The request with a few bytes changed, truncated, extended, or with numbers pushed to their limits."""
     data = bytearray(request)
     for _ in range(chance.choice((1, 1, 2, 4, 16))):
         kind = chance.randrange(6)
@@ -374,7 +374,9 @@ def mutated(request: bytes, chance: random.Random) -> bytes:
 
 
 def test_fuzz(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Broken requests never end the session, each gets at most one answer, and none is a mistake of the server's."""
+    """Malformed requests never end the session, each gets at most one answer, and none raises an
+    unexpected exception in the server.
+    """
     with standing_in(small_disk) as kernel:
         chance = random.Random(FUZZ_SEED)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -405,7 +407,7 @@ def test_fuzz(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_read_only_is_the_servers_own(tmp_path: Path, kernel: Kernel) -> None:
-    """A client's root can remount its mount writable; the server still refuses."""
+    """Root in the client's namespace can remount the mount writable; the server still refuses."""
     kernel.session.core.options.read_only = True
     nodeid = kernel.lookup(b"file")
     refused = [

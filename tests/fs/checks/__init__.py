@@ -1,12 +1,13 @@
 """POSIX and Linux behaviour as plain functions of a directory.
 
-A check is a public function ``check_*(here)`` or ``check_*(here, behind)`` of a module in this package: ``here`` is an
-empty directory (mode 0755, owned by root, every parent searchable) of the filesystem under test; ``behind`` is the
-same directory by a way that does not pass through that filesystem (on a plain directory: the same path).
-It returns nothing when the filesystem behaves, raises AssertionError or OSError when it does not, and
-``Unsupported`` when the *backing* filesystem or kernel lacks what it is about.
+A check is a public function ``check_*(here)`` or ``check_*(here, behind)`` of a module in this
+package: ``here`` is an empty directory (mode 0755, owned by root, every parent searchable) of the
+filesystem under test; ``behind`` is the same directory, reached without passing through that
+filesystem (on a plain directory: the same path). It returns if the filesystem is correct, raises
+AssertionError or OSError if it is not, and ``Unsupported`` if the *backing* filesystem or the
+kernel lacks what it tests.
 
-Run on any directory:  python -m tests.fs.run_checks DIRECTORY [--behind DIRECTORY] [-k TEXT]
+To run them on any directory: python -m tests.fs.run_checks DIRECTORY [--behind DIRECTORY] [-k TEXT]
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 
 class Check:
-    """One check function and its name, ``module.function`` without the prefix."""
+    """A check function and its name, ``module.function`` without the prefix."""
 
     def __init__(self, module: str, function: Callable[..., None]) -> None:
         self.name = f"{module}.{function.__name__.removeprefix('check_')}"
@@ -37,7 +38,7 @@ class Check:
 
 
 def all_checks() -> list[Check]:
-    """Every check, in the order of modules and of their lines."""
+    """All checks, in the order of modules and lines."""
     found = []
     for info in pkgutil.iter_modules(__path__):
         if info.name.startswith("_"):

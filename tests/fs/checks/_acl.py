@@ -18,7 +18,7 @@ def acl(
     users: dict[int, int] | None = None,
     groups: dict[int, int] | None = None,
 ) -> bytes:
-    """The attribute's bytes; each argument is a permission triple 0…7, users and groups by id."""
+    """The attribute's value; each argument is a permission triple 0…7, users and groups by id."""
     entries = [(0x01, user, _UNDEFINED)]
     entries += [(0x02, bits, uid) for uid, bits in sorted((users or {}).items())]
     entries += [(0x04, group, _UNDEFINED)]
@@ -30,7 +30,7 @@ def acl(
 
 
 def set_acl(path: Any, kind: str, value: bytes) -> None:
-    """Set it; a backing filesystem without ACLs makes the check Unsupported."""
+    """Set the ACL; a backing filesystem without ACLs makes the check Unsupported."""
     from ._tools import NO_SUCH_OPERATION, unsupported_if
 
     unsupported_if(NO_SUCH_OPERATION, "POSIX ACLs", os.setxattr, path, kind, value)

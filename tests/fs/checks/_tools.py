@@ -1,4 +1,4 @@
-"""Words the checks are written in."""
+"""The vocabulary of the checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from ..actors import Unsupported
 
-# Far from now in both directions, with odd nanoseconds: no clock sets these by itself.
+# Far from now in both directions, with odd nanoseconds: no clock produces these.
 PAST_NS = 1_000_000_007_123_456_789
 FUTURE_NS = 2_000_000_011_987_654_321
 
@@ -33,7 +33,7 @@ def raises(numbers: int | tuple[int, ...], function: Callable[..., Any], *args: 
 
 
 def unsupported_if(numbers: tuple[int, ...], what: str, function: Callable[..., Any], *args: Any) -> Any:
-    """FUNCTION's result; one of the errnos means that WHAT is missing here."""
+    """The result of FUNCTION; one of the errnos means that WHAT is not supported here."""
     try:
         return function(*args)
     except OSError as error:
@@ -95,7 +95,7 @@ def umask(value: int) -> Iterator[None]:
 
 
 def child(function: Callable[[], Any]) -> int:
-    """Fork a process that runs FUNCTION and exits 0, or 1 on any error; its pid. See ``finished``."""
+    """Fork a process that runs FUNCTION and exits 0, or 1 after an error; return its pid. See ``finished``."""
     from ..actors import fork
 
     pid = fork()
@@ -118,7 +118,7 @@ def finished(pid: int, status: int = 0) -> None:
 
 
 def in_threads(count: int, function: Callable[[int], None]) -> None:
-    """FUNCTION(0…count-1), all at once; the first error is raised here."""
+    """Run FUNCTION(0…count-1) in parallel; the first error is raised here."""
     errors: list[BaseException] = []
 
     def run(number: int) -> None:
@@ -141,10 +141,10 @@ def names(directory: Any) -> set[str]:
 
 
 def touch_past(path: Any) -> None:
-    """Set atime and mtime to PAST_NS, so that any later change of them shows."""
+    """Set atime and mtime to PAST_NS, so that any later change is visible."""
     os.utime(path, ns=(PAST_NS, PAST_NS), follow_symlinks=False)
 
 
 def tick() -> None:
-    """Let the kernel's coarse clock move on (4 ms at 250 Hz, 10 ms at 100 Hz)."""
+    """Wait until the kernel's coarse clock has ticked (4 ms at 250 Hz, 10 ms at 100 Hz)."""
     time.sleep(0.012)

@@ -1,4 +1,4 @@
-"""stat, chmod, chown, times, access, statfs: attributes and who may change them."""
+"""stat, chmod, chown, times, access, statfs: attributes, and who may change them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check_chmod_every_bit(here: Path) -> None:
 
 
 def check_chmod_takes_effect_at_once(here: Path) -> None:
-    """Permission decisions from cached attributes must know of the chmod."""
+    """Permission checks with cached attributes must notice a chmod."""
     make(here / "f", b"x")
     for _ in range(5):
         os.chmod(here / "f", 0o644)
@@ -85,7 +85,7 @@ def check_chown(here: Path) -> None:
 
 
 def check_chown_by_the_owner(here: Path) -> None:
-    """The owner may give the file to one of their groups, and to no other and nobody."""
+    """The owner may give the file to one of their own groups only, and to no other user."""
     make(here / "f")
     os.chown(here / "f", UID, GID)
     for group in (*GROUPS, GID):
@@ -110,7 +110,9 @@ def check_chown_clears_suid(here: Path) -> None:
 
 
 def check_chown_keeps_setgid_without_group_execute(here: Path) -> None:
-    """S_ISGID without S_IXGRP was mandatory locking, not a privilege: it stays (inode.c, setattr_should_drop_sgid)."""
+    """S_ISGID without S_IXGRP meant mandatory locking, not a privilege: it is kept (inode.c,
+    setattr_should_drop_sgid).
+    """
     make(here / "f", mode=0o2644)
     os.chown(here / "f", 5, 5)
     equal_mode(here / "f", 0o2644)
@@ -245,7 +247,7 @@ def check_time_now_and_omit(here: Path) -> None:
 
 
 def check_who_may_set_times(here: Path) -> None:
-    """Now needs write permission; another time, and one of the two only, needs ownership."""
+    """Setting both to now needs write permission; other times, or only one of the two, needs ownership."""
     make(here / "f", mode=0o666)
     USER(os.utime, here / "f")
     raises(errno.EPERM, USER, os.utime, here / "f", (1, 1))
@@ -290,7 +292,7 @@ def check_what_moves_which_time(here: Path) -> None:
 
 
 def check_times_set_survive_close(here: Path) -> None:
-    """tar sets the times and then closes: a late flush must not bring "now" back."""
+    """tar sets the times and then closes the file: a late flush must not set them to now."""
     with opened(here / "f", os.O_CREAT | os.O_RDWR, 0o644) as fd:
         os.write(fd, b"x" * 100000)
         os.utime(fd, ns=(PAST_NS, PAST_NS + 1))
@@ -381,16 +383,14 @@ def check_access_asks_for_the_real_user(here: Path) -> None:
 
     def mixed() -> bool:
         os.setresuid(UID, 0, 0)
-        syscalls.faccessat(
-            here / "f", os.W_OK, syscalls.AT_EACCESS
-        )  # glibc before 2.33 asks for the real user here, too
+        syscalls.faccessat(here / "f", os.W_OK, syscalls.AT_EACCESS)  # glibc before 2.33 uses the real uid here, too
         return os.access(here / "f", os.W_OK)
 
     assert not Actor("real user, effective root")(mixed)
 
 
 def check_owner_permissions_come_first(here: Path) -> None:
-    """The owner's bits decide for the owner, even when the group's or others' would grant more."""
+    """The owner bits apply to the owner, even if the group or other bits would grant more."""
     make(here / "f", mode=0o077)
     os.chown(here / "f", UID, GROUPS[0])
     raises(errno.EACCES, USER, os.open, here / "f", os.O_RDONLY)

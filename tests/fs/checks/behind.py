@@ -1,6 +1,6 @@
-"""Changes made behind the mount, on the backing tree: seen through it within a bounded time.
+"""Changes made behind the mount, in the backing tree, show through it within a bounded time.
 
-On a plain directory both paths are the same, and every change is seen at once.
+On a plain directory both paths are the same, and every change shows at once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from testkit.waiting import wait_until
 
 from ._tools import PAST_NS, equal, make, make_directory, names, opened, permissions, raises
 
-SECONDS = 2.0  # what the default cache policy promises, with room for a loaded machine
+SECONDS = 2.0  # what the default cache policy promises, with slack for a loaded machine
 
 
 def _seen(condition: object, what: str) -> None:
@@ -99,7 +99,7 @@ def check_changed_content_is_read(here: Path, behind: Path) -> None:
 
 
 def check_open_file_sees_what_is_written_behind(here: Path, behind: Path) -> None:
-    """tail -f through the mount on a log that the host writes."""
+    """tail -f through the mount, of a log that the host writes."""
     make(here / "log", b"one\n")
     with opened(here / "log") as fd:
         equal(os.read(fd, 100), b"one\n")
@@ -109,7 +109,9 @@ def check_open_file_sees_what_is_written_behind(here: Path, behind: Path) -> Non
 
 
 def check_written_through_a_mapping_is_seen(here: Path, behind: Path) -> None:
-    """A backup goes by the mtime, which a mapping moves as well: once it is gone and its file closed, if not before."""
+    """Backup programs look at the mtime. A write through a mapping must update it at the latest
+    once it is unmapped and the file closed.
+    """
     make(here / "f", b"before" * 1000)
     os.utime(here / "f", ns=(PAST_NS, PAST_NS))
     os.stat(here / "f")
@@ -161,7 +163,7 @@ def check_file_replaced_by_directory(here: Path, behind: Path) -> None:
 
 
 def check_create_over_what_appeared_behind(here: Path, behind: Path) -> None:
-    """The name is taken although the kernel's cache says it is free, and the other way round."""
+    """The name is taken although the kernel's cache holds a negative entry, and the other way round."""
     raises(errno.ENOENT, os.stat, here / "f")
     make(behind / "f", b"theirs")
 
@@ -180,7 +182,7 @@ def check_create_over_what_appeared_behind(here: Path, behind: Path) -> None:
 
 
 def check_use_of_what_vanished_behind(here: Path, behind: Path) -> None:
-    """Calls on what is gone fail with an errno, and the filesystem goes on."""
+    """Calls on something that is gone fail with an errno, and the filesystem keeps working."""
     make_directory(here / "d")
     make(here / "d" / "f", b"x")
     os.stat(here / "d" / "f")
@@ -195,7 +197,7 @@ def check_use_of_what_vanished_behind(here: Path, behind: Path) -> None:
     gone = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR)
     os.unlink(behind / "d" / "f")
     os.rmdir(behind / "d")
-    for call in calls:  # while caches may still hold it: an errno, or a change of a file without a name
+    for call in calls:  # while it may still be cached: an errno, or a change to the unlinked file
         try:
             call()
         except OSError as error:
@@ -209,7 +211,7 @@ def check_use_of_what_vanished_behind(here: Path, behind: Path) -> None:
 
 
 def check_changes_through_the_mount_are_behind_at_once(here: Path, behind: Path) -> None:
-    """The other direction has no delay at all for names and attributes."""
+    """In the other direction there is no delay for names and attributes."""
     make(here / "f", b"data", 0o640)
     equal((behind / "f").read_bytes(), b"data")
     os.rename(here / "f", here / "g")
@@ -225,7 +227,7 @@ def check_changes_through_the_mount_are_behind_at_once(here: Path, behind: Path)
 
 
 def check_storm_of_changes(here: Path, behind: Path) -> None:
-    """Hundreds of changes of each kind while the mount is being read: at the end both agree."""
+    """Hundreds of changes of each kind while the mount is being read: at the end both trees agree."""
     for number in range(100):
         make(here / f"f{number}", b"old")
     names(here)

@@ -1,4 +1,4 @@
-"""What a new file is: its mode, owner, group, and who may make it."""
+"""A new file's mode, owner and group, and who may create it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check_umask_applies_once(here: Path) -> None:
 
 
 def check_private_file_stays_private(here: Path) -> None:
-    """0600 that becomes 0755 lets other users read it."""
+    """If 0600 became 0755, other users could read it."""
     with umask(0o022):
         os.chmod(here, 0o777)
         USER(_create, here / "secret", 0o600)
@@ -53,7 +53,7 @@ def check_mode_of_directory_is_exact(here: Path) -> None:
 
 
 def check_mode_000_stays_open(here: Path) -> None:
-    """The creator's descriptor works whatever the mode says."""
+    """The creator's descriptor works whatever the mode."""
     os.chmod(here, 0o777)
 
     def as_user() -> bytes:
@@ -66,7 +66,7 @@ def check_mode_000_stays_open(here: Path) -> None:
 
 
 def check_readonly_mode_with_writable_fd(here: Path) -> None:
-    """open(O_CREAT|O_RDWR, 0444) is how git writes objects, and NFS-like servers break it."""
+    """git writes objects with open(O_CREAT|O_RDWR, 0444); NFS-like servers get this wrong."""
     os.chmod(here, 0o777)
 
     def as_user() -> None:
@@ -120,7 +120,7 @@ def check_unmapped_owner_shows_as_overflow(here: Path) -> None:
 
 
 def check_namespace_root_is_not_root(here: Path) -> None:
-    """Capabilities in a user namespace say nothing about files whose owner it does not map."""
+    """A capability in a user namespace does not apply to files whose owner is not mapped in it."""
     make(here / "secret", b"x", 0o600)
     raises(errno.EACCES, NAMESPACE_ROOT, os.open, here / "secret", os.O_RDONLY)
     raises(errno.EACCES, NAMESPACE_ROOT, _create, here / "new", 0o644)
@@ -128,7 +128,7 @@ def check_namespace_root_is_not_root(here: Path) -> None:
 
 
 def check_namespace_root_rules_its_own(here: Path) -> None:
-    """… but over files whose owner it maps, it has them."""
+    """It does apply to files whose owner is mapped."""
     os.chmod(here, 0o777)
     make_directory(here / "own")
     os.chown(here / "own", NAMESPACE_ROOT.host_uid(5), NAMESPACE_ROOT.host_gid(5))
@@ -152,7 +152,7 @@ def check_exclusive(here: Path) -> None:
 
 
 def check_exclusive_has_one_winner(here: Path) -> None:
-    """Lock files depend on it."""
+    """Lock files rely on it."""
     import threading
 
     from ._tools import in_threads
@@ -210,7 +210,7 @@ def check_supplementary_group_may_create(here: Path) -> None:
 
 
 def check_forty_supplementary_groups(here: Path) -> None:
-    """More than the 32 that fixed-size request structures hold."""
+    """More than the 32 that request structures of a fixed size hold."""
     directory = make_directory(here / "team", 0o770)
     os.chown(directory, 0, 21039)
     crowded = Actor("crowded", UID, GID, tuple(range(21000, 21040)))
@@ -236,7 +236,7 @@ def check_setgid_directory_is_inherited(here: Path) -> None:
 
 
 def check_setgid_file_needs_membership(here: Path) -> None:
-    """A setgid program for a group the creator is not in would hand out that group."""
+    """Otherwise a setgid program could be created for a group that its creator is not in."""
     team = make_directory(here / "team", 0o777)
     os.chown(team, 0, 29999)
     os.chmod(team, 0o2777)
@@ -270,7 +270,7 @@ def check_mknod_regular_file(here: Path) -> None:
 
 
 def check_tmpfile(here: Path) -> None:
-    """O_TMPFILE: nameless, then linked into place."""
+    """O_TMPFILE: created without a name, then linked."""
     with umask(0o022), opened(here, os.O_RDWR | syscalls.O_TMPFILE, 0o666) as fd:
         equal(os.fstat(fd).st_nlink, 0)
         equal(os.listdir(here), [])
@@ -319,7 +319,7 @@ def check_parent_times_change(here: Path) -> None:
 
 
 def check_default_acl_replaces_umask(here: Path) -> None:
-    """With a default ACL the umask does not apply (acl(5)): only a server that sees the raw mode can do it."""
+    """With a default ACL the umask does not apply (acl(5)): that needs a server that sees the raw mode."""
     from ._acl import DEFAULT, acl, set_acl
 
     set_acl(here, DEFAULT, acl(user=7, group=7, other=4, mask=7, users={UID: 7}))
@@ -346,7 +346,7 @@ def check_default_acl_is_inherited(here: Path) -> None:
 
 
 def check_fsuid_counts(here: Path) -> None:
-    """NFS servers and the like change only their filesystem ids."""
+    """NFS servers, for example, change only their filesystem ids."""
     os.chmod(here, 0o777)
 
     def as_fsuid() -> None:
@@ -360,7 +360,7 @@ def check_fsuid_counts(here: Path) -> None:
 
 
 def check_create_follows_new_group_of_parent(here: Path) -> None:
-    """A cached parent must not decide the group of what is created after a chown."""
+    """A cached parent must not decide the group of files created after a chown."""
     os.chmod(here, 0o2777)
     for group in (GROUPS[0], 29998, GROUPS[1]):
         os.chown(here, 0, group)

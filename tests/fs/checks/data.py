@@ -20,7 +20,7 @@ CREATE = os.O_CREAT | os.O_RDWR
 
 
 def _pattern(size: int, seed: int = 1) -> bytes:
-    """Bytes in which every position can be told from its neighbours."""
+    """Bytes in which every position differs from its neighbours."""
     import random
 
     return random.Random(seed).randbytes(size)
@@ -87,7 +87,7 @@ def check_truncate_errors(here: Path) -> None:
         os.truncate(here / "f", (1 << 63) - 1)
     except OSError as error:
         equal(error.errno, errno.EFBIG)
-    else:  # tmpfs takes all that fits in a signed number
+    else:  # tmpfs accepts everything that fits in a signed number
         equal(os.stat(here / "f").st_size, (1 << 63) - 1)
 
 
@@ -206,7 +206,7 @@ def check_mmap_sees_growth(here: Path) -> None:
 
 
 def check_direct_io(here: Path) -> None:
-    """O_DIRECT in the caller's open; a server-side read with its own buffers must not inherit it."""
+    """The caller opens with O_DIRECT; the server's reads use buffers of their own and must not inherit it."""
     try:
         fd = os.open(here / "f", CREATE | os.O_DIRECT)
     except OSError as error:
@@ -226,7 +226,7 @@ def check_direct_io(here: Path) -> None:
 
 
 def check_direct_and_buffered_and_mapped_agree(here: Path) -> None:
-    """What the paper's CntrFS could not do (xfstests generic/391)."""
+    """The paper's CntrFS could not do this (xfstests generic/391)."""
     make(here / "f", b"0" * 8192)
     try:
         direct = os.open(here / "f", os.O_RDWR | os.O_DIRECT)
@@ -249,7 +249,7 @@ def check_direct_and_buffered_and_mapped_agree(here: Path) -> None:
 
 
 def check_file_size_limit(here: Path) -> None:
-    """RLIMIT_FSIZE is the caller's, not the server's (xfstests generic/228)."""
+    """The caller's RLIMIT_FSIZE counts, not the server's (xfstests generic/228)."""
 
     def body() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -272,7 +272,7 @@ def check_file_size_limit_sends_the_signal(here: Path) -> None:
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores this signal
         with opened(here / "f", CREATE) as fd:
             os.pwrite(fd, b"x", 200)
 
@@ -303,7 +303,7 @@ def check_writers_in_threads(here: Path) -> None:
 
 
 def check_reader_follows_a_growing_file(here: Path) -> None:
-    """tail -f: each read sees what was written just before, through another descriptor."""
+    """tail -f: each read sees what was just written through another descriptor."""
     make(here / "log")
     with opened(here / "log") as reader, opened(here / "log", os.O_WRONLY | os.O_APPEND) as writer:
         for number in range(200):
@@ -348,7 +348,7 @@ def check_epoll_refuses_regular_files(here: Path) -> None:
 
 
 def check_copies_survive_cache_drop(here: Path, behind: Path) -> None:
-    """What was written is what the disk has, when neither side's page cache can help."""
+    """What was written is on the disk, and neither side's page cache is needed to read it."""
     data = _pattern(1 << 20, seed=3)
     make(here / "f", data)
     for path in (here / "f", behind / "f"):

@@ -27,7 +27,7 @@ def check_hard_link_is_the_same_file(here: Path) -> None:
 
 
 def check_link_count_everywhere_at_once(here: Path) -> None:
-    """The count is the inode's: every name shows a change made by any other."""
+    """The link count is the inode's: every name shows a change made through any other."""
     make(here / "a")
     os.link(here / "a", here / "b")
     for name in "ab":
@@ -52,7 +52,7 @@ def check_file_lives_under_its_other_name(here: Path) -> None:
 
 
 def check_first_name_taken_by_another_file(here: Path) -> None:
-    """A server that finds inodes by their first path serves the wrong file."""
+    """A server that finds inodes by their first path would serve the wrong file."""
     make(here / "a", b"original")
     os.link(here / "a", here / "b")
     os.stat(here / "b")
@@ -106,7 +106,7 @@ def check_hard_links_to_special_files(here: Path) -> None:
 
 
 def check_link_by_fd(here: Path) -> None:
-    """linkat(AT_EMPTY_PATH) and /proc/self/fd name the open file, not the path it was opened by."""
+    """linkat(AT_EMPTY_PATH) and /proc/self/fd link the open file, not the path it was opened by."""
     make(here / "a", b"open")
     with opened(here / "a") as fd:
         os.rename(here / "a", here / "b")
@@ -195,7 +195,7 @@ def check_symlink_chain_of_forty(here: Path) -> None:
 
 
 def check_symlink_replaced(here: Path) -> None:
-    """Cached link texts must not survive unlink + symlink under the same name."""
+    """A cached link target must not survive unlink and symlink of the same name."""
     for number in range(20):
         make(here / f"target{number}", f"{number}".encode())
         os.symlink(f"target{number}", here / "new")
@@ -212,7 +212,7 @@ def check_readlink_keeps_mtime(here: Path) -> None:
 
 
 def check_directory_symlink_permissions(here: Path) -> None:
-    """A symlink's own mode grants nothing: the target's counts."""
+    """A symlink's own mode grants nothing: the target's mode counts."""
     secret = make_directory(here / "secret", 0o700)
     make(secret / "f")
     os.symlink("secret/f", here / "way-in")

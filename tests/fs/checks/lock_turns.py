@@ -1,4 +1,6 @@
-"""Locks of several: who waits, who goes, who closes another descriptor meanwhile; one exclusive owner at a time."""
+"""Locks of several processes: who waits, who continues, who closes another descriptor; one
+exclusive owner at a time.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ def check_flock_ends_while_others_have_the_file_open(here: Path) -> None:
 
 
 def check_flock_is_converted(here: Path) -> None:
-    """Converting gives the old lock up first: who fails to convert has none."""
+    """A conversion releases the old lock first: if it fails, no lock is left."""
     make(here / "f")
     with opened(here / "f") as one, opened(here / "f") as two:
         fcntl.flock(one, fcntl.LOCK_SH)
@@ -54,7 +56,9 @@ def check_flock_is_converted(here: Path) -> None:
 
 
 def check_waiting_posix_lock_outlives_a_close(here: Path) -> None:
-    """One thread waits, another closes a descriptor of the file: what goes are the locks held, not the one awaited."""
+    """One thread waits, another closes a descriptor of the file: held locks are released, the
+    awaited one is not cancelled.
+    """
     make(here / "f")
     take = lambda: _lock(os.open(here / "f", os.O_RDWR), fcntl.F_SETLK, fcntl.F_WRLCK, 0, 10)  # noqa: E731
     holder = _Holder(take)
@@ -95,14 +99,14 @@ def check_waiting_posix_lock_outlives_a_close(here: Path) -> None:
 
 
 def check_one_exclusive_owner_at_a_time(here: Path) -> None:
-    """Many processes and threads take turns at a counter, closing other descriptors all the while."""
+    """Many processes and threads take turns at a counter, and close other descriptors all the time."""
     make(here / "counter", b"0")
 
     def work() -> None:
         def turns(number: int) -> None:
             for _ in range(15):
                 fd = os.open(here / "counter", os.O_RDWR)
-                _lock(fd, fcntl.F_OFD_SETLKW, fcntl.F_WRLCK, 0, 0)  # threads exclude each other too
+                _lock(fd, fcntl.F_OFD_SETLKW, fcntl.F_WRLCK, 0, 0)  # threads, too
                 value = int(os.pread(fd, 20, 0))
                 os.close(os.open(here / "counter", os.O_RDONLY))
                 os.pwrite(fd, b"%d" % (value + 1), 0)
@@ -117,7 +121,9 @@ def check_one_exclusive_owner_at_a_time(here: Path) -> None:
 
 
 def check_locks_of_a_forked_process(here: Path) -> None:
-    """POSIX locks are not inherited, flock(2) and OFD locks are shared: the child's close takes nothing from the parent."""
+    """POSIX locks are not inherited; flock(2) and OFD locks are shared: a child's close releases
+    none of its parent's locks.
+    """
     make(here / "f", b"x" * 100)
     with opened(here / "f", os.O_RDWR) as fd, opened(here / "f", os.O_RDWR) as other:
         _lock(fd, fcntl.F_SETLK, fcntl.F_WRLCK, 0, 10)
@@ -143,7 +149,7 @@ def check_locks_of_a_forked_process(here: Path) -> None:
 
 
 def check_lock_is_free_when_close_has_returned(here: Path) -> None:
-    """For who asks by another processor, too: `flock -n 9 …` twice in a row."""
+    """For a process on another processor, too: `flock -n 9 …` twice in a row."""
     make(here / "f", b"x" * 100)
     processors = os.sched_getaffinity(0)
     taken, probe = (struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 10, 0) for _ in range(2))
@@ -192,7 +198,7 @@ def check_killed_waiter_takes_nothing(here: Path) -> None:
 
 
 def check_posix_deadlock_of_two(here: Path) -> None:
-    """Each waits for the other: one of them is told EDEADLK, and the other gets its lock when that one ends."""
+    """Each waits for the other: one gets EDEADLK, and the other its lock once the first ends."""
     for name in ("a", "b"):
         make(here / name)
     told, tell = os.pipe()
@@ -219,7 +225,7 @@ def check_posix_deadlock_of_two(here: Path) -> None:
 
 
 def check_ten_who_wait(here: Path) -> None:
-    """A queue of them, served one after the other."""
+    """They are served one after the other."""
     make(here / "f")
     take = lambda: fcntl.flock(os.open(here / "f", os.O_RDWR), fcntl.LOCK_EX)  # noqa: E731
     holder = _Holder(take)
@@ -250,7 +256,7 @@ def check_waiting_for_a_lock_of_the_backing_tree(here: Path, behind: Path) -> No
 
 
 def check_written_file_can_be_run_behind(here: Path, behind: Path) -> None:
-    """Being open for writing ends with the close, although another has the file open (ETXTBSY)."""
+    """It is no longer open for writing after the close, although another process has it open (ETXTBSY)."""
     program = behind / "program"
     fd = os.open(here / "program", os.O_WRONLY | os.O_CREAT, 0o755)
     with opened(here / "program"):

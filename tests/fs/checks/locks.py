@@ -1,4 +1,4 @@
-"""flock(2), POSIX and open-file-description locks: between processes, and with processes on the backing tree."""
+"""flock(2), POSIX and open-file-description locks: between processes, and with processes in the backing tree."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _FLOCK = struct.Struct("hhqqi4x")
 
 
 def _lock(fd: int, command: int, kind: int, start: int, length: int) -> tuple[int, int, int, int]:
-    """fcntl with struct flock; (type, start, length, pid) as the kernel answers."""
+    """fcntl(2) with a struct flock; (type, start, length, pid) as the kernel returns them."""
     answer = fcntl.fcntl(fd, command, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
     kind, _whence, start, length, pid = _FLOCK.unpack(answer)
     return kind, start, length, pid
 
 
 def _take(path: Path, way: str) -> None:
-    """Open the file and wait for its lock, by flock(2) or as POSIX has it."""
+    """Open the file and wait for a lock on it, by flock(2) or POSIX."""
     fd = os.open(path, os.O_RDWR)
     if way == "flock":
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -36,7 +36,7 @@ def _take(path: Path, way: str) -> None:
 
 
 class _Holder:
-    """A child that holds a lock until told to go."""
+    """A child that holds a lock until told to exit."""
 
     def __init__(self, take: object) -> None:
         assert callable(take)
@@ -55,7 +55,7 @@ class _Holder:
         os.close(ready)
 
     def release(self) -> None:
-        os.write(self._go, b"x")  # not only close: a later child may hold a copy of this end
+        os.write(self._go, b"x")  # closing is not enough: a later child may have a copy of this end
         self.forget()
         finished(self.pid)
 
@@ -65,7 +65,7 @@ class _Holder:
 
 
 def _is_free(fd: int, what: str) -> None:
-    """WHAT can be had by flock(2), at once or soon."""
+    """Whether flock(2) succeeds on WHAT, at once or soon."""
     wait_until(lambda: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB) is None, what, 5, passing=OSError)
 
 
@@ -130,7 +130,7 @@ def check_posix_lock_ranges(here: Path) -> None:
 
 
 def check_posix_lock_ends_with_any_close(here: Path) -> None:
-    """POSIX's own trap: closing any descriptor of the file drops the process's locks."""
+    """POSIX's trap: closing any descriptor of the file releases all of the process's locks."""
     make(here / "f")
     with opened(here / "f", os.O_RDWR) as fd:
         _lock(fd, fcntl.F_SETLK, fcntl.F_WRLCK, 0, 0)
@@ -172,7 +172,7 @@ def check_waiting_lock_is_granted(here: Path) -> None:
         waiter = child(take)
         time.sleep(0.1)
         equal(os.waitpid(waiter, os.WNOHANG), (0, 0), f"{way}: the second process waits")
-        # a server that waits inside the call would answer nobody now
+        # A server that waits inside the call would answer nobody now.
         make(here / f"{way}-meanwhile", b"served")
         equal((here / f"{way}-meanwhile").read_bytes(), b"served")
         holder.release()
@@ -241,7 +241,7 @@ def check_dead_process_leaves_no_lock(here: Path) -> None:
 
 
 def check_read_lock_of_a_reader(here: Path) -> None:
-    """By a file that is open for reading alone, whose close the kernel may not tell the server of: it keeps writers waiting, and ends."""
+    """Of a file opened read-only, whose close the kernel may not report to the server: it blocks writers, and ends."""
     make(here / "f")
 
     def take() -> None:
@@ -266,7 +266,7 @@ def check_read_lock_of_a_reader(here: Path) -> None:
 
 
 def check_read_lock_ends_with_its_owner(here: Path) -> None:
-    """Although a child has the same open file, and whatever it is open for: fcntl(2) gives a child none of its parent's locks."""
+    """Although a child has the same open file, whatever its mode: fcntl(2) locks are not inherited."""
     make(here / "f")
     reader = os.open(here / "f", os.O_RDONLY)
     told, tell = os.pipe()
@@ -291,7 +291,7 @@ def check_read_lock_ends_with_its_owner(here: Path) -> None:
 
 
 def check_posix_deadlock_is_found(here: Path) -> None:
-    """EDEADLK, or at least no hang: the waiter below gives up by alarm."""
+    """EDEADLK, or at least no hang: an alarm ends the wait below."""
     make(here / "f", b"x" * 10)
 
     def take() -> None:
@@ -307,7 +307,7 @@ def check_posix_deadlock_is_found(here: Path) -> None:
 
 
 def check_flock_excludes_the_backing_tree(here: Path, behind: Path) -> None:
-    """A lock local to the mount lets two databases write one file."""
+    """If locks were local to the mount, two databases could write the same file."""
     make(here / "f")
     with opened(here / "f", os.O_RDWR) as mine, opened(behind / "f", os.O_RDWR) as below:
         fcntl.flock(mine, fcntl.LOCK_EX)

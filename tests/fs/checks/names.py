@@ -1,4 +1,4 @@
-"""Names and directories: what may be a name, and what a listing owes its reader."""
+"""Names and directories: which names are valid, and what a listing guarantees its reader."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def check_path_of_4095_bytes(here: Path) -> None:
 
 
 def check_deeper_than_path_max(here: Path) -> None:
-    """Reached step by step: a server that builds paths fails here."""
+    """Reached one directory at a time: a server that builds paths fails here."""
     fd = os.open(here, os.O_RDONLY | os.O_DIRECTORY)
     for _ in range(40):
         os.mkdir("d" * 200, dir_fd=fd)
@@ -122,7 +122,7 @@ def check_five_thousand_entries(here: Path) -> None:
 
 
 def check_seek_in_directory(here: Path) -> None:
-    """telldir/seekdir: an offset that was given leads back to the entry after it."""
+    """telldir/seekdir: an offset that was returned leads back to the entry after it."""
     for number in range(300):
         os.mkdir(here / f"entry-{number:03d}")
     with opened(here, os.O_RDONLY | os.O_DIRECTORY) as fd:
@@ -152,7 +152,7 @@ def check_rewind_sees_new_entries(here: Path) -> None:
 
 
 def check_removal_while_reading(here: Path) -> None:
-    """rm -r reads and removes in turns: each entry once, none skipped."""
+    """rm -r alternates reading and removing: every entry is seen once, none is skipped."""
     for number in range(2000):
         os.close(os.open(here / f"entry-{number:05d}", os.O_CREAT | os.O_WRONLY, 0o600))
     seen: list[bytes] = []
@@ -246,7 +246,7 @@ def check_unlink_errors(here: Path) -> None:
 
 
 def check_directory_link_count(here: Path) -> None:
-    """Tools such as find count on it: 2 + subdirectories (or constantly 1, as on btrfs)."""
+    """Tools such as find rely on it: 2 + subdirectories (or always 1, as on btrfs)."""
     base = os.stat(here).st_nlink
     os.mkdir(here / "a")
     os.mkdir(here / "b")
@@ -281,7 +281,7 @@ def check_lookup_of_negative_then_created(here: Path) -> None:
 
 
 def check_recreated_file_is_new(here: Path) -> None:
-    """The inode number may be used again at once; nothing else of the old file may."""
+    """The inode number may be reused at once, but nothing else of the old file."""
     for turn in range(30):
         path = make(here / "f", b"x" * turn, 0o600 + turn % 8)
         found = os.stat(path)

@@ -1,4 +1,4 @@
-"""Open files: they outlive their names, modes and owners, and each open has its own flags."""
+"""Open files outlive their names, modes and owners, and each open has its own flags."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def check_unlinked_file_takes_every_fd_call(here: Path) -> None:
 
 
 def check_unlinked_file_opened_read_only_is_changed_through_fd(here: Path) -> None:
-    """fchmod and futimens need no write access of the descriptor."""
+    """fchmod and futimens do not need a writable descriptor."""
     make(here / "f", b"x")
     with opened(here / "f", os.O_RDONLY) as fd:
         os.unlink(here / "f")
@@ -101,7 +101,7 @@ def check_unlinked_hundred_at_once(here: Path) -> None:
 
 
 def check_flags_belong_to_each_open(here: Path) -> None:
-    """One backing descriptor shared by all opens fails one of these."""
+    """A server that shares one backing descriptor among all opens fails one of these."""
     make(here / "f", b"0123456789")
     with (
         opened(here / "f", os.O_RDONLY) as reader,
@@ -199,7 +199,7 @@ def check_descriptor_outlives_permission(here: Path) -> None:
 
 
 def check_descriptor_outlives_owner(here: Path) -> None:
-    """A descriptor opened by root, used after dropping privileges: credentials are those of the open."""
+    """A descriptor opened by root, used after dropping privileges: the credentials of the open count."""
     make(here / "f", b"x" * 10, 0o600)
 
     def body() -> bytes:
@@ -259,7 +259,7 @@ def check_exec_from_here(here: Path) -> None:
 
 
 def check_text_busy(here: Path) -> None:
-    """A program being written cannot be run."""
+    """A program that is open for writing cannot be run."""
     import subprocess
 
     with open("/bin/true", "rb") as source:
@@ -270,7 +270,7 @@ def check_text_busy(here: Path) -> None:
 
 
 def check_running_program_keeps_its_content(here: Path) -> None:
-    """However it is opened to be truncated, also for reading alone: an error that comes too late has destroyed it."""
+    """However it is opened for truncation, even read-only: if the error came too late, the content would be lost."""
     import subprocess
 
     program = make(here / "sleep", Path("/bin/sleep").read_bytes(), 0o755)
@@ -305,7 +305,7 @@ def check_three_hundred_open_files(here: Path) -> None:
 
 
 def check_exclusive_open_by_two_users(here: Path) -> None:
-    """Opens of one file by callers with different rights must not lend each other theirs."""
+    """Opens of one file by callers with different rights must not share them."""
     make(here / "f", b"secret", 0o640)
     os.chown(here / "f", UID, GID)
     with opened(here / "f", os.O_RDWR):

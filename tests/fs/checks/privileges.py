@@ -1,4 +1,4 @@
-"""Capabilities one by one, search permission, and groups: the kernel's decision must not become the server's."""
+"""Each capability, search permission, and groups: the kernel must decide, not the server."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def check_groups_of_a_user_namespace(here: Path) -> None:
     equal(NAMESPACE_USER(lambda: (here / "f").read_bytes()), b"x")
     os.chown(here / "f", 0, NAMESPACE_USER.host_gid(10))
     raises(errno.EACCES, NAMESPACE_USER, os.open, here / "f", os.O_RDONLY)
-    os.chown(here / "f", 0, 9)  # the same number outside is another group
+    os.chown(here / "f", 0, 9)  # outside, the same number is another group
     raises(errno.EACCES, NAMESPACE_USER, os.open, here / "f", os.O_RDONLY)
 
 
@@ -153,7 +153,7 @@ def check_groups_changed_by_the_caller(here: Path) -> None:
 
 
 def check_same_file_many_callers(here: Path) -> None:
-    """Decisions alternate between callers: none inherits the other's."""
+    """Decisions alternate between callers: none inherits another's."""
     make(here / "f", b"x", 0o600)
     os.chown(here / "f", UID, GID)
     for _ in range(10):
@@ -183,7 +183,7 @@ def check_unlink_needs_the_directory_not_the_file(here: Path) -> None:
 
 
 def check_writing_takes_what_it_takes(here: Path) -> None:
-    """File capabilities go whoever writes; set-id bits beside them stay where the writer has CAP_FSETID."""
+    """File capabilities are cleared whoever writes; set-id bits stay if the writer has CAP_FSETID."""
     capability = b"\x01\x00\x00\x02\x00\x20" + bytes(14)  # struct vfs_cap_data: cap_net_raw=ep
     for name, writer, mode in (
         ("by-root", Actor("root"), 0o6755),

@@ -83,7 +83,7 @@ def check_onto_itself_and_hard_link(here: Path) -> None:
 
 
 def check_parent_moves_with_its_children(here: Path) -> None:
-    """Paths as inodes break here: everything below an already known directory moves."""
+    """Inodes that are paths fail here: everything below an already known directory moves."""
     os.makedirs(here / "a" / "b" / "c")
     make(here / "a" / "b" / "c" / "f", b"deep")
     os.stat(here / "a" / "b" / "c" / "f")
@@ -176,7 +176,7 @@ def check_permissions(here: Path) -> None:
 
 
 def check_atomic_for_readers(here: Path) -> None:
-    """While one process replaces a file by rename, a reader never finds it missing or torn."""
+    """While one process replaces a file by rename, a reader never finds it missing or partial."""
     make(here / "f", b"0" * 1000)
 
     def write() -> None:
@@ -224,7 +224,7 @@ def check_exchange_across_directories(here: Path) -> None:
 
 
 def check_whiteout(here: Path) -> None:
-    """What overlayfs needs of its upper layer: a 0:0 character device stays behind."""
+    """overlayfs needs it of its upper layer: a character device 0:0 is left in place."""
     make(here / "a", b"a")
     _flagged(here / "a", here / "b", syscalls.RENAME_WHITEOUT)
     found = os.lstat(here / "a")
@@ -242,7 +242,7 @@ def check_bad_flags(here: Path) -> None:
 
 
 def check_cycle_of_directories_by_two_processes(here: Path) -> None:
-    """a → b/a and b → a/b at once must never make a loop, and never hang."""
+    """a → b/a and b → a/b at the same time must never make a loop or hang."""
     for _ in range(20):
         os.mkdir(here / "a")
         os.mkdir(here / "b")
@@ -273,5 +273,5 @@ def check_many_moves_keep_one_inode(here: Path) -> None:
 
 
 def _flagged(old: Path, new: Path, flags: int) -> None:
-    """renameat2; EINVAL on the plain directory means that the backing filesystem has no such flag."""
+    """renameat2; EINVAL on the plain directory means that the backing filesystem lacks the flag."""
     unsupported_if(NO_SUCH_OPERATION, "renameat2 flags", syscalls.renameat2, old, new, flags)

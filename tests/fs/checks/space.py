@@ -42,7 +42,7 @@ def check_fallocate_keeps_size(here: Path) -> None:
 
 
 def check_posix_fallocate(here: Path) -> None:
-    """glibc writes a byte per block where the kernel has no fallocate: the result must be the same."""
+    """If the kernel lacks fallocate, glibc writes one byte to each block: the result must be the same."""
     with opened(here / "f", CREATE) as fd:
         os.write(fd, b"begin")
         os.posix_fallocate(fd, 0, 100000)
@@ -127,7 +127,7 @@ def check_seek_data_and_hole(here: Path) -> None:
 
 
 def check_what_was_just_written_is_no_hole(here: Path) -> None:
-    """Whoever copies sparse files by SEEK_DATA must find it, on the disk or not."""
+    """Programs that copy sparse files by SEEK_DATA must find it, whether it is on the disk or not."""
     block = 1 << 20
     with opened(here / "f", CREATE) as fd, opened(here / "f") as reader:
         os.ftruncate(fd, 4 * block)
@@ -158,7 +158,7 @@ def check_copy_file_range(here: Path) -> None:
 
 
 def check_copy_file_range_to_and_from_elsewhere(here: Path, behind: Path) -> None:
-    """Between the mount and its backing filesystem: either it works, or EXDEV and cp copies."""
+    """Between the mount and its backing filesystem: either it works, or cp copies after EXDEV."""
     make(here / "in", b"content" * 100)
     with opened(here / "in") as source, opened(behind / "out", CREATE) as target:
         try:
@@ -170,7 +170,7 @@ def check_copy_file_range_to_and_from_elsewhere(here: Path, behind: Path) -> Non
 
 
 def check_reflink_is_answered(here: Path) -> None:
-    """cp --reflink=auto must get an error it understands where there are no reflinks."""
+    """cp --reflink=auto must get an error that it understands if there are no reflinks."""
     make(here / "in", b"x" * 8192)
     with opened(here / "in") as source, opened(here / "out", CREATE) as target:
         try:

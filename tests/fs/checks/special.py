@@ -16,7 +16,7 @@ from ._tools import Unsupported, child, equal, finished, make, make_directory, o
 
 
 def _in_directory(directory: Path, function: object) -> None:
-    """Socket addresses hold 107 bytes: bind and connect by relative names."""
+    """Socket addresses are limited to 107 bytes: bind and connect by relative names."""
 
     def body() -> None:
         os.chdir(directory)
@@ -95,7 +95,7 @@ def check_unix_socket_permissions(here: Path) -> None:
 
 
 def check_unix_socket_from_the_backing_tree(here: Path, behind: Path) -> None:
-    """A server listens on the host's path, a client connects through the mount: the case of /run/*.sock."""
+    """A server listens on the host's path and a client connects through the mount, as with /run/*.sock."""
     ready, tell = os.pipe()
     stop_read, stop = os.pipe()
 
@@ -200,7 +200,7 @@ def check_inotify_of_own_changes(here: Path) -> None:
 
 
 def check_inotify_at_the_backing_tree(here: Path, behind: Path) -> None:
-    """A watcher on the host sees what is done through the mount."""
+    """A watch on the host sees what is done through the mount."""
     watch = syscalls.Inotify(behind, syscalls.IN_CREATE | syscalls.IN_DELETE | syscalls.IN_MODIFY)
     try:
         make(here / "f", b"x")
@@ -215,7 +215,7 @@ def check_inotify_at_the_backing_tree(here: Path, behind: Path) -> None:
 
 
 def check_inotify_of_backing_changes(here: Path, behind: Path) -> None:
-    """A watcher inside the mount sees what is done on the host."""
+    """A watch inside the mount sees what is done on the host."""
     watch = syscalls.Inotify(here, syscalls.IN_CREATE | syscalls.IN_DELETE)
     seen: set[bytes] = set()
 
@@ -237,7 +237,7 @@ def _handle(path: Path) -> bytes:
 
 
 def check_file_handle_opens_the_file(here: Path) -> None:
-    """open_by_handle_at, what NFS export needs (xfstests generic/426)."""
+    """open_by_handle_at, which NFS export needs (xfstests generic/426)."""
     make(here / "f", b"content")
     make_directory(here / "d")
     handle, directory = _handle(here / "f"), _handle(here / "d")
@@ -261,7 +261,7 @@ def check_file_handle_of_removed_file_is_stale(here: Path) -> None:
         os.close(syscalls.open_by_handle(mount, handle, os.O_RDONLY))
         os.unlink(here / "f")
         for number in range(20):
-            make(here / f"new{number}", b"impostor")  # likely to take the inode number over
+            make(here / f"new{number}", b"impostor")  # likely to reuse the inode number
         raises(errno.ESTALE, syscalls.open_by_handle, mount, handle, os.O_RDONLY)
 
 

@@ -1,4 +1,4 @@
-"""Load, races and calls that no filesystem answers: nothing may hang, tear, or end the mount."""
+"""Load, races and calls that no filesystem answers: nothing may hang, return torn data, or end the mount."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def check_threads_making_and_removing(here: Path) -> None:
 
 
 def check_processes_fighting_for_the_same_names(here: Path) -> None:
-    """Errors of a lost race are fine; anything else is not."""
+    """Errors of a lost race are fine; any others are not."""
     lost = (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR, errno.ESTALE, errno.EINVAL)
 
     def fight(seed: int) -> None:
@@ -106,7 +106,9 @@ def check_killed_in_the_middle(here: Path) -> None:
 
 
 def check_signals_during_calls(here: Path) -> None:
-    """FUSE turns a signal into an INTERRUPT request: regular files must not show EINTR or short counts for it."""
+    """FUSE turns a signal into an INTERRUPT request: regular files must not return EINTR or short
+    counts because of it.
+    """
 
     def busy() -> None:
         hits = 0
@@ -158,7 +160,7 @@ def check_wide_tree(here: Path) -> None:
 
 
 def check_walk_during_removal(here: Path) -> None:
-    """Entries vanish between readdir and lookup."""
+    """Entries disappear between readdir and lookup."""
     for number in range(500):
         make(here / f"{number}")
 
@@ -176,7 +178,7 @@ def check_walk_during_removal(here: Path) -> None:
 
 
 def check_programs_of_every_day(here: Path) -> None:
-    """tar, cp -a, rsync-like comparison: the tree that comes out is the tree that went in."""
+    """tar, cp -a and an rsync-like comparison: the resulting tree equals the original."""
     import subprocess
 
     source = here / "source"
@@ -202,7 +204,7 @@ def check_programs_of_every_day(here: Path) -> None:
                 info = os.lstat(path)
                 linked = info.st_nlink if name != "." else 0
                 size = info.st_size if name != "." else 0
-                mtime = info.st_mtime_ns // 10**9  # tar's default format keeps whole seconds
+                mtime = info.st_mtime_ns // 10**9  # tar's default format stores whole seconds
                 found[os.path.relpath(path, top)] = (info.st_mode, info.st_uid, info.st_gid, size, linked, mtime)
         return found
 
@@ -213,7 +215,7 @@ def check_programs_of_every_day(here: Path) -> None:
 
 
 def check_database(here: Path) -> None:
-    """SQLite: locks, fsync, journal by rollback and by WAL with its shared memory map."""
+    """SQLite: locks, fsync, rollback journal, and WAL with its shared mapping."""
     import sqlite3
 
     for mode in ("delete", "wal"):

@@ -114,7 +114,7 @@ def check_not_on_symlinks_and_special_files(here: Path) -> None:
 
 
 def check_trusted_on_a_symlink(here: Path) -> None:
-    """trusted.* belongs to the link itself, whatever it points to (overlayfs and rsync --fake-super use it)."""
+    """trusted.* attributes belong to the link itself, not to its target (overlayfs and rsync --fake-super use this)."""
     os.symlink("nowhere", here / "s")
     try:
         os.setxattr(here / "s", "trusted.a", b"1", follow_symlinks=False)
@@ -159,14 +159,16 @@ def check_security_attributes(here: Path) -> None:
 
 
 def _bpf_answers_for_the_capability() -> bool:
-    """Before Linux 6.10 security_inode_setxattr() asks for CAP_SYS_ADMIN only where no module has a hook; the BPF LSM has empty ones."""
+    """Before Linux 6.10, security_inode_setxattr() checks CAP_SYS_ADMIN only if no module has a
+    hook; the BPF LSM has empty hooks.
+    """
     modules = Path("/sys/kernel/security/lsm")
     old = tuple(map(int, platform.release().split(".")[:2])) < (6, 10)
     return old and modules.exists() and "bpf" in modules.read_text().split(",")
 
 
 def check_file_capabilities(here: Path) -> None:
-    """security.capability is set by root, and lost on a write."""
+    """security.capability is set by root, and cleared by a write."""
     value = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
     path = make(here / "f", b"program", 0o777)
     _set(path, "security.capability", value)
@@ -248,7 +250,7 @@ def check_acl_belongs_to_the_owner(here: Path) -> None:
 
 
 def check_acl_setting_clears_setgid_for_strangers(here: Path) -> None:
-    """posix_acl_update_mode: an owner outside the group loses S_ISGID (xfstests generic/375)."""
+    """posix_acl_update_mode: S_ISGID is cleared if the owner is not in the group (xfstests generic/375)."""
     path = make(here / "f")
     os.chown(path, UID, 29999)
     os.chmod(path, 0o2755)
@@ -265,7 +267,7 @@ def check_bad_acls_are_refused(here: Path) -> None:
 
 
 def check_acl_ids_are_the_callers(here: Path) -> None:
-    """Inside a user namespace the ids in an ACL are its own."""
+    """In a user namespace, the ids in an ACL are the namespace's."""
     path = make(here / "f")
     os.chown(path, NAMESPACE_ROOT.host_uid(0), NAMESPACE_ROOT.host_gid(0))
     NAMESPACE_ROOT(set_acl, path, ACCESS, acl(user=6, group=4, other=4, mask=6, users={5: 6}))
