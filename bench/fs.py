@@ -50,7 +50,7 @@ class BenchedTree:
 
     def __init__(self, name: str, base: Path, argv: list[str] | None = None, options: tuple[str, ...] = ()) -> None:
         """name: with mount options for the CntrFS server after colons; argv: of another server."""
-        self.name, self.base = name, base / name.replace(":", "-")  # fio takes a colon for the end of a path
+        self.name, self.base = name, base / name.replace(":", "-")  # fio ends a path at a colon
         name, *words = name.split(":")
         self.kind, self.is_peer = name, argv is not None
         self.read_only = "as_nobody" in words or "ro" in words

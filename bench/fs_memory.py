@@ -79,9 +79,11 @@ def peak_of_find(server: Server, files: int) -> dict[str, float]:
 
 
 def measure(base: Path, bindings: list[str], files: int) -> dict[str, dict[str, float]]:
-    """Measure each binding on a tree with 1000 files per directory, and the default one on one directory with all files.
+    """Measure each binding on a tree with 1000 files per directory, and the default one on a single
+    directory with all files.
 
-    In that one pyfuse3 takes three minutes longer, and as much memory as elsewhere and a sixth.
+    On that directory pyfuse3 would take three minutes longer; it needs as much memory as on the
+    tree, and a sixth more.
     """
     found: dict[str, dict[str, float]] = {}
     for shape, per_directory in (("", PER_DIRECTORY), (", one directory", files)):

@@ -107,9 +107,8 @@ def test_bytes_pass_unchanged(cntr, machine):
 def test_stderr_is_its_own(cntr, machine):
     """stderr is not mixed into stdout."""
     result = machine.run(cntr.line("slim", "sh", "-c", "echo out; echo err >&2"))
-    said = [
-        line for line in result.stderr.splitlines() if not line.startswith("cntr: ")
-    ]  # notes about the container's owner and its capabilities
+    # Notes about the container's owner and its capabilities.
+    said = [line for line in result.stderr.splitlines() if not line.startswith("cntr: ")]
     assert (result.stdout, said) == ("out\n", ["err"])
 
 
@@ -122,9 +121,8 @@ def test_user_option(cntr):
 def test_nothing_of_the_machine_can_be_written(cntr, machine):
     """The tools' tree is read-only and belongs to nobody; the container's tree and writable shares can be written."""
     assert "Read-only" in cntr.attach("box", "touch /usr/lab-touch 2>&1; true")
-    is_idmapped = (
-        machine.run("cntr doctor | grep -q '^idmapped mounts *yes'").returncode == 0
-    )  # otherwise an empty mount covers it
+    # Otherwise an empty mount covers it.
+    is_idmapped = machine.run("cntr doctor | grep -q '^idmapped mounts *yes'").returncode == 0
     shadow = cntr.attach("box", "cat /etc/shadow 2>&1; true")
     assert "Permission denied" in shadow or (not is_idmapped and shadow == "")
     assert cntr.attach("box", f"touch {BASE}/tmp/x && rm {BASE}/tmp/x && echo yes") == "yes"

@@ -63,12 +63,15 @@ def test_policy(cli, machine):
 @pytest.mark.systemd
 @pytest.mark.once_a_box
 def test_audit_daemon(cli, machine):
-    """ausearch and journalctl show the same session, and ausearch who logged in, behind ssh and sudo, and what was refused."""
+    """ausearch and journalctl show the same session, and ausearch also who logged in before ssh and
+    sudo, and what was refused.
+    """
     machine.succeed(
         "printf '[record]\\nrequire = true\\naudit = true\\n[session]\\nforbid = [\"--privileged\"]\\n' >/etc/cntr.conf"
     )
     try:
-        assert "auditd does not run" in machine.fail("cntr attach slim -- true", status=125)  # and a record is required
+        # A record is required, too.
+        assert "auditd does not run" in machine.fail("cntr attach slim -- true", status=125)
         machine.succeed("systemctl start auditd")
         machine.wait_until_succeeds("auditctl -s | grep -q '^pid [1-9]'")
         machine.succeed("sudo cntr attach slim --reason lab-auditd -- true", user="vagrant")

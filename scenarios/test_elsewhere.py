@@ -110,9 +110,8 @@ def toolbox(machine, engine, lacking=""):
     """The command line that runs words in a toolbox container of this engine; what of it is LACKING, of FLAGS."""
     if engine.name == "docker":
         flags = FLAGS[lacking]
-        if (
-            machine.driver.name == "here" and "--privileged" in flags
-        ):  # a root with fewer capabilities can't give them all
+        # A root with fewer capabilities can't give them all.
+        if machine.driver.name == "here" and "--privileged" in flags:
             held = machine.succeed("capsh --print | sed -n 's/^Bounding set =//p'").replace("cap_", "").split(",")
             # Debian 12's Docker has no words for the newest three.
             names = [name for name in held if name not in ("perfmon", "bpf", "checkpoint_restore")]
@@ -153,9 +152,8 @@ def test_from_a_toolbox_container(cli, engine, machine):
         assert features[f"engine {'k8s' if engine.name == 'cri' else engine.name}"] == "answers"
         process = json.loads(machine.succeed(f"{inside} cntr inspect box --json"))[0]
         assert process["value"] == engine.pid("box")
-        if (
-            engine.name == "cri"
-        ):  # what `kubectl cntr` does there: one file, by the runtime's exec, and a container's whole name
+        # What `kubectl cntr` does there: one file, by the runtime's exec, and a container's whole name.
+        if engine.name == "cri":
             machine.succeed("/opt/cntr/bin/python -m cntr.remote.onefile /tmp/lab.pyz")
             machine.succeed(
                 f"{inside} sh -c 'cat >/tmp/lab.pyz; chmod 700 /tmp/lab.pyz' </tmp/lab.pyz && rm /tmp/lab.pyz"
@@ -165,7 +163,7 @@ def test_from_a_toolbox_container(cli, engine, machine):
             machine.fail(f"{far} 'exit 7'", status=7)
 
 
-@pytest.mark.not_gate  # tests/engines/test_toolbox.py does this by real Docker
+@pytest.mark.not_gate  # tests/engines/test_toolbox.py does this with a real Docker
 @pytest.mark.no_transport
 @pytest.mark.engines("docker", "cri")
 def test_what_does_not_run_from_a_toolbox(cli, engine, machine, crashing):
@@ -180,7 +178,7 @@ def test_what_does_not_run_from_a_toolbox(cli, engine, machine, crashing):
         machine.fail(f"{inside} cntr run {crashing}", status=3)
 
 
-@pytest.mark.not_gate  # tests/engines/test_toolbox.py does this by real Docker
+@pytest.mark.not_gate  # tests/engines/test_toolbox.py does this with a real Docker
 @pytest.mark.no_transport
 @pytest.mark.engines("docker", "cri")
 @pytest.mark.parametrize("lacking", [shape for shape in FLAGS if shape])

@@ -51,9 +51,8 @@ def test_apparmor_label(cntr, engine, machine):
 def test_session_is_closed_to_the_container(cntr, engine, machine):
     """The container's root can't reach the host through the session's root, working directory, exe, environment or memory."""
     bounding = machine.succeed(f"awk '/CapBnd/ {{ print $2 }}' /proc/{engine.pid('box')}/status")
-    if (
-        int(bounding, 16) >> CAP_SYS_PTRACE & 1
-    ):  # Incus gives all capabilities in a user namespace: then it can, and cntr says so
+    # Incus gives all capabilities in a user namespace: then it can, and cntr says so.
+    if int(bounding, 16) >> CAP_SYS_PTRACE & 1:
         assert "its processes can see and do what this session can" in machine.run(cntr.line("box", "true")).stderr
         return
     with machine.background(cntr.line("box", "sleep", "4646")):

@@ -73,7 +73,9 @@ LIMITS = "find /sys/fs/cgroup -path '*/cntr-stand-in-*' \\( -name memory.max -o 
 @pytest.mark.no_transport
 @pytest.mark.engines("docker")
 def test_its_limits_of_memory_and_processes(cli, machine):
-    """A session in what does not run dies of what the container would die of; its cgroup goes with it."""
+    """A session in a stopped container is killed by the limits that would kill the container; its
+    cgroup is removed with it.
+    """
     options = "--network none --memory 32m --memory-swap 32m --pids-limit 40"
     machine.succeed(f"docker create --name limited {options} lab/box:1 /bin/true")
     try:

@@ -1,4 +1,4 @@
-"""A tree with autofs mounts and a daemon of its own, as automount(8) is one."""
+"""A tree with autofs mounts and its own daemon, which does what automount(8) does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ DIRECT = 5  # autofs_ptype_missing_direct
 
 @contextlib.contextmanager
 def filled(made: Path) -> Iterator[Path]:
-    """Make a tree with ``maps``, which autofs fills, ``maps/shown`` known to be there, and ``direct``, a mount point by itself.
+    """Make a tree: ``maps``, which autofs fills, with ``maps/shown`` known to be there; and
+    ``direct``, which is a mount point itself.
 
     The daemon mounts in the mount namespace of the caller. Skips if the kernel has no autofs.
     """
@@ -53,7 +54,7 @@ def filled(made: Path) -> Iterator[Path]:
 
 
 def _daemon(made: Path, told: int) -> None:
-    """What automount(8) is: the process group that autofs asks, and that sees what is below its mounts."""
+    """The daemon: the process group that autofs asks, and that sees what is below its mounts."""
     os.setpgid(0, 0)
     packets, pipe = os.pipe()
     try:

@@ -25,7 +25,9 @@ def static_program(machine: str | None = None) -> bytes:
 
 
 def greedy_program(headers: int = 255, needed: int = 4095) -> bytes:
-    """150 kB that say they need a million libraries with names of four thousand characters: one string, named again and again."""
+    """150 kB that claim to need a million libraries with names of four thousand characters: one
+    string, named again and again.
+    """
     table = 64 + 56 * (headers + 1)
     dynamic = struct.pack("<qQ", 5, 0x1000) + struct.pack("<qQ", 1, 8) * needed + struct.pack("<qQ", 29, 8) * needed
     dynamic += struct.pack("<qQ", 10, 1 << 40)  # DT_STRSZ

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-PATIENCE_SECONDS = 20.0  # for a server's processes to leave the mount
+PATIENCE_SECONDS = 20.0  # seconds for a server's processes to leave the mount
 
 
 @contextlib.contextmanager
 def mounted(image: Path, target: Path, options: str = "loop") -> Iterator[Path]:
-    """Mount IMAGE at TARGET, which exists. It is unmounted whatever happens, lazily if somebody stays in it.
+    """Mount IMAGE at TARGET, which exists. It is always unmounted, lazily if a process still uses
+    it.
 
-    Skips where the kernel gives no loop device.
+    Skips if the kernel has no loop devices.
     """
     done = subprocess.run(
         ["mount", "-o", options, str(image), str(target)], capture_output=True, text=True, check=False

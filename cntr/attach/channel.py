@@ -72,8 +72,8 @@ class Reader:
         self.fd, self.buffer = fd, b""
 
     def frames(self) -> list[list[str]]:
-        """Return the complete frames that have arrived since the last call, at most a pipe's content: who traces the
-        session may write without end.
+        """Return the complete frames that have arrived since the last call, at most a pipe's
+        content: a tracer of the session may write without end.
         """
         for _ in range(16):
             try:

@@ -125,9 +125,8 @@ class Handler:
                     continue
                 except OSError:
                     numbers = b""
-                if (
-                    not numbers
-                ):  # the client is gone: end the command in order, so that it restores the session's terminal
+                # The client is gone: end the command in order, so that it restores the session's terminal.
+                if not numbers:
                     poll.unregister(fd)
                     signal.pidfd_send_signal(pidfd, signal.SIGTERM)
                 for number in numbers:

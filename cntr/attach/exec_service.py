@@ -22,8 +22,8 @@ HANDLERS = 64  # at once; each is a running `cntr exec`, or a client that has SI
 
 
 def run(listener: _socket.socket, target: Target, options: Options, nest: tuple[int, int], supervisor: int) -> None:
-    """Be the server process; never returns. options: the session's for its execs, and for its forwards; nest: (device,
-    inode) of its mount namespace.
+    """Be the server process; never returns. options: of the session, for its execs and for its
+    forwards; nest: (device, inode) of its mount namespace.
     """
     try:
         _become_child(supervisor, listener.fileno(), target.pidfd)

@@ -91,9 +91,8 @@ class Launcher:
 
     def _launch(self) -> None:
         target = self.identity.target
-        signal.pthread_sigmask(
-            signal.SIG_BLOCK, signal.valid_signals()
-        )  # the container may send the reaper any, from its birth on
+        # The container can send the reaper signals from its birth on.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         self.progress.now = steps.NAMESPACES
         namespaces.join(target.namespaces, "net", "ipc", "uts", "time")
         if self.root:
@@ -145,9 +144,8 @@ class Launcher:
         """Run the reaper: fork the command, collect its orphans, and end with the last of them or with the monitor."""
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
         syscalls.set_process_name(remains.REAPER)
-        if not os.read(
-            self.life_read, 1
-        ):  # wait for the launcher to end: it counts against the container's limit on processes
+        # Wait for the launcher to end: it counts against the container's limit on processes.
+        if not os.read(self.life_read, 1):
             return
         command_pid = syscalls.fork()
         if command_pid == 0:
@@ -192,7 +190,7 @@ class Launcher:
                 os.dup2(fd, number)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these two, and exec would pass that on
             signal.signal(number, signal.SIG_DFL)
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # anybody in the container may send it
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # any process in the container can send it
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         # Close-on-exec would be too late: execve(2) and chdir(2) follow links, and /proc/self/fd/N/.. would lead to
         # open directories.
@@ -226,7 +224,8 @@ class Launcher:
                 os.execve(path, self.command.argv, environment)
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-                    number = error.errno or errno.EPERM  # 0: a filter of the container's only says that it was done
+                    # 0: a seccomp filter of the container's returned success without running anything.
+                    number = error.errno or errno.EPERM
                     denied = denied or OSError(number, os.strerror(number), path)
         raise denied or FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name or "''")
 

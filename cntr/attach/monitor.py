@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 PATIENCE_SECONDS = 5.0  # how long to wait for killed processes to go; a frozen or hung one takes longer
 STEP_SECONDS = 0.01
 LOOK_SECONDS = 1.0  # between checks whether the reaper was stopped
-DEAF_SECONDS = 2.0  # for a command that was asked to end and has not handled the signal
+DEAF_SECONDS = 2.0  # seconds for a command that has been asked to end, but has not handled the signal
 ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
 
@@ -119,8 +119,9 @@ class Monitor:
         return frames_read, life_write
 
     def _await(self, launcher_pid: int) -> bool:
-        """Wait for the launcher; return whether it ended by itself. If the session is to end before, kill it: the
-        container may have frozen the cgroup that it has joined, or left it no memory.
+        """Wait for the launcher; return whether it ended by itself. If the session has to end
+        first, kill it: the container may have frozen the cgroup that it joined, or left it no
+        memory.
         """
         pidfd, poll, asked = os.pidfd_open(launcher_pid), select.poll(), False
         for fd in (pidfd, self.channel.orders_read):
@@ -136,7 +137,7 @@ class Monitor:
             asked = True
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             if not poll.poll(PATIENCE_SECONDS * 1000):
-                os._exit(1)  # version 1's freezer keeps it until it is thawed
+                os._exit(1)  # in a frozen cgroup of version 1 it dies only once thawed
         killed = os.WIFSIGNALED(os.waitpid(launcher_pid, 0)[1])
         if killed:
             for pid in remains.descendants(self.identity.proc_fd, os.getpid()):
@@ -167,15 +168,14 @@ class Monitor:
                 if not ready and self._is_deaf():
                     return 1
                 if not ready and remains.is_stopped(self.identity.proc_fd, self.reaper):
-                    remains.kill(
-                        self.identity.proc_fd, str(self.reaper), signal.SIGCONT
-                    )  # the container can stop the processes it sees
+                    # The container can stop the processes it sees.
+                    remains.kill(self.identity.proc_fd, str(self.reaper), signal.SIGCONT)
                 for fd, _ in ready:
                     if fd == frames:
                         kind, ended = self._frame(frames)
                         if kind != launcher.ENDED:
                             return self._reaper_lost()
-                        self.in_order = not self.identity.traced  # who traces the reaper writes its frames
+                        self.in_order = not self.identity.traced  # a tracer of the reaper can write its frames
                         self._report_end(ended & 0xFFFFFFFF)
                         alone = self.in_order and bool(ended & launcher.ALONE)
                         return 0
@@ -190,7 +190,7 @@ class Monitor:
             self._end_all(pidfd, alone)
 
     def _frame(self, fd: int) -> tuple[bytes, int]:
-        data = os.read(fd, launcher.RECORD)  # written at once (pipe(7)): nothing is waited for
+        data = os.read(fd, launcher.RECORD)  # written at once (pipe(7)), so this does not block
         return data[:1], int.from_bytes(data[1:], "little")
 
     def _signals(self, numbers: bytes) -> None:
@@ -206,12 +206,12 @@ class Monitor:
             self.early = []
 
     def _is_deaf(self) -> bool:
-        """Whether the command was asked to end and can't hear it, or has not even begun."""
+        """Whether the command was asked to end but cannot handle the signal, or has not even started."""
         if not self.asked_at:
             return False
         children = remains.descendants(self.identity.proc_fd, self.reaper)
         if children and not remains.is_deaf(self.identity.proc_fd, children[0], ENDING):
-            self.asked_at = 0.0  # it goes on as it likes
+            self.asked_at = 0.0  # let it go on as it likes
             return False
         return time.monotonic() > self.asked_at + DEAF_SECONDS
 

@@ -162,7 +162,7 @@ class Nest:
     def _graft_directory(self, name: str, magic: int) -> bool:
         """Mount the target's /NAME at /NAME if it is the root of a file system of that type."""
         if f"/{name}" in self.target.slow_places:
-            return False  # FUSE: only its server says what it is, and may never do so
+            return False  # FUSE: its type depends on its server, which may never answer
         try:
             resolve = IN_TARGET | syscalls.RESOLVE_NO_SYMLINKS
             fd = syscalls.openat2(self.tree_fd, name, os.O_PATH | os.O_DIRECTORY, resolve)
@@ -170,7 +170,7 @@ class Nest:
             return False
         try:
             if syscalls.filesystem_magic(fd) != magic or os.fstat(fd).st_ino != 1:
-                return False  # none, or a directory of it that is mounted there
+                return False  # nothing is mounted there, or only a directory of it
             places.place(syscalls.open_tree(fd, "", places.CLONE_ALL), f"/{name}", is_dir=True, follow=True)
             return True
         finally:

@@ -1,4 +1,4 @@
-"""A caller without root: into the user namespace of their own rootless container before all else."""
+"""A caller without root first enters the user namespace of their own rootless container."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def enter(fds: dict[str, int]) -> None:
         os.close(fd)
     rows = procfs.id_map(procfs.read("/proc/self/uid_map"))
     if not any(outside <= uid < outside + count for _, outside, count in rows):
-        # LXC maps subordinate ids only: the owner has no id there and could make no file (EOVERFLOW)
+        # LXC maps subordinate ids only: the owner has no id there and could not create a file
+        # (EOVERFLOW).
         _be_its_root()
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)

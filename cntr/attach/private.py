@@ -62,9 +62,8 @@ class Private:
             try:
                 os.chown(name, uid, gid, dir_fd=self.tree_fd)
             except OSError:
-                os.chmod(
-                    name, 0o1777, dir_fd=self.tree_fd
-                )  # an id that cannot be expressed here; the session can still use the directory
+                # An id that cannot be expressed here; the session can still use the directory.
+                os.chmod(name, 0o1777, dir_fd=self.tree_fd)
 
     def _directory(self, name: str, mode: int) -> None:
         os.mkdir(name, dir_fd=self.tree_fd)
@@ -129,7 +128,7 @@ class Private:
         return syscalls.open_tree(self.tree_fd, name, syscalls.OPEN_TREE_CLONE)
 
     def let_through(self, shares: list[str]) -> None:
-        """Let the session's user pass /root to what is shared from there. shares: their paths."""
+        """Let the session's user traverse /root to what is shared from there. shares: their paths."""
         self.shares = shares
         if self.home != "/root" and any(path.startswith("/root/") for path in shares):
             os.chmod("root", 0o711, dir_fd=self.tree_fd)

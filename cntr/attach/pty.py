@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CHUNK = 1 << 14
-LAST_READS = 64  # of a chunk each, after the session's end: more than a terminal's buffers hold
+LAST_READS = 64  # chunks to read after the session's end: more than a terminal's buffers hold
 
 
 class Pty:

@@ -26,7 +26,7 @@ CODE = (
     "import sys; sys.path[:] = {path!r}; sys.executable = {executable!r}; sys.argv[0] = {program!r}; "
     "from cntr.__main__ import main; main()"
 )
-# ld.so(8) has read it by then, and no program of ours is to see it.
+# ld.so(8) has already read it, and the programs that we start must not see it.
 RESTORE = f"import os; os.environ.pop({LIBRARY_PATH!r}); os.environ.update({{before!r}}); "
 
 
@@ -86,11 +86,13 @@ def is_read_only() -> bool:
 
 
 def _relative_libpython() -> str:
-    """The directory of the libpython that the executable finds by $ORIGIN (ld.so(8)), which neither copy has; else ""."""
+    """The directory of the libpython that the executable finds by $ORIGIN (ld.so(8)), which a copy
+    would not find; else "".
+    """
     with open("/proc/self/maps", errors="surrogateescape") as maps:
         library = next((line.split(maxsplit=5)[5].rstrip("\n") for line in maps if "/libpython" in line), "")
     if not library:
-        return ""  # the usual case: it is part of the executable
+        return ""  # usually it is part of the executable
     with open(EXECUTABLE, "rb") as file:
         return os.path.dirname(library) if b"$ORIGIN" in file.read() else ""
 

@@ -53,9 +53,11 @@ def descendants(proc_fd: int, pid: int) -> list[str]:
 
 
 def is_deaf(proc_fd: int, pid: str, numbers: tuple[int, ...]) -> bool:
-    """Whether a process leaves one of these signals pending that it does not block: it is stopped, frozen, traced, or
-    waits for what never answers. Or it has ended, and its parent does not notice. Who blocks all signals has not begun
-    to be a program (launcher.py), so for that one they count, too.
+    """Whether a process leaves one of these signals pending without blocking it.
+
+    Then it is stopped, frozen, traced, or waits for something that never answers; or it has ended,
+    and its parent does not collect it. A process that blocks all signals has not run its program
+    yet (launcher.py): there, blocked signals count, too.
     """
     try:
         fields = procfs.status(procfs.read(f"{pid}/status", proc_fd))
@@ -117,7 +119,7 @@ def orphans(proc_fd: int, pid_namespace: tuple[int, int], guard: int) -> list[st
             fields = procfs.status(procfs.read(f"{pid}/status", proc_fd))
             parents[pid], names[pid] = fields["PPid"], fields["Name"]
             if fields["State"][0] in "ZX":
-                continue  # it has ended, and is its parent's to collect, who may never do so
+                continue  # it has ended; its parent may never collect it
             if int(fields["CapAmb"], 16) & guard and fields.get("NoNewPrivs") == "1" and fields.get("Seccomp") == "2":
                 found.append(pid)
         except (OSError, KeyError, ValueError):

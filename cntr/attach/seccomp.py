@@ -24,9 +24,11 @@ PATIENCE_SECONDS = (
     3.0  # in total; a stop takes far less than a millisecond unless a thread is in an uninterruptible wait
 )
 TRACER_SECONDS = 0.5  # to wait for one tracer; other cntrs, which read the filters too, take turns with us
-LOOKS = 10  # that must show the same tracer, too: on a busy machine each may take longer than that
+LOOKS = 10  # looks that must show the same tracer, too: on a busy machine each may take longer than that
 THREAD_SECONDS = 0.5  # for one thread to stop, before the next is tried
-BUSY_SECONDS = 30.0  # for a thread that only waits for a processor: it is throttled, or the machine is overloaded
+BUSY_SECONDS = (
+    30.0  # seconds for a thread that only waits for a processor: it is throttled, or the machine is overloaded
+)
 WITHOUT = "--no-seccomp goes without it: then the program may make system calls that the container's may not"
 STRICT, FILTER = 1, 2  # /proc/PID/status, Seccomp
 _SYS_ADMIN = 1 << 21
@@ -127,7 +129,7 @@ def _in_turn(pid: int) -> bytes:
         if (found := _tracer(pid)) != tracer:
             tracer, since, looks = found, now, 0
         looks += 1
-        # a debugger, or nobody: then it is a security module
+        # A debugger; or no tracer at all: then a security module refuses.
         if looks > LOOKS and now - since > (PATIENCE_SECONDS if _is_busy(int(found), pid) else TRACER_SECONDS):
             return answer
         time.sleep(0.002)
@@ -229,11 +231,11 @@ def _stopped(tid: int) -> bool:
 
 
 def _is_busy(tracer: int, pid: int) -> bool:
-    """Whether the tracer or a thread of the process only waits for a processor, or has just been stopped."""
+    """Whether the tracer, or a thread of the process, is only waiting for a processor or has just been stopped."""
     try:
         threads = [f"/proc/{pid}/task/{tid}/stat" for tid in _threads(pid)]
     except ProcessLookupError:
-        threads = []  # the tracer finds that, too
+        threads = []  # the tracer will notice that
     return any(map(_wants_processor, [f"/proc/{tracer}/stat", *threads]))
 
 

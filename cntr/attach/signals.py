@@ -16,7 +16,7 @@ FORWARDED = (
     signal.SIGUSR2,
     signal.SIGWINCH,
 )
-STOPPING = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)  # from a terminal
+STOPPING = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)  # sent by a terminal
 END = signal.SIGRTMIN + 3  # sent by `cntr sessions end`; the C library may use 1 and 2
 WATCHED = (*FORWARDED, signal.SIGCONT, signal.SIGCHLD, END)
 

@@ -106,7 +106,8 @@ class Stdio:
             os.fchown(reading, owner, -1)  # otherwise a command with another uid could not open /dev/stdout
         except OSError:
             pass
-        from cntr.attach.relays import Input, Output  # most callers' streams are handed over, or replaced by a terminal
+        # Most callers' streams are passed on as they are, or replaced by a terminal.
+        from cntr.attach.relays import Input, Output
 
         terminal, file = kind == TERMINAL, kind == FILE
         if fd == 0:

@@ -69,7 +69,7 @@ class Outcome:
                 self.status = 128 + int(words[0])
                 self.reaper_gone = len(words) > 1
         except ValueError:
-            return  # written by who traces the session
+            return  # written by a tracer of the session
 
 
 class Supervisor:
@@ -119,7 +119,7 @@ class Supervisor:
             from cntr.audit.times import Term
 
             self.term = Term(session.limit)
-            signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # the command would run on while we are stopped
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # while we are stopped, the command would run on
         if session.recorder:
             self.stdio.copy(session.recorder.output)
             if self.pump:
@@ -259,7 +259,7 @@ class Supervisor:
                 else:
                     self._order(number)
             elif (self.pty and number in ENDING) or (self.outcome.nest is None and number not in HARMLESS):
-                self._hang_up()  # before the session has begun there is no command to pass it on to
+                self._hang_up()  # before the session has begun there is no command to send it to
             else:  # the session has another terminal, so it does not see signals that ours generates: pass them on
                 self._order(number)
                 if number in ENDING:
@@ -297,9 +297,8 @@ class Supervisor:
         self._hang_up()
 
     def _warn(self, line: str) -> None:
-        self.say(
-            f"{self.target.label}: {line}" + ("\r" if self.terminal else "")
-        )  # a terminal in raw mode needs the carriage return
+        # A terminal in raw mode needs the carriage return.
+        self.say(f"{self.target.label}: {line}" + ("\r" if self.terminal else ""))
 
     def _close_orders(self) -> None:
         """Close the orders pipe, which makes the monitor end everything."""

@@ -100,7 +100,7 @@ class Target:
             )
         self.uid_map = procfs.id_map(procfs.read("uid_map", self.proc_fd))
         self.gid_map = procfs.id_map(procfs.read("gid_map", self.proc_fd))
-        if self.impatient:  # it may block for ever; cp and forward, which have no threads, do not need it
+        if self.impatient:  # it may block for ever; cp and forward have no threads, and do not need it
             self._read_environment()
         self.lsm = self._read_lsm()
         self._check_unchanged()
@@ -124,7 +124,7 @@ class Target:
 
     def _read_environment(self) -> None:
         """Read the environment the process was started with. If it has written its title over it, use what the engine knows."""
-        try:  # it is memory of the process, which may keep that locked for ever, by a mapped file on FUSE
+        try:  # it is the process's memory, which a file on FUSE that is mapped there may lock for ever
             text = patience.bounded(lambda: procfs.read("environ", self.proc_fd))
         except TimeoutError:
             self.notes.append("the process keeps its memory locked: its variables can't be read")
@@ -163,11 +163,12 @@ class Target:
         self.slow_places: tuple[str, ...] = ()
         try:
             text = procfs.read("mountinfo", self.proc_fd, seconds=MOUNTS_SECONDS)
-        except TimeoutError:  # for a path below N stacked mounts the kernel takes N steps
+        except TimeoutError:  # a path below N stacked mounts costs the kernel N steps
             self.notes.append(f"its table of mounts can't be read within {MOUNTS_SECONDS:g} s: it has very many")
             self.slow, self.partial_proc, self.slow_places = self.impatient, True, ("/proc", "/sys")
             return
-        # Or a process of its may be asked about each open(2), and not answer (fanotify(7), FAN_OPEN_PERM).
+        # Or one of its processes is asked for permission at each open(2) and never answers
+        # (fanotify(7), FAN_OPEN_PERM).
         asked = (self.permitted | self.bounding) & CAP_SYS_ADMIN
         self.slow = self.impatient and (bool(asked) or patience.may_never_answer(text))
         if "subset=pid" in text:
@@ -186,9 +187,7 @@ class Target:
         if self.silent:
             raise TimeoutError
         try:
-            if (
-                self.slow_places
-            ):  # in a process of its own: who waits for FUSE may be there for ever, and so its process
+            if self.slow_places:  # in a child: a process that waits for FUSE may never end
                 from cntr.linux import apart
 
                 apart.bounded(work)

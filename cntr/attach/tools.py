@@ -63,5 +63,5 @@ class Tools:
 
 
 def of_host() -> Tools:
-    """This machine's."""
+    """The tools of this machine."""
     return Tools("host", os.open("/", os.O_PATH | os.O_CLOEXEC), -1, os.environ.get("PATH") or DEFAULT_PATH)

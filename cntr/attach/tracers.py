@@ -51,8 +51,8 @@ def of(request: Request, target: Target) -> str:
 
 
 def user_of(request: Request, target: Target) -> str:
-    """Return in words which user of this machine, from outside, can do the same as the owner of the user namespace
-    (user_namespaces(7)); "" if only root can.
+    """Name the user of this machine who can do the same from outside, as owner of the user
+    namespace (user_namespaces(7)); "" if only root can.
     """
     if os.geteuid() or "user" not in target.namespaces or request.privileged:
         return ""

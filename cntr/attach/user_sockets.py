@@ -266,9 +266,8 @@ class SessionSockets:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for fd in (0, 1, 2):  # the session's streams, whose readers wait for the last writer
             os.dup2(null, fd)
-        syscalls.prctl(
-            syscalls.PR_SET_DUMPABLE, 0
-        )  # once before it drops its capabilities, and again because a change of ids resets it
+        # Once before it drops its capabilities, and again because a change of ids resets it.
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         self.caller.become()
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)  # reset by the change of ids

@@ -25,7 +25,9 @@ COLUMNS, ROWS = 80, 24  # for a session without a terminal
 
 
 class CallerOpener:
-    """A scope in which whoever called sudo makes and removes files by their own rights; others by those that they have."""
+    """A scope in which files are created and removed with the rights of whoever called sudo;
+    without sudo, with the process's own.
+    """
 
     def __init__(self) -> None:
         words = [os.environ.get(name, "") for name in ("SUDO_UID", "SUDO_GID")]
@@ -115,7 +117,7 @@ class Recorder:
             return
         if unused:
             try:
-                with CallerOpener():  # the directory may be another one by now
+                with CallerOpener():  # it may be another directory by now
                     if os.path.samestat(os.lstat(self.path), self.identity):
                         os.unlink(self.path)
             except OSError:

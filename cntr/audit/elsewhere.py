@@ -51,7 +51,7 @@ def write(kind: str, fields: Fields, settings: Settings) -> list[tuple[str, OSEr
 def to_syslog(path: str, fields: Fields) -> None:
     """One line of RFC 3164 at PATH, /dev/log: all fields as JSON behind @cee:, which rsyslog's mmjsonparse reads. Raises OSError."""
     line, most, longest = to_json(fields), LIST_LIMIT, STRING_LIMIT
-    while len(line.encode()) > SYSLOG_LIMIT - 256:  # every field is there, and the longest lose most
+    while len(line.encode()) > SYSLOG_LIMIT - 256:  # every field is kept, and the longest are cut most
         most, longest = max(2, most // 2), longest // 2
         line = to_json({key: _shorter(value, most, longest) for key, value in fields.items()})
     when = time.localtime()
@@ -99,10 +99,12 @@ def to_audit(fields: Fields, *, succeeded: bool) -> None:
 
 
 def audit_text(fields: Fields, *, succeeded: bool) -> bytes:
-    """The record's own part; the kernel puts pid, uid, auid, ses and the security label before it, and a NUL over its last byte.
+    """The record's own part; the kernel prepends pid, uid, auid, ses and the security label, and
+    overwrites the last byte with NUL.
 
-    It cuts what is longer than 8560 bytes (AUDIT_MESSAGE_TEXT_MAX), which would be the outcome, or behind a long directory all: so each
-    value has a length of its own, and twice that in hexadecimal.
+    The kernel cuts at 8560 bytes (AUDIT_MESSAGE_TEXT_MAX). Without limits that could remove the
+    outcome, or after a long directory everything. So each value has a limit; in hexadecimal it
+    takes twice that.
     """
     words = fields["process.args"]
     assert isinstance(words, list)
@@ -136,7 +138,9 @@ def _plain(text: str) -> str:
 
 
 def audit_value(text: str, most: int) -> str:
-    """As libaudit encodes it: in quotes, or in hexadecimal where that could be misread (audit_encode_nv_string(3)); MOST bytes of it."""
+    """TEXT, at most MOST bytes of it, as libaudit encodes it: quoted, or in hexadecimal if quotes
+    would be ambiguous (audit_encode_nv_string(3)).
+    """
     data = os.fsencode(text)[:most]
     unsafe = any(byte in b"\"'" or not 0x21 <= byte < 0x7F for byte in data)
     return data.hex().upper() if unsafe else f'"{data.decode()}"'
@@ -163,7 +167,9 @@ def _ask_kernel(connection: _socket.socket, kind: int, text: bytes) -> bytes:
 
 
 class RaisedLimits:
-    """A scope in which files grow as far as this process may have it: by `ulimit -f` a caller would have no record."""
+    """A scope with the file size limit raised as far as possible: with `ulimit -f` a caller could
+    suppress the record.
+    """
 
     def __enter__(self) -> None:
         import resource
@@ -172,7 +178,7 @@ class RaisedLimits:
         for most in (resource.RLIM_INFINITY, self.before[1]):
             try:
                 return resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-            except (OSError, ValueError):  # no CAP_SYS_RESOURCE
+            except (OSError, ValueError):  # without CAP_SYS_RESOURCE
                 continue
 
     def __exit__(self, *_: object) -> None:

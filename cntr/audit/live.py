@@ -25,7 +25,9 @@ PATIENCE_SECONDS = 8.0  # for a session that was told to end: its command gets t
 
 
 class RunningSession:
-    """A session: its process, whose that is, and the fields of its record. start: of the process (proc(5), field 22)."""
+    """A session: its process, that process's owner, and the fields of its record. start: of the
+    process (proc(5), field 22).
+    """
 
     __slots__ = ("fields", "pid", "start", "uid")
 
@@ -38,7 +40,7 @@ class RunningSession:
         return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
     def user(self) -> str:
-        """Who: of a process that is not root's the kernel's word and not its own."""
+        """The user: if the process is not root's, by its ids in the kernel, not by its own record."""
         if self.uid:
             return store.owner_name(self.uid)
         return (
@@ -88,7 +90,7 @@ def end(id: str, number: int) -> RunningSession:
     number: the signal by which its supervisor is told.
     """
     matching = [one for one in sessions() if id and one.text("event.id").startswith(id)]
-    if not os.geteuid():  # a user's process may say that it has the id of one of root's
+    if not os.geteuid():  # a user's process may claim the record id of one of root's sessions
         matching = [one for one in matching if not one.uid] or matching
     if len(matching) != 1:
         what = "no session has that id" if not matching else f"{len(matching)} sessions have an id that begins so"
@@ -119,7 +121,9 @@ def end(id: str, number: int) -> RunningSession:
 
 
 def _session(pid: int, place: str) -> RunningSession | None:
-    """The session that a process runs, None for none. It has one memfd of that name: a user's may have a million."""
+    """The session that a process runs, or None. A session has one memfd of that name; a user's
+    process may have a million.
+    """
     directory = f"/proc/{pid}"
     try:
         for fd in os.listdir(f"{directory}/fd"):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 LIMIT = 1 << 16  # bytes
 COMMANDS = ("--host", "attach", "cp", "exec", "forward", "mount", "run", "slim")
-OWN_FILES = ("archive", "dir", "oci")  # targets that are files of this machine
+OWN_FILES = ("archive", "dir", "oci")  # targets that are files on this machine
 # {table: {key: type}}
 KEYS: dict[str, dict[str, type]] = {
     "record": {"require": bool, "journal": bool, "audit": bool, "file": str},
@@ -73,10 +73,12 @@ class Policy:
             raise _no(f"{names[0]} is not allowed for {_caller()}")
 
     def check_whole(self, command: str) -> None:
-        """What takes root's rights beside any container: a rule without targets has to name it. Raises Refused.
+        """Check a command that needs root's rights without any container: a rule without targets
+        has to name it. Raises Refused.
 
-        slim runs what it is told, containers with any volume and commands of this machine; --host and kubectl take root's keys to other
-        machines, run what root's or the caller's configuration of ssh and kubectl names, and bring files from there.
+        slim runs what it is told to: containers with any volume, and commands on this machine.
+        --host and kubectl use root's keys for other machines, run what the ssh and kubectl
+        configuration of root or the caller names, and bring files from there.
         """
         if self.rules and not any(rule.commands and rule.targets is None for rule in self._rules_for(command)):
             raise _no(f"{command} is not allowed for {_caller()}")
@@ -99,7 +101,7 @@ def _names(target: str, container: Container | None) -> list[str]:
     """The names of a target that patterns match: the engine's names, not what the caller typed."""
     if container is None:
         return [printable(target)]
-    if container.engine in OWN_FILES:  # its name is the path of what was opened, see images.archive
+    if container.engine in OWN_FILES:  # its name is the path that was opened, see images.archive
         return [printable(f"{container.engine}:{container.name}")]
     if container.state == "image":
         return [printable(f"{_owner(container)}image:{container.image or container.name}")]

@@ -207,7 +207,7 @@ def run(path: str, speed: float, idle_limit: float) -> int:
                 pause, last = (
                     min(begun + at / speed - time.monotonic(), idle_limit / speed),
                     at,
-                )  # by a number that is rounded
+                )  # by a rounded number
                 if pause > 0:
                     out.flush()
                     time.sleep(pause)

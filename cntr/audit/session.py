@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cntr.engines import Container
 
 POLICY = "/etc/cntr.conf"
-# What a session in a session has from the outer one, which has asked the engine.
+# Fields that a session inside a session takes from the outer one, which has asked the engine.
 OF_ENGINE = ("container.runtime", "container.name", "container.id", "container.image.name", "container.image.hash.all")
 ANNOUNCED = "cntr-session"  # the memfd's name; see ``announce``
 SHOWN_WORDS, SHOWN_LENGTH = 32, 200  # words and characters of a command line shown in the list of sessions
@@ -218,8 +218,10 @@ class Session:
 
 
 def check_whole(command: str) -> None:
-    """Check whether the policy allows a command without a session here: slim, or root's keys and files with other machines
-    ("--host"), where an ordinary user uses their own. Raises CntrError.
+    """Check whether the policy allows a command that makes no session here.
+
+    That is slim, or the use of root's keys and files with other machines ("--host") where an
+    ordinary user uses their own. Raises CntrError.
     """
     if (command == "slim" or os.geteuid() == 0) and os.path.lexists(POLICY):
         from cntr.audit import policy

@@ -28,7 +28,7 @@ def attach(parsed: Parsed) -> int:
     request.sockets, request.forward = parsed.texts("socket"), parsed.flag("forward")
     request.seccomp = parsed.flag("seccomp")
     request.force = parsed.flag("force")
-    if not request.uses_host:  # a foreign tree's shell is no more trusted than the container's
+    if not request.uses_host:  # a shell from another tree is trusted no more than the container
         protect_interpreter(parsed)
     return recorded(parsed, request)
 
@@ -41,7 +41,7 @@ def protect_interpreter(parsed: Parsed) -> None:
 
 
 def _begin_again(parsed: Parsed) -> None:
-    """The same, and remove from memory what a container might look for."""
+    """The same, and clear from memory what a container might look for."""
     from cntr.attach import environment, readonly_interpreter
 
     readonly_interpreter.from_read_only_copy(
@@ -72,7 +72,7 @@ def new_session(parsed: Parsed, target: str) -> Session:
         reason=parsed.text("reason"),
     )
     session.recording = parsed.text("record")
-    if target.startswith("pid:") and "@" in target:  # as a session requests it, see attach.exec_handler
+    if target.startswith("pid:") and "@" in target:  # set by a session that requests this, see attach.exec_handler
         from cntr.audit import live
 
         session.outer = live.begun_in()
@@ -92,7 +92,9 @@ def new_session(parsed: Parsed, target: str) -> Session:
 
 
 def without_secrets(line: list[str], settings: list[str]) -> list[str]:
-    """A command line for the record: of variables only the names, however written. settings: the values of -e."""
+    """A command line for the record: variables without their values, however they are given.
+    settings: the values of -e.
+    """
     words = list(line)
     end = words.index("--") if "--" in words else len(words)
     for setting in sorted((one for one in settings if "=" in one), key=len, reverse=True):

@@ -22,7 +22,9 @@ def run(
     say: Callable[[str], None],
     event: Event,
 ) -> int:
-    """ARGV from ``--host`` on; the exit status. here: what is asked of this machine after all; ps: of several. Raises CntrError."""
+    """Run ARGV from ``--host`` on; return the exit status. here: runs what concerns this machine
+    after all; ps: lists several. Raises CntrError.
+    """
     session.check_whole("--host")
     _, equals, host = argv[0].partition("=")
     words = argv[1:] if equals else argv[2:]

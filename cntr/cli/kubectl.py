@@ -80,7 +80,7 @@ def run(argv: list[str]) -> int:
 
 @contextlib.contextmanager
 def _understood(what: str) -> Iterator[None]:
-    """A scope in which an answer is taken apart, whatever it is. Raises CntrError for one that is no pod's."""
+    """A scope for taking an answer apart, whatever it contains. Raises CntrError if it does not describe a pod."""
     try:
         yield
     except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError):

@@ -69,7 +69,7 @@ def _complain(message: str, hint: str) -> None:
 
 def _run(argv: list[str]) -> int:
     if argv[:1] == ["attach"]:
-        parsed = parser.parse(argv, (ATTACH,), COMMON)  # neither the table nor the code of the others is loaded
+        parsed = parser.parse(argv, (ATTACH,), COMMON)  # loads neither the table nor the code of the other commands
         if not parsed.flag("help"):
             return _here_or_elsewhere(attaching.attach, parsed)
     from cntr.cli import commands
@@ -79,7 +79,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _here_or_elsewhere(command: Callable[[Parsed], int], parsed: Parsed) -> int:
-    """Run a command; on another machine if the variables of docker's say that the container is there."""
+    """Run a command; on another machine, if Docker's environment variables say that the container is there."""
     try:
         return command(parsed)
     except TargetNotFound as error:

@@ -102,7 +102,7 @@ def completion(shell: str) -> str:
     return writers[shell]()
 
 
-FILES = ("DIR", "FILE", "PATH", "SRC")  # option values that are names of files
+FILES = ("DIR", "FILE", "PATH", "SRC")  # option values that are file names
 WORDS = {"cache": "list clear", "completion": "bash zsh fish", "sessions": "list end"}  # of commands without a target
 RUNNING = 'cntr ps --all --json 2>/dev/null | sed -n \'s/^ *"name": "\\([A-Za-z0-9_./-]*\\)",*$/\\1/p\''
 
@@ -151,7 +151,7 @@ def _taking(word: str) -> str:
 
 
 def _values() -> str:
-    """What bash completes behind an option that takes a value: its choices, files, or nothing."""
+    """What bash completes after an option that takes a value: its choices, files, or nothing."""
     groups: dict[str, list[str]] = {}
     for command in COMMANDS:
         for option in command.options:
@@ -179,7 +179,7 @@ def _zsh() -> str:
 
 
 def _fish() -> str:
-    # In a function: a quoted command of `complete -a` is read a second time.
+    # In a function: fish parses a quoted command of `complete -a` a second time.
     lines = [
         f"function __cntr_names\n    {RUNNING}\nend",
         "function __cntr_sides\n    __cntr_names | sed 's,$,:/,'\nend",

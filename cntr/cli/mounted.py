@@ -69,7 +69,7 @@ def run(parsed: Parsed, session: Session) -> int:
         raise CntrError(
             f"not a directory: {printable(source)}", "SOURCE and MOUNTPOINT are existing directories"
         ) from None
-    # A link's own name is whoever made it's, and it may lead elsewhere by the time that it is mounted.
+    # A link's name belongs to whoever made it, and it may lead elsewhere by the time it is mounted.
     life.opened, place = f"/proc/self/fd/{source_fd}", opened.place_of(source_fd)
     session.target = place or f"in another mount namespace: {os.path.abspath(source)}"
     settings = options.parse(",".join(parsed.texts("options")))

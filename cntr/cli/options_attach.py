@@ -1,6 +1,7 @@
-"""The options of ``cntr attach``, those that it shares with other commands, and its sockets of the caller's.
+"""The options of ``cntr attach``, including those that it shares with other commands and those for
+the caller's sockets.
 
-An attach loads this table alone.
+An attach loads only this table.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from cntr.remote import ssh
 
 
 def ps(hosts: list[str], *, stopped: bool) -> Report:
-    """The running containers of several machines; a machine that can't be asked is named. Raises UsageError."""
+    """The running containers of several machines. A machine that cannot be asked is named. Raises UsageError."""
     session.check_whole("--host")
     report = Report("host", "engine", "name", "id", "pid", "state", "owner", "userns", "image")
     for host, (status, out, err) in ssh.on_all(hosts, ["ps", "--json", *(["--all"] if stopped else [])]).items():
@@ -28,7 +28,7 @@ def ps(hosts: list[str], *, stopped: bool) -> Report:
 
 
 def _plain(value: object) -> object:
-    """Return VALUE as a report has it: what another machine says may be anything."""
+    """Return VALUE as a report may have it: another machine can answer anything."""
     return value if value is None or isinstance(value, (str, int)) else str(value)[:300]
 
 

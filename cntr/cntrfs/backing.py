@@ -241,7 +241,9 @@ class Credentials:
         return self._ordinary
 
     def reopening(self) -> contextlib.AbstractContextManager[None]:
-        """The scope in which to open a file by its handle and register it, and nothing else: what that raises stays raised."""
+        """The scope in which a file is opened by its handle and registered, and nothing else is
+        done: raised capabilities stay raised.
+        """
         return AS_IS
 
     def ordinary(self, keeps_setid: bool = False) -> contextlib.AbstractContextManager[None]:

@@ -161,9 +161,11 @@ class BoundedFds:
             node.pinned = False
 
     def give_up_removed(self) -> bool:
-        """Close the fds of removed files that nobody has open, and return whether there were any: no space is left.
+        """Close the fds of removed files that nobody has open, as there is no space left; return
+        whether there were any.
 
-        Most are about to be forgotten, but the kernel sends a FORGET after the next request.
+        Most are about to be forgotten anyway, but the kernel sends a FORGET only after the next
+        request.
         """
         removed = [node for node in self._pins if not node.users and not node.is_directory and node not in self._held]
         for node in removed:

@@ -176,9 +176,10 @@ class OpenFiles:
             return self._fds.open_retrying(path, wanted | os.O_APPEND)  # an append-only file
 
     def demand_not_run(self, node: Node, flags: int) -> None:
-        """Raise ETXTBSY if FLAGS are O_RDONLY|O_TRUNC and a client runs the file: the kernel asks after the truncation.
+        """Raise ETXTBSY if FLAGS are O_RDONLY|O_TRUNC and a client runs the file: the kernel checks
+        only after the truncation.
 
-        For any thread, which may have a copy of the node.
+        May be called by any thread with a copy of the node.
         """
         if not flags & os.O_ACCMODE and any(
             handle.flags & FMODE_EXEC and handle.node.nodeid == node.nodeid for handle in list(self.handles.values())

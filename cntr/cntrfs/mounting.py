@@ -34,7 +34,7 @@ _READY_TIMEOUT = 30.0  # seconds from mount to the kernel's INIT
 
 
 class MountSession:
-    """Callbacks for whoever makes a mount. end_signal: an additional signal that unmounts; opened: a path of what SOURCE was."""
+    """Callbacks for whoever makes a mount. end_signal: an additional signal that unmounts; opened: a path to the open SOURCE."""
 
     end_signal, opened = 0, ""
 

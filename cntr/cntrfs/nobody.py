@@ -92,11 +92,11 @@ def _become(number: int) -> bool:
 
 
 class _Raised:
-    """The scope of ``raised``; inside ``_RaisedOpen`` it changes nothing."""
+    """The scope of ``raised``; within ``_RaisedOpen`` it changes nothing."""
 
     def __init__(self, own: bytes, none: bytes) -> None:
         self._own, self._none = own, none
-        self.holder = 0  # the thread inside _RaisedOpen: capabilities are a thread's own
+        self.holder = 0  # the thread inside _RaisedOpen: each thread has capabilities of its own
 
     def __enter__(self) -> None:
         if self.holder != get_ident():

@@ -61,17 +61,17 @@ class BackingMount:
         self.take_magic(0)
         self.entry_flags = ENTRY  # flags of statx(2) for a name in one of its directories
         self.watched = False  # the kernel is told of changes behind the mount
-        self.silent_fd = -1  # an fd on a copy of the mount through which writes are not told of (devfuse)
+        self.silent_fd = -1  # an fd on a copy of the mount whose writes are not reported (devfuse)
         self.copies_up = False  # an overlay: files change their inode number, device and birth time (copyup)
         self.forbids = 0  # ST_NOSUID, ST_NODEV, ST_NOEXEC of the mount, unless the FUSE mount has them itself
         self.reads_wait = False  # preadv2(2) does not support RWF_NOWAIT here
         self.slow_until = 0.0  # time.monotonic() until which the disk is considered slow (devfuse)
 
     def take_magic(self, magic: int) -> None:
-        """Note the filesystem's f_type, linux/magic.h, and what follows from it."""
+        """Note the filesystem's f_type (linux/magic.h) and what follows from it."""
         self.magic = magic
-        self.is_pseudo = magic in PSEUDO  # generates its files' content as they are read: sizes mean nothing
-        self.is_memory = magic in MEMORY  # keeps its files in memory only
+        self.is_pseudo = magic in PSEUDO  # it generates its files' content on reading: sizes mean nothing
+        self.is_memory = magic in MEMORY  # it keeps its files in memory only
         self.is_remote = magic in REMOTE  # an access may wait for another machine or another process
 
     def allowed(self, mode: int, major: int, minor: int) -> tuple[int, int, int]:

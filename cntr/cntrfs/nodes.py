@@ -42,7 +42,7 @@ class NodeTable:
         raised: the scope to open by handle in.
         """
         self.nodes: dict[int, Node] = {}  # in use, or not suitable for a record
-        self.idle: list[Node] = []  # to be checked by the next trim: new, or without fd or user since the last
+        self.idle: list[Node] = []  # to be checked by the next trim: new, or lost its fd or its user since the last one
         self.fds = BoundedFds(self._reopen, self.idle.append, max_fds)
         self.fds.reserve(root_fd)
         self.mounts = Mounts(self.fds, raised)
@@ -218,7 +218,7 @@ class NodeTable:
         return self.mounts.open_by_ino(mount.fd if mount.fd >= 0 else self.mounts.fd(mount), node.ino, generation)
 
     def open_silently(self, node: Node) -> int:
-        """An O_PATH fd of a file that is held open, on its mount's silent copy (devfuse)."""
+        """An O_PATH fd of a file that is held open, on the silent copy of its mount (devfuse)."""
         generation = 0 if node.mount.any_generation else node.generation
         return self.fds.retrying(lambda: self.mounts.open_by_ino(node.mount.silent_fd, node.ino, generation))
 

@@ -34,7 +34,7 @@ class Xattrs:
         return value
 
     def find(self, nodeid: int, name: bytes) -> bytes | None:
-        """GETXATTR; None for ENODATA, the usual answer: raising an exception would take longer."""
+        """GETXATTR; None for ENODATA. That is the usual answer, and raising an exception would take longer."""
         node = self._nodes.get(nodeid)
         if name == _FILE_CAPABILITIES and node.mount.forbids & os.ST_NOSUID:
             return None

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cntr.progress import Tell as Event
 
 RLIMIT_AS = process.RLIMITS.index("AS")
-MEMORY = 1 << 30  # bytes for the container's end: names of millions of files
+MEMORY = 1 << 30  # bytes for the container's side: names of millions of files
 GRACE_SECONDS = 3.0  # for the container's end to remove its temporary file
 # chown dac_override dac_read_search fowner fsetid setfcap: everything that a copy needs. Not sys_ptrace: a link in the
 # container's /proc to another process's root must not be followed. Not mknod, not sys_admin.
@@ -173,7 +173,7 @@ class Work(HostWork):
 
 
 def _bound_memory() -> None:
-    """A FUSE server of the container's may list names without end: take no more memory than MEMORY for them."""
+    """A FUSE server in the container may list names without end: use no more than MEMORY for them."""
     size = int(procfs.read("/proc/self/statm").split()[0]) * os.sysconf("SC_PAGE_SIZE") + MEMORY
     hard = process.limits(RLIMIT_AS)[1]
     process.limits(RLIMIT_AS, (size if hard < 0 else min(size, hard), hard))

@@ -40,7 +40,7 @@ _META = struct.Struct("<IIIqIqIQB")
 _PAIR = struct.Struct("<I")
 NUMBERS = struct.Struct("<QQ")
 OFFSET = struct.Struct("<Q")
-_SECOND = 10**9  # nanoseconds: in 64 bits they end in the year 2262
+_SECOND = 10**9  # nanoseconds: 64 bits last until the year 2262
 
 KINDS = {
     stat.S_IFDIR: "a directory",
@@ -70,7 +70,7 @@ class Meta:
         self.size, self.linked = size, linked
 
     def pack(self) -> bytes:
-        """As bytes."""
+        """The header as bytes."""
         times = (*divmod(self.mtime, _SECOND), *divmod(self.atime, _SECOND))
         return _META.pack(self.mode, self.uid, self.gid, *times, self.size, self.linked)
 

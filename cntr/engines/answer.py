@@ -9,14 +9,14 @@ if TYPE_CHECKING:
     from cntr.engines.container import Container
     from cntr.engines.registry import Entry
 
-LATE = ("no answer in time", "timed out")  # error texts for a late engine and a late socket
+LATE = ("no answer in time", "timed out")  # error texts: a late engine, a late socket
 
 
 class Answer:
     """One engine's answer: its containers, or why it refused.
 
-    owner: the uid of the engine's user, 0 for root's and the caller's own; elsewhere: the machine its containers are
-    on, in the form of ``--host``, "" for this one.
+    owner: the uid of the engine's user, 0 for root's and the caller's own; elsewhere: the machine
+    its containers are on, as for ``--host``, "" for this one.
     """
 
     __slots__ = ("containers", "elsewhere", "entry", "hint", "owner", "refused", "stopped")

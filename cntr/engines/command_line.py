@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def resolve(pattern: str) -> Container:
     """The one process whose command line contains PATTERN, not counting cntr and its ancestors.
 
-    A command line is its process' word: root's, and the caller's, go before other users'. Raises TargetNotFound,
-    AmbiguousTarget.
+    A command line is what the process says of itself: root's and the caller's processes take
+    precedence over other users'. Raises TargetNotFound, AmbiguousTarget.
     """
     own = {os.getpid(), os.getppid()}
     found = []
@@ -39,8 +39,9 @@ def resolve(pattern: str) -> Container:
 
 
 def _speaker(pid: int) -> int:
-    """Whose word PID's command line is: the owner's of its user namespace, and a user's who runs it beside us; 0 for
-    root's and for what root has put into other namespaces, or another root directory.
+    """Which user controls PID's command line: the owner of its user namespace, or the user who runs
+    it outside of containers; 0 for root's processes, and for what root has put into other
+    namespaces or another root directory.
     """
     owner = pids.owner_of(pid)
     if owner or not (pids.is_nobodys(pid) or pids.is_nobodys(pid, "1")):

@@ -28,7 +28,9 @@ class RemoteRefused(Refused):
 
 
 def plain(target: str) -> str:
-    """Return TARGET in our own words where it is written as other tools show it: docker://ID by kubectl, /web by `docker inspect`."""
+    """Return TARGET as we name it, if it is written as other tools show it: docker://ID by kubectl,
+    /web by `docker inspect`.
+    """
     prefix, url, rest = target.partition("://")
     if url and prefix.replace("-", "").isalnum():
         return f"{prefix}:{rest}"

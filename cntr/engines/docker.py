@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Found = TypeVar("Found")
 
 BLOCKING = True
-LATE = "timed out"  # error text of a socket, as in answer.LATE
+LATE = "timed out"  # error text for a socket, like answer.LATE
 SCHEMES = ("unix", "tcp", "ssh", "http", "https", "npipe")
 LONGEST = 107  # bytes of a socket's path: sockaddr_un, unix(7)
 NAME = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")

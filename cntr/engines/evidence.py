@@ -221,7 +221,9 @@ def forget() -> None:
 
 
 def arguments_of(pids: list[int]) -> dict[int, list[str]]:
-    """The first ARGUMENTS bytes of command lines, by pid; none of a process that has ended, or lets nobody read its memory."""
+    """The first ARGUMENTS bytes of each command line, by pid, without processes that have ended or
+    whose memory cannot be read.
+    """
     from cntr.linux import process_texts
 
     found = process_texts.read([f"/proc/{pid}/cmdline" for pid in pids], ARGUMENTS)

@@ -1,4 +1,4 @@
-"""From the word for a target to its process. Numbers are answered here; for names the engines are asked (names.py)."""
+"""From a target's name to its process. Numbers are resolved here; for names the engines are asked (names.py)."""
 
 from __future__ import annotations
 

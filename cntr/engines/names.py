@@ -46,9 +46,9 @@ def find(target: str) -> Container:
 def _numbered(target: str) -> Container:
     """A number: the container of that name, else the process; an error if both exist and differ.
 
-    For a process that is in no container, all engines are asked as for any name: attaching to it would mean attaching
-    to the host. A process in a container is usually what is meant, so then only engines are asked whose files show that
-    they may have the name.
+    If the process is in no container, all engines are asked as for any name: attaching to it would
+    mean attaching to the host. A process in a container is usually what is meant, so then only
+    engines are asked whose files show that they may have the name.
     """
     missing, alone = None, False
     try:
@@ -90,7 +90,7 @@ def _only(
     target: str, name: str, prefix: str, asked: list[Entry], known: tuple[Entry, ...], deadline: float
 ) -> Container:
     found, answers = _find(name, [entry.name for entry in (asked if prefix else known)], asked, deadline)
-    # An exact match goes before a prefix match.
+    # An exact match takes precedence over a prefix.
     exact = [container for container in found if name in (container.name, container.id)]
     own = [container for container in exact or found if container.engine == prefix]
     found = distinct(own or exact or found)
@@ -146,7 +146,7 @@ def _of(owner: int) -> str:
 
 
 def _by_command(answers: list[Answer], names: list[str], name: str, deadline: float) -> list[Container]:
-    """What the engines' own commands find, asked last; refusals are stored in ANSWERS."""
+    """What the engines' commands find; they are asked last. Refusals are stored in ANSWERS."""
     from cntr.engines import fallback
 
     found, refused = fallback.find(name, names, deadline)
@@ -186,7 +186,8 @@ def _not_found(target: str, answers: list[Answer], absent: list[str], more: str 
     known = [printable(answer.hint) for answer in answers if answer.hint and not answer.owner]
     slow = [answer.entry.name for answer in answers if answer.refused in LATE]
     hint = "`cntr ps --all` lists what there is, running or not"
-    # That engines' programs are here says nothing: images have them, too, and /dev/kvm is in each privileged container.
+    # An engine's programs prove nothing: images contain them, too, and /dev/kvm is in each
+    # privileged container.
     if host.advice(engines=False) and (advice := host.advice(engines=_anything_runs(answers))):
         hint = advice
     elif ("/" in target or ":" in target) and os.path.exists(target):
@@ -210,6 +211,6 @@ def _not_found(target: str, answers: list[Answer], absent: list[str], more: str 
 
 
 def _anything_runs(answers: list[Answer]) -> bool:
-    """Whether the engines that were asked for a name have any container, or one refuses to say."""
+    """Whether an engine that was asked for a name has any container, or refuses to say."""
     asked = list(dict.fromkeys(answer.entry for answer in answers if not answer.owner))
     return any(a.refused or a.containers for a in (*answers, *ask(asked, None, time.monotonic() + ASK_SECONDS)))

@@ -1,4 +1,4 @@
-"""Processes by their numbers: the target ``pid:N``, and who a number is right now.
+"""Processes by number: the target ``pid:N``, and which process a number refers to.
 
 A pid is reused; with its start time it refers to one process (proc_pid_stat(5)).
 """

@@ -11,9 +11,12 @@ from cntr.linux import procfs
 
 
 def entries() -> tuple[Entry, ...]:
-    """The registry, and what third parties added by entry point; for root only what nobody but root can have installed."""
+    """The registry, and what third parties added by entry point; for root only what nobody but root
+    can have installed.
+    """
     extra = []
-    # importlib.metadata takes 30 ms, glob 10. Listing the directories and reading the entry points takes 1 ms at most.
+    # importlib.metadata takes 30 ms, glob 10. Listing the directories and reading the entry points
+    # takes at most 1 ms.
     for path in dict.fromkeys([*sys.path, os.path.dirname(os.path.dirname(os.path.dirname(__file__)))]):
         for directory in listed(path):
             if directory.endswith(".dist-info"):

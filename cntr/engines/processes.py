@@ -26,5 +26,5 @@ def elsewhere(number: int) -> str:
 
 
 def processes() -> list[int]:
-    """The pids that there are."""
+    """The pids of all processes."""
     return [int(name) for name in os.listdir("/proc") if name.isdecimal()]

@@ -127,7 +127,7 @@ REGISTRY: tuple[Entry, ...] = (
     Entry("buildah", "cntr.engines.buildah", "Buildah", "/usr/bin/buildah", "$CONTAINERS_STORAGE_CONF", holds=_STORAGE),
     Entry(
         *("runc", "cntr.engines.runc", "runc", "$CNTR_RUNC_ROOT", "/run/runc", "/run/user/*/runc"),
-        holds=("$CNTR_RUNC_ROOT", "/run/runc/{}*", "/run/user/*/runc"),  # an id, or its beginning
+        holds=("$CNTR_RUNC_ROOT", "/run/runc/{}*", "/run/user/*/runc"),  # an id, or a prefix of one
     ),
     Entry(
         *("crun", "cntr.engines.crun", "crun", "$CNTR_CRUN_ROOT", "/run/crun", "/run/user/*/crun"),
@@ -151,7 +151,7 @@ def _trace_exists(trace: str) -> bool:
         return os.path.exists(os.environ.get("HOME", "/root") + trace[1:])
     if "*" not in trace:
         return os.path.exists(trace)
-    head, star, tail = trace.partition("/*")  # one star per trace: a directory per user or namespace
+    head, star, tail = trace.partition("/*")  # one star for each path: a directory for each user or namespace
     if not star:
         head, _, start = trace[:-1].rpartition("/")
         return any(name.startswith(start) for name in listed(head))
@@ -160,7 +160,7 @@ def _trace_exists(trace: str) -> bool:
     names = listed(head)
     if not names:
         return False
-    from cntr.engines import trust  # where no engine has ever run it is not needed
+    from cntr.engines import trust  # not needed if no engine has ever run
 
     mounts = procfs.mountinfo(procfs.read("/proc/self/mountinfo")) if head == "/run/user" else []
     # Only names are compared: the path may be the mount point of a user's file system that never answers.

@@ -67,7 +67,9 @@ def parse(text: str) -> Json:
 
 
 def _encodable(value: Json) -> Json:
-    """VALUE, with half a surrogate pair replaced: nothing in this machine can be called so, and os.fsencode would raise."""
+    """VALUE with lone surrogates replaced: nothing on this machine can have such a name, and
+    os.fsencode would raise.
+    """
     if isinstance(value, str):
         try:
             value.encode("utf-8", "surrogateescape")

@@ -1,4 +1,4 @@
-"""The target ``unit:NAME.service``: a unit of systemd's."""
+"""The target ``unit:NAME.service``: a unit of systemd."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cntr.engines.container import Container
 
-STARTING_SECONDS = 5.0  # how long a unit may take until it runs its program
+STARTING_SECONDS = 5.0  # seconds that a unit may take until it runs its program
 
 
 def resolve(name: str) -> Container:
@@ -60,7 +60,7 @@ def _await_program(unit: str, pid: int) -> None:
                 )
             time.sleep(0.01)
     except OSError:
-        pass  # it has ended, which opening it will report
+        pass  # it has ended; opening it will say so
 
 
 def _unit_owner(pid: int, unit: str) -> int:
@@ -78,9 +78,11 @@ def _unit_owner(pid: int, unit: str) -> int:
 
 
 def owner_in(path: str, unit: str) -> int:
-    """The same for a cgroup path. systemd puts a unit only below slices, each named after the one above.
+    """The same for a cgroup path. systemd creates units only below slices, each of which is named
+    after its parent.
 
-    Anything below a unit does not count: users and containers can create directories of any name there.
+    Anything below a unit does not count: users and containers can create directories of any name
+    there.
     """
     words, owner, prefix = path.split("/")[1:], 0, ""
     while words:

@@ -25,7 +25,7 @@ LARGEST = 1 << 16
 AT_ONCE = 64  # datagrams from one socket before the others get their turn
 QUEUE = 16  # datagrams that wait until their socket is made
 IDLE_SECONDS = 60.0
-MOST = 1024  # senders; beyond that, the one idle for the longest is dropped
+MOST = 1024  # senders; beyond that, the one that has been idle longest is dropped
 
 
 class Sender:
@@ -43,7 +43,7 @@ class Datagrams:
     """The listening side of one UDP forward."""
 
     def __init__(self, loop: Loop, made: socket.socket, forward: Forward, far_side: Side, most: int = MOST) -> None:
-        """most: senders at the same time."""
+        """most: simultaneous senders."""
         self.loop, self.made, self.forward, self.far_side, self.most = loop, made, forward, far_side, most
         self.addresses, self.number = forward.connect.addresses(), 0
         self.senders: OrderedDict[Address, Sender] = OrderedDict()

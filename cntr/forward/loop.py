@@ -39,7 +39,7 @@ class Loop:
         self.epoll = select.epoll()
         self.handlers: dict[int, Callable[[int], object]] = {}
         self.giving_way: set[int] = set()
-        self.later: dict[int, int] = {}  # events of those, first come first served
+        self.later: dict[int, int] = {}  # their events, first come, first served
         self.timers: list[tuple[float, int, Timer]] = []
         self.serial = itertools.count()
         self.purge_at = FEW_TIMERS
@@ -93,7 +93,7 @@ class Loop:
                 timer.callback()
 
     def is_ready(self) -> bool:
-        """Whether there are events already."""
+        """Whether events are waiting."""
         poll = select.poll()
         poll.register(self.epoll, select.POLLIN)
         return bool(poll.poll(0))

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
     from cntr.forward.loop import Loop
 
-CHUNK = 1 << 20  # bytes read at once: less costs more wake-ups, more would leave the processor's cache
-BULK = 1 << 16  # bytes; who sends more at once gives way to those who send less
-TURN = 4  # reads of much in one turn: a turn of the loop for each costs a twentieth of the speed
+CHUNK = 1 << 20  # bytes read at once: fewer cost more wake-ups, more would not fit into the processor's cache
+BULK = 1 << 16  # bytes; whoever sends more at once gives way to those who send less
+TURN = 4  # large reads in a turn: returning to the loop for each costs a twentieth of the speed
 MOST_BUFFERS = 64
-SMALL_CHUNK = 1 << 14  # of a connection that finds all buffers in use
+SMALL_CHUNK = 1 << 14  # bytes for a connection that finds all buffers in use
 IN, OUT, ERROR = select.EPOLLIN, select.EPOLLOUT, select.EPOLLERR
 _LINGER_NONE = (1).to_bytes(4, sys.byteorder) + bytes(4)  # struct linger: on, 0 s
 
@@ -32,8 +32,8 @@ class Buffers:
         self.made = 0
 
     def take(self) -> memoryview:
-        """Return the buffer that was used last, as a processor's cache may still have it; a small new one if MOST_BUFFERS
-        are in use.
+        """Return the buffer that was used last, which may still be in the processor's cache; a
+        small new one if MOST_BUFFERS are in use.
         """
         if self.idle:
             return self.idle.pop()
@@ -49,11 +49,12 @@ class Buffers:
 
 
 class Flow:
-    """One direction. It reads only when it holds nothing, so a slow reader blocks only its own writer.
+    """One direction. It reads only when it holds nothing, so a slow reader blocks only its own
+    writer.
 
-    data: what is held, of a buffer; bulk: the last read brought much; ended: the source is at its end; broken: by an
-    error; cut: an end would be none, as the source was reset; lost: errno, if the sink accepts no more data; done:
-    nothing will be moved any more.
+    data: what is held, in a buffer; bulk: the last read was large; ended: the source is at its end;
+    broken: by an error; cut: the source was reset, so its end is not a regular one; lost: errno, if
+    the sink accepts no more data; done: nothing will be moved any more.
     """
 
     __slots__ = ("broken", "buffer", "buffers", "bulk", "cut", "data", "done", "ended", "lost", "sink", "source")
@@ -82,8 +83,8 @@ class Flow:
             self.drop()
 
     def pump(self) -> None:
-        """Write what is held, then read once and write that, or up to TURN times if it is much; then the others have
-        their turn.
+        """Write what is held, then read once and write that; up to TURN times if reads are large.
+        Then the others have their turn.
         """
         self._give()
         for _ in range(TURN):
@@ -176,7 +177,7 @@ class Connection:
             back.pump()
         if events & ERROR and out.done and not back.done:
             back.lose(errno.EPIPE)
-        if back.lost == errno.ECONNRESET:  # that was told once, to the writer: the reader would find a regular end
+        if back.lost == errno.ECONNRESET:  # it was reported once, to the writer: the reader would see a regular end
             out.cut = True
         self._settle()
 
@@ -194,12 +195,13 @@ class Connection:
             wanted = (0 if out.data or out.done else IN) | (OUT if back.data else 0)
             if wanted != self.wanted[number]:
                 self.wanted[number] = wanted
-                # Errors and hang-ups are reported always: once only (edge-triggered) where nothing can be done about it.
+                # Errors and hang-ups are always reported: edge-triggered, thus only once, if
+                # nothing can be done about them.
                 self.loop.epoll.modify(self.ends[number].fileno(), wanted or select.EPOLLET)
 
     def close(self, *, reset: bool = False) -> None:
-        """Close both ends, with a reset unless it has had a regular end: the kernel still delivers what such an end was
-        sent.
+        """Close both ends, with a reset unless the end was regular: the kernel still delivers what
+        was sent to such an end.
         """
         for flow in self.flows:
             if not flow.done:

@@ -102,7 +102,7 @@ def open_directory(path: str) -> Image:
 
 
 def _place(fd: int, what: str) -> str:
-    """The path of what was opened, which a policy is asked about: links on the way may lead elsewhere by then. Raises ImageError."""
+    """The path that was opened, for the policy: links in it may lead elsewhere by then. Raises ImageError."""
     place = opened.place_of(fd)
     if not place:
         raise ImageError(

@@ -16,7 +16,7 @@ def opened(root: int, path: str, flags: int = os.O_PATH) -> int:
 
 
 def status(root: int, path: str) -> os.stat_result | None:
-    """What stat(2) says of PATH; None if it is not there."""
+    """stat(2) of PATH; None if it does not exist."""
     try:
         fd = opened(root, path)
     except OSError:

@@ -104,9 +104,7 @@ class Blueprint:
         self.directory, self.user, self.hostname = "/", "", ""
         self.groups: list[str] = []
         self.own_group = False  # whether its group is among its supplementary ones, too
-        self.own_name = (
-            False  # whether its engine writes its name into hosts(5) at each start, and takes it out at the end
-        )
+        self.own_name = False  # whether its engine adds its name to hosts(5) at each start, and removes it at the end
         self.umask = 0o022
         self.shm = 64 << 20  # of /dev/shm, in bytes
         self.mounts: list[Mount] = []

@@ -85,8 +85,8 @@ class Disk:
             self.fd = -1
 
     def mount(self, *, programs: bool = False) -> int:
-        """A detached mount of the root: read-only, without devices, set-id bits and, but for PROGRAMS, programs. Reads
-        nothing but the file. Raises OSError.
+        """A detached mount of the root: read-only, without devices and set-id bits, and without
+        programs unless PROGRAMS. Reads only the file. Raises OSError.
         """
         device = loop.attach(self.fd, self.offset, self.size)
         try:

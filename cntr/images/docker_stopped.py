@@ -169,7 +169,7 @@ def _snapshot(made: Blueprint, path: str, snapshotter: str) -> None:
 
 
 def _whole(made: Blueprint, path: str, driver: str) -> str:
-    """The directory of a driver that has a complete one for each container. Raises ImageError, OSError."""
+    """The directory, for a driver that keeps a complete one for each container. Raises ImageError, OSError."""
     status, answer = docker._get(path, "/info", made.owner, time.monotonic() + 5)
     top = str(mapping(answer).get("DockerRootDir") or "") if status == 200 else ""
     try:

@@ -109,11 +109,11 @@ def download(path: str, request: str, into: BinaryIO, deadline: float, *, limit:
         if head.split(b" ")[1:2] != [b"200"]:
             said = head.split(b"\r\n")[0].decode("latin-1")
             raise ImageError(f"{printable(path)}: {printable(said)}", "")
-        body = body or connection.recv(1 << 18)  # the head may come alone
+        body = body or connection.recv(1 << 18)  # the head may arrive alone
         while body:
             into.write(body)
             size += len(body)
-            if size - checked >= FREE_EVERY and hasattr(into, "name"):  # a file, which an io.BytesIO is not
+            if size - checked >= FREE_EVERY and hasattr(into, "name"):  # a file, not an io.BytesIO
                 checked = size
                 check_disk(into.fileno(), Limits().free + FREE_EVERY)
             if size > limit:

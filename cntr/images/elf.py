@@ -29,7 +29,7 @@ RUNS = {  # uname(2)'s machine → machines whose programs it runs
 PT_LOAD, PT_DYNAMIC, PT_INTERP = 1, 2, 3
 DT_NEEDED, DT_STRTAB, DT_RPATH, DT_RUNPATH = 1, 5, 15, 29
 HEADERS, DYNAMIC, TEXT = 256, 1 << 16, 4096
-NAMES, PATHS = 1024, 256  # of libraries, and of directories to look in
+NAMES, PATHS = 1024, 256  # libraries, and directories to search
 
 
 class NotElf(Exception):

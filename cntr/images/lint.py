@@ -52,7 +52,7 @@ class _Linter:
         self.path = environment.get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").split(":")[
             :PATHS
         ]
-        self.scripts = 0  # looked at: one may lead to itself by env(1)
+        self.scripts = 0  # scripts examined: one may lead back to itself by env(1)
 
     def lint(self, argv: list[str]) -> list[str]:
         if not argv:
@@ -310,7 +310,9 @@ class _Linter:
 
 
 def _names(fd: int) -> list[str]:
-    """The first TEXT names in a directory, which is closed: a container's may have any number. Raises OSError."""
+    """The first TEXT names in a directory, which is then closed: a container's directory may have
+    any number of names. Raises OSError.
+    """
     try:
         with os.scandir(fd) as entries:
             return [entry.name for entry in itertools.islice(entries, TEXT)]

@@ -167,7 +167,7 @@ def _take(made: Blueprint, key: str, value: str) -> None:
 
 
 def _limit(made: Blueprint, name: str, value: str) -> None:
-    """SOFT[:HARD], each a number or infinity; with a unit of size or time it is left out."""
+    """SOFT[:HARD], each a number or infinity; limits with a unit of size or time are left out."""
     words = value.split(":")
     if name in LIMIT_NAMES and len(words) < 3 and all(word.isdecimal() or word == "infinity" for word in words):
         numbers = [-1 if word == "infinity" else int(word) for word in words]

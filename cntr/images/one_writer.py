@@ -1,9 +1,9 @@
-"""The lock of a container's own layer: one session at a time writes to it, since the kernel lets two overlays write to one
-directory, and they would damage it (overlayfs.rst).
+"""The lock on a container's own layer: only one session at a time writes to it.
 
-The lock is flock(2) on that directory, for root and for its user alike. A user's container names a path of that user's
-making. Root has it opened by a process with the rights of the container's root, believes it only if the directory is
-the user's, and waits no longer than SECONDS.
+The kernel would let two overlays write to one directory, which damages it (overlayfs.rst). The lock
+is flock(2) on that directory, for root and for its user alike. For a user's container, the user
+chooses the path. So root has it opened by a process with the rights of the container's root,
+believes it only if the directory is the user's, and waits no longer than SECONDS.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ SECONDS = 5.0
 
 
 def lock(made: Blueprint) -> int:
-    """An fd of the layer; the lock is held until the last copy of it is closed. Raises CntrError."""
+    """An fd of the layer; the lock is held until its last copy is closed. Raises CntrError."""
     what = f"{made.label()}: its layer"
     try:
         if made.owner == os.geteuid():
             try:
                 with VIEW:
                     return _locked(made.upper)
-            except PermissionError:  # its container's root alone may search it
+            except PermissionError:  # only its container's root may search it
                 if not made.uid_map:
                     raise
         fd = sockets.fd_from_child(lambda: _as_its_root(made), "open", SECONDS)
@@ -54,7 +54,7 @@ def lock(made: Blueprint) -> int:
 def _as_its_root(made: Blueprint) -> int:
     """In a child: enter the namespaces of its builder first."""
     VIEW.enter_mounts()
-    enter_user_namespace(made.uid_map, made.gid_map)  # newuidmap(1) requires a process of its caller's
+    enter_user_namespace(made.uid_map, made.gid_map)  # newuidmap(1) requires a process of the same user
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     return _locked(made.upper)
 

@@ -61,7 +61,7 @@ def blueprint(
     directory = f"{one.graphroot}/{row.directory}/{row.id}/userdata"
     try:
         text = store.read(f"{directory}/config.json", owner=one.owner, limit=8 << 20)
-    except (FileNotFoundError, PermissionError):  # it belongs to the container's root: --uidmap
+    except (FileNotFoundError, PermissionError):  # with --uidmap it belongs to the container's root
         known = pods.configuration(one, row.id, deadline)
         if known.get("spec"):
             spec.take(made, spec.mapping(known["spec"]))
@@ -83,8 +83,8 @@ def blueprint(
 
 
 def _join(made: Blueprint, runtime: dict[str, Any], own: containers_storage.Store) -> None:
-    """The namespaces of another container (--network container:NAME, a pod), while that runs. The pids in the record may
-    have been reused.
+    """The namespaces of another container (--network container:NAME, a pod), if it runs. The pids
+    in the record may have been reused.
     """
     wanted = {}
     for row in spec.mapping(runtime.get("linux")).get("namespaces") or ():
@@ -128,8 +128,8 @@ def take_layers(made: Blueprint, row: containers_storage.Known) -> None:
 
 
 def _may_be_there(path: str) -> bool:
-    """Whether it is a directory, as far as the user can see: --userns keep-id leaves layers that only the container's root
-    may search.
+    """Whether it is a directory, as far as the user can see: with --userns keep-id only the
+    container's root may search layers.
     """
     try:
         return stat.S_ISDIR(os.stat(path).st_mode)
@@ -173,7 +173,7 @@ def _created(made: Blueprint, asked: dict[str, Any]) -> None:
     beside = f"{os.path.dirname(str(asked.get('HostsPath') or ''))}/.containerenv"
     if os.path.isfile(beside):
         made.mounts.append(Mount("bind", beside, "/run/.containerenv"))
-    own = spec.mapping(host.get("Sysctls"))  # of podman newer than 4.3
+    own = spec.mapping(host.get("Sysctls"))  # written by podman newer than 4.3
     made.sysctls = {str(key): str(value) for key, value in own.items()}
     made.read_only, made.no_new_privs, made.privileged = like.read_only, like.no_new_privs, like.privileged
     bounding = spec.capability_mask(asked.get("BoundingCaps"))

@@ -1,4 +1,4 @@
-"""Removal of a file or a tree below a directory's fd, of any depth: no call of itself, which would end at Python's limit."""
+"""Removal of a file or a tree below a directory's fd, of any depth: not recursive, as Python limits the recursion."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ O_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 class Level:
-    """A directory under removal: in which directory (an fd), its name there and path, an fd of it, the names left, whether all went."""
+    """A directory under removal: its parent (an fd), its name there and its path, an fd of it, the
+    names left, whether all were removed.
+    """
 
     __slots__ = ("below", "gone", "name", "names", "parent", "path")
 
@@ -30,9 +32,10 @@ class Level:
 
 
 def remove(fd: int, name: bytes, path: bytes, spared: Callable[[bytes], bool], forget: Callable[[bytes], None]) -> bool:
-    """Remove NAME in the directory FD, whose path is PATH, except what is spared. Whether it is gone. Raises OSError.
+    """Remove NAME in the directory FD, whose path is PATH, except what is spared. Return whether it
+    is gone. Raises OSError.
 
-    forget: called for each directory before it goes.
+    forget: called for each directory before it is removed.
     """
     levels: list[Level] = []
     try:
@@ -62,7 +65,7 @@ def remove(fd: int, name: bytes, path: bytes, spared: Callable[[bytes], bool], f
 
 
 def _unlink(fd: int, name: bytes, path: bytes, spared: Callable[[bytes], bool]) -> bool | None:
-    """Whether it is gone, None for a directory."""
+    """Return whether it is gone, None for a directory."""
     try:
         if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
             return None

@@ -50,7 +50,7 @@ class Role:
                 try:
                     below.make(self.root, relative, is_dir=True)
                 except OSError:
-                    pass  # below a file, or a link that leads nowhere
+                    pass  # below a file, or a dangling link
         fd = self._find_directory(relative)
         if fd < 0:
             self.room.fault(NotADirectoryError(20, ""), f"its working directory {made.directory}")

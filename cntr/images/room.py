@@ -47,7 +47,7 @@ class Room:
         self.program = -1  # an fd of the stand-in's program
         self.joined: dict[str, int] = {}
         self.root = self.tree = self.proc = -1  # proc: the file system at /proc, even if something is mounted over it
-        self.locked: os.stat_result | None = None  # the layer of its own that nobody else writes to
+        self.locked: os.stat_result | None = None  # its own layer, which nobody else writes to
         self._binds: list[tuple[Mount, int]] = []
         self._devices: dict[str, int] = {}
         self._sys = self._null = -1
@@ -183,7 +183,9 @@ class Room:
         return self._attached(tree, f"shifted{self._layers}")
 
     def _ours(self, path: str) -> str:
-        """A layer of an image that other containers have with other ids, or none, shifted; one of this container's, as it is."""
+        """A layer of an image, shifted, as other containers have it with other ids or none; this
+        container's own layer as it is.
+        """
         owner = os.stat(path).st_uid
         return (
             path
@@ -209,10 +211,8 @@ class Room:
         return upper, work
 
     def _name(self, path: str) -> str:
-        """A short name of a directory of the host's: neither its length nor a comma or colon in it matters any more."""
-        flags = (
-            syscalls.RESOLVE_NO_SYMLINKS if self.made.engine == "dir" else 0
-        )  # what its path is has been asked about
+        """A short name for a directory of the host, so that neither its length nor a comma or colon in it matters."""
+        flags = syscalls.RESOLVE_NO_SYMLINKS if self.made.engine == "dir" else 0  # a policy was asked about this path
         return f"/proc/self/fd/{syscalls.openat2(syscalls.AT_FDCWD, path, os.O_PATH, flags)}"
 
     def open_host_files(self) -> None:
@@ -224,7 +224,8 @@ class Room:
             try:
                 os.mknod(f"{nodes}/{name}", stat.S_IFCHR | 0o666, os.stat(host).st_rdev)
                 os.chmod(f"{nodes}/{name}", 0o666)
-            except PermissionError:  # no CAP_MKNOD, or a user's: the host's, whose owner and mode stay as they are
+            except PermissionError:
+                # No CAP_MKNOD, or a user's container: the host's device, whose owner and mode stay as they are.
                 fd = syscalls.open_tree(syscalls.AT_FDCWD, host, syscalls.OPEN_TREE_CLONE)
                 attributes.add(fd, syscalls.MOUNT_ATTR_RDONLY)
             else:
@@ -315,7 +316,7 @@ class Room:
 
     def _make_devices(self) -> None:
         self.step = "make /dev"
-        # A node that its own processes make there is no device.
+        # A node that its own processes make there does not work as a device.
         attrs = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_STRICTATIME
         dev = syscalls.new_filesystem("tmpfs", {"mode": "755", "size": "65536k"}, attrs)
         for name in DEVICES:

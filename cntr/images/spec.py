@@ -155,9 +155,8 @@ def _mount(row: dict[str, Any]) -> Mount | None:
     if destination.startswith("/sys/fs/cgroup/"):
         return None
     options = [str(one) for one in options or ()]
-    if (
-        kind == "overlay"
-    ):  # Podman's: a directory under a layer that it throws away (-v DIR:PATH:O), or an image's layers
+    # Podman's: a directory under a layer that it throws away (-v DIR:PATH:O), or an image's layers.
+    if kind == "overlay":
         lower = next((one[9:] for one in options if one.startswith("lowerdir=")), "")
         single = lower.startswith("/") and ":" not in lower
         return Mount("bind", lower, destination, options=["overlay"]) if single else None

@@ -136,8 +136,8 @@ class StandIn:
             os.close(reading)
             return
         try:
-            # What ends this process' whole group or unit (a terminal that closes, timeout(1), systemd) is not meant for
-            # the one that removes what is left.
+            # Signals to the whole process group or unit (a terminal that closes, timeout(1),
+            # systemd) must not end the one that cleans up.
             os.setsid()
             for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)
@@ -157,7 +157,7 @@ class StandIn:
                     )
                     signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
                     break
-            self._wait()  # this process holds the lock of the layer, too
+            self._wait()  # this process holds the layer's lock, too
             if self._cgroup:
                 self._cgroup.remove()
         finally:
@@ -292,7 +292,7 @@ class StandIn:
             os.close(self._life)
             os.waitpid(self._watcher, 0)
             self._life = -1
-        if self._cgroup:  # also where something has ended the watcher
+        if self._cgroup:  # even if the watcher was killed
             self._cgroup.remove()
         if self._lock >= 0:
             os.close(self._lock)
@@ -325,14 +325,14 @@ def _all(fd: int) -> str:
         if not chunk:
             break
         chunks.append(chunk)
-    else:  # before what started and does not go on, or nothing
+    else:  # goes before what an unfinished step has written, if anything
         chunks.insert(0, f"error\0mount it\0\0no answer in {SECONDS:.0f} s from a file system of its\n".encode())
     return os.fsdecode(b"".join(chunks))
 
 
 def _reap(pid: int) -> None:
-    """Wait for a child that has closed its pipe; one that has not is killed, and left behind where that does not help: in a
-    request to FUSE (fuse(4)).
+    """Wait for a child that has closed its pipe. Kill it if it has not, and leave it behind if that
+    does not help: it waits for a request to FUSE (fuse(4)).
     """
     pidfd = os.pidfd_open(pid)
     poll = select.poll()

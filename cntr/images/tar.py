@@ -72,7 +72,7 @@ class Reader:
         self._stream, self._what, self._limits = stream, what, limits
         self._left = self._padding = 0  # of the current entry
         self._global: dict[bytes, bytes] = {}
-        self._names = 0  # bytes of all names so far, which whoever unpacks keeps
+        self._names = 0  # bytes of all names so far, which unpacking keeps in memory
         self.position = 0  # bytes read
         self.entries = 0
 

@@ -1,5 +1,5 @@
-"""A container's volumes and tmpfs mounts, as detached mounts; a layer's directories. For the builder and the stand-in: see
-``room``.
+"""A container's volumes and tmpfs mounts, as detached mounts; a layer's directories. Used by the
+builder and the stand-in: see ``room``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OPPOSITES = {"rw": "ro", "exec": "noexec", "suid": "nosuid"}
 
 
 def older(layer: str) -> list[str]:
-    """diff1, diff2, … beside a layer's diff, and below it: its files before containers/storage has given them other owners."""
+    """diff1, diff2, … beside a layer's diff, and below it: its files before containers/storage changed their owners."""
     found: list[str] = []
     while layer.endswith("/diff") and len(found) < MOST_OLDER and os.path.isdir(f"{layer}{len(found) + 1}"):
         found.append(f"{layer}{len(found) + 1}")
@@ -59,7 +59,8 @@ def layered(source: int, mount: Mount, upper: str, work: str) -> int:
 def copied(source: int, mount: Mount, path: str, host: str = "") -> int:
     """Copy the file behind SOURCE to PATH and return a mount of the copy. Raises OSError.
 
-    host: a name that is to be in this hosts(5): an engine takes the container's own out at its end, with its address.
+    host: a name to add to this hosts(5): when a container ends, its engine removes its name and
+    address.
     """
     status = os.fstat(source)
     if not stat.S_ISREG(status.st_mode) or status.st_size > FILE:

@@ -1,4 +1,4 @@
-"""A process of its own for what may never end, not by SIGKILL either: a request that a server of FUSE has read (fuse(4))."""
+"""A separate process for what may never end, not even by SIGKILL: a request that a FUSE server has read (fuse(4))."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
 
 def bounded(work: Callable[[], object], seconds: float | None = None) -> None:
-    """Do WORK in a process of its own, which may be left behind; raises TimeoutError where it is not done within SECONDS.
+    """Do WORK in a separate process, which may be left behind; raise TimeoutError if it is not done
+    within SECONDS.
 
-    Its result and its errors are nobody's: what was done there once is likely to be done here in time.
+    Its result and errors are dropped: what has succeeded there once is likely to succeed here in
+    time.
     """
     reading, writing = os.pipe2(os.O_CLOEXEC)
     pid = syscalls.fork()

@@ -22,7 +22,7 @@ def are_known() -> bool:
 
 
 def get_ready() -> None:
-    """Load what this kernel needs: to be called before another root or mount namespace is entered."""
+    """Load what this kernel needs: to be called before entering another root or mount namespace."""
     if not are_known():
         remounting()
 

@@ -83,7 +83,8 @@ def load(program: bytes) -> int:
     try:
         return _bpf(BPF_PROG_LOAD, attributes)
     except PermissionError:
-        # Before Linux 5.11 all programs of a user count as its locked memory, of which a container may have 64 KiB.
+        # Before Linux 5.11 all of a user's programs count as locked memory, of which a container
+        # may have 64 KiB.
         limits = _unlimited_memory()
         if limits is None:
             raise
@@ -94,7 +95,7 @@ def load(program: bytes) -> int:
 
 
 def _unlimited_memory() -> tuple[int, int] | None:
-    """Lift the limit of locked memory; return what it was, None without CAP_SYS_RESOURCE."""
+    """Lift the limit on locked memory; return the old one, None without CAP_SYS_RESOURCE."""
     limits = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     try:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

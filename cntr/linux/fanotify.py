@@ -44,7 +44,8 @@ def mark_filesystem(group: int, root_fd: int) -> None:
 
 
 def ignore_mount(group: int, mask: int, fd: int, *, remove: bool = False) -> None:
-    """fanotify_mark(2): report nothing of MASK that is done through the mount fd is on, or report it again (kernel 6.0).
+    """fanotify_mark(2): do not report events in MASK caused through the mount that fd is on, or
+    report them again (kernel 6.0).
 
     fd: not O_PATH.
     """

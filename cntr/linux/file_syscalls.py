@@ -23,7 +23,7 @@ AT_NO_AUTOMOUNT = 0x800
 AT_EMPTY_PATH = 0x1000
 AT_STATX_DONT_SYNC = 0x4000
 
-_new_tuple = tuple.__new__  # in half the time of a class's own
+_new_tuple = tuple.__new__  # half the time of a class of our own
 
 # linux/stat.h
 STATX_BASIC_STATS = 0x7FF
@@ -163,7 +163,7 @@ _unpack_blocks = struct.Struct("=48xQ").unpack_from
 
 
 def allocated(fd: int) -> int:
-    """st_blocks, of 512 bytes, of the file behind fd, as it is known here: no server of a network filesystem is asked."""
+    """st_blocks, of 512 bytes, of the file behind fd, as cached here: a network filesystem's server is not asked."""
     if _statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, _STATX_BLOCKS, _statx_reference) < 0:
         raise _fail("statx")
     blocks: int = _unpack_blocks(_statx_buffer)[0]
@@ -350,7 +350,7 @@ _raw_setfsuid, _raw_capset = _libc.setfsuid, _libc.capset
 
 
 def become(uid: int, packed: bytes) -> None:
-    """setfsuid(2), then capset(2) on the calling thread: in one step, since it is done for each file that is made."""
+    """setfsuid(2), then capset(2) on the calling thread: in one function, as each creation of a file needs it."""
     _raw_setfsuid(uid)
     if _raw_capset(_cap_header, packed) < 0:
         raise _fail("capset")

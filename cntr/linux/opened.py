@@ -1,4 +1,4 @@
-"""Where a file is that is open (proc_pid_fd(5))."""
+"""The path of an open file (proc_pid_fd(5))."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def place_of(fd: int) -> str:
-    """The path, without links, that leads to what FD is open on; "" if it was removed, or is in another mount namespace."""
+    """The path, without links, of what FD refers to; "" if it was removed, or is in another mount namespace."""
     path = os.readlink(f"/proc/self/fd/{fd}")
     try:
         return path if os.path.samestat(os.lstat(path), os.fstat(fd)) else ""

@@ -1,9 +1,9 @@
-"""Access to what may never answer: a container's files on FUSE, on a network file system, on an overlay of either; the
-memory of a process.
+"""Access to what may never answer: a container's files on FUSE, on a network file system, or on an
+overlay of either; the memory of a process.
 
-A process that waits for such a file reacts to SIGKILL only. So a thread waits, and is abandoned on a timeout; it
-ends with the process. If a FUSE server has read the request, even SIGKILL has no effect: that takes a process of its
-own (apart.py).
+A process that waits for such a file reacts to SIGKILL only. So a thread waits, and is abandoned
+after a timeout; it ends with the process. If a FUSE server has read the request, even SIGKILL has
+no effect: that takes a process of its own (apart.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 SECONDS = 3.0
-# Types in mountinfo whose server may be anybody's; mountinfo does not show the types of an overlay's lower layers.
+# Types in mountinfo whose server may be anybody's. The types of an overlay's lower layers are not
+# shown there.
 SLOW = tuple(
     f" - {kind}" for kind in "fuse overlay nfs 9p cifs smb3 ceph afs autofs virtiofs ecryptfs orangefs coda".split()
 )
@@ -31,8 +32,8 @@ def may_never_answer(mountinfo: str) -> bool:
 
 
 def start(work: Callable[..., object], *arguments: object) -> None:
-    """Start a thread to which no signal is delivered: it may be left waiting, and they are for the main thread, which
-    may read them from a file (signalfd(2)). Raises RuntimeError where no thread can be made.
+    """Start a thread that receives no signals: it may be left waiting, and the main thread may read
+    signals from a file (signalfd(2)). Raises RuntimeError if no thread can be made.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
@@ -60,7 +61,7 @@ def bounded(work: Callable[[], T], seconds: float | None = None) -> T:
 
     try:
         start(run)
-    except RuntimeError:  # a limit on processes, the caller's own
+    except RuntimeError:  # a limit on the number of processes, the caller's own
         run()
     if not done.acquire(timeout=SECONDS if seconds is None else seconds):
         raise TimeoutError

@@ -22,7 +22,7 @@ SECBIT_NO_SETUID_FIXUP, SECBIT_NO_SETUID_FIXUP_LOCKED = 1 << 2, 1 << 3
 KEYCTL_JOIN_SESSION_KEYRING = 1
 _SYS_KEYCTL = number("keyctl")
 
-# asm-generic/resource.h, in the order of their numbers
+# asm-generic/resource.h, in numerical order
 RLIMITS = ("CPU FSIZE DATA STACK CORE RSS NPROC NOFILE MEMLOCK AS LOCKS SIGPENDING MSGQUEUE NICE RTPRIO RTTIME").split()
 _NO_LIMIT = (1 << 64) - 1
 
@@ -38,9 +38,11 @@ def set_securebits(bits: int) -> None:
 
 
 def limits(which: int, new: tuple[int, int] | None = None) -> tuple[int, int]:
-    """prlimit(2) of the calling process: (soft, hard) of a resource, -1 for none, as they were; NEW is what they become.
+    """prlimit(2) of the calling process: return the (soft, hard) limits of a resource, -1 for none,
+    and set NEW.
 
-    The module resource does the same, but is a shared library: five mappings more to load, and to copy at each fork.
+    The module resource does the same, but is a shared library: five more mappings to load, and to
+    copy at each fork.
     """
     before = (_ulong * 2)()
     after = _ctypes.byref((_ulong * 2)(*(value & _NO_LIMIT for value in new))) if new else None

@@ -1,4 +1,6 @@
-"""Texts of /proc that are a process' memory, as its command line is: who has that locked keeps every reader waiting."""
+"""Files of /proc that are a process's memory, such as its command line. A process that has its
+memory locked blocks every reader.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,16 @@ from cntr.linux import patience, procfs
 HELD_SECONDS = (
     0.5,
     0.1,
-)  # without progress in reading texts of /proc: for the first process that lets nobody in, for each other
+)  # seconds without progress in reading files of /proc: for the first process that blocks, for each other one
 HELD_MOST = 32  # such processes
 
 
 def read(paths: list[str], limit: int) -> dict[str, str]:
-    """{path: text} of files of /proc that are a process' memory, as its command line is: without those that can't be read.
+    """{path: text} of files of /proc that are a process's memory, such as its command line; those
+    that cannot be read are left out.
 
-    A process may have its memory locked for as long as it likes: such ones are passed over, HELD_MOST at most.
+    A process may keep its memory locked as long as it likes. Such processes are skipped, HELD_MOST
+    of them at most.
     """
     found: dict[str, str] = {}
     pending, turn, seconds = paths[::-1], [0], HELD_SECONDS[0]
@@ -35,7 +39,7 @@ def read(paths: list[str], limit: int) -> dict[str, str]:
         done.acquire()
         try:
             patience.start(scan, turn[0], done)
-        except RuntimeError:  # a limit on processes, the caller's own
+        except RuntimeError:  # a limit on the number of processes, the caller's own
             scan(turn[0], done)
         while not done.acquire(timeout=seconds):
             if len(pending) == left:

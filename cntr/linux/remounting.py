@@ -42,7 +42,7 @@ def add_everywhere(attributes: int, proc_fd: int) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.EACCES):
                 raise
-            # It has gone; or another mount covers the directory that the path leads to, so nobody can reach it.
+            # It is gone; or another mount covers that directory, so nobody can reach it.
 
 
 def make_private(tree_fd: int) -> None:
@@ -74,8 +74,8 @@ def _remounted(tree_fd: int, attributes: int, recursive: bool) -> int:
 
 
 def _mount_points(proc_fd: int) -> list[str]:
-    """List the paths of this namespace's mounts, but for autofs: it holds no file, and statvfs(2) would have its daemon
-    mount, which it does in another namespace (ELOOP here).
+    """List the mount points of this namespace, except autofs: that holds no file, and statvfs(2)
+    would have its daemon mount in another namespace (ELOOP here).
     """
     mounts = procfs.mountinfo(procfs.read("self/mountinfo", proc_fd))
     return list(dict.fromkeys(mount.mount_point for mount in mounts if mount.fstype != "autofs"))

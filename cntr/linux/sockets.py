@@ -62,9 +62,11 @@ def send(connection: _socket.socket, data: bytes | memoryview, fds: list[int]) -
 
 
 def fd_from_child(make: Callable[[], int], call: str, seconds: float | None = None) -> int:
-    """The fd that MAKE returns in a child, which may enter namespaces for it. Raises OSError: MAKE's errno, naming CALL.
+    """Return the fd that MAKE opens in a child, which may enter namespaces to do so. Raises
+    OSError: MAKE's errno, naming CALL.
 
-    After SECONDS that is ETIMEDOUT, and the child may be left behind: in a request to FUSE not even SIGKILL ends it.
+    After SECONDS that is ETIMEDOUT. The child may be left behind: during a request to FUSE not even
+    SIGKILL ends it.
     """
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
     pid = syscalls.fork()

@@ -20,7 +20,9 @@ GRACE_SECONDS = 3.0  # between asking the command to end and killing it
 
 
 def run(mark: str, command: Callable[[], int], rights: AbstractContextManager[None]) -> int:
-    """COMMAND's exit status; MARK is the file that says which process this is, removed at the end by RIGHTS: its maker's."""
+    """Run COMMAND; return its exit status. MARK is the file that identifies this process; in the
+    end it is removed with RIGHTS, its creator's.
+    """
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     before = {number: signal.signal(number, lambda *_: None) for number in FORWARDED}

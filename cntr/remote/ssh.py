@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MISSING, NO_PYTHON = 213, 212  # exit statuses of the far side's first steps; no cntr command ends with them
 SSH_FAILED = 255  # ssh(1), EXIT STATUS
 END_SECONDS = 5.0  # how long to wait for the far side of a copy after its pipes are closed
-MAX_SAID = 16 << 20  # most bytes of an answer that is kept: the list of ten thousand containers fits
+MAX_SAID = 16 << 20  # bytes of an answer to keep: a list of ten thousand containers fits
 MAX_NOISE = 1 << 16  # most bytes a login shell may print first
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 RUN = "exec sh -c \"command -v python3 >/dev/null && exec python3 -IS -c 'import sys;exec(bytes.fromhex(sys.argv[1]))' {code}; exit 212\""
@@ -326,7 +326,7 @@ def _reads(fd: int, hello: bytes) -> bool:
 
 
 def _all_said(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
-    """Read stdout and stderr to their ends. Raises CntrError for a far side that says more than MAX_SAID."""
+    """Read stdout and stderr to their ends. Raises CntrError if the far side sends more than MAX_SAID."""
     import selectors
 
     assert process.stdout

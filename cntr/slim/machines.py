@@ -1,5 +1,6 @@
-"""The root of a machine that does not run, as an image: a disk image (``raw:NAME``), nspawn's, LXC's and Incus' directories,
-and Buildah's working containers. Nothing of it is changed, and no engine runs it.
+"""The root of a machine that does not run, as an image: a disk image (``raw:NAME``); directories of
+nspawn, LXC and Incus; Buildah's working containers. No engine runs it, and nothing of it is
+changed.
 """
 
 from __future__ import annotations
@@ -56,11 +57,11 @@ def _image(made: Blueprint) -> Image:
 
 
 def _root(made: Blueprint) -> int:
-    """Read-only; its files have the ids that the machine's own processes see."""
+    """The root, read-only, with the ids that the machine's own processes see."""
     users = -1
     try:
         if made.disk:
-            tree = made.disk.mount(programs=True)  # CntrFS refuses what the mount that it serves would
+            tree = made.disk.mount(programs=True)  # CntrFS refuses what the mount that it serves would refuse
             try:
                 return os.open(f"/proc/self/fd/{tree}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             finally:

@@ -9,13 +9,13 @@ from cntr.errors import CntrError
 from cntr.linux import attributes, sockets, syscalls
 
 MOST_LAYERS = 400  # the kernel's own limit is 500 (OVL_MAX_STACK)
-# Read-only: no access time is written either.
+# Read-only: no access time is written, either.
 _ATTRS = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
 
 
 def merged(layers: list[str], users: int = -1) -> int:
-    """An fd of the root directory of the merged LAYERS, lowest first. users: of a user namespace whose map the ids of a
-    single layer go through (see ``namespaces.mapped``). Raises CntrError.
+    """An fd of the root directory of the merged LAYERS, lowest first. users: a user namespace whose
+    id map applies to a single layer (see ``namespaces.mapped``). Raises CntrError.
     """
     if len(layers) > MOST_LAYERS:
         raise CntrError(f"the image has {len(layers)} layers", f"{MOST_LAYERS} are the most that can be merged here")

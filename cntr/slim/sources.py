@@ -1,4 +1,6 @@
-"""Finds what TARGET means for slim: an image or container of an engine, an archive, an OCI directory, a root directory, a machine."""
+"""Finds what TARGET means for slim: an engine's image or container, an archive, an OCI directory, a
+root directory, a machine.
+"""
 
 from __future__ import annotations
 

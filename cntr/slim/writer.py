@@ -28,9 +28,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from typing import IO, Any
 
-CHUNK = (
-    4 << 20
-)  # bytes; each chunk is a gzip member, so processors share the work and the result does not depend on their number
+# Bytes; each chunk is a gzip member, so processors share the work and the result does not depend on their number.
+CHUNK = 4 << 20
 _UNKEPT = ("trusted.", "user.overlay.", "system.nfs4", "security.selinux", "security.ima", "security.evm")
 _O_PATH = os.O_PATH | os.O_NOFOLLOW
 _BENEATH = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS

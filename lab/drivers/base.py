@@ -72,7 +72,7 @@ class Driver(Protocol):
         """Remove the machine and all its files."""
 
     def leave(self) -> None:
-        """The machine is kept: it outlives this process."""
+        """Leave the machine running: it outlives this process."""
 
     def alive(self) -> bool:
         """Whether the machine's process exists."""
@@ -90,7 +90,7 @@ def free_port() -> int:
 
 
 def outlives(process: subprocess.Popen[bytes] | None) -> None:
-    """Nobody waits for this process any more: without that, Python reports it as a leak."""
+    """Nobody waits for this process any more; Python would report that as a leak."""
     if process is not None:
         process.returncode = 0
 

@@ -142,7 +142,7 @@ class HereDriver:
                 self._process.wait(10)
 
     def leave(self) -> None:
-        """Its process goes on."""
+        """Its process keeps running."""
         base.outlives(self._process)
 
     def destroy(self) -> None:

@@ -189,7 +189,7 @@ class QemuDriver:
         self._monitor(f"loadvm {name}")
 
     def leave(self) -> None:
-        """Its process goes on."""
+        """Its process keeps running."""
         base.outlives(self._process)
 
     def destroy(self) -> None:

@@ -155,7 +155,7 @@ class VagrantDriver:
         self._virsh("snapshot-revert", self._domain, name, "--running", "--force", seconds=120)
 
     def leave(self) -> None:
-        """It is libvirt's."""
+        """libvirt keeps it running."""
 
     def destroy(self) -> None:
         """`vagrant destroy`; if that fails, use libvirt directly; then remove the files."""

@@ -91,7 +91,7 @@ class CliRig(Rig):
         except Failed as error:
             if "device or resource busy" not in str(error):
                 raise
-            # Conmon's clean-up of a container that has just ended unmounts the same directories.
+            # conmon's cleanup of a container that has just ended unmounts the same directories.
             busy = str(error).split("unlinkat ")[-1].partition(": ")[0]
             wait_until(lambda: not os.path.ismount(busy), "it is unmounted")
             self.command("rm", "-f", *self.remove_flags, container.name)
@@ -158,12 +158,12 @@ class DockerSnapshots(Docker):
 
 
 class DockerWhole(Docker):
-    """dockerd with a whole copy of the files for each container."""
+    """dockerd with a complete copy of the files for each container."""
 
     variants = ("busybox",)
 
     def store(self) -> tuple[str, ...]:
-        """The driver that runs on any file system."""
+        """The storage driver, which works on any file system."""
         return ("--storage-driver=vfs",)
 
 

@@ -179,9 +179,9 @@ FIRST_ID = 100_000
 
 
 class Remapped(Hostile):
-    """A container in a user namespace of its own: ids 0-65535 there are 100000-165535 of the host.
+    """A container in its own user namespace: ids 0-65535 there are 100000-165535 on the host.
 
-    maker: the uid of the host that makes the namespace, and so owns it.
+    maker: the uid on the host that creates the namespace, and so owns it.
     """
 
     maker = 0

@@ -235,7 +235,9 @@ def test_control_the_terminal_is_there_to_be_typed_into(accomplice, screen):
 
 
 def taken(pid: int, uid: int) -> list[str]:
-    """What a user of the host finds behind 0, 1 and 2 of a process: the owner of a user namespace may do all to those in it."""
+    """What a user of the host finds behind 0, 1 and 2 of a process: the owner of a user namespace
+    has all capabilities over its processes.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -255,7 +257,7 @@ def taken(pid: int, uid: int) -> list[str]:
 
 
 def test_a_user_takes_the_streams_of_roots_session_in_their_container(accomplice, canary, place, transport):
-    """From outside, without a capability of the host's: root's pipes are not there, and root is told whose eyes there are."""
+    """From outside, without capabilities on the host: root's pipes are not there, and root is told who can watch."""
     container = kit.remapped(place, accomplice)
     container.maker = 1000
     with container:

@@ -77,7 +77,7 @@ def test_several_filters_in_their_order(accomplice, canary, place):
 
 
 def test_a_filter_that_says_the_program_runs(accomplice, canary, place):
-    """execve(2) returns 0 and runs nothing: no bug of cntr's, but a program that may not be run."""
+    """execve(2) returns 0 and runs nothing: an error about a program that may not be run, not a crash of cntr."""
 
     def late() -> None:
         if stalling.born() == 0:

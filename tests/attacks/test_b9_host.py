@@ -181,9 +181,8 @@ def test_every_mount_of_a_session_is_the_containers_or_cannot_be_written(accompl
         found += subprocess.run(
             ["find", top, "-maxdepth", "1", "-xdev", "-name", name], capture_output=True, text=True, check=False
         ).stdout
-    left = [
-        path for path in found.splitlines() if not path.startswith(f"{container.root}/")
-    ]  # the container's own tree is its own
+    # The container's own tree is its own.
+    left = [path for path in found.splitlines() if not path.startswith(f"{container.root}/")]
     assert left == []
 
 

@@ -85,9 +85,8 @@ def test_each_process_in_turn(accomplice, place, transport, number, index):
     with kit.hostile(place, accomplice) as container:
         process = began(container, transport)
         everybody = members(container, process.pid)
-        names = sorted(
-            (name for name in everybody if " cat " not in name), key=everybody.get
-        )  # those end by themselves
+        # Those end by themselves.
+        names = sorted((name for name in everybody if " cat " not in name), key=everybody.get)
         if index >= len(names):
             process.terminate()
             process.communicate(timeout=20)

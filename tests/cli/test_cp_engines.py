@@ -102,9 +102,8 @@ def test_the_owner_of_a_rootless_container_needs_no_root(podman_rootless, tmp_pa
             os.lchown(path, rig.uid, rig.uid)
     for path in (home / "tree").iterdir():
         if path.is_file() and not path.is_symlink():
-            path.chmod(
-                path.stat().st_mode & 0o777 | 0o400
-            )  # without root, even an own file with mode 000 can't be read
+            # Without root, even an own file with mode 000 can't be read.
+            path.chmod(path.stat().st_mode & 0o777 | 0o400)
     os.chown(home, rig.uid, rig.uid)
     user = {"user": rig.uid, "group": rig.uid, "extra_groups": [], "cwd": pathlib.Path(__file__).parents[2]}
     with rig.container(variant) as container:

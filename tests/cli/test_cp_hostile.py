@@ -481,7 +481,7 @@ def test_many_complaints_do_not_block_either_side(container, tmp_path):
 
 
 def test_a_listing_without_end_takes_bounded_memory(container, tmp_path):
-    """As a FUSE server of the container's may give it."""
+    """As a FUSE server in the container can produce it."""
     (container.root / "d").mkdir()
     for index in range(20_000):
         (container.root / "d" / f"{index:05}{'n' * 240}").touch()

@@ -157,9 +157,8 @@ def test_in_the_foreground_an_unmount_ends_it(places):
 def test_the_server_killed_leaves_no_mount(places):
     source, point = places
     assert mount(source, point).returncode == 0
-    ours = {
-        pid: pathlib.Path(f"/proc/{pid}/comm").read_text() for pid in servers(point)
-    }  # start all before waiting for any
+    # Start all before waiting for any.
+    ours = {pid: pathlib.Path(f"/proc/{pid}/comm").read_text() for pid in servers(point)}
     for pid in (pid for pid, name in ours.items() if name == "cntrfs\n"):
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: mounted(point) is None)

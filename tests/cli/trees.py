@@ -39,7 +39,7 @@ def make_tree(top: pathlib.Path) -> None:
             stream.write(name * index)
         os.chmod(file, (0o644, 0o600, 0o755, 0o400, 0o777, 0o000)[index % 6])
         os.utime(file, ns=(index * 10**15, 10**17 + index * 123456789))
-    for name, seconds in (("future", 10_413_792_000), ("past", -(10**9))):  # in the year 2300, and 1938
+    for name, seconds in (("future", 10_413_792_000), ("past", -(10**9))):  # in the years 2300 and 1938
         (top / name).touch()
         os.utime(top / name, ns=(seconds * 10**9, seconds * 10**9 + 123_456_789))
     (top / "empty").mkdir(mode=0o711)

@@ -186,7 +186,7 @@ def test_stdin_and_stdout_are_joined_to_a_port():
 
 
 def test_what_a_command_has_sent_arrives_after_both_have_ended():
-    """A server that is busy meanwhile finds it, and its regular end, in its queue."""
+    """A server that is busy meanwhile finds it, and a regular end of stream, in its queue."""
     serving = "import socket, sys; s = socket.create_server(('127.0.0.1', 90)); print('up', flush=True)"
     serving += "; c = s.accept()[0]; sys.stdin.read(); print(sum(map(len, iter(lambda: c.recv(1 << 16), b''))))"
     sending = "import os, socket; host, _, port = os.environ['CNTR_FORWARD_1'].rpartition(':')"

@@ -128,7 +128,7 @@ def test_senders_of_datagrams_end_the_relay_neither_by_number_nor_by_an_address_
     few = ["setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource", "prlimit", "--nofile=64:256"]
     flood = "import socket; many = [socket.socket(type=socket.SOCK_DGRAM) for _ in range(400)]"
     flood += "; [one.sendto(b'x', ('127.0.0.1', port)) for one in many for port in (8126, 8127)]"
-    words = ["-R", "8126:9/udp", "-R", "8127:203.0.113.9:9/udp", "0:53/udp", "0:80"]  # of the last net, no route
+    words = ["-R", "8126:9/udp", "-R", "8127:203.0.113.9:9/udp", "0:53/udp", "0:80"]  # no route into the last network
     with web() as served, forward(served.target, *words, prefix=[*few, "unshare", "-n"]) as running:
         served.ask(flood)
         running.wait_for("refused")
@@ -185,7 +185,8 @@ def test_of_the_relay_nothing_is_in_the_container():
             if os.stat(f"/proc/{dialer}/ns/{kind}").st_ino != os.stat(f"/proc/self/ns/{kind}").st_ino
         }
         assert joined == {"net"}
-        # 0, 1, 2, the socket to the relay, the container's pidfd; the socket that it listens at has just been sent
+        # 0, 1, 2, the socket to the relay, the container's pidfd; the listening socket has just
+        # been sent
         wait_until(lambda: len(os.listdir(f"/proc/{dialer}/fd")) <= 5, "it has no more files than it needs")
         status = dict(line.split(":\t", 1) for line in Path(f"/proc/{dialer}/status").read_text().splitlines())
         assert {int(status[name], 16) for name in ("CapPrm", "CapEff", "CapInh", "CapAmb")} == {0}

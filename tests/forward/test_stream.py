@@ -1,4 +1,6 @@
-"""The loop, its streams, and what relays a session's sockets, without a container: turns, buffers, ends, exhaustion."""
+"""The loop, its streams, and the relays for a session's sockets, without a container: turns,
+buffers, ends, exhaustion.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ def loop():
 
 
 class Joined:
-    """A client and a server, joined by a connection of the loop; over: whether that has ended."""
+    """A client and a server, joined by a connection of the loop; over: whether that connection has ended."""
 
     def __init__(self, loop, kind=socket.AF_UNIX, buffers=None):
         self.over, buffers = False, buffers or stream.Buffers()
@@ -56,7 +58,7 @@ def pair(kind):
 
 
 def settle(loop):
-    """Turns until nothing is ready."""
+    """Take turns until nothing is ready."""
     for _ in range(1000):
         if not loop.is_ready():
             return
@@ -65,7 +67,7 @@ def settle(loop):
 
 
 def flood(loop, end):
-    """Send until nothing more is taken; how much."""
+    """Send until nothing more is accepted; return the number of bytes."""
     count = 0
     while select.select([], [end], [], 0)[1]:
         end.setblocking(False)
@@ -110,7 +112,7 @@ def test_where_no_buffer_is_left_a_small_one_does(loop, monkeypatch):
 
 
 def test_bulk_gives_way_to_who_says_little(loop):
-    """A turn handles all that is little, and one of the others, each in its turn."""
+    """A turn handles everything small, and one bulk transfer; these take turns."""
     called, pairs = [], {name: socket.socketpair() for name in ("bulk", "more", "little")}
     for name, (ours, theirs) in pairs.items():
         theirs.send(b"x")
@@ -143,7 +145,7 @@ def test_bulk_gives_way_to_who_says_little(loop):
 
 @pytest.mark.parametrize("answered", [False, True])
 def test_who_is_reset_takes_no_turns_while_nobody_reads_what_was_said(loop, answered):
-    """And what was said has no regular end, even if it is a write that finds out."""
+    """Even if it is a write that notices the reset, what was sent before does not get a regular end of stream."""
     with Joined(loop, socket.AF_INET) as joined:
         count = flood(loop, joined.client)
         while answered and not joined.connection.flows[1].data:
@@ -169,7 +171,7 @@ def test_who_has_said_all_and_is_reset_leaves_a_regular_end(loop):
 
 
 class Relayed:
-    """A server's socket and the session's that leads to it."""
+    """A server's socket, and the session's socket that leads to it."""
 
     def __init__(self, loop, tmp_path, backlog):
         self.real, listener = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
@@ -209,12 +211,12 @@ def test_a_session_that_has_used_up_all_files_is_served_again_when_there_are_som
     free = os.dup(0)
     os.close(free)
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))  # to accept, not to connect
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))  # for accepting, not for connecting
         loop.turn()
         assert clients[0].recv(1) == b""
         resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
         loop.turn()
-        assert not loop.is_ready()  # it does not ask over and over
+        assert not loop.is_ready()  # it does not retry in a busy loop
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     while not relayed.server.connections:
@@ -240,7 +242,7 @@ def test_a_server_that_was_busy_is_reached_again_later(loop, relayed, monkeypatc
 
 
 def say_through(loop, relayed, client):
-    """What the server hears of the client."""
+    """What the server receives from the client."""
     client.send(b"x")
     accepted = relayed.real.accept()[0]
     with accepted:

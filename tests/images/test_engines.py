@@ -268,7 +268,7 @@ def test_a_pods_container_joins_the_sandbox_while_it_lives_and_the_last_attempt_
 
 
 def test_a_container_whose_driver_has_no_layers():
-    """vfs, as on file systems that can't be an overlay's; btrfs has its directories elsewhere alone."""
+    """vfs, as on file systems that cannot hold an overlay's layers; btrfs only differs in where its directories are."""
     rig = DockerWhole()
     try:
         with rig.container("busybox") as container:
@@ -298,7 +298,7 @@ def test_a_file_that_docker_saved(docker, tmp_path, monkeypatch):
 
 
 def test_an_answer_whose_head_comes_alone(tmp_path):
-    """The head of an HTTP answer and its body may arrive one after the other."""
+    """The head of an HTTP answer and its body may arrive separately."""
     path, body = str(tmp_path / "docker.sock"), io.BytesIO()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)

@@ -1,4 +1,6 @@
-"""What a container sees in its engine, and in a stand-in for it: the same, but for what docs/howto.md lists."""
+"""A container looks the same to its processes under its engine and in a stand-in, except for what
+docs/howto.md lists.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ from tests.images.test_rootless import Native
 
 ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-KINDS = ("net", "user", "time")  # pid, ipc and uts are its own
-# What the container itself sees of its configuration.
+KINDS = ("net", "user", "time")  # it has its own pid, ipc and uts namespaces
+# What the container sees of its own configuration.
 SEEN = r"""
 id; umask; pwd; env | busybox sort; busybox hostname; cat /proc/sys/kernel/domainname /etc/hosts /etc/hostname /etc/resolv.conf
 busybox grep -E "^(Cap|NoNewPrivs|Seccomp|Groups|Uid|Gid|Sig(Blk|Ign)|Spec|THP)" /proc/self/status; busybox cut -c1-66 /proc/self/limits
@@ -37,7 +39,8 @@ busybox cp /bin/busybox /tmpfs/true 2>/dev/null && /tmpfs/true && echo runs; bus
 """.replace("KINDS", " ".join(KINDS)).replace(
     "NUMBERS", "|".join(str(os.stat(f"/proc/self/ns/{kind}").st_ino) for kind in KINDS)
 )
-# A stand-in has no cgroup file system, its own nodes in /dev, a read-only /sys, no image mounts; other flags of what is masked.
+# A stand-in has no cgroup file system, its own nodes in /dev, a read-only /sys, and no image
+# mounts; masked paths have other flags.
 ALWAYS = r"[0-9]+$|mount (/sys.*|/proc.*|/|/dev|/dev/(null|zero|full|random|urandom|tty|console)|/other|/etc/motto|/sbin/docker-init) "
 BOTH = """
 -e A=b=c -e EMPTY= -e HOME=/h --hostname h1 --workdir /data --user slim --group-add 77 --read-only --tmpfs /tmpfs:rw,noexec,size=5m
@@ -64,20 +67,20 @@ ONLY = {
 
 
 def rows(text: str) -> list[str]:
-    """Comparable lines: nodev is everywhere in a stand-in."""
+    """Comparable lines: a stand-in mounts everything nodev."""
     found = [re.sub(r",?\bnodev\b", "", line).strip() for line in text.splitlines()]
     return sorted(line for line in found if line and not re.match(ALWAYS, line))
 
 
 def differences(wanted: str, seen: str) -> tuple[list[str], list[str]]:
-    """Lines that only the engine's own container has, and that only the stand-in has."""
+    """Lines that only the engine's own container has, and lines that only the stand-in has."""
     first, second = rows(wanted), rows(seen)
     assert len(first) > 40, wanted
     return [row for row in first if row not in second], [row for row in second if row not in first]
 
 
 class Sight:
-    """A rig, and cntr in the environment in which its engine is found."""
+    """A rig, and cntr in an environment in which its engine is found."""
 
     def __init__(self, rig: Any) -> None:
         self.rig = rig
@@ -89,7 +92,7 @@ class Sight:
         self.env.pop("TERM", None)
 
     def cntr(self, *words: str) -> str:
-        """What cntr prints."""
+        """The output of cntr."""
         if isinstance(self.rig, Native):
             return self.rig.cntr(*words, as_user=True)
         done = subprocess.run(
@@ -112,7 +115,7 @@ def place_for_volumes(rig: rigs.Rig) -> pathlib.Path:
 
 @pytest.mark.parametrize("engine", ["docker", "podman", "rootless"])
 def test_an_entrypoint_sees_what_it_sees_in_docker_and_podman(request, engine):
-    """`cntr run` and `exec` beside the engine's own second start, which finds the same layer."""
+    """`cntr run` and `exec` beside the engine's own second start, which uses the same layer."""
     rig = Native() if engine == "rootless" else rigs.open_rig(request, engine)
     try:
         sight, place, wrong = Sight(rig), place_for_volumes(rig), {}
@@ -137,7 +140,7 @@ def test_an_entrypoint_sees_what_it_sees_in_docker_and_podman(request, engine):
 
 
 def made_network(rig: Any, name: str) -> bool:
-    """Whether it can make a bridge."""
+    """Whether the rig can make a bridge."""
     try:
         rig.command("network", "create", "--subnet", f"10.211.{os.getpid() % 250}.0/24", name)
     except workspaces.Failed:
@@ -146,7 +149,7 @@ def made_network(rig: Any, name: str) -> bool:
 
 
 def one(sight: Sight, flags: list[str]) -> dict[str, tuple[list[str], list[str]]]:
-    """The differences of each command, for a container with FLAGS."""
+    """The differences for each command, for a container with FLAGS."""
     rig, name = sight.rig, workspaces.unique("seen")
     target, found = f"{rig.engine}:{name}", {}
     rig.command("run", *rig.extra, "--name", name, *flags, "slim:1", "/bin/sh", "-c", SEEN)
@@ -156,7 +159,7 @@ def one(sight: Sight, flags: list[str]) -> dict[str, tuple[list[str], list[str]]
         for start in (True, False):
             rig.workspace.wait_for("its end", lambda: rig.command(*asked).startswith("exited"))
             records, id = f"{rig.workspace.path}/oci", rig.command(*asked).split()[1]
-            if os.path.exists(f"{records}/{id}"):  # conmon's clean-up isn't given --runtime-flag
+            if os.path.exists(f"{records}/{id}"):  # conmon's cleanup does not get --runtime-flag
                 workspaces.run([rig.runtime, "--root", records, "delete", "--force", id])
             wanted = rig.command("start", "-a", name) if start else wanted
         before = sorted(rig.command("diff", name).splitlines())
@@ -164,17 +167,18 @@ def one(sight: Sight, flags: list[str]) -> dict[str, tuple[list[str], list[str]]
         commands = (("run", "--network", "container", target), ("exec", "--network", "container", target, *script))
         for command in commands[: 1 if "container:" in " ".join(flags) else 2]:
             only = differences(wanted, sight.cntr(*command))
-            # The engine's network itself is not there any more; its own address is lo's.
+            # The engine's network no longer exists; the container's address is on lo.
             only = ([row for row in only[0] if row != "eth0" and not row.startswith("10.211.")],
                     [row for row in only[1] if not row.startswith("127.0.0.1")])  # fmt: skip
             if isinstance(rig, Native):
-                # crun has /dev/core, and gives a tmpfs mode 1777 where runc takes the directory's. With keep-id, config.json
-                # isn't the user's to read, and /proc shows the map as its parent namespace has it.
+                # crun has /dev/core, and gives a tmpfs mode 1777 where runc uses the directory's.
+                # With keep-id the user cannot read config.json, and /proc shows the map as its
+                # parent namespace has it.
                 unknown = r"/tmpfs |writes /tmpfs|core$" + (
                     "|[ug]id_map|HOME=|net/ipv4/ping_group_range" * ("keep-id" in flags)
                 )
                 only = tuple([row for row in side if not re.match(unknown, row)] for side in only)
-            if "--privileged" in flags:  # but for the devices
+            if "--privileged" in flags:  # except for the devices
                 only = ([row for row in only[0] if " " in row], only[1])
             if only != ([], []):
                 found[command[0]] = only
@@ -184,14 +188,14 @@ def one(sight: Sight, flags: list[str]) -> dict[str, tuple[list[str], list[str]]
 
 @pytest.mark.parametrize("engine", ["containerd", "k8s", "lxc"])
 def test_a_session_sees_what_the_others_containers_saw(request, engine):
-    """What it wrote itself beside what `exec` shows; that has a HOME and a PATH always."""
+    """What it wrote itself is what `exec` shows; that always has a HOME and a PATH."""
     rig = rigs.open_rig(request, engine)
     sight, wrong = Sight(rig), {}
     for flags in OTHERS[engine]:
         with globals()[f"in_{engine}"](rig, flags) as container:
             wanted = sight.cntr("exec", container.target, "--", "/bin/cat", "/out")
             only = differences(wanted, sight.cntr("exec", container.target, "--", "/bin/sh", "-c", SEEN))
-            if engine != "lxc":  # the daemon's own, plus one, where the configuration has none
+            if engine != "lxc":  # the daemon's default, plus one, if the configuration has none
                 only = tuple([row for row in side if not row.startswith("oom_score_adj")] for side in only)
             if engine == "lxc":  # liblxc's /dev has other entries
                 only = tuple(
@@ -216,7 +220,7 @@ OTHERS: dict[str, list[Any]] = {
 
 
 def in_containerd(rig, flags) -> rigs.EngineContainer:
-    """By ctr, whose task has ended."""
+    """By ctr; its task has ended."""
     name = workspaces.unique("seen")
     cgroup = ("--cgroup", f"/{rig.workspace.mark}/{name}")
     workspaces.run(
@@ -226,14 +230,14 @@ def in_containerd(rig, flags) -> rigs.EngineContainer:
 
 
 class Ended(rigs.EngineContainer):
-    """A container of ctr's without a task."""
+    """A container of ctr without a task."""
 
     def __exit__(self, *error: object) -> None:
         workspaces.run([*self.rig.cli, "container", "delete", self.name], env=self.rig.workspace.env)
 
 
 def in_k8s(rig, user) -> rigs.EngineContainer:
-    """A pod's container that has ended, beside its sandbox."""
+    """A pod's container that has ended, and its sandbox."""
     name = workspaces.unique("seen")
     pod = cri.sandbox(name, "prod", f"uid-{name}", cgroup=f"/{rig.workspace.mark}", pid=cri.CONTAINER)
     sandbox = rig.runtime.call("RunPodSandbox", {1: pod})
@@ -248,7 +252,7 @@ def in_k8s(rig, user) -> rigs.EngineContainer:
 
 
 def in_lxc(rig, lines) -> rigs.EngineContainer:
-    """A container that has written, and is stopped."""
+    """A container that has written files, and is stopped."""
     name = workspaces.unique("seen")
     directory = pathlib.Path(rig.path, name)
     directory.mkdir()
@@ -272,7 +276,7 @@ def in_lxc(rig, lines) -> rigs.EngineContainer:
 
 
 class Stopped(rigs.EngineContainer):
-    """LXC's, which runs no more."""
+    """A stopped container of LXC."""
 
     def __exit__(self, *error: object) -> None:
         shutil.rmtree(f"{self.rig.path}/{self.name}")

@@ -537,7 +537,9 @@ def test_a_working_directory_that_is_none_is_said_and_left_out_or_refused(root, 
 
 
 def test_its_devices_are_its_own(root):
-    """Root in it may change their owner and mode, and the host's stay; what it makes in /dev itself is no device."""
+    """Root in it may change their owner and mode without changing the host's; a node that it makes
+    in /dev itself does not work as a device.
+    """
     before = os.stat("/dev/full")
     try:
         with standing(of(root)) as held:

@@ -276,7 +276,7 @@ def test_what_is_not_there_is_said(reference, message):
 
 @pytest.mark.parametrize("kind", ["application/vnd.oci.empty.v1+json", "application/vnd.cncf.helm.config.v1+json", ""])
 def test_an_artifact_is_no_image(tmp_path, kind):
-    """A chart, a signature, an attestation: said so, not called damaged."""
+    """A chart, a signature, an attestation: the error says so, and not that the image is damaged."""
     content = build.files([b"no tar"], how="none")
     index = json.loads(content["index.json"])
     manifest = json.loads(content.pop("blobs/sha256/" + index["manifests"][0]["digest"][7:]))

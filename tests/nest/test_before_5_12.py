@@ -217,7 +217,7 @@ def test_access_time_flags_are_refused_by_their_name(tmp_path):
 
 @pytest.mark.parametrize("may_raise", [True, False])
 def test_a_device_program_counts_as_locked_memory_before_5_11(monkeypatch: pytest.MonkeyPatch, may_raise: bool) -> None:
-    """Of which a container, a toolbox for one, has 64 KiB for all that its user has loaded."""
+    """A container, such as a toolbox, has 64 KiB for everything that its user has loaded."""
     limits = [(1 << 16, 1 << 16)]
 
     def setrlimit(_which: int, new: tuple[int, int]) -> None:

@@ -139,7 +139,7 @@ def test_the_process_does_not_notice():
             assert len(seccomp.filters_of(sleeper.pid, "it")) == 1
         with pytest.raises(BlockingIOError):
             os.read(reading, 1)
-        sleeper.wait_for_state("S")  # after the last stop it needs a processor to get back into its call
+        sleeper.wait_for_state("S")  # after the last stop it needs a processor to return to its system call
         tracing.ptrace_seize(sleeper.pid)  # the check can fail: a plain stop interrupts it
         tracing.ptrace_interrupt(sleeper.pid)
         os.waitpid(sleeper.pid, tracing.WALL)
@@ -257,7 +257,7 @@ def test_a_process_that_cannot_stop_is_left_alone_after_a_while(monkeypatch):
 
 @pytest.fixture
 def throttled():
-    """A directory of the cpu controller whose members run for a thousandth of each second."""
+    """A cgroup of the cpu controller whose members run for a thousandth of each second."""
     place = pathlib.Path("/sys/fs/cgroup/cpu", f"cntr-test-{os.getpid()}")
     try:
         place.mkdir()

@@ -232,7 +232,7 @@ LAB_LAYERS = (
     ),
     ("lab", "lab.", "scenarios."),
 )
-CORE_LINES = 5460  # of code that a plain attach loads: each additional module takes a tenth of a millisecond, and must be reviewed
+CORE_LINES = 5460  # lines of code that a plain attach loads: each additional module takes a tenth of a millisecond, and must be reviewed
 # One subject in two modules, of which the second is rarely needed.
 HALVES = ("cntr.audit.elsewhere", "cntr.audit.sinks")
 HEAVY = frozenset(
@@ -390,9 +390,8 @@ def test_importing_is_cheap(statement):
 def test_a_whole_attach_imports_nothing_heavy_and_no_terminal_code():
     with SlimContainer("imports") as container:
         start = "from cntr.__main__ import main; main()"
-        loaded = loaded_by(
-            "-c", start, "attach", f"pid:{container.pid}", "--", "true"
-        )  # a bare number may be a name to an engine
+        # A bare number may be a name to an engine.
+        loaded = loaded_by("-c", start, "attach", f"pid:{container.pid}", "--", "true")
     assert "cntr.attach.supervisor" in loaded
     assert not loaded & (
         HEAVY

@@ -31,7 +31,7 @@ _SMALL = 1 << 17  # bytes that a healthy disk writes or reserves without delay
 _SLOW = 0.02  # a call that takes so many seconds means a slow disk …
 _SLOW_FOR = 30.0  # … for so many seconds
 _PIECE, _LARGEST_PIECE = 1 << 20, 16 << 20  # bytes copied by one system call
-_OVERTAKEN = 0.005  # seconds from one attempt at a lock to the next, when its holder may be closing the file
+_OVERTAKEN = 0.005  # seconds between attempts to take a lock whose holder may be closing the file
 _TURN = 0.25  # a slice of one request's copying: seconds, and at most _LONGEST_TURN bytes
 _LONGEST_TURN = 256 << 20
 
@@ -202,7 +202,7 @@ def _reserve(c: Connection, handle: FileHandle, mode: int, offset: int, length: 
 
 
 def _lseek(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
-    if c.flags & wire.WRITEBACK_CACHE:  # the kernel does not write back before it asks: new data would be a hole
+    if c.flags & wire.WRITEBACK_CACHE:  # the kernel does not write back before it asks: new data would look like a hole
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     fh, offset, whence, _ = wire.LSEEK_IN.unpack_from(body)
     offset = offset - (1 << 64) if offset >> 63 else offset  # the backing file answers ENXIO to a negative offset
@@ -281,7 +281,8 @@ def _ioctl(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
     rights = None
     if command in ioctls.CHANGING:
         c.core.options.demand_writable()
-        if not c.flags & wire.SETXATTR_EXT:  # before Linux 5.13, which has this flag, the kernel examines nobody
+        # Before Linux 5.13, which has this flag, the kernel does not check the caller.
+        if not c.flags & wire.SETXATTR_EXT:
             rights = c.caller().rights()
 
     def do(core: Core) -> bytes:
@@ -306,7 +307,9 @@ def _ioctl(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
 
 
 def _may_be_overtaking(c: Connection, handle: FileHandle, fh: int) -> bool:
-    """Whether the request may have come before a RELEASE that was sent first: each processor has a ring of its own."""
+    """Whether the request may have overtaken a RELEASE that was sent before it: each processor has
+    a ring of its own.
+    """
     return c.replies.rings is not None and c.locks.may_be_closing(handle.node, fh)
 
 

@@ -71,7 +71,7 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
         # The kernel opens a backing file without checking whether it is immutable or append-only. A file opened for
         # writing is opened here as well: the kernel turns every error of its own open into EIO.
         if node.fd < 0 and node.has_derived_handle:
-            with core.credentials.reopening():  # each change of credentials takes the kernel 2 us
+            with core.credentials.reopening():  # each change of credentials costs 2 us
                 fd, mode, _ = core.nodes.fd_and_mode(node)
                 core.demand_open(node, flags, mode)
                 c.passthrough.prepare(node, fd, mode)
@@ -96,10 +96,11 @@ def _open(c: Connection, nodeid: int, body: memoryview) -> bytes:
 
 
 def _truncator(c: Connection, flags: int, open_flags: int) -> Caller | None:
-    """Who empties the file by this open, if its set-id bits may have to go with its content.
+    """Who truncates the file by this open, if its set-id bits may have to be cleared with its
+    content.
 
-    Before HANDLE_KILLPRIV_V2 (Linux 5.11) the kernel does not say: what it clears before any other truncation it forgets for
-    an open that truncates by itself (ATOMIC_O_TRUNC).
+    Before HANDLE_KILLPRIV_V2 (Linux 5.11) the kernel does not tell the server. It clears them
+    itself before any other truncation, but not for an open that truncates (ATOMIC_O_TRUNC).
     """
     told = open_flags & wire.OPEN_KILL_SUIDGID or not c.flags & wire.HANDLE_KILLPRIV_V2
     return c.caller() if flags & os.O_TRUNC and told else None

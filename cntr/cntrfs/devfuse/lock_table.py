@@ -87,7 +87,7 @@ class FileLocks:
         self.flocks: dict[int, int] = {}
         self.flushed: dict[
             int, float
-        ] = {}  # when a process closed an fd of a handle, monotonic: it may have been the last
+        ] = {}  # when a process closed an fd of a handle (monotonic); it may have been the last
         self.waiters: list[Waiter] = []
 
     def blockers(self, waiter: Waiter) -> Iterator[int]:

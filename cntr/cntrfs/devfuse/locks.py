@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 #: Errors of opening for writing after which reading is still possible: a read-only or immutable file, a running
 #: program.
 _READ_ONLY = (errno.EROFS, errno.EPERM, errno.EACCES, errno.ETXTBSY)
-_CLOSING = 0.1  # seconds from FLUSH to RELEASE at most, where rings let others overtake
+_CLOSING = 0.1  # seconds from FLUSH to RELEASE at most, if rings let other requests overtake
 _FIRST, _LAST = 0.001, 0.05  # shortest and longest interval between attempts at a lock held outside, seconds
 
 
@@ -237,7 +237,7 @@ class Locks:
     # releasing
 
     def may_be_closing(self, node: Node, fh: int) -> bool:
-        """Whether the RELEASE of another handle may be on its way by another processor's ring, and with it the end of a lock."""
+        """Whether another handle's RELEASE, which ends its lock, may still be in another processor's ring."""
         file = self._table.files.get(node.nodeid)
         if file is None:
             return False

@@ -308,7 +308,7 @@ def _setxattr(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
             raise wire.Malformed("a short SETXATTR")
         kill = bool(wire.SETXATTR_EXT_IN.unpack_from(body)[2] & wire.SETXATTR_ACL_KILL_SGID)
         start = 16
-    else:  # before Linux 5.13 the kernel does not decide
+    else:  # before Linux 5.13 the kernel does not check this
         caller = c.caller().resolved()
     name, separator, value = bytes(body[start:]).partition(b"\0")
     if not separator or size > len(value):

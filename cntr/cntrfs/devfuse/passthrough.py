@@ -50,7 +50,9 @@ class Passthrough:
             notify(self.fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(node.nodeid, -1, 0))
 
     def opened(self, node: Node, fd: int, mode: int, *, writes: bool = False) -> int:
-        """Count an open of the node, whose file is behind fd, for writing or not; return its backing id, 0 for none."""
+        """Count an open of the node, whose file is behind fd, for writing or not; return its
+        backing id, 0 if it has none.
+        """
         files = node.open
         if files is not None and not files.count and mode & _SETID:
             self._forget(node)
@@ -71,7 +73,7 @@ class Passthrough:
         if not stat.S_ISREG(mode) or mode & _SETID or node.mount.is_pseudo:
             return 0
         try:
-            if fd != node.fd:  # keep an fd, and with it the backing id: new files are often opened again
+            if fd != node.fd:  # keep an fd, and with it the backing id: new files are often reopened
                 fd = self.core.nodes.fd_while_open(node)
             if not writes or node.mount.silent_fd < 0 or not node.has_derived_handle:
                 return self._backing_open(fd, node)

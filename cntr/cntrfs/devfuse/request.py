@@ -276,7 +276,7 @@ class Connection:
             mode, major, minor = mount.allowed(mode, major, minor)
         if parent is not None and mount.watched and (parent ^ nodeid) & ~INO_MASK:
             timeouts = self._timeouts_mapped
-        elif mount.watched and nodeid < _SYNTHETIC and nodeid not in self.mapped:  # as timeouts() has it
+        elif mount.watched and nodeid < _SYNTHETIC and nodeid not in self.mapped:  # the result of timeouts()
             timeouts = _WATCHED
         else:
             timeouts = self.timeouts(mount, nodeid)

@@ -1,7 +1,8 @@
-"""Mounts on which fanotify reports no writes: through them the kernel writes for clients itself, and so knows of it.
+"""Mounts on which fanotify reports no writes. The kernel writes through them for clients, and so
+knows of these writes.
 
-Else each file that a client writes would be reported: an event for the helper, an invalidation, and a request of the
-client that has to ask for the attributes again.
+Otherwise every file that a client writes would cause an event for the helper, an invalidation, and
+another request for the attributes.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ class SilentMounts:
         self._trees: list[int] = []  # they exist while these fds are open
 
     def add(self, mount: BackingMount, fsid: bytes) -> None:
-        """Make one beside a mount that is watched from now on, if possible: a detached copy, which nobody else can use.
+        """Make one for a mount that is watched from now on, if possible: a detached copy, which
+        nobody else can use.
 
-        A filesystem that is in the tree twice has none: what is written through one of its mounts is news to the other.
+        A filesystem that appears twice in the tree gets none: writes through one of its mounts must
+        be reported to the other.
         """
         first = self._by_filesystem.setdefault(fsid, mount)
         if first is not mount:
@@ -41,7 +44,7 @@ class SilentMounts:
             tree = syscalls.open_tree(mount.fd, b"", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH)
             syscalls.mount_setattr(tree, b"", recursive=False, propagation=syscalls.MS_PRIVATE)
             fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree)
-        except OSError:  # it is another mount namespace's, or has become hidden
+        except OSError:  # it belongs to another mount namespace, or is hidden by now
             if tree >= 0:
                 os.close(tree)
             return
@@ -60,7 +63,7 @@ class SilentMounts:
             mount.silent_fd = -1
 
     def close(self) -> None:
-        """The group is closed, and with it what it ignores."""
+        """The group has been closed, and what it ignores with it."""
         for mount in self._by_filesystem.values():
             if mount.silent_fd >= 0:
                 os.close(mount.silent_fd)

@@ -282,7 +282,7 @@ class Helper:
             buffer = os.read(self.group, 65536)
         except OSError:
             return
-        self.read_mounts()  # what is in the buffer may be of a mount that the server found just before
+        self.read_mounts()  # buffered events may concern a mount that the server found just before
         told: set[tuple[int, bytes]] = set()
         position = 0
         while position < len(buffer):

@@ -29,7 +29,7 @@ _BY_SHELL = re.compile(
     r"\bshell\s*[=:]\s*[Tt]rue"
 )
 _SHELL_CHARACTERS = frozenset(" |&;<>$*")
-# Character sets beyond those of basics, given to iconv(3) and the like.
+# Character sets for iconv(3) and the like, beyond those of basics.
 _ICONV = re.compile(r"\biconv\w*\s*\(|\bIconv\b|\bText::Iconv\b")
 _CHARSET = re.compile(
     r"""["'](?:EUC-?\w+|S(?:hift)?_?JIS|ISO-2022-\w+|BIG5[\w-]*|GB[K\d]\w*|HZ|JOHAB|UHC|CP9\d\d|IBM\d+|EBCDIC[\w-]*|T(?:IS|CVN)[\w-]*)(?://\w+)*["']""",
@@ -39,9 +39,8 @@ _QUOTED = re.compile(r"`([^`\n]{1,300})`")
 _FOREIGN = re.compile(r"/(?:node_modules|vendor|gems|(?:site|dist)-packages)/")
 # Conversions of single-byte character sets, which are small.
 _BYTE_SETS = re.compile(r"(?:ISO8859-\d+|CP125\d|KOI8-\w+|UTF-7)\.so")
-_CONVERTS = re.compile(
-    r"php[\w.-]*|libphp[\d.]*\.so|iconv|git|lynx"
-)  # of a package's programs, those that are given the names
+# Of a package's programs, those that are given the names.
+_CONVERTS = re.compile(r"php[\w.-]*|libphp[\d.]*\.so|iconv|git|lynx")
 _GCONV = re.compile(r".*/gconv")
 
 

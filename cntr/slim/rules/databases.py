@@ -16,9 +16,9 @@ _POSTGRES = re.compile(r"(.*)/bin/postgres")
 _MODULE = re.compile(
     r"/(?:plpgsql|dict_\w+|utf8_and_\w+|\w+_and_\w+|cyrillic_and_mic|latin\w*_mic|libpqwalreceiver|pgoutput)\.so$"
 )
-# Languages of other interpreters take them along: they are kept if the recording shows their use.
+# Languages that bring another interpreter: they are kept only if the recording shows their use.
 _EXTENSION = re.compile(r"(?!.*pl(?:perl|python|tcl|v8))(?P<name>[\w-]+?)(?:--[\w.-]+)?\.(?:control|sql)")
-_LARGEST = 1 << 20  # bytes of one extension's library, or of one client
+_LARGEST = 1 << 20  # bytes of an extension's library, or of a client program
 _CLIENTS = "psql pg_isready pg_dump pg_dumpall pg_restore pg_basebackup pg_ctl createdb createuser dropdb vacuumdb reindexdb".split()
 _SHARED = ("tsearch_data", "timezonesets", "timezone")
 _MYSQL = ("mysqld", "mariadbd")
@@ -56,7 +56,7 @@ def _postgres(context: Context, home: str) -> Found:
 
 
 def _extensions(context: Context, place: str, home: str) -> Found:
-    """What CREATE EXTENSION reads and loads."""
+    """The files that CREATE EXTENSION reads and loads."""
     names = set()
     for one in context.tree.children(f"{place}/extension"):
         found = _EXTENSION.fullmatch(one.rpartition("/")[2])

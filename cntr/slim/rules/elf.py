@@ -24,7 +24,7 @@ _LONGEST, _NAMES, _PATHS = (
     4096,
     1024,
     256,
-)  # bytes of a name, libraries and directories of one file: far beyond real ones
+)  # limits: bytes of a name, libraries and directories of a file; far beyond real ones
 
 
 class Elf:
@@ -130,7 +130,7 @@ def _configured(tree: Tree, path: str, depth: int, seen: set[str]) -> list[str]:
         line = raw.partition("#")[0].strip()
         if line.startswith("include ") and depth < 4:
             pattern = line[8:].strip()
-            if pattern in seen:  # they may include each other, as often as they like
+            if pattern in seen:  # they may include each other any number of times
                 continue
             seen.add(pattern)
             real, _ = tree.resolve(pattern.rpartition("/")[0] or "/etc")

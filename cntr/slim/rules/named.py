@@ -1,5 +1,5 @@
-"""What texts name and a start does not use: files that the application's own code names by path, programs in a used
-configuration, the jobs of cron, the programs that a supervisor starts later.
+"""What texts name and a start does not use: files that the application's own code names by path,
+programs in a used configuration, cron jobs, programs that a supervisor starts later.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ SUMMARY = (
 )
 _PATH = re.compile(r"(?<![\w$}/.%*-])/[A-Za-z0-9_.+@-]+(?:/[A-Za-z0-9_.+@-]+)+")
 _MOST = 1 << 18  # bytes of a text
-_PROGRAM = 16 << 20  # bytes of a program of the application's
-_FILES, _BYTES = 500, 2 << 20  # in a directory that is kept as a whole
+_PROGRAM = 16 << 20  # bytes of a program of the application
+_FILES, _BYTES = 500, 2 << 20  # files in a directory that is kept as a whole
 _NOT_FILES = re.compile(r"/(?:proc|sys|dev|tmp|run|var/run|usr/share/doc)/")
-# Files of /etc that list programs for others: login shells, the defaults of tools that no server runs.
+# Files in /etc that list programs for others: login shells, defaults of tools that a server does
+# not run.
 _LISTS = re.compile(
     r"/etc/(?:passwd|group|shadow|shells|profile|bash|login\.defs|adduser|deluser|ld\.so|mailcap|debconf|services|init\.d/|apt/|dpkg/"
     r"|alternatives/|default/useradd|mime\.types|ca-certificates)"
@@ -33,14 +34,14 @@ _SYSTEM_CRONTAB = re.compile(r"/etc/crontab|/etc/cron\.d/")
 _JOB = re.compile(r"^[ \t]*(?:@\w+|(?:[\w*,/-]+[ \t]+){4}[\w*,/-]+)[ \t]+(.+)$", re.MULTILINE)
 _PARTS = re.compile(r"run-parts[^\n;&|]*?(/[\w./-]+)")
 _CRON_SHELL = re.compile(r"^\s*SHELL\s*=\s*(\S+)", re.MULTILINE)
-# Jobs that look after the system's packages, which a slim image does not have.
+# Jobs that maintain the system's packages, which a slim image does not have.
 _NOT_JOBS = ("apt", "dpkg", "e2fsprogs", "man-db")
 _SUPERVISED = re.compile(r"^[ \t]*command[ \t]*=[ \t]*(.+)$", re.MULTILINE)
 _PROCFILE = re.compile(r"^[A-Za-z][\w-]*:[ \t]*(.+)$", re.MULTILINE)
 
 
 def follows(context: Context, path: str, entry: Entry) -> Found:
-    """For a text of the application, and for a used file of /etc."""
+    """Rules for a text of the application, and for a used file in /etc."""
     own = application.is_application(context, path) and not calls.is_foreign(context, path)
     used = bool(context.accesses.kinds.get(path, set()) - {"name"})
     if not entry.is_file or not 0 < entry.size <= (_PROGRAM if own else _MOST) or not (own or used):
@@ -71,7 +72,7 @@ def _without_comments(text: str) -> str:
 
 
 def _paths(context: Context, text: str, path: str, *, own: bool, whole: bool) -> Found:
-    """own: any file; else programs only. whole: small directories, too."""
+    """own: any file; otherwise programs only. whole: small directories, too."""
     for name in dict.fromkeys(_PATH.findall(text)):
         name = name.rstrip(".")
         real, _ = context.tree.resolve(name) if not _NOT_FILES.match(f"{name}/") else ("", [])
@@ -94,7 +95,7 @@ def _directory(context: Context, directory: str, path: str) -> Found:
 def _jobs(context: Context, text: str, path: str) -> Found:
     """The commands of a crontab, which a shell runs, and the scripts that run-parts finds."""
     lines = _JOB.findall(text)
-    if _SYSTEM_CRONTAB.match(path):  # a user's name comes first
+    if _SYSTEM_CRONTAB.match(path):  # the user comes first
         lines = [re.split(r"[ \t]+", line, maxsplit=1)[-1] for line in lines]
     why = f"a job of {path}"
     for shell in ["/bin/sh", *_CRON_SHELL.findall(text)]:

@@ -1,5 +1,5 @@
-"""What a library loads by itself once data, a login or a configuration asks for it, and programs that others start by
-name: a table.
+"""What a library loads by itself when data, a login or a configuration requires it, and programs
+that others start by name: a table.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _COMPILED = {re.compile(name): globs for name, globs in LOADED.items()}
 
 
 def follows(context: Context, path: str, entry: Entry) -> Found:
-    """For a kept library or program."""
+    """Rules for a kept library or program."""
     directory, _, name = path.rpartition("/")
     if not entry.is_file:
         return
@@ -93,7 +93,7 @@ def follows(context: Context, path: str, entry: Entry) -> Found:
 
 
 def _matching(context: Context, glob: str, why: str) -> Found:
-    """Files below the first directory of GLOB without a wildcard."""
+    """Files below the first directory of GLOB that has no wildcard."""
     head = re.split(r"[*?\[]", glob, maxsplit=1)[0].rpartition("/")[0]
     real, _ = context.tree.resolve(head)
     expression = re.compile(translate(glob))
@@ -111,7 +111,7 @@ def _services(context: Context) -> list[str]:
 
 
 def _pam(context: Context, directory: str) -> Found:
-    """The services of kept programs, what is common to all, and the modules that these name."""
+    """The services of kept programs, what they have in common, and the modules that these name."""
     programs = {path.rpartition("/")[2] for path in context.kept}
     for path in context.tree.children("/etc/pam.d"):
         name = path.rpartition("/")[2]

@@ -142,7 +142,7 @@ def _by_name(context: Context, path: str, imported: set[str], own: bool) -> Foun
         for one in context.tree.children(directory):
             if one.startswith(f"{directory}/_sysconfigdata"):
                 yield one, "what sysconfig tells is in it"
-    # idna's host names are in punycode
+    # idna encodes host names as punycode.
     for encoding in set(_ENCODING.findall(text)) if own or path.endswith("/encodings/idna.py") else ():
         yield from _codec(context, encoding, imported)
 

@@ -26,7 +26,7 @@ _PLACE = re.compile(
 # Where distributions install it.
 _PACKAGED = re.compile(r"((?:/usr|/usr/local)/lib/ruby/vendor_ruby/(?!rubygems|bundler)[\w-]+)(?:\.rb|/)")
 _MOST = 4 << 20
-# A file of the standard library; what is in its directory is loaded by constants, or by its compiled half.
+# A file of the standard library; its directory is loaded by constants, or by its compiled half.
 _STANDARD = re.compile(
     r"/(?:usr|usr/local)/lib/(?:[a-z0-9_]+-linux-gnu/)?ruby/\d[\d.]*/(?:[a-z0-9_]+-linux(?:-gnu)?/)?([\w-]+)\.(?:rb|so)"
 )
@@ -89,7 +89,7 @@ def _required(context: Context, path: str, required: set[str]) -> Found:
 
 
 def _is_built_in(name: str) -> bool:
-    """Whether an encoding needs no file; names of errors and methods of Encoding's count as such."""
+    """Whether an encoding needs no file; Encoding's errors and methods count as such."""
     return _BUILT_IN.fullmatch(name) is not None
 
 

@@ -1,5 +1,6 @@
-"""Scripts: the interpreter of the first line, and the programs that a start script names, in any branch, also in the
-scripts that it sources or starts. A command line of the configuration that a shell is given is such a script, too.
+"""Scripts: the interpreter in the first line; the programs that a start script names in any branch,
+and in the scripts that it sources or starts. A command line in the configuration that is passed to
+a shell counts as such a script, too.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _BEFORE = frozenset("then do else elif if while until exec command nohup env tim
 _RUNNERS = frozenset("gosu su-exec setpriv chpst sudo runuser xargs tini dumb-init nice ionice timeout chroot".split())
 _TOKEN = re.compile(r"""\$\(|&&|\|\||[;|&(){}`\n]|"(?:[^"\\]|\\.)*"|'[^']*'|[^\s;|&(){}`"']+""")
 _WORD = re.compile(r"[A-Za-z0-9_.+-][A-Za-z0-9_.+:-]*|/[A-Za-z0-9_.+:@/-]+")
-# Ways in which a script names its own directory.
+# Ways in which a script refers to its own directory.
 _SELF = r"\$(?:0|\{0\}|BASH_SOURCE|\{BASH_SOURCE(?:\[0\])?\})"
 _OWN_DIRECTORY = re.compile(
     rf"""\$\(\s*dirname\s+(?:--\s+)?"?{_SELF}"?\s*\)|`\s*dirname\s+"?{_SELF}"?\s*`|\$\{{(?:0|BASH_SOURCE(?:\[0\])?)%/\*\}}"""
@@ -36,7 +37,7 @@ _ASSIGNED = re.compile(
     re.MULTILINE,
 )
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?::?[-=]([^{}$]{0,200}))?\})")
-# A shell is given a script that need not begin with #!.
+# A script that is passed to a shell need not begin with #!.
 _GIVEN = re.compile(
     r"(?:^|[\s;&|(/])(?:sh|bash|dash|ash|ksh|zsh)[ \t]+(?:-[a-z]+[ \t]+)*[\"']?(/[\w./+@-]+)", re.MULTILINE
 )
@@ -77,7 +78,7 @@ def follows(context: Context, path: str, entry: Entry) -> Found:
 
 
 def seeds(context: Context) -> Found:
-    """For what the configuration gives to a shell: `sh -c TEXT`, a health check."""
+    """Rules for what the configuration passes to a shell: `sh -c TEXT`, a health check."""
     settings = context.settings
     health = as_words((settings.get("Healthcheck") or {}).get("Test"))
     texts = [" ".join(health[1:])] if health[:1] == ["CMD-SHELL"] else []
@@ -95,7 +96,7 @@ def seeds(context: Context) -> Found:
 
 
 def of_script(context: Context, path: str, why: str = "named by a start script") -> Found:
-    """What a shell script names, and what the scripts name that it sources or starts."""
+    """What a shell script names, and what the scripts that it sources or starts name."""
     done: set[str] = context.once("shell scripts", set)
     if path not in done:
         done.add(path)
@@ -104,7 +105,7 @@ def of_script(context: Context, path: str, why: str = "named by a start script")
 
 
 def of_text(context: Context, text: str, path: str, why: str) -> Found:
-    """path: the script's, for what it names by its own directory."""
+    """path: the script's own, for names relative to its directory."""
     done: set[str] = context.once("shell scripts", set)
     waiting = [(text, path)]
     while waiting:
@@ -127,7 +128,7 @@ def of_text(context: Context, text: str, path: str, why: str) -> Found:
 
 
 def _is_shell(context: Context, path: str, entry: Entry) -> bool:
-    """Whether a file is a shell's script, by its first line."""
+    """Whether a file is a shell script, judged by its first line."""
     if not entry.is_executable:
         return False
     head = context.tree.read(path, 256)
@@ -137,7 +138,7 @@ def _is_shell(context: Context, path: str, entry: Entry) -> bool:
 
 
 def _places(context: Context, word: str, path: str) -> list[str]:
-    """Where a sourced script may be: WORD is a path, or a name that is looked for in PATH."""
+    """Where a sourced script may be: WORD is a path, or a name to search for in PATH."""
     if word.startswith("/"):
         return [word]
     if "$" in word:
@@ -148,7 +149,7 @@ def _places(context: Context, word: str, path: str) -> list[str]:
 
 
 def expanded(text: str, directory: str, environment: dict[str, str]) -> str:
-    """A script with the variables filled in that it sets to plain words, or that are the container's, and its own DIRECTORY."""
+    """A script with variables replaced: those that it sets to plain words, the container's, and its own DIRECTORY."""
     known = {name: value for name, value in environment.items() if len(value) <= _LONGEST}
 
     def value(found: re.Match[str]) -> str:
