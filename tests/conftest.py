@@ -95,7 +95,7 @@ def other_users() -> None:
     for path in (pathlib.Path(sys.executable), pathlib.Path(sys.executable).resolve(), pathlib.Path(__file__)):
         closed = [parent for parent in path.parents if not parent.stat().st_mode & 0o001]
         if closed:
-            pytest.skip(f"other users cannot reach {path}: {closed[-1]} is closed to them (check out elsewhere)")
+            pytest.skip(f"other users cannot reach {path}: {closed[-1]} is closed to them (use a checkout elsewhere)")
 
 
 @pytest.fixture(autouse=True)

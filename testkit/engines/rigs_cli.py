@@ -93,7 +93,7 @@ class CliRig(Rig):
                 raise
             # conmon's cleanup of a container that has just ended unmounts the same directories.
             busy = str(error).split("unlinkat ")[-1].partition(": ")[0]
-            wait_until(lambda: not os.path.ismount(busy), "it is unmounted")
+            wait_until(lambda: not os.path.ismount(busy), "its unmounting")
             self.command("rm", "-f", *self.remove_flags, container.name)
 
     remove_flags: tuple[str, ...] = ()

@@ -120,7 +120,7 @@ def test_no_key_is_read_after_the_end(accomplice, canary, place, screen, pattern
         process = start(container, screen, pattern, "sh", "-c", reader)
         drain(process, screen)
         os.write(screen.master, b"password-word")
-        wait_until(lambda: b"password-word" in screen.typed() or container.loot, "the key went somewhere", 3)
+        wait_until(lambda: b"password-word" in screen.typed() or container.loot, "somebody has read the key", 3)
         assert not any("password-word" in line for line in container.loot)
 
 
@@ -272,7 +272,7 @@ def test_a_user_takes_the_streams_of_roots_session_in_their_container(accomplice
         try:
             (pid,) = wait_until(lambda: processes.running("sleep", "60.0441"), "it runs")
             found = taken(pid, 1000)
-            assert len(found) == 3, "the owner of the namespace may look"
+            assert len(found) == 3, "the owner of the namespace can see them"
             ours = [
                 os.readlink(f"/proc/self/fd/{end.fileno()}") for end in (process.stdin, process.stdout, process.stderr)
             ]

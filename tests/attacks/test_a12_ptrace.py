@@ -162,7 +162,7 @@ def test_a_proc_that_it_makes_cntr_mount_anew(accomplice, canary, place, transpo
         with kit.hostile(root, accomplice, **{"capabilities": PTRACE, **more}) as container:
             child = pathlib.Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text().split()
             for target in child or [str(container.pid)]:
-                wait_until(lambda of=target: not os.path.exists(f"/proc/{of}/root/proc/1"), "its /proc is covered")
+                wait_until(lambda of=target: not os.path.exists(f"/proc/{of}/root/proc/1"), "its /proc to be covered")
                 shown = run("attach", target, "--transport", transport, "--", "python3", "-c", PROC)
                 assert (shown.returncode, shown.stdout) == (0, ""), shown
 
@@ -271,7 +271,7 @@ def test_the_pipes_of_a_traced_process_are_written_to_without_end(accomplice, ca
                 stderr=errors,
             )
             try:
-                wait_until(lambda: any(line.startswith("pipe") for line in container.loot), "it has the pipes")
+                wait_until(lambda: any(line.startswith("pipe") for line in container.loot), "it to have the pipes")
                 time.sleep(0.6)  # it writes without end from 0.3 s on
                 if process.poll() is None:
                     status = procfs.status(procfs.read(f"/proc/{process.pid}/status"))

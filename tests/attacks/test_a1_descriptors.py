@@ -171,7 +171,9 @@ def test_magic_links_as_the_program(accomplice, canary, place):
         for index in range(len(ways)):
             done = container.exec("--", f"/bin/t{index}", "-c", "print('HOST-' + 'PYTHON')")
             expect_nothing(container, canary, done)
-            assert "HOST-PYTHON" not in done.stdout, "the host's interpreter ran with the container's words"
+            assert "HOST-PYTHON" not in done.stdout, (
+                "the host's interpreter ran with arguments of the container's choice"
+            )
 
 
 def test_what_the_program_of_exec_holds(accomplice, canary, place):

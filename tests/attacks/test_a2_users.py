@@ -289,7 +289,7 @@ def test_a_host_name_that_a_terminal_obeys(accomplice, canary, place, transport,
             "import socket, sys; socket.sethostname(sys.argv[1])",
             name,
         ]
-        wait_until(lambda: pathlib.Path(f"/proc/{child}/comm").read_text() == "sleep\n", "the worker is there")
+        wait_until(lambda: pathlib.Path(f"/proc/{child}/comm").read_text() == "sleep\n", "the worker")
         begun = container.root / "begun"
         command = [
             "sh",
@@ -298,7 +298,7 @@ def test_a_host_name_that_a_terminal_obeys(accomplice, canary, place, transport,
         ]
         with concurrent.futures.ThreadPoolExecutor() as pool:
             done = pool.submit(run, "attach", child, "--transport", transport, "--", *command)
-            wait_until(begun.exists, "the session is there")
+            wait_until(begun.exists, "the session")
             if later:
                 subprocess.run(changed, check=True)
                 assert (

@@ -72,7 +72,7 @@ def test_every_device_is_the_real_one(accomplice, canary, place, transport, what
         )
         for name, number in DEVICES.items():
             assert f"{name} character special file {number}" in shown, shown
-        assert "41 41 41 41" not in shown, "random bytes of the container's choice"
+        assert "41 41 41 41" not in shown, "the container chose the random bytes"
         assert "hidden" not in (container.root / "trap").read_text()
         assert "trap" in (container.root / "trap").read_text()
 
@@ -244,7 +244,7 @@ def restricted():
         elif "unified" in found:
             restrict(found["unified"])
         else:
-            pytest.skip("no cgroup that decides about devices can be made here")
+            pytest.skip("cannot create a cgroup with a device filter here")
         yield found
     finally:
         for place in found.values():
@@ -268,7 +268,7 @@ umount /sys/fs/cgroup/devices 2>/dev/null; exec "$@"
 def test_devices_that_its_cgroup_keeps_it_from(accomplice, canary, place, transport, restricted, way):
     """Its own program (exec), and one that may trace a session, open no node, its own or new, that the container can't open itself."""
     if not os.path.exists("/dev/fuse"):
-        pytest.skip("no /dev/fuse: a device that a container must not have")
+        pytest.skip("no /dev/fuse, a device that a container must not have")
     os.close(os.open("/dev/fuse", os.O_RDWR))
     frozen = next(
         (
@@ -280,7 +280,7 @@ def test_devices_that_its_cgroup_keeps_it_from(accomplice, canary, place, transp
         None,
     )
     if way == "paused" and frozen is None:
-        pytest.skip("no freezer here")
+        pytest.skip("no freezer cgroup here")
     prefix = (
         ["unshare", "-m", "--propagation", "private", "sh", "-c", ONLY_VERSION_2, "sh"] if way == "unreachable" else []
     )

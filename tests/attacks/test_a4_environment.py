@@ -179,7 +179,7 @@ def test_a_variable_that_a_tool_obeys(accomplice, canary, place, library, name):
     outside = place / "outside"
     outside.mkdir()
     if not obeyed_outside(name, outside, library):
-        pytest.skip(f"{name}: the tool is not installed here, or does not obey {variable} any more")
+        pytest.skip(f"{name}: not installed, or the tool no longer obeys {variable}")
     root = place / "root"
     root.mkdir()
     words = lay(root / "trap", "/var/lib/cntr/loot", "/var/lib/cntr/trap", library)
@@ -289,11 +289,11 @@ def test_a_directory_of_the_containers_that_one_works_in(accomplice, canary, pla
         )
         shown = kit.in_session(container, transport, f"cd /var/lib/cntr/evil; ( {lines} ) </dev/null", timeout=60)
         assert kit.PROOF not in shown, shown
-        assert "dubious ownership" in shown, "git says what it is not told to trust, and how"
+        assert "dubious ownership" in shown, "git names the directory that it does not trust, and the remedy"
         undone = kit.in_session(
             container, transport, "cd /var/lib/cntr/evil; unset GIT_TEST_ASSUME_DIFFERENT_OWNER; git status"
         )
-        assert kit.PROOF in undone or "Untracked" in undone, "the attack works where the variable is taken away"
+        assert kit.PROOF in undone or "Untracked" in undone, "without the variable the attack works"
         shared = place / "shared"
         subprocess.run(["git", "init", "-q", shared], check=True)
         assert "No commits yet" in kit.in_session(

@@ -34,7 +34,7 @@ def test_the_owner_of_an_inner_namespace_hunts(accomplice, canary, place, transp
     with kit.hostile(place, accomplice, "inner", canary.path, uid=uid) as container:
         kit.await_ready(container)
         if any("no user namespace" in line for line in container.loot):
-            pytest.skip("user namespaces are off here (user.max_user_namespaces)")
+            pytest.skip("user namespaces are disabled here (user.max_user_namespaces)")
         visits(container, transport)
         assert container.proofs(canary.secret) == []
 
@@ -139,7 +139,7 @@ def test_a_process_that_goes_into_one_while_it_is_looked_at(accomplice, canary, 
 
     with kit.hostile(place, accomplice, as_root=worker) as container:
         children = pathlib.Path(f"/proc/{container.pid}/task/{container.pid}/children")
-        (child,) = wait_until(lambda: children.read_text().split(), "the worker is there")
+        (child,) = wait_until(lambda: children.read_text().split(), "the worker")
         wait_until(
             lambda: f"CapBnd:\t{DOCKER_DEFAULT:016x}" in pathlib.Path(f"/proc/{child}/status").read_text(),
             "it has dropped the rest",

@@ -73,7 +73,7 @@ def test_everything_visible_is_stopped_or_killed(accomplice, canary, place, tran
             container, transport, "/bin/bash", "-c", "setsid sleep 600 & (sleep 600 & sleep 600); sleep 600"
         )
         try:
-            wait_until(lambda: container.loot or process.poll() is not None, "the accomplice met it")
+            wait_until(lambda: container.loot or process.poll() is not None, "the accomplice to meet it")
             time.sleep(0.3)  # let it act on later processes
             if process.poll() is None and deed == "s":
                 process.kill()  # a stopped command hears nothing, and its user has to do without cntr
@@ -92,7 +92,7 @@ def test_the_supervisor_is_killed_while_the_container_stops_the_rest(accomplice,
     with kit.hostile(place, accomplice, "hunt", "s", canary.path, canary.secret, "same", uid=uid) as container:
         kit.await_ready(container)
         process = launch(container, transport, "/bin/bash", "-c", "setsid sleep 600 & sleep 600")
-        wait_until(lambda: container.loot, "the accomplice stopped it")
+        wait_until(lambda: container.loot, "the accomplice to stop it")
         process.kill()
         process.communicate(timeout=10)
         no_session_left(container)
@@ -131,7 +131,7 @@ def test_nobody_with_the_hosts_rights_is_seen_from_a_user_namespace(accomplice, 
             done = kit.attach(container, transport, command=["sh", "-c", "sleep 0.05; true"])
             assert done.returncode == 0, done
         foreign = [line for line in container.loot if "65534" in line]
-        assert foreign == [], "a process of a uid that the container does not know"
+        assert foreign == [], "a process has a uid that is not mapped in the container"
         assert any(line.startswith("ids") for line in container.loot)
 
 
@@ -182,7 +182,7 @@ def test_orphans_of_a_session_end_with_it(accomplice, canary, place, transport):
         assert done.returncode == 0, done
         no_session_left(container)
         own = pathlib.Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text().split()
-        assert own == [], "nothing is left to the application, zombies neither"
+        assert own == [], "the application has no new children, not even zombies"
 
 
 def test_the_session_lives_on_beside_a_stopped_application(accomplice, canary, place, transport):
@@ -219,8 +219,8 @@ def test_orphans_in_another_mount_namespace_end_when_the_reaper_is_killed(accomp
         os.kill(reapers[0], signal.SIGKILL)
         assert process.wait(20) == 137
         one_message(process.communicate()[1])
-        wait_until(lambda: not processes.running("sleep", "987650"), "nothing of it is left", 10)
-        assert processes.running("sleep", "987651"), "another session of the same container goes on"
+        wait_until(lambda: not processes.running("sleep", "987650"), "nothing of it to be left", 10)
+        assert processes.running("sleep", "987651"), "another session in the same container carries on"
         other.terminate()
         other.communicate()
 

@@ -122,5 +122,5 @@ def test_the_process_behind_an_id_map_ends_by_itself():
         return  # this machine is slow
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    assert poll.poll(30_000), "it has ended"
+    assert poll.poll(30_000), "it must end"
     os.close(pidfd)

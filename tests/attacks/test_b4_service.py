@@ -180,7 +180,7 @@ def test_what_the_kernel_asks_of_a_writer_is_not_asked_of_root(accomplice, canar
         shown = kit.in_session(container, "mount", script)
     assert "written" not in shown
     assert shown.count("supervisor refused") == 2
-    assert "(app)" in shown, "a pipe is taken"
+    assert "(app)" in shown, "the session gets a pipe"
 
 
 def test_a_pid_that_is_another_process_by_now_is_not_entered(accomplice, canary, place):

@@ -133,7 +133,7 @@ def test_a_submount_keeps_its_own_flags(who, place):
             process,
             f"mount -t tmpfs -o nosuid,nodev,mode=755 sub {source}/sub; cp -a {source}.armed/setuid {source}.armed/caps {source}.armed/device {source}/sub/",
         )
-        assert "euid 0" in told(process, f"{USER}{source}/setuid"), "the control: the program works"
+        assert "euid 0" in told(process, f"{USER}{source}/setuid"), "control: the program works"
         assert "euid 0" not in told(process, f"{USER}{mountpoint}/sub/setuid")
         assert "caps 200000" not in told(process, f"{USER}{mountpoint}/sub/caps")
         assert " 00" not in told(process, f"{USER}head -c1 {mountpoint}/sub/device | od -An -tx1")

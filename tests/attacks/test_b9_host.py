@@ -229,7 +229,7 @@ def test_on_every_filesystem_of_the_tools(accomplice, canary, place, transport, 
         if done.returncode == 77:
             pytest.skip(f"{kind} can't be mounted here")
         if transport == "mount" and kind == "overlay":
-            assert f"{where} ({kind}): overlaid" in done.stderr, "and nothing is looked for"
+            assert f"{where} ({kind}): overlaid" in done.stderr, "no other reason is searched for"
         assert "over" in done.stdout, done
         assert canary.secret not in done.stdout, done
         assert "written" not in done.stderr, done
@@ -445,7 +445,7 @@ def test_the_hosts_proc_and_sys_are_not_there(accomplice, canary, place, transpo
             "cat /proc/self/mountinfo; ls -d /proc/[0-9]* | wc -l; cat /proc/1/comm",
         )
         procs = [line for line in shown.splitlines() if re.search(r" - proc ", line)]
-        assert len(procs) >= 2, "the container's at /proc, and below the base directory"
+        assert len(procs) >= 2, "the container's /proc, at /proc and below the base directory"
         assert shown.splitlines()[-1] == "app"
         for line in procs:
             where = line.split()[4]

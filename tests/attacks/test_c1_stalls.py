@@ -100,7 +100,7 @@ def test_a_server_that_reads_and_never_answers(accomplice, canary, place, transp
         target = str(container.pid)
         if where == "/":
             children = pathlib.Path(f"/proc/{container.pid}/task/{container.pid}/children")
-            wait_until(lambda: len(children.read_text().split()) == 2, "the process is there")
+            wait_until(lambda: len(children.read_text().split()) == 2, "the process")
             target = children.read_text().split()[1]
             wait_until(lambda: os.readlink(f"/proc/{target}/root").endswith("/f"), "its root is the silent one")
         done = run("attach", target, "--transport", transport, "--", "echo", "here", code=SHORT, timeout=20)
@@ -148,7 +148,7 @@ def test_every_open_waits_for_leave(accomplice, canary, place, transport):
     """As with a silent server, its files are left out; and the thread that still waits takes no signal from the session."""
     group = ctypes.CDLL(None).fanotify_init(PRE_CONTENT, os.O_RDONLY)
     if group < 0:
-        pytest.skip("no permission events of fanotify here")
+        pytest.skip("no fanotify permission events here")
     os.close(group)
     with kit.hostile(place, accomplice, capabilities=ADMIN, as_root=asks_first) as container:
         fds = pathlib.Path(f"/proc/{child_of(container)}/fdinfo")
@@ -238,7 +238,7 @@ def test_what_is_stopped_for_ever_ends_when_it_is_asked_to(accomplice, canary, p
             text=True,
         )
         try:
-            wait_until(lambda: remains.descendants(proc_fd, process.pid)[1:], "there is a reaper")
+            wait_until(lambda: remains.descendants(proc_fd, process.pid)[1:], "the reaper")
             process.send_signal(signal.SIGTERM)
             assert "could not be reached" in process.communicate(timeout=25)[1]
             assert process.returncode == 137
@@ -260,7 +260,7 @@ def freezer():
                     break
                 directory.rmdir()
     else:
-        pytest.skip("no cgroup can be made here that can be frozen")
+        pytest.skip("cannot create a cgroup that can be frozen here")
     freeze, thaw = ("FROZEN", "THAWED") if top == "freezer" else ("1", "0")
     yield directory, lambda: (directory / file).write_text(freeze)
     (directory / file).write_text(thaw)
@@ -283,7 +283,7 @@ def test_a_cgroup_that_is_frozen_under_a_session(accomplice, canary, place, free
         )
         try:
             if early:
-                wait_until(lambda: (directory / "cgroup.procs").read_text().count("\n") > 1, "something came")
+                wait_until(lambda: (directory / "cgroup.procs").read_text().count("\n") > 1, "some output")
             else:
                 wait_until(lambda: processes.running("/bin/sleep", "60.0427"), "it runs")
             freeze()
@@ -334,7 +334,7 @@ def test_who_goes_on_writing_after_the_end():
             output.ready(sink)
         assert read == len(b"the last words")
         pump, reads = Pump(0, sink, endless), iter(range(1000))
-        pump.copy = lambda _fd, _data: None if next(reads, -1) >= 0 else pytest.fail("it reads without end")
+        pump.copy = lambda _fd, _data: None if next(reads, -1) >= 0 else pytest.fail("it never stops reading")
         pump.drain()
     finally:
         output.close()

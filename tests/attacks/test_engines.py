@@ -180,7 +180,7 @@ def test_exec_is_as_confined_as_the_engines_own(container, canary):
         check=False,
     ).stdout
     ours = cntr(container, "exec", container.target, "--", "sh", "-c", f"{script} 2>&1").stdout
-    assert "Seccomp:\t2" in theirs, "the engine has a filter"
+    assert "Seccomp:\t2" in theirs, "the engine sets a filter"
     for mine, its in zip(ours.splitlines(), theirs.splitlines()):
         if mine.startswith("Cap"):
             assert int(mine.split()[1], 16) & ~int(its.split()[1], 16) == 0, (mine, its)

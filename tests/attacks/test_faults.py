@@ -62,7 +62,7 @@ def nobody_waits(pids: list[int]) -> None:
                 continue
         return found
 
-    wait_until(lambda: not waiting(), f"nobody waits uninterruptibly: {waiting()}", 10)
+    wait_until(lambda: not waiting(), f"nobody to wait uninterruptibly: {waiting()}", 10)
 
 
 def began(container: kit.Hostile, transport: str) -> subprocess.Popen[str]:
@@ -128,7 +128,7 @@ def test_the_container_is_killed(accomplice, place, transport):
         nobody_waits(everybody)
         wait_until(
             lambda: not any(os.path.exists(f"/proc/{pid}/ns") and pid != process.pid for pid in everybody),
-            "all are gone",
+            "the session's processes to be gone",
         )
 
 
@@ -182,7 +182,7 @@ def executing(container: kit.Hostile) -> subprocess.Popen[str]:
 
 def alone(container: kit.Hostile, supervisor: int) -> None:
     """Assert that no process of cntr, or started by it, is left in the container or outside."""
-    wait_until(lambda: not members(container, supervisor), f"nobody is left: {members(container, supervisor)}", 10)
+    wait_until(lambda: not members(container, supervisor), f"nobody to be left: {members(container, supervisor)}", 10)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -296,7 +296,7 @@ def test_a_session_that_fills_its_own_tmp(accomplice, place, transport):
 
 
 def test_out_of_memory(accomplice, place, transport, leaves_nothing):
-    """The container's cgroup at its limit: the application lives, the session ends with a word, or stayed outside."""
+    """The container's cgroup at its limit: the application must survive, the session ends with a word, or stayed outside."""
     top = next(
         (path for path in ("/sys/fs/cgroup/memory", "/sys/fs/cgroup") if os.path.exists(f"{path}/cgroup.procs")), ""
     )
@@ -317,7 +317,7 @@ def test_out_of_memory(accomplice, place, transport, leaves_nothing):
                 command=["python3", "-c", "x = [bytearray(1 << 20) for _ in range(200)]"],
                 timeout=60,
             )
-            assert os.path.exists(f"/proc/{container.pid}/exe"), "the application lives"
+            assert os.path.exists(f"/proc/{container.pid}/exe"), "the application must survive"
             assert done.returncode != 125 or done.stderr
             assert "Traceback (most recent call last)" not in done.stderr or "MemoryError" in done.stderr
             no_session_left(container)

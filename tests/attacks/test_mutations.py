@@ -394,7 +394,7 @@ def scene(accomplice, canary, place):
 @pytest.mark.parametrize("name", DEFENCES)
 def test_without_its_defence_the_attack_succeeds(scene, name):
     scene.undone, attack = DEFENCES[name]
-    assert attack(scene), f"{attack.__name__} goes on failing without: {name}"
+    assert attack(scene), f"{attack.__name__} still fails without this defence: {name}"
 
 
 @pytest.mark.parametrize("name", DEFENCES)

@@ -236,7 +236,7 @@ def test_a_file_of_this_machine_is_its_place_and_not_what_it_is_called(place, tm
     real.mkdir()
     place.policy = f"[[allow]]\ntargets = ['dir:{real}']\n"
     refused = place.cntr("exec", f"dir:{tmp_path}/nginx", "--", "true")
-    assert "dir:/ is not allowed" in busybox.one_line_and_hint(refused), "the link's target is what it is called"
+    assert "dir:/ is not allowed" in busybox.one_line_and_hint(refused), "the policy is asked about the link's target"
 
 
 def test_what_was_asked_about_is_what_is_opened(tmp_path):
@@ -248,7 +248,7 @@ def test_what_was_asked_about_is_what_is_opened(tmp_path):
     link.symlink_to("closed")
     image = images.find(f"dir:{link}")
     swapped(link, "allowed")
-    assert image.reference == str(tmp_path / "closed"), "which the policy is asked about"
+    assert image.reference == str(tmp_path / "closed"), "the policy is asked about this name"
     (lower,) = image.lower_directories()
     room = Room.__new__(Room)
     room.made = Blueprint("dir", image.reference)

@@ -23,7 +23,7 @@ from tests.nest.tty import CNTR, Terminal
 @pytest.fixture(scope="module")
 def container():
     if os.geteuid() != 0:
-        pytest.skip("sessions of containers made by hand: needs root")
+        pytest.skip("needs root: hand-made containers")
     with busybox.BusyboxContainer("recorded") as made:
         yield made
 

@@ -493,7 +493,7 @@ def test_the_login_uid_stays_with_a_session_and_what_it_execs(container):
     for words in (["attach"], ["exec"]):
         done = busybox.run(*words, str(container.pid), "--", "/bin/cat", "/proc/self/loginuid", code=code)
         if "PermissionError" in done.stderr or "Operation not permitted" in done.stderr:
-            pytest.skip("CAP_AUDIT_CONTROL is missing here: the login uid can't be set")
+            pytest.skip("CAP_AUDIT_CONTROL is missing here: the login uid cannot be set")
         assert (done.stdout.strip(), done.stderr) == (str(LOGIN), "")
 
 

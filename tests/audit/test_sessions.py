@@ -23,7 +23,7 @@ from tests.audit.support import only
 from tests.nest import busybox
 from tests.nest.tty import CNTR, Terminal
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="sessions of containers made by hand: needs root")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: hand-made containers")
 
 
 def listed(container):
@@ -238,7 +238,7 @@ def test_what_a_user_makes_up_is_a_users(text, kind, rows):
             assert done.returncode == 0
             assert "\x1b" not in done.stdout
             if rows:
-                assert found[0].user() == store.owner_name(1000), "the kernel's word, not its own"
+                assert found[0].user() == store.owner_name(1000), "by the kernel, not by its own record"
                 assert busybox.run("sessions", "end", "f0f0").returncode == 0
                 assert forger.wait() == -signals.END
         finally:

@@ -122,7 +122,7 @@ def test_an_id_of_the_host_keeps_its_number(users, tmp_path):
     for name in ("site", "conf"):
         done(cp(tmp_path / name, f"{process.pid}:/", "-a"))
     assert facts(root / "site") == (FIRST + 33, FIRST + 33, 0o644)
-    assert facts(root / "conf") == (FIRST, FIRST, 0o4644), "in there it gives rights over nothing but the container"
+    assert facts(root / "conf") == (FIRST, FIRST, 0o4644), "inside, set-id bits give no rights outside the container"
 
 
 def test_access_control_lists_name_the_same_user_on_both_sides(users, tmp_path):

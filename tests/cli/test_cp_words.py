@@ -102,7 +102,7 @@ def test_a_file_to_standard_output(container, at, tmp_path, word, kind):
         got = (tmp_path / "out").read_bytes().removeprefix(b"before")
     assert (result.returncode, result.stderr) == (0, b"")
     assert got == data + bytes(100000)
-    assert os.lstat("/dev/stdout").st_ino == before, "the link is as it was"
+    assert os.lstat("/dev/stdout").st_ino == before, "the link is unchanged"
 
 
 @pytest.mark.parametrize("word", ["/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"])

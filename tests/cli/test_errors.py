@@ -83,7 +83,7 @@ def test_a_name_that_is_nobodys(command, name):
     assert re.search(NAMES[name], message)
     assert done.returncode == 125
     assert message.isprintable()
-    assert took < 5, "an unknown name is answered within a second, and Python's start on a busy machine"
+    assert took < 5, "a second for an unknown name, plus Python's start on a busy machine"
 
 
 def test_an_unknown_name_says_who_was_asked():
@@ -92,7 +92,7 @@ def test_an_unknown_name_says_who_was_asked():
         "refused: docker (DOCKER_HOST or the context names tcp://192.0.2.1:2375, a daemon on another machine" in message
     )
     assert "not on this machine: " in message
-    assert "run cntr there" in hint, "whose answer is missing may have it"
+    assert "run cntr there" in hint, "the engine that did not answer may have it"
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,9 @@ def test_inspect_as_json_holds_what_the_table_holds(container):
     assert table[0].split() == ["PROPERTY", "VALUE", "INHERITED", "WHY"]
     assert len(table) == 1 + len(rows)
     assert {row["inherited"] for row in rows} <= {"yes", "no", "partly", "copy", "shown", "exec only"}
-    assert all(row["why"] for row in rows if row["inherited"] != "yes"), "what is not inherited has a reason"
+    assert all(row["why"] for row in rows if row["inherited"] != "yes"), (
+        "a property that is not inherited needs a reason"
+    )
     by_name = {row["property"]: row for row in rows}
     for kind in ("mnt", "pid", "net", "ipc", "uts"):
         assert by_name[f"namespace {kind}"]["value"].startswith(f"{kind}:[")

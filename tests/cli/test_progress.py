@@ -107,7 +107,7 @@ def test_numbers():
     assert [progress.human(count) for count in (0, 1023, 1 << 20, 3 << 40)] == ["0 B", "1023 B", "1.0 MiB", "3.0 TiB"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a container made by hand: needs root")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a hand-made container")
 def test_cp_tells_a_program_in_json(tmp_path):
     with busybox.BusyboxContainer("told") as container:
         (tmp_path / "d").mkdir()

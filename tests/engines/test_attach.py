@@ -127,7 +127,7 @@ def test_a_sandbox_is_refused_with_what_to_do(gvisor):
             assert done.returncode == 125
             assert "not on this host" in done.stderr
             assert "runsc exec" in done.stderr
-            assert "/root" in done.stderr, "where its files are"
+            assert "/root" in done.stderr, "the error names the directory"
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

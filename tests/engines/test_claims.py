@@ -374,7 +374,9 @@ def test_what_a_user_wrote_takes_neither_memory_nor_time(home, monkeypatch):
         begun = time.monotonic()
         _, answers = listing.running(1.5)
         assert time.monotonic() - begun < 4, "1.5 s, on a loaded machine"
-        assert any(answer.owner == USER and answer.refused for answer in answers), "it is said that one did not answer"
+        assert any(answer.owner == USER and answer.refused for answer in answers), (
+            "the one that did not answer is named"
+        )
         begun = time.monotonic()
         nobody_is_called("no-such-container")
         assert time.monotonic() - begun < 4
@@ -440,12 +442,12 @@ def test_whose_a_path_is(tmp_path):
         assert now() == owner, oct(mode)
     os.chown(file.parent, 0, USER)
     file.parent.chmod(0o775)
-    assert now() == trust.ANYBODY, "a group that is not root's may write"
+    assert now() == trust.ANYBODY, "a group other than root's may write"
     file.parent.chmod(0o755)
     os.chown(file.parent, USER, USER)
     assert now() == USER
     os.chown(file, USER + 1, 0)
-    assert now() == USER, "who has the directory decides"
+    assert now() == USER, "the owner of the directory decides"
     os.chown(file.parent, 0, 0)
     assert now() == USER + 1
     file.unlink()
@@ -487,7 +489,7 @@ def test_a_command_line_is_its_users_word():
         wait_until(lambda: procfs.read(f"/proc/{mine.pid}/cmdline").startswith(name))
         found = engines.resolve(f"command:{name}")
         assert (found.pid, found.owner) == (mine.pid, USER)
-        assert policy._names("", found)[0] == f"{USER}/command:{name}", "or `exec -u 0` would make them root"
+        assert policy._names("", found)[0] == f"{USER}/command:{name}", "otherwise `exec -u 0` would make them root"
         with subprocess.Popen([name, "100"], executable=shutil.which("sleep")) as roots:
             found = engines.resolve(f"command:{name}")
             assert (found.pid, found.owner) == (roots.pid, 0)

@@ -287,14 +287,14 @@ def test_only_what_is_roots_is_run(directory, always, tmp_path, monkeypatch):
         assert commands.trusted("podman") != str(theirs), oct(mode)
     theirs.chmod(0o755)
     os.chmod(directory, 0o777)
-    assert commands.trusted("podman") != str(theirs), "anybody could have put it there"
+    assert commands.trusted("podman") != str(theirs), "anybody could have created it"
     os.chmod(directory, 0o755)
     theirs.unlink()
     theirs.symlink_to(put(str(tmp_path), "podman", script))
     assert commands.trusted("podman") != str(theirs), "a link out of root's directories"
     monkeypatch.setenv("PATH", str(tmp_path))
     refusal()
-    assert not (tmp_path / "ran").exists(), "$PATH is not asked"
+    assert not (tmp_path / "ran").exists(), "$PATH is not used"
 
 
 def test_no_command_is_run_where_the_files_explain_all(directory, runc, monkeypatch):
@@ -309,4 +309,4 @@ def test_no_command_is_run_where_the_files_explain_all(directory, runc, monkeypa
         for path in pathlib.Path(directory).glob("ran-*"):
             path.unlink()
         assert engines.resolve(slim.name).pid == slim.pid
-        assert list(pathlib.Path(directory).glob("ran-*")) == [], "a name that the files know"
+        assert list(pathlib.Path(directory).glob("ran-*")) == [], "the files know this name"

@@ -230,7 +230,7 @@ def test_virtual_machines(tmp_path, program, options, target, hint):
         try:
             error = refusal(target.format(key))
             assert hint in error.hint
-            assert refusal(f"vm-{key}").message == error.message, "without the prefix too"
+            assert refusal(f"vm-{key}").message == error.message, "without the prefix, too"
         finally:
             process.kill()
 

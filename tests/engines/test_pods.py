@@ -35,7 +35,7 @@ def test_a_pod_with_one_container_is_that_container(rig, infra):
         for target in (f"podman:{pod}", pod, f"podman:{pod}/{app}", f"{pod}/{app}", f"podman:{id}", id[:12]):
             found = engines.resolve(target)
             assert (found.engine, found.pid, found.name) == ("podman", pid, f"{pod}/{app}"), target
-        assert engines.resolve(f"podman:{app}").pid == pid, "its own name still does"
+        assert engines.resolve(f"podman:{app}").pid == pid, "its own name still works"
         environment = {**os.environ, **rig.settings}
         for command in (
             ["attach", pod, "--", "cat", "/var/lib/cntr/etc/motto"],

@@ -63,8 +63,8 @@ PROOFS = {
     "paused": is_paused,
     "keep_id": is_keep_id,
     "read_only": lambda container: mounts(container.pid)["/"].options.index("ro"),
-    "host_net": lambda container: same_namespace("net", container.pid) or pytest.fail("not in the host's"),
-    "host_pid": lambda container: same_namespace("pid", container.pid) or pytest.fail("not in the host's"),
+    "host_net": lambda container: same_namespace("net", container.pid) or pytest.fail("not in the host's namespace"),
+    "host_pid": lambda container: same_namespace("pid", container.pid) or pytest.fail("not in the host's namespace"),
     "shared_pid": lambda container: status(container.pid)["NSpid"].split()[-1] != "1" or pytest.fail("it is pid 1"),
     "tmpfs": lambda container: mounts(container.pid)["/data"].fstype == "tmpfs" or pytest.fail("no tmpfs"),
     "no_proc": lambda container: "/proc" not in mounts(container.pid) or pytest.fail("there is a /proc"),
@@ -89,7 +89,7 @@ def test_the_name_is_enough(request, monkeypatch, rig, variant):
         if variant in PROOFS:
             PROOFS[variant](container)
         if container.rig.engine != "pid":
-            assert engines.resolve(container.name).pid == container.pid, "without its engine's prefix"
+            assert engines.resolve(container.name).pid == container.pid, "also without its engine's prefix"
             assert found.state == (variant if variant in ("paused", "sandboxed", "rootfs") else "running")
     if container.rig.engine != "pid":
         with pytest.raises(TargetNotFound):

@@ -149,7 +149,7 @@ def test_an_engine_that_is_not_here():
     """It is not asked, and neither is its command, which would wait for a daemon."""
     absent = next((entry.name for entry in registry.REGISTRY if not entry.present()), "")
     if not absent:
-        pytest.skip("an engine that is missing on this machine is missing")
+        pytest.skip("needs an engine that is not installed here")
     line = cntr("exec", f"{absent}:web", "true").stderr.splitlines()[0]
     assert line == f"cntr: {absent}:web: no running container of that name (not on this machine: {absent})"
 

@@ -42,16 +42,16 @@ def test_one_table_of_them_all(request):
             assert row["state"] == ("paused" if container is paused else "running")
             assert row["owner"] == (f"uid {container.rig.uid}" if name == "podman_rootless" else "")
             assert row["userns"] == ("own" if name == "podman_rootless" else "host")
-            assert ("slim:1" in row["image"]) == (name in ("docker", "podman")), "where it can be known by files"
+            assert ("slim:1" in row["image"]) == (name in ("docker", "podman")), "if the engine's files show it"
             (line,) = [line for line in lines if f" {container.name} " in line]
-            assert line[head.index("PID") :].split()[0] == str(container.pid), "the columns stand below their heads"
+            assert line[head.index("PID") :].split()[0] == str(container.pid), "columns are aligned with their headings"
             assert line[head.index("STATE") :].startswith(row["state"])
             if container is not paused:
                 assert cntr(environment, "exec", container.name, "--", "/bin/cat", "/etc/motto") == "slim\n", (
-                    "its name is enough"
+                    "the name alone is enough"
                 )
         assert len({container.rig.engine for container in containers.values()}) == 6
-        assert lines == sorted(lines, key=lambda line: line.split()[0]), "by engine"
+        assert lines == sorted(lines, key=lambda line: line.split()[0]), "sorted by engine"
 
 
 def test_an_engine_that_answers_late_is_heard_while_commands_are_asked(monkeypatch):

@@ -168,7 +168,7 @@ def test_ssh_finds_a_containers_sshd_by_its_proxy_command(tmp_path):
             process.send_signal(signal.SIGTERM)
             process.stdin.close()
             process.wait(20)
-        wait_until(lambda: not running(*CNTR, "forward", served.target, "-", "22"), "the proxy's end")
+        wait_until(lambda: not running(*CNTR, "forward", served.target, "-", "22"), "the proxy to end")
 
 
 def test_what_a_session_may_ask_for():

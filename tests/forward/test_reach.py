@@ -187,7 +187,7 @@ def test_of_the_relay_nothing_is_in_the_container():
         assert joined == {"net"}
         # 0, 1, 2, the socket to the relay, the container's pidfd; the listening socket has just
         # been sent
-        wait_until(lambda: len(os.listdir(f"/proc/{dialer}/fd")) <= 5, "it has no more files than it needs")
+        wait_until(lambda: len(os.listdir(f"/proc/{dialer}/fd")) <= 5, "it to have no more files than it needs")
         status = dict(line.split(":\t", 1) for line in Path(f"/proc/{dialer}/status").read_text().splitlines())
         assert {int(status[name], 16) for name in ("CapPrm", "CapEff", "CapInh", "CapAmb")} == {0}
         assert os.stat(f"/proc/{running.process.pid}/ns/net").st_ino == os.stat("/proc/self/ns/net").st_ino

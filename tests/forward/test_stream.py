@@ -63,7 +63,7 @@ def settle(loop):
         if not loop.is_ready():
             return
         loop.turn()
-    raise AssertionError("always ready")
+    raise AssertionError("the loop never became idle")
 
 
 def flood(loop, end):

@@ -96,7 +96,7 @@ def here(place_name: str, keeper: Keeper) -> Iterator[TreeUnderTest]:
         watchdog.cancel()
     if server is None:
         return
-    assert not hung.is_set(), f"no end after {HANG_SECONDS:.0f} s: server killed\n{server.log_end()}"
+    assert not hung.is_set(), f"not finished after {HANG_SECONDS:.0f} s: server killed\n{server.log_end()}"
     assert server.alive, f"the server died\n{server.log_end()}"
     text = server.new_suspicious_lines()
     assert not text, f"the server's log:\n{text}"

@@ -38,7 +38,7 @@ def test_submounts_have_one_device_number(here: TreeUnderTest, tmp_path: Path) -
         found = subprocess.run(
             ["find", here.directory, "-xdev", "-name", "file"], capture_output=True, check=True
         ).stdout
-        assert found, "docs/cntrfs.md warns of -xdev in vain"
+        assert found, "docs/cntrfs.md warns of -xdev without need"
         assert errno_of(lambda: os.rename(here.directory / "below" / "file", here.directory / "file")) == errno.EXDEV
         # As the documentation suggests: a bind mount has no submounts.
         tmp_path.joinpath("bound").mkdir()
@@ -90,7 +90,7 @@ def test_ioctls_of_the_whole_filesystem(here: TreeUnderTest) -> None:
             assert errno_of(lambda command=command, size=size: fcntl.ioctl(file, command, bytes(size))) == errno.ENOTTY  # type: ignore[misc]
 
 
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="x86's way into its 32-bit system calls is missing")
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="32-bit system calls are made as on x86")
 def test_programs_of_32_bits_list_by_offsets_of_64(here: TreeUnderTest) -> None:
     """ext4 chooses the width of offsets by the caller, and the server calls for everybody."""
     fd = os.open(here.behind, os.O_PATH)
@@ -101,7 +101,7 @@ def test_programs_of_32_bits_list_by_offsets_of_64(here: TreeUnderTest) -> None:
     for number in range(50):
         (here.behind / f"{number}").touch()
     assert _widest_offset(here.behind) < 1 << 32
-    assert _widest_offset(here.directory) >= 1 << 32, "docs/cntrfs.md warns of these in vain"
+    assert _widest_offset(here.directory) >= 1 << 32, "docs/cntrfs.md warns of these without need"
 
 
 def _widest_offset(directory: Path) -> int:

@@ -125,7 +125,7 @@ def test_a_file_that_became_immutable_while_open() -> None:
         with open(here.directory / "file", "r+b", buffering=0) as file, open(here.directory / "file", "rb") as reader:
             file.write(b"y")
             if subprocess.run(["chattr", "+i", here.behind / "file"], check=False, capture_output=True).returncode:
-                pytest.skip("chattr +i is not to be had on the backing filesystem")
+                pytest.skip("the backing filesystem has no chattr +i")
             try:
                 for fd in (file.fileno(), reader.fileno()):
                     os.fsync(fd)

@@ -121,13 +121,13 @@ def test_our_own_mount_bound_into_its_source(binding: str, words: tuple[str, ...
                     seen.rmdir()
                 with pytest.raises(OSError, match="levels of symbolic links"):
                     (here.directory / "other").rename(seen)
-                assert _error_of(seen) in (errno.ELOOP, 0), "what the kernel knows of before is the directory below"
+                assert _error_of(seen) in (errno.ELOOP, 0), "what the kernel knew before is the directory underneath"
                 assert os.listdir(seen.parent) == ["sub"]
                 assert (sub / "file").read_text() == (here.directory / "file").read_text() == "x"
                 assert time.monotonic() - begun < 5, "the server waited for itself"
             finally:
                 syscalls.umount(str(sub), syscalls.MNT_DETACH)
-            assert _error_of(seen) == 0, "the directory below"
+            assert _error_of(seen) == 0, "the directory underneath"
         assert here.server
         assert here.server.alive, here.server.log_end()
 
@@ -158,7 +158,7 @@ def test_a_mount_that_cannot_be_looked_at_hides_no_other_name(here: TreeUnderTes
         syscalls.umount(str(dead), syscalls.MNT_DETACH)
         if user:
             os.close(fd)
-    wait_until(lambda: os.listdir(here.directory / "d" / "dead") == [], "the directory below", 5)
+    wait_until(lambda: os.listdir(here.directory / "d" / "dead") == [], "the directory underneath", 5)
 
 
 def _error_of(path: Path) -> int:
@@ -351,7 +351,7 @@ def test_a_mount_that_took_over_the_device_number_is_another(tmp_path: Path) -> 
     try:
         ours = Watchdog(str(tmp_path), Heartbeat(), 0)
         if ours.control < 0:
-            pytest.skip("fusectl is missing: there the device number is all there is")
+            pytest.skip("fusectl is missing: without it there is only the device number")
         for _ in range(50):
             assert ours.is_mounted()
             os.close(fd)
@@ -363,7 +363,7 @@ def test_a_mount_that_took_over_the_device_number_is_another(tmp_path: Path) -> 
             os.close(ours.control)
             ours = Watchdog(str(tmp_path), Heartbeat(), 0)
         else:
-            pytest.skip("no device number came again in 50 mounts")
+            pytest.skip("no device number was reused in 50 mounts")
         assert not ours.is_mounted()
         os.close(ours.control)
     finally:

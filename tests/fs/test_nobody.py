@@ -140,7 +140,7 @@ EXPECTED = {
 @pytest.mark.parametrize("binding", BINDINGS)
 def test_only_the_bits_for_others_count(base: Path, binding: str, words: tuple[str, ...]) -> None:
     if binding == "pyfuse3" and "no_passthrough" in words:
-        pytest.skip("pyfuse3 passes nothing through anyway")
+        pytest.skip("pyfuse3 has no passthrough anyway")
     with _served(base, binding, *words) as top:
         for actor in (USER, ROOT, USER):
             seen = actor(_look, top)

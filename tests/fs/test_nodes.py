@@ -17,7 +17,7 @@ from cntr.cntrfs.nodes import NodeTable
 from cntr.linux import file_syscalls
 from testkit import loops
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="open_by_handle_at(2) takes CAP_DAC_READ_SEARCH")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="open_by_handle_at(2) needs CAP_DAC_READ_SEARCH")
 
 
 @pytest.fixture(params=["handles", "names"])
@@ -226,7 +226,9 @@ def test_a_generation_of_zero_is_one(tmp_path: Path) -> None:
             new = see(table, "new")
             assert table.root.mount.any_generation
             assert (new.nodeid, new.generation) == listed(table, "new")
-            assert listed(table, "directory") == (node.nodeid, known), "the kernel takes another one for another file"
+            assert listed(table, "directory") == (node.nodeid, known), (
+                "with another generation the kernel would see another file"
+            )
             for found in (new, table.get(node.nodeid), other):
                 assert identity(table.fds.fd(found)) == found.id
             after = NodeTable(os.open(mountpoint, os.O_PATH))  # mounted again: a client's old handle comes first

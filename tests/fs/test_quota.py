@@ -56,7 +56,7 @@ def _mounted(kind: str, base: Path) -> Path:
         ["mount", "-t", kind, "-o", options, source, disk], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        pytest.skip(f"the kernel keeps no quota on {kind} ({config}): {done.stderr.strip().splitlines()[0]}")
+        pytest.skip(f"the kernel has no quotas on {kind} ({config}): {done.stderr.strip().splitlines()[0]}")
     if limit:
         subprocess.run([*limit, disk], check=True, capture_output=True)
     return disk

@@ -53,7 +53,7 @@ def passthrough() -> None:
     try:
         probe.passthrough()
     except OSError as error:
-        pytest.skip(f"the kernel passes nothing through: {error.strerror}")
+        pytest.skip(f"the kernel has no passthrough: {error.strerror}")
 
 
 def _counted(work: Work, base: Path, *words: str) -> Counter[str]:
@@ -75,6 +75,6 @@ def test_session(name: str, tmp_path: Path) -> None:
 def test_writable_mount(name: str, tmp_path: Path) -> None:
     found, most = _counted(WORKS[name], tmp_path), Counter(WRITABLE[name])
     if WORKS[name].tool:
-        assert not found - most, "the tool may ask for less, by its version, and not for more"
+        assert not found - most, "depending on its version the tool may ask for less, not for more"
     else:
         assert +found == most

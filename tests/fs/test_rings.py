@@ -75,7 +75,7 @@ def waiters(file: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process whose threads wait for a lock on the file; all requests come from the first processor."""
     with subprocess.Popen([sys.executable, "-c", WAITING, file]) as process:
         try:
-            wait_until(lambda: asleep_for_an_answer(process.pid) == WAITERS, "all waiting for the lock", 60)
+            wait_until(lambda: asleep_for_an_answer(process.pid) == WAITERS, "all to wait for the lock", 60)
             yield process
         finally:
             process.kill()

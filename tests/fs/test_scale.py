@@ -165,7 +165,7 @@ def test_a_busy_filesystem_wakes_the_watch_seldom() -> None:
             names = {pid: Path(f"/proc/{pid}/comm").read_text() for pid in here.server.processes()}
             watches = [pid for pid, name in names.items() if name == "cntrfs-watch\n"]
         if not watches:
-            pytest.skip("nothing is watched here: fanotify(7) wants Linux 5.17 and CAP_SYS_ADMIN")
+            pytest.skip("no watch here: fanotify(7) needs Linux 5.17 and CAP_SYS_ADMIN")
         paths = [here.behind / f"{number}" for number in range(50)]
         fds = [os.open(path, os.O_WRONLY | os.O_CREAT) for path in paths]
         before, begun, writes = switches(watches[0]), time.monotonic(), 0
@@ -178,7 +178,7 @@ def test_a_busy_filesystem_wakes_the_watch_seldom() -> None:
         for fd in fds:
             os.close(fd)
         if writes < 3000:
-            pytest.skip(f"{writes} writes in a second: this machine is too busy to tell")
+            pytest.skip(f"{writes} writes in a second: this machine is too busy")
         assert woken < 1500 * seconds
 
 

@@ -144,8 +144,8 @@ def test_many_fsyncs(here: TreeUnderTest) -> None:
         for thread in threads:
             thread.join()
         seconds = time.monotonic() - began
-    assert elsewhere < SYNC_SECONDS, "waited for the other disk"
-    assert SYNC_SECONDS * 0.9 < seconds < SYNC_SECONDS * 3, "one after the other"
+    assert elsewhere < SYNC_SECONDS, "one disk waited for the other"
+    assert SYNC_SECONDS * 0.9 < seconds < SYNC_SECONDS * 3, "the syncs must be done one after the other"
     assert max(took) < PROMPT
 
 
@@ -173,7 +173,7 @@ def test_a_lookup(here: TreeUnderTest) -> None:
         sleeper.join()
         seconds = time.monotonic() - began
     assert read == [b"well?"]
-    assert LOOKUP_SECONDS * 0.9 < seconds < LOOKUP_SECONDS * 1.9, "once, not twice"
+    assert LOOKUP_SECONDS * 0.9 < seconds < LOOKUP_SECONDS * 1.9, "the lookup must wait once, not twice"
     assert max(took) < PROMPT
 
 
@@ -325,7 +325,7 @@ def test_a_stopped_server_is_ended() -> None:
         with pytest.raises(OSError, match=r"\[Errno"):
             (here.directory / "new").write_bytes(b"x")
         assert time.monotonic() - began < 10
-        wait_until(lambda: not here.server.alive, "the manager has ended it", 10)
+        wait_until(lambda: not here.server.alive, "the manager to end it", 10)
 
 
 DEADLOCKED = """
@@ -347,7 +347,7 @@ def test_a_deadlocked_server_is_ended() -> None:
         with pytest.raises(OSError, match=r"\[Errno"):
             os.readlink(here.directory / "link")
         assert here.server is not None
-        wait_until(lambda: not here.server.alive, "the manager has ended it", 10)
+        wait_until(lambda: not here.server.alive, "the manager to end it", 10)
 
 
 def test_a_lock_that_is_held_for_long_is_no_hang() -> None:

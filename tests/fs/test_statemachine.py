@@ -95,7 +95,7 @@ class Twins(RuleBasedStateMachine):
         if native != mounted and not result_allowed(self.pair.place.name, call, native, mounted):
             raise AssertionError(f"{self.step}\n  native:  {_brief(native)}\n  mounted: {_brief(mounted)}")
         if native[0] != mounted[0] and native[0] == "value" and call not in ("fallocate", "copy", "lseek"):
-            raise AssertionError(f"{self.step}: only one tree has changed; the example cannot go on")
+            raise AssertionError(f"{self.step}: only one tree has changed; the example cannot continue")
         return native[0] == "value" and mounted[0] == "value"
 
     # Open files

@@ -72,7 +72,7 @@ def test_clients_writes_by_passthrough_are_no_news() -> None:
     try:
         probe.passthrough()
     except OSError as error:
-        pytest.skip(f"the kernel passes nothing through: {error.strerror}")
+        pytest.skip(f"the kernel has no passthrough: {error.strerror}")
     with place("devfuse", options=("-o", "trace")) as here:
         file, other = here.directory / "file", here.directory / "other"
         (here.behind / "other").touch()

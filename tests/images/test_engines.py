@@ -100,7 +100,7 @@ def test_a_session_in_a_container_that_has_ended(stopped):
     assert stopped.out("exec", target, "--", "/bin/sh", "-c", "cat /etc/motto; ls /new; id -u").split()[:1] == ["slim"]
     status = stopped.out("exec", target, "--", "/bin/cat", "/proc/self/status").splitlines()
     assert ("Seccomp:\t2" in status) == (stopped.rig.engine not in ("containerd", "k8s")), (
-        "a filter, the engine's own where it has one"
+        "a filter, the engine's own if it has one"
     )
     rows = json.loads(stopped.out("ps", "--all", "--json"))
     assert [row for row in rows if not row["pid"] and row["id"] == stopped.container.id[:12]], rows

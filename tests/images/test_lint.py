@@ -187,7 +187,7 @@ def test_what_is_not_there(root):
     assert lines(root, "/app") == ["/app: a directory, not a program"]
     assert lines(root, "sh", directory="/nowhere") == ["/nowhere: the working directory is not there"]
     (root / "app/out").symlink_to("../../../../../../../bin/true")
-    assert "not found" in lines(root, "/app/out")[0], "links are followed inside of the root only"
+    assert "not found" in lines(root, "/app/out")[0], "links are followed within the root only"
 
 
 def test_env_finds_its_program_in_path(root):

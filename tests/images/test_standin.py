@@ -216,7 +216,7 @@ def test_one_session_at_a_time_writes_to_a_layer(root, tmp_path):
         with write():
             return True
 
-    wait_until(again, "the lock to go", passing=CntrError)
+    wait_until(again, "the lock to be released", passing=CntrError)
 
 
 def test_an_image_is_never_written_to(root):
@@ -269,7 +269,9 @@ def test_a_hostile_root_is_refused_or_harmless(root, how, tmp_path):
     try:
         with standing(made) as held:
             cwd = os.stat(f"/proc/{held.pid}/cwd")
-            assert cwd.st_dev == os.stat(f"/proc/{held.pid}/root").st_dev, "inside its own root"
+            assert cwd.st_dev == os.stat(f"/proc/{held.pid}/root").st_dev, (
+                "the working directory is inside its own root"
+            )
     except CntrError as error:
         assert "stand-in" in error.message
 
@@ -445,7 +447,7 @@ def huge_pages():
         if "hugetlb" not in before:
             (own / "cgroup.subtree_control").write_text("-hugetlb")
         return
-    pytest.skip("no cgroup2 with a controller that can be given to its children")
+    pytest.skip("no cgroup2 with a controller that can be delegated to its children")
 
 
 def test_on_cgroup2_a_limit_is_written_joined_and_removed(huge_pages, monkeypatch):

@@ -275,9 +275,7 @@ def test_a_disk_image_is_mounted_for_who_says_raw(tmp_path):
     ]
     os.close(mounted)
     found.close()
-    assert ["errors=continue" in text for text in options] == [True], (
-        "an image does not say that this machine is to panic"
-    )
+    assert ["errors=continue" in text for text in options] == [True], "an image must not make this machine panic"
 
 
 def loops(directory: pathlib.Path) -> list[str]:

@@ -143,7 +143,7 @@ def test_a_directory_and_a_file_replace_each_other_across_layers(tmp_path):
     upper = member(b"dir", b"0", b"now a file") + member(b"bin/y", b"0", b"y")
     root = unpacked(tmp_path, lower, upper)
     assert (root / "dir").read_text() == "now a file"
-    assert not (root / "bin").is_symlink(), "as an overlay: the upper layer's directory covers the link"
+    assert not (root / "bin").is_symlink(), "as with an overlay, the upper layer's directory covers the link"
     assert os.listdir(root / "bin") == ["y"]
 
 

@@ -290,7 +290,7 @@ def test_the_first_emulated_machine_is_kept_as_it_booted(tmp_path, monkeypatch, 
     assert list(driver._dir.iterdir()) == [driver._disk]
     if room:
         assert kept.read_text() == "disk and memory"
-        driver.booted(lambda: pytest.fail("it is kept already"))
+        driver.booted(lambda: pytest.fail("it has been kept already"))
 
 
 @needs_qemu
@@ -416,7 +416,7 @@ def test_guest_scripts_parse(script):
     subprocess.run(["sh", "-n", str(script)], check=True)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="as a user mmdebstrap makes the namespaces itself")
+@pytest.mark.skipif(os.geteuid() != 0, reason="as a user, mmdebstrap creates the namespaces itself")
 def test_an_interrupted_build_leaves_no_process(tmp_path):
     """mmdebstrap acts on an interruption only when its package manager has finished; the namespace ends both."""
     line = [*mmdebstrap._CONTAINED, "sh", "-c", "trap '' TERM INT; echo 'I: begun'; sleep 471147; exit 1"]

@@ -53,7 +53,7 @@ def test_every_kind_is_tried():
 def test_the_source_archive_holds_tests_documents_and_all_else_that_is_kept():
     """MANIFEST.in grafts each directory, except for those whose name begins with a dot."""
     if not (ROOT / ".git").exists():
-        pytest.skip("this is no checkout: git ls-files says what is kept")
+        pytest.skip("not a git checkout: git ls-files lists what is kept")
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     directories = {line.partition("/")[0] for line in tracked.splitlines() if "/" in line and line[0] != "."}
     grafted = set(re.findall(r"^graft (\S+)$", (ROOT / "MANIFEST.in").read_text(), re.MULTILINE))

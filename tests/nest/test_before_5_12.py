@@ -182,7 +182,7 @@ def test_an_automount_of_another_namespace(tools, tmp_path):
                 assert (done.returncode, done.stdout) == (0, "inside\n"), done
             finally:
                 process.kill()
-        assert os.listdir(tree / "direct") == ["inside"], "its daemon is alive"
+        assert os.listdir(tree / "direct") == ["inside"], "its daemon must be alive"
 
 
 def test_a_stand_in_for_what_does_not_run(tools):

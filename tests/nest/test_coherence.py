@@ -53,7 +53,7 @@ class ShellSession:
         self.process.stdin.flush()
         lines = []
         while (said := self.process.stdout.readline().decode()) != "=\n":
-            assert said, "the session ended"
+            assert said, "the session has ended"
             lines.append(said.rstrip("\n"))
         return lines
 
@@ -127,7 +127,7 @@ def test_mounts_outlast_what_is_told_of_changes(tools: pathlib.Path) -> None:
             before = session.mounts()
             assert {"/over", "/proc", "/var/lib/cntr"} <= {where for _, where in before}
             if tuple(map(int, os.uname().release.split(".")[:2])) < (6, 2):
-                pytest.skip("the kernel cannot expire an entry without dropping it (6.2): nothing is watched")
+                pytest.skip("the kernel cannot expire an entry without dropping it (6.2), so there is no watch")
             until_watched(session)
             for turn in range(4):
                 missing = f"test -e /room/new-{turn} && echo there || echo missing"

@@ -127,7 +127,7 @@ def test_without_the_right_to_mount_a_sealed_copy_does(grabbers, tmp_path, pytho
     with trap(grabbers, tmp_path / "root") as container:
         spring(python, SEALED, "exec", str(container.pid), "--", "/bin/sh")
         handle, answer = loot(container)
-        assert handle != identity(python), "what it got hold of is a copy"
+        assert handle != identity(python), "it can only get hold of a copy"
         assert answer == "Operation not permitted"
 
 

@@ -84,7 +84,7 @@ def test_a_filter_of_the_containers_cannot_keep_privileges_or_fds_in_its_exec():
         assert (own["Uid"].split(), int(own["CapPrm"], 16), int(own["CapBnd"], 16)) == (["1000"] * 4, 0, DOCKER_DEFAULT)
         assert own["Seccomp_filters"] == "1"
         fds = {line.split()[-3] for line in done.stdout.splitlines() if " -> " in line}
-        assert {"0", "1", "2"} <= fds <= {"0", "1", "2", "3"}, "the last is ls's own"
+        assert {"0", "1", "2"} <= fds <= {"0", "1", "2", "3"}, "the last one is ls's own"
 
 
 def test_a_container_that_may_trace_never_sees_a_process_with_more():

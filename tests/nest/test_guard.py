@@ -21,7 +21,7 @@ BOUNDING = DOCKER_DEFAULT | PTRACE
 ALLOWED, DONE, EPERM, ENOSYS, KILLED = 0x7FFF0000, 0x50000, 0x50001, 0x50026, 0x80000000
 NEWUSER, NEWPID, VM_FORK = 0x10000000, 0x20000000, 0x1200011
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="capabilities are given up by who has them")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: there must be capabilities to drop")
 
 
 def guarded(uid: int, *, without: str = ""):
@@ -100,7 +100,7 @@ PROGRAMS = {
 )
 def test_a_process_cannot_give_it_up(uid, way):
     if uid and "uid" in way:
-        pytest.skip("not a way: a process of uid 1000 without CAP_SETUID can't change it")
+        pytest.skip("not possible: a process of uid 1000 without CAP_SETUID cannot change it")
     assert (
         permitted_after(uid, ["python3", "-c", WAYS[way].replace("os.setresuid(7", "os.getuid() or os.setresuid(7")])
         & PTRACE
@@ -166,7 +166,9 @@ REFUSED = (
 
 @needs_root
 @pytest.mark.parametrize("uid", [0, 1000])
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of x86_64; those of others are checked below")
+@pytest.mark.skipif(
+    os.uname().machine != "x86_64", reason="system call numbers of x86_64; other architectures are checked below"
+)
 def test_user_namespaces_and_typing_are_refused(uid):
     program = PYTHON.format("\n".join(f"assert {call} == -1 and ctypes.get_errno() == 1, {call!r}" for call in REFUSED))
     done = subprocess.run(
@@ -189,7 +191,7 @@ assert old(435, 0, 0) == -38
 
 
 @needs_root
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the second ABI of x86_64")
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="x32 exists on x86_64 only")
 def test_the_32_bit_calls_are_held_to_the_same():
     done = subprocess.run(
         [sys.executable, "-c", PYTHON.format(INT_0X80)],
@@ -249,7 +251,7 @@ def test_every_abi_is_decided_alike(machine, arch, monkeypatch):
         EPERM,
     )
     assert (decided(ioctl, 0, 0x5413), decided(ioctl, 0, 0x5412), decided(ioctl, 0, 0x541C)) == (ALLOWED, EPERM, EPERM)
-    assert decided(ioctl, 0, 0x5_0000_5412) == EPERM, "the kernel looks at the lower half alone"
+    assert decided(ioctl, 0, 0x5_0000_5412) == EPERM, "the kernel looks at the lower half only"
     assert (decided(prctl, 15), decided(prctl, 47, 2, 19), decided(prctl, 47, 1, 19)) == (ALLOWED, ALLOWED, ALLOWED)
     assert (decided(prctl, 47, 4), decided(prctl, 47, 3, 19), decided(prctl, 47, 3, 13)) == (DONE, DONE, ALLOWED)
 

@@ -121,7 +121,7 @@ def test_an_attacker_gets_nothing(tmp_path, prowler, attacker, user):
         visits(str(container.pid), ["--user", user] if user else [])
         time.sleep(0.05)
         assert loot.lines() == []
-        assert loot.seen() > 1000, "the attackers did look"
+        assert loot.seen() > 1000, "the attackers must have looked"
 
 
 def test_an_attacker_gets_nothing_through_cntrfs(tmp_path, prowler):
@@ -130,7 +130,7 @@ def test_an_attacker_gets_nothing_through_cntrfs(tmp_path, prowler):
     with container:
         visits(str(container.pid), ["--transport", "fuse"], rounds=1)
         assert loot.lines() == []
-        assert loot.seen() > 1000, "the attackers did look"
+        assert loot.seen() > 1000, "the attackers must have looked"
 
 
 @pytest.mark.parametrize(("attacker", "user"), [("docker_default", None), ("docker_default", "1000")])

@@ -28,7 +28,7 @@ USERS = {
 @pytest.fixture(scope="module")
 def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BusyboxContainer]:
     if shutil.which("gcc") is None:
-        pytest.skip("gcc is missing: the container's program is made by it")
+        pytest.skip("gcc is missing: it builds the container's program")
     program = tmp_path_factory.mktemp("howto") / "slim-app"
     subprocess.run(["gcc", "-g", "-O0", "-fno-omit-frame-pointer", "-static", "-o", program, PROGRAM], check=True)
     with BusyboxContainer(programs={"/slim-app": str(program)}, argv=["/slim-app"], files=USERS) as container:

@@ -62,7 +62,7 @@ def test_the_shell_itself_is_in_the_containers_pid_namespace():
     with BusyboxContainer() as container, session(str(container.pid)) as shell:
         pid = ask(shell, "echo $$")
         assert ask(shell, "cut -d' ' -f1 /proc/$$/stat") == pid
-        assert int(pid) < 100, "a young pid namespace's numbers"
+        assert int(pid) < 100, "pids of a young pid namespace"
         assert ask(shell, "grep NSpid /proc/$$/status").split()[1:] == [pid]
         assert ask(shell, "readlink /proc/$$/ns/pid") == os.readlink(f"/proc/{container.pid}/ns/pid")
 
@@ -95,7 +95,7 @@ def test_capability_sets_are_the_containers_and_the_one_that_keeps_it_out(case, 
         assert found["Bnd"] == bounding
         assert found["Amb"] == ambient
         assert found["Inh"] == ambient
-        assert fields["NoNewPrivs"] == "1", "a set-id program would lose what keeps the container out"
+        assert fields["NoNewPrivs"] == "1", "a set-id program would lose the capability that keeps the container out"
         done = container.exec("--", "/bin/cat", "/proc/self/status")
         assert procfs.status(done.stdout)["NoNewPrivs"] == str(int(no_new_privs))
 
@@ -172,7 +172,9 @@ def test_resource_limits_and_oom_score():
             f"/proc/{container.pid}/limits"
         )
         assert container.exec("--", "/bin/cat", "/proc/self/oom_score_adj").stdout == "321\n"
-        assert container.sh("cat /proc/self/oom_score_adj") == "1000\n", "out of memory, the session is the first to go"
+        assert container.sh("cat /proc/self/oom_score_adj") == "1000\n", (
+            "when memory runs out, the session is killed first"
+        )
         assert container.sh("cat /proc/self/oom_score_adj", "--privileged") == "1000\n"
 
 
@@ -280,21 +282,23 @@ class Inner(BusyboxContainer):
 def test_a_session_stays_outside_of_a_user_namespace_that_the_container_made():
     """In it, processes of the parent namespace have every capability: the container's other processes."""
     with Inner() as container:
-        assert os.readlink(f"/proc/{container.pid}/ns/user") != os.readlink("/proc/self/ns/user"), "the check can fail"
+        assert os.readlink(f"/proc/{container.pid}/ns/user") != os.readlink("/proc/self/ns/user"), (
+            "the check must be able to fail"
+        )
         done = container.attach("--", "sh", "-c", "readlink /proc/self/ns/user; cat /proc/self/status")
         assert "is in a user namespace that it made itself" in done.stderr
         assert done.stdout.splitlines()[0] == os.readlink("/proc/self/ns/user")
         found = capabilities(procfs.status(done.stdout))
         assert (found["Prm"], found["Bnd"]) == (PTRACE, PTRACE)
         own = container.exec("--", "/bin/readlink", "/proc/self/ns/user").stdout.strip()
-        assert own == os.readlink(f"/proc/{container.pid}/ns/user"), "its own command goes where it is"
+        assert own == os.readlink(f"/proc/{container.pid}/ns/user"), "its own command runs in its user namespace"
 
 
 def test_beside_the_hosts_own_processes_a_session_cannot_trace():
     with BusyboxContainer(namespaces=OF_A_CONTAINER & ~syscalls.CLONE_NEWPID) as container:
         fields = status(container)
         assert not any(mask & PTRACE for mask in capabilities(fields).values())
-        assert fields["Seccomp"] == "2", "no user namespaces, no typing into terminals there either"
+        assert fields["Seccomp"] == "2", "no user namespaces and no TIOCSTI there, either"
 
 
 def test_a_limit_above_ours_is_reported_not_fatal():
@@ -354,7 +358,7 @@ def test_the_session_is_in_the_containers_cgroups(cgroups):
         own = paths_of(procfs.read("/proc/self/cgroup"))
         own |= {key: path for key, path in theirs.items() if "devices" in key.split(",")}
         assert paths_of(container.sh("cat /proc/self/cgroup", "--no-cgroup")) == own, (
-            "which devices it has stays the container's"
+            "the container's device filter still applies"
         )
 
 
@@ -427,7 +431,7 @@ def test_the_environment_is_an_allow_list():
         )
         assert found["CNTR_TARGET"] == str(container.pid)
         shown = container.sh("cat /run/cntr/environ").splitlines()
-        assert {"APP_MODE=a b=c", "DATABASE_URL=postgres://x/y", "EMPTY="} <= set(shown), "visible, and not obeyed"
+        assert {"APP_MODE=a b=c", "DATABASE_URL=postgres://x/y", "EMPTY="} <= set(shown), "visible, but not set"
         found = variables(container, "-e", "NEW=1", "-e", "APP_MODE", "-e", "SECRET", env={"SECRET": "passed on"})
         assert (found["NEW"], found["APP_MODE"], found["SECRET"]) == ("1", "a b=c", "passed on")
 

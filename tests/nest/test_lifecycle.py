@@ -133,7 +133,7 @@ def test_a_signal_that_comes_before_the_command_reaches_it(container, number, st
         words, env={**os.environ, "PYTHONPATH": REPOSITORY}, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     try:
-        wait_until(lambda: remains.descendants(proc_fd, process.pid)[1:], "there is a launcher")
+        wait_until(lambda: remains.descendants(proc_fd, process.pid)[1:], "the launcher")
         process.send_signal(number)
         said = process.communicate(timeout=20)[1]
         assert (process.returncode, said) == (128 + number, b"")
@@ -247,7 +247,7 @@ def test_a_file_server_that_dies_or_hangs_ends_the_session_and_hangs_nobody(numb
         assert process.returncode == 125
         assert b"the file server" in said
         # The kernel kills the server's helper a moment after the server (PR_SET_PDEATHSIG).
-        wait_until(lambda: not any(alive(pid) for pid in session), "the end of the session", 2)
+        wait_until(lambda: not any(alive(pid) for pid in session), "the session to end", 2)
 
 
 @pytest.mark.parametrize(

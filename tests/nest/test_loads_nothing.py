@@ -166,7 +166,7 @@ def test_nothing_is_loaded_from_a_poisoned_container(tmp_path, verb):
         trace, _ = traced(tmp_path, verb, str(plain.pid), "--", "cat", "/proc/self/status")
     paths = {path for path in trace.opened() if not path.startswith(str(tmp_path))} | set(EXTRA)
     modules = {path for path in paths if path.endswith((".py", ".pyc"))}
-    assert len(modules) > 10, "the host's cntr is made of modules"
+    assert len(modules) > 10, "the host's cntr consists of modules"
     assert any("libc.so" in path for path in paths)
     everything = paths | {re.sub(r"__pycache__/(\w+)\..*", r"\1.py", path) for path in modules}
     # Modules that are not loaded yet, but might be needed on an error path.

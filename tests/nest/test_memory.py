@@ -63,7 +63,7 @@ def test_the_processes_that_are_left(tmp_path, v2):
     for directory, limit, used in ((inner, "max", 7), (tmp_path, "10", 8)):
         (directory / "pids.max").write_text(f"{limit}\n")
         (directory / "pids.current").write_text(f"{used}\n")
-    assert memory.processes_left(found) == (2, 10), "a limit above counts too"
+    assert memory.processes_left(found) == (2, 10), "a limit further up counts, too"
     (inner / "pids.max").write_text("5\n")  # lowered since: usage is above the limit
     assert memory.processes_left(found) == (0, 5)
     assert memory.processes_left(cgroup.Membership("memory", str(inner))) is None
@@ -80,7 +80,7 @@ def test_a_session_beside_a_container_that_may_start_no_process(runc: Runc, tran
         )
         places = [one.directory for one in memberships if os.path.exists(f"{one.directory}/pids.max")]
         if not places:
-            pytest.skip("no controller of pids is mounted")
+            pytest.skip("no pids controller is mounted")
         pathlib.Path(places[0], "pids.max").write_text("1")
         attach = [sys.executable, "-m", "cntr", "attach", "--transport", transport, container.target, "--"]
         done = subprocess.run(
@@ -133,7 +133,7 @@ def test_a_session_beside_a_full_container(runc: Runc, held, outside):
             assert hog.stdout
             assert hog.stdout.readline() == b"up\n"
             done = attached(container, "b'x' * (30 << 20)")
-            assert hog.poll() is None, "the container's own process lives"
+            assert hog.poll() is None, "the container's own process must survive"
             hog.kill()
         assert done.returncode == 0, done.stderr
         assert ("stays outside its memory limit" in done.stderr) == outside, done.stderr

@@ -52,7 +52,7 @@ def sandbox(request):
         with open(reading) as stream:
             text = stream.read()
         if not text:
-            pytest.skip("bwrap may not make namespaces here")
+            pytest.skip("bwrap may not create namespaces here")
         pid = json.loads(text)["child-pid"]
         children = f"/proc/{pid}/task/{pid}/children"
         while not (found := pathlib.Path(children).read_text().split()):

@@ -22,7 +22,7 @@ from testkit.waiting import wait_until
 from tests.nest.filters import answering, instruction, refusing
 
 pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="reading another process's filter needs root"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: reading another process's filters"),
     pytest.mark.skipif(os.uname().machine != "x86_64", reason="the filters of this test are of x86_64's call numbers"),
 ]
 PATIENCE = 10

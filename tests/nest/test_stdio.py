@@ -19,7 +19,7 @@ from cntr.attach.relays import Input
 from tests.nest.busybox import REPOSITORY
 from tests.nest.tty import Terminal
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a private /dev/null takes a mount")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a private /dev/null is a mount")
 PIPED = [sys.executable, "-m", "tests.nest.piped"]
 FOREIGN, TOOLS = [*PIPED, "foreign"], [*PIPED, "tools"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": REPOSITORY}
@@ -298,7 +298,7 @@ def test_memory_that_never_answers_is_taken_for_a_reader(monkeypatch):
         deadline = time.monotonic() + 10
         while not readers.wanted(proc_fd, [str(process.pid)], "pipe:[0]"):
             assert time.monotonic() < deadline
-        assert str(process.pid) in readers._silent, "it is not looked at again"
+        assert str(process.pid) in readers._silent, "it must not be checked again"
         os.close(proc_fd)
     finally:
         readers._silent.clear()

@@ -11,7 +11,7 @@ from testkit.container import SlimContainer
 from tests.nest.busybox import BUSYBOX, CNTR, REPOSITORY, BusyboxContainer
 from tests.nest.tty import Terminal
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a container takes root")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a container")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": REPOSITORY}
 
 

@@ -71,7 +71,7 @@ def test_ctrl_z_suspends_the_job_in_the_session_and_fg_brings_it_back(terminal):
     terminal.wait_for("Stopped")
     terminal.type("fg\n")
     terminal.wait_for(f"sleep {SECONDS}")
-    wait_until(lambda: "S" in running("sleep", SECONDS).values(), "the command goes on")
+    wait_until(lambda: "S" in running("sleep", SECONDS).values(), "the command to go on")
     terminal.type("\x03")
     terminal.type("echo back-$((6*7))\n")
     terminal.wait_for("back-42")

@@ -54,7 +54,7 @@ def test_nothing_leaks_whatever_the_propagation_of_the_container(propagation):
     """nspawn, LXC and Incus make the container's root a shared mount, Apptainer an unbindable one."""
     with BusyboxContainer(files=ETC, propagation=propagation) as container:
         kind = {MS_SHARED: "shared:", MS_UNBINDABLE: "unbindable"}.get(propagation)
-        assert kind is None or kind in mountinfo(container.pid), "the container is what the test says"
+        assert kind is None or kind in mountinfo(container.pid), "the container must be of the kind under test"
         before = state(container)
         with session(str(container.pid)) as shell:
             assert ask(shell, "cat /etc/hostname") == "slim-name"

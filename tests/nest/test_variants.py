@@ -48,21 +48,23 @@ def test_the_session_is_who_the_container_is(request, rig, variant):
         found, theirs = status(done.stdout), status(procfs.read(f"/proc/{container.pid}/status"))
         uid_map = procfs.id_map(procfs.read(f"/proc/{container.pid}/uid_map"))
         assert int(found["Uid"].split()[1]) == inside(int(theirs["Uid"].split()[1]), uid_map)
-        assert found["NoNewPrivs"] == "1", "a set-id program would lose what keeps the container out (guard.py)"
+        assert found["NoNewPrivs"] == "1", (
+            "a set-id program would lose the capability that keeps the container out (guard.py)"
+        )
         # In the host's pid namespace a session could trace root's processes with it.
         kept = 0 if variant == "host_pid" else PTRACE
         assert int(found["CapBnd"], 16) == int(theirs["CapBnd"], 16) | kept
         assert int(found["CapPrm"], 16) & ~PTRACE & ~int(theirs["CapBnd"], 16) == 0, (
-            "nothing that the container cannot have"
+            "nothing beyond the container's bounding set"
         )
-        assert int(found["CapPrm"], 16) & PTRACE == kept, "what keeps the container's processes out"
+        assert int(found["CapPrm"], 16) & PTRACE == kept, "CAP_SYS_PTRACE keeps the container's processes out"
         for kind in ("pid", "net", "ipc", "uts", "user"):
             assert os.readlink(f"/proc/{container.pid}/ns/{kind}") in done.stdout, kind
         names = {path.name for path in pathlib.Path(f"/proc/{container.pid}/root").iterdir()}
         assert names <= set(done.stdout.split())
         assert procfs.read(f"/proc/{container.pid}/mountinfo") == before
         if container.upper:
-            assert not os.path.exists(f"{container.upper}/var"), "nothing was made in the container's layer"
+            assert not os.path.exists(f"{container.upper}/var"), "nothing may be created in the container's layer"
 
 
 # How to start an attacker in a container, and where it can write: a volume, or /tmp through /proc/PID/root.
@@ -93,7 +95,7 @@ def test_a_hostile_container_of_a_real_engine_gets_nothing(request, prowler, rig
             visits(container.target, flags, rounds=2, env=container.env)
         time.sleep(0.05)
         assert loot.lines() == []
-        assert loot.seen() > 200, "the attackers did look"
+        assert loot.seen() > 200, "the attackers must have looked"
 
 
 @pytest.mark.parametrize("transport", ["mount", "fuse"])

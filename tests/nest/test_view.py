@@ -39,7 +39,7 @@ def test_the_base_directory_moves(tmp_path):
         for base in (f"{tmp_path}/not/yet/there", "/srv/c", str(tmp_path)):
             out = container.sh("cat $CNTR_BASE_DIR/etc/motto; echo $CNTR_BASE_DIR", env={"CNTR_BASE_DIR": base})
             assert out == f"slim\n{base}\n"
-    assert os.listdir(tmp_path) == [], "the mount point was made in the nest only"
+    assert os.listdir(tmp_path) == [], "the mount point may exist in the nest only"
     assert not os.path.exists("/srv/c")
 
 
@@ -90,7 +90,7 @@ def test_without_proc_and_sys_fresh_ones_are_mounted():
         assert out.startswith("app\n")
         assert "kernel" in out
     with BusyboxContainer(mount_proc=False, files={"/proc/1/comm": "poison\n"}) as container:
-        assert container.sh("cat /proc/1/comm") == "app\n", "only a real proc is taken for one"
+        assert container.sh("cat /proc/1/comm") == "app\n", "only a real proc counts as one"
 
 
 def test_dev_is_the_sessions_own():
@@ -108,7 +108,7 @@ def test_dev_is_the_sessions_own():
         assert container.sh("readlink /dev/fd; bash -c 'cat <(echo y) 2>/dev/null'").split() == ["/proc/self/fd", "y"]
         assert not (container.root / "caught").exists()
         assert container.sh(f"readlink {BASE}/dev/null") == "/var/lib/cntr/caught\n", (
-            "the container's own is below the base directory"
+            "the container's own /dev is below the base directory"
         )
 
 
@@ -285,7 +285,7 @@ def test_nothing_of_the_host_can_be_written(tmp_path, transport):
         script = "mount -o remount,bind,rw /; touch /usr/x /etc/x; echo x >/etc/hostname"
         refused = container.attach(*words, "--", "sh", "-c", script).stderr
         assert "Permission denied" in refused or "Read-only" in refused, (
-            "nor with every capability and a mount made writable"
+            "not even with every capability and a writable mount"
         )
         assert not os.path.exists("/usr/x")
         done = container.attach(
@@ -298,7 +298,7 @@ def test_nothing_of_the_host_can_be_written(tmp_path, transport):
             container.attach("--tools", "host:all", "--force", *words, "--", "touch", f"{tmp_path}/marker").returncode
             == 0
         )
-        assert os.listdir(tmp_path) == ["marker"], "with the whole host it is: the check above can fail"
+        assert os.listdir(tmp_path) == ["marker"], "with the whole host it is visible, so the check above can fail"
 
 
 @pytest.mark.parametrize("transport", ["mount", "fuse"])

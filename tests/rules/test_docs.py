@@ -213,7 +213,7 @@ def test_a_name_is_one_class():
         if name in seen and name not in TWICE:
             twice[name] = (seen[name], module)
         seen[name] = module
-    assert not twice, "two meanings of one word"
+    assert not twice, "a word with two meanings"
 
 
 def test_the_glossary_has_every_word_of_our_own():
@@ -225,4 +225,4 @@ def test_the_glossary_has_every_word_of_our_own():
         for word in words_of(name)
         if word not in COMMON and not {word, word.removesuffix("s")} & listed
     }
-    assert not lost, "a word of the project's own: docs/glossary.md says what it means; anybody's: COMMON"
+    assert not lost, "explain a word of this project in docs/glossary.md; add a common one to COMMON"

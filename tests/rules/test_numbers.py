@@ -114,7 +114,7 @@ def test_constants(tmp_path, architecture):
         architecture, tmp_path, [f'_Static_assert(({name}) == ({value}), "{name}");' for name, value in known.items()]
     )
     undeclared = {name for name in known if f"'{name}' undeclared" in said}
-    assert undeclared <= NEWER, "no header has them"
+    assert undeclared <= NEWER, "no header declares them"
     assert said.count("error:") == 2 * len(undeclared), said
 
 

@@ -20,7 +20,7 @@ from cntr.slim.tree import Tree
 from testkit.elf import greedy_program
 from tests.slim import trees
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes devices and other owners' files")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: creates devices and other users' files")
 
 
 def complete(tree, used=None, settings=None, **choices):

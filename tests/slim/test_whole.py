@@ -17,7 +17,7 @@ import pytest
 from testkit.engines import workspaces
 from testkit.engines.rigs_containerd import docker_archive
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="runs containers")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: runs containers")
 pytestmark = [needs_root, pytest.mark.timeout(300)]
 
 

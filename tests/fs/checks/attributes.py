@@ -217,7 +217,7 @@ def check_times_before_1970_and_after_2038(here: Path) -> None:
         os.utime(here / "f", ns=(seconds * 10**9, seconds * 10**9))
         found = os.stat(here / "f")
         if found.st_mtime_ns != seconds * 10**9 and abs(seconds) > 2**31:
-            raise Unsupported(f"time stamps at {seconds} s")
+            raise Unsupported(f"timestamps at {seconds} s")
         equal((found.st_atime_ns, found.st_mtime_ns), (seconds * 10**9,) * 2)
 
 
@@ -379,7 +379,7 @@ def check_access_asks_for_the_real_user(here: Path) -> None:
     assert not OTHER(os.access, here / "f", os.R_OK)
     assert OTHER(os.access, here / "f", os.F_OK)
     assert os.access(here / "f", os.R_OK | os.W_OK)
-    assert not os.access(here / "f", os.X_OK), "root may execute only what someone may"
+    assert not os.access(here / "f", os.X_OK), "root may execute only what somebody may"
 
     def mixed() -> bool:
         os.setresuid(UID, 0, 0)

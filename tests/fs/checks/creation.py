@@ -314,8 +314,8 @@ def check_parent_times_change(here: Path) -> None:
         touch_past(here)
         action()
         found = os.stat(here)
-        assert found.st_mtime_ns > PAST_NS, f"{name} leaves the directory's mtime"
-        assert found.st_ctime_ns > PAST_NS, f"{name} leaves the directory's ctime"
+        assert found.st_mtime_ns > PAST_NS, f"{name} does not change the directory's mtime"
+        assert found.st_ctime_ns > PAST_NS, f"{name} does not change the directory's ctime"
 
 
 def check_default_acl_replaces_umask(here: Path) -> None:

@@ -82,7 +82,7 @@ def check_waiting_posix_lock_outlives_a_close(here: Path) -> None:
         with opened(here / "f", os.O_RDWR) as fd:
             wait_until(
                 lambda: _lock(fd, fcntl.F_SETLK, fcntl.F_WRLCK, 20, 10),
-                "the lock that was held is gone",
+                "the held lock to be released",
                 5,
                 passing=OSError,
             )
@@ -193,7 +193,7 @@ def check_killed_waiter_takes_nothing(here: Path) -> None:
         holder.release()
         with opened(here / way, os.O_RDWR) as fd:
             wait_until(
-                lambda fd=fd: _lock(fd, fcntl.F_SETLK, fcntl.F_WRLCK, 0, 0), "nobody holds it", 5, passing=OSError
+                lambda fd=fd: _lock(fd, fcntl.F_SETLK, fcntl.F_WRLCK, 0, 0), "nobody to hold it", 5, passing=OSError
             )
 
 
@@ -264,7 +264,7 @@ def check_written_file_can_be_run_behind(here: Path, behind: Path) -> None:
         os.close(fd)
         wait_until(
             lambda: subprocess.run([program], check=False).returncode == 3,
-            "the creator has closed it",
+            "the creator to close it",
             2,
             passing=OSError,
         )
@@ -272,5 +272,5 @@ def check_written_file_can_be_run_behind(here: Path, behind: Path) -> None:
         with opened(here / "program", os.O_WRONLY | os.O_APPEND) as writer:
             os.write(writer, b"\n")
         wait_until(
-            lambda: subprocess.run([program], check=False).returncode == 3, "a writer has closed it", 2, passing=OSError
+            lambda: subprocess.run([program], check=False).returncode == 3, "the writer to close it", 2, passing=OSError
         )

@@ -257,7 +257,7 @@ def check_read_lock_of_a_reader(here: Path) -> None:
             end(holder)
             wait_until(
                 lambda: _lock(fd, fcntl.F_SETLK, fcntl.F_WRLCK, 0, 0),
-                "the lock of one who has gone",
+                "the lock of a process that has ended",
                 5,
                 passing=OSError,
             )

@@ -225,7 +225,7 @@ def check_acl_and_mode_are_one(here: Path) -> None:
     equal(get_acl(path, ACCESS), acl(user=7, group=5, other=4, mask=0, users={UID: 7}))
     set_acl(path, ACCESS, acl(user=6, group=4, other=0))
     equal_mode(path, 0o640)
-    assert ACCESS not in os.listxattr(path), "a minimal ACL is only a mode"
+    assert ACCESS not in os.listxattr(path), "a minimal ACL is just a mode"
     raises(errno.ENODATA, os.getxattr, path, ACCESS)
 
 
