@@ -12,7 +12,7 @@ import json
 import os
 import time
 
-from cntr.audit.sinks import write_all
+from cntr.audit import write_all
 from cntr.errors import CntrError, printable
 from cntr.linux import procfs
 

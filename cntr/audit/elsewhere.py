@@ -12,19 +12,11 @@ import stat
 import sys
 import time
 
-from cntr.audit.sinks import (
-    FACILITY,
-    LIST_LIMIT,
-    PATIENCE_SECONDS,
-    PRIORITY,
-    STRING_LIMIT,
-    to_json,
-    write_all,
-)
+from cntr.audit import FACILITY, LIST_LIMIT, PATIENCE_SECONDS, PRIORITY, STRING_LIMIT, to_json, write_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cntr.audit.sinks import Fields, Settings, Value
+    from cntr.audit import Fields, Value
 
 SYSLOG_LIMIT = 8192  # bytes of a line, the limit of rsyslog
 # linux/netlink.h, linux/audit.h
@@ -32,19 +24,19 @@ NETLINK_AUDIT, NLMSG_ERROR, NLM_F_REQUEST, NLM_F_ACK = 9, 2, 0x1, 0x4
 AUDIT_GET, AUDIT_USER_CMD = 1000, 1123
 
 
-def write(kind: str, fields: Fields, settings: Settings) -> list[tuple[str, OSError]]:
-    """Write one record to the sinks in SETTINGS; return the errors by sink."""
+def write(kind: str, fields: Fields, *, audit: bool, path: str, durable: bool) -> list[tuple[str, OSError]]:
+    """Write one record to the audit system, and to the file PATH unless that is ""; return the errors by sink."""
     failed: list[tuple[str, OSError]] = []
-    if settings.audit and kind != "end":  # USER_CMD is written at the beginning only, as by sudo
+    if audit and kind != "end":  # USER_CMD is written at the beginning only, as by sudo
         try:
             to_audit(fields, succeeded=kind != "denied")
         except OSError as error:
             failed.append(("the audit system", error))
-    if settings.file:
+    if path:
         try:
-            to_file(settings.file, fields, durable=settings.require)
+            to_file(path, fields, durable=durable)
         except OSError as error:
-            failed.append((settings.file, error))
+            failed.append((path, error))
     return failed
 
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import time
 
-from cntr.audit import sinks, who
-from cntr.audit.sinks import LIST_LIMIT, STRING_LIMIT
+from cntr.audit import LIST_LIMIT, STRING_LIMIT, sinks, to_json, who, write_all
 from cntr.errors import EXIT_FAILED, CntrError, Refused, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cntr.audit import Fields
     from cntr.audit.cast import Recorder
     from cntr.audit.policy import Policy
-    from cntr.audit.sinks import Fields
     from cntr.engines import Container
 
 POLICY = "/etc/cntr.conf"
@@ -92,7 +91,7 @@ class Session:
         shown["process.args"] = [word[:SHOWN_LENGTH] for word in words[:SHOWN_WORDS]]
         shown["event.reason"] = str(shown["event.reason"])[:SHOWN_LENGTH]
         self.announced = os.memfd_create(ANNOUNCED, sinks.MFD_CLOEXEC)
-        sinks.write_all(self.announced, sinks.to_json(shown).encode())
+        write_all(self.announced, to_json(shown).encode())
 
     def end(self, status: int, *, said: bool = False) -> None:
         """Write the final record, once. Never raises. A failing sink was already reported at the beginning."""

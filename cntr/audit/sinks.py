@@ -10,17 +10,13 @@ import _socket  # the module behind socket, without its import of enum (5 ms)
 import errno
 import os
 
+from cntr.audit import FACILITY, PATIENCE_SECONDS, PRIORITY, write_all
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Union
-
-    Value = Union[str, int, list[str]]
-    Fields = dict[str, Value]  # by their ECS names; "" and [] are left out of a record
+    from cntr.audit import Fields
 
 JOURNAL, SYSLOG = "/run/systemd/journal/socket", "/dev/log"
-PATIENCE_SECONDS = 1.0
-STRING_LIMIT, LIST_LIMIT = 8192, 256  # characters of a value, values of a list
-PRIORITY, FACILITY = 5, 10  # notice, authpriv (syslog(3))
 # sd-id128(3), one for each kind of record: `journalctl MESSAGE_ID=…`
 MESSAGE_IDS = {
     "start": "b0c0c3f1b94b4b9a9b1f5a7d0a6e2c11",
@@ -57,7 +53,7 @@ def write(kind: str, fields: Fields, settings: Settings) -> list[tuple[str, OSEr
     if settings.audit or settings.file:
         from cntr.audit import elsewhere
 
-        failed += elsewhere.write(kind, fields, settings)
+        failed += elsewhere.write(kind, fields, audit=settings.audit, path=settings.file, durable=settings.require)
     return failed
 
 
@@ -121,29 +117,3 @@ def _send_sealed(connection: _socket.socket, data: bytes) -> None:
         sockets.send(connection, b"", [fd])
     finally:
         os.close(fd)
-
-
-def write_all(fd: int, data: bytes) -> None:
-    """Call write(2) until all of DATA is written. Raises OSError."""
-    while data:
-        data = data[os.write(fd, data) :]
-
-
-def to_json(fields: Fields) -> str:
-    """FIELDS as one line of JSON. Importing json would take 2 ms, and there are only three types of values."""
-    parts = []
-    for key, value in fields.items():
-        shown = (
-            f"[{','.join(map(quoted, value))}]"
-            if isinstance(value, list)
-            else value
-            if isinstance(value, int)
-            else quoted(value)
-        )
-        parts.append(f"{quoted(key)}:{shown}")
-    return f"{{{','.join(parts)}}}"
-
-
-def quoted(text: str) -> str:
-    """Printable TEXT as a JSON string."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -9,7 +9,7 @@ from cntr.linux import procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cntr.audit.sinks import Fields
+    from cntr.audit import Fields
 
 UNSET = (1 << 32) - 1  # value of loginuid and sessionid (proc(5), audit(8)) without a login
 PTS_MAJORS = range(136, 144)  # Documentation/admin-guide/devices.txt

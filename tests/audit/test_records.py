@@ -22,6 +22,10 @@ from tests.audit.support import AuditDaemon, audit_lock, only
 from tests.nest import busybox
 from tests.nest.test_exec_inside import INSIDE
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cntr.audit import Fields
+
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="records of root's sessions: needs root")
 
 
@@ -202,7 +206,7 @@ def test_a_record_too_large_for_a_datagram_comes_in_a_memfd(place, container):
 
 def test_without_journald_it_is_syslog(container, monkeypatch, tmp_path):
     """/dev/log as a datagram and as a stream socket. It calls the function, since a test has no /dev of its own."""
-    fields: sinks.Fields = {"message": "m", "process.args": ["cntr", *["w" * 100] * 200], "event.action": "attach"}
+    fields: Fields = {"message": "m", "process.args": ["cntr", *["w" * 100] * 200], "event.action": "attach"}
     for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
         path = tmp_path / f"log{kind}"
         monkeypatch.setattr(sinks, "JOURNAL", str(tmp_path / "none"))
@@ -277,7 +281,7 @@ def test_the_owner_of_a_rootless_container_is_recorded_by_the_uid_outside(place)
 # --- the file ----------------------------------------------------------------------------------------------------------
 
 
-FIELDS: sinks.Fields = {"message": 'a "quoted" \\ word', "process.pid": 7, "process.args": ["cntr", "ä"]}
+FIELDS: Fields = {"message": 'a "quoted" \\ word', "process.pid": 7, "process.args": ["cntr", "ä"]}
 
 
 @pytest.fixture
@@ -316,7 +320,7 @@ def test_a_full_disk_leaves_no_half_line(directory):
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k,mode=755", "tmpfs", directory], check=True)
     try:
         path, count = directory / "r.jsonl", 0
-        large: sinks.Fields = {**FIELDS, "event.reason": "r" * 1500}
+        large: Fields = {**FIELDS, "event.reason": "r" * 1500}
         with pytest.raises(OSError, match="No space left"):  # noqa: PT012
             while count < 100:
                 elsewhere.to_file(str(path), large, durable=True)
@@ -330,7 +334,7 @@ def test_a_full_disk_leaves_no_half_line(directory):
 
 
 def test_audits_text_can_be_read_in_one_way_only():
-    fields: sinks.Fields = {
+    fields: Fields = {
         "process.args": ["cntr", "attach", "a' res=success", "x\ny"],
         "event.action": "attach",
         "event.id": "0123",
@@ -360,7 +364,7 @@ def test_no_length_takes_another_field_from_audit_or_syslog(tmp_path, monkeypatc
         os.mkdir(place) if len(place) < 4000 else None
     monkeypatch.setattr(elsewhere, "_where", lambda: place)
     long = session.bounded("é" * 9000)
-    fields: sinks.Fields = {"message": "m", "event.action": "attach", "event.id": "0123", "event.reason": long}
+    fields: Fields = {"message": "m", "event.action": "attach", "event.id": "0123", "event.reason": long}
     fields |= {
         "process.args": ["cntr", "attach", long, *["ü" * 100] * 300],
         "cntr.widening": [long] * 256,
@@ -406,7 +410,7 @@ def audit():
 
 
 def test_without_a_daemon_the_kernels_audit_system_says_so(audit):
-    fields: sinks.Fields = {"process.args": ["cntr", "attach"], "event.action": "attach", "event.id": "0123"}
+    fields: Fields = {"process.args": ["cntr", "attach"], "event.action": "attach", "event.id": "0123"}
     try:
         elsewhere.to_audit(fields, succeeded=True)
     except OSError as error:
