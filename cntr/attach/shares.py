@@ -15,6 +15,10 @@ from cntr.attach import places, steps
 from cntr.errors import CntrError, printable
 from cntr.linux import attributes, namespaces, syscalls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cntr.audit.policy import Policy
+
 RESERVED = ("/", "/proc", "/sys", "/dev", "/etc")
 
 
@@ -23,8 +27,10 @@ class Share:
 
     __slots__ = ("is_dir", "note", "path", "tree_fd")
 
-    def __init__(self, word: str, uid: int, gid: int) -> None:
-        """word: PATH or PATH:rw; uid, gid: the session's, in the caller's ids. Raises CntrError."""
+    def __init__(self, word: str, uid: int, gid: int, policy: Policy | None = None) -> None:
+        """word: PATH or PATH:rw; uid, gid: the session's, in the caller's ids; policy: decides what may be shared.
+        Raises CntrError.
+        """
         path, colon, mode = word.rpartition(":")
         writable = bool(colon) and mode == "rw"
         if not colon or mode not in ("rw", "ro"):
@@ -40,6 +46,8 @@ class Share:
             fd = os.open(self.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 status = os.fstat(fd)
+                if policy:
+                    policy.check_share(self.path, status.st_uid)
                 self.is_dir = stat.S_ISDIR(status.st_mode)
                 self.tree_fd = syscalls.open_tree(fd, "", places.CLONE)
             finally:

@@ -275,7 +275,7 @@ class Prepared:
             from cntr.attach.shares import Share
 
             for word in request.shares:
-                shares.append(Share(word, self.uid, self.gid))
+                shares.append(Share(word, self.uid, self.gid, request.session.policy if request.session else None))
                 fds.closers.append(shares[-1].close)
         entrance: nest.ServedTools | nest.MountedTools
         if self.server:

@@ -13,8 +13,8 @@ import os
 import time
 
 from cntr.audit import write_all
+from cntr.audit.behind_sudo import CallerOpener
 from cntr.errors import CntrError, printable
-from cntr.linux import procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,33 +22,6 @@ if TYPE_CHECKING:
 
 LIMIT = 256 << 20  # bytes of a file; recording then stops with a message
 COLUMNS, ROWS = 80, 24  # for a session without a terminal
-
-
-class CallerOpener:
-    """A scope in which files are created and removed with the rights of whoever called sudo;
-    without sudo, with the process's own.
-    """
-
-    def __init__(self) -> None:
-        words = [os.environ.get(name, "") for name in ("SUDO_UID", "SUDO_GID")]
-        behind_sudo = os.geteuid() == 0 and all(word.isascii() and word.isdecimal() for word in words)
-        self.ids = (int(words[0]), int(words[1])) if behind_sudo and words[0] != "0" else None
-        self.groups, self.gid = os.getgroups(), os.getegid()
-
-    def __enter__(self) -> None:
-        """Raises OSError."""
-        if self.ids:
-            uid, gid = self.ids
-            entry = procfs.passwd_entry(procfs.read("/etc/passwd"), str(uid))
-            os.setgroups(os.getgrouplist(entry[0], gid) if entry else [gid])
-            os.setegid(gid)
-            os.seteuid(uid)  # clears the effective capabilities until it is 0 again (capabilities(7))
-
-    def __exit__(self, *_: object) -> None:
-        if self.ids:
-            os.seteuid(0)
-            os.setegid(self.gid)
-            os.setgroups(self.groups)
 
 
 class Recorder:

@@ -72,6 +72,16 @@ class Policy:
         if not any(rule.targets is None or _has_target(rule.targets, names) for rule in self._rules_for(command)):
             raise _no(f"{names[0]} is not allowed for {_caller()}")
 
+    def check_share(self, path: str, owner: int) -> None:
+        """Check whether a file of this machine may be brought into a session: who is allowed some targets has there the rights
+        of its owner, and so has to be that. Raises Refused.
+        """
+        if self.rules and responsible() not in (0, owner):
+            raise Refused(
+                f"--share {printable(path)}: it is not {_caller()}'s own, by the policy of this machine",
+                "share a file or a directory of your own",
+            )
+
     def check_whole(self, command: str) -> None:
         """Check a command that needs root's rights without any container: a rule without targets
         has to name it. Raises Refused.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _signal as signal  # the module behind signal, without its import of enum (5 ms)
+import os
 import time
 
 TYPE_CHECKING = False
@@ -10,6 +12,7 @@ if TYPE_CHECKING:
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 WARNING_SECONDS = 60.0  # before the end
+LATE_SECONDS = 20.0  # after it: longer than an end takes, so whoever is not done waits for the caller to read
 
 
 def seconds(text: str) -> float | None:
@@ -27,7 +30,11 @@ def shown(limit: float) -> str:
 
 
 class Term:
-    """A session's time limit: it ends LIMIT seconds from now, with a warning a minute before."""
+    """A session's time limit: it ends LIMIT seconds from now, with a warning a minute before.
+
+    A caller who does not read what cntr prints, or fills the pipe, would keep it in a write(2) for ever. So when it is
+    late, its output goes to /dev/null: the signal interrupts the write, which is then repeated there.
+    """
 
     __slots__ = ("end", "limit", "warning")
 
@@ -35,6 +42,7 @@ class Term:
         self.limit = limit
         self.end = time.monotonic() + limit
         self.warning: float | None = self.end - WARNING_SECONDS if limit > WARNING_SECONDS else None
+        _stop_printing_in(limit + LATE_SECONDS)
 
     def __str__(self) -> str:
         return shown(self.limit)
@@ -51,3 +59,16 @@ class Term:
             self.warning = None
             warn(f"the session ends in a minute: its time is {shown(self.limit)}")
         return now >= self.end
+
+
+def _stop_printing_in(seconds: float) -> None:
+    signal.signal(signal.SIGALRM, _print_no_more)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGALRM,))
+    signal.setitimer(signal.ITIMER_REAL, seconds, LATE_SECONDS)
+
+
+def _print_no_more(number: int, frame: object) -> None:
+    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    for fd in (1, 2):
+        os.dup2(null, fd)
+    os.close(null)

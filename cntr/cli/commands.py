@@ -219,7 +219,7 @@ def find(argv: list[str], run: Callable[[list[str]], int], there: Callable[[list
 
         return kubectl.run(argv[1:])
     if argv[0] == "--far" and argv[1:]:  # what `cntr --host` starts there
-        from cntr.audit.cast import CallerOpener
+        from cntr.audit.behind_sudo import CallerOpener
         from cntr.remote import far
 
         return far.run(argv[1], lambda: there(argv[2:]), CallerOpener())

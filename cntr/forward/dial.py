@@ -54,7 +54,8 @@ class Dial:
 
     def _attempt(self) -> None:
         side, (family, address) = self.listener.far_side, self.listener.addresses[self.number]
-        if family == socket.AF_UNIX and isinstance(address, str):
+        if self._is_connected_there():
+            assert not isinstance(address, tuple)
             side.connect_file(address, self._made)
         else:
             side.socket(family, socket.SOCK_STREAM, self._made)
@@ -70,11 +71,15 @@ class Dial:
             self._failed(answer.errno if isinstance(answer, OSError) else None)
         else:
             self.far = answer
-            family, address = self.listener.addresses[self.number]
-            if family == socket.AF_UNIX and isinstance(address, str):
+            if self._is_connected_there():
                 self._connected()
             else:
                 self._connect()
+
+    def _is_connected_there(self) -> bool:
+        """Whether the far side returns a socket that is connected."""
+        family, address = self.listener.addresses[self.number]
+        return family == socket.AF_UNIX and (isinstance(address, str) or self.listener.far_side.connects_itself)
 
     def _connect(self) -> None:
         assert self.far

@@ -69,19 +69,6 @@ def _is_dead(directory: int, name: str) -> bool:
     return False
 
 
-def give(directory: int, name: str, inode: int, uid: int) -> None:
-    """Give a socket that was made here to UID, in a directory of that user's; leave any other file of that name. Raises
-    OSError.
-    """
-    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        if os.fstat(fd).st_ino != inode:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), name)
-        os.chown(f"/proc/self/fd/{fd}", uid, -1)
-    finally:
-        os.close(fd)
-
-
 def remove(directory: int, name: str, inode: int) -> None:
     """Remove a socket that was made here; leave any other file of that name."""
     try:

@@ -235,6 +235,7 @@ class Relay:
         self.command = os.fork()
         if self.command == 0:
             try:
+                self.here.rights.become(variables)
                 resource.setrlimit(resource.RLIMIT_NOFILE, self.limits)
                 signal.pthread_sigmask(signal.SIG_SETMASK, self.watch.before)
                 os.execvpe(self.argv[0], self.argv, variables)

@@ -9,6 +9,7 @@ import os
 import select
 from collections import deque
 
+from cntr.audit.behind_sudo import CallerOpener
 from cntr.engines import Container
 from cntr.errors import CntrError
 from cntr.forward import dialer, listening
@@ -46,12 +47,16 @@ class Gone(OSError):
 
 
 class HostSide:
-    """This machine's side."""
+    """This machine's side. Its Unix sockets are reached, made and removed with the rights of the user behind sudo.
 
-    is_up, is_young = True, False
+    connects_itself: to abstract names too, since a listener is told who connects (SO_PEERCRED, unix(7)).
+    """
+
+    is_up, is_young, connects_itself = True, False, True
 
     def __init__(self) -> None:
         self.made: list[tuple[int, str, int]] = []
+        self.rights = CallerOpener()
 
     def socket(self, family: int, kind: int, done: Done) -> None:
         """Pass a new socket, or the error, to DONE."""
@@ -62,11 +67,12 @@ class HostSide:
             return
         done(made)
 
-    def connect_file(self, path: str, done: Done) -> None:
+    def connect_file(self, path: str | bytes, done: Done) -> None:
         """Pass a socket connected to PATH, or the error, to DONE."""
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
-            made.connect(path)
+            with self.rights:
+                made.connect(path)
         except OSError as error:
             made.close()
             done(error)
@@ -77,12 +83,10 @@ class HostSide:
         """Pass a socket that listens at PATH, accessible to the caller only, or the error, to DONE."""
         parent, _, name = path.rpartition("/")
         try:
-            directory = os.open(parent or "/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            made, inode = listening.bind_file(directory, name, _MODE)
+            with self.rights:
+                directory = os.open(parent or "/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                made, inode = listening.bind_file(directory, name, _MODE)
             self.made.append((directory, name, inode))
-            owner = os.environ.get("SUDO_UID", "")
-            if os.geteuid() == 0 and owner.isdecimal():
-                listening.give(directory, name, inode, int(owner))
         except OSError as error:
             done(error)
             return
@@ -91,13 +95,16 @@ class HostSide:
     def close(self) -> None:
         """Remove the sockets' names."""
         for directory, name, inode in self.made:
-            listening.remove(directory, name, inode)
+            with self.rights:
+                listening.remove(directory, name, inode)
             os.close(directory)
         self.made = []
 
 
 class ContainerSide:
     """The container's side, through a child (``dialer``), which is replaced when it ends."""
+
+    connects_itself = False
 
     def __init__(self, loop: Loop, wanted: dialer.WantedContainer, told: ContainerEvents) -> None:
         """told: gets the callbacks. Nothing is started yet."""
@@ -140,8 +147,9 @@ class ContainerSide:
             self._ask(done, "socket", str(int(family)), str(int(kind)))
         self._stock()
 
-    def connect_file(self, path: str, done: Done) -> None:
+    def connect_file(self, path: str | bytes, done: Done) -> None:
         """Pass a socket connected to PATH in the container, or the error, to DONE."""
+        assert isinstance(path, str)
         self._ask(done, "connect", path)
 
     def bind_file(self, path: str, done: Done) -> None:

@@ -12,7 +12,6 @@ import sys
 
 import pytest
 
-from cntr.forward import listening
 from tests.attacks import kit
 from tests.nest.busybox import CNTR, REPOSITORY, run
 
@@ -262,18 +261,3 @@ def test_copies_into_a_container_stay_in_it(accomplice, canary, place, destinati
         assert "Traceback" not in done.stderr
         canary.untouched()
         assert sys.executable
-
-
-def test_a_socket_is_given_to_a_user_and_no_other_file(tmp_path):
-    """`sudo cntr forward web ./s:80`: the directory is the user's, who puts another file of root's in the socket's place."""
-    directory = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
-    made, inode = listening.bind_file(directory, "s", 0o600)
-    listening.give(directory, "s", inode, 1000)
-    assert (tmp_path / "s").stat().st_uid == 1000
-    (tmp_path / "s").unlink()
-    (tmp_path / "s").write_text("root's\n")
-    with pytest.raises(OSError, match="Stale"):
-        listening.give(directory, "s", inode, 1000)
-    assert (tmp_path / "s").stat().st_uid == 0
-    os.close(directory)
-    made.close()

@@ -7,6 +7,8 @@ import json
 import os
 import pathlib
 import shutil
+import socket
+import subprocess
 import tempfile
 
 import pytest
@@ -306,6 +308,98 @@ def test_the_tools_of_a_session_are_a_target_too(place, container, tmp_path):
     place.policy = place.policy.replace("/link", "/root")
     done = place.cntr("attach", str(container.pid), "--tools", "./link", *command, cwd=str(tmp_path))
     assert done.returncode == 0, done
+
+
+MALLORY = 29_991
+
+
+def test_a_share_is_the_callers_own(place, container, tmp_path):
+    """Its owner's files are the session's user's: by /root:rw a container's root would be the machine's."""
+    for path in (tmp_path, *list(tmp_path.parents)[:-2]):
+        os.chmod(path, 0o755)
+    (tmp_path / "roots").write_text("secret\n")
+    (tmp_path / "own").write_text("own\n")
+    os.chown(tmp_path / "own", MALLORY, MALLORY)
+    (tmp_path / "link").symlink_to("roots")
+    place.policy = f"[[allow]]\ntargets = ['pid:{container.pid}']\n"
+    place.setup = f"echo mallory:x:{MALLORY}:{MALLORY}::/nonexistent:/bin/sh >> /etc/passwd\n"
+    mallory = {"SUDO_UID": str(MALLORY), "SUDO_GID": str(MALLORY), "SUDO_USER": "mallory"}
+    for name in ("roots", "link"):
+        share = ("--share", f"{tmp_path}/{name}", "--", "cat", f"{tmp_path}/roots")
+        done = place.cntr("attach", str(container.pid), *share, env=mallory)
+        assert "is not mallory's own" in busybox.one_line_and_hint(done), name
+        assert place.cntr("attach", str(container.pid), *share).stdout == "secret\n"
+    done = place.cntr(
+        "attach", str(container.pid), "--share", f"{tmp_path}/own", "--", "cat", f"{tmp_path}/own", env=mallory
+    )
+    assert done.stdout == "own\n", done
+
+
+@pytest.mark.parametrize("what", ["command", "listen", "connect", "abstract"])
+def test_a_forward_has_its_callers_rights_on_this_machine(place, container, tmp_path, what):
+    """Its command, files that it makes, and sockets that know who connects."""
+    for path in (tmp_path, *list(tmp_path.parents)[:-2]):
+        os.chmod(path, 0o755)
+    place.policy = f"[[allow]]\ntargets = ['pid:{container.pid}']\n"
+    place.setup = f"echo mallory:x:{MALLORY}:{MALLORY}::/nonexistent:/bin/sh >> /etc/passwd\n"
+    mallory = {"SUDO_UID": str(MALLORY), "SUDO_GID": str(MALLORY), "SUDO_USER": "mallory"}
+    pid = str(container.pid)
+    if what == "command":
+        script = 'id -u; id -g; id -G; echo "$HOME $USER"; grep Cap[PE] /proc/self/status'
+        done = place.cntr("forward", pid, "0:80", "--", "sh", "-c", script, env=mallory)
+        rows = done.stdout.split("\n")
+        assert rows[:4] == [str(MALLORY)] * 3 + ["/nonexistent mallory"], done
+        assert [row.split()[1] for row in rows[4:6]] == ["0" * 16] * 2
+        assert place.cntr("forward", pid, "0:80", "--", "id", "-u").stdout == "0\n"
+        return
+    if what == "listen":
+        done = place.cntr("forward", pid, f"{tmp_path}/s:80", "--", "true", env=mallory)
+        assert "permission denied" in busybox.one_line_and_hint(done)
+        (tmp_path / "own").mkdir()
+        os.chown(tmp_path / "own", MALLORY, MALLORY)
+        script = f"stat -c '%u %a' {tmp_path}/own/s"
+        done = place.cntr("forward", pid, f"{tmp_path}/own/s:80", "--", "sh", "-c", script, env=mallory)
+        assert done.stdout == f"{MALLORY} 600\n", done
+        assert os.listdir(tmp_path / "own") == []
+        return
+    name = f"{tmp_path}/root.sock" if what == "connect" else f"@cntr-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(name.replace("@", "\0"))
+        listener.listen()
+        if what == "connect":
+            os.chmod(name, 0o600)
+        listener.settimeout(15)
+        command = [
+            "nsenter",
+            "-t",
+            pid,
+            "-n",
+            "bash",
+            "-c",
+            "ip link set lo up; exec 3<>/dev/tcp/127.0.0.1/9876; cat <&3",
+        ]
+        line = ("forward", pid, "-R", f"9876:{name}", "--", "sleep", "30")
+        process = subprocess.Popen(
+            [*place.prefix(), *busybox.CNTR, *line],
+            env={**os.environ, "PYTHONPATH": busybox.REPOSITORY, **mallory},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert "9876" in process.stderr.readline()
+            client = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+            if what == "connect":
+                assert "ermission denied" in process.stderr.readline()
+            else:
+                connection, _ = listener.accept()
+                with connection:
+                    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+                assert int.from_bytes(peer[4:8], "little") == MALLORY
+            client.wait(15)
+        finally:
+            process.terminate()
+            process.wait(15)
+            process.stderr.close()
 
 
 def test_slim_runs_whatever_it_is_told_and_has_to_be_allowed_by_name(place, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -32,7 +33,8 @@ def listed(container):
     return [row for row in json.loads(done.stdout) if row["container"] == f"pid:{container.pid}"]
 
 
-def test_times():
+def test_times(monkeypatch):
+    monkeypatch.setattr(times, "_stop_printing_in", lambda _: None)  # it would be this process
     assert [times.seconds(text) for text in ("30s", "5m", "8h", "1d")] == [30, 300, 28800, 86400]
     assert {times.seconds(text) for text in ("", "m", "5", "0m", "-5m", "1.5h", "٣m", "9999999m", "5 m")} == {None}
     assert [times.shown(float(number)) for number in (30, 300, 28800, 90)] == ["30s", "5m", "8h", "90s"]
@@ -76,6 +78,101 @@ def test_nor_does_a_terminal_that_stops_its_background_jobs(container, streams):
     command = ("exec", str(container.pid), "--timeout", "1s", "--", "/bin/sleep", "100")
     with Terminal("bash", "-c", script, "bash", *CNTR, *command) as terminal:
         terminal.wait_for(r"its time is over: 1s[^z]*ended (129|137)\s")
+
+
+HASTY = (
+    "import sys; from cntr.audit import times; times.WARNING_SECONDS = 0.3; times.LATE_SECONDS = 0.5\n"
+    "from cntr.__main__ import main; main()"
+)
+
+
+@pytest.mark.parametrize("what", ["a terminal", "a pipe"])
+def test_nor_does_who_reads_nothing(place, container, tmp_path, what):
+    """cntr's warning, or what it relays, is in the way of the time limit; the command has its streams itself."""
+    ours, theirs = os.openpty() if what == "a terminal" else os.pipe()
+    if what == "a pipe":
+        os.set_blocking(theirs, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(theirs, b"x" * 4096)
+        os.set_blocking(theirs, True)
+    streams = {"stdin": theirs, "stdout": theirs} if what == "a terminal" else {"stdin": subprocess.DEVNULL}
+    script = f"yes & while sleep 0.1; do date >> {tmp_path}/ran; done" if what == "a terminal" else "sleep 100"
+    command = [sys.executable, "-c", HASTY, "attach", str(container.pid), "--timeout", "1s", "--", "sh", "-c", script]
+    with place.journal() as journal:
+        process = subprocess.Popen(
+            [*place.prefix(), *command],
+            stderr=theirs,
+            env={**os.environ, "PYTHONPATH": busybox.REPOSITORY},
+            **streams,  # type: ignore[call-overload]
+        )
+        try:
+            assert process.wait(20) in (129, 137)
+        finally:
+            process.kill()
+            process.wait()
+            os.close(ours)
+            os.close(theirs)
+    assert only(journal.entries[-1], "CNTR_ENDED_BY") == "its time is over: 1s"
+
+
+@pytest.fixture
+def users_cgroup():
+    """A cgroup that uid 65534 may freeze, as systemd gives users some: (its directory, the file to freeze it, the word)."""
+    for top, file, word in (  # noqa: B007  used after it
+        ("unified", "cgroup.freeze", "1"),
+        ("", "cgroup.freeze", "1"),
+        ("freezer", "freezer.state", "FROZEN"),
+    ):
+        directory = pathlib.Path("/sys/fs/cgroup", top, f"cntr-caller-{os.getpid()}")
+        if top or os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
+            with contextlib.suppress(OSError):
+                directory.mkdir()
+                if (directory / file).exists():
+                    break
+                directory.rmdir()
+    else:
+        pytest.skip("no cgroup can be made here that can be frozen")
+    for path in (directory, directory / "cgroup.procs", directory / file):
+        os.chown(path, 65534, 65534)
+    yield directory, file, word
+    (directory / file).write_text("THAWED" if top == "freezer" else "0")
+    wait_until(lambda: not (directory / "cgroup.procs").read_text(), "its cgroup is empty")
+    directory.rmdir()
+
+
+def test_nor_does_a_cgroup_of_the_callers(place, container, users_cgroup):
+    """Frozen, cntr would keep no time, and the session, which is in the container's cgroup, would go on."""
+    directory, file, word = users_cgroup
+    place.policy = "[session]\nlimit = '1s'\n"
+    join = f'echo $$ > {directory}/cgroup.procs && exec "$@"'
+    command = [*CNTR, "attach", str(container.pid), "--", "sh", "-c", "echo begun; exec sleep 100"]
+    with subprocess.Popen(
+        ["sh", "-c", join, "sh", *place.prefix(), *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": busybox.REPOSITORY},
+    ) as process:
+        try:
+            assert process.stdout.readline() == "begun\n"
+            user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]
+            subprocess.run([*user, "sh", "-c", f"echo {word} > {directory}/{file}"], check=True)
+            assert process.wait(20) in (129, 137)
+            assert "its time is over" in process.stderr.read()
+        finally:
+            process.kill()
+
+
+def test_a_timer_of_the_callers_keeps_no_record_away(place, container):
+    """Timers go through execve(2), and their signals end a process."""
+    place.policy = "[record]\nrequire = true\n"
+    code = "import os, signal, sys; signal.setitimer(signal.ITIMER_REAL, 1.5); os.execvp(sys.argv[1], sys.argv[1:])"
+    with place.journal() as journal:
+        prefix = [*place.prefix(), sys.executable, "-c", code]
+        done = busybox.run("attach", str(container.pid), "--", "sleep", "3", prefix=prefix)
+    assert done.returncode == 0, done
+    assert "ended with status 0" in only(journal.entries[-1], "MESSAGE")
 
 
 def test_the_policys_limit_holds_and_can_be_made_shorter(place, container):
