@@ -209,7 +209,8 @@ def _enter_process(container: Container, start_time: int) -> None:
         )
     held = int(procfs.status(procfs.read("/proc/self/status"))["CapPrm"], 16)
     joins_user = "user" in target.namespaces
-    namespaces.join(target.namespaces, "mnt")
+    # Files of /proc/sys and /proc/sysvipc, wherever the container has mounted them, show and set those of whoever opens them.
+    namespaces.join(target.namespaces, "mnt", "net", "ipc", "uts")
     os.fchdir(target.root_fd)
     os.chroot(".")
     namespaces.join(target.namespaces, "user")

@@ -461,6 +461,43 @@ def test_the_container_ends_and_the_copy_does_not(container, tmp_path):
         assert not leftovers(container.root)
 
 
+def mounted(container: SlimContainer, source: str, target: str) -> None:
+    """Bind SOURCE to TARGET in the container."""
+    child = os.fork()
+    if child == 0:
+        try:
+            with open(f"/proc/{container.pid}/ns/mnt") as namespace:
+                syscalls.setns(namespace.fileno(), syscalls.CLONE_NEWNS)
+            syscalls.mount(source, target, None, syscalls.MS_BIND)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_the_kernels_settings_are_the_containers_wherever_they_are_mounted(container, tmp_path):
+    """Files of /proc/sys and of /proc/sysvipc are those of the namespaces of whoever opens them. A copy into one that the
+    container has bound to the destination must not set the host's, nor one out of it show the host's.
+    """
+    (container.root / "setting").touch()
+    mounted(container, "/proc/sys/kernel/hostname", "/setting")
+    queue = subprocess.check_output(["nsenter", "-t", str(container.pid), "-i", "ipcmk", "-Q"], text=True).split()[-1]
+    own = {
+        "preexec_fn": lambda: syscalls.unshare(syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC)
+    }  # this machine's name stays
+    for path in ("/setting", "/proc/sys/kernel/hostname"):
+        done(cp(f"pid:{container.pid}:{path}", tmp_path / "name", **own))
+        assert (tmp_path / "name").read_text() == "cphostile\n", path
+    done(cp(f"pid:{container.pid}:/proc/sysvipc/msg", tmp_path / "queues", **own))
+    assert queue in [line.split()[1] for line in (tmp_path / "queues").read_text().splitlines()[1:]]
+    cp(f"pid:{container.pid}:/proc/sys/net/ipv4/conf", tmp_path / "interfaces", **own)
+    assert names(tmp_path / "interfaces") == {b"all", b"default", b"lo"}
+    (tmp_path / "new").write_text("changed\n")
+    done(cp(tmp_path / "new", f"pid:{container.pid}:/setting", **own))
+    done(cp(f"pid:{container.pid}:/setting", tmp_path / "name", **own))
+    assert (tmp_path / "name").read_text() == "changed\n"
+
+
 def test_many_complaints_do_not_block_either_side(container, tmp_path):
     """More than a pipe holds, in both directions."""
     (tmp_path / "d").mkdir()
