@@ -6,7 +6,7 @@ import errno
 import os
 import time
 
-from cntr.errors import CntrError
+from cntr.errors import CntrError, with_sudo
 from cntr.linux import namespaces, procfs, syscalls
 
 THREAD_SECONDS = 3.0
@@ -46,6 +46,11 @@ def _owner(fds: dict[str, int]) -> int:
     for kind, fd in fds.items():
         if kind != "user":
             owner = namespaces.owner(fd)
+            if os.path.samestat(os.fstat(owner), os.stat("/proc/self/ns/user")):
+                raise CntrError(
+                    f"its {kind} namespace is none of its own user namespace's: it was started in one that root has made",
+                    with_sudo("only root may enter that one"),
+                )
             if not os.path.sameopenfile(owner, inner) and namespaces.is_below(inner, owner):
                 return owner
             os.close(owner)

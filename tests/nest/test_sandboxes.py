@@ -80,3 +80,20 @@ def test_inspect_says_which_namespaces_are_its_own(sandbox):
     for kind in ("user", "pid", "mnt"):
         shown = rows[f"namespace {kind}"]["value"]
         assert "caller" not in shown, (kind, shown)
+
+
+@pytest.mark.parametrize("command", ["attach", "exec", "cp"])
+def test_a_namespace_that_root_has_made_around_it(command, tmp_path):
+    """``ip netns exec vpn sudo -u user bwrap …``: the network is root's, the rest the user's."""
+    start = ["unshare", "--net", *AS_USER, "unshare", "--user", "--map-root-user", "--mount", "sleep", "300"]
+    with subprocess.Popen(start, cwd="/") as process:
+        while pathlib.Path(f"/proc/{process.pid}/comm").read_text() != "sleep\n":
+            os.sched_yield()
+        target = f"pid:{process.pid}"
+        words = [f"{target}:/etc/passwd", "/dev/stdout"] if command == "cp" else [target, "true"]
+        done = cntr(command, *words, user=USER)
+        assert done.returncode == 125
+        assert "its net namespace is none of its own user namespace's" in done.stderr
+        assert "hint: only root may enter that one" in done.stderr
+        assert cntr(command, *words).returncode == 0
+        process.kill()
