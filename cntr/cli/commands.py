@@ -199,13 +199,14 @@ def find(argv: list[str], run: Callable[[list[str]], int], there: Callable[[list
     if not argv:
         raise UsageError("no command", "`cntr attach NAME` attaches; `cntr --help` lists all commands")
     if argv[0] in ("-h", "--help", "help"):
-        from cntr.cli import manual
+        from cntr.cli import manual, width
 
-        print(
+        text = (
             manual.overview()
             if len(argv) == 1 or argv[0] != "help"
             else manual.usage(options.parse([argv[1], "--help"]).command)
         )
+        print(width.fitted(text, width.of_terminal()))
         return 0
     if argv[0] in ("-V", "--version"):
         from cntr import __version__
@@ -227,9 +228,9 @@ def find(argv: list[str], run: Callable[[list[str]], int], there: Callable[[list
         return cp_end(options.parse(argv[1:]))
     parsed = options.parse(argv)
     if parsed.flag("help"):
-        from cntr.cli import manual
+        from cntr.cli import manual, width
 
-        print(manual.usage(parsed.command))
+        print(width.fitted(manual.usage(parsed.command), width.of_terminal()))
         return 0
     if parsed.flag("json"):
         from cntr.progress import Progress

@@ -57,9 +57,10 @@ def run(argv: list[str]) -> int:
     """Run the plugin; return the exit status. Raises CntrError, UsageError."""
     parsed = parser.parse(["kubectl", *argv], (COMMAND,), options_attach.COMMON)
     if parsed.flag("help"):
-        from cntr.cli import manual
+        from cntr.cli import manual, width
 
-        os.write(1, manual.usage(COMMAND).replace("cntr kubectl", "kubectl cntr").encode() + b"\n")
+        text = manual.usage(COMMAND).replace("cntr kubectl", "kubectl cntr")
+        os.write(1, width.fitted(text, width.of_terminal()).encode() + b"\n")
         return 0
     session.check_whole("--host")
     pod = parsed.words[0].removeprefix("pod/").removeprefix("pods/")

@@ -26,15 +26,15 @@ ends, all that it started ends too."""
 
 def overview() -> str:
     """``cntr --help``."""
-    width = max(len(command.name) for command in COMMANDS)
-    commands = "\n".join(f"  {command.name.ljust(width)}  {command.help}" for command in COMMANDS)
+    longest = max(len(command.name) for command in COMMANDS)
+    commands = "\n".join(f"  {command.name.ljust(longest)}  {command.help}" for command in COMMANDS)
     return (
         "cntr: your tools inside a slim container\n\nUsage: cntr [--host HOST] COMMAND [OPTION…] [TARGET] [-- CMD…]\n\n"
         f"{commands}\n\n{TARGETS}\n\n{HOSTS}\n\nExamples:\n"
         "  cntr attach web                 a shell with your tools beside the container `web`; its files are at /var/lib/cntr\n"
         "  cntr attach web -- strace -p 1  one tool instead of a shell\n"
         "  cntr exec web -- /app --check   the container's own program in its own root\n\n"
-        f"{STATUS}\n`cntr COMMAND --help` says more."
+        f"{STATUS}\n\n`cntr COMMAND --help` says more."
     )
 
 
@@ -46,8 +46,8 @@ def usage(command: Subcommand) -> str:
         (_names(option), option.help + (f" [{'|'.join(option.choices)}]" if option.choices else ""))
         for option in (*command.options, HELP, DEBUG)
     ]
-    width = max(len(names) for names, _ in rows)
-    options = "\n".join(f"  {names.ljust(width)}  {help}" for names, help in rows)
+    longest = max(len(names) for names, _ in rows)
+    options = "\n".join(f"  {names.ljust(longest)}  {help}" for names, help in rows)
     details = f"\n\n{command.details}" if command.details else ""
     target = f"\n\n{TARGETS}" if any("TARGET" in word for word in (*command.positional, details)) else ""
     examples = "\n".join(f"  {example}" for example in command.examples.splitlines())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cntr.cli import width
 from cntr.errors import printable
 
 
@@ -25,14 +26,20 @@ class Report:
         self.rows.append(cells)
 
     def text(self) -> str:
-        """The table in aligned columns; text that comes from a container is made printable."""
+        """The table in aligned columns, no wider than a terminal is; text that comes from a container is made printable."""
         lines = [tuple(column.upper().replace("_", " ") for column in self.columns)]
         lines += [
             tuple(printable("-" if cell is None or cell == "" else str(cell)) for cell in row) for row in self.rows
         ]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
-        shown = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
-        return "\n".join([*shown, *self.footer])
+        columns = width.of_terminal()
+        widths = width.cells([max(len(line[i]) for line in lines) for i in range(len(self.columns))], columns)
+        shown = []
+        for line in lines:
+            cells = [width.in_cell(cell, size) for cell, size in zip(line, widths)]
+            for row in range(max(len(cell) for cell in cells)):
+                parts = [(cell[row] if row < len(cell) else "").ljust(size) for cell, size in zip(cells, widths)]
+                shown.append("  ".join(parts).rstrip())
+        return "\n".join([*shown, *(width.fitted(line, columns) for line in self.footer)])
 
     def json(self) -> str:
         """The rows as a JSON list of objects."""

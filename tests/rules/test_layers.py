@@ -73,7 +73,7 @@ LAYERS = (
     ("cntr.cli.options_files",),
     ("cntr.cli.options_attach",),
     ("cntr.cli.parser",),
-    ("cntr.cli.meant",),
+    ("cntr.cli.meant", "cntr.cli.width"),
     ("cntr.cli",),
     ("cntr.remote.far", "cntr.remote.ssh"),
     ("cntr.attach.walk",),
