@@ -16,7 +16,7 @@ def open_tools(source: str) -> Tools:
     """Open SOURCE: a root directory (a path with a slash), an image, or a TARGET. Raises CntrError."""
     if "/" in source and ":" not in source.partition("/")[0]:
         return _directory(source)
-    if source.partition(":")[0] in ("image", "archive", "oci", "dir"):
+    if source.startswith(("image:", "archive:", "oci:", "dir:")):
         return _image(source)
     try:
         container = engines.resolve(source)

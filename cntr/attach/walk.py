@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cntr.attach.shares import Share
     from cntr.engines import Container
 
-IMAGES = ("image", "archive", "oci", "dir")  # the prefixes of targets that never run: cntr.images.KINDS
+IMAGES = ("image:", "archive:", "oci:", "dir:")  # the prefixes of targets that never run: cntr.images.KINDS
 
 
 class Fds:
@@ -92,7 +92,7 @@ def attach(request: Request, say: Callable[[str], None]) -> int:
 def _find(request: Request, fds: Fds, say: Callable[[str], None]) -> Container:
     """Return the container, running; for a stopped one or an image, a stand-in that ends with FDS. Raises CntrError."""
     missing: TargetNotFound | None = None
-    if not request.entrypoint and request.target.partition(":")[0] not in IMAGES:
+    if not request.entrypoint and not request.target.startswith(IMAGES):
         try:
             container = engines.resolve(request.target)
         except TargetNotFound as error:
@@ -100,7 +100,7 @@ def _find(request: Request, fds: Fds, say: Callable[[str], None]) -> Container:
         else:
             if request.write or request.network:
                 raise CntrError(
-                    f"{container.label()}is running: --write and --network are for stopped containers",
+                    f"{container.label()} is running: --write and --network are for stopped containers",
                     "leave them out",
                 )
             if container.state != "rootfs" or not request.own_root:

@@ -169,8 +169,8 @@ class Image:
 
 def is_reference(text: str) -> bool:
     """Whether TEXT has one of the image prefixes (``image:``, ``archive:``, ``oci:``, ``dir:``)."""
-    kind, colon, rest = text.partition(":")
-    return bool(colon and rest) and kind in KINDS
+    kind, colon, _ = text.partition(":")
+    return bool(colon) and kind in KINDS
 
 
 def find(reference: str, *, seconds: float = 10.0) -> Image:

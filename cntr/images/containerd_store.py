@@ -26,7 +26,7 @@ def ctr(*words: str, socket: str = "") -> list[str]:
     asked = asked if asked[0] else usual
     found = next((path for path in asked if os.path.exists(path)), "")
     if not found:
-        raise ImageError(f"containerd: nobody listens on {printable(asked[0])}", "$CONTAINERD_ADDRESS names its socket")
+        raise ImageError(f"nobody listens on {printable(asked[0])}", "$CONTAINERD_ADDRESS names its socket")
     return ["ctr", "-a", found, *words]
 
 

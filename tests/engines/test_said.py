@@ -254,6 +254,34 @@ def test_dockers_habits_are_accepted(runc, flags):
             assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    "name", ["image", "archive", "oci", "dir", "pid", "unit", "command", "raw", "docker", "host", "k8s"]
+)
+def test_a_container_called_like_a_prefix(runc, name, tmp_path):
+    with runc.container(name=name) as container:
+
+        def run(*words):
+            command = [sys.executable, "-m", "cntr", *words]
+            return subprocess.run(command, env=container.env, capture_output=True, text=True)
+
+        done = run("exec", name, "cat", "/etc/motto")
+        assert (done.returncode, done.stdout) == (0, "slim\n"), done.stderr
+        done = run("attach", name, *(("--tools", name) if name != "host" else ()), "true")
+        assert (done.returncode, done.stderr) in ((0, ""), (127, done.stderr)), "the image has no true"
+        done = run("cp", f"{name}:/etc/motto", str(tmp_path))
+        assert (done.returncode, (tmp_path / "motto").read_text()) == (0, "slim\n"), done.stderr
+        done = run("attach", name, "--write", "true")
+        assert done.stderr.startswith(f"cntr: runc:{name} is running: --write"), done.stderr
+        if name in ("image", "archive", "oci", "dir"):
+            for words in (
+                ("exec", f"{name}:", "true"),
+                ("run", f"{name}:"),
+                ("cp", f"{name}::/x", "."),
+                ("inspect", f"{name}:"),
+            ):
+                assert run(*words).stderr.startswith(f"cntr: '{name}:': not an image's name\n"), words
+
+
 def test_what_is_said_of_each_state():
     assert "never started" in store.ended("docker", "web", "created", 0)[0]
     assert "killed for lack of memory" in store.ended("docker", "web", "exited", 137, True)[0]
