@@ -21,8 +21,6 @@ def main() -> None:
     from cntr.cli.main import run
 
     status = run(sys.argv[1:])
-    if sys.stderr:  # None if the caller closed it
-        sys.stderr.flush()
     os._exit(status)  # all is flushed and closed: interpreter teardown would cost 1-2 ms and change nothing
 
 

@@ -5,10 +5,21 @@
 
 from __future__ import annotations
 
+import sys
+
 EXIT_FAILED = 125
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
 EXIT_USAGE = 125
+
+
+def complain(text: str) -> None:
+    """Print TEXT on stderr. Where that is closed, full or gone, nobody can be told: it changes no exit status."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (AttributeError, OSError):  # Python's stderr is None if the caller closed it
+        pass
 
 
 class CntrError(Exception):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
+
+from cntr.errors import complain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,15 +71,13 @@ class Progress:
         except OSError:
             columns = 80
         self.shown = True
-        sys.stderr.write(f"\r\x1b[K{text[: columns - 1]}")
-        sys.stderr.flush()
+        complain(f"\r\x1b[K{text[: columns - 1]}")
 
     def clear(self) -> None:
         """Erase the line."""
         if self.shown:
             self.shown = False
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+            complain("\r\x1b[K")
 
 
 def human(count: float) -> str:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import _signal as signal  # the module behind signal, without its import of enum (5 ms)
 import os
 import select
-import sys
 
 from cntr.attach import steps, view
+from cntr.errors import complain
 from cntr.linux import procfs, syscalls
 
 TYPE_CHECKING = False
@@ -102,7 +102,7 @@ class FileServer:
                 mounting.serve(self.device_fd, root_fd, options, self.stop_read, self.heartbeat, binding=self.binding)
             status = 0
         except BaseException as error:  # noqa: BLE001  the one process that may print: its stderr is the user's
-            sys.stderr.write(f"cntr: the file server failed: {type(error).__name__}: {error}\n")
+            complain(f"cntr: the file server failed: {type(error).__name__}: {error}\n")
         finally:
             os._exit(status)
 

@@ -4,9 +4,7 @@ commands.py.
 
 from __future__ import annotations
 
-import sys
-
-from cntr.errors import UsageError, printable
+from cntr.errors import UsageError, complain, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -122,8 +120,7 @@ def new_request(parsed: Parsed) -> Request:
 
 def say(line: str) -> None:
     """Print one line for the user."""
-    if sys.stderr is not None:
-        print(f"cntr: {line}", file=sys.stderr)
+    complain(f"cntr: {line}\n")
 
 
 # Variables that name sockets which attach brings in. They are paths, not secrets.

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 
 from cntr.cli import options
 from cntr.cli.attaching import attach, new_request, new_session, protect_interpreter, recorded, say
-from cntr.errors import UsageError
+from cntr.errors import UsageError, complain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -103,8 +102,7 @@ def event(kind: str, fields: Mapping[str, object]) -> None:
     """Print a line of JSON on stderr: stdout is for the answer or the copied data."""
     import json
 
-    if sys.stderr is not None:
-        print(json.dumps({"event": kind, **fields}), file=sys.stderr, flush=True)
+    complain(json.dumps({"event": kind, **fields}) + "\n")
 
 
 def elsewhere(argv: list[str], run: Callable[[list[str]], int]) -> int:

@@ -6,7 +6,7 @@ import os
 import sys
 
 from cntr.cli.parser import Parsed
-from cntr.errors import UsageError, printable
+from cntr.errors import UsageError, complain, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,8 +76,7 @@ def _teller(parsed: Parsed, say: Callable[[str], None], out: Callable[[str], Non
     def tell(kind: str, fields: Mapping[str, object], text: str) -> None:
         line = json.dumps({"event": kind, **fields})
         if parsed.argv:
-            sys.stderr.write(f"{line}\n")
-            sys.stderr.flush()
+            complain(f"{line}\n")
         else:
             out(line)
             sys.stdout.flush()

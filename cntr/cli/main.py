@@ -8,7 +8,7 @@ import sys
 
 from cntr.cli import attaching, parser
 from cntr.cli.options_attach import ATTACH, COMMON
-from cntr.errors import EXIT_FAILED, CntrError, TargetNotFound, printable
+from cntr.errors import EXIT_FAILED, CntrError, TargetNotFound, complain, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,11 +60,8 @@ _LIMITS = {
 
 
 def _complain(message: str, hint: str) -> None:
-    if sys.stderr is None or not message:  # closed by the caller: print would use stdout; or already reported
-        return
-    print(f"cntr: {message}", file=sys.stderr)
-    if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+    if message:  # else it has been reported
+        complain(f"cntr: {message}\n" + (f"hint: {hint}\n" if hint else ""))
 
 
 def _run(argv: list[str]) -> int:

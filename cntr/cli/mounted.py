@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 
 from cntr.attach.signals import END
 from cntr.cntrfs import mounting, options
-from cntr.errors import CntrError, printable
+from cntr.errors import CntrError, complain, printable
 from cntr.linux import opened
 
 TYPE_CHECKING = False
@@ -51,8 +50,7 @@ class RecordedMount(mounting.MountSession):
 
     def _say(self, text: str) -> None:
         """Print TEXT; the background process has nobody to print to."""
-        sys.stderr.write(f"cntr: {self.mountpoint}: {text}\n")
-        sys.stderr.flush()
+        complain(f"cntr: {self.mountpoint}: {text}\n")
 
 
 def run(parsed: Parsed, session: Session) -> int:

@@ -8,7 +8,7 @@ import sys
 
 from cntr.cntrfs import mounting
 from cntr.cntrfs.options import CACHE_POLICIES, Options, parse, set_cache
-from cntr.errors import CntrError
+from cntr.errors import CntrError, complain
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
             set_cache(options, given.cache)
         return mounting.run(given.source, given.mountpoint, options, binding=given.binding, foreground=given.foreground)
     except CntrError as error:
-        sys.stderr.write(f"cntr: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+        complain(f"cntr: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
         return error.exit_code
 
 

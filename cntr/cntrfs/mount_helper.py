@@ -15,7 +15,7 @@ import sys
 from cntr.cntrfs import mounting
 from cntr.cntrfs.mount_words import mount_flags
 from cntr.cntrfs.options import MOUNT_FLAGS, Options, parse
-from cntr.errors import CntrError, UsageError
+from cntr.errors import CntrError, UsageError, complain
 from cntr.linux import procfs, syscalls
 
 PREFIX = "source:"
@@ -33,9 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     except CntrError as error:
         status = 32
         problem = error
-    sys.stderr.write(
-        f"mount.{mounting.FSTYPE}: {problem.message}\n" + (f"hint: {problem.hint}\n" if problem.hint else "")
-    )
+    complain(f"mount.{mounting.FSTYPE}: {problem.message}\n" + (f"hint: {problem.hint}\n" if problem.hint else ""))
     return status
 
 

@@ -11,7 +11,6 @@ import _signal as signal
 import errno
 import os
 import select
-import sys
 import time
 
 from cntr.cntrfs import log
@@ -19,7 +18,7 @@ from cntr.cntrfs.heartbeat import Heartbeat
 from cntr.cntrfs.mount_words import ATIME_WORDS, mount_flags
 from cntr.cntrfs.options import Options, connection_options
 from cntr.cntrfs.watchdog import Watchdog, find_device, mountpoints_of
-from cntr.errors import CntrError, with_sudo
+from cntr.errors import CntrError, complain, with_sudo
 from cntr.linux import syscalls
 from cntr.linux.process import replace_stdio
 
@@ -341,7 +340,7 @@ class _Manager:
                 self._unmount(syscalls.MNT_DETACH)  # the manager was killed: do not leave a dead mount
             status = 0
         except CntrError as error:
-            sys.stderr.write(f"cntr: {error.message}\n")
+            complain(f"cntr: {error.message}\n")
         except BaseException as error:  # noqa: BLE001  a process of its own, with nobody to raise to
             log.error("the server failed", exc_info=error)
         finally:
@@ -360,14 +359,14 @@ class _Manager:
                     return 0
                 how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"status {status >> 8}"
                 self._unmount(syscalls.MNT_DETACH)
-                sys.stderr.write(f"cntr: the server of {self.mountpoint} ended with {how}; unmounted\n")
+                complain(f"cntr: the server of {self.mountpoint} ended with {how}; unmounted\n")
                 return 1
             if self.life.must_end(self.signalled):
                 self._unmount(0) or self._unmount(syscalls.MNT_DETACH)
                 self._end_server()
                 return 0 if self.signalled not in (0, self.life.end_signal) else 128 + signal.SIGHUP
             if self.watchdog.hangs(self.pid):
-                sys.stderr.write(f"cntr: the server of {self.mountpoint} hangs; connection ended, unmounted\n")
+                complain(f"cntr: the server of {self.mountpoint} hangs; connection ended, unmounted\n")
                 self.watchdog.abort()
                 self._end_server(grace=0)
                 self._unmount(syscalls.MNT_DETACH)

@@ -71,6 +71,27 @@ def test_a_full_disk_is_one_line():
     assert done.stderr.startswith("cntr: standard output: No space left on device\nhint: ")
 
 
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ("exec no-such-container true", 125),
+        ("no-such-command", 125),
+        ("cp --json no-such:/x .", 125),
+        ("ps --host ''", 125),
+    ],
+)
+def test_a_standard_error_that_takes_nothing_changes_no_status(words, status):
+    """It is full, or its reader has gone; Python's own way is status 120, or 1."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open("/dev/full", "wb") as full, open(writing, "wb") as gone:
+        for error in (full, gone):
+            done = subprocess.run(
+                [*CNTR, *words.split()], stdout=subprocess.PIPE, stderr=error, env=ENVIRONMENT, check=False
+            )
+            assert (done.returncode, done.stdout) == (status, b""), error
+
+
 # --- a command's own -----------------------------------------------------------------------------------------------------
 
 
@@ -134,3 +155,12 @@ def test_the_errors_of_a_dead_target_name_it(container):
     with SlimContainer("short") as short:
         pid = str(short.pid)
     assert f"pid {pid}: no such process" in complaint(cntr("attach", pid))[0]
+
+
+def test_words_for_the_user_that_cannot_be_printed(container):
+    """Notes and reports of a session, and the command's own messages, which are then incomplete."""
+    with open("/dev/full", "wb") as full:
+        for script, status in (("exit 3", 3), ("echo lost >&2; exit 3", 125)):
+            words = ["attach", "--reason", "full", "-v", "--no-cgroup", container, "--", "sh", "-c", script]
+            done = subprocess.run([*CNTR, *words], stderr=full, stdout=subprocess.PIPE, env=ENVIRONMENT, check=False)
+            assert (done.returncode, done.stdout) == (status, b""), script
