@@ -22,7 +22,7 @@ from cntr.cp.send import Sender
 from cntr.cp.stream import Incoming, Outgoing, Remote
 from cntr.cp.words import Sides
 from cntr.errors import CntrError, TargetNotFound, printable
-from cntr.linux import namespaces, process, procfs, syscalls
+from cntr.linux import apart, namespaces, process, procfs, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ class Work(HostWork):
         if self.pid == 0:
             os.close(to_child[1])
             os.close(to_parent[0])
+            apart.let_go()
             self.be_child(container_path, to_child[0], to_parent[1], signals)
         if self.session:
             self.session.announce()

@@ -20,7 +20,7 @@ from cntr import engines
 from cntr.attach.target import Target
 from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound
 from cntr.forward import listening
-from cntr.linux import namespaces, procfs, sockets, syscalls
+from cntr.linux import apart, namespaces, procfs, sockets, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def run(wanted: WantedContainer, control: socket.socket) -> None:
         syscalls.set_process_name("cntr-forward")
         fd = os.dup2(control.detach(), 3)
         syscalls.close_range(4, 0)
+        apart.let_go()
         control = socket.socket(fileno=fd)
         os.setsid()  # the terminal's signals go to the relay
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

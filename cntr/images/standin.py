@@ -21,7 +21,7 @@ from cntr.images.cgroups import Cgroup, write
 from cntr.images.ids import enter_user_namespace
 from cntr.images.role import Role
 from cntr.images.room import Room
-from cntr.linux import procfs, syscalls
+from cntr.linux import apart, procfs, syscalls
 from cntr.linux.host import VIEW
 
 TYPE_CHECKING = False
@@ -178,6 +178,7 @@ class StandIn:
             status = 1
             try:
                 os.close(reports)
+                apart.let_go()
                 os.umask(0o022)  # of what engines create, whatever the caller's is
                 self._build(reading, report)
                 status = 0

@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+def let_go() -> None:
+    """In a child that may be left behind: give up the caller's standard streams, since who reads them waits for every writer."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    if null > 2:
+        os.close(null)
+
+
 def bounded(work: Callable[[], object], seconds: float | None = None) -> None:
     """Do WORK in a separate process, which may be left behind; raise TimeoutError if it is not done
     within SECONDS.

@@ -73,6 +73,7 @@ def fd_from_child(make: Callable[[], int], call: str, seconds: float | None = No
     if pid == 0:
         number = errno.EIO
         try:
+            os.closerange(0, 3)  # the caller's: who reads them waits for every writer
             send(theirs, b"0", [make()])
             number = 0
         except OSError as error:

@@ -112,6 +112,50 @@ def test_a_server_that_reads_and_never_answers(accomplice, canary, place, transp
         assert run("inspect", target, code=SHORT, timeout=20).returncode == 0
 
 
+CONNECT = "import os, socket; host, _, port = os.environ['CNTR_FORWARD_1'].rpartition(':'); socket.create_connection((host, int(port))).recv(1)"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["cp", "{}:/silent/x", "/dev/stdout"],
+        ["cp", "/etc/passwd", "{}:/silent/x"],
+        ["forward", "{}", "0:/silent/x", "--", sys.executable, "-c", CONNECT],
+    ],
+    ids=["out", "in", "forward"],
+)
+def test_who_waits_for_ever_holds_no_stream_of_the_callers(accomplice, canary, place, fuse, words):
+    """A process in a silent request outlives cntr: `$(cntr cp …)` and `cntr cp … | tee` end with cntr all the same."""
+
+    def silent() -> None:
+        stalling.mount("/silent", frozenset((stalling.LOOKUP,)))
+
+    proc_fd = os.open("/proc", os.O_RDONLY)
+    with kit.hostile(place, accomplice, capabilities=ADMIN, as_root=silent) as container:
+        process = subprocess.Popen(
+            [*CNTR, *(word.replace("{}", str(container.pid)) for word in words)],
+            env={**os.environ, "PYTHONPATH": REPOSITORY},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+        def waits() -> bool:
+            below = remains.descendants(proc_fd, process.pid)
+            return any("request_wait" in pathlib.Path(f"/proc/{pid}/wchan").read_text() for pid in below)
+
+        try:
+            wait_until(waits, "it waits", passing=OSError)
+            process.send_signal(signal.SIGTERM)
+            said = process.communicate(timeout=25)[0]
+            assert process.returncode in (125, 143), said
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+            os.close(proc_fd)
+
+
 def test_a_stack_of_mounts(accomplice, canary, place, transport):
     """For a path below N stacked mounts the kernel takes N steps, for a table of them N²: cntr reads no longer than it says."""
 
