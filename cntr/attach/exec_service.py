@@ -84,9 +84,4 @@ def _become_child(parent: int, *kept: int) -> None:
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-    first = 3
-    for fd in sorted(kept):
-        if fd > first:
-            syscalls.close_range(first, 0, fd - 1)
-        first = max(first, fd + 1)
-    syscalls.close_range(first, 0)
+    syscalls.close_all_but(*kept)

@@ -135,7 +135,7 @@ class Launcher:
         memory = process.command_line_memory(procfs.read("self/stat", self.identity.proc_fd))
         process.wipe_command_line(memory)
         streams = (self.command.tty_fd, *self.command.streams)
-        close_all_but(self.life_read, self.frames_write, self.channel.reports_write, self.null_fd, *streams)
+        syscalls.close_all_but(self.life_read, self.frames_write, self.channel.reports_write, self.null_fd, *streams)
 
     def _frame(self, kind: bytes, number: int) -> None:
         os.write(self.frames_write, kind + number.to_bytes(8, "little"))
@@ -157,7 +157,7 @@ class Launcher:
             signal_fd = syscalls.signalfd((signal.SIGCHLD,))
         except OSError:
             signal_fd = -1
-        close_all_but(self.life_read, self.frames_write, signal_fd)
+        syscalls.close_all_but(self.life_read, self.frames_write, signal_fd)
         os.chdir("/")
         self._wait(command_pid, signal_fd)
 
@@ -194,7 +194,7 @@ class Launcher:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         # Close-on-exec would be too late: execve(2) and chdir(2) follow links, and /proc/self/fd/N/.. would lead to
         # open directories.
-        close_all_but(self.channel.reports_write)
+        syscalls.close_all_but(self.channel.reports_write)
         self.progress.now = steps.OWN_DIRECTORY if self.root else steps.DIRECTORY
         for directory in command.directories:
             try:
@@ -228,18 +228,6 @@ class Launcher:
                     number = error.errno or errno.EPERM
                     denied = denied or OSError(number, os.strerror(number), path)
         raise denied or FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name or "''")
-
-
-def close_all_but(*kept: int) -> None:
-    """Close every fd from 3 on except KEPT. Raises OSError."""
-    first = 3
-    for fd in sorted(kept):
-        if fd < first:
-            continue
-        if fd > first:
-            syscalls.close_range(first, 0, fd - 1)
-        first = fd + 1
-    syscalls.close_range(first, 0)
 
 
 def reap(command_pid: int) -> tuple[int | None, bool]:

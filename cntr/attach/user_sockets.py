@@ -257,12 +257,7 @@ class SessionSockets:
         syscalls.set_process_name("cntr-sockets")
         os.setsid()  # the terminal's signals go to the session
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        first = 3
-        for fd in sorted(source.listener.fileno() for source in self.sources if source.listener):
-            if fd > first:
-                syscalls.close_range(first, 0, fd - 1)
-            first = fd + 1
-        syscalls.close_range(first, 0)
+        syscalls.close_all_but(*(source.listener.fileno() for source in self.sources if source.listener))
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for fd in (0, 1, 2):  # the session's streams, whose readers wait for the last writer
             os.dup2(null, fd)

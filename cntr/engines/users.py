@@ -115,7 +115,7 @@ def start(users: list[int], answer: Callable[[], bytes]) -> list[UserQuery]:
 def _become(uid: int, pipe: int, resource: ModuleType) -> None:
     """Close everything except PIPE, which becomes fd 0; then take on UID's rights, and limits on memory and time."""
     os.dup2(pipe, 0)
-    syscalls.close_range(1, 0)
+    syscalls.close_range(1)
     trust.speak_for(uid)
     home, gid = store.home_and_group(uid)
     kept = {key: value for key, value in os.environ.items() if key in VARIABLES or key.startswith(("CNTR_", "PYTHON"))}

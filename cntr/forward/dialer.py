@@ -54,7 +54,7 @@ def run(wanted: WantedContainer, control: socket.socket) -> None:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, PR_SET_PDEATHSIG_KILL)
         syscalls.set_process_name("cntr-forward")
         fd = os.dup2(control.detach(), 3)
-        syscalls.close_range(4, 0)
+        syscalls.close_range(4)
         apart.let_go()
         control = socket.socket(fileno=fd)
         os.setsid()  # the terminal's signals go to the relay

@@ -265,7 +265,7 @@ class StandIn:
             os.dup2(reading, 0)
             os.dup2(report, 1)
             os.dup2(reading, 2)
-            syscalls.close_range(3, syscalls.CLOSE_RANGE_CLOEXEC)
+            syscalls.close_all_but(report, room.program, room.proc)  # which the exec closes
             room.step = "run the stand-in"
             # Inherited over the exec: the kernel then reaps orphans in there.
             signal.signal(signal.SIGCHLD, signal.SIG_IGN)

@@ -93,7 +93,6 @@ LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
 _NR_OPEN = 1 << 20  # fs.nr_open, unless it was raised (proc(5))
 _EAGAIN, _NO_CLOSE_RANGE = 11, (1, 22, 38)  # EPERM, EINVAL, ENOSYS (errno.h, whose module would be one more to import)
-CLOSE_RANGE_CLOEXEC = 4
 
 # linux/nsfs.h
 NS_GET_USERNS = ioctl("NS_GET_USERNS")
@@ -282,23 +281,23 @@ def openat2(dirfd: int, path: Path, flags: int, resolve: int, mode: int = 0) -> 
     return _check(result, "openat2", _fd_path(dirfd, path))
 
 
-def close_range(first: int, flags: int, last: int = 0xFFFFFFFF) -> None:
-    """close_range(2) from FIRST to LAST; CLOSE_RANGE_CLOEXEC only marks them (kernel 5.11, before: EINVAL).
-
-    If the call is missing (before 5.9), or refused by an older filter (EPERM), the fds are handled one by one.
-    """
-    result = _syscall(_long(_SYS_CLOSE_RANGE), _uint(first), _uint(last), flags)
+def close_range(first: int, last: int = 0xFFFFFFFF) -> None:
+    """close_range(2) from FIRST to LAST, one by one if the call is missing (before 5.9) or refused by an older filter."""
+    result = _syscall(_long(_SYS_CLOSE_RANGE), _uint(first), _uint(last), 0)
     if result < 0 and _ctypes.get_errno() in _NO_CLOSE_RANGE:
-        if not flags:
-            os.closerange(first, min(last + 1, _NR_OPEN))
-            return
-        for fd in range(first, min(last + 1, _NR_OPEN)):
-            try:
-                os.set_inheritable(fd, False)
-            except OSError:
-                continue  # not open
+        os.closerange(first, min(last + 1, _NR_OPEN))
         return
     _check(result, "close_range")
+
+
+def close_all_but(*kept: int) -> None:
+    """Close every fd from 3 on except KEPT. Raises OSError."""
+    first = 3
+    for fd in sorted(kept):
+        if fd > first:
+            close_range(first, fd - 1)
+        first = max(first, fd + 1)
+    close_range(first)
 
 
 def prctl(option: int, arg2: int = 0, arg3: int = 0) -> int:

@@ -307,7 +307,7 @@ OWNED = (
 # defence → (mutation, attack)
 DEFENCES: dict[str, tuple[str, Callable[[Scene], bool]]] = {
     "every fd is closed before a path is followed": (
-        "import cntr.attach.launcher as m; m.close_all_but = lambda *kept: None",
+        "import cntr.attach.launcher as m; m.syscalls.close_all_but = lambda *kept: None",
         descriptors,
     ),
     "names are safe ones": ("import cntr.attach.etc_files as m; m.safe_name = lambda name: True", prompt),

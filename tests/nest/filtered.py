@@ -16,13 +16,14 @@ from tests.nest.filters import ALLOW, instruction
 
 LOAD, EQUAL, AT_LEAST, HAS, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 FIRST_MISSING = {"5.10": 441, "5.6": 439}  # linux/unistd.h, on every architecture
+CLOSE_RANGE_CLOEXEC = 4  # linux/close_range.h
 THIRD_ARGUMENT = 16 + 2 * 8  # struct seccomp_data; its lower half on a little-endian machine
 
 
 def program(kernel: str) -> bytes:
     """The filter for a kernel without FIRST_MISSING and later calls."""
     missing = instruction(RETURN, 0x50000 | errno.ENOSYS)
-    old_close_range = [instruction(LOAD, THIRD_ARGUMENT), instruction(HAS, syscalls.CLOSE_RANGE_CLOEXEC, 0, 1)]
+    old_close_range = [instruction(LOAD, THIRD_ARGUMENT), instruction(HAS, CLOSE_RANGE_CLOEXEC, 0, 1)]
     old_close_range += [instruction(RETURN, 0x50000 | errno.EINVAL)]
     close_range = [missing] if kernel == "5.6" else old_close_range
     return b"".join(

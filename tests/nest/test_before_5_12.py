@@ -6,6 +6,7 @@ import errno
 import os
 import pathlib
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -194,6 +195,21 @@ def test_a_stand_in_for_what_does_not_run(tools):
     flags = {row.split()[4]: row.split()[5].split(",") for row in done.stdout.splitlines()}
     assert "ro" in flags["/sys"], done
     assert "ro" in flags["/proc/sys"]
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="not installed: strace (apt-get install)")
+def test_a_stand_in_does_not_try_every_number_of_an_fd(tools, tmp_path):
+    """There may be a million, which takes half a minute in an emulated machine."""
+    command = ["strace", "-f", "-o", tmp_path / "calls", "-e", "trace=close,fcntl,ioctl", *FILTERED, *CNTR]
+    done = subprocess.run(
+        [*command, "exec", f"dir:{tools}", "--", "/bin/busybox", "echo", "inside"],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "inside\n"), done
+    assert len((tmp_path / "calls").read_text().splitlines()) < 10_000
 
 
 def test_one_layer_of_an_image_to_split(tmp_path):
