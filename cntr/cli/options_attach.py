@@ -45,6 +45,8 @@ TIMEOUT = Option("--timeout", "TIME", "end the session after this time (30s, 30m
 RECORD = Option(
     "--record", "FILE", "record the session's output, never its input, in a new FILE (asciicast v2: `cntr replay`)"
 )
+PROCESS = (USER, ENV, WORKDIR, INTERACTIVE, TTY, PRIVILEGED)
+RECORDED = (REASON, TIMEOUT, RECORD, VERBOSE)
 SESSION_SOCKETS = (
     Option("-X --x11", "", "show the session's windows on your display, like ssh -Y"),
     Option("-A --agent", "", "your ssh agent"),
@@ -82,20 +84,12 @@ ATTACH = Subcommand(
         BINDING,
         Option("--read-only", "", "with host:all: mount the whole tools' tree read-only"),
         Option("--force", "", "attach even if that is refused as unsafe"),
-        USER,
-        ENV,
-        WORKDIR,
-        INTERACTIVE,
-        TTY,
-        PRIVILEGED,
+        *PROCESS,
         NETWORK,
         WRITE,
         SECCOMP,
         NO_CGROUP,
-        REASON,
-        TIMEOUT,
-        RECORD,
-        VERBOSE,
+        *RECORDED,
     ),
     "cntr attach web                        a shell ($SHELL) beside the container `web`\n"
     "cntr attach web -- gdb -p 1            debug its process with your gdb\n"

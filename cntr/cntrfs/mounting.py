@@ -90,13 +90,7 @@ def open_source(source: str, words: list[str], *, read_only: bool = False, copie
     if wanted[-1] == "nodiratime" or ("nodiratime" in wanted and "diratime" not in wanted):
         attr_set |= syscalls.MOUNT_ATTR_NODIRATIME
     try:
-        fd = _copy_of_mounts(source)
-        try:
-            syscalls.mount_setattr(fd, "", recursive=True, attr_set=attr_set, attr_clear=attr_clear)
-        except OSError:
-            os.close(fd)
-            raise
-        return fd
+        return _copy_of_mounts(source, attr_set=attr_set, attr_clear=attr_clear)
     except OSError as error:
         raise CntrError(
             f"cannot give SOURCE other access time flags: {os.strerror(error.errno or 0)}",
@@ -104,11 +98,13 @@ def open_source(source: str, words: list[str], *, read_only: bool = False, copie
         ) from None
 
 
-def _copy_of_mounts(source: str) -> int:
-    """A detached copy of the mounts at SOURCE and below, which receives no propagation."""
+def _copy_of_mounts(source: str, *, attr_set: int = 0, attr_clear: int = 0) -> int:
+    """A detached copy of the mounts at SOURCE and below, with other attributes, which receives no propagation."""
     fd = syscalls.open_tree(syscalls.AT_FDCWD, source, syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE)
     try:
-        syscalls.mount_setattr(fd, "", recursive=True, propagation=syscalls.MS_PRIVATE)
+        syscalls.mount_setattr(
+            fd, "", recursive=True, attr_set=attr_set, attr_clear=attr_clear, propagation=syscalls.MS_PRIVATE
+        )
     except OSError:
         os.close(fd)
         raise

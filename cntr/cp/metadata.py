@@ -51,17 +51,15 @@ class Metadata:
         """Set one extended attribute; ``user.`` needs no rights, the others need --archive."""
         if not os.fsdecode(key).startswith(ARCHIVE_ATTRIBUTES if self.archive else PLAIN_ATTRIBUTES):
             return
-        if key.startswith(owners.ACL) and self.owner is not stream.same:
-            translated = owners.acl(value, self.owner)
-            if translated is None:
-                self.tell.note(owners.NO_ACL, self.path(name))
-                return
-            value = translated
+        translated = owners.attribute(key, value, self.owner)
+        if translated is None:
+            self.tell.note(owners.NO_ACL, self.path(name))
+            return
         if key == b"security.capability" and not self.privileged:
             self.tell.note(NO_CAPABILITIES, self.path(name))
             return
         try:
-            os.setxattr(fd, key, value)
+            os.setxattr(fd, key, translated)
         except OSError as error:
             self._not_kept("extended attribute", error, name)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from cntr.cp.stream import KEEP
+from cntr.cp.stream import KEEP, same
 from cntr.errors import TargetNotFound
 from cntr.linux import procfs
 
@@ -27,6 +27,11 @@ ACL_VERSION = (
 )
 ACL_ENTRY = 8
 ACL_USER, ACL_GROUP = 0x02, 0x08
+
+
+def attribute(key: bytes, value: bytes, owner: Callable[[int, int], tuple[int, int]]) -> bytes | None:
+    """VALUE of an extended attribute as OWNER translates the ids in it; None for an ACL with an id that it does not know."""
+    return acl(value, owner) if key.startswith(ACL) and owner is not same else value
 
 
 class Owners:

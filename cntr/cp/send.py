@@ -288,13 +288,11 @@ class Sender:
                     self._send_attribute(os.fsencode(key), value, name)
 
     def _send_attribute(self, key: bytes, value: bytes, name: bytes) -> None:
-        if key.startswith(owners.ACL) and self.owner is not stream.same:
-            translated = owners.acl(value, self.owner)
-            if translated is None:
-                self.tell.note(owners.NO_ACL, self._path(name))
-                return
-            value = translated
-        self.out.send(stream.XATTR, stream.pack_pair(key, value))
+        translated = owners.attribute(key, value, self.owner)
+        if translated is None:
+            self.tell.note(owners.NO_ACL, self._path(name))
+        else:
+            self.out.send(stream.XATTR, stream.pack_pair(key, translated))
 
 
 def extents(fd: int, size: int) -> Iterator[tuple[int, int]]:

@@ -171,6 +171,13 @@ def words(value: object) -> list[str]:
     return list(value)
 
 
+def named(engine: str, name: str) -> Blueprint:
+    """The blueprint of a stopped container whose engine knows it by its name only."""
+    made = Blueprint(engine, name)
+    made.id, made.state = name, "stopped"
+    return made
+
+
 def of_image(image: Image) -> Blueprint:
     """The blueprint of a container that `docker run IMAGE` would start."""
     kind = image.engine if image.engine in ("archive", "oci", "dir") else "image"

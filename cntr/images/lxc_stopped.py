@@ -7,7 +7,7 @@ import os
 from cntr.engines import store, trust
 from cntr.errors import printable
 from cntr.images import ImageError, incus_stopped
-from cntr.images.blueprint import Blueprint, Mount
+from cntr.images.blueprint import Blueprint, Mount, named
 from cntr.images.spec import CAPABILITIES, capability_mask, limit
 
 PATH, SYSTEM_CONF = "/var/lib/lxc", "/etc/lxc/lxc.conf"
@@ -35,7 +35,7 @@ def stopped(deadline: float) -> list[Blueprint]:
     for directory in _directories():
         for name in store.listdir(directory):
             if os.path.isfile(f"{directory}/{name}/config") and not incus_stopped.runs(name):
-                found.append(_named(name))
+                found.append(named("lxc", name))
                 found[-1].owner = max(0, trust.owner_or_anybody(directory))
     return found + incus_stopped.stopped(deadline)
 
@@ -77,15 +77,9 @@ def _configuration(path: str, left: list[int]) -> list[tuple[str, str]]:
     return found
 
 
-def _named(name: str) -> Blueprint:
-    made = Blueprint("lxc", name)
-    made.id, made.state = name, "stopped"
-    return made
-
-
 def blueprint(directory: str, name: str) -> Blueprint:
     """Build it from its configuration. Raises ImageError, OSError."""
-    made = _named(name)
+    made = named("lxc", name)
     settings = _configuration(f"{directory}/{name}/config", [INCLUDES])
     last = dict(settings)
     _root(made, last.get("lxc.rootfs.path") or f"{directory}/{name}/rootfs")

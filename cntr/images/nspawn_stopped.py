@@ -10,7 +10,7 @@ import time
 
 from cntr.engines import nspawn, store
 from cntr.images import ImageError
-from cntr.images.blueprint import Blueprint, Mount
+from cntr.images.blueprint import Blueprint, Mount, named
 from cntr.images.spec import LIMIT_NAMES, capability_mask
 
 PLACES = ("/var/lib/machines", "/run/machines", "/usr/local/lib/machines", "/usr/lib/machines")
@@ -40,7 +40,7 @@ def stopped(deadline: float) -> list[Blueprint]:
         for entry in store.listdir(place):
             name = entry.removesuffix(".raw")
             if not name.startswith(".") and _kind(place, name) and name not in found and not runs(name):
-                found[name] = _named(name)
+                found[name] = named("nspawn", name)
                 found[name].image = f"{place}/{entry}"
     return list(found.values())
 
@@ -61,15 +61,9 @@ def _kind(place: str, name: str) -> str:
     return "raw" if os.path.isfile(f"{place}/{name}.raw") else ""
 
 
-def _named(name: str) -> Blueprint:
-    made = Blueprint("nspawn", name)
-    made.id, made.state = name, "stopped"
-    return made
-
-
 def blueprint(place: str, name: str) -> Blueprint:
     """Build it from its directory and settings. Raises ImageError."""
-    made = _named(name)
+    made = named("nspawn", name)
     made.hostname, made.argv, made.capabilities = name[:64], ["/sbin/init"], capability_mask(CAPABILITIES)
     made.check = lambda: runs(name)
     settings = _settings(name)

@@ -13,12 +13,6 @@ engine_start() {
 engine_stop() { if systemd_here; then systemctl stop containerd.service; fi; }
 engine_log() { if systemd_here; then journalctl -b --no-pager -u containerd; else cat /var/log/lab-containerd.log; fi; }
 
-make_images() {
-    [ -d "$STORE/box" ] && return
-    make_slim_root "$STORE/slim"
-    make_box_root "$STORE/box"
-}
-
 container_start() {
     name=$1
     describe "$name"

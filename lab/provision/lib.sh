@@ -66,6 +66,12 @@ make_fat_root() { # DIR
     for link in bin sbin lib lib64; do ln -sfn "usr/$link" "$1/$link"; done
 }
 
+make_images() { # of an engine that takes a root directory; others define their own
+    [ -d "$STORE/box" ] && return
+    make_slim_root "$STORE/slim"
+    make_box_root "$STORE/box"
+}
+
 # --- what a container is ----------------------------------------------------------------------------------------------
 
 describe() { # NAME -> IMAGE CMD READONLY RUNAS

@@ -11,12 +11,6 @@ engine_start() {
 engine_stop() { :; }
 engine_log() { if systemd_here; then journalctl -b --no-pager -u 'lab-nspawn-*' -u systemd-machined; else cat "$STORE"/nspawn/*.log; fi; }
 
-make_images() {
-    [ -d "$STORE/box" ] && return
-    make_slim_root "$STORE/slim"
-    make_box_root "$STORE/box"
-}
-
 container_start() {
     name=$1
     tree=$STORE/nspawn/$name

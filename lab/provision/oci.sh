@@ -7,12 +7,6 @@ engine_start() { $RUNTIME --version >/dev/null; }
 engine_stop() { :; }
 engine_log() { cat "$STORE/bundles"/*/log 2>/dev/null; }
 
-make_images() {
-    [ -d "$STORE/box" ] && return
-    make_slim_root "$STORE/slim"
-    make_box_root "$STORE/box"
-}
-
 container_start() {
     name=$1
     describe "$name"

@@ -1,4 +1,4 @@
-"""Fixtures for the tests of ``cntr --host``."""
+"""Fixtures of several test files."""
 
 from __future__ import annotations
 
@@ -16,3 +16,9 @@ def far():
         found = Far(pathlib.Path(place))
         yield found
         found.stop()
+
+
+@pytest.fixture
+def at(container):
+    """The word for a path in the container of the test file."""
+    return lambda path: f"{container.pid}:{path}"

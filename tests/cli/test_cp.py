@@ -21,11 +21,6 @@ def container():
         yield running
 
 
-@pytest.fixture
-def at(container):
-    return lambda path: f"{container.pid}:{path}"
-
-
 def test_a_tree_comes_back_as_it_went(container, at, tmp_path):
     make_tree(tmp_path / "source")
     done(cp(tmp_path / "source", at("/")))

@@ -388,17 +388,18 @@ def copying(*words: str):
             process.communicate(timeout=20)
 
 
-# Reading /proc/PID/pagemap, a regular file, takes practically forever.
+def endless(container, tmp_path, outward):
+    """(Directory, words) of a copy to it that takes practically forever: /proc/PID/pagemap is a regular file."""
+    if outward:
+        return tmp_path, (f"{container.pid}:/proc/1/pagemap", f"{tmp_path}/zeros")
+    return container.root, ("/proc/self/pagemap", f"{container.pid}:/zeros")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("outward", [False, True], ids=["in", "out"])
 def test_interrupted(tmp_path, number, outward):
     with SlimContainer("cpint", capabilities=0) as container:
-        there = tmp_path if outward else container.root
-        words = (
-            [f"{container.pid}:/proc/1/pagemap", f"{tmp_path}/zeros"]
-            if outward
-            else ["/proc/self/pagemap", f"{container.pid}:/zeros"]
-        )
+        there, words = endless(container, tmp_path, outward)
         with copying(*words) as process:
             wait_until(lambda: leftovers(there) or process.poll() is not None)
             process.send_signal(number)
@@ -431,12 +432,7 @@ def test_cntr_killed_while_copying_in_leaves_nothing(container):
 @pytest.mark.parametrize("outward", [False, True], ids=["in", "out"])
 def test_the_containers_side_killed(tmp_path, outward):
     with SlimContainer("cpkill", capabilities=0) as container:
-        there = tmp_path if outward else container.root
-        words = (
-            [f"{container.pid}:/proc/1/pagemap", f"{tmp_path}/zeros"]
-            if outward
-            else ["/proc/self/pagemap", f"{container.pid}:/zeros"]
-        )
+        there, words = endless(container, tmp_path, outward)
         with copying(*words) as process:
             wait_until(lambda: leftovers(there))
             child = int(pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())

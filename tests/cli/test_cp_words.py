@@ -21,11 +21,6 @@ def container():
         yield running
 
 
-@pytest.fixture
-def at(container):
-    return lambda path: f"{container.pid}:{path}"
-
-
 @pytest.mark.parametrize(
     ("word", "target", "path"),
     [

@@ -21,11 +21,6 @@ def container():
         yield running
 
 
-@pytest.fixture
-def at(container):
-    return lambda path: f"{container.pid}:{path}"
-
-
 def copied(done: subprocess.CompletedProcess) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b""), done
 

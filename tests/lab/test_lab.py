@@ -461,7 +461,7 @@ def test_every_engine_has_every_verb():
     verbs_of_lib += ("container_pause", "container_unpause", "container_pid", "container_exec")
     for machine in table.load().machines.values():
         script = paths.LAB / "provision" / f"{machine.engine}.sh"
-        text = script.read_text()
+        text = script.read_text() + (script.parent / "lib.sh").read_text()
         for other in ("oci.sh", "podman.sh"):
             if f"/{other}" in text:
                 text += (script.parent / other).read_text()
