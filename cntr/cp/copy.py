@@ -244,6 +244,7 @@ def _last_words(tell: Remote, error: CntrError) -> None:
 
 
 def _is_over(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not end the removal of what is unfinished
     raise EOFError
 
 

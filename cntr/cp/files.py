@@ -20,10 +20,9 @@ class Partial:
 
     __slots__ = ("dir_fd", "fd", "meta", "name", "temporary")
 
-    def __init__(self, dir_fd: int, name: bytes, meta: Meta) -> None:
+    def __init__(self, dir_fd: int, name: bytes, meta: Meta, temporary: bytes) -> None:
         """Create it. Raises OSError."""
-        self.dir_fd, self.name, self.meta = dir_fd, name, meta
-        self.temporary = temporary_name()
+        self.dir_fd, self.name, self.meta, self.temporary = dir_fd, name, meta, temporary
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self.fd = os.open(self.temporary, flags, 0o600, dir_fd=dir_fd)
 

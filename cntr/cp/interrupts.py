@@ -89,4 +89,5 @@ class Signals:
             except RuntimeError:  # the signal arrived while a line was being written
                 self._wind()
                 return
+        self.ignore()  # a second one must not end the removal of what is unfinished
         raise Interrupted(number)

@@ -70,6 +70,7 @@ class Receiver:
         self.metadata = Metadata(tell, self._path, archive=archive)
         self.levels: list[Level] = []
         self.file: Partial | None = None
+        self.unfinished = (-1, b"")  # directory and name of the last temporary file, noted before it is created
         self.top_fd = self.parent_fd = -1
         # path below the top → device and inode of what was created there
         self.linked: dict[bytes, tuple[int, int]] = {}
@@ -92,6 +93,7 @@ class Receiver:
             if self.file:
                 self.file.drop()
                 self.file = None
+            remove(*self.unfinished)  # a signal may have come at any moment; what was finished has another name
             for fd in (self.parent_fd, *(level.fd for level in self.levels)):
                 if fd >= 0:
                     os.close(fd)
@@ -241,13 +243,18 @@ class Receiver:
             self.metadata.give(fd, meta, name)
         return Level(fd, name, meta if made else None)
 
+    def _temporary(self, dir_fd: int) -> bytes:
+        """A name in that directory, to be removed at the end if a file still has it."""
+        self.unfinished = (dir_fd, temporary_name())
+        return self.unfinished[1]
+
     def _make(self, dir_fd: int, name: bytes, meta: Meta, target: bytes) -> None:
         """Start a regular file, or create a symbolic link. Raises OSError."""
         if stat.S_ISREG(meta.mode):
-            self.file = Partial(dir_fd, name, meta)
+            self.file = Partial(dir_fd, name, meta, self._temporary(dir_fd))
             self.metadata.give(self.file.fd, meta, name)
         elif stat.S_ISLNK(meta.mode):
-            temporary = temporary_name()
+            temporary = self._temporary(dir_fd)
             os.symlink(target, temporary, dir_fd=dir_fd)
             try:
                 self.metadata.own(
@@ -329,7 +336,7 @@ class Receiver:
         parent, _, last = other.rpartition(b"/")
         resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
         parent_fd = syscalls.openat2(self.top_fd, parent or b".", DIRECTORY, resolve)
-        temporary = temporary_name()
+        temporary = self._temporary(dir_fd)
         try:
             os.link(last, temporary, src_dir_fd=parent_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
             found = os.stat(temporary, dir_fd=dir_fd, follow_symlinks=False)

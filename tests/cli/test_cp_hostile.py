@@ -18,6 +18,7 @@ import time
 import pytest
 
 from cntr.cp import stream
+from cntr.cp.interrupts import Interrupted
 from cntr.cp.receive import Receiver
 from cntr.cp.stream import Incoming, Meta, Outgoing, ProtocolError, Tell
 from cntr.errors import CntrError
@@ -408,6 +409,49 @@ def test_interrupted(tmp_path, number, outward):
             assert said.startswith(b"cntr: interrupted: no half-copied file stays")
             assert not leftovers(there)
             assert not (there / "zeros").exists()
+
+
+def test_an_interrupt_at_any_line_leaves_no_half_copied_file(fenced):
+    """A signal is raised between two lines of the receiving end, one after the other, until a copy is finished."""
+    frames = (
+        START,
+        (stream.ITEM, stream.pack_item(FILE, b"file")),
+        *whole(b"data"),
+        (stream.ITEM, stream.pack_item(LINK, b"link", b"file")),
+        (stream.LINK, stream.pack_item(FILE, b"other", b"file")),
+        (stream.UP, b""),
+        (stream.DONE, b""),
+    )
+    modules = tuple(f"/cntr/cp/{name}.py" for name in ("receive", "files", "metadata"))
+    left = 0
+
+    def trace(frame, event, arg):
+        nonlocal left
+        if not frame.f_code.co_filename.endswith(modules):
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                raise Interrupted(signal.SIGINT)
+        return trace
+
+    for before in range(1, 1000):
+        left = before
+        sys.settrace(trace)
+        try:
+            receive(fenced, *frames)
+            break
+        except Interrupted:
+            assert not leftovers(fenced), before
+        finally:
+            sys.settrace(None)
+        for fd in os.listdir("/proc/self/fd"):  # what the end of the process would close
+            if os.path.realpath(f"/proc/self/fd/{fd}").startswith(str(fenced)):
+                os.close(int(fd))
+        for name in names(fenced):
+            (fenced / os.fsdecode(name)).unlink()
+    assert 50 < before < 999
+    assert names(fenced) == {b"file", b"link", b"other"}
 
 
 def test_the_old_file_stays_until_the_new_one_is_whole(container):
