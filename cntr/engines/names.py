@@ -192,7 +192,9 @@ def _not_found(target: str, answers: list[Answer], absent: list[str], more: str 
         hint = advice
     elif ("/" in target or ":" in target) and os.path.exists(target):
         hint = f"a root directory is dir:{shown}, an archive of an image archive:{shown}"
-    elif ":" in target and not _called(plain(target).partition(":")[0], REGISTRY):
+    elif target.startswith(("image:", "archive:", "oci:", "dir:")):
+        hint = "an image does not run: `cntr attach`, `cntr exec` and `cntr run` make a container of it for their time"
+    elif target[:1] != ":" and ":" in target and not _called(plain(target).partition(":")[0], REGISTRY):
         hint = f"an image is image:{shown}; `cntr ps --all` lists containers"
     elif known and len(answers) == 1:
         hint = known[0]

@@ -161,7 +161,8 @@ class Service:
             elif kind == "bind":
                 made = self._bind(rest[0])
             else:
-                self.control.send("\n".join(listening.table("/proc/self/net")).encode())
+                # A packet without a byte would be taken for the end of the child.
+                self.control.send("\n".join(listening.table("/proc/self/net") or ["none"]).encode())
                 return
             sockets.send(self.control, b"ok", [made.fileno()])
         except OSError as error:

@@ -80,13 +80,18 @@ def parse(word: str, *, reverse: bool = False) -> Forward:
         connect = Endpoint(listen.port)
     if not connect.path and not connect.port:
         raise _wrong(word, "only the port to listen on can be 0, for a free one")
+    ours, theirs = (connect, listen) if reverse else (listen, connect)
+    if theirs.path[:1] == ".":
+        raise _wrong(word, "a path in the container begins with a slash")
+    if ours.path[:1] == ".":
+        ours.path = os.path.abspath(ours.path)
     return Forward(listen, connect, udp=udp, reverse=reverse)
 
 
 def one_endpoint(word: str) -> Endpoint:
     """Parse the endpoint for stdin and stdout. Raises UsageError."""
     endpoint, rest = _endpoint(word, word)
-    if rest or not (endpoint.path or endpoint.port):
+    if rest or not (endpoint.path or endpoint.port) or endpoint.path[:1] == ".":
         raise _wrong(word, "one end is enough: PORT, ADDR:PORT, /socket/path, @name")
     return endpoint
 
@@ -120,12 +125,12 @@ def from_inside(words: list[str]) -> list[str]:
 
 
 def _has_path(word: str) -> bool:
-    return word[0] in "/@" or ":/" in word or ":@" in word
+    return word[0] in "/@." or any(mark in word for mark in (":/", ":@", ":."))
 
 
 def _endpoint(word: str, text: str) -> tuple[Endpoint, str]:
     """Parse the endpoint at the start of TEXT; return it and the rest from its colon on."""
-    if text[:1] in ("/", "@"):
+    if text[:1] in ("/", "@", "."):
         path, colon, rest = text.partition(":")
         if len(path.encode(errors="surrogateescape")) > UNIX_LENGTH or len(path) < 2 or "\0" in path:
             raise _wrong(word, f"a socket's name has 2 to {UNIX_LENGTH} bytes")

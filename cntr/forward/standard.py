@@ -71,7 +71,7 @@ class _Events:
 
 def _connect(loop: Loop, there: ContainerSide, endpoint: Endpoint) -> socket.socket:
     """Return the connection. Raises CntrError."""
-    number = errno.ECONNREFUSED
+    errors: list[int] = []
     for family, address in endpoint.addresses():
         answers: list[Answer] = []
         if family == socket.AF_UNIX and isinstance(address, str):
@@ -82,7 +82,7 @@ def _connect(loop: Loop, there: ContainerSide, endpoint: Endpoint) -> socket.soc
             loop.turn()
         (made,) = answers
         if isinstance(made, OSError):
-            number = made.errno or errno.EIO
+            errors.append(made.errno or errno.EIO)
             continue
         assert isinstance(made, socket.socket)
         if endpoint.is_file:
@@ -92,11 +92,11 @@ def _connect(loop: Loop, there: ContainerSide, endpoint: Endpoint) -> socket.soc
             made.connect(address)
         except OSError as error:
             made.close()
-            number = error.errno or errno.ETIMEDOUT
+            errors.append(error.errno or errno.ETIMEDOUT)
             continue
         return made
     raise CntrError(
-        f"{printable(endpoint.text(there.wanted.target))}: {why(number)}",
+        f"{printable(endpoint.text(there.wanted.target))}: {why(errors[0])}",
         "is it listened at there? 127.0.0.1 and ::1 are asked unless an address is named",
     )
 

@@ -14,6 +14,7 @@ import threading
 
 import pytest
 
+from testkit.container import SlimContainer
 from tests.forward.kit import ENVIRONMENT, forward, rest, say, web
 from tests.nest.busybox import CNTR, one_line_and_hint, run
 
@@ -30,7 +31,15 @@ def unix(name: str) -> socket.socket:
 def test_every_kind_of_socket_leads_into_the_container(tmp_path):
     here = f"{tmp_path}/here.sock"
     abstract = f"@cntr-{os.getpid()}"
-    words = ["0:80", "[::1]:0:81", "0:53/udp", "0:@app", "0:/run/app.sock", f"{here}:80", f"{abstract}:80"]
+    words = [
+        "0:80",
+        "[::1]:0:81",
+        "0:53/udp",
+        "0:@app",
+        "0:/run/app.sock",
+        f"./{os.path.relpath(here)}:80",
+        f"{abstract}:80",
+    ]
     with web() as served, forward(served.target, *words) as running:
         for number in (0, 3, 4):
             assert say(running.connect(number)) == b"<hello", words[number]
@@ -208,6 +217,22 @@ def test_who_listens_is_told_where_nobody_does_and_only_once():
         running.wait_for("refused")
 
 
+def test_where_nothing_at_all_listens_the_container_is_not_taken_for_gone():
+    """Nor is its lack of IPv6 the reason."""
+    up = "import fcntl, socket, struct; s = socket.socket(); s.setblocking(True)"
+    up += "; fcntl.ioctl(s, 0x8914, struct.pack('16sh14x', b'lo', 1))"  # SIOCSIFFLAGS, IFF_UP
+    up += "; import pathlib; p = pathlib.Path('/proc/sys/net/ipv6/conf/lo/disable_ipv6'); p.exists() and p.write_text('1')"
+    with SlimContainer("idle") as container:
+        subprocess.run(["nsenter", "-t", str(container.pid), "-n", sys.executable, "-c", up], check=True)
+        with forward(str(container.pid), "0:80") as running:
+            for _ in range(3):
+                with pytest.raises(ConnectionResetError), running.connect() as refused:
+                    refused.recv(1)
+            assert running.wait_for("refused")["error"] == "connection refused"
+            assert {event["event"] for event in running.events} <= {"listening", "refused"}
+        assert "connection refused" in one_line_and_hint(run("forward", str(container.pid), "-", "85"))
+
+
 def test_errors_say_what_to_do():
     with web() as served, socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -219,10 +244,17 @@ def test_errors_say_what_to_do():
         for word in ("x:1", "80:81:82", "1.2.3.4", "/a", "99999", "0:0", "@", "[::1]", "80:name:80", "", "80/sctp"):
             one_line_and_hint(run("forward", served.target, word))
         one_line_and_hint(run("forward", served.target))
+        for words in (("80:./x",), ("-R", "./x:80"), ("-", "./x")):
+            assert (
+                "begins with a slash" in (said := one_line_and_hint(run("forward", served.target, *words)))
+                or "one end" in said
+            )
         for words in (("18099:80", "18099:81"), ("-R", "99:1", "-R", "99:2"), ("@a:80", "@a:81")):
             assert "is given twice" in one_line_and_hint(run("forward", served.target, *words))
         assert "hint: the directory must be there" in run("forward", served.target, "/no/dir/x:80").stderr
         one_line_and_hint(run("forward", served.target, "-", "1", "2"))
+    for image in ("image:web:1", "dir:/srv", "archive:x.tar"):
+        assert "hint: an image does not run" in run("forward", image, "80").stderr
     assert "no process has that" in one_line_and_hint(run("forward", served.target, "80"))
 
 
