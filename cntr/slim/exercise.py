@@ -73,11 +73,16 @@ class Exercise:
 
     def described(self) -> list[str]:
         """One line for each step."""
-        lines = [str(probe) for probe in self.http]
+        lines = [f"{probe}{self._refusal(probe)}" for probe in self.http]
         lines += [f"in the container: {shlex.join(words)}" for words in self.inside]
         lines += [shlex.join(self.command)] if self.command else []
         lines += [f"for {self.seconds:g} s"] if self.seconds is not None else []
         return lines or ["none: started, and watched until nothing new was opened"]
+
+    def _refusal(self, probe: Http) -> str:
+        """Words for an answer that is no page: a wrong path, or a login that is required."""
+        answer = self.answers.get(str(probe), "").partition(",")[0]
+        return f" ({answer})" if answer >= "status 400" else ""
 
     def run(self, running: Running, timeout: float, idle: Callable[[], float], say: Callable[[str], None]) -> float:
         """Run all steps; return the seconds to the first answer. Raises CntrError if a step fails.
@@ -90,6 +95,8 @@ class Exercise:
         for probe in self.http:
             self._in_network(running, lambda probe=probe: self._ask(running, probe, deadline), str(probe))  # type: ignore[misc]
             first = first or time.monotonic() - begin
+            if not self.runs and (answer := self._refusal(probe)):
+                say(f"{probe}{answer}: only what it takes to say so is recorded")
         for words in self.inside:
             self._exec(running, words, deadline)
             first = first or time.monotonic() - begin
@@ -276,7 +283,10 @@ class Exercise:
         """Check that a container that has ended succeeded: its program runs for a moment only."""
         status = running.exited()
         if status:
-            raise CntrError(f"the container ended with status {status}{running.said()}", "see its output")
+            raise CntrError(
+                f"the container ended with status {status}{running.said()}",
+                "what it needs is given with -e, -v, --network, --cmd, as to its engine",
+            )
 
 
 def _enter_network(pid: int) -> None:

@@ -155,7 +155,13 @@ def _record_once(job: Job) -> Accesses:
     assert engine is not None
     recorder = _recorder()
     try:
-        running = engine.start(source.image.id, job.request.options, job.guard, recorder.arm)
+        try:
+            running = engine.start(source.image.id, job.request.options, job.guard, recorder.arm)
+        except CntrError as error:
+            error.hint = (
+                error.hint or "what it needs is given with --cmd, --entrypoint, -e, -v, --network, as to its engine"
+            )
+            raise
         try:
             if not recorder.is_armed:
                 raise CntrError(f"{engine.NAME} did not show where the container's root is", "--recorder cntrfs")

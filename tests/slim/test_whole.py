@@ -214,6 +214,14 @@ def test_an_image_that_cannot_run_is_refused_in_one_line(archive, tmp_path, chan
     assert list(work.iterdir()) == []
 
 
+def test_a_page_that_is_none_is_said_to_be(archive, tmp_path):
+    done = slim(f"archive:{archive}", "--http", "8000/no-such", "--verify", "none", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    asked = "GET http://127.0.0.1:8000/no-such (status 404)"
+    assert f"{asked}: only what it takes to say so is recorded" in done.stderr
+    assert f"exercise  {asked}\n" in done.stdout
+
+
 def engine_images(rig) -> set[str]:
     return set(rig.command("images", "-q", "--no-trunc").split())
 
@@ -237,6 +245,10 @@ def test_an_engines_image_is_recorded_proved_and_loaded(request, archive, tmp_pa
     failed = slim(target, "--http", "9999", "--timeout", "1s", env=environment, cwd=tmp_path)
     assert failed.returncode == 125, failed.stdout
     assert "no answer in time" in failed.stderr
+    for words, says in ((["--cmd", "/no/such"], "no such file"), (["--cmd", "/bin/sh -c 'exit 3'"], "with status 3")):
+        *_, error, hint = slim(target, *words, env=environment, cwd=tmp_path).stderr.splitlines()
+        assert says in error
+        assert hint.startswith("hint: what it needs is given with "), hint
     done = slim(
         target, "--http", "8000", "--load", "-t", "localhost/slim-served:2", "--json", env=environment, cwd=tmp_path
     )
