@@ -28,6 +28,7 @@ import sys
 
 from cntr.attach.target import CAP_SYS_PTRACE
 from cntr.linux import process, seccomp, syscalls
+from cntr.linux.numbers import UNAME
 
 SECUREBITS = process.SECBIT_NO_SETUID_FIXUP | process.SECBIT_NO_SETUID_FIXUP_LOCKED
 _PTRACE = CAP_SYS_PTRACE.bit_length() - 1
@@ -70,7 +71,7 @@ _REFUSE = seccomp.SECCOMP_RET_ERRNO | _EPERM
 _UNKNOWN = seccomp.SECCOMP_RET_ERRNO | _ENOSYS
 
 
-def program(machine: str = os.uname().machine, *, keep: bool = True, view: bool = True) -> bytes:
+def program(machine: str = UNAME, *, keep: bool = True, view: bool = True) -> bytes:
     """Build the filter. Raises OSError(ENOSYS) on a machine whose call numbers are not known here.
 
     keep: whether CAP_SYS_PTRACE is kept; view: whether the root is the tools view. A call by a foreign ABI kills

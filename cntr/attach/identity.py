@@ -184,8 +184,7 @@ class Identity:
     def confine(self, progress: steps.Progress) -> None:
         """In the command, right before its exec. Raises OSError."""
         os.umask(self.umask or 0)
-        if self.personality:
-            process.set_personality(self.personality)
+        process.set_personality(self.personality)
         if self.filters:
             progress.now = steps.SECCOMP
             # This comes last: a hostile container's filter may return success for calls that drop privileges or

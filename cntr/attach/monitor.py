@@ -54,6 +54,7 @@ class Monitor:
         self.progress, self.left_files, self.null_fd, self.reaper = nest.progress, left_files, null_fd, 0
         self.stdio, self.in_order = stdio, False
         self.asked_at = 0.0  # when the command was asked to end (monotonic seconds), 0 if it was not
+        self.overdue = float("inf")  # when to end the session because the supervisor has not (monotonic seconds)
         self.early: list[int] = []  # signals for a command that the reaper has not forked yet
 
     def run(self) -> None:
@@ -165,7 +166,7 @@ class Monitor:
                 ready = poll.poll((STEP_SECONDS if self.early else LOOK_SECONDS) * 1000)
                 if self.early:
                     self._signals(b"")
-                if not ready and self._is_deaf():
+                if (not ready and self._is_deaf()) or time.monotonic() > self.overdue:
                     return 1
                 if not ready and remains.is_stopped(self.identity.proc_fd, self.reaper):
                     # The container can stop the processes it sees.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from cntr.linux import patience, procfs
+from cntr.linux.numbers import UNAME
 
 # Where a call has its fds: the first argument, or the sets of poll(2), select(2), epoll_wait(2) and io_uring.
 _FD, _POLL, _SELECT, _EPOLL, _URING = range(5)
@@ -30,7 +31,7 @@ _CALLS = {
         426: _URING,
     },
 }
-CALLS = _CALLS.get(os.uname().machine, _CALLS[""])
+CALLS = _CALLS.get(UNAME, _CALLS[""])
 FDS = 4096  # how many fds of one poll(2) or select(2) are checked
 MEMORY_SECONDS = 0.2  # a page may belong to a file that never answers
 

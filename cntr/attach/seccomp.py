@@ -15,6 +15,7 @@ import time
 
 from cntr.errors import CntrError, printable
 from cntr.linux import procfs, seccomp, syscalls, tracing
+from cntr.linux.numbers import UNAME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -264,7 +265,7 @@ def _begin_again(tid: int) -> None:
     On x86 the kernel decides after the stop whether to restart a call (arch_do_signal_or_restart). On other
     machines it decides before: a program in epoll_wait(2) sees an EINTR, as with strace -p.
     """
-    if os.uname().machine != "x86_64":
+    if UNAME != "x86_64":
         return
     data = bytearray(tracing.registers(tid))
     words = [int.from_bytes(data[at : at + 8], "little", signed=True) for at in range(0, len(data), 8)]

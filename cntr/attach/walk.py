@@ -335,6 +335,10 @@ def _run_session(request: Request, target: Target, fds: Fds, say: Callable[[str]
     left_files = prepared.private.left_files if prepared.private and prepared.view else None
     stdio, identity, null_fd = prepared.stdio, prepared.identity, prepared.null_fd
     monitor = Monitor(prepared.nest, identity, prepared.command, channel, left_files, stdio=stdio, null_fd=null_fd)
+    if request.session and (limit := request.session.limit):
+        from cntr.audit import times  # few sessions have one
+
+        monitor.overdue = times.overdue(limit)
     watch = SignalFile()
     fds.closers.append(watch.close)
     pid = _fork(monitor, target)

@@ -29,6 +29,11 @@ def shown(limit: float) -> str:
     return f"{limit / UNITS[unit]:g}{unit}"
 
 
+def overdue(limit: float) -> float:
+    """When a session that begins now has ended unless its supervisor is stuck: in monotonic seconds."""
+    return time.monotonic() + limit + LATE_SECONDS
+
+
 class Term:
     """A session's time limit: it ends LIMIT seconds from now, with a warning a minute before.
 

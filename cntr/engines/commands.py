@@ -7,6 +7,9 @@ from __future__ import annotations
 import os
 import time
 
+from cntr.engines import trust
+from cntr.linux import procfs
+
 PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 LIMIT = 16 << 20  # bytes of one command's output
 # the same everywhere except on MIPS; Python ignores the last two, and commands must not
@@ -39,21 +42,55 @@ def _is_roots(path: str) -> bool:
         path = os.path.dirname(path)
 
 
+# Where an engine's daemon, store and settings are; and the words that are no paths.
+PLACES = (
+    "HOME XDG_RUNTIME_DIR XDG_CONFIG_HOME XDG_DATA_HOME DOCKER_HOST DOCKER_CONFIG DOCKER_CERT_PATH CONTAINER_HOST CONTAINERS_CONF "
+    "CONTAINERS_STORAGE_CONF CONTAINERS_REGISTRIES_CONF CONTAINERD_ADDRESS CONTAINER_RUNTIME_ENDPOINT TMPDIR"
+).split()
+WORDS = "STORAGE_DRIVER USER LOGNAME LANG DOCKER_CONTEXT DOCKER_TLS_VERIFY DOCKER_TLS DOCKER_API_VERSION CONTAINERD_NAMESPACE".split()
+
+
+def environment() -> dict[str, str]:
+    """The variables that an engine's command gets: a user's own; of root's those that lead to what only root can change.
+
+    A file of settings names programs to run (``conmon_path`` of containers.conf(5), docker's plugins), and sudo(8) may
+    have kept a user's variables.
+    """
+    if os.geteuid():
+        found = {key: value for key, value in os.environ.items() if key not in ("NOTIFY_SOCKET", "DEBUG")}
+    else:
+        found = {key: os.environ[key] for key in WORDS if key in os.environ}
+        found |= {key: os.environ[key] for key in PLACES if key in os.environ and _leads_to_roots(os.environ[key])}
+        found |= {key: value for key, value in os.environ.items() if key.startswith("CNTR_")}
+        found["PATH"] = ":".join(PATH)
+        if "HOME" not in found:
+            entry = procfs.passwd_entry(procfs.read("/etc/passwd"), "0")
+            found["HOME"] = entry[3] if entry else "/"
+    return found
+
+
+def _leads_to_roots(value: str) -> bool:
+    scheme, separator, rest = value.partition("://")
+    if separator and scheme != "unix":
+        return scheme == "tcp"  # docker's, which is asked about by docker.check_tcp
+    path = rest if separator else value
+    return path.startswith("/") and trust.accepts(trust.owner_or_anybody(path))
+
+
 class Invocation:
     """A running command: its process and the read end of its output."""
 
     __slots__ = ("chunks", "fd", "pid", "size")
 
-    def __init__(self, argv: list[str], environment: dict[str, str] | None = None) -> None:
-        """Start it. environment: all of it, if the program must not get the caller's. Raises OSError."""
+    def __init__(self, argv: list[str], variables: dict[str, str] | None = None) -> None:
+        """Start it. variables: its own, None for ``environment``. Raises OSError."""
         # setpriv sets the parent-death signal, which posix_spawn(3) cannot: if cntr is killed, a hanging command must
         # not stay.
         setpriv = trusted("setpriv")
         if setpriv.endswith("/setpriv"):  # util-linux's: busybox's lacks the option
             argv = [setpriv, "--pdeathsig", "KILL", *argv]
-        if environment is None:
-            environment = {key: value for key, value in os.environ.items() if key not in ("NOTIFY_SOCKET", "DEBUG")}
-        environment.update(PATH=":".join(PATH), LC_ALL="C", TERM="dumb")
+        variables = dict(environment() if variables is None else variables)
+        variables.update(PATH=":".join(PATH), LC_ALL="C", TERM="dumb")
         self.chunks: list[bytes] = []
         self.size = 0
         self.fd, writing = os.pipe2(os.O_CLOEXEC)
@@ -65,7 +102,7 @@ class Invocation:
         try:
             # A session of its own: no terminal to prompt on, and one signal ends all its processes.
             self.pid = os.posix_spawn(
-                *(argv[0], argv, environment),
+                *(argv[0], argv, variables),
                 file_actions=actions,
                 setsid=True,
                 setsigdef=(SIGPIPE, SIGXFSZ),
@@ -98,7 +135,7 @@ class Invocation:
         return os.fsdecode(b"".join(self.chunks))
 
 
-def output(deadline: float, program: str, *arguments: str, environment: dict[str, str] | None = None) -> str:
+def output(deadline: float, program: str, *arguments: str, variables: dict[str, str] | None = None) -> str:
     """The output of PROGRAM before DEADLINE; "" if it is missing or not root's, is late, or cannot be run."""
     import select
 
@@ -106,7 +143,7 @@ def output(deadline: float, program: str, *arguments: str, environment: dict[str
     if not path:
         return ""
     try:
-        command = Invocation([path, *arguments], environment)
+        command = Invocation([path, *arguments], variables)
     except OSError:
         return ""
     poll, ended = select.poll(), False

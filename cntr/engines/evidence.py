@@ -62,8 +62,10 @@ def _bears(pid: int, marks: tuple[str, ...], owners: tuple[int, int]) -> bool:
         return True
     if not long:
         return False
-    mounts = procfs.read(f"{procfs.living(pid)}/mountinfo")
-    return any(mark in mounts for mark in long)
+    # Only what is bound from elsewhere: a user may call the mount point, or the source, of a FUSE file system as they
+    # like, and then all processes of the machine have that mount.
+    roots = [line.split(" ", 4)[3] for line in procfs.read(f"{procfs.living(pid)}/mountinfo").splitlines()]
+    return any(mark in root for root in roots for mark in long)
 
 
 def _cgroup_owner(controllers: str, path: str) -> int:

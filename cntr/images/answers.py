@@ -40,7 +40,12 @@ def run(argv: list[str], seconds: float, limit: int = 8 << 20) -> str:
 
     try:
         done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=max(1.0, seconds), check=False
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=max(1.0, seconds),
+            check=False,
+            env=commands.environment(),
         )
     except FileNotFoundError:
         raise ImageError(f"{name}: not installed", f"install {name}") from None

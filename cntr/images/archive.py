@@ -12,6 +12,7 @@ from cntr.engines import store
 from cntr.errors import printable
 from cntr.images import Image, ImageError, Layer, Limits
 from cntr.linux import opened, syscalls
+from cntr.linux.numbers import UNAME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -253,7 +254,7 @@ def answers_to(tag: str, name: str) -> bool:
 def _fits(platform: object) -> bool:
     if not isinstance(platform, dict):
         return True
-    machine = MACHINES.get(os.uname().machine, os.uname().machine)
+    machine = MACHINES.get(UNAME, UNAME)
     return bool(platform.get("os", "linux") == "linux" and platform.get("architecture", machine) == machine)
 
 

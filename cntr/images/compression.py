@@ -7,6 +7,7 @@ import io
 import os
 import zlib
 
+from cntr.engines import commands
 from cntr.errors import printable
 from cntr.images import ImageError, Layer, Limits
 
@@ -206,9 +207,10 @@ class _Zstd:
         self._feeder: Any = None
         self._error: BaseException | None = None
         identity: Any = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
+        program = "zstd" if os.geteuid() else commands.trusted("zstd") or "/nonexistent"
         try:
             self._process = subprocess.Popen(
-                ["zstd", "-dcq", ZSTD_MEMORY, "--no-progress"],
+                [program, "-dcq", ZSTD_MEMORY, "--no-progress"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

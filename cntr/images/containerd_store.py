@@ -5,11 +5,19 @@ from __future__ import annotations
 import os
 import time
 
-from cntr.engines import containerd, store
+from cntr.engines import containerd, store, trust
 from cntr.errors import printable
 from cntr.images import Image, ImageError, answers
 
 NAMESPACES = 64
+
+
+def own_socket() -> str:
+    """The socket that $CONTAINERD_ADDRESS names, "" if none. Who listens there says where files are. Raises ImageError."""
+    path = os.environ.get("CONTAINERD_ADDRESS", "").removeprefix("unix://")
+    if path and os.path.exists(path) and not trust.accepts(owner := trust.owner_or_anybody(path)):
+        raise ImageError(f"CONTAINERD_ADDRESS={printable(path)}: {store.written_by(owner)}", "name root's socket")
+    return path
 
 
 def ctr(*words: str, socket: str = "") -> list[str]:
@@ -22,7 +30,7 @@ def ctr(*words: str, socket: str = "") -> list[str]:
         for name in ("/containerd.sock", ".sock")
         if "docker" not in state
     ]
-    asked = [socket or os.environ.get("CONTAINERD_ADDRESS", "")]
+    asked = [socket or own_socket()]
     asked = asked if asked[0] else usual
     found = next((path for path in asked if os.path.exists(path)), "")
     if not found:

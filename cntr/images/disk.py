@@ -15,6 +15,7 @@ from cntr.engines import store, trust
 from cntr.errors import printable
 from cntr.images import ImageError
 from cntr.linux import loop, syscalls
+from cntr.linux.numbers import UNAME
 
 SECTOR = 512
 TABLE = 1 << 20  # most bytes of a partition table
@@ -121,14 +122,14 @@ class Disk:
         for row in rows:
             if not _number(row, 48, 8) & NO_AUTO:
                 of_type.setdefault(_uuid(row[:16]), []).append(row)
-        root, usr, verity = ROOTS.get(os.uname().machine, ("", "", ""))
+        root, usr, verity = ROOTS.get(UNAME, ("", "", ""))
         if of_type.get(verity):
             raise self._bad("its root has verity data, which nothing here would check")
         if of_type.get(usr):
             raise self._bad("its /usr is a partition of its own")
         found = of_type.get(root) or of_type.get(LINUX) or []
         if len(found) != 1:
-            raise self._bad(f"it has {len(found) or 'no'} partitions that could be the root of {os.uname().machine}")
+            raise self._bad(f"it has {len(found) or 'no'} partitions that could be the root of {UNAME}")
         first, last = _number(found[0], 32, 8), _number(found[0], 40, 8)
         if not 0 < first <= last or (last + 1) * SECTOR > self.size:
             raise self._bad("its root partition reaches behind its end")

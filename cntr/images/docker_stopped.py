@@ -152,7 +152,7 @@ def _snapshot(made: Blueprint, path: str, snapshotter: str) -> None:
     """Set the layers of Docker with containerd's image store. The daemon tells its containerd's socket since version
     27. Raises ImageError.
     """
-    from cntr.images import containerd_stopped
+    from cntr.images import containerd_stopped, containerd_store
 
     if made.owner:
         raise ImageError(
@@ -163,7 +163,7 @@ def _snapshot(made: Blueprint, path: str, snapshotter: str) -> None:
     except (OSError, Refused):
         status, answer = 0, None
     own = str(mapping(mapping(answer).get("Containerd")).get("Address") or "") if status == 200 else ""
-    sockets = (os.environ.get("CONTAINERD_ADDRESS", ""), own, OWN_CONTAINERD)
+    sockets = (containerd_store.own_socket(), own, OWN_CONTAINERD)
     socket = next((socket for socket in sockets if socket and os.path.exists(socket)), "")
     containerd_stopped.take_snapshot(made, "moby", snapshotter, made.id, socket=socket)
 

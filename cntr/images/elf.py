@@ -7,6 +7,8 @@ from __future__ import annotations
 import os
 import struct
 
+from cntr.linux.numbers import UNAME
+
 MACHINES = {
     **{
         3: "i386",
@@ -118,5 +120,5 @@ def _text(data: bytes, start: int) -> str:
 
 def runs_here(machine: str) -> bool:
     """Whether this machine's processor runs MACHINE's programs."""
-    own = os.uname().machine
+    own = UNAME
     return machine in RUNS.get(own, (own,))

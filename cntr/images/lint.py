@@ -12,6 +12,7 @@ import stat
 from cntr.errors import printable
 from cntr.images import below, mistakes
 from cntr.images.elf import PATHS, Elf, NotElf, runs_here
+from cntr.linux.numbers import UNAME
 
 LINKS, LIBRARIES = 4, 400  # interpreters of interpreters (BINPRM_MAX_RECURSION is 5); libraries examined
 LIBRARY_DIRECTORIES = "/lib /usr/lib /lib64 /usr/lib64 /usr/local/lib /lib32 /usr/lib32".split()
@@ -229,7 +230,7 @@ class _Linter:
         if elf.kind not in (2, 3):  # ET_EXEC, ET_DYN
             return [f"{path}: an object file or a core file, not a program (exec format error)"]
         if not runs_here(elf.machine):
-            return [f"{path}: a program for {elf.machine}, on {os.uname().machine} (exec format error)"]
+            return [f"{path}: a program for {elf.machine}, on {UNAME} (exec format error)"]
         if elf.interpreter and below.status(self.root, elf.interpreter) is None:
             return [f"{path}: its interpreter {elf.interpreter} is not there: built for another libc? (no such file)"]
         return self._libraries(path, elf) if elf.interpreter else []
@@ -271,7 +272,7 @@ class _Linter:
     def _library_directories(self, program: Elf) -> list[str]:
         found = self.environment.get("LD_LIBRARY_PATH", "").split(":")
         found += self._configured("etc/ld.so.conf", 0, set())
-        machine = {"x86_64": "x86_64", "aarch64": "aarch64", "i386": "i386"}.get(program.machine, os.uname().machine)
+        machine = {"x86_64": "x86_64", "aarch64": "aarch64", "i386": "i386"}.get(program.machine, UNAME)
         for triplet in (f"{machine}-linux-gnu", f"{machine}-linux-musl"):
             found += [f"/lib/{triplet}", f"/usr/lib/{triplet}", f"/usr/local/lib/{triplet}"]
         for line in self._text(f"etc/ld-musl-{machine}.path").replace(":", "\n").splitlines():

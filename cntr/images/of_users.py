@@ -230,4 +230,4 @@ def _inspected(uid: int, id: str, deadline: float) -> str:
         environment["XDG_RUNTIME_DIR"] = f"/run/user/{uid}"
     user = ("setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups", "--inh-caps=-all", "env", "--chdir=/")
     asked = ("podman", "container", "inspect", id if store.is_whole_id(id) else "")
-    return commands.output(deadline, *user, *asked, environment=environment)
+    return commands.output(deadline, *user, *asked, variables=environment)

@@ -7,13 +7,12 @@ without it ``filter_of`` fails.
 
 from __future__ import annotations
 
-import os
-
 from cntr.engines import store
 from cntr.images import ImageError
 from cntr.images.blueprint import words
 from cntr.images.spec import CAPABILITIES, mapping
 from cntr.linux import libseccomp
+from cntr.linux.numbers import UNAME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def filter_of(profile: object, capabilities: int) -> bytes:
     library = libseccomp.load()
     if library is None:
         raise ImageError("its seccomp profile can't be compiled: no libseccomp.so.2", "install libseccomp2")
-    machine, others = MACHINES.get(os.uname().machine, (os.uname().machine, []))
+    machine, others = MACHINES.get(UNAME, (UNAME, []))
     default = _action(profile.get("defaultAction"), profile.get("defaultErrnoRet"))
     rules = []
     for row in profile.get("syscalls") or ():

@@ -23,6 +23,7 @@ from cntr.images.role import Role
 from cntr.images.room import Room
 from cntr.linux import apart, procfs, syscalls
 from cntr.linux.host import VIEW
+from cntr.linux.numbers import UNAME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -350,7 +351,7 @@ def _reap(pid: int) -> None:
 
 def program() -> int:
     """A memfd with the stand-in's program, executable but not readable. Raises CntrError."""
-    machine = os.uname().machine
+    machine = UNAME
     if machine not in PROGRAMS:
         raise ImageError(f"stand-ins are not supported on {machine}", f"known are {', '.join(PROGRAMS)}")
     number, text = PROGRAMS[machine]

@@ -13,7 +13,7 @@ import os
 import struct
 
 from cntr.linux.named import NamedTuple
-from cntr.linux.numbers import MACHINE, number
+from cntr.linux.numbers import MACHINE, UNAME, number
 
 # linux/fcntl.h
 AT_FDCWD = -100
@@ -230,7 +230,7 @@ def open_by_ino(mount_fd: int, ino: int, generation: int) -> int:
 
 #: The number of open_by_handle_at for the machine's native and 32-bit programs; 265 is the generic table's.
 OPEN_BY_HANDLE_AT = {"x86_64": (304, 342), "i686": (342,), "armv7l": (371,), "ppc64le": (346,), "s390x": (336,)}.get(
-    os.uname().machine, (265, 371)
+    UNAME, (265, 371)
 )
 
 

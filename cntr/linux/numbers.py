@@ -31,9 +31,13 @@ IOCTLS = {
 }
 # 64-bit kernels that run 32-bit programs, possibly this interpreter
 NARROW = {"x86_64": "i386", "aarch64": "arm"}
+# What uname(2) calls the wide ones under setarch(8) (PER_LINUX32), which a caller can set; a 64-bit program stays one
+DISGUISED = {"i686": "x86_64", "armv8l": "aarch64", "ppc": "ppc64", "ppcle": "ppc64le", "s390": "s390x"}
+UNAME = os.uname().machine
+UNAME = DISGUISED.get(UNAME, UNAME) if sys.maxsize > 1 << 32 else UNAME
 
 
-def machine(name: str = os.uname().machine, *, wide: bool = sys.maxsize > 1 << 32) -> str:
+def machine(name: str = UNAME, *, wide: bool = sys.maxsize > 1 << 32) -> str:
     """The column of TABLE for uname(2)'s machine; wide: whether this program is a 64-bit one."""
     if not wide:
         name = NARROW.get(name, name)

@@ -6,6 +6,7 @@ import os
 import time
 
 from cntr.errors import CntrError, printable
+from cntr.linux.numbers import UNAME
 from cntr.progress import Progress
 from cntr.slim.exercise import Exercise
 from cntr.slim.report import Report
@@ -88,7 +89,7 @@ def publish(path: str, write: Callable[[IO[bytes]], object]) -> None:
 def configuration(source: Source, layers: int = 1) -> dict[str, object]:
     """The configuration of the slim image: the original one, with a line of history for each of its layers."""
     config = {key: value for key, value in source.image.config.items() if key not in ("rootfs", "history")}
-    config.setdefault("architecture", MACHINES.get(os.uname().machine, os.uname().machine))
+    config.setdefault("architecture", MACHINES.get(UNAME, UNAME))
     config.setdefault("os", "linux")
     created = str(config.get("created") or "1970-01-01T00:00:00Z")
     config["created"] = created

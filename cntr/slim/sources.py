@@ -10,6 +10,7 @@ import sys
 
 from cntr import images
 from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound, printable
+from cntr.linux.numbers import UNAME
 from cntr.slim import machines, overlay
 from cntr.slim.leftovers import Guard
 from cntr.slim.runs import MACHINES, Image
@@ -43,7 +44,7 @@ class Source:
     def demand_native(self) -> None:
         """Raise CntrError for an image of another architecture."""
         wanted = str(self.image.config.get("architecture") or "")
-        here = MACHINES.get(os.uname().machine, os.uname().machine)
+        here = MACHINES.get(UNAME, UNAME)
         if wanted and wanted != here:
             raise CntrError(
                 f"{printable(self.image.reference)} is an image for {printable(wanted)}, this machine is {here}",

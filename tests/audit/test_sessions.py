@@ -18,6 +18,7 @@ from cntr.attach import signals
 from cntr.audit import live, times
 from cntr.engines import store
 from cntr.linux.syscalls import CLONE_NEWPID
+from testkit import processes
 from testkit.container import NAMESPACES
 from testkit.waiting import wait_until
 from tests.audit.support import only
@@ -114,6 +115,26 @@ def test_nor_does_who_reads_nothing(place, container, tmp_path, what):
             os.close(ours)
             os.close(theirs)
     assert only(journal.entries[-1], "CNTR_ENDED_BY") == "its time is over: 1s"
+
+
+def test_nor_does_a_file_of_the_callers_that_never_answers(place, container):
+    """Its streams may be files of a FUSE server of the caller's: then cntr cannot even be killed. Here it is stopped."""
+    command = ("attach", str(container.pid), "--timeout", "1s", "--", "sh", "-c", "echo begun; exec sleep 60.0713")
+    with subprocess.Popen(
+        [sys.executable, "-c", HASTY, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": busybox.REPOSITORY},
+    ) as process:
+        try:
+            assert process.stdout.readline() == "begun\n"
+            process.send_signal(signal.SIGSTOP)
+            wait_until(lambda: not processes.running("sleep", "60.0713"), "the monitor has ended it", 15)
+            process.send_signal(signal.SIGCONT)
+            assert process.wait(20) in (129, 137)
+        finally:
+            process.kill()
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ import time
 import pytest
 
 from cntr import engines
-from cntr.engines import evidence, listing, trust
+from cntr.engines import commands, evidence, listing, trust
 from cntr.errors import CntrError, TargetNotFound
+from cntr.images import containerd_store
 from cntr.linux import procfs
 from testkit.waiting import wait_until
 
@@ -225,6 +226,24 @@ def test_roots_stale_file_and_a_user_who_waited_for_the_pid(tmp_path, monkeypatc
         with users_process(prefix, "-c", ID) as process:
             (task / "init.pid").write_text(process.said)
             nobody_is_called(f"containerd:{ID}")
+
+
+@pytest.mark.parametrize("what", ["its name", "its source"])
+def test_roots_stale_file_and_a_mount_of_a_users(tmp_path, monkeypatch, what):
+    """A user's FUSE file system, in the mount namespace of all, is mounted at a directory that is called as the container."""
+    monkeypatch.setenv("CNTR_CONTAINERD_ROOT", str(tmp_path / "state"))
+    task = tmp_path / "state/io.containerd.runtime.v2.task/default" / ID
+    task.mkdir(parents=True)
+    place = tmp_path / (ID if what == "its name" else "other")
+    place.mkdir()
+    source = ID if what == "its source" else "x"
+    script = f"mount -t tmpfs {source} {place}; echo up; exec {' '.join(AS_USER)} sleep 300"
+    with subprocess.Popen(["unshare", "-m", "sh", "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "up\n"
+        (task / "init.pid").write_text(str(process.pid))
+        assert ID in pathlib.Path(f"/proc/{process.pid}/mountinfo").read_text()
+        nobody_is_called(f"containerd:{ID}")
+        process.kill()
 
 
 def test_a_directory_that_anybody_may_write_to_is_nobodys_word(tmp_path, monkeypatch, victim):
@@ -494,3 +513,32 @@ def test_a_command_line_is_its_users_word():
             found = engines.resolve(f"command:{name}")
             assert (found.pid, found.owner) == (roots.pid, 0)
             roots.kill()
+
+
+def test_an_engines_command_of_roots_has_no_settings_of_a_users(home, tmp_path, monkeypatch):
+    """`sudo -E`, or `su`, keeps variables. containers.conf(5) names a program that podman runs (``conmon_path``), docker's settings
+    name plugins, and a socket answers for root's engine.
+    """
+    theirs, roots = write(home / "conf", ""), tmp_path / "conf"
+    roots.write_text("")
+    (home / "link").symlink_to(roots)
+    names = "CONTAINERS_CONF DOCKER_CONFIG HOME CONTAINER_HOST CONTAINERD_ADDRESS XDG_CONFIG_HOME DOCKER_HOST".split()
+    for name in names:
+        scheme = "unix://" if name.endswith("HOST") else ""
+        for path, kept in ((theirs, False), (home / "link", False), ("conf", False), (roots, True)):
+            monkeypatch.setenv(name, f"{scheme}{path}")
+            text = commands.output(time.monotonic() + 10, "env").splitlines()
+            assert (f"{name}={scheme}{path}" in text) == kept, (name, path)
+    monkeypatch.setenv("CONTAINER_HOST", "ssh://elsewhere/run/podman.sock")
+    for name in ("LD_PRELOAD_X", "DBUS_SYSTEM_BUS_ADDRESS", "PODMAN_IGNORE_CGROUPSV1_WARNING", "SYSTEMD_PAGER"):
+        monkeypatch.setenv(name, f"{theirs}")
+    monkeypatch.setenv("HOME", str(theirs))
+    found = dict(row.partition("=")[::2] for row in commands.output(time.monotonic() + 10, "env").splitlines())
+    assert set(found) <= {*commands.PLACES, *commands.WORDS, "PATH", "LC_ALL", "TERM"} | {
+        key for key in found if key.startswith("CNTR_")
+    }
+    assert "CONTAINER_HOST" not in found
+    assert found["HOME"] == "/root"
+    monkeypatch.setenv("CONTAINERD_ADDRESS", str(theirs))
+    with pytest.raises(CntrError, match="can write there"):
+        containerd_store.own_socket()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -267,6 +268,17 @@ def test_exec_takes_the_personality_over_and_a_session_does_not():
     with BusyboxContainer(as_root=as_root) as container:
         assert container.exec("--", "/bin/cat", "/proc/self/personality").stdout.strip() == "00040008"
         assert container.sh("cat /proc/self/personality").strip() == "00000000"
+
+
+@pytest.mark.skipif(shutil.which("setarch") is None, reason="not installed: setarch")
+@pytest.mark.parametrize("words", [["exec"], ["attach"], ["attach", "--transport", "fuse"]], ids=" ".join)
+def test_the_callers_personality_is_nobodys(words):
+    """Under setarch(8) uname(2) names the 32-bit machine, whose system calls have other numbers, and a random layout is switched off."""
+    with BusyboxContainer() as container:
+        prefix = ["setarch", "linux32", "-R"]
+        script = "cat /proc/self/personality"
+        done = run(words[0], str(container.pid), *words[1:], "--", "sh", "-c", script, prefix=prefix)
+        assert (done.stdout, done.stderr) == ("00000000\n", ""), done
 
 
 class Inner(BusyboxContainer):

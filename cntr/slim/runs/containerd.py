@@ -10,6 +10,7 @@ import time
 from cntr.engines import unixhttp
 from cntr.errors import CntrError, printable
 from cntr.linux import procfs
+from cntr.linux.numbers import UNAME
 from cntr.slim import commands
 from cntr.slim.leftovers import Guard
 from cntr.slim.runs import MACHINES, Image, MountWatch, Running, RunOptions, wait_for_pid
@@ -57,7 +58,7 @@ def image(reference: str) -> Image | None:
 
 
 def _of_this_machine(name: str, manifests: list[dict[str, Any]]) -> str:
-    machine = MACHINES.get(os.uname().machine, os.uname().machine)
+    machine = MACHINES.get(UNAME, UNAME)
     for row in manifests:
         platform = row.get("platform") or {}
         if platform.get("architecture", machine) == machine and platform.get("os", "linux") == "linux":
