@@ -116,9 +116,10 @@ class Supervisor:
         """Enforce the session's time limit, write its output to its recording, and list it."""
         self.session = session
         if session.limit is not None:
-            from cntr.audit.times import Term
+            from cntr.audit import times
 
-            self.term = Term(session.limit)
+            self.term = times.Term(session.limit)
+            times.print_no_more_after(session.limit)
             signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # while we are stopped, the command would run on
         if session.recorder:
             self.stdio.copy(session.recorder.output)
@@ -151,8 +152,8 @@ class Supervisor:
     def _turn(self) -> bool:
         """Wait for one round of events; False while the monitor lives, True once it has ended."""
         poll = select.poll()
-        fds = {self.monitor_fd: select.POLLIN, self.watch.fd: select.POLLIN}
-        fds.update(dict.fromkeys(self.readers, select.POLLIN))
+        # Reports before signals: one that comes after the session has begun is the command's.
+        fds = dict.fromkeys((self.monitor_fd, *self.readers, self.watch.fd), select.POLLIN)
         if not self.outcome.target_gone:
             fds[self.target.pidfd] = select.POLLIN
         if self.server and not self.server_ended:

@@ -35,11 +35,7 @@ def overdue(limit: float) -> float:
 
 
 class Term:
-    """A session's time limit: it ends LIMIT seconds from now, with a warning a minute before.
-
-    A caller who does not read what cntr prints, or fills the pipe, would keep it in a write(2) for ever. So when it is
-    late, its output goes to /dev/null: the signal interrupts the write, which is then repeated there.
-    """
+    """A session's time limit: it ends LIMIT seconds from now, with a warning a minute before."""
 
     __slots__ = ("end", "limit", "warning")
 
@@ -47,7 +43,6 @@ class Term:
         self.limit = limit
         self.end = time.monotonic() + limit
         self.warning: float | None = self.end - WARNING_SECONDS if limit > WARNING_SECONDS else None
-        _stop_printing_in(limit + LATE_SECONDS)
 
     def __str__(self) -> str:
         return shown(self.limit)
@@ -66,10 +61,15 @@ class Term:
         return now >= self.end
 
 
-def _stop_printing_in(seconds: float) -> None:
+def print_no_more_after(limit: float) -> None:
+    """LIMIT seconds from now, and a while, send this process's output to /dev/null.
+
+    A caller who does not read what cntr prints, or fills the pipe, would keep it in a write(2) for ever. The signal
+    interrupts the write, which is then repeated there.
+    """
     signal.signal(signal.SIGALRM, _print_no_more)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGALRM,))
-    signal.setitimer(signal.ITIMER_REAL, seconds, LATE_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, limit + LATE_SECONDS, LATE_SECONDS)
 
 
 def _print_no_more(number: int, frame: object) -> None:

@@ -29,9 +29,10 @@ class RecordedMount(mounting.MountSession):
         """Called when the mount is made: list it and start its time."""
         self.session.announce()
         if self.session.limit is not None:
-            from cntr.audit.times import Term
+            from cntr.audit import times
 
-            self.term = Term(self.session.limit)
+            self.term = times.Term(self.session.limit)
+            times.print_no_more_after(self.session.limit)
 
     def must_end(self, signalled: int) -> bool:
         """Whether it must end, because of a signal or its time limit."""
