@@ -33,11 +33,11 @@ def number(text: str) -> int:
 
 
 def rows(text: str, fields: int, id_field: int) -> list[tuple[list[str], int]]:
-    """Parse a passwd(5) or group(5) text: [(fields, id)], at most ENTRIES. Incomplete lines are skipped."""
+    """Parse a passwd(5) or group(5) text: [(fields, id)], at most ENTRIES. Lines without an id are skipped."""
     found = []
     for line in text[:LIMIT].split("\n")[:ENTRIES]:
-        words = line.split(":")
-        if len(words) == fields and (value := number(words[id_field])) >= 0:
+        words = [*line.strip().split(":"), *[""] * fields][:fields]  # as for engines, the last ones may be missing
+        if (value := number(words[id_field])) >= 0:
             found.append((words, value))
     return found
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # oom_score_adj: the session is killed before the application (proc(5)); raising the value is always allowed
 LIKELIEST_VICTIM = 1000
 NO_ID = 0xFFFFFFFF  # (uid_t)-1: setresuid(2) leaves that id unchanged
+PASSWD_LIMIT = 1 << 25  # bytes: that of half a million users
 
 
 class User:
@@ -43,7 +44,8 @@ def user_of(target: Target, wanted: str | None, *, own_root: bool = False) -> Us
     apply. On the tools' files they would be rights that the container grants itself; an attach session gets only
     the groups of the target's process.
     """
-    passwd, group = target.read_file("/etc/passwd"), target.read_file("/etc/group")
+    limit = PASSWD_LIMIT if wanted else 1 << 20
+    passwd, group = target.read_file("/etc/passwd", limit), target.read_file("/etc/group", limit)
     uid, gid = target.inside(target.uids[1], target.uid_map), target.inside(target.gids[1], target.gid_map)
     held = [inside for outside in target.groups if (inside := target.inside(outside, target.gid_map)) is not None]
     if wanted is None:
@@ -71,9 +73,12 @@ def user_of(target: Target, wanted: str | None, *, own_root: bool = False) -> Us
                 f"--user {printable(wanted)}: {kind} {number} is not mapped in the container's user namespace",
                 f"`cat /proc/{target.pid}/{kind}_map` shows which ids are",
             )
-    claimed = procfs.groups_of(group, entry[0]) if entry else []
+    claimed = (
+        procfs.groups_of(group, entry[0]) if entry and not colon else []
+    )  # engines: a group that is given is the only one
     groups = claimed if own_root else [gid for gid in claimed if gid in held]
-    return User(uid, gid, groups, entry[0] if entry else "", entry[3] if entry else "")
+    home = (entry[3] if entry else "") or ("/" if own_root else "")  # not that of the container's own user
+    return User(uid, gid, groups, entry[0] if entry else "", home)
 
 
 def _group(wanted: str, name: str, group: str) -> int:

@@ -175,14 +175,19 @@ def passwd_entry(text: str, user: str) -> tuple[str, int, int, str, str] | None:
     """(name, uid, gid, home, shell) of USER in the text of a passwd(5) file. USER is a uid if it is a number, else a
     name.
 
-    A number is never taken for a name: an image may name a user of uid 0 "1000" (CVE-2016-3697).
+    A number is never taken for a name: an image may name a user of uid 0 "1000" (CVE-2016-3697). As for engines, fields
+    may be missing at the end, which are empty, and the gid 0.
     """
-    column = 2 if user.isascii() and user.isdecimal() else 0
+    number = (user.lstrip("0") or "0") if user.isascii() and user.isdecimal() else ""
     for line in text.split("\n"):
-        fields = line.split(":")
-        if len(fields) == 7 and _is_id(fields[2]) and _is_id(fields[3]) and user == fields[column]:
-            return fields[0], int(fields[2]), int(fields[3]), fields[5], fields[6]
+        name, _, uid, gid, _, home, shell = _fields(line, 7)
+        if _is_id(uid) and _is_id(gid or "0") and ((uid.lstrip("0") or "0") == number if number else user == name):
+            return name, int(uid), int(gid or 0), home, shell
     return None
+
+
+def _fields(line: str, count: int) -> list[str]:
+    return [*line.strip().split(":"), *[""] * count][:count]
 
 
 def _is_id(text: str) -> bool:
@@ -191,14 +196,14 @@ def _is_id(text: str) -> bool:
 
 def groups_of(text: str, user: str) -> list[int]:
     """The supplementary group ids of USER in the text of a group(5) file."""
-    rows = (line.split(":") for line in text.split("\n"))
-    return [int(row[2]) for row in rows if len(row) == 4 and _is_id(row[2]) and user in row[3].split(",")]
+    rows = (_fields(line, 4) for line in text.split("\n"))
+    return [int(row[2]) for row in rows if _is_id(row[2]) and user in row[3].split(",")]
 
 
 def group_id(text: str, group: str) -> int | None:
     """The id of the group named GROUP in the text of a group(5) file."""
     for line in text.split("\n"):
-        fields = line.split(":")
-        if len(fields) == 4 and fields[0] == group and _is_id(fields[2]):
-            return int(fields[2])
+        name, _, gid, _ = _fields(line, 4)
+        if name == group and _is_id(gid):
+            return int(gid)
     return None

@@ -130,8 +130,8 @@ def test_ids_and_supplementary_groups():
     [
         ("slim", 1000, 1001, ["2000", "2001"]),
         ("1000", 1000, 1001, ["2000", "2001"]),
-        ("slim:0", 1000, 0, ["2000", "2001"]),
-        ("slim:extra", 1000, 2000, ["2000", "2001"]),
+        ("slim:0", 1000, 0, []),
+        ("slim:extra", 1000, 2000, []),
         ("4711:815", 4711, 815, []),
         ("0", 0, 0, []),
         ("123", 123, 0, []),
@@ -148,6 +148,44 @@ def test_user_option(user, uid, gid, groups):
         assert fields["Groups"].split() == [group for group in groups if group == "2001"]
         own = procfs.status(container.exec("--user", user, "--", "/bin/cat", "/proc/self/status").stdout)
         assert (own["Uid"].split()[0], own["Groups"].split()) == (str(uid), groups)
+
+
+@pytest.mark.parametrize(
+    ("line", "gid", "home"),
+    [
+        ("app:x:1000:1001::/home/app:/bin/sh", 1001, "/home/app"),
+        ("app:x:1000:1001::/home/app", 1001, "/home/app"),
+        ("app:x:1000:1001::/home/app:/bin/sh:more", 1001, "/home/app"),
+        ("  app:*:01000:1001::/home/app:\r", 1001, "/home/app"),
+        ("app:x:1000:1001", 1001, "/"),
+        ("app:x:1000:1001:::", 1001, "/"),
+        ("app:x:1000", 0, "/"),
+        ("+::::::\n#app:x:1\napp\napp:x:x:1:::\napp:x:1000:1001", 1001, "/"),
+        (
+            "\n".join(f"user{n}:x:{n + 2000}:{n + 2000}:{'x' * 100}:/:/bin/sh" for n in range(30000))
+            + "\napp:x:1000:1001",
+            1001,
+            "/",
+        ),
+    ],
+    ids=["whole", "six", "eight", "spaces", "four", "empty", "three", "others", "big"],
+)
+def test_lines_of_passwd_that_engines_take(line, gid, home):
+    """With fields that are missing or too many, as Dockerfiles write them by `echo … >> /etc/passwd`; by name and number."""
+    files = {
+        "/etc/passwd": f"root:x:0:0::/root:/bin/sh\n{line}",
+        "/etc/group": "a:x:2000:app\nb:x:2001:x,app,\nc:x:2002",
+    }
+    script = "grep -E '^(Uid|Gid|Groups)' /proc/self/status; echo $HOME"
+    with BusyboxContainer(files=files) as container:
+        for user in ("app", "1000"):
+            words = container.exec("--user", user, "--", "/bin/sh", "-c", script).stdout.split()
+            assert (words[1], words[6], words[11:]) == ("1000", str(gid), ["2000", "2001", home]), user
+        words = container.exec("--user", "app:c", "--", "/bin/sh", "-c", script).stdout.split()
+        assert (words[6], words[11:]) == ("2002", [home]), "a group that is given is the only one"
+        words = container.exec("--user", "999999", "--", "/bin/sh", "-c", script).stdout.split()
+        assert (words[1], words[6], words[11:]) == ("999999", "0", ["/"]), "not the home of the container's own user"
+        assert container.attach("--user", "app", "--", "id", "-un").stdout in ("app\n", "uid1000\n")
 
 
 @pytest.mark.parametrize(
