@@ -54,7 +54,7 @@ def make(path: str, *, is_dir: bool, own_fd: int = -1) -> None:
     Raises OSError.
 
     The stand-in shows everything that the directory holds (mounts, files, symbolic links) and the new name. Entries
-    that cannot be examined, such as a dead FUSE mount, are left out. Files created later in that directory live as
+    that cannot be found, such as a dead FUSE mount's by CntrFS, are left out. Files created later in that directory live as
     long as the session. A directory of the session's own file system (own_fd) is not covered: its owner, mode and
     size stay as they are.
     """
@@ -105,24 +105,33 @@ def _show(parent_fd: int, tmpfs: int, left_out: str) -> list[tuple[str, int]]:
         if name == left_out:
             continue
         try:
-            # Stat by name: for a symbolic link covered by a mount, the directory entry would give the link's type.
-            mode = os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_mode
-            if stat.S_ISLNK(mode):
-                os.symlink(os.readlink(name, dir_fd=parent_fd), name, dir_fd=tmpfs)
-                continue
-            flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE | syscalls.AT_SYMLINK_NOFOLLOW
-            tree = syscalls.open_tree(parent_fd, name, flags)
+            is_dir = _is_directory(parent_fd, name)
+            if not is_dir:
+                try:
+                    os.symlink(os.readlink(name, dir_fd=parent_fd), name, dir_fd=tmpfs)
+                    continue
+                except OSError:  # EINVAL: no symbolic link
+                    pass
+            tree = syscalls.open_tree(parent_fd, name, CLONE_ALL | syscalls.AT_SYMLINK_NOFOLLOW)
         except OSError:
             continue
-        _make(tmpfs, name, is_dir=stat.S_ISDIR(mode))
+        _make(tmpfs, name, is_dir=is_dir)
         binds.append((name, tree))
     return binds
 
 
+def _is_directory(parent_fd: int, name: str) -> bool:
+    """Whether NAME is a directory, by what the kernel knows: stat(2) would ask a FUSE server, which may never answer."""
+    try:
+        os.close(os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd))
+    except NotADirectoryError:
+        return False
+    return True
+
+
 def _make_all(dir_fd: int, names: list[str], is_dir: bool) -> None:
     for index in range(len(names)):
-        last = index == len(names) - 1
-        _make(dir_fd, "/".join(names[: index + 1]), is_dir=is_dir or not last)
+        _make(dir_fd, "/".join(names[: index + 1]), is_dir=is_dir or index < len(names) - 1)
 
 
 def _make(dir_fd: int, name: str, *, is_dir: bool) -> None:
