@@ -14,8 +14,8 @@ import os
 import stat
 import time
 
+from cntr.cntrfs.scopes import Ordinary, PlainUser, Raised
 from cntr.linux import file_syscalls
-from cntr.linux.file_syscalls import become
 from cntr.linux.named import NamedTuple
 
 TYPE_CHECKING = False
@@ -35,7 +35,6 @@ _SPENDING = 1 << file_syscalls.CAP_SYS_RESOURCE
 _PRIVILEGED = 1 << file_syscalls.CAP_FSETID | _SPENDING
 NOBODYS_GROUP = 0xFFFFFFFE  # a group that no file has
 _SETID = stat.S_ISUID | stat.S_ISGID
-_SOMEBODY = 65534  # not root: ext4 can reserve blocks for a uid too (resuid=0)
 AS_IS: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 
@@ -177,17 +176,46 @@ class Credentials:
     def __init__(self) -> None:
         """Record the server's own capabilities, which leaving the scope restores."""
         self._masks = effective, permitted, inheritable = file_syscalls.capget()
-        self._own = file_syscalls.pack_capabilities(effective, permitted, inheritable)
         self._lowered = file_syscalls.pack_capabilities(effective & ~_PRIVILEGED, permitted, inheritable)
-        self._lowering = _WithoutFsetid(self._own, self._lowered)
-        self._ordinary = _Ordinary(self._own, self._lowered)
-        frugal = file_syscalls.pack_capabilities(effective & ~_SPENDING, permitted, inheritable)
-        self._keeping_setid = _Ordinary(self._own, frugal)
+        self._frugal = file_syscalls.pack_capabilities(effective & ~_SPENDING, permitted, inheritable)
+        self._take(file_syscalls.pack_capabilities(effective, permitted, inheritable))
+        self._spending_more: contextlib.AbstractContextManager[None] = AS_IS
+        self._registering: contextlib.AbstractContextManager[None] = self._ordinary
         self.uid = os.geteuid()
         self.gid = os.getegid()
         self._caller = SERVER
         self._groups = False
         self._unprivileged = False
+
+    def _take(self, own: bytes) -> None:
+        self._own = own
+        self._lowering = Raised(own, self._lowered)
+        self._ordinary = Ordinary(own, self._lowered)
+        self._keeping_setid = Ordinary(own, self._frugal)
+
+    def be_frugal(self) -> None:
+        """From now on the calling thread, and those that it starts, have CAP_SYS_RESOURCE in the scope ``spending`` only.
+
+        So a file is registered with a change of the user id alone: each change of credentials takes the kernel 2 us.
+        """
+        file_syscalls.capset(self._frugal)
+        self._take(self._frugal)
+        if self._masks[0] & _SPENDING:
+            whole = file_syscalls.pack_capabilities(*self._masks)
+            self._spending_more = Raised(self._frugal, whole)
+        as_user = PlainUser(self.uid)
+        before = file_syscalls.capget()
+        with as_user:
+            meanwhile = file_syscalls.capget()
+        # With SECBIT_NO_SETUID_FIXUP, or without all capabilities, the kernel does not change them with the id.
+        if file_syscalls.capget() != before:
+            file_syscalls.capset(self._frugal)
+        elif not self.gid and not meanwhile[0] & _PRIVILEGED and meanwhile[0] >> file_syscalls.CAP_SYS_ADMIN & 1:
+            self._registering = as_user
+
+    def spending(self) -> contextlib.AbstractContextManager[None]:
+        """The scope in which the server has CAP_SYS_RESOURCE, if it has it at all: quotas do not bind it. For any thread."""
+        return self._spending_more
 
     def as_caller(self, caller: Caller, groups: bool = False, unprivileged: bool = False) -> Credentials:
         """``with credentials.as_caller(caller):``. groups: also take the caller's supplementary groups.
@@ -228,7 +256,7 @@ class Credentials:
         if self._groups:
             file_syscalls.setgroups(())
 
-    def without_fsetid(self) -> _WithoutFsetid:
+    def without_fsetid(self) -> Raised:
         """A scope in which writing clears set-id bits, as it does for an unprivileged writer."""
         return self._lowering
 
@@ -238,7 +266,7 @@ class Credentials:
 
         All writers share the registration, so it is made with an ordinary user's credentials.
         """
-        return self._ordinary
+        return self._registering
 
     def reopening(self) -> contextlib.AbstractContextManager[None]:
         """The scope in which a file is opened by its handle and registered, and nothing else is
@@ -274,7 +302,7 @@ class Credentials:
 
     def _spending(self, caller: Caller) -> contextlib.AbstractContextManager[None]:
         """The scope for using disk space. A caller whose ids the kernel did not send counts as not root."""
-        return AS_IS if caller.uid == self.uid else self.ordinary()
+        return self.spending() if caller.uid == self.uid else self.ordinary()
 
     def killpriv_elsewhere(
         self, fd: int, caller: Caller | None, remote: bool
@@ -303,43 +331,6 @@ class Credentials:
     def raised(self) -> contextlib.AbstractContextManager[None]:
         """The scope for calls that need capabilities; a server that lowered its own (``nobody``) has them inside."""
         return AS_IS
-
-
-class _WithoutFsetid:
-    """The scope of ``without_fsetid``: the same ids, CAP_FSETID lowered."""
-
-    def __init__(self, own: bytes, lowered: bytes) -> None:
-        self._own, self._lowered = own, lowered
-
-    def __enter__(self) -> None:
-        file_syscalls.capset(self._lowered)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        file_syscalls.capset(self._own)
-
-
-class _Ordinary:
-    """The scope of ``ordinary``: another id and fewer capabilities. Permissions were checked when the fd was opened."""
-
-    def __init__(self, own: bytes, lowered: bytes) -> None:
-        self._own, self._lowered = own, lowered
-        self._uid, self._gid = os.geteuid(), os.getegid()
-        # Group 0 has no reserved blocks (in ext4 resgid=0 means "none"). A change of credentials takes 2 us.
-        self._changes_group = self._gid != 0
-
-    def __enter__(self) -> None:
-        if self._changes_group:
-            file_syscalls.setfsgid(_SOMEBODY)
-        become(_SOMEBODY, self._lowered)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        become(self._uid, self._own)
-        if self._changes_group:
-            file_syscalls.setfsgid(self._gid)
 
 
 class _OpenerCaller:

@@ -1,8 +1,8 @@
 """The filesystem's operations, synchronous and independent of a binding: one method per operation of the kernel.
 
-A binding passes node ids, names as bytes and a ``Caller``, and gets nodes, ``Attributes`` (struct statx) or plain values. Every failure
-is an OSError whose errno is the answer. ``log.errno_of`` logs anything else and turns it into EIO, because an error in one operation must
-not end the mount. A binding calls ``nodes.trim()`` between operations.
+A binding passes node ids, names as bytes and a ``Caller``, and gets nodes, ``Attributes`` (struct statx) or plain values, and calls
+``nodes.trim()`` between operations. Every failure is an OSError whose errno is the answer; ``log.errno_of`` logs anything else and
+turns it into EIO, because an error in one operation must not end the mount.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import stat
 
 from cntr.cntrfs.backing import Caller, Credentials, opens_by_handle, proc_path
+from cntr.cntrfs.fds import LARGE_BLOCKS
 from cntr.cntrfs.files import FMODE_EXEC, DirectoryHandle, OpenFiles
 from cntr.cntrfs.handles import O_PATH
 from cntr.cntrfs.node import BackingMount, Node, stale
@@ -41,10 +42,7 @@ class Core:
     def __init__(
         self, root_fd: int, options: Options, credentials: Credentials | None = None, xattrs: type[Xattrs] = Xattrs
     ) -> None:
-        """root_fd: a directory fd of the tree's root; the core owns it. Sets the process's umask to 0.
-
-        credentials: of the serving thread; None to make them.
-        """
+        """root_fd: of the tree's root directory; the core owns it. credentials: of the serving thread. Sets the umask to 0."""
         self.options = options
         self.credentials = credentials or Credentials()
         self.nodes = NodeTable(root_fd, options.max_fds, self.credentials.raised())
@@ -232,7 +230,7 @@ class Core:
             return None
         if node.fd < 0:
             self.fds.adopt(node, self.fds.retrying(opener))
-        self.fds.pin(node)
+        self.fds.pin(node, is_small=not node.users and attributes.blocks < LARGE_BLOCKS)
         return node
 
     def rename(

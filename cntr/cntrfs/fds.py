@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 NO_FD = (errno.EMFILE, errno.ENFILE)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 GIVE_UPS = 3
+LARGE_BLOCKS = (64 << 20) // 512  # of a file whose freeing takes long
 _BESIDE = 512  # fds of open files and of the server itself
 
 
@@ -39,7 +40,7 @@ class BoundedFds:
         self._evicted = evicted
         self.max_fds = fd_budget() if max_fds is None else max_fds
         self.cached: OrderedDict[Node, None] = OrderedDict()  # least recently used first
-        self._pins: dict[Node, None] = {}
+        self._pins: dict[Node, bool] = {}  # whether the file is known to be small
         self._held: set[Node] = set()
         # Set by a binding that keeps state beside the fds:
         self.on_close: Callable[[Node], None] = lambda node: None  # the fd of a node with ``open`` state is closed
@@ -78,8 +79,11 @@ class BoundedFds:
         node.fd = fd
         self.cached[node] = None
 
-    def pin(self, node: Node, fd: int | None = None) -> None:
-        """Keep the node's fd: its last name is being removed, and from now on only the fd leads to the file."""
+    def pin(self, node: Node, fd: int | None = None, *, is_small: bool = False) -> None:
+        """Keep the node's fd: its last name is being removed, and from now on only the fd leads to the file.
+
+        is_small: it has few blocks, and nobody has it open.
+        """
         if fd is not None:
             self.adopt(node, fd)
         else:
@@ -87,7 +91,12 @@ class BoundedFds:
         self.cached.pop(node, None)
         self._held.discard(node)
         node.pinned = True
-        self._pins[node] = None
+        self._pins[node] = is_small
+
+    def may_grow(self, node: Node) -> None:
+        """Somebody has opened a pinned node's file."""
+        if node in self._pins:
+            self._pins[node] = False
 
     def unpin(self, node: Node) -> None:
         """Undo ``pin``: the file has a name after all."""
@@ -123,11 +132,11 @@ class BoundedFds:
             self._close_fd(node)
             self._evicted(node)
 
-    def _close_fd(self, node: Node) -> None:
+    def _close_fd(self, node: Node, is_small: bool = False) -> None:
         fd, node.fd = node.fd, -1
         if node.open is not None:
             self.on_close(node)
-        (self.close_nameless if node.pinned else os.close)(fd)
+        (self.close_nameless if node.pinned and not is_small else os.close)(fd)
 
     def open_retrying(self, path: bytes, flags: int) -> int:
         """open(2), close-on-exec, through ``retrying``."""
@@ -177,9 +186,8 @@ class BoundedFds:
         """Close the node's fd, pinned or not, except the root's."""
         if node.fd >= 0 and node.nodeid != ROOT_ID:
             self.cached.pop(node, None)
-            self._pins.pop(node, None)
             self._held.discard(node)
-            self._close_fd(node)
+            self._close_fd(node, self._pins.pop(node, False))
 
     def close_cached(self) -> None:
         """Close all except the pinned ones."""

@@ -134,9 +134,12 @@ class OpenFiles:
         """Add an open file or directory; return its number."""
         number = self._last = self._last + 1
         self.handles[number] = handle
-        handle.node.users += 1
-        if handle.node.mount.copies_up:
-            self._fds.hold(handle.node)
+        node = handle.node
+        node.users += 1
+        if node.pinned:
+            self._fds.may_grow(node)
+        if node.mount.copies_up:
+            self._fds.hold(node)
         return number
 
     def fd(self, handle: FileHandle) -> int:

@@ -63,6 +63,9 @@ class NobodyCredentials(Credentials):
         file_syscalls.capset(file_syscalls.pack_capabilities(0, permitted, inheritable))
         super().__init__()  # records the remaining capabilities as its own
 
+    def be_frugal(self) -> None:
+        """It has no capabilities to lower."""
+
     def as_caller(self, caller: Caller, groups: bool = False, unprivileged: bool = False) -> Credentials:
         """Not used: a nobody's tree is read-only (EROFS)."""
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))

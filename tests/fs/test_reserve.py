@@ -8,9 +8,13 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from cntr.cntrfs import backing
+from cntr.cntrfs.devfuse import request
+from cntr.linux import file_syscalls
 from testkit import loops
 from testkit.servers import missing, open_to_others, served
 
@@ -18,6 +22,7 @@ from .actors import Actor
 
 pytestmark = pytest.mark.skipif(bool(missing("devfuse")), reason=missing("devfuse") or "nothing is missing")
 MIB = 1 << 20
+_CAP_SYS_NICE = 23
 USER = Actor("user", 1000, 1000)
 
 
@@ -78,3 +83,77 @@ def test_a_user_leaves_the_reserve(how: str, disk: Path, tmp_path: Path) -> None
             if number >= 5:
                 break
         assert os.statvfs(disk).f_bfree * os.statvfs(disk).f_frsize > 12 * MIB
+
+
+def test_root_keeps_it_for_names(disk: Path, tmp_path: Path) -> None:
+    """Where the reserve is another user's, root has it by CAP_SYS_RESOURCE, which the server lays aside until it is needed."""
+    subprocess.run(["mount", "-o", "remount,resuid=1234", disk], check=True)
+    has_reserve = bool(file_syscalls.capget()[0] >> file_syscalls.CAP_SYS_RESOURCE & 1)
+
+    def answers(top: Path) -> list[str]:
+        found = []
+        for make in (lambda: (top / f"by {top.name}").mkdir(), lambda: USER((top / "no room").mkdir)):
+            try:
+                make()
+                found.append("made")
+            except OSError as error:
+                found.append(errno.errorcode[error.errno or 0])
+        return found
+
+    with served("devfuse", disk, log=tmp_path / "log"):
+        USER(_fill, disk / "source" / "full", True)
+        native, through = answers(disk / "source"), answers(disk / "mount")
+    assert native == through == ["made" if has_reserve else "ENOSPC", "ENOSPC"]
+
+
+def test_what_is_laid_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The capability, by another one that everybody here has: it is there inside ``spending`` alone, and not in a registration."""
+    monkeypatch.setattr(backing, "_SPENDING", 1 << _CAP_SYS_NICE)
+    monkeypatch.setattr(backing, "_PRIVILEGED", 1 << _CAP_SYS_NICE | 1 << file_syscalls.CAP_FSETID)
+
+    def effective() -> tuple[int, ...]:
+        mask = file_syscalls.capget()[0]
+        wanted = (
+            _CAP_SYS_NICE,
+            file_syscalls.CAP_FSETID,
+            file_syscalls.CAP_SYS_ADMIN,
+            file_syscalls.CAP_DAC_READ_SEARCH,
+        )
+        return tuple(mask >> capability & 1 for capability in wanted)
+
+    def seen() -> list[tuple[int, ...]]:
+        found = [effective()]
+        credentials = backing.Credentials()
+        credentials.be_frugal()
+        found.append(effective())
+        for scope in (credentials.spending(), credentials.registering(), credentials.without_fsetid()):
+            with scope:
+                found.append(effective())
+            found.append(effective())
+        with credentials.registering():
+            user = file_syscalls.setfsuid(0xFFFFFFFF)
+        return [*found, (user,)]
+
+    frugal = (0, 1, 1, 1)
+    expected = [(1, 1, 1, 1), frugal, (1, 1, 1, 1), frugal, (0, 0, 1, 0), frugal, (0, 0, 1, 1), frugal, (65534,)]
+    assert Actor("root", 0, 0)(seen) == expected
+
+
+def test_no_room_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server tries again with all that it may use for root, and only once for a request."""
+    core = SimpleNamespace(fds=SimpleNamespace(give_up_removed=lambda: False), credentials=SimpleNamespace())
+    connection = object.__new__(request.Connection)
+    monkeypatch.setattr(backing.Caller, "is_capable", lambda self, capability: self.uid == 0)
+    found: list[object] = []
+    for number, uid, scope in (
+        (1, 0, "whole"),
+        (1, 0, "whole"),
+        (2, 1000, "whole"),
+        (3, 0, backing.AS_IS),
+        (4, 0, "whole"),
+    ):
+        core.credentials.spending = lambda scope=scope: scope
+        connection.core, connection.header = core, (0, 0, number, 1, uid, 0, 7, 0)
+        connection._spent_for = getattr(connection, "_spent_for", 0)
+        found.append(connection.more_room())
+    assert found == ["whole", None, None, None, "whole"]

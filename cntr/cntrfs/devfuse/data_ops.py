@@ -292,7 +292,7 @@ def _ioctl(c: Connection, nodeid: int, body: memoryview) -> bytes | None:
             else:
                 fd = core.open_directory(nodeid).fd
                 stack.callback(os.close, fd)
-            stack.enter_context(core.credentials.acting(rights))
+            stack.enter_context(core.credentials.acting(rights) if rights else core.credentials.spending())
             return ioctls.perform(fd, command, data, out_size)
 
     def answer(result: bytes) -> bytes:

@@ -37,6 +37,10 @@ class Owner:
 
     def note(self, start: int, end: int, kind: int) -> None:
         """Record that the range is now locked as KIND, or unlocked."""
+        if not self.ranges:
+            if kind != fcntl.F_UNLCK:
+                self.ranges = [(start, end, kind)]
+            return
         kept = []
         for low, high, held in self.ranges:
             if high < start or low > end:

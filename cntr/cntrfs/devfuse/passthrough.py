@@ -33,7 +33,7 @@ class Passthrough:
     """The backing ids of one connection."""
 
     def __init__(self, fuse_fd: int, core: Core) -> None:
-        """enabled: set once INIT has agreed on it."""
+        """enabled: from ``begin`` on."""
         self.fd = fuse_fd
         self.core = core
         self.enabled = False
@@ -41,6 +41,11 @@ class Passthrough:
         #: without notice, even after the file was closed: times and blocks of these files must not be cached.
         self.mapped: set[int] = set()
         core.fds.on_close = self._node_closed
+
+    def begin(self) -> None:
+        """INIT has agreed on it."""
+        self.enabled = True
+        self.core.credentials.be_frugal()
 
     def may_be_mapped(self, node: Node) -> None:
         """The file is open for reading and writing with passthrough: attributes cached by the kernel may become stale."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import os
 
-from cntr.cntrfs.backing import Caller, proc_path
+from cntr.cntrfs.backing import AS_IS, Caller, proc_path
 from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.lent import Lent
 from cntr.cntrfs.devfuse.locks import Locks, RemoteLocks
@@ -19,13 +19,14 @@ from cntr.cntrfs.devfuse.replies import NO_ANSWER, Replies, TracedReplies
 from cntr.cntrfs.devfuse.ticker import Ticker
 from cntr.cntrfs.devfuse.wire import new_encode_dev
 from cntr.cntrfs.devfuse.workers import Job, Workers
-from cntr.cntrfs.fds import GIVE_UPS, NO_FD
+from cntr.cntrfs.fds import GIVE_UPS, LARGE_BLOCKS, NO_FD
 from cntr.cntrfs.node import INO_MASK
 from cntr.cntrfs.trace import Trace
 from cntr.linux import file_syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import contextlib
     from collections.abc import Callable
     from typing import Any
 
@@ -39,7 +40,6 @@ _pack_entry = wire.ENTRY_OUT.pack
 _pack_attr = wire.ATTR_OUT.pack
 
 
-_LARGE = (64 << 20) // 512  # blocks that take long to free
 _AGAIN = object()
 MAX_IO = 1 << 20  # bytes in one READ or WRITE, as agreed in INIT
 
@@ -60,6 +60,7 @@ class Connection:
         (entry, entry_ns), (attr, attr_ns) = wire.timeout(options.entry_timeout), wire.timeout(options.attr_timeout)
         self._timeouts = entry, attr, entry_ns, attr_ns
         self._timeouts_mapped = entry, 0, entry_ns, 0
+        self._spent_for = 0  # the last request that was handled again as one whom no quota binds
         self.other_nodeid = 0  # second file of the current request, or of an earlier one
         self.keep_cache = options.keep_cache
         self.cache_directories = options.cache == "auto"
@@ -83,7 +84,7 @@ class Connection:
         core.fds.give_up_open = self._let_go_of_all
 
     def _close_nameless(self, fd: int) -> None:
-        if file_syscalls.allocated(fd) > _LARGE:
+        if file_syscalls.allocated(fd) >= LARGE_BLOCKS:
             found = file_syscalls.statx(fd, b"", file_syscalls.AT_EMPTY_PATH | file_syscalls.AT_STATX_DONT_SYNC)
             self.workers.run(lambda: os.close(fd), os.makedev(found.dev_major, found.dev_minor))
         else:
@@ -248,6 +249,16 @@ class Connection:
         """The caller; groups: those that the kernel sent."""
         _, _, _, _, uid, gid, pid, _ = self.header
         return Caller(uid, gid, pid, umask, groups)
+
+    def more_room(self) -> contextlib.AbstractContextManager[None] | None:
+        """The current request found no room: the scope to handle it again in, None if that would change nothing."""
+        if self.core.fds.give_up_removed():
+            return AS_IS
+        scope = self.core.credentials.spending()
+        if scope is AS_IS or self._spent_for == self.unique:
+            return None
+        self._spent_for = self.unique
+        return scope if self.caller().is_capable(file_syscalls.CAP_SYS_RESOURCE) else None
 
     # parts of answers
 

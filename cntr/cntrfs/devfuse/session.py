@@ -101,7 +101,7 @@ class FuseSession:
         depth = 0
         if agreed & wire.PASSTHROUGH:
             depth = 2 if file_syscalls.filesystem_magic(self.core.nodes.root.fd) == _OVERLAYFS_MAGIC else 1
-            connection.passthrough.enabled = True
+            connection.passthrough.begin()
         size = MAX_IO
         if self.core.options.io_uring:
             from cntr.cntrfs.devfuse import rings
@@ -285,8 +285,9 @@ class FuseSession:
             connection.fail(unique, errno.EINVAL)
         except Exception as error:  # noqa: BLE001  every mistake becomes an answer
             number = log.errno_of(error)
-            if number in NO_SPACE and self.core.fds.give_up_removed():
-                self._handle(header, body)
+            if number in NO_SPACE and (scope := connection.more_room()) is not None:
+                with scope:
+                    self._handle(header, body)
             else:
                 connection.fail(unique, number)
         else:
