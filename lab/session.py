@@ -228,13 +228,17 @@ def kept(name: str) -> Endpoint | None:
 
 @contextlib.contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP unwind like Ctrl-C, so that the machine is destroyed."""
+    """Make SIGTERM and SIGHUP unwind like Ctrl-C, so that the machine is destroyed.
+
+    nohup(1) and a shell's `&` have signals ignored, which a machine made of namespaces would inherit (signal(7)).
+    """
 
     def unwind(number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt(signal.Signals(number).name)
 
+    wanted = {signal.SIGTERM: unwind, signal.SIGHUP: unwind, signal.SIGINT: signal.default_int_handler}
     try:
-        before = {number: signal.signal(number, unwind) for number in (signal.SIGTERM, signal.SIGHUP)}
+        before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
     except ValueError:  # not the main thread, which handles signals
         yield
         return
