@@ -56,8 +56,8 @@ def of_session(
 ) -> dict[str, str]:
     """The environment of an attach.
 
-    name: the target as the user named it; in_container: its pid there; base: where its tree is; shares: the values
-    of ``--share``.
+    name: the target as the user named it; in_container: its pid there; base: where its tree is; shares: real paths
+    of what is shared.
     """
     result = {key: os.environ[key] for key in TERMINAL if key in os.environ}
     if host_tools:
@@ -82,9 +82,7 @@ def of_session(
         "PYTHONSAFEPATH": "1",
         "GIT_TEST_ASSUME_DIFFERENT_OWNER": "1",
     }
-    safe_directories = [
-        place for share in shares for place in (share.removesuffix(":rw"), f"{share.removesuffix(':rw')}/*")
-    ]
+    safe_directories = [place for share in shares for place in (share, f"{share}/*")]
     for at, place in enumerate(safe_directories):
         result |= {f"GIT_CONFIG_KEY_{at}": "safe.directory", f"GIT_CONFIG_VALUE_{at}": place}
     if safe_directories:

@@ -19,25 +19,32 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cntr.audit.policy import Policy
 
-RESERVED = ("/", "/proc", "/sys", "/dev", "/etc")
+RESERVED = ("/", "/proc", "/sys", "/dev", "/etc", "/run")
 
 
 class Share:
-    """One share: a detached, protected clone, to be mounted at PATH."""
+    """One share: a detached, protected clone, to be mounted at PATH; named: as it was given, perhaps by a link."""
 
-    __slots__ = ("is_dir", "note", "path", "tree_fd")
+    __slots__ = ("is_dir", "named", "note", "path", "tree_fd")
 
-    def __init__(self, word: str, uid: int, gid: int, policy: Policy | None = None) -> None:
-        """word: PATH or PATH:rw; uid, gid: the session's, in the caller's ids; policy: decides what may be shared.
-        Raises CntrError.
+    def __init__(self, word: str, uid: int, gid: int, base: str, policy: Policy | None = None) -> None:
+        """word: PATH or PATH:rw; uid, gid: the session's, in the caller's ids; base: where the container's tree is;
+        policy: decides what may be shared. Raises CntrError.
         """
         path, colon, mode = word.rpartition(":")
         writable = bool(colon) and mode == "rw"
         if not colon or mode not in ("rw", "ro"):
             path = word
-        self.path = os.path.realpath(path)
+        if not path:
+            raise CntrError("--share: an empty path", "`.` is this directory")
+        self.path, self.named = os.path.realpath(path), os.path.abspath(path)
         self.note = ""
-        if not path or self.path in RESERVED:
+        if os.path.commonpath((self.path, base)) in (self.path, base) and self.path != "/":
+            raise CntrError(
+                f"--share {printable(word)}: the container's tree is at {base}, which it would cover",
+                "share a directory below or beside it, or set CNTR_BASE_DIR to another place",
+            )
+        if self.path in RESERVED:
             raise CntrError(
                 f"--share {printable(word)}: {printable(self.path)} is the session's own",
                 "share a file or a directory below it; `--tools host:all` brings the whole host",
@@ -78,6 +85,20 @@ class Share:
         """Mount it at PATH. own_fd: of the session's own tmpfs. Raises OSError."""
         progress.now = steps.SHARES
         places.place(os.dup(self.tree_fd), self.path, is_dir=self.is_dir, own_fd=own_fd)
+        if self.named != self.path and own_fd >= 0 and not os.path.lexists(self.named):
+            self._link(own_fd)
+
+    def _link(self, own_fd: int) -> None:
+        """Make the link by which it was named, in the session's own file system. Raises OSError."""
+        parent, name = os.path.split(self.named)
+        if not os.path.lexists(parent):
+            places.make(parent, is_dir=True, own_fd=own_fd)
+        fd = places.open_inside(parent, os.O_DIRECTORY)
+        try:
+            if os.fstat(fd).st_dev == os.fstat(own_fd).st_dev:
+                os.symlink(self.path, name, dir_fd=fd)
+        finally:
+            os.close(fd)
 
     def close(self) -> None:
         """Close the fd."""

@@ -275,7 +275,8 @@ class Prepared:
             from cntr.attach.shares import Share
 
             for word in request.shares:
-                shares.append(Share(word, self.uid, self.gid, request.session.policy if request.session else None))
+                policy = request.session.policy if request.session else None
+                shares.append(Share(word, self.uid, self.gid, nest.base_dir(), policy))
                 fds.closers.append(shares[-1].close)
         entrance: nest.ServedTools | nest.MountedTools
         if self.server:
@@ -313,7 +314,7 @@ class Prepared:
                 user=self._name(),
                 uid=self.user.uid,
                 host_tools=request.uses_host,
-                shares=[os.path.abspath(word) for word in request.shares],
+                shares=[os.path.realpath(word.removesuffix(":rw").removesuffix(":ro")) for word in request.shares],
             )
             variables |= self.brought
             argv, directories = request.argv or [self.shell], [request.directory or "/"]

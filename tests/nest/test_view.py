@@ -357,6 +357,39 @@ def test_what_is_shared_from_a_directory_of_the_sessions_own_leaves_that_as_it_i
 
 
 @pytest.mark.parametrize("transport", ["mount", "fuse"])
+def test_what_is_shared_by_a_link_is_found_by_it_and_git_works_there(transport):
+    with (
+        BusyboxContainer() as container,
+        tempfile.TemporaryDirectory(dir="/tmp", prefix="cntr-link-") as below,
+        tempfile.TemporaryDirectory(dir="/root", prefix=".cntr-link-") as other,
+    ):
+        real, link, file = f"{other}/releases/7", f"{below}/site/current", f"{below}/note"
+        os.makedirs(real)
+        os.makedirs(os.path.dirname(link))
+        os.symlink(real, link)
+        os.symlink(f"{real}/mark", file)
+        pathlib.Path(real, "mark").write_text("shared\n")
+        subprocess.run(["git", "init", "-q", real], check=True)
+        for mode in ("", ":ro", ":rw"):
+            done = container.sh(
+                f"cat {link}/mark {file} && git -C {link} status -s && readlink {link}",
+                *("--transport", transport, "--share", f"{link}{mode}", "--share", f"{file}{mode}"),
+            )
+            assert done == f"shared\nshared\n?? mark\n{real}\n", mode
+        container.sh(f"echo more >> {link}/mark", "--share", f"{link}:rw", "--transport", transport)
+        assert pathlib.Path(real, "mark").read_text() == "shared\nmore\n"
+
+
+@pytest.mark.parametrize("path", ["/var", "/var/lib", "/var/lib/cntr", "/var/lib/../lib", "/run", "/", "/etc", ""])
+def test_what_would_cover_the_session_is_not_shared(path):
+    with BusyboxContainer() as container:
+        done = container.attach("--share", path, "--share", f"{path}:rw", "--", "true")
+        assert done.returncode == 125
+        assert done.stderr.startswith("cntr: --share")
+        assert container.sh("ls /var/lib/cntr/bin/sh /run/cntr/environ", "--share", "/var/log").count("\n") == 2
+
+
+@pytest.mark.parametrize("transport", ["mount", "fuse"])
 def test_the_callers_terminal_is_known(tmp_path, transport):
     """Its description may only exist in the caller's home, or not in the tools' tree at all."""
     (tmp_path / "home").mkdir()
