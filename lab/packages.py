@@ -159,7 +159,8 @@ TRIALS = {  # kind → how it is installed in the room, and what is called then
     "deb": (
         f"{APT} {{file}} >/dev/null && test -d /var/lib/cntr && test -x /sbin/mount.fuse.cntrfs && test -x /usr/bin/kubectl-cntr"
         " && test -s /usr/share/man/man8/mount.fuse.cntrfs.8.gz -a -s /usr/share/zsh/vendor-completions/_cntr"
-        " && zcat -f /usr/share/doc/cntr-attach/docs/howto.md* | grep -q cntr",
+        " && zcat -f /usr/share/doc/cntr-attach/docs/howto.md* | grep -q cntr"
+        " && test \"$(head -qn1 /usr/bin/cntr /usr/bin/kubectl-cntr /sbin/mount.fuse.cntrfs | sort -u)\" = '#!/usr/bin/python3 -I'",
         "cntr",
     ),
     "wheel": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
+from cntr.audit import behind_sudo
 from cntr.errors import CntrError
 from cntr.linux import procfs, syscalls
 
@@ -25,14 +26,14 @@ class Caller:
         self.uid = uid if outside is None else outside
         self.in_user_namespace = self.uid != uid
         self.home = os.environ.get("HOME", "/")
-        word = os.environ.get("SUDO_UID", "")
-        if os.geteuid() == 0 and self.uid == 0 and word.isascii() and word.isdecimal() and int(word):
+        behind = behind_sudo.caller()
+        if behind and self.uid == 0:
             import pwd
 
             try:
-                user = pwd.getpwuid(int(word))
+                user = pwd.getpwuid(behind[0])
             except KeyError:
-                raise CntrError(f"SUDO_UID={word}: no such user", "unset SUDO_UID, or run cntr by sudo") from None
+                raise CntrError(f"SUDO_UID={behind[0]}: no such user", "unset SUDO_UID, or run cntr by sudo") from None
             self.uid = self.own = user.pw_uid
             self.gid, self.home = user.pw_gid, user.pw_dir
             self.groups = os.getgrouplist(user.pw_name, user.pw_gid)

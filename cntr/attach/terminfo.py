@@ -43,12 +43,20 @@ def _paths(name: str) -> tuple[str, str]:
 
 def _read(path: str) -> bytes:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        place = os.open(
+            path, os.O_PATH | os.O_CLOEXEC
+        )  # the home may be a user's, and to open some devices has effects
     except OSError:
         return b""
+    fd = -1
     try:
-        return os.pread(fd, LONGEST, 0) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+        if not stat.S_ISREG(os.fstat(place).st_mode):
+            return b""
+        fd = os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return os.pread(fd, LONGEST, 0)
     except OSError:
         return b""
     finally:
-        os.close(fd)
+        os.close(place)
+        if fd >= 0:
+            os.close(fd)

@@ -11,15 +11,34 @@ import os
 from cntr.linux import procfs
 
 
+def caller() -> tuple[int, int] | None:
+    """(uid, gid) of the user for whom sudo(8), pkexec(1) or doas(1) has started this process as root; None for none."""
+    if os.geteuid():
+        return None
+    uid, gid = (os.environ.get(name, "") for name in ("SUDO_UID", "SUDO_GID"))
+    if not _is_number(uid):
+        user = os.environ.get("PKEXEC_UID") or os.environ.get("DOAS_USER", "")
+        entry = procfs.passwd_entry(procfs.read("/etc/passwd"), user) if user else None
+        return (entry[1], entry[2]) if entry and entry[1] else None
+    if not int(uid):
+        return None
+    if not _is_number(gid):
+        entry = procfs.passwd_entry(procfs.read("/etc/passwd"), uid)
+        return int(uid), entry[2] if entry else int(uid)
+    return int(uid), int(gid)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal()
+
+
 class CallerOpener:
     """A scope in which whoever called sudo makes, opens and removes files and connects to sockets by their own rights;
     others by those that they have.
     """
 
     def __init__(self) -> None:
-        words = [os.environ.get(name, "") for name in ("SUDO_UID", "SUDO_GID")]
-        behind_sudo = os.geteuid() == 0 and all(word.isascii() and word.isdecimal() for word in words)
-        self.ids = (int(words[0]), int(words[1])) if behind_sudo and words[0] != "0" else None
+        self.ids = caller()
         self.groups, self.gid = os.getgroups(), os.getegid()
 
     def __enter__(self) -> None:

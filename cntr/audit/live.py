@@ -50,18 +50,25 @@ class RunningSession:
             or self.text("user.id")
         )
 
+    def whose(self) -> int:
+        """The uid of the user that a policy applies to; of root's process that is its own word."""
+        words = (str(self.uid or ""), self.text("user.audit.id"), self.text("cntr.sudo.uid"), "0")
+        return int(next(word for word in words if word.isdecimal())[:10])
+
     def container(self) -> str:
         """The container to show."""
         name = self.text("container.name") or self.text("container.id")
         return f"{self.text('container.runtime')}:{name}" if name else self.text("cntr.target")
 
 
-def sessions() -> list[RunningSession]:
-    """The sessions on this machine that the caller may see, oldest first: root sees all, others see their own."""
+def sessions(of: int | None = None) -> list[RunningSession]:
+    """The sessions on this machine that the caller may see, oldest first: root sees all, others see their own. of: only
+    those of that user.
+    """
     place = _memfds_mount()
     found = []
     for name in os.listdir("/proc"):
-        if name.isdecimal() and (one := _session(int(name), place)):
+        if name.isdecimal() and (one := _session(int(name), place)) and of in (None, one.whose()):
             found.append(one)
     return sorted(found, key=lambda one: one.start)
 
@@ -84,12 +91,12 @@ def begun_in() -> dict[str, object]:
     return {}
 
 
-def end(id: str, number: int) -> RunningSession:
+def end(id: str, number: int, of: int | None = None) -> RunningSession:
     """End the session whose id begins with ID, as a hang-up would; return it when it has ended. Raises CntrError.
 
-    number: the signal by which its supervisor is told.
+    number: the signal by which its supervisor is told; of: see ``sessions``.
     """
-    matching = [one for one in sessions() if id and one.text("event.id").startswith(id)]
+    matching = [one for one in sessions(of) if id and one.text("event.id").startswith(id)]
     if not os.geteuid():  # a user's process may claim the record id of one of root's sessions
         matching = [one for one in matching if not one.uid] or matching
     if len(matching) != 1:

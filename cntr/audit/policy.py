@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from cntr.audit import WIDENING, sinks, times, who
+from cntr.audit import WIDENING, behind_sudo, sinks, times, who
 from cntr.audit.toml import Table, TomlError, parse
 from cntr.errors import CntrError, Refused, printable
 from cntr.linux import procfs
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cntr.engines import Container
 
 LIMIT = 1 << 16  # bytes
-COMMANDS = ("--host", "attach", "cp", "exec", "forward", "mount", "run", "slim")
+COMMANDS = ("--host", "attach", "cp", "exec", "forward", "mount", "run", "sessions", "slim")
 OWN_FILES = ("archive", "dir", "oci")  # targets that are files on this machine
 # {table: {key: type}}
 KEYS: dict[str, dict[str, type]] = {
@@ -93,6 +93,16 @@ class Policy:
         if self.rules and not any(rule.commands and rule.targets is None for rule in self._rules_for(command)):
             raise _no(f"{command} is not allowed for {_caller()}")
 
+    def whose_sessions(self) -> int | None:
+        """The user whose sessions may be listed and ended; None for everybody's. Others' have reasons and command lines in them."""
+        if not self.rules or not responsible():
+            return None
+        return (
+            None
+            if any(rule.commands and rule.targets is None for rule in self._rules_for("sessions"))
+            else responsible()
+        )
+
     def _rules_for(self, command: str) -> list[Rule]:
         users = _callers()
         return [
@@ -164,8 +174,8 @@ def responsible() -> int:
     login = who.login_uid()
     if login is not None:
         return login
-    sudo = os.environ.get("SUDO_UID", "")
-    return int(sudo) if sudo.isdecimal() and who.real_uid() == 0 else who.real_uid()
+    behind = behind_sudo.caller()
+    return behind[0] if behind and not who.real_uid() else who.real_uid()
 
 
 def _callers() -> list[str]:

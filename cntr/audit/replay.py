@@ -16,6 +16,7 @@ import stat
 import sys
 import time
 
+from cntr.audit.behind_sudo import CallerOpener
 from cntr.errors import CntrError, printable
 
 TYPE_CHECKING = False
@@ -222,7 +223,8 @@ def run(path: str, speed: float, idle_limit: float) -> int:
 
 def _open(path: str) -> int:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        with CallerOpener():
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise OSError(22, "not a regular file")

@@ -152,7 +152,8 @@ def _sessions(parsed: Parsed) -> int:
     with new_session(parsed, " ".join(parsed.words[1:])) as session:
         if parsed.words[:1] == ["end"]:
             session.begin()  # record who ended it
-        report = session_reports.sessions(*parsed.words)
+        of = session.policy.whose_sessions() if session.policy else None
+        report = session_reports.sessions(*parsed.words, of=of)
         session.status = 0
     print(report.json() if parsed.flag("json") else report.text())
     return 0

@@ -13,12 +13,12 @@ from cntr.cli.table import Report
 from cntr.errors import UsageError, printable
 
 
-def sessions(action: str = "list", id: str = "") -> Report:
-    """List open sessions, or end one and list it. Raises CntrError, UsageError."""
+def sessions(action: str = "list", id: str = "", *, of: int | None = None) -> Report:
+    """List open sessions, or end one and list it. of: only that user's. Raises CntrError, UsageError."""
     if action not in ("list", "end") or (action == "list") != (not id):
         raise UsageError(f"sessions {printable(action)}: neither `list` nor `end ID`", "`cntr sessions` lists them")
     report = Report("id", "command", "container", "user", "tty", "pid", "for", "reason")
-    for one in live.sessions() if action == "list" else [live.end(id, END)]:
+    for one in live.sessions(of) if action == "list" else [live.end(id, END, of)]:
         report.add(
             *(
                 one.text("event.id"),

@@ -20,6 +20,7 @@ import shutil
 import stat
 import time
 
+from cntr.engines import store, trust
 from cntr.errors import CntrError, printable
 from cntr.images import Image, ImageError, Limits, unpack
 from cntr.images.unpacked import Unpacked
@@ -72,6 +73,9 @@ def directory() -> str:
                 f"cache {printable(path)}: not a directory of this user alone (mode 0700)",
                 "CNTR_CACHE_DIR names another",
             )
+        # A user who has a directory above it could put another in its place while we work there.
+        if not trust.accepts(owner := trust.owner(os.path.abspath(path))):
+            raise ImageError(f"cache {printable(path)}: {store.written_by(owner)}", "CNTR_CACHE_DIR names another")
         for name in ("trees", "images", "locks", "tmp"):
             os.makedirs(f"{path}/{name}", mode=0o700, exist_ok=True)
     except OSError as error:

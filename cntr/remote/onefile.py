@@ -29,9 +29,14 @@ if os.geteuid() and not os.environ.get("CNTR_CACHE_DIR"):
     cache = (os.environ.get("XDG_CACHE_HOME") or os.environ.get("HOME", "") + "/.cache") + "/cntr"
 home = cache + "/program/{digest}"
 try:
-    status = os.lstat(cache)
+    status, above = os.lstat(cache), os.path.realpath(cache)
     if status.st_mode & 0o170077 != 0o040000 or status.st_uid != os.geteuid() or not os.access(home, os.R_OK):
         raise OSError
+    while above != "/":
+        above = os.path.dirname(above)
+        status = os.stat(above)
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o1002 == 2:
+            raise OSError
 except OSError:
     sys.path.insert(0, path)
     from cntr.remote import onefile
@@ -131,7 +136,7 @@ def unpacked(path: str, cache: str, home: str) -> str:
         os.makedirs(os.path.dirname(cache), exist_ok=True)
         os.makedirs(cache, mode=0o700, exist_ok=True)
         status = os.lstat(cache)
-        if status.st_mode & 0o170077 != 0o040000 or status.st_uid != os.geteuid():
+        if status.st_mode & 0o170077 != 0o040000 or status.st_uid != os.geteuid() or not _is_kept(cache):
             return ""
         os.makedirs(place, mode=0o700, exist_ok=True)
         partial = tempfile.mkdtemp(prefix="tmp-", dir=place)
@@ -148,6 +153,17 @@ def unpacked(path: str, cache: str, home: str) -> str:
     except OSError:  # a read-only root, no home
         return ""
     return home
+
+
+def _is_kept(path: str) -> bool:
+    """Whether nobody else can put another directory in PATH's place."""
+    above = os.path.realpath(path)
+    while above != "/":
+        above = os.path.dirname(above)
+        status = os.stat(above)
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o1002 == 0o2:
+            return False
+    return True
 
 
 def _remove_old(place: str, home: str) -> None:

@@ -402,6 +402,43 @@ def test_a_forward_has_its_callers_rights_on_this_machine(place, container, tmp_
             process.stderr.close()
 
 
+@pytest.mark.parametrize(
+    "by", [{"SUDO_UID": str(MALLORY)}, {"PKEXEC_UID": str(MALLORY)}, {"DOAS_USER": "mallory"}], ids=str
+)
+def test_other_peoples_sessions_and_recordings_take_a_rule(place, container, tmp_path, by):
+    """Who is allowed a container may list and end their own sessions there, and replay their own files."""
+    rules = f"[[allow]]\nusers = ['mallory']\ntargets = ['pid:{container.pid}']\n[[allow]]\nusers = ['root']\n"
+    place.policy = rules
+    place.setup = f"echo mallory:x:{MALLORY}:{MALLORY}::/nonexistent:/bin/sh >> /etc/passwd\n"
+    record = tmp_path / "roots.cast"
+    record.write_text('{"version": 2, "width": 80, "height": 24}\n[0.1, "o", "secret\\r\\n"]\n')
+    record.chmod(0o600)
+    assert "secret" not in place.cntr("replay", str(record), env=by).stdout
+    assert "secret" in place.cntr("replay", str(record)).stdout
+    if "SUDO_UID" not in by:
+        assert place.cntr("forward", str(container.pid), "0:80", "--", "id", "-u", env=by).stdout == f"{MALLORY}\n"
+
+    def rows(**more: object) -> list[str]:
+        found = json.loads(place.cntr("sessions", "--json", **more).stdout)
+        return [row["id"] for row in found if row["container"] == f"pid:{container.pid}"]
+
+    environment = {**os.environ, "PYTHONPATH": busybox.REPOSITORY}
+    command = [*place.prefix(), *busybox.CNTR, "attach", str(container.pid), "--", "sh", "-c", "echo up; exec sleep 60"]
+    for extra, theirs in (({}, False), (by, "SUDO_UID" in by)):
+        with subprocess.Popen(command, env={**environment, **extra}, stdout=subprocess.PIPE) as process:
+            try:
+                assert process.stdout.readline() == b"up\n"
+                (id,) = rows()
+                assert rows(env=by) == ([id] if theirs else [])
+                done = place.cntr("sessions", "end", id, env=by)
+                assert (done.returncode == 0) == theirs, done
+                place.policy = f"{rules}[[allow]]\nusers = ['mallory']\ncommands = ['sessions']\n"
+                assert theirs or rows(env=by) == [id]
+                place.policy = rules
+            finally:
+                process.terminate()
+
+
 def test_slim_runs_whatever_it_is_told_and_has_to_be_allowed_by_name(place, tmp_path):
     words = ("slim", f"dir:{tmp_path}/none", "--", "true")
     for rule, allowed in (

@@ -130,6 +130,11 @@ def test_a_cache_that_is_not_ones_own_is_not_read(pyz, tmp_path):
         os.chown(theirs, owner, 0)
         theirs.chmod(mode)
         assert said(run(pyz, path, "--version")).startswith("cntr "), (path, oct(mode), owner)
+    os.chown(theirs, 0, 0)
+    theirs.chmod(0o700)
+    os.chown(tmp_path, 65534, 0)  # who could put another directory in its place
+    assert said(run(pyz, theirs, "--version")).startswith("cntr ")
+    os.chown(tmp_path, 0, 0)
     assert sorted(theirs.rglob("*")) == before
     (tmp_path / "file").write_text("")
     for path in ("/proc/1/nowhere", tmp_path / "file"):  # it can't be created, so run from the archive

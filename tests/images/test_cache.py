@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from cntr import images
+from cntr.engines import trust
 from cntr.errors import CntrError
 from cntr.images import ImageError, cache
 from tests.images import build
@@ -133,3 +134,10 @@ def test_a_directory_that_others_can_write_to_is_refused(tmp_path, directory):
     os.chown(directory, 1000, 1000)
     with pytest.raises(ImageError, match="this user alone"):
         cache.directory()
+    os.chown(directory, 0, 0)
+    cache.directory()
+    os.chown(directory.parent, 1000, 1000)  # who could put another in its place
+    trust.forget()
+    with pytest.raises(ImageError, match="uid 1000 can write there"):
+        cache.directory()
+    trust.forget()
