@@ -57,6 +57,28 @@ def filter_of(profile: object, capabilities: int) -> bytes:
     return libseccomp.compile_rules(default, others, rules, library)
 
 
+def for_runtimes(capabilities: list[str]) -> dict[str, Any]:
+    """Docker's default for these capabilities (CAP_…) as ``linux.seccomp`` of an OCI runtime's configuration."""
+    mask = sum(1 << CAPABILITIES.index(name.removeprefix("CAP_")) for name in capabilities)
+    found = _shipped(mask)
+    machine, others = MACHINES.get(UNAME, ("", []))
+    default = found["defaultAction"], found.get("defaultErrnoRet", EPERM)
+    rows = [
+        {key: row[key] for key in ("names", "action", "args", "errnoRet") if row.get(key)}
+        for row in map(mapping, found["syscalls"])
+        if row.get("names")
+        and _applies(row, machine, mask)
+        and (row.get("action"), row.get("errnoRet", EPERM)) != default
+    ]
+    made = {"defaultAction": default[0], "syscalls": rows}
+    if default[0] == "SCMP_ACT_ERRNO":
+        made["defaultErrnoRet"] = default[1]
+    if others:
+        names = [UNAME, *others]
+        made["architectures"] = [f"SCMP_ARCH_{name.upper()}" for name in names]
+    return made
+
+
 def _shipped(capabilities: int) -> dict[str, Any]:
     """The shipped list, without what Docker's default allows only with CAP_SYS_ADMIN, above all new namespaces."""
     refused = [] if capabilities & CAP_SYS_ADMIN else [*REFUSED, "clone", "clone3"]

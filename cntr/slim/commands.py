@@ -5,16 +5,21 @@ line.
 from __future__ import annotations
 
 import json
+import os
+import select
+import signal
 import subprocess
+import time
 
 from cntr.errors import CntrError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import IO, Any
 
 SECONDS = 120.0  # time limit for one request to an engine
+KEPT = 1 << 20  # bytes of what a container's own program prints
 
 
 class Failed(CntrError):
@@ -29,17 +34,21 @@ class Failed(CntrError):
 def run(
     argv: Sequence[str], *, seconds: float = SECONDS, stdin: IO[bytes] | int | None = None, both: bool = False
 ) -> str:
-    """The output of ARGV, undecodable bytes as surrogates; both: including its stderr. Raises Failed."""
+    """The output of ARGV, undecodable bytes as surrogates; both: including its stderr, and only the last KEPT bytes.
+    Raises Failed.
+    """
     try:
-        done = subprocess.run(
-            list(argv),
-            stdin=subprocess.DEVNULL if stdin is None else stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT if both else subprocess.PIPE,
-            timeout=seconds,
-            check=False,
-            start_new_session=True,
-        )
+        if both:
+            done = end_of(argv, seconds)
+        else:
+            done = subprocess.run(
+                list(argv),
+                stdin=subprocess.DEVNULL if stdin is None else stdin,
+                capture_output=True,
+                timeout=seconds,
+                check=False,
+                start_new_session=True,
+            )
     except FileNotFoundError:
         raise Failed(f"{argv[0]}: no such program", "install it, or name another engine") from None
     except subprocess.TimeoutExpired:
@@ -50,6 +59,46 @@ def run(
         said = (done.stdout if both else done.stderr).decode("utf-8", "replace").strip()
         raise Failed(f"{shown(argv)}: {printable(reason(said, done.returncode)[:400])}", "", done.returncode, said)
     return done.stdout.decode("utf-8", "surrogateescape")
+
+
+def end_of(
+    argv: Sequence[str], seconds: float, before: Callable[[], None] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a program that may print without end; keep the last KEPT bytes of both streams. before: called in the child.
+
+    Raises OSError, subprocess.TimeoutExpired.
+    """
+    reading, writing = os.pipe()
+    try:
+        process = subprocess.Popen(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=writing,
+            stderr=writing,
+            start_new_session=True,
+            preexec_fn=before,
+        )
+    except BaseException:
+        os.close(reading)
+        raise
+    finally:
+        os.close(writing)
+    try:
+        kept, poll, deadline = bytearray(), select.poll(), time.monotonic() + seconds
+        poll.register(reading, select.POLLIN)
+        while (left := deadline - time.monotonic()) > 0:
+            chunk = os.read(reading, KEPT) if poll.poll(left * 1000) else b""
+            if not chunk:
+                break
+            kept += chunk
+            del kept[:-KEPT]
+        process.wait(max(0.0, deadline - time.monotonic()))
+        return subprocess.CompletedProcess(process.args, process.returncode, bytes(kept))
+    finally:
+        os.close(reading)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def reason(said: str, status: int) -> str:

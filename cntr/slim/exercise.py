@@ -303,7 +303,7 @@ def _enter_network(pid: int) -> None:
 
 
 def _get(probe: Http, path: str, deadline: float) -> tuple[int, str, bytes]:
-    """(status, content type, body) of a GET. Raises OSError, HTTPException."""
+    """(status, content type, body) of a GET, all of it by the deadline. Raises OSError, HTTPException."""
     seconds = max(0.5, min(30.0, deadline - time.monotonic()))
     error: OSError | None = None
     for host in [probe.host] if probe.host else ["127.0.0.1", "::1"]:
@@ -314,13 +314,25 @@ def _get(probe: Http, path: str, deadline: float) -> tuple[int, str, bytes]:
             error = error or refused
             connection.close()
             continue
+        assert connection.sock
+        # a timeout counts anew with each byte
+        hang_up = threading.Timer(seconds, _cut, (connection.sock,))
+        hang_up.start()
         try:
             connection.request("GET", path, headers={"Host": f"localhost:{probe.port}", "User-Agent": "cntr-slim"})
             answer = connection.getresponse()
             return answer.status, answer.getheader("Content-Type") or "", answer.read(ANSWER)
         finally:
+            hang_up.cancel()
             connection.close()
     raise error or OSError("no address")
+
+
+def _cut(connection: socket.socket) -> None:
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # it has ended by itself
 
 
 def _touch(probe: Http) -> None:

@@ -6,20 +6,24 @@ what was added and not dropped, last first. A normal end drops everything itself
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 REMOVE = "\0remove"  # in place of a program: remove a directory of ours
-KILL = "\0kill"  # in place of a program: end a process, by pid and start time
+KILL = "\0kill"  # in place of a program: end a process and all below it, by pid and start time
+CGROUPS = "\0cgroups"  # in place of a program: remove the empty cgroups of a name
 _SECONDS = 60.0
+_END_SECONDS = 5.0
 
 
 class Guard:
@@ -102,6 +106,9 @@ def _run(argv: list[str]) -> None:
     if argv[0] == KILL:
         end_process(int(argv[1]), int(argv[2]))
         return
+    if argv[0] == CGROUPS:
+        remove_cgroups(argv[1])
+        return
     try:
         subprocess.run(
             argv,
@@ -117,7 +124,9 @@ def _run(argv: list[str]) -> None:
 
 
 def end_process(pid: int, start_time: int) -> None:
-    """Kill the process with that pid and start time (field 22 of /proc/PID/stat)."""
+    """Kill the process with that pid and start time (field 22 of /proc/PID/stat), and what is below it: an OCI runtime's
+    container, which does not end with the runtime.
+    """
     from cntr.linux import procfs
 
     try:
@@ -126,8 +135,61 @@ def end_process(pid: int, start_time: int) -> None:
         return
     try:
         if procfs.start_time(procfs.read(f"/proc/{pid}/stat")) == start_time:
+            signal.pidfd_send_signal(fd, signal.SIGSTOP)  # so that it makes no more
+            deadline = time.monotonic() + _END_SECONDS
+            while (below := _below(str(pid))) and time.monotonic() < deadline:
+                for child in below:
+                    _kill(int(child))
+                time.sleep(0.005)
             signal.pidfd_send_signal(fd, signal.SIGKILL)
     except OSError:
         return
     finally:
         os.close(fd)
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except OSError:
+        pass
+
+
+def _below(top: str) -> list[str]:
+    """The living processes below a process, by /proc/PID/stat."""
+    from cntr.linux import procfs
+
+    children: dict[str, list[tuple[str, str]]] = {}
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            state, parent = procfs.read(f"/proc/{pid}/stat").rpartition(") ")[2].split()[:2]
+        except (OSError, ValueError):
+            continue
+        children.setdefault(parent, []).append((pid, state))
+    found, pending = [], [top]
+    while pending:
+        for pid, state in children.pop(pending.pop(), ()):
+            pending.append(pid)
+            if state not in "ZX":
+                found.append(pid)
+    return found
+
+
+def remove_cgroups(name: str) -> None:
+    """Remove the cgroups of that name at the top of each hierarchy, which a killed runtime leaves, once they are empty."""
+    base = "/sys/fs/cgroup"
+    try:
+        places = {f"{base}/{name}", *(f"{base}/{hierarchy}/{name}" for hierarchy in os.listdir(base))}
+    except OSError:
+        return
+    deadline = time.monotonic() + _END_SECONDS
+    while (places := {place for place in places if not _removed(place)}) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _removed(directory: str) -> bool:
+    try:
+        os.rmdir(directory)
+    except OSError as error:
+        return error.errno != errno.EBUSY
+    return True

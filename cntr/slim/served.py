@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 MISSED = "missed"
 DT_DIR = 4  # also for . and ..
-MODE = file_syscalls.Attributes._fields.index("mode")
+MODE, MAJOR, MINOR = (file_syscalls.Attributes._fields.index(name) for name in ("mode", "rdev_major", "rdev_minor"))
+USUAL_DEVICES = frozenset(
+    ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2))
+)  # null zero full random urandom tty ptmx
 
 
 class SlimCore(Core):
@@ -66,7 +69,7 @@ class SlimCore(Core):
         if found is None:
             return None
         path = self._named(parent_id, name)
-        if not self._is_shown(path, found[3][MODE]):
+        if _is_forbidden(found[3]) or not self._is_shown(path, found[3][MODE]):
             self.nodes.forget(found[0], 1)
             return None
         self.paths[found[0]] = path
@@ -89,6 +92,12 @@ class SlimCore(Core):
             name = f"{here}/{os.fsdecode(entry.name)}"
             if self.shown is None or entry.kind == DT_DIR or name in self.shown:
                 yield entry
+
+
+def _is_forbidden(attributes: tuple[int, ...]) -> bool:
+    """Whether it is a device of the machine's: an overlay and a runtime's mounts show it as one, nodev or not."""
+    mode, device = attributes[MODE], (attributes[MAJOR], attributes[MINOR])
+    return (stat.S_ISBLK(mode) or stat.S_ISCHR(mode)) and device not in USUAL_DEVICES
 
 
 def serve(fuse_fd: int, root_fd: int, shown: set[str] | None, hidden: frozenset[str], notes: int, grow: bool) -> None:

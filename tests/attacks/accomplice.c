@@ -474,6 +474,7 @@ static int inner(const char *canary)
 static int keys(const char *name)
 {
 	char text[256] = "";
+	syscall(SYS_keyctl, 8, -4, -3); /* KEYCTL_LINK: the user's keyring into the session's */
 	/* KEYCTL_SEARCH in the session keyring (-3), the session's parent's through KEYCTL_SESSION_TO_PARENT is none of ours. */
 	long key = syscall(SYS_keyctl, 10, -3, "user", name, 0);
 	if (key < 0)

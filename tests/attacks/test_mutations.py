@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.attacks import kit, test_a1_descriptors, test_a12_ptrace, test_b1_exec
+from tests.attacks import kit, test_a1_descriptors, test_a12_ptrace, test_b1_exec, test_c2_images
 from tests.nest.busybox import REPOSITORY
 from tests.nest.test_exec_inside import INSIDE
 
@@ -304,7 +304,16 @@ OWNED = (
     "import cntr.attach.view as m; "
     "m.Part.protect = lambda self, *fds: (m.syscalls.mount_setattr(self.tree_fd, '', recursive=False, attr_set=m.SAFE), setattr(self, 'how', 'idmapped'))[0]"
 )
+
+
 # defence → (mutation, attack)
+def image_keys(scene: Scene) -> bool:
+    kit.need("runc")
+    with test_c2_images.users_key(scene.canary.secret):
+        root = test_c2_images.made_image(scene.accomplice, scene.place)
+        return scene.canary.secret in scene.cntr(*test_c2_images.words_of(root, "/bin/sh /look"))
+
+
 DEFENCES: dict[str, tuple[str, Callable[[Scene], bool]]] = {
     "every fd is closed before a path is followed": (
         "import cntr.attach.launcher as m; m.syscalls.close_all_but = lambda *kept: None",
@@ -378,6 +387,10 @@ DEFENCES: dict[str, tuple[str, Callable[[Scene], bool]]] = {
     "a path of the container's is resolved below its root": (
         "import os, cntr.forward.dialer as m; m.syscalls.openat2 = lambda fd, path, flags, resolve, mode=0: os.open(path, flags, dir_fd=fd)",
         linked_socket,
+    ),
+    "an image's program has an engine's filter": (
+        "import cntr.images.profile as m; m.for_runtimes = lambda capabilities: None",
+        image_keys,
     ),
     "no variable of the caller's stays in memory": (
         "import cntr.attach.environment as m, os; m.of_caller = lambda settings: dict(os.environ)",

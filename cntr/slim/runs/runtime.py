@@ -18,9 +18,11 @@ import time
 
 from cntr.cntrfs import mounting
 from cntr.errors import CntrError, printable
+from cntr.images import profile
 from cntr.linux import procfs, syscalls
 from cntr.slim import commands, served
-from cntr.slim.leftovers import KILL, Guard
+from cntr.slim.leftovers import CGROUPS, KILL, Guard
+from cntr.slim.output import BoundedOutput
 from cntr.slim.runs import Running, RunOptions, as_words
 from cntr.slim.tree import Tree
 
@@ -45,10 +47,14 @@ _MEMORY = "mode=755,size=80%"
 
 def runtime() -> list[str]:
     """The OCI runtime's command. Raises CntrError if there is none."""
-    for name in ("runc", "crun") if os.geteuid() == 0 and _is_first_namespace() else ("crun", "runc"):
+    for name in ("runc", "crun") if _is_the_machines_root() else ("crun", "runc"):
         if shutil.which(name):
             return [name, *(["--cgroup-manager=disabled"] if name == "crun" else [])]
     raise CntrError("no OCI runtime here: neither runc nor crun", "apt-get install runc")
+
+
+def _is_the_machines_root() -> bool:
+    return os.geteuid() == 0 and _is_first_namespace()
 
 
 def _is_first_namespace() -> bool:
@@ -70,9 +76,10 @@ class RuntimeRunning(Running):
         self.place = f"{self.directory}/own"
         os.mkdir(self.place, 0o755)
         self.command = runtime()
+        self.has_cgroup = self.command[0] != "crun"  # which restricts devices; without it, no node can be made
         self.holder = self.server = 0
         self.notes = os.memfd_create("notes", os.MFD_CLOEXEC)
-        self.output = os.memfd_create("output", os.MFD_CLOEXEC)
+        self.output = BoundedOutput()
         self._status: int | None = None
 
     def start(self, shown: set[str] | None, hidden: frozenset[str] = frozenset(), *, grow: bool = False) -> None:
@@ -87,6 +94,8 @@ class RuntimeRunning(Running):
             self._hold(fuse_fd, told, mounting_done, specification)
         os.close(told)
         os.close(mounting_done)
+        self.output.handed_over()
+        self.guard.add(f"{self.name} cgroups", [CGROUPS, self.name])
         self._remember("holder", self.holder)
         root_fd = os.open(f"/proc/self/fd/{self.tree.root_fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.server = served.start(fuse_fd, mounted, root_fd, shown, hidden, self.notes, grow)
@@ -104,7 +113,10 @@ class RuntimeRunning(Running):
             raise
 
     def _remember(self, what: str, pid: int) -> None:
-        start = procfs.start_time(procfs.read(f"/proc/{pid}/stat"))
+        try:
+            start = procfs.start_time(procfs.read(f"/proc/{pid}/stat"))
+        except OSError:
+            return  # it has ended
         self.guard.add(f"{self.name} {what}", [KILL, str(pid), str(start)])
 
     def _wait_for_start(self) -> None:
@@ -116,6 +128,7 @@ class RuntimeRunning(Running):
             except (OSError, ValueError):
                 self.pid = 0
             if self.pid and self._has_begun():
+                self._remember("init", self.pid)
                 return
             if self.exited() is not None:
                 if self.pid:
@@ -137,14 +150,13 @@ class RuntimeRunning(Running):
     def _hold(self, fuse_fd: int, told: int, mounting_done: int, specification: dict[str, Any]) -> None:
         """In the child: mount, then execute the runtime."""
         try:
-            os.setsid()
-            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+            os.setsid()  # not with its parent: what the runtime has started would live on; the guard ends both
             self._mount(fuse_fd, mounting_done)
             self._bundle(specification)
             words = [*self.command, "--root", f"{self.place}/state", "run", "--bundle", self.place]
             words += ["--pid-file", self.pid_file, self.name]
             null = os.open(os.devnull, os.O_RDONLY)
-            for fd, mine in ((null, 0), (self.output, 1), (self.output, 2)):
+            for fd, mine in ((null, 0), (self.output.fd, 1), (self.output.fd, 2)):
                 os.dup2(fd, mine)
             os.set_inheritable(told, False)
             os.execvp(words[0], words)
@@ -196,9 +208,15 @@ class RuntimeRunning(Running):
         if "PATH" not in names:
             environment.append("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         environment += ["HOSTNAME=slim"] + ([] if "HOME" in names else [f"HOME={home}"])
-        capabilities = CAPABILITIES if uid == 0 else []
+        bounding = [name for name in CAPABILITIES if self.has_cgroup or name != "CAP_MKNOD"]
+        capabilities = bounding if uid == 0 else []
         namespaces = [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")]
         namespaces += [] if self.options.network == "host" else [{"type": "network"}]
+        linux: dict[str, Any] = {"namespaces": namespaces, "maskedPaths": MASKED, "readonlyPaths": READ_ONLY}
+        linux["seccomp"] = profile.for_runtimes(CAPABILITIES)
+        if self.has_cgroup and _is_the_machines_root():
+            linux["cgroupsPath"] = f"/{self.name}"
+            linux["resources"] = {"devices": [{"allow": False, "access": "rwm"}]}
         return {
             "ociVersion": "1.0.2",
             "process": {
@@ -207,14 +225,14 @@ class RuntimeRunning(Running):
                 "env": environment,
                 "cwd": str(self.settings.get("WorkingDir") or "/"),
                 "capabilities": {
-                    "bounding": CAPABILITIES,
+                    "bounding": bounding,
                     **dict.fromkeys(("effective", "permitted"), capabilities),
                 },
             },
             "root": {"path": "rootfs"},
             "hostname": "slim",
             "mounts": self._mounts(),
-            "linux": {"namespaces": namespaces, "maskedPaths": MASKED, "readonlyPaths": READ_ONLY},
+            "linux": linux,
         }
 
     def _mounts(self) -> list[dict[str, Any]]:
@@ -252,8 +270,7 @@ class RuntimeRunning(Running):
 
     def log(self) -> str:
         """The end of its output; the runtime's own messages without time and level."""
-        size = os.fstat(self.output).st_size
-        text = os.pread(self.output, 1 << 16, max(0, size - (1 << 16))).decode("utf-8", "replace")
+        text = self.output.end(complete=self.exited() is not None)
         return _LOGGED.sub(lambda found: found[1].replace('\\"', '"'), text)
 
     def exec(self, words: list[str], seconds: float) -> str:
@@ -261,16 +278,7 @@ class RuntimeRunning(Running):
         space = os.open(f"/proc/{self.holder}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         argv = [*self.command, "--root", f"{self.place}/state", "exec", self.name, *words]
         try:
-            done = subprocess.run(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                timeout=seconds,
-                check=False,
-                start_new_session=True,
-                preexec_fn=lambda: syscalls.setns(space, syscalls.CLONE_NEWNS),
-            )
+            done = commands.end_of(argv, seconds, lambda: syscalls.setns(space, syscalls.CLONE_NEWNS))
         except (OSError, subprocess.SubprocessError) as error:
             raise commands.Failed(f"exec in the slim container: {printable(str(error))}") from None
         finally:
@@ -289,6 +297,7 @@ class RuntimeRunning(Running):
             self._wait(patience)
             self._signal("SIGKILL")
         self._wait(5.0)
+        self.guard.undo(f"{self.name} init")  # also where something has killed the runtime
         self.guard.undo(f"{self.name} holder")
         if self._status is None:
             os.waitpid(self.holder, 0)
@@ -297,7 +306,7 @@ class RuntimeRunning(Running):
         if self.server:
             os.waitpid(self.server, 0)
             self.server = 0
-        self._remove_cgroups()
+        self.guard.undo(f"{self.name} cgroups")
         self.guard.undo(self.directory)
 
     def _signal(self, name: str) -> None:
@@ -313,19 +322,6 @@ class RuntimeRunning(Running):
         while self.exited() is None and time.monotonic() < end:
             time.sleep(0.01)
 
-    def _remove_cgroups(self) -> None:
-        """Remove the empty cgroups that a killed runtime leaves."""
-        base = "/sys/fs/cgroup"
-        try:
-            places = [f"{base}/{self.name}", *(f"{base}/{name}/{self.name}" for name in os.listdir(base))]
-        except OSError:
-            return
-        for place in places:
-            try:
-                os.rmdir(place)
-            except OSError:
-                continue
-
     def used(self) -> list[tuple[str, str]]:
         """(kind, path) of what was used or missed."""
         return served.noted(self.notes)
@@ -333,7 +329,7 @@ class RuntimeRunning(Running):
     def close(self) -> None:
         """Close the files of notes and output."""
         os.close(self.notes)
-        os.close(self.output)
+        self.output.close()
 
 
 def user_of(tree: Tree, user: str) -> tuple[int, int, list[int], str]:
