@@ -15,7 +15,7 @@ import stat
 import time
 
 from cntr.cntrfs.scopes import Ordinary, PlainUser, Raised
-from cntr.linux import file_syscalls
+from cntr.linux import credentials, file_syscalls
 from cntr.linux.named import NamedTuple
 
 TYPE_CHECKING = False
@@ -31,8 +31,8 @@ _NOT_YET_ASLEEP = 20  # looks at a client, a millisecond apart
 _PF_KTHREAD = 0x00200000  # linux/sched.h
 #: Capabilities of the server that a user lacks: keeping set-id bits; using a filesystem's reserved blocks and
 #: exceeding quotas.
-_SPENDING = 1 << file_syscalls.CAP_SYS_RESOURCE
-_PRIVILEGED = 1 << file_syscalls.CAP_FSETID | _SPENDING
+_SPENDING = 1 << credentials.CAP_SYS_RESOURCE
+_PRIVILEGED = 1 << credentials.CAP_FSETID | _SPENDING
 NOBODYS_GROUP = 0xFFFFFFFE  # a group that no file has
 _SETID = stat.S_ISUID | stat.S_ISGID
 AS_IS: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
@@ -175,10 +175,10 @@ class Credentials:
 
     def __init__(self) -> None:
         """Record the server's own capabilities, which leaving the scope restores."""
-        self._masks = effective, permitted, inheritable = file_syscalls.capget()
-        self._lowered = file_syscalls.pack_capabilities(effective & ~_PRIVILEGED, permitted, inheritable)
-        self._frugal = file_syscalls.pack_capabilities(effective & ~_SPENDING, permitted, inheritable)
-        self._take(file_syscalls.pack_capabilities(effective, permitted, inheritable))
+        self._masks = effective, permitted, inheritable = credentials.capget()
+        self._lowered = credentials.pack_capabilities(effective & ~_PRIVILEGED, permitted, inheritable)
+        self._frugal = credentials.pack_capabilities(effective & ~_SPENDING, permitted, inheritable)
+        self._take(credentials.pack_capabilities(effective, permitted, inheritable))
         self._spending_more: contextlib.AbstractContextManager[None] = AS_IS
         self._registering: contextlib.AbstractContextManager[None] = self._ordinary
         self.uid = os.geteuid()
@@ -198,19 +198,19 @@ class Credentials:
 
         So a file is registered with a change of the user id alone: each change of credentials takes the kernel 2 us.
         """
-        file_syscalls.capset(self._frugal)
+        credentials.capset(self._frugal)
         self._take(self._frugal)
         if self._masks[0] & _SPENDING:
-            whole = file_syscalls.pack_capabilities(*self._masks)
+            whole = credentials.pack_capabilities(*self._masks)
             self._spending_more = Raised(self._frugal, whole)
         as_user = PlainUser(self.uid)
-        before = file_syscalls.capget()
+        before = credentials.capget()
         with as_user:
-            meanwhile = file_syscalls.capget()
+            meanwhile = credentials.capget()
         # With SECBIT_NO_SETUID_FIXUP, or without all capabilities, the kernel does not change them with the id.
-        if file_syscalls.capget() != before:
-            file_syscalls.capset(self._frugal)
-        elif not self.gid and not meanwhile[0] & _PRIVILEGED and meanwhile[0] >> file_syscalls.CAP_SYS_ADMIN & 1:
+        if credentials.capget() != before:
+            credentials.capset(self._frugal)
+        elif not self.gid and not meanwhile[0] & _PRIVILEGED and meanwhile[0] >> credentials.CAP_SYS_ADMIN & 1:
             self._registering = as_user
 
     def spending(self) -> contextlib.AbstractContextManager[None]:
@@ -231,15 +231,15 @@ class Credentials:
         """Take the caller's ids."""
         caller = self._caller
         if self._groups:
-            file_syscalls.setgroups(caller.groups())
+            credentials.setgroups(caller.groups())
         if caller.umask:
             os.umask(caller.umask)
         if caller.gid != self.gid:
-            file_syscalls.setfsgid(caller.gid)
+            credentials.setfsgid(caller.gid)
         if caller.uid != self.uid:
-            file_syscalls.setfsuid(caller.uid)
+            credentials.setfsuid(caller.uid)
             if not self._unprivileged:
-                file_syscalls.capset(self._lowered)
+                credentials.capset(self._lowered)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -247,14 +247,14 @@ class Credentials:
         """Restore the server's ids."""
         caller = self._caller
         if caller.uid != self.uid:
-            file_syscalls.setfsuid(self.uid)
-            file_syscalls.capset(self._own)
+            credentials.setfsuid(self.uid)
+            credentials.capset(self._own)
         if caller.gid != self.gid:
-            file_syscalls.setfsgid(self.gid)
+            credentials.setfsgid(self.gid)
         if caller.umask:
             os.umask(0)
         if self._groups:
-            file_syscalls.setgroups(())
+            credentials.setgroups(())
 
     def without_fsetid(self) -> Raised:
         """A scope in which writing clears set-id bits, as it does for an unprivileged writer."""
@@ -298,7 +298,7 @@ class Credentials:
 
     @staticmethod
     def _clears_setid(fd: int, caller: Caller) -> bool:
-        return bool(os.fstat(fd).st_mode & _SETID) and not caller.is_capable(file_syscalls.CAP_FSETID)
+        return bool(os.fstat(fd).st_mode & _SETID) and not caller.is_capable(credentials.CAP_FSETID)
 
     def _spending(self, caller: Caller) -> contextlib.AbstractContextManager[None]:
         """The scope for using disk space. A caller whose ids the kernel did not send counts as not root."""
@@ -339,22 +339,22 @@ class _OpenerCaller:
     def __init__(self, own: bytes, masks: tuple[int, int, int], rights: OpenerIdentity) -> None:
         self._own, self._rights = own, rights
         effective, permitted, inheritable = masks
-        self._lowered = file_syscalls.pack_capabilities(effective & rights.effective, permitted, inheritable)
+        self._lowered = credentials.pack_capabilities(effective & rights.effective, permitted, inheritable)
         self._uid, self._gid = os.geteuid(), os.getegid()
 
     def __enter__(self) -> None:
-        file_syscalls.setgroups(self._rights.groups)
-        file_syscalls.setfsgid(self._rights.gid)
-        file_syscalls.setfsuid(self._rights.uid)
-        file_syscalls.capset(self._lowered)
+        credentials.setgroups(self._rights.groups)
+        credentials.setfsgid(self._rights.gid)
+        credentials.setfsuid(self._rights.uid)
+        credentials.capset(self._lowered)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        file_syscalls.capset(self._own)
-        file_syscalls.setfsuid(self._uid)
-        file_syscalls.setfsgid(self._gid)
-        file_syscalls.setgroups(())
+        credentials.capset(self._own)
+        credentials.setfsuid(self._uid)
+        credentials.setfsgid(self._gid)
+        credentials.setgroups(())
 
 
 class _AskedThere:

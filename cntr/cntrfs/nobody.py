@@ -30,7 +30,7 @@ from cntr.cntrfs.core import Core
 from cntr.cntrfs.files import DirectoryHandle
 from cntr.cntrfs.node import BackingMount, Node, stale
 from cntr.cntrfs.xattrs import Xattrs
-from cntr.linux import any_thread, file_syscalls
+from cntr.linux import any_thread, credentials
 from cntr.linux.file_syscalls import Attributes, as_attributes
 
 TYPE_CHECKING = False
@@ -52,15 +52,15 @@ class NobodyCredentials(Credentials):
 
     def __init__(self) -> None:
         """Drop all rights. Call in the serving thread, before it starts others."""
-        effective, permitted, inheritable = file_syscalls.capget()
+        effective, permitted, inheritable = credentials.capget()
         self._raised = _Raised(
-            file_syscalls.pack_capabilities(effective, permitted, inheritable),
-            file_syscalls.pack_capabilities(0, permitted, inheritable),
+            credentials.pack_capabilities(effective, permitted, inheritable),
+            credentials.pack_capabilities(0, permitted, inheritable),
         )
         # whether the thread has another id; False in a user namespace that maps one id
         self._raised_open = _RaisedOpen(self._raised)
         self.is_other = _become(NO_FILES_ID)
-        file_syscalls.capset(file_syscalls.pack_capabilities(0, permitted, inheritable))
+        credentials.capset(credentials.pack_capabilities(0, permitted, inheritable))
         super().__init__()  # records the remaining capabilities as its own
 
     def be_frugal(self) -> None:
@@ -86,12 +86,12 @@ class NobodyCredentials(Credentials):
 def _become(number: int) -> bool:
     """Set NUMBER as the thread's filesystem ids, and drop its groups; return whether that worked."""
     try:
-        file_syscalls.setgroups(())
+        credentials.setgroups(())
     except OSError:
         return False
-    file_syscalls.setfsgid(number)
-    file_syscalls.setfsuid(number)
-    return (file_syscalls.setfsuid(_UNMAPPED), file_syscalls.setfsgid(_UNMAPPED)) == (number, number)
+    credentials.setfsgid(number)
+    credentials.setfsuid(number)
+    return (credentials.setfsuid(_UNMAPPED), credentials.setfsgid(_UNMAPPED)) == (number, number)
 
 
 class _Raised:
@@ -103,13 +103,13 @@ class _Raised:
 
     def __enter__(self) -> None:
         if self.holder != get_ident():
-            file_syscalls.capset(self._own)
+            credentials.capset(self._own)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.holder != get_ident():
-            file_syscalls.capset(self._none)
+            credentials.capset(self._none)
 
 
 class _RaisedOpen:

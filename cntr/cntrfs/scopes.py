@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from cntr.linux import file_syscalls
-from cntr.linux.file_syscalls import become
+from cntr.linux import credentials
+from cntr.linux.credentials import become
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,12 +21,12 @@ class Raised:
         self._own, self._other = own, other
 
     def __enter__(self) -> None:
-        file_syscalls.capset(self._other)
+        credentials.capset(self._other)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        file_syscalls.capset(self._own)
+        credentials.capset(self._own)
 
 
 class PlainUser:
@@ -36,12 +36,12 @@ class PlainUser:
         self._uid = uid
 
     def __enter__(self) -> None:
-        file_syscalls.setfsuid(_SOMEBODY)
+        credentials.setfsuid(_SOMEBODY)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        file_syscalls.setfsuid(self._uid)
+        credentials.setfsuid(self._uid)
 
 
 class Ordinary:
@@ -55,7 +55,7 @@ class Ordinary:
 
     def __enter__(self) -> None:
         if self._changes_group:
-            file_syscalls.setfsgid(_SOMEBODY)
+            credentials.setfsgid(_SOMEBODY)
         become(_SOMEBODY, self._lowered)
 
     def __exit__(
@@ -63,4 +63,4 @@ class Ordinary:
     ) -> None:
         become(self._uid, self._own)
         if self._changes_group:
-            file_syscalls.setfsgid(self._gid)
+            credentials.setfsgid(self._gid)

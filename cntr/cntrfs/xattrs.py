@@ -6,7 +6,7 @@ import errno
 import os
 
 from cntr.cntrfs.backing import NOBODYS_GROUP, Caller, Credentials, proc_path
-from cntr.linux import file_syscalls
+from cntr.linux import credentials
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Xattrs:
         names = [os.fsencode(name) for name in os.listxattr(proc_path(self._nodes.fds.fd(node)))]
         if node.mount.forbids & os.ST_NOSUID and _FILE_CAPABILITIES in names:
             names.remove(_FILE_CAPABILITIES)
-        if not any(name.startswith(b"trusted.") for name in names) or caller.is_capable(file_syscalls.CAP_SYS_ADMIN):
+        if not any(name.startswith(b"trusted.") for name in names) or caller.is_capable(credentials.CAP_SYS_ADMIN):
             return names
         return [name for name in names if not name.startswith(b"trusted.")]
 

@@ -1,4 +1,6 @@
-"""fanotify(7) as a recorder uses it: each event carries an open fd of the file that was opened, executed or listed."""
+"""fanotify(7), for two uses: a recorder, whose events carry an open fd of the file that was opened, executed or listed; and
+CntrFS's watch on changes, whose events name directory, entry and file.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import os
 import struct
 import sys
 
-from cntr.linux.file_syscalls import _fail, _libc
+from cntr.linux.file_syscalls import _charp, _declare, _fail, _int, _libc, _uint
 from cntr.linux.numbers import MACHINE
 
 TYPE_CHECKING = False
@@ -18,7 +20,12 @@ if TYPE_CHECKING:
 FAN_CLOEXEC, FAN_NONBLOCK, FAN_UNLIMITED_QUEUE, FAN_UNLIMITED_MARKS = 0x1, 0x2, 0x10, 0x20
 FAN_MARK_ADD, FAN_MARK_REMOVE, FAN_MARK_MOUNT, FAN_MARK_FILESYSTEM = 0x1, 0x2, 0x10, 0x100
 _FAN_MARK_IGNORE_SURV = 0x400 | 0x40
+FAN_REPORT_DFID_NAME_TARGET = 0x200 | 0x400 | 0x800 | 0x1000
+FAN_MODIFY, FAN_ATTRIB, FAN_CLOSE_WRITE, FAN_MOVED_FROM, FAN_MOVED_TO = 0x2, 0x4, 0x8, 0x40, 0x80
+FAN_CREATE, FAN_DELETE = 0x100, 0x200
 FAN_OPEN, FAN_OPEN_EXEC, FAN_Q_OVERFLOW, FAN_ONDIR = 0x20, 0x1000, 0x4000, 0x40000000
+_declare("fanotify_init", _uint, _uint)
+_declare("fanotify_mark", _int, _uint, ctypes.c_uint64, _int, _charp)
 _METADATA = struct.Struct("=IBBHQii")  # event_len vers reserved metadata_len mask fd pid
 _BUFFER = 1 << 16
 
@@ -29,17 +36,25 @@ def new_group() -> int:
 
     The fds are opened with O_NONBLOCK and O_NOATIME: opening has no effect on the file, and never waits for a FIFO.
     """
-    flags = FAN_CLOEXEC | FAN_NONBLOCK | FAN_UNLIMITED_QUEUE | FAN_UNLIMITED_MARKS
-    group = int(_libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOATIME | os.O_LARGEFILE))
+    return _group(FAN_UNLIMITED_QUEUE, os.O_NONBLOCK | os.O_NOATIME | os.O_LARGEFILE)
+
+
+def new_naming_group() -> int:
+    """fanotify_init(2): a group that reports directory, name and file of each event (kernel 5.17, CAP_SYS_ADMIN)."""
+    return _group(FAN_REPORT_DFID_NAME_TARGET, 0)
+
+
+def _group(flags: int, event_flags: int) -> int:
+    flags |= FAN_CLOEXEC | FAN_NONBLOCK | FAN_UNLIMITED_MARKS
+    group = int(_libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC | event_flags))
     if group < 0:
         raise _fail("fanotify_init")
     return group
 
 
-def mark_filesystem(group: int, root_fd: int) -> None:
-    """fanotify_mark(2): report each open, execution and listing on the filesystem that ROOT_FD is on."""
-    mask = FAN_OPEN | FAN_OPEN_EXEC | FAN_ONDIR
-    if _libc.fanotify_mark(group, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, mask, root_fd, None) < 0:
+def mark_filesystem(group: int, mask: int, fd: int) -> None:
+    """fanotify_mark(2): report the events of MASK on the whole filesystem that fd is on."""
+    if _libc.fanotify_mark(group, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, mask, fd, None) < 0:
         raise _fail("fanotify_mark")
 
 

@@ -1,7 +1,7 @@
 """The filesystem server's system calls: everything it needs that ``os`` lacks.
 
-Used by ``cntrfs``; the attach core uses ``syscalls``. Every function raises OSError with the kernel's errno. Constants have the kernel's
-names (include/uapi/linux/{stat,fcntl,fs,capability,falloc}.h).
+Used by ``cntrfs``; the attach core uses ``syscalls``. A client's rights are in ``credentials``, the watch's calls in ``fanotify``.
+Every function raises OSError with the kernel's errno. Constants have the kernel's names (include/uapi/linux/{stat,fcntl,fs,falloc}.h).
 """
 
 from __future__ import annotations
@@ -41,13 +41,6 @@ RWF_APPEND = 0x10  # os has it since Python 3.10
 # linux/stat.h: the two magic nanosecond values of utimensat(2)
 UTIME_NOW = (1 << 30) - 1
 UTIME_OMIT = (1 << 30) - 2
-
-# linux/capability.h
-CAP_DAC_READ_SEARCH = 2
-CAP_FSETID = 4
-CAP_SYS_ADMIN = 21
-CAP_SYS_RESOURCE = 24
-_LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
 MAX_HANDLE_SZ = 128
 
@@ -332,68 +325,6 @@ def syncfs(fd: int) -> None:
         raise _fail("syncfs")
 
 
-# Credentials of the calling thread. The C library's setgroups() changes every thread, so the system call is made directly.
-_SYS_SETGROUPS = number("setgroups")
-_setfsuid = _declare("setfsuid", _uint)
-_setfsgid = _declare("setfsgid", _uint)
-
-
-def setfsuid(uid: int) -> int:
-    """setfsuid(2): leaving 0 drops the filesystem capabilities from the effective set, returning to 0 raises them.
-
-    Returns the previous id. It cannot fail: 0xFFFFFFFF, or an id that is not mapped here, changes nothing.
-    """
-    return int(_libc.setfsuid(uid))
-
-
-_raw_setfsuid, _raw_capset = _libc.setfsuid, _libc.capset
-
-
-def become(uid: int, packed: bytes) -> None:
-    """setfsuid(2), then capset(2) on the calling thread: in one function, as each creation of a file needs it."""
-    _raw_setfsuid(uid)
-    if _raw_capset(_cap_header, packed) < 0:
-        raise _fail("capset")
-
-
-def setfsgid(gid: int) -> int:
-    """setfsgid(2), as ``setfsuid``."""
-    return int(_libc.setfsgid(gid))
-
-
-def setgroups(groups: tuple[int, ...]) -> None:
-    """setgroups(2) for the calling thread only."""
-    array = (_uint * len(groups))(*groups)
-    if _libc.syscall(_long(_SYS_SETGROUPS), ctypes.c_size_t(len(groups)), ctypes.byref(array)) < 0:
-        raise _fail("setgroups")
-
-
-_cap_header = struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0)
-_CAPS = struct.Struct("=6I")
-
-
-def capget() -> tuple[int, int, int]:
-    """capget(2): the calling thread's effective, permitted and inheritable masks."""
-    header, data = ctypes.create_string_buffer(_cap_header, 8), ctypes.create_string_buffer(24)
-    if _libc.capget(header, data) < 0:
-        raise _fail("capget")
-    values = _CAPS.unpack(data.raw)
-    return values[0] | values[3] << 32, values[1] | values[4] << 32, values[2] | values[5] << 32
-
-
-def pack_capabilities(effective: int, permitted: int, inheritable: int) -> bytes:
-    """The argument of ``capset``."""
-    low = [mask & 0xFFFFFFFF for mask in (effective, permitted, inheritable)]
-    high = [mask >> 32 for mask in (effective, permitted, inheritable)]
-    return _CAPS.pack(*low, *high)
-
-
-def capset(packed: bytes) -> None:
-    """capset(2) on the calling thread."""
-    if _libc.capset(_cap_header, packed) < 0:
-        raise _fail("capset")
-
-
 def filesystem_magic(fd: int) -> int:
     """statfs(2)'s f_type (linux/magic.h) of the filesystem behind any fd."""
     # struct statfs is 120 bytes on 64-bit machines. f_type comes first; it has 4 bytes on s390x
@@ -412,31 +343,6 @@ def ioctl_number(fd: int, request: int, data: bytes) -> int:
     if result < 0:
         raise _fail("ioctl")
     return result
-
-
-# fanotify(7), linux/fanotify.h
-FAN_CLOEXEC, FAN_NONBLOCK, FAN_UNLIMITED_MARKS = 0x1, 0x2, 0x20
-FAN_REPORT_DFID_NAME_TARGET = 0x200 | 0x400 | 0x800 | 0x1000
-FAN_MARK_ADD, FAN_MARK_FILESYSTEM = 0x1, 0x100
-FAN_MODIFY, FAN_ATTRIB, FAN_MOVED_FROM, FAN_MOVED_TO = 0x2, 0x4, 0x40, 0x80
-FAN_CREATE, FAN_DELETE, FAN_Q_OVERFLOW, FAN_ONDIR = 0x100, 0x200, 0x4000, 0x40000000
-_declare("fanotify_init", _uint, _uint)
-_declare("fanotify_mark", _int, _uint, ctypes.c_uint64, _int, _charp)
-
-
-def fanotify_init() -> int:
-    """fanotify_init(2): a group that reports directory, name and file of each event (kernel 5.17, CAP_SYS_ADMIN)."""
-    flags = FAN_CLOEXEC | FAN_NONBLOCK | FAN_UNLIMITED_MARKS | FAN_REPORT_DFID_NAME_TARGET
-    fd = int(_libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC))
-    if fd < 0:
-        raise _fail("fanotify_init")
-    return fd
-
-
-def fanotify_mark_filesystem(group: int, mask: int, fd: int) -> None:
-    """fanotify_mark(2): report the events of MASK on the whole filesystem that fd is on."""
-    if _libc.fanotify_mark(group, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, mask, fd, None) < 0:
-        raise _fail("fanotify_mark")
 
 
 EVENT = struct.pack("=Q", 1)  # written to an eventfd; a read takes 8 bytes

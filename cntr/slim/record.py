@@ -18,6 +18,7 @@ from cntr.slim.accesses import Accesses
 
 _PAUSE = 0.02  # seconds between two reads; the kernel queues events without limit
 _SETTLE = 0.05
+_MASK = fanotify.FAN_OPEN | fanotify.FAN_OPEN_EXEC | fanotify.FAN_ONDIR
 
 
 class Recorder:
@@ -45,7 +46,7 @@ class Recorder:
         if path != "/":
             self._engines.append(path)
         self._device = os.fstat(root_fd).st_dev
-        fanotify.mark_filesystem(self._group, root_fd)
+        fanotify.mark_filesystem(self._group, _MASK, root_fd)
 
     @property
     def is_armed(self) -> bool:

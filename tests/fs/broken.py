@@ -21,7 +21,7 @@ from cntr.cntrfs.files import OpenFiles
 from cntr.cntrfs.nodes import NodeTable
 from cntr.cntrfs.options import Options
 from cntr.cntrfs.xattrs import Xattrs
-from cntr.linux import file_syscalls
+from cntr.linux import credentials, file_syscalls
 
 Fault = Callable[[], None]
 
@@ -54,7 +54,7 @@ def _caller_is_ignored() -> None:
 
 
 def _supplementary_groups_are_ignored() -> None:
-    file_syscalls.setgroups = lambda groups: None
+    credentials.setgroups = lambda groups: None
 
 
 def _nodes_are_paths() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from cntr.cntrfs import backing
 from cntr.cntrfs.devfuse import request
-from cntr.linux import file_syscalls
+from cntr.linux import credentials
 from testkit import loops
 from testkit.servers import missing, open_to_others, served
 
@@ -88,7 +88,7 @@ def test_a_user_leaves_the_reserve(how: str, disk: Path, tmp_path: Path) -> None
 def test_root_keeps_it_for_names(disk: Path, tmp_path: Path) -> None:
     """Where the reserve is another user's, root has it by CAP_SYS_RESOURCE, which the server lays aside until it is needed."""
     subprocess.run(["mount", "-o", "remount,resuid=1234", disk], check=True)
-    has_reserve = bool(file_syscalls.capget()[0] >> file_syscalls.CAP_SYS_RESOURCE & 1)
+    has_reserve = bool(credentials.capget()[0] >> credentials.CAP_SYS_RESOURCE & 1)
 
     def answers(top: Path) -> list[str]:
         found = []
@@ -109,29 +109,29 @@ def test_root_keeps_it_for_names(disk: Path, tmp_path: Path) -> None:
 def test_what_is_laid_aside(monkeypatch: pytest.MonkeyPatch) -> None:
     """The capability, by another one that everybody here has: it is there inside ``spending`` alone, and not in a registration."""
     monkeypatch.setattr(backing, "_SPENDING", 1 << _CAP_SYS_NICE)
-    monkeypatch.setattr(backing, "_PRIVILEGED", 1 << _CAP_SYS_NICE | 1 << file_syscalls.CAP_FSETID)
+    monkeypatch.setattr(backing, "_PRIVILEGED", 1 << _CAP_SYS_NICE | 1 << credentials.CAP_FSETID)
 
     def effective() -> tuple[int, ...]:
-        mask = file_syscalls.capget()[0]
+        mask = credentials.capget()[0]
         wanted = (
             _CAP_SYS_NICE,
-            file_syscalls.CAP_FSETID,
-            file_syscalls.CAP_SYS_ADMIN,
-            file_syscalls.CAP_DAC_READ_SEARCH,
+            credentials.CAP_FSETID,
+            credentials.CAP_SYS_ADMIN,
+            credentials.CAP_DAC_READ_SEARCH,
         )
         return tuple(mask >> capability & 1 for capability in wanted)
 
     def seen() -> list[tuple[int, ...]]:
         found = [effective()]
-        credentials = backing.Credentials()
-        credentials.be_frugal()
+        server = backing.Credentials()
+        server.be_frugal()
         found.append(effective())
-        for scope in (credentials.spending(), credentials.registering(), credentials.without_fsetid()):
+        for scope in (server.spending(), server.registering(), server.without_fsetid()):
             with scope:
                 found.append(effective())
             found.append(effective())
-        with credentials.registering():
-            user = file_syscalls.setfsuid(0xFFFFFFFF)
+        with server.registering():
+            user = credentials.setfsuid(0xFFFFFFFF)
         return [*found, (user,)]
 
     frugal = (0, 1, 1, 1)

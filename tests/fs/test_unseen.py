@@ -16,9 +16,9 @@ import pytest
 from cntr.cntrfs import probe
 from cntr.cntrfs.devfuse import watch, wire
 from cntr.cntrfs.devfuse.mount_table import MountTable
-from cntr.cntrfs.devfuse.silent import FAN_CLOSE_WRITE, SilentMounts
+from cntr.cntrfs.devfuse.silent import SilentMounts
 from cntr.cntrfs.node import BackingMount
-from cntr.linux import file_syscalls, syscalls
+from cntr.linux import fanotify, file_syscalls, syscalls
 from testkit.servers import TreeUnderTest, missing, place, served
 from testkit.waiting import wait_until
 
@@ -93,7 +93,7 @@ def test_a_silent_mount_reports_no_writes_unless_its_filesystem_is_in_the_tree_t
     syscalls.mount("tmpfs", str(tmp_path), "tmpfs", 0)  # nobody else writes there
     (tmp_path / "file").touch()
     fd = os.open(tmp_path, os.O_RDONLY)
-    group = file_syscalls.fanotify_init()
+    group = fanotify.new_naming_group()
     silent = SilentMounts(group)
 
     def reported(directory: int) -> bool:
@@ -106,7 +106,7 @@ def test_a_silent_mount_reports_no_writes_unless_its_filesystem_is_in_the_tree_t
             return False
 
     try:
-        file_syscalls.fanotify_mark_filesystem(group, file_syscalls.FAN_MODIFY | FAN_CLOSE_WRITE, fd)
+        fanotify.mark_filesystem(group, fanotify.FAN_MODIFY | fanotify.FAN_CLOSE_WRITE, fd)
         first, second = (BackingMount(number, 0, 0, number) for number in (0, 1))
         first.fd = second.fd = fd
         silent.add(first, b"filesys1")
@@ -165,7 +165,7 @@ def test_a_name_that_moves_while_it_is_answered_for(monkeypatch: pytest.MonkeyPa
     helper.mounts[b"filesys1"] = [(0, 0, 0, -1)]
     handle = struct.pack("=II", 77, 1)
     info = struct.pack("=BxH8sIi", 2, 32, b"filesys1", len(handle), 1) + handle + b"name\0\0\0\0"
-    for mask, times in ((file_syscalls.FAN_MOVED_TO, 2), (file_syscalls.FAN_CREATE, 1)):
+    for mask, times in ((fanotify.FAN_MOVED_TO, 2), (fanotify.FAN_CREATE, 1)):
         told.clear()
         helper.event(mask, info, set(), is_own=False)
         helper.send_pending()

@@ -16,7 +16,7 @@ import pytest
 
 from cntr.cntrfs.devfuse import session, watch, wire
 from cntr.cntrfs.options import Options
-from cntr.linux import file_syscalls
+from cntr.linux import fanotify
 from testkit.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="fanotify's file handles need CAP_SYS_ADMIN")
@@ -110,7 +110,7 @@ def test_events_that_come_with_the_news_of_their_mount_are_not_missed(told: list
         info = watch._INFO.pack(watch._INFO_FID, watch._INFO.size + len(handle), b"filesys1", len(handle), 1) + handle
         size = watch._METADATA.size
         os.write(
-            kernel, watch._METADATA.pack(size + len(info), 3, 0, size, file_syscalls.FAN_ATTRIB, -1, os.getpid()) + info
+            kernel, watch._METADATA.pack(size + len(info), 3, 0, size, fanotify.FAN_ATTRIB, -1, os.getpid()) + info
         )
         helper.read_events()
         assert told == [7, 1 << 40 | 7]

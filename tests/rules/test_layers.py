@@ -198,6 +198,7 @@ LAYERS = (
     ),
     (
         "cntr.linux.any_thread",
+        "cntr.linux.credentials",
         "cntr.linux.fanotify",
         "cntr.linux.io_uring",
         "cntr.linux.patience",
@@ -352,7 +353,8 @@ def test_only_the_kernel_rooms_hold_ctypes():
         if {name.partition(".")[0] for name in source.imports(path, lazy=True)} & {"ctypes", "_ctypes", "cffi"}
     }
     rooms = (
-        "any_thread", "bpf", "fanotify", "file_syscalls", "io_uring", "libseccomp", "process", "seccomp", "syscalls", "tracing",
+        "any_thread", "bpf", "credentials", "fanotify", "file_syscalls", "io_uring", "libseccomp", "process", "seccomp",
+        "syscalls", "tracing",
     )  # fmt: skip
     assert users <= {f"cntr.linux.{room}" for room in rooms}, users
 

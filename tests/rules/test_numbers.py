@@ -11,7 +11,18 @@ import subprocess
 
 import pytest
 
-from cntr.linux import file_syscalls, io_uring, namespaces, numbers, process, seccomp, sockets, syscalls
+from cntr.linux import (
+    credentials,
+    fanotify,
+    file_syscalls,
+    io_uring,
+    namespaces,
+    numbers,
+    process,
+    seccomp,
+    sockets,
+    syscalls,
+)
 
 # architecture: (column of numbers.TABLE, directory of Debian's headers, macros that its compiler would define)
 ARCHITECTURES = {
@@ -76,7 +87,7 @@ def compile_all(architecture: str, tmp_path: pathlib.Path, lines: list[str]) -> 
 def constants() -> dict[str, int]:
     """{name: value} of the public numbers in cntr/linux."""
     found: dict[str, int] = {}
-    for module in (syscalls, file_syscalls, io_uring, seccomp, sockets, process, namespaces):
+    for module in (syscalls, file_syscalls, credentials, fanotify, io_uring, seccomp, sockets, process, namespaces):
         for name, value in vars(module).items():
             if name.isupper() and not name.startswith("_") and isinstance(value, int) and not isinstance(value, bool):
                 found[name] = value

@@ -22,7 +22,7 @@ from cntr.cntrfs.devfuse.workers import Job, Workers
 from cntr.cntrfs.fds import GIVE_UPS, LARGE_BLOCKS, NO_FD
 from cntr.cntrfs.node import INO_MASK
 from cntr.cntrfs.trace import Trace
-from cntr.linux import file_syscalls
+from cntr.linux import credentials, file_syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ class Connection:
         if scope is AS_IS or self._spent_for == self.unique:
             return None
         self._spent_for = self.unique
-        return scope if self.caller().is_capable(file_syscalls.CAP_SYS_RESOURCE) else None
+        return scope if self.caller().is_capable(credentials.CAP_SYS_RESOURCE) else None
 
     # parts of answers
 

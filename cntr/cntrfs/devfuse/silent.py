@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import os
 
-from cntr.linux import fanotify, file_syscalls, syscalls
+from cntr.linux import fanotify, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cntr.cntrfs.node import BackingMount
 
-FAN_CLOSE_WRITE = 0x8  # linux/fanotify.h
-_WRITES = file_syscalls.FAN_MODIFY | FAN_CLOSE_WRITE
+_WRITES = fanotify.FAN_MODIFY | fanotify.FAN_CLOSE_WRITE
 
 
 class SilentMounts:

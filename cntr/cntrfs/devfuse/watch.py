@@ -26,7 +26,7 @@ from collections import OrderedDict
 from cntr.cntrfs import log
 from cntr.cntrfs.devfuse import wire
 from cntr.cntrfs.devfuse.notify import notify
-from cntr.cntrfs.devfuse.silent import FAN_CLOSE_WRITE, SilentMounts
+from cntr.cntrfs.devfuse.silent import SilentMounts
 from cntr.cntrfs.node import BackingMount, Node
 from cntr.linux import fanotify, file_syscalls, syscalls
 
@@ -40,14 +40,12 @@ if TYPE_CHECKING:
 #: Local filesystems all of whose changes go through this kernel's VFS: ext2-4, XFS, tmpfs, F2FS (linux/magic.h). A
 #: network filesystem changes elsewhere; btrfs and overlay report other ids than those of their inodes.
 WATCHABLE = frozenset((0xEF53, 0x58465342, 0x01021994, 0xF2F52010))
-_ENTRY_EVENTS = (
-    file_syscalls.FAN_CREATE | file_syscalls.FAN_DELETE | file_syscalls.FAN_MOVED_FROM | file_syscalls.FAN_MOVED_TO
-)
-_MOVES = file_syscalls.FAN_MOVED_FROM | file_syscalls.FAN_MOVED_TO
+_ENTRY_EVENTS = fanotify.FAN_CREATE | fanotify.FAN_DELETE | fanotify.FAN_MOVED_FROM | fanotify.FAN_MOVED_TO
+_MOVES = fanotify.FAN_MOVED_FROM | fanotify.FAN_MOVED_TO
 # What is written through a mapping is told by nothing but the close that follows the last unmapping.
 _MASK = (
     _ENTRY_EVENTS
-    | file_syscalls.FAN_MODIFY | file_syscalls.FAN_ATTRIB | FAN_CLOSE_WRITE | file_syscalls.FAN_ONDIR
+    | fanotify.FAN_MODIFY | fanotify.FAN_ATTRIB | fanotify.FAN_CLOSE_WRITE | fanotify.FAN_ONDIR
 )  # fmt: skip
 _METADATA = struct.Struct("=IBBHQii")  # event_len vers reserved metadata_len mask fd pid
 _INFO = struct.Struct("=BxH8sIi")  # type len fsid handle_bytes handle_type
@@ -81,7 +79,7 @@ class Watch:
         # Before the first file is watched: a helper that starts late must know what is new.
         mount_table, server = MountTable(core.nodes.root.mount.mnt_id), os.getpid()
         try:
-            self.group = file_syscalls.fanotify_init()
+            self.group = fanotify.new_naming_group()
         except OSError:
             mount_table.close()
             raise
@@ -120,7 +118,7 @@ class Watch:
             return
         alias = next(((ino, nodeid) for ino, nodeid in mount.aliases.items() if nodeid > 0), (0, 0))
         try:
-            file_syscalls.fanotify_mark_filesystem(self.group, _MASK, mount.fd)
+            fanotify.mark_filesystem(self.group, _MASK, mount.fd)
             fsid = fanotify.filesystem_id(mount.fd)
             message = _MOUNT.pack(fsid, mount.base, *alias)
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [mount.fd]))
@@ -287,7 +285,7 @@ class Helper:
         position = 0
         while position < len(buffer):
             length, _, _, skip, mask, _, pid = _METADATA.unpack_from(buffer, position)
-            if mask & file_syscalls.FAN_Q_OVERFLOW:
+            if mask & fanotify.FAN_Q_OVERFLOW:
                 self.server.send(FLUSH)
             elif pid != self.server_pid or self.has_twins:
                 self.event(mask, buffer[position + skip : position + length], told, is_own=pid == self.server_pid)
@@ -311,20 +309,20 @@ class Helper:
                     told.add((nodeid, name))
                     # A removed entry is dropped at once: its inode number may be in use again, and the kernel would
                     # keep the old file's node while it caches the name.
-                    flags = 0 if mask & file_syscalls.FAN_DELETE and not is_own else self.entry_flags
+                    flags = 0 if mask & fanotify.FAN_DELETE and not is_own else self.entry_flags
                     notify(self.fuse_fd, wire.NOTIFY_INVAL_ENTRY, _entry(nodeid, name, flags))
                     if mask & _MOVES and len(self.moved) < _MOST_MOVED:
                         self.moved.pop((nodeid, name), None)
                         self.moved[nodeid, name] = time.monotonic() + _SETTLED
-                    self.tell_inode(nodeid, file_syscalls.FAN_MODIFY, told)
+                    self.tell_inode(nodeid, fanotify.FAN_MODIFY, told)
 
     def tell_inode(self, nodeid: int, mask: int, told: set[tuple[int, bytes]]) -> None:
         """Invalidate attributes, and data if it was modified. For a file under constant writes this is rate-limited."""
-        key = nodeid, b"\0m" if mask & file_syscalls.FAN_MODIFY else b"\0"
+        key = nodeid, b"\0m" if mask & fanotify.FAN_MODIFY else b"\0"
         if key in told:
             return
         told.add(key)
-        if not mask & file_syscalls.FAN_MODIFY:
+        if not mask & fanotify.FAN_MODIFY:
             notify(self.fuse_fd, wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(nodeid, -1, 0))
             return
         now = time.monotonic()
