@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO
 
-LINE_LIMIT, PENDING_LIMIT = 1 << 22, 1 << 16  # bytes of an event, characters of an escape sequence
+LINE_LIMIT, SEQUENCE_LIMIT = 1 << 22, 256  # bytes of an event, characters of an escape sequence that is no string
 LATEST = 1e9  # seconds
 # ECMA-48 and xterm's ctlseqs: CSI … final byte. Cursor, erase, insert, delete, scroll, SGR, region, save and restore.
 DRAWING = frozenset("ABCDEFGHIJKLMPSTXZ@`abdefmrsu")
@@ -40,6 +40,7 @@ MODES = {
     "1049": False,
     "2026": False,
 }
+STRINGS = frozenset("]P_^X\x90\x98\x9d\x9e\x9f")  # after ESC, or alone
 PLAIN_MODES = {"4": False, "20": False}  # insert, new line
 ESCAPES = frozenset("78DEM")  # save, restore, index, next line, reverse index
 CHARSETS = frozenset("()*+")
@@ -50,16 +51,16 @@ PLAIN = "\x1b[0m\x1b(B\x0f\r\n"  # attributes off, default character set; below 
 class Screen:
     """Filters output for the terminal; a sequence may arrive in pieces. modes: those that differ from the default."""
 
-    __slots__ = ("modes", "pending", "region")
+    __slots__ = ("cursor", "in_string", "modes", "pending", "region")
 
     def __init__(self) -> None:
-        self.pending, self.region = "", False
+        self.pending, self.region, self.cursor, self.in_string = "", False, False, False
         self.modes: set[str] = set()
 
     def filtered(self, text: str) -> str:
         """TEXT without sequences that do more than display."""
         text, self.pending = self.pending + text, ""
-        shown, at = [], 0
+        shown, at = [], self._string(text, 0) if self.in_string else 0
         while at < len(text):
             letter = text[at]
             if letter != "\x1b" and not "\x80" <= letter <= "\x9f":
@@ -69,16 +70,28 @@ class Screen:
                 continue
             end, kept = _sequence(text, at)
             if end < 0:
-                if len(text) - at <= PENDING_LIMIT:
+                introducer = text[at + 1 : at + 2] if letter == "\x1b" else letter
+                if introducer in STRINGS:
+                    self._string(text, at + 1 + (letter == "\x1b"))
+                elif len(text) - at <= SEQUENCE_LIMIT:
                     self.pending = text[at:]
                 break  # incomplete; if it never ends, the rest is shown as text
-            if kept:
+            if kept and end - at <= SEQUENCE_LIMIT:
                 shown.append(text[at:end])
                 self._remember(text[at:end])
             at = end
         return "".join(shown)
 
+    def _string(self, text: str, at: int) -> int:
+        """The index after a string of which AT is in the middle. It may never end: nothing of it is kept, and each piece read once."""
+        end = _string_end(text, at)
+        self.in_string = end < 0
+        if end < 0 and text[at:].endswith("\x1b"):  # ST may be split
+            self.pending = "\x1b"
+        return len(text) if end < 0 else end
+
     def _remember(self, sequence: str) -> None:
+        self.cursor |= sequence.endswith(" q")
         if sequence[:2] == "\x1b[" and sequence[-1] in "hlr":
             self.region |= sequence[-1] == "r"
             private, usual = ("?", MODES) if sequence[2] == "?" else ("", PLAIN_MODES)
@@ -89,6 +102,7 @@ class Screen:
         """The sequences that restore the terminal."""
         usual = {**{f"?{mode}": on for mode, on in MODES.items()}, **PLAIN_MODES}
         back = "".join(f"\x1b[{mode}{'h' if usual[mode] else 'l'}" for mode in sorted(self.modes))
+        back += "\x1b[0 q" if self.cursor else ""
         return back + ("\x1b7\x1b[r\x1b8" if self.region else "") + PLAIN  # setting a region moves the cursor home
 
 

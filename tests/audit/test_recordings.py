@@ -242,6 +242,18 @@ def test_the_terminal_is_given_back_as_it_was():
     assert screen.restoring() == replay.PLAIN
     screen.filtered("\x1b[?1049;25h\x1b[?25l\x1b[4h\x1b[2;5r\x1b[?7l\x1b[?7h")
     assert screen.restoring() == "\x1b[4l\x1b[?1049l\x1b[?25h\x1b7\x1b[r\x1b8" + replay.PLAIN
+    screen = replay.Screen()
+    screen.filtered("\x1b[5 q")
+    assert screen.restoring() == "\x1b[0 q" + replay.PLAIN
+
+
+@pytest.mark.parametrize("start", ["\x1b]52;", "\x1bP", "\x1b[", "\x1b(", "\x9d"])
+def test_a_sequence_without_end_is_not_read_again_with_each_piece(start):
+    screen = replay.Screen()
+    for piece in [start, *["1" * 100] * 1000]:
+        screen.filtered(piece)
+        assert len(screen.pending) <= replay.SEQUENCE_LIMIT
+    assert screen.filtered("\x1b\\\x1b[1mseen") == "\x1b[1mseen"
 
 
 @pytest.mark.parametrize(
