@@ -30,6 +30,7 @@ DIRECTORIES = (
     ("shm", "/dev/shm", 0o1777),
 )
 KEPT = ("tmp", "var-tmp", "root", "home")  # where users leave files without thinking
+LOOKED = 10_000
 INFORMATION = "run/cntr"
 
 
@@ -134,10 +135,10 @@ class Private:
             os.chmod("root", 0o711, dir_fd=self.tree_fd)
 
     def left_files(self) -> list[str]:
-        """Paths of the first few files that a session has left in its /tmp and its home, without dot files."""
+        """Paths of the first few files, among LOOKED names, that a session has left in its /tmp and its home, without dot files."""
         found: list[str] = []
-        pending = [(name, path) for name, path, _ in DIRECTORIES if name in KEPT]
-        while pending and len(found) < 5:
+        left, pending = LOOKED, [(name, path) for name, path, _ in DIRECTORIES if name in KEPT]
+        while pending and len(found) < 5 and left > 0:
             name, path = pending.pop()
             try:
                 fd = syscalls.openat2(
@@ -149,14 +150,15 @@ class Private:
             except OSError:  # ENAMETOOLONG
                 continue
             try:
-                for child in os.listdir(fd):
-                    if child.startswith("."):
-                        continue
-                    mode = os.stat(child, dir_fd=fd, follow_symlinks=False).st_mode
-                    if stat.S_ISDIR(mode):
-                        pending.append((f"{name}/{child}", f"{path}/{child}"))
-                    elif stat.S_ISREG(mode) and f"{path}/{child}" not in self.shares:  # a file shared is mounted on one
-                        found.append(printable(f"{path}/{child}"))
+                with os.scandir(fd) as entries:
+                    for entry in entries:
+                        left, child = left - 1, entry.name
+                        if child.startswith(".") or left < 0:
+                            continue
+                        if entry.is_dir(follow_symlinks=False):
+                            pending.append((f"{name}/{child}", f"{path}/{child}"))
+                        elif entry.is_file(follow_symlinks=False) and f"{path}/{child}" not in self.shares:
+                            found.append(printable(f"{path}/{child}"))  # a file shared is mounted on one
             except OSError:
                 continue
             finally:

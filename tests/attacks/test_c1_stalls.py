@@ -12,10 +12,11 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
 
-from cntr.attach import relays, remains
+from cntr.attach import private, relays, remains
 from cntr.attach.pty import Pump
 from cntr.linux import syscalls
 from testkit import processes
@@ -384,3 +385,19 @@ def test_who_goes_on_writing_after_the_end():
         output.close()
         for fd in (theirs, sink, endless):
             os.close(fd)
+
+
+def test_directories_without_number_in_a_sessions_tmp(tmp_path, monkeypatch):
+    """Who acts as the session leaves millions: what is left is looked for among the first of them only, and signals wait no longer."""
+    for number in range(300):
+        (tmp_path / f"tmp/{number}/below").mkdir(parents=True)
+    opened = []
+    openat2 = private.syscalls.openat2
+    monkeypatch.setattr(private, "LOOKED", 100)
+    monkeypatch.setattr(private.syscalls, "openat2", lambda *words: opened.append(words[1]) or openat2(*words))
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        assert private.Private.left_files(types.SimpleNamespace(tree_fd=fd, shares=[])) == []
+    finally:
+        os.close(fd)
+    assert len(opened) <= 101
