@@ -7,12 +7,12 @@ from cntr.errors import printable
 
 class Refused(Exception):
     """The engine is there but did not answer: why, in one line that does not name the engine; hint: what to do, if
-    known.
+    known; called: the name of a container that does not run.
     """
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", called: str = "") -> None:
         super().__init__(message)
-        self.hint = hint
+        self.hint, self.called = hint, called
 
 
 class NotRunning(Refused):

@@ -202,7 +202,8 @@ def container(answer: Json, owner: int) -> Container:
     name = str(answer["Name"]).lstrip("/")
     if not pid or (state.get("Restarting") and not pids.start_time(pid)):
         status = "restarting" if state.get("Restarting") else str(state["Status"])
-        raise NotRunning(*store.ended("docker", name, status, int(state["ExitCode"]), bool(state.get("OOMKilled"))))
+        why = store.ended("docker", name, status, int(state["ExitCode"]), bool(state.get("OOMKilled")))
+        raise NotRunning(*why, called=name)
     runtime = str(answer.get("HostConfig", {}).get("Runtime", ""))
     start = evidence.marked(pid, id, owner=owner) if store.is_whole_id(id) else 0
     sandbox = evidence.sandbox(pid) or ("Kata Containers" if "kata" in runtime else "")

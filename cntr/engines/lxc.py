@@ -18,6 +18,8 @@ from cntr.linux import procfs
 BLOCKING = True
 SUFFIX = "/command"
 TITLE = "[lxc monitor] "
+PATH, SYSTEM_CONF = "/var/lib/lxc", "/etc/lxc/lxc.conf"
+LINES = 10_000  # of a configuration
 GET_INIT_PID = 4  # LXC_CMD_GET_INIT_PID
 SCM_CREDENTIALS = 2  # linux/socket.h; Python's `_socket` has it only if the build found it
 MANAGERS = {  # engine → (programs that monitor its containers, variable naming its directory, default directories)
@@ -29,7 +31,8 @@ MANAGERS = {  # engine → (programs that monitor its containers, variable namin
 def find(name: str, deadline: float) -> list[Container]:
     """The container NAME; for LXD and Incus also PROJECT/NAME."""
     names = (name, name.replace("/", "_", 1))
-    return _look(names, deadline) or [found for engine in MANAGERS for found in _idle(engine, names)]
+    running = _look(names, deadline) or [found for engine in MANAGERS for found in _idle(engine, names)]
+    return running or _stopped(name)
 
 
 def find_by_process(name: str, deadline: float) -> list[Container]:
@@ -178,5 +181,35 @@ def _idle(engine: str, names: tuple[str, ...]) -> list[Container]:
             if os.path.exists(f"{root}/virtual-machines/{name}"):
                 return [Container(engine, name, 0, id=name, state="sandboxed")]
             if os.path.exists(f"{root}/containers/{name}"):
-                raise NotRunning(f"{engine} has {name}, but it is not running")
+                raise NotRunning(f"{engine} has {name}, but it is not running", "", name)
     return []
+
+
+def _stopped(name: str) -> list[Container]:
+    """Raises NotRunning if it is LXC's own."""
+    if store.is_component(name) and any(os.path.isfile(f"{path}/{name}/config") for path in directories()):
+        raise NotRunning(f"lxc has {name}, but it is not running", f"`lxc-start {name}` starts it", name)
+    return []
+
+
+def directories() -> list[str]:
+    """The directories of containers: $CNTR_LXC_ROOT, lxc.lxcpath of the configuration (lxc.system.conf(5)), the
+    default; a user's first.
+    """
+    places = [(SYSTEM_CONF, PATH)]
+    me = os.geteuid()
+    if me and store.runtime_dirs() and (home := store.home(me)):  # a home may be a slow automount
+        places.insert(0, (f"{home}/.config/lxc/lxc.conf", f"{home}/.local/share/lxc"))
+    found = []
+    for conf, usual in places:
+        try:
+            found.append(dict(settings(store.read(conf, limit=store.MEGABYTE))).get("lxc.lxcpath") or usual)
+        except OSError:
+            found.append(usual)
+    return list(dict.fromkeys(store.roots("lxc", *found)))
+
+
+def settings(text: str) -> list[tuple[str, str]]:
+    """[(key, value)] of a configuration file of LXC's."""
+    rows = (line.partition("=") for line in text.splitlines()[:LINES] if not line.lstrip().startswith("#"))
+    return [(key.strip(), value.strip()) for key, equals, value in rows if equals]

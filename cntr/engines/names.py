@@ -69,7 +69,7 @@ def _numbered(target: str) -> Container:
             later = ask(asked, target, deadline, "find_by_process", users=False)
             found = [one for answer in later for one in answer.containers]
     exact = [one for one in found if target in (one.name, one.id)]
-    found = distinct(exact or found)
+    found = distinct(exact or ([] if _is_called(target, stopped) else found))
     if stopped and not found:
         raise _not_found(target, stopped, [], "; pid:" + target + " is a process" if not missing else "")
     if not found:
@@ -82,6 +82,11 @@ def _numbered(target: str) -> Container:
     raise _ambiguous(target, found if missing else [*found, found_process])
 
 
+def _is_called(name: str, answers: list[Answer]) -> bool:
+    """Whether a container of root's (or the caller's own) that does not run has exactly this name."""
+    return any(answer.called == name for answer in answers if answer.stopped and not answer.owner)
+
+
 def _called(prefix: str, known: tuple[Entry, ...]) -> list[Entry]:
     return [entry for entry in known if prefix in (entry.name, *entry.aliases)]
 
@@ -90,8 +95,9 @@ def _only(
     target: str, name: str, prefix: str, asked: list[Entry], known: tuple[Entry, ...], deadline: float
 ) -> Container:
     found, answers = _find(name, [entry.name for entry in (asked if prefix else known)], asked, deadline)
-    # An exact match takes precedence over a prefix.
+    # An exact match takes precedence over a prefix: that of a container that does not run, too.
     exact = [container for container in found if name in (container.name, container.id)]
+    found = [] if not exact and _is_called(name, answers) else found
     own = [container for container in exact or found if container.engine == prefix]
     found = distinct(own or exact or found)
     if len(found) == 1:

@@ -36,9 +36,9 @@ def _ended(known: Known, deadline: float) -> NotRunning:
     name = known.names[0] if known.names else known.id[:12]
     ending = pods.ending(known.store, known.id, deadline)
     if ending:
-        return NotRunning(*store.ended("podman", name, *ending))
+        return NotRunning(*store.ended("podman", name, *ending), called=name)
     return NotRunning(
-        f"podman has {name}, but it is not running", f"`podman start {name}`, or see `podman logs {name}`"
+        f"podman has {name}, but it is not running", f"`podman start {name}`, or see `podman logs {name}`", name
     )
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 
-from cntr.engines import store, trust
+from cntr.engines import lxc, store, trust
 from cntr.errors import printable
 from cntr.images import ImageError, incus_stopped
 from cntr.images.blueprint import Blueprint, Mount, named
 from cntr.images.spec import CAPABILITIES, capability_mask, limit
 
-PATH, SYSTEM_CONF = "/var/lib/lxc", "/etc/lxc/lxc.conf"
 ALL = (1 << len(CAPABILITIES)) - 1
-INCLUDES, LINES = 64, 10_000
+INCLUDES = 64
 DIRECTORIES = ("dir", "btrfs", "rootfs")  # kinds of lxc.rootfs.path that are always a directory
 MAPS = {"u": "uid_map", "g": "gid_map"}
 
@@ -21,7 +20,7 @@ def find(name: str, deadline: float, *, running: bool = False) -> list[Blueprint
     """The container NAME; for LXD and Incus also PROJECT/NAME. Raises ImageError."""
     found = [
         blueprint(directory, name)
-        for directory in _directories()
+        for directory in lxc.directories()
         if store.is_component(name)
         and os.path.isfile(f"{directory}/{name}/config")
         and (running or not incus_stopped.runs(name))
@@ -32,7 +31,7 @@ def find(name: str, deadline: float, *, running: bool = False) -> list[Blueprint
 def stopped(deadline: float) -> list[Blueprint]:
     """All, with the name only."""
     found = []
-    for directory in _directories():
+    for directory in lxc.directories():
         for name in store.listdir(directory):
             if os.path.isfile(f"{directory}/{name}/config") and not incus_stopped.runs(name):
                 found.append(named("lxc", name))
@@ -40,32 +39,10 @@ def stopped(deadline: float) -> list[Blueprint]:
     return found + incus_stopped.stopped(deadline)
 
 
-def _directories() -> list[str]:
-    """The directories of containers: $CNTR_LXC_ROOT, lxc.lxcpath of the configuration (lxc.system.conf(5)), the
-    default; a user's first.
-    """
-    places = [(SYSTEM_CONF, PATH)]
-    me = os.geteuid()
-    if me and store.runtime_dirs() and (home := store.home(me)):  # a home may be a slow automount
-        places.insert(0, (f"{home}/.config/lxc/lxc.conf", f"{home}/.local/share/lxc"))
-    found = []
-    for conf, usual in places:
-        try:
-            found.append(dict(_settings(store.read(conf, limit=store.MEGABYTE))).get("lxc.lxcpath") or usual)
-        except OSError:
-            found.append(usual)
-    return list(dict.fromkeys(store.roots("lxc", *found)))
-
-
-def _settings(text: str) -> list[tuple[str, str]]:
-    rows = (line.partition("=") for line in text.splitlines()[:LINES] if not line.lstrip().startswith("#"))
-    return [(key.strip(), value.strip()) for key, equals, value in rows if equals]
-
-
 def _configuration(path: str, left: list[int]) -> list[tuple[str, str]]:
     """The settings of a configuration file, with those of its includes in place. Raises OSError."""
     found = []
-    for key, value in _settings(store.read(path, limit=store.MEGABYTE)):
+    for key, value in lxc.settings(store.read(path, limit=store.MEGABYTE)):
         if key != "lxc.include":
             found.append((key, value))
             continue

@@ -221,6 +221,35 @@ def test_a_stopped_container_is_said_to_be_stopped(docker, podman, monkeypatch):
             assert " start " in caught.value.hint
 
 
+@pytest.mark.parametrize("length", [5, 12])
+def test_a_stopped_containers_name_goes_before_the_beginning_of_anothers_id(
+    docker, podman, tmp_path, monkeypatch, length
+):
+    """Else `exec` would run in that other container, without a word."""
+    for running, stopped in ((docker, podman), (podman, docker)):
+        with running.container() as container:
+            container.use(monkeypatch)
+            for name, value in stopped.settings.items():
+                monkeypatch.setenv(name, value)
+            prefix = container.id[:length]
+            assert engines.resolve(prefix).pid == container.pid
+            stopped.command("create", "--name", prefix, "slim:1", "true")
+            try:
+                with pytest.raises(TargetNotFound, match=f"{stopped.engine} has {prefix}, but it is "):
+                    engines.resolve(prefix)
+                assert targets.find(prefix).label() == f"{stopped.engine}:{prefix}"
+                assert engines.resolve(f"{running.engine}:{prefix}").pid == container.pid
+            finally:
+                stopped.command("rm", prefix)
+            assert engines.resolve(prefix).pid == container.pid
+            (tmp_path / prefix).mkdir()
+            (tmp_path / prefix / "config").touch()
+            monkeypatch.setenv("CNTR_LXC_ROOT", str(tmp_path))
+            with pytest.raises(TargetNotFound, match=f"lxc has {prefix}, but it is not running"):
+                engines.resolve(prefix)
+            monkeypatch.delenv("CNTR_LXC_ROOT")
+
+
 # --- a target that stops, restarts or is replaced between lookup and attach ------------------------------------------
 
 
