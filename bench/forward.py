@@ -263,7 +263,7 @@ def page(report: dict[str, Any]) -> str:
     best = rate["best forward"] / rate["best direct"]
     lines = [
         "A client, the relay and a server in a container of its own network namespace, beside the same client and server without",
-        "a relay; all on this machine's loopback, so that three processes have what else two have.\n",
+        "a relay. Both use this machine's loopback, so three processes share the processors that otherwise two use.\n",
         f"{made['date']}, kernel {made['kernel']}, {made['cores']} processors, load average {made['load']} at the start; "
         f"made by `{made['command']}`.\n",
         "| | direct | forwarded | |",

@@ -86,7 +86,7 @@ def private_mounts() -> None:
     """Enter a mount namespace of our own, so that no mount is left."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(0x00020000) or libc.mount(b"none", b"/", None, ctypes.c_ulong(1 << 18 | 16384), None):
-        raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNS) failed: root is missing")
+        raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNS) failed: needs root")
 
 
 @contextlib.contextmanager
@@ -298,7 +298,7 @@ def main() -> int:
     )
     parser.add_argument(
         "--peer", action="append", default=[], metavar="NAME=COMMAND",
-        help="one more place: another server, staying in the foreground; {source} and {mountpoint} are filled in, and of "
+        help="one more place: another server that stays in the foreground; {source} and {mountpoint} are filled in, and for "
         f"{', '.join(PEERS)} the path is enough",
     )  # fmt: skip
     parser.add_argument("--only", default="", help="workloads whose name contains one of these texts (a,b); -: none")
@@ -310,16 +310,16 @@ def main() -> int:
         const=1_000_000,
         default=0,
         metavar="FILES",
-        help="the server's memory while find walks so many files (a million; long)",
+        help="also measure the server's memory while find walks this many files (a million takes long)",
     )
     parser.add_argument(
-        "--awake", action=argparse.BooleanOptionalAction, default=True, help="keep the processors from sleeping"
+        "--awake", action=argparse.BooleanOptionalAction, default=True, help="keep the processors out of idle states"
     )
     parser.add_argument("--dir", type=Path, help="where the trees are made (default: a new ext4 of their own)")
     parser.add_argument("--json", type=Path, default=REPOSITORY / "reports" / "bench-fs.json")
     options = parser.parse_args()
     if os.geteuid() != 0:
-        print("bench.fs: root is missing", file=sys.stderr)
+        print("bench.fs: needs root", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the trees are removed
     private_mounts()

@@ -144,7 +144,7 @@ def at_once(container: SlimContainer, mark: str, transport: str, count: int) -> 
         for process in crowd:
             assert process.stdout
             if process.stdout.readline() != b"ready\n":
-                raise SystemExit(f"a session did not begin: status {process.wait(30)}")
+                raise SystemExit(f"a session did not start: status {process.wait(30)}")
         for number, process in enumerate(crowd):
             if number % 4:
                 process.send_signal((0, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)[number % 4])

@@ -13,7 +13,7 @@ from .table import SUITES, load
 
 def _machine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--driver", choices=("auto", *DRIVERS), default="auto", help="default: vagrant where it is installed, else qemu"
+        "--driver", choices=("auto", *DRIVERS), default="auto", help="default: vagrant if it is installed, else qemu"
     )
     parser.add_argument(
         "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="default: kvm if it boots the kernel, else tcg"
@@ -24,9 +24,7 @@ def _machine_options(parser: argparse.ArgumentParser) -> None:
         default="",
         help="for --driver vagrant, e.g. qemu+ssh://host/system (default: a libvirtd of the lab's own)",
     )
-    parser.add_argument(
-        "--keep-on-fail", action="store_true", help="leave a machine standing on which something failed"
-    )
+    parser.add_argument("--keep-on-fail", action="store_true", help="keep a machine on which something failed")
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -34,7 +32,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lab", description=__doc__)
     sub = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    run = sub.add_parser("run", help="scenarios on machines: all, gate, or machines by name")
+    run = sub.add_parser("run", help="run scenarios on machines: all, gate, or machines by name")
     run.add_argument(
         "machines",
         nargs="*",
@@ -49,7 +47,7 @@ def arguments() -> argparse.ArgumentParser:
     run.add_argument(
         "--failed",
         action="store_true",
-        help="only what failed in the last report; the new one goes beside it, to `again`",
+        help="only what failed in the last report; the new report goes to `again` beside it",
     )
     run.add_argument("--report", default="reports/lab", metavar="DIR", help="default: %(default)s")
     run.add_argument(
@@ -59,17 +57,17 @@ def arguments() -> argparse.ArgumentParser:
         "--cpus",
         type=int,
         default=0,
-        help="of each machine (default: the table's; with -j under TCG, this host's cores shared out)",
+        help="of each machine (default: the table's; with -j under TCG, a share of this host's cores)",
     )
     for suite in SUITES:
         run.add_argument(
             f"--{suite}-dir",
             metavar="DIR",
             default="",
-            help=f"an installed {suite}: it is run in a machine of each box",
+            help=f"an installed {suite}, to be run in one machine of each box",
         )
         run.add_argument(
-            f"--{suite}-tests", metavar="WORDS", default="", help=f"what of it, in the words of tests/suites/{suite}.py"
+            f"--{suite}-tests", metavar="WORDS", default="", help=f"which of its tests, as for tests/suites/{suite}.py"
         )
     _machine_options(run)
 
@@ -85,12 +83,12 @@ def arguments() -> argparse.ArgumentParser:
     box = sub.add_parser("box", help="build boxes into the cache")
     box.add_argument("boxes", nargs="*", metavar="BOX", help=f"of: {', '.join(load().boxes)} (default: all)")
     box.add_argument("--mirror")
-    doctor = sub.add_parser("doctor", help="what this host lacks for the lab, with the fix")
+    doctor = sub.add_parser("doctor", help="what this host lacks for the lab, and how to install it")
     doctor.add_argument("--json", action="store_true")
-    clean = sub.add_parser("clean", help="remove machines that were left over, and the lab's libvirtd")
+    clean = sub.add_parser("clean", help="remove left-over machines, and the lab's libvirtd")
     clean.add_argument("--boxes", action="store_true", help="the cached boxes too")
     sub.add_parser("list", help="machines and boxes of the table")
-    by_hand = sub.add_parser("vagrant-environment", help="what the Vagrantfile asks when vagrant is called by hand")
+    by_hand = sub.add_parser("vagrant-environment", help="what the Vagrantfile asks for when vagrant is called by hand")
     by_hand.add_argument("--repository", default=".")
     return parser
 

@@ -77,7 +77,7 @@ def probe(built: BuiltBox, seconds: float = PROBE_SECONDS) -> Accelerator:
     if not Path("/dev/kvm").exists():
         return Accelerator("tcg", "there is no /dev/kvm")
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return Accelerator("tcg", "/dev/kvm may not be opened by this user (group kvm)")
+        return Accelerator("tcg", "this user may not open /dev/kvm (group kvm)")
     print("lab: trying whether KVM boots the lab's kernel", flush=True)
     with tempfile.TemporaryDirectory(prefix="cntr-lab-") as work:
         console = Path(work, "console")
@@ -98,7 +98,7 @@ def probe(built: BuiltBox, seconds: float = PROBE_SECONDS) -> Accelerator:
                     # The first line is the reason; the next ones are places in QEMU's source.
                     said = said.strip().partition("\n")[0].removeprefix("qemu-system-x86_64: ")[:200]
                     return Accelerator(
-                        "tcg", f"QEMU with KVM ended before the kernel spoke ({said or process.returncode})"
+                        "tcg", f"QEMU with KVM ended before the kernel printed anything ({said or process.returncode})"
                     )
                 time.sleep(0.1)
         finally:

@@ -25,7 +25,7 @@ def collect(machine: Machine, place: Path, failure: str, lost: bool, repro: str)
     place.mkdir(parents=True, exist_ok=True)
     steps = "\n".join(f"{s.returncode:4d} {s.seconds:7.2f} s  [{s.user}] {s.command}" for s in machine.history)
     (place / "failure.txt").write_text(
-        f"{failure}\n\nThe scenario's commands (status, seconds, user):\n{steps}\n\nOnce more:\n  {repro}\n"
+        f"{failure}\n\nThe scenario's commands (status, seconds, user):\n{steps}\n\nTo repeat it:\n  {repro}\n"
     )
     (place / "console.txt").write_text(machine.driver.console())
     if not lost:

@@ -136,7 +136,8 @@ def _build(box: Box, directory: Path, mirror: str | None) -> BuiltBox:
             )
     started = time.monotonic()
     print(
-        f"lab: box {box.name} is not cached ({directory.name}); building it from {box.suite}, some minutes", flush=True
+        f"lab: box {box.name} is not cached ({directory.name}); building it from {box.suite}, which takes some minutes",
+        flush=True,
     )
     # /var/tmp has room for the raw image; 0777: root of mmdebstrap's user namespace is another uid here.
     with tempfile.TemporaryDirectory(prefix="cntr-lab-", dir="/var/tmp") as work:
@@ -232,7 +233,7 @@ class only_one_builder:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"lab: another lab makes {self._what}; waiting for it", flush=True)
+            print(f"lab: another run is making {self._what}; waiting for it", flush=True)
             fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def __exit__(self, *_: object) -> None:

@@ -24,7 +24,7 @@ def clean(*, boxes: bool = False, kept: bool = True) -> Iterator[str]:
             continue
         if not state.get("keep") and _runs(state):
             going_on += 1
-            yield f"{run_dir.name} belongs to a run that goes on (pid {state.get('pid')}): left alone"
+            yield f"{run_dir.name} belongs to a run in progress (pid {state.get('pid')}): left alone"
             continue
         yield f"removing {run_dir.name}"
         _destroy(run_dir, state)
@@ -32,7 +32,7 @@ def clean(*, boxes: bool = False, kept: bool = True) -> Iterator[str]:
         if libvirtd.stop_if_idle():
             yield "stopped the lab's libvirtd"
         elif libvirtd.running():
-            yield f"the lab's libvirtd still has {', '.join(libvirtd.domains())} (made by hand? vagrant destroy): it stays"
+            yield f"the lab's libvirtd still has {', '.join(libvirtd.domains())} (made by hand? vagrant destroy): not stopped"
         if boxes:
             for name in ("boxes", "qemu", "libvirt", "vagrant.d"):
                 shutil.rmtree(paths.cache_dir() / name, ignore_errors=True)

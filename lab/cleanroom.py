@@ -98,7 +98,7 @@ def tarball(suite: str) -> Path:
     if cached.exists():
         return cached
     CACHE.mkdir(parents=True, exist_ok=True)
-    print(f"cleanroom: making Debian {suite} with {' '.join(FRESH)} (once; kept in {CACHE})", flush=True)
+    print(f"cleanroom: making Debian {suite} with {' '.join(FRESH)} (only once: it is kept in {CACHE})", flush=True)
     options = [f"--aptopt={line}" for line in apt_settings()]
     partial = cached.with_suffix(f".{os.getpid()}.tar")
     command = [
@@ -131,7 +131,7 @@ def furnish(root: Path, suite: str, base: Path | None = None) -> None:
     run_quietly(clone)
     dirty = subprocess.run(["git", "-C", CHECKOUT, "status", "--porcelain"], capture_output=True, text=True, check=True)
     if dirty.stdout:
-        print("cleanroom: what is not committed is not in the room", flush=True)
+        print("cleanroom: uncommitted changes are not in the room", flush=True)
 
 
 def run_quietly(command: list[str]) -> None:

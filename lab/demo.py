@@ -38,7 +38,9 @@ def main() -> int:
             done = subprocess.run([cntr, "attach", str(container.pid), "--", "sh", "-c", command], check=False)
             if done.returncode:
                 return done.returncode
-        print("\nNothing is left: the container's mounts were never touched. Next: sudo ./bootstrap tests lint types")
+        print(
+            "\nNothing is left behind: the container's mounts were never touched. Next: sudo ./bootstrap tests lint types"
+        )
     return 0
 
 

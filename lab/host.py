@@ -94,7 +94,7 @@ def _room() -> Check:
         free >= DISK_GIB,
         f"{free} GiB free at {place}",
         "boxes and machines",
-        "set CNTR_LAB_CACHE to a roomier place",
+        "set CNTR_LAB_CACHE to a place with more space",
     )
 
 
@@ -113,7 +113,7 @@ def _memory() -> Check:
 def _kvm() -> Check:
     usable = os.access("/dev/kvm", os.R_OK | os.W_OK)
     seen = (
-        "/dev/kvm opens (whether it boots is tried before the first run)"
+        "/dev/kvm opens (whether it boots a kernel is tried before the first run)"
         if usable
         else "not usable: machines run under TCG, ~6× slower"
     )

@@ -61,7 +61,7 @@ def page(run: Run) -> str:
     if reasons:
         parts += ["<h2>Expected failures and skips, with their reasons</h2>", reasons]
     if run.peers:
-        parts += ["<h2>The same asked of other tools, in the same machines</h2>", _peers(run)]
+        parts += ["<h2>The same tasks with other tools, in the same machines</h2>", _peers(run)]
     parts += ["<h2>Machines</h2>", _machines(run)]
     return "\n".join(parts) + "</html>\n"
 
@@ -163,8 +163,8 @@ def _peers(run: Run) -> str:
                 cells += f'<td class="cell {colour[word]}" title="{said}">{word}<small>{seconds} s</small></td>'
         rows.append(f"<tr><td>{escape(machine)}</td><td>{escape(question)}</td>{cells}</tr>")
     note = (
-        "<p class=soft>A comparison, never a gate; “traces”: it works, and something stays behind. "
-        "Hover over a cell for what the tool said. Times are of this machine, emulated or not.</p>"
+        "<p class=soft>A comparison, not part of the gate. “traces”: it works, but leaves something behind. "
+        "Hover over a cell to see the tool's output. Times were measured on this machine, emulated or not.</p>"
     )
     return (
         f"{note}<div class=scroll><table><tr><th>machine</th><th>question</th>{head}</tr>{''.join(rows)}</table></div>"

@@ -78,7 +78,7 @@ class Machine:
             if not self.answers():
                 raise self._lose(f"no answer to {command!r}, nor to `true`") from None
             raise CommandFailed(
-                f"expected: `{command}` ends within {timeout * self.slowness:.0f} s on {self.spec.name}\nseen:     it still ran"
+                f"expected: `{command}` ends within {timeout * self.slowness:.0f} s on {self.spec.name}\nseen:     it was still running"
             ) from None
         except ConnectionError as error:
             raise self._lose(f"the connection broke during {command!r} ({error})") from error

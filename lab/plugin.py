@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("lab")
     group.addoption("--lab-machines", default="docker", help="names from lab/boxes.json, comma-separated")
     group.addoption("--lab-transports", default=",".join(TRANSPORTS))
-    group.addoption("--lab-gate", action="store_true", help="leave out what only the whole matrix runs")
+    group.addoption("--lab-gate", action="store_true", help="skip what only the whole matrix runs")
     group.addoption("--lab-driver", default="auto")
     group.addoption("--lab-accel", default="auto")
     group.addoption("--lab-cpus", type=int, default=0)
@@ -44,14 +44,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Markers, and the report on the controlling process."""
     for line in (
-        "container(name): the scenario needs this container to stand on the machine",
+        "container(name): the scenario needs this container on the machine",
         "engines(*names): the scenario is about these engines",
-        "no_transport: no session is opened, so it runs once a machine",
-        "not_gate: too long, or no gate by its nature: only the whole matrix runs it",
+        "no_transport: no session is opened, so it runs once on each machine",
+        "not_gate: takes too long for the gate, or is no check: only the whole matrix runs it",
         "once_a_box: about the box's kernel or other tools and not about an engine, so one machine of each box runs it",
         "tool(name): the scenario uses this tool of the machine's",
         "systemd: the machine must run systemd",
-        "vm: not on this host itself (it would reach outside of the lab's namespaces)",
+        "vm: needs a machine (on the host it would reach outside of the lab's namespaces)",
     ):
         config.addinivalue_line("markers", line)
     if not hasattr(config, "workerinput"):
@@ -134,7 +134,9 @@ def read_expected(text: str) -> list[dict[str, str]]:
     rows: list[dict[str, str]] = tomllib.loads(text).get("expected", [])
     for row in rows:
         if not row.get("reason") or not row.get("scenario"):
-            raise LabError(f"{EXPECTED_FILE.name}: a row needs scenario and reason, this has not: {row}")
+            raise LabError(
+                f"{EXPECTED_FILE.name}: a row needs scenario and reason, but this one does not have both: {row}"
+            )
     return rows
 
 
@@ -199,7 +201,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         machines = item.config.getoption("--lab-machines").split(",")
         first = next(name for name in machines if load().machine(name).box == spec.box)
         if machine != first:
-            pytest.skip(f"once a box is enough, on whatever engine: {first} runs it")
+            pytest.skip(f"once for each box is enough, with any engine: {first} runs it")
     here = lab_options(item.config).chosen_driver() == "here"
     if here and item.get_closest_marker("vm"):
         pytest.skip("needs a machine of its own; this is --driver here")

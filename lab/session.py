@@ -128,7 +128,7 @@ def running(
             if keep and driver.alive():
                 driver.leave()
                 print(
-                    f"\nlab: machine {name} is kept: python -m lab shell {name}; python -m lab clean removes it",
+                    f"\nlab: machine {name} is kept: `python -m lab shell {name}` opens a shell, `python -m lab clean` removes it",
                     flush=True,
                 )
             else:
@@ -184,7 +184,7 @@ def _start(plan: Plan, driver: Driver, say: Callable[[str], None]) -> Ready:
     with contextlib.suppress(LabError):  # no room for it: later machines boot
         driver.booted(machine.close)
     say(
-        f"it answers after {took:.0f} s; starting {plan.spec.engine} with {', '.join(plan.spec.containers)}, installing cntr"
+        f"it answered after {took:.0f} s; starting {plan.spec.engine} with {', '.join(plan.spec.containers)}, installing cntr"
     )
     times |= provisioning.provision(machine)
     ready = Ready(machine, plan, times)

@@ -96,7 +96,9 @@ class Terminal:
         deadline = time.monotonic() + timeout * self._slowness
         while self._pump():
             if time.monotonic() > deadline:
-                raise CommandFailed(f"expected: the session ends\nseen:     it goes on; last: {self.seen[-200:]!r}")
+                raise CommandFailed(
+                    f"expected: the session ends\nseen:     it is still running; last: {self.seen[-200:]!r}"
+                )
         status: int = self._status()
         return status
 

@@ -65,7 +65,7 @@ def installed_suites(told: argparse.Namespace) -> dict[str, Path]:
     for suite, proof in SUITES.items():
         if getattr(told, f"{suite}_tests") and not getattr(told, f"{suite}_dir"):
             raise LabError(
-                f"--{suite}-tests says what to run of an installed {suite}", f"say where it is: --{suite}-dir DIR"
+                f"--{suite}-tests selects tests of an installed {suite}", f"say where it is: --{suite}-dir DIR"
             )
         if told_directory := getattr(told, f"{suite}_dir"):
             found[suite] = Path(told_directory).resolve()
@@ -168,11 +168,11 @@ def shell(told: argparse.Namespace) -> int:
     """A shell in a machine kept by an earlier run; without one, in a new machine."""
     here = session.kept_here(told.machine)
     if here is not None:
-        print(f"lab: {told.machine} as it was kept, on this host; it stays after this shell", flush=True)
+        print(f"lab: {told.machine} as it was kept, on this host; it remains after this shell", flush=True)
         return subprocess.call([*here, *(["sh", "-c", told.command] if told.command else ["bash", "-i"])])
     endpoint = session.kept(told.machine)
     if endpoint is None:
-        print(f"lab: no {told.machine} was kept; making one", flush=True)
+        print(f"lab: no {told.machine} was kept; starting one", flush=True)
         return try_(told)
     print(f"lab: {told.machine} as it was kept; it stays after this shell (python -m lab clean removes it)", flush=True)
     return _ssh(endpoint, told.command)
@@ -203,12 +203,12 @@ def _welcome(ready: session.Ready) -> str:
     spec = ready.machine.spec
     return (
         f"\nYou are `vagrant` (sudo works) on a machine with {spec.engine}.\n"
-        f"Running beside you: {', '.join(spec.containers)}. Try:\n"
+        f"These containers run: {', '.join(spec.containers)}. Try:\n"
         f"  sudo cntr ps\n"
         f"  sudo cntr attach slim               your tools, beside a container of one file; `exit` leaves it\n"
         f"  sudo cntr attach slim -- gdb -q -iex 'set sysroot /var/lib/cntr' -p 1       then: bt\n"
         f"  sudo cntr attach box -- ls /var/lib/cntr\n"
-        f"The machine is gone when you leave.\n"
+        f"The machine is removed when you leave.\n"
     )
 
 

@@ -154,11 +154,13 @@ def by_peer(peer: str, recipe: Recipe, reference: str) -> dict[str, Any]:
 def main() -> None:
     """Process all requested images in turn."""
     parser = argparse.ArgumentParser(prog="nox -s study --")
-    parser.add_argument("names", nargs="*", help="the images; all where none is named")
-    parser.add_argument("--place", default="/var/tmp/cntr-study", help="where it builds, and keeps results")
-    parser.add_argument("--again", action="store_true", help="do what has a result anew")
+    parser.add_argument("names", nargs="*", help="the images (default: all)")
+    parser.add_argument("--place", default="/var/tmp/cntr-study", help="where to build, and to keep results")
+    parser.add_argument("--again", action="store_true", help="repeat what has a result already")
     parser.add_argument("--keep", action="store_true", help="keep archives and layers")
-    parser.add_argument("--peer", default="", metavar="mint=PATH", help="do the same with mint (docker-slim), beside")
+    parser.add_argument(
+        "--peer", default="", metavar="mint=PATH", help="do the same with mint (docker-slim), for comparison"
+    )
     options = parser.parse_args()
     place = Path(options.place)
     results = place / "results"

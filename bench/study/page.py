@@ -10,10 +10,10 @@ WIDTH = 40  # characters of the histogram's longest bar
 
 HEAD = """# The study
 
-Images after Docker Hub's most used, built from Debian bookworm's packages on a base that keeps no apt archives, each split by
-`cntr slim` with the probe below as its exercise, loaded into Docker, run, probed, and then asked what the exercise did not ask
-(*held back*): other pages, other statements, another program, `docker stop` and a restart. Written by `nox -s study`; what is not
-in the table did not run.
+Images modelled on Docker Hub's most used, built from Debian bookworm's packages on a base without apt archives. Each is split by
+`cntr slim` with the probe below as its exercise, loaded into Docker, run and probed, and then asked what the exercise did not
+ask (*held back*): other pages, other statements, another program, `docker stop` and a restart. Written by `nox -s study`; images
+that are not in the table were not run.
 """
 
 
@@ -50,7 +50,7 @@ def document(results: list[dict[str, Any]]) -> str:
         parts.append(
             f"**{len(results)} images; mean reduction of file bytes {statistics.mean(reductions):.1f} %** (median "
             f"{statistics.median(reductions):.1f}; the paper: {PAPER} % over the Top-50 with docker-slim). "
-            f"{answered} of {len(results)} answer their probe, {full} everything held back. The proof on CntrFS "
+            f"{answered} of {len(results)} answer their probe, {full} also everything held back. Verifying on CntrFS "
             f"added {added} files in all.\n"
         )
         parts.append("```\n" + "\n".join(histogram(reductions)) + "\n```\n")
@@ -59,7 +59,7 @@ def document(results: list[dict[str, Any]]) -> str:
     )
     parts[-1] += "".join(f"\n{row(result)}" for result in results)
     parts.append(
-        "\n\nSizes are bytes of files; s is from the command to the proved and loaded image, building not included."
+        "\n\nSizes are bytes of files; s is the time from the command to the verified and loaded image, without building it."
     )
     peers = [result for result in good if result.get("peer", {}).get("bytes")]
     if peers:

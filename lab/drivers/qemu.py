@@ -81,7 +81,7 @@ class QemuDriver:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise LabError(
-                f"no disk for machine {self._plan.spec.name}: {done.stderr.strip()}", "is there room in the cache?"
+                f"no disk for machine {self._plan.spec.name}: {done.stderr.strip()}", "is there space in the cache?"
             )
 
     def _kept_boot(self) -> Path:
@@ -172,7 +172,7 @@ class QemuDriver:
                     while "return" not in answer and "error" not in answer:
                         line = stream.readline()
                         if not line:
-                            raise LostMachine(f"QEMU went away during {command!r}", self.console()[-600:])
+                            raise LostMachine(f"QEMU ended during {command!r}", self.console()[-600:])
                         answer = json.loads(line)
         except OSError as error:
             raise LostMachine(f"QEMU's monitor does not answer {command!r}: {error}") from error

@@ -61,9 +61,9 @@ def compliance(directories: list[Path], page: Path) -> str:
     lines = [
         _GENERATED,
         "# How much of the Linux filesystem API CntrFS has\n",
-        "Each suite runs on a plain ext4 directory and on CntrFS over ext4. What fails natively too says nothing about",
+        "Each suite runs on a plain ext4 directory and on CntrFS over ext4. What also fails natively says nothing about",
         "CntrFS. *Not run* is a result: a test that cannot run on a FUSE filesystem is listed with the reason.\n",
-        "The checks of `tests/fs` run at every commit on a plain directory and on each binding; the state machine there",
+        "The checks of `tests/fs` run at every commit on a plain directory and with each binding; their state machine",
         "makes the same calls on a native tree and on CntrFS and compares both trees after each step.\n",
     ]
     lines += _known_failures()
@@ -116,7 +116,7 @@ def _suite(run: Run, suite: str) -> list[str]:
             differing.append(f"| {verdict.test} | {verdict.where} | {verdict.outcome.status} | {_cell(reason)} |")
     if differing:
         lines += [
-            "\nWhat fails on CntrFS and not natively:\n",
+            "\nWhat fails on CntrFS but not natively:\n",
             "| test | on | result | reason |",
             "|---|---|---|---|",
             *differing,
@@ -204,7 +204,7 @@ def _calls(report: dict[str, Any]) -> list[str]:
         return []
     kinds = list(next(iter(calls.values())))
     lines = [
-        "\nµs per client call that reaches the server (timeouts 0): the server's CPU time, in brackets what the client waited.\n"
+        "\nµs per client call that reaches the server (timeouts 0): the server's CPU time, in brackets how long the client waited.\n"
     ]
     lines += [f"| binding | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
     for name, found in calls.items():
@@ -217,8 +217,8 @@ def _files(report: dict[str, Any]) -> list[str]:
     if not places:
         return []
     lines = [
-        "\nµs per file of 4 kB, warm: the server's CPU time, in brackets what the client waited; how many requests that is, says the"
-        "\ntable of requests.\n",
+        "\nµs per file of 4 kB, warm: the server's CPU time, in brackets how long the client waited. The table of requests says how"
+        "\nmany requests that is.\n",
         f"| place | {' | '.join(FILE_KINDS)} |",
         "|---" * (len(FILE_KINDS) + 1) + "|",
     ]
@@ -229,20 +229,20 @@ def _files(report: dict[str, Any]) -> list[str]:
 
 
 _REQUESTS = (
-    "What a client waits for, exact under any load: the counts are held by `tests/fs/test_requests.py`. *Session*: read-only, as a\n"
-    "session's tools are served (`as_nobody`). RELEASE is not waited for; FORGET and INIT are not counted. A row's time is about\n"
-    "its native time and, for each request, what the table of single calls says.\n"
+    "The requests that a client waits for. Load does not change the counts, which `tests/fs/test_requests.py` checks. *Session*:\n"
+    "read-only, as a session's tools are served (`as_nobody`). RELEASE is not waited for; FORGET and INIT are not counted. A row\n"
+    "takes about its native time plus, for each request, the time in the table of single calls.\n"
 )
 _IO_URING = (
-    "`-o io_uring` has a request wake a thread on the processor that it was made on: it saves the crossing, and costs more where\n"
-    "client and server share a processor anyway, as in the rows that use one. The tables above show both (devfuse:io_uring): on an\n"
-    "idle machine most work on trees gains by the median, where many calls crossed; single calls, and the best rounds, which did not\n"
-    "cross, lose. So it is an option, not the default, for machines with idle processors. The place is measured\n"
+    "With `-o io_uring` a request wakes a thread on the processor that it was made on. That avoids the crossing, but costs more if\n"
+    "client and server share a processor anyway, as on one processor. The tables above show both (devfuse:io_uring): on an idle\n"
+    "machine most work on trees is faster by the median, as many calls crossed; single calls, and the best rounds, which did not\n"
+    "cross, are slower. So it is an option for machines with idle processors, not the default. The place is measured\n"
     "where the kernel offers it (`fuse.enable_uring`).\n"
 )
 _ONE_PROCESSOR = (
-    "Who asks a FUSE server waits for another process, twice for another processor: an interrupt, out of an idle state, and in a\n"
-    "virtual machine by way of the hypervisor. On one processor that is a context switch, and what is left is the work.\n"
+    "A client of a FUSE server waits for another process, and twice for another processor: for an interrupt, for the end of an idle\n"
+    "state, and in a virtual machine for the hypervisor. On one processor that is a context switch; what remains is the work.\n"
 )
 
 
@@ -255,7 +255,7 @@ def performance(path: Path) -> str:
         _GENERATED,
         "# How fast CntrFS is\n",
         "Ratios of the median time to the native directory, rounds interleaved, lower is better; in brackets the ratio",
-        "of the best times. *FUSE cold*: mounted anew before each run. *devfuse:as_nobody* is how a session's tools are served,",
+        "of the best times. *FUSE cold*: remounted before each run. *devfuse:as_nobody* is how a session's tools are served,",
         "read-only. *Crossed*: the share of devfuse's requests and answers that woke another processor. –: the place is read-only,",
         "or its server failed.\n",
     ]

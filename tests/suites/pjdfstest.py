@@ -89,7 +89,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.suites.pjdfstest", description=__doc__)
     parser.add_argument("--dir", type=Path, required=True, help="an installed (built) pjdfstest")
     parser.add_argument("--bindings", default=",".join(BINDINGS))
-    parser.add_argument("--no-native", action="store_true", help="leave the native run out")
+    parser.add_argument("--no-native", action="store_true", help="skip the native run")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--limit", type=float, default=300, help="seconds per test file")
     parser.add_argument("--reports", type=Path, default=REPOSITORY / "reports")

@@ -163,7 +163,7 @@ def summary(run: Run, verdicts: list[Verdict]) -> str:
         lines.append(f"{place:10}" + "".join(f"{count[kind]:9}" for kind in kinds) + tail)
     expected = [verdict for verdict in verdicts if verdict.reason and not verdict.problem]
     problems = [verdict for verdict in verdicts if verdict.problem]
-    lines.append(f"{len(expected)} results as the table expects, {len(problems)} new")
+    lines.append(f"{len(expected)} results as expected by the table, {len(problems)} new")
     lines += [f"  NEW  {verdict.test} on {verdict.where}: {verdict.problem}" for verdict in problems]
     return "\n".join(lines)
 
@@ -210,7 +210,7 @@ class Progress:
 def finish(run: Run, table_path: Path, reports: Path) -> int:
     """Save, judge and report. Returns the runner's exit status: 1 for a problem, 2 if there was nothing to run."""
     if not run.outcomes:
-        print("no such test: nothing was run", file=sys.stderr)
+        print("no such test, so nothing was run", file=sys.stderr)
         return 2
     verdicts = judge(run, read_table(table_path), read_cannot(table_path.with_suffix(".cannot")))
     run.save(reports / f"{run.suite}.json")
