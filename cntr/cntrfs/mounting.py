@@ -16,8 +16,9 @@ import time
 from cntr.cntrfs import log
 from cntr.cntrfs.heartbeat import Heartbeat
 from cntr.cntrfs.mount_words import ATIME_WORDS, mount_flags
+from cntr.cntrfs.mountpoint import Mountpoint
 from cntr.cntrfs.options import Options, connection_options
-from cntr.cntrfs.watchdog import Watchdog, find_device, mountpoints_of
+from cntr.cntrfs.watchdog import Watchdog, mountpoints_of
 from cntr.errors import CntrError, complain, with_sudo
 from cntr.linux import syscalls
 from cntr.linux.process import replace_stdio
@@ -178,12 +179,11 @@ def run(
     options.settle()
     binding = choose_binding(binding)
     # Not the real path of SOURCE: a link in proc(5), /proc/PID/root, leads to another tree than its text says.
-    source, mountpoint = os.path.abspath(source), os.path.realpath(mountpoint)
-    for path in (source, mountpoint):
-        if not os.path.isdir(path):
-            raise CntrError(f"not a directory: {path}", "SOURCE and MOUNTPOINT are existing directories")
+    source, place = os.path.abspath(source), Mountpoint(mountpoint)
+    if not os.path.isdir(source):
+        raise CntrError(f"not a directory: {source}", "SOURCE and MOUNTPOINT are existing directories")
     if foreground or options.trace:  # a trace needs a terminal
-        return _Manager(source, mountpoint, options, binding, life).run(None)
+        return _Manager(source, place, options, binding, life).run(None)
     reader, writer = os.pipe2(os.O_CLOEXEC)
     if pid := os.fork():
         os.close(writer)
@@ -195,7 +195,7 @@ def run(
         os.waitpid(pid, 0)
         said, _, hint = message.decode(errors="replace").partition("\0")
         raise CntrError(said or "the server ended before it was ready", hint or "--foreground shows more")
-    _in_background(_Manager(source, mountpoint, options, binding, life), reader, writer)
+    _in_background(_Manager(source, place, options, binding, life), reader, writer)
 
 
 def _in_background(manager: _Manager, reader: int, writer: int) -> NoReturn:
@@ -224,10 +224,10 @@ def _in_background(manager: _Manager, reader: int, writer: int) -> NoReturn:
 class _Manager:
     """The parent process of one mount."""
 
-    def __init__(self, source: str, mountpoint: str, options: Options, binding: str, life: MountSession) -> None:
+    def __init__(self, source: str, place: Mountpoint, options: Options, binding: str, life: MountSession) -> None:
         self.life = life
         self.source = source
-        self.mountpoint = mountpoint
+        self.place, self.mountpoint = place, place.path
         self.options = options
         self.binding = binding
         self.heartbeat = Heartbeat()
@@ -250,7 +250,7 @@ class _Manager:
         self._mount(fuse_fd, restrictions(root_fd))
         try:
             self.options.root_kept = True
-            self.watchdog = Watchdog(self.mountpoint, self.heartbeat, self.options.hang_timeout)
+            self.watchdog = Watchdog(self.mountpoint, self.heartbeat, self.options.hang_timeout, self.place.device)
             root_fd = self._without_ourselves(root_fd, copy_fd)
             self.options.own_device = self.watchdog.device if root_fd != copy_fd else 0
             self.pid = os.fork()
@@ -288,7 +288,7 @@ class _Manager:
 
         Otherwise the server would send requests to itself and wait for ever.
         """
-        device = find_device(self.mountpoint)
+        device = self.place.device
         below = self.source.rstrip("/") + "/"
         if not any((path + "/").startswith(below) for path in mountpoints_of(device)):
             if copy_fd >= 0:
@@ -306,7 +306,7 @@ class _Manager:
         flags = mount_flags(["nosuid", "nodev", *self.options.mount_flags]) | kept
         flags |= syscalls.MS_RDONLY if self.options.read_only else 0
         try:
-            mount(fuse_fd, self.options.fsname or self.source, self.mountpoint, flags)
+            self.place.mount(lambda path: mount(fuse_fd, self.options.fsname or self.source, path, flags), FSTYPE)
         except OSError as error:
             hint = with_sudo("mounting takes root (CAP_SYS_ADMIN)") if error.errno == errno.EPERM else ""
             raise CntrError(
@@ -386,10 +386,4 @@ class _Manager:
 
     def _unmount(self, flags: int) -> bool:
         """Unmount if the mount is still ours; return whether it is gone."""
-        if not self.watchdog.is_mounted():
-            return True
-        try:
-            syscalls.umount(self.mountpoint, flags)
-        except OSError as error:
-            return error.errno in (errno.EINVAL, errno.ENOENT)
-        return True
+        return not self.watchdog.is_mounted() or self.place.unmount(flags)

@@ -51,7 +51,7 @@ class Watchdog:
         The device number alone does not tell: it is reused as soon as the mount is gone. The control directory
         disappears with the connection, before the number can be reused.
         """
-        if self.device == 0 or find_device(self.mountpoint) != self.device:
+        if self.device == 0 or not mountpoints_of(self.device):
             return False
         return self.control < 0 or _has_entries(self.control)
 

@@ -13,7 +13,8 @@ import tempfile
 import pytest
 
 from cntr.cli import reports
-from cntr.cntrfs import probe
+from cntr.cntrfs import mountpoint, probe
+from cntr.errors import CntrError
 from cntr.linux import procfs, syscalls
 from testkit.waiting import wait_until
 from tests.cli.trees import CNTR
@@ -253,3 +254,33 @@ def test_the_probe_of_passthrough_leaves_nothing(own_mounts):
         except OSError as error:
             assert error.errno in (errno.EPERM, errno.ENOTTY, errno.EOPNOTSUPP), error
     assert (procfs.read("/proc/self/mountinfo"), len(os.listdir("/proc/self/fd"))) == before
+
+
+def test_a_mountpoint_is_what_was_opened_whatever_its_path_means_later(tmp_path):
+    """In a directory of a user's, who exchanges it for a link to /etc, or renames a directory above it while it is mounted."""
+    above, victim = tmp_path / "above", tmp_path / "victim"
+    (above / "mnt").mkdir(parents=True)
+    victim.mkdir()
+    (victim / "file").touch()
+    place = mountpoint.Mountpoint(str(above / "mnt"))
+    (above / "mnt").rename(above / "real")
+    (above / "mnt").symlink_to(victim)
+    place.mount(lambda path: syscalls.mount("test", path, "tmpfs", 0), "tmpfs")
+    try:
+        assert os.listdir(victim) == ["file"]
+        assert os.path.ismount(above / "real")
+        above.rename(tmp_path / "renamed")
+        above.mkdir()
+        (above / "real").symlink_to(victim)
+        syscalls.mount("other", str(victim), "tmpfs", 0)
+        assert place.unmount(0)
+        assert os.path.ismount(victim)
+        assert not os.path.ismount(tmp_path / "renamed/real")
+    finally:
+        subprocess.run(["umount", "-q", victim, tmp_path / "renamed/real", above / "real"], check=False)
+    os.close(place.fd)
+    os.chown(above / "real", 65534, 65534, follow_symlinks=False)
+    with pytest.raises(CntrError, match=r"by a link of uid 65534's"):
+        mountpoint.Mountpoint(str(above / "real"))
+    os.chown(victim, 65534, 65534)  # who leads to a directory of their own
+    os.close(mountpoint.Mountpoint(str(above / "real")).fd)

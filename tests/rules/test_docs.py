@@ -179,7 +179,7 @@ COMMON = frozenset(
     datagrams devices dial dialogue difference directory disk elf endpoint engine entry error events exec exercise failed fds
     file files filter finding flow forward found fsetid function fuse gone gzip handle handler heartbeat held helper host http
     id idle idler image in incoming input interrupted invocation job join kind known layer layout level library limits linter
-    listener live lock locked locks long loop malformed manager members membership memory meta metadata module mount mounted
+    listener live lock locked locks long loop malformed manager members membership memory meta metadata module mount mounted mountpoint
     mounts names namespace node not open opener opening operation operations option options ordinary outcome outgoing output own
     owner owners package parsed partial parts passthrough peer plain pod pointer policy private progress protocol pty pump
     query queue quota raised raw reader reason receiver recorded recorder records refused remote replaced replies report request

@@ -51,7 +51,7 @@ CNTRFS_LAYERS = (
     ("cntr.cntrfs.changes", "cntr.cntrfs.node"),
     ("cntr.cntrfs.backing",),
     ("cntr.cntrfs.scopes",),
-    ("cntr.cntrfs.watchdog",),
+    ("cntr.cntrfs.mountpoint", "cntr.cntrfs.watchdog"),
     ("cntr.cntrfs.heartbeat", "cntr.cntrfs.log", "cntr.cntrfs.mount_words", "cntr.cntrfs.options", "cntr.cntrfs.trace"),
     ("cntr.cntrfs",),
 )
