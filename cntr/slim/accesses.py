@@ -30,7 +30,7 @@ class Accesses:
 
     def __init__(self) -> None:
         self.kinds: dict[str, set[str]] = {}
-        self.lost = False  # the kernel dropped events
+        self.lost = False  # some were not recorded
 
     def add(self, kind: str, path: str) -> None:
         """Add one use."""

@@ -16,6 +16,7 @@ import time
 from cntr.linux import fanotify
 from cntr.slim.accesses import Accesses
 
+MOST_PATHS = 1 << 20  # that a program makes up names without end is no use of the image
 _PAUSE = 0.02  # seconds between two reads; the kernel queues events without limit
 _SETTLE = 0.05
 _MASK = fanotify.FAN_OPEN | fanotify.FAN_OPEN_EXEC | fanotify.FAN_ONDIR
@@ -71,6 +72,8 @@ class Recorder:
                 continue
             try:
                 self._note(mask, fd)
+            except OSError:  # ENAMETOOLONG: a path of more than a page
+                self.accesses.lost = True
             finally:
                 os.close(fd)
             self.events += 1
@@ -86,7 +89,9 @@ class Recorder:
             return
         kind = "list" if stat.S_ISDIR(st.st_mode) else "exec" if mask & fanotify.FAN_OPEN_EXEC else "open"
         known = self.accesses.kinds.get(path)
-        if known is None or kind not in known:
+        if known is None and len(self.accesses) >= MOST_PATHS:
+            self.accesses.lost = True
+        elif known is None or kind not in known:
             self.accesses.add(kind, path)
             self.last = time.monotonic()
 

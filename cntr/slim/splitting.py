@@ -173,7 +173,8 @@ def _record_once(job: Job) -> Accesses:
         found = recorder.close()
     if found.lost:
         raise CntrError(
-            "the kernel lost some of the uses (fanotify's queue overflowed)", "try again on a machine that is less busy"
+            "some of the uses were lost: fanotify's queue overflowed, a path is longer than a page, or a million were opened",
+            "try again on a machine that is less busy, or with --recorder cntrfs",
         )
     return found
 

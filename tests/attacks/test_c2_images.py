@@ -16,7 +16,8 @@ import time
 
 import pytest
 
-from cntr.slim import commands, exercise
+from cntr.linux import syscalls
+from cntr.slim import commands, exercise, record
 from cntr.slim.output import KEPT, BoundedOutput
 from testkit import processes
 from testkit.waiting import wait_until
@@ -147,3 +148,33 @@ def test_its_program_ends_with_a_killed_cntr(image):
     cgroups = pathlib.Path("/sys/fs/cgroup")
     names = f"cntr-slim-{process.pid}-*"
     wait_until(lambda: not [*cgroups.glob(names), *cgroups.glob(f"*/{names}")], "its cgroups are gone")
+
+
+@pytest.mark.parametrize("how", ["long", "many"])
+def test_a_recording_goes_on_whatever_is_opened(tmp_path, monkeypatch, how):
+    """A path of more than a page has no name in /proc, and names can be made up without end: what came is kept, and it is said."""
+    monkeypatch.setattr(record, "MOST_PATHS", 20)
+    root = tmp_path / "root"
+    root.mkdir()
+    syscalls.mount("tmpfs", str(root), "tmpfs", 0)
+    recorder, fd = record.Recorder(), os.open(root, os.O_RDONLY)
+    try:
+        recorder.arm(fd)
+        recorder._engines = []  # what opens is this process
+        (root / "first").touch()
+        for number in range(30):
+            os.close(os.open(f"made{number}", os.O_CREAT | os.O_WRONLY, dir_fd=fd)) if how == "many" else None
+            os.mkdir("d" * 200, dir_fd=fd)
+            below = os.open("d" * 200, os.O_RDONLY, dir_fd=fd)
+            os.close(fd)
+            fd = below
+        os.close(os.open("last", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+        (root / "first").touch()
+        found = recorder.close()
+        assert found.lost
+        assert f"{root}/first" in found.kinds
+        assert len(found) <= 20
+        assert not recorder._thread.is_alive()
+    finally:
+        os.close(fd)
+        syscalls.umount(str(root), syscalls.MNT_DETACH)
