@@ -323,8 +323,8 @@ class Operations(pyfuse3.Operations):
         self.core.xattrs.set(inode, name, value, 0, _caller(ctx))
 
     @_answered
-    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        """GETXATTR: the core's ``getxattr``."""
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext | None = None) -> bytes:
+        """GETXATTR: the core's ``getxattr``. pyfuse3 3.2.0 (Debian 11) also calls it for XATTR_CREATE, without ctx."""
         return self.core.xattrs.get(inode, name)
 
     @_answered
