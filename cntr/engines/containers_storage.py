@@ -53,14 +53,29 @@ class Known:
         return os.path.exists(f"{self.store.graphroot}/{self.directory}/{self.id}/userdata/buildah.json")
 
     def pid(self) -> int:
-        """The pid in the container's pidfile, 0 if there is none."""
+        """The pid in the container's pidfile, 0 if there is none.
+
+        Up to version 4 Podman gives the file's directory to the root of the container's user namespace. Then it is the
+        first child of its monitor.
+        """
         for runroot in self.store.runroots:
             path = f"{runroot}/{self.directory}/{self.id}/userdata/pidfile"
             try:
                 return int(store.read(path, owner=self.store.owner, limit=32))
+            except PermissionError:
+                return monitored(self.id, self.store.owner)
             except (OSError, ValueError):
                 continue
         return 0
+
+
+def monitored(id: str, owner: int) -> int:
+    """The first process that OWNER's conmon(8) of the container ID started and that has not ended, else 0."""
+    for monitor, arguments in evidence.processes_named("conmon"):
+        executes = "-e" in arguments or "--exec" in arguments  # `podman exec`
+        if evidence.option(arguments, "-c") == id and not executes and evidence.speaker(monitor) == owner:
+            return min(evidence.children(monitor), key=evidence.start_time, default=0)
+    return 0
 
 
 def parse_metadata(text: str) -> dict[str, object]:

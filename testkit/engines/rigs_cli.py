@@ -28,6 +28,7 @@ CLI = {  # variant → the flags that docker and podman share
     "tmpfs": ["--tmpfs", "/data"],
     "keep_id": ["--userns", "keep-id"],
     "privileged": ["--privileged"],
+    "userns": ["--uidmap", "0:1:65000", "--gidmap", "0:1:65000"],
 }
 
 
@@ -183,7 +184,7 @@ class Podman(CliRig):
 
     engine = "podman"
     needs = {"podman": "podman", "runc": "runc", "busybox": "busybox-static"}  # noqa: RUF012
-    variants: tuple[str, ...] = (*Docker.variants, "privileged")
+    variants: tuple[str, ...] = (*Docker.variants, "privileged", "userns")
     extra: tuple[str, ...] = workspaces.ULIMITS
     remove_flags = ("-t", "0")
     runtime = "runc"  # works with hybrid cgroups
