@@ -691,7 +691,7 @@ def test_clean_leaves_a_run_that_goes_on_alone(cache):
     list(cleaning.clean(kept=False))
     assert sorted(path.name for path in (cache / "runs").iterdir()) == ["alive-1", "kept-1"]
     said = "\n".join(cleaning.clean())
-    assert "alive-1 belongs to a run that goes on" in said
+    assert "alive-1 belongs to a run in progress" in said
     assert sorted(path.name for path in (cache / "runs").iterdir()) == ["alive-1"]
 
 
