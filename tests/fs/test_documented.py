@@ -7,6 +7,8 @@ import errno
 import fcntl
 import mmap
 import os
+import select
+import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -15,11 +17,13 @@ from pathlib import Path
 import pytest
 
 from cntr.linux import file_syscalls, syscalls
-from testkit.servers import BINDINGS, Server, TreeUnderTest, missing, place
+from testkit import loops
+from testkit.servers import BINDINGS, Server, TreeUnderTest, missing, place, served
 from tests.fs.syscalls import errno_of
 
 pytestmark = pytest.mark.skipif(bool(missing("devfuse")), reason=missing("devfuse") or "nothing is missing")
 FICLONE, FITRIM, FS_IOC_GETFSUUID = 0x40049409, 0xC0185879, 0x80111500
+FIFREEZE, FITHAW = 0xC0045877, 0xC0045878
 
 
 @pytest.fixture(params=BINDINGS)
@@ -162,3 +166,42 @@ def test_how_deep_filesystems_stack(tmp_path: Path) -> None:
             assert not problem
         finally:
             syscalls.umount(str(base / "source"), syscalls.MNT_DETACH)
+
+
+def test_a_frozen_filesystem_is_waited_for(tmp_path: Path) -> None:
+    """fsfreeze(8): whatever asks the server waits, even a close; what the kernel reads itself does not. Nothing is lost."""
+    if shutil.which("mkfs.ext4") is None:
+        pytest.skip("mkfs.ext4 is missing (Debian: e2fsprogs)")
+    with open(tmp_path / "image", "wb") as image:
+        image.truncate(32 << 20)
+    subprocess.run(["mkfs.ext4", "-q", tmp_path / "image"], check=True)
+    (tmp_path / "disk").mkdir()
+    with loops.mounted(tmp_path / "image", tmp_path / "disk") as disk:
+        for name in ("source", "mount"):
+            (disk / name).mkdir()
+        with served("devfuse", disk, log=tmp_path / "log"):
+            shell = subprocess.Popen(["sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            assert shell.stdin
+            assert shell.stdout
+            frozen = os.open(disk, os.O_RDONLY | os.O_CLOEXEC)
+            with open(disk / "mount" / "file", "w+b", buffering=0) as file:
+                file.write(b"text")
+                fcntl.ioctl(frozen, FIFREEZE, 0)
+                try:
+                    print(f"mkdir {disk}/mount/made; echo done", file=shell.stdin, flush=True)
+                    assert not select.select([shell.stdout], [], [], 0.5)[0]
+                    assert os.pread(file.fileno(), 4, 0) == b"text"
+                finally:
+                    fcntl.ioctl(frozen, FITHAW, 0)
+                    os.close(frozen)
+            assert shell.communicate(timeout=20)[0] == "done\n"
+            assert (disk / "source" / "made").is_dir()
+
+
+def test_how_many_links_a_file_may_have(here: TreeUnderTest) -> None:
+    """The C library knows it by the type of the filesystem; link(2) itself goes on."""
+    assert os.pathconf(here.directory, "PC_LINK_MAX") == 127
+    (here.directory / "first").touch()
+    for number in range(130):
+        os.link(here.directory / "first", here.directory / str(number))
+    assert (here.directory / "first").stat().st_nlink == 131

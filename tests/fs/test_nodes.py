@@ -136,6 +136,21 @@ def test_a_pinned_file_outlives_its_name(table: NodeTable, tmp_path: Path) -> No
     assert Path(f"/proc/self/fd/{table.fds.fd(node)}").read_text() == "kept"
 
 
+def test_only_what_may_be_large_is_freed_elsewhere(table: NodeTable, tmp_path: Path) -> None:
+    """A removed file that was small, and that nobody has opened since, is closed at once."""
+    freed: list[str] = []
+    table.fds.close_nameless = lambda fd: (freed.append(os.readlink(f"/proc/self/fd/{fd}")), os.close(fd))[1]
+    for name in ("small", "large", "grown"):
+        (tmp_path / name).touch()
+        node = see(table, name)
+        table.fds.pin(node, is_small=name != "large")
+        if name == "grown":
+            table.fds.may_grow(node)
+        os.unlink(tmp_path / name)
+        table.fds.close(node)
+    assert freed == [f"{tmp_path}/large (deleted)", f"{tmp_path}/grown (deleted)"]
+
+
 def test_forget_counts(table: NodeTable, tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     node = see(table, "a")
