@@ -115,7 +115,8 @@ def _take_command(parsed: Parsed, words: list[str]) -> None:
 
 
 def _take_option(parsed: Parsed, known: dict[str, Option], word: str, rest: list[str]) -> None:
-    name, equals, value = word.partition("=") if word.startswith("--") else (word[:2], "", word[2:])
+    # -u=app is -u app, as in docker
+    name, equals, value = word.partition("=") if word.startswith("--") else (word[:2], "", word[2:].removeprefix("="))
     option = known.get(name)
     see = f"`cntr {parsed.command.name} --help` lists them"
     if option is None:

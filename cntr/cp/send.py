@@ -122,8 +122,9 @@ class Sender:
         except OSError as error:
             missing = "it is a path of the host"
             if self.tell.label:
-                missing = "`cntr attach TARGET` looks around there: the path is /var/lib/cntr/…"
-            hint = denied(self.tell.label) if isinstance(error, PermissionError) else missing
+                name = self.tell.label.rstrip(":")
+                missing = f"`cntr attach {name}` looks around there: the path is /var/lib/cntr/…"
+            hint = denied(self.tell.label, path) if isinstance(error, PermissionError) else missing
             raise CntrError(f"{self.tell.show(path)}: {os.strerror(error.errno or 0)}", hint) from None
         finally:
             if fd >= 0:

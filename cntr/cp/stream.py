@@ -241,8 +241,10 @@ def take_word(kind: bytes, body: bytes, tell: Tell) -> bool:
     return True
 
 
-def denied(label: str) -> str:
+def denied(label: str, path: bytes = b"") -> str:
     """The hint for EACCES and EPERM; label: empty on the host's side."""
+    if label and path.startswith(b"/proc/"):
+        return "its owner shows it to those who may trace: `cntr attach` has /proc with the session's rights"
     if label:
         return "it belongs to an owner that the container's root has no power over"
     return "the host's side is read and written with your own rights"

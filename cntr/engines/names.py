@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cntr.engines.registry import Entry
 
 ASK_SECONDS = 0.8  # an unknown name is reported within a second
+ALL = "`cntr ps --all` lists what there is, running or not"
 NAMED_SECONDS = 10.0  # when the user names the engine, a slow one gets more time
 
 
@@ -108,7 +109,10 @@ def _only(
             if prefix
             else [entry for entry in known if entry not in asked]
         )
-        raise _not_found(target, answers, [entry.name for entry in absent])
+        error = _not_found(target, answers, [entry.name for entry in absent])
+        if error.hint == ALL and (meant := _meant(name, min(deadline, time.monotonic() + ASK_SECONDS))):
+            error.hint = f"did you mean {meant}? {ALL}"
+        raise error
     raise _ambiguous(target, found)
 
 
@@ -191,7 +195,7 @@ def _not_found(target: str, answers: list[Answer], absent: list[str], more: str 
     )
     known = [printable(answer.hint) for answer in answers if answer.hint and not answer.owner]
     slow = [answer.entry.name for answer in answers if answer.refused in LATE]
-    hint = "`cntr ps --all` lists what there is, running or not"
+    hint = ALL
     # An engine's programs prove nothing: images contain them, too, and /dev/kvm is in each
     # privileged container.
     if host.advice(engines=False) and (advice := host.advice(engines=_anything_runs(answers))):
@@ -216,6 +220,21 @@ def _not_found(target: str, answers: list[Answer], absent: list[str], more: str 
     error.late = tuple(slow)
     error.elsewhere = next((answer.elsewhere for answer in answers if answer.elsewhere and not answer.owner), "")
     return error
+
+
+def _meant(word: str, deadline: float) -> str:
+    """The running containers whose names are like WORD: in other letters, as a part of them (compose's services, pods,
+    tasks), or misspelled.
+    """
+    from difflib import get_close_matches
+
+    present = [entry for entry in plugins.entries() if entry.present()]
+    answers = ask(present, None, deadline)
+    found = {one.name: one for answer in answers for one in answer.containers}
+    parts = {name: name.lower().replace("_", "-").replace("/", "-").replace(".", "-").split("-") for name in found}
+    alike = [name for name in found if name.lower() == word.lower() or word.lower() in parts[name]]
+    alike = alike or get_close_matches(word, list(found), 3, 0.75)
+    return " or ".join(found[name].label() for name in sorted(alike)[:3])
 
 
 def _anything_runs(answers: list[Answer]) -> bool:

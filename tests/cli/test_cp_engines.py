@@ -75,6 +75,13 @@ def test_a_read_only_root_is_said(docker, tmp_path):
         assert b"Read-only file system\nhint: " in result.stderr
         done(cp(f"{container.target}:/etc/motto", tmp_path / "motto", env=container.env))
         done(cp(tmp_path / "motto", f"{container.target}:/dev/shm", env=container.env))
+        for path, hint in (
+            ("/proc/1/environ", b"those who may trace"),
+            ("/no", f"attach {container.target}`".encode()),
+        ):
+            result = cp(f"{container.target}:{path}", tmp_path / "none", env=container.env)
+            assert result.returncode == 125
+            assert hint in result.stderr, path
 
 
 def test_a_file_that_is_a_mount_is_written_in_place(docker, tmp_path):

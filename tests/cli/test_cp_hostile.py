@@ -531,7 +531,7 @@ def test_the_kernels_settings_are_the_containers_wherever_they_are_mounted(conta
     done(cp(f"pid:{container.pid}:/proc/sysvipc/msg", tmp_path / "queues", **own))
     assert queue in [line.split()[1] for line in (tmp_path / "queues").read_text().splitlines()[1:]]
     cp(f"pid:{container.pid}:/proc/sys/net/ipv4/conf", tmp_path / "interfaces", **own)
-    assert names(tmp_path / "interfaces") == {b"all", b"default", b"lo"}
+    assert {path.name for path in (tmp_path / "interfaces").iterdir()} == {"all", "default", "lo"}
     (tmp_path / "new").write_text("changed\n")
     done(cp(tmp_path / "new", f"pid:{container.pid}:/setting", **own))
     done(cp(f"pid:{container.pid}:/setting", tmp_path / "name", **own))

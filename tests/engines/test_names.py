@@ -221,6 +221,20 @@ def test_a_stopped_container_is_said_to_be_stopped(docker, podman, monkeypatch):
             assert " start " in caught.value.hint
 
 
+def test_a_name_that_is_nearly_one_is_answered_with_that(runc, monkeypatch):
+    """In other letters, a part of it (a service of compose's, a pod), or misspelled."""
+    service = f"db{os.getpid()}"
+    with runc.container(name=f"Shop_{service}_1") as container, runc.container() as other:
+        other.use(monkeypatch)
+        for word in (container.name.lower(), service, service.upper(), f"Shpo_{service}_1", f"runc:{service}"):
+            with pytest.raises(TargetNotFound) as caught:
+                engines.resolve(word)
+            assert caught.value.hint.startswith(f"did you mean runc:{container.name}? `cntr ps --all`"), word
+        with pytest.raises(TargetNotFound) as caught:
+            engines.resolve(f"{'x' * 40}{os.getpid()}")
+        assert caught.value.hint.startswith("`cntr ps --all`")
+
+
 @pytest.mark.parametrize("length", [5, 12])
 def test_a_stopped_containers_name_goes_before_the_beginning_of_anothers_id(
     docker, podman, tmp_path, monkeypatch, length

@@ -181,6 +181,7 @@ def test_lines_of_passwd_that_engines_take(line, gid, home):
         for user in ("app", "1000"):
             words = container.exec("--user", user, "--", "/bin/sh", "-c", script).stdout.split()
             assert (words[1], words[6], words[11:]) == ("1000", str(gid), ["2000", "2001", home]), user
+            assert container.exec(f"-u={user}", "--", "/bin/id", "-u").stdout == "1000\n", "as docker takes it"
         words = container.exec("--user", "app:c", "--", "/bin/sh", "-c", script).stdout.split()
         assert (words[6], words[11:]) == ("2002", [home]), "a group that is given is the only one"
         words = container.exec("--user", "999999", "--", "/bin/sh", "-c", script).stdout.split()
