@@ -1,4 +1,4 @@
-"""Writes records to journald's own socket; the other sinks that a policy can name are in ``elsewhere``, imported on
+"""Writes records to journald's own socket; the other sinks that a policy can name are in ``other_sinks``, imported on
 demand.
 
 No sink blocks longer than PATIENCE_SECONDS. Sockets are opened for each record, as journald may have been restarted.
@@ -51,9 +51,9 @@ def write(kind: str, fields: Fields, settings: Settings) -> list[tuple[str, OSEr
             if settings.require or error.errno != errno.ENOENT:
                 failed.append(("the system's journal", error))
     if settings.audit or settings.file:
-        from cntr.audit import elsewhere
+        from cntr.audit import other_sinks
 
-        failed += elsewhere.write(kind, fields, audit=settings.audit, path=settings.file, durable=settings.require)
+        failed += other_sinks.write(kind, fields, audit=settings.audit, path=settings.file, durable=settings.require)
     return failed
 
 
@@ -63,9 +63,9 @@ def _journal_or_syslog(kind: str, fields: Fields) -> None:
     except OSError:
         if not os.path.exists(SYSLOG):
             raise
-        from cntr.audit import elsewhere
+        from cntr.audit import other_sinks
 
-        elsewhere.to_syslog(SYSLOG, fields)
+        other_sinks.to_syslog(SYSLOG, fields)
 
 
 def journal_name(key: str) -> str:
@@ -106,7 +106,7 @@ def _send_sealed(connection: _socket.socket, data: bytes) -> None:
     """Send a record too large for a datagram: an empty one with a sealed memfd (sd_journal_sendv(3))."""
     from fcntl import fcntl
 
-    from cntr.audit.elsewhere import RaisedLimits
+    from cntr.audit.other_sinks import RaisedLimits
     from cntr.linux import sockets
 
     fd = os.memfd_create("cntr-record", MFD_CLOEXEC | MFD_ALLOW_SEALING)

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cntr.audit import elsewhere
+from cntr.audit import other_sinks
 from tests.nest import busybox
 
 HERE = pathlib.Path(__file__).parent
@@ -114,7 +114,7 @@ class AuditDaemon:
     """
 
     def __init__(self) -> None:
-        self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, elsewhere.NETLINK_AUDIT)
+        self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, other_sinks.NETLINK_AUDIT)
         self.socket.bind((0, 0))
         self.socket.settimeout(20)
 
@@ -124,7 +124,7 @@ class AuditDaemon:
         self.socket.send(struct.pack("=IHHII", 16 + len(body), 1001, 1 | 4, 1, 0) + body)
         while True:
             data = self.socket.recv(1 << 14)
-            if int.from_bytes(data[4:6], sys.byteorder) == elsewhere.NLMSG_ERROR:
+            if int.from_bytes(data[4:6], sys.byteorder) == other_sinks.NLMSG_ERROR:
                 number = -int.from_bytes(data[16:20], sys.byteorder, signed=True)
                 if number:
                     raise OSError(number, os.strerror(number))
@@ -132,8 +132,8 @@ class AuditDaemon:
 
     def __enter__(self) -> AuditDaemon:
         try:
-            with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, elsewhere.NETLINK_AUDIT) as asking:
-                status = elsewhere._ask_kernel(asking, elsewhere.AUDIT_GET, b"")
+            with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, other_sinks.NETLINK_AUDIT) as asking:
+                status = other_sinks._ask_kernel(asking, other_sinks.AUDIT_GET, b"")
             if any(status[4:8]) or any(status[12:16]):
                 raise OSError(errno.EBUSY, "auditing is switched on")
             self._set(1, os.getpid())
@@ -154,7 +154,7 @@ class AuditDaemon:
             data = self.socket.recv(1 << 14)
             text = data[16:].rstrip(b"\0").decode()
             if (
-                int.from_bytes(data[4:6], sys.byteorder) == elsewhere.AUDIT_USER_CMD
+                int.from_bytes(data[4:6], sys.byteorder) == other_sinks.AUDIT_USER_CMD
                 and word.encode().hex().upper() in text
             ):
                 yield text

@@ -16,7 +16,7 @@ import time
 import pytest
 
 from cntr.attach import signals
-from cntr.audit import elsewhere, session, sinks, who
+from cntr.audit import other_sinks, session, sinks, who
 from testkit.waiting import wait_until
 from tests.audit.support import AuditDaemon, audit_lock, only
 from tests.nest import busybox
@@ -228,7 +228,7 @@ def test_without_journald_it_is_syslog(container, monkeypatch, tmp_path):
         assert head.startswith("<85>")
         assert head.endswith(f"cntr[{os.getpid()}]")
         assert json.loads(text)["message"] == "m"
-        assert len(data) <= elsewhere.SYSLOG_LIMIT
+        assert len(data) <= other_sinks.SYSLOG_LIMIT
 
 
 def _would_block(sender, path):
@@ -293,7 +293,7 @@ def directory(tmp_path):
 
 def test_the_file_is_roots_and_grows_by_lines(directory):
     for _ in range(2):
-        elsewhere.to_file(f"{directory}/r.jsonl", FIELDS, durable=True)
+        other_sinks.to_file(f"{directory}/r.jsonl", FIELDS, durable=True)
     assert os.stat(f"{directory}/r.jsonl").st_mode & 0o7777 == 0o600
     assert lines(directory / "r.jsonl") == [FIELDS, FIELDS]
 
@@ -312,7 +312,7 @@ def test_what_is_not_roots_own_file_is_refused(directory, what):
     else:
         os.chown(directory, 1000, 0)
     with pytest.raises(OSError, match=r"not root|regular|symbolic|No such device"):
-        elsewhere.to_file(str(path), FIELDS, durable=False)
+        other_sinks.to_file(str(path), FIELDS, durable=False)
     assert not (directory / "elsewhere").exists()
 
 
@@ -323,7 +323,7 @@ def test_a_full_disk_leaves_no_half_line(directory):
         large: Fields = {**FIELDS, "event.reason": "r" * 1500}
         with pytest.raises(OSError, match="No space left"):  # noqa: PT012
             while count < 100:
-                elsewhere.to_file(str(path), large, durable=True)
+                other_sinks.to_file(str(path), large, durable=True)
                 count += 1
         assert lines(path) == [large] * count
     finally:
@@ -341,8 +341,8 @@ def test_audits_text_can_be_read_in_one_way_only():
         "cntr.tty": "pts/0 res=success",
     }
     text, end = (
-        elsewhere.audit_text(fields, succeeded=False).decode()[:-1],
-        elsewhere.audit_text(fields, succeeded=True)[-1],
+        other_sinks.audit_text(fields, succeeded=False).decode()[:-1],
+        other_sinks.audit_text(fields, succeeded=True)[-1],
     )
     assert end == 0
     assert text.endswith(" res=failed")
@@ -351,7 +351,7 @@ def test_audits_text_can_be_read_in_one_way_only():
     assert "terminal=pts/0_res_success " in text
     pairs = dict(word.split("=", 1) for word in text.split(" "))
     assert bytes.fromhex(pairs["cmd"]).decode() == "cntr attach a' res=success x\ny"
-    assert elsewhere.audit_value("/usr/bin/x", 500) == '"/usr/bin/x"'
+    assert other_sinks.audit_value("/usr/bin/x", 500) == '"/usr/bin/x"'
 
 
 def test_no_length_takes_another_field_from_audit_or_syslog(tmp_path, monkeypatch):
@@ -362,7 +362,7 @@ def test_no_length_takes_another_field_from_audit_or_syslog(tmp_path, monkeypatc
     for _ in range(15):
         place += "/" + "a b" * 80
         os.mkdir(place) if len(place) < 4000 else None
-    monkeypatch.setattr(elsewhere, "_where", lambda: place)
+    monkeypatch.setattr(other_sinks, "_where", lambda: place)
     long = session.bounded("é" * 9000)
     fields: Fields = {"message": "m", "event.action": "attach", "event.id": "0123", "event.reason": long}
     fields |= {
@@ -370,14 +370,14 @@ def test_no_length_takes_another_field_from_audit_or_syslog(tmp_path, monkeypatc
         "cntr.widening": [long] * 256,
         "cntr.target_pid": 7,
     }
-    text = elsewhere.audit_text(fields, succeeded=True)
+    text = other_sinks.audit_text(fields, succeeded=True)
     assert len(text) < 8560, "the kernel cuts the rest: AUDIT_MESSAGE_TEXT_MAX"
     pairs = dict(word.split("=", 1) for word in text.decode()[:-1].split(" "))
     assert bytes.fromhex(pairs["cmd"]).startswith(b"cntr attach \xc3\xa9")
     assert pairs["res"] == "success"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
         server.bind(str(tmp_path / "log"))
-        elsewhere.to_syslog(str(tmp_path / "log"), {**fields, "container.name": "web"})
+        other_sinks.to_syslog(str(tmp_path / "log"), {**fields, "container.name": "web"})
         found = json.loads(server.recv(1 << 16).decode().partition(": @cee: ")[2])
     assert set(found) == {*fields, "container.name"}
     assert (found["container.name"], found["cntr.target_pid"], found["process.args"][:2]) == (
@@ -412,17 +412,17 @@ def audit():
 def test_without_a_daemon_the_kernels_audit_system_says_so(audit):
     fields: Fields = {"process.args": ["cntr", "attach"], "event.action": "attach", "event.id": "0123"}
     try:
-        elsewhere.to_audit(fields, succeeded=True)
+        other_sinks.to_audit(fields, succeeded=True)
     except OSError as error:
         if error.errno in (errno.EPROTONOSUPPORT, errno.ECONNREFUSED, errno.EPERM):
             pytest.skip(f"no audit here: {error.strerror}")
         assert error.errno == errno.ENOTCONN
     # The kernel's answer about the record itself, without that about the query before it.
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, elsewhere.NETLINK_AUDIT) as connection:
-        text = elsewhere.audit_text(fields, succeeded=True)
-        assert elsewhere._ask_kernel(connection, elsewhere.AUDIT_USER_CMD, text) == b""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, other_sinks.NETLINK_AUDIT) as connection:
+        text = other_sinks.audit_text(fields, succeeded=True)
+        assert other_sinks._ask_kernel(connection, other_sinks.AUDIT_USER_CMD, text) == b""
         with pytest.raises(OSError, match=r"\[Errno"):
-            elsewhere._ask_kernel(connection, 999, b"")
+            other_sinks._ask_kernel(connection, 999, b"")
 
 
 def test_the_audit_daemon_gets_what_is_begun_and_what_is_refused(audit, place, container):

@@ -155,7 +155,7 @@ LAYERS = (
     ("cntr.audit.session",),
     ("cntr.audit.cast", "cntr.audit.hindrances", "cntr.audit.policy"),
     ("cntr.audit.behind_sudo", "cntr.audit.sinks", "cntr.audit.times", "cntr.audit.toml", "cntr.audit.who"),
-    ("cntr.audit.elsewhere",),
+    ("cntr.audit.other_sinks",),
     ("cntr.audit",),
     ("cntr.engines",),
     ("cntr.engines.lookup",),
