@@ -22,7 +22,7 @@ from cntr.slim.output import KEPT, BoundedOutput
 from testkit import processes
 from testkit.waiting import wait_until
 from tests.attacks import kit
-from tests.nest.busybox import BUSYBOX, CNTR, REPOSITORY
+from tests.nest.busybox import BUSYBOX, CNTR, REPOSITORY, run
 
 ADD_KEY, KEYCTL, USER_KEYRING, SEARCH, UNLINK = 248, 250, -4, 10, 9  # x86_64; keyutils(7)
 FUSE = os.makedev(10, 229)  # a device that no container has unasked
@@ -130,6 +130,17 @@ def test_an_answer_that_comes_byte_by_byte():
     threading.Thread(target=drip, daemon=True).start()
     with listener, contextlib.suppress(OSError, exercise.http.client.HTTPException):
         exercise._get(exercise.Http(str(listener.getsockname()[1])), "/", time.monotonic() + 0.5)
+
+
+@pytest.mark.parametrize("program", ["/runc", "runc", "/crun"])
+def test_its_program_has_the_runtimes_name(image, program):
+    """It has begun all the same."""
+    kit.need("runc")
+    (image / "loot").touch()
+    shutil.copy(image / "accomplice", image / program.lstrip("/"))
+    words = words_of(image, f"{program} hunt - - - i", "-e", "PATH=/", "--for", "1s", "--verify", "none")
+    done = run(*words, timeout=60)
+    assert done.returncode == 0, done
 
 
 def test_its_program_ends_with_a_killed_cntr(image):

@@ -143,7 +143,10 @@ class RuntimeRunning(Running):
             name = os.readlink(f"/proc/{self.pid}/exe")
         except OSError:
             return True  # it has ended
-        return not name.startswith(("/memfd:runc", "/memfd:crun")) and not name.endswith(("/runc", "/crun"))
+        if not name.startswith(("/memfd:runc", "/memfd:crun")) and not name.endswith(("/runc", "/crun")):
+            return True
+        words = procfs.read(f"/proc/{self.pid}/cmdline").split("\0")  # the image's may have that name, too
+        return words[1:2] != ["init"] and self.name not in words
 
     # the holder
 
