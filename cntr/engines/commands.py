@@ -56,7 +56,7 @@ def environment() -> dict[str, str]:
     A file of settings names programs to run (``conmon_path`` of containers.conf(5), docker's plugins), and sudo(8) may
     have kept a user's variables.
     """
-    if os.geteuid():
+    if not procfs.has_all_ids():
         found = {key: value for key, value in os.environ.items() if key not in ("NOTIFY_SOCKET", "DEBUG")}
     else:
         found = {key: os.environ[key] for key in WORDS if key in os.environ}

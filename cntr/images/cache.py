@@ -74,7 +74,7 @@ def directory() -> str:
                 "CNTR_CACHE_DIR names another",
             )
         # A user who has a directory above it could put another in its place while we work there.
-        if not trust.accepts(owner := trust.owner(os.path.abspath(path))):
+        if procfs.has_all_ids() and not trust.accepts(owner := trust.owner(os.path.abspath(path))):
             raise ImageError(f"cache {printable(path)}: {store.written_by(owner)}", "CNTR_CACHE_DIR names another")
         for name in ("trees", "images", "locks", "tmp"):
             os.makedirs(f"{path}/{name}", mode=0o700, exist_ok=True)
