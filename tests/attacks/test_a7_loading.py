@@ -140,7 +140,7 @@ def run_in(container: kit.Hostile, words: list[str], out: pathlib.Path, prefix: 
     )
 
 
-OPENED = re.compile(r'^(\d+) +(?:open|openat|execve|access)\((?:AT_FDCWD, )?"(/[^"]*)"(?!.*O_PATH).*')
+OPENED = re.compile(r'^(\d+) +(?:open|openat|execve|access)\((?:AT_FDCWD(?:<.*?>)?, )?"(/[^"]*)"(?!.*O_PATH).*')
 # What a session may open there is known by name; modules, libraries and their data never are.
 FOREIGN = re.compile(
     r"\.py[co]?$|\.so(\.|$)|gconv|locale|nsswitch|ld\.so|encodings|site-packages|/evil|__pycache__|zoneinfo"
@@ -148,12 +148,14 @@ FOREIGN = re.compile(
 
 
 def foreign_opens(log: pathlib.Path) -> list[str]:
-    """Modules, libraries and data that a process of ours opened by an absolute path after it had entered a mount namespace."""
-    entered, found, parents = set(), [], {}
+    """Modules, libraries and data that a process of ours opened by an absolute path between entering a mount namespace
+    and coming back to its own, as the file server does.
+    """
+    entered, found, parents, home = set(), [], {}, os.readlink("/proc/self/ns/mnt")
     for line in log.read_text(errors="replace").splitlines():
         pid = line.split()[0]
         if "setns(" in line and "CLONE_NEWNS" in line and " = 0" in line:
-            entered.add(pid)
+            (entered.discard if f"<{home}>" in line else entered.add)(pid)
         if (child := re.search(r"(?:clone|clone3|vfork|fork)\(.* = (\d+)$", line)) and pid in entered:
             parents[child[1]] = pid
             entered.add(child[1])
@@ -170,7 +172,7 @@ def test_no_command_loads_anything_there(poisoned, canary, place, name):
     words, code = COMMANDS[name]
     out, log = place / "out", place / "trace"
     out.mkdir()
-    trace = ["strace", "-f", "-qq", "-s", "200", "-e", "trace=%file,setns,clone,clone3,fork,vfork", "-o", str(log)]
+    trace = ["strace", "-fyqq", "-s", "200", "-e", "trace=%file,setns,clone,clone3,fork,vfork", "-o", str(log)]
     done = run_in(poisoned, words, out, trace)
     assert done.returncode == code, done
     assert b"Traceback" not in done.stderr, done.stderr
