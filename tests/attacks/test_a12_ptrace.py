@@ -234,7 +234,7 @@ def test_a_worker_that_has_less_than_its_init(accomplice, canary, place, transpo
         assert "CAP_SYS_PTRACE" in one_line_and_hint(done)
 
 
-def test_what_a_traced_process_reports_is_no_word_of_the_monitors():
+def test_a_traced_process_cannot_report_as_the_monitor():
     """A process of a session's that is traced has a pipe to the supervisor, who ends what is in the nest, and prints what it is told."""
     outcome = Outcome()
     outcome.take(["nest", "4", "4026531841"], of_monitor=True)
@@ -287,7 +287,7 @@ def test_the_pipes_of_a_traced_process_are_written_to_without_end(accomplice, ca
             assert all(" killed the session" in line or "could not be reached" in line for line in said), said
 
 
-def test_who_writes_that_a_session_ended_alone_keeps_nothing_of_it(accomplice, canary, place, transport):
+def test_a_forged_end_of_the_session_keeps_nothing_of_it(accomplice, canary, place, transport):
     """Its tools end with it, whatever its reaper's record says."""
     code = (
         "import sys, cntr.attach.launcher as m; old = m.reap; "
@@ -302,7 +302,7 @@ def test_who_writes_that_a_session_ended_alone_keeps_nothing_of_it(accomplice, c
 
 
 @pytest.mark.parametrize(("bit", "name"), [(21, "CAP_SYS_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF"), (12, "")])
-def test_what_reads_every_process_through_the_kernel_is_said(accomplice, canary, place, transport, bit, name):
+def test_what_reads_every_process_through_the_kernel_is_documented(accomplice, canary, place, transport, bit, name):
     """No process is kept out of bpf(2) and perf_event_open(2): in one line, before anything is typed. CAP_NET_ADMIN is none of them."""
     with kit.hostile(place, accomplice, capabilities=0xA80425FB | 1 << bit) as container:
         done = kit.attach(container, transport)

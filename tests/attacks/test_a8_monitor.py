@@ -185,7 +185,7 @@ def test_orphans_of_a_session_end_with_it(accomplice, canary, place, transport):
         assert own == [], "the application has no new children, not even zombies"
 
 
-def test_the_session_lives_on_beside_a_stopped_application(accomplice, canary, place, transport):
+def test_the_session_continues_beside_a_stopped_application(accomplice, canary, place, transport):
     """pid 1 stopped: the session's processes must not wait for it."""
     with kit.hostile(place, accomplice) as container:
         os.kill(container.pid, signal.SIGSTOP)

@@ -113,7 +113,7 @@ def test_the_way_to_the_exec_needs_no_call_of_the_filters(accomplice, canary, pl
         assert answer(container.exec("--", "/accomplice", "call", str(SYS_MKDIR))) == (-1, errno.EPERM)
 
 
-def test_the_session_has_it_where_it_is_asked_for(accomplice, canary, place, transport):
+def test_the_session_has_it_if_requested(accomplice, canary, place, transport):
     with filtered(place, accomplice, ((SYS_GETCPU, 77),)) as container:
         done = run(
             "attach",

@@ -167,7 +167,7 @@ def test_what_the_program_asks_for_runs_as_the_container(accomplice, canary, pla
             assert "canary.public" not in done.stdout.replace(canary.path, "")
 
 
-def test_what_the_kernel_asks_of_a_writer_is_not_asked_of_root(accomplice, canary, place):
+def test_what_the_kernel_requires_of_a_writer_is_not_required_of_root(accomplice, canary, place):
     """Files of /proc that look at who writes, after the open: the session's fd is not moved by the host's root.
 
     The value written is the one that is there.

@@ -436,7 +436,7 @@ def test_abstract_sockets_of_the_hosts_network(accomplice, canary, place, transp
     unix.close()
 
 
-def test_the_hosts_proc_and_sys_are_not_there(accomplice, canary, place, transport):
+def test_the_hosts_proc_and_sys_are_not_visible(accomplice, canary, place, transport):
     """Of /proc the container's own; nothing of the host's processes, by any mount of the session."""
     with kit.hostile(place, accomplice) as container:
         shown = kit.in_session(

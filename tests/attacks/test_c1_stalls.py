@@ -125,7 +125,7 @@ CONNECT = "import os, socket; host, _, port = os.environ['CNTR_FORWARD_1'].rpart
     ],
     ids=["out", "in", "forward"],
 )
-def test_who_waits_for_ever_holds_no_stream_of_the_callers(accomplice, canary, place, fuse, words):
+def test_a_process_left_waiting_holds_no_stream_of_the_callers(accomplice, canary, place, fuse, words):
     """A process in a silent request outlives cntr: `$(cntr cp …)` and `cntr cp … | tee` end with cntr all the same."""
 
     def silent() -> None:
@@ -272,7 +272,7 @@ def test_signals_from_birth_on(accomplice, canary, place, transport, number):
 
 
 @pytest.mark.parametrize("command", ["attach", "exec"])
-def test_what_is_stopped_for_ever_ends_when_it_is_asked_to(accomplice, canary, place, command):
+def test_what_is_stopped_for_ever_ends_on_request(accomplice, canary, place, command):
     proc_fd = os.open("/proc", os.O_RDONLY)
     with kit.hostile(place, accomplice, as_root=lambda: everywhere(signal.SIGSTOP, 0.0002)) as container:
         process = subprocess.Popen(
@@ -359,7 +359,7 @@ def test_a_launcher_that_is_killed(accomplice, canary, place, transport):
         wait_until(lambda: not children.read_text(), "nothing is left in it")
 
 
-def test_who_goes_on_writing_after_the_end():
+def test_writing_on_after_the_end():
     """A process of the container can open what a program of it has as its output (`/proc/PID/fd/1`), and write without end."""
     ours, theirs = os.pipe()
     os.set_blocking(ours, False)

@@ -162,7 +162,7 @@ def test_its_program_ends_with_a_killed_cntr(image):
 
 
 @pytest.mark.parametrize("how", ["long", "many"])
-def test_a_recording_goes_on_whatever_is_opened(tmp_path, monkeypatch, how):
+def test_a_recording_continues_whatever_is_opened(tmp_path, monkeypatch, how):
     """A path of more than a page has no name in /proc, and names can be made up without end: what came is kept, and it is said."""
     monkeypatch.setattr(record, "MOST_PATHS", 20)
     root = tmp_path / "root"

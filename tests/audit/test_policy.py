@@ -150,7 +150,7 @@ def test_what_widens_are_options_that_there_are_and_the_page_lists_them():
     assert [name for name in WIDENING if f"`{name}`" not in page] == []
 
 
-def test_users_are_who_logged_in_and_not_who_they_became(tmp_path, monkeypatch):
+def test_users_are_those_who_logged_in_not_those_they_became(tmp_path, monkeypatch):
     found = rules(
         tmp_path,
         "[[allow]]\nusers = ['root', '@daemon']\ntargets = ['docker:web*', 'image:tools*']\n"

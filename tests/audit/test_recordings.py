@@ -103,7 +103,7 @@ def test_a_recording_is_a_new_file_of_the_callers(container, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_behind_sudo_it_is_made_with_the_rights_of_who_called(container, tmp_path):
+def test_behind_sudo_it_is_made_with_the_rights_of_the_caller(container, tmp_path):
     """If users with no right but `sudo cntr` could create a file with their text anywhere, they could become root."""
     for above in (tmp_path, *tmp_path.parents):
         if above != above.parent:
@@ -274,7 +274,7 @@ def test_a_sequence_without_end_is_not_read_again_with_each_piece(start):
         (HEAD, ["garbage", [1, "o", "x"]], "line 2"),
     ],
 )
-def test_what_is_no_recording_is_said_with_its_line(tmp_path, head, events, word):
+def test_an_invalid_recording_is_reported_with_the_line(tmp_path, head, events, word):
     with open(written(tmp_path, *events, head=head), "rb") as stream, pytest.raises(CntrError, match=word):
         list(replay.events(stream, "r.cast"))
 

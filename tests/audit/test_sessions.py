@@ -60,7 +60,7 @@ def test_a_session_ends_with_its_time_whatever_its_command_does(place, container
     assert only(journal.entries[-1], "CNTR_ENDED_BY") == "its time is over: 1s"
 
 
-def test_who_stops_cntr_stops_no_time(container):
+def test_stopping_cntr_does_not_stop_the_clock(container):
     command = [*CNTR, "attach", str(container.pid), "--timeout", "1s", "--", "sh", "-c", "echo begun; sleep 100"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=os.setpgrp, text=True
@@ -87,7 +87,7 @@ HASTY = (
 
 
 @pytest.mark.parametrize("what", ["a terminal", "a pipe"])
-def test_nor_does_who_reads_nothing(place, container, tmp_path, what):
+def test_nor_does_not_reading_its_output(place, container, tmp_path, what):
     """cntr's warning, or what it relays, is in the way of the time limit; the command has its streams itself."""
     ours, theirs = os.openpty() if what == "a terminal" else os.pipe()
     if what == "a pipe":

@@ -123,7 +123,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("outward", [False, True], ids=["in", "out"])
 @pytest.mark.parametrize(("source", "destination", "why"), REFUSED, ids=[" ".join(rule[:2]) for rule in REFUSED])
-def test_what_cannot_be_is_said_in_one_line(container, at, tmp_path, outward, source, destination, why):
+def test_the_impossible_is_reported_in_one_line(container, at, tmp_path, outward, source, destination, why):
     here, there = (container.root, tmp_path) if outward else (tmp_path, container.root)
     (here / "file").write_text("new")
     (here / "tree").mkdir()

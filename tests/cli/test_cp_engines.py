@@ -67,7 +67,7 @@ def test_a_volume_is_seen(request, tmp_path, rig):
         assert (directory / "new").read_text() == f"{container.name}\n"
 
 
-def test_a_read_only_root_is_said(docker, tmp_path):
+def test_a_read_only_root_is_reported(docker, tmp_path):
     (tmp_path / "file").write_text("x")
     with docker.container("read_only") as container:
         result = cp(tmp_path / "file", f"{container.target}:/", env=container.env)

@@ -113,7 +113,7 @@ def test_a_name_is_one_component(fenced, name, kind):
     assert names(fenced) == set()
 
 
-def test_a_hard_links_other_name_is_one_that_came(fenced):
+def test_a_hard_links_other_name_is_one_that_was_received(fenced):
     """Not a path of the sender's choice, and not through a symbolic link that has replaced a directory."""
     said = receive(
         fenced,
@@ -135,7 +135,7 @@ def test_a_hard_links_other_name_is_one_that_came(fenced):
     assert (fenced / "good").samefile(fenced / "real")
 
 
-def test_a_hard_link_follows_no_link_that_came_up_meanwhile(fenced):
+def test_a_hard_link_follows_no_link_that_appeared_meanwhile(fenced):
     data_read, data_write = os.pipe()
     answers_read, answers_write = os.pipe()
     incoming, said, out = Incoming(data_read), Said(), Outgoing(data_write)

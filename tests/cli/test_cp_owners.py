@@ -187,7 +187,7 @@ def test_a_users_container_without_a_user_namespace_has_no_file_of_roots():
     assert ids.outward(0, 0) == (1000, stream.KEEP)
 
 
-def test_a_users_fuse_server_has_no_word_on_owners():
+def test_a_users_fuse_server_cannot_decide_on_owners():
     text = (
         "36 35 8:1 / / rw - ext4 /dev/sda1 rw\n"
         "41 36 0:44 / /home/u/mnt rw,nosuid,nodev - fuse.sshfs host: rw,user_id=1000,group_id=1000\n"

@@ -142,7 +142,7 @@ def test_what_is_no_file_does_not_go_to_standard_output(container, at):
     assert cp(at("/link"), "/dev/stdout", "-L").stdout == (container.root / "app").read_bytes()
 
 
-def test_a_full_standard_output_is_said(container, at):
+def test_a_full_standard_output_is_reported(container, at):
     (container.root / "f").write_text("x")
     with open("/dev/full", "wb") as full:
         result = subprocess.run([*CNTR, "cp", at("/f"), "/dev/stdout"], stdout=full, stderr=subprocess.PIPE)
@@ -194,7 +194,7 @@ def test_such_a_link_is_neither_replaced_nor_copied(container, at, tmp_path, out
     assert not leftovers(tmp_path, container.root)
 
 
-def test_in_a_tree_they_are_named_and_the_rest_goes_on(container, at, tmp_path):
+def test_in_a_tree_they_are_named_and_the_rest_is_copied(container, at, tmp_path):
     """Also when a directory is copied over one that contains them."""
     (container.root / "d").mkdir()
     names = odd_links(container.root / "d")

@@ -86,7 +86,7 @@ def test_a_name_that_is_nobodys(command, name):
     assert took < 5, "a second for an unknown name, plus Python's start on a busy machine"
 
 
-def test_an_unknown_name_says_who_was_asked():
+def test_an_unknown_name_lists_the_engines_asked():
     message, hint = complaint(cntr("attach", "no-such-container-here", DOCKER_HOST="tcp://192.0.2.1:2375"))
     assert (
         "refused: docker (DOCKER_HOST or the context names tcp://192.0.2.1:2375, a daemon on another machine" in message

@@ -181,7 +181,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("words", "why"), REFUSED, ids=[" ".join(words) for words, _ in REFUSED])
-def test_what_cannot_be_mounted_is_said(places, words, why):
+def test_what_cannot_be_mounted_is_reported(places, words, why):
     source, point = places
     result = mount(*(word.format(source=source, point=point) for word in words))
     assert result.returncode == 125

@@ -189,7 +189,7 @@ def test_without_python_it_says_so(pyz, tmp_path):
     assert done.stderr.startswith("cntr: python3 is not on this machine\nhint: ")
 
 
-def test_an_older_python_is_told(pyz):
+def test_an_older_python_is_reported(pyz):
     """It can parse the first lines, and runs them before anything else."""
     import ast
 

@@ -81,7 +81,7 @@ def test_a_line_on_a_terminal_that_is_taken_back_and_silence_in_a_pipe(code, lin
         (UNPACKING, {"event": "progress", "what": "unpacking image:big", "size": 0}),
     ],
 )
-def test_events_where_a_program_has_asked_for_json(code, first):
+def test_events_if_a_program_has_asked_for_json(code, first):
     setup = (
         "from cntr.cli import commands, main\nfrom cntr.progress import Progress\nProgress.events = commands.event\n"
     )

@@ -99,7 +99,7 @@ def test_an_interrupted_copy_leaves_nothing_there(far, container, at, number):
     assert not (container.root / "half").exists()
 
 
-def test_a_copy_whose_time_is_over_is_said_to_be(far, container, at):
+def test_a_copy_whose_time_is_over_is_reported(far, container, at):
     """The container's machine keeps the time; no partial copy is left."""
     words = ("cp", "--timeout", "1s", "/dev/stdin", at("/slow"))
     with far.popen(*words, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:

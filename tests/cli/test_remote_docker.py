@@ -63,7 +63,7 @@ def test_what_runs_there_is_found(run, tmp_path):
     assert "docker:web-there" in run("inspect", "web-there").stdout
 
 
-def test_what_is_nowhere_is_said_by_whom_was_asked(run):
+def test_an_unknown_name_is_reported_with_the_engines_asked(run):
     done = run("attach", "no-such")
     assert done.returncode == 125
     note, error, hint = done.stderr.splitlines()

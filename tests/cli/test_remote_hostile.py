@@ -28,7 +28,7 @@ def answering(tmp_path):
 
 
 @pytest.mark.parametrize("answer", ["echo 5", "echo null", "echo [1]", DEEP, "exec cat /dev/zero", "echo '\"x\"'"])
-def test_what_a_host_says_for_a_list_is_one_line(answering, answer):
+def test_a_hosts_bad_list_is_one_line(answering, answer):
     def limited():
         resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
 
@@ -56,7 +56,7 @@ def test_a_row_of_another_hosts_is_text(answering):
         *) echo '{NOTHING % '{"name": "c"}'}';; esac""",
     ],
 )
-def test_what_a_cluster_says_for_a_pod_is_one_line(answering, answer):
+def test_a_clusters_bad_pod_is_one_line(answering, answer):
     done = answering("kubectl", answer, "--kubectl", "pod")
     assert done.returncode == 125, done
     assert busybox.one_line_and_hint(done).endswith(": not a pod as Kubernetes describes it")

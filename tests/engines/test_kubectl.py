@@ -127,7 +127,7 @@ def test_a_session_beside_a_pods_container(client):
         assert terminal.process.wait(20) == 0
 
 
-def test_what_cannot_be_is_said(client):
+def test_the_impossible_is_reported(client):
     assert client.said("no-such-pod")[0].startswith(
         'kubectl get: Error from server (NotFound): pods "no-such-pod" not found'
     )

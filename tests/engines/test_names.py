@@ -183,7 +183,7 @@ def test_ids_and_names_as_kubectl_and_docker_print_them(docker, k8s, monkeypatch
         assert held.name == container.name
 
 
-def test_an_image_is_said_how_to_be_named():
+def test_the_hint_says_how_to_name_an_image():
     with pytest.raises(TargetNotFound) as caught:
         engines.resolve("registry.example/no-such:1")
     assert caught.value.hint.startswith("an image is image:registry.example/no-such:1;")
@@ -193,7 +193,7 @@ def test_an_image_is_said_how_to_be_named():
         assert "image:" not in caught.value.hint
 
 
-def test_a_path_is_said_to_be_one(tmp_path):
+def test_the_error_recognises_a_path(tmp_path):
     with pytest.raises(TargetNotFound) as caught:
         engines.resolve(str(tmp_path))
     assert caught.value.hint == f"a root directory is dir:{tmp_path}, an archive of an image archive:{tmp_path}"
@@ -209,7 +209,7 @@ def test_an_id_prefix_must_be_unique_and_an_exact_name_wins(docker, monkeypatch)
             assert engines.resolve(f"docker:{container.id[:5]}").pid == other.pid
 
 
-def test_a_stopped_container_is_said_to_be_stopped(docker, podman, monkeypatch):
+def test_the_error_recognises_a_stopped_container(docker, podman, monkeypatch):
     for rig in (docker, podman):
         with rig.container() as container:
             container.use(monkeypatch)
@@ -285,7 +285,7 @@ def test_gone_between_lookup_and_attach(runc, monkeypatch):
             check(found)
 
 
-def test_restarted_is_found_anew(docker, monkeypatch):
+def test_a_restarted_container_is_found_again(docker, monkeypatch):
     with docker.container() as container:
         container.use(monkeypatch)
         before = engines.resolve(container.target)

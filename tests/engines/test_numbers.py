@@ -67,7 +67,7 @@ def test_lxc_containers_have_numbers_for_names(lxc, sleeper):
     assert engines.resolve(str(sleeper)).pid == sleeper
 
 
-def test_a_process_of_the_host_is_said_to_be_one(sleeper):
+def test_the_error_recognises_a_process_of_the_host(sleeper):
     line = f"pid {sleeper} is in no container: it is a process of this host"
     assert engines.notes(engines.resolve(str(sleeper))) == [line]
     assert engines.notes(engines.resolve(f"pid:{sleeper}")) == [], "asked for by name"
@@ -81,14 +81,14 @@ def test_a_number_inside_a_container_is_named_by_the_hint(runc):
         assert "inside a container's pid namespace that is the number of pid" in processes.elsewhere(1)
 
 
-def test_a_kernel_thread_is_said_to_be_one():
+def test_the_error_recognises_a_kernel_thread():
     if not os.path.exists("/proc/2") or pathlib.Path("/proc/2/cmdline").read_bytes():
         pytest.skip("no kernel thread is seen in this pid namespace")
     with pytest.raises(TargetNotFound, match="pid 2 is a kernel thread"):
         engines.resolve("pid:2")
 
 
-def test_a_zombie_is_said_to_be_one():
+def test_the_error_recognises_a_zombie():
     with subprocess.Popen(["true"]) as zombie:
         os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
         with pytest.raises(

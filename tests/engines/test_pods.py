@@ -59,7 +59,7 @@ def test_a_pod_with_two_containers_lists_them(rig):
         assert "infra" not in caught.value.message
 
 
-def test_a_pod_that_does_not_run_is_said_to_be_stopped(podman_newer, monkeypatch):
+def test_the_error_recognises_a_stopped_pod(podman_newer, monkeypatch):
     app = unique("app")
     with podman_newer.pod(app, infra=True) as (pod, _), monkeypatch.context() as patch:
         patch.setenv("CONTAINERS_STORAGE_CONF", podman_newer.settings["CONTAINERS_STORAGE_CONF"])

@@ -208,7 +208,7 @@ def test_what_a_command_has_sent_arrives_after_both_have_ended():
             assert int(server.communicate(timeout=20)[0]) == 3 << 20
 
 
-def test_who_listens_is_told_where_nobody_does_and_only_once():
+def test_missing_listeners_are_reported_once():
     with web() as served, forward(served.target, "0:85") as running:
         for _ in range(3):
             with pytest.raises(ConnectionResetError), running.connect() as refused:

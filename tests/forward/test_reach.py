@@ -67,7 +67,7 @@ def test_with_the_hosts_network_it_is_a_plain_forward():
             assert "uses this machine's network" in done.stderr
 
 
-def test_a_container_without_a_network_is_said_to_have_none():
+def test_the_error_recognises_a_container_without_a_network():
     with SlimContainer("none") as container, forward(str(container.pid), "0:80") as running:
         with pytest.raises(ConnectionResetError), running.connect() as asked:
             asked.recv(1)
@@ -111,7 +111,7 @@ def test_links_in_the_container_do_not_lead_out_of_it(tmp_path):
         assert "no such file or directory" in one_line_and_hint(done)
 
 
-def test_who_never_reads_and_who_floods_hold_up_nobody_else():
+def test_clients_that_never_read_or_flood_delay_nobody_else():
     with web() as served, forward(served.target, "0:7", "0:19", "0:80") as running:
         with running.connect(0) as unread, running.connect(1) as flood:
             unread.settimeout(0.2)

@@ -202,7 +202,7 @@ def test_the_session_bus_takes_the_sessions_programs_for_the_callers(place, tran
             assert "method return" in said
 
 
-def test_beside_a_container_that_may_trace_where_cntr_starts_anew(place):
+def test_beside_a_container_that_may_trace_where_cntr_restarts(place):
     needs("ssh-agent")
     agent = place / "agent.sock"
     with daemon("ssh-agent", "-D", "-a", str(agent)), SlimContainer("traces", capabilities=-1) as container:
@@ -362,7 +362,7 @@ def test_a_server_that_belongs_to_somebody_else_is_not_connected_to(tmp_path):
             os.waitpid(pid, 0)
 
 
-def test_what_can_not_be_brought_is_said(tmp_path):
+def test_what_cannot_be_brought_in_is_reported(tmp_path):
     place = str(tmp_path / "file")
     Path(place).write_text("")
     cases = {

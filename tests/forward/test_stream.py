@@ -111,7 +111,7 @@ def test_where_no_buffer_is_left_a_small_one_does(loop, monkeypatch):
     assert len(buffers.idle) == buffers.made == 1
 
 
-def test_bulk_gives_way_to_who_says_little(loop):
+def test_bulk_gives_way_to_small_transfers(loop):
     """A turn handles everything small, and one bulk transfer; these take turns."""
     called, pairs = [], {name: socket.socketpair() for name in ("bulk", "more", "little")}
     for name, (ours, theirs) in pairs.items():
@@ -144,7 +144,7 @@ def test_bulk_gives_way_to_who_says_little(loop):
 
 
 @pytest.mark.parametrize("answered", [False, True])
-def test_who_is_reset_takes_no_turns_while_nobody_reads_what_was_said(loop, answered):
+def test_a_reset_connection_takes_no_turns_while_its_data_is_unread(loop, answered):
     """Even if it is a write that notices the reset, what was sent before does not get a regular end of stream."""
     with Joined(loop, socket.AF_INET) as joined:
         count = flood(loop, joined.client)
@@ -159,7 +159,7 @@ def test_who_is_reset_takes_no_turns_while_nobody_reads_what_was_said(loop, answ
         assert joined.over
 
 
-def test_who_has_said_all_and_is_reset_leaves_a_regular_end(loop):
+def test_a_reset_after_all_was_sent_leaves_a_regular_end(loop):
     with Joined(loop, socket.AF_INET) as joined:
         joined.client.sendall(b"all")
         joined.client.shutdown(socket.SHUT_WR)

@@ -51,7 +51,7 @@ def test_chart_shows_every_ratio() -> None:
     assert float(bars[1].get("width", 0)) > float(bars[0].get("width", 0))
 
 
-def test_who_wakes_another_processor_is_seen() -> None:
+def test_waking_another_processor_is_counted() -> None:
     processors = sorted(before := os.sched_getaffinity(0))
     if len(processors) < 2:
         pytest.skip("there is one processor")
@@ -79,7 +79,7 @@ def test_who_wakes_another_processor_is_seen() -> None:
     assert share.crossed > 0.3
 
 
-def test_chart_of_nothing_is_one() -> None:
+def test_a_chart_of_nothing_is_valid() -> None:
     ElementTree.fromstring(chart({}, [], "nothing"))
 
 

@@ -50,7 +50,7 @@ def _synced(fd: int) -> bool:
 
 
 @pytest.mark.parametrize("place", ["plain", "devfuse", "pyfuse3"])
-def test_each_open_file_is_told(place: str, disk: Path) -> None:
+def test_each_open_file_gets_the_error(place: str, disk: Path) -> None:
     """Also if the error was already reported to another one: a database's checkpoint relies on that."""
     if place == "plain":
         _write_too_much(disk / "source")

@@ -21,11 +21,11 @@ def test_what_nobody_asked_for_imports_nothing() -> None:
     assert said("log.info('%d words', 3); assert 'logging' not in sys.modules") == ""
 
 
-def test_a_warning_is_said_at_once() -> None:
+def test_a_warning_is_printed_at_once() -> None:
     assert said("log.warning('%d words', 3)") == "3 words\n"
 
 
-def test_whoever_listens_hears_all() -> None:
+def test_a_configured_logger_gets_everything() -> None:
     listening = "import logging; logging.basicConfig(level=logging.INFO, format='%(name)s %(levelname)s %(message)s')"
     assert said(f"{listening}; log.info('%d words', 3)") == "cntr.cntrfs INFO 3 words\n"
 
@@ -36,7 +36,7 @@ def test_an_error_shows_where_it_came_from() -> None:
     assert text.endswith("ZeroDivisionError: division by zero\n")
 
 
-def test_a_server_without_a_free_fd_still_says_it() -> None:
+def test_a_server_without_a_free_fd_still_prints_it() -> None:
     exhausted = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))"
     text = said(f"{exhausted}\nlog.error('request %d', 7, exc_info=OSError(24, 'Too many open files'))")
     assert text == "cntrfs: ERROR: request 7 (OSError: [Errno 24] Too many open files)\n"

@@ -44,7 +44,7 @@ def test_broken_server_is_caught(name: str, binding: str) -> None:
     assert not passed, f"a server with the fault {name} passes {passed}"
 
 
-def test_the_six_are_there() -> None:
+def test_the_six_exist() -> None:
     wanted = {
         "create-ignores-mode", "caller-is-ignored", "nodes-are-paths", "unlinked-files-are-lost",
         "setgid-not-inherited", "suid-survives-writing",

@@ -57,7 +57,7 @@ def _slack(proc: Path, pid: int, value: bytes | None) -> int:
 
 
 @pytest.mark.parametrize("options", [""], indirect=True)
-def test_who_opened_it_counts(proc: Path) -> None:
+def test_the_opener_counts(proc: Path) -> None:
     plain = Path("/proc")
     for actor in (USER, ROOT):
         assert actor(_addresses, proc) == actor(_addresses, plain), actor.name

@@ -75,7 +75,7 @@ def _device(top: Path) -> int:
 
 
 @pytest.mark.parametrize("binding", BINDINGS)
-def test_they_are_dead_unless_asked_for(binding: str, base: Path) -> None:
+def test_they_do_not_work_unless_requested(binding: str, base: Path) -> None:
     with _served(base, binding, "keep_cache") as top:
         assert USER(_effective, top) == "1000"
         assert _device(top) == errno.EACCES

@@ -178,7 +178,7 @@ def test_a_lookup(here: TreeUnderTest) -> None:
 
 
 @pytest.mark.parametrize("seen", [False, True])
-def test_a_backing_that_stands_still(here: TreeUnderTest, seen: bool) -> None:
+def test_a_backing_that_hangs(here: TreeUnderTest, seen: bool) -> None:
     """Whoever asks for its names and attributes waits; the mount and its watchdog carry on."""
     (here.base / "disk" / "d").mkdir()
     (here.base / "disk" / "d" / "file").write_bytes(b"x")

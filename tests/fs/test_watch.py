@@ -53,7 +53,7 @@ def test_closing_tells_the_kernel_nothing(watching: Any, told: list[int]) -> Non
     assert told == []
 
 
-def test_a_lost_helper_has_everything_asked_for_again(watching: Any, told: list[int]) -> None:
+def test_a_lost_helper_invalidates_everything(watching: Any, told: list[int]) -> None:
     os.kill(watching.pid, signal.SIGKILL)
     wait_until(lambda: not watching._flusher.is_alive())
     assert told == list(range(100))
@@ -82,7 +82,7 @@ def test_a_watch_that_cannot_begin_leaves_nothing(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("refusal", [OSError(24, "Too many open files"), RuntimeError("can't start new thread")])
-def test_a_session_goes_on_where_nothing_can_be_watched(monkeypatch: pytest.MonkeyPatch, refusal: Exception) -> None:
+def test_a_session_works_where_nothing_can_be_watched(monkeypatch: pytest.MonkeyPatch, refusal: Exception) -> None:
     def refuse(*_: object) -> None:
         raise refusal
 

@@ -278,7 +278,7 @@ def test_file_flags_are_the_owners(kernel: Kernel, tmp_path: Path, has_examined:
             os.close(fd)
 
 
-def test_create_applies_the_umask_and_the_group_told(kernel: Kernel, tmp_path: Path) -> None:
+def test_create_applies_the_umask_and_the_group_in_the_request(kernel: Kernel, tmp_path: Path) -> None:
     group = wire.EXT_HEADER.pack(16, wire.EXT_GROUPS) + (1).to_bytes(4, "little") + (4321).to_bytes(4, "little")
     body = wire.CREATE_IN.pack(os.O_RDWR, stat.S_IFREG | 0o666, 0o027, 0) + b"new\0"
     kernel.call(wire.CREATE, 1, body + bytes(-len(body) % 8), group)

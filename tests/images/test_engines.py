@@ -297,7 +297,7 @@ def test_a_file_that_docker_saved(docker, tmp_path, monkeypatch):
     assert done.stdout == "slim\n", done.stderr
 
 
-def test_an_answer_whose_head_comes_alone(tmp_path):
+def test_an_answer_whose_head_arrives_alone(tmp_path):
     """The head of an HTTP answer and its body may arrive separately."""
     path, body = str(tmp_path / "docker.sock"), io.BytesIO()
     with socket.socket(socket.AF_UNIX) as listener:

@@ -237,7 +237,7 @@ def test_a_broken_elf_file_is_no_traceback(root, cut):
     assert all(isinstance(line, str) for line in lines(root, "/app/start"))
 
 
-def test_a_small_file_that_needs_a_million_libraries_is_said_to(root):
+def test_a_small_file_that_needs_a_million_libraries_is_reported(root):
     """The names alone would take four gigabytes."""
     program(root / "app/start", greedy_program())
     assert lines(root, "/app/start") == ["/app/start: an ELF file that needs more libraries than any"]

@@ -587,7 +587,7 @@ def test_a_users_layer_that_never_answers_is_waited_for_in_bounds(hostile, monke
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"process": 5}', '{"linux": [], "mounts": {}}', "[" * 100_000])
-def test_a_configuration_that_is_none_is_one_error_or_a_bare_container(hostile, text):
+def test_an_invalid_configuration_is_one_error_or_a_bare_container(hostile, text):
     graph, id, own, _ = hostile
     (graph / f"overlay/{'c' * 64}/diff").mkdir()
     (graph / f"overlay-containers/{id}/userdata/config.json").write_text(text)

@@ -240,7 +240,7 @@ def test_kill_9_of_its_maker_leaves_nothing(root):
 
 
 @pytest.mark.parametrize("user", ["nobody-knows", "0:nobody-knows", "4294967295", "0:4294967295", "99999999999"])
-def test_a_user_that_is_none_is_said(root, user):
+def test_an_unknown_user_is_reported(root, user):
     made = of(root, User=user)
     made.exact = True
     with pytest.raises(CntrError, match="look up its user"):
@@ -306,7 +306,7 @@ def test_an_id_map_makes_its_root_an_ordinary_user_of_the_host(root):
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_what_it_can_not_have_is_said_and_left_out_or_refused(root, tmp_path, exact):
+def test_what_it_cannot_have_is_reported_and_left_out_or_refused(root, tmp_path, exact):
     (tmp_path / "file").write_text("")
     cases = {
         "user": ("nosuch", "its /etc/passwd has no user nosuch"),
@@ -525,7 +525,7 @@ def test_a_profile_that_is_none_is_refused(root):
 
 
 @pytest.mark.parametrize("directory", ["/etc/passwd", "/etc/passwd/below", "/loop"])
-def test_a_working_directory_that_is_none_is_said_and_left_out_or_refused(root, directory):
+def test_an_invalid_working_directory_is_reported_and_left_out_or_refused(root, directory):
     (root / "loop").symlink_to("loop")
     made = of(root, WorkingDir=directory, User="app:")  # as runc reads it: without a group, app's own
     with standing(made) as held:

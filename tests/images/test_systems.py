@@ -190,7 +190,7 @@ def ext4(path: pathlib.Path, root: str) -> bytes:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_a_disk_image_is_mounted_for_who_says_raw(tmp_path):
+def test_a_disk_image_is_mounted_if_named_with_raw(tmp_path):
     """By both transports and each command, read-only. Nothing is left of it, even after kill -9, and its file is
     unchanged.
     """

@@ -269,7 +269,7 @@ def test_one_of_several_in_an_archive_is_named_by_its_tag(tmp_path, old):
         ("image:", "not an image"),
     ],
 )
-def test_what_is_not_there_is_said(reference, message):
+def test_a_missing_one_is_reported(reference, message):
     with pytest.raises(ImageError, match=message):
         images.find(reference)
 

@@ -513,7 +513,7 @@ def test_the_page_tells_every_outcome_and_escapes():
     assert "<b>" not in page
 
 
-def test_a_column_stands_below_its_machine_though_machines_ran_at_once():
+def test_a_column_is_below_its_machine_although_machines_ran_at_once():
     order = [("b", "mount"), ("a", "mount"), ("b", "devfuse"), ("a", "devfuse"), ("a", "-"), ("b", "-")]
     cells = [Cell(machine, transport, "scenario", "", "test_x.py", "pass", "", 1.0) for machine, transport in order]
     page = html.page(Run("now", cells=cells))
@@ -543,7 +543,7 @@ def test_only_what_failed_is_run_again(tmp_path):
     assert told.report == str(tmp_path / "again")
 
 
-def test_a_suite_that_is_not_there_is_said_before_any_machine_is_made(tmp_path):
+def test_a_missing_suite_is_reported_before_any_machine_is_made(tmp_path):
     told = arguments().parse_args(["run", "docker", "--pjdfstest-dir", str(tmp_path)])
     with pytest.raises(LabError, match=r"holds no built pjdfstest: there is no pjdfstest in it"):
         verbs.run(told)
@@ -652,7 +652,7 @@ def test_machines_and_scenarios_use_the_installed_command_only():
             assert not [name for name in names if name.split(".")[0] == "cntr"], path
 
 
-def test_a_missing_tool_is_said_with_its_fix(monkeypatch):
+def test_a_missing_tool_is_reported_with_its_fix(monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(LabError) as failure:
         host.require("qemu")
@@ -671,7 +671,7 @@ def test_free_ports_differ_while_they_are_taken():
         assert free_port() != taken.getsockname()[1]
 
 
-def test_clean_leaves_a_run_that_goes_on_alone(cache):
+def test_clean_leaves_a_run_in_progress_alone(cache):
     from lab import cleaning
     from lab.drivers.base import start_time
 
@@ -703,7 +703,7 @@ def test_the_labs_libvirtd_is_not_the_hosts():
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the lab's own libvirtd is root's")
-def test_a_libvirtd_that_goes_on_is_no_warning(tmp_path, monkeypatch):
+def test_a_libvirtd_that_keeps_running_is_no_warning(tmp_path, monkeypatch):
     """Warnings are errors here, as in scenarios: one raised during garbage collection fails whatever test runs then."""
     monkeypatch.setenv("CNTR_LAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(libvirtd, "place", lambda: tmp_path / "libvirt")

@@ -209,7 +209,7 @@ RUBY, NATIVE = "/usr/lib/ruby/3.1.0", "/usr/lib/x86_64-linux-gnu/ruby/3.1.0"
         ("main.pl", "open my $f, '<:encoding(UTF-16)', $x;\n", {"/usr/share/perl/5.36/PerlIO/encoding.pm"}),
     ],
 )
-def test_what_code_loads_by_a_name_of_its_own_making(tmp_path, name, text, wanted):
+def test_what_code_loads_by_a_computed_name(tmp_path, name, text, wanted):
     candidates = (
         *(f"{RUBY}/digest.rb", f"{NATIVE}/digest/sha2.so", f"{RUBY}/psych.rb", f"{RUBY}/psych/syntax_error.rb"),
         *(f"{RUBY}/unicode_normalize/normalize.rb", f"{NATIVE}/enc/trans/japanese.so"),

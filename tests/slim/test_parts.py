@@ -167,7 +167,7 @@ def test_a_required_package_brings_its_dependencies(tmp_path):
     assert "/usr/share/nodejs/three/index.js" not in context.kept
 
 
-def test_a_directory_of_etc_stays_whole_where_one_of_its_files_is_used(tmp_path):
+def test_a_directory_of_etc_stays_whole_if_one_of_its_files_is_used(tmp_path):
     """Such as a proxy's page templates or PAM's services: a later request decides which of them are read."""
     large = "x" * (1 << 20)
     files = {"/etc/proxy/pages/ok": "", "/etc/proxy/pages/error": "", "/etc/proxy/conf": "", "/etc/other": ""}
@@ -646,7 +646,7 @@ def test_a_short_reference_is_docker_hubs():
     assert writer.full("r.example:5000/app") == "r.example:5000/app:latest"
 
 
-def test_a_long_word_is_looked_through_once():
+def test_a_long_word_is_searched_once():
     """With a search that is quadratic in the length of a word, a megabyte of one letter would take an hour."""
     assert lua._PATH.findall("a" * (1 << 20)) == []
     assert lua._PATH.findall("x;/usr/share/lua/5.1/?.lua;/opt/?/init.lua") == [

@@ -163,7 +163,7 @@ def test_the_file_server_waits_for_its_mount(archive, tmp_path):
     ],
     ids=["never answers", "ends", "what it needs is dropped", "no such file", "the exercise fails"],
 )
-def test_what_goes_wrong_is_said_and_leaves_nothing(archive, tmp_path, words, says):
+def test_failures_are_reported_and_leave_nothing(archive, tmp_path, words, says):
     extra = [] if "--timeout" in words else ["--timeout", "3s"]
     done = slim(f"archive:{archive}", "-o", "slim.tar", *extra, *words, cwd=tmp_path)
     assert done.returncode == (1 if says == "does not work" else 125)
@@ -214,7 +214,7 @@ def test_an_image_that_cannot_run_is_refused_in_one_line(archive, tmp_path, chan
     assert list(work.iterdir()) == []
 
 
-def test_a_page_that_is_none_is_said_to_be(archive, tmp_path):
+def test_an_invalid_page_is_reported(archive, tmp_path):
     done = slim(f"archive:{archive}", "--http", "8000/no-such", "--verify", "none", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     asked = "GET http://127.0.0.1:8000/no-such (status 404)"
