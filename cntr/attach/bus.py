@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from urllib.parse import unquote_to_bytes
 
-from cntr.forward.passing import Opening
+from cntr.proxy.passing import Opening
 
 LONGEST = 1 << 14
 EXTERNAL = b"AUTH EXTERNAL"

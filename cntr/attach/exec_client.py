@@ -24,7 +24,7 @@ def run(argv: list[str], settings: list[str], directory: str) -> int:
 
 
 def forward(words: list[str]) -> int:
-    """Forward until a signal arrives. words: in the form of ``forward.spec.from_inside``. Raises CntrError."""
+    """Forward until a signal arrives. words: in the form of ``proxy.spec.from_inside``. Raises CntrError."""
     try:
         return _ask("forward", ["", exec_handler.FORWARD, *words])
     except NotAnswered:

@@ -80,7 +80,7 @@ class Handler:
     def _forward_line(self, words: list[str]) -> list[str]:
         """Return the command line of a forward. Raises ValueError, also if the session may not forward."""
         from cntr.errors import UsageError
-        from cntr.forward import spec
+        from cntr.proxy import spec
 
         if self.forward is None or not self.target.alive():
             raise ValueError

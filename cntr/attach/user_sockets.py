@@ -18,10 +18,10 @@ from cntr.attach import bus, x11
 from cntr.attach.caller import Caller
 from cntr.attach.private import DIRECTORIES, INFORMATION
 from cntr.errors import CntrError, printable
-from cntr.forward.loop import Loop
-from cntr.forward.passing import Opening, Passage
-from cntr.forward.stream import Connection, close
 from cntr.linux import namespaces, sockets, syscalls
+from cntr.proxy.loop import Loop
+from cntr.proxy.passing import Opening, Passage
+from cntr.proxy.stream import Connection, close
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

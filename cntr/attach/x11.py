@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import struct
 
-from cntr.forward.passing import Opening
+from cntr.proxy.passing import Opening
 
 COOKIE_NAME = b"MIT-MAGIC-COOKIE-1"
 COOKIE_LENGTH = 16

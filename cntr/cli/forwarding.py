@@ -21,7 +21,8 @@ def run(parsed: Parsed, say: Callable[[str], None], out: Callable[[str], None], 
 
     say: prints a line to the user; out: to standard output.
     """
-    from cntr.forward import relay, spec
+    from cntr.forward import relay
+    from cntr.proxy import spec
 
     if not parsed.words:
         raise UsageError("forward: TARGET is missing", "`cntr ps` lists running containers")
@@ -53,7 +54,7 @@ def is_inside(parsed: Parsed) -> bool:
 def run_inside(parsed: Parsed) -> int:
     """Have the forward done outside the session. Raises CntrError, UsageError."""
     from cntr.attach import exec_client
-    from cntr.forward import spec
+    from cntr.proxy import spec
 
     given = parsed.words[1:] if parsed.words[:1] == [os.environ["CNTR_TARGET"]] else parsed.words
     if parsed.argv or parsed.flag("timeout") or parsed.flag("reason") or "-" in given:

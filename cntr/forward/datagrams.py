@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cntr.forward.dial import Side
-    from cntr.forward.loop import Loop
     from cntr.forward.sides import Answer
-    from cntr.forward.spec import Forward
+    from cntr.proxy.loop import Loop
+    from cntr.proxy.spec import Forward
 
     Address = tuple[Any, ...]
 

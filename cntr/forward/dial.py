@@ -7,17 +7,17 @@ import errno
 import os
 import select
 
-from cntr.forward import stream
 from cntr.forward.sides import Gone
+from cntr.proxy import stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Union
 
-    from cntr.forward.loop import Loop, Timer
     from cntr.forward.sides import Answer, ContainerSide, HostSide
-    from cntr.forward.spec import Forward
+    from cntr.proxy.loop import Loop, Timer
+    from cntr.proxy.spec import Forward
 
     Side = Union[HostSide, ContainerSide]
 

@@ -13,12 +13,13 @@ import time
 from cntr.attach.signals import END, FORWARDED, SignalFile
 from cntr.audit import times
 from cntr.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, CntrError, printable
-from cntr.forward import listening, stream
+from cntr.forward import listening
 from cntr.forward.datagrams import MOST, Datagrams
 from cntr.forward.dial import STARTING_SECONDS, Listener, Quota, why
 from cntr.forward.dialer import WantedContainer
-from cntr.forward.loop import Loop
 from cntr.forward.sides import ContainerSide, HostSide
+from cntr.proxy import stream
+from cntr.proxy.loop import Loop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from cntr.audit.session import Session
     from cntr.forward.sides import Answer
-    from cntr.forward.spec import Forward
+    from cntr.proxy.spec import Forward
 
     Tell = Callable[[str, Mapping[str, object], str], object]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Protocol, Union
 
-    from cntr.forward.loop import Loop, Timer
+    from cntr.proxy.loop import Loop, Timer
 
     Answer = Union[socket.socket, OSError, str]
     Done = Callable[[Answer], object]

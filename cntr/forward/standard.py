@@ -14,9 +14,9 @@ from cntr.attach.signals import END
 from cntr.errors import CntrError, printable
 from cntr.forward.dial import CONNECT_SECONDS, why
 from cntr.forward.dialer import WantedContainer
-from cntr.forward.loop import Loop
 from cntr.forward.sides import ContainerSide
-from cntr.forward.spec import Endpoint
+from cntr.proxy.loop import Loop
+from cntr.proxy.spec import Endpoint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

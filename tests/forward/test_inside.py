@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cntr.errors import UsageError
-from cntr.forward import spec
+from cntr.proxy import spec
 from testkit.processes import running
 from testkit.waiting import wait_until
 from tests.audit.support import AuditedHost, only

@@ -17,8 +17,8 @@ import pytest
 
 from cntr.forward import sides
 from cntr.forward.dialer import WantedContainer
-from cntr.forward.loop import Loop
 from cntr.linux import syscalls
+from cntr.proxy.loop import Loop
 from testkit.container import NAMESPACES, SlimContainer
 from testkit.waiting import wait_until
 from tests.cli.run import cntr

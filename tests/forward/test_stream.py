@@ -14,8 +14,8 @@ import pytest
 
 from cntr.attach import user_sockets
 from cntr.attach.caller import Caller
-from cntr.forward import stream
-from cntr.forward.loop import Loop
+from cntr.proxy import stream
+from cntr.proxy.loop import Loop
 from tests.forward.kit import rest
 
 

@@ -95,6 +95,8 @@ LAYERS = (
     ("cntr.forward.datagrams", "cntr.forward.dial"),
     ("cntr.forward.sides",),
     ("cntr.forward.dialer",),
+    ("cntr.forward.listening",),
+    ("cntr.forward",),
     ("cntr.cp.far",),
     ("cntr.cp.copy",),
     ("cntr.cp.host_end",),
@@ -121,10 +123,10 @@ LAYERS = (
         "cntr.attach.steps",
     ),
     ("cntr.attach",),
-    ("cntr.forward.passing",),
-    ("cntr.forward.stream",),
-    ("cntr.forward.listening", "cntr.forward.loop", "cntr.forward.spec"),
-    ("cntr.forward",),
+    ("cntr.proxy.passing",),
+    ("cntr.proxy.stream",),
+    ("cntr.proxy.loop", "cntr.proxy.spec"),
+    ("cntr.proxy",),
     ("cntr.cp.receive",),
     ("cntr.cp.files", "cntr.cp.metadata"),
     ("cntr.cp.send",),
@@ -294,6 +296,32 @@ def test_imports_make_no_circle(package):
             reached |= new
             queue += new
         assert module not in reached, f"{module} comes back to itself"
+
+
+def package_imports() -> dict[str, set[str]]:
+    """The packages of cntr, and single modules beside them: each with those that it imports."""
+    modules = source.modules("cntr")
+    found: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        package = name.split(".")[1] if "." in name else ""
+        names = {imported.split(".")[1] for imported in source.all_imports(path) if imported.startswith("cntr.")}
+        found.setdefault(package, set()).update(names - {package})
+    return {package: names for package, names in found.items() if package not in ("", "__main__")}
+
+
+def packages_downward() -> list[str]:
+    """The packages in an order in which each imports only from those after it. Raises AssertionError if none exists."""
+    imports, order = package_imports(), []
+    while imports:
+        free = sorted(imports.keys() - set().union(*imports.values()), key=lambda name: (-len(imports[name]), name))
+        assert free, f"these import each other: {sorted(imports)}"
+        order.append(free[0])
+        del imports[free[0]]
+    return order
+
+
+def test_packages_import_downward():
+    assert packages_downward()[0] == "cli"
 
 
 @pytest.mark.parametrize("module", source.modules("cntr"))

@@ -11,7 +11,7 @@ from cntr.slim import rules
 from tests.engines import support
 from tests.engines.test_names import MODULE
 from tests.rules import source
-from tests.rules.test_layers import LAYERS
+from tests.rules.test_layers import package_imports, packages_downward
 
 
 def commands() -> str:
@@ -25,19 +25,7 @@ def commands() -> str:
 
 def packages() -> str:
     """The table of packages in docs/architecture.md: the first line of each docstring, and what the package imports."""
-    modules = source.modules("cntr")
-    named = (name.rstrip(".").split(".") for row in LAYERS for name in row)
-    order = list(dict.fromkeys(parts[1] for parts in named if len(parts) > 1 and parts[1] != "__main__"))
-    imports = {
-        package: {
-            imported.split(".")[1]
-            for name, file in modules.items()
-            if f"{name}.".startswith(f"cntr.{package}.")
-            for imported in source.all_imports(file)
-            if imported.startswith("cntr.") and imported.split(".")[1] != package
-        }
-        for package in order
-    }
+    modules, imports, order = source.modules("cntr"), package_imports(), packages_downward()
     rows = []
     for package in order:
         path = modules[f"cntr.{package}"]

@@ -6,8 +6,8 @@ import _socket as socket
 import errno
 import os
 
-from cntr.forward.stream import Buffers, Flow
 from cntr.linux import sockets
+from cntr.proxy.stream import Buffers, Flow
 
 SIZE = 1 << 16
 MOST_FDS = 253  # SCM_MAX_FD

@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cntr.forward.loop import Loop
+    from cntr.proxy.loop import Loop
 
 CHUNK = 1 << 20  # bytes read at once: fewer cost more wake-ups, more would not fit into the processor's cache
 BULK = 1 << 16  # bytes; whoever sends more at once gives way to those who send less
