@@ -158,7 +158,12 @@ def obeyed_outside(name: str, directory: pathlib.Path, library: str) -> bool:
     beside = pathlib.Path(library).with_name("mark")
     before = beside.stat().st_size
     words = lay(directory, str(mark), str(directory), library)
-    environment = {"PATH": os.environ["PATH"], "HOME": str(directory / "nohome"), "TERM": "dumb"}
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(directory / "nohome"),
+        "TERM": "dumb",
+        "TMPDIR": str(directory),
+    }
     subprocess.run(
         ["/bin/bash", "-c", f"exec 2>&1; {command.format(**words)}" if variable != "BASH_ENV" else command],
         env={**environment, variable: value.format(**words)},
