@@ -154,6 +154,8 @@ class Mounts:
             mount_fd = self.fd(mount)
             os.close(self._fds.retrying(lambda: self._opener.open(mount_fd, handle)))
         except OSError:
+            if mount.node and not mount.node.is_directory:
+                self.on_new_mount(mount)
             return
         mount.handles = True
         mount.any_generation = self._opener.matches_any_generation(mount_fd, handle)

@@ -65,6 +65,34 @@ def test_a_filesystem_that_is_in_the_tree_twice(twice: TreeUnderTest) -> None:
     wait_until(lambda: agree(set()), "a removal", 5)
 
 
+def _pass_on(written: Path, read: Path, data: bytes) -> None:
+    written.write_bytes(data)
+    wait_until(lambda: read.read_bytes() == data, "what was written by the other name", 5)
+    assert read.stat().st_size == len(data)
+
+
+@pytest.mark.parametrize("words", [(), ("-o", "no_passthrough")], ids=["passthrough", "no_passthrough"])
+@pytest.mark.parametrize("binding", ["devfuse", "devfuse-io_uring", "pyfuse3"])
+def test_a_file_that_is_bound_over_another_one(binding: str, words: tuple[str, ...]) -> None:
+    """What is written by one of its names is read by the other, however late it was bound."""
+    if missing(binding):
+        pytest.skip(missing(binding))
+    with place(binding, options=words) as here:
+        one, two = (here.directory / name for name in ("one", "two"))
+        (here.behind / "one").write_bytes(b"1")
+        (here.behind / "two").write_bytes(b"22")
+        assert (one.read_bytes(), two.read_bytes()) == (b"1", b"22")
+        syscalls.mount(str(here.behind / "one"), str(here.behind / "two"), None, syscalls.MS_BIND)
+        try:
+            wait_until(lambda: two.read_bytes() == b"1", "the bound file", 5)
+            _pass_on(two, one, b"333")
+            _pass_on(two, one, b"4444")
+            _pass_on(one, two, b"55555")
+            _pass_on(two, one, b"666666")
+        finally:
+            syscalls.umount(str(here.behind / "two"), syscalls.MNT_DETACH)
+
+
 def test_clients_writes_by_passthrough_are_no_news() -> None:
     """The kernel made these writes itself: the client need not ask again for attributes of a file
     it opened for writing.

@@ -34,9 +34,7 @@ class SilentMounts:
         A filesystem that appears twice in the tree gets none: writes through one of its mounts must
         be reported to the other.
         """
-        first = self._by_filesystem.setdefault(fsid, mount)
-        if first is not mount:
-            self._remove(first)
+        if not self.note(mount, fsid):
             return
         tree = -1
         try:
@@ -54,6 +52,13 @@ class SilentMounts:
             os.close(fd)
             return
         mount.silent_fd = fd
+
+    def note(self, mount: BackingMount, fsid: bytes) -> bool:
+        """Note that a filesystem is in the tree, by a mounted file for example; return whether by this mount alone."""
+        first = self._by_filesystem.setdefault(fsid, mount)
+        if first is not mount:
+            self._remove(first)
+        return first is mount
 
     def _remove(self, mount: BackingMount) -> None:
         if mount.silent_fd >= 0:

@@ -113,21 +113,26 @@ class Watch:
             self.add(mount)
 
     def add(self, mount: BackingMount) -> None:
-        """Watch the filesystem of a mount if possible; then ``mount.watched`` is set."""
-        if mount.watched or not mount.handles or mount.magic not in WATCHABLE or mount.fd < 0 or mount.is_synthetic:
+        """Watch a mount's filesystem if possible: ``mount.watched``. Of a mounted file, only note that it is in the tree."""
+        file = mount.node if mount.node and not mount.node.is_directory else None
+        if mount.watched or mount.magic not in WATCHABLE or mount.is_synthetic:
+            return
+        if not file and (not mount.handles or mount.fd < 0):
             return
         alias = next(((ino, nodeid) for ino, nodeid in mount.aliases.items() if nodeid > 0), (0, 0))
         try:
-            fanotify.mark_filesystem(self.group, _MASK, mount.fd)
-            fsid = fanotify.filesystem_id(mount.fd)
-            message = _MOUNT.pack(fsid, mount.base, *alias)
-            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [mount.fd]))
-            self._socket.sendmsg([message], [rights])
+            if not file:
+                fanotify.mark_filesystem(self.group, _MASK, mount.fd)
+            fsid = fanotify.filesystem_id(self.core.nodes.fds.fd(file) if file else mount.fd)
+            rights = [] if file else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [mount.fd]))]
+            self._socket.sendmsg([_MOUNT.pack(fsid, mount.base, *alias)], rights)
         except OSError as error:
             log.info("changes behind the mount are not watched on device %d: %s", mount.dev, error)
             return
-        mount.watched = True
-        if self.core.options.passthrough and not self.core.options.read_only:
+        mount.watched = not file
+        if file:
+            self._silent.note(mount, fsid)
+        elif self.core.options.passthrough and not self.core.options.read_only:
             self._silent.add(mount, fsid)
 
     def _flush_when_asked(self) -> None:
@@ -360,7 +365,8 @@ class Helper:
             ino = int.from_bytes(handle.data[:4], "little")
         else:
             try:
-                fd = file_syscalls.open_by_handle(mounts[0][3], handle, os.O_PATH | os.O_NOFOLLOW)
+                fd = max(fd for _, _, _, fd in mounts)  # a mounted file has none
+                fd = file_syscalls.open_by_handle(fd, handle, os.O_PATH | os.O_NOFOLLOW)
             except OSError:
                 return []  # gone
             ino = os.fstat(fd).st_ino
