@@ -70,4 +70,4 @@ def test_a_checkout_and_a_suite_below_tmp(tmp_path: Path) -> None:
     report = (checkout / "reports" / "pjdfstest.txt").read_text()
     assert [line.split()[:2] for line in report.splitlines()[2:4]] == [["native", "1"], ["devfuse", "1"]], report
     nothing = run("chmod")
-    assert (nothing.returncode, nothing.stderr) == (2, "no such test: nothing was run\n"), nothing.stdout
+    assert (nothing.returncode, nothing.stderr) == (2, "no such test, so nothing was run\n"), nothing.stdout
