@@ -32,9 +32,10 @@ def marked(pid: int, *marks: str, owner: int = 0) -> int:
     """The start time of PID if the process bears one of MARKS (container ids), else 0.
 
     An id is looked for in the cgroup path; in the sources of the bind mounts that engines make (/etc/hosts,
-    /etc/hostname); and in the arguments of the parent, the engine's monitor (conmon, containerd-shim). Short ids must
-    be whole path components or arguments. A cgroup or a monitor counts only if it is root's or OWNER's: any user can
-    name their own like this. The marks are checked between two readings of the start time.
+    /etc/hostname), and in the layers of overlays; and in the arguments of the parent, the engine's monitor (conmon,
+    containerd-shim). Short ids must be whole path components or arguments. A cgroup or a monitor counts only if it is
+    root's or OWNER's: any user can name their own like this. The marks are checked between two readings of the start
+    time.
     """
     start = start_time(pid)
     marks = tuple(mark for mark in marks if mark not in ("", ".", ".."))
@@ -62,10 +63,11 @@ def _bears(pid: int, marks: tuple[str, ...], owners: tuple[int, int]) -> bool:
         return True
     if not long:
         return False
-    # Only what is bound from elsewhere: a user may call the mount point, or the source, of a FUSE file system as they
-    # like, and then all processes of the machine have that mount.
-    roots = [line.split(" ", 4)[3] for line in procfs.read(f"{procfs.living(pid)}/mountinfo").splitlines()]
-    return any(mark in root for root in roots for mark in long)
+    # Only what is bound from elsewhere, and the layers of overlays: a user may call the mount point, or the source, of a
+    # FUSE file system as they like, and then all processes of the machine have that mount.
+    mounts = procfs.mountinfo(procfs.read(f"{procfs.living(pid)}/mountinfo"))
+    layers = [option for mount in mounts if mount.fstype == "overlay" for option in mount.super]
+    return any(mark in text for text in (*(mount.root for mount in mounts), *layers) for mark in long)
 
 
 def _cgroup_owner(controllers: str, path: str) -> int:
