@@ -75,14 +75,17 @@ def call(method: str, message: Message) -> str:
 
 
 def image(directory: str, name: str, path: str) -> None:
-    """Write an archive as by `docker save`, of an image with this one layer. Its command is for the pod's sandbox."""
+    """Write an archive as by `docker save`, of an image with this one layer.
+
+    Its command is for the pod's sandbox. It must not listen: the port is the container's, in the same network.
+    """
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as archive:
         archive.add(directory, ".")
     config: dict[str, Any] = {
         "architecture": "amd64",
         "os": "linux",
-        "config": {"Cmd": ["/slim-app"]},
+        "config": {"Cmd": ["/bin/sleep", "1000000"]},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer.getvalue()).hexdigest()}"]},
     }
     manifest = [{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]

@@ -12,7 +12,7 @@ engine_start() {
     cat >"$STORE/containerd.toml" <<CONF
 version = 2
 [plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "localhost/lab-slim:1"
+sandbox_image = "localhost/lab-box:1"
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "$STORE/cni/bin"
 conf_dir = "$STORE/cni/conf"
