@@ -335,6 +335,27 @@ def test_a_share_is_the_callers_own(place, container, tmp_path):
     assert done.stdout == "own\n", done
 
 
+def test_a_copy_has_its_callers_rights_on_this_machine(place, container, tmp_path):
+    """Otherwise who is allowed a container could read and replace any file of this machine."""
+    for path in (tmp_path, *list(tmp_path.parents)[:-2]):
+        os.chmod(path, 0o755)
+    (tmp_path / "secret").write_text("secret\n")
+    (tmp_path / "secret").chmod(0o600)
+    (tmp_path / "own").mkdir()
+    os.chown(tmp_path / "own", MALLORY, MALLORY)
+    place.policy = f"[[allow]]\ntargets = ['pid:{container.pid}']\n"
+    place.setup = f"echo mallory:x:{MALLORY}:{MALLORY}::/nonexistent:/bin/sh >> /etc/passwd\n"
+    mallory = {"SUDO_UID": str(MALLORY), "SUDO_GID": str(MALLORY), "SUDO_USER": "mallory"}
+    inside = f"{container.pid}:/stored"
+    assert place.cntr("cp", str(tmp_path / "secret"), inside, env=mallory).returncode != 0
+    assert place.cntr("cp", str(tmp_path / "secret"), inside).returncode == 0
+    for destination, allowed in (("own/copy", True), ("copy", False)):
+        done = place.cntr("cp", inside, str(tmp_path / destination), env=mallory)
+        assert (done.returncode == 0) == allowed == (tmp_path / destination).exists(), done
+    assert (tmp_path / "own" / "copy").stat().st_uid == MALLORY
+    assert place.cntr("cp", inside, str(tmp_path / "copy")).returncode == 0
+
+
 @pytest.mark.parametrize("what", ["command", "listen", "connect", "abstract"])
 def test_a_forward_has_its_callers_rights_on_this_machine(place, container, tmp_path, what):
     """Its command, files that it makes, and sockets that know who connects."""
