@@ -287,6 +287,7 @@ class PodmanRootless(Podman):
         view = workspaces.users_view(path, [("slim", self.uid)])
         user = ("setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups", "--inh-caps=-all")
         self.cli = (*view, *user, "podman", "--cgroup-manager=cgroupfs", "--events-backend=file", "--runtime", "crun")
-        self.extra = workspaces.ULIMITS
+        # On fuse-overlayfs the root mount names no directory of the rig's: the environment does.
+        self.extra = (*workspaces.ULIMITS, "--env", f"CNTR_RIG={self.workspace.mark}")
         os.chdir("/")
         self.images()

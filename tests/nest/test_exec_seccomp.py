@@ -151,7 +151,7 @@ def test_from_under_a_filter_of_our_own_nothing_can_be_read():
             ["python3", "-c", "import sys, subprocess; from cntr.linux import seccomp; seccomp.install(bytes.fromhex(sys.argv[1])); "
              "sys.exit(subprocess.run(sys.argv[2:]).returncode)", refusing(1, "sethostname").hex(), "python3", "-m", "cntr", "exec",
              str(container.pid), "--", "/bin/true"],
-            env={**os.environ, "PYTHONPATH": os.getcwd()}, capture_output=True, text=True, check=False,
+            env={**os.environ, "PYTHONPATH": REPOSITORY}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert "runs under a seccomp filter itself" in one_line_and_hint(done)
 
