@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 #: Flags of open(2) that do not reach the backing file: the file has been created; O_DIRECT would require aligned
-#: buffers (EINVAL); and appending is done per write, because F_SETFL changes it without notice to the server.
-STRIPPED = os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_DIRECT | os.O_APPEND | os.O_NOFOLLOW | 0o20000  # FASYNC
+#: buffers (EINVAL); appending is done per write, because F_SETFL changes it without notice to the server; and O_PATH,
+#: which the kernel does not send, would make O_TMPFILE open the directory.
+STRIPPED = (
+    os.O_CREAT | os.O_EXCL | os.O_NOCTTY | os.O_DIRECT | os.O_APPEND | os.O_NOFOLLOW | os.O_PATH | 0o20000
+)  # the last: FASYNC
 O_TMPFILE = os.O_TMPFILE
 _NOT_YET_ASLEEP = 20  # looks at a client, a millisecond apart
 _PF_KTHREAD = 0x00200000  # linux/sched.h

@@ -23,6 +23,7 @@ import pytest
 from cntr.cntrfs.core import Core
 from cntr.cntrfs.devfuse import ioctls, wire
 from cntr.cntrfs.devfuse.session import OPERATIONS, FuseSession
+from cntr.cntrfs.fds import GIVE_UPS
 from cntr.cntrfs.heartbeat import Heartbeat
 from cntr.cntrfs.options import Options
 from cntr.linux import syscalls as kernel_calls
@@ -404,6 +405,16 @@ def test_fuzz(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert count > 100 * FUZZ_SECONDS
         assert kernel.call(wire.STATFS, 1, b""), "it answers as before"
+
+
+def test_a_temporary_file_is_never_the_directory(kernel: Kernel) -> None:
+    """O_TMPFILE with O_PATH would open it; as a file without a name it would be closed when fds are scarce."""
+    kernel.call(wire.TMPFILE, 1, wire.CREATE_IN.pack(os.O_RDWR | os.O_PATH, 0o100644, 0, 0) + b"#1\0")
+    fds = kernel.session.core.fds
+    for turn in range(GIVE_UPS):
+        fds.give_up(turn)
+    assert kernel.call(wire.STATFS, 1, b"")
+    assert kernel.session.core.nodes.root.pinned
 
 
 def test_read_only_is_the_servers_own(tmp_path: Path, kernel: Kernel) -> None:
