@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cntr.cntrfs.core import Core
+    from cntr.cntrfs.devfuse.locks import Locks
     from cntr.cntrfs.files import DirectoryHandle, FileHandle
     from cntr.cntrfs.node import Node
 
@@ -314,16 +315,24 @@ def _may_be_overtaking(c: Connection, handle: FileHandle, fh: int) -> bool:
 
 
 def _lock(c: Connection, body: memoryview, wait: bool) -> bytes | None:
-    fh, owner, start, end, kind, pid, flags, _ = wire.LK_IN.unpack_from(body)
-    handle, is_flock, unique = c.core.files.handle(fh), bool(flags & wire.LK_FLOCK), c.unique
+    fh, owner, start, end, kind, pid, flags, _ = request = wire.LK_IN.unpack_from(body)
+    handle = c.core.files.handle(fh)
     locks = c.locks_on(handle.node, wanted=True)
+    usual = locks is c.locks and not flags & wire.LK_FLOCK
+    if usual and locks.set_again(handle.node.nodeid, fh, owner, start, end, kind, pid):
+        return None
+    return _lock_anew(c, locks, handle, request, wait)
+
+
+def _lock_anew(c: Connection, locks: Locks, handle: FileHandle, request: tuple[int, ...], wait: bool) -> bytes | None:
+    fh, owner, start, end, kind, pid, flags, _ = request
+    is_flock, unique = bool(flags & wire.LK_FLOCK), c.unique
     if locks is c.locks:
 
         def attempt(slept: None = None) -> bytes | None:
             try:
-                return (
-                    None if locks.set(unique, handle, fh, owner, start, end, kind, pid, is_flock, wait) else NO_ANSWER
-                )
+                done = locks.set(unique, handle, fh, owner, start, end, kind, pid, is_flock, wait)
+                return None if done else NO_ANSWER
             except BlockingIOError:
                 if not _may_be_overtaking(c, handle, fh):
                     raise

@@ -115,6 +115,25 @@ class Locks:
                     pid = owner.pid
         return wire.LK_OUT.pack(found, found_end, kind, max(pid, 0))
 
+    def set_again(self, nodeid: int, fh: int, number: int, start: int, end: int, kind: int, pid: int) -> bool:
+        """Try ``set`` of a POSIX lock in the usual case: its owner has locked the file by this handle before, and nobody
+        waits. False: nothing was done.
+        """
+        with self._mutex:
+            file = self._table.files.get(nodeid)
+            if file is None or file.waiters:
+                return False
+            owner = file.owners.get(number)
+            if owner is None or fh not in owner.handles or not (owner.writable or kind != fcntl.F_WRLCK):
+                return False
+            try:
+                file_locks.set_range(owner.fd, kind, start, 0 if end >= END else end - start + 1)
+            except OSError:
+                return False
+            owner.note(start, end, kind)
+            owner.pid = pid or owner.pid
+        return True
+
     def set(
         self, unique: int, handle: FileHandle, fh: int, number: int, start: int, end: int, kind: int, pid: int,
         is_flock: bool, wait: bool,
@@ -122,8 +141,6 @@ class Locks:
         """SETLK and SETLKW. False: it waits and is answered later. Raises OSError: EAGAIN; EDEADLK if it would wait for
         itself.
         """
-        if not is_flock and self._set_again(handle.node.nodeid, fh, number, start, end, kind, pid):
-            return True
         waiter = Waiter(unique, handle, fh, number, start, end, kind, pid, is_flock)
         with self._mutex:
             file = self._table.of(handle.node.nodeid)
@@ -151,23 +168,6 @@ class Locks:
                 self._pause = _FIRST
                 self._ticker.wake()
         return False
-
-    def _set_again(self, nodeid: int, fh: int, number: int, start: int, end: int, kind: int, pid: int) -> bool:
-        """``set`` in the usual case: the owner has locked the file by this handle before, nobody waits, and it gets the lock."""
-        with self._mutex:
-            file = self._table.files.get(nodeid)
-            if file is None or file.waiters:
-                return False
-            owner = file.owners.get(number)
-            if owner is None or fh not in owner.handles or not (owner.writable or kind != fcntl.F_WRLCK):
-                return False
-            try:
-                file_locks.set_range(owner.fd, kind, start, 0 if end >= END else end - start + 1)
-            except OSError:
-                return False
-            owner.note(start, end, kind)
-            owner.pid = pid or owner.pid
-        return True
 
     @staticmethod
     def _try(waiter: Waiter, file: FileLocks) -> bool:
