@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import mmap
 import os
@@ -19,7 +18,7 @@ import pytest
 from cntr.attach import private, relays, remains
 from cntr.attach.pty import Pump
 from cntr.linux import syscalls
-from testkit import processes
+from testkit import freezing, processes
 from testkit.waiting import wait_until
 from tests.attacks import kit, stalling
 from tests.nest.busybox import CNTR, REPOSITORY, run
@@ -296,21 +295,8 @@ def test_what_is_stopped_for_ever_ends_on_request(accomplice, canary, place, com
 @pytest.fixture
 def freezer():
     """A cgroup that can be frozen, as one that is its container's own: (its processes, how it is frozen, thawed)."""
-    for top, file in (("unified", "cgroup.freeze"), ("", "cgroup.freeze"), ("freezer", "freezer.state")):
-        directory = pathlib.Path("/sys/fs/cgroup", top, f"cntr-stalls-{os.getpid()}")
-        if top or os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
-            with contextlib.suppress(OSError):
-                directory.mkdir()
-                if (directory / file).exists():
-                    break
-                directory.rmdir()
-    else:
-        pytest.skip("cannot create a cgroup that can be frozen here")
-    freeze, thaw = ("FROZEN", "THAWED") if top == "freezer" else ("1", "0")
-    yield directory, lambda: (directory / file).write_text(freeze)
-    (directory / file).write_text(thaw)
-    wait_until(lambda: not (directory / "cgroup.procs").read_text(), "its cgroup is empty")
-    directory.rmdir()
+    with freezing.freezer("cntr-stalls") as made:
+        yield made.directory, lambda: made.file.write_text(made.freeze)
 
 
 @pytest.mark.parametrize("words", [["attach", "--transport", "mount"], ["attach", "--transport", "fuse"], ["exec"]])

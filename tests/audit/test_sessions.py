@@ -18,7 +18,7 @@ from cntr.attach import signals
 from cntr.audit import live, times
 from cntr.engines import store
 from cntr.linux.syscalls import CLONE_NEWPID
-from testkit import processes
+from testkit import freezing, processes
 from testkit.container import NAMESPACES
 from testkit.waiting import wait_until
 from tests.audit.support import only
@@ -138,34 +138,17 @@ def test_nor_does_a_file_of_the_callers_that_never_answers(place, container):
 
 @pytest.fixture
 def users_cgroup():
-    """A cgroup that uid 65534 may freeze, as systemd gives users some: (its directory, the file to freeze it, the word)."""
-    for top, file, word in (  # noqa: B007  used after it
-        ("unified", "cgroup.freeze", "1"),
-        ("", "cgroup.freeze", "1"),
-        ("freezer", "freezer.state", "FROZEN"),
-    ):
-        directory = pathlib.Path("/sys/fs/cgroup", top, f"cntr-caller-{os.getpid()}")
-        if top or os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
-            with contextlib.suppress(OSError):
-                directory.mkdir()
-                if (directory / file).exists():
-                    break
-                directory.rmdir()
-    else:
-        pytest.skip("no cgroup can be made here that can be frozen")
-    for path in (directory, directory / "cgroup.procs", directory / file):
-        os.chown(path, 65534, 65534)
-    yield directory, file, word
-    (directory / file).write_text("THAWED" if top == "freezer" else "0")
-    wait_until(lambda: not (directory / "cgroup.procs").read_text(), "its cgroup is empty")
-    directory.rmdir()
+    """A cgroup that uid 65534 may freeze, as systemd gives users some."""
+    with freezing.freezer("cntr-caller") as made:
+        for path in (made.directory, made.directory / "cgroup.procs", made.file):
+            os.chown(path, 65534, 65534)
+        yield made
 
 
 def test_nor_does_a_cgroup_of_the_callers(place, container, users_cgroup):
     """Frozen, cntr would keep no time, and the session, which is in the container's cgroup, would go on."""
-    directory, file, word = users_cgroup
     place.policy = "[session]\nlimit = '1s'\n"
-    join = f'echo $$ > {directory}/cgroup.procs && exec "$@"'
+    join = f'echo $$ > {users_cgroup.directory}/cgroup.procs && exec "$@"'
     command = [*CNTR, "attach", str(container.pid), "--", "sh", "-c", "echo begun; exec sleep 100"]
     with subprocess.Popen(
         ["sh", "-c", join, "sh", *place.prefix(), *command],
@@ -177,7 +160,7 @@ def test_nor_does_a_cgroup_of_the_callers(place, container, users_cgroup):
         try:
             assert process.stdout.readline() == "begun\n"
             user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]
-            subprocess.run([*user, "sh", "-c", f"echo {word} > {directory}/{file}"], check=True)
+            subprocess.run([*user, "sh", "-c", f"echo {users_cgroup.freeze} > {users_cgroup.file}"], check=True)
             assert process.wait(20) in (129, 137)
             assert "its time is over" in process.stderr.read()
         finally:
