@@ -61,7 +61,7 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure alternatives side by side: `-- attach` (default), `-- attach_steps`, `-- resolve`, `-- fs`, `-- forward`, `-- slim`."""
+    """Measure alternatives side by side: `-- attach` (default), `-- attach_steps`, `-- ways`, `-- resolve`, `-- fs`, `-- forward`."""
     _require_root(session)
     session.install("-q", ".[test]")  # the engines to compare with are the tests' own
     name, *rest = session.posargs or ["attach"]

@@ -107,27 +107,8 @@ def main() -> int:
         except measure.BenchFailed as error:
             print(f"bench: {error}", file=sys.stderr)
             return 1
-    report(rows, options.json)
+    measure.report("Time to `-- true`", rows, ISOLATED, REACH, options.json)
     return 0
-
-
-def report(rows: list[Row], path: Path) -> None:
-    """Print the table and the two main ratios; write everything as JSON."""
-    by_name = {row.name: row for row in rows}
-    facts = measure.machine()
-    print(
-        f"Time to `-- true`, {len(rows[0].times)} interleaved rounds; {', '.join(f'{k} {v}' for k, v in facts.items())}"
-    )
-    print(measure.table(rows, by_name[ISOLATED]))
-    ratios = []
-    for name, base, reach in REACH:
-        if name in by_name and base in by_name:
-            median = by_name[name].median / by_name[base].median
-            best = by_name[name].best / by_name[base].best
-            ratios.append({"of": name, "to": base, "median": median, "best": best, "reach": reach})
-            print(f"{name}: {median:.2f} × {base} by medians, {best:.2f} × by best times (reach: {reach:g})")
-    times = {row.name: {"median": row.median, "best": row.best, "all": row.times} for row in rows}
-    measure.write_json(path, {"machine": facts, "seconds": times, "ratios": ratios})
 
 
 if __name__ == "__main__":

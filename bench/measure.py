@@ -81,6 +81,25 @@ def machine() -> dict[str, str]:
     }
 
 
+def report(title: str, rows: Sequence[Row], base: str, reach: Sequence[tuple[str, str, float]], path: Path) -> None:
+    """Print the table, with ratios to the row BASE, and the ratios of REACH (row, its base, the most); write all as
+    JSON.
+    """
+    by_name = {row.name: row for row in rows}
+    facts = machine()
+    print(f"{title}, {len(rows[0].times)} interleaved rounds; {', '.join(f'{k} {v}' for k, v in facts.items())}")
+    print(table(rows, by_name[base]))
+    ratios = []
+    for name, to, most in reach:
+        if name in by_name and to in by_name:
+            median = by_name[name].median / by_name[to].median
+            best = by_name[name].best / by_name[to].best
+            ratios.append({"of": name, "to": to, "median": median, "best": best, "reach": most})
+            print(f"{name}: {median:.2f} × {to} by medians, {best:.2f} × by best times (reach: {most:g})")
+    times = {row.name: {"median": row.median, "best": row.best, "all": row.times} for row in rows}
+    write_json(path, {"machine": facts, "seconds": times, "ratios": ratios})
+
+
 def write_json(path: Path, content: object) -> None:
     """Write a report, making its directory."""
     path.parent.mkdir(parents=True, exist_ok=True)

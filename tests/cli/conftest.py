@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import pathlib
-import tempfile
-
 import pytest
 
-from tests.cli.far import Far
+from testkit.far import far_machine
 
 
 @pytest.fixture(scope="module")
 def far():
-    with tempfile.TemporaryDirectory(prefix="cntr-far-") as place:  # other users can reach it, unlike pytest's own
-        found = Far(pathlib.Path(place))
+    with far_machine() as found:
         yield found
-        found.stop()
 
 
 @pytest.fixture

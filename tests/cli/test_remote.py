@@ -12,7 +12,7 @@ import pytest
 
 from cntr.errors import UsageError
 from cntr.remote.ssh import Host
-from tests.cli.far import WORKER, runs
+from testkit.far import WORKER, runs
 from tests.nest.busybox import BusyboxContainer
 from tests.nest.tty import Terminal
 

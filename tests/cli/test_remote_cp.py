@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from testkit.container import SlimContainer
-from tests.cli.far import WORKER, runs
+from testkit.far import WORKER, runs
 from tests.cli.trees import leftovers, look, make_tree
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

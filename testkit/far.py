@@ -8,9 +8,16 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 NEEDED = {"sshd": "openssh-server", "ssh": "openssh-client", "sudo": "sudo"}
@@ -110,31 +117,49 @@ class Far:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
-    def wait(self, condition, seconds: float = 20) -> None:
+    def wait(self, condition: Callable[[], object], seconds: float = 20) -> None:
+        """Until CONDITION holds, at most so long. Raises AssertionError with the server's log."""
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"not in time\n{self.log()}"
             time.sleep(0.02)
 
     def log(self) -> str:
+        """What the server has written."""
         return (self.place / "log").read_text() if (self.place / "log").exists() else ""
 
     def connections(self) -> int:
+        """How many have been made."""
         return self.log().count("Accepted publickey")
 
     def command(self, *words: str) -> list[str]:
+        """cntr on the near side."""
         return [sys.executable, "-m", "cntr", *words]
 
-    def run(self, *words: str, host: str = "root@far", input: bytes = b"") -> subprocess.CompletedProcess:
+    def run(self, *words: str, host: str = "root@far", input: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        """Run ``cntr --host HOST WORDS`` to its end."""
         command = self.command("--host", host, *words)
         return subprocess.run(command, env=self.environment, input=input, capture_output=True, timeout=60, check=False)
 
-    def popen(self, *words: str, **more) -> subprocess.Popen:
+    def popen(self, *words: str, **more: Any) -> subprocess.Popen[bytes]:
+        """Start ``cntr --host worker@far WORDS``."""
         return subprocess.Popen(self.command("--host", "worker@far", *words), env=self.environment, **more)
 
     def stop(self) -> None:
+        """End the server."""
         self.process.terminate()
         self.process.wait()
+
+
+@contextmanager
+def far_machine() -> Iterator[Far]:
+    """One in a directory of its own, which other users can reach. Skips the test if ssh, its server or sudo is missing."""
+    with tempfile.TemporaryDirectory(prefix="cntr-far-") as place:
+        found = Far(pathlib.Path(place))
+        try:
+            yield found
+        finally:
+            found.stop()
 
 
 def runs(word: str) -> bool:
