@@ -5,11 +5,10 @@ container's root.
 from __future__ import annotations
 
 import os
-import resource
 
 from cntr.images import below
 from cntr.images.room import Room
-from cntr.linux import procfs, seccomp, syscalls
+from cntr.linux import process, procfs, seccomp, syscalls
 
 TEXT_LIMIT = 1 << 20
 
@@ -138,14 +137,13 @@ class Role:
         """Set its resource limits, as far as ours allow. Raises OSError."""
         self.room.step = "set its limits"
         for name, (soft, hard) in self.made.limits.items():
-            number = getattr(resource, name, None)
-            if number is None:
+            if name.removeprefix("RLIMIT_") not in process.RLIMITS:
                 continue
-            own = resource.getrlimit(number)[1]
-            unlimited = resource.RLIM_INFINITY
-            ceiling = hard if own == unlimited else own if hard == unlimited else min(hard, own)
-            low = ceiling if soft == unlimited else soft if ceiling == unlimited else min(soft, ceiling)
-            resource.setrlimit(number, (low, ceiling))
+            number = process.RLIMITS.index(name.removeprefix("RLIMIT_"))
+            own = process.limits(number)[1]
+            ceiling = hard if own < 0 else own if hard < 0 else min(hard, own)  # -1: unlimited
+            low = ceiling if soft < 0 else soft if ceiling < 0 else min(soft, ceiling)
+            process.limits(number, (low, ceiling))
 
     def _find_directory(self, relative: str) -> int:
         try:

@@ -559,3 +559,25 @@ def test_its_devices_are_its_own(root):
     finally:
         os.chown("/dev/full", before.st_uid, before.st_gid)
         os.chmod("/dev/full", stat.S_IMODE(before.st_mode))
+
+
+UNLIMITED = """
+from cntr.images.blueprint import Blueprint
+from cntr.images.role import Role
+from cntr.images.room import Room
+from cntr.linux import process
+made = Blueprint("dir", "/")
+made.lower = ["/"]
+made.limits = {"RLIMIT_CORE": (-1, -1), "RLIMIT_NOFILE": (50, -1), "RLIMIT_OTHER": (1, 1)}
+core, files = (process.RLIMITS.index(name) for name in ("CORE", "NOFILE"))
+process.limits(core, (0, 4096))
+process.limits(files, (60, 600))
+Role(Room(made, network="", write=False, confined=False, say=print))._limit()
+print(process.limits(core), process.limits(files))
+"""
+
+
+def test_an_unlimited_resource_stays_within_our_own_limit():
+    """Unlimited is -1 in a configuration; Python 3.15 made the resource module's RLIM_INFINITY a positive number."""
+    done = subprocess.run([sys.executable, "-c", UNLIMITED], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("(4096, 4096) (50, 600)\n", "")
