@@ -122,7 +122,8 @@ class Docker(CliRig):
         # Two daemons must not share the cgroup of a containerd namespace, and the cgroup's name lets the clean-up find
         # it.
         flags = ["--data-root", f"{path}/data", "--exec-root", f"{path}/exec", "-p", f"{path}/docker.pid", "-H", socket]
-        flags += ["--iptables=false", "--ip6tables=false", "--bridge=none", *self.store()]
+        # Nor is this machine's forwarding switched on, which rootless Docker may not do either.
+        flags += ["--iptables=false", "--ip6tables=false", "--ip-forward=false", "--bridge=none", *self.store()]
         flags += ["--cgroup-parent", f"/{self.workspace.mark}", *self.flags]
         process = self.workspace.daemon([*self.prefix(), "dockerd", *flags], log="log")
         self.settings["DOCKER_HOST"] = socket

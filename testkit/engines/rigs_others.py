@@ -208,7 +208,7 @@ class DockerRootless(Docker):
         script = 'rm -f /run/docker /run/containerd /run/xtables.lock; exec dockerd "$@"'
         flags = ["--rootless", "-H", socket, "--data-root", f"{home}/data", "--exec-root", f"{runtime}/docker"]
         flags += ["-p", f"{runtime}/docker.pid", "--iptables=false", "--ip6tables=false", "--bridge=none"]
-        flags += ["--storage-driver=overlay2"]
+        flags += ["--ip-forward=false", "--storage-driver=overlay2"]
         environment = {
             **{"PATH": os.environ["PATH"], "HOME": home, "XDG_RUNTIME_DIR": runtime, "USER": "slim", "LOGNAME": "slim"},
             "CNTR_RIG": self.workspace.mark,
