@@ -206,7 +206,7 @@ def test_control_a_poisoned_module_springs(accomplice, canary, place):
             capture_output=True,
             check=False,
         )
-        assert container.proofs(canary.secret) == ["canary import csv"]
+        assert container.proofs(canary.secret)[0] == "canary import csv"  # 3.15 imports traceback for what follows
 
 
 def test_the_table_holds_what_python_has(poisoned):

@@ -47,10 +47,12 @@ def test_limits_are_those_that_the_c_library_knows():
     for number, name in enumerate(process.RLIMITS):
         if hasattr(resource, f"RLIMIT_{name}"):
             assert getattr(resource, f"RLIMIT_{name}") == number
-        assert process.limits(number) == resource.getrlimit(number)
+        none = resource.RLIM_INFINITY  # -1 before Python 3.15
+        assert process.limits(number) == tuple(-1 if value == none else value for value in resource.getrlimit(number))
     soft, hard = process.limits(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    assert resource.getrlimit(resource.RLIMIT_CORE) == (0, hard)
+    assert process.limits(resource.RLIMIT_CORE) == (0, hard)
+    assert resource.getrlimit(resource.RLIMIT_CORE)[0] == 0
     process.limits(resource.RLIMIT_CORE, (soft, hard))
-    assert resource.getrlimit(resource.RLIMIT_CORE) == (soft, hard)
+    assert process.limits(resource.RLIMIT_CORE) == (soft, hard)
     with pytest.raises(OSError, match="prlimit"):
         process.limits(len(process.RLIMITS))
