@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from cntr.images import elf
 from tests.nest.busybox import CNTR, REPOSITORY, BusyboxContainer
 from tests.nest.test_hostile import visits, workspace
 from tests.nest.tty import Terminal
@@ -55,17 +56,16 @@ def grabbers(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 def loader_path() -> str:
     """The path of the host's Python's dynamic loader (elf(5), PT_INTERP)."""
-    data = pathlib.Path(sys.executable).resolve().read_bytes()
-    at = data.index(b"/lib")
-    return data[at : data.index(b"\0", at)].decode()
+    with open(os.path.realpath(sys.executable), "rb") as file:
+        return elf.Elf(file.fileno()).interpreter
 
 
 @pytest.fixture
 def python(tmp_path: pathlib.Path) -> str:
     """A copy of the host's Python that only this test runs, since a file that is being run can't be written (ETXTBSY)."""
-    copy = str(tmp_path / "python")
-    shutil.copy(os.path.realpath(sys.executable), copy)
-    return copy
+    (tmp_path / "copy" / "bin").mkdir(parents=True)
+    (tmp_path / "copy" / "lib").symlink_to(f"{sys.base_prefix}/lib")  # where it looks for libraries, beside itself
+    return str(shutil.copy(os.path.realpath(sys.executable), tmp_path / "copy" / "bin" / "python"))
 
 
 def trap(grabbers: tuple[str, str], root: pathlib.Path) -> BusyboxContainer:
