@@ -247,7 +247,10 @@ def test_limits_of_the_caller(accomplice, place, transport, kind):
 
             done = kit.attach(container, transport, command=["true"], preexec_fn=limit, timeout=30)
             if done.returncode and done.stderr.startswith("cntr: "):
-                assert done.stderr.count("\n") <= 2, done
+                most = (
+                    4 if kind == "as" else 2
+                )  # a file server without memory and the session that needs it both say so
+                assert done.stderr.count("\n") <= most, done
             assert "Traceback" not in done.stderr or kind in ("as", "stack"), done
 
 

@@ -306,7 +306,6 @@ OWNED = (
 )
 
 
-# defence → (mutation, attack)
 def image_keys(scene: Scene) -> bool:
     kit.need("runc")
     with test_c2_images.users_key(scene.canary.secret):
@@ -314,6 +313,7 @@ def image_keys(scene: Scene) -> bool:
         return scene.canary.secret in scene.cntr(*test_c2_images.words_of(root, "/bin/sh /look"))
 
 
+# defence → (mutation, attack)
 DEFENCES: dict[str, tuple[str, Callable[[Scene], bool]]] = {
     "every fd is closed before a path is followed": (
         "import cntr.attach.launcher as m; m.syscalls.close_all_but = lambda *kept: None",
