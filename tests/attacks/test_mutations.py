@@ -313,6 +313,13 @@ def image_keys(scene: Scene) -> bool:
         return scene.canary.secret in scene.cntr(*test_c2_images.words_of(root, "/bin/sh /look"))
 
 
+def copied_settings(scene: Scene) -> bool:
+    with scene.hostile() as container:
+        scene.cntr("cp", f"pid:{container.pid}:/proc/sys/kernel/hostname", f"{scene.place}/name")
+        with open(f"{scene.place}/name") as file:
+            return file.read().strip() == socket.gethostname()
+
+
 # defence → (mutation, attack)
 DEFENCES: dict[str, tuple[str, Callable[[Scene], bool]]] = {
     "every fd is closed before a path is followed": (
@@ -391,6 +398,11 @@ DEFENCES: dict[str, tuple[str, Callable[[Scene], bool]]] = {
     "an image's program has an engine's filter": (
         "import cntr.images.profile as m; m.for_runtimes = lambda capabilities: None",
         image_keys,
+    ),
+    "a copy has the container's settings of the kernel": (
+        "import cntr.cp.copy as m; old = m.namespaces.join; "
+        "m.namespaces.join = lambda found, *names: old(found, *({*names} - {'net', 'ipc', 'uts'}))",
+        copied_settings,
     ),
     "no variable of the caller's stays in memory": (
         "import cntr.attach.environment as m, os; m.of_caller = lambda settings: dict(os.environ)",
