@@ -152,12 +152,14 @@ class Machine:
 
     @contextlib.contextmanager
     def terminal(self, command: str, *, user: str = "root", columns: int = 80, rows: int = 24) -> Iterator[Terminal]:
-        """A command on a pseudo-terminal of the given size."""
+        """A command on a pseudo-terminal of the given size. What fails meanwhile says what the terminal showed."""
         if self._lost:
             raise self._lost
         screen = self._carrier.terminal(command, user, columns, rows, self.slowness)
         try:
             yield screen
+        except CommandFailed as error:
+            raise CommandFailed(f"{error}\nterminal: {screen.shown()}") from None
         finally:
             screen.close()
 

@@ -76,6 +76,13 @@ class Terminal:
         """Send keys; `\\x03` is Ctrl-C, `\\r` is Enter."""
         self._write(text.encode())
 
+    def shown(self) -> str:
+        """The end of what has been shown until now."""
+        begun = time.monotonic()
+        while time.monotonic() < begun + 2 and self._pump():
+            pass
+        return self.seen.strip()[-500:] or "(nothing)"
+
     def expect(self, pattern: str, timeout: float = 20) -> str:
         """Wait until the regular expression matches the output since the last `expect`; return the match.
 

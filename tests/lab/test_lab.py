@@ -44,7 +44,7 @@ from lab.__main__ import arguments
 from lab.accel import Accelerator
 from lab.drivers.base import Endpoint, Plan, free_port
 from lab.drivers.qemu import QemuDriver
-from lab.errors import LabError
+from lab.errors import CommandFailed, LabError
 from lab.local import LocalCarrier
 from lab.machine import Machine, is_greeted
 from lab.report import Collector
@@ -733,6 +733,15 @@ def test_a_terminal_on_this_host():
         assert screen.wait_closed() == 5
     finally:
         screen.close()
+
+
+def test_what_fails_beside_a_terminal_says_what_it_showed():
+    machine = Machine(table.load().machine("docker"), None, LocalCarrier({"root": []}))
+    showing = machine.terminal("echo 'cntr: the engine is gone'; exec sleep 62.31")
+    with pytest.raises(CommandFailed, match=r"(?s)from `false`.*terminal: .*engine is gone"), showing:
+        machine.succeed("false")
+    with machine.terminal("exit 3") as screen:
+        assert screen.wait_closed() == 3
 
 
 def test_the_command_line_helps_and_refuses():
