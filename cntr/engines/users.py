@@ -27,6 +27,7 @@ MEMORY, SECONDS = 256 << 20, 3  # bytes above what the process has; seconds of p
 TRACES = ("docker.sock", "crun", "runc", "containers", "podman", "lxc")  # in a user's runtime directory
 VARIABLES = ("DOCKER_HOST", "CONTAINERS_STORAGE_CONF", "APPTAINER_CONFIGDIR")
 MONITORS = ("conmon", "buildah-chroot-exec", "buildah-oci-runtime")
+READ_SECONDS = 0.2  # for reading what is there when the time is over
 FIELDS = 8  # kind, engine, name or message, pid, id, image, state, start time
 POLLIN, SIGKILL = 1, 9
 
@@ -160,17 +161,24 @@ def _short(text: str) -> str:
 
 
 def listen(asked: list[UserQuery], deadline: float) -> list[tuple[UserQuery, bytes]]:
-    """What each process has written by DEADLINE. All are then ended; an unfinished one is late."""
+    """What each process has written by DEADLINE. All are then ended; an unfinished one is late.
+
+    One of root's engines may have used up the time: what has been written until now is read nevertheless.
+    """
     import select
 
     running = {one.fd: one for one in asked}
-    while running and (left := deadline - time.monotonic()) > 0:
+    end = max(deadline, time.monotonic() + READ_SECONDS)
+    while running:
         poll = select.poll()
         for fd in running:
             poll.register(fd, POLLIN)
-        for fd, _ in poll.poll(left * 1000):
+        ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        for fd, _ in ready:
             if not running[fd].read():
                 running.pop(fd).late = False
+        if not ready or time.monotonic() > end:
+            break
     return [(one, one.end()) for one in asked]
 
 
