@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from cntr.engines.container import Container
     from cntr.engines.registry import Entry
 
-ASK_SECONDS = 0.8  # an unknown name is reported within a second
+ASK_SECONDS = 0.8  # an unknown name is reported within a second, if every engine has answered
+LATE_SECONDS = 2.0  # root's own engines get this again before a name counts as unknown: the machine may be busy
 ALL = "`cntr ps --all` lists what there is, running or not"
 NAMED_SECONDS = 10.0  # when the user names the engine, a slow one gets more time
 
@@ -95,12 +96,20 @@ def _called(prefix: str, known: tuple[Entry, ...]) -> list[Entry]:
 def _only(
     target: str, name: str, prefix: str, asked: list[Entry], known: tuple[Entry, ...], deadline: float
 ) -> Container:
-    found, answers = _find(name, [entry.name for entry in (asked if prefix else known)], asked, deadline)
+    names = [entry.name for entry in (asked if prefix else known)]
+    found, answers = _find(name, names, asked, deadline, bare=not prefix)
     # An exact match takes precedence over a prefix: that of a container that does not run, too.
     exact = [container for container in found if name in (container.name, container.id)]
     found = [] if not exact and _is_called(name, answers) else found
     own = [container for container in exact or found if container.engine == prefix]
     found = distinct(own or exact or found)
+    late = [answer.entry.name for answer in answers if answer.refused in LATE and not answer.owner]
+    if found and late and not _trusted(found):  # a user must not profit from root's engine being slow
+        one = found[0]
+        raise AmbiguousTarget(
+            f"{printable(target[:200])}: {', '.join(late)} did not answer; {one.label()}{_of(one.owner)} is called so",
+            f"try again, or {f'pid:{one.pid}' if one.engine in late else printable(one.label())} if that is the one",
+        )
     if len(found) == 1:
         return found[0]
     if not found:
@@ -116,23 +125,40 @@ def _only(
     raise _ambiguous(target, found)
 
 
-def _find(name: str, names: list[str], asked: list[Entry], deadline: float) -> tuple[list[Container], list[Answer]]:
+def _find(
+    name: str, names: list[str], asked: list[Entry], deadline: float, *, bare: bool = False
+) -> tuple[list[Container], list[Answer]]:
     """The containers that match NAME, and the answers. Another user's container counts only if root (or the calling
-    user) has none.
+    user) has none. bare: no engine is named, so that late ones are asked once more.
 
     Otherwise a user could give their container the name, or the id prefix, of one of root's.
     """
     answers = ask(asked, name, deadline)
     found = [container for answer in answers for container in answer.containers]
     if not _trusted(found):
-        later = ask(asked, name, deadline, "find_by_process")
+        later = ask(asked, name, _at_least(deadline), "find_by_process")
         found += [container for answer in later for container in answer.containers]
         answers += [answer for answer in later if answer.stopped]
-    if not _trusted(found) and not any(answer.stopped and not answer.owner for answer in answers):
-        found += _by_command(answers, names, name, deadline)
+    late = [answer.entry for answer in answers if answer.refused in LATE and not answer.owner]
+    if bare and late and not _settled(found, answers):
+        again = ask(late, name, time.monotonic() + LATE_SECONDS, users=False)
+        found += [container for answer in again for container in answer.containers]
+        answers = [answer for answer in answers if answer.owner or answer.entry not in late] + again
+    if not _settled(found, answers):
+        found += _by_command(answers, names, name, _at_least(deadline))
         if not found:  # on a slow machine an engine may have answered while the commands ran
             found = [container for answer in answers for container in answer.containers]
     return _trusted(found) or found, answers
+
+
+def _at_least(deadline: float) -> float:
+    """DEADLINE, or a moment from now: an engine that hangs has used up the time of what is asked after it."""
+    return max(deadline, time.monotonic() + ASK_SECONDS / 2)
+
+
+def _settled(found: list[Container], answers: list[Answer]) -> bool:
+    """Whether there is such a container of root's (or the caller's own), running or not."""
+    return bool(_trusted(found)) or any(answer.stopped and not answer.owner for answer in answers)
 
 
 def _trusted(found: list[Container]) -> list[Container]:

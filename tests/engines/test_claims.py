@@ -4,20 +4,23 @@ engines' monitors.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import resource
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from cntr import engines
-from cntr.engines import commands, evidence, listing, trust
+from cntr.engines import commands, docker, evidence, listing, names, trust
 from cntr.errors import CntrError, TargetNotFound
 from cntr.images import containerd_store
 from cntr.linux import procfs
@@ -350,6 +353,45 @@ def test_roots_container_goes_before_a_users_of_that_name_or_of_that_beginning_o
             write(home / "crun" / name / "status", {"pid": int(theirs.said), "process-start-time": start})
             assert engines.resolve(name).pid == pid, name
         os.kill(pid, 9)
+
+
+@contextlib.contextmanager
+def hanging(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Root's Docker daemon accepts and never answers."""
+    with socket.socket(socket.AF_UNIX) as daemon:
+        daemon.bind(f"{path}/docker.sock")
+        os.chmod(f"{path}/docker.sock", 0o600)
+        daemon.listen()
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{path}/docker.sock")
+        yield
+
+
+def test_a_hanging_daemon_of_roots_hides_no_users_container(home, tmp_path, monkeypatch):
+    """And none of theirs is taken for one that the daemon may have, until the user's engine is named."""
+    with users_process(CONTAINER) as process, hanging(tmp_path, monkeypatch):
+        pid = int(process.said)
+        start = procfs.start_time(procfs.read(f"/proc/{pid}/stat"))
+        write(home / "crun" / NAME / "status", {"pid": pid, "process-start-time": start})
+        assert pid in [found.pid for found in listed()]
+        with pytest.raises(CntrError, match=f"docker did not answer; crun:{NAME}, of .* is called so") as refused:
+            engines.resolve(NAME)
+        assert f"or crun:{NAME} if that is the one" in refused.value.hint
+        assert (engines.resolve(f"crun:{NAME}").pid, engines.resolve(f"crun:{NAME}").owner) == (pid, USER)
+
+
+def test_a_users_daemon_does_not_answer_for_one_of_roots_that_hangs(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(names, "NAMED_SECONDS", 1.0)
+    with (
+        users_process(CONTAINER, "-c", ID) as process,
+        users_process(DAEMON, f"{home}/docker.sock", f"{home}/answer"),
+        hanging(tmp_path, monkeypatch),
+    ):
+        write(home / "answer", inspected(int(process.said)))
+        places = {0: f"{tmp_path}/docker.sock", USER: f"{home}/docker.sock"}  # in default places, not by a variable
+        monkeypatch.setattr(docker, "endpoints", lambda: [(places[os.geteuid()], os.geteuid())])
+        with pytest.raises(CntrError, match=f"docker:{NAME}: docker did not answer; docker:{NAME}, of ") as refused:
+            engines.resolve(f"docker:{NAME}")
+        assert f"or pid:{process.said} if that is the one" in refused.value.hint
 
 
 # --- what a user wrote costs little -----------------------------------------------------------------------------------

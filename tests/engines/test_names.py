@@ -127,7 +127,7 @@ def test_a_hanging_engine_is_not_waited_for(tmp_path, monkeypatch, runc):
         with pytest.raises(TargetNotFound, match=r"docker \(") as caught:
             engines.resolve("no-such-container")
         assert "named: docker:no-such-container" in caught.value.hint
-        assert time.monotonic() - begun < 2.5, "each within its 0.8 s, on a loaded machine"
+        assert time.monotonic() - begun < 6, "0.8 s, and 2 more for a name that nobody else knows; on a loaded machine"
 
 
 def test_a_name_found_twice_lists_both(monkeypatch, runc, crun):

@@ -71,3 +71,29 @@ def test_an_engine_that_answers_late_is_heard_while_commands_are_asked(monkeypat
     monkeypatch.setattr(names, "_by_command", asked_meanwhile)
     found, _ = names._find("box", ["docker"], [REGISTRY[0]], 0.0)
     assert [container.name for container in found] == ["box"]
+
+
+def test_a_late_engine_is_asked_again_before_a_name_counts_as_unknown(monkeypatch):
+    """On a busy machine Docker takes longer than an unknown name may. Only those that were late are asked again."""
+    from cntr.engines import names
+    from cntr.engines.answer import LATE, Answer
+    from cntr.engines.container import Container
+    from cntr.engines.registry import REGISTRY
+
+    asked = []
+
+    def ask(entries, name, deadline, method="find", **_more):
+        if method == "find_by_process":
+            return []
+        asked.append([entry.name for entry in entries])
+        answers = [Answer(entry) for entry in entries]
+        for answer in answers:
+            answer.refused = LATE[1] if answer.entry.name == "docker" and len(asked) == 1 else ""
+            if len(asked) == 2:
+                answer.containers.append(Container("docker", "box", os.getpid(), owner=0))
+        return answers
+
+    monkeypatch.setattr(names, "ask", ask)
+    some = [entry for entry in REGISTRY if entry.name in ("docker", "podman")]
+    assert names._only("box", "box", "", some, REGISTRY, 0.0).name == "box"
+    assert asked == [[entry.name for entry in some], ["docker"]]
