@@ -104,12 +104,8 @@ def _only(
     own = [container for container in exact or found if container.engine == prefix]
     found = distinct(own or exact or found)
     late = [answer.entry.name for answer in answers if answer.refused in LATE and not answer.owner]
-    if found and late and not _trusted(found):  # a user must not profit from root's engine being slow
-        one = found[0]
-        raise AmbiguousTarget(
-            f"{printable(target[:200])}: {', '.join(late)} did not answer; {one.label()}{_of(one.owner)} is called so",
-            f"try again, or {f'pid:{one.pid}' if one.engine in late else printable(one.label())} if that is the one",
-        )
+    if found and late and not _trusted(found):
+        raise one_of_users(target, late, found[0].engine, found[0].label(), found[0].owner, found[0].pid)
     if len(found) == 1:
         return found[0]
     if not found:
@@ -163,6 +159,17 @@ def _settled(found: list[Container], answers: list[Answer]) -> bool:
 
 def _trusted(found: list[Container]) -> list[Container]:
     return [container for container in found if container.owner in (0, os.geteuid())]
+
+
+def one_of_users(target: str, late: list[str], engine: str, label: str, owner: int, pid: int = 0) -> AmbiguousTarget:
+    """The error if only a user's container has the name and engines of root's are LATE: the user must not profit from
+    that. pid: 0 if it does not run.
+    """
+    mine = f"or {printable(label)} if that is the one"
+    if engine in late:
+        mine = f"or pid:{pid} if that is the one" if pid else "or look for why it is slow"
+    said = f"{', '.join(late)} did not answer; {printable(label)}{_of(owner)} is called so"
+    return AmbiguousTarget(f"{printable(target[:200])}: {said}", f"try again, {mine}")
 
 
 def _ambiguous(target: str, found: list[Container]) -> AmbiguousTarget:

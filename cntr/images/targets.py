@@ -7,7 +7,8 @@ import sys
 import time
 
 from cntr import engines, images
-from cntr.engines import Container, Refused, registry, store
+from cntr.engines import Container, Refused, names, registry, store
+from cntr.engines.answer import LATE
 from cntr.errors import AmbiguousTarget, CntrError, TargetNotFound, printable
 from cntr.images import blueprint, ids
 from cntr.images.standin import OWN_FILES, StandIn
@@ -64,6 +65,7 @@ def _stopped(target: str, late: tuple[str, ...], *, running: bool) -> Blueprint 
     known = {entry.name: entry for entry in registry.REGISTRY}
     found: list[Blueprint] = []
     failed: CntrError | None = None
+    slow = [engine for engine in asked if engine in late]
     for engine in asked:
         if engine in late or not known[engine].present():
             continue
@@ -73,13 +75,17 @@ def _stopped(target: str, late: tuple[str, ...], *, running: bool) -> Blueprint 
             failed = failed or (_unanswered(target, engine, error.message) if len(asked) > 1 else error)
         except Refused as error:
             failed = failed or _unanswered(target, engine, str(error), error.hint)
+            slow += [engine] if str(error) in LATE else []
             if isinstance(error, engines.RemoteRefused) and isinstance(failed, TargetNotFound):
                 failed.elsewhere = error.host
         except OSError as error:
+            slow += [engine] if isinstance(error, TimeoutError) else []
             where = f": {error.filename}" if error.filename else ""
             failed = failed or _unanswered(target, engine, f"{error.strerror or error}{where}")
     if not found and not os.geteuid():
         found, failed = _of_users(asked, name, failed, running=running)
+        if found and slow:
+            raise names.one_of_users(target, slow, found[0].engine, found[0].label(), found[0].owner)
     exact = [one for one in found if name in (one.name, one.id)] or found
     if len(exact) > 1:
         listed = ", ".join(f"{one.label()} ({printable(one.id[:12])})" for one in exact[:8])

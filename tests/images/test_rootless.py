@@ -14,7 +14,7 @@ import sys
 import pytest
 
 from cntr.engines import evidence
-from cntr.errors import CntrError
+from cntr.errors import AmbiguousTarget, CntrError
 from cntr.images import one_writer, standin, targets
 from cntr.linux import procfs, syscalls
 from testkit.engines import newer, workspaces
@@ -584,6 +584,20 @@ def test_a_users_layer_that_never_answers_is_waited_for_in_bounds(hostile, monke
         os.kill(server, signal.SIGKILL)
         os.waitpid(server, 0)
         syscalls.umount(str(layer), syscalls.MNT_DETACH)
+
+
+def test_a_users_container_is_not_taken_for_one_of_an_engine_that_did_not_answer(hostile):
+    """Root's Docker may have one of this name; and the user's engine can be named."""
+    a_users(hostile)
+    with pytest.raises(
+        AmbiguousTarget, match="mine: docker did not answer; podman:mine, of .* is called so"
+    ) as refused:
+        targets.find("mine", late=("docker",))
+    assert "podman:mine if that is the one" in refused.value.hint
+    for target in ("mine", "podman:mine"):
+        made = targets.find(target)
+        assert (made.engine, made.owner) == ("podman", UID)
+        made.close()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"process": 5}', '{"linux": [], "mounts": {}}', "[" * 100_000])
