@@ -590,7 +590,7 @@ def test_a_users_container_is_not_taken_for_one_of_an_engine_that_did_not_answer
     """Root's Docker may have one of this name; and the user's engine can be named."""
     a_users(hostile)
     with pytest.raises(
-        AmbiguousTarget, match="mine: docker did not answer; podman:mine, of .* is called so"
+        AmbiguousTarget, match=r"mine: docker did not answer; podman:mine, of .* is called so"
     ) as refused:
         targets.find("mine", late=("docker",))
     assert "podman:mine if that is the one" in refused.value.hint
