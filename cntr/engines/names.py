@@ -62,7 +62,7 @@ def _numbered(target: str) -> Container:
     if missing or alone:
         known = plugins.entries()
         asked = [entry for entry in known if entry.present()]
-        found, answers = _find(target, [entry.name for entry in known], asked, deadline)
+        found, answers = _find(target, [entry.name for entry in known], asked, deadline, bare=True)
         stopped = [answer for answer in answers if answer.stopped and not answer.owner]
     else:
         asked, stopped = [entry for entry in REGISTRY if entry.may_have(target)], []
@@ -103,9 +103,6 @@ def _only(
     found = [] if not exact and _is_called(name, answers) else found
     own = [container for container in exact or found if container.engine == prefix]
     found = distinct(own or exact or found)
-    late = [answer.entry.name for answer in answers if answer.refused in LATE and not answer.owner]
-    if found and late and not _trusted(found):
-        raise one_of_users(target, late, found[0].engine, found[0].label(), found[0].owner, found[0].pid)
     if len(found) == 1:
         return found[0]
     if not found:
@@ -127,7 +124,8 @@ def _find(
     """The containers that match NAME, and the answers. Another user's container counts only if root (or the calling
     user) has none. bare: no engine is named, so that late ones are asked once more.
 
-    Otherwise a user could give their container the name, or the id prefix, of one of root's.
+    Otherwise a user could give their container the name, or the id prefix, of one of root's. Raises AmbiguousTarget if
+    it may be one of a late engine's.
     """
     answers = ask(asked, name, deadline)
     found = [container for answer in answers for container in answer.containers]
@@ -144,6 +142,9 @@ def _find(
         found += _by_command(answers, names, name, _at_least(deadline))
         if not found:  # on a slow machine an engine may have answered while the commands ran
             found = [container for answer in answers for container in answer.containers]
+    slow = [answer.entry.name for answer in answers if answer.refused in LATE and not answer.owner]
+    if found and slow and not _trusted(found):
+        raise one_of_users(name, slow, found[0].engine, found[0].label(), found[0].owner, found[0].pid)
     return _trusted(found) or found, answers
 
 

@@ -389,7 +389,7 @@ def test_a_users_daemon_does_not_answer_for_one_of_roots_that_hangs(home, tmp_pa
         write(home / "answer", inspected(int(process.said)))
         places = {0: f"{tmp_path}/docker.sock", USER: f"{home}/docker.sock"}  # in default places, not by a variable
         monkeypatch.setattr(docker, "endpoints", lambda: [(places[os.geteuid()], os.geteuid())])
-        with pytest.raises(CntrError, match=f"docker:{NAME}: docker did not answer; docker:{NAME}, of ") as refused:
+        with pytest.raises(CntrError, match=f"{NAME}: docker did not answer; docker:{NAME}, of ") as refused:
             engines.resolve(f"docker:{NAME}")
         assert f"or pid:{process.said} if that is the one" in refused.value.hint
 
