@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from cntr.cli import options
@@ -172,7 +173,21 @@ def _completion(parsed: Parsed) -> int:
     return 0
 
 
-HANDLERS = {
+def _threads_named(command: Callable[[Parsed], int]) -> Callable[[Parsed], int]:
+    """COMMAND; that no thread can be started, which Python says in words only, is an OSError."""
+
+    def run(parsed: Parsed) -> int:
+        try:
+            return command(parsed)
+        except RuntimeError as error:
+            if "start new thread" not in str(error):
+                raise
+            raise OSError(errno.EAGAIN, f"start a thread: {os.strerror(errno.EAGAIN)}") from None
+
+    return run
+
+
+_COMMANDS = {
     "attach": attach,
     "exec": _exec,
     "run": _run_entrypoint,
@@ -188,6 +203,7 @@ HANDLERS = {
     "replay": _replay,
     "completion": _completion,
 }
+HANDLERS = {name: _threads_named(command) for name, command in _COMMANDS.items()}
 
 
 def find(argv: list[str], run: Callable[[list[str]], int], there: Callable[[list[str]], int]) -> int | Parsed:

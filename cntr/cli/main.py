@@ -41,9 +41,8 @@ def run(argv: list[str]) -> int:
     except OSError as error:
         if debug:
             raise
-        number = error.errno or 0
-        what, where = ("", f" {error.filename}") if error.filename else (_NAMELESS.get(number, ""), "")
-        hint = _LIMITS.get(number, f"is {what[:-2]} still there?" if what else "`cntr --debug …` shows where")
+        what, where = ("", f" {error.filename}") if error.filename else (_NAMELESS.get(error.errno or 0, ""), "")
+        hint = _LIMITS.get(error.errno or 0, f"is {what[:-2]} still there?" if what else "`cntr --debug …` shows where")
         _complain(f"{what}{printable(str(error.strerror or error))}{printable(where)}", hint)
         return EXIT_FAILED
 
@@ -51,6 +50,7 @@ def run(argv: list[str]) -> int:
 # Every call of ours names its object; print and getcwd do not.
 _NAMELESS = {errno.ENOSPC: "standard output: ", errno.EIO: "standard output: ", errno.ENOENT: "the working directory: "}
 _LIMITS = {
+    errno.EAGAIN: "a limit on processes is reached (ulimit -u; pids.max of cntr's cgroup), or an output does not block",
     errno.EMFILE: "a limit on open files is reached: ulimit -n",
     errno.ENFILE: "the system's limit on open files is reached: fs.file-max",
     errno.EFBIG: "a limit on the size of files is reached: ulimit -f",

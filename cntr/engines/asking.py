@@ -66,7 +66,10 @@ def _ask_here(
         done = _thread.allocate_lock()
         done.acquire()
         waiting.append((entry.name, done))
-        patience.start(_ask_one, answer, name, deadline, method, done)
+        try:
+            patience.start(_ask_one, answer, name, deadline, method, done)
+        except RuntimeError:  # a limit on the number of processes, the caller's own
+            _ask_one(answer, name, deadline, method, done)
     silent = time.monotonic() + QUIET_SECONDS
     slow = [
         pair for pair in waiting if not pair[1].acquire(timeout=_until(min(silent, deadline) if aloud else deadline))

@@ -98,7 +98,7 @@ def test_a_limit_on_processes_in_the_containers_cgroup(cgroups):  # noqa: F811
         assert "Traceback" not in done.stderr
 
 
-def test_a_limit_on_processes_in_our_own_cgroup(cgroups):  # noqa: F811
+def test_a_limit_on_processes_in_our_own_cgroup(cgroups, tmp_path):  # noqa: F811
     limit = [pathlib.Path(path) for path in cgroups if os.path.exists(f"{path}/pids.max")]
     if not limit:
         pytest.skip("no pids controller here")
@@ -113,6 +113,16 @@ def test_a_limit_on_processes_in_our_own_cgroup(cgroups):  # noqa: F811
         )
         assert "Resource temporarily unavailable" in message
         assert "pids.max" in done.stderr
+        for words in (
+            ["attach", "no-such-container"],
+            ["ps", "--all"],
+            ["cp", f"{container.pid}:/bin", str(tmp_path)],
+            ["forward", str(container.pid), "0:80", "--", "true"],
+            ["slim", "image:no-such", "-o", str(tmp_path / "slim.tar"), "--", "true"],
+        ):
+            done = run(*words, preexec_fn=join)
+            assert "Traceback" not in done.stderr, done
+            assert done.returncode == 0 or done.stderr.startswith("cntr: "), done
 
 
 @pytest.mark.parametrize("files", [6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 28, 32])
