@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _ctypes  # the C half of ctypes: the Python half would add 3 ms to every start, and only wraps what is used here
 import _signal as signal  # the module behind signal, without its import of enum (5 ms)
+import itertools
 import os
 import sys
 
@@ -150,7 +151,7 @@ class _LockedFunction(_ctypes.CFuncPtr):
     """A function that is called with the interpreter lock held, as os.fork is."""
 
     _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO | _ctypes.FUNCFLAG_PYTHONAPI
-    _restype_ = _long
+    _restype_ = _int
 
 
 class _Library:
@@ -329,25 +330,25 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
 def fork(cgroup_fd: int = -1) -> int:
     """fork(2). With the fd of a cgroup2 directory, clone3(2) with CLONE_INTO_CGROUP (kernel 5.7): the child starts in that cgroup.
 
-    For a single-threaded process. Python's own fork hooks run, but not the C library's with clone3 (they handle other threads' locks).
-    os.fork reads /proc/self/stat since Python 3.12, and imports `warnings` if that shows threads: in a container's mount namespace the
-    container controls that file. Raises OSError.
+    Python's own fork hooks run, but with clone3 not the C library's: that is for a process without threads. os.fork reads
+    /proc/self/stat since Python 3.12, and imports `warnings` if that shows threads: a container may control it. Raises OSError.
     """
     python = _Library(_LockedFunction)
-    python.PyOS_BeforeFork()
+    call: Callable[..., int] = _LockedFunction.__call__
     if cgroup_fd >= 0:
         # struct clone_args: flags pidfd child_tid parent_tid exit_signal stack stack_size tls set_tid set_tid_size cgroup
         arguments = _packed(8, CLONE_INTO_CGROUP, 0, 0, 0, _SIGCHLD, *5 * (0,), cgroup_fd)
-        pid = python.syscall(_long(_SYS_CLONE3), arguments, _ulong(len(arguments)))
+        words: tuple[object, ...] = (python.syscall, _long(_SYS_CLONE3), arguments, _ulong(len(arguments)))
     else:
-        pid = _int(python.fork()).value  # the function returns an int: drop the upper half
-    number = _ctypes.get_errno()
-    if pid == 0:
-        python.PyOS_AfterFork_Child()
-        return 0
-    python.PyOS_AfterFork_Parent()
+        words = (python.fork,)
+    # Nothing of Python's runs between these three: another thread could take the interpreter lock there, and would wait with it for a
+    # lock that the first hook takes and the second gives back; and a child is asked to hand it to threads that it does not have.
+    forked, results = itertools.tee(map(call, *((word,) for word in words)))
+    after = map({0: python.PyOS_AfterFork_Child}.get, forked, (python.PyOS_AfterFork_Parent,))
+    tuple(map(call, itertools.chain((python.PyOS_BeforeFork,), after)))
+    pid = next(results)
     if pid < 0:
-        raise OSError(number, f"{'clone3' if cgroup_fd >= 0 else 'fork'}: {os.strerror(number)}")
+        raise OSError(number := _ctypes.get_errno(), f"{'clone3' if cgroup_fd >= 0 else 'fork'}: {os.strerror(number)}")
     return pid
 
 

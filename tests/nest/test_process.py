@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from cntr.linux import process, syscalls
+from tests.nest.busybox import REPOSITORY
 
 SHOW = """
 import os, sys
@@ -79,3 +80,38 @@ def test_secure_bits_and_personality():
         finally:
             os._exit(code)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+FORKING = """
+import _thread, os, sys, time
+from cntr.linux import syscalls
+sys.setswitchinterval(1e-6)
+
+def start_others():
+    while True:
+        _thread.start_new_thread(lambda: None, ())
+        time.sleep(0)
+
+_thread.start_new_thread(start_others, ())
+end = time.monotonic() + 1
+for number in range(10_000):
+    pid = syscalls.fork()
+    if not pid:
+        for _ in range(50):
+            pass  # where the child would wait for the thread that has asked for the interpreter lock
+        os._exit(number % 7)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == number % 7
+    if time.monotonic() > end:
+        break
+os.write(1, b"forked")
+os._exit(0)
+"""
+
+
+def test_a_fork_beside_threads_that_begin_and_end():
+    """The interpreter's hooks take a lock, and in between a thread that ended waited for it, holding the one that all need."""
+    environment = {**os.environ, "PYTHONPATH": REPOSITORY}
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING], env=environment, capture_output=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.stderr) == (b"forked", b"")
