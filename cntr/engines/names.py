@@ -135,9 +135,9 @@ def _find(
         answers += [answer for answer in later if answer.stopped]
     late = [answer.entry for answer in answers if answer.refused in LATE and not answer.owner]
     if bare and late and not _settled(found, answers):
-        again = ask(late, name, time.monotonic() + LATE_SECONDS, users=False)
-        found += [container for answer in again for container in answer.containers]
-        answers = [answer for answer in answers if answer.owner or answer.entry not in late] + again
+        again = {answer.entry.name: answer for answer in ask(late, name, time.monotonic() + LATE_SECONDS, users=False)}
+        found += [container for answer in again.values() for container in answer.containers]
+        answers = [answer if answer.owner else again.get(answer.entry.name, answer) for answer in answers]
     if not _settled(found, answers):
         found += _by_command(answers, names, name, _at_least(deadline))
         if not found:  # on a slow machine an engine may have answered while the commands ran
