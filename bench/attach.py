@@ -102,13 +102,7 @@ def main() -> int:
             label, _, command = peer.partition("=")
             words = [word.replace("{pid}", pid).replace("{name}", name) for word in shlex.split(command)]
             rows.append(Row(label, words, docker_environment))
-        try:
-            measure.interleave(rows, options.rounds)
-        except measure.BenchFailed as error:
-            print(f"bench: {error}", file=sys.stderr)
-            return 1
-    measure.report("Time to `-- true`", rows, ISOLATED, REACH, options.json)
-    return 0
+        return measure.compare("Time to `-- true`", rows, options.rounds, ISOLATED, REACH, options.json)
 
 
 if __name__ == "__main__":

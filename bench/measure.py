@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,6 +80,19 @@ def machine() -> dict[str, str]:
         "load": load,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
+
+
+def compare(
+    title: str, rows: Sequence[Row], rounds: int, base: str, reach: Sequence[tuple[str, str, float]], path: Path
+) -> int:
+    """Time ROWS and report them; return 1 if one of them fails, and say which, else 0."""
+    try:
+        interleave(rows, rounds)
+    except BenchFailed as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    report(title, rows, base, reach, path)
+    return 0
 
 
 def report(title: str, rows: Sequence[Row], base: str, reach: Sequence[tuple[str, str, float]], path: Path) -> None:

@@ -120,13 +120,9 @@ def main() -> int:
             *far_rows(stack, pid),
             *toolbox_rows(stack, pyz, environment),
         ]
-        try:
-            measure.interleave(rows, options.rounds)
-        except measure.BenchFailed as error:
-            print(f"bench: {error}", file=sys.stderr)
-            return 1
-    measure.report("Time to `-- true` by each way to start cntr", rows, ISOLATED, REACH, options.json)
-    return 0
+        return measure.compare(
+            "Time to `-- true` by each way to start cntr", rows, options.rounds, ISOLATED, REACH, options.json
+        )
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ import signal
 import stat
 import subprocess
 import sys
+import types
 
 import pytest
 
-from cntr.engines import evidence
+from cntr.engines import Refused, evidence
 from cntr.errors import AmbiguousTarget, CntrError
 from cntr.images import one_writer, standin, targets
 from cntr.linux import procfs, syscalls
@@ -598,6 +599,17 @@ def test_a_users_container_is_not_taken_for_one_of_an_engine_that_did_not_answer
         made = targets.find(target)
         assert (made.engine, made.owner) == ("podman", UID)
         made.close()
+
+
+@pytest.mark.parametrize("error", [Refused("timed out"), TimeoutError(110, "timed out")], ids=["refused", "socket"])
+def test_nor_if_the_engine_is_late_with_its_stopped_ones(hostile, monkeypatch, error):
+    def late(*_arguments, **_more):
+        raise error
+
+    a_users(hostile)
+    monkeypatch.setattr(targets, "module", lambda _engine: types.SimpleNamespace(find=late))
+    with pytest.raises(AmbiguousTarget, match="did not answer; podman:mine, of"):
+        targets.find("mine")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"process": 5}', '{"linux": [], "mounts": {}}', "[" * 100_000])

@@ -116,6 +116,7 @@ def test_a_limit_on_processes_in_our_own_cgroup(cgroups, tmp_path):  # noqa: F81
         for words in (
             ["attach", "no-such-container"],
             ["ps", "--all"],
+            ["ps", "--host", "a,b"],  # a thread for each host
             ["cp", f"{container.pid}:/bin", str(tmp_path)],
             ["forward", str(container.pid), "0:80", "--", "true"],
             ["slim", "image:no-such", "-o", str(tmp_path / "slim.tar"), "--", "true"],

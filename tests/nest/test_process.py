@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -111,7 +113,16 @@ os._exit(0)
 def test_a_fork_beside_threads_that_begin_and_end():
     """The interpreter's hooks take a lock, and in between a thread that ended waited for it, holding the one that all need."""
     environment = {**os.environ, "PYTHONPATH": REPOSITORY}
-    done = subprocess.run(
-        [sys.executable, "-c", FORKING], env=environment, capture_output=True, timeout=60, check=False
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORKING],
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
-    assert (done.stdout, done.stderr) == (b"forked", b"")
+    try:
+        assert process.communicate(timeout=60) == (b"forked", b"")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # a child that hangs outlives its parent
+        process.communicate()
